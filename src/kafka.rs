@@ -1,0 +1,116 @@
+//! Connection settings shared by everything that talks to Kafka.
+
+use std::collections::BTreeMap;
+
+use rdkafka::ClientConfig;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::retry::Verdict;
+
+/// How to reach Kafka.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Bootstrap brokers, `host:port` separated by commas.
+    pub brokers: String,
+    /// Further librdkafka properties for every client, for example `"security.protocol" = "SASL_SSL"`,
+    /// `"sasl.mechanism" = "SCRAM-SHA-512"`, `"sasl.username"`, `"sasl.password"`, `"ssl.ca.location"`.
+    /// Values are text. Properties that delivery guarantees depend on cannot be set here.
+    pub properties: BTreeMap<String, String>,
+    /// How long a request for metadata or offsets may take, in milliseconds.
+    pub request_timeout_ms: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            brokers: "localhost:9092".into(),
+            properties: BTreeMap::new(),
+            request_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// Properties that delivery guarantees depend on: this program sets them itself.
+const RESERVED: [&str; 8] = [
+    "acks",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.idempotence",
+    "enable.partition.eof",
+    "group.id",
+];
+
+impl Options {
+    /// What is wrong with these options, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.brokers.trim().is_empty() {
+            problems.push("brokers: is empty; give host:port, several separated by commas".into());
+        }
+        if !(100..=300_000).contains(&self.request_timeout_ms) {
+            problems.push(format!(
+                "request_timeout_ms: {} is not between 100 and 300000",
+                self.request_timeout_ms
+            ));
+        }
+        for key in self.properties.keys() {
+            if RESERVED.contains(&key.as_str()) {
+                problems.push(format!(
+                    "properties.\"{key}\": is set by bsap itself; remove it"
+                ));
+            }
+        }
+        problems
+    }
+
+    /// A client configuration with these settings.
+    pub fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("client.id", concat!("bsap-", env!("CARGO_PKG_VERSION")))
+            .set("socket.keepalive.enable", "true");
+        for (key, value) in &self.properties {
+            config.set(key, value);
+        }
+        config.set("bootstrap.servers", &self.brokers);
+        config
+    }
+
+    /// A configuration for a producer that loses nothing and keeps the order of a key: idempotent,
+    /// acknowledged by all in-sync replicas, at most 30 s a message.
+    pub fn producer(&self) -> ClientConfig {
+        let mut config = self.client();
+        config
+            .set("enable.idempotence", "true")
+            .set("compression.type", "zstd")
+            .set("linger.ms", "5")
+            .set("queue.buffering.max.messages", "10000")
+            .set("queue.buffering.max.kbytes", "65536")
+            .set("message.timeout.ms", "30000");
+        config
+    }
+}
+
+/// The decision for an error of librdkafka.
+pub fn verdict(error: &rdkafka::error::KafkaError) -> Verdict {
+    use rdkafka::types::RDKafkaErrorCode as Code;
+    match error.rdkafka_error_code() {
+        Some(
+            Code::Authentication
+            | Code::SaslAuthenticationFailed
+            | Code::TopicAuthorizationFailed
+            | Code::GroupAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::InvalidArgument
+            | Code::Fatal
+            | Code::UnsupportedFeature,
+        ) => Verdict::Fatal,
+        Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize) => Verdict::DeadLetter,
+        Some(_) => Verdict::Retry,
+        None => Verdict::Fatal,
+    }
+}

@@ -1,0 +1,387 @@
+//! The records handed from stage to stage.
+//!
+//! A Kafka message becomes one or more [`Event`]s, an accepted event becomes one [`Row`] of the
+//! stored table, and the query worker reads rows back. Nothing here does any work beyond checking
+//! that a value is what it says it is.
+
+use std::cmp::Ordering as CmpOrdering;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use half::f16;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::statistics::{Statistics, StatisticsKey};
+
+/// Longest accepted image id, in bytes. Ids are primary keys that every worker holds in memory.
+pub const MAX_IMAGE_ID_BYTES: usize = 1024;
+
+/// A value that is not what its field requires. Permanent: the same input fails again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct Invalid {
+    /// The field of the event that is wrong.
+    pub field: String,
+    /// What is wrong and what would be right.
+    pub reason: String,
+}
+
+impl Invalid {
+    /// An error that names `field` and says why.
+    pub fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// The catalogue's own name of an image: 1 to 1024 bytes of UTF-8 without control characters.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ImageId(Arc<str>);
+
+impl ImageId {
+    /// Checks and wraps an id.
+    pub fn new(id: impl AsRef<str>) -> Result<Self, Invalid> {
+        let id = id.as_ref();
+        if id.is_empty() {
+            return Err(Invalid::new("image_id", "is empty"));
+        }
+        if id.len() > MAX_IMAGE_ID_BYTES {
+            let reason = format!(
+                "has {} bytes, more than {MAX_IMAGE_ID_BYTES}; use a shorter id",
+                id.len()
+            );
+            return Err(Invalid::new("image_id", reason));
+        }
+        if let Some(c) = id.chars().find(|c| c.is_control()) {
+            let reason = format!("contains the control character {}", c.escape_unicode());
+            return Err(Invalid::new("image_id", reason));
+        }
+        Ok(Self(id.into()))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for ImageId {
+    type Error = Invalid;
+    fn try_from(id: String) -> Result<Self, Invalid> {
+        Self::new(id)
+    }
+}
+
+impl From<ImageId> for String {
+    fn from(id: ImageId) -> Self {
+        id.as_str().to_owned()
+    }
+}
+
+impl fmt::Display for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where a message stands in Kafka.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Partition {
+    /// Topic name.
+    pub topic: Arc<str>,
+    /// Partition number within the topic.
+    pub number: i32,
+}
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]", self.topic, self.number)
+    }
+}
+
+/// A Kafka message as it came, owned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Where it came from.
+    pub partition: Partition,
+    /// Its offset there.
+    pub offset: i64,
+    /// Its key, if it has one.
+    pub key: Option<Bytes>,
+    /// Its value; none is a tombstone.
+    pub payload: Option<Bytes>,
+    /// Its headers, in order; a name may come twice and a value may be null.
+    pub headers: Vec<(String, Option<Bytes>)>,
+    /// Its timestamp in milliseconds since 1970, if it has one.
+    pub timestamp_ms: Option<i64>,
+}
+
+/// What orders the versions of one image. A catalogue has one ordering; two are never compared.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Ordering {
+    /// The event's own `sequence`, an unsigned integer that grows with each change of an image.
+    Sequence,
+    /// The event's `event_time`, to the microsecond.
+    #[default]
+    EventTime,
+    /// The Kafka offset. Only right where messages are keyed by image id, so that all events of
+    /// an image are in one partition.
+    Offset,
+}
+
+impl Ordering {
+    /// The name that stands in configuration and in the table's properties.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sequence => "sequence",
+            Self::EventTime => "event_time",
+            Self::Offset => "offset",
+        }
+    }
+}
+
+/// The version of an image: text that compares, byte by byte, in the order of the versions.
+///
+/// Numbers are written with 20 digits, so that every tool that reads the table can order rows by
+/// the column without knowing how it was made.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Sequence(Arc<str>);
+
+impl Sequence {
+    /// From a number that grows with each version.
+    pub fn from_number(number: u64) -> Self {
+        Self(format!("{number:020}").into())
+    }
+
+    /// From a time, to the microsecond. Times before 1970 are refused.
+    pub fn from_time(time: DateTime<Utc>) -> Result<Self, Invalid> {
+        u64::try_from(time.timestamp_micros())
+            .map(Self::from_number)
+            .map_err(|_| Invalid::new("event_time", format!("{time} lies before 1970")))
+    }
+
+    /// As stored in the table.
+    pub fn from_stored(text: &str) -> Self {
+        Self(text.into())
+    }
+
+    /// The text that is stored.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Whether an event brings an image or takes it away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Operation {
+    /// The image is new or has changed.
+    #[default]
+    Upsert,
+    /// The image is gone.
+    Delete,
+}
+
+/// The declared type of an attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AttributeType {
+    /// Any text.
+    Text,
+    /// A whole number.
+    Integer,
+    /// A number.
+    Number,
+    /// `true` or `false`.
+    Boolean,
+    /// A time as RFC 3339 writes it.
+    Time,
+}
+
+/// Declared attributes: name to type.
+pub type AttributeTypes = BTreeMap<String, AttributeType>;
+
+/// Attributes as stored: name to canonical text (numbers, booleans and times as JSON writes them).
+pub type Attributes = BTreeMap<String, String>;
+
+/// Where an image's bytes come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// A URI that a worker fetches.
+    Uri(String),
+    /// Bytes that came in the event itself.
+    Inline(Bytes),
+}
+
+/// One accepted change of one image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Which image.
+    pub image_id: ImageId,
+    /// Its version.
+    pub sequence: Sequence,
+    /// When it happened, according to whoever sent the event.
+    pub event_time: Option<DateTime<Utc>>,
+    /// What happened.
+    pub change: Change,
+}
+
+/// What an [`Event`] does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A new or changed image.
+    Upsert {
+        /// Where its bytes are.
+        content: Content,
+        /// Its declared attributes.
+        attributes: Attributes,
+    },
+    /// A removed image.
+    Delete,
+}
+
+/// A unit-length embedding whose values were rounded to f16, so that every reader of the stored
+/// value computes with the very same numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedding(Box<[f32]>);
+
+impl Embedding {
+    /// Rounds a unit-length vector of any dimension to what is stored.
+    pub fn round(unit: &[f32]) -> Self {
+        Self(unit.iter().map(|v| f16::from_f32(*v).to_f32()).collect())
+    }
+
+    /// A vector read back from the table, already rounded.
+    pub fn from_stored(values: &[f32]) -> Self {
+        Self(values.into())
+    }
+
+    /// The values.
+    pub fn values(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+/// One version of one image, as the table stores it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// Which image.
+    pub image_id: ImageId,
+    /// Its version: the newest of an image wins.
+    pub sequence: Sequence,
+    /// When the change happened, where the event said so.
+    pub event_time: Option<DateTime<Utc>>,
+    /// When the row was made. Breaks the tie between two rows of one version.
+    pub embedded_at: DateTime<Utc>,
+    /// The image, or nothing where it was deleted.
+    pub image: Option<Image>,
+}
+
+/// What is known of an image that is there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Image {
+    /// Where it was fetched from; none where the bytes came inline.
+    pub uri: Option<String>,
+    /// SHA-256 of the bytes that were decoded, in hexadecimal.
+    pub content_hash: String,
+    /// Size of those bytes.
+    pub bytes: u64,
+    /// Width in pixels, after the orientation was applied.
+    pub width: u32,
+    /// Height in pixels, after the orientation was applied.
+    pub height: u32,
+    /// Declared attributes.
+    pub attributes: Attributes,
+    /// The embedding.
+    pub embedding: Embedding,
+    /// Statistics of the auxiliary scores, by prompt set.
+    pub statistics: BTreeMap<StatisticsKey, Statistics>,
+}
+
+impl Row {
+    /// Whether this row replaces `other` as the current version of the same image.
+    ///
+    /// The newer sequence wins. At an equal sequence a delete wins over an image (the version is
+    /// the same, and what was asked to be gone must be gone), then the row that was made later.
+    pub fn supersedes(&self, other: &Row) -> bool {
+        Version::of(self).cmp(&Version::of(other)) == CmpOrdering::Greater
+    }
+}
+
+/// What decides between two rows of an image; compares in the order of its fields.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    sequence: Sequence,
+    deleted: bool,
+    embedded_at: DateTime<Utc>,
+}
+
+impl Version {
+    /// The version of a row.
+    pub fn of(row: &Row) -> Self {
+        Self {
+            sequence: row.sequence.clone(),
+            deleted: row.image.is_none(),
+            embedded_at: row.embedded_at,
+        }
+    }
+
+    /// The order of the versions of an image.
+    pub fn sequence(&self) -> &Sequence {
+        &self.sequence
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_ids_are_refused_by_name() {
+        for id in ["", "a\u{0}b", "line\nbreak", &"x".repeat(1025)] {
+            assert_eq!(ImageId::new(id).unwrap_err().field, "image_id");
+        }
+        assert!(ImageId::new("ミルク/マグ 1.jpg").is_ok());
+    }
+
+    #[test]
+    fn sequences_order_as_their_numbers() {
+        let mut numbers = [0, 9, 10, 99, 1_000, u64::MAX];
+        numbers.sort_by_key(|n| Sequence::from_number(*n));
+        assert_eq!(numbers, [0, 9, 10, 99, 1_000, u64::MAX]);
+    }
+
+    #[test]
+    fn a_delete_wins_a_tie_and_never_an_older_version() {
+        let row = |sequence: u64, deleted: bool| Row {
+            image_id: ImageId::new("a").unwrap(),
+            sequence: Sequence::from_number(sequence),
+            event_time: None,
+            embedded_at: DateTime::from_timestamp(5, 0).unwrap(),
+            image: (!deleted).then(|| Image {
+                uri: None,
+                content_hash: String::new(),
+                bytes: 0,
+                width: 1,
+                height: 1,
+                attributes: Attributes::new(),
+                embedding: Embedding::round(&[1.0]),
+                statistics: BTreeMap::new(),
+            }),
+        };
+        assert!(row(2, true).supersedes(&row(2, false)));
+        assert!(!row(2, false).supersedes(&row(2, true)));
+        assert!(row(3, false).supersedes(&row(2, true)));
+        assert!(!row(2, false).supersedes(&row(2, false)));
+    }
+}

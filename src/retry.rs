@@ -1,0 +1,151 @@
+//! What a caller does about an error, and how it waits before it tries again.
+
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio_util::sync::CancellationToken;
+
+/// The decision that an error carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may pass: try again after a pause.
+    Retry,
+    /// This input will never work: put it aside and go on.
+    DeadLetter,
+    /// Nothing will work until somebody changes something: stop.
+    Fatal,
+}
+
+/// An error that tells its caller what to do.
+pub trait Decide {
+    /// What to do about this error.
+    fn verdict(&self) -> Verdict;
+}
+
+/// Exponential backoff with full jitter: the pause before attempt *n* is uniform in
+/// `0..=min(cap, base·2ⁿ)`, as in "Exponential Backoff And Jitter" (AWS architecture blog, 2015).
+#[derive(Debug, Clone, Copy)]
+pub struct Backoff {
+    /// Upper bound of the first pause.
+    pub base: Duration,
+    /// Upper bound of every pause.
+    pub cap: Duration,
+    /// How often the work is tried in all, at least once.
+    pub attempts: u32,
+}
+
+impl Backoff {
+    /// Between 100 ms and 10 s, `attempts` times in all.
+    pub fn times(attempts: u32) -> Self {
+        Self {
+            base: Duration::from_millis(100),
+            cap: Duration::from_secs(10),
+            attempts,
+        }
+    }
+
+    /// The pause after the failed attempt `attempt`, counted from 0.
+    pub fn pause(&self, attempt: u32) -> Duration {
+        let bound = self
+            .base
+            .saturating_mul(2u32.saturating_pow(attempt))
+            .min(self.cap);
+        rand::rng().random_range(Duration::ZERO..=bound)
+    }
+}
+
+/// Runs `work` until it succeeds, fails with anything but [`Verdict::Retry`], or has been tried
+/// `backoff.attempts` times; `on_retry` hears of every failure that is tried again.
+///
+/// A cancelled `token` ends the waiting at once with the last error: whoever cancels wants to leave.
+pub async fn retry<T, E, F>(
+    backoff: Backoff,
+    token: &CancellationToken,
+    mut on_retry: impl FnMut(u32, &E),
+    mut work: F,
+) -> Result<T, E>
+where
+    E: Decide,
+    F: AsyncFnMut() -> Result<T, E>,
+{
+    let mut attempt = 0;
+    loop {
+        let error = match work().await {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        attempt += 1;
+        if error.verdict() != Verdict::Retry || attempt >= backoff.attempts {
+            return Err(error);
+        }
+        on_retry(attempt, &error);
+        tokio::select! {
+            () = tokio::time::sleep(backoff.pause(attempt - 1)) => {}
+            () = token.cancelled() => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq)]
+    struct Fault(Verdict);
+    impl Decide for Fault {
+        fn verdict(&self) -> Verdict {
+            self.0
+        }
+    }
+
+    async fn attempts_until(verdict: Verdict, succeed_at: u32) -> (u32, Result<(), Fault>) {
+        let mut tried = 0;
+        let backoff = Backoff {
+            base: Duration::ZERO,
+            ..Backoff::times(5)
+        };
+        let token = CancellationToken::new();
+        let result = retry(
+            backoff,
+            &token,
+            |_, _| {},
+            async || {
+                tried += 1;
+                if tried == succeed_at {
+                    Ok(())
+                } else {
+                    Err(Fault(verdict))
+                }
+            },
+        )
+        .await;
+        (tried, result)
+    }
+
+    #[tokio::test]
+    async fn only_passing_faults_are_tried_again_and_not_for_ever() {
+        assert_eq!(attempts_until(Verdict::Retry, 3).await, (3, Ok(())));
+        assert_eq!(attempts_until(Verdict::Retry, 99).await.0, 5);
+        assert_eq!(attempts_until(Verdict::DeadLetter, 3).await.0, 1);
+        assert_eq!(attempts_until(Verdict::Fatal, 3).await.0, 1);
+    }
+
+    #[tokio::test]
+    async fn cancelling_ends_the_wait() {
+        let token = CancellationToken::new();
+        token.cancel();
+        let backoff = Backoff {
+            base: Duration::from_secs(3600),
+            cap: Duration::from_secs(3600),
+            attempts: 9,
+        };
+        let result: Result<(), Fault> = retry(
+            backoff,
+            &token,
+            |_, _| {},
+            async || Err(Fault(Verdict::Retry)),
+        )
+        .await;
+        assert!(result.is_err());
+    }
+}

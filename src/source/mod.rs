@@ -1,0 +1,95 @@
+//! New-image events from Kafka.
+//!
+//! [`consumer`] polls a topic on a thread of its own and hands messages over in order, together
+//! with what happens to the assignment; [`format`] turns a message into events.
+
+pub mod consumer;
+pub mod format;
+mod json;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use consumer::{Item, Resume, Source, SourceError};
+pub use format::{Decoder, Rejected};
+pub use json::ImageEvent;
+
+use crate::record::Ordering;
+
+/// Where events come from and how they are read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Topic of new-image events.
+    pub topic: String,
+    /// Consumer group: the workers that share it share the partitions.
+    pub group: String,
+    /// What orders the versions of an image: `sequence`, `event_time` or `offset`. Fixed when the
+    /// table is made; `offset` needs messages that are keyed by image id.
+    pub ordering: Ordering,
+    /// An event may be dated this far in the future before it is dead-lettered, in seconds. Only
+    /// checked where `ordering` is `event_time`: one wrong clock would freeze an image for ever.
+    pub max_clock_skew_seconds: u32,
+    /// Name of this worker within the group across restarts (static membership). Empty: a new
+    /// member each time. Must be unique in the group.
+    pub instance_id: String,
+    /// Messages handed over but not yet taken up by the pipeline. Few: they wait in librdkafka's
+    /// own buffer just as well.
+    pub queue_messages: usize,
+    /// Upper bound of librdkafka's own buffer, in MiB.
+    pub prefetch_mib: u32,
+    /// How long revoked partitions may take to drain before they are given up, in seconds. Work
+    /// that is cut off is done again by the next owner.
+    pub drain_seconds: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            topic: "images".into(),
+            group: "bsap".into(),
+            ordering: Ordering::default(),
+            max_clock_skew_seconds: 300,
+            instance_id: String::new(),
+            queue_messages: 64,
+            prefetch_mib: 16,
+            drain_seconds: 30,
+        }
+    }
+}
+
+impl Options {
+    /// What is wrong with these options, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if self.topic.is_empty() || self.topic.len() > 249 || !self.topic.chars().all(legal) {
+            problems.push(format!(
+                "topic: {:?} is not a Kafka topic name (1 to 249 of a-z A-Z 0-9 . _ -)",
+                self.topic
+            ));
+        }
+        if self.group.is_empty() {
+            problems.push("group: is empty; name the consumer group".into());
+        }
+        if !(1..=100_000).contains(&self.queue_messages) {
+            problems.push(format!(
+                "queue_messages: {} is not between 1 and 100000",
+                self.queue_messages
+            ));
+        }
+        if !(1..=1024).contains(&self.prefetch_mib) {
+            problems.push(format!(
+                "prefetch_mib: {} is not between 1 and 1024",
+                self.prefetch_mib
+            ));
+        }
+        if !(1..=240).contains(&self.drain_seconds) {
+            problems.push(format!(
+                "drain_seconds: {} is not between 1 and 240 (max.poll.interval.ms is 5 minutes)",
+                self.drain_seconds
+            ));
+        }
+        problems
+    }
+}

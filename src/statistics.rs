@@ -1,0 +1,166 @@
+//! Auxiliary scores of an image and the statistics that normalisers need of them. Pure.
+//!
+//! For an image embedding **v** and K unit-length prompt embeddings **a**ⱼ the auxiliary scores
+//! are aⱼ = **a**ⱼ·**v**. They depend on the image and the prompt set alone, never on a query, so
+//! they are computed once, when the image arrives.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Which statistics these are: prompt set, logit scale and top-k together.
+///
+/// Readable on purpose (`demo@1:3f2a9c01d4e5:L100.0000:k8`), since it stands in the stored table as
+/// the key of a map and in answers to users.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StatisticsKey(String);
+
+impl StatisticsKey {
+    /// The key of the set `name@version` with the fingerprint `fingerprint` of its texts, at the
+    /// logit scale `scale`, with the mean of the `top_k` largest scores.
+    pub fn new(name: &str, version: u32, fingerprint: &str, scale: f32, top_k: usize) -> Self {
+        let short = fingerprint.get(..12).unwrap_or(fingerprint);
+        Self(format!("{name}@{version}:{short}:L{scale:.4}:k{top_k}"))
+    }
+
+    /// As stored in the table.
+    pub fn from_stored(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// The text that is stored.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for StatisticsKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What is kept of one image's auxiliary scores.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// How many prompts, K.
+    pub n: u32,
+    /// Mean score μ.
+    pub mean: f32,
+    /// Population standard deviation σ.
+    pub std: f32,
+    /// Smallest score.
+    pub min: f32,
+    /// Largest score.
+    pub max: f32,
+    /// log Σⱼ exp(L·aⱼ), at the key's logit scale L.
+    pub lse: f32,
+    /// Mean of the k largest scores, k ≤ K.
+    pub topk_mean: f32,
+}
+
+/// Dot product of two vectors of equal length, in f32.
+///
+/// The order of the additions is fixed (16 lanes, then the lanes, then the rest), so that the same
+/// two vectors give the same bits in ingestion, reindexing and search, whatever the batch.
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    debug_assert_eq!(a.len(), b.len());
+    let mut lanes = [0f32; LANES];
+    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
+    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
+    for (x, y) in a_blocks.iter().zip(b_blocks) {
+        for lane in 0..LANES {
+            lanes[lane] += x[lane] * y[lane];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum();
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// The scores aⱼ = **a**ⱼ·**v** of an image against every prompt, in the prompts' order.
+pub fn auxiliary_scores(image: &[f32], prompts: &[Vec<f32>]) -> Vec<f32> {
+    prompts.iter().map(|prompt| dot(prompt, image)).collect()
+}
+
+impl Statistics {
+    /// Statistics of the auxiliary scores of one image, at logit scale `scale`, with the mean of
+    /// the `top_k` largest (at least 1, at most all). `None` where there are no scores.
+    ///
+    /// Sums run in f64: the spread of the scores is small beside their mean.
+    pub fn of(scores: &[f32], scale: f32, top_k: usize) -> Option<Self> {
+        let n = scores.len();
+        let mut sorted: Vec<f32> = scores.to_vec();
+        sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+        let (max, min) = (*sorted.first()?, *sorted.last()?);
+        let mean = sum(&sorted) / n as f64;
+        let variance = sorted
+            .iter()
+            .map(|s| (f64::from(*s) - mean).powi(2))
+            .sum::<f64>()
+            / n as f64;
+        let top = &sorted[..top_k.clamp(1, n)];
+        let scale = f64::from(scale);
+        let peak = scale * f64::from(max);
+        let exponentials: f64 = sorted
+            .iter()
+            .map(|s| (scale * f64::from(*s) - peak).exp())
+            .sum();
+        Some(Self {
+            n: n as u32,
+            mean: mean as f32,
+            std: variance.sqrt() as f32,
+            min,
+            max,
+            lse: (peak + exponentials.ln()) as f32,
+            topk_mean: (sum(top) / top.len() as f64) as f32,
+        })
+    }
+}
+
+fn sum(values: &[f32]) -> f64 {
+    values.iter().copied().map(f64::from).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statistics_of_known_scores() {
+        let s = Statistics::of(&[0.1, 0.3, 0.2, 0.4], 10.0, 2).unwrap();
+        assert_eq!((s.n, s.min, s.max), (4, 0.1, 0.4));
+        assert!((s.mean - 0.25).abs() < 1e-7);
+        assert!((s.std - 0.111_803_4).abs() < 1e-6);
+        assert!((s.topk_mean - 0.35).abs() < 1e-7);
+        let lse = [1f64, 3.0, 2.0, 4.0].map(f64::exp).iter().sum::<f64>().ln();
+        assert!((f64::from(s.lse) - lse).abs() < 1e-5);
+    }
+
+    #[test]
+    fn the_order_of_prompts_does_not_matter_and_large_scales_do_not_overflow() {
+        let a = Statistics::of(&[0.31, 0.12, 0.27], 100.0, 8).unwrap();
+        let b = Statistics::of(&[0.27, 0.31, 0.12], 100.0, 8).unwrap();
+        assert_eq!(a, b);
+        assert!(
+            Statistics::of(&[1.0; 3], 1e6, 1)
+                .unwrap()
+                .lse
+                .is_finite()
+        );
+        assert!(Statistics::of(&[], 100.0, 1).is_none());
+    }
+
+    #[test]
+    fn dot_agrees_with_the_plain_sum() {
+        let a: Vec<f32> = (0..77).map(|i| (i as f32 * 0.37).sin()).collect();
+        let b: Vec<f32> = (0..77).map(|i| (i as f32 * 0.11).cos()).collect();
+        let plain: f64 = a
+            .iter()
+            .zip(&b)
+            .map(|(x, y)| f64::from(*x) * f64::from(*y))
+            .sum();
+        assert!((f64::from(dot(&a, &b)) - plain).abs() < 1e-5);
+    }
+}

@@ -1,0 +1,139 @@
+//! The Delta log of the `images` table: making it, opening it, reading single commits.
+
+use std::sync::Arc;
+
+use deltalake_core::kernel::engine::arrow_conversion::TryIntoArrow as _;
+use deltalake_core::kernel::{Action, Add};
+use deltalake_core::logstore::{LogStoreRef, StorageConfig, default_logstore, get_actions};
+use deltalake_core::operations::create::CreateBuilder;
+use deltalake_core::protocol::SaveMode;
+use deltalake_core::{DeltaTable, DeltaTableError};
+use object_store::path::Path;
+use object_store::prefix::PrefixStore;
+use url::Url;
+
+use super::schema::{INDEXED, columns};
+use super::state::Generation;
+use super::{TableError, delta_verdict};
+use crate::retry::Verdict;
+use crate::store::Store;
+
+/// One table of a generation, opened.
+pub struct Log {
+    /// The Delta table with its newest loaded snapshot.
+    pub table: DeltaTable,
+    /// Where it is, for messages.
+    pub place: String,
+}
+
+impl Log {
+    /// Opens the `images` table of `generation` below `catalogue`; `Missing` where there is none.
+    pub async fn open(catalogue: &Store, generation: &Generation) -> Result<Self, TableError> {
+        let mut log = Self::unloaded(catalogue, generation);
+        match log.table.load().await {
+            Ok(()) => Ok(log),
+            Err(DeltaTableError::NotATable(_) | DeltaTableError::InvalidTableLocation(_)) => {
+                Err(TableError::Missing { place: log.place })
+            }
+            Err(error) => Err(log.error(error)),
+        }
+    }
+
+    /// Opens the table, making it where it is missing. Two that make it at once are fine: one
+    /// wins, both open.
+    pub async fn open_or_create(
+        catalogue: &Store,
+        generation: &Generation,
+    ) -> Result<Self, TableError> {
+        let log = Self::unloaded(catalogue, generation);
+        let exists = log.table.verify_deltatable_existence().await;
+        if !exists.map_err(|e| log.error(e))? {
+            let created = CreateBuilder::new()
+                .with_log_store(log.table.log_store())
+                .with_save_mode(SaveMode::Ignore)
+                .with_columns(columns())
+                .with_raise_if_key_not_exists(false)
+                .with_configuration([
+                    ("delta.dataSkippingStatsColumns", Some(INDEXED)),
+                    ("bsap.generation", Some(generation.id.as_str())),
+                    ("bsap.model", Some(generation.model_fingerprint.as_str())),
+                    ("bsap.ordering", Some(generation.ordering.name())),
+                ])
+                .await;
+            match created {
+                Ok(_) => {}
+                // Somebody else was first; any other fault shows when the table is opened.
+                Err(error) if delta_verdict(&error) == Verdict::Retry => {}
+                Err(error) => return Err(log.error(error)),
+            }
+        }
+        Self::open(catalogue, generation).await
+    }
+
+    fn unloaded(catalogue: &Store, generation: &Generation) -> Self {
+        let folder = format!("generations/{}/images", generation.id);
+        // The log store wants a root store and a URL whose path leads from that root to the table.
+        // The catalogue's folder serves as the root, so that the scheme of the real URL and its
+        // credentials never matter to the Delta library.
+        let location = Url::parse(&format!("bsap:///{folder}/"))
+            .unwrap_or_else(|_| unreachable!("a generation's id is hexadecimal"));
+        let root = catalogue.objects().clone();
+        let prefixed = Arc::new(PrefixStore::new(root.clone(), Path::from(folder.as_str())));
+        let log_store = default_logstore(prefixed, root, &location, &StorageConfig::default());
+        Self {
+            table: DeltaTable::new(log_store),
+            place: format!("{}/{folder}", catalogue.url().as_str().trim_end_matches('/')),
+        }
+    }
+
+    /// Wraps an error with the table's place.
+    pub fn error(&self, source: DeltaTableError) -> TableError {
+        TableError::Delta {
+            place: self.place.clone(),
+            source: Box::new(source),
+        }
+    }
+
+    /// Version of the loaded snapshot.
+    pub fn version(&self) -> u64 {
+        self.table.version().unwrap_or_default()
+    }
+
+    /// The log store.
+    pub fn store(&self) -> LogStoreRef {
+        self.table.log_store()
+    }
+
+    /// The table's schema in Arrow's terms.
+    pub fn arrow_schema(
+        &self,
+    ) -> Result<Arc<deltalake_core::arrow::datatypes::Schema>, TableError> {
+        let metadata = self.table.snapshot().map_err(|e| self.error(e))?.metadata();
+        let schema = metadata
+            .parse_schema()
+            .map_err(|e| self.error(e.into()))?;
+        let arrow = (&schema)
+            .try_into_arrow()
+            .map_err(|e| self.error(e.into()))?;
+        Ok(Arc::new(arrow))
+    }
+
+    /// The actions of commit `version`; `None` where it does not exist (yet, or any more).
+    pub async fn commit(&self, version: u64) -> Result<Option<Vec<Action>>, TableError> {
+        let entry = self.store().read_commit_entry(version).await;
+        match entry.map_err(|e| self.error(e))? {
+            None => Ok(None),
+            Some(bytes) => get_actions(version, &bytes)
+                .map(Some)
+                .map_err(|error| TableError::Corrupt {
+                    file: format!("{}/_delta_log/{version:020}.json", self.place),
+                    reason: error.to_string(),
+                }),
+        }
+    }
+}
+
+/// The object that an `Add` names: its path is URL-encoded in the log.
+pub fn object_path(add: &Add) -> Result<Path, object_store::Error> {
+    Path::from_url_path(&add.path).map_err(Into::into)
+}

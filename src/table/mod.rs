@@ -1,0 +1,159 @@
+//! The stored table: what is known of every image, on object storage.
+//!
+//! A catalogue is a folder on object storage:
+//!
+//! ```text
+//! state/00000000000000000001.json     revisions of the catalogue's state, newest wins
+//! generations/<model>/images/         Delta Lake table, one row an accepted event, append-only
+//! ```
+//!
+//! A commit holds rows and the Kafka positions up to which they were consumed, in one atomic write,
+//! so that each offset is committed at most once, whoever wins.
+
+mod follow;
+mod log;
+mod schema;
+mod state;
+mod write;
+
+use std::collections::BTreeMap;
+
+use deltalake_core::DeltaTableError;
+use deltalake_core::kernel::transaction::TransactionError;
+use deltalake_core::parquet::errors::ParquetError;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use follow::{Changes, Follower};
+pub use state::{CatalogueState, Generation, PromptSetRecord, Serving, StateStore};
+pub use write::{Committed, PartitionBatch, Writer};
+
+use crate::retry::{Decide, Verdict};
+use crate::store::StoreError;
+
+/// Where the catalogue is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// The catalogue's folder: s3://bucket/prefix, gs://…, az://…, file:///folder or a path.
+    pub url: String,
+    /// Options of the store, for example `aws_region` or `aws_endpoint`. Credentials are better
+    /// given by the provider's standard environment variables.
+    pub store_options: BTreeMap<String, String>,
+    /// How often a commit that meets another writer's, or a passing fault of the store, is tried.
+    pub commit_attempts: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            url: "./catalogue".into(),
+            store_options: BTreeMap::new(),
+            commit_attempts: 20,
+        }
+    }
+}
+
+impl Options {
+    /// What is wrong with these options, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Err(error) = crate::store::parse(&self.url) {
+            problems.push(format!("url: {error}"));
+        }
+        if !(1..=1000).contains(&self.commit_attempts) {
+            problems.push(format!(
+                "commit_attempts: {} is not between 1 and 1000",
+                self.commit_attempts
+            ));
+        }
+        problems
+    }
+}
+
+/// Why the table cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The Delta log or a data file cannot be read or written.
+    #[error("{place}: {source}")]
+    Delta {
+        /// Which table.
+        place: String,
+        /// Why.
+        source: Box<DeltaTableError>,
+    },
+    /// A file does not hold what it should.
+    #[error("{file}: {reason}; it is not read as data")]
+    Corrupt {
+        /// The object.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// There is no catalogue at this place.
+    #[error("{place}: there is no catalogue here; start a worker (`bsap ingest`), which makes it")]
+    Missing {
+        /// Where.
+        place: String,
+    },
+    /// What is stored does not fit what this process was told to use.
+    #[error("{what}: stored is {stored}, configured is {configured}. {remedy}")]
+    Mismatch {
+        /// Which property.
+        what: &'static str,
+        /// As stored.
+        stored: String,
+        /// As configured.
+        configured: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// Too many conflicts or passing faults in a row.
+    #[error("{place}: no commit went through in {attempts} attempts; the last fault was: {last}")]
+    Exhausted {
+        /// Which table.
+        place: String,
+        /// How often it was tried.
+        attempts: u32,
+        /// The last fault.
+        last: String,
+    },
+}
+
+impl Decide for TableError {
+    fn verdict(&self) -> Verdict {
+        match self {
+            Self::Store(error) => error.verdict(),
+            Self::Delta { source, .. } => delta_verdict(source),
+            Self::Exhausted { .. } => Verdict::Retry,
+            Self::Corrupt { .. } | Self::Missing { .. } | Self::Mismatch { .. } => Verdict::Fatal,
+        }
+    }
+}
+
+fn delta_verdict(error: &DeltaTableError) -> Verdict {
+    match error {
+        DeltaTableError::ObjectStore { source } => crate::store::verdict(source),
+        DeltaTableError::Transaction {
+            source: TransactionError::ObjectStore { source },
+        } => crate::store::verdict(source),
+        // What the Parquet writer calls external is its sink, the store.
+        DeltaTableError::Parquet {
+            source: ParquetError::External(_),
+        } => Verdict::Retry,
+        DeltaTableError::Transaction { .. }
+        | DeltaTableError::VersionAlreadyExists(_)
+        | DeltaTableError::Kernel { .. }
+        | DeltaTableError::KernelError(_)
+        | DeltaTableError::Generic(_)
+        | DeltaTableError::GenericError { .. }
+        | DeltaTableError::Io { .. } => Verdict::Retry,
+        _ => Verdict::Fatal,
+    }
+}
+
+#[cfg(test)]
+mod tests;

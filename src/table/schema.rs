@@ -1,0 +1,333 @@
+//! The columns of the `images` table, and the way from rows to columns and back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use deltalake_core::arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Float32Array, Int32Array, Int64Array, ListArray,
+    MapArray, RecordBatch, StringArray, StructArray, TimestampMicrosecondArray,
+};
+use deltalake_core::arrow::buffer::OffsetBuffer;
+use deltalake_core::arrow::datatypes::{
+    DataType as ArrowType, Float32Type, Int32Type, Int64Type, Schema as ArrowSchema,
+    TimestampMicrosecondType,
+};
+use deltalake_core::arrow::error::ArrowError;
+use deltalake_core::kernel::{
+    ArrayType, DataType, MapType, PrimitiveType, StructField, StructType,
+};
+
+use crate::record::{Attributes, Embedding, Image, ImageId, Row, Sequence};
+use crate::statistics::{Statistics, StatisticsKey};
+
+/// Where a row came from, beside the row itself: `topic[partition]@offset`.
+pub const SOURCE: &str = "source";
+
+/// The columns, in order. Names and types are a promise to every other tool that reads the table.
+pub fn columns() -> Vec<StructField> {
+    let text = DataType::STRING;
+    let float = DataType::FLOAT;
+    let statistics = StructType::new_unchecked([
+        StructField::not_null("n", DataType::INTEGER),
+        StructField::not_null("mean", float.clone()),
+        StructField::not_null("std", float.clone()),
+        StructField::not_null("min", float.clone()),
+        StructField::not_null("max", float.clone()),
+        StructField::not_null("lse", float.clone()),
+        StructField::not_null("topk_mean", float.clone()),
+    ]);
+    let map = |value: DataType| DataType::from(MapType::new(text.clone(), value, false));
+    let timestamp = DataType::Primitive(PrimitiveType::Timestamp);
+    vec![
+        StructField::not_null("image_id", text.clone()),
+        StructField::not_null("sequence", text.clone()),
+        StructField::not_null("deleted", DataType::BOOLEAN),
+        StructField::nullable("event_time", timestamp.clone()),
+        StructField::not_null("embedded_at", timestamp),
+        StructField::not_null(SOURCE, text.clone()),
+        StructField::nullable("uri", text.clone()),
+        StructField::nullable("content_hash", text.clone()),
+        StructField::nullable("bytes", DataType::LONG),
+        StructField::nullable("width", DataType::INTEGER),
+        StructField::nullable("height", DataType::INTEGER),
+        StructField::nullable("attributes", map(text.clone())),
+        StructField::nullable("embedding", DataType::from(ArrayType::new(float, false))),
+        StructField::nullable("statistics", map(DataType::from(statistics))),
+    ]
+}
+
+/// Columns whose minimum and maximum the log keeps for every file.
+pub const INDEXED: &str = "image_id,sequence,event_time,embedded_at";
+
+/// Rows, each with its source, as a batch of `schema` (the Arrow form of [`columns`]).
+pub fn to_batch(rows: &[(String, &Row)], schema: &Arc<ArrowSchema>) -> Result<RecordBatch, ArrowError> {
+    let row = || rows.iter().map(|(_, row)| *row);
+    let image = || row().map(|row| row.image.as_ref());
+    let micros = |t: DateTime<Utc>| t.timestamp_micros();
+    let columns = schema
+        .fields()
+        .iter()
+        .map(|field| -> Result<ArrayRef, ArrowError> {
+            Ok(match field.name().as_str() {
+                "image_id" => Arc::new(StringArray::from_iter_values(row().map(|r| r.image_id.as_str()))),
+                "sequence" => Arc::new(StringArray::from_iter_values(row().map(|r| r.sequence.as_str()))),
+                "deleted" => Arc::new(BooleanArray::from_iter(row().map(|r| Some(r.image.is_none())))),
+                "event_time" => Arc::new(
+                    TimestampMicrosecondArray::from_iter(row().map(|r| r.event_time.map(micros)))
+                        .with_timezone("UTC"),
+                ),
+                "embedded_at" => Arc::new(
+                    TimestampMicrosecondArray::from_iter_values(row().map(|r| micros(r.embedded_at)))
+                        .with_timezone("UTC"),
+                ),
+                SOURCE => Arc::new(StringArray::from_iter_values(rows.iter().map(|(s, _)| s))),
+                "uri" => Arc::new(StringArray::from_iter(image().map(|i| i?.uri.as_deref()))),
+                "content_hash" => Arc::new(StringArray::from_iter(
+                    image().map(|i| i.map(|i| i.content_hash.as_str())),
+                )),
+                "bytes" => Arc::new(Int64Array::from_iter(image().map(|i| i.map(|i| i.bytes as i64)))),
+                "width" => Arc::new(Int32Array::from_iter(image().map(|i| i.map(|i| i.width as i32)))),
+                "height" => Arc::new(Int32Array::from_iter(image().map(|i| i.map(|i| i.height as i32)))),
+                "attributes" => attributes_column(image(), field.data_type())?,
+                "embedding" => embedding_column(image(), field.data_type())?,
+                "statistics" => statistics_column(image(), field.data_type())?,
+                other => {
+                    return Err(ArrowError::SchemaError(format!(
+                        "the table has a column {other} that this version does not know; update bsap"
+                    )));
+                }
+            })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    RecordBatch::try_new(schema.clone(), columns)
+}
+
+fn attributes_column<'a>(
+    images: impl Iterator<Item = Option<&'a Image>> + Clone,
+    kind: &ArrowType,
+) -> Result<ArrayRef, ArrowError> {
+    let pairs = || images.clone().flatten().flat_map(|i| &i.attributes);
+    let keys: ArrayRef = Arc::new(StringArray::from_iter(pairs().map(|(k, _)| Some(k))));
+    let values: ArrayRef = Arc::new(StringArray::from_iter(pairs().map(|(_, v)| Some(v))));
+    map_column(kind, keys, values, images.map(|i| i.map(|i| i.attributes.len())))
+}
+
+fn statistics_column<'a>(
+    images: impl Iterator<Item = Option<&'a Image>> + Clone,
+    kind: &ArrowType,
+) -> Result<ArrayRef, ArrowError> {
+    let pairs = || images.clone().flatten().flat_map(|i| &i.statistics);
+    let keys: ArrayRef = Arc::new(StringArray::from_iter(pairs().map(|(k, _)| Some(k.as_str()))));
+    let ArrowType::Map(entries, _) = kind else {
+        return Err(mistyped("statistics", kind));
+    };
+    let ArrowType::Struct(entry) = entries.data_type() else {
+        return Err(mistyped("statistics", kind));
+    };
+    let ArrowType::Struct(fields) = entry[1].data_type() else {
+        return Err(mistyped("statistics", kind));
+    };
+    let float = |value: fn(&Statistics) -> f32| -> ArrayRef {
+        Arc::new(Float32Array::from_iter_values(pairs().map(|(_, s)| value(s))))
+    };
+    let values = StructArray::try_new(
+        fields.clone(),
+        vec![
+            Arc::new(Int32Array::from_iter_values(pairs().map(|(_, s)| s.n as i32))),
+            float(|s| s.mean),
+            float(|s| s.std),
+            float(|s| s.min),
+            float(|s| s.max),
+            float(|s| s.lse),
+            float(|s| s.topk_mean),
+        ],
+        None,
+    )?;
+    map_column(kind, keys, Arc::new(values), images.map(|i| i.map(|i| i.statistics.len())))
+}
+
+fn map_column(
+    kind: &ArrowType,
+    keys: ArrayRef,
+    values: ArrayRef,
+    lengths: impl Iterator<Item = Option<usize>> + Clone,
+) -> Result<ArrayRef, ArrowError> {
+    let ArrowType::Map(entries, sorted) = kind else {
+        return Err(mistyped("map", kind));
+    };
+    let ArrowType::Struct(fields) = entries.data_type() else {
+        return Err(mistyped("map", kind));
+    };
+    let pairs = StructArray::try_new(fields.clone(), vec![keys, values], None)?;
+    let offsets = OffsetBuffer::from_lengths(lengths.clone().map(Option::unwrap_or_default));
+    let nulls = lengths.map(|l| l.is_some()).collect();
+    let map = MapArray::try_new(entries.clone(), offsets, pairs, Some(nulls), *sorted)?;
+    Ok(Arc::new(map))
+}
+
+fn embedding_column<'a>(
+    images: impl Iterator<Item = Option<&'a Image>> + Clone,
+    kind: &ArrowType,
+) -> Result<ArrayRef, ArrowError> {
+    let ArrowType::List(element) = kind else {
+        return Err(mistyped("embedding", kind));
+    };
+    let values = images.clone().flatten().flat_map(|i| i.embedding.values());
+    let values = Float32Array::from_iter_values(values.copied());
+    let lengths = images.clone().map(|i| i.map_or(0, |i| i.embedding.values().len()));
+    let nulls = images.map(|i| i.is_some()).collect();
+    let list = ListArray::try_new(
+        element.clone(),
+        OffsetBuffer::from_lengths(lengths),
+        Arc::new(values),
+        Some(nulls),
+    )?;
+    Ok(Arc::new(list))
+}
+
+fn mistyped(column: &str, kind: &ArrowType) -> ArrowError {
+    ArrowError::SchemaError(format!("column {column} has the unexpected type {kind}"))
+}
+
+/// The rows of a batch. The error names the column that is wrong.
+pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Row>, String> {
+    let column = |name: &str| {
+        batch
+            .column_by_name(name)
+            .ok_or_else(|| format!("column {name} is missing"))
+    };
+    let text = |name: &str| -> Result<&StringArray, String> {
+        column(name)?
+            .as_string_opt::<i32>()
+            .ok_or_else(|| format!("column {name} is not text"))
+    };
+    let time = |name: &str| -> Result<&TimestampMicrosecondArray, String> {
+        column(name)?
+            .as_primitive_opt::<TimestampMicrosecondType>()
+            .ok_or_else(|| format!("column {name} is not a timestamp in microseconds"))
+    };
+    let small = |name: &str| -> Result<&Int32Array, String> {
+        column(name)?
+            .as_primitive_opt::<Int32Type>()
+            .ok_or_else(|| format!("column {name} is not a 32-bit integer"))
+    };
+    let (ids, sequences, uris) = (text("image_id")?, text("sequence")?, text("uri")?);
+    let (event_times, embedded) = (time("event_time")?, time("embedded_at")?);
+    let deleted = column("deleted")?
+        .as_boolean_opt()
+        .ok_or("column deleted is not boolean")?;
+    let hashes = text("content_hash")?;
+    let bytes = column("bytes")?
+        .as_primitive_opt::<Int64Type>()
+        .ok_or("column bytes is not a 64-bit integer")?;
+    let (widths, heights) = (small("width")?, small("height")?);
+    let attributes = column("attributes")?
+        .as_map_opt()
+        .ok_or("column attributes is not a map")?;
+    let embeddings = column("embedding")?
+        .as_list_opt::<i32>()
+        .ok_or("column embedding is not a list")?;
+    let statistics = column("statistics")?
+        .as_map_opt()
+        .ok_or("column statistics is not a map")?;
+
+    let mut rows = Vec::with_capacity(batch.num_rows());
+    for i in 0..batch.num_rows() {
+        let time_at = |times: &TimestampMicrosecondArray| {
+            (!times.is_null(i))
+                .then(|| DateTime::from_timestamp_micros(times.value(i)))
+                .flatten()
+        };
+        let image = if deleted.value(i) {
+            None
+        } else {
+            Some(Image {
+                uri: (!uris.is_null(i)).then(|| uris.value(i).to_owned()),
+                content_hash: hashes.value(i).to_owned(),
+                bytes: bytes.value(i) as u64,
+                width: widths.value(i) as u32,
+                height: heights.value(i) as u32,
+                attributes: attributes_at(attributes, i)?,
+                embedding: embedding_at(embeddings, i)?,
+                statistics: statistics_at(statistics, i)?,
+            })
+        };
+        rows.push(Row {
+            image_id: ImageId::new(ids.value(i)).map_err(|e| e.to_string())?,
+            sequence: Sequence::from_stored(sequences.value(i)),
+            event_time: time_at(event_times),
+            embedded_at: time_at(embedded).ok_or("embedded_at is null")?,
+            image,
+        });
+    }
+    Ok(rows)
+}
+
+fn attributes_at(map: &MapArray, i: usize) -> Result<Attributes, String> {
+    if map.is_null(i) {
+        return Ok(Attributes::new());
+    }
+    let pairs = map.value(i);
+    let side = |c: usize| {
+        pairs
+            .column(c)
+            .as_string_opt::<i32>()
+            .ok_or("column attributes is not a map of text to text")
+    };
+    let (keys, values) = (side(0)?, side(1)?);
+    Ok((0..pairs.len())
+        .map(|j| (keys.value(j).to_owned(), values.value(j).to_owned()))
+        .collect())
+}
+
+fn embedding_at(list: &ListArray, i: usize) -> Result<Embedding, String> {
+    if list.is_null(i) {
+        return Err("embedding is null in a row that is not deleted".into());
+    }
+    let values = list.value(i);
+    let values = values
+        .as_primitive_opt::<Float32Type>()
+        .ok_or("column embedding is not a list of 32-bit floats")?;
+    Ok(Embedding::from_stored(values.values()))
+}
+
+fn statistics_at(map: &MapArray, i: usize) -> Result<BTreeMap<StatisticsKey, Statistics>, String> {
+    if map.is_null(i) {
+        return Ok(BTreeMap::new());
+    }
+    let pairs = map.value(i);
+    let keys = pairs
+        .column(0)
+        .as_string_opt::<i32>()
+        .ok_or("the keys of column statistics are not text")?;
+    let values = pairs
+        .column(1)
+        .as_struct_opt()
+        .ok_or("the values of column statistics are not structs")?;
+    let field = |name: &str| values.column_by_name(name).ok_or(format!("statistics.{name} is missing"));
+    let float = |name: &str| -> Result<&Float32Array, String> {
+        field(name)?
+            .as_primitive_opt::<Float32Type>()
+            .ok_or_else(|| format!("statistics.{name} is not a 32-bit float"))
+    };
+    let n = field("n")?
+        .as_primitive_opt::<Int32Type>()
+        .ok_or("statistics.n is not a 32-bit integer")?;
+    let (mean, std, min) = (float("mean")?, float("std")?, float("min")?);
+    let (max, lse, topk) = (float("max")?, float("lse")?, float("topk_mean")?);
+    Ok((0..pairs.len())
+        .map(|j| {
+            let statistics = Statistics {
+                n: n.value(j) as u32,
+                mean: mean.value(j),
+                std: std.value(j),
+                min: min.value(j),
+                max: max.value(j),
+                lse: lse.value(j),
+                topk_mean: topk.value(j),
+            };
+            (StatisticsKey::from_stored(keys.value(j)), statistics)
+        })
+        .collect())
+}

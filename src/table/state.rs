@@ -1,0 +1,260 @@
+//! The catalogue's state: which generation is live, which prompt sets are known, how is served.
+//!
+//! One small JSON object a revision, `state/<revision>.json`, created and never changed. A writer
+//! that creates revision n+1 has seen revision n, because only one writer can create it; this works
+//! on every store that can create an object conditionally, and keeps the history by itself.
+
+use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStoreExt, PutMode, PutOptions};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::TableError;
+use crate::normalise::{Normaliser, Scale};
+use crate::record::Ordering;
+use crate::statistics::StatisticsKey;
+use crate::store::Store;
+
+/// Version of this schema; a state written by a newer program is refused.
+pub const FORMAT: u32 = 1;
+
+/// One revision of the state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CatalogueState {
+    /// Version of this schema.
+    pub format: u32,
+    /// Counts up by one with each change.
+    pub revision: u64,
+    /// When this revision was written.
+    pub at: DateTime<Utc>,
+    /// What wrote it, and why.
+    pub by: String,
+    /// The generation that is served.
+    pub live: Generation,
+    /// Prompt sets whose statistics every new row carries.
+    pub prompt_sets: Vec<PromptSetRecord>,
+    /// How queries are answered unless a request says otherwise.
+    pub serving: Serving,
+}
+
+/// One pair of tables, filled by one model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Generation {
+    /// Its folder: the first 16 digits of the model's fingerprint.
+    pub id: String,
+    /// Name of the model, for people.
+    pub model_name: String,
+    /// Fingerprint of weights, preprocessing and architecture.
+    pub model_fingerprint: String,
+    /// Dimension of the embeddings.
+    pub dimension: usize,
+    /// The model's logit scale L.
+    pub logit_scale: f32,
+    /// What orders the versions of an image.
+    pub ordering: Ordering,
+}
+
+impl Generation {
+    /// A generation for a model.
+    pub fn new(
+        model_name: &str,
+        model_fingerprint: &str,
+        dimension: usize,
+        logit_scale: f32,
+        ordering: Ordering,
+    ) -> Self {
+        let id = model_fingerprint.get(..16).unwrap_or(model_fingerprint);
+        Self {
+            id: id.to_owned(),
+            model_name: model_name.to_owned(),
+            model_fingerprint: model_fingerprint.to_owned(),
+            dimension,
+            logit_scale,
+            ordering,
+        }
+    }
+
+    /// Refuses `other` unless its rows can stand beside this generation's.
+    pub fn expect(&self, other: &Self) -> Result<(), TableError> {
+        let check = |what, stored: &str, configured: &str, remedy| {
+            if stored == configured {
+                return Ok(());
+            }
+            let (stored, configured) = (stored.to_owned(), configured.to_owned());
+            Err(TableError::Mismatch { what, stored, configured, remedy })
+        };
+        check(
+            "model fingerprint",
+            &self.model_fingerprint,
+            &other.model_fingerprint,
+            "Set model.checkpoint to the model that filled this catalogue, or start a new catalogue (table.url)",
+        )?;
+        check(
+            "ordering",
+            self.ordering.name(),
+            other.ordering.name(),
+            "Set source.ordering to what the catalogue was made with, or start a new catalogue (table.url)",
+        )
+    }
+}
+
+/// A prompt set as it was when its statistics were computed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PromptSetRecord {
+    /// The key of its statistics in the table.
+    #[schemars(with = "String")]
+    pub key: StatisticsKey,
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: u32,
+    /// How many of the largest scores `topk_mean` averages.
+    pub top_k: usize,
+    /// The prompts.
+    pub texts: Vec<String>,
+    /// Since when new rows carry its statistics.
+    pub since: DateTime<Utc>,
+}
+
+/// How queries are answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Serving {
+    /// Which statistics.
+    #[schemars(with = "String")]
+    pub prompt_set: StatisticsKey,
+    /// Which formula.
+    pub normaliser: Normaliser,
+    /// Weight of the balanced score, 0..=1.
+    pub weight: f32,
+    /// λ of `nnn`.
+    pub lambda: f32,
+    /// Constants of the hybrid score; none until they have been frozen.
+    pub scale: Option<Scale>,
+}
+
+/// Reads and writes the state of one catalogue.
+#[derive(Debug, Clone)]
+pub struct StateStore {
+    store: Store,
+}
+
+impl StateStore {
+    /// The state of the catalogue at `store`.
+    pub fn new(store: &Store) -> Self {
+        Self { store: store.child("state") }
+    }
+
+    /// The newest revision; `None` where there is no catalogue yet.
+    pub async fn newest(&self) -> Result<Option<CatalogueState>, TableError> {
+        let listed: Vec<_> = self
+            .store
+            .objects()
+            .list(None)
+            .map_ok(|object| object.location)
+            .try_collect()
+            .await
+            .map_err(|e| self.store.error(e))?;
+        let newest = listed
+            .iter()
+            .filter_map(|path| path.filename()?.strip_suffix(".json")?.parse::<u64>().ok())
+            .max();
+        match newest {
+            None => Ok(None),
+            Some(revision) => self.read(revision).await,
+        }
+    }
+
+    /// The revision after `known`, if there is one: one request, cheap enough to poll.
+    pub async fn after(&self, known: u64) -> Result<Option<CatalogueState>, TableError> {
+        self.read(known + 1).await
+    }
+
+    async fn read(&self, revision: u64) -> Result<Option<CatalogueState>, TableError> {
+        let file = || format!("{}/{}", self.store.url(), path(revision));
+        let bytes = match self.store.objects().get(&path(revision)).await {
+            Ok(found) => found.bytes().await,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error) => Err(error),
+        }
+        .map_err(|e| self.store.error(e))?;
+        let state: CatalogueState =
+            serde_json::from_slice(&bytes).map_err(|error| TableError::Corrupt {
+                file: file(),
+                reason: error.to_string(),
+            })?;
+        if state.format > FORMAT {
+            return Err(TableError::Corrupt {
+                file: file(),
+                reason: format!("has format {}, this program knows {FORMAT}; update bsap", state.format),
+            });
+        }
+        Ok(Some(state))
+    }
+
+    /// Writes `state` as the next revision; false where somebody else wrote that revision first.
+    pub async fn write(&self, state: &CatalogueState) -> Result<bool, TableError> {
+        let bytes = serde_json::to_vec_pretty(state).map_err(|error| TableError::Corrupt {
+            file: path(state.revision).to_string(),
+            reason: error.to_string(),
+        })?;
+        let create = PutOptions::from(PutMode::Create);
+        let put = self
+            .store
+            .objects()
+            .put_opts(&path(state.revision), bytes.into(), create)
+            .await;
+        match put {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Err(error) => Err(self.store.error(error).into()),
+        }
+    }
+
+    /// The newest revision after it was made sure that the live generation is `generation` and
+    /// that `prompt_sets` are known. Makes the first revision, serving as `first` says, where there
+    /// is none. Safe to be called by any number of workers at once.
+    pub async fn ensure(
+        &self,
+        generation: &Generation,
+        prompt_sets: &[PromptSetRecord],
+        first: &Serving,
+        by: &str,
+    ) -> Result<CatalogueState, TableError> {
+        loop {
+            let next = match self.newest().await? {
+                None => CatalogueState {
+                    format: FORMAT,
+                    revision: 1,
+                    at: Utc::now(),
+                    by: by.to_owned(),
+                    live: generation.clone(),
+                    prompt_sets: prompt_sets.to_vec(),
+                    serving: first.clone(),
+                },
+                Some(newest) => {
+                    newest.live.expect(generation)?;
+                    let known = |set: &&PromptSetRecord| newest.prompt_sets.iter().all(|k| k.key != set.key);
+                    let added: Vec<_> = prompt_sets.iter().filter(known).cloned().collect();
+                    if added.is_empty() {
+                        return Ok(newest);
+                    }
+                    let mut next = newest;
+                    next.revision += 1;
+                    next.at = Utc::now();
+                    next.by = by.to_owned();
+                    next.prompt_sets.extend(added);
+                    next
+                }
+            };
+            if self.write(&next).await? {
+                return Ok(next);
+            }
+        }
+    }
+}
+
+fn path(revision: u64) -> Path {
+    Path::from(format!("{revision:020}.json"))
+}

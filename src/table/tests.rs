@@ -1,0 +1,333 @@
+//! The promises of the table, against stores in memory that fail on purpose.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering as AtomicOrdering};
+
+use async_trait::async_trait;
+use chrono::DateTime;
+use futures::stream::BoxStream;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult,
+};
+
+use super::*;
+use crate::normalise::Normaliser;
+use crate::record::{Attributes, Embedding, Image, ImageId, Ordering, Partition, Row, Sequence};
+use crate::statistics::{Statistics, StatisticsKey};
+use crate::store::Store;
+
+fn generation() -> Generation {
+    Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, Ordering::Sequence)
+}
+
+fn partition(number: i32) -> Partition {
+    Partition { topic: "images".into(), number }
+}
+
+fn row(id: &str, sequence: u64, deleted: bool) -> Row {
+    let embedding = Embedding::round(&[0.1, 0.2, 0.3, sequence as f32]);
+    let statistics = Statistics::of(&[0.1, 0.2], 100.0, 1).unwrap();
+    Row {
+        image_id: ImageId::new(id).unwrap(),
+        sequence: Sequence::from_number(sequence),
+        event_time: DateTime::from_timestamp(1_700_000_000, 123_000),
+        embedded_at: DateTime::from_timestamp(1_700_000_001, 0).unwrap(),
+        image: (!deleted).then(|| Image {
+            uri: Some(format!("s3://bucket/{id}.jpg")),
+            content_hash: "00ff".into(),
+            bytes: 1234,
+            width: 640,
+            height: 480,
+            attributes: Attributes::from([("colour".into(), "red".into())]),
+            embedding,
+            statistics: [(StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8), statistics)].into(),
+        }),
+    }
+}
+
+fn batch(number: i32, expected: Option<i64>, ids: Range<i64>) -> PartitionBatch {
+    PartitionBatch {
+        partition: partition(number),
+        expected,
+        next_offset: ids.end,
+        rows: ids.map(|o| (o, row(&format!("p{number}-{o}"), o as u64, false))).collect(),
+    }
+}
+
+async fn everything(store: &Store) -> Vec<String> {
+    let mut follower = Follower::open(store, &generation()).await.unwrap();
+    let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
+    assert!(changes.whole);
+    let mut ids: Vec<String> = changes.rows.iter().map(|r| r.image_id.to_string()).collect();
+    ids.sort();
+    ids
+}
+
+#[tokio::test]
+async fn rows_come_back_as_they_were() {
+    let store = Store::memory();
+    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
+    let rows = vec![(0, row("a", 1, false)), (1, row("b", 2, true)), (2, row("ü/c", 3, false))];
+    let sent: Vec<Row> = rows.iter().map(|(_, r)| r.clone()).collect();
+    let one = PartitionBatch { partition: partition(0), expected: None, next_offset: 3, rows };
+    let done = writer.append(vec![one]).await.unwrap();
+    assert_eq!((done.rows, done.fenced.len()), (3, 0));
+    assert!(done.bytes > 0);
+
+    let mut follower = Follower::open(&store, &generation()).await.unwrap();
+    let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
+    assert_eq!(changes.rows, sent);
+    assert_eq!(changes.version, done.version);
+}
+
+#[tokio::test]
+async fn a_reader_follows_commit_by_commit() {
+    let store = Store::memory();
+    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
+    let mut follower = Follower::open(&store, &generation()).await.unwrap();
+    assert!(follower.next(&|_, _| {}).await.unwrap().unwrap().rows.is_empty());
+    assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
+    for i in 0..3 {
+        let expected = (i > 0).then_some(i * 10);
+        writer.append(vec![batch(0, expected, i * 10..i * 10 + 10)]).await.unwrap();
+        let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
+        assert_eq!((changes.rows.len(), changes.whole), (10, false));
+    }
+    assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn positions_are_stored_with_the_rows_and_survive_the_writer() {
+    let store = Store::memory();
+    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
+    assert_eq!(writer.position(&partition(0)).await.unwrap(), None);
+    writer.append(vec![batch(0, None, 0..5), batch(1, None, 7..9)]).await.unwrap();
+    drop(writer);
+    let mut other = Writer::open(&store, &generation(), 5).await.unwrap();
+    assert_eq!(other.position(&partition(0)).await.unwrap(), Some(5));
+    assert_eq!(other.position(&partition(1)).await.unwrap(), Some(9));
+}
+
+#[tokio::test]
+async fn messages_without_rows_move_the_position() {
+    let store = Store::memory();
+    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
+    let empty = PartitionBatch { partition: partition(0), expected: None, next_offset: 4, rows: vec![] };
+    writer.append(vec![empty]).await.unwrap();
+    assert_eq!(writer.position(&partition(0)).await.unwrap(), Some(4));
+    assert!(everything(&store).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_worker_that_lost_its_partition_writes_nothing_twice() {
+    let store = Store::memory();
+    let mut old = Writer::open(&store, &generation(), 5).await.unwrap();
+    let mut new = Writer::open(&store, &generation(), 5).await.unwrap();
+    new.append(vec![batch(0, None, 0..10)]).await.unwrap();
+    // The old owner wakes up with the same messages, and with a partition that is still its own.
+    let done = old.append(vec![batch(0, None, 0..10), batch(1, None, 0..3)]).await.unwrap();
+    assert_eq!(done.fenced, [(partition(0), 10)]);
+    assert_eq!(done.rows, 3);
+    assert_eq!(everything(&store).await.len(), 13);
+}
+
+#[tokio::test]
+async fn only_the_prefix_that_is_stored_is_dropped() {
+    let store = Store::memory();
+    let mut old = Writer::open(&store, &generation(), 5).await.unwrap();
+    let mut new = Writer::open(&store, &generation(), 5).await.unwrap();
+    new.append(vec![batch(0, None, 0..4)]).await.unwrap();
+    let done = old.append(vec![batch(0, None, 0..10)]).await.unwrap();
+    assert_eq!((done.rows, done.fenced.len()), (6, 1));
+    let expected: Vec<String> = (0..10).map(|o| format!("p0-{o}")).collect();
+    assert_eq!(everything(&store).await, expected);
+}
+
+#[tokio::test]
+async fn writers_of_different_partitions_never_lose_or_double_a_row() {
+    let store = Store::memory();
+    let writers = (0..4).map(|number| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let mut writer = Writer::open(&store, &generation(), 50).await.unwrap();
+            for i in 0..10 {
+                let expected = (i > 0).then_some(i * 3);
+                let done = writer.append(vec![batch(number, expected, i * 3..i * 3 + 3)]).await.unwrap();
+                assert!(done.fenced.is_empty());
+            }
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.unwrap();
+    }
+    let ids = everything(&store).await;
+    let mut unique = ids.clone();
+    unique.dedup();
+    assert_eq!((ids.len(), unique.len()), (120, 120));
+}
+
+#[tokio::test]
+async fn passing_faults_and_lost_answers_leave_every_row_once() {
+    for kind in [Fault::Before, Fault::After] {
+        let faulty = Arc::new(Faulty::new(kind, 3));
+        let store = Store::wrap(faulty.clone());
+        let mut writer = Writer::open(&store, &generation(), 50).await.unwrap();
+        faulty.armed.store(true, AtomicOrdering::SeqCst);
+        for i in 0..12 {
+            let expected = (i > 0).then_some(i * 2);
+            let done = writer.append(vec![batch(0, expected, i * 2..i * 2 + 2)]).await.unwrap();
+            assert!(done.fenced.is_empty(), "{kind:?}");
+        }
+        faulty.armed.store(false, AtomicOrdering::SeqCst);
+        assert!(faulty.injected.load(AtomicOrdering::SeqCst) > 5, "{kind:?}");
+        assert_eq!(everything(&store).await.len(), 24, "{kind:?}");
+        assert_eq!(writer.position(&partition(0)).await.unwrap(), Some(24));
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_named_and_not_read() {
+    let memory = Arc::new(InMemory::new());
+    let store = Store::wrap(memory.clone());
+    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
+    writer.append(vec![batch(0, None, 0..5)]).await.unwrap();
+    use futures::TryStreamExt;
+    use object_store::ObjectStoreExt;
+    let files: Vec<ObjectMeta> = memory.list(None).try_collect().await.unwrap();
+    let data = files.iter().find(|f| f.location.as_ref().ends_with(".parquet")).unwrap();
+    let bytes = memory.get(&data.location).await.unwrap().bytes().await.unwrap();
+    let half = bytes.slice(..bytes.len() / 2);
+    memory.put(&data.location, half.into()).await.unwrap();
+    let mut follower = Follower::open(&store, &generation()).await.unwrap();
+    let error = follower.next(&|_, _| {}).await.unwrap_err();
+    let name = data.location.filename().unwrap();
+    assert!(matches!(&error, TableError::Corrupt { file, .. } if file.contains(name)), "{error}");
+}
+
+fn serving() -> Serving {
+    Serving {
+        prompt_set: StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8),
+        normaliser: Normaliser::Softmax,
+        weight: 0.25,
+        lambda: 1.0,
+        scale: None,
+    }
+}
+
+fn prompt_set(name: &str) -> PromptSetRecord {
+    PromptSetRecord {
+        key: StatisticsKey::new(name, 1, "0123456789ab", 100.0, 8),
+        name: name.into(),
+        version: 1,
+        top_k: 8,
+        texts: vec!["a photo".into()],
+        since: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn many_workers_that_start_at_once_agree_on_one_state() {
+    let store = Store::memory();
+    let starts = (0..8).map(|i| {
+        let state = StateStore::new(&store);
+        tokio::spawn(async move {
+            let sets = [prompt_set("demo"), prompt_set(&format!("own-{}", i % 2))];
+            state.ensure(&generation(), &sets, &serving(), "test").await.unwrap();
+        })
+    });
+    for start in starts.collect::<Vec<_>>() {
+        start.await.unwrap();
+    }
+    let newest = StateStore::new(&store).newest().await.unwrap().unwrap();
+    assert_eq!(newest.prompt_sets.len(), 3);
+    assert!(newest.revision <= 3);
+}
+
+#[tokio::test]
+async fn another_model_or_ordering_is_refused_with_both_names() {
+    let store = Store::memory();
+    let state = StateStore::new(&store);
+    state.ensure(&generation(), &[prompt_set("demo")], &serving(), "test").await.unwrap();
+    let other = Generation::new("other", &"ffff".repeat(16), 4, 100.0, Ordering::Sequence);
+    let error = state.ensure(&other, &[], &serving(), "test").await.unwrap_err().to_string();
+    assert!(error.contains("ab12") && error.contains("ffff"), "{error}");
+    let other = Generation { ordering: Ordering::EventTime, ..generation() };
+    let error = state.ensure(&other, &[], &serving(), "test").await.unwrap_err().to_string();
+    assert!(error.contains("event_time") && error.contains("sequence"), "{error}");
+}
+
+/// Whether a call fails before the store has done it or after.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    Before,
+    After,
+}
+
+/// A store whose every `period`-th write fails.
+#[derive(Debug)]
+struct Faulty {
+    inner: InMemory,
+    kind: Fault,
+    period: usize,
+    armed: AtomicBool,
+    calls: AtomicUsize,
+    injected: AtomicUsize,
+}
+
+impl Faulty {
+    fn new(kind: Fault, period: usize) -> Self {
+        Self {
+            inner: InMemory::new(),
+            kind,
+            period,
+            armed: AtomicBool::new(false),
+            calls: AtomicUsize::new(0),
+            injected: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl std::fmt::Display for Faulty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("faulty")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Faulty {
+    async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> StoreResult<PutResult> {
+        let call = self.calls.fetch_add(1, AtomicOrdering::SeqCst);
+        let fail = self.armed.load(AtomicOrdering::SeqCst) && call % self.period == 0;
+        let fault = || object_store::Error::Generic { store: "faulty", source: "injected".into() };
+        if fail {
+            self.injected.fetch_add(1, AtomicOrdering::SeqCst);
+        }
+        if fail && self.kind == Fault::Before {
+            return Err(fault());
+        }
+        let done = self.inner.put_opts(path, payload, options).await?;
+        if fail { Err(fault()) } else { Ok(done) }
+    }
+    async fn put_multipart_opts(&self, path: &Path, options: PutMultipartOptions) -> StoreResult<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(path, options).await
+    }
+    async fn get_opts(&self, path: &Path, options: GetOptions) -> StoreResult<GetResult> {
+        self.inner.get_opts(path, options).await
+    }
+    fn delete_stream(&self, paths: BoxStream<'static, StoreResult<Path>>) -> BoxStream<'static, StoreResult<Path>> {
+        self.inner.delete_stream(paths)
+    }
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> StoreResult<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> StoreResult<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}

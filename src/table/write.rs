@@ -1,0 +1,313 @@
+//! Appending rows and positions in one atomic commit.
+//!
+//! The commit loop answers what goes wrong between several writers on one log. Each attempt checks,
+//! on the very snapshot that it commits against, that every partition's stored position is the
+//! expected one; a lost race refreshes and looks again instead of trusting the library's retries.
+//! An unclear answer (the write was applied, its acknowledgement was lost) is resolved the same way:
+//! if the stored position is ours and so is the file in that commit, the commit has landed.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use deltalake_core::arrow::array::RecordBatch;
+use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake_core::kernel::{Action, Add, Transaction};
+use deltalake_core::parquet::basic::{Compression, Encoding, ZstdLevel};
+use deltalake_core::parquet::file::properties::WriterProperties;
+use deltalake_core::parquet::schema::types::ColumnPath;
+use deltalake_core::protocol::{DeltaOperation, SaveMode};
+use deltalake_core::writer::{DeltaWriter, RecordBatchWriter};
+use tracing::{info, warn};
+
+use super::log::Log;
+use super::state::Generation;
+use super::{TableError, schema};
+use crate::record::{Partition, Row};
+use crate::retry::{Backoff, Decide, Verdict};
+use crate::store::Store;
+use crate::telemetry::event;
+
+/// Rows of one partition that are to be committed together with its position.
+#[derive(Debug, Clone)]
+pub struct PartitionBatch {
+    /// Which partition.
+    pub partition: Partition,
+    /// The position that the table must have for this commit to be right: the offset after the
+    /// last one that is stored, `None` where nothing is stored yet.
+    pub expected: Option<i64>,
+    /// The position after the commit: every offset below it is done with.
+    pub next_offset: i64,
+    /// Rows with the offset of the message that each came from, in order. May be empty.
+    pub rows: Vec<(i64, Row)>,
+}
+
+/// What a commit came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// Version of the table after it.
+    pub version: u64,
+    /// Partitions that somebody else has consumed meanwhile, with the table's position: their rows
+    /// were dropped, because they are stored already.
+    pub fenced: Vec<(Partition, i64)>,
+    /// Rows written.
+    pub rows: usize,
+    /// Bytes of the files written.
+    pub bytes: u64,
+}
+
+/// Appends to the table of one generation.
+pub struct Writer {
+    log: Log,
+    attempts: u32,
+    /// Positions as of the loaded snapshot. Asking the log costs requests; a worker's own commits
+    /// are the usual way in which its partitions move.
+    positions: HashMap<String, Option<i64>>,
+}
+
+/// A batch with its staged file.
+struct Staged {
+    batch: PartitionBatch,
+    adds: Vec<Add>,
+}
+
+impl Writer {
+    /// Opens the table of `generation`, making it where it is missing.
+    pub async fn open(
+        catalogue: &Store,
+        generation: &Generation,
+        attempts: u32,
+    ) -> Result<Self, TableError> {
+        Ok(Self {
+            log: Log::open_or_create(catalogue, generation).await?,
+            attempts,
+            positions: HashMap::new(),
+        })
+    }
+
+    /// The offset after the last stored one of `partition`, read anew from the log.
+    pub async fn position(&mut self, partition: &Partition) -> Result<Option<i64>, TableError> {
+        self.refresh().await?;
+        self.stored(&application(partition)).await
+    }
+
+    /// Commits `batches`, each partition at most once.
+    pub async fn append(&mut self, batches: Vec<PartitionBatch>) -> Result<Committed, TableError> {
+        let mut staged = Vec::with_capacity(batches.len());
+        for batch in batches {
+            let adds = self.stage(&batch).await?;
+            staged.push(Staged { batch, adds });
+        }
+        let mut fenced = Vec::new();
+        let base = self.log.version();
+        let backoff = Backoff { cap: Duration::from_secs(2), ..Backoff::times(self.attempts) };
+        let mut last = String::new();
+        let mut landed = Vec::new();
+        for attempt in 0..self.attempts {
+            match self.attempt(&mut staged, &mut fenced, &mut landed, base).await {
+                Ok(version) => {
+                    let all = || landed.iter().chain(&staged);
+                    return Ok(Committed {
+                        version,
+                        fenced,
+                        rows: all().map(|s| s.batch.rows.len()).sum(),
+                        bytes: all().flat_map(|s| &s.adds).map(|a| a.size as u64).sum(),
+                    });
+                }
+                Err(error) if error.verdict() == Verdict::Retry => {
+                    last = error.to_string();
+                    info!(event = event::COMMIT_CONFLICT, attempt, reason = %last, "commit did not go through; looking again");
+                    self.positions.clear();
+                    tokio::time::sleep(backoff.pause(attempt)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(TableError::Exhausted {
+            place: self.log.place.clone(),
+            attempts: self.attempts,
+            last,
+        })
+    }
+
+    /// One attempt: reconcile what is staged with what is stored, then commit what is left.
+    async fn attempt(
+        &mut self,
+        staged: &mut Vec<Staged>,
+        fenced: &mut Vec<(Partition, i64)>,
+        landed: &mut Vec<Staged>,
+        base: u64,
+    ) -> Result<u64, TableError> {
+        if self.positions.is_empty() {
+            self.refresh().await?;
+        }
+        let mut i = 0;
+        // Nothing leaves `staged` before the step that settles it has succeeded: a fault in between
+        // starts the next attempt with all that is left.
+        while let Some(one) = staged.get(i) {
+            let stored = self.stored(&application(&one.batch.partition)).await?;
+            if stored == one.batch.expected {
+                i += 1;
+                continue;
+            }
+            let position = stored.unwrap_or_default();
+            if position == one.batch.next_offset && self.is_ours(one, base).await? {
+                landed.push(staged.remove(i));
+                continue;
+            }
+            warn!(
+                event = event::COMMIT_FENCED, partition = %one.batch.partition, stored = position,
+                expected = one.batch.expected, next = one.batch.next_offset,
+                "another worker has consumed this partition"
+            );
+            let partition = one.batch.partition.clone();
+            if (one.batch.expected.unwrap_or_default()..one.batch.next_offset).contains(&position) {
+                // Only a prefix is stored: the rest is still this worker's to write.
+                let mut batch = one.batch.clone();
+                batch.rows.retain(|(offset, _)| *offset >= position);
+                batch.expected = stored;
+                let adds = self.stage(&batch).await?;
+                staged[i] = Staged { batch, adds };
+                i += 1;
+            } else {
+                staged.remove(i);
+            }
+            fenced.push((partition, position));
+        }
+        if staged.is_empty() {
+            return Ok(self.log.version());
+        }
+        let version = self.commit(staged).await?;
+        for one in staged {
+            let application = application(&one.batch.partition);
+            self.positions.insert(application, Some(one.batch.next_offset));
+        }
+        Ok(version)
+    }
+
+    async fn commit(&mut self, staged: &[Staged]) -> Result<u64, TableError> {
+        let transactions = staged
+            .iter()
+            .map(|one| Transaction::new(application(&one.batch.partition), one.batch.next_offset))
+            .collect();
+        let actions = staged
+            .iter()
+            .flat_map(|one| &one.adds)
+            .cloned()
+            .map(Action::Add)
+            .collect();
+        // No retries inside: they would commit against a snapshot whose positions nobody checked.
+        let properties = CommitProperties::default()
+            .with_max_retries(0)
+            .with_create_checkpoint(true)
+            .with_cleanup_expired_logs(Some(false))
+            .with_application_transactions(transactions);
+        let operation = DeltaOperation::Write {
+            mode: SaveMode::Append,
+            partition_by: None,
+            predicate: None,
+        };
+        let state = self.log.table.snapshot().map_err(|e| self.log.error(e))?;
+        let done = CommitBuilder::from(properties)
+            .with_actions(actions)
+            .build(Some(state), self.log.store(), operation)
+            .await
+            .map_err(|e| self.log.error(e))?;
+        self.log.table.state = Some(done.snapshot());
+        Ok(done.version())
+    }
+
+    /// Writes the rows of a batch to a file that no commit names yet.
+    async fn stage(&self, batch: &PartitionBatch) -> Result<Vec<Add>, TableError> {
+        if batch.rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<_> = batch
+            .rows
+            .iter()
+            .map(|(offset, row)| (format!("{}@{offset}", batch.partition), row))
+            .collect();
+        let columns: RecordBatch = schema::to_batch(&rows, &self.log.arrow_schema()?)
+            .map_err(|error| TableError::Corrupt {
+                file: self.log.place.clone(),
+                reason: error.to_string(),
+            })?;
+        let backoff = Backoff::times(self.attempts);
+        let mut attempt = 0;
+        loop {
+            match self.write_file(columns.clone()).await {
+                Ok(adds) => return Ok(adds),
+                Err(error) if error.verdict() == Verdict::Retry && attempt + 1 < self.attempts => {
+                    info!(event = event::RETRY, stage = "table", attempt, %error, "a file was not written; trying again");
+                    tokio::time::sleep(backoff.pause(attempt)).await;
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn write_file(&self, columns: RecordBatch) -> Result<Vec<Add>, TableError> {
+        let wrap = |e| self.log.error(e);
+        let mut writer = RecordBatchWriter::for_table(&self.log.table)
+            .map_err(wrap)?
+            .with_writer_properties(properties());
+        writer.write(columns).await.map_err(wrap)?;
+        writer.flush().await.map_err(wrap)
+    }
+
+    async fn refresh(&mut self) -> Result<(), TableError> {
+        let before = self.log.table.version();
+        let updated = self.log.table.update_state().await;
+        updated.map_err(|e| self.log.error(e))?;
+        if self.log.table.version() != before {
+            self.positions.clear();
+        }
+        Ok(())
+    }
+
+    async fn stored(&mut self, application: &str) -> Result<Option<i64>, TableError> {
+        if let Some(known) = self.positions.get(application) {
+            return Ok(*known);
+        }
+        let state = self.log.table.snapshot().map_err(|e| self.log.error(e))?;
+        let position = state
+            .transaction_version(self.log.store().as_ref(), application)
+            .await
+            .map_err(|e| self.log.error(e))?;
+        self.positions.insert(application.to_owned(), position);
+        Ok(position)
+    }
+
+    /// Whether a commit after version `base` holds the staged files: then it is this writer's own,
+    /// of which it never heard. Without files there is nothing that could be doubled.
+    async fn is_ours(&self, staged: &Staged, base: u64) -> Result<bool, TableError> {
+        let paths: HashSet<&str> = staged.adds.iter().map(|a| a.path.as_str()).collect();
+        if paths.is_empty() {
+            return Ok(true);
+        }
+        for version in base + 1..=self.log.version() {
+            let actions = self.log.commit(version).await?.unwrap_or_default();
+            let ours = |a: &Action| matches!(a, Action::Add(add) if paths.contains(add.path.as_str()));
+            if actions.iter().any(ours) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// The application id under which the Delta log keeps a partition's position.
+fn application(partition: &Partition) -> String {
+    format!("bsap:{}:{}", partition.topic, partition.number)
+}
+
+/// Embeddings rounded to f16 leave 16 of 32 bits zero in every value; split by byte and packed by
+/// zstd they take about 1.9 bytes a value and stay plain floats to every reader.
+fn properties() -> WriterProperties {
+    let embedding = ColumnPath::from(vec!["embedding".into(), "list".into(), "element".into()]);
+    WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_column_dictionary_enabled(embedding.clone(), false)
+        .set_column_encoding(embedding, Encoding::BYTE_STREAM_SPLIT)
+        .build()
+}
