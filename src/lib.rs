@@ -4,12 +4,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod clip;
 pub mod dead_letter;
+pub mod decode;
 pub mod fetch;
+pub mod ingest;
 pub mod kafka;
 pub mod normalise;
+pub mod prompts;
 pub mod record;
 pub mod retry;
+pub mod search;
 pub mod source;
 pub mod statistics;
 pub mod store;

@@ -342,6 +342,11 @@ impl Version {
     }
 }
 
+/// Lower-case hexadecimal, as hashes and fingerprints are written.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

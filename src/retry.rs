@@ -62,11 +62,11 @@ pub async fn retry<T, E, F>(
     backoff: Backoff,
     token: &CancellationToken,
     mut on_retry: impl FnMut(u32, &E),
-    mut work: F,
+    mut work: impl FnMut() -> F,
 ) -> Result<T, E>
 where
     E: Decide,
-    F: AsyncFnMut() -> Result<T, E>,
+    F: Future<Output = Result<T, E>>,
 {
     let mut attempt = 0;
     loop {
@@ -88,6 +88,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[derive(Debug, PartialEq)]
@@ -99,7 +101,7 @@ mod tests {
     }
 
     async fn attempts_until(verdict: Verdict, succeed_at: u32) -> (u32, Result<(), Fault>) {
-        let mut tried = 0;
+        let tried = Cell::new(0);
         let backoff = Backoff {
             base: Duration::ZERO,
             ..Backoff::times(5)
@@ -109,9 +111,9 @@ mod tests {
             backoff,
             &token,
             |_, _| {},
-            async || {
-                tried += 1;
-                if tried == succeed_at {
+            || async {
+                tried.set(tried.get() + 1);
+                if tried.get() == succeed_at {
                     Ok(())
                 } else {
                     Err(Fault(verdict))
@@ -119,7 +121,7 @@ mod tests {
             },
         )
         .await;
-        (tried, result)
+        (tried.get(), result)
     }
 
     #[tokio::test]
@@ -143,7 +145,7 @@ mod tests {
             backoff,
             &token,
             |_, _| {},
-            async || Err(Fault(Verdict::Retry)),
+            || async { Err(Fault(Verdict::Retry)) },
         )
         .await;
         assert!(result.is_err());

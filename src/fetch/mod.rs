@@ -237,7 +237,7 @@ impl Fetcher {
         let on_retry = |attempt: u32, error: &FetchError| {
             debug!(event = event::RETRY, stage = "fetch", attempt, error = %error, "trying again");
         };
-        retry(Backoff::times(self.options.attempts), token, on_retry, async || {
+        retry(Backoff::times(self.options.attempts), token, on_retry, || async {
             let limit = Duration::from_millis(self.options.total_timeout_ms);
             tokio::time::timeout(limit, self.once(uri))
                 .await

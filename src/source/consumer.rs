@@ -88,8 +88,8 @@ pub trait Resume: Send + Sync {
 pub enum Item {
     /// A message to process.
     Message(Message),
-    /// Partitions were given to this worker, each with the offset that it resumes from.
-    Assigned(Vec<(Partition, i64)>),
+    /// Partitions were given to this worker.
+    Assigned(Vec<Partition>),
     /// Partitions are about to be taken away. Settle what came before, then drop the [`Settled`].
     Revoked(Vec<Partition>, Settled),
     /// Consuming cannot go on.
@@ -115,7 +115,7 @@ struct Shared {
     durable: Mutex<BTreeMap<Partition, i64>>,
     /// Milliseconds since `started` at the last poll.
     last_poll_ms: AtomicI64,
-    /// Messages per partition that Kafka has and this worker has not been handed.
+    /// Partitions that are this worker's at the moment.
     assigned: Mutex<BTreeSet<Partition>>,
 }
 
@@ -405,8 +405,9 @@ impl Context {
                 .map_err(|source| self.kafka(source))?;
             assigned.push((partition, offset));
         }
-        lock(&self.shared.assigned).extend(assigned.iter().map(|(p, _)| p.clone()));
         let names: Vec<String> = assigned.iter().map(|(p, o)| format!("{p}@{o}")).collect();
+        let assigned: Vec<Partition> = assigned.into_iter().map(|(p, _)| p).collect();
+        lock(&self.shared.assigned).extend(assigned.iter().cloned());
         info!(event = event::REBALANCE, change = "assigned", partitions = ?names, "partitions assigned");
         if !assigned.is_empty() {
             self.send(Item::Assigned(assigned));

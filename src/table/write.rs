@@ -145,7 +145,7 @@ impl Writer {
         // starts the next attempt with all that is left.
         while let Some(one) = staged.get(i) {
             let stored = self.stored(&application(&one.batch.partition)).await?;
-            if stored == one.batch.expected {
+            if stored == one.batch.expected && stored < Some(one.batch.next_offset) {
                 i += 1;
                 continue;
             }

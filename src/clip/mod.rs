@@ -1,0 +1,216 @@
+//! CLIP: a checkpoint in the Hugging Face layout, its preprocessing, its tokenizer, its two towers.
+
+mod checkpoint;
+mod preprocess;
+mod tokenizer;
+mod towers;
+mod transformer;
+
+use std::path::PathBuf;
+
+use candle_core::{DType, Device};
+use image::RgbImage;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use preprocess::Pixels;
+pub use towers::Clip;
+
+/// What the pipeline needs of a model; a deterministic stand-in may implement it in tests.
+pub trait Towers: Send + Sync {
+    /// What the model is.
+    fn card(&self) -> &ModelCard;
+
+    /// Resizes and crops a picture to what the image tower reads.
+    fn prepare(&self, image: &RgbImage) -> Result<Pixels, ClipError>;
+
+    /// One unit-length embedding of `card().dimension` values per picture, in order.
+    fn embed_images(&self, batch: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError>;
+
+    /// One unit-length embedding of `card().dimension` values per text, in order.
+    fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError>;
+}
+
+/// What a model is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ModelCard {
+    /// Its name: that of its folder.
+    pub name: String,
+    /// `clip`.
+    pub architecture: String,
+    /// SHA-256 over weights, architecture, preprocessing and tokenizer, in hexadecimal. Embeddings
+    /// of models with different fingerprints are never compared.
+    pub fingerprint: String,
+    /// Dimension of an embedding.
+    pub dimension: usize,
+    /// Side of the square that the image tower reads, in pixels.
+    pub image_side: u32,
+    /// Longest text in tokens.
+    pub context_length: usize,
+    /// L: exp of the checkpoint's `logit_scale`.
+    pub logit_scale: f32,
+    /// Number of parameters.
+    pub parameters: u64,
+    /// What users must know of the model, from `notice` in its config; for instance that its
+    /// weights are random.
+    pub notice: Option<String>,
+}
+
+/// Which model, and where it runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Folder of a CLIP checkpoint in the Hugging Face layout: `config.json`, `model.safetensors`,
+    /// `tokenizer.json`, `preprocessor_config.json`.
+    pub checkpoint: PathBuf,
+    /// `auto` (a GPU if this build and machine have one), `cpu`, or `cuda:0`.
+    pub device: DeviceChoice,
+    /// Precision of the towers: `f32`, or on a GPU `f16` or `bf16`.
+    pub dtype: Precision,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            checkpoint: "models/clip-vit-base-patch32".into(),
+            device: DeviceChoice::Auto,
+            dtype: Precision::F32,
+        }
+    }
+}
+
+impl Options {
+    /// What is wrong with these options, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !self.checkpoint.is_dir() {
+            problems.push(format!(
+                "checkpoint: {} is not a folder; download a CLIP checkpoint in the Hugging Face layout and name its folder",
+                self.checkpoint.display()
+            ));
+        }
+        if self.device == DeviceChoice::Cpu && self.dtype != Precision::F32 {
+            problems.push("dtype: the CPU computes in f32 only; set f32".into());
+        }
+        problems
+    }
+}
+
+/// Where the towers run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub enum DeviceChoice {
+    /// A GPU if there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number, or nothing.
+    Cuda(usize),
+}
+
+impl TryFrom<String> for DeviceChoice {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            other => other
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("{text:?} is not auto, cpu or cuda:<number>")),
+        }
+    }
+}
+
+impl From<DeviceChoice> for String {
+    fn from(choice: DeviceChoice) -> Self {
+        match choice {
+            DeviceChoice::Auto => "auto".into(),
+            DeviceChoice::Cpu => "cpu".into(),
+            DeviceChoice::Cuda(n) => format!("cuda:{n}"),
+        }
+    }
+}
+
+/// Precision of the towers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats, on a GPU.
+    F16,
+    /// bfloat16, on a GPU.
+    Bf16,
+}
+
+impl Precision {
+    fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// Why a model cannot be used. All but [`ClipError::Input`] mean that the model or its device is
+/// wrong, not the picture or the text.
+#[derive(Debug, thiserror::Error)]
+pub enum ClipError {
+    /// A file of the checkpoint is missing or cannot be read.
+    #[error("{file}: {source}")]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file of the checkpoint does not hold what it should.
+    #[error("{file}: {reason}")]
+    Checkpoint {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The device cannot be used.
+    #[error("device {device}: {reason}")]
+    Device {
+        /// As configured.
+        device: String,
+        /// Why, and what would work.
+        reason: String,
+    },
+    /// This picture or text cannot be embedded.
+    #[error("{0}")]
+    Input(String),
+    /// Computing failed.
+    #[error("the towers failed: {0}")]
+    Compute(#[from] candle_core::Error),
+}
+
+/// Opens the device; the only place that does.
+fn open_device(choice: DeviceChoice) -> Result<Device, ClipError> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Auto => Ok(open_cuda(0).unwrap_or(Device::Cpu)),
+        DeviceChoice::Cuda(n) => open_cuda(n),
+    }
+}
+
+fn open_cuda(number: usize) -> Result<Device, ClipError> {
+    let error = |reason: String| ClipError::Device {
+        device: format!("cuda:{number}"),
+        reason: format!("{reason}; set model.device to cpu, or build with --features cuda and install the driver"),
+    };
+    if !candle_core::utils::cuda_is_available() {
+        return Err(error("this program was built without CUDA".into()));
+    }
+    // The CUDA bindings panic where the driver's library is missing.
+    std::panic::catch_unwind(|| Device::new_cuda(number))
+        .map_err(|_| error("the CUDA driver is missing".into()))?
+        .map_err(|e| error(e.to_string()))
+}

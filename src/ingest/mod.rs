@@ -1,0 +1,304 @@
+//! The worker: from messages to stored rows.
+//!
+//! Messages are processed concurrently and settled in order: the outcomes of each partition leave
+//! the pipeline in the order of its offsets, so that a commit always covers a prefix without holes.
+
+mod embed;
+mod process;
+mod sink;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::future::{BoxFuture, ready};
+use futures::stream::FuturesOrdered;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::info;
+
+use crate::clip::Towers;
+use crate::dead_letter::{DeadLetterError, DeadLetters};
+use crate::fetch::Fetcher;
+use crate::prompts::EmbeddedSet;
+use crate::record::{Message, Partition};
+use crate::source::{Decoder, Item, Resume, Source, SourceError};
+use crate::table::{TableError, Writer};
+use crate::telemetry::event;
+use crate::{decode, kafka, source};
+
+use process::{Outcome, Processor};
+use sink::Sink;
+
+/// How the worker batches and bounds its work.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Messages in the pipeline at one time. At least twice `batch_images`, so that the next batch
+    /// is ready when the towers are.
+    pub in_flight: usize,
+    /// Images embedded in one pass of the image tower.
+    pub batch_images: usize,
+    /// How long a batch that is not full waits for more images, in milliseconds.
+    pub batch_wait_ms: u64,
+    /// Images decoded at one time. 0: as many as there are cores.
+    pub decode_threads: usize,
+    /// A commit is cut when it has this many rows …
+    pub commit_rows: usize,
+    /// … or this many bytes of embeddings, in MiB …
+    pub commit_mib: usize,
+    /// … or when its oldest outcome is this old, in milliseconds. Bounds how long a new image
+    /// takes to become searchable, and how many files and requests a quiet topic costs.
+    pub commit_ms: u64,
+    /// How long messages in the pipeline may take at shutdown, in seconds. What is cut off is
+    /// done again by the next owner.
+    pub drain_seconds: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            in_flight: 128,
+            batch_images: 32,
+            batch_wait_ms: 20,
+            decode_threads: 0,
+            commit_rows: 10_000,
+            commit_mib: 64,
+            commit_ms: 1_000,
+            drain_seconds: 20,
+        }
+    }
+}
+
+impl Options {
+    /// What is wrong with these options, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut range = |name: &str, value: u64, low: u64, high: u64| {
+            if !(low..=high).contains(&value) {
+                problems.push(format!("{name}: {value} is not between {low} and {high}"));
+            }
+        };
+        range("in_flight", self.in_flight as u64, 1, 100_000);
+        range("batch_images", self.batch_images as u64, 1, 4096);
+        range("batch_wait_ms", self.batch_wait_ms, 0, 10_000);
+        range("decode_threads", self.decode_threads as u64, 0, 1024);
+        range("commit_rows", self.commit_rows as u64, 1, 1_000_000);
+        range("commit_mib", self.commit_mib as u64, 1, 4096);
+        range("commit_ms", self.commit_ms, 1, 3_600_000);
+        range("drain_seconds", self.drain_seconds, 0, 3_600);
+        problems
+    }
+}
+
+/// Why the worker stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// Consuming cannot go on.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The table cannot be written.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A message could not be put aside.
+    #[error(transparent)]
+    DeadLetter(#[from] DeadLetterError),
+    /// A task of the pipeline panicked: a fault of this program.
+    #[error("the pipeline failed at {0}; please report it")]
+    Broken(String),
+}
+
+/// What the worker has done so far; shared with whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Images embedded.
+    pub embedded: AtomicU64,
+    /// Deletes seen.
+    pub deleted: AtomicU64,
+    /// Messages put aside.
+    pub dead_lettered: AtomicU64,
+    /// Images that were gone before they could be fetched.
+    pub gone: AtomicU64,
+    /// Rows stored.
+    pub stored: AtomicU64,
+    /// Version of the table after the last commit.
+    pub version: AtomicU64,
+}
+
+impl Progress {
+    fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// Everything that a worker is made of.
+pub struct Worker {
+    /// How to reach Kafka.
+    pub kafka: kafka::Options,
+    /// Where events come from.
+    pub source: source::Options,
+    /// How events are read.
+    pub decoder: Decoder,
+    /// Where unusable messages go.
+    pub dead_letters: DeadLetters,
+    /// Gets the bytes of images.
+    pub fetcher: Fetcher,
+    /// Limits of image decoding.
+    pub decode: decode::Options,
+    /// The model.
+    pub towers: Arc<dyn Towers>,
+    /// Prompt sets whose statistics every image gets.
+    pub sets: Vec<Arc<EmbeddedSet>>,
+    /// The table.
+    pub writer: Writer,
+    /// Batches and bounds.
+    pub options: Options,
+    /// What has been done.
+    pub progress: Arc<Progress>,
+}
+
+/// Lets the consumer ask the table where a partition is to be resumed.
+struct TablePositions(Arc<Mutex<Writer>>);
+
+#[async_trait]
+impl Resume for TablePositions {
+    async fn next_offset(&self, partition: &Partition) -> Result<Option<i64>, String> {
+        let mut writer = self.0.lock().await;
+        writer.position(partition).await.map_err(|e| e.to_string())
+    }
+}
+
+impl Worker {
+    /// Works until `token` is cancelled or something fails for good. Returns whether everything
+    /// that had been taken up was settled.
+    pub async fn run(self, token: CancellationToken) -> Result<bool, IngestError> {
+        let writer = Arc::new(Mutex::new(self.writer));
+        let resume = Arc::new(TablePositions(writer.clone()));
+        let source = Source::start(&self.kafka, &self.source, resume, token.clone())?;
+        let abandon = CancellationToken::new();
+        let embedder = embed::Embedder::start(self.towers.clone(), self.sets, &self.options);
+        let processor = Arc::new(Processor {
+            decoder: self.decoder,
+            dead_letters: self.dead_letters,
+            fetcher: self.fetcher,
+            decode: self.decode,
+            decode_turns: process::decode_turns(self.options.decode_threads),
+            towers: self.towers,
+            embedder,
+            progress: self.progress.clone(),
+            abandon: abandon.clone(),
+        });
+        let mut pipeline = Pipeline {
+            source,
+            processor,
+            in_flight: FuturesOrdered::new(),
+            sink: Sink::new(writer, &self.options, self.progress),
+            options: self.options,
+        };
+        let result = pipeline.run(&token).await;
+        abandon.cancel();
+        let Pipeline { source, in_flight, .. } = pipeline;
+        let drained = in_flight.is_empty();
+        drop(in_flight);
+        source.close().await;
+        result.map(|()| drained)
+    }
+}
+
+struct Pipeline {
+    source: Source,
+    processor: Arc<Processor>,
+    in_flight: FuturesOrdered<BoxFuture<'static, Settling>>,
+    sink: Sink,
+    options: Options,
+}
+
+/// What leaves the pipeline, in order.
+enum Settling {
+    Outcome(Outcome),
+    Assigned(Vec<Partition>),
+    Revoked(Vec<Partition>, source::consumer::Settled),
+    Failed(IngestError),
+}
+
+impl Pipeline {
+    async fn run(&mut self, token: &CancellationToken) -> Result<(), IngestError> {
+        while !token.is_cancelled() {
+            let room = self.in_flight.len() < self.options.in_flight;
+            tokio::select! {
+                Some(settling) = self.in_flight.next() => self.settle(settling).await?,
+                item = self.source.next(), if room => match item {
+                    Some(item) => self.take_up(item),
+                    None => break,
+                },
+                () = self.sink.due() => self.sink.commit(&self.source).await?,
+                () = token.cancelled() => {}
+            }
+        }
+        let limit = Duration::from_secs(self.options.drain_seconds);
+        let drained = tokio::time::timeout(limit, async {
+            while let Some(settling) = self.in_flight.next().await {
+                self.settle(settling).await?;
+            }
+            Ok::<_, IngestError>(())
+        });
+        match drained.await {
+            Ok(result) => result?,
+            Err(_) => info!(event = event::STOP, left = self.in_flight.len(), "work was cut off; it is done again by the next owner"),
+        }
+        self.sink.commit(&self.source).await
+    }
+
+    fn take_up(&mut self, item: Item) {
+        let settling: BoxFuture<'static, Settling> = match item {
+            Item::Message(message) => {
+                let task = self.process(message);
+                Box::pin(async {
+                    match task.await {
+                        Ok(outcome) => Settling::Outcome(outcome),
+                        Err(panic) => Settling::Failed(IngestError::Broken(panic.to_string())),
+                    }
+                })
+            }
+            Item::Assigned(partitions) => Box::pin(ready(Settling::Assigned(partitions))),
+            Item::Revoked(partitions, settled) => {
+                Box::pin(ready(Settling::Revoked(partitions, settled)))
+            }
+            Item::Failed(error) => Box::pin(ready(Settling::Failed(error.into()))),
+        };
+        self.in_flight.push_back(settling);
+    }
+
+    fn process(&self, message: Message) -> AbortOnDropHandle<Outcome> {
+        let processor = self.processor.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move { processor.process(message).await }))
+    }
+
+    async fn settle(&mut self, settling: Settling) -> Result<(), IngestError> {
+        match settling {
+            Settling::Outcome(outcome) => {
+                if self.sink.take(outcome)? {
+                    self.sink.commit(&self.source).await?;
+                }
+                Ok(())
+            }
+            Settling::Assigned(partitions) => self.sink.assign(partitions).await,
+            Settling::Revoked(partitions, settled) => {
+                self.sink.commit(&self.source).await?;
+                self.sink.revoke(&partitions);
+                drop(settled);
+                Ok(())
+            }
+            Settling::Failed(error) => {
+                // What came before it is done and must not be done again.
+                self.sink.commit(&self.source).await?;
+                Err(error)
+            }
+        }
+    }
+}

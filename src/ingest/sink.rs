@@ -1,0 +1,162 @@
+//! Outcomes in order, cut into commits.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tracing::info;
+
+use super::process::{Outcome, Unsettled};
+use super::{IngestError, Options, Progress};
+use crate::record::{Partition, Row};
+use crate::source::Source;
+use crate::table::{PartitionBatch, Writer};
+use crate::telemetry::event;
+
+/// Collects outcomes and commits them.
+pub struct Sink {
+    writer: Arc<Mutex<Writer>>,
+    partitions: BTreeMap<Partition, Pending>,
+    options: Options,
+    progress: Arc<Progress>,
+    rows: usize,
+    bytes: usize,
+    /// When the oldest outcome that is not committed came in.
+    since: Option<Instant>,
+    /// When the oldest event among them happened.
+    oldest: Option<DateTime<Utc>>,
+}
+
+/// What one partition has outstanding.
+struct Pending {
+    /// The table's position of this partition.
+    expected: Option<i64>,
+    /// The position after the next commit.
+    next_offset: Option<i64>,
+    rows: Vec<(i64, Row)>,
+    /// A message was abandoned: committing anything behind it would leave a hole.
+    closed: bool,
+}
+
+impl Sink {
+    pub fn new(writer: Arc<Mutex<Writer>>, options: &Options, progress: Arc<Progress>) -> Self {
+        Self {
+            writer,
+            partitions: BTreeMap::new(),
+            options: options.clone(),
+            progress,
+            rows: 0,
+            bytes: 0,
+            since: None,
+            oldest: None,
+        }
+    }
+
+    /// Partitions that are this worker's from now on.
+    pub async fn assign(&mut self, partitions: Vec<Partition>) -> Result<(), IngestError> {
+        let mut writer = self.writer.lock().await;
+        for partition in partitions {
+            let expected = writer.position(&partition).await?;
+            let pending = Pending { expected, next_offset: None, rows: Vec::new(), closed: false };
+            self.partitions.insert(partition, pending);
+        }
+        Ok(())
+    }
+
+    /// Partitions that are not this worker's any more. Commit first.
+    pub fn revoke(&mut self, partitions: &[Partition]) {
+        for partition in partitions {
+            self.partitions.remove(partition);
+        }
+    }
+
+    /// Takes the next outcome; true when it is time to commit.
+    pub fn take(&mut self, outcome: Outcome) -> Result<bool, IngestError> {
+        let Some(pending) = self.partitions.get_mut(&outcome.partition) else {
+            return Ok(false); // revoked meanwhile: its new owner does it
+        };
+        let stored = pending.expected.is_some_and(|position| outcome.offset < position);
+        if pending.closed || stored {
+            return Ok(false);
+        }
+        let rows = match outcome.rows {
+            Ok(rows) => rows,
+            Err(Unsettled::Fatal(error)) => return Err(*error),
+            Err(Unsettled::Abandoned) => {
+                pending.closed = true;
+                return Ok(false);
+            }
+        };
+        pending.next_offset = Some(outcome.offset + 1);
+        self.rows += rows.len();
+        let values = |row: &Row| row.image.as_ref().map_or(0, |i| i.embedding.values().len());
+        self.bytes += rows.iter().map(|row| values(row) * size_of::<f32>()).sum::<usize>();
+        pending.rows.extend(rows.into_iter().map(|row| (outcome.offset, row)));
+        self.since.get_or_insert_with(Instant::now);
+        self.oldest = match (self.oldest, outcome.event_time) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        Ok(self.rows >= self.options.commit_rows || self.bytes >= self.options.commit_mib << 20)
+    }
+
+    /// Resolves when the oldest outcome has waited long enough; never while there is none.
+    pub async fn due(&self) {
+        match self.since {
+            Some(since) => {
+                let wait = Duration::from_millis(self.options.commit_ms);
+                tokio::time::sleep_until(since + wait).await;
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Commits what is outstanding, if anything, and tells the source.
+    pub async fn commit(&mut self, source: &Source) -> Result<(), IngestError> {
+        let batches: Vec<PartitionBatch> = self
+            .partitions
+            .iter_mut()
+            .filter_map(|(partition, pending)| {
+                Some(PartitionBatch {
+                    partition: partition.clone(),
+                    expected: pending.expected,
+                    next_offset: pending.next_offset.take()?,
+                    rows: std::mem::take(&mut pending.rows),
+                })
+            })
+            .collect();
+        self.since = None;
+        (self.rows, self.bytes) = (0, 0);
+        let oldest = self.oldest.take();
+        if batches.is_empty() {
+            return Ok(());
+        }
+        let ends: Vec<_> = batches.iter().map(|b| (b.partition.clone(), b.next_offset)).collect();
+        let started = Instant::now();
+        let done = self.writer.lock().await.append(batches).await?;
+        for (partition, next_offset) in ends {
+            let stored = done.fenced.iter().find(|(p, _)| *p == partition);
+            let position = stored.map_or(next_offset, |(_, position)| *position.max(&next_offset));
+            if let Some(pending) = self.partitions.get_mut(&partition) {
+                pending.expected = Some(position);
+            }
+            source.mark_durable(partition, position);
+        }
+        Progress::add(&self.progress.stored, done.rows as u64);
+        self.progress.version.store(done.version, Ordering::Relaxed);
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        info!(
+            event = event::BATCH_DONE, version = done.version, rows = done.rows, bytes = done.bytes,
+            embedded = count(&self.progress.embedded), deleted = count(&self.progress.deleted),
+            dead_lettered = count(&self.progress.dead_lettered), gone = count(&self.progress.gone),
+            fenced = done.fenced.len(), commit_ms = started.elapsed().as_millis() as u64,
+            age_ms = oldest.map(|t| (Utc::now() - t).num_milliseconds()),
+            "rows and positions stored"
+        );
+        Ok(())
+    }
+}

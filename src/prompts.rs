@@ -1,0 +1,291 @@
+//! Auxiliary prompt sets: shipped ones and the owner's own, loaded, fingerprinted, embedded once.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chrono::Utc;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::clip::{ClipError, Towers};
+use crate::record::{Embedding, hex};
+use crate::statistics::{Statistics, StatisticsKey, auxiliary_scores};
+use crate::table::PromptSetRecord;
+
+/// Most prompts in a set: beyond that the statistics cost more than they tell.
+pub const MAX_PROMPTS: usize = 4096;
+/// Longest prompt in characters; a text tower reads 77 tokens at most.
+pub const MAX_PROMPT_CHARS: usize = 1000;
+
+/// Prompt sets that are part of the program.
+const SHIPPED: [(&str, &str); 4] = [
+    ("photographs", include_str!("../models/prompts/photographs.toml")),
+    ("ecommerce-en", include_str!("../models/prompts/ecommerce-en.toml")),
+    ("ecommerce-ja", include_str!("../models/prompts/ecommerce-ja.toml")),
+    ("demo", include_str!("../models/prompts/demo.toml")),
+];
+
+/// Which prompt sets are used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Prompt sets whose statistics every image gets, by shipped name (`photographs`,
+    /// `ecommerce-en`, `ecommerce-ja`, `demo`) or path of a TOML file. The first serves queries
+    /// that do not choose one.
+    pub sets: Vec<String>,
+    /// How many of an image's largest auxiliary scores `nnn` averages.
+    pub top_k: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            sets: vec!["photographs".into()],
+            top_k: 8,
+        }
+    }
+}
+
+impl Options {
+    /// What is wrong with these options, a line each; reads the sets.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.sets.is_empty() || self.sets.len() > 8 {
+            problems.push(format!("sets: {} sets; give 1 to 8", self.sets.len()));
+        }
+        if !(1..=MAX_PROMPTS).contains(&self.top_k) {
+            problems.push(format!(
+                "top_k: {} is not between 1 and {MAX_PROMPTS}",
+                self.top_k
+            ));
+        }
+        let errors = self.sets.iter().filter_map(|set| PromptSet::load(set).err());
+        problems.extend(errors.map(|e| format!("sets: {e}")));
+        problems
+    }
+}
+
+/// A prompt set that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    /// Neither a shipped name nor a readable file.
+    #[error("{name}: no shipped prompt set of that name and no readable file ({source}); shipped are {}", shipped_names())]
+    Missing {
+        /// As given.
+        name: String,
+        /// Why the file cannot be read.
+        source: std::io::Error,
+    },
+    /// The file is not a prompt set.
+    #[error("{file}: {reason}")]
+    Invalid {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The prompts could not be embedded.
+    #[error("prompt set {name}: {source}")]
+    Embed {
+        /// The set.
+        name: String,
+        /// Why.
+        source: ClipError,
+    },
+}
+
+fn shipped_names() -> String {
+    SHIPPED.map(|(name, _)| name).join(", ")
+}
+
+/// A set of auxiliary prompts, as its TOML file has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PromptSet {
+    /// Name, of letters, digits, `-` and `_`.
+    pub name: String,
+    /// Version; raise it when the texts change.
+    pub version: u32,
+    /// Language of the texts, as BCP 47 writes it.
+    pub language: String,
+    /// What the set is for and how it was chosen.
+    pub notes: String,
+    /// The prompts.
+    pub texts: Vec<String>,
+}
+
+impl PromptSet {
+    /// Loads a shipped set by name, or a file by path.
+    pub fn load(name: &str) -> Result<Self, PromptError> {
+        if let Some((_, text)) = SHIPPED.iter().find(|(shipped, _)| *shipped == name) {
+            return Self::parse(text, Path::new(name));
+        }
+        let text = std::fs::read_to_string(name).map_err(|source| PromptError::Missing {
+            name: name.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, Path::new(name))
+    }
+
+    fn parse(text: &str, file: &Path) -> Result<Self, PromptError> {
+        let invalid = |reason: String| PromptError::Invalid {
+            file: file.to_owned(),
+            reason,
+        };
+        let set: Self = toml::from_str(text).map_err(|e| invalid(e.to_string()))?;
+        let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if set.name.is_empty() || !set.name.chars().all(legal) {
+            return Err(invalid(format!(
+                "name {:?} has characters other than letters, digits, - and _",
+                set.name
+            )));
+        }
+        if !(2..=MAX_PROMPTS).contains(&set.texts.len()) {
+            return Err(invalid(format!(
+                "has {} texts; a set has 2 to {MAX_PROMPTS}",
+                set.texts.len()
+            )));
+        }
+        for (i, text) in set.texts.iter().enumerate() {
+            if text.trim().is_empty() || text.chars().count() > MAX_PROMPT_CHARS {
+                return Err(invalid(format!(
+                    "text {} is empty or longer than {MAX_PROMPT_CHARS} characters",
+                    i + 1
+                )));
+            }
+            if set.texts[..i].contains(text) {
+                return Err(invalid(format!("text {} ({text:?}) stands twice", i + 1)));
+            }
+        }
+        Ok(set)
+    }
+
+    /// SHA-256 over the texts in hexadecimal: what statistics depend on. Their order does not
+    /// matter, nor do name and notes.
+    pub fn fingerprint(&self) -> String {
+        let mut sorted: Vec<&str> = self.texts.iter().map(String::as_str).collect();
+        sorted.sort_unstable();
+        let mut hasher = Sha256::new();
+        for text in sorted {
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+        hex(&hasher.finalize())
+    }
+
+    /// Embeds the prompts with a model's text tower and fixes scale and top-k.
+    pub fn embed(self, towers: &dyn Towers, top_k: usize) -> Result<EmbeddedSet, PromptError> {
+        let mut embeddings = Vec::with_capacity(self.texts.len());
+        let texts: Vec<&str> = self.texts.iter().map(String::as_str).collect();
+        for batch in texts.chunks(64) {
+            let embedded = towers
+                .embed_texts(batch)
+                .map_err(|source| PromptError::Embed {
+                    name: self.name.clone(),
+                    source,
+                })?;
+            embeddings.extend(embedded);
+        }
+        let scale = towers.card().logit_scale;
+        let key = StatisticsKey::new(&self.name, self.version, &self.fingerprint(), scale, top_k);
+        Ok(EmbeddedSet {
+            set: self,
+            key,
+            embeddings,
+            scale,
+            top_k,
+        })
+    }
+}
+
+/// A prompt set with its embeddings, ready to measure images.
+#[derive(Debug, Clone)]
+pub struct EmbeddedSet {
+    /// The texts.
+    pub set: PromptSet,
+    /// The key of its statistics.
+    pub key: StatisticsKey,
+    /// One unit-length embedding a text.
+    pub embeddings: Vec<Vec<f32>>,
+    scale: f32,
+    top_k: usize,
+}
+
+impl EmbeddedSet {
+    /// The statistics of an image, from its embedding as it is stored.
+    pub fn statistics(&self, image: &Embedding) -> Option<Statistics> {
+        let scores = auxiliary_scores(image.values(), &self.embeddings);
+        Statistics::of(&scores, self.scale, self.top_k)
+    }
+
+    /// The prompts with the scores that an image gives them, strongest first.
+    pub fn strongest(&self, image: &Embedding) -> Vec<(&str, f32)> {
+        let scores = auxiliary_scores(image.values(), &self.embeddings);
+        let mut pairs: Vec<(&str, f32)> = self.set.texts.iter().map(String::as_str).zip(scores).collect();
+        pairs.sort_by(|a, b| b.1.total_cmp(&a.1));
+        pairs
+    }
+
+    /// What the catalogue's state keeps of this set.
+    pub fn record(&self) -> PromptSetRecord {
+        PromptSetRecord {
+            key: self.key.clone(),
+            name: self.set.name.clone(),
+            version: self.set.version,
+            top_k: self.top_k,
+            texts: self.set.texts.clone(),
+            since: Utc::now(),
+        }
+    }
+}
+
+/// Loads and embeds the configured sets; the first is the default.
+pub fn load_all(options: &Options, towers: &dyn Towers) -> Result<Vec<Arc<EmbeddedSet>>, PromptError> {
+    options
+        .sets
+        .iter()
+        .map(|name| PromptSet::load(name)?.embed(towers, options.top_k).map(Arc::new))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shipped_sets_are_valid_and_named_as_they_are_found() {
+        for (name, _) in SHIPPED {
+            let set = PromptSet::load(name).unwrap();
+            assert_eq!(set.name, name);
+            assert!(set.texts.len() >= 24 && !set.notes.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_follows_the_texts_alone() {
+        let set = PromptSet::load("photographs").unwrap();
+        let mut other = set.clone();
+        other.notes = "other".into();
+        other.texts.reverse();
+        assert_eq!(set.fingerprint(), other.fingerprint());
+        other.texts.pop();
+        assert_ne!(set.fingerprint(), other.fingerprint());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_named() {
+        let head = "name='x'\nversion=1\nlanguage='en'\nnotes='n'\n";
+        for (texts, named) in [
+            ("texts=['a']", "1 texts"),
+            ("texts=['a','a']", "stands twice"),
+            ("texts=['a',' ']", "text 2"),
+            ("texts=['a','b']\nextra=1", "extra"),
+        ] {
+            let error = PromptSet::parse(&format!("{head}{texts}"), Path::new("f.toml")).unwrap_err();
+            assert!(error.to_string().contains(named), "{error}");
+        }
+        let missing = PromptSet::load("nowhere.toml").unwrap_err().to_string();
+        assert!(missing.contains("photographs"), "{missing}");
+    }
+}

@@ -1,0 +1,405 @@
+//! Questions and answers: text to embedding, one scan, both rankings, and why.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use super::rank::{Hit, Ranking};
+use super::snapshot::Snapshots;
+use super::Options;
+use crate::clip::{ClipError, Towers};
+use crate::normalise::{Balance, Normaliser};
+use crate::prompts::EmbeddedSet;
+use crate::record::hex;
+use crate::retry::{Backoff, Decide, Verdict};
+use crate::statistics::Statistics;
+use crate::table::{Follower, Serving, TableError};
+use crate::telemetry::event;
+
+/// What is asked. Whatever is not said is answered as the catalogue's state says.
+#[derive(Debug, Clone, Default)]
+pub struct Query {
+    /// The text.
+    pub text: String,
+    /// How many results.
+    pub k: Option<usize>,
+    /// Name or key of a prompt set.
+    pub prompt_set: Option<String>,
+    /// Which formula.
+    pub normaliser: Option<Normaliser>,
+    /// Weight of the balanced score.
+    pub weight: Option<f32>,
+    /// λ of `nnn`.
+    pub lambda: Option<f32>,
+}
+
+/// A question that cannot be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// A field of the request is wrong.
+    #[error("{field}: {reason}")]
+    Invalid {
+        /// Which field.
+        field: &'static str,
+        /// Why, and what would be right.
+        reason: String,
+    },
+    /// The snapshot is not whole yet.
+    #[error("the catalogue is still being loaded; try again in a moment")]
+    NotReady,
+    /// No live image has this id.
+    #[error("image {0:?} is not in the catalogue")]
+    NoImage(String),
+    /// The text tower failed.
+    #[error(transparent)]
+    Model(#[from] ClipError),
+}
+
+/// How long the parts of an answer took, in milliseconds.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Timings {
+    /// Embedding the text; 0 where it was remembered.
+    pub text_ms: f64,
+    /// Scoring and ranking.
+    pub scan_ms: f64,
+}
+
+/// An answer: the best by balanced and by raw score, from one scan.
+#[derive(Debug)]
+pub struct Results {
+    /// Version of the table.
+    pub version: u64,
+    /// Prompt set that was used.
+    pub set: Arc<EmbeddedSet>,
+    /// Normaliser, weight and constants that were used.
+    pub balance: Balance,
+    /// Images scanned.
+    pub scanned: usize,
+    /// Best by balanced score.
+    pub hits: Vec<Hit>,
+    /// Best by raw score.
+    pub raw_hits: Vec<Hit>,
+    /// How long it took.
+    pub timings: Timings,
+}
+
+/// A prompt and the score that an image gives it.
+#[derive(Debug, Clone, Serialize)]
+pub struct ScoredPrompt {
+    /// The prompt.
+    pub text: String,
+    /// Its score.
+    pub score: f32,
+}
+
+/// Why an image ranks where it does.
+#[derive(Debug)]
+pub struct Explanation {
+    /// Its scores and places.
+    pub hit: Hit,
+    /// Its statistics.
+    pub statistics: Option<Statistics>,
+    /// All prompts with its scores, strongest first.
+    pub prompts: Vec<ScoredPrompt>,
+    /// Images scanned.
+    pub scanned: usize,
+    /// Normaliser, weight and constants that were used.
+    pub balance: Balance,
+    /// Prompt set that was used.
+    pub set: Arc<EmbeddedSet>,
+    /// In plain words.
+    pub sentence: String,
+}
+
+/// Answers queries over the newest snapshot.
+pub struct Engine {
+    towers: Arc<dyn Towers>,
+    sets: Vec<Arc<EmbeddedSet>>,
+    serving: Serving,
+    options: Options,
+    snapshots: Snapshots,
+    cache: Mutex<HashMap<String, Arc<Vec<f32>>>>,
+}
+
+impl Engine {
+    /// An engine that answers as `serving` says. `sets` are those that the table's rows carry.
+    pub fn new(
+        towers: Arc<dyn Towers>,
+        sets: Vec<Arc<EmbeddedSet>>,
+        serving: Serving,
+        options: Options,
+    ) -> Self {
+        Self {
+            towers,
+            snapshots: Snapshots::new(sets.clone()),
+            sets,
+            serving,
+            options,
+            cache: Mutex::default(),
+        }
+    }
+
+    /// The snapshots.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
+    }
+
+    /// The model.
+    pub fn towers(&self) -> &dyn Towers {
+        &*self.towers
+    }
+
+    /// Prompt sets that a query may name.
+    pub fn sets(&self) -> &[Arc<EmbeddedSet>] {
+        &self.sets
+    }
+
+    /// How queries are answered unless they say otherwise.
+    pub fn serving(&self) -> &Serving {
+        &self.serving
+    }
+
+    /// The limits.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Answers a query. Computes: call it from a thread that may block.
+    pub fn search(&self, query: &Query) -> Result<Results, QueryError> {
+        let k = query.k.unwrap_or(self.options.default_k);
+        if !(1..=self.options.max_k).contains(&k) {
+            return Err(invalid("k", format!("{k} is not between 1 and {}", self.options.max_k)));
+        }
+        let asked = self.asked(query)?;
+        let started = Instant::now();
+        let snapshot = self.snapshots.newest();
+        let ranking = asked.rank(&snapshot, self);
+        let (hits, raw_hits) = (ranking.balanced(k), ranking.raw(k));
+        let timings = Timings {
+            text_ms: asked.text_ms,
+            scan_ms: milliseconds(started.elapsed()),
+        };
+        let moved = hits.iter().filter(|h| h.rank != h.raw_rank).count();
+        info!(
+            event = event::SEARCH, query_hash = query_hash(&query.text),
+            normaliser = asked.balance.normaliser.name(), weight = asked.balance.weight, k,
+            scanned = snapshot.entries.len(), matched = hits.len(), moved,
+            text_ms = timings.text_ms, scan_ms = timings.scan_ms, version = snapshot.version, "answered"
+        );
+        Ok(Results {
+            version: snapshot.version,
+            set: asked.set,
+            balance: asked.balance,
+            scanned: snapshot.entries.len(),
+            hits,
+            raw_hits,
+            timings,
+        })
+    }
+
+    /// Explains the place of one image in the answer to a query. Computes: may block.
+    pub fn explain(&self, query: &Query, image_id: &str) -> Result<Explanation, QueryError> {
+        let asked = self.asked(query)?;
+        let snapshot = self.snapshots.newest();
+        let no_image = || QueryError::NoImage(image_id.to_owned());
+        let entry = snapshot.get(image_id).ok_or_else(no_image)?;
+        let hit = asked.rank(&snapshot, self).of_image(entry).ok_or_else(no_image)?;
+        let statistics = entry.image.statistics.get(&asked.set.key).copied();
+        let prompts: Vec<ScoredPrompt> = asked
+            .set
+            .strongest(&entry.image.embedding)
+            .into_iter()
+            .map(|(text, score)| ScoredPrompt { text: text.to_owned(), score })
+            .collect();
+        Ok(Explanation {
+            sentence: sentence(&hit, statistics.as_ref(), &prompts, snapshot.entries.len()),
+            hit,
+            statistics,
+            prompts,
+            scanned: snapshot.entries.len(),
+            balance: asked.balance,
+            set: asked.set,
+        })
+    }
+
+    /// What a query asks for, checked, with its text embedded.
+    fn asked(&self, query: &Query) -> Result<Asked, QueryError> {
+        if !self.snapshots.ready() {
+            return Err(QueryError::NotReady);
+        }
+        let text = query.text.trim();
+        if text.is_empty() {
+            return Err(invalid("text", "is empty; say what to look for".into()));
+        }
+        let length = text.chars().count();
+        if length > self.options.max_text_chars {
+            return Err(invalid(
+                "text",
+                format!("has {length} characters, more than {}", self.options.max_text_chars),
+            ));
+        }
+        let weight = query.weight.unwrap_or(self.serving.weight);
+        if !(0.0..=1.0).contains(&weight) {
+            return Err(invalid("weight", format!("{weight} is not between 0 and 1")));
+        }
+        let lambda = query.lambda.unwrap_or(self.serving.lambda);
+        if !(0.0..=10.0).contains(&lambda) {
+            return Err(invalid("lambda", format!("{lambda} is not between 0 and 10")));
+        }
+        let set = self.set(query.prompt_set.as_deref())?.clone();
+        let normaliser = query.normaliser.unwrap_or(self.serving.normaliser);
+        let frozen = (normaliser == self.serving.normaliser && set.key == self.serving.prompt_set)
+            .then_some(self.serving.scale)
+            .flatten();
+        let scale = frozen.unwrap_or_else(|| self.snapshots.newest().scale(&set.key, normaliser));
+        let started = Instant::now();
+        let embedding = self.embed(text)?;
+        Ok(Asked {
+            embedding,
+            balance: Balance { normaliser, weight, lambda, scale },
+            set,
+            text_ms: milliseconds(started.elapsed()),
+        })
+    }
+
+    fn set(&self, wanted: Option<&str>) -> Result<&Arc<EmbeddedSet>, QueryError> {
+        let found = match wanted {
+            Some(name) => self
+                .sets
+                .iter()
+                .find(|s| s.key.as_str() == name || s.set.name == name),
+            None => self
+                .sets
+                .iter()
+                .find(|s| s.key == self.serving.prompt_set)
+                .or(self.sets.first()),
+        };
+        found.ok_or_else(|| {
+            let known: Vec<&str> = self.sets.iter().map(|s| s.set.name.as_str()).collect();
+            let wanted = wanted.unwrap_or_default();
+            invalid(
+                "prompt_set",
+                format!("{wanted:?} is not stored; stored are {}", known.join(", ")),
+            )
+        })
+    }
+
+    fn embed(&self, text: &str) -> Result<Arc<Vec<f32>>, ClipError> {
+        let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = cache().get(text) {
+            return Ok(known.clone());
+        }
+        let embedded = self.towers.embed_texts(&[text])?.into_iter().next();
+        let embedding = Arc::new(embedded.unwrap_or_default());
+        let mut cache = cache();
+        if cache.len() >= self.options.cached_queries {
+            cache.clear();
+        }
+        if self.options.cached_queries > 0 {
+            cache.insert(text.to_owned(), embedding.clone());
+        }
+        Ok(embedding)
+    }
+
+    /// Follows the table until `token` is cancelled. A fault is logged and tried again: what was
+    /// taken in is served meanwhile. `progress` hears of files read and files in all.
+    pub async fn follow(
+        &self,
+        mut follower: Follower,
+        token: CancellationToken,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<(), TableError> {
+        let backoff = Backoff { base: Duration::from_millis(200), ..Backoff::times(u32::MAX) };
+        let poll = Duration::from_millis(self.options.poll_ms);
+        let mut failures = 0;
+        loop {
+            let started = Instant::now();
+            let changes = tokio::select! {
+                changes = follower.next(progress) => changes,
+                () = token.cancelled() => return Ok(()),
+            };
+            let pause = match changes {
+                Ok(Some(changes)) => {
+                    failures = 0;
+                    let (version, rows, whole) = (changes.version, changes.rows.len(), changes.whole);
+                    self.snapshots.apply(changes).await;
+                    let images = self.snapshots.newest().entries.len();
+                    let ms = milliseconds(started.elapsed());
+                    if whole {
+                        info!(event = event::SNAPSHOT_READY, version, images, ms, "the whole table is in memory");
+                    } else {
+                        debug!(event = event::FOLLOW, version, rows, images, ms, "a commit was taken in");
+                    }
+                    continue;
+                }
+                Ok(None) => {
+                    failures = 0;
+                    poll
+                }
+                Err(error) if error.verdict() == Verdict::Fatal && !self.snapshots.ready() => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    error!(event = event::FOLLOW_FAILED, %error, attempt = failures, "the table cannot be followed; what is in memory is served");
+                    failures += 1;
+                    backoff.pause(failures) + poll
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = token.cancelled() => return Ok(()),
+            }
+        }
+    }
+}
+
+/// A checked query.
+struct Asked {
+    embedding: Arc<Vec<f32>>,
+    balance: Balance,
+    set: Arc<EmbeddedSet>,
+    text_ms: f64,
+}
+
+impl Asked {
+    fn rank<'a>(&self, snapshot: &'a super::Snapshot, engine: &Engine) -> Ranking<'a> {
+        let logit_scale = engine.towers.card().logit_scale;
+        Ranking::of(snapshot, &self.embedding, &self.set.key, &self.balance, logit_scale)
+    }
+}
+
+fn invalid(field: &'static str, reason: String) -> QueryError {
+    QueryError::Invalid { field, reason }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Recognises a repeated query in the logs without showing its text.
+fn query_hash(text: &str) -> String {
+    use sha2::{Digest, Sha256};
+    hex(&Sha256::digest(text.as_bytes())[..6])
+}
+
+/// The explanation in plain words.
+fn sentence(hit: &Hit, statistics: Option<&Statistics>, prompts: &[ScoredPrompt], scanned: usize) -> String {
+    let Some(s) = statistics else {
+        return "This image has no statistics for the prompt set, so its raw score counts as it is.".into();
+    };
+    let above = prompts.iter().filter(|p| p.score >= hit.raw_score).count();
+    let strongest = prompts.first().map_or("", |p| p.text.as_str());
+    let moved = match hit.raw_rank.cmp(&hit.rank) {
+        std::cmp::Ordering::Greater => format!("moved up from place {} to {}", hit.raw_rank, hit.rank),
+        std::cmp::Ordering::Less => format!("moved down from place {} to {}", hit.raw_rank, hit.rank),
+        std::cmp::Ordering::Equal => format!("stays at place {}", hit.rank),
+    };
+    format!(
+        "This image gives the query {:.3}; its own prompts get {:.3} on average, and {above} of {} get as much as the query or more (most of all “{strongest}”, {:.3}). Balanced against that it {moved} of {scanned}.",
+        hit.raw_score, s.mean, s.n, s.max
+    )
+}

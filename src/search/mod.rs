@@ -1,0 +1,80 @@
+//! Queries over the stored table: an in-memory snapshot that follows it, and exact ranking.
+//!
+//! Every normaliser is affine in the raw score (see [`crate::normalise`]), so one pass over the
+//! snapshot gives the raw and the balanced ranking together.
+
+mod engine;
+mod rank;
+mod snapshot;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use engine::{Engine, Explanation, Query, QueryError, Results, ScoredPrompt, Timings};
+pub use rank::Hit;
+pub use snapshot::{Change, Entry, Snapshot, Snapshots};
+
+use crate::normalise::Normaliser;
+
+/// How queries are answered and the table is followed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// How often the table is asked for new commits, in milliseconds.
+    pub poll_ms: u64,
+    /// Results of a query that does not say how many.
+    pub default_k: usize,
+    /// Most results of a query.
+    pub max_k: usize,
+    /// Longest query text, in characters. A text tower reads 77 tokens at most.
+    pub max_text_chars: usize,
+    /// Query embeddings kept for repeated queries.
+    pub cached_queries: usize,
+    /// How a catalogue that is made now serves: `raw`, `softmax`, `zscore`, `range` or `nnn`.
+    /// Later changes go through the catalogue's state.
+    pub normaliser: Normaliser,
+    /// Weight of the balanced score in 0..=1, 0 being plain CLIP. Small is safe: evaluate on your
+    /// own data before raising it.
+    pub weight: f32,
+    /// λ of `nnn`.
+    pub lambda: f32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            poll_ms: 500,
+            default_k: 24,
+            max_k: 1000,
+            max_text_chars: 1000,
+            cached_queries: 10_000,
+            normaliser: Normaliser::Softmax,
+            weight: 0.25,
+            lambda: 1.0,
+        }
+    }
+}
+
+impl Options {
+    /// What is wrong with these options, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut range = |name: &str, value: u64, low: u64, high: u64| {
+            if !(low..=high).contains(&value) {
+                problems.push(format!("{name}: {value} is not between {low} and {high}"));
+            }
+        };
+        range("poll_ms", self.poll_ms, 10, 600_000);
+        range("max_k", self.max_k as u64, 1, 100_000);
+        range("default_k", self.default_k as u64, 1, self.max_k as u64);
+        range("max_text_chars", self.max_text_chars as u64, 1, 100_000);
+        range("cached_queries", self.cached_queries as u64, 0, 10_000_000);
+        if !(0.0..=1.0).contains(&self.weight) {
+            problems.push(format!("weight: {} is not between 0 and 1", self.weight));
+        }
+        if !(0.0..=10.0).contains(&self.lambda) {
+            problems.push(format!("lambda: {} is not between 0 and 10", self.lambda));
+        }
+        problems
+    }
+}
