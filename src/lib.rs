@@ -5,13 +5,16 @@
 #![forbid(unsafe_code)]
 
 pub mod clip;
+pub mod config;
 pub mod dead_letter;
 pub mod decode;
 pub mod fetch;
+pub mod http;
 pub mod ingest;
 pub mod kafka;
 pub mod normalise;
 pub mod prompts;
+pub mod publish;
 pub mod record;
 pub mod retry;
 pub mod search;

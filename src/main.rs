@@ -1,1 +1,18 @@
-fn main(){}
+//! The program `bsap`: parses arguments, runs a command, and turns its end into an exit code.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use bsap::{cli, command};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match command::run(cli::Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            failure.code()
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Arguments as typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::demo::catalogue::Style;
+use crate::normalise::Normaliser;
+
+const ABOUT: &str = "\
+Text→image search that can be trusted. Workers (`ingest`) consume new-image events from Kafka, \
+embed each image with CLIP, measure it against auxiliary prompts (BSAP) and store both on object \
+storage; the query worker (`serve`) follows the stored table and answers queries balanced against \
+each image's own score distribution.
+
+Start with `bsap demo`: everything in one process, nothing to set up.";
+
+const AFTER: &str = "\
+Exit codes: 0 done, 1 the work failed, 2 usage or configuration is wrong.
+
+Every option of the configuration file can be set by an environment variable \
+BSAP_<SECTION>__<KEY>. `bsap config reference` describes all of them.";
+
+/// The program.
+#[derive(Debug, Parser)]
+#[command(name = "bsap", version, about = "Text→image search that can be trusted", long_about = ABOUT, after_long_help = AFTER)]
+pub struct Cli {
+    /// Configuration file; without one, the defaults hold.
+    #[arg(long, short, global = true, env = "BSAP_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show everything at work: broker, storage, workers and page in one process
+    Demo(DemoArgs),
+    /// Consume new-image events and store embeddings and statistics, until stopped
+    Ingest,
+    /// Follow the stored table and answer queries over HTTP, until stopped
+    Serve(ServeArgs),
+    /// Announce images: files, folders, bucket prefixes or JSON lines become events
+    Publish(PublishArgs),
+    /// Ask a running server, or the table itself
+    Search(SearchArgs),
+    /// Check the configuration and try every connection that it names
+    Check,
+    /// Print an example, what is in effect, the reference or the JSON schema
+    Config(ConfigArgs),
+}
+
+/// `bsap demo`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct DemoArgs {
+    /// Draw pictures without starting anything.
+    #[command(subcommand)]
+    pub action: Option<DemoAction>,
+    /// Folder for pictures, table, model and log; an earlier demo in it is replaced
+    #[arg(long, default_value = "./bsap-demo", value_name = "FOLDER")]
+    pub dir: PathBuf,
+    /// Pictures in the catalogue
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub images: u32,
+    /// Port of the page on 127.0.0.1; 0 takes any free one
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// How the catalogue's pictures are taken; the model was trained on `studio`
+    #[arg(long, default_value = "studio")]
+    pub style: Style,
+    /// Ingest all, print sample queries raw and balanced, and end
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// What `bsap demo` does besides.
+#[derive(Debug, Subcommand)]
+pub enum DemoAction {
+    /// Draw pictures and a JSON-lines file that says what is in each
+    Render(RenderArgs),
+}
+
+/// `bsap demo render`.
+#[derive(Debug, Args)]
+pub struct RenderArgs {
+    /// How many
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub count: u64,
+    /// The same seed draws the same pictures
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// How they are taken
+    #[arg(long, default_value = "studio")]
+    pub style: Style,
+    /// Width and height in pixels
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=4096))]
+    pub side: u32,
+    /// Folder, made where it is missing
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+}
+
+/// `bsap serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Address and port, instead of http.listen
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+}
+
+/// `bsap publish`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  bsap publish photos/                       every picture below a folder
+  bsap publish s3://shop/images --id-prefix shop/
+  bsap publish --jsonl events.jsonl          events as schemas/image-event.schema.json has them
+  bsap publish --delete shop/a.jpg           say that an image is gone")]
+pub struct PublishArgs {
+    /// Files, folders, bucket prefixes (s3://, gs://, az://) or http(s) addresses
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
+    /// JSON lines, an event each; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    pub jsonl: Option<PathBuf>,
+    /// Image ids that are gone
+    #[arg(long, value_name = "ID", num_args = 1..)]
+    pub delete: Vec<String>,
+    /// Put before each image id
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub id_prefix: String,
+    /// An attribute for every listed image, for example --attribute shop=berlin
+    #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = pair)]
+    pub attributes: Vec<(String, String)>,
+    /// Date the events now instead of at each object's last change
+    #[arg(long)]
+    pub now: bool,
+    /// Print the events as JSON lines instead of sending them
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, value) = pair.ok_or_else(|| format!("{text:?} is not NAME=VALUE"))?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// `bsap search`.
+#[derive(Debug, Args)]
+pub struct SearchArgs {
+    /// What to look for
+    pub text: String,
+    /// A running server, for example http://127.0.0.1:8080; without it the table is read
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+    /// How many results
+    #[arg(short, long, default_value_t = 10)]
+    pub k: usize,
+    /// Formula; what is served, unless given
+    #[arg(long)]
+    pub normaliser: Option<Normaliser>,
+    /// Weight of the balanced score, 0 (plain CLIP) to 1; what is served, unless given
+    #[arg(long)]
+    pub weight: Option<f32>,
+    /// Prompt set by name; what is served, unless given
+    #[arg(long, value_name = "NAME")]
+    pub prompt_set: Option<String>,
+    /// Print the answer as JSON, as the server gives it
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `bsap config`.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// What to print
+    #[arg(value_enum)]
+    pub what: ConfigPrint,
+}
+
+/// What `bsap config` prints.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ConfigPrint {
+    /// A commented file with every option at its default
+    Example,
+    /// What is in effect, with secrets hidden
+    Show,
+    /// Every option described, as Markdown
+    Reference,
+    /// The JSON schema of the file, for editors
+    Schema,
+    /// The JSON schema of new-image events
+    EventSchema,
+}

@@ -1,0 +1,152 @@
+//! Reading the file and the environment, collecting every problem.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_path_to_error::Segment;
+use toml::{Table, Value};
+
+use super::Config;
+
+/// Prefix of environment variables: `BSAP_<SECTION>__<KEY>`.
+const PREFIX: &str = "BSAP_";
+/// A file with more wrong keys than this is not a configuration of this program.
+const MAX_PROBLEMS: usize = 100;
+
+/// A configuration that cannot be used, with all problems.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", list(.source_name, .problems))]
+pub struct ConfigError {
+    /// The file, or `defaults and environment`.
+    pub source_name: String,
+    /// A line each.
+    pub problems: Vec<String>,
+}
+
+fn list(source: &str, problems: &[String]) -> String {
+    let mut text = match problems.len() {
+        1 => format!("the configuration ({source}) has a problem:"),
+        n => format!("the configuration ({source}) has {n} problems:"),
+    };
+    for problem in problems {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "\n  {problem}");
+    }
+    text
+}
+
+/// Reads `file` (defaults where there is none), lets `environment` override it, and checks all.
+///
+/// Variables that begin with `BSAP_` and have a `__` set a key: `BSAP_KAFKA__BROKERS` is
+/// `kafka.brokers`, `BSAP_KAFKA__PROPERTIES__SASL_PASSWORD` is `kafka.properties."sasl.password"`.
+pub fn load(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Config, ConfigError> {
+    let source_name = file.map_or("defaults and environment".into(), |f| f.display().to_string());
+    let error = |problems| ConfigError { source_name: source_name.clone(), problems };
+    let mut table = match file {
+        None => Table::new(),
+        Some(file) => {
+            let text = std::fs::read_to_string(file).map_err(|e| {
+                error(vec![format!(
+                    "{}: {e}; `bsap config example` prints one to start from",
+                    file.display()
+                )])
+            })?;
+            text.parse()
+                .map_err(|e: toml::de::Error| error(vec![format!("not TOML: {}", e.to_string().trim_end())]))?
+        }
+    };
+    let mut problems = Vec::new();
+    let types = Table::try_from(Config::default()).unwrap_or_default();
+    let mut variables: Vec<(String, String)> = environment.into_iter().collect();
+    variables.sort();
+    for (name, text) in &variables {
+        if let Some(path) = path_of(name)
+            && let Err(problem) = set(&mut table, &types, &path, text)
+        {
+            problems.push(format!("{name}: {problem}"));
+        }
+    }
+    let config = read(table, &mut problems);
+    problems.extend(config.problems());
+    if problems.is_empty() { Ok(config) } else { Err(error(problems)) }
+}
+
+/// Reads what is right and takes out what is not, a key at a time.
+fn read(mut table: Table, problems: &mut Vec<String>) -> Config {
+    while problems.len() < MAX_PROBLEMS {
+        let error = match serde_path_to_error::deserialize::<_, Config>(table.clone()) {
+            Ok(config) => return config,
+            Err(error) => error,
+        };
+        let path: Vec<String> = error
+            .path()
+            .iter()
+            .filter_map(|segment| match segment {
+                Segment::Map { key } => Some(key.clone()),
+                _ => None,
+            })
+            .collect();
+        let reason = error.inner().message().replace('\n', " ");
+        problems.push(format!("{}: {reason}", path.join(".")));
+        if !remove(&mut table, &path) {
+            break;
+        }
+    }
+    Config::default()
+}
+
+/// Removes the deepest key of `path` that there is.
+fn remove(table: &mut Table, path: &[String]) -> bool {
+    let Some((first, rest)) = path.split_first() else { return false };
+    match table.get_mut(first) {
+        Some(Value::Table(inner)) if !rest.is_empty() => remove(inner, rest) || table.remove(first).is_some(),
+        _ => table.remove(first).is_some(),
+    }
+}
+
+/// The path of the key that a variable sets; none where it is no setting.
+fn path_of(variable: &str) -> Option<Vec<String>> {
+    let name = variable.strip_prefix(PREFIX)?;
+    let mut path: Vec<String> = name.split("__").map(str::to_lowercase).collect();
+    if path.len() < 2 || path.iter().any(String::is_empty) {
+        return None;
+    }
+    // librdkafka's properties are written with dots, which variables cannot have.
+    if path[..2] == ["kafka", "properties"] && path.len() == 3 {
+        path[2] = path[2].replace('_', ".");
+    }
+    Some(path)
+}
+
+/// Sets `path` in `table` to `text`, read as the type that stands there in `types`.
+fn set(table: &mut Table, types: &Table, path: &[String], text: &str) -> Result<(), String> {
+    let (first, rest) = path.split_first().ok_or("names no key")?;
+    let kind = types.get(first);
+    if rest.is_empty() {
+        table.insert(first.clone(), value(kind, text)?);
+        return Ok(());
+    }
+    let inner = table.entry(first.clone()).or_insert_with(|| Value::Table(Table::new()));
+    let Value::Table(inner) = inner else {
+        return Err(format!("{first} is not a section"));
+    };
+    let empty = Table::new();
+    set(inner, kind.and_then(Value::as_table).unwrap_or(&empty), rest, text)
+}
+
+fn value(kind: Option<&Value>, text: &str) -> Result<Value, String> {
+    let wrong = |what: &str| format!("{text:?} is not {what}");
+    Ok(match kind {
+        Some(Value::Integer(_)) => Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?),
+        Some(Value::Float(_)) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
+        Some(Value::Boolean(_)) => Value::Boolean(text.parse().map_err(|_| wrong("true or false"))?),
+        Some(Value::Array(_)) => {
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            Value::Array(items.map(|item| Value::String(item.into())).collect())
+        }
+        _ => Value::String(text.into()),
+    })
+}

@@ -1,0 +1,101 @@
+//! One TOML file plus environment variables, to each module's own options.
+//!
+//! Everything that is wrong is found at once: unknown keys, wrong types, values out of range. Each
+//! problem names the key, what is wrong and what would be right.
+
+mod load;
+mod reference;
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, load};
+pub use reference::{Setting, Section, example, markdown, schema, sections};
+
+use crate::record::AttributeTypes;
+use crate::{
+    clip, dead_letter, decode, fetch, http, ingest, kafka, prompts, search, source, table, telemetry,
+};
+
+/// The whole configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How to reach Kafka.
+    pub kafka: kafka::Options,
+    /// Where events come from and how they are read.
+    pub source: source::Options,
+    /// Where messages go that can never be used.
+    pub dead_letter: dead_letter::Options,
+    /// Declared attributes of images, name to type (`text`, `integer`, `number`, `boolean`,
+    /// `time`): only these are stored. For example `colour = "text"`.
+    pub attributes: AttributeTypes,
+    /// How images are fetched.
+    pub fetch: fetch::Options,
+    /// Limits of image decoding.
+    pub decode: decode::Options,
+    /// Which CLIP model, and where it runs.
+    pub model: clip::Options,
+    /// Which auxiliary prompt sets are used.
+    pub prompts: prompts::Options,
+    /// Where the catalogue is stored.
+    pub table: table::Options,
+    /// How a worker batches and bounds its work.
+    pub ingest: ingest::Options,
+    /// How queries are answered and the table is followed.
+    pub search: search::Options,
+    /// Where and how queries are served.
+    pub http: http::Options,
+    /// How logs are written.
+    pub log: telemetry::Options,
+}
+
+impl Config {
+    /// What is wrong with the values, each line beginning with its key.
+    pub fn problems(&self) -> Vec<String> {
+        let sections = [
+            ("kafka", self.kafka.problems()),
+            ("source", self.source.problems()),
+            ("dead_letter", self.dead_letter.problems()),
+            ("fetch", self.fetch.problems()),
+            ("decode", self.decode.problems()),
+            ("model", self.model.problems()),
+            ("prompts", self.prompts.problems()),
+            ("table", self.table.problems()),
+            ("ingest", self.ingest.problems()),
+            ("search", self.search.problems()),
+            ("http", self.http.problems()),
+            ("log", self.log.problems()),
+        ];
+        let named = |(name, problems): (&str, Vec<String>)| {
+            let name = name.to_owned();
+            problems.into_iter().map(move |problem| format!("{name}.{problem}"))
+        };
+        sections.into_iter().flat_map(named).collect()
+    }
+
+    /// The configuration as TOML, with secrets hidden.
+    pub fn shown(&self) -> String {
+        let mut shown = self.clone();
+        hide(&mut shown.kafka.properties);
+        hide(&mut shown.table.store_options);
+        hide(&mut shown.fetch.store_options);
+        toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+    }
+}
+
+/// Hides values whose key says that they are secret.
+fn hide(options: &mut BTreeMap<String, String>) {
+    const SECRET: [&str; 6] = ["password", "secret", "token", "key", "credential", "sas"];
+    for (key, value) in options {
+        let key = key.to_ascii_lowercase();
+        if SECRET.iter().any(|word| key.contains(word)) && !value.is_empty() {
+            *value = "(hidden)".into();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

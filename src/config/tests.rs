@@ -1,0 +1,121 @@
+use std::io::Write as _;
+
+use super::*;
+
+fn from_text(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    load(Some(file.path()), variables)
+}
+
+/// A configuration whose only required folder is there.
+const GOOD: &str = "[model]\ncheckpoint = '.'\n";
+
+#[test]
+fn every_problem_is_found_at_once_and_names_its_key() {
+    let text = "
+        [kafka]
+        brokers = 7
+        brokrs = 'x'
+        properties = { 'group.id' = 'g' }
+        [source]
+        queue_messages = 0
+        ordering = 'newest'
+        [modle]
+        [http]
+        listen = '0.0.0.0:80'
+        [model]
+        device = 'gpu'
+        checkpoint = 'no such folder'
+        [attributes]
+        colour = 'colour'
+    ";
+    let problems = from_text(text, &[("BSAP_HTTP__CONCURRENCY", "many")]).unwrap_err().problems;
+    for key in [
+        "BSAP_HTTP__CONCURRENCY: \"many\" is not a whole number",
+        "kafka.brokers: ",
+        "kafka.brokrs: ",
+        "kafka.properties.\"group.id\": ",
+        "source.queue_messages: ",
+        "source.ordering: ",
+        "modle: ",
+        "http.listen: ",
+        "model.device: ",
+        "model.checkpoint: ",
+        "attributes.colour: ",
+    ] {
+        assert_eq!(problems.iter().filter(|p| p.starts_with(key)).count(), 1, "{key} in {problems:#?}");
+    }
+    assert_eq!(problems.len(), 11, "{problems:#?}");
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let variables = [
+        ("BSAP_KAFKA__BROKERS", "a:1,b:2"),
+        ("BSAP_KAFKA__PROPERTIES__SASL_PASSWORD", "swordfish"),
+        ("BSAP_PROMPTS__SETS", "demo, photographs"),
+        ("BSAP_SEARCH__WEIGHT", "0.5"),
+        ("BSAP_TABLE__STORE_OPTIONS__AWS_REGION", "eu-west-1"),
+        ("BSAP_CONFIG", "no setting"),
+        ("HOME", "/root"),
+    ];
+    let config = from_text(&format!("{GOOD}[kafka]\nbrokers = 'c:3'\n"), &variables).unwrap();
+    assert_eq!(config.kafka.brokers, "a:1,b:2");
+    assert_eq!(config.kafka.properties["sasl.password"], "swordfish");
+    assert_eq!(config.prompts.sets, ["demo", "photographs"]);
+    assert_eq!(config.search.weight, 0.5);
+    assert_eq!(config.table.store_options["aws_region"], "eu-west-1");
+}
+
+#[test]
+fn secrets_are_hidden_and_the_rest_is_shown() {
+    let text = format!("{GOOD}[kafka.properties]\n'sasl.password' = 'swordfish'\n'sasl.username' = 'me'\n[table.store_options]\naws_secret_access_key = 'swordfish'\n");
+    let shown = from_text(&text, &[]).unwrap().shown();
+    assert!(!shown.contains("swordfish") && shown.contains("me"), "{shown}");
+    // What is shown can be read again.
+    assert!(from_text(&shown, &[]).is_ok());
+}
+
+#[test]
+fn the_example_is_the_defaults() {
+    let mut table: toml::Table = example().parse().unwrap();
+    table.retain(|_, section| !section.as_table().unwrap().is_empty());
+    let read: Config = table.try_into().unwrap();
+    assert_eq!(read, Config::default());
+}
+
+#[test]
+fn every_setting_is_described() {
+    let sections = sections();
+    assert_eq!(sections.len(), 13);
+    for section in sections {
+        assert!(section.about.len() > 10, "[{}] is not described", section.name);
+        for setting in section.settings {
+            assert!(setting.about.len() > 10, "{}.{} is not described", section.name, setting.key);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_missing_or_no_toml_says_what_to_do() {
+    let missing = load(Some("nowhere.toml".as_ref()), []).unwrap_err().to_string();
+    assert!(missing.contains("nowhere.toml") && missing.contains("bsap config example"), "{missing}");
+    let broken = from_text("[kafka\n", &[]).unwrap_err().to_string();
+    assert!(broken.contains("not TOML") && broken.contains("line 1"), "{broken}");
+}
+
+#[test]
+fn generated_files_are_current() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let schema = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
+    for (file, wanted) in [
+        ("docs/configuration.md", markdown()),
+        ("schemas/config.schema.json", schema),
+        ("deploy/bsap.example.toml", example()),
+    ] {
+        let found = std::fs::read_to_string(root.join(file)).unwrap_or_default();
+        assert!(found == wanted, "{file} is not current: run `just generate`");
+    }
+}

@@ -1,0 +1,202 @@
+//! From a scene to a picture.
+//!
+//! The scene is written as SVG and rendered by resvg: shapes stay readable as what they are, and
+//! the same picture can be had at any size. Everything that is not in the scene comes from its
+//! seed.
+
+mod backdrop;
+mod products;
+mod surface;
+
+use std::fmt::Write as _;
+
+use rand::RngExt;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand_chacha::ChaCha8Rng;
+use resvg::tiny_skia::{Pixmap, Transform};
+use resvg::usvg;
+
+use super::catalogue::{Product, Scene, Style, generator};
+use surface::Tones;
+
+/// A picture that could not be drawn: a fault of this program.
+#[derive(Debug, thiserror::Error)]
+#[error("a picture could not be drawn: {0}")]
+pub struct DrawError(String);
+
+/// The scene as a JPEG of `side` × `side` pixels.
+pub fn render(scene: &Scene, side: u32) -> Result<Vec<u8>, DrawError> {
+    let rng = &mut generator(scene.seed, 3);
+    let svg = svg(scene, rng);
+    let tree = usvg::Tree::from_str(&svg, &usvg::Options::default())
+        .map_err(|e| DrawError(e.to_string()))?;
+    let mut pixmap = Pixmap::new(side, side).ok_or_else(|| DrawError(format!("no picture has {side} pixels a side")))?;
+    let scale = side as f32 / 100.0;
+    resvg::render(&tree, Transform::from_scale(scale, scale), &mut pixmap.as_mut());
+    let mut rgb: Vec<u8> = pixmap.data().chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
+    if scene.style == Style::Shifted {
+        grain(&mut rgb, rng);
+    }
+    let quality = rng.random_range(72..=92);
+    let mut jpeg = Vec::new();
+    let side = u16::try_from(side).map_err(|_| DrawError(format!("{side} pixels a side are too many")))?;
+    jpeg_encoder::Encoder::new(&mut jpeg, quality)
+        .encode(&rgb, side, side, jpeg_encoder::ColorType::Rgb)
+        .map_err(|e| DrawError(e.to_string()))?;
+    Ok(jpeg)
+}
+
+/// Sensor noise.
+fn grain(rgb: &mut [u8], rng: &mut ChaCha8Rng) {
+    let strength = rng.random_range(3..14);
+    for value in rgb {
+        let noise = rng.random_range(-strength..=strength);
+        *value = (i16::from(*value) + noise).clamp(0, 255) as u8;
+    }
+}
+
+/// A place for one thing: its centre and side, in hundredths of the picture.
+#[derive(Clone, Copy)]
+struct Place {
+    x: f32,
+    y: f32,
+    size: f32,
+}
+
+/// Places for `count` things that hardly overlap.
+fn places(count: usize, rng: &mut ChaCha8Rng) -> Vec<Place> {
+    let (centres, sizes): (&[(f32, f32)], _) = match count {
+        1 => (&[(50.0, 52.0)], 44.0..76.0),
+        2 if rng.random_bool(0.7) => (&[(28.0, 54.0), (72.0, 54.0)], 34.0..46.0),
+        2 => (&[(32.0, 33.0), (68.0, 69.0)], 34.0..46.0),
+        _ if rng.random_bool(0.5) => (&[(20.0, 55.0), (50.0, 55.0), (80.0, 55.0)], 26.0..31.0),
+        _ => (&[(30.0, 70.0), (70.0, 70.0), (50.0, 28.0)], 28.0..37.0),
+    };
+    let size: f32 = rng.random_range(sizes);
+    let slack = if count == 1 { (90.0 - size) / 4.0 } else { 3.0 };
+    let mut places: Vec<Place> = centres
+        .iter()
+        .map(|(x, y)| Place {
+            x: x + rng.random_range(-slack..slack),
+            y: y + rng.random_range(-slack..slack),
+            size: size * rng.random_range(0.92..1.08),
+        })
+        .collect();
+    places.shuffle(rng);
+    places
+}
+
+fn svg(scene: &Scene, rng: &mut ChaCha8Rng) -> String {
+    let mut body = backdrop::backdrop(scene.background, rng);
+    let cluttered = scene.style == Style::Clutter;
+    if cluttered {
+        clutter(&mut body, rng.random_range(3..6), 14.0..26.0, rng);
+    }
+    let things: Vec<&Product> = scene
+        .products
+        .iter()
+        .flat_map(|p| std::iter::repeat_n(p, usize::from(p.count)))
+        .collect();
+    let mut tones: Option<(&Product, Tones)> = None;
+    for (i, (product, mut place)) in things.iter().zip(places(things.len(), rng)).enumerate() {
+        if cluttered {
+            place.size *= 0.86;
+        }
+        // Equal products have equal tones, though each is its own piece of cloth.
+        let tones = match &mut tones {
+            Some((known, tones)) if *known == *product => tones,
+            other => &mut other.insert((product, Tones::sample(product.colour, rng))).1,
+        };
+        draw(&mut body, product, tones, place, i, rng);
+    }
+    if cluttered {
+        clutter(&mut body, rng.random_range(0..3), 9.0..15.0, rng);
+    }
+    if scene.style == Style::Shifted {
+        body = shifted(&body, rng);
+    } else {
+        body.push_str(&light(rng, 0.1));
+    }
+    format!(r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100" width="100" height="100">{body}</svg>"#)
+}
+
+/// One product with its shadow.
+fn draw(svg: &mut String, product: &Product, tones: &Tones, place: Place, number: usize, rng: &mut ChaCha8Rng) {
+    let shape = products::shape(product.kind);
+    let (paint, shade, glow) = (format!("p{number}"), format!("s{number}"), format!("g{number}"));
+    let tones_of = |part: &str| {
+        part.replace("@c", &tones.main.hex())
+            .replace("@d", &tones.dark.hex())
+            .replace("@l", &tones.light.hex())
+            .replace("@m", "#4a5058")
+            .replace("@k", "#a97c50")
+            .replace("@w", "#f6f4ee")
+    };
+    let turn: f32 = rng.random_range(-12.0..12.0);
+    let flip = if rng.random_bool(0.5) { -1.0 } else { 1.0 };
+    let scale = place.size / 100.0;
+    let (dark, bright) = (rng.random_range(0.18..0.34), rng.random_range(0.15..0.35));
+    // Writing to a string cannot fail.
+    let _ = write!(
+        svg,
+        r##"<defs>{paint_definition}
+<linearGradient id="{shade}" gradientUnits="userSpaceOnUse" x1="8" y1="20" x2="92" y2="80"><stop offset=".45" stop-color="#101420" stop-opacity="0"/><stop offset="1" stop-color="#101420" stop-opacity="{dark}"/></linearGradient>
+<radialGradient id="{glow}" gradientUnits="userSpaceOnUse" cx="32" cy="30" r="46"><stop offset="0" stop-color="#fff" stop-opacity="{bright}"/><stop offset="1" stop-color="#fff" stop-opacity="0"/></radialGradient>
+<radialGradient id="d{number}"><stop offset=".2" stop-color="#0c0f18" stop-opacity=".4"/><stop offset="1" stop-color="#0c0f18" stop-opacity="0"/></radialGradient>
+<g id="b{number}">{body}</g></defs>
+<ellipse cx="{sx}" cy="{sy}" rx="{rx}" ry="{ry}" fill="url(#d{number})"/>
+<g transform="translate({x} {y}) rotate({turn}) scale({sx_scale} {scale}) translate(-50 -50)">{back}
+<use href="#b{number}" fill="url(#{paint})" stroke="url(#{paint})" stroke-width="0"/>
+<use href="#b{number}" fill="url(#{shade})" stroke="url(#{shade})" stroke-width="0"/>
+<use href="#b{number}" fill="url(#{glow})" stroke="url(#{glow})" stroke-width="0"/>
+{front}</g>"##,
+        paint_definition = surface::paint(&paint, product.pattern, tones, rng),
+        body = shape.body,
+        back = tones_of(shape.back),
+        front = tones_of(shape.front),
+        x = place.x,
+        y = place.y,
+        sx_scale = scale * flip,
+        sx = place.x + place.size * 0.04,
+        sy = place.y + place.size * 0.46,
+        rx = place.size * 0.56,
+        ry = place.size * 0.11,
+    );
+}
+
+/// Small things around the products.
+fn clutter(svg: &mut String, count: usize, sizes: std::ops::Range<f32>, rng: &mut ChaCha8Rng) {
+    for _ in 0..count {
+        let thing = products::CLUTTER.choose(rng).copied().unwrap_or_default();
+        let scale = rng.random_range(sizes.clone()) / 100.0;
+        let (x, y) = (rng.random_range(4.0..96.0), rng.random_range(8.0..96.0));
+        let turn: f32 = rng.random_range(0.0..360.0);
+        // Writing to a string cannot fail.
+        let _ = write!(
+            svg,
+            r#"<g transform="translate({x} {y}) rotate({turn}) scale({scale}) translate(-50 -50)" opacity=".9">{thing}</g>"#
+        );
+    }
+}
+
+/// Light that falls from one side.
+fn light(rng: &mut ChaCha8Rng, strength: f32) -> String {
+    let (x1, x2) = if rng.random_bool(0.5) { (0, 100) } else { (100, 0) };
+    let strength = rng.random_range(0.0..strength);
+    format!(
+        r##"<defs><linearGradient id="li" gradientUnits="userSpaceOnUse" x1="{x1}" y1="0" x2="{x2}" y2="100"><stop offset="0" stop-color="#fff" stop-opacity="{strength}"/><stop offset="1" stop-color="#0a0d18" stop-opacity="{strength}"/></linearGradient></defs><rect width="100" height="100" fill="url(#li)"/>"##
+    )
+}
+
+/// The same things under another light: a cast of colour, darker corners, not quite in focus.
+fn shifted(body: &str, rng: &mut ChaCha8Rng) -> String {
+    let cast = *["#ffd29a", "#a9c8ff", "#c9f0c4", "#8f8fa8", "#f3b7c6"].choose(rng).unwrap_or(&"#ffd29a");
+    let amount: f32 = rng.random_range(0.35..0.85);
+    let blur: f32 = rng.random_range(0.05..0.5);
+    let vignette: f32 = rng.random_range(0.2..0.6);
+    format!(
+        r##"<defs><filter id="soft" x="0" y="0" width="1" height="1"><feGaussianBlur stdDeviation="{blur}"/></filter><radialGradient id="vi" cx="50%" cy="50%" r="75%"><stop offset=".5" stop-color="#000" stop-opacity="0"/><stop offset="1" stop-color="#000" stop-opacity="{vignette}"/></radialGradient></defs>
+<g filter="url(#soft)">{body}</g><rect width="100" height="100" fill="{cast}" opacity="{amount}" style="mix-blend-mode:multiply"/><rect width="100" height="100" fill="url(#vi)"/>{}"##,
+        light(rng, 0.25)
+    )
+}

@@ -1,0 +1,180 @@
+//! Queries about the drawn catalogue whose answers are known exactly.
+
+use std::collections::HashSet;
+
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+use serde::{Deserialize, Serialize};
+
+use super::catalogue::{Colour, Kind, Pattern, Product, Scene, counted, generator};
+
+/// What one product must be; what is left out may be anything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// What it is.
+    pub kind: Option<Kind>,
+    /// Its main colour.
+    pub colour: Option<Colour>,
+    /// What its surface shows.
+    pub pattern: Option<Pattern>,
+    /// How many of it.
+    pub count: Option<u8>,
+}
+
+impl Condition {
+    fn matches(&self, product: &Product) -> bool {
+        self.kind.is_none_or(|kind| kind == product.kind)
+            && self.colour.is_none_or(|colour| colour == product.colour)
+            && self.pattern.is_none_or(|pattern| pattern == product.pattern)
+            && self.count.is_none_or(|count| count == product.count)
+    }
+
+    /// "a red striped mug", "something dotted", "three green candles".
+    fn words(&self) -> String {
+        let mut words: Vec<&str> = Vec::new();
+        words.extend(self.colour.map(Colour::name));
+        words.extend(self.pattern.map(Pattern::name));
+        let count = self.count.unwrap_or(1);
+        let Some(kind) = self.kind else {
+            return if words.len() == 1 {
+                format!("something {}", words[0])
+            } else {
+                counted(1, &format!("{} product", words.join(" ")))
+            };
+        };
+        let kind = if count == 1 { kind.name().to_owned() } else { kind.plural() };
+        words.push(&kind);
+        counted(count, &words.join(" "))
+    }
+}
+
+/// How much a query asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Difficulty {
+    /// One attribute.
+    One,
+    /// Two attributes.
+    Two,
+    /// Kind, colour and pattern.
+    Three,
+    /// Kind, colour and how many.
+    Count,
+    /// Two products in one picture.
+    Pair,
+}
+
+impl Difficulty {
+    /// All, from easy to hard.
+    pub const ALL: [Self; 5] = [Self::One, Self::Two, Self::Three, Self::Count, Self::Pair];
+}
+
+/// A query and what matches it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttributeQuery {
+    /// What is typed.
+    pub text: String,
+    /// How much it asks for.
+    pub difficulty: Difficulty,
+    /// What must be in the picture: each by a product of its own.
+    pub conditions: Vec<Condition>,
+}
+
+impl AttributeQuery {
+    /// Whether the scene is a right answer.
+    pub fn matches(&self, scene: &Scene) -> bool {
+        let products = &scene.products;
+        match self.conditions.as_slice() {
+            [one] => products.iter().any(|p| one.matches(p)),
+            [one, other] => products.iter().enumerate().any(|(i, p)| {
+                one.matches(p) && products.iter().enumerate().any(|(j, q)| i != j && other.matches(q))
+            }),
+            _ => false,
+        }
+    }
+}
+
+/// Distinct queries, up to `per_difficulty` of each difficulty; the same seed gives the same.
+pub fn queries(seed: u64, per_difficulty: usize) -> Vec<AttributeQuery> {
+    let rng = &mut generator(seed, 2);
+    let mut seen = HashSet::new();
+    let mut queries = Vec::new();
+    for difficulty in Difficulty::ALL {
+        let mut made = 0;
+        // There are 41 queries of one attribute: trying for ever would not find more.
+        for _ in 0..per_difficulty * 50 {
+            if made == per_difficulty {
+                break;
+            }
+            let mut any = || Condition {
+                kind: Kind::ALL.choose(rng).copied(),
+                colour: Colour::ALL.choose(rng).copied(),
+                pattern: Pattern::ALL.choose(rng).copied(),
+                count: [2, 3].choose(rng).copied(),
+            };
+            let (full, second) = (any(), any());
+            let conditions = match difficulty {
+                Difficulty::One => vec![keep(full, 1 << rng.random_range(0..3))],
+                Difficulty::Two => vec![keep(full, 7 ^ (1 << rng.random_range(0..3)))],
+                Difficulty::Three => vec![keep(full, 7)],
+                Difficulty::Count => vec![keep(full, 11)],
+                Difficulty::Pair if full.kind == second.kind => continue,
+                Difficulty::Pair => {
+                    let both = if rng.random_bool(0.5) { 1 } else { 3 };
+                    vec![keep(full, both), keep(second, both)]
+                }
+            };
+            let words: Vec<String> = conditions.iter().map(Condition::words).collect();
+            let joint = if rng.random_bool(0.5) { " and " } else { " next to " };
+            let text = words.join(joint);
+            if seen.insert(text.clone()) {
+                queries.push(AttributeQuery { text, difficulty, conditions });
+                made += 1;
+            }
+        }
+    }
+    queries
+}
+
+/// `full` with the parts whose bit is set: 1 kind, 2 colour, 4 pattern, 8 count.
+fn keep(full: Condition, bits: u8) -> Condition {
+    Condition {
+        kind: full.kind.filter(|_| bits & 1 != 0),
+        colour: full.colour.filter(|_| bits & 2 != 0),
+        pattern: full.pattern.filter(|_| bits & 4 != 0),
+        count: full.count.filter(|_| bits & 8 != 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::catalogue::{Background, Style};
+    use super::*;
+
+    #[test]
+    fn a_query_matches_what_it_says() {
+        let mug = Product { kind: Kind::Mug, colour: Colour::Red, pattern: Pattern::Striped, count: 2 };
+        let hat = Product { kind: Kind::Hat, colour: Colour::Blue, pattern: Pattern::Plain, count: 1 };
+        let scene = Scene { seed: 0, style: Style::Studio, background: Background::Wood, products: vec![mug, hat] };
+        let all = queries(3, 2_000);
+        let hits = |text: &str| {
+            let query = all.iter().find(|q| q.text == text);
+            query.unwrap_or_else(|| panic!("no query {text:?}")).matches(&scene)
+        };
+        for right in ["a mug", "something blue", "a red mug", "a striped mug", "a red striped mug", "two red mugs", "a mug and a hat"] {
+            assert!(hits(right), "{right}");
+        }
+        for wrong in ["a chair", "something dotted", "a blue mug", "three red mugs", "a mug and a chair"] {
+            assert!(!hits(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn queries_are_distinct_and_follow_from_the_seed() {
+        let all = queries(1, 100);
+        assert_eq!(all, queries(1, 100));
+        assert_eq!(all.len(), 41 + 4 * 100);
+        let texts: HashSet<_> = all.iter().map(|q| &q.text).collect();
+        assert_eq!(texts.len(), all.len());
+    }
+}

@@ -1,0 +1,327 @@
+//! Requests and answers as JSON has them.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::App;
+use crate::clip::ModelCard;
+use crate::normalise::Normaliser;
+use crate::search::{Change, Entry, Explanation, Hit, Query, Results, ScoredPrompt, Timings};
+use crate::statistics::{Statistics, StatisticsKey};
+
+/// A question. What is left out is answered as the catalogue is served.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SearchRequest {
+    text: String,
+    k: Option<usize>,
+    prompt_set: Option<String>,
+    normaliser: Option<Normaliser>,
+    weight: Option<f32>,
+    lambda: Option<f32>,
+}
+
+impl From<SearchRequest> for Query {
+    fn from(request: SearchRequest) -> Self {
+        Self {
+            text: request.text,
+            k: request.k,
+            prompt_set: request.prompt_set,
+            normaliser: request.normaliser,
+            weight: request.weight,
+            lambda: request.lambda,
+        }
+    }
+}
+
+/// A question about one image. What is left out is answered as the catalogue is served.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExplainRequest {
+    pub image_id: String,
+    text: String,
+    prompt_set: Option<String>,
+    normaliser: Option<Normaliser>,
+    weight: Option<f32>,
+    lambda: Option<f32>,
+}
+
+impl ExplainRequest {
+    /// The question, and the image that it is about.
+    pub fn split(self) -> (Query, String) {
+        let query = Query {
+            text: self.text,
+            k: None,
+            prompt_set: self.prompt_set,
+            normaliser: self.normaliser,
+            weight: self.weight,
+            lambda: self.lambda,
+        };
+        (query, self.image_id)
+    }
+}
+
+/// The answer to a search: plain CLIP and balanced, from one scan.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SearchAnswer {
+    /// Version of the table.
+    pub table_version: u64,
+    /// Generation of the table.
+    pub generation: String,
+    /// Statistics that were used.
+    pub prompt_set: StatisticsKey,
+    /// Formula that was used.
+    pub normaliser: Normaliser,
+    /// Weight of the balanced score.
+    pub weight: f32,
+    /// λ of `nnn`.
+    pub lambda: f32,
+    /// Images scanned.
+    pub scanned: usize,
+    /// How long it took.
+    pub timings: Timings,
+    /// Best by balanced score.
+    pub hits: Vec<HitAnswer>,
+    /// Best by raw score.
+    pub raw_hits: Vec<HitAnswer>,
+}
+
+impl SearchAnswer {
+    /// The answer for `results` from `generation`.
+    pub fn new(results: &Results, generation: &str) -> Self {
+        Self {
+            table_version: results.version,
+            generation: generation.to_owned(),
+            prompt_set: results.set.key.clone(),
+            normaliser: results.balance.normaliser,
+            weight: results.balance.weight,
+            lambda: results.balance.lambda,
+            scanned: results.scanned,
+            timings: results.timings,
+            hits: results.hits.iter().map(HitAnswer::new).collect(),
+            raw_hits: results.raw_hits.iter().map(HitAnswer::new).collect(),
+        }
+    }
+}
+
+/// One image and its scores.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HitAnswer {
+    /// The image.
+    #[serde(flatten)]
+    pub image: ImageAnswer,
+    /// Cosine of query and image: plain CLIP.
+    pub raw_score: f32,
+    /// Place in the ranking of plain CLIP, from 1.
+    pub raw_rank: usize,
+    /// Balanced score: alpha · `raw_score` + beta.
+    pub score: f32,
+    /// Place in the balanced ranking, from 1.
+    pub rank: usize,
+    /// The image's own factor.
+    pub alpha: f32,
+    /// The image's own shift.
+    pub beta: f32,
+}
+
+impl HitAnswer {
+    fn new(hit: &Hit) -> Self {
+        Self {
+            image: ImageAnswer::new(&hit.entry),
+            raw_score: hit.raw_score,
+            raw_rank: hit.raw_rank,
+            score: hit.score,
+            rank: hit.rank,
+            alpha: hit.affine.alpha,
+            beta: hit.affine.beta,
+        }
+    }
+}
+
+/// What is known of one live image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageAnswer {
+    /// The catalogue's name of it.
+    pub image_id: String,
+    /// Where it was fetched from; none where its bytes came in the event.
+    pub uri: Option<String>,
+    /// Path of its picture on this server.
+    pub picture: Option<String>,
+    /// Declared attributes.
+    pub attributes: BTreeMap<String, String>,
+    /// Its version.
+    pub sequence: String,
+    /// When the change happened, where known.
+    pub event_time: Option<DateTime<Utc>>,
+    /// When it was embedded.
+    pub embedded_at: DateTime<Utc>,
+    /// SHA-256 of its bytes.
+    pub content_hash: String,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+}
+
+impl ImageAnswer {
+    /// The answer for a live image.
+    pub fn new(entry: &Entry) -> Self {
+        let image = &entry.image;
+        Self {
+            image_id: entry.image_id.to_string(),
+            uri: image.uri.clone(),
+            picture: picture(entry),
+            attributes: image.attributes.clone(),
+            sequence: entry.version.sequence().as_str().to_owned(),
+            event_time: entry.event_time,
+            embedded_at: entry.embedded_at,
+            content_hash: image.content_hash.clone(),
+            width: image.width,
+            height: image.height,
+        }
+    }
+}
+
+/// Where the picture is shown. The hash makes the address change when the picture does, so that
+/// browsers may keep it.
+fn picture(entry: &Entry) -> Option<String> {
+    entry.image.uri.as_ref()?;
+    let mut id = url::Url::parse("path:///").ok()?;
+    id.path_segments_mut().ok()?.push(entry.image_id.as_str());
+    let hash = entry.image.content_hash.get(..12).unwrap_or_default();
+    Some(format!("/v1/images{}/picture?v={hash}", id.path()))
+}
+
+/// Why an image ranks where it does.
+#[derive(Debug, Serialize)]
+pub struct ExplainAnswer {
+    hit: HitAnswer,
+    statistics: Option<Statistics>,
+    prompts: Vec<ScoredPrompt>,
+    scanned: usize,
+    sentence: String,
+    prompt_set: StatisticsKey,
+    normaliser: Normaliser,
+    weight: f32,
+}
+
+impl From<Explanation> for ExplainAnswer {
+    fn from(explanation: Explanation) -> Self {
+        Self {
+            hit: HitAnswer::new(&explanation.hit),
+            statistics: explanation.statistics,
+            prompts: explanation.prompts,
+            scanned: explanation.scanned,
+            sentence: explanation.sentence,
+            prompt_set: explanation.set.key.clone(),
+            normaliser: explanation.balance.normaliser,
+            weight: explanation.balance.weight,
+        }
+    }
+}
+
+/// A change of the catalogue, for the feed.
+#[derive(Debug, Serialize)]
+pub struct ChangeAnswer {
+    image_id: String,
+    operation: &'static str,
+    picture: Option<String>,
+    title: Option<String>,
+    version: u64,
+    at: String,
+}
+
+impl From<&Change> for ChangeAnswer {
+    fn from(change: &Change) -> Self {
+        let entry = change.entry.as_deref();
+        let title = entry.and_then(|e| e.image.attributes.get("title").cloned());
+        Self {
+            image_id: change.image_id.to_string(),
+            operation: if entry.is_some() { "upsert" } else { "delete" },
+            picture: entry.and_then(picture),
+            title,
+            version: change.version,
+            at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
+        }
+    }
+}
+
+/// A part of a demo that stands in for a real one.
+#[derive(Debug, Clone, Serialize)]
+pub struct StandIn {
+    /// What it is.
+    pub what: String,
+    /// What to set to use the real one.
+    pub real: String,
+}
+
+/// What is served.
+#[derive(Debug, Serialize)]
+pub struct StateAnswer<'a> {
+    ready: bool,
+    version: &'static str,
+    model: &'a ModelCard,
+    generation: &'a str,
+    table_version: u64,
+    images: usize,
+    computed_statistics: usize,
+    prompt_sets: Vec<PromptSetAnswer<'a>>,
+    normalisers: [&'static str; Normaliser::ALL.len()],
+    serving: ServingAnswer<'a>,
+    examples: &'a [String],
+    stand_ins: &'a [StandIn],
+}
+
+#[derive(Debug, Serialize)]
+struct PromptSetAnswer<'a> {
+    name: &'a str,
+    version: u32,
+    key: &'a StatisticsKey,
+    prompts: usize,
+    language: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct ServingAnswer<'a> {
+    prompt_set: &'a StatisticsKey,
+    normaliser: Normaliser,
+    weight: f32,
+    lambda: f32,
+}
+
+impl<'a> StateAnswer<'a> {
+    /// The state at this moment.
+    pub fn new(app: &'a App) -> Self {
+        let engine = &app.engine;
+        let snapshot = engine.snapshots().newest();
+        let serving = engine.serving();
+        let set = |set: &'a std::sync::Arc<crate::prompts::EmbeddedSet>| PromptSetAnswer {
+            name: &set.set.name,
+            version: set.set.version,
+            key: &set.key,
+            prompts: set.set.texts.len(),
+            language: &set.set.language,
+        };
+        Self {
+            ready: engine.snapshots().ready(),
+            version: env!("CARGO_PKG_VERSION"),
+            model: engine.towers().card(),
+            generation: &app.generation,
+            table_version: snapshot.version,
+            images: snapshot.entries.len(),
+            computed_statistics: snapshot.computed,
+            prompt_sets: engine.sets().iter().map(set).collect(),
+            normalisers: Normaliser::ALL.map(Normaliser::name),
+            serving: ServingAnswer {
+                prompt_set: &serving.prompt_set,
+                normaliser: serving.normaliser,
+                weight: serving.weight,
+                lambda: serving.lambda,
+            },
+            examples: &app.options.examples,
+            stand_ins: &app.stand_ins,
+        }
+    }
+}

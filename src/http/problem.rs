@@ -1,0 +1,100 @@
+//! Errors as RFC 9457 problem details.
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tracing::error;
+
+use crate::search::QueryError;
+use crate::telemetry::event;
+
+/// An answer that is no answer.
+#[derive(Debug, Serialize)]
+pub struct Problem {
+    /// `about:blank`: the code says more than a page would.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    /// What was wrong and what would be right.
+    detail: String,
+    /// Stable code for programs.
+    code: &'static str,
+    /// The field of the request that is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'static str>,
+    /// Seconds after which it is worth trying again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u32>,
+}
+
+impl Problem {
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            kind: "about:blank",
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail: detail.into(),
+            code,
+            field: None,
+            retry_after: None,
+        }
+    }
+
+    pub fn busy(limit: usize) -> Self {
+        let detail = format!("{limit} requests are being computed, as many as http.concurrency allows");
+        let retry_after = Some(1);
+        Self { retry_after, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail) }
+    }
+
+    pub fn timeout(limit_ms: u64) -> Self {
+        let detail = format!("no answer within http.timeout_ms = {limit_ms}");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail)
+    }
+
+    pub fn not_found(what: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", what)
+    }
+}
+
+impl From<QueryError> for Problem {
+    fn from(problem: QueryError) -> Self {
+        match problem {
+            QueryError::Invalid { field, reason } => Self {
+                field: Some(field),
+                ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_field", format!("{field}: {reason}"))
+            },
+            QueryError::NotReady => Self {
+                retry_after: Some(1),
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", problem.to_string())
+            },
+            QueryError::NoImage(_) => Self::not_found(problem.to_string()),
+            QueryError::Model(inner) => {
+                error!(event = event::HTTP_ERROR, code = "model", error = %inner, "the text tower failed");
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "model", "the text could not be embedded; see the server's log")
+            }
+        }
+    }
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), "invalid_body", rejection.body_text())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = self.retry_after;
+        let mut response = (status, Json(self)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+}

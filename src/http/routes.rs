@@ -1,0 +1,164 @@
+//! One function a route.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::extract::rejection::JsonRejection;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{Html, IntoResponse, Response};
+use futures::Stream;
+use futures::stream::unfold;
+use tokio::sync::broadcast::error::RecvError;
+use tracing::error;
+
+use super::Shared;
+use super::answer::{
+    ChangeAnswer, ExplainAnswer, ExplainRequest, ImageAnswer, SearchAnswer, SearchRequest, StateAnswer,
+};
+use super::problem::Problem;
+use crate::record::{Content, hex};
+use crate::retry::{Decide, Verdict};
+use crate::search::{Engine, Entry, QueryError};
+use crate::telemetry::event;
+
+type Body<T> = Result<Json<T>, JsonRejection>;
+type App = State<Arc<Shared>>;
+
+/// The page; a fresh nonce lets its own script and style run, and nothing else.
+pub async fn page() -> Response {
+    let nonce = hex(&rand::random::<[u8; 16]>());
+    let policy = format!(
+        "default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    );
+    let page = include_str!("page.html").replace("{{nonce}}", &nonce);
+    let mut response = Html(page).into_response();
+    if let Ok(policy) = HeaderValue::from_str(&policy) {
+        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    response
+}
+
+/// Whether queries are answered.
+pub async fn ready(State(shared): App) -> Result<&'static str, Problem> {
+    if shared.app.engine.snapshots().ready() {
+        Ok("ready\n")
+    } else {
+        Err(QueryError::NotReady.into())
+    }
+}
+
+/// What is served.
+pub async fn state(State(shared): App) -> Response {
+    Json(StateAnswer::new(&shared.app)).into_response()
+}
+
+/// Both rankings for a text.
+pub async fn search(State(shared): App, body: Body<SearchRequest>) -> Result<Json<SearchAnswer>, Problem> {
+    let query = body?.0.into();
+    let results = compute(&shared, move |engine| engine.search(&query)).await?;
+    Ok(Json(SearchAnswer::new(&results, &shared.app.generation)))
+}
+
+/// Why an image ranks where it does.
+pub async fn explain(State(shared): App, body: Body<ExplainRequest>) -> Result<Json<ExplainAnswer>, Problem> {
+    let (query, image_id) = body?.0.split();
+    let explanation = compute(&shared, move |engine| engine.explain(&query, &image_id)).await?;
+    Ok(Json(explanation.into()))
+}
+
+/// Runs `work` on a thread that may block.
+async fn compute<T: Send + 'static>(
+    shared: &Shared,
+    work: impl FnOnce(&Engine) -> Result<T, QueryError> + Send + 'static,
+) -> Result<T, Problem> {
+    let engine = shared.app.engine.clone();
+    match tokio::task::spawn_blocking(move || work(&engine)).await {
+        Ok(result) => result.map_err(Problem::from),
+        Err(panic) => {
+            error!(event = event::HTTP_ERROR, code = "panic", error = %panic, "a query panicked");
+            Err(Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "the query failed; see the server's log",
+            ))
+        }
+    }
+}
+
+/// What is known of an image.
+pub async fn image(State(shared): App, Path(id): Path<String>) -> Result<Json<ImageAnswer>, Problem> {
+    Ok(Json(ImageAnswer::new(&*entry(&shared, &id)?)))
+}
+
+fn entry(shared: &Shared, id: &str) -> Result<Arc<Entry>, Problem> {
+    let snapshots = shared.app.engine.snapshots();
+    if !snapshots.ready() {
+        return Err(QueryError::NotReady.into());
+    }
+    let found = snapshots.newest().get(id).cloned();
+    found.ok_or_else(|| QueryError::NoImage(id.to_owned()).into())
+}
+
+/// An image's picture, fetched from where it was announced.
+pub async fn picture(State(shared): App, Path(id): Path<String>) -> Result<Response, Problem> {
+    let entry = entry(&shared, &id)?;
+    let uri = entry.image.uri.clone();
+    let uri = uri.filter(|_| shared.app.options.pictures).ok_or_else(|| {
+        Problem::not_found("there is no picture to show: its bytes came in the event, or http.pictures is off")
+    })?;
+    let fetched = shared.app.fetcher.fetch(&Content::Uri(uri), &shared.token).await;
+    let fetched = fetched.map_err(|error| {
+        let status = match error.verdict() {
+            Verdict::DeadLetter => StatusCode::NOT_FOUND,
+            Verdict::Retry | Verdict::Fatal => StatusCode::BAD_GATEWAY,
+        };
+        Problem::new(status, error.code(), error.to_string())
+    })?;
+    // Only what is a picture by its content is passed on: anything else might run in the browser.
+    let format = image::guess_format(&fetched.bytes).map_err(|_| {
+        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "no_picture", "what was fetched is not a picture")
+    })?;
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static(format.to_mime_type())),
+        (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600")),
+    ];
+    Ok((headers, fetched.bytes).into_response())
+}
+
+/// The feed of changes, as server-sent events named `change`; `missed` tells a listener that was
+/// too slow how many it did not get.
+pub async fn events(State(shared): App) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+    let limit = shared.app.options.max_listeners;
+    let turn = shared.listeners.clone().try_acquire_owned();
+    let turn = turn.map_err(|_| Problem::busy(limit))?;
+    let changes = shared.app.engine.snapshots().subscribe();
+    let token = shared.token.clone();
+    let stream = unfold((changes, turn, token), |(mut changes, turn, token)| async move {
+        let change = tokio::select! {
+            change = changes.recv() => change,
+            () = token.cancelled() => return None,
+        };
+        let event = match change {
+            Ok(change) => Event::default().event("change").json_data(ChangeAnswer::from(&change)).ok()?,
+            Err(RecvError::Lagged(missed)) => Event::default().event("missed").data(missed.to_string()),
+            Err(RecvError::Closed) => return None,
+        };
+        Some((Ok(event), (changes, turn, token)))
+    });
+    let alive = KeepAlive::new().interval(Duration::from_secs(15));
+    Ok(Sse::new(stream).keep_alive(alive))
+}
+
+/// No such route.
+pub async fn unknown() -> Problem {
+    Problem::not_found("there is no such route; see docs/api.md")
+}
+
+/// The route wants another method.
+pub async fn wrong_method() -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this route wants another method; see docs/api.md")
+}

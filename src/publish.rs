@@ -1,0 +1,378 @@
+//! Announcing images: files, folders, bucket prefixes and JSON lines become new-image events.
+//!
+//! Folders and buckets are listed; an event's time and sequence are the object's last change, so
+//! that announcing the same folder twice brings nothing new. JSON lines are checked by the rules
+//! that workers apply, before anything is sent.
+
+use std::collections::BTreeMap;
+use std::path::Path as FilePath;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures::stream::{BoxStream, once};
+use futures::{Stream, StreamExt};
+use object_store::{ObjectMeta, ObjectStoreExt};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use url::Url;
+
+use crate::kafka;
+use crate::record::{Message, Operation, Ordering, Partition};
+use crate::retry::{Decide, Verdict};
+use crate::source::{Decoder, ImageEvent};
+use crate::store::{self, Store, StoreError};
+use crate::telemetry::event;
+
+/// Events handed to Kafka that are not acknowledged yet.
+const IN_FLIGHT: usize = 512;
+/// Longest JSON line: Kafka's usual limit for a message.
+const MAX_LINE_BYTES: usize = 1 << 20;
+/// What is taken for a picture when a folder or a bucket is listed.
+const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
+
+/// Why nothing more can be published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// A folder or bucket cannot be listed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A path is not there, or is nothing that can be announced.
+    #[error("{target}: {reason}")]
+    Target {
+        /// As given.
+        target: String,
+        /// Why.
+        reason: String,
+    },
+    /// Lines cannot be read.
+    #[error("{name}: {source}")]
+    Read {
+        /// The file.
+        name: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Kafka did not take an event.
+    #[error("topic {topic} at {brokers}: {source}")]
+    Kafka {
+        /// The topic.
+        topic: String,
+        /// The brokers.
+        brokers: String,
+        /// Why.
+        source: rdkafka::error::KafkaError,
+    },
+}
+
+impl Decide for PublishError {
+    fn verdict(&self) -> Verdict {
+        match self {
+            Self::Store(error) => error.verdict(),
+            Self::Kafka { source, .. } => kafka::verdict(source),
+            Self::Target { .. } | Self::Read { .. } => Verdict::Fatal,
+        }
+    }
+}
+
+/// An event to send, or an input that is none, with the reason.
+pub type Candidate = Result<ImageEvent, String>;
+
+/// What was sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Published {
+    /// Events acknowledged by Kafka.
+    pub published: u64,
+    /// Inputs that are no events.
+    pub skipped: u64,
+}
+
+/// Sends events to a topic, keyed by image id.
+pub struct Publisher {
+    producer: FutureProducer,
+    topic: String,
+    brokers: String,
+}
+
+impl Publisher {
+    /// Makes the producer; no connection is opened yet.
+    pub fn new(kafka: &kafka::Options, topic: &str) -> Result<Self, PublishError> {
+        let producer = kafka.producer().create().map_err(|source| PublishError::Kafka {
+            topic: topic.to_owned(),
+            brokers: kafka.brokers.clone(),
+            source,
+        })?;
+        Ok(Self { producer, topic: topic.to_owned(), brokers: kafka.brokers.clone() })
+    }
+
+    /// Sends one event and returns when all in-sync replicas have it.
+    pub async fn send(&self, event: &ImageEvent) -> Result<(), PublishError> {
+        let payload = serde_json::to_string(event).map_err(|e| PublishError::Target {
+            target: event.image_id.clone(),
+            reason: e.to_string(),
+        })?;
+        let record = FutureRecord::to(&self.topic).key(&event.image_id).payload(&payload);
+        let sent = self.producer.send(record, Duration::from_secs(30)).await;
+        sent.map(|_| ()).map_err(|(source, _)| PublishError::Kafka {
+            topic: self.topic.clone(),
+            brokers: self.brokers.clone(),
+            source,
+        })
+    }
+
+    /// Sends every event of `candidates` in order until `token` is cancelled; `on_candidate` hears
+    /// of each that was sent or skipped.
+    pub async fn send_all(
+        &self,
+        candidates: impl Stream<Item = Result<Candidate, PublishError>>,
+        token: &CancellationToken,
+        mut on_candidate: impl FnMut(&Candidate),
+    ) -> Result<Published, PublishError> {
+        let mut done = Published::default();
+        let sent = candidates
+            .take_until(token.cancelled())
+            .map(|candidate| async {
+                let candidate = candidate?;
+                if let Ok(event) = &candidate {
+                    self.send(event).await?;
+                }
+                Ok::<_, PublishError>(candidate)
+            })
+            .buffered(IN_FLIGHT);
+        let mut sent = std::pin::pin!(sent);
+        while let Some(candidate) = sent.next().await {
+            let candidate = candidate?;
+            match candidate {
+                Ok(_) => done.published += 1,
+                Err(_) => done.skipped += 1,
+            }
+            on_candidate(&candidate);
+        }
+        info!(event = event::PUBLISH, published = done.published, skipped = done.skipped, "events published");
+        Ok(done)
+    }
+
+    /// Waits until everything that was handed over is acknowledged, at most `timeout`. Blocks.
+    pub fn flush(&self, timeout: Duration) -> Result<(), PublishError> {
+        self.producer.flush(timeout).map_err(|source| PublishError::Kafka {
+            topic: self.topic.clone(),
+            brokers: self.brokers.clone(),
+            source,
+        })
+    }
+}
+
+/// How events are made from what is listed.
+#[derive(Debug, Clone, Default)]
+pub struct Naming {
+    /// Put before each image id.
+    pub id_prefix: String,
+    /// Attributes that every event gets.
+    pub attributes: BTreeMap<String, serde_json::Value>,
+    /// Date every event now instead of at the object's last change.
+    pub now: bool,
+    /// What orders the versions of an image: decides whether `sequence` is set.
+    pub ordering: Ordering,
+}
+
+impl Naming {
+    /// The event that announces `uri` as changed at `changed`.
+    fn upsert(&self, id: &str, uri: &Url, changed: DateTime<Utc>) -> ImageEvent {
+        let time = if self.now { Utc::now() } else { changed };
+        ImageEvent {
+            uri: Some(uri.to_string()),
+            attributes: self.attributes.clone(),
+            ..self.event(id, Operation::Upsert, time)
+        }
+    }
+
+    /// The event that says that an image is gone.
+    pub fn delete(&self, id: &str) -> ImageEvent {
+        self.event(id, Operation::Delete, Utc::now())
+    }
+
+    fn event(&self, id: &str, operation: Operation, time: DateTime<Utc>) -> ImageEvent {
+        let sequence = u64::try_from(time.timestamp_micros()).ok();
+        ImageEvent {
+            image_id: format!("{}{id}", self.id_prefix),
+            operation,
+            uri: None,
+            data: None,
+            sequence: sequence.filter(|_| self.ordering == Ordering::Sequence),
+            event_time: Some(time),
+            attributes: BTreeMap::new(),
+        }
+    }
+}
+
+/// The events for a file, a folder, a bucket prefix, or a single http(s) address.
+pub async fn discover(
+    target: &str,
+    options: &BTreeMap<String, String>,
+    naming: Naming,
+) -> Result<BoxStream<'static, Result<Candidate, PublishError>>, PublishError> {
+    let url = store::parse(target)?;
+    match url.scheme() {
+        "http" | "https" => {
+            let id = url.path_segments().and_then(|mut s| s.next_back()).unwrap_or_default();
+            let event = naming.upsert(if id.is_empty() { url.as_str() } else { id }, &url, Utc::now());
+            Ok(once(async { Ok(Ok(event)) }).boxed())
+        }
+        "file" => local(target, &url, naming).await,
+        _ => Ok(list(Store::open(target, options)?, naming)),
+    }
+}
+
+async fn local(
+    target: &str,
+    url: &Url,
+    naming: Naming,
+) -> Result<BoxStream<'static, Result<Candidate, PublishError>>, PublishError> {
+    let wrong = |reason: String| PublishError::Target { target: target.to_owned(), reason };
+    let path = url.to_file_path().map_err(|()| wrong("is not a local path".into()))?;
+    let found = tokio::fs::metadata(&path).await.map_err(|e| wrong(e.to_string()))?;
+    if found.is_dir() {
+        return Ok(list(Store::open(target, &BTreeMap::new())?, naming));
+    }
+    let (Some(folder), Some(name)) = (path.parent().and_then(FilePath::to_str), path.file_name().and_then(|n| n.to_str()))
+    else {
+        return Err(wrong("is not a path in UTF-8".into()));
+    };
+    let store = Store::open(folder, &BTreeMap::new())?;
+    let key = object_store::path::Path::parse(name).map_err(|e| wrong(e.to_string()))?;
+    let meta = store.objects().head(&key).await.map_err(|e| store.error(e))?;
+    let event = announce(&store, &meta, &naming);
+    Ok(once(async { Ok(Ok(event)) }).boxed())
+}
+
+/// The events for every picture below a place.
+fn list(store: Store, naming: Naming) -> BoxStream<'static, Result<Candidate, PublishError>> {
+    let listed = store.objects().list(None);
+    listed
+        .filter_map(move |object| {
+            let candidate = match object {
+                Err(error) => Some(Err(store.error(error).into())),
+                Ok(meta) => is_picture(&meta).then(|| Ok(Ok(announce(&store, &meta, &naming)))),
+            };
+            std::future::ready(candidate)
+        })
+        .boxed()
+}
+
+fn is_picture(meta: &ObjectMeta) -> bool {
+    let extension = meta.location.extension().map(str::to_ascii_lowercase);
+    extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+}
+
+fn announce(store: &Store, meta: &ObjectMeta, naming: &Naming) -> ImageEvent {
+    let mut url = store.url().clone();
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments.pop_if_empty().extend(meta.location.parts().map(|part| part.as_ref().to_owned()));
+    }
+    naming.upsert(meta.location.as_ref(), &url, meta.last_modified)
+}
+
+/// The events in JSON lines; a line that a worker would refuse becomes a candidate that is none.
+pub fn lines(
+    name: &str,
+    reader: impl AsyncBufRead + Unpin + Send + 'static,
+    rules: Decoder,
+) -> BoxStream<'static, Result<Candidate, PublishError>> {
+    let name = name.to_owned();
+    let state = (reader, rules, name, 0u64);
+    futures::stream::try_unfold(state, |(mut reader, rules, name, number)| async move {
+        let (mut line, mut number) = (String::new(), number);
+        loop {
+            line.clear();
+            let read = reader.read_line(&mut line).await;
+            let read = read.map_err(|source| PublishError::Read { name: name.clone(), source })?;
+            number += 1;
+            if read == 0 {
+                return Ok(None);
+            }
+            if !line.trim().is_empty() {
+                break;
+            }
+        }
+        let candidate = check(line.trim(), &rules).map_err(|reason| format!("{name}:{number}: {reason}"));
+        Ok(Some((candidate, (reader, rules, name, number))))
+    })
+    .boxed()
+}
+
+/// A line as an event, checked as a worker checks it.
+fn check(line: &str, rules: &Decoder) -> Candidate {
+    if line.len() > MAX_LINE_BYTES {
+        return Err(format!("has {} bytes, more than {MAX_LINE_BYTES}; give a uri instead of data", line.len()));
+    }
+    let key = serde_json::from_str::<serde_json::Value>(line)
+        .ok()
+        .and_then(|value| Some(Bytes::from(value.get("image_id")?.as_str()?.to_owned())));
+    let message = Message {
+        partition: Partition { topic: "".into(), number: 0 },
+        offset: 0,
+        key,
+        payload: Some(Bytes::copy_from_slice(line.as_bytes())),
+        headers: Vec::new(),
+        timestamp_ms: None,
+    };
+    rules.decode(&message, Utc::now()).map_err(|e| e.to_string())?;
+    serde_json::from_str(line).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::AttributeTypes;
+
+    fn naming() -> Naming {
+        Naming { id_prefix: "shop/".into(), ordering: Ordering::Sequence, ..Naming::default() }
+    }
+
+    async fn all(stream: BoxStream<'static, Result<Candidate, PublishError>>) -> Vec<Candidate> {
+        let mut all: Vec<Candidate> = stream.map(Result::unwrap).collect().await;
+        all.sort_by_key(|c| c.as_ref().map_or_else(Clone::clone, |e| e.image_id.clone()));
+        all
+    }
+
+    #[tokio::test]
+    async fn a_folder_announces_its_pictures_with_their_last_change() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("a b")).unwrap();
+        for name in ["x.JPG", "a b/ü 1.png", "notes.txt"] {
+            std::fs::write(folder.path().join(name), b"x").unwrap();
+        }
+        let target = folder.path().to_str().unwrap();
+        let events = all(discover(target, &BTreeMap::new(), naming()).await.unwrap()).await;
+        let again = all(discover(target, &BTreeMap::new(), naming()).await.unwrap()).await;
+        assert_eq!(events, again, "announcing twice brings nothing new");
+        let events: Vec<&ImageEvent> = events.iter().map(|e| e.as_ref().unwrap()).collect();
+        let ids: Vec<&str> = events.iter().map(|e| e.image_id.as_str()).collect();
+        assert_eq!(ids, ["shop/a b/ü 1.png", "shop/x.JPG"]);
+        for event in events {
+            let path = Url::parse(event.uri.as_ref().unwrap()).unwrap().to_file_path().unwrap();
+            assert!(path.is_file(), "{event:?}");
+            assert!(event.sequence.is_some());
+        }
+        let one = folder.path().join("x.JPG");
+        let one = all(discover(one.to_str().unwrap(), &BTreeMap::new(), naming()).await.unwrap()).await;
+        assert_eq!(one.len(), 1);
+        assert!(discover("nowhere/at/all.jpg", &BTreeMap::new(), naming()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn lines_that_a_worker_would_refuse_are_named() {
+        let rules = Decoder {
+            ordering: Ordering::Sequence,
+            max_clock_skew: chrono::TimeDelta::seconds(60),
+            attributes: AttributeTypes::new(),
+        };
+        let text = "{\"image_id\":\"a\",\"uri\":\"u\",\"sequence\":1}\n\nnonsense\n{\"image_id\":\"b\",\"uri\":\"u\"}\n";
+        let all: Vec<Candidate> = lines("f.jsonl", text.as_bytes(), rules).map(Result::unwrap).collect().await;
+        assert_eq!(all[0].as_ref().unwrap().image_id, "a");
+        assert!(all[1].as_ref().unwrap_err().starts_with("f.jsonl:3: not a known"));
+        assert!(all[2].as_ref().unwrap_err().starts_with("f.jsonl:4: sequence: is missing"));
+    }
+}
