@@ -1,8 +1,11 @@
 //! Connection settings shared by everything that talks to Kafka.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -95,8 +98,42 @@ impl Options {
     }
 }
 
+/// No broker answered.
+#[derive(Debug, thiserror::Error)]
+#[error("kafka.brokers: no broker answers at {brokers}: {source}; check the address, the network and kafka.properties")]
+pub struct Unreachable {
+    brokers: String,
+    source: KafkaError,
+}
+
+/// Asks the brokers how many partitions each of `topics` has; 0 where a topic does not exist.
+pub async fn probe(options: &Options, topics: &[&str]) -> Result<Vec<usize>, Unreachable> {
+    let unreachable = {
+        let brokers = options.brokers.clone();
+        move |source| Unreachable { brokers, source }
+    };
+    let timeout = Duration::from_millis(options.request_timeout_ms);
+    let mut config = options.client();
+    // What cannot be reached is told once, by the error.
+    config.set("log_level", "0");
+    let topics: Vec<String> = topics.iter().map(|t| (*t).to_owned()).collect();
+    let asked = tokio::task::spawn_blocking(move || {
+        let client: BaseConsumer = config.create()?;
+        let metadata = client.fetch_metadata(None, timeout)?;
+        let partitions = |name: &String| {
+            let topic = metadata.topics().iter().find(|t| t.name() == name);
+            topic.map_or(0, |t| t.partitions().len())
+        };
+        Ok(topics.iter().map(partitions).collect())
+    });
+    match asked.await {
+        Ok(answer) => answer.map_err(unreachable),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
 /// The decision for an error of librdkafka.
-pub fn verdict(error: &rdkafka::error::KafkaError) -> Verdict {
+pub fn verdict(error: &KafkaError) -> Verdict {
     use rdkafka::types::RDKafkaErrorCode as Code;
     match error.rdkafka_error_code() {
         Some(

@@ -4,10 +4,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod clip;
+pub mod command;
 pub mod config;
 pub mod dead_letter;
 pub mod decode;
+pub mod demo;
 pub mod fetch;
 pub mod http;
 pub mod ingest;

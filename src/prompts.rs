@@ -227,12 +227,25 @@ impl EmbeddedSet {
         pairs
     }
 
+    /// The set as the catalogue's state keeps it, embedded anew.
+    pub fn from_record(record: &PromptSetRecord, towers: &dyn Towers) -> Result<Self, PromptError> {
+        let set = PromptSet {
+            name: record.name.clone(),
+            version: record.version,
+            language: record.language.clone(),
+            notes: String::new(),
+            texts: record.texts.clone(),
+        };
+        set.embed(towers, record.top_k)
+    }
+
     /// What the catalogue's state keeps of this set.
     pub fn record(&self) -> PromptSetRecord {
         PromptSetRecord {
             key: self.key.clone(),
             name: self.set.name.clone(),
             version: self.set.version,
+            language: self.set.language.clone(),
             top_k: self.top_k,
             texts: self.set.texts.clone(),
             since: Utc::now(),

@@ -5,7 +5,7 @@
 //! that workers apply, before anything is sent.
 
 use std::collections::BTreeMap;
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -232,6 +232,8 @@ async fn local(
 ) -> Result<BoxStream<'static, Result<Candidate, PublishError>>, PublishError> {
     let wrong = |reason: String| PublishError::Target { target: target.to_owned(), reason };
     let path = url.to_file_path().map_err(|()| wrong("is not a local path".into()))?;
+    // Without the slash at its end that makes a path a folder's.
+    let path: PathBuf = path.components().collect();
     let found = tokio::fs::metadata(&path).await.map_err(|e| wrong(e.to_string()))?;
     if found.is_dir() {
         return Ok(list(Store::open(target, &BTreeMap::new())?, naming));

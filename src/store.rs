@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path as FilePath;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::StreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -46,6 +48,14 @@ pub enum StoreError {
         /// Why.
         source: object_store::Error,
     },
+    /// The store did not answer in time.
+    #[error("{url}: no answer within {seconds} s; check the address, the network and the credentials")]
+    Silent {
+        /// The store.
+        url: String,
+        /// How long was waited.
+        seconds: u64,
+    },
     /// The store cannot put an object conditionally, on which safe commits depend.
     #[error(
         "{url}: this store overwrote an object that a conditional put must not touch; use one with If-None-Match support (S3, R2, MinIO, GCS, Azure, a local folder)"
@@ -60,6 +70,7 @@ impl Decide for StoreError {
     fn verdict(&self) -> Verdict {
         match self {
             Self::Store { source, .. } => verdict(source),
+            Self::Silent { .. } => Verdict::Retry,
             Self::Url { .. } | Self::Folder { .. } | Self::NoConditionalPut { .. } => {
                 Verdict::Fatal
             }
@@ -178,6 +189,19 @@ impl Store {
         StoreError::Store {
             url: self.url.to_string(),
             source,
+        }
+    }
+
+    /// Makes sure that the store answers within `timeout`, whatever is stored there.
+    pub async fn reach(&self, timeout: Duration) -> Result<(), StoreError> {
+        let mut listed = self.objects.list(None);
+        match tokio::time::timeout(timeout, listed.next()).await {
+            Ok(None | Some(Ok(_))) => Ok(()),
+            Ok(Some(Err(source))) => Err(self.error(source)),
+            Err(_) => Err(StoreError::Silent {
+                url: self.url.to_string(),
+                seconds: timeout.as_secs(),
+            }),
         }
     }
 

@@ -43,8 +43,19 @@ pub fn load(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Config, ConfigError> {
-    let source_name = file.map_or("defaults and environment".into(), |f| f.display().to_string());
-    let error = |problems| ConfigError { source_name: source_name.clone(), problems };
+    match load_with_problems(file, environment)? {
+        (config, problems) if problems.is_empty() => Ok(config),
+        (_, problems) => Err(ConfigError { source_name: source_name(file), problems }),
+    }
+}
+
+/// As [`load`], but what is right is given even where something else is wrong; only a file that
+/// cannot be read at all is an error.
+pub fn load_with_problems(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<(Config, Vec<String>), ConfigError> {
+    let error = |problems| ConfigError { source_name: source_name(file), problems };
     let mut table = match file {
         None => Table::new(),
         Some(file) => {
@@ -71,7 +82,11 @@ pub fn load(
     }
     let config = read(table, &mut problems);
     problems.extend(config.problems());
-    if problems.is_empty() { Ok(config) } else { Err(error(problems)) }
+    Ok((config, problems))
+}
+
+fn source_name(file: Option<&Path>) -> String {
+    file.map_or("defaults and environment".into(), |f| f.display().to_string())
 }
 
 /// Reads what is right and takes out what is not, a key at a time.

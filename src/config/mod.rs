@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use load::{ConfigError, load};
+pub use load::{ConfigError, load, load_with_problems};
 pub use reference::{Setting, Section, example, markdown, schema, sections};
 
 use crate::record::AttributeTypes;

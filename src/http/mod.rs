@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{error, warn};
 
-pub use answer::{SearchAnswer, StandIn};
+pub use answer::{HitAnswer, ImageAnswer, SearchAnswer, StandIn};
 
 use crate::fetch::Fetcher;
 use crate::search::Engine;

@@ -74,8 +74,10 @@ impl Log {
         let folder = format!("generations/{}/images", generation.id);
         // The log store wants a root store and a URL whose path leads from that root to the table.
         // The catalogue's folder serves as the root, so that the scheme of the real URL and its
-        // credentials never matter to the Delta library.
-        let location = Url::parse(&format!("bsap:///{folder}/"))
+        // credentials never matter to the Delta library. Its host is named like an S3 directory
+        // bucket, because the library sorts listings before it relies on them only for those and
+        // for `file:` URLs, and local folders list in no order either.
+        let location = Url::parse(&format!("bsap://unordered--x-s3/{folder}/"))
             .unwrap_or_else(|_| unreachable!("a generation's id is hexadecimal"));
         let root = catalogue.objects().clone();
         let prefixed = Arc::new(PrefixStore::new(root.clone(), Path::from(folder.as_str())));

@@ -110,6 +110,8 @@ pub struct PromptSetRecord {
     pub name: String,
     /// Its version.
     pub version: u32,
+    /// Language of the texts, as BCP 47 writes it.
+    pub language: String,
     /// How many of the largest scores `topk_mean` averages.
     pub top_k: usize,
     /// The prompts.

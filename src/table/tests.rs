@@ -100,6 +100,24 @@ async fn a_reader_follows_commit_by_commit() {
     assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
 }
 
+/// A folder lists its files in no order, unlike the memory of the other tests.
+#[tokio::test]
+async fn writers_and_readers_meet_in_a_local_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
+    let mut writers = Vec::new();
+    for _ in 0..2 {
+        writers.push(Writer::open(&store, &generation(), 5).await.unwrap());
+    }
+    for i in 0..8 {
+        for (number, writer) in writers.iter_mut().enumerate() {
+            let expected = (i > 0).then_some(i * 2);
+            writer.append(vec![batch(number as i32, expected, i * 2..i * 2 + 2)]).await.unwrap();
+        }
+    }
+    assert_eq!(everything(&store).await.len(), 32);
+}
+
 #[tokio::test]
 async fn positions_are_stored_with_the_rows_and_survive_the_writer() {
     let store = Store::memory();
@@ -223,6 +241,7 @@ fn prompt_set(name: &str) -> PromptSetRecord {
         key: StatisticsKey::new(name, 1, "0123456789ab", 100.0, 8),
         name: name.into(),
         version: 1,
+        language: "en".into(),
         top_k: 8,
         texts: vec!["a photo".into()],
         since: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),

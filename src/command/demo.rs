@@ -1,0 +1,263 @@
+//! `bsap demo`: the real parts on stand-ins, in one process.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::parts::{self, QueryWorker};
+use super::{Done, Failure, block_on, cancel_on_signal, table_view};
+use crate::cli::{DemoAction, DemoArgs, RenderArgs};
+use crate::config::Config;
+use crate::demo::broker::Broker;
+use crate::demo::shop::{Shop, render_catalogue};
+use crate::demo::{EXAMPLES, write_model};
+use crate::http::{self, SearchAnswer, StandIn};
+use crate::ingest::{IngestError, Progress};
+use crate::publish::Publisher;
+use crate::search::{Engine, Query};
+use crate::telemetry;
+
+/// Marks a folder as a demo's, which the next demo may replace.
+const MARK: &str = "made-by-bsap-demo";
+/// The same pictures every time.
+const SEED: u64 = 20;
+/// Workers that share the topic, as they would on several machines.
+const WORKERS: usize = 2;
+const PARTITIONS: i32 = 4;
+/// A change of the catalogue every so often.
+const PERIOD: Duration = Duration::from_secs(3);
+/// Catching up is given up when nothing is stored for so long.
+const STALLED: Duration = Duration::from_secs(120);
+
+/// Runs the demo, or draws pictures only.
+pub fn run(args: &DemoArgs) -> Done {
+    if let Some(DemoAction::Render(args)) = &args.action {
+        return render(args);
+    }
+    prepare(&args.dir).map_err(Failure::Usage)?;
+    let config = config(args).map_err(Failure::Usage)?;
+    telemetry::init(&config.log).map_err(Failure::usage)?;
+    block_on(async {
+        let token = CancellationToken::new();
+        tokio::spawn(cancel_on_signal(token.clone()));
+        demo(args, config, token).await
+    })
+}
+
+fn render(args: &RenderArgs) -> Done {
+    std::fs::create_dir_all(&args.out)
+        .with_context(|| format!("--out: {}", args.out.display()))
+        .map_err(Failure::Usage)?;
+    let bar = bar("drawn", args.count)?;
+    render_catalogue(&args.out, args.seed, args.count, args.style, args.side, |n| bar.inc(n))?;
+    bar.finish_and_clear();
+    println!("{} pictures and truth.jsonl in {}", args.count, args.out.display());
+    Ok(())
+}
+
+/// Empties an earlier demo's folder; never anybody else's.
+fn prepare(dir: &Path) -> anyhow::Result<()> {
+    let problem = || format!("--dir: {}", dir.display());
+    std::fs::create_dir_all(dir).with_context(problem)?;
+    let used = std::fs::read_dir(dir).with_context(problem)?.next().is_some();
+    if used && !dir.join(MARK).exists() {
+        bail!("--dir: {} is not empty and was not made by bsap demo; choose another folder", dir.display());
+    }
+    for part in ["pictures", "catalogue", "model"] {
+        match std::fs::remove_dir_all(dir.join(part)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(problem),
+            _ => {}
+        }
+    }
+    std::fs::write(dir.join(MARK), "bsap demo replaces what is in this folder.\n").with_context(problem)?;
+    std::fs::create_dir_all(dir.join("pictures")).with_context(problem)?;
+    write_model(&dir.join("model")).with_context(problem)
+}
+
+/// What the demo sets; everything else is as it is by default.
+fn config(args: &DemoArgs) -> anyhow::Result<Config> {
+    let dir = args.dir.canonicalize().with_context(|| format!("--dir: {}", args.dir.display()))?;
+    let mut config = Config {
+        attributes: Shop::attribute_types(),
+        ..Config::default()
+    };
+    config.model.checkpoint = dir.join("model");
+    config.prompts.sets = vec!["demo".into(), "photographs".into()];
+    config.table.url = dir.join("catalogue").display().to_string();
+    config.fetch.file_roots = vec![dir.join("pictures")];
+    config.source.drain_seconds = 3;
+    config.ingest.drain_seconds = 3;
+    config.http.listen.set_port(if args.once { 0 } else { args.port });
+    config.http.examples = EXAMPLES.map(String::from).to_vec();
+    config.log.file = dir.join("bsap.log");
+    Ok(config)
+}
+
+fn stand_ins(config: &Config) -> Vec<StandIn> {
+    let stand_in = |what: &str, real: &str| StandIn { what: what.into(), real: real.into() };
+    vec![
+        stand_in("Kafka is librdkafka's mock cluster in this process; it keeps nothing", "kafka.brokers"),
+        stand_in(&format!("Object storage is the folder {}", config.table.url), "table.url = \"s3://bucket/prefix\""),
+        stand_in("The catalogue is drawn by the program and changes every few seconds", "bsap publish"),
+        stand_in("CLIP is a small model that knows only such drawings", "model.checkpoint, prompts.sets"),
+    ]
+}
+
+async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> Done {
+    // A port in use shows before anything is drawn.
+    let listener = http::listen(config.http.listen).await.map_err(Failure::usage)?;
+    let address = listener.local_addr()?;
+    let broker = Broker::start(&[(&config.source.topic, PARTITIONS), (&config.dead_letter.topic, 1)])?;
+    config.kafka.brokers = broker.brokers();
+    let towers = parts::towers(&config)?;
+    let notice = towers.card().notice.clone();
+    println!("bsap demo: {} drawn pictures, everything in this process", args.images);
+    for part in stand_ins(&config) {
+        println!("  {}\n    for the real one set {}", part.what, part.real);
+    }
+    if let Some(notice) = &notice {
+        println!("\nNOTE: {notice}\n");
+    }
+
+    let progress = Arc::new(Progress::default());
+    let mut workers = JoinSet::new();
+    for _ in 0..WORKERS {
+        let worker = parts::worker(&config, towers.clone(), progress.clone()).await?;
+        workers.spawn(worker.run(token.clone()));
+    }
+    let worker = parts::query_worker(&config, towers).await?;
+    let app = parts::app(&config, &worker, stand_ins(&config))?;
+    let QueryWorker { engine, follower, generation } = worker;
+    let mut server = JoinSet::new();
+    {
+        let (engine, token) = (engine.clone(), token.clone());
+        server.spawn(async move { Ok(engine.follow(follower, token, &|_, _| {}).await?) });
+    }
+    {
+        let token = token.clone();
+        server.spawn(async move { Ok::<_, anyhow::Error>(http::serve(app, listener, token).await?) });
+    }
+    if !args.once {
+        println!("\nThe page is at http://{address}/ and the log in {}\n", config.log.file.display());
+    }
+
+    let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
+    let mut shop = Shop::new(&config.fetch.file_roots[0], publisher, SEED, args.style);
+    let work = async {
+        catch_up(args.images.into(), &mut shop, &progress, &engine, &token).await?;
+        if token.is_cancelled() {
+            Ok(())
+        } else if args.once {
+            missing(&shop, &engine)?;
+            ask(&shop, engine, &generation).await
+        } else {
+            println!("Adding, changing and deleting a picture every {} s. Ctrl-C ends.\n", PERIOD.as_secs());
+            let told = |change: crate::demo::shop::Change| {
+                println!("{} {}  {:8} {}", chrono::Local::now().format("%H:%M:%S"), change.image_id, change.what, change.title);
+            };
+            Ok(shop.trade(PERIOD, &token, told).await?)
+        }
+    };
+    // Whatever ends first ends the demo; all the others drain.
+    let result = tokio::select! {
+        result = work => result,
+        Some(ended) = workers.join_next() => settled(ended),
+        Some(ended) = server.join_next() => ended.map_err(anyhow::Error::from).flatten(),
+    };
+    token.cancel();
+    while let Some(ended) = workers.join_next().await {
+        settled(ended)?;
+    }
+    while let Some(ended) = server.join_next().await {
+        ended??;
+    }
+    drop(broker);
+    Ok(result?)
+}
+
+fn settled(ended: Result<Result<bool, IngestError>, tokio::task::JoinError>) -> anyhow::Result<()> {
+    ended??;
+    Ok(())
+}
+
+fn bar(what: &str, length: u64) -> anyhow::Result<ProgressBar> {
+    let template = format!("{what:>10} [{{bar:40}}] {{pos}}/{{len}} {{per_sec}} {{eta}}");
+    let style = ProgressStyle::with_template(&template)?.progress_chars("=> ");
+    Ok(ProgressBar::new(length).with_style(style))
+}
+
+/// Draws and announces the catalogue, and returns when all of it is searchable.
+async fn catch_up(
+    count: u64,
+    shop: &mut Shop,
+    progress: &Progress,
+    engine: &Engine,
+    token: &CancellationToken,
+) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let bars = MultiProgress::new();
+    let announced = bars.add(bar("announced", count)?);
+    let stored = bars.add(bar("searchable", count)?);
+    let watch = async {
+        let mut last = (0, Instant::now());
+        loop {
+            let done = engine.snapshots().newest().entries.len() as u64;
+            stored.set_position(done);
+            let settled = progress.dead_lettered.load(Ordering::Relaxed) + progress.gone.load(Ordering::Relaxed);
+            if done + settled >= count || token.is_cancelled() {
+                return Ok(());
+            }
+            if done > last.0 {
+                last = (done, Instant::now());
+            } else if last.1.elapsed() > STALLED {
+                bail!("only {done} of {count} pictures are searchable, and nothing has moved for {} s; see the log", STALLED.as_secs());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let open = async { Ok(shop.open(count, token, || announced.inc(1)).await?) };
+    tokio::try_join!(open, watch)?;
+    bars.clear()?;
+    if !token.is_cancelled() {
+        let seconds = started.elapsed().as_secs_f64();
+        println!("{count} pictures drawn, announced, embedded and searchable in {seconds:.1} s");
+    }
+    Ok(())
+}
+
+/// Every picture that was announced must be found.
+fn missing(shop: &Shop, engine: &Engine) -> anyhow::Result<()> {
+    let snapshot = engine.snapshots().newest();
+    let missing: Vec<&str> = shop
+        .scenes()
+        .keys()
+        .map(String::as_str)
+        .filter(|id| snapshot.get(id).is_none())
+        .collect();
+    if missing.is_empty() && snapshot.entries.len() == shop.scenes().len() {
+        return Ok(());
+    }
+    bail!(
+        "{} of {} images are missing: {}; the log says why",
+        missing.len(),
+        shop.scenes().len(),
+        missing.iter().take(10).copied().collect::<Vec<_>>().join(", ")
+    )
+}
+
+async fn ask(shop: &Shop, engine: Arc<Engine>, generation: &str) -> anyhow::Result<()> {
+    for text in EXAMPLES {
+        let query = Query { text: text.into(), k: Some(5), ..Query::default() };
+        let asked = engine.clone();
+        let results = tokio::task::spawn_blocking(move || asked.search(&query)).await??;
+        println!("\n“{text}”\n{}", table_view::side_by_side(&SearchAnswer::new(&results, generation)));
+    }
+    println!("\nAll {} images are there.", shop.scenes().len());
+    Ok(())
+}

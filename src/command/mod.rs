@@ -1,0 +1,135 @@
+//! One file a subcommand: configuration in, library calls, words for people out.
+
+mod check;
+mod config;
+mod demo;
+mod ingest;
+mod parts;
+mod publish;
+mod search;
+mod serve;
+mod table_view;
+
+use std::fmt;
+use std::process::ExitCode;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::{Cli, Command};
+use crate::config::{Config, ConfigError};
+use crate::telemetry;
+
+/// How a command failed: decides the exit code.
+#[derive(Debug)]
+pub enum Failure {
+    /// Arguments or configuration are wrong; nothing was done.
+    Usage(anyhow::Error),
+    /// The work failed.
+    Work(anyhow::Error),
+}
+
+impl Failure {
+    /// 2 for usage and configuration, 1 for work.
+    pub fn code(&self) -> ExitCode {
+        match self {
+            Self::Usage(_) => ExitCode::from(2),
+            Self::Work(_) => ExitCode::FAILURE,
+        }
+    }
+
+    /// A failure of usage with this message.
+    fn usage(message: impl fmt::Display) -> Self {
+        Self::Usage(anyhow::Error::msg(message.to_string()))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Usage(error) | Self::Work(error)) = self;
+        write!(f, "{error:#}")
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        if error.is::<ConfigError>() { Self::Usage(error) } else { Self::Work(error) }
+    }
+}
+
+type Done = Result<(), Failure>;
+
+/// Runs a command to its end.
+pub fn run(cli: Cli) -> Done {
+    let load = || crate::config::load(cli.config.as_deref(), std::env::vars());
+    match &cli.command {
+        Command::Config(args) => config::run(args, load),
+        Command::Demo(args) => demo::run(args),
+        Command::Check => block_on(check::run(cli.config.as_deref())),
+        Command::Ingest => logged(load()?, |config, token| ingest::run(config, token)),
+        Command::Serve(args) => {
+            let mut config = load()?;
+            serve::override_listen(args, &mut config)?;
+            logged(config, |config, token| serve::run(config, token))
+        }
+        Command::Publish(args) => {
+            let config = load_for_client(&cli)?;
+            logged(config, |config, token| publish::run(args, config, token))
+        }
+        Command::Search(args) => {
+            if args.server.is_some() {
+                return block_on(search::ask_server(args));
+            }
+            let mut config = load()?;
+            config.log.level = "warn,deltalake_core=error,delta_kernel=error,buoyant_kernel=error".into();
+            logged(config, |config, token| search::ask_table(args, config, token))
+        }
+    }
+}
+
+/// A command that loads no model does not ask for one.
+fn load_for_client(cli: &Cli) -> Result<Config, ConfigError> {
+    let here = std::env::vars().chain([("BSAP_MODEL__CHECKPOINT".to_owned(), ".".to_owned())]);
+    crate::config::load(cli.config.as_deref(), here)
+}
+
+/// Starts logging, then runs `work` with a token that SIGINT and SIGTERM cancel.
+fn logged<W>(config: Config, work: impl FnOnce(Config, CancellationToken) -> W) -> Done
+where
+    W: Future<Output = Done>,
+{
+    telemetry::init(&config.log).map_err(Failure::usage)?;
+    let token = CancellationToken::new();
+    block_on(async {
+        tokio::spawn(cancel_on_signal(token.clone()));
+        work(config, token).await
+    })
+}
+
+/// Runs on all cores. What still blocks a thread when `work` is done is not waited for.
+fn block_on(work: impl Future<Output = Done>) -> Done {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
+}
+
+/// Cancels `token` at the first SIGINT or SIGTERM; a second one ends the process at once.
+async fn cancel_on_signal(token: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    let mut wait = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    wait().await;
+    token.cancel();
+    wait().await;
+    std::process::exit(130);
+}

@@ -1,0 +1,138 @@
+//! The parts that several commands are made of, from configuration.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use chrono::TimeDelta;
+use tracing::info;
+
+use crate::clip::{Clip, Towers};
+use crate::config::Config;
+use crate::dead_letter::DeadLetters;
+use crate::fetch::Fetcher;
+use crate::http::{App, StandIn};
+use crate::kafka;
+use crate::ingest::{Progress, Worker};
+use crate::prompts::{self, EmbeddedSet};
+use crate::search::Engine;
+use crate::source::Decoder;
+use crate::store::Store;
+use crate::table::{Follower, Generation, Serving, StateStore, TableError, Writer};
+use crate::telemetry::event;
+
+/// How long the store may take to answer at the start. Later faults are waited out.
+const STORE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Loads the model. Blocks for as long as reading the weights takes.
+pub fn towers(config: &Config) -> anyhow::Result<Arc<dyn Towers>> {
+    let clip = Clip::load(&config.model).context("model.checkpoint")?;
+    Ok(Arc::new(clip))
+}
+
+/// Opens the catalogue's folder and makes sure that the store answers.
+pub async fn store(config: &Config) -> anyhow::Result<Store> {
+    let store = Store::open(&config.table.url, &config.table.store_options).context("table.url")?;
+    store.reach(STORE_TIMEOUT).await.context("table.url")?;
+    Ok(store)
+}
+
+/// The generation that this configuration fills and reads.
+pub fn generation(config: &Config, towers: &dyn Towers) -> Generation {
+    let card = towers.card();
+    Generation::new(&card.name, &card.fingerprint, card.dimension, card.logit_scale, config.source.ordering)
+}
+
+/// How events are read.
+pub fn decoder(config: &Config) -> Decoder {
+    Decoder {
+        ordering: config.source.ordering,
+        max_clock_skew: TimeDelta::seconds(config.source.max_clock_skew_seconds.into()),
+        attributes: config.attributes.clone(),
+    }
+}
+
+/// A worker, with the catalogue made or joined.
+pub async fn worker(config: &Config, towers: Arc<dyn Towers>, progress: Arc<Progress>) -> anyhow::Result<Worker> {
+    let topics = [config.source.topic.as_str(), config.dead_letter.topic.as_str()];
+    kafka::probe(&config.kafka, &topics).await?;
+    let sets = prompts::load_all(&config.prompts, &*towers).context("prompts.sets")?;
+    let first = sets.first().context("prompts.sets: is empty")?;
+    let serving = Serving {
+        prompt_set: first.key.clone(),
+        normaliser: config.search.normaliser,
+        weight: config.search.weight,
+        lambda: config.search.lambda,
+        scale: None,
+    };
+    let store = store(config).await?;
+    let generation = generation(config, &*towers);
+    let records: Vec<_> = sets.iter().map(|set| set.record()).collect();
+    StateStore::new(&store)
+        .ensure(&generation, &records, &serving, "bsap ingest")
+        .await
+        .context("table.url")?;
+    let writer = Writer::open(&store, &generation, config.table.commit_attempts)
+        .await
+        .context("table.url")?;
+    started("worker", &*towers, &generation, &store);
+    Ok(Worker {
+        kafka: config.kafka.clone(),
+        source: config.source.clone(),
+        decoder: decoder(config),
+        dead_letters: DeadLetters::new(&config.kafka, &config.dead_letter)?,
+        fetcher: Fetcher::new(&config.fetch)?,
+        decode: config.decode.clone(),
+        towers,
+        sets,
+        writer,
+        options: config.ingest.clone(),
+        progress,
+    })
+}
+
+/// A query worker: its engine, what it follows, and the generation that it serves.
+pub struct QueryWorker {
+    /// Answers queries, once it has followed the table to its end.
+    pub engine: Arc<Engine>,
+    /// Brings the table.
+    pub follower: Follower,
+    /// Identifier of the generation.
+    pub generation: String,
+}
+
+/// A query worker for the catalogue that is there; `Missing` where there is none yet.
+pub async fn query_worker(config: &Config, towers: Arc<dyn Towers>) -> anyhow::Result<QueryWorker> {
+    let store = store(config).await?;
+    let state = StateStore::new(&store).newest().await.context("table.url")?;
+    let state = state.ok_or_else(|| TableError::Missing { place: store.url().to_string() })?;
+    state.live.expect(&generation(config, &*towers))?;
+    let embed = |record| EmbeddedSet::from_record(record, &*towers).map(Arc::new);
+    let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
+    let follower = Follower::open(&store, &state.live).await.context("table.url")?;
+    started("query worker", &*towers, &state.live, &store);
+    Ok(QueryWorker {
+        engine: Arc::new(Engine::new(towers, sets, state.serving, config.search.clone())),
+        follower,
+        generation: state.live.id,
+    })
+}
+
+/// What the HTTP server answers from.
+pub fn app(config: &Config, worker: &QueryWorker, stand_ins: Vec<StandIn>) -> anyhow::Result<App> {
+    Ok(App {
+        engine: worker.engine.clone(),
+        fetcher: Fetcher::new(&config.fetch)?,
+        generation: worker.generation.clone(),
+        stand_ins,
+        options: config.http.clone(),
+    })
+}
+
+fn started(role: &str, towers: &dyn Towers, generation: &Generation, store: &Store) {
+    let card = towers.card();
+    info!(
+        event = event::START, role, version = env!("CARGO_PKG_VERSION"), model = card.name,
+        fingerprint = card.fingerprint, generation = generation.id, table = %store.url(), "started"
+    );
+}

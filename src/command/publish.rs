@@ -1,0 +1,110 @@
+//! `bsap publish`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::StreamExt;
+use futures::stream::{BoxStream, iter};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+use tokio::io::BufReader;
+use tokio_util::sync::CancellationToken;
+
+use super::{Done, Failure, parts};
+use crate::cli::PublishArgs;
+use crate::config::Config;
+use crate::publish::{self, Candidate, Naming, PublishError, Publisher};
+
+/// Sends, or prints, the events for everything that is named.
+pub async fn run(args: &PublishArgs, config: Config, token: CancellationToken) -> Done {
+    if args.targets.is_empty() && args.jsonl.is_none() && args.delete.is_empty() {
+        return Err(Failure::usage("nothing to publish: name files, folders or bucket prefixes, --jsonl FILE or --delete ID"));
+    }
+    let naming = naming(args, &config)?;
+    let mut candidates: Vec<BoxStream<'static, Result<Candidate, PublishError>>> = Vec::new();
+    for target in &args.targets {
+        let found = publish::discover(target, &config.fetch.store_options, naming.clone()).await;
+        candidates.push(found.map_err(Failure::usage)?);
+    }
+    if let Some(file) = &args.jsonl {
+        candidates.push(lines(file, &config).await.map_err(Failure::Usage)?);
+    }
+    let deletes: Vec<_> = args.delete.iter().map(|id| Ok(Ok(naming.delete(id)))).collect();
+    candidates.push(iter(deletes).boxed());
+    let candidates = iter(candidates).flatten();
+
+    if args.dry_run {
+        return print(candidates).await;
+    }
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(ProgressStyle::with_template("{spinner} {pos} events published, {per_sec}, {elapsed}")?);
+    let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
+    let done = publisher.send_all(candidates, &token, |candidate| match candidate {
+        Ok(_) => bar.inc(1),
+        Err(reason) => bar.suspend(|| eprintln!("skipped: {reason}")),
+    });
+    let done = done.await?;
+    tokio::task::spawn_blocking(move || publisher.flush(Duration::from_secs(30))).await??;
+    bar.finish_and_clear();
+    println!("{} events published to {}, {} skipped", done.published, config.source.topic, done.skipped);
+    if token.is_cancelled() {
+        return Err(anyhow::anyhow!("interrupted; publishing the same again brings nothing twice").into());
+    }
+    skipped(done.skipped)
+}
+
+fn skipped(count: u64) -> Done {
+    match count {
+        0 => Ok(()),
+        n => Err(anyhow::anyhow!("{n} inputs were skipped; the lines above say why").into()),
+    }
+}
+
+/// Attributes are read as their declared types; others would be ignored by every worker.
+fn naming(args: &PublishArgs, config: &Config) -> Result<Naming, Failure> {
+    let mut attributes = BTreeMap::new();
+    for (name, text) in &args.attributes {
+        let kind = config.attributes.get(name).ok_or_else(|| {
+            Failure::usage(format!("--attribute {name}: is not declared; add it to [attributes] in the configuration"))
+        })?;
+        let value = match kind {
+            crate::record::AttributeType::Text | crate::record::AttributeType::Time => Value::String(text.clone()),
+            _ => serde_json::from_str(text)
+                .map_err(|_| Failure::usage(format!("--attribute {name}: {text:?} is not of the declared type {kind:?}")))?,
+        };
+        attributes.insert(name.clone(), value);
+    }
+    Ok(Naming {
+        id_prefix: args.id_prefix.clone(),
+        attributes,
+        now: args.now,
+        ordering: config.source.ordering,
+    })
+}
+
+async fn lines(file: &Path, config: &Config) -> anyhow::Result<BoxStream<'static, Result<Candidate, PublishError>>> {
+    let rules = parts::decoder(config);
+    if file == Path::new("-") {
+        return Ok(publish::lines("standard input", BufReader::new(tokio::io::stdin()), rules));
+    }
+    let name = file.display().to_string();
+    let opened = tokio::fs::File::open(file).await.with_context(|| name.clone())?;
+    Ok(publish::lines(&name, BufReader::new(opened), rules))
+}
+
+async fn print(candidates: impl StreamExt<Item = Result<Candidate, PublishError>>) -> Done {
+    let mut candidates = std::pin::pin!(candidates);
+    let mut count = 0;
+    while let Some(candidate) = candidates.next().await {
+        match candidate? {
+            Ok(event) => println!("{}", serde_json::to_string(&event)?),
+            Err(reason) => {
+                count += 1;
+                eprintln!("skipped: {reason}");
+            }
+        }
+    }
+    skipped(count)
+}

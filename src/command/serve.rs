@@ -1,0 +1,76 @@
+//! `bsap serve`.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::parts::{self, QueryWorker};
+use super::{Done, Failure};
+use crate::cli::ServeArgs;
+use crate::clip::Towers;
+use crate::config::Config;
+use crate::http;
+use crate::table::TableError;
+use crate::telemetry::event;
+
+/// How often a query worker looks whether its catalogue has been made.
+const WAIT_FOR_CATALOGUE: Duration = Duration::from_secs(2);
+
+/// `--listen` wins over `http.listen`, and obeys the same rules.
+pub fn override_listen(args: &ServeArgs, config: &mut Config) -> Result<(), Failure> {
+    let Some(listen) = args.listen else { return Ok(()) };
+    config.http.listen = listen;
+    match config.http.problems().first() {
+        Some(problem) => Err(Failure::usage(format!("http.{problem}"))),
+        None => Ok(()),
+    }
+}
+
+/// Serves until `token` is cancelled. Waits where no worker has made the catalogue yet.
+pub async fn run(config: Config, token: CancellationToken) -> Done {
+    let listener = http::listen(config.http.listen).await.map_err(Failure::usage)?;
+    let address = listener.local_addr()?;
+    let towers = parts::towers(&config)?;
+    let Some(worker) = opened(&config, towers, &token).await? else { return Ok(()) };
+    let app = parts::app(&config, &worker, Vec::new())?;
+    eprintln!("serving on http://{address}/");
+    let QueryWorker { engine, follower, .. } = worker;
+    let following = token.clone();
+    let follow = async move {
+        let result = engine.follow(follower, following.clone(), &|_, _| {}).await;
+        // Without the table there is nothing to serve.
+        following.cancel();
+        result
+    };
+    let (followed, served) = tokio::join!(follow, http::serve(app, listener, token));
+    followed?;
+    served?;
+    info!(event = event::STOP, role = "query worker", drained = true, "stopped");
+    Ok(())
+}
+
+async fn opened(
+    config: &Config,
+    towers: std::sync::Arc<dyn Towers>,
+    token: &CancellationToken,
+) -> anyhow::Result<Option<QueryWorker>> {
+    let mut told = false;
+    loop {
+        let error = match parts::query_worker(config, towers.clone()).await {
+            Ok(worker) => return Ok(Some(worker)),
+            Err(error) => error,
+        };
+        if !matches!(error.downcast_ref(), Some(TableError::Missing { .. })) {
+            return Err(error);
+        }
+        if !told {
+            warn!(event = event::FOLLOW_FAILED, %error, "waiting for a worker to make the catalogue");
+            told = true;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(WAIT_FOR_CATALOGUE) => {}
+            () = token.cancelled() => return Ok(None),
+        }
+    }
+}

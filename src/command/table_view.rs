@@ -1,0 +1,49 @@
+//! Results side by side in the terminal.
+
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
+
+use crate::http::{HitAnswer, SearchAnswer};
+
+/// Plain CLIP to the left, balanced to the right, each with what moved.
+pub fn side_by_side(answer: &SearchAnswer) -> String {
+    let balanced = format!("balanced ({}, weight {})", answer.normaliser.name(), answer.weight);
+    let bold = |text: &str| Cell::new(text).add_attribute(Attribute::Bold);
+    let mut table = Table::new();
+    table
+        .load_style(UTF8_BORDERS_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(["", "plain CLIP", "score", &balanced, "score", "moved"].map(bold));
+    for (place, (raw, hit)) in answer.raw_hits.iter().zip(&answer.hits).enumerate() {
+        table.add_row([
+            Cell::new(place + 1),
+            Cell::new(label(raw)),
+            Cell::new(format!("{:.4}", raw.raw_score)),
+            Cell::new(label(hit)),
+            Cell::new(format!("{:.4}", hit.score)),
+            moved(hit),
+        ]);
+    }
+    let timings = answer.timings;
+    format!(
+        "{table}\n{} images scanned in {:.2} ms, text {:.2} ms; table version {}, prompt set {}",
+        answer.scanned, timings.scan_ms, timings.text_ms, answer.table_version, answer.prompt_set
+    )
+}
+
+fn label(hit: &HitAnswer) -> String {
+    let id = &hit.image.image_id;
+    match hit.image.attributes.get("title") {
+        Some(title) => format!("{id}  {title}"),
+        None => id.clone(),
+    }
+}
+
+fn moved(hit: &HitAnswer) -> Cell {
+    let by = hit.raw_rank as i64 - hit.rank as i64;
+    match by {
+        0 => Cell::new("="),
+        up if up > 0 => Cell::new(format!("▲{up}")).fg(Color::Green),
+        down => Cell::new(format!("▼{}", -down)).fg(Color::Red),
+    }
+}

@@ -1,0 +1,27 @@
+//! A Kafka broker in this process: librdkafka's mock cluster. Groups, rebalances, commits and
+//! headers work as in Kafka; nothing is kept on disk, and a partition holds 5 MiB.
+
+use rdkafka::error::KafkaResult;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+
+/// A running broker; ends when dropped.
+pub struct Broker {
+    cluster: MockCluster<'static, DefaultProducerContext>,
+}
+
+impl Broker {
+    /// Starts a broker with `topics`, each with its number of partitions.
+    pub fn start(topics: &[(&str, i32)]) -> KafkaResult<Self> {
+        let cluster = MockCluster::new(1)?;
+        for (topic, partitions) in topics {
+            cluster.create_topic(topic, *partitions, 1)?;
+        }
+        Ok(Self { cluster })
+    }
+
+    /// Where it listens: `host:port`.
+    pub fn brokers(&self) -> String {
+        self.cluster.bootstrap_servers()
+    }
+}

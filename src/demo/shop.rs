@@ -1,0 +1,268 @@
+//! A shop that keeps its pictures in a folder and announces each change.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::Utc;
+use rand::RngExt;
+use rand::seq::IteratorRandom;
+use rayon::prelude::*;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::catalogue::{Product, Scene, Style, generator};
+use super::draw::{DrawError, render};
+use crate::publish::{PublishError, Publisher};
+use crate::record::{AttributeType, AttributeTypes, Operation};
+use crate::source::ImageEvent;
+
+/// Side of a picture in pixels.
+const SIDE: u32 = 256;
+/// Pictures drawn before the next are announced: the broker holds little.
+const DRAWN_AT_ONCE: u64 = 32;
+
+/// Why the shop cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ShopError {
+    /// A picture could not be drawn.
+    #[error(transparent)]
+    Draw(#[from] DrawError),
+    /// A picture could not be written.
+    #[error("{file}: {source}")]
+    Write {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A change could not be announced.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+}
+
+/// What a change did, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// `added`, `changed` or `deleted`.
+    pub what: &'static str,
+    /// Which image.
+    pub image_id: String,
+    /// What it shows, or showed.
+    pub title: String,
+}
+
+/// The shop.
+pub struct Shop {
+    folder: PathBuf,
+    publisher: Publisher,
+    seed: u64,
+    style: Style,
+    next: u64,
+    scenes: BTreeMap<String, Scene>,
+}
+
+impl Shop {
+    /// A shop whose pictures lie in `folder`, which is there.
+    pub fn new(folder: &Path, publisher: Publisher, seed: u64, style: Style) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            publisher,
+            seed,
+            style,
+            next: 0,
+            scenes: BTreeMap::new(),
+        }
+    }
+
+    /// Attributes that the shop's events carry.
+    pub fn attribute_types() -> AttributeTypes {
+        let text = ["title", "kind", "colour", "pattern"].map(|name| (name.to_owned(), AttributeType::Text));
+        let mut types = AttributeTypes::from(text);
+        types.insert("count".into(), AttributeType::Integer);
+        types
+    }
+
+    /// What is in each picture that is on sale.
+    pub fn scenes(&self) -> &BTreeMap<String, Scene> {
+        &self.scenes
+    }
+
+    /// Draws and announces `count` pictures; `on_announced` hears of each.
+    pub async fn open(
+        &mut self,
+        count: u64,
+        token: &CancellationToken,
+        mut on_announced: impl FnMut(),
+    ) -> Result<(), ShopError> {
+        while self.next < count && !token.is_cancelled() {
+            let numbers = self.next..(self.next + DRAWN_AT_ONCE).min(count);
+            let scenes = numbers.clone().map(|n| Scene::sample(self.seed, n, self.style)).collect();
+            for (number, (scene, jpeg)) in numbers.zip(draw_all(scenes).await?) {
+                self.put(&id(number), scene, &jpeg).await?;
+                self.next = number + 1;
+                on_announced();
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds, changes or deletes a picture, now and then, until `token` is cancelled.
+    pub async fn trade(
+        &mut self,
+        period: Duration,
+        token: &CancellationToken,
+        mut on_change: impl FnMut(Change),
+    ) -> Result<(), ShopError> {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(period) => on_change(self.change().await?),
+                () = token.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    async fn change(&mut self) -> Result<Change, ShopError> {
+        let rng = &mut generator(self.seed, 100 + self.next);
+        let number = self.next;
+        self.next += 1;
+        let any = self.scenes.keys().choose(rng).cloned();
+        let (what, image_id) = match (rng.random_range(0..3), any) {
+            (0, Some(id)) => ("deleted", id),
+            (1, Some(id)) => ("changed", id),
+            _ => ("added", id(number)),
+        };
+        if what == "deleted" {
+            let title = self.scenes.remove(&image_id).map(|s| s.title()).unwrap_or_default();
+            self.publisher.send(&event(&image_id, Operation::Delete)).await?;
+            let file = self.file(&image_id);
+            let removed = tokio::fs::remove_file(&file).await;
+            removed.map_err(|source| ShopError::Write { file, source })?;
+            return Ok(Change { what, image_id, title });
+        }
+        let scene = Scene::sample(self.seed, number, self.style);
+        let title = scene.title();
+        for (scene, jpeg) in draw_all(vec![scene]).await? {
+            self.put(&image_id, scene, &jpeg).await?;
+        }
+        Ok(Change { what, image_id, title })
+    }
+
+    /// Writes a picture, whole or not at all, and announces it.
+    async fn put(&mut self, image_id: &str, scene: Scene, jpeg: &[u8]) -> Result<(), ShopError> {
+        let file = self.file(image_id);
+        let part = file.with_extension("part");
+        let write = async {
+            tokio::fs::write(&part, jpeg).await?;
+            tokio::fs::rename(&part, &file).await
+        };
+        write.await.map_err(|source| ShopError::Write { file: file.clone(), source })?;
+        let attributes = scene.attributes().into_iter().map(|(name, text)| {
+            let value = match name.as_str() {
+                "count" => text.parse::<u8>().map_or_else(|_| text.clone().into(), Into::into),
+                _ => text.into(),
+            };
+            (name, value)
+        });
+        let upsert = ImageEvent {
+            uri: Url::from_file_path(&file).ok().map(String::from),
+            attributes: attributes.collect(),
+            ..event(image_id, Operation::Upsert)
+        };
+        self.publisher.send(&upsert).await?;
+        self.scenes.insert(image_id.to_owned(), scene);
+        Ok(())
+    }
+
+    fn file(&self, image_id: &str) -> PathBuf {
+        self.folder.join(format!("{image_id}.jpg"))
+    }
+}
+
+fn id(number: u64) -> String {
+    format!("p-{number:05}")
+}
+
+fn event(image_id: &str, operation: Operation) -> ImageEvent {
+    ImageEvent {
+        image_id: image_id.to_owned(),
+        operation,
+        uri: None,
+        data: None,
+        sequence: None,
+        event_time: Some(Utc::now()),
+        attributes: BTreeMap::new(),
+    }
+}
+
+/// Draws on all cores.
+async fn draw_all(scenes: Vec<Scene>) -> Result<Vec<(Scene, Vec<u8>)>, DrawError> {
+    let draw = |scene: Scene| render(&scene, SIDE).map(|jpeg| (scene, jpeg));
+    let drawing = tokio::task::spawn_blocking(move || scenes.into_par_iter().map(draw).collect());
+    match drawing.await {
+        Ok(drawn) => drawn,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// What is in a drawn picture, as a line of the truth file.
+#[derive(Debug, Serialize)]
+struct Truth<'a> {
+    file: &'a str,
+    title: String,
+    captions: Vec<String>,
+    style: Style,
+    background: super::catalogue::Background,
+    products: &'a [Product],
+    attributes: BTreeMap<String, String>,
+    held_out: bool,
+}
+
+/// Draws `count` pictures into `folder`, which is there, and writes `truth.jsonl` beside them;
+/// `on_drawn` hears how many more are done.
+pub fn render_catalogue(
+    folder: &Path,
+    seed: u64,
+    count: u64,
+    style: Style,
+    side: u32,
+    on_drawn: impl Fn(u64),
+) -> Result<(), ShopError> {
+    use std::io::Write as _;
+    let truth_file = folder.join("truth.jsonl");
+    let failed = |file: &Path| {
+        let file = file.to_owned();
+        move |source| ShopError::Write { file, source }
+    };
+    let truth = std::fs::File::create(&truth_file).map_err(failed(&truth_file))?;
+    let mut truth = std::io::BufWriter::new(truth);
+    for first in (0..count).step_by(256) {
+        let numbers: Vec<u64> = (first..(first + 256).min(count)).collect();
+        let lines: Vec<String> = numbers
+            .par_iter()
+            .map(|number| {
+                let scene = Scene::sample(seed, *number, style);
+                let name = format!("{number:06}.jpg");
+                let file = folder.join(&name);
+                std::fs::write(&file, render(&scene, side)?).map_err(failed(&file))?;
+                let line = Truth {
+                    file: &name,
+                    title: scene.title(),
+                    captions: scene.captions(),
+                    style,
+                    background: scene.background,
+                    products: &scene.products,
+                    attributes: scene.attributes(),
+                    held_out: scene.held_out(),
+                };
+                serde_json::to_string(&line).map_err(|e| failed(&truth_file)(e.into()))
+            })
+            .collect::<Result<_, ShopError>>()?;
+        for line in &lines {
+            writeln!(truth, "{line}").map_err(failed(&truth_file))?;
+        }
+        on_drawn(lines.len() as u64);
+    }
+    truth.flush().map_err(failed(&truth_file))
+}
