@@ -1,0 +1,166 @@
+//! Bad input: one clear message that names what is wrong and the remedy, and the right exit code.
+
+use std::process::{Command, Output};
+
+fn bsap(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bsap"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BSAP_")) {
+        command.env_remove(name);
+    }
+    let here = tempfile::tempdir().unwrap();
+    command
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .current_dir(&here)
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn fails(arguments: &[&str], variables: &[(&str, &str)], code: i32, words: &[&str]) {
+    let output = bsap(arguments, variables);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+    for word in words {
+        assert!(text.contains(word), "{arguments:?} does not say {word:?}:\n{text}");
+    }
+    assert!(!text.contains("panicked") && !text.contains("backtrace"), "{text}");
+}
+
+/// A folder with a checkpoint that loads.
+fn model() -> String {
+    format!("{}/models/demo", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+#[test]
+fn help_teaches_and_version_is_told() {
+    let help = String::from_utf8(bsap(&["--help"], &[]).stdout).unwrap();
+    for word in ["demo", "ingest", "serve", "publish", "search", "check", "config", "Exit codes"] {
+        assert!(help.contains(word), "{help}");
+    }
+    for command in ["demo", "ingest", "serve", "publish", "search", "check", "config"] {
+        assert!(bsap(&[command, "--help"], &[]).status.success(), "{command}");
+    }
+    assert!(bsap(&["--version"], &[]).status.success());
+}
+
+#[test]
+fn usage_is_2() {
+    fails(&["fly"], &[], 2, &["fly"]);
+    fails(&["demo", "--images", "0"], &[], 2, &["--images"]);
+    fails(&["publish"], &[("BSAP_KAFKA__BROKERS", "127.0.0.1:1")], 2, &["nothing to publish"]);
+    fails(&["search", "x", "--server", "nonsense"], &[], 2, &["--server", "http://"]);
+}
+
+#[test]
+fn all_problems_of_a_configuration_are_told_at_once() {
+    let config = file("[kafka]\nbroker = 'x'\n[source]\nqueue_messages = 'many'\n[http]\nlisten = '0.0.0.0:1'\n");
+    let path = config.path().to_str().unwrap();
+    let words = ["kafka.broker", "source.queue_messages", "http.listen", "model.checkpoint", path];
+    fails(&["ingest", "--config", path], &[], 2, &words);
+    fails(&["serve", "--config", path], &[], 2, &words);
+    fails(&["check", "--config", path], &[("BSAP_KAFKA__REQUEST_TIMEOUT_MS", "300")], 2, &words[..4]);
+    fails(&["ingest", "--config", "nowhere.toml"], &[], 2, &["nowhere.toml", "bsap config example"]);
+}
+
+#[test]
+fn an_unreachable_broker_is_named() {
+    let model = model();
+    let variables = [
+        ("BSAP_MODEL__CHECKPOINT", model.as_str()),
+        ("BSAP_KAFKA__BROKERS", "127.0.0.1:1"),
+        ("BSAP_KAFKA__REQUEST_TIMEOUT_MS", "500"),
+    ];
+    fails(&["ingest"], &variables, 1, &["kafka.brokers", "127.0.0.1:1", "check the address"]);
+    fails(&["check"], &variables, 1, &["kafka.brokers", "127.0.0.1:1", "ok      table.url", "ok      model.checkpoint"]);
+}
+
+#[test]
+fn a_bucket_that_cannot_be_reached_is_named() {
+    let model = model();
+    let variables = [
+        ("BSAP_MODEL__CHECKPOINT", model.as_str()),
+        ("BSAP_KAFKA__BROKERS", "127.0.0.1:1"),
+        ("BSAP_KAFKA__REQUEST_TIMEOUT_MS", "300"),
+        ("BSAP_TABLE__URL", "s3://no-such-bucket/catalogue"),
+        ("BSAP_TABLE__STORE_OPTIONS__AWS_ENDPOINT", "http://127.0.0.1:1"),
+        ("BSAP_TABLE__STORE_OPTIONS__AWS_ALLOW_HTTP", "true"),
+        ("BSAP_TABLE__STORE_OPTIONS__AWS_REGION", "eu-west-1"),
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+    ];
+    fails(&["search", "a mug"], &variables, 1, &["table.url", "s3://no-such-bucket/catalogue"]);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let model = model();
+    let variables = [("BSAP_MODEL__CHECKPOINT", model.as_str())];
+    fails(&["serve", "--listen", &address.to_string()], &variables, 2, &[&address.to_string(), "free port"]);
+    fails(&["demo", "--port", &address.port().to_string()], &[], 2, &[&address.to_string(), "free port"]);
+    fails(&["serve", "--listen", "0.0.0.0:0"], &variables, 2, &["http.listen", "http.open"]);
+}
+
+#[test]
+fn folders_that_cannot_be_used_are_named() {
+    let used = tempfile::tempdir().unwrap();
+    std::fs::write(used.path().join("thesis.doc"), "years of work").unwrap();
+    let path = used.path().to_str().unwrap();
+    fails(&["demo", "--once", "--dir", path], &[], 2, &[path, "not empty"]);
+    assert!(used.path().join("thesis.doc").exists());
+    // No user may make folders there, root neither.
+    fails(&["demo", "--once", "--dir", "/proc/bsap"], &[], 2, &["--dir", "/proc/bsap"]);
+    let model = model();
+    let variables = [("BSAP_MODEL__CHECKPOINT", model.as_str()), ("BSAP_TABLE__URL", "/proc/bsap")];
+    fails(&["search", "a mug"], &variables, 1, &["table.url", "/proc/bsap", "may write"]);
+}
+
+#[test]
+fn a_checkpoint_that_is_none_is_named() {
+    let empty = tempfile::tempdir().unwrap();
+    let path = empty.path().to_str().unwrap();
+    let variables = [("BSAP_MODEL__CHECKPOINT", path)];
+    fails(&["search", "a mug"], &variables, 1, &["model.checkpoint", "config.json"]);
+}
+
+#[test]
+fn a_table_that_is_not_there_is_named() {
+    let (model, nothing) = (model(), tempfile::tempdir().unwrap());
+    let variables = [
+        ("BSAP_MODEL__CHECKPOINT", model.as_str()),
+        ("BSAP_TABLE__URL", nothing.path().to_str().unwrap()),
+    ];
+    fails(&["search", "a mug"], &variables, 1, &["no catalogue", "bsap ingest"]);
+}
+
+#[test]
+fn events_are_listed_without_sending_any() {
+    let shop = tempfile::tempdir().unwrap();
+    std::fs::write(shop.path().join("a.jpg"), b"x").unwrap();
+    let output = bsap(&["publish", shop.path().to_str().unwrap(), "--id-prefix", "shop/", "--dry-run"], &[]);
+    let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(line["image_id"], "shop/a.jpg");
+    assert!(output.status.success());
+}
+
+#[test]
+fn the_example_configuration_is_accepted() {
+    let example = String::from_utf8(bsap(&["config", "example"], &[]).stdout).unwrap();
+    let config = file(&example);
+    let model = model();
+    let output = bsap(
+        &["config", "show", "--config", config.path().to_str().unwrap()],
+        &[("BSAP_MODEL__CHECKPOINT", &model), ("BSAP_KAFKA__PROPERTIES__SASL_PASSWORD", "swordfish")],
+    );
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{shown}");
+    assert!(!shown.contains("swordfish") && shown.contains("(hidden)"), "{shown}");
+}

@@ -1,0 +1,166 @@
+//! The house stays in order: imports run one way, files stay small.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use syn::visit::{self, Visit};
+use syn::{Attribute, ItemMod, ItemUse, UseTree};
+
+/// Most lines of a file before its tests.
+const MAX_LINES: usize = 600;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every source file with the path of its module: `src/http/routes.rs` is `["http", "routes"]`.
+fn modules() -> Vec<(PathBuf, Vec<String>)> {
+    let mut files = Vec::new();
+    let mut folders = vec![root().join("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let relative = path.strip_prefix(root().join("src")).unwrap().with_extension("");
+                let mut module: Vec<String> =
+                    relative.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+                if matches!(module.last().map(String::as_str), Some("mod" | "lib" | "main")) {
+                    module.pop();
+                }
+                files.push((path, module));
+            }
+        }
+    }
+    files
+}
+
+/// Modules by name with the number of their layer, from the block `layers` in ARCHITECTURE.md.
+fn layers() -> BTreeMap<String, usize> {
+    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let block = page.split("```layers\n").nth(1).and_then(|rest| rest.split("```").next());
+    let block = block.expect("ARCHITECTURE.md has a block that begins with ```layers");
+    let mut layers = BTreeMap::new();
+    for (layer, line) in block.lines().enumerate() {
+        let (_, names) = line.split_once(':').expect("a layer is `name: modules`");
+        for name in names.split_whitespace() {
+            assert!(layers.insert(name.to_owned(), layer).is_none(), "{name} is listed twice");
+        }
+    }
+    layers
+}
+
+/// Collects the top-level modules that a file names, outside of its tests.
+struct Imports<'a> {
+    module: &'a [String],
+    found: BTreeSet<String>,
+}
+
+impl Imports<'_> {
+    fn path(&mut self, segments: &[String]) {
+        let mut base = match segments.first().map(String::as_str) {
+            Some("crate" | "bsap") => Vec::new(),
+            Some("super" | "self") => self.module.to_vec(),
+            _ => return,
+        };
+        for segment in segments.iter().skip(usize::from(segments[0] != "super")) {
+            if segment == "super" {
+                base.pop();
+            } else {
+                base.push(segment.clone());
+            }
+        }
+        self.found.extend(base.into_iter().next());
+    }
+
+    fn tree(&mut self, prefix: &[String], tree: &UseTree) {
+        let with = |name: &syn::Ident| [prefix, &[name.to_string()]].concat();
+        match tree {
+            UseTree::Path(path) => self.tree(&with(&path.ident), &path.tree),
+            UseTree::Name(name) => self.path(&with(&name.ident)),
+            UseTree::Rename(name) => self.path(&with(&name.ident)),
+            UseTree::Glob(_) => self.path(prefix),
+            UseTree::Group(group) => group.items.iter().for_each(|item| self.tree(prefix, item)),
+        }
+    }
+}
+
+fn is_test(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|a| {
+        a.path().is_ident("cfg") && a.parse_args::<syn::Path>().is_ok_and(|path| path.is_ident("test"))
+    })
+}
+
+impl<'ast> Visit<'ast> for Imports<'_> {
+    fn visit_item_mod(&mut self, item: &'ast ItemMod) {
+        if !is_test(&item.attrs) {
+            visit::visit_item_mod(self, item);
+        }
+    }
+    fn visit_item_use(&mut self, item: &'ast ItemUse) {
+        self.tree(&[], &item.tree);
+    }
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let segments: Vec<String> = path.segments.iter().map(|s| s.ident.to_string()).collect();
+        self.path(&segments);
+        visit::visit_path(self, path);
+    }
+}
+
+/// Top-level module to the top-level modules that it imports.
+fn imports() -> BTreeMap<String, BTreeSet<String>> {
+    let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (file, module) in modules() {
+        if module.is_empty() || module.last().is_some_and(|name| name == "tests") {
+            continue; // lib.rs and main.rs name everything
+        }
+        let text = std::fs::read_to_string(&file).unwrap();
+        let parsed = syn::parse_file(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let mut imports = Imports { module: &module, found: BTreeSet::new() };
+        imports.visit_file(&parsed);
+        imports.found.remove(&module[0]);
+        graph.entry(module[0].clone()).or_default().extend(imports.found);
+    }
+    graph
+}
+
+#[test]
+fn imports_run_downwards_only() {
+    let layers = layers();
+    let graph = imports();
+    let listed: BTreeSet<&String> = layers.keys().collect();
+    assert_eq!(graph.keys().collect::<BTreeSet<_>>(), listed, "ARCHITECTURE.md lists other modules than src/ has");
+    for (module, imported) in &graph {
+        for name in imported {
+            let down = layers.get(name).unwrap_or_else(|| panic!("{module} imports {name}, which is no module"));
+            assert!(*down <= layers[module], "{module} imports {name}, which lies in a higher layer");
+        }
+    }
+}
+
+#[test]
+fn imports_close_no_cycle() {
+    let mut graph = imports();
+    // Take out what imports nothing that is left, until nothing is left.
+    while !graph.is_empty() {
+        let free: Vec<String> = graph
+            .iter()
+            .filter(|(_, imported)| imported.iter().all(|name| !graph.contains_key(name)))
+            .map(|(name, _)| name.clone())
+            .collect();
+        assert!(!free.is_empty(), "these modules import each other in a circle: {graph:#?}");
+        for name in free {
+            graph.remove(&name);
+        }
+    }
+}
+
+#[test]
+fn files_stay_small() {
+    for (file, _) in modules() {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").count();
+        assert!(lines <= MAX_LINES, "{} has {lines} lines, more than {MAX_LINES}", file.display());
+    }
+}

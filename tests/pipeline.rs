@@ -1,0 +1,283 @@
+//! The main job against a broker in this process: messages in, rows in the table, answers out.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering as AtomicOrdering;
+use std::time::{Duration, Instant};
+
+use bsap::clip::{Clip, Towers};
+use bsap::dead_letter::DeadLetters;
+use bsap::demo::broker::Broker;
+use bsap::demo::catalogue::{Scene, Style};
+use bsap::demo::draw::render;
+use bsap::fetch::Fetcher;
+use bsap::ingest::{Progress, Worker};
+use bsap::normalise::Normaliser;
+use bsap::prompts::{self, EmbeddedSet};
+use bsap::record::{Ordering, Row};
+use bsap::search::{Engine, Query};
+use bsap::source::Decoder;
+use bsap::store::Store;
+use bsap::table::{Follower, Generation, Serving, StateStore, Writer};
+use bsap::{clip, dead_letter, decode, fetch, ingest, kafka, search, source};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Headers, Message};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const TOPIC: &str = "images";
+const DEAD: &str = "images.dead-letters";
+
+/// A broker, a folder for pictures and table, a model.
+struct House {
+    broker: Broker,
+    folder: tempfile::TempDir,
+    towers: Arc<dyn Towers>,
+    sets: Vec<Arc<EmbeddedSet>>,
+    producer: FutureProducer,
+}
+
+impl House {
+    fn build(partitions: i32) -> Self {
+        let broker = Broker::start(&[(TOPIC, partitions), (DEAD, 1)]).unwrap();
+        let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+        let towers: Arc<dyn Towers> =
+            Arc::new(Clip::load(&clip::Options { checkpoint, ..clip::Options::default() }).unwrap());
+        let options = prompts::Options { sets: vec!["demo".into()], ..prompts::Options::default() };
+        let sets = prompts::load_all(&options, &*towers).unwrap();
+        let producer = kafka_options(&broker).producer().create().unwrap();
+        Self { broker, folder: tempfile::tempdir().unwrap(), towers, sets, producer }
+    }
+
+    fn store(&self) -> Store {
+        let folder = self.folder.path().join("catalogue");
+        Store::open(folder.to_str().unwrap(), &BTreeMap::new()).unwrap()
+    }
+
+    fn generation(&self) -> Generation {
+        let card = self.towers.card();
+        Generation::new(&card.name, &card.fingerprint, card.dimension, card.logit_scale, Ordering::Sequence)
+    }
+
+    fn picture(&self, name: &str, number: u64) -> String {
+        let file = self.folder.path().join(name);
+        std::fs::write(&file, render(&Scene::sample(1, number, Style::Studio), 64).unwrap()).unwrap();
+        url::Url::from_file_path(file).unwrap().into()
+    }
+
+    async fn send(&self, key: Option<&str>, value: Option<&str>) {
+        let mut record = FutureRecord::<str, str>::to(TOPIC);
+        record.key = key;
+        record.payload = value;
+        self.producer.send(record, Duration::from_secs(10)).await.unwrap();
+    }
+
+    async fn event(&self, value: Value) {
+        let id = value["image_id"].as_str().unwrap().to_owned();
+        self.send(Some(&id), Some(&value.to_string())).await;
+    }
+
+    async fn worker(&self, token: &CancellationToken) -> (Arc<Progress>, JoinHandle<bool>) {
+        let kafka = kafka_options(&self.broker);
+        let store = self.store();
+        let serving = Serving {
+            prompt_set: self.sets[0].key.clone(),
+            normaliser: Normaliser::Softmax,
+            weight: 0.25,
+            lambda: 1.0,
+            scale: None,
+        };
+        let records: Vec<_> = self.sets.iter().map(|s| s.record()).collect();
+        StateStore::new(&store).ensure(&self.generation(), &records, &serving, "test").await.unwrap();
+        let progress = Arc::new(Progress::default());
+        let fetch = fetch::Options {
+            file_roots: vec![self.folder.path().to_owned()],
+            attempts: 1,
+            ..fetch::Options::default()
+        };
+        let worker = Worker {
+            source: source::Options { drain_seconds: 3, ..source::Options::default() },
+            decoder: Decoder {
+                ordering: Ordering::Sequence,
+                max_clock_skew: chrono::TimeDelta::seconds(60),
+                attributes: [("colour".into(), bsap::record::AttributeType::Text)].into(),
+            },
+            dead_letters: DeadLetters::new(&kafka, &dead_letter::Options::default()).unwrap(),
+            kafka,
+            fetcher: Fetcher::new(&fetch).unwrap(),
+            decode: decode::Options::default(),
+            towers: self.towers.clone(),
+            sets: self.sets.clone(),
+            writer: Writer::open(&store, &self.generation(), 20).await.unwrap(),
+            options: ingest::Options { commit_ms: 200, drain_seconds: 3, ..ingest::Options::default() },
+            progress: progress.clone(),
+        };
+        let token = token.clone();
+        (progress, tokio::spawn(async move { worker.run(token).await.unwrap() }))
+    }
+
+    async fn rows(&self) -> Vec<Row> {
+        let mut follower = Follower::open(&self.store(), &self.generation()).await.unwrap();
+        follower.next(&|_, _| {}).await.unwrap().unwrap().rows
+    }
+
+    async fn engine(&self) -> Engine {
+        let serving = StateStore::new(&self.store()).newest().await.unwrap().unwrap().serving;
+        let engine = Engine::new(self.towers.clone(), self.sets.clone(), serving, search::Options::default());
+        let mut follower = Follower::open(&self.store(), &self.generation()).await.unwrap();
+        while let Some(changes) = follower.next(&|_, _| {}).await.unwrap() {
+            engine.snapshots().apply(changes).await;
+        }
+        engine
+    }
+}
+
+fn kafka_options(broker: &Broker) -> kafka::Options {
+    kafka::Options { brokers: broker.brokers(), ..kafka::Options::default() }
+}
+
+async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn upsert(id: &str, uri: &str, sequence: u64) -> Value {
+    json!({"image_id": id, "uri": uri, "sequence": sequence, "attributes": {"colour": "red", "other": 1}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_message_ends_in_the_table_or_among_the_dead_letters() {
+    let house = House::build(3);
+    let good = 40u64;
+    for i in 0..good {
+        let uri = house.picture(&format!("{i}.jpg"), i);
+        house.event(upsert(&format!("i{i}"), &uri, 1)).await;
+    }
+    let broken = house.folder.path().join("broken.jpg");
+    std::fs::write(&broken, b"\xff\xd8\xff\xe0 no picture").unwrap();
+    house.event(upsert("broken", url::Url::from_file_path(&broken).unwrap().as_str(), 1)).await;
+    house.event(upsert("outside", "file:///etc/passwd", 1)).await;
+    house.event(json!({"image_id": "no-sequence", "uri": "file:///x"})).await;
+    house.send(None, Some("this is no event")).await;
+    let never = url::Url::from_file_path(house.folder.path().join("never.jpg")).unwrap();
+    house.event(upsert("gone", never.as_str(), 1)).await;
+    // A newer version, an older one that comes late, a delete.
+    let again = house.picture("again.jpg", 777);
+    house.event(upsert("i0", &again, 3)).await;
+    house.event(upsert("i0", &house.picture("late.jpg", 778), 2)).await;
+    house.event(json!({"image_id": "i1", "operation": "delete", "sequence": 5})).await;
+
+    let token = CancellationToken::new();
+    let (progress, running) = house.worker(&token).await;
+    let stored = || progress.stored.load(AtomicOrdering::Relaxed);
+    wait_until("all rows are stored", || stored() == good + 3).await;
+    wait_until("all others are settled", || {
+        progress.dead_lettered.load(AtomicOrdering::Relaxed) == 4 && progress.gone.load(AtomicOrdering::Relaxed) == 1
+    })
+    .await;
+    token.cancel();
+    assert!(running.await.unwrap(), "drained");
+
+    let engine = house.engine().await;
+    let snapshot = engine.snapshots().newest();
+    assert_eq!(snapshot.entries.len() as u64, good - 1);
+    assert!(snapshot.get("i1").is_none());
+    assert_eq!(snapshot.get("i0").unwrap().image.uri.as_deref(), Some(again.as_str()));
+    assert_eq!(snapshot.computed, 0, "statistics come with the rows");
+    for entry in &snapshot.entries {
+        assert_eq!(entry.image.attributes, BTreeMap::from([("colour".into(), "red".into())]));
+        let anew = house.sets[0].statistics(&entry.image.embedding).unwrap();
+        assert_eq!(entry.image.statistics[&house.sets[0].key], anew, "to the bit");
+    }
+    let query = Query { text: "a mug".into(), k: Some(100), ..Query::default() };
+    let results = engine.search(&query).unwrap();
+    assert_eq!(results.hits.len() as u64, good - 1);
+
+    let mut codes = dead_letters(&house);
+    codes.sort();
+    assert_eq!(codes, ["image_damaged", "invalid_field", "unknown_format", "uri_refused"]);
+}
+
+/// The codes among the dead letters.
+fn dead_letters(house: &House) -> Vec<String> {
+    let consumer: BaseConsumer = kafka_options(&house.broker)
+        .client()
+        .set("group.id", "reader")
+        .set("auto.offset.reset", "earliest")
+        .set("enable.partition.eof", "true")
+        .create()
+        .unwrap();
+    let mut all = rdkafka::TopicPartitionList::new();
+    all.add_partition_offset(DEAD, 0, rdkafka::Offset::Beginning).unwrap();
+    consumer.assign(&all).unwrap();
+    let mut codes = Vec::new();
+    while let Some(Ok(message)) = consumer.poll(Duration::from_secs(5)) {
+        let headers = message.headers().unwrap();
+        let find = |name: &str| {
+            let header = headers.iter().find(|h| h.key == format!("__connect.errors.{name}")).unwrap();
+            String::from_utf8(header.value.unwrap().to_vec()).unwrap()
+        };
+        assert_eq!(find("topic"), TOPIC);
+        assert!(!find("exception.message").is_empty());
+        codes.push(find("exception.class.name"));
+    }
+    codes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_goes_on_where_the_table_ends() {
+    let house = House::build(2);
+    for round in 0..3u64 {
+        for i in 0..10 {
+            let id = format!("r{round}-{i}");
+            let uri = house.picture(&format!("{id}.jpg"), round * 10 + i);
+            house.event(upsert(&id, &uri, 1)).await;
+        }
+        let token = CancellationToken::new();
+        let (progress, running) = house.worker(&token).await;
+        wait_until("the round is stored", || progress.stored.load(AtomicOrdering::Relaxed) == 10).await;
+        token.cancel();
+        running.await.unwrap();
+        assert_eq!(progress.embedded.load(AtomicOrdering::Relaxed), 10, "nothing is done twice");
+    }
+    let mut ids: Vec<String> = house.rows().await.iter().map(|r| r.image_id.to_string()).collect();
+    assert_eq!(ids.len(), 30);
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 30, "no row stands twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_come_and_go_lose_and_double_nothing() {
+    let house = House::build(4);
+    let total = 120u64;
+    let (first, second) = (CancellationToken::new(), CancellationToken::new());
+    let (a, running_a) = house.worker(&first).await;
+    for i in 0..total {
+        let uri = house.picture(&format!("{i}.jpg"), i);
+        house.event(upsert(&format!("i{i}"), &uri, 1)).await;
+        if i == total / 2 {
+            // A second worker joins in the middle of the stream.
+            tokio::time::sleep(Duration::from_secs(4)).await;
+        }
+    }
+    let (b, running_b) = house.worker(&second).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    first.cancel();
+    running_a.await.unwrap();
+    let stored = |p: &Progress| p.stored.load(AtomicOrdering::Relaxed);
+    wait_until("everything is stored", || stored(&a) + stored(&b) >= total).await;
+    second.cancel();
+    running_b.await.unwrap();
+    let mut ids: Vec<String> = house.rows().await.iter().map(|r| r.image_id.to_string()).collect();
+    assert_eq!(ids.len() as u64, total);
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len() as u64, total);
+}
