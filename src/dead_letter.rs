@@ -24,9 +24,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            topic: "images.dead-letters".into(),
-        }
+        Self { topic: "images.dead-letters".into() }
     }
 }
 
@@ -82,14 +80,8 @@ impl DeadLetters {
         let producer = kafka
             .producer()
             .create()
-            .map_err(|source| DeadLetterError {
-                topic: options.topic.clone(),
-                source,
-            })?;
-        Ok(Self {
-            producer,
-            topic: options.topic.clone(),
-        })
+            .map_err(|source| DeadLetterError { topic: options.topic.clone(), source })?;
+        Ok(Self { producer, topic: options.topic.clone() })
     }
 
     /// Puts `message` aside and returns when all in-sync replicas have it.
@@ -118,17 +110,13 @@ impl DeadLetters {
             .send::<[u8], [u8], _>(record, Duration::from_secs(30))
             .await
             .map(|_| ())
-            .map_err(|(source, _)| DeadLetterError {
-                topic: self.topic.clone(),
-                source,
-            })
+            .map_err(|(source, _)| DeadLetterError { topic: self.topic.clone(), source })
     }
 
     /// Waits until everything that was handed over is acknowledged, at most `timeout`. Blocks.
     pub fn flush(&self, timeout: Duration) -> Result<(), DeadLetterError> {
-        self.producer.flush(timeout).map_err(|source| DeadLetterError {
-            topic: self.topic.clone(),
-            source,
-        })
+        self.producer
+            .flush(timeout)
+            .map_err(|source| DeadLetterError { topic: self.topic.clone(), source })
     }
 }

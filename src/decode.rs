@@ -22,10 +22,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            max_side: 20_000,
-            max_pixels: 100_000_000,
-        }
+        Self { max_side: 20_000, max_pixels: 100_000_000 }
     }
 }
 
@@ -37,10 +34,8 @@ impl Options {
             problems.push(format!("max_side: {} is not between 16 and 65535", self.max_side));
         }
         if !(256..=1_000_000_000).contains(&self.max_pixels) {
-            problems.push(format!(
-                "max_pixels: {} is not between 256 and 1000000000",
-                self.max_pixels
-            ));
+            problems
+                .push(format!("max_pixels: {} is not between 256 and 1000000000", self.max_pixels));
         }
         problems
     }
@@ -161,7 +156,8 @@ mod tests {
     fn transparency_goes_onto_white() {
         let mut picture = RgbaImage::from_pixel(2, 1, Rgba([0, 0, 0, 0]));
         picture.put_pixel(1, 0, Rgba([0, 0, 0, 128]));
-        let decoded = decode(&encode(&picture.into(), ImageFormat::Png), &Options::default()).unwrap();
+        let decoded =
+            decode(&encode(&picture.into(), ImageFormat::Png), &Options::default()).unwrap();
         assert_eq!(decoded.get_pixel(0, 0).0, [255; 3]);
         assert_eq!(decoded.get_pixel(1, 0).0, [127; 3]);
     }

@@ -62,9 +62,7 @@ impl Options {
         }
         for key in self.properties.keys() {
             if RESERVED.contains(&key.as_str()) {
-                problems.push(format!(
-                    "properties.\"{key}\": is set by bsap itself; remove it"
-                ));
+                problems.push(format!("properties.\"{key}\": is set by bsap itself; remove it"));
             }
         }
         problems
@@ -100,7 +98,9 @@ impl Options {
 
 /// No broker answered.
 #[derive(Debug, thiserror::Error)]
-#[error("kafka.brokers: no broker answers at {brokers}: {source}; check the address, the network and kafka.properties")]
+#[error(
+    "kafka.brokers: no broker answers at {brokers}: {source}; check the address, the network and kafka.properties"
+)]
 pub struct Unreachable {
     brokers: String,
     source: KafkaError,

@@ -48,13 +48,7 @@ pub enum Normaliser {
 
 impl Normaliser {
     /// All, in the order in which users see them.
-    pub const ALL: [Self; 5] = [
-        Self::Raw,
-        Self::Softmax,
-        Self::Zscore,
-        Self::Range,
-        Self::Nnn,
-    ];
+    pub const ALL: [Self; 5] = [Self::Raw, Self::Softmax, Self::Zscore, Self::Range, Self::Nnn];
 
     /// The name that stands in configuration, requests and answers.
     pub fn name(self) -> &'static str {
@@ -180,10 +174,7 @@ mod tests {
 
     fn images() -> Vec<Statistics> {
         let scores = [[0.20, 0.22, 0.24], [0.10, 0.25, 0.40], [0.30, 0.31, 0.32]];
-        scores
-            .iter()
-            .map(|s| Statistics::of(s, L, 2).unwrap())
-            .collect()
+        scores.iter().map(|s| Statistics::of(s, L, 2).unwrap()).collect()
     }
 
     fn balance(normaliser: Normaliser, weight: f32) -> Balance {
@@ -211,7 +202,8 @@ mod tests {
         let raw = [0.27, 0.31, 0.33];
         let (mut by_affine, mut by_probability) = (vec![0, 1, 2], vec![0, 1, 2]);
         let images = images();
-        let affine = |i: usize| balance(Normaliser::Softmax, 1.0).affine(&images[i], L).score(raw[i]);
+        let affine =
+            |i: usize| balance(Normaliser::Softmax, 1.0).affine(&images[i], L).score(raw[i]);
         let probability = |i: usize| {
             let z = f64::from(L * raw[i]) - f64::from(images[i].lse);
             1.0 / (1.0 + (-z).exp())

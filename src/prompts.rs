@@ -40,10 +40,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            sets: vec!["photographs".into()],
-            top_k: 8,
-        }
+        Self { sets: vec!["photographs".into()], top_k: 8 }
     }
 }
 
@@ -55,10 +52,7 @@ impl Options {
             problems.push(format!("sets: {} sets; give 1 to 8", self.sets.len()));
         }
         if !(1..=MAX_PROMPTS).contains(&self.top_k) {
-            problems.push(format!(
-                "top_k: {} is not between 1 and {MAX_PROMPTS}",
-                self.top_k
-            ));
+            problems.push(format!("top_k: {} is not between 1 and {MAX_PROMPTS}", self.top_k));
         }
         let errors = self.sets.iter().filter_map(|set| PromptSet::load(set).err());
         problems.extend(errors.map(|e| format!("sets: {e}")));
@@ -70,7 +64,10 @@ impl Options {
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     /// Neither a shipped name nor a readable file.
-    #[error("{name}: no shipped prompt set of that name and no readable file ({source}); shipped are {}", shipped_names())]
+    #[error(
+        "{name}: no shipped prompt set of that name and no readable file ({source}); shipped are {}",
+        shipped_names()
+    )]
     Missing {
         /// As given.
         name: String,
@@ -121,18 +118,13 @@ impl PromptSet {
         if let Some((_, text)) = SHIPPED.iter().find(|(shipped, _)| *shipped == name) {
             return Self::parse(text, Path::new(name));
         }
-        let text = std::fs::read_to_string(name).map_err(|source| PromptError::Missing {
-            name: name.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(name)
+            .map_err(|source| PromptError::Missing { name: name.to_owned(), source })?;
         Self::parse(&text, Path::new(name))
     }
 
     fn parse(text: &str, file: &Path) -> Result<Self, PromptError> {
-        let invalid = |reason: String| PromptError::Invalid {
-            file: file.to_owned(),
-            reason,
-        };
+        let invalid = |reason: String| PromptError::Invalid { file: file.to_owned(), reason };
         let set: Self = toml::from_str(text).map_err(|e| invalid(e.to_string()))?;
         let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if set.name.is_empty() || !set.name.chars().all(legal) {
@@ -181,21 +173,12 @@ impl PromptSet {
         for batch in texts.chunks(64) {
             let embedded = towers
                 .embed_texts(batch)
-                .map_err(|source| PromptError::Embed {
-                    name: self.name.clone(),
-                    source,
-                })?;
+                .map_err(|source| PromptError::Embed { name: self.name.clone(), source })?;
             embeddings.extend(embedded);
         }
         let scale = towers.card().logit_scale;
         let key = StatisticsKey::new(&self.name, self.version, &self.fingerprint(), scale, top_k);
-        Ok(EmbeddedSet {
-            set: self,
-            key,
-            embeddings,
-            scale,
-            top_k,
-        })
+        Ok(EmbeddedSet { set: self, key, embeddings, scale, top_k })
     }
 }
 
@@ -222,7 +205,8 @@ impl EmbeddedSet {
     /// The prompts with the scores that an image gives them, strongest first.
     pub fn strongest(&self, image: &Embedding) -> Vec<(&str, f32)> {
         let scores = auxiliary_scores(image.values(), &self.embeddings);
-        let mut pairs: Vec<(&str, f32)> = self.set.texts.iter().map(String::as_str).zip(scores).collect();
+        let mut pairs: Vec<(&str, f32)> =
+            self.set.texts.iter().map(String::as_str).zip(scores).collect();
         pairs.sort_by(|a, b| b.1.total_cmp(&a.1));
         pairs
     }
@@ -254,7 +238,10 @@ impl EmbeddedSet {
 }
 
 /// Loads and embeds the configured sets; the first is the default.
-pub fn load_all(options: &Options, towers: &dyn Towers) -> Result<Vec<Arc<EmbeddedSet>>, PromptError> {
+pub fn load_all(
+    options: &Options,
+    towers: &dyn Towers,
+) -> Result<Vec<Arc<EmbeddedSet>>, PromptError> {
     options
         .sets
         .iter()
@@ -295,7 +282,8 @@ mod tests {
             ("texts=['a',' ']", "text 2"),
             ("texts=['a','b']\nextra=1", "extra"),
         ] {
-            let error = PromptSet::parse(&format!("{head}{texts}"), Path::new("f.toml")).unwrap_err();
+            let error =
+                PromptSet::parse(&format!("{head}{texts}"), Path::new("f.toml")).unwrap_err();
             assert!(error.to_string().contains(named), "{error}");
         }
         let missing = PromptSet::load("nowhere.toml").unwrap_err().to_string();

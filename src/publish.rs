@@ -150,7 +150,12 @@ impl Publisher {
             }
             on_candidate(&candidate);
         }
-        info!(event = event::PUBLISH, published = done.published, skipped = done.skipped, "events published");
+        info!(
+            event = event::PUBLISH,
+            published = done.published,
+            skipped = done.skipped,
+            "events published"
+        );
         Ok(done)
     }
 
@@ -217,7 +222,8 @@ pub async fn discover(
     match url.scheme() {
         "http" | "https" => {
             let id = url.path_segments().and_then(|mut s| s.next_back()).unwrap_or_default();
-            let event = naming.upsert(if id.is_empty() { url.as_str() } else { id }, &url, Utc::now());
+            let event =
+                naming.upsert(if id.is_empty() { url.as_str() } else { id }, &url, Utc::now());
             Ok(once(async { Ok(Ok(event)) }).boxed())
         }
         "file" => local(target, &url, naming).await,
@@ -238,7 +244,8 @@ async fn local(
     if found.is_dir() {
         return Ok(list(Store::open(target, &BTreeMap::new())?, naming));
     }
-    let (Some(folder), Some(name)) = (path.parent().and_then(FilePath::to_str), path.file_name().and_then(|n| n.to_str()))
+    let (Some(folder), Some(name)) =
+        (path.parent().and_then(FilePath::to_str), path.file_name().and_then(|n| n.to_str()))
     else {
         return Err(wrong("is not a path in UTF-8".into()));
     };
@@ -298,7 +305,8 @@ pub fn lines(
                 break;
             }
         }
-        let candidate = check(line.trim(), &rules).map_err(|reason| format!("{name}:{number}: {reason}"));
+        let candidate =
+            check(line.trim(), &rules).map_err(|reason| format!("{name}:{number}: {reason}"));
         Ok(Some((candidate, (reader, rules, name, number))))
     })
     .boxed()
@@ -307,7 +315,10 @@ pub fn lines(
 /// A line as an event, checked as a worker checks it.
 fn check(line: &str, rules: &Decoder) -> Candidate {
     if line.len() > MAX_LINE_BYTES {
-        return Err(format!("has {} bytes, more than {MAX_LINE_BYTES}; give a uri instead of data", line.len()));
+        return Err(format!(
+            "has {} bytes, more than {MAX_LINE_BYTES}; give a uri instead of data",
+            line.len()
+        ));
     }
     let key = serde_json::from_str::<serde_json::Value>(line)
         .ok()
@@ -359,7 +370,8 @@ mod tests {
             assert!(event.sequence.is_some());
         }
         let one = folder.path().join("x.JPG");
-        let one = all(discover(one.to_str().unwrap(), &BTreeMap::new(), naming()).await.unwrap()).await;
+        let one =
+            all(discover(one.to_str().unwrap(), &BTreeMap::new(), naming()).await.unwrap()).await;
         assert_eq!(one.len(), 1);
         assert!(discover("nowhere/at/all.jpg", &BTreeMap::new(), naming()).await.is_err());
     }
@@ -372,7 +384,8 @@ mod tests {
             attributes: AttributeTypes::new(),
         };
         let text = "{\"image_id\":\"a\",\"uri\":\"u\",\"sequence\":1}\n\nnonsense\n{\"image_id\":\"b\",\"uri\":\"u\"}\n";
-        let all: Vec<Candidate> = lines("f.jsonl", text.as_bytes(), rules).map(Result::unwrap).collect().await;
+        let all: Vec<Candidate> =
+            lines("f.jsonl", text.as_bytes(), rules).map(Result::unwrap).collect().await;
         assert_eq!(all[0].as_ref().unwrap().image_id, "a");
         assert!(all[1].as_ref().unwrap_err().starts_with("f.jsonl:3: not a known"));
         assert!(all[2].as_ref().unwrap_err().starts_with("f.jsonl:4: sequence: is missing"));

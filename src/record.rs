@@ -33,10 +33,7 @@ pub struct Invalid {
 impl Invalid {
     /// An error that names `field` and says why.
     pub fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self {
-            field: field.into(),
-            reason: reason.into(),
-        }
+        Self { field: field.into(), reason: reason.into() }
     }
 }
 
@@ -53,10 +50,8 @@ impl ImageId {
             return Err(Invalid::new("image_id", "is empty"));
         }
         if id.len() > MAX_IMAGE_ID_BYTES {
-            let reason = format!(
-                "has {} bytes, more than {MAX_IMAGE_ID_BYTES}; use a shorter id",
-                id.len()
-            );
+            let reason =
+                format!("has {} bytes, more than {MAX_IMAGE_ID_BYTES}; use a shorter id", id.len());
             return Err(Invalid::new("image_id", reason));
         }
         if let Some(c) = id.chars().find(|c| c.is_control()) {

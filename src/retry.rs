@@ -37,19 +37,12 @@ pub struct Backoff {
 impl Backoff {
     /// Between 100 ms and 10 s, `attempts` times in all.
     pub fn times(attempts: u32) -> Self {
-        Self {
-            base: Duration::from_millis(100),
-            cap: Duration::from_secs(10),
-            attempts,
-        }
+        Self { base: Duration::from_millis(100), cap: Duration::from_secs(10), attempts }
     }
 
     /// The pause after the failed attempt `attempt`, counted from 0.
     pub fn pause(&self, attempt: u32) -> Duration {
-        let bound = self
-            .base
-            .saturating_mul(2u32.saturating_pow(attempt))
-            .min(self.cap);
+        let bound = self.base.saturating_mul(2u32.saturating_pow(attempt)).min(self.cap);
         rand::rng().random_range(Duration::ZERO..=bound)
     }
 }
@@ -102,10 +95,7 @@ mod tests {
 
     async fn attempts_until(verdict: Verdict, succeed_at: u32) -> (u32, Result<(), Fault>) {
         let tried = Cell::new(0);
-        let backoff = Backoff {
-            base: Duration::ZERO,
-            ..Backoff::times(5)
-        };
+        let backoff = Backoff { base: Duration::ZERO, ..Backoff::times(5) };
         let token = CancellationToken::new();
         let result = retry(
             backoff,
@@ -113,11 +103,7 @@ mod tests {
             |_, _| {},
             || async {
                 tried.set(tried.get() + 1);
-                if tried.get() == succeed_at {
-                    Ok(())
-                } else {
-                    Err(Fault(verdict))
-                }
+                if tried.get() == succeed_at { Ok(()) } else { Err(Fault(verdict)) }
             },
         )
         .await;
@@ -141,13 +127,8 @@ mod tests {
             cap: Duration::from_secs(3600),
             attempts: 9,
         };
-        let result: Result<(), Fault> = retry(
-            backoff,
-            &token,
-            |_, _| {},
-            || async { Err(Fault(Verdict::Retry)) },
-        )
-        .await;
+        let result: Result<(), Fault> =
+            retry(backoff, &token, |_, _| {}, || async { Err(Fault(Verdict::Retry)) }).await;
         assert!(result.is_err());
     }
 }

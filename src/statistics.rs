@@ -95,18 +95,12 @@ impl Statistics {
         sorted.sort_unstable_by(|a, b| b.total_cmp(a));
         let (max, min) = (*sorted.first()?, *sorted.last()?);
         let mean = sum(&sorted) / n as f64;
-        let variance = sorted
-            .iter()
-            .map(|s| (f64::from(*s) - mean).powi(2))
-            .sum::<f64>()
-            / n as f64;
+        let variance =
+            sorted.iter().map(|s| (f64::from(*s) - mean).powi(2)).sum::<f64>() / n as f64;
         let top = &sorted[..top_k.clamp(1, n)];
         let scale = f64::from(scale);
         let peak = scale * f64::from(max);
-        let exponentials: f64 = sorted
-            .iter()
-            .map(|s| (scale * f64::from(*s) - peak).exp())
-            .sum();
+        let exponentials: f64 = sorted.iter().map(|s| (scale * f64::from(*s) - peak).exp()).sum();
         Some(Self {
             n: n as u32,
             mean: mean as f32,
@@ -143,12 +137,7 @@ mod tests {
         let a = Statistics::of(&[0.31, 0.12, 0.27], 100.0, 8).unwrap();
         let b = Statistics::of(&[0.27, 0.31, 0.12], 100.0, 8).unwrap();
         assert_eq!(a, b);
-        assert!(
-            Statistics::of(&[1.0; 3], 1e6, 1)
-                .unwrap()
-                .lse
-                .is_finite()
-        );
+        assert!(Statistics::of(&[1.0; 3], 1e6, 1).unwrap().lse.is_finite());
         assert!(Statistics::of(&[], 100.0, 1).is_none());
     }
 
@@ -156,11 +145,7 @@ mod tests {
     fn dot_agrees_with_the_plain_sum() {
         let a: Vec<f32> = (0..77).map(|i| (i as f32 * 0.37).sin()).collect();
         let b: Vec<f32> = (0..77).map(|i| (i as f32 * 0.11).cos()).collect();
-        let plain: f64 = a
-            .iter()
-            .zip(&b)
-            .map(|(x, y)| f64::from(*x) * f64::from(*y))
-            .sum();
+        let plain: f64 = a.iter().zip(&b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
         assert!((f64::from(dot(&a, &b)) - plain).abs() < 1e-5);
     }
 }

@@ -49,7 +49,9 @@ pub enum StoreError {
         source: object_store::Error,
     },
     /// The store did not answer in time.
-    #[error("{url}: no answer within {seconds} s; check the address, the network and the credentials")]
+    #[error(
+        "{url}: no answer within {seconds} s; check the address, the network and the credentials"
+    )]
     Silent {
         /// The store.
         url: String,
@@ -116,18 +118,11 @@ impl Store {
         let environment = std::env::vars()
             .filter(|(k, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| k.starts_with(p)));
         let given = options.iter().map(|(k, v)| (k.clone(), v.clone()));
-        let all = environment
-            .chain(given)
-            .map(|(key, value)| (key.to_ascii_lowercase(), value));
-        let (objects, prefix) =
-            object_store::parse_url_opts(&url, all).map_err(|source| StoreError::Url {
-                url: url.to_string(),
-                reason: source.to_string(),
-            })?;
-        Ok(Self {
-            objects: Arc::new(PrefixStore::new(objects, prefix)),
-            url,
-        })
+        let all = environment.chain(given).map(|(key, value)| (key.to_ascii_lowercase(), value));
+        let (objects, prefix) = object_store::parse_url_opts(&url, all).map_err(|source| {
+            StoreError::Url { url: url.to_string(), reason: source.to_string() }
+        })?;
+        Ok(Self { objects: Arc::new(PrefixStore::new(objects, prefix)), url })
     }
 
     fn folder(url: &Url) -> Result<Self, StoreError> {
@@ -135,20 +130,11 @@ impl Store {
             url: url.to_string(),
             reason: "names no local folder".into(),
         })?;
-        let error = |source| StoreError::Folder {
-            path: path.display().to_string(),
-            source,
-        };
+        let error = |source| StoreError::Folder { path: path.display().to_string(), source };
         std::fs::create_dir_all(&path).map_err(error)?;
-        let objects =
-            LocalFileSystem::new_with_prefix(&path).map_err(|source| StoreError::Store {
-                url: url.to_string(),
-                source,
-            })?;
-        Ok(Self {
-            objects: Arc::new(objects),
-            url: url.clone(),
-        })
+        let objects = LocalFileSystem::new_with_prefix(&path)
+            .map_err(|source| StoreError::Store { url: url.to_string(), source })?;
+        Ok(Self { objects: Arc::new(objects), url: url.clone() })
     }
 
     /// A store in memory, for tests.
@@ -168,10 +154,7 @@ impl Store {
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().push(folder);
         }
-        Self {
-            objects: Arc::new(PrefixStore::new(self.objects.clone(), Path::from(folder))),
-            url,
-        }
+        Self { objects: Arc::new(PrefixStore::new(self.objects.clone(), Path::from(folder))), url }
     }
 
     /// The objects, rooted at this place.
@@ -186,10 +169,7 @@ impl Store {
 
     /// Wraps an error of the underlying store with this place's name.
     pub fn error(&self, source: object_store::Error) -> StoreError {
-        StoreError::Store {
-            url: self.url.to_string(),
-            source,
-        }
+        StoreError::Store { url: self.url.to_string(), source }
     }
 
     /// Makes sure that the store answers within `timeout`, whatever is stored there.
@@ -198,10 +178,9 @@ impl Store {
         match tokio::time::timeout(timeout, listed.next()).await {
             Ok(None | Some(Ok(_))) => Ok(()),
             Ok(Some(Err(source))) => Err(self.error(source)),
-            Err(_) => Err(StoreError::Silent {
-                url: self.url.to_string(),
-                seconds: timeout.as_secs(),
-            }),
+            Err(_) => {
+                Err(StoreError::Silent { url: self.url.to_string(), seconds: timeout.as_secs() })
+            }
         }
     }
 
@@ -214,27 +193,19 @@ impl Store {
             .put_opts(&probe, PutPayload::from_static(b"1"), create.clone())
             .await
             .map_err(wrap)?;
-        let second = self
-            .objects
-            .put_opts(&probe, PutPayload::from_static(b"2"), create)
-            .await;
+        let second = self.objects.put_opts(&probe, PutPayload::from_static(b"2"), create).await;
         self.objects.delete(&probe).await.map_err(wrap)?;
         match second {
             Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
             Err(source) => Err(wrap(source)),
-            Ok(_) => Err(StoreError::NoConditionalPut {
-                url: self.url.to_string(),
-            }),
+            Ok(_) => Err(StoreError::NoConditionalPut { url: self.url.to_string() }),
         }
     }
 }
 
 /// The URL of a place: as given, or the absolute file URL of a path.
 pub fn parse(url: &str) -> Result<Url, StoreError> {
-    let error = |reason: &str| StoreError::Url {
-        url: url.into(),
-        reason: reason.into(),
-    };
+    let error = |reason: &str| StoreError::Url { url: url.into(), reason: reason.into() };
     if url.trim().is_empty() {
         return Err(error("is empty"));
     }
@@ -243,8 +214,8 @@ pub fn parse(url: &str) -> Result<Url, StoreError> {
         Ok(parsed) if parsed.scheme().len() > 1 => Ok(parsed),
         _ if url.contains("://") => Err(error("is not a URL")),
         _ => {
-            let absolute = std::path::absolute(FilePath::new(url))
-                .map_err(|_| error("is not a path"))?;
+            let absolute =
+                std::path::absolute(FilePath::new(url)).map_err(|_| error("is not a path"))?;
             Url::from_directory_path(absolute).map_err(|()| error("is not a path"))
         }
     }
@@ -274,7 +245,9 @@ mod tests {
 
     #[test]
     fn a_child_keeps_the_parents_prefix() {
-        let store = Store::open("s3://bucket/a/", &BTreeMap::from([("aws_region".into(), "x".into())])).unwrap();
+        let store =
+            Store::open("s3://bucket/a/", &BTreeMap::from([("aws_region".into(), "x".into())]))
+                .unwrap();
         assert_eq!(store.child("b").url().as_str(), "s3://bucket/a/b");
     }
 }

@@ -112,19 +112,12 @@ pub fn init(options: &Options) -> Result<(), String> {
         Format::Text => true,
         Format::Auto => !to_file && std::io::stderr().is_terminal(),
     };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(writer);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     // An error means that logging runs already, which tests in one process do.
     let _ = if text {
         builder.with_target(false).compact().try_init()
     } else {
-        builder
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .try_init()
+        builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
     };
     Ok(())
 }
@@ -136,10 +129,8 @@ mod tests {
     #[test]
     fn every_event_is_documented_and_nothing_else_is() {
         let page = include_str!("../ops/log-events.md");
-        let listed: Vec<&str> = page
-            .lines()
-            .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
-            .collect();
+        let listed: Vec<&str> =
+            page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
         let mut names = event::ALL.to_vec();
         let mut sorted = listed.clone();
         names.sort_unstable();

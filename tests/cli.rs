@@ -8,18 +8,14 @@ fn bsap(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
         command.env_remove(name);
     }
     let here = tempfile::tempdir().unwrap();
-    command
-        .args(arguments)
-        .envs(variables.iter().copied())
-        .current_dir(&here)
-        .output()
-        .unwrap()
+    command.args(arguments).envs(variables.iter().copied()).current_dir(&here).output().unwrap()
 }
 
 #[track_caller]
 fn fails(arguments: &[&str], variables: &[(&str, &str)], code: i32, words: &[&str]) {
     let output = bsap(arguments, variables);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
     for word in words {
         assert!(text.contains(word), "{arguments:?} does not say {word:?}:\n{text}");
@@ -60,13 +56,25 @@ fn usage_is_2() {
 
 #[test]
 fn all_problems_of_a_configuration_are_told_at_once() {
-    let config = file("[kafka]\nbroker = 'x'\n[source]\nqueue_messages = 'many'\n[http]\nlisten = '0.0.0.0:1'\n");
+    let config = file(
+        "[kafka]\nbroker = 'x'\n[source]\nqueue_messages = 'many'\n[http]\nlisten = '0.0.0.0:1'\n",
+    );
     let path = config.path().to_str().unwrap();
     let words = ["kafka.broker", "source.queue_messages", "http.listen", "model.checkpoint", path];
     fails(&["ingest", "--config", path], &[], 2, &words);
     fails(&["serve", "--config", path], &[], 2, &words);
-    fails(&["check", "--config", path], &[("BSAP_KAFKA__REQUEST_TIMEOUT_MS", "300")], 2, &words[..4]);
-    fails(&["ingest", "--config", "nowhere.toml"], &[], 2, &["nowhere.toml", "bsap config example"]);
+    fails(
+        &["check", "--config", path],
+        &[("BSAP_KAFKA__REQUEST_TIMEOUT_MS", "300")],
+        2,
+        &words[..4],
+    );
+    fails(
+        &["ingest", "--config", "nowhere.toml"],
+        &[],
+        2,
+        &["nowhere.toml", "bsap config example"],
+    );
 }
 
 #[test]
@@ -78,7 +86,12 @@ fn an_unreachable_broker_is_named() {
         ("BSAP_KAFKA__REQUEST_TIMEOUT_MS", "500"),
     ];
     fails(&["ingest"], &variables, 1, &["kafka.brokers", "127.0.0.1:1", "check the address"]);
-    fails(&["check"], &variables, 1, &["kafka.brokers", "127.0.0.1:1", "ok      table.url", "ok      model.checkpoint"]);
+    fails(
+        &["check"],
+        &variables,
+        1,
+        &["kafka.brokers", "127.0.0.1:1", "ok      table.url", "ok      model.checkpoint"],
+    );
 }
 
 #[test]
@@ -104,8 +117,18 @@ fn a_port_in_use_is_named() {
     let address = taken.local_addr().unwrap();
     let model = model();
     let variables = [("BSAP_MODEL__CHECKPOINT", model.as_str())];
-    fails(&["serve", "--listen", &address.to_string()], &variables, 2, &[&address.to_string(), "free port"]);
-    fails(&["demo", "--port", &address.port().to_string()], &[], 2, &[&address.to_string(), "free port"]);
+    fails(
+        &["serve", "--listen", &address.to_string()],
+        &variables,
+        2,
+        &[&address.to_string(), "free port"],
+    );
+    fails(
+        &["demo", "--port", &address.port().to_string()],
+        &[],
+        2,
+        &[&address.to_string(), "free port"],
+    );
     fails(&["serve", "--listen", "0.0.0.0:0"], &variables, 2, &["http.listen", "http.open"]);
 }
 
@@ -145,7 +168,8 @@ fn a_table_that_is_not_there_is_named() {
 fn events_are_listed_without_sending_any() {
     let shop = tempfile::tempdir().unwrap();
     std::fs::write(shop.path().join("a.jpg"), b"x").unwrap();
-    let output = bsap(&["publish", shop.path().to_str().unwrap(), "--id-prefix", "shop/", "--dry-run"], &[]);
+    let output =
+        bsap(&["publish", shop.path().to_str().unwrap(), "--id-prefix", "shop/", "--dry-run"], &[]);
     let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(line["image_id"], "shop/a.jpg");
     assert!(output.status.success());
@@ -158,7 +182,10 @@ fn the_example_configuration_is_accepted() {
     let model = model();
     let output = bsap(
         &["config", "show", "--config", config.path().to_str().unwrap()],
-        &[("BSAP_MODEL__CHECKPOINT", &model), ("BSAP_KAFKA__PROPERTIES__SASL_PASSWORD", "swordfish")],
+        &[
+            ("BSAP_MODEL__CHECKPOINT", &model),
+            ("BSAP_KAFKA__PROPERTIES__SASL_PASSWORD", "swordfish"),
+        ],
     );
     let shown = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{shown}");

@@ -88,7 +88,8 @@ impl Imports<'_> {
 
 fn is_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|a| {
-        a.path().is_ident("cfg") && a.parse_args::<syn::Path>().is_ok_and(|path| path.is_ident("test"))
+        a.path().is_ident("cfg")
+            && a.parse_args::<syn::Path>().is_ok_and(|path| path.is_ident("test"))
     })
 }
 
@@ -130,11 +131,20 @@ fn imports_run_downwards_only() {
     let layers = layers();
     let graph = imports();
     let listed: BTreeSet<&String> = layers.keys().collect();
-    assert_eq!(graph.keys().collect::<BTreeSet<_>>(), listed, "ARCHITECTURE.md lists other modules than src/ has");
+    assert_eq!(
+        graph.keys().collect::<BTreeSet<_>>(),
+        listed,
+        "ARCHITECTURE.md lists other modules than src/ has"
+    );
     for (module, imported) in &graph {
         for name in imported {
-            let down = layers.get(name).unwrap_or_else(|| panic!("{module} imports {name}, which is no module"));
-            assert!(*down <= layers[module], "{module} imports {name}, which lies in a higher layer");
+            let down = layers
+                .get(name)
+                .unwrap_or_else(|| panic!("{module} imports {name}, which is no module"));
+            assert!(
+                *down <= layers[module],
+                "{module} imports {name}, which lies in a higher layer"
+            );
         }
     }
 }

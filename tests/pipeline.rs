@@ -44,8 +44,9 @@ impl House {
     fn build(partitions: i32) -> Self {
         let broker = Broker::start(&[(TOPIC, partitions), (DEAD, 1)]).unwrap();
         let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-        let towers: Arc<dyn Towers> =
-            Arc::new(Clip::load(&clip::Options { checkpoint, ..clip::Options::default() }).unwrap());
+        let towers: Arc<dyn Towers> = Arc::new(
+            Clip::load(&clip::Options { checkpoint, ..clip::Options::default() }).unwrap(),
+        );
         let options = prompts::Options { sets: vec!["demo".into()], ..prompts::Options::default() };
         let sets = prompts::load_all(&options, &*towers).unwrap();
         let producer = kafka_options(&broker).producer().create().unwrap();
@@ -59,12 +60,19 @@ impl House {
 
     fn generation(&self) -> Generation {
         let card = self.towers.card();
-        Generation::new(&card.name, &card.fingerprint, card.dimension, card.logit_scale, Ordering::Sequence)
+        Generation::new(
+            &card.name,
+            &card.fingerprint,
+            card.dimension,
+            card.logit_scale,
+            Ordering::Sequence,
+        )
     }
 
     fn picture(&self, name: &str, number: u64) -> String {
         let file = self.folder.path().join(name);
-        std::fs::write(&file, render(&Scene::sample(1, number, Style::Studio), 64).unwrap()).unwrap();
+        std::fs::write(&file, render(&Scene::sample(1, number, Style::Studio), 64).unwrap())
+            .unwrap();
         url::Url::from_file_path(file).unwrap().into()
     }
 
@@ -91,7 +99,10 @@ impl House {
             scale: None,
         };
         let records: Vec<_> = self.sets.iter().map(|s| s.record()).collect();
-        StateStore::new(&store).ensure(&self.generation(), &records, &serving, "test").await.unwrap();
+        StateStore::new(&store)
+            .ensure(&self.generation(), &records, &serving, "test")
+            .await
+            .unwrap();
         let progress = Arc::new(Progress::default());
         let fetch = fetch::Options {
             file_roots: vec![self.folder.path().to_owned()],
@@ -99,7 +110,12 @@ impl House {
             ..fetch::Options::default()
         };
         let worker = Worker {
-            source: source::Options { drain_seconds: 3, ..source::Options::default() },
+            // The mock cluster makes a group wait for a member that has left until its session ends.
+            source: source::Options {
+                drain_seconds: 3,
+                session_timeout_ms: 6_000,
+                ..source::Options::default()
+            },
             decoder: Decoder {
                 ordering: Ordering::Sequence,
                 max_clock_skew: chrono::TimeDelta::seconds(60),
@@ -112,7 +128,11 @@ impl House {
             towers: self.towers.clone(),
             sets: self.sets.clone(),
             writer: Writer::open(&store, &self.generation(), 20).await.unwrap(),
-            options: ingest::Options { commit_ms: 200, drain_seconds: 3, ..ingest::Options::default() },
+            options: ingest::Options {
+                commit_ms: 200,
+                drain_seconds: 3,
+                ..ingest::Options::default()
+            },
             progress: progress.clone(),
         };
         let token = token.clone();
@@ -126,7 +146,12 @@ impl House {
 
     async fn engine(&self) -> Engine {
         let serving = StateStore::new(&self.store()).newest().await.unwrap().unwrap().serving;
-        let engine = Engine::new(self.towers.clone(), self.sets.clone(), serving, search::Options::default());
+        let engine = Engine::new(
+            self.towers.clone(),
+            self.sets.clone(),
+            serving,
+            search::Options::default(),
+        );
         let mut follower = Follower::open(&self.store(), &self.generation()).await.unwrap();
         while let Some(changes) = follower.next(&|_, _| {}).await.unwrap() {
             engine.snapshots().apply(changes).await;
@@ -178,7 +203,8 @@ async fn every_message_ends_in_the_table_or_among_the_dead_letters() {
     let stored = || progress.stored.load(AtomicOrdering::Relaxed);
     wait_until("all rows are stored", || stored() == good + 3).await;
     wait_until("all others are settled", || {
-        progress.dead_lettered.load(AtomicOrdering::Relaxed) == 4 && progress.gone.load(AtomicOrdering::Relaxed) == 1
+        progress.dead_lettered.load(AtomicOrdering::Relaxed) == 4
+            && progress.gone.load(AtomicOrdering::Relaxed) == 1
     })
     .await;
     token.cancel();
@@ -220,7 +246,8 @@ fn dead_letters(house: &House) -> Vec<String> {
     while let Some(Ok(message)) = consumer.poll(Duration::from_secs(5)) {
         let headers = message.headers().unwrap();
         let find = |name: &str| {
-            let header = headers.iter().find(|h| h.key == format!("__connect.errors.{name}")).unwrap();
+            let header =
+                headers.iter().find(|h| h.key == format!("__connect.errors.{name}")).unwrap();
             String::from_utf8(header.value.unwrap().to_vec()).unwrap()
         };
         assert_eq!(find("topic"), TOPIC);
@@ -241,7 +268,8 @@ async fn a_worker_goes_on_where_the_table_ends() {
         }
         let token = CancellationToken::new();
         let (progress, running) = house.worker(&token).await;
-        wait_until("the round is stored", || progress.stored.load(AtomicOrdering::Relaxed) == 10).await;
+        wait_until("the round is stored", || progress.stored.load(AtomicOrdering::Relaxed) == 10)
+            .await;
         token.cancel();
         running.await.unwrap();
         assert_eq!(progress.embedded.load(AtomicOrdering::Relaxed), 10, "nothing is done twice");

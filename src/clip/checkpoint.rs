@@ -108,12 +108,7 @@ impl Default for TextConfig {
 
 impl Default for VisionConfig {
     fn default() -> Self {
-        Self {
-            image_size: 224,
-            patch_size: 32,
-            num_channels: 3,
-            encoder: EncoderConfig::default(),
-        }
+        Self { image_size: 224, patch_size: 32, num_channels: 3, encoder: EncoderConfig::default() }
     }
 }
 
@@ -184,7 +179,8 @@ impl Checkpoint {
             hasher.update((part.len() as u64).to_le_bytes());
             hasher.update(part);
         }
-        let parameters = parameters(&weights).map_err(|reason| ClipError::Checkpoint { file, reason })?;
+        let parameters =
+            parameters(&weights).map_err(|reason| ClipError::Checkpoint { file, reason })?;
         Ok(Self {
             folder: folder.to_owned(),
             config,
@@ -196,7 +192,11 @@ impl Checkpoint {
     }
 
     /// The tensors, for building the towers. The raw bytes are handed over, not kept.
-    pub fn tensors(&mut self, dtype: DType, device: &Device) -> Result<VarBuilder<'static>, ClipError> {
+    pub fn tensors(
+        &mut self,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<VarBuilder<'static>, ClipError> {
         let weights = std::mem::take(&mut self.weights);
         BufferedSafetensors::new(weights)
             .map(|tensors| VarBuilder::from_backend(Box::new(tensors), dtype, device.clone()))
@@ -213,25 +213,17 @@ impl Checkpoint {
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, ClipError> {
-    std::fs::read(file).map_err(|source| ClipError::File {
-        file: file.to_owned(),
-        source,
-    })
+    std::fs::read(file).map_err(|source| ClipError::File { file: file.to_owned(), source })
 }
 
 fn json<T: DeserializeOwned>(file: &Path) -> Result<(T, Vec<u8>), ClipError> {
     let bytes = read(file)?;
-    let value = serde_json::from_slice(&bytes).map_err(|e| ClipError::Checkpoint {
-        file: file.to_owned(),
-        reason: e.to_string(),
-    })?;
+    let value = serde_json::from_slice(&bytes)
+        .map_err(|e| ClipError::Checkpoint { file: file.to_owned(), reason: e.to_string() })?;
     Ok((value, bytes))
 }
 
 fn parameters(weights: &[u8]) -> Result<u64, String> {
     let tensors = safetensors::SafeTensors::deserialize(weights).map_err(|e| e.to_string())?;
-    Ok(tensors
-        .iter()
-        .map(|(_, tensor)| tensor.shape().iter().product::<usize>() as u64)
-        .sum())
+    Ok(tensors.iter().map(|(_, tensor)| tensor.shape().iter().product::<usize>() as u64).sum())
 }

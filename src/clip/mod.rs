@@ -204,7 +204,9 @@ fn open_device(choice: DeviceChoice) -> Result<Device, ClipError> {
 fn open_cuda(number: usize) -> Result<Device, ClipError> {
     let error = |reason: String| ClipError::Device {
         device: format!("cuda:{number}"),
-        reason: format!("{reason}; set model.device to cpu, or build with --features cuda and install the driver"),
+        reason: format!(
+            "{reason}; set model.device to cpu, or build with --features cuda and install the driver"
+        ),
     };
     if !candle_core::utils::cuda_is_available() {
         return Err(error("this program was built without CUDA".into()));

@@ -41,7 +41,10 @@ impl Preprocess {
         let short = edge(config.size)?;
         let crop = match config.crop_size {
             Some(size) if config.do_center_crop => edge(size)?,
-            _ => return Err("do_center_crop is off or crop_size is missing; this version needs a centre crop".into()),
+            _ => return Err(
+                "do_center_crop is off or crop_size is missing; this version needs a centre crop"
+                    .into(),
+            ),
         };
         if crop != side || short < crop {
             return Err(format!(
@@ -52,7 +55,11 @@ impl Preprocess {
             3 => FilterType::CatmullRom,
             2 => FilterType::Bilinear,
             1 => FilterType::Lanczos3,
-            other => return Err(format!("resample {other} is not 1 (Lanczos), 2 (bilinear) or 3 (bicubic)")),
+            other => {
+                return Err(format!(
+                    "resample {other} is not 1 (Lanczos), 2 (bilinear) or 3 (bicubic)"
+                ));
+            }
         };
         let mut factor = [0.0; 3];
         let mut shift = [0.0; 3];
@@ -70,7 +77,9 @@ impl Preprocess {
         if width == 0 || height == 0 {
             return Err(ClipError::Input("the picture has no pixels".into()));
         }
-        let long = |side: u32, short: u32| (u64::from(self.short) * u64::from(side) / u64::from(short)) as f64;
+        let long = |side: u32, short: u32| {
+            (u64::from(self.short) * u64::from(side) / u64::from(short)) as f64
+        };
         let (out_width, out_height) = if width <= height {
             (f64::from(self.short), long(height, width))
         } else {
@@ -80,14 +89,13 @@ impl Preprocess {
         let (top, box_top, box_height, down) = self.window(f64::from(height), out_height);
 
         let failed = |e: &dyn std::fmt::Display| ClipError::Input(format!("resizing failed: {e}"));
-        let source = ImageRef::new(width, height, picture.as_raw(), PixelType::U8x3).map_err(|e| failed(&e))?;
+        let source = ImageRef::new(width, height, picture.as_raw(), PixelType::U8x3)
+            .map_err(|e| failed(&e))?;
         let mut target = Image::new(across, down, PixelType::U8x3);
         let options = ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(self.filter))
             .crop(box_left, box_top, box_width, box_height);
-        Resizer::new()
-            .resize(&source, &mut target, &options)
-            .map_err(|e| failed(&e))?;
+        Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
 
         let side = self.crop as usize;
         let mut pixels = Vec::with_capacity(side * side * 3);

@@ -43,9 +43,7 @@ impl TextTokenizer {
             ..TruncationParams::default()
         };
         tokenizer.with_padding(None);
-        tokenizer
-            .with_truncation(Some(truncation))
-            .map_err(|e| wrong(e.to_string()))?;
+        tokenizer.with_truncation(Some(truncation)).map_err(|e| wrong(e.to_string()))?;
         let end = match config.eos_token_id {
             2 => End::Largest,
             id => End::First(id),
@@ -72,7 +70,8 @@ impl TextTokenizer {
             // The first of the largest, as argmax finds it.
             End::Largest => ids.iter().max().and_then(|max| ids.iter().position(|i| i == max)),
         };
-        let end = end.ok_or_else(|| ClipError::Input("the text has no end-of-text token".into()))?;
+        let end =
+            end.ok_or_else(|| ClipError::Input("the text has no end-of-text token".into()))?;
         Ok(ids[..=end].to_vec())
     }
 }

@@ -47,9 +47,12 @@ impl Clip {
         let image = ImageTower::load(&config, &tensors).map_err(wrong)?;
         let text = TextTower::load(&config, &tensors, &device, dtype).map_err(wrong)?;
         let logit_scale = logit_scale(&tensors).map_err(wrong)?;
-        let folder = options.checkpoint.canonicalize().unwrap_or_else(|_| options.checkpoint.clone());
+        let folder =
+            options.checkpoint.canonicalize().unwrap_or_else(|_| options.checkpoint.clone());
         let card = ModelCard {
-            name: folder.file_name().map_or_else(|| "clip".into(), |n| n.to_string_lossy().into_owned()),
+            name: folder
+                .file_name()
+                .map_or_else(|| "clip".into(), |n| n.to_string_lossy().into_owned()),
             architecture: config.model_type.clone(),
             fingerprint: checkpoint.fingerprint.clone(),
             dimension: config.projection_dim,
@@ -76,7 +79,8 @@ impl Clip {
                 }
             }
         }
-        Tensor::from_vec(values, (pictures.len(), 3, side, side), &self.device)?.to_dtype(self.dtype)
+        Tensor::from_vec(values, (pictures.len(), 3, side, side), &self.device)?
+            .to_dtype(self.dtype)
     }
 }
 

@@ -38,7 +38,9 @@ impl Activation {
             "quick_gelu" => Ok(Self::QuickGelu),
             "gelu" => Ok(Self::Gelu),
             "gelu_pytorch_tanh" | "gelu_new" => Ok(Self::GeluTanh),
-            other => candle_core::bail!("hidden_act {other:?} is not quick_gelu, gelu or gelu_pytorch_tanh"),
+            other => candle_core::bail!(
+                "hidden_act {other:?} is not quick_gelu, gelu or gelu_pytorch_tanh"
+            ),
         }
     }
 

@@ -28,7 +28,8 @@ impl Report {
 
 /// Checks everything that can be checked, whatever else fails.
 pub async fn run(file: Option<&Path>) -> Done {
-    let (config, problems) = crate::config::load_with_problems(file, std::env::vars()).map_err(|e| Failure::Usage(e.into()))?;
+    let (config, problems) = crate::config::load_with_problems(file, std::env::vars())
+        .map_err(|e| Failure::Usage(e.into()))?;
     let mut report = Report { failed: 0 };
     for problem in &problems {
         println!("FAILED  configuration: {problem}");
@@ -52,7 +53,8 @@ pub async fn run(file: Option<&Path>) -> Done {
 }
 
 async fn check_kafka(config: &Config, report: &mut Report) {
-    let topics = [("source.topic", &config.source.topic), ("dead_letter.topic", &config.dead_letter.topic)];
+    let topics =
+        [("source.topic", &config.source.topic), ("dead_letter.topic", &config.dead_letter.topic)];
     let names = topics.map(|(_, topic)| topic.as_str());
     match kafka::probe(&config.kafka, &names).await {
         Err(error) => report.line("kafka.brokers", Err::<String, _>(error)),
@@ -60,7 +62,9 @@ async fn check_kafka(config: &Config, report: &mut Report) {
             report.line("kafka.brokers", Ok::<_, String>(config.kafka.brokers.clone()));
             for ((key, topic), count) in topics.into_iter().zip(partitions) {
                 let found = match count {
-                    0 => Err(format!("topic {topic} does not exist; create it, or let the brokers create topics")),
+                    0 => Err(format!(
+                        "topic {topic} does not exist; create it, or let the brokers create topics"
+                    )),
                     n => Ok(format!("topic {topic}, {n} partitions")),
                 };
                 report.line(key, found);
@@ -73,7 +77,10 @@ async fn check_table(config: &Config, report: &mut Report) {
     let checked = async {
         let store = parts::store(config).await?;
         store.check().await?;
-        Ok::<_, anyhow::Error>(format!("{} can be written, read and put conditionally", store.url()))
+        Ok::<_, anyhow::Error>(format!(
+            "{} can be written, read and put conditionally",
+            store.url()
+        ))
     };
     report.line("table.url", checked.await);
 }
@@ -97,7 +104,8 @@ async fn check_model(config: Config, report: &mut Report) -> Result<(), Failure>
             ))
         };
         let sets = config.prompts.sets.iter().map(|name| {
-            let set = crate::prompts::PromptSet::load(name)?.embed(&*towers, config.prompts.top_k)?;
+            let set =
+                crate::prompts::PromptSet::load(name)?.embed(&*towers, config.prompts.top_k)?;
             Ok(format!("{} ({} prompts, {})", set.key, set.set.texts.len(), set.set.language))
         });
         (works(), sets.collect::<Vec<Result<String, anyhow::Error>>>())

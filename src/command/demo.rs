@@ -67,15 +67,21 @@ fn prepare(dir: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir).with_context(problem)?;
     let used = std::fs::read_dir(dir).with_context(problem)?.next().is_some();
     if used && !dir.join(MARK).exists() {
-        bail!("--dir: {} is not empty and was not made by bsap demo; choose another folder", dir.display());
+        bail!(
+            "--dir: {} is not empty and was not made by bsap demo; choose another folder",
+            dir.display()
+        );
     }
     for part in ["pictures", "catalogue", "model"] {
         match std::fs::remove_dir_all(dir.join(part)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(problem),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(problem);
+            }
             _ => {}
         }
     }
-    std::fs::write(dir.join(MARK), "bsap demo replaces what is in this folder.\n").with_context(problem)?;
+    std::fs::write(dir.join(MARK), "bsap demo replaces what is in this folder.\n")
+        .with_context(problem)?;
     std::fs::create_dir_all(dir.join("pictures")).with_context(problem)?;
     write_model(&dir.join("model")).with_context(problem)
 }
@@ -83,10 +89,7 @@ fn prepare(dir: &Path) -> anyhow::Result<()> {
 /// What the demo sets; everything else is as it is by default.
 fn config(args: &DemoArgs) -> anyhow::Result<Config> {
     let dir = args.dir.canonicalize().with_context(|| format!("--dir: {}", args.dir.display()))?;
-    let mut config = Config {
-        attributes: Shop::attribute_types(),
-        ..Config::default()
-    };
+    let mut config = Config { attributes: Shop::attribute_types(), ..Config::default() };
     config.model.checkpoint = dir.join("model");
     config.prompts.sets = vec!["demo".into(), "photographs".into()];
     config.table.url = dir.join("catalogue").display().to_string();
@@ -102,10 +105,22 @@ fn config(args: &DemoArgs) -> anyhow::Result<Config> {
 fn stand_ins(config: &Config) -> Vec<StandIn> {
     let stand_in = |what: &str, real: &str| StandIn { what: what.into(), real: real.into() };
     vec![
-        stand_in("Kafka is librdkafka's mock cluster in this process; it keeps nothing", "kafka.brokers"),
-        stand_in(&format!("Object storage is the folder {}", config.table.url), "table.url = \"s3://bucket/prefix\""),
-        stand_in("The catalogue is drawn by the program and changes every few seconds", "bsap publish"),
-        stand_in("CLIP is a small model that knows only such drawings", "model.checkpoint, prompts.sets"),
+        stand_in(
+            "Kafka is librdkafka's mock cluster in this process; it keeps nothing",
+            "kafka.brokers",
+        ),
+        stand_in(
+            &format!("Object storage is the folder {}", config.table.url),
+            "table.url = \"s3://bucket/prefix\"",
+        ),
+        stand_in(
+            "The catalogue is drawn by the program and changes every few seconds",
+            "bsap publish",
+        ),
+        stand_in(
+            "CLIP is a small model that knows only such drawings",
+            "model.checkpoint, prompts.sets",
+        ),
     ]
 }
 
@@ -113,7 +128,8 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
     // A port in use shows before anything is drawn.
     let listener = http::listen(config.http.listen).await.map_err(Failure::usage)?;
     let address = listener.local_addr()?;
-    let broker = Broker::start(&[(&config.source.topic, PARTITIONS), (&config.dead_letter.topic, 1)])?;
+    let broker =
+        Broker::start(&[(&config.source.topic, PARTITIONS), (&config.dead_letter.topic, 1)])?;
     config.kafka.brokers = broker.brokers();
     let towers = parts::towers(&config)?;
     let notice = towers.card().notice.clone();
@@ -141,10 +157,14 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
     }
     {
         let token = token.clone();
-        server.spawn(async move { Ok::<_, anyhow::Error>(http::serve(app, listener, token).await?) });
+        server
+            .spawn(async move { Ok::<_, anyhow::Error>(http::serve(app, listener, token).await?) });
     }
     if !args.once {
-        println!("\nThe page is at http://{address}/ and the log in {}\n", config.log.file.display());
+        println!(
+            "\nThe page is at http://{address}/ and the log in {}\n",
+            config.log.file.display()
+        );
     }
 
     let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
@@ -157,9 +177,18 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
             missing(&shop, &engine)?;
             ask(&shop, engine, &generation).await
         } else {
-            println!("Adding, changing and deleting a picture every {} s. Ctrl-C ends.\n", PERIOD.as_secs());
+            println!(
+                "Adding, changing and deleting a picture every {} s. Ctrl-C ends.\n",
+                PERIOD.as_secs()
+            );
             let told = |change: crate::demo::shop::Change| {
-                println!("{} {}  {:8} {}", chrono::Local::now().format("%H:%M:%S"), change.image_id, change.what, change.title);
+                println!(
+                    "{} {}  {:8} {}",
+                    chrono::Local::now().format("%H:%M:%S"),
+                    change.image_id,
+                    change.what,
+                    change.title
+                );
             };
             Ok(shop.trade(PERIOD, &token, told).await?)
         }
@@ -209,14 +238,18 @@ async fn catch_up(
         loop {
             let done = engine.snapshots().newest().entries.len() as u64;
             stored.set_position(done);
-            let settled = progress.dead_lettered.load(Ordering::Relaxed) + progress.gone.load(Ordering::Relaxed);
+            let settled = progress.dead_lettered.load(Ordering::Relaxed)
+                + progress.gone.load(Ordering::Relaxed);
             if done + settled >= count || token.is_cancelled() {
                 return Ok(());
             }
             if done > last.0 {
                 last = (done, Instant::now());
             } else if last.1.elapsed() > STALLED {
-                bail!("only {done} of {count} pictures are searchable, and nothing has moved for {} s; see the log", STALLED.as_secs());
+                bail!(
+                    "only {done} of {count} pictures are searchable, and nothing has moved for {} s; see the log",
+                    STALLED.as_secs()
+                );
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -234,12 +267,8 @@ async fn catch_up(
 /// Every picture that was announced must be found.
 fn missing(shop: &Shop, engine: &Engine) -> anyhow::Result<()> {
     let snapshot = engine.snapshots().newest();
-    let missing: Vec<&str> = shop
-        .scenes()
-        .keys()
-        .map(String::as_str)
-        .filter(|id| snapshot.get(id).is_none())
-        .collect();
+    let missing: Vec<&str> =
+        shop.scenes().keys().map(String::as_str).filter(|id| snapshot.get(id).is_none()).collect();
     if missing.is_empty() && snapshot.entries.len() == shop.scenes().len() {
         return Ok(());
     }
@@ -256,7 +285,10 @@ async fn ask(shop: &Shop, engine: Arc<Engine>, generation: &str) -> anyhow::Resu
         let query = Query { text: text.into(), k: Some(5), ..Query::default() };
         let asked = engine.clone();
         let results = tokio::task::spawn_blocking(move || asked.search(&query)).await??;
-        println!("\n“{text}”\n{}", table_view::side_by_side(&SearchAnswer::new(&results, generation)));
+        println!(
+            "\n“{text}”\n{}",
+            table_view::side_by_side(&SearchAnswer::new(&results, generation))
+        );
     }
     println!("\nAll {} images are there.", shop.scenes().len());
     Ok(())

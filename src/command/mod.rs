@@ -81,7 +81,8 @@ pub fn run(cli: Cli) -> Done {
                 return block_on(search::ask_server(args));
             }
             let mut config = load()?;
-            config.log.level = "warn,deltalake_core=error,delta_kernel=error,buoyant_kernel=error".into();
+            config.log.level =
+                "warn,deltalake_core=error,delta_kernel=error,buoyant_kernel=error".into();
             logged(config, |config, token| search::ask_table(args, config, token))
         }
     }

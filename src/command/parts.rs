@@ -12,8 +12,8 @@ use crate::config::Config;
 use crate::dead_letter::DeadLetters;
 use crate::fetch::Fetcher;
 use crate::http::{App, StandIn};
-use crate::kafka;
 use crate::ingest::{Progress, Worker};
+use crate::kafka;
 use crate::prompts::{self, EmbeddedSet};
 use crate::search::Engine;
 use crate::source::Decoder;
@@ -40,7 +40,13 @@ pub async fn store(config: &Config) -> anyhow::Result<Store> {
 /// The generation that this configuration fills and reads.
 pub fn generation(config: &Config, towers: &dyn Towers) -> Generation {
     let card = towers.card();
-    Generation::new(&card.name, &card.fingerprint, card.dimension, card.logit_scale, config.source.ordering)
+    Generation::new(
+        &card.name,
+        &card.fingerprint,
+        card.dimension,
+        card.logit_scale,
+        config.source.ordering,
+    )
 }
 
 /// How events are read.
@@ -53,7 +59,11 @@ pub fn decoder(config: &Config) -> Decoder {
 }
 
 /// A worker, with the catalogue made or joined.
-pub async fn worker(config: &Config, towers: Arc<dyn Towers>, progress: Arc<Progress>) -> anyhow::Result<Worker> {
+pub async fn worker(
+    config: &Config,
+    towers: Arc<dyn Towers>,
+    progress: Arc<Progress>,
+) -> anyhow::Result<Worker> {
     let topics = [config.source.topic.as_str(), config.dead_letter.topic.as_str()];
     kafka::probe(&config.kafka, &topics).await?;
     let sets = prompts::load_all(&config.prompts, &*towers).context("prompts.sets")?;

@@ -20,7 +20,9 @@ use crate::publish::{self, Candidate, Naming, PublishError, Publisher};
 /// Sends, or prints, the events for everything that is named.
 pub async fn run(args: &PublishArgs, config: Config, token: CancellationToken) -> Done {
     if args.targets.is_empty() && args.jsonl.is_none() && args.delete.is_empty() {
-        return Err(Failure::usage("nothing to publish: name files, folders or bucket prefixes, --jsonl FILE or --delete ID"));
+        return Err(Failure::usage(
+            "nothing to publish: name files, folders or bucket prefixes, --jsonl FILE or --delete ID",
+        ));
     }
     let naming = naming(args, &config)?;
     let mut candidates: Vec<BoxStream<'static, Result<Candidate, PublishError>>> = Vec::new();
@@ -39,7 +41,9 @@ pub async fn run(args: &PublishArgs, config: Config, token: CancellationToken) -
         return print(candidates).await;
     }
     let bar = ProgressBar::new_spinner();
-    bar.set_style(ProgressStyle::with_template("{spinner} {pos} events published, {per_sec}, {elapsed}")?);
+    bar.set_style(ProgressStyle::with_template(
+        "{spinner} {pos} events published, {per_sec}, {elapsed}",
+    )?);
     let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
     let done = publisher.send_all(candidates, &token, |candidate| match candidate {
         Ok(_) => bar.inc(1),
@@ -48,9 +52,14 @@ pub async fn run(args: &PublishArgs, config: Config, token: CancellationToken) -
     let done = done.await?;
     tokio::task::spawn_blocking(move || publisher.flush(Duration::from_secs(30))).await??;
     bar.finish_and_clear();
-    println!("{} events published to {}, {} skipped", done.published, config.source.topic, done.skipped);
+    println!(
+        "{} events published to {}, {} skipped",
+        done.published, config.source.topic, done.skipped
+    );
     if token.is_cancelled() {
-        return Err(anyhow::anyhow!("interrupted; publishing the same again brings nothing twice").into());
+        return Err(
+            anyhow::anyhow!("interrupted; publishing the same again brings nothing twice").into()
+        );
     }
     skipped(done.skipped)
 }
@@ -67,12 +76,19 @@ fn naming(args: &PublishArgs, config: &Config) -> Result<Naming, Failure> {
     let mut attributes = BTreeMap::new();
     for (name, text) in &args.attributes {
         let kind = config.attributes.get(name).ok_or_else(|| {
-            Failure::usage(format!("--attribute {name}: is not declared; add it to [attributes] in the configuration"))
+            Failure::usage(format!(
+                "--attribute {name}: is not declared; add it to [attributes] in the configuration"
+            ))
         })?;
         let value = match kind {
-            crate::record::AttributeType::Text | crate::record::AttributeType::Time => Value::String(text.clone()),
-            _ => serde_json::from_str(text)
-                .map_err(|_| Failure::usage(format!("--attribute {name}: {text:?} is not of the declared type {kind:?}")))?,
+            crate::record::AttributeType::Text | crate::record::AttributeType::Time => {
+                Value::String(text.clone())
+            }
+            _ => serde_json::from_str(text).map_err(|_| {
+                Failure::usage(format!(
+                    "--attribute {name}: {text:?} is not of the declared type {kind:?}"
+                ))
+            })?,
         };
         attributes.insert(name.clone(), value);
     }
@@ -84,7 +100,10 @@ fn naming(args: &PublishArgs, config: &Config) -> Result<Naming, Failure> {
     })
 }
 
-async fn lines(file: &Path, config: &Config) -> anyhow::Result<BoxStream<'static, Result<Candidate, PublishError>>> {
+async fn lines(
+    file: &Path,
+    config: &Config,
+) -> anyhow::Result<BoxStream<'static, Result<Candidate, PublishError>>> {
     let rules = parts::decoder(config);
     if file == Path::new("-") {
         return Ok(publish::lines("standard input", BufReader::new(tokio::io::stdin()), rules));

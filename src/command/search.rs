@@ -20,10 +20,9 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Asks a running server.
 pub async fn ask_server(args: &SearchArgs) -> Done {
     let server = args.server.as_deref().unwrap_or_default();
-    let base = url::Url::parse(server)
-        .ok()
-        .filter(|url| url.has_host())
-        .ok_or_else(|| Failure::usage(format!("--server: {server:?} is not a URL such as http://127.0.0.1:8080")))?;
+    let base = url::Url::parse(server).ok().filter(|url| url.has_host()).ok_or_else(|| {
+        Failure::usage(format!("--server: {server:?} is not a URL such as http://127.0.0.1:8080"))
+    })?;
     let answer = ask(args, base).await?;
     show(args, &answer)
 }
@@ -58,7 +57,8 @@ async fn ask(args: &SearchArgs, base: url::Url) -> anyhow::Result<SearchAnswer> 
 /// Asks the table itself.
 pub async fn ask_table(args: &SearchArgs, config: Config, token: CancellationToken) -> Done {
     let towers = parts::towers(&config)?;
-    let QueryWorker { engine, mut follower, generation } = parts::query_worker(&config, towers).await?;
+    let QueryWorker { engine, mut follower, generation } =
+        parts::query_worker(&config, towers).await?;
     while let Some(changes) = follower.next(&|_, _| {}).await? {
         engine.snapshots().apply(changes).await;
         if token.is_cancelled() {

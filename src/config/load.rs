@@ -65,8 +65,9 @@ pub fn load_with_problems(
                     file.display()
                 )])
             })?;
-            text.parse()
-                .map_err(|e: toml::de::Error| error(vec![format!("not TOML: {}", e.to_string().trim_end())]))?
+            text.parse().map_err(|e: toml::de::Error| {
+                error(vec![format!("not TOML: {}", e.to_string().trim_end())])
+            })?
         }
     };
     let mut problems = Vec::new();
@@ -117,7 +118,9 @@ fn read(mut table: Table, problems: &mut Vec<String>) -> Config {
 fn remove(table: &mut Table, path: &[String]) -> bool {
     let Some((first, rest)) = path.split_first() else { return false };
     match table.get_mut(first) {
-        Some(Value::Table(inner)) if !rest.is_empty() => remove(inner, rest) || table.remove(first).is_some(),
+        Some(Value::Table(inner)) if !rest.is_empty() => {
+            remove(inner, rest) || table.remove(first).is_some()
+        }
         _ => table.remove(first).is_some(),
     }
 }
@@ -155,9 +158,13 @@ fn set(table: &mut Table, types: &Table, path: &[String], text: &str) -> Result<
 fn value(kind: Option<&Value>, text: &str) -> Result<Value, String> {
     let wrong = |what: &str| format!("{text:?} is not {what}");
     Ok(match kind {
-        Some(Value::Integer(_)) => Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?),
+        Some(Value::Integer(_)) => {
+            Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?)
+        }
         Some(Value::Float(_)) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
-        Some(Value::Boolean(_)) => Value::Boolean(text.parse().map_err(|_| wrong("true or false"))?),
+        Some(Value::Boolean(_)) => {
+            Value::Boolean(text.parse().map_err(|_| wrong("true or false"))?)
+        }
         Some(Value::Array(_)) => {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
             Value::Array(items.map(|item| Value::String(item.into())).collect())

@@ -12,11 +12,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, load, load_with_problems};
-pub use reference::{Setting, Section, example, markdown, schema, sections};
+pub use reference::{Section, Setting, example, markdown, schema, sections};
 
 use crate::record::AttributeTypes;
 use crate::{
-    clip, dead_letter, decode, fetch, http, ingest, kafka, prompts, search, source, table, telemetry,
+    clip, dead_letter, decode, fetch, http, ingest, kafka, prompts, search, source, table,
+    telemetry,
 };
 
 /// The whole configuration.

@@ -48,22 +48,17 @@ pub fn sections() -> Vec<Section> {
             .and_then(|path| path.strip_prefix('#'))
             .and_then(|path| schema.pointer(path));
         let default = defaults.get(name).and_then(Value::as_table);
-        let settings = definition
-            .and_then(|d| d["properties"].as_object())
-            .into_iter()
-            .flatten()
-            .map(|(key, property)| Setting {
-                key: key.clone(),
-                about: description(property),
-                default: default
-                    .and_then(|table| table.get(key))
-                    .map_or_else(|| "{}".into(), |value| written(value)),
-            });
-        Section {
-            name: name.clone(),
-            about: description(property),
-            settings: settings.collect(),
-        }
+        let settings =
+            definition.and_then(|d| d["properties"].as_object()).into_iter().flatten().map(
+                |(key, property)| Setting {
+                    key: key.clone(),
+                    about: description(property),
+                    default: default
+                        .and_then(|table| table.get(key))
+                        .map_or_else(|| "{}".into(), |value| written(value)),
+                },
+            );
+        Section { name: name.clone(), about: description(property), settings: settings.collect() }
     };
     properties.iter().map(section).collect()
 }
@@ -93,7 +88,8 @@ pub fn example() -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "\n{}[{}]", comment(&section.about), section.name);
         for setting in section.settings {
-            let _ = writeln!(text, "{}{} = {}", comment(&setting.about), setting.key, setting.default);
+            let _ =
+                writeln!(text, "{}{} = {}", comment(&setting.about), setting.key, setting.default);
         }
     }
     text

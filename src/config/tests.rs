@@ -45,7 +45,11 @@ fn every_problem_is_found_at_once_and_names_its_key() {
         "model.checkpoint: ",
         "attributes.colour: ",
     ] {
-        assert_eq!(problems.iter().filter(|p| p.starts_with(key)).count(), 1, "{key} in {problems:#?}");
+        assert_eq!(
+            problems.iter().filter(|p| p.starts_with(key)).count(),
+            1,
+            "{key} in {problems:#?}"
+        );
     }
     assert_eq!(problems.len(), 11, "{problems:#?}");
 }
@@ -71,7 +75,9 @@ fn the_environment_overrides_the_file() {
 
 #[test]
 fn secrets_are_hidden_and_the_rest_is_shown() {
-    let text = format!("{GOOD}[kafka.properties]\n'sasl.password' = 'swordfish'\n'sasl.username' = 'me'\n[table.store_options]\naws_secret_access_key = 'swordfish'\n");
+    let text = format!(
+        "{GOOD}[kafka.properties]\n'sasl.password' = 'swordfish'\n'sasl.username' = 'me'\n[table.store_options]\naws_secret_access_key = 'swordfish'\n"
+    );
     let shown = from_text(&text, &[]).unwrap().shown();
     assert!(!shown.contains("swordfish") && shown.contains("me"), "{shown}");
     // What is shown can be read again.
@@ -101,7 +107,10 @@ fn every_setting_is_described() {
 #[test]
 fn a_file_that_is_missing_or_no_toml_says_what_to_do() {
     let missing = load(Some("nowhere.toml".as_ref()), []).unwrap_err().to_string();
-    assert!(missing.contains("nowhere.toml") && missing.contains("bsap config example"), "{missing}");
+    assert!(
+        missing.contains("nowhere.toml") && missing.contains("bsap config example"),
+        "{missing}"
+    );
     let broken = from_text("[kafka\n", &[]).unwrap_err().to_string();
     assert!(broken.contains("not TOML") && broken.contains("line 1"), "{broken}");
 }

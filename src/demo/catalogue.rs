@@ -165,7 +165,15 @@ impl Scene {
                 Background::Gradient => " on a soft background",
                 Background::Room => " in a room",
             };
-            let frames = ["{}", "{}", "a photo of {}", "a picture of {}", "product picture: {}", "{}@", "this is {}"];
+            let frames = [
+                "{}",
+                "{}",
+                "a photo of {}",
+                "a picture of {}",
+                "product picture: {}",
+                "{}@",
+                "this is {}",
+            ];
             let frame = pick(rng, &frames, "{}");
             captions.push(frame.replace("{}", &things).replace('@', place));
         }
@@ -200,7 +208,8 @@ impl Background {
     fn hides(self, colour: Colour) -> bool {
         matches!(
             (self, colour),
-            (Self::White | Self::Gradient, Colour::White) | (Self::Wood, Colour::Brown | Colour::Orange)
+            (Self::White | Self::Gradient, Colour::White)
+                | (Self::Wood, Colour::Brown | Colour::Orange)
         )
     }
 }
@@ -301,7 +310,12 @@ mod tests {
 
     #[test]
     fn words() {
-        let product = Product { kind: Kind::Watch, colour: Colour::Orange, pattern: Pattern::Dotted, count: 1 };
+        let product = Product {
+            kind: Kind::Watch,
+            colour: Colour::Orange,
+            pattern: Pattern::Dotted,
+            count: 1,
+        };
         assert_eq!(product.phrase(true, true), "an orange dotted watch");
         assert_eq!(Product { count: 2, ..product }.phrase(false, true), "two dotted watches");
     }

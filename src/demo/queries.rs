@@ -87,7 +87,8 @@ impl AttributeQuery {
         match self.conditions.as_slice() {
             [one] => products.iter().any(|p| one.matches(p)),
             [one, other] => products.iter().enumerate().any(|(i, p)| {
-                one.matches(p) && products.iter().enumerate().any(|(j, q)| i != j && other.matches(q))
+                one.matches(p)
+                    && products.iter().enumerate().any(|(j, q)| i != j && other.matches(q))
             }),
             _ => false,
         }
@@ -153,18 +154,35 @@ mod tests {
 
     #[test]
     fn a_query_matches_what_it_says() {
-        let mug = Product { kind: Kind::Mug, colour: Colour::Red, pattern: Pattern::Striped, count: 2 };
-        let hat = Product { kind: Kind::Hat, colour: Colour::Blue, pattern: Pattern::Plain, count: 1 };
-        let scene = Scene { seed: 0, style: Style::Studio, background: Background::Wood, products: vec![mug, hat] };
+        let mug =
+            Product { kind: Kind::Mug, colour: Colour::Red, pattern: Pattern::Striped, count: 2 };
+        let hat =
+            Product { kind: Kind::Hat, colour: Colour::Blue, pattern: Pattern::Plain, count: 1 };
+        let scene = Scene {
+            seed: 0,
+            style: Style::Studio,
+            background: Background::Wood,
+            products: vec![mug, hat],
+        };
         let all = queries(3, 2_000);
         let hits = |text: &str| {
             let query = all.iter().find(|q| q.text == text);
             query.unwrap_or_else(|| panic!("no query {text:?}")).matches(&scene)
         };
-        for right in ["a mug", "something blue", "a red mug", "a striped mug", "a red striped mug", "two red mugs", "a mug and a hat"] {
+        for right in [
+            "a mug",
+            "something blue",
+            "a red mug",
+            "a striped mug",
+            "a red striped mug",
+            "two red mugs",
+            "a mug and a hat",
+        ] {
             assert!(hits(right), "{right}");
         }
-        for wrong in ["a chair", "something dotted", "a blue mug", "three red mugs", "a mug and a chair"] {
+        for wrong in
+            ["a chair", "something dotted", "a blue mug", "three red mugs", "a mug and a chair"]
+        {
             assert!(!hits(wrong), "{wrong}");
         }
     }

@@ -66,19 +66,13 @@ pub struct Shop {
 impl Shop {
     /// A shop whose pictures lie in `folder`, which is there.
     pub fn new(folder: &Path, publisher: Publisher, seed: u64, style: Style) -> Self {
-        Self {
-            folder: folder.to_owned(),
-            publisher,
-            seed,
-            style,
-            next: 0,
-            scenes: BTreeMap::new(),
-        }
+        Self { folder: folder.to_owned(), publisher, seed, style, next: 0, scenes: BTreeMap::new() }
     }
 
     /// Attributes that the shop's events carry.
     pub fn attribute_types() -> AttributeTypes {
-        let text = ["title", "kind", "colour", "pattern"].map(|name| (name.to_owned(), AttributeType::Text));
+        let text = ["title", "kind", "colour", "pattern"]
+            .map(|name| (name.to_owned(), AttributeType::Text));
         let mut types = AttributeTypes::from(text);
         types.insert("count".into(), AttributeType::Integer);
         types

@@ -39,10 +39,7 @@ impl Http {
         };
         let failed = |e: reqwest::Error| permanent("http", e.to_string());
         Ok(Self {
-            public: client()
-                .dns_resolver(Arc::new(PublicOnly))
-                .build()
-                .map_err(failed)?,
+            public: client().dns_resolver(Arc::new(PublicOnly)).build().map_err(failed)?,
             allowed: client().build().map_err(failed)?,
             prefixes: options.allow_http.clone(),
             max_redirects: options.max_redirects,
@@ -122,9 +119,9 @@ fn judge(url: &Url, response: Response) -> Result<Response, FetchError> {
     let status = response.status();
     match status {
         StatusCode::OK => Ok(response),
-        StatusCode::NOT_FOUND | StatusCode::GONE => Err(FetchError::Gone {
-            uri: super::shorten(url.as_str()),
-        }),
+        StatusCode::NOT_FOUND | StatusCode::GONE => {
+            Err(FetchError::Gone { uri: super::shorten(url.as_str()) })
+        }
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
             Err(transient(url.as_str(), format!("status {status}")))
         }

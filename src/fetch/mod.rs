@@ -107,7 +107,8 @@ impl Options {
             }
         }
         for prefix in &self.allow_http {
-            if !prefix.starts_with("http") || !prefix.ends_with('/') || Url::parse(prefix).is_err() {
+            if !prefix.starts_with("http") || !prefix.ends_with('/') || Url::parse(prefix).is_err()
+            {
                 problems.push(format!(
                     "allow_http: {prefix:?} is not a URL prefix such as http://images.internal:8080/"
                 ));
@@ -280,9 +281,7 @@ impl Fetcher {
     }
 
     async fn file(&self, uri: &str, url: &Url) -> Result<Fetched, FetchError> {
-        let path = url
-            .to_file_path()
-            .map_err(|()| refused(uri, "names no local file".into()))?;
+        let path = url.to_file_path().map_err(|()| refused(uri, "names no local file".into()))?;
         let failed = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::NotFound => FetchError::Gone { uri: shorten(uri) },
             std::io::ErrorKind::PermissionDenied => permanent(uri, error.to_string()),
@@ -304,9 +303,7 @@ impl Fetcher {
     }
 
     async fn object(&self, uri: &str, url: &Url) -> Result<Fetched, FetchError> {
-        let bucket = url
-            .host_str()
-            .ok_or_else(|| refused(uri, "names no bucket".into()))?;
+        let bucket = url.host_str().ok_or_else(|| refused(uri, "names no bucket".into()))?;
         let store = self.bucket(uri, &format!("{}://{bucket}", url.scheme())).await?;
         let key = Path::from_url_path(url.path()).map_err(|e| refused(uri, e.to_string()))?;
         let failed = |error: object_store::Error| match error {
@@ -371,10 +368,7 @@ impl Fetcher {
     }
 
     fn too_large(&self, uri: &str) -> FetchError {
-        FetchError::TooLarge {
-            uri: shorten(uri),
-            limit: self.options.max_bytes,
-        }
+        FetchError::TooLarge { uri: shorten(uri), limit: self.options.max_bytes }
     }
 }
 

@@ -98,11 +98,8 @@ async fn server() -> String {
 #[tokio::test]
 async fn allowed_prefixes_are_fetched_and_redirects_do_not_lead_inside() {
     let base = server().await;
-    let fetcher = fetcher(Options {
-        allow_http: vec![base.clone()],
-        max_bytes: 1024,
-        ..Options::default()
-    });
+    let fetcher =
+        fetcher(Options { allow_http: vec![base.clone()], max_bytes: 1024, ..Options::default() });
     let get = async |path: &str| fetch(&fetcher, &format!("{base}{path}")).await;
     assert_eq!(get("a.jpg").await.unwrap(), "image");
     for (path, code) in [

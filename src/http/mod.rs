@@ -136,13 +136,15 @@ struct Shared {
 
 /// Opens the port: a port in use shows before anything expensive is loaded.
 pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| ServeError::Listen { address, source })
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
 }
 
 /// Serves until `token` is cancelled, then lets open requests finish.
-pub async fn serve(app: App, listener: TcpListener, token: CancellationToken) -> Result<(), ServeError> {
+pub async fn serve(
+    app: App,
+    listener: TcpListener,
+    token: CancellationToken,
+) -> Result<(), ServeError> {
     let router = router(app, token.clone());
     let draining = token.clone();
     let server = axum::serve(listener, router).with_graceful_shutdown(draining.cancelled_owned());
@@ -189,7 +191,11 @@ fn router(app: App, token: CancellationToken) -> Router {
 async fn limit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let options = &shared.app.options;
     let Ok(_turn) = shared.turns.clone().try_acquire_owned() else {
-        warn!(event = event::SHED, limit = options.concurrency, "too many requests; one was turned away");
+        warn!(
+            event = event::SHED,
+            limit = options.concurrency,
+            "too many requests; one was turned away"
+        );
         return Problem::busy(options.concurrency).into_response();
     };
     let limit = Duration::from_millis(options.timeout_ms);
@@ -210,9 +216,7 @@ async fn guard(mut response: Response) -> Response {
     for (name, value) in set {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
@@ -224,6 +228,10 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("unknown");
     error!(event = event::HTTP_ERROR, code = "panic", error = text, "a handler panicked");
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the request failed; see the server's log")
-        .into_response()
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "the request failed; see the server's log",
+    )
+    .into_response()
 }

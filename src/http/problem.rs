@@ -44,7 +44,8 @@ impl Problem {
     }
 
     pub fn busy(limit: usize) -> Self {
-        let detail = format!("{limit} requests are being computed, as many as http.concurrency allows");
+        let detail =
+            format!("{limit} requests are being computed, as many as http.concurrency allows");
         let retry_after = Some(1);
         Self { retry_after, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail) }
     }
@@ -64,7 +65,11 @@ impl From<QueryError> for Problem {
         match problem {
             QueryError::Invalid { field, reason } => Self {
                 field: Some(field),
-                ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_field", format!("{field}: {reason}"))
+                ..Self::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "invalid_field",
+                    format!("{field}: {reason}"),
+                )
             },
             QueryError::NotReady => Self {
                 retry_after: Some(1),
@@ -73,7 +78,11 @@ impl From<QueryError> for Problem {
             QueryError::NoImage(_) => Self::not_found(problem.to_string()),
             QueryError::Model(inner) => {
                 error!(event = event::HTTP_ERROR, code = "model", error = %inner, "the text tower failed");
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "model", "the text could not be embedded; see the server's log")
+                Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "model",
+                    "the text could not be embedded; see the server's log",
+                )
             }
         }
     }

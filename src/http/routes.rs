@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
 use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{Html, IntoResponse, Response};
@@ -17,7 +17,8 @@ use tracing::error;
 
 use super::Shared;
 use super::answer::{
-    ChangeAnswer, ExplainAnswer, ExplainRequest, ImageAnswer, SearchAnswer, SearchRequest, StateAnswer,
+    ChangeAnswer, ExplainAnswer, ExplainRequest, ImageAnswer, SearchAnswer, SearchRequest,
+    StateAnswer,
 };
 use super::problem::Problem;
 use crate::record::{Content, hex};
@@ -57,14 +58,20 @@ pub async fn state(State(shared): App) -> Response {
 }
 
 /// Both rankings for a text.
-pub async fn search(State(shared): App, body: Body<SearchRequest>) -> Result<Json<SearchAnswer>, Problem> {
+pub async fn search(
+    State(shared): App,
+    body: Body<SearchRequest>,
+) -> Result<Json<SearchAnswer>, Problem> {
     let query = body?.0.into();
     let results = compute(&shared, move |engine| engine.search(&query)).await?;
     Ok(Json(SearchAnswer::new(&results, &shared.app.generation)))
 }
 
 /// Why an image ranks where it does.
-pub async fn explain(State(shared): App, body: Body<ExplainRequest>) -> Result<Json<ExplainAnswer>, Problem> {
+pub async fn explain(
+    State(shared): App,
+    body: Body<ExplainRequest>,
+) -> Result<Json<ExplainAnswer>, Problem> {
     let (query, image_id) = body?.0.split();
     let explanation = compute(&shared, move |engine| engine.explain(&query, &image_id)).await?;
     Ok(Json(explanation.into()))
@@ -90,7 +97,10 @@ async fn compute<T: Send + 'static>(
 }
 
 /// What is known of an image.
-pub async fn image(State(shared): App, Path(id): Path<String>) -> Result<Json<ImageAnswer>, Problem> {
+pub async fn image(
+    State(shared): App,
+    Path(id): Path<String>,
+) -> Result<Json<ImageAnswer>, Problem> {
     Ok(Json(ImageAnswer::new(&*entry(&shared, &id)?)))
 }
 
@@ -108,7 +118,9 @@ pub async fn picture(State(shared): App, Path(id): Path<String>) -> Result<Respo
     let entry = entry(&shared, &id)?;
     let uri = entry.image.uri.clone();
     let uri = uri.filter(|_| shared.app.options.pictures).ok_or_else(|| {
-        Problem::not_found("there is no picture to show: its bytes came in the event, or http.pictures is off")
+        Problem::not_found(
+            "there is no picture to show: its bytes came in the event, or http.pictures is off",
+        )
     })?;
     let fetched = shared.app.fetcher.fetch(&Content::Uri(uri), &shared.token).await;
     let fetched = fetched.map_err(|error| {
@@ -120,7 +132,11 @@ pub async fn picture(State(shared): App, Path(id): Path<String>) -> Result<Respo
     })?;
     // Only what is a picture by its content is passed on: anything else might run in the browser.
     let format = image::guess_format(&fetched.bytes).map_err(|_| {
-        Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "no_picture", "what was fetched is not a picture")
+        Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "no_picture",
+            "what was fetched is not a picture",
+        )
     })?;
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(format.to_mime_type())),
@@ -131,7 +147,9 @@ pub async fn picture(State(shared): App, Path(id): Path<String>) -> Result<Respo
 
 /// The feed of changes, as server-sent events named `change`; `missed` tells a listener that was
 /// too slow how many it did not get.
-pub async fn events(State(shared): App) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+pub async fn events(
+    State(shared): App,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     let limit = shared.app.options.max_listeners;
     let turn = shared.listeners.clone().try_acquire_owned();
     let turn = turn.map_err(|_| Problem::busy(limit))?;
@@ -143,8 +161,12 @@ pub async fn events(State(shared): App) -> Result<Sse<impl Stream<Item = Result<
             () = token.cancelled() => return None,
         };
         let event = match change {
-            Ok(change) => Event::default().event("change").json_data(ChangeAnswer::from(&change)).ok()?,
-            Err(RecvError::Lagged(missed)) => Event::default().event("missed").data(missed.to_string()),
+            Ok(change) => {
+                Event::default().event("change").json_data(ChangeAnswer::from(&change)).ok()?
+            }
+            Err(RecvError::Lagged(missed)) => {
+                Event::default().event("missed").data(missed.to_string())
+            }
             Err(RecvError::Closed) => return None,
         };
         Some((Ok(event), (changes, turn, token)))
@@ -160,5 +182,9 @@ pub async fn unknown() -> Problem {
 
 /// The route wants another method.
 pub async fn wrong_method() -> Problem {
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method", "this route wants another method; see docs/api.md")
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method",
+        "this route wants another method; see docs/api.md",
+    )
 }

@@ -249,7 +249,11 @@ impl Pipeline {
         });
         match drained.await {
             Ok(result) => result?,
-            Err(_) => info!(event = event::STOP, left = self.in_flight.len(), "work was cut off; it is done again by the next owner"),
+            Err(_) => info!(
+                event = event::STOP,
+                left = self.in_flight.len(),
+                "work was cut off; it is done again by the next owner"
+            ),
         }
         self.sink.commit(&self.source).await
     }

@@ -83,12 +83,7 @@ impl Processor {
                 self.put_aside(&message, reason).await
             }
         };
-        Outcome {
-            partition: message.partition,
-            offset: message.offset,
-            event_time,
-            rows,
-        }
+        Outcome { partition: message.partition, offset: message.offset, event_time, rows }
     }
 
     async fn rows(&self, message: &Message, events: Vec<Event>) -> Result<Vec<Row>, Unsettled> {
@@ -125,9 +120,7 @@ impl Processor {
     async fn row(&self, event: Event) -> Result<Row, Failure> {
         let image = match event.change {
             Change::Delete => None,
-            Change::Upsert { content, attributes } => {
-                Some(self.image(&content, attributes).await?)
-            }
+            Change::Upsert { content, attributes } => Some(self.image(&content, attributes).await?),
         };
         Ok(Row {
             image_id: event.image_id,
@@ -154,12 +147,10 @@ impl Processor {
             let hash = hex(&Sha256::digest(&fetched.bytes));
             Ok((pixels, image.width(), image.height(), hash))
         });
-        let (pixels, width, height, content_hash) = decoded
-            .await
-            .map_err(|panic| fatal(IngestError::Broken(panic.to_string())))?
-            .map_err(|(stage, code, message)| {
-                Failure::DeadLetter(Reason { stage, code, message })
-            })?;
+        let (pixels, width, height, content_hash) =
+            decoded.await.map_err(|panic| fatal(IngestError::Broken(panic.to_string())))?.map_err(
+                |(stage, code, message)| Failure::DeadLetter(Reason { stage, code, message }),
+            )?;
         let embedded = self.embedder.embed(pixels).await.map_err(fatal)?;
         Ok(Image {
             uri: match content {

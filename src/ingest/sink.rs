@@ -150,10 +150,16 @@ impl Sink {
         self.progress.version.store(done.version, Ordering::Relaxed);
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         info!(
-            event = event::BATCH_DONE, version = done.version, rows = done.rows, bytes = done.bytes,
-            embedded = count(&self.progress.embedded), deleted = count(&self.progress.deleted),
-            dead_lettered = count(&self.progress.dead_lettered), gone = count(&self.progress.gone),
-            fenced = done.fenced.len(), commit_ms = started.elapsed().as_millis() as u64,
+            event = event::BATCH_DONE,
+            version = done.version,
+            rows = done.rows,
+            bytes = done.bytes,
+            embedded = count(&self.progress.embedded),
+            deleted = count(&self.progress.deleted),
+            dead_lettered = count(&self.progress.dead_lettered),
+            gone = count(&self.progress.gone),
+            fenced = done.fenced.len(),
+            commit_ms = started.elapsed().as_millis() as u64,
             age_ms = oldest.map(|t| (Utc::now() - t).num_milliseconds()),
             "rows and positions stored"
         );

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
+use super::Options;
 use super::rank::{Hit, Ranking};
 use super::snapshot::Snapshots;
-use super::Options;
 use crate::clip::{ClipError, Towers};
 use crate::normalise::{Balance, Normaliser};
 use crate::prompts::EmbeddedSet;
@@ -179,16 +179,21 @@ impl Engine {
         let snapshot = self.snapshots.newest();
         let ranking = asked.rank(&snapshot, self);
         let (hits, raw_hits) = (ranking.balanced(k), ranking.raw(k));
-        let timings = Timings {
-            text_ms: asked.text_ms,
-            scan_ms: milliseconds(started.elapsed()),
-        };
+        let timings = Timings { text_ms: asked.text_ms, scan_ms: milliseconds(started.elapsed()) };
         let moved = hits.iter().filter(|h| h.rank != h.raw_rank).count();
         info!(
-            event = event::SEARCH, query_hash = query_hash(&query.text),
-            normaliser = asked.balance.normaliser.name(), weight = asked.balance.weight, k,
-            scanned = snapshot.entries.len(), matched = hits.len(), moved,
-            text_ms = timings.text_ms, scan_ms = timings.scan_ms, version = snapshot.version, "answered"
+            event = event::SEARCH,
+            query_hash = query_hash(&query.text),
+            normaliser = asked.balance.normaliser.name(),
+            weight = asked.balance.weight,
+            k,
+            scanned = snapshot.entries.len(),
+            matched = hits.len(),
+            moved,
+            text_ms = timings.text_ms,
+            scan_ms = timings.scan_ms,
+            version = snapshot.version,
+            "answered"
         );
         Ok(Results {
             version: snapshot.version,
@@ -268,15 +273,10 @@ impl Engine {
 
     fn set(&self, wanted: Option<&str>) -> Result<&Arc<EmbeddedSet>, QueryError> {
         let found = match wanted {
-            Some(name) => self
-                .sets
-                .iter()
-                .find(|s| s.key.as_str() == name || s.set.name == name),
-            None => self
-                .sets
-                .iter()
-                .find(|s| s.key == self.serving.prompt_set)
-                .or(self.sets.first()),
+            Some(name) => self.sets.iter().find(|s| s.key.as_str() == name || s.set.name == name),
+            None => {
+                self.sets.iter().find(|s| s.key == self.serving.prompt_set).or(self.sets.first())
+            }
         };
         found.ok_or_else(|| {
             let known: Vec<&str> = self.sets.iter().map(|s| s.set.name.as_str()).collect();
@@ -325,14 +325,21 @@ impl Engine {
             let pause = match changes {
                 Ok(Some(changes)) => {
                     failures = 0;
-                    let (version, rows, whole) = (changes.version, changes.rows.len(), changes.whole);
+                    let (version, rows, whole) =
+                        (changes.version, changes.rows.len(), changes.whole);
                     self.snapshots.apply(changes).await;
                     let images = self.snapshots.newest().entries.len();
                     let ms = milliseconds(started.elapsed());
                     if whole {
-                        info!(event = event::SNAPSHOT_READY, version, images, ms, "the whole table is in memory");
+                        info!(
+                            event = event::SNAPSHOT_READY,
+                            version, images, ms, "the whole table is in memory"
+                        );
                     } else {
-                        debug!(event = event::FOLLOW, version, rows, images, ms, "a commit was taken in");
+                        debug!(
+                            event = event::FOLLOW,
+                            version, rows, images, ms, "a commit was taken in"
+                        );
                     }
                     continue;
                 }
@@ -387,15 +394,24 @@ fn query_hash(text: &str) -> String {
 }
 
 /// The explanation in plain words.
-fn sentence(hit: &Hit, statistics: Option<&Statistics>, prompts: &[ScoredPrompt], scanned: usize) -> String {
+fn sentence(
+    hit: &Hit,
+    statistics: Option<&Statistics>,
+    prompts: &[ScoredPrompt],
+    scanned: usize,
+) -> String {
     let Some(s) = statistics else {
         return "This image has no statistics for the prompt set, so its raw score counts as it is.".into();
     };
     let above = prompts.iter().filter(|p| p.score >= hit.raw_score).count();
     let strongest = prompts.first().map_or("", |p| p.text.as_str());
     let moved = match hit.raw_rank.cmp(&hit.rank) {
-        std::cmp::Ordering::Greater => format!("moved up from place {} to {}", hit.raw_rank, hit.rank),
-        std::cmp::Ordering::Less => format!("moved down from place {} to {}", hit.raw_rank, hit.rank),
+        std::cmp::Ordering::Greater => {
+            format!("moved up from place {} to {}", hit.raw_rank, hit.rank)
+        }
+        std::cmp::Ordering::Less => {
+            format!("moved down from place {} to {}", hit.raw_rank, hit.rank)
+        }
         std::cmp::Ordering::Equal => format!("stays at place {}", hit.rank),
     };
     format!(

@@ -178,10 +178,8 @@ impl Snapshots {
             for normaliser in Normaliser::ALL {
                 let all = entries.iter().filter_map(|e| e.image.statistics.get(&set.key));
                 let all: Vec<Statistics> = all.copied().collect();
-                scales.insert(
-                    (set.key.clone(), normaliser),
-                    Scale::of(normaliser, all.into_iter()),
-                );
+                scales
+                    .insert((set.key.clone(), normaliser), Scale::of(normaliser, all.into_iter()));
             }
         }
         scales
@@ -258,7 +256,10 @@ mod tests {
         let first = vec![row("a", 2, false), row("b", 1, false), row("a", 1, false)];
         assert_eq!(apply(&snapshots, 1, first).await, ["a@2", "b@1"]);
         assert!(snapshots.ready());
-        assert_eq!(apply(&snapshots, 2, vec![row("c", 1, false), row("a", 3, true)]).await, ["b@1", "c@1"]);
+        assert_eq!(
+            apply(&snapshots, 2, vec![row("c", 1, false), row("a", 3, true)]).await,
+            ["b@1", "c@1"]
+        );
         // An upsert that is older than the delete does not bring the image back.
         assert_eq!(apply(&snapshots, 3, vec![row("a", 2, false)]).await, ["b@1", "c@1"]);
         assert_eq!(apply(&snapshots, 4, vec![row("a", 4, false)]).await, ["a@4", "b@1", "c@1"]);

@@ -98,7 +98,9 @@ pub enum Item {
 
 /// Held while revoked partitions drain; dropping it lets the rebalance go on.
 #[derive(Debug)]
-pub struct Settled(#[expect(dead_code, reason = "its drop is the message")] sync_mpsc::SyncSender<()>);
+pub struct Settled(
+    #[expect(dead_code, reason = "its drop is the message")] sync_mpsc::SyncSender<()>,
+);
 
 /// A running consumer.
 pub struct Source {
@@ -128,10 +130,7 @@ impl Source {
         resume: Arc<dyn Resume>,
         token: CancellationToken,
     ) -> Result<Self, SourceError> {
-        let wrap = |source| SourceError::Kafka {
-            brokers: kafka.brokers.clone(),
-            source,
-        };
+        let wrap = |source| SourceError::Kafka { brokers: kafka.brokers.clone(), source };
         let (sender, items) = mpsc::channel(options.queue_messages);
         let shared = Arc::new(Shared::default());
         let context = Context {
@@ -143,9 +142,8 @@ impl Source {
             request_timeout: Duration::from_millis(kafka.request_timeout_ms),
             drain: Duration::from_secs(options.drain_seconds),
         };
-        let consumer: BaseConsumer<Context> = configuration(kafka, options)
-            .create_with_context(context)
-            .map_err(wrap)?;
+        let consumer: BaseConsumer<Context> =
+            configuration(kafka, options).create_with_context(context).map_err(wrap)?;
         consumer.subscribe(&[&options.topic]).map_err(wrap)?;
         let finished = CancellationToken::new();
         let polling = Polling {
@@ -162,12 +160,7 @@ impl Source {
             .name("kafka-source".into())
             .spawn(move || polling.run())
             .map_err(|e| wrap(KafkaError::ClientCreation(e.to_string())))?;
-        Ok(Self {
-            items,
-            shared,
-            finished,
-            thread: Some(thread),
-        })
+        Ok(Self { items, shared, finished, thread: Some(thread) })
     }
 
     /// The next item; `None` after the token was cancelled and the queue is empty.
@@ -214,12 +207,9 @@ fn configuration(kafka: &kafka::Options, options: &Options) -> rdkafka::ClientCo
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "earliest")
         .set("partition.assignment.strategy", "cooperative-sticky")
-        .set("session.timeout.ms", "45000")
+        .set("session.timeout.ms", options.session_timeout_ms.to_string())
         .set("max.poll.interval.ms", "300000")
-        .set(
-            "queued.max.messages.kbytes",
-            (options.prefetch_mib * 1024).to_string(),
-        );
+        .set("queued.max.messages.kbytes", (options.prefetch_mib * 1024).to_string());
     if !options.instance_id.is_empty() {
         config.set("group.instance.id", &options.instance_id);
     }
@@ -304,11 +294,7 @@ impl Polling {
             return;
         }
         let result = self.consumer.assignment().and_then(|assignment| {
-            if pause {
-                self.consumer.pause(&assignment)
-            } else {
-                self.consumer.resume(&assignment)
-            }
+            if pause { self.consumer.pause(&assignment) } else { self.consumer.resume(&assignment) }
         });
         if let Err(error) = result {
             warn!(event = event::SOURCE_ERROR, %error, pause, "the assignment could not be paused or resumed");
@@ -320,10 +306,7 @@ impl Polling {
         let fatal = matches!(source, KafkaError::MessageConsumptionFatal(_))
             || kafka::verdict(&source) == Verdict::Fatal;
         if fatal {
-            let failed = SourceError::Kafka {
-                brokers: self.brokers.clone(),
-                source,
-            };
+            let failed = SourceError::Kafka { brokers: self.brokers.clone(), source };
             self.consumer.context().fail(failed);
             self.stop_handing_over();
         } else {
@@ -341,11 +324,8 @@ fn commit(consumer: &BaseConsumer<Context>, shared: &Shared, mode: CommitMode) {
     let mut list = TopicPartitionList::new();
     for (partition, offset) in &durable {
         // Only fails for a partition number below zero, which Kafka never assigns.
-        let _ = list.add_partition_offset(
-            &partition.topic,
-            partition.number,
-            Offset::Offset(*offset),
-        );
+        let _ =
+            list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(*offset));
     }
     if let Err(error) = consumer.commit(&list, mode) {
         // Not lost: the table has the positions, and the next commit covers this one.
@@ -408,15 +388,17 @@ impl Context {
         let names: Vec<String> = assigned.iter().map(|(p, o)| format!("{p}@{o}")).collect();
         let assigned: Vec<Partition> = assigned.into_iter().map(|(p, _)| p).collect();
         lock(&self.shared.assigned).extend(assigned.iter().cloned());
-        info!(event = event::REBALANCE, change = "assigned", partitions = ?names, "partitions assigned");
+        info!(
+            event = event::REBALANCE,
+            change = "assigned",
+            partitions = names.join(" "),
+            "partitions assigned"
+        );
         if !assigned.is_empty() {
             self.send(Item::Assigned(assigned));
         }
-        let done = if cooperative {
-            consumer.incremental_assign(list)
-        } else {
-            consumer.assign(list)
-        };
+        let done =
+            if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) };
         done.map_err(|source| self.kafka(source))
     }
 
@@ -429,19 +411,14 @@ impl Context {
         let resume = self
             .runtime
             .block_on(self.resume.next_offset(partition))
-            .map_err(|reason| SourceError::Position {
-                partition: partition.clone(),
-                reason,
-            })?;
+            .map_err(|reason| SourceError::Position { partition: partition.clone(), reason })?;
         let (low, high) = consumer
             .fetch_watermarks(&partition.topic, partition.number, self.request_timeout)
             .map_err(|source| self.kafka(source))?;
         match resume {
-            Some(resume) if resume > high => Err(SourceError::BeyondEnd {
-                partition: partition.clone(),
-                resume,
-                end: high,
-            }),
+            Some(resume) if resume > high => {
+                Err(SourceError::BeyondEnd { partition: partition.clone(), resume, end: high })
+            }
             Some(resume) if resume < low => {
                 error!(
                     event = event::SOURCE_GAP, partition = %partition, resume, low, lost = low - resume,
@@ -467,7 +444,13 @@ impl Context {
         // The other end is dropped, never used: either answer but a time-out means settled.
         let drained = !handed_over
             || wait.recv_timeout(self.drain) != Err(sync_mpsc::RecvTimeoutError::Timeout);
-        info!(event = event::REBALANCE, change = "revoked", partitions = ?names, drained, "partitions revoked");
+        info!(
+            event = event::REBALANCE,
+            change = "revoked",
+            partitions = names.join(" "),
+            drained,
+            "partitions revoked"
+        );
         if !consumer.assignment_lost() {
             commit(consumer, &self.shared, CommitMode::Sync);
         }
@@ -479,19 +462,13 @@ impl Context {
                 durable.remove(partition);
             }
         }
-        let done = if cooperative {
-            consumer.incremental_unassign(list)
-        } else {
-            consumer.unassign()
-        };
+        let done =
+            if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() };
         done.map_err(|source| self.kafka(source))
     }
 
     fn kafka(&self, source: KafkaError) -> SourceError {
-        SourceError::Kafka {
-            brokers: self.brokers.clone(),
-            source,
-        }
+        SourceError::Kafka { brokers: self.brokers.clone(), source }
     }
 
     fn fail(&self, failed: SourceError) {
@@ -509,25 +486,16 @@ impl Context {
 fn partitions(list: &TopicPartitionList) -> Vec<Partition> {
     list.elements()
         .iter()
-        .map(|element| Partition {
-            topic: element.topic().into(),
-            number: element.partition(),
-        })
+        .map(|element| Partition { topic: element.topic().into(), number: element.partition() })
         .collect()
 }
 
 fn owned(message: &BorrowedMessage<'_>) -> Message {
     let headers = message.headers().map_or_else(Vec::new, |headers| {
-        headers
-            .iter()
-            .map(|h| (h.key.to_owned(), h.value.map(Bytes::copy_from_slice)))
-            .collect()
+        headers.iter().map(|h| (h.key.to_owned(), h.value.map(Bytes::copy_from_slice))).collect()
     });
     Message {
-        partition: Partition {
-            topic: message.topic().into(),
-            number: message.partition(),
-        },
+        partition: Partition { topic: message.topic().into(), number: message.partition() },
         offset: message.offset(),
         key: message.key().map(Bytes::copy_from_slice),
         payload: message.payload().map(Bytes::copy_from_slice),

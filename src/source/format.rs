@@ -99,9 +99,9 @@ impl Decoder {
             Invalid::new(field, reason)
         };
         match self.ordering {
-            Ordering::Sequence => sequence
-                .map(Sequence::from_number)
-                .ok_or_else(|| missing("sequence")),
+            Ordering::Sequence => {
+                sequence.map(Sequence::from_number).ok_or_else(|| missing("sequence"))
+            }
             Ordering::EventTime => {
                 Sequence::from_time(event_time.ok_or_else(|| missing("event_time"))?)
             }
@@ -119,7 +119,10 @@ impl Decoder {
 
     /// The declared attributes among `given`, in canonical text. Names that are not declared are
     /// left out; a declared one of the wrong type is refused.
-    pub(super) fn attributes(&self, given: &BTreeMap<String, Value>) -> Result<Attributes, Invalid> {
+    pub(super) fn attributes(
+        &self,
+        given: &BTreeMap<String, Value>,
+    ) -> Result<Attributes, Invalid> {
         let mut attributes = Attributes::new();
         for (name, kind) in &self.attributes {
             match given.get(name) {
@@ -214,16 +217,32 @@ mod tests {
         let cases = [
             (Ordering::Sequence, r#"{"image_id":"a","uri":"u"}"#, "sequence"),
             (Ordering::EventTime, r#"{"image_id":"a","uri":"u","sequence":1}"#, "event_time"),
-            (Ordering::EventTime, r#"{"image_id":"a","uri":"u","event_time":"2033-01-01T00:00:00Z"}"#, "event_time"),
+            (
+                Ordering::EventTime,
+                r#"{"image_id":"a","uri":"u","event_time":"2033-01-01T00:00:00Z"}"#,
+                "event_time",
+            ),
             (Ordering::Sequence, r#"{"image_id":"a","sequence":1}"#, "uri"),
-            (Ordering::Sequence, r#"{"image_id":"a","uri":"u","data":"QQ==","sequence":1}"#, "data"),
+            (
+                Ordering::Sequence,
+                r#"{"image_id":"a","uri":"u","data":"QQ==","sequence":1}"#,
+                "data",
+            ),
             (Ordering::Sequence, r#"{"image_id":"a","data":"@","sequence":1}"#, "data"),
             (Ordering::Sequence, r#"{"image_id":"","uri":"u","sequence":1}"#, "image_id"),
             (Ordering::Sequence, r#"{"uri":"u","sequence":1}"#, "image_id"),
             (Ordering::Sequence, r#"{"image_id":"a","uri":"u","sequence":-1}"#, "sequence"),
             (Ordering::Offset, r#"{"image_id":"b","uri":"u"}"#, "key"),
-            (Ordering::Sequence, r#"{"image_id":"a","uri":"u","sequence":1,"attributes":{"price":"x"}}"#, "attributes.price"),
-            (Ordering::Sequence, r#"{"image_id":"a","uri":"u","sequence":1,"operation":"merge"}"#, "operation"),
+            (
+                Ordering::Sequence,
+                r#"{"image_id":"a","uri":"u","sequence":1,"attributes":{"price":"x"}}"#,
+                "attributes.price",
+            ),
+            (
+                Ordering::Sequence,
+                r#"{"image_id":"a","uri":"u","sequence":1,"operation":"merge"}"#,
+                "operation",
+            ),
         ];
         for (ordering, text, field) in cases {
             match decode(ordering, &message(Some("a"), Some(text))) {

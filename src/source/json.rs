@@ -39,7 +39,11 @@ pub struct ImageEvent {
 }
 
 /// The event in a JSON value.
-pub(super) fn decode(rules: &Decoder, message: &Message, payload: &[u8]) -> Result<Event, Rejected> {
+pub(super) fn decode(
+    rules: &Decoder,
+    message: &Message,
+    payload: &[u8],
+) -> Result<Event, Rejected> {
     let value: Value = serde_json::from_slice(payload)
         .map_err(|error| Rejected::Format(format!("not JSON: {error}")))?;
     if !value.is_object() {

@@ -33,6 +33,9 @@ pub struct Options {
     /// Name of this worker within the group across restarts (static membership). Empty: a new
     /// member each time. Must be unique in the group.
     pub instance_id: String,
+    /// How long a worker may be silent before the group gives its partitions to others, in
+    /// milliseconds. The brokers' own limits hold too (6 s to 30 min by default).
+    pub session_timeout_ms: u32,
     /// Messages handed over but not yet taken up by the pipeline. Few: they wait in librdkafka's
     /// own buffer just as well.
     pub queue_messages: usize,
@@ -51,6 +54,7 @@ impl Default for Options {
             ordering: Ordering::default(),
             max_clock_skew_seconds: 300,
             instance_id: String::new(),
+            session_timeout_ms: 45_000,
             queue_messages: 64,
             prefetch_mib: 16,
             drain_seconds: 30,
@@ -72,6 +76,12 @@ impl Options {
         if self.group.is_empty() {
             problems.push("group: is empty; name the consumer group".into());
         }
+        if !(6_000..=1_800_000).contains(&self.session_timeout_ms) {
+            problems.push(format!(
+                "session_timeout_ms: {} is not between 6000 and 1800000",
+                self.session_timeout_ms
+            ));
+        }
         if !(1..=100_000).contains(&self.queue_messages) {
             problems.push(format!(
                 "queue_messages: {} is not between 1 and 100000",
@@ -79,10 +89,7 @@ impl Options {
             ));
         }
         if !(1..=1024).contains(&self.prefetch_mib) {
-            problems.push(format!(
-                "prefetch_mib: {} is not between 1 and 1024",
-                self.prefetch_mib
-            ));
+            problems.push(format!("prefetch_mib: {} is not between 1 and 1024", self.prefetch_mib));
         }
         if !(1..=240).contains(&self.drain_seconds) {
             problems.push(format!(

@@ -65,7 +65,8 @@ impl Follower {
         for action in actions {
             match action {
                 Action::Add(add) if add.data_change => {
-                    let path = object_path(&add).map_err(|e| self.corrupt(&add.path, e.to_string()))?;
+                    let path =
+                        object_path(&add).map_err(|e| self.corrupt(&add.path, e.to_string()))?;
                     rows.extend(self.read(&path).await?);
                 }
                 _ => {}
@@ -94,7 +95,10 @@ impl Follower {
         self.whole(progress).await.map(Some)
     }
 
-    async fn whole(&mut self, progress: &(dyn Fn(usize, usize) + Sync)) -> Result<Changes, TableError> {
+    async fn whole(
+        &mut self,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Changes, TableError> {
         let updated = self.log.table.update_state().await;
         updated.map_err(|e| self.log.error(e))?;
         let version = self.log.version();
@@ -145,9 +149,6 @@ impl Follower {
     }
 
     fn corrupt(&self, file: &str, reason: String) -> TableError {
-        TableError::Corrupt {
-            file: format!("{}/{file}", self.log.place),
-            reason,
-        }
+        TableError::Corrupt { file: format!("{}/{file}", self.log.place), reason }
     }
 }

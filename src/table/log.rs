@@ -90,10 +90,7 @@ impl Log {
 
     /// Wraps an error with the table's place.
     pub fn error(&self, source: DeltaTableError) -> TableError {
-        TableError::Delta {
-            place: self.place.clone(),
-            source: Box::new(source),
-        }
+        TableError::Delta { place: self.place.clone(), source: Box::new(source) }
     }
 
     /// Version of the loaded snapshot.
@@ -111,12 +108,8 @@ impl Log {
         &self,
     ) -> Result<Arc<deltalake_core::arrow::datatypes::Schema>, TableError> {
         let metadata = self.table.snapshot().map_err(|e| self.error(e))?.metadata();
-        let schema = metadata
-            .parse_schema()
-            .map_err(|e| self.error(e.into()))?;
-        let arrow = (&schema)
-            .try_into_arrow()
-            .map_err(|e| self.error(e.into()))?;
+        let schema = metadata.parse_schema().map_err(|e| self.error(e.into()))?;
+        let arrow = (&schema).try_into_arrow().map_err(|e| self.error(e.into()))?;
         Ok(Arc::new(arrow))
     }
 
@@ -125,12 +118,12 @@ impl Log {
         let entry = self.store().read_commit_entry(version).await;
         match entry.map_err(|e| self.error(e))? {
             None => Ok(None),
-            Some(bytes) => get_actions(version, &bytes)
-                .map(Some)
-                .map_err(|error| TableError::Corrupt {
+            Some(bytes) => {
+                get_actions(version, &bytes).map(Some).map_err(|error| TableError::Corrupt {
                     file: format!("{}/_delta_log/{version:020}.json", self.place),
                     reason: error.to_string(),
-                }),
+                })
+            }
         }
     }
 }

@@ -46,11 +46,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            url: "./catalogue".into(),
-            store_options: BTreeMap::new(),
-            commit_attempts: 20,
-        }
+        Self { url: "./catalogue".into(), store_options: BTreeMap::new(), commit_attempts: 20 }
     }
 }
 
@@ -137,13 +133,11 @@ impl Decide for TableError {
 fn delta_verdict(error: &DeltaTableError) -> Verdict {
     match error {
         DeltaTableError::ObjectStore { source } => crate::store::verdict(source),
-        DeltaTableError::Transaction {
-            source: TransactionError::ObjectStore { source },
-        } => crate::store::verdict(source),
+        DeltaTableError::Transaction { source: TransactionError::ObjectStore { source } } => {
+            crate::store::verdict(source)
+        }
         // What the Parquet writer calls external is its sink, the store.
-        DeltaTableError::Parquet {
-            source: ParquetError::External(_),
-        } => Verdict::Retry,
+        DeltaTableError::Parquet { source: ParquetError::External(_) } => Verdict::Retry,
         DeltaTableError::Transaction { .. }
         | DeltaTableError::VersionAlreadyExists(_)
         | DeltaTableError::Kernel { .. }

@@ -61,7 +61,10 @@ pub fn columns() -> Vec<StructField> {
 pub const INDEXED: &str = "image_id,sequence,event_time,embedded_at";
 
 /// Rows, each with its source, as a batch of `schema` (the Arrow form of [`columns`]).
-pub fn to_batch(rows: &[(String, &Row)], schema: &Arc<ArrowSchema>) -> Result<RecordBatch, ArrowError> {
+pub fn to_batch(
+    rows: &[(String, &Row)],
+    schema: &Arc<ArrowSchema>,
+) -> Result<RecordBatch, ArrowError> {
     let row = || rows.iter().map(|(_, row)| *row);
     let image = || row().map(|row| row.image.as_ref());
     let micros = |t: DateTime<Utc>| t.timestamp_micros();
@@ -192,15 +195,10 @@ fn mistyped(column: &str, kind: &ArrowType) -> ArrowError {
 
 /// The rows of a batch. The error names the column that is wrong.
 pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Row>, String> {
-    let column = |name: &str| {
-        batch
-            .column_by_name(name)
-            .ok_or_else(|| format!("column {name} is missing"))
-    };
+    let column =
+        |name: &str| batch.column_by_name(name).ok_or_else(|| format!("column {name} is missing"));
     let text = |name: &str| -> Result<&StringArray, String> {
-        column(name)?
-            .as_string_opt::<i32>()
-            .ok_or_else(|| format!("column {name} is not text"))
+        column(name)?.as_string_opt::<i32>().ok_or_else(|| format!("column {name} is not text"))
     };
     let time = |name: &str| -> Result<&TimestampMicrosecondArray, String> {
         column(name)?
@@ -214,30 +212,21 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Row>, String> {
     };
     let (ids, sequences, uris) = (text("image_id")?, text("sequence")?, text("uri")?);
     let (event_times, embedded) = (time("event_time")?, time("embedded_at")?);
-    let deleted = column("deleted")?
-        .as_boolean_opt()
-        .ok_or("column deleted is not boolean")?;
+    let deleted = column("deleted")?.as_boolean_opt().ok_or("column deleted is not boolean")?;
     let hashes = text("content_hash")?;
     let bytes = column("bytes")?
         .as_primitive_opt::<Int64Type>()
         .ok_or("column bytes is not a 64-bit integer")?;
     let (widths, heights) = (small("width")?, small("height")?);
-    let attributes = column("attributes")?
-        .as_map_opt()
-        .ok_or("column attributes is not a map")?;
-    let embeddings = column("embedding")?
-        .as_list_opt::<i32>()
-        .ok_or("column embedding is not a list")?;
-    let statistics = column("statistics")?
-        .as_map_opt()
-        .ok_or("column statistics is not a map")?;
+    let attributes = column("attributes")?.as_map_opt().ok_or("column attributes is not a map")?;
+    let embeddings =
+        column("embedding")?.as_list_opt::<i32>().ok_or("column embedding is not a list")?;
+    let statistics = column("statistics")?.as_map_opt().ok_or("column statistics is not a map")?;
 
     let mut rows = Vec::with_capacity(batch.num_rows());
     for i in 0..batch.num_rows() {
         let time_at = |times: &TimestampMicrosecondArray| {
-            (!times.is_null(i))
-                .then(|| DateTime::from_timestamp_micros(times.value(i)))
-                .flatten()
+            (!times.is_null(i)).then(|| DateTime::from_timestamp_micros(times.value(i))).flatten()
         };
         let image = if deleted.value(i) {
             None
@@ -276,9 +265,7 @@ fn attributes_at(map: &MapArray, i: usize) -> Result<Attributes, String> {
             .ok_or("column attributes is not a map of text to text")
     };
     let (keys, values) = (side(0)?, side(1)?);
-    Ok((0..pairs.len())
-        .map(|j| (keys.value(j).to_owned(), values.value(j).to_owned()))
-        .collect())
+    Ok((0..pairs.len()).map(|j| (keys.value(j).to_owned(), values.value(j).to_owned())).collect())
 }
 
 fn embedding_at(list: &ListArray, i: usize) -> Result<Embedding, String> {
@@ -301,11 +288,10 @@ fn statistics_at(map: &MapArray, i: usize) -> Result<BTreeMap<StatisticsKey, Sta
         .column(0)
         .as_string_opt::<i32>()
         .ok_or("the keys of column statistics are not text")?;
-    let values = pairs
-        .column(1)
-        .as_struct_opt()
-        .ok_or("the values of column statistics are not structs")?;
-    let field = |name: &str| values.column_by_name(name).ok_or(format!("statistics.{name} is missing"));
+    let values =
+        pairs.column(1).as_struct_opt().ok_or("the values of column statistics are not structs")?;
+    let field =
+        |name: &str| values.column_by_name(name).ok_or(format!("statistics.{name} is missing"));
     let float = |name: &str| -> Result<&Float32Array, String> {
         field(name)?
             .as_primitive_opt::<Float32Type>()

@@ -181,15 +181,15 @@ impl StateStore {
             Err(error) => Err(error),
         }
         .map_err(|e| self.store.error(e))?;
-        let state: CatalogueState =
-            serde_json::from_slice(&bytes).map_err(|error| TableError::Corrupt {
-                file: file(),
-                reason: error.to_string(),
-            })?;
+        let state: CatalogueState = serde_json::from_slice(&bytes)
+            .map_err(|error| TableError::Corrupt { file: file(), reason: error.to_string() })?;
         if state.format > FORMAT {
             return Err(TableError::Corrupt {
                 file: file(),
-                reason: format!("has format {}, this program knows {FORMAT}; update bsap", state.format),
+                reason: format!(
+                    "has format {}, this program knows {FORMAT}; update bsap",
+                    state.format
+                ),
             });
         }
         Ok(Some(state))
@@ -202,11 +202,7 @@ impl StateStore {
             reason: error.to_string(),
         })?;
         let create = PutOptions::from(PutMode::Create);
-        let put = self
-            .store
-            .objects()
-            .put_opts(&path(state.revision), bytes.into(), create)
-            .await;
+        let put = self.store.objects().put_opts(&path(state.revision), bytes.into(), create).await;
         match put {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
@@ -237,7 +233,9 @@ impl StateStore {
                 },
                 Some(newest) => {
                     newest.live.expect(generation)?;
-                    let known = |set: &&PromptSetRecord| newest.prompt_sets.iter().all(|k| k.key != set.key);
+                    let known = |set: &&PromptSetRecord| {
+                        newest.prompt_sets.iter().all(|k| k.key != set.key)
+                    };
                     let added: Vec<_> = prompt_sets.iter().filter(known).cloned().collect();
                     if added.is_empty() {
                         return Ok(newest);

@@ -44,7 +44,8 @@ fn row(id: &str, sequence: u64, deleted: bool) -> Row {
             height: 480,
             attributes: Attributes::from([("colour".into(), "red".into())]),
             embedding,
-            statistics: [(StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8), statistics)].into(),
+            statistics: [(StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8), statistics)]
+                .into(),
         }),
     }
 }
@@ -134,7 +135,8 @@ async fn positions_are_stored_with_the_rows_and_survive_the_writer() {
 async fn messages_without_rows_move_the_position() {
     let store = Store::memory();
     let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
-    let empty = PartitionBatch { partition: partition(0), expected: None, next_offset: 4, rows: vec![] };
+    let empty =
+        PartitionBatch { partition: partition(0), expected: None, next_offset: 4, rows: vec![] };
     writer.append(vec![empty]).await.unwrap();
     assert_eq!(writer.position(&partition(0)).await.unwrap(), Some(4));
     assert!(everything(&store).await.is_empty());
@@ -174,7 +176,8 @@ async fn writers_of_different_partitions_never_lose_or_double_a_row() {
             let mut writer = Writer::open(&store, &generation(), 50).await.unwrap();
             for i in 0..10 {
                 let expected = (i > 0).then_some(i * 3);
-                let done = writer.append(vec![batch(number, expected, i * 3..i * 3 + 3)]).await.unwrap();
+                let done =
+                    writer.append(vec![batch(number, expected, i * 3..i * 3 + 3)]).await.unwrap();
                 assert!(done.fenced.is_empty());
             }
         })
@@ -318,7 +321,12 @@ impl std::fmt::Display for Faulty {
 
 #[async_trait]
 impl ObjectStore for Faulty {
-    async fn put_opts(&self, path: &Path, payload: PutPayload, options: PutOptions) -> StoreResult<PutResult> {
+    async fn put_opts(
+        &self,
+        path: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> StoreResult<PutResult> {
         let call = self.calls.fetch_add(1, AtomicOrdering::SeqCst);
         let fail = self.armed.load(AtomicOrdering::SeqCst) && call % self.period == 0;
         let fault = || object_store::Error::Generic { store: "faulty", source: "injected".into() };
@@ -331,13 +339,20 @@ impl ObjectStore for Faulty {
         let done = self.inner.put_opts(path, payload, options).await?;
         if fail { Err(fault()) } else { Ok(done) }
     }
-    async fn put_multipart_opts(&self, path: &Path, options: PutMultipartOptions) -> StoreResult<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        path: &Path,
+        options: PutMultipartOptions,
+    ) -> StoreResult<Box<dyn MultipartUpload>> {
         self.inner.put_multipart_opts(path, options).await
     }
     async fn get_opts(&self, path: &Path, options: GetOptions) -> StoreResult<GetResult> {
         self.inner.get_opts(path, options).await
     }
-    fn delete_stream(&self, paths: BoxStream<'static, StoreResult<Path>>) -> BoxStream<'static, StoreResult<Path>> {
+    fn delete_stream(
+        &self,
+        paths: BoxStream<'static, StoreResult<Path>>,
+    ) -> BoxStream<'static, StoreResult<Path>> {
         self.inner.delete_stream(paths)
     }
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {

@@ -122,11 +122,7 @@ impl Writer {
                 Err(error) => return Err(error),
             }
         }
-        Err(TableError::Exhausted {
-            place: self.log.place.clone(),
-            attempts: self.attempts,
-            last,
-        })
+        Err(TableError::Exhausted { place: self.log.place.clone(), attempts: self.attempts, last })
     }
 
     /// One attempt: reconcile what is staged with what is stored, then commit what is left.
@@ -189,23 +185,15 @@ impl Writer {
             .iter()
             .map(|one| Transaction::new(application(&one.batch.partition), one.batch.next_offset))
             .collect();
-        let actions = staged
-            .iter()
-            .flat_map(|one| &one.adds)
-            .cloned()
-            .map(Action::Add)
-            .collect();
+        let actions = staged.iter().flat_map(|one| &one.adds).cloned().map(Action::Add).collect();
         // No retries inside: they would commit against a snapshot whose positions nobody checked.
         let properties = CommitProperties::default()
             .with_max_retries(0)
             .with_create_checkpoint(true)
             .with_cleanup_expired_logs(Some(false))
             .with_application_transactions(transactions);
-        let operation = DeltaOperation::Write {
-            mode: SaveMode::Append,
-            partition_by: None,
-            predicate: None,
-        };
+        let operation =
+            DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
         let state = self.log.table.snapshot().map_err(|e| self.log.error(e))?;
         let done = CommitBuilder::from(properties)
             .with_actions(actions)
@@ -226,10 +214,9 @@ impl Writer {
             .iter()
             .map(|(offset, row)| (format!("{}@{offset}", batch.partition), row))
             .collect();
-        let columns: RecordBatch = schema::to_batch(&rows, &self.log.arrow_schema()?)
-            .map_err(|error| TableError::Corrupt {
-                file: self.log.place.clone(),
-                reason: error.to_string(),
+        let columns: RecordBatch =
+            schema::to_batch(&rows, &self.log.arrow_schema()?).map_err(|error| {
+                TableError::Corrupt { file: self.log.place.clone(), reason: error.to_string() }
             })?;
         let backoff = Backoff::times(self.attempts);
         let mut attempt = 0;
@@ -287,7 +274,8 @@ impl Writer {
         }
         for version in base + 1..=self.log.version() {
             let actions = self.log.commit(version).await?.unwrap_or_default();
-            let ours = |a: &Action| matches!(a, Action::Add(add) if paths.contains(add.path.as_str()));
+            let ours =
+                |a: &Action| matches!(a, Action::Add(add) if paths.contains(add.path.as_str()));
             if actions.iter().any(ours) {
                 return Ok(true);
             }

@@ -45,7 +45,8 @@ fn wood(rng: &mut ChaCha8Rng) -> String {
         let y = plank as f32 * height;
         let tone = wood.toward(INK, rng.random_range(0.0..0.1)).hex();
         // Writing to a string cannot fail.
-        let _ = write!(svg, r#"<rect y="{y}" width="100" height="{}" fill="{tone}"/>"#, height + 0.5);
+        let _ =
+            write!(svg, r#"<rect y="{y}" width="100" height="{}" fill="{tone}"/>"#, height + 0.5);
         let grain = wood.toward(INK, 0.22).hex();
         for _ in 0..4 {
             let at = y + rng.random_range(0.1..0.9) * height;

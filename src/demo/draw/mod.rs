@@ -30,7 +30,8 @@ pub fn render(scene: &Scene, side: u32) -> Result<Vec<u8>, DrawError> {
     let svg = svg(scene, rng);
     let tree = usvg::Tree::from_str(&svg, &usvg::Options::default())
         .map_err(|e| DrawError(e.to_string()))?;
-    let mut pixmap = Pixmap::new(side, side).ok_or_else(|| DrawError(format!("no picture has {side} pixels a side")))?;
+    let mut pixmap = Pixmap::new(side, side)
+        .ok_or_else(|| DrawError(format!("no picture has {side} pixels a side")))?;
     let scale = side as f32 / 100.0;
     resvg::render(&tree, Transform::from_scale(scale, scale), &mut pixmap.as_mut());
     let mut rgb: Vec<u8> = pixmap.data().chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
@@ -39,7 +40,8 @@ pub fn render(scene: &Scene, side: u32) -> Result<Vec<u8>, DrawError> {
     }
     let quality = rng.random_range(72..=92);
     let mut jpeg = Vec::new();
-    let side = u16::try_from(side).map_err(|_| DrawError(format!("{side} pixels a side are too many")))?;
+    let side =
+        u16::try_from(side).map_err(|_| DrawError(format!("{side} pixels a side are too many")))?;
     jpeg_encoder::Encoder::new(&mut jpeg, quality)
         .encode(&rgb, side, side, jpeg_encoder::ColorType::Rgb)
         .map_err(|e| DrawError(e.to_string()))?;
@@ -92,11 +94,8 @@ fn svg(scene: &Scene, rng: &mut ChaCha8Rng) -> String {
     if cluttered {
         clutter(&mut body, rng.random_range(3..6), 14.0..26.0, rng);
     }
-    let things: Vec<&Product> = scene
-        .products
-        .iter()
-        .flat_map(|p| std::iter::repeat_n(p, usize::from(p.count)))
-        .collect();
+    let things: Vec<&Product> =
+        scene.products.iter().flat_map(|p| std::iter::repeat_n(p, usize::from(p.count))).collect();
     let mut tones: Option<(&Product, Tones)> = None;
     for (i, (product, mut place)) in things.iter().zip(places(things.len(), rng)).enumerate() {
         if cluttered {
@@ -117,11 +116,20 @@ fn svg(scene: &Scene, rng: &mut ChaCha8Rng) -> String {
     } else {
         body.push_str(&light(rng, 0.1));
     }
-    format!(r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100" width="100" height="100">{body}</svg>"#)
+    format!(
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100" width="100" height="100">{body}</svg>"#
+    )
 }
 
 /// One product with its shadow.
-fn draw(svg: &mut String, product: &Product, tones: &Tones, place: Place, number: usize, rng: &mut ChaCha8Rng) {
+fn draw(
+    svg: &mut String,
+    product: &Product,
+    tones: &Tones,
+    place: Place,
+    number: usize,
+    rng: &mut ChaCha8Rng,
+) {
     let shape = products::shape(product.kind);
     let (paint, shade, glow) = (format!("p{number}"), format!("s{number}"), format!("g{number}"));
     let tones_of = |part: &str| {
@@ -190,7 +198,8 @@ fn light(rng: &mut ChaCha8Rng, strength: f32) -> String {
 
 /// The same things under another light: a cast of colour, darker corners, not quite in focus.
 fn shifted(body: &str, rng: &mut ChaCha8Rng) -> String {
-    let cast = *["#ffd29a", "#a9c8ff", "#c9f0c4", "#8f8fa8", "#f3b7c6"].choose(rng).unwrap_or(&"#ffd29a");
+    let cast =
+        *["#ffd29a", "#a9c8ff", "#c9f0c4", "#8f8fa8", "#f3b7c6"].choose(rng).unwrap_or(&"#ffd29a");
     let amount: f32 = rng.random_range(0.35..0.85);
     let blur: f32 = rng.random_range(0.05..0.5);
     let vignette: f32 = rng.random_range(0.2..0.6);

@@ -98,7 +98,12 @@ pub fn paint(id: &str, pattern: Pattern, tones: &Tones, rng: &mut ChaCha8Rng) ->
         Pattern::Plain => tile(100.0, 100.0, 0.0, String::new()),
         Pattern::Striped => {
             let width = step * 0.38;
-            tile(step, step, turn, format!(r#"<rect width="{width}" height="{step}" fill="{second}"/>"#))
+            tile(
+                step,
+                step,
+                turn,
+                format!(r#"<rect width="{width}" height="{step}" fill="{second}"/>"#),
+            )
         }
         Pattern::Dotted => {
             let (a, b, r) = (step * 0.25, step * 0.75, step * 0.19);

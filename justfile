@@ -1,0 +1,46 @@
+# `just` lists the recipes. `tests/run` (CI runs it) installs what they need, and calls them.
+
+export CARGO_TARGET_DIR := env("CARGO_TARGET_DIR", home_directory() / ".cache/bsap/target")
+
+# List the recipes
+default:
+    @just --list
+
+# Check formatting; `just fmt fix` formats
+fmt mode="check":
+    cargo fmt --all {{ if mode == "fix" { "" } else { "-- --check" } }}
+
+# Clippy with warnings as errors
+clippy:
+    cargo clippy --all-targets --locked -- -D warnings
+
+# Licences, sources and duplicates of dependencies
+deny:
+    cargo deny --log-level error check bans licenses sources
+
+# All lints, and known vulnerabilities where the database can be reached
+lint:
+    tests/run lint
+
+# Unit, integration and browser tests; ends with what passed, failed and was skipped
+test:
+    tests/run unit browser
+
+# Benchmarks: each runs both sides in one call and prints their ratio
+bench *args:
+    cargo bench --locked {{ args }}
+
+# Everything that CI checks, set-up included
+ci:
+    tests/run
+
+# Write again what is generated from the code: configuration reference, example and schemas
+generate:
+    cargo run --quiet --locked -- config reference > docs/configuration.md
+    cargo run --quiet --locked -- config schema > schemas/config.schema.json
+    cargo run --quiet --locked -- config event-schema > schemas/image-event.schema.json
+    cargo run --quiet --locked -- config example > deploy/bsap.example.toml
+
+# Show everything at work in one process
+demo *args:
+    cargo run --release --locked -- demo {{ args }}
