@@ -8,7 +8,7 @@ use bsap::{cli, command};
 use clap::Parser;
 
 fn main() -> ExitCode {
-    match command::run(cli::Cli::parse()) {
+    match command::run(&cli::Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("error: {failure}");

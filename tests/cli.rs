@@ -1,5 +1,7 @@
 //! Bad input: one clear message that names what is wrong and the remedy, and the right exit code.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::process::{Command, Output};
 
 fn bsap(arguments: &[&str], variables: &[(&str, &str)]) -> Output {

@@ -1,5 +1,7 @@
 //! The house stays in order: imports run one way, files stay small.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 

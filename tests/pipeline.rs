@@ -1,5 +1,7 @@
 //! The main job against a broker in this process: messages in, rows in the table, answers out.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

@@ -60,20 +60,20 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 type Done = Result<(), Failure>;
 
 /// Runs a command to its end.
-pub fn run(cli: Cli) -> Done {
+pub fn run(cli: &Cli) -> Done {
     let load = || crate::config::load(cli.config.as_deref(), std::env::vars());
     match &cli.command {
         Command::Config(args) => config::run(args, load),
         Command::Demo(args) => demo::run(args),
         Command::Check => block_on(check::run(cli.config.as_deref())),
-        Command::Ingest => logged(load()?, |config, token| ingest::run(config, token)),
+        Command::Ingest => logged(load()?, ingest::run),
         Command::Serve(args) => {
             let mut config = load()?;
             serve::override_listen(args, &mut config)?;
-            logged(config, |config, token| serve::run(config, token))
+            logged(config, serve::run)
         }
         Command::Publish(args) => {
-            let config = load_for_client(&cli)?;
+            let config = load_for_client(cli)?;
             logged(config, |config, token| publish::run(args, config, token))
         }
         Command::Search(args) => {

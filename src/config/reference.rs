@@ -55,7 +55,7 @@ pub fn sections() -> Vec<Section> {
                     about: description(property),
                     default: default
                         .and_then(|table| table.get(key))
-                        .map_or_else(|| "{}".into(), |value| written(value)),
+                        .map_or_else(|| "{}".into(), written),
                 },
             );
         Section { name: name.clone(), about: description(property), settings: settings.collect() }

@@ -243,7 +243,7 @@ impl StateStore {
                     let mut next = newest;
                     next.revision += 1;
                     next.at = Utc::now();
-                    next.by = by.to_owned();
+                    by.clone_into(&mut next.by);
                     next.prompt_sets.extend(added);
                     next
                 }

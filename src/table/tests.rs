@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering as AtomicOrdering};
 
 use async_trait::async_trait;
 use chrono::DateTime;
+use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult,
+    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult,
 };
 
 use super::*;
@@ -216,8 +217,6 @@ async fn a_damaged_file_is_named_and_not_read() {
     let store = Store::wrap(memory.clone());
     let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
     writer.append(vec![batch(0, None, 0..5)]).await.unwrap();
-    use futures::TryStreamExt;
-    use object_store::ObjectStoreExt;
     let files: Vec<ObjectMeta> = memory.list(None).try_collect().await.unwrap();
     let data = files.iter().find(|f| f.location.as_ref().ends_with(".parquet")).unwrap();
     let bytes = memory.get(&data.location).await.unwrap().bytes().await.unwrap();
@@ -328,7 +327,7 @@ impl ObjectStore for Faulty {
         options: PutOptions,
     ) -> StoreResult<PutResult> {
         let call = self.calls.fetch_add(1, AtomicOrdering::SeqCst);
-        let fail = self.armed.load(AtomicOrdering::SeqCst) && call % self.period == 0;
+        let fail = self.armed.load(AtomicOrdering::SeqCst) && call.is_multiple_of(self.period);
         let fault = || object_store::Error::Generic { store: "faulty", source: "injected".into() };
         if fail {
             self.injected.fetch_add(1, AtomicOrdering::SeqCst);
