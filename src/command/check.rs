@@ -17,10 +17,10 @@ struct Report {
 impl Report {
     fn line<E: Display>(&mut self, what: &str, result: Result<String, E>) {
         match result {
-            Ok(found) => println!("ok      {what}: {found}"),
+            Ok(found) => say!("ok      {what}: {found}"),
             Err(error) => {
                 self.failed += 1;
-                println!("FAILED  {what}: {error:#}");
+                say!("FAILED  {what}: {error:#}");
             }
         }
     }
@@ -32,11 +32,11 @@ pub async fn run(file: Option<&Path>) -> Done {
         .map_err(|e| Failure::Usage(e.into()))?;
     let mut report = Report { failed: 0 };
     for problem in &problems {
-        println!("FAILED  configuration: {problem}");
+        say!("FAILED  configuration: {problem}");
     }
     if problems.is_empty() {
         let name = file.map_or("defaults and environment".into(), |f| f.display().to_string());
-        println!("ok      configuration: {name}");
+        say!("ok      configuration: {name}");
     }
     check_kafka(&config, &mut report).await;
     check_table(&config, &mut report).await;

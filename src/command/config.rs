@@ -17,6 +17,6 @@ pub fn run(args: &ConfigArgs, load: impl FnOnce() -> Result<Config, ConfigError>
             serde_json::to_string_pretty(&schemars::schema_for!(ImageEvent))? + "\n"
         }
     };
-    print!("{text}");
+    say!("{}", text.trim_end());
     Ok(())
 }

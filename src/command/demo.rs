@@ -25,6 +25,8 @@ use crate::telemetry;
 
 /// Marks a folder as a demo's, which the next demo may replace.
 const MARK: &str = "made-by-bsap-demo";
+/// The model's folder gives it its name.
+const MODEL: &str = "demo-clip";
 /// The same pictures every time.
 const SEED: u64 = 20;
 /// Workers that share the topic, as they would on several machines.
@@ -57,7 +59,7 @@ fn render(args: &RenderArgs) -> Done {
     let bar = bar("drawn", args.count)?;
     render_catalogue(&args.out, args.seed, args.count, args.style, args.side, |n| bar.inc(n))?;
     bar.finish_and_clear();
-    println!("{} pictures and truth.jsonl in {}", args.count, args.out.display());
+    say!("{} pictures and truth.jsonl in {}", args.count, args.out.display());
     Ok(())
 }
 
@@ -72,7 +74,7 @@ fn prepare(dir: &Path) -> anyhow::Result<()> {
             dir.display()
         );
     }
-    for part in ["pictures", "catalogue", "model"] {
+    for part in ["pictures", "catalogue", MODEL] {
         match std::fs::remove_dir_all(dir.join(part)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(problem);
@@ -83,18 +85,20 @@ fn prepare(dir: &Path) -> anyhow::Result<()> {
     std::fs::write(dir.join(MARK), "bsap demo replaces what is in this folder.\n")
         .with_context(problem)?;
     std::fs::create_dir_all(dir.join("pictures")).with_context(problem)?;
-    write_model(&dir.join("model")).with_context(problem)
+    write_model(&dir.join(MODEL)).with_context(problem)
 }
 
 /// What the demo sets; everything else is as it is by default.
 fn config(args: &DemoArgs) -> anyhow::Result<Config> {
     let dir = args.dir.canonicalize().with_context(|| format!("--dir: {}", args.dir.display()))?;
     let mut config = Config { attributes: Shop::attribute_types(), ..Config::default() };
-    config.model.checkpoint = dir.join("model");
+    config.model.checkpoint = dir.join(MODEL);
     config.prompts.sets = vec!["demo".into(), "photographs".into()];
     config.table.url = dir.join("catalogue").display().to_string();
     config.fetch.file_roots = vec![dir.join("pictures")];
     config.source.drain_seconds = 3;
+    // The mock cluster makes everybody wait for a session when a worker joins late.
+    config.source.session_timeout_ms = 6_000;
     config.ingest.drain_seconds = 3;
     config.http.listen.set_port(if args.once { 0 } else { args.port });
     config.http.examples = EXAMPLES.map(String::from).to_vec();
@@ -133,12 +137,12 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
     config.kafka.brokers = broker.brokers();
     let towers = parts::towers(&config)?;
     let notice = towers.card().notice.clone();
-    println!("bsap demo: {} drawn pictures, everything in this process", args.images);
+    say!("bsap demo: {} drawn pictures, everything in this process", args.images);
     for part in stand_ins(&config) {
-        println!("  {}\n    for the real one set {}", part.what, part.real);
+        say!("  {}\n    for the real one set {}", part.what, part.real);
     }
     if let Some(notice) = &notice {
-        println!("\nNOTE: {notice}\n");
+        say!("\nNOTE: {notice}\n");
     }
 
     let progress = Arc::new(Progress::default());
@@ -161,10 +165,7 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
             .spawn(async move { Ok::<_, anyhow::Error>(http::serve(app, listener, token).await?) });
     }
     if !args.once {
-        println!(
-            "\nThe page is at http://{address}/ and the log in {}\n",
-            config.log.file.display()
-        );
+        say!("\nThe page is at http://{address}/ and the log in {}\n", config.log.file.display());
     }
 
     let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
@@ -177,12 +178,12 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
             missing(&shop, &engine)?;
             ask(&shop, engine, &generation).await
         } else {
-            println!(
+            say!(
                 "Adding, changing and deleting a picture every {} s. Ctrl-C ends.\n",
                 PERIOD.as_secs()
             );
             let told = |change: crate::demo::shop::Change| {
-                println!(
+                say!(
                     "{} {}  {:8} {}",
                     chrono::Local::now().format("%H:%M:%S"),
                     change.image_id,
@@ -259,7 +260,7 @@ async fn catch_up(
     bars.clear()?;
     if !token.is_cancelled() {
         let seconds = started.elapsed().as_secs_f64();
-        println!("{count} pictures drawn, announced, embedded and searchable in {seconds:.1} s");
+        say!("{count} pictures drawn, announced, embedded and searchable in {seconds:.1} s");
     }
     Ok(())
 }
@@ -285,11 +286,8 @@ async fn ask(shop: &Shop, engine: Arc<Engine>, generation: &str) -> anyhow::Resu
         let query = Query { text: text.into(), k: Some(5), ..Query::default() };
         let asked = engine.clone();
         let results = tokio::task::spawn_blocking(move || asked.search(&query)).await??;
-        println!(
-            "\n“{text}”\n{}",
-            table_view::side_by_side(&SearchAnswer::new(&results, generation))
-        );
+        say!("\n“{text}”\n{}", table_view::side_by_side(&SearchAnswer::new(&results, generation)));
     }
-    println!("\nAll {} images are there.", shop.scenes().len());
+    say!("\nAll {} images are there.", shop.scenes().len());
     Ok(())
 }

@@ -1,5 +1,13 @@
 //! One file a subcommand: configuration in, library calls, words for people out.
 
+/// Prints a line. Unlike `println!` it does not panic where nobody reads any more (`bsap … | head`).
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod check;
 mod config;
 mod demo;

@@ -52,9 +52,11 @@ pub async fn run(args: &PublishArgs, config: Config, token: CancellationToken) -
     let done = done.await?;
     tokio::task::spawn_blocking(move || publisher.flush(Duration::from_secs(30))).await??;
     bar.finish_and_clear();
-    println!(
+    say!(
         "{} events published to {}, {} skipped",
-        done.published, config.source.topic, done.skipped
+        done.published,
+        config.source.topic,
+        done.skipped
     );
     if token.is_cancelled() {
         return Err(
@@ -118,7 +120,7 @@ async fn print(candidates: impl StreamExt<Item = Result<Candidate, PublishError>
     let mut count = 0;
     while let Some(candidate) = candidates.next().await {
         match candidate? {
-            Ok(event) => println!("{}", serde_json::to_string(&event)?),
+            Ok(event) => say!("{}", serde_json::to_string(&event)?),
             Err(reason) => {
                 count += 1;
                 eprintln!("skipped: {reason}");

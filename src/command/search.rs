@@ -83,9 +83,9 @@ pub async fn ask_table(args: &SearchArgs, config: Config, token: CancellationTok
 
 fn show(args: &SearchArgs, answer: &SearchAnswer) -> Done {
     if args.json {
-        println!("{}", serde_json::to_string_pretty(answer)?);
+        say!("{}", serde_json::to_string_pretty(answer)?);
     } else {
-        println!("{}", table_view::side_by_side(answer));
+        say!("{}", table_view::side_by_side(answer));
     }
     Ok(())
 }
