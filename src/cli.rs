@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::config;
 use crate::demo::catalogue::Style;
 use crate::normalise::Normaliser;
 
@@ -32,6 +33,42 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Parses the process's arguments; ends the process with code 2 where they are wrong. The long
+    /// help of a command describes the options of the configuration that it reads.
+    pub fn from_process() -> Self {
+        const TABLE: [&str; 3] = ["model", "table", "search"];
+        const WORKER: [&str; 11] = [
+            "kafka",
+            "source",
+            "dead_letter",
+            "attributes",
+            "fetch",
+            "decode",
+            "model",
+            "prompts",
+            "table",
+            "ingest",
+            "log",
+        ];
+        let mut command = Self::command();
+        for (name, sections) in [
+            ("ingest", &WORKER[..]),
+            ("serve", &["model", "table", "search", "fetch", "http", "log"]),
+            ("publish", &["kafka", "source", "attributes", "fetch"]),
+            ("search", &TABLE),
+        ] {
+            let help = config::help(sections);
+            command = command.mut_subcommand(name, |command| {
+                let examples = command.get_after_long_help().map(ToString::to_string);
+                let all = examples.map_or_else(|| help.clone(), |own| format!("{own}\n\n{help}"));
+                command.after_long_help(all)
+            });
+        }
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
 }
 
 /// What to do.

@@ -5,10 +5,9 @@
 use std::process::ExitCode;
 
 use bsap::{cli, command};
-use clap::Parser;
 
 fn main() -> ExitCode {
-    match command::run(&cli::Cli::parse()) {
+    match command::run(&cli::Cli::from_process()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("error: {failure}");

@@ -24,6 +24,7 @@ pub mod event {
     events! {
         START = "start",
         STOP = "stop",
+        FATAL = "fatal",
         BATCH_DONE = "batch.done",
         DEAD_LETTER = "dead_letter",
         GONE = "image.gone",

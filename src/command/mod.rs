@@ -22,10 +22,11 @@ use std::fmt;
 use std::process::ExitCode;
 
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 use crate::cli::{Cli, Command};
 use crate::config::{Config, ConfigError};
-use crate::telemetry;
+use crate::telemetry::{self, event};
 
 /// How a command failed: decides the exit code.
 #[derive(Debug)]
@@ -111,7 +112,11 @@ where
     let token = CancellationToken::new();
     block_on(async {
         tokio::spawn(cancel_on_signal(token.clone()));
-        work(config, token).await
+        let done = work(config, token).await;
+        if let Err(failure) = &done {
+            error!(event = event::FATAL, error = %failure, "ended by an error");
+        }
+        done
     })
 }
 

@@ -34,7 +34,7 @@ pub async fn run(config: Config, token: CancellationToken) -> Done {
     let towers = parts::towers(&config)?;
     let Some(worker) = opened(&config, towers, &token).await? else { return Ok(()) };
     let app = parts::app(&config, &worker, Vec::new())?;
-    eprintln!("serving on http://{address}/");
+    say!("serving on http://{address}/");
     let QueryWorker { engine, follower, .. } = worker;
     let following = token.clone();
     let follow = async move {

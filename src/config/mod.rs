@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, load, load_with_problems};
-pub use reference::{Section, Setting, example, markdown, schema, sections};
+pub use reference::{Section, Setting, example, help, markdown, schema, sections};
 
 use crate::record::AttributeTypes;
 use crate::{

@@ -95,6 +95,22 @@ pub fn example() -> String {
     text
 }
 
+/// The options of `names`, for the long help of a command.
+pub fn help(names: &[&str]) -> String {
+    let mut text = String::from(
+        "Configuration that this command reads, with defaults (file, or variables BSAP_<SECTION>__<KEY>):\n",
+    );
+    for section in sections().into_iter().filter(|s| names.contains(&s.name.as_str())) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "\n[{}]  {}", section.name, section.about);
+        for setting in section.settings {
+            let _ =
+                writeln!(text, "  {} = {}\n      {}", setting.key, setting.default, setting.about);
+        }
+    }
+    text
+}
+
 /// `about` as comment lines of at most 100 characters.
 fn comment(about: &str) -> String {
     let mut text = String::new();

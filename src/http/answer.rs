@@ -227,6 +227,8 @@ impl From<Explanation> for ExplainAnswer {
 pub struct ChangeAnswer {
     image_id: String,
     operation: &'static str,
+    /// Whether the image was not there before.
+    added: bool,
     picture: Option<String>,
     title: Option<String>,
     version: u64,
@@ -236,10 +238,13 @@ pub struct ChangeAnswer {
 impl From<&Change> for ChangeAnswer {
     fn from(change: &Change) -> Self {
         let entry = change.entry.as_deref();
-        let title = entry.and_then(|e| e.image.attributes.get("title").cloned());
+        // A deleted image is still called by its title.
+        let named = entry.or(change.before.as_deref());
+        let title = named.and_then(|e| e.image.attributes.get("title").cloned());
         Self {
             image_id: change.image_id.to_string(),
             operation: if entry.is_some() { "upsert" } else { "delete" },
+            added: change.before.is_none(),
             picture: entry.and_then(picture),
             title,
             version: change.version,
@@ -272,6 +277,8 @@ pub struct StateAnswer<'a> {
     serving: ServingAnswer<'a>,
     examples: &'a [String],
     stand_ins: &'a [StandIn],
+    /// When the newest version of the table was taken in.
+    updated_at: Option<DateTime<Utc>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -322,6 +329,7 @@ impl<'a> StateAnswer<'a> {
             },
             examples: &app.options.examples,
             stand_ins: &app.stand_ins,
+            updated_at: snapshot.at,
         }
     }
 }

@@ -196,7 +196,11 @@ async fn limit(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
             limit = options.concurrency,
             "too many requests; one was turned away"
         );
-        return Problem::busy(options.concurrency).into_response();
+        return Problem::busy(
+            options.concurrency,
+            "requests are being computed (http.concurrency)",
+        )
+        .into_response();
     };
     let limit = Duration::from_millis(options.timeout_ms);
     match tokio::time::timeout(limit, next.run(request)).await {

@@ -43,9 +43,9 @@ impl Problem {
         }
     }
 
-    pub fn busy(limit: usize) -> Self {
-        let detail =
-            format!("{limit} requests are being computed, as many as http.concurrency allows");
+    /// As many as `limit` allows are served already; `what` says what and by which option.
+    pub fn busy(limit: usize, what: &str) -> Self {
+        let detail = format!("{limit} {what}; try again in a moment");
         let retry_after = Some(1);
         Self { retry_after, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail) }
     }

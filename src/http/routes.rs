@@ -152,7 +152,8 @@ pub async fn events(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     let limit = shared.app.options.max_listeners;
     let turn = shared.listeners.clone().try_acquire_owned();
-    let turn = turn.map_err(|_| Problem::busy(limit))?;
+    let turn =
+        turn.map_err(|_| Problem::busy(limit, "listeners are served (http.max_listeners)"))?;
     let changes = shared.app.engine.snapshots().subscribe();
     let token = shared.token.clone();
     let stream = unfold((changes, turn, token), |(mut changes, turn, token)| async move {

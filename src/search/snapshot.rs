@@ -41,6 +41,8 @@ pub struct Entry {
 pub struct Snapshot {
     /// Version of the table.
     pub version: u64,
+    /// When that version was taken in.
+    pub at: Option<DateTime<Utc>>,
     /// Live images, in the order in which they were first seen.
     pub entries: Vec<Arc<Entry>>,
     /// Images whose statistics were computed here, because their row came without them.
@@ -70,6 +72,8 @@ pub struct Change {
     pub image_id: ImageId,
     /// The image as it is now; none where it was deleted.
     pub entry: Option<Arc<Entry>>,
+    /// The image as it was; none where it is new.
+    pub before: Option<Arc<Entry>>,
     /// Version of the table that brought the change.
     pub version: u64,
 }
@@ -132,12 +136,13 @@ impl Snapshots {
             }
             let image_id = row.image_id.clone();
             let entry = self.entry(row, version, &mut computed).map(Arc::new);
-            put(&mut entries, &mut by_id, &image_id, entry.clone());
-            events.push(Change { image_id, entry, version: changes.version });
+            let before = put(&mut entries, &mut by_id, &image_id, entry.clone());
+            events.push(Change { image_id, entry, before, version: changes.version });
         }
         let scales = self.scales(&entries);
         self.newest.store(Arc::new(Snapshot {
             version: changes.version,
+            at: Some(Utc::now()),
             entries,
             computed,
             by_id,
@@ -186,27 +191,30 @@ impl Snapshots {
     }
 }
 
-/// Puts, replaces or removes (by moving the last into its place) the entry of an image.
+/// Puts, replaces or removes (by moving the last into its place) the entry of an image; gives what
+/// was there before.
 fn put(
     entries: &mut Vec<Arc<Entry>>,
     by_id: &mut HashMap<ImageId, usize>,
     id: &ImageId,
     entry: Option<Arc<Entry>>,
-) {
+) -> Option<Arc<Entry>> {
     match (entry, by_id.get(id).copied()) {
-        (Some(entry), Some(i)) => entries[i] = entry,
+        (Some(entry), Some(i)) => Some(std::mem::replace(&mut entries[i], entry)),
         (Some(entry), None) => {
             by_id.insert(id.clone(), entries.len());
             entries.push(entry);
+            None
         }
         (None, Some(i)) => {
             by_id.remove(id);
-            entries.swap_remove(i);
+            let before = entries.swap_remove(i);
             if let Some(moved) = entries.get(i) {
                 by_id.insert(moved.image_id.clone(), i);
             }
+            Some(before)
         }
-        (None, None) => {}
+        (None, None) => None,
     }
 }
 
