@@ -119,6 +119,28 @@ pub struct DemoArgs {
 pub enum DemoAction {
     /// Draw pictures and a JSON-lines file that says what is in each
     Render(RenderArgs),
+    /// Measure how well a model ranks drawn catalogues, plain and balanced
+    Evaluate(EvaluateArgs),
+}
+
+/// `bsap demo evaluate`.
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// Pictures of each style
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub count: u64,
+    /// Queries of each difficulty, where there are as many
+    #[arg(long, default_value_t = 150)]
+    pub queries: usize,
+    /// Decides pictures and queries
+    #[arg(long, default_value_t = 2)]
+    pub seed: u64,
+    /// Another checkpoint than the demo's own
+    #[arg(long, value_name = "FOLDER")]
+    pub checkpoint: Option<PathBuf>,
+    /// Print JSON, a line a style, instead of Markdown
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `bsap demo render`.

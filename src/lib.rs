@@ -11,6 +11,7 @@ pub mod config;
 pub mod dead_letter;
 pub mod decode;
 pub mod demo;
+pub mod evaluate;
 pub mod fetch;
 pub mod http;
 pub mod ingest;

@@ -193,3 +193,30 @@ fn the_example_configuration_is_accepted() {
     assert!(output.status.success(), "{shown}");
     assert!(!shown.contains("swordfish") && shown.contains("(hidden)"), "{shown}");
 }
+
+/// The main job in one process; the log is an interface, so its lines are checked as one.
+#[test]
+fn the_demo_finds_every_image_and_logs_events_by_their_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("demo");
+    let output = bsap(&["demo", "--once", "--images", "40", "--dir", dir.to_str().unwrap()], &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for words in ["kafka.brokers", "plain CLIP", "balanced (softmax", "All 40 images are there."] {
+        assert!(text.contains(words), "{words} is not in {text}");
+    }
+    let log = std::fs::read_to_string(dir.join("bsap.log")).unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).expect(line);
+        assert!(line["timestamp"].is_string() && line["level"].is_string(), "{line}");
+        if line["target"].as_str().unwrap().starts_with("bsap") {
+            let event = line["event"].as_str().unwrap_or_else(|| panic!("no event in {line}"));
+            assert!(bsap::telemetry::event::ALL.contains(&event), "{event} is not documented");
+            seen.insert(event.to_owned());
+        }
+    }
+    for event in ["start", "rebalance", "batch.done", "snapshot.ready", "search"] {
+        assert!(seen.contains(event), "{event} was not logged: {seen:?}");
+    }
+}

@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::MultiProgress;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::parts::{self, QueryWorker};
-use super::{Done, Failure, block_on, cancel_on_signal, table_view};
-use crate::cli::{DemoAction, DemoArgs, RenderArgs};
+use super::{Done, Failure, bar, block_on, cancel_on_signal, table_view};
+use crate::cli::{DemoArgs, RenderArgs};
 use crate::config::Config;
 use crate::demo::broker::Broker;
 use crate::demo::shop::{Shop, render_catalogue};
@@ -20,7 +20,7 @@ use crate::demo::{EXAMPLES, write_model};
 use crate::http::{self, SearchAnswer, StandIn};
 use crate::ingest::{IngestError, Progress};
 use crate::publish::Publisher;
-use crate::search::{Engine, Query};
+use crate::search::{Engine, Query, Snapshot};
 use crate::telemetry;
 
 /// Marks a folder as a demo's, which the next demo may replace.
@@ -37,11 +37,8 @@ const PERIOD: Duration = Duration::from_secs(3);
 /// Catching up is given up when nothing is stored for so long.
 const STALLED: Duration = Duration::from_secs(120);
 
-/// Runs the demo, or draws pictures only.
+/// Runs the demo.
 pub fn run(args: &DemoArgs) -> Done {
-    if let Some(DemoAction::Render(args)) = &args.action {
-        return render(args);
-    }
     prepare(&args.dir).map_err(Failure::Usage)?;
     let config = config(args).map_err(Failure::Usage)?;
     telemetry::init(&config.log).map_err(Failure::usage)?;
@@ -52,7 +49,8 @@ pub fn run(args: &DemoArgs) -> Done {
     })
 }
 
-fn render(args: &RenderArgs) -> Done {
+/// Draws pictures only.
+pub fn render(args: &RenderArgs) -> Done {
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("--out: {}", args.out.display()))
         .map_err(Failure::Usage)?;
@@ -175,7 +173,7 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
         if token.is_cancelled() {
             Ok(())
         } else if args.once {
-            missing(&shop, &engine)?;
+            missing(shop.scenes().keys().map(String::as_str), &engine.snapshots().newest())?;
             ask(&shop, engine, &generation).await
         } else {
             say!(
@@ -214,12 +212,6 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
 fn settled(ended: Result<Result<bool, IngestError>, tokio::task::JoinError>) -> anyhow::Result<()> {
     ended??;
     Ok(())
-}
-
-fn bar(what: &str, length: u64) -> anyhow::Result<ProgressBar> {
-    let template = format!("{what:>10} [{{bar:40}}] {{pos}}/{{len}} {{per_sec}} {{eta}}");
-    let style = ProgressStyle::with_template(&template)?.progress_chars("=> ");
-    Ok(ProgressBar::new(length).with_style(style))
 }
 
 /// Draws and announces the catalogue, and returns when all of it is searchable.
@@ -265,20 +257,21 @@ async fn catch_up(
     Ok(())
 }
 
-/// Every picture that was announced must be found.
-fn missing(shop: &Shop, engine: &Engine) -> anyhow::Result<()> {
-    let snapshot = engine.snapshots().newest();
-    let missing: Vec<&str> =
-        shop.scenes().keys().map(String::as_str).filter(|id| snapshot.get(id).is_none()).collect();
-    if missing.is_empty() && snapshot.entries.len() == shop.scenes().len() {
-        return Ok(());
+/// Every picture that was announced must be found, and no other.
+fn missing<'a>(
+    announced: impl ExactSizeIterator<Item = &'a str>,
+    snapshot: &Snapshot,
+) -> anyhow::Result<()> {
+    let total = announced.len();
+    let missing: Vec<&str> = announced.filter(|id| snapshot.get(id).is_none()).collect();
+    if !missing.is_empty() {
+        let some = missing[..missing.len().min(10)].join(", ");
+        bail!("{} of {total} images are missing: {some}; the log says why", missing.len());
     }
-    bail!(
-        "{} of {} images are missing: {}; the log says why",
-        missing.len(),
-        shop.scenes().len(),
-        missing.iter().take(10).copied().collect::<Vec<_>>().join(", ")
-    )
+    if snapshot.entries.len() != total {
+        bail!("{} images are searchable, but {total} were announced", snapshot.entries.len());
+    }
+    Ok(())
 }
 
 async fn ask(shop: &Shop, engine: Arc<Engine>, generation: &str) -> anyhow::Result<()> {
@@ -290,4 +283,16 @@ async fn ask(shop: &Shop, engine: Arc<Engine>, generation: &str) -> anyhow::Resu
     }
     say!("\nAll {} images are there.", shop.scenes().len());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_is_missing_is_named() {
+        let error = missing(["p-00001", "p-00002"].into_iter(), &Snapshot::default()).unwrap_err();
+        assert!(error.to_string().contains("2 of 2") && error.to_string().contains("p-00002"));
+        assert!(missing([].into_iter(), &Snapshot::default()).is_ok());
+    }
 }

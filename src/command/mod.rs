@@ -12,6 +12,7 @@ mod check;
 mod config;
 mod demo;
 mod ingest;
+mod judge;
 mod parts;
 mod publish;
 mod search;
@@ -21,10 +22,11 @@ mod table_view;
 use std::fmt;
 use std::process::ExitCode;
 
+use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, DemoAction};
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, event};
 
@@ -73,7 +75,11 @@ pub fn run(cli: &Cli) -> Done {
     let load = || crate::config::load(cli.config.as_deref(), std::env::vars());
     match &cli.command {
         Command::Config(args) => config::run(args, load),
-        Command::Demo(args) => demo::run(args),
+        Command::Demo(args) => match &args.action {
+            None => demo::run(args),
+            Some(DemoAction::Render(args)) => demo::render(args),
+            Some(DemoAction::Evaluate(args)) => judge::run(args),
+        },
         Command::Check => block_on(check::run(cli.config.as_deref())),
         Command::Ingest => logged(load()?, ingest::run),
         Command::Serve(args) => {
@@ -101,6 +107,13 @@ pub fn run(cli: &Cli) -> Done {
 fn load_for_client(cli: &Cli) -> Result<Config, ConfigError> {
     let here = std::env::vars().chain([("BSAP_MODEL__CHECKPOINT".to_owned(), ".".to_owned())]);
     crate::config::load(cli.config.as_deref(), here)
+}
+
+/// A progress bar for work whose length is known.
+fn bar(what: &str, length: u64) -> anyhow::Result<ProgressBar> {
+    let template = format!("{what:>10} [{{bar:40}}] {{pos}}/{{len}} {{per_sec}} {{eta}}");
+    let style = ProgressStyle::with_template(&template)?.progress_chars("=> ");
+    Ok(ProgressBar::new(length).with_style(style))
 }
 
 /// Starts logging, then runs `work` with a token that SIGINT and SIGTERM cancel.

@@ -3,6 +3,7 @@
 pub mod broker;
 pub mod catalogue;
 pub mod draw;
+pub mod judge;
 pub mod queries;
 pub mod shop;
 
