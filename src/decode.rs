@@ -10,6 +10,8 @@ use image::{DynamicImage, ImageDecoder, ImageReader, Limits, Rgb, RgbImage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
+
 /// Limits of image decoding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -30,13 +32,8 @@ impl Options {
     /// What is wrong with these options, a line each.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if !(16..=65_535).contains(&self.max_side) {
-            problems.push(format!("max_side: {} is not between 16 and 65535", self.max_side));
-        }
-        if !(256..=1_000_000_000).contains(&self.max_pixels) {
-            problems
-                .push(format!("max_pixels: {} is not between 256 and 1000000000", self.max_pixels));
-        }
+        limits::range(&mut problems, "max_side", self.max_side.into(), 16, 65_535);
+        limits::range(&mut problems, "max_pixels", self.max_pixels, 256, 1_000_000_000);
         problems
     }
 }

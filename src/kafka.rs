@@ -9,6 +9,7 @@ use rdkafka::error::KafkaError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
 use crate::retry::Verdict;
 
 /// How to reach Kafka.
@@ -54,12 +55,7 @@ impl Options {
         if self.brokers.trim().is_empty() {
             problems.push("brokers: is empty; give host:port, several separated by commas".into());
         }
-        if !(100..=300_000).contains(&self.request_timeout_ms) {
-            problems.push(format!(
-                "request_timeout_ms: {} is not between 100 and 300000",
-                self.request_timeout_ms
-            ));
-        }
+        limits::range(&mut problems, "request_timeout_ms", self.request_timeout_ms, 100, 300_000);
         for key in self.properties.keys() {
             if RESERVED.contains(&key.as_str()) {
                 problems.push(format!("properties.\"{key}\": is set by bsap itself; remove it"));

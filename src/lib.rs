@@ -16,6 +16,7 @@ pub mod fetch;
 pub mod http;
 pub mod ingest;
 pub mod kafka;
+pub mod limits;
 pub mod normalise;
 pub mod prompts;
 pub mod publish;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::clip::{ClipError, Towers};
+use crate::limits;
 use crate::record::{Embedding, hex};
 use crate::statistics::{Statistics, StatisticsKey, auxiliary_scores};
 use crate::table::PromptSetRecord;
@@ -51,9 +52,7 @@ impl Options {
         if self.sets.is_empty() || self.sets.len() > 8 {
             problems.push(format!("sets: {} sets; give 1 to 8", self.sets.len()));
         }
-        if !(1..=MAX_PROMPTS).contains(&self.top_k) {
-            problems.push(format!("top_k: {} is not between 1 and {MAX_PROMPTS}", self.top_k));
-        }
+        limits::range(&mut problems, "top_k", self.top_k as u64, 1, MAX_PROMPTS as u64);
         let errors = self.sets.iter().filter_map(|set| PromptSet::load(set).err());
         problems.extend(errors.map(|e| format!("sets: {e}")));
         problems

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use url::Url;
 
+use crate::limits;
 use crate::record::Content;
 use crate::retry::{Backoff, Decide, Verdict, retry};
 use crate::store::{Store, StoreError};
@@ -80,18 +81,14 @@ impl Options {
     /// What is wrong with these options, a line each.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let mut range = |name: &str, value: u64, low: u64, high: u64| {
-            if !(low..=high).contains(&value) {
-                problems.push(format!("{name}: {value} is not between {low} and {high}"));
-            }
-        };
-        range("max_bytes", self.max_bytes, 1024, 2 << 30);
-        range("budget_mib", self.budget_mib.into(), 1, 1 << 20);
-        range("timeout_ms", self.timeout_ms, 10, 600_000);
-        range("total_timeout_ms", self.total_timeout_ms, 10, 3_600_000);
-        range("max_redirects", self.max_redirects.into(), 0, 20);
-        range("attempts", self.attempts.into(), 1, 20);
-        range("per_host", self.per_host as u64, 1, 1000);
+        let p = &mut problems;
+        limits::range(p, "max_bytes", self.max_bytes, 1024, 2 << 30);
+        limits::range(p, "budget_mib", self.budget_mib.into(), 1, 1 << 20);
+        limits::range(p, "timeout_ms", self.timeout_ms, 10, 600_000);
+        limits::range(p, "total_timeout_ms", self.total_timeout_ms, 10, 3_600_000);
+        limits::range(p, "max_redirects", self.max_redirects.into(), 0, 20);
+        limits::range(p, "attempts", self.attempts.into(), 1, 20);
+        limits::range(p, "per_host", self.per_host as u64, 1, 1000);
         if u64::from(self.budget_mib) << 20 < self.max_bytes {
             problems.push(format!(
                 "budget_mib: {} MiB is less than one image of max_bytes ({} bytes)",

@@ -25,6 +25,7 @@ use tracing::{error, warn};
 pub use answer::{HitAnswer, ImageAnswer, SearchAnswer, StandIn};
 
 use crate::fetch::Fetcher;
+use crate::limits;
 use crate::search::Engine;
 use crate::telemetry::event;
 use problem::Problem;
@@ -81,15 +82,11 @@ impl Options {
                 self.listen
             ));
         }
-        let mut range = |name: &str, value: u64, low: u64, high: u64| {
-            if !(low..=high).contains(&value) {
-                problems.push(format!("{name}: {value} is not between {low} and {high}"));
-            }
-        };
-        range("concurrency", self.concurrency as u64, 1, 100_000);
-        range("timeout_ms", self.timeout_ms, 10, 600_000);
-        range("max_body_bytes", self.max_body_bytes as u64, 1024, 16 << 20);
-        range("max_listeners", self.max_listeners as u64, 0, 100_000);
+        let p = &mut problems;
+        limits::range(p, "concurrency", self.concurrency as u64, 1, 100_000);
+        limits::range(p, "timeout_ms", self.timeout_ms, 10, 600_000);
+        limits::range(p, "max_body_bytes", self.max_body_bytes as u64, 1024, 16 << 20);
+        limits::range(p, "max_listeners", self.max_listeners as u64, 0, 100_000);
         problems
     }
 }

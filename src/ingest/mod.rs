@@ -30,7 +30,7 @@ use crate::record::{Message, Partition};
 use crate::source::{Decoder, Item, Resume, Source, SourceError};
 use crate::table::{TableError, Writer};
 use crate::telemetry::event;
-use crate::{decode, kafka, source};
+use crate::{decode, kafka, limits, source};
 
 use process::{Outcome, Processor};
 use sink::Sink;
@@ -79,19 +79,15 @@ impl Options {
     /// What is wrong with these options, a line each.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let mut range = |name: &str, value: u64, low: u64, high: u64| {
-            if !(low..=high).contains(&value) {
-                problems.push(format!("{name}: {value} is not between {low} and {high}"));
-            }
-        };
-        range("in_flight", self.in_flight as u64, 1, 100_000);
-        range("batch_images", self.batch_images as u64, 1, 4096);
-        range("batch_wait_ms", self.batch_wait_ms, 0, 10_000);
-        range("decode_threads", self.decode_threads as u64, 0, 1024);
-        range("commit_rows", self.commit_rows as u64, 1, 1_000_000);
-        range("commit_mib", self.commit_mib as u64, 1, 4096);
-        range("commit_ms", self.commit_ms, 1, 3_600_000);
-        range("drain_seconds", self.drain_seconds, 0, 3_600);
+        let p = &mut problems;
+        limits::range(p, "in_flight", self.in_flight as u64, 1, 100_000);
+        limits::range(p, "batch_images", self.batch_images as u64, 1, 4096);
+        limits::range(p, "batch_wait_ms", self.batch_wait_ms, 0, 10_000);
+        limits::range(p, "decode_threads", self.decode_threads as u64, 0, 1024);
+        limits::range(p, "commit_rows", self.commit_rows as u64, 1, 1_000_000);
+        limits::range(p, "commit_mib", self.commit_mib as u64, 1, 4096);
+        limits::range(p, "commit_ms", self.commit_ms, 1, 3_600_000);
+        limits::range(p, "drain_seconds", self.drain_seconds, 0, 3_600);
         problems
     }
 }

@@ -14,6 +14,7 @@ pub use engine::{Engine, Explanation, Query, QueryError, Results, ScoredPrompt, 
 pub use rank::Hit;
 pub use snapshot::{Change, Entry, Snapshot, Snapshots};
 
+use crate::limits;
 use crate::normalise::Normaliser;
 
 /// How queries are answered and the table is followed.
@@ -59,16 +60,12 @@ impl Options {
     /// What is wrong with these options, a line each.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let mut range = |name: &str, value: u64, low: u64, high: u64| {
-            if !(low..=high).contains(&value) {
-                problems.push(format!("{name}: {value} is not between {low} and {high}"));
-            }
-        };
-        range("poll_ms", self.poll_ms, 10, 600_000);
-        range("max_k", self.max_k as u64, 1, 100_000);
-        range("default_k", self.default_k as u64, 1, self.max_k as u64);
-        range("max_text_chars", self.max_text_chars as u64, 1, 100_000);
-        range("cached_queries", self.cached_queries as u64, 0, 10_000_000);
+        let p = &mut problems;
+        limits::range(p, "poll_ms", self.poll_ms, 10, 600_000);
+        limits::range(p, "max_k", self.max_k as u64, 1, 100_000);
+        limits::range(p, "default_k", self.default_k as u64, 1, self.max_k as u64);
+        limits::range(p, "max_text_chars", self.max_text_chars as u64, 1, 100_000);
+        limits::range(p, "cached_queries", self.cached_queries as u64, 0, 10_000_000);
         if !(0.0..=1.0).contains(&self.weight) {
             problems.push(format!("weight: {} is not between 0 and 1", self.weight));
         }

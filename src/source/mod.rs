@@ -14,6 +14,7 @@ pub use consumer::{Item, Resume, Source, SourceError};
 pub use format::{Decoder, Rejected};
 pub use json::ImageEvent;
 
+use crate::limits;
 use crate::record::Ordering;
 
 /// Where events come from and how they are read.
@@ -76,21 +77,15 @@ impl Options {
         if self.group.is_empty() {
             problems.push("group: is empty; name the consumer group".into());
         }
-        if !(6_000..=1_800_000).contains(&self.session_timeout_ms) {
-            problems.push(format!(
-                "session_timeout_ms: {} is not between 6000 and 1800000",
-                self.session_timeout_ms
-            ));
-        }
-        if !(1..=100_000).contains(&self.queue_messages) {
-            problems.push(format!(
-                "queue_messages: {} is not between 1 and 100000",
-                self.queue_messages
-            ));
-        }
-        if !(1..=1024).contains(&self.prefetch_mib) {
-            problems.push(format!("prefetch_mib: {} is not between 1 and 1024", self.prefetch_mib));
-        }
+        limits::range(
+            &mut problems,
+            "session_timeout_ms",
+            self.session_timeout_ms.into(),
+            6_000,
+            1_800_000,
+        );
+        limits::range(&mut problems, "queue_messages", self.queue_messages as u64, 1, 100_000);
+        limits::range(&mut problems, "prefetch_mib", self.prefetch_mib.into(), 1, 1024);
         if !(1..=240).contains(&self.drain_seconds) {
             problems.push(format!(
                 "drain_seconds: {} is not between 1 and 240 (max.poll.interval.ms is 5 minutes)",

@@ -28,6 +28,7 @@ pub use follow::{Changes, Follower};
 pub use state::{CatalogueState, Generation, PromptSetRecord, Serving, StateStore};
 pub use write::{Committed, PartitionBatch, Writer};
 
+use crate::limits;
 use crate::retry::{Decide, Verdict};
 use crate::store::StoreError;
 
@@ -57,12 +58,7 @@ impl Options {
         if let Err(error) = crate::store::parse(&self.url) {
             problems.push(format!("url: {error}"));
         }
-        if !(1..=1000).contains(&self.commit_attempts) {
-            problems.push(format!(
-                "commit_attempts: {} is not between 1 and 1000",
-                self.commit_attempts
-            ));
-        }
+        limits::range(&mut problems, "commit_attempts", self.commit_attempts.into(), 1, 1000);
         problems
     }
 }
