@@ -59,6 +59,7 @@ impl Cli {
             ("serve", &["model", "table", "search", "fetch", "http", "log"]),
             ("publish", &["kafka", "source", "attributes", "fetch"]),
             ("search", &TABLE),
+            ("prompts", &["prompts", "model", "table"]),
         ] {
             let help = config::help(sections);
             command = command.mut_subcommand(name, |command| {
@@ -84,6 +85,8 @@ pub enum Command {
     Publish(PublishArgs),
     /// Ask a running server, or the table itself
     Search(SearchArgs),
+    /// List prompt sets, and measure what one does on the stored images
+    Prompts(PromptsArgs),
     /// Check the configuration and try every connection that it names
     Check,
     /// Print an example, what is in effect, the reference or the JSON schema
@@ -230,6 +233,53 @@ pub struct SearchArgs {
     #[arg(long, value_name = "NAME")]
     pub prompt_set: Option<String>,
     /// Print the answer as JSON, as the server gives it
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `bsap prompts`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  bsap prompts list
+  bsap prompts show photographs > mine.toml     a start for a set of your own
+  bsap prompts measure mine.toml                what it would do on the stored images")]
+pub struct PromptsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: PromptsAction,
+}
+
+/// What `bsap prompts` does.
+#[derive(Debug, Subcommand)]
+pub enum PromptsAction {
+    /// List the shipped and the configured sets with their fingerprints
+    List,
+    /// Print a set as its TOML file has it
+    Show {
+        /// Shipped name or path of a TOML file
+        set: String,
+    },
+    /// Measure sets on the stored images: how scores spread, near-duplicate and dominating
+    /// prompts, penalised images. Changes nothing
+    Measure(MeasureArgs),
+}
+
+/// `bsap prompts measure`.
+#[derive(Debug, Args)]
+pub struct MeasureArgs {
+    /// Names of stored or shipped sets, or paths of TOML files; without any, the stored sets
+    pub sets: Vec<String>,
+    /// Longest list of prompts or images in the report
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub limit: u16,
+    /// Formula whose penalty is shown; what is served, unless given
+    #[arg(long)]
+    pub normaliser: Option<Normaliser>,
+    /// Its weight, 0 to 1; what is served, unless given
+    #[arg(long)]
+    pub weight: Option<f32>,
+    /// Print JSON, a line a set
     #[arg(long)]
     pub json: bool,
 }

@@ -23,11 +23,14 @@ pub struct Measures {
     pub recall_at_10: f64,
     /// Right ones among the first ten, of ten.
     pub precision_at_10: f64,
+    /// 1 where the first result is wrong: the confident mistake that a user sees first.
+    pub false_hit: f64,
 }
 
 impl Measures {
     /// Names, in the order of [`Measures::values`].
-    pub const NAMES: [&str; 5] = ["hit@1", "hit@5", "hit@10", "recall@10", "precision@10"];
+    pub const NAMES: [&str; 6] =
+        ["hit@1", "hit@5", "hit@10", "recall@10", "precision@10", "false hit"];
 
     /// From whether each of the best results is right, best first, and how many right ones there
     /// are in all. `None` where there is no right one: such a query tells nothing.
@@ -44,12 +47,20 @@ impl Measures {
             hit_at_10: hit(10),
             recall_at_10: found / total.min(DEPTH) as f64,
             precision_at_10: found / DEPTH as f64,
+            false_hit: 1.0 - hit(1),
         })
     }
 
     /// The values, in the order of [`Measures::NAMES`].
-    pub fn values(&self) -> [f64; 5] {
-        [self.hit_at_1, self.hit_at_5, self.hit_at_10, self.recall_at_10, self.precision_at_10]
+    pub fn values(&self) -> [f64; 6] {
+        [
+            self.hit_at_1,
+            self.hit_at_5,
+            self.hit_at_10,
+            self.recall_at_10,
+            self.precision_at_10,
+            self.false_hit,
+        ]
     }
 }
 
@@ -83,6 +94,39 @@ pub fn bootstrap(values: &[f64], seed: u64) -> Option<Interval> {
     })
 }
 
+/// A way to rank over a set of queries, beside another way over the same queries.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// Queries that have a right answer.
+    pub queries: usize,
+    /// Means, in the order of [`Measures::NAMES`].
+    pub measures: Vec<Interval>,
+    /// Mean gain over the other way, query by query, in the same order: above 0 is more. Being
+    /// paired, it is far narrower than the difference of two means.
+    pub gains: Vec<Interval>,
+}
+
+impl Summary {
+    /// Summarises `measured` beside `baseline`, the same queries in the same order.
+    pub fn of(measured: &[Measures], baseline: &[Measures], seed: u64) -> Self {
+        debug_assert_eq!(measured.len(), baseline.len());
+        let column = |all: &[Measures], m: usize| -> Vec<f64> {
+            all.iter().map(|measures| measures.values()[m]).collect()
+        };
+        let names = 0..Measures::NAMES.len();
+        let mean = |m| bootstrap(&column(measured, m), seed);
+        let gain = |m| {
+            let pairs = column(measured, m).into_iter().zip(column(baseline, m));
+            bootstrap(&pairs.map(|(new, old)| new - old).collect::<Vec<f64>>(), seed)
+        };
+        Self {
+            queries: measured.len(),
+            measures: names.clone().filter_map(mean).collect(),
+            gains: names.filter_map(gain).collect(),
+        }
+    }
+}
+
 /// Indices of the `depth` largest scores, best first; ties go to the smaller index.
 pub fn best(scores: &[f32], depth: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
@@ -107,6 +151,19 @@ mod tests {
         assert!((m.precision_at_10 - 0.2).abs() < 1e-12);
         assert_eq!(Measures::of(&[true; 10], 500).unwrap().recall_at_10, 1.0);
         assert!(Measures::of(&[false], 0).is_none());
+    }
+
+    #[test]
+    fn a_gain_is_paired() {
+        let measured = |first: bool| Measures::of(&[first, true], 1).unwrap();
+        let old: Vec<Measures> = (0..400).map(|i| measured(i % 2 == 0)).collect();
+        let new: Vec<Measures> = (0..400).map(|i| measured(i % 2 == 0 || i % 20 == 1)).collect();
+        let summary = Summary::of(&new, &old, 1);
+        let (mean, gain) = (summary.measures[0], summary.gains[0]);
+        assert_eq!(summary.queries, 400);
+        assert!((gain.mean - 0.05).abs() < 1e-9 && gain.low > 0.0, "{gain:?}");
+        assert!(gain.high - gain.low < (mean.high - mean.low) / 1.5, "{gain:?} {mean:?}");
+        assert!((summary.gains[5].mean + 0.05).abs() < 1e-9, "the false hits fell");
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub mod event {
         SHED = "shed",
         HTTP_ERROR = "http.error",
         PUBLISH = "publish",
+        PROMPTS_SCRIPT = "prompts.script",
     }
 }
 

@@ -39,10 +39,11 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 #[test]
 fn help_teaches_and_version_is_told() {
     let help = String::from_utf8(bsap(&["--help"], &[]).stdout).unwrap();
-    for word in ["demo", "ingest", "serve", "publish", "search", "check", "config", "Exit codes"] {
+    for word in ["demo", "ingest", "serve", "publish", "search", "prompts", "check", "config"] {
         assert!(help.contains(word), "{help}");
     }
-    for command in ["demo", "ingest", "serve", "publish", "search", "check", "config"] {
+    assert!(help.contains("Exit codes"), "{help}");
+    for command in ["demo", "ingest", "serve", "publish", "search", "prompts", "check", "config"] {
         assert!(bsap(&[command, "--help"], &[]).status.success(), "{command}");
     }
     assert!(bsap(&["--version"], &[]).status.success());
@@ -202,7 +203,7 @@ fn the_demo_finds_every_image_and_logs_events_by_their_names() {
     let output = bsap(&["demo", "--once", "--images", "40", "--dir", dir.to_str().unwrap()], &[]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    for words in ["kafka.brokers", "plain CLIP", "balanced (softmax", "All 40 images are there."] {
+    for words in ["kafka.brokers", "plain CLIP", "balanced (nnn", "All 40 images are there."] {
         assert!(text.contains(words), "{words} is not in {text}");
     }
     let log = std::fs::read_to_string(dir.join("bsap.log")).unwrap();
@@ -219,4 +220,56 @@ fn the_demo_finds_every_image_and_logs_events_by_their_names() {
     for event in ["start", "rebalance", "batch.done", "snapshot.ready", "search"] {
         assert!(seen.contains(event), "{event} was not logged: {seen:?}");
     }
+    sets_are_measured_on(&dir);
+}
+
+/// `bsap prompts measure` and `bsap search` on the table that a demo left behind.
+fn sets_are_measured_on(dir: &std::path::Path) {
+    let (table, model) = (dir.join("catalogue"), dir.join("demo-clip"));
+    let variables = [
+        ("BSAP_MODEL__CHECKPOINT", model.to_str().unwrap()),
+        ("BSAP_TABLE__URL", table.to_str().unwrap()),
+    ];
+    let strange = file(
+        "name = 'mixed'\nversion = 1\nlanguage = 'ru'\nnotes = ''\ntexts = ['кружка', 'a mug', 'a red mug']\n",
+    );
+    let sets = ["demo", strange.path().to_str().unwrap()];
+    let output =
+        bsap(&["prompts", "measure", sets[0], sets[1], "--json", "--limit", "3"], &variables);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let reports: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(reports.len(), 2);
+    for report in &reports {
+        assert_eq!(report["report"]["images"], 40);
+        assert_eq!(report["normaliser"], "nnn");
+        assert_eq!(report["penalised_ids"].as_array().unwrap().len(), 3);
+    }
+    assert!(reports[0]["warning"].is_null());
+    let warning = reports[1]["warning"].as_str().unwrap();
+    assert!(warning.contains("not multilingual") && warning.contains("1 of 3"), "{warning}");
+
+    let page = bsap(&["prompts", "measure", "--normaliser", "softmax"], &variables);
+    let page = String::from_utf8(page.stdout).unwrap();
+    for words in ["demo@", "photographs@", "█", "Strongest prompt", "lose most", "softmax"] {
+        assert!(page.contains(words), "{words} is not in {page}");
+    }
+    let search = bsap(&["search", "赤いマグカップ"], &variables);
+    assert!(String::from_utf8(search.stdout).unwrap().contains("WARNING"));
+}
+
+#[test]
+fn prompt_sets_are_listed_and_shown() {
+    let list = String::from_utf8(bsap(&["prompts", "list"], &[]).stdout).unwrap();
+    for words in ["photographs", "ecommerce-ja", "demo", "served first"] {
+        assert!(list.contains(words), "{words} is not in {list}");
+    }
+    let shown = String::from_utf8(bsap(&["prompts", "show", "photographs"], &[]).stdout).unwrap();
+    let set: bsap::prompts::PromptSet = toml::from_str(&shown).unwrap();
+    assert_eq!(set, bsap::prompts::PromptSet::load("photographs").unwrap());
+    fails(&["prompts", "show", "nowhere.toml"], &[], 2, &["nowhere.toml", "shipped are"]);
+    let model = model();
+    let variables = [("BSAP_MODEL__CHECKPOINT", model.as_str())];
+    fails(&["prompts", "measure", "--weight", "2"], &variables, 2, &["--weight"]);
 }

@@ -29,6 +29,13 @@ pub trait Towers: Send + Sync {
 
     /// One unit-length embedding of `card().dimension` values per text, in order.
     fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError>;
+
+    /// Whether the text tower's vocabulary has the script of `text`. Where it has not, the text is
+    /// embedded as noise.
+    fn knows_script(&self, text: &str) -> bool {
+        let _ = text;
+        true
+    }
 }
 
 /// What a model is.

@@ -93,6 +93,10 @@ impl Towers for Clip {
         self.preprocess.apply(image)
     }
 
+    fn knows_script(&self, text: &str) -> bool {
+        self.tokenizer.knows_script(text)
+    }
+
     fn embed_images(&self, batch: &[Pixels]) -> std::result::Result<Vec<Vec<f32>>, ClipError> {
         if batch.is_empty() {
             return Ok(Vec::new());

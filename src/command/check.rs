@@ -7,6 +7,7 @@ use image::RgbImage;
 
 use super::{Done, Failure, parts};
 use crate::config::Config;
+use crate::prompts::PromptSet;
 use crate::{http, kafka};
 
 /// Says what is right and what is not, a line each.
@@ -104,9 +105,15 @@ async fn check_model(config: Config, report: &mut Report) -> Result<(), Failure>
             ))
         };
         let sets = config.prompts.sets.iter().map(|name| {
-            let set =
-                crate::prompts::PromptSet::load(name)?.embed(&*towers, config.prompts.top_k)?;
-            Ok(format!("{} ({} prompts, {})", set.key, set.set.texts.len(), set.set.language))
+            let set = PromptSet::load(name)?.embed(&*towers, config.prompts.top_k)?;
+            let warning =
+                set.set.warning(&*towers).map_or(String::new(), |w| format!("; WARNING: {w}"));
+            Ok(format!(
+                "{} ({} prompts, {}){warning}",
+                set.key,
+                set.set.texts.len(),
+                set.set.language
+            ))
         });
         (works(), sets.collect::<Vec<Result<String, anyhow::Error>>>())
     })

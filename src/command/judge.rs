@@ -6,10 +6,10 @@ use super::{Done, bar};
 use crate::cli::EvaluateArgs;
 use crate::clip::{Clip, Options, Towers};
 use crate::demo::catalogue::Style;
-use crate::demo::judge::{Judged, Verdict};
-use crate::demo::queries::queries;
+use crate::demo::judge::{Judged, Setting, Verdict};
+use crate::demo::queries::{AttributeQuery, Difficulty, combinations, queries};
 use crate::demo::write_model;
-use crate::evaluate::Measures;
+use crate::evaluate::{Interval, Measures};
 use crate::prompts::{EmbeddedSet, PromptSet};
 
 /// Side of the drawn pictures in pixels, as in the demo.
@@ -34,47 +34,81 @@ pub fn run(args: &EvaluateArgs) -> Done {
         .into_iter()
         .collect::<Result<Vec<EmbeddedSet>, _>>()?;
     let asked = queries(args.seed, args.queries);
+    let combined = combinations(args.seed);
     for style in Style::ALL {
         let bar = bar(style.name(), args.count)?;
         let judged = Judged::draw(&clip, *style, args.seed, args.count, SIDE, |n| bar.inc(n))?;
         bar.finish_and_clear();
-        let verdicts = judged.judge(&clip, &asked, &sets)?;
+        let mixed = judged.judge(&clip, &asked, &sets, |q| q.difficulty.name())?;
+        let of_training = |q: &AttributeQuery| if q.held_out() { "unseen" } else { "seen" };
+        let combined = judged.judge(&clip, &combined, &sets, of_training)?;
         if args.json {
             let line = serde_json::json!({
                 "style": style, "seed": args.seed, "images": args.count,
-                "model": clip.card().fingerprint, "verdicts": verdicts,
+                "model": clip.card().fingerprint, "verdicts": mixed, "combinations": combined,
             });
             say!("{line}");
         } else {
-            say!("{}", table(*style, args, &verdicts));
+            say!("{}", tables(*style, args, &mixed, &combined));
         }
     }
     Ok(())
 }
 
-/// One style's verdicts in Markdown: means with 95 % intervals.
-fn table(style: Style, args: &EvaluateArgs, verdicts: &[Verdict]) -> String {
-    let asked = verdicts.first().map_or(0, |v| v.queries);
+/// One style's verdicts in Markdown, with 95 % intervals.
+fn tables(style: Style, args: &EvaluateArgs, mixed: &[Verdict], combined: &[Verdict]) -> String {
+    let asked = mixed.first().map_or(0, |v| v.all.queries);
     let mut text = format!(
-        "### {}: {} pictures, {asked} queries, seed {}\n\n| prompts | normaliser | weight |",
+        "## {}\n\n{} pictures, {asked} queries, seed {}.\n\n",
         style.name(),
         args.count,
         args.seed
     );
-    // Writing to a string cannot fail.
-    for name in Measures::NAMES {
-        let _ = write!(text, " {name} |");
+    let measures: Vec<String> = Measures::NAMES.map(str::to_owned).into();
+    table(&mut text, &measures, mixed, |v| v.all.measures.iter().map(interval).collect());
+    text.push_str("\nGain over plain CLIP, query by query:\n\n");
+    table(&mut text, &measures, mixed, |v| v.all.gains.iter().map(signed).collect());
+    let difficulties = Difficulty::ALL.map(Difficulty::name);
+    for (title, names, verdicts) in [
+        ("hit@1 by what the query asks for", difficulties.as_slice(), mixed),
+        ("hit@1 on combinations that training showed and left out", &["seen", "unseen"], combined),
+    ] {
+        let groups = verdicts.first().map(|v| &v.groups);
+        let count = |name: &str| groups.and_then(|g| g.get(name)).map_or(0, |s| s.queries);
+        let columns: Vec<String> =
+            names.iter().map(|name| format!("{name} ({})", count(name))).collect();
+        let _ = write!(text, "\n{title} (how many queries):\n\n");
+        table(&mut text, &columns, verdicts, |verdict| {
+            let first = |name: &&str| verdict.groups.get(*name).and_then(|s| s.measures.first());
+            names.iter().map(|name| first(name).map_or("–".into(), interval)).collect()
+        });
     }
-    text.push_str("\n| --- | --- | --- |");
-    text.push_str(&" --- |".repeat(Measures::NAMES.len()));
-    for verdict in verdicts {
-        let setting = &verdict.setting;
-        let set = setting.prompt_set.as_deref().unwrap_or("–");
-        let _ = write!(text, "\n| {set} | {} | {} |", setting.normaliser.name(), setting.weight);
-        for m in &verdict.measures {
-            let _ = write!(text, " {:.3} ({:.3}–{:.3}) |", m.mean, m.low, m.high);
-        }
-    }
-    text.push('\n');
     text
+}
+
+/// A row a verdict; `cells` gives what stands under `columns`. Writing to a string cannot fail.
+fn table(
+    text: &mut String,
+    columns: &[String],
+    verdicts: &[Verdict],
+    cells: impl Fn(&Verdict) -> Vec<String>,
+) {
+    let _ = writeln!(text, "| prompts | normaliser | weight | {} |", columns.join(" | "));
+    let _ = writeln!(text, "| --- | --- | --- |{}", " --- |".repeat(columns.len()));
+    for verdict in verdicts {
+        let Setting { prompt_set, normaliser, weight } = &verdict.setting;
+        let (set, normaliser) = (prompt_set.as_deref().unwrap_or("–"), normaliser.name());
+        let _ =
+            writeln!(text, "| {set} | {normaliser} | {weight} | {} |", cells(verdict).join(" | "));
+    }
+}
+
+fn interval(m: &Interval) -> String {
+    format!("{:.3} ({:.3}–{:.3})", m.mean, m.low, m.high)
+}
+
+/// As a gain: bold where the interval does not hold 0.
+fn signed(m: &Interval) -> String {
+    let mark = if m.low > 0.0 || m.high < 0.0 { "**" } else { "" };
+    format!("{mark}{:+.3}{mark} ({:+.3} to {:+.3})", m.mean, m.low, m.high)
 }

@@ -14,6 +14,7 @@ mod demo;
 mod ingest;
 mod judge;
 mod parts;
+mod prompts;
 mod publish;
 mod search;
 mod serve;
@@ -26,7 +27,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::cli::{Cli, Command, DemoAction};
+use crate::cli::{Cli, Command, DemoAction, PromptsAction};
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, event};
 
@@ -80,6 +81,13 @@ pub fn run(cli: &Cli) -> Done {
             Some(DemoAction::Render(args)) => demo::render(args),
             Some(DemoAction::Evaluate(args)) => judge::run(args),
         },
+        Command::Prompts(args) => match &args.action {
+            PromptsAction::List => prompts::list(&load_for_client(cli)?),
+            PromptsAction::Show { set } => prompts::show(set),
+            PromptsAction::Measure(args) => {
+                logged(quiet(load()?), |config, token| prompts::measure(args, config, token))
+            }
+        },
         Command::Check => block_on(check::run(cli.config.as_deref())),
         Command::Ingest => logged(load()?, ingest::run),
         Command::Serve(args) => {
@@ -95,10 +103,7 @@ pub fn run(cli: &Cli) -> Done {
             if args.server.is_some() {
                 return block_on(search::ask_server(args));
             }
-            let mut config = load()?;
-            config.log.level =
-                "warn,deltalake_core=error,delta_kernel=error,buoyant_kernel=error".into();
-            logged(config, |config, token| search::ask_table(args, config, token))
+            logged(quiet(load()?), |config, token| search::ask_table(args, config, token))
         }
     }
 }
@@ -107,6 +112,12 @@ pub fn run(cli: &Cli) -> Done {
 fn load_for_client(cli: &Cli) -> Result<Config, ConfigError> {
     let here = std::env::vars().chain([("BSAP_MODEL__CHECKPOINT".to_owned(), ".".to_owned())]);
     crate::config::load(cli.config.as_deref(), here)
+}
+
+/// For a command whose answer stands on the terminal.
+fn quiet(mut config: Config) -> Config {
+    config.log.level = "warn,deltalake_core=error,delta_kernel=error,buoyant_kernel=error".into();
+    config
 }
 
 /// A progress bar for work whose length is known.

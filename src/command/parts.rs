@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use chrono::TimeDelta;
-use tracing::info;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use crate::clip::{Clip, Towers};
 use crate::config::Config;
@@ -67,6 +68,11 @@ pub async fn worker(
     let topics = [config.source.topic.as_str(), config.dead_letter.topic.as_str()];
     kafka::probe(&config.kafka, &topics).await?;
     let sets = prompts::load_all(&config.prompts, &*towers).context("prompts.sets")?;
+    for set in &sets {
+        if let Some(warning) = set.set.warning(&*towers) {
+            warn!(event = event::PROMPTS_SCRIPT, prompt_set = %set.key, warning, "a prompt set does not fit the model");
+        }
+    }
     let first = sets.first().context("prompts.sets: is empty")?;
     let serving = Serving {
         prompt_set: first.key.clone(),
@@ -126,6 +132,23 @@ pub async fn query_worker(config: &Config, towers: Arc<dyn Towers>) -> anyhow::R
         follower,
         generation: state.live.id,
     })
+}
+
+/// A query worker's engine with the whole table in memory, as it is now, and the generation's
+/// identifier. `None` where `token` was cancelled meanwhile.
+pub async fn whole_table(
+    config: &Config,
+    towers: Arc<dyn Towers>,
+    token: &CancellationToken,
+) -> anyhow::Result<Option<(Arc<Engine>, String)>> {
+    let QueryWorker { engine, mut follower, generation } = query_worker(config, towers).await?;
+    while let Some(changes) = follower.next(&|_, _| {}).await? {
+        engine.snapshots().apply(changes).await;
+        if token.is_cancelled() {
+            return Ok(None);
+        }
+    }
+    Ok(Some((engine, generation)))
 }
 
 /// What the HTTP server answers from.

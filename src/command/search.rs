@@ -7,8 +7,7 @@ use reqwest::header::CONTENT_TYPE;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::parts::{self, QueryWorker};
-use super::{Done, Failure, table_view};
+use super::{Done, Failure, parts, table_view};
 use crate::cli::SearchArgs;
 use crate::config::Config;
 use crate::http::SearchAnswer;
@@ -57,14 +56,9 @@ async fn ask(args: &SearchArgs, base: url::Url) -> anyhow::Result<SearchAnswer> 
 /// Asks the table itself.
 pub async fn ask_table(args: &SearchArgs, config: Config, token: CancellationToken) -> Done {
     let towers = parts::towers(&config)?;
-    let QueryWorker { engine, mut follower, generation } =
-        parts::query_worker(&config, towers).await?;
-    while let Some(changes) = follower.next(&|_, _| {}).await? {
-        engine.snapshots().apply(changes).await;
-        if token.is_cancelled() {
-            return Ok(());
-        }
-    }
+    let Some((engine, generation)) = parts::whole_table(&config, towers, &token).await? else {
+        return Ok(());
+    };
     let query = Query {
         text: args.text.clone(),
         k: Some(args.k),

@@ -25,8 +25,9 @@ pub fn side_by_side(answer: &SearchAnswer) -> String {
         ]);
     }
     let timings = answer.timings;
+    let warning = answer.warning.as_ref().map_or(String::new(), |w| format!("WARNING: {w}\n"));
     format!(
-        "{table}\n{} images scanned in {:.2} ms, text {:.2} ms; table version {}, prompt set {}",
+        "{warning}{table}\n{} images scanned in {:.2} ms, text {:.2} ms; table version {}, prompt set {}",
         answer.scanned, timings.scan_ms, timings.text_ms, answer.table_version, answer.prompt_set
     )
 }

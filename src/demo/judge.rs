@@ -1,6 +1,8 @@
 //! How well a model ranks the drawn catalogue, plain and balanced: what is in each picture is
 //! known, so is every right answer.
 
+use std::collections::BTreeMap;
+
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -9,7 +11,7 @@ use super::draw::{DrawError, render};
 use super::queries::AttributeQuery;
 use crate::clip::{ClipError, Towers};
 use crate::decode::{self, DecodeError};
-use crate::evaluate::{DEPTH, Interval, Measures, best, bootstrap};
+use crate::evaluate::{DEPTH, Measures, Summary, best};
 use crate::normalise::{Balance, Normaliser, Scale};
 use crate::prompts::EmbeddedSet;
 use crate::record::Embedding;
@@ -17,6 +19,8 @@ use crate::statistics::{Statistics, dot};
 
 /// Pictures drawn and embedded at one time.
 const BATCH: usize = 64;
+/// Decides the samples of the intervals.
+const SEED: u64 = 1;
 /// Weights that are tried; 1 is the normaliser alone.
 pub const WEIGHTS: [f32; 4] = [0.1, 0.25, 0.5, 1.0];
 
@@ -51,15 +55,22 @@ pub struct Setting {
     pub weight: f32,
 }
 
-/// What a way to rank is worth over all queries.
+/// What a way to rank is worth, beside plain CLIP.
 #[derive(Debug, Clone, Serialize)]
 pub struct Verdict {
     /// The way.
     pub setting: Setting,
-    /// Queries that have a right answer.
-    pub queries: usize,
-    /// In the order of [`Measures::NAMES`].
-    pub measures: Vec<Interval>,
+    /// Over all queries.
+    pub all: Summary,
+    /// Over the queries of each group.
+    pub groups: BTreeMap<&'static str, Summary>,
+}
+
+/// A query's raw scores and right answers, one a picture.
+struct Asked {
+    group: &'static str,
+    raw: Vec<f32>,
+    right: Vec<bool>,
 }
 
 impl Judged {
@@ -89,28 +100,33 @@ impl Judged {
         Ok(Self { scenes, embeddings })
     }
 
-    /// Judges plain CLIP and every normaliser at every weight with every one of `sets`.
+    /// Judges plain CLIP and every normaliser at every weight with every one of `sets`. Queries
+    /// without a right answer here are left out; `group` names the group of the others.
     pub fn judge(
         &self,
         towers: &dyn Towers,
         queries: &[AttributeQuery],
         sets: &[EmbeddedSet],
+        group: impl Fn(&AttributeQuery) -> &'static str + Sync,
     ) -> Result<Vec<Verdict>, JudgeError> {
         let texts: Vec<&str> = queries.iter().map(|q| q.text.as_str()).collect();
         let mut embedded = Vec::with_capacity(texts.len());
         for batch in texts.chunks(BATCH) {
             embedded.extend(towers.embed_texts(batch)?);
         }
-        let asked: Vec<(Vec<f32>, Vec<bool>)> = queries
+        let asked: Vec<Asked> = queries
             .par_iter()
             .zip(&embedded)
-            .map(|(query, unit)| {
-                let raw = self.embeddings.iter().map(|e| dot(unit, e.values())).collect();
-                (raw, self.scenes.iter().map(|scene| query.matches(scene)).collect())
+            .map(|(query, unit)| Asked {
+                group: group(query),
+                raw: self.embeddings.iter().map(|e| dot(unit, e.values())).collect(),
+                right: self.scenes.iter().map(|scene| query.matches(scene)).collect(),
             })
+            .filter(|asked| asked.right.contains(&true))
             .collect();
-        let plain = Setting { prompt_set: None, normaliser: Normaliser::Raw, weight: 0.0 };
-        let mut verdicts = vec![verdict(plain, &asked, |_, raw| raw)];
+        let plain = measure(&asked, |_, raw| raw);
+        let setting = Setting { prompt_set: None, normaliser: Normaliser::Raw, weight: 0.0 };
+        let mut verdicts = vec![verdict(setting, &asked, &plain, &plain)];
         let scale = towers.card().logit_scale;
         for set in sets {
             let statistics: Vec<Statistics> =
@@ -123,7 +139,8 @@ impl Judged {
                         statistics.iter().map(|s| balance.affine(s, scale)).collect();
                     let prompt_set = Some(set.set.name.clone());
                     let setting = Setting { prompt_set, normaliser, weight };
-                    verdicts.push(verdict(setting, &asked, |i, raw| affine[i].score(raw)));
+                    let measured = measure(&asked, |i, raw| affine[i].score(raw));
+                    verdicts.push(verdict(setting, &asked, &measured, &plain));
                 }
             }
         }
@@ -131,26 +148,36 @@ impl Judged {
     }
 }
 
-fn verdict(
-    setting: Setting,
-    asked: &[(Vec<f32>, Vec<bool>)],
-    score: impl Fn(usize, f32) -> f32 + Sync,
-) -> Verdict {
-    let measured: Vec<Measures> = asked
+/// Measures of every query's ranking by `score` of a picture's index and raw score.
+fn measure(asked: &[Asked], score: impl Fn(usize, f32) -> f32 + Sync) -> Vec<Measures> {
+    asked
         .par_iter()
-        .filter_map(|(raw, right)| {
+        .filter_map(|Asked { raw, right, .. }| {
             let scores: Vec<f32> = raw.iter().enumerate().map(|(i, r)| score(i, *r)).collect();
             let top: Vec<bool> = best(&scores, DEPTH).into_iter().map(|i| right[i]).collect();
             Measures::of(&top, right.iter().filter(|r| **r).count())
         })
-        .collect();
-    let interval = |m: usize| {
-        let values: Vec<f64> = measured.iter().map(|measures| measures.values()[m]).collect();
-        bootstrap(&values, 1)
+        .collect()
+}
+
+fn verdict(
+    setting: Setting,
+    asked: &[Asked],
+    measured: &[Measures],
+    plain: &[Measures],
+) -> Verdict {
+    let mut groups: BTreeMap<&'static str, (Vec<Measures>, Vec<Measures>)> = BTreeMap::new();
+    for (asked, (own, plain)) in asked.iter().zip(measured.iter().zip(plain)) {
+        let (owns, plains) = groups.entry(asked.group).or_default();
+        owns.push(*own);
+        plains.push(*plain);
+    }
+    let summarise = |(name, (owns, plains)): (&'static str, (Vec<_>, Vec<_>))| {
+        (name, Summary::of(&owns, &plains, SEED))
     };
     Verdict {
         setting,
-        queries: measured.len(),
-        measures: (0..Measures::NAMES.len()).filter_map(interval).collect(),
+        all: Summary::of(measured, plain, SEED),
+        groups: groups.into_iter().map(summarise).collect(),
     }
 }

@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 
 use rand::RngExt;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use serde::{Deserialize, Serialize};
 
-use super::catalogue::{Colour, Kind, Pattern, Product, Scene, counted, generator};
+use super::catalogue::{Colour, Kind, Pattern, Product, Scene, counted, generator, held_out};
 
 /// What one product must be; what is left out may be anything.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +67,17 @@ pub enum Difficulty {
 impl Difficulty {
     /// All, from easy to hard.
     pub const ALL: [Self; 5] = [Self::One, Self::Two, Self::Three, Self::Count, Self::Pair];
+
+    /// As it stands in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::One => "one",
+            Self::Two => "two",
+            Self::Three => "three",
+            Self::Count => "count",
+            Self::Pair => "pair",
+        }
+    }
 }
 
 /// A query and what matches it.
@@ -81,6 +92,19 @@ pub struct AttributeQuery {
 }
 
 impl AttributeQuery {
+    fn new(conditions: Vec<Condition>, joint: &str, difficulty: Difficulty) -> Self {
+        let words: Vec<String> = conditions.iter().map(Condition::words).collect();
+        Self { text: words.join(joint), difficulty, conditions }
+    }
+
+    /// Whether it asks for a combination that training leaves out.
+    pub fn held_out(&self) -> bool {
+        self.conditions.iter().any(|c| match (c.kind, c.colour, c.pattern) {
+            (Some(kind), Some(colour), Some(pattern)) => held_out(kind, colour, pattern),
+            _ => false,
+        })
+    }
+
     /// Whether the scene is a right answer.
     pub fn matches(&self, scene: &Scene) -> bool {
         let products = &scene.products;
@@ -125,16 +149,38 @@ pub fn queries(seed: u64, per_difficulty: usize) -> Vec<AttributeQuery> {
                     vec![keep(full, both), keep(second, both)]
                 }
             };
-            let words: Vec<String> = conditions.iter().map(Condition::words).collect();
             let joint = if rng.random_bool(0.5) { " and " } else { " next to " };
-            let text = words.join(joint);
-            if seen.insert(text.clone()) {
-                queries.push(AttributeQuery { text, difficulty, conditions });
+            let query = AttributeQuery::new(conditions, joint, difficulty);
+            if seen.insert(query.text.clone()) {
+                queries.push(query);
                 made += 1;
             }
         }
     }
     queries
+}
+
+/// Every combination of kind, colour and pattern that training leaves out, and as many that it
+/// does not.
+pub fn combinations(seed: u64) -> Vec<AttributeQuery> {
+    let kinds = Kind::ALL.iter().copied();
+    let surfaces = Colour::ALL.iter().flat_map(|c| Pattern::ALL.iter().map(move |p| (*c, *p)));
+    let (unseen, mut seen): (Vec<_>, Vec<_>) = kinds
+        .flat_map(|kind| {
+            surfaces.clone().map(move |(colour, pattern)| {
+                let condition = Condition {
+                    kind: Some(kind),
+                    colour: Some(colour),
+                    pattern: Some(pattern),
+                    count: None,
+                };
+                AttributeQuery::new(vec![condition], "", Difficulty::Three)
+            })
+        })
+        .partition(AttributeQuery::held_out);
+    seen.shuffle(&mut generator(seed, 3));
+    seen.truncate(unseen.len());
+    [unseen, seen].concat()
 }
 
 /// `full` with the parts whose bit is set: 1 kind, 2 colour, 4 pattern, 8 count.
@@ -194,5 +240,14 @@ mod tests {
         assert_eq!(all.len(), 41 + 4 * 100);
         let texts: HashSet<_> = all.iter().map(|q| &q.text).collect();
         assert_eq!(texts.len(), all.len());
+    }
+
+    #[test]
+    fn combinations_are_half_unseen() {
+        let all = combinations(1);
+        let unseen = all.iter().filter(|q| q.held_out()).count();
+        assert_eq!(unseen * 2, all.len());
+        assert!((100..170).contains(&unseen), "{unseen}");
+        assert_eq!(all.iter().map(|q| &q.text).collect::<HashSet<_>>().len(), all.len());
     }
 }

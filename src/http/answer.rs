@@ -86,6 +86,8 @@ pub struct SearchAnswer {
     pub hits: Vec<HitAnswer>,
     /// Best by raw score.
     pub raw_hits: Vec<HitAnswer>,
+    /// Why the answer is not to be trusted; none where nothing speaks against it.
+    pub warning: Option<String>,
 }
 
 impl SearchAnswer {
@@ -102,6 +104,7 @@ impl SearchAnswer {
             timings: results.timings,
             hits: results.hits.iter().map(HitAnswer::new).collect(),
             raw_hits: results.raw_hits.iter().map(HitAnswer::new).collect(),
+            warning: results.warning.clone(),
         }
     }
 }

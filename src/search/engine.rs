@@ -85,6 +85,8 @@ pub struct Results {
     pub raw_hits: Vec<Hit>,
     /// How long it took.
     pub timings: Timings,
+    /// Why the answer is not to be trusted; none where nothing speaks against it.
+    pub warning: Option<String>,
 }
 
 /// A prompt and the score that an image gives it.
@@ -203,6 +205,16 @@ impl Engine {
             hits,
             raw_hits,
             timings,
+            warning: self.warning(&query.text),
+        })
+    }
+
+    fn warning(&self, text: &str) -> Option<String> {
+        (!self.towers.knows_script(text)).then(|| {
+            format!(
+                "the text tower of {} is not multilingual: its vocabulary does not have the script of this query, so these results mean nothing",
+                self.towers.card().name
+            )
         })
     }
 

@@ -110,6 +110,15 @@ test('what is wrong is said', async () => {
   faults.length = 0; // the refused request itself
 });
 
+test('a query in a script that the model does not know is told', async () => {
+  const page = await open();
+  await search(page, '赤いマグカップ');
+  await page.waitForSelector(`${one('warning')}:visible`);
+  assert.match(await page.locator(one('warning')).innerText(), /not multilingual/);
+  await search(page, 'a red mug');
+  await page.waitForSelector(one('warning'), { state: 'hidden' });
+});
+
 test('a telephone and the dark are served too', async () => {
   const page = await open({ viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true, colorScheme: 'dark' }, '?q=a%20blue%20dotted%20backpack');
   await page.waitForSelector(`${one('column-balanced')} ${one('card')}`);

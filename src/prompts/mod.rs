@@ -1,5 +1,7 @@
 //! Auxiliary prompt sets: shipped ones and the owner's own, loaded, fingerprinted, embedded once.
 
+mod report;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::clip::{ClipError, Towers};
+pub use report::{NEAR, Report, report};
+
 use crate::limits;
 use crate::record::{Embedding, hex};
 use crate::statistics::{Statistics, StatisticsKey, auxiliary_scores};
@@ -21,10 +25,10 @@ pub const MAX_PROMPT_CHARS: usize = 1000;
 
 /// Prompt sets that are part of the program.
 const SHIPPED: [(&str, &str); 4] = [
-    ("photographs", include_str!("../models/prompts/photographs.toml")),
-    ("ecommerce-en", include_str!("../models/prompts/ecommerce-en.toml")),
-    ("ecommerce-ja", include_str!("../models/prompts/ecommerce-ja.toml")),
-    ("demo", include_str!("../models/prompts/demo.toml")),
+    ("photographs", include_str!("../../models/prompts/photographs.toml")),
+    ("ecommerce-en", include_str!("../../models/prompts/ecommerce-en.toml")),
+    ("ecommerce-ja", include_str!("../../models/prompts/ecommerce-ja.toml")),
+    ("demo", include_str!("../../models/prompts/demo.toml")),
 ];
 
 /// Which prompt sets are used.
@@ -65,7 +69,7 @@ pub enum PromptError {
     /// Neither a shipped name nor a readable file.
     #[error(
         "{name}: no shipped prompt set of that name and no readable file ({source}); shipped are {}",
-        shipped_names()
+        PromptSet::shipped().join(", ")
     )]
     Missing {
         /// As given.
@@ -91,10 +95,6 @@ pub enum PromptError {
     },
 }
 
-fn shipped_names() -> String {
-    SHIPPED.map(|(name, _)| name).join(", ")
-}
-
 /// A set of auxiliary prompts, as its TOML file has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -112,6 +112,11 @@ pub struct PromptSet {
 }
 
 impl PromptSet {
+    /// Names of the shipped sets.
+    pub fn shipped() -> [&'static str; SHIPPED.len()] {
+        SHIPPED.map(|(name, _)| name)
+    }
+
     /// Loads a shipped set by name, or a file by path.
     pub fn load(name: &str) -> Result<Self, PromptError> {
         if let Some((_, text)) = SHIPPED.iter().find(|(shipped, _)| *shipped == name) {
@@ -163,6 +168,21 @@ impl PromptSet {
             hasher.update(text.as_bytes());
         }
         hex(&hasher.finalize())
+    }
+
+    /// What is wrong with this set for a model that knows no multilingual text; none where its
+    /// vocabulary has the prompts' script.
+    pub fn warning(&self, towers: &dyn Towers) -> Option<String> {
+        let strange = self.texts.iter().filter(|text| !towers.knows_script(text)).count();
+        (strange > 0).then(|| {
+            format!(
+                "the text tower of {} is not multilingual: {strange} of {} prompts of {} ({}) are in a script that its vocabulary does not have, so their scores mean nothing; use a multilingual model or another set",
+                towers.card().name,
+                self.texts.len(),
+                self.name,
+                self.language,
+            )
+        })
     }
 
     /// Embeds the prompts with a model's text tower and fixes scale and top-k.
