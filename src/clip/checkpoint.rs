@@ -12,103 +12,208 @@ use sha2::{Digest, Sha256};
 use super::ClipError;
 use crate::record::hex;
 
-/// `config.json` of a CLIP checkpoint; what is left out has the default of Hugging Face's
-/// `CLIPConfig`.
+/// What a model is built like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    /// OpenAI CLIP and OpenCLIP exports: class token, causal text tower, both projected.
+    Clip,
+    /// SigLIP, and SigLIP 2 of a fixed resolution: attention pooling, texts padded to full length.
+    Siglip,
+}
+
+impl Architecture {
+    /// As `model_type` names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clip => "clip",
+            Self::Siglip => "siglip",
+        }
+    }
+}
+
+/// `config.json` as it is written; what is left out has the default of Hugging Face's classes.
 #[derive(Debug, Clone, Deserialize)]
+struct Written {
+    #[serde(default)]
+    projection_dim: Option<usize>,
+    #[serde(default)]
+    text_config: WrittenTower,
+    #[serde(default)]
+    vision_config: WrittenTower,
+    #[serde(default)]
+    notice: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct WrittenTower {
+    hidden_size: Option<usize>,
+    intermediate_size: Option<usize>,
+    num_hidden_layers: Option<usize>,
+    num_attention_heads: Option<usize>,
+    hidden_act: Option<String>,
+    layer_norm_eps: Option<f64>,
+    vocab_size: Option<usize>,
+    max_position_embeddings: Option<usize>,
+    eos_token_id: Option<u32>,
+    projection_size: Option<usize>,
+    image_size: Option<usize>,
+    patch_size: Option<usize>,
+    num_channels: Option<usize>,
+}
+
+/// A checkpoint's configuration, complete.
+#[derive(Debug, Clone)]
 pub struct Config {
-    pub model_type: String,
-    #[serde(default = "default::projection_dim")]
-    pub projection_dim: usize,
-    #[serde(default)]
-    pub text_config: TextConfig,
-    #[serde(default)]
-    pub vision_config: VisionConfig,
+    /// What it is built like.
+    pub architecture: Architecture,
+    /// Dimension of an embedding.
+    pub dimension: usize,
+    /// The text tower.
+    pub text: TextConfig,
+    /// The image tower.
+    pub image: ImageConfig,
     /// This project's own: what users must know of the model.
-    #[serde(default)]
     pub notice: Option<String>,
 }
 
 /// The text tower.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Clone)]
 pub struct TextConfig {
-    pub vocab_size: usize,
-    pub max_position_embeddings: usize,
-    pub eos_token_id: u32,
-    #[serde(flatten)]
+    pub vocabulary: usize,
+    pub context: usize,
+    pub end: u32,
     pub encoder: EncoderConfig,
 }
 
 /// The image tower.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(default)]
-pub struct VisionConfig {
-    pub image_size: usize,
-    pub patch_size: usize,
-    pub num_channels: usize,
-    #[serde(flatten)]
+#[derive(Debug, Clone)]
+pub struct ImageConfig {
+    pub side: usize,
+    pub patch: usize,
     pub encoder: EncoderConfig,
 }
 
 /// A stack of transformer blocks.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Copy)]
 pub struct EncoderConfig {
-    #[serde(default)]
-    pub hidden_size: Option<usize>,
-    #[serde(default)]
-    pub intermediate_size: Option<usize>,
-    #[serde(default = "default::layers")]
-    pub num_hidden_layers: usize,
-    #[serde(default)]
-    pub num_attention_heads: Option<usize>,
-    #[serde(default = "default::activation")]
-    pub hidden_act: String,
-    #[serde(default = "default::layer_norm_eps")]
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub activation: Activation,
     pub layer_norm_eps: f64,
 }
 
-mod default {
-    pub fn projection_dim() -> usize {
-        512
-    }
-    pub fn layers() -> usize {
-        12
-    }
-    pub fn activation() -> String {
-        "quick_gelu".into()
-    }
-    pub fn layer_norm_eps() -> f64 {
-        1e-5
-    }
+/// The non-linearity between the two products of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x·σ(1.702·x), OpenAI's.
+    QuickGelu,
+    /// x·Φ(x), OpenCLIP's.
+    Gelu,
+    /// Its approximation by tanh, SigLIP's.
+    GeluTanh,
 }
 
-impl Default for EncoderConfig {
-    fn default() -> Self {
-        Self {
-            hidden_size: None,
-            intermediate_size: None,
-            num_hidden_layers: default::layers(),
-            num_attention_heads: None,
-            hidden_act: default::activation(),
-            layer_norm_eps: default::layer_norm_eps(),
+impl WrittenTower {
+    fn encoder(self, default: EncoderConfig) -> Result<EncoderConfig, String> {
+        let activation = match self.hidden_act.as_deref() {
+            None => default.activation,
+            Some("quick_gelu") => Activation::QuickGelu,
+            Some("gelu") => Activation::Gelu,
+            Some("gelu_pytorch_tanh" | "gelu_new") => Activation::GeluTanh,
+            Some(other) => {
+                return Err(format!(
+                    "hidden_act {other:?} is not quick_gelu, gelu or gelu_pytorch_tanh"
+                ));
+            }
+        };
+        let encoder = EncoderConfig {
+            hidden: self.hidden_size.unwrap_or(default.hidden),
+            intermediate: self.intermediate_size.unwrap_or(default.intermediate),
+            layers: self.num_hidden_layers.unwrap_or(default.layers),
+            heads: self.num_attention_heads.unwrap_or(default.heads),
+            activation,
+            layer_norm_eps: self.layer_norm_eps.unwrap_or(default.layer_norm_eps),
+        };
+        if encoder.heads == 0 || !encoder.hidden.is_multiple_of(encoder.heads) {
+            return Err(format!(
+                "hidden_size {} is no multiple of num_attention_heads {}",
+                encoder.hidden, encoder.heads
+            ));
         }
+        Ok(encoder)
     }
 }
 
-impl Default for TextConfig {
-    fn default() -> Self {
-        Self {
-            vocab_size: 49408,
-            max_position_embeddings: 77,
-            eos_token_id: 49407,
-            encoder: EncoderConfig::default(),
+impl Config {
+    /// Completes what `config.json` says with the defaults of its architecture.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Kind {
+            model_type: String,
         }
-    }
-}
-
-impl Default for VisionConfig {
-    fn default() -> Self {
-        Self { image_size: 224, patch_size: 32, num_channels: 3, encoder: EncoderConfig::default() }
+        let Kind { model_type } = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        let architecture = match model_type.as_str() {
+            "clip" => Architecture::Clip,
+            "siglip" => Architecture::Siglip,
+            other => {
+                return Err(format!(
+                    "model_type {other:?} is not supported; this version reads clip and siglip"
+                ));
+            }
+        };
+        let written: Written = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        let Written { text_config: text, vision_config: image, .. } = written;
+        let base = EncoderConfig {
+            hidden: 768,
+            intermediate: 3072,
+            layers: 12,
+            heads: 12,
+            activation: Activation::QuickGelu,
+            layer_norm_eps: 1e-5,
+        };
+        let siglip =
+            EncoderConfig { activation: Activation::GeluTanh, layer_norm_eps: 1e-6, ..base };
+        let (text_default, image_default, vocabulary, context, patch) = match architecture {
+            Architecture::Clip => {
+                let text = EncoderConfig { hidden: 512, intermediate: 2048, heads: 8, ..base };
+                (text, base, 49_408, 77, 32)
+            }
+            Architecture::Siglip => (siglip, siglip, 32_000, 64, 16),
+        };
+        let (side, patch) = (image.image_size.unwrap_or(224), image.patch_size.unwrap_or(patch));
+        let channels = image.num_channels.unwrap_or(3);
+        if channels != 3 || patch == 0 || side < patch {
+            return Err(format!(
+                "vision_config: image_size {side}, patch_size {patch}, num_channels {channels} are not supported"
+            ));
+        }
+        let projected = text.projection_size;
+        let text = TextConfig {
+            vocabulary: text.vocab_size.unwrap_or(vocabulary),
+            context: text.max_position_embeddings.unwrap_or(context),
+            end: text.eos_token_id.unwrap_or(49_407),
+            encoder: text.encoder(text_default).map_err(|e| format!("text_config: {e}"))?,
+        };
+        let image = ImageConfig {
+            side,
+            patch,
+            encoder: image.encoder(image_default).map_err(|e| format!("vision_config: {e}"))?,
+        };
+        let dimension = match architecture {
+            Architecture::Clip => written.projection_dim.unwrap_or(512),
+            Architecture::Siglip => image.encoder.hidden,
+        };
+        let projected = projected.unwrap_or(text.encoder.hidden);
+        if architecture == Architecture::Siglip && projected != dimension {
+            return Err(format!(
+                "text_config: projection_size {projected} differs from the image tower's hidden_size {dimension}"
+            ));
+        }
+        Ok(Self { architecture, dimension, text, image, notice: written.notice })
     }
 }
 
@@ -128,8 +233,8 @@ pub struct Preprocessor {
     pub size: Size,
     #[serde(default)]
     pub crop_size: Option<Size>,
-    #[serde(default = "yes")]
-    pub do_center_crop: bool,
+    #[serde(default)]
+    pub do_center_crop: Option<bool>,
     pub image_mean: [f32; 3],
     pub image_std: [f32; 3],
     #[serde(default = "bicubic")]
@@ -138,9 +243,6 @@ pub struct Preprocessor {
     pub rescale_factor: f64,
 }
 
-fn yes() -> bool {
-    true
-}
 fn bicubic() -> u8 {
     3
 }
@@ -160,22 +262,23 @@ pub enum Size {
 impl Checkpoint {
     /// Reads the folder's files; the weights of `model.safetensors` are read once and hashed.
     pub fn read(folder: &Path) -> Result<Self, ClipError> {
-        let (config, config_bytes): (Config, _) = json(&folder.join("config.json"))?;
-        if config.model_type != "clip" {
-            return Err(ClipError::Checkpoint {
-                file: folder.join("config.json"),
-                reason: format!(
-                    "model_type {:?} is not supported; this version reads clip",
-                    config.model_type
-                ),
-            });
-        }
+        let file = folder.join("config.json");
+        let config_bytes = read(&file)?;
+        let config = Config::parse(&config_bytes)
+            .map_err(|reason| ClipError::Checkpoint { file, reason })?;
         let (preprocessor, preprocessor_bytes) = json(&folder.join("preprocessor_config.json"))?;
         let tokenizer = read(&folder.join("tokenizer.json"))?;
         let file = folder.join("model.safetensors");
         let weights = read(&file)?;
+        let padding = match config.architecture {
+            Architecture::Clip => Vec::new(),
+            // Says which token fills a text up, which changes embeddings.
+            Architecture::Siglip => read(&folder.join("tokenizer_config.json"))?,
+        };
+        let mut parts = vec![&config_bytes, &preprocessor_bytes, &tokenizer, &weights];
+        parts.extend((!padding.is_empty()).then_some(&padding));
         let mut hasher = Sha256::new();
-        for part in [&config_bytes, &preprocessor_bytes, &tokenizer, &weights] {
+        for part in parts {
             hasher.update((part.len() as u64).to_le_bytes());
             hasher.update(part);
         }

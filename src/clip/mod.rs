@@ -1,7 +1,10 @@
 //! CLIP: a checkpoint in the Hugging Face layout, its preprocessing, its tokenizer, its two towers.
 
 mod checkpoint;
+mod image_tower;
 mod preprocess;
+mod self_test;
+mod text_tower;
 mod tokenizer;
 mod towers;
 mod transformer;
@@ -14,6 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use preprocess::Pixels;
+pub use self_test::{SelfTest, self_test};
 pub use towers::Clip;
 
 /// What the pipeline needs of a model; a deterministic stand-in may implement it in tests.
@@ -43,7 +47,7 @@ pub trait Towers: Send + Sync {
 pub struct ModelCard {
     /// Its name: that of its folder.
     pub name: String,
-    /// `clip`.
+    /// `clip` or `siglip`.
     pub architecture: String,
     /// SHA-256 over weights, architecture, preprocessing and tokenizer, in hexadecimal. Embeddings
     /// of models with different fingerprints are never compared.
@@ -54,8 +58,13 @@ pub struct ModelCard {
     pub image_side: u32,
     /// Longest text in tokens.
     pub context_length: usize,
+    /// What becomes of a picture before the tower reads it.
+    pub preprocessing: String,
     /// L: exp of the checkpoint's `logit_scale`.
     pub logit_scale: f32,
+    /// SigLIP's bias: the probability of a match is σ(L·cosine + bias). It ranks as the cosine
+    /// does.
+    pub logit_bias: Option<f32>,
     /// Number of parameters.
     pub parameters: u64,
     /// What users must know of the model, from `notice` in its config; for instance that its
@@ -142,7 +151,9 @@ impl From<DeviceChoice> for String {
 }
 
 /// Precision of the towers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32-bit floats.
@@ -194,6 +205,9 @@ pub enum ClipError {
     /// This picture or text cannot be embedded.
     #[error("{0}")]
     Input(String),
+    /// The model loads, but what it computes is wrong.
+    #[error("the self-test failed: {0}")]
+    SelfTest(String),
     /// Computing failed.
     #[error("the towers failed: {0}")]
     Compute(#[from] candle_core::Error),

@@ -1,16 +1,19 @@
 //! Text to token ids.
 
+use std::borrow::Cow;
 use std::path::Path;
 
-use tokenizers::{Tokenizer, TruncationParams};
+use tokenizers::{PaddingParams, PaddingStrategy, Tokenizer, TruncationParams};
 
 use super::ClipError;
-use super::checkpoint::TextConfig;
+use super::checkpoint::{Architecture, Config};
 
 /// The checkpoint's tokenizer, truncating to the context length.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     end: End,
+    /// Whether texts are made plain first, as SigLIP was trained on.
+    plain: bool,
 }
 
 /// How the end-of-text token is found.
@@ -19,6 +22,8 @@ enum End {
     Largest,
     /// The first of this id.
     First(u32),
+    /// SigLIP reads the last of the full length, whatever it is.
+    Full,
 }
 
 /// Letters of a text that are looked at for its script.
@@ -29,38 +34,42 @@ const SCRIPT_SAMPLE: usize = 32;
 const TOKENS_PER_LETTER: f64 = 0.9;
 const TOKENS_PER_HAN: f64 = 1.2;
 
-/// Token ids up to the end-of-text token, which is the last: with causal attention nothing behind
-/// it changes the embedding.
+/// Token ids, the last being the one that is read. CLIP's end there: with causal attention nothing
+/// behind end-of-text changes the embedding. SigLIP's are padded to the full length.
 pub type Tokens = Vec<u32>;
 
 impl TextTokenizer {
     /// Loads `tokenizer.json` and checks that it fits the text tower.
-    pub fn load(folder: &Path, config: &TextConfig) -> Result<Self, ClipError> {
+    pub fn load(folder: &Path, config: &Config) -> Result<Self, ClipError> {
         let file = folder.join("tokenizer.json");
         let wrong = |reason: String| ClipError::Checkpoint { file: file.clone(), reason };
+        let text = &config.text;
         let mut tokenizer = Tokenizer::from_file(&file).map_err(|e| wrong(e.to_string()))?;
         let size = tokenizer.get_vocab_size(true);
-        if size > config.vocab_size {
+        // Towers are at most padded a little; one with many more tokens had another tokenizer.
+        if size > text.vocabulary || size < text.vocabulary - text.vocabulary / 8 {
             return Err(wrong(format!(
                 "has {size} tokens, but the text tower knows {} (text_config.vocab_size)",
-                config.vocab_size
+                text.vocabulary
             )));
         }
-        let truncation = TruncationParams {
-            max_length: config.max_position_embeddings,
-            ..TruncationParams::default()
-        };
-        tokenizer.with_padding(None);
+        let truncation =
+            TruncationParams { max_length: text.context, ..TruncationParams::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(|e| wrong(e.to_string()))?;
-        let end = match config.eos_token_id {
-            2 => End::Largest,
-            id => End::First(id),
+        let (padding, end, plain) = match config.architecture {
+            Architecture::Clip if text.end == 2 => (None, End::Largest, false),
+            Architecture::Clip => (None, End::First(text.end), false),
+            Architecture::Siglip => {
+                let (padding, plain) = siglip(folder, &tokenizer, text.context)?;
+                (Some(padding), End::Full, plain)
+            }
         };
-        let tokenizer = Self { tokenizer, end };
+        tokenizer.with_padding(padding);
+        let tokenizer = Self { tokenizer, end, plain };
         if tokenizer.tokens("a").is_err() {
             return Err(wrong(format!(
                 "adds no end-of-text token {} (text_config.eos_token_id)",
-                config.eos_token_id
+                text.end
             )));
         }
         Ok(tokenizer)
@@ -68,6 +77,7 @@ impl TextTokenizer {
 
     /// The token ids of `text`, end-of-text last, at most the context length.
     pub fn tokens(&self, text: &str) -> Result<Tokens, ClipError> {
+        let text = if self.plain { plain(text).into() } else { Cow::Borrowed(text) };
         let encoding = self
             .tokenizer
             .encode(text, true)
@@ -75,6 +85,7 @@ impl TextTokenizer {
         let ids = encoding.get_ids();
         let end = match self.end {
             End::First(id) => ids.iter().position(|i| *i == id),
+            End::Full => ids.len().checked_sub(1),
             // The first of the largest, as argmax finds it.
             End::Largest => ids.iter().max().and_then(|max| ids.iter().position(|i| i == max)),
         };
@@ -95,11 +106,48 @@ impl TextTokenizer {
             return true;
         }
         let Ok(encoding) = self.tokenizer.encode(letters, false) else { return false };
+        let used = encoding.get_attention_mask().iter().filter(|used| **used == 1).count();
         let unknown = ["<unk>", "[UNK]"].map(|token| self.tokenizer.token_to_id(token));
         encoding.get_ids().iter().all(|id| !unknown.contains(&Some(*id)))
-            && encoding.len() as f64
-                <= others as f64 * TOKENS_PER_LETTER + han as f64 * TOKENS_PER_HAN
+            && used as f64 <= others as f64 * TOKENS_PER_LETTER + han as f64 * TOKENS_PER_HAN
     }
+}
+
+/// How SigLIP's texts are filled up, and whether they are made plain, by `tokenizer_config.json`.
+fn siglip(
+    folder: &Path,
+    tokenizer: &Tokenizer,
+    length: usize,
+) -> Result<(PaddingParams, bool), ClipError> {
+    let file = folder.join("tokenizer_config.json");
+    let bytes =
+        std::fs::read(&file).map_err(|source| ClipError::File { file: file.clone(), source })?;
+    let wrong = |reason: String| ClipError::Checkpoint { file: file.clone(), reason };
+    let config: serde_json::Value =
+        serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
+    let written = &config["pad_token"];
+    // Either the token itself or an object that describes it.
+    let token = written.as_str().or_else(|| written["content"].as_str());
+    let token = token.ok_or_else(|| wrong("names no pad_token".into()))?;
+    let id = tokenizer
+        .token_to_id(token)
+        .ok_or_else(|| wrong(format!("pad_token {token:?} is not in tokenizer.json")))?;
+    let padding = PaddingParams {
+        strategy: PaddingStrategy::Fixed(length),
+        pad_id: id,
+        pad_token: token.to_owned(),
+        ..PaddingParams::default()
+    };
+    // SigLIP 2 comes with Gemma's tokenizer, which does nothing of the kind.
+    let class = config["tokenizer_class"].as_str().unwrap_or_default();
+    Ok((padding, class.starts_with("SiglipTokenizer")))
+}
+
+/// Lower case, without ASCII punctuation, single spaces: what SigLIP's tokenizer does in Python
+/// before SentencePiece sees a text, and `tokenizer.json` may leave out.
+fn plain(text: &str) -> String {
+    let kept: String = text.to_lowercase().chars().filter(|c| !c.is_ascii_punctuation()).collect();
+    kept.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -109,9 +157,8 @@ mod tests {
     #[test]
     fn a_script_that_the_vocabulary_lacks_is_told() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
-        let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
-        let config: super::super::checkpoint::Config = serde_json::from_str(&config).unwrap();
-        let tokenizer = TextTokenizer::load(&folder, &config.text_config).unwrap();
+        let config = std::fs::read(folder.join("config.json")).unwrap();
+        let tokenizer = TextTokenizer::load(&folder, &Config::parse(&config).unwrap()).unwrap();
         for known in ["a red mug", "café, naïve, Ærø, phở", "", "42 %", "mug 🍵"] {
             assert!(tokenizer.knows_script(known), "{known}");
         }

@@ -3,9 +3,8 @@
 use std::fmt::Display;
 use std::path::Path;
 
-use image::RgbImage;
-
 use super::{Done, Failure, parts};
+use crate::clip::self_test;
 use crate::config::Config;
 use crate::prompts::PromptSet;
 use crate::{http, kafka};
@@ -86,7 +85,7 @@ async fn check_table(config: &Config, report: &mut Report) {
     report.line("table.url", checked.await);
 }
 
-/// Loads the model and embeds a text, a picture and the prompt sets.
+/// Loads and tests the model, and embeds the prompt sets.
 async fn check_model(config: Config, report: &mut Report) -> Result<(), Failure> {
     let (model, prompts) = tokio::task::spawn_blocking(move || {
         let towers = match parts::towers(&config) {
@@ -94,9 +93,7 @@ async fn check_model(config: Config, report: &mut Report) -> Result<(), Failure>
             Err(error) => return (Err(error), Vec::new()),
         };
         let works = || {
-            let pixels = towers.prepare(&RgbImage::new(64, 64))?;
-            towers.embed_images(&[pixels])?;
-            towers.embed_texts(&["a picture"])?;
+            self_test(&*towers)?;
             let card = towers.card();
             let notice = card.notice.as_deref().map_or(String::new(), |n| format!("; {n}"));
             Ok(format!(

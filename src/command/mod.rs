@@ -11,8 +11,10 @@ macro_rules! say {
 mod check;
 mod config;
 mod demo;
+mod embed;
 mod ingest;
 mod judge;
+mod model;
 mod parts;
 mod prompts;
 mod publish;
@@ -27,7 +29,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::cli::{Cli, Command, DemoAction, PromptsAction};
+use crate::cli::{Cli, Command, DemoAction, ModelAction, ModelArgs, PromptsAction};
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, event};
 
@@ -81,6 +83,10 @@ pub fn run(cli: &Cli) -> Done {
             Some(DemoAction::Render(args)) => demo::render(args),
             Some(DemoAction::Evaluate(args)) => judge::run(args),
         },
+        Command::Embed(args) => embed::run(args),
+        Command::Model(ModelArgs { action: ModelAction::Inspect { checkpoint, model } }) => {
+            model::inspect(&model.options(checkpoint))
+        }
         Command::Prompts(args) => match &args.action {
             PromptsAction::List => prompts::list(&load_for_client(cli)?),
             PromptsAction::Show { set } => prompts::show(set),

@@ -1,0 +1,40 @@
+//! `bsap model`.
+
+use super::Done;
+use crate::clip::{Clip, Options, Towers, self_test};
+
+/// Prints what a checkpoint is, and tests it.
+pub fn inspect(options: &Options) -> Done {
+    let clip = Clip::load(options)?;
+    let card = clip.card();
+    let memory = |bytes: f64| format!("{:.1} MB", card.parameters as f64 * bytes / 1e6);
+    let line = |name: &str, value: String| say!("{name:<14} {value}");
+    line("name", card.name.clone());
+    line("architecture", card.architecture.clone());
+    line("dimension", card.dimension.to_string());
+    line(
+        "parameters",
+        format!("{}: {} in f32, {} in f16 or bf16", card.parameters, memory(4.0), memory(2.0)),
+    );
+    line("image", card.preprocessing.clone());
+    line("text", format!("up to {} tokens", card.context_length));
+    line("logit scale", format!("{:.4}", card.logit_scale));
+    if let Some(bias) = card.logit_bias {
+        line("logit bias", format!("{bias:.4}"));
+    }
+    line("fingerprint", card.fingerprint.clone());
+    if let Some(notice) = &card.notice {
+        line("notice", notice.clone());
+    }
+    let test = self_test(&clip)?;
+    line(
+        "self-test",
+        format!(
+            "ok; alone and in a batch differ by {:.1e} at most; one picture {:.1} ms, one text {:.1} ms",
+            test.batch_difference,
+            test.image_time.as_secs_f64() * 1e3,
+            test.text_time.as_secs_f64() * 1e3,
+        ),
+    );
+    Ok(())
+}

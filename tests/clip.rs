@@ -1,0 +1,163 @@
+//! Small checkpoints with random weights against what Hugging Face transformers and PIL made of
+//! them (`tests/parity/fixtures.py`), and checkpoints that must be refused.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::{Path, PathBuf};
+
+use bsap::clip::{Clip, ClipError, Options, Pixels, Towers, self_test};
+use bsap::decode::{self, decode};
+use serde_json::Value;
+
+/// A tensor of every fixture.
+const TENSOR: &str = "vision_model.encoder.layers.1.mlp.fc1.weight";
+const MODELS: [&str; 3] = ["clip-quick-gelu", "clip-gelu", "siglip"];
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+fn load(checkpoint: PathBuf) -> Result<Clip, ClipError> {
+    Clip::load(&Options { checkpoint, ..Options::default() })
+}
+
+fn expected(model: &str) -> Value {
+    let text = std::fs::read_to_string(fixtures().join(model).join("expected.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Largest difference of a value between an embedding and the reference's.
+fn difference(embedding: &[f32], reference: &Value) -> f64 {
+    let reference = reference.as_array().unwrap();
+    assert_eq!(embedding.len(), reference.len());
+    let pairs = embedding.iter().zip(reference);
+    pairs.map(|(a, b)| (f64::from(*a) - b.as_f64().unwrap()).abs()).fold(0.0, f64::max)
+}
+
+fn pixels(file: &Path, clip: &Clip) -> Pixels {
+    let picture = decode(&std::fs::read(file).unwrap(), &decode::Options::default()).unwrap();
+    clip.prepare(&picture).unwrap()
+}
+
+#[test]
+fn texts_have_the_tokens_and_embeddings_of_the_reference() {
+    for model in MODELS {
+        let clip = load(fixtures().join(model)).unwrap();
+        for case in expected(model)["texts"].as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            let tokens: Vec<u32> = serde_json::from_value(case["tokens"].clone()).unwrap();
+            assert_eq!(clip.tokens(text).unwrap(), tokens, "{model}: {text:?}");
+            let embedding = &clip.embed_texts(&[text]).unwrap()[0];
+            let difference = difference(embedding, &case["embedding"]);
+            assert!(difference < 1e-5, "{model}: {text:?} differs by {difference}");
+        }
+    }
+}
+
+#[test]
+fn pictures_have_the_pixels_and_embeddings_of_the_reference() {
+    for model in MODELS {
+        let clip = load(fixtures().join(model)).unwrap();
+        for case in expected(model)["images"].as_array().unwrap() {
+            let file = case["file"].as_str().unwrap();
+            let ours = pixels(&fixtures().join("pictures").join(file), &clip);
+            let square = fixtures().join(model).join(case["pixels"].as_str().unwrap());
+            let theirs = decode(&std::fs::read(square).unwrap(), &decode::Options::default());
+            let theirs = theirs.unwrap().into_raw();
+            let worst = ours.0.iter().zip(&theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            assert_eq!(ours.0.len(), theirs.len());
+            assert!(worst <= 1, "{model}: {file}: a pixel differs by {worst}");
+            // The towers are compared on the reference's own pixels.
+            let embedding = &clip.embed_images(&[Pixels(theirs)]).unwrap()[0];
+            let difference = difference(embedding, &case["embedding"]);
+            assert!(difference < 1e-5, "{model}: {file} differs by {difference}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_gives_what_single_inputs_give() {
+    for model in MODELS {
+        let clip = load(fixtures().join(model)).unwrap();
+        assert!(self_test(&clip).unwrap().batch_difference < 1e-6, "{model}");
+    }
+}
+
+/// What is said of a copy of a fixture, with one file changed.
+#[track_caller]
+fn broken(model: &str, file: &str, change: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>) -> String {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixtures().join(model)).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    let path = copy.path().join(file);
+    match change(std::fs::read(&path).unwrap()) {
+        Some(bytes) => std::fs::write(&path, bytes).unwrap(),
+        None => std::fs::remove_file(&path).unwrap(),
+    }
+    let error = load(copy.path().to_owned()).map(|_| ()).expect_err("it was accepted");
+    let text = error.to_string();
+    assert!(text.contains(file), "{text} does not name {file}");
+    text
+}
+
+/// The file with `from` written as `to`.
+fn edit(from: &str, to: &str) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
+    move |bytes| {
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(text.contains(from), "{from}");
+        Some(text.replacen(from, to, 1).into_bytes())
+    }
+}
+
+/// The weights without one tensor, or with another shape: the header of a safetensors file is JSON
+/// behind its length.
+fn header(change: impl FnOnce(&mut Value)) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
+    move |bytes| {
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        change(&mut header);
+        let mut text = header.to_string();
+        text.push_str(&" ".repeat(text.len().next_multiple_of(8) - text.len()));
+        let mut changed = (text.len() as u64).to_le_bytes().to_vec();
+        changed.extend_from_slice(text.as_bytes());
+        changed.extend_from_slice(&bytes[8 + length..]);
+        Some(changed)
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_file_tensor_and_shapes() {
+    let config = |from, to| broken("clip-gelu", "config.json", edit(from, to));
+    let text = config("\"model_type\": \"clip\"", "\"model_type\": \"blip\"");
+    assert!(text.contains("blip") && text.contains("clip and siglip"), "{text}");
+    let text = config("\"hidden_act\": \"gelu\"", "\"hidden_act\": \"relu\"");
+    assert!(text.contains("relu"), "{text}");
+
+    let shape = |header: &mut Value| {
+        header[TENSOR]["shape"] = serde_json::json!([32, 48]);
+    };
+    let text = broken("clip-gelu", "model.safetensors", header(shape));
+    for word in [TENSOR, "[48, 32]", "[32, 48]"] {
+        assert!(text.contains(word), "{text}");
+    }
+    let rename = |header: &mut Value| {
+        let tensor = header.as_object_mut().unwrap().shift_remove(TENSOR).unwrap();
+        header["renamed"] = tensor;
+    };
+    let text = broken("clip-gelu", "model.safetensors", header(rename));
+    assert!(text.contains(TENSOR), "{text}");
+    broken("siglip", "model.safetensors", |bytes| Some(bytes[..100].to_vec()));
+    broken("siglip", "tokenizer_config.json", |_| None);
+    broken(
+        "siglip",
+        "tokenizer_config.json",
+        edit("\"pad_token\": \"</s>\"", "\"pad_token\": \"<no>\""),
+    );
+    broken("clip-gelu", "preprocessor_config.json", edit("\"height\": 32", "\"height\": 31"));
+
+    let big = std::fs::read(fixtures().join("siglip/tokenizer.json")).unwrap();
+    let text = broken("clip-gelu", "tokenizer.json", |_| Some(big));
+    assert!(text.contains("514"), "{text}");
+}
