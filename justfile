@@ -30,6 +30,14 @@ test:
 bench *args:
     cargo bench --locked {{ args }}
 
+# Compare with Hugging Face transformers and PIL on full-size checkpoints; downloads gigabytes
+parity *models:
+    tests/parity/run parity {{ models }}
+
+# Time the towers beside PyTorch and ONNX Runtime in one run; downloads gigabytes
+speed *args:
+    tests/parity/run speed {{ args }}
+
 # Everything that CI checks, set-up included
 ci:
     tests/run

@@ -2,7 +2,10 @@
 
 mod checkpoint;
 mod image_tower;
+mod lanes;
+mod ops;
 mod preprocess;
+mod product;
 mod self_test;
 mod text_tower;
 mod tokenizer;

@@ -6,6 +6,7 @@ use image::RgbImage;
 
 use super::checkpoint::{Architecture, Checkpoint};
 use super::image_tower::ImageTower;
+use super::lanes::Lanes;
 use super::preprocess::{Pixels, Preprocess};
 use super::text_tower::TextTower;
 use super::tokenizer::TextTokenizer;
@@ -21,6 +22,7 @@ pub struct Clip {
     text: TextTower,
     device: Device,
     dtype: DType,
+    lanes: Lanes,
 }
 
 impl Clip {
@@ -70,7 +72,8 @@ impl Clip {
             parameters: checkpoint.parameters,
             notice: config.notice.clone(),
         };
-        Ok(Self { card, preprocess, tokenizer, image, text, device, dtype })
+        let lanes = Lanes::new(&device)?;
+        Ok(Self { card, preprocess, tokenizer, image, text, device, dtype, lanes })
     }
 
     /// The token ids of `text` as the text tower reads them.
@@ -111,23 +114,21 @@ impl Towers for Clip {
     }
 
     fn embed_images(&self, batch: &[Pixels]) -> std::result::Result<Vec<Vec<f32>>, ClipError> {
-        if batch.is_empty() {
-            return Ok(Vec::new());
-        }
-        let embedded = self.image.forward(&self.batch(batch)?)?;
-        Ok(unit(&embedded.to_dtype(DType::F32)?)?.to_vec2()?)
+        self.lanes.share(batch, |part| {
+            let embedded = self.image.forward(&self.batch(part)?)?;
+            unit(&embedded.to_dtype(DType::F32)?)?.to_vec2()
+        })
     }
 
     fn embed_texts(&self, texts: &[&str]) -> std::result::Result<Vec<Vec<f32>>, ClipError> {
-        if texts.is_empty() {
-            return Ok(Vec::new());
-        }
         let tokens = texts
             .iter()
             .map(|text| self.tokenizer.tokens(text))
             .collect::<std::result::Result<Vec<_>, _>>()?;
-        let embedded = self.text.forward(&tokens)?;
-        Ok(unit(&embedded.to_dtype(DType::F32)?)?.to_vec2()?)
+        self.lanes.share(&tokens, |part| {
+            let embedded = self.text.forward(part)?;
+            unit(&embedded.to_dtype(DType::F32)?)?.to_vec2()
+        })
     }
 }
 

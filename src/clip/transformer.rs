@@ -2,41 +2,77 @@
 //! Models From Natural Language Supervision", 2021).
 
 use candle_core::{D, Result, Tensor};
-use candle_nn::ops::{sigmoid, softmax_last_dim};
-use candle_nn::{LayerNorm, Linear, Module, VarBuilder, layer_norm, linear};
+use candle_nn::ops::softmax_last_dim;
+use candle_nn::{LayerNorm, Module, VarBuilder, layer_norm};
 
 use super::checkpoint::{Activation, EncoderConfig};
+use super::ops::{bias_activation, bias_residual, on_cpu};
+use super::product::{MOST_ROWS, skinny};
 
-impl Activation {
-    fn apply(self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::QuickGelu => x * sigmoid(&(x * 1.702)?)?,
-            Self::Gelu => x.gelu_erf(),
-            Self::GeluTanh => x.gelu(),
-        }
+/// A product with weights [out, in] and a bias [out].
+struct Projection {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Projection {
+    fn new(weight: Tensor, bias: Tensor) -> Self {
+        Self { weight, bias }
+    }
+
+    /// [.., in] to [.., out], without the bias.
+    fn product(&self, x: &Tensor) -> Result<Tensor> {
+        let (out, width) = self.weight.dims2()?;
+        let mut shape = x.dims().to_vec();
+        shape.pop();
+        shape.push(out);
+        let x = x.reshape(((), width))?;
+        let product = if x.dim(0)? <= MOST_ROWS && on_cpu(&x) && on_cpu(&self.weight) {
+            skinny(&x, &self.weight)?
+        } else {
+            x.matmul(&self.weight.t()?)?
+        };
+        product.reshape(shape)
+    }
+
+    fn load(from: usize, to: usize, vb: &VarBuilder) -> Result<Self> {
+        Ok(Self::new(vb.get((to, from), "weight")?, vb.get(to, "bias")?))
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        bias_activation(self.product(x)?, &self.bias, None)
+    }
+
+    fn activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        bias_activation(self.product(x)?, &self.bias, Some(activation))
+    }
+
+    /// The product of `x`, added to `residual`.
+    fn onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        bias_residual(self.product(x)?, &self.bias, residual)
     }
 }
 
-/// The two products of a block with a non-linearity between.
-pub struct Mlp {
-    fc1: Linear,
-    fc2: Linear,
+/// The two products of a block with a non-linearity between, added to what came in.
+struct Mlp {
+    fc1: Projection,
+    fc2: Projection,
     activation: Activation,
 }
 
 impl Mlp {
     /// Loads `fc1` and `fc2` below `vb`.
-    pub fn load(config: &EncoderConfig, vb: &VarBuilder) -> Result<Self> {
+    fn load(config: &EncoderConfig, vb: &VarBuilder) -> Result<Self> {
         Ok(Self {
-            fc1: linear(config.hidden, config.intermediate, vb.pp("fc1"))?,
-            fc2: linear(config.intermediate, config.hidden, vb.pp("fc2"))?,
+            fc1: Projection::load(config.hidden, config.intermediate, &vb.pp("fc1"))?,
+            fc2: Projection::load(config.intermediate, config.hidden, &vb.pp("fc2"))?,
             activation: config.activation,
         })
     }
 
-    /// [.., hidden] to the same shape.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.fc2.forward(&self.activation.apply(&self.fc1.forward(x)?)?)
+    /// `x` and what is added to it are [.., hidden].
+    fn onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        self.fc2.onto(residual, &self.fc1.activated(x, self.activation)?)
     }
 }
 
@@ -65,8 +101,8 @@ fn attend(
 struct Block {
     norm1: LayerNorm,
     /// Queries, keys and values in one product: weight [3·hidden, hidden].
-    qkv: Linear,
-    out: Linear,
+    qkv: Projection,
+    out: Projection,
     norm2: LayerNorm,
     mlp: Mlp,
     heads: usize,
@@ -85,8 +121,8 @@ impl Block {
         }
         Ok(Self {
             norm1: layer_norm(hidden, config.layer_norm_eps, vb.pp("layer_norm1"))?,
-            qkv: Linear::new(Tensor::cat(&weights, 0)?, Some(Tensor::cat(&biases, 0)?)),
-            out: linear(hidden, hidden, attention.pp("out_proj"))?,
+            qkv: Projection::new(Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?),
+            out: Projection::load(hidden, hidden, &attention.pp("out_proj"))?,
             norm2: layer_norm(hidden, config.layer_norm_eps, vb.pp("layer_norm2"))?,
             mlp: Mlp::load(config, &vb.pp("mlp"))?,
             heads: config.heads,
@@ -95,13 +131,9 @@ impl Block {
 
     /// `x` and the result are [batch, tokens, hidden].
     fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let x = (x + self.attention(&self.norm1.forward(x)?, mask)?)?;
-        &x + self.mlp.forward(&self.norm2.forward(&x)?)?
-    }
-
-    fn attention(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let qkv = self.qkv.forward(x)?.chunk(3, 2)?;
-        self.out.forward(&attend(&qkv[0], &qkv[1], &qkv[2], self.heads, mask)?)
+        let qkv = self.qkv.forward(&self.norm1.forward(x)?)?.chunk(3, 2)?;
+        let x = self.out.onto(x, &attend(&qkv[0], &qkv[1], &qkv[2], self.heads, mask)?)?;
+        self.mlp.onto(&x, &self.norm2.forward(&x)?)
     }
 }
 
@@ -133,10 +165,10 @@ impl Encoder {
 /// SigLIP's pooling: one learned query attends to all tokens, then a residual block.
 pub struct AttentionPool {
     probe: Tensor,
-    query: Linear,
+    query: Projection,
     /// Keys and values in one product.
-    kv: Linear,
-    out: Linear,
+    kv: Projection,
+    out: Projection,
     norm: LayerNorm,
     mlp: Mlp,
     heads: usize,
@@ -152,13 +184,13 @@ impl AttentionPool {
         let part = |start: usize, length: usize| {
             let weight = weight.narrow(0, start * hidden, length * hidden)?;
             let bias = bias.narrow(0, start * hidden, length * hidden)?;
-            Ok::<_, candle_core::Error>(Linear::new(weight, Some(bias)))
+            Ok::<_, candle_core::Error>(Projection::new(weight, bias))
         };
         Ok(Self {
             probe: vb.get((1, 1, hidden), "probe")?,
             query: part(0, 1)?,
             kv: part(1, 2)?,
-            out: linear(hidden, hidden, attention.pp("out_proj"))?,
+            out: Projection::load(hidden, hidden, &attention.pp("out_proj"))?,
             norm: layer_norm(hidden, config.layer_norm_eps, vb.pp("layernorm"))?,
             mlp: Mlp::load(config, &vb.pp("mlp"))?,
             heads: config.heads,
@@ -171,8 +203,7 @@ impl AttentionPool {
         let query = self.query.forward(&self.probe)?.expand((batch, 1, hidden))?;
         let kv = self.kv.forward(x)?.chunk(2, 2)?;
         let pooled = self.out.forward(&attend(&query, &kv[0], &kv[1], self.heads, None)?)?;
-        let pooled = (&pooled + self.mlp.forward(&self.norm.forward(&pooled)?)?)?;
-        pooled.squeeze(1)
+        self.mlp.onto(&pooled, &self.norm.forward(&pooled)?)?.squeeze(1)
     }
 }
 
