@@ -3,7 +3,6 @@
 //!
 //!     just bench
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bsap::clip::{Clip, Options, Towers};
@@ -17,7 +16,7 @@ const IMAGES: usize = 20_000;
 const DIMENSION: usize = 512;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").to_owned();
     let clip = Clip::load(&Options { checkpoint, ..Options::default() })?;
 
     let pictures = (0..32)

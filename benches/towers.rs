@@ -6,7 +6,6 @@
 
 use std::error::Error;
 use std::io::BufRead;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use bsap::clip::{Clip, Options, Precision, Towers};
@@ -19,7 +18,7 @@ const TEXT: &str = "a red mug on the table";
 fn main() -> Result<(), Box<dyn Error>> {
     // `cargo bench` adds --bench.
     let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
-    let Some(checkpoint) = arguments.next().map(PathBuf::from) else {
+    let Some(checkpoint) = arguments.next() else {
         println!("towers: name a checkpoint's folder; `just speed` does");
         return Ok(());
     };

@@ -1,7 +1,7 @@
 //! Arguments as typed.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
@@ -143,9 +143,9 @@ pub struct EvaluateArgs {
     /// Decides pictures and queries
     #[arg(long, default_value_t = 2)]
     pub seed: u64,
-    /// Another checkpoint than the demo's own
-    #[arg(long, value_name = "FOLDER")]
-    pub checkpoint: Option<PathBuf>,
+    /// Another checkpoint than the demo's own: a folder, or a model of the hub
+    #[arg(long, value_name = "FOLDER|ID")]
+    pub checkpoint: Option<String>,
     /// Print JSON, a line a style, instead of Markdown
     #[arg(long)]
     pub json: bool,
@@ -251,12 +251,24 @@ pub struct CheckpointArgs {
     /// Precision of the towers
     #[arg(long, default_value = "f32")]
     pub dtype: Precision,
+    /// Branch, tag or commit of a model of the hub
+    #[arg(long, default_value = "main")]
+    pub revision: String,
+    /// Take a model of the hub from the cache only
+    #[arg(long)]
+    pub offline: bool,
 }
 
 impl CheckpointArgs {
     /// As options of the model in `checkpoint`.
-    pub fn options(&self, checkpoint: &Path) -> clip::Options {
-        clip::Options { checkpoint: checkpoint.to_owned(), device: self.device, dtype: self.dtype }
+    pub fn options(&self, checkpoint: &str) -> clip::Options {
+        clip::Options {
+            checkpoint: checkpoint.to_owned(),
+            revision: self.revision.clone(),
+            offline: self.offline,
+            device: self.device,
+            dtype: self.dtype,
+        }
     }
 }
 
@@ -268,9 +280,9 @@ Prints a JSON line an input, texts first: kind, input, tokens of a text, embeddi
 Example:
   bsap embed --checkpoint clip-vit-base-patch32 --text 'a red mug' --image mug.jpg")]
 pub struct EmbedArgs {
-    /// Folder of the checkpoint, in the Hugging Face layout
-    #[arg(long, value_name = "FOLDER")]
-    pub checkpoint: PathBuf,
+    /// Folder of the checkpoint, in the Hugging Face layout, or a model of the hub
+    #[arg(long, value_name = "FOLDER|ID")]
+    pub checkpoint: String,
     /// A text
     #[arg(long, value_name = "TEXT")]
     pub text: Vec<String>,
@@ -305,8 +317,8 @@ pub struct ModelArgs {
 pub enum ModelAction {
     /// Print architecture, sizes, fingerprint and preprocessing, and run a self-test
     Inspect {
-        /// Folder of the checkpoint, in the Hugging Face layout
-        checkpoint: PathBuf,
+        /// Folder of the checkpoint, in the Hugging Face layout, or a model of the hub
+        checkpoint: String,
         /// Where and how exactly.
         #[command(flatten)]
         model: CheckpointArgs,

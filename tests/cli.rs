@@ -60,7 +60,7 @@ fn usage_is_2() {
 #[test]
 fn all_problems_of_a_configuration_are_told_at_once() {
     let config = file(
-        "[kafka]\nbroker = 'x'\n[source]\nqueue_messages = 'many'\n[http]\nlisten = '0.0.0.0:1'\n",
+        "[kafka]\nbroker = 'x'\n[source]\nqueue_messages = 'many'\n[http]\nlisten = '0.0.0.0:1'\n[model]\ncheckpoint = 'nowhere'\n",
     );
     let path = config.path().to_str().unwrap();
     let words = ["kafka.broker", "source.queue_messages", "http.listen", "model.checkpoint", path];

@@ -17,7 +17,8 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-fn load(checkpoint: PathBuf) -> Result<Clip, ClipError> {
+fn load(checkpoint: &Path) -> Result<Clip, ClipError> {
+    let checkpoint = checkpoint.display().to_string();
     Clip::load(&Options { checkpoint, ..Options::default() })
 }
 
@@ -42,7 +43,7 @@ fn pixels(file: &Path, clip: &Clip) -> Pixels {
 #[test]
 fn texts_have_the_tokens_and_embeddings_of_the_reference() {
     for model in MODELS {
-        let clip = load(fixtures().join(model)).unwrap();
+        let clip = load(&fixtures().join(model)).unwrap();
         for case in expected(model)["texts"].as_array().unwrap() {
             let text = case["text"].as_str().unwrap();
             let tokens: Vec<u32> = serde_json::from_value(case["tokens"].clone()).unwrap();
@@ -57,7 +58,7 @@ fn texts_have_the_tokens_and_embeddings_of_the_reference() {
 #[test]
 fn pictures_have_the_pixels_and_embeddings_of_the_reference() {
     for model in MODELS {
-        let clip = load(fixtures().join(model)).unwrap();
+        let clip = load(&fixtures().join(model)).unwrap();
         for case in expected(model)["images"].as_array().unwrap() {
             let file = case["file"].as_str().unwrap();
             let ours = pixels(&fixtures().join("pictures").join(file), &clip);
@@ -78,7 +79,7 @@ fn pictures_have_the_pixels_and_embeddings_of_the_reference() {
 #[test]
 fn a_batch_gives_what_single_inputs_give() {
     for model in MODELS {
-        let clip = load(fixtures().join(model)).unwrap();
+        let clip = load(&fixtures().join(model)).unwrap();
         assert!(self_test(&clip).unwrap().batch_difference < 1e-6, "{model}");
     }
 }
@@ -96,7 +97,7 @@ fn broken(model: &str, file: &str, change: impl FnOnce(Vec<u8>) -> Option<Vec<u8
         Some(bytes) => std::fs::write(&path, bytes).unwrap(),
         None => std::fs::remove_file(&path).unwrap(),
     }
-    let error = load(copy.path().to_owned()).map(|_| ()).expect_err("it was accepted");
+    let error = load(copy.path()).map(|_| ()).expect_err("it was accepted");
     let text = error.to_string();
     assert!(text.contains(file), "{text} does not name {file}");
     text
@@ -160,4 +161,130 @@ fn what_does_not_fit_is_refused_by_file_tensor_and_shapes() {
     let big = std::fs::read(fixtures().join("siglip/tokenizer.json")).unwrap();
     let text = broken("clip-gelu", "tokenizer.json", |_| Some(big));
     assert!(text.contains("514"), "{text}");
+}
+
+/// A hub on loopback with one model, and what `bsap` says of a model of it.
+mod hub {
+    use std::net::SocketAddr;
+    use std::process::Output;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::Router;
+    use axum::extract::{Path, State};
+    use axum::http::{HeaderMap, StatusCode, header};
+    use axum::response::{IntoResponse, Response};
+    use axum::routing::get;
+
+    use super::fixtures;
+
+    /// Answers ranges, as the hub's client asks for them.
+    async fn file(
+        State(asked): State<Arc<AtomicUsize>>,
+        Path((name, revision, file)): Path<(String, String, String)>,
+        headers: HeaderMap,
+    ) -> Response {
+        asked.fetch_add(1, Ordering::Relaxed);
+        if revision != "v1" {
+            return StatusCode::NOT_FOUND.into_response();
+        }
+        let Ok(bytes) = std::fs::read(fixtures().join(name).join(&file)) else {
+            return StatusCode::NOT_FOUND.into_response();
+        };
+        let range = headers[header::RANGE].to_str().unwrap().strip_prefix("bytes=").unwrap();
+        let (from, to) = range.split_once('-').unwrap();
+        let from: usize = from.parse().unwrap();
+        let to = to.parse().map_or(bytes.len(), |to: usize| (to + 1).min(bytes.len()));
+        let headers = [
+            ("x-repo-commit", "0123abcd".to_owned()),
+            ("etag", format!("\"{file}\"")),
+            ("content-range", format!("bytes {from}-{}/{}", to - 1, bytes.len())),
+        ];
+        (StatusCode::PARTIAL_CONTENT, headers, bytes[from..to].to_vec()).into_response()
+    }
+
+    async fn bsap(arguments: &[&str], hub: SocketAddr, home: &std::path::Path) -> Output {
+        tokio::process::Command::new(env!("CARGO_BIN_EXE_bsap"))
+            .args(arguments)
+            .env("HF_ENDPOINT", format!("http://{hub}"))
+            .env("HF_HOME", home)
+            .env_remove("HF_TOKEN")
+            .output()
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_model_of_the_hub_is_downloaded_once_and_found_offline() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let hub = listener.local_addr().unwrap();
+        let path = "/test/{name}/resolve/{revision}/{file}";
+        let app = Router::new().route(path, get(file)).with_state(asked.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        let home = tempfile::tempdir().unwrap();
+        let says = |output: Output, code: i32, words: &[&str]| {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned()
+                + &String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{text}");
+            for word in words {
+                assert!(text.contains(word), "{word} is not in {text}");
+            }
+        };
+        let inspect = ["model", "inspect", "test/siglip", "--revision", "v1"];
+        let offline = [&inspect[..], &["--offline"]].concat();
+        says(bsap(&offline, hub, home.path()).await, 1, &["config.json", "offline"]);
+        assert_eq!(asked.load(Ordering::Relaxed), 0);
+        says(
+            bsap(&inspect, hub, home.path()).await,
+            0,
+            &["test/siglip", "siglip", "logit bias     -12.9", "self-test      ok"],
+        );
+        let after = asked.load(Ordering::Relaxed);
+        assert!(after >= 5, "{after}");
+        says(bsap(&inspect, hub, home.path()).await, 0, &["self-test      ok"]);
+        says(bsap(&offline, hub, home.path()).await, 0, &["self-test      ok"]);
+        assert_eq!(asked.load(Ordering::Relaxed), after, "the cache is used");
+        let other = ["model", "inspect", "test/siglip"];
+        says(bsap(&other, hub, home.path()).await, 1, &["test/siglip", "config.json", "main"]);
+        let nobody = ["model", "inspect", "test/nobody", "--revision", "v1"];
+        says(bsap(&nobody, hub, home.path()).await, 1, &["test/nobody", "config.json", "404"]);
+        let wrong = ["model", "inspect", "no such folder"];
+        says(bsap(&wrong, hub, home.path()).await, 1, &["neither a folder nor"]);
+    }
+
+    #[tokio::test]
+    async fn embeddings_are_printed_a_line_an_input() {
+        let model = fixtures().join("clip-gelu");
+        let picture = fixtures().join("pictures/9x7.png");
+        let home = tempfile::tempdir().unwrap();
+        let pixels = home.path().join("pixels");
+        let arguments = [
+            "embed",
+            "--checkpoint",
+            model.to_str().unwrap(),
+            "--text",
+            "a red mug",
+            "--image",
+            picture.to_str().unwrap(),
+            "--pixels",
+            pixels.to_str().unwrap(),
+        ];
+        let nowhere = "127.0.0.1:9".parse().unwrap();
+        let output = bsap(&arguments, nowhere, home.path()).await;
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0]["kind"], "text");
+        assert_eq!(lines[0]["tokens"], super::expected("clip-gelu")["texts"][0]["tokens"]);
+        assert_eq!(
+            (&lines[1]["kind"], &lines[1]["input"]),
+            (&"image".into(), &arguments[6].into())
+        );
+        assert_eq!(lines[1]["embedding"].as_array().unwrap().len(), 24);
+        assert!(pixels.join("0.png").exists());
+        let nothing = bsap(&arguments[..3], nowhere, home.path()).await;
+        assert_eq!(nothing.status.code(), Some(2));
+    }
 }

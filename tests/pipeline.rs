@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering as AtomicOrdering;
 use std::time::{Duration, Instant};
@@ -45,7 +44,7 @@ struct House {
 impl House {
     fn build(partitions: i32) -> Self {
         let broker = Broker::start(&[(TOPIC, partitions), (DEAD, 1)]).unwrap();
-        let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+        let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").to_owned();
         let towers: Arc<dyn Towers> = Arc::new(
             Clip::load(&clip::Options { checkpoint, ..clip::Options::default() }).unwrap(),
         );

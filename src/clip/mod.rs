@@ -1,6 +1,7 @@
 //! CLIP: a checkpoint in the Hugging Face layout, its preprocessing, its tokenizer, its two towers.
 
 mod checkpoint;
+mod hub;
 mod image_tower;
 mod lanes;
 mod ops;
@@ -79,9 +80,14 @@ pub struct ModelCard {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
-    /// Folder of a CLIP checkpoint in the Hugging Face layout: `config.json`, `model.safetensors`,
-    /// `tokenizer.json`, `preprocessor_config.json`.
-    pub checkpoint: PathBuf,
+    /// Folder of a CLIP or SigLIP checkpoint in the Hugging Face layout (`config.json`,
+    /// `model.safetensors`, `tokenizer.json`, `preprocessor_config.json`), or a model of the Hugging
+    /// Face hub, which is downloaded once (`HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN` hold).
+    pub checkpoint: String,
+    /// Branch, tag or commit of a model of the hub. Name a commit where the model must not change.
+    pub revision: String,
+    /// Take a model of the hub from the cache only, and ask no network.
+    pub offline: bool,
     /// `auto` (a GPU if this build and machine have one), `cpu`, or `cuda:0`.
     pub device: DeviceChoice,
     /// Precision of the towers: `f32`, or on a GPU `f16` or `bf16`.
@@ -91,7 +97,9 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            checkpoint: "models/clip-vit-base-patch32".into(),
+            checkpoint: "openai/clip-vit-base-patch32".into(),
+            revision: "main".into(),
+            offline: false,
             device: DeviceChoice::Auto,
             dtype: Precision::F32,
         }
@@ -102,11 +110,9 @@ impl Options {
     /// What is wrong with these options, a line each.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if !self.checkpoint.is_dir() {
-            problems.push(format!(
-                "checkpoint: {} is not a folder; download a CLIP checkpoint in the Hugging Face layout and name its folder",
-                self.checkpoint.display()
-            ));
+        problems.extend(hub::Place::of(&self.checkpoint).err().map(|e| format!("checkpoint: {e}")));
+        if self.revision.is_empty() {
+            problems.push("revision: is empty; main is the newest".into());
         }
         if self.device == DeviceChoice::Cpu && self.dtype != Precision::F32 {
             problems.push("dtype: the CPU computes in f32 only; set f32".into());
@@ -181,6 +187,14 @@ impl Precision {
 /// wrong, not the picture or the text.
 #[derive(Debug, thiserror::Error)]
 pub enum ClipError {
+    /// The checkpoint is neither here nor to be had.
+    #[error("{checkpoint}: {reason}")]
+    Hub {
+        /// As configured.
+        checkpoint: String,
+        /// Why.
+        reason: String,
+    },
     /// A file of the checkpoint is missing or cannot be read.
     #[error("{file}: {source}")]
     File {

@@ -1,7 +1,10 @@
 //! From a picture to the square of pixels that the image tower reads, as Hugging Face's
 //! `CLIPImageProcessor` does it with PIL.
 
-use fast_image_resize::images::{Image, ImageRef};
+use std::error::Error;
+
+use fast_image_resize::images::{Image, ImageRef, TypedImage};
+use fast_image_resize::pixels::F32x3;
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 
@@ -105,23 +108,28 @@ impl Preprocess {
         let (left, box_left, box_width, across) = self.window(f64::from(width), out_width);
         let (top, box_top, box_height, down) = self.window(f64::from(height), out_height);
 
-        let failed = |e: &dyn std::fmt::Display| ClipError::Input(format!("resizing failed: {e}"));
-        let source = ImageRef::new(width, height, picture.as_raw(), PixelType::U8x3)
-            .map_err(|e| failed(&e))?;
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(self.filter));
         // First all rows, then all columns, rounding to 8 bits between, as PIL does: in the other
         // order noise comes out up to 3 of 255 apart.
-        let (first, last) = (box_top.floor(), (box_top + box_height).ceil().min(f64::from(height)));
-        let mut rows = Image::new(across, (last - first) as u32, PixelType::U8x3);
-        let across_only = options.clone().crop(box_left, first, box_width, last - first);
-        Resizer::new().resize(&source, &mut rows, &across_only).map_err(|e| failed(&e))?;
-        let mut target = Image::new(across, down, PixelType::U8x3);
-        let down_only = options.crop(0.0, box_top - first, f64::from(across), box_height);
-        Resizer::new().resize(&rows, &mut target, &down_only).map_err(|e| failed(&e))?;
+        let first = box_top.floor();
+        let last = (box_top + box_height).ceil().min(f64::from(height));
+        let rows = (last - first) as u32;
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(self.filter));
+        let steps = [
+            (across, rows, options.clone().crop(box_left, first, box_width, last - first)),
+            (across, down, options.crop(0.0, box_top - first, f64::from(across), box_height)),
+        ];
+        // The 8-bit path weighs with 16-bit coefficients. Enlarging rests on few of them, where
+        // that shows (2 of 255), and its pictures are small enough for the exact one.
+        let enlarges = out_width > f64::from(width) || out_height > f64::from(height);
+        let resized = if enlarges {
+            exactly(picture, steps).map_err(|e| failed(&e))?
+        } else {
+            quickly(picture, steps).map_err(|e| failed(&e))?
+        };
 
         let side = self.crop as usize;
         let mut pixels = Vec::with_capacity(side * side * 3);
-        for row in target.buffer().chunks_exact(across as usize * 3).skip(top).take(side) {
+        for row in resized.chunks_exact(across as usize * 3).skip(top).take(side) {
             pixels.extend_from_slice(&row[left * 3..(left + side) * 3]);
         }
         Ok(Pixels(pixels))
@@ -138,4 +146,41 @@ impl Preprocess {
         let scale = source / target;
         ((start - from) as usize, from * scale, (to - from) * scale, (to - from) as u32)
     }
+}
+
+fn failed(error: &dyn std::fmt::Display) -> ClipError {
+    ClipError::Input(format!("resizing failed: {error}"))
+}
+
+/// Width and height to resize to, and how; for each of two passes.
+type Steps = [(u32, u32, ResizeOptions); 2];
+
+/// In 8-bit arithmetic.
+fn quickly(picture: &RgbImage, steps: Steps) -> Result<Vec<u8>, Box<dyn Error>> {
+    let (width, height) = picture.dimensions();
+    let mut resizer = Resizer::new();
+    let [(across, rows, first), (_, down, second)] = steps;
+    let mut half = Image::new(across, rows, PixelType::U8x3);
+    let source = ImageRef::new(width, height, picture.as_raw(), PixelType::U8x3)?;
+    resizer.resize(&source, &mut half, &first)?;
+    let mut target = Image::new(across, down, PixelType::U8x3);
+    resizer.resize(&half, &mut target, &second)?;
+    Ok(target.into_vec())
+}
+
+/// In f32 arithmetic, rounded to 8 bits after each pass.
+fn exactly(picture: &RgbImage, steps: Steps) -> Result<Vec<u8>, Box<dyn Error>> {
+    let (width, height) = picture.dimensions();
+    let mut resizer = Resizer::new();
+    let pixels: Vec<F32x3> = picture.pixels().map(|p| F32x3::new(p.0.map(f32::from))).collect();
+    let mut image = TypedImage::from_pixels(width, height, pixels)?;
+    for (across, down, options) in steps {
+        let mut next = TypedImage::new(across, down);
+        resizer.resize_typed(&image, &mut next, &options)?;
+        for pixel in next.pixels_mut() {
+            pixel.0 = pixel.0.map(|value| (value + 0.5).floor().clamp(0.0, 255.0));
+        }
+        image = next;
+    }
+    Ok(image.pixels().iter().flat_map(|pixel| pixel.0.map(|value| value as u8)).collect())
 }

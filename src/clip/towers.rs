@@ -1,10 +1,13 @@
 //! A CLIP checkpoint, loaded: both towers on their device.
 
+use std::path::Path;
+
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use image::RgbImage;
 
 use super::checkpoint::{Architecture, Checkpoint};
+use super::hub;
 use super::image_tower::ImageTower;
 use super::lanes::Lanes;
 use super::preprocess::{Pixels, Preprocess};
@@ -36,7 +39,8 @@ impl Clip {
             });
         }
         let dtype = options.dtype.dtype();
-        let mut checkpoint = Checkpoint::read(&options.checkpoint)?;
+        let folder = hub::folder(options)?;
+        let mut checkpoint = Checkpoint::read(&folder)?;
         let config = checkpoint.config.clone();
         let side = config.image.side as u32;
         let preprocess = Preprocess::new(&checkpoint.preprocessor, side).map_err(|reason| {
@@ -55,12 +59,8 @@ impl Clip {
             Architecture::Clip => None,
             Architecture::Siglip => Some(scalar(&tensors, "logit_bias").map_err(wrong)?),
         };
-        let folder =
-            options.checkpoint.canonicalize().unwrap_or_else(|_| options.checkpoint.clone());
         let card = ModelCard {
-            name: folder
-                .file_name()
-                .map_or_else(|| "clip".into(), |n| n.to_string_lossy().into_owned()),
+            name: name(&options.checkpoint, &folder),
             architecture: config.architecture.name().to_owned(),
             fingerprint: checkpoint.fingerprint.clone(),
             dimension: config.dimension,
@@ -130,6 +130,15 @@ impl Towers for Clip {
             unit(&embedded.to_dtype(DType::F32)?)?.to_vec2()
         })
     }
+}
+
+/// What people call the model: its name on the hub, or that of its folder.
+fn name(checkpoint: &str, folder: &Path) -> String {
+    if !Path::new(checkpoint).is_dir() {
+        return checkpoint.to_owned();
+    }
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    folder.file_name().map_or_else(|| "clip".into(), |n| n.to_string_lossy().into_owned())
 }
 
 /// One number: of shape [] or, as some exports have it, [1].

@@ -91,7 +91,7 @@ fn prepare(dir: &Path) -> anyhow::Result<()> {
 fn config(args: &DemoArgs) -> anyhow::Result<Config> {
     let dir = args.dir.canonicalize().with_context(|| format!("--dir: {}", args.dir.display()))?;
     let mut config = Config { attributes: Shop::attribute_types(), ..Config::default() };
-    config.model.checkpoint = dir.join(MODEL);
+    config.model.checkpoint = dir.join(MODEL).display().to_string();
     config.prompts.sets = vec!["demo".into(), "photographs".into()];
     // Chosen on the validation split of drawn catalogues (docs/balancing.md); photographs need
     // their own choice.

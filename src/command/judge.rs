@@ -19,10 +19,10 @@ const SIDE: u32 = 256;
 pub fn run(args: &EvaluateArgs) -> Done {
     let scratch = std::env::temp_dir().join(format!("bsap-evaluate-{}", std::process::id()));
     let checkpoint = match &args.checkpoint {
-        Some(folder) => folder.clone(),
+        Some(checkpoint) => checkpoint.clone(),
         None => {
             write_model(&scratch)?;
-            scratch.clone()
+            scratch.display().to_string()
         }
     };
     let clip = Clip::load(&Options { checkpoint, ..Options::default() });

@@ -90,7 +90,7 @@ def clip_tokenizer(folder):
 
 def siglip(folder, seed=2, side=224, **sizes):
     """A SigLIP of the given sizes, with a SentencePiece vocabulary made from the corpus."""
-    tokenizer = siglip_tokenizer(folder, sizes.get("vocabulary", 1000))
+    tokenizer = siglip_tokenizer(folder, sizes.get("vocabulary", 500))
     text = {"vocab_size": tokenizer.vocab_size, **sizes["text"]}
     vision = {"image_size": side, **sizes["vision"]}
     model = randomise(SiglipModel(SiglipConfig(text_config=text, vision_config=vision)), seed)
