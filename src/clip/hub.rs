@@ -92,7 +92,12 @@ fn download(repo: &Repo) -> Result<PathBuf, String> {
     let api = ApiBuilder::from_env().with_progress(true).with_retries(RETRIES).build();
     let api = api.map_err(|e| e.to_string())?.repo(repo.clone());
     let get = |file: &str| {
-        let explain = |e| format!("{file} of revision {}: {e}", repo.revision());
+        let explain = |e| {
+            format!(
+                "there is no such folder, and of the hub's model {file} of revision {} is not to be had: {e}",
+                repo.revision()
+            )
+        };
         api.get(file).map_err(explain)
     };
     let paths = FILES.into_iter().map(get).collect::<Result<Vec<_>, _>>()?;
