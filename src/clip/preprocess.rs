@@ -112,11 +112,12 @@ impl Preprocess {
         // order noise comes out up to 3 of 255 apart.
         let first = box_top.floor();
         let last = (box_top + box_height).ceil().min(f64::from(height));
-        let rows = (last - first) as u32;
+        let (rows, below) = ((last - first) as u32, box_top - first);
+        let box_height = box_height.min(f64::from(rows) - below);
         let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(self.filter));
         let steps = [
             (across, rows, options.clone().crop(box_left, first, box_width, last - first)),
-            (across, down, options.crop(0.0, box_top - first, f64::from(across), box_height)),
+            (across, down, options.crop(0.0, below, f64::from(across), box_height)),
         ];
         // The 8-bit path weighs with 16-bit coefficients. Enlarging rests on few of them, where
         // that shows (2 of 255), and its pictures are small enough for the exact one.
@@ -143,8 +144,10 @@ impl Preprocess {
         let margin = (MARGIN * (target / source).max(1.0)).ceil();
         let from = (start - margin).max(0.0);
         let to = (start + crop + margin).min(target);
-        let scale = source / target;
-        ((start - from) as usize, from * scale, (to - from) * scale, (to - from) as u32)
+        let (scale, first) = (source / target, from * source / target);
+        // Rounding must not lead out of the picture.
+        let length = ((to - from) * scale).min(source - first);
+        ((start - from) as usize, first, length, (to - from) as u32)
     }
 }
 
@@ -183,4 +186,27 @@ fn exactly(picture: &RgbImage, steps: Steps) -> Result<Vec<u8>, Box<dyn Error>> 
         image = next;
     }
     Ok(image.pixels().iter().flat_map(|pixel| pixel.0.map(|value| value as u8)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_of_every_size_become_squares() {
+        const SIDE: u32 = 28;
+        let filter = FilterType::CatmullRom;
+        let (factor, shift) = ([1.0; 3], [0.0; 3]);
+        for short in [None, Some(SIDE), Some(SIDE + 5)] {
+            let preprocess = Preprocess { short, crop: SIDE, filter, factor, shift };
+            for long in 1..260 {
+                for (width, height) in [(long, 3), (3, long), (long, 29)] {
+                    let picture = RgbImage::from_pixel(width, height, image::Rgb([10, 128, 250]));
+                    let pixels = preprocess.apply(&picture);
+                    let pixels = pixels.unwrap_or_else(|e| panic!("{width}×{height}: {e}"));
+                    assert_eq!(pixels.0, [10, 128, 250].repeat((SIDE * SIDE) as usize));
+                }
+            }
+        }
+    }
 }
