@@ -108,17 +108,21 @@ impl Preprocess {
         let (left, box_left, box_width, across) = self.window(f64::from(width), out_width);
         let (top, box_top, box_height, down) = self.window(f64::from(height), out_height);
 
-        // First all rows, then all columns, rounding to 8 bits between, as PIL does: in the other
-        // order noise comes out up to 3 of 255 apart.
-        let first = box_top.floor();
-        let last = (box_top + box_height).ceil().min(f64::from(height));
-        let (rows, below) = ((last - first) as u32, box_top - first);
-        let box_height = box_height.min(f64::from(rows) - below);
         let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(self.filter));
-        let steps = [
-            (across, rows, options.clone().crop(box_left, first, box_width, last - first)),
-            (across, down, options.crop(0.0, below, f64::from(across), box_height)),
-        ];
+        // First all rows, then all columns, rounding to 8 bits between, and the other way round for
+        // tall pictures, as Pillow 13 does: in the other order noise comes out up to 8 of 255 apart.
+        let tall = height > 2 * width && out_height < f64::from(height);
+        let steps = if tall {
+            let (first, columns, left, box_width) = whole(box_left, box_width, width);
+            let columns_only = options.clone().crop(first, box_top, f64::from(columns), box_height);
+            let rows_only = options.crop(left, 0.0, box_width, f64::from(down));
+            [(columns, down, columns_only), (across, down, rows_only)]
+        } else {
+            let (first, rows, top, box_height) = whole(box_top, box_height, height);
+            let rows_only = options.clone().crop(box_left, first, box_width, f64::from(rows));
+            let columns_only = options.crop(0.0, top, f64::from(across), box_height);
+            [(across, rows, rows_only), (across, down, columns_only)]
+        };
         // The 8-bit path weighs with 16-bit coefficients. Enlarging rests on few of them, where
         // that shows (2 of 255), and its pictures are small enough for the exact one.
         let enlarges = out_width > f64::from(width) || out_height > f64::from(height);
@@ -151,6 +155,16 @@ impl Preprocess {
     }
 }
 
+/// The whole pixels that a stretch of `length` from `start` covers, of `all`: the first, how many,
+/// and where in them the stretch begins and how long it is.
+fn whole(start: f64, length: f64, all: u32) -> (f64, u32, f64, f64) {
+    let first = start.floor();
+    let last = (start + length).ceil().min(f64::from(all));
+    let within = start - first;
+    // Rounding must not lead out of the picture.
+    (first, (last - first) as u32, within, length.min(last - first - within))
+}
+
 fn failed(error: &dyn std::fmt::Display) -> ClipError {
     ClipError::Input(format!("resizing failed: {error}"))
 }
@@ -162,8 +176,8 @@ type Steps = [(u32, u32, ResizeOptions); 2];
 fn quickly(picture: &RgbImage, steps: Steps) -> Result<Vec<u8>, Box<dyn Error>> {
     let (width, height) = picture.dimensions();
     let mut resizer = Resizer::new();
-    let [(across, rows, first), (_, down, second)] = steps;
-    let mut half = Image::new(across, rows, PixelType::U8x3);
+    let [(half_width, half_height, first), (across, down, second)] = steps;
+    let mut half = Image::new(half_width, half_height, PixelType::U8x3);
     let source = ImageRef::new(width, height, picture.as_raw(), PixelType::U8x3)?;
     resizer.resize(&source, &mut half, &first)?;
     let mut target = Image::new(across, down, PixelType::U8x3);

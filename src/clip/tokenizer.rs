@@ -143,11 +143,19 @@ fn siglip(
     Ok((padding, class.starts_with("SiglipTokenizer")))
 }
 
-/// Lower case, without ASCII punctuation, single spaces: what SigLIP's tokenizer does in Python
-/// before SentencePiece sees a text, and `tokenizer.json` may leave out.
+/// Lower case, without ASCII punctuation and control characters, single spaces: what SigLIP's
+/// tokenizer does in Python before SentencePiece sees a text, and SentencePiece at its ends, which
+/// `tokenizer.json` may leave out.
 fn plain(text: &str) -> String {
-    let kept: String = text.to_lowercase().chars().filter(|c| !c.is_ascii_punctuation()).collect();
-    kept.split_whitespace().collect::<Vec<_>>().join(" ")
+    // What Python, or SentencePiece's NMT rules, take for a space beside what Rust does.
+    let space = |c: char| {
+        c.is_whitespace()
+            || matches!(c, '\u{1c}'..='\u{1f}' | '\u{200b}'..='\u{200f}')
+            || matches!(c, '\u{2581}' | '\u{feff}' | '\u{fffd}')
+    };
+    let dropped = |c: char| c.is_ascii_punctuation() || c.is_control();
+    let kept: String = text.to_lowercase().chars().filter(|c| space(*c) || !dropped(*c)).collect();
+    kept.split(space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
