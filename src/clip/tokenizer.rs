@@ -153,7 +153,8 @@ fn plain(text: &str) -> String {
             || matches!(c, '\u{1c}'..='\u{1f}' | '\u{200b}'..='\u{200f}')
             || matches!(c, '\u{2581}' | '\u{feff}' | '\u{fffd}')
     };
-    let dropped = |c: char| c.is_ascii_punctuation() || c.is_control();
+    let control = |c: char| matches!(c, '\u{1}'..='\u{1f}' | '\u{7f}' | '\u{8f}' | '\u{9f}');
+    let dropped = |c: char| c.is_ascii_punctuation() || control(c);
     let kept: String = text.to_lowercase().chars().filter(|c| space(*c) || !dropped(*c)).collect();
     kept.split(space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
