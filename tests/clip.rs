@@ -14,7 +14,7 @@ const TENSOR: &str = "vision_model.encoder.layers.1.mlp.fc1.weight";
 const MODELS: [&str; 3] = ["clip-quick-gelu", "clip-gelu", "siglip"];
 
 fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    PathBuf::from("tests/fixtures")
 }
 
 fn load(checkpoint: &Path) -> Result<Clip, ClipError> {

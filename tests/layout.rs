@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use syn::visit::{self, Visit};
 use syn::{Attribute, ItemMod, ItemUse, UseTree};
@@ -11,21 +11,17 @@ use syn::{Attribute, ItemMod, ItemUse, UseTree};
 /// Most lines of a file before its tests.
 const MAX_LINES: usize = 600;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 /// Every source file with the path of its module: `src/http/routes.rs` is `["http", "routes"]`.
 fn modules() -> Vec<(PathBuf, Vec<String>)> {
     let mut files = Vec::new();
-    let mut folders = vec![root().join("src")];
+    let mut folders = vec![PathBuf::from("src")];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
-                let relative = path.strip_prefix(root().join("src")).unwrap().with_extension("");
+                let relative = path.strip_prefix("src").unwrap().with_extension("");
                 let mut module: Vec<String> =
                     relative.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
                 if matches!(module.last().map(String::as_str), Some("mod" | "lib" | "main")) {
@@ -40,7 +36,7 @@ fn modules() -> Vec<(PathBuf, Vec<String>)> {
 
 /// Modules by name with the number of their layer, from the block `layers` in ARCHITECTURE.md.
 fn layers() -> BTreeMap<String, usize> {
-    let page = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let page = std::fs::read_to_string("ARCHITECTURE.md").unwrap();
     let block = page.split("```layers\n").nth(1).and_then(|rest| rest.split("```").next());
     let block = block.expect("ARCHITECTURE.md has a block that begins with ```layers");
     let mut layers = BTreeMap::new();

@@ -44,7 +44,7 @@ struct House {
 impl House {
     fn build(partitions: i32) -> Self {
         let broker = Broker::start(&[(TOPIC, partitions), (DEAD, 1)]).unwrap();
-        let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").to_owned();
+        let checkpoint = "models/demo".to_owned();
         let towers: Arc<dyn Towers> = Arc::new(
             Clip::load(&clip::Options { checkpoint, ..clip::Options::default() }).unwrap(),
         );

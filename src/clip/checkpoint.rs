@@ -13,8 +13,7 @@ use super::ClipError;
 use crate::record::hex;
 
 /// What a model is built like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
     /// OpenAI CLIP and OpenCLIP exports: class token, causal text tower, both projected.
     Clip,
@@ -271,14 +270,13 @@ impl Checkpoint {
         let file = folder.join("model.safetensors");
         let weights = read(&file)?;
         let padding = match config.architecture {
-            Architecture::Clip => Vec::new(),
+            Architecture::Clip => None,
             // Says which token fills a text up, which changes embeddings.
-            Architecture::Siglip => read(&folder.join("tokenizer_config.json"))?,
+            Architecture::Siglip => Some(read(&folder.join("tokenizer_config.json"))?),
         };
-        let mut parts = vec![&config_bytes, &preprocessor_bytes, &tokenizer, &weights];
-        parts.extend((!padding.is_empty()).then_some(&padding));
+        let parts = [&config_bytes, &preprocessor_bytes, &tokenizer, &weights];
         let mut hasher = Sha256::new();
-        for part in parts {
+        for part in parts.into_iter().chain(&padding) {
             hasher.update((part.len() as u64).to_le_bytes());
             hasher.update(part);
         }
@@ -319,7 +317,8 @@ fn read(file: &Path) -> Result<Vec<u8>, ClipError> {
     std::fs::read(file).map_err(|source| ClipError::File { file: file.to_owned(), source })
 }
 
-fn json<T: DeserializeOwned>(file: &Path) -> Result<(T, Vec<u8>), ClipError> {
+/// The value of a JSON file, and its bytes.
+pub fn json<T: DeserializeOwned>(file: &Path) -> Result<(T, Vec<u8>), ClipError> {
     let bytes = read(file)?;
     let value = serde_json::from_slice(&bytes)
         .map_err(|e| ClipError::Checkpoint { file: file.to_owned(), reason: e.to_string() })?;

@@ -29,6 +29,17 @@ pub enum Place {
 }
 
 impl Place {
+    /// What people call the model: its name on the hub, or that of its folder.
+    fn name(&self) -> String {
+        match self {
+            Self::Hub(id) => id.clone(),
+            Self::Folder(folder) => {
+                let folder = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+                folder.file_name().map_or_else(|| "clip".into(), |n| n.to_string_lossy().into())
+            }
+        }
+    }
+
     /// A folder where there is one of this name, else a model of the hub if it is written like one.
     pub fn of(checkpoint: &str) -> Result<Self, String> {
         let folder = Path::new(checkpoint);
@@ -50,18 +61,24 @@ impl Place {
     }
 }
 
-/// The folder of a checkpoint, downloaded first where it is on the hub and not in the cache.
+/// The name and the folder of a checkpoint, downloaded first where it is on the hub and not in the cache.
 /// `HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN` hold as for Hugging Face's own tools.
-pub fn folder(options: &Options) -> Result<PathBuf, ClipError> {
+pub fn find(options: &Options) -> Result<(String, PathBuf), ClipError> {
     let missing =
         |reason: String| ClipError::Hub { checkpoint: options.checkpoint.clone(), reason };
-    let id = match Place::of(&options.checkpoint).map_err(missing)? {
-        Place::Folder(folder) => return Ok(folder),
-        Place::Hub(id) => id,
+    let place = Place::of(&options.checkpoint).map_err(missing)?;
+    let name = place.name();
+    let folder = match place {
+        Place::Folder(folder) => Ok(folder),
+        Place::Hub(id) => from_hub(id, options),
     };
+    Ok((name, folder.map_err(missing)?))
+}
+
+fn from_hub(id: String, options: &Options) -> Result<PathBuf, String> {
     let repo = Repo::with_revision(id, RepoType::Model, options.revision.clone());
     if options.offline {
-        return cached(&repo).map_err(missing);
+        return cached(&repo);
     }
     // A thread of its own: the hub's client has no deadline.
     let (done, result) = mpsc::channel();
@@ -69,10 +86,8 @@ pub fn folder(options: &Options) -> Result<PathBuf, ClipError> {
         // Nobody listens any more after the deadline.
         let _ = done.send(download(&repo));
     });
-    match result.recv_timeout(DEADLINE) {
-        Ok(result) => result.map_err(missing),
-        Err(_) => Err(missing(format!("the download took more than {} s", DEADLINE.as_secs()))),
-    }
+    let late = |_| format!("the download took more than {} s", DEADLINE.as_secs());
+    result.recv_timeout(DEADLINE).map_err(late)?
 }
 
 fn cached(repo: &Repo) -> Result<PathBuf, String> {
@@ -124,7 +139,7 @@ mod tests {
 
     #[test]
     fn folders_and_models_of_the_hub_are_told_apart() {
-        let here = env!("CARGO_MANIFEST_DIR");
+        let here = "src/clip";
         assert_eq!(Place::of(here), Ok(Place::Folder(here.into())));
         let id = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K";
         assert_eq!(Place::of(id), Ok(Place::Hub(id.into())));

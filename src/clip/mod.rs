@@ -24,6 +24,9 @@ pub use preprocess::Pixels;
 pub use self_test::{SelfTest, self_test};
 pub use towers::Clip;
 
+/// Texts computed at one time where there are many: memory for activations stays bounded.
+const TEXT_BATCH: usize = 64;
+
 /// What the pipeline needs of a model; a deterministic stand-in may implement it in tests.
 pub trait Towers: Send + Sync {
     /// What the model is.
@@ -37,6 +40,15 @@ pub trait Towers: Send + Sync {
 
     /// One unit-length embedding of `card().dimension` values per text, in order.
     fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError>;
+
+    /// The same for any number of texts, a batch of [`TEXT_BATCH`] at a time.
+    fn embed_many_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
+        let mut embeddings = Vec::with_capacity(texts.len());
+        for batch in texts.chunks(TEXT_BATCH) {
+            embeddings.extend(self.embed_texts(batch)?);
+        }
+        Ok(embeddings)
+    }
 
     /// Whether the text tower's vocabulary has the script of `text`. Where it has not, the text is
     /// embedded as noise.

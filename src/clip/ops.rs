@@ -45,6 +45,11 @@ pub fn on_cpu(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == candle_core::DType::F32 && x.is_contiguous()
 }
 
+/// Values of as many whole rows of `width` as make a piece; at least one row.
+fn whole_rows(width: usize) -> usize {
+    (PIECE / width).max(1) * width
+}
+
 struct BiasActivation(Option<Activation>);
 
 impl InplaceOp2 for BiasActivation {
@@ -60,7 +65,7 @@ impl InplaceOp2 for BiasActivation {
         bl: &Layout,
     ) -> Result<()> {
         let (x, bias) = (values_mut(x, xl)?, values(bias, bl)?);
-        let rows = (PIECE / bias.len()).max(1) * bias.len();
+        let rows = whole_rows(bias.len());
         x.par_chunks_mut(rows).for_each(|x| {
             Arch::new().dispatch(Activate { x, bias, activation: self.0 });
         });
@@ -85,7 +90,7 @@ impl InplaceOp3 for BiasResidual {
         rl: &Layout,
     ) -> Result<()> {
         let (x, bias, residual) = (values_mut(x, xl)?, values(bias, bl)?, values(residual, rl)?);
-        let rows = (PIECE / bias.len()).max(1) * bias.len();
+        let rows = whole_rows(bias.len());
         x.par_chunks_mut(rows).zip(residual.par_chunks(rows)).for_each(|(x, residual)| {
             Arch::new().dispatch(Add { x, bias, residual });
         });

@@ -1,7 +1,5 @@
 //! A CLIP checkpoint, loaded: both towers on their device.
 
-use std::path::Path;
-
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use image::RgbImage;
@@ -39,7 +37,7 @@ impl Clip {
             });
         }
         let dtype = options.dtype.dtype();
-        let folder = hub::folder(options)?;
+        let (name, folder) = hub::find(options)?;
         let mut checkpoint = Checkpoint::read(&folder)?;
         let config = checkpoint.config.clone();
         let side = config.image.side as u32;
@@ -60,7 +58,7 @@ impl Clip {
             Architecture::Siglip => Some(scalar(&tensors, "logit_bias").map_err(wrong)?),
         };
         let card = ModelCard {
-            name: name(&options.checkpoint, &folder),
+            name,
             architecture: config.architecture.name().to_owned(),
             fingerprint: checkpoint.fingerprint.clone(),
             dimension: config.dimension,
@@ -130,15 +128,6 @@ impl Towers for Clip {
             unit(&embedded.to_dtype(DType::F32)?)?.to_vec2()
         })
     }
-}
-
-/// What people call the model: its name on the hub, or that of its folder.
-fn name(checkpoint: &str, folder: &Path) -> String {
-    if !Path::new(checkpoint).is_dir() {
-        return checkpoint.to_owned();
-    }
-    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
-    folder.file_name().map_or_else(|| "clip".into(), |n| n.to_string_lossy().into_owned())
 }
 
 /// One number: of shape [] or, as some exports have it, [1].

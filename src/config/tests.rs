@@ -117,7 +117,7 @@ fn a_file_that_is_missing_or_no_toml_says_what_to_do() {
 
 #[test]
 fn generated_files_are_current() {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = std::path::Path::new("");
     let schema = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
     for (file, wanted) in [
         ("docs/configuration.md", markdown()),

@@ -110,10 +110,7 @@ impl Judged {
         group: impl Fn(&AttributeQuery) -> &'static str + Sync,
     ) -> Result<Vec<Verdict>, JudgeError> {
         let texts: Vec<&str> = queries.iter().map(|q| q.text.as_str()).collect();
-        let mut embedded = Vec::with_capacity(texts.len());
-        for batch in texts.chunks(BATCH) {
-            embedded.extend(towers.embed_texts(batch)?);
-        }
+        let embedded = towers.embed_many_texts(&texts)?;
         let asked: Vec<Asked> = queries
             .par_iter()
             .zip(&embedded)

@@ -187,14 +187,10 @@ impl PromptSet {
 
     /// Embeds the prompts with a model's text tower and fixes scale and top-k.
     pub fn embed(self, towers: &dyn Towers, top_k: usize) -> Result<EmbeddedSet, PromptError> {
-        let mut embeddings = Vec::with_capacity(self.texts.len());
         let texts: Vec<&str> = self.texts.iter().map(String::as_str).collect();
-        for batch in texts.chunks(64) {
-            let embedded = towers
-                .embed_texts(batch)
-                .map_err(|source| PromptError::Embed { name: self.name.clone(), source })?;
-            embeddings.extend(embedded);
-        }
+        let embeddings = towers
+            .embed_many_texts(&texts)
+            .map_err(|source| PromptError::Embed { name: self.name.clone(), source })?;
         let scale = towers.card().logit_scale;
         let key = StatisticsKey::new(&self.name, self.version, &self.fingerprint(), scale, top_k);
         Ok(EmbeddedSet { set: self, key, embeddings, scale, top_k })
@@ -215,17 +211,24 @@ pub struct EmbeddedSet {
 }
 
 impl EmbeddedSet {
+    /// The score that an image gives each prompt, from its embedding as it is stored.
+    fn scores(&self, image: &Embedding) -> Vec<f32> {
+        auxiliary_scores(image.values(), &self.embeddings)
+    }
+
     /// The statistics of an image, from its embedding as it is stored.
     pub fn statistics(&self, image: &Embedding) -> Option<Statistics> {
-        let scores = auxiliary_scores(image.values(), &self.embeddings);
-        Statistics::of(&scores, self.scale, self.top_k)
+        self.statistics_of(&self.scores(image))
+    }
+
+    fn statistics_of(&self, scores: &[f32]) -> Option<Statistics> {
+        Statistics::of(scores, self.scale, self.top_k)
     }
 
     /// The prompts with the scores that an image gives them, strongest first.
     pub fn strongest(&self, image: &Embedding) -> Vec<(&str, f32)> {
-        let scores = auxiliary_scores(image.values(), &self.embeddings);
-        let mut pairs: Vec<(&str, f32)> =
-            self.set.texts.iter().map(String::as_str).zip(scores).collect();
+        let texts = self.set.texts.iter().map(String::as_str);
+        let mut pairs: Vec<(&str, f32)> = texts.zip(self.scores(image)).collect();
         pairs.sort_by(|a, b| b.1.total_cmp(&a.1));
         pairs
     }

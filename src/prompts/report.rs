@@ -7,10 +7,12 @@ use serde::Serialize;
 use super::EmbeddedSet;
 use crate::normalise::{Balance, Scale};
 use crate::record::Embedding;
-use crate::statistics::{Statistics, auxiliary_scores, dot};
+use crate::statistics::{Statistics, dot};
 
 /// Bins of the histogram over the cosine range −1..1; a picture shows those that are used.
 const BINS: usize = 400;
+/// Images measured by one task, which share a histogram.
+const PART: usize = 1024;
 /// Prompts of a pair whose embeddings are this near say the same thing to the model.
 pub const NEAR: f32 = 0.95;
 
@@ -83,26 +85,35 @@ pub fn report(
     struct Measured {
         statistics: Statistics,
         strongest: usize,
-        bins: Vec<u32>,
     }
-    let measured: Vec<Measured> = images
-        .par_iter()
-        .filter_map(|image| {
-            let scores = auxiliary_scores(image.values(), &set.embeddings);
-            let (strongest, _) = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1))?;
-            let bins = scores.iter().map(|s| bin(*s)).collect();
-            Some(Measured { statistics: set.statistics(image)?, strongest, bins })
+    let parts: Vec<(Vec<Measured>, Vec<f64>)> = images
+        .par_chunks(PART)
+        .map(|part| {
+            let mut histogram = vec![0f64; BINS];
+            let measure = |image: &&Embedding| {
+                let scores = set.scores(image);
+                for score in &scores {
+                    histogram[bin(*score)] += 1.0;
+                }
+                let (strongest, _) = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1))?;
+                Some(Measured { statistics: set.statistics_of(&scores)?, strongest })
+            };
+            (part.iter().filter_map(measure).collect(), histogram)
         })
         .collect();
+    let mut measured = Vec::with_capacity(images.len());
+    let mut histogram = vec![0f64; BINS];
+    for (part, counts) in parts {
+        measured.extend(part);
+        histogram.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+    }
     if measured.is_empty() {
         return None;
     }
     let statistics = measured.iter().map(|m| m.statistics);
     let balance = Balance { scale: Scale::of(balance.normaliser, statistics), ..*balance };
-    let mut histogram = vec![0f64; BINS];
     let mut wins = vec![0usize; set.embeddings.len()];
     for image in &measured {
-        image.bins.iter().for_each(|b| histogram[*b as usize] += 1.0);
         wins[image.strongest] += 1;
     }
     let total: f64 = histogram.iter().sum();
@@ -190,9 +201,9 @@ fn near_duplicates(set: &EmbeddedSet, limit: usize) -> Vec<Pair> {
     pairs
 }
 
-fn bin(score: f32) -> u32 {
+fn bin(score: f32) -> usize {
     let place = f32::midpoint(score.clamp(-1.0, 1.0), 1.0) * BINS as f32;
-    (place as u32).min(BINS as u32 - 1)
+    (place as usize).min(BINS - 1)
 }
 
 /// The lower edge of a bin.
