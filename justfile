@@ -38,6 +38,10 @@ parity *models:
 speed *args:
     tests/parity/run speed {{ args }}
 
+# Build with CUDA and measure exactness and speed on a GPU beside PyTorch; downloads gigabytes
+gpu *args:
+    tests/parity/run gpu {{ args }}
+
 # Everything that CI checks, set-up included
 ci:
     tests/run

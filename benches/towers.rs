@@ -2,13 +2,13 @@
 //! (`tests/parity/speed.py`): each line on standard input is `image N` or `text N`, and is answered
 //! with the milliseconds that N inputs in one batch took.
 //!
-//!     cargo bench --bench towers -- FOLDER [PRECISION]
+//!     cargo bench --bench towers -- FOLDER [PRECISION [DEVICE]]
 
 use std::error::Error;
 use std::io::BufRead;
 use std::time::Instant;
 
-use bsap::clip::{Clip, Options, Precision, Towers};
+use bsap::clip::{Clip, DeviceChoice, Options, Precision, Towers};
 use clap::ValueEnum;
 use image::RgbImage;
 
@@ -24,7 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let dtype =
         arguments.next().map_or(Ok(Precision::F32), |name| Precision::from_str(&name, true))?;
-    let clip = Clip::load(&Options { checkpoint, dtype, ..Options::default() })?;
+    let device = DeviceChoice::try_from(arguments.next().unwrap_or_else(|| "cpu".into()))?;
+    let clip = Clip::load(&Options { checkpoint, dtype, device, ..Options::default() })?;
     let picture = RgbImage::from_fn(256, 256, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
     let pixels = clip.prepare(&picture)?;
     for line in std::io::stdin().lock().lines() {

@@ -1,5 +1,6 @@
 //! CLIP: a checkpoint in the Hugging Face layout, its preprocessing, its tokenizer, its two towers.
 
+mod charsmap;
 mod checkpoint;
 mod hub;
 mod image_tower;
@@ -48,6 +49,11 @@ pub trait Towers: Send + Sync {
             embeddings.extend(self.embed_texts(batch)?);
         }
         Ok(embeddings)
+    }
+
+    /// Batches of pictures worth computing at one time, by as many threads.
+    fn batches_at_once(&self) -> usize {
+        1
     }
 
     /// Whether the text tower's vocabulary has the script of `text`. Where it has not, the text is

@@ -6,14 +6,15 @@ use std::path::Path;
 use tokenizers::{PaddingParams, PaddingStrategy, Tokenizer, TruncationParams};
 
 use super::ClipError;
+use super::charsmap::Charsmap;
 use super::checkpoint::{Architecture, Config, json};
 
 /// The checkpoint's tokenizer, truncating to the context length.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     end: End,
-    /// Whether texts are made plain first, as SigLIP was trained on.
-    plain: bool,
+    /// How texts are made plain first, as SigLIP was trained on.
+    plain: Option<Plain>,
 }
 
 /// How the end-of-text token is found.
@@ -44,7 +45,15 @@ impl TextTokenizer {
         let file = folder.join("tokenizer.json");
         let wrong = |reason: String| ClipError::Checkpoint { file: file.clone(), reason };
         let text = &config.text;
-        let mut tokenizer = Tokenizer::from_file(&file).map_err(|e| wrong(e.to_string()))?;
+        let (tokenizer, plain) = match config.architecture {
+            Architecture::Siglip if is_plain(folder)? => {
+                let (mut written, _): (serde_json::Value, _) = json(&file)?;
+                let rules = Charsmap::take(&mut written).map_err(wrong)?;
+                (written.to_string().parse(), Some(Plain { rules }))
+            }
+            _ => (Tokenizer::from_file(&file), None),
+        };
+        let mut tokenizer = tokenizer.map_err(|e| wrong(e.to_string()))?;
         let size = tokenizer.get_vocab_size(true);
         // Towers are at most padded a little; one with many more tokens had another tokenizer.
         if size > text.vocabulary || size < text.vocabulary - text.vocabulary / 8 {
@@ -56,13 +65,10 @@ impl TextTokenizer {
         let truncation =
             TruncationParams { max_length: text.context, ..TruncationParams::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(|e| wrong(e.to_string()))?;
-        let (padding, end, plain) = match config.architecture {
-            Architecture::Clip if text.end == 2 => (None, End::Largest, false),
-            Architecture::Clip => (None, End::First(text.end), false),
-            Architecture::Siglip => {
-                let (padding, plain) = siglip(folder, &tokenizer, text.context)?;
-                (Some(padding), End::Full, plain)
-            }
+        let (padding, end) = match config.architecture {
+            Architecture::Clip if text.end == 2 => (None, End::Largest),
+            Architecture::Clip => (None, End::First(text.end)),
+            Architecture::Siglip => (Some(padding(folder, &tokenizer, text.context)?), End::Full),
         };
         tokenizer.with_padding(padding);
         let tokenizer = Self { tokenizer, end, plain };
@@ -77,7 +83,10 @@ impl TextTokenizer {
 
     /// The token ids of `text`, end-of-text last, at most the context length.
     pub fn tokens(&self, text: &str) -> Result<Tokens, ClipError> {
-        let text = if self.plain { plain(text).into() } else { Cow::Borrowed(text) };
+        let text = match &self.plain {
+            Some(plain) => plain.apply(text).into(),
+            None => Cow::Borrowed(text),
+        };
         let encoding = self
             .tokenizer
             .encode(text, true)
@@ -113,12 +122,19 @@ impl TextTokenizer {
     }
 }
 
-/// How SigLIP's texts are filled up, and whether they are made plain, by `tokenizer_config.json`.
-fn siglip(
+/// Whether the tokenizer is the one that makes texts plain. SigLIP 2 comes with Gemma's, which does
+/// nothing of the kind.
+fn is_plain(folder: &Path) -> Result<bool, ClipError> {
+    let (config, _): (serde_json::Value, _) = json(&folder.join("tokenizer_config.json"))?;
+    Ok(config["tokenizer_class"].as_str().unwrap_or_default().starts_with("SiglipTokenizer"))
+}
+
+/// How SigLIP's texts are filled up, by `tokenizer_config.json`.
+fn padding(
     folder: &Path,
     tokenizer: &Tokenizer,
     length: usize,
-) -> Result<(PaddingParams, bool), ClipError> {
+) -> Result<PaddingParams, ClipError> {
     let file = folder.join("tokenizer_config.json");
     let (config, _): (serde_json::Value, _) = json(&file)?;
     let wrong = |reason: String| ClipError::Checkpoint { file: file.clone(), reason };
@@ -129,31 +145,35 @@ fn siglip(
     let id = tokenizer
         .token_to_id(token)
         .ok_or_else(|| wrong(format!("pad_token {token:?} is not in tokenizer.json")))?;
-    let padding = PaddingParams {
+    Ok(PaddingParams {
         strategy: PaddingStrategy::Fixed(length),
         pad_id: id,
         pad_token: token.to_owned(),
         ..PaddingParams::default()
-    };
-    // SigLIP 2 comes with Gemma's tokenizer, which does nothing of the kind.
-    let class = config["tokenizer_class"].as_str().unwrap_or_default();
-    Ok((padding, class.starts_with("SiglipTokenizer")))
+    })
 }
 
-/// Lower case, without ASCII punctuation and control characters, single spaces: what SigLIP's
-/// tokenizer does in Python before SentencePiece sees a text, and SentencePiece at its ends, which
-/// `tokenizer.json` may leave out.
-fn plain(text: &str) -> String {
-    // What Python, or SentencePiece's NMT rules, take for a space beside what Rust does.
-    let space = |c: char| {
-        c.is_whitespace()
-            || matches!(c, '\u{1c}'..='\u{1f}' | '\u{200b}'..='\u{200f}')
-            || matches!(c, '\u{2581}' | '\u{feff}' | '\u{fffd}')
-    };
-    let control = |c: char| matches!(c, '\u{1}'..='\u{1f}' | '\u{7f}' | '\u{8f}' | '\u{9f}');
-    let dropped = |c: char| c.is_ascii_punctuation() || control(c);
-    let kept: String = text.to_lowercase().chars().filter(|c| space(*c) || !dropped(*c)).collect();
-    kept.split(space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+/// What SigLIP's tokenizer does with a text in Python, and SentencePiece with its characters.
+struct Plain {
+    rules: Option<Charsmap>,
+}
+
+impl Plain {
+    /// Lower case, without ASCII punctuation, normalised, single spaces.
+    fn apply(&self, text: &str) -> String {
+        // Python takes these for spaces, too; `▁` is how SentencePiece writes one.
+        let space = |c: char| c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}' | '\u{2581}');
+        let lower = text.to_lowercase();
+        let kept: String = lower.chars().filter(|c| !c.is_ascii_punctuation()).collect();
+        let spaced = single_spaces(&kept, space);
+        let Some(rules) = &self.rules else { return spaced };
+        // The rules make spaces of more, such as U+200B.
+        single_spaces(&rules.apply(&spaced), |c| c == ' ')
+    }
+}
+
+fn single_spaces(text: &str, space: impl Fn(char) -> bool) -> String {
+    text.split(space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

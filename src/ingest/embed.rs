@@ -1,13 +1,13 @@
-//! Batches for the image tower: one is computed while the next is collected.
+//! Batches for the image tower: while one is computed, the next is collected.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::{IngestError, Options};
+use super::{IngestError, Options, Progress};
 use crate::clip::{Pixels, Towers};
 use crate::prompts::EmbeddedSet;
 use crate::record::Embedding;
@@ -34,14 +34,23 @@ pub struct Embedder {
 impl Embedder {
     /// Starts the collecting task and the computing thread; both end when the last `Embedder` is
     /// dropped.
-    pub fn start(towers: Arc<dyn Towers>, sets: Vec<Arc<EmbeddedSet>>, options: &Options) -> Self {
+    pub fn start(
+        towers: Arc<dyn Towers>,
+        sets: Vec<Arc<EmbeddedSet>>,
+        options: &Options,
+        progress: Arc<Progress>,
+    ) -> Self {
         // One batch's worth may wait: pictures are the largest thing in the pipeline.
         let (queue, incoming) = mpsc::channel(options.batch_images);
         // One batch is collected while one is computed.
         let (batches, ready) = mpsc::channel(1);
         let wait = Duration::from_millis(options.batch_wait_ms);
         tokio::spawn(collect(incoming, batches, options.batch_images, wait));
-        tokio::task::spawn_blocking(move || compute(ready, &*towers, &sets));
+        let computer = Arc::new(Computer { ready: Mutex::new(ready), towers, sets, progress });
+        for _ in 0..computer.towers.batches_at_once() {
+            let computer = computer.clone();
+            tokio::task::spawn_blocking(move || computer.run());
+        }
         Self { queue }
     }
 
@@ -76,25 +85,44 @@ async fn collect(
     }
 }
 
-fn compute(mut ready: mpsc::Receiver<Batch>, towers: &dyn Towers, sets: &[Arc<EmbeddedSet>]) {
-    while let Some(batch) = ready.blocking_recv() {
-        // Callers that have left need no answer.
-        let (pixels, replies): (Vec<Pixels>, Vec<Reply>) =
-            batch.into_iter().filter(|(_, reply)| !reply.is_closed()).unzip();
-        if pixels.is_empty() {
-            continue;
-        }
-        match towers.embed_images(&pixels) {
-            Ok(units) => {
-                for (unit, reply) in units.iter().zip(replies) {
-                    // Nobody to tell: the caller has left meanwhile.
-                    let _ = reply.send(Ok(measure(unit, sets)));
-                }
+struct Computer {
+    ready: Mutex<mpsc::Receiver<Batch>>,
+    towers: Arc<dyn Towers>,
+    sets: Vec<Arc<EmbeddedSet>>,
+    progress: Arc<Progress>,
+}
+
+impl Computer {
+    /// Computes batches until no more come.
+    fn run(&self) {
+        let mut free = None;
+        loop {
+            let Some(batch) = self.ready.blocking_lock().blocking_recv() else { return };
+            let started = Instant::now();
+            // Waiting for the very first batch says nothing of the pipeline.
+            let waited = free.map_or(Duration::ZERO, |since| started - since);
+            Progress::add(&self.progress.towers_wait_us, waited.as_micros() as u64);
+            // Callers that have left need no answer.
+            let (pixels, replies): (Vec<Pixels>, Vec<Reply>) =
+                batch.into_iter().filter(|(_, reply)| !reply.is_closed()).unzip();
+            if pixels.is_empty() {
+                continue;
             }
-            Err(error) => {
-                let text = error.to_string();
-                for reply in replies {
-                    let _ = reply.send(Err(IngestError::Broken(format!("embedding: {text}"))));
+            let embedded = self.towers.embed_images(&pixels);
+            Progress::add(&self.progress.towers_us, started.elapsed().as_micros() as u64);
+            free = Some(Instant::now());
+            match embedded {
+                Ok(units) => {
+                    for (unit, reply) in units.iter().zip(replies) {
+                        // Nobody to tell: the caller has left meanwhile.
+                        let _ = reply.send(Ok(measure(unit, &self.sets)));
+                    }
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    for reply in replies {
+                        let _ = reply.send(Err(IngestError::Broken(format!("embedding: {text}"))));
+                    }
                 }
             }
         }

@@ -122,6 +122,10 @@ pub struct Progress {
     pub gone: AtomicU64,
     /// Rows stored.
     pub stored: AtomicU64,
+    /// How long the image tower computed, in microseconds.
+    pub towers_us: AtomicU64,
+    /// How long it waited for pictures between batches, in microseconds.
+    pub towers_wait_us: AtomicU64,
     /// Version of the table after the last commit.
     pub version: AtomicU64,
 }
@@ -177,7 +181,12 @@ impl Worker {
         let resume = Arc::new(TablePositions(writer.clone()));
         let source = Source::start(&self.kafka, &self.source, resume, token.clone())?;
         let abandon = CancellationToken::new();
-        let embedder = embed::Embedder::start(self.towers.clone(), self.sets, &self.options);
+        let embedder = embed::Embedder::start(
+            self.towers.clone(),
+            self.sets,
+            &self.options,
+            self.progress.clone(),
+        );
         let processor = Arc::new(Processor {
             decoder: self.decoder,
             dead_letters: self.dead_letters,

@@ -158,6 +158,8 @@ impl Sink {
             deleted = count(&self.progress.deleted),
             dead_lettered = count(&self.progress.dead_lettered),
             gone = count(&self.progress.gone),
+            towers_ms = count(&self.progress.towers_us) / 1_000,
+            towers_wait_ms = count(&self.progress.towers_wait_us) / 1_000,
             fenced = done.fenced.len(),
             commit_ms = started.elapsed().as_millis() as u64,
             age_ms = oldest.map(|t| (Utc::now() - t).num_milliseconds()),

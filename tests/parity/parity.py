@@ -35,6 +35,7 @@ MODELS = {
     "clip-b32": lambda f: checkpoints.clip(f, text=tower(512, 12, 8), vision=tower(768, 12, 12, patch_size=32), dimension=512),
     "clip-b16": lambda f: checkpoints.clip(f, text=tower(512, 12, 8), vision=tower(768, 12, 12, patch_size=16), dimension=512),
     "clip-l14": lambda f: checkpoints.clip(f, text=tower(768, 12, 12), vision=tower(1024, 24, 16, patch_size=14), dimension=768),
+    "clip-l14-336": lambda f: checkpoints.clip(f, side=336, text=tower(768, 12, 12), vision=tower(1024, 24, 16, patch_size=14), dimension=768),
     "openclip-b32": lambda f: checkpoints.clip(f, activation="gelu", text=tower(512, 12, 8), vision=tower(768, 12, 12, patch_size=32), dimension=512),
     "siglip-b16": lambda f: checkpoints.siglip(f, text=tower(768, 12, 12), vision=tower(768, 12, 12, patch_size=16)),
 }
