@@ -51,6 +51,8 @@ generate:
     cargo run --quiet --locked -- config reference > docs/configuration.md
     cargo run --quiet --locked -- config schema > schemas/config.schema.json
     cargo run --quiet --locked -- config event-schema > schemas/image-event.schema.json
+    cargo run --quiet --locked -- config cloud-event-schema > schemas/cloud-event.schema.json
+    cargo run --quiet --locked -- config bucket-notification-schema > schemas/bucket-notification.schema.json
     cargo run --quiet --locked -- config example > deploy/bsap.example.toml
 
 # Show everything at work in one process

@@ -20,11 +20,14 @@ pub struct Options {
     pub max_side: u32,
     /// Largest number of pixels.
     pub max_pixels: u64,
+    /// Memory of all pictures that are decoded at one time, in MiB. A picture that needs more than
+    /// that by itself is decoded alone.
+    pub budget_mib: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { max_side: 20_000, max_pixels: 100_000_000 }
+        Self { max_side: 20_000, max_pixels: 100_000_000, budget_mib: 1024 }
     }
 }
 
@@ -34,6 +37,7 @@ impl Options {
         let mut problems = Vec::new();
         limits::range(&mut problems, "max_side", self.max_side.into(), 16, 65_535);
         limits::range(&mut problems, "max_pixels", self.max_pixels, 256, 1_000_000_000);
+        limits::range(&mut problems, "budget_mib", self.budget_mib.into(), 64, 1 << 20);
         problems
     }
 }
@@ -74,15 +78,40 @@ impl DecodeError {
     }
 }
 
+/// The bytes of memory that decoding takes, from the picture's head alone; refuses what
+/// [`decode`] would refuse by its dimensions.
+pub fn cost(bytes: &[u8], options: &Options) -> Result<u64, DecodeError> {
+    let decoder = open(bytes, options)?;
+    let (width, height) = decoder.dimensions();
+    // The pixels as they are stored, and as 8-bit RGB or RGBA beside them.
+    Ok(decoder.total_bytes() + u64::from(width) * u64::from(height) * 4)
+}
+
 /// Decodes a picture to 8-bit RGB, upright.
 pub fn decode(bytes: &[u8], options: &Options) -> Result<RgbImage, DecodeError> {
+    let mut decoder = open(bytes, options)?;
+    let mut limits = Limits::default();
+    // 16-bit RGBA and a decoder's own buffers beside it.
+    limits.max_alloc = Some(options.max_pixels.saturating_mul(16).max(64 << 20));
+    decoder.set_limits(limits).map_err(DecodeError::Damaged)?;
+    let orientation = decoder.orientation().map_err(DecodeError::Damaged)?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(DecodeError::Damaged)?;
+    picture.apply_orientation(orientation);
+    Ok(flatten(picture))
+}
+
+/// A decoder for a picture whose dimensions are allowed.
+fn open<'a>(
+    bytes: &'a [u8],
+    options: &Options,
+) -> Result<impl ImageDecoder + use<'a>, DecodeError> {
     let reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .map_err(|e| DecodeError::Damaged(e.into()))?;
     if reader.format().is_none() {
         return Err(DecodeError::UnknownFormat);
     }
-    let mut decoder = reader.into_decoder().map_err(DecodeError::Damaged)?;
+    let decoder = reader.into_decoder().map_err(DecodeError::Damaged)?;
     let (width, height) = decoder.dimensions();
     let too_large = width > options.max_side
         || height > options.max_side
@@ -95,14 +124,7 @@ pub fn decode(bytes: &[u8], options: &Options) -> Result<RgbImage, DecodeError> 
             max_pixels: options.max_pixels,
         });
     }
-    let mut limits = Limits::default();
-    // 16-bit RGBA and a decoder's own buffers beside it.
-    limits.max_alloc = Some(options.max_pixels.saturating_mul(16).max(64 << 20));
-    decoder.set_limits(limits).map_err(DecodeError::Damaged)?;
-    let orientation = decoder.orientation().map_err(DecodeError::Damaged)?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(DecodeError::Damaged)?;
-    picture.apply_orientation(orientation);
-    Ok(flatten(picture))
+    Ok(decoder)
 }
 
 /// Puts transparent pixels onto white.

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
+use crate::record::{Message, Partition};
 use crate::retry::Verdict;
 
 /// How to reach Kafka.
@@ -125,6 +128,21 @@ pub async fn probe(options: &Options, topics: &[&str]) -> Result<Vec<usize>, Unr
     match asked.await {
         Ok(answer) => answer.map_err(unreachable),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// A message of librdkafka, copied.
+pub fn owned(message: &BorrowedMessage<'_>) -> Message {
+    let headers = message.headers().map_or_else(Vec::new, |headers| {
+        headers.iter().map(|h| (h.key.to_owned(), h.value.map(Bytes::copy_from_slice))).collect()
+    });
+    Message {
+        partition: Partition { topic: message.topic().into(), number: message.partition() },
+        offset: message.offset(),
+        key: message.key().map(Bytes::copy_from_slice),
+        payload: message.payload().map(Bytes::copy_from_slice),
+        headers,
+        timestamp_ms: message.timestamp().to_millis(),
     }
 }
 

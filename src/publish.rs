@@ -339,6 +339,7 @@ fn check(line: &str, rules: &Decoder) -> Candidate {
 mod tests {
     use super::*;
     use crate::record::AttributeTypes;
+    use crate::source;
 
     fn naming() -> Naming {
         Naming { id_prefix: "shop/".into(), ordering: Ordering::Sequence, ..Naming::default() }
@@ -378,11 +379,9 @@ mod tests {
 
     #[tokio::test]
     async fn lines_that_a_worker_would_refuse_are_named() {
-        let rules = Decoder {
-            ordering: Ordering::Sequence,
-            max_clock_skew: chrono::TimeDelta::seconds(60),
-            attributes: AttributeTypes::new(),
-        };
+        let options =
+            source::Options { ordering: Ordering::Sequence, ..source::Options::default() };
+        let rules = Decoder::new(&options, &AttributeTypes::new());
         let text = "{\"image_id\":\"a\",\"uri\":\"u\",\"sequence\":1}\n\nnonsense\n{\"image_id\":\"b\",\"uri\":\"u\"}\n";
         let all: Vec<Candidate> =
             lines("f.jsonl", text.as_bytes(), rules).map(Result::unwrap).collect().await;

@@ -132,6 +132,8 @@ pub enum Ordering {
     /// The Kafka offset. Only right where messages are keyed by image id, so that all events of
     /// an image are in one partition.
     Offset,
+    /// The `sequencer` of bucket notifications (S3, MinIO): nothing else can be ordered beside it.
+    Sequencer,
 }
 
 impl Ordering {
@@ -141,14 +143,15 @@ impl Ordering {
             Self::Sequence => "sequence",
             Self::EventTime => "event_time",
             Self::Offset => "offset",
+            Self::Sequencer => "sequencer",
         }
     }
 }
 
 /// The version of an image: text that compares, byte by byte, in the order of the versions.
 ///
-/// Numbers are written with 20 digits, so that every tool that reads the table can order rows by
-/// the column without knowing how it was made.
+/// Numbers are written with 20 digits and sequencers without the zeros at their end, so that every
+/// tool that reads the table can order rows by the column without knowing how it was made.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Sequence(Arc<str>);
 
@@ -163,6 +166,19 @@ impl Sequence {
         u64::try_from(time.timestamp_micros())
             .map(Self::from_number)
             .map_err(|_| Invalid::new("event_time", format!("{time} lies before 1970")))
+    }
+
+    /// From the `sequencer` of a bucket notification, hexadecimal digits. They compare as if the
+    /// shorter one were filled up with zeros on the right ("Event message structure", Amazon S3
+    /// user guide); without the zeros at the end, plain comparison does the same.
+    pub fn from_sequencer(sequencer: &str) -> Result<Self, Invalid> {
+        const LONGEST: usize = 128;
+        let digits = !sequencer.is_empty() && sequencer.bytes().all(|b| b.is_ascii_hexdigit());
+        if !digits || sequencer.len() > LONGEST {
+            let reason = format!("{sequencer:.200?} is not 1 to {LONGEST} hexadecimal digits");
+            return Err(Invalid::new("sequencer", reason));
+        }
+        Ok(Self(sequencer.trim_end_matches('0').to_ascii_uppercase().into()))
     }
 
     /// As stored in the table.
@@ -213,7 +229,12 @@ pub type Attributes = BTreeMap<String, String>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// A URI that a worker fetches.
-    Uri(String),
+    Uri {
+        /// The URI.
+        uri: String,
+        /// Which version of an object in a bucket that keeps versions; none takes the newest.
+        version: Option<String>,
+    },
     /// Bytes that came in the event itself.
     Inline(Bytes),
 }
@@ -243,6 +264,11 @@ pub enum Change {
     },
     /// A removed image.
     Delete,
+    /// One version of an object was removed: the image is whatever is there now, or gone.
+    Recheck {
+        /// Where its bytes are, if they are anywhere.
+        content: Content,
+    },
 }
 
 /// A unit-length embedding whose values were rounded to f16, so that every reader of the stored
@@ -303,6 +329,13 @@ pub struct Image {
     pub statistics: BTreeMap<StatisticsKey, Statistics>,
 }
 
+impl Content {
+    /// The newest that a URI names.
+    pub fn uri(uri: impl Into<String>) -> Self {
+        Self::Uri { uri: uri.into(), version: None }
+    }
+}
+
 impl Row {
     /// Whether this row replaces `other` as the current version of the same image.
     ///
@@ -359,6 +392,18 @@ mod tests {
         let mut numbers = [0, 9, 10, 99, 1_000, u64::MAX];
         numbers.sort_by_key(|n| Sequence::from_number(*n));
         assert_eq!(numbers, [0, 9, 10, 99, 1_000, u64::MAX]);
+    }
+
+    #[test]
+    fn sequencers_order_by_the_padding_rule() {
+        let of = |s: &str| Sequence::from_sequencer(s).unwrap();
+        // From the Amazon S3 user guide's rule: fill up with zeros on the right, then compare.
+        assert_eq!(of("0055AED6DCD90281E5"), of("0055aed6dcd90281e500"));
+        assert!(of("0055AED6DCD90281E5") < of("0055AED6DCD90281E501"));
+        assert!(of("0055AED6DCD90281E5") < of("0055AED6DCD90281F"));
+        for wrong in ["", "12G4", " 12", &"A".repeat(129)] {
+            assert_eq!(Sequence::from_sequencer(wrong).unwrap_err().field, "sequencer");
+        }
     }
 
     #[test]

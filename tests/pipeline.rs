@@ -110,18 +110,17 @@ impl House {
             attempts: 1,
             ..fetch::Options::default()
         };
-        let worker = Worker {
+        let source = source::Options {
+            ordering: Ordering::Sequence,
+            drain_seconds: 3,
             // The mock cluster makes a group wait for a member that has left until its session ends.
-            source: source::Options {
-                drain_seconds: 3,
-                session_timeout_ms: 6_000,
-                ..source::Options::default()
-            },
-            decoder: Decoder {
-                ordering: Ordering::Sequence,
-                max_clock_skew: chrono::TimeDelta::seconds(60),
-                attributes: [("colour".into(), bsap::record::AttributeType::Text)].into(),
-            },
+            session_timeout_ms: 6_000,
+            ..source::Options::default()
+        };
+        let attributes = [("colour".into(), bsap::record::AttributeType::Text)].into();
+        let worker = Worker {
+            decoder: Decoder::new(&source, &attributes),
+            source,
             dead_letters: DeadLetters::new(&kafka, &dead_letter::Options::default()).unwrap(),
             kafka,
             fetcher: Fetcher::new(&fetch).unwrap(),

@@ -267,8 +267,12 @@ fn open_cuda(number: usize) -> Result<Device, ClipError> {
     if !candle_core::utils::cuda_is_available() {
         return Err(error("this program was built without CUDA".into()));
     }
-    // The CUDA bindings panic where the driver's library is missing.
-    std::panic::catch_unwind(|| Device::new_cuda(number))
+    // The CUDA bindings panic where the driver's library is missing; the error says it better.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let opened = std::panic::catch_unwind(|| Device::new_cuda(number));
+    std::panic::set_hook(hook);
+    opened
         .map_err(|_| error("the CUDA driver is missing".into()))?
         .map_err(|e| error(e.to_string()))
 }

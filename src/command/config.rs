@@ -1,8 +1,10 @@
 //! `bsap config`.
 
+use serde::Serialize;
+
 use crate::cli::{ConfigArgs, ConfigPrint};
 use crate::config::{self, Config, ConfigError};
-use crate::source::ImageEvent;
+use crate::source::{BucketNotification, CloudEvent, ImageEvent};
 
 use super::Done;
 
@@ -12,11 +14,17 @@ pub fn run(args: &ConfigArgs, load: impl FnOnce() -> Result<Config, ConfigError>
         ConfigPrint::Example => config::example(),
         ConfigPrint::Show => load()?.shown(),
         ConfigPrint::Reference => config::markdown(),
-        ConfigPrint::Schema => serde_json::to_string_pretty(&config::schema())? + "\n",
-        ConfigPrint::EventSchema => {
-            serde_json::to_string_pretty(&schemars::schema_for!(ImageEvent))? + "\n"
+        ConfigPrint::Schema => pretty(&config::schema())?,
+        ConfigPrint::EventSchema => pretty(&schemars::schema_for!(ImageEvent))?,
+        ConfigPrint::CloudEventSchema => pretty(&schemars::schema_for!(CloudEvent))?,
+        ConfigPrint::BucketNotificationSchema => {
+            pretty(&schemars::schema_for!(BucketNotification))?
         }
     };
     say!("{}", text.trim_end());
     Ok(())
+}
+
+fn pretty(schema: &impl Serialize) -> serde_json::Result<String> {
+    serde_json::to_string_pretty(schema)
 }

@@ -10,6 +10,7 @@ macro_rules! say {
 
 mod check;
 mod config;
+mod dead_letters;
 mod demo;
 mod embed;
 mod ingest;
@@ -104,6 +105,10 @@ pub fn run(cli: &Cli) -> Done {
         Command::Publish(args) => {
             let config = load_for_client(cli)?;
             logged(config, |config, token| publish::run(args, config, token))
+        }
+        Command::DeadLetters(args) => {
+            let config = quiet(load_for_client(cli)?);
+            logged(config, |config, token| dead_letters::run(args, config, token))
         }
         Command::Search(args) => {
             if args.server.is_some() {

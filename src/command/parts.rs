@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -50,15 +49,6 @@ pub fn generation(config: &Config, towers: &dyn Towers) -> Generation {
     )
 }
 
-/// How events are read.
-pub fn decoder(config: &Config) -> Decoder {
-    Decoder {
-        ordering: config.source.ordering,
-        max_clock_skew: TimeDelta::seconds(config.source.max_clock_skew_seconds.into()),
-        attributes: config.attributes.clone(),
-    }
-}
-
 /// A worker, with the catalogue made or joined.
 pub async fn worker(
     config: &Config,
@@ -95,7 +85,7 @@ pub async fn worker(
     Ok(Worker {
         kafka: config.kafka.clone(),
         source: config.source.clone(),
-        decoder: decoder(config),
+        decoder: Decoder::new(&config.source, &config.attributes),
         dead_letters: DeadLetters::new(&config.kafka, &config.dead_letter)?,
         fetcher: Fetcher::new(&config.fetch)?,
         decode: config.decode.clone(),

@@ -12,16 +12,24 @@ use serde_json::Value;
 use tokio::io::BufReader;
 use tokio_util::sync::CancellationToken;
 
-use super::{Done, Failure, parts};
+use super::{Done, Failure};
 use crate::cli::PublishArgs;
 use crate::config::Config;
 use crate::publish::{self, Candidate, Naming, PublishError, Publisher};
+use crate::record::Ordering;
+use crate::source::Decoder;
 
 /// Sends, or prints, the events for everything that is named.
 pub async fn run(args: &PublishArgs, config: Config, token: CancellationToken) -> Done {
     if args.targets.is_empty() && args.jsonl.is_none() && args.delete.is_empty() {
         return Err(Failure::usage(
             "nothing to publish: name files, folders or bucket prefixes, --jsonl FILE or --delete ID",
+        ));
+    }
+    if config.source.ordering == Ordering::Sequencer {
+        return Err(Failure::usage(
+            "source.ordering is `sequencer`: only the bucket's own notifications have one; let the \
+             bucket announce its images",
         ));
     }
     let naming = naming(args, &config)?;
@@ -106,7 +114,7 @@ async fn lines(
     file: &Path,
     config: &Config,
 ) -> anyhow::Result<BoxStream<'static, Result<Candidate, PublishError>>> {
-    let rules = parts::decoder(config);
+    let rules = Decoder::new(&config.source, &config.attributes);
     if file == Path::new("-") {
         return Ok(publish::lines("standard input", BufReader::new(tokio::io::stdin()), rules));
     }

@@ -70,11 +70,17 @@ impl Config {
             ("http", self.http.problems()),
             ("log", self.log.problems()),
         ];
+        let mut circle = Vec::new();
+        if self.dead_letter.topic == self.source.topic {
+            circle.push(
+                "dead_letter.topic: is source.topic; dead letters would be consumed again".into(),
+            );
+        }
         let named = |(name, problems): (&str, Vec<String>)| {
             let name = name.to_owned();
             problems.into_iter().map(move |problem| format!("{name}.{problem}"))
         };
-        sections.into_iter().flat_map(named).collect()
+        sections.into_iter().flat_map(named).chain(circle).collect()
     }
 
     /// The configuration as TOML, with secrets hidden.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
-use object_store::ObjectStoreExt;
+use object_store::GetOptions;
 use object_store::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -226,25 +226,25 @@ impl Fetcher {
         content: &Content,
         token: &CancellationToken,
     ) -> Result<Fetched, FetchError> {
-        let uri = match content {
+        let (uri, version) = match content {
             Content::Inline(bytes) => {
                 return Ok(Fetched { bytes: bytes.clone(), _share: None });
             }
-            Content::Uri(uri) => uri,
+            Content::Uri { uri, version } => (uri, version.as_deref()),
         };
         let on_retry = |attempt: u32, error: &FetchError| {
             debug!(event = event::RETRY, stage = "fetch", attempt, error = %error, "trying again");
         };
         retry(Backoff::times(self.options.attempts), token, on_retry, || async {
             let limit = Duration::from_millis(self.options.total_timeout_ms);
-            tokio::time::timeout(limit, self.once(uri))
+            tokio::time::timeout(limit, self.once(uri, version))
                 .await
                 .unwrap_or_else(|_| Err(transient(uri, "fetch.total_timeout_ms is over")))
         })
         .await
     }
 
-    async fn once(&self, uri: &str) -> Result<Fetched, FetchError> {
+    async fn once(&self, uri: &str, version: Option<&str>) -> Result<Fetched, FetchError> {
         let url = Url::parse(uri).map_err(|e| refused(uri, format!("is not a URI: {e}")))?;
         match url.scheme() {
             "data" => self.data(uri),
@@ -257,7 +257,9 @@ impl Fetcher {
                     .map(|chunk| chunk.map_err(|e| transient(uri, e.without_url().to_string())));
                 self.collect(uri, size, body).await
             }
-            "s3" | "s3a" | "gs" | "az" | "azure" | "abfs" | "abfss" => self.object(uri, &url).await,
+            "s3" | "s3a" | "gs" | "az" | "azure" | "abfs" | "abfss" => {
+                self.object(uri, version, &url).await
+            }
             other => Err(refused(
                 uri,
                 format!("scheme {other} is not one of s3, gs, az, http, https, file, data"),
@@ -299,7 +301,12 @@ impl Fetcher {
         self.collect(uri, Some(size), body).await
     }
 
-    async fn object(&self, uri: &str, url: &Url) -> Result<Fetched, FetchError> {
+    async fn object(
+        &self,
+        uri: &str,
+        version: Option<&str>,
+        url: &Url,
+    ) -> Result<Fetched, FetchError> {
         let bucket = url.host_str().ok_or_else(|| refused(uri, "names no bucket".into()))?;
         let store = self.bucket(uri, &format!("{}://{bucket}", url.scheme())).await?;
         let key = Path::from_url_path(url.path()).map_err(|e| refused(uri, e.to_string()))?;
@@ -310,7 +317,9 @@ impl Fetcher {
             }
             error => permanent(uri, error.to_string()),
         };
-        let answer = store.objects().get(&key).await.map_err(failed)?;
+        let options =
+            GetOptions { version: version.map(ToOwned::to_owned), ..GetOptions::default() };
+        let answer = store.objects().get_opts(&key, options).await.map_err(failed)?;
         let size = answer.meta.size;
         let body = answer.into_stream().map(|chunk| chunk.map_err(failed));
         self.collect(uri, Some(size), body).await

@@ -8,7 +8,7 @@ fn fetcher(options: Options) -> Fetcher {
 
 async fn fetch(fetcher: &Fetcher, uri: &str) -> Result<Bytes, FetchError> {
     let token = CancellationToken::new();
-    let content = Content::Uri(uri.to_owned());
+    let content = Content::uri(uri);
     fetcher.fetch(&content, &token).await.map(|f| f.bytes)
 }
 

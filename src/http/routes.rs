@@ -122,7 +122,7 @@ pub async fn picture(State(shared): App, Path(id): Path<String>) -> Result<Respo
             "there is no picture to show: its bytes came in the event, or http.pictures is off",
         )
     })?;
-    let fetched = shared.app.fetcher.fetch(&Content::Uri(uri), &shared.token).await;
+    let fetched = shared.app.fetcher.fetch(&Content::uri(uri), &shared.token).await;
     let fetched = fetched.map_err(|error| {
         let status = match error.verdict() {
             Verdict::DeadLetter => StatusCode::NOT_FOUND,

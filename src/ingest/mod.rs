@@ -33,7 +33,7 @@ use crate::telemetry::event;
 use crate::{decode, kafka, limits, source};
 
 use process::{Outcome, Processor};
-use sink::Sink;
+use sink::{Commit, Sink, Written};
 
 /// How the worker batches and bounds its work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -42,6 +42,8 @@ pub struct Options {
     /// Messages in the pipeline at one time. At least twice `batch_images`, so that the next batch
     /// is ready when the towers are.
     pub in_flight: usize,
+    /// Bytes of the messages in the pipeline at one time, in MiB: pictures may come in them.
+    pub in_flight_mib: usize,
     /// Images embedded in one pass of the image tower.
     pub batch_images: usize,
     /// How long a batch that is not full waits for more images, in milliseconds.
@@ -64,6 +66,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             in_flight: 128,
+            in_flight_mib: 64,
             batch_images: 32,
             batch_wait_ms: 20,
             decode_threads: 0,
@@ -81,6 +84,7 @@ impl Options {
         let mut problems = Vec::new();
         let p = &mut problems;
         limits::range(p, "in_flight", self.in_flight as u64, 1, 100_000);
+        limits::range(p, "in_flight_mib", self.in_flight_mib as u64, 1, 65_536);
         limits::range(p, "batch_images", self.batch_images as u64, 1, 4096);
         limits::range(p, "batch_wait_ms", self.batch_wait_ms, 0, 10_000);
         limits::range(p, "decode_threads", self.decode_threads as u64, 0, 1024);
@@ -191,8 +195,9 @@ impl Worker {
             decoder: self.decoder,
             dead_letters: self.dead_letters,
             fetcher: self.fetcher,
-            decode: self.decode,
             decode_turns: process::decode_turns(self.options.decode_threads),
+            decode_budget: process::decode_budget(&self.decode),
+            decode: self.decode,
             towers: self.towers,
             embedder,
             progress: self.progress.clone(),
@@ -202,6 +207,8 @@ impl Worker {
             source,
             processor,
             in_flight: FuturesOrdered::new(),
+            held: 0,
+            committing: None,
             sink: Sink::new(writer, &self.options, self.progress),
             options: self.options,
         };
@@ -219,13 +226,18 @@ struct Pipeline {
     source: Source,
     processor: Arc<Processor>,
     in_flight: FuturesOrdered<BoxFuture<'static, Settling>>,
+    /// Bytes of the messages in flight.
+    held: usize,
     sink: Sink,
+    /// The commit under way.
+    committing: Option<Commit>,
     options: Options,
 }
 
 /// What leaves the pipeline, in order.
 enum Settling {
-    Outcome(Outcome),
+    /// Of a message of so many bytes.
+    Outcome(Outcome, usize),
     Assigned(Vec<Partition>),
     Revoked(Vec<Partition>, source::consumer::Settled),
     Failed(IngestError),
@@ -234,14 +246,23 @@ enum Settling {
 impl Pipeline {
     async fn run(&mut self, token: &CancellationToken) -> Result<(), IngestError> {
         while !token.is_cancelled() {
-            let room = self.in_flight.len() < self.options.in_flight;
+            if self.sink.is_full() && self.committing.is_none() {
+                self.committing = self.sink.cut();
+            }
+            let room = self.in_flight.len() < self.options.in_flight
+                && self.held < self.options.in_flight_mib << 20;
             tokio::select! {
-                Some(settling) = self.in_flight.next() => self.settle(settling).await?,
+                written = finished(&mut self.committing) => self.written(written)?,
+                Some(settling) = self.in_flight.next(), if !self.sink.is_full() => {
+                    self.settle(settling).await?;
+                }
                 item = self.source.next(), if room => match item {
                     Some(item) => self.take_up(item),
                     None => break,
                 },
-                () = self.sink.due() => self.sink.commit(&self.source).await?,
+                () = self.sink.due(), if self.committing.is_none() => {
+                    self.committing = self.sink.cut();
+                }
                 () = token.cancelled() => {}
             }
         }
@@ -260,16 +281,18 @@ impl Pipeline {
                 "work was cut off; it is done again by the next owner"
             ),
         }
-        self.sink.commit(&self.source).await
+        self.commit().await
     }
 
     fn take_up(&mut self, item: Item) {
         let settling: BoxFuture<'static, Settling> = match item {
             Item::Message(message) => {
+                let size = message.payload.as_ref().map_or(0, |payload| payload.len());
+                self.held += size;
                 let task = self.process(message);
-                Box::pin(async {
+                Box::pin(async move {
                     match task.await {
-                        Ok(outcome) => Settling::Outcome(outcome),
+                        Ok(outcome) => Settling::Outcome(outcome, size),
                         Err(panic) => Settling::Failed(IngestError::Broken(panic.to_string())),
                     }
                 })
@@ -290,24 +313,52 @@ impl Pipeline {
 
     async fn settle(&mut self, settling: Settling) -> Result<(), IngestError> {
         match settling {
-            Settling::Outcome(outcome) => {
-                if self.sink.take(outcome)? {
-                    self.sink.commit(&self.source).await?;
-                }
-                Ok(())
+            Settling::Outcome(outcome, size) => {
+                self.held -= size;
+                self.sink.take(outcome)
             }
             Settling::Assigned(partitions) => self.sink.assign(partitions).await,
             Settling::Revoked(partitions, settled) => {
-                self.sink.commit(&self.source).await?;
+                self.commit().await?;
                 self.sink.revoke(&partitions);
                 drop(settled);
                 Ok(())
             }
             Settling::Failed(error) => {
                 // What came before it is done and must not be done again.
-                self.sink.commit(&self.source).await?;
+                self.commit().await?;
                 Err(error)
             }
         }
+    }
+
+    /// Commits everything that is outstanding, and waits for it.
+    async fn commit(&mut self) -> Result<(), IngestError> {
+        loop {
+            if self.committing.is_none() {
+                self.committing = self.sink.cut();
+            }
+            if self.committing.is_none() {
+                return Ok(());
+            }
+            let written = finished(&mut self.committing).await;
+            self.written(written)?;
+        }
+    }
+
+    fn written(&mut self, written: Result<Written, IngestError>) -> Result<(), IngestError> {
+        self.committing = None;
+        self.sink.written(written?, &self.source);
+        Ok(())
+    }
+}
+
+/// The result of the commit under way; waits for ever where there is none.
+async fn finished(committing: &mut Option<Commit>) -> Result<Written, IngestError> {
+    match committing {
+        Some(commit) => {
+            Ok(commit.await.map_err(|panic| IngestError::Broken(panic.to_string()))??)
+        }
+        None => std::future::pending().await,
     }
 }

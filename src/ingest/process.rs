@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, SubsecRound, Utc};
+use futures::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,9 @@ use crate::record::{Attributes, Change, Content, Event, Image, Message, Partitio
 use crate::retry::{Backoff, Decide, Verdict, retry};
 use crate::source::Decoder;
 use crate::telemetry::event;
+
+/// Records of one message that are worked on at one time.
+const RECORDS_AT_ONCE: usize = 16;
 
 /// What became of one message.
 #[derive(Debug)]
@@ -55,10 +59,17 @@ pub struct Processor {
     pub fetcher: Fetcher,
     pub decode: decode::Options,
     pub decode_turns: Arc<Semaphore>,
+    /// Memory for decoding, a permit a MiB.
+    pub decode_budget: Arc<Semaphore>,
     pub towers: Arc<dyn Towers>,
     pub embedder: Embedder,
     pub progress: Arc<Progress>,
     pub abandon: CancellationToken,
+}
+
+/// The memory that decoding may take at one time.
+pub fn decode_budget(options: &decode::Options) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(options.budget_mib as usize))
 }
 
 /// As many turns as images are decoded at one time.
@@ -79,6 +90,7 @@ impl Processor {
                     stage: "decode_event",
                     code: rejected.code(),
                     message: rejected.to_string(),
+                    record: rejected.record(),
                 };
                 self.put_aside(&message, reason).await
             }
@@ -87,26 +99,35 @@ impl Processor {
     }
 
     async fn rows(&self, message: &Message, events: Vec<Event>) -> Result<Vec<Row>, Unsettled> {
-        let mut rows = Vec::with_capacity(events.len());
-        for event in events {
-            let image_id = event.image_id.clone();
-            let uri = match &event.change {
-                Change::Upsert { content: Content::Uri(uri), .. } => shorten(uri),
-                _ => String::new(),
+        let several = events.len() > 1;
+        let rows = stream::iter(events.into_iter().enumerate()).map(|(index, event)| async move {
+            let found = match &event.change {
+                Change::Upsert { content, .. } | Change::Recheck { content } => named(content),
+                Change::Delete => String::new(),
             };
+            let image_id = event.image_id.clone();
             match self.row(event).await {
-                Ok(row) => rows.push(row),
                 Err(Failure::Gone) => {
                     Progress::add(&self.progress.gone, 1);
                     info!(
                         event = event::GONE, partition = %message.partition, offset = message.offset,
-                        image_id = %image_id, uri, "the image was gone before it could be fetched"
+                        %image_id, uri = found, "the image was gone before it could be fetched"
                     );
+                    Ok(None)
                 }
-                Err(Failure::DeadLetter(reason)) => return self.put_aside(message, reason).await,
-                Err(Failure::Unsettled(unsettled)) => return Err(unsettled),
+                Err(Failure::DeadLetter(reason)) if several => {
+                    Err(Failure::DeadLetter(Reason { record: Some(index), ..reason }))
+                }
+                other => other.map(Some),
             }
-        }
+        });
+        let rows: Result<Vec<_>, _> = rows.buffered(RECORDS_AT_ONCE).try_collect().await;
+        let rows: Vec<Row> = match rows {
+            Ok(rows) => rows.into_iter().flatten().collect(),
+            Err(Failure::DeadLetter(reason)) => return self.put_aside(message, reason).await,
+            Err(Failure::Unsettled(unsettled)) => return Err(unsettled),
+            Err(Failure::Gone) => Vec::new(), // settled above
+        };
         for row in &rows {
             let counter = match row.image {
                 Some(_) => &self.progress.embedded,
@@ -121,6 +142,11 @@ impl Processor {
         let image = match event.change {
             Change::Delete => None,
             Change::Upsert { content, attributes } => Some(self.image(&content, attributes).await?),
+            Change::Recheck { content } => match self.image(&content, Attributes::new()).await {
+                Ok(image) => Some(image),
+                Err(Failure::Gone) => None,
+                Err(failure) => return Err(failure),
+            },
         };
         Ok(Row {
             image_id: event.image_id,
@@ -135,26 +161,29 @@ impl Processor {
         let fetched = self.fetcher.fetch(content, &self.abandon).await;
         let fetched = fetched.map_err(|error| self.fetch_failure(&error))?;
         let size = fetched.bytes.len() as u64;
+        let cost = decode::cost(&fetched.bytes, &self.decode)
+            .map_err(|e| undecodable(e.code(), e.to_string()))?;
+        let mib = u32::try_from(cost.div_ceil(1 << 20)).unwrap_or(u32::MAX);
+        let share = self.decode_budget.clone();
+        let share = share.acquire_many_owned(mib.clamp(1, self.decode.budget_mib)).await;
         let turn = self.decode_turns.clone().acquire_owned().await;
         let (options, towers) = (self.decode.clone(), self.towers.clone());
         let decoded = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
+            let _held = (share, turn);
             let image = decode::decode(&fetched.bytes, &options)
-                .map_err(|e| ("decode_image", e.code(), e.to_string()))?;
+                .map_err(|e| undecodable(e.code(), e.to_string()))?;
             let pixels = towers
                 .prepare(&image)
-                .map_err(|e| ("decode_image", "preprocess_failed", e.to_string()))?;
+                .map_err(|e| undecodable("preprocess_failed", e.to_string()))?;
             let hash = hex(&Sha256::digest(&fetched.bytes));
             Ok((pixels, image.width(), image.height(), hash))
         });
         let (pixels, width, height, content_hash) =
-            decoded.await.map_err(|panic| fatal(IngestError::Broken(panic.to_string())))?.map_err(
-                |(stage, code, message)| Failure::DeadLetter(Reason { stage, code, message }),
-            )?;
+            decoded.await.map_err(|panic| fatal(IngestError::Broken(panic.to_string())))??;
         let embedded = self.embedder.embed(pixels).await.map_err(fatal)?;
         Ok(Image {
             uri: match content {
-                Content::Uri(uri) => Some(uri.clone()),
+                Content::Uri { uri, .. } => Some(uri.clone()),
                 Content::Inline(_) => None,
             },
             content_hash,
@@ -178,6 +207,7 @@ impl Processor {
                 stage: "fetch",
                 code: error.code(),
                 message: error.to_string(),
+                record: None,
             }),
         }
     }
@@ -205,6 +235,18 @@ impl Processor {
             "a message can never be used and was put aside"
         );
         Ok(Vec::new())
+    }
+}
+
+fn undecodable(code: &'static str, message: String) -> Failure {
+    Failure::DeadLetter(Reason { stage: "decode_image", code, message, record: None })
+}
+
+/// What a log line says of where an image comes from.
+fn named(content: &Content) -> String {
+    match content {
+        Content::Uri { uri, .. } => shorten(uri),
+        Content::Inline(_) => String::new(),
     }
 }
 

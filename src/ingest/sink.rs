@@ -1,4 +1,4 @@
-//! Outcomes in order, cut into commits.
+//! Outcomes in order, cut into commits. One commit runs at a time, beside the processing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,13 +8,14 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use super::process::{Outcome, Unsettled};
 use super::{IngestError, Options, Progress};
 use crate::record::{Partition, Row};
 use crate::source::Source;
-use crate::table::{PartitionBatch, Writer};
+use crate::table::{Committed, PartitionBatch, TableError, Writer};
 use crate::telemetry::event;
 
 /// Collects outcomes and commits them.
@@ -29,6 +30,18 @@ pub struct Sink {
     since: Option<Instant>,
     /// When the oldest event among them happened.
     oldest: Option<DateTime<Utc>>,
+}
+
+/// A commit under way.
+pub type Commit = AbortOnDropHandle<Result<Written, TableError>>;
+
+/// A commit that has landed.
+pub struct Written {
+    done: Committed,
+    /// Where each of its partitions ended.
+    ends: Vec<(Partition, i64)>,
+    oldest: Option<DateTime<Utc>>,
+    took: Duration,
 }
 
 /// What one partition has outstanding.
@@ -74,21 +87,21 @@ impl Sink {
         }
     }
 
-    /// Takes the next outcome; true when it is time to commit.
-    pub fn take(&mut self, outcome: Outcome) -> Result<bool, IngestError> {
+    /// Takes the next outcome.
+    pub fn take(&mut self, outcome: Outcome) -> Result<(), IngestError> {
         let Some(pending) = self.partitions.get_mut(&outcome.partition) else {
-            return Ok(false); // revoked meanwhile: its new owner does it
+            return Ok(()); // revoked meanwhile: its new owner does it
         };
         let stored = pending.expected.is_some_and(|position| outcome.offset < position);
         if pending.closed || stored {
-            return Ok(false);
+            return Ok(());
         }
         let rows = match outcome.rows {
             Ok(rows) => rows,
             Err(Unsettled::Fatal(error)) => return Err(*error),
             Err(Unsettled::Abandoned) => {
                 pending.closed = true;
-                return Ok(false);
+                return Ok(());
             }
         };
         pending.next_offset = Some(outcome.offset + 1);
@@ -101,7 +114,12 @@ impl Sink {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        Ok(self.rows >= self.options.commit_rows || self.bytes >= self.options.commit_mib << 20)
+        Ok(())
+    }
+
+    /// Whether what is outstanding fills a commit.
+    pub fn is_full(&self) -> bool {
+        self.rows >= self.options.commit_rows || self.bytes >= self.options.commit_mib << 20
     }
 
     /// Resolves when the oldest outcome has waited long enough; never while there is none.
@@ -115,8 +133,9 @@ impl Sink {
         }
     }
 
-    /// Commits what is outstanding, if anything, and tells the source.
-    pub async fn commit(&mut self, source: &Source) -> Result<(), IngestError> {
+    /// Cuts what is outstanding into a commit, if there is anything. It runs on its own; its result
+    /// goes to [`Sink::written`] before the next is cut.
+    pub fn cut(&mut self) -> Option<Commit> {
         let batches: Vec<PartitionBatch> = self
             .partitions
             .iter_mut()
@@ -133,11 +152,20 @@ impl Sink {
         (self.rows, self.bytes) = (0, 0);
         let oldest = self.oldest.take();
         if batches.is_empty() {
-            return Ok(());
+            return None;
         }
-        let ends: Vec<_> = batches.iter().map(|b| (b.partition.clone(), b.next_offset)).collect();
-        let started = Instant::now();
-        let done = self.writer.lock().await.append(batches).await?;
+        let writer = self.writer.clone();
+        Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            let ends = batches.iter().map(|b| (b.partition.clone(), b.next_offset)).collect();
+            let started = Instant::now();
+            let done = writer.lock().await.append(batches).await?;
+            Ok(Written { done, ends, oldest, took: started.elapsed() })
+        })))
+    }
+
+    /// Takes note of a commit that has landed, and tells the source.
+    pub fn written(&mut self, written: Written, source: &Source) {
+        let Written { done, ends, oldest, took } = written;
         for (partition, next_offset) in ends {
             let stored = done.fenced.iter().find(|(p, _)| *p == partition);
             let position = stored.map_or(next_offset, |(_, position)| *position.max(&next_offset));
@@ -161,10 +189,9 @@ impl Sink {
             towers_ms = count(&self.progress.towers_us) / 1_000,
             towers_wait_ms = count(&self.progress.towers_wait_us) / 1_000,
             fenced = done.fenced.len(),
-            commit_ms = started.elapsed().as_millis() as u64,
+            commit_ms = took.as_millis() as u64,
             age_ms = oldest.map(|t| (Utc::now() - t).num_milliseconds()),
             "rows and positions stored"
         );
-        Ok(())
     }
 }

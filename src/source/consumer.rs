@@ -11,18 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, mpsc as sync_mpsc};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::message::{BorrowedMessage, Headers, Message as _};
-use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{error, warn};
 
 use super::Options;
+use super::rebalance::{Context, commit};
 use crate::kafka;
 use crate::record::{Message, Partition};
 use crate::retry::{Decide, Verdict};
@@ -99,7 +96,7 @@ pub enum Item {
 /// Held while revoked partitions drain; dropping it lets the rebalance go on.
 #[derive(Debug)]
 pub struct Settled(
-    #[expect(dead_code, reason = "its drop is the message")] sync_mpsc::SyncSender<()>,
+    #[expect(dead_code, reason = "its drop is the message")] pub(super) sync_mpsc::SyncSender<()>,
 );
 
 /// A running consumer.
@@ -112,13 +109,13 @@ pub struct Source {
 
 /// What the thread and the pipeline both see.
 #[derive(Default)]
-struct Shared {
+pub(super) struct Shared {
     /// Offsets after the last durable message, not yet told to Kafka.
-    durable: Mutex<BTreeMap<Partition, i64>>,
+    pub durable: Mutex<BTreeMap<Partition, i64>>,
     /// Milliseconds since `started` at the last poll.
     last_poll_ms: AtomicI64,
     /// Partitions that are this worker's at the moment.
-    assigned: Mutex<BTreeSet<Partition>>,
+    pub assigned: Mutex<BTreeSet<Partition>>,
 }
 
 impl Source {
@@ -238,7 +235,7 @@ impl Polling {
             }
             match self.consumer.poll(POLL) {
                 Some(Ok(message)) => {
-                    let message = owned(&message);
+                    let message = kafka::owned(&message);
                     self.hand_over(Some(message));
                 }
                 Some(Err(error)) => self.report(error),
@@ -315,196 +312,7 @@ impl Polling {
     }
 }
 
-/// Tells Kafka the durable positions that it does not know yet.
-fn commit(consumer: &BaseConsumer<Context>, shared: &Shared, mode: CommitMode) {
-    let durable = std::mem::take(&mut *lock(&shared.durable));
-    if durable.is_empty() {
-        return;
-    }
-    let mut list = TopicPartitionList::new();
-    for (partition, offset) in &durable {
-        // Only fails for a partition number below zero, which Kafka never assigns.
-        let _ =
-            list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(*offset));
-    }
-    if let Err(error) = consumer.commit(&list, mode) {
-        // Not lost: the table has the positions, and the next commit covers this one.
-        debug!(event = event::SOURCE_ERROR, %error, "offsets were not committed to Kafka");
-    }
-}
-
-/// Callbacks from librdkafka; they run inside `poll`, on the polling thread.
-struct Context {
-    sender: Mutex<Option<mpsc::Sender<Item>>>,
-    shared: Arc<Shared>,
-    resume: Arc<dyn Resume>,
-    runtime: Handle,
-    brokers: String,
-    request_timeout: Duration,
-    drain: Duration,
-}
-
-impl ClientContext for Context {}
-
-impl ConsumerContext for Context {
-    fn rebalance(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        error: RDKafkaRespErr,
-        list: &mut TopicPartitionList,
-    ) {
-        let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
-        let result = if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            self.assign(consumer, list, cooperative)
-        } else {
-            self.revoke(consumer, list, cooperative)
-        };
-        if let Err(failed) = result {
-            self.fail(failed);
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        if let Err(error) = result {
-            debug!(event = event::SOURCE_ERROR, %error, "offsets were not committed to Kafka");
-        }
-    }
-}
-
-impl Context {
-    fn assign(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        list: &mut TopicPartitionList,
-        cooperative: bool,
-    ) -> Result<(), SourceError> {
-        let mut assigned = Vec::new();
-        for partition in partitions(list) {
-            let offset = self.start_offset(consumer, &partition)?;
-            list.set_partition_offset(&partition.topic, partition.number, Offset::Offset(offset))
-                .map_err(|source| self.kafka(source))?;
-            assigned.push((partition, offset));
-        }
-        let names: Vec<String> = assigned.iter().map(|(p, o)| format!("{p}@{o}")).collect();
-        let assigned: Vec<Partition> = assigned.into_iter().map(|(p, _)| p).collect();
-        lock(&self.shared.assigned).extend(assigned.iter().cloned());
-        info!(
-            event = event::REBALANCE,
-            change = "assigned",
-            partitions = names.join(" "),
-            "partitions assigned"
-        );
-        if !assigned.is_empty() {
-            self.send(Item::Assigned(assigned));
-        }
-        let done =
-            if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) };
-        done.map_err(|source| self.kafka(source))
-    }
-
-    /// Where to start: behind the table's position, or at the beginning of the log.
-    fn start_offset(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        partition: &Partition,
-    ) -> Result<i64, SourceError> {
-        let resume = self
-            .runtime
-            .block_on(self.resume.next_offset(partition))
-            .map_err(|reason| SourceError::Position { partition: partition.clone(), reason })?;
-        let (low, high) = consumer
-            .fetch_watermarks(&partition.topic, partition.number, self.request_timeout)
-            .map_err(|source| self.kafka(source))?;
-        match resume {
-            Some(resume) if resume > high => {
-                Err(SourceError::BeyondEnd { partition: partition.clone(), resume, end: high })
-            }
-            Some(resume) if resume < low => {
-                error!(
-                    event = event::SOURCE_GAP, partition = %partition, resume, low, lost = low - resume,
-                    "Kafka's retention removed messages that were never processed; run a reconcile of the catalogue"
-                );
-                Ok(low)
-            }
-            Some(resume) => Ok(resume),
-            None => Ok(low),
-        }
-    }
-
-    fn revoke(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        list: &TopicPartitionList,
-        cooperative: bool,
-    ) -> Result<(), SourceError> {
-        let revoked = partitions(list);
-        let names: Vec<String> = revoked.iter().map(ToString::to_string).collect();
-        let (settled, wait) = sync_mpsc::sync_channel(0);
-        let handed_over = self.send(Item::Revoked(revoked.clone(), Settled(settled)));
-        // The other end is dropped, never used: either answer but a time-out means settled.
-        let drained = !handed_over
-            || wait.recv_timeout(self.drain) != Err(sync_mpsc::RecvTimeoutError::Timeout);
-        info!(
-            event = event::REBALANCE,
-            change = "revoked",
-            partitions = names.join(" "),
-            drained,
-            "partitions revoked"
-        );
-        if !consumer.assignment_lost() {
-            commit(consumer, &self.shared, CommitMode::Sync);
-        }
-        {
-            let mut assigned = lock(&self.shared.assigned);
-            let mut durable = lock(&self.shared.durable);
-            for partition in &revoked {
-                assigned.remove(partition);
-                durable.remove(partition);
-            }
-        }
-        let done =
-            if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() };
-        done.map_err(|source| self.kafka(source))
-    }
-
-    fn kafka(&self, source: KafkaError) -> SourceError {
-        SourceError::Kafka { brokers: self.brokers.clone(), source }
-    }
-
-    fn fail(&self, failed: SourceError) {
-        error!(event = event::SOURCE_FAILED, error = %failed, "consuming cannot go on");
-        self.send(Item::Failed(failed));
-    }
-
-    /// Sends in order, waiting for room; false where the pipeline is gone.
-    fn send(&self, item: Item) -> bool {
-        let sender = lock(&self.sender).clone();
-        sender.is_some_and(|sender| sender.blocking_send(item).is_ok())
-    }
-}
-
-fn partitions(list: &TopicPartitionList) -> Vec<Partition> {
-    list.elements()
-        .iter()
-        .map(|element| Partition { topic: element.topic().into(), number: element.partition() })
-        .collect()
-}
-
-fn owned(message: &BorrowedMessage<'_>) -> Message {
-    let headers = message.headers().map_or_else(Vec::new, |headers| {
-        headers.iter().map(|h| (h.key.to_owned(), h.value.map(Bytes::copy_from_slice))).collect()
-    });
-    Message {
-        partition: Partition { topic: message.topic().into(), number: message.partition() },
-        offset: message.offset(),
-        key: message.key().map(Bytes::copy_from_slice),
-        payload: message.payload().map(Bytes::copy_from_slice),
-        headers,
-        timestamp_ms: message.timestamp().to_millis(),
-    }
-}
-
 /// A poisoned lock only means that another thread panicked between two plain assignments.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

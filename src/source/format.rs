@@ -1,17 +1,18 @@
 //! From a message to the events in it.
 //!
-//! A format is one function from a message to its events. A further one (CloudEvents, bucket
-//! notifications, Debezium) is a module beside `json` and a line in [`Decoder::decode`].
+//! Formats are told apart by each message on its own. A further one (Debezium, a schema registry's)
+//! is a module beside `json` and a line in [`Decoder::events`].
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::json;
+use super::{Options, bucket, cloud_event, json};
 use crate::record::{
-    AttributeType, AttributeTypes, Attributes, Change, Event, ImageId, Invalid, Message, Ordering,
-    Sequence,
+    AttributeType, AttributeTypes, Attributes, Change, Event, ImageId, Invalid, Message, Operation,
+    Ordering, Sequence,
 };
 
 /// A message that cannot be used. Permanent: it belongs among the dead letters.
@@ -20,9 +21,20 @@ pub enum Rejected {
     /// The value is not in any known format.
     #[error("not a known event format: {0}")]
     Format(String),
+    /// The format is known, but not this kind of event.
+    #[error("not a known kind of event: {0}")]
+    Kind(String),
     /// A field is missing or wrong.
     #[error(transparent)]
     Field(#[from] Invalid),
+    /// One of several records is wrong, and so the whole message.
+    #[error("record {index}: {fault}")]
+    Record {
+        /// Which, counted from 0.
+        index: usize,
+        /// Why.
+        fault: Box<Rejected>,
+    },
 }
 
 impl Rejected {
@@ -30,7 +42,17 @@ impl Rejected {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Format(_) => "unknown_format",
+            Self::Kind(_) => "unknown_kind",
             Self::Field(_) => "invalid_field",
+            Self::Record { fault, .. } => fault.code(),
+        }
+    }
+
+    /// Which of several records is wrong, counted from 0.
+    pub fn record(&self) -> Option<usize> {
+        match self {
+            Self::Record { index, .. } => Some(*index),
+            _ => None,
         }
     }
 }
@@ -44,26 +66,80 @@ pub struct Decoder {
     pub max_clock_skew: TimeDelta,
     /// Declared attributes.
     pub attributes: AttributeTypes,
+    /// What CloudEvents do, by their `type`.
+    pub cloud_event_types: BTreeMap<String, Operation>,
+    /// The image id of an object in a bucket, with `{bucket}` and `{key}` to be filled in.
+    pub object_id: String,
+}
+
+/// What an event says of its version; which of it counts, the catalogue's ordering says.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Versions<'a> {
+    pub sequence: Option<u64>,
+    pub event_time: Option<DateTime<Utc>>,
+    pub sequencer: Option<&'a str>,
 }
 
 impl Decoder {
-    /// The events of `message`, at least one; all of a message or none of it.
-    pub fn decode(&self, message: &Message, now: DateTime<Utc>) -> Result<Vec<Event>, Rejected> {
-        let event = match &message.payload {
-            None => self.tombstone(message)?,
-            Some(payload) => json::decode(self, message, payload)?,
-        };
-        if self.ordering == Ordering::EventTime
-            && let Some(time) = event.event_time
-            && time > now + self.max_clock_skew
-        {
-            let reason = format!(
-                "{time} lies more than {} s in the future; correct the sender's clock",
-                self.max_clock_skew.num_seconds()
-            );
-            return Err(Invalid::new("event_time", reason).into());
+    /// The rules of a configuration.
+    pub fn new(options: &Options, attributes: &AttributeTypes) -> Self {
+        Self {
+            ordering: options.ordering,
+            max_clock_skew: TimeDelta::seconds(options.max_clock_skew_seconds.into()),
+            attributes: attributes.clone(),
+            cloud_event_types: options.cloud_event_types.clone(),
+            object_id: options.object_id.clone(),
         }
-        Ok(vec![event])
+    }
+
+    /// The events of `message`, all of a message or none of it. No events: the message is one that
+    /// tells of no image, such as a bucket's test event.
+    pub fn decode(&self, message: &Message, now: DateTime<Utc>) -> Result<Vec<Event>, Rejected> {
+        let events = self.events(message)?;
+        for (index, event) in events.iter().enumerate() {
+            let checked = self.dated_plausibly(event, now).map_err(Rejected::from);
+            checked.map_err(|fault| match events.len() {
+                1 => fault,
+                _ => Rejected::Record { index, fault: Box::new(fault) },
+            })?;
+        }
+        Ok(events)
+    }
+
+    fn events(&self, message: &Message) -> Result<Vec<Event>, Rejected> {
+        if cloud_event::is_binary(message) {
+            return Ok(vec![cloud_event::binary(self, message)?]);
+        }
+        let Some(payload) = &message.payload else {
+            return Ok(vec![self.tombstone(message)?]);
+        };
+        let value: Value = serde_json::from_slice(payload)
+            .map_err(|error| Rejected::Format(format!("not JSON: {error}")))?;
+        let Value::Object(object) = value else {
+            return Err(Rejected::Format("JSON, but not an object".into()));
+        };
+        if cloud_event::is_structured(message, &object) {
+            return Ok(vec![cloud_event::structured(self, message, object)?]);
+        }
+        if bucket::is_notification(&object) {
+            return bucket::decode(self, message, object);
+        }
+        Ok(vec![json::event(self, message, object, None)?])
+    }
+
+    fn dated_plausibly(&self, event: &Event, now: DateTime<Utc>) -> Result<(), Invalid> {
+        match event.event_time {
+            Some(time)
+                if self.ordering == Ordering::EventTime && time > now + self.max_clock_skew =>
+            {
+                let reason = format!(
+                    "{time} lies more than {} s in the future; correct the sender's clock",
+                    self.max_clock_skew.num_seconds()
+                );
+                Err(Invalid::new("event_time", reason))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A null value with a key: the image with that id is gone.
@@ -75,8 +151,9 @@ impl Decoder {
         let id = std::str::from_utf8(key).map_err(|_| Invalid::new("key", "is not UTF-8"))?;
         let image_id = ImageId::new(id)?;
         let event_time = message.timestamp_ms.and_then(DateTime::from_timestamp_millis);
+        let versions = Versions { event_time, ..Versions::default() };
         Ok(Event {
-            sequence: self.sequence(message, &image_id, None, event_time)?,
+            sequence: self.sequence(message, &image_id, &versions)?,
             image_id,
             event_time,
             change: Change::Delete,
@@ -88,8 +165,7 @@ impl Decoder {
         &self,
         message: &Message,
         image_id: &ImageId,
-        sequence: Option<u64>,
-        event_time: Option<DateTime<Utc>>,
+        versions: &Versions<'_>,
     ) -> Result<Sequence, Invalid> {
         let missing = |field: &str| {
             let reason = format!(
@@ -100,10 +176,13 @@ impl Decoder {
         };
         match self.ordering {
             Ordering::Sequence => {
-                sequence.map(Sequence::from_number).ok_or_else(|| missing("sequence"))
+                versions.sequence.map(Sequence::from_number).ok_or_else(|| missing("sequence"))
             }
             Ordering::EventTime => {
-                Sequence::from_time(event_time.ok_or_else(|| missing("event_time"))?)
+                Sequence::from_time(versions.event_time.ok_or_else(|| missing("event_time"))?)
+            }
+            Ordering::Sequencer => {
+                Sequence::from_sequencer(versions.sequencer.ok_or_else(|| missing("sequencer"))?)
             }
             Ordering::Offset if message.key.as_deref() == Some(image_id.as_str().as_bytes()) => {
                 let offset = u64::try_from(message.offset)
@@ -140,6 +219,22 @@ impl Decoder {
     }
 }
 
+/// Reads `value` by its type; an error names the field by its path.
+pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Invalid> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let reason = error.into_inner().to_string();
+        // A missing field is reported at its parent; the message names it.
+        match reason.strip_prefix("missing field `") {
+            Some(rest) => {
+                let parent = if path == "." { String::new() } else { format!("{path}.") };
+                Invalid::new(format!("{parent}{}", rest.trim_end_matches('`')), "is missing")
+            }
+            None => Invalid::new(path, reason),
+        }
+    })
+}
+
 /// The stored text of `value` if it is of type `kind`.
 fn canonical(kind: AttributeType, value: &Value) -> Option<String> {
     match (kind, value) {
@@ -154,109 +249,5 @@ fn canonical(kind: AttributeType, value: &Value) -> Option<String> {
             Some(time.to_utc().to_rfc3339_opts(chrono::SecondsFormat::Micros, true))
         }
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::record::{Content, Partition};
-    use bytes::Bytes;
-
-    fn decoder(ordering: Ordering) -> Decoder {
-        Decoder {
-            ordering,
-            max_clock_skew: TimeDelta::seconds(60),
-            attributes: AttributeTypes::from([
-                ("colour".into(), AttributeType::Text),
-                ("price".into(), AttributeType::Number),
-            ]),
-        }
-    }
-
-    fn message(key: Option<&str>, payload: Option<&str>) -> Message {
-        Message {
-            partition: Partition { topic: "images".into(), number: 0 },
-            offset: 7,
-            key: key.map(|k| Bytes::copy_from_slice(k.as_bytes())),
-            payload: payload.map(|p| Bytes::copy_from_slice(p.as_bytes())),
-            headers: Vec::new(),
-            timestamp_ms: Some(1_700_000_000_000),
-        }
-    }
-
-    fn decode(ordering: Ordering, message: &Message) -> Result<Vec<Event>, Rejected> {
-        let now = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
-        decoder(ordering).decode(message, now)
-    }
-
-    #[test]
-    fn an_upsert_with_attributes() {
-        let text = r#"{"image_id":"a","uri":"s3://b/a.jpg","sequence":3,
-            "attributes":{"colour":"red","price":9.5,"unknown":1},"future_field":true}"#;
-        let events = decode(Ordering::Sequence, &message(None, Some(text))).unwrap();
-        let Change::Upsert { content, attributes } = &events[0].change else {
-            panic!("not an upsert")
-        };
-        assert_eq!(content, &Content::Uri("s3://b/a.jpg".into()));
-        assert_eq!(attributes.len(), 2);
-        assert_eq!(attributes["price"], "9.5");
-        assert_eq!(events[0].sequence, Sequence::from_number(3));
-    }
-
-    #[test]
-    fn a_null_value_with_a_key_is_a_delete() {
-        let events = decode(Ordering::Offset, &message(Some("a"), None)).unwrap();
-        assert_eq!(events[0].change, Change::Delete);
-        assert_eq!(events[0].sequence, Sequence::from_number(7));
-        assert!(decode(Ordering::Offset, &message(None, None)).is_err());
-    }
-
-    #[test]
-    fn what_is_wrong_is_named() {
-        let cases = [
-            (Ordering::Sequence, r#"{"image_id":"a","uri":"u"}"#, "sequence"),
-            (Ordering::EventTime, r#"{"image_id":"a","uri":"u","sequence":1}"#, "event_time"),
-            (
-                Ordering::EventTime,
-                r#"{"image_id":"a","uri":"u","event_time":"2033-01-01T00:00:00Z"}"#,
-                "event_time",
-            ),
-            (Ordering::Sequence, r#"{"image_id":"a","sequence":1}"#, "uri"),
-            (
-                Ordering::Sequence,
-                r#"{"image_id":"a","uri":"u","data":"QQ==","sequence":1}"#,
-                "data",
-            ),
-            (Ordering::Sequence, r#"{"image_id":"a","data":"@","sequence":1}"#, "data"),
-            (Ordering::Sequence, r#"{"image_id":"","uri":"u","sequence":1}"#, "image_id"),
-            (Ordering::Sequence, r#"{"uri":"u","sequence":1}"#, "image_id"),
-            (Ordering::Sequence, r#"{"image_id":"a","uri":"u","sequence":-1}"#, "sequence"),
-            (Ordering::Offset, r#"{"image_id":"b","uri":"u"}"#, "key"),
-            (
-                Ordering::Sequence,
-                r#"{"image_id":"a","uri":"u","sequence":1,"attributes":{"price":"x"}}"#,
-                "attributes.price",
-            ),
-            (
-                Ordering::Sequence,
-                r#"{"image_id":"a","uri":"u","sequence":1,"operation":"merge"}"#,
-                "operation",
-            ),
-        ];
-        for (ordering, text, field) in cases {
-            match decode(ordering, &message(Some("a"), Some(text))) {
-                Err(Rejected::Field(invalid)) => assert_eq!(invalid.field, field, "{text}"),
-                other => panic!("{text}: {other:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_no_event_is_no_event() {
-        for text in ["", "null", "[]", "hello", "{\"a\":", "\u{0}"] {
-            let rejected = decode(Ordering::Sequence, &message(None, Some(text))).unwrap_err();
-            assert_eq!(rejected.code(), "unknown_format", "{text}");
-        }
     }
 }

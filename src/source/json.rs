@@ -7,9 +7,9 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::format::{Decoder, Rejected};
+use super::format::{Decoder, Rejected, Versions, read};
 use crate::record::{Change, Content, Event, ImageId, Invalid, Message, Operation};
 
 /// A new-image event. Fields that are not listed here are ignored.
@@ -38,50 +38,45 @@ pub struct ImageEvent {
     pub attributes: BTreeMap<String, Value>,
 }
 
-/// The event in a JSON value.
-pub(super) fn decode(
+/// The event in a JSON object; `inline` are the picture's bytes where they came beside it.
+pub(super) fn event(
     rules: &Decoder,
     message: &Message,
-    payload: &[u8],
+    object: Map<String, Value>,
+    inline: Option<Bytes>,
 ) -> Result<Event, Rejected> {
-    let value: Value = serde_json::from_slice(payload)
-        .map_err(|error| Rejected::Format(format!("not JSON: {error}")))?;
-    if !value.is_object() {
-        return Err(Rejected::Format("JSON, but not an object".into()));
-    }
-    let event: ImageEvent = serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        let reason = error.into_inner().to_string();
-        // A missing field is reported at its parent; the message names it.
-        match reason.strip_prefix("missing field `") {
-            Some(rest) => Invalid::new(rest.trim_end_matches('`'), "is missing"),
-            None => Invalid::new(path, reason),
-        }
-    })?;
+    let event: ImageEvent = read(object.into())?;
     let image_id = ImageId::new(&event.image_id)?;
+    let versions =
+        Versions { sequence: event.sequence, event_time: event.event_time, ..Versions::default() };
     let change = match event.operation {
         Operation::Delete => Change::Delete,
         Operation::Upsert => Change::Upsert {
-            content: content(event.uri, event.data)?,
+            content: content(event.uri, event.data, inline)?,
             attributes: rules.attributes(&event.attributes)?,
         },
     };
     Ok(Event {
-        sequence: rules.sequence(message, &image_id, event.sequence, event.event_time)?,
+        sequence: rules.sequence(message, &image_id, &versions)?,
         image_id,
         event_time: event.event_time,
         change,
     })
 }
 
-fn content(uri: Option<String>, data: Option<String>) -> Result<Content, Invalid> {
-    match (uri, data) {
-        (Some(uri), None) => Ok(Content::Uri(uri)),
-        (None, Some(data)) => base64::engine::general_purpose::STANDARD
+fn content(
+    uri: Option<String>,
+    data: Option<String>,
+    inline: Option<Bytes>,
+) -> Result<Content, Invalid> {
+    match (uri, data, inline) {
+        (Some(uri), None, None) => Ok(Content::uri(uri)),
+        (None, None, Some(bytes)) => Ok(Content::Inline(bytes)),
+        (None, Some(data), None) => base64::engine::general_purpose::STANDARD
             .decode(&data)
             .map(|bytes| Content::Inline(Bytes::from(bytes)))
             .map_err(|error| Invalid::new("data", format!("is not base64: {error}"))),
-        (None, None) => Err(Invalid::new("uri", "is missing; an upsert has uri or data")),
-        (Some(_), Some(_)) => Err(Invalid::new("data", "stands beside uri; give one of them")),
+        (None, None, None) => Err(Invalid::new("uri", "is missing; an upsert has uri or data")),
+        _ => Err(Invalid::new("data", "stands beside uri; give one of them")),
     }
 }

@@ -3,19 +3,26 @@
 //! [`consumer`] polls a topic on a thread of its own and hands messages over in order, together
 //! with what happens to the assignment; [`format`] turns a message into events.
 
+mod bucket;
+mod cloud_event;
 pub mod consumer;
 pub mod format;
 mod json;
+mod rebalance;
+
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use bucket::BucketNotification;
+pub use cloud_event::CloudEvent;
 pub use consumer::{Item, Resume, Source, SourceError};
 pub use format::{Decoder, Rejected};
 pub use json::ImageEvent;
 
 use crate::limits;
-use crate::record::Ordering;
+use crate::record::{Operation, Ordering};
 
 /// Where events come from and how they are read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -25,12 +32,18 @@ pub struct Options {
     pub topic: String,
     /// Consumer group: the workers that share it share the partitions.
     pub group: String,
-    /// What orders the versions of an image: `sequence`, `event_time` or `offset`. Fixed when the
-    /// table is made; `offset` needs messages that are keyed by image id.
+    /// What orders the versions of an image: `sequence`, `event_time`, `offset` or `sequencer`.
+    /// Fixed when the table is made; `offset` needs messages that are keyed by image id,
+    /// `sequencer` takes bucket notifications alone.
     pub ordering: Ordering,
     /// An event may be dated this far in the future before it is dead-lettered, in seconds. Only
     /// checked where `ordering` is `event_time`: one wrong clock would freeze an image for ever.
     pub max_clock_skew_seconds: u32,
+    /// What CloudEvents do, by their `type`: `upsert` or `delete`. Other types are dead-lettered.
+    pub cloud_event_types: BTreeMap<String, Operation>,
+    /// The image id of an object that a bucket notification names, made of `{bucket}` and `{key}`.
+    /// `bsap publish` names objects by `{key}` within the place that it lists.
+    pub object_id: String,
     /// Name of this worker within the group across restarts (static membership). Empty: a new
     /// member each time. Must be unique in the group.
     pub instance_id: String,
@@ -54,6 +67,11 @@ impl Default for Options {
             group: "bsap".into(),
             ordering: Ordering::default(),
             max_clock_skew_seconds: 300,
+            cloud_event_types: BTreeMap::from([
+                ("bsap.image.upsert".into(), Operation::Upsert),
+                ("bsap.image.delete".into(), Operation::Delete),
+            ]),
+            object_id: "{key}".into(),
             instance_id: String::new(),
             session_timeout_ms: 45_000,
             queue_messages: 64,
@@ -77,6 +95,12 @@ impl Options {
         if self.group.is_empty() {
             problems.push("group: is empty; name the consumer group".into());
         }
+        if !self.object_id.contains("{key}") {
+            problems.push(format!(
+                "object_id: {:?} lacks {{key}}; without it all objects would be one image",
+                self.object_id
+            ));
+        }
         limits::range(
             &mut problems,
             "session_timeout_ms",
@@ -95,3 +119,6 @@ impl Options {
         problems
     }
 }
+
+#[cfg(test)]
+mod tests;

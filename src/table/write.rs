@@ -84,10 +84,30 @@ impl Writer {
         })
     }
 
-    /// The offset after the last stored one of `partition`, read anew from the log.
+    /// The offset after the last stored one of `partition`, read anew from the log. Tries again
+    /// what may pass, as often as a commit.
     pub async fn position(&mut self, partition: &Partition) -> Result<Option<i64>, TableError> {
+        let backoff = self.backoff();
+        let mut attempt = 0;
+        loop {
+            match self.position_once(partition).await {
+                Err(error) if error.verdict() == Verdict::Retry && attempt + 1 < self.attempts => {
+                    info!(event = event::RETRY, stage = "table", attempt, %error, "a position was not read; trying again");
+                    tokio::time::sleep(backoff.pause(attempt)).await;
+                    attempt += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn position_once(&mut self, partition: &Partition) -> Result<Option<i64>, TableError> {
         self.refresh().await?;
         self.stored(&application(partition)).await
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff { cap: Duration::from_secs(2), ..Backoff::times(self.attempts) }
     }
 
     /// Commits `batches`, each partition at most once.
@@ -99,7 +119,7 @@ impl Writer {
         }
         let mut fenced = Vec::new();
         let base = self.log.version();
-        let backoff = Backoff { cap: Duration::from_secs(2), ..Backoff::times(self.attempts) };
+        let backoff = self.backoff();
         let mut last = String::new();
         let mut landed = Vec::new();
         for attempt in 0..self.attempts {

@@ -1,9 +1,13 @@
 //! Arguments as typed.
 
+mod dead_letters;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+pub use dead_letters::{DeadLettersAction, DeadLettersArgs, FilterArgs};
 
 use crate::clip::{self, DeviceChoice, Precision};
 use crate::config;
@@ -59,6 +63,7 @@ impl Cli {
             ("ingest", &WORKER[..]),
             ("serve", &["model", "table", "search", "fetch", "http", "log"]),
             ("publish", &["kafka", "source", "attributes", "fetch"]),
+            ("dead-letters", &["kafka", "dead_letter"]),
             ("search", &TABLE),
             ("prompts", &["prompts", "model", "table"]),
         ] {
@@ -84,6 +89,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Announce images: files, folders, bucket prefixes or JSON lines become events
     Publish(PublishArgs),
+    /// List, show and send again messages that could not be used
+    DeadLetters(DeadLettersArgs),
     /// Ask a running server, or the table itself
     Search(SearchArgs),
     /// Embed texts and images and print the numbers, to compare with a reference
@@ -393,4 +400,8 @@ pub enum ConfigPrint {
     Schema,
     /// The JSON schema of new-image events
     EventSchema,
+    /// The JSON schema of CloudEvents that bring them
+    CloudEventSchema,
+    /// The JSON schema of bucket notifications
+    BucketNotificationSchema,
 }

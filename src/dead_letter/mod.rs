@@ -3,16 +3,32 @@
 //! A dead letter keeps key, value, headers and timestamp of the original untouched and gets headers
 //! in the convention of Kafka Connect (`__connect.errors.*`), so that existing tools read it.
 
+mod read;
+
 use std::time::Duration;
 
+use chrono::{SecondsFormat, Utc};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use read::{DeadLetter, Filter, ReadError, read};
+
 use crate::kafka;
 use crate::record::Message;
 use crate::retry::{Decide, Verdict};
+
+/// Before the names of Kafka Connect's headers.
+const CONNECT: &str = "__connect.errors.";
+/// Header: when the message was put aside, as RFC 3339. Its timestamp is the original's.
+const AT: &str = "bsap.dead_letter.at";
+/// Header: which of several records was wrong.
+const RECORD: &str = "bsap.dead_letter.record";
+/// Header of a message that was sent again: where it lay among the dead letters.
+const REPLAYED: &str = "bsap.dead_letter.replayed";
+/// Characters of the reason that are kept: headers count towards the size of a message.
+const LONGEST_MESSAGE: usize = 2_000;
 
 /// Where dead letters go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -48,11 +64,15 @@ pub struct Reason {
     pub code: &'static str,
     /// What was wrong, for a reader.
     pub message: String,
+    /// Which of several records of the message was wrong, counted from 0.
+    pub record: Option<usize>,
 }
 
 /// A dead letter that could not be written.
 #[derive(Debug, thiserror::Error)]
-#[error("dead-letter topic {topic}: {source}")]
+#[error("topic {topic}: {source}{}", if kafka::verdict(.source) == Verdict::DeadLetter {
+    "; raise max.message.bytes of the dead-letter topic well above that of the source topic, then start again"
+} else { "" })]
 pub struct DeadLetterError {
     topic: String,
     source: rdkafka::error::KafkaError,
@@ -96,11 +116,16 @@ impl DeadLetters {
             ("offset", message.offset.to_string()),
             ("stage", reason.stage.to_string()),
             ("exception.class.name", reason.code.to_string()),
-            ("exception.message", reason.message.clone()),
+            ("exception.message", reason.message.chars().take(LONGEST_MESSAGE).collect()),
         ];
         for (name, value) in &added {
-            let key = format!("__connect.errors.{name}");
+            let key = format!("{CONNECT}{name}");
             headers = headers.insert(Header { key: &key, value: Some(value) });
+        }
+        let at = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
+        headers = headers.insert(Header { key: AT, value: Some(&at) });
+        if let Some(record) = reason.record {
+            headers = headers.insert(Header { key: RECORD, value: Some(&record.to_string()) });
         }
         let mut record = FutureRecord::to(&self.topic).headers(headers);
         record.key = message.key.as_deref();
@@ -111,6 +136,30 @@ impl DeadLetters {
             .await
             .map(|_| ())
             .map_err(|(source, _)| DeadLetterError { topic: self.topic.clone(), source })
+    }
+
+    /// Sends a dead letter again to where it came from, as it was but for one more header. Returns
+    /// when all in-sync replicas have it.
+    pub async fn replay(&self, letter: &DeadLetter) -> Result<(), DeadLetterError> {
+        let original = &letter.message;
+        let mut headers = OwnedHeaders::new();
+        for (key, value) in original.headers.iter().filter(|(key, _)| key != REPLAYED) {
+            headers = headers.insert(Header { key, value: value.as_deref() });
+        }
+        let place = letter.place();
+        headers = headers.insert(Header { key: REPLAYED, value: Some(&place) });
+        let topic = &original.partition.topic;
+        // The same partition: what orders the events of an image stays in force.
+        let mut record =
+            FutureRecord::to(topic).headers(headers).partition(original.partition.number);
+        record.key = original.key.as_deref();
+        record.payload = original.payload.as_deref();
+        record.timestamp = original.timestamp_ms;
+        self.producer
+            .send::<[u8], [u8], _>(record, Duration::from_secs(30))
+            .await
+            .map(|_| ())
+            .map_err(|(source, _)| DeadLetterError { topic: topic.to_string(), source })
     }
 
     /// Waits until everything that was handed over is acknowledged, at most `timeout`. Blocks.
