@@ -12,7 +12,7 @@ fmt mode="check":
 
 # Clippy with warnings as errors
 clippy:
-    cargo clippy --all-targets --locked -- -D warnings
+    cargo clippy --all-targets --test kafka --locked -- -D warnings
 
 # Licences, sources and duplicates of dependencies
 deny:
@@ -24,7 +24,11 @@ lint:
 
 # Unit, integration and browser tests; ends with what passed, failed and was skipped
 test:
-    tests/run unit browser
+    tests/run unit kafka browser
+
+# Ingestion against a real Apache Kafka; `just kafka long` sends 20,000 messages a scenario
+kafka form="":
+    {{ if form == "long" { "BSAP_KAFKA_LONG=1" } else { "" } }} tests/run kafka
 
 # Benchmarks: each runs both sides in one call and prints their ratio
 bench *args:

@@ -80,7 +80,8 @@ pub async fn worker(
         .context("table.url")?;
     let writer = Writer::open(&store, &generation, config.table.commit_attempts)
         .await
-        .context("table.url")?;
+        .context("table.url")?
+        .replaying(&config.source.replay);
     started("worker", &*towers, &generation, &store);
     Ok(Worker {
         kafka: config.kafka.clone(),

@@ -39,6 +39,7 @@ fn list(source: &str, problems: &[String]) -> String {
 ///
 /// Variables that begin with `BSAP_` and have a `__` set a key: `BSAP_KAFKA__BROKERS` is
 /// `kafka.brokers`, `BSAP_KAFKA__PROPERTIES__SASL_PASSWORD` is `kafka.properties."sasl.password"`.
+/// A list is written `a, b` or `["a", "b"]`.
 pub fn load(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -164,6 +165,12 @@ fn value(kind: Option<&Value>, text: &str) -> Result<Value, String> {
         Some(Value::Float(_)) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
         Some(Value::Boolean(_)) => {
             Value::Boolean(text.parse().map_err(|_| wrong("true or false"))?)
+        }
+        Some(Value::Array(_)) if text.trim_start().starts_with('[') => {
+            let list: Table = format!("list = {text}")
+                .parse()
+                .map_err(|_| wrong("a list: write a, b or [\"a\", \"b\"]"))?;
+            list["list"].clone()
         }
         Some(Value::Array(_)) => {
             let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());

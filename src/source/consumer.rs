@@ -199,7 +199,7 @@ impl Drop for Source {
 fn configuration(kafka: &kafka::Options, options: &Options) -> rdkafka::ClientConfig {
     let mut config = kafka.client();
     config
-        .set("group.id", &options.group)
+        .set("group.id", options.group())
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "earliest")

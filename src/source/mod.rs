@@ -32,6 +32,10 @@ pub struct Options {
     pub topic: String,
     /// Consumer group: the workers that share it share the partitions.
     pub group: String,
+    /// Name of a deliberate replay. Under a name that is new, the whole topic is consumed again from
+    /// its beginning, by a consumer group of its own and beside the usual workers. Events keep their
+    /// versions: what is stored and newer stays. Empty: no replay.
+    pub replay: String,
     /// What orders the versions of an image: `sequence`, `event_time`, `offset` or `sequencer`.
     /// Fixed when the table is made; `offset` needs messages that are keyed by image id,
     /// `sequencer` takes bucket notifications alone.
@@ -65,6 +69,7 @@ impl Default for Options {
         Self {
             topic: "images".into(),
             group: "bsap".into(),
+            replay: String::new(),
             ordering: Ordering::default(),
             max_clock_skew_seconds: 300,
             cloud_event_types: BTreeMap::from([
@@ -82,6 +87,15 @@ impl Default for Options {
 }
 
 impl Options {
+    /// The consumer group that is joined: the configured one, or the replay's.
+    pub fn group(&self) -> String {
+        if self.replay.is_empty() {
+            self.group.clone()
+        } else {
+            format!("{}.replay.{}", self.group, self.replay)
+        }
+    }
+
     /// What is wrong with these options, a line each.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();

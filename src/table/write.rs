@@ -59,6 +59,8 @@ pub struct Committed {
 pub struct Writer {
     log: Log,
     attempts: u32,
+    /// Name of the replay whose positions are kept; usually empty.
+    replay: String,
     /// Positions as of the loaded snapshot. Asking the log costs requests; a worker's own commits
     /// are the usual way in which its partitions move.
     positions: HashMap<String, Option<i64>>,
@@ -80,8 +82,23 @@ impl Writer {
         Ok(Self {
             log: Log::open_or_create(catalogue, generation).await?,
             attempts,
+            replay: String::new(),
             positions: HashMap::new(),
         })
+    }
+
+    /// Keeps positions under the name of a deliberate replay, apart from the usual ones; an empty
+    /// name changes nothing.
+    #[must_use]
+    pub fn replaying(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.replay);
+        self
+    }
+
+    /// The application id under which the Delta log keeps a partition's position.
+    fn application(&self, partition: &Partition) -> String {
+        let usual = format!("bsap:{}:{}", partition.topic, partition.number);
+        if self.replay.is_empty() { usual } else { format!("{usual}:replay:{}", self.replay) }
     }
 
     /// The offset after the last stored one of `partition`, read anew from the log. Tries again
@@ -103,7 +120,7 @@ impl Writer {
 
     async fn position_once(&mut self, partition: &Partition) -> Result<Option<i64>, TableError> {
         self.refresh().await?;
-        self.stored(&application(partition)).await
+        self.stored(&self.application(partition)).await
     }
 
     fn backoff(&self) -> Backoff {
@@ -160,7 +177,7 @@ impl Writer {
         // Nothing leaves `staged` before the step that settles it has succeeded: a fault in between
         // starts the next attempt with all that is left.
         while let Some(one) = staged.get(i) {
-            let stored = self.stored(&application(&one.batch.partition)).await?;
+            let stored = self.stored(&self.application(&one.batch.partition)).await?;
             if stored == one.batch.expected && stored < Some(one.batch.next_offset) {
                 i += 1;
                 continue;
@@ -194,7 +211,7 @@ impl Writer {
         }
         let version = self.commit(staged).await?;
         for one in staged {
-            let application = application(&one.batch.partition);
+            let application = self.application(&one.batch.partition);
             self.positions.insert(application, Some(one.batch.next_offset));
         }
         Ok(version)
@@ -203,7 +220,9 @@ impl Writer {
     async fn commit(&mut self, staged: &[Staged]) -> Result<u64, TableError> {
         let transactions = staged
             .iter()
-            .map(|one| Transaction::new(application(&one.batch.partition), one.batch.next_offset))
+            .map(|one| {
+                Transaction::new(self.application(&one.batch.partition), one.batch.next_offset)
+            })
             .collect();
         let actions = staged.iter().flat_map(|one| &one.adds).cloned().map(Action::Add).collect();
         // No retries inside: they would commit against a snapshot whose positions nobody checked.
@@ -302,11 +321,6 @@ impl Writer {
         }
         Ok(false)
     }
-}
-
-/// The application id under which the Delta log keeps a partition's position.
-fn application(partition: &Partition) -> String {
-    format!("bsap:{}:{}", partition.topic, partition.number)
 }
 
 /// Embeddings rounded to f16 leave 16 of 32 bits zero in every value; split by byte and packed by

@@ -1,0 +1,187 @@
+//! A real Apache Kafka on loopback, one process a broker, from the jars that `tests/run` fetched.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+/// Identifies the cluster in its storage; any 16 bytes in base64.
+const CLUSTER: &str = "4L6g3nShT-eMCtK--X86sw";
+const READY: Duration = Duration::from_secs(60);
+
+/// Sends a signal to a process by its name, such as `STOP`.
+pub fn signal(process: &Child, name: &str) {
+    let sent =
+        Command::new("kill").args([format!("-{name}"), process.id().to_string()]).status().unwrap();
+    assert!(sent.success(), "kill -{name} {}", process.id());
+}
+
+/// Brokers that are controllers too (KRaft).
+pub struct Cluster {
+    folder: tempfile::TempDir,
+    jars: PathBuf,
+    ports: Vec<u16>,
+    brokers: Vec<Option<Child>>,
+}
+
+impl Cluster {
+    pub fn start(count: usize) -> Self {
+        let jars = std::env::var_os("BSAP_KAFKA_JARS");
+        let jars =
+            jars.expect("BSAP_KAFKA_JARS names the folder of Kafka's jars; run `tests/run kafka`");
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap();
+        // All at once, so that no port comes twice.
+        let listeners: Vec<_> = (0..2 * count).map(|_| free()).collect();
+        let all: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
+        drop(listeners);
+        let (ports, controllers) = all.split_at(count);
+        let voters: Vec<String> =
+            controllers.iter().enumerate().map(|(i, p)| format!("{i}@127.0.0.1:{p}")).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let replicas = count.min(3);
+        for (i, (port, controller)) in ports.iter().zip(controllers).enumerate() {
+            let properties = format!(
+                "process.roles=broker,controller\n\
+                 node.id={i}\n\
+                 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+                 advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+                 controller.listener.names=CONTROLLER\n\
+                 controller.quorum.voters={}\n\
+                 log.dirs={}\n\
+                 auto.create.topics.enable=false\n\
+                 min.insync.replicas={}\n\
+                 offsets.topic.replication.factor={replicas}\n\
+                 offsets.topic.num.partitions=4\n\
+                 transaction.state.log.replication.factor={replicas}\n\
+                 transaction.state.log.min.isr=1\n\
+                 share.coordinator.state.topic.replication.factor={replicas}\n\
+                 group.initial.rebalance.delay.ms=0\n",
+                voters.join(","),
+                folder.path().join(format!("data-{i}")).display(),
+                replicas.div_ceil(2),
+            );
+            std::fs::write(folder.path().join(format!("{i}.properties")), properties).unwrap();
+        }
+        let mut cluster = Self {
+            folder,
+            jars: jars.into(),
+            ports: ports.to_vec(),
+            brokers: (0..count).map(|_| None).collect(),
+        };
+        for i in 0..count {
+            let formatted = cluster
+                .java("kafka.tools.StorageTool")
+                .args(["format", "--cluster-id", CLUSTER, "--config"])
+                .arg(cluster.properties(i))
+                .stdout(Stdio::null())
+                .status();
+            assert!(formatted.unwrap().success(), "the storage of broker {i} was not formatted");
+        }
+        for i in 0..count {
+            cluster.launch(i);
+        }
+        cluster.wait_until_ready();
+        cluster
+    }
+
+    fn properties(&self, i: usize) -> PathBuf {
+        self.folder.path().join(format!("{i}.properties"))
+    }
+
+    fn java(&self, class: &str) -> Command {
+        let logging = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/log4j2.xml");
+        let mut command = Command::new("java");
+        command
+            .args(["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+            .arg(format!("-Dlog4j2.configurationFile={logging}"))
+            .arg("-cp")
+            .arg(self.jars.join("*"))
+            .arg(class);
+        command
+    }
+
+    /// Starts a broker that does not run.
+    pub fn launch(&mut self, i: usize) {
+        let log = self.folder.path().join(format!("{i}.log"));
+        let log = File::options().create(true).append(true).open(log).unwrap();
+        let broker = self
+            .java("kafka.Kafka")
+            .arg(self.properties(i))
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn();
+        self.brokers[i] = Some(broker.expect("java starts"));
+    }
+
+    /// Ends a broker: `TERM` lets it hand over, `KILL` does not.
+    pub fn end(&mut self, i: usize, how: &str) {
+        let mut broker = self.brokers[i].take().expect("the broker runs");
+        signal(&broker, how);
+        broker.wait().unwrap();
+    }
+
+    /// Stops a broker in its tracks, or lets it go on.
+    pub fn freeze(&self, i: usize, frozen: bool) {
+        let broker = self.brokers[i].as_ref().expect("the broker runs");
+        signal(broker, if frozen { "STOP" } else { "CONT" });
+    }
+
+    /// `host:port` of all brokers.
+    pub fn addresses(&self) -> String {
+        self.ports.iter().map(|p| format!("127.0.0.1:{p}")).collect::<Vec<_>>().join(",")
+    }
+
+    pub fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.addresses()).set("log_level", "0");
+        config
+    }
+
+    /// Waits until every broker is a member of the cluster.
+    pub fn wait_until_ready(&self) {
+        let started = Instant::now();
+        loop {
+            let client: BaseConsumer = self.client().create().unwrap();
+            let metadata = client.fetch_metadata(None, Duration::from_secs(5));
+            if metadata.is_ok_and(|found| found.brokers().len() == self.ports.len()) {
+                return;
+            }
+            assert!(started.elapsed() < READY, "Kafka does not start; see {:?}", self.logs());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn logs(&self) -> String {
+        let log = std::fs::read_to_string(self.folder.path().join("0.log")).unwrap_or_default();
+        log.lines().rev().take(20).collect::<Vec<_>>().join("\n")
+    }
+
+    pub async fn create(&self, topic: &str, partitions: i32) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let replicas = TopicReplication::Fixed(self.ports.len().min(3) as i32);
+        // Dead letters keep the time of the original, by which Kafka would remove them.
+        let topic = NewTopic::new(topic, partitions, replicas)
+            .set("retention.ms", "-1")
+            .set("max.message.bytes", "2000000");
+        let made = admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap();
+        for one in made {
+            one.unwrap();
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for mut broker in self.brokers.drain(..).flatten() {
+            // A frozen process takes no other signal.
+            let _ = broker.kill();
+            let _ = broker.wait();
+        }
+    }
+}

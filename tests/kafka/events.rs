@@ -1,0 +1,222 @@
+//! Events of every sort, and what must come of them.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use bsap::demo::catalogue::{Scene, Style};
+use bsap::demo::draw::render;
+use bsap::record::hex;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rdkafka::message::{Header, Headers as _, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// Pictures that are told apart by a few bytes at their end, which no decoder reads.
+const PICTURES: u64 = 32;
+const BASE64: base64::engine::GeneralPurpose = base64::engine::general_purpose::STANDARD;
+
+/// A message as it is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    pub timestamp_ms: i64,
+}
+
+/// What the catalogue must say of an image in the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Newest {
+    pub sequence: u64,
+    /// SHA-256 of the picture; none where it is deleted.
+    pub content: Option<String>,
+}
+
+/// What was sent, and what must come of it.
+pub struct Events {
+    rng: ChaCha8Rng,
+    folder: std::path::PathBuf,
+    pictures: Vec<Vec<u8>>,
+    /// Message, and whether it brings a row.
+    history: Vec<Sent>,
+    number: u64,
+    pub newest: BTreeMap<String, Newest>,
+    /// Messages that bring a row each.
+    pub rows: u64,
+    /// Messages whose picture is gone.
+    pub gone: u64,
+    /// Poison, by partition and offset.
+    pub poison: BTreeMap<(i32, i64), Sent>,
+    pub sent: u64,
+    pub duplicates: u64,
+    pub stale: u64,
+    pub deletes: u64,
+}
+
+enum Kind {
+    Good,
+    Gone,
+    Poison,
+}
+
+impl Events {
+    /// Pictures by file go below `folder`.
+    pub fn new(seed: u64, folder: &std::path::Path) -> Self {
+        let picture = |n| render(&Scene::sample(7, n, Style::Studio), 64).unwrap();
+        Self {
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            folder: folder.to_owned(),
+            pictures: (0..PICTURES).map(picture).collect(),
+            history: Vec::new(),
+            number: 0,
+            newest: BTreeMap::new(),
+            rows: 0,
+            gone: 0,
+            poison: BTreeMap::new(),
+            sent: 0,
+            duplicates: 0,
+            stale: 0,
+            deletes: 0,
+        }
+    }
+
+    /// Sends `count` messages to `topic` and waits until Kafka has them.
+    pub async fn send(&mut self, producer: &FutureProducer, topic: &str, count: u64) {
+        let mut waiting = Vec::new();
+        for _ in 0..count {
+            let (kind, sent) = self.draw();
+            let headers = sent.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+                headers.insert(Header { key, value: value.as_ref() })
+            });
+            assert_eq!(headers.count(), sent.headers.len());
+            let mut record = FutureRecord::to(topic).headers(headers).timestamp(sent.timestamp_ms);
+            record.key = sent.key.as_ref();
+            record.payload = sent.value.as_ref();
+            let delivery = producer.send_result(record).map_err(|(e, _)| e).unwrap();
+            waiting.push((kind, sent.clone(), delivery));
+        }
+        for (kind, sent, delivery) in waiting {
+            let place = delivery.await.unwrap().map_err(|(e, _)| e).unwrap();
+            self.sent += 1;
+            match kind {
+                Kind::Good => self.rows += 1,
+                Kind::Gone => self.gone += 1,
+                Kind::Poison => {
+                    self.poison.insert((place.partition, place.offset), sent);
+                }
+            }
+        }
+    }
+
+    fn draw(&mut self) -> (Kind, Sent) {
+        self.number += 1;
+        match self.rng.random_range(0..100) {
+            0..4 => (Kind::Poison, self.poison()),
+            4..5 => (Kind::Gone, self.missing()),
+            5..13 if !self.history.is_empty() => {
+                let again = self.rng.random_range(0..self.history.len());
+                self.duplicates += 1;
+                (Kind::Good, self.history[again].clone())
+            }
+            kind => {
+                let sent = self.change(kind < 20);
+                self.history.push(sent.clone());
+                (Kind::Good, sent)
+            }
+        }
+    }
+
+    /// A new version of an image; one in ten carries an older version than was sent before.
+    fn change(&mut self, delete: bool) -> Sent {
+        let id = format!("image-{}", self.rng.random_range(0..self.number.div_ceil(2)));
+        let known = self.newest.get(&id).map_or(0, |newest| newest.sequence);
+        let stale = known > 2 && self.rng.random_ratio(1, 10);
+        // Even numbers are the versions that come late.
+        let sequence = if stale { known - 1 } else { known + 2 };
+        let mut event = json!({"image_id": id, "sequence": sequence});
+        let content = if delete {
+            event["operation"] = "delete".into();
+            self.deletes += 1;
+            None
+        } else {
+            Some(self.picture(&id, sequence, &mut event))
+        };
+        if stale {
+            self.stale += 1;
+        } else {
+            self.newest.insert(id.clone(), Newest { sequence, content });
+        }
+        // Most events of an image are in one partition, as they should be; some are not.
+        let key =
+            if self.rng.random_ratio(1, 6) { format!("elsewhere-{}", self.number) } else { id };
+        self.message(Some(key.into_bytes()), Some(event.to_string().into_bytes()))
+    }
+
+    /// Puts a picture into `event` that no other event has, and returns its hash.
+    fn picture(&mut self, id: &str, sequence: u64, event: &mut Value) -> String {
+        let which = self.rng.random_range(0..self.pictures.len());
+        let mut bytes = self.pictures[which].clone();
+        bytes.extend(format!("{id}@{sequence}#{}", self.number).bytes());
+        let hash = hex(&Sha256::digest(&bytes));
+        if self.rng.random_ratio(1, 4) {
+            let file = self.folder.join(format!("{}.jpg", self.number));
+            std::fs::write(&file, bytes).unwrap();
+            event["uri"] = url::Url::from_file_path(file).unwrap().as_str().into();
+        } else {
+            event["data"] = BASE64.encode(bytes).into();
+        }
+        hash
+    }
+
+    fn missing(&mut self) -> Sent {
+        let file = self.folder.join(format!("never-{}.jpg", self.number));
+        let uri = url::Url::from_file_path(file).unwrap();
+        let id = format!("gone-{}", self.number);
+        let event = json!({"image_id": id, "sequence": 1, "uri": uri.as_str()});
+        self.message(Some(id.into_bytes()), Some(event.to_string().into_bytes()))
+    }
+
+    fn poison(&mut self) -> Sent {
+        let id = format!("poison-{}", self.number);
+        let event = match self.rng.random_range(0..8) {
+            0 => {
+                let noise = (0..200).map(|_| self.rng.random::<u8>()).collect();
+                return self.message(None, Some(noise));
+            }
+            1 => return self.message(None, None),
+            2 => json!({"image_id": id, "uri": "https://example.org/a.jpg"}),
+            3 => {
+                json!({"image_id": id, "sequence": 1, "data": BASE64.encode(b"\xff\xd8\xff no picture")})
+            }
+            4 => json!({"image_id": id, "sequence": 1, "uri": "file:///etc/passwd"}),
+            5 => json!({"image_id": id, "sequence": 1, "uri": "http://127.0.0.1:9/a.jpg"}),
+            6 => {
+                json!({"specversion": "1.0", "type": "com.example.sold", "source": "/", "id": "1", "subject": id})
+            }
+            _ => {
+                let record = |name: &str| {
+                    json!({"eventName": name, "s3": {"bucket": {"name": "b"},
+                    "object": {"key": "a.jpg", "sequencer": "1"}}})
+                };
+                json!({"Records": [record("ObjectCreated:Put"), record("ObjectTagging:Put")]})
+            }
+        };
+        self.message(Some(id.into_bytes()), Some(event.to_string().into_bytes()))
+    }
+
+    fn message(&mut self, key: Option<Vec<u8>>, value: Option<Vec<u8>>) -> Sent {
+        let number = self.number;
+        let headers = match number % 3 {
+            // A name may come twice, and a value may be null or no text.
+            0 => vec![
+                ("trace".into(), Some(number.to_be_bytes().to_vec())),
+                ("trace".into(), None),
+                ("bytes".into(), Some(vec![0, 0xff, 0xfe])),
+            ],
+            _ => Vec::new(),
+        };
+        Sent { key, value, headers, timestamp_ms: 1_600_000_000_000 + number as i64 }
+    }
+}

@@ -1,0 +1,171 @@
+//! What ingestion promises, against a real Apache Kafka: every live image is there exactly once with
+//! its newest content, and the dead letters are exactly the poison, whatever happens meanwhile.
+//!
+//!     tests/run kafka                      2,000 messages and 3 kills a scenario
+//!     BSAP_KAFKA_LONG=1 tests/run kafka    20,000 messages and 20 kills
+//!
+//! Workers are processes of `bsap ingest` with the demo's model, except where faults are injected
+//! into the store: there they run inside the test.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod broker;
+mod events;
+mod faults;
+mod world;
+
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::time::sleep;
+use world::{World, size};
+
+/// Long enough that a worker has joined the group and works.
+const JOINED: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_join_and_leave() {
+    let (count, _) = size();
+    let mut world = World::build("workers join and leave", 1).await;
+    world.send(count / 2).await;
+    let first = world.worker();
+    sleep(JOINED).await;
+    let second = world.worker();
+    sleep(JOINED).await;
+    let mut third = world.worker();
+    world.send(count / 4).await;
+    first.stop();
+    let mut fourth = world.worker();
+    sleep(JOINED).await;
+    second.stop();
+    world.send(count / 4).await;
+    world.caught_up(&mut [&mut third, &mut fourth]).await;
+    third.stop();
+    fourth.stop();
+    world.verify(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_are_killed() {
+    let (count, kills) = size();
+    let mut world = World::build("kill -9", 1).await;
+    world.send(count / 2).await;
+    let mut steady = world.worker();
+    let mut victim = world.worker();
+    let mut between = 0;
+    for _ in 0..kills {
+        world.send(count / 2 / u64::from(kills)).await;
+        sleep(Duration::from_millis(rand::rng().random_range(2_000..6_000))).await;
+        // The steady one changes, so that whoever is killed has work in hand.
+        std::mem::replace(&mut victim, std::mem::replace(&mut steady, world.worker())).kill();
+        let (committed, positions) = (world.committed(), world.positions().await);
+        let ahead = committed.iter().any(|(partition, offset)| *offset < positions[partition]);
+        between += u32::from(ahead);
+    }
+    println!("kill -9: {between} of {kills} kills left Kafka's offsets behind the table's");
+    world.caught_up(&mut [&mut steady, &mut victim]).await;
+    steady.stop();
+    victim.stop();
+    world.verify(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_brokers_restart_one_by_one() {
+    let (count, _) = size();
+    let mut world = World::build("three brokers restart", 3).await;
+    let (mut first, mut second) = (world.worker(), world.worker());
+    for i in 0..3 {
+        world.send(count / 3).await;
+        world.cluster.end(i, if i == 0 { "KILL" } else { "TERM" });
+        sleep(JOINED).await;
+        world.cluster.launch(i);
+        world.cluster.wait_until_ready();
+    }
+    world.caught_up(&mut [&mut first, &mut second]).await;
+    first.stop();
+    second.stop();
+    world.verify(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_broker_restarts_and_falls_silent() {
+    let (count, kills) = size();
+    let silence = Duration::from_secs(if kills > 3 { 60 } else { 15 });
+    let mut world = World::build("the broker restarts and falls silent", 1).await;
+    let (mut first, mut second) = (world.worker(), world.worker());
+    world.send(count / 2).await;
+    sleep(JOINED).await;
+    world.cluster.end(0, "KILL");
+    sleep(JOINED).await;
+    world.cluster.launch(0);
+    world.cluster.wait_until_ready();
+    world.send(count / 2).await;
+    world.cluster.freeze(0, true);
+    sleep(silence).await;
+    world.cluster.freeze(0, false);
+    world.caught_up(&mut [&mut first, &mut second]).await;
+    first.stop();
+    second.stop();
+    world.verify(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_sleeps_past_its_session_and_wakes() {
+    let (count, kills) = size();
+    let mut world = World::build("a worker sleeps", 1).await;
+    world.send(count).await;
+    let (mut first, mut second) = (world.worker(), world.worker());
+    let (mut fenced, naps) = (0, kills.div_ceil(4).max(2));
+    for _ in 0..naps {
+        sleep(JOINED).await;
+        first.signal("STOP");
+        // Its session ends after 6 s, and the other takes its partitions.
+        sleep(Duration::from_secs(9)).await;
+        world.send(50).await;
+        first.signal("CONT");
+        std::mem::swap(&mut first, &mut second);
+    }
+    world.caught_up(&mut [&mut first, &mut second]).await;
+    for worker in [first, second] {
+        fenced += worker.count("commit.fenced");
+        worker.stop();
+    }
+    println!("a worker sleeps: {naps} naps, {fenced} commits fenced");
+    world.verify(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_topic_is_replayed() {
+    let (count, _) = size();
+    let mut world = World::build("replay from offset zero", 1).await;
+    world.send(count).await;
+    let mut worker = world.worker();
+    world.caught_up(&mut [&mut worker]).await;
+    worker.stop();
+    world.verify(1).await;
+
+    // Kafka's offsets are not what counts.
+    world.reset_group();
+    let mut worker = world.worker();
+    world.send(50).await;
+    world.caught_up(&mut [&mut worker]).await;
+    worker.stop();
+    world.verify(1).await;
+
+    // A deliberate replay commits every message once more, and changes no image.
+    let again = [("SOURCE__REPLAY", "once-more")];
+    let mut worker = world.worker_with(&again);
+    world.replayed("once-more", &mut [&mut worker]).await;
+    worker.stop();
+    world.verify(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_fails_one_call_in_five_and_is_slow() {
+    let (count, _) = size();
+    let mut world = World::build("the store fails and is slow", 1).await;
+    world.send(count).await;
+    let calls = faults::work(&world).await;
+    println!("the store fails and is slow: {calls}");
+    world.verify(1).await;
+}

@@ -1,0 +1,339 @@
+//! A cluster, a catalogue, workers as processes, and the comparison of what is with what must be.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bsap::clip::{Clip, Towers};
+use bsap::record::{Ordering, Partition, Row};
+use bsap::store::Store;
+use bsap::table::{Follower, Generation, Writer};
+use bsap::{clip, dead_letter, kafka};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::FutureProducer;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{Cluster, signal};
+use crate::events::{Events, Newest, Sent};
+
+pub const TOPIC: &str = "images";
+const DEAD: &str = "images.dead-letters";
+const GROUP: &str = "bsap";
+/// How long a catalogue may take to catch up, per thousand messages and at least.
+const CATCH_UP: (Duration, Duration) = (Duration::from_secs(90), Duration::from_secs(180));
+
+/// Messages of a scenario, and how often something is killed: few, or with BSAP_KAFKA_LONG what the
+/// proof asks for.
+pub fn size() -> (u64, u32) {
+    if std::env::var_os("BSAP_KAFKA_LONG").is_some() { (20_000, 20) } else { (2_000, 3) }
+}
+
+pub struct World {
+    pub cluster: Cluster,
+    pub events: Events,
+    pub folder: tempfile::TempDir,
+    pub partitions: i32,
+    pub generation: Generation,
+    producer: FutureProducer,
+    name: &'static str,
+    workers: usize,
+    started: Instant,
+}
+
+/// A worker process. It must end only when it is told to.
+pub struct Worker {
+    process: Child,
+    log: PathBuf,
+}
+
+impl World {
+    pub async fn build(name: &'static str, brokers: usize) -> Self {
+        let started = Instant::now();
+        let cluster = Cluster::start(brokers);
+        let partitions = 6;
+        cluster.create(TOPIC, partitions).await;
+        cluster.create(DEAD, 2).await;
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("pictures")).unwrap();
+        let mut config = cluster.client();
+        let producer = config.set("enable.idempotence", "true").create().unwrap();
+        let towers = Clip::load(&clip::Options {
+            checkpoint: concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").into(),
+            ..clip::Options::default()
+        })
+        .unwrap();
+        let card = towers.card();
+        let generation = Generation::new(
+            &card.name,
+            &card.fingerprint,
+            card.dimension,
+            card.logit_scale,
+            Ordering::Sequence,
+        );
+        let events = Events::new(1, &folder.path().join("pictures"));
+        Self {
+            cluster,
+            events,
+            folder,
+            partitions,
+            generation,
+            producer,
+            name,
+            workers: 0,
+            started,
+        }
+    }
+
+    pub async fn send(&mut self, count: u64) {
+        self.events.send(&self.producer, TOPIC, count).await;
+    }
+
+    pub fn kafka(&self) -> kafka::Options {
+        kafka::Options { brokers: self.cluster.addresses(), ..kafka::Options::default() }
+    }
+
+    pub fn store(&self) -> Store {
+        let folder = self.folder.path().join("catalogue");
+        Store::open(folder.to_str().unwrap(), &BTreeMap::new()).unwrap()
+    }
+
+    /// Starts `bsap ingest` as a user would, with further options as environment variables.
+    pub fn worker_with(&mut self, options: &[(&str, &str)]) -> Worker {
+        self.workers += 1;
+        let log = self.folder.path().join(format!("worker-{}.log", self.workers));
+        let settings = [
+            ("KAFKA__BROKERS", self.cluster.addresses()),
+            ("SOURCE__ORDERING", "sequence".into()),
+            // The least that brokers allow: a worker that is silent is soon replaced.
+            ("SOURCE__SESSION_TIMEOUT_MS", "6000".into()),
+            ("FETCH__FILE_ROOTS", self.folder.path().join("pictures").display().to_string()),
+            ("MODEL__CHECKPOINT", concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").into()),
+            ("PROMPTS__SETS", "demo".into()),
+            ("TABLE__URL", self.folder.path().join("catalogue").display().to_string()),
+            // Many small commits: many moments at which something may happen.
+            ("INGEST__COMMIT_MS", "200".into()),
+            ("LOG__FORMAT", "json".into()),
+            ("LOG__FILE", log.display().to_string()),
+        ];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bsap"));
+        // What it says outside its log is said when it refuses to start.
+        let complaints = File::options().create(true).append(true).open(&log).unwrap();
+        command.arg("ingest").stdout(Stdio::null()).stderr(complaints);
+        for (key, value) in settings {
+            command.env(format!("BSAP_{key}"), value);
+        }
+        for (key, value) in options {
+            command.env(format!("BSAP_{key}"), value);
+        }
+        Worker { process: command.spawn().unwrap(), log }
+    }
+
+    pub fn worker(&mut self) -> Worker {
+        self.worker_with(&[])
+    }
+
+    pub fn partitions(&self) -> impl Iterator<Item = Partition> + use<> {
+        (0..self.partitions).map(|number| Partition { topic: TOPIC.into(), number })
+    }
+
+    /// The table's positions by partition.
+    pub async fn positions(&self) -> BTreeMap<i32, i64> {
+        self.positions_of("").await
+    }
+
+    async fn positions_of(&self, replay: &str) -> BTreeMap<i32, i64> {
+        let writer = Writer::open(&self.store(), &self.generation, 20).await.unwrap();
+        let mut writer = writer.replaying(replay);
+        let mut positions = BTreeMap::new();
+        for partition in self.partitions() {
+            let position = writer.position(&partition).await.unwrap();
+            positions.insert(partition.number, position.unwrap_or_default());
+        }
+        positions
+    }
+
+    /// What Kafka believes the group has consumed.
+    pub fn committed(&self) -> BTreeMap<i32, i64> {
+        let consumer: BaseConsumer = self.cluster.client().set("group.id", GROUP).create().unwrap();
+        let mut list = TopicPartitionList::new();
+        for p in self.partitions() {
+            list.add_partition(&p.topic, p.number);
+        }
+        let found = consumer.committed_offsets(list, Duration::from_secs(20)).unwrap();
+        let offset = |offset: Offset| if let Offset::Offset(n) = offset { n } else { 0 };
+        found.elements().iter().map(|e| (e.partition(), offset(e.offset()))).collect()
+    }
+
+    /// Sets the group's offsets back to zero, as an operator might.
+    pub fn reset_group(&self) {
+        let consumer: BaseConsumer = self.cluster.client().set("group.id", GROUP).create().unwrap();
+        let mut list = TopicPartitionList::new();
+        for p in self.partitions() {
+            list.add_partition_offset(&p.topic, p.number, Offset::Offset(0)).unwrap();
+        }
+        consumer.commit(&list, rdkafka::consumer::CommitMode::Sync).unwrap();
+    }
+
+    fn ends(&self) -> BTreeMap<i32, i64> {
+        let consumer: BaseConsumer = self.cluster.client().create().unwrap();
+        let end = |p: Partition| {
+            let found = consumer.fetch_watermarks(&p.topic, p.number, Duration::from_secs(20));
+            (p.number, found.unwrap().1)
+        };
+        self.partitions().map(end).collect()
+    }
+
+    /// Waits until the table has consumed the whole topic; no worker may end meanwhile.
+    pub async fn caught_up(&self, workers: &mut [&mut Worker]) {
+        self.replayed("", workers).await;
+    }
+
+    /// The same for a replay.
+    pub async fn replayed(&self, replay: &str, workers: &mut [&mut Worker]) {
+        let limit = (CATCH_UP.0 * (self.events.sent / 1_000) as u32).max(CATCH_UP.1);
+        let (ends, started) = (self.ends(), Instant::now());
+        loop {
+            let positions = self.positions_of(replay).await;
+            if positions == ends {
+                return;
+            }
+            for worker in workers.iter_mut() {
+                worker.expect_alive();
+            }
+            assert!(
+                started.elapsed() < limit,
+                "{}: stuck at {positions:?} of {ends:?}: {}",
+                self.name,
+                workers.iter().map(|w| w.last_words()).collect::<Vec<_>>().join("\n")
+            );
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// Compares table and dead letters with what was sent. `passes`: how often the whole topic was
+    /// deliberately consumed.
+    pub async fn verify(&self, passes: u64) {
+        let mut follower = Follower::open(&self.store(), &self.generation).await.unwrap();
+        let mut newest: BTreeMap<String, Row> = BTreeMap::new();
+        let mut rows = 0;
+        while let Some(changes) = follower.next(&|_, _| {}).await.unwrap() {
+            for row in changes.rows {
+                rows += 1;
+                match newest.get(row.image_id.as_str()) {
+                    Some(known) if !row.supersedes(known) => {}
+                    _ => {
+                        newest.insert(row.image_id.to_string(), row);
+                    }
+                }
+            }
+        }
+        let found: BTreeMap<String, Newest> = newest
+            .into_iter()
+            .map(|(id, row)| {
+                let sequence = row.sequence.as_str().parse().unwrap();
+                (id, Newest { sequence, content: row.image.map(|image| image.content_hash) })
+            })
+            .collect();
+        let wanted = &self.events.newest;
+        let missing = wanted.keys().filter(|id| !found.contains_key(*id)).count();
+        let strange = found.keys().filter(|id| !wanted.contains_key(*id)).count();
+        let differ =
+            wanted.iter().filter(|(id, w)| found.get(*id).is_some_and(|f| f != *w)).count();
+        let (letters, put_aside) = self.dead_letters();
+        let live = wanted.values().filter(|newest| newest.content.is_some()).count();
+        let events = &self.events;
+        println!(
+            "{}: {} messages ({} repeated, {} late, {} deletes, {} gone, {} poison) gave {rows} rows \
+             of {} wanted; {live} live images: {missing} missing, {strange} strange, {differ} not the \
+             newest; {} dead letters of {} positions; {:.0} s",
+            self.name,
+            events.sent,
+            events.duplicates,
+            events.stale,
+            events.deletes,
+            events.gone,
+            events.poison.len(),
+            events.rows * passes,
+            put_aside,
+            letters.len(),
+            self.started.elapsed().as_secs_f64(),
+        );
+        assert_eq!((missing, strange, differ), (0, 0, 0));
+        assert_eq!(rows, events.rows * passes, "each message is committed exactly once a pass");
+        assert_eq!(letters, events.poison, "dead letters are the poison, byte for byte");
+        let (committed, positions) = (self.committed(), self.positions().await);
+        for (partition, offset) in committed {
+            assert!(offset <= positions[&partition], "Kafka is ahead of the table");
+        }
+    }
+
+    /// Dead letters by the position that they had, and how many there are in all.
+    fn dead_letters(&self) -> (BTreeMap<(i32, i64), Sent>, u64) {
+        let (mut letters, mut all) = (BTreeMap::new(), 0);
+        let (options, filter) = (dead_letter::Options::default(), dead_letter::Filter::default());
+        let token = CancellationToken::new();
+        let strange = dead_letter::read(&self.kafka(), &options, &filter, &token, |letter| {
+            all += 1;
+            assert_eq!(&*letter.message.partition.topic, TOPIC);
+            let message = letter.message;
+            let sent = Sent {
+                key: message.key.map(Into::into),
+                value: message.payload.map(Into::into),
+                headers: message.headers.into_iter().map(|(k, v)| (k, v.map(Into::into))).collect(),
+                timestamp_ms: message.timestamp_ms.unwrap(),
+            };
+            letters.insert((message.partition.number, message.offset), sent);
+            true
+        });
+        assert_eq!(strange.unwrap(), 0);
+        (letters, all)
+    }
+}
+
+impl Worker {
+    pub fn signal(&self, name: &str) {
+        signal(&self.process, name);
+    }
+
+    /// As the machine's failure would.
+    pub fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Asks the worker to end, and expects that it ends well.
+    pub fn stop(mut self) {
+        signal(&self.process, "TERM");
+        let status = self.process.wait().unwrap();
+        assert!(status.success(), "the worker ended with {status}: {}", self.last_words());
+    }
+
+    fn expect_alive(&mut self) {
+        if let Some(status) = self.process.try_wait().unwrap() {
+            panic!("a worker ended by itself with {status}: {}", self.last_words());
+        }
+    }
+
+    /// How often the log has an event.
+    pub fn count(&self, event: &str) -> usize {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        log.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count()
+    }
+
+    fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let mut lines: Vec<&str> = log.lines().rev().take(8).collect();
+        lines.reverse();
+        lines.join("\n")
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
