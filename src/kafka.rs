@@ -131,6 +131,27 @@ pub async fn probe(options: &Options, topics: &[&str]) -> Result<Vec<usize>, Unr
     }
 }
 
+/// Begin and end of the log of every partition of `topic`.
+pub async fn logs(
+    options: &Options,
+    topic: &str,
+) -> Result<BTreeMap<i32, (i64, i64)>, Unreachable> {
+    let partitions = probe(options, &[topic]).await?.first().copied().unwrap_or_default();
+    let timeout = Duration::from_millis(options.request_timeout_ms);
+    let (mut config, topic) = (options.client(), topic.to_owned());
+    config.set("log_level", "0");
+    let brokers = options.brokers.clone();
+    let asked = tokio::task::spawn_blocking(move || {
+        let client: BaseConsumer = config.create()?;
+        let log = |number| Ok((number, client.fetch_watermarks(&topic, number, timeout)?));
+        (0..partitions as i32).map(log).collect::<Result<_, KafkaError>>()
+    });
+    match asked.await {
+        Ok(answer) => answer.map_err(|source| Unreachable { brokers, source }),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
 /// A message of librdkafka, copied.
 pub fn owned(message: &BorrowedMessage<'_>) -> Message {
     let headers = message.headers().map_or_else(Vec::new, |headers| {

@@ -28,3 +28,4 @@ pub mod statistics;
 pub mod store;
 pub mod table;
 pub mod telemetry;
+pub mod upkeep;

@@ -349,9 +349,12 @@ impl Row {
 /// What decides between two rows of an image; compares in the order of its fields.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
-    sequence: Sequence,
-    deleted: bool,
-    embedded_at: DateTime<Utc>,
+    /// The order of the versions of an image.
+    pub sequence: Sequence,
+    /// Whether the image was deleted.
+    pub deleted: bool,
+    /// When the row was made.
+    pub embedded_at: DateTime<Utc>,
 }
 
 impl Version {
@@ -362,11 +365,6 @@ impl Version {
             deleted: row.image.is_none(),
             embedded_at: row.embedded_at,
         }
-    }
-
-    /// The order of the versions of an image.
-    pub fn sequence(&self) -> &Sequence {
-        &self.sequence
     }
 }
 

@@ -1,6 +1,7 @@
 //! Arguments as typed.
 
 mod dead_letters;
+mod table;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use dead_letters::{DeadLettersAction, DeadLettersArgs, FilterArgs};
+pub use table::{CompactArgs, StatusArgs, VacuumArgs, VerifyArgs};
 
 use crate::clip::{self, DeviceChoice, Precision};
 use crate::config;
@@ -45,7 +47,7 @@ impl Cli {
     /// help of a command describes the options of the configuration that it reads.
     pub fn from_process() -> Self {
         const TABLE: [&str; 3] = ["model", "table", "search"];
-        const WORKER: [&str; 11] = [
+        const WORKER: [&str; 12] = [
             "kafka",
             "source",
             "dead_letter",
@@ -55,6 +57,7 @@ impl Cli {
             "model",
             "prompts",
             "table",
+            "upkeep",
             "ingest",
             "log",
         ];
@@ -64,6 +67,10 @@ impl Cli {
             ("serve", &["model", "table", "search", "fetch", "http", "log"]),
             ("publish", &["kafka", "source", "attributes", "fetch"]),
             ("dead-letters", &["kafka", "dead_letter"]),
+            ("status", &["table", "kafka", "source"]),
+            ("verify", &["table", "upkeep"]),
+            ("compact", &["table", "upkeep"]),
+            ("vacuum", &["table", "upkeep"]),
             ("search", &TABLE),
             ("prompts", &["prompts", "model", "table"]),
         ] {
@@ -91,6 +98,14 @@ pub enum Command {
     Publish(PublishArgs),
     /// List, show and send again messages that could not be used
     DeadLetters(DeadLettersArgs),
+    /// Show what is stored, how it is served, and how far ingestion is behind
+    Status(StatusArgs),
+    /// Check that the stored table is whole and right
+    Verify(VerifyArgs),
+    /// Merge small files of the table, and drop superseded rows
+    Compact(CompactArgs),
+    /// Remove files that are no longer part of the table
+    Vacuum(VacuumArgs),
     /// Ask a running server, or the table itself
     Search(SearchArgs),
     /// Embed texts and images and print the numbers, to compare with a reference

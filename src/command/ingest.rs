@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -13,8 +14,17 @@ use crate::telemetry::event;
 /// Consumes events until `token` is cancelled.
 pub async fn run(config: Config, token: CancellationToken) -> Done {
     let towers = parts::towers(&config)?;
-    let worker = parts::worker(&config, towers, Arc::new(Progress::default())).await?;
-    let drained = worker.run(token).await?;
+    let worker = parts::worker(&config, towers.clone(), Arc::new(Progress::default())).await?;
+    let upkeep = parts::upkeep(&config, &*towers).await?;
+    let tidying = token.child_token();
+    // On a thread of its own: merging files computes for seconds.
+    let (runtime, until) = (Handle::current(), tidying.clone());
+    let tidied = tokio::task::spawn_blocking(move || runtime.block_on(upkeep.run(until)));
+    let drained = worker.run(token).await;
+    // A merge under way is finished, the next is not begun.
+    tidying.cancel();
+    tidied.await?;
+    let drained = drained?;
     info!(event = event::STOP, role = "worker", drained, "stopped");
     Ok(())
 }

@@ -21,7 +21,10 @@ mod prompts;
 mod publish;
 mod search;
 mod serve;
+mod status;
 mod table_view;
+mod upkeep;
+mod verify;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -109,6 +112,20 @@ pub fn run(cli: &Cli) -> Done {
         Command::DeadLetters(args) => {
             let config = quiet(load_for_client(cli)?);
             logged(config, |config, token| dead_letters::run(args, config, token))
+        }
+        Command::Status(args) => {
+            logged(quiet(load_for_client(cli)?), |config, _| status::run(args, config))
+        }
+        Command::Verify(args) => {
+            let config = quiet(load_for_client(cli)?);
+            logged(config, |config, token| verify::run(args, config, token))
+        }
+        Command::Compact(args) => {
+            let config = quiet(load_for_client(cli)?);
+            logged(config, |config, token| upkeep::compact(args, config, token))
+        }
+        Command::Vacuum(args) => {
+            logged(quiet(load_for_client(cli)?), |config, _| upkeep::vacuum(args, config))
         }
         Command::Search(args) => {
             if args.server.is_some() {

@@ -18,8 +18,9 @@ use crate::prompts::{self, EmbeddedSet};
 use crate::search::Engine;
 use crate::source::Decoder;
 use crate::store::Store;
-use crate::table::{Follower, Generation, Serving, StateStore, TableError, Writer};
+use crate::table::{CatalogueState, Follower, Generation, Serving, StateStore, TableError, Writer};
 use crate::telemetry::event;
+use crate::upkeep::Upkeep;
 
 /// How long the store may take to answer at the start. Later faults are waited out.
 const STORE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -37,6 +38,14 @@ pub async fn store(config: &Config) -> anyhow::Result<Store> {
     Ok(store)
 }
 
+/// The catalogue's folder and its state; `Missing` where no worker has made it yet.
+pub async fn catalogue(config: &Config) -> anyhow::Result<(Store, CatalogueState)> {
+    let store = store(config).await?;
+    let state = StateStore::new(&store).newest().await.context("table.url")?;
+    let state = state.ok_or_else(|| TableError::Missing { place: store.url().to_string() })?;
+    Ok((store, state))
+}
+
 /// The generation that this configuration fills and reads.
 pub fn generation(config: &Config, towers: &dyn Towers) -> Generation {
     let card = towers.card();
@@ -47,6 +56,16 @@ pub fn generation(config: &Config, towers: &dyn Towers) -> Generation {
         card.logit_scale,
         config.source.ordering,
     )
+}
+
+/// The upkeep of the table that a worker fills.
+pub async fn upkeep(config: &Config, towers: &dyn Towers) -> anyhow::Result<Upkeep> {
+    Ok(Upkeep {
+        store: store(config).await?,
+        generation: generation(config, towers),
+        options: config.upkeep.clone(),
+        attempts: config.table.commit_attempts,
+    })
 }
 
 /// A worker, with the catalogue made or joined.
@@ -110,9 +129,7 @@ pub struct QueryWorker {
 
 /// A query worker for the catalogue that is there; `Missing` where there is none yet.
 pub async fn query_worker(config: &Config, towers: Arc<dyn Towers>) -> anyhow::Result<QueryWorker> {
-    let store = store(config).await?;
-    let state = StateStore::new(&store).newest().await.context("table.url")?;
-    let state = state.ok_or_else(|| TableError::Missing { place: store.url().to_string() })?;
+    let (store, state) = catalogue(config).await?;
     state.live.expect(&generation(config, &*towers))?;
     let embed = |record| EmbeddedSet::from_record(record, &*towers).map(Arc::new);
     let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;

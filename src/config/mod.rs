@@ -43,6 +43,8 @@ pub struct Config {
     pub prompts: prompts::Options,
     /// Where the catalogue is stored.
     pub table: table::Options,
+    /// How workers tidy the table.
+    pub upkeep: table::upkeep::Options,
     /// How a worker batches and bounds its work.
     pub ingest: ingest::Options,
     /// How queries are answered and the table is followed.
@@ -65,6 +67,7 @@ impl Config {
             ("model", self.model.problems()),
             ("prompts", self.prompts.problems()),
             ("table", self.table.problems()),
+            ("upkeep", self.upkeep.problems()),
             ("ingest", self.ingest.problems()),
             ("search", self.search.problems()),
             ("http", self.http.problems()),

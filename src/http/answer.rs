@@ -177,7 +177,7 @@ impl ImageAnswer {
             uri: image.uri.clone(),
             picture: picture(entry),
             attributes: image.attributes.clone(),
-            sequence: entry.version.sequence().as_str().to_owned(),
+            sequence: entry.version.sequence.as_str().to_owned(),
             event_time: entry.event_time,
             embedded_at: entry.embedded_at,
             content_hash: image.content_hash.clone(),

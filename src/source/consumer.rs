@@ -261,10 +261,10 @@ impl Polling {
 
     /// Hands over what waits, then `message`; pauses the assignment while there is no room.
     fn hand_over(&mut self, message: Option<Message>) {
-        self.waiting.extend(message);
         let Some(sender) = &self.sender else {
-            return;
+            return; // stopping: the next owner processes it
         };
+        self.waiting.extend(message);
         while let Some(message) = self.waiting.pop_front() {
             if !lock(&self.shared.assigned).contains(&message.partition) {
                 continue; // taken away while it waited: its new owner processes it

@@ -105,7 +105,9 @@ impl Context {
         }
         let done =
             if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) };
-        done.map_err(|source| self.kafka(source))
+        // librdkafka remembers for each partition that it was paused, even while it is somebody
+        // else's: one that was lost while paused and comes back would be silent for ever.
+        done.and_then(|()| consumer.resume(list)).map_err(|source| self.kafka(source))
     }
 
     /// Where to start: behind the table's position, or at the beginning of the log.

@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use deltalake_core::kernel::Action;
-use deltalake_core::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use futures::{StreamExt, TryStreamExt, stream};
-use object_store::ObjectStoreExt;
 use object_store::path::Path;
 
+use super::file::{self, Unread};
 use super::log::{Log, object_path};
 use super::state::Generation;
 use super::{TableError, schema};
@@ -67,13 +66,26 @@ impl Follower {
                 Action::Add(add) if add.data_change => {
                     let path =
                         object_path(&add).map_err(|e| self.corrupt(&add.path, e.to_string()))?;
-                    rows.extend(self.read(&path).await?);
+                    match self.read(&path).await {
+                        Ok(more) => rows.extend(more),
+                        // Compacted into another file since, and removed: this reader is far behind.
+                        Err(Unread::Missing) => return self.whole(progress).await.map(Some),
+                        Err(error) => return Err(error.of(&self.log, &add.path)),
+                    }
                 }
                 _ => {}
             }
         }
         self.advance(version);
         Ok(Some(Changes { version, whole: false, rows }))
+    }
+
+    /// Has the next look find out whether the log was cleaned up, as if a minute had passed.
+    #[cfg(test)]
+    pub(super) fn wait_a_minute(&mut self) {
+        if let Some(earlier) = Instant::now().checked_sub(RESYNC_AFTER) {
+            self.last_commit = earlier;
+        }
     }
 
     /// There is no next commit: either nothing is new, or the log was cleaned up past this reader.
@@ -86,8 +98,7 @@ impl Follower {
             return Ok(None);
         }
         self.last_commit = Instant::now();
-        let updated = self.log.table.update_state().await;
-        updated.map_err(|e| self.log.error(e))?;
+        self.log.update().await?;
         // A commit may have come between the two looks: then it can be read.
         if self.log.version() == seen || self.log.commit(seen + 1).await?.is_some() {
             return Ok(None);
@@ -99,15 +110,16 @@ impl Follower {
         &mut self,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Changes, TableError> {
-        let updated = self.log.table.update_state().await;
-        updated.map_err(|e| self.log.error(e))?;
+        self.log.update().await?;
         let version = self.log.version();
-        let state = self.log.table.snapshot().map_err(|e| self.log.error(e))?;
+        let state = self.log.snapshot()?;
         let files: Vec<Path> = state.log_data().iter().map(|f| f.object_store_path()).collect();
         let total = files.len();
         let this = &*self;
         let mut reads = stream::iter(files)
-            .map(|path| async move { this.read(&path).await })
+            .map(|path| async move {
+                this.read(&path).await.map_err(|e| e.of(&this.log, path.as_ref()))
+            })
             .buffer_unordered(CONCURRENT_FILES);
         let (mut rows, mut done) = (Vec::new(), 0);
         while let Some(more) = reads.try_next().await? {
@@ -125,27 +137,9 @@ impl Follower {
         self.last_commit = Instant::now();
     }
 
-    /// All rows of one data file. Parquet's own checks catch a truncated or overwritten one.
-    async fn read(&self, path: &Path) -> Result<Vec<Row>, TableError> {
-        let corrupt = |reason: String| self.corrupt(path.as_ref(), reason);
-        let objects = self.log.store().object_store(None);
-        let bytes = match objects.get(path).await {
-            Ok(found) => found.bytes().await,
-            Err(error) => Err(error),
-        }
-        .map_err(|error| match error {
-            object_store::Error::NotFound { .. } => corrupt("the file is missing".into()),
-            error => self.log.error(error.into()),
-        })?;
-        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
-            .and_then(|builder| builder.build())
-            .map_err(|e| corrupt(e.to_string()))?;
-        let mut rows = Vec::new();
-        for batch in reader {
-            let batch = batch.map_err(|e| corrupt(e.to_string()))?;
-            rows.extend(schema::from_batch(&batch).map_err(corrupt)?);
-        }
-        Ok(rows)
+    /// All rows of one data file.
+    async fn read(&self, path: &Path) -> Result<Vec<Row>, Unread> {
+        schema::rows(file::get(&self.log, path).await?)
     }
 
     fn corrupt(&self, file: &str, reason: String) -> TableError {

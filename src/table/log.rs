@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
+use deltalake_core::arrow::datatypes::SchemaRef;
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoArrow as _;
 use deltalake_core::kernel::{Action, Add};
 use deltalake_core::logstore::{LogStoreRef, StorageConfig, default_logstore, get_actions};
 use deltalake_core::operations::create::CreateBuilder;
 use deltalake_core::protocol::SaveMode;
+use deltalake_core::table::state::DeltaTableState;
 use deltalake_core::{DeltaTable, DeltaTableError};
+use futures::StreamExt;
+use object_store::DynObjectStore;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use url::Url;
@@ -48,13 +52,14 @@ impl Log {
         let log = Self::unloaded(catalogue, generation);
         let exists = log.table.verify_deltatable_existence().await;
         if !exists.map_err(|e| log.error(e))? {
+            let indexed = INDEXED.join(",");
             let created = CreateBuilder::new()
                 .with_log_store(log.table.log_store())
                 .with_save_mode(SaveMode::Ignore)
                 .with_columns(columns())
                 .with_raise_if_key_not_exists(false)
                 .with_configuration([
-                    ("delta.dataSkippingStatsColumns", Some(INDEXED)),
+                    ("delta.dataSkippingStatsColumns", Some(indexed.as_str())),
                     ("bsap.generation", Some(generation.id.as_str())),
                     ("bsap.model", Some(generation.model_fingerprint.as_str())),
                     ("bsap.ordering", Some(generation.ordering.name())),
@@ -103,14 +108,57 @@ impl Log {
         self.table.log_store()
     }
 
+    /// The table's folder, in which its data files are.
+    pub fn objects(&self) -> Arc<DynObjectStore> {
+        self.store().object_store(None)
+    }
+
+    /// Loads the newest snapshot.
+    pub async fn update(&mut self) -> Result<(), TableError> {
+        let updated = match self.table.update_state().await {
+            // The log was cleaned up past the snapshot that this one would build on.
+            Err(DeltaTableError::InvalidVersion(_)) => {
+                self.table.state = None;
+                self.table.load().await
+            }
+            other => other,
+        };
+        updated.map_err(|e| self.error(e))
+    }
+
+    /// The loaded snapshot.
+    pub fn snapshot(&self) -> Result<&DeltaTableState, TableError> {
+        self.table.snapshot().map_err(|e| self.error(e))
+    }
+
     /// The table's schema in Arrow's terms.
-    pub fn arrow_schema(
-        &self,
-    ) -> Result<Arc<deltalake_core::arrow::datatypes::Schema>, TableError> {
-        let metadata = self.table.snapshot().map_err(|e| self.error(e))?.metadata();
+    pub fn arrow_schema(&self) -> Result<SchemaRef, TableError> {
+        let metadata = self.snapshot()?.metadata();
         let schema = metadata.parse_schema().map_err(|e| self.error(e.into()))?;
         let arrow = (&schema).try_into_arrow().map_err(|e| self.error(e.into()))?;
         Ok(Arc::new(arrow))
+    }
+
+    /// Version of an application's newest transaction as of the loaded snapshot.
+    pub async fn transaction(&self, application: &str) -> Result<Option<i64>, TableError> {
+        let found = self.snapshot()?.transaction_version(self.store().as_ref(), application).await;
+        found.map_err(|e| self.error(e))
+    }
+
+    /// Oldest version whose commit is still in the log.
+    pub async fn oldest(&self) -> Result<u64, TableError> {
+        let listed = self.objects();
+        let folder = Path::from("_delta_log");
+        let mut files = listed.list(Some(&folder));
+        let mut oldest = self.version();
+        while let Some(file) = files.next().await {
+            let file = file.map_err(|e| self.error(e.into()))?;
+            let name = file.location.filename().and_then(|name| name.strip_suffix(".json"));
+            if let Some(version) = name.and_then(|digits| digits.parse().ok()) {
+                oldest = oldest.min(version);
+            }
+        }
+        Ok(oldest)
     }
 
     /// The actions of commit `version`; `None` where it does not exist (yet, or any more).

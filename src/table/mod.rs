@@ -5,15 +5,22 @@
 //! ```text
 //! state/00000000000000000001.json     revisions of the catalogue's state, newest wins
 //! generations/<model>/images/         Delta Lake table, one row an accepted event, append-only
+//! upkeep/00000000000000000001.json    who tidies the tables at the moment
 //! ```
 //!
 //! A commit holds rows and the Kafka positions up to which they were consumed, in one atomic write,
 //! so that each offset is committed at most once, whoever wins.
 
+mod compact;
+mod file;
 mod follow;
+mod lease;
 mod log;
+mod overview;
 mod schema;
 mod state;
+pub mod upkeep;
+mod verify;
 mod write;
 
 use std::collections::BTreeMap;
@@ -24,8 +31,12 @@ use deltalake_core::parquet::errors::ParquetError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use compact::{Compacted, Compactor, Depth};
 pub use follow::{Changes, Follower};
+pub use lease::Lease;
+pub use overview::{Overview, positions};
 pub use state::{CatalogueState, Generation, PromptSetRecord, Serving, StateStore};
+pub use verify::{Finding, Severity, Verified, verify};
 pub use write::{Committed, PartitionBatch, Writer};
 
 use crate::limits;
@@ -41,13 +52,14 @@ pub struct Options {
     /// Options of the store, for example `aws_region` or `aws_endpoint`. Credentials are better
     /// given by the provider's standard environment variables.
     pub store_options: BTreeMap<String, String>,
-    /// How often a commit that meets another writer's, or a passing fault of the store, is tried.
+    /// How often a commit that meets another writer's, or a passing fault of the store, is tried,
+    /// with growing pauses of at most 2 s.
     pub commit_attempts: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { url: "./catalogue".into(), store_options: BTreeMap::new(), commit_attempts: 20 }
+        Self { url: "./catalogue".into(), store_options: BTreeMap::new(), commit_attempts: 100 }
     }
 }
 
@@ -136,6 +148,8 @@ fn delta_verdict(error: &DeltaTableError) -> Verdict {
         DeltaTableError::Parquet { source: ParquetError::External(_) } => Verdict::Retry,
         DeltaTableError::Transaction { .. }
         | DeltaTableError::VersionAlreadyExists(_)
+        // The log was cleaned up past the loaded snapshot; the next attempt loads it anew.
+        | DeltaTableError::InvalidVersion(_)
         | DeltaTableError::Kernel { .. }
         | DeltaTableError::KernelError(_)
         | DeltaTableError::Generic(_)

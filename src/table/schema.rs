@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use deltalake_core::arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Float32Array, Int32Array, Int64Array, ListArray,
@@ -18,7 +19,8 @@ use deltalake_core::kernel::{
     ArrayType, DataType, MapType, PrimitiveType, StructField, StructType,
 };
 
-use crate::record::{Attributes, Embedding, Image, ImageId, Row, Sequence};
+use super::file::{self, Unread};
+use crate::record::{Attributes, Embedding, Image, ImageId, Row, Sequence, Version};
 use crate::statistics::{Statistics, StatisticsKey};
 
 /// Where a row came from, beside the row itself: `topic[partition]@offset`.
@@ -58,7 +60,10 @@ pub fn columns() -> Vec<StructField> {
 }
 
 /// Columns whose minimum and maximum the log keeps for every file.
-pub const INDEXED: &str = "image_id,sequence,event_time,embedded_at";
+pub const INDEXED: [&str; 4] = ["image_id", "sequence", "event_time", "embedded_at"];
+
+/// Columns that say which version of which image a row is.
+pub const KEYS: [&str; 4] = ["image_id", "sequence", "deleted", "embedded_at"];
 
 /// Rows, each with its source, as a batch of `schema` (the Arrow form of [`columns`]).
 pub fn to_batch(
@@ -193,6 +198,17 @@ fn mistyped(column: &str, kind: &ArrowType) -> ArrowError {
     ArrowError::SchemaError(format!("column {column} has the unexpected type {kind}"))
 }
 
+/// All rows of a data file.
+pub fn rows(bytes: Bytes) -> Result<Vec<Row>, Unread> {
+    let corrupt = |e: &dyn std::fmt::Display| Unread::Corrupt(e.to_string());
+    let mut rows = Vec::new();
+    for batch in file::batches(bytes).map_err(|e| corrupt(&e))? {
+        let batch = batch.map_err(|e| corrupt(&e))?;
+        rows.extend(from_batch(&batch).map_err(Unread::Corrupt)?);
+    }
+    Ok(rows)
+}
+
 /// The rows of a batch. The error names the column that is wrong.
 pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Row>, String> {
     let column =
@@ -251,6 +267,34 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Row>, String> {
         });
     }
     Ok(rows)
+}
+
+/// Image and version of each row of a batch that has at least the columns [`KEYS`].
+pub fn keys(batch: &RecordBatch) -> Result<Vec<(String, Version)>, String> {
+    let column = |name: &str| batch.column_by_name(name);
+    let text = |name: &str| {
+        column(name)
+            .and_then(|c| c.as_string_opt::<i32>())
+            .ok_or_else(|| format!("column {name} is not text"))
+    };
+    let (ids, sequences) = (text("image_id")?, text("sequence")?);
+    let deleted = column("deleted")
+        .and_then(|c| c.as_boolean_opt())
+        .ok_or("column deleted is not boolean")?;
+    let embedded = column("embedded_at")
+        .and_then(|c| c.as_primitive_opt::<TimestampMicrosecondType>())
+        .ok_or("column embedded_at is not a timestamp in microseconds")?;
+    (0..batch.num_rows())
+        .map(|i| {
+            let version = Version {
+                sequence: Sequence::from_stored(sequences.value(i)),
+                deleted: deleted.value(i),
+                embedded_at: DateTime::from_timestamp_micros(embedded.value(i))
+                    .ok_or("embedded_at is no time")?,
+            };
+            Ok((ids.value(i).to_owned(), version))
+        })
+        .collect()
 }
 
 fn attributes_at(map: &MapArray, i: usize) -> Result<Attributes, String> {

@@ -6,19 +6,17 @@
 //! An unclear answer (the write was applied, its acknowledgement was lost) is resolved the same way:
 //! if the stored position is ours and so is the file in that commit, the commit has landed.
 
-use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use deltalake_core::arrow::array::RecordBatch;
 use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake_core::kernel::{Action, Add, Transaction};
-use deltalake_core::parquet::basic::{Compression, Encoding, ZstdLevel};
-use deltalake_core::parquet::file::properties::WriterProperties;
-use deltalake_core::parquet::schema::types::ColumnPath;
+use deltalake_core::parquet::errors::ParquetError;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
-use deltalake_core::writer::{DeltaWriter, RecordBatchWriter};
 use tracing::{info, warn};
 
+use super::file::FileWriter;
 use super::log::Log;
 use super::state::Generation;
 use super::{TableError, schema};
@@ -26,6 +24,9 @@ use crate::record::{Partition, Row};
 use crate::retry::{Backoff, Decide, Verdict};
 use crate::store::Store;
 use crate::telemetry::event;
+
+/// A snapshot older than this is not built upon: well below the least time that the log stays.
+const STALE: Duration = Duration::from_secs(600);
 
 /// Rows of one partition that are to be committed together with its position.
 #[derive(Debug, Clone)]
@@ -64,12 +65,15 @@ pub struct Writer {
     /// Positions as of the loaded snapshot. Asking the log costs requests; a worker's own commits
     /// are the usual way in which its partitions move.
     positions: HashMap<String, Option<i64>>,
+    /// When the snapshot was last compared with the log.
+    refreshed: Instant,
 }
 
 /// A batch with its staged file.
 struct Staged {
     batch: PartitionBatch,
-    adds: Vec<Add>,
+    /// None where there are no rows.
+    add: Option<Add>,
 }
 
 impl Writer {
@@ -84,6 +88,7 @@ impl Writer {
             attempts,
             replay: String::new(),
             positions: HashMap::new(),
+            refreshed: Instant::now(),
         })
     }
 
@@ -131,8 +136,8 @@ impl Writer {
     pub async fn append(&mut self, batches: Vec<PartitionBatch>) -> Result<Committed, TableError> {
         let mut staged = Vec::with_capacity(batches.len());
         for batch in batches {
-            let adds = self.stage(&batch).await?;
-            staged.push(Staged { batch, adds });
+            let add = self.stage(&batch).await?;
+            staged.push(Staged { batch, add });
         }
         let mut fenced = Vec::new();
         let base = self.log.version();
@@ -147,7 +152,7 @@ impl Writer {
                         version,
                         fenced,
                         rows: all().map(|s| s.batch.rows.len()).sum(),
-                        bytes: all().flat_map(|s| &s.adds).map(|a| a.size as u64).sum(),
+                        bytes: all().filter_map(|s| s.add.as_ref()).map(|a| a.size as u64).sum(),
                     });
                 }
                 Err(error) if error.verdict() == Verdict::Retry => {
@@ -170,7 +175,9 @@ impl Writer {
         landed: &mut Vec<Staged>,
         base: u64,
     ) -> Result<u64, TableError> {
-        if self.positions.is_empty() {
+        // A commit after a snapshot whose successors were cleaned up would be written where nobody
+        // reads any more.
+        if self.positions.is_empty() || self.refreshed.elapsed() > STALE {
             self.refresh().await?;
         }
         let mut i = 0;
@@ -198,8 +205,8 @@ impl Writer {
                 let mut batch = one.batch.clone();
                 batch.rows.retain(|(offset, _)| *offset >= position);
                 batch.expected = stored;
-                let adds = self.stage(&batch).await?;
-                staged[i] = Staged { batch, adds };
+                let add = self.stage(&batch).await?;
+                staged[i] = Staged { batch, add };
                 i += 1;
             } else {
                 staged.remove(i);
@@ -224,7 +231,7 @@ impl Writer {
                 Transaction::new(self.application(&one.batch.partition), one.batch.next_offset)
             })
             .collect();
-        let actions = staged.iter().flat_map(|one| &one.adds).cloned().map(Action::Add).collect();
+        let actions = staged.iter().filter_map(|one| one.add.clone()).map(Action::Add).collect();
         // No retries inside: they would commit against a snapshot whose positions nobody checked.
         let properties = CommitProperties::default()
             .with_max_retries(0)
@@ -233,7 +240,7 @@ impl Writer {
             .with_application_transactions(transactions);
         let operation =
             DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
-        let state = self.log.table.snapshot().map_err(|e| self.log.error(e))?;
+        let state = self.log.snapshot()?;
         let done = CommitBuilder::from(properties)
             .with_actions(actions)
             .build(Some(state), self.log.store(), operation)
@@ -244,9 +251,9 @@ impl Writer {
     }
 
     /// Writes the rows of a batch to a file that no commit names yet.
-    async fn stage(&self, batch: &PartitionBatch) -> Result<Vec<Add>, TableError> {
+    async fn stage(&self, batch: &PartitionBatch) -> Result<Option<Add>, TableError> {
         if batch.rows.is_empty() {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let rows: Vec<_> = batch
             .rows
@@ -260,8 +267,8 @@ impl Writer {
         let backoff = Backoff::times(self.attempts);
         let mut attempt = 0;
         loop {
-            match self.write_file(columns.clone()).await {
-                Ok(adds) => return Ok(adds),
+            match self.write_file(&columns).await {
+                Ok(add) => return Ok(Some(add)),
                 Err(error) if error.verdict() == Verdict::Retry && attempt + 1 < self.attempts => {
                     info!(event = event::RETRY, stage = "table", attempt, %error, "a file was not written; trying again");
                     tokio::time::sleep(backoff.pause(attempt)).await;
@@ -272,19 +279,17 @@ impl Writer {
         }
     }
 
-    async fn write_file(&self, columns: RecordBatch) -> Result<Vec<Add>, TableError> {
-        let wrap = |e| self.log.error(e);
-        let mut writer = RecordBatchWriter::for_table(&self.log.table)
-            .map_err(wrap)?
-            .with_writer_properties(properties());
-        writer.write(columns).await.map_err(wrap)?;
-        writer.flush().await.map_err(wrap)
+    async fn write_file(&self, columns: &RecordBatch) -> Result<Add, TableError> {
+        let wrap = |e: ParquetError| self.log.error(e.into());
+        let mut file = FileWriter::new(columns.schema()).map_err(wrap)?;
+        file.write(columns).map_err(wrap)?;
+        file.put(&self.log).await
     }
 
     async fn refresh(&mut self) -> Result<(), TableError> {
         let before = self.log.table.version();
-        let updated = self.log.table.update_state().await;
-        updated.map_err(|e| self.log.error(e))?;
+        self.log.update().await?;
+        self.refreshed = Instant::now();
         if self.log.table.version() != before {
             self.positions.clear();
         }
@@ -295,11 +300,7 @@ impl Writer {
         if let Some(known) = self.positions.get(application) {
             return Ok(*known);
         }
-        let state = self.log.table.snapshot().map_err(|e| self.log.error(e))?;
-        let position = state
-            .transaction_version(self.log.store().as_ref(), application)
-            .await
-            .map_err(|e| self.log.error(e))?;
+        let position = self.log.transaction(application).await?;
         self.positions.insert(application.to_owned(), position);
         Ok(position)
     }
@@ -307,29 +308,14 @@ impl Writer {
     /// Whether a commit after version `base` holds the staged files: then it is this writer's own,
     /// of which it never heard. Without files there is nothing that could be doubled.
     async fn is_ours(&self, staged: &Staged, base: u64) -> Result<bool, TableError> {
-        let paths: HashSet<&str> = staged.adds.iter().map(|a| a.path.as_str()).collect();
-        if paths.is_empty() {
-            return Ok(true);
-        }
+        let Some(staged) = &staged.add else { return Ok(true) };
         for version in base + 1..=self.log.version() {
             let actions = self.log.commit(version).await?.unwrap_or_default();
-            let ours =
-                |a: &Action| matches!(a, Action::Add(add) if paths.contains(add.path.as_str()));
+            let ours = |a: &Action| matches!(a, Action::Add(add) if add.path == staged.path);
             if actions.iter().any(ours) {
                 return Ok(true);
             }
         }
         Ok(false)
     }
-}
-
-/// Embeddings rounded to f16 leave 16 of 32 bits zero in every value; split by byte and packed by
-/// zstd they take about 1.9 bytes a value and stay plain floats to every reader.
-fn properties() -> WriterProperties {
-    let embedding = ColumnPath::from(vec!["embedding".into(), "list".into(), "element".into()]);
-    WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_column_dictionary_enabled(embedding.clone(), false)
-        .set_column_encoding(embedding, Encoding::BYTE_STREAM_SPLIT)
-        .build()
 }

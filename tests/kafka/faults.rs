@@ -17,7 +17,7 @@ use bsap::record::{AttributeTypes, Ordering as Versions};
 use bsap::source::Decoder;
 use bsap::store::Store;
 use bsap::table::{Serving, StateStore, Writer};
-use bsap::{clip, dead_letter, decode, fetch, ingest, source};
+use bsap::{clip, dead_letter, decode, fetch, ingest, source, table};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::path::Path;
@@ -105,7 +105,9 @@ async fn worker(
         decode: decode::Options::default(),
         towers,
         sets,
-        writer: Writer::open(store, &world.generation, 20).await.unwrap(),
+        writer: Writer::open(store, &world.generation, table::Options::default().commit_attempts)
+            .await
+            .unwrap(),
         options: ingest::Options { commit_ms: 200, ..ingest::Options::default() },
         progress: Arc::new(Progress::default()),
     }

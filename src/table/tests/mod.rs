@@ -1,25 +1,24 @@
 //! The promises of the table, against stores in memory that fail on purpose.
 
+mod faulty;
+mod model;
+mod tidy;
+
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering as AtomicOrdering};
+use std::sync::atomic::Ordering as AtomicOrdering;
 
-use async_trait::async_trait;
 use chrono::DateTime;
 use futures::TryStreamExt;
-use futures::stream::BoxStream;
 use object_store::memory::InMemory;
-use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result as StoreResult,
-};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
 use super::*;
 use crate::normalise::Normaliser;
 use crate::record::{Attributes, Embedding, Image, ImageId, Ordering, Partition, Row, Sequence};
 use crate::statistics::{Statistics, StatisticsKey};
 use crate::store::Store;
+use faulty::{Fault, Faulty};
 
 fn generation() -> Generation {
     Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, Ordering::Sequence)
@@ -30,7 +29,9 @@ fn partition(number: i32) -> Partition {
 }
 
 fn row(id: &str, sequence: u64, deleted: bool) -> Row {
-    let embedding = Embedding::round(&[0.1, 0.2, 0.3, sequence as f32]);
+    let vector = [0.1, 0.2, 0.3, sequence as f32];
+    let length = vector.iter().map(|v| v * v).sum::<f32>().sqrt();
+    let embedding = Embedding::round(&vector.map(|v| v / length));
     let statistics = Statistics::of(&[0.1, 0.2], 100.0, 1).unwrap();
     Row {
         image_id: ImageId::new(id).unwrap(),
@@ -194,8 +195,8 @@ async fn writers_of_different_partitions_never_lose_or_double_a_row() {
 
 #[tokio::test]
 async fn passing_faults_and_lost_answers_leave_every_row_once() {
-    for kind in [Fault::Before, Fault::After] {
-        let faulty = Arc::new(Faulty::new(kind, 3));
+    for kind in [Fault::Before(3), Fault::After(3)] {
+        let faulty = Arc::new(Faulty::new(kind));
         let store = Store::wrap(faulty.clone());
         let mut writer = Writer::open(&store, &generation(), 50).await.unwrap();
         faulty.armed.store(true, AtomicOrdering::SeqCst);
@@ -279,88 +280,4 @@ async fn another_model_or_ordering_is_refused_with_both_names() {
     let other = Generation { ordering: Ordering::EventTime, ..generation() };
     let error = state.ensure(&other, &[], &serving(), "test").await.unwrap_err().to_string();
     assert!(error.contains("event_time") && error.contains("sequence"), "{error}");
-}
-
-/// Whether a call fails before the store has done it or after.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Fault {
-    Before,
-    After,
-}
-
-/// A store whose every `period`-th write fails.
-#[derive(Debug)]
-struct Faulty {
-    inner: InMemory,
-    kind: Fault,
-    period: usize,
-    armed: AtomicBool,
-    calls: AtomicUsize,
-    injected: AtomicUsize,
-}
-
-impl Faulty {
-    fn new(kind: Fault, period: usize) -> Self {
-        Self {
-            inner: InMemory::new(),
-            kind,
-            period,
-            armed: AtomicBool::new(false),
-            calls: AtomicUsize::new(0),
-            injected: AtomicUsize::new(0),
-        }
-    }
-}
-
-impl std::fmt::Display for Faulty {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("faulty")
-    }
-}
-
-#[async_trait]
-impl ObjectStore for Faulty {
-    async fn put_opts(
-        &self,
-        path: &Path,
-        payload: PutPayload,
-        options: PutOptions,
-    ) -> StoreResult<PutResult> {
-        let call = self.calls.fetch_add(1, AtomicOrdering::SeqCst);
-        let fail = self.armed.load(AtomicOrdering::SeqCst) && call.is_multiple_of(self.period);
-        let fault = || object_store::Error::Generic { store: "faulty", source: "injected".into() };
-        if fail {
-            self.injected.fetch_add(1, AtomicOrdering::SeqCst);
-        }
-        if fail && self.kind == Fault::Before {
-            return Err(fault());
-        }
-        let done = self.inner.put_opts(path, payload, options).await?;
-        if fail { Err(fault()) } else { Ok(done) }
-    }
-    async fn put_multipart_opts(
-        &self,
-        path: &Path,
-        options: PutMultipartOptions,
-    ) -> StoreResult<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(path, options).await
-    }
-    async fn get_opts(&self, path: &Path, options: GetOptions) -> StoreResult<GetResult> {
-        self.inner.get_opts(path, options).await
-    }
-    fn delete_stream(
-        &self,
-        paths: BoxStream<'static, StoreResult<Path>>,
-    ) -> BoxStream<'static, StoreResult<Path>> {
-        self.inner.delete_stream(paths)
-    }
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, StoreResult<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> StoreResult<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> StoreResult<()> {
-        self.inner.copy_opts(from, to, options).await
-    }
 }

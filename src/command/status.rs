@@ -1,0 +1,154 @@
+//! `bsap status`.
+
+use chrono::{DateTime, Utc};
+use comfy_table::Table;
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use serde_json::json;
+
+use super::upkeep::mib;
+use super::{Done, parts};
+use crate::cli::StatusArgs;
+use crate::config::Config;
+use crate::kafka;
+use crate::record::Partition;
+use crate::store::Store;
+use crate::table::{self, CatalogueState, Overview};
+
+/// Where one partition stands.
+struct Standing {
+    number: i32,
+    /// The offset after the last stored one.
+    position: Option<i64>,
+    /// Begin and end of Kafka's log.
+    log: (i64, i64),
+}
+
+impl Standing {
+    /// Messages that are not stored yet.
+    fn lag(&self) -> i64 {
+        (self.log.1 - self.position.unwrap_or_default().max(self.log.0)).max(0)
+    }
+}
+
+/// Prints what is stored, how it is served, and how far ingestion is behind.
+pub async fn run(args: &StatusArgs, config: Config) -> Done {
+    let (store, state) = parts::catalogue(&config).await?;
+    let overview = Overview::of(&store, &state.live, &config.upkeep).await?;
+    let standings = standings(&config, &store, &state).await;
+    if args.json {
+        let partitions = match &standings {
+            Ok(standings) => json!(
+                standings
+                    .iter()
+                    .map(|s| json!({
+                        "partition": s.number, "position": s.position,
+                        "low": s.log.0, "end": s.log.1, "lag": s.lag(),
+                    }))
+                    .collect::<Vec<_>>()
+            ),
+            Err(_) => json!(null),
+        };
+        let problem = standings.as_ref().err().map(|e| format!("{e:#}"));
+        say!(
+            "{}",
+            json!({"state": state, "table": overview, "partitions": partitions, "kafka_error": problem})
+        );
+        return Ok(());
+    }
+    show(&config, &store, &state, &overview);
+    match standings {
+        Err(error) => say!("\nlag         unknown: {error:#}"),
+        Ok(standings) => {
+            let lag: i64 = standings.iter().map(Standing::lag).sum();
+            say!("\nlag         {lag} messages of {} are not stored yet", config.source.topic);
+            let mut table = Table::new();
+            table.load_style(UTF8_HORIZONTAL_ONLY);
+            table.set_header(["partition", "stored up to", "Kafka has", "lag"]);
+            for s in standings {
+                let position = s.position.map_or("nothing".into(), |p| p.to_string());
+                let log = format!("{} to {}", s.log.0, s.log.1);
+                table.add_row([s.number.to_string(), position, log, s.lag().to_string()]);
+            }
+            say!("{table}");
+        }
+    }
+    Ok(())
+}
+
+fn show(config: &Config, store: &Store, state: &CatalogueState, overview: &Overview) {
+    let serving = &state.serving;
+    say!("catalogue   {}", store.url());
+    say!(
+        "state       revision {} of {}, by {}",
+        state.revision,
+        state.at.format("%Y-%m-%d %H:%M:%S UTC"),
+        state.by
+    );
+    say!(
+        "generation  {} ({}, dimension {}, ordered by {})",
+        state.live.id,
+        state.live.model_name,
+        state.live.dimension,
+        state.live.ordering.name()
+    );
+    say!(
+        "serving     {} at weight {}, {}",
+        serving.normaliser.name(),
+        serving.weight,
+        serving.prompt_set
+    );
+    for set in &state.prompt_sets {
+        say!(
+            "prompt set  {} ({} prompts, since {})",
+            set.key,
+            set.texts.len(),
+            set.since.format("%Y-%m-%d %H:%M UTC")
+        );
+    }
+    let rows = overview.rows.map_or("an unknown number of".into(), |rows| rows.to_string());
+    say!(
+        "table       version {} (commits since {}), {} files, {}, {rows} rows with superseded ones",
+        overview.version,
+        overview.oldest_version,
+        overview.files,
+        mib(overview.bytes)
+    );
+    say!("newest row  {}", ago(overview.newest_row));
+    say!(
+        "compaction  {} files wait; last merge {}, last look at every row {}",
+        overview.pending_files,
+        ago(overview.compacted),
+        ago(overview.compacted_deep)
+    );
+    if config.upkeep.every_seconds == 0 {
+        say!("            workers do not compact (upkeep.every_seconds is 0)");
+    }
+}
+
+fn ago(time: Option<DateTime<Utc>>) -> String {
+    let Some(time) = time else { return "never".into() };
+    let seconds = (Utc::now() - time).num_seconds().max(0);
+    match seconds {
+        0..120 => format!("{seconds} s ago"),
+        120..7_200 => format!("{} min ago", seconds / 60),
+        7_200..172_800 => format!("{} h ago", seconds / 3_600),
+        _ => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+async fn standings(
+    config: &Config,
+    store: &Store,
+    state: &CatalogueState,
+) -> anyhow::Result<Vec<Standing>> {
+    let topic = &config.source.topic;
+    let logs = kafka::logs(&config.kafka, topic).await?;
+    let mut positions = table::positions(store, &state.live, config.table.commit_attempts).await?;
+    let mut standings = Vec::with_capacity(logs.len());
+    for (number, log) in logs {
+        let partition = Partition { topic: topic.as_str().into(), number };
+        let position = positions.position(&partition).await?;
+        standings.push(Standing { number, position, log });
+    }
+    Ok(standings)
+}

@@ -1,0 +1,79 @@
+//! `bsap compact` and `bsap vacuum`.
+
+use std::time::Instant;
+
+use chrono::Utc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Done, parts};
+use crate::cli::{CompactArgs, VacuumArgs};
+use crate::config::Config;
+use crate::table::{Compactor, Depth, upkeep};
+use crate::upkeep::{log_compaction, log_vacuum};
+
+/// Compacts the live generation's table once.
+pub async fn compact(args: &CompactArgs, config: Config, token: CancellationToken) -> Done {
+    let (store, state) = parts::catalogue(&config).await?;
+    let attempts = config.table.commit_attempts;
+    let mut compactor = Compactor::open(&store, &state.live, &config.upkeep, attempts).await?;
+    let depth = if args.merge { Depth::Merge } else { Depth::Deep };
+    let bar = super::bar("compacting", 0)?;
+    let progress = |done: usize, all: usize| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    };
+    let started = Instant::now();
+    let done = compactor.run(depth, Utc::now(), &progress, &token).await?;
+    bar.finish_and_clear();
+    log_compaction(&done, started.elapsed());
+    if done.jobs == 0 {
+        say!("nothing to do: {} files wait for others of their size", compactor.files().await?);
+    } else {
+        say!(
+            "{} files of {} became {} of {}; {} superseded rows and {} tombstones are gone",
+            done.files_in,
+            mib(done.bytes_in),
+            done.files_out,
+            mib(done.bytes_out),
+            done.superseded,
+            done.tombstones
+        );
+        say!(
+            "The old files stay for {} hours for those who read an older version; then `bsap vacuum` removes them.",
+            config.upkeep.retention_hours
+        );
+    }
+    if done.lost > 0 {
+        say!("{} merges were given up: another compactor had taken a file", done.lost);
+    }
+    if token.is_cancelled() {
+        say!("interrupted; what is done is done, run it again for the rest");
+    }
+    Ok(())
+}
+
+/// Removes what is older than the retention.
+pub async fn vacuum(args: &VacuumArgs, config: Config) -> Done {
+    let (store, state) = parts::catalogue(&config).await?;
+    let removed =
+        upkeep::vacuum(&store, &state.live, &config.upkeep, Utc::now(), args.dry_run).await?;
+    if args.dry_run {
+        for file in &removed.files {
+            say!("{file}");
+        }
+        say!("{} data files would be removed", removed.files.len());
+    } else {
+        log_vacuum(&removed);
+        say!(
+            "{} data files and {} files of the log removed",
+            removed.files.len(),
+            removed.log_files
+        );
+    }
+    Ok(())
+}
+
+/// A size for people.
+pub fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

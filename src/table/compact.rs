@@ -1,0 +1,477 @@
+//! Compaction: small files become large ones, and superseded rows go.
+//!
+//! What is rewritten is cut into jobs, each committed by itself: its inputs leave the log and its
+//! output enters it in one atomic commit that changes no data (`dataChange = false`), which readers
+//! that follow the table pass over. Each attempt to commit checks, on the very snapshot that it
+//! commits against, that every input is still there; so two compactors never double a row, and an
+//! append in between costs no more than another attempt.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use deltalake_core::arrow::array::{BooleanArray, RecordBatch};
+use deltalake_core::arrow::compute::filter_record_batch;
+use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake_core::kernel::{Action, Add, Remove, Transaction};
+use deltalake_core::parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
+use deltalake_core::protocol::DeltaOperation;
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::path::Path;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::file::{self, FileWriter};
+use super::log::Log;
+use super::state::Generation;
+use super::upkeep::Options;
+use super::{TableError, schema};
+use crate::record::Version;
+use crate::retry::{Backoff, Decide, Verdict};
+use crate::store::Store;
+use crate::telemetry::event;
+
+/// Files whose keys are read at one time.
+const CONCURRENT_FILES: usize = 8;
+/// Transaction whose version is the time of the newest compaction, in milliseconds since 1970.
+pub const COMPACTED: &str = "bsap:compact";
+/// The same for the newest one that looked at every row.
+pub const COMPACTED_DEEP: &str = "bsap:compact:deep";
+
+/// How much compaction looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Merges files of similar size, as the log shows them: cheap, reads nothing else. Superseded
+    /// rows go where they meet what supersedes them.
+    Merge,
+    /// Reads the keys of all rows first, and rewrites every file with too many superseded rows, or
+    /// with the embedding of an erased image.
+    Deep,
+}
+
+/// What compaction did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Compacted {
+    /// Commits.
+    pub jobs: usize,
+    /// Jobs given up because another compactor had taken a file.
+    pub lost: usize,
+    /// Files taken away.
+    pub files_in: usize,
+    /// Files put in their place.
+    pub files_out: usize,
+    /// Bytes of the files taken away.
+    pub bytes_in: u64,
+    /// Bytes written.
+    pub bytes_out: u64,
+    /// Superseded rows that are gone.
+    pub superseded: usize,
+    /// Tombstones that are gone, because nothing older was left and their time was over.
+    pub tombstones: usize,
+}
+
+/// Compacts the table of one generation.
+pub struct Compactor {
+    log: Log,
+    options: Options,
+    attempts: u32,
+}
+
+/// A data file of the loaded snapshot.
+#[derive(Clone)]
+struct Input {
+    path: String,
+    size: u64,
+    remove: Remove,
+}
+
+/// Files to be rewritten as one, by index.
+type Job = Vec<usize>;
+
+impl Compactor {
+    /// Opens the table of `generation`; `Missing` where there is none. A commit is tried `attempts`
+    /// times.
+    pub async fn open(
+        catalogue: &Store,
+        generation: &Generation,
+        options: &Options,
+        attempts: u32,
+    ) -> Result<Self, TableError> {
+        let log = Log::open(catalogue, generation).await?;
+        Ok(Self { log, options: options.clone(), attempts })
+    }
+
+    /// When every row was last looked at.
+    pub async fn last_deep(&mut self) -> Result<Option<DateTime<Utc>>, TableError> {
+        self.log.update().await?;
+        let at = self.log.transaction(COMPACTED_DEEP).await?;
+        Ok(at.and_then(DateTime::from_timestamp_millis))
+    }
+
+    /// Compacts once, as things are `now`. Ends early, between two jobs, when `token` is cancelled.
+    /// `progress` hears of jobs done and jobs in all.
+    pub async fn run(
+        &mut self,
+        depth: Depth,
+        now: DateTime<Utc>,
+        progress: &(dyn Fn(usize, usize) + Sync),
+        token: &CancellationToken,
+    ) -> Result<Compacted, TableError> {
+        let mut done = Compacted::default();
+        if depth == Depth::Deep {
+            let inputs = self.inputs().await?;
+            let keys = Keys::read(&self.log, &inputs).await?;
+            let chosen = keys.stale(&self.options, now);
+            let jobs = self.cut(&inputs, chosen);
+            self.work(&inputs, jobs, Some(&keys), now, &mut done, progress, token).await?;
+            if !token.is_cancelled() {
+                self.note(COMPACTED_DEEP, now).await?;
+            }
+        }
+        let inputs = self.inputs().await?;
+        let jobs = self.similar(&inputs);
+        self.work(&inputs, jobs, None, now, &mut done, progress, token).await?;
+        Ok(done)
+    }
+
+    /// Files that another merge would take.
+    pub async fn pending(&mut self) -> Result<usize, TableError> {
+        let inputs = self.inputs().await?;
+        Ok(self.similar(&inputs).iter().map(Vec::len).sum())
+    }
+
+    /// Data files of the table.
+    pub async fn files(&mut self) -> Result<usize, TableError> {
+        Ok(self.inputs().await?.len())
+    }
+
+    async fn inputs(&mut self) -> Result<Vec<Input>, TableError> {
+        self.log.update().await?;
+        let files = self.log.snapshot()?.log_data();
+        let input = |file: deltalake_core::kernel::LogicalFileView| Input {
+            path: file.path().into_owned(),
+            size: file.size().unsigned_abs(),
+            remove: file.remove_action(false),
+        };
+        let mut inputs: Vec<Input> = files.iter().map(input).collect();
+        inputs.sort_by(|a, b| (a.size, &a.path).cmp(&(b.size, &b.path)));
+        Ok(inputs)
+    }
+
+    /// Jobs for files of similar size. A file belongs to a tier, each `merge_files` times as large
+    /// as the one before; only where a tier has that many files are they merged, so that a row is
+    /// rewritten at most once a tier.
+    fn similar(&self, inputs: &[Input]) -> Vec<Job> {
+        let mut tiers: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for (i, input) in inputs.iter().enumerate() {
+            if let Some(tier) = self.options.tier(input.size) {
+                tiers.entry(tier).or_default().push(i);
+            }
+        }
+        let full = |job: &Job| job.len() >= self.options.merge_files;
+        tiers.into_values().flat_map(|files| self.cut(inputs, files)).filter(full).collect()
+    }
+
+    /// Cuts files, in their order, into jobs of at most the size of one output.
+    fn cut(&self, inputs: &[Input], files: Vec<usize>) -> Vec<Job> {
+        let limit = self.options.file_mib << 20;
+        let (mut jobs, mut bytes) = (Vec::<Job>::new(), 0);
+        for i in files {
+            bytes += inputs[i].size;
+            match jobs.last_mut() {
+                Some(job) if bytes <= limit => job.push(i),
+                _ => {
+                    bytes = inputs[i].size;
+                    jobs.push(vec![i]);
+                }
+            }
+        }
+        jobs
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn work(
+        &mut self,
+        inputs: &[Input],
+        jobs: Vec<Job>,
+        keys: Option<&Keys>,
+        now: DateTime<Utc>,
+        done: &mut Compacted,
+        progress: &(dyn Fn(usize, usize) + Sync),
+        token: &CancellationToken,
+    ) -> Result<(), TableError> {
+        let total = jobs.len();
+        for (i, job) in jobs.into_iter().enumerate() {
+            if token.is_cancelled() {
+                break;
+            }
+            let files: Vec<Input> = job.iter().map(|i| inputs[*i].clone()).collect();
+            let kept = match keys {
+                Some(keys) => keys.kept(&job, &self.options, now),
+                // Nothing is known of other files: tombstones stay.
+                None => Keys::read(&self.log, &files).await?.kept_among_themselves(),
+            };
+            let output = self.rewrite(&files, &kept).await?;
+            let bytes_out = output.as_ref().map_or(0, |add| add.size.unsigned_abs());
+            let files_out = usize::from(output.is_some());
+            if self.commit(&files, output, now).await? {
+                done.jobs += 1;
+                done.files_in += files.len();
+                done.files_out += files_out;
+                done.bytes_in += files.iter().map(|f| f.size).sum::<u64>();
+                done.bytes_out += bytes_out;
+                done.superseded += kept.superseded;
+                done.tombstones += kept.tombstones;
+            } else {
+                done.lost += 1;
+            }
+            progress(i + 1, total);
+        }
+        Ok(())
+    }
+
+    /// Writes what is kept of `files` into one file that no commit names yet; none where nothing is.
+    async fn rewrite(&self, files: &[Input], kept: &Kept) -> Result<Option<Add>, TableError> {
+        let failed = |e: deltalake_core::DeltaTableError| self.log.error(e);
+        let mut output = FileWriter::new(self.log.arrow_schema()?).map_err(|e| failed(e.into()))?;
+        for (input, mask) in files.iter().zip(&kept.masks) {
+            let corrupt = |reason: String| TableError::Corrupt {
+                file: format!("{}/{}", self.log.place, input.path),
+                reason,
+            };
+            let bytes = file::get(&self.log, &Path::from(input.path.as_str())).await;
+            let bytes = bytes.map_err(|e| e.of(&self.log, &input.path))?;
+            let mut row = 0;
+            for batch in file::batches(bytes).map_err(|e| corrupt(e.to_string()))? {
+                let batch: RecordBatch = batch.map_err(|e| corrupt(e.to_string()))?;
+                let end = row + batch.num_rows();
+                let mask = mask.get(row..end).ok_or_else(|| corrupt("has more rows now".into()))?;
+                row = end;
+                let left = filter_record_batch(&batch, &BooleanArray::from(mask.to_vec()));
+                let left = left.map_err(|e| corrupt(e.to_string()))?;
+                output.write(&left).map_err(|e| failed(e.into()))?;
+            }
+        }
+        if output.rows() == 0 {
+            return Ok(None);
+        }
+        let mut add = output.put(&self.log).await?;
+        add.data_change = false;
+        Ok(Some(add))
+    }
+
+    /// Puts `output` in the place of `files`. False where one of them is gone already.
+    async fn commit(
+        &mut self,
+        files: &[Input],
+        output: Option<Add>,
+        now: DateTime<Utc>,
+    ) -> Result<bool, TableError> {
+        let mut tried = false;
+        let mut actions: Vec<Action> =
+            files.iter().map(|file| Action::Remove(file.remove.clone())).collect();
+        actions.extend(output.clone().map(Action::Add));
+        let backoff = Backoff { cap: Duration::from_secs(2), ..Backoff::times(self.attempts) };
+        let mut last = String::new();
+        for attempt in 0..self.attempts {
+            let result = async {
+                self.log.update().await?;
+                let live: HashSet<String> = {
+                    let files = self.log.snapshot()?.log_data();
+                    files.iter().map(|file| file.path().into_owned()).collect()
+                };
+                let gone = files.iter().any(|file| !live.contains(&file.path));
+                if gone {
+                    // Either somebody else was first, or this is what an attempt came to of which
+                    // no answer arrived.
+                    let ours = output.as_ref().map_or(tried, |add| live.contains(&add.path));
+                    return Ok(ours);
+                }
+                tried = true;
+                self.commit_once(actions.clone(), COMPACTED, now).await.map(|()| true)
+            };
+            match result.await {
+                Err(error) if error.verdict() == Verdict::Retry => {
+                    last = error.to_string();
+                    info!(event = event::COMMIT_CONFLICT, attempt, reason = %last, "a compaction did not go through; looking again");
+                    tokio::time::sleep(backoff.pause(attempt)).await;
+                }
+                other => return other,
+            }
+        }
+        Err(TableError::Exhausted { place: self.log.place.clone(), attempts: self.attempts, last })
+    }
+
+    /// Takes note of the time in a commit of its own.
+    async fn note(&mut self, application: &str, now: DateTime<Utc>) -> Result<(), TableError> {
+        let backoff = Backoff { cap: Duration::from_secs(2), ..Backoff::times(self.attempts) };
+        let mut attempt = 0;
+        loop {
+            self.log.update().await?;
+            match self.commit_once(Vec::new(), application, now).await {
+                Err(error) if error.verdict() == Verdict::Retry && attempt + 1 < self.attempts => {
+                    tokio::time::sleep(backoff.pause(attempt)).await;
+                    attempt += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn commit_once(
+        &mut self,
+        actions: Vec<Action>,
+        application: &str,
+        now: DateTime<Utc>,
+    ) -> Result<(), TableError> {
+        let properties = CommitProperties::default()
+            .with_max_retries(0)
+            .with_create_checkpoint(true)
+            .with_cleanup_expired_logs(Some(false))
+            .with_application_transactions(vec![Transaction::new(
+                application,
+                now.timestamp_millis(),
+            )]);
+        let operation = DeltaOperation::Optimize {
+            predicate: None,
+            target_size: (self.options.file_mib << 20) as i64,
+        };
+        let state = self.log.snapshot()?;
+        let done = CommitBuilder::from(properties)
+            .with_actions(actions)
+            .build(Some(state), self.log.store(), operation)
+            .await
+            .map_err(|e| self.log.error(e))?;
+        self.log.table.state = Some(done.snapshot());
+        Ok(())
+    }
+}
+
+/// Which rows of a job's files stay.
+struct Kept {
+    /// A row each, a file each.
+    masks: Vec<Vec<bool>>,
+    superseded: usize,
+    tombstones: usize,
+}
+
+/// Which image each row is of, and which row of each image is the newest. About 200 bytes an image
+/// and 4 a row.
+pub struct Keys {
+    /// The image of each row, by file.
+    rows: Vec<Vec<u32>>,
+    /// What is known of each image.
+    images: Vec<Newest>,
+}
+
+struct Newest {
+    version: Version,
+    file: u32,
+    row: u32,
+    /// Rows of this image in all files.
+    rows: u32,
+}
+
+impl Keys {
+    async fn read(log: &Log, inputs: &[Input]) -> Result<Self, TableError> {
+        let mut reads =
+            stream::iter(inputs).map(|input| file_keys(log, input)).buffered(CONCURRENT_FILES);
+        let mut keys = Self { rows: Vec::with_capacity(inputs.len()), images: Vec::new() };
+        let mut indices: HashMap<String, u32> = HashMap::new();
+        while let Some(found) = reads.try_next().await? {
+            let file = keys.rows.len() as u32;
+            let mut of = Vec::with_capacity(found.len());
+            for (row, (id, version)) in found.into_iter().enumerate() {
+                let row = row as u32;
+                let index = *indices.entry(id).or_insert(keys.images.len() as u32);
+                match keys.images.get_mut(index as usize) {
+                    None => keys.images.push(Newest { version, file, row, rows: 1 }),
+                    Some(known) => {
+                        known.rows += 1;
+                        if version > known.version {
+                            (known.version, known.file, known.row) = (version, file, row);
+                        }
+                    }
+                }
+                of.push(index);
+            }
+            keys.rows.push(of);
+        }
+        Ok(keys)
+    }
+
+    /// Files with too many rows that can go, or with an image that was erased long enough ago.
+    fn stale(&self, options: &Options, now: DateTime<Utc>) -> Vec<usize> {
+        let stale = |file: &usize| {
+            let rows = &self.rows[*file];
+            let (mut dead, mut erased) = (0, false);
+            for (row, index) in rows.iter().enumerate() {
+                let newest = &self.images[*index as usize];
+                if self.is_newest(*file, row) {
+                    dead += usize::from(newest.rows == 1 && options.may_drop(&newest.version, now));
+                } else {
+                    dead += 1;
+                    erased |= options.is_erased(&newest.version, now);
+                }
+            }
+            erased || (dead > 0 && dead * 100 >= rows.len() * options.superseded_percent as usize)
+        };
+        (0..self.rows.len()).filter(stale).collect()
+    }
+
+    fn is_newest(&self, file: usize, row: usize) -> bool {
+        let newest = &self.images[self.rows[file][row] as usize];
+        (newest.file as usize, newest.row as usize) == (file, row)
+    }
+
+    /// What stays of the files of `job` when every row of the table is known.
+    fn kept(&self, job: &Job, options: &Options, now: DateTime<Utc>) -> Kept {
+        let mut kept = Kept { masks: Vec::new(), superseded: 0, tombstones: 0 };
+        for file in job {
+            let mask = (0..self.rows[*file].len()).map(|row| {
+                let newest = &self.images[self.rows[*file][row] as usize];
+                if !self.is_newest(*file, row) {
+                    kept.superseded += 1;
+                    return false;
+                }
+                // While an older row is anywhere, even in this job, the tombstone stays: what is
+                // superseded leaves in one commit, the tombstone in a later one.
+                let drop = newest.rows == 1 && options.may_drop(&newest.version, now);
+                kept.tombstones += usize::from(drop);
+                !drop
+            });
+            let mask = mask.collect();
+            kept.masks.push(mask);
+        }
+        kept
+    }
+
+    /// What stays of all files when nothing else is known.
+    fn kept_among_themselves(&self) -> Kept {
+        let mask = |file: usize| -> Vec<bool> {
+            (0..self.rows[file].len()).map(|row| self.is_newest(file, row)).collect()
+        };
+        let masks: Vec<Vec<bool>> = (0..self.rows.len()).map(mask).collect();
+        let superseded = masks.iter().flatten().filter(|kept| !**kept).count();
+        Kept { masks, superseded, tombstones: 0 }
+    }
+}
+
+/// Image and version of every row of a file, without its embeddings.
+async fn file_keys(log: &Log, input: &Input) -> Result<Vec<(String, Version)>, TableError> {
+    let corrupt = |reason: String| TableError::Corrupt {
+        file: format!("{}/{}", log.place, input.path),
+        reason,
+    };
+    let path = Path::from(input.path.as_str());
+    let reader = file::RangeReader { objects: log.objects(), path, size: input.size };
+    let failed = |e: deltalake_core::parquet::errors::ParquetError| log.error(e.into());
+    let builder = ParquetRecordBatchStreamBuilder::new(reader).await.map_err(failed)?;
+    let mask = ProjectionMask::columns(builder.parquet_schema(), schema::KEYS);
+    let mut batches = builder.with_projection(mask).build().map_err(failed)?;
+    let mut keys = Vec::new();
+    while let Some(batch) = batches.try_next().await.map_err(failed)? {
+        keys.extend(schema::keys(&batch).map_err(corrupt)?);
+    }
+    Ok(keys)
+}

@@ -1,0 +1,319 @@
+//! Compaction, vacuum, verification and the lease.
+
+use std::time::Duration;
+
+use chrono::{TimeDelta, Utc};
+use object_store::path::Path;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::table::upkeep::{self, Options};
+
+fn options() -> Options {
+    Options { merge_files: 4, ..Options::default() }
+}
+
+async fn compact(store: &Store, options: &Options, depth: Depth, days: i64) -> Compacted {
+    let mut compactor = Compactor::open(store, &generation(), options, 50).await.unwrap();
+    let now = Utc::now() + TimeDelta::days(days);
+    compactor.run(depth, now, &|_, _| {}, &CancellationToken::new()).await.unwrap()
+}
+
+/// The newest version of each image, and how many rows there are.
+async fn newest(store: &Store) -> (BTreeMap<String, Row>, usize) {
+    let mut follower = Follower::open(store, &generation()).await.unwrap();
+    let rows = follower.next(&|_, _| {}).await.unwrap().unwrap().rows;
+    let (count, mut newest) = (rows.len(), BTreeMap::<String, Row>::new());
+    for row in rows {
+        match newest.get(row.image_id.as_str()) {
+            Some(known) if !row.supersedes(known) => {}
+            _ => {
+                newest.insert(row.image_id.to_string(), row);
+            }
+        }
+    }
+    (newest, count)
+}
+
+/// A row that was made now.
+fn fresh(id: &str, sequence: u64, deleted: bool) -> Row {
+    let now = DateTime::from_timestamp_micros(Utc::now().timestamp_micros()).unwrap();
+    Row { embedded_at: now, ..row(id, sequence, deleted) }
+}
+
+/// Commits of two rows each: `versions` of every one of `images`, the newest one of the first
+/// deleted.
+async fn fill(store: &Store, images: i64, versions: u64) {
+    let mut writer = Writer::open(store, &generation(), 50).await.unwrap();
+    let mut rows = Vec::new();
+    for version in 1..=versions {
+        for image in 0..images {
+            rows.push(fresh(&format!("i{image}"), version, image == 0 && version == versions));
+        }
+    }
+    let mut offset = 0;
+    for pair in rows.chunks(2) {
+        let rows: Vec<_> = (offset..).zip(pair.iter().cloned()).collect();
+        let next = offset + pair.len() as i64;
+        let expected = (offset > 0).then_some(offset);
+        let one = PartitionBatch { partition: partition(0), expected, next_offset: next, rows };
+        writer.append(vec![one]).await.unwrap();
+        offset = next;
+    }
+}
+
+async fn data_files(store: &Store) -> Vec<ObjectMeta> {
+    let files: Vec<ObjectMeta> = store.objects().list(None).try_collect().await.unwrap();
+    files.into_iter().filter(|f| f.location.as_ref().ends_with(".parquet")).collect()
+}
+
+#[tokio::test]
+async fn small_files_become_few_and_every_image_stays_as_it_was() {
+    let store = Store::memory();
+    fill(&store, 20, 1).await;
+    let mut follower = Follower::open(&store, &generation()).await.unwrap();
+    follower.next(&|_, _| {}).await.unwrap();
+    let before = newest(&store).await;
+    let done = compact(&store, &options(), Depth::Merge, 0).await;
+    assert_eq!((done.files_in, done.files_out, done.superseded), (10, 1, 0));
+    assert_eq!(newest(&store).await, before);
+    // A reader that follows hears of a new version, and of no change.
+    let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
+    assert_eq!((changes.rows.len(), changes.whole), (0, false));
+    assert_eq!(compact(&store, &options(), Depth::Merge, 0).await, Compacted::default());
+}
+
+#[tokio::test]
+async fn an_erased_image_leaves_no_embedding_behind() {
+    let store = Store::memory();
+    fill(&store, 6, 3).await;
+    let options = Options { tombstone_days: 30, ..options() };
+    // One file that is too large to be merged again, and too young to be touched.
+    let done = compact(&store, &options, Depth::Merge, 0).await;
+    assert_eq!((done.superseded, done.tombstones), (12, 0));
+    let (rows, count) = newest(&store).await;
+    assert_eq!((rows.len(), count), (6, 6));
+    assert!(rows["i0"].image.is_none(), "the tombstone stays");
+
+    // Two more deletes; nothing else would have their file rewritten.
+    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
+    let rows: Vec<_> = (18..).zip([fresh("i1", 9, true), fresh("i2", 9, true)]).collect();
+    let one = PartitionBatch { partition: partition(0), expected: Some(18), next_offset: 20, rows };
+    writer.append(vec![one]).await.unwrap();
+    let lazy = Options { superseded_percent: 100, ..options.clone() };
+    assert_eq!(compact(&store, &lazy, Depth::Deep, 2).await.superseded, 2);
+    let (rows, count) = newest(&store).await;
+    assert_eq!((rows.len(), count), (6, 6));
+
+    // Their time over, the tombstones go too, and vacuum removes the files that were.
+    assert_eq!(compact(&store, &options, Depth::Deep, 40).await.tombstones, 3);
+    let now = Utc::now() + TimeDelta::days(40);
+    let removed = upkeep::vacuum(&store, &generation(), &options, now, false).await.unwrap();
+    assert!(removed.files.len() > 9, "{removed:?}");
+    let (rows, count) = newest(&store).await;
+    assert_eq!((rows.len(), count), (3, 3));
+    for file in data_files(&store).await {
+        if file.location.as_ref().contains("_delta_log") {
+            continue;
+        }
+        let bytes = store.objects().get(&file.location).await.unwrap().bytes().await.unwrap();
+        let ids: Vec<_> = schema::rows(bytes).unwrap().into_iter().map(|r| r.image_id).collect();
+        assert!(ids.iter().all(|id| ["i3", "i4", "i5"].contains(&id.as_str())), "{ids:?}");
+    }
+}
+
+/// A tombstone must not go while an older row of its image is left, or the image would come back.
+#[tokio::test]
+async fn a_tombstone_outlives_every_older_row() {
+    let store = Store::memory();
+    fill(&store, 2, 2).await;
+    let options = Options { tombstone_days: 1, superseded_percent: 1, ..options() };
+    let first = compact(&store, &options, Depth::Deep, 9).await;
+    assert_eq!((first.superseded, first.tombstones), (2, 0));
+    assert!(newest(&store).await.0["i0"].image.is_none());
+    assert_eq!(compact(&store, &options, Depth::Deep, 9).await.tombstones, 1);
+    assert_eq!(newest(&store).await.0.into_keys().collect::<Vec<_>>(), ["i1"]);
+}
+
+/// Hazards 1 and 2 of Delta's commits: two compactions of the same files both succeed, and an
+/// append fails against one.
+#[tokio::test(flavor = "multi_thread")]
+async fn compactors_and_writers_at_once_neither_lose_nor_double() {
+    let store = Store::memory();
+    fill(&store, 40, 1).await;
+    let writers = (1..3).map(|number| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let mut writer = Writer::open(&store, &generation(), 200).await.unwrap();
+            for i in 0..12 {
+                let expected = (i > 0).then_some(i * 2);
+                writer.append(vec![batch(number, expected, i * 2..i * 2 + 2)]).await.unwrap();
+            }
+        })
+    });
+    let compactors = (0..3).map(|_| {
+        let store = store.clone();
+        tokio::task::spawn_blocking(move || {
+            tokio::runtime::Handle::current().block_on(async {
+                let mut lost = 0;
+                for depth in [Depth::Merge, Depth::Deep, Depth::Merge] {
+                    lost += compact(&store, &options(), depth, 0).await.lost;
+                }
+                lost
+            })
+        })
+    });
+    let (writers, compactors): (Vec<_>, Vec<_>) = (writers.collect(), compactors.collect());
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    for compactor in compactors {
+        compactor.await.unwrap();
+    }
+    let (rows, count) = newest(&store).await;
+    assert_eq!((rows.len(), count), (40 + 48, 40 + 48));
+}
+
+#[tokio::test]
+async fn passing_faults_and_lost_answers_double_nothing_in_a_merge() {
+    for kind in [Fault::Before(2), Fault::After(2)] {
+        let faulty = Arc::new(Faulty::new(kind));
+        let store = Store::wrap(faulty.clone());
+        fill(&store, 40, 1).await;
+        faulty.armed.store(true, AtomicOrdering::SeqCst);
+        // The file is written before the commit is tried: that fault ends this turn.
+        let mut compactor = Compactor::open(&store, &generation(), &options(), 50).await.unwrap();
+        for _ in 0..4 {
+            let token = CancellationToken::new();
+            let _ = compactor.run(Depth::Merge, Utc::now(), &|_, _| {}, &token).await;
+        }
+        faulty.armed.store(false, AtomicOrdering::SeqCst);
+        assert!(faulty.injected.load(AtomicOrdering::SeqCst) > 0, "{kind:?}");
+        let (rows, count) = newest(&store).await;
+        assert_eq!((rows.len(), count), (40, 40), "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn readers_survive_the_retention_and_are_told_all_anew_after_it() {
+    let store = Store::memory();
+    fill(&store, 20, 1).await;
+    let mut slow = Follower::open(&store, &generation()).await.unwrap();
+    slow.next(&|_, _| {}).await.unwrap();
+    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
+    writer.append(vec![batch(1, None, 0..3)]).await.unwrap();
+    compact(&store, &options(), Depth::Deep, 0).await;
+    compact(&store, &Options { merge_files: 2, ..options() }, Depth::Merge, 0).await;
+
+    // Within the retention nothing is removed that somebody may read.
+    let kept = upkeep::vacuum(&store, &generation(), &options(), Utc::now(), false).await.unwrap();
+    assert_eq!(kept.files, Vec::<String>::new());
+    // After it, the commit that the slow reader reads next names a file that is gone.
+    let later = Utc::now() + TimeDelta::hours(25);
+    let dry = upkeep::vacuum(&store, &generation(), &options(), later, true).await.unwrap();
+    let removed = upkeep::vacuum(&store, &generation(), &options(), later, false).await.unwrap();
+    assert_eq!(dry.files.len(), removed.files.len());
+    assert!(removed.files.len() > 10);
+    let changes = slow.next(&|_, _| {}).await.unwrap().unwrap();
+    assert!(changes.whole);
+    assert_eq!(changes.rows.len(), 23);
+
+    // A file that a writer left behind goes as well.
+    let orphan = Path::from(format!("generations/{}/images/left.parquet", generation().id));
+    store.objects().put(&orphan, "x".into()).await.unwrap();
+    let removed = upkeep::vacuum(&store, &generation(), &options(), later, false).await.unwrap();
+    assert_eq!(removed.files, ["left.parquet"]);
+}
+
+async fn verified(store: &Store, state: &CatalogueState, days: i64) -> Verified {
+    let now = Utc::now() + TimeDelta::days(days);
+    let token = CancellationToken::new();
+    verify(store, state, &options(), now, &|_, _| {}, &token).await.unwrap().unwrap()
+}
+
+fn codes(verified: &Verified) -> Vec<&'static str> {
+    verified.findings.iter().map(|finding| finding.code).collect()
+}
+
+#[tokio::test]
+async fn verify_finds_what_is_wrong_and_only_that() {
+    let memory = Arc::new(InMemory::new());
+    let store = Store::wrap(memory.clone());
+    let states = StateStore::new(&store);
+    let state = states.ensure(&generation(), &[prompt_set("demo")], &serving(), "t").await.unwrap();
+    fill(&store, 6, 2).await;
+    let sound = verified(&store, &state, 0).await;
+    assert_eq!((codes(&sound), sound.is_sound()), (vec![], true));
+    assert_eq!((sound.images, sound.deleted, sound.rows, sound.superseded), (5, 1, 12, 6));
+    assert_eq!(codes(&verified(&store, &state, 9).await), ["erasure_overdue"]);
+
+    // A set that came later, and one that nobody knows.
+    let other = states.ensure(&generation(), &[prompt_set("new")], &serving(), "t").await.unwrap();
+    let later = CatalogueState { prompt_sets: vec![prompt_set("new")], ..other };
+    let found = verified(&store, &later, 0).await;
+    assert_eq!(codes(&found), ["statistics_missing", "statistics_unknown"]);
+    assert!(found.is_sound(), "warnings alone");
+
+    // An embedding that is not of length 1, and one of another model.
+    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
+    let mut rows = [row("long", 1, false), row("short", 1, false)];
+    rows[0].image.as_mut().unwrap().embedding = Embedding::round(&[1.0, 1.0, 0.0, 0.0]);
+    rows[1].image.as_mut().unwrap().embedding = Embedding::round(&[1.0, 0.0]);
+    let rows = (12..).zip(rows).collect();
+    let one = PartitionBatch { partition: partition(0), expected: Some(12), next_offset: 14, rows };
+    writer.append(vec![one]).await.unwrap();
+    let found = verified(&store, &state, 0).await;
+    assert_eq!(codes(&found), ["embedding_dimension", "embedding_length"]);
+    assert!(!found.is_sound());
+
+    // One bit of one embedding.
+    let files = data_files(&store).await;
+    let file = files.iter().find(|f| !f.location.as_ref().contains("_delta_log")).unwrap();
+    let bytes = memory.get(&file.location).await.unwrap().bytes().await.unwrap();
+    let mut damaged = bytes.to_vec();
+    damaged[bytes.len() / 3] ^= 1;
+    memory.put(&file.location, damaged.into()).await.unwrap();
+    let found = verified(&store, &state, 0).await;
+    assert!(codes(&found).contains(&"file_corrupt"), "{found:?}");
+    let error = Follower::open(&store, &generation()).await.unwrap().next(&|_, _| {}).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("checksum") && error.contains(file.location.filename().unwrap()));
+    memory.delete(&file.location).await.unwrap();
+    assert!(codes(&verified(&store, &state, 0).await).contains(&"file_missing"));
+}
+
+#[tokio::test]
+async fn one_at_a_time_holds_the_lease() {
+    let store = Store::memory();
+    let hour = Duration::from_secs(3_600);
+    let lease = Lease::take(&store, "a", hour).await.unwrap().unwrap();
+    assert!(Lease::take(&store, "b", hour).await.unwrap().is_none());
+    lease.give_back().await.unwrap();
+    let short = Lease::take(&store, "b", Duration::ZERO).await.unwrap();
+    assert!(short.is_some(), "given back");
+    // It has run out: of many that ask at once, one gets it.
+    let asked = (0..8).map(|i| {
+        let store = store.clone();
+        tokio::spawn(async move { Lease::take(&store, &format!("c{i}"), hour).await.unwrap() })
+    });
+    let mut holders = 0;
+    for asked in asked.collect::<Vec<_>>() {
+        holders += usize::from(asked.await.unwrap().is_some());
+    }
+    assert_eq!(holders, 1);
+}
+
+#[tokio::test]
+async fn an_overview_needs_the_log_alone() {
+    let store = Store::memory();
+    fill(&store, 20, 1).await;
+    let before = Overview::of(&store, &generation(), &options()).await.unwrap();
+    assert_eq!((before.files, before.rows, before.pending_files), (10, Some(20), 10));
+    assert_eq!(before.compacted, None);
+    assert!(before.newest_row.unwrap() > Utc::now() - TimeDelta::minutes(1));
+    compact(&store, &options(), Depth::Deep, 0).await;
+    let after = Overview::of(&store, &generation(), &options()).await.unwrap();
+    assert_eq!((after.files, after.rows, after.pending_files), (1, Some(20), 0));
+    assert!(after.compacted.is_some() && after.compacted_deep.is_some());
+    assert_eq!(after.oldest_version, 0);
+}

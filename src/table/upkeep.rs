@@ -1,0 +1,202 @@
+//! When and how thoroughly the table is tidied, and removing the files that nobody needs any more.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use deltalake_core::operations::vacuum::VacuumMode;
+use deltalake_core::protocol::checkpoints;
+use futures::TryStreamExt;
+use object_store::ObjectStore;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::TableError;
+use super::log::Log;
+use super::state::Generation;
+use crate::limits;
+use crate::record::Version;
+use crate::store::Store;
+
+/// Size below which files are all alike: no merge is worth telling them apart.
+const SMALLEST_TIER: u64 = 64 << 10;
+
+/// How the table is tidied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// How often workers tidy the table, in seconds, one of them at a time. 0: never; run
+    /// `bsap compact` and `bsap vacuum` on a schedule of your own.
+    pub every_seconds: u64,
+    /// Size up to which files are merged, in MiB. Workers hold about twice as much in memory while
+    /// they write one.
+    pub file_mib: u64,
+    /// Files of similar size that are merged into one. A row is rewritten about as often as this
+    /// number has to be multiplied by itself to get from a commit's file to the largest.
+    pub merge_files: usize,
+    /// Share of superseded rows, in percent, from which on a file is rewritten without them.
+    pub superseded_percent: u32,
+    /// After how many hours the embeddings of a deleted image are rewritten out of their files,
+    /// whatever the share. All keys are read that often, which costs about 200 bytes of memory an
+    /// image.
+    pub erase_hours: u32,
+    /// For how many days a deleted image is remembered. An event that is older is refused as
+    /// `too_old`, since nothing could tell any more that the image was deleted after it. 0: for ever.
+    pub tombstone_days: u32,
+    /// For how many hours a file that is no longer part of the table stays readable, for those who
+    /// are still reading an older version. Also for how long a file may wait for its commit.
+    pub retention_hours: u32,
+    /// For how many hours the log of single commits stays. A query worker that was away for longer
+    /// reads the whole table anew.
+    pub log_hours: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            every_seconds: 600,
+            file_mib: 128,
+            merge_files: 8,
+            superseded_percent: 20,
+            erase_hours: 24,
+            tombstone_days: 0,
+            retention_hours: 24,
+            log_hours: 72,
+        }
+    }
+}
+
+impl Options {
+    /// What is wrong with these options, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let p = &mut problems;
+        limits::range(p, "every_seconds", self.every_seconds, 0, 7 * 86_400);
+        limits::range(p, "file_mib", self.file_mib, 1, 4_096);
+        limits::range(p, "merge_files", self.merge_files as u64, 2, 1_000);
+        limits::range(p, "superseded_percent", self.superseded_percent.into(), 1, 100);
+        limits::range(p, "erase_hours", self.erase_hours.into(), 1, 24 * 365);
+        limits::range(p, "tombstone_days", self.tombstone_days.into(), 0, 36_500);
+        limits::range(p, "retention_hours", self.retention_hours.into(), 1, 24 * 365);
+        limits::range(p, "log_hours", self.log_hours.into(), 1, 24 * 365);
+        if self.tombstone_days > 0 && self.tombstone_days * 24 < self.erase_hours {
+            problems.push(
+                "tombstone_days: is less than erase_hours; a deleted image must be remembered until its embedding is gone".into(),
+            );
+        }
+        problems
+    }
+
+    /// The tier of a file of `size` bytes: files of one tier are similar. None where it is as large
+    /// as a merge would make it.
+    pub(super) fn tier(&self, size: u64) -> Option<u32> {
+        let target = self.file_mib << 20;
+        let factor = self.merge_files as u64;
+        let (mut tier, mut limit) = (0, SMALLEST_TIER.min(target / factor));
+        while size > limit {
+            (tier, limit) = (tier + 1, limit.saturating_mul(factor));
+        }
+        // Two of them would not fit into one.
+        (size <= target / 2).then_some(tier)
+    }
+
+    /// Whether the image was deleted long enough ago that its embeddings must go.
+    pub(super) fn is_erased(&self, newest: &Version, now: DateTime<Utc>) -> bool {
+        newest.deleted && now - newest.embedded_at >= TimeDelta::hours(self.erase_hours.into())
+    }
+
+    /// Whether a tombstone has been remembered for long enough.
+    pub(super) fn may_drop(&self, newest: &Version, now: DateTime<Utc>) -> bool {
+        let days = TimeDelta::days(self.tombstone_days.into());
+        newest.deleted && self.tombstone_days > 0 && now - newest.embedded_at >= days
+    }
+
+    /// Events from before this moment are refused; none where tombstones stay for ever.
+    pub fn oldest_event(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        (self.tombstone_days > 0).then(|| now - TimeDelta::days(self.tombstone_days.into()))
+    }
+}
+
+/// What vacuum did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Vacuumed {
+    /// Data files removed, or with a dry run to be removed.
+    pub files: Vec<String>,
+    /// Files of the log removed.
+    pub log_files: usize,
+}
+
+/// Removes data files that have not been part of the table for `retention_hours`, files that no
+/// commit ever named and that are as old, and commits in the log older than `log_hours`.
+pub async fn vacuum(
+    catalogue: &Store,
+    generation: &Generation,
+    options: &Options,
+    now: DateTime<Utc>,
+    dry_run: bool,
+) -> Result<Vacuumed, TableError> {
+    let mut log = Log::open(catalogue, generation).await?;
+    let there: BTreeSet<String> = log
+        .objects()
+        .list(None)
+        .map_ok(|object| object.location.to_string())
+        .try_collect()
+        .await
+        .map_err(|e| log.error(e.into()))?;
+    // The library names every file that the log remembers as taken away, removed already or not.
+    let mut files = remove(&log, options, now, true).await?;
+    files.retain(|file| there.contains(file));
+    let mut done = Vacuumed { files, log_files: 0 };
+    if !dry_run {
+        if !done.files.is_empty() {
+            remove(&log, options, now, false).await?;
+        }
+        log.update().await?;
+        checkpoints::create_checkpoint(&log.table, None).await.map_err(|e| log.error(e))?;
+        let before = now - TimeDelta::hours(options.log_hours.into());
+        done.log_files = checkpoints::cleanup_expired_logs_for(
+            log.version(),
+            log.store().as_ref(),
+            before.timestamp_millis(),
+            None,
+        )
+        .await
+        .map_err(|e| log.error(e))?;
+    }
+    Ok(done)
+}
+
+async fn remove(
+    log: &Log,
+    options: &Options,
+    now: DateTime<Utc>,
+    dry_run: bool,
+) -> Result<Vec<String>, TableError> {
+    let removed = log
+        .table
+        .clone()
+        .vacuum()
+        .with_mode(VacuumMode::Full)
+        .with_retention_period(TimeDelta::hours(options.retention_hours.into()))
+        .with_enforce_retention_duration(false)
+        .with_clock(Arc::new(At(now)))
+        .with_dry_run(dry_run)
+        .await;
+    Ok(removed.map_err(|e| log.error(e))?.1.files_deleted)
+}
+
+/// A clock that stands still.
+#[derive(Debug)]
+struct At(DateTime<Utc>);
+
+impl deltalake_core::operations::vacuum::Clock for At {
+    fn current_timestamp_millis(&self) -> i64 {
+        self.0.timestamp_millis()
+    }
+}
+
+/// For how long a worker may keep the others from tidying: one that dies leaves its lease behind.
+pub fn lease_time(options: &Options) -> Duration {
+    Duration::from_secs(options.every_seconds.clamp(60, 3_600))
+}

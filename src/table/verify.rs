@@ -1,0 +1,300 @@
+//! Is what is stored what it should be? Checks a table in itself, without the outside world.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use deltalake_core::kernel::Action;
+use futures::{StreamExt, stream};
+use object_store::path::Path;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::file::{self, Unread};
+use super::log::Log;
+use super::state::{CatalogueState, Generation};
+use super::upkeep::Options;
+use super::{TableError, schema};
+use crate::record::{Image, Row, Version};
+use crate::store::Store;
+
+/// Files read at one time.
+const CONCURRENT_FILES: usize = 4;
+/// How far from 1 the length of an embedding may be: rounding to f16 moves it by less.
+const LENGTH_TOLERANCE: f32 = 2e-3;
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Something is lost or wrong.
+    Error,
+    /// Something needs attention, nothing is wrong yet.
+    Warning,
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How bad.
+    pub severity: Severity,
+    /// A stable name.
+    pub code: &'static str,
+    /// How often it was found.
+    pub count: usize,
+    /// Where, first: a file or an image.
+    pub example: String,
+    /// What is wrong and what to do.
+    pub about: String,
+}
+
+/// What was looked at and what was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    /// Version of the table.
+    pub version: u64,
+    /// Data files.
+    pub files: usize,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Rows in them.
+    pub rows: usize,
+    /// Images that are there.
+    pub images: usize,
+    /// Images that are deleted.
+    pub deleted: usize,
+    /// Rows that a newer one of the same image has superseded.
+    pub superseded: usize,
+    /// What was found, the worst first.
+    pub findings: Vec<Finding>,
+}
+
+impl Verified {
+    /// Whether nothing is lost or wrong.
+    pub fn is_sound(&self) -> bool {
+        self.findings.iter().all(|finding| finding.severity != Severity::Error)
+    }
+}
+
+/// Collects findings, the same ones together.
+#[derive(Default)]
+struct Findings(BTreeMap<(Severity, &'static str, String), (usize, String)>);
+
+impl Findings {
+    fn add(
+        &mut self,
+        severity: Severity,
+        code: &'static str,
+        example: impl Into<String>,
+        about: impl Into<String>,
+    ) {
+        let found = self.0.entry((severity, code, about.into()));
+        found.or_insert_with(|| (0, example.into())).0 += 1;
+    }
+
+    fn list(self) -> Vec<Finding> {
+        let finding = |((severity, code, about), (count, example))| Finding {
+            severity,
+            code,
+            count,
+            example,
+            about,
+        };
+        self.0.into_iter().map(finding).collect()
+    }
+}
+
+/// Reads the whole table of the live generation and says what is wrong. `None` where `token` was
+/// cancelled meanwhile; `progress` hears of files read and files in all.
+pub async fn verify(
+    catalogue: &Store,
+    state: &CatalogueState,
+    options: &Options,
+    now: DateTime<Utc>,
+    progress: &(dyn Fn(usize, usize) + Sync),
+    token: &CancellationToken,
+) -> Result<Option<Verified>, TableError> {
+    let mut log = Log::open(catalogue, &state.live).await?;
+    log.update().await?;
+    let mut findings = Findings::default();
+    belongs(&log, &state.live, &mut findings)?;
+    let files: Vec<(Path, u64, Option<usize>)> = {
+        let files = log.snapshot()?.log_data();
+        let known = files.iter();
+        known.map(|f| (f.object_store_path(), f.size().unsigned_abs(), f.num_records())).collect()
+    };
+    let mut done = Verified {
+        version: log.version(),
+        files: files.len(),
+        bytes: files.iter().map(|(_, size, _)| size).sum(),
+        ..Verified::default()
+    };
+    let mut newest: HashMap<String, Version> = HashMap::new();
+    // When rows with an embedding were superseded is known only after all files were read.
+    let mut embedded: HashMap<String, usize> = HashMap::new();
+    let known: BTreeSet<&str> = state.prompt_sets.iter().map(|set| set.key.as_str()).collect();
+    let (this, total) = (&log, files.len());
+    let mut reads = stream::iter(files)
+        .map(|(path, size, rows)| async move {
+            let read = read(this, &path, size, rows).await;
+            (path, read)
+        })
+        .buffer_unordered(CONCURRENT_FILES);
+    let mut files_done = 0;
+    while let Some((path, read)) = reads.next().await {
+        if token.is_cancelled() {
+            return Ok(None);
+        }
+        files_done += 1;
+        progress(files_done, total);
+        let rows = match read {
+            Ok(rows) => rows,
+            Err(Unread::Store(error)) => return Err(Unread::Store(error).of(this, path.as_ref())),
+            Err(Unread::Missing) => {
+                let about = "is named by the log and is not there; restore it from a backup, or publish its images again";
+                findings.add(Severity::Error, "file_missing", path.as_ref(), about);
+                continue;
+            }
+            Err(Unread::Corrupt(reason)) => {
+                let about =
+                    format!("{reason}; restore it from a backup, or publish its images again");
+                findings.add(Severity::Error, "file_corrupt", path.as_ref(), about);
+                continue;
+            }
+        };
+        if file::checksum(&path).is_none() {
+            let about = "was written by another tool: damage in it cannot be told from its name";
+            findings.add(Severity::Warning, "no_checksum", path.as_ref(), about);
+        }
+        for row in rows {
+            done.rows += 1;
+            let id = row.image_id.as_str();
+            if let Some(image) = &row.image {
+                check_image(id, image, &state.live, &known, &mut findings);
+                *embedded.entry(id.to_owned()).or_default() += 1;
+            }
+            let version = Version::of(&row);
+            match newest.get_mut(id) {
+                None => {
+                    newest.insert(id.to_owned(), version);
+                }
+                Some(known) => {
+                    done.superseded += 1;
+                    if version > *known {
+                        *known = version;
+                    }
+                }
+            }
+        }
+    }
+    drop(reads);
+    for (id, version) in &newest {
+        if !version.deleted {
+            done.images += 1;
+            continue;
+        }
+        done.deleted += 1;
+        let overdue = TimeDelta::hours(2 * i64::from(options.erase_hours));
+        if embedded.contains_key(id) && now - version.embedded_at >= overdue {
+            let about = "was deleted, and its embedding is still in the table; run `bsap compact`";
+            findings.add(Severity::Warning, "erasure_overdue", id, about);
+        }
+    }
+    positions(&log, &mut findings).await?;
+    done.findings = findings.list();
+    Ok(Some(done))
+}
+
+/// Does the table say of itself that it is this generation's?
+fn belongs(log: &Log, generation: &Generation, findings: &mut Findings) -> Result<(), TableError> {
+    let configuration = log.snapshot()?.metadata().configuration().clone();
+    for (key, wanted) in [
+        ("bsap.model", generation.model_fingerprint.as_str()),
+        ("bsap.ordering", generation.ordering.name()),
+    ] {
+        let found = configuration.get(key).map_or("nothing", String::as_str);
+        if found != wanted {
+            let about = format!(
+                "the table was made for {found}, the catalogue's state says {wanted}; its rows do not belong together"
+            );
+            findings.add(Severity::Error, "fingerprint", key, about);
+        }
+    }
+    Ok(())
+}
+
+async fn read(log: &Log, path: &Path, size: u64, rows: Option<usize>) -> Result<Vec<Row>, Unread> {
+    let bytes = file::get(log, path).await?;
+    if bytes.len() as u64 != size {
+        return Err(Unread::Corrupt(format!("has {} bytes, the log says {size}", bytes.len())));
+    }
+    let found = schema::rows(bytes)?;
+    match rows {
+        Some(wanted) if wanted != found.len() => {
+            Err(Unread::Corrupt(format!("has {} rows, the log says {wanted}", found.len())))
+        }
+        _ => Ok(found),
+    }
+}
+
+fn check_image(
+    id: &str,
+    image: &Image,
+    generation: &Generation,
+    known: &BTreeSet<&str>,
+    findings: &mut Findings,
+) {
+    let values = image.embedding.values();
+    let length = values.iter().map(|v| v * v).sum::<f32>().sqrt();
+    if values.len() != generation.dimension {
+        let about = format!(
+            "has an embedding of {} values, the model gives {}; publish it again",
+            values.len(),
+            generation.dimension
+        );
+        findings.add(Severity::Error, "embedding_dimension", id, about);
+    } else if !((length - 1.0).abs() <= LENGTH_TOLERANCE) {
+        let about = "has an embedding that is not of length 1; publish it again";
+        findings.add(Severity::Error, "embedding_length", id, about);
+    }
+    for key in known {
+        if !image.statistics.keys().any(|k| k.as_str() == *key) {
+            let about = format!(
+                "has no statistics of {key}: it came before the set; the query worker computes them as it loads"
+            );
+            findings.add(Severity::Warning, "statistics_missing", id, about);
+        }
+    }
+    for (key, statistics) in &image.statistics {
+        if !known.contains(key.as_str()) {
+            let about =
+                format!("has statistics of {key}, which the catalogue's state does not know");
+            findings.add(Severity::Warning, "statistics_unknown", id, about);
+        }
+        let ordered = statistics.min <= statistics.mean && statistics.mean <= statistics.max;
+        if !ordered || !(statistics.std >= 0.0) || !statistics.lse.is_finite() {
+            let about =
+                format!("has statistics of {key} that contradict each other; publish it again");
+            findings.add(Severity::Error, "statistics_wrong", id, about);
+        }
+    }
+}
+
+/// Positions may only grow, as far back as the log reaches.
+async fn positions(log: &Log, findings: &mut Findings) -> Result<(), TableError> {
+    let mut known: HashMap<String, i64> = HashMap::new();
+    for version in log.oldest().await?..=log.version() {
+        for action in log.commit(version).await?.unwrap_or_default() {
+            let Action::Txn(transaction) = action else { continue };
+            let before = known.insert(transaction.app_id.clone(), transaction.version);
+            if before.is_some_and(|before| before > transaction.version) {
+                let about = format!(
+                    "went back from {} to {} in version {version}: messages may stand twice",
+                    before.unwrap_or_default(),
+                    transaction.version
+                );
+                findings.add(Severity::Error, "position_back", transaction.app_id, about);
+            }
+        }
+    }
+    Ok(())
+}
