@@ -12,7 +12,7 @@ fmt mode="check":
 
 # Clippy with warnings as errors
 clippy:
-    cargo clippy --all-targets --test kafka --locked -- -D warnings
+    cargo clippy --all-targets --test kafka --test stores --locked -- -D warnings
 
 # Licences, sources and duplicates of dependencies
 deny:
@@ -24,11 +24,15 @@ lint:
 
 # Unit, integration and browser tests; ends with what passed, failed and was skipped
 test:
-    tests/run unit kafka browser
+    tests/run unit stores readers kafka browser
 
 # Ingestion against a real Apache Kafka; `just kafka long` sends 20,000 messages a scenario
 kafka form="":
     {{ if form == "long" { "BSAP_KAFKA_LONG=1" } else { "" } }} tests/run kafka
+
+# Random histories of the table against a plain map, many more than the test command tries
+histories runs="3000":
+    BSAP_MODEL_RUNS={{ runs }} cargo test --release --locked --lib table::tests::model -- --nocapture
 
 # Benchmarks: each runs both sides in one call and prints their ratio
 bench *args:

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message as _};
@@ -150,6 +152,28 @@ pub async fn logs(
         Ok(answer) => answer.map_err(|source| Unreachable { brokers, source }),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
+}
+
+/// Settings of topics by name, as the brokers tell them.
+pub async fn topic_settings(
+    options: &Options,
+    topics: &[&str],
+) -> Result<Vec<BTreeMap<String, String>>, Unreachable> {
+    let unreachable = |source| Unreachable { brokers: options.brokers.clone(), source };
+    let mut config = options.client();
+    config.set("log_level", "0");
+    let admin: AdminClient<DefaultClientContext> = config.create().map_err(unreachable)?;
+    let timeout = Some(Duration::from_millis(options.request_timeout_ms));
+    let asked = AdminOptions::new().request_timeout(timeout);
+    let resources: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+    let told = admin.describe_configs(&resources, &asked).await.map_err(unreachable)?;
+    told.into_iter()
+        .map(|topic| {
+            let topic = topic.map_err(|code| unreachable(KafkaError::AdminOp(code)))?;
+            let settings = topic.entries.into_iter();
+            Ok(settings.filter_map(|entry| Some((entry.name, entry.value?))).collect())
+        })
+        .collect()
 }
 
 /// A message of librdkafka, copied.

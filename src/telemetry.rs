@@ -25,6 +25,7 @@ pub mod event {
         START = "start",
         STOP = "stop",
         FATAL = "fatal",
+        HEARTBEAT = "heartbeat",
         BATCH_DONE = "batch.done",
         DEAD_LETTER = "dead_letter",
         GONE = "image.gone",

@@ -1,5 +1,6 @@
 //! `bsap check`.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
 
@@ -8,6 +9,9 @@ use crate::clip::self_test;
 use crate::config::Config;
 use crate::prompts::PromptSet;
 use crate::{http, kafka};
+
+/// Bytes that a dead letter may be larger than the original.
+const HEADERS: i64 = 16 << 10;
 
 /// Says what is right and what is not, a line each.
 struct Report {
@@ -60,6 +64,7 @@ async fn check_kafka(config: &Config, report: &mut Report) {
         Err(error) => report.line("kafka.brokers", Err::<String, _>(error)),
         Ok(partitions) => {
             report.line("kafka.brokers", Ok::<_, String>(config.kafka.brokers.clone()));
+            let all = partitions.iter().all(|count| *count > 0);
             for ((key, topic), count) in topics.into_iter().zip(partitions) {
                 let found = match count {
                     0 => Err(format!(
@@ -69,8 +74,56 @@ async fn check_kafka(config: &Config, report: &mut Report) {
                 };
                 report.line(key, found);
             }
+            if all {
+                check_topics(config, &names, report).await;
+            }
         }
     }
+}
+
+/// Settings of the topics on which it depends that nothing is lost.
+async fn check_topics(config: &Config, names: &[&str], report: &mut Report) {
+    let settings = match kafka::topic_settings(&config.kafka, names).await {
+        Ok(settings) => settings,
+        // The right to read settings is not needed for the work.
+        Err(error) => return say!("unknown settings of the topics: {error}"),
+    };
+    let [source, dead] = &settings[..] else { return };
+    for problem in topic_problems(source, dead) {
+        report.line("dead_letter.topic", Err::<String, _>(problem));
+    }
+}
+
+/// What is wrong with the settings of the source topic and of the dead letters'.
+fn topic_problems(
+    source: &BTreeMap<String, String>,
+    dead: &BTreeMap<String, String>,
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    let get = |topic: &BTreeMap<String, String>, key: &str| topic.get(key).cloned();
+    let number = |topic: &BTreeMap<String, String>, key: &str| get(topic, key)?.parse::<i64>().ok();
+    if number(dead, "retention.ms").is_some_and(|ms| ms >= 0)
+        && get(dead, "message.timestamp.type").as_deref() != Some("LogAppendTime")
+    {
+        problems.push(
+            "dead letters keep the time of the original message, and Kafka removes them by it: set retention.ms=-1 for this topic".into(),
+        );
+    }
+    if get(dead, "cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
+        problems.push(
+            "cleanup.policy is compact: of several dead letters with one key only the last would stay; set it to delete".into(),
+        );
+    }
+    if let Some((ours, theirs)) =
+        number(dead, "max.message.bytes").zip(number(source, "max.message.bytes"))
+        && ours < theirs + HEADERS
+    {
+        problems.push(format!(
+            "max.message.bytes is {ours}, the source topic's {theirs}: a large message and its headers ({HEADERS} bytes) would not fit; set at least {}",
+            theirs + HEADERS
+        ));
+    }
+    problems
 }
 
 async fn check_table(config: &Config, report: &mut Report) {
@@ -120,4 +173,34 @@ async fn check_model(config: Config, report: &mut Report) -> Result<(), Failure>
         report.line("prompts.sets", set);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn topics_that_would_lose_dead_letters_are_told() {
+        let source = settings(&[("max.message.bytes", "1048588")]);
+        let usual = settings(&[
+            ("retention.ms", "604800000"),
+            ("message.timestamp.type", "CreateTime"),
+            ("cleanup.policy", "compact"),
+            ("max.message.bytes", "1048588"),
+        ]);
+        let problems = topic_problems(&source, &usual);
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        assert!(problems[2].contains("1064972"), "{problems:?}");
+        let good = settings(&[
+            ("retention.ms", "-1"),
+            ("message.timestamp.type", "CreateTime"),
+            ("cleanup.policy", "delete"),
+            ("max.message.bytes", "2000000"),
+        ]);
+        assert_eq!(topic_problems(&source, &good), Vec::<String>::new());
+    }
 }

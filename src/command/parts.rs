@@ -105,7 +105,8 @@ pub async fn worker(
     Ok(Worker {
         kafka: config.kafka.clone(),
         source: config.source.clone(),
-        decoder: Decoder::new(&config.source, &config.attributes),
+        decoder: Decoder::new(&config.source, &config.attributes)
+            .remembering(config.upkeep.tombstone_days),
         dead_letters: DeadLetters::new(&config.kafka, &config.dead_letter)?,
         fetcher: Fetcher::new(&config.fetch)?,
         decode: config.decode.clone(),

@@ -18,6 +18,7 @@ use futures::stream::FuturesOrdered;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
@@ -57,6 +58,8 @@ pub struct Options {
     /// … or when its oldest outcome is this old, in milliseconds. Bounds how long a new image
     /// takes to become searchable, and how many files and requests a quiet topic costs.
     pub commit_ms: u64,
+    /// How often the worker says that it is alive, in seconds: log event `heartbeat`.
+    pub heartbeat_seconds: u64,
     /// How long messages in the pipeline may take at shutdown, in seconds. What is cut off is
     /// done again by the next owner.
     pub drain_seconds: u64,
@@ -73,6 +76,7 @@ impl Default for Options {
             commit_rows: 10_000,
             commit_mib: 64,
             commit_ms: 1_000,
+            heartbeat_seconds: 30,
             drain_seconds: 20,
         }
     }
@@ -91,6 +95,7 @@ impl Options {
         limits::range(p, "commit_rows", self.commit_rows as u64, 1, 1_000_000);
         limits::range(p, "commit_mib", self.commit_mib as u64, 1, 4096);
         limits::range(p, "commit_ms", self.commit_ms, 1, 3_600_000);
+        limits::range(p, "heartbeat_seconds", self.heartbeat_seconds, 1, 3_600);
         limits::range(p, "drain_seconds", self.drain_seconds, 0, 3_600);
         problems
     }
@@ -245,6 +250,9 @@ enum Settling {
 
 impl Pipeline {
     async fn run(&mut self, token: &CancellationToken) -> Result<(), IngestError> {
+        let beat = Duration::from_secs(self.options.heartbeat_seconds);
+        let mut heart = interval_at(Instant::now() + beat, beat);
+        heart.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !token.is_cancelled() {
             if self.sink.is_full() && self.committing.is_none() {
                 self.committing = self.sink.cut();
@@ -263,6 +271,7 @@ impl Pipeline {
                 () = self.sink.due(), if self.committing.is_none() => {
                     self.committing = self.sink.cut();
                 }
+                _ = heart.tick() => self.heartbeat(),
                 () = token.cancelled() => {}
             }
         }
@@ -282,6 +291,21 @@ impl Pipeline {
             ),
         }
         self.commit().await
+    }
+
+    fn heartbeat(&self) {
+        let pulse = self.source.pulse();
+        info!(
+            event = event::HEARTBEAT,
+            role = "worker",
+            poll_age_ms = pulse.poll_age_ms,
+            partitions = pulse.partitions,
+            lag = pulse.lag,
+            in_flight = self.in_flight.len(),
+            waiting_rows = self.sink.rows(),
+            committing = self.committing.is_some(),
+            "alive"
+        );
     }
 
     fn take_up(&mut self, item: Item) {

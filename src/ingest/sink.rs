@@ -117,6 +117,11 @@ impl Sink {
         Ok(())
     }
 
+    /// Rows that wait for the next commit.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Whether what is outstanding fills a commit.
     pub fn is_full(&self) -> bool {
         self.rows >= self.options.commit_rows || self.bytes >= self.options.commit_mib << 20

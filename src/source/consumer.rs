@@ -112,10 +112,25 @@ pub struct Source {
 pub(super) struct Shared {
     /// Offsets after the last durable message, not yet told to Kafka.
     pub durable: Mutex<BTreeMap<Partition, i64>>,
-    /// Milliseconds since `started` at the last poll.
+    /// When Kafka was last polled, in milliseconds since 1970; 0 before the first poll.
     last_poll_ms: AtomicI64,
     /// Partitions that are this worker's at the moment.
     pub assigned: Mutex<BTreeSet<Partition>>,
+    /// Offsets after the last stored message of each of them.
+    pub stored: Mutex<BTreeMap<Partition, i64>>,
+    /// Ends of the logs, as last heard.
+    pub ends: Mutex<BTreeMap<Partition, i64>>,
+}
+
+/// How a consumer is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pulse {
+    /// Milliseconds since Kafka was last polled; none before the first poll.
+    pub poll_age_ms: Option<i64>,
+    /// Partitions that are this worker's.
+    pub partitions: usize,
+    /// Messages of these partitions that are not stored yet; none while an end is not known.
+    pub lag: Option<i64>,
 }
 
 impl Source {
@@ -167,12 +182,25 @@ impl Source {
 
     /// Notes that everything below `next_offset` of `partition` is durable.
     pub fn mark_durable(&self, partition: Partition, next_offset: i64) {
+        if let Some(stored) = lock(&self.shared.stored).get_mut(&partition) {
+            *stored = next_offset;
+        }
         lock(&self.shared.durable).insert(partition, next_offset);
     }
 
-    /// When Kafka was last polled, in milliseconds since 1970; 0 before the first poll.
-    pub fn last_poll_ms(&self) -> i64 {
-        self.shared.last_poll_ms.load(AtomicOrdering::Relaxed)
+    /// How the consumer is doing.
+    pub fn pulse(&self) -> Pulse {
+        let last = self.shared.last_poll_ms.load(AtomicOrdering::Relaxed);
+        let now = chrono::Utc::now().timestamp_millis();
+        let (stored, ends) = (lock(&self.shared.stored), lock(&self.shared.ends));
+        let lag = |(partition, stored): (&Partition, &i64)| {
+            ends.get(partition).map(|end| (end - stored).max(0))
+        };
+        Pulse {
+            poll_age_ms: (last > 0).then_some(now - last),
+            partitions: stored.len(),
+            lag: stored.iter().map(lag).sum(),
+        }
     }
 
     /// Tells Kafka the last durable positions and leaves the group.
@@ -206,6 +234,7 @@ fn configuration(kafka: &kafka::Options, options: &Options) -> rdkafka::ClientCo
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", options.session_timeout_ms.to_string())
         .set("max.poll.interval.ms", "300000")
+        .set("statistics.interval.ms", "5000")
         .set("queued.max.messages.kbytes", (options.prefetch_mib * 1024).to_string());
     if !options.instance_id.is_empty() {
         config.set("group.instance.id", &options.instance_id);

@@ -27,6 +27,11 @@ pub enum Rejected {
     /// A field is missing or wrong.
     #[error(transparent)]
     Field(#[from] Invalid),
+    /// Whether the image was deleted after this event is not remembered any more.
+    #[error(
+        "is of {0}; deleted images are remembered for {1} days (upkeep.tombstone_days), so an older event could bring one back: publish the image anew if it is there"
+    )]
+    TooOld(DateTime<Utc>, i64),
     /// One of several records is wrong, and so the whole message.
     #[error("record {index}: {fault}")]
     Record {
@@ -44,6 +49,7 @@ impl Rejected {
             Self::Format(_) => "unknown_format",
             Self::Kind(_) => "unknown_kind",
             Self::Field(_) => "invalid_field",
+            Self::TooOld(..) => "too_old",
             Self::Record { fault, .. } => fault.code(),
         }
     }
@@ -68,6 +74,8 @@ pub struct Decoder {
     pub attributes: AttributeTypes,
     /// What CloudEvents do, by their `type`.
     pub cloud_event_types: BTreeMap<String, Operation>,
+    /// For how long a deleted image is remembered; none: for ever.
+    pub remembered: Option<TimeDelta>,
     /// The image id of an object in a bucket, with `{bucket}` and `{key}` to be filled in.
     pub object_id: String,
 }
@@ -88,14 +96,23 @@ impl Decoder {
             max_clock_skew: TimeDelta::seconds(options.max_clock_skew_seconds.into()),
             attributes: attributes.clone(),
             cloud_event_types: options.cloud_event_types.clone(),
+            remembered: None,
             object_id: options.object_id.clone(),
         }
+    }
+
+    /// Refuses events older than `days`, for which deleted images are remembered; 0: for ever.
+    #[must_use]
+    pub fn remembering(mut self, days: u32) -> Self {
+        self.remembered = (days > 0).then(|| TimeDelta::days(days.into()));
+        self
     }
 
     /// The events of `message`, all of a message or none of it. No events: the message is one that
     /// tells of no image, such as a bucket's test event.
     pub fn decode(&self, message: &Message, now: DateTime<Utc>) -> Result<Vec<Event>, Rejected> {
         let events = self.events(message)?;
+        self.young_enough(message, &events, now)?;
         for (index, event) in events.iter().enumerate() {
             let checked = self.dated_plausibly(event, now).map_err(Rejected::from);
             checked.map_err(|fault| match events.len() {
@@ -104,6 +121,26 @@ impl Decoder {
             })?;
         }
         Ok(events)
+    }
+
+    /// Refuses a message whose images may have been deleted, and forgotten, after it.
+    fn young_enough(
+        &self,
+        message: &Message,
+        events: &[Event],
+        now: DateTime<Utc>,
+    ) -> Result<(), Rejected> {
+        let Some(days) = self.remembered else { return Ok(()) };
+        let sent = message.timestamp_ms.and_then(DateTime::from_timestamp_millis);
+        for event in events {
+            match event.event_time.or(sent) {
+                Some(time) if event.change != Change::Delete && time < now - days => {
+                    return Err(Rejected::TooOld(time, days.num_days()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn events(&self, message: &Message) -> Result<Vec<Event>, Rejected> {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use tokio::runtime::Handle;
@@ -50,7 +51,21 @@ pub(super) struct Context {
     pub drain: Duration,
 }
 
-impl ClientContext for Context {}
+impl ClientContext for Context {
+    /// Where the logs end, as librdkafka heard with the last messages it fetched.
+    fn stats(&self, statistics: Statistics) {
+        let mut ends = lock(&self.shared.ends);
+        for (name, topic) in &statistics.topics {
+            for (number, partition) in &topic.partitions {
+                // Below zero: not known yet.
+                if partition.hi_offset >= 0 {
+                    let of = Partition { topic: name.as_str().into(), number: *number };
+                    ends.insert(of, partition.hi_offset);
+                }
+            }
+        }
+    }
+}
 
 impl ConsumerContext for Context {
     fn rebalance(
@@ -92,6 +107,7 @@ impl Context {
             assigned.push((partition, offset));
         }
         let names: Vec<String> = assigned.iter().map(|(p, o)| format!("{p}@{o}")).collect();
+        lock(&self.shared.stored).extend(assigned.iter().cloned());
         let assigned: Vec<Partition> = assigned.into_iter().map(|(p, _)| p).collect();
         lock(&self.shared.assigned).extend(assigned.iter().cloned());
         info!(
@@ -189,9 +205,11 @@ impl Context {
         {
             let mut assigned = lock(&self.shared.assigned);
             let mut durable = lock(&self.shared.durable);
+            let mut stored = lock(&self.shared.stored);
             for partition in &revoked {
                 assigned.remove(partition);
                 durable.remove(partition);
+                stored.remove(partition);
             }
         }
         let done =

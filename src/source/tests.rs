@@ -290,3 +290,14 @@ fn schemas_are_current() {
         assert!(found == wanted, "{file} is not current: run `just generate`");
     }
 }
+
+#[test]
+fn what_could_bring_back_a_forgotten_image_is_refused() {
+    let decoder = decoder(Ordering::Sequence).remembering(30);
+    let upsert = message(None, Some(r#"{"image_id":"a","uri":"u","sequence":1}"#));
+    let delete = r#"{"image_id":"a","sequence":2,"operation":"delete"}"#;
+    let after = |days: i64| DateTime::from_timestamp(1_700_000_000 + days * 86_400, 0).unwrap();
+    assert!(decoder.decode(&upsert, after(29)).is_ok());
+    assert_eq!(decoder.decode(&upsert, after(31)).unwrap_err().code(), "too_old");
+    assert!(decoder.decode(&message(None, Some(delete)), after(31)).is_ok());
+}

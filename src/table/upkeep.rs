@@ -111,11 +111,6 @@ impl Options {
         let days = TimeDelta::days(self.tombstone_days.into());
         newest.deleted && self.tombstone_days > 0 && now - newest.embedded_at >= days
     }
-
-    /// Events from before this moment are refused; none where tombstones stay for ever.
-    pub fn oldest_event(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        (self.tombstone_days > 0).then(|| now - TimeDelta::days(self.tombstone_days.into()))
-    }
 }
 
 /// What vacuum did.

@@ -252,7 +252,7 @@ fn check_image(
             generation.dimension
         );
         findings.add(Severity::Error, "embedding_dimension", id, about);
-    } else if !((length - 1.0).abs() <= LENGTH_TOLERANCE) {
+    } else if length.is_nan() || (length - 1.0).abs() > LENGTH_TOLERANCE {
         let about = "has an embedding that is not of length 1; publish it again";
         findings.add(Severity::Error, "embedding_length", id, about);
     }
@@ -271,7 +271,11 @@ fn check_image(
             findings.add(Severity::Warning, "statistics_unknown", id, about);
         }
         let ordered = statistics.min <= statistics.mean && statistics.mean <= statistics.max;
-        if !ordered || !(statistics.std >= 0.0) || !statistics.lse.is_finite() {
+        if !ordered
+            || statistics.std.is_nan()
+            || statistics.std < 0.0
+            || !statistics.lse.is_finite()
+        {
             let about =
                 format!("has statistics of {key} that contradict each other; publish it again");
             findings.add(Severity::Error, "statistics_wrong", id, about);

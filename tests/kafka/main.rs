@@ -16,7 +16,10 @@ mod world;
 
 use std::time::Duration;
 
+use bsap::demo::catalogue::{Scene, Style};
+use bsap::demo::draw::render;
 use rand::RngExt;
+use serde_json::{Value, json};
 use tokio::time::sleep;
 use world::{World, size};
 
@@ -50,20 +53,26 @@ async fn workers_are_killed() {
     let (count, kills) = size();
     let mut world = World::build("kill -9", 1).await;
     world.send(count / 2).await;
-    let mut steady = world.worker();
-    let mut victim = world.worker();
+    // They tidy as often as they may, so that some are killed at that.
+    let tidy = [("UPKEEP__EVERY_SECONDS", "2"), ("UPKEEP__MERGE_FILES", "3")];
+    let mut steady = world.worker_with(&tidy);
+    let mut victim = world.worker_with(&tidy);
     let mut between = 0;
     for _ in 0..kills {
         world.send(count / 2 / u64::from(kills)).await;
         sleep(Duration::from_millis(rand::rng().random_range(2_000..6_000))).await;
         // The steady one changes, so that whoever is killed has work in hand.
-        std::mem::replace(&mut victim, std::mem::replace(&mut steady, world.worker())).kill();
+        std::mem::replace(&mut victim, std::mem::replace(&mut steady, world.worker_with(&tidy)))
+            .kill();
         let (committed, positions) = (world.committed(), world.positions().await);
         let ahead = committed.iter().any(|(partition, offset)| *offset < positions[partition]);
         between += u32::from(ahead);
     }
     println!("kill -9: {between} of {kills} kills left Kafka's offsets behind the table's");
     world.caught_up(&mut [&mut steady, &mut victim]).await;
+    let tidied = world.log_lines("compaction");
+    println!("kill -9: {tidied} compactions meanwhile");
+    assert!(tidied > 0);
     steady.stop();
     victim.stop();
     world.verify(1).await;
@@ -158,6 +167,57 @@ async fn the_topic_is_replayed() {
     world.replayed("once-more", &mut [&mut worker]).await;
     worker.stop();
     world.verify(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_shown_and_sent_again() {
+    let mut world = World::build("dead letters", 1).await;
+    let picture = world.folder.path().join("pictures/late.jpg");
+    std::fs::write(&picture, "no picture").unwrap();
+    let uri = url::Url::from_file_path(&picture).unwrap();
+    let good = json!({"image_id": "late", "sequence": 1, "uri": uri.as_str()}).to_string();
+    // A notification has a sequencer, and this catalogue wants a sequence.
+    let object = |key: &str| {
+        json!({"eventName": "ObjectRemoved:Delete", "eventSource": "aws:s3",
+        "s3": {"bucket": {"name": "b"}, "object": {"key": key, "sequencer": "00"}}})
+    };
+    let two = json!({"Records": [object("a.jpg"), object("b.jpg")]}).to_string();
+    world.send_raw("late", &good).await;
+    world.send_raw("two", &two).await;
+    let mut worker = world.worker();
+    world.caught_up(&mut [&mut worker]).await;
+
+    let checked = world.bsap(&["check"]);
+    assert!(checked.contains("ok      kafka.brokers"), "{checked}");
+    assert!(!checked.contains("FAILED  dead_letter"), "{checked}");
+    let table = world.bsap(&["dead-letters", "list"]);
+    for words in ["image_damaged", "2  in all"] {
+        assert!(table.contains(words), "{table}");
+    }
+    let listed = world.bsap(&["dead-letters", "list", "--json"]);
+    let letters: Vec<Value> = listed.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let of = |key: &str| letters.iter().find(|letter| letter["key"] == key).unwrap();
+    assert_eq!(of("two")["record"], 0, "{letters:?}");
+    let origin = of("late")["origin"].as_str().unwrap();
+    let shown = world.bsap(&["dead-letters", "show", origin]);
+    assert!(shown.contains("image_damaged") && shown.contains(&good), "{shown}");
+    assert_eq!(world.bsap(&["dead-letters", "show", origin, "--value"]), good);
+
+    // The cause mended, the message is sent again, and its image is there.
+    std::fs::write(&picture, render(&Scene::sample(7, 1, Style::Studio), 64).unwrap()).unwrap();
+    let replay = ["dead-letters", "replay", "--code", "image_damaged"];
+    let dry = world.bsap(&[&replay[..], &["--dry-run"]].concat());
+    assert!(dry.contains("1 messages would be sent again"), "{dry}");
+    let sent = world.bsap(&replay);
+    assert!(sent.contains("1 messages sent again to images"), "{sent}");
+    world.caught_up(&mut [&mut worker]).await;
+    worker.stop();
+    let status: Value = serde_json::from_str(&world.bsap(&["status", "--json"])).unwrap();
+    assert_eq!(status["table"]["rows"], 1, "{status}");
+    let lag: i64 =
+        status["partitions"].as_array().unwrap().iter().map(|p| p["lag"].as_i64().unwrap()).sum();
+    assert_eq!(lag, 0, "{status}");
+    assert!(world.bsap(&["verify"]).contains("1 images"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

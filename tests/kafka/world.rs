@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,9 @@ use bsap::store::Store;
 use bsap::table::{Follower, Generation, Writer};
 use bsap::{clip, dead_letter, kafka};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::producer::FutureProducer;
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Cluster, signal};
@@ -100,10 +101,24 @@ impl World {
         Store::open(folder.to_str().unwrap(), &BTreeMap::new()).unwrap()
     }
 
-    /// Starts `bsap ingest` as a user would, with further options as environment variables.
-    pub fn worker_with(&mut self, options: &[(&str, &str)]) -> Worker {
-        self.workers += 1;
-        let log = self.folder.path().join(format!("worker-{}.log", self.workers));
+    /// Sends one message.
+    pub async fn send_raw(&self, key: &str, value: &str) {
+        let record = FutureRecord::to(TOPIC).key(key).payload(value);
+        self.producer.send(record, Duration::from_secs(20)).await.unwrap();
+    }
+
+    /// Runs a command of `bsap` to its end and returns what it prints.
+    pub fn bsap(&self, arguments: &[&str]) -> String {
+        let mut command = self.command(Path::new(""));
+        let output = command.args(arguments).output().unwrap();
+        let (out, err) = (String::from_utf8(output.stdout), String::from_utf8(output.stderr));
+        let (out, err) = (out.unwrap(), err.unwrap());
+        assert!(output.status.success(), "bsap {arguments:?}: {out}{err}");
+        out
+    }
+
+    /// The program, configured for this world.
+    fn command(&self, log: &Path) -> Command {
         let settings = [
             ("KAFKA__BROKERS", self.cluster.addresses()),
             ("SOURCE__ORDERING", "sequence".into()),
@@ -115,16 +130,25 @@ impl World {
             ("TABLE__URL", self.folder.path().join("catalogue").display().to_string()),
             // Many small commits: many moments at which something may happen.
             ("INGEST__COMMIT_MS", "200".into()),
+            ("HTTP__LISTEN", "127.0.0.1:0".into()),
             ("LOG__FORMAT", "json".into()),
             ("LOG__FILE", log.display().to_string()),
         ];
         let mut command = Command::new(env!("CARGO_BIN_EXE_bsap"));
-        // What it says outside its log is said when it refuses to start.
-        let complaints = File::options().create(true).append(true).open(&log).unwrap();
-        command.arg("ingest").stdout(Stdio::null()).stderr(complaints);
         for (key, value) in settings {
             command.env(format!("BSAP_{key}"), value);
         }
+        command
+    }
+
+    /// Starts `bsap ingest` as a user would, with further options as environment variables.
+    pub fn worker_with(&mut self, options: &[(&str, &str)]) -> Worker {
+        self.workers += 1;
+        let log = self.folder.path().join(format!("worker-{}.log", self.workers));
+        // What it says outside its log is said when it refuses to start.
+        let complaints = File::options().create(true).append(true).open(&log).unwrap();
+        let mut command = self.command(&log);
+        command.arg("ingest").stdout(Stdio::null()).stderr(complaints);
         for (key, value) in options {
             command.env(format!("BSAP_{key}"), value);
         }
@@ -218,10 +242,9 @@ impl World {
     pub async fn verify(&self, passes: u64) {
         let mut follower = Follower::open(&self.store(), &self.generation).await.unwrap();
         let mut newest: BTreeMap<String, Row> = BTreeMap::new();
-        let mut rows = 0;
+        let rows = self.appended();
         while let Some(changes) = follower.next(&|_, _| {}).await.unwrap() {
             for row in changes.rows {
-                rows += 1;
                 match newest.get(row.image_id.as_str()) {
                     Some(known) if !row.supersedes(known) => {}
                     _ => {
@@ -268,6 +291,33 @@ impl World {
         for (partition, offset) in committed {
             assert!(offset <= positions[&partition], "Kafka is ahead of the table");
         }
+    }
+
+    /// Rows that were ever appended, by the log of the table: compaction takes superseded ones away.
+    fn appended(&self) -> u64 {
+        let folder = format!("catalogue/generations/{}/images/_delta_log", self.generation.id);
+        let mut rows = 0;
+        for file in std::fs::read_dir(self.folder.path().join(folder)).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            for line in std::fs::read_to_string(path).unwrap().lines() {
+                let action: Value = serde_json::from_str(line).unwrap();
+                if action["add"]["dataChange"] == true {
+                    let stats: Value =
+                        serde_json::from_str(action["add"]["stats"].as_str().unwrap()).unwrap();
+                    rows += stats["numRecords"].as_u64().unwrap();
+                }
+            }
+        }
+        rows
+    }
+
+    /// How often the logs of all workers have an event.
+    pub fn log_lines(&self, event: &str) -> usize {
+        let log = |n| count(&self.folder.path().join(format!("worker-{n}.log")), event);
+        (1..=self.workers).map(log).sum()
     }
 
     /// Dead letters by the position that they had, and how many there are in all.
@@ -319,8 +369,7 @@ impl Worker {
 
     /// How often the log has an event.
     pub fn count(&self, event: &str) -> usize {
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        log.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count()
+        count(&self.log, event)
     }
 
     fn last_words(&self) -> String {
@@ -329,6 +378,11 @@ impl Worker {
         lines.reverse();
         lines.join("\n")
     }
+}
+
+fn count(log: &Path, event: &str) -> usize {
+    let log = std::fs::read_to_string(log).unwrap_or_default();
+    log.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count()
 }
 
 impl Drop for Worker {

@@ -3,6 +3,8 @@
 //!
 //! `BSAP_MODEL_RUNS` sets how many histories are tried; each is named by its seed.
 
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+
 use chrono::{TimeDelta, Utc};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -11,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::table::upkeep::{self, Options};
 
-const RUNS: u64 = 60;
+const RUNS: u64 = 40;
 const STEPS: usize = 24;
 const PARTITIONS: i32 = 2;
 const MESSAGES: i64 = 40;
@@ -175,26 +177,45 @@ impl World {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn any_history_leaves_the_newest_of_every_image() {
-    let runs = std::env::var("BSAP_MODEL_RUNS").ok();
-    let runs = runs.map_or(RUNS, |runs| runs.parse().expect("BSAP_MODEL_RUNS is a number"));
-    let base = if runs == RUNS { 0 } else { rand::random::<u32>().into() };
-    let mut crashes = 0;
-    for seed in base..base + runs {
-        let mut world = World::new(seed).await;
-        let mut workers = [
-            Writer::open(&world.store, &generation(), 4).await.unwrap(),
-            Writer::open(&world.store, &generation(), 4).await.unwrap(),
-        ];
-        for step in 0..STEPS {
-            world.step(&mut workers).await;
-            if step % 8 == 7 {
-                world.check().await;
-            }
+/// Tries one history; returns how many crashes it had.
+async fn history(seed: u64) -> usize {
+    let mut world = World::new(seed).await;
+    let mut workers = [
+        Writer::open(&world.store, &generation(), 4).await.unwrap(),
+        Writer::open(&world.store, &generation(), 4).await.unwrap(),
+    ];
+    for step in 0..STEPS {
+        world.step(&mut workers).await;
+        if step % 8 == 7 {
+            world.check().await;
         }
-        crashes += world.crashes;
     }
+    world.crashes
+}
+
+#[test]
+fn any_history_leaves_the_newest_of_every_image() {
+    let wanted = std::env::var("BSAP_MODEL_RUNS").ok();
+    let runs =
+        wanted.as_ref().map_or(RUNS, |runs| runs.parse().expect("BSAP_MODEL_RUNS: a number"));
+    let base = if wanted.is_some() { rand::random::<u32>().into() } else { 0 };
+    let (next, crashes) = (AtomicU64::new(base), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().unwrap().get() {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = runtime.unwrap();
+                loop {
+                    let seed = next.fetch_add(1, AtomicOrdering::SeqCst);
+                    if seed >= base + runs {
+                        return;
+                    }
+                    crashes.fetch_add(runtime.block_on(history(seed)), AtomicOrdering::SeqCst);
+                }
+            });
+        }
+    });
+    let crashes = crashes.into_inner();
     println!("{runs} histories of {STEPS} steps from seed {base}, {crashes} crashes");
     assert!(crashes as u64 > runs);
 }

@@ -1,0 +1,178 @@
+//! What the pipeline adds to plain decoding: events from Kafka to committed rows, the towers stubbed
+//! by a constant, against decoding the same files on the same cores. Alternating in one run; prints
+//! medians and the share of plain decoding's speed that the pipeline reaches.
+//!
+//!     just bench --bench pipeline [pictures] [rounds]
+//!
+//! Kafka is librdkafka's mock cluster, in this process and on these cores; pictures are drawn JPEGs
+//! of 640×640 in a local folder.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering as AtomicOrdering};
+use std::time::{Duration, Instant};
+
+use bsap::clip::{Clip, ClipError, ModelCard, Pixels, Towers};
+use bsap::dead_letter::DeadLetters;
+use bsap::demo::broker::Broker;
+use bsap::demo::catalogue::{Scene, Style};
+use bsap::demo::draw::render;
+use bsap::fetch::Fetcher;
+use bsap::ingest::{Progress, Worker};
+use bsap::record::{AttributeTypes, Ordering};
+use bsap::source::Decoder;
+use bsap::store::Store;
+use bsap::table::{Generation, Writer};
+use bsap::{clip, dead_letter, decode, fetch, ingest, kafka, source, table};
+use image::RgbImage;
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+
+/// Edge of a picture in pixels.
+const EDGE: u32 = 640;
+/// Partitions of the topic.
+const PARTITIONS: i32 = 4;
+/// Pictures done before the clock starts: joining the group is not what is measured. It stops when
+/// the last row is committed.
+const WARM: u64 = 64;
+
+/// A model that computes nothing.
+struct Constant(ModelCard);
+
+impl Towers for Constant {
+    fn card(&self) -> &ModelCard {
+        &self.0
+    }
+    fn prepare(&self, _: &RgbImage) -> Result<Pixels, ClipError> {
+        Ok(Pixels(Vec::new()))
+    }
+    fn embed_images(&self, batch: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError> {
+        let mut unit = vec![0.0; self.0.dimension];
+        unit[0] = 1.0;
+        Ok(vec![unit; batch.len()])
+    }
+    fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
+        Ok(vec![vec![1.0; self.0.dimension]; texts.len()])
+    }
+}
+
+fn main() -> Result<()> {
+    let numbers: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
+    let pictures = numbers.first().copied().unwrap_or(3_000);
+    let rounds = numbers.get(1).copied().unwrap_or(3);
+    let folder = tempfile::tempdir()?;
+    let files: Vec<PathBuf> =
+        (0..pictures).map(|n| folder.path().join(format!("{n}.jpg"))).collect();
+    // A few hundred different ones are enough for the cache to be of no help.
+    for (n, file) in files.iter().enumerate() {
+        match n.checked_sub(200) {
+            None => {
+                let jpeg = render(&Scene::sample(1, n as u64, Style::Studio), EDGE)?;
+                std::fs::write(file, jpeg)?;
+            }
+            Some(same) => {
+                std::fs::copy(&files[same], file)?;
+            }
+        }
+    }
+    let size = files.iter().map(|f| std::fs::metadata(f).map_or(0, |m| m.len())).sum::<u64>();
+    println!("{pictures} JPEGs of {EDGE}×{EDGE}, {} KiB each", size / pictures as u64 / 1024);
+    let (mut plain, mut whole) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        plain.push(decode_all(&files));
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        whole.push(runtime.block_on(ingest_all(&files))?);
+    }
+    let (plain, whole) = (median(plain), median(whole));
+    println!("plain decoding      {plain:8.1} pictures/s");
+    println!("events to rows      {whole:8.1} pictures/s");
+    println!("share               {:8.2}", whole / plain);
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Pictures a second of reading and decoding alone, on all cores.
+#[allow(clippy::expect_used)]
+fn decode_all(files: &[PathBuf]) -> f64 {
+    let next = AtomicUsize::new(0);
+    let options = decode::Options::default();
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(file) = files.get(next.fetch_add(1, AtomicOrdering::Relaxed)) {
+                    let bytes = std::fs::read(file).expect("the file was written above");
+                    std::hint::black_box(decode::decode(&bytes, &options).expect("a picture"));
+                }
+            });
+        }
+    });
+    files.len() as f64 / started.elapsed().as_secs_f64()
+}
+
+/// Pictures a second from the topic to the table.
+async fn ingest_all(files: &[PathBuf]) -> Result<f64> {
+    let broker = Broker::start(&[("images", PARTITIONS), ("images.dead-letters", 1)])?;
+    let kafka = kafka::Options { brokers: broker.brokers(), ..kafka::Options::default() };
+    let producer: FutureProducer = kafka.producer().create()?;
+    for (n, file) in files.iter().enumerate() {
+        let uri = url::Url::from_file_path(file).map_err(|()| "no absolute path")?;
+        let id = format!("picture-{n}");
+        let event = json!({"image_id": id, "sequence": 1, "uri": uri.as_str()}).to_string();
+        let sent = producer
+            .send(FutureRecord::to("images").key(&id).payload(&event), Duration::from_secs(9));
+        sent.await.map_err(|(e, _)| e)?;
+    }
+    let folder = tempfile::tempdir()?;
+    let store = Store::open(&folder.path().display().to_string(), &BTreeMap::new())?;
+    let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").to_owned();
+    let demo = Clip::load(&clip::Options { checkpoint, ..clip::Options::default() })?;
+    let card = ModelCard { dimension: 512, ..demo.card().clone() };
+    let generation = Generation::new("constant", &card.fingerprint, 512, 100.0, Ordering::Sequence);
+    let source = source::Options { ordering: Ordering::Sequence, ..source::Options::default() };
+    let fetch = fetch::Options {
+        file_roots: files[0].parent().map(Into::into).into_iter().collect(),
+        ..fetch::Options::default()
+    };
+    let progress = Arc::new(Progress::default());
+    let worker = Worker {
+        decoder: Decoder::new(&source, &AttributeTypes::new()),
+        source,
+        dead_letters: DeadLetters::new(&kafka, &dead_letter::Options::default())?,
+        kafka,
+        fetcher: Fetcher::new(&fetch)?,
+        decode: decode::Options::default(),
+        towers: Arc::new(Constant(card)),
+        sets: Vec::new(),
+        writer: Writer::open(&store, &generation, table::Options::default().commit_attempts)
+            .await?,
+        options: ingest::Options::default(),
+        progress: progress.clone(),
+    };
+    let token = CancellationToken::new();
+    let running = tokio::spawn(worker.run(token.clone()));
+    let count = |counter: &AtomicU64| counter.load(AtomicOrdering::Relaxed);
+    let (mut first, mut before) = (None, 0);
+    while count(&progress.stored) < files.len() as u64 {
+        if first.is_none() && count(&progress.embedded) >= WARM {
+            (first, before) = (Some(Instant::now()), count(&progress.embedded));
+        }
+        if running.is_finished() {
+            return Err(format!("the worker ended: {:?}", running.await).into());
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let first = first.ok_or("too few pictures")?;
+    let rate = (files.len() as u64 - before) as f64 / first.elapsed().as_secs_f64();
+    token.cancel();
+    running.await??;
+    Ok(rate)
+}
