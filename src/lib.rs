@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod calibration;
 pub mod cli;
 pub mod clip;
 pub mod command;

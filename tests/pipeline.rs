@@ -98,6 +98,7 @@ impl House {
             weight: 0.25,
             lambda: 1.0,
             scale: None,
+            calibration: None,
         };
         let records: Vec<_> = self.sets.iter().map(|s| s.record()).collect();
         StateStore::new(&store)

@@ -89,6 +89,7 @@ pub async fn worker(
         weight: config.search.weight,
         lambda: config.search.lambda,
         scale: None,
+        calibration: None,
     };
     let store = store(config).await?;
     let generation = generation(config, &*towers);

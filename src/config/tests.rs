@@ -56,11 +56,17 @@ fn every_problem_is_found_at_once_and_names_its_key() {
 
 #[test]
 fn the_environment_overrides_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let roots = ["a,b", "c"].map(|name| folder.path().join(name));
+    for root in &roots {
+        std::fs::create_dir(root).unwrap();
+    }
+    let listed = serde_json::to_string(&roots).unwrap();
     let variables = [
         ("BSAP_KAFKA__BROKERS", "a:1,b:2"),
         ("BSAP_KAFKA__PROPERTIES__SASL_PASSWORD", "swordfish"),
         ("BSAP_PROMPTS__SETS", "demo, photographs"),
-        ("BSAP_FETCH__FILE_ROOTS", r#"["/a,b", "/c"]"#),
+        ("BSAP_FETCH__FILE_ROOTS", &listed),
         ("BSAP_SEARCH__WEIGHT", "0.5"),
         ("BSAP_TABLE__STORE_OPTIONS__AWS_REGION", "eu-west-1"),
         ("BSAP_CONFIG", "no setting"),
@@ -70,7 +76,7 @@ fn the_environment_overrides_the_file() {
     assert_eq!(config.kafka.brokers, "a:1,b:2");
     assert_eq!(config.kafka.properties["sasl.password"], "swordfish");
     assert_eq!(config.prompts.sets, ["demo", "photographs"]);
-    assert_eq!(config.fetch.file_roots, ["/a,b", "/c"].map(std::path::PathBuf::from));
+    assert_eq!(config.fetch.file_roots, roots);
     assert_eq!(config.search.weight, 0.5);
     assert_eq!(config.table.store_options["aws_region"], "eu-west-1");
 }

@@ -35,7 +35,9 @@ pub use compact::{Compacted, Compactor, Depth};
 pub use follow::{Changes, Follower};
 pub use lease::Lease;
 pub use overview::{Overview, positions};
-pub use state::{CatalogueState, Generation, PromptSetRecord, Serving, StateStore};
+pub use state::{
+    Beside, Candidate, CatalogueState, Change, Generation, PromptSetRecord, Serving, StateStore,
+};
 pub use verify::{Finding, Severity, Verified, verify};
 pub use write::{Committed, PartitionBatch, Writer};
 

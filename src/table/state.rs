@@ -12,13 +12,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::TableError;
+use crate::calibration::Calibration;
 use crate::normalise::{Normaliser, Scale};
 use crate::record::Ordering;
 use crate::statistics::StatisticsKey;
 use crate::store::Store;
 
 /// Version of this schema; a state written by a newer program is refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// One revision of the state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -37,6 +38,93 @@ pub struct CatalogueState {
     pub prompt_sets: Vec<PromptSetRecord>,
     /// How queries are answered unless a request says otherwise.
     pub serving: Serving,
+    /// What this revision did.
+    #[serde(default)]
+    pub change: Change,
+    /// A generation that is filled beside the live one: by another model, or the former live one,
+    /// kept up to date so that a roll back loses nothing.
+    #[serde(default)]
+    pub beside: Option<Beside>,
+    /// What may become live: compared, shadowed, served to a share of the queries.
+    #[serde(default)]
+    pub candidate: Option<Candidate>,
+}
+
+/// A generation beside the live one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Beside {
+    /// The generation.
+    pub generation: Generation,
+    /// The model's checkpoint, as a worker that fills it was given it.
+    pub checkpoint: String,
+    /// Prompt sets whose statistics its new rows carry.
+    pub prompt_sets: Vec<PromptSetRecord>,
+    /// Since when live events feed it.
+    pub since: DateTime<Utc>,
+}
+
+/// A configuration that may become live.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Candidate {
+    /// Name, for people and for requests that ask for it.
+    pub name: String,
+    /// Which generation it reads: the live one or the one beside it.
+    pub generation: String,
+    /// How it answers.
+    pub serving: Serving,
+    /// Share of the queries that it answers, 0..=1; who gets it is decided by the caller's key.
+    pub share: f32,
+    /// Share of the queries that it answers in the shadow, unseen, differences being logged, 0..=1.
+    pub shadow: f32,
+    /// Only queries whose filter holds this attribute's value are served from it, `name=value`.
+    #[serde(default)]
+    pub only: Option<String>,
+    /// Since when.
+    pub since: DateTime<Utc>,
+    /// The evaluation that speaks for it: the fingerprint of its report.
+    #[serde(default)]
+    pub evaluation: Option<String>,
+}
+
+/// What a revision did, for `bsap history`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub enum Change {
+    /// The catalogue was made, or nobody said.
+    #[default]
+    Created,
+    /// New rows carry the statistics of more prompt sets.
+    PromptSets {
+        /// Keys of the sets that were added or retired.
+        keys: Vec<String>,
+    },
+    /// A generation is filled beside the live one, or no longer.
+    Beside {
+        /// The generation.
+        generation: String,
+    },
+    /// A candidate was set, changed or withdrawn.
+    Candidate {
+        /// Its name.
+        name: String,
+    },
+    /// A candidate became live.
+    Promoted {
+        /// Its name.
+        name: String,
+        /// The revision that was live before, to which a roll back leads.
+        from: u64,
+    },
+    /// An earlier revision became live again.
+    RolledBack {
+        /// That revision.
+        to: u64,
+    },
+    /// Thresholds were calibrated.
+    Calibrated {
+        /// The fingerprint of the report.
+        evaluation: String,
+    },
 }
 
 /// One pair of tables, filled by one model.
@@ -134,6 +222,9 @@ pub struct Serving {
     pub lambda: f32,
     /// Constants of the hybrid score; none until they have been frozen.
     pub scale: Option<Scale>,
+    /// Thresholds measured for exactly this configuration; none until they were.
+    #[serde(default)]
+    pub calibration: Option<Calibration>,
 }
 
 /// Reads and writes the state of one catalogue.
@@ -230,6 +321,9 @@ impl StateStore {
                     live: generation.clone(),
                     prompt_sets: prompt_sets.to_vec(),
                     serving: first.clone(),
+                    change: Change::Created,
+                    beside: None,
+                    candidate: None,
                 },
                 Some(newest) => {
                     newest.live.expect(generation)?;
@@ -244,6 +338,8 @@ impl StateStore {
                     next.revision += 1;
                     next.at = Utc::now();
                     by.clone_into(&mut next.by);
+                    let keys = added.iter().map(|set| set.key.to_string()).collect();
+                    next.change = Change::PromptSets { keys };
                     next.prompt_sets.extend(added);
                     next
                 }

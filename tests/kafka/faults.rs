@@ -44,6 +44,7 @@ pub async fn work(world: &World) -> String {
         weight: 0.25,
         lambda: 1.0,
         scale: None,
+        calibration: None,
     };
     let state = StateStore::new(&world.store());
     state.ensure(&world.generation, &records, &serving, "test").await.unwrap();

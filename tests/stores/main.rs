@@ -107,6 +107,7 @@ async fn one_state_of_many(store: &Store) {
         weight: 0.25,
         lambda: 1.0,
         scale: None,
+        calibration: None,
     };
     let set = |name: &str| PromptSetRecord {
         key: StatisticsKey::new(name, 1, "0123456789ab", 100.0, 8),

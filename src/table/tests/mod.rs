@@ -236,6 +236,7 @@ fn serving() -> Serving {
         weight: 0.25,
         lambda: 1.0,
         scale: None,
+        calibration: None,
     }
 }
 
