@@ -162,13 +162,14 @@ impl Cluster {
         log.lines().rev().take(20).collect::<Vec<_>>().join("\n")
     }
 
-    pub async fn create(&self, topic: &str, partitions: i32) {
+    pub async fn create(&self, topic: &str, partitions: i32, largest: u32) {
         let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
         let replicas = TopicReplication::Fixed(self.ports.len().min(3) as i32);
+        let largest = largest.to_string();
         // Dead letters keep the time of the original, by which Kafka would remove them.
         let topic = NewTopic::new(topic, partitions, replicas)
             .set("retention.ms", "-1")
-            .set("max.message.bytes", "2000000");
+            .set("max.message.bytes", &largest);
         let made = admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap();
         for one in made {
             one.unwrap();

@@ -55,8 +55,8 @@ impl World {
         let started = Instant::now();
         let cluster = Cluster::start(brokers);
         let partitions = 6;
-        cluster.create(TOPIC, partitions).await;
-        cluster.create(DEAD, 2).await;
+        cluster.create(TOPIC, partitions, 1_000_000).await;
+        cluster.create(DEAD, 2, 2_000_000).await;
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("pictures")).unwrap();
         let mut config = cluster.client();
