@@ -22,6 +22,11 @@ use super::{TableError, delta_verdict};
 use crate::retry::Verdict;
 use crate::store::Store;
 
+/// Commits between two checkpoints. Whoever opens the table or asks for a position reads every commit
+/// since the last one, a request each, so a long tail costs money and, on a store that fails now and
+/// then, patience.
+const CHECKPOINT_INTERVAL: &str = "20";
+
 /// One table of a generation, opened.
 pub struct Log {
     /// The Delta table with its newest loaded snapshot.
@@ -60,6 +65,7 @@ impl Log {
                 .with_raise_if_key_not_exists(false)
                 .with_configuration([
                     ("delta.dataSkippingStatsColumns", Some(indexed.as_str())),
+                    ("delta.checkpointInterval", Some(CHECKPOINT_INTERVAL)),
                     ("bsap.generation", Some(generation.id.as_str())),
                     ("bsap.model", Some(generation.model_fingerprint.as_str())),
                     ("bsap.ordering", Some(generation.ordering.name())),
@@ -113,15 +119,22 @@ impl Log {
         self.store().object_store(None)
     }
 
-    /// Loads the newest snapshot.
+    /// Loads the newest snapshot. Where that fails, the next commit alone may still be loaded: who
+    /// tries again has a shorter way then, however long it was.
     pub async fn update(&mut self) -> Result<(), TableError> {
+        let next = self.version() + 1;
         let updated = match self.table.update_state().await {
             // The log was cleaned up past the snapshot that this one would build on.
             Err(DeltaTableError::InvalidVersion(_)) => {
                 self.table.state = None;
                 self.table.load().await
             }
-            other => other,
+            Err(error) => {
+                // Its own fault says nothing new.
+                let _ = self.table.update_incremental(Some(next)).await;
+                Err(error)
+            }
+            Ok(()) => Ok(()),
         };
         updated.map_err(|e| self.error(e))
     }
