@@ -54,7 +54,7 @@ gpu *args:
 ci:
     tests/run
 
-# Write again what is generated from the code: configuration reference, example and schemas
+# Write again what is generated from the code: configuration reference, example, schemas, log events
 generate:
     cargo run --quiet --locked -- config reference > docs/configuration.md
     cargo run --quiet --locked -- config schema > schemas/config.schema.json
@@ -62,6 +62,7 @@ generate:
     cargo run --quiet --locked -- config cloud-event-schema > schemas/cloud-event.schema.json
     cargo run --quiet --locked -- config bucket-notification-schema > schemas/bucket-notification.schema.json
     cargo run --quiet --locked -- config example > deploy/bsap.example.toml
+    cargo run --quiet --locked -- config log-events > ops/log-events.md
 
 # Show everything at work in one process
 demo *args:

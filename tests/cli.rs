@@ -214,7 +214,7 @@ fn the_demo_finds_every_image_and_logs_events_by_their_names() {
         assert!(line["timestamp"].is_string() && line["level"].is_string(), "{line}");
         if line["target"].as_str().unwrap().starts_with("bsap") {
             let event = line["event"].as_str().unwrap_or_else(|| panic!("no event in {line}"));
-            assert!(bsap::telemetry::event::ALL.contains(&event), "{event} is not documented");
+            assert!(bsap::telemetry::event::find(event).is_some(), "{event} is not documented");
             seen.insert(event.to_owned());
         }
     }

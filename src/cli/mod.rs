@@ -419,4 +419,6 @@ pub enum ConfigPrint {
     CloudEventSchema,
     /// The JSON schema of bucket notifications
     BucketNotificationSchema,
+    /// Every log event with its fields and what to do about it, as Markdown
+    LogEvents,
 }

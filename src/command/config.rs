@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::cli::{ConfigArgs, ConfigPrint};
 use crate::config::{self, Config, ConfigError};
 use crate::source::{BucketNotification, CloudEvent, ImageEvent};
+use crate::telemetry::event;
 
 use super::Done;
 
@@ -20,6 +21,7 @@ pub fn run(args: &ConfigArgs, load: impl FnOnce() -> Result<Config, ConfigError>
         ConfigPrint::BucketNotificationSchema => {
             pretty(&schemars::schema_for!(BucketNotification))?
         }
+        ConfigPrint::LogEvents => event::markdown(),
     };
     say!("{}", text.trim_end());
     Ok(())

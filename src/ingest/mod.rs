@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::clip::Towers;
 use crate::dead_letter::{DeadLetterError, DeadLetters};
@@ -284,8 +284,8 @@ impl Pipeline {
         });
         match drained.await {
             Ok(result) => result?,
-            Err(_) => info!(
-                event = event::STOP,
+            Err(_) => warn!(
+                event = event::DRAIN_OVERDUE,
                 left = self.in_flight.len(),
                 "work was cut off; it is done again by the next owner"
             ),

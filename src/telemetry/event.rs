@@ -1,0 +1,365 @@
+//! The log events: name, level, meaning, fields and remedy of each, declared once.
+//!
+//! To add an event, add an entry to the list below and run `just generate`, which writes
+//! `ops/log-events.md` from it. A name or a field is not changed without a note in the CHANGELOG:
+//! dashboards and alerts are built on them.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value};
+
+/// What the value of a field is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Text.
+    Text,
+    /// A whole number, 0 or more.
+    Count,
+    /// A whole number, which may lie below 0.
+    Integer,
+    /// A number.
+    Number,
+    /// `true` or `false`.
+    Flag,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Count => "count",
+            Self::Integer => "integer",
+            Self::Number => "number",
+            Self::Flag => "flag",
+        }
+    }
+
+    fn takes(self, value: &Value) -> bool {
+        match self {
+            Self::Text => value.is_string(),
+            Self::Count => value.is_u64(),
+            Self::Integer => value.is_i64() || value.is_u64(),
+            Self::Number => value.is_number(),
+            Self::Flag => value.is_boolean(),
+        }
+    }
+}
+
+/// A field of an event. A name that ends in `_ms` is in milliseconds, in `_seconds` in seconds, one
+/// with `bytes` in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Field {
+    /// Its name.
+    pub name: &'static str,
+    /// What its value is.
+    pub kind: Kind,
+    /// What it says; empty where the name says it all.
+    pub about: &'static str,
+    /// Whether it may be missing.
+    pub optional: bool,
+}
+
+impl Field {
+    /// It is missing where it is not known.
+    const fn maybe(self) -> Self {
+        Self { optional: true, ..self }
+    }
+}
+
+const fn field(name: &'static str, kind: Kind, about: &'static str) -> Field {
+    Field { name, kind, about, optional: false }
+}
+
+const fn text(name: &'static str, about: &'static str) -> Field {
+    field(name, Kind::Text, about)
+}
+
+const fn count(name: &'static str, about: &'static str) -> Field {
+    field(name, Kind::Count, about)
+}
+
+const fn integer(name: &'static str, about: &'static str) -> Field {
+    field(name, Kind::Integer, about)
+}
+
+const fn number(name: &'static str, about: &'static str) -> Field {
+    field(name, Kind::Number, about)
+}
+
+const fn flag(name: &'static str, about: &'static str) -> Field {
+    field(name, Kind::Flag, about)
+}
+
+/// What is known of an event.
+#[derive(Debug, Clone, Copy)]
+pub struct Event {
+    /// Its name, the value of the field `event`.
+    pub name: &'static str,
+    /// The levels that it is logged at, as `tracing` writes them in lower case.
+    pub levels: &'static [&'static str],
+    /// What it means.
+    pub meaning: &'static str,
+    /// What to do about it.
+    pub remedy: &'static str,
+    /// Its own fields, beside those that every line has.
+    pub fields: &'static [Field],
+}
+
+/// Fields that every line has or may have.
+pub const COMMON: &[Field] = &[
+    text("timestamp", "RFC 3339, UTC"),
+    text("level", "`ERROR`, `WARN`, `INFO`, `DEBUG`"),
+    text("event", "one of the names below"),
+    text("message", "for people; not part of the interface"),
+    text("target", "the module, which begins with `bsap`"),
+];
+
+macro_rules! catalogue {
+    ($($constant:ident = $name:literal, [$($level:literal),+], $meaning:literal, $remedy:literal, [$($field:expr),* $(,)?];)*) => {
+        $(#[doc = concat!("`", $name, "`: ", $meaning)] pub const $constant: &str = $name;)*
+        /// Every event, in the order of `ops/log-events.md`.
+        pub const ALL: &[Event] = &[$(Event {
+            name: $name,
+            levels: &[$($level),+],
+            meaning: $meaning,
+            remedy: $remedy,
+            fields: &[$($field),*],
+        }),*];
+    };
+}
+
+catalogue! {
+    START = "start", ["info"],
+        "A worker or query worker has started.",
+        "Compare `fingerprint` between workers when they disagree.",
+        [text("role", "`worker` or `query worker`"), text("version", "of the program"), text("model", ""), text("fingerprint", "of the model"), text("generation", "that is filled or served"), text("table", "where the catalogue is")];
+    STOP = "stop", ["info"],
+        "It has stopped.",
+        "`drained = false`: work was cut off; it is done again by the next owner.",
+        [text("role", ""), flag("drained", "everything that was taken up is settled")];
+    DRAIN_OVERDUE = "drain.overdue", ["warn"],
+        "At shutdown, messages took longer than `ingest.drain_seconds` and were cut off.",
+        "None: the next owner processes them again. If it stays, look at what is slow (`retry`).",
+        [count("left", "messages")];
+    FATAL = "fatal", ["error"],
+        "The process ends because of an error.",
+        "The message says what to change.",
+        [text("error", "")];
+    HEARTBEAT = "heartbeat", ["info"],
+        "The worker is alive; every `ingest.heartbeat_seconds`.",
+        "No heartbeat for two minutes: the worker hangs or is gone; restart it, nothing is lost. `poll_age_ms` above some seconds: the consumer's thread hangs. `lag` that only grows: add workers. `partitions` = 0 on one of several workers: there are more workers than partitions.",
+        [text("role", ""), integer("poll_age_ms", "since Kafka was last polled").maybe(), count("partitions", "that are this worker's"), integer("lag", "messages of its partitions that are not stored yet; missing: not known").maybe(), count("in_flight", "messages in the pipeline"), count("waiting_rows", "that wait for the next commit"), flag("committing", "")];
+    BATCH_DONE = "batch.done", ["info"],
+        "Rows and positions are stored in one commit.",
+        "None. If it stops while events arrive, see `source.error` and `commit.conflict`. `embedded` to `towers_wait_ms` count from the start; where `towers_wait_ms` grows while the worker lags, fetching and decoding are the bottleneck, not the model.",
+        [count("version", "of the table"), count("rows", ""), count("bytes", "of the files written"), count("embedded", ""), count("deleted", ""), count("dead_lettered", ""), count("gone", ""), count("towers_ms", ""), count("towers_wait_ms", ""), count("fenced", "partitions dropped"), count("commit_ms", ""), integer("age_ms", "of the oldest event; missing: not known").maybe()];
+    DEAD_LETTER = "dead_letter", ["warn"],
+        "A message can never be used and was put aside, unchanged.",
+        "`bsap dead-letters show <partition>@<offset>`; mend the cause, then `bsap dead-letters replay`.",
+        [text("partition", ""), integer("offset", ""), text("stage", "`decode_event`, `fetch` or `decode_image`"), text("code", ""), text("reason", "")];
+    GONE = "image.gone", ["info"],
+        "The image was gone before it could be fetched. No row is written.",
+        "None, if deletes follow in the topic.",
+        [text("partition", ""), integer("offset", ""), text("image_id", ""), text("uri", "")];
+    RETRY = "retry", ["debug", "info"],
+        "Something that may pass failed and is tried again.",
+        "Many in a row: look at the store or host that is named.",
+        [text("stage", ""), count("attempt", ""), text("error", "")];
+    REBALANCE = "rebalance", ["info"],
+        "Partitions came to or left this worker.",
+        "Constant rebalancing: a worker restarts or is too slow; look for `start`.",
+        [text("change", "`assigned` or `revoked`"), text("partitions", ""), flag("drained", "where revoked").maybe()];
+    SOURCE_ERROR = "source.error", ["warn", "debug"],
+        "Kafka reported an error; consuming goes on.",
+        "Check that the brokers are reachable.",
+        [text("error", ""), flag("pause", "").maybe()];
+    SOURCE_FAILED = "source.failed", ["error"],
+        "Consuming cannot go on; the worker stops.",
+        "The message says what to change.",
+        [text("error", "").maybe()];
+    SOURCE_GAP = "source.gap", ["error"],
+        "Kafka's retention removed messages that were never processed.",
+        "Announce the images again (`bsap publish`), and give the topic a longer retention.",
+        [text("partition", ""), integer("resume", "the offset that was wanted"), integer("low", "the first that is there"), integer("lost", "")];
+    COMMIT_CONFLICT = "commit.conflict", ["info"],
+        "Another writer committed first, or the store failed; the commit is tried again.",
+        "None, unless attempts run out.",
+        [count("attempt", ""), text("reason", "")];
+    COMMIT_FENCED = "commit.fenced", ["warn"],
+        "Another worker has consumed this partition; these rows were dropped because they are stored already.",
+        "None; it happens at a rebalance.",
+        [text("partition", ""), integer("stored", ""), integer("expected", "").maybe(), integer("next", "")];
+    COMPACTION = "compaction", ["info"],
+        "Small files of the table were merged, superseded rows dropped.",
+        "None. `lost`: merges given up because another compactor was first.",
+        [count("jobs", ""), count("lost", ""), count("files_in", ""), count("files_out", ""), count("bytes_in", ""), count("bytes_out", ""), count("superseded", "rows dropped"), count("tombstones", "dropped"), count("ms", "")];
+    VACUUM = "vacuum", ["info"],
+        "Files that are no longer part of the table were removed.",
+        "None.",
+        [count("files", ""), count("log_files", "")];
+    UPKEEP_FAILED = "upkeep.failed", ["warn"],
+        "The table was not tidied; the next turn tries again. Ingestion goes on.",
+        "If it stays: the number of files grows (`bsap status`), commits become slower. The message says what failed.",
+        [text("error", "")];
+    FOLLOW = "follow", ["info", "debug"],
+        "The query worker took in a commit.",
+        "None.",
+        [count("version", "of the table"), count("rows", ""), count("images", "that are there now"), number("ms", "")];
+    FOLLOW_FAILED = "follow.failed", ["error", "warn"],
+        "The query worker cannot read the table; it serves what it has and tries again.",
+        "The message names the file or the store.",
+        [text("error", ""), count("attempt", "").maybe()];
+    SNAPSHOT_READY = "snapshot.ready", ["info"],
+        "The query worker has read the whole table and is ready.",
+        "None.",
+        [count("version", "of the table"), count("images", ""), number("ms", "")];
+    SEARCH = "search", ["info"],
+        "A query was answered.",
+        "None.",
+        [text("query_hash", "the same text has the same hash"), text("normaliser", ""), number("weight", ""), count("k", ""), count("scanned", ""), count("matched", ""), count("moved", "results whose place is not that of plain CLIP"), number("text_ms", ""), number("scan_ms", ""), count("version", "of the table")];
+    SHED = "shed", ["warn"],
+        "A request was turned away because too many are in flight.",
+        "Add query workers, or raise `http.concurrency`.",
+        [count("limit", "")];
+    HTTP_ERROR = "http.error", ["error"],
+        "A request failed through no fault of the caller.",
+        "The message says what failed.",
+        [text("code", ""), text("error", "")];
+    PROMPTS_SCRIPT = "prompts.script", ["warn"],
+        "A prompt set is in a script that the model's vocabulary does not have; its statistics mean nothing.",
+        "Use a multilingual model, or another set in `prompts.sets`.",
+        [text("prompt_set", ""), text("warning", "")];
+    PUBLISH = "publish", ["info"],
+        "Events were published.",
+        "None.",
+        [count("published", ""), count("skipped", "")];
+}
+
+/// The event of that name.
+pub fn find(name: &str) -> Option<&'static Event> {
+    ALL.iter().find(|event| event.name == name)
+}
+
+/// What is wrong with a line of the JSON log: nothing where its event, level and fields are as they
+/// are declared here. Lines of libraries, whose `target` is another program's, are right.
+pub fn problems(line: &Map<String, Value>) -> Vec<String> {
+    let target = line.get("target").and_then(Value::as_str).unwrap_or_default();
+    if !target.starts_with("bsap") {
+        return Vec::new();
+    }
+    let name = line.get("event").unwrap_or(&Value::Null);
+    let Some(event) = name.as_str().and_then(find) else {
+        return vec![format!("event {name} is not declared")];
+    };
+    let mut problems = Vec::new();
+    let level = line.get("level").and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
+    if !event.levels.contains(&level.as_str()) {
+        problems.push(format!("{}: level {level:?} is not declared", event.name));
+    }
+    let declared = || COMMON.iter().chain(event.fields);
+    for (key, value) in line {
+        match declared().find(|field| field.name == key) {
+            None => problems.push(format!("{}: field {key} is not declared", event.name)),
+            Some(field) if !field.kind.takes(value) => problems.push(format!(
+                "{}: field {key} is {value}, not a {}",
+                event.name,
+                field.kind.name()
+            )),
+            Some(_) => {}
+        }
+    }
+    for field in declared().filter(|f| !f.optional && !line.contains_key(f.name)) {
+        problems.push(format!("{}: field {} is missing", event.name, field.name));
+    }
+    problems
+}
+
+/// The page `ops/log-events.md`.
+pub fn markdown() -> String {
+    let mut page = String::from(
+        "# Log events\n\n\
+         Every line that bsap itself logs carries `event`, one of the names below. Lines of its libraries\n\
+         have another `target` (Kafka's client: `librdkafka`). Names and fields are an interface: they do\n\
+         not change without a note in the CHANGELOG. With `log.format = \"json\"` a line is one JSON object\n\
+         with these fields and those of the event:\n\n",
+    );
+    let entry = |field: &Field| {
+        let about =
+            if field.about.is_empty() { String::new() } else { format!(", {}", field.about) };
+        let maybe = if field.optional { "?" } else { "" };
+        format!("`{}`{maybe} ({}{about})", field.name, field.kind.name())
+    };
+    let entries =
+        |fields: &[Field], between| fields.iter().map(entry).collect::<Vec<_>>().join(between);
+    // Writing to a string cannot fail.
+    let _ = write!(page, "{}.\n\n", entries(COMMON, ", "));
+    page.push_str(
+        "A *count* is a whole number from 0, a *flag* `true` or `false`; `?` marks a field that is missing\n\
+         where its value is not known. `_ms` is milliseconds. This page is written by `bsap config\n\
+         log-events` from `src/telemetry/event.rs`.\n\n\
+         | event | level | what it means | fields | what to do |\n\
+         | --- | --- | --- | --- | --- |\n",
+    );
+    for event in ALL {
+        let _ = writeln!(
+            page,
+            "| `{}` | {} | {} | {} | {} |",
+            event.name,
+            event.levels.join(", "),
+            event.meaning,
+            entries(event.fields, "; "),
+            event.remedy
+        );
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_page_is_current() {
+        let page = std::fs::read_to_string("ops/log-events.md").unwrap();
+        assert!(page == markdown(), "ops/log-events.md is not current: run `just generate`");
+    }
+
+    #[test]
+    fn names_are_told_apart_and_described() {
+        let names: BTreeSet<_> = ALL.iter().map(|event| event.name).collect();
+        assert_eq!(names.len(), ALL.len());
+        for event in ALL {
+            assert!(event.meaning.ends_with('.') && event.remedy.ends_with('.'), "{}", event.name);
+            let fields: BTreeSet<_> =
+                COMMON.iter().chain(event.fields).map(|field| field.name).collect();
+            assert_eq!(fields.len(), COMMON.len() + event.fields.len(), "{}", event.name);
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_not_as_declared_is_found_out() {
+        let line = |changes: Value| {
+            let mut line = json!({
+                "timestamp": "2026-01-01T00:00:00Z", "level": "INFO", "message": "m",
+                "target": "bsap::upkeep", "event": "vacuum", "files": 1, "log_files": 0,
+            });
+            for (key, value) in changes.as_object().unwrap() {
+                line[key] = value.clone();
+            }
+            problems(line.as_object().unwrap())
+        };
+        assert!(line(json!({})).is_empty());
+        assert!(line(json!({"files": -1}))[0].contains("not a count"));
+        assert!(line(json!({"file": 1}))[0].contains("file is not declared"));
+        assert!(line(json!({"level": "WARN"}))[0].contains("level"));
+        assert!(line(json!({"event": "vacum"}))[0].contains("not declared"));
+        assert!(line(json!({"event": null}))[0].contains("not declared"));
+        let bare = json!({"event": "vacuum", "target": "bsap::upkeep"});
+        assert!(problems(bare.as_object().unwrap()).len() > 3);
+        assert!(problems(json!({"target": "librdkafka"}).as_object().unwrap()).is_empty());
+    }
+}
