@@ -2,6 +2,10 @@
 
 export CARGO_TARGET_DIR := env("CARGO_TARGET_DIR", home_directory() / ".cache/bsap/target")
 
+# As the tests build it: a plain `cargo build` would resolve the features of dependencies without the
+# development dependencies, and compile everything a second time.
+program := env("CARGO_TARGET_DIR", home_directory() / ".cache/bsap/target") / "debug/bsap"
+
 # List the recipes
 default:
     @just --list
@@ -56,13 +60,14 @@ ci:
 
 # Write again what is generated from the code: configuration reference, example, schemas, log events
 generate:
-    cargo run --quiet --locked -- config reference > docs/configuration.md
-    cargo run --quiet --locked -- config schema > schemas/config.schema.json
-    cargo run --quiet --locked -- config event-schema > schemas/image-event.schema.json
-    cargo run --quiet --locked -- config cloud-event-schema > schemas/cloud-event.schema.json
-    cargo run --quiet --locked -- config bucket-notification-schema > schemas/bucket-notification.schema.json
-    cargo run --quiet --locked -- config example > deploy/bsap.example.toml
-    cargo run --quiet --locked -- config log-events > ops/log-events.md
+    cargo test --quiet --locked --no-run --test cli
+    {{ program }} config reference > docs/configuration.md
+    {{ program }} config schema > schemas/config.schema.json
+    {{ program }} config event-schema > schemas/image-event.schema.json
+    {{ program }} config cloud-event-schema > schemas/cloud-event.schema.json
+    {{ program }} config bucket-notification-schema > schemas/bucket-notification.schema.json
+    {{ program }} config example > deploy/bsap.example.toml
+    {{ program }} config log-events > ops/log-events.md
 
 # Show everything at work in one process
 demo *args:
