@@ -66,6 +66,7 @@ generate:
     {{ program }} config event-schema > schemas/image-event.schema.json
     {{ program }} config cloud-event-schema > schemas/cloud-event.schema.json
     {{ program }} config bucket-notification-schema > schemas/bucket-notification.schema.json
+    {{ program }} config control-request-schema > schemas/control-request.schema.json
     {{ program }} config example > deploy/bsap.example.toml
     {{ program }} config log-events > ops/log-events.md
 

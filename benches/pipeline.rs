@@ -151,7 +151,7 @@ async fn ingest_all(files: &[PathBuf]) -> Result<f64> {
         fetcher: Fetcher::new(&fetch)?,
         decode: decode::Options::default(),
         towers: Arc::new(Constant(card)),
-        sets: Vec::new(),
+        sets: bsap::prompts::ActiveSets::default(),
         writer: Writer::open(&store, &generation, table::Options::default().commit_attempts)
             .await?,
         options: ingest::Options::default(),

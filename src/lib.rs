@@ -22,6 +22,7 @@ pub mod normalise;
 pub mod prompts;
 pub mod publish;
 pub mod record;
+pub mod reindex;
 pub mod retry;
 pub mod search;
 pub mod source;

@@ -4,8 +4,12 @@
 //! are aⱼ = **a**ⱼ·**v**. They depend on the image and the prompt set alone, never on a query, so
 //! they are computed once, when the image arrives.
 
+// What is dispatched at run time must be inlined into the dispatch to be compiled for the machine.
+#![allow(clippy::inline_always)]
+
 use std::fmt;
 
+use pulp::{Arch, WithSimd};
 use serde::{Deserialize, Serialize};
 
 /// Which statistics these are: prompt set, logit scale and top-k together.
@@ -60,12 +64,17 @@ pub struct Statistics {
     pub topk_mean: f32,
 }
 
+/// Sums that run side by side in a dot product.
+const LANES: usize = 16;
+/// Prompts whose scores are computed together: their sums fit into the registers, and a piece of the
+/// image is loaded once for all of them.
+const TOGETHER: usize = 4;
+
 /// Dot product of two vectors of equal length, in f32.
 ///
 /// The order of the additions is fixed (16 lanes, then the lanes, then the rest), so that the same
 /// two vectors give the same bits in ingestion, reindexing and search, whatever the batch.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
     debug_assert_eq!(a.len(), b.len());
     let mut lanes = [0f32; LANES];
     let (a_blocks, a_rest) = a.as_chunks::<LANES>();
@@ -81,7 +90,51 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 /// The scores aⱼ = **a**ⱼ·**v** of an image against every prompt, in the prompts' order.
 pub fn auxiliary_scores(image: &[f32], prompts: &[Vec<f32>]) -> Vec<f32> {
-    prompts.iter().map(|prompt| dot(prompt, image)).collect()
+    Arch::new().dispatch(Scores { image, prompts })
+}
+
+/// Computes what [`dot`] gives for every prompt, in the same order of additions and so to the bit,
+/// some prompts at a time.
+struct Scores<'a> {
+    image: &'a [f32],
+    prompts: &'a [Vec<f32>],
+}
+
+impl WithSimd for Scores<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> Vec<f32> {
+        let mut scores = Vec::with_capacity(self.prompts.len());
+        let (blocks, rest) = self.prompts.as_chunks::<TOGETHER>();
+        for block in blocks {
+            scores.extend(together(self.image, block));
+        }
+        scores.extend(rest.iter().map(|prompt| dot(prompt, self.image)));
+        scores
+    }
+}
+
+#[inline(always)]
+fn together(image: &[f32], prompts: &[Vec<f32>; TOGETHER]) -> [f32; TOGETHER] {
+    let (pieces, image_rest) = image.as_chunks::<LANES>();
+    let split = prompts.each_ref().map(|prompt| prompt.as_chunks::<LANES>());
+    let [a, b, c, d] = split.map(|(pieces, _)| pieces);
+    let mut sums = [[0f32; LANES]; TOGETHER];
+    for ((((x, a), b), c), d) in pieces.iter().zip(a).zip(b).zip(c).zip(d) {
+        for (sum, y) in sums.iter_mut().zip([a, b, c, d]) {
+            for lane in 0..LANES {
+                // Never fused: a fused product rounds once, `dot` rounds twice.
+                sum[lane] += y[lane] * x[lane];
+            }
+        }
+    }
+    let mut scores = [0f32; TOGETHER];
+    for ((score, sum), (_, rest)) in scores.iter_mut().zip(&sums).zip(split) {
+        let rest: f32 = rest.iter().zip(image_rest).map(|(x, y)| x * y).sum();
+        *score = sum.iter().sum::<f32>() + rest;
+    }
+    scores
 }
 
 impl Statistics {
@@ -139,6 +192,21 @@ mod tests {
         assert_eq!(a, b);
         assert!(Statistics::of(&[1.0; 3], 1e6, 1).unwrap().lse.is_finite());
         assert!(Statistics::of(&[], 100.0, 1).is_none());
+    }
+
+    #[test]
+    fn scores_are_what_dot_gives_to_the_bit_for_every_length_and_count() {
+        let value = |i: usize| ((i * 2_654_435_761) % 10_007) as f32 / 10_007.0 - 0.5;
+        for (dimension, count) in [(1, 1), (15, 3), (16, 4), (77, 7), (512, 64), (513, 65)] {
+            let image: Vec<f32> = (0..dimension).map(value).collect();
+            let prompts: Vec<Vec<f32>> = (0..count)
+                .map(|p| (0..dimension).map(|i| value(i + 31 * p + 7)).collect())
+                .collect();
+            let plain: Vec<u32> = prompts.iter().map(|p| dot(p, &image).to_bits()).collect();
+            let scores: Vec<u32> =
+                auxiliary_scores(&image, &prompts).iter().map(|s| s.to_bits()).collect();
+            assert_eq!(scores, plain, "{dimension} × {count}");
+        }
     }
 
     #[test]

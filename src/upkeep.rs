@@ -88,6 +88,7 @@ pub fn log_compaction(done: &Compacted, took: Duration) {
         bytes_out = done.bytes_out,
         superseded = done.superseded,
         tombstones = done.tombstones,
+        folded = done.folded,
         ms = took.as_millis() as u64,
         "files were merged"
     );

@@ -15,7 +15,7 @@ use bsap::demo::draw::render;
 use bsap::fetch::Fetcher;
 use bsap::ingest::{Progress, Worker};
 use bsap::normalise::Normaliser;
-use bsap::prompts::{self, EmbeddedSet};
+use bsap::prompts::{self, ActiveSets, EmbeddedSet};
 use bsap::record::{Ordering, Row};
 use bsap::search::{Engine, Query};
 use bsap::source::Decoder;
@@ -127,7 +127,7 @@ impl House {
             fetcher: Fetcher::new(&fetch).unwrap(),
             decode: decode::Options::default(),
             towers: self.towers.clone(),
-            sets: self.sets.clone(),
+            sets: ActiveSets::new(self.sets.clone()),
             writer: Writer::open(&store, &self.generation(), 20).await.unwrap(),
             options: ingest::Options {
                 commit_ms: 200,

@@ -1,6 +1,7 @@
 //! Arguments as typed.
 
 mod dead_letters;
+mod reindex;
 mod table;
 
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use dead_letters::{DeadLettersAction, DeadLettersArgs, FilterArgs};
+pub use reindex::{ReindexAction, ReindexArgs, StatisticsArgs};
 pub use table::{CompactArgs, StatusArgs, VacuumArgs, VerifyArgs};
 
 use crate::clip::{self, DeviceChoice, Precision};
@@ -71,6 +73,7 @@ impl Cli {
             ("verify", &["table", "upkeep"]),
             ("compact", &["table", "upkeep"]),
             ("vacuum", &["table", "upkeep"]),
+            ("reindex", &["prompts", "model", "table"]),
             ("search", &TABLE),
             ("prompts", &["prompts", "model", "table"]),
         ] {
@@ -106,6 +109,8 @@ pub enum Command {
     Compact(CompactArgs),
     /// Remove files that are no longer part of the table
     Vacuum(VacuumArgs),
+    /// Compute anew what stored rows are measured with
+    Reindex(ReindexArgs),
     /// Ask a running server, or the table itself
     Search(SearchArgs),
     /// Embed texts and images and print the numbers, to compare with a reference
@@ -353,7 +358,9 @@ pub enum ModelAction {
 Examples:
   bsap prompts list
   bsap prompts show photographs > mine.toml     a start for a set of your own
-  bsap prompts measure mine.toml                what it would do on the stored images")]
+  bsap prompts measure mine.toml                what it would do on the stored images
+  bsap reindex statistics --prompt-set mine.toml   have it for every stored image
+  bsap prompts retire mine                      and be rid of it again")]
 pub struct PromptsArgs {
     /// What to do.
     #[command(subcommand)]
@@ -373,6 +380,12 @@ pub enum PromptsAction {
     /// Measure sets on the stored images: how scores spread, near-duplicate and dominating
     /// prompts, penalised images. Changes nothing
     Measure(MeasureArgs),
+    /// Forget a stored set: new rows no longer carry it, backfilled statistics of it are dropped.
+    /// Refused while it is served or a candidate's
+    Retire {
+        /// Its name, name@version or key
+        set: String,
+    },
 }
 
 /// `bsap prompts measure`.
@@ -421,4 +434,6 @@ pub enum ConfigPrint {
     BucketNotificationSchema,
     /// Every log event with its fields and what to do about it, as Markdown
     LogEvents,
+    /// The JSON schema of requests on the control topic
+    ControlRequestSchema,
 }

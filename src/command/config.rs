@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::cli::{ConfigArgs, ConfigPrint};
 use crate::config::{self, Config, ConfigError};
+use crate::reindex::Request;
 use crate::source::{BucketNotification, CloudEvent, ImageEvent};
 use crate::telemetry::event;
 
@@ -18,6 +19,7 @@ pub fn run(args: &ConfigArgs, load: impl FnOnce() -> Result<Config, ConfigError>
         ConfigPrint::Schema => pretty(&config::schema())?,
         ConfigPrint::EventSchema => pretty(&schemars::schema_for!(ImageEvent))?,
         ConfigPrint::CloudEventSchema => pretty(&schemars::schema_for!(CloudEvent))?,
+        ConfigPrint::ControlRequestSchema => pretty(&schemars::schema_for!(Request))?,
         ConfigPrint::BucketNotificationSchema => {
             pretty(&schemars::schema_for!(BucketNotification))?
         }

@@ -151,6 +151,8 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
     let mut workers = JoinSet::new();
     for _ in 0..WORKERS {
         let worker = parts::worker(&config, towers.clone(), progress.clone()).await?;
+        let store = parts::store(&config).await?;
+        parts::governed(&config, &store, &worker, &token).detach_all();
         workers.spawn(worker.run(token.clone()));
     }
     let worker = parts::query_worker(&config, towers).await?;

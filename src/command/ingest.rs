@@ -15,12 +15,18 @@ use crate::telemetry::event;
 pub async fn run(config: Config, token: CancellationToken) -> Done {
     let towers = parts::towers(&config)?;
     let worker = parts::worker(&config, towers.clone(), Arc::new(Progress::default())).await?;
+    let store = parts::store(&config).await?;
+    let mut governed = parts::governed(&config, &store, &worker, &token);
     let upkeep = parts::upkeep(&config, &*towers).await?;
     let tidying = token.child_token();
     // On a thread of its own: merging files computes for seconds.
     let (runtime, until) = (Handle::current(), tidying.clone());
     let tidied = tokio::task::spawn_blocking(move || runtime.block_on(upkeep.run(until)));
+    let stopped = token.clone();
     let drained = worker.run(token).await;
+    // A worker that ends by an error takes the rest with it.
+    stopped.cancel();
+    while governed.join_next().await.is_some() {}
     // A merge under way is finished, the next is not begun.
     tidying.cancel();
     tidied.await?;

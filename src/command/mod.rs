@@ -19,6 +19,7 @@ mod model;
 mod parts;
 mod prompts;
 mod publish;
+mod reindex;
 mod search;
 mod serve;
 mod status;
@@ -33,7 +34,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::cli::{Cli, Command, DemoAction, ModelAction, ModelArgs, PromptsAction};
+use crate::cli::{Cli, Command, DemoAction, ModelAction, ModelArgs, PromptsAction, ReindexAction};
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, event};
 
@@ -97,7 +98,14 @@ pub fn run(cli: &Cli) -> Done {
             PromptsAction::Measure(args) => {
                 logged(quiet(load()?), |config, token| prompts::measure(args, config, token))
             }
+            PromptsAction::Retire { set } => {
+                logged(quiet(load_for_client(cli)?), |config, _| prompts::retire(set, config))
+            }
         },
+        Command::Reindex(args) => {
+            let ReindexAction::Statistics(args) = &args.action;
+            logged(quiet(load()?), |config, token| reindex::statistics(args, config, token))
+        }
         Command::Check => block_on(check::run(cli.config.as_deref())),
         Command::Ingest => logged(load()?, ingest::run),
         Command::Serve(args) => {

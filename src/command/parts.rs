@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -14,7 +15,8 @@ use crate::fetch::Fetcher;
 use crate::http::{App, StandIn};
 use crate::ingest::{Progress, Worker};
 use crate::kafka;
-use crate::prompts::{self, EmbeddedSet};
+use crate::prompts::{self, ActiveSets, EmbeddedSet};
+use crate::reindex::{self, Control};
 use crate::search::Engine;
 use crate::source::Decoder;
 use crate::store::Store;
@@ -68,6 +70,59 @@ pub async fn upkeep(config: &Config, towers: &dyn Towers) -> anyhow::Result<Upke
     })
 }
 
+/// Who changes the catalogue: `BSAP_ACTOR`, or the user of this process.
+pub fn actor(command: &str) -> String {
+    let named = |name| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+    let who = named("BSAP_ACTOR").or_else(|| named("USER")).unwrap_or_else(|| "unknown".into());
+    format!("{who} ({command})")
+}
+
+/// Files that a reindex measures at one time.
+pub fn lanes() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// How long after a set was made known workers may still write rows without it: they look every
+/// `table.state_poll_ms`, embed the prompts, and commit what they have.
+pub fn settle(config: &Config) -> Duration {
+    Duration::from_millis(2 * config.table.state_poll_ms + config.ingest.commit_ms + 1_000)
+}
+
+/// What a worker does beside ingesting: it follows the state, and hears the control topic.
+pub fn governed(
+    config: &Config,
+    store: &Store,
+    worker: &Worker,
+    token: &CancellationToken,
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let generation = generation(config, &*worker.towers);
+    tasks.spawn(reindex::follow_sets(
+        store.clone(),
+        generation.id.clone(),
+        worker.sets.clone(),
+        worker.towers.clone(),
+        Duration::from_millis(config.table.state_poll_ms),
+        token.clone(),
+    ));
+    if !config.source.control_topic.is_empty() {
+        let control = Control {
+            kafka: config.kafka.clone(),
+            topic: config.source.control_topic.clone(),
+            group: format!("{}.control", config.source.group),
+            catalogue: store.clone(),
+            generation,
+            towers: worker.towers.clone(),
+            top_k: config.prompts.top_k,
+            attempts: config.table.commit_attempts,
+            lanes: lanes(),
+            settle: settle(config),
+        };
+        tasks.spawn(control.run(token.clone()));
+    }
+    tasks
+}
+
 /// A worker, with the catalogue made or joined.
 pub async fn worker(
     config: &Config,
@@ -94,10 +149,14 @@ pub async fn worker(
     let store = store(config).await?;
     let generation = generation(config, &*towers);
     let records: Vec<_> = sets.iter().map(|set| set.record()).collect();
-    StateStore::new(&store)
+    let state = StateStore::new(&store)
         .ensure(&generation, &records, &serving, "bsap ingest")
         .await
         .context("table.url")?;
+    // What others have added to the catalogue counts as well as what is configured here.
+    let active = ActiveSets::new(sets);
+    let known = state.sets_of(&generation.id).unwrap_or_default();
+    active.set(active.with_records(known, &*towers)?);
     let writer = Writer::open(&store, &generation, config.table.commit_attempts)
         .await
         .context("table.url")?
@@ -112,7 +171,7 @@ pub async fn worker(
         fetcher: Fetcher::new(&config.fetch)?,
         decode: config.decode.clone(),
         towers,
-        sets,
+        sets: active,
         writer,
         options: config.ingest.clone(),
         progress,

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::normalise::{Balance, Scale};
 use crate::prompts::{self, EmbeddedSet, NEAR, PromptSet, Report};
 use crate::record::Embedding;
+use crate::reindex;
 use crate::search::{Engine, Entry};
 
 /// Rows of a histogram, and columns of its longest bar.
@@ -104,6 +105,21 @@ pub async fn measure(args: &MeasureArgs, config: Config, token: CancellationToke
         } else {
             say!("{}", page(&set, &report, &balance, &snapshot.entries, warning.as_deref()));
         }
+    }
+    Ok(())
+}
+
+/// Forgets a stored set.
+pub async fn retire(name: &str, config: Config) -> Done {
+    let (store, _) = parts::catalogue(&config).await?;
+    let by = parts::actor("bsap prompts retire");
+    let attempts = config.table.commit_attempts;
+    let (key, dropped) = reindex::retire(&store, name, attempts, &by).await?;
+    say!("{key} is retired; {dropped} files of backfilled statistics are dropped");
+    let configured = config.prompts.sets.iter().filter_map(|name| PromptSet::load(name).ok());
+    if configured.into_iter().any(|set| key.starts_with(&format!("{}@{}:", set.name, set.version)))
+    {
+        say!("Take it out of prompts.sets too: a worker that starts with it makes it known again.");
     }
     Ok(())
 }

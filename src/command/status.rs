@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::kafka;
 use crate::record::Partition;
 use crate::store::Store;
-use crate::table::{self, CatalogueState, Overview};
+use crate::table::{self, CatalogueState, Coverage, Overview, Stored, TableError};
 
 /// Where one partition stands.
 struct Standing {
@@ -34,6 +34,7 @@ impl Standing {
 pub async fn run(args: &StatusArgs, config: Config) -> Done {
     let (store, state) = parts::catalogue(&config).await?;
     let overview = Overview::of(&store, &state.live, &config.upkeep).await?;
+    let coverages = coverages(&store, &state).await?;
     let standings = standings(&config, &store, &state).await;
     if args.json {
         let partitions = match &standings {
@@ -51,11 +52,11 @@ pub async fn run(args: &StatusArgs, config: Config) -> Done {
         let problem = standings.as_ref().err().map(|e| format!("{e:#}"));
         say!(
             "{}",
-            json!({"state": state, "table": overview, "partitions": partitions, "kafka_error": problem})
+            json!({"state": state, "table": overview, "coverage": coverages, "partitions": partitions, "kafka_error": problem})
         );
         return Ok(());
     }
-    show(&config, &store, &state, &overview);
+    show(&config, &store, &state, &overview, &coverages);
     match standings {
         Err(error) => say!("\nlag         unknown: {error:#}"),
         Ok(standings) => {
@@ -75,7 +76,23 @@ pub async fn run(args: &StatusArgs, config: Config) -> Done {
     Ok(())
 }
 
-fn show(config: &Config, store: &Store, state: &CatalogueState, overview: &Overview) {
+/// How much of the table has the statistics of each known prompt set.
+async fn coverages(store: &Store, state: &CatalogueState) -> Result<Vec<Coverage>, TableError> {
+    let mut stored = Stored::open(store, &state.live).await?;
+    let mut coverages = Vec::with_capacity(state.prompt_sets.len());
+    for set in &state.prompt_sets {
+        coverages.push(stored.pending(&set.key).await?.1);
+    }
+    Ok(coverages)
+}
+
+fn show(
+    config: &Config,
+    store: &Store,
+    state: &CatalogueState,
+    overview: &Overview,
+    coverages: &[Coverage],
+) {
     let serving = &state.serving;
     say!("catalogue   {}", store.url());
     say!(
@@ -97,12 +114,14 @@ fn show(config: &Config, store: &Store, state: &CatalogueState, overview: &Overv
         serving.weight,
         serving.prompt_set
     );
-    for set in &state.prompt_sets {
+    for (set, coverage) in state.prompt_sets.iter().zip(coverages) {
         say!(
-            "prompt set  {} ({} prompts, since {})",
+            "prompt set  {} ({} prompts, since {}; {} of {} rows have it)",
             set.key,
             set.texts.len(),
-            set.since.format("%Y-%m-%d %H:%M UTC")
+            set.since.format("%Y-%m-%d %H:%M UTC"),
+            coverage.covered,
+            coverage.rows
         );
     }
     let rows = overview.rows.map_or("an unknown number of".into(), |rows| rows.to_string());

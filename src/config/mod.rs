@@ -79,6 +79,12 @@ impl Config {
                 "dead_letter.topic: is source.topic; dead letters would be consumed again".into(),
             );
         }
+        let control = &self.source.control_topic;
+        if [&self.source.topic, &self.dead_letter.topic].contains(&control) {
+            circle.push(format!(
+                "source.control_topic: {control} is the topic of images or of dead letters; requests need their own"
+            ));
+        }
         let named = |(name, problems): (&str, Vec<String>)| {
             let name = name.to_owned();
             problems.into_iter().map(move |problem| format!("{name}.{problem}"))

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{IngestError, Options, Progress};
 use crate::clip::{Pixels, Towers};
-use crate::prompts::EmbeddedSet;
+use crate::prompts::{ActiveSets, EmbeddedSet};
 use crate::record::Embedding;
 use crate::statistics::{Statistics, StatisticsKey};
 
@@ -36,7 +36,7 @@ impl Embedder {
     /// dropped.
     pub fn start(
         towers: Arc<dyn Towers>,
-        sets: Vec<Arc<EmbeddedSet>>,
+        sets: ActiveSets,
         options: &Options,
         progress: Arc<Progress>,
     ) -> Self {
@@ -88,7 +88,7 @@ async fn collect(
 struct Computer {
     ready: Mutex<mpsc::Receiver<Batch>>,
     towers: Arc<dyn Towers>,
-    sets: Vec<Arc<EmbeddedSet>>,
+    sets: ActiveSets,
     progress: Arc<Progress>,
 }
 
@@ -113,9 +113,10 @@ impl Computer {
             free = Some(Instant::now());
             match embedded {
                 Ok(units) => {
+                    let sets = self.sets.get();
                     for (unit, reply) in units.iter().zip(replies) {
                         // Nobody to tell: the caller has left meanwhile.
-                        let _ = reply.send(Ok(measure(unit, &self.sets)));
+                        let _ = reply.send(Ok(measure(unit, &sets)));
                     }
                 }
                 Err(error) => {

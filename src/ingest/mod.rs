@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use crate::clip::Towers;
 use crate::dead_letter::{DeadLetterError, DeadLetters};
 use crate::fetch::Fetcher;
-use crate::prompts::EmbeddedSet;
+use crate::prompts::ActiveSets;
 use crate::record::{Message, Partition};
 use crate::source::{Decoder, Item, Resume, Source, SourceError};
 use crate::table::{TableError, Writer};
@@ -161,8 +161,8 @@ pub struct Worker {
     pub decode: decode::Options,
     /// The model.
     pub towers: Arc<dyn Towers>,
-    /// Prompt sets whose statistics every image gets.
-    pub sets: Vec<Arc<EmbeddedSet>>,
+    /// Prompt sets whose statistics every image gets; they may change meanwhile.
+    pub sets: ActiveSets,
     /// The table.
     pub writer: Writer,
     /// Batches and bounds.

@@ -5,6 +5,7 @@ mod report;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use chrono::Utc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -128,33 +129,43 @@ impl PromptSet {
     }
 
     fn parse(text: &str, file: &Path) -> Result<Self, PromptError> {
-        let invalid = |reason: String| PromptError::Invalid { file: file.to_owned(), reason };
-        let set: Self = toml::from_str(text).map_err(|e| invalid(e.to_string()))?;
+        let set: Result<Self, _> = toml::from_str(text);
+        set.map_err(|e| e.to_string())
+            .and_then(|set| set.check().map(|()| set))
+            .map_err(|reason| PromptError::Invalid { file: file.to_owned(), reason })
+    }
+
+    /// A shipped set by its name. Unlike [`PromptSet::load`] it reads no file: for names that come
+    /// from elsewhere.
+    pub fn named(name: &str) -> Option<Self> {
+        let (_, text) = SHIPPED.iter().find(|(shipped, _)| *shipped == name)?;
+        Self::parse(text, Path::new(name)).ok()
+    }
+
+    /// What is wrong with a set that was not read from a file.
+    pub fn check(&self) -> Result<(), String> {
         let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if set.name.is_empty() || !set.name.chars().all(legal) {
-            return Err(invalid(format!(
+        if self.name.is_empty() || !self.name.chars().all(legal) {
+            return Err(format!(
                 "name {:?} has characters other than letters, digits, - and _",
-                set.name
-            )));
+                self.name
+            ));
         }
-        if !(2..=MAX_PROMPTS).contains(&set.texts.len()) {
-            return Err(invalid(format!(
-                "has {} texts; a set has 2 to {MAX_PROMPTS}",
-                set.texts.len()
-            )));
+        if !(2..=MAX_PROMPTS).contains(&self.texts.len()) {
+            return Err(format!("has {} texts; a set has 2 to {MAX_PROMPTS}", self.texts.len()));
         }
-        for (i, text) in set.texts.iter().enumerate() {
+        for (i, text) in self.texts.iter().enumerate() {
             if text.trim().is_empty() || text.chars().count() > MAX_PROMPT_CHARS {
-                return Err(invalid(format!(
+                return Err(format!(
                     "text {} is empty or longer than {MAX_PROMPT_CHARS} characters",
                     i + 1
-                )));
+                ));
             }
-            if set.texts[..i].contains(text) {
-                return Err(invalid(format!("text {} ({text:?}) stands twice", i + 1)));
+            if self.texts[..i].contains(text) {
+                return Err(format!("text {} ({text:?}) stands twice", i + 1));
             }
         }
-        Ok(set)
+        Ok(())
     }
 
     /// SHA-256 over the texts in hexadecimal: what statistics depend on. Their order does not
@@ -216,6 +227,11 @@ impl EmbeddedSet {
         auxiliary_scores(image.values(), &self.embeddings)
     }
 
+    /// The statistics of an image, from the values of its embedding as they are stored.
+    pub fn measure(&self, stored: &[f32]) -> Option<Statistics> {
+        self.statistics_of(&auxiliary_scores(stored, &self.embeddings))
+    }
+
     /// The statistics of an image, from its embedding as it is stored.
     pub fn statistics(&self, image: &Embedding) -> Option<Statistics> {
         self.statistics_of(&self.scores(image))
@@ -256,6 +272,43 @@ impl EmbeddedSet {
             texts: self.set.texts.clone(),
             since: Utc::now(),
         }
+    }
+}
+
+/// The sets that are in use, shared by those who use them and those who follow the state.
+#[derive(Debug, Clone, Default)]
+pub struct ActiveSets(Arc<ArcSwap<Vec<Arc<EmbeddedSet>>>>);
+
+impl ActiveSets {
+    /// These sets.
+    pub fn new(sets: Vec<Arc<EmbeddedSet>>) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(sets)))
+    }
+
+    /// The sets at this moment.
+    pub fn get(&self) -> Arc<Vec<Arc<EmbeddedSet>>> {
+        self.0.load_full()
+    }
+
+    /// Uses these sets from now on.
+    pub fn set(&self, sets: Vec<Arc<EmbeddedSet>>) {
+        self.0.store(Arc::new(sets));
+    }
+
+    /// The sets of `records`: those in use as they are, the others embedded. Computes: may block.
+    pub fn with_records(
+        &self,
+        records: &[PromptSetRecord],
+        towers: &dyn Towers,
+    ) -> Result<Vec<Arc<EmbeddedSet>>, PromptError> {
+        let known = self.get();
+        records
+            .iter()
+            .map(|record| match known.iter().find(|set| set.key == record.key) {
+                Some(set) => Ok(set.clone()),
+                None => EmbeddedSet::from_record(record, towers).map(Arc::new),
+            })
+            .collect()
     }
 }
 

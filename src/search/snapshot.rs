@@ -243,7 +243,9 @@ mod tests {
     }
 
     async fn apply(snapshots: &Snapshots, version: u64, rows: Vec<Row>) -> Vec<String> {
-        snapshots.apply(Changes { version, whole: version == 1, rows }).await;
+        snapshots
+            .apply(Changes { version, whole: version == 1, rows, statistics: Vec::new() })
+            .await;
         let newest = snapshots.newest();
         for entry in &newest.entries {
             assert!(Arc::ptr_eq(newest.get(entry.image_id.as_str()).unwrap(), entry));

@@ -36,6 +36,9 @@ pub struct Options {
     /// its beginning, by a consumer group of its own and beside the usual workers. Events keep their
     /// versions: what is stored and newer stays. Empty: no replay.
     pub replay: String,
+    /// Topic of requests to workers, for example for a reindex, as `schemas/control-request.schema.json`
+    /// has them. Empty: none is heard.
+    pub control_topic: String,
     /// What orders the versions of an image: `sequence`, `event_time`, `offset` or `sequencer`.
     /// Fixed when the table is made; `offset` needs messages that are keyed by image id,
     /// `sequencer` takes bucket notifications alone.
@@ -70,6 +73,7 @@ impl Default for Options {
             topic: "images".into(),
             group: "bsap".into(),
             replay: String::new(),
+            control_topic: String::new(),
             ordering: Ordering::default(),
             max_clock_skew_seconds: 300,
             cloud_event_types: BTreeMap::from([
@@ -104,6 +108,12 @@ impl Options {
             problems.push(format!(
                 "topic: {:?} is not a Kafka topic name (1 to 249 of a-z A-Z 0-9 . _ -)",
                 self.topic
+            ));
+        }
+        if self.control_topic.len() > 249 || !self.control_topic.chars().all(legal) {
+            problems.push(format!(
+                "control_topic: {:?} is not a Kafka topic name (up to 249 of a-z A-Z 0-9 . _ -)",
+                self.control_topic
             ));
         }
         if self.group.is_empty() {

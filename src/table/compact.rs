@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use deltalake_core::arrow::array::{BooleanArray, RecordBatch};
+use deltalake_core::arrow::array::{AsArray, BooleanArray, RecordBatch};
 use deltalake_core::arrow::compute::filter_record_batch;
 use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake_core::kernel::{Action, Add, Remove, Transaction};
@@ -24,10 +24,12 @@ use tracing::info;
 use super::file::{self, FileWriter};
 use super::log::Log;
 use super::state::Generation;
+use super::statistics::{self, StatisticsTable, UnitFile};
 use super::upkeep::Options;
 use super::{TableError, schema};
-use crate::record::Version;
+use crate::record::{Row, Version};
 use crate::retry::{Backoff, Decide, Verdict};
+use crate::statistics::StatisticsKey;
 use crate::store::Store;
 use crate::telemetry::event;
 
@@ -68,11 +70,15 @@ pub struct Compacted {
     pub superseded: usize,
     /// Tombstones that are gone, because nothing older was left and their time was over.
     pub tombstones: usize,
+    /// Backfilled statistics that stand in the rows now.
+    pub folded: usize,
 }
 
 /// Compacts the table of one generation.
 pub struct Compactor {
     log: Log,
+    catalogue: Store,
+    generation: Generation,
     options: Options,
     attempts: u32,
 }
@@ -98,7 +104,8 @@ impl Compactor {
         attempts: u32,
     ) -> Result<Self, TableError> {
         let log = Log::open(catalogue, generation).await?;
-        Ok(Self { log, options: options.clone(), attempts })
+        let (catalogue, generation) = (catalogue.clone(), generation.clone());
+        Ok(Self { log, catalogue, generation, options: options.clone(), attempts })
     }
 
     /// When every row was last looked at.
@@ -201,6 +208,8 @@ impl Compactor {
         token: &CancellationToken,
     ) -> Result<(), TableError> {
         let total = jobs.len();
+        let mut backfill =
+            StatisticsTable::open(&self.catalogue, &self.generation, self.attempts).await?;
         for (i, job) in jobs.into_iter().enumerate() {
             if token.is_cancelled() {
                 break;
@@ -211,7 +220,12 @@ impl Compactor {
                 // Nothing is known of other files: tombstones stay.
                 None => Keys::read(&self.log, &files).await?.kept_among_themselves(),
             };
-            let output = self.rewrite(&files, &kept).await?;
+            let units = match &mut backfill {
+                None => Vec::new(),
+                Some(table) => units_of(table, &files).await?,
+            };
+            let (output, folded) =
+                self.rewrite(&files, &kept, backfill.as_ref().map(|table| (table, &units))).await?;
             let bytes_out = output.as_ref().map_or(0, |add| add.size.unsigned_abs());
             let files_out = usize::from(output.is_some());
             if self.commit(&files, output, now).await? {
@@ -222,6 +236,12 @@ impl Compactor {
                 done.bytes_out += bytes_out;
                 done.superseded += kept.superseded;
                 done.tombstones += kept.tombstones;
+                done.folded += folded;
+                // They belong to files that are gone. Left behind by a crash here they do no harm,
+                // and a reader that has not seen the new file yet computes what it misses.
+                if let Some(table) = backfill.as_mut().filter(|_| !units.is_empty()) {
+                    table.remove(units.into_iter().map(|(_, unit)| unit).collect()).await?;
+                }
             } else {
                 done.lost += 1;
             }
@@ -231,10 +251,26 @@ impl Compactor {
     }
 
     /// Writes what is kept of `files` into one file that no commit names yet; none where nothing is.
-    async fn rewrite(&self, files: &[Input], kept: &Kept) -> Result<Option<Add>, TableError> {
+    /// Their backfilled statistics go into the rows; the second value counts them.
+    async fn rewrite(
+        &self,
+        files: &[Input],
+        kept: &Kept,
+        backfill: Option<(&StatisticsTable, &Vec<(usize, UnitFile)>)>,
+    ) -> Result<(Option<Add>, usize), TableError> {
         let failed = |e: deltalake_core::DeltaTableError| self.log.error(e);
         let mut output = FileWriter::new(self.log.arrow_schema()?).map_err(|e| failed(e.into()))?;
-        for (input, mask) in files.iter().zip(&kept.masks) {
+        let mut folded = 0;
+        for (i, (input, mask)) in files.iter().zip(&kept.masks).enumerate() {
+            let mut found = Vec::new();
+            if let Some((table, units)) = backfill {
+                for (_, unit) in units.iter().filter(|(file, _)| *file == i) {
+                    found.push((
+                        unit.key.clone(),
+                        statistics::by_version(table.read(&unit.path).await?),
+                    ));
+                }
+            }
             let corrupt = |reason: String| TableError::Corrupt {
                 file: format!("{}/{}", self.log.place, input.path),
                 reason,
@@ -248,16 +284,20 @@ impl Compactor {
                 let mask = mask.get(row..end).ok_or_else(|| corrupt("has more rows now".into()))?;
                 row = end;
                 let left = filter_record_batch(&batch, &BooleanArray::from(mask.to_vec()));
-                let left = left.map_err(|e| corrupt(e.to_string()))?;
+                let mut left = left.map_err(|e| corrupt(e.to_string()))?;
+                if !found.is_empty() {
+                    let (with, count) = fold(&left, &found).map_err(corrupt)?;
+                    (left, folded) = (with, folded + count);
+                }
                 output.write(&left).map_err(|e| failed(e.into()))?;
             }
         }
         if output.rows() == 0 {
-            return Ok(None);
+            return Ok((None, folded));
         }
         let mut add = output.put(&self.log).await?;
         add.data_change = false;
-        Ok(Some(add))
+        Ok((Some(add), folded))
     }
 
     /// Puts `output` in the place of `files`. False where one of them is gone already.
@@ -345,6 +385,39 @@ impl Compactor {
         self.log.table.state = Some(done.snapshot());
         Ok(())
     }
+}
+
+/// The units of backfilled statistics that belong to `files`, each with the place of its file.
+async fn units_of(
+    table: &mut StatisticsTable,
+    files: &[Input],
+) -> Result<Vec<(usize, UnitFile)>, TableError> {
+    let all = table.units().await?;
+    let keys: HashSet<&StatisticsKey> = all.values().map(|unit| &unit.key).collect();
+    let mut units = Vec::new();
+    for (i, file) in files.iter().enumerate() {
+        let of = keys.iter().filter_map(|key| all.get(&statistics::unit(key, &file.path)));
+        units.extend(of.map(|unit| (i, unit.clone())));
+    }
+    Ok(units)
+}
+
+/// The batch with the backfilled statistics of its rows in them, and how many that are.
+fn fold(
+    batch: &RecordBatch,
+    found: &[(StatisticsKey, statistics::ByVersion)],
+) -> Result<(RecordBatch, usize), String> {
+    let mut rows = schema::from_batch(batch)?;
+    let mut count = 0;
+    for (key, found) in found {
+        count += statistics::attach(&mut rows, key, found);
+    }
+    let sources = batch.column_by_name(schema::SOURCE).and_then(|c| c.as_string_opt::<i32>());
+    let sources = sources.ok_or("column source is not text")?;
+    let rows: Vec<(String, &Row)> =
+        rows.iter().enumerate().map(|(i, row)| (sources.value(i).to_owned(), row)).collect();
+    let with = schema::to_batch(&rows, &batch.schema()).map_err(|e| e.to_string())?;
+    Ok((with, count))
 }
 
 /// Which rows of a job's files stay.

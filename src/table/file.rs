@@ -5,7 +5,7 @@
 //! numbers for a flipped bit in an embedding. Files that another tool has written, and named
 //! otherwise, are read without this check.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops;
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ use sha2::{Digest, Sha256};
 
 use super::TableError;
 use super::log::Log;
-use super::schema::INDEXED;
+use super::schema::{self, INDEXED};
 use crate::record::hex;
 
 /// Digits of the checksum at the end of a name.
@@ -45,11 +45,19 @@ const ROW_GROUP: usize = 32_768;
 /// Bytes read from the end of a file before it is known how long its footer is: most fit.
 const FOOTER: usize = 64 << 10;
 
+/// Tag of a file in the log: the prompt sets whose statistics every image in it carries, by their
+/// keys, separated by spaces; `*` where no row has an image.
+const CARRIED: &str = "bsap.statistics";
+
 /// Collects rows into one data file in memory.
 pub struct FileWriter {
     parquet: ArrowWriter<Vec<u8>>,
     rows: usize,
-    ranges: Vec<Range>,
+    /// Indexed columns that the file has.
+    ranges: Vec<(&'static str, Range)>,
+    /// Prompt sets that every image so far carries; none before the first image.
+    carried: Option<BTreeSet<String>>,
+    images: bool,
 }
 
 /// Least, greatest and missing values of one indexed column.
@@ -63,17 +71,25 @@ struct Range {
 impl FileWriter {
     /// An empty file.
     pub fn new(schema: SchemaRef) -> Result<Self, ParquetError> {
+        let has = |name: &&str| schema.column_with_name(name).is_some();
+        let ranges = INDEXED.into_iter().filter(has).map(|n| (n, Range::default())).collect();
+        let images = has(&"embedding");
         let parquet = ArrowWriter::try_new(Vec::new(), schema, Some(properties()))?;
-        let ranges = INDEXED.iter().map(|_| Range::default()).collect();
-        Ok(Self { parquet, rows: 0, ranges })
+        Ok(Self { parquet, rows: 0, ranges, carried: None, images })
     }
 
     /// Adds rows.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), ParquetError> {
-        for (column, range) in INDEXED.iter().zip(&mut self.ranges) {
+        for (column, range) in &mut self.ranges {
             if let Some(values) = batch.column_by_name(column) {
                 range.take(values);
             }
+        }
+        if let Some(found) = schema::carried(batch) {
+            self.carried = Some(match self.carried.take() {
+                None => found,
+                Some(known) => known.intersection(&found).cloned().collect(),
+            });
         }
         self.rows += batch.num_rows();
         self.parquet.write(batch)
@@ -86,10 +102,22 @@ impl FileWriter {
 
     /// Ends the file and puts it where `log` keeps its data. No commit names it yet.
     pub async fn put(self, log: &Log) -> Result<Add, TableError> {
+        self.put_as(log, &format!("{:016x}", rand::random::<u64>())).await
+    }
+
+    /// The same; the file's name begins with `prefix`.
+    pub async fn put_as(self, log: &Log, prefix: &str) -> Result<Add, TableError> {
         let stats = self.stats();
+        let tags = self.images.then(|| {
+            let carried = self.carried.as_ref().map_or_else(
+                || "*".to_owned(),
+                |keys| keys.iter().map(String::as_str).collect::<Vec<_>>().join(" "),
+            );
+            HashMap::from([(CARRIED.to_owned(), Some(carried))])
+        });
         let bytes = self.parquet.into_inner().map_err(|e| log.error(e.into()))?;
         let checksum = hex(&Sha256::digest(&bytes));
-        let name = format!("{:016x}-{checksum}.parquet", rand::random::<u64>());
+        let name = format!("{prefix}-{checksum}.parquet");
         let size = bytes.len() as i64;
         let put = log.objects().put(&Path::from(name.as_str()), PutPayload::from(bytes)).await;
         put.map_err(|e| log.error(e.into()))?;
@@ -100,7 +128,7 @@ impl FileWriter {
             modification_time: Utc::now().timestamp_millis(),
             data_change: true,
             stats: Some(stats),
-            tags: None,
+            tags,
             deletion_vector: None,
             base_row_id: None,
             default_row_commit_version: None,
@@ -111,7 +139,7 @@ impl FileWriter {
     /// What the log says of the file's contents, for readers that look for few rows ("Per-file
     /// Statistics", Delta protocol).
     fn stats(&self) -> String {
-        let columns = || INDEXED.iter().zip(&self.ranges);
+        let columns = || self.ranges.iter().map(|(name, range)| (name, range));
         let pick = |value: fn(&Range) -> Option<&String>| -> Map<String, Value> {
             columns()
                 .filter_map(|(name, range)| Some(((*name).into(), value(range)?.clone().into())))
@@ -201,6 +229,12 @@ pub async fn get(log: &Log, path: &Path) -> Result<Bytes, Unread> {
         ))),
         _ => Ok(bytes),
     }
+}
+
+/// Whether every image in a file carries the statistics of the set `key`, as far as the log says.
+pub fn carries(add: &Add, key: &str) -> bool {
+    let tag = add.tags.as_ref().and_then(|tags| tags.get(CARRIED)).and_then(Option::as_deref);
+    tag.is_some_and(|keys| keys == "*" || keys.split(' ').any(|known| known == key))
 }
 
 /// The checksum that a file's name ends with.

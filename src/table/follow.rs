@@ -1,5 +1,6 @@
 //! Following the table: everything at first, then each commit as it comes.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use deltalake_core::kernel::Action;
@@ -7,10 +8,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 
 use super::file::{self, Unread};
-use super::log::{Log, object_path};
+use super::log::{Kind, Log, object_path};
 use super::state::Generation;
+use super::statistics::{self, Backfilled};
 use super::{TableError, schema};
 use crate::record::Row;
+use crate::statistics::StatisticsKey;
 use crate::store::Store;
 
 /// Files read at one time by a fresh reader.
@@ -27,11 +30,18 @@ pub struct Changes {
     pub whole: bool,
     /// Rows in no particular order: versions decide.
     pub rows: Vec<Row>,
+    /// Statistics that were computed meanwhile for rows that were handed out before. Each counts
+    /// only for exactly the version that it names.
+    pub statistics: Vec<(StatisticsKey, Vec<Backfilled>)>,
 }
 
-/// Reads the table of one generation, from the beginning on.
+/// Reads the tables of one generation, from the beginning on: images first, then statistics.
 pub struct Follower {
     log: Log,
+    /// The table of backfilled statistics, which may not be there yet.
+    backfill: Log,
+    /// Version of it up to which everything was handed out.
+    backfilled: Option<u64>,
     /// Version up to which everything was handed out.
     seen: Option<u64>,
     last_commit: Instant,
@@ -42,6 +52,8 @@ impl Follower {
     pub async fn open(catalogue: &Store, generation: &Generation) -> Result<Self, TableError> {
         Ok(Self {
             log: Log::open(catalogue, generation).await?,
+            backfill: Log::unloaded(catalogue, generation, Kind::Statistics),
+            backfilled: None,
             seen: None,
             last_commit: Instant::now(),
         })
@@ -58,6 +70,10 @@ impl Follower {
         };
         let version = seen + 1;
         let Some(actions) = self.log.commit(version).await? else {
+            if let Some(statistics) = self.next_statistics().await? {
+                let changes = Changes { version: seen, whole: false, rows: Vec::new(), statistics };
+                return Ok(Some(changes));
+            }
             return self.behind(seen, progress).await;
         };
         let mut rows = Vec::new();
@@ -77,7 +93,26 @@ impl Follower {
             }
         }
         self.advance(version);
-        Ok(Some(Changes { version, whole: false, rows }))
+        Ok(Some(Changes { version, whole: false, rows, statistics: Vec::new() }))
+    }
+
+    /// What the next commit of backfilled statistics brings; `None` where there is none. A file that
+    /// was removed meanwhile brings nothing: its rows carry the statistics themselves.
+    async fn next_statistics(
+        &mut self,
+    ) -> Result<Option<Vec<(StatisticsKey, Vec<Backfilled>)>>, TableError> {
+        let version = self.backfilled.map_or(0, |seen| seen + 1);
+        let Some(actions) = self.backfill.commit(version).await? else { return Ok(None) };
+        let mut found = Vec::new();
+        for action in &actions {
+            if let Action::Add(add) = action
+                && add.data_change
+            {
+                found.extend(statistics::added(&self.backfill, add).await?);
+            }
+        }
+        self.backfilled = Some(version);
+        Ok(Some(found))
     }
 
     /// Has the next look find out whether the log was cleaned up, as if a minute had passed.
@@ -100,10 +135,21 @@ impl Follower {
         self.last_commit = Instant::now();
         self.log.update().await?;
         // A commit may have come between the two looks: then it can be read.
-        if self.log.version() == seen || self.log.commit(seen + 1).await?.is_some() {
+        let images = self.log.version() == seen || self.log.commit(seen + 1).await?.is_some();
+        if images && !self.statistics_behind().await? {
             return Ok(None);
         }
         self.whole(progress).await.map(Some)
+    }
+
+    /// Whether the log of the backfilled statistics was cleaned up past this reader.
+    async fn statistics_behind(&mut self) -> Result<bool, TableError> {
+        let seen = self.backfilled;
+        if !self.backfill.reload().await? || seen == Some(self.backfill.version()) {
+            return Ok(false);
+        }
+        let next = seen.map_or(0, |seen| seen + 1);
+        Ok(self.backfill.commit(next).await?.is_none())
     }
 
     async fn whole(
@@ -115,10 +161,27 @@ impl Follower {
         let state = self.log.snapshot()?;
         let files: Vec<Path> = state.log_data().iter().map(|f| f.object_store_path()).collect();
         let total = files.len();
-        let this = &*self;
+        // After the images: a unit that compaction has folded into the rows since is not missed.
+        let mut units: HashMap<StatisticsKey, HashMap<String, String>> = HashMap::new();
+        self.backfilled = None;
+        if self.backfill.reload().await? {
+            self.backfilled = Some(self.backfill.version());
+            for (unit, file) in statistics::units(&self.backfill)? {
+                units.entry(file.key).or_default().insert(unit, file.path);
+            }
+        }
+        let (this, units) = (&*self, &units);
         let mut reads = stream::iter(files)
             .map(|path| async move {
-                this.read(&path).await.map_err(|e| e.of(&this.log, path.as_ref()))
+                let mut rows =
+                    this.read(&path).await.map_err(|e| e.of(&this.log, path.as_ref()))?;
+                for (key, of) in units {
+                    if let Some(file) = of.get(&statistics::unit(key, path.as_ref())) {
+                        let found = statistics::read(&this.backfill, file).await?;
+                        statistics::attach(&mut rows, key, &statistics::by_version(found));
+                    }
+                }
+                Ok::<_, TableError>(rows)
             })
             .buffer_unordered(CONCURRENT_FILES);
         let (mut rows, mut done) = (Vec::new(), 0);
@@ -129,7 +192,7 @@ impl Follower {
         }
         drop(reads);
         self.advance(version);
-        Ok(Changes { version, whole: true, rows })
+        Ok(Changes { version, whole: true, rows, statistics: Vec::new() })
     }
 
     fn advance(&mut self, version: u64) {

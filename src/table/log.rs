@@ -1,4 +1,4 @@
-//! The Delta log of the `images` table: making it, opening it, reading single commits.
+//! The Delta log of one table of a generation: making it, opening it, reading single commits.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use url::Url;
 
-use super::schema::{INDEXED, columns};
+use super::schema::{self, INDEXED};
 use super::state::Generation;
 use super::{TableError, delta_verdict};
 use crate::retry::Verdict;
@@ -26,6 +26,24 @@ use crate::store::Store;
 /// since the last one, a request each, so a long tail costs money and, on a store that fails now and
 /// then, patience.
 const CHECKPOINT_INTERVAL: &str = "20";
+
+/// The tables of a generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One row an accepted event.
+    Images,
+    /// Statistics computed after the rows were stored, partitioned by prompt set.
+    Statistics,
+}
+
+impl Kind {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Images => "images",
+            Self::Statistics => "statistics",
+        }
+    }
+}
 
 /// One table of a generation, opened.
 pub struct Log {
@@ -38,7 +56,16 @@ pub struct Log {
 impl Log {
     /// Opens the `images` table of `generation` below `catalogue`; `Missing` where there is none.
     pub async fn open(catalogue: &Store, generation: &Generation) -> Result<Self, TableError> {
-        let mut log = Self::unloaded(catalogue, generation);
+        Self::open_kind(catalogue, generation, Kind::Images).await
+    }
+
+    /// Opens the table of that kind; `Missing` where there is none.
+    pub async fn open_kind(
+        catalogue: &Store,
+        generation: &Generation,
+        kind: Kind,
+    ) -> Result<Self, TableError> {
+        let mut log = Self::unloaded(catalogue, generation, kind);
         match log.table.load().await {
             Ok(()) => Ok(log),
             Err(DeltaTableError::NotATable(_) | DeltaTableError::InvalidTableLocation(_)) => {
@@ -53,15 +80,24 @@ impl Log {
     pub async fn open_or_create(
         catalogue: &Store,
         generation: &Generation,
+        kind: Kind,
     ) -> Result<Self, TableError> {
-        let log = Self::unloaded(catalogue, generation);
+        let log = Self::unloaded(catalogue, generation, kind);
         let exists = log.table.verify_deltatable_existence().await;
         if !exists.map_err(|e| log.error(e))? {
-            let indexed = INDEXED.join(",");
+            let (columns, indexed, partitions) = match kind {
+                Kind::Images => (schema::columns(), INDEXED.join(","), Vec::new()),
+                Kind::Statistics => (
+                    schema::statistics_columns(),
+                    schema::STATISTICS_INDEXED.join(","),
+                    vec![schema::PROMPT_SET],
+                ),
+            };
             let created = CreateBuilder::new()
                 .with_log_store(log.table.log_store())
                 .with_save_mode(SaveMode::Ignore)
-                .with_columns(columns())
+                .with_columns(columns)
+                .with_partition_columns(partitions)
                 .with_raise_if_key_not_exists(false)
                 .with_configuration([
                     ("delta.dataSkippingStatsColumns", Some(indexed.as_str())),
@@ -78,11 +114,12 @@ impl Log {
                 Err(error) => return Err(log.error(error)),
             }
         }
-        Self::open(catalogue, generation).await
+        Self::open_kind(catalogue, generation, kind).await
     }
 
-    fn unloaded(catalogue: &Store, generation: &Generation) -> Self {
-        let folder = format!("generations/{}/images", generation.id);
+    /// The table without a snapshot, whether it is there or not: single commits can be read.
+    pub fn unloaded(catalogue: &Store, generation: &Generation, kind: Kind) -> Self {
+        let folder = format!("generations/{}/{}", generation.id, kind.folder());
         // The log store wants a root store and a URL whose path leads from that root to the table.
         // The catalogue's folder serves as the root, so that the scheme of the real URL and its
         // credentials never matter to the Delta library. Its host is named like an S3 directory
@@ -137,6 +174,20 @@ impl Log {
             Ok(()) => Ok(()),
         };
         updated.map_err(|e| self.error(e))
+    }
+
+    /// Loads the newest snapshot, also where none was loaded before; false where there is no table.
+    pub async fn reload(&mut self) -> Result<bool, TableError> {
+        if self.table.state.is_some() {
+            return self.update().await.map(|()| true);
+        }
+        match self.table.load().await {
+            Ok(()) => Ok(true),
+            Err(DeltaTableError::NotATable(_) | DeltaTableError::InvalidTableLocation(_)) => {
+                Ok(false)
+            }
+            Err(error) => Err(self.error(error)),
+        }
     }
 
     /// The loaded snapshot.

@@ -5,12 +5,14 @@
 //! ```text
 //! state/00000000000000000001.json     revisions of the catalogue's state, newest wins
 //! generations/<model>/images/         Delta Lake table, one row an accepted event, append-only
+//! generations/<model>/statistics/     the same, statistics of older rows by newer prompt sets
 //! upkeep/00000000000000000001.json    who tidies the tables at the moment
 //! ```
 //!
 //! A commit holds rows and the Kafka positions up to which they were consumed, in one atomic write,
 //! so that each offset is committed at most once, whoever wins.
 
+mod backfill;
 mod compact;
 mod file;
 mod follow;
@@ -19,6 +21,7 @@ mod log;
 mod overview;
 mod schema;
 mod state;
+mod statistics;
 pub mod upkeep;
 mod verify;
 mod write;
@@ -31,6 +34,7 @@ use deltalake_core::parquet::errors::ParquetError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use backfill::{Coverage, Pending, Stored};
 pub use compact::{Compacted, Compactor, Depth};
 pub use follow::{Changes, Follower};
 pub use lease::Lease;
@@ -38,6 +42,7 @@ pub use overview::{Overview, positions};
 pub use state::{
     Beside, Candidate, CatalogueState, Change, Generation, PromptSetRecord, Serving, StateStore,
 };
+pub use statistics::{Backfilled, StagedUnit, StatisticsTable, embedding_hash, unit};
 pub use verify::{Finding, Severity, Verified, verify};
 pub use write::{Committed, PartitionBatch, Writer};
 
@@ -57,11 +62,20 @@ pub struct Options {
     /// How often a commit that meets another writer's, or a passing fault of the store, is tried,
     /// with growing pauses of at most 2 s.
     pub commit_attempts: u32,
+    /// How often workers and query workers look whether the catalogue's state has changed, in
+    /// milliseconds: one small request. A prompt set that is added is carried by new rows, and a
+    /// promotion is served, within this time and what is in the pipeline.
+    pub state_poll_ms: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { url: "./catalogue".into(), store_options: BTreeMap::new(), commit_attempts: 100 }
+        Self {
+            url: "./catalogue".into(),
+            store_options: BTreeMap::new(),
+            commit_attempts: 100,
+            state_poll_ms: 1_000,
+        }
     }
 }
 
@@ -73,6 +87,7 @@ impl Options {
             problems.push(format!("url: {error}"));
         }
         limits::range(&mut problems, "commit_attempts", self.commit_attempts.into(), 1, 1000);
+        limits::range(&mut problems, "state_poll_ms", self.state_poll_ms, 50, 60_000);
         problems
     }
 }

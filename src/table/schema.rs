@@ -1,6 +1,6 @@
 //! The columns of the `images` table, and the way from rows to columns and back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -58,6 +58,29 @@ pub fn columns() -> Vec<StructField> {
         StructField::nullable("statistics", map(DataType::from(statistics))),
     ]
 }
+
+/// The partition column of the `statistics` table: the key of the prompt set.
+pub const PROMPT_SET: &str = "prompt_set";
+
+/// The columns of the `statistics` table, in order, likewise a promise. `embedded_at` and
+/// `embedding_hash` tie a row to one version of one image and to the very embedding.
+pub fn statistics_columns() -> Vec<StructField> {
+    let (text, float) = (DataType::STRING, DataType::FLOAT);
+    let floats = ["mean", "std", "min", "max", "lse", "topk_mean"];
+    let mut columns = vec![
+        StructField::not_null(PROMPT_SET, text.clone()),
+        StructField::not_null("image_id", text.clone()),
+        StructField::not_null("sequence", text.clone()),
+        StructField::not_null("embedded_at", DataType::Primitive(PrimitiveType::Timestamp)),
+        StructField::not_null("embedding_hash", text),
+        StructField::not_null("n", DataType::INTEGER),
+    ];
+    columns.extend(floats.map(|name| StructField::not_null(name, float.clone())));
+    columns
+}
+
+/// Columns of the `statistics` table whose minimum and maximum the log keeps for every file.
+pub const STATISTICS_INDEXED: [&str; 3] = ["image_id", "sequence", "embedded_at"];
 
 /// Columns whose minimum and maximum the log keeps for every file.
 pub const INDEXED: [&str; 4] = ["image_id", "sequence", "event_time", "embedded_at"];
@@ -295,6 +318,38 @@ pub fn keys(batch: &RecordBatch) -> Result<Vec<(String, Version)>, String> {
             Ok((ids.value(i).to_owned(), version))
         })
         .collect()
+}
+
+/// The prompt sets, by key, whose statistics every image of a batch carries; `None` where no row has
+/// an image, or the batch is not of the `images` table.
+pub fn carried(batch: &RecordBatch) -> Option<BTreeSet<String>> {
+    let map = batch.column_by_name("statistics")?.as_map_opt()?;
+    let deleted = batch.column_by_name("deleted")?.as_boolean_opt()?;
+    let keys = map.keys().as_string_opt::<i32>()?;
+    let offsets = map.value_offsets();
+    let mut carried: Option<BTreeSet<&str>> = None;
+    for i in (0..batch.num_rows()).filter(|i| !deleted.value(*i)) {
+        let (from, to) = (offsets[i] as usize, offsets[i + 1] as usize);
+        let of = if map.is_null(i) { from..from } else { from..to };
+        match &mut carried {
+            None => carried = Some(of.map(|j| keys.value(j)).collect()),
+            Some(known) => known.retain(|key| of.clone().any(|j| keys.value(j) == *key)),
+        }
+    }
+    Some(carried?.into_iter().map(str::to_owned).collect())
+}
+
+/// Whether each row of a batch carries the statistics of the set `key`.
+pub fn has_statistics(batch: &RecordBatch, key: &str) -> Result<Vec<bool>, String> {
+    let map = batch.column_by_name("statistics").and_then(|c| c.as_map_opt());
+    let map = map.ok_or("column statistics is not a map")?;
+    let keys = map.keys().as_string_opt::<i32>();
+    let keys = keys.ok_or("the keys of column statistics are not text")?;
+    let offsets = map.value_offsets();
+    let has = |i: usize| {
+        !map.is_null(i) && (offsets[i]..offsets[i + 1]).any(|j| keys.value(j as usize) == key)
+    };
+    Ok((0..batch.num_rows()).map(has).collect())
 }
 
 fn attributes_at(map: &MapArray, i: usize) -> Result<Attributes, String> {

@@ -144,6 +144,28 @@ pub struct Generation {
     pub ordering: Ordering,
 }
 
+impl CatalogueState {
+    /// Prompt sets whose statistics new rows of the generation `id` carry; none where this state
+    /// knows no such generation.
+    pub fn sets_of(&self, id: &str) -> Option<&[PromptSetRecord]> {
+        if self.live.id == id {
+            return Some(&self.prompt_sets);
+        }
+        let beside = self.beside.as_ref().filter(|beside| beside.generation.id == id);
+        beside.map(|beside| beside.prompt_sets.as_slice())
+    }
+
+    /// The stored prompt set of that key, name or name@version; the newest version of a name.
+    pub fn prompt_set(&self, name: &str) -> Option<&PromptSetRecord> {
+        let fits = |set: &&PromptSetRecord| {
+            set.key.as_str() == name
+                || set.name == name
+                || format!("{}@{}", set.name, set.version) == name
+        };
+        self.prompt_sets.iter().filter(fits).max_by_key(|set| (set.version, set.since))
+    }
+}
+
 impl Generation {
     /// A generation for a model.
     pub fn new(
@@ -262,6 +284,34 @@ impl StateStore {
     /// The revision after `known`, if there is one: one request, cheap enough to poll.
     pub async fn after(&self, known: u64) -> Result<Option<CatalogueState>, TableError> {
         self.read(known + 1).await
+    }
+
+    /// Revision `revision`; `None` where there is none.
+    pub async fn at(&self, revision: u64) -> Result<Option<CatalogueState>, TableError> {
+        self.read(revision).await
+    }
+
+    /// Writes the newest revision as `change` makes it of the one before, and gives it; `None` from
+    /// `change` leaves it as it is. `change` is asked again where somebody else was faster.
+    pub async fn change<E: From<TableError>>(
+        &self,
+        by: &str,
+        change: impl Fn(CatalogueState) -> Result<Option<CatalogueState>, E>,
+    ) -> Result<CatalogueState, E> {
+        loop {
+            let newest = self.newest().await?;
+            let newest = newest
+                .ok_or_else(|| TableError::Missing { place: self.store.url().to_string() })?;
+            let revision = newest.revision + 1;
+            let Some(mut next) = change(newest.clone())? else { return Ok(newest) };
+            next.format = FORMAT;
+            next.revision = revision;
+            next.at = Utc::now();
+            by.clone_into(&mut next.by);
+            if self.write(&next).await? {
+                return Ok(next);
+            }
+        }
     }
 
     async fn read(&self, revision: u64) -> Result<Option<CatalogueState>, TableError> {

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::TableError;
-use super::log::Log;
+use super::log::{Kind, Log};
 use super::state::Generation;
 use crate::limits;
 use crate::record::Version;
@@ -131,7 +131,26 @@ pub async fn vacuum(
     now: DateTime<Utc>,
     dry_run: bool,
 ) -> Result<Vacuumed, TableError> {
-    let mut log = Log::open(catalogue, generation).await?;
+    let images = Log::open(catalogue, generation).await?;
+    let mut done = clean(images, options, now, dry_run).await?;
+    match Log::open_kind(catalogue, generation, Kind::Statistics).await {
+        Ok(statistics) => {
+            let more = clean(statistics, options, now, dry_run).await?;
+            done.files.extend(more.files.into_iter().map(|file| format!("statistics/{file}")));
+            done.log_files += more.log_files;
+        }
+        Err(TableError::Missing { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(done)
+}
+
+async fn clean(
+    mut log: Log,
+    options: &Options,
+    now: DateTime<Utc>,
+    dry_run: bool,
+) -> Result<Vacuumed, TableError> {
     let there: BTreeSet<String> = log
         .objects()
         .list(None)

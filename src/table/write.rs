@@ -17,7 +17,7 @@ use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use tracing::{info, warn};
 
 use super::file::FileWriter;
-use super::log::Log;
+use super::log::{Kind, Log};
 use super::state::Generation;
 use super::{TableError, schema};
 use crate::record::{Partition, Row};
@@ -84,7 +84,7 @@ impl Writer {
         attempts: u32,
     ) -> Result<Self, TableError> {
         Ok(Self {
-            log: Log::open_or_create(catalogue, generation).await?,
+            log: Log::open_or_create(catalogue, generation, Kind::Images).await?,
             attempts,
             replay: String::new(),
             positions: HashMap::new(),

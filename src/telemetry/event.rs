@@ -192,7 +192,7 @@ catalogue! {
     COMPACTION = "compaction", ["info"],
         "Small files of the table were merged, superseded rows dropped.",
         "None. `lost`: merges given up because another compactor was first.",
-        [count("jobs", ""), count("lost", ""), count("files_in", ""), count("files_out", ""), count("bytes_in", ""), count("bytes_out", ""), count("superseded", "rows dropped"), count("tombstones", "dropped"), count("ms", "")];
+        [count("jobs", ""), count("lost", ""), count("files_in", ""), count("files_out", ""), count("bytes_in", ""), count("bytes_out", ""), count("superseded", "rows dropped"), count("tombstones", "dropped"), count("folded", "backfilled statistics that stand in the rows now"), count("ms", "")];
     VACUUM = "vacuum", ["info"],
         "Files that are no longer part of the table were removed.",
         "None.",
@@ -233,6 +233,30 @@ catalogue! {
         "Events were published.",
         "None.",
         [count("published", ""), count("skipped", "")];
+    STATE = "state", ["info"],
+        "A change of the catalogue's state was taken up: new images are measured with these prompt sets.",
+        "None.",
+        [count("revision", "of the state"), text("prompt_sets", "their keys")];
+    STATE_FAILED = "state.failed", ["warn"],
+        "The catalogue's state was not read or taken up; what was known holds, the next look tries again.",
+        "If it stays: the message names the store, or what does not fit.",
+        [text("error", "")];
+    REINDEX = "reindex", ["info"],
+        "Statistics of stored rows are computed for a prompt set: at the beginning, every 10 s, at the end.",
+        "None.",
+        [text("phase", "`started`, `running` or `done`"), text("prompt_set", "its key"), count("rows", "of the table"), count("covered", "of them have the statistics"), count("pending_files", "files still to be measured"), count("measured", "rows, by this process"), number("seconds", "since it started")];
+    CONTROL = "control", ["info"],
+        "A request of the control topic was taken up.",
+        "None.",
+        [text("request", ""), text("prompt_set", "its key"), text("by", "who asked")];
+    CONTROL_REFUSED = "control.refused", ["error"],
+        "A request of the control topic cannot be done and was passed over.",
+        "The message says what is wrong; send it again corrected.",
+        [text("error", "")];
+    CONTROL_FAILED = "control.failed", ["warn"],
+        "The control topic cannot be read; ingestion goes on.",
+        "Check that `source.control_topic` exists.",
+        [text("error", "")];
 }
 
 /// The event of that name.

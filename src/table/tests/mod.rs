@@ -2,6 +2,7 @@
 
 mod faulty;
 mod model;
+mod statistics;
 mod tidy;
 
 use std::ops::Range;

@@ -1,0 +1,186 @@
+//! What a prompt set still lacks in the stored rows, and reading what measuring them needs.
+
+use std::collections::HashMap;
+
+use deltalake_core::arrow::array::{Array, AsArray};
+use deltalake_core::arrow::datatypes::Float32Type;
+use deltalake_core::parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
+use deltalake_core::parquet::errors::ParquetError;
+use futures::TryStreamExt;
+use object_store::path::Path;
+use serde::Serialize;
+
+use super::file;
+use super::log::Log;
+use super::state::Generation;
+use super::statistics::{self, Backfilled, StatisticsTable, UnitFile};
+use super::{TableError, schema};
+use crate::statistics::{Statistics, StatisticsKey};
+use crate::store::Store;
+
+/// Columns that measuring a row needs: all others are not read.
+const COLUMNS: [&str; 6] =
+    ["image_id", "sequence", "deleted", "embedded_at", "embedding", "statistics"];
+
+/// How much of a table has the statistics of a prompt set, by what the logs say: a file counts as a
+/// whole. Superseded rows and tombstones count too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Coverage {
+    /// The set.
+    pub prompt_set: StatisticsKey,
+    /// Rows in all.
+    pub rows: usize,
+    /// Rows in files in which every row has the statistics, by itself or backfilled.
+    pub covered: usize,
+    /// Files that are still to be measured.
+    pub pending_files: usize,
+}
+
+impl Coverage {
+    /// Whether nothing is missing.
+    pub fn complete(&self) -> bool {
+        self.pending_files == 0
+    }
+}
+
+/// A data file that lacks the statistics of a set.
+#[derive(Debug, Clone)]
+pub struct Pending {
+    /// Its path in the `images` table.
+    pub path: Path,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Rows in it, where the log says so.
+    pub rows: usize,
+}
+
+/// The stored rows of one generation, as a reindex sees them.
+pub struct Stored {
+    log: Log,
+    statistics: Option<StatisticsTable>,
+    catalogue: Store,
+    generation: Generation,
+}
+
+impl Stored {
+    /// Opens both tables of `generation`; `Missing` where there is no `images` table.
+    pub async fn open(catalogue: &Store, generation: &Generation) -> Result<Self, TableError> {
+        Ok(Self {
+            log: Log::open(catalogue, generation).await?,
+            statistics: StatisticsTable::open(catalogue, generation, 1).await?,
+            catalogue: catalogue.clone(),
+            generation: generation.clone(),
+        })
+    }
+
+    /// What lacks the statistics of `key` now, the largest files first, and how much that is.
+    pub async fn pending(
+        &mut self,
+        key: &StatisticsKey,
+    ) -> Result<(Vec<Pending>, Coverage), TableError> {
+        self.log.update().await?;
+        let units = self.units().await?;
+        let mut coverage =
+            Coverage { prompt_set: key.clone(), rows: 0, covered: 0, pending_files: 0 };
+        let mut pending = Vec::new();
+        for file in self.log.snapshot()?.log_data().iter() {
+            let rows = file.num_records().unwrap_or_default();
+            coverage.rows += rows;
+            let path = file.object_store_path();
+            #[expect(deprecated, reason = "there is no other way to a file's tags")]
+            let carried = file::carries(&file.add_action(), key.as_str());
+            if carried || units.contains_key(&statistics::unit(key, path.as_ref())) {
+                coverage.covered += rows;
+            } else {
+                pending.push(Pending { path, size: file.size().unsigned_abs(), rows });
+            }
+        }
+        coverage.pending_files = pending.len();
+        pending.sort_by_key(|file| std::cmp::Reverse(file.size));
+        Ok((pending, coverage))
+    }
+
+    async fn units(&mut self) -> Result<HashMap<String, UnitFile>, TableError> {
+        if self.statistics.is_none() {
+            self.statistics = StatisticsTable::open(&self.catalogue, &self.generation, 1).await?;
+        }
+        match &mut self.statistics {
+            None => Ok(HashMap::new()),
+            Some(statistics) => statistics.units().await,
+        }
+    }
+
+    /// Statistics, by `measure`, of every image in a file that lacks those of `key`; `None` where the
+    /// file was rewritten meanwhile. Reads only the columns that this needs. Computes: call it from
+    /// a thread that may block.
+    pub async fn measure(
+        &self,
+        file: &Pending,
+        key: &StatisticsKey,
+        measure: &(dyn Fn(&[f32]) -> Option<Statistics> + Sync),
+    ) -> Result<Option<Vec<Backfilled>>, TableError> {
+        let corrupt = |reason: String| TableError::Corrupt {
+            file: format!("{}/{}", self.log.place, file.path),
+            reason,
+        };
+        let failed = |e: ParquetError| self.log.error(e.into());
+        let (path, size) = (file.path.clone(), file.size);
+        let reader = file::RangeReader { objects: self.log.objects(), path, size };
+        let builder = match ParquetRecordBatchStreamBuilder::new(reader).await {
+            Ok(builder) => builder,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let mask = ProjectionMask::columns(builder.parquet_schema(), COLUMNS);
+        let mut batches = builder.with_projection(mask).build().map_err(failed)?;
+        let mut found = Vec::new();
+        loop {
+            let batch = match batches.try_next().await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => return Ok(Some(found)),
+                Err(error) if is_missing(&error) => return Ok(None),
+                Err(error) => return Err(failed(error)),
+            };
+            let versions = schema::keys(&batch).map_err(corrupt)?;
+            let embeddings = batch
+                .column_by_name("embedding")
+                .and_then(|c| c.as_list_opt::<i32>())
+                .ok_or_else(|| corrupt("column embedding is not a list".into()))?;
+            let values = embeddings
+                .values()
+                .as_primitive_opt::<Float32Type>()
+                .ok_or_else(|| corrupt("column embedding is not a list of 32-bit floats".into()))?
+                .values();
+            let offsets = embeddings.value_offsets();
+            let has = schema::has_statistics(&batch, key.as_str()).map_err(corrupt)?;
+            for (i, (image_id, version)) in versions.into_iter().enumerate() {
+                if version.deleted || has[i] {
+                    continue;
+                }
+                let embedding = &values[offsets[i] as usize..offsets[i + 1] as usize];
+                if embedding.len() != self.generation.dimension || embeddings.is_null(i) {
+                    return Err(corrupt(format!(
+                        "an embedding has {} values, the generation has {}",
+                        embedding.len(),
+                        self.generation.dimension
+                    )));
+                }
+                if let Some(statistics) = measure(embedding) {
+                    found.push(Backfilled {
+                        image_id,
+                        sequence: version.sequence,
+                        embedded_at: version.embedded_at,
+                        embedding_hash: statistics::embedding_hash(embedding),
+                        statistics,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Whether the store said that the file is not there.
+fn is_missing(error: &ParquetError) -> bool {
+    let ParquetError::External(source) = error else { return false };
+    matches!(source.downcast_ref(), Some(object_store::Error::NotFound { .. }))
+}

@@ -1,0 +1,390 @@
+//! Backfilled statistics: the `statistics` table beside `images`, partitioned by prompt set.
+//!
+//! New rows carry their statistics themselves. Here are those that were computed later, from stored
+//! embeddings, for rows that were there before the prompt set was. A file of this table belongs to
+//! one file of `images` and one prompt set, its unit: its name begins with the unit's identifier,
+//! so that the snapshot alone says what is done, whoever did it, and a unit that two processes
+//! computed at once stands once. Compaction folds a unit into the rows when it rewrites their file,
+//! and removes it here.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use deltalake_core::arrow::array::{
+    ArrayRef, AsArray, Float32Array, Int32Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
+};
+use deltalake_core::arrow::datatypes::{
+    Float32Type, Int32Type, Schema as ArrowSchema, TimestampMicrosecondType,
+};
+use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake_core::kernel::{Action, Add, Remove};
+use deltalake_core::protocol::{DeltaOperation, SaveMode};
+use half::f16;
+use object_store::path::Path;
+use sha2::{Digest, Sha256};
+use tracing::info;
+
+use super::TableError;
+use super::file::{self, FileWriter, Unread};
+use super::log::{Kind, Log};
+use super::schema::PROMPT_SET;
+use super::state::Generation;
+use crate::record::{Row, Sequence, hex};
+use crate::retry::{Backoff, Decide, Verdict};
+use crate::statistics::{Statistics, StatisticsKey};
+use crate::store::Store;
+use crate::telemetry::event;
+
+/// Digits of a unit's identifier.
+const DIGITS: usize = 16;
+
+/// Statistics of one version of one image, computed after its row was stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backfilled {
+    /// Which image.
+    pub image_id: String,
+    /// Its version …
+    pub sequence: Sequence,
+    /// … and when that row was made: together they name one row.
+    pub embedded_at: DateTime<Utc>,
+    /// [`embedding_hash`] of the embedding that was measured.
+    pub embedding_hash: String,
+    /// The statistics.
+    pub statistics: Statistics,
+}
+
+/// The first 16 hexadecimal digits of the SHA-256 of an embedding's values as f16, little-endian.
+pub fn embedding_hash(values: &[f32]) -> String {
+    let mut hasher = Sha256::new();
+    let mut bytes = [0u8; 128];
+    for piece in values.chunks(bytes.len() / 2) {
+        for (two, value) in bytes.chunks_exact_mut(2).zip(piece) {
+            two.copy_from_slice(&f16::from_f32(*value).to_le_bytes());
+        }
+        hasher.update(&bytes[..piece.len() * 2]);
+    }
+    hex(&hasher.finalize()[..8])
+}
+
+/// The identifier of a unit: the file `images` of the `images` table, measured with the set `key`.
+pub fn unit(key: &StatisticsKey, images: &str) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(key.as_str().as_bytes());
+    hasher.update([0]);
+    hasher.update(images.as_bytes());
+    hex(&hasher.finalize()[..DIGITS / 2])
+}
+
+/// Backfilled statistics by image, sequence and the time at which the row was made.
+pub type ByVersion = HashMap<(String, Sequence, DateTime<Utc>), Backfilled>;
+
+/// Backfilled statistics by the row that they name.
+pub fn by_version(found: Vec<Backfilled>) -> ByVersion {
+    let keyed = |b: Backfilled| ((b.image_id.clone(), b.sequence.clone(), b.embedded_at), b);
+    found.into_iter().map(keyed).collect()
+}
+
+/// Gives rows the backfilled statistics of exactly their version and embedding. Returns how many.
+pub fn attach(rows: &mut [Row], key: &StatisticsKey, found: &ByVersion) -> usize {
+    let mut attached = 0;
+    for row in rows {
+        let Some(image) = &mut row.image else { continue };
+        let version = (row.image_id.to_string(), row.sequence.clone(), row.embedded_at);
+        if let Some(found) = found.get(&version)
+            && !image.statistics.contains_key(key)
+            && found.embedding_hash == embedding_hash(image.embedding.values())
+        {
+            image.statistics.insert(key.clone(), found.statistics);
+            attached += 1;
+        }
+    }
+    attached
+}
+
+/// A file of the table.
+#[derive(Debug, Clone)]
+pub struct UnitFile {
+    /// Its path.
+    pub path: String,
+    /// Its prompt set.
+    pub key: StatisticsKey,
+    /// Rows in it, where the log says so.
+    pub rows: usize,
+    remove: Remove,
+}
+
+/// The statistics of a unit, written to a file that no commit names yet.
+#[derive(Debug, Clone)]
+pub struct StagedUnit(Add);
+
+/// The statistics table of one generation.
+pub struct StatisticsTable {
+    log: Log,
+    attempts: u32,
+}
+
+impl StatisticsTable {
+    /// Opens the table; `None` where nothing was ever backfilled. A commit is tried `attempts` times.
+    pub async fn open(
+        catalogue: &Store,
+        generation: &Generation,
+        attempts: u32,
+    ) -> Result<Option<Self>, TableError> {
+        match Log::open_kind(catalogue, generation, Kind::Statistics).await {
+            Ok(log) => Ok(Some(Self { log, attempts })),
+            Err(TableError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens the table, making it where it is missing.
+    pub async fn open_or_create(
+        catalogue: &Store,
+        generation: &Generation,
+        attempts: u32,
+    ) -> Result<Self, TableError> {
+        let log = Log::open_or_create(catalogue, generation, Kind::Statistics).await?;
+        Ok(Self { log, attempts })
+    }
+
+    /// The files of the newest snapshot, by unit.
+    pub async fn units(&mut self) -> Result<HashMap<String, UnitFile>, TableError> {
+        self.log.update().await?;
+        units(&self.log)
+    }
+
+    /// The rows of a file; none where the file was removed meanwhile.
+    pub async fn read(&self, path: &str) -> Result<Vec<Backfilled>, TableError> {
+        read(&self.log, path).await
+    }
+
+    /// Writes the statistics of a unit to a file that no commit names yet. There may be none: the
+    /// file then says that the unit is done.
+    pub async fn stage(
+        &self,
+        key: &StatisticsKey,
+        images: &str,
+        found: &[Backfilled],
+    ) -> Result<StagedUnit, TableError> {
+        let failed = |e: deltalake_core::parquet::errors::ParquetError| self.log.error(e.into());
+        let batch = to_batch(&self.log, found)?;
+        let backoff = Backoff::times(self.attempts);
+        let mut attempt = 0;
+        loop {
+            let mut file = FileWriter::new(batch.schema()).map_err(failed)?;
+            file.write(&batch).map_err(failed)?;
+            match file.put_as(&self.log, &unit(key, images)).await {
+                Ok(mut add) => {
+                    add.partition_values =
+                        HashMap::from([(PROMPT_SET.to_owned(), Some(key.to_string()))]);
+                    return Ok(StagedUnit(add));
+                }
+                Err(error) if error.verdict() == Verdict::Retry && attempt + 1 < self.attempts => {
+                    info!(event = event::RETRY, stage = "table", attempt, %error, "a file was not written; trying again");
+                    tokio::time::sleep(backoff.pause(attempt)).await;
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Commits staged files. Units that somebody else has committed meanwhile are left out.
+    pub async fn append(&mut self, staged: Vec<StagedUnit>) -> Result<(), TableError> {
+        self.commit(staged.into_iter().map(|unit| unit.0).collect(), Vec::new()).await
+    }
+
+    /// Takes files out of the table.
+    pub async fn remove(&mut self, files: Vec<UnitFile>) -> Result<(), TableError> {
+        self.commit(Vec::new(), files).await
+    }
+
+    /// Takes all files of a prompt set out of the table; returns how many.
+    pub async fn drop_set(&mut self, key: &StatisticsKey) -> Result<usize, TableError> {
+        let units = self.units().await?;
+        let files: Vec<UnitFile> = units.into_values().filter(|file| file.key == *key).collect();
+        let count = files.len();
+        self.remove(files).await?;
+        Ok(count)
+    }
+
+    /// As the `images` table is committed: without the library's own retries, each attempt looking
+    /// at the very snapshot that it commits against. An attempt that landed without an answer shows
+    /// in the next one's snapshot.
+    async fn commit(&mut self, adds: Vec<Add>, removes: Vec<UnitFile>) -> Result<(), TableError> {
+        let backoff = Backoff { cap: Duration::from_secs(2), ..Backoff::times(self.attempts) };
+        let mut last = String::new();
+        for attempt in 0..self.attempts {
+            let result = async {
+                let live = self.units().await?;
+                let paths: HashSet<&str> = live.values().map(|file| file.path.as_str()).collect();
+                let new = adds.iter().filter(|add| !live.contains_key(&add.path[..DIGITS]));
+                let gone = removes.iter().filter(|file| paths.contains(file.path.as_str()));
+                let actions: Vec<Action> = new
+                    .cloned()
+                    .map(Action::Add)
+                    .chain(gone.map(|file| Action::Remove(file.remove.clone())))
+                    .collect();
+                if actions.is_empty() { Ok(()) } else { self.commit_once(actions).await }
+            };
+            match result.await {
+                Err(error) if error.verdict() == Verdict::Retry => {
+                    last = error.to_string();
+                    info!(event = event::COMMIT_CONFLICT, attempt, reason = %last, "statistics were not committed; looking again");
+                    tokio::time::sleep(backoff.pause(attempt)).await;
+                }
+                other => return other,
+            }
+        }
+        Err(TableError::Exhausted { place: self.log.place.clone(), attempts: self.attempts, last })
+    }
+
+    async fn commit_once(&mut self, actions: Vec<Action>) -> Result<(), TableError> {
+        let properties = CommitProperties::default()
+            .with_max_retries(0)
+            .with_create_checkpoint(true)
+            .with_cleanup_expired_logs(Some(false));
+        let partition_by = Some(vec![PROMPT_SET.to_owned()]);
+        let operation =
+            DeltaOperation::Write { mode: SaveMode::Append, partition_by, predicate: None };
+        let done = CommitBuilder::from(properties)
+            .with_actions(actions)
+            .build(Some(self.log.snapshot()?), self.log.store(), operation)
+            .await
+            .map_err(|e| self.log.error(e))?;
+        self.log.table.state = Some(done.snapshot());
+        Ok(())
+    }
+}
+
+/// The files of the loaded snapshot, by unit.
+pub fn units(log: &Log) -> Result<HashMap<String, UnitFile>, TableError> {
+    let mut units = HashMap::new();
+    for file in log.snapshot()?.log_data().iter() {
+        let path = file.path().into_owned();
+        let key = file.partition_values_map().remove(PROMPT_SET).flatten();
+        let (Some(unit), Some(key)) = (path.get(..DIGITS), key) else { continue };
+        let unit = unit.to_owned();
+        let found = UnitFile {
+            key: StatisticsKey::from_stored(&key),
+            rows: file.num_records().unwrap_or_default(),
+            remove: file.remove_action(true),
+            path,
+        };
+        units.insert(unit, found);
+    }
+    Ok(units)
+}
+
+/// The rows of a file of the table; none where it was removed meanwhile.
+pub async fn read(log: &Log, path: &str) -> Result<Vec<Backfilled>, TableError> {
+    let bytes = match file::get(log, &Path::from(path)).await {
+        Ok(bytes) => bytes,
+        Err(Unread::Missing) => return Ok(Vec::new()),
+        Err(error) => return Err(error.of(log, path)),
+    };
+    let corrupt =
+        |reason: String| TableError::Corrupt { file: format!("{}/{path}", log.place), reason };
+    let mut found = Vec::new();
+    for batch in file::batches(bytes).map_err(|e| corrupt(e.to_string()))? {
+        let batch = batch.map_err(|e| corrupt(e.to_string()))?;
+        found.extend(from_batch(&batch).map_err(corrupt)?);
+    }
+    Ok(found)
+}
+
+/// The set and the rows of a file that a commit adds.
+pub async fn added(
+    log: &Log,
+    add: &Add,
+) -> Result<Option<(StatisticsKey, Vec<Backfilled>)>, TableError> {
+    let key = add.partition_values.get(PROMPT_SET).cloned().flatten();
+    let Some(key) = key else { return Ok(None) };
+    Ok(Some((StatisticsKey::from_stored(&key), read(log, &add.path).await?)))
+}
+
+fn to_batch(log: &Log, found: &[Backfilled]) -> Result<RecordBatch, TableError> {
+    let corrupt = |reason: String| TableError::Corrupt { file: log.place.clone(), reason };
+    // The partition column stands in the log, not in the files.
+    let fields = log.arrow_schema()?;
+    let fields: Vec<_> = fields.fields().iter().filter(|f| f.name() != PROMPT_SET).collect();
+    let schema = Arc::new(ArrowSchema::new(fields.into_iter().cloned().collect::<Vec<_>>()));
+    let text = |value: fn(&Backfilled) -> &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(found.iter().map(value)))
+    };
+    let float = |value: fn(&Statistics) -> f32| -> ArrayRef {
+        Arc::new(Float32Array::from_iter_values(found.iter().map(|b| value(&b.statistics))))
+    };
+    let times = found.iter().map(|b| b.embedded_at.timestamp_micros());
+    let columns: BTreeMap<&str, ArrayRef> = BTreeMap::from([
+        ("image_id", text(|b| &b.image_id)),
+        ("sequence", text(|b| b.sequence.as_str())),
+        (
+            "embedded_at",
+            Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC"))
+                as ArrayRef,
+        ),
+        ("embedding_hash", text(|b| &b.embedding_hash)),
+        ("n", Arc::new(Int32Array::from_iter_values(found.iter().map(|b| b.statistics.n as i32)))),
+        ("mean", float(|s| s.mean)),
+        ("std", float(|s| s.std)),
+        ("min", float(|s| s.min)),
+        ("max", float(|s| s.max)),
+        ("lse", float(|s| s.lse)),
+        ("topk_mean", float(|s| s.topk_mean)),
+    ]);
+    let ordered = schema.fields().iter().map(|field| {
+        columns.get(field.name().as_str()).cloned().ok_or_else(|| {
+            corrupt(format!(
+                "the table has a column {} that this version does not know; update bsap",
+                field.name()
+            ))
+        })
+    });
+    let ordered = ordered.collect::<Result<Vec<_>, _>>()?;
+    RecordBatch::try_new(schema, ordered).map_err(|e| corrupt(e.to_string()))
+}
+
+fn from_batch(batch: &RecordBatch) -> Result<Vec<Backfilled>, String> {
+    let column =
+        |name: &str| batch.column_by_name(name).ok_or_else(|| format!("column {name} is missing"));
+    let text = |name: &str| -> Result<&StringArray, String> {
+        column(name)?.as_string_opt::<i32>().ok_or_else(|| format!("column {name} is not text"))
+    };
+    let float = |name: &str| -> Result<&Float32Array, String> {
+        column(name)?
+            .as_primitive_opt::<Float32Type>()
+            .ok_or_else(|| format!("column {name} is not a 32-bit float"))
+    };
+    let (ids, sequences, hashes) = (text("image_id")?, text("sequence")?, text("embedding_hash")?);
+    let times = column("embedded_at")?
+        .as_primitive_opt::<TimestampMicrosecondType>()
+        .ok_or("column embedded_at is not a timestamp in microseconds")?;
+    let n =
+        column("n")?.as_primitive_opt::<Int32Type>().ok_or("column n is not a 32-bit integer")?;
+    let (mean, std, min) = (float("mean")?, float("std")?, float("min")?);
+    let (max, lse, topk) = (float("max")?, float("lse")?, float("topk_mean")?);
+    (0..batch.num_rows())
+        .map(|i| {
+            Ok(Backfilled {
+                image_id: ids.value(i).to_owned(),
+                sequence: Sequence::from_stored(sequences.value(i)),
+                embedded_at: DateTime::from_timestamp_micros(times.value(i))
+                    .ok_or("embedded_at is no time")?,
+                embedding_hash: hashes.value(i).to_owned(),
+                statistics: Statistics {
+                    n: n.value(i) as u32,
+                    mean: mean.value(i),
+                    std: std.value(i),
+                    min: min.value(i),
+                    max: max.value(i),
+                    lse: lse.value(i),
+                    topk_mean: topk.value(i),
+                },
+            })
+        })
+        .collect()
+}
