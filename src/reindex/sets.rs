@@ -73,7 +73,12 @@ async fn take_up(
         before.len() == embedded.len() && before.iter().zip(&embedded).all(|(a, b)| a.key == b.key);
     if !same {
         let names: Vec<&str> = embedded.iter().map(|set| set.key.as_str()).collect();
-        info!(event = event::STATE, revision = state.revision, prompt_sets = names.join(" "), "new images are measured with these prompt sets");
+        info!(
+            event = event::STATE,
+            revision = state.revision,
+            prompt_sets = names.join(" "),
+            "new images are measured with these prompt sets"
+        );
         sets.set(embedded);
     }
     Ok(())
