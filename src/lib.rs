@@ -21,6 +21,7 @@ pub mod limits;
 pub mod normalise;
 pub mod prompts;
 pub mod publish;
+pub mod reconcile;
 pub mod record;
 pub mod reindex;
 pub mod retry;

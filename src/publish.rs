@@ -20,7 +20,7 @@ use tracing::info;
 use url::Url;
 
 use crate::kafka;
-use crate::record::{Message, Operation, Ordering, Partition};
+use crate::record::{Message, Operation, Ordering, Partition, Sequence};
 use crate::retry::{Decide, Verdict};
 use crate::source::{Decoder, ImageEvent};
 use crate::store::{self, Store, StoreError};
@@ -184,10 +184,10 @@ pub struct Naming {
 
 impl Naming {
     /// The event that announces `uri` as changed at `changed`.
-    fn upsert(&self, id: &str, uri: &Url, changed: DateTime<Utc>) -> ImageEvent {
+    pub fn upsert(&self, id: &str, uri: &str, changed: DateTime<Utc>) -> ImageEvent {
         let time = if self.now { Utc::now() } else { changed };
         ImageEvent {
-            uri: Some(uri.to_string()),
+            uri: Some(uri.to_owned()),
             attributes: self.attributes.clone(),
             ..self.event(id, Operation::Upsert, time)
         }
@@ -198,7 +198,8 @@ impl Naming {
         self.event(id, Operation::Delete, Utc::now())
     }
 
-    fn event(&self, id: &str, operation: Operation, time: DateTime<Utc>) -> ImageEvent {
+    /// The event that `id` changed at `time`, without what an upsert needs besides.
+    pub fn event(&self, id: &str, operation: Operation, time: DateTime<Utc>) -> ImageEvent {
         let sequence = u64::try_from(time.timestamp_micros()).ok();
         ImageEvent {
             image_id: format!("{}{id}", self.id_prefix),
@@ -222,8 +223,11 @@ pub async fn discover(
     match url.scheme() {
         "http" | "https" => {
             let id = url.path_segments().and_then(|mut s| s.next_back()).unwrap_or_default();
-            let event =
-                naming.upsert(if id.is_empty() { url.as_str() } else { id }, &url, Utc::now());
+            let event = naming.upsert(
+                if id.is_empty() { url.as_str() } else { id },
+                url.as_str(),
+                Utc::now(),
+            );
             Ok(once(async { Ok(Ok(event)) }).boxed())
         }
         "file" => local(target, &url, naming).await,
@@ -252,20 +256,66 @@ async fn local(
     let store = Store::open(folder, &BTreeMap::new())?;
     let key = object_store::path::Path::parse(name).map_err(|e| wrong(e.to_string()))?;
     let meta = store.objects().head(&key).await.map_err(|e| store.error(e))?;
-    let event = announce(&store, &meta, &naming);
+    let object = Object::of(&store, &meta);
+    let event = naming.upsert(&object.key, object.uri.as_str(), object.changed);
     Ok(once(async { Ok(Ok(event)) }).boxed())
 }
 
 /// The events for every picture below a place.
 fn list(store: Store, naming: Naming) -> BoxStream<'static, Result<Candidate, PublishError>> {
-    let listed = store.objects().list(None);
-    listed
+    objects(store)
         .filter_map(move |object| {
             let candidate = match object {
-                Err(error) => Some(Err(store.error(error).into())),
-                Ok(meta) => is_picture(&meta).then(|| Ok(Ok(announce(&store, &meta, &naming)))),
+                Err(error) => Some(Err(error.into())),
+                Ok(object) => object.picture.then(|| {
+                    Ok(Ok(naming.upsert(&object.key, object.uri.as_str(), object.changed)))
+                }),
             };
             std::future::ready(candidate)
+        })
+        .boxed()
+}
+
+/// An object as a listing has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// Its key within the place that is listed.
+    pub key: String,
+    /// Its address.
+    pub uri: Url,
+    /// Its last change.
+    pub changed: DateTime<Utc>,
+    /// Its size.
+    pub bytes: u64,
+    /// Whether its name is one of a picture.
+    pub picture: bool,
+}
+
+impl Object {
+    fn of(store: &Store, meta: &ObjectMeta) -> Self {
+        let mut uri = store.url().clone();
+        if let Ok(mut segments) = uri.path_segments_mut() {
+            segments
+                .pop_if_empty()
+                .extend(meta.location.parts().map(|part| part.as_ref().to_owned()));
+        }
+        Self {
+            key: meta.location.as_ref().to_owned(),
+            uri,
+            changed: meta.last_modified,
+            bytes: meta.size,
+            picture: is_picture(meta),
+        }
+    }
+}
+
+/// Every object below a place, in the order of the store.
+pub fn objects(store: Store) -> BoxStream<'static, Result<Object, StoreError>> {
+    let listed = store.objects().list(None);
+    listed
+        .map(move |object| match object {
+            Ok(meta) => Ok(Object::of(&store, &meta)),
+            Err(error) => Err(store.error(error)),
         })
         .boxed()
 }
@@ -273,14 +323,6 @@ fn list(store: Store, naming: Naming) -> BoxStream<'static, Result<Candidate, Pu
 fn is_picture(meta: &ObjectMeta) -> bool {
     let extension = meta.location.extension().map(str::to_ascii_lowercase);
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
-}
-
-fn announce(store: &Store, meta: &ObjectMeta, naming: &Naming) -> ImageEvent {
-    let mut url = store.url().clone();
-    if let Ok(mut segments) = url.path_segments_mut() {
-        segments.pop_if_empty().extend(meta.location.parts().map(|part| part.as_ref().to_owned()));
-    }
-    naming.upsert(meta.location.as_ref(), &url, meta.last_modified)
 }
 
 /// The events in JSON lines; a line that a worker would refuse becomes a candidate that is none.
@@ -305,15 +347,16 @@ pub fn lines(
                 break;
             }
         }
-        let candidate =
-            check(line.trim(), &rules).map_err(|reason| format!("{name}:{number}: {reason}"));
+        let candidate = check(line.trim(), &rules)
+            .map(|(event, _)| event)
+            .map_err(|reason| format!("{name}:{number}: {reason}"));
         Ok(Some((candidate, (reader, rules, name, number))))
     })
     .boxed()
 }
 
-/// A line as an event, checked as a worker checks it.
-fn check(line: &str, rules: &Decoder) -> Candidate {
+/// A line as an event, checked as a worker checks it, and its version by the catalogue's ordering.
+pub fn check(line: &str, rules: &Decoder) -> Result<(ImageEvent, Sequence), String> {
     if line.len() > MAX_LINE_BYTES {
         return Err(format!(
             "has {} bytes, more than {MAX_LINE_BYTES}; give a uri instead of data",
@@ -331,8 +374,11 @@ fn check(line: &str, rules: &Decoder) -> Candidate {
         headers: Vec::new(),
         timestamp_ms: None,
     };
-    rules.decode(&message, Utc::now()).map_err(|e| e.to_string())?;
-    serde_json::from_str(line).map_err(|e| e.to_string())
+    let events = rules.decode(&message, Utc::now()).map_err(|e| e.to_string())?;
+    let Some(event) = events.into_iter().next() else {
+        return Err("tells of no image".into());
+    };
+    Ok((serde_json::from_str(line).map_err(|e| e.to_string())?, event.sequence))
 }
 
 #[cfg(test)]

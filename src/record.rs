@@ -347,7 +347,7 @@ impl Row {
 }
 
 /// What decides between two rows of an image; compares in the order of its fields.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Version {
     /// The order of the versions of an image.
     pub sequence: Sequence,

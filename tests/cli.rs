@@ -55,6 +55,14 @@ fn usage_is_2() {
     fails(&["fly"], &[], 2, &["fly"]);
     fails(&["demo", "--images", "0"], &[], 2, &["--images"]);
     fails(&["publish"], &[("BSAP_KAFKA__BROKERS", "127.0.0.1:1")], 2, &["nothing to publish"]);
+    fails(&["reconcile"], &[], 2, &["nothing to compare with"]);
+    fails(&["reconcile", "nowhere/at/all"], &[], 1, &["there is no catalogue"]);
+    fails(&["reconcile", "x", "--max-deletes", "2"], &[], 2, &["--max-deletes", "between 0 and 1"]);
+    fails(&["reconcile", "--ids", "x", "--repair"], &[], 2, &["--as-of"]);
+    for (ordering, word) in [("sequencer", "sequencer"), ("sequence", "--sequence-is-time")] {
+        let ordering = [("BSAP_SOURCE__ORDERING", ordering)];
+        fails(&["reconcile", "x", "--repair"], &ordering, 2, &[word]);
+    }
     fails(&["search", "x", "--server", "nonsense"], &[], 2, &["--server", "http://"]);
 }
 

@@ -1,6 +1,7 @@
 //! Arguments as typed.
 
 mod dead_letters;
+mod reconcile;
 mod reindex;
 mod table;
 
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use dead_letters::{DeadLettersAction, DeadLettersArgs, FilterArgs};
+pub use reconcile::ReconcileArgs;
 pub use reindex::{ReindexAction, ReindexArgs, StatisticsArgs};
 pub use table::{CompactArgs, StatusArgs, VacuumArgs, VerifyArgs};
 
@@ -68,6 +70,7 @@ impl Cli {
             ("ingest", &WORKER[..]),
             ("serve", &["model", "table", "search", "fetch", "http", "log"]),
             ("publish", &["kafka", "source", "attributes", "fetch"]),
+            ("reconcile", &["kafka", "source", "attributes", "fetch", "table", "upkeep"]),
             ("dead-letters", &["kafka", "dead_letter"]),
             ("status", &["table", "kafka", "source"]),
             ("verify", &["table", "upkeep"]),
@@ -99,6 +102,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Announce images: files, folders, bucket prefixes or JSON lines become events
     Publish(PublishArgs),
+    /// Find images that are new, changed or gone without an event, and announce them
+    Reconcile(ReconcileArgs),
     /// List, show and send again messages that could not be used
     DeadLetters(DeadLettersArgs),
     /// Show what is stored, how it is served, and how far ingestion is behind

@@ -16,7 +16,7 @@ pub struct StatusArgs {
 Every file is read and compared with its checksum and with what the log says of it; every row is \
 looked at. Ends with code 1 where something is lost or wrong; warnings alone do not fail it.
 
-Whether the table holds what the bucket holds is another question: this looks at the table alone.")]
+Whether the table holds what the bucket holds is another question: `bsap reconcile` answers it.")]
 pub struct VerifyArgs {
     /// Print one JSON object
     #[arg(long)]

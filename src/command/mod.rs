@@ -19,6 +19,7 @@ mod model;
 mod parts;
 mod prompts;
 mod publish;
+mod reconcile;
 mod reindex;
 mod search;
 mod serve;
@@ -116,6 +117,10 @@ pub fn run(cli: &Cli) -> Done {
         Command::Publish(args) => {
             let config = load_for_client(cli)?;
             logged(config, |config, token| publish::run(args, config, token))
+        }
+        Command::Reconcile(args) => {
+            let config = load_for_client(cli)?;
+            logged(config, |config, token| reconcile::run(args, config, token))
         }
         Command::DeadLetters(args) => {
             let config = quiet(load_for_client(cli)?);

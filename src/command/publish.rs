@@ -32,7 +32,12 @@ pub async fn run(args: &PublishArgs, config: Config, token: CancellationToken) -
              bucket announce its images",
         ));
     }
-    let naming = naming(args, &config)?;
+    let naming = Naming {
+        id_prefix: args.id_prefix.clone(),
+        attributes: attributes(&args.attributes, &config)?,
+        now: args.now,
+        ordering: config.source.ordering,
+    };
     let mut candidates: Vec<BoxStream<'static, Result<Candidate, PublishError>>> = Vec::new();
     for target in &args.targets {
         let found = publish::discover(target, &config.fetch.store_options, naming.clone()).await;
@@ -82,9 +87,12 @@ fn skipped(count: u64) -> Done {
 }
 
 /// Attributes are read as their declared types; others would be ignored by every worker.
-fn naming(args: &PublishArgs, config: &Config) -> Result<Naming, Failure> {
+pub fn attributes(
+    given: &[(String, String)],
+    config: &Config,
+) -> Result<BTreeMap<String, Value>, Failure> {
     let mut attributes = BTreeMap::new();
-    for (name, text) in &args.attributes {
+    for (name, text) in given {
         let kind = config.attributes.get(name).ok_or_else(|| {
             Failure::usage(format!(
                 "--attribute {name}: is not declared; add it to [attributes] in the configuration"
@@ -102,12 +110,7 @@ fn naming(args: &PublishArgs, config: &Config) -> Result<Naming, Failure> {
         };
         attributes.insert(name.clone(), value);
     }
-    Ok(Naming {
-        id_prefix: args.id_prefix.clone(),
-        attributes,
-        now: args.now,
-        ordering: config.source.ordering,
-    })
+    Ok(attributes)
 }
 
 async fn lines(

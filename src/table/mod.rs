@@ -16,6 +16,7 @@ mod backfill;
 mod compact;
 mod file;
 mod follow;
+mod inventory;
 mod lease;
 mod log;
 mod overview;
@@ -37,6 +38,7 @@ use serde::{Deserialize, Serialize};
 pub use backfill::{Coverage, Pending, Stored};
 pub use compact::{Compacted, Compactor, Depth};
 pub use follow::{Changes, Follower};
+pub use inventory::{Entry, inventory};
 pub use lease::Lease;
 pub use overview::{Overview, positions};
 pub use state::{

@@ -352,7 +352,8 @@ pub fn has_statistics(batch: &RecordBatch, key: &str) -> Result<Vec<bool>, Strin
     Ok((0..batch.num_rows()).map(has).collect())
 }
 
-fn attributes_at(map: &MapArray, i: usize) -> Result<Attributes, String> {
+/// The attributes of row `i` of a column of attributes.
+pub fn attributes_at(map: &MapArray, i: usize) -> Result<Attributes, String> {
     if map.is_null(i) {
         return Ok(Attributes::new());
     }

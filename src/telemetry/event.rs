@@ -179,7 +179,7 @@ catalogue! {
         [text("error", "").maybe()];
     SOURCE_GAP = "source.gap", ["error"],
         "Kafka's retention removed messages that were never processed.",
-        "Announce the images again (`bsap publish`), and give the topic a longer retention.",
+        "`bsap reconcile --repair` announces what was lost; give the topic a longer retention.",
         [text("partition", ""), integer("resume", "the offset that was wanted"), integer("low", "the first that is there"), integer("lost", "")];
     COMMIT_CONFLICT = "commit.conflict", ["info"],
         "Another writer committed first, or the store failed; the commit is tried again.",
@@ -257,6 +257,10 @@ catalogue! {
         "The control topic cannot be read; ingestion goes on.",
         "Check that `source.control_topic` exists.",
         [text("error", "")];
+    RECONCILE = "reconcile", ["info"],
+        "The table was compared with a listing.",
+        "`new`, `changed` or `gone` above 0: events were lost; `bsap reconcile --repair`, then look for the cause.",
+        [text("place", ""), count("listed", ""), count("stored", "images of this place"), count("same", ""), count("recent", "too young to be judged"), count("new", ""), count("changed", ""), count("gone", ""), count("refused", "that no event can mend"), count("deleted", "by an event after their last change"), count("elsewhere", "whose id belongs to another image"), count("ignored", "no pictures"), number("ms", "")];
 }
 
 /// The event of that name.

@@ -13,14 +13,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bsap::normalise::Normaliser;
-use bsap::record::{Attributes, Embedding, Image, ImageId, Ordering, Partition, Row, Sequence};
+use bsap::publish::{self, Naming};
+use bsap::reconcile::{Rules, Side, reconcile};
+use bsap::record::{
+    AttributeTypes, Attributes, Embedding, Image, ImageId, Ordering, Partition, Row, Sequence,
+};
 use bsap::statistics::{Statistics, StatisticsKey};
 use bsap::store::Store;
 use bsap::table::{
     Compactor, Depth, Follower, Generation, Lease, Overview, PartitionBatch, PromptSetRecord,
     Serving, StateStore, Writer, upkeep, verify,
 };
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use tokio_util::sync::CancellationToken;
@@ -65,6 +70,7 @@ async fn suite(store: &Store) {
     one_lease_holder(store).await;
     rows_and_positions(store).await;
     writers_and_compactor_race(store).await;
+    a_bucket_is_reconciled(store).await;
 }
 
 fn generation(name: char) -> Generation {
@@ -227,6 +233,51 @@ async fn rows_and_positions(store: &Store) {
     // The log was cleaned up behind this one.
     late.append(vec![batch(1, 0, vec![row("new", 1, false)])]).await.unwrap();
     assert_eq!(ids(store, &generation).await.len(), 5);
+}
+
+/// Listings of every store name objects as events do, and date them so that they can be compared.
+async fn a_bucket_is_reconciled(store: &Store) {
+    let generation = Generation::new("tiny", &"c".repeat(64), 4, 100.0, Ordering::EventTime);
+    let pictures = store.child("pictures");
+    for name in ["a.jpg", "ü b/100%.png", "resized.jpg", "new.jpg"] {
+        let body = name.to_owned().into_bytes();
+        pictures.objects().put(&Path::from(name), body.into()).await.unwrap();
+    }
+    let objects: Vec<_> = publish::objects(pictures.clone()).try_collect().await.unwrap();
+    assert_eq!(objects.len(), 4);
+    let stored = objects.iter().filter(|object| object.key != "new.jpg").map(|object| {
+        let time = object.changed.trunc_subsecs(6);
+        let mut row = row(&object.key, 0, false);
+        (row.sequence, row.event_time) = (Sequence::from_time(time).unwrap(), Some(time));
+        if let Some(image) = &mut row.image {
+            image.uri = Some(object.uri.to_string());
+            image.bytes = if object.key == "resized.jpg" { 1 } else { object.bytes };
+        }
+        row
+    });
+    let mut rows: Vec<Row> = stored.collect();
+    let mut gone = rows[0].clone();
+    gone.image_id = ImageId::new("gone.jpg").unwrap();
+    gone.image.as_mut().unwrap().uri = Some(format!("{}/gone.jpg", pictures.url()));
+    rows.push(gone);
+    let mut writer = Writer::open(store, &generation, 100).await.unwrap();
+    writer.append(vec![batch(0, 0, rows)]).await.unwrap();
+    let rules = Rules {
+        // The clocks of the servers may be ahead.
+        started: Utc::now() + TimeDelta::hours(1),
+        grace: TimeDelta::seconds(1),
+        tolerance: TimeDelta::zero(),
+        remembered: None,
+        sequence_is_time: false,
+        naming: Naming::default(),
+        attributes: AttributeTypes::new(),
+    };
+    let (folder, token) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+    let (side, here) = (Side::Place(pictures), folder.path());
+    let done = reconcile(store, &generation, side, rules, here, |_| {}, &token).await.unwrap();
+    let report = done.report;
+    let counts = (report.same, report.new, report.changed, report.gone);
+    assert_eq!(counts, (2, 1, 1, 1), "{report:?}");
 }
 
 async fn writers_and_compactor_race(store: &Store) {

@@ -1,0 +1,520 @@
+//! Reconciling the table with the world: what is new, changed or gone since events were lost.
+//!
+//! Both sides are brought into the order of their keys by a sort that spills to a temporary folder,
+//! then read side by side, so that memory does not grow with their number. Nothing is sent before
+//! all is compared: what would be sent waits in a file, and a listing that lacks too much is taken
+//! for a fault of the listing.
+
+mod compare;
+mod sort;
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+use futures::{StreamExt, TryStreamExt, stream};
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use url::Url;
+
+pub use compare::{Finding, Kind, Rules};
+use compare::{Known, Listed, What, compare, is_time};
+use sort::{Sorted, Sorter};
+
+use crate::publish::{self, PublishError, Published, Publisher};
+use crate::record::{ImageId, Ordering};
+use crate::retry::{Decide, Verdict};
+use crate::source::{Decoder, ImageEvent};
+use crate::store::{Store, StoreError};
+use crate::table::{self, Entry, Generation, TableError};
+use crate::telemetry::event;
+
+/// Bytes that each of at most three sorts holds in memory before it writes to its folder.
+const SORT_BYTES: usize = 32 << 20;
+
+/// Why there is no comparison.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// A bucket or folder cannot be listed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The table cannot be read.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// Events cannot be sent.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// The temporary folder cannot be used.
+    #[error("temporary folder {folder}: {source}; choose another by --temp")]
+    Folder {
+        /// The folder.
+        folder: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A list cannot be read, or a line of it is wrong: what it hides would be taken for gone.
+    #[error("{name}:{line}: {reason}; nothing was compared")]
+    List {
+        /// The file.
+        name: String,
+        /// The line, counted from 1.
+        line: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Too much would be deleted.
+    #[error(
+        "{gone} of {stored} images would be deleted, more than the share {limit} that --max-deletes allows; nothing was sent. Is the listing whole? If so, allow more"
+    )]
+    TooManyGone {
+        /// Images that are not listed.
+        gone: u64,
+        /// Images that are stored.
+        stored: u64,
+        /// The share that may go.
+        limit: f64,
+    },
+    /// The catalogue's sequences are not what they were said to be.
+    #[error(
+        "image {example}: its sequence is not its event's time in microseconds; events with such times would win over all that its own producer sends. Nothing was sent; use --ids with events that carry sequences"
+    )]
+    NotTimes {
+        /// An image.
+        example: String,
+    },
+    /// A task ended by a fault of this program.
+    #[error("the comparison failed: {0}; please report it")]
+    Broken(String),
+    /// Somebody asked to stop.
+    #[error("interrupted; nothing was sent")]
+    Interrupted,
+}
+
+impl Decide for ReconcileError {
+    fn verdict(&self) -> Verdict {
+        match self {
+            Self::Store(error) => error.verdict(),
+            Self::Table(error) => error.verdict(),
+            Self::Publish(error) => error.verdict(),
+            _ => Verdict::Fatal,
+        }
+    }
+}
+
+/// The outside world.
+pub enum Side {
+    /// Every object below a place, named by its key within it.
+    Place(Store),
+    /// A list of all ids that there are, a line each: an id, or an event as JSON.
+    List {
+        /// The file, for messages.
+        name: String,
+        /// Its lines.
+        lines: Box<dyn AsyncBufRead + Send + Unpin>,
+        /// How events are read.
+        decoder: Box<Decoder>,
+    },
+}
+
+/// What was compared and found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// What the table was compared with.
+    pub target: String,
+    /// When its listing started.
+    pub started: Option<DateTime<Utc>>,
+    /// Objects or ids in the listing.
+    pub listed: u64,
+    /// Images that are stored of this place.
+    pub stored: u64,
+    /// Images that are the same on both sides.
+    pub same: u64,
+    /// What is too young to be judged.
+    pub recent: u64,
+    /// Listed, not stored.
+    pub new: u64,
+    /// Stored, and changed since.
+    pub changed: u64,
+    /// Stored, not listed.
+    pub gone: u64,
+    /// Objects that are not pictures by their names.
+    pub ignored: u64,
+    /// Objects whose images were deleted by an event after their last change.
+    pub deleted: u64,
+    /// Objects whose id belongs to an image from elsewhere.
+    pub elsewhere: u64,
+    /// Differences that no event can mend.
+    pub refused: u64,
+    /// Deletes among the events that mend.
+    pub deletes: u64,
+    /// Images whose sequence is not their time, where it was said to be.
+    pub not_times: u64,
+    /// Events that were sent.
+    pub published: u64,
+}
+
+impl Report {
+    /// Differences.
+    pub fn differences(&self) -> u64 {
+        self.new + self.changed + self.gone
+    }
+}
+
+/// A comparison with the events that would mend what was found.
+pub struct Comparison {
+    /// What was found.
+    pub report: Report,
+    events: BufReader<File>,
+    folder: String,
+    /// An image whose sequence is not its time.
+    not_time: Option<String>,
+}
+
+/// Compares the table of `generation` with `side`. `on_finding` hears of each difference, in the
+/// order of the keys. Needs room for some hundred bytes an image in `folder`.
+pub async fn reconcile(
+    catalogue: &Store,
+    generation: &Generation,
+    side: Side,
+    rules: Rules,
+    folder: &Path,
+    on_finding: impl FnMut(&Finding) + Send + 'static,
+    token: &CancellationToken,
+) -> Result<Comparison, ReconcileError> {
+    let started = Instant::now();
+    let in_folder =
+        |source| ReconcileError::Folder { folder: folder.display().to_string(), source };
+    let scope = Scope::of(&side, &rules.naming.id_prefix);
+    let report = Report { target: side.name(), started: Some(rules.started), ..Report::default() };
+    // The listing first: what comes into the table after it is younger than the grace allows.
+    let listed = tokio::select! {
+        listed = list(side, folder) => listed?,
+        () = token.cancelled() => return Err(ReconcileError::Interrupted),
+    };
+    let rows = tokio::select! {
+        rows = newest_first(catalogue, generation, folder) => rows?,
+        () = token.cancelled() => return Err(ReconcileError::Interrupted),
+    };
+    let (folder, token) = (folder.to_owned(), token.clone());
+    let (name, mut on_finding) = (folder.display().to_string(), on_finding);
+    let compared = tokio::task::spawn_blocking(move || {
+        let known = scope.places(rows, &folder)?;
+        side_by_side(listed, known, &rules, &folder, report, &mut on_finding, &token)
+    });
+    let compared = compared.await.map_err(|panic| ReconcileError::Broken(panic.to_string()))?;
+    let (report, events, not_time) = compared.map_err(|error| match error {
+        Stopped::Folder(error) => in_folder(error),
+        Stopped::Interrupted => ReconcileError::Interrupted,
+    })?;
+    info!(
+        event = event::RECONCILE,
+        place = report.target,
+        listed = report.listed,
+        stored = report.stored,
+        same = report.same,
+        recent = report.recent,
+        new = report.new,
+        changed = report.changed,
+        gone = report.gone,
+        refused = report.refused,
+        deleted = report.deleted,
+        elsewhere = report.elsewhere,
+        ignored = report.ignored,
+        ms = started.elapsed().as_millis() as u64,
+        "the table was compared with a listing"
+    );
+    Ok(Comparison { report, events: BufReader::new(events), folder: name, not_time })
+}
+
+impl Comparison {
+    /// Refuses to go on where a repair would do harm: more than the share `max_deletes` of the
+    /// stored images would go, or versions are not what they were said to be.
+    pub fn check(&self, max_deletes: f64) -> Result<(), ReconcileError> {
+        let (gone, stored) = (self.report.deletes, self.report.stored);
+        if gone as f64 > stored as f64 * max_deletes {
+            return Err(ReconcileError::TooManyGone { gone, stored, limit: max_deletes });
+        }
+        match &self.not_time {
+            Some(example) => Err(ReconcileError::NotTimes { example: example.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends the events that mend what was found.
+    pub async fn repair(
+        self,
+        publisher: &Publisher,
+        token: &CancellationToken,
+        mut on_event: impl FnMut(),
+    ) -> Result<Published, ReconcileError> {
+        let folder = self.folder;
+        let read = move |line: io::Result<String>| {
+            let line = line.map_err(|e| PublishError::Read { name: folder.clone(), source: e })?;
+            Ok(serde_json::from_str::<ImageEvent>(&line).map_err(|e| e.to_string()))
+        };
+        let events = stream::iter(self.events.lines().map(read));
+        Ok(publisher.send_all(events, token, |_| on_event()).await?)
+    }
+}
+
+impl Side {
+    fn name(&self) -> String {
+        match self {
+            Self::Place(store) => store.url().to_string(),
+            Self::List { name, .. } => name.clone(),
+        }
+    }
+}
+
+/// Everything that is listed, in order.
+async fn list(side: Side, folder: &Path) -> Result<Sorted, ReconcileError> {
+    let in_folder =
+        |source| ReconcileError::Folder { folder: folder.display().to_string(), source };
+    let mut sorter = Sorter::new(folder, SORT_BYTES);
+    match side {
+        Side::Place(store) => {
+            let mut objects = publish::objects(store);
+            while let Some(object) = objects.try_next().await? {
+                let listed = Listed::Object {
+                    uri: object.uri.into(),
+                    changed: object.changed,
+                    bytes: object.bytes,
+                    picture: object.picture,
+                };
+                sorter.push(object.key.as_bytes(), &json(&listed)).map_err(in_folder)?;
+            }
+        }
+        Side::List { name, mut lines, decoder } => {
+            let (mut line, mut number) = (String::new(), 0);
+            loop {
+                line.clear();
+                number += 1;
+                let wrong = |reason: String| ReconcileError::List {
+                    name: name.clone(),
+                    line: number,
+                    reason,
+                };
+                if lines.read_line(&mut line).await.map_err(|e| wrong(e.to_string()))? == 0 {
+                    break;
+                }
+                if line.trim().is_empty() {
+                    continue;
+                }
+                let (id, listed) = listed(line.trim(), &decoder).map_err(wrong)?;
+                sorter.push(id.as_bytes(), &json(&listed)).map_err(in_folder)?;
+            }
+        }
+    }
+    sorter.finish().map_err(in_folder)
+}
+
+/// A line of a list.
+fn listed(line: &str, decoder: &Decoder) -> Result<(String, Listed), String> {
+    if !line.starts_with('{') {
+        let id = ImageId::new(line).map_err(|e| e.to_string())?;
+        return Ok((id.into(), Listed::Id));
+    }
+    if decoder.ordering == Ordering::Offset {
+        // Its version would be made up.
+        let event: ImageEvent = serde_json::from_str(line).map_err(|e| e.to_string())?;
+        let id = ImageId::new(&event.image_id).map_err(|e| e.to_string())?;
+        let none = crate::record::Sequence::from_number(0);
+        return Ok((id.into(), Listed::Event(Box::new(event), none)));
+    }
+    let (event, sequence) = publish::check(line, decoder)?;
+    if event.operation == crate::record::Operation::Delete {
+        return Err("operation: is delete; a list has what is there".into());
+    }
+    Ok((event.image_id.clone(), Listed::Event(Box::new(event), sequence)))
+}
+
+/// All rows of the table by image, each with its values.
+async fn newest_first(
+    catalogue: &Store,
+    generation: &Generation,
+    folder: &Path,
+) -> Result<Sorted, ReconcileError> {
+    let in_folder =
+        |source| ReconcileError::Folder { folder: folder.display().to_string(), source };
+    let mut sorter = Sorter::new(folder, SORT_BYTES);
+    let mut batches = table::inventory(catalogue, generation).await?;
+    while let Some(batch) = batches.next().await {
+        for entry in batch? {
+            let id = entry.image_id.clone();
+            sorter.push(id.as_bytes(), &json(&entry)).map_err(in_folder)?;
+        }
+    }
+    sorter.finish().map_err(in_folder)
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    // Only maps with keys that are not text fail, and nothing here has any.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+fn parsed<T: serde::de::DeserializeOwned>(value: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(value).map_err(io::Error::from)
+}
+
+/// Which images of the table belong to what is listed.
+enum Scope {
+    /// Those fetched from below this address, by their key below it.
+    Below { url: Url, id_prefix: String },
+    /// Those whose ids begin so.
+    Ids { id_prefix: String },
+}
+
+impl Scope {
+    fn of(side: &Side, id_prefix: &str) -> Self {
+        let id_prefix = id_prefix.to_owned();
+        match side {
+            Side::Place(store) => Self::Below { url: store.url().clone(), id_prefix },
+            Side::List { .. } => Self::Ids { id_prefix },
+        }
+    }
+
+    /// The current row of each image at the places where it is compared, in the order of these.
+    fn places(&self, mut rows: Sorted, folder: &Path) -> io::Result<Sorted> {
+        let mut sorter = Sorter::new(folder, SORT_BYTES);
+        while let Some(id) = rows.peek().map(<[u8]>::to_vec) {
+            let mut newest: Option<Entry> = None;
+            for value in rows.values(&id)? {
+                let entry: Entry = parsed(&value)?;
+                if newest.as_ref().is_none_or(|known| entry.version > known.version) {
+                    newest = Some(entry);
+                }
+            }
+            if let Some(newest) = newest {
+                for (key, known) in self.place(&newest) {
+                    sorter.push(key.as_bytes(), &json(&known))?;
+                }
+            }
+        }
+        sorter.finish()
+    }
+
+    fn place(&self, entry: &Entry) -> Vec<(String, Known)> {
+        let known = |what| Known {
+            image_id: entry.image_id.clone(),
+            what,
+            sequence: entry.version.sequence.clone(),
+            at: entry.event_time.unwrap_or(entry.version.embedded_at),
+            dated: entry.event_time.is_some(),
+            uri: entry.uri.clone(),
+            bytes: entry.bytes,
+            attributes: entry.attributes.clone(),
+        };
+        let deleted = entry.version.deleted;
+        match self {
+            Self::Ids { id_prefix } => {
+                let what = if deleted { What::Deleted } else { What::Here };
+                let mine = entry.image_id.starts_with(id_prefix.as_str());
+                mine.then(|| (entry.image_id.clone(), known(what))).into_iter().collect()
+            }
+            Self::Below { url, id_prefix } => {
+                let named = entry.image_id.strip_prefix(id_prefix.as_str()).map(str::to_owned);
+                let from = entry.uri.as_deref().filter(|_| !deleted);
+                let here = from.and_then(|uri| key_below(url, uri));
+                let what = if deleted { What::Deleted } else { What::Elsewhere };
+                let other = named.filter(|named| here.as_ref() != Some(named));
+                let other = other.map(|key| (key, known(what)));
+                here.map(|key| (key, known(What::Here))).into_iter().chain(other).collect()
+            }
+        }
+    }
+}
+
+/// The key of an address within a place; none where it is not below it.
+fn key_below(place: &Url, uri: &str) -> Option<String> {
+    let uri = Url::parse(uri).ok()?;
+    let scheme =
+        |url: &Url| if url.scheme() == "s3a" { "s3".into() } else { url.scheme().to_owned() };
+    if scheme(place) != scheme(&uri) || place.host_str() != uri.host_str() {
+        return None;
+    }
+    let decoded = |url: &Url| -> Option<Vec<String>> {
+        let segment = |s: &str| percent_decode_str(s).decode_utf8().ok().map(Into::into);
+        url.path().split('/').skip(1).map(segment).collect()
+    };
+    let (mut place, uri) = (decoded(place)?, decoded(&uri)?);
+    if place.last().is_some_and(String::is_empty) {
+        place.pop();
+    }
+    let rest = uri.strip_prefix(place.as_slice())?;
+    (!rest.is_empty() && !rest.iter().any(String::is_empty)).then(|| rest.join("/"))
+}
+
+/// Why a comparison stopped.
+enum Stopped {
+    Folder(io::Error),
+    Interrupted,
+}
+
+impl From<io::Error> for Stopped {
+    fn from(error: io::Error) -> Self {
+        Self::Folder(error)
+    }
+}
+
+/// Both sides, read in the order of their keys.
+fn side_by_side(
+    mut listed: Sorted,
+    mut known: Sorted,
+    rules: &Rules,
+    folder: &Path,
+    mut report: Report,
+    on_finding: &mut impl FnMut(&Finding),
+    token: &CancellationToken,
+) -> Result<(Report, File, Option<String>), Stopped> {
+    let mut events = BufWriter::new(tempfile::tempfile_in(folder)?);
+    let mut not_time = None;
+    let first = |a: Option<&[u8]>, b: Option<&[u8]>| match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b).to_vec()),
+        (a, b) => a.or(b).map(<[u8]>::to_vec),
+    };
+    while let Some(key) = first(listed.peek(), known.peek()) {
+        if token.is_cancelled() {
+            return Err(Stopped::Interrupted);
+        }
+        let here =
+            known.values(&key)?.iter().map(|v| parsed(v)).collect::<io::Result<Vec<Known>>>()?;
+        let there = listed.values(&key)?;
+        // An id that a list has several times: the last in the order of their bytes counts.
+        let there = there.last().map(|value| parsed(value)).transpose()?;
+        if rules.sequence_is_time && rules.naming.ordering == Ordering::Sequence {
+            let wrong = here.iter().filter(|k| k.what == What::Here && !is_time(k));
+            for known in wrong {
+                report.not_times += 1;
+                not_time.get_or_insert_with(|| known.image_id.clone());
+            }
+        }
+        let key = String::from_utf8_lossy(&key);
+        for finding in compare(&key, there, &here, rules, &mut report) {
+            match &finding.event {
+                Some(event) => {
+                    report.deletes += u64::from(finding.finding == Kind::Gone);
+                    serde_json::to_writer(&mut events, event).map_err(io::Error::from)?;
+                    events.write_all(b"\n")?;
+                }
+                None => report.refused += 1,
+            }
+            on_finding(&finding);
+        }
+    }
+    let mut events = events.into_inner().map_err(io::IntoInnerError::into_error)?;
+    events.rewind()?;
+    Ok((report, events, not_time))
+}
+
+/// Where files are sorted unless another folder is named.
+pub fn temporary_folder() -> PathBuf {
+    std::env::temp_dir()
+}
+
+#[cfg(test)]
+mod tests;

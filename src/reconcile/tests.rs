@@ -1,0 +1,231 @@
+//! The comparison end to end, with a table and a folder.
+
+use std::collections::BTreeMap;
+
+use chrono::{SubsecRound, TimeDelta};
+
+use super::*;
+use crate::publish::Naming;
+use crate::record::{
+    AttributeTypes, Attributes, Embedding, Image, Operation, Partition, Row, Sequence,
+};
+use crate::source;
+use crate::table::{PartitionBatch, Writer};
+
+fn generation() -> Generation {
+    Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, Ordering::EventTime)
+}
+
+fn row(id: &str, uri: Option<String>, time: DateTime<Utc>, bytes: u64) -> Row {
+    let time = time.trunc_subsecs(6);
+    Row {
+        image_id: ImageId::new(id).unwrap(),
+        sequence: Sequence::from_time(time).unwrap(),
+        event_time: Some(time),
+        embedded_at: Utc::now().trunc_subsecs(6),
+        image: uri.map(|uri| Image {
+            uri: Some(uri),
+            content_hash: "00ff".into(),
+            bytes,
+            width: 1,
+            height: 1,
+            attributes: Attributes::new(),
+            embedding: Embedding::round(&[1.0, 0.0, 0.0, 0.0]),
+            statistics: BTreeMap::new(),
+        }),
+    }
+}
+
+async fn stored(rows: Vec<Row>) -> Store {
+    let store = Store::memory();
+    append(&store, rows).await;
+    store
+}
+
+async fn append(store: &Store, rows: Vec<Row>) {
+    let mut writer = Writer::open(store, &generation(), 5).await.unwrap();
+    let partition = Partition { topic: "images".into(), number: 0 };
+    let expected = writer.position(&partition).await.unwrap();
+    let from = expected.unwrap_or_default();
+    let next_offset = from + rows.len() as i64;
+    let rows = (from..).zip(rows).collect();
+    writer.append(vec![PartitionBatch { partition, expected, next_offset, rows }]).await.unwrap();
+}
+
+fn rules() -> Rules {
+    Rules {
+        started: Utc::now(),
+        grace: TimeDelta::zero(),
+        tolerance: TimeDelta::zero(),
+        remembered: None,
+        sequence_is_time: false,
+        naming: Naming::default(),
+        attributes: AttributeTypes::new(),
+    }
+}
+
+async fn found(catalogue: &Store, side: Side, rules: Rules) -> (Report, Vec<ImageEvent>) {
+    let folder = tempfile::tempdir().unwrap();
+    let token = CancellationToken::new();
+    let done =
+        reconcile(catalogue, &generation(), side, rules, folder.path(), |_| {}, &token).await;
+    let done = done.unwrap();
+    let events = done.events.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+    (done.report, events.collect())
+}
+
+fn list(text: &'static str) -> Side {
+    let decoder = Decoder::new(&source::Options::default(), &AttributeTypes::new());
+    Side::List {
+        name: "ids.txt".into(),
+        lines: Box::new(text.as_bytes()),
+        decoder: Box::new(decoder),
+    }
+}
+
+#[tokio::test]
+async fn a_folder_is_compared_and_after_the_repair_nothing_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("ü b")).unwrap();
+    for name in ["same.jpg", "ü b/100%.png", "resized.jpg", "own.jpg", "notes.txt", "new.jpg"] {
+        std::fs::write(folder.path().join(name), b"1234567").unwrap();
+    }
+    let place = || Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
+    let objects: Vec<_> = publish::objects(place()).try_collect().await.unwrap();
+    let of = |key: &str| objects.iter().find(|o| o.key == key).unwrap();
+    let listed =
+        |id: &str, key: &str, bytes| row(id, Some(of(key).uri.to_string()), of(key).changed, bytes);
+    let outside = row("far.jpg", Some("s3://far/far.jpg".into()), Utc::now(), 7);
+    let missing = of("same.jpg").uri.join("missing.jpg").unwrap().to_string();
+    let long_ago = Utc::now() - TimeDelta::days(1);
+    let rows = vec![
+        listed("same.jpg", "same.jpg", 7),
+        listed("ü b/100%.png", "ü b/100%.png", 7),
+        listed("resized.jpg", "resized.jpg", 8),
+        // The producer's own name; the object's key would be another.
+        listed("sku-1", "own.jpg", 7),
+        outside,
+        row("missing.jpg", Some(missing), long_ago, 7),
+    ];
+    let catalogue = stored(rows).await;
+    let (report, events) = found(&catalogue, Side::Place(place()), rules()).await;
+    let counts = (report.same, report.new, report.changed, report.gone, report.ignored);
+    assert_eq!(counts, (3, 1, 1, 1, 1), "{report:?}");
+    assert_eq!((report.listed, report.stored), (6, 5));
+    let mut told: Vec<_> = events.iter().map(|e| (e.image_id.as_str(), e.operation)).collect();
+    told.sort_unstable_by_key(|(id, _)| *id);
+    let upsert = Operation::Upsert;
+    let deleted = ("missing.jpg", Operation::Delete);
+    assert_eq!(told, [deleted, ("new.jpg", upsert), ("resized.jpg", upsert)]);
+    let events = events
+        .into_iter()
+        .map(|event| row(&event.image_id, event.uri, event.event_time.unwrap(), 7));
+    append(&catalogue, events.collect()).await;
+    let (report, _) = found(&catalogue, Side::Place(place()), rules()).await;
+    assert_eq!((report.differences(), report.same), (0, 5), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_list_of_ids_and_events_is_compared() {
+    let time = Utc::now() - TimeDelta::days(1);
+    let image = |id: &str| row(id, Some("s3://b/x.jpg".into()), time, 7);
+    let catalogue = stored(vec![image("a"), image("b"), image("c"), row("d", None, time, 0)]).await;
+    let text = "a\n\n{\"image_id\":\"b\",\"uri\":\"u\",\"event_time\":\"2100-01-01T00:00:00Z\"}\n";
+    let mut all = rules();
+    all.started = DateTime::from_timestamp(4_200_000_000, 0).unwrap();
+    // So far in the future, a worker refuses it: and so does this.
+    let token = CancellationToken::new();
+    let folder = tempfile::tempdir().unwrap();
+    let done =
+        reconcile(&catalogue, &generation(), list(text), all, folder.path(), |_| {}, &token).await;
+    let error = done.err().unwrap().to_string();
+    assert!(error.starts_with("ids.txt:3: event_time"), "{error}");
+
+    let text = "a\nd\n{\"image_id\":\"b\",\"uri\":\"u\",\"event_time\":\"2020-01-01T00:00:00Z\"}\n\
+                {\"image_id\":\"e\",\"uri\":\"u\",\"event_time\":\"2020-01-01T00:00:00Z\"}\nf";
+    let (report, events) = found(&catalogue, list(text), rules()).await;
+    let counts = (report.same, report.new, report.changed, report.gone, report.deleted);
+    assert_eq!(counts, (2, 2, 0, 1, 1), "{report:?}");
+    assert_eq!(report.refused, 1, "nobody knows where f is");
+    let ids: Vec<_> = events.iter().map(|e| e.image_id.as_str()).collect();
+    assert_eq!(ids, ["c", "e"]);
+}
+
+#[tokio::test]
+async fn a_listing_that_lacks_too_much_is_not_believed() {
+    let time = Utc::now() - TimeDelta::days(1);
+    let rows = (0..10).map(|i| row(&i.to_string(), Some("s3://b/x.jpg".into()), time, 7));
+    let catalogue = stored(rows.collect()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let token = CancellationToken::new();
+    let side = list("0\n1\n2\n3\n4\n5\n6\n7\n");
+    let done =
+        reconcile(&catalogue, &generation(), side, rules(), folder.path(), |_| {}, &token).await;
+    let done = done.unwrap();
+    assert!(done.check(0.1).unwrap_err().to_string().contains("2 of 10 images"));
+    assert!(done.check(0.2).is_ok());
+}
+
+#[test]
+fn addresses_are_below_a_place_however_they_are_encoded() {
+    let place = Url::parse("s3://bucket/a%20b").unwrap();
+    for (uri, key) in [
+        ("s3://bucket/a b/c d.jpg", Some("c d.jpg")),
+        ("s3://bucket/a%20b/c%20d.jpg", Some("c d.jpg")),
+        ("s3a://bucket/a%20b/c/100%25.jpg", Some("c/100%.jpg")),
+        ("s3://bucket/a%20bc/d.jpg", None),
+        ("s3://other/a%20b/d.jpg", None),
+        ("gs://bucket/a%20b/d.jpg", None),
+        ("s3://bucket/a%20b", None),
+        ("nonsense", None),
+    ] {
+        assert_eq!(key_below(&place, uri).as_deref(), key, "{uri}");
+    }
+}
+
+/// Run it by `cargo test --release --lib reconcile::tests::memory -- --ignored --nocapture`, with as
+/// many images as BSAP_RECONCILE_KEYS says.
+#[tokio::test]
+#[ignore = "stores a million images"]
+async fn memory_does_not_grow_with_the_images() {
+    const BATCH: usize = 50_000;
+    let count = std::env::var("BSAP_RECONCILE_KEYS").ok().and_then(|n| n.parse().ok());
+    let count: usize = count.unwrap_or(1_000_000);
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    let catalogue = Store::open(place("catalogue").to_str().unwrap(), &BTreeMap::new()).unwrap();
+    let time = Utc::now() - TimeDelta::days(1);
+    let id = |i: usize| format!("shop/photographs/{:08}.jpg", i.wrapping_mul(7_919) % count);
+    for from in (0..count).step_by(BATCH) {
+        let rows = (from..(from + BATCH).min(count))
+            .map(|i| row(&id(i), Some(format!("s3://bucket/{}", id(i))), time, 7));
+        append(&catalogue, rows.collect()).await;
+    }
+    // One in a thousand is missing in the list.
+    let mut list = BufWriter::new(File::create(place("ids.txt")).unwrap());
+    for i in (0..count).filter(|i| i % 1_000 != 0) {
+        writeln!(list, "{}", id(i)).unwrap();
+    }
+    list.flush().unwrap();
+    let lines = tokio::io::BufReader::new(tokio::fs::File::open(place("ids.txt")).await.unwrap());
+    let decoder = Decoder::new(&source::Options::default(), &AttributeTypes::new());
+    let side =
+        Side::List { name: "ids.txt".into(), lines: Box::new(lines), decoder: Box::new(decoder) };
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let (before, started) = (resident("VmRSS"), Instant::now());
+    let (report, events) = found(&catalogue, side, rules()).await;
+    println!(
+        "{count} images in {:.1} s; memory {before} MiB before, {} MiB at most",
+        started.elapsed().as_secs_f64(),
+        resident("VmHWM")
+    );
+    assert_eq!((report.gone as usize, events.len()), (count.div_ceil(1_000), report.gone as usize));
+    assert!(resident("VmHWM") - before < 512);
+}
+
+/// A line of /proc/self/status, in MiB.
+fn resident(name: &str) -> i64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<i64>().unwrap() / 1_024
+}

@@ -1,0 +1,112 @@
+//! What is known of every image, without its embedding: for those who compare the table with the
+//! world outside, or send its images on.
+
+use chrono::{DateTime, Utc};
+use deltalake_core::arrow::array::{Array, AsArray, RecordBatch};
+use deltalake_core::arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+use deltalake_core::parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
+use deltalake_core::parquet::errors::ParquetError;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::path::Path;
+use serde::{Deserialize, Serialize};
+
+use super::file::RangeReader;
+use super::log::Log;
+use super::state::Generation;
+use super::{TableError, schema};
+use crate::record::{Attributes, Version};
+use crate::store::Store;
+
+/// Files read at one time.
+const CONCURRENT_FILES: usize = 4;
+/// What is read of each row.
+const COLUMNS: [&str; 8] =
+    ["image_id", "sequence", "deleted", "embedded_at", "event_time", "uri", "bytes", "attributes"];
+
+/// A row without its embedding and statistics. Superseded ones are among them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Which image.
+    pub image_id: String,
+    /// Which version of it; the greatest of an image is the current one.
+    pub version: Version,
+    /// When the change happened, where the event said so.
+    pub event_time: Option<DateTime<Utc>>,
+    /// Where it was fetched from; none where it is deleted or the bytes came inline.
+    pub uri: Option<String>,
+    /// Size of the bytes that were decoded; none where it is deleted.
+    pub bytes: Option<u64>,
+    /// Declared attributes.
+    pub attributes: Attributes,
+}
+
+/// All rows of a table as its newest commit has them, some thousand at a time, in no particular
+/// order. Reads only the columns that it needs.
+pub async fn inventory(
+    catalogue: &Store,
+    generation: &Generation,
+) -> Result<BoxStream<'static, Result<Vec<Entry>, TableError>>, TableError> {
+    let mut log = Log::open(catalogue, generation).await?;
+    log.update().await?;
+    let files: Vec<(Path, u64)> = {
+        let files = log.snapshot()?.log_data();
+        let known = files.iter();
+        known.map(|f| (f.object_store_path(), f.size().unsigned_abs())).collect()
+    };
+    let log = std::sync::Arc::new(log);
+    let reads = stream::iter(files).map(move |(path, size)| {
+        let log = log.clone();
+        stream::once(async move { file(&log, path, size).await }).try_flatten().boxed()
+    });
+    Ok(reads.flatten_unordered(CONCURRENT_FILES).boxed())
+}
+
+/// The rows of one file.
+async fn file(
+    log: &Log,
+    path: Path,
+    size: u64,
+) -> Result<BoxStream<'static, Result<Vec<Entry>, TableError>>, TableError> {
+    let place = log.place.clone();
+    let name = format!("{place}/{path}");
+    let failed = move |e: ParquetError| TableError::Delta {
+        place: place.clone(),
+        source: Box::new(e.into()),
+    };
+    let reader = RangeReader { objects: log.objects(), path, size };
+    let builder = ParquetRecordBatchStreamBuilder::new(reader).await.map_err(&failed)?;
+    let mask = ProjectionMask::columns(builder.parquet_schema(), COLUMNS);
+    let batches = builder.with_batch_size(4096).with_projection(mask).build().map_err(&failed)?;
+    let entries = batches.map(move |batch| {
+        let batch = batch.map_err(&failed)?;
+        entries(&batch).map_err(|reason| TableError::Corrupt { file: name.clone(), reason })
+    });
+    Ok(entries.boxed())
+}
+
+fn entries(batch: &RecordBatch) -> Result<Vec<Entry>, String> {
+    let column =
+        |name: &str| batch.column_by_name(name).ok_or_else(|| format!("column {name} is missing"));
+    let times = column("event_time")?
+        .as_primitive_opt::<TimestampMicrosecondType>()
+        .ok_or("column event_time is not a timestamp in microseconds")?;
+    let uris = column("uri")?.as_string_opt::<i32>().ok_or("column uri is not text")?;
+    let bytes = column("bytes")?
+        .as_primitive_opt::<Int64Type>()
+        .ok_or("column bytes is not a 64-bit integer")?;
+    let attributes = column("attributes")?.as_map_opt().ok_or("column attributes is not a map")?;
+    let keys = schema::keys(batch)?.into_iter().enumerate();
+    keys.map(|(i, (image_id, version))| {
+        let time = (!times.is_null(i)).then(|| times.value(i));
+        Ok(Entry {
+            image_id,
+            version,
+            event_time: time.and_then(DateTime::from_timestamp_micros),
+            uri: (!uris.is_null(i)).then(|| uris.value(i).to_owned()),
+            bytes: (!bytes.is_null(i)).then(|| bytes.value(i) as u64),
+            attributes: schema::attributes_at(attributes, i)?,
+        })
+    })
+    .collect()
+}
