@@ -16,7 +16,8 @@ fmt mode="check":
 
 # Clippy with warnings as errors
 clippy:
-    cargo clippy --all-targets --test kafka --test stores --locked -- -D warnings
+    cargo clippy --all-targets --locked -- -D warnings
+    cargo clippy --test kafka --test stores --locked -- -D warnings
 
 # Licences, sources and duplicates of dependencies
 deny:

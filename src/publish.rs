@@ -13,14 +13,18 @@ use chrono::{DateTime, Utc};
 use futures::stream::{BoxStream, once};
 use futures::{Stream, StreamExt};
 use object_store::{ObjectMeta, ObjectStoreExt};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use serde_json::Value;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 use url::Url;
 
 use crate::kafka;
-use crate::record::{Message, Operation, Ordering, Partition, Sequence};
+use crate::record::{
+    AttributeType, AttributeTypes, Attributes, Message, Operation, Ordering, Partition, Sequence,
+};
 use crate::retry::{Decide, Verdict};
 use crate::source::{Decoder, ImageEvent};
 use crate::store::{self, Store, StoreError};
@@ -109,11 +113,26 @@ impl Publisher {
 
     /// Sends one event and returns when all in-sync replicas have it.
     pub async fn send(&self, event: &ImageEvent) -> Result<(), PublishError> {
+        self.send_with(event, &[]).await
+    }
+
+    /// The same with headers, each a name and a value.
+    pub async fn send_with(
+        &self,
+        event: &ImageEvent,
+        headers: &[(&str, &str)],
+    ) -> Result<(), PublishError> {
         let payload = serde_json::to_string(event).map_err(|e| PublishError::Target {
             target: event.image_id.clone(),
             reason: e.to_string(),
         })?;
-        let record = FutureRecord::to(&self.topic).key(&event.image_id).payload(&payload);
+        let mut record = FutureRecord::to(&self.topic).key(&event.image_id).payload(&payload);
+        if !headers.is_empty() {
+            let all = headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
+                all.insert(Header { key, value: Some(*value) })
+            });
+            record = record.headers(all);
+        }
         let sent = self.producer.send(record, Duration::from_secs(30)).await;
         sent.map(|_| ()).map_err(|(source, _)| PublishError::Kafka {
             topic: self.topic.clone(),
@@ -211,6 +230,21 @@ impl Naming {
             attributes: BTreeMap::new(),
         }
     }
+}
+
+/// Stored attributes as events have them, by their declared types; one that is not declared any more
+/// is left out.
+pub fn values(attributes: &Attributes, types: &AttributeTypes) -> BTreeMap<String, Value> {
+    let value = |(name, text): (&String, &String)| {
+        let value = match types.get(name)? {
+            AttributeType::Text | AttributeType::Time => Value::String(text.clone()),
+            AttributeType::Integer | AttributeType::Number | AttributeType::Boolean => {
+                serde_json::from_str(text).ok()?
+            }
+        };
+        Some((name.clone(), value))
+    };
+    attributes.iter().filter_map(value).collect()
 }
 
 /// The events for a file, a folder, a bucket prefix, or a single http(s) address.

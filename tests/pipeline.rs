@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering as AtomicOrdering;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use bsap::clip::{Clip, Towers};
 use bsap::dead_letter::DeadLetters;
 use bsap::demo::broker::Broker;
@@ -16,11 +17,13 @@ use bsap::fetch::Fetcher;
 use bsap::ingest::{Progress, Worker};
 use bsap::normalise::Normaliser;
 use bsap::prompts::{self, ActiveSets, EmbeddedSet};
-use bsap::record::{Ordering, Row};
+use bsap::publish::Publisher;
+use bsap::record::{AttributeTypes, Ordering, Partition, Row};
+use bsap::reindex::{self, Missing};
 use bsap::search::{Engine, Query};
 use bsap::source::Decoder;
 use bsap::store::Store;
-use bsap::table::{Follower, Generation, Serving, StateStore, Writer};
+use bsap::table::{Beside, Follower, Generation, Serving, StateStore, Writer};
 use bsap::{clip, dead_letter, decode, fetch, ingest, kafka, search, source};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
@@ -31,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 const TOPIC: &str = "images";
 const DEAD: &str = "images.dead-letters";
+const AGAIN: &str = "images.reindex";
 
 /// A broker, a folder for pictures and table, a model.
 struct House {
@@ -43,7 +47,7 @@ struct House {
 
 impl House {
     fn build(partitions: i32) -> Self {
-        let broker = Broker::start(&[(TOPIC, partitions), (DEAD, 1)]).unwrap();
+        let broker = Broker::start(&[(TOPIC, partitions), (DEAD, 1), (AGAIN, 2)]).unwrap();
         let checkpoint = "models/demo".to_owned();
         let towers: Arc<dyn Towers> = Arc::new(
             Clip::load(&clip::Options { checkpoint, ..clip::Options::default() }).unwrap(),
@@ -60,14 +64,7 @@ impl House {
     }
 
     fn generation(&self) -> Generation {
-        let card = self.towers.card();
-        Generation::new(
-            &card.name,
-            &card.fingerprint,
-            card.dimension,
-            card.logit_scale,
-            Ordering::Sequence,
-        )
+        generation(&*self.towers)
     }
 
     fn picture(&self, name: &str, number: u64) -> String {
@@ -90,7 +87,6 @@ impl House {
     }
 
     async fn worker(&self, token: &CancellationToken) -> (Arc<Progress>, JoinHandle<bool>) {
-        let kafka = kafka_options(&self.broker);
         let store = self.store();
         let serving = Serving {
             prompt_set: self.sets[0].key.clone(),
@@ -105,6 +101,19 @@ impl House {
             .ensure(&self.generation(), &records, &serving, "test")
             .await
             .unwrap();
+        self.worker_of(&self.towers, &self.sets, "bsap", token).await
+    }
+
+    /// A worker of a model, in a consumer group; the first model's is `bsap`.
+    async fn worker_of(
+        &self,
+        towers: &Arc<dyn Towers>,
+        sets: &[Arc<EmbeddedSet>],
+        group: &str,
+        token: &CancellationToken,
+    ) -> (Arc<Progress>, JoinHandle<bool>) {
+        let (kafka, store) = (kafka_options(&self.broker), self.store());
+        let generation = generation(&**towers);
         let progress = Arc::new(Progress::default());
         let fetch = fetch::Options {
             file_roots: vec![self.folder.path().to_owned()],
@@ -113,22 +122,27 @@ impl House {
         };
         let source = source::Options {
             ordering: Ordering::Sequence,
+            group: group.into(),
             drain_seconds: 3,
             // The mock cluster makes a group wait for a member that has left until its session ends.
             session_timeout_ms: 6_000,
             ..source::Options::default()
         };
         let attributes = [("colour".into(), bsap::record::AttributeType::Text)].into();
+        let mut decoder = Decoder::new(&source, &attributes);
+        if generation != self.generation() {
+            decoder = decoder.embedding_again(AGAIN, &generation.id);
+        }
         let worker = Worker {
-            decoder: Decoder::new(&source, &attributes),
+            decoder,
             source,
             dead_letters: DeadLetters::new(&kafka, &dead_letter::Options::default()).unwrap(),
             kafka,
             fetcher: Fetcher::new(&fetch).unwrap(),
             decode: decode::Options::default(),
-            towers: self.towers.clone(),
-            sets: ActiveSets::new(self.sets.clone()),
-            writer: Writer::open(&store, &self.generation(), 20).await.unwrap(),
+            towers: towers.clone(),
+            sets: ActiveSets::new(sets.to_vec()),
+            writer: Writer::open(&store, &generation, 20).await.unwrap(),
             options: ingest::Options {
                 commit_ms: 200,
                 drain_seconds: 3,
@@ -159,6 +173,17 @@ impl House {
         }
         engine
     }
+}
+
+fn generation(towers: &dyn Towers) -> Generation {
+    let card = towers.card();
+    Generation::new(
+        &card.name,
+        &card.fingerprint,
+        card.dimension,
+        card.logit_scale,
+        Ordering::Sequence,
+    )
 }
 
 fn kafka_options(broker: &Broker) -> kafka::Options {
@@ -309,4 +334,113 @@ async fn workers_that_come_and_go_lose_and_double_nothing() {
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len() as u64, total);
+}
+
+/// Another model's generation, built while events go on, by a worker that is killed meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_models_generation_has_every_image_in_its_newest_version() {
+    let house = House::build(2);
+    let count = 24u64;
+    for i in 0..count {
+        let uri = house.picture(&format!("{i}.jpg"), i);
+        house.event(upsert(&format!("i{i}"), &uri, 5)).await;
+    }
+    house.picture("inline.jpg", 99);
+    let inline = std::fs::read(house.folder.path().join("inline.jpg")).unwrap();
+    let inline = base64::engine::general_purpose::STANDARD.encode(inline);
+    house.event(json!({"image_id": "inline", "data": inline, "sequence": 1})).await;
+    house.event(json!({"image_id": "i1", "operation": "delete", "sequence": 9})).await;
+    let token = CancellationToken::new();
+    let (progress, running) = house.worker(&token).await;
+    let stored = |progress: &Progress| progress.stored.load(AtomicOrdering::Relaxed);
+    wait_until("the first model has all", || stored(&progress) == count + 2).await;
+
+    let checkpoint = "tests/fixtures/clip-gelu".to_owned();
+    let towers: Arc<dyn Towers> = Arc::new(
+        Clip::load(&clip::Options { checkpoint: checkpoint.clone(), ..clip::Options::default() })
+            .unwrap(),
+    );
+    let sets: Vec<_> = house
+        .sets
+        .iter()
+        .map(|set| Arc::new(EmbeddedSet::from_record(&set.record(), &*towers).unwrap()))
+        .collect();
+    let beside = Beside {
+        generation: generation(&*towers),
+        checkpoint,
+        prompt_sets: sets.iter().map(|set| set.record()).collect(),
+        since: chrono::Utc::now(),
+    };
+    let partitions: Vec<_> =
+        (0..2).map(|number| Partition { topic: TOPIC.into(), number }).collect();
+    let (store, new) = (house.store(), beside.generation.clone());
+    for _ in 0..2 {
+        let state = reindex::set_up(&store, &beside, &partitions, 20, "test").await.unwrap();
+        assert!(state.revision == 2 && state.is_beside(&new), "twice is once");
+    }
+    let first = Beside { generation: house.generation(), ..beside.clone() };
+    assert!(reindex::set_up(&store, &first, &partitions, 20, "test").await.is_err());
+
+    // Events go on; the deleted image's first version comes once more, late.
+    house.event(upsert("i0", &house.picture("again.jpg", 777), 6)).await;
+    house.event(json!({"image_id": "i2", "operation": "delete", "sequence": 6})).await;
+    house.event(upsert("i1", &house.picture("late.jpg", 778), 5)).await;
+    wait_until("the first model has those", || stored(&progress) == count + 5).await;
+
+    let folder = tempfile::tempdir().unwrap();
+    let missing = async || {
+        let types =
+            AttributeTypes::from([("colour".to_owned(), bsap::record::AttributeType::Text)]);
+        Missing::of(&store, &house.generation(), &new, &types, folder.path()).await.unwrap()
+    };
+    let wanted = missing().await;
+    assert_eq!((wanted.live, wanted.images, wanted.deletes, wanted.inline), (23, 22, 2, 1));
+    let publisher = Publisher::new(&kafka_options(&house.broker), AGAIN).unwrap();
+    // For some other generation: not this one's to do.
+    missing().await.send(&publisher, "00112233", 10_000, &token, |_| {}).await.unwrap();
+    assert_eq!(wanted.send(&publisher, &new.id, 10_000, &token, |_| {}).await.unwrap(), 24);
+
+    let killed = CancellationToken::new();
+    let (progress, second) = house.worker_of(&towers, &sets, "bsap.new", &killed).await;
+    wait_until("the second model has some", || stored(&progress) > 0).await;
+    second.abort();
+    let (_, second) = house.worker_of(&towers, &sets, "bsap.new", &token).await;
+    let started = Instant::now();
+    loop {
+        let left = missing().await;
+        if left.images + left.deletes == 0 {
+            assert_eq!((left.same, left.inline), (22, 1));
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(90), "{left:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    token.cancel();
+    assert!(running.await.unwrap() && second.await.unwrap());
+
+    let mut follower = Follower::open(&store, &new).await.unwrap();
+    let mut newest: BTreeMap<String, Row> = BTreeMap::new();
+    for row in follower.next(&|_, _| {}).await.unwrap().unwrap().rows {
+        let id = row.image_id.to_string();
+        if newest.get(&id).is_none_or(|known| row.supersedes(known)) {
+            newest.insert(id, row);
+        }
+    }
+    for row in house.rows().await {
+        let id = row.image_id.to_string();
+        let other = newest.get(&id);
+        if id == "inline" {
+            assert!(other.is_none());
+        } else if other.is_none_or(|other| other.sequence <= row.sequence) {
+            let (other, image) = (other.unwrap(), row.image.is_some());
+            assert_eq!(other.sequence, row.sequence, "{id}");
+            assert_eq!(other.image.is_some(), image, "{id}");
+        }
+    }
+    for row in newest.values() {
+        let Some(image) = &row.image else { continue };
+        assert_eq!(image.attributes, BTreeMap::from([("colour".into(), "red".into())]));
+        assert_eq!(image.embedding.values().len(), towers.card().dimension);
+        assert!(image.statistics.contains_key(&sets[0].key));
+    }
 }

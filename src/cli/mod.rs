@@ -12,7 +12,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use dead_letters::{DeadLettersAction, DeadLettersArgs, FilterArgs};
 pub use reconcile::ReconcileArgs;
-pub use reindex::{ReindexAction, ReindexArgs, StatisticsArgs};
+pub use reindex::{ReindexAction, ReindexArgs, ReindexModelArgs, StatisticsArgs};
 pub use table::{CompactArgs, StatusArgs, VacuumArgs, VerifyArgs};
 
 use crate::clip::{self, DeviceChoice, Precision};
@@ -76,7 +76,7 @@ impl Cli {
             ("verify", &["table", "upkeep"]),
             ("compact", &["table", "upkeep"]),
             ("vacuum", &["table", "upkeep"]),
-            ("reindex", &["prompts", "model", "table"]),
+            ("reindex", &["kafka", "source", "attributes", "prompts", "model", "table"]),
             ("search", &TABLE),
             ("prompts", &["prompts", "model", "table"]),
         ] {

@@ -104,8 +104,15 @@ pub fn run(cli: &Cli) -> Done {
             }
         },
         Command::Reindex(args) => {
-            let ReindexAction::Statistics(args) = &args.action;
-            logged(quiet(load()?), |config, token| reindex::statistics(args, config, token))
+            let config = quiet(load()?);
+            match &args.action {
+                ReindexAction::Statistics(args) => {
+                    logged(config, |config, token| reindex::statistics(args, config, token))
+                }
+                ReindexAction::Model(args) => {
+                    logged(config, |config, token| reindex::model(args, config, token))
+                }
+            }
         }
         Command::Check => block_on(check::run(cli.config.as_deref())),
         Command::Ingest => logged(load()?, ingest::run),

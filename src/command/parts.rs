@@ -18,7 +18,7 @@ use crate::kafka;
 use crate::prompts::{self, ActiveSets, EmbeddedSet};
 use crate::reindex::{self, Control};
 use crate::search::Engine;
-use crate::source::Decoder;
+use crate::source::{self, Decoder};
 use crate::store::Store;
 use crate::table::{CatalogueState, Follower, Generation, Serving, StateStore, TableError, Writer};
 use crate::telemetry::event;
@@ -123,14 +123,39 @@ pub fn governed(
     tasks
 }
 
+/// What a worker reads, and how.
+struct Reading {
+    source: source::Options,
+    decoder: Decoder,
+}
+
+impl Reading {
+    /// Every generation but the first has a consumer group of its own, so that each message comes to
+    /// all of them, and reads of images that are to be embedded again. That stays so whichever is
+    /// live: a promotion moves no worker from one group to another.
+    async fn of(
+        config: &Config,
+        states: &StateStore,
+        generation: &Generation,
+    ) -> anyhow::Result<Self> {
+        let mut source = config.source.clone();
+        let mut decoder = Decoder::new(&config.source, &config.attributes)
+            .remembering(config.upkeep.tombstone_days);
+        let first = states.at(1).await.context("table.url")?;
+        if first.is_some_and(|first| first.live.id != generation.id) {
+            source.group = format!("{}.{}", source.group, generation.id);
+            decoder = decoder.embedding_again(&source.reindex_topic, &generation.id);
+        }
+        Ok(Self { source, decoder })
+    }
+}
+
 /// A worker, with the catalogue made or joined.
 pub async fn worker(
     config: &Config,
     towers: Arc<dyn Towers>,
     progress: Arc<Progress>,
 ) -> anyhow::Result<Worker> {
-    let topics = [config.source.topic.as_str(), config.dead_letter.topic.as_str()];
-    kafka::probe(&config.kafka, &topics).await?;
     let sets = prompts::load_all(&config.prompts, &*towers).context("prompts.sets")?;
     for set in &sets {
         if let Some(warning) = set.set.warning(&*towers) {
@@ -149,10 +174,20 @@ pub async fn worker(
     let store = store(config).await?;
     let generation = generation(config, &*towers);
     let records: Vec<_> = sets.iter().map(|set| set.record()).collect();
-    let state = StateStore::new(&store)
-        .ensure(&generation, &records, &serving, "bsap ingest")
-        .await
-        .context("table.url")?;
+    let states = StateStore::new(&store);
+    let beside = states.newest().await.context("table.url")?;
+    let beside = beside.filter(|state| state.is_beside(&generation));
+    let state = match beside {
+        Some(state) => state,
+        None => states
+            .ensure(&generation, &records, &serving, "bsap ingest")
+            .await
+            .context("table.url")?,
+    };
+    let reading = Reading::of(config, &states, &generation).await?;
+    let mut topics = vec![config.source.topic.as_str(), config.dead_letter.topic.as_str()];
+    topics.extend(reading.decoder.again.as_ref().map(|again| again.topic.as_str()));
+    kafka::probe(&config.kafka, &topics).await?;
     // What others have added to the catalogue counts as well as what is configured here.
     let active = ActiveSets::new(sets);
     let known = state.sets_of(&generation.id).unwrap_or_default();
@@ -164,9 +199,8 @@ pub async fn worker(
     started("worker", &*towers, &generation, &store);
     Ok(Worker {
         kafka: config.kafka.clone(),
-        source: config.source.clone(),
-        decoder: Decoder::new(&config.source, &config.attributes)
-            .remembering(config.upkeep.tombstone_days),
+        source: reading.source,
+        decoder: reading.decoder,
         dead_letters: DeadLetters::new(&config.kafka, &config.dead_letter)?,
         fetcher: Fetcher::new(&config.fetch)?,
         decode: config.decode.clone(),

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use serde::Serialize;
 use serde_json::json;
 
 use super::upkeep::mib;
@@ -12,7 +13,9 @@ use crate::config::Config;
 use crate::kafka;
 use crate::record::Partition;
 use crate::store::Store;
-use crate::table::{self, CatalogueState, Coverage, Overview, Stored, TableError};
+use crate::table::{
+    self, Beside, CatalogueState, Coverage, Generation, Overview, Stored, TableError,
+};
 
 /// Where one partition stands.
 struct Standing {
@@ -35,7 +38,11 @@ pub async fn run(args: &StatusArgs, config: Config) -> Done {
     let (store, state) = parts::catalogue(&config).await?;
     let overview = Overview::of(&store, &state.live, &config.upkeep).await?;
     let coverages = coverages(&store, &state).await?;
-    let standings = standings(&config, &store, &state).await;
+    let standings = standings(&config, &store, &state.live, &config.source.topic).await;
+    let beside = match &state.beside {
+        Some(beside) => Some(BesideStatus::of(&config, &store, beside).await?),
+        None => None,
+    };
     if args.json {
         let partitions = match &standings {
             Ok(standings) => json!(
@@ -52,11 +59,14 @@ pub async fn run(args: &StatusArgs, config: Config) -> Done {
         let problem = standings.as_ref().err().map(|e| format!("{e:#}"));
         say!(
             "{}",
-            json!({"state": state, "table": overview, "coverage": coverages, "partitions": partitions, "kafka_error": problem})
+            json!({"state": state, "table": overview, "coverage": coverages, "partitions": partitions, "beside": beside, "kafka_error": problem})
         );
         return Ok(());
     }
     show(&config, &store, &state, &overview, &coverages);
+    if let (Some(beside), Some(status)) = (&state.beside, &beside) {
+        status.show(beside);
+    }
     match standings {
         Err(error) => say!("\nlag         unknown: {error:#}"),
         Ok(standings) => {
@@ -155,17 +165,60 @@ fn ago(time: Option<DateTime<Utc>>) -> String {
     }
 }
 
+/// How far the generation beside the live one is.
+#[derive(Serialize)]
+struct BesideStatus {
+    table: Overview,
+    /// Live events that it has not stored; none where Kafka does not say.
+    live_lag: Option<i64>,
+    /// Images that it is asked for and has not stored; none where Kafka does not say.
+    again_lag: Option<i64>,
+}
+
+impl BesideStatus {
+    async fn of(config: &Config, store: &Store, beside: &Beside) -> anyhow::Result<Self> {
+        let lag = async |topic: &str| {
+            let standings = standings(config, store, &beside.generation, topic).await.ok()?;
+            Some(standings.iter().map(Standing::lag).sum())
+        };
+        Ok(Self {
+            table: Overview::of(store, &beside.generation, &config.upkeep).await?,
+            live_lag: lag(&config.source.topic).await,
+            again_lag: lag(&config.source.reindex_topic).await,
+        })
+    }
+
+    fn show(&self, beside: &Beside) {
+        let number = |n: Option<i64>| n.map_or("an unknown number of".into(), |n| n.to_string());
+        let rows = self.table.rows.map(|rows| rows as i64);
+        say!(
+            "beside      {} ({}, since {}), filled by workers with model.checkpoint = {}",
+            beside.generation.id,
+            beside.generation.model_name,
+            beside.since.format("%Y-%m-%d %H:%M UTC"),
+            beside.checkpoint
+        );
+        say!(
+            "            {} rows with superseded ones, newest {}; {} live events and {} images to be embedded again wait",
+            number(rows),
+            ago(self.table.newest_row),
+            number(self.live_lag),
+            number(self.again_lag)
+        );
+    }
+}
+
 async fn standings(
     config: &Config,
     store: &Store,
-    state: &CatalogueState,
+    generation: &Generation,
+    topic: &str,
 ) -> anyhow::Result<Vec<Standing>> {
-    let topic = &config.source.topic;
     let logs = kafka::logs(&config.kafka, topic).await?;
-    let mut positions = table::positions(store, &state.live, config.table.commit_attempts).await?;
+    let mut positions = table::positions(store, generation, config.table.commit_attempts).await?;
     let mut standings = Vec::with_capacity(logs.len());
     for (number, log) in logs {
-        let partition = Partition { topic: topic.as_str().into(), number };
+        let partition = Partition { topic: topic.into(), number };
         let position = positions.position(&partition).await?;
         standings.push(Standing { number, position, log });
     }

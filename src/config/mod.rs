@@ -79,6 +79,12 @@ impl Config {
                 "dead_letter.topic: is source.topic; dead letters would be consumed again".into(),
             );
         }
+        let again = &self.source.reindex_topic;
+        if [&self.source.topic, &self.dead_letter.topic].contains(&again) {
+            circle.push(format!(
+                "source.reindex_topic: {again} is the topic of images or of dead letters; images that are to be embedded again need their own"
+            ));
+        }
         let control = &self.source.control_topic;
         if [&self.source.topic, &self.dead_letter.topic].contains(&control) {
             circle.push(format!(

@@ -188,7 +188,10 @@ impl Worker {
     pub async fn run(self, token: CancellationToken) -> Result<bool, IngestError> {
         let writer = Arc::new(Mutex::new(self.writer));
         let resume = Arc::new(TablePositions(writer.clone()));
-        let source = Source::start(&self.kafka, &self.source, resume, token.clone())?;
+        let again = self.decoder.again.as_ref().map(|again| again.topic.clone());
+        let topics: Vec<&str> =
+            std::iter::once(self.source.topic.as_str()).chain(again.as_deref()).collect();
+        let source = Source::start(&self.kafka, &self.source, &topics, resume, token.clone())?;
         let abandon = CancellationToken::new();
         let embedder = embed::Embedder::start(
             self.towers.clone(),

@@ -1,14 +1,11 @@
 //! One place of the listing beside what the table knows of it: the rules, without any input.
 
-use std::collections::BTreeMap;
-
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::Report;
-use crate::publish::Naming;
-use crate::record::{AttributeType, AttributeTypes, Attributes, Operation, Ordering, Sequence};
+use crate::publish::{Naming, values};
+use crate::record::{AttributeTypes, Attributes, Operation, Ordering, Sequence};
 use crate::source::ImageEvent;
 
 /// What the outside world says of one image.
@@ -241,7 +238,7 @@ fn changed(listed: &Listed, image: &Known, rules: &Rules) -> Difference {
             let loses = time <= image.at || rules.is_forgotten(time);
             let time = if loses { rules.started } else { time };
             let repair = rules.dated(Some(image), || ImageEvent {
-                attributes: rules.values(&image.attributes),
+                attributes: values(&image.attributes, &rules.attributes),
                 ..rules.naming.upsert("", image.uri.as_deref().unwrap_or_default(), time)
             });
             (why, repair)
@@ -338,20 +335,6 @@ impl Rules {
             _ => Ok(event.clone()),
         }
     }
-
-    /// Attributes as events have them; one that is not declared any more is left out.
-    fn values(&self, attributes: &Attributes) -> BTreeMap<String, Value> {
-        let value = |(name, text): (&String, &String)| {
-            let value = match self.attributes.get(name)? {
-                AttributeType::Text | AttributeType::Time => Value::String(text.clone()),
-                AttributeType::Integer | AttributeType::Number | AttributeType::Boolean => {
-                    serde_json::from_str(text).ok()?
-                }
-            };
-            Some((name.clone(), value))
-        };
-        attributes.iter().filter_map(value).collect()
-    }
 }
 
 /// Whether an image's version is its time in microseconds.
@@ -382,6 +365,7 @@ fn text(time: DateTime<Utc>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::AttributeType;
 
     fn at(seconds: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(1_700_000_000 + seconds, 0).unwrap()

@@ -197,7 +197,7 @@ pub async fn reconcile(
         () = token.cancelled() => return Err(ReconcileError::Interrupted),
     };
     let rows = tokio::select! {
-        rows = newest_first(catalogue, generation, folder) => rows?,
+        rows = current(catalogue, generation, folder) => rows?,
         () = token.cancelled() => return Err(ReconcileError::Interrupted),
     };
     let (folder, token) = (folder.to_owned(), token.clone());
@@ -333,8 +333,8 @@ fn listed(line: &str, decoder: &Decoder) -> Result<(String, Listed), String> {
     Ok((event.image_id.clone(), Listed::Event(Box::new(event), sequence)))
 }
 
-/// All rows of the table by image, each with its values.
-async fn newest_first(
+/// All rows of the table by image.
+async fn by_image(
     catalogue: &Store,
     generation: &Generation,
     folder: &Path,
@@ -350,6 +350,40 @@ async fn newest_first(
         }
     }
     sorter.finish().map_err(in_folder)
+}
+
+/// The current row of each image of a table, in the order of the ids.
+pub struct Current(Sorted);
+
+/// The current rows of a table. Sorts through files in `folder`.
+pub async fn current(
+    catalogue: &Store,
+    generation: &Generation,
+    folder: &Path,
+) -> Result<Current, ReconcileError> {
+    Ok(Current(by_image(catalogue, generation, folder).await?))
+}
+
+impl Iterator for Current {
+    type Item = io::Result<Entry>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let id = self.0.peek()?.to_vec();
+        self.newest(&id).transpose()
+    }
+}
+
+impl Current {
+    fn newest(&mut self, id: &[u8]) -> io::Result<Option<Entry>> {
+        let mut newest: Option<Entry> = None;
+        for value in self.0.values(id)? {
+            let entry: Entry = parsed(&value)?;
+            if newest.as_ref().is_none_or(|known| entry.version > known.version) {
+                newest = Some(entry);
+            }
+        }
+        Ok(newest)
+    }
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
@@ -379,20 +413,11 @@ impl Scope {
     }
 
     /// The current row of each image at the places where it is compared, in the order of these.
-    fn places(&self, mut rows: Sorted, folder: &Path) -> io::Result<Sorted> {
+    fn places(&self, rows: Current, folder: &Path) -> io::Result<Sorted> {
         let mut sorter = Sorter::new(folder, SORT_BYTES);
-        while let Some(id) = rows.peek().map(<[u8]>::to_vec) {
-            let mut newest: Option<Entry> = None;
-            for value in rows.values(&id)? {
-                let entry: Entry = parsed(&value)?;
-                if newest.as_ref().is_none_or(|known| entry.version > known.version) {
-                    newest = Some(entry);
-                }
-            }
-            if let Some(newest) = newest {
-                for (key, known) in self.place(&newest) {
-                    sorter.push(key.as_bytes(), &json(&known))?;
-                }
+        for newest in rows {
+            for (key, known) in self.place(&newest?) {
+                sorter.push(key.as_bytes(), &json(&known))?;
             }
         }
         sorter.finish()

@@ -2,15 +2,19 @@
 
 mod claim;
 mod control;
+mod model;
 mod sets;
 mod statistics;
 
 pub use control::{Control, Request};
+pub use model::{Missing, set_up, withdraw};
 pub use sets::follow_sets;
 pub use statistics::{Done, Job, add_set, retire};
 
 use crate::clip::ClipError;
 use crate::prompts::PromptError;
+use crate::publish::PublishError;
+use crate::reconcile::ReconcileError;
 use crate::retry::{Decide, Verdict};
 use crate::table::TableError;
 
@@ -26,6 +30,15 @@ pub enum ReindexError {
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ClipError),
+    /// Two generations cannot be compared.
+    #[error(transparent)]
+    Reconcile(#[from] ReconcileError),
+    /// Events cannot be sent.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// The temporary folder cannot be used.
+    #[error("temporary folder: {0}; choose another by --temp")]
+    Folder(std::io::Error),
     /// It would break something that holds; the message says what, and what to do first.
     #[error("{0}")]
     Refused(String),
@@ -38,9 +51,13 @@ impl Decide for ReindexError {
     fn verdict(&self) -> Verdict {
         match self {
             Self::Table(error) => error.verdict(),
-            Self::Prompts(_) | Self::Model(_) | Self::Refused(_) | Self::Broken(_) => {
-                Verdict::Fatal
-            }
+            Self::Reconcile(error) => error.verdict(),
+            Self::Publish(error) => error.verdict(),
+            Self::Prompts(_)
+            | Self::Model(_)
+            | Self::Refused(_)
+            | Self::Folder(_)
+            | Self::Broken(_) => Verdict::Fatal,
         }
     }
 }

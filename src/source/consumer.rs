@@ -134,11 +134,12 @@ pub struct Pulse {
 }
 
 impl Source {
-    /// Joins the group and starts to poll. Messages come until `token` is cancelled; the group is
+    /// Joins the group and starts to poll `topics`. Messages come until `token` is cancelled; the group is
     /// left when [`Source::close`] is called.
     pub fn start(
         kafka: &kafka::Options,
         options: &Options,
+        topics: &[&str],
         resume: Arc<dyn Resume>,
         token: CancellationToken,
     ) -> Result<Self, SourceError> {
@@ -156,7 +157,7 @@ impl Source {
         };
         let consumer: BaseConsumer<Context> =
             configuration(kafka, options).create_with_context(context).map_err(wrap)?;
-        consumer.subscribe(&[&options.topic]).map_err(wrap)?;
+        consumer.subscribe(topics).map_err(wrap)?;
         let finished = CancellationToken::new();
         let polling = Polling {
             consumer,

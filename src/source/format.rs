@@ -9,6 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::again::{self, Again};
 use super::{Options, bucket, cloud_event, json};
 use crate::record::{
     AttributeType, AttributeTypes, Attributes, Change, Event, ImageId, Invalid, Message, Operation,
@@ -78,6 +79,8 @@ pub struct Decoder {
     pub remembered: Option<TimeDelta>,
     /// The image id of an object in a bucket, with `{bucket}` and `{key}` to be filled in.
     pub object_id: String,
+    /// Where images come from that are to be embedded again; none: from nowhere.
+    pub again: Option<Again>,
 }
 
 /// What an event says of its version; which of it counts, the catalogue's ordering says.
@@ -98,6 +101,7 @@ impl Decoder {
             cloud_event_types: options.cloud_event_types.clone(),
             remembered: None,
             object_id: options.object_id.clone(),
+            again: None,
         }
     }
 
@@ -108,9 +112,20 @@ impl Decoder {
         self
     }
 
+    /// Reads another topic too, with images that are to be embedded again for one generation.
+    #[must_use]
+    pub fn embedding_again(mut self, topic: &str, generation: &str) -> Self {
+        self.again = Some(Again { topic: topic.to_owned(), generation: generation.to_owned() });
+        self
+    }
+
     /// The events of `message`, all of a message or none of it. No events: the message is one that
     /// tells of no image, such as a bucket's test event.
     pub fn decode(&self, message: &Message, now: DateTime<Utc>) -> Result<Vec<Event>, Rejected> {
+        // They keep their versions, and bring deletes with them: age means nothing there.
+        if let Some(of) = self.again.as_ref().filter(|of| *of.topic == *message.partition.topic) {
+            return again::decode(self, &of.generation, message);
+        }
         let events = self.events(message)?;
         self.young_enough(message, &events, now)?;
         for (index, event) in events.iter().enumerate() {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::format::{Decoder, Rejected, Versions, read};
-use crate::record::{Change, Content, Event, ImageId, Invalid, Message, Operation};
+use crate::record::{Change, Content, Event, ImageId, Invalid, Message, Operation, Sequence};
 
 /// A new-image event. Fields that are not listed here are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -38,17 +38,28 @@ pub struct ImageEvent {
     pub attributes: BTreeMap<String, Value>,
 }
 
-/// The event in a JSON object; `inline` are the picture's bytes where they came beside it.
+/// The event in a JSON object, by the catalogue's ordering; `inline` are the picture's bytes where they came beside it.
 pub(super) fn event(
     rules: &Decoder,
     message: &Message,
     object: Map<String, Value>,
     inline: Option<Bytes>,
 ) -> Result<Event, Rejected> {
+    let (event, number) = unordered(rules, object, inline)?;
+    let versions =
+        Versions { sequence: number, event_time: event.event_time, ..Versions::default() };
+    let sequence = rules.sequence(message, &event.image_id, &versions)?;
+    Ok(Event { sequence, ..event })
+}
+
+/// The event in a JSON object before its version is known, and the `sequence` that it says.
+pub(super) fn unordered(
+    rules: &Decoder,
+    object: Map<String, Value>,
+    inline: Option<Bytes>,
+) -> Result<(Event, Option<u64>), Rejected> {
     let event: ImageEvent = read(object.into())?;
     let image_id = ImageId::new(&event.image_id)?;
-    let versions =
-        Versions { sequence: event.sequence, event_time: event.event_time, ..Versions::default() };
     let change = match event.operation {
         Operation::Delete => Change::Delete,
         Operation::Upsert => Change::Upsert {
@@ -56,12 +67,9 @@ pub(super) fn event(
             attributes: rules.attributes(&event.attributes)?,
         },
     };
-    Ok(Event {
-        sequence: rules.sequence(message, &image_id, &versions)?,
-        image_id,
-        event_time: event.event_time,
-        change,
-    })
+    let sequence = Sequence::from_number(0);
+    let (number, event_time) = (event.sequence, event.event_time);
+    Ok((Event { image_id, sequence, event_time, change }, number))
 }
 
 fn content(

@@ -3,6 +3,7 @@
 //! [`consumer`] polls a topic on a thread of its own and hands messages over in order, together
 //! with what happens to the assignment; [`format`] turns a message into events.
 
+pub mod again;
 mod bucket;
 mod cloud_event;
 pub mod consumer;
@@ -39,6 +40,9 @@ pub struct Options {
     /// Topic of requests to workers, for example for a reindex, as `schemas/control-request.schema.json`
     /// has them. Empty: none is heard.
     pub control_topic: String,
+    /// Topic on which `bsap reindex model` asks for stored images to be embedded again by another
+    /// model. Only workers of that model read it.
+    pub reindex_topic: String,
     /// What orders the versions of an image: `sequence`, `event_time`, `offset` or `sequencer`.
     /// Fixed when the table is made; `offset` needs messages that are keyed by image id,
     /// `sequencer` takes bucket notifications alone.
@@ -74,6 +78,7 @@ impl Default for Options {
             group: "bsap".into(),
             replay: String::new(),
             control_topic: String::new(),
+            reindex_topic: "images.reindex".into(),
             ordering: Ordering::default(),
             max_clock_skew_seconds: 300,
             cloud_event_types: BTreeMap::from([
@@ -108,6 +113,15 @@ impl Options {
             problems.push(format!(
                 "topic: {:?} is not a Kafka topic name (1 to 249 of a-z A-Z 0-9 . _ -)",
                 self.topic
+            ));
+        }
+        if self.reindex_topic.is_empty()
+            || self.reindex_topic.len() > 249
+            || !self.reindex_topic.chars().all(legal)
+        {
+            problems.push(format!(
+                "reindex_topic: {:?} is not a Kafka topic name (1 to 249 of a-z A-Z 0-9 . _ -)",
+                self.reindex_topic
             ));
         }
         if self.control_topic.len() > 249 || !self.control_topic.chars().all(legal) {

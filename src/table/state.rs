@@ -155,6 +155,12 @@ impl CatalogueState {
         beside.map(|beside| beside.prompt_sets.as_slice())
     }
 
+    /// Whether `generation` is the one that is filled beside the live one.
+    pub fn is_beside(&self, generation: &Generation) -> bool {
+        let beside = self.beside.as_ref().map(|beside| &beside.generation);
+        self.live.id != generation.id && beside.is_some_and(|b| b.expect(generation).is_ok())
+    }
+
     /// The stored prompt set of that key, name or name@version; the newest version of a name.
     pub fn prompt_set(&self, name: &str) -> Option<&PromptSetRecord> {
         let fits = |set: &&PromptSetRecord| {
@@ -199,7 +205,7 @@ impl Generation {
             "model fingerprint",
             &self.model_fingerprint,
             &other.model_fingerprint,
-            "Set model.checkpoint to the model that filled this catalogue, or start a new catalogue (table.url)",
+            "Set model.checkpoint to the model that filled this catalogue, set up a generation for the new one (bsap reindex model), or start a new catalogue (table.url)",
         )?;
         check(
             "ordering",

@@ -12,7 +12,7 @@ use bsap::dead_letter::DeadLetters;
 use bsap::fetch::Fetcher;
 use bsap::ingest::{Progress, Worker};
 use bsap::normalise::Normaliser;
-use bsap::prompts::{self, EmbeddedSet};
+use bsap::prompts::{self, ActiveSets, EmbeddedSet};
 use bsap::record::{AttributeTypes, Ordering as Versions};
 use bsap::source::Decoder;
 use bsap::store::Store;
@@ -105,7 +105,7 @@ async fn worker(
         fetcher: Fetcher::new(&fetch).unwrap(),
         decode: decode::Options::default(),
         towers,
-        sets,
+        sets: ActiveSets::new(sets),
         writer: Writer::open(store, &world.generation, table::Options::default().commit_attempts)
             .await
             .unwrap(),

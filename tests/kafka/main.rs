@@ -18,10 +18,11 @@ use std::time::Duration;
 
 use bsap::demo::catalogue::{Scene, Style};
 use bsap::demo::draw::render;
+use bsap::table::StateStore;
 use rand::RngExt;
 use serde_json::{Value, json};
 use tokio::time::sleep;
-use world::{World, size};
+use world::{AGAIN, World, size};
 
 /// Long enough that a worker has joined the group and works.
 const JOINED: Duration = Duration::from_secs(3);
@@ -167,6 +168,65 @@ async fn the_topic_is_replayed() {
     world.replayed("once-more", &mut [&mut worker]).await;
     worker.stop();
     world.verify(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_models_generation_is_whole_though_its_workers_are_killed() {
+    let (count, kills) = size();
+    let mut world = World::build("another model", 1).await;
+    world.cluster.create(AGAIN, 3, 1 << 20).await;
+    world.send(count / 2).await;
+    let mut live = world.worker();
+    world.caught_up(&mut [&mut live]).await;
+    let other = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/clip-gelu");
+    let ask = ["reindex", "model", "--checkpoint", other];
+    let (_, told) = world.outcome(&["ingest", "--help"]);
+    assert!(told.contains("reindex_topic"));
+    // A worker of a model that the catalogue does not know says what to do.
+    let (code, told) = world.refused(&[("MODEL__CHECKPOINT", other)]);
+    assert!(code == Some(1) && told.contains("bsap reindex model"), "{told}");
+    let (code, told) = world.outcome(&ask);
+    // Most pictures came inline: nobody can fetch those again.
+    assert!(code == Some(1) && told.contains("came inline"), "{told}");
+    assert!(told.contains("stands beside the live one"), "{told}");
+    let state = StateStore::new(&world.store()).newest().await.unwrap().unwrap();
+    let new = state.beside.unwrap().generation;
+
+    let before = world.newest(&world.generation).await;
+    let model = [("MODEL__CHECKPOINT", other)];
+    let mut victim = world.worker_with(&model);
+    let mut steady = world.worker_with(&model);
+    for _ in 0..kills {
+        world.send(count / 2 / u64::from(kills)).await;
+        sleep(Duration::from_millis(rand::rng().random_range(2_000..6_000))).await;
+        std::mem::replace(&mut victim, std::mem::replace(&mut steady, world.worker_with(&model)))
+            .kill();
+    }
+    world.caught_up(&mut [&mut live]).await;
+    world.caught_up_beside(&new, &mut [&mut victim, &mut steady]).await;
+    let status = world.bsap(&["status"]);
+    assert!(status.contains("0 live events and 0 images to be embedded again wait"), "{status}");
+    let (_, told) = world.outcome(&ask);
+    assert!(told.contains("0 are to be embedded again, 0 deletes to be told"), "{told}");
+    for worker in [live, victim, steady] {
+        worker.stop();
+    }
+    let (first, second) = (world.newest(&world.generation).await, world.newest(&new).await);
+    let mut inline = 0;
+    for (id, version) in &first {
+        // The newest version of an image may have come inline before: of that, nothing can be had.
+        if second.get(id) != Some(version) {
+            assert_eq!(before.get(id), Some(version), "{id} came later and is missing");
+            inline += 1;
+        }
+    }
+    assert!(told.contains(&format!("{inline} images came inline")), "{inline}: {told}");
+    println!(
+        "another model: {} images and deletes, {} in the new generation, {inline} came inline before",
+        first.len(),
+        second.len()
+    );
+    assert!(second.len() > first.len() / 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

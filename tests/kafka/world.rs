@@ -21,6 +21,7 @@ use crate::broker::{Cluster, signal};
 use crate::events::{Events, Newest, Sent};
 
 pub const TOPIC: &str = "images";
+pub const AGAIN: &str = "images.reindex";
 const DEAD: &str = "images.dead-letters";
 const GROUP: &str = "bsap";
 /// How long a catalogue may take to catch up, per thousand messages and at least.
@@ -105,6 +106,24 @@ impl World {
     pub async fn send_raw(&self, key: &str, value: &str) {
         let record = FutureRecord::to(TOPIC).key(key).payload(value);
         self.producer.send(record, Duration::from_secs(20)).await.unwrap();
+    }
+
+    /// Runs a command of `bsap` to its end: its exit code and what it prints.
+    pub fn outcome(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let output = self.command(Path::new("")).args(arguments).output().unwrap();
+        let (out, err) = (String::from_utf8(output.stdout), String::from_utf8(output.stderr));
+        (output.status.code(), out.unwrap() + &err.unwrap())
+    }
+
+    /// A worker that is to end by itself: its exit code and what it says.
+    pub fn refused(&self, options: &[(&str, &str)]) -> (Option<i32>, String) {
+        let mut command = self.command(Path::new(""));
+        command.arg("ingest");
+        for (key, value) in options {
+            command.env(format!("BSAP_{key}"), value);
+        }
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
     }
 
     /// Runs a command of `bsap` to its end and returns what it prints.
@@ -291,6 +310,53 @@ impl World {
         for (partition, offset) in committed {
             assert!(offset <= positions[&partition], "Kafka is ahead of the table");
         }
+    }
+
+    /// Waits until the generation `new` has consumed the topics of events and of images to be
+    /// embedded again.
+    pub async fn caught_up_beside(&self, new: &Generation, workers: &mut [&mut Worker]) {
+        let started = Instant::now();
+        loop {
+            let mut writer = Writer::open(&self.store(), new, 20).await.unwrap();
+            let mut left = 0;
+            for topic in [TOPIC, AGAIN] {
+                for (number, (_, end)) in kafka::logs(&self.kafka(), topic).await.unwrap() {
+                    let partition = Partition { topic: topic.into(), number };
+                    left += end - writer.position(&partition).await.unwrap().unwrap_or_default();
+                }
+            }
+            if left == 0 {
+                return;
+            }
+            for worker in workers.iter_mut() {
+                worker.expect_alive();
+            }
+            let last = || workers.iter().map(|w| w.last_words()).collect::<Vec<_>>().join("\n");
+            assert!(started.elapsed() < CATCH_UP.1, "{}: {left} wait: {}", self.name, last());
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// The newest version of every image in a generation: its sequence and its content.
+    pub async fn newest(
+        &self,
+        generation: &Generation,
+    ) -> BTreeMap<String, (String, Option<String>)> {
+        let folder = self.folder.path();
+        let rows = bsap::reconcile::current(&self.store(), generation, folder).await.unwrap();
+        let mut follower = Follower::open(&self.store(), generation).await.unwrap();
+        let mut hashes = BTreeMap::new();
+        for row in follower.next(&|_, _| {}).await.unwrap().unwrap().rows {
+            let hash = row.image.map(|image| image.content_hash);
+            hashes.insert((row.image_id.to_string(), row.sequence.as_str().to_owned()), hash);
+        }
+        rows.map(|entry| {
+            let entry = entry.unwrap();
+            let sequence = entry.version.sequence.as_str().to_owned();
+            let hash = hashes.remove(&(entry.image_id.clone(), sequence.clone())).flatten();
+            (entry.image_id, (sequence, hash))
+        })
+        .collect()
     }
 
     /// Rows that were ever appended, by the log of the table: compaction takes superseded ones away.
