@@ -1,6 +1,7 @@
 //! Arguments as typed.
 
 mod dead_letters;
+mod evaluate;
 mod reconcile;
 mod reindex;
 mod table;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use dead_letters::{DeadLettersAction, DeadLettersArgs, FilterArgs};
+pub use evaluate::{DrawingArgs, EvaluateAction, EvaluateArgs, RankingsArgs};
 pub use reconcile::ReconcileArgs;
 pub use reindex::{ReindexAction, ReindexArgs, ReindexModelArgs, StatisticsArgs};
 pub use table::{CompactArgs, StatusArgs, VacuumArgs, VerifyArgs};
@@ -78,6 +80,7 @@ impl Cli {
             ("vacuum", &["table", "upkeep"]),
             ("reindex", &["kafka", "source", "attributes", "prompts", "model", "table"]),
             ("search", &TABLE),
+            ("evaluate", &["model", "table", "prompts"]),
             ("prompts", &["prompts", "model", "table"]),
         ] {
             let help = config::help(sections);
@@ -118,6 +121,8 @@ pub enum Command {
     Reindex(ReindexArgs),
     /// Ask a running server, or the table itself
     Search(SearchArgs),
+    /// Compare ways to rank on your own queries: is balancing worth it?
+    Evaluate(Box<EvaluateArgs>),
     /// Embed texts and images and print the numbers, to compare with a reference
     Embed(EmbedArgs),
     /// Show what a checkpoint is, and test it
@@ -160,12 +165,12 @@ pub enum DemoAction {
     /// Draw pictures and a JSON-lines file that says what is in each
     Render(RenderArgs),
     /// Measure how well a model ranks drawn catalogues, plain and balanced
-    Evaluate(EvaluateArgs),
+    Evaluate(JudgeArgs),
 }
 
 /// `bsap demo evaluate`.
 #[derive(Debug, Args)]
-pub struct EvaluateArgs {
+pub struct JudgeArgs {
     /// Pictures of each style
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub count: u64,

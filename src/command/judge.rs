@@ -2,33 +2,23 @@
 
 use std::fmt::Write as _;
 
-use super::{Done, bar};
-use crate::cli::EvaluateArgs;
-use crate::clip::{Clip, Options, Towers};
+use super::{Done, bar, drawn};
+use crate::cli::JudgeArgs;
+use crate::clip::Towers;
 use crate::demo::catalogue::Style;
-use crate::demo::judge::{Judged, Setting, Verdict};
+use crate::demo::judge::{Drawn, Setting, Verdict};
 use crate::demo::queries::{AttributeQuery, Difficulty, combinations, queries};
-use crate::demo::write_model;
-use crate::evaluate::{Interval, Measures};
+use crate::evaluate::{Column, Cutoffs, Interval};
 use crate::prompts::{EmbeddedSet, PromptSet};
 
 /// Side of the drawn pictures in pixels, as in the demo.
 const SIDE: u32 = 256;
+/// Measures that the tables leave out: with many right pictures a query they say little besides.
+const HIDDEN: [&str; 3] = ["recall", "nDCG", "MRR"];
 
 /// Judges a model on drawn catalogues of every style and prints the tables.
-pub fn run(args: &EvaluateArgs) -> Done {
-    let scratch = std::env::temp_dir().join(format!("bsap-evaluate-{}", std::process::id()));
-    let checkpoint = match &args.checkpoint {
-        Some(checkpoint) => checkpoint.clone(),
-        None => {
-            write_model(&scratch)?;
-            scratch.display().to_string()
-        }
-    };
-    let clip = Clip::load(&Options { checkpoint, ..Options::default() });
-    // Only what this command made itself; where there is nothing, nothing is left to do.
-    let _ = std::fs::remove_dir_all(&scratch);
-    let clip = clip?;
+pub fn run(args: &JudgeArgs) -> Done {
+    let clip = drawn::model(args.checkpoint.as_deref())?;
     let sets = ["demo", "photographs"]
         .map(|name| PromptSet::load(name)?.embed(&clip, 8))
         .into_iter()
@@ -37,7 +27,7 @@ pub fn run(args: &EvaluateArgs) -> Done {
     let combined = combinations(args.seed);
     for style in Style::ALL {
         let bar = bar(style.name(), args.count)?;
-        let judged = Judged::draw(&clip, *style, args.seed, args.count, SIDE, |n| bar.inc(n))?;
+        let judged = Drawn::draw(&clip, *style, args.seed, args.count, SIDE, |n| bar.inc(n))?;
         bar.finish_and_clear();
         let mixed = judged.judge(&clip, &asked, &sets, |q| q.difficulty.name())?;
         let of_training = |q: &AttributeQuery| if q.held_out() { "unseen" } else { "seen" };
@@ -56,7 +46,7 @@ pub fn run(args: &EvaluateArgs) -> Done {
 }
 
 /// One style's verdicts in Markdown, with 95 % intervals.
-fn tables(style: Style, args: &EvaluateArgs, mixed: &[Verdict], combined: &[Verdict]) -> String {
+fn tables(style: Style, args: &JudgeArgs, mixed: &[Verdict], combined: &[Verdict]) -> String {
     let asked = mixed.first().map_or(0, |v| v.all.queries);
     let mut text = format!(
         "## {}\n\n{} pictures, {asked} queries, seed {}.\n\n",
@@ -64,10 +54,16 @@ fn tables(style: Style, args: &EvaluateArgs, mixed: &[Verdict], combined: &[Verd
         args.count,
         args.seed
     );
-    let measures: Vec<String> = Measures::NAMES.map(str::to_owned).into();
-    table(&mut text, &measures, mixed, |v| v.all.measures.iter().map(interval).collect());
+    let names = Cutoffs::default().names();
+    let shown = |name: &&String| !HIDDEN.iter().any(|hidden| name.starts_with(hidden));
+    let measures: Vec<String> = names.iter().filter(shown).cloned().collect();
+    let cells = |verdict: &Verdict, cell: &dyn Fn(&Column) -> String| -> Vec<String> {
+        let all = names.iter().zip(&verdict.all.columns);
+        all.filter(|(name, _)| shown(name)).map(|(_, column)| cell(column)).collect()
+    };
+    table(&mut text, &measures, mixed, |v| cells(v, &|column| interval(&column.value)));
     text.push_str("\nGain over plain CLIP, query by query:\n\n");
-    table(&mut text, &measures, mixed, |v| v.all.gains.iter().map(signed).collect());
+    table(&mut text, &measures, mixed, |v| cells(v, &|column| signed(&column.gain)));
     let difficulties = Difficulty::ALL.map(Difficulty::name);
     for (title, names, verdicts) in [
         ("hit@1 by what the query asks for", difficulties.as_slice(), mixed),
@@ -79,8 +75,11 @@ fn tables(style: Style, args: &EvaluateArgs, mixed: &[Verdict], combined: &[Verd
             names.iter().map(|name| format!("{name} ({})", count(name))).collect();
         let _ = write!(text, "\n{title} (how many queries):\n\n");
         table(&mut text, &columns, verdicts, |verdict| {
-            let first = |name: &&str| verdict.groups.get(*name).and_then(|s| s.measures.first());
-            names.iter().map(|name| first(name).map_or("–".into(), interval)).collect()
+            let first = |name: &&str| verdict.groups.get(*name).and_then(|s| s.columns.first());
+            names
+                .iter()
+                .map(|name| first(name).map_or("–".into(), |c| interval(&c.value)))
+                .collect()
         });
     }
     text

@@ -12,7 +12,9 @@ mod check;
 mod config;
 mod dead_letters;
 mod demo;
+mod drawn;
 mod embed;
+mod evaluate;
 mod ingest;
 mod judge;
 mod model;
@@ -25,6 +27,7 @@ mod search;
 mod serve;
 mod status;
 mod table_view;
+mod thumbnails;
 mod upkeep;
 mod verify;
 
@@ -35,7 +38,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::cli::{Cli, Command, DemoAction, ModelAction, ModelArgs, PromptsAction, ReindexAction};
+use crate::cli::{
+    Cli, Command, DemoAction, EvaluateAction, EvaluateArgs, ModelAction, ModelArgs, PromptsAction,
+    ReindexAction,
+};
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, event};
 
@@ -90,6 +96,7 @@ pub fn run(cli: &Cli) -> Done {
             Some(DemoAction::Evaluate(args)) => judge::run(args),
         },
         Command::Embed(args) => embed::run(args),
+        Command::Evaluate(args) => evaluate_on(args, load),
         Command::Model(ModelArgs { action: ModelAction::Inspect { checkpoint, model } }) => {
             model::inspect(&model.options(checkpoint))
         }
@@ -154,6 +161,18 @@ pub fn run(cli: &Cli) -> Done {
             logged(quiet(load()?), |config, token| search::ask_table(args, config, token))
         }
     }
+}
+
+/// Rankings from files, a drawn catalogue, or the stored table.
+fn evaluate_on(args: &EvaluateArgs, load: impl FnOnce() -> Result<Config, ConfigError>) -> Done {
+    if let Some(EvaluateAction::Rankings(args)) = &args.action {
+        return evaluate::rankings(args);
+    }
+    if args.drawn.is_some() {
+        let config = quiet(Config::default());
+        return logged(config, |_, token| evaluate::run_drawn(args, token));
+    }
+    logged(quiet(load()?), |config, token| evaluate::run(args, config, token))
 }
 
 /// A command that loads no model does not ask for one.

@@ -11,16 +11,14 @@ use super::draw::{DrawError, render};
 use super::queries::AttributeQuery;
 use crate::clip::{ClipError, Towers};
 use crate::decode::{self, DecodeError};
-use crate::evaluate::{DEPTH, Measures, Summary, best};
+use crate::evaluate::{Asked, Cutoffs, Judged, SEED, Summary, Truth, best, columns};
 use crate::normalise::{Balance, Normaliser, Scale};
 use crate::prompts::EmbeddedSet;
-use crate::record::Embedding;
+use crate::record::{Embedding, Image, ImageId};
 use crate::statistics::{Statistics, dot};
 
 /// Pictures drawn and embedded at one time.
 const BATCH: usize = 64;
-/// Decides the samples of the intervals.
-const SEED: u64 = 1;
 /// Weights that are tried; 1 is the normaliser alone.
 pub const WEIGHTS: [f32; 4] = [0.1, 0.25, 0.5, 1.0];
 
@@ -39,7 +37,7 @@ pub enum JudgeError {
 }
 
 /// Drawn pictures with their embeddings as they would be stored.
-pub struct Judged {
+pub struct Drawn {
     scenes: Vec<Scene>,
     embeddings: Vec<Embedding>,
 }
@@ -66,14 +64,19 @@ pub struct Verdict {
     pub groups: BTreeMap<&'static str, Summary>,
 }
 
+/// The name of a drawn picture: its number.
+fn id(number: usize) -> Option<ImageId> {
+    ImageId::new(format!("{number:07}")).ok()
+}
+
 /// A query's raw scores and right answers, one a picture.
-struct Asked {
+struct Scored {
     group: &'static str,
     raw: Vec<f32>,
     right: Vec<bool>,
 }
 
-impl Judged {
+impl Drawn {
     /// Draws and embeds `count` pictures; `on_embedded` hears how many more are done.
     pub fn draw(
         towers: &dyn Towers,
@@ -100,6 +103,47 @@ impl Judged {
         Ok(Self { scenes, embeddings })
     }
 
+    /// What is in each picture.
+    pub fn scenes(&self) -> &[Scene] {
+        &self.scenes
+    }
+
+    /// The pictures as a table would hold them, without statistics.
+    pub fn images(&self) -> BTreeMap<ImageId, Image> {
+        let image = |(number, (scene, embedding)): (usize, (&Scene, &Embedding))| {
+            let image = Image {
+                uri: None,
+                content_hash: String::new(),
+                bytes: 0,
+                width: 0,
+                height: 0,
+                attributes: scene.attributes(),
+                embedding: embedding.clone(),
+                statistics: BTreeMap::new(),
+            };
+            Some((id(number)?, image))
+        };
+        self.scenes.iter().zip(&self.embeddings).enumerate().filter_map(image).collect()
+    }
+
+    /// Queries with what is known of their right answers; those that no picture matches match
+    /// nothing. Their group is their difficulty.
+    pub fn asked(&self, queries: &[AttributeQuery]) -> Vec<Asked> {
+        let ask = |query: &AttributeQuery| {
+            let matching = self.scenes.iter().enumerate().filter(|(_, scene)| query.matches(scene));
+            let grades: BTreeMap<ImageId, f64> =
+                matching.filter_map(|(number, _)| Some((id(number)?, 1.0))).collect();
+            let truth = if grades.is_empty() {
+                Truth::NoMatch
+            } else {
+                Truth::Graded { grades, condensed: false }
+            };
+            let group = Some(query.difficulty.name().to_owned());
+            Asked { text: query.text.clone(), group, truth }
+        };
+        queries.par_iter().map(ask).collect()
+    }
+
     /// Judges plain CLIP and every normaliser at every weight with every one of `sets`. Queries
     /// without a right answer here are left out; `group` names the group of the others.
     pub fn judge(
@@ -111,10 +155,10 @@ impl Judged {
     ) -> Result<Vec<Verdict>, JudgeError> {
         let texts: Vec<&str> = queries.iter().map(|q| q.text.as_str()).collect();
         let embedded = towers.embed_many_texts(&texts)?;
-        let asked: Vec<Asked> = queries
+        let asked: Vec<Scored> = queries
             .par_iter()
             .zip(&embedded)
-            .map(|(query, unit)| Asked {
+            .map(|(query, unit)| Scored {
                 group: group(query),
                 raw: self.embeddings.iter().map(|e| dot(unit, e.values())).collect(),
                 right: self.scenes.iter().map(|scene| query.matches(scene)).collect(),
@@ -146,35 +190,47 @@ impl Judged {
 }
 
 /// Measures of every query's ranking by `score` of a picture's index and raw score.
-fn measure(asked: &[Asked], score: impl Fn(usize, f32) -> f32 + Sync) -> Vec<Measures> {
+fn measure(asked: &[Scored], score: impl Fn(usize, f32) -> f32 + Sync) -> Vec<Vec<f64>> {
+    let cutoffs = Cutoffs::default();
     asked
         .par_iter()
-        .filter_map(|Asked { raw, right, .. }| {
+        .filter_map(|Scored { raw, right, .. }| {
             let scores: Vec<f32> = raw.iter().enumerate().map(|(i, r)| score(i, *r)).collect();
-            let top: Vec<bool> = best(&scores, DEPTH).into_iter().map(|i| right[i]).collect();
-            Measures::of(&top, right.iter().filter(|r| **r).count())
+            let grade = |right: bool| f64::from(u8::from(right));
+            let top = best(&scores, cutoffs.depth());
+            let grades: Vec<f64> = top.into_iter().map(|i| grade(right[i])).collect();
+            let ideal = vec![1.0; right.iter().filter(|r| **r).count()];
+            let ahead = |a: usize, b: usize| scores[a].total_cmp(&scores[b]).then(b.cmp(&a));
+            let first = (0..right.len()).filter(|i| right[*i]).max_by(|a, b| ahead(*a, *b));
+            let place = |first| 1 + (0..right.len()).filter(|i| ahead(*i, first).is_gt()).count();
+            let judged = Judged { grades: &grades, ideal: &ideal, first: first.map(place) };
+            cutoffs.measure(&judged)
         })
         .collect()
 }
 
 fn verdict(
     setting: Setting,
-    asked: &[Asked],
-    measured: &[Measures],
-    plain: &[Measures],
+    asked: &[Scored],
+    measured: &[Vec<f64>],
+    plain: &[Vec<f64>],
 ) -> Verdict {
-    let mut groups: BTreeMap<&'static str, (Vec<Measures>, Vec<Measures>)> = BTreeMap::new();
+    type Rows<'a> = Vec<&'a [f64]>;
+    let mut groups: BTreeMap<&'static str, (Rows, Rows)> = BTreeMap::new();
     for (asked, (own, plain)) in asked.iter().zip(measured.iter().zip(plain)) {
         let (owns, plains) = groups.entry(asked.group).or_default();
-        owns.push(*own);
-        plains.push(*plain);
+        owns.push(own);
+        plains.push(plain);
     }
-    let summarise = |(name, (owns, plains)): (&'static str, (Vec<_>, Vec<_>))| {
-        (name, Summary::of(&owns, &plains, SEED))
+    let summarise = |owns: &[&[f64]], plains: &[&[f64]]| Summary {
+        queries: owns.len(),
+        columns: columns(owns, plains, SEED),
     };
+    let all: (Rows, Rows) =
+        measured.iter().zip(plain).map(|(own, plain)| (own.as_slice(), plain.as_slice())).unzip();
     Verdict {
         setting,
-        all: Summary::of(measured, plain, SEED),
-        groups: groups.into_iter().map(summarise).collect(),
+        all: summarise(&all.0, &all.1),
+        groups: groups.iter().map(|(name, (o, p))| (*name, summarise(o, p))).collect(),
     }
 }

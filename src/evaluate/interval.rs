@@ -1,0 +1,232 @@
+//! How sure a mean or a difference is. Pure; the same seed gives the same.
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use serde::Serialize;
+
+/// Samples drawn for an interval.
+const RESAMPLES: usize = 1_000;
+/// Random assignments drawn for a test: p can be told down to 0.0005.
+const ASSIGNMENTS: usize = 2_000;
+/// Sums of the same numbers in another order differ in the last digits.
+const SLACK: f64 = 1e-9;
+/// Decides all samples, so that a report can be made again to the last digit.
+pub const SEED: u64 = 1;
+
+/// A mean with its 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Interval {
+    /// The mean.
+    pub mean: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+impl Interval {
+    /// Whether 0 lies outside.
+    pub fn excludes_zero(&self) -> bool {
+        self.low > 0.0 || self.high < 0.0
+    }
+
+    /// Both ends and the mean times `factor`.
+    pub fn times(&self, factor: f64) -> Self {
+        let (a, b) = (self.low * factor, self.high * factor);
+        Self { mean: self.mean * factor, low: a.min(b), high: a.max(b) }
+    }
+}
+
+/// What is better of a measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// More is better.
+    More,
+    /// Less is better.
+    Less,
+}
+
+/// One measure over a set of queries, beside another way to rank the same queries.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Column {
+    /// Mean over the queries.
+    pub value: Interval,
+    /// Mean difference to the other way, query by query: above 0 is more. Being paired, it is far
+    /// narrower than the difference of two means.
+    pub gain: Interval,
+    /// How often a difference as large comes about by chance: paired randomisation test, two-sided
+    /// (Fisher; Smucker et al., CIKM 2007).
+    pub p: f64,
+}
+
+/// The mean of `values` with its percentile bootstrap interval (Efron, 1979). `None` where there
+/// are no values.
+pub fn bootstrap(values: &[f64], seed: u64) -> Option<Interval> {
+    let rows: Vec<&[f64]> = values.iter().map(std::slice::from_ref).collect();
+    intervals(&rows, 1, seed).into_iter().next()
+}
+
+/// Every measure of `measured` beside `baseline`: a row a query, the same queries in the same order,
+/// the same measures in each row. Empty where there are no queries.
+pub fn columns(measured: &[&[f64]], baseline: &[&[f64]], seed: u64) -> Vec<Column> {
+    debug_assert_eq!(measured.len(), baseline.len());
+    let width = measured.first().map_or(0, |row| row.len());
+    let differences: Vec<Vec<f64>> = measured
+        .iter()
+        .zip(baseline)
+        .map(|(new, old)| new.iter().zip(*old).map(|(new, old)| new - old).collect())
+        .collect();
+    let differences: Vec<&[f64]> = differences.iter().map(Vec::as_slice).collect();
+    let values = intervals(measured, width, seed);
+    let gains = intervals(&differences, width, seed);
+    let p = randomised(&differences, width, seed);
+    let all = values.into_iter().zip(gains).zip(p);
+    all.map(|((value, gain), p)| Column { value, gain, p }).collect()
+}
+
+/// Intervals of the means of `width` columns. All columns see the same samples of rows.
+fn intervals(rows: &[&[f64]], width: usize, seed: u64) -> Vec<Interval> {
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    let count = rows.len() as f64;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut means = vec![Vec::with_capacity(RESAMPLES); width];
+    for _ in 0..RESAMPLES {
+        let mut sums = vec![0.0; width];
+        for _ in 0..rows.len() {
+            let row = rows[rng.random_range(0..rows.len())];
+            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        }
+        means.iter_mut().zip(sums).for_each(|(means, sum)| means.push(sum / count));
+    }
+    let interval = |(column, mut means): (usize, Vec<f64>)| {
+        means.sort_unstable_by(f64::total_cmp);
+        Interval {
+            mean: rows.iter().map(|row| row[column]).sum::<f64>() / count,
+            low: means[RESAMPLES * 25 / 1_000],
+            high: means[RESAMPLES * 975 / 1_000 - 1],
+        }
+    };
+    means.into_iter().enumerate().map(interval).collect()
+}
+
+/// Two-sided p of the means of `width` columns of paired differences: if the two ways were the same,
+/// each difference could as well have the other sign.
+fn randomised(rows: &[&[f64]], width: usize, seed: u64) -> Vec<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x5eed);
+    let sum = |column: usize| rows.iter().map(|row| row[column]).sum::<f64>().abs();
+    let observed: Vec<f64> = (0..width).map(sum).collect();
+    let mut as_large = vec![1usize; width];
+    for _ in 0..ASSIGNMENTS {
+        let mut sums = vec![0.0; width];
+        let mut bits = 0u64;
+        for (i, row) in rows.iter().enumerate() {
+            if i % 64 == 0 {
+                bits = rng.random();
+            }
+            let sign = if bits & 1 == 0 { 1.0 } else { -1.0 };
+            bits >>= 1;
+            sums.iter_mut().zip(*row).for_each(|(sum, value)| *sum += sign * value);
+        }
+        for (count, (sum, observed)) in as_large.iter_mut().zip(sums.iter().zip(&observed)) {
+            *count += usize::from(sum.abs() >= observed - SLACK);
+        }
+    }
+    as_large.into_iter().map(|count| count as f64 / (ASSIGNMENTS + 1) as f64).collect()
+}
+
+/// Holm's correction (1979): p values of several comparisons, so that the chance of one false
+/// discovery among all stays as stated.
+pub fn holm(p: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_unstable_by(|a, b| p[*a].total_cmp(&p[*b]));
+    let mut corrected = vec![0.0; p.len()];
+    let mut largest = 0f64;
+    for (place, i) in order.into_iter().enumerate() {
+        largest = largest.max(p[i] * (p.len() - place) as f64).min(1.0);
+        corrected[i] = largest;
+    }
+    corrected
+}
+
+/// A share with its 95 % interval by Wilson's score (1927), which holds for small counts and for
+/// shares near 0 and 1. `None` where there is nothing to count.
+pub fn share(count: usize, of: usize) -> Option<Interval> {
+    const Z: f64 = 1.959_963_984_540_054;
+    if of == 0 {
+        return None;
+    }
+    let (n, mean) = (of as f64, count as f64 / of as f64);
+    let middle = (mean + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
+    let half = Z / (1.0 + Z * Z / n) * (mean * (1.0 - mean) / n + Z * Z / (4.0 * n * n)).sqrt();
+    Some(Interval { mean, low: (middle - half).max(0.0), high: (middle + half).min(1.0) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gain_is_paired() {
+        let old: Vec<[f64; 1]> = (0..400).map(|i| [f64::from(u8::from(i % 2 == 0))]).collect();
+        let new: Vec<[f64; 1]> =
+            (0..400).map(|i| [f64::from(u8::from(i % 2 == 0 || i % 20 == 1))]).collect();
+        let rows = |all: &[[f64; 1]]| -> Vec<Vec<f64>> { all.iter().map(|r| r.to_vec()).collect() };
+        let (old, new) = (rows(&old), rows(&new));
+        let slices = |all: &'_ [Vec<f64>]| -> Vec<Vec<f64>> { all.to_vec() };
+        let (old, new) = (slices(&old), slices(&new));
+        let old: Vec<&[f64]> = old.iter().map(Vec::as_slice).collect();
+        let new: Vec<&[f64]> = new.iter().map(Vec::as_slice).collect();
+        let column = columns(&new, &old, 1)[0];
+        assert!((column.gain.mean - 0.05).abs() < 1e-9 && column.gain.low > 0.0, "{column:?}");
+        let width = |i: Interval| i.high - i.low;
+        assert!(width(column.gain) < width(column.value) / 1.5, "{column:?}");
+        assert!(column.p < 0.001, "{column:?}");
+        let same = columns(&old, &old, 1)[0];
+        assert_eq!((same.gain.mean, same.p), (0.0, 1.0));
+    }
+
+    #[test]
+    fn a_difference_by_chance_is_not_significant_more_often_than_stated() {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        let significant = (0..200)
+            .filter(|seed| {
+                let rows: Vec<[f64; 1]> =
+                    (0..40).map(|_| [rng.random_range(-1.0..1.0f64)]).collect();
+                let rows: Vec<&[f64]> = rows.iter().map(|r| r.as_slice()).collect();
+                randomised(&rows, 1, *seed)[0] < 0.05
+            })
+            .count();
+        // 5 % of 200 are 10; 22 or more would come about once in two thousand such tests.
+        assert!((1..22).contains(&significant), "{significant}");
+    }
+
+    #[test]
+    fn an_interval_holds_the_mean_and_shrinks_with_more_queries() {
+        let width = |n: usize| {
+            let values: Vec<f64> = (0..n).map(|i| (i % 2) as f64).collect();
+            let i = bootstrap(&values, 1).unwrap();
+            assert!(i.low <= i.mean && i.mean <= i.high);
+            i.high - i.low
+        };
+        assert!(width(1_000) < width(50) / 2.0);
+        assert!(bootstrap(&[], 1).is_none());
+    }
+
+    #[test]
+    fn corrections_and_shares_are_those_of_the_books() {
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-3, "{a} {b}");
+        for (corrected, expected) in holm(&[0.01, 0.04, 0.03]).iter().zip([0.03, 0.06, 0.06]) {
+            close(*corrected, expected);
+        }
+        // statsmodels.stats.proportion.proportion_confint(5, 100, method="wilson")
+        let wilson = share(5, 100).unwrap();
+        close(wilson.low, 0.02154);
+        close(wilson.high, 0.11175);
+        assert_eq!(share(0, 10).unwrap().low, 0.0);
+        assert!(share(0, 0).is_none());
+    }
+}
