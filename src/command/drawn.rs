@@ -16,6 +16,8 @@ use crate::table::Serving;
 
 /// Side of the drawn pictures in pixels, as in the demo.
 const SIDE: u32 = 256;
+/// The model's folder gives it its name.
+const MODEL: &str = "demo-clip";
 /// k of `nnn`, as by default.
 pub const TOP_K: usize = 8;
 
@@ -35,8 +37,9 @@ pub fn model(checkpoint: Option<&str>) -> anyhow::Result<Clip> {
     let checkpoint = if let Some(checkpoint) = checkpoint {
         checkpoint.to_owned()
     } else {
-        write_model(&scratch)?;
-        scratch.display().to_string()
+        let folder = scratch.join(MODEL);
+        write_model(&folder)?;
+        folder.display().to_string()
     };
     let clip = Clip::load(&Options { checkpoint, ..Options::default() });
     // Only what this made itself; where there is nothing, nothing is left to do.

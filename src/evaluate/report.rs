@@ -185,14 +185,18 @@ fn verdict(report: &Report) -> String {
             same.push((outcome.name.as_str(), found.first().map(|(_, column, _)| *column)));
         } else {
             let _ = write!(text, "{} {}. ", outcome.name, told.join(", and "));
-            if let Some(savings) = &outcome.savings {
+            let counts = |(name, _, finding): &(&String, Column, Finding)| {
+                *name == FALSE_HIT && *finding != Finding::None
+            };
+            if let Some(savings) = outcome.savings.filter(|_| found.iter().any(counts)) {
                 text.push_str(&saved(savings.minutes_per_day));
             }
         }
     }
     if !same.is_empty() {
         let names: Vec<&str> = same.iter().map(|(name, _)| *name).collect();
-        let _ = write!(text, "no measurable difference for {}", names.join(", "));
+        let word = if text.ends_with(": ") { "no" } else { "No" };
+        let _ = write!(text, "{word} measurable difference for {}", names.join(", "));
         let widest = same.iter().filter_map(|(_, column)| *column);
         let widest = widest.map(|c| c.gain.low.abs().max(c.gain.high.abs())).fold(0.0, f64::max);
         let _ = write!(
