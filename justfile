@@ -29,7 +29,7 @@ lint:
 
 # Unit, integration and browser tests; ends with what passed, failed and was skipped
 test:
-    tests/run unit stores readers kafka browser
+    tests/run unit stores readers evaluate kafka browser
 
 # Ingestion against a real Apache Kafka; `just kafka long` sends 20,000 messages a scenario
 kafka form="":

@@ -129,6 +129,52 @@ pub struct RankingsArgs {
     pub json: bool,
 }
 
+/// `bsap prompts suggest`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Texts of your own domain as prompts are what wins most: the queries that people type (--log), the words \
+that describe your images (--attribute). The pool is ordered so that every beginning covers it as well as \
+it can; beginnings of several sizes are tried with several formulas and weights on one half of the judged \
+queries, and the choice is measured on the other half, beside plain CLIP, what is served, a random subset \
+and the whole pool. Changes nothing but the file. docs/evaluation.md has more.")]
+pub struct SuggestArgs {
+    /// Judged queries, as for `bsap evaluate`
+    #[arg(long, value_name = "FILE")]
+    pub queries: PathBuf,
+    /// Texts that people typed: JSON lines or CSV with `text`
+    #[arg(long, value_name = "FILE")]
+    pub log: Vec<PathBuf>,
+    /// Attribute of the images whose values are taken, for example title or category
+    #[arg(long = "attribute", value_name = "NAME")]
+    pub attributes: Vec<String>,
+    /// File with a text a line
+    #[arg(long, value_name = "FILE")]
+    pub pool: Vec<PathBuf>,
+    /// Take the shipped general captions too
+    #[arg(long)]
+    pub shipped: bool,
+    /// Name of the set
+    #[arg(long, default_value = "suggested", value_parser = set_name)]
+    pub name: String,
+    /// Version of the set
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub set_version: u32,
+    /// Language of the texts
+    #[arg(long, default_value = "en", value_name = "TAG")]
+    pub language: String,
+    /// Where the set is written
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+fn set_name(text: &str) -> Result<String, String> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if text.is_empty() || !text.chars().all(legal) {
+        return Err(format!("{text:?} has characters other than letters, digits, - and _"));
+    }
+    Ok(text.to_owned())
+}
+
 fn positive(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0);
     number.ok_or_else(|| format!("{text:?} is not a number above 0"))

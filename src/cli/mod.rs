@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use dead_letters::{DeadLettersAction, DeadLettersArgs, FilterArgs};
-pub use evaluate::{DrawingArgs, EvaluateAction, EvaluateArgs, RankingsArgs};
+pub use evaluate::{DrawingArgs, EvaluateAction, EvaluateArgs, RankingsArgs, SuggestArgs};
 pub use reconcile::ReconcileArgs;
 pub use reindex::{ReindexAction, ReindexArgs, ReindexModelArgs, StatisticsArgs};
 pub use table::{CompactArgs, StatusArgs, VacuumArgs, VerifyArgs};
@@ -369,6 +369,7 @@ Examples:
   bsap prompts list
   bsap prompts show photographs > mine.toml     a start for a set of your own
   bsap prompts measure mine.toml                what it would do on the stored images
+  bsap prompts suggest --queries judged.jsonl --log queries.jsonl --attribute title --out mine.toml
   bsap reindex statistics --prompt-set mine.toml   have it for every stored image
   bsap prompts retire mine                      and be rid of it again")]
 pub struct PromptsArgs {
@@ -390,6 +391,8 @@ pub enum PromptsAction {
     /// Measure sets on the stored images: how scores spread, near-duplicate and dominating
     /// prompts, penalised images. Changes nothing
     Measure(MeasureArgs),
+    /// Choose prompts, formula and weight by judged queries, from your own texts, and write the set
+    Suggest(SuggestArgs),
     /// Forget a stored set: new rows no longer carry it, backfilled statistics of it are dropped.
     /// Refused while it is served or a candidate's
     Retire {

@@ -29,8 +29,6 @@ use crate::table::{CatalogueState, Change, Serving, StateStore};
 const MAX_BYTES: u64 = 256 << 20;
 /// Folder of the catalogue that the query worker stores feedback in.
 const FEEDBACK: &str = "feedback";
-/// How often a calibration is written again because somebody else changed the state first.
-const ATTEMPTS: u32 = 10;
 
 /// Evaluates on the stored table.
 pub async fn run(args: &EvaluateArgs, config: Config, token: CancellationToken) -> Done {
@@ -131,7 +129,7 @@ pub fn rankings(args: &RankingsArgs) -> Done {
 }
 
 /// A file's text.
-fn read(path: &Path, option: &str) -> Result<String, Failure> {
+pub(super) fn read(path: &Path, option: &str) -> Result<String, Failure> {
     let problem = || format!("{option}: {}", path.display());
     let size = std::fs::metadata(path).with_context(problem).map_err(Failure::Usage)?.len();
     if size > MAX_BYTES {
@@ -141,6 +139,15 @@ fn read(path: &Path, option: &str) -> Result<String, Failure> {
         )));
     }
     std::fs::read_to_string(path).with_context(problem).map_err(Failure::Usage)
+}
+
+/// The queries of a file: CSV by its name, else JSON lines.
+pub(super) fn queries_of(path: &Path, option: &str) -> Result<Vec<Asked>, Failure> {
+    let text = read(path, option)?;
+    let name = path.display().to_string();
+    let csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
+    let read = if csv { evaluate::from_csv } else { evaluate::from_json_lines };
+    read(&text, &name).map_err(Failure::usage)
 }
 
 /// The queries: where they come from, the queries, and what must be known of them.
@@ -156,17 +163,13 @@ async fn input(
         (None, Some(path)) => (path, "--log"),
         (None, None) => return Err(Failure::usage("give --queries, --log, --feedback or --drawn")),
     };
-    let text = read(path, option)?;
-    let name = path.display().to_string();
-    let csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-    let read = if csv { evaluate::from_csv } else { evaluate::from_json_lines };
-    let mut asked = read(&text, &name).map_err(Failure::usage)?;
+    let mut asked = queries_of(path, option)?;
     if option == "--log" {
         for asked in &mut asked {
             asked.truth = evaluate::Truth::Unknown;
         }
     }
-    Ok((name, asked, Vec::new()))
+    Ok((path.display().to_string(), asked, Vec::new()))
 }
 
 /// Stored feedback, in the order of its objects' names, which are their times.
@@ -385,40 +388,37 @@ async fn store_calibration(
             "--store: thresholds hold for one configuration; only live and candidate are stored: calibrate one of these as it is",
         ));
     }
-    let states = StateStore::new(store);
-    for _ in 0..ATTEMPTS {
-        let mut next = states.newest().await?.context("the catalogue's state is gone")?;
-        let serving: &mut Serving = match (spec.base, &mut next.candidate) {
-            (Some(Base::Candidate), Some(candidate)) => &mut candidate.serving,
-            (Some(Base::Candidate), None) => {
-                return Err(anyhow::anyhow!("--store: the candidate is gone").into());
+    let by = parts::actor("bsap evaluate --calibrate");
+    let state = StateStore::new(store)
+        .change(&by, |mut next| {
+            let evaluation = calibration.evaluation.clone();
+            let serving: &mut Serving = match (spec.base, &mut next.candidate) {
+                (Some(Base::Candidate), Some(candidate)) => {
+                    candidate.evaluation = Some(evaluation.clone());
+                    &mut candidate.serving
+                }
+                (Some(Base::Candidate), None) => bail!("--store: the candidate is gone"),
+                _ => &mut next.serving,
+            };
+            let balance = &configuration.balance;
+            let raw = balance.normaliser == Normaliser::Raw;
+            let key = configuration.set.as_ref().map(|set| &set.key);
+            let same = serving.normaliser == balance.normaliser
+                && key.is_none_or(|key| *key == serving.prompt_set)
+                && (raw || (serving.weight, serving.lambda) == (balance.weight, balance.lambda))
+                && serving.scale.is_none_or(|scale| scale == balance.scale);
+            if !same {
+                bail!(
+                    "--store: the configuration was changed while it was measured; measure again"
+                );
             }
-            _ => &mut next.serving,
-        };
-        let balance = &configuration.balance;
-        let key = configuration.set.as_ref().map(|set| &set.key);
-        let raw = balance.normaliser == Normaliser::Raw;
-        let same = serving.normaliser == balance.normaliser
-            && key.is_none_or(|key| *key == serving.prompt_set)
-            && (raw || (serving.weight, serving.lambda) == (balance.weight, balance.lambda))
-            && serving.scale.is_none_or(|scale| scale == balance.scale);
-        if !same {
-            return Err(anyhow::anyhow!(
-                "--store: the configuration was changed while it was measured; measure again"
-            )
-            .into());
-        }
-        serving.calibration = Some(calibration.clone());
-        // Scores keep the meaning that the thresholds were measured at.
-        serving.scale = Some(balance.scale);
-        next.revision += 1;
-        next.at = Utc::now();
-        "bsap evaluate --calibrate".clone_into(&mut next.by);
-        next.change = Change::Calibrated { evaluation: calibration.evaluation.clone() };
-        if states.write(&next).await? {
-            say!("\nstored as revision {} of the catalogue's state", next.revision);
-            return Ok(());
-        }
-    }
-    Err(anyhow::anyhow!("--store: somebody else changes the state all the time; try again").into())
+            serving.calibration = Some(calibration.clone());
+            // Scores keep the meaning that the thresholds were measured at.
+            serving.scale = Some(balance.scale);
+            next.change = Change::Calibrated { evaluation };
+            Ok(Some(next))
+        })
+        .await?;
+    eprintln!("stored as revision {} of the catalogue's state", state.revision);
+    Ok(())
 }

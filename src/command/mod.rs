@@ -26,6 +26,7 @@ mod reindex;
 mod search;
 mod serve;
 mod status;
+mod suggest;
 mod table_view;
 mod thumbnails;
 mod upkeep;
@@ -105,6 +106,9 @@ pub fn run(cli: &Cli) -> Done {
             PromptsAction::Show { set } => prompts::show(set),
             PromptsAction::Measure(args) => {
                 logged(quiet(load()?), |config, token| prompts::measure(args, config, token))
+            }
+            PromptsAction::Suggest(args) => {
+                logged(quiet(load()?), |config, token| suggest::run(args, config, token))
             }
             PromptsAction::Retire { set } => {
                 logged(quiet(load_for_client(cli)?), |config, _| prompts::retire(set, config))

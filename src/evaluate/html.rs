@@ -104,12 +104,14 @@ fn tiles(page: &mut String, report: &Report) {
         if let Some(savings) = &outcome.savings {
             let minutes = savings.minutes_per_day;
             let money = savings.money_per_day.map_or(String::new(), |m| {
-                format!("; {:.0} a day in money ({:.0} to {:.0})", m.mean, m.low, m.high)
+                format!("; money: {} ({} to {})", whole(m.mean), whole(m.low), whole(m.high))
             });
             let _ = write!(
                 page,
-                "<p>saves {:.0} minutes a day ({:.0} to {:.0}){money}</p>",
-                minutes.mean, minutes.low, minutes.high
+                "<p>minutes a day saved: {} ({} to {}){money}</p>",
+                whole(minutes.mean),
+                whole(minutes.low),
+                whole(minutes.high)
             );
         }
         page.push_str("</div>");
@@ -129,6 +131,11 @@ fn badge(measure: &str, column: &Column) -> String {
 
 fn signed(value: f64) -> String {
     format!("{:+.1}", value * 100.0).replace('-', "−")
+}
+
+/// A whole number; below 0 nothing is saved.
+fn whole(value: f64) -> String {
+    format!("{value:.0}").replace('-', "−")
 }
 
 fn gain(i: &Interval) -> String {
@@ -208,7 +215,7 @@ fn cell(measure: &str, column: &Column, baseline: bool) -> String {
     let three = |v: f64| format!("{v:+.3}").replace('-', "−");
     let _ = write!(
         text,
-        "<br><span class=\"{class}\" title=\"p = {:.4}\">{} ({} to {})</span>",
+        "<br><span class=\"{class}\" title=\"p = {:.4}\">{}<br>{} to {}</span>",
         column.p,
         three(column.gain.mean),
         three(column.gain.low),

@@ -174,12 +174,8 @@ mod tests {
         let old: Vec<[f64; 1]> = (0..400).map(|i| [f64::from(u8::from(i % 2 == 0))]).collect();
         let new: Vec<[f64; 1]> =
             (0..400).map(|i| [f64::from(u8::from(i % 2 == 0 || i % 20 == 1))]).collect();
-        let rows = |all: &[[f64; 1]]| -> Vec<Vec<f64>> { all.iter().map(|r| r.to_vec()).collect() };
-        let (old, new) = (rows(&old), rows(&new));
-        let slices = |all: &'_ [Vec<f64>]| -> Vec<Vec<f64>> { all.to_vec() };
-        let (old, new) = (slices(&old), slices(&new));
-        let old: Vec<&[f64]> = old.iter().map(Vec::as_slice).collect();
-        let new: Vec<&[f64]> = new.iter().map(Vec::as_slice).collect();
+        let slices = |all: &'static [[f64; 1]]| all.iter().map(|row| row.as_slice()).collect();
+        let (old, new): (Vec<&[f64]>, Vec<&[f64]>) = (slices(old.leak()), slices(new.leak()));
         let column = columns(&new, &old, 1)[0];
         assert!((column.gain.mean - 0.05).abs() < 1e-9 && column.gain.low > 0.0, "{column:?}");
         let width = |i: Interval| i.high - i.low;

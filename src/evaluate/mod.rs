@@ -16,6 +16,7 @@ mod measures;
 mod probes;
 mod rank;
 mod report;
+mod suggest;
 mod text;
 pub mod trec;
 mod world;
@@ -38,6 +39,7 @@ pub use measures::{Cutoffs, FALSE_HIT, Judged};
 use probes::{Probe, probes};
 pub use rank::{Ranked, Ranking, Right};
 pub use report::{Finding, Queries, Report, finding};
+pub use suggest::{Chosen, Pool, Suggestion, suggest};
 pub use text::{terminal, terminal_runs};
 pub use world::{EvaluateError, Picture, Rows, Table, World};
 

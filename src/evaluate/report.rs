@@ -238,4 +238,5 @@ fn saved(minutes: Interval) -> String {
         "By the given figures that {word} {:.0} minutes of correction a day ({a:.0} to {b:.0}). ",
         minutes.mean.abs()
     )
+    .replace('-', "−")
 }

@@ -249,6 +249,20 @@ impl EmbeddedSet {
         pairs
     }
 
+    /// A part of this set under another name, without embedding it anew. `places` are within it.
+    pub fn subset(&self, name: &str, places: &[usize]) -> Self {
+        let texts: Vec<String> = places.iter().map(|i| self.set.texts[*i].clone()).collect();
+        let set = PromptSet { name: name.to_owned(), texts, ..self.set.clone() };
+        let fingerprint = set.fingerprint();
+        Self {
+            key: StatisticsKey::new(name, set.version, &fingerprint, self.scale, self.top_k),
+            set,
+            embeddings: places.iter().map(|i| self.embeddings[*i].clone()).collect(),
+            scale: self.scale,
+            top_k: self.top_k,
+        }
+    }
+
     /// The set as the catalogue's state keeps it, embedded anew.
     pub fn from_record(record: &PromptSetRecord, towers: &dyn Towers) -> Result<Self, PromptError> {
         let set = PromptSet {
