@@ -40,7 +40,9 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 #[test]
 fn help_teaches_and_version_is_told() {
     let help = String::from_utf8(bsap(&["--help"], &[]).stdout).unwrap();
-    for word in ["demo", "ingest", "serve", "publish", "search", "prompts", "check", "config"] {
+    for word in
+        ["demo", "ingest", "serve", "publish", "search", "evaluate", "prompts", "check", "config"]
+    {
         assert!(help.contains(word), "{help}");
     }
     assert!(help.contains("Exit codes"), "{help}");
@@ -48,6 +50,24 @@ fn help_teaches_and_version_is_told() {
         assert!(bsap(&[command, "--help"], &[]).status.success(), "{command}");
     }
     assert!(bsap(&["--version"], &[]).status.success());
+}
+
+#[test]
+fn what_is_wrong_with_an_evaluation_is_told_before_any_work() {
+    fails(&["evaluate"], &[], 2, &["--queries", "--drawn"]);
+    fails(&["evaluate", "--log", "x", "--feedback"], &[], 2, &["cannot be used with"]);
+    fails(&["evaluate", "--feedback", "--store"], &[], 2, &["--calibrate"]);
+    let wrong = "live,weight=2";
+    fails(&["evaluate", "--feedback", "--configuration", wrong], &[], 2, &["weight", "0 to 1"]);
+    fails(&["evaluate", "--feedback", "--k", "0"], &[], 2, &["1 to 1000"]);
+    fails(&["evaluate", "--feedback", "--wage", "30"], &[], 2, &["--minutes-per-false-hit"]);
+    let run = file("1 Q0 a 1 high t\n");
+    let qrels = file("1 0 a 1\n");
+    let [run, qrels] = [run.path(), qrels.path()].map(|path| path.to_str().unwrap().to_owned());
+    let arguments = ["evaluate", "rankings", "--qrels", &qrels, "--run", &run];
+    fails(&arguments, &[], 2, &["line 1", "score"]);
+    fails(&["evaluate", "--queries", &run], &[], 2, &["line 1", &run]);
+    fails(&["prompts", "suggest", "--out", "x"], &[], 2, &["--queries"]);
 }
 
 #[test]

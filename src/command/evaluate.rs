@@ -32,8 +32,12 @@ const FEEDBACK: &str = "feedback";
 
 /// Evaluates on the stored table.
 pub async fn run(args: &EvaluateArgs, config: Config, token: CancellationToken) -> Done {
+    let given = given(args)?;
     let (store, state) = parts::catalogue(&config).await?;
-    let (source, asked, notes) = input(args, &store).await?;
+    let (source, asked, notes) = match given {
+        Some((source, asked)) => (source, asked, Vec::new()),
+        None => feedback(&store).await?,
+    };
     let towers = parts::towers(&config)?;
     state.live.expect(&parts::generation(&config, &*towers))?;
     let specs = specs(args, Some(&state))?;
@@ -150,18 +154,12 @@ pub(super) fn queries_of(path: &Path, option: &str) -> Result<Vec<Asked>, Failur
     read(&text, &name).map_err(Failure::usage)
 }
 
-/// The queries: where they come from, the queries, and what must be known of them.
-async fn input(
-    args: &EvaluateArgs,
-    store: &Store,
-) -> Result<(String, Vec<Asked>, Vec<String>), Failure> {
-    if args.feedback {
-        return Ok(feedback(store).await?);
-    }
+/// The queries of the file that was given; none where the stored feedback is asked for.
+fn given(args: &EvaluateArgs) -> Result<Option<(String, Vec<Asked>)>, Failure> {
     let (path, option) = match (&args.queries, &args.log) {
         (Some(path), _) => (path, "--queries"),
         (None, Some(path)) => (path, "--log"),
-        (None, None) => return Err(Failure::usage("give --queries, --log, --feedback or --drawn")),
+        (None, None) => return Ok(None),
     };
     let mut asked = queries_of(path, option)?;
     if option == "--log" {
@@ -169,7 +167,7 @@ async fn input(
             asked.truth = evaluate::Truth::Unknown;
         }
     }
-    Ok((path.display().to_string(), asked, Vec::new()))
+    Ok(Some((path.display().to_string(), asked)))
 }
 
 /// Stored feedback, in the order of its objects' names, which are their times.

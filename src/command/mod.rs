@@ -187,7 +187,8 @@ fn load_for_client(cli: &Cli) -> Result<Config, ConfigError> {
 
 /// For a command whose answer stands on the terminal.
 fn quiet(mut config: Config) -> Config {
-    config.log.level = "warn,deltalake_core=error,delta_kernel=error,buoyant_kernel=error".into();
+    // The kernel logs as an error that a table is not there, which is told better by who asked for it.
+    config.log.level = "warn,deltalake_core=error,delta_kernel=off,buoyant_kernel=off".into();
     config
 }
 

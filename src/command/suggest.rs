@@ -10,7 +10,9 @@ use super::evaluate::{queries_of, read};
 use super::{Done, Failure, bar, parts};
 use crate::cli::SuggestArgs;
 use crate::config::Config;
-use crate::evaluate::{self, Base, FALSE_HIT, Pool, Resolver, Rows, Spec, Suggestion, World};
+use crate::evaluate::{
+    self, Base, FALSE_HIT, Finding, Pool, Resolver, Rows, Spec, Suggestion, World, finding,
+};
 use crate::prompts::{EmbeddedSet, PromptSet};
 
 /// Shipped sets whose texts may be taken: general captions, in the language of the model.
@@ -115,12 +117,21 @@ fn show(args: &SuggestArgs, suggestion: &Suggestion) -> Done {
     let set = PromptSet { name: args.name.clone(), notes, ..chosen.set.set.clone() };
     write(&args.out, &toml::to_string_pretty(&set)?)?;
     say!(
-        "{} of the texts are in {}. To serve with them: put the file into prompts.sets, with normaliser {} and weight {}. Served before: look at the row live.",
+        "{} of the texts are in {}, for normaliser {} with weight {}. The row live is what is served now.",
         set.texts.len(),
         args.out.display(),
         chosen.normaliser.name(),
         chosen.weight
     );
+    let better = |name: &String| {
+        let column = figures.and_then(|outcome| suggestion.test.column(outcome, name));
+        column.is_some_and(|column| finding(name, &column) == Finding::Better)
+    };
+    if !suggestion.test.measures.iter().any(better) {
+        say!(
+            "On the half that nothing was chosen on, no measure is measurably better than plain CLIP's: have more queries judged before you switch."
+        );
+    }
     Ok(())
 }
 

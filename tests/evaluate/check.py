@@ -174,7 +174,7 @@ class Rankings(unittest.TestCase):
             "softmax": (1.0, -lse, 1.0, 0.0),
             "zscore": (1 / std, -mean / std, middle(std), middle(mean)),
             "range": (1 / width, -low / width, middle(width), middle(low)),
-            # Nearest Neighbor Normalization: s − λ · mean of the k nearest references.
+            # s − λ · mean of the k nearest references, as NNNRetriever of nnn-retrieval 1.0.1 has it.
             "nnn": (1.0, -top, 1.0, 0.0),
         }[normaliser]
 
