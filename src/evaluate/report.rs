@@ -121,7 +121,7 @@ pub fn percent(share: f64) -> String {
 fn points(gain: &Interval) -> String {
     let signed = |v: f64| format!("{:+.1}", v * 100.0).replace('-', "−");
     format!(
-        "{} percentage points, 95 % interval {} to {}",
+        "{} points, 95 % interval {} to {}",
         signed(gain.mean),
         signed(gain.low),
         signed(gain.high)
@@ -176,21 +176,17 @@ fn verdict(report: &Report) -> String {
                 Some((*name, column, finding(name, &column)))
             })
             .collect();
-        let told: Vec<String> = found
-            .iter()
-            .filter(|(.., finding)| *finding != Finding::None)
-            .map(|(name, column, finding)| sentence(name, column, *finding))
-            .collect();
-        if told.is_empty() {
+        let told = told(&outcome.name, &found);
+        let Some(told) = told else {
             same.push((outcome.name.as_str(), found.first().map(|(_, column, _)| *column)));
-        } else {
-            let _ = write!(text, "{} {}. ", outcome.name, told.join(", and "));
-            let counts = |(name, _, finding): &(&String, Column, Finding)| {
-                *name == FALSE_HIT && *finding != Finding::None
-            };
-            if let Some(savings) = outcome.savings.filter(|_| found.iter().any(counts)) {
-                text.push_str(&saved(savings.minutes_per_day));
-            }
+            continue;
+        };
+        text.push_str(&told);
+        let counts = |(name, _, finding): &(&String, Column, Finding)| {
+            *name == FALSE_HIT && *finding != Finding::None
+        };
+        if let Some(savings) = outcome.savings.filter(|_| found.iter().any(counts)) {
+            text.push_str(&saved(savings.minutes_per_day));
         }
     }
     if !same.is_empty() {
@@ -211,20 +207,39 @@ fn verdict(report: &Report) -> String {
     text.trim_end().to_owned()
 }
 
-fn sentence(name: &str, column: &Column, finding: Finding) -> String {
-    let word = if finding == Finding::Better { "better" } else { "worse" };
-    let (mean, before) = (column.value.mean, column.value.mean - column.gain.mean);
-    let interval = points(&column.gain);
-    if name == FALSE_HIT {
-        let word = if finding == Finding::Better { "fewer" } else { "more" };
-        format!(
-            "shows {word} false first hits ({} instead of {}: {interval})",
-            percent(mean),
-            percent(before)
-        )
-    } else {
-        format!("is {word} in {name} ({mean:.3} instead of {before:.3}: {interval})")
+/// What is measurable of a configuration; `None` where nothing is.
+fn told(name: &str, found: &[(&String, Column, Finding)]) -> Option<String> {
+    let of = |wanted: Finding| {
+        let others = found.iter().filter(|(name, ..)| *name != FALSE_HIT);
+        let told = others.filter(|(.., finding)| *finding == wanted).map(|(name, column, _)| {
+            let (mean, before) = (column.value.mean, column.value.mean - column.gain.mean);
+            format!("{name} ({mean:.3} instead of {before:.3})")
+        });
+        told.collect::<Vec<_>>().join(" and ")
+    };
+    let (better, worse) = (of(Finding::Better), of(Finding::Worse));
+    let false_hits = found.iter().find(|(name, ..)| *name == FALSE_HIT);
+    let mut text = match false_hits {
+        Some((_, column, finding)) if *finding != Finding::None => {
+            let word = if *finding == Finding::Better { "fewer" } else { "more" };
+            let (mean, before) = (column.value.mean, column.value.mean - column.gain.mean);
+            format!(
+                "{name} shows {word} false first hits, {} instead of {} ({})",
+                percent(mean),
+                percent(before),
+                points(&column.gain)
+            )
+        }
+        _ if better.is_empty() && worse.is_empty() => return None,
+        _ => format!("{name} shows no measurable difference in false first hits"),
+    };
+    for (word, measures) in [("better", better), ("worse", worse)] {
+        if !measures.is_empty() {
+            let _ = write!(text, ", and is {word} in {measures}");
+        }
     }
+    text.push_str(". ");
+    Some(text)
 }
 
 fn saved(minutes: Interval) -> String {
@@ -239,4 +254,34 @@ fn saved(minutes: Interval) -> String {
         minutes.mean.abs()
     )
     .replace('-', "−")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(mean: f64, half: f64, p: f64) -> Column {
+        let interval = |mean: f64| Interval { mean, low: mean - half, high: mean + half };
+        Column { value: interval(0.3), gain: interval(mean), p }
+    }
+
+    #[test]
+    fn what_is_measurable_is_told_and_nothing_else() {
+        let names = [FALSE_HIT.to_owned(), "nDCG@10".to_owned()];
+        let told = |columns: [Column; 2]| {
+            let found = names.iter().zip(columns).map(|(name, c)| (name, c, finding(name, &c)));
+            super::told("live", &found.collect::<Vec<_>>())
+        };
+        let nothing = column(-0.01, 0.02, 0.4);
+        assert_eq!(told([nothing, nothing]), None);
+        // An interval that leaves 0 out is not enough where the corrected p is not small.
+        assert_eq!(told([column(-0.04, 0.03, 0.06), nothing]), None);
+        let fewer = told([column(-0.1, 0.03, 0.001), nothing]).unwrap();
+        assert!(fewer.contains("fewer false first hits, 30.0 % instead of 40.0 %"), "{fewer}");
+        assert!(fewer.contains("−10.0 points, 95 % interval −13.0 to −7.0"), "{fewer}");
+        let worse = told([nothing, column(-0.1, 0.03, 0.001)]).unwrap();
+        assert!(
+            worse.contains("no measurable difference in false first hits, and is worse in nDCG@10")
+        );
+    }
 }
