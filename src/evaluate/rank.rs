@@ -179,3 +179,120 @@ fn background(scores: &[f32]) -> Background {
     let square = scores.iter().map(|s| (f64::from(*s) - mean).powi(2)).sum::<f64>() / count;
     Background { mean: mean as f32, std: square.sqrt() as f32 }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use image::RgbImage;
+
+    use super::super::configuration::Spec;
+    use super::super::world::Rows;
+    use super::*;
+    use crate::clip::{ClipError, ModelCard, Pixels, Towers};
+    use crate::normalise::Normaliser;
+    use crate::prompts::{EmbeddedSet, PromptSet};
+    use crate::record::{Attributes, Embedding, Image, ImageId};
+    use crate::table::Serving;
+
+    /// A model whose texts are their own embeddings: "0.6 0.8".
+    struct Spelled(ModelCard);
+
+    impl Towers for Spelled {
+        fn card(&self) -> &ModelCard {
+            &self.0
+        }
+        fn prepare(&self, _: &RgbImage) -> Result<Pixels, ClipError> {
+            Err(ClipError::Input("has no image tower".into()))
+        }
+        fn embed_images(&self, _: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError> {
+            Err(ClipError::Input("has no image tower".into()))
+        }
+        fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
+            let numbers = |text: &&str| text.split(' ').map(|n| n.parse().unwrap()).collect();
+            Ok(texts.iter().map(numbers).collect())
+        }
+    }
+
+    fn world() -> (World, EmbeddedSet) {
+        let towers = Spelled(ModelCard {
+            name: "spelled".into(),
+            architecture: "clip".into(),
+            fingerprint: "f".into(),
+            dimension: 2,
+            image_side: 1,
+            context_length: 77,
+            preprocessing: String::new(),
+            logit_scale: 10.0,
+            logit_bias: None,
+            parameters: 0,
+            notice: None,
+        });
+        let texts = ["1 0", "0 1"].map(String::from).to_vec();
+        let set = PromptSet {
+            name: "axes".into(),
+            version: 1,
+            language: "en".into(),
+            notes: String::new(),
+            texts,
+        };
+        let set = set.embed(&towers, 1).unwrap();
+        let image = |values: &[f32]| Image {
+            uri: None,
+            content_hash: String::new(),
+            bytes: 0,
+            width: 1,
+            height: 1,
+            attributes: Attributes::new(),
+            embedding: Embedding::from_stored(values),
+            statistics: BTreeMap::new(),
+        };
+        // b and c are the same image; a is nearest to the first axis.
+        let images = [("a", [1.0, 0.0]), ("b", [0.5, 0.5]), ("c", [0.5, 0.5]), ("d", [0.0, 0.25])];
+        let images = images.map(|(id, v)| (ImageId::new(id).unwrap(), image(&v)));
+        (World::of(vec![Rows::of("live", "g", 1, Arc::new(towers), images.into())]), set)
+    }
+
+    #[test]
+    fn a_ranking_is_whole_ties_go_by_id_and_only_judged_images_count_where_asked() {
+        let (world, set) = world();
+        let serving = Serving {
+            prompt_set: set.key.clone(),
+            normaliser: Normaliser::Nnn,
+            weight: 1.0,
+            lambda: 1.0,
+            scale: None,
+            calibration: None,
+        };
+        let mut resolver = Resolver::new(&world, None, serving, vec![Arc::new(set)], 1);
+        let specs = [Spec::raw(), Spec::try_from("live").unwrap()];
+        let configurations: Vec<Configuration> =
+            specs.iter().map(|spec| resolver.resolve(spec).unwrap()).collect();
+        let whole = Right { grades: vec![(3, 1.0)], condensed: false };
+        let judged = Right { grades: vec![(2, 0.0), (3, 1.0)], condensed: true };
+        let ranking = Ranking::new(&mut resolver, &configurations, 3);
+        let token = CancellationToken::new();
+        let texts = ["1 0", "1 0"];
+        let ranked = ranking.rank(&texts, &[whole, judged], &token, &|_| {}).unwrap();
+
+        let raw = &ranked[0][0];
+        assert_eq!(raw.best, [(0, 1.0), (1, 0.5), (2, 0.5)]);
+        assert_eq!(raw.first, Some(4), "found below the depth that is kept");
+        let background = raw.hit.background;
+        assert!(
+            (background.mean - 0.5).abs() < 1e-6 && (background.std - 0.125f32.sqrt()).abs() < 1e-6
+        );
+        // Each image's largest auxiliary score is taken off: 1 − 1, 0.5 − 0.5, 0 − 0.25.
+        let balanced = &ranked[0][1];
+        assert_eq!(balanced.best, [(0, 0.0), (1, 0.0), (2, 0.0)]);
+        let condensed = &ranked[1][0];
+        assert_eq!(condensed.best, [(2, 0.5), (3, 0.0)]);
+        assert_eq!(condensed.first, Some(2));
+
+        token.cancel();
+        let none = [Right::default(), Right::default()];
+        let interrupted = ranking.rank(&texts, &none, &token, &|_| {});
+        assert!(matches!(interrupted, Err(EvaluateError::Cancelled)));
+    }
+}

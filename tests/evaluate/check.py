@@ -147,7 +147,7 @@ class Rankings(unittest.TestCase):
         cls.queries = ["a red mug", "something striped", "two blue chairs", "a hat next to a bag", "a kite"]
         cls.raw = embeddings(cls.queries) @ cls.images.T
         specs = [f"set={SET},normaliser={n},weight={w},name={n}-{w}" for n in NORMALISERS for w in (0.25, 1)]
-        right = cls.ids[:3]
+        cls.right = right = cls.ids[:3]
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
             lines = [json.dumps({"text": text, "relevant": right}) for text in cls.queries]
@@ -219,6 +219,28 @@ class Rankings(unittest.TestCase):
             values = list(counts.values())
             self.assertAlmostEqual(outcome["hubness"]["skewness"], scipy.stats.skew(values), places=6)
             self.assertAlmostEqual(outcome["hubness"]["never"], values.count(0) / len(values), places=9)
+
+    def test_stability_is_counted_against_the_baseline(self):
+        raw = self.runs["raw"]
+        for outcome in self.report["configurations"][1:]:
+            own = self.runs[outcome["name"]]
+            ids = lambda ranked: [image for image, _ in ranked]
+            first = [ids(own[q])[0] != ids(raw[q])[0] for q in raw]
+            any_changed = [ids(own[q]) != ids(raw[q]) for q in raw]
+            overlap = [len(set(ids(own[q])) & set(ids(raw[q]))) / len(raw[q]) for q in raw]
+            stability = outcome["stability"]
+            self.assertAlmostEqual(stability["first_changed"]["mean"], np.mean(first), places=9)
+            self.assertAlmostEqual(stability["any_changed"]["mean"], np.mean(any_changed), places=9)
+            self.assertAlmostEqual(stability["overlap"]["mean"], np.mean(overlap), places=9)
+
+    def test_the_first_right_image_is_looked_for_in_the_whole_ranking(self):
+        place = self.report["measures"].index("MRR")
+        order = np.argsort(-self.raw, axis=1, kind="stable")
+        right = [self.ids.index(image) for image in self.right]
+        expected = np.mean([1 / (1 + min(list(row).index(i) for i in right)) for row in order])
+        raw = self.report["configurations"][0]
+        self.assertEqual(raw["name"], "raw")
+        self.assertAlmostEqual(raw["all"]["columns"][place]["value"]["mean"], expected, places=6)
 
 
 if __name__ == "__main__":
