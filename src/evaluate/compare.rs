@@ -78,6 +78,8 @@ pub struct Hub {
 /// How much rankings differ from the baseline's, judged or not.
 #[derive(Debug, Clone, Serialize)]
 pub struct Stability {
+    /// How far down rankings were compared.
+    pub depth: usize,
     /// Queries compared.
     pub queries: usize,
     /// Share of the queries with another first result.
@@ -145,9 +147,10 @@ pub struct Outcome {
     pub groups: BTreeMap<String, Summary>,
     /// Share of false ones among the first hits that reach the configuration's `min_score`.
     pub false_above: Option<Interval>,
-    /// How evenly places fall on images.
-    pub hubness: Hubness,
-    /// How much differs from the baseline; none for the baseline itself.
+    /// How evenly places fall on images; none where only judged images are looked at.
+    pub hubness: Option<Hubness>,
+    /// How much differs from the baseline; none for the baseline itself, and where only judged
+    /// images are looked at.
     pub stability: Option<Stability>,
     /// What is saved; none without figures of the cost, judgements, or for the baseline itself.
     pub savings: Option<Savings>,
@@ -310,12 +313,20 @@ impl Comparison<'_> {
         bootstrap(&shown, SEED)
     }
 
-    fn hubness(&self, configuration: usize) -> Hubness {
+    /// Queries whose whole ranking is looked at.
+    fn whole(&self) -> impl Iterator<Item = usize> {
+        (0..self.asked.len()).filter(|query| !self.right[*query].condensed)
+    }
+
+    fn hubness(&self, configuration: usize) -> Option<Hubness> {
         let table = &self.world.tables[self.configurations[configuration].table];
         let mut among: BTreeMap<u32, u32> = BTreeMap::new();
         let mut first: BTreeMap<u32, u32> = BTreeMap::new();
-        let queries = &self.ranked[..self.asked.len()];
-        for ranked in queries.iter().map(|row| &row[configuration]) {
+        let queries = self.whole().count();
+        if queries == 0 {
+            return None;
+        }
+        for ranked in self.whole().map(|query| &self.ranked[query][configuration]) {
             for (place, (picture, _)) in ranked.best.iter().enumerate() {
                 *among.entry(*picture).or_default() += 1;
                 if place == 0 {
@@ -333,27 +344,28 @@ impl Comparison<'_> {
         hubs.sort_by_key(|hub| std::cmp::Reverse(hub.1));
         let hub = |(picture, count): &(u32, u32)| Hub {
             image_id: self.world.pictures[*picture as usize].image_id.to_string(),
-            share: f64::from(*count) / queries.len().max(1) as f64,
+            share: f64::from(*count) / queries as f64,
         };
         let deviation = moment(2).sqrt();
-        Hubness {
+        Some(Hubness {
             depth: self.cutoffs.depth(),
             skewness: if deviation > 0.0 { moment(3) / deviation.powi(3) } else { 0.0 },
             never: 1.0 - among.len() as f64 / images,
             hubs: hubs.iter().take(SHOWN_HUBS).map(hub).collect(),
-        }
+        })
     }
 
     fn stability(&self, configuration: usize) -> Option<Stability> {
         let truth = |is: bool| f64::from(u8::from(is));
         let (mut first, mut any, mut overlaps) = (Vec::new(), Vec::new(), Vec::new());
-        for query in 0..self.asked.len() {
+        for query in self.whole() {
             let (old, new) = self.pair(query, configuration);
             first.push(truth(old.first() != new.first()));
             any.push(truth(old != new));
             overlaps.push(overlap(&old, &new));
         }
         Some(Stability {
+            depth: self.cutoffs.depth(),
             queries: first.len(),
             first_changed: bootstrap(&first, SEED)?,
             any_changed: bootstrap(&any, SEED)?,

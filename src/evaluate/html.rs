@@ -277,6 +277,9 @@ fn groups(page: &mut String, report: &Report) {
 }
 
 fn rankings(page: &mut String, report: &Report) {
+    if report.configurations.iter().all(|outcome| outcome.hubness.is_none()) {
+        return;
+    }
     page.push_str("<section><h2>How rankings behave</h2>");
     let header = [
         "",
@@ -293,14 +296,15 @@ fn rankings(page: &mut String, report: &Report) {
         .map(|outcome| {
             let share = |value: Option<f64>| value.map_or("–".into(), percent);
             let stability = outcome.stability.as_ref();
-            let hub = outcome.hubness.hubs.first();
+            let hubness = outcome.hubness.as_ref();
+            let hub = hubness.and_then(|hubness| hubness.hubs.first());
             vec![
                 escape(&outcome.name),
                 share(stability.map(|s| s.first_changed.mean)),
                 share(stability.map(|s| s.any_changed.mean)),
                 share(stability.map(|s| s.overlap.mean)),
-                format!("{:.2}", outcome.hubness.skewness),
-                percent(outcome.hubness.never),
+                hubness.map_or("–".into(), |hubness| format!("{:.2}", hubness.skewness)),
+                share(hubness.map(|hubness| hubness.never)),
                 hub.map_or("–".into(), |hub| {
                     format!("{} of the queries: {}", percent(hub.share), escape(&hub.image_id))
                 }),

@@ -158,7 +158,7 @@ fn verdict(report: &Report) -> String {
                     outcome.name,
                     percent(stability.first_changed.mean),
                     percent(stability.overlap.mean),
-                    outcome.hubness.depth,
+                    stability.depth,
                 );
             }
         }

@@ -68,8 +68,11 @@ pub fn terminal(report: &Report) -> String {
         }
         parts.extend(groups(report));
     }
-    parts.push(format!("Rankings\n{}", rankings(report)));
+    if report.configurations.iter().any(|outcome| outcome.hubness.is_some()) {
+        parts.push(format!("Rankings\n{}", rankings(report)));
+    }
     parts.extend(thresholds(report));
+    parts.extend(report.others().filter_map(changes));
     parts.push(wrap(&report.verdict));
     parts.join("\n\n")
 }
@@ -145,6 +148,27 @@ fn groups(report: &Report) -> Option<String> {
     Some(format!("{measure} by group (judged queries)\n{table}"))
 }
 
+/// The queries that change most.
+fn changes(outcome: &Outcome) -> Option<String> {
+    let lists = [
+        ("lose most", &outcome.changes.worse),
+        ("gain most", &outcome.changes.better),
+        ("change most", &outcome.changes.moved),
+    ];
+    let mut lines = Vec::new();
+    for (word, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
+        let texts: Vec<String> = list
+            .iter()
+            .map(|change| match change.gain {
+                Some(gain) => format!("“{}” ({})", change.text, signed(gain)),
+                None => format!("“{}” ({} shared)", change.text, percent(change.overlap)),
+            })
+            .collect();
+        lines.push(wrap(&format!("Queries that {word}: {}", texts.join(", "))));
+    }
+    (!lines.is_empty()).then(|| format!("{} at work\n{}", outcome.name, lines.join("\n")))
+}
+
 fn rankings(report: &Report) -> Table {
     let header = [
         "configuration",
@@ -159,14 +183,15 @@ fn rankings(report: &Report) -> Table {
     for outcome in &report.configurations {
         let share = |value: Option<f64>| value.map_or("–".into(), percent);
         let stability = outcome.stability.as_ref();
-        let hub = outcome.hubness.hubs.first();
+        let hubness = outcome.hubness.as_ref();
+        let hub = hubness.and_then(|hubness| hubness.hubs.first());
         table.add_row([
             outcome.name.clone(),
             share(stability.map(|s| s.first_changed.mean)),
             share(stability.map(|s| s.any_changed.mean)),
             share(stability.map(|s| s.overlap.mean)),
-            format!("{:.2}", outcome.hubness.skewness),
-            percent(outcome.hubness.never),
+            hubness.map_or("–".into(), |hubness| format!("{:.2}", hubness.skewness)),
+            share(hubness.map(|hubness| hubness.never)),
             hub.map_or("–".into(), |hub| format!("{} of queries", percent(hub.share))),
         ]);
     }
