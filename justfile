@@ -59,7 +59,7 @@ gpu *args:
 ci:
     tests/run
 
-# Write again what is generated from the code: configuration reference, example, schemas, log events
+# Write again what is generated from the code: configuration reference, example, schemas, log events, metrics
 generate:
     cargo test --quiet --locked --no-run --test cli
     {{ program }} config reference > docs/configuration.md
@@ -70,6 +70,7 @@ generate:
     {{ program }} config control-request-schema > schemas/control-request.schema.json
     {{ program }} config example > deploy/bsap.example.toml
     {{ program }} config log-events > ops/log-events.md
+    {{ program }} config metrics > ops/metrics.md
 
 # Show everything at work in one process
 demo *args:

@@ -118,6 +118,27 @@ pub struct Message {
     pub timestamp_ms: Option<i64>,
 }
 
+impl Message {
+    /// The trace that the message belongs to: 32 hexadecimal digits from its `traceparent` header
+    /// (W3C Trace Context). None where there is none, or it is not one.
+    pub fn trace_id(&self) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(name, _)| name == "traceparent")?;
+        trace_id(std::str::from_utf8(value.as_deref()?).ok()?)
+    }
+}
+
+/// The trace id of a `traceparent` (W3C Trace Context): `00-<trace id>-<span id>-<flags>`.
+pub fn trace_id(traceparent: &str) -> Option<&str> {
+    let digits = |text: &str, length| {
+        let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        text.len() == length && text.bytes().all(digit) && text.bytes().any(|b| b != b'0')
+    };
+    let mut parts = traceparent.trim().split('-');
+    let (version, trace, span) = (parts.next()?, parts.next()?, parts.next()?);
+    (version.len() == 2 && version != "ff" && digits(trace, 32) && digits(span, 16))
+        .then_some(trace)
+}
+
 /// What orders the versions of one image. A catalogue has one ordering; two are never compared.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
@@ -376,6 +397,24 @@ pub fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_whole_traceparent_gives_a_trace_id() {
+        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+        assert_eq!(trace_id(&format!("00-{id}-00f067aa0ba902b7-01")), Some(id));
+        let zeros = "0".repeat(32);
+        for wrong in [
+            "",
+            "00",
+            id,
+            &format!("00-{id}"),
+            &format!("ff-{id}-00f067aa0ba902b7-01"),
+            &format!("00-{zeros}-00f067aa0ba902b7-01"),
+            &format!("00-{}-00f067aa0ba902b7-01", id.to_uppercase()),
+        ] {
+            assert_eq!(trace_id(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn hostile_ids_are_refused_by_name() {

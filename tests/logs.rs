@@ -1,4 +1,4 @@
-//! The log is an interface: the real program runs, and every line of its log is as declared.
+//! Logs and metrics are interfaces: the real program runs, and what it tells is as declared.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -6,10 +6,12 @@
 mod world;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use bsap::metrics;
 use bsap::telemetry::event;
 use serde_json::json;
-use world::{Line, World, free_port, is, lines};
+use world::{Line, Process, World, free_port, is, lines, sum};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_line_is_as_the_catalogue_of_events_declares_it() {
@@ -24,7 +26,9 @@ async fn every_line_is_as_the_catalogue_of_events_declares_it() {
     }
     world.upsert("broken", &world.file("broken.jpg", b"\xff\xd8\xff\xe0 no picture"), 1).await;
     world.upsert("outside", "file:///etc/passwd", 1).await;
-    world.send("x", "this is no event").await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let traceparent = format!("00-{trace}-00f067aa0ba902b7-01");
+    world.send_traced("x", "this is no event", &traceparent).await;
     let never = world.file("never.jpg", b"");
     std::fs::remove_file(world.folder.path().join("pictures/never.jpg")).unwrap();
     world.upsert("gone", &never, 1).await;
@@ -40,12 +44,31 @@ async fn every_line_is_as_the_catalogue_of_events_declares_it() {
     let answer = reqwest::Client::new()
         .post(format!("http://127.0.0.1:{port}/v1/search"))
         .header("content-type", "application/json")
+        .header("traceparent", &traceparent)
         .body(json!({"text": secret}).to_string())
         .send()
         .await
         .unwrap();
     assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
-    query_worker.until("a query is answered", |line| is(line, event::SEARCH)).await;
+    let line = query_worker.until("a query is answered", |line| is(line, event::SEARCH)).await;
+    assert_eq!(line["trace_id"], trace, "the trace of the request");
+    let put_aside = |line: &Line| is(line, event::DEAD_LETTER) && line["stage"] == "decode_event";
+    let line = worker.until("the message that is no event is put aside", put_aside).await;
+    assert_eq!(line["trace_id"], trace, "the trace of the message");
+    worker
+        .until("how far it is behind", |line| is(line, event::LAG) && line["known"] == true)
+        .await;
+    let settled = |lines: &[Line]| {
+        ["ok", "dead_lettered", "skipped"].map(|f| sum(lines, event::BATCH_DONE, f))
+    };
+    for _ in 0..200 {
+        if settled(&worker.lines()) == [21, 3, 1] {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(settled(&worker.lines()), [21, 3, 1], "what became of every event");
+    told_in_metrics(&worker, &query_worker).await;
     let (worker_log, query_log) = (worker.log.clone(), query_worker.log.clone());
     assert!(worker.stop() && query_worker.stop());
 
@@ -76,10 +99,49 @@ async fn every_line_is_as_the_catalogue_of_events_declares_it() {
         event::SNAPSHOT_READY,
         event::SEARCH,
         event::PUBLISH,
+        event::LAG,
     ] {
         assert!(seen.contains(name), "{name} was not seen, only {seen:?}");
     }
     // What is asked is nobody's business.
     let text = std::fs::read_to_string(query_log).unwrap();
     assert!(!text.contains("nobody else may read"), "{text}");
+}
+
+/// What the log told, the metrics tell too, by names that are declared.
+async fn told_in_metrics(worker: &Process, query_worker: &Process) {
+    for (process, path, status) in [
+        (worker, "/livez", 200),
+        (worker, "/readyz", 200),
+        (query_worker, "/livez", 200),
+        (query_worker, "/readyz", 200),
+        (worker, "/other", 404),
+    ] {
+        assert_eq!(process.ask(path).await.0, status, "{path}");
+    }
+    let (_, of_worker) = worker.ask("/metrics").await;
+    let (_, of_queries) = query_worker.ask("/metrics").await;
+    let has = |text: &str, line: &str| {
+        assert!(text.lines().any(|l| l.starts_with(line)), "{line} is not in {text}");
+    };
+    has(&of_worker, "bsap_build_info{version=");
+    has(&of_worker, "bsap_ingest_events_total{outcome=\"embedded\"} 20");
+    has(&of_worker, "bsap_ingest_events_total{outcome=\"deleted\"} 1");
+    has(&of_worker, "bsap_ingest_events_total{outcome=\"gone\"} 1");
+    has(&of_worker, "bsap_ingest_events_total{outcome=\"dead_lettered\"} 3");
+    has(&of_worker, "bsap_dead_letters_total{stage=\"decode_image\",code=\"image_damaged\"} 1");
+    has(&of_worker, "bsap_log_events_total{event=\"dead_letter\",level=\"warn\"} 3");
+    has(&of_worker, "bsap_rows_stored_total 21");
+    has(&of_worker, "bsap_lag_messages 0");
+    has(&of_worker, "bsap_partitions 2");
+    has(&of_worker, "bsap_stage_seconds_count{stage=\"embed\"} 20");
+    has(&of_queries, "bsap_snapshot_ready 1");
+    has(&of_queries, "bsap_search_seconds_count{part=\"scan\"} 1");
+    has(&of_queries, "bsap_http_requests_total{route=\"/v1/search\",status=\"200\"} 1");
+    for line in of_worker.lines().chain(of_queries.lines()).filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        let known = |name: &str| metrics::ALL.iter().any(|metric| metric.name == name);
+        assert!(known(name) || base.is_some_and(known), "{name} is not declared");
+    }
 }

@@ -449,4 +449,6 @@ pub enum ConfigPrint {
     LogEvents,
     /// The JSON schema of requests on the control topic
     ControlRequestSchema,
+    /// Every metric with its labels, as Markdown
+    Metrics,
 }

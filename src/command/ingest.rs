@@ -10,11 +10,17 @@ use super::{Done, parts};
 use crate::config::Config;
 use crate::ingest::Progress;
 use crate::telemetry::event;
+use crate::{metrics, watch};
 
 /// Consumes events until `token` is cancelled.
 pub async fn run(config: Config, token: CancellationToken) -> Done {
     let towers = parts::towers(&config)?;
-    let worker = parts::worker(&config, towers.clone(), Arc::new(Progress::default())).await?;
+    let progress = Arc::new(Progress::default());
+    metrics::started("worker");
+    // Before the catalogue is opened: a probe that is refused kills a slow start.
+    let watched = token.child_token();
+    watch::start(&config.metrics, progress.clone(), watched.clone()).await;
+    let worker = parts::worker(&config, towers.clone(), progress).await?;
     let store = parts::store(&config).await?;
     let mut governed = parts::governed(&config, &store, &worker, &token);
     let upkeep = parts::upkeep(&config, &*towers).await?;
@@ -30,6 +36,7 @@ pub async fn run(config: Config, token: CancellationToken) -> Done {
     // A merge under way is finished, the next is not begun.
     tidying.cancel();
     tidied.await?;
+    watched.cancel();
     let drained = drained?;
     info!(event = event::STOP, role = "worker", drained, "stopped");
     Ok(())

@@ -196,7 +196,16 @@ pub async fn worker(
         .await
         .context("table.url")?
         .replaying(&config.source.replay);
-    started("worker", &*towers, &generation, &store);
+    let limits = format!(
+        "ingest.in_flight={} ingest.batch_images={} ingest.commit_rows={} ingest.commit_ms={} fetch.budget_mib={} decode.budget_mib={}",
+        config.ingest.in_flight,
+        config.ingest.batch_images,
+        config.ingest.commit_rows,
+        config.ingest.commit_ms,
+        config.fetch.budget_mib,
+        config.decode.budget_mib,
+    );
+    started("worker", &*towers, &generation, &store, &limits);
     Ok(Worker {
         kafka: config.kafka.clone(),
         source: reading.source,
@@ -229,7 +238,11 @@ pub async fn query_worker(config: &Config, towers: Arc<dyn Towers>) -> anyhow::R
     let embed = |record| EmbeddedSet::from_record(record, &*towers).map(Arc::new);
     let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
     let follower = Follower::open(&store, &state.live).await.context("table.url")?;
-    started("query worker", &*towers, &state.live, &store);
+    let limits = format!(
+        "http.concurrency={} http.timeout_ms={} search.poll_ms={} search.max_k={}",
+        config.http.concurrency, config.http.timeout_ms, config.search.poll_ms, config.search.max_k,
+    );
+    started("query worker", &*towers, &state.live, &store, &limits);
     Ok(QueryWorker {
         engine: Arc::new(Engine::new(towers, sets, state.serving, config.search.clone())),
         follower,
@@ -265,10 +278,10 @@ pub fn app(config: &Config, worker: &QueryWorker, stand_ins: Vec<StandIn>) -> an
     })
 }
 
-fn started(role: &str, towers: &dyn Towers, generation: &Generation, store: &Store) {
+fn started(role: &str, towers: &dyn Towers, generation: &Generation, store: &Store, limits: &str) {
     let card = towers.card();
     info!(
         event = event::START, role, version = env!("CARGO_PKG_VERSION"), model = card.name,
-        fingerprint = card.fingerprint, generation = generation.id, table = %store.url(), "started"
+        fingerprint = card.fingerprint, generation = generation.id, table = %store.url(), limits, "started"
     );
 }

@@ -66,6 +66,7 @@ pub async fn ask_table(args: &SearchArgs, config: Config, token: CancellationTok
         normaliser: args.normaliser,
         weight: args.weight,
         lambda: None,
+        trace_id: None,
     };
     let results = tokio::task::spawn_blocking(move || engine.search(&query)).await?;
     match results {

@@ -1,5 +1,6 @@
 //! `bsap serve`.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -11,8 +12,11 @@ use crate::cli::ServeArgs;
 use crate::clip::Towers;
 use crate::config::Config;
 use crate::http;
+use crate::metrics::{self, Health};
+use crate::search::Engine;
 use crate::table::TableError;
 use crate::telemetry::event;
+use crate::watch;
 
 /// How often a query worker looks whether its catalogue has been made.
 const WAIT_FOR_CATALOGUE: Duration = Duration::from_secs(2);
@@ -31,9 +35,14 @@ pub fn override_listen(args: &ServeArgs, config: &mut Config) -> Result<(), Fail
 pub async fn run(config: Config, token: CancellationToken) -> Done {
     let listener = http::listen(config.http.listen).await.map_err(Failure::usage)?;
     let address = listener.local_addr()?;
+    metrics::started("query worker");
+    let health = Arc::new(Queries::default());
+    watch::start(&config.metrics, health.clone(), token.child_token()).await;
     let towers = parts::towers(&config)?;
     let Some(worker) = opened(&config, towers, &token).await? else { return Ok(()) };
     let app = parts::app(&config, &worker, Vec::new())?;
+    // The worker is opened once.
+    let _ = health.0.set(worker.engine.clone());
     say!("serving on http://{address}/");
     let QueryWorker { engine, follower, .. } = worker;
     let following = token.clone();
@@ -48,6 +57,28 @@ pub async fn run(config: Config, token: CancellationToken) -> Done {
     served?;
     info!(event = event::STOP, role = "query worker", drained = true, "stopped");
     Ok(())
+}
+
+/// How a query worker is doing, once its engine is there.
+#[derive(Default)]
+struct Queries(OnceLock<Arc<Engine>>);
+
+impl Health for Queries {
+    fn observe(&self) {
+        metrics::get().ready.set(&[], if self.ready().is_ok() { 1.0 } else { 0.0 });
+    }
+
+    fn live(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        match self.0.get() {
+            Some(engine) if engine.snapshots().ready() => Ok(()),
+            Some(_) => Err("the table is being read".into()),
+            None => Err("the model or the catalogue is not there yet".into()),
+        }
+    }
 }
 
 async fn opened(

@@ -17,7 +17,7 @@ pub use reference::{Section, Setting, example, help, markdown, schema, sections}
 use crate::record::AttributeTypes;
 use crate::{
     clip, dead_letter, decode, fetch, http, ingest, kafka, prompts, search, source, table,
-    telemetry,
+    telemetry, watch,
 };
 
 /// The whole configuration.
@@ -53,6 +53,8 @@ pub struct Config {
     pub http: http::Options,
     /// How logs are written.
     pub log: telemetry::Options,
+    /// Where a worker and a query worker tell how they are doing.
+    pub metrics: watch::Options,
 }
 
 impl Config {

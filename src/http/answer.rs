@@ -32,6 +32,7 @@ impl From<SearchRequest> for Query {
             normaliser: request.normaliser,
             weight: request.weight,
             lambda: request.lambda,
+            trace_id: None,
         }
     }
 }
@@ -58,6 +59,7 @@ impl ExplainRequest {
             normaliser: self.normaliser,
             weight: self.weight,
             lambda: self.lambda,
+            trace_id: None,
         };
         (query, self.image_id)
     }

@@ -1,6 +1,7 @@
 //! The query worker's face: JSON over HTTP, and one page.
 
 mod answer;
+mod measure;
 mod problem;
 mod routes;
 
@@ -181,6 +182,7 @@ fn router(app: App, token: CancellationToken) -> Router {
         .layer(body)
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::map_response(guard))
+        .layer(middleware::from_fn(measure::measure))
         .with_state(shared)
 }
 

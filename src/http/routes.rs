@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{Html, IntoResponse, Response};
 use futures::Stream;
@@ -21,9 +21,9 @@ use super::answer::{
     StateAnswer,
 };
 use super::problem::Problem;
-use crate::record::{Content, hex};
+use crate::record::{self, Content, hex};
 use crate::retry::{Decide, Verdict};
-use crate::search::{Engine, Entry, QueryError};
+use crate::search::{Engine, Entry, Query, QueryError};
 use crate::telemetry::event;
 
 type Body<T> = Result<Json<T>, JsonRejection>;
@@ -60,9 +60,12 @@ pub async fn state(State(shared): App) -> Response {
 /// Both rankings for a text.
 pub async fn search(
     State(shared): App,
+    headers: HeaderMap,
     body: Body<SearchRequest>,
 ) -> Result<Json<SearchAnswer>, Problem> {
-    let query = body?.0.into();
+    let mut query: Query = body?.0.into();
+    let trace = headers.get("traceparent").and_then(|value| record::trace_id(value.to_str().ok()?));
+    query.trace_id = trace.map(str::to_owned);
     let results = compute(&shared, move |engine| engine.search(&query)).await?;
     Ok(Json(SearchAnswer::new(&results, &shared.app.generation)))
 }

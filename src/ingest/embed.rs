@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::{IngestError, Options, Progress};
 use crate::clip::{Pixels, Towers};
+use crate::metrics;
 use crate::prompts::{ActiveSets, EmbeddedSet};
 use crate::record::Embedding;
 use crate::statistics::{Statistics, StatisticsKey};
@@ -102,6 +103,7 @@ impl Computer {
             // Waiting for the very first batch says nothing of the pipeline.
             let waited = free.map_or(Duration::ZERO, |since| started - since);
             Progress::add(&self.progress.towers_wait_us, waited.as_micros() as u64);
+            metrics::get().towers_wait_seconds.observe(&[], waited.as_secs_f64());
             // Callers that have left need no answer.
             let (pixels, replies): (Vec<Pixels>, Vec<Reply>) =
                 batch.into_iter().filter(|(_, reply)| !reply.is_closed()).unzip();
@@ -110,6 +112,7 @@ impl Computer {
             }
             let embedded = self.towers.embed_images(&pixels);
             Progress::add(&self.progress.towers_us, started.elapsed().as_micros() as u64);
+            metrics::get().towers_seconds.observe(&[], started.elapsed().as_secs_f64());
             free = Some(Instant::now());
             match embedded {
                 Ok(units) => {

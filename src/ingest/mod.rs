@@ -5,10 +5,11 @@
 
 mod embed;
 mod process;
+mod progress;
 mod sink;
+mod tally;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -34,6 +35,7 @@ use crate::telemetry::event;
 use crate::{decode, kafka, limits, source};
 
 use process::{Outcome, Processor};
+pub use progress::Progress;
 use sink::{Commit, Sink, Written};
 
 /// How the worker batches and bounds its work.
@@ -118,33 +120,6 @@ pub enum IngestError {
     Broken(String),
 }
 
-/// What the worker has done so far; shared with whoever shows it.
-#[derive(Debug, Default)]
-pub struct Progress {
-    /// Images embedded.
-    pub embedded: AtomicU64,
-    /// Deletes seen.
-    pub deleted: AtomicU64,
-    /// Messages put aside.
-    pub dead_lettered: AtomicU64,
-    /// Images that were gone before they could be fetched.
-    pub gone: AtomicU64,
-    /// Rows stored.
-    pub stored: AtomicU64,
-    /// How long the image tower computed, in microseconds.
-    pub towers_us: AtomicU64,
-    /// How long it waited for pictures between batches, in microseconds.
-    pub towers_wait_us: AtomicU64,
-    /// Version of the table after the last commit.
-    pub version: AtomicU64,
-}
-
-impl Progress {
-    fn add(counter: &AtomicU64, n: u64) {
-        counter.fetch_add(n, Ordering::Relaxed);
-    }
-}
-
 /// Everything that a worker is made of.
 pub struct Worker {
     /// How to reach Kafka.
@@ -192,6 +167,9 @@ impl Worker {
         let topics: Vec<&str> =
             std::iter::once(self.source.topic.as_str()).chain(again.as_deref()).collect();
         let source = Source::start(&self.kafka, &self.source, &topics, resume, token.clone())?;
+        self.progress.watching(source.watch());
+        let model = self.towers.card().fingerprint.clone();
+        let sets = self.sets.clone();
         let abandon = CancellationToken::new();
         let embedder = embed::Embedder::start(
             self.towers.clone(),
@@ -217,7 +195,8 @@ impl Worker {
             in_flight: FuturesOrdered::new(),
             held: 0,
             committing: None,
-            sink: Sink::new(writer, &self.options, self.progress),
+            sink: Sink::new(writer, &self.options, self.progress.clone(), model, sets),
+            progress: self.progress,
             options: self.options,
         };
         let result = pipeline.run(&token).await;
@@ -239,6 +218,7 @@ struct Pipeline {
     sink: Sink,
     /// The commit under way.
     committing: Option<Commit>,
+    progress: Arc<Progress>,
     options: Options,
 }
 
@@ -257,6 +237,7 @@ impl Pipeline {
         let mut heart = interval_at(Instant::now() + beat, beat);
         heart.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !token.is_cancelled() {
+            self.progress.step(self.in_flight.len());
             if self.sink.is_full() && self.committing.is_none() {
                 self.committing = self.sink.cut();
             }
@@ -303,11 +284,19 @@ impl Pipeline {
             role = "worker",
             poll_age_ms = pulse.poll_age_ms,
             partitions = pulse.partitions,
-            lag = pulse.lag,
             in_flight = self.in_flight.len(),
             waiting_rows = self.sink.rows(),
             committing = self.committing.is_some(),
             "alive"
+        );
+        let in_flight = self.in_flight.len() as i64;
+        info!(
+            event = event::LAG,
+            known = pulse.lag.is_some(),
+            durable = pulse.lag,
+            buffered = pulse.lag.map(|lag| (lag - in_flight).max(0)),
+            event_age_ms = self.sink.age_ms(),
+            "how far behind"
         );
     }
 

@@ -1,6 +1,7 @@
 //! One message: decode, fetch, decode the image, embed; or put it aside.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use chrono::{DateTime, SubsecRound, Utc};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::embed::Embedder;
+use super::tally::{Counting, Tally};
 use super::{IngestError, Progress};
 use crate::clip::Towers;
 use crate::dead_letter::{DeadLetters, Reason};
@@ -32,6 +34,8 @@ pub struct Outcome {
     pub offset: i64,
     /// When its oldest event happened, where known.
     pub event_time: Option<DateTime<Utc>>,
+    /// What became of its events, and how long that took.
+    pub tally: Tally,
     /// Its rows, none where it was put aside or its image was gone; or why there is no outcome.
     pub rows: Result<Vec<Row>, Unsettled>,
 }
@@ -83,8 +87,9 @@ impl Processor {
     pub async fn process(&self, message: Message) -> Outcome {
         let events = self.decoder.decode(&message, Utc::now());
         let event_time = events.iter().flatten().filter_map(|e| e.event_time).min();
+        let counting = Counting::default();
         let rows = match events {
-            Ok(events) => self.rows(&message, events).await,
+            Ok(events) => self.rows(&message, events, &counting).await,
             Err(rejected) => {
                 let reason = Reason {
                     stage: "decode_event",
@@ -92,13 +97,19 @@ impl Processor {
                     message: rejected.to_string(),
                     record: rejected.record(),
                 };
-                self.put_aside(&message, reason).await
+                self.put_aside(&message, reason, &counting).await
             }
         };
-        Outcome { partition: message.partition, offset: message.offset, event_time, rows }
+        let tally = counting.tally();
+        Outcome { partition: message.partition, offset: message.offset, event_time, tally, rows }
     }
 
-    async fn rows(&self, message: &Message, events: Vec<Event>) -> Result<Vec<Row>, Unsettled> {
+    async fn rows(
+        &self,
+        message: &Message,
+        events: Vec<Event>,
+        counting: &Counting,
+    ) -> Result<Vec<Row>, Unsettled> {
         let several = events.len() > 1;
         let rows = stream::iter(events.into_iter().enumerate()).map(|(index, event)| async move {
             let found = match &event.change {
@@ -106,12 +117,13 @@ impl Processor {
                 Change::Delete => String::new(),
             };
             let image_id = event.image_id.clone();
-            match self.row(event).await {
+            match self.row(event, counting).await {
                 Err(Failure::Gone) => {
                     Progress::add(&self.progress.gone, 1);
+                    counting.gone();
                     info!(
                         event = event::GONE, partition = %message.partition, offset = message.offset,
-                        %image_id, uri = found, "the image was gone before it could be fetched"
+                        %image_id, uri = found, trace_id = message.trace_id(), "the image was gone before it could be fetched"
                     );
                     Ok(None)
                 }
@@ -124,29 +136,38 @@ impl Processor {
         let rows: Result<Vec<_>, _> = rows.buffered(RECORDS_AT_ONCE).try_collect().await;
         let rows: Vec<Row> = match rows {
             Ok(rows) => rows.into_iter().flatten().collect(),
-            Err(Failure::DeadLetter(reason)) => return self.put_aside(message, reason).await,
+            Err(Failure::DeadLetter(reason)) => {
+                return self.put_aside(message, reason, counting).await;
+            }
             Err(Failure::Unsettled(unsettled)) => return Err(unsettled),
             Err(Failure::Gone) => Vec::new(), // settled above
         };
         for row in &rows {
-            let counter = match row.image {
-                Some(_) => &self.progress.embedded,
-                None => &self.progress.deleted,
+            let counter = if row.image.is_some() {
+                counting.embedded();
+                &self.progress.embedded
+            } else {
+                counting.deleted();
+                &self.progress.deleted
             };
             Progress::add(counter, 1);
         }
         Ok(rows)
     }
 
-    async fn row(&self, event: Event) -> Result<Row, Failure> {
+    async fn row(&self, event: Event, counting: &Counting) -> Result<Row, Failure> {
         let image = match event.change {
             Change::Delete => None,
-            Change::Upsert { content, attributes } => Some(self.image(&content, attributes).await?),
-            Change::Recheck { content } => match self.image(&content, Attributes::new()).await {
-                Ok(image) => Some(image),
-                Err(Failure::Gone) => None,
-                Err(failure) => return Err(failure),
-            },
+            Change::Upsert { content, attributes } => {
+                Some(self.image(&content, attributes, counting).await?)
+            }
+            Change::Recheck { content } => {
+                match self.image(&content, Attributes::new(), counting).await {
+                    Ok(image) => Some(image),
+                    Err(Failure::Gone) => None,
+                    Err(failure) => return Err(failure),
+                }
+            }
         };
         Ok(Row {
             image_id: event.image_id,
@@ -157,10 +178,18 @@ impl Processor {
         })
     }
 
-    async fn image(&self, content: &Content, attributes: Attributes) -> Result<Image, Failure> {
+    async fn image(
+        &self,
+        content: &Content,
+        attributes: Attributes,
+        counting: &Counting,
+    ) -> Result<Image, Failure> {
+        let started = Instant::now();
         let fetched = self.fetcher.fetch(content, &self.abandon).await;
         let fetched = fetched.map_err(|error| self.fetch_failure(&error))?;
         let size = fetched.bytes.len() as u64;
+        counting.fetched(started, size);
+        let started = Instant::now();
         let cost = decode::cost(&fetched.bytes, &self.decode)
             .map_err(|e| undecodable(e.code(), e.to_string()))?;
         let mib = u32::try_from(cost.div_ceil(1 << 20)).unwrap_or(u32::MAX);
@@ -180,7 +209,10 @@ impl Processor {
         });
         let (pixels, width, height, content_hash) =
             decoded.await.map_err(|panic| fatal(IngestError::Broken(panic.to_string())))??;
+        counting.decoded(started);
+        let started = Instant::now();
         let embedded = self.embedder.embed(pixels).await.map_err(fatal)?;
+        counting.towered(started);
         Ok(Image {
             uri: match content {
                 Content::Uri { uri, .. } => Some(uri.clone()),
@@ -213,7 +245,12 @@ impl Processor {
     }
 
     /// Puts a message aside; only when that is durable is the message settled.
-    async fn put_aside(&self, message: &Message, reason: Reason) -> Result<Vec<Row>, Unsettled> {
+    async fn put_aside(
+        &self,
+        message: &Message,
+        reason: Reason,
+        counting: &Counting,
+    ) -> Result<Vec<Row>, Unsettled> {
         let on_retry = |attempt: u32, error: &crate::dead_letter::DeadLetterError| {
             info!(event = event::RETRY, stage = "dead_letter", attempt, %error, "trying again");
         };
@@ -229,10 +266,11 @@ impl Processor {
             });
         }
         Progress::add(&self.progress.dead_lettered, 1);
+        counting.dead_lettered(reason.stage, reason.code);
         warn!(
             event = event::DEAD_LETTER, partition = %message.partition, offset = message.offset,
             stage = reason.stage, code = reason.code, reason = %reason.message,
-            "a message can never be used and was put aside"
+            trace_id = message.trace_id(), "a message can never be used and was put aside"
         );
         Ok(Vec::new())
     }

@@ -12,7 +12,10 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use super::process::{Outcome, Unsettled};
+use super::tally::Tally;
 use super::{IngestError, Options, Progress};
+use crate::metrics;
+use crate::prompts::ActiveSets;
 use crate::record::{Partition, Row};
 use crate::source::Source;
 use crate::table::{Committed, PartitionBatch, TableError, Writer};
@@ -30,6 +33,15 @@ pub struct Sink {
     since: Option<Instant>,
     /// When the oldest event among them happened.
     oldest: Option<DateTime<Utc>>,
+    /// What became of them.
+    tally: Tally,
+    /// Fingerprint of the model, and the prompt sets, as the log names them.
+    model: String,
+    sets: ActiveSets,
+    /// How old the oldest event of the last commit was, in milliseconds.
+    age_ms: Option<i64>,
+    /// What the image tower had computed and waited at the last commit, in microseconds.
+    towers: [u64; 2],
 }
 
 /// A commit under way.
@@ -41,6 +53,7 @@ pub struct Written {
     /// Where each of its partitions ended.
     ends: Vec<(Partition, i64)>,
     oldest: Option<DateTime<Utc>>,
+    tally: Tally,
     took: Duration,
 }
 
@@ -56,7 +69,14 @@ struct Pending {
 }
 
 impl Sink {
-    pub fn new(writer: Arc<Mutex<Writer>>, options: &Options, progress: Arc<Progress>) -> Self {
+    /// `model`: its fingerprint.
+    pub fn new(
+        writer: Arc<Mutex<Writer>>,
+        options: &Options,
+        progress: Arc<Progress>,
+        model: String,
+        sets: ActiveSets,
+    ) -> Self {
         Self {
             writer,
             partitions: BTreeMap::new(),
@@ -66,6 +86,11 @@ impl Sink {
             bytes: 0,
             since: None,
             oldest: None,
+            tally: Tally::default(),
+            model,
+            sets,
+            age_ms: None,
+            towers: [0; 2],
         }
     }
 
@@ -105,6 +130,7 @@ impl Sink {
             }
         };
         pending.next_offset = Some(outcome.offset + 1);
+        self.tally += outcome.tally;
         self.rows += rows.len();
         let values = |row: &Row| row.image.as_ref().map_or(0, |i| i.embedding.values().len());
         self.bytes += rows.iter().map(|row| values(row) * size_of::<f32>()).sum::<usize>();
@@ -115,6 +141,11 @@ impl Sink {
             (a, b) => a.or(b),
         };
         Ok(())
+    }
+
+    /// How old the oldest event of the last commit was, in milliseconds, where known.
+    pub fn age_ms(&self) -> Option<i64> {
+        self.age_ms
     }
 
     /// Rows that wait for the next commit.
@@ -156,6 +187,7 @@ impl Sink {
         self.since = None;
         (self.rows, self.bytes) = (0, 0);
         let oldest = self.oldest.take();
+        let tally = std::mem::take(&mut self.tally);
         if batches.is_empty() {
             return None;
         }
@@ -164,39 +196,62 @@ impl Sink {
             let ends = batches.iter().map(|b| (b.partition.clone(), b.next_offset)).collect();
             let started = Instant::now();
             let done = writer.lock().await.append(batches).await?;
-            Ok(Written { done, ends, oldest, took: started.elapsed() })
+            Ok(Written { done, ends, oldest, tally, took: started.elapsed() })
         })))
     }
 
     /// Takes note of a commit that has landed, and tells the source.
     pub fn written(&mut self, written: Written, source: &Source) {
-        let Written { done, ends, oldest, took } = written;
+        let Written { done, ends, oldest, tally, took } = written;
+        let mut positions = Vec::with_capacity(ends.len());
         for (partition, next_offset) in ends {
             let stored = done.fenced.iter().find(|(p, _)| *p == partition);
             let position = stored.map_or(next_offset, |(_, position)| *position.max(&next_offset));
             if let Some(pending) = self.partitions.get_mut(&partition) {
                 pending.expected = Some(position);
             }
+            positions.push(format!("{partition}@{position}"));
             source.mark_durable(partition, position);
         }
         Progress::add(&self.progress.stored, done.rows as u64);
         self.progress.version.store(done.version, Ordering::Relaxed);
+        self.age_ms = oldest.map(|t| (Utc::now() - t).num_milliseconds());
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let towers = [count(&self.progress.towers_us), count(&self.progress.towers_wait_us)];
+        let since = |i: usize| (towers[i] - self.towers[i]) / 1_000;
+        let ms = |duration: Duration| duration.as_millis() as u64;
         info!(
             event = event::BATCH_DONE,
             version = done.version,
+            positions = positions.join(" "),
+            model = self.model,
+            prompt_set = self.sets.get().first().map(|set| set.key.to_string()),
             rows = done.rows,
             bytes = done.bytes,
-            embedded = count(&self.progress.embedded),
-            deleted = count(&self.progress.deleted),
-            dead_lettered = count(&self.progress.dead_lettered),
-            gone = count(&self.progress.gone),
-            towers_ms = count(&self.progress.towers_us) / 1_000,
-            towers_wait_ms = count(&self.progress.towers_wait_us) / 1_000,
+            ok = tally.embedded + tally.deleted,
+            deleted = tally.deleted,
+            dead_lettered = tally.dead_lettered,
+            skipped = tally.gone,
+            image_bytes = tally.image_bytes,
+            fetch_ms = ms(tally.fetch),
+            decode_ms = ms(tally.decode),
+            embed_ms = ms(tally.embed),
+            towers_ms = since(0),
+            towers_wait_ms = since(1),
             fenced = done.fenced.len(),
-            commit_ms = took.as_millis() as u64,
-            age_ms = oldest.map(|t| (Utc::now() - t).num_milliseconds()),
+            commit_ms = ms(took),
+            age_ms = self.age_ms,
             "rows and positions stored"
         );
+        self.towers = towers;
+        let metrics = metrics::get();
+        metrics.rows_stored.add(&[], done.rows as u64);
+        metrics.commit_bytes.add(&[], done.bytes);
+        metrics.commit_seconds.observe(&[], took.as_secs_f64());
+        metrics.last_commit.set(&[], metrics::now());
+        metrics.table_version.set(&[], done.version as f64);
+        if let Some(age) = self.age_ms {
+            metrics.event_age.observe(&[], age as f64 / 1e3);
+        }
     }
 }

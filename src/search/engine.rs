@@ -11,10 +11,11 @@ use tracing::{debug, error, info};
 use super::Options;
 use super::rank::{Hit, Ranking};
 use super::snapshot::Snapshots;
+use super::told::Told;
 use crate::clip::{ClipError, Towers};
+use crate::metrics;
 use crate::normalise::{Balance, Normaliser};
 use crate::prompts::EmbeddedSet;
-use crate::record::hex;
 use crate::retry::{Backoff, Decide, Verdict};
 use crate::statistics::Statistics;
 use crate::table::{Follower, Serving, TableError};
@@ -35,6 +36,8 @@ pub struct Query {
     pub weight: Option<f32>,
     /// λ of `nnn`.
     pub lambda: Option<f32>,
+    /// The trace that the question belongs to, for the log.
+    pub trace_id: Option<String>,
 }
 
 /// A question that cannot be answered.
@@ -176,27 +179,25 @@ impl Engine {
         if !(1..=self.options.max_k).contains(&k) {
             return Err(invalid("k", format!("{k} is not between 1 and {}", self.options.max_k)));
         }
+        let since = Instant::now();
         let asked = self.asked(query)?;
         let started = Instant::now();
         let snapshot = self.snapshots.newest();
         let ranking = asked.rank(&snapshot, self);
         let (hits, raw_hits) = (ranking.balanced(k), ranking.raw(k));
         let timings = Timings { text_ms: asked.text_ms, scan_ms: milliseconds(started.elapsed()) };
-        let moved = hits.iter().filter(|h| h.rank != h.raw_rank).count();
-        info!(
-            event = event::SEARCH,
-            query_hash = query_hash(&query.text),
-            normaliser = asked.balance.normaliser.name(),
-            weight = asked.balance.weight,
+        let told = Told {
+            query,
+            balance: &asked.balance,
             k,
-            scanned = snapshot.entries.len(),
-            matched = hits.len(),
-            moved,
-            text_ms = timings.text_ms,
-            scan_ms = timings.scan_ms,
-            version = snapshot.version,
-            "answered"
-        );
+            scanned: snapshot.entries.len(),
+            hits: &hits,
+            raw_hits: &raw_hits,
+            timings: &timings,
+            version: snapshot.version,
+            since,
+        };
+        told.tell(&self.options);
         Ok(Results {
             version: snapshot.version,
             set: asked.set,
@@ -334,6 +335,9 @@ impl Engine {
                 changes = follower.next(progress) => changes,
                 () = token.cancelled() => return Ok(()),
             };
+            if changes.is_ok() {
+                metrics::get().last_follow.set(&[], metrics::now());
+            }
             let pause = match changes {
                 Ok(Some(changes)) => {
                     failures = 0;
@@ -342,6 +346,8 @@ impl Engine {
                     self.snapshots.apply(changes).await;
                     let images = self.snapshots.newest().entries.len();
                     let ms = milliseconds(started.elapsed());
+                    metrics::get().images.set(&[], images as f64);
+                    metrics::get().table_version.set(&[], version as f64);
                     if whole {
                         info!(
                             event = event::SNAPSHOT_READY,
@@ -397,12 +403,6 @@ fn invalid(field: &'static str, reason: String) -> QueryError {
 
 fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// Recognises a repeated query in the logs without showing its text.
-fn query_hash(text: &str) -> String {
-    use sha2::{Digest, Sha256};
-    hex(&Sha256::digest(text.as_bytes())[..6])
 }
 
 /// The explanation in plain words.

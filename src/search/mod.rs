@@ -6,6 +6,7 @@
 mod engine;
 mod rank;
 mod snapshot;
+mod told;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,8 @@ pub struct Options {
     pub weight: f32,
     /// λ of `nnn`.
     pub lambda: f32,
+    /// A query that takes longer is logged as `search.slow`, in milliseconds. 0: none is.
+    pub slow_ms: u64,
 }
 
 impl Default for Options {
@@ -52,6 +55,7 @@ impl Default for Options {
             normaliser: Normaliser::Softmax,
             weight: 0.25,
             lambda: 1.0,
+            slow_ms: 1_000,
         }
     }
 }

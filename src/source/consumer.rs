@@ -191,17 +191,12 @@ impl Source {
 
     /// How the consumer is doing.
     pub fn pulse(&self) -> Pulse {
-        let last = self.shared.last_poll_ms.load(AtomicOrdering::Relaxed);
-        let now = chrono::Utc::now().timestamp_millis();
-        let (stored, ends) = (lock(&self.shared.stored), lock(&self.shared.ends));
-        let lag = |(partition, stored): (&Partition, &i64)| {
-            ends.get(partition).map(|end| (end - stored).max(0))
-        };
-        Pulse {
-            poll_age_ms: (last > 0).then_some(now - last),
-            partitions: stored.len(),
-            lag: stored.iter().map(lag).sum(),
-        }
+        self.watch().pulse()
+    }
+
+    /// What others may look at while the pipeline is busy, or stuck.
+    pub fn watch(&self) -> Watch {
+        Watch(self.shared.clone())
     }
 
     /// Tells Kafka the last durable positions and leaves the group.
@@ -215,6 +210,33 @@ impl Source {
             if !matches!(joined, Ok(Ok(()))) {
                 error!(event = event::SOURCE_FAILED, "the consumer thread panicked");
             }
+        }
+    }
+}
+
+/// Looks at a consumer from elsewhere.
+#[derive(Clone)]
+pub struct Watch(Arc<Shared>);
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.pulse().fmt(f)
+    }
+}
+
+impl Watch {
+    /// How the consumer is doing.
+    pub fn pulse(&self) -> Pulse {
+        let last = self.0.last_poll_ms.load(AtomicOrdering::Relaxed);
+        let now = chrono::Utc::now().timestamp_millis();
+        let (stored, ends) = (lock(&self.0.stored), lock(&self.0.ends));
+        let lag = |(partition, stored): (&Partition, &i64)| {
+            ends.get(partition).map(|end| (end - stored).max(0))
+        };
+        Pulse {
+            poll_age_ms: (last > 0).then_some(now - last),
+            partitions: stored.len(),
+            lag: stored.iter().map(lag).sum(),
         }
     }
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub use bucket::BucketNotification;
 pub use cloud_event::CloudEvent;
-pub use consumer::{Item, Resume, Source, SourceError};
+pub use consumer::{Item, Pulse, Resume, Source, SourceError, Watch};
 pub use format::{Decoder, Rejected};
 pub use json::ImageEvent;
 

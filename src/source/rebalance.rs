@@ -14,6 +14,7 @@ use tracing::{debug, error, info};
 
 use super::consumer::{Item, Resume, Settled, Shared, SourceError, lock};
 use crate::kafka;
+use crate::metrics;
 use crate::record::Partition;
 use crate::retry::{Backoff, Verdict};
 use crate::telemetry::event;
@@ -52,9 +53,18 @@ pub(super) struct Context {
 }
 
 impl ClientContext for Context {
-    /// Where the logs end, as librdkafka heard with the last messages it fetched.
+    /// Where the logs end, as librdkafka heard with the last messages it fetched; nobody knows it
+    /// while no broker is reached.
     fn stats(&self, statistics: Statistics) {
+        // The group's coordinator is told as a further, logical broker.
+        let real = statistics.brokers.values().filter(|broker| broker.source != "logical");
+        let up = real.filter(|broker| broker.state == "UP").count();
+        metrics::get().brokers_up.set(&[], up as f64);
         let mut ends = lock(&self.shared.ends);
+        if up == 0 {
+            ends.clear();
+            return;
+        }
         for (name, topic) in &statistics.topics {
             for (number, partition) in &topic.partitions {
                 // Below zero: not known yet.

@@ -129,10 +129,18 @@ macro_rules! catalogue {
 }
 
 catalogue! {
+    HELD_BACK = "log.held_back", ["warn"],
+        "So many lines of an event were not written because too many came (`log.burst`).",
+        "Look at the event that is named; `bsap_log_events_total` counts all of its lines.",
+        [text("held", "the event, or the target of a library"), count("count", ""), count("seconds", "in which they came")];
     START = "start", ["info"],
         "A worker or query worker has started.",
         "Compare `fingerprint` between workers when they disagree.",
-        [text("role", "`worker` or `query worker`"), text("version", "of the program"), text("model", ""), text("fingerprint", "of the model"), text("generation", "that is filled or served"), text("table", "where the catalogue is")];
+        [text("role", "`worker` or `query worker`"), text("version", "of the program"), text("model", ""), text("fingerprint", "of the model"), text("generation", "that is filled or served"), text("table", "where the catalogue is"), text("limits", "bounds that hold, `option=value` each")];
+    METRICS_OFF = "metrics.off", ["warn"],
+        "`metrics.listen` cannot be listened on; the process works on without metrics and probes.",
+        "Give each process of a machine a `metrics.listen` of its own, or set `metrics.serve = false`.",
+        [text("error", "")];
     STOP = "stop", ["info"],
         "It has stopped.",
         "`drained = false`: work was cut off; it is done again by the next owner.",
@@ -147,20 +155,24 @@ catalogue! {
         [text("error", "")];
     HEARTBEAT = "heartbeat", ["info"],
         "The worker is alive; every `ingest.heartbeat_seconds`.",
-        "No heartbeat for two minutes: the worker hangs or is gone; restart it, nothing is lost. `poll_age_ms` above some seconds: the consumer's thread hangs. `lag` that only grows: add workers. `partitions` = 0 on one of several workers: there are more workers than partitions.",
-        [text("role", ""), integer("poll_age_ms", "since Kafka was last polled").maybe(), count("partitions", "that are this worker's"), integer("lag", "messages of its partitions that are not stored yet; missing: not known").maybe(), count("in_flight", "messages in the pipeline"), count("waiting_rows", "that wait for the next commit"), flag("committing", "")];
+        "No heartbeat for two minutes: the worker hangs or is gone; restart it, nothing is lost. `poll_age_ms` above some seconds: the consumer's thread hangs. `partitions` = 0 on one of several workers: there are more workers than partitions.",
+        [text("role", ""), integer("poll_age_ms", "since Kafka was last polled").maybe(), count("partitions", "that are this worker's"), count("in_flight", "messages in the pipeline"), count("waiting_rows", "that wait for the next commit"), flag("committing", "")];
+    LAG = "lag", ["info"],
+        "How far the worker is behind; beside each `heartbeat`.",
+        "`durable` that only grows: add workers, or partitions where each worker has one; see `batch.done` for the stage that takes longest. `known = false`: Kafka has not told the ends of the logs yet; where it stays, look at `source.error`.",
+        [flag("known", "whether the ends of all its partitions are known"), integer("durable", "messages not stored yet").maybe(), integer("buffered", "messages not taken up yet: `durable` less those in the pipeline").maybe(), integer("event_age_ms", "of the oldest event in the last commit; missing: not known").maybe()];
     BATCH_DONE = "batch.done", ["info"],
         "Rows and positions are stored in one commit.",
-        "None. If it stops while events arrive, see `source.error` and `commit.conflict`. `embedded` to `towers_wait_ms` count from the start; where `towers_wait_ms` grows while the worker lags, fetching and decoding are the bottleneck, not the model.",
-        [count("version", "of the table"), count("rows", ""), count("bytes", "of the files written"), count("embedded", ""), count("deleted", ""), count("dead_lettered", ""), count("gone", ""), count("towers_ms", ""), count("towers_wait_ms", ""), count("fenced", "partitions dropped"), count("commit_ms", ""), integer("age_ms", "of the oldest event; missing: not known").maybe()];
+        "None. If it stops while events arrive, see `source.error` and `commit.conflict`. `fetch_ms` to `embed_ms` are sums over the images, which are worked on at one time: the largest is the bottleneck. Where `towers_wait_ms` nears the time between commits while the worker lags, it is not the model.",
+        [count("version", "of the table"), text("positions", "`topic[partition]@next`, separated by spaces"), text("model", "fingerprint"), text("prompt_set", "the first; others are stored beside it").maybe(), count("rows", "stored"), count("bytes", "of the files written"), count("ok", "events embedded or deleted"), count("deleted", "of them, deletes"), count("dead_lettered", "messages put aside"), count("skipped", "images that were gone"), count("image_bytes", "fetched"), count("fetch_ms", ""), count("decode_ms", ""), count("embed_ms", ""), count("towers_ms", "that the image tower computed since the last commit"), count("towers_wait_ms", "that it waited for images"), count("fenced", "partitions dropped, another worker had stored them"), count("commit_ms", ""), integer("age_ms", "of the oldest event; below 0: clocks differ; missing: not known").maybe()];
     DEAD_LETTER = "dead_letter", ["warn"],
         "A message can never be used and was put aside, unchanged.",
         "`bsap dead-letters show <partition>@<offset>`; mend the cause, then `bsap dead-letters replay`.",
-        [text("partition", ""), integer("offset", ""), text("stage", "`decode_event`, `fetch` or `decode_image`"), text("code", ""), text("reason", "")];
+        [text("partition", ""), integer("offset", ""), text("stage", "`decode_event`, `fetch` or `decode_image`"), text("code", ""), text("reason", ""), text("trace_id", "from the message's `traceparent`").maybe()];
     GONE = "image.gone", ["info"],
         "The image was gone before it could be fetched. No row is written.",
         "None, if deletes follow in the topic.",
-        [text("partition", ""), integer("offset", ""), text("image_id", ""), text("uri", "")];
+        [text("partition", ""), integer("offset", ""), text("image_id", ""), text("uri", ""), text("trace_id", "from the message's `traceparent`").maybe()];
     RETRY = "retry", ["debug", "info"],
         "Something that may pass failed and is tried again.",
         "Many in a row: look at the store or host that is named.",
@@ -215,8 +227,12 @@ catalogue! {
         [count("version", "of the table"), count("images", ""), number("ms", "")];
     SEARCH = "search", ["info"],
         "A query was answered.",
-        "None.",
-        [text("query_hash", "the same text has the same hash"), text("normaliser", ""), number("weight", ""), count("k", ""), count("scanned", ""), count("matched", ""), count("moved", "results whose place is not that of plain CLIP"), number("text_ms", ""), number("scan_ms", ""), count("version", "of the table")];
+        "None. `moved` near `matched` on most queries: the balance changes every ranking; measure it on your own queries, or lower `search.weight`.",
+        [text("query_hash", "the same text has the same hash"), text("query", "where `log.query_text` is set").maybe(), text("trace_id", "from the request's `traceparent`").maybe(), text("normaliser", ""), number("weight", ""), count("k", ""), count("scanned", ""), count("matched", ""), number("top", "best balanced score").maybe(), number("top_raw", "best score of plain CLIP").maybe(), count("moved", "results whose place is not that of plain CLIP"), number("text_ms", "embedding the text; 0: it was remembered"), number("scan_ms", "scoring and ranking"), count("version", "of the table")];
+    SEARCH_SLOW = "search.slow", ["warn"],
+        "A query took longer than `search.slow_ms`.",
+        "`text_ms` is most of it: the text tower waits for cores. `scan_ms`: the catalogue is large for this machine; add cores or query workers.",
+        [text("query_hash", ""), text("trace_id", "").maybe(), number("ms", "in all"), number("text_ms", ""), number("scan_ms", ""), count("scanned", ""), count("limit_ms", "")];
     SHED = "shed", ["warn"],
         "A request was turned away because too many are in flight.",
         "Add query workers, or raise `http.concurrency`.",

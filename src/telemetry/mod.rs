@@ -4,15 +4,23 @@
 //! are declared there; `ops/log-events.md` is written from the same list.
 
 pub mod event;
+mod limit;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::{FilterExt as _, Targets};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+
+use crate::metrics;
 
 /// How logs are written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -24,6 +32,11 @@ pub struct Options {
     pub level: String,
     /// File to append to. Empty: standard error.
     pub file: PathBuf,
+    /// Warnings and errors of one event in ten seconds; more are held back, and how many were is
+    /// told as `log.held_back`. 0: none are held back.
+    pub burst: u32,
+    /// Whether the text of queries stands in the log; without it, only its hash.
+    pub query_text: bool,
 }
 
 impl Default for Options {
@@ -32,6 +45,8 @@ impl Default for Options {
             format: Format::Auto,
             level: "info,deltalake_core=error,delta_kernel=error,buoyant_kernel=error".into(),
             file: PathBuf::new(),
+            burst: 20,
+            query_text: false,
         }
     }
 }
@@ -62,6 +77,13 @@ pub enum Format {
     Text,
 }
 
+static QUERY_TEXT: AtomicBool = AtomicBool::new(false);
+
+/// The text of a query as the log may show it: nothing unless `log.query_text` asks for it.
+pub fn query_text(text: &str) -> Option<&str> {
+    QUERY_TEXT.load(Ordering::Relaxed).then_some(text)
+}
+
 /// Starts logging for the whole process. Fails where the file cannot be opened or the filter is
 /// wrong; a second call in one process changes nothing.
 pub fn init(options: &Options) -> Result<(), String> {
@@ -82,12 +104,30 @@ pub fn init(options: &Options) -> Result<(), String> {
         Format::Text => true,
         Format::Auto => !to_file && std::io::stderr().is_terminal(),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
-    // An error means that logging runs already, which tests in one process do.
-    let _ = if text {
-        builder.with_target(false).compact().try_init()
+    QUERY_TEXT.store(options.query_text, Ordering::Relaxed);
+    let limit = limit::Limit::new(options.burst);
+    let filter = filter.and(limit.clone());
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    let written = if text {
+        layer.with_target(false).compact().with_filter(filter).boxed()
     } else {
-        builder.json().flatten_event(true).with_current_span(false).with_span_list(false).try_init()
+        let json = layer.json().flatten_event(true);
+        json.with_current_span(false).with_span_list(false).with_filter(filter).boxed()
     };
+    let ours = Targets::new().with_target("bsap", LevelFilter::DEBUG);
+    let started = tracing_subscriber::registry()
+        .with(written)
+        .with(limit::Count.with_filter(ours))
+        .try_init();
+    // An error means that logging runs already, which tests in one process do.
+    if started.is_ok() {
+        limit.start();
+        // An increase of a series that begins with its first event does not see that event.
+        for event in event::ALL {
+            for level in event.levels {
+                metrics::get().log_events.add(&[event.name, level], 0);
+            }
+        }
+    }
     Ok(())
 }

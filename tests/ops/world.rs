@@ -11,6 +11,7 @@ use bsap::demo::broker::Broker;
 use bsap::demo::catalogue::{Scene, Style};
 use bsap::demo::draw::render;
 use bsap::kafka;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::{Map, Value, json};
 
@@ -78,13 +79,15 @@ impl World {
         command
     }
 
-    /// Starts a process whose log goes to `<name>.log`.
+    /// Starts a process whose log goes to `<name>.log`, with metrics on a port of its own.
     pub fn start(&self, name: &str, arguments: &[&str]) -> Process {
+        let metrics = format!("127.0.0.1:{}", free_port());
         let log = self.folder.path().join(format!("{name}.log"));
         let mut command = self.command(arguments);
-        command.env("BSAP_LOG__FILE", &log).stdout(Stdio::null()).stdin(Stdio::null());
+        command.env("BSAP_LOG__FILE", &log).env("BSAP_METRICS__LISTEN", &metrics);
+        command.stdout(Stdio::null()).stdin(Stdio::null());
         let errors = std::fs::File::create(log.with_extension("stderr")).unwrap();
-        Process { child: command.stderr(errors).spawn().unwrap(), log }
+        Process { child: command.stderr(errors).spawn().unwrap(), log, metrics }
     }
 
     /// Runs a command to its end; its log goes to `<name>.log`.
@@ -116,6 +119,14 @@ impl World {
         let event = json!({"image_id": id, "uri": uri, "sequence": sequence, "event_time": now()});
         self.send(id, &event.to_string()).await;
     }
+
+    /// A message that belongs to a trace.
+    pub async fn send_traced(&self, key: &str, value: &str, traceparent: &str) {
+        let header = Header { key: "traceparent", value: Some(traceparent) };
+        let headers = OwnedHeaders::new().insert(header);
+        let record = FutureRecord::to(TOPIC).key(key).payload(value).headers(headers);
+        self.producer.send(record, Duration::from_secs(10)).await.unwrap();
+    }
 }
 
 /// The time as events write it.
@@ -127,11 +138,19 @@ pub fn now() -> String {
 pub struct Process {
     pub child: Child,
     pub log: PathBuf,
+    /// Where its metrics are served.
+    pub metrics: String,
 }
 
 impl Process {
     pub fn lines(&self) -> Vec<Line> {
         lines(&self.log)
+    }
+
+    /// What it answers to a probe or a scrape: status and text.
+    pub async fn ask(&self, path: &str) -> (u16, String) {
+        let answer = reqwest::get(format!("http://{}{path}", self.metrics)).await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
     /// Sends a signal by its name.

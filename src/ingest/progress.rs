@@ -1,0 +1,97 @@
+//! How a worker is doing, for whoever shows or watches it.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use chrono::Utc;
+
+use crate::metrics::{self, Health};
+use crate::source::{Pulse, Watch};
+
+/// A consumer that has not polled for so long has been thrown out of its group
+/// (`max.poll.interval.ms`); a pipeline that takes no step for so long is stuck.
+const STUCK: Duration = Duration::from_secs(300);
+
+/// What the worker has done so far; shared with whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Images embedded.
+    pub embedded: AtomicU64,
+    /// Deletes seen.
+    pub deleted: AtomicU64,
+    /// Messages put aside.
+    pub dead_lettered: AtomicU64,
+    /// Images that were gone before they could be fetched.
+    pub gone: AtomicU64,
+    /// Rows stored.
+    pub stored: AtomicU64,
+    /// How long the image tower computed, in microseconds.
+    pub towers_us: AtomicU64,
+    /// How long it waited for pictures between batches, in microseconds.
+    pub towers_wait_us: AtomicU64,
+    /// Version of the table after the last commit.
+    pub version: AtomicU64,
+    /// Messages in the pipeline.
+    in_flight: AtomicU64,
+    /// When the pipeline last took a step, in milliseconds since 1970; 0 before the first.
+    step_ms: AtomicI64,
+    /// The consumer, once it has been started.
+    watch: OnceLock<Watch>,
+}
+
+impl Progress {
+    pub(super) fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(super) fn watching(&self, watch: Watch) {
+        // A worker is started once.
+        let _ = self.watch.set(watch);
+    }
+
+    /// The pipeline has taken a step and holds `in_flight` messages.
+    pub(super) fn step(&self, in_flight: usize) {
+        self.in_flight.store(in_flight as u64, Ordering::Relaxed);
+        self.step_ms.store(Utc::now().timestamp_millis(), Ordering::Relaxed);
+    }
+
+    fn pulse(&self) -> Option<Pulse> {
+        self.watch.get().map(Watch::pulse)
+    }
+
+    fn step_age_ms(&self) -> Option<i64> {
+        let last = self.step_ms.load(Ordering::Relaxed);
+        (last > 0).then(|| Utc::now().timestamp_millis() - last)
+    }
+}
+
+impl Health for Progress {
+    fn observe(&self) {
+        let metrics = metrics::get();
+        let seconds = |ms: Option<i64>| ms.map(|ms| ms as f64 / 1e3);
+        let pulse = self.pulse();
+        metrics.lag.known(pulse.and_then(|p| p.lag).map(|lag| lag as f64));
+        metrics.partitions.known(pulse.map(|p| p.partitions as f64));
+        metrics.poll_age.known(seconds(pulse.and_then(|p| p.poll_age_ms)));
+        metrics.pipeline_age.known(seconds(self.step_age_ms()));
+        metrics.buffered.set(&[], self.in_flight.load(Ordering::Relaxed) as f64);
+    }
+
+    fn live(&self) -> Result<(), String> {
+        let age = self.pulse().and_then(|p| p.poll_age_ms).max(self.step_age_ms());
+        match age {
+            Some(age) if age > STUCK.as_millis() as i64 => {
+                Err(format!("the consumer or the pipeline took no step for {} s", age / 1_000))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        match self.pulse().and_then(|p| p.poll_age_ms) {
+            Some(_) => self.live(),
+            None => Err("Kafka has not been polled yet".into()),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What the log and the metrics tell of an answer.
+
+use std::time::Instant;
+
+use tracing::{info, warn};
+
+use super::Options;
+use super::engine::{Query, Timings};
+use super::rank::Hit;
+use crate::metrics;
+use crate::normalise::Balance;
+use crate::record::hex;
+use crate::telemetry::{self, event};
+
+/// An answer, as far as it is told.
+pub struct Told<'a> {
+    pub query: &'a Query,
+    pub balance: &'a Balance,
+    pub k: usize,
+    pub scanned: usize,
+    pub hits: &'a [Hit],
+    pub raw_hits: &'a [Hit],
+    pub timings: &'a Timings,
+    pub version: u64,
+    /// When the question came.
+    pub since: Instant,
+}
+
+impl Told<'_> {
+    /// Logs `search`, and `search.slow` where it took longer than it should; counts both.
+    pub fn tell(&self, options: &Options) {
+        let moved = self.hits.iter().filter(|h| h.rank != h.raw_rank).count();
+        let ms = self.since.elapsed().as_secs_f64() * 1e3;
+        let normaliser = self.balance.normaliser.name();
+        let query_hash = query_hash(&self.query.text);
+        info!(
+            event = event::SEARCH,
+            query_hash,
+            query = telemetry::query_text(&self.query.text),
+            trace_id = self.query.trace_id,
+            normaliser,
+            weight = self.balance.weight,
+            k = self.k,
+            scanned = self.scanned,
+            matched = self.hits.len(),
+            top = self.hits.first().map(|hit| hit.score),
+            top_raw = self.raw_hits.first().map(|hit| hit.raw_score),
+            moved,
+            text_ms = self.timings.text_ms,
+            scan_ms = self.timings.scan_ms,
+            version = self.version,
+            "answered"
+        );
+        if options.slow_ms > 0 && ms > options.slow_ms as f64 {
+            warn!(
+                event = event::SEARCH_SLOW,
+                query_hash,
+                trace_id = self.query.trace_id,
+                ms,
+                text_ms = self.timings.text_ms,
+                scan_ms = self.timings.scan_ms,
+                scanned = self.scanned,
+                limit_ms = options.slow_ms,
+                "an answer took long"
+            );
+        }
+        let metrics = metrics::get();
+        metrics.searches.add(&[normaliser], 1);
+        metrics.results.add(&[], self.hits.len() as u64);
+        metrics.moved.add(&[], moved as u64);
+        metrics.search_seconds.observe(&["text"], self.timings.text_ms / 1e3);
+        metrics.search_seconds.observe(&["scan"], self.timings.scan_ms / 1e3);
+    }
+}
+
+/// Recognises a repeated query in the logs without showing its text.
+fn query_hash(text: &str) -> String {
+    use sha2::{Digest, Sha256};
+    hex(&Sha256::digest(text.as_bytes())[..6])
+}
