@@ -35,6 +35,10 @@ test:
 kafka form="":
     {{ if form == "long" { "BSAP_KAFKA_LONG=1" } else { "" } }} tests/run kafka
 
+# Helm chart, configurations, alert rules and dashboards
+deploy:
+    tests/run deploy
+
 # Random histories of the table against a plain map, many more than the test command tries
 histories runs="3000":
     BSAP_MODEL_RUNS={{ runs }} cargo test --release --locked --lib table::tests::model -- --nocapture

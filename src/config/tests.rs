@@ -136,3 +136,18 @@ fn generated_files_are_current() {
         assert!(found == wanted, "{file} is not current: run `just generate`");
     }
 }
+
+#[test]
+fn the_examples_that_are_shipped_load() {
+    let folders = ["deploy/config", "deploy/compose"].map(|f| std::fs::read_dir(f).unwrap());
+    let files = folders.into_iter().flatten().map(|entry| entry.unwrap().path());
+    let files: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "toml")).collect();
+    assert!(files.len() >= 6, "{files:?}");
+    for file in files {
+        // No checkpoint is where an example says.
+        let model = [("BSAP_MODEL__CHECKPOINT".to_owned(), ".".to_owned())];
+        if let Err(error) = load(Some(&file), model) {
+            panic!("{}: {error}", file.display());
+        }
+    }
+}

@@ -175,8 +175,8 @@ pub fn markdown() -> String {
     let mut page = String::from(
         "# Metrics\n\n\
          A worker and a query worker serve them at `http://<metrics.listen>/metrics`, in Prometheus' text\n\
-         format, and send them to `metrics.otlp` where that is set. A series appears when there is something\n\
-         to tell; a value that is not known is NaN or missing, never 0. Buckets of `_seconds` histograms\n\
+         format. A series appears when there is something to tell; a value that is not known is NaN or\n\
+         missing, never 0. Buckets of `_seconds` histograms\n\
          are 1, 2.5 and 5 times powers of ten from 1 ms to 500 s. This page is written by `bsap config metrics`\n\
          from `src/metrics/mod.rs`.\n\n\
          | metric | kind | labels | what it tells |\n\
@@ -235,7 +235,7 @@ mod tests {
         has("# TYPE bsap_ingest_events_total counter");
         has("bsap_ingest_events_total{outcome=\"embedded\"} 2");
         has("bsap_lag_messages NaN");
-        has("bsap_stage_seconds_bucket{le=\"0.005\",stage=\"fetch\"} 1");
+        has("bsap_stage_seconds_bucket{stage=\"fetch\",le=\"0.005\"} 1");
         has("bsap_stage_seconds_count{stage=\"fetch\"} 1");
     }
 }
