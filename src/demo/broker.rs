@@ -20,6 +20,11 @@ impl Broker {
         Ok(Self { cluster })
     }
 
+    /// Lets nobody reach it any more, or everybody again: for tests of outages.
+    pub fn reachable(&self, yes: bool) -> KafkaResult<()> {
+        if yes { self.cluster.broker_up(-1) } else { self.cluster.broker_down(-1) }
+    }
+
     /// Where it listens: `host:port`.
     pub fn brokers(&self) -> String {
         self.cluster.bootstrap_servers()

@@ -81,19 +81,35 @@ impl World {
 
     /// Starts a process whose log goes to `<name>.log`, with metrics on a port of its own.
     pub fn start(&self, name: &str, arguments: &[&str]) -> Process {
-        let metrics = format!("127.0.0.1:{}", free_port());
+        self.start_at(name, arguments, &format!("127.0.0.1:{}", free_port()))
+    }
+
+    /// Starts a process with its metrics there.
+    pub fn start_at(&self, name: &str, arguments: &[&str], metrics: &str) -> Process {
         let log = self.folder.path().join(format!("{name}.log"));
         let mut command = self.command(arguments);
-        command.env("BSAP_LOG__FILE", &log).env("BSAP_METRICS__LISTEN", &metrics);
+        command.env("BSAP_LOG__FILE", &log).env("BSAP_METRICS__LISTEN", metrics);
         command.stdout(Stdio::null()).stdin(Stdio::null());
         let errors = std::fs::File::create(log.with_extension("stderr")).unwrap();
-        Process { child: command.stderr(errors).spawn().unwrap(), log, metrics }
+        Process { child: command.stderr(errors).spawn().unwrap(), log, metrics: metrics.to_owned() }
     }
 
     /// Runs a command to its end; its log goes to `<name>.log`.
     pub fn run(&self, name: &str, arguments: &[&str]) -> (Output, Vec<Line>) {
+        self.run_with(name, arguments, &[])
+    }
+
+    /// Runs a command to its end, with further variables.
+    pub fn run_with(
+        &self,
+        name: &str,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> (Output, Vec<Line>) {
         let log = self.folder.path().join(format!("{name}.log"));
-        let output = self.command(arguments).env("BSAP_LOG__FILE", &log).output().unwrap();
+        let mut command = self.command(arguments);
+        command.env("BSAP_METRICS__SERVE", "false").env("BSAP_LOG__FILE", &log);
+        let output = command.envs(variables.iter().copied()).output().unwrap();
         (output, lines(&log))
     }
 
