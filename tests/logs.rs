@@ -119,7 +119,15 @@ async fn told_in_metrics(worker: &Process, query_worker: &Process) {
     ] {
         assert_eq!(process.ask(path).await.0, status, "{path}");
     }
-    let (_, of_worker) = worker.ask("/metrics").await;
+    // Where the logs end is told every 5 s; until then the lag is not known.
+    let mut of_worker = String::new();
+    for _ in 0..200 {
+        of_worker = worker.ask("/metrics").await.1;
+        if of_worker.lines().any(|line| line == "bsap_lag_messages 0") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let (_, of_queries) = query_worker.ask("/metrics").await;
     let has = |text: &str, line: &str| {
         assert!(text.lines().any(|l| l.starts_with(line)), "{line} is not in {text}");
