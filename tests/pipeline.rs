@@ -20,7 +20,7 @@ use bsap::prompts::{self, ActiveSets, EmbeddedSet};
 use bsap::publish::Publisher;
 use bsap::record::{AttributeTypes, Ordering, Partition, Row};
 use bsap::reindex::{self, Missing};
-use bsap::search::{Engine, Query};
+use bsap::search::{Engine, Query, Served};
 use bsap::source::Decoder;
 use bsap::store::Store;
 use bsap::table::{Beside, Follower, Generation, Serving, StateStore, Writer};
@@ -160,16 +160,17 @@ impl House {
     }
 
     async fn engine(&self) -> Engine {
-        let serving = StateStore::new(&self.store()).newest().await.unwrap().unwrap().serving;
-        let engine = Engine::new(
-            self.towers.clone(),
-            self.sets.clone(),
-            serving,
-            search::Options::default(),
-        );
+        let state = StateStore::new(&self.store()).newest().await.unwrap().unwrap();
+        let served = Served {
+            revision: state.revision,
+            name: "live".into(),
+            sets: self.sets.clone(),
+            serving: state.serving,
+        };
+        let engine = Engine::new(self.towers.clone(), served, search::Options::default());
         let mut follower = Follower::open(&self.store(), &self.generation()).await.unwrap();
         while let Some(changes) = follower.next(&|_, _| {}).await.unwrap() {
-            engine.snapshots().apply(changes).await;
+            engine.snapshots().apply(changes).await.unwrap();
         }
         engine
     }
@@ -238,14 +239,15 @@ async fn every_message_ends_in_the_table_or_among_the_dead_letters() {
 
     let engine = house.engine().await;
     let snapshot = engine.snapshots().newest();
-    assert_eq!(snapshot.entries.len() as u64, good - 1);
+    assert_eq!(snapshot.len() as u64, good - 1);
     assert!(snapshot.get("i1").is_none());
-    assert_eq!(snapshot.get("i0").unwrap().image.uri.as_deref(), Some(again.as_str()));
+    assert_eq!(snapshot.get("i0").unwrap().uri.as_deref(), Some(again.as_str()));
     assert_eq!(snapshot.computed, 0, "statistics come with the rows");
-    for entry in &snapshot.entries {
-        assert_eq!(entry.image.attributes, BTreeMap::from([("colour".into(), "red".into())]));
-        let anew = house.sets[0].statistics(&entry.image.embedding).unwrap();
-        assert_eq!(entry.image.statistics[&house.sets[0].key], anew, "to the bit");
+    for (entry, embedding) in snapshot.images() {
+        assert_eq!(entry.attributes, BTreeMap::from([("colour".into(), "red".into())]));
+        let anew = house.sets[0].statistics(&embedding).unwrap();
+        let stored = snapshot.statistics(entry.image_id.as_str(), &house.sets[0].key).unwrap();
+        assert_eq!(stored, anew, "to the bit");
     }
     let query = Query { text: "a mug".into(), k: Some(100), ..Query::default() };
     let results = engine.search(&query).unwrap();

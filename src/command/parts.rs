@@ -17,7 +17,7 @@ use crate::ingest::{Progress, Worker};
 use crate::kafka;
 use crate::prompts::{self, ActiveSets, EmbeddedSet};
 use crate::reindex::{self, Control};
-use crate::search::Engine;
+use crate::search::{Engine, Served};
 use crate::source::{self, Decoder};
 use crate::store::Store;
 use crate::table::{CatalogueState, Follower, Generation, Serving, StateStore, TableError, Writer};
@@ -237,6 +237,12 @@ pub async fn query_worker(config: &Config, towers: Arc<dyn Towers>) -> anyhow::R
     state.live.expect(&generation(config, &*towers))?;
     let embed = |record| EmbeddedSet::from_record(record, &*towers).map(Arc::new);
     let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
+    let served = Served {
+        revision: state.revision,
+        name: "live".into(),
+        sets,
+        serving: state.serving.clone(),
+    };
     let follower = Follower::open(&store, &state.live).await.context("table.url")?;
     let limits = format!(
         "http.concurrency={} http.timeout_ms={} search.poll_ms={} search.max_k={}",
@@ -244,7 +250,7 @@ pub async fn query_worker(config: &Config, towers: Arc<dyn Towers>) -> anyhow::R
     );
     started("query worker", &*towers, &state.live, &store, &limits);
     Ok(QueryWorker {
-        engine: Arc::new(Engine::new(towers, sets, state.serving, config.search.clone())),
+        engine: Arc::new(Engine::new(towers, served, config.search.clone())),
         follower,
         generation: state.live.id,
     })
@@ -259,7 +265,7 @@ pub async fn whole_table(
 ) -> anyhow::Result<Option<(Arc<Engine>, String)>> {
     let QueryWorker { engine, mut follower, generation } = query_worker(config, towers).await?;
     while let Some(changes) = follower.next(&|_, _| {}).await? {
-        engine.snapshots().apply(changes).await;
+        engine.snapshots().apply(changes).await?;
         if token.is_cancelled() {
             return Ok(None);
         }

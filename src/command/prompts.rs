@@ -77,7 +77,8 @@ pub async fn measure(args: &MeasureArgs, config: Config, token: CancellationToke
         return Ok(());
     };
     let sets = chosen(args, &config, &engine)?;
-    let serving = engine.serving();
+    let served = engine.served();
+    let serving = &served.serving;
     let balance = Balance {
         normaliser: args.normaliser.unwrap_or(serving.normaliser),
         weight: args.weight.unwrap_or(serving.weight),
@@ -85,13 +86,14 @@ pub async fn measure(args: &MeasureArgs, config: Config, token: CancellationToke
         scale: Scale::default(),
     };
     let snapshot = engine.snapshots().newest();
-    let embeddings: Vec<&Embedding> = snapshot.entries.iter().map(|e| &e.image.embedding).collect();
+    let (entries, embeddings): (Vec<Entry>, Vec<Embedding>) = snapshot.images().unzip();
+    let embeddings: Vec<&Embedding> = embeddings.iter().collect();
     for set in sets {
         let report = prompts::report(&set, &embeddings, &balance, args.limit.into());
         let report = report.context("table.url: the catalogue has no images to measure on")?;
         let warning = set.set.warning(engine.towers());
         if args.json {
-            let id = |image: usize| snapshot.entries[image].image_id.as_str();
+            let id = |image: usize| entries[image].image_id.as_str();
             let ids: Vec<&str> = report.penalised.iter().map(|p| id(p.image)).collect();
             let histogram = report.rows(ROWS);
             say!(
@@ -103,7 +105,7 @@ pub async fn measure(args: &MeasureArgs, config: Config, token: CancellationToke
                 })
             );
         } else {
-            say!("{}", page(&set, &report, &balance, &snapshot.entries, warning.as_deref()));
+            say!("{}", page(&set, &report, &balance, &entries, warning.as_deref()));
         }
     }
     Ok(())
@@ -131,10 +133,11 @@ fn chosen(
     engine: &Engine,
 ) -> Result<Vec<Arc<EmbeddedSet>>, Failure> {
     if args.sets.is_empty() {
-        return Ok(engine.sets().to_vec());
+        return Ok(engine.served().sets.clone());
     }
+    let served = engine.served();
     let find = |name: &String| {
-        let stored = engine.sets().iter().find(|s| s.key.as_str() == name || s.set.name == *name);
+        let stored = served.sets.iter().find(|s| s.key.as_str() == name || s.set.name == *name);
         if let Some(stored) = stored {
             return Ok(stored.clone());
         }
@@ -149,7 +152,7 @@ fn page(
     set: &EmbeddedSet,
     report: &Report,
     balance: &Balance,
-    entries: &[Arc<Entry>],
+    entries: &[Entry],
     warning: Option<&str>,
 ) -> String {
     let mut text =
@@ -204,7 +207,7 @@ fn page(
     );
     for image in &report.penalised {
         let entry = &entries[image.image];
-        let title = entry.image.attributes.get("title").map_or("", String::as_str);
+        let title = entry.attributes.get("title").map_or("", String::as_str);
         let _ = writeln!(
             text,
             "  −{:.4}  {}  {title}  by “{}” ({:.3})",

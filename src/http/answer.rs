@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::App;
 use crate::clip::ModelCard;
 use crate::normalise::Normaliser;
-use crate::search::{Change, Entry, Explanation, Hit, Query, Results, ScoredPrompt, Timings};
+use crate::search::{
+    Change, Entry, Explanation, Hit, Query, Results, ScoredPrompt, Served, Snapshot, Timings,
+};
 use crate::statistics::{Statistics, StatisticsKey};
 
 /// A question. What is left out is answered as the catalogue is served.
@@ -80,8 +82,10 @@ pub struct SearchAnswer {
     pub weight: f32,
     /// λ of `nnn`.
     pub lambda: f32,
-    /// Images scanned.
+    /// Images in the catalogue.
     pub scanned: usize,
+    /// Images that were ranked: those that the filter lets through.
+    pub matched: usize,
     /// How long it took.
     pub timings: Timings,
     /// Best by balanced score.
@@ -103,6 +107,7 @@ impl SearchAnswer {
             weight: results.balance.weight,
             lambda: results.balance.lambda,
             scanned: results.scanned,
+            matched: results.matched,
             timings: results.timings,
             hits: results.hits.iter().map(HitAnswer::new).collect(),
             raw_hits: results.raw_hits.iter().map(HitAnswer::new).collect(),
@@ -173,18 +178,17 @@ pub struct ImageAnswer {
 impl ImageAnswer {
     /// The answer for a live image.
     pub fn new(entry: &Entry) -> Self {
-        let image = &entry.image;
         Self {
             image_id: entry.image_id.to_string(),
-            uri: image.uri.clone(),
+            uri: entry.uri.clone(),
             picture: picture(entry),
-            attributes: image.attributes.clone(),
+            attributes: entry.attributes.clone(),
             sequence: entry.version.sequence.as_str().to_owned(),
             event_time: entry.event_time,
             embedded_at: entry.embedded_at,
-            content_hash: image.content_hash.clone(),
-            width: image.width,
-            height: image.height,
+            content_hash: entry.content_hash.clone(),
+            width: entry.width,
+            height: entry.height,
         }
     }
 }
@@ -192,10 +196,10 @@ impl ImageAnswer {
 /// Where the picture is shown. The hash makes the address change when the picture does, so that
 /// browsers may keep it.
 fn picture(entry: &Entry) -> Option<String> {
-    entry.image.uri.as_ref()?;
+    entry.uri.as_ref()?;
     let mut id = url::Url::parse("path:///").ok()?;
     id.path_segments_mut().ok()?.push(entry.image_id.as_str());
-    let hash = entry.image.content_hash.get(..12).unwrap_or_default();
+    let hash = entry.content_hash.get(..12).unwrap_or_default();
     Some(format!("/v1/images{}/picture?v={hash}", id.path()))
 }
 
@@ -245,7 +249,7 @@ impl From<&Change> for ChangeAnswer {
         let entry = change.entry.as_deref();
         // A deleted image is still called by its title.
         let named = entry.or(change.before.as_deref());
-        let title = named.and_then(|e| e.image.attributes.get("title").cloned());
+        let title = named.and_then(|e| e.attributes.get("title").cloned());
         Self {
             image_id: change.image_id.to_string(),
             operation: if entry.is_some() { "upsert" } else { "delete" },
@@ -305,10 +309,10 @@ struct ServingAnswer<'a> {
 
 impl<'a> StateAnswer<'a> {
     /// The state at this moment.
-    pub fn new(app: &'a App) -> Self {
+    pub fn new(app: &'a App, snapshot: &'a Snapshot) -> Self {
         let engine = &app.engine;
-        let snapshot = engine.snapshots().newest();
-        let serving = engine.serving();
+        let served = &snapshot.served;
+        let Served { sets, serving, .. } = &**served;
         let set = |set: &'a std::sync::Arc<crate::prompts::EmbeddedSet>| PromptSetAnswer {
             name: &set.set.name,
             version: set.set.version,
@@ -322,9 +326,9 @@ impl<'a> StateAnswer<'a> {
             model: engine.towers().card(),
             generation: &app.generation,
             table_version: snapshot.version,
-            images: snapshot.entries.len(),
+            images: snapshot.len(),
             computed_statistics: snapshot.computed,
-            prompt_sets: engine.sets().iter().map(set).collect(),
+            prompt_sets: sets.iter().map(set).collect(),
             normalisers: Normaliser::ALL.map(Normaliser::name),
             serving: ServingAnswer {
                 prompt_set: &serving.prompt_set,

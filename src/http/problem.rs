@@ -75,6 +75,14 @@ impl From<QueryError> for Problem {
                 retry_after: Some(1),
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", problem.to_string())
             },
+            QueryError::Busy(_) => Self {
+                retry_after: Some(1),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", problem.to_string())
+            },
+            QueryError::GivenUp => Self {
+                retry_after: Some(1),
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", problem.to_string())
+            },
             QueryError::NoImage(_) => Self::not_found(problem.to_string()),
             QueryError::Model(inner) => {
                 error!(event = event::HTTP_ERROR, code = "model", error = %inner, "the text tower failed");

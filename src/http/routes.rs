@@ -13,6 +13,7 @@ use axum::response::{Html, IntoResponse, Response};
 use futures::Stream;
 use futures::stream::unfold;
 use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::Shared;
@@ -54,7 +55,7 @@ pub async fn ready(State(shared): App) -> Result<&'static str, Problem> {
 
 /// What is served.
 pub async fn state(State(shared): App) -> Response {
-    Json(StateAnswer::new(&shared.app)).into_response()
+    Json(StateAnswer::new(&shared.app, &shared.app.engine.snapshots().newest())).into_response()
 }
 
 /// Both rankings for a text.
@@ -66,7 +67,10 @@ pub async fn search(
     let mut query: Query = body?.0.into();
     let trace = headers.get("traceparent").and_then(|value| record::trace_id(value.to_str().ok()?));
     query.trace_id = trace.map(str::to_owned);
-    let results = compute(&shared, move |engine| engine.search(&query)).await?;
+    let left = CancellationToken::new();
+    // A caller who goes away drops this.
+    let _guard = left.clone().drop_guard();
+    let results = compute(&shared, move |engine| engine.search_unless(&query, &left)).await?;
     Ok(Json(SearchAnswer::new(&results, &shared.app.generation)))
 }
 
@@ -112,14 +116,14 @@ fn entry(shared: &Shared, id: &str) -> Result<Arc<Entry>, Problem> {
     if !snapshots.ready() {
         return Err(QueryError::NotReady.into());
     }
-    let found = snapshots.newest().get(id).cloned();
+    let found = snapshots.newest().get(id);
     found.ok_or_else(|| QueryError::NoImage(id.to_owned()).into())
 }
 
 /// An image's picture, fetched from where it was announced.
 pub async fn picture(State(shared): App, Path(id): Path<String>) -> Result<Response, Problem> {
     let entry = entry(&shared, &id)?;
-    let uri = entry.image.uri.clone();
+    let uri = entry.uri.clone();
     let uri = uri.filter(|_| shared.app.options.pictures).ok_or_else(|| {
         Problem::not_found(
             "there is no picture to show: its bytes came in the event, or http.pictures is off",

@@ -202,9 +202,7 @@ impl PromptSet {
         let embeddings = towers
             .embed_many_texts(&texts)
             .map_err(|source| PromptError::Embed { name: self.name.clone(), source })?;
-        let scale = towers.card().logit_scale;
-        let key = StatisticsKey::new(&self.name, self.version, &self.fingerprint(), scale, top_k);
-        Ok(EmbeddedSet { set: self, key, embeddings, scale, top_k })
+        Ok(EmbeddedSet::of(self, embeddings, towers.card().logit_scale, top_k))
     }
 }
 
@@ -222,6 +220,12 @@ pub struct EmbeddedSet {
 }
 
 impl EmbeddedSet {
+    /// A set whose prompts are embedded already, one unit-length embedding a text.
+    pub fn of(set: PromptSet, embeddings: Vec<Vec<f32>>, scale: f32, top_k: usize) -> Self {
+        let key = StatisticsKey::new(&set.name, set.version, &set.fingerprint(), scale, top_k);
+        Self { set, key, embeddings, scale, top_k }
+    }
+
     /// The score that an image gives each prompt, from its embedding as it is stored.
     fn scores(&self, image: &Embedding) -> Vec<f32> {
         auxiliary_scores(image.values(), &self.embeddings)

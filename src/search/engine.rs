@@ -9,16 +9,20 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::Options;
-use super::rank::{Hit, Ranking};
-use super::snapshot::Snapshots;
+use super::batch::{Batches, Reply, Want};
+use super::memory::{self, OverMemory};
+use super::rank::Hit;
+use super::scan::Ask;
+use super::snapshot::{Served, Snapshot, Snapshots};
 use super::told::Told;
+use crate::calibration::Background;
 use crate::clip::{ClipError, Towers};
 use crate::metrics;
 use crate::normalise::{Balance, Normaliser};
 use crate::prompts::EmbeddedSet;
 use crate::retry::{Backoff, Decide, Verdict};
 use crate::statistics::Statistics;
-use crate::table::{Follower, Serving, TableError};
+use crate::table::{Follower, TableError};
 use crate::telemetry::event;
 
 /// What is asked. Whatever is not said is answered as the catalogue's state says.
@@ -57,9 +61,26 @@ pub enum QueryError {
     /// No live image has this id.
     #[error("image {0:?} is not in the catalogue")]
     NoImage(String),
+    /// As many queries wait as may.
+    #[error("{0} queries wait already (search.waiting)")]
+    Busy(usize),
+    /// The caller left, or the engine stops.
+    #[error("the query was given up")]
+    GivenUp,
     /// The text tower failed.
     #[error(transparent)]
     Model(#[from] ClipError),
+}
+
+/// The table cannot be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// It does not fit into memory.
+    #[error(transparent)]
+    Memory(#[from] OverMemory),
 }
 
 /// How long the parts of an answer took, in milliseconds.
@@ -67,8 +88,12 @@ pub enum QueryError {
 pub struct Timings {
     /// Embedding the text; 0 where it was remembered.
     pub text_ms: f64,
-    /// Scoring and ranking.
+    /// Waiting for a pass over the catalogue that other queries share.
+    pub wait_ms: f64,
+    /// That pass.
     pub scan_ms: f64,
+    /// From its bounds to exact scores and places.
+    pub rank_ms: f64,
 }
 
 /// An answer: the best by balanced and by raw score, from one scan.
@@ -80,8 +105,14 @@ pub struct Results {
     pub set: Arc<EmbeddedSet>,
     /// Normaliser, weight and constants that were used.
     pub balance: Balance,
-    /// Images scanned.
+    /// Images in the catalogue.
     pub scanned: usize,
+    /// Images that were ranked.
+    pub matched: usize,
+    /// Moments of the balanced scores of those.
+    pub background: Background,
+    /// The configuration that answered.
+    pub served: Arc<Served>,
     /// Best by balanced score.
     pub hits: Vec<Hit>,
     /// Best by raw score.
@@ -123,28 +154,21 @@ pub struct Explanation {
 /// Answers queries over the newest snapshot.
 pub struct Engine {
     towers: Arc<dyn Towers>,
-    sets: Vec<Arc<EmbeddedSet>>,
-    serving: Serving,
     options: Options,
     snapshots: Snapshots,
     cache: Mutex<HashMap<String, Arc<Vec<f32>>>>,
+    batches: Batches,
 }
 
 impl Engine {
-    /// An engine that answers as `serving` says. `sets` are those that the table's rows carry.
-    pub fn new(
-        towers: Arc<dyn Towers>,
-        sets: Vec<Arc<EmbeddedSet>>,
-        serving: Serving,
-        options: Options,
-    ) -> Self {
+    /// An engine that answers as `served` says, until [`Engine::adopt`].
+    pub fn new(towers: Arc<dyn Towers>, served: Served, options: Options) -> Self {
         Self {
             towers,
-            snapshots: Snapshots::new(sets.clone()),
-            sets,
-            serving,
-            options,
+            snapshots: Snapshots::new(served, memory::limit(options.memory_mib)),
             cache: Mutex::default(),
+            batches: Batches::start(&options),
+            options,
         }
     }
 
@@ -158,14 +182,22 @@ impl Engine {
         &*self.towers
     }
 
-    /// Prompt sets that a query may name.
-    pub fn sets(&self) -> &[Arc<EmbeddedSet>] {
-        &self.sets
+    /// The prompt sets that a query may name, and how queries are answered unless they say
+    /// otherwise.
+    pub fn served(&self) -> Arc<Served> {
+        self.snapshots.newest().served.clone()
     }
 
-    /// How queries are answered unless they say otherwise.
-    pub fn serving(&self) -> &Serving {
-        &self.serving
+    /// Serves `served` from one moment to the next: an answer uses either the old configuration or
+    /// the new one. What images lack of the statistics of its sets is computed before; queries and
+    /// commits go on meanwhile. `progress` hears of images done and images in all. Computes: call
+    /// it from a thread that may block.
+    pub fn adopt(
+        &self,
+        served: Served,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<(), OverMemory> {
+        self.snapshots.adopt(served, progress)
     }
 
     /// The limits.
@@ -175,24 +207,33 @@ impl Engine {
 
     /// Answers a query. Computes: call it from a thread that may block.
     pub fn search(&self, query: &Query) -> Result<Results, QueryError> {
+        self.search_unless(query, &CancellationToken::new())
+    }
+
+    /// Answers a query, unless `left` says that nobody waits for it any more.
+    pub fn search_unless(
+        &self,
+        query: &Query,
+        left: &CancellationToken,
+    ) -> Result<Results, QueryError> {
         let k = query.k.unwrap_or(self.options.default_k);
         if !(1..=self.options.max_k).contains(&k) {
             return Err(invalid("k", format!("{k} is not between 1 and {}", self.options.max_k)));
         }
         let since = Instant::now();
-        let asked = self.asked(query)?;
-        let started = Instant::now();
-        let snapshot = self.snapshots.newest();
-        let ranking = asked.rank(&snapshot, self);
-        let (hits, raw_hits) = (ranking.balanced(k), ranking.raw(k));
-        let timings = Timings { text_ms: asked.text_ms, scan_ms: milliseconds(started.elapsed()) };
+        let asked = self.asked(query, k)?;
+        let (ask, set) = (asked.ask, asked.set);
+        let (snapshot, balance) = (ask.snapshot.clone(), ask.balance);
+        let Reply { found, timings } = self.batches.ask(ask, Want::Best { offset: 0 }, left)?;
+        let timings = Timings { text_ms: asked.text_ms, ..timings };
         let told = Told {
             query,
-            balance: &asked.balance,
+            balance: &balance,
             k,
-            scanned: snapshot.entries.len(),
-            hits: &hits,
-            raw_hits: &raw_hits,
+            scanned: snapshot.len(),
+            matched: found.matched,
+            hits: &found.hits,
+            raw_hits: &found.raw_hits,
             timings: &timings,
             version: snapshot.version,
             since,
@@ -200,11 +241,14 @@ impl Engine {
         told.tell(&self.options);
         Ok(Results {
             version: snapshot.version,
-            set: asked.set,
-            balance: asked.balance,
-            scanned: snapshot.entries.len(),
-            hits,
-            raw_hits,
+            set,
+            balance,
+            scanned: snapshot.len(),
+            matched: found.matched,
+            background: found.background,
+            served: snapshot.served.clone(),
+            hits: found.hits,
+            raw_hits: found.raw_hits,
             timings,
             warning: self.warning(&query.text),
         })
@@ -221,31 +265,32 @@ impl Engine {
 
     /// Explains the place of one image in the answer to a query. Computes: may block.
     pub fn explain(&self, query: &Query, image_id: &str) -> Result<Explanation, QueryError> {
-        let asked = self.asked(query)?;
-        let snapshot = self.snapshots.newest();
+        let Asked { ask, set, .. } = self.asked(query, 1)?;
+        let (snapshot, balance) = (ask.snapshot.clone(), ask.balance);
         let no_image = || QueryError::NoImage(image_id.to_owned());
-        let entry = snapshot.get(image_id).ok_or_else(no_image)?;
-        let hit = asked.rank(&snapshot, self).of_image(entry).ok_or_else(no_image)?;
-        let statistics = entry.image.statistics.get(&asked.set.key).copied();
-        let prompts: Vec<ScoredPrompt> = asked
-            .set
-            .strongest(&entry.image.embedding)
+        let place = snapshot.find(image_id).ok_or_else(no_image)?;
+        let reply = self.batches.ask(ask, Want::Place(place), &CancellationToken::new())?;
+        let hit = reply.found.hits.into_iter().next().ok_or_else(no_image)?;
+        let statistics = snapshot.statistics(image_id, &set.key);
+        let embedding = snapshot.embedding(image_id).ok_or_else(no_image)?;
+        let prompts: Vec<ScoredPrompt> = set
+            .strongest(&embedding)
             .into_iter()
             .map(|(text, score)| ScoredPrompt { text: text.to_owned(), score })
             .collect();
         Ok(Explanation {
-            sentence: sentence(&hit, statistics.as_ref(), &prompts, snapshot.entries.len()),
+            sentence: sentence(&hit, statistics.as_ref(), &prompts, snapshot.len()),
             hit,
             statistics,
             prompts,
-            scanned: snapshot.entries.len(),
-            balance: asked.balance,
-            set: asked.set,
+            scanned: snapshot.len(),
+            balance,
+            set,
         })
     }
 
     /// What a query asks for, checked, with its text embedded.
-    fn asked(&self, query: &Query) -> Result<Asked, QueryError> {
+    fn asked(&self, query: &Query, depth: usize) -> Result<Asked, QueryError> {
         if !self.snapshots.ready() {
             return Err(QueryError::NotReady);
         }
@@ -260,45 +305,15 @@ impl Engine {
                 format!("has {length} characters, more than {}", self.options.max_text_chars),
             ));
         }
-        let weight = query.weight.unwrap_or(self.serving.weight);
-        if !(0.0..=1.0).contains(&weight) {
-            return Err(invalid("weight", format!("{weight} is not between 0 and 1")));
-        }
-        let lambda = query.lambda.unwrap_or(self.serving.lambda);
-        if !(0.0..=10.0).contains(&lambda) {
-            return Err(invalid("lambda", format!("{lambda} is not between 0 and 10")));
-        }
-        let set = self.set(query.prompt_set.as_deref())?.clone();
-        let normaliser = query.normaliser.unwrap_or(self.serving.normaliser);
-        let frozen = (normaliser == self.serving.normaliser && set.key == self.serving.prompt_set)
-            .then_some(self.serving.scale)
-            .flatten();
-        let scale = frozen.unwrap_or_else(|| self.snapshots.newest().scale(&set.key, normaliser));
+        let snapshot = self.snapshots.newest();
+        let (set, balance) = configuration(&snapshot, query)?;
         let started = Instant::now();
         let embedding = self.embed(text)?;
-        Ok(Asked {
-            embedding,
-            balance: Balance { normaliser, weight, lambda, scale },
-            set,
-            text_ms: milliseconds(started.elapsed()),
-        })
-    }
-
-    fn set(&self, wanted: Option<&str>) -> Result<&Arc<EmbeddedSet>, QueryError> {
-        let found = match wanted {
-            Some(name) => self.sets.iter().find(|s| s.key.as_str() == name || s.set.name == name),
-            None => {
-                self.sets.iter().find(|s| s.key == self.serving.prompt_set).or(self.sets.first())
-            }
-        };
-        found.ok_or_else(|| {
-            let known: Vec<&str> = self.sets.iter().map(|s| s.set.name.as_str()).collect();
-            let wanted = wanted.unwrap_or_default();
-            invalid(
-                "prompt_set",
-                format!("{wanted:?} is not stored; stored are {}", known.join(", ")),
-            )
-        })
+        let text_ms = milliseconds(started.elapsed());
+        let logit_scale = self.towers.card().logit_scale;
+        let key = set.key.clone();
+        let ask = Ask { snapshot, embedding, key, balance, logit_scale, mask: None, depth };
+        Ok(Asked { ask, set, text_ms })
     }
 
     fn embed(&self, text: &str) -> Result<Arc<Vec<f32>>, ClipError> {
@@ -325,7 +340,7 @@ impl Engine {
         mut follower: Follower,
         token: CancellationToken,
         progress: &(dyn Fn(usize, usize) + Sync),
-    ) -> Result<(), TableError> {
+    ) -> Result<(), FollowError> {
         let backoff = Backoff { base: Duration::from_millis(200), ..Backoff::times(u32::MAX) };
         let poll = Duration::from_millis(self.options.poll_ms);
         let mut failures = 0;
@@ -343,8 +358,16 @@ impl Engine {
                     failures = 0;
                     let (version, rows, whole) =
                         (changes.version, changes.rows.len(), changes.whole);
-                    self.snapshots.apply(changes).await;
-                    let images = self.snapshots.newest().entries.len();
+                    if let Err(refused) = self.snapshots.apply(changes).await {
+                        error!(event = event::SNAPSHOT_MEMORY, error = %refused, version, "the snapshot does not grow");
+                        if !self.snapshots.ready() {
+                            return Err(refused.into());
+                        }
+                        // What is in memory is served; only another limit helps.
+                        token.cancelled().await;
+                        return Ok(());
+                    }
+                    let images = self.snapshots.newest().len();
                     let ms = milliseconds(started.elapsed());
                     metrics::get().images.set(&[], images as f64);
                     metrics::get().table_version.set(&[], version as f64);
@@ -366,7 +389,7 @@ impl Engine {
                     poll
                 }
                 Err(error) if error.verdict() == Verdict::Fatal && !self.snapshots.ready() => {
-                    return Err(error);
+                    return Err(error.into());
                 }
                 Err(error) => {
                     error!(event = event::FOLLOW_FAILED, %error, attempt = failures, "the table cannot be followed; what is in memory is served");
@@ -384,24 +407,47 @@ impl Engine {
 
 /// A checked query.
 struct Asked {
-    embedding: Arc<Vec<f32>>,
-    balance: Balance,
+    ask: Ask,
     set: Arc<EmbeddedSet>,
     text_ms: f64,
 }
 
-impl Asked {
-    fn rank<'a>(&self, snapshot: &'a super::Snapshot, engine: &Engine) -> Ranking<'a> {
-        let logit_scale = engine.towers.card().logit_scale;
-        Ranking::of(snapshot, &self.embedding, &self.set.key, &self.balance, logit_scale)
+/// The prompt set and the balance that a query asks for.
+fn configuration(
+    snapshot: &Snapshot,
+    query: &Query,
+) -> Result<(Arc<EmbeddedSet>, Balance), QueryError> {
+    let Served { sets, serving, .. } = &*snapshot.served;
+    let weight = query.weight.unwrap_or(serving.weight);
+    if !(0.0..=1.0).contains(&weight) {
+        return Err(invalid("weight", format!("{weight} is not between 0 and 1")));
     }
+    let lambda = query.lambda.unwrap_or(serving.lambda);
+    if !(0.0..=10.0).contains(&lambda) {
+        return Err(invalid("lambda", format!("{lambda} is not between 0 and 10")));
+    }
+    let found = match query.prompt_set.as_deref() {
+        Some(name) => sets.iter().find(|s| s.key.as_str() == name || s.set.name == name),
+        None => sets.iter().find(|s| s.key == serving.prompt_set).or(sets.first()),
+    };
+    let set = found.cloned().ok_or_else(|| {
+        let known: Vec<&str> = sets.iter().map(|s| s.set.name.as_str()).collect();
+        let wanted = query.prompt_set.as_deref().unwrap_or_default();
+        invalid("prompt_set", format!("{wanted:?} is not stored; stored are {}", known.join(", ")))
+    })?;
+    let normaliser = query.normaliser.unwrap_or(serving.normaliser);
+    let frozen = (normaliser == serving.normaliser && set.key == serving.prompt_set)
+        .then_some(serving.scale)
+        .flatten();
+    let scale = frozen.unwrap_or_else(|| snapshot.scale(&set.key, normaliser));
+    Ok((set, Balance { normaliser, weight, lambda, scale }))
 }
 
 fn invalid(field: &'static str, reason: String) -> QueryError {
     QueryError::Invalid { field, reason }
 }
 
-fn milliseconds(duration: Duration) -> f64 {
+pub(super) fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 

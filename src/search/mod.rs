@@ -1,19 +1,34 @@
 //! Queries over the stored table: an in-memory snapshot that follows it, and exact ranking.
 //!
 //! Every normaliser is affine in the raw score (see [`crate::normalise`]), so one pass over the
-//! snapshot gives the raw and the balanced ranking together.
+//! snapshot gives the raw and the balanced ranking together. The pass reads codes of one byte a
+//! dimension ([`codes`]) for all queries that wait ([`batch`]) and bounds every score; what the
+//! bounds leave open is computed exactly ([`rank`]).
 
+mod batch;
+mod chunk;
+mod codes;
 mod engine;
+mod memory;
 mod rank;
+mod scan;
 mod snapshot;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod told;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use engine::{Engine, Explanation, Query, QueryError, Results, ScoredPrompt, Timings};
+pub use chunk::Entry;
+pub use engine::{
+    Engine, Explanation, FollowError, Query, QueryError, Results, ScoredPrompt, Timings,
+};
+pub use memory::{Memory, OverMemory, limit as memory_limit, needed as memory_needed};
 pub use rank::Hit;
-pub use snapshot::{Change, Entry, Snapshot, Snapshots};
+pub use snapshot::{Change, Served, Snapshot, Snapshots};
 
 use crate::limits;
 use crate::normalise::Normaliser;
@@ -32,6 +47,16 @@ pub struct Options {
     pub max_text_chars: usize,
     /// Query embeddings kept for repeated queries.
     pub cached_queries: usize,
+    /// Most memory of a loaded generation, in MiB; 0 takes four fifths of the machine's, or of its
+    /// control group's. A catalogue that needs more is refused at the start; one that grows past it
+    /// is served as it was, and the log says so.
+    pub memory_mib: u64,
+    /// Threads that scan; 0 takes as many as there are cores.
+    pub threads: usize,
+    /// Queries that share a pass over the catalogue. More make each of them wait longer.
+    pub batch: usize,
+    /// Queries that wait for a pass; more are turned away with 429.
+    pub waiting: usize,
     /// How a catalogue that is made now serves: `raw`, `softmax`, `zscore`, `range` or `nnn`.
     /// Later changes go through the catalogue's state.
     pub normaliser: Normaliser,
@@ -52,6 +77,10 @@ impl Default for Options {
             max_k: 1000,
             max_text_chars: 1000,
             cached_queries: 10_000,
+            memory_mib: 0,
+            threads: 0,
+            batch: 16,
+            waiting: 256,
             normaliser: Normaliser::Softmax,
             weight: 0.25,
             lambda: 1.0,
@@ -70,6 +99,10 @@ impl Options {
         limits::range(p, "default_k", self.default_k as u64, 1, self.max_k as u64);
         limits::range(p, "max_text_chars", self.max_text_chars as u64, 1, 100_000);
         limits::range(p, "cached_queries", self.cached_queries as u64, 0, 10_000_000);
+        limits::range(p, "memory_mib", self.memory_mib, 0, 1 << 24);
+        limits::range(p, "threads", self.threads as u64, 0, 1024);
+        limits::range(p, "batch", self.batch as u64, 1, 256);
+        limits::range(p, "waiting", self.waiting as u64, 1, 100_000);
         if !(0.0..=1.0).contains(&self.weight) {
             problems.push(format!("weight: {} is not between 0 and 1", self.weight));
         }

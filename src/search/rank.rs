@@ -1,10 +1,23 @@
-//! One pass over a snapshot: raw and balanced scores, both rankings.
+//! From the approximations of a pass to exact places.
+//!
+//! A row whose upper bound does not reach the k-th lower bound cannot be among the best k; all others
+//! are scored in f64 on the stored vectors. The place of a row in a ranking is one more than the
+//! number of rows above it: most are counted by their bounds, the few whose bounds hold the row's
+//! own score are scored exactly. Ties go by id.
 
+use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::snapshot::{Entry, Snapshot};
-use crate::normalise::{Affine, Balance};
-use crate::statistics::{StatisticsKey, dot};
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+
+use super::chunk::{Entry, GROUP, NONE};
+use super::codes::Prepared;
+use super::scan::{Ask, Piece, Scanned, Task, widen};
+use super::snapshot::Place;
+use crate::calibration::Background;
+use crate::normalise::Affine;
 
 /// One image among the results.
 #[derive(Debug, Clone)]
@@ -23,84 +36,239 @@ pub struct Hit {
     pub affine: Affine,
 }
 
-/// The scores of one image, in the order of the snapshot.
+/// Exact results of one query.
+#[derive(Debug)]
+pub struct Found {
+    /// Best by balanced score, from the wanted place on.
+    pub hits: Vec<Hit>,
+    /// Best by raw score, from the same place on.
+    pub raw_hits: Vec<Hit>,
+    /// Rows that were ranked.
+    pub matched: usize,
+    /// Moments of their balanced scores.
+    pub background: Background,
+}
+
+/// Balanced, raw.
+const BALANCED: usize = 0;
+const RAW: usize = 1;
+
+/// A row with its exact scores.
 #[derive(Debug, Clone, Copy)]
-struct Scored {
-    raw: f32,
-    score: f32,
+struct Exact {
+    place: Place,
+    /// Balanced, raw.
+    scores: [f64; 2],
     affine: Affine,
 }
 
-/// Both rankings over a whole snapshot.
-pub struct Ranking<'a> {
-    snapshot: &'a Snapshot,
-    scored: Vec<Scored>,
-    by_score: Vec<u32>,
-    by_raw: Vec<u32>,
+/// One query's pass, to be made exact.
+pub struct Exactly<'a> {
+    ask: &'a Ask,
+    tasks: &'a [Task],
+    scanned: &'a Scanned,
+    /// A query of each chunk, for the bounds of single rows.
+    prepared: Vec<Prepared>,
 }
 
-impl<'a> Ranking<'a> {
-    /// Scores every image against `query` (unit length, the model's dimension). An image without
-    /// statistics of `key` keeps its raw score.
-    pub fn of(
-        snapshot: &'a Snapshot,
-        query: &[f32],
-        key: &StatisticsKey,
-        balance: &Balance,
-        logit_scale: f32,
-    ) -> Self {
-        let plain = Affine { alpha: 1.0, beta: 0.0 };
-        let scored: Vec<Scored> = snapshot
-            .entries
-            .iter()
-            .map(|entry| {
-                let raw = dot(query, entry.image.embedding.values());
-                let statistics = entry.image.statistics.get(key);
-                let affine = statistics.map_or(plain, |s| balance.affine(s, logit_scale));
-                Scored { raw, score: affine.score(raw), affine }
-            })
-            .collect();
-        let order = |value: fn(&Scored) -> f32| {
-            let mut order: Vec<u32> = (0..scored.len() as u32).collect();
-            // Ties go by id, so that the same question has the same answer.
-            order.sort_unstable_by(|a, b| {
-                let (a, b) = (*a as usize, *b as usize);
-                value(&scored[b])
-                    .total_cmp(&value(&scored[a]))
-                    .then_with(|| snapshot.entries[a].image_id.cmp(&snapshot.entries[b].image_id))
-            });
-            order
-        };
-        let (by_score, by_raw) = (order(|s| s.score), order(|s| s.raw));
-        Self { snapshot, scored, by_score, by_raw }
+impl<'a> Exactly<'a> {
+    /// Of `ask`, whose pass over `tasks` found `scanned`.
+    pub fn new(ask: &'a Ask, tasks: &'a [Task], scanned: &'a Scanned) -> Self {
+        let mut integers = Vec::new();
+        let mut prepared = Vec::with_capacity(ask.snapshot.chunks.len());
+        for chunk in &ask.snapshot.chunks {
+            integers.clear();
+            prepared.push(chunk.body.codes.prepare(&ask.embedding, &mut integers));
+        }
+        Self { ask, tasks, scanned, prepared }
     }
 
-    /// The best `k` by balanced score.
-    pub fn balanced(&self, k: usize) -> Vec<Hit> {
-        self.by_score.iter().take(k).map(|i| self.hit(*i)).collect()
-    }
-
-    /// The best `k` by raw score.
-    pub fn raw(&self, k: usize) -> Vec<Hit> {
-        self.by_raw.iter().take(k).map(|i| self.hit(*i)).collect()
-    }
-
-    /// One image's place in both rankings.
-    pub fn of_image(&self, entry: &Arc<Entry>) -> Option<Hit> {
-        let i = self.snapshot.entries.iter().position(|e| Arc::ptr_eq(e, entry))?;
-        Some(self.hit(i as u32))
-    }
-
-    fn hit(&self, i: u32) -> Hit {
-        let place = |order: &[u32]| order.iter().position(|j| *j == i).map_or(0, |p| p + 1);
-        let scored = self.scored[i as usize];
-        Hit {
-            entry: self.snapshot.entries[i as usize].clone(),
-            raw_score: scored.raw,
-            raw_rank: place(&self.by_raw),
-            score: scored.score,
-            rank: place(&self.by_score),
-            affine: scored.affine,
+    /// The best from place `offset` on, up to the depth that was scanned for.
+    pub fn best(&self, offset: usize) -> Found {
+        let near = self.near();
+        let lists = [BALANCED, RAW].map(|by| self.sorted(&near, by));
+        let page = |list: &[Exact]| list.get(offset..).unwrap_or_default().to_vec();
+        let [hits, raw_hits] = lists.each_ref().map(|list| page(list));
+        let known: [HashMap<Place, usize>; 2] =
+            lists.map(|list| list.iter().enumerate().map(|(i, row)| (row.place, i + 1)).collect());
+        Found {
+            hits: self.placed(&hits, &known),
+            raw_hits: self.placed(&raw_hits, &known),
+            matched: self.scanned.matched,
+            background: Background { mean: self.scanned.mean as f32, std: self.scanned.std as f32 },
         }
     }
+
+    /// One image and its places.
+    pub fn of(&self, place: Place) -> Option<Hit> {
+        let row = [self.exact(place)];
+        self.placed(&row, &Default::default()).pop()
+    }
+
+    /// Every row that can be among the best by either score.
+    fn near(&self) -> Vec<Exact> {
+        let least = self.scanned.least;
+        let rows = |(task, piece): (&Task, &Piece)| {
+            let mut near = Vec::new();
+            self.each(
+                *task,
+                piece,
+                |high| high[0] >= least[0] || high[1] >= least[1],
+                |row| {
+                    if row.high[0] >= least[0] || row.high[1] >= least[1] {
+                        near.push(self.exact(row.place));
+                    }
+                },
+            );
+            near
+        };
+        self.tasks.par_iter().zip(&self.scanned.pieces).flat_map_iter(rows).collect()
+    }
+
+    fn sorted(&self, near: &[Exact], by: usize) -> Vec<Exact> {
+        let mut list = near.to_vec();
+        let order = |a: &Exact, b: &Exact| self.order(by, (a.scores[by], a.place), b);
+        let depth = self.ask.depth;
+        if list.len() > depth {
+            list.select_nth_unstable_by(depth - 1, order);
+            list.truncate(depth);
+        }
+        list.sort_unstable_by(order);
+        list
+    }
+
+    /// How a row with this exact score stands to `other`.
+    fn order(&self, by: usize, (score, place): (f64, Place), other: &Exact) -> Ordering {
+        let id = |place: Place| self.ask.snapshot.chunks[place.chunk].body.id(place.row);
+        other.scores[by].total_cmp(&score).then_with(|| id(place).cmp(id(other.place)))
+    }
+
+    /// Hits of `rows` with both places, from `known` or counted.
+    fn placed(&self, rows: &[Exact], known: &[HashMap<Place, usize>; 2]) -> Vec<Hit> {
+        let places = [BALANCED, RAW].map(|by| {
+            let mut unknown: Vec<Exact> =
+                rows.iter().filter(|r| !known[by].contains_key(&r.place)).copied().collect();
+            unknown.sort_unstable_by(|a, b| self.order(by, (a.scores[by], a.place), b));
+            let counted = self.count(by, &unknown);
+            unknown.iter().map(|r| r.place).zip(counted).collect::<HashMap<_, _>>()
+        });
+        let place = |by: usize, row: &Exact| {
+            known[by].get(&row.place).or_else(|| places[by].get(&row.place)).copied().unwrap_or(0)
+        };
+        let hit = |row: &Exact| {
+            let entry = self.ask.snapshot.chunks[row.place.chunk].body.entry(row.place.row)?;
+            Some(Hit {
+                entry: Arc::new(entry),
+                raw_score: row.scores[RAW] as f32,
+                raw_rank: place(RAW, row),
+                score: row.scores[BALANCED] as f32,
+                rank: place(BALANCED, row),
+                affine: row.affine,
+            })
+        };
+        rows.iter().filter_map(hit).collect()
+    }
+
+    /// Places of `rows`, which are sorted best first.
+    fn count(&self, by: usize, rows: &[Exact]) -> Vec<usize> {
+        let Some(last) = rows.last() else { return Vec::new() };
+        let lowest = last.scores[by];
+        // above[i]: rows that stand before rows[i..], and not before rows[..i].
+        let counted = |(task, piece): (&Task, &Piece)| {
+            let mut above = vec![0usize; rows.len() + 1];
+            self.each(
+                *task,
+                piece,
+                |high| f64::from(high[by]) >= lowest,
+                |row| {
+                    let (low, high) = (f64::from(row.low[by]), f64::from(row.high[by]));
+                    let certain = rows.partition_point(|r| r.scores[by] >= low);
+                    let possible = rows.partition_point(|r| r.scores[by] > high);
+                    let first = if certain == possible {
+                        certain
+                    } else {
+                        let exact = self.exact(row.place).scores[by];
+                        let before = |r: &Exact| self.order(by, (exact, row.place), r).is_lt();
+                        possible + rows[possible..certain].partition_point(|r| !before(r))
+                    };
+                    above[first] += 1;
+                },
+            );
+            above
+        };
+        let add = |mut a: Vec<usize>, b: Vec<usize>| {
+            for (a, b) in a.iter_mut().zip(b) {
+                *a += b;
+            }
+            a
+        };
+        let none = || vec![0; rows.len() + 1];
+        let above = self.tasks.par_iter().zip(&self.scanned.pieces).map(counted).reduce(none, add);
+        let sums = above.iter().scan(0, |sum, more| {
+            *sum += more;
+            Some(*sum + 1)
+        });
+        sums.take(rows.len()).collect()
+    }
+
+    /// The rows that may be found of those groups of a task that `wanted` by their bounds.
+    fn each(
+        &self,
+        task: Task,
+        piece: &Piece,
+        wanted: impl Fn(&[f32; 2]) -> bool,
+        mut with: impl FnMut(Bounded),
+    ) {
+        let chunk = &self.ask.snapshot.chunks[task.chunk];
+        let column = chunk.statistics.get(&self.ask.key);
+        let prepared = &self.prepared[task.chunk];
+        for (g, _) in piece.high.iter().enumerate().filter(|(_, high)| wanted(high)) {
+            let mut word = task.word(self.ask, chunk, g);
+            while word != 0 {
+                let i = g * GROUP + word.trailing_zeros() as usize;
+                word &= word - 1;
+                let row = task.from * GROUP + i;
+                let affine = self.ask.affine(column.map_or(&NONE, |all| &all[row]));
+                let reach = prepared.reach(chunk.body.codes.error[row]);
+                let raw = piece.raw[i];
+                let (score, width) = widen(affine.alpha, affine.beta, raw, reach);
+                with(Bounded {
+                    place: Place { chunk: task.chunk, row },
+                    low: [score - width, raw - reach],
+                    high: [score + width, raw + reach],
+                });
+            }
+        }
+    }
+
+    fn exact(&self, place: Place) -> Exact {
+        let chunk = &self.ask.snapshot.chunks[place.chunk];
+        let raw = dot(&self.ask.embedding, &chunk.body.vector(place.row).to_f32_vec());
+        let column = chunk.statistics.get(&self.ask.key);
+        let affine = self.ask.affine(column.map_or(&NONE, |all| &all[place.row]));
+        let score = f64::from(affine.alpha) * raw + f64::from(affine.beta);
+        Exact { place, scores: [score, raw], affine }
+    }
+}
+
+/// A row and the bounds of its scores, balanced and raw.
+struct Bounded {
+    place: Place,
+    low: [f32; 2],
+    high: [f32; 2],
+}
+
+/// In f64, in an order that does not depend on the machine.
+fn dot(query: &[f32], row: &[f32]) -> f64 {
+    const LANES: usize = 8;
+    let mut lanes = [0f64; LANES];
+    let (a, a_rest) = query.as_chunks::<LANES>();
+    let (b, b_rest) = row.as_chunks::<LANES>();
+    for (a, b) in a.iter().zip(b) {
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(a[lane]) * f64::from(b[lane]);
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    lanes.iter().sum::<f64>() + rest
 }

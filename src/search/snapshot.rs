@@ -1,67 +1,169 @@
-//! The table in memory: one entry an image, the newest version of each.
+//! The table in memory: the newest version of each image, and how it is served.
 //!
-//! A snapshot is immutable. The follower builds the next one beside it and swaps a pointer, so that
-//! readers never wait and an answer never mixes two versions. Entries are shared between
-//! snapshots, so a swap copies pointers only.
+//! A snapshot is immutable: chunks of rows, a bitmap of the live ones for each, and the
+//! configuration by which queries are answered. The next one is built beside it and a pointer is
+//! swapped, so readers never wait and an answer mixes neither two versions of the table nor two
+//! configurations. Snapshots share what did not change: a commit costs its own rows, the bitmaps of
+//! the chunks that it touches, and now and then the merging of small chunks.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry as MapEntry;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
+use rayon::prelude::*;
 use tokio::sync::broadcast;
 
+use super::chunk::{Chunk, Entry, GROUP, MAX_ROWS, NONE};
+use super::memory::{Memory, OverMemory};
 use crate::normalise::{Normaliser, Scale};
 use crate::prompts::EmbeddedSet;
-use crate::record::{Image, ImageId, Row, Version};
+use crate::record::{Embedding, Image, ImageId, Row, Version};
 use crate::statistics::{Statistics, StatisticsKey};
-use crate::table::Changes;
+use crate::table::{Changes, Serving};
 
 /// Changes kept for listeners that are slow; a slower one misses the oldest.
 const CHANGE_BUFFER: usize = 1024;
+/// Constants of the catalogue that are not frozen are computed again when one row in so many has
+/// changed.
+const STALE_SCALE: u64 = 100;
 
-/// One live image.
-#[derive(Debug)]
-pub struct Entry {
-    /// Which image.
-    pub image_id: ImageId,
-    /// Its version.
-    pub version: Version,
-    /// When the change happened, where known.
-    pub event_time: Option<DateTime<Utc>>,
-    /// When it was embedded.
-    pub embedded_at: DateTime<Utc>,
-    /// What is known of it.
-    pub image: Image,
+/// By what queries are answered.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// Revision of the catalogue's state that says so.
+    pub revision: u64,
+    /// Name of the configuration.
+    pub name: String,
+    /// Prompt sets that a query may name; rows that lack their statistics get them here.
+    pub sets: Vec<Arc<EmbeddedSet>>,
+    /// How queries are answered unless they say otherwise.
+    pub serving: Serving,
 }
 
-/// The live images at one version of the table.
-#[derive(Debug, Default)]
+impl Served {
+    fn keys(&self) -> Vec<StatisticsKey> {
+        self.sets.iter().map(|set| set.key.clone()).collect()
+    }
+}
+
+/// The live images at one version of the table, and how they are served.
+#[derive(Debug)]
 pub struct Snapshot {
     /// Version of the table.
     pub version: u64,
+    /// Tells snapshots apart: two of one version may be served differently.
+    pub serial: u64,
     /// When that version was taken in.
     pub at: Option<DateTime<Utc>>,
-    /// Live images, in the order in which they were first seen.
-    pub entries: Vec<Arc<Entry>>,
+    /// By what queries are answered.
+    pub served: Arc<Served>,
     /// Images whose statistics were computed here, because their row came without them.
     pub computed: usize,
-    by_id: HashMap<ImageId, usize>,
-    scales: HashMap<(StatisticsKey, Normaliser), Scale>,
+    pub(super) chunks: Vec<Chunk>,
+    count: usize,
+    changed: u64,
+    scales: Scales,
+}
+
+type Scales = Arc<Mutex<HashMap<(StatisticsKey, Normaliser), (u64, Scale)>>>;
+
+/// Where a row stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Place {
+    pub chunk: usize,
+    pub row: usize,
 }
 
 impl Snapshot {
-    /// The image with this id, if it is live.
-    pub fn get(&self, id: &str) -> Option<&Arc<Entry>> {
-        let id = ImageId::new(id).ok()?;
-        self.by_id.get(&id).map(|i| &self.entries[*i])
+    fn empty(served: Arc<Served>) -> Self {
+        Self {
+            version: 0,
+            serial: 0,
+            at: None,
+            served,
+            computed: 0,
+            chunks: Vec::new(),
+            count: 0,
+            changed: 0,
+            scales: Scales::default(),
+        }
     }
 
-    /// The constants c and m of a normaliser over the live images.
+    /// How many images are live.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether no image is live.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// What is known of the image with this id, if it is live.
+    pub fn get(&self, id: &str) -> Option<Arc<Entry>> {
+        let place = self.find(id)?;
+        self.chunks[place.chunk].body.entry(place.row).map(Arc::new)
+    }
+
+    /// The stored embedding of the image with this id, if it is live.
+    pub fn embedding(&self, id: &str) -> Option<Embedding> {
+        let place = self.find(id)?;
+        Some(self.chunks[place.chunk].body.embedding(place.row))
+    }
+
+    /// The statistics of a live image.
+    pub fn statistics(&self, id: &str, key: &StatisticsKey) -> Option<Statistics> {
+        let place = self.find(id)?;
+        let column = self.chunks[place.chunk].statistics.get(key)?;
+        Some(column[place.row]).filter(|s| s.n > 0)
+    }
+
+    /// All live images with their embeddings, in no particular order.
+    pub fn images(&self) -> impl Iterator<Item = (Entry, Embedding)> + '_ {
+        let of = |chunk: &'_ Chunk, row: usize| {
+            Some((chunk.body.entry(row)?, chunk.body.embedding(row)))
+        };
+        self.chunks.iter().flat_map(move |c| c.rows().filter_map(move |row| of(c, row)))
+    }
+
+    pub(super) fn find(&self, id: &str) -> Option<Place> {
+        self.chunks.iter().enumerate().find_map(|(chunk, c)| {
+            let row = c.body.find(id).filter(|row| c.is_live(*row))?;
+            Some(Place { chunk, row })
+        })
+    }
+
+    /// The constants c and m of a normaliser over the live images. They are kept while less than
+    /// one row in [`STALE_SCALE`] has changed.
     pub fn scale(&self, key: &StatisticsKey, normaliser: Normaliser) -> Scale {
-        let known = self.scales.get(&(key.clone(), normaliser));
-        known.copied().unwrap_or_default()
+        if !matches!(normaliser, Normaliser::Zscore | Normaliser::Range) {
+            return Scale::default();
+        }
+        let name = (key.clone(), normaliser);
+        let scales = || self.scales.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = scales().get(&name).copied();
+        let fresh = |at: u64| self.changed.abs_diff(at) <= self.count as u64 / STALE_SCALE;
+        if let Some((_, scale)) = known.filter(|(at, _)| fresh(*at)) {
+            return scale;
+        }
+        let columns = self.chunks.iter().filter_map(|c| Some((c, c.statistics.get(key)?)));
+        let all = columns.flat_map(|(c, all)| c.rows().map(|row| all[row])).filter(|s| s.n > 0);
+        let scale = Scale::of(normaliser, all);
+        scales().insert(name, (self.changed, scale));
+        scale
+    }
+
+    /// Bytes in memory, and how they are spent.
+    pub fn memory(&self) -> Memory {
+        let (mut named, mut rest) = (0, 0);
+        for chunk in &self.chunks {
+            let (n, r) = chunk.bytes();
+            named += n;
+            rest += r;
+        }
+        Memory { images: self.count, named, rest }
     }
 }
 
@@ -78,210 +180,410 @@ pub struct Change {
     pub version: u64,
 }
 
-/// The newest snapshot, and what changes.
+/// The newest snapshot, and what changes. Copies are the same one.
+#[derive(Clone)]
 pub struct Snapshots {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     newest: ArcSwap<Snapshot>,
-    ready: std::sync::atomic::AtomicBool,
+    ready: AtomicBool,
     changes: broadcast::Sender<Change>,
+    limit: u64,
+    writer: Mutex<Writer>,
+}
+
+/// Held by whoever builds the next snapshot.
+struct Writer {
+    /// Sets whose statistics new rows get here if they came without them.
     sets: Vec<Arc<EmbeddedSet>>,
-    /// Newest version seen of every image, deleted ones too: an older row may come later.
-    versions: tokio::sync::Mutex<HashMap<ImageId, Version>>,
+    /// Newest version of each deleted image: an older row may come later.
+    tombstones: HashMap<ImageId, Version>,
 }
 
 impl Snapshots {
-    /// Empty, until the first [`Snapshots::apply`]. Statistics of `sets` are computed for images
-    /// that come without them.
-    pub fn new(sets: Vec<Arc<EmbeddedSet>>) -> Self {
-        Self {
-            newest: ArcSwap::default(),
+    /// Empty, until the first [`Snapshots::apply`]; at most `limit` bytes are loaded.
+    pub fn new(served: Served, limit: u64) -> Self {
+        let writer = Writer { sets: served.sets.clone(), tombstones: HashMap::new() };
+        let inner = Inner {
+            newest: ArcSwap::from_pointee(Snapshot::empty(served.into())),
             ready: false.into(),
             changes: broadcast::channel(CHANGE_BUFFER).0,
-            sets,
-            versions: tokio::sync::Mutex::default(),
-        }
+            limit,
+            writer: writer.into(),
+        };
+        Self { inner: inner.into() }
     }
 
     /// The newest snapshot.
     pub fn newest(&self) -> Arc<Snapshot> {
-        self.newest.load_full()
+        self.inner.newest.load_full()
     }
 
     /// Whether the whole table has been taken in once.
     pub fn ready(&self) -> bool {
-        self.ready.load(std::sync::atomic::Ordering::Acquire)
+        self.inner.ready.load(Ordering::Acquire)
+    }
+
+    /// Most bytes that are loaded.
+    pub fn limit(&self) -> u64 {
+        self.inner.limit
     }
 
     /// Hears of every change from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<Change> {
-        self.changes.subscribe()
+        self.inner.changes.subscribe()
     }
 
-    /// Takes in what the follower brought and publishes the next snapshot.
-    pub async fn apply(&self, changes: Changes) {
-        let mut versions = self.versions.lock().await;
-        let old = self.newest();
-        let (mut entries, mut by_id, mut computed) = if changes.whole {
-            versions.clear();
-            (Vec::with_capacity(changes.rows.len()), HashMap::new(), 0)
+    /// Takes in what the follower brought and publishes the next snapshot. Where that would need
+    /// more memory than the limit, the snapshot stays as it is.
+    pub async fn apply(&self, changes: Changes) -> Result<(), OverMemory> {
+        let inner = self.inner.clone();
+        match tokio::task::spawn_blocking(move || inner.apply(changes)).await {
+            Ok(result) => result,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Computes the statistics that live rows lack for `served`, then serves it, in one swap.
+    /// `progress` hears of images done and images in all. Computes for as long as that takes: call
+    /// it from a thread that may block.
+    pub fn adopt(
+        &self,
+        served: Served,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<(), OverMemory> {
+        self.inner.adopt(served, progress)
+    }
+}
+
+impl Inner {
+    fn writer(&self) -> std::sync::MutexGuard<'_, Writer> {
+        // A writer that panicked has published nothing; its tombstones may be ahead, which keeps
+        // deleted images deleted.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, changes: Changes) -> Result<(), OverMemory> {
+        let mut writer = self.writer();
+        let old = self.newest.load_full();
+        let events = !changes.whole && self.changes.receiver_count() > 0;
+        let mut next = if changes.whole {
+            writer.tombstones.clear();
+            Snapshot { chunks: Vec::new(), computed: 0, ..copy(&old) }
         } else {
-            (old.entries.clone(), old.by_id.clone(), old.computed)
+            copy(&old)
         };
-        let mut events = Vec::new();
-        for row in changes.rows {
+        next.version = changes.version;
+        next.at = Some(Utc::now());
+        let mut told = Vec::new();
+        let (mut dead, mut fresh): (BTreeMap<usize, Vec<usize>>, Vec<Row>) = Default::default();
+        for row in newest_of_each(changes.rows) {
             let version = Version::of(&row);
-            match versions.entry(row.image_id.clone()) {
-                MapEntry::Occupied(known) if *known.get() >= version => continue,
-                MapEntry::Occupied(mut known) => drop(known.insert(version.clone())),
-                MapEntry::Vacant(new) => drop(new.insert(version.clone())),
+            let place = next.find(row.image_id.as_str());
+            let known = place.map(|p| next.chunks[p.chunk].body.version(p.row));
+            let known = known.as_ref().or_else(|| writer.tombstones.get(&row.image_id));
+            if known.is_some_and(|known| *known >= version) {
+                continue;
             }
-            let image_id = row.image_id.clone();
-            let entry = self.entry(row, version, &mut computed).map(Arc::new);
-            let before = put(&mut entries, &mut by_id, &image_id, entry.clone());
-            events.push(Change { image_id, entry, before, version: changes.version });
-        }
-        let scales = self.scales(&entries);
-        self.newest.store(Arc::new(Snapshot {
-            version: changes.version,
-            at: Some(Utc::now()),
-            entries,
-            computed,
-            by_id,
-            scales,
-        }));
-        self.ready.store(true, std::sync::atomic::Ordering::Release);
-        if !changes.whole {
-            for event in events {
-                // An error means that nobody listens.
-                let _ = self.changes.send(event);
+            next.changed += 1;
+            if let Some(place) = place {
+                dead.entry(place.chunk).or_default().push(place.row);
+            }
+            if events {
+                let before = place.and_then(|p| next.chunks[p.chunk].body.entry(p.row));
+                told.push((row.image_id.clone(), before));
+            }
+            if row.image.is_some() {
+                writer.tombstones.remove(&row.image_id);
+                fresh.push(row);
+            } else {
+                writer.tombstones.insert(row.image_id, version);
             }
         }
+        for (chunk, rows) in dead {
+            next.chunks[chunk] = next.chunks[chunk].without(&rows);
+        }
+        let keys: Vec<StatisticsKey> = writer.sets.iter().map(|set| set.key.clone()).collect();
+        next.memory().expect(&fresh, self.limit)?;
+        next.computed += fill(&mut fresh, &writer.sets);
+        let mut pieces = Vec::new();
+        while !fresh.is_empty() {
+            let rest = fresh.split_off(fresh.len().min(MAX_ROWS));
+            pieces.push(std::mem::replace(&mut fresh, rest));
+        }
+        next.chunks.par_extend(pieces.into_par_iter().map(|rows| Chunk::of(&rows, &keys)));
+        tidy(&mut next.chunks, &keys);
+        self.publish(next)?;
+        self.ready.store(true, Ordering::Release);
+        let newest = self.newest.load();
+        for (image_id, before) in told {
+            let entry = newest.get(image_id.as_str());
+            let before = before.map(Arc::new);
+            // An error means that nobody listens.
+            let _ = self.changes.send(Change { image_id, entry, before, version: newest.version });
+        }
+        Ok(())
     }
 
-    fn entry(&self, row: Row, version: Version, computed: &mut usize) -> Option<Entry> {
-        let mut image = row.image?;
-        for set in &self.sets {
+    fn adopt(
+        &self,
+        served: Served,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<(), OverMemory> {
+        {
+            // From here on new rows bring the statistics of both configurations.
+            let mut writer = self.writer();
+            for set in &served.sets {
+                if writer.sets.iter().all(|known| known.key != set.key) {
+                    writer.sets.push(set.clone());
+                }
+            }
+        }
+        // Most rows without the writer's lock, so that commits are taken in meanwhile.
+        let seen = self.newest.load_full();
+        let (mut done, total) = (0, seen.len());
+        let mut columns = HashMap::new();
+        for chunk in &seen.chunks {
+            for set in &served.sets {
+                if !chunk.statistics.contains_key(&set.key) {
+                    let name = (Arc::as_ptr(&chunk.body), set.key.clone());
+                    columns.insert(name, column(chunk, set));
+                }
+            }
+            done += chunk.count;
+            progress(done, total);
+        }
+        let mut writer = self.writer();
+        let mut next = copy(&self.newest.load_full());
+        let keys = served.keys();
+        for chunk in &mut next.chunks {
+            for set in &served.sets {
+                if chunk.statistics.contains_key(&set.key) {
+                    continue;
+                }
+                let name = (Arc::as_ptr(&chunk.body), set.key.clone());
+                let column = columns.remove(&name).unwrap_or_else(|| column(chunk, set));
+                chunk.statistics.insert(set.key.clone(), column);
+                next.computed += chunk.count;
+            }
+            chunk.statistics.retain(|key, _| keys.contains(key));
+        }
+        writer.sets.clone_from(&served.sets);
+        next.served = served.into();
+        self.publish(next)
+    }
+
+    fn publish(&self, mut next: Snapshot) -> Result<(), OverMemory> {
+        next.memory().within(self.limit)?;
+        next.serial += 1;
+        next.count = next.chunks.iter().map(|chunk| chunk.count).sum();
+        self.newest.store(next.into());
+        Ok(())
+    }
+}
+
+fn copy(old: &Snapshot) -> Snapshot {
+    Snapshot {
+        served: old.served.clone(),
+        chunks: old.chunks.clone(),
+        scales: old.scales.clone(),
+        ..*old
+    }
+}
+
+/// The newest row of each image, sorted by id.
+fn newest_of_each(mut rows: Vec<Row>) -> Vec<Row> {
+    rows.par_sort_unstable_by(|a, b| {
+        a.image_id.cmp(&b.image_id).then_with(|| Version::of(b).cmp(&Version::of(a)))
+    });
+    rows.dedup_by(|later, first| later.image_id == first.image_id);
+    rows
+}
+
+/// Computes the statistics that rows came without; how many that were.
+fn fill(rows: &mut [Row], sets: &[Arc<EmbeddedSet>]) -> usize {
+    let one = |image: &mut Image| {
+        let mut computed = 0;
+        for set in sets {
             if image.statistics.contains_key(&set.key) {
                 continue;
             }
             if let Some(statistics) = set.statistics(&image.embedding) {
                 image.statistics.insert(set.key.clone(), statistics);
-                *computed += 1;
+                computed += 1;
             }
         }
-        Some(Entry {
-            image_id: row.image_id,
-            version,
-            event_time: row.event_time,
-            embedded_at: row.embedded_at,
-            image,
-        })
-    }
-
-    fn scales(&self, entries: &[Arc<Entry>]) -> HashMap<(StatisticsKey, Normaliser), Scale> {
-        let mut scales = HashMap::new();
-        for set in &self.sets {
-            for normaliser in Normaliser::ALL {
-                let all = entries.iter().filter_map(|e| e.image.statistics.get(&set.key));
-                let all: Vec<Statistics> = all.copied().collect();
-                scales
-                    .insert((set.key.clone(), normaliser), Scale::of(normaliser, all.into_iter()));
-            }
-        }
-        scales
-    }
+        computed
+    };
+    rows.par_iter_mut().filter_map(|row| row.image.as_mut()).map(one).sum()
 }
 
-/// Puts, replaces or removes (by moving the last into its place) the entry of an image; gives what
-/// was there before.
-fn put(
-    entries: &mut Vec<Arc<Entry>>,
-    by_id: &mut HashMap<ImageId, usize>,
-    id: &ImageId,
-    entry: Option<Arc<Entry>>,
-) -> Option<Arc<Entry>> {
-    match (entry, by_id.get(id).copied()) {
-        (Some(entry), Some(i)) => Some(std::mem::replace(&mut entries[i], entry)),
-        (Some(entry), None) => {
-            by_id.insert(id.clone(), entries.len());
-            entries.push(entry);
-            None
+/// Statistics of a set for every live row of a chunk.
+fn column(chunk: &Chunk, set: &EmbeddedSet) -> Arc<[Statistics]> {
+    let of = |row: usize| {
+        let live = chunk.is_live(row).then(|| set.statistics(&chunk.body.embedding(row)));
+        live.flatten().unwrap_or(NONE)
+    };
+    (0..chunk.body.len).into_par_iter().map(of).collect::<Vec<_>>().into()
+}
+
+/// Drops empty chunks, writes half-empty ones anew and merges the newest while one is less than
+/// twice as long as the one after it: a row is written anew some log₂([`MAX_ROWS`]) times at most,
+/// and small chunks stay few.
+fn tidy(chunks: &mut Vec<Chunk>, keys: &[StatisticsKey]) {
+    chunks.retain(|chunk| chunk.count > 0);
+    for chunk in chunks.iter_mut() {
+        if chunk.body.len > GROUP && chunk.count * 2 < chunk.body.len {
+            *chunk = Chunk::of(&chunk.to_rows(), keys);
         }
-        (None, Some(i)) => {
-            by_id.remove(id);
-            let before = entries.swap_remove(i);
-            if let Some(moved) = entries.get(i) {
-                by_id.insert(moved.image_id.clone(), i);
-            }
-            Some(before)
+    }
+    while let [.., before, last] = &chunks[..] {
+        if before.count >= 2 * last.count || before.count + last.count > MAX_ROWS {
+            break;
         }
-        (None, None) => None,
+        let mut rows = before.to_rows();
+        rows.extend(last.to_rows());
+        rows.sort_unstable_by(|a, b| a.image_id.cmp(&b.image_id));
+        chunks.truncate(chunks.len() - 2);
+        chunks.push(Chunk::of(&rows, keys));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Attributes, Embedding, Sequence};
-
-    fn row(id: &str, sequence: u64, deleted: bool) -> Row {
-        Row {
-            image_id: ImageId::new(id).unwrap(),
-            sequence: Sequence::from_number(sequence),
-            event_time: None,
-            embedded_at: DateTime::from_timestamp(1, 0).unwrap(),
-            image: (!deleted).then(|| Image {
-                uri: None,
-                content_hash: String::new(),
-                bytes: 0,
-                width: 1,
-                height: 1,
-                attributes: Attributes::new(),
-                embedding: Embedding::round(&[sequence as f32]),
-                statistics: [].into(),
-            }),
-        }
-    }
+    use crate::search::testing::{embedding, row, served, set};
 
     async fn apply(snapshots: &Snapshots, version: u64, rows: Vec<Row>) -> Vec<String> {
-        snapshots
-            .apply(Changes { version, whole: version == 1, rows, statistics: Vec::new() })
-            .await;
+        let changes = Changes { version, whole: version == 1, rows, statistics: Vec::new() };
+        snapshots.apply(changes).await.unwrap();
         let newest = snapshots.newest();
-        for entry in &newest.entries {
-            assert!(Arc::ptr_eq(newest.get(entry.image_id.as_str()).unwrap(), entry));
+        let mut ids = Vec::new();
+        for (entry, embedding) in newest.images() {
+            let id = entry.image_id.as_str();
+            assert_eq!(newest.embedding(id).unwrap(), embedding);
+            assert_eq!(newest.get(id).unwrap().version, entry.version);
+            let number: u64 = entry.version.sequence.as_str().parse().unwrap();
+            ids.push(format!("{id}@{number}"));
         }
-        let mut ids: Vec<String> = newest
-            .entries
-            .iter()
-            .map(|e| format!("{}@{}", e.image_id, e.image.embedding.values()[0]))
-            .collect();
+        assert_eq!(newest.len(), ids.len());
         ids.sort();
         ids
     }
 
+    fn upsert(id: &str, sequence: u64) -> Row {
+        row(id, sequence, Some(embedding(sequence, 8)))
+    }
+
     #[tokio::test]
     async fn the_newest_version_of_each_image_is_live_in_whatever_order_rows_come() {
-        let snapshots = Snapshots::new(Vec::new());
+        let snapshots = Snapshots::new(served(Vec::new()), u64::MAX);
         assert!(!snapshots.ready());
-        let first = vec![row("a", 2, false), row("b", 1, false), row("a", 1, false)];
+        let first = vec![upsert("a", 2), upsert("b", 1), upsert("a", 1)];
         assert_eq!(apply(&snapshots, 1, first).await, ["a@2", "b@1"]);
         assert!(snapshots.ready());
-        assert_eq!(
-            apply(&snapshots, 2, vec![row("c", 1, false), row("a", 3, true)]).await,
-            ["b@1", "c@1"]
-        );
+        let second = vec![upsert("c", 1), row("a", 3, None)];
+        assert_eq!(apply(&snapshots, 2, second).await, ["b@1", "c@1"]);
         // An upsert that is older than the delete does not bring the image back.
-        assert_eq!(apply(&snapshots, 3, vec![row("a", 2, false)]).await, ["b@1", "c@1"]);
-        assert_eq!(apply(&snapshots, 4, vec![row("a", 4, false)]).await, ["a@4", "b@1", "c@1"]);
+        assert_eq!(apply(&snapshots, 3, vec![upsert("a", 2)]).await, ["b@1", "c@1"]);
+        assert_eq!(apply(&snapshots, 4, vec![upsert("a", 4)]).await, ["a@4", "b@1", "c@1"]);
     }
 
     #[tokio::test]
     async fn a_reader_keeps_its_snapshot() {
-        let snapshots = Snapshots::new(Vec::new());
-        apply(&snapshots, 1, vec![row("a", 1, false)]).await;
+        let snapshots = Snapshots::new(served(Vec::new()), u64::MAX);
+        apply(&snapshots, 1, vec![upsert("a", 1)]).await;
         let held = snapshots.newest();
-        apply(&snapshots, 2, vec![row("a", 2, true)]).await;
-        assert_eq!((held.version, held.entries.len()), (1, 1));
-        assert_eq!(snapshots.newest().entries.len(), 0);
+        apply(&snapshots, 2, vec![row("a", 2, None)]).await;
+        assert_eq!((held.version, held.len(), held.images().count()), (1, 1, 1));
+        assert_eq!(snapshots.newest().len(), 0);
+    }
+
+    /// What is known of an image survives the merging of chunks, and small chunks stay few.
+    #[tokio::test]
+    async fn many_small_commits_cost_few_chunks() {
+        let snapshots = Snapshots::new(served(vec![set("one", 8)]), u64::MAX);
+        apply(&snapshots, 1, Vec::new()).await;
+        for version in 2..200 {
+            let mut one = upsert(&format!("i{:03}", version % 150), version);
+            if let Some(image) = &mut one.image {
+                image.uri = version.is_multiple_of(2).then(|| format!("file:///{version}"));
+                image.content_hash = hex_of(version);
+                image.attributes = [("n".to_owned(), version.to_string())].into();
+            }
+            apply(&snapshots, version, vec![one]).await;
+        }
+        let newest = snapshots.newest();
+        assert_eq!(newest.len(), 150);
+        assert!(newest.chunks.len() <= 9, "{} chunks", newest.chunks.len());
+        for (entry, embedding) in newest.images() {
+            let version: u64 = entry.version.sequence.as_str().parse().unwrap();
+            assert_eq!(entry.uri, version.is_multiple_of(2).then(|| format!("file:///{version}")));
+            assert_eq!(entry.content_hash, hex_of(version));
+            assert_eq!(entry.attributes["n"], version.to_string());
+            let set = &newest.served.sets[0];
+            let statistics = newest.statistics(entry.image_id.as_str(), &set.key);
+            assert_eq!(statistics, set.statistics(&embedding), "to the bit");
+        }
+    }
+
+    fn hex_of(n: u64) -> String {
+        format!("{n:064x}")
+    }
+
+    #[tokio::test]
+    async fn another_configuration_is_served_whole_from_one_moment_to_the_next() {
+        let snapshots = Snapshots::new(served(vec![set("one", 8)]), u64::MAX);
+        let rows = (0..300).map(|i| upsert(&format!("i{i}"), i + 1)).collect();
+        apply(&snapshots, 1, rows).await;
+        let held = snapshots.newest();
+        let other = set("two", 8);
+        let next = Served { revision: 7, ..served(vec![other.clone()]) };
+        let heard = Mutex::new(0);
+        snapshots.adopt(next, &|done, _| *heard.lock().unwrap() = done).unwrap();
+        let newest = snapshots.newest();
+        assert_eq!((newest.served.revision, *heard.lock().unwrap()), (7, 300));
+        for (entry, embedding) in newest.images() {
+            let id = entry.image_id.as_str();
+            assert_eq!(newest.statistics(id, &other.key), other.statistics(&embedding));
+            let old = &held.served.sets[0].key;
+            assert!(
+                held.statistics(id, old).is_some() && held.statistics(id, &other.key).is_none()
+            );
+            assert!(newest.statistics(id, old).is_none(), "what is not served costs no memory");
+        }
+        // Later rows get what is served now.
+        apply(&snapshots, 2, vec![upsert("late", 1)]).await;
+        assert!(snapshots.newest().statistics("late", &other.key).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_refused_with_figures_and_what_fits_is_served() {
+        let snapshots = Snapshots::new(served(Vec::new()), 4 << 20);
+        apply(&snapshots, 1, vec![upsert("a", 1)]).await;
+        let many = (0..2000).map(|i| row(&format!("i{i}"), 1, Some(embedding(i, 1024)))).collect();
+        let refused = snapshots
+            .apply(Changes { version: 2, whole: false, rows: many, statistics: Vec::new() })
+            .await;
+        let refused = refused.unwrap_err();
+        assert_eq!((refused.images, refused.limit_mib), (2001, 4));
+        assert!(refused.to_string().contains("search.memory_mib"), "{refused}");
+        assert_eq!((snapshots.newest().version, snapshots.newest().len()), (1, 1));
+    }
+
+    /// The promise of the memory that a row takes, at 512 dimensions with one prompt set.
+    #[tokio::test]
+    async fn a_row_takes_no_more_memory_than_promised() {
+        let snapshots = Snapshots::new(served(vec![set("one", 512)]), u64::MAX);
+        let rows = 5000;
+        let all = (0..rows).map(|i| row(&format!("i{i}"), 1, Some(embedding(i, 512)))).collect();
+        apply(&snapshots, 1, all).await;
+        let memory = snapshots.newest().memory();
+        let a_row = memory.rest as f64 / rows as f64;
+        assert!(a_row <= 3.5 * 512.0 + 150.0, "{a_row} bytes a row");
+        let told = crate::search::memory_needed(rows, 512, 1) as f64;
+        assert!((told / memory.rest as f64 - 1.0).abs() < 0.05, "{told} {}", memory.rest);
     }
 }

@@ -18,6 +18,8 @@ pub struct Told<'a> {
     pub balance: &'a Balance,
     pub k: usize,
     pub scanned: usize,
+    /// Images that could have been a result.
+    pub matched: usize,
     pub hits: &'a [Hit],
     pub raw_hits: &'a [Hit],
     pub timings: &'a Timings,
@@ -42,7 +44,7 @@ impl Told<'_> {
             weight = self.balance.weight,
             k = self.k,
             scanned = self.scanned,
-            matched = self.hits.len(),
+            matched = self.matched,
             top = self.hits.first().map(|hit| hit.score),
             top_raw = self.raw_hits.first().map(|hit| hit.raw_score),
             moved,

@@ -225,6 +225,10 @@ catalogue! {
         "The query worker has read the whole table and is ready.",
         "None.",
         [count("version", "of the table"), count("images", ""), number("ms", "")];
+    SNAPSHOT_MEMORY = "snapshot.memory", ["error"],
+        "The catalogue needs more memory than `search.memory_mib` allows. At the start the query worker ends; later it serves what it has and takes nothing more in.",
+        "Raise `search.memory_mib`, give the machine more memory, or serve fewer images or prompt sets; then start again.",
+        [text("error", "with the figures"), count("version", "of the table that does not fit")];
     SEARCH = "search", ["info"],
         "A query was answered.",
         "None. `moved` near `matched` on most queries: the balance changes every ranking; measure it on your own queries, or lower `search.weight`.",

@@ -1,0 +1,78 @@
+//! Rows and prompt sets for this module's tests.
+
+use std::sync::Arc;
+
+use chrono::DateTime;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::Served;
+use crate::normalise::Normaliser;
+use crate::prompts::{EmbeddedSet, PromptSet};
+use crate::record::{Attributes, Embedding, Image, ImageId, Row, Sequence};
+use crate::statistics::StatisticsKey;
+use crate::table::Serving;
+
+/// A unit vector like CLIP's: around a common mean, two dimensions spread far.
+pub fn embedding(seed: u64, dimension: usize) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut vector: Vec<f32> = (0..dimension)
+        .map(|j| match j {
+            1 | 5 => 4.0 + rng.random_range(-4f32..4.0),
+            _ => 0.3 + rng.random_range(-1f32..1.0),
+        })
+        .collect();
+    let norm = vector.iter().map(|v| v * v).sum::<f32>().sqrt();
+    for v in &mut vector {
+        *v /= norm;
+    }
+    vector
+}
+
+/// An upsert, or a delete where there is no embedding.
+pub fn row(id: &str, sequence: u64, embedding: Option<Vec<f32>>) -> Row {
+    Row {
+        image_id: ImageId::new(id).unwrap(),
+        sequence: Sequence::from_number(sequence),
+        event_time: DateTime::from_timestamp(sequence as i64, 0),
+        embedded_at: DateTime::from_timestamp(1, 0).unwrap(),
+        image: embedding.map(|embedding| Image {
+            uri: None,
+            content_hash: String::new(),
+            bytes: 0,
+            width: 1,
+            height: 1,
+            attributes: Attributes::new(),
+            embedding: Embedding::round(&embedding),
+            statistics: [].into(),
+        }),
+    }
+}
+
+/// A prompt set of six random prompts.
+pub fn set(name: &str, dimension: usize) -> Arc<EmbeddedSet> {
+    let texts: Vec<String> = (0..6).map(|i| format!("{name} {i}")).collect();
+    let embeddings = (0..6).map(|i| embedding(name.len() as u64 * 1000 + i, dimension)).collect();
+    let set = PromptSet {
+        name: name.into(),
+        version: 1,
+        language: "en".into(),
+        notes: String::new(),
+        texts,
+    };
+    Arc::new(EmbeddedSet::of(set, embeddings, 100.0, 3))
+}
+
+/// A configuration that serves the first of `sets`.
+pub fn served(sets: Vec<Arc<EmbeddedSet>>) -> Served {
+    let first = sets.first().map(|set| set.key.clone());
+    let serving = Serving {
+        prompt_set: first.unwrap_or_else(|| StatisticsKey::from_stored("none")),
+        normaliser: Normaliser::Softmax,
+        weight: 0.5,
+        lambda: 1.0,
+        scale: None,
+        calibration: None,
+    };
+    Served { revision: 1, name: "live".into(), sets, serving }
+}
