@@ -14,7 +14,10 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 pub use dead_letters::{DeadLettersAction, DeadLettersArgs, FilterArgs};
 pub use evaluate::{DrawingArgs, EvaluateAction, EvaluateArgs, RankingsArgs, SuggestArgs};
 pub use reconcile::ReconcileArgs;
-pub use reindex::{ReindexAction, ReindexArgs, ReindexModelArgs, StatisticsArgs};
+pub use reindex::{
+    CandidateAction, CandidateArgs, CandidateSetArgs, HistoryArgs, PromoteArgs, ReindexAction,
+    ReindexArgs, ReindexModelArgs, StatisticsArgs,
+};
 pub use table::{CompactArgs, StatusArgs, VacuumArgs, VerifyArgs};
 
 use crate::clip::{self, DeviceChoice, Precision};
@@ -79,6 +82,10 @@ impl Cli {
             ("compact", &["table", "upkeep"]),
             ("vacuum", &["table", "upkeep"]),
             ("reindex", &["kafka", "source", "attributes", "prompts", "model", "table"]),
+            ("candidate", &["table"]),
+            ("promote", &["model", "table"]),
+            ("rollback", &["table"]),
+            ("history", &["table"]),
             ("search", &TABLE),
             ("evaluate", &["model", "table", "prompts"]),
             ("prompts", &["prompts", "model", "table"]),
@@ -119,6 +126,14 @@ pub enum Command {
     Vacuum(VacuumArgs),
     /// Compute anew what stored rows are measured with
     Reindex(ReindexArgs),
+    /// Name a configuration that may become live, and watch it
+    Candidate(CandidateArgs),
+    /// Make the candidate live
+    Promote(PromoteArgs),
+    /// Make live again what was live before the last promotion
+    Rollback,
+    /// Print what was changed, when and by whom
+    History(HistoryArgs),
     /// Ask a running server, or the table itself
     Search(SearchArgs),
     /// Compare ways to rank on your own queries: is balancing worth it?

@@ -2,6 +2,8 @@
 
 use clap::{Args, Subcommand};
 
+use crate::normalise::Normaliser;
+
 /// `bsap reindex`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
@@ -66,4 +68,120 @@ pub struct ReindexModelArgs {
     /// Folder for sorting, some hundred bytes an image; the system's temporary folder, unless given
     #[arg(long, value_name = "FOLDER")]
     pub temp: Option<std::path::PathBuf>,
+}
+
+/// `bsap candidate`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  bsap candidate set mine --prompt-set mine --normaliser nnn --weight 0.5 --shadow 0.05
+  bsap candidate set mine --prompt-set mine --weight 0.5 --share 0.1 --only category=mugs
+  bsap candidate show
+  bsap candidate withdraw
+
+A candidate is in the memory of every query worker. Requests may ask for it by name; it may answer a
+share of the others, or be computed unseen beside the live one (log event `shadow`). `bsap promote`
+makes it live.")]
+pub struct CandidateArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: CandidateAction,
+}
+
+/// What `bsap candidate` does.
+#[derive(Debug, Subcommand)]
+pub enum CandidateAction {
+    /// Set the candidate, in the place of an earlier one
+    Set(CandidateSetArgs),
+    /// Print the candidate, how far its statistics are and what stands against promoting it
+    Show {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Withdraw the candidate
+    Withdraw,
+}
+
+/// `bsap candidate set`. What is left out is as it is served.
+#[derive(Debug, Args)]
+pub struct CandidateSetArgs {
+    /// Its name, for people and for requests that ask for it
+    pub name: String,
+    /// Stored prompt set, by name, name@version or key
+    #[arg(long, value_name = "SET")]
+    pub prompt_set: Option<String>,
+    /// Formula
+    #[arg(long)]
+    pub normaliser: Option<Normaliser>,
+    /// Weight of the balanced score, 0 (plain CLIP) to 1
+    #[arg(long, value_parser = share)]
+    pub weight: Option<f32>,
+    /// λ of `nnn`, 0 to 10
+    #[arg(long, value_parser = lambda)]
+    pub lambda: Option<f32>,
+    /// Share of the queries that it answers, 0 to 1, by the key that the caller gives
+    #[arg(long, default_value = "0", value_parser = share)]
+    pub share: f32,
+    /// Share of the queries that it answers unseen, differences being logged, 0 to 1
+    #[arg(long, default_value = "0", value_parser = share)]
+    pub shadow: f32,
+    /// Its share is taken only of queries that filter by this value of an attribute
+    #[arg(long, value_name = "NAME=VALUE", value_parser = only)]
+    pub only: Option<String>,
+    /// Fingerprint of the evaluation that speaks for it
+    #[arg(long, value_name = "FINGERPRINT")]
+    pub evaluation: Option<String>,
+}
+
+/// `bsap promote`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Checks that the candidate is complete, waits until every query worker has it in memory, and makes it
+live in one write. No query fails meanwhile and no answer mixes the two. `bsap rollback` goes back.
+
+Who did it is BSAP_ACTOR, or the user of this process; `bsap history` prints it.")]
+pub struct PromoteArgs {
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Longest wait for the query workers, in seconds; nothing is changed when it is over
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+    /// Print what stands against it and what would change, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `bsap history`.
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    /// Print at most so many changes, the newest first
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub limit: u32,
+    /// Print JSON, a line a change
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn number(text: &str, most: f32) -> Result<f32, String> {
+    let value: f32 = text.parse().map_err(|_| "is not a number".to_owned())?;
+    if (0.0..=most).contains(&value) {
+        Ok(value)
+    } else {
+        Err(format!("is not between 0 and {most}"))
+    }
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    number(text, 1.0)
+}
+
+fn lambda(text: &str) -> Result<f32, String> {
+    number(text, 10.0)
+}
+
+fn only(text: &str) -> Result<String, String> {
+    let pair = text.split_once('=').filter(|(name, value)| !name.is_empty() && !value.is_empty());
+    pair.map(|_| text.to_owned()).ok_or_else(|| "is not NAME=VALUE".into())
 }

@@ -19,6 +19,7 @@ mod ingest;
 mod judge;
 mod model;
 mod parts;
+mod promote;
 mod prompts;
 mod publish;
 mod reconcile;
@@ -114,6 +115,16 @@ pub fn run(cli: &Cli) -> Done {
                 logged(quiet(load_for_client(cli)?), |config, _| prompts::retire(set, config))
             }
         },
+        Command::Candidate(args) => {
+            logged(quiet(load_for_client(cli)?), |config, _| promote::candidate(args, config))
+        }
+        Command::Promote(args) => {
+            logged(quiet(load()?), |config, token| promote::promote(args, config, token))
+        }
+        Command::Rollback => logged(quiet(load_for_client(cli)?), promote::rollback),
+        Command::History(args) => {
+            logged(quiet(load_for_client(cli)?), |config, _| promote::history(args, config))
+        }
         Command::Reindex(args) => {
             let config = quiet(load()?);
             match &args.action {

@@ -2,11 +2,16 @@
 
 mod claim;
 mod control;
+mod govern;
 mod model;
 mod sets;
 mod statistics;
 
 pub use control::{Control, Request};
+pub use govern::{
+    Promotion, Standing, Wanted, examine, history, promote, roll_back, set_candidate,
+    wait_for_readers, withdraw_candidate,
+};
 pub use model::{Missing, set_up, withdraw};
 pub use sets::follow_sets;
 pub use statistics::{Done, Job, add_set, retire};
@@ -61,3 +66,6 @@ impl Decide for ReindexError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,8 @@
 //! state/00000000000000000001.json     revisions of the catalogue's state, newest wins
 //! generations/<model>/images/         Delta Lake table, one row an accepted event, append-only
 //! generations/<model>/statistics/     the same, statistics of older rows by newer prompt sets
+//! claims/<unit>.json                  who computes which of them at the moment
+//! readers/<id>.json                   what each query worker serves
 //! upkeep/00000000000000000001.json    who tidies the tables at the moment
 //! ```
 //!
@@ -20,6 +22,7 @@ mod inventory;
 mod lease;
 mod log;
 mod overview;
+mod readers;
 mod schema;
 mod state;
 mod statistics;
@@ -35,12 +38,13 @@ use deltalake_core::parquet::errors::ParquetError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use backfill::{Coverage, Pending, Stored};
+pub use backfill::{Coverage, Pending, Stored, Survey};
 pub use compact::{Compacted, Compactor, Depth};
 pub use follow::{Changes, Follower};
 pub use inventory::{Entry, inventory};
 pub use lease::Lease;
 pub use overview::{Overview, positions};
+pub use readers::{REPORT_EVERY, Readers, Report};
 pub use state::{
     Beside, Candidate, CatalogueState, Change, Generation, PromptSetRecord, Serving, StateStore,
 };

@@ -352,6 +352,16 @@ pub fn has_statistics(batch: &RecordBatch, key: &str) -> Result<Vec<bool>, Strin
     Ok((0..batch.num_rows()).map(has).collect())
 }
 
+/// The statistics of the set `key` that each row of a batch carries.
+pub fn statistics_of(
+    batch: &RecordBatch,
+    key: &StatisticsKey,
+) -> Result<Vec<Option<Statistics>>, String> {
+    let map = batch.column_by_name("statistics").and_then(|c| c.as_map_opt());
+    let map = map.ok_or("column statistics is not a map")?;
+    (0..batch.num_rows()).map(|i| Ok(statistics_at(map, i)?.remove(key))).collect()
+}
+
 /// The attributes of row `i` of a column of attributes.
 pub fn attributes_at(map: &MapArray, i: usize) -> Result<Attributes, String> {
     if map.is_null(i) {

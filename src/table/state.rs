@@ -38,6 +38,9 @@ pub struct CatalogueState {
     pub prompt_sets: Vec<PromptSetRecord>,
     /// How queries are answered unless a request says otherwise.
     pub serving: Serving,
+    /// Name of that configuration: that of the candidate that became it.
+    #[serde(default = "first_name")]
+    pub name: String,
     /// What this revision did.
     #[serde(default)]
     pub change: Change,
@@ -114,6 +117,9 @@ pub enum Change {
         name: String,
         /// The revision that was live before, to which a roll back leads.
         from: u64,
+        /// The evaluation that spoke for it: the fingerprint of its report.
+        #[serde(default)]
+        evaluation: Option<String>,
     },
     /// An earlier revision became live again.
     RolledBack {
@@ -377,6 +383,7 @@ impl StateStore {
                     live: generation.clone(),
                     prompt_sets: prompt_sets.to_vec(),
                     serving: first.clone(),
+                    name: first_name(),
                     change: Change::Created,
                     beside: None,
                     candidate: None,
@@ -405,6 +412,11 @@ impl StateStore {
             }
         }
     }
+}
+
+/// Name of what a catalogue serves from its beginning.
+fn first_name() -> String {
+    "initial".into()
 }
 
 fn path(revision: u64) -> Path {

@@ -265,6 +265,22 @@ catalogue! {
         "Statistics of stored rows are computed for a prompt set: at the beginning, every 10 s, at the end.",
         "None.",
         [text("phase", "`started`, `running` or `done`"), text("prompt_set", "its key"), count("rows", "of the table"), count("covered", "of them have the statistics"), count("pending_files", "files still to be measured"), count("measured", "rows, by this process"), number("seconds", "since it started")];
+    CONFIGURATION = "configuration", ["info"],
+        "A query worker answers as a revision of the catalogue's state says.",
+        "None.",
+        [count("revision", "of the state"), text("configuration", "the name of what is live"), text("prompt_sets", "their keys"), count("ms", "that it took to prepare")];
+    CANDIDATE = "candidate", ["info"],
+        "A candidate was set or withdrawn.",
+        "None.",
+        [text("change", "`set` or `withdrawn`"), text("name", ""), count("revision", "of the state"), text("by", "who")];
+    PROMOTE = "promote", ["info"],
+        "The candidate became live.",
+        "`bsap rollback` goes back.",
+        [text("name", ""), count("from", "the revision that was live before"), count("revision", "of the state"), text("by", "who")];
+    ROLLBACK = "rollback", ["info"],
+        "What was live before the last promotion is live again.",
+        "None.",
+        [count("to", "the revision that is served again"), text("name", ""), count("revision", "of the state"), text("by", "who")];
     CONTROL = "control", ["info"],
         "A request of the control topic was taken up.",
         "None.",
