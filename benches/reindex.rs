@@ -164,7 +164,7 @@ async fn fill(store: &Store, generation: &Generation, rows: usize) -> Result<(),
         let to = (from + FILE).min(rows);
         let of = (from..to).map(|i| {
             let row = Row {
-                image_id: ImageId::new(&format!("image-{i:08}"))?,
+                image_id: ImageId::new(format!("image-{i:08}"))?,
                 sequence: Sequence::from_number(1),
                 event_time: None,
                 embedded_at: at,

@@ -161,12 +161,7 @@ impl House {
 
     async fn engine(&self) -> Engine {
         let state = StateStore::new(&self.store()).newest().await.unwrap().unwrap();
-        let served = Served {
-            revision: state.revision,
-            name: "live".into(),
-            sets: self.sets.clone(),
-            serving: state.serving,
-        };
+        let served = Served::of(&state, self.sets.clone());
         let engine = Engine::new(self.towers.clone(), served, search::Options::default());
         let mut follower = Follower::open(&self.store(), &self.generation()).await.unwrap();
         while let Some(changes) = follower.next(&|_, _| {}).await.unwrap() {

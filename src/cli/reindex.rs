@@ -75,7 +75,7 @@ pub struct ReindexModelArgs {
 #[command(after_long_help = "\
 Examples:
   bsap candidate set mine --prompt-set mine --normaliser nnn --weight 0.5 --shadow 0.05
-  bsap candidate set mine --prompt-set mine --weight 0.5 --share 0.1 --only category=mugs
+  bsap candidate set mine --prompt-set mine --weight 0.5 --share 0.1
   bsap candidate show
   bsap candidate withdraw
 
@@ -126,9 +126,6 @@ pub struct CandidateSetArgs {
     /// Share of the queries that it answers unseen, differences being logged, 0 to 1
     #[arg(long, default_value = "0", value_parser = share)]
     pub shadow: f32,
-    /// Its share is taken only of queries that filter by this value of an attribute
-    #[arg(long, value_name = "NAME=VALUE", value_parser = only)]
-    pub only: Option<String>,
     /// Fingerprint of the evaluation that speaks for it
     #[arg(long, value_name = "FINGERPRINT")]
     pub evaluation: Option<String>,
@@ -179,9 +176,4 @@ fn share(text: &str) -> Result<f32, String> {
 
 fn lambda(text: &str) -> Result<f32, String> {
     number(text, 10.0)
-}
-
-fn only(text: &str) -> Result<String, String> {
-    let pair = text.split_once('=').filter(|(name, value)| !name.is_empty() && !value.is_empty());
-    pair.map(|_| text.to_owned()).ok_or_else(|| "is not NAME=VALUE".into())
 }

@@ -16,7 +16,7 @@ use crate::http::{App, StandIn};
 use crate::ingest::{Progress, Worker};
 use crate::kafka;
 use crate::prompts::{self, ActiveSets, EmbeddedSet};
-use crate::reindex::{self, Control};
+use crate::reindex::{self, Control, Reader};
 use crate::search::{Engine, Served};
 use crate::source::{self, Decoder};
 use crate::store::Store;
@@ -227,6 +227,8 @@ pub struct QueryWorker {
     pub engine: Arc<Engine>,
     /// Brings the table.
     pub follower: Follower,
+    /// Follows the state, so that promotions are served.
+    pub reader: Reader,
     /// Identifier of the generation.
     pub generation: String,
 }
@@ -237,20 +239,22 @@ pub async fn query_worker(config: &Config, towers: Arc<dyn Towers>) -> anyhow::R
     state.live.expect(&generation(config, &*towers))?;
     let embed = |record| EmbeddedSet::from_record(record, &*towers).map(Arc::new);
     let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
-    let served = Served {
-        revision: state.revision,
-        name: "live".into(),
-        sets,
-        serving: state.serving.clone(),
-    };
+    let served = Served::of(&state, sets);
     let follower = Follower::open(&store, &state.live).await.context("table.url")?;
     let limits = format!(
         "http.concurrency={} http.timeout_ms={} search.poll_ms={} search.max_k={}",
         config.http.concurrency, config.http.timeout_ms, config.search.poll_ms, config.search.max_k,
     );
     started("query worker", &*towers, &state.live, &store, &limits);
+    let engine = Arc::new(Engine::new(towers, served, config.search.clone()));
     Ok(QueryWorker {
-        engine: Arc::new(Engine::new(towers, served, config.search.clone())),
+        reader: Reader {
+            catalogue: store,
+            engine: engine.clone(),
+            generation: state.live.id.clone(),
+            poll: Duration::from_millis(config.table.state_poll_ms),
+        },
+        engine,
         follower,
         generation: state.live.id,
     })
@@ -263,7 +267,7 @@ pub async fn whole_table(
     towers: Arc<dyn Towers>,
     token: &CancellationToken,
 ) -> anyhow::Result<Option<(Arc<Engine>, String)>> {
-    let QueryWorker { engine, mut follower, generation } = query_worker(config, towers).await?;
+    let QueryWorker { engine, mut follower, generation, .. } = query_worker(config, towers).await?;
     while let Some(changes) = follower.next(&|_, _| {}).await? {
         engine.snapshots().apply(changes).await?;
         if token.is_cancelled() {

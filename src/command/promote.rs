@@ -41,7 +41,6 @@ async fn set(args: &CandidateSetArgs, config: Config) -> Done {
         lambda: args.lambda,
         share: args.share,
         shadow: args.shadow,
-        only: args.only.clone(),
         evaluation: args.evaluation.clone(),
     };
     let by = parts::actor("bsap candidate set");
@@ -205,8 +204,7 @@ fn tell(promotion: &Promotion) {
     let candidate = &promotion.candidate;
     say!("live        {}: {}", promotion.live_name, configuration(&promotion.live));
     say!("candidate   {}: {}", candidate.name, configuration(&candidate.serving));
-    let only = candidate.only.as_ref().map_or(String::new(), |only| format!(" where {only}"));
-    say!("traffic     share {}{only}, shadow {}", candidate.share, candidate.shadow);
+    say!("traffic     share {}, shadow {}", candidate.share, candidate.shadow);
     say!("since       {}", candidate.since.format("%Y-%m-%d %H:%M:%S UTC"));
     say!("evaluation  {}", candidate.evaluation.as_deref().unwrap_or("none"));
     for warning in &promotion.warnings {

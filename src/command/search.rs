@@ -67,6 +67,8 @@ pub async fn ask_table(args: &SearchArgs, config: Config, token: CancellationTok
         weight: args.weight,
         lambda: None,
         trace_id: None,
+        configuration: None,
+        key: None,
     };
     let results = tokio::task::spawn_blocking(move || engine.search(&query)).await?;
     match results {

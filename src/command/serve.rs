@@ -44,7 +44,8 @@ pub async fn run(config: Config, token: CancellationToken) -> Done {
     // The worker is opened once.
     let _ = health.0.set(worker.engine.clone());
     say!("serving on http://{address}/");
-    let QueryWorker { engine, follower, .. } = worker;
+    let QueryWorker { engine, follower, reader, .. } = worker;
+    let reading = tokio::spawn(reader.run(token.child_token()));
     let following = token.clone();
     let follow = async move {
         let result = engine.follow(follower, following.clone(), &|_, _| {}).await;
@@ -53,6 +54,7 @@ pub async fn run(config: Config, token: CancellationToken) -> Done {
         result
     };
     let (followed, served) = tokio::join!(follow, http::serve(app, listener, token));
+    reading.await?;
     followed?;
     served?;
     info!(event = event::STOP, role = "query worker", drained = true, "stopped");

@@ -10,8 +10,10 @@ use crate::clip::ModelCard;
 use crate::normalise::Normaliser;
 use crate::search::{
     Change, Entry, Explanation, Hit, Query, Results, ScoredPrompt, Served, Snapshot, Timings,
+    TrafficCounts,
 };
 use crate::statistics::{Statistics, StatisticsKey};
+use crate::table::Serving;
 
 /// A question. What is left out is answered as the catalogue is served.
 #[derive(Debug, Deserialize)]
@@ -23,6 +25,10 @@ pub struct SearchRequest {
     normaliser: Option<Normaliser>,
     weight: Option<f32>,
     lambda: Option<f32>,
+    /// Which configuration answers: `live`, `candidate`, or the name of one of them.
+    configuration: Option<String>,
+    /// What the caller is told apart by, for the candidate's share; it is hashed, not stored.
+    key: Option<String>,
 }
 
 impl From<SearchRequest> for Query {
@@ -35,6 +41,8 @@ impl From<SearchRequest> for Query {
             weight: request.weight,
             lambda: request.lambda,
             trace_id: None,
+            configuration: request.configuration,
+            key: request.key,
         }
     }
 }
@@ -49,6 +57,8 @@ pub struct ExplainRequest {
     normaliser: Option<Normaliser>,
     weight: Option<f32>,
     lambda: Option<f32>,
+    /// Which configuration is explained: `live`, `candidate`, or the name of one of them.
+    configuration: Option<String>,
 }
 
 impl ExplainRequest {
@@ -62,6 +72,8 @@ impl ExplainRequest {
             weight: self.weight,
             lambda: self.lambda,
             trace_id: None,
+            configuration: self.configuration,
+            key: None,
         };
         (query, self.image_id)
     }
@@ -74,6 +86,9 @@ pub struct SearchAnswer {
     pub table_version: u64,
     /// Generation of the table.
     pub generation: String,
+    /// Name of the configuration that made this answer.
+    #[serde(default)]
+    pub configuration: String,
     /// Statistics that were used.
     pub prompt_set: StatisticsKey,
     /// Formula that was used.
@@ -102,6 +117,7 @@ impl SearchAnswer {
         Self {
             table_version: results.version,
             generation: generation.to_owned(),
+            configuration: results.configuration.clone(),
             prompt_set: results.set.key.clone(),
             normaliser: results.balance.normaliser,
             weight: results.balance.weight,
@@ -284,6 +300,13 @@ pub struct StateAnswer<'a> {
     prompt_sets: Vec<PromptSetAnswer<'a>>,
     normalisers: [&'static str; Normaliser::ALL.len()],
     serving: ServingAnswer<'a>,
+    /// Revision of the catalogue's state that is served.
+    revision: u64,
+    /// Name of the live configuration.
+    configuration: &'a str,
+    candidate: Option<CandidateAnswer<'a>>,
+    /// Answers of this query worker since it started, and what the shadow showed.
+    traffic: TrafficCounts,
     examples: &'a [String],
     stand_ins: &'a [StandIn],
     /// When the newest version of the table was taken in.
@@ -305,6 +328,27 @@ struct ServingAnswer<'a> {
     normaliser: Normaliser,
     weight: f32,
     lambda: f32,
+}
+
+/// What may become live.
+#[derive(Debug, Serialize)]
+struct CandidateAnswer<'a> {
+    name: &'a str,
+    serving: ServingAnswer<'a>,
+    share: f32,
+    shadow: f32,
+    since: DateTime<Utc>,
+}
+
+impl<'a> ServingAnswer<'a> {
+    fn new(serving: &'a Serving) -> Self {
+        Self {
+            prompt_set: &serving.prompt_set,
+            normaliser: serving.normaliser,
+            weight: serving.weight,
+            lambda: serving.lambda,
+        }
+    }
 }
 
 impl<'a> StateAnswer<'a> {
@@ -330,12 +374,17 @@ impl<'a> StateAnswer<'a> {
             computed_statistics: snapshot.computed,
             prompt_sets: sets.iter().map(set).collect(),
             normalisers: Normaliser::ALL.map(Normaliser::name),
-            serving: ServingAnswer {
-                prompt_set: &serving.prompt_set,
-                normaliser: serving.normaliser,
-                weight: serving.weight,
-                lambda: serving.lambda,
-            },
+            serving: ServingAnswer::new(serving),
+            revision: served.revision,
+            configuration: &served.name,
+            candidate: served.candidate.as_ref().map(|candidate| CandidateAnswer {
+                name: &candidate.name,
+                serving: ServingAnswer::new(&candidate.serving),
+                share: candidate.share,
+                shadow: candidate.shadow,
+                since: candidate.since,
+            }),
+            traffic: engine.traffic(),
             examples: &app.options.examples,
             stand_ins: &app.stand_ins,
             updated_at: snapshot.at,

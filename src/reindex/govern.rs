@@ -35,8 +35,6 @@ pub struct Wanted {
     pub share: f32,
     /// Share of the queries that it answers in the shadow.
     pub shadow: f32,
-    /// Only queries whose filter holds this attribute's value, `name=value`.
-    pub only: Option<String>,
     /// Fingerprint of the evaluation that speaks for it.
     pub evaluation: Option<String>,
 }
@@ -106,7 +104,7 @@ pub async fn set_candidate(
                 serving: serving.clone(),
                 share: wanted.share,
                 shadow: wanted.shadow,
-                only: wanted.only.clone(),
+                only: None,
                 since: Utc::now(),
                 evaluation: wanted.evaluation.clone(),
             });

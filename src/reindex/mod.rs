@@ -4,6 +4,7 @@ mod claim;
 mod control;
 mod govern;
 mod model;
+mod reader;
 mod sets;
 mod statistics;
 
@@ -13,6 +14,7 @@ pub use govern::{
     wait_for_readers, withdraw_candidate,
 };
 pub use model::{Missing, set_up, withdraw};
+pub use reader::Reader;
 pub use sets::follow_sets;
 pub use statistics::{Done, Job, add_set, retire};
 

@@ -55,7 +55,7 @@ async fn catalogue(whole: bool) -> Store {
             carried.push((b.key.clone(), statistics(i)));
         }
         let row = Row {
-            image_id: ImageId::new(&format!("i{i}")).unwrap(),
+            image_id: ImageId::new(format!("i{i}")).unwrap(),
             sequence: Sequence::from_number(1),
             event_time: None,
             embedded_at: DateTime::from_timestamp(1_700_000_001, 0).unwrap(),

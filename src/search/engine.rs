@@ -14,7 +14,8 @@ use super::memory::{self, OverMemory};
 use super::rank::Hit;
 use super::scan::Ask;
 use super::snapshot::{Served, Snapshot, Snapshots};
-use super::told::Told;
+use super::told::{Told, query_hash};
+use super::traffic::{Asking, Difference, Route, Traffic, TrafficCounts, route};
 use crate::calibration::Background;
 use crate::clip::{ClipError, Towers};
 use crate::metrics;
@@ -22,7 +23,7 @@ use crate::normalise::{Balance, Normaliser};
 use crate::prompts::EmbeddedSet;
 use crate::retry::{Backoff, Decide, Verdict};
 use crate::statistics::Statistics;
-use crate::table::{Follower, TableError};
+use crate::table::{Follower, Serving, TableError};
 use crate::telemetry::event;
 
 /// What is asked. Whatever is not said is answered as the catalogue's state says.
@@ -42,6 +43,11 @@ pub struct Query {
     pub lambda: Option<f32>,
     /// The trace that the question belongs to, for the log.
     pub trace_id: Option<String>,
+    /// Which configuration answers: `live`, `candidate`, or the name of one of them.
+    pub configuration: Option<String>,
+    /// What the caller is told apart by, for the candidate's share: the same key is always answered
+    /// by the same configuration.
+    pub key: Option<String>,
 }
 
 /// A question that cannot be answered.
@@ -111,8 +117,10 @@ pub struct Results {
     pub matched: usize,
     /// Moments of the balanced scores of those.
     pub background: Background,
-    /// The configuration that answered.
+    /// What was served when it was answered.
     pub served: Arc<Served>,
+    /// Name of the configuration that answered, one of `served`.
+    pub configuration: String,
     /// Best by balanced score.
     pub hits: Vec<Hit>,
     /// Best by raw score.
@@ -157,7 +165,8 @@ pub struct Engine {
     options: Options,
     snapshots: Snapshots,
     cache: Mutex<HashMap<String, Arc<Vec<f32>>>>,
-    batches: Batches,
+    batches: Arc<Batches>,
+    traffic: Arc<Traffic>,
 }
 
 impl Engine {
@@ -167,7 +176,8 @@ impl Engine {
             towers,
             snapshots: Snapshots::new(served, memory::limit(options.memory_mib)),
             cache: Mutex::default(),
-            batches: Batches::start(&options),
+            batches: Arc::new(Batches::start(&options)),
+            traffic: Arc::default(),
             options,
         }
     }
@@ -200,6 +210,11 @@ impl Engine {
         self.snapshots.adopt(served, progress)
     }
 
+    /// Who has answered how many queries, and what the shadow showed.
+    pub fn traffic(&self) -> TrafficCounts {
+        self.traffic.counts()
+    }
+
     /// The limits.
     pub fn options(&self) -> &Options {
         &self.options
@@ -222,12 +237,19 @@ impl Engine {
         }
         let since = Instant::now();
         let asked = self.asked(query, k)?;
-        let (ask, set) = (asked.ask, asked.set);
+        let (ask, set, route) = (asked.ask, asked.set, asked.route);
         let (snapshot, balance) = (ask.snapshot.clone(), ask.balance);
+        let configuration = match (&snapshot.served.candidate, route) {
+            (Some(candidate), Route::Candidate) => candidate.name.clone(),
+            _ => snapshot.served.name.clone(),
+        };
+        let shadow = (route == Route::Live && !query.is_own()).then(|| ask.clone());
         let Reply { found, timings } = self.batches.ask(ask, Want::Best { offset: 0 }, left)?;
         let timings = Timings { text_ms: asked.text_ms, ..timings };
+        self.traffic.count(route);
         let told = Told {
             query,
+            configuration: &configuration,
             balance: &balance,
             k,
             scanned: snapshot.len(),
@@ -239,6 +261,9 @@ impl Engine {
             since,
         };
         told.tell(&self.options);
+        if let Some(ask) = shadow {
+            self.shadow(ask, query, k, &found.hits);
+        }
         Ok(Results {
             version: snapshot.version,
             set,
@@ -247,11 +272,55 @@ impl Engine {
             matched: found.matched,
             background: found.background,
             served: snapshot.served.clone(),
+            configuration,
             hits: found.hits,
             raw_hits: found.raw_hits,
             timings,
             warning: self.warning(&query.text),
         })
+    }
+
+    /// Computes what the candidate would have answered, for its share of the queries, on a thread of
+    /// its own and over the very same snapshot; the log tells the difference. One at a time.
+    fn shadow(&self, mut ask: Ask, query: &Query, k: usize, hits: &[Hit]) {
+        let served = ask.snapshot.served.clone();
+        let Some(candidate) = &served.candidate else { return };
+        if candidate.shadow <= rand::random::<f32>() || !self.traffic.begin_shadow() {
+            return;
+        }
+        let Ok((set, balance)) = configuration(&ask.snapshot, &candidate.serving, query) else {
+            return self.traffic.end_shadow(None);
+        };
+        ask.key = set.key.clone();
+        ask.balance = balance;
+        let live: Vec<String> = hits.iter().map(|h| h.entry.image_id.to_string()).collect();
+        let (batches, traffic) = (self.batches.clone(), self.traffic.clone());
+        let (name, hash) = (candidate.name.clone(), query_hash(&query.text));
+        std::thread::spawn(move || {
+            let version = ask.snapshot.version;
+            let reply = batches.ask(ask, Want::Best { offset: 0 }, &CancellationToken::new());
+            let found = reply.ok().map(|reply| {
+                let ids: Vec<&str> =
+                    reply.found.hits.iter().map(|h| h.entry.image_id.as_str()).collect();
+                let live: Vec<&str> = live.iter().map(String::as_str).collect();
+                Difference::of(&live, &ids)
+            });
+            if let Some(found) = &found {
+                info!(
+                    event = event::SHADOW,
+                    query_hash = hash,
+                    configuration = served.name,
+                    candidate = name,
+                    k,
+                    overlap = found.overlap,
+                    moved = found.moved,
+                    top_changed = found.top_changed,
+                    version,
+                    "the candidate would have answered so"
+                );
+            }
+            traffic.end_shadow(found.as_ref());
+        });
     }
 
     fn warning(&self, text: &str) -> Option<String> {
@@ -306,14 +375,26 @@ impl Engine {
             ));
         }
         let snapshot = self.snapshots.newest();
-        let (set, balance) = configuration(&snapshot, query)?;
+        let served = &snapshot.served;
+        let asking = Asking {
+            configuration: query.configuration.as_deref(),
+            key: query.key.as_deref(),
+            own: query.is_own(),
+        };
+        let route = route(&served.name, served.candidate.as_ref(), asking)
+            .map_err(|reason| invalid("configuration", reason))?;
+        let serving = match (&served.candidate, route) {
+            (Some(candidate), Route::Candidate) => &candidate.serving,
+            _ => &served.serving,
+        };
+        let (set, balance) = configuration(&snapshot, serving, query)?;
         let started = Instant::now();
         let embedding = self.embed(text)?;
         let text_ms = milliseconds(started.elapsed());
         let logit_scale = self.towers.card().logit_scale;
         let key = set.key.clone();
         let ask = Ask { snapshot, embedding, key, balance, logit_scale, mask: None, depth };
-        Ok(Asked { ask, set, text_ms })
+        Ok(Asked { ask, set, text_ms, route })
     }
 
     fn embed(&self, text: &str) -> Result<Arc<Vec<f32>>, ClipError> {
@@ -410,14 +491,26 @@ struct Asked {
     ask: Ask,
     set: Arc<EmbeddedSet>,
     text_ms: f64,
+    route: Route,
 }
 
-/// The prompt set and the balance that a query asks for.
+impl Query {
+    /// Whether it says itself how it is to be answered, and so belongs to no share.
+    fn is_own(&self) -> bool {
+        self.prompt_set.is_some()
+            || self.normaliser.is_some()
+            || self.weight.is_some()
+            || self.lambda.is_some()
+    }
+}
+
+/// The prompt set and the balance that a query asks for; what it does not say is as in `serving`.
 fn configuration(
     snapshot: &Snapshot,
+    serving: &Serving,
     query: &Query,
 ) -> Result<(Arc<EmbeddedSet>, Balance), QueryError> {
-    let Served { sets, serving, .. } = &*snapshot.served;
+    let sets = &snapshot.served.sets;
     let weight = query.weight.unwrap_or(serving.weight);
     if !(0.0..=1.0).contains(&weight) {
         return Err(invalid("weight", format!("{weight} is not between 0 and 1")));

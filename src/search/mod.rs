@@ -18,6 +18,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod told;
+mod traffic;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,7 @@ pub use engine::{
 pub use memory::{Memory, OverMemory, limit as memory_limit, needed as memory_needed};
 pub use rank::Hit;
 pub use snapshot::{Change, Served, Snapshot, Snapshots};
+pub use traffic::{Difference, TrafficCounts};
 
 use crate::limits;
 use crate::normalise::Normaliser;

@@ -21,7 +21,7 @@ use crate::normalise::{Normaliser, Scale};
 use crate::prompts::EmbeddedSet;
 use crate::record::{Embedding, Image, ImageId, Row, Version};
 use crate::statistics::{Statistics, StatisticsKey};
-use crate::table::{Changes, Serving};
+use crate::table::{Candidate, CatalogueState, Changes, Serving};
 
 /// Changes kept for listeners that are slow; a slower one misses the oldest.
 const CHANGE_BUFFER: usize = 1024;
@@ -40,9 +40,23 @@ pub struct Served {
     pub sets: Vec<Arc<EmbeddedSet>>,
     /// How queries are answered unless they say otherwise.
     pub serving: Serving,
+    /// What may become live, answers those who ask for it, and its share; its set is among `sets`.
+    pub candidate: Option<Candidate>,
 }
 
 impl Served {
+    /// As a revision of the state says; `sets` are its prompt sets, embedded.
+    pub fn of(state: &CatalogueState, sets: Vec<Arc<EmbeddedSet>>) -> Self {
+        Self {
+            revision: state.revision,
+            name: state.name.clone(),
+            sets,
+            serving: state.serving.clone(),
+            // One that reads another generation is not in this snapshot.
+            candidate: state.candidate.clone().filter(|c| c.generation == state.live.id),
+        }
+    }
+
     fn keys(&self) -> Vec<StatisticsKey> {
         self.sets.iter().map(|set| set.key.clone()).collect()
     }

@@ -74,5 +74,5 @@ pub fn served(sets: Vec<Arc<EmbeddedSet>>) -> Served {
         scale: None,
         calibration: None,
     };
-    Served { revision: 1, name: "live".into(), sets, serving }
+    Served { revision: 1, name: "live".into(), sets, serving, candidate: None }
 }

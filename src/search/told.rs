@@ -15,6 +15,8 @@ use crate::telemetry::{self, event};
 /// An answer, as far as it is told.
 pub struct Told<'a> {
     pub query: &'a Query,
+    /// The name of the configuration that answered.
+    pub configuration: &'a str,
     pub balance: &'a Balance,
     pub k: usize,
     pub scanned: usize,
@@ -40,6 +42,7 @@ impl Told<'_> {
             query_hash,
             query = telemetry::query_text(&self.query.text),
             trace_id = self.query.trace_id,
+            configuration = self.configuration,
             normaliser,
             weight = self.balance.weight,
             k = self.k,
@@ -76,7 +79,7 @@ impl Told<'_> {
 }
 
 /// Recognises a repeated query in the logs without showing its text.
-fn query_hash(text: &str) -> String {
+pub fn query_hash(text: &str) -> String {
     use sha2::{Digest, Sha256};
     hex(&Sha256::digest(text.as_bytes())[..6])
 }

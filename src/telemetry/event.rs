@@ -232,7 +232,7 @@ catalogue! {
     SEARCH = "search", ["info"],
         "A query was answered.",
         "None. `moved` near `matched` on most queries: the balance changes every ranking; measure it on your own queries, or lower `search.weight`.",
-        [text("query_hash", "the same text has the same hash"), text("query", "where `log.query_text` is set").maybe(), text("trace_id", "from the request's `traceparent`").maybe(), text("normaliser", ""), number("weight", ""), count("k", ""), count("scanned", ""), count("matched", ""), number("top", "best balanced score").maybe(), number("top_raw", "best score of plain CLIP").maybe(), count("moved", "results whose place is not that of plain CLIP"), number("text_ms", "embedding the text; 0: it was remembered"), number("scan_ms", "scoring and ranking"), count("version", "of the table")];
+        [text("query_hash", "the same text has the same hash"), text("query", "where `log.query_text` is set").maybe(), text("trace_id", "from the request's `traceparent`").maybe(), text("configuration", "the name of the one that answered"), text("normaliser", ""), number("weight", ""), count("k", ""), count("scanned", ""), count("matched", ""), number("top", "best balanced score").maybe(), number("top_raw", "best score of plain CLIP").maybe(), count("moved", "results whose place is not that of plain CLIP"), number("text_ms", "embedding the text; 0: it was remembered"), number("scan_ms", "scoring and ranking"), count("version", "of the table")];
     SEARCH_SLOW = "search.slow", ["warn"],
         "A query took longer than `search.slow_ms`.",
         "`text_ms` is most of it: the text tower waits for cores. `scan_ms`: the catalogue is large for this machine; add cores or query workers.",
@@ -273,6 +273,10 @@ catalogue! {
         "A candidate was set or withdrawn.",
         "None.",
         [text("change", "`set` or `withdrawn`"), text("name", ""), count("revision", "of the state"), text("by", "who")];
+    SHADOW = "shadow", ["info"],
+        "A query that the live configuration answered was computed by the candidate too, unseen.",
+        "None: compare before `bsap promote`.",
+        [text("query_hash", "that of `search`"), text("configuration", "that answered"), text("candidate", "its name"), count("k", ""), number("overlap", "share of common results, 0 to 1"), count("moved", "common results in another place"), flag("top_changed", "another result is best"), count("version", "of the table")];
     PROMOTE = "promote", ["info"],
         "The candidate became live.",
         "`bsap rollback` goes back.",
