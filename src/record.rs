@@ -240,6 +240,30 @@ pub enum AttributeType {
     Time,
 }
 
+impl AttributeType {
+    /// The name that stands in configuration and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Integer => "integer",
+            Self::Number => "number",
+            Self::Boolean => "boolean",
+            Self::Time => "time",
+        }
+    }
+
+    /// For messages: a value is none of these.
+    pub fn described(self) -> &'static str {
+        match self {
+            Self::Text => "a text",
+            Self::Integer => "a whole number",
+            Self::Number => "a number",
+            Self::Boolean => "true or false",
+            Self::Time => "a time as RFC 3339 writes it",
+        }
+    }
+}
+
 /// Declared attributes: name to type.
 pub type AttributeTypes = BTreeMap<String, AttributeType>;
 

@@ -244,7 +244,7 @@ async fn every_message_ends_in_the_table_or_among_the_dead_letters() {
         let stored = snapshot.statistics(entry.image_id.as_str(), &house.sets[0].key).unwrap();
         assert_eq!(stored, anew, "to the bit");
     }
-    let query = Query { text: "a mug".into(), k: Some(100), ..Query::default() };
+    let query = Query { input: "a mug".into(), k: Some(100), ..Query::default() };
     let results = engine.search(&query).unwrap();
     assert_eq!(results.hits.len() as u64, good - 1);
 

@@ -180,7 +180,7 @@ async fn ask(
     while !stop.load(AtomicOrdering::SeqCst) {
         number += 1;
         let query = Query {
-            text: format!("query {}", number % 17),
+            input: format!("query {}", number % 17).into(),
             k: Some(20),
             key: Some(format!("user {}", number % 31)),
             ..Query::default()
@@ -312,7 +312,7 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
     let standing = wait_for_readers(&store, state.revision, limit, &token).await.unwrap();
     assert_eq!((standing.ready.len(), standing.waiting.len()), (2, 0));
     let asks = |configuration: Option<&str>| Query {
-        text: "query 1".into(),
+        input: "query 1".into(),
         configuration: configuration.map(Into::into),
         ..Query::default()
     };

@@ -286,7 +286,7 @@ fn missing<'a>(
 
 async fn ask(shop: &Shop, engine: Arc<Engine>, generation: &str) -> anyhow::Result<()> {
     for text in EXAMPLES {
-        let query = Query { text: text.into(), k: Some(5), ..Query::default() };
+        let query = Query { input: text.into(), k: Some(5), ..Query::default() };
         let asked = engine.clone();
         let results = tokio::task::spawn_blocking(move || asked.search(&query)).await??;
         say!("\n“{text}”\n{}", table_view::side_by_side(&SearchAnswer::new(&results, generation)));

@@ -246,7 +246,9 @@ pub async fn query_worker(config: &Config, towers: Arc<dyn Towers>) -> anyhow::R
         config.http.concurrency, config.http.timeout_ms, config.search.poll_ms, config.search.max_k,
     );
     started("query worker", &*towers, &state.live, &store, &limits);
-    let engine = Arc::new(Engine::new(towers, served, config.search.clone()));
+    let engine = Engine::new(towers, served, config.search.clone())
+        .reading(config.attributes.clone(), config.decode.clone());
+    let engine = Arc::new(engine);
     Ok(QueryWorker {
         reader: Reader {
             catalogue: store,

@@ -60,15 +60,12 @@ pub async fn ask_table(args: &SearchArgs, config: Config, token: CancellationTok
         return Ok(());
     };
     let query = Query {
-        text: args.text.clone(),
+        input: args.text.as_str().into(),
         k: Some(args.k),
         prompt_set: args.prompt_set.clone(),
         normaliser: args.normaliser,
         weight: args.weight,
-        lambda: None,
-        trace_id: None,
-        configuration: None,
-        key: None,
+        ..Query::default()
     };
     let results = tokio::task::spawn_blocking(move || engine.search(&query)).await?;
     match results {

@@ -2,25 +2,48 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::App;
 use crate::clip::ModelCard;
 use crate::normalise::Normaliser;
+use crate::record::AttributeType;
 use crate::search::{
-    Change, Entry, Explanation, Hit, Query, Results, ScoredPrompt, Served, Snapshot, Timings,
-    TrafficCounts,
+    Attribute, Change, Entry, Explanation, Filter, Hit, Input, MinScore, Query, QueryError,
+    Results, ScoredPrompt, Served, Snapshot, Timings, TrafficCounts, Unmatched, WeightedText,
+    memory_needed,
 };
 use crate::statistics::{Statistics, StatisticsKey};
 use crate::table::Serving;
 
-/// A question. What is left out is answered as the catalogue is served.
+/// What is looked for, exactly one of these, and how it is answered. What is left out of the latter is
+/// answered as the catalogue is served.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SearchRequest {
-    text: String,
+    /// What a text describes.
+    text: Option<String>,
+    /// What several texts describe together.
+    texts: Option<Vec<WeightedText>>,
+    /// What is like this image of the catalogue.
+    image_id: Option<String>,
+    /// What is like this picture: a file's bytes in base64.
+    image: Option<String>,
+    /// What is near this embedding of the same model, of any length.
+    vector: Option<Vec<f32>>,
+    /// How many results.
     k: Option<usize>,
+    /// Which images may be found.
+    filter: Option<Filter>,
+    /// Balanced score that a hit must have: a number, or `calibrated`.
+    min_score: Option<MinScore>,
+    /// `next_cursor` of an answer to the same question: its next page.
+    cursor: Option<String>,
+    /// Whether the image `image_id` may be a hit of itself.
+    #[serde(default)]
+    include_self: bool,
     prompt_set: Option<String>,
     normaliser: Option<Normaliser>,
     weight: Option<f32>,
@@ -31,19 +54,35 @@ pub struct SearchRequest {
     key: Option<String>,
 }
 
-impl From<SearchRequest> for Query {
-    fn from(request: SearchRequest) -> Self {
-        Self {
-            text: request.text,
+impl TryFrom<SearchRequest> for Query {
+    type Error = QueryError;
+
+    fn try_from(request: SearchRequest) -> Result<Self, QueryError> {
+        let SearchRequest { text, texts, image_id, image, vector, .. } = request;
+        Ok(Self {
+            input: input(
+                "image_id",
+                [
+                    text.map(Input::Text),
+                    texts.map(Input::Texts),
+                    image_id.map(Input::Image),
+                    image.map(picture_of).transpose()?,
+                    vector.map(Input::Vector),
+                ],
+            )?,
             k: request.k,
             prompt_set: request.prompt_set,
             normaliser: request.normaliser,
             weight: request.weight,
             lambda: request.lambda,
+            filter: request.filter,
+            min_score: request.min_score,
+            cursor: request.cursor,
+            include_self: request.include_self,
             trace_id: None,
             configuration: request.configuration,
             key: request.key,
-        }
+        })
     }
 }
 
@@ -51,8 +90,20 @@ impl From<SearchRequest> for Query {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExplainRequest {
-    pub image_id: String,
-    text: String,
+    /// The image whose place is explained.
+    image_id: String,
+    /// What a text describes.
+    text: Option<String>,
+    /// What several texts describe together.
+    texts: Option<Vec<WeightedText>>,
+    /// What is like this image of the catalogue.
+    query_image_id: Option<String>,
+    /// What is like this picture: a file's bytes in base64.
+    image: Option<String>,
+    /// What is near this embedding of the same model, of any length.
+    vector: Option<Vec<f32>>,
+    /// Which images it is ranked among.
+    filter: Option<Filter>,
     prompt_set: Option<String>,
     normaliser: Option<Normaliser>,
     weight: Option<f32>,
@@ -63,20 +114,48 @@ pub struct ExplainRequest {
 
 impl ExplainRequest {
     /// The question, and the image that it is about.
-    pub fn split(self) -> (Query, String) {
+    pub fn split(self) -> Result<(Query, String), QueryError> {
+        let Self { text, texts, query_image_id, image, vector, .. } = self;
         let query = Query {
-            text: self.text,
-            k: None,
+            input: input(
+                "query_image_id",
+                [
+                    text.map(Input::Text),
+                    texts.map(Input::Texts),
+                    query_image_id.map(Input::Image),
+                    image.map(picture_of).transpose()?,
+                    vector.map(Input::Vector),
+                ],
+            )?,
+            filter: self.filter,
             prompt_set: self.prompt_set,
             normaliser: self.normaliser,
             weight: self.weight,
             lambda: self.lambda,
-            trace_id: None,
             configuration: self.configuration,
-            key: None,
+            ..Query::default()
         };
-        (query, self.image_id)
+        Ok((query, self.image_id))
     }
+}
+
+/// The only one of `given`.
+fn input(by_id: &str, given: [Option<Input>; 5]) -> Result<Input, QueryError> {
+    let given: Vec<Input> = given.into_iter().flatten().collect();
+    let names: Vec<&str> = given.iter().map(Input::name).collect();
+    let found = if names.is_empty() { "none".into() } else { names.join(" and ") };
+    let one: Result<[Input; 1], _> = given.try_into();
+    one.map(|[one]| one).map_err(|_| QueryError::Invalid {
+        field: "text",
+        reason: format!("exactly one of text, texts, {by_id}, image and vector says what to look for, and there is {found}"),
+    })
+}
+
+fn picture_of(base64: String) -> Result<Input, QueryError> {
+    let bytes = base64::engine::general_purpose::STANDARD.decode(base64);
+    bytes
+        .map(Input::Picture)
+        .map_err(|e| QueryError::Invalid { field: "image", reason: format!("is not base64: {e}") })
 }
 
 /// The answer to a search: plain CLIP and balanced, from one scan.
@@ -109,6 +188,13 @@ pub struct SearchAnswer {
     pub raw_hits: Vec<HitAnswer>,
     /// Why the answer is not to be trusted; none where nothing speaks against it.
     pub warning: Option<String>,
+    /// Whether the best hit is no better than what unrelated texts reach; none where nothing is
+    /// calibrated for such a query, and on later pages.
+    pub no_match: Option<Unmatched>,
+    /// The balanced score that `hits` had to have.
+    pub min_score: Option<f32>,
+    /// To be sent as `cursor` for the next page; none after the last.
+    pub next_cursor: Option<String>,
 }
 
 impl SearchAnswer {
@@ -128,6 +214,9 @@ impl SearchAnswer {
             hits: results.hits.iter().map(HitAnswer::new).collect(),
             raw_hits: results.raw_hits.iter().map(HitAnswer::new).collect(),
             warning: results.warning.clone(),
+            no_match: results.no_match.clone(),
+            min_score: results.min_score,
+            next_cursor: results.next_cursor.clone(),
         }
     }
 }
@@ -297,6 +386,9 @@ pub struct StateAnswer<'a> {
     table_version: u64,
     images: usize,
     computed_statistics: usize,
+    memory: MemoryAnswer,
+    /// What filters may name, besides `event_time` and `embedded_at`.
+    attributes: Vec<AttributeAnswer<'a>>,
     prompt_sets: Vec<PromptSetAnswer<'a>>,
     normalisers: [&'static str; Normaliser::ALL.len()],
     serving: ServingAnswer<'a>,
@@ -330,6 +422,51 @@ struct ServingAnswer<'a> {
     lambda: f32,
 }
 
+/// Bytes in memory, and how many there may be.
+#[derive(Debug, Serialize)]
+struct MemoryAnswer {
+    bytes: u64,
+    /// Of these, ids, addresses and attributes.
+    named_bytes: u64,
+    limit_bytes: u64,
+    /// What an image needs besides its id, address and attributes.
+    row_bytes: u64,
+    /// Older versions that cursors point to, besides.
+    cursor_bytes: u64,
+}
+
+/// A declared attribute.
+#[derive(Debug, Serialize)]
+struct AttributeAnswer<'a> {
+    name: &'a str,
+    #[serde(rename = "type")]
+    kind: AttributeType,
+    /// Images that have it.
+    images: usize,
+    /// Its values, the most frequent first, where it has at most 50 and is a text or boolean.
+    values: Option<Vec<ValueAnswer<'a>>>,
+}
+
+/// A value of an attribute.
+#[derive(Debug, Serialize)]
+struct ValueAnswer<'a> {
+    value: &'a str,
+    /// Images that have it.
+    images: usize,
+}
+
+impl<'a> AttributeAnswer<'a> {
+    fn new(attribute: &'a Attribute) -> Self {
+        let value = |(value, images): &'a (String, usize)| ValueAnswer { value, images: *images };
+        Self {
+            name: &attribute.name,
+            kind: attribute.kind,
+            images: attribute.images,
+            values: attribute.values.as_ref().map(|all| all.iter().map(value).collect()),
+        }
+    }
+}
+
 /// What may become live.
 #[derive(Debug, Serialize)]
 struct CandidateAnswer<'a> {
@@ -357,6 +494,7 @@ impl<'a> StateAnswer<'a> {
         let engine = &app.engine;
         let served = &snapshot.served;
         let Served { sets, serving, .. } = &**served;
+        let memory = snapshot.memory();
         let set = |set: &'a std::sync::Arc<crate::prompts::EmbeddedSet>| PromptSetAnswer {
             name: &set.set.name,
             version: set.set.version,
@@ -372,6 +510,14 @@ impl<'a> StateAnswer<'a> {
             table_version: snapshot.version,
             images: snapshot.len(),
             computed_statistics: snapshot.computed,
+            memory: MemoryAnswer {
+                bytes: memory.bytes(),
+                named_bytes: memory.named as u64,
+                limit_bytes: engine.snapshots().limit(),
+                row_bytes: memory_needed(1, engine.towers().card().dimension, sets.len()),
+                cursor_bytes: engine.pinned_bytes(),
+            },
+            attributes: engine.attributes(snapshot).iter().map(AttributeAnswer::new).collect(),
             prompt_sets: sets.iter().map(set).collect(),
             normalisers: Normaliser::ALL.map(Normaliser::name),
             serving: ServingAnswer::new(serving),

@@ -47,8 +47,11 @@ pub struct Options {
     pub concurrency: usize,
     /// How long a request may take, in milliseconds.
     pub timeout_ms: u64,
-    /// Largest request body, in bytes.
+    /// Largest request body, in bytes, of routes that take no picture.
     pub max_body_bytes: usize,
+    /// Largest body of a search or an explanation, in bytes: it may carry a picture in base64, four
+    /// thirds of its file's size.
+    pub max_picture_body_bytes: usize,
     /// Listeners of the change feed (`/v1/events`) at one time.
     pub max_listeners: usize,
     /// Whether pictures are fetched and shown (`/v1/images/{id}/picture`); the limits of `fetch`
@@ -66,6 +69,7 @@ impl Default for Options {
             concurrency: 64,
             timeout_ms: 10_000,
             max_body_bytes: 64 << 10,
+            max_picture_body_bytes: 12 << 20,
             max_listeners: 256,
             pictures: true,
             examples: Vec::new(),
@@ -87,6 +91,13 @@ impl Options {
         limits::range(p, "concurrency", self.concurrency as u64, 1, 100_000);
         limits::range(p, "timeout_ms", self.timeout_ms, 10, 600_000);
         limits::range(p, "max_body_bytes", self.max_body_bytes as u64, 1024, 16 << 20);
+        limits::range(
+            p,
+            "max_picture_body_bytes",
+            self.max_picture_body_bytes as u64,
+            1024,
+            256 << 20,
+        );
         limits::range(p, "max_listeners", self.max_listeners as u64, 0, 100_000);
         problems
     }
@@ -158,6 +169,7 @@ pub async fn serve(
 
 fn router(app: App, token: CancellationToken) -> Router {
     let body = DefaultBodyLimit::max(app.options.max_body_bytes);
+    let with_picture = DefaultBodyLimit::max(app.options.max_picture_body_bytes);
     let shared = Arc::new(Shared {
         turns: Arc::new(Semaphore::new(app.options.concurrency)),
         listeners: Arc::new(Semaphore::new(app.options.max_listeners)),
@@ -165,8 +177,8 @@ fn router(app: App, token: CancellationToken) -> Router {
         token,
     });
     let computed = Router::new()
-        .route("/v1/search", post(routes::search))
-        .route("/v1/explain", post(routes::explain))
+        .route("/v1/search", post(routes::search).layer(with_picture))
+        .route("/v1/explain", post(routes::explain).layer(with_picture))
         .route("/v1/images/{id}/picture", get(routes::picture))
         .layer(middleware::from_fn_with_state(shared.clone(), limit));
     Router::new()

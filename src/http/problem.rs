@@ -83,13 +83,17 @@ impl From<QueryError> for Problem {
                 retry_after: Some(1),
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", problem.to_string())
             },
+            QueryError::CursorExpired { .. } => Self {
+                field: Some("cursor"),
+                ..Self::new(StatusCode::GONE, "cursor_expired", problem.to_string())
+            },
             QueryError::NoImage(_) => Self::not_found(problem.to_string()),
             QueryError::Model(inner) => {
-                error!(event = event::HTTP_ERROR, code = "model", error = %inner, "the text tower failed");
+                error!(event = event::HTTP_ERROR, code = "model", error = %inner, "a tower failed");
                 Self::new(
                     StatusCode::INTERNAL_SERVER_ERROR,
                     "model",
-                    "the text could not be embedded; see the server's log",
+                    "the query could not be embedded; see the server's log",
                 )
             }
         }

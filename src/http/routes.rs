@@ -64,7 +64,7 @@ pub async fn search(
     headers: HeaderMap,
     body: Body<SearchRequest>,
 ) -> Result<Json<SearchAnswer>, Problem> {
-    let mut query: Query = body?.0.into();
+    let mut query = Query::try_from(body?.0)?;
     let trace = headers.get("traceparent").and_then(|value| record::trace_id(value.to_str().ok()?));
     query.trace_id = trace.map(str::to_owned);
     let left = CancellationToken::new();
@@ -79,7 +79,7 @@ pub async fn explain(
     State(shared): App,
     body: Body<ExplainRequest>,
 ) -> Result<Json<ExplainAnswer>, Problem> {
-    let (query, image_id) = body?.0.split();
+    let (query, image_id) = body?.0.split()?;
     let explanation = compute(&shared, move |engine| engine.explain(&query, &image_id)).await?;
     Ok(Json(explanation.into()))
 }

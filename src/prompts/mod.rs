@@ -3,7 +3,7 @@
 mod report;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use chrono::Utc;
@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::calibration::Vocabulary;
 use crate::clip::{ClipError, Towers};
 pub use report::{NEAR, Report, report};
 
@@ -217,13 +218,20 @@ pub struct EmbeddedSet {
     pub embeddings: Vec<Vec<f32>>,
     scale: f32,
     top_k: usize,
+    vocabulary: OnceLock<Vocabulary>,
 }
 
 impl EmbeddedSet {
     /// A set whose prompts are embedded already, one unit-length embedding a text.
     pub fn of(set: PromptSet, embeddings: Vec<Vec<f32>>, scale: f32, top_k: usize) -> Self {
         let key = StatisticsKey::new(&set.name, set.version, &set.fingerprint(), scale, top_k);
-        Self { set, key, embeddings, scale, top_k }
+        Self { set, key, embeddings, scale, top_k, vocabulary: OnceLock::new() }
+    }
+
+    /// The words of its texts.
+    pub fn vocabulary(&self) -> &Vocabulary {
+        let texts = || Vocabulary::of(self.set.texts.iter().map(String::as_str));
+        self.vocabulary.get_or_init(texts)
     }
 
     /// The score that an image gives each prompt, from its embedding as it is stored.
@@ -257,14 +265,8 @@ impl EmbeddedSet {
     pub fn subset(&self, name: &str, places: &[usize]) -> Self {
         let texts: Vec<String> = places.iter().map(|i| self.set.texts[*i].clone()).collect();
         let set = PromptSet { name: name.to_owned(), texts, ..self.set.clone() };
-        let fingerprint = set.fingerprint();
-        Self {
-            key: StatisticsKey::new(name, set.version, &fingerprint, self.scale, self.top_k),
-            set,
-            embeddings: places.iter().map(|i| self.embeddings[*i].clone()).collect(),
-            scale: self.scale,
-            top_k: self.top_k,
-        }
+        let embeddings = places.iter().map(|i| self.embeddings[*i].clone()).collect();
+        Self::of(set, embeddings, self.scale, self.top_k)
     }
 
     /// The set as the catalogue's state keeps it, embedded anew.

@@ -229,6 +229,8 @@ fn percentiles(mut values: Vec<f32>) -> [f32; 3] {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+
     use super::super::PromptSet;
     use super::*;
     use crate::normalise::Normaliser;
@@ -244,7 +246,7 @@ mod tests {
             texts,
         };
         let key = StatisticsKey::new("t", 1, &set.fingerprint(), 10.0, 1);
-        EmbeddedSet { set, key, embeddings, scale: 10.0, top_k: 1 }
+        EmbeddedSet { set, key, embeddings, scale: 10.0, top_k: 1, vocabulary: OnceLock::new() }
     }
 
     #[test]

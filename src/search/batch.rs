@@ -8,11 +8,10 @@ use rayon::prelude::*;
 use tokio_util::sync::CancellationToken;
 
 use super::Options;
-use super::engine::{QueryError, Timings, milliseconds};
+use super::query::{QueryError, Timings, milliseconds};
 use super::rank::{Exactly, Found};
 use super::scan::{Ask, scan, tasks};
 use super::snapshot::Place;
-use crate::calibration::Background;
 
 /// What is wanted of a pass.
 #[derive(Debug, Clone, Copy)]
@@ -111,7 +110,7 @@ fn answer(mut batch: Vec<Job>) {
                     hits: exactly.of(place).into_iter().collect(),
                     raw_hits: Vec::new(),
                     matched: scanned.matched,
-                    background: Background { mean: scanned.mean as f32, std: scanned.std as f32 },
+                    background: scanned.background,
                 },
             };
             let timings = Timings {

@@ -69,6 +69,11 @@ impl Texts {
         &self.text[from..self.ends[i] as usize]
     }
 
+    /// How many texts.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
     fn bytes(&self) -> usize {
         self.text.len() + 4 * self.ends.len()
     }

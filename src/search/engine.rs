@@ -1,82 +1,37 @@
 //! Questions and answers: text to embedding, one scan, both rankings, and why.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::Options;
+use super::attributes::{Attribute, attributes};
 use super::batch::{Batches, Reply, Want};
+use super::chunk::GROUP;
+use super::cursor::{self, Cursor, Pins};
+use super::embed::Embedder;
+use super::explain::{Explanation, ScoredPrompt, sentence};
+use super::filter::{Checked, Masks};
 use super::memory::{self, OverMemory};
+use super::query::{Input, MinScore, Query, QueryError, Timings, milliseconds};
 use super::rank::Hit;
 use super::scan::Ask;
 use super::snapshot::{Served, Snapshot, Snapshots};
 use super::told::{Told, query_hash};
 use super::traffic::{Asking, Difference, Route, Traffic, TrafficCounts, route};
-use crate::calibration::Background;
-use crate::clip::{ClipError, Towers};
+use super::unmatched::Unmatched;
+use crate::calibration::{Background, Calibration};
+use crate::clip::Towers;
+use crate::decode;
 use crate::metrics;
 use crate::normalise::{Balance, Normaliser};
 use crate::prompts::EmbeddedSet;
+use crate::record::AttributeTypes;
 use crate::retry::{Backoff, Decide, Verdict};
-use crate::statistics::Statistics;
 use crate::table::{Follower, Serving, TableError};
 use crate::telemetry::event;
-
-/// What is asked. Whatever is not said is answered as the catalogue's state says.
-#[derive(Debug, Clone, Default)]
-pub struct Query {
-    /// The text.
-    pub text: String,
-    /// How many results.
-    pub k: Option<usize>,
-    /// Name or key of a prompt set.
-    pub prompt_set: Option<String>,
-    /// Which formula.
-    pub normaliser: Option<Normaliser>,
-    /// Weight of the balanced score.
-    pub weight: Option<f32>,
-    /// λ of `nnn`.
-    pub lambda: Option<f32>,
-    /// The trace that the question belongs to, for the log.
-    pub trace_id: Option<String>,
-    /// Which configuration answers: `live`, `candidate`, or the name of one of them.
-    pub configuration: Option<String>,
-    /// What the caller is told apart by, for the candidate's share: the same key is always answered
-    /// by the same configuration.
-    pub key: Option<String>,
-}
-
-/// A question that cannot be answered.
-#[derive(Debug, thiserror::Error)]
-pub enum QueryError {
-    /// A field of the request is wrong.
-    #[error("{field}: {reason}")]
-    Invalid {
-        /// Which field.
-        field: &'static str,
-        /// Why, and what would be right.
-        reason: String,
-    },
-    /// The snapshot is not whole yet.
-    #[error("the catalogue is still being loaded; try again in a moment")]
-    NotReady,
-    /// No live image has this id.
-    #[error("image {0:?} is not in the catalogue")]
-    NoImage(String),
-    /// As many queries wait as may.
-    #[error("{0} queries wait already (search.waiting)")]
-    Busy(usize),
-    /// The caller left, or the engine stops.
-    #[error("the query was given up")]
-    GivenUp,
-    /// The text tower failed.
-    #[error(transparent)]
-    Model(#[from] ClipError),
-}
 
 /// The table cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -87,19 +42,6 @@ pub enum FollowError {
     /// It does not fit into memory.
     #[error(transparent)]
     Memory(#[from] OverMemory),
-}
-
-/// How long the parts of an answer took, in milliseconds.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub struct Timings {
-    /// Embedding the text; 0 where it was remembered.
-    pub text_ms: f64,
-    /// Waiting for a pass over the catalogue that other queries share.
-    pub wait_ms: f64,
-    /// That pass.
-    pub scan_ms: f64,
-    /// From its bounds to exact scores and places.
-    pub rank_ms: f64,
 }
 
 /// An answer: the best by balanced and by raw score, from one scan.
@@ -113,9 +55,9 @@ pub struct Results {
     pub balance: Balance,
     /// Images in the catalogue.
     pub scanned: usize,
-    /// Images that were ranked.
+    /// Images that were ranked: those that the filter lets through.
     pub matched: usize,
-    /// Moments of the balanced scores of those.
+    /// Moments of the balanced scores of all images; with a filter, of a part of them.
     pub background: Background,
     /// What was served when it was answered.
     pub served: Arc<Served>,
@@ -129,42 +71,23 @@ pub struct Results {
     pub timings: Timings,
     /// Why the answer is not to be trusted; none where nothing speaks against it.
     pub warning: Option<String>,
-}
-
-/// A prompt and the score that an image gives it.
-#[derive(Debug, Clone, Serialize)]
-pub struct ScoredPrompt {
-    /// The prompt.
-    pub text: String,
-    /// Its score.
-    pub score: f32,
-}
-
-/// Why an image ranks where it does.
-#[derive(Debug)]
-pub struct Explanation {
-    /// Its scores and places.
-    pub hit: Hit,
-    /// Its statistics.
-    pub statistics: Option<Statistics>,
-    /// All prompts with its scores, strongest first.
-    pub prompts: Vec<ScoredPrompt>,
-    /// Images scanned.
-    pub scanned: usize,
-    /// Normaliser, weight and constants that were used.
-    pub balance: Balance,
-    /// Prompt set that was used.
-    pub set: Arc<EmbeddedSet>,
-    /// In plain words.
-    pub sentence: String,
+    /// Whether the best hit is no better than what unrelated texts reach; none where nothing is
+    /// calibrated for such a query, and on later pages.
+    pub no_match: Option<Unmatched>,
+    /// The balanced score that hits had to have.
+    pub min_score: Option<f32>,
+    /// Where the next page begins; none after the last.
+    pub next_cursor: Option<String>,
 }
 
 /// Answers queries over the newest snapshot.
 pub struct Engine {
-    towers: Arc<dyn Towers>,
+    embedder: Embedder,
     options: Options,
+    declared: AttributeTypes,
     snapshots: Snapshots,
-    cache: Mutex<HashMap<String, Arc<Vec<f32>>>>,
+    masks: Masks,
+    pins: Pins,
     batches: Arc<Batches>,
     traffic: Arc<Traffic>,
 }
@@ -172,14 +95,25 @@ pub struct Engine {
 impl Engine {
     /// An engine that answers as `served` says, until [`Engine::adopt`].
     pub fn new(towers: Arc<dyn Towers>, served: Served, options: Options) -> Self {
+        let age = Duration::from_secs(options.cursor_seconds);
         Self {
-            towers,
+            embedder: Embedder::new(towers, &options),
+            declared: AttributeTypes::new(),
             snapshots: Snapshots::new(served, memory::limit(options.memory_mib)),
-            cache: Mutex::default(),
+            masks: Masks::default(),
+            pins: Pins::new(age, options.cursor_mib << 20),
             batches: Arc::new(Batches::start(&options)),
             traffic: Arc::default(),
             options,
         }
+    }
+
+    /// The same engine, whose filters may name the attributes of `declared`, and that decodes the
+    /// pictures of queries within the limits of `decode`.
+    pub fn reading(mut self, declared: AttributeTypes, decode: decode::Options) -> Self {
+        self.declared = declared;
+        self.embedder = self.embedder.decoding(decode);
+        self
     }
 
     /// The snapshots.
@@ -189,7 +123,17 @@ impl Engine {
 
     /// The model.
     pub fn towers(&self) -> &dyn Towers {
-        &*self.towers
+        self.embedder.towers()
+    }
+
+    /// What filters may name, over the live images of `snapshot`.
+    pub fn attributes<'a>(&self, snapshot: &'a Snapshot) -> &'a [Attribute] {
+        snapshot.attributes.get_or_init(|| attributes(&self.declared, snapshot))
+    }
+
+    /// Bytes of versions that cursors point to, beside the newest.
+    pub fn pinned_bytes(&self) -> u64 {
+        self.pins.bytes(&self.snapshots.newest())
     }
 
     /// The prompt sets that a query may name, and how queries are answered unless they say
@@ -233,37 +177,60 @@ impl Engine {
     ) -> Result<Results, QueryError> {
         let k = query.k.unwrap_or(self.options.default_k);
         if !(1..=self.options.max_k).contains(&k) {
-            return Err(invalid("k", format!("{k} is not between 1 and {}", self.options.max_k)));
+            let reason = format!("{k} is not between 1 and {}", self.options.max_k);
+            return Err(QueryError::invalid("k", reason));
         }
         let since = Instant::now();
-        let asked = self.asked(query, k)?;
-        let (ask, set, route) = (asked.ask, asked.set, asked.route);
-        let (snapshot, balance) = (ask.snapshot.clone(), ask.balance);
+        let Asked { ask, set, text_ms, route, offset, digest, calibration } =
+            self.asked(query, k)?;
+        let min_score = min_score(query, calibration.as_ref())?;
+        let (snapshot, balance, depth) = (ask.snapshot.clone(), ask.balance, ask.depth);
         let configuration = match (&snapshot.served.candidate, route) {
             (Some(candidate), Route::Candidate) => candidate.name.clone(),
             _ => snapshot.served.name.clone(),
         };
-        let shadow = (route == Route::Live && !query.is_own()).then(|| ask.clone());
-        let Reply { found, timings } = self.batches.ask(ask, Want::Best { offset: 0 }, left)?;
-        let timings = Timings { text_ms: asked.text_ms, ..timings };
+        let first = offset == 0;
+        let shadow =
+            (first && route == Route::Live && !query.input.is_picture() && !query.is_own())
+                .then(|| ask.clone());
+        let Reply { mut found, timings } = self.batches.ask(ask, Want::Best { offset }, left)?;
+        let timings = Timings { text_ms, ..timings };
         self.traffic.count(route);
+        let no_match =
+            match (&query.input, found.hits.first(), calibration.and_then(|c| c.no_match)) {
+                (Input::Text(text), Some(hit), Some(rule)) if first => {
+                    Some(Unmatched::of(rule, hit.score, found.background, text, set.vocabulary()))
+                }
+                _ => None,
+            };
+        if let Some(ask) = shadow {
+            self.shadow(ask, query, k, &found.hits);
+        }
+        found.hits.retain(|hit| min_score.is_none_or(|least| hit.score >= least));
+        let more =
+            found.hits.len() == depth - offset && depth < found.matched.min(self.options.max_depth);
+        let next_cursor = more.then(|| {
+            self.pins.hold(&snapshot, &self.snapshots.newest());
+            let (version, revision) = (snapshot.version, snapshot.served.revision);
+            let (offset, scale) = (depth as u32, balance.scale);
+            Cursor { version, revision, offset, scale, digest }.encode()
+        });
         let told = Told {
             query,
             configuration: &configuration,
             balance: &balance,
             k,
+            offset,
             scanned: snapshot.len(),
             matched: found.matched,
             hits: &found.hits,
             raw_hits: &found.raw_hits,
+            no_match: no_match.as_ref(),
             timings: &timings,
             version: snapshot.version,
             since,
         };
         told.tell(&self.options);
-        if let Some(ask) = shadow {
-            self.shadow(ask, query, k, &found.hits);
-        }
         Ok(Results {
             version: snapshot.version,
             set,
@@ -276,7 +243,10 @@ impl Engine {
             hits: found.hits,
             raw_hits: found.raw_hits,
             timings,
-            warning: self.warning(&query.text),
+            warning: self.warning(&query.input),
+            no_match,
+            min_score,
+            next_cursor,
         })
     }
 
@@ -295,7 +265,7 @@ impl Engine {
         ask.balance = balance;
         let live: Vec<String> = hits.iter().map(|h| h.entry.image_id.to_string()).collect();
         let (batches, traffic) = (self.batches.clone(), self.traffic.clone());
-        let (name, hash) = (candidate.name.clone(), query_hash(&query.text));
+        let (name, hash) = (candidate.name.clone(), query_hash(&query.input.described()));
         std::thread::spawn(move || {
             let version = ask.snapshot.version;
             let reply = batches.ask(ask, Want::Best { offset: 0 }, &CancellationToken::new());
@@ -323,11 +293,12 @@ impl Engine {
         });
     }
 
-    fn warning(&self, text: &str) -> Option<String> {
-        (!self.towers.knows_script(text)).then(|| {
+    fn warning(&self, input: &Input) -> Option<String> {
+        let towers = self.towers();
+        (!input.texts().into_iter().all(|text| towers.knows_script(text))).then(|| {
             format!(
                 "the text tower of {} is not multilingual: its vocabulary does not have the script of this query, so these results mean nothing",
-                self.towers.card().name
+                towers.card().name
             )
         })
     }
@@ -348,7 +319,13 @@ impl Engine {
             .map(|(text, score)| ScoredPrompt { text: text.to_owned(), score })
             .collect();
         Ok(Explanation {
-            sentence: sentence(&hit, statistics.as_ref(), &prompts, snapshot.len()),
+            sentence: sentence(
+                &query.input,
+                &hit,
+                statistics.as_ref(),
+                &prompts,
+                reply.found.matched,
+            ),
             hit,
             statistics,
             prompts,
@@ -358,60 +335,83 @@ impl Engine {
         })
     }
 
-    /// What a query asks for, checked, with its text embedded.
-    fn asked(&self, query: &Query, depth: usize) -> Result<Asked, QueryError> {
+    /// What a query asks for, checked and embedded; `k` results of it.
+    fn asked(&self, query: &Query, k: usize) -> Result<Asked, QueryError> {
         if !self.snapshots.ready() {
             return Err(QueryError::NotReady);
         }
-        let text = query.text.trim();
-        if text.is_empty() {
-            return Err(invalid("text", "is empty; say what to look for".into()));
+        let cursor = query.cursor.as_deref().map(|text| {
+            let none = || QueryError::invalid("cursor", "is none that an answer gave");
+            Cursor::decode(text).ok_or_else(none)
+        });
+        let cursor = cursor.transpose()?;
+        let mut snapshot = self.snapshots.newest();
+        if let Some(Cursor { version, revision, .. }) = cursor {
+            let held = self.pins.find(version, revision, snapshot);
+            snapshot = held.ok_or(QueryError::CursorExpired { version })?;
         }
-        let length = text.chars().count();
-        if length > self.options.max_text_chars {
-            return Err(invalid(
-                "text",
-                format!("has {length} characters, more than {}", self.options.max_text_chars),
-            ));
-        }
-        let snapshot = self.snapshots.newest();
         let served = &snapshot.served;
         let asking = Asking {
             configuration: query.configuration.as_deref(),
             key: query.key.as_deref(),
             own: query.is_own(),
+            filter: query.filter.as_ref(),
         };
         let route = route(&served.name, served.candidate.as_ref(), asking)
-            .map_err(|reason| invalid("configuration", reason))?;
+            .map_err(|reason| QueryError::invalid("configuration", reason))?;
         let serving = match (&served.candidate, route) {
             (Some(candidate), Route::Candidate) => &candidate.serving,
             _ => &served.serving,
         };
-        let (set, balance) = configuration(&snapshot, serving, query)?;
+        let (set, mut balance) = configuration(&snapshot, serving, query)?;
+        if let Some(cursor) = cursor {
+            balance.scale = cursor.scale;
+        }
+        let calibration = calibration(query, serving, &set, &balance);
+        let filter = query.filter.as_ref().map(|filter| filter.check(&self.declared)).transpose();
+        let filter = filter.map_err(|reason| QueryError::invalid("filter", reason))?;
         let started = Instant::now();
-        let embedding = self.embed(text)?;
+        let embedding = self.embedder.embed(&query.input, &snapshot)?;
         let text_ms = milliseconds(started.elapsed());
-        let logit_scale = self.towers.card().logit_scale;
-        let key = set.key.clone();
-        let ask = Ask { snapshot, embedding, key, balance, logit_scale, mask: None, depth };
-        Ok(Asked { ask, set, text_ms, route })
+        let without = match &query.input {
+            Input::Image(id) if !query.include_self => Some(id.as_str()),
+            _ => None,
+        };
+        let mask = self.mask(&snapshot, filter.as_ref(), without);
+        let card = self.towers().card();
+        let offset = cursor.map_or(0, |cursor| cursor.offset as usize);
+        let depth = (offset + k).min(self.options.max_depth.max(offset));
+        let (key, logit_scale) = (set.key.clone(), card.logit_scale);
+        let ask = Ask { snapshot, embedding, key, balance, logit_scale, mask, depth };
+        let text = filter.as_ref().map_or("", Checked::text);
+        let digest = cursor::digest(&ask, text, without, &card.fingerprint);
+        if cursor.is_some_and(|cursor| cursor.digest != digest || offset == 0 || offset >= depth) {
+            let reason =
+                "belongs to another question; send it with the fields of the answer that gave it";
+            return Err(QueryError::invalid("cursor", reason));
+        }
+        Ok(Asked { ask, set, text_ms, route, offset, digest, calibration })
     }
 
-    fn embed(&self, text: &str) -> Result<Arc<Vec<f32>>, ClipError> {
-        let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = cache().get(text) {
-            return Ok(known.clone());
+    /// The rows of `snapshot` that may be found; none: all live ones.
+    fn mask(
+        &self,
+        snapshot: &Snapshot,
+        filter: Option<&Checked>,
+        without: Option<&str>,
+    ) -> Option<Arc<[u64]>> {
+        let place = without.and_then(|id| snapshot.find(id));
+        if filter.is_none() && place.is_none() {
+            return None;
         }
-        let embedded = self.towers.embed_texts(&[text])?.into_iter().next();
-        let embedding = Arc::new(embedded.unwrap_or_default());
-        let mut cache = cache();
-        if cache.len() >= self.options.cached_queries {
-            cache.clear();
+        let live = || snapshot.chunks.iter().flat_map(|chunk| chunk.live.iter().copied()).collect();
+        let mut mask = filter.map_or_else(live, |filter| self.masks.of(filter, snapshot));
+        if let Some(place) = place {
+            let before = snapshot.chunks[..place.chunk].iter().map(|chunk| chunk.live.len());
+            let first: usize = before.sum();
+            mask[first + place.row / GROUP] &= !(1 << (place.row % GROUP));
         }
-        if self.options.cached_queries > 0 {
-            cache.insert(text.to_owned(), embedding.clone());
-        }
-        Ok(embedding)
+        Some(mask.into())
     }
 
     /// Follows the table until `token` is cancelled. A fault is logged and tried again: what was
@@ -492,15 +492,40 @@ struct Asked {
     set: Arc<EmbeddedSet>,
     text_ms: f64,
     route: Route,
+    /// Results on earlier pages.
+    offset: usize,
+    /// What a cursor is recognised by.
+    digest: [u8; cursor::DIGEST],
+    /// What was measured for such a query.
+    calibration: Option<Calibration>,
 }
 
-impl Query {
-    /// Whether it says itself how it is to be answered, and so belongs to no share.
-    fn is_own(&self) -> bool {
-        self.prompt_set.is_some()
-            || self.normaliser.is_some()
-            || self.weight.is_some()
-            || self.lambda.is_some()
+/// Thresholds are measured with single texts, each for one configuration.
+fn calibration(
+    query: &Query,
+    serving: &Serving,
+    set: &EmbeddedSet,
+    balance: &Balance,
+) -> Option<Calibration> {
+    let same = set.key == serving.prompt_set
+        && balance.normaliser == serving.normaliser
+        && balance.weight == serving.weight
+        && balance.lambda == serving.lambda;
+    let holds = same && matches!(query.input, Input::Text(_));
+    serving.calibration.clone().filter(|_| holds)
+}
+
+/// The balanced score that hits must have.
+fn min_score(query: &Query, calibration: Option<&Calibration>) -> Result<Option<f32>, QueryError> {
+    match query.min_score {
+        None => Ok(None),
+        Some(MinScore::Score(score)) if score.is_finite() => Ok(Some(score)),
+        Some(MinScore::Score(score)) => {
+            Err(QueryError::invalid("min_score", format!("{score} is no finite number")))
+        }
+        Some(MinScore::Calibrated(_)) => calibration.and_then(|c| c.min_score).map(Some).ok_or_else(
+            || QueryError::invalid("min_score", "no threshold is calibrated for such a query and configuration (`bsap evaluate calibrate`); give a number"),
+        ),
     }
 }
 
@@ -511,13 +536,16 @@ fn configuration(
     query: &Query,
 ) -> Result<(Arc<EmbeddedSet>, Balance), QueryError> {
     let sets = &snapshot.served.sets;
+    // What auxiliary texts say of an image's scores with texts says nothing of those with pictures.
+    let raw = Serving { normaliser: Normaliser::Raw, weight: 0.0, ..serving.clone() };
+    let serving = if query.input.is_picture() && !query.is_own() { &raw } else { serving };
     let weight = query.weight.unwrap_or(serving.weight);
     if !(0.0..=1.0).contains(&weight) {
-        return Err(invalid("weight", format!("{weight} is not between 0 and 1")));
+        return Err(QueryError::invalid("weight", format!("{weight} is not between 0 and 1")));
     }
     let lambda = query.lambda.unwrap_or(serving.lambda);
     if !(0.0..=10.0).contains(&lambda) {
-        return Err(invalid("lambda", format!("{lambda} is not between 0 and 10")));
+        return Err(QueryError::invalid("lambda", format!("{lambda} is not between 0 and 10")));
     }
     let found = match query.prompt_set.as_deref() {
         Some(name) => sets.iter().find(|s| s.key.as_str() == name || s.set.name == name),
@@ -526,7 +554,10 @@ fn configuration(
     let set = found.cloned().ok_or_else(|| {
         let known: Vec<&str> = sets.iter().map(|s| s.set.name.as_str()).collect();
         let wanted = query.prompt_set.as_deref().unwrap_or_default();
-        invalid("prompt_set", format!("{wanted:?} is not stored; stored are {}", known.join(", ")))
+        QueryError::invalid(
+            "prompt_set",
+            format!("{wanted:?} is not stored; stored are {}", known.join(", ")),
+        )
     })?;
     let normaliser = query.normaliser.unwrap_or(serving.normaliser);
     let frozen = (normaliser == serving.normaliser && set.key == serving.prompt_set)
@@ -534,39 +565,4 @@ fn configuration(
         .flatten();
     let scale = frozen.unwrap_or_else(|| snapshot.scale(&set.key, normaliser));
     Ok((set, Balance { normaliser, weight, lambda, scale }))
-}
-
-fn invalid(field: &'static str, reason: String) -> QueryError {
-    QueryError::Invalid { field, reason }
-}
-
-pub(super) fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// The explanation in plain words.
-fn sentence(
-    hit: &Hit,
-    statistics: Option<&Statistics>,
-    prompts: &[ScoredPrompt],
-    scanned: usize,
-) -> String {
-    let Some(s) = statistics else {
-        return "This image has no statistics for the prompt set, so its raw score counts as it is.".into();
-    };
-    let above = prompts.iter().filter(|p| p.score >= hit.raw_score).count();
-    let strongest = prompts.first().map_or("", |p| p.text.as_str());
-    let moved = match hit.raw_rank.cmp(&hit.rank) {
-        std::cmp::Ordering::Greater => {
-            format!("moved up from place {} to {}", hit.raw_rank, hit.rank)
-        }
-        std::cmp::Ordering::Less => {
-            format!("moved down from place {} to {}", hit.raw_rank, hit.rank)
-        }
-        std::cmp::Ordering::Equal => format!("stays at place {}", hit.rank),
-    };
-    format!(
-        "This image gives the query {:.3}; its own prompts get {:.3} on average, and {above} of {} get as much as the query or more (most of all “{strongest}”, {:.3}). Balanced against that it {moved} of {scanned}.",
-        hit.raw_score, s.mean, s.n, s.max
-    )
 }

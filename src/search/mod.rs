@@ -5,11 +5,19 @@
 //! dimension ([`codes`]) for all queries that wait ([`batch`]) and bounds every score; what the
 //! bounds leave open is computed exactly ([`rank`]).
 
+mod attributes;
 mod batch;
 mod chunk;
 mod codes;
+mod cursor;
+mod embed;
 mod engine;
+#[cfg(test)]
+mod engine_tests;
+mod explain;
+mod filter;
 mod memory;
+mod query;
 mod rank;
 mod scan;
 mod snapshot;
@@ -19,18 +27,22 @@ mod testing;
 mod tests;
 mod told;
 mod traffic;
+mod unmatched;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use attributes::Attribute;
 pub use chunk::Entry;
-pub use engine::{
-    Engine, Explanation, FollowError, Query, QueryError, Results, ScoredPrompt, Timings,
-};
+pub use engine::{Engine, FollowError, Results};
+pub use explain::{Explanation, ScoredPrompt};
+pub use filter::Filter;
 pub use memory::{Memory, OverMemory, limit as memory_limit, needed as memory_needed};
+pub use query::{CalibratedScore, Input, MinScore, Query, QueryError, Timings, WeightedText};
 pub use rank::Hit;
 pub use snapshot::{Change, Served, Snapshot, Snapshots};
 pub use traffic::{Difference, TrafficCounts};
+pub use unmatched::Unmatched;
 
 use crate::limits;
 use crate::normalise::Normaliser;
@@ -45,9 +57,16 @@ pub struct Options {
     pub default_k: usize,
     /// Most results of a query.
     pub max_k: usize,
+    /// Deepest place that paging reaches.
+    pub max_depth: usize,
+    /// How long a cursor can be used after its page, in seconds.
+    pub cursor_seconds: u64,
+    /// Memory for versions of the catalogue that cursors point to and that are not the newest any
+    /// more, in MiB; the oldest cursors expire early where it does not suffice.
+    pub cursor_mib: u64,
     /// Longest query text, in characters. A text tower reads 77 tokens at most.
     pub max_text_chars: usize,
-    /// Query embeddings kept for repeated queries.
+    /// Query embeddings kept for repeated queries, of texts and of pictures each.
     pub cached_queries: usize,
     /// Most memory of a loaded generation, in MiB; 0 takes four fifths of the machine's, or of its
     /// control group's. A catalogue that needs more is refused at the start; one that grows past it
@@ -77,6 +96,9 @@ impl Default for Options {
             poll_ms: 500,
             default_k: 24,
             max_k: 1000,
+            max_depth: 10_000,
+            cursor_seconds: 300,
+            cursor_mib: 256,
             max_text_chars: 1000,
             cached_queries: 10_000,
             memory_mib: 0,
@@ -99,6 +121,9 @@ impl Options {
         limits::range(p, "poll_ms", self.poll_ms, 10, 600_000);
         limits::range(p, "max_k", self.max_k as u64, 1, 100_000);
         limits::range(p, "default_k", self.default_k as u64, 1, self.max_k as u64);
+        limits::range(p, "max_depth", self.max_depth as u64, self.max_k as u64, 1_000_000);
+        limits::range(p, "cursor_seconds", self.cursor_seconds, 1, 86_400);
+        limits::range(p, "cursor_mib", self.cursor_mib, 1, 1 << 20);
         limits::range(p, "max_text_chars", self.max_text_chars as u64, 1, 100_000);
         limits::range(p, "cached_queries", self.cached_queries as u64, 0, 10_000_000);
         limits::range(p, "memory_mib", self.memory_mib, 0, 1 << 24);

@@ -45,7 +45,7 @@ pub struct Found {
     pub raw_hits: Vec<Hit>,
     /// Rows that were ranked.
     pub matched: usize,
-    /// Moments of their balanced scores.
+    /// Moments of the balanced scores of all images; with a filter, of a part of them.
     pub background: Background,
 }
 
@@ -95,7 +95,7 @@ impl<'a> Exactly<'a> {
             hits: self.placed(&hits, &known),
             raw_hits: self.placed(&raw_hits, &known),
             matched: self.scanned.matched,
-            background: Background { mean: self.scanned.mean as f32, std: self.scanned.std as f32 },
+            background: self.scanned.background,
         }
     }
 

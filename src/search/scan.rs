@@ -18,12 +18,16 @@ use rayon::prelude::*;
 use super::chunk::{Chunk, GROUP, NONE};
 use super::codes::{self, Prepared};
 use super::snapshot::Snapshot;
+use crate::calibration::Background;
 use crate::normalise::{Affine, Balance};
 use crate::statistics::{Statistics, StatisticsKey};
 
 /// Groups of a task: 4,096 rows, two megabytes of codes at 512 dimensions, so that threads share
 /// the work evenly and a task's overhead does not show.
 const TASK: usize = 64;
+/// With a filter, the background is taken from the live rows of every so many-th group: its own hits
+/// would say little of what unrelated images get.
+pub const BACKGROUND: usize = 8;
 /// Bounds arithmetic of scores in f32, relative to the terms.
 const SLACK: f32 = 1e-6;
 
@@ -79,6 +83,12 @@ impl Task {
             None => chunk.live[self.from + g],
         }
     }
+
+    /// The rows of that group that the background is made of.
+    fn background(&self, ask: &Ask, chunk: &Chunk, g: usize) -> u64 {
+        let counts = ask.mask.is_none() || (self.first + g).is_multiple_of(BACKGROUND);
+        if counts { chunk.live[self.from + g] } else { 0 }
+    }
 }
 
 /// What the pass found in one task for one query.
@@ -90,6 +100,13 @@ pub struct Piece {
     pub high: Vec<[f32; 2]>,
     /// Balanced and raw lower bounds, the best of them at least.
     low: [Vec<f32>; 2],
+    count: usize,
+    background: Moments,
+}
+
+/// Of balanced scores.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moments {
     count: usize,
     sum: f64,
     squares: f64,
@@ -104,10 +121,8 @@ pub struct Scanned {
     pub least: [f32; 2],
     /// Rows that may be found.
     pub matched: usize,
-    /// Mean of the balanced scores.
-    pub mean: f64,
-    /// Their population standard deviation.
-    pub std: f64,
+    /// Moments of the balanced scores of the live rows; with a filter, of a part of them.
+    pub background: Background,
 }
 
 /// The tasks of a snapshot.
@@ -165,10 +180,12 @@ fn settle(mut pieces: Vec<Piece>, depth: usize) -> Scanned {
         top.least()
     });
     let matched = pieces.iter().map(|p| p.count).sum();
-    let n = (matched as f64).max(1.0);
-    let mean = pieces.iter().map(|p| p.sum).sum::<f64>() / n;
-    let variance = pieces.iter().map(|p| p.squares).sum::<f64>() / n - mean * mean;
-    Scanned { pieces, least, matched, mean, std: variance.max(0.0).sqrt() }
+    let of = |part: fn(&Moments) -> f64| pieces.iter().map(|p| part(&p.background)).sum::<f64>();
+    let n = of(|m| m.count as f64).max(1.0);
+    let mean = of(|m| m.sum) / n;
+    let variance = of(|m| m.squares) / n - mean * mean;
+    let background = Background { mean: mean as f32, std: variance.max(0.0).sqrt() as f32 };
+    Scanned { pieces, least, matched, background }
 }
 
 fn run(
@@ -189,8 +206,7 @@ fn run(
             high: vec![[f32::NEG_INFINITY; 2]; groups],
             low: Default::default(),
             count: 0,
-            sum: 0.0,
-            squares: 0.0,
+            background: Moments::default(),
         })
         .collect();
     let mut tops: Vec<[Top; 2]> = asks
@@ -210,8 +226,9 @@ fn run(
         let from = (task.from + g) * GROUP;
         let to = (from + GROUP).min(chunk.body.len);
         let n = to - from;
-        let words = asks.iter().map(|ask| task.word(ask, chunk, g));
-        if words.clone().all(|word| word == 0) {
+        let words =
+            asks.iter().map(|ask| (task.word(ask, chunk, g), task.background(ask, chunk, g)));
+        if words.clone().all(|(word, background)| word | background == 0) {
             continue;
         }
         codes::multiply(codes.rows(from, to), integers, codes.width(), &mut sums[..n * asks.len()]);
@@ -222,8 +239,8 @@ fn run(
                 (alpha[i], beta[i]) = (affine.alpha, affine.beta);
             }
         }
-        for (q, word) in words.enumerate() {
-            if word == 0 {
+        for (q, (word, background)) in words.enumerate() {
+            if word | background == 0 {
                 continue;
             }
             let (alpha, beta) = &factors[kinds[q]];
@@ -236,16 +253,15 @@ fn run(
                 alpha,
                 beta,
             });
-            bounds.mask(word, n);
             let piece = &mut pieces[q];
+            bounds.add_to(&mut piece.background, background, n);
+            bounds.mask(word, n);
             piece.raw[from - task.from * GROUP..][..n].copy_from_slice(&bounds.raw[..n]);
             piece.high[g] = [most(&bounds.high[0][..n]), most(&bounds.high[1][..n])];
             for (top, low) in tops[q].iter_mut().zip(&bounds.low) {
                 top.offer(&low[..n]);
             }
             piece.count += word.count_ones() as usize;
-            piece.sum += f64::from(bounds.sum);
-            piece.squares += f64::from(bounds.squares);
         }
     }
     for (((piece, tops), least), ask) in pieces.iter_mut().zip(tops).zip(least).zip(asks) {
@@ -269,26 +285,34 @@ struct Bounds {
     /// Balanced, raw.
     low: [[f32; GROUP]; 2],
     high: [[f32; GROUP]; 2],
-    sum: f32,
-    squares: f32,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         let zeros = [0.0; GROUP];
-        Self { raw: zeros, score: zeros, low: [zeros; 2], high: [zeros; 2], sum: 0.0, squares: 0.0 }
+        Self { raw: zeros, score: zeros, low: [zeros; 2], high: [zeros; 2] }
     }
 }
 
 impl Bounds {
-    /// Takes the rows out that may not be found, and adds up the others.
+    /// Takes the rows out that may not be found.
     fn mask(&mut self, word: u64, n: usize) {
-        let full = if n == GROUP { u64::MAX } else { (1 << n) - 1 };
-        if word != full {
+        if word != full(n) {
             for i in (0..n).filter(|i| word >> i & 1 == 0) {
                 for values in self.low.iter_mut().chain(&mut self.high) {
                     values[i] = f32::NEG_INFINITY;
                 }
+            }
+        }
+    }
+
+    /// Adds the scores of the rows of `word`. Clears those of the others.
+    fn add_to(&mut self, moments: &mut Moments, word: u64, n: usize) {
+        if word == 0 {
+            return;
+        }
+        if word != full(n) {
+            for i in (0..n).filter(|i| word >> i & 1 == 0) {
                 self.score[i] = 0.0;
             }
         }
@@ -297,8 +321,15 @@ impl Bounds {
             sum[i % 8] += score;
             squares[i % 8] += score * score;
         }
-        (self.sum, self.squares) = (sum.iter().sum(), squares.iter().sum());
+        moments.count += word.count_ones() as usize;
+        moments.sum += f64::from(sum.iter().sum::<f32>());
+        moments.squares += f64::from(squares.iter().sum::<f32>());
     }
+}
+
+/// The word of a group of `n` rows that has them all.
+fn full(n: usize) -> u64 {
+    if n == GROUP { u64::MAX } else { (1 << n) - 1 }
 }
 
 struct Bounding<'a> {

@@ -8,13 +8,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
 use rayon::prelude::*;
 use tokio::sync::broadcast;
 
+use super::attributes::Attribute;
 use super::chunk::{Chunk, Entry, GROUP, MAX_ROWS, NONE};
 use super::memory::{Memory, OverMemory};
 use crate::normalise::{Normaliser, Scale};
@@ -79,6 +80,8 @@ pub struct Snapshot {
     count: usize,
     changed: u64,
     scales: Scales,
+    /// What there is to filter by, once asked for.
+    pub(super) attributes: OnceLock<Vec<Attribute>>,
 }
 
 type Scales = Arc<Mutex<HashMap<(StatisticsKey, Normaliser), (u64, Scale)>>>;
@@ -102,6 +105,7 @@ impl Snapshot {
             count: 0,
             changed: 0,
             scales: Scales::default(),
+            attributes: OnceLock::new(),
         }
     }
 
@@ -403,6 +407,7 @@ fn copy(old: &Snapshot) -> Snapshot {
         served: old.served.clone(),
         chunks: old.chunks.clone(),
         scales: old.scales.clone(),
+        attributes: OnceLock::new(),
         ..*old
     }
 }

@@ -5,8 +5,9 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use super::Options;
-use super::engine::{Query, Timings};
+use super::query::{Query, Timings};
 use super::rank::Hit;
+use super::unmatched::Unmatched;
 use crate::metrics;
 use crate::normalise::Balance;
 use crate::record::hex;
@@ -19,11 +20,14 @@ pub struct Told<'a> {
     pub configuration: &'a str,
     pub balance: &'a Balance,
     pub k: usize,
+    /// Results on earlier pages.
+    pub offset: usize,
     pub scanned: usize,
     /// Images that could have been a result.
     pub matched: usize,
     pub hits: &'a [Hit],
     pub raw_hits: &'a [Hit],
+    pub no_match: Option<&'a Unmatched>,
     pub timings: &'a Timings,
     pub version: u64,
     /// When the question came.
@@ -36,20 +40,25 @@ impl Told<'_> {
         let moved = self.hits.iter().filter(|h| h.rank != h.raw_rank).count();
         let ms = self.since.elapsed().as_secs_f64() * 1e3;
         let normaliser = self.balance.normaliser.name();
-        let query_hash = query_hash(&self.query.text);
+        let described = self.query.input.described();
+        let query_hash = query_hash(&described);
         info!(
             event = event::SEARCH,
             query_hash,
-            query = telemetry::query_text(&self.query.text),
+            query = telemetry::query_text(&described),
+            input = self.query.input.name(),
             trace_id = self.query.trace_id,
             configuration = self.configuration,
             normaliser,
             weight = self.balance.weight,
             k = self.k,
+            offset = self.offset,
+            filtered = self.query.filter.is_some(),
             scanned = self.scanned,
             matched = self.matched,
             top = self.hits.first().map(|hit| hit.score),
             top_raw = self.raw_hits.first().map(|hit| hit.raw_score),
+            no_match = self.no_match.map(|verdict| verdict.holds),
             moved,
             text_ms = self.timings.text_ms,
             scan_ms = self.timings.scan_ms,

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::Filter;
 use crate::table::Candidate;
 
 /// What decides who answers, of a query.
@@ -19,6 +20,8 @@ pub struct Asking<'a> {
     pub key: Option<&'a str>,
     /// Whether the query says itself how it is to be answered.
     pub own: bool,
+    /// Which images it may find.
+    pub filter: Option<&'a Filter>,
 }
 
 /// Who answers.
@@ -54,9 +57,13 @@ pub fn route(
     let (Some(candidate), Some(key), false) = (candidate, asking.key, asking.own) else {
         return Ok(Route::Live);
     };
-    // A share that is kept for queries with a certain filter is nobody's while queries have none.
-    let takes =
-        candidate.only.is_none() && place(&candidate.name, key) < f64::from(candidate.share);
+    // A share may be kept for queries whose filter asks for a certain value.
+    let asks_for = |only: &String| {
+        let (name, value) = only.split_once('=').unwrap_or((only, ""));
+        asking.filter.is_some_and(|filter| filter.implies(name, value))
+    };
+    let takes = candidate.only.as_ref().is_none_or(asks_for)
+        && place(&candidate.name, key) < f64::from(candidate.share);
     Ok(if takes { Route::Candidate } else { Route::Live })
 }
 
@@ -207,7 +214,7 @@ mod tests {
     }
 
     fn asking(key: Option<&str>) -> Asking<'_> {
-        Asking { configuration: None, key, own: false }
+        Asking { configuration: None, key, own: false, filter: None }
     }
 
     #[test]

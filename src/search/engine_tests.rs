@@ -1,0 +1,484 @@
+//! What can be asked, and what is refused.
+
+use std::collections::BTreeMap;
+use std::io::Cursor as Bytes;
+
+use chrono::DateTime;
+use image::{ImageFormat, RgbImage};
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
+
+use super::testing::{Hashed, embedding, row, served, set};
+use super::*;
+use crate::calibration::{Calibration, NoMatch, Signal};
+use crate::decode;
+use crate::record::{AttributeType, AttributeTypes, Row};
+use crate::table::Changes;
+
+const DIMENSION: usize = 16;
+
+fn declared() -> AttributeTypes {
+    [
+        ("colour", AttributeType::Text),
+        ("stock", AttributeType::Integer),
+        ("price", AttributeType::Number),
+        ("new", AttributeType::Boolean),
+        ("shot", AttributeType::Time),
+    ]
+    .map(|(name, kind)| (name.to_owned(), kind))
+    .into()
+}
+
+fn engine(options: Options) -> Engine {
+    Engine::new(Hashed::new(DIMENSION), served(vec![set("one", DIMENSION)]), options)
+        .reading(declared(), decode::Options::default())
+}
+
+async fn apply(engine: &Engine, version: u64, rows: Vec<Row>) {
+    let changes = Changes { version, whole: version == 1, rows, statistics: Vec::new() };
+    engine.snapshots().apply(changes).await.unwrap();
+}
+
+/// An image with some attributes, different for each number.
+fn shown(number: u64, rng: &mut ChaCha8Rng) -> Row {
+    let mut row = row(&format!("i{number:04}"), 1, Some(embedding(number, DIMENSION)));
+    row.event_time =
+        rng.random_bool(0.8).then(|| DateTime::from_timestamp(number as i64, 0)).flatten();
+    let mut have = BTreeMap::new();
+    let mut add = |name: &str, value: String| {
+        if rng.random_bool(0.8) {
+            have.insert(name.to_owned(), value);
+        }
+    };
+    add("colour", ["red", "dark red", "blue", "grün"][number as usize % 4].into());
+    add("stock", (number as i64 % 9 - 4).to_string());
+    add("price", format!("{:.1}", number as f64 / 10.0));
+    add("new", number.is_multiple_of(3).to_string());
+    add("shot", format!("2026-01-{:02}T00:00:00.000000Z", number % 28 + 1));
+    row.image.as_mut().unwrap().attributes = have;
+    row
+}
+
+async fn filled(options: Options, count: u64) -> Engine {
+    let engine = engine(options);
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    apply(&engine, 1, (0..count).map(|i| shown(i, &mut rng)).collect()).await;
+    engine
+}
+
+fn ids(hits: &[Hit]) -> Vec<String> {
+    hits.iter().map(|hit| hit.entry.image_id.to_string()).collect()
+}
+
+fn ask(input: impl Into<Input>) -> Query {
+    Query { input: input.into(), k: Some(10), ..Query::default() }
+}
+
+#[tokio::test]
+async fn whatever_says_the_same_finds_the_same() {
+    let engine = filled(Options::default(), 200).await;
+    let towers = Hashed::new(DIMENSION);
+    let wanted = ids(&engine.search(&ask("a mug")).unwrap().hits);
+    let vector = towers.embedding(b"a mug").iter().map(|v| v * 7.5).collect();
+    assert_eq!(ids(&engine.search(&ask(Input::Vector(vector))).unwrap().hits), wanted);
+    let texts = |weights: &[(&str, f32)]| {
+        let one =
+            |(text, weight): &(&str, f32)| WeightedText { text: (*text).into(), weight: *weight };
+        Input::Texts(weights.iter().map(one).collect())
+    };
+    let mixed = |weights: &[(&str, f32)]| engine.search(&ask(texts(weights)));
+    assert_eq!(ids(&mixed(&[("a mug", 0.1)]).unwrap().hits), wanted);
+    assert_eq!(ids(&mixed(&[("a mug", 2.0), ("x", 1.0), ("x", -1.0)]).unwrap().hits), wanted);
+    assert_ne!(ids(&mixed(&[("a mug", 1.0), ("x", -0.5)]).unwrap().hits), wanted);
+    let error = mixed(&[("a mug", 1.0), ("a mug", -1.0)]).unwrap_err();
+    assert!(error.to_string().starts_with("texts: the weighted texts cancel"), "{error}");
+}
+
+#[tokio::test]
+async fn an_image_finds_what_is_like_it_and_itself_only_where_asked() {
+    let engine = filled(Options::default(), 200).await;
+    let like = |include_self| Query { include_self, ..ask(Input::Image("i0007".into())) };
+    let alone = engine.search(&like(false)).unwrap();
+    assert!(!ids(&alone.hits).contains(&"i0007".to_owned()));
+    assert_eq!((alone.scanned, alone.matched), (200, 199));
+    // Prompts are texts: a picture is compared with pictures as it is.
+    assert_eq!((alone.balance.normaliser, alone.balance.weight), (Normaliser::Raw, 0.0));
+    let with = engine.search(&like(true)).unwrap();
+    assert_eq!(ids(&with.hits)[0], "i0007");
+    assert_eq!(ids(&with.hits)[1..], ids(&alone.hits)[..9]);
+    let balanced = Query { weight: Some(0.5), ..like(false) };
+    assert_eq!(engine.search(&balanced).unwrap().balance.normaliser, Normaliser::Softmax);
+    let gone = engine.search(&ask(Input::Image("nobody".into()))).unwrap_err();
+    assert!(matches!(gone, QueryError::NoImage(id) if id == "nobody"));
+}
+
+#[tokio::test]
+async fn a_picture_is_decoded_within_the_limits_and_embedded_once() {
+    let picture = RgbImage::from_pixel(64, 32, image::Rgb([9, 8, 7]));
+    let mut png = Bytes::new(Vec::new());
+    picture.write_to(&mut png, ImageFormat::Png).unwrap();
+    let png = png.into_inner();
+    let engine = filled(Options::default(), 200).await;
+    let found = engine.search(&ask(Input::Picture(png.clone()))).unwrap();
+    let same = Hashed::new(DIMENSION).embedding(picture.as_raw());
+    let raw = Query { normaliser: Some(Normaliser::Raw), ..ask(Input::Vector(same)) };
+    assert_eq!(ids(&found.hits), ids(&engine.search(&raw).unwrap().hits));
+    assert_eq!(found.balance.weight, 0.0);
+    assert!(
+        engine.search(&ask(Input::Picture(png.clone()))).unwrap().timings.text_ms
+            < found.timings.text_ms + 1.0
+    );
+    let small = decode::Options { max_side: 63, ..decode::Options::default() };
+    let strict = engine_of(small).await;
+    let error = strict.search(&ask(Input::Picture(png))).unwrap_err();
+    assert!(error.to_string().starts_with("image: 64×32 pixels are more"), "{error}");
+    let error = strict.search(&ask(Input::Picture(b"no picture".to_vec()))).unwrap_err();
+    assert!(error.to_string().starts_with("image: not a picture"), "{error}");
+}
+
+async fn engine_of(decode: decode::Options) -> Engine {
+    let engine = engine(Options::default()).reading(declared(), decode);
+    apply(&engine, 1, Vec::new()).await;
+    engine
+}
+
+#[tokio::test]
+async fn what_cannot_be_looked_for_is_refused_by_name() {
+    let engine = filled(Options::default(), 3).await;
+    let many = vec![WeightedText { text: "a".into(), weight: 1.0 }; 17];
+    let heavy = vec![WeightedText { text: "a".into(), weight: f32::NAN }];
+    for (input, wanted) in [
+        (Input::Text("  ".into()), "text: is empty"),
+        (Input::Text("x".repeat(1001)), "text: has 1001 characters, more than 1000"),
+        (Input::Texts(Vec::new()), "texts: has 0 texts; 1 to 16"),
+        (Input::Texts(many), "texts: has 17 texts"),
+        (Input::Texts(heavy), "texts: the weight NaN is not between -100 and 100"),
+        (Input::Vector(vec![1.0; 3]), "vector: has 3 numbers; an embedding has 16"),
+        (Input::Vector(vec![0.0; DIMENSION]), "vector: has the length 0"),
+        (Input::Vector(vec![f32::INFINITY; DIMENSION]), "vector: number 0 is not finite"),
+    ] {
+        let error = engine.search(&ask(input)).unwrap_err().to_string();
+        assert!(error.starts_with(wanted), "{error}");
+    }
+}
+
+/// What a filter says of one row, read by itself.
+fn holds(filter: &Value, row: &Row) -> bool {
+    let (op, of) = filter.as_object().unwrap().iter().next().unwrap();
+    let value = |name: &str| -> Option<Value> {
+        let attributes = &row.image.as_ref().unwrap().attributes;
+        match name {
+            "event_time" => row.event_time.map(|t| t.timestamp_micros().into()),
+            "embedded_at" => Some(row.embedded_at.timestamp_micros().into()),
+            "stock" | "price" | "new" => serde_json::from_str(attributes.get(name)?).ok(),
+            "shot" => Some(micros(attributes.get(name)?)),
+            _ => attributes.get(name).map(|text| text.as_str().into()),
+        }
+    };
+    let literal = |name: &str, given: &Value| match name {
+        "event_time" | "embedded_at" | "shot" => micros(given.as_str().unwrap()),
+        _ => given.clone(),
+    };
+    let compare = |name: &str, given: &Value| {
+        let (own, given) = (value(name)?, literal(name, given));
+        match (own.as_f64(), given.as_f64()) {
+            (Some(a), Some(b)) => a.partial_cmp(&b),
+            _ => Some(
+                own.as_str()
+                    .map(str::to_owned)
+                    .unwrap_or(own.to_string())
+                    .cmp(&given.as_str().map(str::to_owned).unwrap_or(given.to_string())),
+            ),
+        }
+    };
+    let all = |test: &dyn Fn(&str, &Value) -> bool| {
+        of.as_object().unwrap().iter().all(|(n, v)| test(n, v))
+    };
+    match op.as_str() {
+        "and" => of.as_array().unwrap().iter().all(|one| holds(one, row)),
+        "or" => of.as_array().unwrap().iter().any(|one| holds(one, row)),
+        "not" => !holds(of, row),
+        "eq" => all(&|n, v| compare(n, v).is_some_and(|o| o.is_eq())),
+        "ne" => all(&|n, v| !compare(n, v).is_some_and(|o| o.is_eq())),
+        "lt" => all(&|n, v| compare(n, v).is_some_and(|o| o.is_lt())),
+        "lte" => all(&|n, v| compare(n, v).is_some_and(|o| o.is_le())),
+        "gt" => all(&|n, v| compare(n, v).is_some_and(|o| o.is_gt())),
+        "gte" => all(&|n, v| compare(n, v).is_some_and(|o| o.is_ge())),
+        "in" => all(&|n, v| {
+            v.as_array().unwrap().iter().any(|v| compare(n, v).is_some_and(|o| o.is_eq()))
+        }),
+        "prefix" => all(&|n, v| {
+            value(n).is_some_and(|t| t.as_str().unwrap().starts_with(v.as_str().unwrap()))
+        }),
+        "exists" => value(of.as_str().unwrap()).is_some(),
+        other => panic!("{other}"),
+    }
+}
+
+fn micros(text: &str) -> Value {
+    DateTime::parse_from_rfc3339(text).unwrap().timestamp_micros().into()
+}
+
+fn some_filter(rng: &mut ChaCha8Rng, depth: usize) -> Value {
+    let name = *["colour", "stock", "price", "new", "shot", "event_time", "embedded_at"]
+        .choose(rng)
+        .unwrap();
+    let mut value = || match name {
+        "colour" => json!(["red", "dark red", "blue", "grün", "c"].choose(rng).unwrap()),
+        "stock" => json!(rng.random_range(-5..6)),
+        "price" => json!(f64::from(rng.random_range(0..300)) / 10.0),
+        "new" => json!(rng.random_bool(0.5)),
+        "shot" => json!(format!("2026-01-{:02}T01:00:00+01:00", rng.random_range(1..29))),
+        _ => json!(DateTime::from_timestamp(rng.random_range(0..300), 0).unwrap().to_rfc3339()),
+    };
+    let (one, two) = (value(), value());
+    match rng.random_range(0..if depth > 0 { 9 } else { 6 }) {
+        0 | 1 => json!({*["eq", "ne", "lt", "lte", "gt", "gte"].choose(rng).unwrap(): {name: one}}),
+        2 => json!({"eq": {name: one, "new": true}}),
+        3 => json!({"in": {name: [one, two]}}),
+        4 => json!({"prefix": {"colour": (*["r", "dark", "", "gr", "x"].choose(rng).unwrap())}}),
+        5 => json!({"exists": name}),
+        6 => json!({"not": some_filter(rng, depth - 1)}),
+        n => {
+            json!({*["and", "or"].get(n - 7).unwrap(): [some_filter(rng, depth - 1), some_filter(rng, depth - 1)]})
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_filter_lets_exactly_those_through_that_fulfil_it() {
+    let engine = engine(Options::default());
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut rows: Vec<Row> = (0..300).map(|i| shown(i, &mut rng)).collect();
+    apply(&engine, 1, rows.clone()).await;
+    let mut found_some = 0;
+    for round in 0..600u64 {
+        if round % 50 == 0 {
+            // A commit changes a row, takes one away and brings one.
+            let mut commit = vec![shown(round, &mut rng), shown(1000 + round, &mut rng)];
+            commit[0].sequence = crate::record::Sequence::from_number(2 + round);
+            commit.push(row(&format!("i{:04}", 201 + round / 50), 10_000, None));
+            rows.retain(|r| commit.iter().all(|c| c.image_id != r.image_id));
+            rows.extend(commit.iter().filter(|r| r.image.is_some()).cloned());
+            apply(&engine, 2 + round, commit).await;
+        }
+        let filter = some_filter(&mut rng, 3);
+        let query = Query {
+            filter: Some(serde_json::from_value(filter.clone()).unwrap()),
+            k: Some(1000),
+            ..ask("a mug")
+        };
+        // The second time from what was kept.
+        for _ in 0..2 {
+            let results = engine.search(&query).unwrap();
+            let mut found = ids(&results.hits);
+            found.sort();
+            let wanted = rows.iter().filter(|row| holds(&filter, row));
+            let mut wanted: Vec<String> = wanted.map(|row| row.image_id.to_string()).collect();
+            wanted.sort();
+            assert_eq!(found, wanted, "{filter}");
+            assert_eq!(results.matched, wanted.len());
+            found_some += usize::from(!wanted.is_empty() && wanted.len() < rows.len());
+        }
+    }
+    assert!(found_some > 400, "{found_some}");
+}
+
+#[tokio::test]
+async fn filters_that_do_not_fit_are_refused_by_name() {
+    let engine = filled(Options::default(), 3).await;
+    let mut deep = json!({"exists": "colour"});
+    for _ in 0..9 {
+        deep = json!({"not": deep});
+    }
+    let many: Vec<u32> = (0..300).collect();
+    for (filter, wanted) in [
+        (
+            json!({"eq": {"size": 1}}),
+            "\"size\" is not a declared attribute; there are colour (text), new (boolean)",
+        ),
+        (json!({"eq": {"colour": 1}}), "colour is a text, and 1 is none"),
+        (json!({"lt": {"stock": 1.5}}), "stock is a whole number, and 1.5 is none"),
+        (json!({"gt": {"price": "1"}}), "price is a number, and \"1\" is none"),
+        (json!({"in": {"new": ["true"]}}), "new is true or false, and \"true\" is none"),
+        (json!({"lt": {"event_time": "yesterday"}}), "event_time is a time as RFC 3339 writes it"),
+        (json!({"prefix": {"price": "1"}}), "`prefix` needs a text, and price is a number"),
+        (json!({"and": []}), "`and` is empty"),
+        (json!({"eq": {}}), "`eq` is empty"),
+        (json!({"in": {"stock": many}}), "compares with more than 256 values"),
+        (deep, "nested deeper than 8"),
+    ] {
+        let filter = Some(serde_json::from_value(filter).unwrap());
+        let error = engine.search(&Query { filter, ..ask("a") }).unwrap_err().to_string();
+        assert!(error.starts_with("filter: ") && error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
+fn what_a_filter_implies() {
+    let of =
+        |filter: Value| serde_json::from_value::<Filter>(filter).unwrap().implies("kind", "mug");
+    assert!(of(json!({"eq": {"kind": "mug", "colour": "red"}})));
+    assert!(of(json!({"in": {"kind": ["mug"]}})));
+    assert!(of(json!({"and": [{"eq": {"colour": "red"}}, {"eq": {"kind": "mug"}}]})));
+    assert!(of(json!({"or": [{"eq": {"kind": "mug"}}, {"in": {"kind": ["mug"]}}]})));
+    for other in [
+        json!({"eq": {"kind": "cup"}}),
+        json!({"in": {"kind": ["mug", "cup"]}}),
+        json!({"or": [{"eq": {"kind": "mug"}}, {"eq": {"colour": "red"}}]}),
+        json!({"not": {"eq": {"kind": "mug"}}}),
+        json!({"exists": "kind"}),
+    ] {
+        assert!(!of(other.clone()), "{other}");
+    }
+}
+
+#[tokio::test]
+async fn pages_are_those_of_one_ranking_while_the_catalogue_changes() {
+    let engine = filled(Options::default(), 230).await;
+    let filter = || Some(serde_json::from_value(json!({"ne": {"colour": "blue"}})).unwrap());
+    for (i, query) in [
+        ask("a mug"),
+        Query { normaliser: Some(Normaliser::Zscore), weight: Some(0.7), ..ask("a mug") },
+        Query { filter: filter(), ..ask(Input::Image("i0003".into())) },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let whole = engine.search(&Query { k: Some(1000), ..query.clone() }).unwrap();
+        assert_eq!(whole.next_cursor, None);
+        let mut query = Query { k: Some(40), ..query };
+        let (mut hits, mut raw) = (Vec::new(), Vec::new());
+        for page in 0.. {
+            let results = engine.search(&query).unwrap();
+            assert_eq!(results.version, whole.version);
+            assert_eq!(results.hits[0].rank, 40 * page + 1);
+            hits.extend(ids(&results.hits));
+            raw.extend(ids(&results.raw_hits));
+            let Some(next) = results.next_cursor else { break };
+            query.cursor = Some(next);
+            let version = whole.version + page as u64 + 1;
+            let new = (0..5).map(|n| {
+                row(&format!("n{version}-{n}"), 1, Some(embedding(version * 9 + n, DIMENSION)))
+            });
+            apply(&engine, version, new.collect()).await;
+        }
+        assert_eq!((hits, raw), (ids(&whole.hits), ids(&whole.raw_hits)), "query {i}");
+    }
+}
+
+#[tokio::test]
+async fn a_cursor_goes_on_with_its_own_question_while_its_version_is_held() {
+    let engine = filled(Options { cursor_seconds: 1, ..Options::default() }, 50).await;
+    let cursor = engine.search(&ask("a mug")).unwrap().next_cursor;
+    let with = |query: Query| engine.search(&Query { cursor: cursor.clone(), ..query });
+    assert!(with(ask("a mug")).is_ok());
+    assert!(with(Query { k: Some(3), ..ask("a mug") }).is_ok(), "pages may differ in size");
+    for other in [ask("a cup"), Query { weight: Some(0.1), ..ask("a mug") }] {
+        let error = with(other).unwrap_err().to_string();
+        assert!(error.starts_with("cursor: belongs to another question"), "{error}");
+    }
+    let broken = Query { cursor: Some("AAAA".into()), ..ask("a mug") };
+    let error = engine.search(&broken).unwrap_err().to_string();
+    assert!(error.starts_with("cursor: is none"), "{error}");
+    let elsewhere = engine_of(decode::Options::default()).await;
+    apply(&elsewhere, 9, vec![row("a", 1, Some(embedding(1, DIMENSION)))]).await;
+    let foreign = elsewhere.search(&Query { cursor: cursor.clone(), ..ask("a mug") });
+    assert!(matches!(foreign, Err(QueryError::CursorExpired { version: 1 })));
+    apply(&engine, 2, vec![row("new", 1, Some(embedding(1, DIMENSION)))]).await;
+    assert!(with(ask("a mug")).is_ok(), "held");
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    assert!(matches!(with(ask("a mug")), Err(QueryError::CursorExpired { .. })));
+}
+
+#[tokio::test]
+async fn versions_held_for_cursors_take_no_more_memory_than_allowed() {
+    let engine = filled(Options { cursor_mib: 1, ..Options::default() }, 50).await;
+    let mut cursors = Vec::new();
+    for version in 2..12u64 {
+        cursors.push(engine.search(&ask("a mug")).unwrap().next_cursor);
+        // Every image changes, so that nothing is shared: 300 of 5 KB and more are 1.5 MB.
+        let mut rng = ChaCha8Rng::seed_from_u64(version);
+        let mut rows: Vec<Row> = (0..300).map(|i| shown(i, &mut rng)).collect();
+        for row in &mut rows {
+            row.sequence = crate::record::Sequence::from_number(version);
+            row.image.as_mut().unwrap().uri = Some(format!("file:///{}", "x".repeat(5_000)));
+        }
+        apply(&engine, version, rows).await;
+        assert!(engine.pinned_bytes() <= 4 << 20, "{}", engine.pinned_bytes());
+    }
+    let of =
+        |cursor: &Option<String>| engine.search(&Query { cursor: cursor.clone(), ..ask("a mug") });
+    assert!(matches!(of(&cursors[2]), Err(QueryError::CursorExpired { .. })));
+    assert!(of(cursors.last().unwrap()).is_ok());
+}
+
+#[tokio::test]
+async fn thresholds_are_those_of_the_configuration_that_answers() {
+    let mut serves = served(vec![set("one", DIMENSION)]);
+    serves.serving.calibration = Some(Calibration {
+        min_score: Some(0.5),
+        no_match: Some(NoMatch { signal: Signal::Evidence, below: 1e6 }),
+        at: chrono::Utc::now(),
+        evaluation: "e".into(),
+    });
+    let engine = Engine::new(Hashed::new(DIMENSION), serves, Options::default());
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    apply(&engine, 1, (0..90).map(|i| shown(i, &mut rng)).collect()).await;
+    let results = engine.search(&ask("one 1")).unwrap();
+    let told = results.no_match.unwrap();
+    assert!(told.holds && told.reason.contains("100 % of the query's words"), "{}", told.reason);
+    let next = Query { cursor: results.next_cursor, ..ask("one 1") };
+    assert_eq!(engine.search(&next).unwrap().no_match, None, "only the best hit says it");
+    for other in [
+        Query { weight: Some(0.1), ..ask("one 1") },
+        ask(Input::Vector(vec![1.0; DIMENSION])),
+        ask(Input::Image("i0001".into())),
+    ] {
+        assert_eq!(engine.search(&other).unwrap().no_match, None);
+        let calibrated = Some(MinScore::Calibrated(CalibratedScore::Calibrated));
+        let error = engine.search(&Query { min_score: calibrated, ..other }).unwrap_err();
+        assert!(error.to_string().starts_with("min_score: no threshold"), "{error}");
+    }
+    let all = engine.search(&Query { k: Some(90), ..ask("one 1") }).unwrap();
+    let least = all.hits[20].score;
+    let some = Query { min_score: Some(MinScore::Score(least)), k: Some(50), ..ask("one 1") };
+    let some = engine.search(&some).unwrap();
+    assert_eq!((some.hits.len(), some.raw_hits.len(), some.next_cursor), (21, 50, None));
+    let calibrated = serde_json::from_value(json!("calibrated")).unwrap();
+    let results = engine.search(&Query { min_score: Some(calibrated), ..ask("one 1") }).unwrap();
+    assert_eq!(results.min_score, Some(0.5));
+    assert!(
+        serde_json::from_value::<MinScore>(json!("best"))
+            .unwrap_err()
+            .to_string()
+            .contains("calibrated")
+    );
+}
+
+#[tokio::test]
+async fn what_there_is_to_filter_by() {
+    let engine = filled(Options::default(), 200).await;
+    let snapshot = engine.snapshots().newest();
+    let all = engine.attributes(&snapshot);
+    assert_eq!(
+        all.iter().map(|a| a.name.as_str()).collect::<Vec<_>>(),
+        ["colour", "new", "price", "shot", "stock"]
+    );
+    for attribute in all {
+        let have = |(entry, _): &(Entry, _)| entry.attributes.contains_key(&attribute.name);
+        assert_eq!(attribute.images, snapshot.images().filter(have).count());
+        let told = matches!(attribute.kind, AttributeType::Text | AttributeType::Boolean);
+        assert_eq!(attribute.values.is_some(), told);
+        for (value, count) in attribute.values.iter().flatten() {
+            let filter = match attribute.kind {
+                AttributeType::Boolean => json!({"eq": {&attribute.name: value == "true"}}),
+                _ => json!({"eq": {&attribute.name: value}}),
+            };
+            let filter = Some(serde_json::from_value(filter).unwrap());
+            assert_eq!(engine.search(&Query { filter, ..ask("a") }).unwrap().matched, *count);
+        }
+    }
+}
