@@ -35,6 +35,14 @@ test:
 kafka form="":
     {{ if form == "long" { "BSAP_KAFKA_LONG=1" } else { "" } }} tests/run kafka
 
+# Faults drawn at random against a real Apache Kafka; the same seed strikes the same
+chaos rounds="200" seed="1":
+    BSAP_CHAOS_ROUNDS={{ rounds }} BSAP_CHAOS_SEED={{ seed }} tests/run chaos
+
+# Steady load at 80 % of what the machine can do, with queries, and what grows meanwhile
+soak minutes="30":
+    BSAP_SOAK_MINUTES={{ minutes }} tests/run soak
+
 # Helm chart, configurations, alert rules and dashboards
 deploy:
     tests/run deploy
@@ -54,6 +62,10 @@ parity *models:
 # Time the towers beside PyTorch and ONNX Runtime in one run; downloads gigabytes
 speed *args:
     tests/parity/run speed {{ args }}
+
+# Compare with what others build from parts, in one run: `just peers ingest`; downloads gigabytes
+peers what *args:
+    benches/peers/run {{ what }} {{ args }}
 
 # Build with CUDA and measure exactness and speed on a GPU beside PyTorch; downloads gigabytes
 gpu *args:

@@ -3,6 +3,8 @@
 //!
 //!     cargo bench --bench reindex -- [ROWS [FOLDER]]
 
+mod rows;
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use bsap::clip::{ClipError, ModelCard, Pixels, Towers};
 use bsap::normalise::Normaliser;
 use bsap::prompts::PromptSet;
-use bsap::record::{Embedding, Image, ImageId, Ordering, Partition, Row, Sequence};
+use bsap::record::{Ordering, Partition};
 use bsap::reindex::{Job, add_set};
 use bsap::store::Store;
 use bsap::table::{Generation, PartitionBatch, Serving, StateStore, Stored, Writer};
@@ -27,19 +29,6 @@ const ROUNDS: u32 = 3;
 /// Random directions in the place of a model: what is computed with them costs the same.
 struct Random(ModelCard);
 
-fn unit(seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u32 << 24) as f32 - 0.5
-    };
-    let values: Vec<f32> = (0..DIMENSION).map(|_| next()).collect();
-    let length = values.iter().map(|v| v * v).sum::<f32>().sqrt();
-    values.into_iter().map(|v| v / length).collect()
-}
-
 impl Towers for Random {
     fn card(&self) -> &ModelCard {
         &self.0
@@ -50,12 +39,12 @@ impl Towers for Random {
     }
 
     fn embed_images(&self, batch: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError> {
-        Ok(batch.iter().map(|_| unit(1)).collect())
+        Ok(batch.iter().map(|_| rows::unit(1, DIMENSION)).collect())
     }
 
     fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
         let seed = |text: &&str| text.bytes().fold(7u64, |a, b| a.wrapping_mul(31) + u64::from(b));
-        Ok(texts.iter().map(|text| unit(seed(text))).collect())
+        Ok(texts.iter().map(|text| rows::unit(seed(text), DIMENSION)).collect())
     }
 }
 
@@ -158,29 +147,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
 async fn fill(store: &Store, generation: &Generation, rows: usize) -> Result<(), Box<dyn Error>> {
     let mut writer = Writer::open(store, generation, 10).await?;
     let partition = Partition { topic: "images".into(), number: 0 };
-    let at = chrono::DateTime::from_timestamp(1_700_000_000, 0).ok_or("no time")?;
     let mut expected = None;
     for from in (0..rows).step_by(FILE) {
         let to = (from + FILE).min(rows);
-        let of = (from..to).map(|i| {
-            let row = Row {
-                image_id: ImageId::new(format!("image-{i:08}"))?,
-                sequence: Sequence::from_number(1),
-                event_time: None,
-                embedded_at: at,
-                image: Some(Image {
-                    uri: Some(format!("s3://bucket/{i}.jpg")),
-                    content_hash: "00".repeat(32),
-                    bytes: 100_000,
-                    width: 640,
-                    height: 480,
-                    attributes: BTreeMap::new(),
-                    embedding: Embedding::round(&unit(i as u64 + 99)),
-                    statistics: BTreeMap::new(),
-                }),
-            };
-            Ok((i as i64, row))
-        });
+        let of = (from..to).map(|i| Ok((i as i64, rows::row(i, 1, DIMENSION, &[])?)));
         let of = of.collect::<Result<Vec<_>, Box<dyn Error>>>()?;
         let one = PartitionBatch {
             partition: partition.clone(),

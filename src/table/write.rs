@@ -27,6 +27,9 @@ use crate::telemetry::event;
 
 /// A snapshot older than this is not built upon: well below the least time that the log stays.
 const STALE: Duration = Duration::from_secs(600);
+/// Commits that are looked at one by one for a position, newest first, before the log is asked: a
+/// partition that has work is in one of them.
+const LOOK_BACK: u64 = 40;
 
 /// Rows of one partition that are to be committed together with its position.
 #[derive(Debug, Clone)]
@@ -62,11 +65,15 @@ pub struct Writer {
     attempts: u32,
     /// Name of the replay whose positions are kept; usually empty.
     replay: String,
-    /// Positions as of the loaded snapshot. Asking the log costs requests; a worker's own commits
-    /// are the usual way in which its partitions move.
+    /// Positions as of `known`. Single commits tell them, a worker's own most of the time: asking
+    /// the log for one reads all of its tail at once, each time anew.
     positions: HashMap<String, Option<i64>>,
-    /// When the snapshot was last compared with the log.
-    refreshed: Instant,
+    /// Version that `positions` are as of; at most that of the loaded snapshot.
+    known: u64,
+    /// Commits below this version have not been read for positions.
+    unread: u64,
+    /// When the snapshot was last compared with the log; none where that is due.
+    refreshed: Option<Instant>,
 }
 
 /// A batch with its staged file.
@@ -83,12 +90,15 @@ impl Writer {
         generation: &Generation,
         attempts: u32,
     ) -> Result<Self, TableError> {
+        let log = Log::open_or_create(catalogue, generation, Kind::Images).await?;
         Ok(Self {
-            log: Log::open_or_create(catalogue, generation, Kind::Images).await?,
+            known: log.version(),
+            unread: log.version() + 1,
+            log,
             attempts,
             replay: String::new(),
             positions: HashMap::new(),
-            refreshed: Instant::now(),
+            refreshed: None,
         })
     }
 
@@ -158,7 +168,7 @@ impl Writer {
                 Err(error) if error.verdict() == Verdict::Retry => {
                     last = error.to_string();
                     info!(event = event::COMMIT_CONFLICT, attempt, reason = %last, "commit did not go through; looking again");
-                    self.positions.clear();
+                    self.refreshed = None;
                     tokio::time::sleep(backoff.pause(attempt)).await;
                 }
                 Err(error) => return Err(error),
@@ -177,7 +187,7 @@ impl Writer {
     ) -> Result<u64, TableError> {
         // A commit after a snapshot whose successors were cleaned up would be written where nobody
         // reads any more.
-        if self.positions.is_empty() || self.refreshed.elapsed() > STALE {
+        if self.refreshed.is_none_or(|at| at.elapsed() > STALE) {
             self.refresh().await?;
         }
         let mut i = 0;
@@ -217,6 +227,7 @@ impl Writer {
             return Ok(self.log.version());
         }
         let version = self.commit(staged).await?;
+        self.known = version;
         for one in staged {
             let application = self.application(&one.batch.partition);
             self.positions.insert(application, Some(one.batch.next_offset));
@@ -286,21 +297,44 @@ impl Writer {
         file.put(&self.log).await
     }
 
+    /// Loads the newest snapshot, and what its commits say of positions. Each step counts where the
+    /// next one fails, so that a store that fails now and then is outlasted.
     async fn refresh(&mut self) -> Result<(), TableError> {
-        let before = self.log.table.version();
+        self.refreshed = None;
         self.log.update().await?;
-        self.refreshed = Instant::now();
-        if self.log.table.version() != before {
-            self.positions.clear();
+        while self.known < self.log.version() {
+            let Some(actions) = self.log.commit(self.known + 1).await? else {
+                // Cleaned up meanwhile: the log is asked for each position anew.
+                self.positions.clear();
+                self.known = self.log.version();
+                self.unread = self.known + 1;
+                break;
+            };
+            for (application, position) in positions(actions) {
+                self.positions.insert(application, Some(position));
+            }
+            self.known += 1;
         }
+        self.refreshed = Some(Instant::now());
         Ok(())
     }
 
     async fn stored(&mut self, application: &str) -> Result<Option<i64>, TableError> {
+        let lowest = self.known.saturating_sub(LOOK_BACK);
+        while !self.positions.contains_key(application) && self.unread > lowest {
+            let Some(actions) = self.log.commit(self.unread - 1).await? else { break };
+            for (application, position) in positions(actions) {
+                self.positions.entry(application).or_insert(Some(position));
+            }
+            self.unread -= 1;
+        }
         if let Some(known) = self.positions.get(application) {
             return Ok(*known);
         }
-        let position = self.log.transaction(application).await?;
+        let position = match self.unread {
+            0 => None,
+            _ => self.log.transaction(application).await?,
+        };
         self.positions.insert(application.to_owned(), position);
         Ok(position)
     }
@@ -318,4 +352,12 @@ impl Writer {
         }
         Ok(false)
     }
+}
+
+/// The positions that a commit sets.
+fn positions(actions: Vec<Action>) -> impl Iterator<Item = (String, i64)> {
+    actions.into_iter().filter_map(|action| match action {
+        Action::Txn(transaction) => Some((transaction.app_id, transaction.version)),
+        _ => None,
+    })
 }

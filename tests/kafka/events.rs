@@ -15,6 +15,8 @@ use sha2::{Digest, Sha256};
 
 /// Pictures that are told apart by a few bytes at their end, which no decoder reads.
 const PICTURES: u64 = 32;
+/// Messages that may come again.
+const REMEMBERED: usize = 20_000;
 const BASE64: base64::engine::GeneralPurpose = base64::engine::general_purpose::STANDARD;
 
 /// A message as it is sent.
@@ -42,7 +44,11 @@ pub struct Events {
     /// Message, and whether it brings a row.
     history: Vec<Sent>,
     number: u64,
+    /// How many images there are at most.
+    pub most_images: u64,
     pub newest: BTreeMap<String, Newest>,
+    /// Image and sequence of the last picture that counts.
+    pub last_picture: Option<(String, u64)>,
     /// Messages that bring a row each.
     pub rows: u64,
     /// Messages whose picture is gone.
@@ -71,7 +77,9 @@ impl Events {
             pictures: (0..PICTURES).map(picture).collect(),
             history: Vec::new(),
             number: 0,
+            most_images: u64::MAX,
             newest: BTreeMap::new(),
+            last_picture: None,
             rows: 0,
             gone: 0,
             poison: BTreeMap::new(),
@@ -122,7 +130,12 @@ impl Events {
             }
             kind => {
                 let sent = self.change(kind < 20);
-                self.history.push(sent.clone());
+                if self.history.len() < REMEMBERED {
+                    self.history.push(sent.clone());
+                } else {
+                    let place = self.rng.random_range(0..REMEMBERED);
+                    self.history[place] = sent.clone();
+                }
                 (Kind::Good, sent)
             }
         }
@@ -130,7 +143,8 @@ impl Events {
 
     /// A new version of an image; one in ten carries an older version than was sent before.
     fn change(&mut self, delete: bool) -> Sent {
-        let id = format!("image-{}", self.rng.random_range(0..self.number.div_ceil(2)));
+        let images = self.number.div_ceil(2).min(self.most_images);
+        let id = format!("image-{}", self.rng.random_range(0..images));
         let known = self.newest.get(&id).map_or(0, |newest| newest.sequence);
         let stale = known > 2 && self.rng.random_ratio(1, 10);
         // Even numbers are the versions that come late.
@@ -146,6 +160,9 @@ impl Events {
         if stale {
             self.stale += 1;
         } else {
+            if content.is_some() {
+                self.last_picture = Some((id.clone(), sequence));
+            }
             self.newest.insert(id.clone(), Newest { sequence, content });
         }
         // Most events of an image are in one partition, as they should be; some are not.

@@ -3,6 +3,8 @@
 //!
 //!     tests/run kafka                      2,000 messages and 3 kills a scenario
 //!     BSAP_KAFKA_LONG=1 tests/run kafka    20,000 messages and 20 kills
+//!     just chaos [rounds] [seed]           hundreds of rounds of faults drawn at random
+//!     just soak [minutes]                  steady load, and what grows meanwhile
 //!
 //! Workers are processes of `bsap ingest` with the demo's model, except where faults are injected
 //! into the store: there they run inside the test.
@@ -10,8 +12,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod broker;
+mod chaos;
 mod events;
 mod faults;
+mod soak;
 mod world;
 
 use std::time::Duration;
@@ -251,7 +255,7 @@ async fn dead_letters_are_listed_shown_and_sent_again() {
     assert!(checked.contains("ok      kafka.brokers"), "{checked}");
     assert!(!checked.contains("FAILED  dead_letter"), "{checked}");
     let table = world.bsap(&["dead-letters", "list"]);
-    for words in ["image_damaged", "2  in all"] {
+    for words in ["unknown_image_format", "2  in all"] {
         assert!(table.contains(words), "{table}");
     }
     let listed = world.bsap(&["dead-letters", "list", "--json"]);
@@ -260,12 +264,12 @@ async fn dead_letters_are_listed_shown_and_sent_again() {
     assert_eq!(of("two")["record"], 0, "{letters:?}");
     let origin = of("late")["origin"].as_str().unwrap();
     let shown = world.bsap(&["dead-letters", "show", origin]);
-    assert!(shown.contains("image_damaged") && shown.contains(&good), "{shown}");
+    assert!(shown.contains("unknown_image_format") && shown.contains(&good), "{shown}");
     assert_eq!(world.bsap(&["dead-letters", "show", origin, "--value"]), good);
 
     // The cause mended, the message is sent again, and its image is there.
     std::fs::write(&picture, render(&Scene::sample(7, 1, Style::Studio), 64).unwrap()).unwrap();
-    let replay = ["dead-letters", "replay", "--code", "image_damaged"];
+    let replay = ["dead-letters", "replay", "--code", "unknown_image_format"];
     let dry = world.bsap(&[&replay[..], &["--dry-run"]].concat());
     assert!(dry.contains("1 messages would be sent again"), "{dry}");
     let sent = world.bsap(&replay);
@@ -288,4 +292,24 @@ async fn the_store_fails_one_call_in_five_and_is_slow() {
     let calls = faults::work(&world).await;
     println!("the store fails and is slow: {calls}");
     world.verify(1).await;
+}
+
+/// `BSAP_CHAOS_ROUNDS` and `BSAP_CHAOS_SEED` make it another run.
+#[tokio::test(flavor = "multi_thread")]
+async fn anything_fails_at_any_time() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let rounds = number("BSAP_CHAOS_ROUNDS").unwrap_or(if size().1 > 3 { 50 } else { 6 });
+    let seed = number("BSAP_CHAOS_SEED").unwrap_or_else(rand::random);
+    let mut world = World::build("anything fails at any time", 1).await;
+    let faults = chaos::rounds(&mut world, rounds as u32, seed).await;
+    println!("anything fails at any time: {rounds} rounds, seed {seed}: {faults}");
+}
+
+/// Runs only when it is given its minutes.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes as long as `just soak` is told"]
+async fn steady_load_makes_nothing_grow() {
+    let minutes = std::env::var("BSAP_SOAK_MINUTES").map_or(3, |text| text.parse().unwrap());
+    let mut world = World::build("steady load", 1).await;
+    soak::run(&mut world, minutes).await;
 }

@@ -162,12 +162,17 @@ impl World {
 
     /// Starts `bsap ingest` as a user would, with further options as environment variables.
     pub fn worker_with(&mut self, options: &[(&str, &str)]) -> Worker {
+        self.start(&["ingest"], options)
+    }
+
+    /// Starts a command of `bsap`, which goes on until it is told to end.
+    pub fn start(&mut self, arguments: &[&str], options: &[(&str, &str)]) -> Worker {
         self.workers += 1;
         let log = self.folder.path().join(format!("worker-{}.log", self.workers));
         // What it says outside its log is said when it refuses to start.
         let complaints = File::options().create(true).append(true).open(&log).unwrap();
         let mut command = self.command(&log);
-        command.arg("ingest").stdout(Stdio::null()).stderr(complaints);
+        command.args(arguments).stdout(Stdio::null()).stderr(complaints);
         for (key, value) in options {
             command.env(format!("BSAP_{key}"), value);
         }
@@ -227,6 +232,11 @@ impl World {
             (p.number, found.unwrap().1)
         };
         self.partitions().map(end).collect()
+    }
+
+    /// Messages that the table has not consumed yet.
+    pub async fn lag(&self) -> i64 {
+        self.ends().values().sum::<i64>() - self.positions().await.values().sum::<i64>()
     }
 
     /// Waits until the table has consumed the whole topic; no worker may end meanwhile.
@@ -412,6 +422,11 @@ impl World {
 impl Worker {
     pub fn signal(&self, name: &str) {
         signal(&self.process, name);
+    }
+
+    /// Process number.
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// As the machine's failure would.

@@ -1,0 +1,113 @@
+//! Anything fails at any time: rounds of faults drawn at random while events go on and the table is
+//! tidied, each seed its own history.
+
+use std::fmt;
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokio::time::sleep;
+
+use crate::world::{Worker, World};
+
+/// Messages sent in a round.
+const MESSAGES: u64 = 60;
+/// Rounds between two comparisons with what was sent.
+const CHECK_EVERY: u32 = 25;
+/// Workers that run; each fault strikes one of them, or what they depend on.
+const WORKERS: usize = 2;
+/// They tidy as often as they may, so that faults strike at that too.
+const TIDY: [(&str, &str); 2] = [("UPKEEP__EVERY_SECONDS", "2"), ("UPKEEP__MERGE_FILES", "3")];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    WorkerKilled,
+    WorkerStopped,
+    WorkerAsleep,
+    BrokerKilled,
+    BrokerSilent,
+    CompactionKilled,
+    ReindexKilled,
+}
+
+impl Fault {
+    const ALL: [Self; 7] = [
+        Self::WorkerKilled,
+        Self::WorkerStopped,
+        Self::WorkerAsleep,
+        Self::BrokerKilled,
+        Self::BrokerSilent,
+        Self::CompactionKilled,
+        Self::ReindexKilled,
+    ];
+}
+
+/// What was done.
+#[derive(Default)]
+pub struct Faults([u32; Fault::ALL.len()]);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counted = Fault::ALL.iter().zip(self.0).map(|(fault, n)| format!("{n} × {fault:?}"));
+        f.write_str(&counted.collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// Rounds of faults; compares with what was sent every few rounds and at the end.
+pub async fn rounds(world: &mut World, rounds: u32, seed: u64) -> Faults {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut workers: Vec<Worker> = (0..WORKERS).map(|_| world.worker_with(&TIDY)).collect();
+    let mut faults = Faults::default();
+    for round in 1..=rounds {
+        world.send(MESSAGES).await;
+        sleep(Duration::from_millis(rng.random_range(0..3_000))).await;
+        let which = rng.random_range(0..Fault::ALL.len());
+        faults.0[which] += 1;
+        let victim = rng.random_range(0..WORKERS);
+        strike(world, Fault::ALL[which], &mut workers[victim], &mut rng).await;
+        if round % CHECK_EVERY == 0 || round == rounds {
+            world.caught_up(&mut workers.iter_mut().collect::<Vec<_>>()).await;
+            println!("round {round} of {rounds}, seed {seed}: {faults}");
+            world.verify(1).await;
+            println!("{}", world.bsap(&["verify"]).trim());
+        }
+    }
+    workers.into_iter().for_each(Worker::stop);
+    faults
+}
+
+async fn strike(world: &mut World, fault: Fault, worker: &mut Worker, rng: &mut ChaCha8Rng) {
+    match fault {
+        Fault::WorkerKilled => std::mem::replace(worker, world.worker_with(&TIDY)).kill(),
+        Fault::WorkerStopped => std::mem::replace(worker, world.worker_with(&TIDY)).stop(),
+        Fault::WorkerAsleep => {
+            worker.signal("STOP");
+            // Its session ends after 6 s: at times it wakes before, at times after.
+            sleep(Duration::from_millis(rng.random_range(3_000..9_000))).await;
+            worker.signal("CONT");
+        }
+        Fault::BrokerKilled => {
+            world.cluster.end(0, "KILL");
+            sleep(Duration::from_millis(rng.random_range(0..3_000))).await;
+            world.cluster.launch(0);
+            world.cluster.wait_until_ready();
+        }
+        Fault::BrokerSilent => {
+            world.cluster.freeze(0, true);
+            sleep(Duration::from_millis(rng.random_range(1_000..8_000))).await;
+            world.cluster.freeze(0, false);
+        }
+        Fault::CompactionKilled => killed_within(world, &["compact"], rng).await,
+        Fault::ReindexKilled => {
+            let set = ["photographs", "ecommerce-en"][rng.random_range(0..2)];
+            killed_within(world, &["reindex", "statistics", "--prompt-set", set], rng).await;
+        }
+    }
+}
+
+/// Starts a command and kills it somewhere in its work.
+async fn killed_within(world: &mut World, arguments: &[&str], rng: &mut ChaCha8Rng) {
+    let started = world.start(arguments, &[]);
+    sleep(Duration::from_millis(rng.random_range(100..2_500))).await;
+    started.kill();
+}
