@@ -67,6 +67,9 @@ fn what_is_wrong_with_an_evaluation_is_told_before_any_work() {
     let arguments = ["evaluate", "rankings", "--qrels", &qrels, "--run", &run];
     fails(&arguments, &[], 2, &["line 1", "score"]);
     fails(&["evaluate", "--queries", &run], &[], 2, &["line 1", &run]);
+    fails(&["evaluate", "--from-logs", &run], &[], 2, &["no `shadow`", "line 1", "log.format"]);
+    fails(&["evaluate", "--from-logs", &run, "--runs", "x"], &[], 2, &["cannot be used with"]);
+    fails(&["evaluate", "--from-logs", "none.jsonl"], &[], 2, &["none.jsonl", "No such file"]);
     fails(&["prompts", "suggest", "--out", "x"], &[], 2, &["--queries"]);
 }
 

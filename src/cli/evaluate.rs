@@ -10,7 +10,7 @@ use crate::evaluate::{Cutoffs, Spec};
 /// `bsap evaluate`.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-#[command(group = ArgGroup::new("input").required(true).args(["queries", "log", "feedback", "drawn"]))]
+#[command(group = ArgGroup::new("input").required(true).args(["queries", "log", "feedback", "drawn", "from_logs"]))]
 #[command(after_long_help = "\
 Examples:
   bsap evaluate --queries judged.jsonl               what is served, beside plain CLIP
@@ -18,6 +18,7 @@ Examples:
       --configuration set=mine.toml,normaliser=nnn,weight=0.25 --configuration candidate
   bsap evaluate --queries judged.jsonl --calibrate live --store
   bsap evaluate --log queries.jsonl                  how much rankings differ, without judgements
+  bsap evaluate --from-logs query-*.jsonl            what a candidate changed, by its log lines
   bsap evaluate --drawn clutter                      on drawn pictures whose content is known
   bsap evaluate rankings --qrels q.txt --run a.run --run b.run
 
@@ -37,6 +38,10 @@ pub struct EvaluateArgs {
     /// What users said of results, as the query worker stored it beside the table
     #[arg(long)]
     pub feedback: bool,
+    /// JSON logs of query workers: how a candidate's answers differed (`shadow`), and what each
+    /// configuration answered (`search`); `-` reads standard input. The configuration file is not read
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["configurations", "minutes_per_false_hit", "calibrate", "runs"])]
+    pub from_logs: Vec<PathBuf>,
     /// Pictures that the program draws, whose content is known; the configuration file is not read
     #[arg(long, value_name = "STYLE")]
     pub drawn: Option<Style>,

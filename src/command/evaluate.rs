@@ -294,6 +294,24 @@ fn rank(
     Ok(evaluated?)
 }
 
+/// Writes a file that an option asked for.
+pub(super) fn write(path: &Path, text: &str, option: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text).with_context(|| format!("{option}: {}", path.display()))
+}
+
+/// Prints a report, and writes it as JSON where it was asked for: to a file, or instead.
+pub(super) fn told(args: &EvaluateArgs, terminal: &str, json: &str) -> anyhow::Result<()> {
+    match &args.json {
+        Some(path) if path.as_os_str() == "-" => say!("{json}"),
+        Some(path) => {
+            say!("{terminal}");
+            write(path, json, "--json")?;
+        }
+        None => say!("{terminal}"),
+    }
+    Ok(())
+}
+
 /// Prints and writes what was asked for.
 fn shown(
     args: &EvaluateArgs,
@@ -302,19 +320,7 @@ fn shown(
     configurations: &[Configuration],
 ) -> Done {
     let found = &evaluated.report;
-    let write = |path: &Path, text: &str, option: &str| {
-        let problem = || format!("{option}: {}", path.display());
-        std::fs::write(path, text).with_context(problem)
-    };
-    let printed = args.json.as_ref().is_some_and(|path| path.as_os_str() == "-");
-    if printed {
-        say!("{}", serde_json::to_string_pretty(found)?);
-    } else {
-        say!("{}", evaluate::terminal(found));
-    }
-    if let Some(path) = args.json.as_ref().filter(|_| !printed) {
-        write(path, &serde_json::to_string_pretty(found)?, "--json")?;
-    }
+    told(args, &evaluate::terminal(found), &serde_json::to_string_pretty(found)?)?;
     if let Some(folder) = &args.runs {
         std::fs::create_dir_all(folder).with_context(|| format!("--runs: {}", folder.display()))?;
         for (number, configuration) in configurations.iter().enumerate() {
@@ -340,7 +346,7 @@ async fn page(
     let source = if args.no_thumbnails { Source::None } else { source };
     let (pictures, missing) = source.of(report, world, token).await?;
     let html = evaluate::html(report, &pictures);
-    std::fs::write(path, html).with_context(|| format!("--report: {}", path.display()))?;
+    write(path, &html, "--report")?;
     // Standard output may be the JSON report.
     eprintln!("written: {}", path.display());
     if missing > 0 {

@@ -15,6 +15,7 @@ mod demo;
 mod drawn;
 mod embed;
 mod evaluate;
+mod evaluate_logs;
 mod ingest;
 mod judge;
 mod model;
@@ -182,6 +183,9 @@ pub fn run(cli: &Cli) -> Done {
 fn evaluate_on(args: &EvaluateArgs, load: impl FnOnce() -> Result<Config, ConfigError>) -> Done {
     if let Some(EvaluateAction::Rankings(args)) = &args.action {
         return evaluate::rankings(args);
+    }
+    if !args.from_logs.is_empty() {
+        return evaluate_logs::run(args);
     }
     if args.drawn.is_some() {
         let config = quiet(Config::default());

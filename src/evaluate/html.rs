@@ -13,7 +13,7 @@ use super::report::{Finding, Report, finding, percent};
 pub const SHOWN_CONFIGURATIONS: usize = 3;
 /// Longest query that is shown whole.
 const TEXT: usize = 120;
-const STYLE: &str = include_str!("report.css");
+pub(super) const STYLE: &str = include_str!("report.css");
 
 /// Pictures by their place in the world, as `data:` URIs.
 pub type Pictures = BTreeMap<u32, String>;
@@ -179,7 +179,7 @@ fn charts(page: &mut String, report: &Report) {
 }
 
 /// A table whose first column names the row.
-fn table(page: &mut String, header: &[String], rows: &[Vec<String>]) {
+pub(super) fn table(page: &mut String, header: &[String], rows: &[Vec<String>]) {
     page.push_str("<div class=\"scroll\"><table><thead><tr>");
     for cell in header {
         let _ = write!(page, "<th>{}</th>", escape(cell));

@@ -68,6 +68,34 @@ pub fn bootstrap(values: &[f64], seed: u64) -> Option<Interval> {
     intervals(&rows, 1, seed).into_iter().next()
 }
 
+/// The ratio of the sums of `clusters`, (value, count) each, with its percentile interval: clusters are
+/// drawn whole, since what is in one is not independent (Davison & Hinkley, 1997, §3.8). `None` where
+/// nothing is counted.
+pub fn clustered(clusters: &[(f64, u64)], seed: u64) -> Option<Interval> {
+    let ratio = |(value, count): (f64, u64)| value / count as f64;
+    let add = |a: (f64, u64), b: &(f64, u64)| (a.0 + b.0, a.1 + b.1);
+    let counted: Vec<_> = clusters.iter().copied().filter(|(_, count)| *count > 0).collect();
+    if counted.is_empty() {
+        return None;
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut drawn = || counted[rng.random_range(0..counted.len())];
+    let sample = |_| ratio((0..counted.len()).fold((0.0, 0), |sum, _| add(sum, &drawn())));
+    let mut ratios: Vec<f64> = (0..RESAMPLES).map(sample).collect();
+    ratios.sort_unstable_by(f64::total_cmp);
+    let mean = ratio(counted.iter().fold((0.0, 0), add));
+    Some(Interval { mean, low: low_of(&ratios), high: high_of(&ratios) })
+}
+
+/// Ends of the 95 % interval among sorted samples.
+fn low_of(samples: &[f64]) -> f64 {
+    samples[RESAMPLES * 25 / 1_000]
+}
+
+fn high_of(samples: &[f64]) -> f64 {
+    samples[RESAMPLES * 975 / 1_000 - 1]
+}
+
 /// Every measure of `measured` beside `baseline`: a row a query, the same queries in the same order,
 /// the same measures in each row. Empty where there are no queries.
 pub fn columns(measured: &[&[f64]], baseline: &[&[f64]], seed: u64) -> Vec<Column> {
@@ -106,8 +134,8 @@ fn intervals(rows: &[&[f64]], width: usize, seed: u64) -> Vec<Interval> {
         means.sort_unstable_by(f64::total_cmp);
         Interval {
             mean: rows.iter().map(|row| row[column]).sum::<f64>() / count,
-            low: means[RESAMPLES * 25 / 1_000],
-            high: means[RESAMPLES * 975 / 1_000 - 1],
+            low: low_of(&means),
+            high: high_of(&means),
         }
     };
     means.into_iter().enumerate().map(interval).collect()
@@ -210,6 +238,21 @@ mod tests {
         };
         assert!(width(1_000) < width(50) / 2.0);
         assert!(bootstrap(&[], 1).is_none());
+    }
+
+    #[test]
+    fn repeated_queries_make_nothing_surer() {
+        let width = |clusters: &[(f64, u64)]| {
+            let i = clustered(clusters, 1).unwrap();
+            assert!((i.mean - 0.5).abs() < 1e-12, "{i:?}");
+            i.high - i.low
+        };
+        let once: Vec<_> = (0..100).map(|i| (f64::from(i % 2), 1)).collect();
+        let often: Vec<_> = once.iter().map(|(value, _)| (value * 50.0, 50)).collect();
+        assert!((width(&once) - width(&often)).abs() < 1e-12);
+        let lines: Vec<f64> = once.iter().map(|(value, _)| *value).collect();
+        assert_eq!(clustered(&once, 1), bootstrap(&lines, 1), "single lines: the plain bootstrap");
+        assert!(clustered(&[(0.0, 0)], 1).is_none() && clustered(&[], 1).is_none());
     }
 
     #[test]

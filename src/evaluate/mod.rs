@@ -12,6 +12,7 @@ mod compare;
 mod configuration;
 mod html;
 mod interval;
+mod logs;
 mod measures;
 mod probes;
 mod rank;
@@ -35,6 +36,9 @@ pub use configuration::{
 };
 pub use html::{Pictures, html, pictured};
 pub use interval::{Column, Direction, Interval, SEED, bootstrap, columns};
+pub use logs::{
+    LogReport, LogsError, Reader as LogReader, html as logs_html, terminal as logs_terminal,
+};
 pub use measures::{Cutoffs, FALSE_HIT, Judged};
 use probes::{Probe, probes};
 pub use rank::{Ranked, Ranking, Right};

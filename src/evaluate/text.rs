@@ -11,7 +11,7 @@ use super::trec::Measured;
 /// Widest line of the words around the tables.
 const WIDTH: usize = 100;
 
-fn table(header: Vec<String>) -> Table {
+pub(super) fn table(header: Vec<String>) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_BORDERS_ONLY).set_header(header);
     table.set_content_arrangement(ContentArrangement::Dynamic);
@@ -37,7 +37,7 @@ fn gain(measure: &str, column: &Column) -> String {
     )
 }
 
-fn wrap(text: &str) -> String {
+pub(super) fn wrap(text: &str) -> String {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         let line =

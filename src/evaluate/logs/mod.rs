@@ -1,0 +1,486 @@
+//! What the logs of query workers tell of a candidate beside what is live: no catalogue, no model.
+//!
+//! `shadow` lines say how the candidate would have answered the very query that the live configuration
+//! answered; `search` lines what each configuration answered to its own share of the queries. Lines of
+//! one query are not independent, so intervals resample queries with all of their lines.
+
+mod shown;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, BufRead, Read as _};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::interval::{Interval, SEED, clustered, share};
+use super::report::percent;
+use crate::record::hex;
+use crate::telemetry::event;
+
+pub use shown::{html, terminal};
+
+/// Most different queries of one configuration: of each, sums are held in memory.
+const MAX_QUERIES: usize = 200_000;
+/// Longest line that is read, in bytes; a longer one is malformed.
+const MAX_LINE: u64 = 1 << 20;
+/// Malformed lines that are told; the others are counted.
+const MAX_MALFORMED: usize = 20;
+/// Queries that change most, of each candidate.
+const SHOWN: usize = 20;
+/// Different queries below which nothing counts as measured: resampling fewer says little.
+const MIN_QUERIES: usize = 20;
+/// Shares of common results are counted by tenths; the last is 1, all the same.
+const TENTHS: usize = 11;
+
+/// The logs cannot be evaluated.
+#[derive(Debug, thiserror::Error)]
+pub enum LogsError {
+    /// A file cannot be read.
+    #[error("--from-logs: {file}: {error}")]
+    Read {
+        /// Which.
+        file: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// Memory is bounded.
+    #[error(
+        "--from-logs: more than {MAX_QUERIES} different queries of {0}; give the logs of a shorter time"
+    )]
+    TooMany(String),
+    /// They say nothing of answers.
+    #[error(
+        "--from-logs: no `shadow` and no `search` line among {lines} lines{}; give the JSON log of a query worker (log.format = \"json\", level info)",
+        malformed.as_ref().map_or(String::new(), |first| format!(" ({first})"))
+    )]
+    Nothing {
+        /// Lines read.
+        lines: u64,
+        /// The first malformed one.
+        malformed: Option<String>,
+    },
+}
+
+/// What the logs tell.
+#[derive(Debug, Clone, Serialize)]
+pub struct LogReport {
+    /// SHA-256 over the lines that it rests on.
+    pub fingerprint: String,
+    /// When it was made.
+    pub at: DateTime<Utc>,
+    /// Version of this program.
+    pub version: String,
+    /// The files.
+    pub sources: Vec<String>,
+    /// Time of the first line that counts.
+    pub from: Option<DateTime<Utc>>,
+    /// Time of the last.
+    pub to: Option<DateTime<Utc>>,
+    /// Lines read.
+    pub lines: u64,
+    /// Of them, lines of other events, and later pages of an answer.
+    pub skipped: u64,
+    /// Of them, lines that could not be used.
+    pub malformed: u64,
+    /// The first of those, with file and line number.
+    pub problems: Vec<String>,
+    /// Candidates that were computed in the shadow.
+    pub shadows: Vec<Shadow>,
+    /// Configurations that answered.
+    pub answers: Vec<Answers>,
+    /// In plain words.
+    pub verdict: String,
+}
+
+/// How a candidate would have answered, beside the live configuration, query by query.
+#[derive(Debug, Clone, Serialize)]
+pub struct Shadow {
+    /// The live configuration's name.
+    pub live: String,
+    /// The candidate's name.
+    pub candidate: String,
+    /// Answers that were compared.
+    pub compared: u64,
+    /// Different queries among them.
+    pub queries: usize,
+    /// Of those, queries with any answer that differs.
+    pub changed: usize,
+    /// Share of the answers with another first result.
+    pub first_changed: Interval,
+    /// Mean share of results that both have.
+    pub overlap: Interval,
+    /// Share of the answers that are the same in every place.
+    pub same: Interval,
+    /// Answers by their share of common results: from 0, 0.1, … 0.9, and exactly 1.
+    pub overlaps: [u64; TENTHS],
+    /// Whether a difference is measurable; none where there are too few queries to say.
+    pub differs: Option<bool>,
+    /// Queries that change most.
+    pub most: Vec<Changed>,
+}
+
+/// A query whose answers differ.
+#[derive(Debug, Clone, Serialize)]
+pub struct Changed {
+    /// As the log names it.
+    pub query_hash: String,
+    /// Its text, where the log has it (`log.query_text`).
+    pub text: Option<String>,
+    /// Answers that were compared.
+    pub compared: u64,
+    /// Mean share of common results.
+    pub overlap: f64,
+    /// Share of its answers with another first result.
+    pub first_changed: f64,
+}
+
+/// What a configuration answered.
+#[derive(Debug, Clone, Serialize)]
+pub struct Answers {
+    /// Its name.
+    pub configuration: String,
+    /// Answers.
+    pub answers: u64,
+    /// Different queries among them.
+    pub queries: usize,
+    /// Share of the results that stand elsewhere than plain CLIP puts them.
+    pub moved: Option<Interval>,
+    /// Share of the answers that say that nothing matches; none where no rule was calibrated.
+    pub no_match: Option<Interval>,
+    /// Mean milliseconds of scoring and ranking.
+    pub scan_ms: Option<Interval>,
+}
+
+/// A `shadow` line, as far as it is used.
+#[derive(Deserialize)]
+struct ShadowLine {
+    query_hash: String,
+    configuration: String,
+    candidate: String,
+    overlap: f64,
+    moved: u64,
+    top_changed: bool,
+}
+
+/// A `search` line, as far as it is used.
+#[derive(Deserialize)]
+struct SearchLine {
+    query_hash: String,
+    query: Option<String>,
+    configuration: String,
+    k: u64,
+    matched: u64,
+    #[serde(default)]
+    offset: u64,
+    moved: u64,
+    no_match: Option<bool>,
+    scan_ms: f64,
+}
+
+/// Sums over the lines of one query.
+#[derive(Default)]
+struct Compared {
+    count: u64,
+    overlap: f64,
+    first_changed: u64,
+    same: u64,
+}
+
+#[derive(Default)]
+struct Answered {
+    count: u64,
+    results: u64,
+    moved: u64,
+    judged: u64,
+    no_match: u64,
+    scan_ms: f64,
+}
+
+type Queries<T> = HashMap<String, T>;
+
+/// Collects lines.
+#[derive(Default)]
+pub struct Reader {
+    sources: Vec<String>,
+    from: Option<DateTime<Utc>>,
+    to: Option<DateTime<Utc>>,
+    lines: u64,
+    skipped: u64,
+    malformed: u64,
+    problems: Vec<String>,
+    hasher: Sha256,
+    shadows: BTreeMap<(String, String), (Queries<Compared>, [u64; TENTHS])>,
+    answers: BTreeMap<String, Queries<Answered>>,
+    texts: HashMap<String, String>,
+}
+
+impl Reader {
+    /// Reads a log to its end. Lines that cannot be used are counted, and told with their numbers.
+    pub fn read(&mut self, mut log: impl BufRead, file: &str) -> Result<(), LogsError> {
+        self.sources.push(file.to_owned());
+        let failed = |error| LogsError::Read { file: file.to_owned(), error };
+        let mut line = Vec::new();
+        for number in 1u64.. {
+            line.clear();
+            let read = (&mut log).take(MAX_LINE).read_until(b'\n', &mut line).map_err(failed)?;
+            if read == 0 {
+                break;
+            }
+            self.lines += 1;
+            let used = if read as u64 == MAX_LINE && line.last() != Some(&b'\n') {
+                log.skip_until(b'\n').map_err(failed)?;
+                Err(Unusable::Line(format!("is longer than {MAX_LINE} bytes")))
+            } else {
+                self.line(line.trim_ascii())
+            };
+            match used {
+                Ok(true) => self.hasher.update(&line),
+                Ok(false) => self.skipped += 1,
+                Err(Unusable::TooMany(name)) => return Err(LogsError::TooMany(name)),
+                Err(Unusable::Line(problem)) => {
+                    self.malformed += 1;
+                    if self.problems.len() < MAX_MALFORMED {
+                        self.problems.push(format!("{file}: line {number}: {problem}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a line counts.
+    fn line(&mut self, line: &[u8]) -> Result<bool, Unusable> {
+        if line.is_empty() {
+            return Ok(false);
+        }
+        let value: Value =
+            serde_json::from_slice(line).map_err(|e| malformed("is not JSON", &e))?;
+        if !value.is_object() {
+            return Err(Unusable::Line("is not a JSON object".into()));
+        }
+        let at = value["timestamp"].as_str().and_then(|at| at.parse::<DateTime<Utc>>().ok());
+        let counts = match value["event"].as_str() {
+            Some(event::SHADOW) => self
+                .shadow(serde_json::from_value(value).map_err(|e| malformed(event::SHADOW, &e))?)?,
+            Some(event::SEARCH) => self
+                .search(serde_json::from_value(value).map_err(|e| malformed(event::SEARCH, &e))?)?,
+            _ => false,
+        };
+        if let Some(at) = at.filter(|_| counts) {
+            self.from = Some(self.from.map_or(at, |from| from.min(at)));
+            self.to = Some(self.to.map_or(at, |to| to.max(at)));
+        }
+        Ok(counts)
+    }
+
+    fn shadow(&mut self, line: ShadowLine) -> Result<bool, Unusable> {
+        if !(0.0..=1.0).contains(&line.overlap) {
+            return Err(Unusable::Line(format!("shadow: overlap {} is no share", line.overlap)));
+        }
+        let name = line.candidate.clone();
+        let key = (line.configuration, line.candidate);
+        let (queries, overlaps) = self.shadows.entry(key).or_default();
+        let query = of(queries, line.query_hash, &name)?;
+        query.count += 1;
+        query.overlap += line.overlap;
+        query.first_changed += u64::from(line.top_changed);
+        query.same += u64::from(line.overlap >= 1.0 && line.moved == 0);
+        overlaps[(line.overlap * 10.0) as usize] += 1;
+        Ok(true)
+    }
+
+    fn search(&mut self, line: SearchLine) -> Result<bool, Unusable> {
+        if line.offset > 0 {
+            return Ok(false);
+        }
+        let results = line.k.min(line.matched);
+        if line.moved > results {
+            let problem = format!("search: moved is {}, of {results} results", line.moved);
+            return Err(Unusable::Line(problem));
+        }
+        if let Some(text) = line.query.filter(|_| self.texts.len() < MAX_QUERIES) {
+            self.texts.entry(line.query_hash.clone()).or_insert(text);
+        }
+        let queries = self.answers.entry(line.configuration.clone()).or_default();
+        let query = of(queries, line.query_hash, &line.configuration)?;
+        query.count += 1;
+        query.results += results;
+        query.moved += line.moved;
+        query.judged += u64::from(line.no_match.is_some());
+        query.no_match += u64::from(line.no_match == Some(true));
+        query.scan_ms += line.scan_ms;
+        Ok(true)
+    }
+
+    /// What all logs tell together.
+    pub fn report(self) -> Result<LogReport, LogsError> {
+        if self.shadows.is_empty() && self.answers.is_empty() {
+            let malformed = self.problems.into_iter().next();
+            return Err(LogsError::Nothing { lines: self.lines, malformed });
+        }
+        let shadows: Vec<Shadow> = self
+            .shadows
+            .into_iter()
+            .filter_map(|((live, candidate), (queries, overlaps))| {
+                shadow(live, candidate, &queries, overlaps, &self.texts)
+            })
+            .collect();
+        let answers = self.answers.into_iter().map(|(name, queries)| answers(name, &queries));
+        let mut report = LogReport {
+            fingerprint: hex(&self.hasher.finalize()),
+            at: Utc::now(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            sources: self.sources,
+            from: self.from,
+            to: self.to,
+            lines: self.lines,
+            skipped: self.skipped,
+            malformed: self.malformed,
+            problems: self.problems,
+            shadows,
+            answers: answers.collect(),
+            verdict: String::new(),
+        };
+        report.verdict = verdict(&report);
+        Ok(report)
+    }
+}
+
+/// Why a line does not count though it should.
+enum Unusable {
+    /// It is malformed.
+    Line(String),
+    /// It is of one query too many of this configuration.
+    TooMany(String),
+}
+
+fn malformed(what: &str, error: &serde_json::Error) -> Unusable {
+    // Its own position is within the line, which is told already.
+    let error = error.to_string();
+    Unusable::Line(format!("{what}: {}", error.split(" at line ").next().unwrap_or_default()))
+}
+
+/// The sums of a query.
+fn of<'a, T: Default>(
+    queries: &'a mut Queries<T>,
+    hash: String,
+    configuration: &str,
+) -> Result<&'a mut T, Unusable> {
+    if queries.len() >= MAX_QUERIES && !queries.contains_key(&hash) {
+        return Err(Unusable::TooMany(configuration.to_owned()));
+    }
+    Ok(queries.entry(hash).or_default())
+}
+
+/// In an order of their own: samples do not depend on that of a hash map.
+fn sorted<T>(queries: &Queries<T>) -> Vec<(&str, &T)> {
+    let mut sorted: Vec<(&str, &T)> = queries.iter().map(|(hash, q)| (hash.as_str(), q)).collect();
+    sorted.sort_unstable_by_key(|(hash, _)| *hash);
+    sorted
+}
+
+fn shadow(
+    live: String,
+    candidate: String,
+    queries: &Queries<Compared>,
+    overlaps: [u64; TENTHS],
+    texts: &HashMap<String, String>,
+) -> Option<Shadow> {
+    let queries = sorted(queries);
+    let of = |sum: fn(&Compared) -> f64| {
+        let clusters: Vec<(f64, u64)> = queries.iter().map(|(_, q)| (sum(q), q.count)).collect();
+        clustered(&clusters, SEED)
+    };
+    let first_changed = of(|q| q.first_changed as f64)?;
+    let overlap = of(|q| q.overlap)?;
+    let same = of(|q| q.same as f64)?;
+    let changed = queries.iter().filter(|(_, q)| q.same < q.count);
+    let mut most: Vec<Changed> = changed
+        .map(|(hash, q)| Changed {
+            query_hash: (*hash).to_owned(),
+            text: texts.get(*hash).cloned(),
+            compared: q.count,
+            overlap: q.overlap / q.count as f64,
+            first_changed: q.first_changed as f64 / q.count as f64,
+        })
+        .collect();
+    most.sort_by(|a, b| {
+        let by = a.overlap.total_cmp(&b.overlap).then(b.first_changed.total_cmp(&a.first_changed));
+        by.then(b.compared.cmp(&a.compared))
+    });
+    let changed = most.len();
+    most.truncate(SHOWN);
+    Some(Shadow {
+        live,
+        candidate,
+        compared: queries.iter().map(|(_, q)| q.count).sum(),
+        queries: queries.len(),
+        changed,
+        differs: (queries.len() >= MIN_QUERIES).then_some(same.high < 1.0),
+        first_changed,
+        overlap,
+        same,
+        overlaps,
+        most,
+    })
+}
+
+fn answers(configuration: String, queries: &Queries<Answered>) -> Answers {
+    let queries = sorted(queries);
+    let of = |ratio: fn(&Answered) -> (f64, u64)| {
+        let clusters: Vec<(f64, u64)> = queries.iter().map(|(_, q)| ratio(q)).collect();
+        clustered(&clusters, SEED)
+    };
+    Answers {
+        configuration,
+        answers: queries.iter().map(|(_, q)| q.count).sum(),
+        queries: queries.len(),
+        moved: of(|q| (q.moved as f64, q.results)),
+        no_match: of(|q| (q.no_match as f64, q.judged)),
+        scan_ms: of(|q| (q.scan_ms, q.count)),
+    }
+}
+
+/// In plain words.
+fn verdict(report: &LogReport) -> String {
+    let mut parts = Vec::new();
+    for shadow in &report.shadows {
+        let Shadow { live, candidate, compared, queries, first_changed, overlap, .. } = shadow;
+        let on = format!("On {compared} answers to {queries} different queries, {candidate}");
+        parts.push(match shadow.differs {
+            None => format!(
+                "{on} was compared with {live}: too few to tell anything; {MIN_QUERIES} different queries are the least."
+            ),
+            Some(false) => {
+                let most = share(shadow.changed, *queries).map_or(1.0, |i| i.high);
+                format!(
+                    "{on} makes no measurable difference to {live}; with so many queries, another answer to up to {} of them could hide.",
+                    percent(most)
+                )
+            }
+            Some(true) => format!(
+                "{on} changes the first result of {live} in {} ({} to {}) and shares {} of the results ({} to {}).",
+                percent(first_changed.mean),
+                percent(first_changed.low),
+                percent(first_changed.high),
+                percent(overlap.mean),
+                percent(overlap.low),
+                percent(overlap.high)
+            ),
+        });
+    }
+    if report.shadows.is_empty() {
+        parts.push("No candidate was computed in the shadow: `bsap candidate set … --shadow 0.1` has one compared on the queries that come.".into());
+    } else {
+        parts.push("A log does not know which answer is better: have the queries that change most judged, and measure with --queries.".into());
+    }
+    if report.malformed > 0 {
+        parts.push(format!("{} lines could not be used.", report.malformed));
+    }
+    parts.join(" ")
+}
+
+#[cfg(test)]
+mod tests;
