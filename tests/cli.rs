@@ -4,6 +4,8 @@
 
 use std::process::{Command, Output};
 
+use serde_json::json;
+
 fn bsap(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bsap"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BSAP_")) {
@@ -289,6 +291,65 @@ fn sets_are_measured_on(dir: &std::path::Path) {
     }
     let search = bsap(&["search", "赤いマグカップ"], &variables);
     assert!(String::from_utf8(search.stdout).unwrap().contains("WARNING"));
+    what_is_asked_of_the_table(dir, &variables);
+}
+
+/// Filters, pictures as queries, and whether anything matches, on what a demo left behind.
+fn what_is_asked_of_the_table(dir: &std::path::Path, variables: &[(&str, &str)]) {
+    let declared = [variables, &[("BSAP_ATTRIBUTES__TITLE", "text")]].concat();
+    let answer = |arguments: &[&str]| -> serde_json::Value {
+        let output = bsap(&[&["search", "--json", "-k", "40"], arguments].concat(), &declared);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_str(&text).unwrap()
+    };
+    let all = answer(&["a mug"]);
+    let hits = all["hits"].as_array().unwrap();
+    assert_eq!((hits.len(), &all["no_match"]), (40, &serde_json::Value::Null));
+    let (id, title) = (hits[3]["image_id"].as_str().unwrap(), &hits[3]["attributes"]["title"]);
+    let filter = json!({"eq": {"title": title}}).to_string();
+    let some = answer(&["a mug", "--filter", &filter]);
+    let titled = hits.iter().filter(|hit| hit["attributes"]["title"] == *title).count();
+    assert_eq!(some["hits"].as_array().unwrap().len(), titled);
+    assert_eq!(some["matched"], titled);
+    let least = hits[5]["score"].to_string();
+    let above = answer(&["a mug", "--min-score", &least]);
+    assert_eq!(above["hits"].as_array().unwrap().len(), 6);
+    let like = answer(&["--like", id]);
+    assert_eq!((like["matched"].as_u64(), like["normaliser"].as_str()), (Some(39), Some("raw")));
+    let picture = dir.join("pictures").join(format!("{id}.jpg"));
+    let same = answer(&["--image", picture.to_str().unwrap()]);
+    assert_eq!(same["hits"][0]["image_id"], id);
+    assert_eq!(same["hits"][1]["image_id"], like["hits"][0]["image_id"]);
+    fails(&["search", "a", "--filter", "{"], &declared, 2, &["--filter"]);
+    fails(&["search", "a", "--filter", r#"{"exists":"size"}"#], &declared, 2, &["size", "title"]);
+    fails(&["search", "--like", "nobody"], &declared, 2, &["nobody", "not in the catalogue"]);
+    fails(&["search", "a", "--like", id], &declared, 2, &["cannot be used with"]);
+    fails(&["search", "a", "--min-score", "calibrated"], &declared, 2, &["min_score"]);
+
+    // Once thresholds are calibrated, gibberish is told from what is there.
+    let mut judged = std::collections::BTreeSet::new();
+    for hit in hits {
+        let title = hit["attributes"]["title"].as_str().unwrap();
+        let same = hits.iter().filter(|other| other["attributes"]["title"] == title);
+        let ids: Vec<&str> = same.map(|hit| hit["image_id"].as_str().unwrap()).collect();
+        for text in [title, &format!("photo of {title}"), title.trim_start_matches("a ")] {
+            judged.insert(json!({"text": text, "relevant": ids}).to_string() + "\n");
+        }
+    }
+    let judged: String = judged.into_iter().collect();
+    let queries = dir.join("judged.jsonl");
+    std::fs::write(&queries, judged).unwrap();
+    let queries = queries.to_str().unwrap();
+    let output =
+        bsap(&["evaluate", "--queries", queries, "--calibrate", "live", "--store"], &declared);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let gibberish = answer(&["qwv xlkjh zzkw"]);
+    assert_eq!(gibberish["no_match"]["holds"], true, "{gibberish}");
+    let title = answer(&[title.as_str().unwrap()]);
+    assert_eq!(title["no_match"]["holds"], false, "{}", title["no_match"]);
+    let page = bsap(&["search", "qwv xlkjh zzkw"], &declared);
+    assert!(String::from_utf8(page.stdout).unwrap().contains("nothing matches: the best hit"));
 }
 
 #[test]

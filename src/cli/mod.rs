@@ -271,9 +271,27 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 /// `bsap search`.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  bsap search 'a red mug' --filter '{\"lte\": {\"price\": 20}}'
+  bsap search --image photo.jpg                 what is like a picture
+  bsap search --like shop/a.jpg -k 5            what is like an image of the catalogue")]
+#[command(group(clap::ArgGroup::new("input").required(true).args(["text", "image", "like"])))]
 pub struct SearchArgs {
     /// What to look for
-    pub text: String,
+    pub text: Option<String>,
+    /// A picture's file: find what is like it
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// An image of the catalogue: find what is like it
+    #[arg(long, value_name = "ID")]
+    pub like: Option<String>,
+    /// Which images may be found: JSON as in docs/api.md
+    #[arg(long, value_name = "JSON")]
+    pub filter: Option<String>,
+    /// Balanced score that hits must have: a number, or `calibrated`
+    #[arg(long, value_name = "SCORE", allow_hyphen_values = true)]
+    pub min_score: Option<String>,
     /// A running server, for example http://127.0.0.1:8080; without it the table is read
     #[arg(long, value_name = "URL")]
     pub server: Option<String>,

@@ -8,6 +8,8 @@ use super::{Done, Failure, parts};
 use crate::clip::self_test;
 use crate::config::Config;
 use crate::prompts::PromptSet;
+use crate::search::{memory_limit, memory_needed};
+use crate::table::Overview;
 use crate::{http, kafka};
 
 /// Bytes that a dead letter may be larger than the original.
@@ -44,7 +46,10 @@ pub async fn run(file: Option<&Path>) -> Done {
     }
     check_kafka(&config, &mut report).await;
     check_table(&config, &mut report).await;
-    check_model(config.clone(), &mut report).await?;
+    let dimension = check_model(config.clone(), &mut report).await?;
+    if let Some(dimension) = dimension {
+        check_memory(&config, dimension, &mut report).await;
+    }
     let listened = http::listen(config.http.listen).await;
     report.line("http.listen", listened.map(|_| format!("{} is free", config.http.listen)));
     match (problems.len(), report.failed) {
@@ -138,12 +143,38 @@ async fn check_table(config: &Config, report: &mut Report) {
     report.line("table.url", checked.await);
 }
 
-/// Loads and tests the model, and embeds the prompt sets.
-async fn check_model(config: Config, report: &mut Report) -> Result<(), Failure> {
-    let (model, prompts) = tokio::task::spawn_blocking(move || {
+/// What a query worker will need, and whether it may have it.
+async fn check_memory(config: &Config, dimension: usize, report: &mut Report) {
+    let limit = memory_limit(config.search.memory_mib);
+    let (mut sets, mut rows) = (config.prompts.sets.len(), None);
+    if let Ok((store, state)) = parts::catalogue(config).await {
+        sets = state.prompt_sets.len();
+        let overview = Overview::of(&store, &state.live, &config.upkeep).await;
+        rows = overview.ok().and_then(|overview| overview.rows);
+    }
+    let of = |rows| memory_needed(rows, dimension, sets);
+    let told = format!(
+        "{} bytes an image besides its id, address and attributes; {} MiB are allowed, room for about {} images",
+        of(1),
+        mib(limit),
+        limit / of(1)
+    );
+    let rows = rows.unwrap_or_default() as u64;
+    let needed = format!("{told}; {rows} stored rows need up to {} MiB", mib(of(rows)));
+    let fits = of(rows) <= limit;
+    report.line("search.memory_mib", if fits { Ok(needed) } else { Err(needed) });
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+/// Loads and tests the model, and embeds the prompt sets; gives the dimension of embeddings.
+async fn check_model(config: Config, report: &mut Report) -> Result<Option<usize>, Failure> {
+    let (dimension, model, prompts) = tokio::task::spawn_blocking(move || {
         let towers = match parts::towers(&config) {
             Ok(towers) => towers,
-            Err(error) => return (Err(error), Vec::new()),
+            Err(error) => return (None, Err(error), Vec::new()),
         };
         let works = || {
             self_test(&*towers)?;
@@ -165,14 +196,15 @@ async fn check_model(config: Config, report: &mut Report) -> Result<(), Failure>
                 set.set.language
             ))
         });
-        (works(), sets.collect::<Vec<Result<String, anyhow::Error>>>())
+        let dimension = Some(towers.card().dimension);
+        (dimension, works(), sets.collect::<Vec<Result<String, anyhow::Error>>>())
     })
     .await?;
     report.line("model.checkpoint", model);
     for set in prompts {
         report.line("prompts.sets", set);
     }
-    Ok(())
+    Ok(dimension)
 }
 
 #[cfg(test)]

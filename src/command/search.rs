@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use reqwest::header::CONTENT_TYPE;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{Done, Failure, parts, table_view};
 use crate::cli::SearchArgs;
 use crate::config::Config;
-use crate::http::SearchAnswer;
+use crate::http::{SearchAnswer, SearchRequest};
 use crate::search::{Query, QueryError};
 
 /// How long a server may take to answer.
@@ -22,21 +24,42 @@ pub async fn ask_server(args: &SearchArgs) -> Done {
     let base = url::Url::parse(server).ok().filter(|url| url.has_host()).ok_or_else(|| {
         Failure::usage(format!("--server: {server:?} is not a URL such as http://127.0.0.1:8080"))
     })?;
-    let answer = ask(args, base).await?;
+    let answer = ask(request(args)?, base).await?;
     show(args, &answer)
 }
 
-async fn ask(args: &SearchArgs, base: url::Url) -> anyhow::Result<SearchAnswer> {
-    let mut body = json!({"text": args.text, "k": args.k});
-    if let Some(normaliser) = args.normaliser {
-        body["normaliser"] = normaliser.name().into();
+/// What the arguments ask for, as the server hears it.
+fn request(args: &SearchArgs) -> Result<Value, Failure> {
+    let image = args.image.as_ref().map(|file| {
+        let bytes = std::fs::read(file);
+        let bytes = bytes.map_err(|e| Failure::usage(format!("--image: {}: {e}", file.display())));
+        bytes.map(|bytes| STANDARD.encode(bytes))
+    });
+    let filter = args.filter.as_ref().map(|text| {
+        serde_json::from_str(text).map_err(|e| Failure::usage(format!("--filter: {e}")))
+    });
+    let min_score = args.min_score.as_ref().map(|text| match text.parse::<f32>() {
+        Ok(score) => json!(score),
+        Err(_) => json!(text),
+    });
+    let mut body = json!({
+        "text": args.text,
+        "image": image.transpose()?,
+        "image_id": args.like,
+        "k": args.k,
+        "filter": filter.transpose()?.unwrap_or(Value::Null),
+        "min_score": min_score,
+        "normaliser": args.normaliser,
+        "weight": args.weight,
+        "prompt_set": args.prompt_set,
+    });
+    if let Some(fields) = body.as_object_mut() {
+        fields.retain(|_, value| !value.is_null());
     }
-    if let Some(weight) = args.weight {
-        body["weight"] = weight.into();
-    }
-    if let Some(set) = &args.prompt_set {
-        body["prompt_set"] = set.as_str().into();
-    }
+    Ok(body)
+}
+
+async fn ask(body: Value, base: url::Url) -> anyhow::Result<SearchAnswer> {
     let client = reqwest::Client::builder().timeout(SERVER_TIMEOUT).build()?;
     let url = base.join("/v1/search")?;
     let request = client.post(url).header(CONTENT_TYPE, "application/json").body(body.to_string());
@@ -55,22 +78,18 @@ async fn ask(args: &SearchArgs, base: url::Url) -> anyhow::Result<SearchAnswer> 
 
 /// Asks the table itself.
 pub async fn ask_table(args: &SearchArgs, config: Config, token: CancellationToken) -> Done {
+    let request = serde_json::from_value::<SearchRequest>(request(args)?);
+    let query = Query::try_from(request.map_err(Failure::usage)?).map_err(Failure::usage)?;
     let towers = parts::towers(&config)?;
     let Some((engine, generation)) = parts::whole_table(&config, towers, &token).await? else {
         return Ok(());
     };
-    let query = Query {
-        input: args.text.as_str().into(),
-        k: Some(args.k),
-        prompt_set: args.prompt_set.clone(),
-        normaliser: args.normaliser,
-        weight: args.weight,
-        ..Query::default()
-    };
     let results = tokio::task::spawn_blocking(move || engine.search(&query)).await?;
     match results {
         Ok(results) => show(args, &SearchAnswer::new(&results, &generation)),
-        Err(error @ QueryError::Invalid { .. }) => Err(Failure::usage(error)),
+        Err(error @ (QueryError::Invalid { .. } | QueryError::NoImage(_))) => {
+            Err(Failure::usage(error))
+        }
         Err(error) => Err(error.into()),
     }
 }

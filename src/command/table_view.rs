@@ -14,21 +14,31 @@ pub fn side_by_side(answer: &SearchAnswer) -> String {
         .load_style(UTF8_BORDERS_ONLY)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(["", "plain CLIP", "score", &balanced, "score", "moved"].map(bold));
-    for (place, (raw, hit)) in answer.raw_hits.iter().zip(&answer.hits).enumerate() {
-        table.add_row([
+    for (place, raw) in answer.raw_hits.iter().enumerate() {
+        let mut row = vec![
             Cell::new(place + 1),
             Cell::new(label(raw)),
             Cell::new(format!("{:.4}", raw.raw_score)),
-            Cell::new(label(hit)),
-            Cell::new(format!("{:.4}", hit.score)),
-            moved(hit),
-        ]);
+        ];
+        // A least score leaves fewer on this side.
+        if let Some(hit) = answer.hits.get(place) {
+            row.extend([Cell::new(label(hit)), Cell::new(format!("{:.4}", hit.score)), moved(hit)]);
+        }
+        table.add_row(row);
     }
     let timings = answer.timings;
-    let warning = answer.warning.as_ref().map_or(String::new(), |w| format!("WARNING: {w}\n"));
+    let nothing = answer.no_match.as_ref().filter(|no_match| no_match.holds);
+    let nothing = nothing.map(|no_match| format!("nothing matches: {}", no_match.reason));
+    let warnings = answer.warning.iter().chain(&nothing);
+    let warning: String = warnings.map(|w| format!("WARNING: {w}\n")).collect();
     format!(
-        "{warning}{table}\n{} images scanned in {:.2} ms, text {:.2} ms; table version {}, prompt set {}",
-        answer.scanned, timings.scan_ms, timings.text_ms, answer.table_version, answer.prompt_set
+        "{warning}{table}\n{} of {} images ranked in {:.2} ms, query embedded in {:.2} ms; table version {}, prompt set {}",
+        answer.matched,
+        answer.scanned,
+        timings.scan_ms,
+        timings.text_ms,
+        answer.table_version,
+        answer.prompt_set
     )
 }
 

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{error, warn};
 
-pub use answer::{HitAnswer, ImageAnswer, SearchAnswer, StandIn};
+pub use answer::{HitAnswer, ImageAnswer, SearchAnswer, SearchRequest, StandIn};
 
 use crate::fetch::Fetcher;
 use crate::limits;
