@@ -29,7 +29,7 @@ lint:
 
 # Unit, integration and browser tests; ends with what passed, failed and was skipped
 test:
-    tests/run unit stores readers evaluate kafka browser
+    tests/run unit stores readers evaluate kafka browser api
 
 # Ingestion against a real Apache Kafka; `just kafka long` sends 20,000 messages a scenario
 kafka form="":
@@ -42,6 +42,10 @@ chaos rounds="200" seed="1":
 # Steady load at 80 % of what the machine can do, with queries, and what grows meanwhile
 soak minutes="30":
     BSAP_SOAK_MINUTES={{ minutes }} tests/run soak
+
+# Fuzz one target of tests/fuzz, or `all` in turn, for so many seconds each
+fuzz target="all" seconds="600":
+    tests/fuzz/run {{ target }} {{ seconds }}
 
 # Helm chart, configurations, alert rules and dashboards
 deploy:
@@ -82,6 +86,7 @@ generate:
     {{ program }} config schema > schemas/config.schema.json
     {{ program }} config event-schema > schemas/image-event.schema.json
     {{ program }} config cloud-event-schema > schemas/cloud-event.schema.json
+    {{ program }} config openapi > schemas/openapi.json
     {{ program }} config bucket-notification-schema > schemas/bucket-notification.schema.json
     {{ program }} config control-request-schema > schemas/control-request.schema.json
     {{ program }} config example > deploy/bsap.example.toml

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use bsap::record::{Ordering, Partition, Row};
 use bsap::statistics::StatisticsKey;
 use bsap::store::Store;
-use bsap::table::upkeep::Options;
+use bsap::table::upkeep::{Options, vacuum};
 use bsap::table::{Committed, Compactor, Depth, Follower, Generation, PartitionBatch, Writer};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
@@ -35,6 +35,8 @@ const COMMIT: usize = 10_000;
 /// Commits between two looks of the compactor.
 const TIDY_EVERY: usize = 8;
 const ROUNDS: usize = 3;
+/// Commits that are followed one by one.
+const FOLLOWED: u64 = 40;
 /// Files read at one time, as a fresh reader does it.
 const FILES_AT_ONCE: usize = 8;
 
@@ -49,9 +51,8 @@ struct Counting {
 
 impl Counting {
     /// GET, PUT and LIST requests since the last call.
-    fn take(&self) -> String {
-        let [gets, puts, lists] = [&self.gets, &self.puts, &self.lists].map(|n| n.swap(0, Relaxed));
-        format!("{gets} GET, {puts} PUT, {lists} LIST")
+    fn take(&self) -> [u64; 3] {
+        [&self.gets, &self.puts, &self.lists].map(|n| n.swap(0, Relaxed))
     }
 }
 
@@ -158,6 +159,9 @@ async fn main() -> Result<()> {
     let writer = Writer::open(&store, &generation, 10).await?;
     let mut appender = Appender { writer, next: None };
     fill(&store, &generation, &sets, &mut appender, count).await?;
+    // What compaction has replaced is not read again.
+    let later = chrono::Utc::now() + chrono::TimeDelta::days(9);
+    vacuum(&store, &generation, &Options::default(), later, false).await?;
     cold(&store, &generation, count).await?;
     follow(&store, &generation, &sets, &mut appender, &requests).await
 }
@@ -256,26 +260,40 @@ async fn follow(
     let mut follower = Follower::open(store, generation).await?;
     follower.next(&|_, _| {}).await?;
     let (mut committing, mut following) = (Vec::new(), Vec::new());
-    let (mut of_commit, mut of_follow) = (String::new(), String::new());
-    for round in 0..=2 * ROUNDS as u64 {
+    let (mut of_commit, mut of_follow) = (Vec::new(), Vec::new());
+    // Long enough that a checkpoint is among them.
+    for round in 0..FOLLOWED {
         let rows = (0..1000).map(|i| rows::row(i, 2 + round, DIMENSION, sets));
         let rows = rows.collect::<Result<Vec<_>>>()?;
         requests.take();
         let started = Instant::now();
         appender.append(rows).await?;
         committing.push(started.elapsed());
-        of_commit = requests.take();
+        of_commit.push(requests.take());
         let started = Instant::now();
         let changes = follower.next(&|_, _| {}).await?.ok_or("nothing to follow")?;
         following.push(started.elapsed());
         assert_eq!(changes.rows.len(), 1000);
-        of_follow = requests.take();
+        of_follow.push(requests.take());
     }
-    println!("committing 1,000     {:>9.2?}  {of_commit}", median(committing));
-    println!("following 1,000      {:>9.2?}  {of_follow}", median(following));
+    println!("committing 1,000     {:>9.2?}  {}", median(committing), told(of_commit));
+    println!("following 1,000      {:>9.2?}  {}", median(following), told(of_follow));
     assert!(follower.next(&|_, _| {}).await?.is_none());
-    println!("nothing new                     {}", requests.take());
+    println!("nothing new                     {}", told(vec![requests.take()]));
     Ok(())
+}
+
+/// The usual numbers of requests, and their mean, in which checkpoints are.
+fn told(mut requests: Vec<[u64; 3]>) -> String {
+    requests.sort_unstable();
+    let [gets, puts, lists] = requests[requests.len() / 2];
+    let mean = |i: usize| requests.iter().map(|r| r[i] as f64).sum::<f64>() / requests.len() as f64;
+    format!(
+        "{gets} GET, {puts} PUT, {lists} LIST; on average {:.1}, {:.1}, {:.1}",
+        mean(0),
+        mean(1),
+        mean(2)
+    )
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

@@ -13,6 +13,7 @@ pub mod dead_letter;
 pub mod decode;
 pub mod demo;
 pub mod evaluate;
+pub mod feedback;
 pub mod fetch;
 pub mod http;
 pub mod ingest;

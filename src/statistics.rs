@@ -10,13 +10,16 @@
 use std::fmt;
 
 use pulp::{Arch, WithSimd};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Which statistics these are: prompt set, logit scale and top-k together.
 ///
 /// Readable on purpose (`demo@1:3f2a9c01d4e5:L100.0000:k8`), since it stands in the stored table as
 /// the key of a map and in answers to users.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct StatisticsKey(String);
 
@@ -46,7 +49,7 @@ impl fmt::Display for StatisticsKey {
 }
 
 /// What is kept of one image's auxiliary scores.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Statistics {
     /// How many prompts, K.
     pub n: u32,

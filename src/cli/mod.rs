@@ -478,6 +478,8 @@ pub enum ConfigPrint {
     CloudEventSchema,
     /// The JSON schema of bucket notifications
     BucketNotificationSchema,
+    /// The HTTP interface as OpenAPI 3.1
+    Openapi,
     /// Every log event with its fields and what to do about it, as Markdown
     LogEvents,
     /// The JSON schema of requests on the control topic

@@ -65,7 +65,7 @@ pub trait Towers: Send + Sync {
 }
 
 /// What a model is.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct ModelCard {
     /// Its name: that of its folder.
     pub name: String,

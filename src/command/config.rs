@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::cli::{ConfigArgs, ConfigPrint};
 use crate::config::{self, Config, ConfigError};
+use crate::http;
 use crate::metrics;
 use crate::reindex::Request;
 use crate::source::{BucketNotification, CloudEvent, ImageEvent};
@@ -24,6 +25,7 @@ pub fn run(args: &ConfigArgs, load: impl FnOnce() -> Result<Config, ConfigError>
         ConfigPrint::BucketNotificationSchema => {
             pretty(&schemars::schema_for!(BucketNotification))?
         }
+        ConfigPrint::Openapi => pretty(&http::openapi())?,
         ConfigPrint::LogEvents => event::markdown(),
         ConfigPrint::Metrics => metrics::markdown(),
     };

@@ -157,7 +157,8 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
     }
     let worker = parts::query_worker(&config, towers).await?;
     let app = parts::app(&config, &worker, stand_ins(&config))?;
-    let QueryWorker { engine, follower, reader, generation } = worker;
+    let QueryWorker { engine, follower, reader, feedback, generation, .. } = worker;
+    tokio::spawn(feedback.run(token.clone()));
     tokio::spawn(reader.run(token.clone()));
     let mut server = JoinSet::new();
     {

@@ -20,6 +20,7 @@ use crate::evaluate::{
     self, Asked, Base, Configuration, CostModel, Evaluated, MAX_CONFIGURATIONS, Plan, Report,
     Resolver, Rows, Spec, Wanted, World, trec,
 };
+use crate::feedback;
 use crate::normalise::Normaliser;
 use crate::prompts::EmbeddedSet;
 use crate::store::Store;
@@ -27,8 +28,6 @@ use crate::table::{CatalogueState, Change, Serving, StateStore};
 
 /// Largest file of queries, and most bytes of stored feedback that are read: it is held in memory.
 const MAX_BYTES: u64 = 256 << 20;
-/// Folder of the catalogue that the query worker stores feedback in.
-const FEEDBACK: &str = "feedback";
 
 /// Evaluates on the stored table.
 pub async fn run(args: &EvaluateArgs, config: Config, token: CancellationToken) -> Done {
@@ -172,7 +171,7 @@ fn given(args: &EvaluateArgs) -> Result<Option<(String, Vec<Asked>)>, Failure> {
 
 /// Stored feedback, in the order of its objects' names, which are their times.
 async fn feedback(store: &Store) -> anyhow::Result<(String, Vec<Asked>, Vec<String>)> {
-    let folder = store.child(FEEDBACK);
+    let folder = store.child(feedback::FOLDER);
     let listed = folder.objects().list(None).try_collect::<Vec<_>>().await;
     let mut objects = listed.map_err(|e| folder.error(e))?;
     objects.sort_by(|a, b| a.location.cmp(&b.location));

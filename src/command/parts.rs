@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use crate::clip::{Clip, Towers};
 use crate::config::Config;
 use crate::dead_letter::DeadLetters;
+use crate::feedback::{self, FeedbackWriter, Inbox};
 use crate::fetch::Fetcher;
 use crate::http::{App, StandIn};
 use crate::ingest::{Progress, Worker};
@@ -229,6 +230,10 @@ pub struct QueryWorker {
     pub follower: Follower,
     /// Follows the state, so that promotions are served.
     pub reader: Reader,
+    /// Takes in what users say of results.
+    pub inbox: Inbox,
+    /// Stores it.
+    pub feedback: FeedbackWriter,
     /// Identifier of the generation.
     pub generation: String,
 }
@@ -249,7 +254,10 @@ pub async fn query_worker(config: &Config, towers: Arc<dyn Towers>) -> anyhow::R
     let engine = Engine::new(towers, served, config.search.clone())
         .reading(config.attributes.clone(), config.decode.clone());
     let engine = Arc::new(engine);
+    let (inbox, feedback) = feedback::inbox(&store);
     Ok(QueryWorker {
+        inbox,
+        feedback,
         reader: Reader {
             catalogue: store,
             engine: engine.clone(),
@@ -283,6 +291,7 @@ pub async fn whole_table(
 pub fn app(config: &Config, worker: &QueryWorker, stand_ins: Vec<StandIn>) -> anyhow::Result<App> {
     Ok(App {
         engine: worker.engine.clone(),
+        feedback: worker.inbox.clone(),
         fetcher: Fetcher::new(&config.fetch)?,
         generation: worker.generation.clone(),
         stand_ins,

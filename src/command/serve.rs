@@ -44,7 +44,8 @@ pub async fn run(config: Config, token: CancellationToken) -> Done {
     // The worker is opened once.
     let _ = health.0.set(worker.engine.clone());
     say!("serving on http://{address}/");
-    let QueryWorker { engine, follower, reader, .. } = worker;
+    let QueryWorker { engine, follower, reader, feedback, .. } = worker;
+    let keeping = tokio::spawn(feedback.run(token.child_token()));
     let reading = tokio::spawn(reader.run(token.child_token()));
     let following = token.clone();
     let follow = async move {
@@ -55,6 +56,7 @@ pub async fn run(config: Config, token: CancellationToken) -> Done {
     };
     let (followed, served) = tokio::join!(follow, http::serve(app, listener, token));
     reading.await?;
+    keeping.await?;
     followed?;
     served?;
     info!(event = event::STOP, role = "query worker", drained = true, "stopped");

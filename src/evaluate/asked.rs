@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use serde::Deserialize;
 
+use crate::feedback::{Feedback, Said};
 use crate::record::ImageId;
 
 /// Most queries of one evaluation: every one is ranked under every configuration.
@@ -345,21 +346,6 @@ fn judgement(
     } else if other {
         reader.problem(line, "group differs from that of the text's other rows");
     }
-}
-
-/// What a user said of a result, as the query worker stores it.
-#[derive(Debug, Deserialize)]
-struct Feedback {
-    text: String,
-    image_id: String,
-    verdict: Said,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Said {
-    Right,
-    Wrong,
 }
 
 /// Queries from stored feedback, oldest first: JSON lines with `text`, `image_id` and `verdict`

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use chrono::{DateTime, SecondsFormat, Utc};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::App;
 use crate::clip::ModelCard;
+use crate::feedback::{Feedback, MAX_CHARS, Said};
 use crate::normalise::Normaliser;
 use crate::record::AttributeType;
 use crate::search::{
@@ -20,7 +22,7 @@ use crate::table::Serving;
 
 /// What is looked for, exactly one of these, and how it is answered. What is left out of the latter is
 /// answered as the catalogue is served.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SearchRequest {
     /// What a text describes.
@@ -87,7 +89,7 @@ impl TryFrom<SearchRequest> for Query {
 }
 
 /// A question about one image. What is left out is answered as the catalogue is served.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExplainRequest {
     /// The image whose place is explained.
@@ -158,8 +160,51 @@ fn picture_of(base64: String) -> Result<Input, QueryError> {
         .map_err(|e| QueryError::Invalid { field: "image", reason: format!("is not base64: {e}") })
 }
 
+/// What a user says of one result.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FeedbackRequest {
+    /// The query, 1 to 1,000 characters.
+    text: String,
+    /// The image that was found.
+    image_id: String,
+    /// Whether it matches.
+    verdict: Said,
+    /// Why, in the user's words, at most 1,000 characters.
+    note: Option<String>,
+    /// `configuration` of the answer.
+    configuration: Option<String>,
+}
+
+impl FeedbackRequest {
+    /// What is stored.
+    pub fn checked(self) -> Result<Feedback, QueryError> {
+        let short = |field, text: &str| {
+            let count = text.chars().count();
+            let reason = format!("has {count} characters, more than {MAX_CHARS}");
+            if count > MAX_CHARS { Err(QueryError::Invalid { field, reason }) } else { Ok(()) }
+        };
+        short("text", &self.text)?;
+        short("note", self.note.as_deref().unwrap_or_default())?;
+        short("configuration", self.configuration.as_deref().unwrap_or_default())?;
+        if self.text.trim().is_empty() {
+            let reason = "is empty; say what was looked for".into();
+            return Err(QueryError::Invalid { field: "text", reason });
+        }
+        Ok(Feedback {
+            at: Some(Utc::now()),
+            text: self.text.trim().to_owned(),
+            image_id: self.image_id,
+            verdict: self.verdict,
+            note: self.note.filter(|note| !note.trim().is_empty()),
+            configuration: self.configuration,
+            by: None,
+        })
+    }
+}
+
 /// The answer to a search: plain CLIP and balanced, from one scan.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct SearchAnswer {
     /// Version of the table.
     pub table_version: u64,
@@ -222,7 +267,7 @@ impl SearchAnswer {
 }
 
 /// One image and its scores.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct HitAnswer {
     /// The image.
     #[serde(flatten)]
@@ -256,7 +301,7 @@ impl HitAnswer {
 }
 
 /// What is known of one live image.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ImageAnswer {
     /// The catalogue's name of it.
     pub image_id: String,
@@ -309,7 +354,7 @@ fn picture(entry: &Entry) -> Option<String> {
 }
 
 /// Why an image ranks where it does.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ExplainAnswer {
     hit: HitAnswer,
     statistics: Option<Statistics>,
@@ -337,7 +382,7 @@ impl From<Explanation> for ExplainAnswer {
 }
 
 /// A change of the catalogue, for the feed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct ChangeAnswer {
     image_id: String,
     operation: &'static str,
@@ -368,7 +413,7 @@ impl From<&Change> for ChangeAnswer {
 }
 
 /// A part of a demo that stands in for a real one.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct StandIn {
     /// What it is.
     pub what: String,
@@ -377,7 +422,7 @@ pub struct StandIn {
 }
 
 /// What is served.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct StateAnswer<'a> {
     ready: bool,
     version: &'static str,
@@ -405,7 +450,7 @@ pub struct StateAnswer<'a> {
     updated_at: Option<DateTime<Utc>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct PromptSetAnswer<'a> {
     name: &'a str,
     version: u32,
@@ -414,7 +459,7 @@ struct PromptSetAnswer<'a> {
     language: &'a str,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct ServingAnswer<'a> {
     prompt_set: &'a StatisticsKey,
     normaliser: Normaliser,
@@ -423,7 +468,7 @@ struct ServingAnswer<'a> {
 }
 
 /// Bytes in memory, and how many there may be.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct MemoryAnswer {
     bytes: u64,
     /// Of these, ids, addresses and attributes.
@@ -436,7 +481,7 @@ struct MemoryAnswer {
 }
 
 /// A declared attribute.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct AttributeAnswer<'a> {
     name: &'a str,
     #[serde(rename = "type")]
@@ -448,7 +493,7 @@ struct AttributeAnswer<'a> {
 }
 
 /// A value of an attribute.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct ValueAnswer<'a> {
     value: &'a str,
     /// Images that have it.
@@ -468,7 +513,7 @@ impl<'a> AttributeAnswer<'a> {
 }
 
 /// What may become live.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct CandidateAnswer<'a> {
     name: &'a str,
     serving: ServingAnswer<'a>,

@@ -2,6 +2,7 @@
 
 mod answer;
 mod measure;
+mod openapi;
 mod problem;
 mod routes;
 
@@ -9,12 +10,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Json, Router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -24,7 +25,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tracing::{error, warn};
 
 pub use answer::{HitAnswer, ImageAnswer, SearchAnswer, SearchRequest, StandIn};
+pub use openapi::document as openapi;
 
+use crate::feedback::Inbox;
 use crate::fetch::Fetcher;
 use crate::limits;
 use crate::search::Engine;
@@ -125,6 +128,8 @@ pub struct App {
     pub engine: Arc<Engine>,
     /// Gets the bytes of pictures that are shown.
     pub fetcher: Fetcher,
+    /// Takes in what users say of results.
+    pub feedback: Inbox,
     /// Identifier of the generation that is served.
     pub generation: String,
     /// What stands in for real parts, where this is a demo.
@@ -180,12 +185,14 @@ fn router(app: App, token: CancellationToken) -> Router {
         .route("/v1/search", post(routes::search).layer(with_picture))
         .route("/v1/explain", post(routes::explain).layer(with_picture))
         .route("/v1/images/{id}/picture", get(routes::picture))
+        .route("/v1/feedback", post(routes::feedback))
         .layer(middleware::from_fn_with_state(shared.clone(), limit));
     Router::new()
         .route("/", get(routes::page))
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(routes::ready))
         .route("/v1/state", get(routes::state))
+        .route("/v1/openapi.json", get(|| async { Json(openapi::document()) }))
         .route("/v1/events", get(routes::events))
         .route("/v1/images/{id}", get(routes::image))
         .merge(computed)
@@ -250,3 +257,6 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     )
     .into_response()
 }
+
+#[cfg(test)]
+mod tests;

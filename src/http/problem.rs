@@ -4,14 +4,16 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 use tracing::error;
 
+use crate::feedback::FeedbackError;
 use crate::search::QueryError;
 use crate::telemetry::event;
 
 /// An answer that is no answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Problem {
     /// `about:blank`: the code says more than a page would.
     #[serde(rename = "type")]
@@ -97,6 +99,17 @@ impl From<QueryError> for Problem {
                 )
             }
         }
+    }
+}
+
+impl From<FeedbackError> for Problem {
+    fn from(problem: FeedbackError) -> Self {
+        let (status, code) = match problem {
+            FeedbackError::Busy => (StatusCode::TOO_MANY_REQUESTS, "busy"),
+            FeedbackError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            FeedbackError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store"),
+        };
+        Self { retry_after: Some(1), ..Self::new(status, code, problem.to_string()) }
     }
 }
 

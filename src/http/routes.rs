@@ -18,8 +18,8 @@ use tracing::error;
 
 use super::Shared;
 use super::answer::{
-    ChangeAnswer, ExplainAnswer, ExplainRequest, ImageAnswer, SearchAnswer, SearchRequest,
-    StateAnswer,
+    ChangeAnswer, ExplainAnswer, ExplainRequest, FeedbackRequest, ImageAnswer, SearchAnswer,
+    SearchRequest, StateAnswer,
 };
 use super::problem::Problem;
 use crate::record::{self, Content, hex};
@@ -82,6 +82,17 @@ pub async fn explain(
     let (query, image_id) = body?.0.split()?;
     let explanation = compute(&shared, move |engine| engine.explain(&query, &image_id)).await?;
     Ok(Json(explanation.into()))
+}
+
+/// What a user says of a result; answered when it is stored.
+pub async fn feedback(
+    State(shared): App,
+    body: Body<FeedbackRequest>,
+) -> Result<StatusCode, Problem> {
+    let feedback = body?.0.checked()?;
+    entry(&shared, &feedback.image_id)?;
+    shared.app.feedback.put(feedback).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Runs `work` on a thread that may block.

@@ -106,6 +106,8 @@ metrics! {
         "Queries answered.";
     search_seconds: Histogram, "bsap_search_seconds", ["part"],
         "How long the parts of an answer took: `text` (embedding it), `scan` (scoring and ranking).";
+    feedback: Counter, "bsap_feedback_total", ["verdict"],
+        "Results that users called `right` or `wrong`.";
     results: Counter, "bsap_search_results_total", [],
         "Results of these queries.";
     moved: Counter, "bsap_search_moved_total", [],

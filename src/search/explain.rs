@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::query::Input;
@@ -11,7 +12,7 @@ use crate::prompts::EmbeddedSet;
 use crate::statistics::Statistics;
 
 /// A prompt and the score that an image gives it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ScoredPrompt {
     /// The prompt.
     pub text: String,

@@ -22,7 +22,7 @@ mod rank;
 mod scan;
 mod snapshot;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod told;

@@ -138,7 +138,7 @@ impl QueryError {
 }
 
 /// How long the parts of an answer took, in milliseconds.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 pub struct Timings {
     /// Embedding the query; 0 where it was remembered.
     pub text_ms: f64,

@@ -233,6 +233,14 @@ catalogue! {
         "A query was answered.",
         "None. `moved` near `matched` on most queries: the balance changes every ranking; measure it on your own queries, or lower `search.weight`.",
         [text("query_hash", "the same text has the same hash"), text("query", "where `log.query_text` is set").maybe(), text("input", "what was looked for: text, texts, image_id, image, vector"), text("trace_id", "from the request's `traceparent`").maybe(), text("configuration", "the name of the one that answered"), text("normaliser", ""), number("weight", ""), count("k", ""), count("offset", "results on earlier pages"), flag("filtered", "whether there was a filter"), count("scanned", ""), count("matched", ""), number("top", "best balanced score").maybe(), number("top_raw", "best score of plain CLIP").maybe(), flag("no_match", "whether the best hit is no better than what unrelated texts reach, where that is calibrated").maybe(), count("moved", "results whose place is not that of plain CLIP"), number("text_ms", "embedding the text; 0: it was remembered"), number("scan_ms", "scoring and ranking"), count("version", "of the table")];
+    FEEDBACK = "feedback", ["info"],
+        "A user said of a result whether it is right; it is stored.",
+        "None. Many `wrong` ones at once: look at them (`bsap evaluate --feedback`).",
+        [text("verdict", "`right` or `wrong`"), text("image_id", ""), text("configuration", "the name of the one that answered").maybe(), text("by", "name of the API key").maybe()];
+    FEEDBACK_FAILED = "feedback.failed", ["warn"],
+        "Feedback could not be stored; whoever sent it was told so.",
+        "Look at the store that is named.",
+        [text("verdict", "`right` or `wrong`"), text("error", "")];
     SEARCH_SLOW = "search.slow", ["warn"],
         "A query took longer than `search.slow_ms`.",
         "`text_ms` is most of it: the text tower waits for cores. `scan_ms`: the catalogue is large for this machine; add cores or query workers.",
