@@ -390,6 +390,8 @@ pub struct ChangeAnswer {
     added: bool,
     picture: Option<String>,
     title: Option<String>,
+    /// When the change happened, where its event said so; none of a deleted image.
+    event_time: Option<DateTime<Utc>>,
     version: u64,
     at: String,
 }
@@ -406,6 +408,7 @@ impl From<&Change> for ChangeAnswer {
             added: change.before.is_none(),
             picture: entry.and_then(picture),
             title,
+            event_time: entry.and_then(|e| e.event_time),
             version: change.version,
             at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
         }

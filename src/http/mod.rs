@@ -3,6 +3,7 @@
 mod answer;
 mod measure;
 mod openapi;
+mod page;
 mod problem;
 mod routes;
 
@@ -188,7 +189,7 @@ fn router(app: App, token: CancellationToken) -> Router {
         .route("/v1/feedback", post(routes::feedback))
         .layer(middleware::from_fn_with_state(shared.clone(), limit));
     Router::new()
-        .route("/", get(routes::page))
+        .route("/", get(page::page))
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(routes::ready))
         .route("/v1/state", get(routes::state))

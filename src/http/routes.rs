@@ -9,7 +9,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use futures::Stream;
 use futures::stream::unfold;
 use tokio::sync::broadcast::error::RecvError;
@@ -22,27 +22,13 @@ use super::answer::{
     SearchRequest, StateAnswer,
 };
 use super::problem::Problem;
-use crate::record::{self, Content, hex};
+use crate::record::{self, Content};
 use crate::retry::{Decide, Verdict};
 use crate::search::{Engine, Entry, Query, QueryError};
 use crate::telemetry::event;
 
 type Body<T> = Result<Json<T>, JsonRejection>;
 type App = State<Arc<Shared>>;
-
-/// The page; a fresh nonce lets its own script and style run, and nothing else.
-pub async fn page() -> Response {
-    let nonce = hex(&rand::random::<[u8; 16]>());
-    let policy = format!(
-        "default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-    );
-    let page = include_str!("page.html").replace("{{nonce}}", &nonce);
-    let mut response = Html(page).into_response();
-    if let Ok(policy) = HeaderValue::from_str(&policy) {
-        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
-    }
-    response
-}
 
 /// Whether queries are answered.
 pub async fn ready(State(shared): App) -> Result<&'static str, Problem> {

@@ -1,12 +1,13 @@
-// The page of a running demo (BSAP_URL) in headless Chromium.
+// The page of a running demo (BSAP_URL, its folder BSAP_DEMO) in headless Chromium.
 import assert from 'node:assert/strict';
-import { mkdirSync } from 'node:fs';
-import { after, before, test } from 'node:test';
+import { execFileSync } from 'node:child_process';
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { after, afterEach, before, test } from 'node:test';
 import { chromium } from 'playwright-core';
 
-const url = process.env.BSAP_URL;
-const shots = process.env.SCREENSHOTS;
+const { BSAP_URL: url, BSAP_DEMO: demo, BSAP: program, SCREENSHOTS: shots } = process.env;
 const one = (name) => `[data-test=${name}]`;
+const balanced = `${one('column-balanced')} ${one('card')}`;
 const faults = [];
 let browser;
 
@@ -17,6 +18,8 @@ before(async () => {
     args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking'],
   });
 });
+// Pages left open would go on following the catalogue.
+afterEach(() => Promise.all(browser.contexts().map((context) => context.close())));
 after(() => browser.close());
 
 /** `expected`: the status of requests that this test lets fail. */
@@ -36,15 +39,32 @@ async function open(options = {}, path = '', expected = '404') {
 async function search(page, text) {
   await page.fill(one('search-box'), text);
   await page.click(one('search-button'));
-  await page.waitForSelector(`${one('column-balanced')} ${one('card')}`);
+  await page.waitForSelector(balanced);
 }
 
 const cards = (page, column) => page.locator(`${one(column)} ${one('card')}`);
+const idOf = (card) => card.evaluate((node) => node.closest('li').dataset.imageId);
+const has = (page, name, words) =>
+  page.waitForFunction(([selector, source]) => new RegExp(source).test(document.querySelector(selector)?.innerText), [one(name), words.source]);
+const json = async (path, body) => {
+  const post = { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) };
+  return (await fetch(url + path, body && post)).json();
+};
+
+/** Runs `bsap` on the demo's catalogue. */
+function bsap(...args) {
+  const attributes = Object.fromEntries(['TITLE', 'KIND', 'COLOUR', 'PATTERN'].map((name) => [`BSAP_ATTRIBUTES__${name}`, 'text']));
+  const env = {
+    ...process.env, ...attributes, BSAP_ATTRIBUTES__COUNT: 'integer', BSAP_TABLE__URL: `${demo}/catalogue`,
+    BSAP_MODEL__CHECKPOINT: `${demo}/demo-clip`, BSAP_LOG__FILE: `${demo}/other.log`,
+  };
+  return execFileSync(program, args, { env, encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
+}
 
 test('the page says what it serves and what stands in for real parts', async () => {
   const page = await open();
   await page.waitForSelector(one('example'));
-  const state = await (await fetch(`${url}v1/state`)).json();
+  const state = await json('v1/state');
   assert.equal(state.ready, true);
   assert.match(await page.locator('header').innerText(), new RegExp(state.model.name));
   assert.equal(await page.locator(one('notice')).isVisible(), state.model.notice !== null);
@@ -53,16 +73,18 @@ test('the page says what it serves and what stands in for real parts', async () 
 
 test('an example shows raw and balanced results side by side', async () => {
   const page = await open();
-  await page.click(`${one('example')} >> nth=0`);
-  await page.waitForSelector(`${one('column-balanced')} ${one('card')}`);
-  const [raw, balanced] = [await cards(page, 'column-raw').count(), await cards(page, 'column-balanced').count()];
-  assert.equal(raw, balanced);
+  await page.click(`${one('example')} >> nth=2`);
+  await page.waitForSelector(balanced);
+  const [raw, other] = [await cards(page, 'column-raw').count(), await cards(page, 'column-balanced').count()];
+  assert.equal(raw, other);
   assert.ok(raw >= 10);
   assert.match(page.url(), /q=/);
+  assert.match(await page.locator(one('moves')).innerText(), /▲|▼/);
   await page.waitForFunction(
     (selector) => [...document.querySelectorAll(selector)].slice(0, 4).every((i) => i.complete && i.naturalWidth > 0),
     `${one('column-raw')} ${one('card')} img`,
   );
+  await page.waitForSelector(`${one('feed-item')} >> nth=2`, { timeout: 20_000 });
   await page.screenshot({ path: `${shots}/results.png` });
 });
 
@@ -70,62 +92,331 @@ test('weight 0 is plain CLIP in both columns', async () => {
   const page = await open();
   await search(page, 'a red mug');
   await page.locator(one('weight')).fill('0');
-  await page.waitForFunction(
-    ([raw, balanced]) => {
-      const texts = (selector) => [...document.querySelectorAll(selector)].map((card) => card.innerText.split('\n').find((line) => line.length > 4));
-      const [a, b] = [texts(raw), texts(balanced)];
-      return a.length > 0 && a.every((text, i) => text === b[i]);
-    },
-    [`${one('column-raw')} ${one('card')}`, `${one('column-balanced')} ${one('card')}`],
-  );
+  await page.waitForFunction(() => {
+    const ids = (column) => [...document.querySelectorAll(`[data-test=column-${column}] li`)].map((item) => item.dataset.imageId);
+    const [raw, balanced] = [ids('raw'), ids('balanced')];
+    return /weight=0/.test(location.search) && raw.length > 0 && raw.every((id, i) => id === balanced[i]);
+  });
+});
+
+test('normaliser, weight and prompt set are switched, and back to what is served', async () => {
+  const page = await open();
+  await search(page, 'a yellow umbrella');
+  await page.click(`label:has(${one('normaliser-zscore')})`);
+  await has(page, 'column-balanced', /Z-score, weight 0.25/);
+  await page.locator(one('weight')).fill('0.4');
+  await page.selectOption(one('prompt-set'), 'photographs');
+  await has(page, 'column-balanced', /Z-score, weight 0.40/);
+  const sent = page.waitForRequest((request) => request.url().endsWith('/v1/search'));
+  await page.click(one('reset'));
+  // Only what is left as it is served counts as such.
+  assert.deepEqual((await sent).postDataJSON(), { text: 'a yellow umbrella' });
+  await has(page, 'column-balanced', /NNN, weight 0.25/);
+});
+
+test('filters offer what the catalogue has, and hold', async () => {
+  const page = await open();
+  await search(page, 'a yellow umbrella');
+  await page.click(`${one('filter-kind')} summary`);
+  await page.check(`${one('filter-kind')} input[value=umbrella]`);
+  await page.check(`${one('filter-kind')} input[value=hat]`);
+  await page.waitForTimeout(600);
+  await page.screenshot({ path: `${shots}/filters.png` });
+  await page.keyboard.press('Escape');
+  assert.equal(await page.locator('.drawer:visible').count(), 0);
+  await has(page, 'filter-kind', /umbrella, hat/);
+  const { matched } = await json('v1/search', { text: 'a', k: 1, filter: { in: { kind: ['umbrella', 'hat'] } } });
+  const shown = await page.waitForFunction((selector) => {
+    const titles = [...document.querySelectorAll(selector)].map((card) => card.innerText);
+    return titles.length > 0 && titles.every((title) => /umbrella|hat/.test(title)) && titles.length;
+  }, balanced);
+  assert.ok(Math.abs((await shown.jsonValue()) - Math.min(24, matched)) <= 2, 'as many as there are');
+  await page.click(`${one('filter-count')} summary`);
+  await page.fill(`${one('filter-count')} ${one('filter-from')}`, '2');
+  await page.keyboard.press('Enter');
+  await has(page, 'filter-count', /≥ 2/);
+  await page.waitForURL(/f\.kind=umbrella&f\.kind=hat&f\.count\.from=2/);
+  await page.click(`${one('filter-title')} summary`);
+  await page.fill(`${one('filter-title')} ${one('filter-prefix')}`, 'nothing begins so');
+  await page.keyboard.press('Enter');
+  await has(page, 'empty', /No image passes the filter/);
+  await page.click(one('clear-filters'));
+  await page.waitForSelector(`${balanced} >> nth=20`);
 });
 
 test('a card explains why it ranks where it does', async () => {
   const page = await open();
   await search(page, 'a yellow umbrella');
-  await cards(page, 'column-balanced').first().click();
+  await cards(page, 'column-balanced').nth(1).click();
   const panel = page.locator(one('explain'));
-  await panel.waitFor();
   await page.waitForSelector(one('histogram'));
   const text = await panel.innerText();
   assert.match(text, /This image gives the query/);
-  assert.match(text, /raw \+ β|α/);
+  assert.match(text, /score = α · raw \+ β/);
   await page.screenshot({ path: `${shots}/explain.png` });
+  const again = await open({}, new URL(page.url()).search);
+  await again.waitForSelector(one('histogram'));
   await page.keyboard.press('Escape');
   await panel.waitFor({ state: 'hidden' });
+  assert.doesNotMatch(page.url(), /image=/);
 });
 
-test('the catalogue changes before one’s eyes', async () => {
+test('more like this looks for what is like a hit', async () => {
+  const page = await open();
+  await search(page, 'a yellow umbrella');
+  const id = await idOf(cards(page, 'column-balanced').first());
+  await page.click(`${one('column-balanced')} ${one('more-like')} >> nth=0`);
+  await has(page, 'column-balanced', /Most alike/);
+  assert.match(page.url(), new RegExp(`like=${id}`));
+  assert.ok(await page.locator(one('subject')).isVisible());
+  assert.notEqual(await idOf(cards(page, 'column-balanced').first()), id);
+  await page.screenshot({ path: `${shots}/like.png` });
+  await page.click(one('clear-subject'));
+  await has(page, 'empty', /Search the catalogue/);
+});
+
+test('a picture that is dropped is searched by, and its link brings it back', async () => {
+  const page = await open();
+  await search(page, 'a yellow umbrella');
+  const card = cards(page, 'column-balanced').first();
+  const [id, picture] = [await idOf(card), await card.getAttribute('data-picture')];
+  const drop = (type) => page.evaluate(async ([type, picture]) => {
+    const dataTransfer = new DataTransfer();
+    const blob = await (await fetch(picture)).blob();
+    dataTransfer.items.add(new File([blob], 'picture.jpg', { type: 'image/jpeg' }));
+    document.body.dispatchEvent(new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true }));
+  }, [type, picture]);
+  await drop('dragover');
+  assert.ok(await page.locator(one('drop')).isVisible());
+  await drop('drop');
+  await has(page, 'column-balanced', /Most alike/);
+  assert.equal(await idOf(cards(page, 'column-balanced').first()), id);
+  assert.ok(await page.locator(one('drop')).isHidden());
+  const { search: query, hash } = new URL(page.url());
+  const again = await open({}, query + hash);
+  await again.waitForSelector(balanced);
+  assert.equal(await idOf(cards(again, 'column-balanced').first()), id);
+});
+
+test('a large picture is made small, and what is none is told', async () => {
+  const page = await open();
+  await page.waitForSelector(one('example'));
+  const large = await page.evaluate(() => {
+    const canvas = Object.assign(document.createElement('canvas'), { width: 1200, height: 900 });
+    const context = canvas.getContext('2d');
+    const noise = context.createImageData(1200, 900);
+    for (let at = 0; at < noise.data.length; at += 65_536) crypto.getRandomValues(noise.data.subarray(at, at + 65_536));
+    context.putImageData(noise, 0, 0);
+    return canvas.toDataURL('image/png').split(',')[1];
+  });
+  const sent = page.waitForRequest((request) => request.url().endsWith('/v1/search'));
+  await page.setInputFiles(one('file'), { name: 'large.png', mimeType: 'image/png', buffer: Buffer.from(large, 'base64') });
+  const { image } = (await sent).postDataJSON();
+  assert.ok(large.length > 1_000_000 && image.length < 150_000, `${image.length} of ${large.length}`);
+  await page.waitForSelector(balanced);
+  await page.setInputFiles(one('file'), { name: 'notes.txt', mimeType: 'text/plain', buffer: Buffer.from('no picture') });
+  await has(page, 'toast', /notes.txt is no picture/);
+});
+
+test('more adds the next page, also after its version is gone', async () => {
+  const page = await open({}, '?q=a%20red%20mug', '410');
+  await page.click(one('more'));
+  await page.waitForSelector(`${balanced} >> nth=47`);
+  const places = await page.locator(`${balanced} .rank`).allInnerTexts();
+  assert.deepEqual(places, Array.from({ length: 48 }, (_, index) => String(index + 1)));
+  await page.route('**/v1/search', (route) => {
+    const gone = { status: 410, contentType: 'application/problem+json', body: '{"title":"Gone","status":410,"detail":"","code":"cursor_expired"}' };
+    return route.request().postDataJSON().cursor ? route.fulfill(gone) : route.continue();
+  });
+  await page.click(one('more'));
+  await page.waitForSelector(`${balanced} >> nth=71`);
+  const again = await open({}, new URL(page.url()).search);
+  await again.waitForSelector(`${balanced} >> nth=71`);
+});
+
+test('the catalogue changes before one’s eyes, with rate and lag', async () => {
   const page = await open();
   await page.waitForSelector(one('feed-item'), { timeout: 20_000 });
-  await page.screenshot({ path: `${shots}/feed.png` });
+  await has(page, 'pace', /[1-9]\d* in the last/);
+  await has(page, 'pace', /\d to searchable|\d s to searchable/);
+  await has(page, 'pace', /not seen from here/);
+  await page.click(one('pause'));
+  await page.waitForFunction((pause) => /Resume \([1-9]/.test(document.querySelector(pause).innerText), one('pause'), { timeout: 20_000 });
+});
+
+test('results follow the catalogue', async () => {
+  const page = await open();
+  await search(page, 'a red mug');
+  await page.waitForResponse((response) => response.url().endsWith('/v1/search'), { timeout: 20_000 });
 });
 
 test('what is wrong is said', async () => {
   const page = await open({}, '', '422');
   await search(page, 'a red mug');
-  await page.evaluate((box) => document.querySelector(box).removeAttribute('maxlength'), one('search-box'));
   await page.fill(one('search-box'), 'x'.repeat(2000));
   await page.click(one('search-button'));
   await page.waitForSelector(`${one('error')}:visible`);
   assert.match(await page.locator(one('error')).innerText(), /2000 characters/);
 });
 
+test('a busy server is asked again when it said', async () => {
+  const page = await open({}, '', '429');
+  await page.waitForSelector(one('example'));
+  const busy = { status: 429, contentType: 'application/problem+json', body: '{"title":"Too Many Requests","status":429,"detail":"64 requests are being computed","code":"busy","retry_after":2}' };
+  await page.route('**/v1/search', (route) => route.fulfill(busy), { times: 1 });
+  await page.fill(one('search-box'), 'a red mug');
+  await page.click(one('search-button'));
+  await has(page, 'error', /Busy: 64 requests.*trying again in [12] s/);
+  await page.waitForSelector(balanced);
+  assert.ok(await page.locator(one('error')).isHidden());
+});
+
+test('a server that is gone is told, and its return too', async () => {
+  const page = await open();
+  await search(page, 'a red mug');
+  const known = faults.length;
+  await page.route('**/v1/**', (route) => route.abort());
+  await page.fill(one('search-box'), 'a blue mug');
+  await page.click(one('search-button'));
+  await has(page, 'error', /cannot be reached/);
+  await page.unroute('**/v1/**');
+  await page.click(one('try-again'));
+  await page.waitForSelector(one('error'), { state: 'hidden' });
+  faults.splice(known); // the browser tells each request that was cut
+});
+
 test('a query in a script that the model does not know is told', async () => {
   const page = await open();
   await search(page, '赤いマグカップ');
-  await page.waitForSelector(`${one('warning')}:visible`);
-  assert.match(await page.locator(one('warning')).innerText(), /not multilingual/);
+  await has(page, 'warning', /not multilingual/);
   await search(page, 'a red mug');
   await page.waitForSelector(one('warning'), { state: 'hidden' });
 });
 
+test('a link brings the view back', async () => {
+  const page = await open();
+  await search(page, 'a yellow umbrella');
+  await page.click(`label:has(${one('normaliser-zscore')})`);
+  await page.locator(one('weight')).fill('0.4');
+  await page.selectOption(one('prompt-set'), 'photographs');
+  await page.click(`${one('filter-pattern')} summary`);
+  await page.check(`${one('filter-pattern')} input[value=plain]`);
+  await has(page, 'column-balanced', /Z-score, weight 0.40/);
+  const again = await open({}, new URL(page.url()).search);
+  await again.waitForSelector(balanced);
+  assert.equal(await again.inputValue(one('search-box')), 'a yellow umbrella');
+  assert.equal(await again.inputValue(one('prompt-set')), 'photographs');
+  assert.equal(await again.inputValue(one('weight')), '0.4');
+  assert.ok(await again.isChecked(one('normaliser-zscore')));
+  await has(again, 'filter-pattern', /pattern: plain/);
+  await again.click(one('link'));
+  await has(again, 'toast', /Link copied/);
+  await again.goBack();
+  await again.goForward();
+  await has(again, 'column-balanced', /Z-score, weight 0.40/);
+});
+
+test('the keyboard is enough', async () => {
+  const page = await open();
+  await page.waitForSelector(one('example'));
+  await page.keyboard.press('/');
+  await page.keyboard.type('a red mug');
+  await page.keyboard.press('Enter');
+  await page.waitForSelector(balanced);
+  const focused = () => page.evaluate(() => document.activeElement.dataset.test ?? document.activeElement.id);
+  for (let steps = 0; (await focused()) !== 'card'; steps += 1) {
+    assert.ok(steps < 60, 'Tab does not come to the results');
+    await page.keyboard.press('Tab');
+  }
+  const place = () => page.evaluate(() => document.activeElement.querySelector('.rank').innerText);
+  await page.keyboard.press('ArrowRight');
+  assert.equal(await place(), '2');
+  await page.keyboard.press('ArrowLeft');
+  assert.equal(await place(), '1');
+  await page.keyboard.press('Enter');
+  await page.waitForSelector(one('histogram'));
+  await page.keyboard.press('Escape');
+  await page.locator(one('explain')).waitFor({ state: 'hidden' });
+  assert.equal(await focused(), 'card');
+});
+
+test('every control has a name', async () => {
+  const page = await open();
+  await search(page, 'a red mug');
+  const nameless = await page.evaluate(() => {
+    const named = (node) => node.innerText?.trim() || node.getAttribute('aria-label') || node.labels?.[0]?.innerText.trim() || node.title;
+    return [...document.querySelectorAll('button, input, select, summary')].filter((node) => node.checkVisibility() && !named(node)).map((node) => node.outerHTML.slice(0, 80));
+  });
+  assert.deepEqual(nameless, []);
+});
+
 test('a telephone and the dark are served too', async () => {
   const page = await open({ viewport: { width: 390, height: 844 }, isMobile: true, hasTouch: true, colorScheme: 'dark' }, '?q=a%20blue%20dotted%20backpack');
-  await page.waitForSelector(`${one('column-balanced')} ${one('card')}`);
-  const width = await page.evaluate(() => document.documentElement.scrollWidth);
-  assert.ok(width <= 390, `the page is ${width} pixels wide`);
+  await page.waitForSelector(balanced);
+  const fits = async (what) => {
+    const width = await page.evaluate(() => document.documentElement.scrollWidth);
+    assert.ok(width <= 390, `${what} is ${width} pixels wide`);
+  };
+  await fits('the page');
   await page.screenshot({ path: `${shots}/mobile.png` });
+  await page.tap(`label:has(${one('tab-raw')})`);
+  await page.waitForSelector(`${one('column-raw')} ${one('card')}:visible`);
+  assert.equal(await page.locator(`${balanced}:visible`).count(), 0);
+  assert.match(page.url(), /shown=raw/);
+  await page.tap(`${one('settings')} summary`);
+  await page.tap(`${one('filter-kind')} summary`);
+  const drawer = await page.locator('.drawer:visible').boundingBox();
+  assert.ok(drawer.x >= 0 && drawer.x + drawer.width <= 390 && drawer.y + drawer.height <= 844, JSON.stringify(drawer));
+  await page.screenshot({ path: `${shots}/mobile-filter.png` });
+  await page.keyboard.press('Escape');
+  await page.tap(`${one('column-raw')} ${one('card')} >> nth=0`);
+  await page.waitForSelector(one('histogram'));
+  await fits('the explanation');
+  await page.screenshot({ path: `${shots}/mobile-explain.png` });
+});
+
+test('who wants calm gets it', async () => {
+  const page = await open({ reducedMotion: 'reduce', colorScheme: 'dark' });
+  await search(page, 'a red mug');
+  await search(page, 'three white candles');
+  assert.equal(await page.evaluate(() => document.getAnimations().length), 0);
+  await page.screenshot({ path: `${shots}/dark.png` });
+});
+
+test('that nothing matches is said once that is calibrated', async () => {
+  const page = await open();
+  await search(page, 'qwv xlkjh zzkw');
+  await has(page, 'status', /match threshold not calibrated/);
+  const { hits } = await json('v1/search', { text: 'a mug', k: 200 });
+  const judged = new Map();
+  for (const { image_id, attributes: { title } } of hits) {
+    for (const text of [title, `photo of ${title}`, title.replace(/^an? /, '')]) judged.set(text, (judged.get(text) ?? new Set()).add(image_id));
+  }
+  writeFileSync(`${demo}/judged.jsonl`, [...judged].map(([text, relevant]) => JSON.stringify({ text, relevant: [...relevant] })).join('\n'));
+  bsap('evaluate', '--queries', `${demo}/judged.jsonl`, '--calibrate', 'live', '--store');
+  await page.waitForSelector(`${one('no-match')}:visible`, { timeout: 20_000 });
+  await has(page, 'no-match', /Probably nothing here matches.*unrelated texts reach as much/);
+  await page.screenshot({ path: `${shots}/no-match.png` });
+  await search(page, hits[0].attributes.title);
+  await page.waitForSelector(one('no-match'), { state: 'hidden' });
+  await page.waitForSelector(one('uncalibrated'), { state: 'detached' });
+});
+
+test('a candidate is tried beside what is live, and counted', async () => {
+  const page = await open();
+  await search(page, 'a red mug');
+  assert.ok(await page.locator(one('configuration')).isHidden());
+  bsap('candidate', 'set', 'half', '--normaliser', 'nnn', '--weight', '0.5', '--shadow', '1', '--share', '0.1');
+  await page.click(`label:has(${one('configuration-half')})`, { timeout: 20_000 });
+  await has(page, 'column-balanced', /NNN, weight 0.50/);
+  assert.match(page.url(), /configuration=half/);
+  await has(page, 'trial', /half against initial: queries answered [1-9]\d* to [1-9]\d*/);
+  await page.click(`label:has(${one('configuration-live')})`);
+  await has(page, 'trial', /In the shadow of [1-9]\d*: \d+/);
+  await page.waitForTimeout(600); // until pictures have come to their places
+  await page.screenshot({ path: `${shots}/candidate.png` });
+  bsap('candidate', 'withdraw');
+  await page.waitForSelector(one('configuration'), { state: 'hidden', timeout: 20_000 });
 });
 
 test('answers obey the limits and the policy', async () => {
@@ -142,7 +433,7 @@ test('answers obey the limits and the policy', async () => {
     ['{"text":"a","normaliser":"nope"}', 422, 'invalid_body'],
     ['{"text":"a","colour":"red"}', 422, 'invalid_body'],
     ['nonsense', 400, 'invalid_body'],
-    [`{"text":"${'x'.repeat(100_000)}"}`, 413, 'invalid_body'],
+    [`{"text":"${'x'.repeat(13_000_000)}"}`, 413, 'invalid_body'],
   ];
   for (const [body, status, code] of cases) {
     const answer = await post(body);

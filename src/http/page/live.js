@@ -1,0 +1,97 @@
+/* What comes in: changes as they are committed, their pace, and how long they took. */
+
+const [FEED_LENGTH, DELAYS, PULSES] = [30, 40, 24]; // PULSES: bars of PULSE_MS each
+const PULSE_MS = 2500;
+
+function listen() {
+  const events = new EventSource('/v1/events');
+  events.addEventListener('open', () => renderLive(true));
+  events.addEventListener('error', () => {
+    renderLive(false);
+    if (events.readyState === EventSource.CLOSED) setTimeout(listen, 5000);
+  });
+  events.addEventListener('change', (event) => take(JSON.parse(event.data)));
+  events.addEventListener('missed', ({ data }) => {
+    app.stale = true;
+    arrived(Number(data) || 0);
+  });
+}
+
+const renderLive = (connected) => {
+  $('live').dataset.connected = connected;
+  $('live').textContent = connected ? 'live' : 'offline';
+};
+function take(change) {
+  arrived(1);
+  if (change.event_time) app.delays = [(Date.parse(change.at) - Date.parse(change.event_time)) / 1000, ...app.delays].slice(0, DELAYS);
+  Object.assign(app, { stale: true, changedAt: change.at, held: [change, ...app.held].slice(0, FEED_LENGTH) });
+  renderFeed();
+  renderStale();
+}
+
+/* Pace */
+function arrived(changes) {
+  const now = Date.now();
+  app.arrivals = [...app.arrivals.filter(({ at }) => now - at < PULSES * PULSE_MS), { at: now, changes }];
+}
+function renderPace() {
+  const now = Date.now();
+  const bars = new Array(PULSES).fill(0);
+  for (const { at, changes } of app.arrivals) {
+    const bar = PULSES - 1 - Math.floor((now - at) / PULSE_MS);
+    if (bar >= 0) bars[bar] += changes;
+  }
+  const total = bars.reduce((sum, size) => sum + size, 0);
+  const listened = Math.min(PULSES * PULSE_MS, now - app.listeningSince) / 1000;
+  const rate = `${count(total)} in the last ${listened < 60 ? `${Math.round(listened)} s` : 'minute'}`;
+  const most = Math.max(4, ...bars);
+  const bar = (size, index) => svg('rect', { x: index * 10 + 1, y: 28 - (size / most) * 28, width: 8, height: Math.max(1, (size / most) * 28) });
+  $('pulse').replaceChildren(...bars.map(bar));
+  $('pulse').setAttribute('aria-label', `Changes: ${rate}`);
+  const middle = app.delays.toSorted((a, b) => a - b)[app.delays.length >> 1];
+  const facts = [
+    ['Rate', rate, 'Images added, changed and deleted.'],
+    ['Lag', middle === undefined ? 'no timed event yet' : `${span(Math.max(0, middle))} to searchable`, 'From the time that an event carries until its image is searchable here: the middle of the last changes that carry one.'],
+    ['Waiting, dead letters', 'not seen from here', 'The query worker reads the table, not Kafka. bsap status and bsap dead-letters tell them, and the metrics of the workers.'],
+  ];
+  const fact = ([name, value, words]) => el('div', { title: words }, el('dt', { class: 'muted' }, name), el('dd', {}, value));
+  const next = facts.map(fact);
+  if ([...$('pace').children].some((node, index) => !node.isEqualNode(next[index])) || !$('pace').childElementCount) $('pace').replaceChildren(...next);
+}
+
+function renderFeed() {
+  const held = app.held.length < FEED_LENGTH ? app.held.length : `${FEED_LENGTH}+`;
+  $('pause').setAttribute('aria-pressed', app.paused);
+  $('pause').textContent = app.paused ? `Resume (${held})` : 'Pause';
+  if (app.paused) return;
+  $('changes').prepend(...app.held.splice(0).map(feedItem));
+  [...$('changes').children].slice(FEED_LENGTH).forEach((item) => item.remove());
+  $('no-changes').hidden = $('changes').childElementCount > 0;
+}
+function feedItem({ image_id, operation, added, picture, title, at }) {
+  const [deleted, name] = [operation === 'delete', title ?? image_id];
+  const what = el('span', { class: 'what' }, deleted ? 'deleted' : added ? 'added' : 'changed');
+  const words = el('span', {}, el('span', { class: 'name' }, name), what, ' ', timeNode(at));
+  return el('li', { class: `change ${operation}`, 'data-test': 'feed-item', title: `${name} (${image_id})` }, thumb(picture), words);
+}
+
+/** Results follow the catalogue by themselves, unless somebody is looking closely. */
+const follows = () => !app.paused && !$('explain').open && !document.hidden && !(app.answer?.hits.length > MOST_AT_ONCE);
+const renderStale = () => { $('refresh').hidden = !app.stale || follows(); };
+function followChanges() {
+  const due = app.stale && follows() && Date.now() - app.refreshedAt >= REFRESH_MS;
+  if (due && app.answer && !app.retry && $('results').getAttribute('aria-busy') !== 'true') run({ silent: true });
+}
+
+function tick() {
+  for (const node of document.querySelectorAll('time')) node.textContent = ago(node.dateTime);
+  renderPace();
+  followChanges();
+  const { retry } = app;
+  if (!retry) return;
+  if (retry.words) retry.words.textContent = `– trying again in ${Math.max(0, Math.ceil((retry.at - Date.now()) / 1000))} s`;
+  if (Date.now() < retry.at) return;
+  app.retry = null;
+  retry.action();
+}
+

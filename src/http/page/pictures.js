@@ -1,0 +1,78 @@
+/* Pictures as queries: of the catalogue, chosen, pasted or dropped. */
+
+/** Longest side of a picture that is sent, in pixels: more than the models look at, and small enough
+ *  for a link. */
+const SENT_SIDE = 384;
+/** Files of at most this many bytes are sent as they are. */
+const SENT_BYTES = 24 << 10;
+
+/** What is looked for, where it is no text. */
+async function renderSubject() {
+  const { like, picture } = app.query;
+  const shown = like || picture;
+  $('subject').hidden = !shown;
+  $('q').placeholder = shown ? 'Or describe a picture' : 'Describe a picture';
+  if ($('subject').dataset.shown === shown) return;
+  $('subject').dataset.shown = shown;
+  if (!shown) return $('subject').replaceChildren();
+  const source = like ? `/v1/images/${encodeURIComponent(like)}/picture` : `data:image/jpeg;base64,${picture}`;
+  const words = el('span', {}, like ? `Like ${titleOf(found(like) ?? { image_id: like })}` : 'Like your picture');
+  const clear = iconButton('close', 'Do not search by this picture', 'clear-subject', () => { change({ like: '', picture: '' }); $('q').focus(); });
+  $('subject').replaceChildren(thumb(source), words, clear);
+}
+const found = (id) => [...(app.answer?.hits ?? []), ...(app.answer?.raw_hits ?? [])].find((hit) => hit.image_id === id);
+
+/** Searches by a file, made small where it is large. */
+async function searchBy(file) {
+  if (!file) return;
+  try {
+    const picture = await base64Of(file.size <= SENT_BYTES ? await readable(file) : await small(file));
+    $('q').value = '';
+    change({ text: '', like: '', picture });
+  } catch {
+    toast(`${file.name || 'This'} is no picture that the browser can read`);
+  }
+}
+async function readable(file) {
+  (await createImageBitmap(file)).close();
+  return file;
+}
+async function small(file) {
+  const bitmap = await createImageBitmap(file);
+  const scale = Math.min(1, SENT_SIDE / Math.max(bitmap.width, bitmap.height));
+  const canvas = el('canvas', { width: Math.max(1, Math.round(bitmap.width * scale)), height: Math.max(1, Math.round(bitmap.height * scale)) });
+  const context = canvas.getContext('2d');
+  context.fillStyle = '#fff'; // JPEG knows no transparency
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.imageSmoothingQuality = 'high';
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  bitmap.close();
+  return new Promise((resolve, reject) => { canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error('no blob'))), 'image/jpeg', 0.9); });
+}
+async function base64Of(blob) {
+  const bytes = new Uint8Array(await blob.arrayBuffer());
+  let text = '';
+  for (let at = 0; at < bytes.length; at += 4096) text += String.fromCharCode(...bytes.subarray(at, at + 4096));
+  return btoa(text);
+}
+
+/** Files are taken wherever on the page they are dropped or pasted. */
+function takePictures() {
+  const carries = ({ dataTransfer }) => [...(dataTransfer?.types ?? [])].includes('Files');
+  const pictureIn = ({ files }) => [...files].find(({ type }) => type.startsWith('image/')) ?? files[0];
+  document.addEventListener('dragover', (event) => {
+    if (!carries(event)) return;
+    event.preventDefault();
+    $('drop').hidden = false;
+  });
+  document.addEventListener('dragleave', (event) => { if (!event.relatedTarget) $('drop').hidden = true; });
+  document.addEventListener('drop', (event) => {
+    $('drop').hidden = true;
+    if (!carries(event)) return;
+    event.preventDefault();
+    searchBy(pictureIn(event.dataTransfer));
+  });
+  document.addEventListener('paste', ({ clipboardData }) => { if (clipboardData?.files.length) searchBy(pictureIn(clipboardData)); });
+  $('pick').addEventListener('click', () => $('file').click());
+  $('file').addEventListener('change', () => { searchBy($('file').files[0]); $('file').value = ''; });
+}
