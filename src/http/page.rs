@@ -15,6 +15,7 @@ const SCRIPT: &str = concat!(
     include_str!("page/pictures.js"),
     include_str!("page/search.js"),
     include_str!("page/cards.js"),
+    include_str!("page/feedback.js"),
     include_str!("page/explain.js"),
     include_str!("page/live.js"),
     include_str!("page/start.js"),

@@ -1,7 +1,7 @@
 // The page of a running demo (BSAP_URL, its folder BSAP_DEMO) in headless Chromium.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { after, afterEach, before, test } from 'node:test';
 import { chromium } from 'playwright-core';
 
@@ -59,6 +59,13 @@ function bsap(...args) {
     BSAP_MODEL__CHECKPOINT: `${demo}/demo-clip`, BSAP_LOG__FILE: `${demo}/other.log`,
   };
   return execFileSync(program, args, { env, encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
+}
+
+/** Feedback that lies in a folder, oldest first. */
+function stored(folder) {
+  const files = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((file) => file.isFile());
+  const lines = files.flatMap((file) => readFileSync(`${file.parentPath}/${file.name}`, 'utf8').trim().split('\n'));
+  return lines.map((line) => JSON.parse(line)).sort((a, b) => a.at.localeCompare(b.at));
 }
 
 test('the page says what it serves and what stands in for real parts', async () => {
@@ -159,6 +166,27 @@ test('a card explains why it ranks where it does', async () => {
   await page.keyboard.press('Escape');
   await panel.waitFor({ state: 'hidden' });
   assert.doesNotMatch(page.url(), /image=/);
+});
+
+test('a wrong image is marked, and the mark is stored', async () => {
+  const page = await open();
+  await search(page, 'a green umbrella');
+  const card = cards(page, 'column-balanced').first();
+  const id = await idOf(card);
+  await page.locator(`${one('column-balanced')} ${one('mark-wrong')}`).first().click();
+  await page.waitForSelector(`${one('column-balanced')} [data-image-id="${id}"] ${one('mark-wrong')}[aria-pressed=true]`);
+  await has(page, 'toast', /Noted: .* is wrong for “a green umbrella”/);
+  await page.locator(`${one('column-balanced')} [data-image-id="${id}"] ${one('card')}`).click();
+  await page.waitForSelector(one('histogram'));
+  assert.equal(await page.getAttribute(one('say-wrong'), 'aria-pressed'), 'true');
+  await page.fill(one('note'), 'it is green after all');
+  await page.click(one('say-right'));
+  await page.waitForSelector(`${one('say-right')}[aria-pressed=true]`);
+  const said = stored(`${demo}/catalogue/feedback`).filter((one) => one.image_id === id);
+  assert.deepEqual(said.map(({ text, verdict, note, configuration }) => [text, verdict, note, configuration]), [
+    ['a green umbrella', 'wrong', undefined, 'initial'],
+    ['a green umbrella', 'right', 'it is green after all', 'initial'],
+  ]);
 });
 
 test('more like this looks for what is like a hit', async () => {
@@ -415,8 +443,11 @@ test('a candidate is tried beside what is live, and counted', async () => {
   await has(page, 'trial', /In the shadow of [1-9]\d*: \d+/);
   await page.waitForTimeout(600); // until pictures have come to their places
   await page.screenshot({ path: `${shots}/candidate.png` });
+  await page.click(`label:has(${one('configuration-half')})`);
   bsap('candidate', 'withdraw');
   await page.waitForSelector(one('configuration'), { state: 'hidden', timeout: 20_000 });
+  await has(page, 'toast', /half is no candidate any more/);
+  await has(page, 'column-balanced', /NNN, weight 0.25/);
 });
 
 test('answers obey the limits and the policy', async () => {

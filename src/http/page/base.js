@@ -10,6 +10,7 @@ const app = {
   changedAt: '', // time of the newest known change
   paused: false, held: [], // changes that the feed does not show yet
   arrivals: [], delays: [], listeningSince: Date.now(), // times of changes, and seconds until they were searchable
+  marks: new Map(), // what was said of results, by query and image
   retry: null, // { at, action, words } of an attempt to come
 };
 
@@ -72,6 +73,10 @@ function copy(text) {
   return copied;
 }
 
+/** Words that a click explains, by keyboard and touch too. */
+const explained = (words, why, test) =>
+  el('button', { type: 'button', class: 'explained', popovertarget: 'why', 'data-test': test, onclick: () => { $('why').textContent = why; } }, words);
+
 /* Requests */
 async function request(path, body, signal) {
   const json = { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body), signal };
@@ -79,7 +84,7 @@ async function request(path, body, signal) {
   const unreachable = { title: 'No connection', detail: 'the server cannot be reached', retry_after: 3 };
   const response = await fetch(path, body && json).catch(otherwise(unreachable));
   const unreadable = { title: 'Error', detail: `the server answered ${response.status} ${response.statusText}` };
-  const answer = await response.json().catch(otherwise(unreadable));
+  const answer = response.status === 204 ? null : await response.json().catch(otherwise(unreadable));
   if (!response.ok) throw { ...unreadable, status: response.status, ...answer };
   return answer;
 }

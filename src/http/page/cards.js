@@ -26,7 +26,7 @@ function card(hit, rank, score, badge) {
   const title = el('span', { class: 'title', title: titleOf(hit) }, titleOf(hit));
   const properties = { type: 'button', class: `card ${badge?.[0] ?? ''}`, 'data-test': 'card', 'data-picture': hit.picture, onclick: () => explain(hit.image_id) };
   const like = iconButton('like', `More like ${titleOf(hit)}`, 'more-like', () => moreLike(hit));
-  const foot = el('span', { class: 'foot' }, el('span', { class: 'score' }, number(score)), like);
+  const foot = el('span', { class: 'foot' }, el('span', { class: 'score' }, number(score)), wrongMark(hit), like);
   return [el('button', properties, thumb(hit.picture, ...over), title), foot];
 }
 

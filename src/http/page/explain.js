@@ -38,7 +38,8 @@ function renderExplanation(text, explanation) {
   const { hit, statistics, prompts, sentence } = explanation;
   const main = el('div', { class: 'main' }, el('p', { class: 'sentence' }, sentence), places(explanation), formula(hit));
   const like = button('More like this', 'explain-more-like', () => moreLike(hit));
-  $('explain-body').replaceChildren(el('div', { class: 'side' }, thumb(hit.picture), el('div', { class: 'acts' }, like), facts(explanation)), main);
+  const side = el('div', { class: 'side' }, thumb(hit.picture), el('div', { class: 'acts' }, like), judgement(hit), facts(explanation));
+  $('explain-body').replaceChildren(side, main);
   if (!statistics || !prompts.length) return;
   const scale = scaleOf([hit.raw_score, ...prompts.map(({ score }) => score)]);
   const chart = el('figure', {}, el('h3', {}, `What this image scores on ${prompts.length} auxiliary prompts`));

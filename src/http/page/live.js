@@ -52,9 +52,9 @@ function renderPace() {
   const facts = [
     ['Rate', rate, 'Images added, changed and deleted.'],
     ['Lag', middle === undefined ? 'no timed event yet' : `${span(Math.max(0, middle))} to searchable`, 'From the time that an event carries until its image is searchable here: the middle of the last changes that carry one.'],
-    ['Waiting, dead letters', 'not seen from here', 'The query worker reads the table, not Kafka. bsap status and bsap dead-letters tell them, and the metrics of the workers.'],
+    ['Waiting, dead letters', 'not seen from here', 'The query worker reads the table, not Kafka: bsap status and bsap dead-letters tell what waits and what was put aside, and so do the metrics of the workers.'],
   ];
-  const fact = ([name, value, words]) => el('div', { title: words }, el('dt', { class: 'muted' }, name), el('dd', {}, value));
+  const fact = ([name, value, why]) => el('div', {}, el('dt', {}, explained(name, why, 'pace-name')), el('dd', {}, value));
   const next = facts.map(fact);
   if ([...$('pace').children].some((node, index) => !node.isEqualNode(next[index])) || !$('pace').childElementCount) $('pace').replaceChildren(...next);
 }

@@ -16,9 +16,13 @@ async function renderSubject() {
   $('subject').dataset.shown = shown;
   if (!shown) return $('subject').replaceChildren();
   const source = like ? `/v1/images/${encodeURIComponent(like)}/picture` : `data:image/jpeg;base64,${picture}`;
-  const words = el('span', {}, like ? `Like ${titleOf(found(like) ?? { image_id: like })}` : 'Like your picture');
+  const known = like && found(like);
+  const words = el('span', {}, like ? `Like ${titleOf(known ?? { image_id: like })}` : 'Like your picture');
   const clear = iconButton('close', 'Do not search by this picture', 'clear-subject', () => { change({ like: '', picture: '' }); $('q').focus(); });
   $('subject').replaceChildren(thumb(source), words, clear);
+  if (!like || known) return;
+  const image = await request(`/v1/images/${encodeURIComponent(like)}`).catch(() => null); // the search tells what is wrong
+  if (image && words.isConnected) words.textContent = `Like ${titleOf(image)}`;
 }
 const found = (id) => [...(app.answer?.hits ?? []), ...(app.answer?.raw_hits ?? [])].find((hit) => hit.image_id === id);
 

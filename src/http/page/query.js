@@ -58,7 +58,7 @@ function readAddress() {
     normaliser: known('normaliser', app.state.normalisers),
     weight: Number.isFinite(weight) ? clamp(weight, 0, 1) : null,
     set: known('set', app.state.prompt_sets.map(({ name }) => name)),
-    configuration: asked.get('configuration') ?? '',
+    configuration: known('configuration', [app.state.candidate?.name]) ?? '',
     filters: filtersFrom(asked),
     k: Number.isFinite(k) ? clamp(Math.round(k), 1, MOST_AT_ONCE) : null,
     shown: asked.get('shown') === 'raw' ? 'raw' : 'balanced',
@@ -134,7 +134,12 @@ function renderChoices() {
   const option = ({ name, prompts, language }) => el('option', { value: name }, `${name} (${prompts}, ${language})`);
   $('set').replaceChildren(...prompt_sets.map(option));
   renderFilterChoices();
-  if (app.query) renderQuery();
+  if (!app.query) return;
+  renderQuery();
+  if (app.query.configuration && app.query.configuration !== candidate?.name) {
+    toast(`${app.query.configuration} is no candidate any more`);
+    change({ configuration: '' });
+  }
 }
 function renderSegments(name, choices) {
   const segment = ([value, words]) => el('label', {}, words, el('input', { type: 'radio', name, value, 'data-test': `${name}-${value || 'live'}` }));

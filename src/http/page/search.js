@@ -3,6 +3,8 @@
 const REFRESH_MS = 3000;
 /** Results that are asked for at once, and so come back by a link; more are added page by page. */
 const MOST_AT_ONCE = 240;
+/** Results that are added where a page has to be asked for anew. */
+const PAGE = 24;
 const TITLES = { 404: 'Not there', 422: 'This cannot be searched', 429: 'Busy' }; // by status, where the server's title says little
 
 /* State of the server */
@@ -72,7 +74,6 @@ async function more() {
   app.running?.abort();
   const running = new AbortController();
   app.running = running;
-  const longer = answer.hits.length + (app.page ??= answer.hits.length);
   $('more').disabled = true;
   try {
     const next = await request('/v1/search', { ...question(query), cursor: answer.next_cursor }, running.signal);
@@ -84,7 +85,7 @@ async function more() {
   } catch (problem) {
     if (running.signal.aborted) return;
     if (problem.status !== 410) return showProblem(problem, more);
-    keepShown(longer);
+    keepShown(answer.hits.length + PAGE);
     run();
   } finally {
     $('more').disabled = false;
@@ -150,7 +151,7 @@ function summary({ hits, scanned, matched, timings, no_match }) {
   const words = [`${count(hits.length)} best of ${all}, in ${scan_ms.toFixed(1)} ms${text}`];
   if (app.query.text && !no_match) {
     const why = 'Whether anything matches at all is judged by a threshold that is measured for one configuration (bsap evaluate --calibrate live --store). None is stored for these settings, so the nearest pictures are shown whether they match or not.';
-    words.push(' · ', el('abbr', { title: why, 'data-test': 'uncalibrated', tabindex: 0 }, 'match threshold not calibrated'));
+    words.push(' · ', explained('match threshold not calibrated', why, 'uncalibrated'));
   }
   return words;
 }
