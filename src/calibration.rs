@@ -3,11 +3,14 @@
 //! They hold for one configuration (generation, prompt set, normaliser, weight, scale) and are stored
 //! with it, so that they change when it does.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::statistics::Statistics;
 
 /// Thresholds of one configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -21,6 +24,121 @@ pub struct Calibration {
     pub at: DateTime<Utc>,
     /// Fingerprint of the evaluation's report.
     pub evaluation: String,
+    /// What was usual then; none where whole rankings were not looked at.
+    #[serde(default)]
+    pub usual: Option<Usual>,
+}
+
+/// How a configuration answered when it was calibrated: what a query worker compares with what it
+/// sees now.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Usual {
+    /// Different queries that this was measured on.
+    pub queries: usize,
+    /// The images' statistics by the served prompt set; none for plain CLIP.
+    pub statistics: Option<Moments>,
+    /// How the queries were answered.
+    #[serde(flatten)]
+    pub answers: Habits,
+}
+
+/// How different queries are answered by a configuration beside plain CLIP.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Habits {
+    /// Share of the queries whose first hit is not that of plain CLIP.
+    pub first_moved: f64,
+    /// Share of the queries that nothing matches; none without a rule.
+    pub no_match: Option<f64>,
+    /// Skewness of how often an image is first: 0 is even, far above 0 means that few images crowd
+    /// out the others. It depends on how many queries are looked at.
+    pub hubness: f64,
+    /// The same by plain CLIP, over the same queries.
+    pub hubness_raw: f64,
+}
+
+impl Habits {
+    /// Of queries, each with the first hit, that of plain CLIP, and whether nothing matches where
+    /// that is known; `images` are in the catalogue. `None` where there are no queries or no images.
+    pub fn of<I: Eq + Hash>(
+        queries: impl Iterator<Item = (I, I, Option<bool>)>,
+        images: usize,
+    ) -> Option<Self> {
+        let (mut first, mut first_raw) = (HashMap::new(), HashMap::new());
+        let (mut all, mut moved, mut judged, mut nothing) = (0u64, 0u64, 0u64, 0u64);
+        for (hit, raw, no_match) in queries {
+            all += 1;
+            moved += u64::from(hit != raw);
+            judged += u64::from(no_match.is_some());
+            nothing += u64::from(no_match == Some(true));
+            *first.entry(hit).or_default() += 1;
+            *first_raw.entry(raw).or_default() += 1;
+        }
+        (all > 0 && images > 0).then(|| Self {
+            first_moved: moved as f64 / all as f64,
+            no_match: (judged > 0).then(|| nothing as f64 / judged as f64),
+            hubness: skewness(first.into_values(), images),
+            hubness_raw: skewness(first_raw.into_values(), images),
+        })
+    }
+
+    /// Hubness over that of plain CLIP, which does not depend on how many queries are looked at;
+    /// none where plain CLIP's is 0.
+    pub fn hubness_ratio(&self) -> Option<f64> {
+        (self.hubness_raw > 0.0).then(|| self.hubness / self.hubness_raw)
+    }
+}
+
+/// Skewness of `counts` of images among `images`, those that are not counted being 0 (Radovanović et
+/// al., JMLR 2010).
+pub fn skewness(counts: impl Iterator<Item = u32>, images: usize) -> f64 {
+    let counts: Vec<f64> = counts.map(f64::from).collect();
+    let images = images.max(counts.len()).max(1) as f64;
+    let mean = counts.iter().sum::<f64>() / images;
+    let moment = |power: i32| {
+        let found: f64 = counts.iter().map(|n| (n - mean).powi(power)).sum();
+        (found + (images - counts.len() as f64) * (-mean).powi(power)) / images
+    };
+    let deviation = moment(2).sqrt();
+    if deviation > 0.0 { moment(3) / deviation.powi(3) } else { 0.0 }
+}
+
+/// The statistics of all images, summed up.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Moments {
+    /// How many images.
+    pub images: usize,
+    /// Mean of the images' mean auxiliary scores.
+    pub mean: f64,
+    /// Population standard deviation of the images' mean auxiliary scores.
+    pub spread: f64,
+    /// Mean of the standard deviations of the images' auxiliary scores.
+    pub std: f64,
+}
+
+impl Moments {
+    /// Over the images that have statistics; `None` where none has.
+    pub fn of(all: impl Iterator<Item = Statistics>) -> Option<Self> {
+        let (mut images, mut sum, mut squares, mut std) = (0usize, 0f64, 0f64, 0f64);
+        for statistics in all.filter(|s| s.n > 0) {
+            let mean = f64::from(statistics.mean);
+            images += 1;
+            sum += mean;
+            squares += mean * mean;
+            std += f64::from(statistics.std);
+        }
+        let n = images as f64;
+        (images > 0).then(|| Self {
+            images,
+            mean: sum / n,
+            spread: (squares / n - (sum / n).powi(2)).max(0.0).sqrt(),
+            std: std / n,
+        })
+    }
+
+    /// How far the mean has moved since `then`, in the spread that it had; none where that was 0.
+    pub fn drift(&self, then: &Self) -> Option<f64> {
+        (then.spread > 0.0).then(|| (self.mean - then.mean) / then.spread)
+    }
 }
 
 /// The best hit of a query is not distinguishable from what unrelated texts reach where `signal` is
@@ -156,6 +274,44 @@ mod tests {
         assert!(!evidence.holds(hit(0.27, 1.0)), "all words known: as standout");
         let flat = Background { std: 0.0, ..background };
         assert!(!standout.holds(BestHit { background: flat, ..hit(0.27, 1.0) }));
+    }
+
+    #[test]
+    fn habits_and_moments_are_those_of_the_formulas() {
+        // Image 1 is first of three queries, 2 of one; 3 and 4 of none.
+        let queries = [(1, 1, None), (1, 2, Some(true)), (1, 3, Some(false)), (2, 4, None)];
+        let habits = Habits::of(queries.into_iter(), 4).unwrap();
+        assert_eq!((habits.first_moved, habits.no_match), (0.75, Some(0.5)));
+        // scipy.stats.skew([3, 1, 0, 0]); plain CLIP is even.
+        assert!((habits.hubness - 0.816_496_58).abs() < 1e-6, "{habits:?}");
+        assert_eq!((habits.hubness_raw, habits.hubness_ratio()), (0.0, None));
+        assert_eq!(Habits::of([(1, 1, None); 0].into_iter(), 4), None);
+
+        let statistics = |mean, std, n| Statistics {
+            n,
+            mean,
+            std,
+            min: 0.0,
+            max: 1.0,
+            lse: 0.0,
+            topk_mean: 0.0,
+        };
+        let then = [statistics(0.1, 0.02, 5), statistics(0.3, 0.04, 5), statistics(9.0, 9.0, 0)];
+        let then = Moments::of(then.into_iter()).unwrap();
+        assert_eq!(then.images, 2);
+        for (found, wanted) in [(then.mean, 0.2), (then.spread, 0.1), (then.std, 0.03)] {
+            assert!((found - wanted).abs() < 1e-7, "{then:?}");
+        }
+        let now = Moments::of([statistics(0.35, 0.03, 5)].into_iter()).unwrap();
+        assert!((now.drift(&then).unwrap() - 1.5).abs() < 1e-6);
+        assert_eq!(then.drift(&now), None, "one image has no spread");
+    }
+
+    #[test]
+    fn a_calibration_of_before_still_reads() {
+        let old =
+            r#"{"min_score":null,"no_match":null,"at":"2026-01-01T00:00:00Z","evaluation":"e"}"#;
+        assert_eq!(serde_json::from_str::<Calibration>(old).unwrap().usual, None);
     }
 
     #[test]

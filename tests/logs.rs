@@ -18,6 +18,7 @@ async fn every_line_is_as_the_catalogue_of_events_declares_it() {
     let mut world = World::build(2);
     let port = free_port();
     world.set("HTTP__LISTEN", &format!("127.0.0.1:{port}"));
+    world.set("SEARCH__WATCH_SECONDS", "1");
     let mut query_worker = world.start("serve", &["serve"]);
     let mut worker = world.start("ingest", &["ingest"]);
     for i in 0..20 {
@@ -52,6 +53,9 @@ async fn every_line_is_as_the_catalogue_of_events_declares_it() {
     assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
     let line = query_worker.until("a query is answered", |line| is(line, event::SEARCH)).await;
     assert_eq!(line["trace_id"], trace, "the trace of the request");
+    let watched = |line: &Line| is(line, event::BALANCE_WATCH) && line["queries"] == 1;
+    let line = query_worker.until("how far balancing goes", watched).await;
+    assert_eq!((&line["calibrated"], line.get("first_moved_then")), (&json!(false), None));
     let put_aside = |line: &Line| is(line, event::DEAD_LETTER) && line["stage"] == "decode_event";
     let line = worker.until("the message that is no event is put aside", put_aside).await;
     assert_eq!(line["trace_id"], trace, "the trace of the message");
@@ -98,6 +102,7 @@ async fn every_line_is_as_the_catalogue_of_events_declares_it() {
         event::REBALANCE,
         event::SNAPSHOT_READY,
         event::SEARCH,
+        event::BALANCE_WATCH,
         event::PUBLISH,
         event::LAG,
     ] {

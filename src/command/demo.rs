@@ -160,6 +160,7 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
     let QueryWorker { engine, follower, reader, feedback, generation, .. } = worker;
     tokio::spawn(feedback.run(token.clone()));
     tokio::spawn(reader.run(token.clone()));
+    tokio::spawn(engine.clone().keep_watch(token.clone()));
     let mut server = JoinSet::new();
     {
         let (engine, token) = (engine.clone(), token.clone());

@@ -70,7 +70,7 @@ pub async fn run(args: &EvaluateArgs, config: Config, token: CancellationToken) 
     page(args, &evaluated.report, &world, Source::Fetched(&config), &token).await?;
     if let Some(name) = &args.calibrate {
         let place = place(&configurations, name)?;
-        let calibration = calibration(&evaluated.report, place)?;
+        let calibration = calibration(&evaluated, &mut resolver, &configurations, place)?;
         if args.store {
             store_calibration(&store, &specs[place], &configurations[place], calibration).await?;
         } else {
@@ -100,7 +100,8 @@ pub async fn run_drawn(args: &EvaluateArgs, token: CancellationToken) -> Done {
     shown(args, &evaluated, &world, &configurations)?;
     page(args, &evaluated.report, &world, Source::Drawn(catalogue.scenes()), &token).await?;
     if let Some(name) = &args.calibrate {
-        let calibration = calibration(&evaluated.report, place(&configurations, name)?)?;
+        let place = place(&configurations, name)?;
+        let calibration = calibration(&evaluated, &mut resolver, &configurations, place)?;
         say!("{}", serde_json::to_string_pretty(&calibration)?);
     }
     Ok(())
@@ -363,7 +364,13 @@ fn file_name(name: &str) -> String {
 }
 
 /// The thresholds of a configuration, as the state keeps them.
-fn calibration(report: &Report, place: usize) -> Result<Calibration, Failure> {
+fn calibration(
+    evaluated: &Evaluated,
+    resolver: &mut Resolver,
+    configurations: &[Configuration],
+    place: usize,
+) -> Result<Calibration, Failure> {
+    let report = &evaluated.report;
     let outcome = &report.configurations[place];
     let found = outcome.thresholds.as_ref().ok_or_else(|| {
         Failure::usage(format!(
@@ -376,6 +383,7 @@ fn calibration(report: &Report, place: usize) -> Result<Calibration, Failure> {
         no_match: found.no_match,
         at: Utc::now(),
         evaluation: report.fingerprint.clone(),
+        usual: evaluated.usual(resolver, configurations, place),
     })
 }
 

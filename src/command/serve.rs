@@ -46,6 +46,7 @@ pub async fn run(config: Config, token: CancellationToken) -> Done {
     say!("serving on http://{address}/");
     let QueryWorker { engine, follower, reader, feedback, .. } = worker;
     let keeping = tokio::spawn(feedback.run(token.child_token()));
+    tokio::spawn(engine.clone().keep_watch(token.child_token()));
     let reading = tokio::spawn(reader.run(token.child_token()));
     let following = token.clone();
     let follow = async move {

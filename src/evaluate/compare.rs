@@ -13,6 +13,7 @@ use super::measures::{Cutoffs, FALSE_HIT, Judged};
 use super::probes::{Probe, ProbeKind};
 use super::rank::{Ranked, Right};
 use super::world::World;
+use crate::calibration::skewness;
 
 /// Queries whose change is shown, of each kind and configuration.
 const SHOWN_CHANGES: usize = 8;
@@ -334,23 +335,17 @@ impl Comparison<'_> {
                 }
             }
         }
-        let images = table.pictures().len().max(1) as f64;
-        let mean = among.values().map(|n| f64::from(*n)).sum::<f64>() / images;
-        let moment = |power: i32| {
-            let found: f64 = among.values().map(|n| (f64::from(*n) - mean).powi(power)).sum();
-            (found + (images - among.len() as f64) * (-mean).powi(power)) / images
-        };
+        let images = table.pictures().len().max(1);
         let mut hubs: Vec<(u32, u32)> = first.into_iter().collect();
         hubs.sort_by_key(|hub| std::cmp::Reverse(hub.1));
         let hub = |(picture, count): &(u32, u32)| Hub {
             image_id: self.world.pictures[*picture as usize].image_id.to_string(),
             share: f64::from(*count) / queries as f64,
         };
-        let deviation = moment(2).sqrt();
         Some(Hubness {
             depth: self.cutoffs.depth(),
-            skewness: if deviation > 0.0 { moment(3) / deviation.powi(3) } else { 0.0 },
-            never: 1.0 - among.len() as f64 / images,
+            never: 1.0 - among.len() as f64 / images as f64,
+            skewness: skewness(among.into_values(), images),
             hubs: hubs.iter().take(SHOWN_HUBS).map(hub).collect(),
         })
     }

@@ -20,6 +20,7 @@ mod report;
 mod suggest;
 mod text;
 pub mod trec;
+mod usual;
 mod world;
 
 use std::fmt::Write as _;

@@ -112,6 +112,18 @@ metrics! {
         "Results of these queries.";
     moved: Counter, "bsap_search_moved_total", [],
         "Results whose place is not that of plain CLIP.";
+    balance_queries: Gauge, "bsap_balance_window_queries", [],
+        "Different queries in the window of `balance.watch`, which the following are shares of.";
+    balance_first_moved: Gauge, "bsap_balance_first_moved_ratio", ["at"],
+        "Share of queries whose first hit is not that of plain CLIP: `now`, and at `calibration`. NaN: not known.";
+    balance_no_match: Gauge, "bsap_balance_no_match_ratio", ["at"],
+        "Share of queries that nothing matches: `now`, and at `calibration`. NaN: not known.";
+    balance_hubness: Gauge, "bsap_balance_hubness_ratio", ["at"],
+        "Skewness of how often an image is first, over that by plain CLIP: `now`, and at `calibration`. NaN: not known.";
+    balance_drift: Gauge, "bsap_balance_drift", [],
+        "How far the mean auxiliary score of the images has moved since calibration, in standard deviations that it had over the images then. NaN: not known.";
+    balance_std: Gauge, "bsap_balance_std_ratio", [],
+        "Mean standard deviation of the images' auxiliary scores, over that at calibration. NaN: not known.";
     requests: Counter, "bsap_http_requests_total", ["route", "status"],
         "HTTP requests answered.";
     request_seconds: Histogram, "bsap_http_request_seconds", ["route"],

@@ -22,6 +22,7 @@ use super::snapshot::{Served, Snapshot, Snapshots};
 use super::told::{Told, query_hash};
 use super::traffic::{Asking, Difference, Route, Traffic, TrafficCounts, route};
 use super::unmatched::Unmatched;
+use super::watch::Watch;
 use crate::calibration::{Background, Calibration};
 use crate::clip::Towers;
 use crate::decode;
@@ -90,6 +91,7 @@ pub struct Engine {
     pins: Pins,
     batches: Arc<Batches>,
     traffic: Arc<Traffic>,
+    pub(super) watch: Watch,
 }
 
 impl Engine {
@@ -104,6 +106,7 @@ impl Engine {
             pins: Pins::new(age, options.cursor_mib << 20),
             batches: Arc::new(Batches::start(&options)),
             traffic: Arc::default(),
+            watch: Watch::default(),
             options,
         }
     }
@@ -203,6 +206,16 @@ impl Engine {
                 }
                 _ => None,
             };
+        if let (Input::Text(text), true, Route::Live) = (&query.input, first, route)
+            && query.filter.is_none()
+            && !query.is_own()
+            && let (Some(hit), Some(raw)) = (found.hits.first(), found.raw_hits.first())
+        {
+            let no_match = no_match.as_ref().map(|verdict| verdict.holds);
+            let serving = &snapshot.served.serving;
+            let firsts = (hit.entry.image_id.clone(), raw.entry.image_id.clone());
+            self.watch.see(serving, text, firsts, no_match);
+        }
         if let Some(ask) = shadow {
             self.shadow(ask, query, k, &found.hits);
         }

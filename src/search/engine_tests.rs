@@ -423,6 +423,7 @@ async fn thresholds_are_those_of_the_configuration_that_answers() {
         no_match: Some(NoMatch { signal: Signal::Evidence, below: 1e6 }),
         at: chrono::Utc::now(),
         evaluation: "e".into(),
+        usual: None,
     });
     let engine = Engine::new(Hashed::new(DIMENSION), serves, Options::default());
     let mut rng = ChaCha8Rng::seed_from_u64(1);

@@ -28,6 +28,7 @@ mod tests;
 mod told;
 mod traffic;
 mod unmatched;
+mod watch;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -86,6 +87,9 @@ pub struct Options {
     pub weight: f32,
     /// λ of `nnn`.
     pub lambda: f32,
+    /// How often `balance.watch` is logged, in seconds: how far balancing goes now, beside the time of
+    /// calibration. 0: never.
+    pub watch_seconds: u64,
     /// A query that takes longer is logged as `search.slow`, in milliseconds. 0: none is.
     pub slow_ms: u64,
 }
@@ -108,6 +112,7 @@ impl Default for Options {
             normaliser: Normaliser::Softmax,
             weight: 0.25,
             lambda: 1.0,
+            watch_seconds: 60,
             slow_ms: 1_000,
         }
     }
@@ -127,6 +132,7 @@ impl Options {
         limits::range(p, "max_text_chars", self.max_text_chars as u64, 1, 100_000);
         limits::range(p, "cached_queries", self.cached_queries as u64, 0, 10_000_000);
         limits::range(p, "memory_mib", self.memory_mib, 0, 1 << 24);
+        limits::range(p, "watch_seconds", self.watch_seconds, 0, 86_400);
         limits::range(p, "threads", self.threads as u64, 0, 1024);
         limits::range(p, "batch", self.batch as u64, 1, 256);
         limits::range(p, "waiting", self.waiting as u64, 1, 100_000);

@@ -166,11 +166,18 @@ impl Snapshot {
         if let Some((_, scale)) = known.filter(|(at, _)| fresh(*at)) {
             return scale;
         }
-        let columns = self.chunks.iter().filter_map(|c| Some((c, c.statistics.get(key)?)));
-        let all = columns.flat_map(|(c, all)| c.rows().map(|row| all[row])).filter(|s| s.n > 0);
-        let scale = Scale::of(normaliser, all);
+        let scale = Scale::of(normaliser, self.all_statistics(key));
         scales().insert(name, (self.changed, scale));
         scale
+    }
+
+    /// The statistics of the live images that have them.
+    pub(super) fn all_statistics<'a>(
+        &'a self,
+        key: &'a StatisticsKey,
+    ) -> impl Iterator<Item = Statistics> + 'a {
+        let columns = self.chunks.iter().filter_map(|c| Some((c, c.statistics.get(key)?)));
+        columns.flat_map(|(c, all)| c.rows().map(|row| all[row])).filter(|s| s.n > 0)
     }
 
     /// Bytes in memory, and how they are spent.

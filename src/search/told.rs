@@ -38,6 +38,7 @@ impl Told<'_> {
     /// Logs `search`, and `search.slow` where it took longer than it should; counts both.
     pub fn tell(&self, options: &Options) {
         let moved = self.hits.iter().filter(|h| h.rank != h.raw_rank).count();
+        let first_moved = self.hits.first().map(|hit| hit.rank != hit.raw_rank);
         let ms = self.since.elapsed().as_secs_f64() * 1e3;
         let normaliser = self.balance.normaliser.name();
         let described = self.query.input.described();
@@ -60,6 +61,8 @@ impl Told<'_> {
             top_raw = self.raw_hits.first().map(|hit| hit.raw_score),
             no_match = self.no_match.map(|verdict| verdict.holds),
             moved,
+            results = self.hits.len(),
+            first_moved = first_moved.filter(|_| self.offset == 0),
             text_ms = self.timings.text_ms,
             scan_ms = self.timings.scan_ms,
             version = self.version,

@@ -147,10 +147,16 @@ pub struct Answers {
     pub queries: usize,
     /// Share of the results that stand elsewhere than plain CLIP puts them.
     pub moved: Option<Interval>,
+    /// Share of the answers whose first result plain CLIP does not put first.
+    pub first_moved: Option<Interval>,
     /// Share of the answers that say that nothing matches; none where no rule was calibrated.
     pub no_match: Option<Interval>,
     /// Mean milliseconds of scoring and ranking.
     pub scan_ms: Option<Interval>,
+    /// Judgements that users sent.
+    pub feedback: usize,
+    /// Share of those that are "wrong", with Wilson's interval.
+    pub wrong: Option<Interval>,
 }
 
 /// A `shadow` line, as far as it is used.
@@ -170,13 +176,20 @@ struct SearchLine {
     query_hash: String,
     query: Option<String>,
     configuration: String,
-    k: u64,
-    matched: u64,
+    results: u64,
     #[serde(default)]
     offset: u64,
     moved: u64,
+    first_moved: Option<bool>,
     no_match: Option<bool>,
     scan_ms: f64,
+}
+
+/// A `feedback` line, as far as it is used.
+#[derive(Deserialize)]
+struct FeedbackLine {
+    verdict: String,
+    configuration: Option<String>,
 }
 
 /// Sums over the lines of one query.
@@ -193,6 +206,8 @@ struct Answered {
     count: u64,
     results: u64,
     moved: u64,
+    first: u64,
+    first_moved: u64,
     judged: u64,
     no_match: u64,
     scan_ms: f64,
@@ -213,6 +228,8 @@ pub struct Reader {
     hasher: Sha256,
     shadows: BTreeMap<(String, String), (Queries<Compared>, [u64; TENTHS])>,
     answers: BTreeMap<String, Queries<Answered>>,
+    /// Judgements by configuration: how many, and how many "wrong".
+    feedback: BTreeMap<String, (usize, usize)>,
     texts: HashMap<String, String>,
 }
 
@@ -266,6 +283,8 @@ impl Reader {
                 .shadow(serde_json::from_value(value).map_err(|e| malformed(event::SHADOW, &e))?)?,
             Some(event::SEARCH) => self
                 .search(serde_json::from_value(value).map_err(|e| malformed(event::SEARCH, &e))?)?,
+            Some(event::FEEDBACK) => self
+                .judged(serde_json::from_value(value).map_err(|e| malformed(event::FEEDBACK, &e))?),
             _ => false,
         };
         if let Some(at) = at.filter(|_| counts) {
@@ -295,9 +314,8 @@ impl Reader {
         if line.offset > 0 {
             return Ok(false);
         }
-        let results = line.k.min(line.matched);
-        if line.moved > results {
-            let problem = format!("search: moved is {}, of {results} results", line.moved);
+        if line.moved > line.results {
+            let problem = format!("search: moved is {}, of {} results", line.moved, line.results);
             return Err(Unusable::Line(problem));
         }
         if let Some(text) = line.query.filter(|_| self.texts.len() < MAX_QUERIES) {
@@ -306,12 +324,22 @@ impl Reader {
         let queries = self.answers.entry(line.configuration.clone()).or_default();
         let query = of(queries, line.query_hash, &line.configuration)?;
         query.count += 1;
-        query.results += results;
+        query.results += line.results;
+        query.first += u64::from(line.first_moved.is_some());
+        query.first_moved += u64::from(line.first_moved == Some(true));
         query.moved += line.moved;
         query.judged += u64::from(line.no_match.is_some());
         query.no_match += u64::from(line.no_match == Some(true));
         query.scan_ms += line.scan_ms;
         Ok(true)
+    }
+
+    fn judged(&mut self, line: FeedbackLine) -> bool {
+        let Some(configuration) = line.configuration else { return false };
+        let (all, wrong) = self.feedback.entry(configuration).or_default();
+        *all += 1;
+        *wrong += usize::from(line.verdict == "wrong");
+        true
     }
 
     /// What all logs tell together.
@@ -327,7 +355,10 @@ impl Reader {
                 shadow(live, candidate, &queries, overlaps, &self.texts)
             })
             .collect();
-        let answers = self.answers.into_iter().map(|(name, queries)| answers(name, &queries));
+        let answers = self.answers.into_iter().map(|(name, queries)| {
+            let feedback = self.feedback.get(&name).copied().unwrap_or_default();
+            answers(name, &queries, feedback)
+        });
         let mut report = LogReport {
             fingerprint: hex(&self.hasher.finalize()),
             at: Utc::now(),
@@ -427,7 +458,11 @@ fn shadow(
     })
 }
 
-fn answers(configuration: String, queries: &Queries<Answered>) -> Answers {
+fn answers(
+    configuration: String,
+    queries: &Queries<Answered>,
+    (feedback, wrong): (usize, usize),
+) -> Answers {
     let queries = sorted(queries);
     let of = |ratio: fn(&Answered) -> (f64, u64)| {
         let clusters: Vec<(f64, u64)> = queries.iter().map(|(_, q)| ratio(q)).collect();
@@ -438,8 +473,11 @@ fn answers(configuration: String, queries: &Queries<Answered>) -> Answers {
         answers: queries.iter().map(|(_, q)| q.count).sum(),
         queries: queries.len(),
         moved: of(|q| (q.moved as f64, q.results)),
+        first_moved: of(|q| (q.first_moved as f64, q.first)),
         no_match: of(|q| (q.no_match as f64, q.judged)),
         scan_ms: of(|q| (q.scan_ms, q.count)),
+        feedback,
+        wrong: share(wrong, feedback),
     }
 }
 

@@ -158,7 +158,9 @@ fn answers(report: &LogReport) -> Shown {
             answers.answers.to_string(),
             answers.queries.to_string(),
             share(answers.moved),
+            share(answers.first_moved),
             share(answers.no_match),
+            share(answers.wrong),
             answers.scan_ms.map_or("–".into(), |ms| {
                 format!("{:.1} ms\n{:.1}–{:.1}", ms.mean, ms.low, ms.high)
             }),
@@ -169,7 +171,9 @@ fn answers(report: &LogReport) -> Shown {
         "answers",
         "different queries",
         "results moved by balancing",
+        "first result moved",
         "nothing matches",
+        "of the feedback, wrong",
         "scoring and ranking",
     ];
     let title = "Answered, each to its own share of the queries, 95 % intervals".to_owned();

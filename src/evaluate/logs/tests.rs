@@ -16,8 +16,8 @@ fn shadow_line(query: usize, overlap: f64, top_changed: bool) -> String {
 fn search_line(configuration: &str, query: usize, moved: u64) -> String {
     json!({
         "timestamp": "2026-01-02T00:00:00Z", "event": "search", "query_hash": format!("{query:012x}"),
-        "query": format!("query {query} <b>"), "configuration": configuration, "k": 10,
-        "matched": 500, "moved": moved, "scan_ms": 2.0,
+        "query": format!("query {query} <b>"), "configuration": configuration, "results": 10,
+        "moved": moved, "first_moved": query.is_multiple_of(4), "scan_ms": 2.0,
     })
     .to_string()
 }
@@ -39,6 +39,10 @@ fn a_difference_is_told_with_its_interval_and_the_queries_that_change_most() {
             lines.push(shadow_line(query, overlap, query % 2 == 1));
         }
         lines.push(search_line("old", query, 3));
+        let verdict = if query < 10 { "wrong" } else { "right" };
+        lines.push(
+            json!({"event": "feedback", "verdict": verdict, "configuration": "old"}).to_string(),
+        );
     }
     let found = report(&lines).unwrap();
     let shadow = &found.shadows[0];
@@ -53,6 +57,9 @@ fn a_difference_is_told_with_its_interval_and_the_queries_that_change_most() {
     assert!((shadow.most[0].overlap - 0.1).abs() < 1e-9);
     assert!(found.verdict.contains("new changes the first result of old in"), "{}", found.verdict);
     let moved = found.answers[0].moved.unwrap();
+    assert!((found.answers[0].first_moved.unwrap().mean - 0.25).abs() < 1e-9);
+    assert_eq!(found.answers[0].feedback, 100);
+    assert!((found.answers[0].wrong.unwrap().mean - 0.1).abs() < 1e-9);
     assert!((moved.mean - 0.3).abs() < 1e-9 && found.answers[0].no_match.is_none());
     assert_eq!(found.from.unwrap().to_rfc3339(), "2026-01-01T00:00:00+00:00");
     assert_eq!(found.to.unwrap().to_rfc3339(), "2026-01-02T00:00:00+00:00");
