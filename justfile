@@ -51,6 +51,10 @@ fuzz target="all" seconds="600":
 deploy:
     tests/run deploy
 
+# Break one thing at a time in a running system: do events, metrics and alerts tell? `just ops long` takes the rules as they are
+ops form="":
+    {{ if form == "long" { "BSAP_OPS_LONG=1" } else { "" } }} tests/run ops
+
 # Random histories of the table against a plain map, many more than the test command tries
 histories runs="3000":
     BSAP_MODEL_RUNS={{ runs }} cargo test --release --locked --lib table::tests::model -- --nocapture

@@ -1,0 +1,511 @@
+"""Breaks one thing at a time in a running system, and asserts that the log event, the metric and the
+alert that the runbook names come within the time that it promises, and that the alert ends once the
+thing is mended. Everything is real: Apache Kafka, MinIO, workers and a query worker as processes of
+their own, Prometheus with the rules of ops/prometheus.
+
+Arguments: the program `bsap`, the folder of Kafka's jars, the program `minio`. In the short form all
+times in the rules are divided by SPEED (see `rules`), and the promises with them; with BSAP_OPS_LONG
+set, the rules are as they are.
+"""
+
+import datetime
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import urllib.parse
+import urllib.request
+import zlib
+
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BSAP, JARS, MINIO = sys.argv[1:4]
+SPEED = 1 if os.environ.get("BSAP_OPS_LONG") else 10
+# What does not shrink with the rules: looks every few seconds, connections that are made again.
+SLACK = 30
+CLUSTER = "4L6g3nShT-eMCtK--X86sw"
+KEYS = {"MINIO_ROOT_USER": "bsap", "MINIO_ROOT_PASSWORD": "bsap-on-loopback"}
+PICTURES = 60
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait(what, seconds, found):
+    """Waits until `found` gives something; how many seconds that took."""
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        if found():
+            return time.monotonic() - started
+        time.sleep(0.25)
+    raise AssertionError(f"waited {seconds:.0f} s in vain until {what}")
+
+
+def get(url):
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.read()
+
+
+def rules():
+    """The alert rules, with all of their times divided by SPEED."""
+    units = {"s": 1, "m": 60, "h": 3600}
+
+    def shorter(found):
+        seconds = int(found[2]) * units[found[3]] / SPEED
+        return f"{found[1]}{max(1, round(seconds))}s{found[4]}"
+
+    text = (ROOT / "ops/prometheus/bsap.rules.yml").read_text()
+    text = re.sub(r"(for: )(\d+)([smh])()$", shorter, text, flags=re.M)
+    text = re.sub(r"(\[)(\d+)([smh])(\])", shorter, text)
+    # Seconds that an age or a time is compared with.
+    return re.sub(r"> (60|120)\b", lambda found: f"> {int(found[1]) // SPEED}", text)
+
+
+def promised(alert):
+    """Seconds within which the runbook says that an alert fires."""
+    page = (ROOT / f"ops/runbook/{alert}.md").read_text()
+    count, unit = re.search(r"Fires within (\d+) (minute|hour)", page).groups()
+    return int(count) * {"minute": 60, "hour": 3600}[unit]
+
+
+class Process:
+    """A program that is started again when it ends, as an orchestrator does."""
+
+    def __init__(self, world, name, command, variables):
+        self.log = world.folder / f"{name}.log"
+        self.metrics = f"127.0.0.1:{free_port()}"
+        env = {key: value for key, value in os.environ.items() if not key.startswith("BSAP_")}
+        env |= world.settings | {"BSAP_LOG__FILE": str(self.log), "BSAP_METRICS__LISTEN": self.metrics}
+        self.command, self.env = [BSAP, *command], env | variables
+        self.errors = open(self.log.with_suffix(".stderr"), "a")
+        self.wanted, self.child = True, None
+        self.launch()
+        self.keeper = threading.Thread(target=self.keep, daemon=True)
+        self.keeper.start()
+
+    def launch(self):
+        self.child = subprocess.Popen(self.command, env=self.env, stdout=self.errors, stderr=self.errors)
+
+    def keep(self):
+        while self.wanted:
+            if self.child.poll() is not None:
+                time.sleep(2)
+                if self.wanted:
+                    self.launch()
+            time.sleep(0.2)
+
+    def lines(self, since):
+        """Its own whole lines of its log from a time on; its libraries' have no event."""
+        text = self.log.read_text() if self.log.exists() else ""
+        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return [line for line in lines if "event" in line and line["timestamp"] >= since]
+
+    def end(self):
+        self.wanted = False
+        self.keeper.join()
+        self.child.send_signal(signal.SIGCONT)
+        self.child.kill()
+        self.child.wait()
+        self.errors.close()
+
+
+class Server:
+    """A server that can be killed and started again, with what it has stored."""
+
+    def __init__(self, command, log, ready, env=None):
+        self.command, self.log, self.ready = command, log, ready
+        self.env, self.child = dict(os.environ, **(env or {})), None
+        self.start()
+
+    def start(self):
+        with open(self.log, "a") as log:
+            self.child = subprocess.Popen(self.command, env=self.env, stdout=log, stderr=log)
+        try:
+            wait(f"{self.command[0]} is ready; see {self.log}", 90, self.is_ready)
+        except AssertionError:
+            print(self.log.read_text()[-3000:])
+            raise
+
+    def is_ready(self):
+        try:
+            return self.ready()
+        except Exception:
+            return False
+
+    def kill(self):
+        if self.child.poll() is None:
+            self.child.kill()
+            self.child.wait()
+
+
+class World:
+    def __init__(self, folder):
+        self.folder = folder
+        self.servers, self.processes, self.number = [], [], 0
+        self.flow = None
+
+    def start(self):
+        self.kafka(free_port(), free_port())
+        self.bucket(free_port())
+        pictures = self.folder / "pictures"
+        render = [BSAP, "demo", "render", "--out", pictures, "--count", str(PICTURES), "--side", "96"]
+        subprocess.run(render, check=True, capture_output=True)
+        self.settings = {
+            "BSAP_KAFKA__BROKERS": self.brokers,
+            "BSAP_SOURCE__ORDERING": "sequence",
+            "BSAP_MODEL__CHECKPOINT": str(ROOT / "models/demo"),
+            "BSAP_PROMPTS__SETS": "demo",
+            "BSAP_FETCH__FILE_ROOTS": str(pictures),
+            "BSAP_TABLE__URL": "s3://bsap/catalogue",
+            "BSAP_INGEST__COMMIT_MS": "300",
+            "BSAP_INGEST__HEARTBEAT_SECONDS": "1",
+            "BSAP_SEARCH__WATCH_SECONDS": "1",
+            "BSAP_LOG__FORMAT": "json",
+            **self.store,
+        }
+        self.producer = Producer({"bootstrap.servers": self.brokers, "log_level": 0})
+        self.worker = self.started("worker", ["ingest"])
+        self.query = self.started("query", ["serve", "--listen", f"127.0.0.1:{free_port()}"])
+        for picture in range(PICTURES):
+            self.upsert(f"{picture:06}.jpg")
+        self.begin_flow()
+        self.prometheus(free_port())
+
+    def begin_flow(self):
+        self.flowing = True
+        self.flow = threading.Thread(target=self.keep_flowing, daemon=True)
+        self.flow.start()
+
+    def end_flow(self):
+        self.flowing = False
+        if self.flow:
+            self.flow.join()
+
+    def kafka(self, port, controller):
+        properties = self.folder / "kafka.properties"
+        properties.write_text(
+            "process.roles=broker,controller\nnode.id=0\n"
+            f"listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n"
+            f"advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n"
+            "controller.listener.names=CONTROLLER\n"
+            f"controller.quorum.voters=0@127.0.0.1:{controller}\n"
+            f"log.dirs={self.folder / 'kafka'}\n"
+            "offsets.topic.replication.factor=1\noffsets.topic.num.partitions=2\n"
+            "transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n"
+            "share.coordinator.state.topic.replication.factor=1\ngroup.initial.rebalance.delay.ms=0\n"
+        )
+        logging = f"-Dlog4j2.configurationFile={ROOT / 'tests/kafka/log4j2.xml'}"
+        java = ["java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", logging, "-cp", f"{JARS}/*"]
+        storage = [*java, "kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER, "--config", properties]
+        subprocess.run(storage, check=True, stdout=subprocess.DEVNULL)
+        self.brokers = f"127.0.0.1:{port}"
+        admin = AdminClient({"bootstrap.servers": self.brokers, "log_level": 0})
+        ready = lambda: admin.list_topics(timeout=1).brokers
+        self.broker = Server([*java, "kafka.Kafka", properties], self.folder / "kafka.log", ready)
+        self.servers.append(self.broker)
+        topics = ["images", "images.dead-letters", "disk", "disk.dead-letters"]
+        for made in admin.create_topics([NewTopic(topic, 2, 1) for topic in topics]).values():
+            made.result(30)
+
+    def bucket(self, port):
+        address = f"http://127.0.0.1:{port}"
+        command = [MINIO, "server", "--quiet", "--address", f"127.0.0.1:{port}", self.folder / "minio"]
+        ready = lambda: get(f"{address}/minio/health/live") is not None
+        self.minio = Server(command, self.folder / "minio.log", ready, KEYS | {"MINIO_BROWSER": "off"})
+        self.servers.append(self.minio)
+        user = ":".join(KEYS.values())
+        sign = ["curl", "-sf", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user", user, "-X", "PUT"]
+        subprocess.run([*sign, "--retry", "20", "--retry-all-errors", f"{address}/bsap"], check=True)
+        options = {"endpoint": address, "allow_http": "true", "region": "us-east-1"}
+        options |= {"access_key_id": KEYS["MINIO_ROOT_USER"], "secret_access_key": KEYS["MINIO_ROOT_PASSWORD"]}
+        self.store = {f"BSAP_TABLE__STORE_OPTIONS__AWS_{key.upper()}": value for key, value in options.items()}
+
+    def prometheus(self, port):
+        (self.folder / "rules.yml").write_text(rules())
+        (self.folder / "prometheus.yml").write_text(
+            "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}\n"
+            "rule_files: [rules.yml]\n"
+            "scrape_configs: [{job_name: bsap, file_sd_configs: [{files: [targets.json], refresh_interval: 1s}]}]\n"
+        )
+        self.monitored()
+        data = f"--storage.tsdb.path={self.folder / 'prometheus'}"
+        config = f"--config.file={self.folder / 'prometheus.yml'}"
+        command = ["prometheus", config, data, f"--web.listen-address=127.0.0.1:{port}"]
+        self.monitor = f"http://127.0.0.1:{port}"
+        ready = lambda: get(f"{self.monitor}/-/ready") is not None
+        self.servers.append(Server(command, self.folder / "prometheus.log", ready))
+
+    def monitored(self):
+        targets = [process.metrics for process in self.processes]
+        new = self.folder / "targets.new"
+        new.write_text(json.dumps([{"targets": targets}]))
+        new.rename(self.folder / "targets.json")
+
+    def started(self, name, command, **variables):
+        process = Process(self, name, command, variables)
+        self.processes.append(process)
+        self.monitored()
+        return process
+
+    def ended(self, process):
+        self.processes.remove(process)
+        self.monitored()
+        process.end()
+
+    def send(self, value, topic="images"):
+        try:
+            self.producer.produce(topic, value if isinstance(value, bytes) else json.dumps(value))
+            self.producer.poll(0)
+        except BufferError:
+            pass
+
+    def upsert(self, name, topic="images", ahead=0):
+        self.number += 1
+        at = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=ahead)
+        uri = (self.folder / "pictures" / name).as_uri()
+        event = {"image_id": name, "uri": uri, "sequence": self.number, "event_time": at.isoformat()}
+        self.send(event, topic)
+
+    def keep_flowing(self):
+        """Images that change, all the time."""
+        turn = 0
+        while self.flowing:
+            for topic in ("images", "disk"):
+                self.upsert(f"{turn % PICTURES:06}.jpg", topic)
+            turn += 1
+            time.sleep(0.4)
+
+    def alerts(self):
+        found = json.loads(get(f"{self.monitor}/api/v1/alerts"))["data"]["alerts"]
+        return [alert["labels"] for alert in found if alert["state"] == "firing"]
+
+    def fires(self, alert, process):
+        of = lambda labels: labels.get("instance", process.metrics) == process.metrics
+        return any(labels["alertname"] == alert and of(labels) for labels in self.alerts())
+
+    def value(self, expression):
+        query = urllib.parse.urlencode({"query": expression})
+        return json.loads(get(f"{self.monitor}/api/v1/query?{query}"))["data"]["result"]
+
+    def close(self):
+        self.end_flow()
+        for process in list(self.processes):
+            process.end()
+        for server in self.servers:
+            server.kill()
+
+
+def blank(side=96):
+    """A white picture."""
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = b"\0" + b"\xff" * 3 * side
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row * side)) + chunk(b"IEND", b"")
+
+
+class Faults(unittest.TestCase):
+    world, rows = None, []
+
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        world = cls.world = World(pathlib.Path(folder.name))
+        # Also where it does not start.
+        cls.addClassCleanup(world.close)
+        world.start()
+        stored = lambda: any(line["event"] == "batch.done" for line in world.worker.lines(""))
+        wait("the worker stores", 90, stored)
+        wait("the query worker is ready", 90, lambda: world.value("bsap_snapshot_ready == 1"))
+        images = f"bsap_snapshot_images >= {PICTURES}"
+        wait("all pictures are served", 90, lambda: world.value(images))
+
+    @classmethod
+    def tearDownClass(cls):
+        print(f"\nrules {'as they are' if SPEED == 1 else f'with their times divided by {SPEED}'}; seconds", file=sys.stderr)
+        head = ("fault", "log event", "metric", "alert", "promised", "to fire", "to clear")
+        rows = [tuple(map(str, row)) for row in [head, *cls.rows]]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)), file=sys.stderr)
+
+    def prove(self, fault, process, event, metric, alert, broken, mended):
+        """`event` is a name, what a line of it must be like, and how that is told."""
+        world = self.world
+        wait(f"{alert} is quiet before", 90, lambda: not world.fires(alert, process))
+        since = datetime.datetime.now(datetime.timezone.utc).isoformat()
+        name, like, shown = event
+        within = promised(alert) / SPEED + (SLACK if SPEED > 1 else 0)
+        began = time.monotonic()
+        broken()
+        try:
+            told = lambda: any(line["event"] == name and like(line) for line in process.lines(since))
+            wait(f"{metric} holds", within, lambda: world.value(metric))
+            wait(f"{alert} fires", within, lambda: world.fires(alert, process))
+            fired = time.monotonic() - began
+            # How long a store is tried before the log tells does not shrink with the rules.
+            wait(f"{process.log.name} has {shown}", promised(alert), told)
+        finally:
+            mended()
+        cleared = wait(f"{alert} ends", within + 60, lambda: not world.fires(alert, process))
+        self.assertLessEqual(fired, promised(alert))
+        self.rows.append((fault, shown, metric, alert, promised(alert), f"{fired:.0f}", f"{cleared:.0f}"))
+
+    def test_1_broker_gone(self):
+        world = self.world
+        event = ("source.error", lambda line: True, "source.error")
+        up = f'bsap_kafka_brokers_up{{instance="{world.worker.metrics}"}} == 0'
+        self.prove("broker gone", world.worker, event, up, "BsapKafkaUnreachable", world.broker.kill, world.broker.start)
+
+    def test_2_bucket_gone(self):
+        world = self.world
+        event = ("retry", lambda line: line["stage"] == "table", "retry: stage table")
+        lag = f'bsap_lag_messages{{instance="{world.worker.metrics}"}} > 0'
+        self.prove("bucket gone", world.worker, event, lag, "BsapNotStoring", world.minio.kill, world.minio.start)
+
+    def test_3_bucket_gone_for_queries(self):
+        world = self.world
+        event = ("follow.failed", lambda line: True, "follow.failed")
+        old = f"time() - bsap_last_follow_time_seconds > {60 / SPEED}"
+        self.prove("bucket gone", world.query, event, old, "BsapAnswersStale", world.minio.kill, world.minio.start)
+
+    def test_4_disk_full(self):
+        world, disk = self.world, self.world.folder / "disk"
+        disk.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk]
+        if subprocess.run(mount, stderr=subprocess.DEVNULL).returncode != 0:
+            self.skipTest("a small file system cannot be mounted here")
+        own = {"BSAP_SOURCE__TOPIC": "disk", "BSAP_SOURCE__GROUP": "disk", "BSAP_DEAD_LETTER__TOPIC": "disk.dead-letters"}
+        worker = world.started("disk", ["ingest"], BSAP_TABLE__URL=str(disk / "catalogue"), **own)
+        try:
+            wait("it stores", 90, lambda: any(line["event"] == "batch.done" for line in worker.lines("")))
+            event = ("retry", lambda line: "space" in line["error"], "retry: no space")
+            lag = f'bsap_lag_messages{{instance="{worker.metrics}"}} > 0'
+            filling = lambda: subprocess.run(["dd", "if=/dev/zero", f"of={disk / 'full'}", "bs=64k"], stderr=subprocess.DEVNULL)
+            self.prove("disk full", worker, event, lag, "BsapNotStoring", filling, (disk / "full").unlink)
+        finally:
+            world.ended(worker)
+            subprocess.run(["umount", "-l", disk], check=True)
+
+    def test_5_bad_deploy(self):
+        world, new = self.world, []
+        wrong = str(ROOT / "tests/fixtures/clip-gelu")
+        deploy = lambda: new.append(world.started("new", ["ingest"], BSAP_MODEL__CHECKPOINT=wrong))
+        since = datetime.datetime.now(datetime.timezone.utc).isoformat()
+        began = time.monotonic()
+        deploy()
+        process, alert = new[0], "BsapRestarting"
+        within = promised(alert) / SPEED + SLACK
+        try:
+            fatal = lambda: any(line["event"] == "fatal" and "fingerprint" in line["error"] for line in process.lines(since))
+            wait("the log says why it ends", within, fatal)
+            restarts = f'changes(bsap_start_time_seconds{{instance="{process.metrics}"}}[15m]) > 2'
+            wait("restarts are counted", within, lambda: world.value(restarts))
+            wait(f"{alert} fires", within, lambda: world.fires(alert, process))
+            fired = time.monotonic() - began
+        finally:
+            world.ended(process)
+        cleared = wait(f"{alert} ends", within + 60, lambda: not world.fires(alert, process))
+        self.assertLessEqual(fired, promised(alert))
+        self.rows.append(("bad deploy", "fatal: model fingerprint", "bsap_start_time_seconds", alert, promised(alert), f"{fired:.0f}", f"{cleared:.0f}"))
+
+    def test_6_poison_flood(self):
+        world, flooding = self.world, threading.Event()
+
+        def flood():
+            while not flooding.wait(0.05):
+                world.send(b"this is no event")
+
+        thread = threading.Thread(target=flood, daemon=True)
+        event = ("dead_letter", lambda line: line["stage"] == "decode_event", "dead_letter: decode_event")
+        put_aside = f'rate(bsap_dead_letters_total{{instance="{world.worker.metrics}"}}[10s]) > 1'
+        self.prove("poison flood", world.worker, event, put_aside, "BsapDeadLetters", thread.start, flooding.set)
+        held = lambda: any(line["event"] == "log.held_back" and line["held"] == "dead_letter" for line in world.worker.lines(""))
+        wait("the log says what was held back", 20, held)
+
+    def test_7_stuck_worker(self):
+        world = self.world
+        alert, process = "BsapDown", world.worker
+        wait("it is quiet before", 60, lambda: not world.fires(alert, process))
+        within = promised(alert) / SPEED + SLACK
+        stopped = datetime.datetime.now(datetime.timezone.utc)
+        began = time.monotonic()
+        process.child.send_signal(signal.SIGSTOP)
+        try:
+            wait(f"{alert} fires", within, lambda: world.fires(alert, process))
+            fired = time.monotonic() - began
+            silent = (stopped + datetime.timedelta(seconds=1)).isoformat()
+            self.assertEqual(process.lines(silent), [], "it says nothing")
+            self.assertTrue(world.value(f'up{{instance="{process.metrics}"}} == 0'))
+        finally:
+            process.child.send_signal(signal.SIGCONT)
+            again = datetime.datetime.now(datetime.timezone.utc).isoformat()
+        cleared = wait(f"{alert} ends", within + 60, lambda: not world.fires(alert, process))
+        wait("it says that it is alive", 30, lambda: any(line["event"] == "heartbeat" for line in process.lines(again)))
+        self.assertLessEqual(fired, promised(alert))
+        self.rows.append(("stuck worker", "no heartbeat", "up == 0", alert, promised(alert), f"{fired:.0f}", f"{cleared:.0f}"))
+
+    def test_8_clock_skew(self):
+        world, ending = self.world, threading.Event()
+
+        def ahead():
+            while not ending.wait(0.2):
+                world.upsert("000001.jpg", ahead=45)
+
+        thread = threading.Thread(target=ahead, daemon=True)
+        event = ("batch.done", lambda line: line.get("age_ms", 0) < 0, "batch.done: age_ms below 0")
+        early = f'rate(bsap_event_age_seconds_bucket{{le="0.001", instance="{world.worker.metrics}"}}[10s]) > 0'
+        # What flows has the right time: a commit's age is that of its oldest event.
+        world.end_flow()
+        try:
+            self.prove("clock skew", world.worker, event, early, "BsapClockSkew", thread.start, ending.set)
+        finally:
+            world.begin_flow()
+
+    def test_9_over_correction_drift(self):
+        world, folder = self.world, self.world.folder
+        truth = map(json.loads, (folder / "pictures/truth.jsonl").read_text().splitlines())
+        judged = {caption["captions"][0]: caption["file"] for caption in truth}
+        queries = folder / "judged.jsonl"
+        queries.write_text("".join(json.dumps({"text": t, "relevant": [f]}) + "\n" for t, f in judged.items()))
+        command = [BSAP, "evaluate", "--queries", queries, "--calibrate", "live", "--store"]
+        env = dict(os.environ, **world.settings)
+
+        def calibrate():
+            subprocess.run(command, env=env, check=True, capture_output=True)
+
+        calibrate()
+        calibrated = lambda: any(line["event"] == "balance.watch" and line["calibrated"] for line in world.query.lines(""))
+        wait("the query worker knows what was usual", 60, calibrated)
+
+        def blanks():
+            """A producer sends blank pictures."""
+            for i in range(3 * PICTURES):
+                name = f"blank-{i}.png"
+                (folder / "pictures" / name).write_bytes(blank())
+                world.upsert(name)
+
+        far = lambda line: abs(line["drift"]) > 0.5 or abs(line["std"] / line["std_then"] - 1) > 0.25
+        event = ("balance.watch", lambda line: line["calibrated"] and far(line), "balance.watch: drift")
+        metric = "abs(bsap_balance_drift) > 0.5 or abs(bsap_balance_std_ratio - 1) > 0.25"
+        self.prove("over-correction drift", world.query, event, metric, "BsapStatisticsDrift", blanks, calibrate)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], *sys.argv[4:]], verbosity=2)
