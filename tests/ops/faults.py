@@ -179,7 +179,8 @@ class World:
         }
         self.producer = Producer({"bootstrap.servers": self.brokers, "log_level": 0})
         self.worker = self.started("worker", ["ingest"])
-        self.query = self.started("query", ["serve", "--listen", f"127.0.0.1:{free_port()}"])
+        self.address = f"127.0.0.1:{free_port()}"
+        self.query = self.started("query", ["serve", "--listen", self.address])
         for picture in range(PICTURES):
             self.upsert(f"{picture:06}.jpg")
         self.begin_flow()
@@ -366,6 +367,36 @@ class Faults(unittest.TestCase):
         cleared = wait(f"{alert} ends", within + 60, lambda: not world.fires(alert, process))
         self.assertLessEqual(fired, promised(alert))
         self.rows.append((fault, shown, metric, alert, promised(alert), f"{fired:.0f}", f"{cleared:.0f}"))
+
+    def ask(self, question, process):
+        """What a query over logs answers from those of a process."""
+        text = process.log.read_text()
+        whole = text[: text.rfind("\n") + 1]
+        command = ["jq", "-n", "-f", ROOT / f"ops/queries/{question}.jq"]
+        return json.loads(subprocess.run(command, input=whole, check=True, capture_output=True, text=True).stdout)
+
+    def test_0_logs_answer_the_four_questions(self):
+        world = self.world
+        world.send(b"this is no event")
+        body = json.dumps({"text": "a red mug"}).encode()
+        request = urllib.request.Request(f"http://{world.address}/v1/search", body, {"content-type": "application/json"})
+        self.assertEqual(urllib.request.urlopen(request, timeout=10).status, 200)
+        put_aside = lambda: self.ask("losing", world.worker)["by_code"]
+        wait("a message is put aside", 30, put_aside)
+        alive = self.ask("alive", world.worker)
+        self.assertEqual((alive["starts"], alive["ended"], alive["fatal"]), (1, False, None))
+        self.assertIn(alive["last"]["event"], ("heartbeat", "start"))
+        keeping_up = self.ask("keeping-up", world.worker)
+        self.assertGreaterEqual(keeping_up["ok"], PICTURES)
+        self.assertGreater(keeping_up["commit_ms"], 0)
+        lag = lambda: self.ask("keeping-up", world.worker)["lag"] != "unknown"
+        wait("the lag is known", 30, lag)
+        losing = self.ask("losing", world.worker)
+        self.assertEqual((losing["lost"], sum(losing["by_code"].values())), (0, 1))
+        good = self.ask("how-good", world.query)
+        self.assertEqual((good["searches"], good["failed"]), (1, 0))
+        self.assertLessEqual(good["moved_share"], 1)
+        self.assertEqual(good["balance"]["calibrated"], False)
 
     def test_1_broker_gone(self):
         world = self.world
