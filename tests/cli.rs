@@ -166,7 +166,12 @@ fn a_port_in_use_is_named() {
         2,
         &[&address.to_string(), "free port"],
     );
-    fails(&["serve", "--listen", "0.0.0.0:0"], &variables, 2, &["http.listen", "http.open"]);
+    fails(
+        &["serve", "--listen", "0.0.0.0:0"],
+        &variables,
+        2,
+        &["http.listen", "http.keys", "http.open"],
+    );
 }
 
 #[test]
@@ -365,4 +370,22 @@ fn prompt_sets_are_listed_and_shown() {
     let model = model();
     let variables = [("BSAP_MODEL__CHECKPOINT", model.as_str())];
     fails(&["prompts", "measure", "--weight", "2"], &variables, 2, &["--weight"]);
+}
+
+#[test]
+fn a_new_key_comes_with_the_lines_that_make_it_known() {
+    let new = ["keys", "new", "--name", "shop", "--scope", "search", "--scope", "feedback"];
+    let printed = String::from_utf8(bsap(&new, &[]).stdout).unwrap();
+    let secret = printed.split_whitespace().find(|word| word.starts_with("bsap_")).unwrap();
+    let at = printed.find("[[http.keys]]").unwrap();
+    let known = file(&printed[at..]);
+    let config = known.path().display().to_string();
+    let variables = [("BSAP_CONFIG", config.as_str()), ("BSAP_HTTP__LISTEN", "0.0.0.0:8080")];
+    let shown = bsap(&["config", "show"], &variables);
+    let shown =
+        String::from_utf8(shown.stdout).unwrap() + &String::from_utf8(shown.stderr).unwrap();
+    assert!(shown.contains("name = \"shop\"") && !shown.contains(secret), "{shown}");
+    assert!(shown.contains("scopes = [\"search\", \"feedback\"]"), "{shown}");
+    fails(&["keys", "new", "--name", "a shop", "--scope", "search"], &[], 2, &["keys: ", "a shop"]);
+    fails(&["keys", "new", "--name", "shop"], &[], 2, &["--scope"]);
 }

@@ -23,6 +23,7 @@ pub use table::{CompactArgs, StatusArgs, VacuumArgs, VerifyArgs};
 use crate::clip::{self, DeviceChoice, Precision};
 use crate::config;
 use crate::demo::catalogue::Style;
+use crate::http::Scope;
 use crate::normalise::Normaliser;
 
 const ABOUT: &str = "\
@@ -144,6 +145,8 @@ pub enum Command {
     Model(ModelArgs),
     /// List prompt sets, and measure what one does on the stored images
     Prompts(PromptsArgs),
+    /// Make API keys for the query worker
+    Keys(KeysArgs),
     /// Check the configuration and try every connection that it names
     Check,
     /// Print an example, what is in effect, the reference or the JSON schema
@@ -310,6 +313,31 @@ pub struct SearchArgs {
     /// Print the answer as JSON, as the server gives it
     #[arg(long)]
     pub json: bool,
+    /// API key for the server; better in the variable, where no list of processes shows it
+    #[arg(long, env = "BSAP_KEY", hide_env_values = true, value_name = "KEY")]
+    pub key: Option<String>,
+}
+
+/// `bsap keys`.
+#[derive(Debug, Args)]
+pub struct KeysArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: KeysAction,
+}
+
+/// What `bsap keys` does.
+#[derive(Debug, Subcommand)]
+pub enum KeysAction {
+    /// Print a new key, and the lines of the configuration that make it known
+    New {
+        /// Who will hold it, for the log
+        #[arg(long)]
+        name: String,
+        /// What it may do; may be given several times. `admin` may do everything
+        #[arg(long = "scope", required = true, value_name = "SCOPE")]
+        scopes: Vec<Scope>,
+    },
 }
 
 /// Which model, for commands that need no configuration file.

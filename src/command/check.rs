@@ -50,7 +50,7 @@ pub async fn run(file: Option<&Path>) -> Done {
     if let Some(dimension) = dimension {
         check_memory(&config, dimension, &mut report).await;
     }
-    let listened = http::listen(config.http.listen).await;
+    let listened = http::listen(&config.http).await;
     report.line("http.listen", listened.map(|_| format!("{} is free", config.http.listen)));
     match (problems.len(), report.failed) {
         (0, 0) => Ok(()),

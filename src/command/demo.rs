@@ -132,8 +132,8 @@ fn stand_ins(config: &Config) -> Vec<StandIn> {
 
 async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> Done {
     // A port in use shows before anything is drawn.
-    let listener = http::listen(config.http.listen).await.map_err(Failure::usage)?;
-    let address = listener.local_addr()?;
+    let listener = http::listen(&config.http).await.map_err(Failure::usage)?;
+    let url = listener.url()?;
     let broker =
         Broker::start(&[(&config.source.topic, PARTITIONS), (&config.dead_letter.topic, 1)])?;
     config.kafka.brokers = broker.brokers();
@@ -168,11 +168,13 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
     }
     {
         let token = token.clone();
-        server
-            .spawn(async move { Ok::<_, anyhow::Error>(http::serve(app, listener, token).await?) });
+        server.spawn(async move {
+            http::serve(app, listener, token).await;
+            anyhow::Ok(())
+        });
     }
     if !args.once {
-        say!("\nThe page is at http://{address}/ and the log in {}\n", config.log.file.display());
+        say!("\nThe page is at {url} and the log in {}\n", config.log.file.display());
     }
 
     let publisher = Publisher::new(&config.kafka, &config.source.topic)?;

@@ -18,6 +18,7 @@ mod evaluate;
 mod evaluate_logs;
 mod ingest;
 mod judge;
+mod keys;
 mod model;
 mod parts;
 mod promote;
@@ -100,6 +101,7 @@ pub fn run(cli: &Cli) -> Done {
         },
         Command::Embed(args) => embed::run(args),
         Command::Evaluate(args) => evaluate_on(args, load),
+        Command::Keys(args) => keys::run(args),
         Command::Model(ModelArgs { action: ModelAction::Inspect { checkpoint, model } }) => {
             model::inspect(&model.options(checkpoint))
         }

@@ -24,7 +24,7 @@ pub async fn ask_server(args: &SearchArgs) -> Done {
     let base = url::Url::parse(server).ok().filter(|url| url.has_host()).ok_or_else(|| {
         Failure::usage(format!("--server: {server:?} is not a URL such as http://127.0.0.1:8080"))
     })?;
-    let answer = ask(request(args)?, base).await?;
+    let answer = ask(request(args)?, base, args.key.as_deref()).await?;
     show(args, &answer)
 }
 
@@ -59,10 +59,14 @@ fn request(args: &SearchArgs) -> Result<Value, Failure> {
     Ok(body)
 }
 
-async fn ask(body: Value, base: url::Url) -> anyhow::Result<SearchAnswer> {
+async fn ask(body: Value, base: url::Url, key: Option<&str>) -> anyhow::Result<SearchAnswer> {
     let client = reqwest::Client::builder().timeout(SERVER_TIMEOUT).build()?;
     let url = base.join("/v1/search")?;
-    let request = client.post(url).header(CONTENT_TYPE, "application/json").body(body.to_string());
+    let mut request =
+        client.post(url).header(CONTENT_TYPE, "application/json").body(body.to_string());
+    if let Some(key) = key {
+        request = request.bearer_auth(key);
+    }
     let response = request
         .send()
         .await

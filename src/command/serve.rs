@@ -33,8 +33,8 @@ pub fn override_listen(args: &ServeArgs, config: &mut Config) -> Result<(), Fail
 
 /// Serves until `token` is cancelled. Waits where no worker has made the catalogue yet.
 pub async fn run(config: Config, token: CancellationToken) -> Done {
-    let listener = http::listen(config.http.listen).await.map_err(Failure::usage)?;
-    let address = listener.local_addr()?;
+    let listener = http::listen(&config.http).await.map_err(Failure::usage)?;
+    let url = listener.url()?;
     metrics::started("query worker");
     let health = Arc::new(Queries::default());
     watch::start(&config.metrics, health.clone(), token.child_token()).await;
@@ -43,7 +43,7 @@ pub async fn run(config: Config, token: CancellationToken) -> Done {
     let app = parts::app(&config, &worker, Vec::new())?;
     // The worker is opened once.
     let _ = health.0.set(worker.engine.clone());
-    say!("serving on http://{address}/");
+    say!("serving on {url}");
     let QueryWorker { engine, follower, reader, feedback, .. } = worker;
     let keeping = tokio::spawn(feedback.run(token.child_token()));
     tokio::spawn(engine.clone().keep_watch(token.child_token()));
@@ -55,11 +55,10 @@ pub async fn run(config: Config, token: CancellationToken) -> Done {
         following.cancel();
         result
     };
-    let (followed, served) = tokio::join!(follow, http::serve(app, listener, token));
+    let (followed, ()) = tokio::join!(follow, http::serve(app, listener, token));
     reading.await?;
     keeping.await?;
     followed?;
-    served?;
     info!(event = event::STOP, role = "query worker", drained = true, "stopped");
     Ok(())
 }

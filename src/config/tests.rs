@@ -62,6 +62,8 @@ fn the_environment_overrides_the_file() {
         std::fs::create_dir(root).unwrap();
     }
     let listed = serde_json::to_string(&roots).unwrap();
+    let hash = http::Hash::of("swordfish");
+    let keys = format!("[{{ name = 'shop', hash = '{hash}', scopes = ['search', 'feedback'] }}]");
     let variables = [
         ("BSAP_KAFKA__BROKERS", "a:1,b:2"),
         ("BSAP_KAFKA__PROPERTIES__SASL_PASSWORD", "swordfish"),
@@ -69,6 +71,7 @@ fn the_environment_overrides_the_file() {
         ("BSAP_FETCH__FILE_ROOTS", &listed),
         ("BSAP_SEARCH__WEIGHT", "0.5"),
         ("BSAP_TABLE__STORE_OPTIONS__AWS_REGION", "eu-west-1"),
+        ("BSAP_HTTP__KEYS", &keys),
         ("BSAP_CONFIG", "no setting"),
         ("HOME", "/root"),
     ];
@@ -78,6 +81,7 @@ fn the_environment_overrides_the_file() {
     assert_eq!(config.prompts.sets, ["demo", "photographs"]);
     assert_eq!(config.fetch.file_roots, roots);
     assert_eq!(config.search.weight, 0.5);
+    assert_eq!((&config.http.keys[0].name[..], config.http.keys[0].hash), ("shop", hash));
     assert_eq!(config.table.store_options["aws_region"], "eu-west-1");
 }
 

@@ -82,6 +82,7 @@ impl TryFrom<SearchRequest> for Query {
             cursor: request.cursor,
             include_self: request.include_self,
             trace_id: None,
+            by: None,
             configuration: request.configuration,
             key: request.key,
         })

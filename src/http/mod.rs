@@ -1,31 +1,39 @@
 //! The query worker's face: JSON over HTTP, and one page.
 
+mod access;
 mod answer;
+mod connections;
+mod keys;
 mod measure;
 mod openapi;
 mod page;
 mod problem;
 mod routes;
+mod session;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::CorsLayer;
 use tracing::{error, warn};
+use url::Url;
 
 pub use answer::{HitAnswer, ImageAnswer, SearchAnswer, SearchRequest, StandIn};
+pub use connections::{Listener, listen};
+pub use keys::{Hash, Key, Scope};
 pub use openapi::document as openapi;
 
 use crate::feedback::Inbox;
@@ -33,10 +41,10 @@ use crate::fetch::Fetcher;
 use crate::limits;
 use crate::search::Engine;
 use crate::telemetry::event;
+use access::Door;
+use connections::Limits;
 use problem::Problem;
-
-/// How long open requests may take to finish at shutdown.
-const DRAIN: Duration = Duration::from_secs(2);
+use session::Sessions;
 
 /// Where and how queries are served.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -44,9 +52,27 @@ const DRAIN: Duration = Duration::from_secs(2);
 pub struct Options {
     /// Address and port.
     pub listen: SocketAddr,
-    /// Allows an address that other machines reach. There is no authentication: put a proxy that
-    /// has it in front.
+    /// Keys that are accepted, each `{ name, hash, scopes }`: `bsap keys new` prints one. With none,
+    /// none is asked for.
+    pub keys: Vec<Key>,
+    /// Whether other machines are answered without a key, where `keys` has none: for a proxy in front
+    /// that authenticates.
     pub open: bool,
+    /// How long somebody stays signed in on the page, in minutes.
+    pub session_minutes: u64,
+    /// Sessions of the page at one time; the oldest ends where there would be more.
+    pub max_sessions: usize,
+    /// PEM file of the certificate, its chain after it. Empty: no TLS.
+    pub tls_cert: PathBuf,
+    /// PEM file of the certificate's key.
+    pub tls_key: PathBuf,
+    /// Other sites whose pages may ask with a key (CORS), such as `https://shop.example`.
+    pub cors_origins: Vec<String>,
+    /// Connections at one time; more are turned away with 429.
+    pub max_connections: usize,
+    /// How long a connection may take to send a request's head, and stay open between requests, in
+    /// milliseconds.
+    pub header_timeout_ms: u64,
     /// Requests computed at one time; more are turned away with 429.
     pub concurrency: usize,
     /// How long a request may take, in milliseconds.
@@ -69,7 +95,15 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            keys: Vec::new(),
             open: false,
+            session_minutes: 12 * 60,
+            max_sessions: 1024,
+            tls_cert: PathBuf::new(),
+            tls_key: PathBuf::new(),
+            cors_origins: Vec::new(),
+            max_connections: 1024,
+            header_timeout_ms: 10_000,
             concurrency: 64,
             timeout_ms: 10_000,
             max_body_bytes: 64 << 10,
@@ -84,12 +118,27 @@ impl Default for Options {
 impl Options {
     /// What is wrong with these options, a line each.
     pub fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        if !self.open && !self.listen.ip().is_loopback() {
+        let mut problems = keys::problems(&self.keys);
+        if self.keys.is_empty() && !self.open && !self.listen.ip().is_loopback() {
             problems.push(format!(
-                "listen: {} can be reached by other machines and there is no authentication; use 127.0.0.1, or set http.open = true behind a proxy that authenticates",
+                "listen: {} can be reached by other machines, and no key is asked for; add one to http.keys (`bsap keys new`), use 127.0.0.1, or set http.open = true behind a proxy that authenticates",
                 self.listen
             ));
+        }
+        if self.tls_cert.as_os_str().is_empty() != self.tls_key.as_os_str().is_empty() {
+            problems.push(
+                "tls_cert: http.tls_cert and http.tls_key are set together or not at all".into(),
+            );
+        }
+        for origin in &self.cors_origins {
+            let right = Url::parse(origin).is_ok_and(|url| {
+                url.origin().is_tuple() && url.origin().ascii_serialization() == *origin
+            });
+            if !right {
+                problems.push(format!(
+                    "cors_origins: {origin:?} is no origin such as https://shop.example: scheme, host and a port that is not the scheme's own, nothing after them"
+                ));
+            }
         }
         let p = &mut problems;
         limits::range(p, "concurrency", self.concurrency as u64, 1, 100_000);
@@ -102,8 +151,17 @@ impl Options {
             1024,
             256 << 20,
         );
+        limits::range(p, "session_minutes", self.session_minutes, 1, 60 * 24 * 31);
+        limits::range(p, "max_sessions", self.max_sessions as u64, 1, 100_000);
+        limits::range(p, "max_connections", self.max_connections as u64, 1, 100_000);
+        limits::range(p, "header_timeout_ms", self.header_timeout_ms, 10, 600_000);
         limits::range(p, "max_listeners", self.max_listeners as u64, 0, 100_000);
         problems
+    }
+
+    /// Whether connections are encrypted.
+    fn tls(&self) -> bool {
+        !self.tls_cert.as_os_str().is_empty()
     }
 }
 
@@ -118,9 +176,16 @@ pub enum ServeError {
         /// Why.
         source: std::io::Error,
     },
-    /// The server failed.
-    #[error("the HTTP server failed: {0}")]
-    Serve(std::io::Error),
+    /// The certificate or its key cannot be used.
+    #[error("{option}: {}: {reason}; it must be PEM, as `openssl` and ACME clients write it", .file.display())]
+    Tls {
+        /// Which option names the file.
+        option: &'static str,
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// Everything that requests are answered from.
@@ -146,31 +211,16 @@ struct Shared {
     turns: Arc<Semaphore>,
     /// A turn is held by each listener of the change feed.
     listeners: Arc<Semaphore>,
+    keys: Vec<Arc<Key>>,
+    sessions: Sessions,
     token: CancellationToken,
-}
-
-/// Opens the port: a port in use shows before anything expensive is loaded.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
 }
 
 /// Serves until `token` is cancelled, then lets open requests finish.
-pub async fn serve(
-    app: App,
-    listener: TcpListener,
-    token: CancellationToken,
-) -> Result<(), ServeError> {
+pub async fn serve(app: App, listener: Listener, token: CancellationToken) {
+    let limits = Limits::new(&app.options);
     let router = router(app, token.clone());
-    let draining = token.clone();
-    let server = axum::serve(listener, router).with_graceful_shutdown(draining.cancelled_owned());
-    let overdue = async {
-        token.cancelled().await;
-        tokio::time::sleep(DRAIN).await;
-    };
-    tokio::select! {
-        result = server.into_future() => result.map_err(ServeError::Serve),
-        () = overdue => Ok(()),
-    }
+    connections::serve(listener, router, limits, token).await;
 }
 
 fn router(app: App, token: CancellationToken) -> Router {
@@ -179,31 +229,72 @@ fn router(app: App, token: CancellationToken) -> Router {
     let shared = Arc::new(Shared {
         turns: Arc::new(Semaphore::new(app.options.concurrency)),
         listeners: Arc::new(Semaphore::new(app.options.max_listeners)),
+        keys: app.options.keys.iter().cloned().map(Arc::new).collect(),
+        sessions: Sessions::new(
+            app.options.max_sessions,
+            Duration::from_secs(60 * app.options.session_minutes),
+        ),
         app,
         token,
     });
+    // The outermost layer comes last: who may not ask takes no turn.
+    let turn = middleware::from_fn_with_state(shared.clone(), limit);
+    let needs = |scope| {
+        let door = Door { shared: shared.clone(), scope };
+        middleware::from_fn_with_state(door, access::pass)
+    };
     let computed = Router::new()
         .route("/v1/search", post(routes::search).layer(with_picture))
         .route("/v1/explain", post(routes::explain).layer(with_picture))
         .route("/v1/images/{id}/picture", get(routes::picture))
-        .route("/v1/feedback", post(routes::feedback))
-        .layer(middleware::from_fn_with_state(shared.clone(), limit));
-    Router::new()
-        .route("/", get(page::page))
-        .route("/livez", get(|| async { "alive\n" }))
-        .route("/readyz", get(routes::ready))
+        .route_layer(turn.clone());
+    let searched = Router::new()
         .route("/v1/state", get(routes::state))
-        .route("/v1/openapi.json", get(|| async { Json(openapi::document()) }))
         .route("/v1/events", get(routes::events))
         .route("/v1/images/{id}", get(routes::image))
         .merge(computed)
+        .route_layer(needs(Some(Scope::Search)));
+    let feedback = Router::new()
+        .route("/v1/feedback", post(routes::feedback).layer(turn.clone()))
+        .route_layer(needs(Some(Scope::Feedback)));
+    let session = Router::new()
+        .route("/v1/session", get(access::session).delete(access::sign_out))
+        .route_layer(needs(None))
+        .route("/v1/session", post(access::sign_in).layer(turn));
+    let mut router = Router::new()
+        .route("/", get(page::page))
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(routes::ready))
+        .route("/v1/openapi.json", get(|| async { Json(openapi::document()) }))
+        .merge(searched)
+        .merge(feedback)
+        .merge(session)
         .fallback(routes::unknown)
         .method_not_allowed_fallback(routes::wrong_method)
-        .layer(body)
+        .layer(body);
+    if let Some(cors) = cors(&shared.app.options.cors_origins) {
+        router = router.layer(cors);
+    }
+    router
         .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::map_response(guard))
         .layer(middleware::from_fn(measure::measure))
         .with_state(shared)
+}
+
+/// Lets pages of `origins` ask with a key. Cookies are not for them.
+fn cors(origins: &[String]) -> Option<CorsLayer> {
+    const PREFLIGHT: Duration = Duration::from_secs(600);
+    let origins: Vec<_> = origins.iter().filter_map(|o| HeaderValue::from_str(o).ok()).collect();
+    let traceparent = HeaderName::from_static("traceparent");
+    (!origins.is_empty()).then(|| {
+        CorsLayer::new()
+            .allow_origin(origins)
+            .allow_methods([Method::GET, Method::POST])
+            .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, traceparent])
+            .expose_headers([header::RETRY_AFTER])
+            .max_age(PREFLIGHT)
+    })
 }
 
 /// Turns a request away when too many are computed, and ends one that takes too long.
@@ -235,6 +326,7 @@ async fn guard(mut response: Response) -> Response {
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::X_FRAME_OPTIONS, "DENY"),
         (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     ];
     for (name, value) in set {
         headers.insert(name, HeaderValue::from_static(value));
@@ -259,5 +351,7 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     .into_response()
 }
 
+#[cfg(test)]
+mod access_tests;
 #[cfg(test)]
 mod tests;

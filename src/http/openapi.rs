@@ -5,11 +5,13 @@ use schemars::generate::{Contract, SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
+use super::access::{SessionAnswer, SignIn};
 use super::answer::{
     ExplainAnswer, ExplainRequest, FeedbackRequest, ImageAnswer, SearchAnswer, SearchRequest,
     StateAnswer,
 };
 use super::problem::Problem;
+use super::session::COOKIE;
 
 /// Collects the schemas of bodies: what is read may leave out what has a default, what is written
 /// has it all.
@@ -68,6 +70,8 @@ pub fn document() -> Value {
     let image = schemas.answer::<ImageAnswer>("What is known of it.");
     let feedback = schemas.body::<FeedbackRequest>();
     let state = schemas.answer::<StateAnswer<'static>>("What is served.");
+    let sign_in = schemas.body::<SignIn>();
+    let session = schemas.answer::<SessionAnswer>("Who asks, and what they may do.");
     let mut paths = json!({
         "/v1/search": { "post": {
             "operationId": "search", "summary": "Both rankings, plain and balanced",
@@ -88,6 +92,19 @@ pub fn document() -> Value {
             "operationId": "feedback", "summary": "What a user says of a result",
             "requestBody": feedback, "responses": { "204": { "description": "It is stored." } },
         } },
+        "/v1/session": {
+            "get": {
+                "operationId": "session", "summary": "Who asks", "responses": { "200": session },
+            },
+            "post": {
+                "operationId": "signIn", "summary": "Opens a session of the page",
+                "requestBody": sign_in, "responses": { "200": session },
+            },
+            "delete": {
+                "operationId": "signOut", "summary": "Ends it",
+                "responses": { "204": { "description": "It has ended." } },
+            },
+        },
         "/v1/state": { "get": {
             "operationId": "state", "summary": "What is served", "responses": { "200": state },
         } },
@@ -118,8 +135,16 @@ pub fn document() -> Value {
             "description": "docs/api.md says what the fields mean.",
             "license": { "name": "Apache-2.0 OR MIT", "identifier": "Apache-2.0 OR MIT" },
         },
+        // Where there are no keys, none is asked for.
+        "security": [{}, { "key": [] }, { "session": [] }],
         "paths": paths,
-        "components": { "schemas": schemas.all() },
+        "components": {
+            "schemas": schemas.all(),
+            "securitySchemes": {
+                "key": { "type": "http", "scheme": "bearer" },
+                "session": { "type": "apiKey", "in": "cookie", "name": COOKIE },
+            },
+        },
     })
 }
 

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tracing::error;
 
+use super::keys::Scope;
 use crate::feedback::FeedbackError;
 use crate::search::QueryError;
 use crate::telemetry::event;
@@ -30,6 +31,9 @@ pub struct Problem {
     /// Seconds after which it is worth trying again.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after: Option<u32>,
+    /// What `WWW-Authenticate` says.
+    #[serde(skip)]
+    challenge: Option<String>,
 }
 
 impl Problem {
@@ -42,7 +46,63 @@ impl Problem {
             code,
             field: None,
             retry_after: None,
+            challenge: None,
         }
+    }
+
+    /// Its stable code.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// Neither a key nor a session.
+    pub fn no_key() -> Self {
+        Self::challenged(
+            StatusCode::UNAUTHORIZED,
+            "no_key",
+            "a key is needed: send it as `Authorization: Bearer <key>`, or sign in on the page",
+            "",
+        )
+    }
+
+    /// A key that is none.
+    pub fn wrong_key() -> Self {
+        Self::challenged(
+            StatusCode::UNAUTHORIZED,
+            "wrong_key",
+            "this key is not accepted: it is misspelt, or no longer in http.keys",
+            ", error=\"invalid_token\"",
+        )
+    }
+
+    /// The key `name` may not do what `scope` stands for.
+    pub fn not_permitted(name: &str, scope: Scope) -> Self {
+        let scope = scope.name();
+        Self::challenged(
+            StatusCode::FORBIDDEN,
+            "scope",
+            format!("the key {name} has not the scope {scope}; use one that has"),
+            &format!(", error=\"insufficient_scope\", scope=\"{scope}\""),
+        )
+    }
+
+    /// A browser sent this on behalf of another site.
+    pub fn cross_site() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "cross_site",
+            "a session is for this server's own page; other programs send a key as `Authorization: Bearer <key>`",
+        )
+    }
+
+    fn challenged(
+        status: StatusCode,
+        code: &'static str,
+        detail: impl Into<String>,
+        why: &str,
+    ) -> Self {
+        let challenge = Some(format!("Bearer realm=\"bsap\"{why}"));
+        Self { challenge, ..Self::new(status, code, detail) }
     }
 
     /// As many as `limit` allows are served already; `what` says what and by which option.
@@ -123,11 +183,15 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let retry_after = self.retry_after;
+        let challenge = self.challenge.as_deref().and_then(|c| HeaderValue::from_str(c).ok());
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(challenge) = challenge {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
         response
     }

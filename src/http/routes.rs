@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -17,11 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::Shared;
+use super::access::Caller;
 use super::answer::{
     ChangeAnswer, ExplainAnswer, ExplainRequest, FeedbackRequest, ImageAnswer, SearchAnswer,
     SearchRequest, StateAnswer,
 };
 use super::problem::Problem;
+use crate::feedback::Feedback;
 use crate::record::{self, Content};
 use crate::retry::{Decide, Verdict};
 use crate::search::{Engine, Entry, Query, QueryError};
@@ -47,12 +49,14 @@ pub async fn state(State(shared): App) -> Response {
 /// Both rankings for a text.
 pub async fn search(
     State(shared): App,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: Body<SearchRequest>,
 ) -> Result<Json<SearchAnswer>, Problem> {
     let mut query = Query::try_from(body?.0)?;
     let trace = headers.get("traceparent").and_then(|value| record::trace_id(value.to_str().ok()?));
     query.trace_id = trace.map(str::to_owned);
+    query.by = caller.name();
     let left = CancellationToken::new();
     // A caller who goes away drops this.
     let _guard = left.clone().drop_guard();
@@ -73,9 +77,10 @@ pub async fn explain(
 /// What a user says of a result; answered when it is stored.
 pub async fn feedback(
     State(shared): App,
+    Extension(caller): Extension<Caller>,
     body: Body<FeedbackRequest>,
 ) -> Result<StatusCode, Problem> {
-    let feedback = body?.0.checked()?;
+    let feedback = Feedback { by: caller.name(), ..body?.0.checked()? };
     entry(&shared, &feedback.image_id)?;
     shared.app.feedback.put(feedback).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -40,6 +40,8 @@ pub struct Query {
     pub include_self: bool,
     /// The trace that the question belongs to, for the log.
     pub trace_id: Option<String>,
+    /// Name of the API key that asks, for the log.
+    pub by: Option<String>,
     /// Which configuration answers: `live`, `candidate`, or the name of one of them.
     pub configuration: Option<String>,
     /// What the caller is told apart by, for the candidate's share: the same key is always answered

@@ -49,6 +49,7 @@ impl Told<'_> {
             query = telemetry::query_text(&described),
             input = self.query.input.name(),
             trace_id = self.query.trace_id,
+            by = self.query.by,
             configuration = self.configuration,
             normaliser,
             weight = self.balance.weight,

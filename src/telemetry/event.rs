@@ -232,7 +232,7 @@ catalogue! {
     SEARCH = "search", ["info"],
         "A query was answered.",
         "None. `moved` near `results` on most queries: the balance changes every ranking; measure it on your own queries, or lower `search.weight`.",
-        [text("query_hash", "the same text has the same hash"), text("query", "where `log.query_text` is set").maybe(), text("input", "what was looked for: text, texts, image_id, image, vector"), text("trace_id", "from the request's `traceparent`").maybe(), text("configuration", "the name of the one that answered"), text("normaliser", ""), number("weight", ""), count("k", ""), count("offset", "results on earlier pages"), flag("filtered", "whether there was a filter"), count("scanned", ""), count("matched", ""), number("top", "best balanced score").maybe(), number("top_raw", "best score of plain CLIP").maybe(), flag("no_match", "whether the best hit is no better than what unrelated texts reach, where that is calibrated").maybe(), count("moved", "results whose place is not that of plain CLIP"), count("results", "of this page"), flag("first_moved", "whether plain CLIP has another first result").maybe(), number("text_ms", "embedding the text; 0: it was remembered"), number("scan_ms", "scoring and ranking"), count("version", "of the table")];
+        [text("query_hash", "the same text has the same hash"), text("query", "where `log.query_text` is set").maybe(), text("input", "what was looked for: text, texts, image_id, image, vector"), text("trace_id", "from the request's `traceparent`").maybe(), text("by", "name of the API key").maybe(), text("configuration", "the name of the one that answered"), text("normaliser", ""), number("weight", ""), count("k", ""), count("offset", "results on earlier pages"), flag("filtered", "whether there was a filter"), count("scanned", ""), count("matched", ""), number("top", "best balanced score").maybe(), number("top_raw", "best score of plain CLIP").maybe(), flag("no_match", "whether the best hit is no better than what unrelated texts reach, where that is calibrated").maybe(), count("moved", "results whose place is not that of plain CLIP"), count("results", "of this page"), flag("first_moved", "whether plain CLIP has another first result").maybe(), number("text_ms", "embedding the text; 0: it was remembered"), number("scan_ms", "scoring and ranking"), count("version", "of the table")];
     FEEDBACK = "feedback", ["info"],
         "A user said of a result whether it is right; it is stored.",
         "None. Many `wrong` ones at once: look at them (`bsap evaluate --feedback`).",
@@ -253,6 +253,10 @@ catalogue! {
         "A request was turned away because too many are in flight.",
         "Add query workers, or raise `http.concurrency`.",
         [count("limit", "")];
+    ACCESS_REFUSED = "access.refused", ["warn"],
+        "A request was refused: its key is not accepted (`wrong_key`) or has not the scope (`scope`), another site sent it by a browser (`cross_site`), or it asked for another host than this machine where no key is asked for (`host`).",
+        "A key that was changed or taken away and is still used: hand out the new one. Many from elsewhere: somebody is trying; keys cannot be guessed, but close the port to them.",
+        [text("code", "of the answer")];
     HTTP_ERROR = "http.error", ["error"],
         "A request failed through no fault of the caller.",
         "The message says what failed.",

@@ -84,6 +84,17 @@ class Deploy(unittest.TestCase):
             if one["metadata"]["name"].endswith("worker"):
                 self.assertEqual(container["resources"]["limits"]["nvidia.com/gpu"], 1)
 
+    def test_query_workers_are_open_only_where_that_is_asked_for(self):
+        for values, opened in ([], False), (["--set", "query.open=true"], True):
+            query = next(one for one in rendered(values)
+                         if one["kind"] == "Deployment" and one["metadata"]["name"].endswith("query"))
+            names = {one["name"] for one in query["spec"]["template"]["spec"]["containers"][0]["env"]}
+            self.assertEqual("BSAP_HTTP__OPEN" in names, opened)
+        key = ["--set", "config.http.keys[0].name=shop,config.http.keys[0].scopes={search}",
+               "--set", "config.http.keys[0].hash=sha256:" + 64 * "0"]
+        config = next(one for one in rendered(key) if one["kind"] == "ConfigMap")
+        self.assertIn('name = "shop"', self.load(config["data"]["bsap.toml"]))
+
     def test_the_charts_configuration_loads(self):
         for one in rendered(EVERYTHING):
             if one["kind"] == "ConfigMap":

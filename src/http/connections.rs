@@ -1,0 +1,202 @@
+//! Connections: how many there may be, how slow their requests, TLS, and their end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{HeaderValue, header};
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, warn};
+
+use super::problem::Problem;
+use super::{Options, ServeError};
+use crate::telemetry::event;
+
+/// How long open requests may take to finish at shutdown.
+const DRAIN: Duration = Duration::from_secs(2);
+/// Most bytes of a request's head.
+const MAX_HEAD_BYTES: usize = 32 << 10;
+/// Connections that are told why they are turned away, at one time; more are closed at once.
+const MAX_TURNED_AWAY: usize = 64;
+/// Rest after a connection could not be taken: files are used up, and soon are not.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// An open port.
+pub struct Listener {
+    tcp: TcpListener,
+    tls: Option<TlsAcceptor>,
+}
+
+impl Listener {
+    /// Where the page is.
+    pub fn url(&self) -> io::Result<String> {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        Ok(format!("{scheme}://{}/", self.tcp.local_addr()?))
+    }
+}
+
+/// Opens the port and reads the certificate: what is wrong with them shows before anything expensive
+/// is loaded.
+pub async fn listen(options: &Options) -> Result<Listener, ServeError> {
+    let tls = if options.tls() { Some(tls(&options.tls_cert, &options.tls_key)?) } else { None };
+    let address: SocketAddr = options.listen;
+    let tcp = TcpListener::bind(address)
+        .await
+        .map_err(|source| ServeError::Listen { address, source })?;
+    Ok(Listener { tcp, tls })
+}
+
+fn tls(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServeError> {
+    let wrong = |option, file: &Path, reason: String| ServeError::Tls {
+        option,
+        file: file.to_owned(),
+        reason,
+    };
+    let wrong_cert = |reason| wrong("http.tls_cert", cert, reason);
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(cert).and_then(|certificates| certificates.collect());
+    let chain = chain.map_err(|e| wrong_cert(e.to_string()))?;
+    if chain.is_empty() {
+        return Err(wrong_cert("there is no certificate in it".into()));
+    }
+    let wrong_key = |reason| wrong("http.tls_key", key, reason);
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(|e| wrong_key(e.to_string()))?;
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map(|builder| builder.with_no_client_auth())
+        .and_then(|builder| builder.with_single_cert(chain, secret))
+        .map_err(|e| wrong_key(e.to_string()))?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// What connections may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    connections: usize,
+    /// For a request's head, and for the handshake of TLS.
+    head: Duration,
+}
+
+impl Limits {
+    /// As configured.
+    pub fn new(options: &Options) -> Self {
+        Self {
+            connections: options.max_connections,
+            head: Duration::from_millis(options.header_timeout_ms),
+        }
+    }
+}
+
+/// Answers by `router` until `token` is cancelled, then lets open requests finish.
+pub async fn serve(listener: Listener, router: Router, limits: Limits, token: CancellationToken) {
+    let turns = Arc::new(Semaphore::new(limits.connections));
+    let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
+    let full = full(limits.connections);
+    let tasks = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.tcp.accept() => accepted,
+            () = token.cancelled() => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // One that left before it was taken is its own affair.
+                if error.kind() != io::ErrorKind::ConnectionAborted {
+                    error!(event = event::HTTP_ERROR, code = "accept", %error, "a connection could not be taken");
+                    sleep(ACCEPT_AGAIN).await;
+                }
+                continue;
+            }
+        };
+        let (turn, service) = if let Ok(turn) = turns.clone().try_acquire_owned() {
+            (turn, router.clone())
+        } else {
+            warn!(
+                event = event::SHED,
+                limit = limits.connections,
+                "too many connections; one was turned away"
+            );
+            let Ok(turn) = turned_away.clone().try_acquire_owned() else { continue };
+            (turn, full.clone())
+        };
+        let (tls, token) = (listener.tls.clone(), token.clone());
+        tasks.spawn(async move {
+            let _turn = turn;
+            // What goes wrong on a connection ends it, and is the caller's to see.
+            let _ = connection(stream, tls, service, limits, &token).await;
+        });
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+/// Tells everybody that there are too many.
+fn full(limit: usize) -> Router {
+    let answer = move || async move {
+        Problem::busy(limit, "connections are open (http.max_connections)").into_response()
+    };
+    let close = |mut response: Response| async {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+    };
+    Router::new().fallback(answer).layer(middleware::map_response(close))
+}
+
+async fn connection(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    service: Router,
+    limits: Limits,
+    token: &CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    // Answers are small: waiting to fill a packet only delays them.
+    stream.set_nodelay(true)?;
+    let Some(tls) = tls else { return converse(stream, service, limits, token).await };
+    let stream = tokio::select! {
+        stream = timeout(limits.head, tls.accept(stream)) => stream??,
+        () = token.cancelled() => return Ok(()),
+    };
+    converse(stream, service, limits, token).await
+}
+
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    service: Router,
+    limits: Limits,
+    token: &CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => ended?,
+        () = token.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            timeout(DRAIN, connection).await??;
+        }
+    }
+    Ok(())
+}
