@@ -71,7 +71,7 @@ parity *models:
 speed *args:
     tests/parity/run speed {{ args }}
 
-# Compare with what others build from parts, in one run: `just peers ingest`; downloads gigabytes
+# Compare with others in one run: `just peers ingest` (downloads gigabytes), `just peers search [rows]`
 peers what *args:
     benches/peers/run {{ what }} {{ args }}
 

@@ -1,7 +1,7 @@
 //! Where the next page begins, and the snapshots that pages are read from.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -121,16 +121,29 @@ impl Pins {
 
     /// Holds `snapshot`, beside the newest.
     pub fn hold(&self, snapshot: &Arc<Snapshot>, newest: &Arc<Snapshot>) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.retain(|pin| pin.used.elapsed() <= self.age);
+        let mut held = self.held();
         let known = held.iter().position(|pin| Arc::ptr_eq(&pin.snapshot, snapshot));
         let known = known.and_then(|at| held.remove(at));
         held.push_back(Pin { used: Instant::now(), snapshot: snapshot.clone() });
         if known.is_none() {
-            while held.len() > 1 && beside(&held, newest) > self.bytes {
-                held.pop_front();
-            }
+            self.shrink(&mut held, newest);
         }
+    }
+
+    /// Lets go of what is too old, and of the oldest where all take too much beside the newest.
+    pub fn tidy(&self, newest: &Arc<Snapshot>) {
+        self.shrink(&mut self.held(), newest);
+    }
+
+    fn shrink(&self, held: &mut VecDeque<Pin>, newest: &Arc<Snapshot>) {
+        held.retain(|pin| pin.used.elapsed() <= self.age);
+        while !held.is_empty() && beside(held, newest) > self.bytes {
+            held.pop_front();
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, VecDeque<Pin>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The snapshot of this version and revision, where it is the newest or held.
@@ -144,14 +157,14 @@ impl Pins {
         if is(&newest) {
             return Some(newest);
         }
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = self.held();
         let pin = held.iter().find(|pin| is(&pin.snapshot) && pin.used.elapsed() <= self.age)?;
         Some(pin.snapshot.clone())
     }
 
     /// Bytes that are held beside the newest snapshot.
     pub fn bytes(&self, newest: &Arc<Snapshot>) -> u64 {
-        beside(&self.held.lock().unwrap_or_else(PoisonError::into_inner), newest)
+        beside(&self.held(), newest)
     }
 }
 

@@ -139,6 +139,11 @@ impl Engine {
         self.pins.bytes(&self.snapshots.newest())
     }
 
+    /// Lets go of versions that no cursor may ask for any more, or that take too much memory.
+    pub(super) fn tidy(&self) {
+        self.pins.tidy(&self.snapshots.newest());
+    }
+
     /// The prompt sets that a query may name, and how queries are answered unless they say
     /// otherwise.
     pub fn served(&self) -> Arc<Served> {
@@ -444,6 +449,7 @@ impl Engine {
                 changes = follower.next(progress) => changes,
                 () = token.cancelled() => return Ok(()),
             };
+            self.tidy();
             if changes.is_ok() {
                 metrics::get().last_follow.set(&[], metrics::now());
             }

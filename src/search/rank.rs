@@ -9,7 +9,9 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use half::f16;
 use half::slice::HalfFloatSliceExt;
+use pulp::{Arch, WithSimd};
 use rayon::prelude::*;
 
 use super::chunk::{Entry, GROUP, NONE};
@@ -243,7 +245,8 @@ impl<'a> Exactly<'a> {
 
     fn exact(&self, place: Place) -> Exact {
         let chunk = &self.ask.snapshot.chunks[place.chunk];
-        let raw = dot(&self.ask.embedding, &chunk.body.vector(place.row).to_f32_vec());
+        let (query, row) = (&self.ask.embedding, chunk.body.vector(place.row));
+        let raw = Arch::new().dispatch(Dot { query, row });
         let column = chunk.statistics.get(&self.ask.key);
         let affine = self.ask.affine(column.map_or(&NONE, |all| &all[place.row]));
         let score = f64::from(affine.alpha) * raw + f64::from(affine.beta);
@@ -258,17 +261,29 @@ struct Bounded {
     high: [f32; 2],
 }
 
-/// In f64, in an order that does not depend on the machine.
-fn dot(query: &[f32], row: &[f32]) -> f64 {
-    const LANES: usize = 8;
-    let mut lanes = [0f64; LANES];
-    let (a, a_rest) = query.as_chunks::<LANES>();
-    let (b, b_rest) = row.as_chunks::<LANES>();
-    for (a, b) in a.iter().zip(b) {
-        for lane in 0..LANES {
-            lanes[lane] += f64::from(a[lane]) * f64::from(b[lane]);
+/// The product of a query and a stored row in f64, in an order that does not depend on the machine.
+struct Dot<'a> {
+    query: &'a [f32],
+    row: &'a [f16],
+}
+
+impl WithSimd for Dot<'_> {
+    type Output = f64;
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> f64 {
+        const LANES: usize = 16;
+        let mut lanes = [0f64; LANES];
+        let (a, a_rest) = self.query.as_chunks::<LANES>();
+        let (b, b_rest) = self.row.as_chunks::<LANES>();
+        for (a, b) in a.iter().zip(b) {
+            let mut wide = [0f32; LANES];
+            b.convert_to_f32_slice(&mut wide);
+            for lane in 0..LANES {
+                lanes[lane] += f64::from(a[lane]) * f64::from(wide[lane]);
+            }
         }
+        let rest = a_rest.iter().zip(b_rest);
+        let rest: f64 = rest.map(|(a, b)| f64::from(*a) * b.to_f64()).sum();
+        lanes.iter().sum::<f64>() + rest
     }
-    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-    lanes.iter().sum::<f64>() + rest
 }

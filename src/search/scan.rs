@@ -28,6 +28,8 @@ const TASK: usize = 64;
 /// With a filter, the background is taken from the live rows of every so many-th group: its own hits
 /// would say little of what unrelated images get.
 pub const BACKGROUND: usize = 8;
+/// Values that are folded at one time: the widest vector there is.
+const LANES: usize = 16;
 /// Bounds arithmetic of scores in f32, relative to the terms.
 const SLACK: f32 = 1e-6;
 
@@ -110,6 +112,14 @@ struct Moments {
     count: usize,
     sum: f64,
     squares: f64,
+}
+
+impl Moments {
+    fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.sum += other.sum;
+        self.squares += other.squares;
+    }
 }
 
 /// What the pass found for one query.
@@ -244,8 +254,10 @@ fn run(
                 continue;
             }
             let (alpha, beta) = &factors[kinds[q]];
-            arch.dispatch(Bounding {
+            let moments = arch.dispatch(Bounding {
                 out: &mut bounds,
+                word,
+                background,
                 prepared: &prepared[q],
                 sums: &sums[q * n..(q + 1) * n],
                 scale: &codes.scale[from..to],
@@ -254,12 +266,11 @@ fn run(
                 beta,
             });
             let piece = &mut pieces[q];
-            bounds.add_to(&mut piece.background, background, n);
-            bounds.mask(word, n);
+            piece.background.add(moments);
             piece.raw[from - task.from * GROUP..][..n].copy_from_slice(&bounds.raw[..n]);
-            piece.high[g] = [most(&bounds.high[0][..n]), most(&bounds.high[1][..n])];
-            for (top, low) in tops[q].iter_mut().zip(&bounds.low) {
-                top.offer(&low[..n]);
+            piece.high[g] = bounds.most_high;
+            for ((top, low), most) in tops[q].iter_mut().zip(&bounds.low).zip(bounds.most_low) {
+                top.offer(&low[..n], most);
             }
             piece.count += word.count_ones() as usize;
         }
@@ -285,17 +296,28 @@ struct Bounds {
     /// Balanced, raw.
     low: [[f32; GROUP]; 2],
     high: [[f32; GROUP]; 2],
+    most_low: [f32; 2],
+    most_high: [f32; 2],
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         let zeros = [0.0; GROUP];
-        Self { raw: zeros, score: zeros, low: [zeros; 2], high: [zeros; 2] }
+        let most = [f32::NEG_INFINITY; 2];
+        Self {
+            raw: zeros,
+            score: zeros,
+            low: [zeros; 2],
+            high: [zeros; 2],
+            most_low: most,
+            most_high: most,
+        }
     }
 }
 
 impl Bounds {
     /// Takes the rows out that may not be found.
+    #[inline(always)]
     fn mask(&mut self, word: u64, n: usize) {
         if word != full(n) {
             for i in (0..n).filter(|i| word >> i & 1 == 0) {
@@ -306,24 +328,34 @@ impl Bounds {
         }
     }
 
-    /// Adds the scores of the rows of `word`. Clears those of the others.
-    fn add_to(&mut self, moments: &mut Moments, word: u64, n: usize) {
+    /// Moments of the scores of the rows of `word`. Clears those of the others.
+    #[inline(always)]
+    fn moments(&mut self, word: u64, n: usize) -> Moments {
         if word == 0 {
-            return;
+            return Moments::default();
         }
         if word != full(n) {
             for i in (0..n).filter(|i| word >> i & 1 == 0) {
                 self.score[i] = 0.0;
             }
         }
-        let (mut sum, mut squares) = ([0f32; 8], [0f32; 8]);
-        for (i, score) in self.score[..n].iter().enumerate() {
-            sum[i % 8] += score;
-            squares[i % 8] += score * score;
+        let (mut sum, mut squares) = ([0f32; LANES], [0f32; LANES]);
+        let (whole, rest) = self.score[..n].as_chunks::<LANES>();
+        for part in whole {
+            for lane in 0..LANES {
+                sum[lane] += part[lane];
+                squares[lane] += part[lane] * part[lane];
+            }
         }
-        moments.count += word.count_ones() as usize;
-        moments.sum += f64::from(sum.iter().sum::<f32>());
-        moments.squares += f64::from(squares.iter().sum::<f32>());
+        for score in rest {
+            sum[0] += score;
+            squares[0] += score * score;
+        }
+        Moments {
+            count: word.count_ones() as usize,
+            sum: f64::from(sum.iter().sum::<f32>()),
+            squares: f64::from(squares.iter().sum::<f32>()),
+        }
     }
 }
 
@@ -340,12 +372,16 @@ struct Bounding<'a> {
     error: &'a [f32],
     alpha: &'a [f32; GROUP],
     beta: &'a [f32; GROUP],
+    /// Rows that may be found.
+    word: u64,
+    /// Rows that the background is made of.
+    background: u64,
 }
 
 impl WithSimd for Bounding<'_> {
-    type Output = ();
+    type Output = Moments;
     #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) {
+    fn with_simd<S: pulp::Simd>(self, _: S) -> Moments {
         let n = self.sums.len().min(GROUP);
         let (sums, scale, error) = (&self.sums[..n], &self.scale[..n], &self.error[..n]);
         let out = self.out;
@@ -360,6 +396,11 @@ impl WithSimd for Bounding<'_> {
             out.low[1][i] = raw - reach;
             out.high[1][i] = raw + reach;
         }
+        let moments = out.moments(self.background, n);
+        out.mask(self.word, n);
+        out.most_low = [most(&out.low[0][..n]), most(&out.low[1][..n])];
+        out.most_high = [most(&out.high[0][..n]), most(&out.high[1][..n])];
+        moments
     }
 }
 
@@ -370,14 +411,16 @@ pub fn widen(alpha: f32, beta: f32, raw: f32, reach: f32) -> (f32, f32) {
     (scaled + beta, alpha.abs() * reach + SLACK * (scaled.abs() + beta.abs()))
 }
 
+#[inline(always)]
 fn most(values: &[f32]) -> f32 {
-    let mut most = [f32::NEG_INFINITY; 8];
-    for (i, value) in values.iter().enumerate() {
-        if *value > most[i % 8] {
-            most[i % 8] = *value;
+    let mut most = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for part in whole {
+        for lane in 0..LANES {
+            most[lane] = if part[lane] > most[lane] { part[lane] } else { most[lane] };
         }
     }
-    most.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    most.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// The largest values seen, at least `depth` of them.
@@ -393,8 +436,9 @@ impl Top {
         Self { depth: depth.max(1), floor, values: Vec::new() }
     }
 
-    fn offer(&mut self, values: &[f32]) {
-        if most(values) > self.floor {
+    /// Takes what it can use of `values`, the largest of which is `most`.
+    fn offer(&mut self, values: &[f32], most: f32) {
+        if most > self.floor {
             for value in values {
                 self.push(*value);
             }
