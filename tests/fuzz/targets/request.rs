@@ -1,0 +1,111 @@
+//! Any body of `POST /v1/search`, answered over a small catalogue: hits or a refusal that names a
+//! field.
+
+#![no_main]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+
+use bsap::clip::{ClipError, ModelCard, Pixels, Towers};
+use bsap::http::SearchRequest;
+use bsap::normalise::Normaliser;
+use bsap::prompts::PromptSet;
+use bsap::record::{AttributeType, AttributeTypes, Embedding, Image, ImageId, Row, Sequence};
+use bsap::search::{Engine, Options, Query, Served};
+use bsap::table::{Changes, Serving};
+use image::RgbImage;
+use libfuzzer_sys::fuzz_target;
+
+const K: usize = 20;
+
+/// Every text and picture in the same direction, more or less.
+struct Constant(ModelCard);
+
+impl Towers for Constant {
+    fn card(&self) -> &ModelCard {
+        &self.0
+    }
+    fn prepare(&self, _: &RgbImage) -> Result<Pixels, ClipError> {
+        Ok(Pixels(Vec::new()))
+    }
+    fn embed_images(&self, batch: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError> {
+        Ok(vec![vec![0.5; 4]; batch.len()])
+    }
+    fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
+        let unit = |text: &&str| if text.len() % 2 == 0 { vec![0.5; 4] } else { vec![1.0, 0.0, 0.0, 0.0] };
+        Ok(texts.iter().map(unit).collect())
+    }
+}
+
+static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
+    let towers = Arc::new(Constant(ModelCard {
+        name: "constant".into(),
+        architecture: "none".into(),
+        fingerprint: "be".repeat(32),
+        dimension: 4,
+        image_side: 1,
+        context_length: 77,
+        preprocessing: String::new(),
+        logit_scale: 100.0,
+        logit_bias: None,
+        parameters: 0,
+        notice: None,
+    }));
+    let set = PromptSet {
+        name: "two".into(),
+        version: 1,
+        language: "en".into(),
+        notes: String::new(),
+        texts: vec!["one".into(), "four".into()],
+    };
+    let set = Arc::new(set.embed(&*towers, 2).expect("a set"));
+    let serving = Serving {
+        prompt_set: set.key.clone(),
+        normaliser: Normaliser::Softmax,
+        weight: 0.5,
+        lambda: 1.0,
+        scale: None,
+        calibration: None,
+    };
+    let served = Served { revision: 1, name: "live".into(), sets: vec![set], serving, candidate: None };
+    let declared = AttributeTypes::from([
+        ("colour".into(), AttributeType::Text),
+        ("price".into(), AttributeType::Number),
+    ]);
+    let options = Options { max_k: K, ..Options::default() };
+    let engine = Engine::new(towers, served, options).reading(declared, Default::default());
+    let row = |i: u64| Row {
+        image_id: ImageId::new(format!("image-{i}")).expect("an id"),
+        sequence: Sequence::from_number(1),
+        event_time: None,
+        embedded_at: chrono::DateTime::UNIX_EPOCH,
+        image: Some(Image {
+            uri: None,
+            content_hash: "00".repeat(32),
+            bytes: 9,
+            width: 1,
+            height: 1,
+            attributes: BTreeMap::from([
+                ("colour".into(), ["red", "blue"][i as usize % 2].into()),
+                ("price".into(), format!("{i}")),
+            ]),
+            embedding: Embedding::round(&[0.5, 0.5, -0.5, 0.5 - i as f32 / 50.0]),
+            statistics: BTreeMap::new(),
+        }),
+    };
+    let changes = Changes { version: 1, whole: true, rows: (0..50).map(row).collect(), statistics: Vec::new() };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(engine.snapshots().apply(changes)).expect("a small catalogue");
+    engine
+});
+
+fuzz_target!(|data: &[u8]| {
+    let Ok(request) = serde_json::from_slice::<SearchRequest>(data) else { return };
+    match Query::try_from(request).and_then(|query| ENGINE.search(&query)) {
+        Ok(results) => {
+            assert!(results.hits.len() <= K && results.matched <= results.scanned);
+            assert!(results.hits.iter().all(|hit| hit.score.is_finite() && hit.raw_score.is_finite()));
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+});
