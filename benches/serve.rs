@@ -48,14 +48,14 @@ fn main() -> Result<()> {
         feedback: feedback::inbox(&store).0,
         generation: "bench".into(),
         stand_ins: Vec::new(),
-        options: http::Options::default(),
+        options: http::Options { listen: ([127, 0, 0, 1], 0).into(), ..http::Options::default() },
     };
     tokio::runtime::Runtime::new()?.block_on(measure(app))
 }
 
 async fn measure(app: App) -> Result<()> {
-    let listener = http::listen("127.0.0.1:0".parse()?).await?;
-    let url = format!("http://{}/v1/search", listener.local_addr()?);
+    let listener = http::listen(&app.options).await?;
+    let url = format!("{}v1/search", listener.url()?);
     let token = CancellationToken::new();
     let serving = tokio::spawn(http::serve(app, listener, token.clone()));
     let number = Arc::new(AtomicU64::new(0));
@@ -88,7 +88,7 @@ async fn measure(app: App) -> Result<()> {
         show(callers, &mut asked);
     }
     token.cancel();
-    serving.await??;
+    serving.await?;
     Ok(())
 }
 
