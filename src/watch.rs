@@ -41,6 +41,7 @@ pub async fn start(
     health: Arc<dyn Health>,
     token: CancellationToken,
 ) -> Option<SocketAddr> {
+    metrics::observed_by(health.clone());
     if !options.serve {
         return None;
     }
@@ -67,8 +68,7 @@ pub async fn start(
     Some(address)
 }
 
-async fn text(State(health): State<Arc<dyn Health>>) -> Response {
-    health.observe();
+async fn text() -> Response {
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::text()).into_response()
 }
 

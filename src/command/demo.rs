@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::parts::{self, QueryWorker};
-use super::{Done, Failure, bar, block_on, cancel_on_signal, table_view};
+use super::{Done, Failure, bar, logged, table_view};
 use crate::cli::{DemoArgs, RenderArgs};
 use crate::config::Config;
 use crate::demo::broker::Broker;
@@ -22,7 +22,6 @@ use crate::ingest::{IngestError, Progress};
 use crate::normalise::Normaliser;
 use crate::publish::Publisher;
 use crate::search::{Engine, Query};
-use crate::telemetry;
 
 /// Marks a folder as a demo's, which the next demo may replace.
 const MARK: &str = "made-by-bsap-demo";
@@ -42,12 +41,7 @@ const STALLED: Duration = Duration::from_secs(120);
 pub fn run(args: &DemoArgs) -> Done {
     prepare(&args.dir).map_err(Failure::Usage)?;
     let config = config(args).map_err(Failure::Usage)?;
-    telemetry::init(&config.log).map_err(Failure::usage)?;
-    block_on(async {
-        let token = CancellationToken::new();
-        tokio::spawn(cancel_on_signal(token.clone()));
-        demo(args, config, token).await
-    })
+    logged(config, |config, token| demo(args, config, token))
 }
 
 /// Draws pictures only.

@@ -204,6 +204,7 @@ fn load_for_client(cli: &Cli) -> Result<Config, ConfigError> {
 
 /// For a command whose answer stands on the terminal.
 fn quiet(mut config: Config) -> Config {
+    config.otlp.endpoint = telemetry::otlp::OFF.into();
     // The kernel logs as an error that a table is not there, which is told better by who asked for it.
     config.log.level = "warn,deltalake_core=error,delta_kernel=off,buoyant_kernel=off".into();
     config
@@ -221,13 +222,20 @@ fn logged<W>(config: Config, work: impl FnOnce(Config, CancellationToken) -> W) 
 where
     W: Future<Output = Done>,
 {
-    telemetry::init(&config.log).map_err(Failure::usage)?;
+    let exporter = telemetry::init(&config.log, &config.otlp).map_err(Failure::usage)?;
     let token = CancellationToken::new();
     block_on(async {
         tokio::spawn(cancel_on_signal(token.clone()));
+        let sending = CancellationToken::new();
+        let sent = exporter.map(|exporter| tokio::spawn(exporter.run(sending.clone())));
         let done = work(config, token).await;
         if let Err(failure) = &done {
             error!(event = event::FATAL, error = %failure, "ended by an error");
+        }
+        sending.cancel();
+        if let Some(sent) = sent {
+            // What is left is given up; a panic of its own changes nothing of the work.
+            let _ = tokio::time::timeout(telemetry::otlp::FLUSH, sent).await;
         }
         done
     })

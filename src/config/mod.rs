@@ -53,6 +53,8 @@ pub struct Config {
     pub http: http::Options,
     /// How logs are written.
     pub log: telemetry::Options,
+    /// Where traces and metrics are sent.
+    pub otlp: telemetry::otlp::Options,
     /// Where a worker and a query worker tell how they are doing.
     pub metrics: watch::Options,
 }
@@ -74,6 +76,7 @@ impl Config {
             ("search", self.search.problems()),
             ("http", self.http.problems()),
             ("log", self.log.problems()),
+            ("otlp", self.otlp.problems()),
         ];
         let mut circle = Vec::new();
         if self.dead_letter.topic == self.source.topic {

@@ -107,7 +107,7 @@ fn the_example_is_the_defaults() {
 #[test]
 fn every_setting_is_described() {
     let sections = sections();
-    assert_eq!(sections.len(), 15);
+    assert_eq!(sections.len(), 16);
     for section in sections {
         assert!(section.about.len() > 10, "[{}] is not described", section.name);
         for setting in section.settings {

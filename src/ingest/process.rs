@@ -36,6 +36,8 @@ pub struct Outcome {
     pub event_time: Option<DateTime<Utc>>,
     /// What became of its events, and how long that took.
     pub tally: Tally,
+    /// The trace that it belongs to.
+    pub trace_id: Option<String>,
     /// Its rows, none where it was put aside or its image was gone; or why there is no outcome.
     pub rows: Result<Vec<Row>, Unsettled>,
 }
@@ -101,7 +103,9 @@ impl Processor {
             }
         };
         let tally = counting.tally();
-        Outcome { partition: message.partition, offset: message.offset, event_time, tally, rows }
+        let trace_id = message.trace_id().map(str::to_owned);
+        let Message { partition, offset, .. } = message;
+        Outcome { partition, offset, event_time, tally, trace_id, rows }
     }
 
     async fn rows(

@@ -21,6 +21,9 @@ use crate::source::Source;
 use crate::table::{Committed, PartitionBatch, TableError, Writer};
 use crate::telemetry::event;
 
+/// Traces of one commit that the log names.
+const TRACES: usize = 32;
+
 /// Collects outcomes and commits them.
 pub struct Sink {
     writer: Arc<Mutex<Writer>>,
@@ -35,6 +38,8 @@ pub struct Sink {
     oldest: Option<DateTime<Utc>>,
     /// What became of them.
     tally: Tally,
+    /// Traces of what waits, at most [`TRACES`].
+    trace_ids: Vec<String>,
     /// Fingerprint of the model, and the prompt sets, as the log names them.
     model: String,
     sets: ActiveSets,
@@ -54,6 +59,7 @@ pub struct Written {
     ends: Vec<(Partition, i64)>,
     oldest: Option<DateTime<Utc>>,
     tally: Tally,
+    trace_ids: Vec<String>,
     took: Duration,
 }
 
@@ -87,6 +93,7 @@ impl Sink {
             since: None,
             oldest: None,
             tally: Tally::default(),
+            trace_ids: Vec::new(),
             model,
             sets,
             age_ms: None,
@@ -131,6 +138,9 @@ impl Sink {
         };
         pending.next_offset = Some(outcome.offset + 1);
         self.tally += outcome.tally;
+        if self.trace_ids.len() < TRACES {
+            self.trace_ids.extend(outcome.trace_id);
+        }
         self.rows += rows.len();
         let values = |row: &Row| row.image.as_ref().map_or(0, |i| i.embedding.values().len());
         self.bytes += rows.iter().map(|row| values(row) * size_of::<f32>()).sum::<usize>();
@@ -188,6 +198,7 @@ impl Sink {
         (self.rows, self.bytes) = (0, 0);
         let oldest = self.oldest.take();
         let tally = std::mem::take(&mut self.tally);
+        let trace_ids = std::mem::take(&mut self.trace_ids);
         if batches.is_empty() {
             return None;
         }
@@ -196,13 +207,13 @@ impl Sink {
             let ends = batches.iter().map(|b| (b.partition.clone(), b.next_offset)).collect();
             let started = Instant::now();
             let done = writer.lock().await.append(batches).await?;
-            Ok(Written { done, ends, oldest, tally, took: started.elapsed() })
+            Ok(Written { done, ends, oldest, tally, trace_ids, took: started.elapsed() })
         })))
     }
 
     /// Takes note of a commit that has landed, and tells the source.
     pub fn written(&mut self, written: Written, source: &Source) {
-        let Written { done, ends, oldest, tally, took } = written;
+        let Written { done, ends, oldest, tally, trace_ids, took } = written;
         let mut positions = Vec::with_capacity(ends.len());
         for (partition, next_offset) in ends {
             let stored = done.fenced.iter().find(|(p, _)| *p == partition);
@@ -241,6 +252,7 @@ impl Sink {
             fenced = done.fenced.len(),
             commit_ms = ms(took),
             age_ms = self.age_ms,
+            trace_ids = (!trace_ids.is_empty()).then(|| trace_ids.join(" ")),
             "rows and positions stored"
         );
         self.towers = towers;

@@ -65,6 +65,11 @@ impl Gauge {
         self.family.get_or_create(&labelled(self.labels, values)).set(value);
     }
 
+    /// Its value, where it has no labels.
+    pub(super) fn value(&self) -> f64 {
+        self.family.get_or_create(&Vec::new()).get()
+    }
+
     /// Sets it to what is known, or to NaN.
     pub fn known(&self, value: Option<f64>) {
         self.set(&[], value.unwrap_or(f64::NAN));

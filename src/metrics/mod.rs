@@ -5,9 +5,10 @@
 //! a text of somebody else's. A name is not changed without a note in the CHANGELOG.
 
 mod kind;
+pub mod samples;
 
 use std::fmt::Write as _;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use prometheus_client::encoding::prometheus_text;
 use prometheus_client::registry::Registry;
@@ -64,6 +65,9 @@ metrics! {
         "The clock of the process when it was asked, in seconds since 1970: compare with that of the monitor.";
     log_events: Counter, "bsap_log_events_total", ["event", "level"],
         "Log events, counted before any are held back; ops/log-events.md says what each means.";
+
+    otlp_dropped: Counter, "bsap_otlp_dropped_total", ["signal"],
+        "Spans (`traces`) and requests (`metrics`) that a collector did not take, or that came too fast.";
 
     events: Counter, "bsap_ingest_events_total", ["outcome"],
         "Events settled: `embedded`, `deleted`, `gone` (no image to fetch), `dead_lettered`.";
@@ -166,6 +170,13 @@ pub fn started(role: &str) {
     }
 }
 
+static HEALTH: Mutex<Option<Arc<dyn Health>>> = Mutex::new(None);
+
+/// Who is asked for the gauges that only time changes, from now on.
+pub fn observed_by(health: Arc<dyn Health>) {
+    *HEALTH.lock().unwrap_or_else(PoisonError::into_inner) = Some(health);
+}
+
 /// Seconds since 1970.
 pub fn now() -> f64 {
     chrono::Utc::now().timestamp_micros() as f64 / 1e6
@@ -176,6 +187,9 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// All metrics in Prometheus' text format, version 0.0.4.
 pub fn text() -> String {
+    if let Some(health) = &*HEALTH.lock().unwrap_or_else(PoisonError::into_inner) {
+        health.observe();
+    }
     let metrics = get();
     metrics.clock.set(&[], now());
     let mut text = String::new();

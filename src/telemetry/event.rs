@@ -133,6 +133,10 @@ catalogue! {
         "So many lines of an event were not written because too many came (`log.burst`).",
         "Look at the event that is named; `bsap_log_events_total` counts all of its lines.",
         [text("held", "the event, or the target of a library"), count("count", ""), count("seconds", "in which they came")];
+    OTLP_FAILED = "otlp.failed", ["warn"],
+        "The OpenTelemetry collector did not take traces or metrics; they are dropped, the process works on.",
+        "Check `otlp.endpoint`; `bsap_otlp_dropped_total` counts what is lost.",
+        [text("signal", "`traces` or `metrics`"), count("count", "spans or requests"), text("error", "")];
     START = "start", ["info"],
         "A worker or query worker has started.",
         "Compare `fingerprint` between workers when they disagree.",
@@ -164,7 +168,7 @@ catalogue! {
     BATCH_DONE = "batch.done", ["info"],
         "Rows and positions are stored in one commit.",
         "None. If it stops while events arrive, see `source.error` and `commit.conflict`. `fetch_ms` to `embed_ms` are sums over the images, which are worked on at one time: the largest is the bottleneck. Where `towers_wait_ms` nears the time between commits while the worker lags, it is not the model.",
-        [count("version", "of the table"), text("positions", "`topic[partition]@next`, separated by spaces"), text("model", "fingerprint"), text("prompt_set", "the first; others are stored beside it").maybe(), count("rows", "stored"), count("bytes", "of the files written"), count("ok", "events embedded or deleted"), count("deleted", "of them, deletes"), count("dead_lettered", "messages put aside"), count("skipped", "images that were gone"), count("image_bytes", "fetched"), count("fetch_ms", ""), count("decode_ms", ""), count("embed_ms", ""), count("towers_ms", "that the image tower computed since the last commit"), count("towers_wait_ms", "that it waited for images"), count("fenced", "partitions dropped, another worker had stored them"), count("commit_ms", ""), integer("age_ms", "of the oldest event; below 0: clocks differ; missing: not known").maybe()];
+        [count("version", "of the table"), text("positions", "`topic[partition]@next`, separated by spaces"), text("model", "fingerprint"), text("prompt_set", "the first; others are stored beside it").maybe(), count("rows", "stored"), count("bytes", "of the files written"), count("ok", "events embedded or deleted"), count("deleted", "of them, deletes"), count("dead_lettered", "messages put aside"), count("skipped", "images that were gone"), count("image_bytes", "fetched"), count("fetch_ms", ""), count("decode_ms", ""), count("embed_ms", ""), count("towers_ms", "that the image tower computed since the last commit"), count("towers_wait_ms", "that it waited for images"), count("fenced", "partitions dropped, another worker had stored them"), count("commit_ms", ""), integer("age_ms", "of the oldest event; below 0: clocks differ; missing: not known").maybe(), text("trace_ids", "from the messages' `traceparent`, the first 32, separated by spaces").maybe()];
     DEAD_LETTER = "dead_letter", ["warn"],
         "A message can never be used and was put aside, unchanged.",
         "`bsap dead-letters show <partition>@<offset>`; mend the cause, then `bsap dead-letters replay`.",

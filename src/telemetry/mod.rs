@@ -5,6 +5,7 @@
 
 pub mod event;
 mod limit;
+pub mod otlp;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -84,9 +85,10 @@ pub fn query_text(text: &str) -> Option<&str> {
     QUERY_TEXT.load(Ordering::Relaxed).then_some(text)
 }
 
-/// Starts logging for the whole process. Fails where the file cannot be opened or the filter is
-/// wrong; a second call in one process changes nothing.
-pub fn init(options: &Options) -> Result<(), String> {
+/// Starts logging for the whole process; gives what sends to a collector, where one is named. Fails
+/// where the file cannot be opened or the filter is wrong; a second call in one process changes
+/// nothing.
+pub fn init(options: &Options, otlp: &otlp::Options) -> Result<Option<otlp::Exporter>, String> {
     let filter = EnvFilter::try_new(&options.level).map_err(|e| format!("log.level: {e}"))?;
     let to_file = !options.file.as_os_str().is_empty();
     let writer = if to_file {
@@ -115,19 +117,23 @@ pub fn init(options: &Options) -> Result<(), String> {
         json.with_current_span(false).with_span_list(false).with_filter(filter).boxed()
     };
     let ours = Targets::new().with_target("bsap", LevelFilter::DEBUG);
+    let (spans, exporter) = otlp::new(otlp).unzip();
+    let spans = spans.map(|spans| spans.with_filter(ours.clone()));
     let started = tracing_subscriber::registry()
         .with(written)
+        .with(spans)
         .with(limit::Count.with_filter(ours))
         .try_init();
     // An error means that logging runs already, which tests in one process do.
-    if started.is_ok() {
-        limit.start();
-        // An increase of a series that begins with its first event does not see that event.
-        for event in event::ALL {
-            for level in event.levels {
-                metrics::get().log_events.add(&[event.name, level], 0);
-            }
+    if started.is_err() {
+        return Ok(None);
+    }
+    limit.start();
+    // An increase of a series that begins with its first event does not see that event.
+    for event in event::ALL {
+        for level in event.levels {
+            metrics::get().log_events.add(&[event.name, level], 0);
         }
     }
-    Ok(())
+    Ok(exporter)
 }

@@ -1,0 +1,385 @@
+//! Traces and metrics for an OpenTelemetry collector, by OTLP over HTTP with JSON bodies.
+//!
+//! Spans are made of the log events that tell how long something took, so that there is one place
+//! that measures; metrics are those of Prometheus. A collector that is slow or gone costs what is
+//! waiting for it, never a commit or an answer.
+
+use std::time::Duration;
+
+use chrono::Utc;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber, warn};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+use super::event;
+use crate::metrics::{self, samples};
+
+/// Spans that wait to be sent; more are dropped and counted.
+const WAITING: usize = 4_096;
+/// Spans of one request.
+const TOGETHER: usize = 512;
+/// How long a request may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The endpoint that says that nothing is sent.
+pub const OFF: &str = "off";
+/// How long the end of a process waits until what is left is sent.
+pub const FLUSH: Duration = Duration::from_secs(3);
+
+/// Where traces and metrics are sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Address of a collector that takes OTLP over HTTP, such as `http://collector:4318`. Empty: that
+    /// of the variable OTEL_EXPORTER_OTLP_ENDPOINT; without either nothing is sent. `off`: nothing is
+    /// sent, whatever the variable says.
+    pub endpoint: String,
+    /// How often, in seconds.
+    pub interval_seconds: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { endpoint: String::new(), interval_seconds: 15 }
+    }
+}
+
+impl Options {
+    /// What is wrong with these options, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        crate::limits::range(&mut problems, "interval_seconds", self.interval_seconds, 1, 3_600);
+        let http = |e: &str| e.starts_with("http://") || e.starts_with("https://");
+        if !self.endpoint.is_empty() && self.endpoint != OFF && !http(&self.endpoint) {
+            problems.push(format!(
+                "endpoint: {:?} does not begin with http:// or https://, and is not \"off\"",
+                self.endpoint
+            ));
+        }
+        problems
+    }
+
+    /// The collector's address, from here or from the environment.
+    fn collector(&self) -> Option<String> {
+        let named = Some(self.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
+        let endpoint = named.or_else(|| std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok())?;
+        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        (!endpoint.is_empty() && endpoint != OFF).then_some(endpoint)
+    }
+}
+
+/// The two ends: what makes spans of events, and what sends them. `None` where nothing is sent.
+pub fn new(options: &Options) -> Option<(Spans, Exporter)> {
+    let endpoint = options.collector()?;
+    let (sender, waiting) = mpsc::channel(WAITING);
+    let client = reqwest::Client::builder().timeout(TIMEOUT).build().ok()?;
+    let every = Duration::from_secs(options.interval_seconds);
+    Some((Spans { sender }, Exporter { endpoint, client, waiting, every }))
+}
+
+/// Makes spans of `search` and `batch.done`.
+pub struct Spans {
+    sender: mpsc::Sender<Value>,
+}
+
+/// The fields of an event.
+#[derive(Default)]
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn text(&self, name: &str) -> &str {
+        self.0.get(name).and_then(Value::as_str).unwrap_or_default()
+    }
+
+    fn ms(&self, name: &str) -> f64 {
+        self.0.get(name).and_then(Value::as_f64).unwrap_or_default()
+    }
+}
+
+impl Visit for Fields {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.0.insert(field.name().to_owned(), json!(value));
+    }
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.0.insert(field.name().to_owned(), json!(value));
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.0.insert(field.name().to_owned(), json!(value));
+    }
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.0.insert(field.name().to_owned(), json!(value));
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), json!(value));
+    }
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.0.insert(field.name().to_owned(), json!(format!("{value:?}")));
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Spans {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        for span in spans(&fields, Utc::now().timestamp_nanos_opt().unwrap_or_default()) {
+            if self.sender.try_send(span).is_err() {
+                metrics::get().otlp_dropped.add(&["traces"], 1);
+            }
+        }
+    }
+}
+
+/// The spans of an event that ended now, in nanoseconds since 1970.
+fn spans(fields: &Fields, now: i64) -> Vec<Value> {
+    let before = |ms: f64| now - (ms * 1e6) as i64;
+    match fields.text("event") {
+        event::SEARCH => {
+            let (text, scan) = (fields.ms("text_ms"), fields.ms("scan_ms"));
+            let trace = trace_of(fields.text("trace_id"));
+            let query = span("search", &trace, None, (before(text + scan), now), fields);
+            let parent = query["spanId"].as_str().map(str::to_owned);
+            let none = Fields::default();
+            vec![
+                span("text", &trace, parent.as_deref(), (before(text + scan), before(scan)), &none),
+                span("scan", &trace, parent.as_deref(), (before(scan), now), &none),
+                query,
+            ]
+        }
+        event::BATCH_DONE => {
+            let commit = fields.ms("commit_ms");
+            // The stages work at one time: their times stand in the attributes.
+            let own = trace_of("");
+            let traces = fields.text("trace_ids").split_whitespace().map(trace_of);
+            let times = (before(commit), now);
+            std::iter::once(own)
+                .chain(traces)
+                .map(|t| span("commit", &t, None, times, fields))
+                .collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The trace that is named, or a new one.
+fn trace_of(named: &str) -> String {
+    if named.is_empty() { format!("{:032x}", rand::random::<u128>().max(1)) } else { named.into() }
+}
+
+fn span(
+    name: &str,
+    trace: &str,
+    parent: Option<&str>,
+    (start, end): (i64, i64),
+    fields: &Fields,
+) -> Value {
+    let told = |key: &str| !matches!(key, "event" | "message" | "trace_id" | "trace_ids");
+    let attributes: Vec<Value> =
+        fields.0.iter().filter(|(key, _)| told(key)).map(attribute).collect();
+    let mut span = json!({
+        "traceId": trace,
+        "spanId": format!("{:016x}", rand::random::<u64>().max(1)),
+        "name": name,
+        "kind": 1,
+        "startTimeUnixNano": start.to_string(),
+        "endTimeUnixNano": end.to_string(),
+        "attributes": attributes,
+    });
+    if let Some(parent) = parent {
+        span["parentSpanId"] = json!(parent);
+    }
+    span
+}
+
+fn attribute((key, value): (&String, &Value)) -> Value {
+    let value = match value {
+        Value::Bool(flag) => json!({"boolValue": flag}),
+        // 64-bit integers are text in the JSON form of protobuf.
+        Value::Number(n) if !n.is_f64() => json!({"intValue": n.to_string()}),
+        Value::Number(n) => json!({"doubleValue": n}),
+        Value::String(text) => json!({"stringValue": text}),
+        other => json!({"stringValue": other.to_string()}),
+    };
+    json!({"key": key, "value": value})
+}
+
+/// Sends what waits.
+pub struct Exporter {
+    endpoint: String,
+    client: reqwest::Client,
+    waiting: mpsc::Receiver<Value>,
+    every: Duration,
+}
+
+impl Exporter {
+    /// Sends until `token` is cancelled, then once more.
+    pub async fn run(mut self, token: CancellationToken) {
+        let mut due = tokio::time::interval(self.every);
+        due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let last = tokio::select! {
+                _ = due.tick() => false,
+                () = token.cancelled() => true,
+            };
+            while let Some(spans) = self.taken() {
+                if !self.send("traces", &traces(&spans), spans.len()).await {
+                    break;
+                }
+            }
+            self.send("metrics", &samples::otlp(&resource()), 1).await;
+            if last {
+                return;
+            }
+        }
+    }
+
+    /// Spans of one request; none where none wait.
+    fn taken(&mut self) -> Option<Vec<Value>> {
+        let next = |_| self.waiting.try_recv().ok();
+        let spans: Vec<Value> = (0..TOGETHER).map_while(next).collect();
+        (!spans.is_empty()).then_some(spans)
+    }
+
+    /// Whether the collector took it. What it did not take is dropped and counted.
+    async fn send(&self, signal: &str, body: &Value, count: usize) -> bool {
+        let url = format!("{}/v1/{signal}", self.endpoint);
+        let request = self.client.post(&url).header("content-type", "application/json");
+        let sent = request.body(body.to_string()).send().await;
+        let Err(refused) = sent.and_then(reqwest::Response::error_for_status) else { return true };
+        metrics::get().otlp_dropped.add(&[signal], count as u64);
+        warn!(event = event::OTLP_FAILED, signal, count, error = %refused, "the collector did not take it");
+        false
+    }
+}
+
+fn resource() -> Value {
+    let text = |key: &str, value: &str| json!({"key": key, "value": {"stringValue": value}});
+    let mut attributes = vec![text("service.version", env!("CARGO_PKG_VERSION"))];
+    let name = std::env::var("OTEL_SERVICE_NAME").unwrap_or_else(|_| "bsap".into());
+    attributes.push(text("service.name", &name));
+    json!({"attributes": attributes})
+}
+
+fn traces(spans: &[Value]) -> Value {
+    json!({"resourceSpans": [{
+        "resource": resource(),
+        "scopeSpans": [{"scope": {"name": "bsap"}, "spans": spans}],
+    }]})
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::Router;
+    use axum::body::Bytes;
+    use axum::http::Uri;
+    use tokio::net::TcpListener;
+    use tracing::info;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    use super::*;
+
+    type Got = Arc<Mutex<Vec<(String, Value)>>>;
+
+    /// A collector that keeps what it is sent.
+    async fn collector() -> (String, Got) {
+        let got = Got::default();
+        let kept = got.clone();
+        let keep = move |uri: Uri, body: Bytes| async move {
+            let body = serde_json::from_slice(&body).unwrap();
+            kept.lock().unwrap().push((uri.path().to_owned(), body));
+            "{}"
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(axum::serve(listener, Router::new().fallback(keep)).into_future());
+        (address, got)
+    }
+
+    fn ends(endpoint: String) -> (Spans, Exporter) {
+        new(&Options { endpoint, interval_seconds: 3_600 }).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_sent_at_the_end_as_otlp_has_it() {
+        let (endpoint, got) = collector().await;
+        let (spans, exporter) = ends(endpoint);
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let log = tracing_subscriber::registry().with(spans);
+        tracing::subscriber::with_default(log, || {
+            info!(
+                event = event::SEARCH,
+                trace_id = trace,
+                text_ms = 3.0,
+                scan_ms = 2.0,
+                k = 24,
+                "m"
+            );
+            info!(event = event::BATCH_DONE, trace_ids = trace, rows = 7, commit_ms = 40, "m");
+            info!(event = event::VACUUM, files = 1, log_files = 0, "no span");
+        });
+        let token = CancellationToken::new();
+        token.cancel();
+        exporter.run(token).await;
+        let got = got.lock().unwrap();
+        let (_, traces) = got.iter().find(|(path, _)| path == "/v1/traces").unwrap();
+        let spans = traces["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().unwrap();
+        let named = |name: &str| spans.iter().filter(|s| s["name"] == name).collect::<Vec<_>>();
+        let (search, scan) = (named("search")[0], named("scan")[0]);
+        assert_eq!((&search["traceId"], &scan["traceId"]), (&json!(trace), &json!(trace)));
+        assert_eq!(scan["parentSpanId"], search["spanId"]);
+        assert!(search.get("parentSpanId").is_none());
+        let time = |s: &Value, key: &str| s[key].as_str().unwrap().parse::<i64>().unwrap();
+        let length = |s: &Value| time(s, "endTimeUnixNano") - time(s, "startTimeUnixNano");
+        assert_eq!((length(search), length(scan)), (5_000_000, 2_000_000));
+        let k = json!({"key": "k", "value": {"intValue": "24"}});
+        assert!(search["attributes"].as_array().unwrap().contains(&k));
+        let commits = named("commit");
+        assert_eq!(commits.len(), 2, "one of its own, one in the trace of its message");
+        assert_eq!((&commits[1]["traceId"], length(commits[1])), (&json!(trace), 40_000_000));
+        assert_eq!(spans.len(), 5);
+        let (_, metrics) = got.iter().find(|(path, _)| path == "/v1/metrics").unwrap();
+        let metrics = &metrics["resourceMetrics"][0]["scopeMetrics"][0]["metrics"];
+        assert!(metrics.as_array().unwrap().iter().any(|m| m["name"] == "bsap_clock_seconds"));
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_hangs_or_is_gone_holds_up_nothing() {
+        // It takes connections and never answers.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (spans, exporter) = ends(format!("http://{}", listener.local_addr().unwrap()));
+        let log = tracing_subscriber::registry().with(spans);
+        tracing::subscriber::with_default(log, || {
+            for _ in 0..2 * WAITING {
+                info!(event = event::BATCH_DONE, rows = 1, commit_ms = 1, "does not wait");
+            }
+        });
+        assert_eq!(exporter.waiting.len(), WAITING, "no more are kept than fit");
+        let token = CancellationToken::new();
+        let sent = tokio::spawn(exporter.run(token.clone()));
+        token.cancel();
+        assert!(tokio::time::timeout(Duration::from_millis(300), sent).await.is_err(), "it hangs");
+
+        let gone = ends("http://127.0.0.1:9".into()).1;
+        let token = CancellationToken::new();
+        token.cancel();
+        gone.run(token).await;
+    }
+
+    #[test]
+    fn options_are_checked() {
+        let problems = |endpoint: &str, interval_seconds| {
+            Options { endpoint: endpoint.into(), interval_seconds }.problems()
+        };
+        assert!(problems("", 15).is_empty() && problems("http://c:4318", 1).is_empty());
+        assert!(new(&Options { endpoint: OFF.into(), ..Options::default() }).is_none());
+        assert!(problems(OFF, 15).is_empty());
+        assert!(problems("c:4318", 15)[0].contains("http://"));
+        assert!(problems("", 0)[0].contains("interval_seconds"));
+    }
+}
