@@ -10,6 +10,7 @@ const STYLE: &str = include_str!("page/page.css");
 /// In this order; they share one scope.
 const SCRIPT: &str = concat!(
     include_str!("page/base.js"),
+    include_str!("page/session.js"),
     include_str!("page/query.js"),
     include_str!("page/filters.js"),
     include_str!("page/pictures.js"),

@@ -1,7 +1,9 @@
 // The page of a running demo (BSAP_URL, its folder BSAP_DEMO) in headless Chromium.
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
 import { after, afterEach, before, test } from 'node:test';
 import { chromium } from 'playwright-core';
 
@@ -23,7 +25,7 @@ afterEach(() => Promise.all(browser.contexts().map((context) => context.close())
 after(() => browser.close());
 
 /** `expected`: the status of requests that this test lets fail. */
-async function open(options = {}, path = '', expected = '404') {
+async function open(options = {}, path = '', expected = '404', at = url) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
   const page = await context.newPage();
   page.on('pageerror', (error) => faults.push(error.stack));
@@ -32,7 +34,7 @@ async function open(options = {}, path = '', expected = '404') {
     const known = ['404', expected].some((status) => message.text().includes(`status of ${status}`));
     if (message.type() === 'error' && !known) faults.push(message.text());
   });
-  await page.goto(url + path);
+  await page.goto(at + path);
   return page;
 }
 
@@ -51,14 +53,31 @@ const json = async (path, body) => {
   return (await fetch(url + path, body && post)).json();
 };
 
-/** Runs `bsap` on the demo's catalogue. */
-function bsap(...args) {
-  const attributes = Object.fromEntries(['TITLE', 'KIND', 'COLOUR', 'PATTERN'].map((name) => [`BSAP_ATTRIBUTES__${name}`, 'text']));
-  const env = {
-    ...process.env, ...attributes, BSAP_ATTRIBUTES__COUNT: 'integer', BSAP_TABLE__URL: `${demo}/catalogue`,
-    BSAP_MODEL__CHECKPOINT: `${demo}/demo-clip`, BSAP_LOG__FILE: `${demo}/other.log`,
-  };
-  return execFileSync(program, args, { env, encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
+/** What makes `bsap` work on the demo's catalogue. */
+const env = {
+  ...process.env,
+  ...Object.fromEntries(['TITLE', 'KIND', 'COLOUR', 'PATTERN'].map((name) => [`BSAP_ATTRIBUTES__${name}`, 'text'])),
+  BSAP_ATTRIBUTES__COUNT: 'integer', BSAP_TABLE__URL: `${demo}/catalogue`,
+  BSAP_MODEL__CHECKPOINT: `${demo}/demo-clip`, BSAP_LOG__FILE: `${demo}/other.log`,
+};
+const bsap = (...args) => execFileSync(program, args, { env, encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
+
+/** A query worker on the same catalogue that asks for a key: its address, the key, and the process. */
+async function keyed() {
+  const printed = bsap('keys', 'new', '--name', 'shop', '--scope', 'search');
+  const gate = createServer().listen(0, '127.0.0.1');
+  await once(gate, 'listening');
+  const { port } = gate.address();
+  gate.close();
+  const config = `[http]\nlisten = "127.0.0.1:${port}"\n${printed.slice(printed.indexOf('[[http.keys]]'))}\n[fetch]\nfile_roots = ["${demo}/pictures"]\n[metrics]\nserve = false\n`;
+  writeFileSync(`${demo}/keyed.toml`, config);
+  const server = spawn(program, ['serve', '--config', `${demo}/keyed.toml`], { env, stdio: 'ignore' });
+  const address = `http://127.0.0.1:${port}/`;
+  for (let tries = 0; (await fetch(`${address}readyz`).catch(() => ({}))).status !== 200; tries += 1) {
+    assert.ok(tries < 300, 'the query worker does not get ready');
+    await new Promise((resolve) => { setTimeout(resolve, 200); });
+  }
+  return { address, key: printed.match(/^bsap_\S+/m)[0], server };
 }
 
 /** Feedback that lies in a folder, oldest first. */
@@ -311,6 +330,35 @@ test('a server that is gone is told, and its return too', async () => {
   await page.click(one('try-again'));
   await page.waitForSelector(one('error'), { state: 'hidden' });
   faults.splice(known); // the browser tells each request that was cut
+});
+
+test('a server that asks for a key gets one, once', async () => {
+  const { address, key, server } = await keyed();
+  try {
+    const page = await open({}, '?q=a%20red%20mug', '401', address);
+    await page.waitForSelector(`${one('gate')}:visible`);
+    await page.keyboard.press('Escape');
+    assert.ok(await page.locator(one('gate')).isVisible());
+    await page.screenshot({ path: `${shots}/sign-in.png` });
+    await page.fill(one('key'), 'bsap_nonsense');
+    await page.click(one('sign-in'));
+    await has(page, 'key-problem', /this key is not accepted/);
+    await page.fill(one('key'), key);
+    await page.keyboard.press('Enter');
+    await page.waitForSelector(balanced);
+    await has(page, 'session', /shop/);
+    await page.waitForSelector(`${one('live')}[data-connected=true]`);
+    await page.waitForFunction((card) => document.querySelector(card).naturalWidth > 0, `${balanced} img`);
+    // The key may search, and that alone.
+    assert.equal(await page.locator(one('mark-wrong')).count(), 0);
+    await page.reload();
+    await page.waitForSelector(balanced);
+    await page.click(one('sign-out'));
+    await page.waitForSelector(`${one('gate')}:visible`);
+  } finally {
+    server.kill('SIGTERM');
+    await once(server, 'exit');
+  }
 });
 
 test('a query in a script that the model does not know is told', async () => {

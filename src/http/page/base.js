@@ -3,6 +3,7 @@
 
 const app = {
   state: null, answer: null, // the last answers of /v1/state and /v1/search
+  session: null, // the last answer of /v1/session
   query: null, // what is asked, see query.js
   soon: 0, running: null, // the timer before a search, and the AbortController of the one in progress
   explained: null, // the question of the open panel, then with its answer
@@ -85,6 +86,7 @@ async function request(path, body, signal) {
   const response = await fetch(path, body && json).catch(otherwise(unreachable));
   const unreadable = { title: 'Error', detail: `the server answered ${response.status} ${response.statusText}` };
   const answer = response.status === 204 ? null : await response.json().catch(otherwise(unreadable));
+  if (response.status === 401) askForKey();
   if (!response.ok) throw { ...unreadable, status: response.status, ...answer };
   return answer;
 }

@@ -48,11 +48,11 @@ function renderExplanation(text, explanation) {
 }
 
 const row = (name, ...cells) => el('tr', {}, el('th', { scope: 'row' }, name), ...cells.map((cell) => el('td', {}, cell)));
-function places({ hit, scanned }) {
+function places({ hit }) {
   const balanced = el('span', {}, `${hit.rank} `, badgeNode(movement(hit)));
   const heads = el('tr', {}, ...['', 'Plain CLIP', 'Balanced'].map((name) => el('th', { scope: 'col' }, name)));
   const scores = row('Score', number(hit.raw_score), number(hit.score));
-  return el('table', {}, heads, scores, row(`Place of ${count(scanned)}`, String(hit.raw_rank), balanced));
+  return el('table', {}, heads, scores, row('Place', String(hit.raw_rank), balanced));
 }
 function formula({ raw_score, score, alpha, beta }) {
   const shift = `${beta < 0 ? '−' : '+'} ${number(Math.abs(beta))}`;
@@ -84,8 +84,8 @@ function histogram(raw, { mean, std }, prompts, scale, width) {
   for (const { score } of prompts) counts[Math.min(BINS - 1, Math.floor(scale.of(score) * BINS))] += 1;
   const tall = (size) => size / Math.max(...counts) * (bottom - top);
   const box = (name, left, right, height) => svg('rect', { class: name, x: left, y: bottom - height, width: right - left, height });
-  const marker = (name, score, y, words) => {
-    const [anchor, gap] = scale.of(score) > 0.5 ? ['end', -6] : ['start', 6];
+  const marker = (name, score, y, words, left = scale.of(score) > 0.5) => {
+    const [anchor, gap] = left ? ['end', -6] : ['start', 6];
     const line = svg('line', { x1: x(score), x2: x(score), y1: y - 10, y2: bottom });
     return svg('g', { class: name }, line, svg('text', { x: x(score) + gap, y, 'text-anchor': anchor }, words));
   };
@@ -94,7 +94,7 @@ function histogram(raw, { mean, std }, prompts, scale, width) {
     box('band', x(mean - std), x(mean + std), bottom - top + 8),
     ...counts.map((size, index) => box('bin', index * width / BINS + 1, (index + 1) * width / BINS - 1, tall(size))),
     svg('line', { class: 'axis', x1: 0, x2: width, y1: bottom, y2: bottom }),
-    marker('mean', mean, 27, words[0]), marker('query', raw, 12, words[1]),
+    marker('mean', mean, 27, words[0], raw > mean && x(mean) > 150), marker('query', raw, 12, words[1]),
     svg('text', { y: 145 }, number(scale.low)), svg('text', { x: width, y: 145, 'text-anchor': 'end' }, number(scale.high)));
 }
 

@@ -19,7 +19,7 @@ async function judge(hit, verdict, note = '') {
 
 /** A flag on a hit; only what a text finds can be judged. */
 function wrongMark(hit) {
-  if (!app.query.text) return null;
+  if (!app.query.text || !may('feedback')) return null;
   const mark = iconButton('wrong', `Wrong image: ${titleOf(hit)}`, 'mark-wrong', () => judge(hit, 'wrong'));
   mark.setAttribute('aria-pressed', markOf(hit) === 'wrong');
   return mark;
@@ -27,7 +27,7 @@ function wrongMark(hit) {
 
 /** The same beside an explanation, with a note. */
 function judgement(hit) {
-  if (!app.query.text) return null;
+  if (!app.query.text || !may('feedback')) return null;
   const note = el('input', { type: 'text', maxlength: 1000, placeholder: 'A note, if you like', 'aria-label': 'A note', 'data-test': 'note' });
   const say = (verdict, words) =>
     fill(button(words, `say-${verdict}`, () => judge(hit, verdict, note.value.trim())), { 'data-verdict': verdict, 'aria-pressed': String(markOf(hit) === verdict) }, []);

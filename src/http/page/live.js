@@ -4,11 +4,12 @@ const [FEED_LENGTH, DELAYS, PULSES] = [30, 40, 24]; // PULSES: bars of PULSE_MS 
 const PULSE_MS = 2500;
 
 function listen() {
+  if ($('gate').open) return void setTimeout(listen, 1000);
   const events = new EventSource('/v1/events');
   events.addEventListener('open', () => renderLive(true));
   events.addEventListener('error', () => {
     renderLive(false);
-    if (events.readyState === EventSource.CLOSED) setTimeout(listen, 5000);
+    if (events.readyState === EventSource.CLOSED) setTimeout(listen, 3000);
   });
   events.addEventListener('change', (event) => take(JSON.parse(event.data)));
   events.addEventListener('missed', ({ data }) => {

@@ -128,6 +128,7 @@ function renderChoices() {
   $('stand-ins').querySelector('ul').replaceChildren(...stand_ins.map(standIn));
   const chip = (text) => el('button', { type: 'button', class: 'chip', 'data-test': 'example', onclick: () => { $('q').value = text; change({}); } }, text);
   $('examples').replaceChildren(...examples.map(chip));
+  $('examples').hidden = !examples.length;
   renderSegments('normaliser', normalisers.map((value) => [value, normaliserName(value)]));
   $('configuration').hidden = !candidate;
   renderSegments('configuration', [['', `Live: ${configuration}`], ...(candidate ? [[candidate.name, `Candidate: ${candidate.name}`]] : [])]);

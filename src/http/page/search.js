@@ -109,7 +109,7 @@ function waitUntilReady({ ready, images }) {
 }
 
 function showProblem(problem, action) {
-  if (problem.status === 401 && !$('sign-in').open) $('sign-in').showModal();
+  if (problem.status === 401) return; // the form to sign in is open
   if (problem.status === 503 && app.state) return waitUntilReady(Object.assign(app.state, { ready: false }));
   if (!app.answer) showEmpty('Nothing to show', '');
   const words = el('span', { class: 'number' });

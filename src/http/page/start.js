@@ -7,26 +7,10 @@ function focusSearch(event) {
   $('q').select();
 }
 
-/** With a cookie for the key, since pictures and the feed cannot send the key itself. */
-async function signIn(event) {
-  event.preventDefault();
-  try {
-    await request('/v1/session', { key: $('key').value });
-  } catch (problem) {
-    $('sign-in-problem').textContent = problem.detail;
-    return $('key').select();
-  }
-  location.reload();
-}
-async function signOut() {
-  await fetch('/v1/session', { method: 'DELETE' });
-  location.reload();
-}
-
 function bind() {
   const on = (id, type, action) => $(id).addEventListener(type, action);
-  on('sign-in', 'submit', signIn);
-  on('sign-out', 'click', signOut);
+  on('gate', 'submit', signIn);
+  on('gate', 'cancel', (event) => event.preventDefault()); // there is nothing to see without
   on('search', 'submit', (event) => { event.preventDefault(); change({}); });
   on('configuration', 'change', (event) => change({ ...AS_SERVED, configuration: event.target.value }));
   on('normaliser', 'change', (event) => change({ normaliser: event.target.value }));
@@ -59,9 +43,10 @@ async function start() {
   clearProblem();
   await loadState();
   if (!app.state) return;
+  app.session = await request('/v1/session').catch(() => NOBODY);
+  renderSession();
   readAddress();
   run();
-  request('/v1/session').then(({ key }) => { $('sign-out').hidden = !key; }, () => {});
   setInterval(loadState, 2000);
 }
 if (matchMedia('(max-width: 720px)').matches) $('settings').open = false;

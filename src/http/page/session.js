@@ -1,0 +1,40 @@
+/* Signing in, where the server asks for a key. Its cookie is not for scripts: only who is signed in is known. */
+
+/** Who is signed in, and what they may do; by default, nobody needs to be. */
+const NOBODY = { key: null, scopes: ['search', 'feedback', 'admin'] };
+const may = (scope) => (app.session ?? NOBODY).scopes.includes(scope);
+
+function askForKey() {
+  if ($('gate').open) return;
+  $('key-problem').hidden = true;
+  $('gate').showModal();
+}
+
+async function signIn(event) {
+  event.preventDefault();
+  $('sign-in').disabled = true;
+  try {
+    app.session = await request('/v1/session', { key: $('key').value.trim() });
+    $('key').value = '';
+    $('gate').close();
+    renderSession();
+    await (app.state ? run() : start());
+  } catch (problem) {
+    $('key-problem').textContent = `${problem.title}: ${problem.detail}`;
+    $('key-problem').hidden = false;
+    $('key').select();
+  } finally {
+    $('sign-in').disabled = false;
+  }
+}
+
+async function signOut() {
+  await fetch('/v1/session', { method: 'DELETE' }).catch(() => null);
+  location.reload();
+}
+
+function renderSession() {
+  const { key } = app.session;
+  $('session').hidden = !key;
+  $('session').replaceChildren(...(key ? [`${key} `, button('Sign out', 'sign-out', signOut)] : []));
+}
