@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Cursor;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering as AtomicOrdering};
 use std::time::{Duration, Instant};
@@ -19,14 +20,14 @@ use bsap::normalise::Normaliser;
 use bsap::prompts::{ActiveSets, EmbeddedSet, PromptSet};
 use bsap::record::{Ordering, Sequence};
 use bsap::reindex::{
-    Job, Reader, Wanted, add_set, examine, follow_sets, promote, roll_back, set_candidate,
+    Job, Reader, Rules, Wanted, add_set, examine, follow_sets, promote, roll_back, set_candidate,
     wait_for_readers,
 };
-use bsap::search::{Engine, Query, Served};
+use bsap::search::{Engine, Engines, Query, Served};
 use bsap::source::Decoder;
 use bsap::statistics::StatisticsKey;
 use bsap::store::Store;
-use bsap::table::{Follower, Generation, Serving, StateStore, Stored, Writer};
+use bsap::table::{Generation, Serving, StateStore, Stored, Writer};
 use bsap::{dead_letter, decode, fetch, ingest, kafka, search, source};
 use image::{ImageFormat, RgbImage};
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -200,6 +201,11 @@ async fn ask(
     answers
 }
 
+/// Without waiting for anything, so that the test is short.
+fn rules(folder: &Path) -> Rules<'_> {
+    Rules { settle: Duration::ZERO, grace: Duration::ZERO, allow_missing: 0, folder }
+}
+
 async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
     while !done().await {
@@ -260,13 +266,11 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
         let served = Served::of(&state, vec![old.clone()]);
         let options = search::Options { poll_ms: 100, ..search::Options::default() };
         let engine = Arc::new(Engine::new(towers.clone(), served, options));
-        let follower = Follower::open(&store, &generation).await.unwrap();
-        let (following, until) = (engine.clone(), token.clone());
-        tokio::spawn(async move { following.follow(follower, until, &|_, _| {}).await });
         let reader = Reader {
             catalogue: store.clone(),
-            engine: engine.clone(),
-            generation: generation.id.clone(),
+            engines: Arc::new(Engines::new(engine.clone())),
+            models: vec![towers.clone()],
+            state: state.clone(),
             poll: POLL,
         };
         tokio::spawn(reader.run(token.clone()));
@@ -292,7 +296,8 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
     let killed = tokio::spawn(async move { killed.run(&|_, _| {}, &never).await.map(drop) });
     tokio::time::sleep(Duration::from_millis(150)).await;
     killed.abort();
-    let error = examine(&store, Duration::ZERO, chrono::Utc::now()).await.unwrap_err();
+    let rules = rules(folder.path());
+    let error = examine(&store, &rules, chrono::Utc::now()).await.unwrap_err();
     assert!(error.to_string().contains("no candidate"), "{error}");
     let (first, second) = (job(), job());
     let (one, other) = tokio::join!(first.run(&|_, _| {}, &token), second.run(&|_, _| {}, &token));
@@ -329,9 +334,9 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
     until("the shadow was computed", async || engines[0].traffic().shadows > 3).await;
     assert!(engines[0].traffic().candidate > 0);
 
-    let found = examine(&store, Duration::ZERO, chrono::Utc::now()).await.unwrap();
+    let found = examine(&store, &rules, chrono::Utc::now()).await.unwrap();
     assert_eq!(found.problems, Vec::<String>::new());
-    let live = promote(&store, found.revision, "test").await.unwrap();
+    let live = promote(&store, found.revision, "hashed", "test").await.unwrap();
     let standing = wait_for_readers(&store, live.revision, limit, &token).await.unwrap();
     assert_eq!(standing.ready.len(), 2);
     assert_eq!(answer(None).await.unwrap().configuration, "newer");

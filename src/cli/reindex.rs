@@ -76,6 +76,7 @@ pub struct ReindexModelArgs {
 Examples:
   bsap candidate set mine --prompt-set mine --normaliser nnn --weight 0.5 --shadow 0.05
   bsap candidate set mine --prompt-set mine --weight 0.5 --share 0.1
+  bsap candidate set large --beside --share 0.1 --only category=shoes
   bsap candidate show
   bsap candidate withdraw
 
@@ -108,6 +109,9 @@ pub enum CandidateAction {
 pub struct CandidateSetArgs {
     /// Its name, for people and for requests that ask for it
     pub name: String,
+    /// Read the generation beside the live one, another model's (`bsap reindex model`)
+    #[arg(long)]
+    pub beside: bool,
     /// Stored prompt set, by name, name@version or key
     #[arg(long, value_name = "SET")]
     pub prompt_set: Option<String>,
@@ -126,6 +130,9 @@ pub struct CandidateSetArgs {
     /// Share of the queries that it answers unseen, differences being logged, 0 to 1
     #[arg(long, default_value = "0", value_parser = share)]
     pub shadow: f32,
+    /// Of the share, only queries whose filter asks for this attribute's value: one category first
+    #[arg(long, value_name = "NAME=VALUE", value_parser = name_value)]
+    pub only: Option<String>,
     /// Fingerprint of the evaluation that speaks for it
     #[arg(long, value_name = "FINGERPRINT")]
     pub evaluation: Option<String>,
@@ -148,6 +155,13 @@ pub struct PromoteArgs {
     /// Print what stands against it and what would change, and change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Live images that the candidate's generation may lack, for example because their addresses are
+    /// dead
+    #[arg(long, value_name = "IMAGES", default_value_t = 0)]
+    pub allow_missing: u64,
+    /// Folder for sorting, some hundred bytes an image; the system's temporary folder, unless given
+    #[arg(long, value_name = "FOLDER")]
+    pub temp: Option<std::path::PathBuf>,
 }
 
 /// `bsap history`.
@@ -167,6 +181,13 @@ fn number(text: &str, most: f32) -> Result<f32, String> {
         Ok(value)
     } else {
         Err(format!("is not between 0 and {most}"))
+    }
+}
+
+fn name_value(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !value.is_empty() => Ok(text.to_owned()),
+        _ => Err("is not an attribute's name, =, and a value".into()),
     }
 }
 

@@ -5,13 +5,14 @@ use std::fmt::Display;
 use std::path::Path;
 
 use super::{Done, Failure, parts};
-use crate::clip::self_test;
+use crate::clip::{Clip, Towers, self_test};
 use crate::config::Config;
 use crate::prompts::PromptSet;
 use crate::search::{memory_limit, memory_needed};
-use crate::table::Overview;
+use crate::table::{Overview, StateStore};
 use crate::{http, kafka};
 
+const REINDEX_TOPIC: &str = "source.reindex_topic";
 /// Bytes that a dead letter may be larger than the original.
 const HEADERS: i64 = 16 << 10;
 
@@ -62,16 +63,32 @@ pub async fn run(file: Option<&Path>) -> Done {
 }
 
 async fn check_kafka(config: &Config, report: &mut Report) {
-    let topics =
-        [("source.topic", &config.source.topic), ("dead_letter.topic", &config.dead_letter.topic)];
-    let names = topics.map(|(_, topic)| topic.as_str());
+    let mut topics = vec![
+        ("source.topic", config.source.topic.as_str()),
+        ("dead_letter.topic", config.dead_letter.topic.as_str()),
+        (REINDEX_TOPIC, config.source.reindex_topic.as_str()),
+    ];
+    if !config.source.control_topic.is_empty() {
+        topics.push(("source.control_topic", &config.source.control_topic));
+    }
+    let names: Vec<&str> = topics.iter().map(|(_, topic)| *topic).collect();
     match kafka::probe(&config.kafka, &names).await {
         Err(error) => report.line("kafka.brokers", Err::<String, _>(error)),
         Ok(partitions) => {
             report.line("kafka.brokers", Ok::<_, String>(config.kafka.brokers.clone()));
-            let all = partitions.iter().all(|count| *count > 0);
+            let all = partitions[..2].iter().all(|count| *count > 0);
+            let source = partitions[0];
             for ((key, topic), count) in topics.into_iter().zip(partitions) {
+                if key == REINDEX_TOPIC && count == 0 && !has_generations(config).await {
+                    say!(
+                        "unused  {key}: topic {topic} does not exist; `bsap reindex model` needs it"
+                    );
+                    continue;
+                }
                 let found = match count {
+                    n if key == REINDEX_TOPIC && n > 0 && n < source => Err(format!(
+                        "topic {topic} has {n} partitions, source.topic has {source}: fewer workers than could would embed images again; give it as many"
+                    )),
                     0 => Err(format!(
                         "topic {topic} does not exist; create it, or let the brokers create topics"
                     )),
@@ -80,10 +97,17 @@ async fn check_kafka(config: &Config, report: &mut Report) {
                 report.line(key, found);
             }
             if all {
-                check_topics(config, &names, report).await;
+                check_topics(config, &names[..2], report).await;
             }
         }
     }
+}
+
+/// Whether workers read of images that are to be embedded again.
+async fn has_generations(config: &Config) -> bool {
+    let Ok((store, state)) = parts::catalogue(config).await else { return false };
+    let first = StateStore::new(&store).at(1).await.ok().flatten();
+    state.beside.is_some() || first.is_some_and(|first| first.live.id != state.live.id)
 }
 
 /// Settings of the topics on which it depends that nothing is lost.
@@ -145,7 +169,7 @@ async fn check_table(config: &Config, report: &mut Report) {
 
 /// What a query worker will need, and whether it may have it.
 async fn check_memory(config: &Config, dimension: usize, report: &mut Report) {
-    let limit = memory_limit(config.search.memory_mib);
+    let limit = memory_limit(parts::memory_mib(config));
     let (mut sets, mut rows) = (config.prompts.sets.len(), None);
     if let Ok((store, state)) = parts::catalogue(config).await {
         sets = state.prompt_sets.len();
@@ -171,13 +195,13 @@ fn mib(bytes: u64) -> u64 {
 
 /// Loads and tests the model, and embeds the prompt sets; gives the dimension of embeddings.
 async fn check_model(config: Config, report: &mut Report) -> Result<Option<usize>, Failure> {
-    let (dimension, model, prompts) = tokio::task::spawn_blocking(move || {
+    let (dimension, models, prompts) = tokio::task::spawn_blocking(move || {
         let towers = match parts::towers(&config) {
             Ok(towers) => towers,
-            Err(error) => return (None, Err(error), Vec::new()),
+            Err(error) => return (None, vec![("model.checkpoint", Err(error))], Vec::new()),
         };
-        let works = || {
-            self_test(&*towers)?;
+        let works = |towers: &dyn Towers| -> anyhow::Result<String> {
+            self_test(towers)?;
             let card = towers.card();
             let notice = card.notice.as_deref().map_or(String::new(), |n| format!("; {n}"));
             Ok(format!(
@@ -196,11 +220,19 @@ async fn check_model(config: Config, report: &mut Report) -> Result<Option<usize
                 set.set.language
             ))
         });
+        let mut models = vec![("model.checkpoint", works(&*towers))];
+        if let Some(candidate) = parts::candidate_model(&config) {
+            let clip = Clip::load(&candidate).map_err(anyhow::Error::from);
+            let candidate = clip.and_then(|clip| works(&clip));
+            models.push((parts::CANDIDATE_CHECKPOINT, candidate));
+        }
         let dimension = Some(towers.card().dimension);
-        (dimension, works(), sets.collect::<Vec<Result<String, anyhow::Error>>>())
+        (dimension, models, sets.collect::<Vec<Result<String, anyhow::Error>>>())
     })
     .await?;
-    report.line("model.checkpoint", model);
+    for (setting, model) in models {
+        report.line(setting, model);
+    }
     for set in prompts {
         report.line("prompts.sets", set);
     }

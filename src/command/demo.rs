@@ -149,16 +149,16 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
         parts::governed(&config, &store, &worker, &token).detach_all();
         workers.spawn(worker.run(token.clone()));
     }
-    let worker = parts::query_worker(&config, towers).await?;
+    let worker = parts::query_worker(&config, &[("model.checkpoint", towers)]).await?;
     let app = parts::app(&config, &worker, stand_ins(&config))?;
-    let QueryWorker { engine, follower, reader, feedback, generation, .. } = worker;
+    let QueryWorker { engines, reader, feedback, .. } = worker;
     tokio::spawn(feedback.run(token.clone()));
-    tokio::spawn(reader.run(token.clone()));
-    tokio::spawn(engine.clone().keep_watch(token.clone()));
+    tokio::spawn(engines.clone().keep_watch(token.clone()));
+    let engine = engines.live();
     let mut server = JoinSet::new();
     {
-        let (engine, token) = (engine.clone(), token.clone());
-        server.spawn(async move { Ok(engine.follow(follower, token, &|_, _| {}).await?) });
+        let token = token.clone();
+        server.spawn(async move { Ok(reader.run(token).await?) });
     }
     {
         let token = token.clone();
@@ -181,7 +181,7 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
             let snapshot = engine.snapshots().newest();
             let is_there = |id: &str| snapshot.get(id).is_some();
             missing(shop.scenes().keys().map(String::as_str), snapshot.len(), is_there)?;
-            ask(&shop, engine, &generation).await
+            ask(&shop, engine).await
         } else {
             say!(
                 "Adding, changing and deleting a picture every {} s. Ctrl-C ends.\n",
@@ -282,12 +282,12 @@ fn missing<'a>(
     Ok(())
 }
 
-async fn ask(shop: &Shop, engine: Arc<Engine>, generation: &str) -> anyhow::Result<()> {
+async fn ask(shop: &Shop, engine: Arc<Engine>) -> anyhow::Result<()> {
     for text in EXAMPLES {
         let query = Query { input: text.into(), k: Some(5), ..Query::default() };
         let asked = engine.clone();
         let results = tokio::task::spawn_blocking(move || asked.search(&query)).await??;
-        say!("\n“{text}”\n{}", table_view::side_by_side(&SearchAnswer::new(&results, generation)));
+        say!("\n“{text}”\n{}", table_view::side_by_side(&SearchAnswer::new(&results)));
     }
     say!("\nAll {} images are there.", shop.scenes().len());
     Ok(())

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::clip::{Clip, Towers};
+use crate::clip::{self, Clip, Towers};
 use crate::config::Config;
 use crate::dead_letter::DeadLetters;
 use crate::feedback::{self, FeedbackWriter, Inbox};
@@ -18,7 +18,7 @@ use crate::ingest::{Progress, Worker};
 use crate::kafka;
 use crate::prompts::{self, ActiveSets, EmbeddedSet};
 use crate::reindex::{self, Control, Reader};
-use crate::search::{Engine, Served};
+use crate::search::{self, Engine, Engines, Served};
 use crate::source::{self, Decoder};
 use crate::store::Store;
 use crate::table::{CatalogueState, Follower, Generation, Serving, StateStore, TableError, Writer};
@@ -27,6 +27,8 @@ use crate::upkeep::Upkeep;
 
 /// How long the store may take to answer at the start. Later faults are waited out.
 const STORE_TIMEOUT: Duration = Duration::from_secs(20);
+/// The setting that names the model of another generation.
+pub const CANDIDATE_CHECKPOINT: &str = "search.candidate_checkpoint";
 
 /// Loads the model. Blocks for as long as reading the weights takes.
 pub fn towers(config: &Config) -> anyhow::Result<Arc<dyn Towers>> {
@@ -132,19 +134,24 @@ struct Reading {
 
 impl Reading {
     /// Every generation but the first has a consumer group of its own, so that each message comes to
-    /// all of them, and reads of images that are to be embedded again. That stays so whichever is
-    /// live: a promotion moves no worker from one group to another.
+    /// all of them. That stays so whichever is live: a promotion moves no worker from one group to
+    /// another. They, and the first where it stands `beside` the live one, read of images that are to be
+    /// embedded again.
     async fn of(
         config: &Config,
         states: &StateStore,
         generation: &Generation,
+        beside: bool,
     ) -> anyhow::Result<Self> {
         let mut source = config.source.clone();
         let mut decoder = Decoder::new(&config.source, &config.attributes)
             .remembering(config.upkeep.tombstone_days);
         let first = states.at(1).await.context("table.url")?;
-        if first.is_some_and(|first| first.live.id != generation.id) {
+        let later = first.is_some_and(|first| first.live.id != generation.id);
+        if later {
             source.group = format!("{}.{}", source.group, generation.id);
+        }
+        if later || beside {
             decoder = decoder.embedding_again(&source.reindex_topic, &generation.id);
         }
         Ok(Self { source, decoder })
@@ -185,7 +192,8 @@ pub async fn worker(
             .await
             .context("table.url")?,
     };
-    let reading = Reading::of(config, &states, &generation).await?;
+    let is_beside = state.is_beside(&generation);
+    let reading = Reading::of(config, &states, &generation, is_beside).await?;
     let mut topics = vec![config.source.topic.as_str(), config.dead_letter.topic.as_str()];
     topics.extend(reading.decoder.again.as_ref().map(|again| again.topic.as_str()));
     kafka::probe(&config.kafka, &topics).await?;
@@ -222,78 +230,161 @@ pub async fn worker(
     })
 }
 
-/// A query worker: its engine, what it follows, and the generation that it serves.
+/// The models of a query worker, of promotions and of checks, each with the setting that names it.
+pub fn models(config: &Config) -> anyhow::Result<Vec<(&'static str, Arc<dyn Towers>)>> {
+    let mut models = vec![("model.checkpoint", towers(config)?)];
+    if let Some(candidate) = candidate_model(config) {
+        let clip = Clip::load(&candidate).context(CANDIDATE_CHECKPOINT)?;
+        models.push((CANDIDATE_CHECKPOINT, Arc::new(clip)));
+    }
+    Ok(models)
+}
+
+/// Where the model of another generation is, if one is named.
+pub fn candidate_model(config: &Config) -> Option<clip::Options> {
+    let checkpoint = config.search.candidate_checkpoint.clone();
+    let revision = config.search.candidate_revision.clone();
+    (!checkpoint.is_empty()).then(|| clip::Options { checkpoint, revision, ..config.model.clone() })
+}
+
+/// Most memory of a generation of a query worker, in MiB: where nothing is configured and there may be
+/// two, each gets half.
+pub fn memory_mib(config: &Config) -> u64 {
+    match (config.search.memory_mib, candidate_model(config)) {
+        (0, Some(_)) => (search::memory_limit(0) >> 21).max(1),
+        (configured, _) => configured,
+    }
+}
+
+/// That of `models` which filled the live generation. Refused where none did, and where one fits
+/// nothing that there is.
+pub fn live_model(
+    config: &Config,
+    state: &CatalogueState,
+    models: &[(&'static str, Arc<dyn Towers>)],
+) -> anyhow::Result<Arc<dyn Towers>> {
+    let mut live = None;
+    for (setting, towers) in models {
+        let generation = generation(config, &**towers);
+        if generation.id == state.live.id {
+            live = live.or(Some(towers.clone()));
+        }
+        match state.generation(&generation.id) {
+            Some(stored) => stored.expect(&generation).context(*setting)?,
+            None if *setting == CANDIDATE_CHECKPOINT => {
+                let Some(beside) = &state.beside else { continue };
+                anyhow::bail!(
+                    "{setting}: generation {} (model fingerprint {}) is live and {} ({}) stands beside it, but {} has the fingerprint {}. Set {setting} to {}, or leave it empty",
+                    state.live.id,
+                    state.live.model_fingerprint,
+                    beside.generation.id,
+                    beside.generation.model_fingerprint,
+                    towers.card().name,
+                    towers.card().fingerprint,
+                    beside.checkpoint
+                );
+            }
+            None => {}
+        }
+    }
+    if let Some(live) = live {
+        return Ok(live);
+    }
+    let given = generation(config, &*models[0].1);
+    if state.is_beside(&given) {
+        anyhow::bail!(
+            "model.checkpoint: {} fills generation {}, which stands beside the live one, {} ({}, model fingerprint {}). Set model.checkpoint to the live model and search.candidate_checkpoint to this one, or make it live (bsap candidate set --beside, bsap promote)",
+            given.model_name,
+            given.id,
+            state.live.id,
+            state.live.model_name,
+            state.live.model_fingerprint
+        );
+    }
+    state.live.expect(&given)?;
+    Ok(models[0].1.clone())
+}
+
+/// A query worker: its engines, and what keeps them up to date.
 pub struct QueryWorker {
-    /// Answers queries, once it has followed the table to its end.
-    pub engine: Arc<Engine>,
-    /// Brings the table.
-    pub follower: Follower,
-    /// Follows the state, so that promotions are served.
+    /// Answer queries, once the table has been read to its end.
+    pub engines: Arc<Engines>,
+    /// Follows state and tables.
     pub reader: Reader,
     /// Takes in what users say of results.
     pub inbox: Inbox,
     /// Stores it.
     pub feedback: FeedbackWriter,
-    /// Identifier of the generation.
-    pub generation: String,
 }
 
 /// A query worker for the catalogue that is there; `Missing` where there is none yet.
-pub async fn query_worker(config: &Config, towers: Arc<dyn Towers>) -> anyhow::Result<QueryWorker> {
+pub async fn query_worker(
+    config: &Config,
+    models: &[(&'static str, Arc<dyn Towers>)],
+) -> anyhow::Result<QueryWorker> {
     let (store, state) = catalogue(config).await?;
-    state.live.expect(&generation(config, &*towers))?;
-    let embed = |record| EmbeddedSet::from_record(record, &*towers).map(Arc::new);
-    let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
-    let served = Served::of(&state, sets);
-    let follower = Follower::open(&store, &state.live).await.context("table.url")?;
+    let towers = live_model(config, &state, models)?;
     let limits = format!(
         "http.concurrency={} http.timeout_ms={} search.poll_ms={} search.max_k={}",
         config.http.concurrency, config.http.timeout_ms, config.search.poll_ms, config.search.max_k,
     );
     started("query worker", &*towers, &state.live, &store, &limits);
-    let engine = Engine::new(towers, served, config.search.clone())
-        .reading(config.attributes.clone(), config.decode.clone());
-    let engine = Arc::new(engine);
+    let options = search::Options { memory_mib: memory_mib(config), ..config.search.clone() };
+    let engine = engine(config, &state, towers, options)?;
+    let engines = Arc::new(Engines::new(Arc::new(engine)));
     let (inbox, feedback) = feedback::inbox(&store);
     Ok(QueryWorker {
         inbox,
         feedback,
         reader: Reader {
             catalogue: store,
-            engine: engine.clone(),
-            generation: state.live.id.clone(),
+            engines: engines.clone(),
+            models: models.iter().map(|(_, towers)| towers.clone()).collect(),
+            state,
             poll: Duration::from_millis(config.table.state_poll_ms),
         },
-        engine,
-        follower,
-        generation: state.live.id,
+        engines,
     })
 }
 
-/// A query worker's engine with the whole table in memory, as it is now, and the generation's
-/// identifier. `None` where `token` was cancelled meanwhile.
+fn engine(
+    config: &Config,
+    state: &CatalogueState,
+    towers: Arc<dyn Towers>,
+    options: search::Options,
+) -> anyhow::Result<Engine> {
+    let embed = |record| EmbeddedSet::from_record(record, &*towers).map(Arc::new);
+    let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
+    Ok(Engine::new(towers, Served::of(state, sets), options)
+        .reading(config.attributes.clone(), config.decode.clone()))
+}
+
+/// An engine with the whole live table in memory, as it is now. `None` where `token` was cancelled
+/// meanwhile.
 pub async fn whole_table(
     config: &Config,
     towers: Arc<dyn Towers>,
     token: &CancellationToken,
-) -> anyhow::Result<Option<(Arc<Engine>, String)>> {
-    let QueryWorker { engine, mut follower, generation, .. } = query_worker(config, towers).await?;
+) -> anyhow::Result<Option<Arc<Engine>>> {
+    let (store, state) = catalogue(config).await?;
+    state.live.expect(&generation(config, &*towers))?;
+    let engine = engine(config, &state, towers, config.search.clone())?;
+    let mut follower = Follower::open(&store, &state.live).await.context("table.url")?;
     while let Some(changes) = follower.next(&|_, _| {}).await? {
         engine.snapshots().apply(changes).await?;
         if token.is_cancelled() {
             return Ok(None);
         }
     }
-    Ok(Some((engine, generation)))
+    Ok(Some(Arc::new(engine)))
 }
 
 /// What the HTTP server answers from.
 pub fn app(config: &Config, worker: &QueryWorker, stand_ins: Vec<StandIn>) -> anyhow::Result<App> {
     Ok(App {
-        engine: worker.engine.clone(),
+        engines: worker.engines.clone(),
         feedback: worker.inbox.clone(),
         fetcher: Fetcher::new(&config.fetch)?,
-        generation: worker.generation.clone(),
         stand_ins,
         options: config.http.clone(),
     })

@@ -1,6 +1,8 @@
 //! `bsap candidate`, `bsap promote`, `bsap rollback`, `bsap history`.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
@@ -11,10 +13,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Done, Failure, parts};
 use crate::cli::{CandidateAction, CandidateArgs, CandidateSetArgs, HistoryArgs, PromoteArgs};
-use crate::clip::self_test;
+use crate::clip::{Towers, self_test};
 use crate::config::Config;
-use crate::reindex::{self, Promotion, ReindexError, Standing, Wanted};
-use crate::table::{CatalogueState, Change, Serving};
+use crate::reconcile::temporary_folder;
+use crate::reindex::{self, Promotion, ReindexError, Rules, Standing, Wanted};
+use crate::store::Store;
+use crate::table::{CatalogueState, Change, Generation, Serving};
+
+/// How long after the live generation took an image in another one may still lack it.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// `bsap candidate`.
 pub async fn candidate(args: &CandidateArgs, config: Config) -> Done {
@@ -35,24 +42,26 @@ async fn set(args: &CandidateSetArgs, config: Config) -> Done {
     let (store, _) = parts::catalogue(&config).await?;
     let wanted = Wanted {
         name: args.name.clone(),
+        beside: args.beside,
         prompt_set: args.prompt_set.clone(),
         normaliser: args.normaliser,
         weight: args.weight,
         lambda: args.lambda,
         share: args.share,
         shadow: args.shadow,
+        only: args.only.clone(),
         evaluation: args.evaluation.clone(),
     };
     let by = parts::actor("bsap candidate set");
     let state = reindex::set_candidate(&store, &wanted, &by).await?;
     say!("{} is the candidate (revision {} of the state).", args.name, state.revision);
-    tell(&examined(&store, &config).await?);
+    tell(&examined(&store, &config, 0, None).await?);
     Ok(())
 }
 
 async fn show(as_json: bool, config: Config) -> Done {
     let (store, _) = parts::catalogue(&config).await?;
-    let promotion = examined(&store, &config).await?;
+    let promotion = examined(&store, &config, 0, None).await?;
     let none = Duration::ZERO;
     let (revision, token) = (promotion.revision, CancellationToken::new());
     let standing = reindex::wait_for_readers(&store, revision, none, &token).await?;
@@ -65,20 +74,30 @@ async fn show(as_json: bool, config: Config) -> Done {
     Ok(())
 }
 
-async fn examined(store: &crate::store::Store, config: &Config) -> Result<Promotion, ReindexError> {
-    reindex::examine(store, parts::settle(config), Utc::now()).await
+async fn examined(
+    store: &Store,
+    config: &Config,
+    allow_missing: u64,
+    folder: Option<&Path>,
+) -> Result<Promotion, ReindexError> {
+    let temporary = temporary_folder();
+    let rules = Rules {
+        settle: parts::settle(config),
+        grace: GRACE,
+        allow_missing,
+        folder: folder.unwrap_or(&temporary),
+    };
+    reindex::examine(store, &rules, Utc::now()).await
 }
 
 /// `bsap promote`.
 pub async fn promote(args: &PromoteArgs, config: Config, token: CancellationToken) -> Done {
     let (store, state) = parts::catalogue(&config).await?;
-    let promotion = examined(&store, &config).await?;
+    let folder = args.temp.as_deref();
+    let promotion = examined(&store, &config, args.allow_missing, folder).await?;
     tell(&promotion);
-    // The model that the catalogue's query workers use works, and is the one that filled it.
-    let towers = parts::towers(&config)?;
-    state.live.expect(&parts::generation(&config, &*towers))?;
-    self_test(&*towers)?;
-    say!("model       {} passes its self-test", state.live.model_name);
+    let live = tested(&config, &state, &promotion.to)?;
+    say!("model       {} passes its self-test", promotion.to.model_name);
     if let Some(problem) = promotion.problems.first() {
         let more = promotion.problems.len() - 1;
         let more = if more == 0 { String::new() } else { format!(" (and {more} more, above)") };
@@ -105,11 +124,36 @@ pub async fn promote(args: &PromoteArgs, config: Config, token: CancellationToke
         return Ok(());
     }
     let by = parts::actor("bsap promote");
-    let state = reindex::promote(&store, promotion.revision, &by).await?;
+    let state = reindex::promote(&store, promotion.revision, &live, &by).await?;
     say!("{} is live (revision {} of the state, by {by}).", state.name, state.revision);
     let standing = reindex::wait_for_readers(&store, state.revision, limit, &token).await?;
     tell_served(&standing);
     Ok(())
+}
+
+/// Makes sure that the model of the candidate's generation `to` is there, is the one that filled it,
+/// and works. Gives the checkpoint of the live one.
+fn tested(config: &Config, state: &CatalogueState, to: &Generation) -> anyhow::Result<String> {
+    let models = parts::models(config)?;
+    let live = parts::live_model(config, state, &models)?;
+    let candidate = &config.search.candidate_checkpoint;
+    let is_first = models[0].1.card().fingerprint == live.card().fingerprint;
+    let checkpoint = if is_first { &config.model.checkpoint } else { candidate };
+    let fits = |towers: &&Arc<dyn Towers>| towers.card().fingerprint == to.model_fingerprint;
+    let known = models.iter().map(|(_, towers)| towers).find(fits).cloned();
+    let towers = match (known, &state.beside) {
+        (Some(towers), _) => towers,
+        (None, Some(beside)) => {
+            let mut config = config.clone();
+            config.model.checkpoint.clone_from(&beside.checkpoint);
+            config.model.revision.clone_from(&config.search.candidate_revision);
+            parts::towers(&config)?
+        }
+        (None, None) => live,
+    };
+    to.expect(&parts::generation(config, &*towers))?;
+    self_test(&*towers)?;
+    Ok(checkpoint.clone())
 }
 
 /// `bsap rollback`.
@@ -204,7 +248,26 @@ fn tell(promotion: &Promotion) {
     let candidate = &promotion.candidate;
     say!("live        {}: {}", promotion.live_name, configuration(&promotion.live));
     say!("candidate   {}: {}", candidate.name, configuration(&candidate.serving));
-    say!("traffic     share {}, shadow {}", candidate.share, candidate.shadow);
+    let (from, to) = (&promotion.from, &promotion.to);
+    if let Some(gap) = &promotion.gap {
+        say!(
+            "generation  {} ({}, dimension {}) in the place of {} ({}, dimension {})",
+            to.id,
+            to.model_name,
+            to.dimension,
+            from.id,
+            from.model_name,
+            from.dimension
+        );
+        say!(
+            "coverage    {} of {} live images; {} on their way",
+            gap.live.saturating_sub(gap.missing + gap.behind),
+            gap.live,
+            gap.on_their_way
+        );
+    }
+    let only = candidate.only.as_ref().map_or(String::new(), |only| format!(" of {only}"));
+    say!("traffic     share {}{only}, shadow {}", candidate.share, candidate.shadow);
     say!("since       {}", candidate.since.format("%Y-%m-%d %H:%M:%S UTC"));
     say!("evaluation  {}", candidate.evaluation.as_deref().unwrap_or("none"));
     for warning in &promotion.warnings {

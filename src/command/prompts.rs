@@ -73,7 +73,7 @@ pub async fn measure(args: &MeasureArgs, config: Config, token: CancellationToke
         return Err(Failure::usage(format!("--weight: {weight} is not between 0 and 1")));
     }
     let towers = parts::towers(&config)?;
-    let Some((engine, _)) = parts::whole_table(&config, towers, &token).await? else {
+    let Some(engine) = parts::whole_table(&config, towers, &token).await? else {
         return Ok(());
     };
     let sets = chosen(args, &config, &engine)?;

@@ -85,12 +85,12 @@ pub async fn ask_table(args: &SearchArgs, config: Config, token: CancellationTok
     let request = serde_json::from_value::<SearchRequest>(request(args)?);
     let query = Query::try_from(request.map_err(Failure::usage)?).map_err(Failure::usage)?;
     let towers = parts::towers(&config)?;
-    let Some((engine, generation)) = parts::whole_table(&config, towers, &token).await? else {
+    let Some(engine) = parts::whole_table(&config, towers, &token).await? else {
         return Ok(());
     };
     let results = tokio::task::spawn_blocking(move || engine.search(&query)).await?;
     match results {
-        Ok(results) => show(args, &SearchAnswer::new(&results, &generation)),
+        Ok(results) => show(args, &SearchAnswer::new(&results)),
         Err(error @ (QueryError::Invalid { .. } | QueryError::NoImage(_))) => {
             Err(Failure::usage(error))
         }

@@ -13,7 +13,7 @@ use crate::clip::Towers;
 use crate::config::Config;
 use crate::http;
 use crate::metrics::{self, Health};
-use crate::search::Engine;
+use crate::search::Engines;
 use crate::table::TableError;
 use crate::telemetry::event;
 use crate::watch;
@@ -38,34 +38,32 @@ pub async fn run(config: Config, token: CancellationToken) -> Done {
     metrics::started("query worker");
     let health = Arc::new(Queries::default());
     watch::start(&config.metrics, health.clone(), token.child_token()).await;
-    let towers = parts::towers(&config)?;
-    let Some(worker) = opened(&config, towers, &token).await? else { return Ok(()) };
+    let models = parts::models(&config)?;
+    let Some(worker) = opened(&config, &models, &token).await? else { return Ok(()) };
     let app = parts::app(&config, &worker, Vec::new())?;
     // The worker is opened once.
-    let _ = health.0.set(worker.engine.clone());
+    let _ = health.0.set(worker.engines.clone());
     say!("serving on {url}");
-    let QueryWorker { engine, follower, reader, feedback, .. } = worker;
+    let QueryWorker { engines, reader, feedback, .. } = worker;
     let keeping = tokio::spawn(feedback.run(token.child_token()));
-    tokio::spawn(engine.clone().keep_watch(token.child_token()));
-    let reading = tokio::spawn(reader.run(token.child_token()));
+    tokio::spawn(engines.keep_watch(token.child_token()));
     let following = token.clone();
-    let follow = async move {
-        let result = engine.follow(follower, following.clone(), &|_, _| {}).await;
+    let follow = tokio::spawn(async move {
+        let result = reader.run(following.clone()).await;
         // Without the table there is nothing to serve.
         following.cancel();
         result
-    };
-    let (followed, ()) = tokio::join!(follow, http::serve(app, listener, token));
-    reading.await?;
+    });
+    http::serve(app, listener, token).await;
+    follow.await??;
     keeping.await?;
-    followed?;
     info!(event = event::STOP, role = "query worker", drained = true, "stopped");
     Ok(())
 }
 
-/// How a query worker is doing, once its engine is there.
+/// How a query worker is doing, once its engines are there.
 #[derive(Default)]
-struct Queries(OnceLock<Arc<Engine>>);
+struct Queries(OnceLock<Arc<Engines>>);
 
 impl Health for Queries {
     fn observe(&self) {
@@ -78,7 +76,7 @@ impl Health for Queries {
 
     fn ready(&self) -> Result<(), String> {
         match self.0.get() {
-            Some(engine) if engine.snapshots().ready() => Ok(()),
+            Some(engines) if engines.live().snapshots().ready() => Ok(()),
             Some(_) => Err("the table is being read".into()),
             None => Err("the model or the catalogue is not there yet".into()),
         }
@@ -87,12 +85,12 @@ impl Health for Queries {
 
 async fn opened(
     config: &Config,
-    towers: std::sync::Arc<dyn Towers>,
+    models: &[(&'static str, Arc<dyn Towers>)],
     token: &CancellationToken,
 ) -> anyhow::Result<Option<QueryWorker>> {
     let mut told = false;
     loop {
-        let error = match parts::query_worker(config, towers.clone()).await {
+        let error = match parts::query_worker(config, models).await {
             Ok(worker) => return Ok(Some(worker)),
             Err(error) => error,
         };

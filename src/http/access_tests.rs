@@ -16,6 +16,7 @@ use crate::decode;
 use crate::feedback;
 use crate::fetch;
 use crate::search;
+use crate::search::Engine;
 use crate::search::testing::{Hashed, embedding, row, served, set};
 use crate::store::Store;
 use crate::table::Changes;
@@ -51,10 +52,9 @@ impl Server {
         let (inbox, writer) = feedback::inbox(&Store::memory());
         tokio::spawn(writer.run(token.clone()));
         let app = App {
-            engine: Arc::new(engine),
+            engines: Arc::new(Engines::new(Arc::new(engine))),
             feedback: inbox,
             fetcher: Fetcher::new(&fetch::Options::default()).unwrap(),
-            generation: "g".into(),
             stand_ins: Vec::new(),
             options,
         };

@@ -10,6 +10,7 @@ mod page;
 mod problem;
 mod routes;
 mod session;
+mod state;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -31,15 +32,16 @@ use tower_http::cors::CorsLayer;
 use tracing::{error, warn};
 use url::Url;
 
-pub use answer::{HitAnswer, ImageAnswer, SearchAnswer, SearchRequest, StandIn};
+pub use answer::{HitAnswer, ImageAnswer, SearchAnswer, SearchRequest};
 pub use connections::{Listener, listen};
 pub use keys::{Hash, Key, Scope};
 pub use openapi::document as openapi;
+pub use state::StandIn;
 
 use crate::feedback::Inbox;
 use crate::fetch::Fetcher;
 use crate::limits;
-use crate::search::Engine;
+use crate::search::Engines;
 use crate::telemetry::event;
 use access::Door;
 use connections::Limits;
@@ -190,14 +192,12 @@ pub enum ServeError {
 
 /// Everything that requests are answered from.
 pub struct App {
-    /// Answers queries.
-    pub engine: Arc<Engine>,
+    /// Answer queries.
+    pub engines: Arc<Engines>,
     /// Gets the bytes of pictures that are shown.
     pub fetcher: Fetcher,
     /// Takes in what users say of results.
     pub feedback: Inbox,
-    /// Identifier of the generation that is served.
-    pub generation: String,
     /// What stands in for real parts, where this is a demo.
     pub stand_ins: Vec<StandIn>,
     /// Limits.

@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 use super::access::{SessionAnswer, SignIn};
 use super::answer::{
     ExplainAnswer, ExplainRequest, FeedbackRequest, ImageAnswer, SearchAnswer, SearchRequest,
-    StateAnswer,
 };
 use super::problem::Problem;
 use super::session::COOKIE;
+use super::state::StateAnswer;
 
 /// Collects the schemas of bodies: what is read may leave out what has a default, what is written
 /// has it all.

@@ -20,13 +20,14 @@ use super::Shared;
 use super::access::Caller;
 use super::answer::{
     ChangeAnswer, ExplainAnswer, ExplainRequest, FeedbackRequest, ImageAnswer, SearchAnswer,
-    SearchRequest, StateAnswer,
+    SearchRequest,
 };
 use super::problem::Problem;
+use super::state::StateAnswer;
 use crate::feedback::Feedback;
 use crate::record::{self, Content};
 use crate::retry::{Decide, Verdict};
-use crate::search::{Engine, Entry, Query, QueryError};
+use crate::search::{Engines, Entry, Query, QueryError};
 use crate::telemetry::event;
 
 type Body<T> = Result<Json<T>, JsonRejection>;
@@ -34,7 +35,7 @@ type App = State<Arc<Shared>>;
 
 /// Whether queries are answered.
 pub async fn ready(State(shared): App) -> Result<&'static str, Problem> {
-    if shared.app.engine.snapshots().ready() {
+    if shared.app.engines.live().snapshots().ready() {
         Ok("ready\n")
     } else {
         Err(QueryError::NotReady.into())
@@ -43,7 +44,8 @@ pub async fn ready(State(shared): App) -> Result<&'static str, Problem> {
 
 /// What is served.
 pub async fn state(State(shared): App) -> Response {
-    Json(StateAnswer::new(&shared.app, &shared.app.engine.snapshots().newest())).into_response()
+    let roles = shared.app.engines.roles();
+    Json(StateAnswer::new(&shared.app, &roles, &roles.live.snapshots().newest())).into_response()
 }
 
 /// Both rankings for a text.
@@ -60,8 +62,8 @@ pub async fn search(
     let left = CancellationToken::new();
     // A caller who goes away drops this.
     let _guard = left.clone().drop_guard();
-    let results = compute(&shared, move |engine| engine.search_unless(&query, &left)).await?;
-    Ok(Json(SearchAnswer::new(&results, &shared.app.generation)))
+    let results = compute(&shared, move |engines| engines.search(&query, &left)).await?;
+    Ok(Json(SearchAnswer::new(&results)))
 }
 
 /// Why an image ranks where it does.
@@ -70,7 +72,7 @@ pub async fn explain(
     body: Body<ExplainRequest>,
 ) -> Result<Json<ExplainAnswer>, Problem> {
     let (query, image_id) = body?.0.split()?;
-    let explanation = compute(&shared, move |engine| engine.explain(&query, &image_id)).await?;
+    let explanation = compute(&shared, move |engines| engines.explain(&query, &image_id)).await?;
     Ok(Json(explanation.into()))
 }
 
@@ -89,10 +91,10 @@ pub async fn feedback(
 /// Runs `work` on a thread that may block.
 async fn compute<T: Send + 'static>(
     shared: &Shared,
-    work: impl FnOnce(&Engine) -> Result<T, QueryError> + Send + 'static,
+    work: impl FnOnce(&Engines) -> Result<T, QueryError> + Send + 'static,
 ) -> Result<T, Problem> {
-    let engine = shared.app.engine.clone();
-    match tokio::task::spawn_blocking(move || work(&engine)).await {
+    let engines = shared.app.engines.clone();
+    match tokio::task::spawn_blocking(move || work(&engines)).await {
         Ok(result) => result.map_err(Problem::from),
         Err(panic) => {
             error!(event = event::HTTP_ERROR, code = "panic", error = %panic, "a query panicked");
@@ -114,7 +116,8 @@ pub async fn image(
 }
 
 fn entry(shared: &Shared, id: &str) -> Result<Arc<Entry>, Problem> {
-    let snapshots = shared.app.engine.snapshots();
+    let engine = shared.app.engines.live();
+    let snapshots = engine.snapshots();
     if !snapshots.ready() {
         return Err(QueryError::NotReady.into());
     }
@@ -163,13 +166,19 @@ pub async fn events(
     let turn = shared.listeners.clone().try_acquire_owned();
     let turn =
         turn.map_err(|_| Problem::busy(limit, "listeners are served (http.max_listeners)"))?;
-    let changes = shared.app.engine.snapshots().subscribe();
+    let live = shared.app.engines.live();
+    let changes = live.snapshots().subscribe();
     let token = shared.token.clone();
-    let stream = unfold((changes, turn, token), |(mut changes, turn, token)| async move {
+    let state = (changes, live, turn, token);
+    let stream = unfold((state, shared), |((mut changes, live, turn, token), shared)| async move {
         let change = tokio::select! {
             change = changes.recv() => change,
             () = token.cancelled() => return None,
         };
+        // Another generation has become live: a listener comes back to that one.
+        if !Arc::ptr_eq(&live, &shared.app.engines.live()) {
+            return None;
+        }
         let event = match change {
             Ok(change) => {
                 Event::default().event("change").json_data(ChangeAnswer::from(&change)).ok()?
@@ -179,7 +188,7 @@ pub async fn events(
             }
             Err(RecvError::Closed) => return None,
         };
-        Some((Ok(event), (changes, turn, token)))
+        Some((Ok(event), ((changes, live, turn, token), shared)))
     });
     let alive = KeepAlive::new().interval(Duration::from_secs(15));
     Ok(Sse::new(stream).keep_alive(alive))

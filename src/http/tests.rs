@@ -13,6 +13,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::feedback;
+use crate::search::Engine;
 use crate::search::testing::{Hashed, embedding, row, served, set};
 use crate::store::Store;
 use crate::table::Changes;
@@ -35,10 +36,9 @@ pub async fn server(options: Options) -> (Router, Store) {
     let changes = Changes { version: 1, whole: true, rows, statistics: Vec::new() };
     engine.snapshots().apply(changes).await.unwrap();
     let app = App {
-        engine: Arc::new(engine),
+        engines: Arc::new(Engines::new(Arc::new(engine))),
         feedback: inbox,
         fetcher: Fetcher::new(&fetch::Options::default()).unwrap(),
-        generation: "g".into(),
         stand_ins: Vec::new(),
         options,
     };

@@ -1,5 +1,6 @@
 //! Candidate, promotion, roll back: every change of what is served is deliberate and recorded.
 
+use std::path::Path;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -7,11 +8,12 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::ReindexError;
+use super::{Gap, ReindexError};
 use crate::normalise::{Normaliser, Scale};
 use crate::store::Store;
 use crate::table::{
-    Candidate, CatalogueState, Change, Readers, Report, Serving, StateStore, Stored,
+    Candidate, CatalogueState, Change, Generation, PromptSetRecord, Readers, Report, Serving,
+    StateStore, Stored,
 };
 use crate::telemetry::event;
 
@@ -23,7 +25,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub struct Wanted {
     /// Name, for people and for requests.
     pub name: String,
-    /// Key, name or name@version of a stored prompt set.
+    /// Whether it reads the generation beside the live one, another model's.
+    pub beside: bool,
+    /// Key, name or name@version of a prompt set of that generation.
     pub prompt_set: Option<String>,
     /// Which formula.
     pub normaliser: Option<Normaliser>,
@@ -35,6 +39,8 @@ pub struct Wanted {
     pub share: f32,
     /// Share of the queries that it answers in the shadow.
     pub shadow: f32,
+    /// Only queries whose filter asks for this attribute's value belong to the share, `name=value`.
+    pub only: Option<String>,
     /// Fingerprint of the evaluation that speaks for it.
     pub evaluation: Option<String>,
 }
@@ -57,23 +63,31 @@ pub async fn set_candidate(
             wanted.name
         )));
     }
-    let set = match &wanted.prompt_set {
-        None => newest.serving.prompt_set.clone(),
-        Some(name) => newest
-            .prompt_set(name)
-            .map(|set| set.key.clone())
-            .ok_or_else(|| {
-                let known: Vec<&str> = newest.prompt_sets.iter().map(|s| s.key.as_str()).collect();
-                refused(format!(
-                    "--prompt-set: {name:?} is not stored; stored are {}; `bsap reindex statistics` adds one",
-                    known.join(", ")
-                ))
-            })?,
+    let generation = match (&newest.beside, wanted.beside) {
+        (_, false) => newest.live.clone(),
+        (Some(beside), true) => beside.generation.clone(),
+        (None, true) => return Err(refused(
+            "--beside: no generation stands beside the live one; `bsap reindex model` sets one up"
+                .into(),
+        )),
     };
+    let sets = newest.sets_of(&generation.id).unwrap_or_default();
+    // Another model's sets have keys of their own: what is served is looked for by its name.
+    let served = newest.prompt_set(newest.serving.prompt_set.as_str());
+    let served = served.map(|set| format!("{}@{}", set.name, set.version));
+    let name = wanted.prompt_set.clone().or(served).unwrap_or_default();
+    let set = PromptSetRecord::find(sets, &name).map(|set| set.key.clone()).ok_or_else(|| {
+        let known: Vec<&str> = sets.iter().map(|set| set.key.as_str()).collect();
+        refused(format!(
+            "--prompt-set: {name:?} is not stored in generation {}; stored are {}; `bsap reindex statistics` adds one",
+            generation.id,
+            known.join(", ")
+        ))
+    })?;
     let normaliser = wanted.normaliser.unwrap_or(newest.serving.normaliser);
     let scale = match normaliser {
         Normaliser::Zscore | Normaliser::Range => {
-            let survey = Stored::open(catalogue, &newest.live).await?.survey(&set).await?;
+            let survey = Stored::open(catalogue, &generation).await?.survey(&set).await?;
             if survey.live == 0 || survey.statistics.len() < survey.live {
                 return Err(refused(format!(
                     "{} of {} live images have the statistics of {set}; run `bsap reindex statistics` first, so that the scale is taken from all of them",
@@ -95,16 +109,17 @@ pub async fn set_candidate(
     };
     let state = states
         .change(by, |mut state| {
-            if !state.prompt_sets.iter().any(|set| set.key == serving.prompt_set) {
+            let sets = state.sets_of(&generation.id).unwrap_or_default();
+            if !sets.iter().any(|set| set.key == serving.prompt_set) {
                 return Err(refused(format!("{} was retired meanwhile", serving.prompt_set)));
             }
             state.candidate = Some(Candidate {
                 name: wanted.name.clone(),
-                generation: state.live.id.clone(),
+                generation: generation.id.clone(),
                 serving: serving.clone(),
                 share: wanted.share,
                 shadow: wanted.shadow,
-                only: None,
+                only: wanted.only.clone(),
                 since: Utc::now(),
                 evaluation: wanted.evaluation.clone(),
             });
@@ -164,16 +179,35 @@ pub struct Promotion {
     pub live: Serving,
     /// Name of that configuration.
     pub live_name: String,
+    /// The generation that is served now.
+    pub from: Generation,
+    /// The generation that the candidate reads.
+    pub to: Generation,
+    /// How that generation covers the live images; none where it is the live one.
+    pub gap: Option<Gap>,
     /// What forbids it, each with what to do.
     pub problems: Vec<String>,
     /// What should give pause.
     pub warnings: Vec<String>,
 }
 
-/// Looks at the candidate: coverage of its statistics, scale, age, evaluation.
+/// How a promotion is examined.
+#[derive(Debug, Clone)]
+pub struct Rules<'a> {
+    /// How long after a change workers may still write rows without it.
+    pub settle: Duration,
+    /// How long after the live generation took something in another may still lack it.
+    pub grace: Duration,
+    /// Live images that another generation may lack.
+    pub allow_missing: u64,
+    /// Where files are sorted.
+    pub folder: &'a Path,
+}
+
+/// Looks at the candidate: coverage of the live images and of its statistics, scale, age, evaluation.
 pub async fn examine(
     catalogue: &Store,
-    settle: Duration,
+    rules: &Rules<'_>,
     now: DateTime<Utc>,
 ) -> Result<Promotion, ReindexError> {
     let state = newest(&StateStore::new(catalogue), catalogue).await?;
@@ -181,17 +215,48 @@ pub async fn examine(
         || ReindexError::Refused("there is no candidate; `bsap candidate set` names one".into());
     let candidate = state.candidate.clone().ok_or_else(none)?;
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
-    if candidate.generation != state.live.id {
-        problems.push(format!(
-            "the candidate reads generation {}, {} is live",
-            candidate.generation, state.live.id
-        ));
+    let Some(to) = state.generation(&candidate.generation).cloned() else {
+        return Err(ReindexError::Refused(format!(
+            "the candidate reads generation {}, which is neither the live one nor beside it; set the candidate again",
+            candidate.generation
+        )));
+    };
+    let gap = if to.id == state.live.id {
+        None
+    } else {
+        let before = now - TimeDelta::from_std(rules.grace).unwrap_or(TimeDelta::MAX);
+        Some(Gap::of(catalogue, &state.live, &to, rules.folder, before).await?)
+    };
+    if let Some(gap) = &gap {
+        let example = gap.example.as_deref().unwrap_or_default();
+        let told = format!(
+            "generation {} lacks {} of {} live images, has {} in an older version and {} that are deleted, for example {example}",
+            to.id, gap.missing, gap.live, gap.behind, gap.undeleted
+        );
+        if gap.lacking() > rules.allow_missing {
+            problems.push(format!(
+                "{told}; are workers of {} running? `bsap reindex model` asks for what is missing, `bsap dead-letters` and `bsap status` say what failed or waits",
+                to.model_name
+            ));
+        } else if gap.lacking() > 0 {
+            warnings.push(told);
+        }
+        if gap.on_their_way > 0 {
+            warnings.push(format!(
+                "{} images of the last {} s are still on their way to generation {}",
+                gap.on_their_way,
+                rules.grace.as_secs(),
+                to.id
+            ));
+        }
     }
+    let settle = rules.settle;
     let key = &candidate.serving.prompt_set;
-    match state.prompt_sets.iter().find(|set| set.key == *key) {
+    let sets = state.sets_of(&to.id).unwrap_or_default();
+    match sets.iter().find(|set| set.key == *key) {
         None => problems.push(format!("the prompt set {key} is not stored")),
         Some(set) => {
-            let coverage = Stored::open(catalogue, &state.live).await?.pending(key).await?.1;
+            let coverage = Stored::open(catalogue, &to).await?.pending(key).await?.1;
             if !coverage.complete() {
                 problems.push(format!(
                     "{} of {} rows have the statistics of {key}; run `bsap reindex statistics`",
@@ -224,6 +289,9 @@ pub async fn examine(
         candidate,
         live: state.serving,
         live_name: state.name,
+        from: state.live,
+        to,
+        gap,
         problems,
         warnings,
     })
@@ -273,10 +341,12 @@ pub async fn wait_for_readers(
 }
 
 /// Makes the candidate of revision `revision` live, in one write; refused where the state has
-/// changed since.
+/// changed since. Where it reads the generation beside the live one, the two change places;
+/// `checkpoint` is that of the model that was live till now.
 pub async fn promote(
     catalogue: &Store,
     revision: u64,
+    checkpoint: &str,
     by: &str,
 ) -> Result<CatalogueState, ReindexError> {
     let state = StateStore::new(catalogue)
@@ -290,6 +360,15 @@ pub async fn promote(
             let Some(candidate) = state.candidate.take() else {
                 return Err(ReindexError::Refused("there is no candidate".into()));
             };
+            if candidate.generation != state.live.id {
+                let beside = state.beside.as_ref().map(|beside| &beside.generation.id);
+                if beside != Some(&candidate.generation) || !state.swap_generations(checkpoint) {
+                    return Err(ReindexError::Refused(format!(
+                        "generation {} is no longer filled; set the candidate again",
+                        candidate.generation
+                    )));
+                }
+            }
             state.change = Change::Promoted {
                 name: candidate.name.clone(),
                 from: revision,
@@ -305,6 +384,7 @@ pub async fn promote(
         name = state.name,
         from = revision,
         revision = state.revision,
+        generation = state.live.id,
         by,
         "the candidate is live"
     );
@@ -325,6 +405,9 @@ pub async fn roll_back(catalogue: &Store, by: &str) -> Result<CatalogueState, Re
                     "the state has changed meanwhile: revision {} by {}; look again",
                     state.revision, state.by
                 )));
+            }
+            if state.live.id != before.live.id {
+                go_back(&mut state, &before)?;
             }
             // A set that was retired since comes back: what rows lack of it is computed by the query
             // workers until it is backfilled.
@@ -349,10 +432,27 @@ pub async fn roll_back(catalogue: &Store, by: &str) -> Result<CatalogueState, Re
         to,
         name = state.name,
         revision = state.revision,
+        generation = state.live.id,
         by,
         "rolled back"
     );
     Ok(state)
+}
+
+/// Makes the generation of `before` live again, which was filled beside the one that took its place.
+fn go_back(state: &mut CatalogueState, before: &CatalogueState) -> Result<(), ReindexError> {
+    let refused = |why: String| Err(ReindexError::Refused(why));
+    let back = &before.live;
+    if state.beside.as_ref().is_none_or(|beside| beside.generation.id != back.id) {
+        return refused(format!(
+            "generation {} ({}) is no longer filled; `bsap reindex model` fills it again",
+            back.id, back.model_name
+        ));
+    }
+    let left = before.beside.as_ref().filter(|beside| beside.generation.id == state.live.id);
+    let checkpoint = left.map_or(state.live.model_name.clone(), |left| left.checkpoint.clone());
+    state.swap_generations(&checkpoint);
+    Ok(())
 }
 
 /// The revision that was served before what is served at `state`.
@@ -371,12 +471,6 @@ async fn before(
         let looked = states.at(revision).await?.ok_or_else(|| missing(revision))?;
         match looked.change {
             Change::Promoted { from, .. } => {
-                if looked.live.id != state.live.id {
-                    return Err(ReindexError::Refused(format!(
-                        "revision {from} served generation {}, {} is live",
-                        looked.live.id, state.live.id
-                    )));
-                }
                 return states.at(from).await?.ok_or_else(|| missing(from));
             }
             // What was live then was live before: go on from there.

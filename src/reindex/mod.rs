@@ -2,6 +2,7 @@
 
 mod claim;
 mod control;
+mod coverage;
 mod govern;
 mod model;
 mod reader;
@@ -9,8 +10,9 @@ mod sets;
 mod statistics;
 
 pub use control::{Control, Request};
+pub use coverage::Gap;
 pub use govern::{
-    Promotion, Standing, Wanted, examine, history, promote, roll_back, set_candidate,
+    Promotion, Rules, Standing, Wanted, examine, history, promote, roll_back, set_candidate,
     wait_for_readers, withdraw_candidate,
 };
 pub use model::{Missing, set_up, withdraw};
@@ -69,5 +71,7 @@ impl Decide for ReindexError {
     }
 }
 
+#[cfg(test)]
+mod models_tests;
 #[cfg(test)]
 mod tests;

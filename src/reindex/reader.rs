@@ -1,53 +1,84 @@
-//! A query worker follows the catalogue's state: it serves what a promotion says, and takes a
-//! candidate into memory, without a restart.
+//! A query worker follows the catalogue's state and the tables that it names: it serves what a
+//! promotion says, and takes a candidate into memory, without a restart.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use super::ReindexError;
-use crate::prompts::ActiveSets;
-use crate::search::{Engine, Served};
+use crate::clip::Towers;
+use crate::prompts::{ActiveSets, EmbeddedSet};
+use crate::search::{Engine, Engines, FollowError, Roles, Served};
 use crate::store::Store;
-use crate::table::{CatalogueState, REPORT_EVERY, Readers, Report, StateStore};
+use crate::table::{
+    CatalogueState, Follower, Generation, PromptSetRecord, REPORT_EVERY, Readers, Report,
+    StateStore,
+};
 use crate::telemetry::event;
 
-/// What follows the state for one engine.
+/// How long a generation beside the live one that could not be followed is left alone.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
+
+/// What follows the catalogue for the engines of a query worker.
 pub struct Reader {
     /// The catalogue.
     pub catalogue: Store,
-    /// Answers queries.
-    pub engine: Arc<Engine>,
-    /// The generation that it has in memory.
-    pub generation: String,
+    /// Answer queries; the live one is made for `state`.
+    pub engines: Arc<Engines>,
+    /// The models that this query worker was given.
+    pub models: Vec<Arc<dyn Towers>>,
+    /// The newest revision of the state that is known.
+    pub state: CatalogueState,
     /// How often the state is looked at.
     pub poll: Duration,
 }
 
+/// A generation in memory.
+struct Lane {
+    engine: Arc<Engine>,
+    following: JoinHandle<Result<(), FollowError>>,
+    /// Ends the following.
+    _guard: DropGuard,
+}
+
+/// The generations in memory, by id.
+#[derive(Default)]
+struct Lanes {
+    open: BTreeMap<String, Lane>,
+    /// Why the one beside could not be followed, and when that was.
+    failed: Option<(Instant, String)>,
+}
+
 impl Reader {
-    /// Follows the state until `token` is cancelled. A change is taken up whole or not at all: what
-    /// is served stays while what the next revision needs is computed, and the two are swapped
-    /// between two answers. Reports to `readers/` what it has, for those who wait for it.
-    pub async fn run(self, token: CancellationToken) {
-        let states = StateStore::new(&self.catalogue);
+    /// Follows state and tables until `token` is cancelled, or the live table cannot be followed and
+    /// was never whole. A change of the state is taken up whole or not at all: what is served stays
+    /// while what the next revision needs is read and computed, and the two are swapped between two
+    /// answers. Reports to `readers/` what it has, for those who wait for it.
+    pub async fn run(mut self, token: CancellationToken) -> Result<(), FollowError> {
         let readers = Readers::new(&self.catalogue);
+        let mut lanes = Lanes::default();
+        let engine = self.engines.live();
+        let lane = self.follow(&self.state.live, engine, &token).await?;
+        lanes.open.insert(self.state.live.id.clone(), lane);
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "unknown".into());
         let mut report = Report {
             id: format!("{:016x}", rand::random::<u64>()),
             host,
-            generation: self.generation.clone(),
-            revision: self.engine.served().revision,
+            generation: self.state.live.id.clone(),
+            revision: 0,
             ready: false,
             at: Utc::now(),
             problem: None,
         };
         let mut told: Option<Instant> = None;
-        loop {
-            let before = (report.revision, report.ready, report.problem.clone());
-            match self.step(&states, report.revision).await {
+        let ended = loop {
+            let before = report.clone();
+            match self.step(&mut lanes, report.revision, &token).await {
                 Ok(revision) => {
                     report.revision = revision;
                     report.problem = None;
@@ -60,9 +91,10 @@ impl Reader {
                     report.problem = problem;
                 }
             }
-            report.ready = self.engine.snapshots().ready();
-            let changed = before != (report.revision, report.ready, report.problem.clone());
-            if changed || told.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+            let live = self.engines.live();
+            report.generation.clone_from(&live.served().generation);
+            report.ready = live.snapshots().ready();
+            if report != before || told.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
                 report.at = Utc::now();
                 match readers.report(&report).await {
                     Ok(()) => told = Some(Instant::now()),
@@ -72,52 +104,205 @@ impl Reader {
                     }
                 }
             }
+            if let Some(Err(error)) = lanes.ended(&report.generation).await {
+                break Err(error);
+            }
             tokio::select! {
                 () = tokio::time::sleep(self.poll) => {}
-                () = token.cancelled() => break,
+                () = token.cancelled() => break Ok(()),
             }
-        }
+        };
         readers.leave(&report.id).await;
+        ended
     }
 
-    /// Takes up the newest revision after `known`; gives the one that is served then.
-    async fn step(&self, states: &StateStore, known: u64) -> Result<u64, ReindexError> {
-        let Some(mut state) = states.after(known).await? else { return Ok(known) };
-        while let Some(newer) = states.after(state.revision).await? {
-            state = newer;
+    /// Takes up the newest revision; gives the one whose all is in memory and served then.
+    async fn step(
+        &mut self,
+        lanes: &mut Lanes,
+        known: u64,
+        token: &CancellationToken,
+    ) -> Result<u64, ReindexError> {
+        let states = StateStore::new(&self.catalogue);
+        while let Some(newer) = states.after(self.state.revision).await? {
+            self.state = newer;
         }
-        let revision = state.revision;
-        let started = Instant::now();
-        let (name, keys) = self.take_up(state).await?;
+        if self.state.revision != known {
+            self.take_up(lanes, token).await?;
+        }
+        Ok(self.state.revision)
+    }
+
+    async fn take_up(
+        &self,
+        lanes: &mut Lanes,
+        token: &CancellationToken,
+    ) -> Result<(), ReindexError> {
+        let state = &self.state;
+        let served = self.engines.live().served().generation.clone();
+        let wanted = |id: &str| id == served || state.generation(id).is_some();
+        lanes.open.retain(|id, _| wanted(id));
+        let live = self.engine(&state.live, &state.prompt_sets, lanes, token).await?;
+        let live = live.ok_or_else(|| {
+            ReindexError::Refused(format!(
+                "generation {} ({}) is live, this query worker has {served} in memory; restart it with the checkpoint of the live one",
+                state.live.id, state.live.model_name
+            ))
+        })?;
+        // What was live goes on answering until the other one is there as a whole.
+        let promoted = served != state.live.id;
+        if promoted && !live.snapshots().ready() {
+            return Err(reading(&state.live.id));
+        }
+        adopt(&live, state, &state.prompt_sets, None).await?;
+        // One that fails does not hold up what is live.
+        let beside = match &state.beside {
+            Some(beside) => {
+                self.engine(&beside.generation, &beside.prompt_sets, lanes, token).await
+            }
+            None => Ok(None),
+        };
+        let other = beside.as_ref().ok().and_then(Option::as_ref);
+        let roles = Roles {
+            live,
+            beside: other.cloned(),
+            candidate: state.candidate_beside().map(|(candidate, _)| candidate.clone()),
+        };
+        // An engine that answers is not told that it stands beside before another one answers.
+        if promoted {
+            self.engines.assign(roles.clone());
+        }
+        if let (Some(engine), Some(beside)) = (other, &state.beside) {
+            adopt(engine, state, &beside.prompt_sets, Some(&beside.generation.id)).await?;
+        }
+        self.engines.assign(roles);
+        let Some((candidate, _)) = state.candidate_beside() else { return Ok(()) };
+        match beside? {
+            Some(engine) if engine.snapshots().ready() => Ok(()),
+            Some(_) => Err(reading(&candidate.generation)),
+            None => Err(ReindexError::Refused(format!(
+                "candidate {} reads generation {}, whose model this query worker does not have; set search.candidate_checkpoint to it and restart this query worker",
+                candidate.name, candidate.generation
+            ))),
+        }
+    }
+
+    /// The engine of a generation, made now where there is none yet; none where no model fits.
+    async fn engine(
+        &self,
+        generation: &Generation,
+        records: &[PromptSetRecord],
+        lanes: &mut Lanes,
+        token: &CancellationToken,
+    ) -> Result<Option<Arc<Engine>>, ReindexError> {
+        let id = &generation.id;
+        let live = self.engines.live();
+        if live.served().generation == *id {
+            return Ok(Some(live));
+        }
+        if let Some(lane) = lanes.open.get(id) {
+            let engine = lane.engine.clone();
+            if let Some(Err(error)) = lanes.ended(id).await {
+                lanes.open.remove(id);
+                let why = format!("generation {id} cannot be held in memory: {error}");
+                lanes.failed = Some((Instant::now(), why.clone()));
+                return Err(ReindexError::Refused(why));
+            }
+            return Ok(Some(engine));
+        }
+        if let Some((at, why)) = &lanes.failed
+            && at.elapsed() < TRY_AGAIN
+        {
+            return Err(ReindexError::Refused(why.clone()));
+        }
+        lanes.failed = None;
+        let fits =
+            |model: &&Arc<dyn Towers>| model.card().fingerprint == generation.model_fingerprint;
+        let Some(towers) = self.models.iter().find(fits).cloned() else { return Ok(None) };
+        let sets = embedded(ActiveSets::new(Vec::new()), records, towers.clone()).await?;
+        let served = Served::beside(&self.state, id, sets, None);
+        let engine = Arc::new(live.another(towers, served));
+        let lane = self.follow(generation, engine.clone(), token).await?;
+        lanes.open.insert(id.clone(), lane);
+        Ok(Some(engine))
+    }
+
+    async fn follow(
+        &self,
+        generation: &Generation,
+        engine: Arc<Engine>,
+        token: &CancellationToken,
+    ) -> Result<Lane, crate::table::TableError> {
+        let follower = Follower::open(&self.catalogue, generation).await?;
+        let (token, followed) = (token.child_token(), engine.clone());
+        let until = token.clone();
+        let following =
+            tokio::spawn(async move { followed.follow(follower, until, &|_, _| {}).await });
+        Ok(Lane { engine, following, _guard: token.drop_guard() })
+    }
+}
+
+impl Lanes {
+    /// How the following of a generation has ended, where it has.
+    async fn ended(&mut self, id: &str) -> Option<Result<(), FollowError>> {
+        let lane = self.open.get_mut(id).filter(|lane| lane.following.is_finished())?;
+        match (&mut lane.following).await {
+            Ok(result) => Some(result),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => None,
+        }
+    }
+}
+
+fn reading(generation: &str) -> ReindexError {
+    ReindexError::Refused(format!("generation {generation} is being read"))
+}
+
+/// Has `engine` serve what `state` says of the live generation, or of the one `beside` it.
+async fn adopt(
+    engine: &Arc<Engine>,
+    state: &CatalogueState,
+    records: &[PromptSetRecord],
+    beside: Option<&str>,
+) -> Result<(), ReindexError> {
+    let before = engine.served();
+    let next = |sets| match beside {
+        Some(id) => Served::beside(state, id, sets, Some(&before)),
+        None => Served::of(state, sets),
+    };
+    let same = next(before.sets.clone());
+    if before.revision == same.revision && before.stands_as == same.stands_as {
+        return Ok(());
+    }
+    let started = Instant::now();
+    let active = ActiveSets::new(before.sets.clone());
+    let served = next(embedded(active, records, engine.model()).await?);
+    let keys: Vec<&str> = served.sets.iter().map(|set| set.key.as_str()).collect();
+    let (keys, told) = (keys.join(" "), served.clone());
+    let engine = engine.clone();
+    let adopted = tokio::task::spawn_blocking(move || engine.adopt(served, &|_, _| {}));
+    let adopted = adopted.await.map_err(|panic| ReindexError::Broken(panic.to_string()))?;
+    adopted.map_err(|error| ReindexError::Refused(error.to_string()))?;
+    if beside.is_none() {
         info!(
             event = event::CONFIGURATION,
-            revision,
-            configuration = name,
+            revision = told.revision,
+            generation = told.generation,
+            configuration = told.name,
             prompt_sets = keys,
             ms = started.elapsed().as_millis() as u64,
             "queries are answered as this revision of the state says"
         );
-        Ok(revision)
     }
+    Ok(())
+}
 
-    async fn take_up(&self, state: CatalogueState) -> Result<(String, String), ReindexError> {
-        if state.live.id != self.generation {
-            return Err(ReindexError::Refused(format!(
-                "generation {} ({}) is live, this query worker has {} in memory; restart it with the checkpoint of the live one",
-                state.live.id, state.live.model_name, self.generation
-            )));
-        }
-        let engine = self.engine.clone();
-        let taken = tokio::task::spawn_blocking(move || {
-            let sets = ActiveSets::new(engine.served().sets.clone());
-            let sets = sets.with_records(&state.prompt_sets, engine.towers())?;
-            let keys = sets.iter().map(|s| s.key.as_str()).collect::<Vec<_>>().join(" ");
-            let name = state.name.clone();
-            engine
-                .adopt(Served::of(&state, sets), &|_, _| {})
-                .map_err(|error| ReindexError::Refused(error.to_string()))?;
-            Ok::<_, ReindexError>((name, keys))
-        });
-        taken.await.map_err(|panic| ReindexError::Broken(panic.to_string()))?
-    }
+async fn embedded(
+    known: ActiveSets,
+    records: &[PromptSetRecord],
+    towers: Arc<dyn Towers>,
+) -> Result<Vec<Arc<EmbeddedSet>>, ReindexError> {
+    let records = records.to_vec();
+    let sets = tokio::task::spawn_blocking(move || known.with_records(&records, &*towers));
+    Ok(sets.await.map_err(|panic| ReindexError::Broken(panic.to_string()))??)
 }

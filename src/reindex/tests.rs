@@ -11,6 +11,7 @@ use crate::table::{
     Change, Generation, PartitionBatch, PromptSetRecord, Readers, Report, Serving, StateStore,
     Writer,
 };
+use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -93,9 +94,19 @@ fn wanted(name: &str) -> Wanted {
     }
 }
 
+fn rules() -> Rules<'static> {
+    let folder = Path::new("/tmp");
+    Rules {
+        settle: Duration::from_secs(3),
+        grace: Duration::from_secs(60),
+        allow_missing: 0,
+        folder,
+    }
+}
+
 async fn promoted(store: &Store, name: &str) -> u64 {
     let state = set_candidate(store, &wanted(name), "ann (test)").await.unwrap();
-    promote(store, state.revision, "ann (test)").await.unwrap().revision
+    promote(store, state.revision, "tiny", "ann (test)").await.unwrap().revision
 }
 
 #[tokio::test]
@@ -137,7 +148,7 @@ async fn a_promotion_of_what_has_changed_meanwhile_is_refused() {
     let store = catalogue(true).await;
     let state = set_candidate(&store, &wanted("one"), "ann").await.unwrap();
     set_candidate(&store, &wanted("other"), "bob").await.unwrap();
-    let error = promote(&store, state.revision, "ann").await.unwrap_err().to_string();
+    let error = promote(&store, state.revision, "tiny", "ann").await.unwrap_err().to_string();
     assert!(error.contains("bob"), "{error}");
     withdraw_candidate(&store, "bob").await.unwrap();
     assert!(withdraw_candidate(&store, "bob").await.is_err());
@@ -146,18 +157,18 @@ async fn a_promotion_of_what_has_changed_meanwhile_is_refused() {
 
 #[tokio::test]
 async fn a_candidate_that_is_not_complete_is_not_promoted() {
-    let (store, settle) = (catalogue(false).await, Duration::from_secs(3));
-    assert!(examine(&store, settle, Utc::now()).await.is_err(), "there is none");
+    let (store, rules) = (catalogue(false).await, rules());
+    assert!(examine(&store, &rules, Utc::now()).await.is_err(), "there is none");
     set_candidate(&store, &wanted("one"), "ann").await.unwrap();
-    let found = examine(&store, settle, Utc::now()).await.unwrap();
+    let found = examine(&store, &rules, Utc::now()).await.unwrap();
     assert!(found.problems.len() == 1 && found.problems[0].contains("0 of 10"), "{found:?}");
     let whole = catalogue(true).await;
     set_candidate(&whole, &wanted("one"), "ann").await.unwrap();
-    let found = examine(&whole, settle, Utc::now()).await.unwrap();
+    let found = examine(&whole, &rules, Utc::now()).await.unwrap();
     assert_eq!((found.problems, found.warnings), (vec![], vec![]));
     // A set that has just become known may still be missing in what workers are about to write.
     let young = DateTime::from_timestamp(1_700_000_001, 0).unwrap();
-    let found = examine(&whole, settle, young).await.unwrap();
+    let found = examine(&whole, &rules, young).await.unwrap();
     assert!(found.problems[0].contains("try again"), "{found:?}");
 }
 

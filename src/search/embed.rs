@@ -47,9 +47,14 @@ impl Embedder {
         Self { decode, ..self }
     }
 
+    /// The limits within which pictures are decoded.
+    pub fn decode(&self) -> &decode::Options {
+        &self.decode
+    }
+
     /// The model.
-    pub fn towers(&self) -> &dyn Towers {
-        &*self.towers
+    pub fn towers(&self) -> &Arc<dyn Towers> {
+        &self.towers
     }
 
     /// The embedding of `input`, an image of which is taken from `snapshot`.

@@ -18,9 +18,10 @@ use super::memory::{self, OverMemory};
 use super::query::{Input, MinScore, Query, QueryError, Timings, milliseconds};
 use super::rank::Hit;
 use super::scan::Ask;
+use super::shadow::Shadow;
 use super::snapshot::{Served, Snapshot, Snapshots};
-use super::told::{Told, query_hash};
-use super::traffic::{Asking, Difference, Route, Traffic, TrafficCounts, route};
+use super::told::Told;
+use super::traffic::{Asking, Route, Traffic, TrafficCounts, route};
 use super::unmatched::Unmatched;
 use super::watch::Watch;
 use crate::calibration::{Background, Calibration};
@@ -119,6 +120,14 @@ impl Engine {
         self
     }
 
+    /// An engine with the same limits for another generation, whose model is `towers`. It shares nothing
+    /// with this one but the counts.
+    pub fn another(&self, towers: Arc<dyn Towers>, served: Served) -> Self {
+        let other = Self::new(towers, served, self.options.clone());
+        let other = other.reading(self.declared.clone(), self.embedder.decode().clone());
+        Self { traffic: self.traffic.clone(), ..other }
+    }
+
     /// The snapshots.
     pub fn snapshots(&self) -> &Snapshots {
         &self.snapshots
@@ -126,7 +135,12 @@ impl Engine {
 
     /// The model.
     pub fn towers(&self) -> &dyn Towers {
-        self.embedder.towers()
+        &**self.embedder.towers()
+    }
+
+    /// The model, shared.
+    pub fn model(&self) -> Arc<dyn Towers> {
+        self.embedder.towers().clone()
     }
 
     /// What filters may name, over the live images of `snapshot`.
@@ -167,6 +181,10 @@ impl Engine {
         self.traffic.counts()
     }
 
+    pub(super) fn shared_traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
+    }
+
     /// The limits.
     pub fn options(&self) -> &Options {
         &self.options
@@ -193,17 +211,17 @@ impl Engine {
             self.asked(query, k)?;
         let min_score = min_score(query, calibration.as_ref())?;
         let (snapshot, balance, depth) = (ask.snapshot.clone(), ask.balance, ask.depth);
-        let configuration = match (&snapshot.served.candidate, route) {
-            (Some(candidate), Route::Candidate) => candidate.name.clone(),
-            _ => snapshot.served.name.clone(),
-        };
+        let configuration = snapshot.served.name_of(route).to_owned();
         let first = offset == 0;
         let shadow =
             (first && route == Route::Live && !query.input.is_picture() && !query.is_own())
                 .then(|| ask.clone());
         let Reply { mut found, timings } = self.batches.ask(ask, Want::Best { offset }, left)?;
         let timings = Timings { text_ms, ..timings };
-        self.traffic.count(route);
+        self.traffic.count(match route {
+            Route::Live => snapshot.served.stands_as,
+            Route::Candidate => Route::Candidate,
+        });
         let no_match =
             match (&query.input, found.hits.first(), calibration.and_then(|c| c.no_match)) {
                 (Input::Text(text), Some(hit), Some(rule)) if first => {
@@ -268,47 +286,26 @@ impl Engine {
         })
     }
 
-    /// Computes what the candidate would have answered, for its share of the queries, on a thread of
-    /// its own and over the very same snapshot; the log tells the difference. One at a time.
+    /// Computes what the candidate would have answered, for its share of the queries, over the very
+    /// same snapshot.
     fn shadow(&self, mut ask: Ask, query: &Query, k: usize, hits: &[Hit]) {
         let served = ask.snapshot.served.clone();
         let Some(candidate) = &served.candidate else { return };
-        if candidate.shadow <= rand::random::<f32>() || !self.traffic.begin_shadow() {
+        let Some(shadow) = Shadow::begin(&self.traffic, candidate, &served.name, query, k) else {
             return;
-        }
-        let Ok((set, balance)) = configuration(&ask.snapshot, &candidate.serving, query) else {
-            return self.traffic.end_shadow(None);
         };
-        ask.key = set.key.clone();
-        ask.balance = balance;
-        let live: Vec<String> = hits.iter().map(|h| h.entry.image_id.to_string()).collect();
-        let (batches, traffic) = (self.batches.clone(), self.traffic.clone());
-        let (name, hash) = (candidate.name.clone(), query_hash(&query.input.described()));
-        std::thread::spawn(move || {
-            let version = ask.snapshot.version;
-            let reply = batches.ask(ask, Want::Best { offset: 0 }, &CancellationToken::new());
-            let found = reply.ok().map(|reply| {
-                let ids: Vec<&str> =
-                    reply.found.hits.iter().map(|h| h.entry.image_id.as_str()).collect();
-                let live: Vec<&str> = live.iter().map(String::as_str).collect();
-                Difference::of(&live, &ids)
-            });
-            if let Some(found) = &found {
-                info!(
-                    event = event::SHADOW,
-                    query_hash = hash,
-                    configuration = served.name,
-                    candidate = name,
-                    k,
-                    overlap = found.overlap,
-                    moved = found.moved,
-                    top_changed = found.top_changed,
-                    version,
-                    "the candidate would have answered so"
-                );
-            }
-            traffic.end_shadow(found.as_ref());
+        let set = configuration(&ask.snapshot, &candidate.serving, query).map(|(set, balance)| {
+            ask.key = set.key.clone();
+            ask.balance = balance;
         });
+        shadow.compute(&self.batches, hits, move || set.ok().map(|()| ask));
+    }
+
+    /// Computes what this engine, whose generation is a candidate's, would have answered to `query`,
+    /// where another one's first `k` results are `hits`.
+    pub(super) fn shadow_of(self: &Arc<Self>, shadow: Shadow, query: &Query, hits: &[Hit]) {
+        let (engine, query, k) = (self.clone(), query.as_live(), shadow.k);
+        shadow.compute(&self.batches, hits, move || Some(engine.asked(&query, k).ok()?.ask));
     }
 
     fn warning(&self, input: &Input) -> Option<String> {
@@ -323,7 +320,7 @@ impl Engine {
 
     /// Explains the place of one image in the answer to a query. Computes: may block.
     pub fn explain(&self, query: &Query, image_id: &str) -> Result<Explanation, QueryError> {
-        let Asked { ask, set, .. } = self.asked(query, 1)?;
+        let Asked { ask, set, route, .. } = self.asked(query, 1)?;
         let (snapshot, balance) = (ask.snapshot.clone(), ask.balance);
         let no_image = || QueryError::NoImage(image_id.to_owned());
         let place = snapshot.find(image_id).ok_or_else(no_image)?;
@@ -350,6 +347,8 @@ impl Engine {
             scanned: snapshot.len(),
             balance,
             set,
+            configuration: snapshot.served.name_of(route).to_owned(),
+            served: snapshot.served.clone(),
         })
     }
 
@@ -450,7 +449,7 @@ impl Engine {
                 () = token.cancelled() => return Ok(()),
             };
             self.tidy();
-            if changes.is_ok() {
+            if changes.is_ok() && self.served().stands_as == Route::Live {
                 metrics::get().last_follow.set(&[], metrics::now());
             }
             let pause = match changes {
@@ -469,8 +468,10 @@ impl Engine {
                     }
                     let images = self.snapshots.newest().len();
                     let ms = milliseconds(started.elapsed());
-                    metrics::get().images.set(&[], images as f64);
-                    metrics::get().table_version.set(&[], version as f64);
+                    if self.served().stands_as == Route::Live {
+                        metrics::get().images.set(&[], images as f64);
+                        metrics::get().table_version.set(&[], version as f64);
+                    }
                     if whole {
                         info!(
                             event = event::SNAPSHOT_READY,

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::query::Input;
 use super::rank::Hit;
+use super::snapshot::Served;
 use crate::normalise::{Affine, Balance};
 use crate::prompts::EmbeddedSet;
 use crate::statistics::Statistics;
@@ -35,6 +36,10 @@ pub struct Explanation {
     pub balance: Balance,
     /// Prompt set that was used.
     pub set: Arc<EmbeddedSet>,
+    /// What was served when it was explained.
+    pub served: Arc<Served>,
+    /// Name of the configuration that is explained, one of `served`.
+    pub configuration: String,
     /// In plain words.
     pub sentence: String,
 }

@@ -14,12 +14,14 @@ mod embed;
 mod engine;
 #[cfg(test)]
 mod engine_tests;
+mod engines;
 mod explain;
 mod filter;
 mod memory;
 mod query;
 mod rank;
 mod scan;
+mod shadow;
 mod snapshot;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -36,15 +38,17 @@ use serde::{Deserialize, Serialize};
 pub use attributes::Attribute;
 pub use chunk::Entry;
 pub use engine::{Engine, FollowError, Results};
+pub use engines::{Engines, Roles};
 pub use explain::{Explanation, ScoredPrompt};
 pub use filter::Filter;
 pub use memory::{Memory, OverMemory, limit as memory_limit, needed as memory_needed};
 pub use query::{CalibratedScore, Input, MinScore, Query, QueryError, Timings, WeightedText};
 pub use rank::Hit;
 pub use snapshot::{Change, Served, Snapshot, Snapshots};
-pub use traffic::{Difference, TrafficCounts};
+pub use traffic::{Difference, Route, TrafficCounts};
 pub use unmatched::Unmatched;
 
+use crate::clip;
 use crate::limits;
 use crate::normalise::Normaliser;
 
@@ -73,6 +77,12 @@ pub struct Options {
     /// control group's. A catalogue that needs more is refused at the start; one that grows past it
     /// is served as it was, and the log says so.
     pub memory_mib: u64,
+    /// Checkpoint of another model, whose generation is filled beside the live one or was live before:
+    /// its table is held in memory too, so that a candidate and a promotion or a roll back to it need
+    /// no restart. Empty: none. With `memory_mib` 0 each of the two gets half of that.
+    pub candidate_checkpoint: String,
+    /// Branch, tag or commit of `candidate_checkpoint`, where it is a model of the hub.
+    pub candidate_revision: String,
     /// Threads that scan; 0 takes as many as there are cores.
     pub threads: usize,
     /// Queries that share a pass over the catalogue. More make each of them wait longer.
@@ -106,6 +116,8 @@ impl Default for Options {
             max_text_chars: 1000,
             cached_queries: 10_000,
             memory_mib: 0,
+            candidate_checkpoint: String::new(),
+            candidate_revision: "main".into(),
             threads: 0,
             batch: 16,
             waiting: 256,
@@ -136,6 +148,15 @@ impl Options {
         limits::range(p, "threads", self.threads as u64, 0, 1024);
         limits::range(p, "batch", self.batch as u64, 1, 256);
         limits::range(p, "waiting", self.waiting as u64, 1, 100_000);
+        if !self.candidate_checkpoint.is_empty() {
+            let model = clip::Options {
+                checkpoint: self.candidate_checkpoint.clone(),
+                revision: self.candidate_revision.clone(),
+                ..clip::Options::default()
+            };
+            problems
+                .extend(model.problems().into_iter().map(|problem| format!("candidate_{problem}")));
+        }
         if !(0.0..=1.0).contains(&self.weight) {
             problems.push(format!("weight: {} is not between 0 and 1", self.weight));
         }

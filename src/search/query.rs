@@ -153,6 +153,11 @@ pub struct Timings {
 }
 
 impl Query {
+    /// The same question to the one configuration that a candidate's generation has.
+    pub(super) fn as_live(&self) -> Self {
+        Self { configuration: None, key: None, ..self.clone() }
+    }
+
     /// Whether it says itself how it is to be answered, and so belongs to no share.
     pub(super) fn is_own(&self) -> bool {
         self.prompt_set.is_some()

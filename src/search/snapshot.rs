@@ -18,6 +18,7 @@ use tokio::sync::broadcast;
 use super::attributes::Attribute;
 use super::chunk::{Chunk, Entry, GROUP, MAX_ROWS, NONE};
 use super::memory::{Memory, OverMemory};
+use super::traffic::Route;
 use crate::normalise::{Normaliser, Scale};
 use crate::prompts::EmbeddedSet;
 use crate::record::{Embedding, Image, ImageId, Row, Version};
@@ -35,8 +36,12 @@ const STALE_SCALE: u64 = 100;
 pub struct Served {
     /// Revision of the catalogue's state that says so.
     pub revision: u64,
+    /// Generation that the images are of.
+    pub generation: String,
     /// Name of the configuration.
     pub name: String,
+    /// What it is to the catalogue: the candidate where another generation is live.
+    pub stands_as: Route,
     /// Prompt sets that a query may name; rows that lack their statistics get them here.
     pub sets: Vec<Arc<EmbeddedSet>>,
     /// How queries are answered unless they say otherwise.
@@ -50,11 +55,43 @@ impl Served {
     pub fn of(state: &CatalogueState, sets: Vec<Arc<EmbeddedSet>>) -> Self {
         Self {
             revision: state.revision,
+            generation: state.live.id.clone(),
             name: state.name.clone(),
+            stands_as: Route::Live,
             sets,
             serving: state.serving.clone(),
             // One that reads another generation is not in this snapshot.
             candidate: state.candidate.clone().filter(|c| c.generation == state.live.id),
+        }
+    }
+
+    /// As a revision of the state says for the generation beside the live one: as its candidate;
+    /// where it has none, as `before`.
+    pub fn beside(
+        state: &CatalogueState,
+        generation: &str,
+        sets: Vec<Arc<EmbeddedSet>>,
+        before: Option<&Self>,
+    ) -> Self {
+        let candidate = state.candidate.as_ref().filter(|c| c.generation == generation);
+        let known = before.map_or((&state.name, &state.serving), |b| (&b.name, &b.serving));
+        let (name, serving) = candidate.map_or(known, |c| (&c.name, &c.serving));
+        Self {
+            revision: state.revision,
+            generation: generation.to_owned(),
+            name: name.clone(),
+            stands_as: Route::Candidate,
+            sets,
+            serving: serving.clone(),
+            candidate: None,
+        }
+    }
+
+    /// Name of the configuration that answers a query.
+    pub(super) fn name_of(&self, route: Route) -> &str {
+        match (&self.candidate, route) {
+            (Some(candidate), Route::Candidate) => &candidate.name,
+            _ => &self.name,
         }
     }
 

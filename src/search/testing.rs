@@ -8,6 +8,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Served;
+use super::traffic::Route;
 use crate::clip::{ClipError, ModelCard, Pixels, Towers};
 use crate::normalise::Normaliser;
 use crate::prompts::{EmbeddedSet, PromptSet};
@@ -122,5 +123,13 @@ pub fn served(sets: Vec<Arc<EmbeddedSet>>) -> Served {
         scale: None,
         calibration: None,
     };
-    Served { revision: 1, name: "live".into(), sets, serving, candidate: None }
+    Served {
+        revision: 1,
+        generation: "g".into(),
+        name: "live".into(),
+        stands_as: Route::Live,
+        sets,
+        serving,
+        candidate: None,
+    }
 }

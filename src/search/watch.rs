@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::Engine;
+use super::Engines;
 use super::snapshot::Snapshot;
 use crate::calibration::{Habits, Moments, Usual};
 use crate::metrics;
@@ -139,10 +139,10 @@ impl Watch {
     }
 }
 
-impl Engine {
-    /// Tells how far balancing goes every `search.watch_seconds`, until `token` is cancelled.
+impl Engines {
+    /// Tells how far the live engine's balancing goes every `search.watch_seconds`, until `token` is cancelled.
     pub async fn keep_watch(self: Arc<Self>, token: CancellationToken) {
-        let seconds = self.options().watch_seconds;
+        let seconds = self.live().options().watch_seconds;
         if seconds == 0 {
             return;
         }
@@ -151,7 +151,7 @@ impl Engine {
                 () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
                 () = token.cancelled() => return,
             }
-            let engine = self.clone();
+            let engine = self.live();
             // Reads the statistics of all images.
             let told = tokio::task::spawn_blocking(move || {
                 if engine.snapshots().ready() {

@@ -167,14 +167,48 @@ impl CatalogueState {
         self.live.id != generation.id && beside.is_some_and(|b| b.expect(generation).is_ok())
     }
 
-    /// The stored prompt set of that key, name or name@version; the newest version of a name.
+    /// The generation `id`, where it is the live one or the one beside it.
+    pub fn generation(&self, id: &str) -> Option<&Generation> {
+        let beside = self.beside.as_ref().map(|beside| &beside.generation);
+        [Some(&self.live), beside].into_iter().flatten().find(|generation| generation.id == id)
+    }
+
+    /// The candidate, where it reads the generation beside the live one.
+    pub fn candidate_beside(&self) -> Option<(&Candidate, &Beside)> {
+        let (candidate, beside) = self.candidate.as_ref().zip(self.beside.as_ref())?;
+        (candidate.generation == beside.generation.id).then_some((candidate, beside))
+    }
+
+    /// Makes the generation beside the live one live, and has the former live one filled beside it, so
+    /// that going back loses nothing. `checkpoint` is that of the former live one. False where none
+    /// stands beside.
+    pub fn swap_generations(&mut self, checkpoint: &str) -> bool {
+        let Some(beside) = self.beside.take() else { return false };
+        self.beside = Some(Beside {
+            generation: std::mem::replace(&mut self.live, beside.generation),
+            checkpoint: checkpoint.to_owned(),
+            prompt_sets: std::mem::replace(&mut self.prompt_sets, beside.prompt_sets),
+            since: Utc::now(),
+        });
+        true
+    }
+
+    /// The live generation's prompt set of that key, name or name@version; the newest version of a
+    /// name.
     pub fn prompt_set(&self, name: &str) -> Option<&PromptSetRecord> {
-        let fits = |set: &&PromptSetRecord| {
+        PromptSetRecord::find(&self.prompt_sets, name)
+    }
+}
+
+impl PromptSetRecord {
+    /// That of `sets` with this key, name or name@version; the newest version of a name.
+    pub fn find<'a>(sets: &'a [Self], name: &str) -> Option<&'a Self> {
+        let fits = |set: &&Self| {
             set.key.as_str() == name
                 || set.name == name
                 || format!("{}@{}", set.name, set.version) == name
         };
-        self.prompt_sets.iter().filter(fits).max_by_key(|set| (set.version, set.since))
+        sets.iter().filter(fits).max_by_key(|set| (set.version, set.since))
     }
 }
 

@@ -288,7 +288,7 @@ catalogue! {
     CONFIGURATION = "configuration", ["info"],
         "A query worker answers as a revision of the catalogue's state says.",
         "None.",
-        [count("revision", "of the state"), text("configuration", "the name of what is live"), text("prompt_sets", "their keys"), count("ms", "that it took to prepare")];
+        [count("revision", "of the state"), text("generation", ""), text("configuration", "the name of what is live"), text("prompt_sets", "their keys"), count("ms", "that it took to prepare")];
     CANDIDATE = "candidate", ["info"],
         "A candidate was set or withdrawn.",
         "None.",
@@ -300,11 +300,11 @@ catalogue! {
     PROMOTE = "promote", ["info"],
         "The candidate became live.",
         "`bsap rollback` goes back.",
-        [text("name", ""), count("from", "the revision that was live before"), count("revision", "of the state"), text("by", "who")];
+        [text("name", ""), count("from", "the revision that was live before"), count("revision", "of the state"), text("generation", "that is live then"), text("by", "who")];
     ROLLBACK = "rollback", ["info"],
         "What was live before the last promotion is live again.",
         "None.",
-        [count("to", "the revision that is served again"), text("name", ""), count("revision", "of the state"), text("by", "who")];
+        [count("to", "the revision that is served again"), text("name", ""), count("revision", "of the state"), text("generation", "that is live then"), text("by", "who")];
     CONTROL = "control", ["info"],
         "A request of the control topic was taken up.",
         "None.",

@@ -15,6 +15,7 @@ mod broker;
 mod chaos;
 mod events;
 mod faults;
+mod governed;
 mod soak;
 mod world;
 
@@ -303,6 +304,20 @@ async fn anything_fails_at_any_time() {
     let mut world = World::build("anything fails at any time", 1).await;
     let faults = chaos::rounds(&mut world, rounds as u32, seed).await;
     println!("anything fails at any time: {rounds} rounds, seed {seed}: {faults}");
+}
+
+/// On an S3 server where `tests/run` could start one, which BSAP_S3 names; else on a folder.
+#[tokio::test(flavor = "multi_thread")]
+async fn prompt_sets_and_models_are_switched_and_back_while_everything_is_killed() {
+    let mut world = World::build("models and prompt sets", 1).await;
+    if let Ok(bucket) = std::env::var("BSAP_S3") {
+        world.catalogue = format!("{bucket}/governed-{:08x}", rand::random::<u32>());
+    } else {
+        println!("models and prompt sets: BSAP_S3 is not set, so the catalogue is a folder");
+    }
+    println!("models and prompt sets: the catalogue is {}", world.catalogue);
+    let (images, rounds, pause) = if size().1 > 3 { (400, 5, 40) } else { (60, 1, 120) };
+    governed::run(&mut world, images, rounds, Duration::from_millis(pause)).await;
 }
 
 /// Runs only when it is given its minutes.

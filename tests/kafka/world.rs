@@ -39,6 +39,8 @@ pub struct World {
     pub folder: tempfile::TempDir,
     pub partitions: i32,
     pub generation: Generation,
+    /// URL or folder of the catalogue.
+    pub catalogue: String,
     producer: FutureProducer,
     name: &'static str,
     workers: usize,
@@ -59,6 +61,7 @@ impl World {
         cluster.create(TOPIC, partitions, 1_000_000).await;
         cluster.create(DEAD, 2, 2_000_000).await;
         let folder = tempfile::tempdir().unwrap();
+        let catalogue = folder.path().join("catalogue").display().to_string();
         std::fs::create_dir(folder.path().join("pictures")).unwrap();
         let mut config = cluster.client();
         let producer = config.set("enable.idempotence", "true").create().unwrap();
@@ -82,6 +85,7 @@ impl World {
             folder,
             partitions,
             generation,
+            catalogue,
             producer,
             name,
             workers: 0,
@@ -98,8 +102,7 @@ impl World {
     }
 
     pub fn store(&self) -> Store {
-        let folder = self.folder.path().join("catalogue");
-        Store::open(folder.to_str().unwrap(), &BTreeMap::new()).unwrap()
+        Store::open(&self.catalogue, &BTreeMap::new()).unwrap()
     }
 
     /// Sends one message.
@@ -137,7 +140,7 @@ impl World {
     }
 
     /// The program, configured for this world.
-    fn command(&self, log: &Path) -> Command {
+    pub fn command(&self, log: &Path) -> Command {
         let settings = [
             ("KAFKA__BROKERS", self.cluster.addresses()),
             ("SOURCE__ORDERING", "sequence".into()),
@@ -146,7 +149,7 @@ impl World {
             ("FETCH__FILE_ROOTS", self.folder.path().join("pictures").display().to_string()),
             ("MODEL__CHECKPOINT", concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").into()),
             ("PROMPTS__SETS", "demo".into()),
-            ("TABLE__URL", self.folder.path().join("catalogue").display().to_string()),
+            ("TABLE__URL", self.catalogue.clone()),
             // Many small commits: many moments at which something may happen.
             ("INGEST__COMMIT_MS", "200".into()),
             ("HTTP__LISTEN", "127.0.0.1:0".into()),

@@ -1,0 +1,165 @@
+//! What a generation lacks of what the live one has, before it becomes live.
+
+use std::cmp::Ordering;
+use std::io;
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::ReindexError;
+use crate::reconcile::current;
+use crate::store::Store;
+use crate::table::{Entry, Generation};
+
+/// How a generation covers the live images.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    /// Live images.
+    pub live: u64,
+    /// Of them, those that it does not have at all.
+    pub missing: u64,
+    /// Of them, those of which it has an older version, or that it takes to be deleted.
+    pub behind: u64,
+    /// Deleted images that it still has.
+    pub undeleted: u64,
+    /// Of the live table's newest rows, which are younger than others may be: they are counted in none
+    /// of the three.
+    pub on_their_way: u64,
+    /// An image that is counted in one of the three.
+    pub example: Option<String>,
+}
+
+impl Gap {
+    /// Compares `other` with `live`, in the order of the ids, through files in `folder`. What the
+    /// live table took in after `before` may still be on its way to the other.
+    pub async fn of(
+        catalogue: &Store,
+        live: &Generation,
+        other: &Generation,
+        folder: &Path,
+        before: DateTime<Utc>,
+    ) -> Result<Self, ReindexError> {
+        let live = current(catalogue, live, folder).await?;
+        let other = current(catalogue, other, folder).await?;
+        let compared = tokio::task::spawn_blocking(move || Self::between(live, other, before));
+        let compared = compared.await.map_err(|panic| ReindexError::Broken(panic.to_string()))?;
+        compared.map_err(ReindexError::Folder)
+    }
+
+    fn between(
+        live: impl Iterator<Item = io::Result<Entry>>,
+        mut other: impl Iterator<Item = io::Result<Entry>>,
+        before: DateTime<Utc>,
+    ) -> io::Result<Self> {
+        let mut gap = Self::default();
+        let mut known = other.next().transpose()?;
+        for entry in live {
+            let entry = entry?;
+            let order = |known: &Entry| known.image_id.cmp(&entry.image_id);
+            while known.as_ref().is_some_and(|known| order(known) == Ordering::Less) {
+                known = other.next().transpose()?;
+            }
+            let theirs = known.as_ref().filter(|known| order(known) == Ordering::Equal);
+            gap.count(&entry, theirs, before);
+        }
+        Ok(gap)
+    }
+
+    fn count(&mut self, entry: &Entry, theirs: Option<&Entry>, before: DateTime<Utc>) {
+        let deleted = entry.version.deleted;
+        self.live += u64::from(!deleted);
+        let lacks = match theirs {
+            // Nothing is lost where a delete is not known of an image that is not there.
+            None => !deleted,
+            Some(theirs) => {
+                version(theirs) < version(entry) && !(deleted && theirs.version.deleted)
+            }
+        };
+        if !lacks {
+            return;
+        }
+        if entry.version.embedded_at > before {
+            self.on_their_way += 1;
+            return;
+        }
+        match (theirs, deleted) {
+            (None, _) => self.missing += 1,
+            (Some(_), false) => self.behind += 1,
+            (Some(_), true) => self.undeleted += 1,
+        }
+        self.example.get_or_insert_with(|| entry.image_id.clone());
+    }
+
+    /// Images of which it does not say what the live table says.
+    pub fn lacking(&self) -> u64 {
+        self.missing + self.behind + self.undeleted
+    }
+}
+
+/// Sequence, then delete: what of a version does not depend on when a row was made.
+fn version(entry: &Entry) -> (&str, bool) {
+    (entry.version.sequence.as_str(), entry.version.deleted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Attributes, Sequence, Version};
+
+    fn entry(id: &str, sequence: u64, deleted: bool, at: i64) -> Entry {
+        Entry {
+            image_id: id.into(),
+            version: Version {
+                sequence: Sequence::from_number(sequence),
+                deleted,
+                embedded_at: DateTime::from_timestamp(at, 0).unwrap(),
+            },
+            event_time: None,
+            uri: None,
+            bytes: None,
+            attributes: Attributes::new(),
+        }
+    }
+
+    fn gap(live: Vec<Entry>, other: Vec<Entry>) -> Gap {
+        let before = DateTime::from_timestamp(100, 0).unwrap();
+        Gap::between(live.into_iter().map(Ok), other.into_iter().map(Ok), before).unwrap()
+    }
+
+    #[test]
+    fn what_is_missing_behind_or_still_there_is_counted_and_what_is_new_is_waited_for() {
+        let live = vec![
+            entry("a", 1, false, 1),
+            entry("b", 2, false, 1),
+            entry("c", 2, true, 1),
+            entry("d", 2, true, 1),
+            entry("e", 9, false, 101),
+            entry("f", 1, false, 1),
+        ];
+        let other = vec![
+            entry("a", 1, false, 500),
+            entry("b", 1, false, 1),
+            entry("c", 1, false, 1),
+            entry("g", 1, false, 1),
+        ];
+        let found = gap(live, other);
+        let wanted = Gap {
+            live: 4,
+            missing: 1,
+            behind: 1,
+            undeleted: 1,
+            on_their_way: 1,
+            example: Some("b".into()),
+        };
+        assert_eq!(found, wanted);
+        assert_eq!(found.lacking(), 3);
+    }
+
+    #[test]
+    fn a_newer_version_and_a_delete_known_twice_are_no_gap() {
+        let live = vec![entry("a", 1, false, 1), entry("b", 3, true, 1)];
+        let other = vec![entry("a", 2, true, 1), entry("b", 2, true, 1)];
+        assert_eq!(gap(live, other), Gap { live: 1, ..Gap::default() });
+    }
+}
