@@ -41,6 +41,8 @@ async fn every_line_is_as_the_catalogue_of_events_declares_it() {
     worker.until("a message is put aside", |line| is(line, event::DEAD_LETTER)).await;
     worker.until("it says that it is alive", |line| is(line, event::HEARTBEAT)).await;
     query_worker.until("the table is in memory", |line| is(line, event::SNAPSHOT_READY)).await;
+    let filled = |line: &Line| is(line, event::FOLLOW) && line["images"].as_u64() > Some(0);
+    query_worker.until("images are in memory", filled).await;
     let secret = "a text that nobody else may read";
     let answer = reqwest::Client::new()
         .post(format!("http://127.0.0.1:{port}/v1/search"))
