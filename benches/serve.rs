@@ -15,7 +15,7 @@ use bsap::clip::{self, Clip, Towers};
 use bsap::feedback;
 use bsap::fetch::{self, Fetcher};
 use bsap::http::{self, App, SearchAnswer};
-use bsap::search::Options;
+use bsap::search::{Engines, Options};
 use bsap::store::Store;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::json;
@@ -42,11 +42,10 @@ fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let store = Store::open(&folder.path().to_string_lossy(), &BTreeMap::new())?;
     let app = App {
-        engine: Arc::new(engine),
+        engines: Arc::new(Engines::new(Arc::new(engine))),
         fetcher: Fetcher::new(&fetch::Options::default())?,
         // Nobody says what they think of these answers.
         feedback: feedback::inbox(&store).0,
-        generation: "bench".into(),
         stand_ins: Vec::new(),
         options: http::Options { listen: ([127, 0, 0, 1], 0).into(), ..http::Options::default() },
     };

@@ -8,7 +8,7 @@ use bsap::decode;
 use bsap::normalise::Normaliser;
 use bsap::prompts::{EmbeddedSet, PromptSet};
 use bsap::record::{AttributeType, Embedding, Image, ImageId, Row, Sequence};
-use bsap::search::{Engine, Options, Served};
+use bsap::search::{Engine, Options, Route, Served};
 use bsap::table::{Changes, Serving};
 use rayon::prelude::*;
 
@@ -113,8 +113,15 @@ pub fn load(towers: Arc<dyn Towers>, rows: u64, options: Options) -> Result<Engi
         scale: None,
         calibration: None,
     };
-    let served =
-        Served { revision: 1, name: "bench".into(), sets: vec![set], serving, candidate: None };
+    let served = Served {
+        revision: 1,
+        generation: "bench".into(),
+        name: "bench".into(),
+        stands_as: Route::Live,
+        sets: vec![set],
+        serving,
+        candidate: None,
+    };
     let declared = [("part".to_owned(), AttributeType::Integer)].into();
     let engine = Engine::new(towers, served, options).reading(declared, decode::Options::default());
     let runtime = tokio::runtime::Runtime::new()?;

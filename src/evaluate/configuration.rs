@@ -329,6 +329,17 @@ impl<'a> Resolver<'a> {
         let stored =
             self.stored.iter().find(|s| s.key.as_str() == wanted || s.set.name == wanted).cloned();
         let towers: &dyn Towers = &**self.world.tables[table].towers();
+        // The generation beside the live one has sets and keys of its own.
+        let beside = self.state.and_then(|state| state.beside.as_ref()).filter(|_| table > 0);
+        let record = beside.and_then(|beside| {
+            let mut records = beside.prompt_sets.iter();
+            records.find(|r| r.key.as_str() == wanted || r.name == wanted)
+        });
+        if let Some(record) = record {
+            let set = EmbeddedSet::from_record(record, towers).map_err(prompts)?.set;
+            let top_k = spec.top_k.unwrap_or(record.top_k);
+            return self.embed(set, table, towers, top_k).map_err(prompts);
+        }
         match stored {
             Some(set) if table == 0 && spec.top_k.is_none() => Ok(set),
             // Another model gives the prompts other embeddings, another k other statistics.

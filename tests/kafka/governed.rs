@@ -432,6 +432,7 @@ pub async fn run(world: &mut World, images: u64, rounds: u32, pause: Duration) {
         world.cluster.launch(0);
         world.cluster.wait_until_ready();
         world.bsap(&["candidate", "set", "large", "--beside", "--share", "0.3", "--shadow", "0.5"]);
+        println!("    {}", measured(world));
         old_workers[1].kill(world);
         query_workers[1].kill(world);
         answering(&addresses).await;
@@ -561,4 +562,22 @@ pub async fn run(world: &mut World, images: u64, rounds: u32, pause: Duration) {
     for mut process in old_workers.into_iter().chain(query_workers).chain([new_worker]) {
         process.worker.take().unwrap().stop();
     }
+}
+
+/// Compares what is served with the candidate of another model, as one would before promoting it.
+fn measured(world: &World) -> String {
+    let asked = world.folder.path().join("asked.jsonl");
+    let texts = ["a red mug", "a blue chair", "a green lamp"];
+    let lines = texts.map(|text| format!("{}\n", serde_json::json!({ "text": text })));
+    std::fs::write(&asked, lines.concat()).unwrap();
+    let report = world.bsap(&["evaluate", "--log", asked.to_str().unwrap(), "--json", "-"]);
+    let report = &report[report.find('{').unwrap()..=report.rfind('}').unwrap()];
+    let report: serde_json::Value = serde_json::from_str(report).unwrap();
+    let models = report["models"].as_array().unwrap();
+    let told: Vec<String> = models
+        .iter()
+        .map(|m| format!("{} by {}, {} images", m["role"], m["model"], m["images"]))
+        .collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    format!("evaluated: {}", told.join("; "))
 }

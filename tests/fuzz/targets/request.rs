@@ -11,7 +11,7 @@ use bsap::http::SearchRequest;
 use bsap::normalise::Normaliser;
 use bsap::prompts::PromptSet;
 use bsap::record::{AttributeType, AttributeTypes, Embedding, Image, ImageId, Row, Sequence};
-use bsap::search::{Engine, Options, Query, Served};
+use bsap::search::{Engine, Options, Query, Route, Served};
 use bsap::table::{Changes, Serving};
 use image::RgbImage;
 use libfuzzer_sys::fuzz_target;
@@ -67,7 +67,15 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
         scale: None,
         calibration: None,
     };
-    let served = Served { revision: 1, name: "live".into(), sets: vec![set], serving, candidate: None };
+    let served = Served {
+        revision: 1,
+        generation: "g".into(),
+        name: "live".into(),
+        stands_as: Route::Live,
+        sets: vec![set],
+        serving,
+        candidate: None,
+    };
     let declared = AttributeTypes::from([
         ("colour".into(), AttributeType::Text),
         ("price".into(), AttributeType::Number),
