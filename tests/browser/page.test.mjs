@@ -42,6 +42,7 @@ async function search(page, text) {
   await page.fill(one('search-box'), text);
   await page.click(one('search-button'));
   await page.waitForSelector(balanced);
+  await page.waitForSelector('#results[aria-busy="false"]');
 }
 
 const cards = (page, column) => page.locator(`${one(column)} ${one('card')}`);
