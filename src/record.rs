@@ -123,12 +123,12 @@ impl Message {
     /// (W3C Trace Context). None where there is none, or it is not one.
     pub fn trace_id(&self) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(name, _)| name == "traceparent")?;
-        trace_id(std::str::from_utf8(value.as_deref()?).ok()?)
+        Some(trace_parent(std::str::from_utf8(value.as_deref()?).ok()?)?.0)
     }
 }
 
-/// The trace id of a `traceparent` (W3C Trace Context): `00-<trace id>-<span id>-<flags>`.
-pub fn trace_id(traceparent: &str) -> Option<&str> {
+/// Trace id and span id of a `traceparent` (W3C Trace Context): `00-<trace id>-<span id>-<flags>`.
+pub fn trace_parent(traceparent: &str) -> Option<(&str, &str)> {
     let digits = |text: &str, length| {
         let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         text.len() == length && text.bytes().all(digit) && text.bytes().any(|b| b != b'0')
@@ -136,7 +136,7 @@ pub fn trace_id(traceparent: &str) -> Option<&str> {
     let mut parts = traceparent.trim().split('-');
     let (version, trace, span) = (parts.next()?, parts.next()?, parts.next()?);
     (version.len() == 2 && version != "ff" && digits(trace, 32) && digits(span, 16))
-        .then_some(trace)
+        .then_some((trace, span))
 }
 
 /// What orders the versions of one image. A catalogue has one ordering; two are never compared.
@@ -425,7 +425,8 @@ mod tests {
     #[test]
     fn only_a_whole_traceparent_gives_a_trace_id() {
         let id = "4bf92f3577b34da6a3ce929d0e0e4736";
-        assert_eq!(trace_id(&format!("00-{id}-00f067aa0ba902b7-01")), Some(id));
+        let span = "00f067aa0ba902b7";
+        assert_eq!(trace_parent(&format!("00-{id}-{span}-01")), Some((id, span)));
         let zeros = "0".repeat(32);
         for wrong in [
             "",
@@ -436,7 +437,7 @@ mod tests {
             &format!("00-{zeros}-00f067aa0ba902b7-01"),
             &format!("00-{}-00f067aa0ba902b7-01", id.to_uppercase()),
         ] {
-            assert_eq!(trace_id(wrong), None, "{wrong}");
+            assert_eq!(trace_parent(wrong), None, "{wrong}");
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bsap::clip::{Clip, ClipError, Options, Pixels, Towers, self_test};
+use bsap::clip::{Clip, ClipError, DeviceChoice, Options, Pixels, Precision, Towers, self_test};
 use bsap::decode::{self, decode};
 use serde_json::Value;
 
@@ -73,6 +73,35 @@ fn pictures_have_the_pixels_and_embeddings_of_the_reference() {
             let difference = difference(embedding, &case["embedding"]);
             assert!(difference < 1e-5, "{model}: {file} differs by {difference}");
         }
+    }
+}
+
+#[test]
+fn bf16_on_the_cpu_stays_close_to_f32() {
+    let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    for model in
+        MODELS.map(|model| fixtures().join(model)).into_iter().chain(["models/demo".into()])
+    {
+        let checkpoint = model.display().to_string();
+        let options = Options { checkpoint, device: DeviceChoice::Cpu, ..Options::default() };
+        let whole = Clip::load(&options).unwrap();
+        let reduced = Clip::load(&Options { dtype: Precision::Bf16, ..options }).unwrap();
+        let folder = std::fs::read_dir(fixtures().join("pictures")).unwrap();
+        let pictures: Vec<Pixels> = folder.map(|f| pixels(&f.unwrap().path(), &whole)).collect();
+        let texts = ["a red mug on a table", "a", "blue shoes, side view", "an old map of a city"];
+        let [a, b] = [&whole, &reduced].map(|clip| {
+            let mut all = clip.embed_images(&pictures).unwrap();
+            all.extend(clip.embed_texts(&texts).unwrap());
+            all
+        });
+        for (a, b) in a.iter().zip(&b) {
+            let cosine = cosine(a, b);
+            assert!(cosine > 0.999, "{}: {cosine}", model.display());
+        }
+        assert_ne!(a, b, "it is another precision");
+        let single = reduced.embed_images(&pictures[..1]).unwrap();
+        let worst = single[0].iter().zip(&b[0]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-6, "{}: a batch differs by {worst}", model.display());
     }
 }
 

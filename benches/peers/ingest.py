@@ -19,7 +19,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,44 +28,17 @@ import tomllib
 import urllib.parse
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests/parity"))
+sys.path[:0] = [str(ROOT / "tests/parity"), str(ROOT / "tests/kafka")]
+import broker
 
 BATCH = 32
 PROMPTS = "demo"
 
 
 class Kafka:
-    """One broker on loopback, from the jars that `tests/run kafka` fetched."""
-
     def __init__(self, jars, folder):
-        ports = []
-        with socket.socket() as first, socket.socket() as second:
-            for listener in (first, second):
-                listener.bind(("127.0.0.1", 0))
-                ports.append(listener.getsockname()[1])
-        self.address = f"127.0.0.1:{ports[0]}"
-        properties = folder / "broker.properties"
-        properties.write_text(
-            f"""process.roles=broker,controller
-node.id=0
-listeners=PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{ports[1]}
-advertised.listeners=PLAINTEXT://{self.address}
-controller.listener.names=CONTROLLER
-controller.quorum.voters=0@127.0.0.1:{ports[1]}
-log.dirs={folder / "data"}
-offsets.topic.replication.factor=1
-offsets.topic.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-group.initial.rebalance.delay.ms=0
-"""
-        )
-        logging = f"-Dlog4j2.configurationFile={ROOT / 'tests/kafka/log4j2.xml'}"
-        java = ["java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", logging, "-cp", f"{jars}/*"]
-        identity = ["--cluster-id", "4L6g3nShT-eMCtK--X86sw", "--config", str(properties)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        subprocess.run([*java, "kafka.tools.StorageTool", "format", *identity], check=True, **quiet)
-        self.process = subprocess.Popen([*java, "kafka.Kafka", str(properties)], **quiet)
+        command, self.address = broker.prepared(jars, folder)
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def fill(self, topic, events):
         from confluent_kafka import Producer

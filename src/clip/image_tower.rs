@@ -71,6 +71,15 @@ impl ImageTower {
         })
     }
 
+    /// Rounds the weights of the blocks to bfloat16, for a CPU.
+    pub fn reduce(&mut self) -> Result<()> {
+        self.encoder.reduce()?;
+        match &mut self.head {
+            Head::Class(_) => Ok(()),
+            Head::Pool(pool) => pool.reduce(),
+        }
+    }
+
     /// [batch, 3, side, side] to [batch, dimension], not yet unit length.
     pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
         let (batch, channels, side, _) = pixels.dims4()?;

@@ -2,12 +2,14 @@
 
 mod charsmap;
 mod checkpoint;
+mod device;
 mod hub;
 mod image_tower;
 mod lanes;
 mod ops;
 mod preprocess;
 mod product;
+mod reduced;
 mod self_test;
 mod text_tower;
 mod tokenizer;
@@ -25,6 +27,8 @@ pub use preprocess::Pixels;
 pub use self_test::{SelfTest, self_test};
 pub use towers::Clip;
 
+/// Why the CPU does not take f16.
+const CPU_PRECISIONS: &str = "the CPU computes in f32 or bf16; set one of them";
 /// Texts computed at one time where there are many: memory for activations stays bounded.
 const TEXT_BATCH: usize = 64;
 
@@ -54,6 +58,11 @@ pub trait Towers: Send + Sync {
     /// Batches of pictures worth computing at one time, by as many threads.
     fn batches_at_once(&self) -> usize {
         1
+    }
+
+    /// Computations that have failed since one last did not. A device that is lost fails all.
+    fn failures(&self) -> u32 {
+        0
     }
 
     /// Whether the text tower's vocabulary has the script of `text`. Where it has not, the text is
@@ -108,7 +117,9 @@ pub struct Options {
     pub offline: bool,
     /// `auto` (a GPU if this build and machine have one), `cpu`, or `cuda:0`.
     pub device: DeviceChoice,
-    /// Precision of the towers: `f32`, or on a GPU `f16` or `bf16`.
+    /// Precision of the towers: `f32`, `bf16`, or on a GPU `f16`. `bf16` is faster where the machine has
+    /// instructions for it, and changes scores in the third digit: choose it before the first image,
+    /// and the same for workers and query workers. On the CPU only products are computed in it.
     pub dtype: Precision,
 }
 
@@ -132,8 +143,8 @@ impl Options {
         if self.revision.is_empty() {
             problems.push("revision: is empty; main is the newest".into());
         }
-        if self.device == DeviceChoice::Cpu && self.dtype != Precision::F32 {
-            problems.push("dtype: the CPU computes in f32 only; set f32".into());
+        if self.device == DeviceChoice::Cpu && self.dtype == Precision::F16 {
+            problems.push(format!("dtype: {CPU_PRECISIONS}"));
         }
         problems
     }
@@ -187,16 +198,17 @@ pub enum Precision {
     F32,
     /// 16-bit floats, on a GPU.
     F16,
-    /// bfloat16, on a GPU.
+    /// bfloat16.
     Bf16,
 }
 
 impl Precision {
-    fn dtype(self) -> DType {
+    /// What tensors are made of on that device: the CPU's are f32, and its weights are rounded later.
+    fn dtype(self, device: &Device) -> DType {
         match self {
-            Self::F32 => DType::F32,
             Self::F16 => DType::F16,
-            Self::Bf16 => DType::BF16,
+            Self::Bf16 if !device.is_cpu() => DType::BF16,
+            Self::F32 | Self::Bf16 => DType::F32,
         }
     }
 }
@@ -246,33 +258,4 @@ pub enum ClipError {
     /// Computing failed.
     #[error("the towers failed: {0}")]
     Compute(#[from] candle_core::Error),
-}
-
-/// Opens the device; the only place that does.
-fn open_device(choice: DeviceChoice) -> Result<Device, ClipError> {
-    match choice {
-        DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Auto => Ok(open_cuda(0).unwrap_or(Device::Cpu)),
-        DeviceChoice::Cuda(n) => open_cuda(n),
-    }
-}
-
-fn open_cuda(number: usize) -> Result<Device, ClipError> {
-    let error = |reason: String| ClipError::Device {
-        device: format!("cuda:{number}"),
-        reason: format!(
-            "{reason}; set model.device to cpu, or build with --features cuda and install the driver"
-        ),
-    };
-    if !candle_core::utils::cuda_is_available() {
-        return Err(error("this program was built without CUDA".into()));
-    }
-    // The CUDA bindings panic where the driver's library is missing; the error says it better.
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let opened = std::panic::catch_unwind(|| Device::new_cuda(number));
-    std::panic::set_hook(hook);
-    opened
-        .map_err(|_| error("the CUDA driver is missing".into()))?
-        .map_err(|e| error(e.to_string()))
 }

@@ -48,6 +48,11 @@ impl TextTower {
         })
     }
 
+    /// Rounds the weights of the blocks to bfloat16, for a CPU.
+    pub fn reduce(&mut self) -> Result<()> {
+        self.encoder.reduce()
+    }
+
     /// Token ids, each row ending with the token that is read, to [batch, dimension], not yet unit
     /// length. Rows of different length need a causal tower.
     pub fn forward(&self, rows: &[Vec<u32>]) -> Result<Tensor> {

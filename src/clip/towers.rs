@@ -1,18 +1,18 @@
 //! A CLIP checkpoint, loaded: both towers on their device.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use image::RgbImage;
 
 use super::checkpoint::{Architecture, Checkpoint};
+use super::device::Computer;
 use super::hub;
 use super::image_tower::ImageTower;
-use super::lanes::Lanes;
 use super::preprocess::{Pixels, Preprocess};
 use super::text_tower::TextTower;
 use super::tokenizer::TextTokenizer;
 use super::transformer::unit;
-use super::{ClipError, ModelCard, Options, Precision, Towers, open_device};
+use super::{CPU_PRECISIONS, ClipError, ModelCard, Options, Precision, Towers};
 
 /// Batches that a GPU is given at one time: while it computes one, the host copies and measures the
 /// other.
@@ -25,22 +25,20 @@ pub struct Clip {
     tokenizer: TextTokenizer,
     image: ImageTower,
     text: TextTower,
-    device: Device,
     dtype: DType,
-    lanes: Lanes,
+    computer: Computer,
 }
 
 impl Clip {
     /// Loads a checkpoint. Refuses what it cannot compute exactly, naming the file and the reason.
     pub fn load(options: &Options) -> std::result::Result<Self, ClipError> {
-        let device = open_device(options.device)?;
-        if device.is_cpu() && options.dtype != Precision::F32 {
-            return Err(ClipError::Device {
-                device: "cpu".into(),
-                reason: "computes in f32 only; set model.dtype to f32".into(),
-            });
+        let computer = Computer::open(options.device)?;
+        let device = computer.device();
+        if device.is_cpu() && options.dtype == Precision::F16 {
+            let reason = format!("model.dtype: {CPU_PRECISIONS}");
+            return Err(ClipError::Device { device: "cpu".into(), reason });
         }
-        let dtype = options.dtype.dtype();
+        let dtype = options.dtype.dtype(device);
         let (name, folder) = hub::find(options)?;
         let mut checkpoint = Checkpoint::read(&folder)?;
         let config = checkpoint.config.clone();
@@ -52,10 +50,14 @@ impl Clip {
             }
         })?;
         let tokenizer = TextTokenizer::load(&checkpoint.folder, &config)?;
-        let tensors = checkpoint.tensors(dtype, &device)?;
+        let tensors = checkpoint.tensors(dtype, device)?;
         let wrong = |e| checkpoint.weights_error(&e);
-        let image = ImageTower::load(&config, &tensors).map_err(wrong)?;
-        let text = TextTower::load(&config, &tensors, &device, dtype).map_err(wrong)?;
+        let mut image = ImageTower::load(&config, &tensors).map_err(wrong)?;
+        let mut text = TextTower::load(&config, &tensors, device, dtype).map_err(wrong)?;
+        if device.is_cpu() && options.dtype == Precision::Bf16 {
+            image.reduce()?;
+            text.reduce()?;
+        }
         let logit_scale = scalar(&tensors, "logit_scale").map_err(wrong)?.exp();
         let logit_bias = match config.architecture {
             Architecture::Clip => None,
@@ -74,8 +76,7 @@ impl Clip {
             parameters: checkpoint.parameters,
             notice: config.notice.clone(),
         };
-        let lanes = Lanes::new(&device)?;
-        Ok(Self { card, preprocess, tokenizer, image, text, device, dtype, lanes })
+        Ok(Self { card, preprocess, tokenizer, image, text, dtype, computer })
     }
 
     /// The token ids of `text` as the text tower reads them.
@@ -87,12 +88,12 @@ impl Clip {
     fn batch(&self, pictures: &[Pixels]) -> Result<Tensor> {
         let side = self.card.image_side as usize;
         let (factor, shift) = (self.preprocess.factor, self.preprocess.shift);
-        if !self.device.is_cpu() {
+        let device = self.computer.device();
+        if !device.is_cpu() {
             // As bytes: a quarter of what crosses the bus, and the device has the cores for the rest.
             let bytes = pictures.iter().flat_map(|picture| &picture.0).copied().collect();
-            let bytes =
-                Tensor::from_vec::<_, u8>(bytes, (pictures.len(), side, side, 3), &self.device)?;
-            let channels = |values: [f32; 3]| Tensor::new(&values, &self.device);
+            let bytes = Tensor::from_vec::<_, u8>(bytes, (pictures.len(), side, side, 3), device)?;
+            let channels = |values: [f32; 3]| Tensor::new(&values, device);
             let pixels = bytes.permute((0, 3, 1, 2))?.contiguous()?.to_dtype(DType::F32)?;
             let factor = channels(factor)?.reshape((1, 3, 1, 1))?;
             let shift = channels(shift)?.reshape((1, 3, 1, 1))?;
@@ -108,7 +109,7 @@ impl Clip {
                 }
             }
         }
-        Tensor::from_vec(values, (pictures.len(), 3, side, side), &self.device)
+        Tensor::from_vec(values, (pictures.len(), 3, side, side), device)
     }
 }
 
@@ -122,7 +123,11 @@ impl Towers for Clip {
     }
 
     fn batches_at_once(&self) -> usize {
-        if self.device.is_cpu() { 1 } else { DEVICE_BATCHES }
+        if self.computer.device().is_cpu() { 1 } else { DEVICE_BATCHES }
+    }
+
+    fn failures(&self) -> u32 {
+        self.computer.failures()
     }
 
     fn knows_script(&self, text: &str) -> bool {
@@ -130,7 +135,7 @@ impl Towers for Clip {
     }
 
     fn embed_images(&self, batch: &[Pixels]) -> std::result::Result<Vec<Vec<f32>>, ClipError> {
-        self.lanes.share(batch, |part| {
+        self.computer.run(batch, |part| {
             let embedded = self.image.forward(&self.batch(part)?)?;
             unit(&embedded.to_dtype(DType::F32)?)?.to_vec2()
         })
@@ -141,7 +146,7 @@ impl Towers for Clip {
             .iter()
             .map(|text| self.tokenizer.tokens(text))
             .collect::<std::result::Result<Vec<_>, _>>()?;
-        self.lanes.share(&tokens, |part| {
+        self.computer.run(&tokens, |part| {
             let embedded = self.text.forward(part)?;
             unit(&embedded.to_dtype(DType::F32)?)?.to_vec2()
         })

@@ -8,30 +8,46 @@ use candle_nn::{LayerNorm, Module, VarBuilder, layer_norm};
 use super::checkpoint::{Activation, EncoderConfig};
 use super::ops::{bias_activation, bias_residual, on_cpu};
 use super::product::{MOST_ROWS, skinny};
+use super::reduced::Reduced;
 
 /// A product with weights [out, in] and a bias [out].
 struct Projection {
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor,
+}
+
+enum Weight {
+    Whole(Tensor),
+    Reduced(Reduced),
 }
 
 impl Projection {
     fn new(weight: Tensor, bias: Tensor) -> Self {
-        Self { weight, bias }
+        Self { weight: Weight::Whole(weight), bias }
+    }
+
+    /// Rounds the weights to bfloat16, for a CPU.
+    fn reduce(&mut self) -> Result<()> {
+        if let Weight::Whole(weight) = &self.weight {
+            self.weight = Weight::Reduced(Reduced::new(weight)?);
+        }
+        Ok(())
     }
 
     /// [.., in] to [.., out], without the bias.
     fn product(&self, x: &Tensor) -> Result<Tensor> {
-        let (out, width) = self.weight.dims2()?;
         let mut shape = x.dims().to_vec();
-        shape.pop();
-        shape.push(out);
+        let width = shape.pop().unwrap_or_default();
         let x = x.reshape(((), width))?;
-        let product = if x.dim(0)? <= MOST_ROWS && on_cpu(&x) && on_cpu(&self.weight) {
-            skinny(&x, &self.weight)?
-        } else {
-            x.matmul(&self.weight.t()?)?
+        let (product, out) = match &self.weight {
+            Weight::Reduced(weight) => (weight.product(&x.contiguous()?)?, weight.out()),
+            Weight::Whole(weight) => {
+                let few = x.dim(0)? <= MOST_ROWS && on_cpu(&x) && on_cpu(weight);
+                let product = if few { skinny(&x, weight)? } else { x.matmul(&weight.t()?)? };
+                (product, weight.dim(0)?)
+            }
         };
+        shape.push(out);
         product.reshape(shape)
     }
 
@@ -68,6 +84,11 @@ impl Mlp {
             fc2: Projection::load(config.intermediate, config.hidden, &vb.pp("fc2"))?,
             activation: config.activation,
         })
+    }
+
+    fn reduce(&mut self) -> Result<()> {
+        self.fc1.reduce()?;
+        self.fc2.reduce()
     }
 
     /// `x` and what is added to it are [.., hidden].
@@ -129,6 +150,12 @@ impl Block {
         })
     }
 
+    fn reduce(&mut self) -> Result<()> {
+        self.qkv.reduce()?;
+        self.out.reduce()?;
+        self.mlp.reduce()
+    }
+
     /// `x` and the result are [batch, tokens, hidden].
     fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let qkv = self.qkv.forward(&self.norm1.forward(x)?)?.chunk(3, 2)?;
@@ -150,6 +177,11 @@ impl Encoder {
             .map(|i| Block::load(config, &layers.pp(i)))
             .collect::<Result<_>>()?;
         Ok(Self { blocks })
+    }
+
+    /// Rounds the weights to bfloat16, for a CPU.
+    pub fn reduce(&mut self) -> Result<()> {
+        self.blocks.iter_mut().try_for_each(Block::reduce)
     }
 
     /// [batch, tokens, hidden] to the same shape.
@@ -195,6 +227,14 @@ impl AttentionPool {
             mlp: Mlp::load(config, &vb.pp("mlp"))?,
             heads: config.heads,
         })
+    }
+
+    /// Rounds the weights to bfloat16, for a CPU.
+    pub fn reduce(&mut self) -> Result<()> {
+        for projection in [&mut self.query, &mut self.kv, &mut self.out] {
+            projection.reduce()?;
+        }
+        self.mlp.reduce()
     }
 
     /// [batch, tokens, hidden] to [batch, hidden].

@@ -21,6 +21,10 @@ use crate::watch;
 /// How often a query worker looks whether its catalogue has been made.
 const WAIT_FOR_CATALOGUE: Duration = Duration::from_secs(2);
 
+/// Failures in a row after which the model's device is taken for lost. CUDA gives up a device for
+/// good: only a new process may get it back.
+const LOST_AFTER: u32 = 3;
+
 /// `--listen` wins over `http.listen`, and obeys the same rules.
 pub fn override_listen(args: &ServeArgs, config: &mut Config) -> Result<(), Failure> {
     let Some(listen) = args.listen else { return Ok(()) };
@@ -71,7 +75,11 @@ impl Health for Queries {
     }
 
     fn live(&self) -> Result<(), String> {
-        Ok(())
+        let failures = self.0.get().map_or(0, |engines| engines.live().towers().failures());
+        if failures < LOST_AFTER {
+            return Ok(());
+        }
+        Err(format!("the model's device failed {failures} times in a row; opened anew it may work"))
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -104,6 +112,28 @@ async fn opened(
         tokio::select! {
             () = tokio::time::sleep(WAIT_FOR_CATALOGUE) => {}
             () = token.cancelled() => return Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::search::testing::{Hashed, served, set};
+    use crate::search::{Engine, Options};
+
+    #[test]
+    fn a_lost_device_asks_for_a_restart() {
+        let health = Queries::default();
+        assert!(health.live().is_ok(), "nothing is loaded yet");
+        let model = Hashed::new(8);
+        let engine = Engine::new(model.clone(), served(vec![set("s", 8)]), Options::default());
+        assert!(health.0.set(Arc::new(Engines::new(Arc::new(engine)))).is_ok());
+        for (failures, lives) in [(0, true), (2, true), (3, false), (0, true)] {
+            model.1.store(failures, Ordering::Relaxed);
+            assert_eq!(health.live().is_ok(), lives, "{failures}");
         }
     }
 }

@@ -76,7 +76,7 @@ impl TryFrom<SearchRequest> for Query {
             min_score: request.min_score,
             cursor: request.cursor,
             include_self: request.include_self,
-            trace_id: None,
+            trace: None,
             by: None,
             configuration: request.configuration,
             key: request.key,

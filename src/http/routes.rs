@@ -56,8 +56,11 @@ pub async fn search(
     body: Body<SearchRequest>,
 ) -> Result<Json<SearchAnswer>, Problem> {
     let mut query = Query::try_from(body?.0)?;
-    let trace = headers.get("traceparent").and_then(|value| record::trace_id(value.to_str().ok()?));
-    query.trace_id = trace.map(str::to_owned);
+    let parent = |value: &HeaderValue| {
+        let (trace, span) = record::trace_parent(value.to_str().ok()?)?;
+        Some((trace.to_owned(), span.to_owned()))
+    };
+    query.trace = headers.get("traceparent").and_then(parent);
     query.by = caller.name();
     let left = CancellationToken::new();
     // A caller who goes away drops this.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::trace_span;
 
 use super::{IngestError, Options, Progress};
 use crate::clip::{Pixels, Towers};
@@ -110,7 +111,7 @@ impl Computer {
             if pixels.is_empty() {
                 continue;
             }
-            let embedded = self.towers.embed_images(&pixels);
+            let embedded = trace_span!("towers").in_scope(|| self.towers.embed_images(&pixels));
             Progress::add(&self.progress.towers_us, started.elapsed().as_micros() as u64);
             metrics::get().towers_seconds.observe(&[], started.elapsed().as_secs_f64());
             free = Some(Instant::now());
@@ -125,7 +126,7 @@ impl Computer {
                 Err(error) => {
                     let text = error.to_string();
                     for reply in replies {
-                        let _ = reply.send(Err(IngestError::Broken(format!("embedding: {text}"))));
+                        let _ = reply.send(Err(IngestError::Towers(text.clone())));
                     }
                 }
             }

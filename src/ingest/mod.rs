@@ -115,6 +115,9 @@ pub enum IngestError {
     /// A message could not be put aside.
     #[error(transparent)]
     DeadLetter(#[from] DeadLetterError),
+    /// The device of the model does not compute. Opened anew it may; until then every image would fail.
+    #[error("{0}. Nothing is lost: started again, the worker goes on from its last commit")]
+    Towers(String),
     /// A task of the pipeline panicked: a fault of this program.
     #[error("the pipeline failed at {0}; please report it")]
     Broken(String),

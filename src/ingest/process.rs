@@ -8,7 +8,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{info, trace_span, warn};
 
 use super::embed::Embedder;
 use super::tally::{Counting, Tally};
@@ -203,6 +203,7 @@ impl Processor {
         let (options, towers) = (self.decode.clone(), self.towers.clone());
         let decoded = tokio::task::spawn_blocking(move || {
             let _held = (share, turn);
+            let _span = trace_span!("decode").entered();
             let image = decode::decode(&fetched.bytes, &options)
                 .map_err(|e| undecodable(e.code(), e.to_string()))?;
             let pixels = towers

@@ -38,8 +38,8 @@ pub struct Query {
     pub cursor: Option<String>,
     /// Whether the image of [`Input::Image`] may be a hit of itself.
     pub include_self: bool,
-    /// The trace that the question belongs to, for the log.
-    pub trace_id: Option<String>,
+    /// Ids of the trace and of the span that the question belongs to, for the log.
+    pub trace: Option<(String, String)>,
     /// Name of the API key that asks, for the log.
     pub by: Option<String>,
     /// Which configuration answers: `live`, `candidate`, or the name of one of them.

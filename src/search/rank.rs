@@ -112,16 +112,8 @@ impl<'a> Exactly<'a> {
         let least = self.scanned.least;
         let rows = |(task, piece): (&Task, &Piece)| {
             let mut near = Vec::new();
-            self.each(
-                *task,
-                piece,
-                |high| high[0] >= least[0] || high[1] >= least[1],
-                |row| {
-                    if row.high[0] >= least[0] || row.high[1] >= least[1] {
-                        near.push(self.exact(row.place));
-                    }
-                },
-            );
+            let either = [(BALANCED, least[BALANCED]), (RAW, least[RAW])];
+            self.each(*task, piece, &either, |row| near.push(self.exact(row.place)));
             near
         };
         self.tasks.par_iter().zip(&self.scanned.pieces).flat_map_iter(rows).collect()
@@ -174,28 +166,24 @@ impl<'a> Exactly<'a> {
     /// Places of `rows`, which are sorted best first.
     fn count(&self, by: usize, rows: &[Exact]) -> Vec<usize> {
         let Some(last) = rows.last() else { return Vec::new() };
-        let lowest = last.scores[by];
+        // Not above it in f32: a row that is left out cannot stand before the last.
+        let lowest = (last.scores[by] as f32).next_down();
         // above[i]: rows that stand before rows[i..], and not before rows[..i].
         let counted = |(task, piece): (&Task, &Piece)| {
             let mut above = vec![0usize; rows.len() + 1];
-            self.each(
-                *task,
-                piece,
-                |high| f64::from(high[by]) >= lowest,
-                |row| {
-                    let (low, high) = (f64::from(row.low[by]), f64::from(row.high[by]));
-                    let certain = rows.partition_point(|r| r.scores[by] >= low);
-                    let possible = rows.partition_point(|r| r.scores[by] > high);
-                    let first = if certain == possible {
-                        certain
-                    } else {
-                        let exact = self.exact(row.place).scores[by];
-                        let before = |r: &Exact| self.order(by, (exact, row.place), r).is_lt();
-                        possible + rows[possible..certain].partition_point(|r| !before(r))
-                    };
-                    above[first] += 1;
-                },
-            );
+            self.each(*task, piece, &[(by, lowest)], |row| {
+                let (low, high) = (f64::from(row.low[by]), f64::from(row.high[by]));
+                let certain = rows.partition_point(|r| r.scores[by] >= low);
+                let possible = rows.partition_point(|r| r.scores[by] > high);
+                let first = if certain == possible {
+                    certain
+                } else {
+                    let exact = self.exact(row.place).scores[by];
+                    let before = |r: &Exact| self.order(by, (exact, row.place), r).is_lt();
+                    possible + rows[possible..certain].partition_point(|r| !before(r))
+                };
+                above[first] += 1;
+            });
             above
         };
         let add = |mut a: Vec<usize>, b: Vec<usize>| {
@@ -213,31 +201,42 @@ impl<'a> Exactly<'a> {
         sums.take(rows.len()).collect()
     }
 
-    /// The rows that may be found of those groups of a task that `wanted` by their bounds.
-    fn each(
-        &self,
-        task: Task,
-        piece: &Piece,
-        wanted: impl Fn(&[f32; 2]) -> bool,
-        mut with: impl FnMut(Bounded),
-    ) {
+    /// The rows of a task that may be found and whose upper bound of one of the scores `by` reaches
+    /// what is asked of it, with the bounds of these scores.
+    fn each(&self, task: Task, piece: &Piece, by: &[(usize, f32)], mut with: impl FnMut(Bounded)) {
         let chunk = &self.ask.snapshot.chunks[task.chunk];
         let column = chunk.statistics.get(&self.ask.key);
-        let prepared = &self.prepared[task.chunk];
-        for (g, _) in piece.high.iter().enumerate().filter(|(_, high)| wanted(high)) {
-            let mut word = task.word(self.ask, chunk, g);
+        let balanced = by.iter().any(|(by, _)| *by == BALANCED);
+        let (arch, mut bounds) = (Arch::new(), GroupBounds::default());
+        let reach = |high: &[f32; 2]| by.iter().any(|(by, least)| high[*by] >= *least);
+        for (g, _) in piece.high.iter().enumerate().filter(|(_, high)| reach(high)) {
+            let from = (task.from + g) * GROUP;
+            let raw = &piece.raw[g * GROUP..];
+            let raw = &raw[..raw.len().min(GROUP)];
+            if balanced {
+                for (i, factor) in bounds.factors[..raw.len()].iter_mut().enumerate() {
+                    *factor = self.ask.affine(column.map_or(&NONE, |all| &all[from + i]));
+                }
+            }
+            let mut word = 0;
+            for (by, least) in by {
+                word |= arch.dispatch(Reaching {
+                    out: &mut bounds,
+                    by: *by,
+                    least: *least,
+                    raw,
+                    error: &chunk.body.codes.error[from..][..raw.len()],
+                    prepared: &self.prepared[task.chunk],
+                });
+            }
+            word &= task.word(self.ask, chunk, g);
             while word != 0 {
-                let i = g * GROUP + word.trailing_zeros() as usize;
+                let i = word.trailing_zeros() as usize;
                 word &= word - 1;
-                let row = task.from * GROUP + i;
-                let affine = self.ask.affine(column.map_or(&NONE, |all| &all[row]));
-                let reach = prepared.reach(chunk.body.codes.error[row]);
-                let raw = piece.raw[i];
-                let (score, width) = widen(affine.alpha, affine.beta, raw, reach);
                 with(Bounded {
-                    place: Place { chunk: task.chunk, row },
-                    low: [score - width, raw - reach],
-                    high: [score + width, raw + reach],
+                    place: Place { chunk: task.chunk, row: from + i },
+                    low: [bounds.low[0][i], bounds.low[1][i]],
+                    high: [bounds.high[0][i], bounds.high[1][i]],
                 });
             }
         }
@@ -254,7 +253,59 @@ impl<'a> Exactly<'a> {
     }
 }
 
-/// A row and the bounds of its scores, balanced and raw.
+/// Bounds of the scores of a group's rows, balanced and raw.
+struct GroupBounds {
+    /// α and β of each row.
+    factors: [Affine; GROUP],
+    low: [[f32; GROUP]; 2],
+    high: [[f32; GROUP]; 2],
+}
+
+impl Default for GroupBounds {
+    fn default() -> Self {
+        let none = [[f32::NEG_INFINITY; GROUP]; 2];
+        Self { factors: [Affine { alpha: 1.0, beta: 0.0 }; GROUP], low: none, high: none }
+    }
+}
+
+/// Finds bounds of one score of a group's rows, and the rows, a bit each, whose upper bound is at least
+/// `least`.
+struct Reaching<'a> {
+    out: &'a mut GroupBounds,
+    by: usize,
+    least: f32,
+    raw: &'a [f32],
+    error: &'a [f32],
+    prepared: &'a Prepared,
+}
+
+impl WithSimd for Reaching<'_> {
+    type Output = u64;
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) -> u64 {
+        let Self { out, by, least, raw, error, prepared } = self;
+        let n = raw.len().min(GROUP);
+        let (raw, error) = (&raw[..n], &error[..n]);
+        let (low, high) = (&mut out.low[by][..n], &mut out.high[by][..n]);
+        if by == RAW {
+            for i in 0..n {
+                let reach = prepared.reach(error[i]);
+                low[i] = raw[i] - reach;
+                high[i] = raw[i] + reach;
+            }
+        } else {
+            for i in 0..n {
+                let Affine { alpha, beta } = out.factors[i];
+                let (score, width) = widen(alpha, beta, raw[i], prepared.reach(error[i]));
+                low[i] = score - width;
+                high[i] = score + width;
+            }
+        }
+        (0..n).fold(0, |word, i| word | u64::from(high[i] >= least) << i)
+    }
+}
+
+/// A row and the bounds of its scores, balanced and raw; of those that were asked for.
 struct Bounded {
     place: Place,
     low: [f32; 2],

@@ -1,6 +1,7 @@
 //! Rows and prompt sets for this module's tests.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use chrono::DateTime;
 use image::RgbImage;
@@ -52,25 +53,29 @@ pub fn row(id: &str, sequence: u64, embedding: Option<Vec<f32>>) -> Row {
     }
 }
 
-/// A model that knows nothing: texts and pictures are embedded by their hash.
-pub struct Hashed(pub ModelCard);
+/// A model that knows nothing: texts and pictures are embedded by their hash. It says that it has
+/// failed so often as its second part has it.
+pub struct Hashed(pub ModelCard, pub AtomicU32);
 
 impl Hashed {
     /// With embeddings of `dimension` values.
     pub fn new(dimension: usize) -> Arc<Self> {
-        Arc::new(Self(ModelCard {
-            name: "hashed".into(),
-            architecture: "clip".into(),
-            fingerprint: "f".into(),
-            dimension,
-            image_side: 2,
-            context_length: 77,
-            preprocessing: String::new(),
-            logit_scale: 100.0,
-            logit_bias: None,
-            parameters: 0,
-            notice: None,
-        }))
+        Arc::new(Self(
+            ModelCard {
+                name: "hashed".into(),
+                architecture: "clip".into(),
+                fingerprint: "f".into(),
+                dimension,
+                image_side: 2,
+                context_length: 77,
+                preprocessing: String::new(),
+                logit_scale: 100.0,
+                logit_bias: None,
+                parameters: 0,
+                notice: None,
+            },
+            AtomicU32::new(0),
+        ))
     }
 
     /// Of a text or a picture's pixels.
@@ -83,6 +88,10 @@ impl Hashed {
 impl Towers for Hashed {
     fn card(&self) -> &ModelCard {
         &self.0
+    }
+
+    fn failures(&self) -> u32 {
+        self.1.load(Ordering::Relaxed)
     }
 
     fn prepare(&self, image: &RgbImage) -> Result<Pixels, ClipError> {

@@ -43,12 +43,14 @@ impl Told<'_> {
         let normaliser = self.balance.normaliser.name();
         let described = self.query.input.described();
         let query_hash = query_hash(&described);
+        let (trace_id, parent_id) = self.query.trace.as_ref().map(|(t, p)| (t, p)).unzip();
         info!(
             event = event::SEARCH,
             query_hash,
             query = telemetry::query_text(&described),
             input = self.query.input.name(),
-            trace_id = self.query.trace_id,
+            trace_id,
+            parent_id,
             by = self.query.by,
             configuration = self.configuration,
             normaliser,
@@ -73,7 +75,7 @@ impl Told<'_> {
             warn!(
                 event = event::SEARCH_SLOW,
                 query_hash,
-                trace_id = self.query.trace_id,
+                trace_id,
                 ms,
                 text_ms = self.timings.text_ms,
                 scan_ms = self.timings.scan_ms,

@@ -173,6 +173,10 @@ catalogue! {
         "A message can never be used and was put aside, unchanged.",
         "`bsap dead-letters show <partition>@<offset>`; mend the cause, then `bsap dead-letters replay`.",
         [text("partition", ""), integer("offset", ""), text("stage", "`decode_event`, `fetch` or `decode_image`"), text("code", ""), text("reason", ""), text("trace_id", "from the message's `traceparent`").maybe()];
+    TOWERS_FAILED = "towers.failed", ["error"],
+        "The device of the model did not compute: a GPU is lost or out of memory. A worker ends, so that it opens the device anew when it is started again, and loses nothing; a query worker answers what needs no model, and after three failures in a row its probe `/livez` asks for a restart.",
+        "Look at the device (`nvidia-smi`, the kernel's log); another machine, or `model.device = \"cpu\"`, until it is mended. Out of memory: lower `ingest.batch_images`.",
+        [text("device", "`cpu` or `cuda`"), count("in_a_row", "since a computation last succeeded"), text("error", "")];
     GONE = "image.gone", ["info"],
         "The image was gone before it could be fetched. No row is written.",
         "None, if deletes follow in the topic.",
@@ -236,7 +240,7 @@ catalogue! {
     SEARCH = "search", ["info"],
         "A query was answered.",
         "None. `moved` near `results` on most queries: the balance changes every ranking; measure it on your own queries, or lower `search.weight`.",
-        [text("query_hash", "the same text has the same hash"), text("query", "where `log.query_text` is set").maybe(), text("input", "what was looked for: text, texts, image_id, image, vector"), text("trace_id", "from the request's `traceparent`").maybe(), text("by", "name of the API key").maybe(), text("configuration", "the name of the one that answered"), text("normaliser", ""), number("weight", ""), count("k", ""), count("offset", "results on earlier pages"), flag("filtered", "whether there was a filter"), count("scanned", ""), count("matched", ""), number("top", "best balanced score").maybe(), number("top_raw", "best score of plain CLIP").maybe(), flag("no_match", "whether the best hit is no better than what unrelated texts reach, where that is calibrated").maybe(), count("moved", "results whose place is not that of plain CLIP"), count("results", "of this page"), flag("first_moved", "whether plain CLIP has another first result").maybe(), number("text_ms", "embedding the text; 0: it was remembered"), number("scan_ms", "scoring and ranking"), count("version", "of the table")];
+        [text("query_hash", "the same text has the same hash"), text("query", "where `log.query_text` is set").maybe(), text("input", "what was looked for: text, texts, image_id, image, vector"), text("trace_id", "from the request's `traceparent`").maybe(), text("parent_id", "its span, from there too").maybe(), text("by", "name of the API key").maybe(), text("configuration", "the name of the one that answered"), text("normaliser", ""), number("weight", ""), count("k", ""), count("offset", "results on earlier pages"), flag("filtered", "whether there was a filter"), count("scanned", ""), count("matched", ""), number("top", "best balanced score").maybe(), number("top_raw", "best score of plain CLIP").maybe(), flag("no_match", "whether the best hit is no better than what unrelated texts reach, where that is calibrated").maybe(), count("moved", "results whose place is not that of plain CLIP"), count("results", "of this page"), flag("first_moved", "whether plain CLIP has another first result").maybe(), number("text_ms", "embedding the text; 0: it was remembered"), number("scan_ms", "scoring and ranking"), count("version", "of the table")];
     FEEDBACK = "feedback", ["info"],
         "A user said of a result whether it is right; it is stored.",
         "None. Many `wrong` ones at once: look at them (`bsap evaluate --feedback`).",

@@ -7,6 +7,8 @@
 use std::time::Duration;
 
 use chrono::Utc;
+use percent_encoding::percent_decode_str;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -28,6 +30,9 @@ const TOGETHER: usize = 512;
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The endpoint that says that nothing is sent.
 pub const OFF: &str = "off";
+/// The variable with headers of every request, such as a key: `name=value,name=value`, values escaped
+/// as in addresses.
+const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
 /// How long the end of a process waits until what is left is sent.
 pub const FLUSH: Duration = Duration::from_secs(3);
 
@@ -37,7 +42,8 @@ pub const FLUSH: Duration = Duration::from_secs(3);
 pub struct Options {
     /// Address of a collector that takes OTLP over HTTP, such as `http://collector:4318`. Empty: that
     /// of the variable OTEL_EXPORTER_OTLP_ENDPOINT; without either nothing is sent. `off`: nothing is
-    /// sent, whatever the variable says.
+    /// sent, whatever the variable says. Headers, such as a key, come from OTEL_EXPORTER_OTLP_HEADERS
+    /// (`name=value,name=value`).
     pub endpoint: String,
     /// How often, in seconds.
     pub interval_seconds: u64,
@@ -61,6 +67,9 @@ impl Options {
                 self.endpoint
             ));
         }
+        if self.collector().is_some() {
+            problems.extend(environment_headers().err());
+        }
         problems
     }
 
@@ -77,9 +86,35 @@ impl Options {
 pub fn new(options: &Options) -> Option<(Spans, Exporter)> {
     let endpoint = options.collector()?;
     let (sender, waiting) = mpsc::channel(WAITING);
-    let client = reqwest::Client::builder().timeout(TIMEOUT).build().ok()?;
+    let headers = environment_headers().ok()?;
+    let client = reqwest::Client::builder().timeout(TIMEOUT).default_headers(headers);
+    let client = client.build().ok()?;
     let every = Duration::from_secs(options.interval_seconds);
     Some((Spans { sender }, Exporter { endpoint, client, waiting, every }))
+}
+
+fn environment_headers() -> Result<HeaderMap, String> {
+    headers(&std::env::var(HEADERS).unwrap_or_default())
+}
+
+/// What the variable [`HEADERS`] says, as the specification of OpenTelemetry's exporters has it. What is
+/// wrong is told without its value, which may be a key.
+fn headers(text: &str) -> Result<HeaderMap, String> {
+    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    let header = |pair: &str| {
+        let (name, value) = pair.split_once('=')?;
+        let value = percent_decode_str(value.trim()).collect::<Vec<u8>>();
+        let mut value = HeaderValue::from_bytes(&value).ok()?;
+        value.set_sensitive(true);
+        Some((HeaderName::from_bytes(name.trim().as_bytes()).ok()?, value))
+    };
+    pairs
+        .enumerate()
+        .map(|(i, pair)| {
+            let wrong = || format!("{HEADERS}: entry {} is not name=value", i + 1);
+            header(pair).ok_or_else(wrong)
+        })
+        .collect()
 }
 
 /// Makes spans of `search` and `batch.done`.
@@ -141,7 +176,8 @@ fn spans(fields: &Fields, now: i64) -> Vec<Value> {
         event::SEARCH => {
             let (text, scan) = (fields.ms("text_ms"), fields.ms("scan_ms"));
             let trace = trace_of(fields.text("trace_id"));
-            let query = span("search", &trace, None, (before(text + scan), now), fields);
+            let above = Some(fields.text("parent_id")).filter(|id| !id.is_empty());
+            let query = span("search", &trace, above, (before(text + scan), now), fields);
             let parent = query["spanId"].as_str().map(str::to_owned);
             let none = Fields::default();
             vec![
@@ -177,7 +213,8 @@ fn span(
     (start, end): (i64, i64),
     fields: &Fields,
 ) -> Value {
-    let told = |key: &str| !matches!(key, "event" | "message" | "trace_id" | "trace_ids");
+    let told =
+        |key: &str| !matches!(key, "event" | "message" | "trace_id" | "parent_id" | "trace_ids");
     let attributes: Vec<Value> =
         fields.0.iter().filter(|(key, _)| told(key)).map(attribute).collect();
     let mut span = json!({
@@ -309,12 +346,13 @@ mod tests {
     async fn what_waits_is_sent_at_the_end_as_otlp_has_it() {
         let (endpoint, got) = collector().await;
         let (spans, exporter) = ends(endpoint);
-        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
         let log = tracing_subscriber::registry().with(spans);
         tracing::subscriber::with_default(log, || {
             info!(
                 event = event::SEARCH,
                 trace_id = trace,
+                parent_id = parent,
                 text_ms = 3.0,
                 scan_ms = 2.0,
                 k = 24,
@@ -333,7 +371,7 @@ mod tests {
         let (search, scan) = (named("search")[0], named("scan")[0]);
         assert_eq!((&search["traceId"], &scan["traceId"]), (&json!(trace), &json!(trace)));
         assert_eq!(scan["parentSpanId"], search["spanId"]);
-        assert!(search.get("parentSpanId").is_none());
+        assert_eq!(search["parentSpanId"], parent);
         let time = |s: &Value, key: &str| s[key].as_str().unwrap().parse::<i64>().unwrap();
         let length = |s: &Value| time(s, "endTimeUnixNano") - time(s, "startTimeUnixNano");
         assert_eq!((length(search), length(scan)), (5_000_000, 2_000_000));
@@ -342,6 +380,7 @@ mod tests {
         let commits = named("commit");
         assert_eq!(commits.len(), 2, "one of its own, one in the trace of its message");
         assert_eq!((&commits[1]["traceId"], length(commits[1])), (&json!(trace), 40_000_000));
+        assert!(commits.iter().all(|commit| commit.get("parentSpanId").is_none()));
         assert_eq!(spans.len(), 5);
         let (_, metrics) = got.iter().find(|(path, _)| path == "/v1/metrics").unwrap();
         let metrics = &metrics["resourceMetrics"][0]["scopeMetrics"][0]["metrics"];
@@ -369,6 +408,17 @@ mod tests {
         let token = CancellationToken::new();
         token.cancel();
         gone.run(token).await;
+    }
+
+    #[test]
+    fn headers_are_read_from_the_variable_and_keys_are_not_told() {
+        let read = headers("authorization=Bearer%20a%3Db , x-scope = shop,").unwrap();
+        assert_eq!((&read["authorization"], &read["x-scope"]), (&"Bearer a=b", &"shop"));
+        assert!(!format!("{read:?}").contains("Bearer"));
+        for wrong in ["secret", "a=b,no name=secret", "a=secret%0D%0Ab"] {
+            let told = headers(wrong).unwrap_err();
+            assert!(told.contains("is not name=value") && !told.contains("secret"), "{told}");
+        }
     }
 
     #[test]

@@ -14,7 +14,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
@@ -30,19 +30,16 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/kafka"))
+import broker
+from broker import free_port
+
 BSAP, JARS, MINIO = sys.argv[1:4]
 SPEED = 1 if os.environ.get("BSAP_OPS_LONG") else 10
 # What does not shrink with the rules: looks every few seconds, connections that are made again.
 SLACK = 30
-CLUSTER = "4L6g3nShT-eMCtK--X86sw"
 KEYS = {"MINIO_ROOT_USER": "bsap", "MINIO_ROOT_PASSWORD": "bsap-on-loopback"}
 PICTURES = 60
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def wait(what, seconds, found):
@@ -159,7 +156,7 @@ class World:
         self.flow = None
 
     def start(self):
-        self.kafka(free_port(), free_port())
+        self.kafka()
         self.bucket(free_port())
         pictures = self.folder / "pictures"
         render = [BSAP, "demo", "render", "--out", pictures, "--count", str(PICTURES), "--side", "96"]
@@ -178,9 +175,10 @@ class World:
             **self.store,
         }
         self.producer = Producer({"bootstrap.servers": self.brokers, "log_level": 0})
-        self.worker = self.started("worker", ["ingest"])
+        self.worker = self.started("worker", ["ingest"], LOSE_DEVICE_WHILE=str(self.folder / "worker-lost"))
         self.address = f"127.0.0.1:{free_port()}"
-        self.query = self.started("query", ["serve", "--listen", self.address])
+        lost = str(self.folder / "query-lost")
+        self.query = self.started("query", ["serve", "--listen", self.address], LOSE_DEVICE_WHILE=lost)
         for picture in range(PICTURES):
             self.upsert(f"{picture:06}.jpg")
         self.begin_flow()
@@ -196,27 +194,11 @@ class World:
         if self.flow:
             self.flow.join()
 
-    def kafka(self, port, controller):
-        properties = self.folder / "kafka.properties"
-        properties.write_text(
-            "process.roles=broker,controller\nnode.id=0\n"
-            f"listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n"
-            f"advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n"
-            "controller.listener.names=CONTROLLER\n"
-            f"controller.quorum.voters=0@127.0.0.1:{controller}\n"
-            f"log.dirs={self.folder / 'kafka'}\n"
-            "offsets.topic.replication.factor=1\noffsets.topic.num.partitions=2\n"
-            "transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n"
-            "share.coordinator.state.topic.replication.factor=1\ngroup.initial.rebalance.delay.ms=0\n"
-        )
-        logging = f"-Dlog4j2.configurationFile={ROOT / 'tests/kafka/log4j2.xml'}"
-        java = ["java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", logging, "-cp", f"{JARS}/*"]
-        storage = [*java, "kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER, "--config", properties]
-        subprocess.run(storage, check=True, stdout=subprocess.DEVNULL)
-        self.brokers = f"127.0.0.1:{port}"
+    def kafka(self):
+        command, self.brokers = broker.prepared(JARS, self.folder)
         admin = AdminClient({"bootstrap.servers": self.brokers, "log_level": 0})
         ready = lambda: admin.list_topics(timeout=1).brokers
-        self.broker = Server([*java, "kafka.Kafka", properties], self.folder / "kafka.log", ready)
+        self.broker = Server(command, self.folder / "kafka.log", ready)
         self.servers.append(self.broker)
         topics = ["images", "images.dead-letters", "disk", "disk.dead-letters"]
         for made in admin.create_topics([NewTopic(topic, 2, 1) for topic in topics]).values():
@@ -280,6 +262,15 @@ class World:
         uri = (self.folder / "pictures" / name).as_uri()
         event = {"image_id": name, "uri": uri, "sequence": self.number, "event_time": at.isoformat()}
         self.send(event, topic)
+
+    def search(self, text):
+        """Searches; the status of the answer."""
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(f"http://{self.address}/v1/search", json.dumps({"text": text}).encode(), headers)
+        try:
+            return urllib.request.urlopen(request, timeout=10).status
+        except urllib.error.HTTPError as refused:
+            return refused.code
 
     def keep_flowing(self):
         """Images that change, all the time."""
@@ -378,9 +369,7 @@ class Faults(unittest.TestCase):
     def test_0_logs_answer_the_four_questions(self):
         world = self.world
         world.send(b"this is no event")
-        body = json.dumps({"text": "a red mug"}).encode()
-        request = urllib.request.Request(f"http://{world.address}/v1/search", body, {"content-type": "application/json"})
-        self.assertEqual(urllib.request.urlopen(request, timeout=10).status, 200)
+        self.assertEqual(world.search("a red mug"), 200)
         put_aside = lambda: self.ask("losing", world.worker)["by_code"]
         wait("a message is put aside", 30, put_aside)
         alive = self.ask("alive", world.worker)
@@ -536,6 +525,36 @@ class Faults(unittest.TestCase):
         event = ("balance.watch", lambda line: line["calibrated"] and far(line), "balance.watch: drift")
         metric = "abs(bsap_balance_drift) > 0.5 or abs(bsap_balance_std_ratio - 1) > 0.25"
         self.prove("over-correction drift", world.query, event, metric, "BsapStatisticsDrift", blanks, calibrate)
+
+    def test_a_gpu_lost_by_a_worker(self):
+        world, lost = self.world, self.world.folder / "worker-lost"
+        event = ("fatal", lambda line: "the device is lost" in line["error"], "fatal: the towers failed")
+        restarts = f'changes(bsap_start_time_seconds{{instance="{world.worker.metrics}"}}[{900 // SPEED}s]) > 2'
+        self.prove("GPU lost, worker", world.worker, event, restarts, "BsapRestarting", lost.touch, lost.unlink)
+        since = datetime.datetime.now(datetime.timezone.utc).isoformat()
+        stores = lambda: any(line["event"] == "batch.done" for line in world.worker.lines(since))
+        wait("it stores again", 60, stores)
+
+    def test_b_gpu_lost_by_a_query_worker(self):
+        world, lost, ending, answers = self.world, self.world.folder / "query-lost", threading.Event(), set()
+
+        def ask():
+            turn = 0
+            while not ending.wait(0.3):
+                # Those that were asked before are remembered.
+                answers.add(world.search(f"a mug number {turn}"))
+                turn += 1
+
+        def lose():
+            lost.touch()
+            threading.Thread(target=ask, daemon=True).start()
+
+        event = ("towers.failed", lambda line: line["in_a_row"] > 2, "towers.failed: in_a_row")
+        failed = f'increase(bsap_log_events_total{{event="towers.failed", instance="{world.query.metrics}"}}[10s]) > 0'
+        self.prove("GPU lost, query worker", world.query, event, failed, "BsapTowersFailing", lose, lost.unlink)
+        ending.set()
+        self.assertEqual(answers, {200, 500})
+        self.assertEqual(world.search("a mug after all"), 200)
 
 
 if __name__ == "__main__":

@@ -135,9 +135,9 @@ def compare(name, bsap, work):
         sys.exit(f"{len(said)} texts came back of {len(tokens)}")
 
     texts = all_texts[:EMBEDDED]
-    _, embedded = reference.texts(folder, model, texts)
+    _, embedded_texts = reference.texts(folder, model, texts)
     said, _ = ask(command, texts, [], work)
-    results["text difference"], results["text cosine"] = worst([l["embedding"] for l in said], embedded)
+    results["text difference"], results["text cosine"] = worst([l["embedding"] for l in said], embedded_texts)
     single, _ = ask([*command, "--batch", "1"], texts[:16], [], work)
     results["batch difference"], _ = worst([l["embedding"] for l in single], [l["embedding"] for l in said[:16]])
 
@@ -154,6 +154,10 @@ def compare(name, bsap, work):
     _, said = ask(command, [], files, work)
     embedded = reference.images(folder, model, squares)
     results["image difference"], results["image cosine"] = worst([l["embedding"] for l in said], embedded)
+    reduced_texts, reduced_images = ask([*command, "--dtype", "bf16", "--device", "cpu"], texts, files, work)
+    sides = [(reduced_texts, embedded_texts), (reduced_images, embedded)]
+    cosines = [worst([l["embedding"] for l in reduced], theirs)[1] for reduced, theirs in sides]
+    results["bf16 cosine"] = min(cosines)
 
     _, said = ask(command, [], others, work)
     squares = reference.squares(folder, [reference.decode(f) for f in others])
@@ -170,6 +174,7 @@ BARS = {
     "different tokens": lambda v: v == 0, "text difference": lambda v: v < 1e-5, "text cosine": lambda v: v > 0.99999,
     "batch difference": lambda v: v <= 1e-6, "pixel difference": lambda v: v <= 1, "image difference": lambda v: v < 1e-5,
     "image cosine": lambda v: v > 0.99999, "file mean difference": lambda v: v <= 1, "file cosine": lambda v: v > 0.999,
+    "bf16 cosine": lambda v: v > 0.999,
 }
 
 

@@ -4,11 +4,16 @@
 //!
 //!     just bench --bench pipeline [pictures] [rounds]
 //!
+//!     just bench --bench pipeline -- trace CHECKPOINT FILE
+//!
+//! runs it with the towers of a checkpoint instead, and shows where time goes: a trace for
+//! <https://ui.perfetto.dev> is written to FILE, and a second of it is drawn.
+//!
 //! Kafka is librdkafka's mock cluster, in this process and on these cores; pictures are drawn JPEGs
 //! of 640×640 in a local folder.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering as AtomicOrdering};
 use std::time::{Duration, Instant};
@@ -30,10 +35,14 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+mod trace;
+
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
 /// Edge of a picture in pixels.
 const EDGE: u32 = 640;
+/// Pictures of a trace.
+const TRACED: usize = 640;
 /// Partitions of the topic.
 const PARTITIONS: i32 = 4;
 /// Pictures done before the clock starts: joining the group is not what is measured. It stops when
@@ -61,12 +70,45 @@ impl Towers for Constant {
 }
 
 fn main() -> Result<()> {
-    let numbers: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let numbers: Vec<usize> = arguments.iter().filter_map(|a| a.parse().ok()).collect();
+    let folder = tempfile::tempdir()?;
+    if let [mode, checkpoint, file] = arguments.as_slice()
+        && mode == "trace"
+    {
+        let files = draw(folder.path(), TRACED)?;
+        return trace::run(&files, checkpoint, Path::new(file));
+    }
     let pictures = numbers.first().copied().unwrap_or(3_000);
     let rounds = numbers.get(1).copied().unwrap_or(3);
-    let folder = tempfile::tempdir()?;
-    let files: Vec<PathBuf> =
-        (0..pictures).map(|n| folder.path().join(format!("{n}.jpg"))).collect();
+    let files = draw(folder.path(), pictures)?;
+    let (mut plain, mut whole) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        plain.push(decode_all(&files));
+        let card = demo()?.card().clone();
+        let towers = Arc::new(Constant(ModelCard { dimension: 512, ..card }));
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        whole.push(runtime.block_on(ingest_all(&files, towers))?);
+    }
+    let (plain, whole) = (median(plain), median(whole));
+    println!("plain decoding      {plain:8.1} pictures/s");
+    println!("events to rows      {whole:8.1} pictures/s");
+    println!("share               {:8.2}", whole / plain);
+    Ok(())
+}
+
+fn demo() -> Result<Clip> {
+    load(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo"))
+}
+
+fn load(checkpoint: &str) -> Result<Clip> {
+    let options = clip::Options { checkpoint: checkpoint.to_owned(), ..clip::Options::default() };
+    Ok(Clip::load(&options)?)
+}
+
+/// So many files in `folder`.
+fn draw(folder: &Path, pictures: usize) -> Result<Vec<PathBuf>> {
+    let files: Vec<PathBuf> = (0..pictures).map(|n| folder.join(format!("{n}.jpg"))).collect();
     // A few hundred different ones are enough for the cache to be of no help.
     for (n, file) in files.iter().enumerate() {
         match n.checked_sub(200) {
@@ -81,17 +123,7 @@ fn main() -> Result<()> {
     }
     let size = files.iter().map(|f| std::fs::metadata(f).map_or(0, |m| m.len())).sum::<u64>();
     println!("{pictures} JPEGs of {EDGE}×{EDGE}, {} KiB each", size / pictures as u64 / 1024);
-    let (mut plain, mut whole) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
-        plain.push(decode_all(&files));
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        whole.push(runtime.block_on(ingest_all(&files))?);
-    }
-    let (plain, whole) = (median(plain), median(whole));
-    println!("plain decoding      {plain:8.1} pictures/s");
-    println!("events to rows      {whole:8.1} pictures/s");
-    println!("share               {:8.2}", whole / plain);
-    Ok(())
+    Ok(files)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -119,7 +151,7 @@ fn decode_all(files: &[PathBuf]) -> f64 {
 }
 
 /// Pictures a second from the topic to the table.
-async fn ingest_all(files: &[PathBuf]) -> Result<f64> {
+async fn ingest_all(files: &[PathBuf], towers: Arc<dyn Towers>) -> Result<f64> {
     let broker = Broker::start(&[("images", PARTITIONS), ("images.dead-letters", 1)])?;
     let kafka = kafka::Options { brokers: broker.brokers(), ..kafka::Options::default() };
     let producer: FutureProducer = kafka.producer().create()?;
@@ -133,10 +165,9 @@ async fn ingest_all(files: &[PathBuf]) -> Result<f64> {
     }
     let folder = tempfile::tempdir()?;
     let store = Store::open(&folder.path().display().to_string(), &BTreeMap::new())?;
-    let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").to_owned();
-    let demo = Clip::load(&clip::Options { checkpoint, ..clip::Options::default() })?;
-    let card = ModelCard { dimension: 512, ..demo.card().clone() };
-    let generation = Generation::new("constant", &card.fingerprint, 512, 100.0, Ordering::Sequence);
+    let card = towers.card();
+    let generation =
+        Generation::new("bench", &card.fingerprint, card.dimension, 100.0, Ordering::Sequence);
     let source = source::Options { ordering: Ordering::Sequence, ..source::Options::default() };
     let fetch = fetch::Options {
         file_roots: files[0].parent().map(Into::into).into_iter().collect(),
@@ -150,7 +181,7 @@ async fn ingest_all(files: &[PathBuf]) -> Result<f64> {
         kafka,
         fetcher: Fetcher::new(&fetch)?,
         decode: decode::Options::default(),
-        towers: Arc::new(Constant(card)),
+        towers,
         sets: bsap::prompts::ActiveSets::default(),
         writer: Writer::open(&store, &generation, table::Options::default().commit_attempts)
             .await?,
