@@ -8,6 +8,10 @@
 //! softmax (arXiv 1702.03859) and Nearest Neighbor Normalization (EMNLP 2024); the paper's own
 //! constants are not reproduced here.
 
+// What is dispatched at run time must be inlined into the dispatch to be compiled for the machine.
+#![allow(clippy::inline_always)]
+
+use pulp::WithSimd;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -135,6 +139,7 @@ impl Balance {
 
     /// α and β of an image with these statistics; `logit_scale` is the L at which the log-sum-exp
     /// was taken.
+    #[inline(always)]
     pub fn affine(&self, s: &Statistics, logit_scale: f32) -> Affine {
         let (alpha, beta) = match self.normaliser {
             Normaliser::Raw => (1.0, 0.0),
@@ -154,6 +159,49 @@ impl Balance {
     }
 }
 
+/// α and β of many images, as [`Balance::affine`] has them to the bit; 1 and 0 of images without
+/// statistics.
+pub struct Factors<'a> {
+    /// How they balance.
+    pub balance: Balance,
+    /// Of each image.
+    pub statistics: &'a [Statistics],
+    /// The L at which the log-sum-exps were taken.
+    pub logit_scale: f32,
+    /// α and β, as many as images.
+    pub out: [&'a mut [f32]; 2],
+}
+
+impl WithSimd for Factors<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let balance = self.balance;
+        // A loop each, so that none decides between formulas.
+        match balance.normaliser {
+            Normaliser::Raw => self.fill(Balance { normaliser: Normaliser::Raw, ..balance }),
+            Normaliser::Softmax => {
+                self.fill(Balance { normaliser: Normaliser::Softmax, ..balance })
+            }
+            Normaliser::Zscore => self.fill(Balance { normaliser: Normaliser::Zscore, ..balance }),
+            Normaliser::Range => self.fill(Balance { normaliser: Normaliser::Range, ..balance }),
+            Normaliser::Nnn => self.fill(Balance { normaliser: Normaliser::Nnn, ..balance }),
+        }
+    }
+}
+
+impl Factors<'_> {
+    #[inline(always)]
+    fn fill(self, balance: Balance) {
+        let [alpha, beta] = self.out;
+        for ((s, alpha), beta) in self.statistics.iter().zip(alpha).zip(beta) {
+            let affine = balance.affine(s, self.logit_scale);
+            (*alpha, *beta) = if s.n == 0 { (1.0, 0.0) } else { (affine.alpha, affine.beta) };
+        }
+    }
+}
+
+#[inline(always)]
 fn width(s: &Statistics) -> f32 {
     (s.max - s.min).max(MIN_SPREAD)
 }
@@ -183,6 +231,24 @@ mod tests {
             weight,
             lambda: 0.5,
             scale: Scale::of(normaliser, images().into_iter()),
+        }
+    }
+
+    #[test]
+    fn many_at_once_are_as_one_by_one() {
+        let mut statistics: Vec<Statistics> = images().into_iter().cycle().take(67).collect();
+        statistics[5] = Statistics { n: 0, ..statistics[5] };
+        for normaliser in Normaliser::ALL {
+            let balance = balance(normaliser, 0.3);
+            let (mut alpha, mut beta) = (vec![0.0; 67], vec![0.0; 67]);
+            let out = [&mut alpha[..], &mut beta];
+            let factors = Factors { balance, statistics: &statistics, logit_scale: L, out };
+            pulp::Arch::new().dispatch(factors);
+            for (i, s) in statistics.iter().enumerate() {
+                let one = balance.affine(s, L);
+                let one = if s.n == 0 { (1.0, 0.0) } else { (one.alpha, one.beta) };
+                assert_eq!((alpha[i], beta[i]), one, "{normaliser:?} {i}");
+            }
         }
     }
 

@@ -43,7 +43,7 @@ pub struct Codes {
 }
 
 /// A query as one chunk's codes are multiplied with.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Prepared {
     /// u.
     unit: f32,

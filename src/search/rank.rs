@@ -10,7 +10,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 use pulp::{Arch, WithSimd};
 use rayon::prelude::*;
 
@@ -168,13 +167,14 @@ impl<'a> Exactly<'a> {
         let Some(last) = rows.last() else { return Vec::new() };
         // Not above it in f32: a row that is left out cannot stand before the last.
         let lowest = (last.scores[by] as f32).next_down();
+        let scores: Vec<f64> = rows.iter().map(|row| row.scores[by]).collect();
         // above[i]: rows that stand before rows[i..], and not before rows[..i].
         let counted = |(task, piece): (&Task, &Piece)| {
             let mut above = vec![0usize; rows.len() + 1];
             self.each(*task, piece, &[(by, lowest)], |row| {
                 let (low, high) = (f64::from(row.low[by]), f64::from(row.high[by]));
-                let certain = rows.partition_point(|r| r.scores[by] >= low);
-                let possible = rows.partition_point(|r| r.scores[by] > high);
+                let certain = scores.partition_point(|score| *score >= low);
+                let possible = scores.partition_point(|score| *score > high);
                 let first = if certain == possible {
                     certain
                 } else {
@@ -208,15 +208,14 @@ impl<'a> Exactly<'a> {
         let column = chunk.statistics.get(&self.ask.key);
         let balanced = by.iter().any(|(by, _)| *by == BALANCED);
         let (arch, mut bounds) = (Arch::new(), GroupBounds::default());
+        let mut factors = [[1f32; GROUP], [0f32; GROUP]];
         let reach = |high: &[f32; 2]| by.iter().any(|(by, least)| high[*by] >= *least);
         for (g, _) in piece.high.iter().enumerate().filter(|(_, high)| reach(high)) {
             let from = (task.from + g) * GROUP;
             let raw = &piece.raw[g * GROUP..];
             let raw = &raw[..raw.len().min(GROUP)];
             if balanced {
-                for (i, factor) in bounds.factors[..raw.len()].iter_mut().enumerate() {
-                    *factor = self.ask.affine(column.map_or(&NONE, |all| &all[from + i]));
-                }
+                self.ask.factors(column.map(|all| &all[from..][..raw.len()]), &mut factors);
             }
             let mut word = 0;
             for (by, least) in by {
@@ -226,7 +225,8 @@ impl<'a> Exactly<'a> {
                     least: *least,
                     raw,
                     error: &chunk.body.codes.error[from..][..raw.len()],
-                    prepared: &self.prepared[task.chunk],
+                    factors: (*by == BALANCED).then_some(&factors),
+                    prepared: self.prepared[task.chunk],
                 });
             }
             word &= task.word(self.ask, chunk, g);
@@ -255,8 +255,6 @@ impl<'a> Exactly<'a> {
 
 /// Bounds of the scores of a group's rows, balanced and raw.
 struct GroupBounds {
-    /// α and β of each row.
-    factors: [Affine; GROUP],
     low: [[f32; GROUP]; 2],
     high: [[f32; GROUP]; 2],
 }
@@ -264,7 +262,7 @@ struct GroupBounds {
 impl Default for GroupBounds {
     fn default() -> Self {
         let none = [[f32::NEG_INFINITY; GROUP]; 2];
-        Self { factors: [Affine { alpha: 1.0, beta: 0.0 }; GROUP], low: none, high: none }
+        Self { low: none, high: none }
     }
 }
 
@@ -276,32 +274,38 @@ struct Reaching<'a> {
     least: f32,
     raw: &'a [f32],
     error: &'a [f32],
-    prepared: &'a Prepared,
+    /// α and β of each row; of the raw score none are needed.
+    factors: Option<&'a [[f32; GROUP]; 2]>,
+    prepared: Prepared,
 }
 
 impl WithSimd for Reaching<'_> {
     type Output = u64;
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) -> u64 {
-        let Self { out, by, least, raw, error, prepared } = self;
-        let n = raw.len().min(GROUP);
-        let (raw, error) = (&raw[..n], &error[..n]);
-        let (low, high) = (&mut out.low[by][..n], &mut out.high[by][..n]);
-        if by == RAW {
-            for i in 0..n {
-                let reach = prepared.reach(error[i]);
-                low[i] = raw[i] - reach;
-                high[i] = raw[i] + reach;
+        let n = self.raw.len().min(GROUP);
+        let (raw, error) = (&self.raw[..n], &self.error[..n]);
+        // Arrays of its own: what cannot overlap is computed in vectors.
+        let (mut low, mut high) = ([0f32; GROUP], [0f32; GROUP]);
+        match self.factors {
+            None => {
+                for i in 0..n {
+                    let reach = self.prepared.reach(error[i]);
+                    low[i] = raw[i] - reach;
+                    high[i] = raw[i] + reach;
+                }
             }
-        } else {
-            for i in 0..n {
-                let Affine { alpha, beta } = out.factors[i];
-                let (score, width) = widen(alpha, beta, raw[i], prepared.reach(error[i]));
-                low[i] = score - width;
-                high[i] = score + width;
+            Some([alpha, beta]) => {
+                for i in 0..n {
+                    let reach = self.prepared.reach(error[i]);
+                    let (score, width) = widen(alpha[i], beta[i], raw[i], reach);
+                    low[i] = score - width;
+                    high[i] = score + width;
+                }
             }
         }
-        (0..n).fold(0, |word, i| word | u64::from(high[i] >= least) << i)
+        (self.out.low[self.by], self.out.high[self.by]) = (low, high);
+        (0..n).fold(0, |word, i| word | u64::from(high[i] >= self.least) << i)
     }
 }
 
@@ -310,6 +314,16 @@ struct Bounded {
     place: Place,
     low: [f32; 2],
     high: [f32; 2],
+}
+
+/// The value of a finite f16, written so that compilers vectorise it: its bits, where those of an f32
+/// stand, are 2¹¹² times too small.
+#[inline(always)]
+fn wide(value: f16) -> f32 {
+    const SCALE: f32 = f32::from_bits((127 + 112) << 23);
+    let bits = u32::from(value.to_bits());
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * SCALE;
+    f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
 }
 
 /// The product of a query and a stored row in f64, in an order that does not depend on the machine.
@@ -327,14 +341,24 @@ impl WithSimd for Dot<'_> {
         let (a, a_rest) = self.query.as_chunks::<LANES>();
         let (b, b_rest) = self.row.as_chunks::<LANES>();
         for (a, b) in a.iter().zip(b) {
-            let mut wide = [0f32; LANES];
-            b.convert_to_f32_slice(&mut wide);
             for lane in 0..LANES {
-                lanes[lane] += f64::from(a[lane]) * f64::from(wide[lane]);
+                lanes[lane] += f64::from(a[lane]) * f64::from(wide(b[lane]));
             }
         }
         let rest = a_rest.iter().zip(b_rest);
         let rest: f64 = rest.map(|(a, b)| f64::from(*a) * b.to_f64()).sum();
         lanes.iter().sum::<f64>() + rest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_finite_half_is_widened_exactly() {
+        for value in (0..=u16::MAX).map(f16::from_bits).filter(|value| value.is_finite()) {
+            assert_eq!(wide(value).to_bits(), value.to_f32().to_bits(), "{value}");
+        }
     }
 }

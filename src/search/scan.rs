@@ -15,11 +15,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use pulp::{Arch, WithSimd};
 use rayon::prelude::*;
 
-use super::chunk::{Chunk, GROUP, NONE};
+use super::chunk::{Chunk, GROUP};
 use super::codes::{self, Prepared};
 use super::snapshot::Snapshot;
 use crate::calibration::Background;
-use crate::normalise::{Affine, Balance};
+use crate::normalise::{Affine, Balance, Factors};
 use crate::statistics::{Statistics, StatisticsKey};
 
 /// Groups of a task: 4,096 rows, two megabytes of codes at 512 dimensions, so that threads share
@@ -59,6 +59,18 @@ impl Ask {
             return Affine { alpha: 1.0, beta: 0.0 };
         }
         self.balance.affine(statistics, self.logit_scale)
+    }
+
+    /// α and β of a group's rows with these statistics; where there are none, they stay 1 and 0.
+    pub fn factors(&self, statistics: Option<&[Statistics]>, out: &mut [[f32; GROUP]; 2]) {
+        let Some(statistics) = statistics else { return };
+        let [alpha, beta] = out;
+        Arch::new().dispatch(Factors {
+            balance: self.balance,
+            statistics,
+            logit_scale: self.logit_scale,
+            out: [alpha, beta],
+        });
     }
 
     fn same_affine(&self, other: &Self) -> bool {
@@ -228,7 +240,7 @@ fn run(
     let kinds: Vec<usize> =
         asks.iter().map(|a| asks.iter().position(|b| a.same_affine(b)).unwrap_or(0)).collect();
     let columns: Vec<_> = asks.iter().map(|ask| chunk.statistics.get(&ask.key)).collect();
-    let mut factors = vec![([1f32; GROUP], [0f32; GROUP]); asks.len()];
+    let mut factors = vec![[[1f32; GROUP], [0f32; GROUP]]; asks.len()];
     let mut sums = vec![0i32; GROUP * asks.len()];
     let mut bounds = Bounds::default();
     let arch = Arch::new();
@@ -243,17 +255,13 @@ fn run(
         }
         codes::multiply(codes.rows(from, to), integers, codes.width(), &mut sums[..n * asks.len()]);
         for (q, ask) in asks.iter().enumerate().filter(|(q, _)| kinds[*q] == *q) {
-            let (alpha, beta) = &mut factors[q];
-            for i in 0..n {
-                let affine = ask.affine(columns[q].map_or(&NONE, |all| &all[from + i]));
-                (alpha[i], beta[i]) = (affine.alpha, affine.beta);
-            }
+            ask.factors(columns[q].map(|all| &all[from..to]), &mut factors[q]);
         }
         for (q, (word, background)) in words.enumerate() {
             if word | background == 0 {
                 continue;
             }
-            let (alpha, beta) = &factors[kinds[q]];
+            let [alpha, beta] = &factors[kinds[q]];
             let moments = arch.dispatch(Bounding {
                 out: &mut bounds,
                 word,

@@ -413,7 +413,8 @@ mod tests {
     #[test]
     fn headers_are_read_from_the_variable_and_keys_are_not_told() {
         let read = headers("authorization=Bearer%20a%3Db , x-scope = shop,").unwrap();
-        assert_eq!((&read["authorization"], &read["x-scope"]), (&"Bearer a=b", &"shop"));
+        assert_eq!(read["authorization"], "Bearer a=b");
+        assert_eq!(read["x-scope"], "shop");
         assert!(!format!("{read:?}").contains("Bearer"));
         for wrong in ["secret", "a=b,no name=secret", "a=secret%0D%0Ab"] {
             let told = headers(wrong).unwrap_err();
