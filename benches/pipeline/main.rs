@@ -30,6 +30,7 @@ use bsap::source::Decoder;
 use bsap::store::Store;
 use bsap::table::{Generation, Writer};
 use bsap::{clip, dead_letter, decode, fetch, ingest, kafka, source, table};
+use futures::{StreamExt, TryStreamExt};
 use image::RgbImage;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::json;
@@ -155,14 +156,20 @@ async fn ingest_all(files: &[PathBuf], towers: Arc<dyn Towers>) -> Result<f64> {
     let broker = Broker::start(&[("images", PARTITIONS), ("images.dead-letters", 1)])?;
     let kafka = kafka::Options { brokers: broker.brokers(), ..kafka::Options::default() };
     let producer: FutureProducer = kafka.producer().create()?;
-    for (n, file) in files.iter().enumerate() {
+    let events = files.iter().enumerate().map(|(n, file)| {
         let uri = url::Url::from_file_path(file).map_err(|()| "no absolute path")?;
         let id = format!("picture-{n}");
         let event = json!({"image_id": id, "sequence": 1, "uri": uri.as_str()}).to_string();
-        let sent = producer
-            .send(FutureRecord::to("images").key(&id).payload(&event), Duration::from_secs(9));
-        sent.await.map_err(|(e, _)| e)?;
-    }
+        Result::<_>::Ok((id, event))
+    });
+    // Many at one time: a fetch of the mock cluster brings one batch a partition, however small.
+    let sent = futures::stream::iter(events).map(|event| async {
+        let (id, event) = event?;
+        let record = FutureRecord::to("images").key(&id).payload(&event);
+        producer.send(record, Duration::from_secs(9)).await.map_err(|(e, _)| e)?;
+        Result::<_>::Ok(())
+    });
+    sent.buffer_unordered(1_000).try_collect::<Vec<()>>().await?;
     let folder = tempfile::tempdir()?;
     let store = Store::open(&folder.path().display().to_string(), &BTreeMap::new())?;
     let card = towers.card();

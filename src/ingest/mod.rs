@@ -51,7 +51,7 @@ pub struct Options {
     pub batch_images: usize,
     /// How long a batch that is not full waits for more images, in milliseconds.
     pub batch_wait_ms: u64,
-    /// Images decoded at one time. 0: as many as there are cores.
+    /// Images decoded at one time. 0: twice as many as there are cores.
     pub decode_threads: usize,
     /// A commit is cut when it has this many rows …
     pub commit_rows: usize,

@@ -1,8 +1,9 @@
 //! The Kafka consumer: polling that never stalls, and an assignment that is handed over cleanly.
 //!
 //! librdkafka is polled on a thread of its own, whatever the pipeline does. When the hand-over
-//! queue is full, the assignment is paused and polling goes on, so that the group never thinks
-//! this worker dead; when there is room it is resumed. A revocation travels through the queue
+//! queue is full, the thread waits for room; where there is none for [`PATIENCE`], the assignment is
+//! paused and polling goes on, so that the group never thinks this worker dead, until there is. Pausing
+//! at once would cost more than it saves: it throws away what librdkafka has fetched. A revocation travels through the queue
 //! behind the messages that came before it, and is acknowledged only when they are settled.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -15,6 +16,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::{SendError, TrySendError};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -27,6 +29,9 @@ use crate::telemetry::event;
 
 /// How long one poll waits: bounds the delay of pause, resume, commit and shutdown.
 const POLL: Duration = Duration::from_millis(100);
+/// How long the thread waits for room before it pauses the assignment. Bounds the delay of a rebalance
+/// while the pipeline is busy.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// How often durable positions are told to Kafka. They only serve lag monitors: the table's own
 /// positions decide where a worker resumes.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
@@ -317,13 +322,16 @@ impl Polling {
             return; // stopping: the next owner processes it
         };
         self.waiting.extend(message);
+        // A paused assignment has waited long enough: polling goes on meanwhile.
+        let patience = if self.paused { Duration::ZERO } else { PATIENCE };
+        let until = Instant::now() + patience;
         while let Some(message) = self.waiting.pop_front() {
             if !lock(&self.shared.assigned).contains(&message.partition) {
                 continue; // taken away while it waited: its new owner processes it
             }
-            match sender.try_send(Item::Message(message)) {
-                Ok(()) => {}
-                Err(mpsc::error::TrySendError::Full(Item::Message(message))) => {
+            match self.room(sender, until) {
+                Ok(Some(room)) => room.send(Item::Message(message)),
+                Ok(None) => {
                     self.waiting.push_front(message);
                     break;
                 }
@@ -334,6 +342,27 @@ impl Polling {
             }
         }
         self.pause(!self.waiting.is_empty());
+    }
+
+    /// A place in the queue, once there is one; none where there is none until then, or where nothing
+    /// is to be handed over any more.
+    fn room<'a>(
+        &self,
+        sender: &'a mpsc::Sender<Item>,
+        until: Instant,
+    ) -> Result<Option<mpsc::Permit<'a, Item>>, SendError<()>> {
+        match sender.try_reserve() {
+            Ok(room) => return Ok(Some(room)),
+            Err(TrySendError::Closed(())) => return Err(SendError(())),
+            Err(TrySendError::Full(())) => {}
+        }
+        self.consumer.context().runtime.block_on(async {
+            tokio::select! {
+                room = sender.reserve() => room.map(Some),
+                () = tokio::time::sleep_until(until.into()) => Ok(None),
+                () = self.token.cancelled() => Ok(None),
+            }
+        })
     }
 
     /// Pauses or resumes the whole assignment. Pausing is repeated: partitions that were assigned
