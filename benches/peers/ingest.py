@@ -95,7 +95,7 @@ class Python:
     def run(self, address, topic, table, count):
         """Pictures a second."""
         import pyarrow as pa
-        from confluent_kafka import Consumer
+        from confluent_kafka import Consumer, TopicPartition
         from deltalake import write_deltalake
 
         torch = self.torch
@@ -106,11 +106,11 @@ class Python:
 
         def ahead():
             messages = consumer.consume(BATCH, 0.5)
-            return [self.threads.submit(self.load, message) for message in messages]
+            return messages, [self.threads.submit(self.load, message) for message in messages]
 
         waiting = ahead()
         while stored < count:
-            futures, waiting = waiting, ahead()
+            (messages, futures), waiting = waiting, ahead()
             if not futures:
                 continue
             events, pixels = zip(*(future.result() for future in futures))
@@ -130,7 +130,8 @@ class Python:
                 **{name: column.numpy() for name, column in columns.items()},
             }
             write_deltalake(table, pa.table(rows), mode="append")
-            consumer.commit(asynchronous=False)
+            ends = {(m.topic(), m.partition()): m.offset() + 1 for m in messages}
+            consumer.commit(offsets=[TopicPartition(*place, end) for place, end in ends.items()], asynchronous=False)
             stored += len(events)
             if first is None:
                 first, before = time.monotonic(), stored

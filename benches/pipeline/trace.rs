@@ -66,15 +66,13 @@ pub fn run(files: &[PathBuf], checkpoint: &str, file: &Path) -> Result<()> {
     );
     let middle = f64::midpoint(from, to);
     println!(
-        "{:.0} seconds of it, a row a thread, a column {:.0} ms:",
+        "{:.0} seconds of it, a column {:.0} ms; █ ▒ ·: all, half, little of it; a digit: so many at once:",
         DRAWN / 1e6,
         DRAWN / 1e3 / COLUMNS as f64
     );
-    for ((name, _), spans) in spans.iter().rev() {
+    for (name, spans) in [("towers", &towers), ("decode", &decoded)] {
         let columns: String = (0..COLUMNS).map(|column| shade(spans, middle, column)).collect();
-        if !columns.trim().is_empty() {
-            println!("{name:>7} {columns}");
-        }
+        println!("{name} {columns}");
     }
     println!("written to {}; open it at https://ui.perfetto.dev", file.display());
     Ok(())
@@ -116,6 +114,7 @@ fn shade(spans: &[Interval], from: f64, column: usize) -> char {
     let from = from + width * column as f64;
     let part: f64 = spans.iter().map(|span| common(*span, (from, from + width))).sum();
     match part / width {
+        part if part > 1.5 => char::from_digit(part.round().min(9.0) as u32, 10).unwrap_or('9'),
         part if part > 0.75 => '█',
         part if part > 0.25 => '▒',
         part if part > 0.02 => '·',

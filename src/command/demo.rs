@@ -19,9 +19,11 @@ use crate::demo::shop::{Shop, render_catalogue};
 use crate::demo::{EXAMPLES, write_model};
 use crate::http::{self, SearchAnswer, StandIn};
 use crate::ingest::{IngestError, Progress};
+use crate::metrics;
 use crate::normalise::Normaliser;
 use crate::publish::Publisher;
 use crate::search::{Engine, Query};
+use crate::watch;
 
 /// Marks a folder as a demo's, which the next demo may replace.
 const MARK: &str = "made-by-bsap-demo";
@@ -149,6 +151,12 @@ async fn demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> 
         parts::governed(&config, &store, &worker, &token).detach_all();
         workers.spawn(worker.run(token.clone()));
     }
+    // For the page, which asks the workers what waits.
+    let watch = watch::Options { listen: ([127, 0, 0, 1], 0).into(), ..watch::Options::default() };
+    let address = watch::start(&watch, progress.clone(), token.child_token()).await;
+    metrics::started("worker");
+    let asked = address.map(|address| format!("http://{address}").parse());
+    config.http.workers = asked.transpose()?.into_iter().collect();
     let worker = parts::query_worker(&config, &[("model.checkpoint", towers)]).await?;
     let app = parts::app(&config, &worker, stand_ins(&config))?;
     let QueryWorker { engines, reader, feedback, .. } = worker;

@@ -11,6 +11,7 @@ mod problem;
 mod routes;
 mod session;
 mod state;
+mod workers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -47,6 +48,7 @@ use access::Door;
 use connections::Limits;
 use problem::Problem;
 use session::Sessions;
+use workers::Workers;
 
 /// Where and how queries are served.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -91,6 +93,11 @@ pub struct Options {
     pub pictures: bool,
     /// Example queries that the page offers.
     pub examples: Vec<String>,
+    /// Where workers tell their metrics, such as `http://worker:9464`: what waits and what was put aside
+    /// is asked of them for `/v1/state` and the page. A name may stand for several workers. Empty: both
+    /// are said not to be seen.
+    #[schemars(with = "Vec<String>")]
+    pub workers: Vec<Url>,
 }
 
 impl Default for Options {
@@ -113,6 +120,7 @@ impl Default for Options {
             max_listeners: 256,
             pictures: true,
             examples: Vec::new(),
+            workers: Vec::new(),
         }
     }
 }
@@ -142,7 +150,13 @@ impl Options {
                 ));
             }
         }
+        for place in self.workers.iter().filter(|url| url.scheme() != "http" || !url.has_host()) {
+            problems.push(format!(
+                "workers: {place} is no address such as http://worker:9464; metrics are served without TLS"
+            ));
+        }
         let p = &mut problems;
+        limits::range(p, "workers", self.workers.len() as u64, 0, workers::MOST as u64);
         limits::range(p, "concurrency", self.concurrency as u64, 1, 100_000);
         limits::range(p, "timeout_ms", self.timeout_ms, 10, 600_000);
         limits::range(p, "max_body_bytes", self.max_body_bytes as u64, 1024, 16 << 20);
@@ -213,17 +227,21 @@ struct Shared {
     listeners: Arc<Semaphore>,
     keys: Vec<Arc<Key>>,
     sessions: Sessions,
+    workers: Arc<Workers>,
     token: CancellationToken,
 }
 
 /// Serves until `token` is cancelled, then lets open requests finish.
 pub async fn serve(app: App, listener: Listener, token: CancellationToken) {
     let limits = Limits::new(&app.options);
-    let router = router(app, token.clone());
+    let workers = Arc::new(Workers::new(&app.options.workers));
+    let router = router(app, workers.clone(), token.clone());
+    let asking = token.clone();
+    tokio::spawn(async move { workers.run(asking).await });
     connections::serve(listener, router, limits, token).await;
 }
 
-fn router(app: App, token: CancellationToken) -> Router {
+fn router(app: App, workers: Arc<Workers>, token: CancellationToken) -> Router {
     let body = DefaultBodyLimit::max(app.options.max_body_bytes);
     let with_picture = DefaultBodyLimit::max(app.options.max_picture_body_bytes);
     let shared = Arc::new(Shared {
@@ -235,6 +253,7 @@ fn router(app: App, token: CancellationToken) -> Router {
             Duration::from_secs(60 * app.options.session_minutes),
         ),
         app,
+        workers,
         token,
     });
     // The outermost layer comes last: who may not ask takes no turn.

@@ -45,7 +45,9 @@ pub async fn ready(State(shared): App) -> Result<&'static str, Problem> {
 /// What is served.
 pub async fn state(State(shared): App) -> Response {
     let roles = shared.app.engines.roles();
-    Json(StateAnswer::new(&shared.app, &roles, &roles.live.snapshots().newest())).into_response()
+    let snapshot = roles.live.snapshots().newest();
+    let workers = shared.workers.told();
+    Json(StateAnswer::new(&shared.app, &roles, &snapshot, workers)).into_response()
 }
 
 /// Both rankings for a text.

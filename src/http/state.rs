@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::App;
+use super::workers::WorkersAnswer;
 use crate::clip::ModelCard;
 use crate::normalise::Normaliser;
 use crate::record::AttributeType;
@@ -48,6 +49,8 @@ pub struct StateAnswer<'a> {
     traffic: TrafficCounts,
     examples: &'a [String],
     stand_ins: &'a [StandIn],
+    /// What the workers tell, where `http.workers` names them.
+    workers: Option<WorkersAnswer>,
     /// When the newest version of the table was taken in.
     updated_at: Option<DateTime<Utc>>,
 }
@@ -164,7 +167,12 @@ impl<'a> ServingAnswer<'a> {
 
 impl<'a> StateAnswer<'a> {
     /// The state at this moment.
-    pub fn new(app: &'a App, roles: &'a Roles, snapshot: &'a Snapshot) -> Self {
+    pub fn new(
+        app: &'a App,
+        roles: &'a Roles,
+        snapshot: &'a Snapshot,
+        workers: Option<WorkersAnswer>,
+    ) -> Self {
         let engine = &roles.live;
         let served = &snapshot.served;
         let Served { sets, serving, .. } = &**served;
@@ -211,6 +219,7 @@ impl<'a> StateAnswer<'a> {
             traffic: engine.traffic(),
             examples: &app.options.examples,
             stand_ins: &app.stand_ins,
+            workers,
             updated_at: snapshot.at,
         }
     }

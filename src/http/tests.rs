@@ -42,7 +42,8 @@ pub async fn server(options: Options) -> (Router, Store) {
         stand_ins: Vec::new(),
         options,
     };
-    (router(app, CancellationToken::new()), store)
+    let workers = Arc::new(Workers::new(&app.options.workers));
+    (router(app, workers, CancellationToken::new()), store)
 }
 
 /// The status of an answer, and its JSON where it has some.

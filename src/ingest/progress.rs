@@ -1,7 +1,7 @@
 //! How a worker is doing, for whoever shows or watches it.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::Utc;
@@ -36,8 +36,8 @@ pub struct Progress {
     in_flight: AtomicU64,
     /// When the pipeline last took a step, in milliseconds since 1970; 0 before the first.
     step_ms: AtomicI64,
-    /// The consumer, once it has been started.
-    watch: OnceLock<Watch>,
+    /// Its consumer, once it has been started; several where workers of one process share this.
+    watches: Mutex<Vec<Watch>>,
 }
 
 impl Progress {
@@ -46,8 +46,7 @@ impl Progress {
     }
 
     pub(super) fn watching(&self, watch: Watch) {
-        // A worker is started once.
-        let _ = self.watch.set(watch);
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner).push(watch);
     }
 
     /// The pipeline has taken a step and holds `in_flight` messages.
@@ -57,7 +56,13 @@ impl Progress {
     }
 
     fn pulse(&self) -> Option<Pulse> {
-        self.watch.get().map(Watch::pulse)
+        let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        watches.iter().map(Watch::pulse).reduce(|a, b| Pulse {
+            // The one that lags behind most; not known as long as one is not.
+            poll_age_ms: a.poll_age_ms.zip(b.poll_age_ms).map(|(a, b)| a.max(b)),
+            partitions: a.partitions + b.partitions,
+            lag: a.lag.zip(b.lag).map(|(a, b)| a + b),
+        })
     }
 
     fn step_age_ms(&self) -> Option<i64> {

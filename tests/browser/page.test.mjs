@@ -287,7 +287,7 @@ test('the catalogue changes before one’s eyes, with rate and lag', async () =>
   await page.waitForSelector(one('feed-item'), { timeout: 20_000 });
   await has(page, 'pace', /[1-9]\d* in the last/);
   await has(page, 'pace', /\d to searchable|\d s to searchable/);
-  await has(page, 'pace', /not seen from here/);
+  await has(page, 'pace', /\d waiting, 0 put aside/);
   await page.click(one('pause'));
   await page.waitForFunction((pause) => /Resume \([1-9]/.test(document.querySelector(pause).innerText), one('pause'), { timeout: 20_000 });
 });

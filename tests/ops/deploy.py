@@ -95,6 +95,22 @@ class Deploy(unittest.TestCase):
         config = next(one for one in rendered(key) if one["kind"] == "ConfigMap")
         self.assertIn('name = "shop"', self.load(config["data"]["bsap.toml"]))
 
+    def test_query_workers_may_ask_the_workers(self):
+        objects = rendered([])
+        query = next(one for one in objects if one["kind"] == "Deployment" and one["metadata"]["name"].endswith("query"))
+        env = {one["name"]: one["value"] for one in query["spec"]["template"]["spec"]["containers"][0]["env"]}
+        host, port = re.fullmatch(r"http://([\w-]+):(\d+)", env["BSAP_HTTP__WORKERS"]).groups()
+        service = next(one for one in objects if one["kind"] == "Service" and one["metadata"]["name"] == host)
+        self.assertEqual((service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]), ("None", int(port)))
+        worker = next(one for one in objects if one["kind"] == "Deployment" and one["metadata"]["name"] == host)
+        labels = worker["spec"]["template"]["metadata"]["labels"]
+        self.assertLessEqual(service["spec"]["selector"].items(), labels.items())
+        policy = next(one for one in objects if one["kind"] == "NetworkPolicy" and one["metadata"]["name"] == host)
+        allowed = [source for rule in policy["spec"]["ingress"] for source in rule["from"]]
+        labels = query["spec"]["template"]["metadata"]["labels"]
+        reached = [one["podSelector"]["matchLabels"].items() <= labels.items() for one in allowed if "podSelector" in one]
+        self.assertIn(True, reached)
+
     def test_the_charts_configuration_loads(self):
         for one in rendered(EVERYTHING):
             if one["kind"] == "ConfigMap":

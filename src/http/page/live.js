@@ -35,6 +35,16 @@ function arrived(changes) {
   const now = Date.now();
   app.arrivals = [...app.arrivals.filter(({ at }) => now - at < PULSES * PULSE_MS), { at: now, changes }];
 }
+/** What the workers tell of what waits and what was put aside, and why that is so. */
+function waiting() {
+  const { workers } = app.state ?? {};
+  const elsewhere = 'bsap status and bsap dead-letters tell what waits and what was put aside.';
+  if (!workers) return ['not seen from here', `The query worker reads the table, not Kafka. ${elsewhere} Shown here where http.workers names the workers’ metrics.`];
+  const { known, answered, lag, dead_letters, silent } = workers;
+  if (!answered) return ['no worker answers', `Asked: ${silent.join(', ') || 'none yet'}. ${elsewhere}`];
+  const who = answered < known ? `${answered} of ${known} workers answer; silent: ${silent.join(', ')}.` : `Told by ${answered === 1 ? 'the worker' : `${answered} workers`}; dead letters since they started.`;
+  return [`${lag === null ? 'waiting unknown' : `${count(lag)} waiting`}, ${count(dead_letters)} put aside`, who];
+}
 function renderPace() {
   const now = Date.now();
   const bars = new Array(PULSES).fill(0);
@@ -53,7 +63,7 @@ function renderPace() {
   const facts = [
     ['Rate', rate, 'Images added, changed and deleted.'],
     ['Lag', middle === undefined ? 'no timed event yet' : `${span(Math.max(0, middle))} to searchable`, 'From the time that an event carries until its image is searchable here: the middle of the last changes that carry one.'],
-    ['Waiting, dead letters', 'not seen from here', 'The query worker reads the table, not Kafka: bsap status and bsap dead-letters tell what waits and what was put aside, and so do the metrics of the workers.'],
+    ['Waiting, dead letters', ...waiting()],
   ];
   const fact = ([name, value, why]) => el('div', {}, el('dt', {}, explained(name, why, 'pace-name')), el('dd', {}, value));
   const next = facts.map(fact);
