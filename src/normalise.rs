@@ -181,7 +181,7 @@ impl WithSimd for Factors<'_> {
         match balance.normaliser {
             Normaliser::Raw => self.fill(Balance { normaliser: Normaliser::Raw, ..balance }),
             Normaliser::Softmax => {
-                self.fill(Balance { normaliser: Normaliser::Softmax, ..balance })
+                self.fill(Balance { normaliser: Normaliser::Softmax, ..balance });
             }
             Normaliser::Zscore => self.fill(Balance { normaliser: Normaliser::Zscore, ..balance }),
             Normaliser::Range => self.fill(Balance { normaliser: Normaliser::Range, ..balance }),

@@ -26,7 +26,7 @@ enum Head {
     /// CLIP: the class token, projected.
     Class(Tensor),
     /// SigLIP.
-    Pool(AttentionPool),
+    Pool(Box<AttentionPool>),
 }
 
 impl ImageTower {
@@ -54,7 +54,7 @@ impl ImageTower {
                 None,
                 Some(embeddings.get(hidden, "patch_embedding.bias")?),
                 None,
-                Head::Pool(AttentionPool::load(&image.encoder, &tower.pp("head"))?),
+                Head::Pool(Box::new(AttentionPool::load(&image.encoder, &tower.pp("head"))?)),
             ),
         };
         let tokens = count + usize::from(class.is_some());

@@ -29,7 +29,8 @@ impl Reduced {
     pub fn new(weight: &Plain) -> Result<Self> {
         let (out, width) = weight.dims2()?;
         let weight = weight.flatten_all()?.to_vec1::<f32>()?;
-        let pack = |rows: &[f32]| PackedMatrix::try_pack(&rounded(rows, width)?).map_err(wrong);
+        let pack =
+            |rows: &[f32]| PackedMatrix::try_pack(&rounded(rows, width)?).map_err(|e| wrong(&e));
         let pieces = weight.par_chunks(PIECE * width.max(1)).map(pack).collect::<Result<_>>()?;
         Ok(Self { pieces, width, out })
     }
@@ -47,14 +48,15 @@ impl Reduced {
 
 /// Rows of `width` values, rounded.
 fn rounded(rows: &[f32], width: usize) -> Result<Tensor<bf16>> {
-    let mut tensor = Tensor::try_full(&[rows.len() / width, width], bf16::ZERO).map_err(wrong)?;
+    let mut tensor =
+        Tensor::try_full(&[rows.len() / width, width], bf16::ZERO).map_err(|e| wrong(&e))?;
     match numkong::cast(rows, tensor.as_mut_slice()) {
         Some(()) => Ok(tensor),
         None => bail!("{} values are not rows of {width}", rows.len()),
     }
 }
 
-fn wrong(error: numkong::TensorError) -> Error {
+fn wrong(error: &numkong::TensorError) -> Error {
     Error::Msg(format!("bf16 product: {error}"))
 }
 
@@ -73,7 +75,8 @@ impl CustomOp1 for Reduced {
         out.par_chunks_mut(ROWS * self.out).zip(x.par_chunks(ROWS * width)).try_for_each(
             |(out, x)| {
                 let x = rounded(x, width)?;
-                let of = |piece: &PackedMatrix<bf16>| x.try_dots_packed(piece).map_err(wrong);
+                let of =
+                    |piece: &PackedMatrix<bf16>| x.try_dots_packed(piece).map_err(|e| wrong(&e));
                 let parts = self.pieces.par_iter().map(of).collect::<Result<Vec<_>>>()?;
                 for (i, row) in out.chunks_exact_mut(self.out).enumerate() {
                     for (row, part) in row.chunks_mut(PIECE).zip(&parts) {

@@ -5,6 +5,11 @@
 //! number of rows above it: most are counted by their bounds, the few whose bounds hold the row's
 //! own score are scored exactly. Ties go by id.
 
+#![expect(
+    clippy::inline_always,
+    reason = "vector code is compiled for the caller's target features"
+)]
+
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
