@@ -7,7 +7,7 @@
 //!     just bench --bench pipeline -- trace CHECKPOINT FILE
 //!
 //! runs it with the towers of a checkpoint instead, and shows where time goes: a trace for
-//! <https://ui.perfetto.dev> is written to FILE, and a second of it is drawn.
+//! <https://ui.perfetto.dev> is written to FILE, and two seconds of it are drawn.
 //!
 //! Kafka is librdkafka's mock cluster, in this process and on these cores; pictures are drawn JPEGs
 //! of 640×640 in a local folder.
@@ -84,22 +84,18 @@ fn main() -> Result<()> {
     let rounds = numbers.get(1).copied().unwrap_or(3);
     let files = draw(folder.path(), pictures)?;
     let (mut plain, mut whole) = (Vec::new(), Vec::new());
+    let demo = load(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo"))?;
+    let towers = Arc::new(Constant(ModelCard { dimension: 512, ..demo.card().clone() }));
     for _ in 0..rounds {
         plain.push(decode_all(&files));
-        let card = demo()?.card().clone();
-        let towers = Arc::new(Constant(ModelCard { dimension: 512, ..card }));
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        whole.push(runtime.block_on(ingest_all(&files, towers))?);
+        whole.push(runtime.block_on(ingest_all(&files, towers.clone()))?);
     }
     let (plain, whole) = (median(plain), median(whole));
     println!("plain decoding      {plain:8.1} pictures/s");
     println!("events to rows      {whole:8.1} pictures/s");
     println!("share               {:8.2}", whole / plain);
     Ok(())
-}
-
-fn demo() -> Result<Clip> {
-    load(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo"))
 }
 
 fn load(checkpoint: &str) -> Result<Clip> {

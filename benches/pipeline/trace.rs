@@ -38,13 +38,7 @@ pub fn run(files: &[PathBuf], checkpoint: &str, file: &Path) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let rate = runtime.block_on(ingest_all(files, towers))?;
     drop(writing);
-    let spans = read(file)?;
-    let all = |name: &str| {
-        let of_name = |(_, spans): (&(String, u64), &Vec<Interval>)| spans.clone();
-        spans.iter().filter(|((n, _), _)| n == name).flat_map(of_name).collect::<Vec<_>>()
-    };
-    let (mut towers, decoded) = (all("towers"), all("decode"));
-    towers.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let [towers, decoded] = read(file)?;
     let (Some(first), Some(last)) = (towers.first(), towers.last()) else {
         return Err("no batch was traced".into());
     };
@@ -78,26 +72,26 @@ pub fn run(files: &[PathBuf], checkpoint: &str, file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The spans of a trace by name and thread.
-fn read(file: &Path) -> Result<BTreeMap<(String, u64), Vec<Interval>>> {
+/// The spans of a trace in the order of their ends: of the towers, and of decoding.
+fn read(file: &Path) -> Result<[Vec<Interval>; 2]> {
     let lines: Vec<Line> = serde_json::from_slice(&std::fs::read(file)?)?;
+    // A thread has one of a name open at a time.
     let mut open: BTreeMap<(String, u64), f64> = BTreeMap::new();
-    let mut spans: BTreeMap<(String, u64), Vec<Interval>> = BTreeMap::new();
+    let (mut towers, mut decoded) = (Vec::new(), Vec::new());
     for line in lines {
+        let spans = match line.name.as_str() {
+            "towers" => &mut towers,
+            "decode" => &mut decoded,
+            _ => continue,
+        };
         let key = (line.name, line.tid);
-        match line.ph.as_str() {
-            "B" => {
-                open.insert(key, line.ts);
-            }
-            "E" => {
-                if let Some(began) = open.remove(&key) {
-                    spans.entry(key).or_default().push((began, line.ts));
-                }
-            }
-            _ => {}
+        if line.ph == "B" {
+            open.insert(key, line.ts);
+        } else if let Some(began) = open.remove(&key) {
+            spans.push((began, line.ts));
         }
     }
-    Ok(spans)
+    Ok([towers, decoded])
 }
 
 fn sum(spans: &[Interval]) -> f64 {

@@ -118,7 +118,7 @@ pub struct Options {
     /// `auto` (a GPU if this build and machine have one), `cpu`, or `cuda:0`.
     pub device: DeviceChoice,
     /// Precision of the towers: `f32`, `bf16`, or on a GPU `f16`. `bf16` is faster where the machine has
-    /// instructions for it, and changes scores in the third digit: choose it before the first image,
+    /// instructions for it, and changes scores slightly: choose it before the first image,
     /// and the same for workers and query workers. On the CPU only products are computed in it.
     pub dtype: Precision,
 }
