@@ -55,19 +55,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let url = arguments.next().unwrap_or_else(|| folder.path().display().to_string());
     let store = Store::open(&url, &BTreeMap::new())?;
-    let towers = Random(ModelCard {
-        name: "random".into(),
-        architecture: "none".into(),
-        fingerprint: "be".repeat(32),
-        dimension: DIMENSION,
-        image_side: 1,
-        context_length: 77,
-        preprocessing: String::new(),
-        logit_scale: 100.0,
-        logit_bias: None,
-        parameters: 0,
-        notice: None,
-    });
+    let towers = Random(ModelCard::stand_in("random", DIMENSION));
     let generation =
         Generation::new("random", &towers.0.fingerprint, DIMENSION, 100.0, Ordering::Sequence);
     let set = |name: &str, version: u32| PromptSet {
@@ -78,14 +66,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         texts: (0..PROMPTS).map(|i| format!("prompt {i} of {version}")).collect(),
     };
     let first = set("first", 1).embed(&towers, 8)?;
-    let serving = Serving {
-        prompt_set: first.key.clone(),
-        normaliser: Normaliser::Nnn,
-        weight: 0.25,
-        lambda: 1.0,
-        scale: None,
-        calibration: None,
-    };
+    let serving = Serving::new(first.key.clone(), Normaliser::Nnn, 0.25);
     StateStore::new(&store).ensure(&generation, &[first.record()], &serving, "bench").await?;
     fill(&store, &generation, rows).await?;
 

@@ -75,19 +75,7 @@ impl Towers for NoTowers {
 
 impl NoTowers {
     fn new() -> Self {
-        Self(ModelCard {
-            name: "bench".into(),
-            architecture: "clip".into(),
-            fingerprint: "bench".into(),
-            dimension: DIMENSION,
-            image_side: 224,
-            context_length: 77,
-            preprocessing: String::new(),
-            logit_scale: 100.0,
-            logit_bias: None,
-            parameters: 0,
-            notice: None,
-        })
+        Self(ModelCard::stand_in("bench", DIMENSION))
     }
 }
 

@@ -82,7 +82,7 @@ impl Habits {
     }
 
     /// Hubness over that of plain CLIP, which does not depend on how many queries are looked at;
-    /// none where plain CLIP's is 0.
+    /// none where plain CLIP's is 0 or less.
     pub fn hubness_ratio(&self) -> Option<f64> {
         (self.hubness_raw > 0.0).then(|| self.hubness / self.hubness_raw)
     }

@@ -25,7 +25,7 @@ pub struct Options {
     pub brokers: String,
     /// Further librdkafka properties for every client, for example `"security.protocol" = "SASL_SSL"`,
     /// `"sasl.mechanism" = "SCRAM-SHA-512"`, `"sasl.username"`, `"sasl.password"`, `"ssl.ca.location"`.
-    /// Values are text. Properties that delivery guarantees depend on cannot be set here.
+    /// Values are text. Properties that bsap sets itself, such as `acks` and `group.id`, cannot be set here.
     pub properties: BTreeMap<String, String>,
     /// How long a request for metadata or offsets may take, in milliseconds.
     pub request_timeout_ms: u64,
@@ -41,16 +41,35 @@ impl Default for Options {
     }
 }
 
-/// Properties that delivery guarantees depend on: this program sets them itself.
-const RESERVED: [&str; 8] = [
+/// Properties that this program sets itself, most of them because delivery guarantees depend on them,
+/// with librdkafka's other names of them.
+const RESERVED: [&str; 26] = [
     "acks",
+    "auto.commit.enable",
     "auto.offset.reset",
     "bootstrap.servers",
+    "compression.codec",
+    "compression.type",
+    "delivery.timeout.ms",
     "enable.auto.commit",
     "enable.auto.offset.store",
     "enable.idempotence",
     "enable.partition.eof",
     "group.id",
+    "group.instance.id",
+    "group.protocol",
+    "linger.ms",
+    "max.poll.interval.ms",
+    "message.timeout.ms",
+    "metadata.broker.list",
+    "partition.assignment.strategy",
+    "queue.buffering.max.kbytes",
+    "queue.buffering.max.messages",
+    "queue.buffering.max.ms",
+    "queued.max.messages.kbytes",
+    "request.required.acks",
+    "session.timeout.ms",
+    "statistics.interval.ms",
 ];
 
 impl Options {

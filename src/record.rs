@@ -451,7 +451,7 @@ mod tests {
 
     #[test]
     fn sequences_order_as_their_numbers() {
-        let mut numbers = [0, 9, 10, 99, 1_000, u64::MAX];
+        let mut numbers = [99, u64::MAX, 10, 0, 1_000, 9];
         numbers.sort_by_key(|n| Sequence::from_number(*n));
         assert_eq!(numbers, [0, 9, 10, 99, 1_000, u64::MAX]);
     }

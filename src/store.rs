@@ -194,9 +194,12 @@ impl Store {
             .await
             .map_err(wrap)?;
         let second = self.objects.put_opts(&probe, PutPayload::from_static(b"2"), create).await;
+        let read = async { self.objects.get(&probe).await?.bytes().await };
+        let read = read.await.map_err(wrap);
+        let listed = self.objects.list(None).next().await.transpose().map_err(wrap);
         self.objects.delete(&probe).await.map_err(wrap)?;
         match second {
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+            Err(object_store::Error::AlreadyExists { .. }) => read.and(listed).map(|_| ()),
             Err(source) => Err(wrap(source)),
             Ok(_) => Err(StoreError::NoConditionalPut { url: self.url.to_string() }),
         }

@@ -1,6 +1,7 @@
 //! Tidying the table on a schedule: merging files, dropping superseded rows, removing what nobody
 //! reads any more. Every worker runs this; a lease lets one of them do it at a time.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use chrono::{TimeDelta, Utc};
@@ -49,12 +50,19 @@ impl Upkeep {
 
     async fn turn(&self, holder: &str, token: &CancellationToken) -> Result<(), TableError> {
         let time = upkeep::lease_time(&self.options);
-        let Some(lease) = Lease::take(&self.store, holder, time).await? else {
+        let Some(mut lease) = Lease::take(&self.store, holder, time).await? else {
             return Ok(());
         };
-        let done = self.tidy(token).await;
-        lease.give_back().await?;
-        done
+        let mut work = pin!(self.tidy(token));
+        let mut held = true;
+        let done = loop {
+            tokio::select! {
+                done = &mut work => break done,
+                () = tokio::time::sleep(time / 2), if held => held = lease.renew(time).await?,
+            }
+        };
+        let given_back = lease.give_back().await;
+        done.and(given_back)
     }
 
     async fn tidy(&self, token: &CancellationToken) -> Result<(), TableError> {

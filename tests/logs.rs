@@ -151,7 +151,9 @@ async fn told_in_metrics(worker: &Process, query_worker: &Process) {
     has(&of_worker, "bsap_partitions 2");
     has(&of_worker, "bsap_stage_seconds_count{stage=\"embed\"} 20");
     has(&of_queries, "bsap_snapshot_ready 1");
-    has(&of_queries, "bsap_search_seconds_count{part=\"scan\"} 1");
+    for part in ["text", "wait", "scan", "rank"] {
+        has(&of_queries, &format!("bsap_search_seconds_count{{part=\"{part}\"}} 1"));
+    }
     has(&of_queries, "bsap_http_requests_total{route=\"/v1/search\",status=\"200\"} 1");
     for line in of_worker.lines().chain(of_queries.lines()).filter(|line| !line.starts_with('#')) {
         let name = line.split(['{', ' ']).next().unwrap();

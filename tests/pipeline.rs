@@ -88,14 +88,7 @@ impl House {
 
     async fn worker(&self, token: &CancellationToken) -> (Arc<Progress>, JoinHandle<bool>) {
         let store = self.store();
-        let serving = Serving {
-            prompt_set: self.sets[0].key.clone(),
-            normaliser: Normaliser::Softmax,
-            weight: 0.25,
-            lambda: 1.0,
-            scale: None,
-            calibration: None,
-        };
+        let serving = Serving::new(self.sets[0].key.clone(), Normaliser::Softmax, 0.25);
         let records: Vec<_> = self.sets.iter().map(|s| s.record()).collect();
         StateStore::new(&store)
             .ensure(&self.generation(), &records, &serving, "test")

@@ -78,29 +78,11 @@ impl Towers for Hashed {
 }
 
 fn towers() -> Arc<dyn Towers> {
-    Arc::new(Hashed(ModelCard {
-        name: "hashed".into(),
-        architecture: "none".into(),
-        fingerprint: "ab".repeat(32),
-        dimension: DIMENSION,
-        image_side: 4,
-        context_length: 77,
-        preprocessing: String::new(),
-        logit_scale: 100.0,
-        logit_bias: None,
-        parameters: 0,
-        notice: None,
-    }))
+    Arc::new(Hashed(ModelCard::stand_in("hashed", DIMENSION)))
 }
 
 fn set(name: &str, towers: &dyn Towers) -> Arc<EmbeddedSet> {
-    let set = PromptSet {
-        name: name.into(),
-        version: 1,
-        language: "en".into(),
-        notes: String::new(),
-        texts: (0..20).map(|i| format!("{name} {i}")).collect(),
-    };
+    let set = PromptSet::new(name, (0..20).map(|i| format!("{name} {i}")).collect());
     Arc::new(set.embed(towers, 4).unwrap())
 }
 
@@ -222,14 +204,7 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
     let towers = towers();
     let generation = generation(&*towers);
     let (old, new) = (set("old", &*towers), set("new", &*towers));
-    let serving = Serving {
-        prompt_set: old.key.clone(),
-        normaliser: Normaliser::Softmax,
-        weight: 0.25,
-        lambda: 1.0,
-        scale: None,
-        calibration: None,
-    };
+    let serving = Serving::new(old.key.clone(), Normaliser::Softmax, 0.25);
     let states = StateStore::new(&store);
     let state = states.ensure(&generation, &[old.record()], &serving, "test").await.unwrap();
 

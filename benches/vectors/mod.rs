@@ -96,23 +96,10 @@ pub fn text(number: u64, cone: &[f32]) -> Vec<f32> {
 pub fn load(towers: Arc<dyn Towers>, rows: u64, options: Options) -> Result<Engine> {
     let dimension = towers.card().dimension;
     let (images, texts) = (cone(7, dimension), cone(8, dimension));
-    let set = PromptSet {
-        name: "bench".into(),
-        version: 1,
-        language: "en".into(),
-        notes: String::new(),
-        texts: (0..PROMPTS).map(|i| format!("prompt {i}")).collect(),
-    };
+    let set = PromptSet::new("bench", (0..PROMPTS).map(|i| format!("prompt {i}")).collect());
     let prompts = (0..PROMPTS).map(|i| text(i + 10_000, &texts)).collect();
     let set = Arc::new(EmbeddedSet::of(set, prompts, 100.0, 8));
-    let serving = Serving {
-        prompt_set: set.key.clone(),
-        normaliser: Normaliser::Softmax,
-        weight: 0.25,
-        lambda: 1.0,
-        scale: None,
-        calibration: None,
-    };
+    let serving = Serving::new(set.key.clone(), Normaliser::Softmax, 0.25);
     let served = Served {
         revision: 1,
         generation: "bench".into(),

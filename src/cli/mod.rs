@@ -1,7 +1,10 @@
 //! Arguments as typed.
 
 mod dead_letters;
+mod demo;
 mod evaluate;
+mod model;
+mod prompts;
 mod reconcile;
 mod reindex;
 mod table;
@@ -12,7 +15,10 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use dead_letters::{DeadLettersAction, DeadLettersArgs, FilterArgs};
+pub use demo::{DemoAction, DemoArgs, JudgeArgs, RenderArgs};
 pub use evaluate::{DrawingArgs, EvaluateAction, EvaluateArgs, RankingsArgs, SuggestArgs};
+pub use model::{CheckpointArgs, EmbedArgs, ModelAction, ModelArgs};
+pub use prompts::{MeasureArgs, PromptsAction, PromptsArgs};
 pub use reconcile::ReconcileArgs;
 pub use reindex::{
     CandidateAction, CandidateArgs, CandidateSetArgs, HistoryArgs, PromoteArgs, ReindexAction,
@@ -20,9 +26,7 @@ pub use reindex::{
 };
 pub use table::{CompactArgs, StatusArgs, VacuumArgs, VerifyArgs};
 
-use crate::clip::{self, DeviceChoice, Precision};
 use crate::config;
-use crate::demo::catalogue::Style;
 use crate::http::Scope;
 use crate::normalise::Normaliser;
 
@@ -153,79 +157,6 @@ pub enum Command {
     Config(ConfigArgs),
 }
 
-/// `bsap demo`.
-#[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
-pub struct DemoArgs {
-    /// Draw pictures without starting anything.
-    #[command(subcommand)]
-    pub action: Option<DemoAction>,
-    /// Folder for pictures, table, model and log; an earlier demo in it is replaced
-    #[arg(long, default_value = "./bsap-demo", value_name = "FOLDER")]
-    pub dir: PathBuf,
-    /// Pictures in the catalogue
-    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub images: u32,
-    /// Port of the page on 127.0.0.1; 0 takes any free one
-    #[arg(long, default_value_t = 8080)]
-    pub port: u16,
-    /// How the catalogue's pictures are taken; the model was trained on `studio`
-    #[arg(long, default_value = "studio")]
-    pub style: Style,
-    /// Ingest all, print sample queries raw and balanced, and end
-    #[arg(long)]
-    pub once: bool,
-}
-
-/// What `bsap demo` does besides.
-#[derive(Debug, Subcommand)]
-pub enum DemoAction {
-    /// Draw pictures and a JSON-lines file that says what is in each
-    Render(RenderArgs),
-    /// Measure how well a model ranks drawn catalogues, plain and balanced
-    Evaluate(JudgeArgs),
-}
-
-/// `bsap demo evaluate`.
-#[derive(Debug, Args)]
-pub struct JudgeArgs {
-    /// Pictures of each style
-    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    pub count: u64,
-    /// Queries of each difficulty, where there are as many
-    #[arg(long, default_value_t = 150)]
-    pub queries: usize,
-    /// Decides pictures and queries
-    #[arg(long, default_value_t = 2)]
-    pub seed: u64,
-    /// Another checkpoint than the demo's own: a folder, or a model of the hub
-    #[arg(long, value_name = "FOLDER|ID")]
-    pub checkpoint: Option<String>,
-    /// Print JSON, a line a style, instead of Markdown
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `bsap demo render`.
-#[derive(Debug, Args)]
-pub struct RenderArgs {
-    /// How many
-    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    pub count: u64,
-    /// The same seed draws the same pictures
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// How they are taken
-    #[arg(long, default_value = "studio")]
-    pub style: Style,
-    /// Width and height in pixels
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=4096))]
-    pub side: u32,
-    /// Folder, made where it is missing
-    #[arg(long, value_name = "FOLDER")]
-    pub out: PathBuf,
-}
-
 /// `bsap serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -338,147 +269,6 @@ pub enum KeysAction {
         #[arg(long = "scope", required = true, value_name = "SCOPE")]
         scopes: Vec<Scope>,
     },
-}
-
-/// Which model, for commands that need no configuration file.
-#[derive(Debug, Args)]
-pub struct CheckpointArgs {
-    /// Where it runs: auto, cpu or cuda:0
-    #[arg(long, default_value = "auto", value_parser = |text: &str| DeviceChoice::try_from(text.to_owned()))]
-    pub device: DeviceChoice,
-    /// Precision of the towers
-    #[arg(long, default_value = "f32")]
-    pub dtype: Precision,
-    /// Branch, tag or commit of a model of the hub
-    #[arg(long, default_value = "main")]
-    pub revision: String,
-    /// Take a model of the hub from the cache only
-    #[arg(long)]
-    pub offline: bool,
-}
-
-impl CheckpointArgs {
-    /// As options of the model in `checkpoint`.
-    pub fn options(&self, checkpoint: &str) -> clip::Options {
-        clip::Options {
-            checkpoint: checkpoint.to_owned(),
-            revision: self.revision.clone(),
-            offline: self.offline,
-            device: self.device,
-            dtype: self.dtype,
-        }
-    }
-}
-
-/// `bsap embed`.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Prints a JSON line an input, texts first: kind, input, tokens of a text, embedding (unit length).
-
-Example:
-  bsap embed --checkpoint clip-vit-base-patch32 --text 'a red mug' --image mug.jpg")]
-pub struct EmbedArgs {
-    /// Folder of the checkpoint, in the Hugging Face layout, or a model of the hub
-    #[arg(long, value_name = "FOLDER|ID")]
-    pub checkpoint: String,
-    /// A text
-    #[arg(long, value_name = "TEXT")]
-    pub text: Vec<String>,
-    /// File with a JSON string a line, each a text; `-` reads standard input
-    #[arg(long, value_name = "FILE")]
-    pub texts: Option<PathBuf>,
-    /// An image file
-    #[arg(long, value_name = "FILE")]
-    pub image: Vec<PathBuf>,
-    /// Write the square that the image tower reads of each image into this folder, as PNG named
-    /// by its place among the images: 0.png, 1.png
-    #[arg(long, value_name = "FOLDER")]
-    pub pixels: Option<PathBuf>,
-    /// Most inputs computed at one time
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub batch: u16,
-    /// Where and how exactly.
-    #[command(flatten)]
-    pub model: CheckpointArgs,
-}
-
-/// `bsap model`.
-#[derive(Debug, Args)]
-pub struct ModelArgs {
-    /// What to do.
-    #[command(subcommand)]
-    pub action: ModelAction,
-}
-
-/// What `bsap model` does.
-#[derive(Debug, Subcommand)]
-pub enum ModelAction {
-    /// Print architecture, sizes, fingerprint and preprocessing, and run a self-test
-    Inspect {
-        /// Folder of the checkpoint, in the Hugging Face layout, or a model of the hub
-        checkpoint: String,
-        /// Where and how exactly.
-        #[command(flatten)]
-        model: CheckpointArgs,
-    },
-}
-
-/// `bsap prompts`.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-Examples:
-  bsap prompts list
-  bsap prompts show photographs > mine.toml     a start for a set of your own
-  bsap prompts measure mine.toml                what it would do on the stored images
-  bsap prompts suggest --queries judged.jsonl --log queries.jsonl --attribute title --out mine.toml
-  bsap reindex statistics --prompt-set mine.toml   have it for every stored image
-  bsap prompts retire mine                      and be rid of it again")]
-pub struct PromptsArgs {
-    /// What to do.
-    #[command(subcommand)]
-    pub action: PromptsAction,
-}
-
-/// What `bsap prompts` does.
-#[derive(Debug, Subcommand)]
-pub enum PromptsAction {
-    /// List the shipped and the configured sets with their fingerprints
-    List,
-    /// Print a set as its TOML file has it
-    Show {
-        /// Shipped name or path of a TOML file
-        set: String,
-    },
-    /// Measure sets on the stored images: how scores spread, near-duplicate and dominating
-    /// prompts, penalised images. Changes nothing
-    Measure(MeasureArgs),
-    /// Choose prompts, formula and weight by judged queries, from your own texts, and write the set
-    Suggest(SuggestArgs),
-    /// Forget a stored set: new rows no longer carry it, backfilled statistics of it are dropped.
-    /// Refused while it is served or a candidate's
-    Retire {
-        /// Its name, name@version or key
-        set: String,
-    },
-}
-
-/// `bsap prompts measure`.
-#[derive(Debug, Args)]
-pub struct MeasureArgs {
-    /// Names of stored or shipped sets, or paths of TOML files; without any, the stored sets
-    pub sets: Vec<String>,
-    /// Longest list of prompts or images in the report
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1_000))]
-    pub limit: u16,
-    /// Formula whose penalty is shown; what is served, unless given
-    #[arg(long)]
-    pub normaliser: Option<Normaliser>,
-    /// Its weight, 0 to 1; what is served, unless given
-    #[arg(long)]
-    pub weight: Option<f32>,
-    /// Print JSON, a line a set
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// `bsap config`.

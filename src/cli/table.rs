@@ -39,8 +39,15 @@ pub struct CompactArgs {
 #[command(after_long_help = "\
 Removes data files that have not been part of the table for upkeep.retention_hours, leftovers of \
 crashes that are as old, and the log of commits older than upkeep.log_hours. Workers do this by \
-themselves (upkeep.every_seconds).")]
+themselves (upkeep.every_seconds).
+
+With --generations it removes instead the tables of generations that are neither live nor beside the \
+live one, and to which nothing was written for upkeep.retention_hours. `bsap rollback` cannot go back \
+to these, and nobody tidies them: embeddings of deleted images stay in them.")]
 pub struct VacuumArgs {
+    /// Remove the tables of old generations instead
+    #[arg(long)]
+    pub generations: bool,
     /// Say what would be removed, and remove nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -22,10 +22,13 @@ use candle_core::{DType, Device};
 use image::RgbImage;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 pub use preprocess::Pixels;
 pub use self_test::{SelfTest, self_test};
 pub use towers::Clip;
+
+use crate::record::hex;
 
 /// Why the CPU does not take f16.
 const CPU_PRECISIONS: &str = "the CPU computes in f32 or bf16; set one of them";
@@ -76,7 +79,7 @@ pub trait Towers: Send + Sync {
 /// What a model is.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct ModelCard {
-    /// Its name: that of its folder.
+    /// Its name: that of its folder, or `organisation/name` on the hub.
     pub name: String,
     /// `clip` or `siglip`.
     pub architecture: String,
@@ -101,6 +104,26 @@ pub struct ModelCard {
     /// What users must know of the model, from `notice` in its config; for instance that its
     /// weights are random.
     pub notice: Option<String>,
+}
+
+impl ModelCard {
+    /// The card of towers that have no checkpoint, such as those that benches and tests put in a
+    /// model's place: embeddings of `dimension` values, CLIP's logit scale of 100.
+    pub fn stand_in(name: &str, dimension: usize) -> Self {
+        Self {
+            name: name.to_owned(),
+            architecture: "none".into(),
+            fingerprint: hex(&Sha256::digest(name)),
+            dimension,
+            image_side: 1,
+            context_length: 77,
+            preprocessing: String::new(),
+            logit_scale: 100.0,
+            logit_bias: None,
+            parameters: 0,
+            notice: None,
+        }
+    }
 }
 
 /// Which model, and where it runs.

@@ -99,13 +99,6 @@ impl DrawnCatalogue {
 
     /// What the demo serves.
     pub fn serving(&self) -> Serving {
-        Serving {
-            prompt_set: self.sets[0].key.clone(),
-            normaliser: Normaliser::Nnn,
-            weight: 0.25,
-            lambda: 1.0,
-            scale: None,
-            calibration: None,
-        }
+        Serving::new(self.sets[0].key.clone(), Normaliser::Nnn, 0.25)
     }
 }

@@ -14,7 +14,6 @@ use super::thumbnails::Source;
 use super::{Done, Failure, bar, drawn, parts};
 use crate::calibration::Calibration;
 use crate::cli::{EvaluateArgs, RankingsArgs};
-use crate::clip::{self, Clip, Towers};
 use crate::config::Config;
 use crate::evaluate::{
     self, Asked, Base, Configuration, CostModel, Evaluated, MAX_CONFIGURATIONS, Plan, Report,
@@ -51,10 +50,7 @@ pub async fn run(args: &EvaluateArgs, config: Config, token: CancellationToken) 
     };
     tables.push(Rows::read(&store, "live", &state.live, towers, &token, &on_read).await?);
     if let Some(beside) = state.beside.as_ref().filter(|_| needs_beside(&specs, &state)) {
-        let checkpoint = beside.checkpoint.clone();
-        let other = Clip::load(&clip::Options { checkpoint, ..config.model.clone() })
-            .context("the model of the generation beside the live one")?;
-        let other: Arc<dyn Towers> = Arc::new(other);
+        let other = parts::beside_model(&config, beside)?;
         let generation = &beside.generation;
         tables.push(Rows::read(&store, "beside", generation, other, &token, &on_read).await?);
     }

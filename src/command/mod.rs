@@ -198,7 +198,9 @@ fn evaluate_on(args: &EvaluateArgs, load: impl FnOnce() -> Result<Config, Config
 
 /// A command that loads no model does not ask for one.
 fn load_for_client(cli: &Cli) -> Result<Config, ConfigError> {
-    let here = std::env::vars().chain([("BSAP_MODEL__CHECKPOINT".to_owned(), ".".to_owned())]);
+    const CHECKPOINT: &str = "BSAP_MODEL__CHECKPOINT";
+    let others = std::env::vars().filter(|(name, _)| name != CHECKPOINT);
+    let here = others.chain([(CHECKPOINT.to_owned(), ".".to_owned())]);
     crate::config::load(cli.config.as_deref(), here)
 }
 

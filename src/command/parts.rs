@@ -21,7 +21,9 @@ use crate::reindex::{self, Control, Reader};
 use crate::search::{self, Engine, Engines, Served};
 use crate::source::{self, Decoder};
 use crate::store::Store;
-use crate::table::{CatalogueState, Follower, Generation, Serving, StateStore, TableError, Writer};
+use crate::table::{
+    Beside, CatalogueState, Follower, Generation, Serving, StateStore, TableError, Writer,
+};
 use crate::telemetry::event;
 use crate::upkeep::Upkeep;
 
@@ -171,14 +173,9 @@ pub async fn worker(
         }
     }
     let first = sets.first().context("prompts.sets: is empty")?;
-    let serving = Serving {
-        prompt_set: first.key.clone(),
-        normaliser: config.search.normaliser,
-        weight: config.search.weight,
-        lambda: config.search.lambda,
-        scale: None,
-        calibration: None,
-    };
+    let search = &config.search;
+    let serving = Serving::new(first.key.clone(), search.normaliser, search.weight);
+    let serving = Serving { lambda: search.lambda, ..serving };
     let store = store(config).await?;
     let generation = generation(config, &*towers);
     let records: Vec<_> = sets.iter().map(|set| set.record()).collect();
@@ -245,6 +242,17 @@ pub fn candidate_model(config: &Config) -> Option<clip::Options> {
     let checkpoint = config.search.candidate_checkpoint.clone();
     let revision = config.search.candidate_revision.clone();
     (!checkpoint.is_empty()).then(|| clip::Options { checkpoint, revision, ..config.model.clone() })
+}
+
+/// The model that fills the generation beside the live one, by the checkpoint that it was set up with
+/// and `search.candidate_revision`. Refused where that is another model now.
+pub fn beside_model(config: &Config, beside: &Beside) -> anyhow::Result<Arc<dyn Towers>> {
+    let mut config = config.clone();
+    config.model.checkpoint.clone_from(&beside.checkpoint);
+    config.model.revision.clone_from(&config.search.candidate_revision);
+    let towers = towers(&config).context("the model of the generation beside the live one")?;
+    beside.generation.expect(&generation(&config, &*towers))?;
+    Ok(towers)
 }
 
 /// Most memory of a generation of a query worker, in MiB: where nothing is configured and there may be

@@ -143,12 +143,7 @@ fn tested(config: &Config, state: &CatalogueState, to: &Generation) -> anyhow::R
     let known = models.iter().map(|(_, towers)| towers).find(fits).cloned();
     let towers = match (known, &state.beside) {
         (Some(towers), _) => towers,
-        (None, Some(beside)) => {
-            let mut config = config.clone();
-            config.model.checkpoint.clone_from(&beside.checkpoint);
-            config.model.revision.clone_from(&config.search.candidate_revision);
-            parts::towers(&config)?
-        }
+        (None, Some(beside)) => parts::beside_model(config, beside)?,
         (None, None) => live,
     };
     to.expect(&parts::generation(config, &*towers))?;

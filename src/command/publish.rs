@@ -16,8 +16,8 @@ use super::{Done, Failure};
 use crate::cli::PublishArgs;
 use crate::config::Config;
 use crate::publish::{self, Candidate, Naming, PublishError, Publisher};
-use crate::record::Ordering;
-use crate::source::Decoder;
+use crate::record::{AttributeType, Ordering};
+use crate::source::{Decoder, canonical};
 
 /// Sends, or prints, the events for everything that is named.
 pub async fn run(args: &PublishArgs, config: Config, token: CancellationToken) -> Done {
@@ -99,15 +99,13 @@ pub fn attributes(
             ))
         })?;
         let value = match kind {
-            crate::record::AttributeType::Text | crate::record::AttributeType::Time => {
-                Value::String(text.clone())
-            }
-            _ => serde_json::from_str(text).map_err(|_| {
-                Failure::usage(format!(
-                    "--attribute {name}: {text:?} is not of the declared type {kind:?}"
-                ))
-            })?,
+            AttributeType::Text | AttributeType::Time => Some(Value::String(text.clone())),
+            _ => serde_json::from_str(text).ok(),
         };
+        let value = value.filter(|value| canonical(*kind, value).is_some()).ok_or_else(|| {
+            let described = kind.described();
+            Failure::usage(format!("--attribute {name}: {text:?} is not {described}, as declared"))
+        })?;
         attributes.insert(name.clone(), value);
     }
     Ok(attributes)

@@ -97,6 +97,7 @@ pub async fn model(args: &ReindexModelArgs, config: Config, token: CancellationT
     };
     let mut of_new = config.clone();
     of_new.model.checkpoint.clone_from(checkpoint);
+    of_new.model.revision.clone_from(&config.search.candidate_revision);
     let beside = beside(&of_new, &state)?;
     let new = &beside.generation;
     let partitions = partitions(&config, &config.source.topic).await?;

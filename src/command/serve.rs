@@ -53,10 +53,9 @@ pub async fn run(config: Config, token: CancellationToken) -> Done {
     tokio::spawn(engines.keep_watch(token.child_token()));
     let following = token.clone();
     let follow = tokio::spawn(async move {
-        let result = reader.run(following.clone()).await;
-        // Without the table there is nothing to serve.
-        following.cancel();
-        result
+        // Without the table there is nothing to serve, however following it ended.
+        let _ended = following.clone().drop_guard();
+        reader.run(following).await
     });
     http::serve(app, listener, token).await;
     follow.await??;

@@ -35,7 +35,7 @@ pub fn side_by_side(answer: &SearchAnswer) -> String {
         "{warning}{table}\n{} of {} images ranked in {:.2} ms, query embedded in {:.2} ms; table version {}, prompt set {}",
         answer.matched,
         answer.scanned,
-        timings.scan_ms,
+        timings.scan_ms + timings.rank_ms,
         timings.text_ms,
         answer.table_version,
         answer.prompt_set

@@ -4,11 +4,14 @@ use std::time::Instant;
 
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use super::{Done, parts};
 use crate::cli::{CompactArgs, VacuumArgs};
 use crate::config::Config;
-use crate::table::{Compactor, Depth, upkeep};
+use crate::store::Store;
+use crate::table::{Compactor, Depth, Retired, retired, upkeep};
+use crate::telemetry::event;
 use crate::upkeep::{log_compaction, log_vacuum};
 
 /// Compacts the live generation's table once.
@@ -55,6 +58,9 @@ pub async fn compact(args: &CompactArgs, config: Config, token: CancellationToke
 /// Removes what is older than the retention.
 pub async fn vacuum(args: &VacuumArgs, config: Config) -> Done {
     let (store, state) = parts::catalogue(&config).await?;
+    if args.generations {
+        return vacuum_generations(&store, args.dry_run, &config).await;
+    }
     let removed =
         upkeep::vacuum(&store, &state.live, &config.upkeep, Utc::now(), args.dry_run).await?;
     if args.dry_run {
@@ -69,6 +75,32 @@ pub async fn vacuum(args: &VacuumArgs, config: Config) -> Done {
             removed.files.len(),
             removed.log_files
         );
+    }
+    Ok(())
+}
+
+async fn vacuum_generations(store: &Store, dry_run: bool, config: &Config) -> Done {
+    let hours = config.upkeep.retention_hours;
+    let found = retired(store, &config.upkeep, Utc::now(), dry_run).await?;
+    for Retired { id, objects, bytes, newest, is_over } in &found {
+        let what = match (is_over, dry_run) {
+            (true, true) => "would be removed".to_owned(),
+            (true, false) => "removed".to_owned(),
+            (false, _) => {
+                format!("stays until nothing was written to it for {hours} hours; stop its workers")
+            }
+        };
+        let (size, newest) = (mib(*bytes), newest.format("%F %T UTC"));
+        say!("{id}: {objects} objects, {size}, last written {newest}: {what}");
+        if *is_over && !dry_run {
+            info!(
+                event = event::GENERATION_REMOVED,
+                id, objects, bytes, "a generation was removed"
+            );
+        }
+    }
+    if found.is_empty() {
+        say!("nothing to do: every generation is live or beside the live one");
     }
     Ok(())
 }

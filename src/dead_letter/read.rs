@@ -1,11 +1,12 @@
 //! Reading dead letters back.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{Message as _, Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
 use super::{AT, CONNECT, Options, RECORD};
@@ -169,16 +170,30 @@ pub fn read(
     if count == 0 {
         return Err(ReadError::Missing { topic: options.topic.clone() });
     }
-    let mut all = TopicPartitionList::new();
-    for number in 0..count {
-        all.add_partition_offset(&options.topic, number as i32, Offset::Beginning).map_err(wrap)?;
+    // What is put aside later, such as a letter that was sent again and failed again, is not there now.
+    let (mut all, mut ends) = (TopicPartitionList::new(), BTreeMap::new());
+    for number in 0..count as i32 {
+        let (first, end) =
+            consumer.fetch_watermarks(&options.topic, number, patience).map_err(wrap)?;
+        if first < end {
+            all.add_partition_offset(&options.topic, number, Offset::Beginning).map_err(wrap)?;
+            ends.insert(number, end);
+        }
     }
     consumer.assign(&all).map_err(wrap)?;
-    let (mut left, mut strange, mut last) = (count, 0, Instant::now());
-    while left > 0 && !token.is_cancelled() {
+    let (mut strange, mut last) = (0, Instant::now());
+    while !ends.is_empty() && !token.is_cancelled() {
         match consumer.poll(POLL) {
             Some(Ok(message)) => {
                 last = Instant::now();
+                let (number, offset) = (message.partition(), message.offset());
+                let Some(end) = ends.get(&number).copied() else { continue };
+                if offset + 1 >= end {
+                    ends.remove(&number);
+                }
+                if offset >= end {
+                    continue;
+                }
                 match DeadLetter::of(kafka::owned(&message)) {
                     Some(letter) if filter.matches(&letter) => {
                         if !on_letter(letter) {
@@ -189,8 +204,9 @@ pub fn read(
                     None => strange += 1,
                 }
             }
-            Some(Err(KafkaError::PartitionEOF(_))) => {
-                left -= 1;
+            // The last positions of a log may hold no message.
+            Some(Err(KafkaError::PartitionEOF(number))) => {
+                ends.remove(&number);
                 last = Instant::now();
             }
             Some(Err(error)) if kafka::verdict(&error) == Verdict::Fatal => {

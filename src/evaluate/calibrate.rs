@@ -213,6 +213,10 @@ fn choose_min_score(samples: &[&Sample], wanted: f64) -> Option<f32> {
     let mut lowest = None;
     for (i, (score, right)) in scored.iter().enumerate() {
         wrong += usize::from(!right);
+        // Of those with the same score, all are shown or none.
+        if scored.get(i + 1).is_some_and(|next| next.0 == *score) {
+            continue;
+        }
         let shown = i + 1;
         if shown >= FEWEST.min(scored.len()) && wrong as f64 <= wanted * shown as f64 {
             lowest = Some(*score);

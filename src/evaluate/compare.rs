@@ -285,19 +285,13 @@ impl Comparison<'_> {
             }
         }
         if groups.len() > MAX_GROUPS {
-            let mut sizes: Vec<usize> = groups.values().map(Vec::len).collect();
-            sizes.sort_unstable_by(|a, b| b.cmp(a));
-            let least = sizes[MAX_GROUPS - 1];
-            let mut kept = 0;
-            let mut other = Vec::new();
-            groups.retain(|_, queries| {
-                let keep = queries.len() >= least && kept < MAX_GROUPS;
-                kept += usize::from(keep);
-                if !keep {
-                    other.append(queries);
-                }
-                keep
-            });
+            let mut largest: Vec<(usize, String)> =
+                groups.iter().map(|(name, queries)| (queries.len(), name.clone())).collect();
+            largest.sort_unstable_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+            let rest = largest.into_iter().skip(MAX_GROUPS);
+            let mut other: Vec<usize> =
+                rest.filter_map(|(_, name)| groups.remove(&name)).flatten().collect();
+            other.sort_unstable();
             groups.entry("other".into()).or_default().append(&mut other);
         }
         groups

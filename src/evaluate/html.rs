@@ -425,7 +425,7 @@ fn result(page: &mut String, shown: &Shown, pictures: &Pictures) {
     };
     let _ = write!(
         page,
-        "<li class=\"{class}\" title=\"{} · {:.4}\"><span class=\"picture {picture}\" role=\"img\" aria-label=\"{1}\"></span><span class=\"mark\">{mark}</span><span class=\"title\">{2}</span></li>",
+        "<li class=\"{class}\" title=\"{} · {:.4}\"><span class=\"picture {picture}\" role=\"img\" aria-label=\"{2}\"></span><span class=\"mark\">{mark}</span><span class=\"title\">{2}</span></li>",
         escape(&shown.image_id),
         shown.score,
         escape(&short(title, 60))

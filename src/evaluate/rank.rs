@@ -216,27 +216,9 @@ mod tests {
     }
 
     fn world() -> (World, EmbeddedSet) {
-        let towers = Spelled(ModelCard {
-            name: "spelled".into(),
-            architecture: "clip".into(),
-            fingerprint: "f".into(),
-            dimension: 2,
-            image_side: 1,
-            context_length: 77,
-            preprocessing: String::new(),
-            logit_scale: 10.0,
-            logit_bias: None,
-            parameters: 0,
-            notice: None,
-        });
+        let towers = Spelled(ModelCard { logit_scale: 10.0, ..ModelCard::stand_in("spelled", 2) });
         let texts = ["1 0", "0 1"].map(String::from).to_vec();
-        let set = PromptSet {
-            name: "axes".into(),
-            version: 1,
-            language: "en".into(),
-            notes: String::new(),
-            texts,
-        };
+        let set = PromptSet::new("axes", texts);
         let set = set.embed(&towers, 1).unwrap();
         let image = |values: &[f32]| Image {
             uri: None,
@@ -257,14 +239,7 @@ mod tests {
     #[test]
     fn a_ranking_is_whole_ties_go_by_id_and_only_judged_images_count_where_asked() {
         let (world, set) = world();
-        let serving = Serving {
-            prompt_set: set.key.clone(),
-            normaliser: Normaliser::Nnn,
-            weight: 1.0,
-            lambda: 1.0,
-            scale: None,
-            calibration: None,
-        };
+        let serving = Serving::new(set.key.clone(), Normaliser::Nnn, 1.0);
         let mut resolver = Resolver::new(&world, None, serving, vec![Arc::new(set)], 1);
         let specs = [Spec::raw(), Spec::try_from("live").unwrap()];
         let configurations: Vec<Configuration> =

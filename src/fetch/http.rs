@@ -41,7 +41,7 @@ impl Http {
         Ok(Self {
             public: client().dns_resolver(Arc::new(PublicOnly)).build().map_err(failed)?,
             allowed: client().build().map_err(failed)?,
-            prefixes: options.allow_http.clone(),
+            prefixes: options.allow_http.iter().map(|prefix| normalised(prefix)).collect(),
             max_redirects: options.max_redirects,
             timeout,
             per_host: options.per_host,
@@ -113,6 +113,11 @@ impl Http {
             .or_insert_with(|| Arc::new(Semaphore::new(self.per_host)))
             .clone()
     }
+}
+
+/// As the parser writes URLs: without the port that its scheme has anyway, the host in small letters.
+fn normalised(prefix: &str) -> String {
+    Url::parse(prefix).map_or_else(|_| prefix.to_owned(), Into::into)
 }
 
 fn judge(url: &Url, response: Response) -> Result<Response, FetchError> {

@@ -48,7 +48,8 @@ pub struct Options {
     /// How long connecting, the answer's head, or any pause within the body may take, in
     /// milliseconds.
     pub timeout_ms: u64,
-    /// How long one download may take in all, in milliseconds.
+    /// How long the body of one image may take, in milliseconds, from when it has its share of
+    /// `budget_mib`.
     pub total_timeout_ms: u64,
     /// Redirects followed for one image.
     pub max_redirects: u32,
@@ -236,10 +237,7 @@ impl Fetcher {
             debug!(event = event::RETRY, stage = "fetch", attempt, error = %error, "trying again");
         };
         retry(Backoff::times(self.options.attempts), token, on_retry, || async {
-            let limit = Duration::from_millis(self.options.total_timeout_ms);
-            tokio::time::timeout(limit, self.once(uri, version))
-                .await
-                .unwrap_or_else(|_| Err(transient(uri, "fetch.total_timeout_ms is over")))
+            self.once(uri, version).await
         })
         .await
     }
@@ -289,10 +287,12 @@ impl Fetcher {
         // Links are resolved first, so that none leads out of the roots.
         let real = tokio::fs::canonicalize(&path).await;
         let inside = |p: &std::path::Path| self.roots.iter().any(|root| p.starts_with(root));
+        // What is not there cannot be resolved: it lies where its name says.
+        let named_inside = || self.options.file_roots.iter().any(|root| path.starts_with(root));
         let outside = || refused(uri, "lies outside of fetch.file_roots".into());
         let real = match real {
             Ok(real) if inside(&real) => real,
-            Err(error) if inside(&path) => return Err(failed(error)),
+            Err(error) if inside(&path) || named_inside() => return Err(failed(error)),
             _ => return Err(outside()),
         };
         let file = tokio::fs::File::open(&real).await.map_err(failed)?;
@@ -308,7 +308,10 @@ impl Fetcher {
         url: &Url,
     ) -> Result<Fetched, FetchError> {
         let bucket = url.host_str().ok_or_else(|| refused(uri, "names no bucket".into()))?;
-        let store = self.bucket(uri, &format!("{}://{bucket}", url.scheme())).await?;
+        // abfss://container@account.dfs.core.windows.net/key
+        let container = Some(url.username()).filter(|name| !name.is_empty());
+        let container = container.map_or(String::new(), |name| format!("{name}@"));
+        let store = self.bucket(uri, &format!("{}://{container}{bucket}", url.scheme())).await?;
         let key = Path::from_url_path(url.path()).map_err(|e| refused(uri, e.to_string()))?;
         let failed = |error: object_store::Error| match error {
             object_store::Error::NotFound { .. } => FetchError::Gone { uri: shorten(uri) },
@@ -319,7 +322,8 @@ impl Fetcher {
         };
         let options =
             GetOptions { version: version.map(ToOwned::to_owned), ..GetOptions::default() };
-        let answer = store.objects().get_opts(&key, options).await.map_err(failed)?;
+        let objects = store.objects();
+        let answer = self.in_time(uri, objects.get_opts(&key, options)).await?.map_err(failed)?;
         let size = answer.meta.size;
         let body = answer.into_stream().map(|chunk| chunk.map_err(failed));
         self.collect(uri, Some(size), body).await
@@ -357,20 +361,45 @@ impl Fetcher {
             .acquire_many_owned((expected.div_ceil(1024)) as u32)
             .await
             .map_err(|_| transient(uri, "shutting down"))?;
+        // The clock starts where this download has its turn: others are not its fault.
+        let bytes = self.in_time(uri, self.body(uri, size, body)).await??;
+        Ok(Fetched { bytes, _share: Some(share) })
+    }
+
+    async fn body(
+        &self,
+        uri: &str,
+        size: Option<u64>,
+        body: impl Stream<Item = Result<Bytes, FetchError>>,
+    ) -> Result<Bytes, FetchError> {
         let mut bytes = BytesMut::with_capacity(size.unwrap_or(64 << 10) as usize);
         let mut body = std::pin::pin!(body);
         let pause = Duration::from_millis(self.options.timeout_ms);
+        let changed = || transient(uri, "changed while it was read");
         while let Some(chunk) = tokio::time::timeout(pause, body.next())
             .await
             .map_err(|_| transient(uri, "the body stalled for fetch.timeout_ms"))?
         {
             let chunk = chunk?;
-            if bytes.len() as u64 + chunk.len() as u64 > expected {
+            let read = bytes.len() as u64 + chunk.len() as u64;
+            if read > self.options.max_bytes {
                 return Err(self.too_large(uri));
+            }
+            if size.is_some_and(|size| read > size) {
+                return Err(changed());
             }
             bytes.extend_from_slice(&chunk);
         }
-        Ok(Fetched { bytes: bytes.freeze(), _share: Some(share) })
+        if size.is_some_and(|size| size != bytes.len() as u64) {
+            return Err(changed());
+        }
+        Ok(bytes.freeze())
+    }
+
+    async fn in_time<T>(&self, uri: &str, work: impl Future<Output = T>) -> Result<T, FetchError> {
+        let limit = Duration::from_millis(self.options.total_timeout_ms);
+        let done = tokio::time::timeout(limit, work).await;
+        done.map_err(|_| transient(uri, "fetch.total_timeout_ms is over"))
     }
 
     fn too_large(&self, uri: &str) -> FetchError {

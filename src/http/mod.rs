@@ -26,7 +26,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
@@ -316,10 +316,14 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
     })
 }
 
+/// Held for as long as a request is computed.
+#[derive(Clone)]
+struct Turn(#[expect(dead_code, reason = "it counts while it is there")] Arc<OwnedSemaphorePermit>);
+
 /// Turns a request away when too many are computed, and ends one that takes too long.
-async fn limit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+async fn limit(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
     let options = &shared.app.options;
-    let Ok(_turn) = shared.turns.clone().try_acquire_owned() else {
+    let Ok(turn) = shared.turns.clone().try_acquire_owned() else {
         warn!(
             event = event::SHED,
             limit = options.concurrency,
@@ -331,6 +335,8 @@ async fn limit(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
         )
         .into_response();
     };
+    // What is computed goes on for a while after its caller has left, and holds the turn until then.
+    request.extensions_mut().insert(Turn(Arc::new(turn)));
     let limit = Duration::from_millis(options.timeout_ms);
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,

@@ -13,10 +13,10 @@ use axum::response::{IntoResponse, Response};
 use futures::Stream;
 use futures::stream::unfold;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::Shared;
 use super::access::Caller;
 use super::answer::{
     ChangeAnswer, ExplainAnswer, ExplainRequest, FeedbackRequest, ImageAnswer, SearchAnswer,
@@ -24,11 +24,16 @@ use super::answer::{
 };
 use super::problem::Problem;
 use super::state::StateAnswer;
+use super::{Shared, Turn};
 use crate::feedback::Feedback;
 use crate::record::{self, Content};
 use crate::retry::{Decide, Verdict};
 use crate::search::{Engines, Entry, Query, QueryError};
 use crate::telemetry::event;
+
+/// How often a listener of the change feed looks whether what it listens to is live still, where
+/// nothing changes.
+const FEED_LOOK: Duration = Duration::from_secs(5);
 
 type Body<T> = Result<Json<T>, JsonRejection>;
 type App = State<Arc<Shared>>;
@@ -43,17 +48,22 @@ pub async fn ready(State(shared): App) -> Result<&'static str, Problem> {
 }
 
 /// What is served.
-pub async fn state(State(shared): App) -> Response {
-    let roles = shared.app.engines.roles();
-    let snapshot = roles.live.snapshots().newest();
-    let workers = shared.workers.told();
-    Json(StateAnswer::new(&shared.app, &roles, &snapshot, workers)).into_response()
+pub async fn state(State(shared): App) -> Result<Response, Problem> {
+    // After a commit, what there is to filter by is looked for in all rows.
+    let answer = tokio::task::spawn_blocking(move || {
+        let roles = shared.app.engines.roles();
+        let snapshot = roles.live.snapshots().newest();
+        let workers = shared.workers.told();
+        Json(StateAnswer::new(&shared.app, &roles, &snapshot, workers)).into_response()
+    });
+    answer.await.map_err(|panic| failed(&panic))
 }
 
 /// Both rankings for a text.
 pub async fn search(
     State(shared): App,
     Extension(caller): Extension<Caller>,
+    Extension(turn): Extension<Turn>,
     headers: HeaderMap,
     body: Body<SearchRequest>,
 ) -> Result<Json<SearchAnswer>, Problem> {
@@ -67,17 +77,21 @@ pub async fn search(
     let left = CancellationToken::new();
     // A caller who goes away drops this.
     let _guard = left.clone().drop_guard();
-    let results = compute(&shared, move |engines| engines.search(&query, &left)).await?;
+    let results = compute(&shared, turn, move |engines| engines.search(&query, &left)).await?;
     Ok(Json(SearchAnswer::new(&results)))
 }
 
 /// Why an image ranks where it does.
 pub async fn explain(
     State(shared): App,
+    Extension(turn): Extension<Turn>,
     body: Body<ExplainRequest>,
 ) -> Result<Json<ExplainAnswer>, Problem> {
     let (query, image_id) = body?.0.split()?;
-    let explanation = compute(&shared, move |engines| engines.explain(&query, &image_id)).await?;
+    let left = CancellationToken::new();
+    let _guard = left.clone().drop_guard();
+    let work = move |engines: &Engines| engines.explain(&query, &image_id, &left);
+    let explanation = compute(&shared, turn, work).await?;
     Ok(Json(explanation.into()))
 }
 
@@ -93,23 +107,28 @@ pub async fn feedback(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Runs `work` on a thread that may block.
+/// Runs `work` on a thread that may block; it holds `turn` until it is done, whether or not somebody
+/// waits for it.
 async fn compute<T: Send + 'static>(
     shared: &Shared,
+    turn: Turn,
     work: impl FnOnce(&Engines) -> Result<T, QueryError> + Send + 'static,
 ) -> Result<T, Problem> {
     let engines = shared.app.engines.clone();
-    match tokio::task::spawn_blocking(move || work(&engines)).await {
+    let work = move || {
+        let _turn = turn;
+        work(&engines)
+    };
+    match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(Problem::from),
-        Err(panic) => {
-            error!(event = event::HTTP_ERROR, code = "panic", error = %panic, "a query panicked");
-            Err(Problem::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal",
-                "the query failed; see the server's log",
-            ))
-        }
+        Err(panic) => Err(failed(&panic)),
     }
+}
+
+fn failed(panic: &JoinError) -> Problem {
+    error!(event = event::HTTP_ERROR, code = "panic", error = %panic, "a query panicked");
+    let told = "the query failed; see the server's log";
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", told)
 }
 
 /// What is known of an image.
@@ -176,14 +195,20 @@ pub async fn events(
     let token = shared.token.clone();
     let state = (changes, live, turn, token);
     let stream = unfold((state, shared), |((mut changes, live, turn, token), shared)| async move {
-        let change = tokio::select! {
-            change = changes.recv() => change,
-            () = token.cancelled() => return None,
+        let change = loop {
+            let change = tokio::select! {
+                change = changes.recv() => Some(change),
+                () = tokio::time::sleep(FEED_LOOK) => None,
+                () = token.cancelled() => return None,
+            };
+            // Another generation has become live: a listener comes back to that one.
+            if !Arc::ptr_eq(&live, &shared.app.engines.live()) {
+                return None;
+            }
+            if let Some(change) = change {
+                break change;
+            }
         };
-        // Another generation has become live: a listener comes back to that one.
-        if !Arc::ptr_eq(&live, &shared.app.engines.live()) {
-            return None;
-        }
         let event = match change {
             Ok(change) => {
                 Event::default().event("change").json_data(ChangeAnswer::from(&change)).ok()?

@@ -19,7 +19,7 @@ use futures::stream::FuturesOrdered;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
@@ -198,6 +198,7 @@ impl Worker {
             in_flight: FuturesOrdered::new(),
             held: 0,
             committing: None,
+            failed: None,
             sink: Sink::new(writer, &self.options, self.progress.clone(), model, sets),
             progress: self.progress,
             options: self.options,
@@ -212,6 +213,9 @@ impl Worker {
     }
 }
 
+/// How often the pipeline shows that it is alive where nothing comes; well below what counts as stuck.
+const STEP: Duration = Duration::from_secs(10);
+
 struct Pipeline {
     source: Source,
     processor: Arc<Processor>,
@@ -221,6 +225,8 @@ struct Pipeline {
     sink: Sink,
     /// The commit under way.
     committing: Option<Commit>,
+    /// Why the source has ended.
+    failed: Option<IngestError>,
     progress: Arc<Progress>,
     options: Options,
 }
@@ -239,6 +245,7 @@ impl Pipeline {
         let beat = Duration::from_secs(self.options.heartbeat_seconds);
         let mut heart = interval_at(Instant::now() + beat, beat);
         heart.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut steps = interval(STEP);
         while !token.is_cancelled() {
             self.progress.step(self.in_flight.len());
             if self.sink.is_full() && self.committing.is_none() {
@@ -252,6 +259,10 @@ impl Pipeline {
                     self.settle(settling).await?;
                 }
                 item = self.source.next(), if room => match item {
+                    Some(Item::Failed(error)) => {
+                        self.failed = Some(error.into());
+                        break;
+                    }
                     Some(item) => self.take_up(item),
                     None => break,
                 },
@@ -259,6 +270,7 @@ impl Pipeline {
                     self.committing = self.sink.cut();
                 }
                 _ = heart.tick() => self.heartbeat(),
+                _ = steps.tick() => {}
                 () = token.cancelled() => {}
             }
         }
@@ -277,7 +289,12 @@ impl Pipeline {
                 "work was cut off; it is done again by the next owner"
             ),
         }
-        self.commit().await
+        self.commit().await?;
+        match self.failed.take() {
+            Some(error) => Err(error),
+            None if token.is_cancelled() => Ok(()),
+            None => Err(IngestError::Broken("the consumer".into())),
+        }
     }
 
     fn heartbeat(&self) {
@@ -320,7 +337,10 @@ impl Pipeline {
             Item::Revoked(partitions, settled) => {
                 Box::pin(ready(Settling::Revoked(partitions, settled)))
             }
-            Item::Failed(error) => Box::pin(ready(Settling::Failed(error.into()))),
+            Item::Failed(error) => {
+                self.failed = Some(error.into());
+                return;
+            }
         };
         self.in_flight.push_back(settling);
     }
@@ -334,7 +354,12 @@ impl Pipeline {
         match settling {
             Settling::Outcome(outcome, size) => {
                 self.held -= size;
-                self.sink.take(outcome)
+                let taken = self.sink.take(outcome);
+                if taken.is_err() {
+                    // What came before it is done and must not be done again.
+                    self.commit().await?;
+                }
+                taken
             }
             Settling::Assigned(partitions) => self.sink.assign(partitions).await,
             Settling::Revoked(partitions, settled) => {

@@ -204,6 +204,8 @@ impl Processor {
         let (options, towers) = (self.decode.clone(), self.towers.clone());
         let decoded = tokio::task::spawn_blocking(move || {
             let _held = (share, turn);
+            // Whole, with its share of the download budget: the bytes are needed here and no longer.
+            let fetched = fetched;
             let _span = trace_span!("decode").entered();
             let image = decode::decode(&fetched.bytes, &options)
                 .map_err(|e| undecodable(e.code(), e.to_string()))?;
@@ -213,8 +215,14 @@ impl Processor {
             let hash = hex(&Sha256::digest(&fetched.bytes));
             Ok((pixels, image.width(), image.height(), hash))
         });
-        let (pixels, width, height, content_hash) =
-            decoded.await.map_err(|panic| fatal(IngestError::Broken(panic.to_string())))??;
+        let (pixels, width, height, content_hash) = decoded.await.map_err(|error| {
+            // Started again, the worker would meet the same picture.
+            if error.is_panic() {
+                undecodable("decoder_panicked", format!("the decoder failed: {error}"))
+            } else {
+                fatal(IngestError::Broken(error.to_string()))
+            }
+        })??;
         counting.decoded(started);
         let started = Instant::now();
         let embedded = self.embedder.embed(pixels).await.map_err(fatal)?;

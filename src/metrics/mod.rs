@@ -109,7 +109,7 @@ metrics! {
     searches: Counter, "bsap_searches_total", ["normaliser"],
         "Queries answered.";
     search_seconds: Histogram, "bsap_search_seconds", ["part"],
-        "How long the parts of an answer took: `text` (embedding it), `scan` (scoring and ranking).";
+        "How long the parts of an answer took: `text` (embedding it), `wait` (for a pass over the catalogue), `scan` (that pass), `rank` (exact scores and places).";
     feedback: Counter, "bsap_feedback_total", ["verdict"],
         "Results that users called `right` or `wrong`.";
     results: Counter, "bsap_search_results_total", [],

@@ -114,6 +114,12 @@ pub struct PromptSet {
 }
 
 impl PromptSet {
+    /// The first version of a set of English texts, without notes.
+    pub fn new(name: &str, texts: Vec<String>) -> Self {
+        let (name, language) = (name.to_owned(), "en".to_owned());
+        Self { name, version: 1, language, notes: String::new(), texts }
+    }
+
     /// Names of the shipped sets.
     pub fn shipped() -> [&'static str; SHIPPED.len()] {
         SHIPPED.map(|(name, _)| name)

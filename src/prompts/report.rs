@@ -238,13 +238,7 @@ mod tests {
 
     fn set(embeddings: Vec<Vec<f32>>) -> EmbeddedSet {
         let texts = (0..embeddings.len()).map(|i| format!("prompt {i}")).collect();
-        let set = PromptSet {
-            name: "t".into(),
-            version: 1,
-            language: "en".into(),
-            notes: String::new(),
-            texts,
-        };
+        let set = PromptSet::new("t", texts);
         let key = StatisticsKey::new("t", 1, &set.fingerprint(), 10.0, 1);
         EmbeddedSet { set, key, embeddings, scale: 10.0, top_k: 1, vocabulary: OnceLock::new() }
     }

@@ -6,7 +6,9 @@
 //! for a fault of the listing.
 
 mod compare;
+mod listing;
 mod sort;
+mod stored;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
@@ -14,24 +16,25 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use futures::{StreamExt, TryStreamExt, stream};
-use percent_encoding::percent_decode_str;
+use futures::stream;
 use serde::Serialize;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
-use url::Url;
 
 pub use compare::{Finding, Kind, Rules};
-use compare::{Known, Listed, What, compare, is_time};
-use sort::{Sorted, Sorter};
+use compare::{Known, What, compare, is_time};
+pub use listing::Side;
+use listing::list;
+use sort::{Sorted, parsed};
+use stored::Scope;
+pub use stored::{Current, current};
 
-use crate::publish::{self, PublishError, Published, Publisher};
-use crate::record::{ImageId, Ordering};
+use crate::publish::{PublishError, Published, Publisher};
+use crate::record::Ordering;
 use crate::retry::{Decide, Verdict};
-use crate::source::{Decoder, ImageEvent};
+use crate::source::ImageEvent;
 use crate::store::{Store, StoreError};
-use crate::table::{self, Entry, Generation, TableError};
+use crate::table::{Generation, TableError};
 use crate::telemetry::event;
 
 /// Bytes that each of at most three sorts holds in memory before it writes to its folder.
@@ -104,21 +107,6 @@ impl Decide for ReconcileError {
             _ => Verdict::Fatal,
         }
     }
-}
-
-/// The outside world.
-pub enum Side {
-    /// Every object below a place, named by its key within it.
-    Place(Store),
-    /// A list of all ids that there are, a line each: an id, or an event as JSON.
-    List {
-        /// The file, for messages.
-        name: String,
-        /// Its lines.
-        lines: Box<dyn AsyncBufRead + Send + Unpin>,
-        /// How events are read.
-        decoder: Box<Decoder>,
-    },
 }
 
 /// What was compared and found.
@@ -260,218 +248,6 @@ impl Comparison {
         let events = stream::iter(self.events.lines().map(read));
         Ok(publisher.send_all(events, token, |_| on_event()).await?)
     }
-}
-
-impl Side {
-    fn name(&self) -> String {
-        match self {
-            Self::Place(store) => store.url().to_string(),
-            Self::List { name, .. } => name.clone(),
-        }
-    }
-}
-
-/// Everything that is listed, in order.
-async fn list(side: Side, folder: &Path) -> Result<Sorted, ReconcileError> {
-    let in_folder =
-        |source| ReconcileError::Folder { folder: folder.display().to_string(), source };
-    let mut sorter = Sorter::new(folder, SORT_BYTES);
-    match side {
-        Side::Place(store) => {
-            let mut objects = publish::objects(store);
-            while let Some(object) = objects.try_next().await? {
-                let listed = Listed::Object {
-                    uri: object.uri.into(),
-                    changed: object.changed,
-                    bytes: object.bytes,
-                    picture: object.picture,
-                };
-                sorter.push(object.key.as_bytes(), &json(&listed)).map_err(in_folder)?;
-            }
-        }
-        Side::List { name, mut lines, decoder } => {
-            let (mut line, mut number) = (String::new(), 0);
-            loop {
-                line.clear();
-                number += 1;
-                let wrong = |reason: String| ReconcileError::List {
-                    name: name.clone(),
-                    line: number,
-                    reason,
-                };
-                if lines.read_line(&mut line).await.map_err(|e| wrong(e.to_string()))? == 0 {
-                    break;
-                }
-                if line.trim().is_empty() {
-                    continue;
-                }
-                let (id, listed) = listed(line.trim(), &decoder).map_err(wrong)?;
-                sorter.push(id.as_bytes(), &json(&listed)).map_err(in_folder)?;
-            }
-        }
-    }
-    sorter.finish().map_err(in_folder)
-}
-
-/// A line of a list.
-fn listed(line: &str, decoder: &Decoder) -> Result<(String, Listed), String> {
-    if !line.starts_with('{') {
-        let id = ImageId::new(line).map_err(|e| e.to_string())?;
-        return Ok((id.into(), Listed::Id));
-    }
-    if decoder.ordering == Ordering::Offset {
-        // Its version would be made up.
-        let event: ImageEvent = serde_json::from_str(line).map_err(|e| e.to_string())?;
-        let id = ImageId::new(&event.image_id).map_err(|e| e.to_string())?;
-        let none = crate::record::Sequence::from_number(0);
-        return Ok((id.into(), Listed::Event(Box::new(event), none)));
-    }
-    let (event, sequence) = publish::check(line, decoder)?;
-    if event.operation == crate::record::Operation::Delete {
-        return Err("operation: is delete; a list has what is there".into());
-    }
-    Ok((event.image_id.clone(), Listed::Event(Box::new(event), sequence)))
-}
-
-/// All rows of the table by image.
-async fn by_image(
-    catalogue: &Store,
-    generation: &Generation,
-    folder: &Path,
-) -> Result<Sorted, ReconcileError> {
-    let in_folder =
-        |source| ReconcileError::Folder { folder: folder.display().to_string(), source };
-    let mut sorter = Sorter::new(folder, SORT_BYTES);
-    let mut batches = table::inventory(catalogue, generation).await?;
-    while let Some(batch) = batches.next().await {
-        for entry in batch? {
-            let id = entry.image_id.clone();
-            sorter.push(id.as_bytes(), &json(&entry)).map_err(in_folder)?;
-        }
-    }
-    sorter.finish().map_err(in_folder)
-}
-
-/// The current row of each image of a table, in the order of the ids.
-pub struct Current(Sorted);
-
-/// The current rows of a table. Sorts through files in `folder`.
-pub async fn current(
-    catalogue: &Store,
-    generation: &Generation,
-    folder: &Path,
-) -> Result<Current, ReconcileError> {
-    Ok(Current(by_image(catalogue, generation, folder).await?))
-}
-
-impl Iterator for Current {
-    type Item = io::Result<Entry>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let id = self.0.peek()?.to_vec();
-        self.newest(&id).transpose()
-    }
-}
-
-impl Current {
-    fn newest(&mut self, id: &[u8]) -> io::Result<Option<Entry>> {
-        let mut newest: Option<Entry> = None;
-        for value in self.0.values(id)? {
-            let entry: Entry = parsed(&value)?;
-            if newest.as_ref().is_none_or(|known| entry.version > known.version) {
-                newest = Some(entry);
-            }
-        }
-        Ok(newest)
-    }
-}
-
-fn json(value: &impl Serialize) -> Vec<u8> {
-    // Only maps with keys that are not text fail, and nothing here has any.
-    serde_json::to_vec(value).unwrap_or_default()
-}
-
-fn parsed<T: serde::de::DeserializeOwned>(value: &[u8]) -> io::Result<T> {
-    serde_json::from_slice(value).map_err(io::Error::from)
-}
-
-/// Which images of the table belong to what is listed.
-enum Scope {
-    /// Those fetched from below this address, by their key below it.
-    Below { url: Url, id_prefix: String },
-    /// Those whose ids begin so.
-    Ids { id_prefix: String },
-}
-
-impl Scope {
-    fn of(side: &Side, id_prefix: &str) -> Self {
-        let id_prefix = id_prefix.to_owned();
-        match side {
-            Side::Place(store) => Self::Below { url: store.url().clone(), id_prefix },
-            Side::List { .. } => Self::Ids { id_prefix },
-        }
-    }
-
-    /// The current row of each image at the places where it is compared, in the order of these.
-    fn places(&self, rows: Current, folder: &Path) -> io::Result<Sorted> {
-        let mut sorter = Sorter::new(folder, SORT_BYTES);
-        for newest in rows {
-            for (key, known) in self.place(&newest?) {
-                sorter.push(key.as_bytes(), &json(&known))?;
-            }
-        }
-        sorter.finish()
-    }
-
-    fn place(&self, entry: &Entry) -> Vec<(String, Known)> {
-        let known = |what| Known {
-            image_id: entry.image_id.clone(),
-            what,
-            sequence: entry.version.sequence.clone(),
-            at: entry.event_time.unwrap_or(entry.version.embedded_at),
-            dated: entry.event_time.is_some(),
-            uri: entry.uri.clone(),
-            bytes: entry.bytes,
-            attributes: entry.attributes.clone(),
-        };
-        let deleted = entry.version.deleted;
-        match self {
-            Self::Ids { id_prefix } => {
-                let what = if deleted { What::Deleted } else { What::Here };
-                let mine = entry.image_id.starts_with(id_prefix.as_str());
-                mine.then(|| (entry.image_id.clone(), known(what))).into_iter().collect()
-            }
-            Self::Below { url, id_prefix } => {
-                let named = entry.image_id.strip_prefix(id_prefix.as_str()).map(str::to_owned);
-                let from = entry.uri.as_deref().filter(|_| !deleted);
-                let here = from.and_then(|uri| key_below(url, uri));
-                let what = if deleted { What::Deleted } else { What::Elsewhere };
-                let other = named.filter(|named| here.as_ref() != Some(named));
-                let other = other.map(|key| (key, known(what)));
-                here.map(|key| (key, known(What::Here))).into_iter().chain(other).collect()
-            }
-        }
-    }
-}
-
-/// The key of an address within a place; none where it is not below it.
-fn key_below(place: &Url, uri: &str) -> Option<String> {
-    let uri = Url::parse(uri).ok()?;
-    let scheme =
-        |url: &Url| if url.scheme() == "s3a" { "s3".into() } else { url.scheme().to_owned() };
-    if scheme(place) != scheme(&uri) || place.host_str() != uri.host_str() {
-        return None;
-    }
-    let decoded = |url: &Url| -> Option<Vec<String>> {
-        let segment = |s: &str| percent_decode_str(s).decode_utf8().ok().map(Into::into);
-        url.path().split('/').skip(1).map(segment).collect()
-    };
-    let (mut place, uri) = (decoded(place)?, decoded(&uri)?);
-    if place.last().is_some_and(String::is_empty) {
-        place.pop();
-    }
-    let rest = uri.strip_prefix(place.as_slice())?;
-    (!rest.is_empty() && !rest.iter().any(String::is_empty)).then(|| rest.join("/"))
 }
 
 /// Why a comparison stopped.

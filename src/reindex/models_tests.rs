@@ -35,13 +35,7 @@ fn generation(model: &Hashed) -> Generation {
 }
 
 fn set(model: &Hashed) -> EmbeddedSet {
-    let set = PromptSet {
-        name: "plain".into(),
-        version: 1,
-        language: "en".into(),
-        notes: String::new(),
-        texts: (0..6).map(|i| format!("prompt {i}")).collect(),
-    };
+    let set = PromptSet::new("plain", (0..6).map(|i| format!("prompt {i}")).collect());
     set.embed(model, 3).unwrap()
 }
 
@@ -67,14 +61,7 @@ async fn append(store: &Store, model: &Hashed, from: u64, to: u64) {
 async fn catalogue(old: &Hashed, new: &Hashed, to: u64) -> Store {
     let store = Store::memory();
     let set = set(old).record();
-    let serving = Serving {
-        prompt_set: set.key.clone(),
-        normaliser: Normaliser::Softmax,
-        weight: 0.25,
-        lambda: 1.0,
-        scale: None,
-        calibration: None,
-    };
+    let serving = Serving::new(set.key.clone(), Normaliser::Softmax, 0.25);
     StateStore::new(&store).ensure(&generation(old), &[set], &serving, "test").await.unwrap();
     append(&store, old, 0, IMAGES).await;
     let beside = Beside {

@@ -226,13 +226,12 @@ impl Job {
                 }
                 None => measured,
             };
+            coverage.covered += rows_of.get(&measured.unit).copied().unwrap_or_default();
             staged.push(measured);
             if staged.len() >= TOGETHER || committed.elapsed() >= COMMIT_EVERY {
                 self.commit(&mut staged, claims, table, done).await?;
                 committed = Instant::now();
             }
-            let more = staged.last().and_then(|m| rows_of.get(&m.unit)).copied();
-            coverage.covered += more.unwrap_or_default();
             progress(&coverage, done.rows);
         }
         self.commit(&mut staged, claims, table, done).await

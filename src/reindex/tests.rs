@@ -40,14 +40,7 @@ fn statistics(i: u64) -> Statistics {
 async fn catalogue(whole: bool) -> Store {
     let store = Store::memory();
     let (a, b) = (record("a"), record("b"));
-    let serving = Serving {
-        prompt_set: a.key.clone(),
-        normaliser: Normaliser::Softmax,
-        weight: 0.25,
-        lambda: 1.0,
-        scale: None,
-        calibration: None,
-    };
+    let serving = Serving::new(a.key.clone(), Normaliser::Softmax, 0.25);
     let states = StateStore::new(&store);
     states.ensure(&generation(), &[a.clone(), b.clone()], &serving, "test").await.unwrap();
     let rows = (0..10u64).map(|i| {

@@ -1,17 +1,20 @@
 //! Queries that wait together share one pass over memory.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Instant;
 
 use rayon::prelude::*;
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 use super::Options;
 use super::query::{QueryError, Timings, milliseconds};
 use super::rank::{Exactly, Found};
 use super::scan::{Ask, scan, tasks};
 use super::snapshot::Place;
+use crate::telemetry::event;
 
 /// What is wanted of a pass.
 #[derive(Debug, Clone, Copy)]
@@ -60,9 +63,18 @@ impl Batches {
             .ok();
         std::thread::spawn(move || {
             while let Some(batch) = take(&queue, most) {
-                match &pool {
+                let pass = AssertUnwindSafe(|| match &pool {
                     Some(pool) => pool.install(|| answer(batch)),
                     None => answer(batch),
+                });
+                // The queries of this pass are given up; those that come later are answered.
+                if catch_unwind(pass).is_err() {
+                    error!(
+                        event = event::HTTP_ERROR,
+                        code = "panic",
+                        error = "a pass over the catalogue panicked",
+                        "a query panicked"
+                    );
                 }
             }
         });

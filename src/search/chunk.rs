@@ -305,6 +305,14 @@ impl Chunk {
         self.rows().filter_map(row).collect()
     }
 
+    /// What copies share, by its address, with its bytes: the body, and the statistics of each set.
+    pub fn parts(&self) -> impl Iterator<Item = (*const (), u64)> + '_ {
+        let (named, rest) = self.body.bytes();
+        let body = (Arc::as_ptr(&self.body).cast(), (named + rest) as u64);
+        let column = |all: &Arc<[Statistics]>| (all.as_ptr().cast(), size_of_val(&**all) as u64);
+        std::iter::once(body).chain(self.statistics.values().map(column))
+    }
+
     /// Bytes of ids, addresses and attributes; all others.
     pub fn bytes(&self) -> (usize, usize) {
         let (named, rest) = self.body.bytes();

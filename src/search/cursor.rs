@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
-use super::chunk::Body;
+use super::chunk::Chunk;
 use super::scan::Ask;
 use super::snapshot::Snapshot;
 use crate::normalise::Scale;
@@ -171,14 +171,11 @@ impl Pins {
 /// Snapshots share most of their chunks.
 fn beside(held: &VecDeque<Pin>, newest: &Arc<Snapshot>) -> u64 {
     let all = held.iter().flat_map(|pin| &pin.snapshot.chunks);
-    let mut bodies: HashMap<*const Body, u64> = all
-        .map(|chunk| (Arc::as_ptr(&chunk.body), chunk.bytes()))
-        .map(|(body, (named, rest))| (body, (named + rest) as u64))
-        .collect();
-    for chunk in &newest.chunks {
-        bodies.remove(&Arc::as_ptr(&chunk.body));
+    let mut parts: HashMap<*const (), u64> = all.flat_map(Chunk::parts).collect();
+    for (part, _) in newest.chunks.iter().flat_map(Chunk::parts) {
+        parts.remove(&part);
     }
-    bodies.values().sum()
+    parts.values().sum()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 
 use super::Options;
 use super::query::{Input, MAX_TEXTS, QueryError, WeightedText};
@@ -57,8 +58,17 @@ impl Embedder {
         &self.towers
     }
 
-    /// The embedding of `input`, an image of which is taken from `snapshot`.
-    pub fn embed(&self, input: &Input, snapshot: &Snapshot) -> Result<Arc<Vec<f32>>, QueryError> {
+    /// The embedding of `input`, an image of which is taken from `snapshot`. Gives up where `left`
+    /// says that nobody waits for it any more.
+    pub fn embed(
+        &self,
+        input: &Input,
+        snapshot: &Snapshot,
+        left: &CancellationToken,
+    ) -> Result<Arc<Vec<f32>>, QueryError> {
+        if left.is_cancelled() {
+            return Err(QueryError::GivenUp);
+        }
         match input {
             Input::Text(text) => self.text("text", text),
             Input::Texts(texts) => self.mixture(texts),
@@ -67,7 +77,7 @@ impl Embedder {
                 let embedding = embedding.ok_or_else(|| QueryError::NoImage(id.clone()))?;
                 Ok(Arc::new(embedding.values().to_vec()))
             }
-            Input::Picture(bytes) => self.picture(bytes),
+            Input::Picture(bytes) => self.picture(bytes, left),
             Input::Vector(values) => self.vector(values),
         }
     }
@@ -114,11 +124,15 @@ impl Embedder {
         unit.ok_or_else(|| invalid("the weighted texts cancel each other out".into()))
     }
 
-    fn picture(&self, bytes: &[u8]) -> Result<Arc<Vec<f32>>, QueryError> {
+    fn picture(&self, bytes: &[u8], left: &CancellationToken) -> Result<Arc<Vec<f32>>, QueryError> {
         let hash = hex(&Sha256::digest(bytes));
         let mut cache = self.pictures.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = cache.get(&hash) {
             return Ok(known.clone());
+        }
+        // It may have waited for its turn for long.
+        if left.is_cancelled() {
+            return Err(QueryError::GivenUp);
         }
         let picture = decode(bytes, &self.decode);
         let picture = picture.map_err(|e| QueryError::invalid("image", e.to_string()))?;

@@ -72,11 +72,17 @@ impl Engines {
         answer
     }
 
-    /// Explains the place of one image in the answer to a query. Computes: may block.
-    pub fn explain(&self, query: &Query, image_id: &str) -> Result<Explanation, QueryError> {
+    /// Explains the place of one image in the answer to a query, unless `left` says that nobody waits
+    /// for it any more. Computes: may block.
+    pub fn explain(
+        &self,
+        query: &Query,
+        image_id: &str,
+        left: &CancellationToken,
+    ) -> Result<Explanation, QueryError> {
         let roles = self.roles();
         let (engine, query) = roles.choose(query)?;
-        engine.explain(&query, image_id)
+        engine.explain(&query, image_id, left)
     }
 }
 

@@ -168,6 +168,9 @@ impl Check<'_> {
             Filter::Gte(terms) => self.terms("gte", terms, Self::is(Ordering::is_ge)),
             Filter::In(terms) => self.terms("in", terms, |check, name, values| {
                 let field = check.field(name)?;
+                if values.is_empty() {
+                    return Err(format!("`in` names no value of {name}"));
+                }
                 let literals = values.iter().map(|value| check.literal(name, &field, value));
                 let literals = literals.collect::<Result<_, _>>()?;
                 Ok(Node::Term(field, Test::In(literals)))

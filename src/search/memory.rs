@@ -4,8 +4,7 @@ use super::codes::LANES;
 use crate::record::Row;
 use crate::retry::{Decide, Verdict};
 
-/// Bytes of a row besides its embedding, ids, address and attributes, with one prompt set; and what
-/// each further prompt set adds.
+/// Bytes of a row besides its embedding, ids, address and attributes, with one prompt set.
 pub const ROW: u64 = 150;
 /// What each prompt set after the first adds to a row.
 pub const SET: u64 = 28;
@@ -16,7 +15,7 @@ const MIB: u64 = 1 << 20;
 pub struct Memory {
     /// Live images.
     pub images: usize,
-    /// Bytes of ids, addresses and attributes.
+    /// Bytes of ids, addresses and attributes, and of what is remembered of deleted images.
     pub named: usize,
     /// Bytes of everything else.
     pub rest: usize,

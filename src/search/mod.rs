@@ -23,6 +23,7 @@ mod rank;
 mod scan;
 mod shadow;
 mod snapshot;
+mod snapshots;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -44,7 +45,8 @@ pub use filter::Filter;
 pub use memory::{Memory, OverMemory, limit as memory_limit, needed as memory_needed};
 pub use query::{CalibratedScore, Input, MinScore, Query, QueryError, Timings, WeightedText};
 pub use rank::Hit;
-pub use snapshot::{Change, Served, Snapshot, Snapshots};
+pub use snapshot::{Served, Snapshot};
+pub use snapshots::{Change, Snapshots};
 pub use traffic::{Difference, Route, TrafficCounts};
 pub use unmatched::Unmatched;
 

@@ -142,7 +142,7 @@ impl QueryError {
 /// How long the parts of an answer took, in milliseconds.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 pub struct Timings {
-    /// Embedding the query; 0 where it was remembered.
+    /// Embedding the query, or finding it among those that are remembered.
     pub text_ms: f64,
     /// Waiting for a pass over the catalogue that other queries share.
     pub wait_ms: f64,

@@ -60,22 +60,7 @@ pub struct Hashed(pub ModelCard, pub AtomicU32);
 impl Hashed {
     /// With embeddings of `dimension` values.
     pub fn new(dimension: usize) -> Arc<Self> {
-        Arc::new(Self(
-            ModelCard {
-                name: "hashed".into(),
-                architecture: "clip".into(),
-                fingerprint: "f".into(),
-                dimension,
-                image_side: 2,
-                context_length: 77,
-                preprocessing: String::new(),
-                logit_scale: 100.0,
-                logit_bias: None,
-                parameters: 0,
-                notice: None,
-            },
-            AtomicU32::new(0),
-        ))
+        Arc::new(Self(ModelCard::stand_in("hashed", dimension), AtomicU32::new(0)))
     }
 
     /// Of a text or a picture's pixels.
@@ -111,27 +96,18 @@ impl Towers for Hashed {
 pub fn set(name: &str, dimension: usize) -> Arc<EmbeddedSet> {
     let texts: Vec<String> = (0..6).map(|i| format!("{name} {i}")).collect();
     let embeddings = (0..6).map(|i| embedding(name.len() as u64 * 1000 + i, dimension)).collect();
-    let set = PromptSet {
-        name: name.into(),
-        version: 1,
-        language: "en".into(),
-        notes: String::new(),
-        texts,
-    };
+    let set = PromptSet::new(name, texts);
     Arc::new(EmbeddedSet::of(set, embeddings, 100.0, 3))
 }
 
 /// A configuration that serves the first of `sets`.
 pub fn served(sets: Vec<Arc<EmbeddedSet>>) -> Served {
     let first = sets.first().map(|set| set.key.clone());
-    let serving = Serving {
-        prompt_set: first.unwrap_or_else(|| StatisticsKey::from_stored("none")),
-        normaliser: Normaliser::Softmax,
-        weight: 0.5,
-        lambda: 1.0,
-        scale: None,
-        calibration: None,
-    };
+    let serving = Serving::new(
+        first.unwrap_or_else(|| StatisticsKey::from_stored("none")),
+        Normaliser::Softmax,
+        0.5,
+    );
     Served {
         revision: 1,
         generation: "g".into(),

@@ -8,7 +8,8 @@ use rand_chacha::ChaCha8Rng;
 
 use super::rank::{Exactly, Hit};
 use super::scan::{Ask, BACKGROUND, scan, tasks};
-use super::snapshot::{Snapshot, Snapshots};
+use super::snapshot::Snapshot;
+use super::snapshots::Snapshots;
 use super::testing::{embedding, row, served, set};
 use crate::normalise::{Balance, Normaliser};
 use crate::table::Changes;

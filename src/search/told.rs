@@ -67,7 +67,9 @@ impl Told<'_> {
             results = self.hits.len(),
             first_moved = first_moved.filter(|_| self.offset == 0),
             text_ms = self.timings.text_ms,
+            wait_ms = self.timings.wait_ms,
             scan_ms = self.timings.scan_ms,
+            rank_ms = self.timings.rank_ms,
             version = self.version,
             "answered"
         );
@@ -78,7 +80,9 @@ impl Told<'_> {
                 trace_id,
                 ms,
                 text_ms = self.timings.text_ms,
+                wait_ms = self.timings.wait_ms,
                 scan_ms = self.timings.scan_ms,
+                rank_ms = self.timings.rank_ms,
                 scanned = self.scanned,
                 limit_ms = options.slow_ms,
                 "an answer took long"
@@ -88,8 +92,12 @@ impl Told<'_> {
         metrics.searches.add(&[normaliser], 1);
         metrics.results.add(&[], self.hits.len() as u64);
         metrics.moved.add(&[], moved as u64);
-        metrics.search_seconds.observe(&["text"], self.timings.text_ms / 1e3);
-        metrics.search_seconds.observe(&["scan"], self.timings.scan_ms / 1e3);
+        let Timings { text_ms, wait_ms, scan_ms, rank_ms } = self.timings;
+        for (part, ms) in
+            [("text", text_ms), ("wait", wait_ms), ("scan", scan_ms), ("rank", rank_ms)]
+        {
+            metrics.search_seconds.observe(&[part], ms / 1e3);
+        }
     }
 }
 

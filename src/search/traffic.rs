@@ -197,14 +197,7 @@ mod tests {
         Candidate {
             name: "new".into(),
             generation: "g".into(),
-            serving: Serving {
-                prompt_set: StatisticsKey::from_stored("k"),
-                normaliser: Normaliser::Nnn,
-                weight: 0.5,
-                lambda: 1.0,
-                scale: None,
-                calibration: None,
-            },
+            serving: Serving::new(StatisticsKey::from_stored("k"), Normaliser::Nnn, 0.5),
             share,
             shadow: 0.0,
             only: None,

@@ -122,18 +122,18 @@ impl Decoder {
     /// The events of `message`, all of a message or none of it. No events: the message is one that
     /// tells of no image, such as a bucket's test event.
     pub fn decode(&self, message: &Message, now: DateTime<Utc>) -> Result<Vec<Event>, Rejected> {
-        // They keep their versions, and bring deletes with them: age means nothing there.
+        let sent = message.timestamp_ms.and_then(DateTime::from_timestamp_millis);
         if let Some(of) = self.again.as_ref().filter(|of| *of.topic == *message.partition.topic) {
-            return again::decode(self, &of.generation, message);
+            let events = again::decode(self, &of.generation, message)?;
+            // They keep their versions: what counts is since when they wait.
+            self.young_enough(&events, now, |_| sent)?;
+            return Ok(events);
         }
         let events = self.events(message)?;
-        self.young_enough(message, &events, now)?;
+        self.young_enough(&events, now, |event| event.event_time.or(sent))?;
         for (index, event) in events.iter().enumerate() {
             let checked = self.dated_plausibly(event, now).map_err(Rejected::from);
-            checked.map_err(|fault| match events.len() {
-                1 => fault,
-                _ => Rejected::Record { index, fault: Box::new(fault) },
-            })?;
+            checked.map_err(|fault| of_record(&events, index, fault))?;
         }
         Ok(events)
     }
@@ -141,18 +141,15 @@ impl Decoder {
     /// Refuses a message whose images may have been deleted, and forgotten, after it.
     fn young_enough(
         &self,
-        message: &Message,
         events: &[Event],
         now: DateTime<Utc>,
+        time_of: impl Fn(&Event) -> Option<DateTime<Utc>>,
     ) -> Result<(), Rejected> {
         let Some(days) = self.remembered else { return Ok(()) };
-        let sent = message.timestamp_ms.and_then(DateTime::from_timestamp_millis);
-        for event in events {
-            match event.event_time.or(sent) {
-                Some(time) if event.change != Change::Delete && time < now - days => {
-                    return Err(Rejected::TooOld(time, days.num_days()));
-                }
-                _ => {}
+        for (index, event) in events.iter().enumerate() {
+            let time = time_of(event).filter(|time| *time < now - days);
+            if let Some(time) = time.filter(|_| event.change != Change::Delete) {
+                return Err(of_record(events, index, Rejected::TooOld(time, days.num_days())));
             }
         }
         Ok(())
@@ -271,6 +268,14 @@ impl Decoder {
     }
 }
 
+/// The fault of one event, which names the record where a message has several.
+fn of_record(events: &[Event], index: usize, fault: Rejected) -> Rejected {
+    match events.len() {
+        1 => fault,
+        _ => Rejected::Record { index, fault: Box::new(fault) },
+    }
+}
+
 /// Reads `value` by its type; an error names the field by its path.
 pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Invalid> {
     serde_path_to_error::deserialize(value).map_err(|error| {
@@ -288,7 +293,7 @@ pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Invalid> {
 }
 
 /// The stored text of `value` if it is of type `kind`.
-fn canonical(kind: AttributeType, value: &Value) -> Option<String> {
+pub fn canonical(kind: AttributeType, value: &Value) -> Option<String> {
     match (kind, value) {
         (AttributeType::Text, Value::String(text)) => Some(text.clone()),
         (AttributeType::Integer, Value::Number(n)) if n.is_i64() || n.is_u64() => {

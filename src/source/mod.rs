@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use bucket::BucketNotification;
 pub use cloud_event::CloudEvent;
 pub use consumer::{Item, Pulse, Resume, Source, SourceError, Watch};
-pub use format::{Decoder, Rejected};
+pub use format::{Decoder, Rejected, canonical};
 pub use json::ImageEvent;
 
 use crate::limits;

@@ -198,10 +198,15 @@ impl Context {
         let revoked = partitions(list);
         let names: Vec<String> = revoked.iter().map(ToString::to_string).collect();
         let (settled, wait) = sync_mpsc::sync_channel(0);
-        let handed_over = self.send(Item::Revoked(revoked.clone(), Settled(settled)));
-        // The other end is dropped, never used: either answer but a time-out means settled.
-        let drained = !handed_over
-            || wait.recv_timeout(self.drain) != Err(sync_mpsc::RecvTimeoutError::Timeout);
+        let started = Instant::now();
+        let sent = self.send_within(Item::Revoked(revoked.clone(), Settled(settled)), self.drain);
+        let left = self.drain.saturating_sub(started.elapsed());
+        let drained = match sent {
+            // The other end is dropped, never used: either answer but a time-out means settled.
+            Sent::Yes => wait.recv_timeout(left) != Err(sync_mpsc::RecvTimeoutError::Timeout),
+            Sent::NoRoom => false,
+            Sent::NobodyLeft => true,
+        };
         info!(
             event = event::REBALANCE,
             change = "revoked",
@@ -237,11 +242,29 @@ impl Context {
         self.send(Item::Failed(failed));
     }
 
+    /// Sends in order, waiting for room for at most `limit`.
+    fn send_within(&self, item: Item, limit: Duration) -> Sent {
+        let Some(sender) = lock(&self.sender).clone() else { return Sent::NobodyLeft };
+        let sending = async { tokio::time::timeout(limit, sender.send(item)).await };
+        match self.runtime.block_on(sending) {
+            Ok(Ok(())) => Sent::Yes,
+            Ok(Err(_)) => Sent::NobodyLeft,
+            Err(_) => Sent::NoRoom,
+        }
+    }
+
     /// Sends in order, waiting for room; false where the pipeline is gone.
     fn send(&self, item: Item) -> bool {
         let sender = lock(&self.sender).clone();
         sender.is_some_and(|sender| sender.blocking_send(item).is_ok())
     }
+}
+
+/// What became of something that was to be sent to the pipeline.
+enum Sent {
+    Yes,
+    NoRoom,
+    NobodyLeft,
 }
 
 fn partitions(list: &TopicPartitionList) -> Vec<Partition> {

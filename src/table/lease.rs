@@ -69,6 +69,19 @@ impl Lease {
         Ok(Some(lease))
     }
 
+    /// Holds the lease for another `time`; false where somebody else has taken it.
+    pub async fn renew(&mut self, time: Duration) -> Result<bool, TableError> {
+        let terms = Terms { until: Utc::now() + time, ..self.terms.clone() };
+        let next = Self { store: self.store.clone(), number: self.number + 1, terms };
+        if !next.write().await? {
+            return Ok(false);
+        }
+        let before = std::mem::replace(self, next);
+        // One that is left behind is removed by the next holder.
+        let _ = self.store.objects().delete(&path(before.number)).await;
+        Ok(true)
+    }
+
     /// Gives the lease back before its time.
     pub async fn give_back(mut self) -> Result<(), TableError> {
         let held = path(self.number);

@@ -23,6 +23,7 @@ mod lease;
 mod log;
 mod overview;
 mod readers;
+mod retired;
 mod schema;
 mod state;
 mod statistics;
@@ -45,6 +46,7 @@ pub use inventory::{Entry, inventory};
 pub use lease::Lease;
 pub use overview::{Overview, positions};
 pub use readers::{REPORT_EVERY, Readers, Report};
+pub use retired::{Retired, retired};
 pub use state::{
     Beside, Candidate, CatalogueState, Change, Generation, PromptSetRecord, Serving, StateStore,
 };

@@ -10,6 +10,7 @@ use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutMode, PutOptions};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::TableError;
 use crate::calibration::Calibration;
@@ -295,6 +296,13 @@ pub struct Serving {
     pub calibration: Option<Calibration>,
 }
 
+impl Serving {
+    /// λ = 1, nothing frozen and nothing calibrated: how a catalogue begins.
+    pub fn new(prompt_set: StatisticsKey, normaliser: Normaliser, weight: f32) -> Self {
+        Self { prompt_set, normaliser, weight, lambda: 1.0, scale: None, calibration: None }
+    }
+}
+
 /// Reads and writes the state of one catalogue.
 #[derive(Debug, Clone)]
 pub struct StateStore {
@@ -368,18 +376,15 @@ impl StateStore {
             Err(error) => Err(error),
         }
         .map_err(|e| self.store.error(e))?;
-        let state: CatalogueState = serde_json::from_slice(&bytes)
-            .map_err(|error| TableError::Corrupt { file: file(), reason: error.to_string() })?;
-        if state.format > FORMAT {
-            return Err(TableError::Corrupt {
-                file: file(),
-                reason: format!(
-                    "has format {}, this program knows {FORMAT}; update bsap",
-                    state.format
-                ),
-            });
+        let corrupt = |reason| TableError::Corrupt { file: file(), reason };
+        let of = |error: serde_json::Error| corrupt(error.to_string());
+        let state: Value = serde_json::from_slice(&bytes).map_err(of)?;
+        // Before anything else: a later format may have other fields.
+        if let Some(format) = state["format"].as_u64().filter(|format| *format > FORMAT.into()) {
+            let reason = format!("has format {format}, this program knows {FORMAT}; update bsap");
+            return Err(corrupt(reason));
         }
-        Ok(Some(state))
+        serde_json::from_value(state).map(Some).map_err(of)
     }
 
     /// Writes `state` as the next revision; false where somebody else wrote that revision first.

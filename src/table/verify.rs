@@ -1,20 +1,23 @@
 //! Is what is stored what it should be? Checks a table in itself, without the outside world.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use deltalake_core::kernel::Action;
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use super::compact::{COMPACTED, COMPACTED_DEEP};
 use super::file::{self, Unread};
 use super::log::Log;
 use super::state::{CatalogueState, Generation};
+use super::statistics::{self, StatisticsTable, UnitFile};
 use super::upkeep::Options;
 use super::{TableError, schema};
 use crate::record::{Image, Row, Version};
+use crate::statistics::StatisticsKey;
 use crate::store::Store;
 
 /// Files read at one time.
@@ -128,80 +131,152 @@ pub async fn verify(
         bytes: files.iter().map(|(_, size, _)| size).sum(),
         ..Verified::default()
     };
-    let mut newest: HashMap<String, Version> = HashMap::new();
-    // When rows with an embedding were superseded is known only after all files were read.
-    let mut embedded: HashMap<String, usize> = HashMap::new();
     let known: BTreeSet<&str> = state.prompt_sets.iter().map(|set| set.key.as_str()).collect();
-    let (this, total) = (&log, files.len());
+    let mut images = Images::default();
+    let mut backfill = StatisticsTable::open(catalogue, &state.live, 1).await?;
+    let units = match &mut backfill {
+        Some(table) => table.units().await?,
+        None => HashMap::new(),
+    };
+    let keys: BTreeSet<&StatisticsKey> = units.values().map(|unit| &unit.key).collect();
+    let (this, keys, units, backfill) = (&log, &keys, &units, backfill.as_ref());
+    let total = files.len();
     let mut reads = stream::iter(files)
         .map(|(path, size, rows)| async move {
-            let read = read(this, &path, size, rows).await;
-            (path, read)
+            let mut read = read(this, &path, size, rows).await;
+            let mut faults = Vec::new();
+            if let (Ok(rows), Some(table)) = (&mut read, backfill) {
+                let of = |key: &&StatisticsKey| units.get(&statistics::unit(key, path.as_ref()));
+                for unit in keys.iter().filter_map(of) {
+                    faults.extend(attach(table, unit, rows).await?);
+                }
+            }
+            Ok::<_, TableError>((path, read, faults))
         })
         .buffer_unordered(CONCURRENT_FILES);
     let mut files_done = 0;
-    while let Some((path, read)) = reads.next().await {
+    while let Some(read) = reads.next().await {
         if token.is_cancelled() {
             return Ok(None);
         }
+        let (path, read, faults) = read?;
         files_done += 1;
         progress(files_done, total);
-        let rows = match read {
-            Ok(rows) => rows,
-            Err(Unread::Store(error)) => return Err(Unread::Store(error).of(this, path.as_ref())),
-            Err(Unread::Missing) => {
-                let about = "is named by the log and is not there; restore it from a backup, or publish its images again";
-                findings.add(Severity::Error, "file_missing", path.as_ref(), about);
-                continue;
-            }
-            Err(Unread::Corrupt(reason)) => {
-                let about =
-                    format!("{reason}; restore it from a backup, or publish its images again");
-                findings.add(Severity::Error, "file_corrupt", path.as_ref(), about);
-                continue;
-            }
-        };
-        if file::checksum(&path).is_none() {
-            let about = "was written by another tool: damage in it cannot be told from its name";
-            findings.add(Severity::Warning, "no_checksum", path.as_ref(), about);
+        for (file, about) in faults {
+            findings.add(Severity::Error, "statistics_corrupt", &file, about);
         }
-        for row in rows {
-            done.rows += 1;
-            let id = row.image_id.as_str();
+        let Some(rows) = readable(this, &path, read, &mut findings)? else { continue };
+        for row in &rows {
             if let Some(image) = &row.image {
-                check_image(id, image, &state.live, &known, &mut findings);
-                *embedded.entry(id.to_owned()).or_default() += 1;
+                check_image(row.image_id.as_str(), image, &state.live, &known, &mut findings);
             }
-            let version = Version::of(&row);
-            match newest.get_mut(id) {
-                None => {
-                    newest.insert(id.to_owned(), version);
-                }
-                Some(known) => {
-                    done.superseded += 1;
-                    if version > *known {
-                        *known = version;
-                    }
-                }
-            }
+            images.see(row);
         }
+        done.rows += rows.len();
     }
     drop(reads);
-    for (id, version) in &newest {
-        if !version.deleted {
-            done.images += 1;
-            continue;
-        }
-        done.deleted += 1;
-        let overdue = TimeDelta::hours(2 * i64::from(options.erase_hours));
-        if embedded.contains_key(id) && now - version.embedded_at >= overdue {
-            let about = "was deleted, and its embedding is still in the table; run `bsap compact`";
-            findings.add(Severity::Warning, "erasure_overdue", id, about);
-        }
+    images.count(options, now, &mut done, &mut findings);
+    if !positions(&log, &mut findings, token).await? {
+        return Ok(None);
     }
-    positions(&log, &mut findings).await?;
     done.findings = findings.list();
     Ok(Some(done))
+}
+
+/// The newest version of each image, and which have an embedding.
+#[derive(Default)]
+struct Images {
+    newest: HashMap<String, Version>,
+    superseded: usize,
+    // When rows with an embedding were superseded is known only after all files were read.
+    embedded: HashSet<String>,
+}
+
+impl Images {
+    fn see(&mut self, row: &Row) {
+        let id = row.image_id.as_str();
+        if row.image.is_some() {
+            self.embedded.insert(id.to_owned());
+        }
+        let version = Version::of(row);
+        match self.newest.get_mut(id) {
+            None => {
+                self.newest.insert(id.to_owned(), version);
+            }
+            Some(known) => {
+                self.superseded += 1;
+                if version > *known {
+                    *known = version;
+                }
+            }
+        }
+    }
+
+    fn count(
+        &self,
+        options: &Options,
+        now: DateTime<Utc>,
+        done: &mut Verified,
+        findings: &mut Findings,
+    ) {
+        done.superseded = self.superseded;
+        for (id, version) in &self.newest {
+            if !version.deleted {
+                done.images += 1;
+                continue;
+            }
+            done.deleted += 1;
+            let overdue = TimeDelta::hours(2 * i64::from(options.erase_hours));
+            if self.embedded.contains(id) && now - version.embedded_at >= overdue {
+                let about =
+                    "was deleted, and its embedding is still in the table; run `bsap compact`";
+                findings.add(Severity::Warning, "erasure_overdue", id, about);
+            }
+        }
+    }
+}
+
+/// The rows of a file; none where it cannot be used, which is found then.
+fn readable(
+    log: &Log,
+    path: &Path,
+    read: Result<Vec<Row>, Unread>,
+    findings: &mut Findings,
+) -> Result<Option<Vec<Row>>, TableError> {
+    let (code, about) = match read {
+        Ok(rows) => {
+            if file::checksum(path).is_none() {
+                let about =
+                    "was written by another tool: damage in it cannot be told from its name";
+                findings.add(Severity::Warning, "no_checksum", path.as_ref(), about);
+            }
+            return Ok(Some(rows));
+        }
+        Err(Unread::Store(error)) => return Err(Unread::Store(error).of(log, path.as_ref())),
+        Err(Unread::Missing) => ("file_missing", "is named by the log and is not there".to_owned()),
+        Err(Unread::Corrupt(reason)) => ("file_corrupt", reason),
+    };
+    let about = format!("{about}; restore it from a backup, or publish its images again");
+    findings.add(Severity::Error, code, path.as_ref(), about);
+    Ok(None)
+}
+
+/// Gives rows their backfilled statistics; the file and what is wrong with it where it is damaged.
+async fn attach(
+    table: &StatisticsTable,
+    unit: &UnitFile,
+    rows: &mut [Row],
+) -> Result<Option<(String, String)>, TableError> {
+    match table.read(&unit.path).await {
+        Ok(found) => {
+            statistics::attach(rows, &unit.key, &statistics::by_version(found));
+            Ok(None)
+        }
+        Err(TableError::Corrupt { file, reason }) => {
+            Ok(Some((file, format!("{reason}; remove its prompt set and reindex it again"))))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Does the table say of itself that it is this generation's?
@@ -259,7 +334,7 @@ fn check_image(
     for key in known {
         if !image.statistics.keys().any(|k| k.as_str() == *key) {
             let about = format!(
-                "has no statistics of {key}: it came before the set; the query worker computes them as it loads"
+                "has no statistics of {key}: it came before the set, and no reindexing has reached it; the query worker computes them as it loads"
             );
             findings.add(Severity::Warning, "statistics_missing", id, about);
         }
@@ -283,12 +358,26 @@ fn check_image(
     }
 }
 
-/// Positions may only grow, as far back as the log reaches.
-async fn positions(log: &Log, findings: &mut Findings) -> Result<(), TableError> {
+/// Positions may only grow, as far back as the log reaches. False where `token` was cancelled.
+async fn positions(
+    log: &Log,
+    findings: &mut Findings,
+    token: &CancellationToken,
+) -> Result<bool, TableError> {
     let mut known: HashMap<String, i64> = HashMap::new();
-    for version in log.oldest().await?..=log.version() {
-        for action in log.commit(version).await?.unwrap_or_default() {
+    let mut commits = stream::iter(log.oldest().await?..=log.version())
+        .map(|version| async move { log.commit(version).await.map(|found| (version, found)) })
+        .buffered(CONCURRENT_FILES);
+    while let Some((version, actions)) = commits.try_next().await? {
+        if token.is_cancelled() {
+            return Ok(false);
+        }
+        for action in actions.unwrap_or_default() {
             let Action::Txn(transaction) = action else { continue };
+            // Times of compactions: two that run at one time may end in either order.
+            if [COMPACTED, COMPACTED_DEEP].contains(&transaction.app_id.as_str()) {
+                continue;
+            }
             let before = known.insert(transaction.app_id.clone(), transaction.version);
             if before.is_some_and(|before| before > transaction.version) {
                 let about = format!(
@@ -300,5 +389,5 @@ async fn positions(log: &Log, findings: &mut Findings) -> Result<(), TableError>
             }
         }
     }
-    Ok(())
+    Ok(true)
 }

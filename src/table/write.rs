@@ -204,6 +204,17 @@ impl Writer {
                 landed.push(staged.remove(i));
                 continue;
             }
+            if stored < one.batch.expected {
+                return Err(TableError::Mismatch {
+                    what: "position",
+                    stored: format!("{position} of {}", one.batch.partition),
+                    configured: format!(
+                        "{} by what this worker has read before",
+                        one.batch.expected.unwrap_or_default()
+                    ),
+                    remedy: "The table went back, as if it had been restored; start the workers again, and they read again what it lacks",
+                });
+            }
             warn!(
                 event = event::COMMIT_FENCED, partition = %one.batch.partition, stored = position,
                 expected = one.batch.expected, next = one.batch.next_offset,

@@ -217,6 +217,10 @@ catalogue! {
         "Files that are no longer part of the table were removed.",
         "None.",
         [count("files", ""), count("log_files", "")];
+    GENERATION_REMOVED = "generation.removed", ["info"],
+        "The table of a generation that was neither live nor beside the live one was removed (`bsap vacuum --generations`).",
+        "None.",
+        [text("id", "the generation"), count("objects", ""), count("bytes", "")];
     UPKEEP_FAILED = "upkeep.failed", ["warn"],
         "The table was not tidied; the next turn tries again. Ingestion goes on.",
         "If it stays: the number of files grows (`bsap status`), commits become slower. The message says what failed.",
@@ -240,7 +244,7 @@ catalogue! {
     SEARCH = "search", ["info"],
         "A query was answered.",
         "None. `moved` near `results` on most queries: the balance changes every ranking; measure it on your own queries, or lower `search.weight`.",
-        [text("query_hash", "the same text has the same hash"), text("query", "where `log.query_text` is set").maybe(), text("input", "what was looked for: text, texts, image_id, image, vector"), text("trace_id", "from the request's `traceparent`").maybe(), text("parent_id", "its span, from there too").maybe(), text("by", "name of the API key").maybe(), text("configuration", "the name of the one that answered"), text("normaliser", ""), number("weight", ""), count("k", ""), count("offset", "results on earlier pages"), flag("filtered", "whether there was a filter"), count("scanned", ""), count("matched", ""), number("top", "best balanced score").maybe(), number("top_raw", "best score of plain CLIP").maybe(), flag("no_match", "whether the best hit is no better than what unrelated texts reach, where that is calibrated").maybe(), count("moved", "results whose place is not that of plain CLIP"), count("results", "of this page"), flag("first_moved", "whether plain CLIP has another first result").maybe(), number("text_ms", "embedding the text; 0: it was remembered"), number("scan_ms", "scoring and ranking"), count("version", "of the table")];
+        [text("query_hash", "the same text has the same hash"), text("query", "where `log.query_text` is set").maybe(), text("input", "what was looked for: text, texts, image_id, image, vector"), text("trace_id", "from the request's `traceparent`").maybe(), text("parent_id", "its span, from there too").maybe(), text("by", "name of the API key").maybe(), text("configuration", "the name of the one that answered"), text("normaliser", ""), number("weight", ""), count("k", ""), count("offset", "results on earlier pages"), flag("filtered", "whether there was a filter"), count("scanned", ""), count("matched", ""), number("top", "best balanced score").maybe(), number("top_raw", "best score of plain CLIP").maybe(), flag("no_match", "whether the best hit is no better than what unrelated texts reach, where that is calibrated").maybe(), count("moved", "results whose place is not that of plain CLIP"), count("results", "of this page"), flag("first_moved", "whether plain CLIP has another first result").maybe(), number("text_ms", "embedding the query"), number("wait_ms", "waiting for a pass over the catalogue"), number("scan_ms", "that pass, which other queries may share"), number("rank_ms", "exact scores and places"), count("version", "of the table")];
     FEEDBACK = "feedback", ["info"],
         "A user said of a result whether it is right; it is stored.",
         "None. Many `wrong` ones at once: look at them (`bsap evaluate --feedback`).",
@@ -255,8 +259,8 @@ catalogue! {
         [text("configuration", "the name of what is live"), count("revision", "of the state"), flag("calibrated", "whether it is known what was usual"), count("images", "that are served"), count("queries", "different ones in the window"), number("first_moved", "share of them whose first hit is not that of plain CLIP").maybe(), number("first_moved_then", "").maybe(), number("no_match", "share that nothing matches").maybe(), number("no_match_then", "").maybe(), number("hubness", "skewness of how often an image is first").maybe(), number("hubness_raw", "the same by plain CLIP").maybe(), number("hubness_ratio", "of the two").maybe(), number("hubness_ratio_then", "").maybe(), number("mean", "of the images' mean auxiliary scores").maybe(), number("mean_then", "").maybe(), number("std", "mean of the standard deviations of the images' auxiliary scores").maybe(), number("std_then", "").maybe(), number("drift", "`mean` less `mean_then`, in standard deviations that the images' means had then").maybe()];
     SEARCH_SLOW = "search.slow", ["warn"],
         "A query took longer than `search.slow_ms`.",
-        "`text_ms` is most of it: the text tower waits for cores. `scan_ms`: the catalogue is large for this machine; add cores or query workers.",
-        [text("query_hash", ""), text("trace_id", "").maybe(), number("ms", "in all"), number("text_ms", ""), number("scan_ms", ""), count("scanned", ""), count("limit_ms", "")];
+        "`text_ms` is most of it: the text tower waits for cores. `wait_ms`: more queries at one time than passes can serve. `scan_ms` and `rank_ms`: the catalogue is large for this machine. For all of these add cores or query workers.",
+        [text("query_hash", ""), text("trace_id", "").maybe(), number("ms", "in all"), number("text_ms", ""), number("wait_ms", ""), number("scan_ms", ""), number("rank_ms", ""), count("scanned", ""), count("limit_ms", "")];
     SHED = "shed", ["warn"],
         "A request was turned away because too many are in flight.",
         "Add query workers, or raise `http.concurrency`.",

@@ -174,17 +174,18 @@ fn spans(fields: &Fields, now: i64) -> Vec<Value> {
     let before = |ms: f64| now - (ms * 1e6) as i64;
     match fields.text("event") {
         event::SEARCH => {
-            let (text, scan) = (fields.ms("text_ms"), fields.ms("scan_ms"));
+            let parts = ["text", "wait", "scan", "rank"];
+            let ms = parts.map(|part| fields.ms(&format!("{part}_ms")));
             let trace = trace_of(fields.text("trace_id"));
             let above = Some(fields.text("parent_id")).filter(|id| !id.is_empty());
-            let query = span("search", &trace, above, (before(text + scan), now), fields);
+            let left = |after: usize| before(ms[after..].iter().sum());
+            let query = span("search", &trace, above, (left(0), now), fields);
             let parent = query["spanId"].as_str().map(str::to_owned);
             let none = Fields::default();
-            vec![
-                span("text", &trace, parent.as_deref(), (before(text + scan), before(scan)), &none),
-                span("scan", &trace, parent.as_deref(), (before(scan), now), &none),
-                query,
-            ]
+            let part = |(i, name): (usize, &&str)| {
+                span(name, &trace, parent.as_deref(), (left(i), left(i + 1)), &none)
+            };
+            parts.iter().enumerate().map(part).chain([query.clone()]).collect()
         }
         event::BATCH_DONE => {
             let commit = fields.ms("commit_ms");
@@ -354,7 +355,9 @@ mod tests {
                 trace_id = trace,
                 parent_id = parent,
                 text_ms = 3.0,
+                wait_ms = 1.0,
                 scan_ms = 2.0,
+                rank_ms = 4.0,
                 k = 24,
                 "m"
             );
@@ -374,14 +377,16 @@ mod tests {
         assert_eq!(search["parentSpanId"], parent);
         let time = |s: &Value, key: &str| s[key].as_str().unwrap().parse::<i64>().unwrap();
         let length = |s: &Value| time(s, "endTimeUnixNano") - time(s, "startTimeUnixNano");
-        assert_eq!((length(search), length(scan)), (5_000_000, 2_000_000));
+        assert_eq!((length(search), length(scan)), (10_000_000, 2_000_000));
+        let rank = named("rank")[0];
+        assert_eq!(time(scan, "endTimeUnixNano"), time(rank, "startTimeUnixNano"));
         let k = json!({"key": "k", "value": {"intValue": "24"}});
         assert!(search["attributes"].as_array().unwrap().contains(&k));
         let commits = named("commit");
         assert_eq!(commits.len(), 2, "one of its own, one in the trace of its message");
         assert_eq!((&commits[1]["traceId"], length(commits[1])), (&json!(trace), 40_000_000));
         assert!(commits.iter().all(|commit| commit.get("parentSpanId").is_none()));
-        assert_eq!(spans.len(), 5);
+        assert_eq!(spans.len(), 7);
         let (_, metrics) = got.iter().find(|(path, _)| path == "/v1/metrics").unwrap();
         let metrics = &metrics["resourceMetrics"][0]["scopeMetrics"][0]["metrics"];
         assert!(metrics.as_array().unwrap().iter().any(|m| m["name"] == "bsap_clock_seconds"));

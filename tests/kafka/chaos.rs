@@ -28,10 +28,11 @@ enum Fault {
     BrokerSilent,
     CompactionKilled,
     ReindexKilled,
+    StoreKilled,
 }
 
 impl Fault {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::WorkerKilled,
         Self::WorkerStopped,
         Self::WorkerAsleep,
@@ -39,6 +40,7 @@ impl Fault {
         Self::BrokerSilent,
         Self::CompactionKilled,
         Self::ReindexKilled,
+        Self::StoreKilled,
     ];
 }
 
@@ -58,10 +60,12 @@ pub async fn rounds(world: &mut World, rounds: u32, seed: u64) -> Faults {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut workers: Vec<Worker> = (0..WORKERS).map(|_| world.worker_with(&TIDY)).collect();
     let mut faults = Faults::default();
+    // A folder cannot be killed: that fault stands last.
+    let possible = Fault::ALL.len() - usize::from(world.minio.is_none());
     for round in 1..=rounds {
         world.send(MESSAGES).await;
         sleep(Duration::from_millis(rng.random_range(0..3_000))).await;
-        let which = rng.random_range(0..Fault::ALL.len());
+        let which = rng.random_range(0..possible);
         faults.0[which] += 1;
         let victim = rng.random_range(0..WORKERS);
         strike(world, Fault::ALL[which], &mut workers[victim], &mut rng).await;
@@ -96,6 +100,12 @@ async fn strike(world: &mut World, fault: Fault, worker: &mut Worker, rng: &mut 
             world.cluster.freeze(0, true);
             sleep(Duration::from_millis(rng.random_range(1_000..8_000))).await;
             world.cluster.freeze(0, false);
+        }
+        Fault::StoreKilled => {
+            let minio = world.minio.as_mut().expect("it is drawn only where there is one");
+            minio.kill();
+            sleep(Duration::from_millis(rng.random_range(0..5_000))).await;
+            minio.launch();
         }
         Fault::CompactionKilled => killed_within(world, &["compact"], rng).await,
         Fault::ReindexKilled => {

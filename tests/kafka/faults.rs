@@ -38,14 +38,7 @@ pub async fn work(world: &World) -> String {
     let sets = prompts::Options { sets: vec!["demo".into()], ..prompts::Options::default() };
     let sets = prompts::load_all(&sets, &*towers).unwrap();
     let records: Vec<_> = sets.iter().map(|set| set.record()).collect();
-    let serving = Serving {
-        prompt_set: sets[0].key.clone(),
-        normaliser: Normaliser::Softmax,
-        weight: 0.25,
-        lambda: 1.0,
-        scale: None,
-        calibration: None,
-    };
+    let serving = Serving::new(sets[0].key.clone(), Normaliser::Softmax, 0.25);
     let state = StateStore::new(&world.store());
     state.ensure(&world.generation, &records, &serving, "test").await.unwrap();
 

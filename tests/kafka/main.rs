@@ -16,6 +16,7 @@ mod chaos;
 mod events;
 mod faults;
 mod governed;
+mod minio;
 mod soak;
 mod world;
 
@@ -295,27 +296,22 @@ async fn the_store_fails_one_call_in_five_and_is_slow() {
     world.verify(1).await;
 }
 
-/// `BSAP_CHAOS_ROUNDS` and `BSAP_CHAOS_SEED` make it another run.
+/// `BSAP_CHAOS_ROUNDS` and `BSAP_CHAOS_SEED` make it another run. On an S3 server where `tests/run`
+/// could build one.
 #[tokio::test(flavor = "multi_thread")]
 async fn anything_fails_at_any_time() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let rounds = number("BSAP_CHAOS_ROUNDS").unwrap_or(if size().1 > 3 { 50 } else { 6 });
     let seed = number("BSAP_CHAOS_SEED").unwrap_or_else(rand::random);
-    let mut world = World::build("anything fails at any time", 1).await;
+    let mut world = World::build("anything fails at any time", 1).await.on_s3();
     let faults = chaos::rounds(&mut world, rounds as u32, seed).await;
     println!("anything fails at any time: {rounds} rounds, seed {seed}: {faults}");
 }
 
-/// On an S3 server where `tests/run` could start one, which BSAP_S3 names; else on a folder.
+/// On an S3 server where `tests/run` could build one; else in a folder.
 #[tokio::test(flavor = "multi_thread")]
 async fn prompt_sets_and_models_are_switched_and_back_while_everything_is_killed() {
-    let mut world = World::build("models and prompt sets", 1).await;
-    if let Ok(bucket) = std::env::var("BSAP_S3") {
-        world.catalogue = format!("{bucket}/governed-{:08x}", rand::random::<u32>());
-    } else {
-        println!("models and prompt sets: BSAP_S3 is not set, so the catalogue is a folder");
-    }
-    println!("models and prompt sets: the catalogue is {}", world.catalogue);
+    let mut world = World::build("models and prompt sets", 1).await.on_s3();
     let (images, rounds, pause) = if size().1 > 3 { (400, 5, 40) } else { (60, 1, 120) };
     governed::run(&mut world, images, rounds, Duration::from_millis(pause)).await;
 }

@@ -11,6 +11,8 @@ use bsap::record::{Ordering, Partition, Row};
 use bsap::store::Store;
 use bsap::table::{Follower, Generation, Writer};
 use bsap::{clip, dead_letter, kafka};
+use futures::TryStreamExt;
+use object_store::ObjectStoreExt;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
@@ -19,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Cluster, signal};
 use crate::events::{Events, Newest, Sent};
+use crate::minio::Minio;
 
 pub const TOPIC: &str = "images";
 pub const AGAIN: &str = "images.reindex";
@@ -40,7 +43,9 @@ pub struct World {
     pub partitions: i32,
     pub generation: Generation,
     /// URL or folder of the catalogue.
-    pub catalogue: String,
+    catalogue: String,
+    /// Where the catalogue is, if not in a folder.
+    pub minio: Option<Minio>,
     producer: FutureProducer,
     name: &'static str,
     workers: usize,
@@ -86,11 +91,26 @@ impl World {
             partitions,
             generation,
             catalogue,
+            minio: None,
             producer,
             name,
             workers: 0,
             started,
         }
+    }
+
+    /// Puts the catalogue on an S3 server where `tests/run` has one; else it stays in a folder.
+    pub fn on_s3(mut self) -> Self {
+        self.minio = Minio::start();
+        if let Some(minio) = &self.minio {
+            self.catalogue = format!("{}/catalogue", minio.url());
+        }
+        println!("{}: the catalogue is {}", self.name, self.catalogue);
+        self
+    }
+
+    fn variables(&self) -> BTreeMap<String, String> {
+        self.minio.as_ref().map(Minio::variables).unwrap_or_default()
     }
 
     pub async fn send(&mut self, count: u64) {
@@ -102,7 +122,7 @@ impl World {
     }
 
     pub fn store(&self) -> Store {
-        Store::open(&self.catalogue, &BTreeMap::new()).unwrap()
+        Store::open(&self.catalogue, &self.variables()).unwrap()
     }
 
     /// Sends one message.
@@ -157,6 +177,7 @@ impl World {
             ("LOG__FILE", log.display().to_string()),
         ];
         let mut command = Command::new(env!("CARGO_BIN_EXE_bsap"));
+        command.envs(self.variables());
         for (key, value) in settings {
             command.env(format!("BSAP_{key}"), value);
         }
@@ -274,7 +295,7 @@ impl World {
     pub async fn verify(&self, passes: u64) {
         let mut follower = Follower::open(&self.store(), &self.generation).await.unwrap();
         let mut newest: BTreeMap<String, Row> = BTreeMap::new();
-        let rows = self.appended();
+        let rows = self.appended().await;
         while let Some(changes) = follower.next(&|_, _| {}).await.unwrap() {
             for row in changes.rows {
                 match newest.get(row.image_id.as_str()) {
@@ -373,15 +394,15 @@ impl World {
     }
 
     /// Rows that were ever appended, by the log of the table: compaction takes superseded ones away.
-    fn appended(&self) -> u64 {
-        let folder = format!("catalogue/generations/{}/images/_delta_log", self.generation.id);
+    async fn appended(&self) -> u64 {
+        let store = self.store().child(&format!("generations/{}/images", self.generation.id));
+        let log = store.objects().list(Some(&"_delta_log".into()));
+        let commits: Vec<_> = log.try_collect().await.unwrap();
         let mut rows = 0;
-        for file in std::fs::read_dir(self.folder.path().join(folder)).unwrap() {
-            let path = file.unwrap().path();
-            if path.extension().is_none_or(|e| e != "json") {
-                continue;
-            }
-            for line in std::fs::read_to_string(path).unwrap().lines() {
+        for commit in commits.iter().filter(|commit| commit.location.extension() == Some("json")) {
+            let found = store.objects().get(&commit.location).await.unwrap();
+            let text = String::from_utf8(found.bytes().await.unwrap().into()).unwrap();
+            for line in text.lines() {
                 let action: Value = serde_json::from_str(line).unwrap();
                 if action["add"]["dataChange"] == true {
                     let stats: Value =

@@ -107,14 +107,7 @@ fn key() -> StatisticsKey {
 }
 
 async fn one_state_of_many(store: &Store) {
-    let serving = Serving {
-        prompt_set: key(),
-        normaliser: Normaliser::Softmax,
-        weight: 0.25,
-        lambda: 1.0,
-        scale: None,
-        calibration: None,
-    };
+    let serving = Serving::new(key(), Normaliser::Softmax, 0.25);
     let set = |name: &str| PromptSetRecord {
         key: StatisticsKey::new(name, 1, "0123456789ab", 100.0, 8),
         name: name.into(),

@@ -174,7 +174,7 @@ fn answers(report: &LogReport) -> Shown {
         "first result moved",
         "nothing matches",
         "of the feedback, wrong",
-        "scoring and ranking",
+        "pass over the catalogue",
     ];
     let title = "Answered, each to its own share of the queries, 95 % intervals".to_owned();
     (title, header(&names), report.answers.iter().map(row).collect())

@@ -1,5 +1,6 @@
 use serde_json::json;
 
+use super::reader::MAX_LINE;
 use super::*;
 
 fn shadow_line(query: usize, overlap: f64, top_changed: bool) -> String {

@@ -145,11 +145,11 @@ function renderAnswer(silent) {
 }
 
 function summary({ hits, scanned, matched, timings, no_match }) {
-  const { text_ms, scan_ms } = timings;
+  const { text_ms, scan_ms, rank_ms } = timings;
   const text = text_ms ? ` (+ ${text_ms.toFixed(1)} ms for the query)` : '';
   const filtered = Object.keys(app.query.filters).length;
   const all = filtered ? `${count(matched)} that pass the filter, of ${count(scanned)} images` : `${count(matched)} images`;
-  const words = [`${count(hits.length)} best of ${all}, in ${scan_ms.toFixed(1)} ms${text}`];
+  const words = [`${count(hits.length)} best of ${all}, in ${(scan_ms + rank_ms).toFixed(1)} ms${text}`];
   if (app.query.text && !no_match) {
     const why = 'Whether anything matches at all is judged by a threshold that is measured for one configuration (bsap evaluate --calibrate live --store). None is stored for these settings, so the nearest pictures are shown whether they match or not.';
     words.push(' · ', explained('match threshold not calibrated', why, 'uncalibrated'));

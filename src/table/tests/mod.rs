@@ -231,14 +231,7 @@ async fn a_damaged_file_is_named_and_not_read() {
 }
 
 fn serving() -> Serving {
-    Serving {
-        prompt_set: StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8),
-        normaliser: Normaliser::Softmax,
-        weight: 0.25,
-        lambda: 1.0,
-        scale: None,
-        calibration: None,
-    }
+    Serving::new(StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8), Normaliser::Softmax, 0.25)
 }
 
 fn prompt_set(name: &str) -> PromptSetRecord {

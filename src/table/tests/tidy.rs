@@ -225,6 +225,53 @@ async fn readers_survive_the_retention_and_are_told_all_anew_after_it() {
     assert_eq!(removed.files, ["left.parquet"]);
 }
 
+#[tokio::test]
+async fn an_old_generation_goes_once_nothing_is_written_to_it_any_more() {
+    let store = Store::memory();
+    let states = StateStore::new(&store);
+    states.ensure(&generation(), &[prompt_set("demo")], &serving(), "test").await.unwrap();
+    fill(&store, 3, 2).await;
+    let old = Generation::new("other", &"ffff".repeat(16), 4, 100.0, Ordering::Sequence);
+    let mut writer = Writer::open(&store, &old, 5).await.unwrap();
+    writer.append(vec![batch(1, None, 0..3)]).await.unwrap();
+    let objects = async || -> Vec<String> {
+        let listed: Vec<_> = store.objects().list(None).try_collect().await.unwrap();
+        listed.into_iter().map(|object| object.location.to_string()).collect()
+    };
+
+    // What stands beside the live one stays, however old it is.
+    let later = Utc::now() + TimeDelta::hours(25);
+    let beside = |generation: Option<&Generation>| {
+        let beside = generation.map(|generation| Beside {
+            generation: generation.clone(),
+            checkpoint: "c".into(),
+            prompt_sets: Vec::new(),
+            since: Utc::now(),
+        });
+        move |state| Ok::<_, TableError>(Some(CatalogueState { beside: beside.clone(), ..state }))
+    };
+    states.change("test", beside(Some(&old))).await.unwrap();
+    assert_eq!(retired(&store, &options(), later, false).await.unwrap(), []);
+    states.change("test", beside(None)).await.unwrap();
+    let before = objects().await;
+
+    // A worker may still run.
+    let found = retired(&store, &options(), Utc::now(), false).await.unwrap();
+    assert_eq!((found.len(), &found[0].id, found[0].is_over), (1, &old.id, false));
+    let found = retired(&store, &options(), later, true).await.unwrap();
+    assert!(found[0].is_over && found[0].objects > 1 && found[0].bytes > 0);
+    assert_eq!(objects().await, before);
+
+    let removed = retired(&store, &options(), later, false).await.unwrap();
+    assert_eq!(removed, found);
+    let folder = format!("generations/{}/", old.id);
+    let kept: Vec<_> = before.into_iter().filter(|path| !path.starts_with(&folder)).collect();
+    assert_eq!(objects().await, kept);
+    assert_eq!(retired(&store, &options(), later, false).await.unwrap(), []);
+    let gone = Follower::open(&store, &old).await.err();
+    assert!(matches!(gone, Some(TableError::Missing { .. })), "{gone:?}");
+}
+
 async fn verified(store: &Store, state: &CatalogueState, days: i64) -> Verified {
     let now = Utc::now() + TimeDelta::days(days);
     let token = CancellationToken::new();

@@ -38,35 +38,10 @@ impl Towers for Constant {
 }
 
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
-    let towers = Arc::new(Constant(ModelCard {
-        name: "constant".into(),
-        architecture: "none".into(),
-        fingerprint: "be".repeat(32),
-        dimension: 4,
-        image_side: 1,
-        context_length: 77,
-        preprocessing: String::new(),
-        logit_scale: 100.0,
-        logit_bias: None,
-        parameters: 0,
-        notice: None,
-    }));
-    let set = PromptSet {
-        name: "two".into(),
-        version: 1,
-        language: "en".into(),
-        notes: String::new(),
-        texts: vec!["one".into(), "four".into()],
-    };
+    let towers = Arc::new(Constant(ModelCard::stand_in("constant", 4)));
+    let set = PromptSet::new("two", vec!["one".into(), "four".into()]);
     let set = Arc::new(set.embed(&*towers, 2).expect("a set"));
-    let serving = Serving {
-        prompt_set: set.key.clone(),
-        normaliser: Normaliser::Softmax,
-        weight: 0.5,
-        lambda: 1.0,
-        scale: None,
-        calibration: None,
-    };
+    let serving = Serving::new(set.key.clone(), Normaliser::Softmax, 0.5);
     let served = Served {
         revision: 1,
         generation: "g".into(),

@@ -6,7 +6,9 @@
 //! commits against, that every input is still there; so two compactors never double a row, and an
 //! append in between costs no more than another attempt.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod keys;
+
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -14,12 +16,12 @@ use deltalake_core::arrow::array::{AsArray, BooleanArray, RecordBatch};
 use deltalake_core::arrow::compute::filter_record_batch;
 use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake_core::kernel::{Action, Add, Remove, Transaction};
-use deltalake_core::parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
 use deltalake_core::protocol::DeltaOperation;
-use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+
+use keys::{Kept, Keys};
 
 use super::file::{self, FileWriter};
 use super::log::Log;
@@ -27,14 +29,12 @@ use super::state::Generation;
 use super::statistics::{self, StatisticsTable, UnitFile};
 use super::upkeep::Options;
 use super::{TableError, schema};
-use crate::record::{Row, Version};
+use crate::record::Row;
 use crate::retry::{Backoff, Decide, Verdict};
 use crate::statistics::StatisticsKey;
 use crate::store::Store;
 use crate::telemetry::event;
 
-/// Files whose keys are read at one time.
-const CONCURRENT_FILES: usize = 8;
 /// Transaction whose version is the time of the newest compaction, in milliseconds since 1970.
 pub const COMPACTED: &str = "bsap:compact";
 /// The same for the newest one that looked at every row.
@@ -129,14 +129,14 @@ impl Compactor {
             let inputs = self.inputs().await?;
             let keys = Keys::read(&self.log, &inputs).await?;
             let chosen = keys.stale(&self.options, now);
-            let jobs = self.cut(&inputs, chosen);
+            let jobs = cut(&self.options, &sizes(&inputs), chosen);
             self.work(&inputs, jobs, Some(&keys), now, &mut done, progress, token).await?;
             if !token.is_cancelled() {
                 self.note(COMPACTED_DEEP, now).await?;
             }
         }
         let inputs = self.inputs().await?;
-        let jobs = self.similar(&inputs);
+        let jobs = similar(&self.options, &sizes(&inputs));
         self.work(&inputs, jobs, None, now, &mut done, progress, token).await?;
         Ok(done)
     }
@@ -144,7 +144,7 @@ impl Compactor {
     /// Files that another merge would take.
     pub async fn pending(&mut self) -> Result<usize, TableError> {
         let inputs = self.inputs().await?;
-        Ok(self.similar(&inputs).iter().map(Vec::len).sum())
+        Ok(similar(&self.options, &sizes(&inputs)).iter().map(Vec::len).sum())
     }
 
     /// Data files of the table.
@@ -163,37 +163,6 @@ impl Compactor {
         let mut inputs: Vec<Input> = files.iter().map(input).collect();
         inputs.sort_by(|a, b| (a.size, &a.path).cmp(&(b.size, &b.path)));
         Ok(inputs)
-    }
-
-    /// Jobs for files of similar size. A file belongs to a tier, each `merge_files` times as large
-    /// as the one before; only where a tier has that many files are they merged, so that a row is
-    /// rewritten at most once a tier.
-    fn similar(&self, inputs: &[Input]) -> Vec<Job> {
-        let mut tiers: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
-        for (i, input) in inputs.iter().enumerate() {
-            if let Some(tier) = self.options.tier(input.size) {
-                tiers.entry(tier).or_default().push(i);
-            }
-        }
-        let full = |job: &Job| job.len() >= self.options.merge_files;
-        tiers.into_values().flat_map(|files| self.cut(inputs, files)).filter(full).collect()
-    }
-
-    /// Cuts files, in their order, into jobs of at most the size of one output.
-    fn cut(&self, inputs: &[Input], files: Vec<usize>) -> Vec<Job> {
-        let limit = self.options.file_mib << 20;
-        let (mut jobs, mut bytes) = (Vec::<Job>::new(), 0);
-        for i in files {
-            bytes += inputs[i].size;
-            match jobs.last_mut() {
-                Some(job) if bytes <= limit => job.push(i),
-                _ => {
-                    bytes = inputs[i].size;
-                    jobs.push(vec![i]);
-                }
-            }
-        }
-        jobs
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -347,8 +316,11 @@ impl Compactor {
         let backoff = Backoff { cap: Duration::from_secs(2), ..Backoff::times(self.attempts) };
         let mut attempt = 0;
         loop {
-            self.log.update().await?;
-            match self.commit_once(Vec::new(), application, now).await {
+            let noted = async {
+                self.log.update().await?;
+                self.commit_once(Vec::new(), application, now).await
+            };
+            match noted.await {
                 Err(error) if error.verdict() == Verdict::Retry && attempt + 1 < self.attempts => {
                     tokio::time::sleep(backoff.pause(attempt)).await;
                     attempt += 1;
@@ -387,6 +359,48 @@ impl Compactor {
     }
 }
 
+fn sizes(inputs: &[Input]) -> Vec<u64> {
+    inputs.iter().map(|input| input.size).collect()
+}
+
+/// Jobs for files of similar size, of which `sizes` says how large they are, the smallest first. A
+/// file belongs to a tier, each `merge_files` times as large as the one before; only where a tier has
+/// that many files, or enough for one of the largest size, are they merged, so that a row is rewritten
+/// at most once a tier.
+fn similar(options: &Options, sizes: &[u64]) -> Vec<Job> {
+    let mut tiers: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    for (i, size) in sizes.iter().enumerate() {
+        if let Some(tier) = options.tier(*size) {
+            tiers.entry(tier).or_default().push(i);
+        }
+    }
+    let full = |files: Vec<usize>| {
+        let mut jobs = cut(options, sizes, files);
+        // The others were cut because the next file did not fit: they are as large as they get.
+        let last = jobs.pop().filter(|job| job.len() >= options.merge_files);
+        jobs.retain(|job| job.len() > 1);
+        jobs.into_iter().chain(last)
+    };
+    tiers.into_values().flat_map(full).collect()
+}
+
+/// Cuts files, in their order, into jobs of at most the size of one output.
+fn cut(options: &Options, sizes: &[u64], files: Vec<usize>) -> Vec<Job> {
+    let limit = options.file_mib << 20;
+    let (mut jobs, mut bytes) = (Vec::<Job>::new(), 0);
+    for i in files {
+        bytes += sizes[i];
+        match jobs.last_mut() {
+            Some(job) if bytes <= limit => job.push(i),
+            _ => {
+                bytes = sizes[i];
+                jobs.push(vec![i]);
+            }
+        }
+    }
+    jobs
+}
+
 /// The units of backfilled statistics that belong to `files`, each with the place of its file.
 async fn units_of(
     table: &mut StatisticsTable,
@@ -420,131 +434,37 @@ fn fold(
     Ok((with, count))
 }
 
-/// Which rows of a job's files stay.
-struct Kept {
-    /// A row each, a file each.
-    masks: Vec<Vec<bool>>,
-    superseded: usize,
-    tombstones: usize,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Which image each row is of, and which row of each image is the newest. About 200 bytes an image
-/// and 4 a row.
-pub struct Keys {
-    /// The image of each row, by file.
-    rows: Vec<Vec<u32>>,
-    /// What is known of each image.
-    images: Vec<Newest>,
-}
-
-struct Newest {
-    version: Version,
-    file: u32,
-    row: u32,
-    /// Rows of this image in all files.
-    rows: u32,
-}
-
-impl Keys {
-    async fn read(log: &Log, inputs: &[Input]) -> Result<Self, TableError> {
-        let mut reads =
-            stream::iter(inputs).map(|input| file_keys(log, input)).buffered(CONCURRENT_FILES);
-        let mut keys = Self { rows: Vec::with_capacity(inputs.len()), images: Vec::new() };
-        let mut indices: HashMap<String, u32> = HashMap::new();
-        while let Some(found) = reads.try_next().await? {
-            let file = keys.rows.len() as u32;
-            let mut of = Vec::with_capacity(found.len());
-            for (row, (id, version)) in found.into_iter().enumerate() {
-                let row = row as u32;
-                let index = *indices.entry(id).or_insert(keys.images.len() as u32);
-                match keys.images.get_mut(index as usize) {
-                    None => keys.images.push(Newest { version, file, row, rows: 1 }),
-                    Some(known) => {
-                        known.rows += 1;
-                        if version > known.version {
-                            (known.version, known.file, known.row) = (version, file, row);
-                        }
-                    }
-                }
-                of.push(index);
+    /// However large commits are, files end up as large as they get.
+    #[test]
+    fn files_of_every_size_are_merged_until_they_are_large() {
+        let options = Options::default();
+        let largest = options.file_mib << 20;
+        for size in [1 << 10, 3 << 20, 17 << 20, 20 << 20, 40 << 20, 64 << 20] {
+            let mut sizes = vec![size; 300];
+            for _ in 0..20 {
+                let jobs = similar(&options, &sizes);
+                let merged: Vec<u64> =
+                    jobs.iter().map(|job| job.iter().map(|i| sizes[*i]).sum()).collect();
+                assert!(merged.iter().all(|size| *size <= largest), "{size}");
+                let taken: HashSet<usize> = jobs.into_iter().flatten().collect();
+                let left = (0..sizes.len()).filter(|i| !taken.contains(i)).map(|i| sizes[i]);
+                sizes = left.collect();
+                sizes.extend(merged);
+                sizes.sort_unstable();
             }
-            keys.rows.push(of);
-        }
-        Ok(keys)
-    }
-
-    /// Files with too many rows that can go, or with an image that was erased long enough ago.
-    fn stale(&self, options: &Options, now: DateTime<Utc>) -> Vec<usize> {
-        let stale = |file: &usize| {
-            let rows = &self.rows[*file];
-            let (mut dead, mut erased) = (0, false);
-            for (row, index) in rows.iter().enumerate() {
-                let newest = &self.images[*index as usize];
-                if self.is_newest(*file, row) {
-                    dead += usize::from(newest.rows == 1 && options.may_drop(&newest.version, now));
-                } else {
-                    dead += 1;
-                    erased |= options.is_erased(&newest.version, now);
-                }
+            let small = sizes.iter().filter(|size| **size <= largest / 2).count();
+            assert!(
+                small < options.merge_files * 5,
+                "{size}: {small} of {} are small",
+                sizes.len()
+            );
+            if size > 16 << 20 {
+                assert!(small <= 7, "{size}: {small} of {} are small", sizes.len());
             }
-            erased || (dead > 0 && dead * 100 >= rows.len() * options.superseded_percent as usize)
-        };
-        (0..self.rows.len()).filter(stale).collect()
-    }
-
-    fn is_newest(&self, file: usize, row: usize) -> bool {
-        let newest = &self.images[self.rows[file][row] as usize];
-        (newest.file as usize, newest.row as usize) == (file, row)
-    }
-
-    /// What stays of the files of `job` when every row of the table is known.
-    fn kept(&self, job: &Job, options: &Options, now: DateTime<Utc>) -> Kept {
-        let mut kept = Kept { masks: Vec::new(), superseded: 0, tombstones: 0 };
-        for file in job {
-            let mask = (0..self.rows[*file].len()).map(|row| {
-                let newest = &self.images[self.rows[*file][row] as usize];
-                if !self.is_newest(*file, row) {
-                    kept.superseded += 1;
-                    return false;
-                }
-                // While an older row is anywhere, even in this job, the tombstone stays: what is
-                // superseded leaves in one commit, the tombstone in a later one.
-                let drop = newest.rows == 1 && options.may_drop(&newest.version, now);
-                kept.tombstones += usize::from(drop);
-                !drop
-            });
-            let mask = mask.collect();
-            kept.masks.push(mask);
         }
-        kept
     }
-
-    /// What stays of all files when nothing else is known.
-    fn kept_among_themselves(&self) -> Kept {
-        let mask = |file: usize| -> Vec<bool> {
-            (0..self.rows[file].len()).map(|row| self.is_newest(file, row)).collect()
-        };
-        let masks: Vec<Vec<bool>> = (0..self.rows.len()).map(mask).collect();
-        let superseded = masks.iter().flatten().filter(|kept| !**kept).count();
-        Kept { masks, superseded, tombstones: 0 }
-    }
-}
-
-/// Image and version of every row of a file, without its embeddings.
-async fn file_keys(log: &Log, input: &Input) -> Result<Vec<(String, Version)>, TableError> {
-    let corrupt = |reason: String| TableError::Corrupt {
-        file: format!("{}/{}", log.place, input.path),
-        reason,
-    };
-    let path = Path::from(input.path.as_str());
-    let reader = file::RangeReader { objects: log.objects(), path, size: input.size };
-    let failed = |e: deltalake_core::parquet::errors::ParquetError| log.error(e.into());
-    let builder = ParquetRecordBatchStreamBuilder::new(reader).await.map_err(failed)?;
-    let mask = ProjectionMask::columns(builder.parquet_schema(), schema::KEYS);
-    let mut batches = builder.with_projection(mask).build().map_err(failed)?;
-    let mut keys = Vec::new();
-    while let Some(batch) = batches.try_next().await.map_err(failed)? {
-        keys.extend(schema::keys(&batch).map_err(corrupt)?);
-    }
-    Ok(keys)
 }

@@ -1,0 +1,100 @@
+//! A real S3 server, MinIO, on loopback, by the program that `tests/run` built.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+const BUCKET: &str = "bsap";
+/// Of a server that ends with the test.
+const USER: &str = "bsap";
+const PASSWORD: &str = "bsap-on-loopback";
+
+/// One server with one bucket. It keeps its port and its objects over a restart.
+pub struct Minio {
+    folder: tempfile::TempDir,
+    program: PathBuf,
+    port: u16,
+    server: Option<Child>,
+}
+
+impl Minio {
+    /// Starts one; none where `BSAP_MINIO` names no program.
+    pub fn start() -> Option<Self> {
+        let program = std::env::var_os("BSAP_MINIO")?.into();
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let folder = tempfile::tempdir().unwrap();
+        let mut minio = Self { folder, program, port, server: None };
+        minio.launch();
+        minio.sign(&["-X", "PUT"]);
+        Some(minio)
+    }
+
+    /// The bucket.
+    pub fn url(&self) -> String {
+        format!("s3://{BUCKET}")
+    }
+
+    /// What clients must know, as environment variables.
+    pub fn variables(&self) -> BTreeMap<String, String> {
+        [
+            ("AWS_ENDPOINT", format!("http://127.0.0.1:{}", self.port)),
+            ("AWS_ALLOW_HTTP", "true".into()),
+            ("AWS_REGION", "us-east-1".into()),
+            ("AWS_ACCESS_KEY_ID", USER.into()),
+            ("AWS_SECRET_ACCESS_KEY", PASSWORD.into()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+
+    /// Starts the server, which does not run.
+    pub fn launch(&mut self) {
+        let server = Command::new(&self.program)
+            .args(["server", "--quiet", "--address", &format!("127.0.0.1:{}", self.port)])
+            .arg(self.folder.path())
+            .envs([("MINIO_ROOT_USER", USER), ("MINIO_ROOT_PASSWORD", PASSWORD)])
+            .env("MINIO_BROWSER", "off")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        self.server = Some(server.expect("MinIO starts"));
+        let ready = format!("http://127.0.0.1:{}/minio/health/ready", self.port);
+        curl(&[&ready]);
+    }
+
+    /// As the machine's failure would.
+    pub fn kill(&mut self) {
+        let mut server = self.server.take().expect("MinIO runs");
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
+
+    /// A signed request for the bucket.
+    fn sign(&self, arguments: &[&str]) {
+        let user = format!("{USER}:{PASSWORD}");
+        let bucket = format!("http://127.0.0.1:{}/{BUCKET}", self.port);
+        let signed = ["--aws-sigv4", "aws:amz:us-east-1:s3", "--user", &user, &bucket];
+        curl(&[arguments, &signed].concat());
+    }
+}
+
+/// Tries until the server answers well, for half a minute.
+fn curl(arguments: &[&str]) {
+    let again = ["-sf", "--retry", "60", "--retry-delay", "1", "--retry-max-time", "30"];
+    let command =
+        Command::new("curl").args(again).arg("--retry-all-errors").args(arguments).output();
+    let output = command.expect("curl starts");
+    assert!(output.status.success(), "MinIO does not answer: {arguments:?}");
+}
+
+impl Drop for Minio {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+}
