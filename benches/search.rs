@@ -1,7 +1,7 @@
 //! The query worker's search, exact over vectors like CLIP's: a cone of clusters with a few dimensions
 //! that spread ten times as far, asked by texts from a cone of their own.
 //!
-//!     just bench --bench search [rows ...]
+//!     just bench --bench search [-- ROWS ...]
 //!
 //! One query against one pass over as much memory as its codes take; sixteen at one time against one
 //! after the other; filters against none; and the hundred best against all scores in f64 over the

@@ -1,7 +1,7 @@
 //! Answers over HTTP from end to end, text tower included: how long 1, 16 and 64 callers wait, each
 //! asking for one text after the other that nobody asked for before, and which part takes how much.
 //!
-//!     just bench --bench serve [rows]
+//!     just bench --bench serve [-- ROWS]
 //!
 //! The text tower is that of the demo's small model, or of the checkpoint that BSAP_BENCH_CHECKPOINT
 //! names; the catalogue's vectors are drawn at random, of its dimension.

@@ -301,24 +301,33 @@ async fn a_worker_goes_on_where_the_table_ends() {
 async fn workers_that_come_and_go_lose_and_double_nothing() {
     let house = House::build(4);
     let total = 120u64;
+    let send = async |range: std::ops::Range<u64>| {
+        for i in range {
+            let uri = house.picture(&format!("{i}.jpg"), i);
+            house.event(upsert(&format!("i{i}"), &uri, 1)).await;
+        }
+    };
+    let stored = |p: &Progress| p.stored.load(AtomicOrdering::Relaxed);
     let (first, second) = (CancellationToken::new(), CancellationToken::new());
     let (a, running_a) = house.worker(&first).await;
-    for i in 0..total {
-        let uri = house.picture(&format!("{i}.jpg"), i);
-        house.event(upsert(&format!("i{i}"), &uri, 1)).await;
-        if i == total / 2 {
-            // A second worker joins in the middle of the stream.
-            tokio::time::sleep(Duration::from_secs(4)).await;
-        }
-    }
+    send(0..total / 4).await;
+    // A second worker joins in the middle of the stream, and takes some of the partitions.
     let (b, running_b) = house.worker(&second).await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    let mut sent = total / 4;
+    while stored(&b) == 0 {
+        assert!(sent < total / 2, "the second worker gets nothing");
+        send(sent..sent + 1).await;
+        sent += 1;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    send(sent..total * 3 / 4).await;
     first.cancel();
+    send(total * 3 / 4..total).await;
     running_a.await.unwrap();
-    let stored = |p: &Progress| p.stored.load(AtomicOrdering::Relaxed);
     wait_until("everything is stored", || stored(&a) + stored(&b) >= total).await;
     second.cancel();
     running_b.await.unwrap();
+    assert!(stored(&a) > 0 && stored(&b) > 0, "{} {}", stored(&a), stored(&b));
     let mut ids: Vec<String> = house.rows().await.iter().map(|r| r.image_id.to_string()).collect();
     assert_eq!(ids.len() as u64, total);
     ids.sort();

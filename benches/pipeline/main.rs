@@ -2,7 +2,7 @@
 //! by a constant, against decoding the same files on the same cores. Alternating in one run; prints
 //! medians and the share of plain decoding's speed that the pipeline reaches.
 //!
-//!     just bench --bench pipeline [pictures] [rounds]
+//!     just bench --bench pipeline [-- PICTURES [ROUNDS]]
 //!
 //!     just bench --bench pipeline -- trace CHECKPOINT FILE
 //!

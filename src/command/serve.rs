@@ -131,7 +131,7 @@ mod tests {
         let engine = Engine::new(model.clone(), served(vec![set("s", 8)]), Options::default());
         assert!(health.0.set(Arc::new(Engines::new(Arc::new(engine)))).is_ok());
         for (failures, lives) in [(0, true), (2, true), (3, false), (0, true)] {
-            model.1.store(failures, Ordering::Relaxed);
+            model.failures.store(failures, Ordering::Relaxed);
             assert_eq!(health.live().is_ok(), lives, "{failures}");
         }
     }

@@ -20,13 +20,12 @@ pub type Qrels = BTreeMap<String, HashMap<String, f64>>;
 /// Rankings: query to images and scores, best first.
 pub type Run = BTreeMap<String, Vec<(String, f64)>>;
 
-/// Collects what is wrong with a file.
-fn read<T>(
+/// Reads a file line by line, and collects what is wrong with it.
+fn read(
     content: &str,
     file: &str,
     mut line: impl FnMut(&[&str]) -> Result<(), String>,
-    done: impl FnOnce() -> T,
-) -> Result<T, QueriesError> {
+) -> Result<(), QueriesError> {
     let (mut problems, mut more) = (Vec::new(), 0);
     for (i, text) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let fields: Vec<&str> = text.split_whitespace().collect();
@@ -39,52 +38,51 @@ fn read<T>(
         }
     }
     if problems.is_empty() {
-        return Ok(done());
+        return Ok(());
     }
     Err(QueriesError { file: file.to_owned(), problems, more })
 }
 
-/// Reads judgements: `query 0 image grade` a line.
+fn number(name: &str, text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+    number.ok_or_else(|| format!("{name} {text:?} is not a number"))
+}
+
+/// Reads judgements: `query 0 image grade` a line. A grade below 0 counts as 0, as in `trec_eval`.
 pub fn qrels(content: &str, file: &str) -> Result<Qrels, QueriesError> {
-    let all = std::cell::RefCell::new(Qrels::new());
-    let line = |fields: &[&str]| {
+    let mut all = Qrels::new();
+    read(content, file, |fields| {
         let [query, _, image, grade] = fields else {
             return Err(format!("has {} fields, not the 4: query 0 image grade", fields.len()));
         };
-        let grade: f64 = grade.parse().map_err(|_| format!("grade {grade:?} is not a number"))?;
-        let mut all = all.borrow_mut();
+        let grade = number("grade", grade)?.max(0.0);
         let known = all.entry((*query).to_owned()).or_default().insert((*image).to_owned(), grade);
         known.map_or(Ok(()), |_| Err(format!("{image} was judged for {query} already")))
-    };
-    read(content, file, line, || ())?;
-    Ok(all.into_inner())
+    })?;
+    Ok(all)
 }
 
 /// Reads rankings: `query Q0 image rank score tag` a line. The score decides; ties go by image id.
 pub fn run(content: &str, file: &str) -> Result<Run, QueriesError> {
-    let all = std::cell::RefCell::new(Run::new());
-    let line = |fields: &[&str]| {
+    let mut all: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
+    read(content, file, |fields| {
         let [query, _, image, _, score, _] = fields else {
             return Err(format!(
                 "has {} fields, not the 6: query Q0 image rank score tag",
                 fields.len()
             ));
         };
-        let score: f64 = score
-            .parse()
-            .ok()
-            .filter(|s: &f64| s.is_finite())
-            .ok_or_else(|| format!("score {score:?} is not a number"))?;
-        let entry = ((*image).to_owned(), score);
-        all.borrow_mut().entry((*query).to_owned()).or_default().push(entry);
-        Ok(())
+        let score = number("score", score)?;
+        let known = all.entry((*query).to_owned()).or_default().insert((*image).to_owned(), score);
+        known.map_or(Ok(()), |_| Err(format!("{image} was ranked for {query} already")))
+    })?;
+    let sorted = |(query, images): (String, BTreeMap<String, f64>)| {
+        let mut ranking: Vec<(String, f64)> = images.into_iter().collect();
+        // Images come by their ids, and the order of equal ones stays.
+        ranking.sort_by(|a, b| b.1.total_cmp(&a.1));
+        (query, ranking)
     };
-    read(content, file, line, || ())?;
-    let mut all = all.into_inner();
-    for ranking in all.values_mut() {
-        ranking.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    }
-    Ok(all)
+    Ok(all.into_iter().map(sorted).collect())
 }
 
 /// What a run is worth, over all queries with a right image; one that a run does not have counts as

@@ -108,7 +108,7 @@ async fn feedback_that_is_none_is_refused_by_field() {
     }
 }
 
-/// Every route is in the document, and each reference within it leads somewhere.
+/// What the document names is there, and each reference within it leads somewhere.
 #[tokio::test]
 async fn the_interface_is_described() {
     let (router, _) = server(Options::default()).await;

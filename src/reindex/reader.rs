@@ -21,7 +21,8 @@ use crate::table::{
 };
 use crate::telemetry::event;
 
-/// How long a generation beside the live one that could not be followed is left alone.
+/// How long a generation beside the live one that could not be followed is left alone, and a revision
+/// for which there is no memory.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 
 /// What follows the catalogue for the engines of a query worker.
@@ -52,6 +53,8 @@ struct Lanes {
     open: BTreeMap<String, Lane>,
     /// Why the one beside could not be followed, and when that was.
     failed: Option<(Instant, String)>,
+    /// Why a revision was not adopted for a generation, and when that was.
+    refused: Option<(Instant, (u64, String), String)>,
 }
 
 impl Reader {
@@ -154,7 +157,7 @@ impl Reader {
         if promoted && !live.snapshots().ready() {
             return Err(reading(&state.live.id));
         }
-        adopt(&live, state, &state.prompt_sets, None).await?;
+        lanes.adopt(&live, state, &state.prompt_sets, None).await?;
         // One that fails does not hold up what is live.
         let beside = match &state.beside {
             Some(beside) => {
@@ -173,7 +176,8 @@ impl Reader {
             self.engines.assign(roles.clone());
         }
         if let (Some(engine), Some(beside)) = (other, &state.beside) {
-            adopt(engine, state, &beside.prompt_sets, Some(&beside.generation.id)).await?;
+            let id = &beside.generation.id;
+            lanes.adopt(engine, state, &beside.prompt_sets, Some(id)).await?;
         }
         self.engines.assign(roles);
         let Some((candidate, _)) = state.candidate_beside() else { return Ok(()) };
@@ -243,6 +247,29 @@ impl Reader {
 }
 
 impl Lanes {
+    /// Has `engine` serve what `state` says of the live generation, or of the one `beside` it. What
+    /// was refused is left alone for a while: embedding prompts and looking again costs all cores.
+    async fn adopt(
+        &mut self,
+        engine: &Arc<Engine>,
+        state: &CatalogueState,
+        records: &[PromptSetRecord],
+        beside: Option<&str>,
+    ) -> Result<(), ReindexError> {
+        let what = (state.revision, beside.unwrap_or(&state.live.id).to_owned());
+        if let Some((at, refused, why)) = &self.refused
+            && (*refused == what && at.elapsed() < TRY_AGAIN)
+        {
+            return Err(ReindexError::Refused(why.clone()));
+        }
+        let adopted = adopt(engine, state, records, beside).await;
+        self.refused = match &adopted {
+            Err(ReindexError::Refused(why)) => Some((Instant::now(), what, why.clone())),
+            _ => None,
+        };
+        adopted
+    }
+
     /// How the following of a generation has ended, where it has.
     async fn ended(&mut self, id: &str) -> Option<Result<(), FollowError>> {
         let lane = self.open.get_mut(id).filter(|lane| lane.following.is_finished())?;
@@ -258,7 +285,6 @@ fn reading(generation: &str) -> ReindexError {
     ReindexError::Refused(format!("generation {generation} is being read"))
 }
 
-/// Has `engine` serve what `state` says of the live generation, or of the one `beside` it.
 async fn adopt(
     engine: &Arc<Engine>,
     state: &CatalogueState,

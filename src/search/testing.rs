@@ -53,30 +53,39 @@ pub fn row(id: &str, sequence: u64, embedding: Option<Vec<f32>>) -> Row {
     }
 }
 
-/// A model that knows nothing: texts and pictures are embedded by their hash. It says that it has
-/// failed so often as its second part has it.
-pub struct Hashed(pub ModelCard, pub AtomicU32);
+/// A model that knows nothing: texts and pictures are embedded by their hash.
+pub struct Hashed {
+    card: ModelCard,
+    /// How often it says that it has failed.
+    pub failures: AtomicU32,
+    /// Pictures that it has embedded.
+    pub pictures: AtomicU32,
+}
 
 impl Hashed {
     /// With embeddings of `dimension` values.
     pub fn new(dimension: usize) -> Arc<Self> {
-        Arc::new(Self(ModelCard::stand_in("hashed", dimension), AtomicU32::new(0)))
+        Arc::new(Self {
+            card: ModelCard::stand_in("hashed", dimension),
+            failures: AtomicU32::default(),
+            pictures: AtomicU32::default(),
+        })
     }
 
     /// Of a text or a picture's pixels.
     pub fn embedding(&self, of: &[u8]) -> Vec<f32> {
         let seed = of.iter().fold(17u64, |seed, b| seed.wrapping_mul(31).wrapping_add((*b).into()));
-        embedding(seed, self.0.dimension)
+        embedding(seed, self.card.dimension)
     }
 }
 
 impl Towers for Hashed {
     fn card(&self) -> &ModelCard {
-        &self.0
+        &self.card
     }
 
     fn failures(&self) -> u32 {
-        self.1.load(Ordering::Relaxed)
+        self.failures.load(Ordering::Relaxed)
     }
 
     fn prepare(&self, image: &RgbImage) -> Result<Pixels, ClipError> {
@@ -84,6 +93,7 @@ impl Towers for Hashed {
     }
 
     fn embed_images(&self, batch: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError> {
+        self.pictures.fetch_add(batch.len() as u32, Ordering::Relaxed);
         Ok(batch.iter().map(|pixels| self.embedding(&pixels.0)).collect())
     }
 

@@ -303,6 +303,7 @@ async fn anything_fails_at_any_time() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let rounds = number("BSAP_CHAOS_ROUNDS").unwrap_or(if size().1 > 3 { 50 } else { 6 });
     let seed = number("BSAP_CHAOS_SEED").unwrap_or_else(rand::random);
+    println!("anything fails at any time: {rounds} rounds, seed {seed}");
     let mut world = World::build("anything fails at any time", 1).await.on_s3();
     let faults = chaos::rounds(&mut world, rounds as u32, seed).await;
     println!("anything fails at any time: {rounds} rounds, seed {seed}: {faults}");
@@ -320,7 +321,7 @@ async fn prompt_sets_and_models_are_switched_and_back_while_everything_is_killed
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes as long as `just soak` is told"]
 async fn steady_load_makes_nothing_grow() {
-    let minutes = std::env::var("BSAP_SOAK_MINUTES").map_or(3, |text| text.parse().unwrap());
+    let minutes = std::env::var("BSAP_SOAK_MINUTES").map_or(4, |text| text.parse().unwrap());
     let mut world = World::build("steady load", 1).await;
     soak::run(&mut world, minutes).await;
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use reqwest::Client;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +55,10 @@ impl Minute {
 
 /// Loads a worker and a query worker for `minutes`.
 pub async fn run(world: &mut World, minutes: u64) {
+    assert!(
+        minutes >= 4,
+        "the second quarter and the last are compared: give it 4 minutes or more"
+    );
     world.events.most_images = IMAGES;
     let tidy = [("UPKEEP__EVERY_SECONDS", "10"), ("INGEST__COMMIT_MS", "1000")];
     let mut worker = world.worker_with(&tidy);
@@ -78,10 +83,11 @@ pub async fn run(world: &mut World, minutes: u64) {
     );
 
     let (found, mut fresh) = unbounded_channel();
+    let mut watched = JoinSet::new();
     let mut seen = Vec::new();
     drain(&mut answers);
     for number in 1..=minutes {
-        minute(world, rate, &client, &url, &found).await;
+        minute(world, rate, &client, &url, &found, &mut watched).await;
         let minute = Minute {
             memory_mib: [&worker, &query].map(memory_mib),
             handles: [&worker, &query].map(handles),
@@ -94,6 +100,11 @@ pub async fn run(world: &mut World, minutes: u64) {
     }
     token.cancel();
     asking.await.unwrap();
+    // A picture that was not there may have been deleted by a later message: then it must be.
+    for gone in watched.join_all().await.into_iter().flatten() {
+        let newest = &world.events.newest[&gone];
+        assert!(newest.content.is_none(), "{gone} was not found within {FOUND:?}");
+    }
     world.caught_up(&mut [&mut worker, &mut query]).await;
     worker.stop();
     query.stop();
@@ -109,6 +120,7 @@ async fn minute(
     client: &Client,
     url: &str,
     found: &UnboundedSender<f64>,
+    watching: &mut JoinSet<Option<String>>,
 ) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -125,41 +137,33 @@ async fn minute(
             && let Some((id, sequence)) = world.events.last_picture.take()
         {
             watched += 1;
-            tokio::spawn(watch(
-                client.clone(),
-                format!("{url}/v1/images/{id}"),
-                sequence,
-                sent,
-                found.clone(),
-            ));
+            let (client, url) = (client.clone(), url.to_owned());
+            watching.spawn(watch(client, url, id, sequence, sent, found.clone()));
         }
     }
 }
 
-/// Tells after how many milliseconds the query worker knows this version of an image, or a newer one.
+/// Tells after how many milliseconds the query worker knows this version of an image, or a newer one;
+/// gives the image where it does not within [`FOUND`].
 async fn watch(
     client: Client,
     url: String,
+    id: String,
     sequence: u64,
     sent: Instant,
     found: UnboundedSender<f64>,
-) {
+) -> Option<String> {
     while sent.elapsed() < FOUND {
-        let answer = client.get(&url).send().await.unwrap();
-        // Deleted meanwhile: by a later message than this one.
-        let gone = answer.status() == 404 && sent.elapsed() > FOUND / 4;
+        let answer = client.get(format!("{url}/v1/images/{id}")).send().await.unwrap();
         let known: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
         let known = known["sequence"].as_str().and_then(|text| text.parse::<u64>().ok());
         if known >= Some(sequence) {
             let _ = found.send(sent.elapsed().as_secs_f64() * 1e3);
-            return;
-        }
-        if gone {
-            return;
+            return None;
         }
         sleep(TICK / 2).await;
     }
-    panic!("{url}: version {sequence} was not found within {FOUND:?}");
+    Some(id)
 }
 
 /// Asks ever new questions at a steady rate until `token` is cancelled; none may fail.

@@ -1,5 +1,6 @@
 -- The images as they are now: the newest row of each that is not deleted. Superseded rows stay in
--- the table until compaction takes them away. DuckDB; other SQL differs in `QUALIFY` alone.
+-- the table until compaction takes them away. DuckDB; other SQL has no `EXCLUDE`:
+-- name the columns instead.
 CREATE VIEW current_images AS
 SELECT * EXCLUDE (place) FROM (
     SELECT *, row_number() OVER (

@@ -62,6 +62,11 @@ class Readers(unittest.TestCase):
             (sound,) = db.execute(query, [key] * 4).fetchall()[0]
             self.assertEqual(sound, count)
 
+    def test_pyarrow_reads_every_row(self):
+        table = DeltaTable(str(self.images)).to_pyarrow_table()
+        self.assertEqual(table.num_rows, self.verified["rows"])
+        self.assertEqual(len(set(table["image_id"].to_pylist())), self.verified["images"])
+
     def test_positions_are_delta_transactions(self):
         versions = [
             json.loads(line)["txn"]

@@ -198,7 +198,11 @@ fn any_history_leaves_the_newest_of_every_image() {
     let wanted = std::env::var("BSAP_MODEL_RUNS").ok();
     let runs =
         wanted.as_ref().map_or(RUNS, |runs| runs.parse().expect("BSAP_MODEL_RUNS: a number"));
-    let base = if wanted.is_some() { rand::random::<u32>().into() } else { 0 };
+    let seed = std::env::var("BSAP_MODEL_SEED").ok();
+    let seed = seed.map(|seed| seed.parse::<u64>().expect("BSAP_MODEL_SEED: a number"));
+    let any = if wanted.is_some() { rand::random::<u32>().into() } else { 0 };
+    let base = seed.unwrap_or(any);
+    println!("{runs} histories from seed {base} (BSAP_MODEL_SEED)");
     let (next, crashes) = (AtomicU64::new(base), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().unwrap().get() {
