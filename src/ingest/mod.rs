@@ -246,7 +246,7 @@ impl Pipeline {
         let mut heart = interval_at(Instant::now() + beat, beat);
         heart.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut steps = interval(STEP);
-        while !token.is_cancelled() {
+        while !token.is_cancelled() && self.failed.is_none() {
             self.progress.step(self.in_flight.len());
             if self.sink.is_full() && self.committing.is_none() {
                 self.committing = self.sink.cut();
@@ -259,10 +259,6 @@ impl Pipeline {
                     self.settle(settling).await?;
                 }
                 item = self.source.next(), if room => match item {
-                    Some(Item::Failed(error)) => {
-                        self.failed = Some(error.into());
-                        break;
-                    }
                     Some(item) => self.take_up(item),
                     None => break,
                 },

@@ -24,13 +24,13 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 fn model(name: &str, dimension: usize) -> Arc<Hashed> {
     let mut model = Arc::into_inner(Hashed::new(dimension)).unwrap();
-    model.0.name = name.into();
-    model.0.fingerprint = name.repeat(16);
+    model.card.name = name.into();
+    model.card.fingerprint = name.repeat(16);
     Arc::new(model)
 }
 
 fn generation(model: &Hashed) -> Generation {
-    let card = &model.0;
+    let card = &model.card;
     Generation::new(&card.name, &card.fingerprint, card.dimension, 100.0, Ordering::Sequence)
 }
 
@@ -41,7 +41,7 @@ fn set(model: &Hashed) -> EmbeddedSet {
 
 /// The stored row of an image: its embedding is the model's own.
 fn stored(model: &Hashed, id: u64) -> Row {
-    let mut row = row(&format!("i{id}"), 1, Some(embedding(id, model.0.dimension)));
+    let mut row = row(&format!("i{id}"), 1, Some(embedding(id, model.card.dimension)));
     let image = row.image.as_mut().unwrap();
     let set = set(model);
     let statistics = set.statistics(&image.embedding).unwrap();
@@ -113,7 +113,7 @@ fn one_model(text: &str, results: &Results, models: &[Arc<Hashed>]) {
     let query = model.embedding(text.as_bytes());
     for hit in &results.hits {
         let id: u64 = hit.entry.image_id.as_str()[1..].parse().unwrap();
-        let image = Embedding::round(&embedding(id, model.0.dimension));
+        let image = Embedding::round(&embedding(id, model.card.dimension));
         let raw: f32 = query.iter().zip(image.values()).map(|(a, b)| a * b).sum();
         assert!((raw - hit.raw_score).abs() < 1e-4, "{raw} {}", hit.raw_score);
     }

@@ -485,8 +485,12 @@ mod tests {
         assert_eq!((snapshots.newest().version, snapshots.newest().len()), (1, 1));
 
         // So are prompt sets, before anything is computed.
-        let small = Snapshots::new(served(Vec::new()), 100_000);
-        apply(&small, 1, (0..1000).map(|i| upsert(&format!("i{i}"), 1)).collect()).await;
+        let rows = || (0..1000).map(|i| upsert(&format!("i{i}"), 1)).collect::<Vec<_>>();
+        let large = Snapshots::new(served(Vec::new()), u64::MAX);
+        apply(&large, 1, rows()).await;
+        let limit = large.newest().memory().bytes() + 50_000;
+        let small = Snapshots::new(served(Vec::new()), limit);
+        apply(&small, 1, rows()).await;
         let sets = (0..4).map(|i| set(&format!("set{i}"), 8)).collect();
         let refused = small.adopt(served(sets), &|_, _| panic!("it computes")).unwrap_err();
         assert_eq!(refused.images, 1000);

@@ -55,7 +55,7 @@ pub fn row(id: &str, sequence: u64, embedding: Option<Vec<f32>>) -> Row {
 
 /// A model that knows nothing: texts and pictures are embedded by their hash.
 pub struct Hashed {
-    card: ModelCard,
+    pub card: ModelCard,
     /// How often it says that it has failed.
     pub failures: AtomicU32,
     /// Pictures that it has embedded.

@@ -190,7 +190,7 @@ impl Writer {
         if self.refreshed.is_none_or(|at| at.elapsed() > STALE) {
             self.refresh().await?;
         }
-        let mut i = 0;
+        let (mut i, mut looked_again) = (0, false);
         // Nothing leaves `staged` before the step that settles it has succeeded: a fault in between
         // starts the next attempt with all that is left.
         while let Some(one) = staged.get(i) {
@@ -205,6 +205,11 @@ impl Writer {
                 continue;
             }
             if stored < one.batch.expected {
+                // Whoever said what is expected may have seen a newer version.
+                if !std::mem::replace(&mut looked_again, true) {
+                    self.refresh().await?;
+                    continue;
+                }
                 return Err(TableError::Mismatch {
                     what: "position",
                     stored: format!("{position} of {}", one.batch.partition),

@@ -337,7 +337,13 @@ async fn one_at_a_time_holds_the_lease() {
     assert!(Lease::take(&store, "b", hour).await.unwrap().is_none());
     lease.give_back().await.unwrap();
     let short = Lease::take(&store, "b", Duration::ZERO).await.unwrap();
-    assert!(short.is_some(), "given back");
+    let mut short = short.expect("given back");
+    // Who needs longer says so; who comes too late learns that.
+    assert!(short.renew(hour).await.unwrap());
+    assert!(Lease::take(&store, "a", hour).await.unwrap().is_none());
+    assert!(short.renew(Duration::ZERO).await.unwrap());
+    let taken = Lease::take(&store, "a", Duration::ZERO).await.unwrap();
+    assert!(taken.is_some() && !short.renew(hour).await.unwrap());
     // It has run out: of many that ask at once, one gets it.
     let asked = (0..8).map(|i| {
         let store = store.clone();
