@@ -60,8 +60,8 @@ impl Cli {
     /// Parses the process's arguments; ends the process with code 2 where they are wrong. The long
     /// help of a command describes the options of the configuration that it reads.
     pub fn from_process() -> Self {
-        const TABLE: [&str; 3] = ["model", "table", "search"];
-        const WORKER: [&str; 12] = [
+        const SEARCH: [&str; 5] = ["model", "table", "search", "attributes", "decode"];
+        const WORKER: [&str; 14] = [
             "kafka",
             "source",
             "dead_letter",
@@ -74,11 +74,25 @@ impl Cli {
             "upkeep",
             "ingest",
             "log",
+            "metrics",
+            "otlp",
+        ];
+        const SERVE: [&str; 10] = [
+            "model",
+            "table",
+            "search",
+            "attributes",
+            "decode",
+            "fetch",
+            "http",
+            "log",
+            "metrics",
+            "otlp",
         ];
         let mut command = Self::command();
         for (name, sections) in [
             ("ingest", &WORKER[..]),
-            ("serve", &["model", "table", "search", "fetch", "http", "log"]),
+            ("serve", &SERVE),
             ("publish", &["kafka", "source", "attributes", "fetch"]),
             ("reconcile", &["kafka", "source", "attributes", "fetch", "table", "upkeep"]),
             ("dead-letters", &["kafka", "dead_letter"]),
@@ -91,7 +105,7 @@ impl Cli {
             ("promote", &["model", "table"]),
             ("rollback", &["table"]),
             ("history", &["table"]),
-            ("search", &TABLE),
+            ("search", &SEARCH),
             ("evaluate", &["model", "table", "prompts"]),
             ("prompts", &["prompts", "model", "table"]),
         ] {

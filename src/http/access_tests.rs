@@ -358,7 +358,8 @@ async fn open_requests_are_finished_at_the_end() {
         let search = server.ask(Method::POST, "/v1/search");
         let search = search.header("content-type", "application/json");
         let search = tokio::spawn(search.body(reqwest::Body::wrap_stream(body)).send());
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // Long enough that it has been taken up on a busy machine too.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         server.token.cancel();
         tokio::time::sleep(Duration::from_millis(100)).await;
         sender.unbounded_send(Ok(b"\"a mug\"}")).unwrap();

@@ -98,7 +98,7 @@ impl Gap {
 }
 
 /// Sequence, then delete: what of a version does not depend on when a row was made.
-fn version(entry: &Entry) -> (&str, bool) {
+pub(super) fn version(entry: &Entry) -> (&str, bool) {
     (entry.version.sequence.as_str(), entry.version.deleted)
 }
 

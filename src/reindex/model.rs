@@ -16,6 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::coverage::version;
 use super::ReindexError;
 use crate::publish::{Publisher, values};
 use crate::reconcile::current;
@@ -233,11 +234,6 @@ impl Missing {
         info!(event = event::PUBLISH, published = sent, skipped = 0_u64, "events published");
         Ok(sent)
     }
-}
-
-/// Sequence, then delete: what of a version does not depend on when a row was made.
-fn version(entry: &Entry) -> (&str, bool) {
-    (entry.version.sequence.as_str(), entry.version.deleted)
 }
 
 fn again_of(entry: Entry, types: &AttributeTypes) -> Wanted {

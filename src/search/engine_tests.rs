@@ -376,7 +376,7 @@ async fn pages_are_those_of_one_ranking_while_the_catalogue_changes() {
 
 #[tokio::test]
 async fn a_cursor_goes_on_with_its_own_question_while_its_version_is_held() {
-    let engine = filled(Options { cursor_seconds: 1, ..Options::default() }, 50).await;
+    let engine = filled(Options { cursor_seconds: 3, ..Options::default() }, 50).await;
     let cursor = engine.search(&ask("a mug")).unwrap().next_cursor;
     let with = |query: Query| engine.search(&Query { cursor: cursor.clone(), ..query });
     assert!(with(ask("a mug")).is_ok());
@@ -394,7 +394,7 @@ async fn a_cursor_goes_on_with_its_own_question_while_its_version_is_held() {
     assert!(matches!(foreign, Err(QueryError::CursorExpired { version: 1 })));
     apply(&engine, 2, vec![row("new", 1, Some(embedding(1, DIMENSION)))]).await;
     assert!(with(ask("a mug")).is_ok(), "held");
-    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(3_100)).await;
     assert!(matches!(with(ask("a mug")), Err(QueryError::CursorExpired { .. })));
 }
 

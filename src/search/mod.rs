@@ -83,7 +83,8 @@ pub struct Options {
     /// its table is held in memory too, so that a candidate and a promotion or a roll back to it need
     /// no restart. Empty: none. With `memory_mib` 0 each of the two gets half of that.
     pub candidate_checkpoint: String,
-    /// Branch, tag or commit of `candidate_checkpoint`, where it is a model of the hub.
+    /// Branch, tag or commit of `candidate_checkpoint`, where it is a model of the hub; also of the
+    /// checkpoint that `bsap reindex model` is given.
     pub candidate_revision: String,
     /// Threads that scan; 0 takes as many as there are cores.
     pub threads: usize,
