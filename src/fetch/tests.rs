@@ -29,6 +29,13 @@ async fn files_come_from_configured_roots_alone() {
     assert_eq!(fetch(&fetcher, &file_url(&root.join("a.jpg"))).await.unwrap(), "image");
     let gone = fetch(&fetcher, &file_url(&root.join("b.jpg"))).await.unwrap_err();
     assert_eq!(gone.code(), "gone");
+    // So it is below a root that is a link itself.
+    let linked = folder.path().join("linked");
+    std::os::unix::fs::symlink(&root, &linked).unwrap();
+    let below = self::fetcher(Options { file_roots: vec![linked.clone()], ..Options::default() });
+    assert_eq!(fetch(&below, &file_url(&linked.join("a.jpg"))).await.unwrap(), "image");
+    let gone = fetch(&below, &file_url(&linked.join("b.jpg"))).await.unwrap_err();
+    assert_eq!(gone.code(), "gone");
     for hostile in [
         file_url(&outside),
         file_url(&root.join("link.jpg")),

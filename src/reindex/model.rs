@@ -16,8 +16,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::coverage::version;
 use super::ReindexError;
+use super::coverage::version;
 use crate::publish::{Publisher, values};
 use crate::reconcile::current;
 use crate::record::{AttributeTypes, Operation, Partition};

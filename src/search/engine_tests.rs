@@ -10,6 +10,7 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use super::testing::{Hashed, embedding, row, served, set};
 use super::*;
@@ -169,6 +170,32 @@ async fn what_cannot_be_looked_for_is_refused_by_name() {
     }
 }
 
+#[tokio::test]
+async fn nothing_is_computed_for_who_has_left_and_no_place_is_told_of_what_is_left_out() {
+    let engine = filled(Options::default(), 30).await;
+    let left = CancellationToken::new();
+    let red = Query {
+        filter: Some(serde_json::from_value(json!({"eq": {"colour": "red"}})).unwrap()),
+        ..ask("a mug")
+    };
+    let found = engine.search(&red).unwrap().hits;
+    let told = engine.explain(&red, found[0].entry.image_id.as_str(), &left).unwrap();
+    assert_eq!((told.hit.rank, told.hit.raw_rank), (found[0].rank, found[0].raw_rank));
+    let all = Query { k: Some(30), ..ask("a mug") };
+    let other = engine
+        .search(&all)
+        .unwrap()
+        .hits
+        .into_iter()
+        .find(|hit| hit.entry.attributes.get("colour").is_none_or(|colour| colour != "red"));
+    let other = other.unwrap().entry.image_id.to_string();
+    let error = engine.explain(&red, &other, &left).unwrap_err().to_string();
+    assert!(error.starts_with("image_id: is left out"), "{error}");
+    left.cancel();
+    assert!(matches!(engine.search_unless(&ask("a cup"), &left), Err(QueryError::GivenUp)));
+    assert!(matches!(engine.explain(&ask("a cup"), &other, &left), Err(QueryError::GivenUp)));
+}
+
 /// What a filter says of one row, read by itself.
 fn holds(filter: &Value, row: &Row) -> bool {
     let (op, of) = filter.as_object().unwrap().iter().next().unwrap();
@@ -310,6 +337,7 @@ async fn filters_that_do_not_fit_are_refused_by_name() {
         (json!({"in": {"new": ["true"]}}), "new is true or false, and \"true\" is none"),
         (json!({"lt": {"event_time": "yesterday"}}), "event_time is a time as RFC 3339 writes it"),
         (json!({"prefix": {"price": "1"}}), "`prefix` needs a text, and price is a number"),
+        (json!({"in": {"colour": []}}), "`in` names no value of colour"),
         (json!({"and": []}), "`and` is empty"),
         (json!({"eq": {}}), "`eq` is empty"),
         (json!({"in": {"stock": many}}), "compares with more than 256 values"),
