@@ -117,12 +117,18 @@ impl Writer {
     }
 
     /// The offset after the last stored one of `partition`, read anew from the log. Tries again
-    /// what may pass, as often as a commit.
+    /// what may pass, as often as a commit; attempts that came further do not count, however long the
+    /// way is.
     pub async fn position(&mut self, partition: &Partition) -> Result<Option<i64>, TableError> {
         let backoff = self.backoff();
-        let mut attempt = 0;
+        let (mut attempt, mut reached) = (0, None);
         loop {
-            match self.position_once(partition).await {
+            let result = self.position_once(partition).await;
+            let now = Some((self.log.version(), self.known, self.unread));
+            if std::mem::replace(&mut reached, now) != now {
+                attempt = 0;
+            }
+            match result {
                 Err(error) if error.verdict() == Verdict::Retry && attempt + 1 < self.attempts => {
                     info!(event = event::RETRY, stage = "table", attempt, %error, "a position was not read; trying again");
                     tokio::time::sleep(backoff.pause(attempt)).await;

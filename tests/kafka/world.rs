@@ -251,9 +251,18 @@ impl World {
 
     fn ends(&self) -> BTreeMap<i32, i64> {
         let consumer: BaseConsumer = self.cluster.client().create().unwrap();
+        // A broker that has just come back leads no partition yet.
         let end = |p: Partition| {
-            let found = consumer.fetch_watermarks(&p.topic, p.number, Duration::from_secs(20));
-            (p.number, found.unwrap().1)
+            let started = Instant::now();
+            loop {
+                match consumer.fetch_watermarks(&p.topic, p.number, Duration::from_secs(20)) {
+                    Ok((_, end)) => return (p.number, end),
+                    Err(_) if started.elapsed() < Duration::from_secs(60) => {
+                        std::thread::sleep(Duration::from_millis(500));
+                    }
+                    Err(error) => panic!("{}[{}]: {error}", p.topic, p.number),
+                }
+            }
         };
         self.partitions().map(end).collect()
     }
