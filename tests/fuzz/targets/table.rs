@@ -117,6 +117,8 @@ fn seeds(folder: &std::ffi::OsStr) {
 }
 
 fuzz_target!(init: {
+    // Here, because it needs the runtime to itself.
+    LazyLock::force(&FILES);
     if let Some(folder) = std::env::var_os("BSAP_SEEDS") {
         seeds(&folder);
     }
