@@ -18,7 +18,7 @@ use url::Url;
 
 use super::schema::{self, INDEXED};
 use super::state::Generation;
-use super::{TableError, delta_verdict};
+use super::{TableError, delta_verdict, upkeep};
 use crate::retry::Verdict;
 use crate::store::Store;
 
@@ -26,6 +26,16 @@ use crate::store::Store;
 /// since the last one, a request each, so a long tail costs money and, on a store that fails now and
 /// then, patience.
 const CHECKPOINT_INTERVAL: &str = "20";
+
+/// Property of a table: how long its log remembers files that were taken away. Every checkpoint writes
+/// all of these anew, some hundred bytes each, and compaction takes files away as often as workers
+/// commit.
+pub const REMEMBERED: &str = "delta.deletedFileRetentionDuration";
+
+/// Its value.
+pub fn remembered(hours: u32) -> String {
+    format!("interval {hours} hours")
+}
 
 /// The tables of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +103,7 @@ impl Log {
                     vec![schema::PROMPT_SET],
                 ),
             };
+            let remembered = remembered(upkeep::Options::default().retention_hours);
             let created = CreateBuilder::new()
                 .with_log_store(log.table.log_store())
                 .with_save_mode(SaveMode::Ignore)
@@ -102,6 +113,7 @@ impl Log {
                 .with_configuration([
                     ("delta.dataSkippingStatsColumns", Some(indexed.as_str())),
                     ("delta.checkpointInterval", Some(CHECKPOINT_INTERVAL)),
+                    (REMEMBERED, Some(remembered.as_str())),
                     ("bsap.generation", Some(generation.id.as_str())),
                     ("bsap.model", Some(generation.model_fingerprint.as_str())),
                     ("bsap.ordering", Some(generation.ordering.name())),

@@ -1,10 +1,11 @@
 //! When and how thoroughly the table is tidied, and removing the files that nobody needs any more.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use deltalake_core::kernel::transaction::CommitProperties;
 use deltalake_core::operations::vacuum::VacuumMode;
 use deltalake_core::protocol::checkpoints;
 use futures::TryStreamExt;
@@ -13,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::TableError;
-use super::log::{Kind, Log};
+use super::log::{Kind, Log, REMEMBERED, remembered};
 use super::state::Generation;
 use crate::limits;
 use crate::record::Version;
@@ -167,6 +168,7 @@ async fn clean(
             remove(&log, options, now, false).await?;
         }
         log.update().await?;
+        remember(&mut log, options).await?;
         checkpoints::create_checkpoint(&log.table, None).await.map_err(|e| log.error(e))?;
         let before = now - TimeDelta::hours(options.log_hours.into());
         done.log_files = checkpoints::cleanup_expired_logs_for(
@@ -179,6 +181,20 @@ async fn clean(
         .map_err(|e| log.error(e))?;
     }
     Ok(done)
+}
+
+/// Has the log remember files that were taken away for as long as they stay, and no longer.
+async fn remember(log: &mut Log, options: &Options) -> Result<(), TableError> {
+    let wanted = remembered(options.retention_hours);
+    let known = log.snapshot()?.metadata().configuration().get(REMEMBERED).cloned();
+    if known.as_ref() == Some(&wanted) {
+        return Ok(());
+    }
+    let commit = CommitProperties::default().with_cleanup_expired_logs(Some(false));
+    let set = log.table.clone().set_tbl_properties().with_commit_properties(commit);
+    let set = set.with_properties(HashMap::from([(REMEMBERED.to_owned(), wanted)]));
+    set.await.map_err(|e| log.error(e))?;
+    log.update().await
 }
 
 async fn remove(

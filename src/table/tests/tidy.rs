@@ -225,6 +225,43 @@ async fn readers_survive_the_retention_and_are_told_all_anew_after_it() {
     assert_eq!(removed.files, ["left.parquet"]);
 }
 
+/// Or checkpoints, which write them all anew, would grow with every commit.
+#[tokio::test]
+async fn the_log_forgets_files_that_are_gone() {
+    use deltalake_core::arrow::array::Array;
+    use deltalake_core::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+    let store = Store::memory();
+    fill(&store, 20, 1).await;
+    let mut reader = Follower::open(&store, &generation()).await.unwrap();
+    reader.next(&|_, _| {}).await.unwrap();
+    compact(&store, &options(), Depth::Merge, 0).await;
+    for (retention_hours, forgotten) in [(24, false), (0, true), (0, true)] {
+        let options = Options { retention_hours, ..options() };
+        upkeep::vacuum(&store, &generation(), &options, Utc::now(), false).await.unwrap();
+        let listed: Vec<ObjectMeta> = store.objects().list(None).try_collect().await.unwrap();
+        let checkpoints =
+            listed.iter().filter(|o| o.location.as_ref().ends_with(".checkpoint.parquet"));
+        let newest = checkpoints.max_by(|a, b| a.location.cmp(&b.location)).unwrap();
+        let bytes = store.objects().get(&newest.location).await.unwrap().bytes().await.unwrap();
+        let batches = ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap().build().unwrap();
+        let removed: usize = batches
+            .map(|batch| {
+                batch.unwrap().column_by_name("remove").map_or(0, |c| c.len() - c.null_count())
+            })
+            .sum();
+        assert_eq!(removed == 0, forgotten, "{removed} with {retention_hours} hours");
+    }
+    // Who writes and who reads go on.
+    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
+    writer.append(vec![batch(1, None, 0..3)]).await.unwrap();
+    let mut rows = 0;
+    while let Some(changes) = reader.next(&|_, _| {}).await.unwrap() {
+        rows += if changes.whole { changes.rows.len() - 20 } else { changes.rows.len() };
+    }
+    assert_eq!(rows, 3);
+}
+
 #[tokio::test]
 async fn an_old_generation_goes_once_nothing_is_written_to_it_any_more() {
     let store = Store::memory();
