@@ -27,6 +27,9 @@ use crate::store::Store;
 /// then, patience.
 const CHECKPOINT_INTERVAL: &str = "20";
 
+/// Versions over which a snapshot is carried on before it is loaded anew.
+const CARRIED_ON: u64 = 200;
+
 /// Property of a table: how long its log remembers files that were taken away. Every checkpoint writes
 /// all of these anew, some hundred bytes each, and compaction takes files away as often as workers
 /// commit.
@@ -61,6 +64,8 @@ pub struct Log {
     pub table: DeltaTable,
     /// Where it is, for messages.
     pub place: String,
+    /// Version from which on the snapshot was carried on; none where it was just loaded.
+    loaded: Option<u64>,
 }
 
 impl Log {
@@ -145,6 +150,7 @@ impl Log {
         Self {
             table: DeltaTable::new(log_store),
             place: format!("{}/{folder}", catalogue.url().as_str().trim_end_matches('/')),
+            loaded: None,
         }
     }
 
@@ -185,7 +191,25 @@ impl Log {
             }
             Ok(()) => Ok(()),
         };
-        updated.map_err(|e| self.error(e))
+        updated.map_err(|e| self.error(e))?;
+        self.load_anew().await;
+        Ok(())
+    }
+
+    /// Loads the snapshot from the newest checkpoint now and then: one that is carried on keeps some
+    /// 50 KB of each version that it went through.
+    async fn load_anew(&mut self) {
+        let version = self.version();
+        let since = *self.loaded.get_or_insert(version);
+        if version.saturating_sub(since) < CARRIED_ON {
+            return;
+        }
+        let mut anew = DeltaTable::new(self.store());
+        // Where it fails, the old one serves, and the next versions bring another chance.
+        if anew.load().await.is_ok() && anew.version() >= Some(version) {
+            self.table = anew;
+        }
+        self.loaded = Some(version);
     }
 
     /// Loads the newest snapshot, also where none was loaded before; false where there is no table.

@@ -1,6 +1,6 @@
 //! Events of every sort, and what must come of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use bsap::demo::catalogue::{Scene, Style};
@@ -49,6 +49,8 @@ pub struct Events {
     pub newest: BTreeMap<String, Newest>,
     /// Image and sequence of the last picture that counts.
     pub last_picture: Option<(String, u64)>,
+    /// Images and the sequences by which they were deleted.
+    pub deleted: BTreeSet<(String, u64)>,
     /// Messages that bring a row each.
     pub rows: u64,
     /// Messages whose picture is gone.
@@ -80,6 +82,7 @@ impl Events {
             most_images: u64::MAX,
             newest: BTreeMap::new(),
             last_picture: None,
+            deleted: BTreeSet::new(),
             rows: 0,
             gone: 0,
             poison: BTreeMap::new(),
@@ -162,6 +165,8 @@ impl Events {
         } else {
             if content.is_some() {
                 self.last_picture = Some((id.clone(), sequence));
+            } else {
+                self.deleted.insert((id.clone(), sequence));
             }
             self.newest.insert(id.clone(), Newest { sequence, content });
         }
