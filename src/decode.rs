@@ -6,7 +6,8 @@
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits, Rgb, RgbImage};
+use image::error::{DecodingError, ImageFormatHint};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, Rgb, RgbImage};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +97,11 @@ pub fn decode(bytes: &[u8], options: &Options) -> Result<RgbImage, DecodeError> 
     decoder.set_limits(limits).map_err(DecodeError::Damaged)?;
     let orientation = decoder.orientation().map_err(DecodeError::Damaged)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(DecodeError::Damaged)?;
+    // A GIF's first frame may have none, whatever its header says of the whole.
+    if picture.width() == 0 || picture.height() == 0 {
+        let reason = DecodingError::new(ImageFormatHint::Unknown, "the picture has no pixels");
+        return Err(DecodeError::Damaged(ImageError::Decoding(reason)));
+    }
     picture.apply_orientation(orientation);
     Ok(flatten(picture))
 }
@@ -200,6 +206,7 @@ mod tests {
             (b"hello", "unknown_image_format"),
             (b"\x89PNG\r\n\x1a\n", "image_damaged"),
             (b"\xff\xd8\xff\xe0", "image_damaged"),
+            (&std::fs::read("tests/fuzz/corpus/picture/no-pixels").unwrap(), "image_damaged"),
         ] {
             assert_eq!(decode(bytes, &Options::default()).unwrap_err().code(), code);
         }

@@ -187,6 +187,15 @@ fn what_does_not_fit_is_refused_by_file_tensor_and_shapes() {
     );
     broken("clip-gelu", "preprocessor_config.json", edit("\"height\": 32", "\"height\": 31"));
 
+    // The library would panic at these.
+    broken("clip-gelu", "tokenizer.json", |_| {
+        Some(b"{\"version\": \"1.0\", \"decoder\": {\"a\"}}".into())
+    });
+    broken("clip-gelu", "tokenizer.json", |bytes| {
+        let mut written: Value = serde_json::from_slice(&bytes).unwrap();
+        written["decoder"] = 5.into();
+        Some(written.to_string().into())
+    });
     let big = std::fs::read(fixtures().join("siglip/tokenizer.json")).unwrap();
     let text = broken("clip-gelu", "tokenizer.json", |_| Some(big));
     assert!(text.contains("514"), "{text}");

@@ -1,8 +1,10 @@
 //! Text to token ids.
 
 use std::borrow::Cow;
+use std::panic::catch_unwind;
 use std::path::Path;
 
+use serde::de::IgnoredAny;
 use tokenizers::{PaddingParams, PaddingStrategy, Tokenizer, TruncationParams};
 
 use super::ClipError;
@@ -39,6 +41,14 @@ const TOKENS_PER_HAN: f64 = 1.2;
 /// behind end-of-text changes the embedding. SigLIP's are padded to the full length.
 pub type Tokens = Vec<u32>;
 
+/// Reads a tokenizer. The library panics on some files that are none.
+fn parsed(bytes: &[u8]) -> Result<Tokenizer, String> {
+    match catch_unwind(|| Tokenizer::from_bytes(bytes)) {
+        Ok(read) => read.map_err(|e| e.to_string()),
+        Err(_) => Err("is no tokenizer: one of its parts is not as its type has it".into()),
+    }
+}
+
 impl TextTokenizer {
     /// Loads `tokenizer.json` and checks that it fits the text tower.
     pub fn load(folder: &Path, config: &Config) -> Result<Self, ClipError> {
@@ -49,11 +59,14 @@ impl TextTokenizer {
             Architecture::Siglip if is_plain(folder)? => {
                 let (mut written, _): (serde_json::Value, _) = json(&file)?;
                 let rules = Charsmap::take(&mut written).map_err(wrong)?;
-                (written.to_string().parse(), Some(Plain { rules }))
+                (parsed(written.to_string().as_bytes()), Some(Plain { rules }))
             }
-            _ => (Tokenizer::from_file(&file), None),
+            _ => {
+                let (_, bytes): (IgnoredAny, _) = json(&file)?;
+                (parsed(&bytes), None)
+            }
         };
-        let mut tokenizer = tokenizer.map_err(|e| wrong(e.to_string()))?;
+        let mut tokenizer = tokenizer.map_err(wrong)?;
         let size = tokenizer.get_vocab_size(true);
         // Towers are at most padded a little; one with many more tokens had another tokenizer.
         if size > text.vocabulary || size < text.vocabulary - text.vocabulary / 8 {

@@ -37,7 +37,17 @@ fn numbers(weights: &[u8]) -> &[u8] {
     &rest[u64::from_le_bytes(*length) as usize..]
 }
 
-fuzz_target!(|data: &[u8]| {
+/// What the tokenizers' library does to a file that is none is caught where it is called.
+fn pass_over_caught_panics() {
+    let abort = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !info.location().is_some_and(|place| place.file().contains("/tokenizers-")) {
+            abort(info);
+        }
+    }));
+}
+
+fuzz_target!(init: pass_over_caught_panics(), |data: &[u8]| {
     let Some((which, content)) = data.split_first() else { return };
     let chosen = FILES[usize::from(*which & 7) % FILES.len()];
     let model = if which & 8 == 0 { "clip-gelu" } else { "siglip" };
