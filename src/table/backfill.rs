@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use deltalake_core::arrow::array::{Array, AsArray};
 use deltalake_core::arrow::datatypes::Float32Type;
-use deltalake_core::parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
+use deltalake_core::parquet::arrow::ProjectionMask;
 use deltalake_core::parquet::errors::ParquetError;
 use futures::TryStreamExt;
 use object_store::path::Path;
@@ -134,9 +134,7 @@ impl Stored {
             reason,
         };
         let failed = |e: ParquetError| self.log.error(e.into());
-        let (path, size) = (file.path.clone(), file.size);
-        let reader = file::RangeReader { objects: self.log.objects(), path, size };
-        let builder = match ParquetRecordBatchStreamBuilder::new(reader).await {
+        let builder = match file::columns(&self.log, file.path.as_ref(), file.size).await {
             Ok(builder) => builder,
             Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(failed(error)),
@@ -217,9 +215,8 @@ impl Stored {
                 reason,
             };
             let failed = |e: ParquetError| self.log.error(e.into());
-            let (path, size) = (file.path.clone(), file.size);
-            let reader = file::RangeReader { objects: self.log.objects(), path, size };
-            let builder = ParquetRecordBatchStreamBuilder::new(reader).await.map_err(failed)?;
+            let builder = file::columns(&self.log, file.path.as_ref(), file.size);
+            let builder = builder.await.map_err(failed)?;
             let columns = schema::KEYS.into_iter().chain(["statistics"]);
             let mask = ProjectionMask::columns(builder.parquet_schema(), columns);
             let mut batches = builder.with_projection(mask).build().map_err(failed)?;

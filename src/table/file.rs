@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,11 +15,11 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use deltalake_core::arrow::array::{Array, AsArray, RecordBatch};
 use deltalake_core::arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use deltalake_core::kernel::Add;
-use deltalake_core::parquet::arrow::ArrowWriter;
 use deltalake_core::parquet::arrow::arrow_reader::{
     ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
 use deltalake_core::parquet::arrow::async_reader::AsyncFileReader;
+use deltalake_core::parquet::arrow::{ArrowWriter, ParquetRecordBatchStreamBuilder};
 use deltalake_core::parquet::basic::{Compression, Encoding, ZstdLevel};
 use deltalake_core::parquet::errors::ParquetError;
 use deltalake_core::parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
@@ -243,15 +244,11 @@ pub fn checksum(path: &Path) -> Option<&str> {
     (digits.len() == DIGITS && digits.bytes().all(|b| b.is_ascii_hexdigit())).then_some(digits)
 }
 
-/// Reads single columns of a data file from the store, without the rest. Its checksum is not
-/// compared.
+/// Reads parts of a data file from the store, without the rest.
 pub struct RangeReader {
-    /// Where data files are.
-    pub objects: Arc<DynObjectStore>,
-    /// Which file.
-    pub path: Path,
-    /// Its size in bytes.
-    pub size: u64,
+    objects: Arc<DynObjectStore>,
+    path: Path,
+    size: u64,
 }
 
 impl AsyncFileReader for RangeReader {
@@ -283,7 +280,25 @@ impl AsyncFileReader for RangeReader {
 
 /// The columns of a data file, some thousand rows at a time.
 pub fn batches(bytes: Bytes) -> Result<ParquetRecordBatchReader, ParquetError> {
-    ParquetRecordBatchReaderBuilder::try_new(bytes)?.with_batch_size(4096).build()
+    let opened = catch_unwind(|| ParquetRecordBatchReaderBuilder::try_new(bytes));
+    opened.unwrap_or_else(|_| Err(strange()))?.with_batch_size(4096).build()
+}
+
+/// A data file of `size` bytes in the store, of which single columns can be read. Its checksum is not
+/// compared.
+pub async fn columns(
+    log: &Log,
+    path: &str,
+    size: u64,
+) -> Result<ParquetRecordBatchStreamBuilder<RangeReader>, ParquetError> {
+    let reader = RangeReader { objects: log.objects(), path: Path::from(path), size };
+    let opened = AssertUnwindSafe(ParquetRecordBatchStreamBuilder::new(reader)).catch_unwind();
+    opened.await.unwrap_or_else(|_| Err(strange()))
+}
+
+/// The library panics at a schema that it cannot make sense of.
+fn strange() -> ParquetError {
+    ParquetError::General("its schema makes no sense".into())
 }
 
 /// Embeddings rounded to f16 leave 16 of 32 bits zero in every value; split by byte and packed by

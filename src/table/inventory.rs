@@ -4,14 +4,14 @@
 use chrono::{DateTime, Utc};
 use deltalake_core::arrow::array::{Array, AsArray, RecordBatch};
 use deltalake_core::arrow::datatypes::{Int64Type, TimestampMicrosecondType};
-use deltalake_core::parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
+use deltalake_core::parquet::arrow::ProjectionMask;
 use deltalake_core::parquet::errors::ParquetError;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
-use super::file::RangeReader;
+use super::file;
 use super::log::Log;
 use super::state::Generation;
 use super::{TableError, schema};
@@ -74,8 +74,7 @@ async fn file(
         place: place.clone(),
         source: Box::new(e.into()),
     };
-    let reader = RangeReader { objects: log.objects(), path, size };
-    let builder = ParquetRecordBatchStreamBuilder::new(reader).await.map_err(&failed)?;
+    let builder = file::columns(log, path.as_ref(), size).await.map_err(&failed)?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), COLUMNS);
     let batches = builder.with_batch_size(4096).with_projection(mask).build().map_err(&failed)?;
     let entries = batches.map(move |batch| {

@@ -32,10 +32,8 @@ impl Minio {
         Some(minio)
     }
 
-    /// The bucket.
-    pub fn url(&self) -> String {
-        format!("s3://{BUCKET}")
-    }
+    /// The bucket, as a URL.
+    pub const URL: &str = "s3://bsap";
 
     /// What clients must know, as environment variables.
     pub fn variables(&self) -> BTreeMap<String, String> {

@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use deltalake_core::parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
+use deltalake_core::parquet::arrow::ProjectionMask;
 use futures::{StreamExt, TryStreamExt, stream};
-use object_store::path::Path;
 
 use super::{Input, Job};
 use crate::record::Version;
@@ -132,10 +131,8 @@ async fn file_keys(log: &Log, input: &Input) -> Result<Vec<(String, Version)>, T
         file: format!("{}/{}", log.place, input.path),
         reason,
     };
-    let path = Path::from(input.path.as_str());
-    let reader = file::RangeReader { objects: log.objects(), path, size: input.size };
     let failed = |e: deltalake_core::parquet::errors::ParquetError| log.error(e.into());
-    let builder = ParquetRecordBatchStreamBuilder::new(reader).await.map_err(failed)?;
+    let builder = file::columns(log, &input.path, input.size).await.map_err(failed)?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), schema::KEYS);
     let mut batches = builder.with_projection(mask).build().map_err(failed)?;
     let mut keys = Vec::new();
