@@ -187,6 +187,8 @@ fn what_does_not_fit_is_refused_by_file_tensor_and_shapes() {
     );
     broken("clip-gelu", "preprocessor_config.json", edit("\"height\": 32", "\"height\": 31"));
 
+    broken("siglip", "tokenizer.json", |_| Some(b"6".into()));
+    broken("siglip", "tokenizer.json", edit("\"normalizer\"", "\"other\""));
     // The library would panic at these.
     broken("clip-gelu", "tokenizer.json", |_| {
         Some(b"{\"version\": \"1.0\", \"decoder\": {\"a\"}}".into())

@@ -22,11 +22,11 @@ impl Charsmap {
     /// Takes the rules out of the `normalizer` of a `tokenizer.json`, so that nothing applies them
     /// twice. `None` where there are none.
     pub fn take(tokenizer: &mut Value) -> Result<Option<Self>, String> {
-        let normalizer = &mut tokenizer["normalizer"];
+        let Some(normalizer) = tokenizer.get_mut("normalizer") else { return Ok(None) };
         let found = if normalizer["type"] == "Precompiled" {
             Some(normalizer.take())
         } else {
-            normalizer["normalizers"].as_array_mut().and_then(|steps| {
+            normalizer.get_mut("normalizers").and_then(Value::as_array_mut).and_then(|steps| {
                 let at = steps.iter().position(|step| step["type"] == "Precompiled")?;
                 Some(steps.remove(at))
             })
