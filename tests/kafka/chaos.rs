@@ -60,12 +60,18 @@ pub async fn rounds(world: &mut World, rounds: u32, seed: u64) -> Faults {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut workers: Vec<Worker> = (0..WORKERS).map(|_| world.worker_with(&TIDY)).collect();
     let mut faults = Faults::default();
+    // To find out which fault it was.
+    let only = std::env::var("BSAP_CHAOS_ONLY").ok().map(|name| {
+        let named = |fault: &Fault| format!("{fault:?}") == name;
+        Fault::ALL.iter().position(named).expect("BSAP_CHAOS_ONLY names a fault")
+    });
     // A folder cannot be killed: that fault stands last.
     let possible = Fault::ALL.len() - usize::from(world.minio.is_none());
     for round in 1..=rounds {
         world.send(MESSAGES).await;
         sleep(Duration::from_millis(rng.random_range(0..3_000))).await;
-        let which = rng.random_range(0..possible);
+        let drawn = rng.random_range(0..possible);
+        let which = only.unwrap_or(drawn);
         faults.0[which] += 1;
         let victim = rng.random_range(0..WORKERS);
         strike(world, Fault::ALL[which], &mut workers[victim], &mut rng).await;

@@ -11,6 +11,8 @@ use bsap::record::{Ordering, Partition, Row};
 use bsap::store::Store;
 use bsap::table::{Follower, Generation, Writer};
 use bsap::{clip, dead_letter, kafka};
+use deltalake_core::arrow::array::AsArray;
+use deltalake_core::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use futures::TryStreamExt;
 use object_store::ObjectStoreExt;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -348,6 +350,9 @@ impl World {
             letters.len(),
             self.started.elapsed().as_secs_f64(),
         );
+        if rows != events.rows * passes {
+            println!("{}: stored twice: {:?}", self.name, self.doubled().await);
+        }
         assert_eq!((missing, strange, differ), (0, 0, 0));
         assert_eq!(rows, events.rows * passes, "each message is committed exactly once a pass");
         assert_eq!(letters, events.poison, "dead letters are the poison, byte for byte");
@@ -404,25 +409,50 @@ impl World {
         .collect()
     }
 
-    /// Rows that were ever appended, by the log of the table: compaction takes superseded ones away.
-    async fn appended(&self) -> u64 {
-        let store = self.store().child(&format!("generations/{}/images", self.generation.id));
+    /// Actions of the table's log by which rows were appended; compaction takes superseded ones away.
+    async fn adds(&self, store: &Store) -> Vec<Value> {
         let log = store.objects().list(Some(&"_delta_log".into()));
         let commits: Vec<_> = log.try_collect().await.unwrap();
-        let mut rows = 0;
+        let mut adds = Vec::new();
         for commit in commits.iter().filter(|commit| commit.location.extension() == Some("json")) {
             let found = store.objects().get(&commit.location).await.unwrap();
             let text = String::from_utf8(found.bytes().await.unwrap().into()).unwrap();
-            for line in text.lines() {
-                let action: Value = serde_json::from_str(line).unwrap();
-                if action["add"]["dataChange"] == true {
-                    let stats: Value =
-                        serde_json::from_str(action["add"]["stats"].as_str().unwrap()).unwrap();
-                    rows += stats["numRecords"].as_u64().unwrap();
+            let actions = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            adds.extend(actions.filter(|action| action["add"]["dataChange"] == true));
+        }
+        adds
+    }
+
+    /// Rows that were ever appended.
+    async fn appended(&self) -> u64 {
+        let store = self.store().child(&format!("generations/{}/images", self.generation.id));
+        let rows = |add: &Value| {
+            let stats: Value = serde_json::from_str(add["add"]["stats"].as_str().unwrap()).unwrap();
+            stats["numRecords"].as_u64().unwrap()
+        };
+        self.adds(&store).await.iter().map(rows).sum()
+    }
+
+    /// Positions in Kafka of which the table's files have more than one row each; files that compaction
+    /// took away count, as long as they are there, and those that it made do not.
+    async fn doubled(&self) -> Vec<String> {
+        let store = self.store().child(&format!("generations/{}/images", self.generation.id));
+        let mut seen: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for add in self.adds(&store).await {
+            let file = add["add"]["path"].as_str().unwrap().to_owned();
+            let Ok(found) = store.objects().get(&file.as_str().into()).await else { continue };
+            let bytes = found.bytes().await.unwrap();
+            let batches = ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap().build().unwrap();
+            for batch in batches {
+                let batch = batch.unwrap();
+                let sources = batch.column_by_name("source").unwrap().as_string::<i32>();
+                for source in sources.iter().flatten() {
+                    seen.entry(source.to_owned()).or_default().push(file.clone());
                 }
             }
         }
-        rows
+        let twice = seen.into_iter().filter(|(_, files)| files.len() > 1);
+        twice.map(|(source, files)| format!("{source} in {}", files.join(", "))).collect()
     }
 
     /// How often the logs of all workers have an event.
