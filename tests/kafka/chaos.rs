@@ -73,6 +73,12 @@ pub async fn rounds(world: &mut World, rounds: u32, seed: u64) -> Faults {
         let drawn = rng.random_range(0..possible);
         let which = only.unwrap_or(drawn);
         faults.0[which] += 1;
+        if Fault::ALL[which] == Fault::StoreKilled {
+            // One that starts while the store is down says so and ends, as it should.
+            for worker in &workers {
+                joined(worker).await;
+            }
+        }
         let victim = rng.random_range(0..WORKERS);
         strike(world, Fault::ALL[which], &mut workers[victim], &mut rng).await;
         if round % CHECK_EVERY == 0 || round == rounds {
@@ -84,6 +90,17 @@ pub async fn rounds(world: &mut World, rounds: u32, seed: u64) -> Faults {
     }
     workers.into_iter().for_each(Worker::stop);
     faults
+}
+
+/// Until a worker has its partitions.
+async fn joined(worker: &Worker) {
+    for _ in 0..600 {
+        if worker.count("rebalance") > 0 {
+            return;
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    panic!("a worker has not joined the group within a minute");
 }
 
 async fn strike(world: &mut World, fault: Fault, worker: &mut Worker, rng: &mut ChaCha8Rng) {
