@@ -73,8 +73,11 @@ pub async fn rounds(world: &mut World, rounds: u32, seed: u64) -> Faults {
         let drawn = rng.random_range(0..possible);
         let which = only.unwrap_or(drawn);
         faults.0[which] += 1;
-        if Fault::ALL[which] == Fault::StoreKilled {
-            // One that starts while the store is down says so and ends, as it should.
+        if matches!(
+            Fault::ALL[which],
+            Fault::StoreKilled | Fault::BrokerKilled | Fault::BrokerSilent
+        ) {
+            // One that starts while it reaches neither says so and ends, as it should.
             for worker in &workers {
                 joined(worker).await;
             }
