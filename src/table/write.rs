@@ -148,10 +148,12 @@ impl Writer {
         Backoff { cap: Duration::from_secs(2), ..Backoff::times(self.attempts) }
     }
 
-    /// Commits `batches`, each partition at most once.
+    /// Commits `batches`, each partition at most once. Rows before the expected position are stored
+    /// already, and are left out.
     pub async fn append(&mut self, batches: Vec<PartitionBatch>) -> Result<Committed, TableError> {
         let mut staged = Vec::with_capacity(batches.len());
-        for batch in batches {
+        for mut batch in batches {
+            batch.rows.retain(|(offset, _)| Some(*offset) >= batch.expected);
             let add = self.stage(&batch).await?;
             staged.push(Staged { batch, add });
         }

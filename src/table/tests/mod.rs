@@ -158,6 +158,19 @@ async fn a_worker_that_lost_its_partition_writes_nothing_twice() {
     assert_eq!(everything(&store).await.len(), 13);
 }
 
+/// A worker learns from a fenced commit that another has come further than what it holds already.
+#[tokio::test]
+async fn rows_before_the_expected_position_are_not_stored_once_more() {
+    let store = Store::memory();
+    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
+    writer.append(vec![batch(0, None, 0..5)]).await.unwrap();
+    let behind = PartitionBatch { expected: Some(5), ..batch(0, None, 2..8) };
+    let done = writer.append(vec![behind]).await.unwrap();
+    assert_eq!((done.rows, done.fenced.len()), (3, 0));
+    assert_eq!(everything(&store).await.len(), 8);
+    assert_eq!(writer.position(&partition(0)).await.unwrap(), Some(8));
+}
+
 #[tokio::test]
 async fn only_the_prefix_that_is_stored_is_dropped() {
     let store = Store::memory();
