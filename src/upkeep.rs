@@ -58,7 +58,10 @@ impl Upkeep {
         let done = loop {
             tokio::select! {
                 done = &mut work => break done,
-                () = tokio::time::sleep(time / 2), if held => held = lease.renew(time).await?,
+                () = tokio::time::sleep(time / 2), if held => {
+                    // A fault that may pass is no reason to break off what is being done.
+                    held = !matches!(lease.renew(time).await, Ok(false));
+                }
             }
         };
         let given_back = lease.give_back().await;

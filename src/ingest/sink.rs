@@ -220,9 +220,6 @@ impl Sink {
             let position = stored.map_or(next_offset, |(_, position)| *position.max(&next_offset));
             if let Some(pending) = self.partitions.get_mut(&partition) {
                 pending.expected = Some(position);
-                // Another worker may have come further than what has gathered here meanwhile.
-                pending.rows.retain(|(offset, _)| *offset >= position);
-                pending.next_offset = pending.next_offset.filter(|next| *next > position);
             }
             positions.push(format!("{partition}@{position}"));
             source.mark_durable(partition, position);

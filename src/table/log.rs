@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use deltalake_core::arrow::datatypes::SchemaRef;
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoArrow as _;
-use deltalake_core::kernel::{Action, Add};
+use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake_core::kernel::{Action, Add, Transaction};
 use deltalake_core::logstore::{LogStoreRef, StorageConfig, default_logstore, get_actions};
 use deltalake_core::operations::create::CreateBuilder;
-use deltalake_core::protocol::SaveMode;
+use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use deltalake_core::table::state::DeltaTableState;
 use deltalake_core::{DeltaTable, DeltaTableError};
 use futures::StreamExt;
@@ -194,6 +195,28 @@ impl Log {
         updated.map_err(|e| self.error(e))?;
         self.load_anew().await;
         Ok(())
+    }
+
+    /// Commits on top of the loaded snapshot, in one attempt; the new version. Retries inside would
+    /// commit against a snapshot that nobody checked.
+    pub async fn put_commit(
+        &mut self,
+        actions: Vec<Action>,
+        transactions: Vec<Transaction>,
+        operation: DeltaOperation,
+    ) -> Result<u64, TableError> {
+        let properties = CommitProperties::default()
+            .with_max_retries(0)
+            .with_create_checkpoint(true)
+            .with_cleanup_expired_logs(Some(false))
+            .with_application_transactions(transactions);
+        let done = CommitBuilder::from(properties)
+            .with_actions(actions)
+            .build(Some(self.snapshot()?), self.store(), operation)
+            .await
+            .map_err(|e| self.error(e))?;
+        self.table.state = Some(done.snapshot());
+        Ok(done.version())
     }
 
     /// Loads the snapshot from the newest checkpoint now and then: one that is carried on keeps some

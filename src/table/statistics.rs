@@ -19,7 +19,6 @@ use deltalake_core::arrow::array::{
 use deltalake_core::arrow::datatypes::{
     Float32Type, Int32Type, Schema as ArrowSchema, TimestampMicrosecondType,
 };
-use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake_core::kernel::{Action, Add, Remove};
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use half::f16;
@@ -243,20 +242,10 @@ impl StatisticsTable {
     }
 
     async fn commit_once(&mut self, actions: Vec<Action>) -> Result<(), TableError> {
-        let properties = CommitProperties::default()
-            .with_max_retries(0)
-            .with_create_checkpoint(true)
-            .with_cleanup_expired_logs(Some(false));
         let partition_by = Some(vec![PROMPT_SET.to_owned()]);
         let operation =
             DeltaOperation::Write { mode: SaveMode::Append, partition_by, predicate: None };
-        let done = CommitBuilder::from(properties)
-            .with_actions(actions)
-            .build(Some(self.log.snapshot()?), self.log.store(), operation)
-            .await
-            .map_err(|e| self.log.error(e))?;
-        self.log.table.state = Some(done.snapshot());
-        Ok(())
+        self.log.put_commit(actions, Vec::new(), operation).await.map(|_| ())
     }
 }
 

@@ -10,7 +10,6 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use deltalake_core::arrow::array::RecordBatch;
-use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake_core::kernel::{Action, Add, Transaction};
 use deltalake_core::parquet::errors::ParquetError;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
@@ -149,7 +148,7 @@ impl Writer {
     }
 
     /// Commits `batches`, each partition at most once. Rows before the expected position are stored
-    /// already, and are left out.
+    /// already, and are left out: another worker may have come further than what had gathered here.
     pub async fn append(&mut self, batches: Vec<PartitionBatch>) -> Result<Committed, TableError> {
         let mut staged = Vec::with_capacity(batches.len());
         for mut batch in batches {
@@ -267,22 +266,9 @@ impl Writer {
             })
             .collect();
         let actions = staged.iter().filter_map(|one| one.add.clone()).map(Action::Add).collect();
-        // No retries inside: they would commit against a snapshot whose positions nobody checked.
-        let properties = CommitProperties::default()
-            .with_max_retries(0)
-            .with_create_checkpoint(true)
-            .with_cleanup_expired_logs(Some(false))
-            .with_application_transactions(transactions);
         let operation =
             DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
-        let state = self.log.snapshot()?;
-        let done = CommitBuilder::from(properties)
-            .with_actions(actions)
-            .build(Some(state), self.log.store(), operation)
-            .await
-            .map_err(|e| self.log.error(e))?;
-        self.log.table.state = Some(done.snapshot());
-        Ok(done.version())
+        self.log.put_commit(actions, transactions, operation).await
     }
 
     /// Writes the rows of a batch to a file that no commit names yet.

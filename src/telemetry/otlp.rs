@@ -185,7 +185,7 @@ fn spans(fields: &Fields, now: i64) -> Vec<Value> {
             let part = |(i, name): (usize, &&str)| {
                 span(name, &trace, parent.as_deref(), (left(i), left(i + 1)), &none)
             };
-            parts.iter().enumerate().map(part).chain([query.clone()]).collect()
+            parts.iter().enumerate().map(part).chain([query]).collect()
         }
         event::BATCH_DONE => {
             let commit = fields.ms("commit_ms");

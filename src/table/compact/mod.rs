@@ -14,7 +14,6 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use deltalake_core::arrow::array::{AsArray, BooleanArray, RecordBatch};
 use deltalake_core::arrow::compute::filter_record_batch;
-use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake_core::kernel::{Action, Add, Remove, Transaction};
 use deltalake_core::protocol::DeltaOperation;
 use object_store::path::Path;
@@ -336,26 +335,12 @@ impl Compactor {
         application: &str,
         now: DateTime<Utc>,
     ) -> Result<(), TableError> {
-        let properties = CommitProperties::default()
-            .with_max_retries(0)
-            .with_create_checkpoint(true)
-            .with_cleanup_expired_logs(Some(false))
-            .with_application_transactions(vec![Transaction::new(
-                application,
-                now.timestamp_millis(),
-            )]);
         let operation = DeltaOperation::Optimize {
             predicate: None,
             target_size: (self.options.file_mib << 20) as i64,
         };
-        let state = self.log.snapshot()?;
-        let done = CommitBuilder::from(properties)
-            .with_actions(actions)
-            .build(Some(state), self.log.store(), operation)
-            .await
-            .map_err(|e| self.log.error(e))?;
-        self.log.table.state = Some(done.snapshot());
-        Ok(())
+        let noted = vec![Transaction::new(application, now.timestamp_millis())];
+        self.log.put_commit(actions, noted, operation).await.map(|_| ())
     }
 }
 
