@@ -13,6 +13,7 @@ default:
 # Check formatting; `just fmt fix` formats
 fmt mode="check":
     cargo fmt --all {{ if mode == "fix" { "" } else { "-- --check" } }}
+    cargo fmt --manifest-path tests/fuzz/Cargo.toml {{ if mode == "fix" { "" } else { "-- --check" } }}
 
 # Clippy with warnings as errors
 clippy:

@@ -6,3 +6,15 @@ pub fn range(problems: &mut Vec<String>, name: &str, value: u64, low: u64, high:
         problems.push(format!("{name}: {value} is not between {low} and {high}"));
     }
 }
+
+/// Adds a line to `problems` where `topic`, the value of the option `name`, is none that brokers take as
+/// a topic's name.
+pub fn topic(problems: &mut Vec<String>, name: &str, topic: &str) {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let special = [".", ".."].contains(&topic);
+    if special || !(1..=249).contains(&topic.len()) || !topic.chars().all(legal) {
+        problems.push(format!(
+            "{name}: {topic:?} is not a Kafka topic name (1 to 249 of a-z A-Z 0-9 . _ -)"
+        ));
+    }
+}

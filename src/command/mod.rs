@@ -47,6 +47,7 @@ use crate::cli::{
     ReindexAction,
 };
 use crate::config::{Config, ConfigError};
+use crate::telemetry::otlp::{FLUSH, OFF, Sending};
 use crate::telemetry::{self, event};
 
 /// How a command failed: decides the exit code.
@@ -206,7 +207,7 @@ fn load_for_client(cli: &Cli) -> Result<Config, ConfigError> {
 
 /// For a command whose answer stands on the terminal.
 fn quiet(mut config: Config) -> Config {
-    config.otlp.endpoint = telemetry::otlp::OFF.into();
+    config.otlp.endpoint = OFF.into();
     // The kernel logs as an error that a table is not there, which is told better by who asked for it.
     config.log.level = "warn,deltalake_core=error,delta_kernel=off,buoyant_kernel=off".into();
     config
@@ -228,16 +229,13 @@ where
     let token = CancellationToken::new();
     block_on(async {
         tokio::spawn(cancel_on_signal(token.clone()));
-        let sending = CancellationToken::new();
-        let sent = exporter.map(|exporter| tokio::spawn(exporter.run(sending.clone())));
+        let sending = exporter.map(Sending::start);
         let done = work(config, token).await;
         if let Err(failure) = &done {
             error!(event = event::FATAL, error = %failure, "ended by an error");
         }
-        sending.cancel();
-        if let Some(sent) = sent {
-            // What is left is given up; a panic of its own changes nothing of the work.
-            let _ = tokio::time::timeout(telemetry::otlp::FLUSH, sent).await;
+        if let Some(sending) = sending {
+            sending.end(FLUSH).await;
         }
         done
     })

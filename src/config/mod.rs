@@ -78,29 +78,31 @@ impl Config {
             ("log", self.log.problems()),
             ("otlp", self.otlp.problems()),
         ];
-        let mut circle = Vec::new();
-        if self.dead_letter.topic == self.source.topic {
-            circle.push(
-                "dead_letter.topic: is source.topic; dead letters would be consumed again".into(),
-            );
-        }
-        let again = &self.source.reindex_topic;
-        if [&self.source.topic, &self.dead_letter.topic].contains(&again) {
-            circle.push(format!(
-                "source.reindex_topic: {again} is the topic of images or of dead letters; images that are to be embedded again need their own"
-            ));
-        }
-        let control = &self.source.control_topic;
-        if [&self.source.topic, &self.dead_letter.topic].contains(&control) {
-            circle.push(format!(
-                "source.control_topic: {control} is the topic of images or of dead letters; requests need their own"
-            ));
-        }
         let named = |(name, problems): (&str, Vec<String>)| {
             let name = name.to_owned();
             problems.into_iter().map(move |problem| format!("{name}.{problem}"))
         };
-        sections.into_iter().flat_map(named).chain(circle).collect()
+        sections.into_iter().flat_map(named).chain(self.shared_topics()).collect()
+    }
+
+    /// Topics that have two uses: dead letters that are events too would be consumed for ever.
+    fn shared_topics(&self) -> Vec<String> {
+        let uses = [
+            ("source.topic", &self.source.topic),
+            ("source.reindex_topic", &self.source.reindex_topic),
+            ("source.control_topic", &self.source.control_topic),
+            ("dead_letter.topic", &self.dead_letter.topic),
+        ];
+        let mut problems = Vec::new();
+        for (i, (key, topic)) in uses.into_iter().enumerate() {
+            let taken = uses[..i].iter().find(|(_, other)| *other == topic && !topic.is_empty());
+            if let Some((other, _)) = taken {
+                problems.push(format!(
+                    "{key}: {topic:?} is {other} too; each needs a topic of its own"
+                ));
+            }
+        }
+        problems
     }
 
     /// The configuration as TOML, with secrets hidden.

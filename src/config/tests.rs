@@ -55,6 +55,36 @@ fn every_problem_is_found_at_once_and_names_its_key() {
 }
 
 #[test]
+fn each_use_has_a_topic_of_its_own_and_one_that_brokers_take() {
+    let topics = |table: &str| from_text(table, &[]).unwrap_err().problems;
+    let shared = topics(
+        "[source]
+        control_topic = 'images.reindex'
+        [dead_letter]
+        topic = 'images'",
+    );
+    assert_eq!(
+        shared,
+        [
+            "source.control_topic: \"images.reindex\" is source.reindex_topic too; each needs a topic of its own",
+            "dead_letter.topic: \"images\" is source.topic too; each needs a topic of its own",
+        ]
+    );
+    let illegal = topics(
+        "[source]
+        topic = 'my images'
+        reindex_topic = ''
+        [dead_letter]
+        topic = '..'",
+    );
+    let keys = ["source.topic", "source.reindex_topic", "dead_letter.topic"];
+    assert_eq!(illegal.len(), keys.len(), "{illegal:#?}");
+    for (problem, key) in illegal.iter().zip(keys) {
+        assert!(problem.starts_with(key) && problem.contains("Kafka topic name"), "{problem}");
+    }
+}
+
+#[test]
 fn the_environment_overrides_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let roots = ["a,b", "c"].map(|name| folder.path().join(name));

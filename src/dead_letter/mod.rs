@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use read::{DeadLetter, Filter, ReadError, read};
 
 use crate::kafka;
+use crate::limits;
 use crate::record::Message;
 use crate::retry::{Decide, Verdict};
 
@@ -47,11 +48,9 @@ impl Default for Options {
 impl Options {
     /// What is wrong with these options, a line each.
     pub fn problems(&self) -> Vec<String> {
-        if self.topic.is_empty() {
-            vec!["topic: is empty; name the topic for dead letters".into()]
-        } else {
-            Vec::new()
-        }
+        let mut problems = Vec::new();
+        limits::topic(&mut problems, "topic", &self.topic);
+        problems
     }
 }
 

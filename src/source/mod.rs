@@ -108,27 +108,10 @@ impl Options {
     /// What is wrong with these options, a line each.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if self.topic.is_empty() || self.topic.len() > 249 || !self.topic.chars().all(legal) {
-            problems.push(format!(
-                "topic: {:?} is not a Kafka topic name (1 to 249 of a-z A-Z 0-9 . _ -)",
-                self.topic
-            ));
-        }
-        if self.reindex_topic.is_empty()
-            || self.reindex_topic.len() > 249
-            || !self.reindex_topic.chars().all(legal)
-        {
-            problems.push(format!(
-                "reindex_topic: {:?} is not a Kafka topic name (1 to 249 of a-z A-Z 0-9 . _ -)",
-                self.reindex_topic
-            ));
-        }
-        if self.control_topic.len() > 249 || !self.control_topic.chars().all(legal) {
-            problems.push(format!(
-                "control_topic: {:?} is not a Kafka topic name (up to 249 of a-z A-Z 0-9 . _ -)",
-                self.control_topic
-            ));
+        limits::topic(&mut problems, "topic", &self.topic);
+        limits::topic(&mut problems, "reindex_topic", &self.reindex_topic);
+        if !self.control_topic.is_empty() {
+            limits::topic(&mut problems, "control_topic", &self.control_topic);
         }
         if self.group.is_empty() {
             problems.push("group: is empty; name the consumer group".into());

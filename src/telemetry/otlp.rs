@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber, warn};
@@ -294,6 +295,27 @@ impl Exporter {
     }
 }
 
+/// An exporter at work.
+pub struct Sending {
+    token: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Sending {
+    /// Starts sending, in the background.
+    pub fn start(exporter: Exporter) -> Self {
+        let token = CancellationToken::new();
+        Self { task: tokio::spawn(exporter.run(token.clone())), token }
+    }
+
+    /// Sends what is left, for as long as `limit` ([`FLUSH`]); the rest is given up. A panic of the
+    /// exporter changes nothing for the caller.
+    pub async fn end(self, limit: Duration) {
+        self.token.cancel();
+        let _ = tokio::time::timeout(limit, self.task).await;
+    }
+}
+
 fn resource() -> Value {
     let text = |key: &str, value: &str| json!({"key": key, "value": {"stringValue": value}});
     let mut attributes = vec![text("service.version", env!("CARGO_PKG_VERSION"))];
@@ -404,10 +426,10 @@ mod tests {
             }
         });
         assert_eq!(exporter.waiting.len(), WAITING, "no more are kept than fit");
-        let token = CancellationToken::new();
-        let sent = tokio::spawn(exporter.run(token.clone()));
-        token.cancel();
-        assert!(tokio::time::timeout(Duration::from_millis(300), sent).await.is_err(), "it hangs");
+        let sending = Sending::start(exporter);
+        let ending = std::time::Instant::now();
+        sending.end(Duration::from_millis(300)).await;
+        assert!((300..TIMEOUT.as_millis()).contains(&ending.elapsed().as_millis()), "given up");
 
         let gone = ends("http://127.0.0.1:9".into()).1;
         let token = CancellationToken::new();

@@ -13,6 +13,7 @@
 
 mod broker;
 mod chaos;
+mod compare;
 mod events;
 mod faults;
 mod governed;

@@ -24,16 +24,19 @@ static DECODERS: LazyLock<[Decoder; 4]> = LazyLock::new(|| {
         AttributeType::Time,
     ];
     let attributes: AttributeTypes = kinds.map(|kind| (kind.name().to_owned(), kind)).into();
-    [Ordering::Sequence, Ordering::EventTime, Ordering::Offset, Ordering::Sequencer].map(|ordering| {
-        Decoder::new(&Options { ordering, ..Options::default() }, &attributes)
-            .remembering(400)
-            .embedding_again(AGAIN, GENERATION)
-    })
+    [Ordering::Sequence, Ordering::EventTime, Ordering::Offset, Ordering::Sequencer].map(
+        |ordering| {
+            Decoder::new(&Options { ordering, ..Options::default() }, &attributes)
+                .remembering(400)
+                .embedding_again(AGAIN, GENERATION)
+        },
+    )
 });
 
 fuzz_target!(|data: &[u8]| {
     let Some((kind, value)) = data.split_first() else { return };
-    let header = |name: &str, value: &str| (name.to_owned(), Some(value.as_bytes().to_vec().into()));
+    let header =
+        |name: &str, value: &str| (name.to_owned(), Some(value.as_bytes().to_vec().into()));
     let mut headers = match (kind >> 2) & 3 {
         0 => vec![],
         1 => vec![header("content-type", "application/cloudevents+json")],

@@ -32,7 +32,8 @@ impl Towers for Constant {
         Ok(vec![vec![0.5; 4]; batch.len()])
     }
     fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
-        let unit = |text: &&str| if text.len() % 2 == 0 { vec![0.5; 4] } else { vec![1.0, 0.0, 0.0, 0.0] };
+        let unit =
+            |text: &&str| if text.len() % 2 == 0 { vec![0.5; 4] } else { vec![1.0, 0.0, 0.0, 0.0] };
         Ok(texts.iter().map(unit).collect())
     }
 }
@@ -76,7 +77,12 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
             statistics: BTreeMap::new(),
         }),
     };
-    let changes = Changes { version: 1, whole: true, rows: (0..50).map(row).collect(), statistics: Vec::new() };
+    let changes = Changes {
+        version: 1,
+        whole: true,
+        rows: (0..50).map(row).collect(),
+        statistics: Vec::new(),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(engine.snapshots().apply(changes)).expect("a small catalogue");
     engine
@@ -87,7 +93,9 @@ fuzz_target!(|data: &[u8]| {
     match Query::try_from(request).and_then(|query| ENGINE.search(&query)) {
         Ok(results) => {
             assert!(results.hits.len() <= K && results.matched <= results.scanned);
-            assert!(results.hits.iter().all(|hit| hit.score.is_finite() && hit.raw_score.is_finite()));
+            assert!(
+                results.hits.iter().all(|hit| hit.score.is_finite() && hit.raw_score.is_finite())
+            );
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }

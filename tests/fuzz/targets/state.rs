@@ -28,7 +28,10 @@ async fn read(which: u8, content: &[u8]) {
             Ok(state) => {
                 let state = state.expect("it is there");
                 let again = serde_json::to_vec(&state).expect("JSON");
-                assert_eq!(serde_json::from_slice::<bsap::table::CatalogueState>(&again).ok(), Some(state));
+                assert_eq!(
+                    serde_json::from_slice::<bsap::table::CatalogueState>(&again).ok(),
+                    Some(state)
+                );
             }
             Err(error) => assert!(!error.to_string().is_empty()),
         }
