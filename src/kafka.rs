@@ -1,6 +1,7 @@
 //! Connection settings shared by everything that talks to Kafka.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Headers, Message as _};
+use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers, Message as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -102,7 +103,8 @@ impl Options {
     }
 
     /// A configuration for a producer that loses nothing and keeps the order of a key: idempotent,
-    /// acknowledged by all in-sync replicas, at most 30 s a message.
+    /// acknowledged by all in-sync replicas, at most 30 s a message. How large a message may be is the
+    /// topic's to say: a dead letter is larger than the message that it was.
     pub fn producer(&self) -> ClientConfig {
         let mut config = self.client();
         config
@@ -111,10 +113,14 @@ impl Options {
             .set("linger.ms", "5")
             .set("queue.buffering.max.messages", "10000")
             .set("queue.buffering.max.kbytes", "65536")
+            .set("message.max.bytes", "67108864")
             .set("message.timeout.ms", "30000");
         config
     }
 }
+
+/// Stands for the name of a header that is no UTF-8.
+pub const UNREADABLE: &str = "\u{fffd}";
 
 /// No broker answered.
 #[derive(Debug, thiserror::Error)]
@@ -195,10 +201,17 @@ pub async fn topic_settings(
         .collect()
 }
 
-/// A message of librdkafka, copied.
+/// A message of librdkafka, copied. A header whose name is no UTF-8 is named [`UNREADABLE`]: Kafka takes any
+/// bytes, rdkafka panics at them.
 pub fn owned(message: &BorrowedMessage<'_>) -> Message {
+    let header = |headers: &BorrowedHeaders, i| {
+        let read = || headers.try_get(i).map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec)));
+        let read = catch_unwind(AssertUnwindSafe(read));
+        let (name, value) = read.unwrap_or_else(|_| Some((UNREADABLE.to_owned(), None)))?;
+        Some((name, value.map(Bytes::from)))
+    };
     let headers = message.headers().map_or_else(Vec::new, |headers| {
-        headers.iter().map(|h| (h.key.to_owned(), h.value.map(Bytes::copy_from_slice))).collect()
+        (0..headers.count()).filter_map(|i| header(headers, i)).collect()
     });
     Message {
         partition: Partition { topic: message.topic().into(), number: message.partition() },

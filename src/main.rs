@@ -9,9 +9,6 @@ use bsap::{cli, command};
 fn main() -> ExitCode {
     match command::run(&cli::Cli::from_process()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("error: {failure}");
-            failure.code()
-        }
+        Err(failure) => failure.told(),
     }
 }

@@ -447,6 +447,10 @@ mod tests {
             assert_eq!(ImageId::new(id).unwrap_err().field, "image_id");
         }
         assert!(ImageId::new("ミルク/マグ 1.jpg").is_ok());
+        // Ids that only look the same are ids of two images: bytes decide, nothing is normalised.
+        for (id, alike) in [("a.jpg", "\u{430}.jpg"), ("\u{e9}", "e\u{301}"), ("a", "a\u{200b}")] {
+            assert_ne!(ImageId::new(id).unwrap(), ImageId::new(alike).unwrap());
+        }
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Tidying the table on a schedule: merging files, dropping superseded rows, removing what nobody
 //! reads any more. Every worker runs this; a lease lets one of them do it at a time.
 
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use chrono::{TimeDelta, Utc};
+use futures::FutureExt;
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -42,9 +44,15 @@ impl Upkeep {
                 () = tokio::time::sleep(wait) => {}
                 () = token.cancelled() => return,
             }
-            if let Err(error) = self.turn(&holder, &token).await {
-                warn!(event = event::UPKEEP_FAILED, %error, "the table was not tidied; the next turn tries again");
-            }
+            let error = match AssertUnwindSafe(self.turn(&holder, &token)).catch_unwind().await {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it panicked; standard error says where".to_owned(),
+            };
+            warn!(
+                event = event::UPKEEP_FAILED,
+                error, "the table was not tidied; the next turn tries again"
+            );
         }
     }
 

@@ -218,6 +218,24 @@ fn events_are_listed_without_sending_any() {
 }
 
 #[test]
+fn a_hostile_name_does_not_act_on_the_terminal() {
+    let shop = tempfile::tempdir().unwrap();
+    let publish = || bsap(&["publish", shop.path().to_str().unwrap(), "--dry-run"], &[]);
+    std::fs::write(shop.path().join("\u{202e}gpj.png"), b"x").unwrap();
+    let listed = String::from_utf8(publish().stdout).unwrap();
+    assert!(listed.contains(r"\u202egpj.png"), "{listed}");
+    let line: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(line["image_id"], "\u{202e}gpj.png");
+    // No store takes this one, and what comes after it would not be listed: that is told.
+    std::fs::write(shop.path().join("\u{1b}[2J.jpg"), b"x").unwrap();
+    let output = publish();
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains(r"error: ") && told.contains(r"\u001b[2J.jpg"), "{told}");
+    assert!(!told.contains('\u{1b}') && !listed.contains('\u{202e}'), "{told}");
+}
+
+#[test]
 fn the_example_configuration_is_accepted() {
     let example = String::from_utf8(bsap(&["config", "example"], &[]).stdout).unwrap();
     let config = file(&example);

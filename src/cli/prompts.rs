@@ -12,7 +12,7 @@ Examples:
   bsap prompts list
   bsap prompts show photographs > mine.toml     a start for a set of your own
   bsap prompts measure mine.toml                what it would do on the stored images
-  bsap prompts suggest --queries judged.jsonl --log queries.jsonl --attribute title --out mine.toml
+  bsap prompts suggest --queries judged.jsonl --log queries.jsonl --attribute title --name mine --out mine.toml
   bsap reindex statistics --prompt-set mine.toml   have it for every stored image
   bsap prompts retire mine                      and be rid of it again")]
 pub struct PromptsArgs {

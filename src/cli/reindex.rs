@@ -104,7 +104,8 @@ pub enum CandidateAction {
     Withdraw,
 }
 
-/// `bsap candidate set`. What is left out is as it is served.
+/// `bsap candidate set`. How it answers is, where it is left out, as the candidate of that name has it, or
+/// as it is served; `--share`, `--shadow` and `--only` are given anew each time.
 #[derive(Debug, Args)]
 pub struct CandidateSetArgs {
     /// Its name, for people and for requests that ask for it

@@ -86,7 +86,7 @@ impl Reading {
         drop(self.letters);
         let strange = self.task.await??;
         if strange > 0 {
-            eprintln!("{strange} messages of the topic are no dead letters and were passed over");
+            remark!("{strange} messages of the topic are no dead letters and were passed over");
         }
         Ok(())
     }

@@ -68,7 +68,8 @@ pub async fn run(args: &EvaluateArgs, config: Config, token: CancellationToken) 
         let place = place(&configurations, name)?;
         let calibration = calibration(&evaluated, &mut resolver, &configurations, place)?;
         if args.store {
-            store_calibration(&store, &specs[place], &configurations[place], calibration).await?;
+            let configuration = &configurations[place];
+            store_calibration(&store, &state, &specs[place], configuration, calibration).await?;
         } else {
             say!("{}", serde_json::to_string_pretty(&calibration)?);
         }
@@ -344,9 +345,9 @@ async fn page(
     let html = evaluate::html(report, &pictures);
     write(path, &html, "--report")?;
     // Standard output may be the JSON report.
-    eprintln!("written: {}", path.display());
+    remark!("written: {}", path.display());
     if missing > 0 {
-        eprintln!(
+        remark!(
             "{missing} pictures could not be fetched and are left out; fetch.file_roots and fetch.store_options say what may be fetched"
         );
     }
@@ -383,9 +384,11 @@ fn calibration(
     })
 }
 
-/// Writes a calibration with the configuration that it was measured for, in one revision.
+/// Writes a calibration with the configuration that it was measured for in the state `measured`, in one
+/// revision.
 async fn store_calibration(
     store: &Store,
+    measured: &CatalogueState,
     spec: &Spec,
     configuration: &Configuration,
     calibration: Calibration,
@@ -399,6 +402,12 @@ async fn store_calibration(
     let state = StateStore::new(store)
         .change(&by, |mut next| {
             let evaluation = calibration.evaluation.clone();
+            // Another model's scores may go by the same name of a prompt set, and the same constants.
+            let generation = |state: &CatalogueState| match (spec.base, &state.candidate) {
+                (Some(Base::Candidate), Some(candidate)) => candidate.generation.clone(),
+                _ => state.live.id.clone(),
+            };
+            let same_generation = generation(&next) == generation(measured);
             let serving: &mut Serving = match (spec.base, &mut next.candidate) {
                 (Some(Base::Candidate), Some(candidate)) => {
                     candidate.evaluation = Some(evaluation.clone());
@@ -410,7 +419,8 @@ async fn store_calibration(
             let balance = &configuration.balance;
             let raw = balance.normaliser == Normaliser::Raw;
             let key = configuration.set.as_ref().map(|set| &set.key);
-            let same = serving.normaliser == balance.normaliser
+            let same = same_generation
+                && serving.normaliser == balance.normaliser
                 && key.is_none_or(|key| *key == serving.prompt_set)
                 && (raw || (serving.weight, serving.lambda) == (balance.weight, balance.lambda))
                 && serving.scale.is_none_or(|scale| scale == balance.scale);
@@ -426,6 +436,6 @@ async fn store_calibration(
             Ok(Some(next))
         })
         .await?;
-    eprintln!("stored as revision {} of the catalogue's state", state.revision);
+    remark!("stored as revision {} of the catalogue's state", state.revision);
     Ok(())
 }

@@ -26,7 +26,7 @@ pub fn run(args: &EvaluateArgs) -> Done {
     if let Some(path) = &args.report {
         write(path, &logs_html(&report), "--report")?;
         // Standard output may be the JSON report.
-        eprintln!("written: {}", path.display());
+        remark!("written: {}", path.display());
     }
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! One file a subcommand: configuration in, library calls, words for people out.
 
-/// Prints a line. Unlike `println!` it does not panic where nobody reads any more (`bsap … | head`).
+/// Prints a line for people, or for a program that reads on.
 macro_rules! say {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stdout(), $($text)*);
-    }};
+    ($($text:tt)*) => { $crate::command::terminal::line(std::io::stdout(), format_args!($($text)*)) };
+}
+
+/// Prints a line beside the output, on standard error.
+macro_rules! remark {
+    ($($text:tt)*) => { $crate::command::terminal::line(std::io::stderr(), format_args!($($text)*)) };
 }
 
 mod check;
@@ -31,6 +33,7 @@ mod serve;
 mod status;
 mod suggest;
 mod table_view;
+mod terminal;
 mod thumbnails;
 mod upkeep;
 mod verify;
@@ -60,8 +63,9 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// 2 for usage and configuration, 1 for work.
-    pub fn code(&self) -> ExitCode {
+    /// Says it on standard error. The exit code: 2 for usage and configuration, 1 for work.
+    pub fn told(&self) -> ExitCode {
+        remark!("error: {self}");
         match self {
             Self::Usage(_) => ExitCode::from(2),
             Self::Work(_) => ExitCode::FAILURE,
@@ -205,9 +209,13 @@ fn load_for_client(cli: &Cli) -> Result<Config, ConfigError> {
     crate::config::load(cli.config.as_deref(), here)
 }
 
-/// For a command whose answer stands on the terminal.
+/// For a command whose answer stands on the terminal: what it logs goes there only where it warns. A file has
+/// all.
 fn quiet(mut config: Config) -> Config {
     config.otlp.endpoint = OFF.into();
+    if !config.log.file.as_os_str().is_empty() {
+        return config;
+    }
     // The kernel logs as an error that a table is not there, which is told better by who asked for it.
     config.log.level = "warn,deltalake_core=error,delta_kernel=off,buoyant_kernel=off".into();
     config

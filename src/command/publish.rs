@@ -60,7 +60,7 @@ pub async fn run(args: &PublishArgs, config: Config, token: CancellationToken) -
     let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
     let done = publisher.send_all(candidates, &token, |candidate| match candidate {
         Ok(_) => bar.inc(1),
-        Err(reason) => bar.suspend(|| eprintln!("skipped: {reason}")),
+        Err(reason) => bar.suspend(|| remark!("skipped: {reason}")),
     });
     let done = done.await?;
     tokio::task::spawn_blocking(move || publisher.flush(Duration::from_secs(30))).await??;
@@ -132,7 +132,7 @@ async fn print(candidates: impl StreamExt<Item = Result<Candidate, PublishError>
             Ok(event) => say!("{}", serde_json::to_string(&event)?),
             Err(reason) => {
                 count += 1;
-                eprintln!("skipped: {reason}");
+                remark!("skipped: {reason}");
             }
         }
     }

@@ -189,6 +189,12 @@ pub struct Fetched {
     _share: Option<OwnedSemaphorePermit>,
 }
 
+impl AsRef<[u8]> for Fetched {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Fetches images.
 pub struct Fetcher {
     options: Options,
@@ -285,7 +291,7 @@ impl Fetcher {
             _ => transient(uri, error.to_string()),
         };
         // Links are resolved first, so that none leads out of the roots.
-        let real = tokio::fs::canonicalize(&path).await;
+        let real = self.in_time(uri, tokio::fs::canonicalize(&path)).await?;
         let inside = |p: &std::path::Path| self.roots.iter().any(|root| p.starts_with(root));
         // What is not there cannot be resolved: it lies where its name says.
         let named_inside = || self.options.file_roots.iter().any(|root| path.starts_with(root));
@@ -295,8 +301,17 @@ impl Fetcher {
             Err(error) if inside(&path) || named_inside() => return Err(failed(error)),
             _ => return Err(outside()),
         };
-        let file = tokio::fs::File::open(&real).await.map_err(failed)?;
-        let size = file.metadata().await.map_err(failed)?.len();
+        let opened = async {
+            let file = tokio::fs::File::open(&real).await?;
+            let metadata = file.metadata().await?;
+            Ok((file, metadata))
+        };
+        // A share of the network may hang, and a pipe waits for its writer.
+        let (file, metadata) = self.in_time(uri, opened).await?.map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(refused(uri, "is no file".into()));
+        }
+        let size = metadata.len();
         let body = tokio_util::io::ReaderStream::new(file).map(|chunk| chunk.map_err(failed));
         self.collect(uri, Some(size), body).await
     }

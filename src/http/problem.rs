@@ -164,12 +164,18 @@ impl From<QueryError> for Problem {
 
 impl From<FeedbackError> for Problem {
     fn from(problem: FeedbackError) -> Self {
-        let (status, code) = match problem {
-            FeedbackError::Busy => (StatusCode::TOO_MANY_REQUESTS, "busy"),
-            FeedbackError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
-            FeedbackError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "store"),
+        let told = problem.to_string();
+        let (status, code, told) = match problem {
+            FeedbackError::Busy => (StatusCode::TOO_MANY_REQUESTS, "busy", told),
+            FeedbackError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping", told),
+            // The writer has logged what the store said, which names places.
+            FeedbackError::Store(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "store",
+                "the feedback was not stored; see the server's log".into(),
+            ),
         };
-        Self { retry_after: Some(1), ..Self::new(status, code, problem.to_string()) }
+        Self { retry_after: Some(1), ..Self::new(status, code, told) }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -26,6 +27,7 @@ use super::problem::Problem;
 use super::state::StateAnswer;
 use super::{Shared, Turn};
 use crate::feedback::Feedback;
+use crate::fetch::FetchError;
 use crate::record::{self, Content};
 use crate::retry::{Decide, Verdict};
 use crate::search::{Engines, Entry, Query, QueryError};
@@ -99,6 +101,7 @@ pub async fn explain(
 pub async fn feedback(
     State(shared): App,
     Extension(caller): Extension<Caller>,
+    Extension(_turn): Extension<Turn>,
     body: Body<FeedbackRequest>,
 ) -> Result<StatusCode, Problem> {
     let feedback = Feedback { by: caller.name(), ..body?.0.checked()? };
@@ -140,17 +143,19 @@ pub async fn image(
 }
 
 fn entry(shared: &Shared, id: &str) -> Result<Arc<Entry>, Problem> {
-    let engine = shared.app.engines.live();
-    let snapshots = engine.snapshots();
-    if !snapshots.ready() {
+    let engines = &shared.app.engines;
+    if !engines.live().snapshots().ready() {
         return Err(QueryError::NotReady.into());
     }
-    let found = snapshots.newest().get(id);
-    found.ok_or_else(|| QueryError::NoImage(id.to_owned()).into())
+    engines.image(id).ok_or_else(|| QueryError::NoImage(id.to_owned()).into())
 }
 
 /// An image's picture, fetched from where it was announced.
-pub async fn picture(State(shared): App, Path(id): Path<String>) -> Result<Response, Problem> {
+pub async fn picture(
+    State(shared): App,
+    Extension(_turn): Extension<Turn>,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
     let entry = entry(&shared, &id)?;
     let uri = entry.uri.clone();
     let uri = uri.filter(|_| shared.app.options.pictures).ok_or_else(|| {
@@ -164,7 +169,15 @@ pub async fn picture(State(shared): App, Path(id): Path<String>) -> Result<Respo
             Verdict::DeadLetter => StatusCode::NOT_FOUND,
             Verdict::Retry | Verdict::Fatal => StatusCode::BAD_GATEWAY,
         };
-        Problem::new(status, error.code(), error.to_string())
+        let told = match &error {
+            // What others answer may name more than callers are to know.
+            FetchError::Permanent { .. } | FetchError::Transient { .. } => {
+                error!(event = event::HTTP_ERROR, code = error.code(), %error, "a picture was not to be had");
+                "the picture's host or store did not give it; see the server's log".to_owned()
+            }
+            _ => error.to_string(),
+        };
+        Problem::new(status, error.code(), told)
     })?;
     // Only what is a picture by its content is passed on: anything else might run in the browser.
     let format = image::guess_format(&fetched.bytes).map_err(|_| {
@@ -178,7 +191,8 @@ pub async fn picture(State(shared): App, Path(id): Path<String>) -> Result<Respo
         (header::CONTENT_TYPE, HeaderValue::from_static(format.to_mime_type())),
         (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600")),
     ];
-    Ok((headers, fetched.bytes).into_response())
+    // They count against the budget until they are sent: a caller may read slowly.
+    Ok((headers, Bytes::from_owner(fetched)).into_response())
 }
 
 /// The feed of changes, as server-sent events named `change`; `missed` tells a listener that was

@@ -122,7 +122,10 @@ async fn resolved(place: &Url) -> Vec<SocketAddr> {
     };
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let found = tokio::time::timeout(TIMEOUT, tokio::net::lookup_host((host, port))).await;
-    found.ok().and_then(Result::ok).map(Iterator::collect).unwrap_or_default()
+    let all: Vec<SocketAddr> = found.ok().and_then(Result::ok).into_iter().flatten().collect();
+    // A name that has addresses of both kinds stands for the same workers twice.
+    let v4: Vec<SocketAddr> = all.iter().copied().filter(SocketAddr::is_ipv4).collect();
+    if v4.is_empty() { all } else { v4 }
 }
 
 async fn scrape(client: &reqwest::Client, address: SocketAddr) -> Option<Told> {

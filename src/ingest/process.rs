@@ -1,5 +1,6 @@
 //! One message: decode, fetch, decode the image, embed; or put it aside.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -195,7 +196,9 @@ impl Processor {
         let size = fetched.bytes.len() as u64;
         counting.fetched(started, size);
         let started = Instant::now();
-        let cost = decode::cost(&fetched.bytes, &self.decode)
+        let (bytes, options) = (&fetched.bytes, &self.decode);
+        let cost = catch_unwind(AssertUnwindSafe(|| decode::cost(bytes, options)))
+            .map_err(|_| undecodable("decoder_panicked", "its header cannot be read".into()))?
             .map_err(|e| undecodable(e.code(), e.to_string()))?;
         let mib = u32::try_from(cost.div_ceil(1 << 20)).unwrap_or(u32::MAX);
         let share = self.decode_budget.clone();
@@ -229,7 +232,8 @@ impl Processor {
         counting.towered(started);
         Ok(Image {
             uri: match content {
-                Content::Uri { uri, .. } => Some(uri.clone()),
+                // What holds the picture itself is no place to fetch it from.
+                Content::Uri { uri, .. } => Some(uri.clone()).filter(|uri| !is_data(uri)),
                 Content::Inline(_) => None,
             },
             content_hash,
@@ -292,6 +296,10 @@ impl Processor {
 
 fn undecodable(code: &'static str, message: String) -> Failure {
     Failure::DeadLetter(Reason { stage: "decode_image", code, message, record: None })
+}
+
+fn is_data(uri: &str) -> bool {
+    uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }
 
 /// What a log line says of where an image comes from.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -70,8 +70,21 @@ struct Pending {
     /// The position after the next commit.
     next_offset: Option<i64>,
     rows: Vec<(i64, Row)>,
+    /// Behind the last outcome that was taken.
+    taken: i64,
+    /// When the last row was embedded: of two versions that are equal otherwise the later message wins.
+    embedded_at: DateTime<Utc>,
     /// A message was abandoned: committing anything behind it would leave a hole.
     closed: bool,
+}
+
+/// What a row takes in memory, about: its embedding, and the texts that the event chose.
+fn bytes_of(row: &Row) -> usize {
+    let Some(image) = &row.image else { return 0 };
+    let texts =
+        image.attributes.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+    let uri = image.uri.as_ref().map_or(0, String::len);
+    size_of_val(image.embedding.values()) + texts + uri
 }
 
 impl Sink {
@@ -106,7 +119,14 @@ impl Sink {
         let mut writer = self.writer.lock().await;
         for partition in partitions {
             let expected = writer.position(&partition).await?;
-            let pending = Pending { expected, next_offset: None, rows: Vec::new(), closed: false };
+            let pending = Pending {
+                expected,
+                next_offset: None,
+                rows: Vec::new(),
+                taken: 0,
+                embedded_at: DateTime::UNIX_EPOCH,
+                closed: false,
+            };
             self.partitions.insert(partition, pending);
         }
         Ok(())
@@ -128,7 +148,15 @@ impl Sink {
         if pending.closed || stored {
             return Ok(());
         }
-        let rows = match outcome.rows {
+        if outcome.offset < pending.taken {
+            return Err(IngestError::Broken(format!(
+                "the order of {}: offset {} came after {}",
+                outcome.partition,
+                outcome.offset,
+                pending.taken - 1
+            )));
+        }
+        let mut rows = match outcome.rows {
             Ok(rows) => rows,
             Err(Unsettled::Fatal(error)) => return Err(*error),
             Err(Unsettled::Abandoned) => {
@@ -137,13 +165,18 @@ impl Sink {
             }
         };
         pending.next_offset = Some(outcome.offset + 1);
+        pending.taken = outcome.offset + 1;
+        for row in &mut rows {
+            // Downloads overtake one another, and clocks are set back.
+            row.embedded_at = row.embedded_at.max(pending.embedded_at + TimeDelta::microseconds(1));
+            pending.embedded_at = row.embedded_at;
+        }
         self.tally += outcome.tally;
         if self.trace_ids.len() < TRACES {
             self.trace_ids.extend(outcome.trace_id);
         }
         self.rows += rows.len();
-        let values = |row: &Row| row.image.as_ref().map_or(0, |i| i.embedding.values().len());
-        self.bytes += rows.iter().map(|row| values(row) * size_of::<f32>()).sum::<usize>();
+        self.bytes += rows.iter().map(bytes_of).sum::<usize>();
         pending.rows.extend(rows.into_iter().map(|row| (outcome.offset, row)));
         self.since.get_or_insert_with(Instant::now);
         self.oldest = match (self.oldest, outcome.event_time) {
@@ -265,5 +298,78 @@ impl Sink {
         if let Some(age) = self.age_ms {
             metrics.event_age.observe(&[], age as f64 / 1e3);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Embedding, Image, ImageId, Ordering as By, Sequence, Version};
+    use crate::store::Store;
+    use crate::table::Generation;
+
+    const AT: DateTime<Utc> = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
+
+    async fn sink(options: Options) -> (Sink, Partition) {
+        let generation = Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, By::EventTime);
+        let writer = Writer::open(&Store::memory(), &generation, 3).await.unwrap();
+        let sets = ActiveSets::new(Vec::new());
+        let mut sink =
+            Sink::new(Arc::new(Mutex::new(writer)), &options, Arc::default(), "m".into(), sets);
+        let partition = Partition { topic: "images".into(), number: 0 };
+        sink.assign(vec![partition.clone()]).await.unwrap();
+        (sink, partition)
+    }
+
+    fn outcome(partition: &Partition, offset: i64, rows: Vec<Row>) -> Outcome {
+        Outcome {
+            partition: partition.clone(),
+            offset,
+            event_time: None,
+            tally: Tally::default(),
+            trace_id: None,
+            rows: Ok(rows),
+        }
+    }
+
+    fn row(embedded_at: DateTime<Utc>, uri: &str) -> Row {
+        Row {
+            image_id: ImageId::new("one").unwrap(),
+            sequence: Sequence::from_number(1),
+            event_time: Some(AT),
+            embedded_at,
+            image: Some(Image {
+                uri: Some(uri.into()),
+                content_hash: String::new(),
+                bytes: 1,
+                width: 1,
+                height: 1,
+                attributes: [("title".into(), "t".repeat(1 << 20))].into(),
+                embedding: Embedding::round(&[0.5; 4]),
+                statistics: [].into(),
+            }),
+        }
+    }
+
+    #[tokio::test]
+    async fn of_two_equal_versions_the_later_message_wins_whichever_was_embedded_first() {
+        let (mut sink, partition) = sink(Options::default()).await;
+        let late = AT + TimeDelta::seconds(9);
+        sink.take(outcome(&partition, 0, vec![row(late, "slow")])).unwrap();
+        sink.take(outcome(&partition, 1, vec![row(AT, "quick"), row(AT, "last")])).unwrap();
+        let rows = &sink.partitions[&partition].rows;
+        let newest = rows.iter().max_by_key(|(_, row)| Version::of(row)).unwrap();
+        assert_eq!(newest.1.image.as_ref().unwrap().uri.as_deref(), Some("last"));
+    }
+
+    #[tokio::test]
+    async fn texts_count_and_what_comes_twice_is_refused() {
+        let (mut sink, partition) = sink(Options { commit_mib: 2, ..Options::default() }).await;
+        sink.take(outcome(&partition, 4, vec![row(AT, "a")])).unwrap();
+        assert!(!sink.is_full());
+        sink.take(outcome(&partition, 6, vec![row(AT, "b")])).unwrap();
+        assert!(sink.is_full(), "two titles of 1 MiB fill 2 MiB");
+        let error = sink.take(outcome(&partition, 6, Vec::new())).unwrap_err().to_string();
+        assert!(error.contains("offset 6 came after 6"), "{error}");
     }
 }

@@ -1,9 +1,9 @@
 //! The control topic: other systems ask for a reindex with an event.
 //!
-//! Workers share the topic in a consumer group of their own, so that one of them takes a request
-//! up. Its offset is committed when the request is done: one that a worker could not finish is
-//! taken up again, and goes on where it was. A request that cannot be used is told in the log and
-//! passed over.
+//! Workers of the live generation share the topic in a consumer group of their own, so that one of
+//! them takes a request up; those of another model could not embed the prompts. The offset is committed
+//! when the request is done: one that a worker could not finish is taken up again, and goes on where it
+//! was. A request that cannot be used is told in the log and passed over.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,12 +23,15 @@ use crate::kafka;
 use crate::prompts::PromptSet;
 use crate::retry::{Backoff, Decide, Verdict};
 use crate::store::Store;
-use crate::table::Generation;
+use crate::table::{CatalogueState, Generation, StateStore, TableError};
 use crate::telemetry::event;
 
 /// A request may take this long before its group thinks that its worker hangs: the most that Kafka
 /// allows, a day.
 const MAX_REQUEST_MS: &str = "86400000";
+
+/// How often a worker looks whether its generation is live (still): others wait for its share of the topic.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// A request on the control topic, JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -97,25 +100,63 @@ pub struct Control {
     pub settle: Duration,
 }
 
+/// Why the control topic is not heard.
+#[derive(Debug, thiserror::Error)]
+enum Unheard {
+    #[error(transparent)]
+    Kafka(#[from] rdkafka::error::KafkaError),
+    #[error(transparent)]
+    State(#[from] TableError),
+}
+
 impl Control {
-    /// Takes up requests until `token` is cancelled. Ingestion does not depend on it: what fails is
-    /// logged and tried again.
+    /// Takes up requests until `token` is cancelled, as long as its generation is the live one.
+    /// Ingestion does not depend on it: what fails is logged and tried again.
     pub async fn run(self, token: CancellationToken) {
         let backoff = Backoff::times(u32::MAX);
         let mut attempt = 0;
+        let mut state = None;
         while !token.is_cancelled() {
-            if let Err(error) = self.listen(&token).await {
-                warn!(event = event::CONTROL_FAILED, %error, "the control topic is not heard; trying again");
-                tokio::select! {
-                    () = tokio::time::sleep(backoff.pause(attempt)) => {}
-                    () = token.cancelled() => return,
+            let pause = match self.listen(&mut state, &token).await {
+                Ok(()) => LOOK_EVERY,
+                Err(error) => {
+                    warn!(event = event::CONTROL_FAILED, %error, "the control topic is not heard; trying again");
+                    attempt += 1;
+                    backoff.pause(attempt)
                 }
-                attempt += 1;
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = token.cancelled() => {}
             }
         }
     }
 
-    async fn listen(&self, token: &CancellationToken) -> Result<(), rdkafka::error::KafkaError> {
+    /// Whether requests are for this worker: another model cannot embed the live one's prompts.
+    /// `state` is the newest one that is known.
+    async fn is_live(&self, state: &mut Option<CatalogueState>) -> Result<bool, TableError> {
+        let states = StateStore::new(&self.catalogue);
+        if state.is_none() {
+            *state = states.newest().await?;
+        }
+        while let Some(known) = state.as_ref()
+            && let Some(newer) = states.after(known.revision).await?
+        {
+            *state = Some(newer);
+        }
+        Ok(state.as_ref().is_some_and(|state| state.live.id == self.generation.id))
+    }
+
+    /// Does requests until `token` is cancelled or its generation is not the live one; then its share of
+    /// the topic goes to others.
+    async fn listen(
+        &self,
+        state: &mut Option<CatalogueState>,
+        token: &CancellationToken,
+    ) -> Result<(), Unheard> {
+        if !self.is_live(state).await? {
+            return Ok(());
+        }
         let mut config: ClientConfig = self.kafka.client();
         config
             .set("group.id", &self.group)
@@ -127,9 +168,14 @@ impl Control {
         consumer.subscribe(&[&self.topic])?;
         loop {
             let message = tokio::select! {
-                message = consumer.recv() => message?,
+                message = consumer.recv() => Some(message?),
                 () = token.cancelled() => return Ok(()),
+                () = tokio::time::sleep(LOOK_EVERY) => None,
             };
+            if !self.is_live(state).await? {
+                return Ok(());
+            }
+            let Some(message) = message else { continue };
             let payload = message.payload().unwrap_or_default().to_vec();
             if self.settle_one(&payload, token).await {
                 consumer.commit_message(&message, CommitMode::Sync)?;

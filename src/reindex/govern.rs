@@ -20,7 +20,7 @@ use crate::telemetry::event;
 /// How often a promotion looks whether the query workers are ready.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// What a candidate is to be; what is left out is as it is served.
+/// What a candidate is to be; what is left out is as the candidate of that name has it, or as it is served.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
     /// Name, for people and for requests.
@@ -46,7 +46,8 @@ pub struct Wanted {
 }
 
 /// Sets the candidate, in the place of an earlier one. Its scale constants are taken from the live
-/// images and frozen.
+/// images and frozen. One of the same name that answers as before keeps them, its thresholds and its
+/// evaluation: only who gets it changes.
 pub async fn set_candidate(
     catalogue: &Store,
     wanted: &Wanted,
@@ -63,7 +64,13 @@ pub async fn set_candidate(
             wanted.name
         )));
     }
-    let generation = match (&newest.beside, wanted.beside) {
+    let before = newest.candidate.as_ref().filter(|candidate| candidate.name == wanted.name);
+    let is_beside = newest
+        .beside
+        .as_ref()
+        .zip(before)
+        .is_some_and(|(beside, before)| beside.generation.id == before.generation);
+    let generation = match (&newest.beside, wanted.beside || is_beside) {
         (_, false) => newest.live.clone(),
         (Some(beside), true) => beside.generation.clone(),
         (None, true) => return Err(refused(
@@ -72,9 +79,11 @@ pub async fn set_candidate(
         )),
     };
     let sets = newest.sets_of(&generation.id).unwrap_or_default();
+    let before = before.filter(|before| before.generation == generation.id);
     // Another model's sets have keys of their own: what is served is looked for by its name.
     let served = newest.prompt_set(newest.serving.prompt_set.as_str());
     let served = served.map(|set| format!("{}@{}", set.name, set.version));
+    let served = before.map(|before| before.serving.prompt_set.as_str().to_owned()).or(served);
     let name = wanted.prompt_set.clone().or(served).unwrap_or_default();
     let set = PromptSetRecord::find(sets, &name).map(|set| set.key.clone()).ok_or_else(|| {
         let known: Vec<&str> = sets.iter().map(|set| set.key.as_str()).collect();
@@ -84,8 +93,18 @@ pub async fn set_candidate(
             known.join(", ")
         ))
     })?;
-    let normaliser = wanted.normaliser.unwrap_or(newest.serving.normaliser);
+    let base = before.map_or(&newest.serving, |before| &before.serving);
+    let normaliser = wanted.normaliser.unwrap_or(base.normaliser);
+    let weight = wanted.weight.unwrap_or(base.weight);
+    let lambda = wanted.lambda.unwrap_or(base.lambda);
+    let answers = |known: &Serving| {
+        known.prompt_set == set
+            && known.normaliser == normaliser
+            && (known.weight, known.lambda) == (weight, lambda)
+    };
+    let kept = before.filter(|before| answers(&before.serving));
     let scale = match normaliser {
+        _ if kept.is_some() => Scale::default(),
         Normaliser::Zscore | Normaliser::Range => {
             let survey = Stored::open(catalogue, &generation).await?.survey(&set).await?;
             if survey.live == 0 || survey.statistics.len() < survey.live {
@@ -99,14 +118,16 @@ pub async fn set_candidate(
         }
         Normaliser::Raw | Normaliser::Softmax | Normaliser::Nnn => Scale::default(),
     };
-    let serving = Serving {
+    let new = Serving {
         prompt_set: set,
         normaliser,
-        weight: wanted.weight.unwrap_or(newest.serving.weight),
-        lambda: wanted.lambda.unwrap_or(newest.serving.lambda),
+        weight,
+        lambda,
         scale: Some(scale),
         calibration: None,
     };
+    let serving = kept.map_or(new, |kept| kept.serving.clone());
+    let evaluation = wanted.evaluation.clone().or(kept.and_then(|kept| kept.evaluation.clone()));
     let state = states
         .change(by, |mut state| {
             let sets = state.sets_of(&generation.id).unwrap_or_default();
@@ -121,7 +142,7 @@ pub async fn set_candidate(
                 shadow: wanted.shadow,
                 only: wanted.only.clone(),
                 since: Utc::now(),
-                evaluation: wanted.evaluation.clone(),
+                evaluation: evaluation.clone(),
             });
             state.change = Change::Candidate { name: wanted.name.clone() };
             Ok(Some(state))

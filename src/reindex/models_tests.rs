@@ -237,6 +237,31 @@ async fn models_are_switched_under_queries_and_back() {
     token.cancel();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_the_candidate_lacks_yet_is_answered_from_what_is_live() {
+    let models = [model("ab12", 16), model("cd34", 24)];
+    let store = catalogue(&models[0], &models[1], IMAGES - 1).await;
+    let token = CancellationToken::new();
+    let engines = query_worker(&store, &models, &token).await;
+    let state = set_candidate(&store, &large(1.0, 0.0), "test").await.unwrap();
+    wait_for_readers(&store, state.revision, LIMIT, &token).await.unwrap();
+    let like = |id: &str, configuration: Option<&str>| Query {
+        input: Input::Image(id.into()),
+        key: Some("user".into()),
+        configuration: configuration.map(Into::into),
+        ..Query::default()
+    };
+    let by = async |query| ask(&engines, query).await.map(|found| found.configuration);
+    assert_eq!(by(like("i28", None)).await.unwrap(), "large");
+    assert_eq!(by(like("i29", None)).await.unwrap(), "initial");
+    for (id, configuration) in [("i29", Some("large")), ("i30", None)] {
+        let error = by(like(id, configuration)).await.unwrap_err();
+        assert!(matches!(error, QueryError::NoImage(_)), "{error}");
+    }
+    assert!(engines.image("i29").is_some() && engines.image("i30").is_none());
+    token.cancel();
+}
+
 async fn promoted_again(store: &Store, token: &CancellationToken) {
     let state = set_candidate(store, &large(0.0, 0.0), "test").await.unwrap();
     wait_for_readers(store, state.revision, LIMIT, token).await.unwrap();

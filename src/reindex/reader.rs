@@ -79,32 +79,32 @@ impl Reader {
             problem: None,
         };
         let mut told: Option<Instant> = None;
+        let mut failed = None;
         let ended = loop {
             let before = report.clone();
-            match self.step(&mut lanes, report.revision, &token).await {
+            let step = self.step(&mut lanes, report.revision, &token);
+            match while_heard(&readers, &report, REPORT_EVERY, step).await {
                 Ok(revision) => {
                     report.revision = revision;
-                    report.problem = None;
+                    failed = None;
                 }
                 Err(error) => {
                     let problem = Some(error.to_string());
-                    if problem != report.problem {
+                    if problem != failed {
                         warn!(event = event::STATE_FAILED, %error, "the catalogue's state was not taken up; the next look tries again");
                     }
-                    report.problem = problem;
+                    failed = problem;
                 }
             }
             let live = self.engines.live();
+            let behind = self.engines.behind();
             report.generation.clone_from(&live.served().generation);
-            report.ready = live.snapshots().ready();
+            report.ready = live.snapshots().ready() && behind.is_none();
+            report.problem = failed.clone().or(behind);
             if report != before || told.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
                 report.at = Utc::now();
-                match readers.report(&report).await {
-                    Ok(()) => told = Some(Instant::now()),
-                    // Promotions would wait for it or pass it over; queries do not depend on it.
-                    Err(error) => {
-                        warn!(event = event::STATE_FAILED, %error, "this query worker could not report what it serves");
-                    }
+                if tell(&readers, &report).await {
+                    told = Some(Instant::now());
                 }
             }
             if let Some(Err(error)) = lanes.ended(&report.generation).await {
@@ -143,8 +143,6 @@ impl Reader {
     ) -> Result<(), ReindexError> {
         let state = &self.state;
         let served = self.engines.live().served().generation.clone();
-        let wanted = |id: &str| id == served || state.generation(id).is_some();
-        lanes.open.retain(|id, _| wanted(id));
         let live = self.engine(&state.live, &state.prompt_sets, lanes, token).await?;
         let live = live.ok_or_else(|| {
             ReindexError::Refused(format!(
@@ -180,6 +178,9 @@ impl Reader {
             lanes.adopt(engine, state, &beside.prompt_sets, Some(id)).await?;
         }
         self.engines.assign(roles);
+        self.engines.live().count_for(state.candidate.as_ref());
+        // Followed until nothing is answered from it any more.
+        lanes.open.retain(|id, _| state.generation(id).is_some());
         let Some((candidate, _)) = state.candidate_beside() else { return Ok(()) };
         match beside? {
             Some(engine) if engine.snapshots().ready() => Ok(()),
@@ -281,6 +282,34 @@ impl Lanes {
     }
 }
 
+/// Does `work`, and repeats the last report meanwhile, `every` so often: who is silent is taken to be gone, and a promotion
+/// would not wait for it.
+async fn while_heard<T>(
+    readers: &Readers,
+    last: &Report,
+    every: Duration,
+    work: impl Future<Output = T>,
+) -> T {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(every) => {}
+        }
+        tell(readers, &Report { at: Utc::now(), ..last.clone() }).await;
+    }
+}
+
+/// Whether the report was stored. Promotions would wait for it or pass it over; queries do not depend on
+/// it.
+async fn tell(readers: &Readers, report: &Report) -> bool {
+    let told = readers.report(report).await;
+    if let Err(error) = &told {
+        warn!(event = event::STATE_FAILED, %error, "this query worker could not report what it serves");
+    }
+    told.is_ok()
+}
+
 fn reading(generation: &str) -> ReindexError {
     ReindexError::Refused(format!("generation {generation} is being read"))
 }
@@ -331,4 +360,30 @@ async fn embedded(
     let records = records.to_vec();
     let sets = tokio::task::spawn_blocking(move || known.with_records(&records, &*towers));
     Ok(sets.await.map_err(|panic| ReindexError::Broken(panic.to_string()))??)
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_busy_for_long_is_not_taken_to_be_gone() {
+        let readers = Readers::new(&Store::memory());
+        let report = Report {
+            id: "busy".into(),
+            host: String::new(),
+            generation: "g".into(),
+            revision: 1,
+            ready: true,
+            at: DateTime::UNIX_EPOCH,
+            problem: None,
+        };
+        let every = Duration::from_millis(10);
+        while_heard(&readers, &report, every, tokio::time::sleep(20 * every)).await;
+        let all = readers.all(Utc::now()).await.unwrap();
+        assert_eq!(all.len(), 1);
+        assert!(!all[0].is_stale(Utc::now()) && !all[0].has(2));
+    }
 }

@@ -103,6 +103,24 @@ async fn promoted(store: &Store, name: &str) -> u64 {
 }
 
 #[tokio::test]
+async fn a_candidate_that_is_set_again_goes_on_answering_as_it_does() {
+    let store = catalogue(true).await;
+    let first = set_candidate(&store, &wanted("one"), "ann").await.unwrap().candidate.unwrap();
+    let share = Wanted { name: "one".into(), share: 0.5, ..Wanted::default() };
+    let again = set_candidate(&store, &share, "ann").await.unwrap().candidate.unwrap();
+    assert_eq!((&again.serving, again.share), (&first.serving, 0.5));
+    assert_eq!(again.evaluation.as_deref(), Some("report-1"));
+    // What answers otherwise is not what was evaluated; under another name it is as served.
+    let heavier = Wanted { weight: Some(0.75), ..share.clone() };
+    let heavier = set_candidate(&store, &heavier, "ann").await.unwrap().candidate.unwrap();
+    assert_eq!(heavier.serving.prompt_set, first.serving.prompt_set);
+    assert_eq!((heavier.serving.weight, heavier.evaluation), (0.75, None));
+    let other = Wanted { name: "two".into(), ..share };
+    let other = set_candidate(&store, &other, "ann").await.unwrap();
+    assert_eq!(other.candidate.unwrap().serving.prompt_set, other.serving.prompt_set);
+}
+
+#[tokio::test]
 async fn a_promotion_is_one_revision_and_a_roll_back_leads_to_what_was_before() {
     let store = catalogue(true).await;
     let states = StateStore::new(&store);

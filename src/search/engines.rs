@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
+use super::chunk::Entry;
 use super::engine::{Engine, Results};
 use super::explain::Explanation;
 use super::query::{Input, Query, QueryError};
@@ -51,18 +52,39 @@ impl Engines {
         self.roles.store(roles.into());
     }
 
+    /// An image, wherever an answer may have found it: the live table first.
+    pub fn image(&self, id: &str) -> Option<Arc<Entry>> {
+        let roles = self.roles.load();
+        roles.all().find_map(|engine| engine.snapshots().newest().get(id))
+    }
+
+    /// Why answers are older than they should be, if they are: of the live table, or of the one that a
+    /// candidate reads.
+    pub fn behind(&self) -> Option<String> {
+        let roles = self.roles.load();
+        let beside = roles.beside.iter().filter(|_| roles.candidate.is_some());
+        let mut read = std::iter::once(&roles.live).chain(beside);
+        let behind = read.find(|engine| engine.is_behind())?;
+        Some(format!(
+            "the table of generation {} is not followed; follow.failed or snapshot.memory in the log says why",
+            behind.served().generation
+        ))
+    }
+
     /// Answers a query, unless `left` says that nobody waits for it any more. Computes: call it from
     /// a thread that may block.
     pub fn search(&self, query: &Query, left: &CancellationToken) -> Result<Results, QueryError> {
         let roles = self.roles();
         let (engine, chosen) = roles.choose(query)?;
         let answer = engine.search_unless(&chosen, left);
+        if roles.has_yet_to_come(engine, query, &answer) {
+            return roles.live.search_unless(query, left);
+        }
         if query.cursor.is_some()
             && matches!(answer, Err(QueryError::CursorExpired { .. } | QueryError::Invalid { .. }))
         {
             // A page that was turned before a promotion is turned further in its own generation.
-            let others = [Some(&roles.live), roles.beside.as_ref()].into_iter().flatten();
-            let other = others.into_iter().find(|other| !Arc::ptr_eq(other, engine));
+            let other = roles.all().find(|other| !Arc::ptr_eq(other, engine));
             let page = other.and_then(|other| other.search_unless(&query.as_live(), left).ok());
             return page.map_or(answer, Ok);
         }
@@ -81,12 +103,34 @@ impl Engines {
         left: &CancellationToken,
     ) -> Result<Explanation, QueryError> {
         let roles = self.roles();
-        let (engine, query) = roles.choose(query)?;
-        engine.explain(&query, image_id, left)
+        let (engine, chosen) = roles.choose(query)?;
+        let answer = engine.explain(&chosen, image_id, left);
+        if roles.has_yet_to_come(engine, query, &answer) {
+            return roles.live.explain(query, image_id, left);
+        }
+        answer
     }
 }
 
 impl Roles {
+    /// The live engine, and the one beside it.
+    fn all(&self) -> impl Iterator<Item = &Arc<Engine>> {
+        std::iter::once(&self.live).chain(&self.beside)
+    }
+
+    /// Whether an image is not in the candidate's generation, which `engine` asked, maybe not yet, and
+    /// nobody asked for the candidate by name: then the live one answers.
+    fn has_yet_to_come<T>(
+        &self,
+        engine: &Arc<Engine>,
+        query: &Query,
+        answer: &Result<T, QueryError>,
+    ) -> bool {
+        !Arc::ptr_eq(engine, &self.live)
+            && query.configuration.is_none()
+            && matches!(answer, Err(QueryError::NoImage(_)))
+    }
+
     /// Who answers, and what it is asked.
     fn choose<'a>(&self, query: &'a Query) -> Result<(&Arc<Engine>, Cow<'a, Query>), QueryError> {
         let Some((beside, candidate)) = self.beside.as_ref().zip(self.candidate.as_ref()) else {

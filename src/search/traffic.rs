@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::Filter;
-use crate::table::Candidate;
+use crate::table::{Candidate, Serving};
 
 /// What decides who answers, of a query.
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +82,7 @@ fn place(candidate: &str, key: &str) -> f64 {
     (u64::from_le_bytes(first) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Answers so far, since this query worker started.
+/// Answers so far, since this query worker started or has another candidate.
 #[derive(Debug, Default)]
 pub struct Traffic {
     live: AtomicU64,
@@ -92,6 +93,8 @@ pub struct Traffic {
     overlap: AtomicU64,
     top_changed: AtomicU64,
     shadowing: AtomicBool,
+    /// The candidate that is counted.
+    of: Mutex<Option<(String, Serving)>>,
 }
 
 /// The counts as they are told.
@@ -112,6 +115,27 @@ pub struct TrafficCounts {
 }
 
 impl Traffic {
+    /// Begins anew where `candidate` is another one, or answers otherwise, than the one that was counted.
+    pub fn of(&self, candidate: Option<&Candidate>) {
+        let new = candidate.map(|candidate| (candidate.name.clone(), candidate.serving.clone()));
+        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        if *of == new {
+            return;
+        }
+        *of = new;
+        let counters = [
+            &self.live,
+            &self.candidate,
+            &self.shadows,
+            &self.shadows_skipped,
+            &self.overlap,
+            &self.top_changed,
+        ];
+        for counter in counters {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Counts an answer.
     pub fn count(&self, route: Route) {
         let counter = match route {
@@ -191,7 +215,6 @@ mod tests {
     use super::*;
     use crate::normalise::Normaliser;
     use crate::statistics::StatisticsKey;
-    use crate::table::Serving;
 
     fn candidate(share: f32) -> Candidate {
         Candidate {
@@ -267,5 +290,20 @@ mod tests {
         let counts = traffic.counts();
         assert_eq!((counts.shadows, counts.shadows_skipped, counts.top_changed), (1, 1, 1));
         assert_eq!(counts.overlap, Some(0.5));
+    }
+
+    #[test]
+    fn counts_are_of_one_candidate() {
+        let traffic = Traffic::default();
+        let larger = Candidate { share: 0.5, ..candidate(0.1) };
+        let mut heavier = candidate(0.1);
+        heavier.serving.weight = 0.75;
+        let mut counted = Vec::new();
+        for next in [Some(candidate(0.1)), Some(larger), Some(heavier), None] {
+            traffic.of(next.as_ref());
+            traffic.count(Route::Candidate);
+            counted.push(traffic.counts().candidate);
+        }
+        assert_eq!(counted, [1, 2, 1, 1]);
     }
 }

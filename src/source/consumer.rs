@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::{SendError, TrySendError};
@@ -55,6 +56,14 @@ pub enum SourceError {
         /// Why.
         reason: String,
     },
+    /// The log has moved away while it was consumed.
+    #[error(
+        "{topics}: a position that was due is not in the log any more: messages were removed before they were processed, or the topic was re-created. A new start tells which (`source.gap`)"
+    )]
+    Moved {
+        /// The topics that are consumed.
+        topics: String,
+    },
     /// The table is ahead of the topic.
     #[error(
         "{partition}: the table has consumed up to offset {resume}, but the log ends at {end}; the topic was re-created. Use a topic of a new name, or a new catalogue"
@@ -73,7 +82,7 @@ impl Decide for SourceError {
     fn verdict(&self) -> Verdict {
         match self {
             Self::Kafka { source, .. } => kafka::verdict(source),
-            Self::Position { .. } | Self::BeyondEnd { .. } => Verdict::Fatal,
+            Self::Position { .. } | Self::Moved { .. } | Self::BeyondEnd { .. } => Verdict::Fatal,
         }
     }
 }
@@ -173,6 +182,7 @@ impl Source {
             waiting: VecDeque::new(),
             paused: false,
             brokers: kafka.brokers.clone(),
+            topics: topics.join(", "),
         };
         let thread = std::thread::Builder::new()
             .name("kafka-source".into())
@@ -258,7 +268,9 @@ fn configuration(kafka: &kafka::Options, options: &Options) -> rdkafka::ClientCo
         .set("group.id", options.group())
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", "earliest")
+        // Where to begin is said at each assignment, by the table. A position that is gone later is no
+        // reason to go on elsewhere in silence.
+        .set("auto.offset.reset", "error")
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", options.session_timeout_ms.to_string())
         .set("max.poll.interval.ms", "300000")
@@ -281,6 +293,7 @@ struct Polling {
     waiting: VecDeque<Message>,
     paused: bool,
     brokers: String,
+    topics: String,
 }
 
 impl Polling {
@@ -381,10 +394,16 @@ impl Polling {
     }
 
     fn report(&mut self, source: KafkaError) {
-        let fatal = matches!(source, KafkaError::MessageConsumptionFatal(_))
+        let moved = source.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset);
+        let fatal = moved
+            || matches!(source, KafkaError::MessageConsumptionFatal(_))
             || kafka::verdict(&source) == Verdict::Fatal;
         if fatal {
-            let failed = SourceError::Kafka { brokers: self.brokers.clone(), source };
+            let failed = if moved {
+                SourceError::Moved { topics: self.topics.clone() }
+            } else {
+                SourceError::Kafka { brokers: self.brokers.clone(), source }
+            };
             self.consumer.context().fail(failed);
             self.stop_handing_over();
         } else {

@@ -12,9 +12,10 @@ use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use deltalake_core::table::state::DeltaTableState;
 use deltalake_core::{DeltaTable, DeltaTableError};
 use futures::StreamExt;
-use object_store::DynObjectStore;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
+use object_store::{DynObjectStore, ObjectStoreExt};
+use serde_json::Value;
 use url::Url;
 
 use super::schema::{self, INDEXED};
@@ -26,7 +27,14 @@ use crate::store::Store;
 /// Commits between two checkpoints. Whoever opens the table or asks for a position reads every commit
 /// since the last one, a request each, so a long tail costs money and, on a store that fails now and
 /// then, patience.
-const CHECKPOINT_INTERVAL: &str = "20";
+const CHECKPOINT_INTERVAL: u64 = 20;
+
+/// Entries of a checkpoint, each some hundred bytes, for every one of which it is written that many intervals
+/// apart: what is written for one commit stays bounded, however many files are remembered.
+const ENTRIES: u64 = 10_000;
+
+/// Most intervals between two checkpoints.
+const MOST_INTERVALS: u64 = 10;
 
 /// Versions over which a snapshot is carried on before it is loaded anew.
 const CARRIED_ON: u64 = 200;
@@ -109,6 +117,7 @@ impl Log {
                     vec![schema::PROMPT_SET],
                 ),
             };
+            let interval = CHECKPOINT_INTERVAL.to_string();
             let remembered = remembered(upkeep::Options::default().retention_hours);
             let created = CreateBuilder::new()
                 .with_log_store(log.table.log_store())
@@ -118,7 +127,7 @@ impl Log {
                 .with_raise_if_key_not_exists(false)
                 .with_configuration([
                     ("delta.dataSkippingStatsColumns", Some(indexed.as_str())),
-                    ("delta.checkpointInterval", Some(CHECKPOINT_INTERVAL)),
+                    ("delta.checkpointInterval", Some(interval.as_str())),
                     (REMEMBERED, Some(remembered.as_str())),
                     ("bsap.generation", Some(generation.id.as_str())),
                     ("bsap.model", Some(generation.model_fingerprint.as_str())),
@@ -207,7 +216,7 @@ impl Log {
     ) -> Result<u64, TableError> {
         let properties = CommitProperties::default()
             .with_max_retries(0)
-            .with_create_checkpoint(true)
+            .with_create_checkpoint(self.checkpoint_is_due().await)
             .with_cleanup_expired_logs(Some(false))
             .with_application_transactions(transactions);
         let done = CommitBuilder::from(properties)
@@ -217,6 +226,25 @@ impl Log {
             .map_err(|e| self.error(e))?;
         self.table.state = Some(done.snapshot());
         Ok(done.version())
+    }
+
+    /// Whether the next commit may bring a checkpoint: by the table's interval, and more seldom where the
+    /// last one was large.
+    async fn checkpoint_is_due(&self) -> bool {
+        let next = self.version() + 1;
+        if !(next + 1).is_multiple_of(CHECKPOINT_INTERVAL) {
+            return false;
+        }
+        let entries = self.checkpoint_entries().await.unwrap_or_default();
+        let apart = (entries / ENTRIES).clamp(1, MOST_INTERVALS);
+        ((next + 1) / CHECKPOINT_INTERVAL).is_multiple_of(apart)
+    }
+
+    /// Entries of the last checkpoint, as the log's hint says.
+    async fn checkpoint_entries(&self) -> Option<u64> {
+        let hint = self.objects().get(&Path::from("_delta_log/_last_checkpoint")).await.ok()?;
+        let hint: Value = serde_json::from_slice(&hint.bytes().await.ok()?).ok()?;
+        hint.get("size")?.as_u64()
     }
 
     /// Loads the snapshot from the newest checkpoint now and then: one that is carried on keeps some

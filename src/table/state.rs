@@ -397,7 +397,10 @@ impl StateStore {
         let put = self.store.objects().put_opts(&path(state.revision), bytes.into(), create).await;
         match put {
             Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            // It may be this one, written by an attempt whose answer was lost.
+            Err(object_store::Error::AlreadyExists { .. }) => {
+                Ok(self.read(state.revision).await?.as_ref() == Some(state))
+            }
             Err(error) => Err(self.store.error(error).into()),
         }
     }

@@ -109,7 +109,8 @@ impl Options {
 
     /// Whether a tombstone has been remembered for long enough.
     pub(super) fn may_drop(&self, newest: &Version, now: DateTime<Utc>) -> bool {
-        let days = TimeDelta::days(self.tombstone_days.into());
+        // An hour more than events are refused after: clocks differ, and one may be on its way.
+        let days = TimeDelta::days(self.tombstone_days.into()) + TimeDelta::hours(1);
         newest.deleted && self.tombstone_days > 0 && now - newest.embedded_at >= days
     }
 }

@@ -209,6 +209,32 @@ test('a wrong image is marked, and the mark is stored', async () => {
   ]);
 });
 
+test('what is said of an image is of the query that found it', async () => {
+  const page = await open();
+  await search(page, 'a white kite');
+  const id = await idOf(cards(page, 'column-balanced').first());
+  await search(page, 'two blue guitars');
+  await cards(page, 'column-balanced').first().click();
+  await page.waitForSelector(one('histogram'));
+  await page.goBack(); // out of the explanation too
+  await page.waitForSelector('#explain', { state: 'hidden' });
+  await page.waitForFunction(([first, wanted]) => document.querySelector(first)?.closest('li').dataset.imageId === wanted, [balanced, id]);
+  const held = [];
+  await page.route('**/v1/search', (route) => held.push(route));
+  await page.fill(one('search-box'), 'a query that takes long');
+  await page.click(one('search-button'));
+  await page.waitForSelector('#results[aria-busy="true"]');
+  assert.ok(await page.locator(one('more')).isDisabled()); // there are no pages of the new query yet
+  await page.locator(`${one('column-balanced')} [data-image-id="${id}"] ${one('mark-wrong')}`).click();
+  await has(page, 'toast', /is wrong for “a white kite”/);
+  await page.unroute('**/v1/search');
+  await Promise.all(held.map((route) => route.continue()));
+  await page.waitForSelector('#results[aria-busy="false"]');
+  assert.ok(await page.locator(one('more')).isEnabled());
+  const said = stored(`${demo}/catalogue/feedback`).filter((one) => one.image_id === id && one.text === 'a white kite');
+  assert.deepEqual(said.map(({ verdict }) => verdict), ['wrong']);
+});
+
 test('more like this looks for what is like a hit', async () => {
   const page = await open();
   await search(page, 'a yellow umbrella');
@@ -294,6 +320,15 @@ test('the catalogue changes before one’s eyes, with rate and lag', async () =>
 
 test('results follow the catalogue', async () => {
   const page = await open();
+  await search(page, 'a red mug');
+  await page.waitForResponse((response) => response.url().endsWith('/v1/search'), { timeout: 20_000 });
+});
+
+test('results follow the catalogue where its changes are not heard', async () => {
+  const page = await (await browser.newContext()).newPage();
+  await page.route('**/v1/events', (route) => route.abort());
+  await page.goto(url);
+  await page.waitForSelector(one('example'));
   await search(page, 'a red mug');
   await page.waitForResponse((response) => response.url().endsWith('/v1/search'), { timeout: 20_000 });
 });
@@ -487,9 +522,9 @@ test('a candidate is tried beside what is live, and counted', async () => {
   await page.click(`label:has(${one('configuration-half')})`, { timeout: 20_000 });
   await has(page, 'column-balanced', /NNN, weight 0.50/);
   assert.match(page.url(), /configuration=half/);
-  await has(page, 'trial', /half against initial: queries answered [1-9]\d* to [1-9]\d*/);
+  await has(page, 'trial', /half against initial: queries answered [1-9]\d* to \d+/);
   await page.click(`label:has(${one('configuration-live')})`);
-  await has(page, 'trial', /In the shadow of [1-9]\d*: \d+/);
+  await has(page, 'trial', /queries answered [1-9]\d* to [1-9]\d*.* In the shadow of [1-9]\d*: \d+/);
   await page.waitForTimeout(600); // until pictures have come to their places
   await page.screenshot({ path: `${shots}/candidate.png` });
   await page.click(`label:has(${one('configuration-half')})`);

@@ -1,5 +1,6 @@
 //! A real Apache Kafka on loopback, one process a broker, from the jars that `tests/run` fetched.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{Offset, TopicPartitionList};
 
 /// Identifies the cluster in its storage; any 16 bytes in base64.
 const CLUSTER: &str = "4L6g3nShT-eMCtK--X86sw";
@@ -174,6 +176,18 @@ impl Cluster {
         for one in made {
             one.unwrap();
         }
+    }
+}
+
+impl Cluster {
+    /// Removes what lies before `ends` in each partition of `topic`, as retention does.
+    pub async fn remove_before(&self, topic: &str, ends: &BTreeMap<i32, i64>) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let mut list = TopicPartitionList::new();
+        for (number, end) in ends {
+            list.add_partition_offset(topic, *number, Offset::Offset(*end)).unwrap();
+        }
+        admin.delete_records(&list, &AdminOptions::new()).await.unwrap();
     }
 }
 

@@ -362,6 +362,18 @@ impl Worker {
         count(&self.log, event)
     }
 
+    /// Waits until the worker has ended by itself: whether that was well, and what it said last.
+    pub fn ended(mut self) -> (bool, String) {
+        let started = Instant::now();
+        while started.elapsed() < CATCH_UP.0 {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return (status.success(), self.last_words());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("the worker goes on: {}", self.last_words());
+    }
+
     fn last_words(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let mut lines: Vec<&str> = log.lines().rev().take(8).collect();

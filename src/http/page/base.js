@@ -2,7 +2,7 @@
 /* What everything else uses: nodes, words, requests, the page's memory. */
 
 const app = {
-  state: null, answer: null, // the last answers of /v1/state and /v1/search
+  state: null, answer: null, // the last answers of /v1/state and /v1/search, this one with what was `asked`
   session: null, // the last answer of /v1/session
   query: null, // what is asked, see query.js
   soon: 0, running: null, // the timer before a search, and the AbortController of the one in progress

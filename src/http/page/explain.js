@@ -3,11 +3,12 @@
 const BINS = 28;
 
 async function explain(id) {
-  const { image_id: like, ...asked } = question(app.query);
+  const { image_id: like, ...rest } = question(app.query);
   const known = found(id) ?? { image_id: id, picture: `/v1/images/${encodeURIComponent(id)}/picture` };
-  const body = { ...asked, ...(like && { query_image_id: like }), image_id: id };
+  const body = { ...rest, ...(like && { query_image_id: like }), image_id: id };
+  const from = asked(app.query);
   app.explained = body;
-  app.query.explained = id;
+  app.query.explained = $('explain').dataset.imageId = id;
   writeAddress(false);
   $('copy').disabled = true;
   $('copy').textContent = 'Copy as JSON';
@@ -20,7 +21,7 @@ async function explain(id) {
     app.explained = { query: body, ...answer };
     $('copy').disabled = false;
     $('explain-name').textContent = titleOf(answer.hit);
-    renderExplanation(app.query.text || 'like the picture', answer);
+    renderExplanation(from, answer);
   } catch (problem) {
     if (app.explained !== body) return;
     const again = button('Try again', 'explain-again', () => explain(id));
@@ -29,21 +30,22 @@ async function explain(id) {
   }
 }
 function explainClosed() {
-  app.query.explained = '';
+  // Going back may have closed it, to where another image is explained.
+  if (app.query.explained === $('explain').dataset.imageId) app.query.explained = '';
   writeAddress(false);
   renderStale();
 }
 
-function renderExplanation(text, explanation) {
+function renderExplanation(from, explanation) {
   const { hit, statistics, prompts, sentence } = explanation;
   const main = el('div', { class: 'main' }, el('p', { class: 'sentence' }, sentence), places(explanation), formula(hit));
   const like = button('More like this', 'explain-more-like', () => moreLike(hit));
-  const side = el('div', { class: 'side' }, thumb(hit.picture), el('div', { class: 'acts' }, like), judgement(hit), facts(explanation));
+  const side = el('div', { class: 'side' }, thumb(hit.picture), el('div', { class: 'acts' }, like), judgement(from, hit), facts(explanation));
   $('explain-body').replaceChildren(side, main);
   if (!statistics || !prompts.length) return;
   const scale = scaleOf([hit.raw_score, ...prompts.map(({ score }) => score)]);
   const chart = el('figure', {}, el('h3', {}, `What this image scores on ${prompts.length} auxiliary prompts`));
-  main.append(chart, strongest(text, hit.raw_score, prompts, scale));
+  main.append(chart, strongest(from.text || 'like the picture', hit.raw_score, prompts, scale));
   chart.append(histogram(hit.raw_score, statistics, prompts, scale, chart.clientWidth));
 }
 

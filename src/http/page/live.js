@@ -91,7 +91,7 @@ const follows = () => !app.paused && !$('explain').open && !document.hidden && !
 const renderStale = () => { $('refresh').hidden = !app.stale || follows(); };
 function followChanges() {
   const due = app.stale && follows() && Date.now() - app.refreshedAt >= REFRESH_MS;
-  if (due && app.answer && !app.retry && $('results').getAttribute('aria-busy') !== 'true') run({ silent: true });
+  if (due && app.answer && !app.retry && !$('more').disabled) run({ silent: true });
 }
 
 function tick() {

@@ -43,6 +43,9 @@ function question({ text, like, picture, normaliser, weight, set, configuration,
   };
 }
 
+/** What an answer goes on belonging to while something else is asked. */
+const asked = (query) => ({ text: query.text, own: isChosen(query), question: question(query) });
+
 /* The address: everything that is asked. A picture is in its fragment, which servers do not see. */
 function readAddress() {
   const asked = new URLSearchParams(location.search);

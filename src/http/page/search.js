@@ -18,6 +18,10 @@ async function loadState() {
 function renderState() {
   const { model, images, table_version, updated_at, generation, version } = app.state;
   if (updated_at && updated_at > app.changedAt) app.changedAt = updated_at;
+  if (isOutdated(app.answer)) {
+    app.stale = true;
+    renderStale();
+  }
   const name = el('b', { title: `${model.architecture}, ${model.dimension} dimensions, ${model.fingerprint}` }, model.name);
   const table = el('span', { title: `generation ${generation}, bsap ${version}` }, `version ${table_version}`);
   const age = app.changedAt ? [' · as of ', timeNode(app.changedAt)] : [];
@@ -26,6 +30,10 @@ function renderState() {
   $('notice').firstElementChild.textContent = model.notice ?? '';
   renderTrial();
 }
+
+/** Whether another version of the table, or another configuration, is there: changes may have gone unheard. */
+const isOutdated = (answer) => answer && (answer.asked.revision !== app.state.revision
+  || (answer.generation === app.state.generation && answer.table_version < app.state.table_version));
 
 /** How the candidate fares beside what is live. */
 function renderTrial() {
@@ -53,9 +61,11 @@ async function run({ silent = false } = {}) {
   Object.assign(app, { running, refreshedAt: Date.now(), stale: false });
   if (!app.answer) showEmpty('Searching…', '');
   $('results').setAttribute('aria-busy', !silent);
+  $('more').disabled = !silent;
+  const belongs = { ...asked(query), revision: app.state.revision };
   try {
-    const answer = await request('/v1/search', { ...question(query), ...(query.k && { k: query.k }) }, running.signal);
-    app.answer = answer;
+    const answer = await request('/v1/search', { ...belongs.question, ...(query.k && { k: query.k }) }, running.signal);
+    app.answer = { ...answer, asked: belongs };
     renderAnswer(silent);
     if (query.explained && !$('explain').open) explain(query.explained);
   } catch (problem) {
@@ -64,19 +74,20 @@ async function run({ silent = false } = {}) {
     if (!silent) showProblem(problem, run);
   }
   $('results').setAttribute('aria-busy', false);
+  $('more').disabled = false;
   renderStale();
 }
 
 /** Adds the next page, of the very version that is shown; where that is not held any more, asks anew. */
 async function more() {
-  const { query, answer } = app;
+  const { answer } = app;
   if (!answer?.next_cursor) return;
   app.running?.abort();
   const running = new AbortController();
   app.running = running;
   $('more').disabled = true;
   try {
-    const next = await request('/v1/search', { ...question(query), cursor: answer.next_cursor }, running.signal);
+    const next = await request('/v1/search', { ...answer.asked.question, cursor: answer.next_cursor }, running.signal);
     const first = next.hits[0]?.image_id;
     app.answer = { ...answer, next_cursor: next.next_cursor, hits: [...answer.hits, ...next.hits], raw_hits: [...answer.raw_hits, ...next.raw_hits] };
     keepShown(app.answer.hits.length);
@@ -88,7 +99,7 @@ async function more() {
     keepShown(answer.hits.length + PAGE);
     run();
   } finally {
-    $('more').disabled = false;
+    if (app.running === running) $('more').disabled = false;
   }
 }
 function keepShown(k) {

@@ -36,7 +36,14 @@ function bind() {
   document.addEventListener('pointerdown', closeDrawers);
   takePictures();
   setInterval(tick, 500);
-  window.addEventListener('popstate', () => { if (app.state) { readAddress(); run(); } });
+  window.addEventListener('popstate', goBack);
+}
+
+function goBack() {
+  if (!app.state) return;
+  readAddress();
+  $('explain').close(); // it belongs to what was asked before
+  run();
 }
 
 async function start() {

@@ -1,5 +1,6 @@
 //! Following the table: what commits bring is taken in while queries are answered.
 
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -13,6 +14,9 @@ use crate::search::query::milliseconds;
 use crate::search::traffic::Route;
 use crate::table::{Changes, Follower, TableError};
 use crate::telemetry::event;
+
+/// A table that was not read for so long is no longer followed; the alert BsapAnswersStale waits as long.
+const BEHIND: Duration = Duration::from_secs(60);
 
 /// The table cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +48,11 @@ impl Engine {
                 () = token.cancelled() => return Ok(()),
             };
             self.tidy();
-            if changes.is_ok() && self.served().stands_as == Route::Live {
-                metrics::get().last_follow.set(&[], metrics::now());
+            if changes.is_ok() {
+                *self.followed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                if self.served().stands_as == Route::Live {
+                    metrics::get().last_follow.set(&[], metrics::now());
+                }
             }
             let pause = match changes {
                 Ok(Some(changes)) => {
@@ -78,6 +85,14 @@ impl Engine {
                 () = token.cancelled() => return Ok(()),
             }
         }
+    }
+
+    /// Whether answers come from a table that was whole once and is not followed any more: the store
+    /// fails, or there is no memory for what came.
+    pub fn is_behind(&self) -> bool {
+        let poll = Duration::from_millis(self.options.poll_ms);
+        let followed = *self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        self.snapshots.ready() && followed.elapsed() > BEHIND.max(3 * poll)
     }
 
     /// Applies what commits brought since the last time, which began to be read at `started`.

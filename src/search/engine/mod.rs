@@ -3,7 +3,7 @@
 mod asked;
 mod follow;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -35,7 +35,7 @@ use crate::decode;
 use crate::normalise::Balance;
 use crate::prompts::EmbeddedSet;
 use crate::record::AttributeTypes;
-use crate::table::Serving;
+use crate::table::{Candidate, Serving};
 
 /// An answer: the best by balanced and by raw score, from one scan.
 #[derive(Debug)]
@@ -83,6 +83,8 @@ pub struct Engine {
     pins: Pins,
     batches: Arc<Batches>,
     traffic: Arc<Traffic>,
+    /// When the table was last read to its end.
+    followed: Mutex<Instant>,
     pub(super) watch: Watch,
 }
 
@@ -98,6 +100,7 @@ impl Engine {
             pins: Pins::new(age, options.cursor_mib << 20),
             batches: Arc::new(Batches::start(&options)),
             traffic: Arc::default(),
+            followed: Mutex::new(Instant::now()),
             watch: Watch::default(),
             options,
         }
@@ -165,6 +168,11 @@ impl Engine {
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<(), OverMemory> {
         self.snapshots.adopt(served, progress)
+    }
+
+    /// From now on it is counted how `candidate` does; what was counted of another one is forgotten.
+    pub fn count_for(&self, candidate: Option<&Candidate>) {
+        self.traffic.of(candidate);
     }
 
     /// Who has answered how many queries, and what the shadow showed.

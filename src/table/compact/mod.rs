@@ -276,9 +276,11 @@ impl Compactor {
         now: DateTime<Utc>,
     ) -> Result<bool, TableError> {
         let mut tried = false;
-        let mut actions: Vec<Action> =
-            files.iter().map(|file| Action::Remove(file.remove.clone())).collect();
-        actions.extend(output.clone().map(Action::Add));
+        // Removed from now on: retention is counted from there, however long the work took.
+        let removed = |file: &Input| {
+            let deletion_timestamp = Some(Utc::now().timestamp_millis());
+            Action::Remove(Remove { deletion_timestamp, ..file.remove.clone() })
+        };
         let backoff = Backoff { cap: Duration::from_secs(2), ..Backoff::times(self.attempts) };
         let mut last = String::new();
         for attempt in 0..self.attempts {
@@ -296,7 +298,8 @@ impl Compactor {
                     return Ok(ours);
                 }
                 tried = true;
-                self.commit_once(actions.clone(), COMPACTED, now).await.map(|()| true)
+                let actions = files.iter().map(removed).chain(output.clone().map(Action::Add));
+                self.commit_once(actions.collect(), COMPACTED, now).await.map(|()| true)
             };
             match result.await {
                 Err(error) if error.verdict() == Verdict::Retry => {

@@ -225,6 +225,32 @@ async fn readers_survive_the_retention_and_are_told_all_anew_after_it() {
     assert_eq!(removed.files, ["left.parquet"]);
 }
 
+/// They are written anew as a whole, by whoever commits then.
+#[tokio::test]
+async fn large_checkpoints_are_written_more_seldom() {
+    let store = Store::memory();
+    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
+    let log = format!("generations/{}/images/_delta_log", generation().id);
+    let hint = Path::from(format!("{log}/_last_checkpoint"));
+    for offset in 0..79 {
+        let expected = (offset > 0).then_some(offset);
+        let done = writer.append(vec![batch(1, expected, offset..offset + 1)]).await.unwrap();
+        if done.version == 39 {
+            let hinted = store.objects().get(&hint).await.unwrap().bytes().await.unwrap();
+            let mut hinted: serde_json::Value = serde_json::from_slice(&hinted).unwrap();
+            hinted["size"] = 25_000.into();
+            store.objects().put(&hint, hinted.to_string().into()).await.unwrap();
+        }
+    }
+    let listed: Vec<ObjectMeta> = store.objects().list(None).try_collect().await.unwrap();
+    let names = listed.iter().filter_map(|o| o.location.filename());
+    let mut versions: Vec<u64> =
+        names.filter_map(|name| name.strip_suffix(".checkpoint.parquet")?.parse().ok()).collect();
+    versions.sort_unstable();
+    // Every 20 commits, then every 40 as the hint says: not at 59.
+    assert_eq!(versions, [19, 39, 79]);
+}
+
 /// Or checkpoints, which write them all anew, would grow with every commit.
 #[tokio::test]
 async fn the_log_forgets_files_that_are_gone() {

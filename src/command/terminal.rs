@@ -1,0 +1,79 @@
+//! What people read on a terminal, and nothing that acts on it.
+//!
+//! Ids, titles, queries and reasons come from whoever sends events or asks. A control character in one
+//! could rewrite what stands above it, and a mark that turns the direction of writing could make one
+//! name look like another.
+
+use std::borrow::Cow;
+use std::fmt::{Arguments, Write as _};
+use std::io::Write;
+
+/// Writes a line. Unlike `println!` it does not panic where nobody reads any more (`bsap … | head`).
+pub fn line(mut to: impl Write, text: Arguments<'_>) {
+    let _ = writeln!(to, "{}", harmless(&text.to_string()));
+}
+
+/// `text` with what acts on a terminal as `\uXXXX`, which is the same to those who read it as JSON.
+/// Line breaks, tabs and colours stay.
+fn harmless(text: &str) -> Cow<'_, str> {
+    if !text.contains(acts) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len());
+    for (at, c) in text.char_indices() {
+        let rest = &text[at..];
+        if acts(c) && !is_colour(rest) && !rest.starts_with("\r\n") {
+            let _ = write!(shown, "\\u{:04x}", u32::from(c));
+        } else {
+            shown.push(c);
+        }
+    }
+    shown.into()
+}
+
+fn acts(c: char) -> bool {
+    let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    turns || (c.is_control() && !matches!(c, '\n' | '\t'))
+}
+
+/// Whether `text` begins with "select graphic rendition" of ECMA-48.
+fn is_colour(text: &str) -> bool {
+    let code = text.strip_prefix("\u{1b}[");
+    code.is_some_and(|c| {
+        c.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m')
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str) -> String {
+        let mut out = Vec::new();
+        line(&mut out, format_args!("{text}"));
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn foreign_text_does_not_act_on_the_terminal() {
+        for (hostile, harmless) in [
+            ("mug\u{1b}[2J\u{1b}[1;1H", "mug\\u001b[2J\\u001b[1;1H\n"),
+            ("\u{1b}]52;c;cm0=\u{7}", "\\u001b]52;c;cm0=\\u0007\n"),
+            ("\u{9b}2J", "\\u009b2J\n"),
+            ("ok\rFAILED", "ok\\u000dFAILED\n"),
+            ("a\u{202e}gpj.exe", "a\\u202egpj.exe\n"),
+        ] {
+            assert_eq!(shown(hostile), harmless);
+        }
+        let escaped = shown(&serde_json::json!("a\u{202e}b").to_string());
+        assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), "a\u{202e}b");
+    }
+
+    #[test]
+    fn layout_colours_and_other_scripts_stay() {
+        for text in ["a\tb\nc\r\nd", "\u{1b}[1;38;5;10mgreen\u{1b}[0m", "ミルク مرحبا 👩‍🎨"]
+        {
+            assert_eq!(shown(text), format!("{text}\n"));
+        }
+    }
+}
