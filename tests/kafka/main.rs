@@ -191,6 +191,7 @@ async fn what_is_removed_before_it_was_read_is_told() {
     let (well, words) = worker.ended();
     assert!(!well && words.contains("not in the log any more"), "{words}");
     let mut worker = world.worker();
+    world.send(200).await;
     world.caught_up(&mut [&mut worker]).await;
     let gaps = worker.count("source.gap");
     println!("messages are removed: {gaps} partitions lost some");
