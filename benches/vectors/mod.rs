@@ -9,7 +9,7 @@ use bsap::normalise::Normaliser;
 use bsap::prompts::{EmbeddedSet, PromptSet};
 use bsap::record::{AttributeType, Embedding, Image, ImageId, Row, Sequence};
 use bsap::search::{Engine, Options, Route, Served};
-use bsap::table::{Changes, Serving};
+use bsap::table::{Changes, Part, Serving};
 use rayon::prelude::*;
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
@@ -117,7 +117,7 @@ pub fn load(towers: Arc<dyn Towers>, rows: u64, options: Options) -> Result<Engi
         let some = some.map(|i| row(i, &image(i, &images)));
         let rows = some.collect::<Result<Vec<Row>, String>>()?;
         let (version, whole) = (commit as u64 + 1, commit == 0);
-        let changes = Changes { version, whole, rows, statistics: Vec::new() };
+        let changes = Changes { version, whole, part: Part::All, rows, statistics: Vec::new() };
         runtime.block_on(engine.snapshots().apply(changes))?;
     }
     Ok(engine)

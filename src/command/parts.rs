@@ -378,7 +378,7 @@ pub async fn whole_table(
     state.live.expect(&generation(config, &*towers))?;
     let engine = engine(config, &state, towers, config.search.clone())?;
     let mut follower = Follower::open(&store, &state.live).await.context("table.url")?;
-    while let Some(changes) = follower.next(&|_, _| {}).await? {
+    while let Some(changes) = follower.next_part(&|_, _| {}).await? {
         engine.snapshots().apply(changes).await?;
         if token.is_cancelled() {
             return Ok(None);

@@ -19,7 +19,7 @@ use crate::search;
 use crate::search::Engine;
 use crate::search::testing::{Hashed, embedding, row, served, set};
 use crate::store::Store;
-use crate::table::Changes;
+use crate::table::{Changes, Part};
 
 const DIMENSION: usize = 16;
 const LONG: Duration = Duration::from_secs(20);
@@ -45,8 +45,13 @@ impl Server {
         let engine = Engine::new(Hashed::new(DIMENSION), served, search::Options::default())
             .reading([].into(), decode::Options::default());
         let rows = (0..3).map(|i| row(&format!("i{i}"), 1, Some(embedding(i, DIMENSION))));
-        let changes =
-            Changes { version: 1, whole: true, rows: rows.collect(), statistics: Vec::new() };
+        let changes = Changes {
+            version: 1,
+            whole: true,
+            part: Part::All,
+            rows: rows.collect(),
+            statistics: Vec::new(),
+        };
         engine.snapshots().apply(changes).await.unwrap();
         let token = CancellationToken::new();
         let (inbox, writer) = feedback::inbox(&Store::memory());

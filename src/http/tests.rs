@@ -16,7 +16,7 @@ use crate::feedback;
 use crate::search::Engine;
 use crate::search::testing::{Hashed, embedding, row, served, set};
 use crate::store::Store;
-use crate::table::Changes;
+use crate::table::{Changes, Part};
 use crate::{evaluate, fetch, search};
 
 const DIMENSION: usize = 16;
@@ -33,7 +33,8 @@ pub async fn server(options: Options) -> (Router, Store) {
     );
     let rows =
         (0..3).map(|i| row(&format!("image-{i}"), 1, Some(embedding(i, DIMENSION)))).collect();
-    let changes = Changes { version: 1, whole: true, rows, statistics: Vec::new() };
+    let changes =
+        Changes { version: 1, whole: true, part: Part::All, rows, statistics: Vec::new() };
     engine.snapshots().apply(changes).await.unwrap();
     let app = App {
         engines: Arc::new(Engines::new(Arc::new(engine))),

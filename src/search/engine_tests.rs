@@ -17,7 +17,7 @@ use super::*;
 use crate::calibration::{Calibration, NoMatch, Signal};
 use crate::decode;
 use crate::record::{AttributeType, AttributeTypes, Row};
-use crate::table::Changes;
+use crate::table::{Changes, Part};
 
 const DIMENSION: usize = 16;
 
@@ -39,7 +39,8 @@ fn engine(options: Options) -> Engine {
 }
 
 async fn apply(engine: &Engine, version: u64, rows: Vec<Row>) {
-    let changes = Changes { version, whole: version == 1, rows, statistics: Vec::new() };
+    let changes =
+        Changes { version, whole: version == 1, part: Part::All, rows, statistics: Vec::new() };
     engine.snapshots().apply(changes).await.unwrap();
 }
 

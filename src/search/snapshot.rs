@@ -85,10 +85,6 @@ impl Served {
             _ => &self.name,
         }
     }
-
-    pub(super) fn keys(&self) -> Vec<StatisticsKey> {
-        self.sets.iter().map(|set| set.key.clone()).collect()
-    }
 }
 
 /// The live images at one version of the table, and how they are served.

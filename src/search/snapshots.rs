@@ -14,13 +14,13 @@ use chrono::Utc;
 use rayon::prelude::*;
 use tokio::sync::broadcast;
 
-use super::chunk::{Chunk, Entry, GROUP, MAX_ROWS, NONE};
+use super::chunk::{Body, Chunk, Entry, GROUP, MAX_ROWS, NONE};
 use super::memory::OverMemory;
 use super::snapshot::{Served, Snapshot};
 use crate::prompts::EmbeddedSet;
 use crate::record::{Image, ImageId, Row, Version};
 use crate::statistics::{Statistics, StatisticsKey};
-use crate::table::Changes;
+use crate::table::{Changes, Part};
 
 /// Changes kept for listeners that are slow; a slower one misses the oldest.
 const CHANGE_BUFFER: usize = 1024;
@@ -60,6 +60,8 @@ struct Writer {
     tombstones: HashMap<ImageId, Version>,
     /// Bytes of these.
     remembered: usize,
+    /// A whole table of which parts are still to come.
+    loading: Option<Snapshot>,
 }
 
 impl Writer {
@@ -88,8 +90,12 @@ fn tombstone_bytes(id: &ImageId, version: &Version) -> usize {
 impl Snapshots {
     /// Empty, until the first [`Snapshots::apply`]; at most `limit` bytes are loaded.
     pub fn new(served: Served, limit: u64) -> Self {
-        let writer =
-            Writer { sets: served.sets.clone(), tombstones: HashMap::new(), remembered: 0 };
+        let writer = Writer {
+            sets: served.sets.clone(),
+            tombstones: HashMap::new(),
+            remembered: 0,
+            loading: None,
+        };
         let inner = Inner {
             newest: ArcSwap::from_pointee(Snapshot::empty(served.into())),
             ready: false.into(),
@@ -120,8 +126,8 @@ impl Snapshots {
         self.inner.changes.subscribe()
     }
 
-    /// Takes in what the follower brought and publishes the next snapshot. Where that would need
-    /// more memory than the limit, the snapshot stays as it is.
+    /// Takes in what the follower brought and publishes the next snapshot, a whole table with its last
+    /// part. Where that would need more memory than the limit, the snapshot stays as it is.
     pub async fn apply(&self, changes: Changes) -> Result<(), OverMemory> {
         let inner = self.inner.clone();
         match tokio::task::spawn_blocking(move || inner.apply(changes)).await {
@@ -153,11 +159,14 @@ impl Inner {
         let mut writer = self.writer();
         let old = self.newest.load_full();
         let events = !changes.whole && self.changes.receiver_count() > 0;
-        let mut next = if changes.whole {
-            (writer.tombstones, writer.remembered) = (HashMap::new(), 0);
-            Snapshot { chunks: Vec::new(), computed: 0, count: 0, ..old.copy() }
-        } else {
-            old.copy()
+        let loading = writer.loading.take().filter(|_| !changes.part.begins());
+        let mut next = match loading {
+            _ if !changes.whole => old.copy(),
+            Some(loading) => loading,
+            None => {
+                (writer.tombstones, writer.remembered) = (HashMap::new(), 0);
+                Snapshot { chunks: Vec::new(), computed: 0, count: 0, ..old.copy() }
+            }
         };
         next.version = changes.version;
         next.at = Some(Utc::now());
@@ -165,7 +174,8 @@ impl Inner {
         let (mut dead, mut fresh): (BTreeMap<usize, Vec<usize>>, Vec<Row>) = Default::default();
         for row in newest_of_each(changes.rows) {
             let version = Version::of(&row);
-            let place = next.find(row.image_id.as_str());
+            // No image of a whole table comes twice.
+            let place = (!changes.whole).then(|| next.find(row.image_id.as_str())).flatten();
             let known = place.map(|p| next.chunks[p.chunk].body.version(p.row));
             let known = known.as_ref().or_else(|| writer.tombstones.get(&row.image_id));
             if known.is_some_and(|known| *known >= version) {
@@ -200,6 +210,20 @@ impl Inner {
         }
         next.chunks.par_extend(pieces.into_par_iter().map(|rows| Chunk::of(&rows, &keys)));
         next.computed += tidy(&mut next.chunks, &writer.sets);
+        if !changes.part.ends() {
+            next.count = next.chunks.iter().map(|chunk| chunk.count).sum();
+            next.memory().within(self.limit)?;
+            writer.loading = Some(next);
+            return Ok(());
+        }
+        if changes.part == Part::Last {
+            // What is served may have been changed since the first part.
+            let now = self.newest.load();
+            (next.served, next.serial) = (now.served.clone(), now.serial);
+            for chunk in &mut next.chunks {
+                next.computed += complete(chunk, &writer.sets, &mut HashMap::new());
+            }
+        }
         self.publish(next)?;
         self.ready.store(true, Ordering::Release);
         let newest = self.newest.load();
@@ -246,18 +270,8 @@ impl Inner {
         }
         let mut writer = self.writer();
         let mut next = self.newest.load_full().copy();
-        let keys = served.keys();
         for chunk in &mut next.chunks {
-            for set in &served.sets {
-                if chunk.statistics.contains_key(&set.key) {
-                    continue;
-                }
-                let name = (Arc::as_ptr(&chunk.body), set.key.clone());
-                let column = columns.remove(&name).unwrap_or_else(|| column(chunk, set));
-                chunk.statistics.insert(set.key.clone(), column);
-                next.computed += chunk.count;
-            }
-            chunk.statistics.retain(|key, _| keys.contains(key));
+            next.computed += complete(chunk, &served.sets, &mut columns);
         }
         let sets = served.sets.clone();
         next.served = served.into();
@@ -300,6 +314,26 @@ fn fill(rows: &mut [Row], sets: &[Arc<EmbeddedSet>]) -> usize {
         computed
     };
     rows.par_iter_mut().filter_map(|row| row.image.as_mut()).map(one).sum()
+}
+
+/// Columns of statistics by the chunk and the set that they are of.
+type Columns = HashMap<(*const Body, StatisticsKey), Arc<[Statistics]>>;
+
+/// Has a chunk carry the statistics of exactly `sets`: what it lacks is taken from `columns`, or computed; how
+/// many that were.
+fn complete(chunk: &mut Chunk, sets: &[Arc<EmbeddedSet>], columns: &mut Columns) -> usize {
+    let mut computed = 0;
+    for set in sets {
+        if chunk.statistics.contains_key(&set.key) {
+            continue;
+        }
+        let name = (Arc::as_ptr(&chunk.body), set.key.clone());
+        let column = columns.remove(&name).unwrap_or_else(|| column(chunk, set));
+        chunk.statistics.insert(set.key.clone(), column);
+        computed += chunk.count;
+    }
+    chunk.statistics.retain(|key, _| sets.iter().any(|set| set.key == *key));
+    computed
 }
 
 /// Statistics of a set for every live row of a chunk.
@@ -347,7 +381,8 @@ mod tests {
     use crate::search::testing::{embedding, row, served, set};
 
     async fn apply(snapshots: &Snapshots, version: u64, rows: Vec<Row>) -> Vec<String> {
-        let changes = Changes { version, whole: version == 1, rows, statistics: Vec::new() };
+        let part = Part::All;
+        let changes = Changes { version, whole: version == 1, part, rows, statistics: Vec::new() };
         snapshots.apply(changes).await.unwrap();
         let newest = snapshots.newest();
         let mut ids = Vec::new();
@@ -472,12 +507,50 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_whole_table_comes_in_parts_and_is_served_once_all_are_there() {
+        let (one, two) = (set("one", 8), set("two", 8));
+        let snapshots = Snapshots::new(served(vec![one.clone()]), u64::MAX);
+        apply(&snapshots, 1, vec![upsert("gone", 1), upsert("i1", 1)]).await;
+        let part = async |part, ids: std::ops::Range<u64>| {
+            let mut rows: Vec<Row> = ids.clone().map(|i| upsert(&format!("i{i}"), 9)).collect();
+            rows.push(row(&format!("deleted-{}", ids.start), 9, None));
+            let changes = Changes { version: 5, whole: true, part, rows, statistics: Vec::new() };
+            snapshots.apply(changes).await.unwrap();
+            (snapshots.newest().version, snapshots.newest().len())
+        };
+        assert_eq!(part(Part::First, 0..50).await, (1, 2), "one that was broken off");
+        assert_eq!(part(Part::First, 0..100).await, (1, 2));
+        // What is served changes meanwhile.
+        let next = Served { revision: 7, ..served(vec![two.clone()]) };
+        snapshots.adopt(next, &|_, _| {}).unwrap();
+        let serial = snapshots.newest().serial;
+        assert_eq!(part(Part::Middle, 100..200).await, (1, 2));
+        assert_eq!(part(Part::Last, 200..300).await, (5, 300));
+        let newest = snapshots.newest();
+        assert_eq!((newest.served.revision, newest.serial), (7, serial + 1));
+        for (entry, embedding) in newest.images() {
+            let id = entry.image_id.as_str();
+            assert_eq!(newest.statistics(id, &two.key), two.statistics(&embedding), "{id}");
+            assert!(newest.statistics(id, &one.key).is_none());
+        }
+        // Deletes of every part are remembered.
+        let late = (0..300).step_by(100).map(|i| upsert(&format!("deleted-{i}"), 8)).collect();
+        assert_eq!(apply(&snapshots, 6, late).await.len(), 300);
+    }
+
+    #[tokio::test]
     async fn what_does_not_fit_is_refused_with_figures_and_what_fits_is_served() {
         let snapshots = Snapshots::new(served(Vec::new()), 4 << 20);
         apply(&snapshots, 1, vec![upsert("a", 1)]).await;
         let many = (0..2000).map(|i| row(&format!("i{i}"), 1, Some(embedding(i, 1024)))).collect();
         let refused = snapshots
-            .apply(Changes { version: 2, whole: false, rows: many, statistics: Vec::new() })
+            .apply(Changes {
+                version: 2,
+                whole: false,
+                part: Part::All,
+                rows: many,
+                statistics: Vec::new(),
+            })
             .await;
         let refused = refused.unwrap_err();
         assert_eq!((refused.images, refused.limit_mib), (2001, 4));

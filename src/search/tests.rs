@@ -12,7 +12,7 @@ use super::snapshot::Snapshot;
 use super::snapshots::Snapshots;
 use super::testing::{embedding, row, served, set};
 use crate::normalise::{Balance, Normaliser};
-use crate::table::Changes;
+use crate::table::{Changes, Part};
 
 /// L of the test's prompt sets.
 const L: f32 = 100.0;
@@ -72,7 +72,13 @@ async fn catalogue(rng: &mut ChaCha8Rng, dimension: usize, rows: u64) -> Arc<Sna
     };
     let all = (0..rows).map(|i| row(&format!("i{i:05}"), 1, Some(vector(rng)))).collect();
     snapshots
-        .apply(Changes { version: 1, whole: true, rows: all, statistics: Vec::new() })
+        .apply(Changes {
+            version: 1,
+            whole: true,
+            part: Part::All,
+            rows: all,
+            statistics: Vec::new(),
+        })
         .await
         .unwrap();
     // Updates, deletions and new images, in commits of their own.
@@ -84,7 +90,7 @@ async fn catalogue(rng: &mut ChaCha8Rng, dimension: usize, rows: u64) -> Arc<Sna
         });
         let rows = some.collect();
         snapshots
-            .apply(Changes { version, whole: false, rows, statistics: Vec::new() })
+            .apply(Changes { version, whole: false, part: Part::All, rows, statistics: Vec::new() })
             .await
             .unwrap();
     }

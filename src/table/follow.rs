@@ -1,23 +1,28 @@
 //! Following the table: everything at first, then each commit as it comes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use deltalake_core::kernel::Action;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 
 use super::file::{self, Unread};
+use super::keys::Keys;
 use super::log::{Kind, Log, object_path};
 use super::state::Generation;
 use super::statistics::{self, Backfilled};
 use super::{TableError, schema};
 use crate::record::Row;
+use crate::retry::{Decide, Verdict};
 use crate::statistics::StatisticsKey;
 use crate::store::Store;
 
 /// Files read at one time by a fresh reader.
 const CONCURRENT_FILES: usize = 8;
+/// Bytes of files whose rows are handed out at one time while a whole table is read, but one file at least;
+/// in memory rows take several times as much.
+const PART_BYTES: u64 = 256 << 20;
 /// A reader that sees no next commit for this long asks whether the log was cleaned up behind it.
 const RESYNC_AFTER: Duration = Duration::from_secs(60);
 
@@ -28,11 +33,47 @@ pub struct Changes {
     pub version: u64,
     /// Whether `rows` are the whole table instead of what is new.
     pub whole: bool,
+    /// Which part of it.
+    pub part: Part,
     /// Rows in no particular order: versions decide.
     pub rows: Vec<Row>,
     /// Statistics that were computed meanwhile for rows that were handed out before. Each counts
     /// only for exactly the version that it names.
     pub statistics: Vec<(StatisticsKey, Vec<Backfilled>)>,
+}
+
+/// A part of what came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    All,
+    /// Others follow at once, of other images.
+    First,
+    /// The same, after others.
+    Middle,
+    /// The last of several.
+    Last,
+}
+
+impl Part {
+    /// Whether nothing of it is left.
+    pub fn ends(self) -> bool {
+        matches!(self, Self::All | Self::Last)
+    }
+
+    /// Whether nothing of it came before.
+    pub fn begins(self) -> bool {
+        matches!(self, Self::All | Self::First)
+    }
+
+    fn of(begins: bool, ends: bool) -> Self {
+        match (begins, ends) {
+            (true, true) => Self::All,
+            (true, false) => Self::First,
+            (false, false) => Self::Middle,
+            (false, true) => Self::Last,
+        }
+    }
 }
 
 /// Reads the tables of one generation, from the beginning on: images first, then statistics.
@@ -45,6 +86,21 @@ pub struct Follower {
     /// Version up to which everything was handed out.
     seen: Option<u64>,
     last_commit: Instant,
+    /// A whole table of which parts are to be handed out yet.
+    reading: Option<Whole>,
+    part_bytes: u64,
+}
+
+/// A whole table that is handed out in parts.
+struct Whole {
+    version: u64,
+    /// Files and which of their rows are the newest of their images; none: all that are there.
+    parts: VecDeque<Vec<(Path, Option<Vec<bool>>)>>,
+    /// Files of backfilled statistics, by key and unit.
+    units: HashMap<StatisticsKey, HashMap<String, String>>,
+    begun: bool,
+    done: usize,
+    total: usize,
 }
 
 impl Follower {
@@ -56,6 +112,8 @@ impl Follower {
             backfilled: None,
             seen: None,
             last_commit: Instant::now(),
+            reading: None,
+            part_bytes: PART_BYTES,
         })
     }
 
@@ -65,13 +123,37 @@ impl Follower {
         &mut self,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Option<Changes>, TableError> {
+        let mut all: Option<Changes> = None;
+        while let Some(part) = self.next_part(progress).await? {
+            let ends = part.part.ends();
+            match &mut all {
+                Some(all) if !part.part.begins() => all.rows.extend(part.rows),
+                _ => all = Some(Changes { part: Part::All, ..part }),
+            }
+            if ends {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    /// The same for who need not have a whole table in memory twice: it comes in parts.
+    pub async fn next_part(
+        &mut self,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Option<Changes>, TableError> {
+        if let Some(whole) = self.reading.take() {
+            return self.part(whole, progress).await.map(Some);
+        }
         let Some(seen) = self.seen else {
-            return self.whole(progress).await.map(Some);
+            return self.begin(progress).await.map(Some);
         };
         let version = seen + 1;
         let Some(actions) = self.log.commit(version).await? else {
             if let Some(statistics) = self.next_statistics().await? {
-                let changes = Changes { version: seen, whole: false, rows: Vec::new(), statistics };
+                let rows = Vec::new();
+                let (whole, part) = (false, Part::All);
+                let changes = Changes { version: seen, whole, part, rows, statistics };
                 return Ok(Some(changes));
             }
             return self.behind(seen, progress).await;
@@ -85,7 +167,7 @@ impl Follower {
                     match self.read(&path).await {
                         Ok(more) => rows.extend(more),
                         // Compacted into another file since, and removed: this reader is far behind.
-                        Err(Unread::Missing) => return self.whole(progress).await.map(Some),
+                        Err(Unread::Missing) => return self.begin(progress).await.map(Some),
                         Err(error) => return Err(error.of(&self.log, &add.path)),
                     }
                 }
@@ -93,7 +175,8 @@ impl Follower {
             }
         }
         self.advance(version);
-        Ok(Some(Changes { version, whole: false, rows, statistics: Vec::new() }))
+        let (whole, part) = (false, Part::All);
+        Ok(Some(Changes { version, whole, part, rows, statistics: Vec::new() }))
     }
 
     /// What the next commit of backfilled statistics brings; `None` where there is none. A file that
@@ -113,6 +196,13 @@ impl Follower {
         }
         self.backfilled = Some(version);
         Ok(Some(found))
+    }
+
+    /// Hands a whole table out in parts of so many bytes.
+    #[cfg(test)]
+    pub(super) fn in_parts_of(mut self, bytes: u64) -> Self {
+        self.part_bytes = bytes;
+        self
     }
 
     /// Has the next look find out whether the log was cleaned up, as if a minute had passed.
@@ -139,7 +229,15 @@ impl Follower {
         if images && !self.statistics_behind().await? {
             return Ok(None);
         }
-        self.whole(progress).await.map(Some)
+        self.begin(progress).await.map(Some)
+    }
+
+    async fn begin(
+        &mut self,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Changes, TableError> {
+        let whole = self.whole().await?;
+        self.part(whole, progress).await
     }
 
     /// Whether the log of the backfilled statistics was cleaned up past this reader.
@@ -152,15 +250,17 @@ impl Follower {
         Ok(self.backfill.commit(next).await?.is_none())
     }
 
-    async fn whole(
-        &mut self,
-        progress: &(dyn Fn(usize, usize) + Sync),
-    ) -> Result<Changes, TableError> {
+    /// Begins to hand out the whole table. What is larger than a part is read twice: its keys at first,
+    /// so that no image is in two parts and superseded rows need no memory.
+    async fn whole(&mut self) -> Result<Whole, TableError> {
         self.log.update().await?;
         let version = self.log.version();
         let state = self.log.snapshot()?;
-        let files: Vec<Path> = state.log_data().iter().map(|f| f.object_store_path()).collect();
-        let total = files.len();
+        let files: Vec<(Path, String, u64)> = state
+            .log_data()
+            .iter()
+            .map(|f| (f.object_store_path(), f.path().into_owned(), f.size().unsigned_abs()))
+            .collect();
         // After the images: a unit that compaction has folded into the rows since is not missed.
         let mut units: HashMap<StatisticsKey, HashMap<String, String>> = HashMap::new();
         self.backfilled = None;
@@ -170,29 +270,97 @@ impl Follower {
                 units.entry(file.key).or_default().insert(unit, file.path);
             }
         }
-        let (this, units) = (&*self, &units);
-        let mut reads = stream::iter(files)
-            .map(|path| async move {
-                let mut rows =
-                    this.read(&path).await.map_err(|e| e.of(&this.log, path.as_ref()))?;
-                for (key, of) in units {
+        let large = files.iter().map(|(_, _, size)| size).sum::<u64>() > self.part_bytes;
+        let mut masks = if large {
+            let named = files.iter().map(|(_, path, size)| (path.clone(), *size)).collect();
+            let keys = Keys::read(&self.log, named).boxed().await?;
+            keys.kept_among_themselves().masks.into_iter().map(Some).collect()
+        } else {
+            vec![None; files.len()]
+        };
+        let total = files.len();
+        let mut parts = VecDeque::from([Vec::new()]);
+        let mut bytes = 0;
+        for ((path, _, size), mask) in files.into_iter().zip(masks.drain(..)) {
+            if bytes > 0 && bytes + size > self.part_bytes {
+                parts.push_back(Vec::new());
+                bytes = 0;
+            }
+            bytes += size;
+            if let Some(part) = parts.back_mut() {
+                part.push((path, mask));
+            }
+        }
+        Ok(Whole { version, parts, units, begun: false, done: 0, total })
+    }
+
+    /// The next part of a whole table. Where it cannot be read, it is tried again at the next call; where
+    /// a file is gone, the newest table is begun.
+    async fn part(
+        &mut self,
+        mut whole: Whole,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Changes, TableError> {
+        let files = whole.parts.pop_front().unwrap_or_default();
+        // Boxed, or the compiler does not see that it may be sent to another thread.
+        match self.rows_of(&whole, &files, progress).boxed().await {
+            Ok(rows) => {
+                whole.done += files.len();
+                let first = !std::mem::replace(&mut whole.begun, true);
+                let (version, last) = (whole.version, whole.parts.is_empty());
+                if last {
+                    self.advance(version);
+                } else {
+                    self.reading = Some(whole);
+                }
+                let part = Part::of(first, last);
+                Ok(Changes { version, whole: true, part, rows, statistics: Vec::new() })
+            }
+            Err(error) => {
+                if error.verdict() == Verdict::Retry {
+                    whole.parts.push_front(files);
+                    self.reading = Some(whole);
+                } else {
+                    self.seen = None;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn rows_of(
+        &self,
+        whole: &Whole,
+        files: &[(Path, Option<Vec<bool>>)],
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Vec<Row>, TableError> {
+        let mut reads = stream::iter(0..files.len())
+            .map(|file| async move {
+                let (path, mask) = &files[file];
+                let mut rows = self.read(path).await.map_err(|e| e.of(&self.log, path.as_ref()))?;
+                if let Some(mask) = mask {
+                    if mask.len() != rows.len() {
+                        return Err(self.corrupt(path.as_ref(), "has other rows now".into()));
+                    }
+                    let mut kept = mask.iter();
+                    rows.retain(|_| kept.next().is_some_and(|kept| *kept));
+                }
+                for (key, of) in &whole.units {
                     if let Some(file) = of.get(&statistics::unit(key, path.as_ref())) {
-                        let found = statistics::read(&this.backfill, file).await?;
+                        let found = statistics::read(&self.backfill, file).await?;
                         statistics::attach(&mut rows, key, &statistics::by_version(found));
                     }
                 }
                 Ok::<_, TableError>(rows)
             })
             .buffer_unordered(CONCURRENT_FILES);
-        let (mut rows, mut done) = (Vec::new(), 0);
+        let (mut rows, mut done) = (Vec::new(), whole.done);
         while let Some(more) = reads.try_next().await? {
             rows.extend(more);
             done += 1;
-            progress(done, total);
+            progress(done, whole.total);
         }
-        drop(reads);
-        self.advance(version);
-        Ok(Changes { version, whole: true, rows, statistics: Vec::new() })
+        Ok(rows)
     }
 
     fn advance(&mut self, version: u64) {

@@ -19,6 +19,7 @@ mod compact;
 mod file;
 mod follow;
 mod inventory;
+mod keys;
 mod lease;
 mod log;
 mod overview;
@@ -41,7 +42,7 @@ use serde::{Deserialize, Serialize};
 
 pub use backfill::{Coverage, Pending, Stored, Survey};
 pub use compact::{Compacted, Compactor, Depth};
-pub use follow::{Changes, Follower};
+pub use follow::{Changes, Follower, Part};
 pub use inventory::{Entry, inventory};
 pub use lease::Lease;
 pub use overview::{Overview, positions};

@@ -41,10 +41,12 @@ impl Engine {
         let backoff = Backoff { base: Duration::from_millis(200), ..Backoff::times(u32::MAX) };
         let poll = Duration::from_millis(self.options.poll_ms);
         let mut failures = 0;
+        // When the first part of what is being taken in began to be read.
+        let mut begun = None;
         loop {
-            let started = Instant::now();
+            let started = *begun.get_or_insert_with(Instant::now);
             let changes = tokio::select! {
-                changes = follower.next(progress) => changes,
+                changes = follower.next_part(progress) => changes,
                 () = token.cancelled() => return Ok(()),
             };
             self.tidy();
@@ -57,6 +59,7 @@ impl Engine {
             let pause = match changes {
                 Ok(Some(changes)) => {
                     failures = 0;
+                    begun = begun.filter(|_| !changes.part.ends());
                     match self.take_in(changes, started).await {
                         Ok(()) => continue,
                         Err(refused) if !self.snapshots.ready() => return Err(refused.into()),
@@ -68,7 +71,7 @@ impl Engine {
                     }
                 }
                 Ok(None) => {
-                    failures = 0;
+                    (failures, begun) = (0, None);
                     poll
                 }
                 Err(error) if error.verdict() == Verdict::Fatal && !self.snapshots.ready() => {
@@ -98,9 +101,13 @@ impl Engine {
     /// Applies what commits brought since the last time, which began to be read at `started`.
     async fn take_in(&self, changes: Changes, started: Instant) -> Result<(), OverMemory> {
         let (version, rows, whole) = (changes.version, changes.rows.len(), changes.whole);
+        let ends = changes.part.ends();
         if let Err(refused) = self.snapshots.apply(changes).await {
             error!(event = event::SNAPSHOT_MEMORY, error = %refused, version, "the snapshot does not grow");
             return Err(refused);
+        }
+        if !ends {
+            return Ok(());
         }
         let images = self.snapshots.newest().len();
         let ms = milliseconds(started.elapsed());

@@ -166,7 +166,9 @@ impl World {
                 keep_newest(&mut wanted, row.clone());
             }
         }
-        let mut fresh = Follower::open(&self.store, &generation()).await.unwrap();
+        // A whole table of some files comes in some parts.
+        let fresh = Follower::open(&self.store, &generation()).await.unwrap();
+        let mut fresh = fresh.in_parts_of(self.rng.random_range(1..40_000));
         let mut found = BTreeMap::new();
         for row in fresh.next(&|_, _| {}).await.unwrap().unwrap().rows {
             keep_newest(&mut found, row);

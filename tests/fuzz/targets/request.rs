@@ -12,7 +12,7 @@ use bsap::normalise::Normaliser;
 use bsap::prompts::PromptSet;
 use bsap::record::{AttributeType, AttributeTypes, Embedding, Image, ImageId, Row, Sequence};
 use bsap::search::{Engine, Options, Query, Route, Served};
-use bsap::table::{Changes, Serving};
+use bsap::table::{Changes, Part, Serving};
 use image::RgbImage;
 use libfuzzer_sys::fuzz_target;
 
@@ -80,6 +80,7 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
     let changes = Changes {
         version: 1,
         whole: true,
+        part: Part::All,
         rows: (0..50).map(row).collect(),
         statistics: Vec::new(),
     };

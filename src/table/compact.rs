@@ -6,8 +6,6 @@
 //! commits against, that every input is still there; so two compactors never double a row, and an
 //! append in between costs no more than another attempt.
 
-mod keys;
-
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
@@ -20,9 +18,8 @@ use object_store::path::Path;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use keys::{Kept, Keys};
-
 use super::file::{self, FileWriter};
+use super::keys::{Kept, Keys};
 use super::log::Log;
 use super::state::Generation;
 use super::statistics::{self, StatisticsTable, UnitFile};
@@ -93,6 +90,11 @@ struct Input {
 /// Files to be rewritten as one, by index.
 type Job = Vec<usize>;
 
+/// Files as [`Keys::read`] wants them.
+fn named(inputs: &[Input]) -> Vec<(String, u64)> {
+    inputs.iter().map(|input| (input.path.clone(), input.size)).collect()
+}
+
 impl Compactor {
     /// Opens the table of `generation`; `Missing` where there is none. A commit is tried `attempts`
     /// times.
@@ -126,7 +128,7 @@ impl Compactor {
         let mut done = Compacted::default();
         if depth == Depth::Deep {
             let inputs = self.inputs().await?;
-            let keys = Keys::read(&self.log, &inputs).await?;
+            let keys = Keys::read(&self.log, named(&inputs)).await?;
             let chosen = keys.stale(&self.options, now);
             let jobs = cut(&self.options, &sizes(&inputs), chosen);
             self.work(&inputs, jobs, Some(&keys), now, &mut done, progress, token).await?;
@@ -186,7 +188,7 @@ impl Compactor {
             let kept = match keys {
                 Some(keys) => keys.kept(&job, &self.options, now),
                 // Nothing is known of other files: tombstones stay.
-                None => Keys::read(&self.log, &files).await?.kept_among_themselves(),
+                None => Keys::read(&self.log, named(&files)).await?.kept_among_themselves(),
             };
             let units = match &mut backfill {
                 None => Vec::new(),

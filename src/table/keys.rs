@@ -6,11 +6,10 @@ use chrono::{DateTime, Utc};
 use deltalake_core::parquet::arrow::ProjectionMask;
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::{Input, Job};
+use super::log::Log;
+use super::upkeep::Options;
+use super::{TableError, file, schema};
 use crate::record::Version;
-use crate::table::log::Log;
-use crate::table::upkeep::Options;
-use crate::table::{TableError, file, schema};
 
 /// Files whose keys are read at one time.
 const CONCURRENT_FILES: usize = 8;
@@ -41,10 +40,12 @@ struct Newest {
 }
 
 impl Keys {
-    pub async fn read(log: &Log, inputs: &[Input]) -> Result<Self, TableError> {
-        let mut reads =
-            stream::iter(inputs).map(|input| file_keys(log, input)).buffered(CONCURRENT_FILES);
-        let mut keys = Self { rows: Vec::with_capacity(inputs.len()), images: Vec::new() };
+    /// Of files by their path and size.
+    pub async fn read(log: &Log, files: Vec<(String, u64)>) -> Result<Self, TableError> {
+        let mut keys = Self { rows: Vec::with_capacity(files.len()), images: Vec::new() };
+        let mut reads = stream::iter(files)
+            .map(|(path, size)| file_keys(log, path, size))
+            .buffered(CONCURRENT_FILES);
         let mut indices: HashMap<String, u32> = HashMap::new();
         while let Some(found) = reads.try_next().await? {
             let file = keys.rows.len() as u32;
@@ -93,7 +94,7 @@ impl Keys {
     }
 
     /// What stays of the files of `job` when every row of the table is known.
-    pub fn kept(&self, job: &Job, options: &Options, now: DateTime<Utc>) -> Kept {
+    pub fn kept(&self, job: &[usize], options: &Options, now: DateTime<Utc>) -> Kept {
         let mut kept = Kept { masks: Vec::new(), superseded: 0, tombstones: 0 };
         for file in job {
             let mask = (0..self.rows[*file].len()).map(|row| {
@@ -126,13 +127,15 @@ impl Keys {
 }
 
 /// Image and version of every row of a file, without its embeddings.
-async fn file_keys(log: &Log, input: &Input) -> Result<Vec<(String, Version)>, TableError> {
-    let corrupt = |reason: String| TableError::Corrupt {
-        file: format!("{}/{}", log.place, input.path),
-        reason,
-    };
+async fn file_keys(
+    log: &Log,
+    path: String,
+    size: u64,
+) -> Result<Vec<(String, Version)>, TableError> {
+    let corrupt =
+        |reason: String| TableError::Corrupt { file: format!("{}/{path}", log.place), reason };
     let failed = |e: deltalake_core::parquet::errors::ParquetError| log.error(e.into());
-    let builder = file::columns(log, &input.path, input.size).await.map_err(failed)?;
+    let builder = file::columns(log, &path, size).await.map_err(failed)?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), schema::KEYS);
     let mut batches = builder.with_projection(mask).build().map_err(failed)?;
     let mut keys = Vec::new();
