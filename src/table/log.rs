@@ -184,10 +184,9 @@ impl Log {
         self.store().object_store(None)
     }
 
-    /// Loads the newest snapshot. Where that fails, the next commit alone may still be loaded: who
+    /// Loads the newest snapshot. Where that fails, the next commits may still be loaded one by one: who
     /// tries again has a shorter way then, however long it was.
     pub async fn update(&mut self) -> Result<(), TableError> {
-        let next = self.version() + 1;
         let updated = match self.table.update_state().await {
             // The log was cleaned up past the snapshot that this one would build on.
             Err(DeltaTableError::InvalidVersion(_)) => {
@@ -195,8 +194,13 @@ impl Log {
                 self.table.load().await
             }
             Err(error) => {
-                // Its own fault says nothing new.
-                let _ = self.table.update_incremental(Some(next)).await;
+                // One fault more says nothing new.
+                let mut faults = 0;
+                while faults < 2 {
+                    let before = self.version();
+                    let _ = self.table.update_incremental(Some(before + 1)).await;
+                    faults += usize::from(self.version() == before);
+                }
                 Err(error)
             }
             Ok(()) => Ok(()),

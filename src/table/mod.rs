@@ -164,6 +164,18 @@ impl Decide for TableError {
     }
 }
 
+impl TableError {
+    /// Whether a commit did not go through, as when another one was first.
+    fn is_commit(&self) -> bool {
+        let Self::Delta { source, .. } = self else { return false };
+        let source = &**source;
+        matches!(
+            source,
+            DeltaTableError::Transaction { .. } | DeltaTableError::VersionAlreadyExists(_)
+        )
+    }
+}
+
 fn delta_verdict(error: &DeltaTableError) -> Verdict {
     match error {
         DeltaTableError::ObjectStore { source } => crate::store::verdict(source),

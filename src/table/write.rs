@@ -149,6 +149,7 @@ impl Writer {
 
     /// Commits `batches`, each partition at most once. Rows before the expected position are stored
     /// already, and are left out: another worker may have come further than what had gathered here.
+    /// Attempts that came further do not count, as in [`Writer::position`].
     pub async fn append(&mut self, batches: Vec<PartitionBatch>) -> Result<Committed, TableError> {
         let mut staged = Vec::with_capacity(batches.len());
         for mut batch in batches {
@@ -159,9 +160,9 @@ impl Writer {
         let mut fenced = Vec::new();
         let base = self.log.version();
         let backoff = self.backoff();
-        let mut last = String::new();
         let mut landed = Vec::new();
-        for attempt in 0..self.attempts {
+        let (mut attempt, mut idle, mut reached) = (0, 0, None);
+        loop {
             match self.attempt(&mut staged, &mut fenced, &mut landed, base).await {
                 Ok(version) => {
                     let all = || landed.iter().chain(&staged);
@@ -173,15 +174,28 @@ impl Writer {
                     });
                 }
                 Err(error) if error.verdict() == Verdict::Retry => {
-                    last = error.to_string();
+                    let now = Some((self.log.version(), self.known, self.unread, landed.len()));
+                    if std::mem::replace(&mut reached, now) != now {
+                        idle = 0;
+                        // Others commit meanwhile: who is behind must be faster. Who met them waits longer.
+                        if !error.is_commit() {
+                            attempt = 0;
+                        }
+                    }
+                    idle += 1;
+                    let last = error.to_string();
+                    if idle >= self.attempts {
+                        let (place, attempts) = (self.log.place.clone(), self.attempts);
+                        return Err(TableError::Exhausted { place, attempts, last });
+                    }
                     info!(event = event::COMMIT_CONFLICT, attempt, reason = %last, "commit did not go through; looking again");
                     self.refreshed = None;
                     tokio::time::sleep(backoff.pause(attempt)).await;
+                    attempt += 1;
                 }
                 Err(error) => return Err(error),
             }
         }
-        Err(TableError::Exhausted { place: self.log.place.clone(), attempts: self.attempts, last })
     }
 
     /// One attempt: reconcile what is staged with what is stored, then commit what is left.

@@ -20,6 +20,8 @@ pub enum Fault {
     Before(usize),
     /// Every so many writes, after the store has done it.
     After(usize),
+    /// One read in so many, scattered.
+    Reads(usize),
     /// Everything from this write or delete on, as when the process is killed before it.
     Crash(usize),
     /// The same, but this one write is still done.
@@ -61,6 +63,7 @@ impl Faulty {
         let (fails, done) = match self.kind {
             Fault::Before(period) => (call.is_multiple_of(period), false),
             Fault::After(period) => (call.is_multiple_of(period), true),
+            Fault::Reads(_) => (false, true),
             Fault::Crash(at) => (call >= at, false),
             Fault::CrashAfter(at) => (call >= at, call == at),
         };
@@ -68,12 +71,22 @@ impl Faulty {
         (fails, done)
     }
 
+    fn read_fails(&self) -> bool {
+        let Fault::Reads(period) = self.kind else { return false };
+        if !self.armed.load(Ordering::SeqCst) {
+            return false;
+        }
+        // A fixed rhythm could meet the same step each time.
+        let call = self.calls.fetch_add(1, Ordering::SeqCst) as u64;
+        (call.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32).is_multiple_of(period as u64)
+    }
+
     /// Whether the process is dead.
     fn crashed(&self) -> bool {
         match self.kind {
             Fault::Crash(at) => self.calls.load(Ordering::SeqCst) > at,
             Fault::CrashAfter(at) => self.calls.load(Ordering::SeqCst) > at,
-            Fault::Before(_) | Fault::After(_) => false,
+            Fault::Before(_) | Fault::After(_) | Fault::Reads(_) => false,
         }
     }
 }
@@ -113,7 +126,7 @@ impl ObjectStore for Faulty {
         self.inner.put_multipart_opts(path, options).await
     }
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        if self.crashed() {
+        if self.crashed() || self.read_fails() {
             return Err(fault());
         }
         self.inner.get_opts(path, options).await

@@ -171,6 +171,21 @@ async fn rows_before_the_expected_position_are_not_stored_once_more() {
     assert_eq!(writer.position(&partition(0)).await.unwrap(), Some(8));
 }
 
+/// A worker is behind another one and its store fails now and then: attempts that come further do not count.
+#[tokio::test]
+async fn a_commit_lands_however_far_behind_its_writer_is() {
+    let memory = Arc::new(InMemory::new());
+    let faulty = Arc::new(Faulty::over(memory.clone(), Fault::Reads(5)));
+    let mut late = Writer::open(&Store::wrap(faulty.clone()), &generation(), 10).await.unwrap();
+    let mut other = Writer::open(&Store::wrap(memory), &generation(), 3).await.unwrap();
+    for i in 0..60 {
+        other.append(vec![batch(1, (i > 0).then_some(i), i..i + 1)]).await.unwrap();
+    }
+    faulty.armed.store(true, AtomicOrdering::SeqCst);
+    let done = late.append(vec![batch(0, None, 0..3)]).await.unwrap();
+    assert_eq!((done.version, done.rows), (61, 3));
+}
+
 #[tokio::test]
 async fn only_the_prefix_that_is_stored_is_dropped() {
     let store = Store::memory();
