@@ -227,8 +227,8 @@ test('what is said of an image is of the query that found it', async () => {
   assert.ok(await page.locator(one('more')).isDisabled()); // there are no pages of the new query yet
   await page.locator(`${one('column-balanced')} [data-image-id="${id}"] ${one('mark-wrong')}`).click();
   await has(page, 'toast', /is wrong for “a white kite”/);
-  await page.unroute('**/v1/search');
   await Promise.all(held.map((route) => route.continue()));
+  await page.unroute('**/v1/search');
   await page.waitForSelector('#results[aria-busy="false"]');
   assert.ok(await page.locator(one('more')).isEnabled());
   const said = stored(`${demo}/catalogue/feedback`).filter((one) => one.image_id === id && one.text === 'a white kite');
