@@ -120,7 +120,7 @@ impl Options {
 }
 
 /// Stands for the name of a header that is no UTF-8.
-pub const UNREADABLE: &str = "\u{fffd}";
+const UNREADABLE: &str = "\u{fffd}";
 
 /// No broker answered.
 #[derive(Debug, thiserror::Error)]
@@ -201,14 +201,14 @@ pub async fn topic_settings(
         .collect()
 }
 
-/// A message of librdkafka, copied. A header whose name is no UTF-8 is named [`UNREADABLE`]: Kafka takes any
+/// A message of librdkafka, copied. A header whose name is no UTF-8 is named `UNREADABLE`: Kafka takes any
 /// bytes, rdkafka panics at them.
 pub fn owned(message: &BorrowedMessage<'_>) -> Message {
     let header = |headers: &BorrowedHeaders, i| {
-        let read = || headers.try_get(i).map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec)));
+        let value = |value: Option<&[u8]>| value.map(Bytes::copy_from_slice);
+        let read = || headers.try_get(i).map(|h| (h.key.to_owned(), value(h.value)));
         let read = catch_unwind(AssertUnwindSafe(read));
-        let (name, value) = read.unwrap_or_else(|_| Some((UNREADABLE.to_owned(), None)))?;
-        Some((name, value.map(Bytes::from)))
+        read.unwrap_or_else(|_| Some((UNREADABLE.to_owned(), None)))
     };
     let headers = message.headers().map_or_else(Vec::new, |headers| {
         (0..headers.count()).filter_map(|i| header(headers, i)).collect()

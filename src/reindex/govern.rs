@@ -10,6 +10,7 @@ use tracing::info;
 
 use super::{Gap, ReindexError};
 use crate::normalise::{Normaliser, Scale};
+use crate::statistics::StatisticsKey;
 use crate::store::Store;
 use crate::table::{
     Candidate, CatalogueState, Change, Generation, PromptSetRecord, Readers, Report, Serving,
@@ -103,30 +104,17 @@ pub async fn set_candidate(
             && (known.weight, known.lambda) == (weight, lambda)
     };
     let kept = before.filter(|before| answers(&before.serving));
-    let scale = match normaliser {
-        _ if kept.is_some() => Scale::default(),
-        Normaliser::Zscore | Normaliser::Range => {
-            let survey = Stored::open(catalogue, &generation).await?.survey(&set).await?;
-            if survey.live == 0 || survey.statistics.len() < survey.live {
-                return Err(refused(format!(
-                    "{} of {} live images have the statistics of {set}; run `bsap reindex statistics` first, so that the scale is taken from all of them",
-                    survey.statistics.len(),
-                    survey.live
-                )));
-            }
-            Scale::of(normaliser, survey.statistics.into_iter())
-        }
-        Normaliser::Raw | Normaliser::Softmax | Normaliser::Nnn => Scale::default(),
+    let serving = match kept {
+        Some(kept) => kept.serving.clone(),
+        None => Serving {
+            scale: Some(frozen(catalogue, &generation, &set, normaliser).await?),
+            prompt_set: set,
+            normaliser,
+            weight,
+            lambda,
+            calibration: None,
+        },
     };
-    let new = Serving {
-        prompt_set: set,
-        normaliser,
-        weight,
-        lambda,
-        scale: Some(scale),
-        calibration: None,
-    };
-    let serving = kept.map_or(new, |kept| kept.serving.clone());
     let evaluation = wanted.evaluation.clone().or(kept.and_then(|kept| kept.evaluation.clone()));
     let state = states
         .change(by, |mut state| {
@@ -157,6 +145,27 @@ pub async fn set_candidate(
         "a candidate was set"
     );
     Ok(state)
+}
+
+/// Scale constants of a normaliser over the live images of `generation`, as they are now.
+async fn frozen(
+    catalogue: &Store,
+    generation: &Generation,
+    set: &StatisticsKey,
+    normaliser: Normaliser,
+) -> Result<Scale, ReindexError> {
+    if !matches!(normaliser, Normaliser::Zscore | Normaliser::Range) {
+        return Ok(Scale::default());
+    }
+    let survey = Stored::open(catalogue, generation).await?.survey(set).await?;
+    if survey.live == 0 || survey.statistics.len() < survey.live {
+        return Err(ReindexError::Refused(format!(
+            "{} of {} live images have the statistics of {set}; run `bsap reindex statistics` first, so that the scale is taken from all of them",
+            survey.statistics.len(),
+            survey.live
+        )));
+    }
+    Ok(Scale::of(normaliser, survey.statistics.into_iter()))
 }
 
 /// Withdraws the candidate.

@@ -282,8 +282,8 @@ impl Lanes {
     }
 }
 
-/// Does `work`, and repeats the last report meanwhile, `every` so often: who is silent is taken to be gone, and a promotion
-/// would not wait for it.
+/// Does `work`, and repeats the last report meanwhile, `every` so often: who is silent is taken to be
+/// gone, and a promotion would not wait for it.
 async fn while_heard<T>(
     readers: &Readers,
     last: &Report,

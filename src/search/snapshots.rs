@@ -211,8 +211,7 @@ impl Inner {
         next.chunks.par_extend(pieces.into_par_iter().map(|rows| Chunk::of(&rows, &keys)));
         next.computed += tidy(&mut next.chunks, &writer.sets);
         if !changes.part.ends() {
-            next.count = next.chunks.iter().map(|chunk| chunk.count).sum();
-            next.memory().within(self.limit)?;
+            self.fits(&mut next)?;
             writer.loading = Some(next);
             return Ok(());
         }
@@ -280,9 +279,14 @@ impl Inner {
         published
     }
 
-    fn publish(&self, mut next: Snapshot) -> Result<(), OverMemory> {
+    /// Counts what is live, and refuses what needs more memory than the limit.
+    fn fits(&self, next: &mut Snapshot) -> Result<(), OverMemory> {
         next.count = next.chunks.iter().map(|chunk| chunk.count).sum();
-        next.memory().within(self.limit)?;
+        next.memory().within(self.limit)
+    }
+
+    fn publish(&self, mut next: Snapshot) -> Result<(), OverMemory> {
+        self.fits(&mut next)?;
         next.serial += 1;
         self.newest.store(next.into());
         Ok(())

@@ -124,7 +124,18 @@ impl Follower {
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Option<Changes>, TableError> {
         let mut all: Option<Changes> = None;
-        while let Some(part) = self.next_part(progress).await? {
+        loop {
+            let part = match self.next_part(progress).await {
+                Ok(Some(part)) => part,
+                Ok(None) => break,
+                Err(error) => {
+                    // What came before it is lost with `all`: the next call begins anew.
+                    if self.reading.take().is_some() {
+                        self.seen = None;
+                    }
+                    return Err(error);
+                }
+            };
             let ends = part.part.ends();
             match &mut all {
                 Some(all) if !part.part.begins() => all.rows.extend(part.rows),
@@ -271,7 +282,7 @@ impl Follower {
             }
         }
         let large = files.iter().map(|(_, _, size)| size).sum::<u64>() > self.part_bytes;
-        let mut masks = if large {
+        let masks = if large {
             let named = files.iter().map(|(_, path, size)| (path.clone(), *size)).collect();
             let keys = Keys::read(&self.log, named).boxed().await?;
             keys.kept_among_themselves().masks.into_iter().map(Some).collect()
@@ -281,7 +292,7 @@ impl Follower {
         let total = files.len();
         let mut parts = VecDeque::from([Vec::new()]);
         let mut bytes = 0;
-        for ((path, _, size), mask) in files.into_iter().zip(masks.drain(..)) {
+        for ((path, _, size), mask) in files.into_iter().zip(masks) {
             if bytes > 0 && bytes + size > self.part_bytes {
                 parts.push_back(Vec::new());
                 bytes = 0;

@@ -187,6 +187,28 @@ async fn a_commit_lands_however_far_behind_its_writer_is() {
 }
 
 #[tokio::test]
+async fn a_whole_table_is_whole_though_reads_of_its_parts_fail() {
+    let memory = Arc::new(InMemory::new());
+    let mut writer = Writer::open(&Store::wrap(memory.clone()), &generation(), 3).await.unwrap();
+    for i in 0..6 {
+        writer.append(vec![batch(1, (i > 0).then_some(i), i..i + 1)]).await.unwrap();
+    }
+    let faulty = Arc::new(Faulty::over(memory, Fault::Reads(12)));
+    let follower = Follower::open(&Store::wrap(faulty.clone()), &generation()).await.unwrap();
+    let mut follower = follower.in_parts_of(1);
+    faulty.armed.store(true, AtomicOrdering::SeqCst);
+    let mut faults = 0;
+    let found = loop {
+        match follower.next(&|_, _| {}).await {
+            Ok(found) => break found.unwrap(),
+            Err(_) => faults += 1,
+        }
+    };
+    assert!(faults > 0 && found.whole);
+    assert_eq!(found.rows.len(), 6);
+}
+
+#[tokio::test]
 async fn only_the_prefix_that_is_stored_is_dropped() {
     let store = Store::memory();
     let mut old = Writer::open(&store, &generation(), 5).await.unwrap();
