@@ -7,9 +7,9 @@
 mod address;
 mod http;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{self, Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -32,6 +32,9 @@ use crate::telemetry::event;
 /// Buckets for which a client is kept; more than that many sources of images are not expected.
 const MAX_STORES: usize = 256;
 
+/// Hosts and buckets that are remembered as silent; past it they are forgotten, and waited for again.
+const MAX_SILENT: usize = 10_000;
+
 /// How images are fetched.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -53,7 +56,9 @@ pub struct Options {
     pub total_timeout_ms: u64,
     /// Redirects followed for one image.
     pub max_redirects: u32,
-    /// How often a fetch that fails in a way that may pass is tried in all.
+    /// How often a fetch that fails in a way that may pass is tried in all, with growing pauses: 8
+    /// attempts wait 6 s on average, 13 s at most. A host or bucket that failed through all of them
+    /// is tried once per image until it answers again.
     pub attempts: u32,
     /// Requests to one http host at one time.
     pub per_host: usize,
@@ -71,7 +76,7 @@ impl Default for Options {
             timeout_ms: 10_000,
             total_timeout_ms: 60_000,
             max_redirects: 5,
-            attempts: 5,
+            attempts: 8,
             per_host: 32,
             store_options: BTreeMap::new(),
         }
@@ -201,6 +206,8 @@ pub struct Fetcher {
     roots: Vec<PathBuf>,
     http: http::Http,
     stores: Mutex<HashMap<String, Store>>,
+    /// Hosts and buckets that failed through all attempts, and have not answered since.
+    silent: sync::Mutex<HashSet<String>>,
     /// One permit a KiB.
     budget: Arc<Semaphore>,
 }
@@ -222,12 +229,14 @@ impl Fetcher {
             roots,
             http: http::Http::new(options)?,
             stores: Mutex::new(HashMap::new()),
+            silent: sync::Mutex::new(HashSet::new()),
             budget: Arc::new(Semaphore::new(options.budget_mib as usize * 1024)),
             options: options.clone(),
         })
     }
 
-    /// The bytes of an image. Tries again what may pass, as often as configured.
+    /// The bytes of an image. Tries again what may pass, as often as configured, unless its host
+    /// or bucket is known not to answer: a long outage must not hold up the images of others.
     pub async fn fetch(
         &self,
         content: &Content,
@@ -242,19 +251,42 @@ impl Fetcher {
         let on_retry = |attempt: u32, error: &FetchError| {
             debug!(event = event::RETRY, stage = "fetch", attempt, error = %error, "trying again");
         };
-        retry(Backoff::times(self.options.attempts), token, on_retry, || async {
-            self.once(uri, version).await
+        let url = Url::parse(uri).map_err(|e| refused(uri, format!("is not a URI: {e}")))?;
+        let source = url[..url::Position::BeforePath].to_owned();
+        let attempts = if self.silent().contains(&source) { 1 } else { self.options.attempts };
+        let fetched = retry(Backoff::times(attempts), token, on_retry, || async {
+            self.once(uri, version, &url).await
         })
-        .await
+        .await;
+        let may_pass = fetched.as_ref().is_err_and(|error| error.verdict() == Verdict::Retry);
+        let mut silent = self.silent();
+        if !may_pass {
+            silent.remove(&source);
+        } else if !token.is_cancelled() {
+            if silent.len() >= MAX_SILENT {
+                silent.clear();
+            }
+            silent.insert(source);
+        }
+        drop(silent);
+        fetched
     }
 
-    async fn once(&self, uri: &str, version: Option<&str>) -> Result<Fetched, FetchError> {
-        let url = Url::parse(uri).map_err(|e| refused(uri, format!("is not a URI: {e}")))?;
+    fn silent(&self) -> sync::MutexGuard<'_, HashSet<String>> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn once(
+        &self,
+        uri: &str,
+        version: Option<&str>,
+        url: &Url,
+    ) -> Result<Fetched, FetchError> {
         match url.scheme() {
             "data" => self.data(uri),
-            "file" => self.file(uri, &url).await,
+            "file" => self.file(uri, url).await,
             "http" | "https" => {
-                let (response, _turn) = self.http.get(&url).await?;
+                let (response, _turn) = self.http.get(url).await?;
                 let size = response.content_length();
                 let body = response
                     .bytes_stream()
@@ -262,7 +294,7 @@ impl Fetcher {
                 self.collect(uri, size, body).await
             }
             "s3" | "s3a" | "gs" | "az" | "azure" | "abfs" | "abfss" => {
-                self.object(uri, version, &url).await
+                self.object(uri, version, url).await
             }
             other => Err(refused(
                 uri,

@@ -122,6 +122,39 @@ async fn allowed_prefixes_are_fetched_and_redirects_do_not_lead_inside() {
     }
 }
 
+#[tokio::test]
+async fn a_host_that_does_not_answer_is_waited_for_once() {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use axum::http::StatusCode;
+    let (asked, up) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (counted, is_up) = (asked.clone(), up.clone());
+    let app = axum::Router::new().fallback(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(if is_up.load(Ordering::SeqCst) {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        })
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let allow_http = vec![base.clone()];
+    let fetcher = Fetcher::new(&Options { attempts: 3, allow_http, ..Options::default() }).unwrap();
+    let get = async |path: &str| {
+        let before = asked.load(Ordering::SeqCst);
+        let is_there = fetch(&fetcher, &format!("{base}{path}")).await.is_ok();
+        (is_there, asked.load(Ordering::SeqCst) - before)
+    };
+    assert_eq!(get("a.jpg").await, (false, 3));
+    assert_eq!(get("b.jpg").await, (false, 1), "it is known not to answer");
+    up.store(true, Ordering::SeqCst);
+    assert_eq!(get("c.jpg").await, (true, 1));
+    up.store(false, Ordering::SeqCst);
+    assert_eq!(get("d.jpg").await, (false, 3), "it has answered since");
+}
+
 #[test]
 fn messages_do_not_show_signatures() {
     assert_eq!(shorten("https://h/a.jpg?X-Amz-Signature=abc"), "https://h/a.jpg");

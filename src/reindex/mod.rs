@@ -1,5 +1,6 @@
 //! Changing what a served catalogue is measured with: prompt sets, and how it is served.
 
+mod candidate;
 mod claim;
 mod control;
 mod coverage;
@@ -9,11 +10,11 @@ mod reader;
 mod sets;
 mod statistics;
 
+pub use candidate::{Wanted, set_candidate, withdraw_candidate};
 pub use control::{Control, Request};
 pub use coverage::Gap;
 pub use govern::{
-    Promotion, Rules, Standing, Wanted, examine, history, promote, roll_back, set_candidate,
-    wait_for_readers, withdraw_candidate,
+    Promotion, Rules, Standing, examine, history, promote, roll_back, wait_for_readers,
 };
 pub use model::{Missing, set_up, withdraw};
 pub use reader::Reader;
