@@ -219,7 +219,9 @@ pub fn parse(url: &str) -> Result<Url, StoreError> {
         _ => {
             let absolute =
                 std::path::absolute(FilePath::new(url)).map_err(|_| error("is not a path"))?;
-            Url::from_directory_path(absolute).map_err(|()| error("is not a path"))
+            let url = Url::from_directory_path(absolute).map_err(|()| error("is not a path"))?;
+            // Read again, by which `a/../b` becomes `b`: addresses are compared as texts.
+            Url::parse(url.as_str()).map_err(|_| error("is not a path"))
         }
     }
 }
@@ -244,6 +246,12 @@ mod tests {
             let message = Store::open(url, &BTreeMap::new()).unwrap_err().to_string();
             assert!(message.contains("s3://bucket"), "{message}");
         }
+    }
+
+    #[test]
+    fn paths_have_one_address() {
+        assert_eq!(parse("/a/b/../c").unwrap().as_str(), "file:///a/c/");
+        assert_eq!(parse("/a/./c").unwrap().as_str(), "file:///a/c/");
     }
 
     #[test]

@@ -390,7 +390,8 @@ async fn another_models_generation_has_every_image_in_its_newest_version() {
     let missing = async || {
         let types =
             AttributeTypes::from([("colour".to_owned(), bsap::record::AttributeType::Text)]);
-        Missing::of(&store, &house.generation(), &new, &types, folder.path()).await.unwrap()
+        let live = house.generation();
+        Missing::of(&store, &live, &new, &types, folder.path(), None).await.unwrap()
     };
     let wanted = missing().await;
     assert_eq!((wanted.live, wanted.images, wanted.deletes, wanted.inline), (23, 22, 2, 1));

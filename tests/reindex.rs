@@ -20,7 +20,7 @@ use bsap::normalise::Normaliser;
 use bsap::prompts::{ActiveSets, EmbeddedSet, PromptSet};
 use bsap::record::{Ordering, Sequence};
 use bsap::reindex::{
-    Job, Reader, Rules, Wanted, add_set, examine, follow_sets, promote, roll_back, set_candidate,
+    Job, Reader, Rules, Wanted, WayBack, add_set, examine, follow_sets, promote, set_candidate,
     wait_for_readers,
 };
 use bsap::search::{Engine, Engines, Query, Served};
@@ -315,7 +315,8 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
     let standing = wait_for_readers(&store, live.revision, limit, &token).await.unwrap();
     assert_eq!(standing.ready.len(), 2);
     assert_eq!(answer(None).await.unwrap().configuration, "newer");
-    let back = roll_back(&store, "test").await.unwrap();
+    let way = WayBack::of(&store).await.unwrap();
+    let back = way.go(&store, "test").await.unwrap();
     let standing = wait_for_readers(&store, back.revision, limit, &token).await.unwrap();
     assert_eq!(standing.ready.len(), 2);
     assert_eq!(answer(None).await.unwrap().configuration, "initial");

@@ -22,7 +22,7 @@ pub use prompts::{MeasureArgs, PromptsAction, PromptsArgs};
 pub use reconcile::ReconcileArgs;
 pub use reindex::{
     CandidateAction, CandidateArgs, CandidateSetArgs, HistoryArgs, PromoteArgs, ReindexAction,
-    ReindexArgs, ReindexModelArgs, StatisticsArgs,
+    ReindexArgs, ReindexModelArgs, RollbackArgs, StatisticsArgs,
 };
 pub use table::{CompactArgs, StatusArgs, VacuumArgs, VerifyArgs};
 
@@ -100,7 +100,7 @@ impl Cli {
             ("verify", &["table", "upkeep"]),
             ("compact", &["table", "upkeep"]),
             ("vacuum", &["table", "upkeep"]),
-            ("reindex", &["kafka", "source", "attributes", "prompts", "model", "table"]),
+            ("reindex", &["kafka", "source", "attributes", "prompts", "model", "table", "upkeep"]),
             ("candidate", &["table"]),
             ("promote", &["model", "table"]),
             ("rollback", &["table"]),
@@ -150,7 +150,7 @@ pub enum Command {
     /// Make the candidate live
     Promote(PromoteArgs),
     /// Make live again what was live before the last promotion
-    Rollback,
+    Rollback(RollbackArgs),
     /// Print what was changed, when and by whom
     History(HistoryArgs),
     /// Ask a running server, or the table itself

@@ -32,6 +32,9 @@ pub enum ReindexAction {
 
 /// `bsap reindex statistics`.
 #[derive(Debug, Args)]
+#[command(after_long_help = "\
+The model says whose rows: model.checkpoint is the live generation's, or that of the one beside it \
+(`bsap reindex model`), which has prompt sets of its own.")]
 pub struct StatisticsArgs {
     /// Shipped name or path of a TOML file
     #[arg(long, value_name = "NAME|FILE")]
@@ -49,7 +52,9 @@ pub struct StatisticsArgs {
 #[command(after_long_help = "\
 Sets the generation up, then asks for every stored image that it lacks to be embedded again, on \
 source.reindex_topic. Workers with this checkpoint as model.checkpoint do it: start some. Run it again \
-once they are done: it asks for what is still missing, and says what cannot be had.
+once they are done: it asks for what is still missing, and says what cannot be had. With \
+upkeep.tombstone_days, as workers have it, images that the live table may have deleted and forgotten \
+are deleted in the other one too.
 
 Ends with code 1 where stored images cannot be embedded again.")]
 pub struct ReindexModelArgs {
@@ -160,6 +165,21 @@ pub struct PromoteArgs {
     /// dead
     #[arg(long, value_name = "IMAGES", default_value_t = 0)]
     pub allow_missing: u64,
+    /// Folder for sorting, some hundred bytes an image; the system's temporary folder, unless given
+    #[arg(long, value_name = "FOLDER")]
+    pub temp: Option<std::path::PathBuf>,
+}
+
+/// `bsap rollback`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Within a generation it goes back at once. To another model's it first looks whether the workers of that \
+model have kept up: images that it lacks would no longer be found, deleted ones would come back. \
+Where there are any, it says so and asks.")]
+pub struct RollbackArgs {
+    /// Do not look and do not ask: go back at once, and say afterwards what is lacking
+    #[arg(long)]
+    pub yes: bool,
     /// Folder for sorting, some hundred bytes an image; the system's temporary folder, unless given
     #[arg(long, value_name = "FOLDER")]
     pub temp: Option<std::path::PathBuf>,

@@ -20,12 +20,19 @@ const MARGIN: f64 = 4.0;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pixels(pub Vec<u8>);
 
+/// How large a picture becomes before its centre is cut out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resize {
+    /// The short edge has this length, the long one as the picture's shape asks.
+    Short(u32),
+    /// Both edges have this length, whatever the picture's shape.
+    Square(u32),
+}
+
 /// Resizes and crops.
 #[derive(Debug, Clone)]
 pub struct Preprocess {
-    /// Length of the short edge after resizing; none where both edges become `crop`, whatever
-    /// the picture's shape.
-    short: Option<u32>,
+    resize: Resize,
     /// Side of the centre crop.
     crop: u32,
     filter: FilterType,
@@ -45,10 +52,14 @@ impl Preprocess {
         };
         let resized = edge(config.size)?;
         let cropped = config.crop_size.filter(|_| config.do_center_crop != Some(false));
-        let (short, crop) = match (cropped, config.size) {
-            (Some(crop), _) => (Some(resized), edge(crop)?),
-            (None, Size::Exact { .. }) => (None, resized),
-            (None, _) => {
+        let resize = match config.size {
+            Size::Exact { .. } => Resize::Square(resized),
+            Size::Number(_) | Size::Shortest { .. } => Resize::Short(resized),
+        };
+        let crop = match (cropped, resize) {
+            (Some(crop), _) => edge(crop)?,
+            (None, Resize::Square(side)) => side,
+            (None, Resize::Short(_)) => {
                 return Err("neither a crop_size nor a size with height and width is given".into());
             }
         };
@@ -73,7 +84,7 @@ impl Preprocess {
             factor[channel] = config.rescale_factor as f32 / config.image_std[channel];
             shift[channel] = config.image_mean[channel] / config.image_std[channel];
         }
-        Ok(Self { short, crop, filter, factor, shift })
+        Ok(Self { resize, crop, filter, factor, shift })
     }
 
     /// What is done, in words.
@@ -84,13 +95,20 @@ impl Preprocess {
             _ => "Lanczos",
         };
         let crop = self.crop;
-        match self.short {
-            None => format!("{filter} to {crop} × {crop} whatever the shape"),
-            Some(short) => format!("{filter}, short edge to {short}, centre {crop} × {crop}"),
+        match self.resize {
+            Resize::Square(side) if side == crop => {
+                format!("{filter} to {crop} × {crop} whatever the shape")
+            }
+            Resize::Square(side) => {
+                format!("{filter} to {side} × {side} whatever the shape, centre {crop} × {crop}")
+            }
+            Resize::Short(short) => {
+                format!("{filter}, short edge to {short}, centre {crop} × {crop}")
+            }
         }
     }
 
-    /// Resizes the short edge, then crops the centre. Only the part of the picture that the crop
+    /// Resizes, then crops the centre. Only the part of the picture that the crop
     /// shows is resized, so that a very long picture costs no more than a square one.
     pub fn apply(&self, picture: &RgbImage) -> Result<Pixels, ClipError> {
         let (width, height) = picture.dimensions();
@@ -100,10 +118,10 @@ impl Preprocess {
         let long = |edge: u32, side: u32, short: u32| {
             (u64::from(edge) * u64::from(side) / u64::from(short)) as f64
         };
-        let (out_width, out_height) = match self.short {
-            None => (f64::from(self.crop), f64::from(self.crop)),
-            Some(edge) if width <= height => (f64::from(edge), long(edge, height, width)),
-            Some(edge) => (long(edge, width, height), f64::from(edge)),
+        let (out_width, out_height) = match self.resize {
+            Resize::Square(side) => (f64::from(side), f64::from(side)),
+            Resize::Short(edge) if width <= height => (f64::from(edge), long(edge, height, width)),
+            Resize::Short(edge) => (long(edge, width, height), f64::from(edge)),
         };
         let (left, box_left, box_width, across) = self.window(f64::from(width), out_width);
         let (top, box_top, box_height, down) = self.window(f64::from(height), out_height);
@@ -211,8 +229,9 @@ mod tests {
         const SIDE: u32 = 28;
         let filter = FilterType::CatmullRom;
         let (factor, shift) = ([1.0; 3], [0.0; 3]);
-        for short in [None, Some(SIDE), Some(SIDE + 5)] {
-            let preprocess = Preprocess { short, crop: SIDE, filter, factor, shift };
+        let lengths = [SIDE, SIDE + 5];
+        for resize in lengths.map(Resize::Square).into_iter().chain(lengths.map(Resize::Short)) {
+            let preprocess = Preprocess { resize, crop: SIDE, filter, factor, shift };
             for long in 1..260 {
                 for (width, height) in [(long, 3), (3, long), (long, 29)] {
                     let picture = RgbImage::from_pixel(width, height, image::Rgb([10, 128, 250]));
@@ -221,6 +240,33 @@ mod tests {
                     assert_eq!(pixels.0, [10, 128, 250].repeat((SIDE * SIDE) as usize));
                 }
             }
+        }
+    }
+
+    /// As Hugging Face's `CLIPImageProcessor` does it, which squashes to a size of height and width.
+    #[test]
+    fn a_size_of_height_and_width_is_no_short_edge() {
+        let mut stripes = RgbImage::from_pixel(96, 32, image::Rgb([255, 0, 0]));
+        for (x, _, pixel) in stripes.enumerate_pixels_mut() {
+            pixel.0.rotate_right(x as usize / 32);
+        }
+        let first = |size: &str| {
+            let written = format!(
+                r#"{{"size": {size}, "crop_size": {{"height": 32, "width": 32}}, "do_center_crop": true,
+                    "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}}"#
+            );
+            let written: Preprocessor = serde_json::from_str(&written).unwrap();
+            let preprocess = Preprocess::new(&written, 32).unwrap();
+            let pixels = preprocess.apply(&stripes).unwrap();
+            (pixels.0[..3].to_vec(), preprocess.resize)
+        };
+        for (size, colour, resize) in [
+            ("32", [0u8, 255, 0], Resize::Short(32)),
+            (r#"{"shortest_edge": 32}"#, [0, 255, 0], Resize::Short(32)),
+            (r#"{"height": 32, "width": 32}"#, [255, 0, 0], Resize::Square(32)),
+            (r#"{"height": 40, "width": 40}"#, [255, 0, 0], Resize::Square(40)),
+        ] {
+            assert_eq!(first(size), (colour.to_vec(), resize), "{size}");
         }
     }
 }

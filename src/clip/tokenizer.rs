@@ -15,7 +15,7 @@ use super::checkpoint::{Architecture, Config, json};
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     end: End,
-    /// How texts are made plain first, as SigLIP was trained on.
+    /// What becomes of a text first, as SigLIP was trained; CLIP's tokenizer does all by itself.
     plain: Option<Plain>,
 }
 
@@ -59,11 +59,12 @@ impl TextTokenizer {
             Architecture::Siglip if is_plain(folder)? => {
                 let (mut written, _): (serde_json::Value, _) = json(&file)?;
                 let rules = Charsmap::take(&mut written).map_err(wrong)?;
-                (parsed(written.to_string().as_bytes()), Some(Plain { rules }))
+                (parsed(written.to_string().as_bytes()), Some(Plain::Canonical(rules)))
             }
-            _ => {
+            architecture => {
                 let (_, bytes): (IgnoredAny, _) = json(&file)?;
-                (parsed(&bytes), None)
+                let lower = architecture == Architecture::Siglip;
+                (parsed(&bytes), lower.then_some(Plain::Lower))
             }
         };
         let mut tokenizer = tokenizer.map_err(wrong)?;
@@ -135,8 +136,7 @@ impl TextTokenizer {
     }
 }
 
-/// Whether the tokenizer is the one that makes texts plain. SigLIP 2 comes with Gemma's, which does
-/// nothing of the kind.
+/// Whether the tokenizer is the first SigLIP's. SigLIP 2 comes with Gemma's.
 fn is_plain(folder: &Path) -> Result<bool, ClipError> {
     let (config, _): (serde_json::Value, _) = json(&folder.join("tokenizer_config.json"))?;
     Ok(config["tokenizer_class"].as_str().unwrap_or_default().starts_with("SiglipTokenizer"))
@@ -166,20 +166,27 @@ fn padding(
     })
 }
 
-/// What SigLIP's tokenizer does with a text in Python, and SentencePiece with its characters.
-struct Plain {
-    rules: Option<Charsmap>,
+/// What is done with a text before its tokens are looked for.
+enum Plain {
+    /// As SigLIP's tokenizer does it in Python, and SentencePiece with its characters: lower case,
+    /// without ASCII punctuation, normalised by these rules, single spaces.
+    Canonical(Option<Charsmap>),
+    /// Lower case alone. SigLIP 2 was trained so, which Gemma's tokenizer does not know of; the
+    /// `Siglip2Tokenizer` of Hugging Face does the same, character by character.
+    Lower,
 }
 
 impl Plain {
-    /// Lower case, without ASCII punctuation, normalised, single spaces.
     fn apply(&self, text: &str) -> String {
+        let Self::Canonical(rules) = self else {
+            return text.chars().flat_map(char::to_lowercase).collect();
+        };
         // Python takes these for spaces, too; `▁` is how SentencePiece writes one.
         let space = |c: char| c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}' | '\u{2581}');
         let lower = text.to_lowercase();
         let kept: String = lower.chars().filter(|c| !c.is_ascii_punctuation()).collect();
         let spaced = single_spaces(&kept, space);
-        let Some(rules) = &self.rules else { return spaced };
+        let Some(rules) = rules else { return spaced };
         // The rules make spaces of more, such as U+200B.
         single_spaces(&rules.apply(&spaced), |c| c == ' ')
     }
@@ -203,6 +210,23 @@ mod tests {
         }
         for strange in ["赤いマグカップ", "a red кружка", "κούπα", "كوب"] {
             assert!(!tokenizer.knows_script(strange), "{strange}");
+        }
+    }
+
+    #[test]
+    fn texts_of_siglip_2_are_lower_case_and_keep_their_punctuation() {
+        let (fixture, copy) = (Path::new("tests/fixtures/siglip"), tempfile::tempdir().unwrap());
+        let config = std::fs::read(fixture.join("config.json")).unwrap();
+        let config = Config::parse(&config).unwrap();
+        let written = copy.path().join("tokenizer.json");
+        std::fs::copy(fixture.join("tokenizer.json"), written).unwrap();
+        for class in ["GemmaTokenizer", "GemmaTokenizerFast", "Siglip2Tokenizer"] {
+            let written = format!(r#"{{"tokenizer_class": "{class}", "pad_token": "</s>"}}"#);
+            std::fs::write(copy.path().join("tokenizer_config.json"), written).unwrap();
+            let tokenizer = TextTokenizer::load(copy.path(), &config).unwrap();
+            let tokens = |text: &str| tokenizer.tokens(text).unwrap();
+            assert_eq!(tokens("A Red MUG."), tokens("a red mug."), "{class}");
+            assert_ne!(tokens("a red mug."), tokens("a red mug"), "{class}");
         }
     }
 }

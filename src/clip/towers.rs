@@ -1,6 +1,6 @@
 //! A CLIP checkpoint, loaded: both towers on their device.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 use image::RgbImage;
 
@@ -153,8 +153,34 @@ impl Towers for Clip {
     }
 }
 
-/// One number: of shape [] or, as some exports have it, [1].
+/// One number: of shape [] or, as some exports have it, [1]. Whatever the towers compute in, it is not
+/// rounded to that: the logit scale stands in the keys of statistics, which CPU and GPU must agree on.
 fn scalar(tensors: &VarBuilder, name: &str) -> Result<f32> {
-    let tensor = tensors.get((), name).or_else(|_| tensors.get(1, name))?;
-    tensor.to_dtype(DType::F32)?.flatten_all()?.get(0)?.to_scalar()
+    let read = |shape: Shape| {
+        tensors.get_with_hints_dtype(shape, name, candle_nn::Init::default(), DType::F32)
+    };
+    let tensor = read(Shape::from(())).or_else(|_| read(Shape::from(1)))?;
+    tensor.flatten_all()?.get(0)?.to_scalar()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn the_logit_scale_is_not_rounded_to_what_the_towers_compute_in() {
+        // CLIP's: 4.59375 in bf16, 4.6055 in f16.
+        for shape in [Shape::from(()), Shape::from(1)] {
+            let written = Tensor::from_vec(vec![4.6052f32], shape, &Device::Cpu).unwrap();
+            let written = HashMap::from([("logit_scale".to_owned(), written)]);
+            for dtype in [DType::F32, DType::BF16, DType::F16] {
+                let tensors = VarBuilder::from_tensors(written.clone(), dtype, &Device::Cpu);
+                assert_eq!(scalar(&tensors, "logit_scale").unwrap(), 4.6052, "{dtype:?}");
+            }
+        }
+    }
 }

@@ -202,7 +202,7 @@ async fn feedback(store: &Store) -> anyhow::Result<(String, Vec<Asked>, Vec<Stri
 }
 
 /// What is compared: raw first unless it was given, then what was asked for, or what is served and
-/// what may be.
+/// what may be; last, plain CLIP of the generation that is calibrated, where that is another one.
 fn specs(args: &EvaluateArgs, state: Option<&CatalogueState>) -> Result<Vec<Spec>, Failure> {
     let mut specs = args.configurations.clone();
     if specs.is_empty() {
@@ -214,6 +214,10 @@ fn specs(args: &EvaluateArgs, state: Option<&CatalogueState>) -> Result<Vec<Spec
     if !specs.iter().any(Spec::is_raw) {
         specs.insert(0, Spec::raw());
     }
+    if let (Some(calibrated), Some(state)) = (&args.calibrate, state) {
+        let plain = evaluate::plain_for(&specs, calibrated, state);
+        specs.extend(plain);
+    }
     if specs.len() > MAX_CONFIGURATIONS {
         return Err(Failure::usage(format!(
             "--configuration: {} of them, more than {MAX_CONFIGURATIONS}",
@@ -224,8 +228,7 @@ fn specs(args: &EvaluateArgs, state: Option<&CatalogueState>) -> Result<Vec<Spec
 }
 
 fn needs_beside(specs: &[Spec], state: &CatalogueState) -> bool {
-    let elsewhere = state.candidate.as_ref().is_some_and(|c| c.generation != state.live.id);
-    specs.iter().any(|spec| spec.beside || elsewhere && spec.base == Some(Base::Candidate))
+    specs.iter().any(|spec| spec.reads_beside(state))
 }
 
 fn resolve(
@@ -375,12 +378,18 @@ fn calibration(
             report.queries.judged
         ))
     })?;
+    let usual = evaluated.usual(resolver, configurations, place);
+    if usual.is_none() {
+        remark!(
+            "--calibrate: what is usual cannot be told from these queries, so that query workers have nothing to compare with (balance.watch); calibrate with --queries"
+        );
+    }
     Ok(Calibration {
         min_score: found.min_score,
         no_match: found.no_match,
         at: Utc::now(),
         evaluation: report.fingerprint.clone(),
-        usual: evaluated.usual(resolver, configurations, place),
+        usual,
     })
 }
 

@@ -129,7 +129,10 @@ pub fn run(cli: &Cli) -> Done {
         Command::Promote(args) => {
             logged(quiet(load()?), |config, token| promote::promote(args, config, token))
         }
-        Command::Rollback => logged(quiet(load_for_client(cli)?), promote::rollback),
+        Command::Rollback(args) => {
+            let config = quiet(load_for_client(cli)?);
+            logged(config, |config, token| promote::rollback(args, config, token))
+        }
         Command::History(args) => {
             logged(quiet(load_for_client(cli)?), |config, _| promote::history(args, config))
         }

@@ -12,11 +12,13 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{Done, Failure, parts};
-use crate::cli::{CandidateAction, CandidateArgs, CandidateSetArgs, HistoryArgs, PromoteArgs};
+use crate::cli::{
+    CandidateAction, CandidateArgs, CandidateSetArgs, HistoryArgs, PromoteArgs, RollbackArgs,
+};
 use crate::clip::{Towers, self_test};
 use crate::config::Config;
 use crate::reconcile::temporary_folder;
-use crate::reindex::{self, Promotion, ReindexError, Rules, Standing, Wanted};
+use crate::reindex::{self, Promotion, ReindexError, Rules, Standing, Wanted, WayBack};
 use crate::store::Store;
 use crate::table::{CatalogueState, Change, Generation, Serving};
 
@@ -152,10 +154,15 @@ fn tested(config: &Config, state: &CatalogueState, to: &Generation) -> anyhow::R
 }
 
 /// `bsap rollback`.
-pub async fn rollback(config: Config, token: CancellationToken) -> Done {
+pub async fn rollback(args: &RollbackArgs, config: Config, token: CancellationToken) -> Done {
     let (store, _) = parts::catalogue(&config).await?;
+    let way = WayBack::of(&store).await?;
+    if !args.yes && loses(&way, &store, args).await? && !agreed()? {
+        say!("Nothing was changed.");
+        return Ok(());
+    }
     let by = parts::actor("bsap rollback");
-    let state = reindex::roll_back(&store, &by).await?;
+    let state = way.go(&store, &by).await?;
     say!(
         "{} is live again (revision {} of the state, by {by}): {}",
         state.name,
@@ -165,7 +172,27 @@ pub async fn rollback(config: Config, token: CancellationToken) -> Done {
     let limit = Duration::from_secs(60);
     let standing = reindex::wait_for_readers(&store, state.revision, limit, &token).await?;
     tell_served(&standing);
+    // In an emergency it is done first; what it costs is said all the same.
+    if args.yes
+        && let Err(error) = loses(&way, &store, args).await
+    {
+        say!("WARNING     whether images are lacking now is not known: {error}");
+    }
     Ok(())
+}
+
+/// Says what the generation that a roll back leads to lacks; whether it lacks anything.
+async fn loses(way: &WayBack, store: &Store, args: &RollbackArgs) -> Result<bool, ReindexError> {
+    let folder = args.temp.clone().unwrap_or_else(temporary_folder);
+    let Some(gap) = way.gap(store, &folder, GRACE, Utc::now()).await? else { return Ok(false) };
+    let lacks = gap.lacking() > 0;
+    if lacks {
+        let (told, model) = (gap.told(&way.to().id), &way.to().model_name);
+        say!(
+            "WARNING     {told}; have workers of {model} run? `bsap status` says what waits for them"
+        );
+    }
+    Ok(lacks)
 }
 
 /// `bsap history`.
@@ -205,10 +232,14 @@ pub async fn history(args: &HistoryArgs, config: Config) -> Done {
 fn what(state: &CatalogueState) -> String {
     match &state.change {
         Change::Created => "the catalogue was made".into(),
-        Change::PromptSets { keys } => {
-            let here = |key: &String| state.prompt_sets.iter().any(|set| set.key.as_str() == key);
+        Change::PromptSets { keys, generation } => {
+            let sets = state.sets_of(generation.as_ref().unwrap_or(&state.live.id));
+            let sets = sets.unwrap_or_default();
+            let here = |key: &String| sets.iter().any(|set| set.key.as_str() == key);
             let what = if keys.iter().all(here) { "added" } else { "retired" };
-            format!("prompt sets {what}: {}", keys.join(", "))
+            let of =
+                generation.as_ref().map_or(String::new(), |id| format!(" for generation {id}"));
+            format!("prompt sets {what}{of}: {}", keys.join(", "))
         }
         Change::Beside { generation } => match &state.beside {
             Some(_) => format!("generation {generation} is filled beside the live one"),

@@ -126,7 +126,7 @@ pub async fn retire(name: &str, config: Config) -> Done {
     Ok(())
 }
 
-/// The sets that were asked for: stored ones by name or key, others from their files.
+/// The sets that were asked for: stored ones by key, name or name@version, others from their files.
 fn chosen(
     args: &MeasureArgs,
     config: &Config,
@@ -137,8 +137,7 @@ fn chosen(
     }
     let served = engine.served();
     let find = |name: &String| {
-        let stored = served.sets.iter().find(|s| s.key.as_str() == name || s.set.name == *name);
-        if let Some(stored) = stored {
+        if let Some(stored) = EmbeddedSet::find(&served.sets, name) {
             return Ok(stored.clone());
         }
         let set = PromptSet::load(name).map_err(Failure::usage)?;

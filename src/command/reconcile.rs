@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Done, Failure, parts, publish};
 use crate::cli::ReconcileArgs;
 use crate::config::Config;
-use crate::publish::{Naming, Publisher};
+use crate::publish::{Naming, Published, Publisher};
 use crate::reconcile::{
     Comparison, Finding, Kind, Report, Rules, Side, reconcile, temporary_folder,
 };
@@ -174,11 +174,11 @@ async fn one(
     }
     let sent = send(compared, args, publisher, token).await;
     if let Ok(published) = &sent {
-        report.published = *published;
+        (report.published, report.kept) = (published.published, published.skipped);
     }
     print(&report, args);
     sent?;
-    Ok(report.refused == 0)
+    Ok(report.refused == 0 && report.kept == 0)
 }
 
 async fn send(
@@ -186,7 +186,7 @@ async fn send(
     args: &ReconcileArgs,
     publisher: &Publisher,
     token: &CancellationToken,
-) -> anyhow::Result<u64> {
+) -> anyhow::Result<Published> {
     compared.check(args.max_deletes)?;
     let wanted = compared.report.differences() - compared.report.refused;
     let bar = ProgressBar::new(wanted);
@@ -194,13 +194,13 @@ async fn send(
     let done = compared.repair(publisher, token, || bar.inc(1)).await?;
     bar.finish_and_clear();
     publisher.flush(Duration::from_secs(30))?;
-    if done.published < wanted {
+    if done.published + done.skipped < wanted {
         anyhow::bail!(
             "interrupted after {} of {wanted} events; start again for the rest",
             done.published
         );
     }
-    Ok(done.published)
+    Ok(done)
 }
 
 fn tell(finding: &Finding) {
@@ -236,6 +236,7 @@ fn print(report: &Report, args: &ReconcileArgs) {
         (report.elsewhere, "listed, but their id belongs to an image from elsewhere"),
         (report.ignored, "listed, but no pictures by their names"),
         (report.refused, "differences that cannot be mended"),
+        (report.kept, "deletes not sent: the object is there, though the listing lacked it"),
         (report.published, "events sent"),
     ] {
         let always = ["listed", "stored", "the same"].contains(&what);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use chrono::Utc;
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio_util::sync::CancellationToken;
 
 use super::{Done, Failure, parts};
@@ -17,19 +17,25 @@ use crate::record::Partition;
 use crate::reindex::{Job, Missing, add_set, set_up, withdraw};
 use crate::table::{self, Beside, CatalogueState, Stored};
 
-/// Computes the statistics of every stored row for a prompt set.
+/// Computes the statistics of every stored row for a prompt set: of the live generation, or of the one
+/// beside it where the model is that one's.
 pub async fn statistics(args: &StatisticsArgs, config: Config, token: CancellationToken) -> Done {
     let set = PromptSet::load(&args.prompt_set).map_err(Failure::usage)?;
     let (store, state) = parts::catalogue(&config).await?;
     let towers = parts::towers(&config)?;
     let generation = parts::generation(&config, &*towers);
-    state.live.expect(&generation)?;
+    if state.is_beside(&generation) {
+        say!("generation {} ({}), beside the live one:", generation.id, generation.model_name);
+    } else {
+        state.live.expect(&generation)?;
+    }
     if let Some(warning) = set.warning(&*towers) {
         say!("WARNING: {warning}");
     }
     let top_k = args.top_k.map_or(config.prompts.top_k, usize::from);
     let set = set.embed(&*towers, top_k)?;
-    let known = state.prompt_sets.iter().any(|record| record.key == set.key);
+    let stored = state.sets_of(&generation.id).unwrap_or_default();
+    let known = stored.iter().any(|record| record.key == set.key);
     let (pending, coverage) = Stored::open(&store, &generation).await?.pending(&set.key).await?;
     say!(
         "{}: {} prompts; {} of {} rows have its statistics, {} files are to be measured",
@@ -126,7 +132,8 @@ pub async fn model(args: &ReindexModelArgs, config: Config, token: CancellationT
         return Ok(());
     }
     let folder = args.temp.clone().unwrap_or_else(temporary_folder);
-    let missing = Missing::of(&store, &state.live, new, &config.attributes, &folder).await?;
+    let (types, forgotten) = (&config.attributes, forgotten(&config));
+    let missing = Missing::of(&store, &state.live, new, types, &folder, forgotten).await?;
     say!(
         "{} of {} images stand in it; {} are to be embedded again, {} deletes to be told",
         missing.same,
@@ -134,6 +141,13 @@ pub async fn model(args: &ReindexModelArgs, config: Config, token: CancellationT
         missing.images,
         missing.deletes
     );
+    if missing.alone > 0 {
+        say!(
+            "{} more stand in it alone: the live generation has not come to them yet, or its workers put \
+             them aside (bsap dead-letters)",
+            missing.alone
+        );
+    }
     let (wanted, inline) = (missing.images + missing.deletes, missing.inline);
     let example = missing.inline_example.clone().unwrap_or_default();
     if args.dry_run {
@@ -158,6 +172,12 @@ pub async fn model(args: &ReindexModelArgs, config: Config, token: CancellationT
         .into());
     }
     Ok(())
+}
+
+/// Before when the live table may have forgotten that an image was deleted; none where it forgets nothing.
+fn forgotten(config: &Config) -> Option<DateTime<Utc>> {
+    let days = config.upkeep.tombstone_days;
+    (days > 0).then(|| Utc::now() - TimeDelta::days(days.into()))
 }
 
 /// The generation of the model of `config`, with the prompt sets of the live one.

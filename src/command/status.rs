@@ -31,6 +31,11 @@ impl Standing {
     fn lag(&self) -> i64 {
         (self.log.1 - self.position.unwrap_or_default().max(self.log.0)).max(0)
     }
+
+    /// Whether more was stored than Kafka has: the topic is another one of the same name.
+    fn is_beyond(&self) -> bool {
+        self.position.is_some_and(|position| position > self.log.1)
+    }
 }
 
 /// Prints what is stored, how it is served, and how far ingestion is behind.
@@ -50,7 +55,7 @@ pub async fn run(args: &StatusArgs, config: Config) -> Done {
                     .iter()
                     .map(|s| json!({
                         "partition": s.number, "position": s.position,
-                        "low": s.log.0, "end": s.log.1, "lag": s.lag(),
+                        "low": s.log.0, "end": s.log.1, "lag": s.lag(), "beyond_end": s.is_beyond(),
                     }))
                     .collect::<Vec<_>>()
             ),
@@ -72,6 +77,14 @@ pub async fn run(args: &StatusArgs, config: Config) -> Done {
         Ok(standings) => {
             let lag: i64 = standings.iter().map(Standing::lag).sum();
             say!("\nlag         {lag} messages of {} are not stored yet", config.source.topic);
+            if !config.source.replay.is_empty() {
+                say!("            as the replay {} has come (source.replay)", config.source.replay);
+            }
+            if standings.iter().any(Standing::is_beyond) {
+                say!(
+                    "            some positions lie beyond Kafka's end: the topic was made anew, and workers refuse it; docs/ingestion.md says what to do"
+                );
+            }
             let mut table = Table::new();
             table.load_style(UTF8_HORIZONTAL_ONLY);
             table.set_header(["partition", "stored up to", "Kafka has", "lag"]);
@@ -215,7 +228,8 @@ async fn standings(
     topic: &str,
 ) -> anyhow::Result<Vec<Standing>> {
     let logs = kafka::logs(&config.kafka, topic).await?;
-    let mut positions = table::positions(store, generation, config.table.commit_attempts).await?;
+    let positions = table::positions(store, generation, config.table.commit_attempts).await?;
+    let mut positions = positions.replaying(&config.source.replay);
     let mut standings = Vec::with_capacity(logs.len());
     for (number, log) in logs {
         let partition = Partition { topic: topic.into(), number };

@@ -11,8 +11,9 @@ use super::{Done, Failure, bar, parts};
 use crate::cli::SuggestArgs;
 use crate::config::Config;
 use crate::evaluate::{
-    self, Base, FALSE_HIT, Finding, Pool, Resolver, Rows, Spec, Suggestion, World, finding,
+    self, Base, Chosen, FALSE_HIT, Finding, Pool, Resolver, Rows, Spec, Suggestion, World, finding,
 };
+use crate::normalise::Normaliser;
 use crate::prompts::{EmbeddedSet, PromptSet};
 
 /// Shipped sets whose texts may be taken: general captions, in the language of the model.
@@ -34,6 +35,7 @@ pub async fn run(args: &SuggestArgs, config: Config, token: CancellationToken) -
     let rows = Rows::read(&store, "live", &state.live, towers.clone(), &token, &on_read).await?;
     progress.finish_and_clear();
     let world = World::of(vec![rows]);
+    evaluate::enough_judged(&asked, &world).map_err(Failure::usage)?;
 
     let mut pool = Pool::closed_to(&asked);
     for path in &args.log {
@@ -110,18 +112,16 @@ fn show(args: &SuggestArgs, suggestion: &Suggestion) -> Done {
         )
     });
     let notes = format!(
-        "Chosen by bsap prompts suggest out of {tried} ways on {queries} queries, for normaliser {} with weight {}.{gain}\n",
-        chosen.normaliser.name(),
-        chosen.weight
+        "Chosen by bsap prompts suggest out of {tried} ways on {queries} queries, for {}.{gain}\n",
+        how(chosen)
     );
     let set = PromptSet { name: args.name.clone(), notes, ..chosen.set.set.clone() };
     write(&args.out, &toml::to_string_pretty(&set)?)?;
     say!(
-        "{} of the texts are in {}, for normaliser {} with weight {}. The row live is what is served now.",
+        "{} of the texts are in {}, for {}. The row live is what is served now.",
         set.texts.len(),
         args.out.display(),
-        chosen.normaliser.name(),
-        chosen.weight
+        how(chosen)
     );
     let better = |name: &String| {
         let column = figures.and_then(|outcome| suggestion.test.column(outcome, name));
@@ -133,6 +133,16 @@ fn show(args: &SuggestArgs, suggestion: &Suggestion) -> Done {
         );
     }
     Ok(())
+}
+
+/// How the prompts are to be used.
+fn how(chosen: &Chosen) -> String {
+    let Chosen { normaliser, weight, lambda, .. } = chosen;
+    let strength = match normaliser {
+        Normaliser::Nnn => format!(" and λ {lambda}"),
+        _ => String::new(),
+    };
+    format!("normaliser {} with weight {weight}{strength}", normaliser.name())
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {

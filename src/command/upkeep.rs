@@ -4,21 +4,48 @@ use std::time::Instant;
 
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Done, parts};
 use crate::cli::{CompactArgs, VacuumArgs};
 use crate::config::Config;
 use crate::store::Store;
-use crate::table::{Compactor, Depth, Retired, retired, upkeep};
+use crate::table::{CatalogueState, Compactor, Depth, Generation, Retired, retired, upkeep};
 use crate::telemetry::event;
 use crate::upkeep::{log_compaction, log_vacuum};
 
-/// Compacts the live generation's table once.
+/// Compacts the tables of the live generation and of the one beside it once.
 pub async fn compact(args: &CompactArgs, config: Config, token: CancellationToken) -> Done {
     let (store, state) = parts::catalogue(&config).await?;
-    let attempts = config.table.commit_attempts;
-    let mut compactor = Compactor::open(&store, &state.live, &config.upkeep, attempts).await?;
+    for generation in state.generations() {
+        let attempts = config.table.commit_attempts;
+        let compactor = Compactor::open(&store, generation, &config.upkeep, attempts).await?;
+        name(&state, generation);
+        if args.drop_damaged {
+            drop_damaged(compactor, &token).await?;
+        } else {
+            compact_one(compactor, args, &config, &token).await?;
+        }
+    }
+    if token.is_cancelled() {
+        say!("interrupted; what is done is done, run it again for the rest");
+    }
+    Ok(())
+}
+
+/// Says which table what follows is about, where there are two.
+pub fn name(state: &CatalogueState, generation: &Generation) {
+    if state.beside.is_some() {
+        say!("generation {} ({})", generation.id, generation.model_name);
+    }
+}
+
+async fn compact_one(
+    mut compactor: Compactor,
+    args: &CompactArgs,
+    config: &Config,
+    token: &CancellationToken,
+) -> Done {
     let depth = if args.merge { Depth::Merge } else { Depth::Deep };
     let bar = super::bar("compacting", 0)?;
     let progress = |done: usize, all: usize| {
@@ -26,7 +53,7 @@ pub async fn compact(args: &CompactArgs, config: Config, token: CancellationToke
         bar.set_position(done as u64);
     };
     let started = Instant::now();
-    let done = compactor.run(depth, Utc::now(), &progress, &token).await?;
+    let done = compactor.run(depth, Utc::now(), &progress, token).await?;
     bar.finish_and_clear();
     log_compaction(&done, started.elapsed());
     if done.jobs == 0 {
@@ -49,8 +76,26 @@ pub async fn compact(args: &CompactArgs, config: Config, token: CancellationToke
     if done.lost > 0 {
         say!("{} merges were given up: another compactor had taken a file", done.lost);
     }
-    if token.is_cancelled() {
-        say!("interrupted; what is done is done, run it again for the rest");
+    Ok(())
+}
+
+async fn drop_damaged(mut compactor: Compactor, token: &CancellationToken) -> Done {
+    let bar = super::bar("reading", 0)?;
+    let progress = |done: usize, all: usize| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    };
+    let dropped = compactor.drop_damaged(&progress, token).await?;
+    bar.finish_and_clear();
+    for file in &dropped {
+        warn!(event = event::FILE_DROPPED, file, "a damaged file was taken out of the table");
+        say!("{file}");
+    }
+    match dropped.len() {
+        0 => say!("nothing to do: every file is what was written"),
+        files => say!(
+            "{files} files are no longer part of the table. `bsap reconcile --repair` announces what they held, and deletes what was deleted in them."
+        ),
     }
     Ok(())
 }
@@ -61,20 +106,23 @@ pub async fn vacuum(args: &VacuumArgs, config: Config) -> Done {
     if args.generations {
         return vacuum_generations(&store, args.dry_run, &config).await;
     }
-    let removed =
-        upkeep::vacuum(&store, &state.live, &config.upkeep, Utc::now(), args.dry_run).await?;
-    if args.dry_run {
-        for file in &removed.files {
-            say!("{file}");
+    for generation in state.generations() {
+        name(&state, generation);
+        let removed =
+            upkeep::vacuum(&store, generation, &config.upkeep, Utc::now(), args.dry_run).await?;
+        if args.dry_run {
+            for file in &removed.files {
+                say!("{file}");
+            }
+            say!("{} data files would be removed", removed.files.len());
+        } else {
+            log_vacuum(&removed);
+            say!(
+                "{} data files and {} files of the log removed",
+                removed.files.len(),
+                removed.log_files
+            );
         }
-        say!("{} data files would be removed", removed.files.len());
-    } else {
-        log_vacuum(&removed);
-        say!(
-            "{} data files and {} files of the log removed",
-            removed.files.len(),
-            removed.log_files
-        );
     }
     Ok(())
 }

@@ -191,12 +191,13 @@ impl Reader {
     }
 }
 
+/// What grades say: none, that nothing matches; those of wrong images alone, nothing of all others.
 fn graded(grades: BTreeMap<ImageId, f64>) -> Truth {
-    if grades.values().any(|grade| *grade > 0.0) {
-        Truth::Graded { grades, condensed: false }
-    } else {
-        Truth::NoMatch
+    if grades.is_empty() {
+        return Truth::NoMatch;
     }
+    let condensed = !grades.values().any(|grade| *grade > 0.0);
+    Truth::Graded { grades, condensed }
 }
 
 /// Reads JSON lines: `text`, and where known `relevant` (a list of image ids, or an object of image
@@ -329,10 +330,7 @@ fn judgement(
     grades: BTreeMap<ImageId, f64>,
 ) {
     let Some((_, place)) = reader.lines.get(&text).copied() else {
-        let right = grades.values().any(|grade| *grade > 0.0);
-        // A query of wrong images alone has no known right one, which is not the same as none.
-        let truth = Truth::Graded { grades, condensed: !right };
-        reader.push(line, Asked { text, group, truth });
+        reader.push(line, Asked { text, group, truth: graded(grades) });
         return;
     };
     let known = &mut reader.asked[place];
@@ -408,6 +406,18 @@ mod tests {
         assert_eq!(json[2].truth, Truth::NoMatch);
         let log = from_csv("text\na hat\n", "log.csv").unwrap();
         assert_eq!(log[0].truth, Truth::Unknown);
+    }
+
+    #[test]
+    fn wrong_images_alone_do_not_say_that_nothing_matches() {
+        let json = from_json_lines(r#"{"text":"a mug","relevant":{"1":0,"2":0}}"#, "q").unwrap();
+        let grades = ["1", "2"].map(|id| (ImageId::new(id).unwrap(), 0.0)).into();
+        assert_eq!(json[0].truth, Truth::Graded { grades, condensed: true });
+        assert_eq!(json, from_csv("text,relevant\na mug,1=0|2=0\n", "q").unwrap());
+        assert_eq!(json, from_csv("text,image_id,grade\na mug,1,0\na mug,2,0\n", "q").unwrap());
+        let one_right = r#"{"text":"a mug","relevant":{"1":0,"2":1}}"#;
+        let one_right = from_json_lines(one_right, "q").unwrap();
+        assert_eq!(one_right[0].truth, truth(&[("1", 0.0), ("2", 1.0)]));
     }
 
     #[test]

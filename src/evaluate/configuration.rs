@@ -11,7 +11,7 @@ use crate::clip::Towers;
 use crate::normalise::{Balance, Normaliser, Scale};
 use crate::prompts::{EmbeddedSet, PromptError, PromptSet};
 use crate::statistics::{Statistics, StatisticsKey};
-use crate::table::{CatalogueState, Serving};
+use crate::table::{Candidate, CatalogueState, PromptSetRecord, Serving};
 
 /// Most configurations of one comparison.
 pub const MAX_CONFIGURATIONS: usize = 32;
@@ -24,7 +24,7 @@ pub struct Spec {
     pub base: Option<Base>,
     /// Name in reports.
     pub name: Option<String>,
-    /// Prompt set: name or key of a stored one, shipped name, or path of a TOML file.
+    /// Prompt set: key, name or name@version of a stored one, shipped name, or path of a TOML file.
     pub set: Option<String>,
     /// Formula.
     pub normaliser: Option<Normaliser>,
@@ -138,6 +138,18 @@ impl Spec {
         matches!(base, Some(Base::Live | Base::Candidate))
             && (set, normaliser, weight) == (&None, &None, &None)
             && (lambda, top_k, min_score, *beside) == (&None, &None, &None, false)
+    }
+
+    /// Its name in reports: as given, else as typed.
+    pub fn label(&self) -> &str {
+        self.name.as_deref().unwrap_or(&self.text)
+    }
+
+    /// Whether it reads the generation beside the live one of `state`.
+    pub fn reads_beside(&self, state: &CatalogueState) -> bool {
+        let elsewhere = |candidate: &Candidate| candidate.generation != state.live.id;
+        let candidate = state.candidate.as_ref().filter(|_| self.base == Some(Base::Candidate));
+        self.beside || candidate.is_some_and(elsewhere)
     }
 
     /// Plain CLIP.
@@ -268,6 +280,7 @@ impl<'a> Resolver<'a> {
             }
             (Base::Live | Base::Raw, _) => (live, false),
         };
+        let own_table = usize::from(beside);
         beside |= spec.beside;
         let table = usize::from(beside);
         if table >= self.world.tables.len() {
@@ -292,7 +305,10 @@ impl<'a> Resolver<'a> {
         let vocabulary = Vocabulary::of(served.set.texts.iter().map(String::as_str));
         let set = (normaliser != Normaliser::Raw).then_some(served);
         if let Some(set) = &set {
-            let unchanged = serving.prompt_set == set.key && serving.normaliser == normaliser;
+            // Another model's scores lie elsewhere, though its statistics may go by the same key.
+            let unchanged = table == own_table
+                && serving.prompt_set == set.key
+                && serving.normaliser == normaliser;
             let frozen = unchanged.then_some(serving.scale).flatten();
             balance.scale = match frozen {
                 Some(scale) => scale,
@@ -302,7 +318,7 @@ impl<'a> Resolver<'a> {
         let calibration = serving.calibration.filter(|_| spec.as_it_is());
         let stored = calibration.as_ref().and_then(|calibration| calibration.min_score);
         Ok(Configuration {
-            name: spec.name.clone().unwrap_or_else(|| spec.text.clone()),
+            name: spec.label().to_owned(),
             table,
             set,
             balance,
@@ -326,15 +342,11 @@ impl<'a> Resolver<'a> {
         spec: &Spec,
     ) -> Result<Arc<EmbeddedSet>, ConfigurationError> {
         let prompts = |source| ConfigurationError::Prompts { text: spec.text.clone(), source };
-        let stored =
-            self.stored.iter().find(|s| s.key.as_str() == wanted || s.set.name == wanted).cloned();
+        let stored = EmbeddedSet::find(&self.stored, wanted).cloned();
         let towers: &dyn Towers = &**self.world.tables[table].towers();
         // The generation beside the live one has sets and keys of its own.
         let beside = self.state.and_then(|state| state.beside.as_ref()).filter(|_| table > 0);
-        let record = beside.and_then(|beside| {
-            let mut records = beside.prompt_sets.iter();
-            records.find(|r| r.key.as_str() == wanted || r.name == wanted)
-        });
+        let record = beside.and_then(|b| PromptSetRecord::find(&b.prompt_sets, wanted));
         if let Some(record) = record {
             let set = EmbeddedSet::from_record(record, towers).map_err(prompts)?.set;
             let top_k = spec.top_k.unwrap_or(record.top_k);

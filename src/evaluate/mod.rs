@@ -44,8 +44,9 @@ pub use measures::{Cutoffs, FALSE_HIT, Judged};
 use probes::{Probe, probes};
 pub use rank::{Ranked, Ranking, Right};
 pub use report::{Finding, Queries, Report, finding};
-pub use suggest::{Chosen, Pool, Suggestion, suggest};
+pub use suggest::{Chosen, Pool, Suggestion, TooFewJudged, enough_judged, suggest};
 pub use text::{terminal, terminal_runs};
+pub use usual::plain_for;
 pub use world::{EvaluateError, Picture, Rows, Table, World};
 
 use crate::record::hex;
@@ -191,12 +192,4 @@ pub fn best(scores: &[f32], depth: usize) -> Vec<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_best_come_first() {
-        assert_eq!(best(&[0.1, 0.5, 0.5, 0.9], 3), [3, 1, 2]);
-        assert_eq!(best(&[0.1], 3), [0]);
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::compare::{CostModel, Outcome};
-use super::interval::{Column, Direction, Interval};
+use super::interval::{Column, Direction, Interval, share};
 use super::measures::{Cutoffs, FALSE_HIT};
 use super::world::ModelNote;
 use crate::record::hex;
@@ -59,7 +59,7 @@ pub struct Queries {
     pub nothing: usize,
     /// Of which nothing is known: rankings are compared only.
     pub unknown: usize,
-    /// Whose right images are not in the catalogue: left out.
+    /// Judged, but with no right image in the catalogue: left out.
     pub left_out: usize,
     /// Judged images that are not in the catalogue.
     pub missing_images: usize,
@@ -193,8 +193,8 @@ fn verdict(report: &Report) -> String {
         let names: Vec<&str> = same.iter().map(|(name, _)| *name).collect();
         let word = if text.ends_with(": ") { "no" } else { "No" };
         let _ = write!(text, "{word} measurable difference for {}", names.join(", "));
-        let widest = same.iter().filter_map(|(_, column)| *column);
-        let widest = widest.map(|c| c.gain.low.abs().max(c.gain.high.abs())).fold(0.0, f64::max);
+        let columns = same.iter().filter_map(|(_, column)| *column);
+        let widest = columns.map(|column| hidden(&column.gain, judged)).fold(0.0, f64::max);
         let _ = write!(
             text,
             "; with these queries, a change of false first hits of up to {:.1} percentage points could hide. ",
@@ -205,6 +205,15 @@ fn verdict(report: &Report) -> String {
         text.push_str("Chances are corrected for the number of configurations compared. ");
     }
     text.trim_end().to_owned()
+}
+
+/// How large a change of the share of false first hits may go unseen on so many queries. Where few or no
+/// first hits changed, samples of these queries hold no more changes than they do: Wilson's bound of the
+/// net change, whole queries of `judged`, counts those that were not asked.
+fn hidden(gain: &Interval, judged: usize) -> f64 {
+    let net = (gain.mean.abs() * judged as f64).round() as usize;
+    let counted = share(net, judged).map_or(1.0, |share| share.high);
+    gain.low.abs().max(gain.high.abs()).max(counted)
 }
 
 /// What is measurable of a configuration; `None` where nothing is.
@@ -263,6 +272,18 @@ mod tests {
     fn column(mean: f64, half: f64, p: f64) -> Column {
         let interval = |mean: f64| Interval { mean, low: mean - half, high: mean + half };
         Column { value: interval(0.3), gain: interval(mean), p }
+    }
+
+    #[test]
+    fn what_could_hide_is_never_nothing() {
+        let gain = |mean: f64, half: f64| Interval { mean, low: mean - half, high: mean + half };
+        // No first hit changed: z²/(n + z²), Wilson's bound of 0 of 100.
+        assert!((hidden(&gain(0.0, 0.0), 100) - 0.0370).abs() < 1e-4);
+        assert!((hidden(&gain(0.0, 0.0), 1_000) - 0.0038).abs() < 1e-4);
+        // One more false hit of 100, of which a sample holds three at most.
+        assert!((hidden(&gain(0.01, 0.02), 100) - 0.0545).abs() < 1e-4);
+        // Many changed to and fro: their samples tell.
+        assert_eq!(hidden(&gain(0.0, 0.15), 100), 0.15);
     }
 
     #[test]

@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::asked::{Asked, Truth};
 use super::calibrate::for_choosing;
+use super::compare::right_of;
 use super::configuration::{Configuration, Resolver};
 use super::measures::FALSE_HIT;
 use super::report::Report;
-use super::world::EvaluateError;
+use super::world::{EvaluateError, World};
 use super::{Cutoffs, Outcome, Plan, Wanted, evaluate};
 use crate::calibration::Vocabulary;
 use crate::normalise::{Balance, Normaliser, Scale};
@@ -94,6 +95,31 @@ pub struct Chosen {
     pub normaliser: Normaliser,
     /// At which weight.
     pub weight: f32,
+    /// λ of `nnn`: the one that is served, with which the prompts will be served too.
+    pub lambda: f32,
+}
+
+/// Nothing can be chosen on one half of the queries, or measured on the other.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "--queries: {choosing} judged queries with a right image in the catalogue fall into the half for choosing, {test} into the half for the test, and neither half can do without; have more queries judged (`relevant`, docs/evaluation.md)"
+)]
+pub struct TooFewJudged {
+    /// Judged queries of the half for choosing.
+    pub choosing: usize,
+    /// Those of the other half.
+    pub test: usize,
+}
+
+/// Refuses queries of which one half has none with a right image in `world`.
+pub fn enough_judged(asked: &[Asked], world: &World) -> Result<(), TooFewJudged> {
+    let judged = asked.iter().filter(|asked| !right_of(asked, world).0.ideal().is_empty());
+    let (choosing, test): (Vec<&Asked>, Vec<&Asked>) =
+        judged.partition(|asked| for_choosing(&asked.text));
+    if choosing.is_empty() || test.is_empty() {
+        return Err(TooFewJudged { choosing: choosing.len(), test: test.len() });
+    }
+    Ok(())
 }
 
 /// The texts in an order in which every beginning covers all of them as well as it can: greedily,
@@ -122,8 +148,8 @@ pub fn by_coverage(units: &[Vec<f32>], most: usize) -> Vec<usize> {
     order
 }
 
-/// Chooses prompts of `pool`, a set of all texts that may be prompts, for the live table. Computes:
-/// may block for long. `progress` hears of how many more texts are ranked.
+/// Chooses prompts of `pool`, a set of all texts that may be prompts, for the live table, at the λ that
+/// is served. Computes: may block for long. `progress` hears of how many more texts are ranked.
 pub fn suggest(
     resolver: &mut Resolver,
     pool: &EmbeddedSet,
@@ -176,7 +202,7 @@ pub fn suggest(
     let mut compared = vec![raw, Configuration { name: "live".into(), ..live.clone() }];
     let chosen = best.map(|place| {
         let own = &tried[place];
-        let (normaliser, weight) = (own.balance.normaliser, own.balance.weight);
+        let Balance { normaliser, weight, lambda, .. } = own.balance;
         // The whole pool is a choice as well, of which there is no random subset.
         let place = sets.iter().position(|set| own.set.as_ref().is_some_and(|s| s.key == set.key));
         let set = sets[place.unwrap_or(0)].clone();
@@ -191,7 +217,7 @@ pub fn suggest(
             let all = configuration(resolver, &sets[sets.len() - 1], normaliser, weight);
             compared.push(Configuration { name: "whole pool".into(), ..all });
         }
-        Chosen { set, normaliser, weight }
+        Chosen { set, normaliser, weight, lambda }
     });
     let tested = plan(test, "the half of the queries that nothing was chosen on");
     let test = evaluate(resolver, &compared, tested, token, progress)?.report;
@@ -206,11 +232,13 @@ fn configuration(
 ) -> Configuration {
     let statistics = resolver.statistics(0, set);
     let scale = Scale::of(normaliser, statistics.iter().copied());
+    // What is chosen takes the place of what is served, whose λ stays.
+    let lambda = resolver.state.map_or(&resolver.fallback, |state| &state.serving).lambda;
     Configuration {
         name: format!("{}, {} {weight}", set.set.name, normaliser.name()),
         table: 0,
         set: Some(set.clone()),
-        balance: Balance { normaliser, weight, lambda: 1.0, scale },
+        balance: Balance { normaliser, weight, lambda, scale },
         min_score: None,
         calibration: None,
         vocabulary: Arc::new(Vocabulary::of(set.set.texts.iter().map(String::as_str))),

@@ -137,6 +137,10 @@ impl From<QueryError> for Problem {
                 retry_after: Some(1),
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", problem.to_string())
             },
+            QueryError::SetMissing(_) => {
+                error!(event = event::HTTP_ERROR, code = "not_ready", error = %problem, "the served prompt set is not there");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", problem.to_string())
+            }
             QueryError::Busy(_) => Self {
                 retry_after: Some(1),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", problem.to_string())
@@ -200,5 +204,19 @@ impl IntoResponse for Problem {
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::statistics::StatisticsKey;
+
+    #[test]
+    fn a_served_set_that_is_not_there_is_told_by_name_and_is_no_fault_of_the_caller() {
+        let key = StatisticsKey::from_stored("mine@2:0123456789ab:L100.0000:k8");
+        let problem = Problem::from(QueryError::SetMissing(key));
+        assert_eq!((problem.status, problem.code, problem.field), (503, "not_ready", None));
+        assert!(problem.detail.contains("prompt set mine@2:"), "{}", problem.detail);
     }
 }

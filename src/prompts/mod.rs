@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -289,15 +289,28 @@ impl EmbeddedSet {
 
     /// What the catalogue's state keeps of this set.
     pub fn record(&self) -> PromptSetRecord {
+        PromptSetRecord { texts: self.set.texts.clone(), since: Utc::now(), ..self.without_texts() }
+    }
+
+    /// The same without its texts: what sets are told apart by.
+    fn without_texts(&self) -> PromptSetRecord {
         PromptSetRecord {
             key: self.key.clone(),
             name: self.set.name.clone(),
             version: self.set.version,
             language: self.set.language.clone(),
             top_k: self.top_k,
-            texts: self.set.texts.clone(),
-            since: Utc::now(),
+            texts: Vec::new(),
+            since: DateTime::UNIX_EPOCH,
         }
+    }
+
+    /// That of `sets` with this key, name or name@version, by the rule of [`PromptSetRecord::find`]: the
+    /// newest version of a name; of one version the one that stands last, as later ones are added there.
+    pub fn find<'a>(sets: &'a [Arc<Self>], name: &str) -> Option<&'a Arc<Self>> {
+        let records: Vec<PromptSetRecord> = sets.iter().map(|set| set.without_texts()).collect();
+        let key = &PromptSetRecord::find(&records, name)?.key;
+        sets.iter().find(|set| set.key == *key)
     }
 }
 
@@ -361,6 +374,29 @@ mod tests {
             assert_eq!(set.name, name);
             assert!(set.texts.len() >= 24 && !set.notes.is_empty());
         }
+    }
+
+    #[test]
+    fn a_name_stands_for_its_newest_version() {
+        let of = |name: &str, version, texts: [&str; 2]| {
+            let set = PromptSet { version, ..PromptSet::new(name, texts.map(String::from).into()) };
+            Arc::new(EmbeddedSet::of(set, vec![vec![1.0, 0.0], vec![0.0, 1.0]], 100.0, 1))
+        };
+        let sets = [
+            of("mine", 1, ["a", "b"]),
+            of("mine", 2, ["a", "c"]),
+            of("other", 9, ["a", "d"]),
+            of("mine", 1, ["a", "e"]),
+        ];
+        let found = |name: &str| EmbeddedSet::find(&sets, name).map(|set| set.key.clone());
+        assert_eq!(found("mine"), Some(sets[1].key.clone()));
+        assert_eq!(found("mine@2"), Some(sets[1].key.clone()));
+        assert_eq!(found("mine@1"), Some(sets[3].key.clone()), "added last");
+        assert_eq!(found(sets[0].key.as_str()), Some(sets[0].key.clone()));
+        assert_eq!((found("mine@3"), found("min")), (None, None));
+        let records: Vec<PromptSetRecord> = sets.iter().map(|set| set.record()).collect();
+        let kept = PromptSetRecord::find(&records, "mine").map(|record| record.key.clone());
+        assert_eq!(kept, found("mine"), "as the catalogue's state has it");
     }
 
     #[test]

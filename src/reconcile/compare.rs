@@ -41,6 +41,8 @@ pub struct Known {
     pub at: DateTime<Utc>,
     /// Whether `at` is the event's own.
     pub dated: bool,
+    /// When it was stored.
+    pub stored: DateTime<Utc>,
     /// Its address.
     pub uri: Option<String>,
     /// Its size.
@@ -80,6 +82,13 @@ pub struct Rules {
     pub attributes: AttributeTypes,
 }
 
+/// What is known of a place as a whole.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    /// An image whose id is not made of its key, and its key, where those are more than the others.
+    pub own_names: Option<(String, String)>,
+}
+
 /// Which way the two differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -114,6 +123,7 @@ pub fn compare(
     key: &str,
     listed: Option<Listed>,
     known: &[Known],
+    place: &Place,
     rules: &Rules,
     report: &mut Report,
 ) -> Vec<Finding> {
@@ -124,7 +134,7 @@ pub fn compare(
         Some(listed) => {
             report.listed += 1;
             if here.is_empty() {
-                return new(key, &listed, known, rules, report).into_iter().collect();
+                return new(key, &listed, known, place, rules, report).into_iter().collect();
             }
             let changed = here.into_iter().filter_map(|image| {
                 let finding = changed(&listed, image, rules);
@@ -159,6 +169,7 @@ fn new(
     key: &str,
     listed: &Listed,
     known: &[Known],
+    place: &Place,
     rules: &Rules,
     report: &mut Report,
 ) -> Option<Finding> {
@@ -190,7 +201,14 @@ fn new(
             }
             // An older event would be refused by the worker: nobody remembers deletes that long.
             let time = if rules.is_forgotten(*changed) { rules.started } else { *changed };
-            let repair = rules.dated(deleted, || rules.naming.upsert(key, uri, time));
+            let repair = match &place.own_names {
+                // Under another id it would stand twice, or come back although it was deleted.
+                Some((id, of)) => Err(format!(
+                    "ids here are not --id-prefix and key: {of} is {id:?}; give the prefix that makes \
+                     them so, or list events by --ids"
+                )),
+                None => rules.dated(deleted, || rules.naming.upsert(key, uri, time)),
+            };
             finding(&format!("{}{key}", rules.naming.id_prefix), Some(uri), repair)
         }
         Listed::Id => {
@@ -206,7 +224,7 @@ fn new(
                 report.recent += 1;
                 return None;
             }
-            if deleted.is_some_and(|known| known.sequence >= *sequence) {
+            if deleted.is_some_and(|known| !rules.is_later(event, sequence, known)) {
                 report.deleted += 1;
                 return None;
             }
@@ -245,12 +263,7 @@ fn changed(listed: &Listed, image: &Known, rules: &Rules) -> Difference {
         }
         Listed::Id => return Difference::Same,
         Listed::Event(event, sequence) => {
-            let later = match rules.naming.ordering {
-                // The list does not know the offsets.
-                Ordering::Offset => event.event_time.is_some_and(|t| t > image.at),
-                _ => *sequence > image.sequence,
-            };
-            if !later {
+            if !rules.is_later(event, sequence, image) {
                 return Difference::Same;
             }
             if event.event_time.is_some_and(|time| rules.is_recent(time)) {
@@ -265,7 +278,8 @@ fn changed(listed: &Listed, image: &Known, rules: &Rules) -> Difference {
 }
 
 fn gone(image: &Known, rules: &Rules, report: &mut Report) -> Option<Finding> {
-    if rules.is_recent(image.at) {
+    // Events may be dated long before they come: what was stored since was not there to be listed.
+    if rules.is_recent(image.at) || rules.is_recent(image.stored) {
         report.recent += 1;
         return None;
     }
@@ -293,6 +307,15 @@ fn gone(image: &Known, rules: &Rules, report: &mut Report) -> Option<Finding> {
 impl Rules {
     fn is_recent(&self, time: DateTime<Utc>) -> bool {
         time > self.started - self.grace
+    }
+
+    /// Whether a listed event is a later version than what is known.
+    fn is_later(&self, event: &ImageEvent, sequence: &Sequence, known: &Known) -> bool {
+        match self.naming.ordering {
+            // The list does not know the offsets.
+            Ordering::Offset => event.event_time.is_some_and(|time| time > known.at),
+            _ => *sequence > known.sequence,
+        }
     }
 
     fn is_forgotten(&self, time: DateTime<Utc>) -> bool {
@@ -390,6 +413,7 @@ mod tests {
             sequence: Sequence::from_time(at(seconds)).unwrap(),
             at: at(seconds),
             dated: true,
+            stored: at(seconds),
             uri: Some("s3://b/a.jpg".into()),
             bytes: Some(7),
             attributes: [("size".to_owned(), "3".to_owned())].into(),
@@ -404,7 +428,7 @@ mod tests {
 
     fn one(listed: Option<Listed>, known: &[Known], rules: &Rules) -> (Option<Finding>, Report) {
         let mut report = Report::default();
-        let mut found = compare("a.jpg", listed, known, rules, &mut report);
+        let mut found = compare("a.jpg", listed, known, &Place::default(), rules, &mut report);
         assert!(found.len() <= 1);
         (found.pop(), report)
     }
@@ -448,6 +472,8 @@ mod tests {
             (object(9_950, 7), vec![]),
             (object(9_950, 7), vec![known(What::Here, 50)]),
             (None, vec![known(What::Here, 9_950)]),
+            // Dated long ago, and stored after the listing began.
+            (None, vec![Known { stored: at(10_001), ..known(What::Here, 50) }]),
             // The event of the next version came while the old one was listed.
             (object(40, 8), vec![known(What::Here, 9_950)]),
         ] {
@@ -472,6 +498,32 @@ mod tests {
         let (found, report) =
             one(object(60, 7), &[known(What::Elsewhere, 50)], &rules(Ordering::EventTime));
         assert_eq!((found, report.elsewhere), (None, 1));
+    }
+
+    #[test]
+    fn where_ids_are_not_keys_nothing_new_is_named() {
+        let place = Place { own_names: Some(("SKU-1".into(), "b.jpg".into())) };
+        let rules = rules(Ordering::EventTime);
+        let found =
+            compare("a.jpg", object(5, 7), &[], &place, &rules, &mut Report::default()).remove(0);
+        assert_eq!((found.finding, found.event), (Kind::New, None));
+        let refused = found.refused.unwrap();
+        assert!(refused.contains("SKU-1") && refused.contains("--id-prefix"), "{refused}");
+    }
+
+    #[test]
+    fn an_image_added_again_is_new_where_offsets_order() {
+        let rules = rules(Ordering::Offset);
+        let listed = |seconds| {
+            let event = ImageEvent {
+                uri: Some("s3://b/a.jpg".into()),
+                ..rules.naming.event("a", Operation::Upsert, at(seconds))
+            };
+            Some(Listed::Event(Box::new(event), Sequence::from_number(0)))
+        };
+        let deleted = [known(What::Deleted, 50)];
+        assert_eq!(event(listed(60), &deleted, &rules).event_time, Some(at(60)));
+        assert_eq!(one(listed(40), &deleted, &rules).1.deleted, 1);
     }
 
     #[test]

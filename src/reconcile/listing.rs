@@ -37,8 +37,12 @@ impl Side {
     }
 }
 
-/// Everything that is listed, in order.
-pub(super) async fn list(side: Side, folder: &Path) -> Result<Sorted, ReconcileError> {
+/// Everything that is listed, in order; of a list only ids that begin with `id_prefix`.
+pub(super) async fn list(
+    side: Side,
+    id_prefix: &str,
+    folder: &Path,
+) -> Result<Sorted, ReconcileError> {
     let in_folder =
         |source| ReconcileError::Folder { folder: folder.display().to_string(), source };
     let mut sorter = Sorter::new(folder, SORT_BYTES);
@@ -72,7 +76,9 @@ pub(super) async fn list(side: Side, folder: &Path) -> Result<Sorted, ReconcileE
                     continue;
                 }
                 let (id, listed) = listed(line.trim(), &decoder).map_err(wrong)?;
-                sorter.push(id.as_bytes(), &json(&listed)).map_err(in_folder)?;
+                if id.starts_with(id_prefix) {
+                    sorter.push(id.as_bytes(), &json(&listed)).map_err(in_folder)?;
+                }
             }
         }
     }
@@ -85,14 +91,17 @@ fn listed(line: &str, decoder: &Decoder) -> Result<(String, Listed), String> {
         let id = ImageId::new(line).map_err(|e| e.to_string())?;
         return Ok((id.into(), Listed::Id));
     }
-    if decoder.ordering == Ordering::Offset {
+    let (event, sequence) = if decoder.ordering == Ordering::Offset {
         // Its version would be made up.
         let event: ImageEvent = serde_json::from_str(line).map_err(|e| e.to_string())?;
-        let id = ImageId::new(&event.image_id).map_err(|e| e.to_string())?;
-        let none = Sequence::from_number(0);
-        return Ok((id.into(), Listed::Event(Box::new(event), none)));
-    }
-    let (event, sequence) = publish::check(line, decoder)?;
+        ImageId::new(&event.image_id).map_err(|e| e.to_string())?;
+        if event.uri.is_none() && event.data.is_none() {
+            return Err("uri: is missing".into());
+        }
+        (event, Sequence::from_number(0))
+    } else {
+        publish::check(line, decoder)?
+    };
     if event.operation == Operation::Delete {
         return Err("operation: is delete; a list has what is there".into());
     }

@@ -16,13 +16,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use futures::stream;
+use futures::{StreamExt, stream};
+use object_store::ObjectStoreExt;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 pub use compare::{Finding, Kind, Rules};
-use compare::{Known, What, compare, is_time};
+use compare::{Known, Place, What, compare, is_time};
 pub use listing::Side;
 use listing::list;
 use sort::{Sorted, parsed};
@@ -30,7 +31,7 @@ use stored::Scope;
 pub use stored::{Current, current};
 
 use crate::publish::{PublishError, Published, Publisher};
-use crate::record::Ordering;
+use crate::record::{Operation, Ordering};
 use crate::retry::{Decide, Verdict};
 use crate::source::ImageEvent;
 use crate::store::{Store, StoreError};
@@ -39,6 +40,8 @@ use crate::telemetry::event;
 
 /// Bytes that each of at most three sorts holds in memory before it writes to its folder.
 const SORT_BYTES: usize = 32 << 20;
+/// Objects that are looked for at one time before their deletes are sent.
+const LOOKS: usize = 32;
 
 /// Why there is no comparison.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +147,8 @@ pub struct Report {
     pub not_times: u64,
     /// Events that were sent.
     pub published: u64,
+    /// Deletes that were not sent, because the object is there after all.
+    pub kept: u64,
 }
 
 impl Report {
@@ -157,8 +162,11 @@ impl Report {
 pub struct Comparison {
     /// What was found.
     pub report: Report,
+    /// Lines of JSON, each a key and the event that mends what is there.
     events: BufReader<File>,
     folder: String,
+    /// Where objects were listed, to look again before one is taken for gone.
+    place: Option<Store>,
     /// An image whose sequence is not its time.
     not_time: Option<String>,
 }
@@ -179,9 +187,13 @@ pub async fn reconcile(
         |source| ReconcileError::Folder { folder: folder.display().to_string(), source };
     let scope = Scope::of(&side, &rules.naming.id_prefix);
     let report = Report { target: side.name(), started: Some(rules.started), ..Report::default() };
+    let place = match &side {
+        Side::Place(store) => Some(store.clone()),
+        Side::List { .. } => None,
+    };
     // The listing first: what comes into the table after it is younger than the grace allows.
     let listed = tokio::select! {
-        listed = list(side, folder) => listed?,
+        listed = list(side, &rules.naming.id_prefix, folder) => listed?,
         () = token.cancelled() => return Err(ReconcileError::Interrupted),
     };
     let rows = tokio::select! {
@@ -216,7 +228,7 @@ pub async fn reconcile(
         ms = started.elapsed().as_millis() as u64,
         "the table was compared with a listing"
     );
-    Ok(Comparison { report, events: BufReader::new(events), folder: name, not_time })
+    Ok(Comparison { report, events: BufReader::new(events), folder: name, place, not_time })
 }
 
 impl Comparison {
@@ -233,20 +245,42 @@ impl Comparison {
         }
     }
 
-    /// Sends the events that mend what was found.
+    /// Sends the events that mend what was found. A delete is sent only where the store says, asked
+    /// for that object alone, that it is not there: a listing may pass over what it cannot read.
     pub async fn repair(
         self,
         publisher: &Publisher,
         token: &CancellationToken,
         mut on_event: impl FnMut(),
     ) -> Result<Published, ReconcileError> {
-        let folder = self.folder;
-        let read = move |line: io::Result<String>| {
+        let (folder, place) = (&self.folder, self.place.as_ref());
+        let read = async |line: io::Result<String>| {
             let line = line.map_err(|e| PublishError::Read { name: folder.clone(), source: e })?;
-            Ok(serde_json::from_str::<ImageEvent>(&line).map_err(|e| e.to_string()))
+            let read = serde_json::from_str::<(String, ImageEvent)>(&line);
+            let (key, event) = match read {
+                Ok(read) => read,
+                Err(error) => return Ok(Err(error.to_string())),
+            };
+            match place {
+                Some(place) if event.operation == Operation::Delete => {
+                    Ok(is_gone(place, &key).await?.then_some(event).ok_or(key))
+                }
+                _ => Ok(Ok(event)),
+            }
         };
-        let events = stream::iter(self.events.lines().map(read));
+        let events = stream::iter(self.events.lines()).map(read).buffered(LOOKS);
         Ok(publisher.send_all(events, token, |_| on_event()).await?)
+    }
+}
+
+/// Whether nothing is at `key`, by a request for it alone.
+async fn is_gone(place: &Store, key: &str) -> Result<bool, StoreError> {
+    // A name that the store cannot have: nothing can be there.
+    let Ok(path) = object_store::path::Path::parse(key) else { return Ok(true) };
+    match place.objects().head(&path).await {
+        Ok(_) => Ok(false),
+        Err(object_store::Error::NotFound { .. }) => Ok(true),
+        Err(error) => Err(place.error(error)),
     }
 }
 
@@ -265,7 +299,7 @@ impl From<io::Error> for Stopped {
 /// Both sides, read in the order of their keys.
 fn side_by_side(
     mut listed: Sorted,
-    mut known: Sorted,
+    (mut known, place): (Sorted, Place),
     rules: &Rules,
     folder: &Path,
     mut report: Report,
@@ -295,11 +329,11 @@ fn side_by_side(
             }
         }
         let key = String::from_utf8_lossy(&key);
-        for finding in compare(&key, there, &here, rules, &mut report) {
+        for finding in compare(&key, there, &here, &place, rules, &mut report) {
             match &finding.event {
                 Some(event) => {
                     report.deletes += u64::from(finding.finding == Kind::Gone);
-                    serde_json::to_writer(&mut events, event).map_err(io::Error::from)?;
+                    serde_json::to_writer(&mut events, &(&key, event)).map_err(io::Error::from)?;
                     events.write_all(b"\n")?;
                 }
                 None => report.refused += 1,

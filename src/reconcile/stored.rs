@@ -7,7 +7,7 @@ use futures::StreamExt;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::compare::{Known, What};
+use super::compare::{Known, Place, What};
 use super::listing::Side;
 use super::sort::{Sorted, Sorter, json, parsed};
 use super::{ReconcileError, SORT_BYTES};
@@ -85,14 +85,27 @@ impl Scope {
     }
 
     /// The current row of each image at the places where it is compared, in the order of these.
-    pub fn places(&self, rows: Current, folder: &Path) -> io::Result<Sorted> {
+    pub fn places(&self, rows: Current, folder: &Path) -> io::Result<(Sorted, Place)> {
         let mut sorter = Sorter::new(folder, SORT_BYTES);
+        let (mut by_key, mut by_own_name, mut example) = (0u64, 0u64, None);
         for newest in rows {
             for (key, known) in self.place(&newest?) {
                 sorter.push(key.as_bytes(), &json(&known))?;
+                match self {
+                    Self::Below { id_prefix, .. } if known.what == What::Here => {
+                        if known.image_id.strip_prefix(id_prefix.as_str()) == Some(&key) {
+                            by_key += 1;
+                        } else {
+                            by_own_name += 1;
+                            example.get_or_insert((known.image_id, key));
+                        }
+                    }
+                    _ => {}
+                }
             }
         }
-        sorter.finish()
+        let own_names = example.filter(|_| by_own_name > by_key);
+        Ok((sorter.finish()?, Place { own_names }))
     }
 
     fn place(&self, entry: &Entry) -> Vec<(String, Known)> {
@@ -102,6 +115,7 @@ impl Scope {
             sequence: entry.version.sequence.clone(),
             at: entry.event_time.unwrap_or(entry.version.embedded_at),
             dated: entry.event_time.is_some(),
+            stored: entry.version.embedded_at,
             uri: entry.uri.clone(),
             bytes: entry.bytes,
             attributes: entry.attributes.clone(),

@@ -73,8 +73,12 @@ async fn found(catalogue: &Store, side: Side, rules: Rules) -> (Report, Vec<Imag
     let done =
         reconcile(catalogue, &generation(), side, rules, folder.path(), |_| {}, &token).await;
     let done = done.unwrap();
-    let events = done.events.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
-    (done.report, events.collect())
+    let event = |line: io::Result<String>| {
+        let (_, event): (String, ImageEvent) = serde_json::from_str(&line.unwrap()).unwrap();
+        event
+    };
+    let events = done.events.lines().map(event).collect();
+    (done.report, events)
 }
 
 fn list(text: &'static str) -> Side {
@@ -129,6 +133,34 @@ async fn a_folder_is_compared_and_after_the_repair_nothing_is_left() {
 }
 
 #[tokio::test]
+async fn where_most_ids_are_own_names_new_objects_are_told_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["own.jpg", "hidden.jpg"] {
+        std::fs::write(folder.path().join(name), b"1234567").unwrap();
+    }
+    let place = || Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
+    let objects: Vec<_> = publish::objects(place()).try_collect().await.unwrap();
+    let of = |key: &str| objects.iter().find(|o| o.key == key).unwrap();
+    // The tombstone of `sku-2` does not say which object it was fetched from.
+    let rows = vec![
+        row("sku-1", Some(of("own.jpg").uri.to_string()), of("own.jpg").changed, 7),
+        row("sku-2", None, Utc::now(), 0),
+    ];
+    let catalogue = stored(rows).await;
+    let (report, events) = found(&catalogue, Side::Place(place()), rules()).await;
+    assert_eq!((report.same, report.new, report.refused, events.len()), (1, 1, 1, 0), "{report:?}");
+}
+
+#[tokio::test]
+async fn what_a_listing_passes_over_is_looked_for() {
+    let place = Store::memory();
+    let put = object_store::PutPayload::from_static(b"1");
+    place.objects().put(&"a/1.jpg".into(), put).await.unwrap();
+    assert!(!is_gone(&place, "a/1.jpg").await.unwrap());
+    assert!(is_gone(&place, "a/2.jpg").await.unwrap());
+}
+
+#[tokio::test]
 async fn a_list_of_ids_and_events_is_compared() {
     let time = Utc::now() - TimeDelta::days(1);
     let image = |id: &str| row(id, Some("s3://b/x.jpg".into()), time, 7);
@@ -152,6 +184,11 @@ async fn a_list_of_ids_and_events_is_compared() {
     assert_eq!(report.refused, 1, "nobody knows where f is");
     let ids: Vec<_> = events.iter().map(|e| e.image_id.as_str()).collect();
     assert_eq!(ids, ["c", "e"]);
+
+    let one = Rules { naming: Naming { id_prefix: "b".into(), ..Naming::default() }, ..rules() };
+    let (report, _) = found(&catalogue, list(text), one).await;
+    let counts = (report.listed, report.stored, report.differences());
+    assert_eq!(counts, (1, 1, 0), "only ids with the prefix are compared: {report:?}");
 }
 
 #[tokio::test]

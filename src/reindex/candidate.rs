@@ -71,6 +71,7 @@ pub async fn set_candidate(
         )),
     };
     let sets = newest.sets_of(&generation.id).unwrap_or_default();
+    let reindex = reindex_of(&newest, &generation.id);
     let before = before.filter(|before| before.generation == generation.id);
     // Another model's sets have keys of their own: what is served is looked for by its name.
     let served = newest.prompt_set(newest.serving.prompt_set.as_str());
@@ -80,7 +81,7 @@ pub async fn set_candidate(
     let set = PromptSetRecord::find(sets, &name).map(|set| set.key.clone()).ok_or_else(|| {
         let known: Vec<&str> = sets.iter().map(|set| set.key.as_str()).collect();
         refused(format!(
-            "--prompt-set: {name:?} is not stored in generation {}; stored are {}; `bsap reindex statistics` adds one",
+            "--prompt-set: {name:?} is not stored in generation {}; stored are {}; {reindex} adds one",
             generation.id,
             known.join(", ")
         ))
@@ -98,7 +99,7 @@ pub async fn set_candidate(
     let serving = match kept {
         Some(kept) => kept.serving.clone(),
         None => Serving {
-            scale: Some(frozen(catalogue, &generation, &set, normaliser).await?),
+            scale: Some(frozen(catalogue, &generation, &set, normaliser, &reindex).await?),
             prompt_set: set,
             normaliser,
             weight,
@@ -144,6 +145,7 @@ async fn frozen(
     generation: &Generation,
     set: &StatisticsKey,
     normaliser: Normaliser,
+    reindex: &str,
 ) -> Result<Scale, ReindexError> {
     if !matches!(normaliser, Normaliser::Zscore | Normaliser::Range) {
         return Ok(Scale::default());
@@ -151,12 +153,23 @@ async fn frozen(
     let survey = Stored::open(catalogue, generation).await?.survey(set).await?;
     if survey.live == 0 || survey.statistics.len() < survey.live {
         return Err(ReindexError::Refused(format!(
-            "{} of {} live images have the statistics of {set}; run `bsap reindex statistics` first, so that the scale is taken from all of them",
+            "{} of {} live images have the statistics of {set}; run {reindex} first, so that the scale is taken from all of them",
             survey.statistics.len(),
             survey.live
         )));
     }
     Ok(Scale::of(normaliser, survey.statistics.into_iter()))
+}
+
+/// The command that brings a prompt set and its statistics to `generation`.
+pub(super) fn reindex_of(state: &CatalogueState, generation: &str) -> String {
+    match &state.beside {
+        Some(beside) if beside.generation.id == generation => format!(
+            "`bsap reindex statistics` with model.checkpoint = {:?} (BSAP_MODEL__CHECKPOINT)",
+            beside.checkpoint
+        ),
+        _ => "`bsap reindex statistics`".into(),
+    }
 }
 
 /// Withdraws the candidate.

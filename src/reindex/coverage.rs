@@ -21,7 +21,8 @@ pub struct Gap {
     pub missing: u64,
     /// Of them, those of which it has an older version, or that it takes to be deleted.
     pub behind: u64,
-    /// Deleted images that it still has.
+    /// Images that it has and the live table does not: deleted there, which may be forgotten by now, or
+    /// never there.
     pub undeleted: u64,
     /// Of the live table's newest rows, which are younger than others may be: they are counted in none
     /// of the three.
@@ -31,8 +32,8 @@ pub struct Gap {
 }
 
 impl Gap {
-    /// Compares `other` with `live`, in the order of the ids, through files in `folder`. What the
-    /// live table took in after `before` may still be on its way to the other.
+    /// Compares `other` with `live`, in the order of the ids, through files in `folder`. What one
+    /// of them took in after `before` may still be on its way to the other.
     pub async fn of(
         catalogue: &Store,
         live: &Generation,
@@ -49,19 +50,16 @@ impl Gap {
 
     fn between(
         live: impl Iterator<Item = io::Result<Entry>>,
-        mut other: impl Iterator<Item = io::Result<Entry>>,
+        other: impl Iterator<Item = io::Result<Entry>>,
         before: DateTime<Utc>,
     ) -> io::Result<Self> {
         let mut gap = Self::default();
-        let mut known = other.next().transpose()?;
-        for entry in live {
-            let entry = entry?;
-            let order = |known: &Entry| known.image_id.cmp(&entry.image_id);
-            while known.as_ref().is_some_and(|known| order(known) == Ordering::Less) {
-                known = other.next().transpose()?;
+        for pair in paired(live, other) {
+            match pair? {
+                (Some(entry), theirs) => gap.count(&entry, theirs.as_ref(), before),
+                (None, Some(theirs)) => gap.count_unknown(&theirs, before),
+                (None, None) => {}
             }
-            let theirs = known.as_ref().filter(|known| order(known) == Ordering::Equal);
-            gap.count(&entry, theirs, before);
         }
         Ok(gap)
     }
@@ -91,10 +89,50 @@ impl Gap {
         self.example.get_or_insert_with(|| entry.image_id.clone());
     }
 
+    /// An image of which the live table knows nothing, not even that it was deleted.
+    fn count_unknown(&mut self, theirs: &Entry, before: DateTime<Utc>) {
+        if !theirs.version.deleted && theirs.version.embedded_at <= before {
+            self.undeleted += 1;
+            self.example.get_or_insert_with(|| theirs.image_id.clone());
+        }
+    }
+
+    /// The counts in words, of the generation `id`.
+    pub fn told(&self, id: &str) -> String {
+        format!(
+            "generation {id} lacks {} of {} live images, has {} in an older version and {} that are deleted or were never live, for example {}",
+            self.missing,
+            self.live,
+            self.behind,
+            self.undeleted,
+            self.example.as_deref().unwrap_or("none")
+        )
+    }
+
     /// Images of which it does not say what the live table says.
     pub fn lacking(&self) -> u64 {
         self.missing + self.behind + self.undeleted
     }
+}
+
+/// The current rows of two tables, by image, from the one, the other, or both.
+pub(super) fn paired(
+    one: impl Iterator<Item = io::Result<Entry>>,
+    other: impl Iterator<Item = io::Result<Entry>>,
+) -> impl Iterator<Item = io::Result<(Option<Entry>, Option<Entry>)>> {
+    let (mut one, mut other) = (one.peekable(), other.peekable());
+    std::iter::from_fn(move || {
+        let order = match (one.peek(), other.peek()) {
+            (None, None) => return None,
+            (Some(Ok(one)), Some(Ok(other))) => one.image_id.cmp(&other.image_id),
+            // An error comes out of the side on which it stands.
+            (Some(Err(_)), _) | (Some(_), None) => Ordering::Less,
+            (_, Some(_)) => Ordering::Greater,
+        };
+        let one = if order.is_le() { one.next() } else { None };
+        let other = if order.is_ge() { other.next() } else { None };
+        Some(one.transpose().and_then(|one| Ok((one, other.transpose()?))))
+    })
 }
 
 /// Sequence, then delete: what of a version does not depend on when a row was made.
@@ -103,11 +141,12 @@ pub(super) fn version(entry: &Entry) -> (&str, bool) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::record::{Attributes, Sequence, Version};
 
-    fn entry(id: &str, sequence: u64, deleted: bool, at: i64) -> Entry {
+    /// A current row that was made `at` seconds after 1970.
+    pub fn entry(id: &str, sequence: u64, deleted: bool, at: i64) -> Entry {
         Entry {
             image_id: id.into(),
             version: Version {
@@ -148,12 +187,41 @@ mod tests {
             live: 4,
             missing: 1,
             behind: 1,
-            undeleted: 1,
+            undeleted: 2,
             on_their_way: 1,
             example: Some("b".into()),
         };
         assert_eq!(found, wanted);
-        assert_eq!(found.lacking(), 3);
+        assert_eq!(found.lacking(), 4);
+    }
+
+    #[test]
+    fn an_image_that_the_live_table_has_forgotten_would_come_back() {
+        let live = vec![entry("b", 1, false, 1)];
+        let other = vec![
+            entry("a", 1, false, 1),
+            entry("b", 1, false, 1),
+            entry("c", 1, true, 1),
+            entry("d", 1, false, 100),
+            entry("e", 1, false, 101),
+        ];
+        let found = gap(live, other);
+        let example = Some("a".into());
+        assert_eq!(found, Gap { live: 1, undeleted: 2, example, ..Gap::default() });
+        let told = found.told("ab12");
+        assert!(told.contains("ab12") && told.contains("2 that are deleted"), "{told}");
+    }
+
+    #[test]
+    fn an_error_of_either_table_is_not_passed_over() {
+        for live_fails in [true, false] {
+            let fails = || Err(io::Error::other("torn"));
+            let good = || Ok(entry("a", 1, false, 1));
+            let (live, other) = if live_fails { (fails(), good()) } else { (good(), fails()) };
+            let before = DateTime::from_timestamp(100, 0).unwrap();
+            let found = Gap::between([live].into_iter(), [other].into_iter(), before);
+            assert!(found.unwrap_err().to_string().contains("torn"));
+        }
     }
 
     #[test]

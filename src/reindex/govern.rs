@@ -1,4 +1,4 @@
-//! Promotion and roll back: every change of what is served is deliberate and recorded.
+//! Promotion: every change of what is served is deliberate and recorded.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::candidate::newest;
+use super::candidate::{newest, reindex_of};
 use super::{Gap, ReindexError};
 use crate::normalise::Normaliser;
 use crate::store::Store;
@@ -80,11 +80,7 @@ pub async fn examine(
         Some(Gap::of(catalogue, &state.live, &to, rules.folder, before).await?)
     };
     if let Some(gap) = &gap {
-        let example = gap.example.as_deref().unwrap_or_default();
-        let told = format!(
-            "generation {} lacks {} of {} live images, has {} in an older version and {} that are deleted, for example {example}",
-            to.id, gap.missing, gap.live, gap.behind, gap.undeleted
-        );
+        let told = gap.told(&to.id);
         if gap.lacking() > rules.allow_missing {
             problems.push(format!(
                 "{told}; are workers of {} running? `bsap reindex model` asks for what is missing, `bsap dead-letters` and `bsap status` say what failed or waits",
@@ -105,13 +101,14 @@ pub async fn examine(
     let settle = rules.settle;
     let key = &candidate.serving.prompt_set;
     let sets = state.sets_of(&to.id).unwrap_or_default();
+    let reindex = reindex_of(&state, &to.id);
     match sets.iter().find(|set| set.key == *key) {
-        None => problems.push(format!("the prompt set {key} is not stored")),
+        None => problems.push(format!("the prompt set {key} is not stored; {reindex} adds it")),
         Some(set) => {
             let coverage = Stored::open(catalogue, &to).await?.pending(key).await?.1;
             if !coverage.complete() {
                 problems.push(format!(
-                    "{} of {} rows have the statistics of {key}; run `bsap reindex statistics`",
+                    "{} of {} rows have the statistics of {key}; run {reindex}",
                     coverage.covered, coverage.rows
                 ));
             }
@@ -241,95 +238,6 @@ pub async fn promote(
         "the candidate is live"
     );
     Ok(state)
-}
-
-/// Makes live what was live before the last promotion, at once. A candidate is withdrawn. Rolling
-/// back again goes further back.
-pub async fn roll_back(catalogue: &Store, by: &str) -> Result<CatalogueState, ReindexError> {
-    let states = StateStore::new(catalogue);
-    let newest = newest(&states, catalogue).await?;
-    let before = before(&states, &newest).await?;
-    let to = before.revision;
-    let state = states
-        .change(by, |mut state| {
-            if state.revision != newest.revision {
-                return Err(ReindexError::Refused(format!(
-                    "the state has changed meanwhile: revision {} by {}; look again",
-                    state.revision, state.by
-                )));
-            }
-            if state.live.id != before.live.id {
-                go_back(&mut state, &before)?;
-            }
-            // A set that was retired since comes back: what rows lack of it is computed by the query
-            // workers until it is backfilled.
-            let key = &before.serving.prompt_set;
-            if !state.prompt_sets.iter().any(|set| set.key == *key) {
-                let found = before.prompt_sets.iter().find(|set| set.key == *key).cloned();
-                let mut set = found.ok_or_else(|| {
-                    ReindexError::Refused(format!("revision {to} does not have its own set {key}"))
-                })?;
-                set.since = Utc::now();
-                state.prompt_sets.push(set);
-            }
-            state.serving = before.serving.clone();
-            state.name.clone_from(&before.name);
-            state.candidate = None;
-            state.change = Change::RolledBack { to };
-            Ok(Some(state))
-        })
-        .await?;
-    info!(
-        event = event::ROLLBACK,
-        to,
-        name = state.name,
-        revision = state.revision,
-        generation = state.live.id,
-        by,
-        "rolled back"
-    );
-    Ok(state)
-}
-
-/// Makes the generation of `before` live again, which was filled beside the one that took its place.
-fn go_back(state: &mut CatalogueState, before: &CatalogueState) -> Result<(), ReindexError> {
-    let refused = |why: String| Err(ReindexError::Refused(why));
-    let back = &before.live;
-    if state.beside.as_ref().is_none_or(|beside| beside.generation.id != back.id) {
-        return refused(format!(
-            "generation {} ({}) is no longer filled; `bsap reindex model` fills it again",
-            back.id, back.model_name
-        ));
-    }
-    let left = before.beside.as_ref().filter(|beside| beside.generation.id == state.live.id);
-    let checkpoint = left.map_or(state.live.model_name.clone(), |left| left.checkpoint.clone());
-    state.swap_generations(&checkpoint);
-    Ok(())
-}
-
-/// The revision that was served before what is served at `state`.
-async fn before(
-    states: &StateStore,
-    state: &CatalogueState,
-) -> Result<CatalogueState, ReindexError> {
-    let nothing = || {
-        ReindexError::Refused("nothing was promoted yet: there is nothing to go back to".to_owned())
-    };
-    let missing = |revision: u64| {
-        ReindexError::Refused(format!("revision {revision} of the state is not there any more"))
-    };
-    let mut revision = state.revision;
-    loop {
-        let looked = states.at(revision).await?.ok_or_else(|| missing(revision))?;
-        match looked.change {
-            Change::Promoted { from, .. } => {
-                return states.at(from).await?.ok_or_else(|| missing(from));
-            }
-            // What was live then was live before: go on from there.
-            Change::RolledBack { to } => revision = to,
-            _ => revision = revision.checked_sub(1).filter(|r| *r > 0).ok_or_else(nothing)?,
-        }
-    }
 }
 
 /// The newest revisions, the newest first, at most `limit`.

@@ -7,17 +7,17 @@ mod coverage;
 mod govern;
 mod model;
 mod reader;
+mod rollback;
 mod sets;
 mod statistics;
 
 pub use candidate::{Wanted, set_candidate, withdraw_candidate};
 pub use control::{Control, Request};
 pub use coverage::Gap;
-pub use govern::{
-    Promotion, Rules, Standing, examine, history, promote, roll_back, wait_for_readers,
-};
+pub use govern::{Promotion, Rules, Standing, examine, history, promote, wait_for_readers};
 pub use model::{Missing, set_up, withdraw};
 pub use reader::Reader;
+pub use rollback::WayBack;
 pub use sets::follow_sets;
 pub use statistics::{Done, Job, add_set, retire};
 

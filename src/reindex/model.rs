@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval};
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::ReindexError;
-use super::coverage::version;
+use super::coverage::{paired, version};
 use crate::publish::{Publisher, values};
 use crate::reconcile::current;
 use crate::record::{AttributeTypes, Operation, Partition};
@@ -125,6 +126,8 @@ pub struct Missing {
     pub images: u64,
     /// Deletes that the other generation does not know.
     pub deletes: u64,
+    /// Images that the other generation alone has, and of which the live table may not have heard yet.
+    pub alone: u64,
     events: BufReader<File>,
 }
 
@@ -136,54 +139,99 @@ struct Wanted {
 }
 
 impl Missing {
-    /// Compares two generations, in the order of the ids, through files in `folder`.
+    /// Compares two generations, in the order of the ids, through files in `folder`. Before
+    /// `forgotten` the live table may have forgotten deletes; none where it forgets none.
     pub async fn of(
         catalogue: &Store,
         live: &Generation,
         beside: &Generation,
         attributes: &AttributeTypes,
         folder: &Path,
+        forgotten: Option<DateTime<Utc>>,
     ) -> Result<Self, ReindexError> {
-        let mut live = current(catalogue, live, folder).await?;
-        let mut beside = current(catalogue, beside, folder).await?;
+        let live = current(catalogue, live, folder).await?;
+        let beside = current(catalogue, beside, folder).await?;
         let (attributes, folder) = (attributes.clone(), folder.to_owned());
-        let compared = tokio::task::spawn_blocking(move || -> io::Result<Self> {
-            let mut events = BufWriter::new(tempfile::tempfile_in(folder)?);
-            let (mut images, mut deletes, mut same, mut all) = (0, 0, 0, 0);
-            let (mut inline, mut inline_example) = (0, None);
-            let mut known = beside.next().transpose()?;
-            for wanted in &mut live {
-                let wanted = wanted?;
-                while known.as_ref().is_some_and(|known| known.image_id < wanted.image_id) {
-                    known = beside.next().transpose()?;
-                }
-                let known = known.as_ref().filter(|known| known.image_id == wanted.image_id);
-                let is_known = known.is_some_and(|known| version(known) >= version(&wanted));
-                let deleted = wanted.version.deleted;
-                all += u64::from(!deleted);
-                match (is_known, deleted, &wanted.uri) {
-                    (true, ..) => {
-                        same += u64::from(!deleted);
-                        continue;
-                    }
-                    (false, true, _) => deletes += 1,
-                    (false, false, Some(_)) => images += 1,
-                    (false, false, None) => {
-                        inline += 1;
-                        inline_example.get_or_insert(wanted.image_id);
-                        continue;
-                    }
-                }
-                serde_json::to_writer(&mut events, &again_of(wanted, &attributes))?;
-                events.write_all(b"\n")?;
-            }
-            let mut events = events.into_inner().map_err(io::IntoInnerError::into_error)?;
-            events.rewind()?;
-            let events = BufReader::new(events);
-            Ok(Self { live: all, same, inline, inline_example, images, deletes, events })
+        let compared = tokio::task::spawn_blocking(move || {
+            let file = tempfile::tempfile_in(folder)?;
+            Self::between(live, beside, &attributes, forgotten, file)
         });
         let compared = compared.await.map_err(|panic| ReindexError::Broken(panic.to_string()))?;
         compared.map_err(ReindexError::Folder)
+    }
+
+    /// The events are written to `file`.
+    fn between(
+        live: impl Iterator<Item = io::Result<Entry>>,
+        beside: impl Iterator<Item = io::Result<Entry>>,
+        attributes: &AttributeTypes,
+        forgotten: Option<DateTime<Utc>>,
+        file: File,
+    ) -> io::Result<Self> {
+        let mut events = BufWriter::new(file.try_clone()?);
+        let mut missing = Self {
+            live: 0,
+            same: 0,
+            inline: 0,
+            inline_example: None,
+            images: 0,
+            deletes: 0,
+            alone: 0,
+            events: BufReader::new(file),
+        };
+        for pair in paired(live, beside) {
+            let told = match pair? {
+                (Some(wanted), known) => missing.count(wanted, known.as_ref()),
+                (None, known) => known.and_then(|known| missing.count_unknown(known, forgotten)),
+            };
+            if let Some(told) = told {
+                serde_json::to_writer(&mut events, &again_of(told, attributes))?;
+                events.write_all(b"\n")?;
+            }
+        }
+        events.flush()?;
+        missing.events.rewind()?;
+        Ok(missing)
+    }
+
+    /// What is to be told of an image of the live table, of which the other one has `known`.
+    fn count(&mut self, wanted: Entry, known: Option<&Entry>) -> Option<Entry> {
+        let deleted = wanted.version.deleted;
+        self.live += u64::from(!deleted);
+        if known.is_some_and(|known| version(known) >= version(&wanted)) {
+            self.same += u64::from(!deleted);
+            return None;
+        }
+        if deleted {
+            self.deletes += 1;
+        } else if wanted.uri.is_some() {
+            self.images += 1;
+        } else {
+            self.inline += 1;
+            self.inline_example.get_or_insert(wanted.image_id);
+            return None;
+        }
+        Some(wanted)
+    }
+
+    /// What is to be told of an image of which the live table knows nothing. Where a delete of it may be
+    /// forgotten, events as old are refused there: it does not come to be live any more. Then a delete
+    /// of this very version, which wins over it.
+    fn count_unknown(
+        &mut self,
+        mut known: Entry,
+        forgotten: Option<DateTime<Utc>>,
+    ) -> Option<Entry> {
+        if known.version.deleted {
+            return None;
+        }
+        if forgotten.is_none_or(|time| known.version.embedded_at >= time) {
+            self.alone += 1;
+            return None;
+        }
+        self.deletes += 1;
+        known.version.deleted = true;
+        Some(known)
     }
 
     /// Sends them for `generation`, at most `rate` a second. Returns how many were sent: fewer than
@@ -248,4 +296,44 @@ fn again_of(entry: Entry, types: &AttributeTypes) -> Wanted {
         attributes: values(&entry.attributes, types),
     };
     Wanted { event, sequence: entry.version.sequence.as_str().to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Sequence;
+    use crate::reindex::coverage::tests::entry;
+
+    #[test]
+    fn what_the_live_table_has_forgotten_is_deleted_in_its_very_version() {
+        let live = || [entry("a", 1, false, 1), entry("c", 2, true, 1)].map(Ok).into_iter();
+        let beside = || {
+            let known = [
+                entry("a", 1, false, 1),
+                entry("b", 7, false, 1),
+                entry("d", 1, false, 500),
+                entry("e", 1, true, 1),
+            ];
+            known.map(Ok).into_iter()
+        };
+        let missing = |forgotten: Option<i64>| {
+            let forgotten = forgotten.map(|at| DateTime::from_timestamp(at, 0).unwrap());
+            let file = tempfile::tempfile().unwrap();
+            Missing::between(live(), beside(), &AttributeTypes::new(), forgotten, file).unwrap()
+        };
+        let found = missing(Some(100));
+        assert_eq!((found.live, found.same, found.deletes, found.alone), (1, 1, 2, 1));
+        let told = found.events.lines().map(|line| {
+            let told: Wanted = serde_json::from_str(&line.unwrap()).unwrap();
+            (told.event.image_id, told.event.operation, told.sequence)
+        });
+        let wanted = [("b", 7), ("c", 2)].map(|(id, sequence)| {
+            let sequence = Sequence::from_number(sequence).as_str().to_owned();
+            (id.to_owned(), Operation::Delete, sequence)
+        });
+        assert_eq!(told.collect::<Vec<_>>(), wanted);
+        // Where deletes are remembered for ever, the live table has not come to these yet.
+        let found = missing(None);
+        assert_eq!((found.deletes, found.alone), (1, 2));
+    }
 }

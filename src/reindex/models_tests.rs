@@ -9,6 +9,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
+use super::tests::roll_back;
 use super::*;
 use crate::normalise::Normaliser;
 use crate::prompts::{EmbeddedSet, PromptSet};
@@ -16,7 +17,7 @@ use crate::record::{Embedding, Ordering, Partition, Row};
 use crate::search::testing::{Hashed, embedding, row};
 use crate::search::{Engine, Engines, Input, Options, Query, QueryError, Results, Served};
 use crate::store::Store;
-use crate::table::{Beside, Generation, PartitionBatch, Serving, StateStore, Writer};
+use crate::table::{Beside, Change, Generation, PartitionBatch, Serving, StateStore, Writer};
 
 const IMAGES: u64 = 30;
 const POLL: Duration = Duration::from_millis(20);
@@ -288,4 +289,66 @@ async fn a_query_worker_without_the_other_model_says_what_it_lacks_and_answers_o
     let query = Query { input: "query".into(), key: Some("user".into()), ..Query::default() };
     assert_eq!(ask(&engines, query).await.unwrap().configuration, "initial");
     token.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_way_back_to_another_model_loses_is_known_before() {
+    let (old, new) = (model("ab12", 16), model("cd34", 24));
+    let store = catalogue(&old, &new, IMAGES).await;
+    let state = set_candidate(&store, &large(0.0, 0.0), "test").await.unwrap();
+    promote(&store, state.revision, "old checkpoint", "test").await.unwrap();
+    // The old model's workers are stopped; the new one's go on.
+    append(&store, &new, IMAGES, IMAGES + 2).await;
+    let way = WayBack::of(&store).await.unwrap();
+    assert_eq!(way.to(), &generation(&old));
+    let gap = way.gap(&store, Path::new("/tmp"), Duration::ZERO, Utc::now()).await.unwrap();
+    let example = Some(format!("i{IMAGES}"));
+    let wanted = Gap { live: IMAGES + 2, missing: 2, example, ..Gap::default() };
+    assert_eq!(gap, Some(wanted));
+    // And one may go all the same.
+    let back = way.go(&store, "test").await.unwrap();
+    assert_eq!(back.live, generation(&old));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_generation_beside_gets_a_prompt_set_of_its_own() {
+    let (old, new) = (model("ab12", 16), model("cd34", 24));
+    let store = catalogue(&old, &new, IMAGES).await;
+    let other = PromptSet::new("other", (0..6).map(|i| format!("other {i}")).collect());
+    let other = other.embed(&*new, 3).unwrap();
+    let wanted = Wanted { prompt_set: Some("other".into()), ..large(0.0, 0.0) };
+    let error = set_candidate(&store, &wanted, "test").await.unwrap_err().to_string();
+    assert!(error.contains("model.checkpoint = \"new checkpoint\""), "{error}");
+
+    // One key may be known for both, each time for itself.
+    for model in [&new, &old] {
+        let known = generation(model);
+        let state = add_set(&store, &known, &other, "test").await.unwrap();
+        let again = add_set(&store, &known, &other, "test").await.unwrap();
+        assert_eq!(state.revision, again.revision, "twice is once");
+        let is_there = |of: &Hashed| {
+            let sets = state.sets_of(&generation(of).id).unwrap();
+            sets.iter().any(|set| set.key == other.key)
+        };
+        assert_eq!((is_there(&new), is_there(&old)), (true, known == generation(&old)));
+        let beside = (known == generation(&new)).then(|| known.id.clone());
+        let keys = vec![other.key.to_string()];
+        assert_eq!(state.change, Change::PromptSets { keys, generation: beside });
+    }
+    let third = generation(&model("ef56", 16));
+    assert!(add_set(&store, &third, &other, "test").await.is_err(), "it is neither");
+
+    let job = Job {
+        catalogue: store.clone(),
+        generation: generation(&new),
+        set: Arc::new(other),
+        attempts: 5,
+        lanes: 1,
+        settle: Duration::ZERO,
+    };
+    let done = job.run(&|_, _| {}, &CancellationToken::new()).await.unwrap();
+    assert!(done.complete && done.rows == IMAGES as usize, "{done:?}");
+    set_candidate(&store, &wanted, "test").await.unwrap();
+    let found = examine(&store, &rules(0), Utc::now()).await.unwrap();
+    assert_eq!(found.problems, Vec::<String>::new());
 }

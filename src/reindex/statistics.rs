@@ -36,8 +36,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// How often the log tells how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// Makes `set` known to the catalogue: workers take it up within `table.state_poll_ms`, and from then
-/// on new rows carry its statistics.
+/// Makes `set` known to the catalogue for `generation`, the live one or the one beside it: workers that
+/// fill it take the set up within `table.state_poll_ms`, and from then on new rows carry its statistics.
 pub async fn add_set(
     catalogue: &Store,
     generation: &Generation,
@@ -46,12 +46,22 @@ pub async fn add_set(
 ) -> Result<CatalogueState, ReindexError> {
     let states = StateStore::new(catalogue);
     let changed = states.change(by, |mut state| {
-        state.live.expect(generation)?;
-        if state.prompt_sets.iter().any(|known| known.key == set.key) {
+        let is_beside = state.is_beside(generation);
+        let sets = match &mut state.beside {
+            Some(beside) if is_beside => &mut beside.prompt_sets,
+            _ => {
+                state.live.expect(generation)?;
+                &mut state.prompt_sets
+            }
+        };
+        if sets.iter().any(|known| known.key == set.key) {
             return Ok(None);
         }
-        state.prompt_sets.push(set.record());
-        state.change = Change::PromptSets { keys: vec![set.key.to_string()] };
+        sets.push(set.record());
+        state.change = Change::PromptSets {
+            keys: vec![set.key.to_string()],
+            generation: is_beside.then(|| generation.id.clone()),
+        };
         Ok::<_, ReindexError>(Some(state))
     });
     changed.await
@@ -90,7 +100,7 @@ pub async fn retire(
                 return refused("is the candidate's; `bsap candidate withdraw` first");
             }
             state.prompt_sets.retain(|set| set.key != key);
-            state.change = Change::PromptSets { keys: vec![key.to_string()] };
+            state.change = Change::PromptSets { keys: vec![key.to_string()], generation: None };
             Ok(Some(state))
         })
         .await?;

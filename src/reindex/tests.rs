@@ -8,8 +8,8 @@ use crate::record::{Embedding, Image, ImageId, Ordering, Partition, Row, Sequenc
 use crate::statistics::{Statistics, StatisticsKey};
 use crate::store::Store;
 use crate::table::{
-    Change, Generation, PartitionBatch, PromptSetRecord, Readers, Report, Serving, StateStore,
-    Writer,
+    CatalogueState, Change, Generation, PartitionBatch, PromptSetRecord, Readers, Report, Serving,
+    StateStore, Writer,
 };
 use std::path::Path;
 use std::time::Duration;
@@ -97,6 +97,11 @@ fn rules() -> Rules<'static> {
     }
 }
 
+/// Back to what was live before, whatever that loses.
+pub(super) async fn roll_back(store: &Store, by: &str) -> Result<CatalogueState, ReindexError> {
+    WayBack::of(store).await?.go(store, by).await
+}
+
 async fn promoted(store: &Store, name: &str) -> u64 {
     let state = set_candidate(store, &wanted(name), "ann (test)").await.unwrap();
     promote(store, state.revision, "tiny", "ann (test)").await.unwrap().revision
@@ -134,9 +139,16 @@ async fn a_promotion_is_one_revision_and_a_roll_back_leads_to_what_was_before() 
     assert_eq!((two.name.as_str(), two.candidate.as_ref()), ("two", None));
     assert_eq!(two.serving.weight, 0.5);
 
+    // Within a generation nothing is lost.
+    let way = WayBack::of(&store).await.unwrap();
+    let gap = way.gap(&store, Path::new("/tmp"), Duration::ZERO, Utc::now()).await.unwrap();
+    assert_eq!((way.to(), gap), (&generation(), None));
+
     // Back to the one before, then to the one before that, and no further.
     let back = roll_back(&store, "bob (test)").await.unwrap();
     assert_eq!(back.name, "one");
+    let error = way.go(&store, "ann").await.unwrap_err().to_string();
+    assert!(error.contains("changed meanwhile") && error.contains("bob"), "{error}");
     let back = roll_back(&store, "bob (test)").await.unwrap();
     assert_eq!((back.name.as_str(), &back.serving), (first.name.as_str(), &first.serving));
     assert!(roll_back(&store, "bob").await.is_err());

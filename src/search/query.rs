@@ -11,6 +11,7 @@ use super::Filter;
 use crate::clip::ClipError;
 use crate::normalise::Normaliser;
 use crate::record::hex;
+use crate::statistics::StatisticsKey;
 
 /// Most texts of a mixture.
 pub const MAX_TEXTS: usize = 16;
@@ -22,7 +23,7 @@ pub struct Query {
     pub input: Input,
     /// How many results.
     pub k: Option<usize>,
-    /// Name or key of a prompt set.
+    /// Key, name or name@version of a prompt set; the newest version of a name.
     pub prompt_set: Option<String>,
     /// Which formula.
     pub normaliser: Option<Normaliser>,
@@ -111,6 +112,11 @@ pub enum QueryError {
     /// The snapshot is not whole yet.
     #[error("the catalogue is still being loaded; try again in a moment")]
     NotReady,
+    /// How queries are answered names a prompt set that is not there: no other one stands in for it.
+    #[error(
+        "prompt set {0} is served, but not among the catalogue's; serve another one (bsap candidate set, bsap promote) or go back (bsap rollback)"
+    )]
+    SetMissing(StatisticsKey),
     /// No live image has this id.
     #[error("image {0:?} is not in the catalogue")]
     NoImage(String),

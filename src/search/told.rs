@@ -53,6 +53,7 @@ impl Told<'_> {
             parent_id,
             by = self.query.by,
             configuration = self.configuration,
+            own = self.query.is_own(),
             normaliser,
             weight = self.balance.weight,
             k = self.k,

@@ -18,13 +18,13 @@ use object_store::path::Path;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::file::{self, FileWriter};
+use super::file::{self, FileWriter, Unread};
 use super::keys::{Kept, Keys};
 use super::log::Log;
 use super::state::Generation;
 use super::statistics::{self, StatisticsTable, UnitFile};
 use super::upkeep::Options;
-use super::{TableError, schema};
+use super::{TableError, schema, verify};
 use crate::record::Row;
 use crate::retry::{Backoff, Decide, Verdict};
 use crate::statistics::StatisticsKey;
@@ -35,6 +35,8 @@ use crate::telemetry::event;
 pub const COMPACTED: &str = "bsap:compact";
 /// The same for the newest one that looked at every row.
 pub const COMPACTED_DEEP: &str = "bsap:compact:deep";
+/// The same for the newest time that files nobody needs any more were removed.
+pub const VACUUMED: &str = "bsap:vacuum";
 
 /// How much compaction looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,8 +113,22 @@ impl Compactor {
 
     /// When every row was last looked at.
     pub async fn last_deep(&mut self) -> Result<Option<DateTime<Utc>>, TableError> {
+        self.last(COMPACTED_DEEP).await
+    }
+
+    /// When files that nobody needs any more were last removed.
+    pub async fn last_vacuum(&mut self) -> Result<Option<DateTime<Utc>>, TableError> {
+        self.last(VACUUMED).await
+    }
+
+    /// Takes note that they were removed.
+    pub async fn vacuumed(&mut self, now: DateTime<Utc>) -> Result<(), TableError> {
+        self.note(VACUUMED, now).await
+    }
+
+    async fn last(&mut self, application: &str) -> Result<Option<DateTime<Utc>>, TableError> {
         self.log.update().await?;
-        let at = self.log.transaction(COMPACTED_DEEP).await?;
+        let at = self.log.transaction(application).await?;
         Ok(at.and_then(DateTime::from_timestamp_millis))
     }
 
@@ -140,6 +156,36 @@ impl Compactor {
         let jobs = similar(&self.options, &sizes(&inputs));
         self.work(&inputs, jobs, None, now, &mut done, progress, token).await?;
         Ok(done)
+    }
+
+    /// Takes files that are not there, or are not what was written, out of the table, and gives
+    /// their names. What they held is no longer known: which images, and which were deleted.
+    /// `progress` hears of files read and files in all.
+    pub async fn drop_damaged(
+        &mut self,
+        progress: &(dyn Fn(usize, usize) + Sync),
+        token: &CancellationToken,
+    ) -> Result<Vec<String>, TableError> {
+        let inputs = self.inputs().await?;
+        let mut damaged = Vec::new();
+        for (i, input) in inputs.iter().enumerate() {
+            if token.is_cancelled() {
+                return Ok(Vec::new());
+            }
+            let path = Path::from(input.path.as_str());
+            match verify::read(&self.log, &path, input.size, None).await {
+                Ok(_) => {}
+                Err(Unread::Store(error)) => {
+                    return Err(Unread::Store(error).of(&self.log, &input.path));
+                }
+                Err(Unread::Missing | Unread::Corrupt(_)) => damaged.push(input.clone()),
+            }
+            progress(i + 1, inputs.len());
+        }
+        if damaged.is_empty() || !self.commit(&damaged, None, Utc::now()).await? {
+            return Ok(Vec::new());
+        }
+        Ok(damaged.into_iter().map(|input| input.path).collect())
     }
 
     /// Files that another merge would take.
@@ -232,6 +278,9 @@ impl Compactor {
         let mut output = FileWriter::new(self.log.arrow_schema()?).map_err(|e| failed(e.into()))?;
         let mut folded = 0;
         for (i, (input, mask)) in files.iter().zip(&kept.masks).enumerate() {
+            if !mask.contains(&true) {
+                continue;
+            }
             let mut found = Vec::new();
             if let Some((table, units)) = backfill {
                 for (_, unit) in units.iter().filter(|(file, _)| *file == i) {

@@ -101,6 +101,9 @@ pub enum Change {
     PromptSets {
         /// Keys of the sets that were added or retired.
         keys: Vec<String>,
+        /// The generation beside the live one, where they are its sets.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        generation: Option<String>,
     },
     /// A generation is filled beside the live one, or no longer.
     Beside {
@@ -170,8 +173,13 @@ impl CatalogueState {
 
     /// The generation `id`, where it is the live one or the one beside it.
     pub fn generation(&self, id: &str) -> Option<&Generation> {
+        self.generations().find(|generation| generation.id == id)
+    }
+
+    /// The live generation, then the one beside it.
+    pub fn generations(&self) -> impl Iterator<Item = &Generation> {
         let beside = self.beside.as_ref().map(|beside| &beside.generation);
-        [Some(&self.live), beside].into_iter().flatten().find(|generation| generation.id == id)
+        std::iter::once(&self.live).chain(beside)
     }
 
     /// The candidate, where it reads the generation beside the live one.
@@ -444,7 +452,7 @@ impl StateStore {
                     next.at = Utc::now();
                     by.clone_into(&mut next.by);
                     let keys = added.iter().map(|set| set.key.to_string()).collect();
-                    next.change = Change::PromptSets { keys };
+                    next.change = Change::PromptSets { keys, generation: None };
                     next.prompt_sets.extend(added);
                     next
                 }

@@ -160,6 +160,11 @@ impl StatisticsTable {
         read(&self.log, path).await
     }
 
+    /// The same; `None` where the file is not there.
+    pub async fn read_named(&self, path: &str) -> Result<Option<Vec<Backfilled>>, TableError> {
+        read_named(&self.log, path).await
+    }
+
     /// Writes the statistics of a unit to a file that no commit names yet. There may be none: the
     /// file then says that the unit is done.
     pub async fn stage(
@@ -270,9 +275,13 @@ pub fn units(log: &Log) -> Result<HashMap<String, UnitFile>, TableError> {
 
 /// The rows of a file of the table; none where it was removed meanwhile.
 pub async fn read(log: &Log, path: &str) -> Result<Vec<Backfilled>, TableError> {
+    Ok(read_named(log, path).await?.unwrap_or_default())
+}
+
+async fn read_named(log: &Log, path: &str) -> Result<Option<Vec<Backfilled>>, TableError> {
     let bytes = match file::get(log, &Path::from(path)).await {
         Ok(bytes) => bytes,
-        Err(Unread::Missing) => return Ok(Vec::new()),
+        Err(Unread::Missing) => return Ok(None),
         Err(error) => return Err(error.of(log, path)),
     };
     let corrupt =
@@ -282,7 +291,7 @@ pub async fn read(log: &Log, path: &str) -> Result<Vec<Backfilled>, TableError> 
         let batch = batch.map_err(|e| corrupt(e.to_string()))?;
         found.extend(from_batch(&batch).map_err(corrupt)?);
     }
-    Ok(found)
+    Ok(Some(found))
 }
 
 /// The set and the rows of a file that a commit adds.

@@ -9,7 +9,7 @@ use object_store::path::Path;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::compact::{COMPACTED, COMPACTED_DEEP};
+use super::compact::{COMPACTED, COMPACTED_DEEP, VACUUMED};
 use super::file::{self, Unread};
 use super::log::Log;
 use super::state::{CatalogueState, Generation};
@@ -53,6 +53,8 @@ pub struct Finding {
 /// What was looked at and what was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Verified {
+    /// The generation whose table it is.
+    pub generation: String,
     /// Version of the table.
     pub version: u64,
     /// Data files.
@@ -106,34 +108,37 @@ impl Findings {
     }
 }
 
-/// Reads the whole table of the live generation and says what is wrong. `None` where `token` was
+/// Reads the whole table of `generation`, the live one or the one beside it, and says what is wrong. `None` where `token` was
 /// cancelled meanwhile; `progress` hears of files read and files in all.
 pub async fn verify(
     catalogue: &Store,
     state: &CatalogueState,
+    generation: &Generation,
     options: &Options,
     now: DateTime<Utc>,
     progress: &(dyn Fn(usize, usize) + Sync),
     token: &CancellationToken,
 ) -> Result<Option<Verified>, TableError> {
-    let mut log = Log::open(catalogue, &state.live).await?;
+    let mut log = Log::open(catalogue, generation).await?;
     log.update().await?;
     let mut findings = Findings::default();
-    belongs(&log, &state.live, &mut findings)?;
+    belongs(&log, generation, &mut findings)?;
     let files: Vec<(Path, u64, Option<usize>)> = {
         let files = log.snapshot()?.log_data();
         let known = files.iter();
         known.map(|f| (f.object_store_path(), f.size().unsigned_abs(), f.num_records())).collect()
     };
     let mut done = Verified {
+        generation: generation.id.clone(),
         version: log.version(),
         files: files.len(),
         bytes: files.iter().map(|(_, size, _)| size).sum(),
         ..Verified::default()
     };
-    let known: BTreeSet<&str> = state.prompt_sets.iter().map(|set| set.key.as_str()).collect();
+    let sets = state.sets_of(&generation.id).unwrap_or_default();
+    let known: BTreeSet<&str> = sets.iter().map(|set| set.key.as_str()).collect();
     let mut images = Images::default();
-    let mut backfill = StatisticsTable::open(catalogue, &state.live, 1).await?;
+    let mut backfill = StatisticsTable::open(catalogue, generation, 1).await?;
     let units = match &mut backfill {
         Some(table) => table.units().await?,
         None => HashMap::new(),
@@ -168,7 +173,7 @@ pub async fn verify(
         let Some(rows) = readable(this, &path, read, &mut findings)? else { continue };
         for row in &rows {
             if let Some(image) = &row.image {
-                check_image(row.image_id.as_str(), image, &state.live, &known, &mut findings);
+                check_image(row.image_id.as_str(), image, generation, &known, &mut findings);
             }
             images.see(row);
         }
@@ -256,7 +261,9 @@ fn readable(
         Err(Unread::Missing) => ("file_missing", "is named by the log and is not there".to_owned()),
         Err(Unread::Corrupt(reason)) => ("file_corrupt", reason),
     };
-    let about = format!("{about}; restore it from a backup, or publish its images again");
+    let about = format!(
+        "{about}; restore it from a backup, or take it out by `bsap compact --drop-damaged` and let `bsap reconcile` announce its images again"
+    );
     findings.add(Severity::Error, code, path.as_ref(), about);
     Ok(None)
 }
@@ -267,14 +274,16 @@ async fn attach(
     unit: &UnitFile,
     rows: &mut [Row],
 ) -> Result<Option<(String, String)>, TableError> {
-    match table.read(&unit.path).await {
-        Ok(found) => {
+    let damaged = |file: String, reason: &str| {
+        Ok(Some((file, format!("{reason}; retire its prompt set and reindex it again"))))
+    };
+    match table.read_named(&unit.path).await {
+        Ok(Some(found)) => {
             statistics::attach(rows, &unit.key, &statistics::by_version(found));
             Ok(None)
         }
-        Err(TableError::Corrupt { file, reason }) => {
-            Ok(Some((file, format!("{reason}; remove its prompt set and reindex it again"))))
-        }
+        Ok(None) => damaged(unit.path.clone(), "is named by the log and is not there"),
+        Err(TableError::Corrupt { file, reason }) => damaged(file, &reason),
         Err(error) => Err(error),
     }
 }
@@ -297,7 +306,13 @@ fn belongs(log: &Log, generation: &Generation, findings: &mut Findings) -> Resul
     Ok(())
 }
 
-async fn read(log: &Log, path: &Path, size: u64, rows: Option<usize>) -> Result<Vec<Row>, Unread> {
+/// The rows of a file, where it is what the log says of it.
+pub(super) async fn read(
+    log: &Log,
+    path: &Path,
+    size: u64,
+    rows: Option<usize>,
+) -> Result<Vec<Row>, Unread> {
     let bytes = file::get(log, path).await?;
     if bytes.len() as u64 != size {
         return Err(Unread::Corrupt(format!("has {} bytes, the log says {size}", bytes.len())));
@@ -375,7 +390,7 @@ async fn positions(
         for action in actions.unwrap_or_default() {
             let Action::Txn(transaction) = action else { continue };
             // Times of compactions: two that run at one time may end in either order.
-            if [COMPACTED, COMPACTED_DEEP].contains(&transaction.app_id.as_str()) {
+            if [COMPACTED, COMPACTED_DEEP, VACUUMED].contains(&transaction.app_id.as_str()) {
                 continue;
             }
             let before = known.insert(transaction.app_id.clone(), transaction.version);

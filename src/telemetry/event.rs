@@ -221,6 +221,10 @@ catalogue! {
         "The table of a generation that was neither live nor beside the live one was removed (`bsap vacuum --generations`).",
         "None.",
         [text("id", "the generation"), count("objects", ""), count("bytes", "")];
+    FILE_DROPPED = "file.dropped", ["warn"],
+        "A data file that was missing or damaged was taken out of the table (`bsap compact --drop-damaged`).",
+        "Run `bsap reconcile --repair`: what it held is not stored any more.",
+        [text("file", "its name")];
     UPKEEP_FAILED = "upkeep.failed", ["warn"],
         "The table was not tidied; the next turn tries again. Ingestion goes on.",
         "If it stays: the number of files grows (`bsap status`), commits become slower. The message says what failed.",
@@ -244,7 +248,7 @@ catalogue! {
     SEARCH = "search", ["info"],
         "A query was answered.",
         "None. `moved` near `results` on most queries: the balance changes every ranking; measure it on your own queries, or lower the weight by a candidate (`bsap candidate set`).",
-        [text("query_hash", "the same text has the same hash"), text("query", "where `log.query_text` is set").maybe(), text("input", "what was looked for: text, texts, image_id, image, vector"), text("trace_id", "from the request's `traceparent`").maybe(), text("parent_id", "its span, from there too").maybe(), text("by", "name of the API key").maybe(), text("configuration", "the name of the one that answered"), text("normaliser", ""), number("weight", ""), count("k", ""), count("offset", "results on earlier pages"), flag("filtered", "whether there was a filter"), count("scanned", ""), count("matched", ""), number("top", "best balanced score").maybe(), number("top_raw", "best score of plain CLIP").maybe(), flag("no_match", "whether the best hit is no better than what unrelated texts reach, where that is calibrated").maybe(), count("moved", "results whose place is not that of plain CLIP"), count("results", "of this page"), flag("first_moved", "whether plain CLIP has another first result").maybe(), number("text_ms", "embedding the query"), number("wait_ms", "waiting for a pass over the catalogue"), number("scan_ms", "that pass, which other queries may share"), number("rank_ms", "exact scores and places"), count("version", "of the table")];
+        [text("query_hash", "the same text has the same hash"), text("query", "where `log.query_text` is set").maybe(), text("input", "what was looked for: text, texts, image_id, image, vector"), text("trace_id", "from the request's `traceparent`").maybe(), text("parent_id", "its span, from there too").maybe(), text("by", "name of the API key").maybe(), text("configuration", "the name of the one that answered"), flag("own", "whether the request said itself how it is to be answered: prompt set, normaliser, weight or λ"), text("normaliser", ""), number("weight", ""), count("k", ""), count("offset", "results on earlier pages"), flag("filtered", "whether there was a filter"), count("scanned", ""), count("matched", ""), number("top", "best balanced score").maybe(), number("top_raw", "best score of plain CLIP").maybe(), flag("no_match", "whether the best hit is no better than what unrelated texts reach, where that is calibrated").maybe(), count("moved", "results whose place is not that of plain CLIP"), count("results", "of this page"), flag("first_moved", "whether plain CLIP has another first result").maybe(), number("text_ms", "embedding the query"), number("wait_ms", "waiting for a pass over the catalogue"), number("scan_ms", "that pass, which other queries may share"), number("rank_ms", "exact scores and places"), count("version", "of the table")];
     FEEDBACK = "feedback", ["info"],
         "A user said of a result whether it is right; it is stored.",
         "None. Many `wrong` ones at once: look at them (`bsap evaluate --feedback`).",

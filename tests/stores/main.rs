@@ -214,7 +214,8 @@ async fn rows_and_positions(store: &Store) {
     let state = StateStore::new(store).newest().await.unwrap().unwrap();
     let options = upkeep::Options::default();
     let token = CancellationToken::new();
-    let verified = verify(store, &state, &options, Utc::now(), &|_, _| {}, &token).await.unwrap();
+    let verified =
+        verify(store, &state, &state.live, &options, Utc::now(), &|_, _| {}, &token).await.unwrap();
     let verified = verified.unwrap();
     assert!(verified.is_sound() && verified.images == 4, "{verified:?}");
     let later = Utc::now() + TimeDelta::days(5);

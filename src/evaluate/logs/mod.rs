@@ -49,7 +49,7 @@ pub enum LogsError {
     TooMany(String),
     /// They say nothing of answers.
     #[error(
-        "--from-logs: no `shadow` and no `search` line among {lines} lines{}; give the JSON log of a query worker (log.format = \"json\", level info)",
+        "--from-logs: no `shadow` and no `search` line that counts among {lines} lines{}; give the JSON log of a query worker (log.format = \"json\", level info)",
         malformed.as_ref().map_or(String::new(), |first| format!(" ({first})"))
     )]
     Nothing {
@@ -77,7 +77,8 @@ pub struct LogReport {
     pub to: Option<DateTime<Utc>>,
     /// Lines read.
     pub lines: u64,
-    /// Of them, lines of other events, and later pages of an answer.
+    /// Of them, lines of other events, later pages of an answer, and answers that are no configuration's:
+    /// to requests that said themselves how, and to pictures.
     pub skipped: u64,
     /// Of them, lines that could not be used.
     pub malformed: u64,

@@ -33,6 +33,10 @@ struct SearchLine {
     query_hash: String,
     query: Option<String>,
     configuration: String,
+    /// Missing in logs of older query workers.
+    #[serde(default)]
+    own: bool,
+    input: Option<String>,
     results: u64,
     #[serde(default)]
     offset: u64,
@@ -168,7 +172,10 @@ impl Reader {
     }
 
     fn search(&mut self, line: SearchLine) -> Result<bool, Unusable> {
-        if line.offset > 0 {
+        // How these were answered is not what the configuration says: the request said it, or a picture
+        // was asked, which plain CLIP answers.
+        let foreign = line.own || matches!(line.input.as_deref(), Some("image" | "image_id"));
+        if line.offset > 0 || foreign {
             return Ok(false);
         }
         if line.moved > line.results {

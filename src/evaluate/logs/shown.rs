@@ -86,7 +86,7 @@ fn head(report: &LogReport) -> String {
         at.map_or("?".into(), |at| at.format("%Y-%m-%d %H:%M UTC").to_string())
     };
     format!(
-        "{} to {}, report {:.12}\n{} lines: {} of other events, {} that could not be used",
+        "{} to {}, report {:.12}\n{} lines: {} passed over, {} that could not be used",
         time(report.from),
         time(report.to),
         report.fingerprint,

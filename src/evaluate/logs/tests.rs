@@ -89,6 +89,32 @@ fn where_nothing_differs_the_report_says_so_and_what_could_hide() {
 }
 
 #[test]
+fn only_what_a_configuration_answered_by_itself_is_counted_as_its() {
+    let own = json!({"own": true});
+    let with = |query: usize, moved: u64, more: &serde_json::Value| {
+        let mut line: serde_json::Value =
+            serde_json::from_str(&search_line("old", query, moved)).unwrap();
+        for (key, value) in more.as_object().unwrap() {
+            line[key] = value.clone();
+        }
+        line.to_string()
+    };
+    let lines = [
+        with(1, 2, &json!({"own": false, "input": "text"})),
+        with(2, 2, &json!({"own": false, "input": "vector"})),
+        search_line("old", 3, 2),
+        with(4, 10, &own),
+        with(5, 0, &json!({"own": false, "input": "image_id"})),
+        with(6, 0, &json!({"own": false, "input": "image"})),
+    ];
+    let found = report(&lines).unwrap();
+    assert_eq!((found.answers.len(), found.answers[0].answers, found.skipped), (1, 3, 3));
+    assert!((found.answers[0].moved.unwrap().mean - 0.2).abs() < 1e-9);
+    let nothing = report(&[with(4, 10, &own)]).unwrap_err().to_string();
+    assert!(nothing.contains("no `search` line that counts among 1 lines"), "{nothing}");
+}
+
+#[test]
 fn lines_that_cannot_be_used_are_told_by_number_and_others_are_passed_over() {
     let good = shadow_line(1, 1.0, false);
     let lines = [

@@ -181,21 +181,67 @@ pub(super) fn configuration(
         return Err(QueryError::invalid("lambda", format!("{lambda} is not between 0 and 10")));
     }
     let found = match query.prompt_set.as_deref() {
-        Some(name) => sets.iter().find(|s| s.key.as_str() == name || s.set.name == name),
-        None => sets.iter().find(|s| s.key == serving.prompt_set).or(sets.first()),
+        Some(name) => EmbeddedSet::find(sets, name).ok_or_else(|| not_stored(name, sets)),
+        None => sets
+            .iter()
+            .find(|set| set.key == serving.prompt_set)
+            .ok_or_else(|| QueryError::SetMissing(serving.prompt_set.clone())),
     };
-    let set = found.cloned().ok_or_else(|| {
-        let known: Vec<&str> = sets.iter().map(|s| s.set.name.as_str()).collect();
-        let wanted = query.prompt_set.as_deref().unwrap_or_default();
-        QueryError::invalid(
-            "prompt_set",
-            format!("{wanted:?} is not stored; stored are {}", known.join(", ")),
-        )
-    })?;
+    let set = found?.clone();
     let normaliser = query.normaliser.unwrap_or(serving.normaliser);
     let frozen = (normaliser == serving.normaliser && set.key == serving.prompt_set)
         .then_some(serving.scale)
         .flatten();
     let scale = frozen.unwrap_or_else(|| snapshot.scale(&set.key, normaliser));
     Ok((set, Balance { normaliser, weight, lambda, scale }))
+}
+
+fn not_stored(name: &str, sets: &[Arc<EmbeddedSet>]) -> QueryError {
+    let one = |set: &Arc<EmbeddedSet>| format!("{}@{}", set.set.name, set.set.version);
+    let known: Vec<String> = sets.iter().map(one).collect();
+    let reason = format!("{name:?} is not stored; stored are {}", known.join(", "));
+    QueryError::invalid("prompt_set", reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prompts::PromptSet;
+    use crate::search::testing::{served, set};
+    use crate::statistics::StatisticsKey;
+
+    /// The key of the set that a query is answered with.
+    fn used(snapshot: &Snapshot, query: &Query) -> Result<StatisticsKey, QueryError> {
+        let serving = &snapshot.served.serving;
+        configuration(snapshot, serving, query).map(|(set, _)| set.key.clone())
+    }
+
+    fn asking(prompt_set: &str) -> Query {
+        Query { prompt_set: Some(prompt_set.to_owned()), ..Query::default() }
+    }
+
+    #[test]
+    fn a_query_names_the_newest_version_of_a_set_and_none_names_the_served_one() {
+        let old = set("one", 4);
+        let new = PromptSet { version: 2, ..old.set.clone() };
+        let new = Arc::new(EmbeddedSet::of(new, old.embeddings.clone(), 100.0, 3));
+        let snapshot = Snapshot::empty(Arc::new(served(vec![old.clone(), new.clone()])));
+        assert_eq!(used(&snapshot, &asking("one")).unwrap(), new.key);
+        assert_eq!(used(&snapshot, &asking("one@1")).unwrap(), old.key);
+        assert_eq!(used(&snapshot, &asking(old.key.as_str())).unwrap(), old.key);
+        assert_eq!(used(&snapshot, &Query::default()).unwrap(), old.key);
+        let error = used(&snapshot, &asking("two")).unwrap_err().to_string();
+        assert!(error.contains("\"two\" is not stored; stored are one@1, one@2"), "{error}");
+    }
+
+    #[test]
+    fn no_other_set_stands_in_for_the_served_one() {
+        let mut serves = served(vec![set("one", 4)]);
+        serves.serving.prompt_set = StatisticsKey::from_stored("gone");
+        let snapshot = Snapshot::empty(Arc::new(serves));
+        let error = used(&snapshot, &Query::default()).unwrap_err();
+        assert!(error.to_string().starts_with("prompt set gone is served"), "{error}");
+        assert!(matches!(error, QueryError::SetMissing(_)));
+        assert!(used(&snapshot, &asking("one")).is_ok(), "who names one is answered by it");
+    }
 }

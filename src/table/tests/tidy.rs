@@ -338,7 +338,8 @@ async fn an_old_generation_goes_once_nothing_is_written_to_it_any_more() {
 async fn verified(store: &Store, state: &CatalogueState, days: i64) -> Verified {
     let now = Utc::now() + TimeDelta::days(days);
     let token = CancellationToken::new();
-    verify(store, state, &options(), now, &|_, _| {}, &token).await.unwrap().unwrap()
+    let verified = verify(store, state, &state.live, &options(), now, &|_, _| {}, &token).await;
+    verified.unwrap().unwrap()
 }
 
 fn codes(verified: &Verified) -> Vec<&'static str> {
@@ -390,6 +391,17 @@ async fn verify_finds_what_is_wrong_and_only_that() {
     assert!(error.contains("checksum") && error.contains(file.location.filename().unwrap()));
     memory.delete(&file.location).await.unwrap();
     assert!(codes(&verified(&store, &state, 0).await).contains(&"file_missing"));
+
+    // Nothing that reads every row goes on, until the file is taken out.
+    let mut compactor = Compactor::open(&store, &generation(), &options(), 5).await.unwrap();
+    let token = CancellationToken::new();
+    assert!(compactor.run(Depth::Deep, Utc::now(), &|_, _| {}, &token).await.is_err());
+    let dropped = compactor.drop_damaged(&|_, _| {}, &token).await.unwrap();
+    assert_eq!(dropped.len(), 1);
+    assert!(file.location.as_ref().ends_with(&dropped[0]));
+    assert!(compactor.drop_damaged(&|_, _| {}, &token).await.unwrap().is_empty());
+    assert!(!codes(&verified(&store, &state, 0).await).contains(&"file_missing"));
+    compactor.run(Depth::Deep, Utc::now(), &|_, _| {}, &token).await.unwrap();
 }
 
 #[tokio::test]

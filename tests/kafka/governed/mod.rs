@@ -272,7 +272,8 @@ impl<'a> Scenario<'a> {
         for address in &self.addresses {
             assert_eq!(state(address).await.unwrap()["generation"], new.generation);
         }
-        self.world.bsap(&["rollback"]);
+        // Updates go on, so that the old model may lack some: nobody is there to be asked.
+        self.world.bsap(&["rollback", "--yes"]);
         for address in &self.addresses {
             until("the old model answers again", async || {
                 state(address).await.unwrap()["generation"] == old.generation
