@@ -73,6 +73,7 @@ pub fn load_with_problems(
     };
     let mut problems = Vec::new();
     let types = Table::try_from(Config::default()).unwrap_or_default();
+    whole_numbers(&mut table, &types);
     let mut variables: Vec<(String, String)> = environment.into_iter().collect();
     variables.sort();
     for (name, text) in &variables {
@@ -85,6 +86,26 @@ pub fn load_with_problems(
     let config = read(table, &mut problems);
     problems.extend(config.problems());
     Ok((config, problems))
+}
+
+/// Makes `4096.0` a whole number where one is wanted: what renders a file, Helm for one, may know no
+/// other numbers than floats.
+fn whole_numbers(table: &mut Table, types: &Table) {
+    /// Up to here floats hold every whole number.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    for (key, value) in table {
+        match (value, types.get(key)) {
+            (Value::Table(inner), Some(Value::Table(types))) => whole_numbers(inner, types),
+            (value @ Value::Float(_), Some(Value::Integer(_))) => {
+                if let Some(number) =
+                    value.as_float().filter(|n| n.fract() == 0.0 && n.abs() < EXACT)
+                {
+                    *value = Value::Integer(number as i64);
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 fn source_name(file: Option<&Path>) -> String {

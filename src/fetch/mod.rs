@@ -402,7 +402,7 @@ impl Fetcher {
             return Err(self.too_large(uri));
         }
         let expected = size.unwrap_or(limit);
-        let share = self
+        let mut share = self
             .budget
             .clone()
             .acquire_many_owned((expected.div_ceil(1024)) as u32)
@@ -410,6 +410,8 @@ impl Fetcher {
             .map_err(|_| transient(uri, "shutting down"))?;
         // The clock starts where this download has its turn: others are not its fault.
         let bytes = self.in_time(uri, self.body(uri, size, body)).await??;
+        // Of what was kept for a size that was not told, no more than it has.
+        drop(share.split(expected.div_ceil(1024) as usize - bytes.len().div_ceil(1024)));
         Ok(Fetched { bytes, _share: Some(share) })
     }
 

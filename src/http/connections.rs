@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -94,6 +95,8 @@ pub struct Limits {
     connections: usize,
     /// For a request's head, and for the handshake of TLS.
     head: Duration,
+    /// Without a byte being taken of what is sent.
+    write: Duration,
 }
 
 impl Limits {
@@ -102,6 +105,7 @@ impl Limits {
         Self {
             connections: options.max_connections,
             head: Duration::from_millis(options.header_timeout_ms),
+            write: Duration::from_millis(options.write_timeout_ms),
         }
     }
 }
@@ -185,6 +189,10 @@ async fn converse(
     limits: Limits,
     token: &CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let mut stream = TimeoutStream::new(stream);
+    // Who does not read keeps what is to be sent: a picture holds its share of fetch.budget_mib.
+    stream.set_write_timeout(Some(limits.write));
+    let stream = Box::pin(stream);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
@@ -199,4 +207,42 @@ async fn converse(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// A megabyte for whoever asks, over a pipe that holds a sixteenth of it.
+    async fn asked() -> (tokio::io::DuplexStream, tokio::task::JoinHandle<bool>) {
+        let (mut caller, server) = tokio::io::duplex(64 << 10);
+        let service = Router::new().route("/", get(|| async { vec![0u8; 1 << 20] }));
+        let write = Duration::from_millis(300);
+        let limits = Limits { connections: 1, head: Duration::from_secs(60), write };
+        let token = CancellationToken::new();
+        let conversation =
+            tokio::spawn(async move { converse(server, service, limits, &token).await.is_err() });
+        let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        caller.write_all(request).await.unwrap();
+        (caller, conversation)
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_is_let_go() {
+        let (caller, conversation) = asked().await;
+        assert!(conversation.await.unwrap(), "it ends, though nobody left");
+        drop(caller);
+        // Slowly is not never.
+        let (mut caller, conversation) = asked().await;
+        let (mut part, mut read) = (vec![0; 64 << 10], 0);
+        while let Ok(bytes @ 1..) = caller.read(&mut part).await {
+            read += bytes;
+            sleep(Duration::from_millis(50)).await;
+        }
+        assert!(read > 1 << 20, "{read}");
+        assert!(!conversation.await.unwrap());
+    }
 }

@@ -77,6 +77,8 @@ pub struct Options {
     /// How long a connection may take to send a request's head, and stay open between requests, in
     /// milliseconds.
     pub header_timeout_ms: u64,
+    /// How long a connection may take no byte of what is sent to it, in milliseconds; it is closed then.
+    pub write_timeout_ms: u64,
     /// Requests computed at one time; more are turned away with 429.
     pub concurrency: usize,
     /// How long a request may take, in milliseconds.
@@ -113,6 +115,7 @@ impl Default for Options {
             cors_origins: Vec::new(),
             max_connections: 1024,
             header_timeout_ms: 10_000,
+            write_timeout_ms: 30_000,
             concurrency: 64,
             timeout_ms: 10_000,
             max_body_bytes: 64 << 10,
@@ -171,6 +174,7 @@ impl Options {
         limits::range(p, "max_sessions", self.max_sessions as u64, 1, 100_000);
         limits::range(p, "max_connections", self.max_connections as u64, 1, 100_000);
         limits::range(p, "header_timeout_ms", self.header_timeout_ms, 10, 600_000);
+        limits::range(p, "write_timeout_ms", self.write_timeout_ms, 10, 600_000);
         limits::range(p, "max_listeners", self.max_listeners as u64, 0, 100_000);
         problems
     }
@@ -218,11 +222,12 @@ pub struct App {
     pub options: Options,
 }
 
+/// Callers that sign in at one time.
+const MAX_SIGNING_IN: usize = 8;
+
 /// What every handler gets.
 struct Shared {
     app: App,
-    /// A turn is held while a request is computed.
-    turns: Arc<Semaphore>,
     /// A turn is held by each listener of the change feed.
     listeners: Arc<Semaphore>,
     keys: Vec<Arc<Key>>,
@@ -245,7 +250,6 @@ fn router(app: App, workers: Arc<Workers>, token: CancellationToken) -> Router {
     let body = DefaultBodyLimit::max(app.options.max_body_bytes);
     let with_picture = DefaultBodyLimit::max(app.options.max_picture_body_bytes);
     let shared = Arc::new(Shared {
-        turns: Arc::new(Semaphore::new(app.options.concurrency)),
         listeners: Arc::new(Semaphore::new(app.options.max_listeners)),
         keys: app.options.keys.iter().cloned().map(Arc::new).collect(),
         sessions: Sessions::new(
@@ -257,7 +261,12 @@ fn router(app: App, workers: Arc<Workers>, token: CancellationToken) -> Router {
         token,
     });
     // The outermost layer comes last: who may not ask takes no turn.
-    let turn = middleware::from_fn_with_state(shared.clone(), limit);
+    let computing =
+        Gate::new(&shared, shared.app.options.concurrency, "being computed (http.concurrency)");
+    let turn = middleware::from_fn_with_state(computing, limit);
+    // Before a key is known: callers without one may not take the turns of those who have one.
+    let signing_in = Gate::new(&shared, MAX_SIGNING_IN, "signing in");
+    let signing_in = middleware::from_fn_with_state(signing_in, limit);
     let needs = |scope| {
         let door = Door { shared: shared.clone(), scope };
         middleware::from_fn_with_state(door, access::pass)
@@ -279,7 +288,7 @@ fn router(app: App, workers: Arc<Workers>, token: CancellationToken) -> Router {
     let session = Router::new()
         .route("/v1/session", get(access::session).delete(access::sign_out))
         .route_layer(needs(None))
-        .route("/v1/session", post(access::sign_in).layer(turn));
+        .route("/v1/session", post(access::sign_in).layer(signing_in));
     let mut router = Router::new()
         .route("/", get(page::page))
         .route("/livez", get(|| async { "alive\n" }))
@@ -320,27 +329,35 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
 #[derive(Clone)]
 struct Turn(#[expect(dead_code, reason = "it counts while it is there")] Arc<OwnedSemaphorePermit>);
 
-/// Turns a request away when too many are computed, and ends one that takes too long.
-async fn limit(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
-    let options = &shared.app.options;
-    let Ok(turn) = shared.turns.clone().try_acquire_owned() else {
-        warn!(
-            event = event::SHED,
-            limit = options.concurrency,
-            "too many requests; one was turned away"
-        );
-        return Problem::busy(
-            options.concurrency,
-            "requests are being computed (http.concurrency)",
-        )
-        .into_response();
+/// What only so many requests may do at one time.
+#[derive(Clone)]
+struct Gate {
+    turns: Arc<Semaphore>,
+    limit: usize,
+    /// What they do.
+    doing: &'static str,
+    timeout_ms: u64,
+}
+
+impl Gate {
+    fn new(shared: &Shared, limit: usize, doing: &'static str) -> Self {
+        let timeout_ms = shared.app.options.timeout_ms;
+        Self { turns: Arc::new(Semaphore::new(limit)), limit, doing, timeout_ms }
+    }
+}
+
+/// Turns a request away when too many do the same, and ends one that takes too long.
+async fn limit(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+    let Gate { turns, limit, doing, timeout_ms } = gate;
+    let Ok(turn) = turns.try_acquire_owned() else {
+        warn!(event = event::SHED, limit, "too many requests; one was turned away");
+        return Problem::busy(limit, &format!("requests are {doing}")).into_response();
     };
     // What is computed goes on for a while after its caller has left, and holds the turn until then.
     request.extensions_mut().insert(Turn(Arc::new(turn)));
-    let limit = Duration::from_millis(options.timeout_ms);
-    match tokio::time::timeout(limit, next.run(request)).await {
+    match tokio::time::timeout(Duration::from_millis(timeout_ms), next.run(request)).await {
         Ok(response) => response,
-        Err(_) => Problem::timeout(options.timeout_ms).into_response(),
+        Err(_) => Problem::timeout(timeout_ms).into_response(),
     }
 }
 

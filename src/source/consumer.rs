@@ -132,6 +132,8 @@ pub(super) struct Shared {
     pub assigned: Mutex<BTreeSet<Partition>>,
     /// Offsets after the last stored message of each of them.
     pub stored: Mutex<BTreeMap<Partition, i64>>,
+    /// Offsets after the last message of each of them that Kafka gave out.
+    pub taken: Mutex<BTreeMap<Partition, i64>>,
     /// Ends of the logs, as last heard.
     pub ends: Mutex<BTreeMap<Partition, i64>>,
 }
@@ -306,6 +308,8 @@ impl Polling {
             match self.consumer.poll(POLL) {
                 Some(Ok(message)) => {
                     let message = kafka::owned(&message);
+                    let taken = (message.partition.clone(), message.offset + 1);
+                    lock(&self.shared.taken).extend([taken]);
                     self.hand_over(Some(message));
                 }
                 Some(Err(error)) => self.report(error),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::statistics::Statistics;
+use rdkafka::statistics::{Partition as Fetched, Statistics};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use tokio::runtime::Handle;
@@ -65,16 +65,27 @@ impl ClientContext for Context {
             ends.clear();
             return;
         }
+        let taken = lock(&self.shared.taken);
         for (name, topic) in &statistics.topics {
             for (number, partition) in &topic.partitions {
                 // Below zero: not known yet.
                 if partition.hi_offset >= 0 {
                     let of = Partition { topic: name.as_str().into(), number: *number };
-                    ends.insert(of, partition.hi_offset);
+                    let end = end(partition, taken.get(&of).copied());
+                    ends.insert(of, end);
                 }
             }
         }
     }
+}
+
+/// Where a log ends for whom it has something to read: where librdkafka has given out all there is, what
+/// lies behind the last message, or behind where the assignment began, is marks of transactions.
+fn end(partition: &Fetched, taken: Option<i64>) -> i64 {
+    let end = partition.hi_offset;
+    let is_given_out =
+        partition.fetchq_cnt == 0 && partition.next_offset >= end && partition.app_offset >= end;
+    taken.filter(|_| is_given_out).map_or(end, |taken| taken.min(end))
 }
 
 impl ConsumerContext for Context {
@@ -118,6 +129,7 @@ impl Context {
         }
         let names: Vec<String> = assigned.iter().map(|(p, o)| format!("{p}@{o}")).collect();
         lock(&self.shared.stored).extend(assigned.iter().cloned());
+        lock(&self.shared.taken).extend(assigned.iter().cloned());
         let assigned: Vec<Partition> = assigned.into_iter().map(|(p, _)| p).collect();
         lock(&self.shared.assigned).extend(assigned.iter().cloned());
         info!(
@@ -221,10 +233,12 @@ impl Context {
             let mut assigned = lock(&self.shared.assigned);
             let mut durable = lock(&self.shared.durable);
             let mut stored = lock(&self.shared.stored);
+            let mut taken = lock(&self.shared.taken);
             for partition in &revoked {
                 assigned.remove(partition);
                 durable.remove(partition);
                 stored.remove(partition);
+                taken.remove(partition);
             }
         }
         let done =
@@ -272,4 +286,32 @@ fn partitions(list: &TopicPartitionList) -> Vec<Partition> {
         .iter()
         .map(|element| Partition { topic: element.topic().into(), number: element.partition() })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_of_transactions_are_no_messages() {
+        let known = |next_offset, app_offset, fetchq_cnt| Fetched {
+            next_offset,
+            app_offset,
+            fetchq_cnt,
+            hi_offset: 101,
+            ..Fetched::default()
+        };
+        for (of, taken, wanted) in [
+            (known(101, 101, 0), Some(100), 100),
+            (known(101, 101, 0), Some(101), 101),
+            // Not all is fetched, or some of it was not given out yet.
+            (known(95, 95, 0), Some(95), 101),
+            (known(101, 95, 5), Some(95), 101),
+            (known(101, 95, 0), Some(95), 101),
+            (known(101, -1001, 0), Some(100), 101),
+            (known(101, 101, 0), None, 101),
+        ] {
+            assert_eq!(end(&of, taken), wanted, "{of:?}");
+        }
+    }
 }

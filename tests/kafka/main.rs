@@ -21,12 +21,13 @@ mod minio;
 mod soak;
 mod world;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bsap::demo::catalogue::{Scene, Style};
 use bsap::demo::draw::render;
 use bsap::table::StateStore;
 use rand::RngExt;
+use rdkafka::producer::{FutureProducer, Producer};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use world::{AGAIN, TOPIC, World, size};
@@ -309,6 +310,35 @@ async fn dead_letters_are_listed_shown_and_sent_again() {
         status["partitions"].as_array().unwrap().iter().map(|p| p["lag"].as_i64().unwrap()).sum();
     assert_eq!(lag, 0, "{status}");
     assert!(world.bsap(&["verify"]).contains("1 images"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn marks_of_transactions_are_no_lag() {
+    let mut world = World::build("transactions", 1).await;
+    let producer: FutureProducer =
+        world.cluster.client().set("transactional.id", "shop").create().unwrap();
+    producer.init_transactions(Duration::from_secs(30)).unwrap();
+    producer.begin_transaction().unwrap();
+    world.events.send(&producer, TOPIC, 200).await;
+    producer.commit_transaction(Duration::from_secs(30)).unwrap();
+    let marks = world.partitions().count() as i64;
+    let beats = [("INGEST__HEARTBEAT_SECONDS", "1")];
+    // A worker that starts later finds nothing but the marks.
+    for _ in 0..2 {
+        let worker = world.worker_with(&beats);
+        let started = Instant::now();
+        // All that can be stored is stored: each partition ends with the mark of its commit.
+        while world.lag().await > marks || worker.last("lag").is_none_or(|l| l["durable"] != 0) {
+            assert!(started.elapsed() < Duration::from_secs(90), "{:?}", worker.last("lag"));
+            sleep(Duration::from_millis(200)).await;
+        }
+        sleep(Duration::from_secs(8)).await;
+        let lag = worker.last("lag").unwrap();
+        assert_eq!((&lag["known"], &lag["durable"]), (&json!(true), &json!(0)), "{lag}");
+        worker.stop();
+    }
+    println!("transactions: {} offsets behind the last messages are marks", world.lag().await);
+    assert_eq!(world.lag().await, marks);
 }
 
 #[tokio::test(flavor = "multi_thread")]

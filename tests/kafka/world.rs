@@ -14,6 +14,7 @@ use bsap::{clip, kafka};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
+use serde_json::Value;
 
 use crate::broker::{Cluster, signal};
 use crate::events::Events;
@@ -360,6 +361,14 @@ impl Worker {
     /// How often the log has an event.
     pub fn count(&self, event: &str) -> usize {
         count(&self.log, event)
+    }
+
+    /// The last line of its log with an event.
+    pub fn last(&self, event: &str) -> Option<Value> {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let of =
+            |line: &&str| line.ends_with('}') && line.contains(&format!("\"event\":\"{event}\""));
+        log.lines().rfind(of).map(|line| serde_json::from_str(line).unwrap())
     }
 
     /// Waits until the worker has ended by itself: whether that was well, and what it said last.

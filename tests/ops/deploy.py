@@ -118,6 +118,15 @@ class Deploy(unittest.TestCase):
                 self.assertIn('listen = "0.0.0.0:9464"', shown)
                 self.assertIn("every_seconds = 0", shown)
 
+    def test_numbers_of_a_values_file_load(self):
+        with tempfile.TemporaryDirectory() as folder:
+            values = pathlib.Path(folder) / "values.yaml"
+            values.write_text("config: {search: {memory_mib: 4096}, fetch: {max_bytes: 33554432}, ingest: {in_flight: 256}}")
+            config = next(one for one in rendered(["-f", values]) if one["kind"] == "ConfigMap")
+        shown = self.load(config["data"]["bsap.toml"])
+        for line in ("memory_mib = 4096", "max_bytes = 33554432", "in_flight = 256"):
+            self.assertIn(f"\n{line}\n", shown)
+
     def load(self, text):
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder) / "bsap.toml"

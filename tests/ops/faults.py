@@ -363,7 +363,9 @@ class Faults(unittest.TestCase):
         """What a query over logs answers from those of a process."""
         text = process.log.read_text()
         whole = text[: text.rfind("\n") + 1]
-        command = ["jq", "-n", "-f", ROOT / f"ops/queries/{question}.jq"]
+        # A container's log has lines of standard output and error too.
+        whole = "serving on http://127.0.0.1:8080/\n" + whole
+        command = ["jq", "-nR", "-f", ROOT / f"ops/queries/{question}.jq"]
         return json.loads(subprocess.run(command, input=whole, check=True, capture_output=True, text=True).stdout)
 
     def test_0_logs_answer_the_four_questions(self):

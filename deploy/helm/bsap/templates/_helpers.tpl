@@ -15,7 +15,8 @@ app.kubernetes.io/component: {{ .component }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
-{{/* What every pod of bsap is; takes root, component, command and resources. */}}
+{{/* What every pod of bsap is; takes root, command and resources, and where wanted env, ports, probes
+     and preStop, seconds to wait before it ends. */}}
 {{- define "bsap.pod" -}}
 serviceAccountName: {{ .root.Release.Name }}-bsap
 automountServiceAccountToken: false
@@ -50,6 +51,10 @@ containers:
     resources: {{- toYaml .resources | nindent 6 }}
     {{- with .ports }}
     ports: {{- toYaml . | nindent 6 }}
+    {{- end }}
+    {{- with .preStop }}
+    # Others still send requests here for some seconds after the pod began to end.
+    lifecycle: {preStop: {exec: {command: [sleep, {{ . | quote }}]}}}
     {{- end }}
     {{- with .probes }}
     {{- toYaml . | nindent 4 }}
