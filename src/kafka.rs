@@ -13,10 +13,12 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers, Message as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use crate::limits;
 use crate::record::{Message, Partition};
 use crate::retry::Verdict;
+use crate::telemetry::event;
 
 /// How to reach Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -155,6 +157,27 @@ pub async fn probe(options: &Options, topics: &[&str]) -> Result<Vec<usize>, Unr
     match asked.await {
         Ok(answer) => answer.map_err(unreachable),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// How long Kafka may take to hear that a consumer leaves its group, and the last positions before: where
+/// it is out of reach, the client waits for ever. Nothing is lost by giving up: positions are in the
+/// table, and the group learns of it by the end of the session.
+const LEAVE: Duration = Duration::from_secs(15);
+
+/// Does on a thread of its own what makes a consumer leave its group, and waits for it a while; none
+/// where that was too short. The thread then ends with the process.
+pub async fn leave<T: Send + 'static>(leaving: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let left = tokio::time::timeout(LEAVE, tokio::task::spawn_blocking(leaving)).await;
+    match left {
+        Ok(Ok(done)) => Some(done),
+        Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+        Err(_) => {
+            let seconds = LEAVE.as_secs();
+            let error = format!("no answer within {seconds} s to a consumer that leaves its group");
+            warn!(event = event::SOURCE_ERROR, error, "Kafka is not told that this consumer ends");
+            None
+        }
     }
 }
 

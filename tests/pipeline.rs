@@ -391,7 +391,7 @@ async fn another_models_generation_has_every_image_in_its_newest_version() {
         let types =
             AttributeTypes::from([("colour".to_owned(), bsap::record::AttributeType::Text)]);
         let live = house.generation();
-        Missing::of(&store, &live, &new, &types, folder.path(), None).await.unwrap()
+        Missing::of(&store, &live, &new, &types, folder.path()).await.unwrap()
     };
     let wanted = missing().await;
     assert_eq!((wanted.live, wanted.images, wanted.deletes, wanted.inline), (23, 22, 2, 1));

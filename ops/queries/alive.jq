@@ -1,6 +1,6 @@
 # Is it alive? The last sign of life of each role, and how it ended where it did.
 #   jq -nR -f alive.jq worker.log
-[inputs | fromjson? | select(.event == "start" or .event == "heartbeat" or .event == "stop" or .event == "fatal")]
+[inputs | fromjson? | objects | select(.event == "start" or .event == "heartbeat" or .event == "stop" or .event == "fatal")]
 | {
     last: (last | {timestamp, event}),
     starts: map(select(.event == "start")) | length,

@@ -1,6 +1,6 @@
 # How good is it? What queries found and how long they took.
 #   jq -nR -f how-good.jq query-worker.log
-[inputs | fromjson? | select(.event == "search" or .event == "search.slow" or .event == "shed" or .event == "http.error" or .event == "balance.watch")]
+[inputs | fromjson? | objects | select(.event == "search" or .event == "search.slow" or .event == "shed" or .event == "http.error" or .event == "balance.watch")]
 | map(select(.event == "search")) as $searches
 | {
     searches: ($searches | length),

@@ -1,6 +1,6 @@
 # Is it keeping up? The last word on lag, and where the time of all commits went.
 #   jq -nR -f keeping-up.jq worker.log
-[inputs | fromjson? | select(.event == "lag" or .event == "batch.done")]
+[inputs | fromjson? | objects | select(.event == "lag" or .event == "batch.done")]
 | map(select(.event == "batch.done")) as $commits
 | (map(select(.event == "lag")) | last) as $lag
 | {

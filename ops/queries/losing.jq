@@ -1,6 +1,6 @@
 # What is it losing? Events put aside or skipped, messages that Kafka removed, lines not written.
 #   jq -nR -f losing.jq worker.log
-[inputs | fromjson? | select(.event != null)]
+[inputs | fromjson? | objects | select(.event != null)]
 | map(select(.event == "batch.done")) as $commits
 | {
     dead_lettered: ($commits | map(.dead_lettered) | add // 0),

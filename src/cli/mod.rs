@@ -100,7 +100,7 @@ impl Cli {
             ("verify", &["table", "upkeep"]),
             ("compact", &["table", "upkeep"]),
             ("vacuum", &["table", "upkeep"]),
-            ("reindex", &["kafka", "source", "attributes", "prompts", "model", "table", "upkeep"]),
+            ("reindex", &["kafka", "source", "attributes", "prompts", "model", "table"]),
             ("candidate", &["table"]),
             ("promote", &["model", "table"]),
             ("rollback", &["table"]),

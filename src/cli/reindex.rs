@@ -52,9 +52,8 @@ pub struct StatisticsArgs {
 #[command(after_long_help = "\
 Sets the generation up, then asks for every stored image that it lacks to be embedded again, on \
 source.reindex_topic. Workers with this checkpoint as model.checkpoint do it: start some. Run it again \
-once they are done: it asks for what is still missing, and says what cannot be had. With \
-upkeep.tombstone_days, as workers have it, images that the live table may have deleted and forgotten \
-are deleted in the other one too.
+once they are done: it asks for what is still missing, and says what cannot be had. Images that only \
+the other generation has are counted and left alone.
 
 Ends with code 1 where stored images cannot be embedded again.")]
 pub struct ReindexModelArgs {

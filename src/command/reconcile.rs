@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Done, Failure, parts, publish};
 use crate::cli::ReconcileArgs;
 use crate::config::Config;
-use crate::publish::{Naming, Published, Publisher};
+use crate::publish::{Candidate, Naming, Published, Publisher};
 use crate::reconcile::{
     Comparison, Finding, Kind, Report, Rules, Side, reconcile, temporary_folder,
 };
@@ -191,7 +191,15 @@ async fn send(
     let wanted = compared.report.differences() - compared.report.refused;
     let bar = ProgressBar::new(wanted);
     bar.set_style(ProgressStyle::with_template("{spinner} {pos}/{len} events sent, {per_sec}")?);
-    let done = compared.repair(publisher, token, || bar.inc(1)).await?;
+    let on_event = |sent: &Candidate| {
+        if let Err(key) = sent {
+            bar.suspend(|| {
+                remark!("{key} is there, though the listing lacked it; it is not deleted");
+            });
+        }
+        bar.inc(1);
+    };
+    let done = compared.repair(publisher, token, on_event).await?;
     bar.finish_and_clear();
     publisher.flush(Duration::from_secs(30))?;
     if done.published + done.skipped < wanted {

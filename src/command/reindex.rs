@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 
 use super::{Done, Failure, parts};
@@ -132,8 +132,7 @@ pub async fn model(args: &ReindexModelArgs, config: Config, token: CancellationT
         return Ok(());
     }
     let folder = args.temp.clone().unwrap_or_else(temporary_folder);
-    let (types, forgotten) = (&config.attributes, forgotten(&config));
-    let missing = Missing::of(&store, &state.live, new, types, &folder, forgotten).await?;
+    let missing = Missing::of(&store, &state.live, new, &config.attributes, &folder).await?;
     say!(
         "{} of {} images stand in it; {} are to be embedded again, {} deletes to be told",
         missing.same,
@@ -143,9 +142,11 @@ pub async fn model(args: &ReindexModelArgs, config: Config, token: CancellationT
     );
     if missing.alone > 0 {
         say!(
-            "{} more stand in it alone: the live generation has not come to them yet, or its workers put \
-             them aside (bsap dead-letters)",
-            missing.alone
+            "{} more stand in it alone, for example {}: deleted in the live table and forgotten since \
+             (upkeep.tombstone_days), put aside by its workers (bsap dead-letters), or not yet come to. What \
+             is to go, delete by `bsap publish --delete`",
+            missing.alone,
+            missing.alone_example.as_deref().unwrap_or_default()
         );
     }
     let (wanted, inline) = (missing.images + missing.deletes, missing.inline);
@@ -172,12 +173,6 @@ pub async fn model(args: &ReindexModelArgs, config: Config, token: CancellationT
         .into());
     }
     Ok(())
-}
-
-/// Before when the live table may have forgotten that an image was deleted; none where it forgets nothing.
-fn forgotten(config: &Config) -> Option<DateTime<Utc>> {
-    let days = config.upkeep.tombstone_days;
-    (days > 0).then(|| Utc::now() - TimeDelta::days(days.into()))
 }
 
 /// The generation of the model of `config`, with the prompt sets of the live one.

@@ -27,7 +27,7 @@ pub async fn compact(args: &CompactArgs, config: Config, token: CancellationToke
             compact_one(compactor, args, &config, &token).await?;
         }
     }
-    if token.is_cancelled() {
+    if token.is_cancelled() && !args.drop_damaged {
         say!("interrupted; what is done is done, run it again for the rest");
     }
     Ok(())
@@ -87,6 +87,12 @@ async fn drop_damaged(mut compactor: Compactor, token: &CancellationToken) -> Do
     };
     let dropped = compactor.drop_damaged(&progress, token).await?;
     bar.finish_and_clear();
+    let Some(dropped) = dropped else {
+        say!(
+            "nothing was done: it was interrupted, or another compactor took a file; run it again"
+        );
+        return Ok(());
+    };
     for file in &dropped {
         warn!(event = event::FILE_DROPPED, file, "a damaged file was taken out of the table");
         say!("{file}");

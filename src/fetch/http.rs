@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::{Host, Url};
 
 use super::address::{NotPublic, PublicOnly, is_public};
-use super::{FetchError, Options, permanent, refused, transient};
+use super::{FetchError, Options, passing, permanent, refused, transient};
 
 /// Hosts whose concurrency is counted; past it the counts start anew.
 const MAX_HOSTS: usize = 10_000;
@@ -128,7 +128,7 @@ fn judge(url: &Url, response: Response) -> Result<Response, FetchError> {
             Err(FetchError::Gone { uri: super::shorten(url.as_str()) })
         }
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-            Err(transient(url.as_str(), format!("status {status}")))
+            Err(passing(url.as_str(), format!("status {status}")))
         }
         _ if status.is_server_error() => Err(transient(url.as_str(), format!("status {status}"))),
         _ => Err(permanent(url.as_str(), format!("status {status}"))),

@@ -161,6 +161,8 @@ pub enum FetchError {
         uri: String,
         /// What went wrong.
         reason: String,
+        /// Whether the host or bucket has answered all the same.
+        alive: bool,
     },
 }
 
@@ -248,27 +250,36 @@ impl Fetcher {
             }
             Content::Uri { uri, version } => (uri, version.as_deref()),
         };
-        let on_retry = |attempt: u32, error: &FetchError| {
-            debug!(event = event::RETRY, stage = "fetch", attempt, error = %error, "trying again");
-        };
         let url = Url::parse(uri).map_err(|e| refused(uri, format!("is not a URI: {e}")))?;
         let source = url[..url::Position::BeforePath].to_owned();
-        let attempts = if self.silent().contains(&source) { 1 } else { self.options.attempts };
-        let fetched = retry(Backoff::times(attempts), token, on_retry, || async {
+        let enough = token.child_token();
+        let mut failed = 0;
+        let on_retry = |attempt: u32, error: &FetchError| {
+            debug!(event = event::RETRY, stage = "fetch", attempt, error = %error, "trying again");
+            failed = attempt;
+            // Another image has waited for this host in vain already.
+            if self.silent().contains(&source) {
+                enough.cancel();
+            }
+        };
+        let attempts = self.options.attempts;
+        let fetched = retry(Backoff::times(attempts), &enough, on_retry, || async {
             self.once(uri, version, &url).await
         })
         .await;
-        let may_pass = fetched.as_ref().is_err_and(|error| error.verdict() == Verdict::Retry);
-        let mut silent = self.silent();
-        if !may_pass {
-            silent.remove(&source);
-        } else if !token.is_cancelled() {
-            if silent.len() >= MAX_SILENT {
-                silent.clear();
+        match &fetched {
+            Err(FetchError::Transient { alive: false, .. }) if failed + 1 >= attempts => {
+                let mut silent = self.silent();
+                if silent.len() >= MAX_SILENT {
+                    silent.clear();
+                }
+                silent.insert(source);
             }
-            silent.insert(source);
+            Err(FetchError::Transient { alive: false, .. }) => {}
+            _ => {
+                self.silent().remove(&source);
+            }
         }
-        drop(silent);
         fetched
     }
 
@@ -320,7 +331,7 @@ impl Fetcher {
         let failed = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::NotFound => FetchError::Gone { uri: shorten(uri) },
             std::io::ErrorKind::PermissionDenied => permanent(uri, error.to_string()),
-            _ => transient(uri, error.to_string()),
+            _ => passing(uri, error.to_string()),
         };
         // Links are resolved first, so that none leads out of the roots.
         let real = self.in_time(uri, tokio::fs::canonicalize(&path)).await?;
@@ -424,7 +435,7 @@ impl Fetcher {
         let mut bytes = BytesMut::with_capacity(size.unwrap_or(64 << 10) as usize);
         let mut body = std::pin::pin!(body);
         let pause = Duration::from_millis(self.options.timeout_ms);
-        let changed = || transient(uri, "changed while it was read");
+        let changed = || passing(uri, "changed while it was read");
         while let Some(chunk) = tokio::time::timeout(pause, body.next())
             .await
             .map_err(|_| transient(uri, "the body stalled for fetch.timeout_ms"))?
@@ -465,7 +476,12 @@ fn permanent(uri: &str, reason: String) -> FetchError {
 }
 
 fn transient(uri: &str, reason: impl Into<String>) -> FetchError {
-    FetchError::Transient { uri: shorten(uri), reason: reason.into() }
+    FetchError::Transient { uri: shorten(uri), reason: reason.into(), alive: false }
+}
+
+/// The same, where the host or bucket works and this image or this moment does not.
+fn passing(uri: &str, reason: impl Into<String>) -> FetchError {
+    FetchError::Transient { uri: shorten(uri), reason: reason.into(), alive: true }
 }
 
 /// A URI fit for a message: without its query, which may hold a signature, and not endless.

@@ -95,7 +95,7 @@ fn listed(line: &str, decoder: &Decoder) -> Result<(String, Listed), String> {
         // Its version would be made up.
         let event: ImageEvent = serde_json::from_str(line).map_err(|e| e.to_string())?;
         ImageId::new(&event.image_id).map_err(|e| e.to_string())?;
-        if event.uri.is_none() && event.data.is_none() {
+        if event.operation == Operation::Upsert && event.uri.is_none() && event.data.is_none() {
             return Err("uri: is missing".into());
         }
         (event, Sequence::from_number(0))

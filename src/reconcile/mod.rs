@@ -30,7 +30,7 @@ use sort::{Sorted, parsed};
 use stored::Scope;
 pub use stored::{Current, current};
 
-use crate::publish::{PublishError, Published, Publisher};
+use crate::publish::{Candidate, PublishError, Published, Publisher};
 use crate::record::{Operation, Ordering};
 use crate::retry::{Decide, Verdict};
 use crate::source::ImageEvent;
@@ -245,13 +245,14 @@ impl Comparison {
         }
     }
 
-    /// Sends the events that mend what was found. A delete is sent only where the store says, asked
+    /// Sends the events that mend what was found; `on_event` hears of each that was sent, or the key of the
+    /// object for which none was. A delete is sent only where the store says, asked
     /// for that object alone, that it is not there: a listing may pass over what it cannot read.
     pub async fn repair(
         self,
         publisher: &Publisher,
         token: &CancellationToken,
-        mut on_event: impl FnMut(),
+        on_event: impl FnMut(&Candidate),
     ) -> Result<Published, ReconcileError> {
         let (folder, place) = (&self.folder, self.place.as_ref());
         let read = async |line: io::Result<String>| {
@@ -269,7 +270,7 @@ impl Comparison {
             }
         };
         let events = stream::iter(self.events.lines()).map(read).buffered(LOOKS);
-        Ok(publisher.send_all(events, token, |_| on_event()).await?)
+        Ok(publisher.send_all(events, token, on_event).await?)
     }
 }
 

@@ -166,6 +166,18 @@ impl Control {
             .set("max.poll.interval.ms", MAX_REQUEST_MS);
         let consumer: StreamConsumer = config.create()?;
         consumer.subscribe(&[&self.topic])?;
+        let heard = self.hear(&consumer, state, token).await;
+        kafka::leave(move || drop(consumer)).await;
+        heard
+    }
+
+    /// The same, by a consumer that has subscribed.
+    async fn hear(
+        &self,
+        consumer: &StreamConsumer,
+        state: &mut Option<CatalogueState>,
+        token: &CancellationToken,
+    ) -> Result<(), Unheard> {
         loop {
             let message = tokio::select! {
                 message = consumer.recv() => Some(message?),

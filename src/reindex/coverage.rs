@@ -21,13 +21,14 @@ pub struct Gap {
     pub missing: u64,
     /// Of them, those of which it has an older version, or that it takes to be deleted.
     pub behind: u64,
-    /// Images that it has and the live table does not: deleted there, which may be forgotten by now, or
-    /// never there.
+    /// Images that it has, and that were deleted in the live table.
     pub undeleted: u64,
+    /// Images that it alone has: deleted in the live table, which has forgotten it, or never there.
+    pub alone: u64,
     /// Of the live table's newest rows, which are younger than others may be: they are counted in none
-    /// of the three.
+    /// of the four.
     pub on_their_way: u64,
-    /// An image that is counted in one of the three.
+    /// An image that is counted in one of the four.
     pub example: Option<String>,
 }
 
@@ -92,7 +93,7 @@ impl Gap {
     /// An image of which the live table knows nothing, not even that it was deleted.
     fn count_unknown(&mut self, theirs: &Entry, before: DateTime<Utc>) {
         if !theirs.version.deleted && theirs.version.embedded_at <= before {
-            self.undeleted += 1;
+            self.alone += 1;
             self.example.get_or_insert_with(|| theirs.image_id.clone());
         }
     }
@@ -100,16 +101,18 @@ impl Gap {
     /// The counts in words, of the generation `id`.
     pub fn told(&self, id: &str) -> String {
         format!(
-            "generation {id} lacks {} of {} live images, has {} in an older version and {} that are deleted or were never live, for example {}",
+            "generation {id} lacks {} of {} live images, has {} in an older version, {} that were deleted and {} that the live one does not know (deleted and forgotten, or never there), for example {}",
             self.missing,
             self.live,
             self.behind,
             self.undeleted,
+            self.alone,
             self.example.as_deref().unwrap_or("none")
         )
     }
 
-    /// Images of which it does not say what the live table says.
+    /// Images of which it does not say what the live table says; those that it alone has are not among
+    /// them.
     pub fn lacking(&self) -> u64 {
         self.missing + self.behind + self.undeleted
     }
@@ -187,12 +190,13 @@ pub(super) mod tests {
             live: 4,
             missing: 1,
             behind: 1,
-            undeleted: 2,
+            undeleted: 1,
+            alone: 1,
             on_their_way: 1,
             example: Some("b".into()),
         };
         assert_eq!(found, wanted);
-        assert_eq!(found.lacking(), 4);
+        assert_eq!(found.lacking(), 3);
     }
 
     #[test]
@@ -207,9 +211,12 @@ pub(super) mod tests {
         ];
         let found = gap(live, other);
         let example = Some("a".into());
-        assert_eq!(found, Gap { live: 1, undeleted: 2, example, ..Gap::default() });
+        assert_eq!(found, Gap { live: 1, alone: 2, example, ..Gap::default() });
         let told = found.told("ab12");
-        assert!(told.contains("ab12") && told.contains("2 that are deleted"), "{told}");
+        assert!(
+            told.contains("ab12") && told.contains("2 that the live one does not know"),
+            "{told}"
+        );
     }
 
     #[test]

@@ -81,12 +81,14 @@ pub async fn examine(
     };
     if let Some(gap) = &gap {
         let told = gap.told(&to.id);
-        if gap.lacking() > rules.allow_missing {
+        // What it alone has would be found, deleted or not.
+        let differs = gap.lacking() + gap.alone;
+        if differs > rules.allow_missing {
             problems.push(format!(
                 "{told}; are workers of {} running? `bsap reindex model` asks for what is missing, `bsap dead-letters` and `bsap status` say what failed or waits",
                 to.model_name
             ));
-        } else if gap.lacking() > 0 {
+        } else if differs > 0 {
             warnings.push(told);
         }
         if gap.on_their_way > 0 {

@@ -10,7 +10,6 @@ use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use tokio::time::{MissedTickBehavior, interval};
@@ -126,8 +125,10 @@ pub struct Missing {
     pub images: u64,
     /// Deletes that the other generation does not know.
     pub deletes: u64,
-    /// Images that the other generation alone has, and of which the live table may not have heard yet.
+    /// Images that the other generation alone has.
     pub alone: u64,
+    /// One of them.
+    pub alone_example: Option<String>,
     events: BufReader<File>,
 }
 
@@ -139,22 +140,20 @@ struct Wanted {
 }
 
 impl Missing {
-    /// Compares two generations, in the order of the ids, through files in `folder`. Before
-    /// `forgotten` the live table may have forgotten deletes; none where it forgets none.
+    /// Compares two generations, in the order of the ids, through files in `folder`.
     pub async fn of(
         catalogue: &Store,
         live: &Generation,
         beside: &Generation,
         attributes: &AttributeTypes,
         folder: &Path,
-        forgotten: Option<DateTime<Utc>>,
     ) -> Result<Self, ReindexError> {
         let live = current(catalogue, live, folder).await?;
         let beside = current(catalogue, beside, folder).await?;
         let (attributes, folder) = (attributes.clone(), folder.to_owned());
         let compared = tokio::task::spawn_blocking(move || {
             let file = tempfile::tempfile_in(folder)?;
-            Self::between(live, beside, &attributes, forgotten, file)
+            Self::between(live, beside, &attributes, file)
         });
         let compared = compared.await.map_err(|panic| ReindexError::Broken(panic.to_string()))?;
         compared.map_err(ReindexError::Folder)
@@ -165,7 +164,6 @@ impl Missing {
         live: impl Iterator<Item = io::Result<Entry>>,
         beside: impl Iterator<Item = io::Result<Entry>>,
         attributes: &AttributeTypes,
-        forgotten: Option<DateTime<Utc>>,
         file: File,
     ) -> io::Result<Self> {
         let mut events = BufWriter::new(file.try_clone()?);
@@ -177,12 +175,18 @@ impl Missing {
             images: 0,
             deletes: 0,
             alone: 0,
+            alone_example: None,
             events: BufReader::new(file),
         };
         for pair in paired(live, beside) {
             let told = match pair? {
                 (Some(wanted), known) => missing.count(wanted, known.as_ref()),
-                (None, known) => known.and_then(|known| missing.count_unknown(known, forgotten)),
+                (None, Some(known)) if !known.version.deleted => {
+                    missing.alone += 1;
+                    missing.alone_example.get_or_insert(known.image_id);
+                    None
+                }
+                (None, _) => None,
             };
             if let Some(told) = told {
                 serde_json::to_writer(&mut events, &again_of(told, attributes))?;
@@ -212,26 +216,6 @@ impl Missing {
             return None;
         }
         Some(wanted)
-    }
-
-    /// What is to be told of an image of which the live table knows nothing. Where a delete of it may be
-    /// forgotten, events as old are refused there: it does not come to be live any more. Then a delete
-    /// of this very version, which wins over it.
-    fn count_unknown(
-        &mut self,
-        mut known: Entry,
-        forgotten: Option<DateTime<Utc>>,
-    ) -> Option<Entry> {
-        if known.version.deleted {
-            return None;
-        }
-        if forgotten.is_none_or(|time| known.version.embedded_at >= time) {
-            self.alone += 1;
-            return None;
-        }
-        self.deletes += 1;
-        known.version.deleted = true;
-        Some(known)
     }
 
     /// Sends them for `generation`, at most `rate` a second. Returns how many were sent: fewer than
@@ -304,36 +288,21 @@ mod tests {
     use crate::record::Sequence;
     use crate::reindex::coverage::tests::entry;
 
+    /// Whether it was deleted and forgotten, or put aside by the live generation's workers, nobody knows.
     #[test]
-    fn what_the_live_table_has_forgotten_is_deleted_in_its_very_version() {
-        let live = || [entry("a", 1, false, 1), entry("c", 2, true, 1)].map(Ok).into_iter();
-        let beside = || {
-            let known = [
-                entry("a", 1, false, 1),
-                entry("b", 7, false, 1),
-                entry("d", 1, false, 500),
-                entry("e", 1, true, 1),
-            ];
-            known.map(Ok).into_iter()
-        };
-        let missing = |forgotten: Option<i64>| {
-            let forgotten = forgotten.map(|at| DateTime::from_timestamp(at, 0).unwrap());
-            let file = tempfile::tempfile().unwrap();
-            Missing::between(live(), beside(), &AttributeTypes::new(), forgotten, file).unwrap()
-        };
-        let found = missing(Some(100));
-        assert_eq!((found.live, found.same, found.deletes, found.alone), (1, 1, 2, 1));
+    fn what_the_live_table_does_not_know_is_counted_and_left_alone() {
+        let live = [entry("a", 1, false, 1), entry("c", 2, true, 1)].map(Ok).into_iter();
+        let beside = [entry("a", 1, false, 1), entry("b", 7, false, 1), entry("e", 1, true, 1)];
+        let beside = beside.map(Ok).into_iter();
+        let file = tempfile::tempfile().unwrap();
+        let found = Missing::between(live, beside, &AttributeTypes::new(), file).unwrap();
+        assert_eq!((found.live, found.same, found.deletes, found.alone), (1, 1, 1, 1));
+        assert_eq!(found.alone_example.as_deref(), Some("b"));
         let told = found.events.lines().map(|line| {
             let told: Wanted = serde_json::from_str(&line.unwrap()).unwrap();
             (told.event.image_id, told.event.operation, told.sequence)
         });
-        let wanted = [("b", 7), ("c", 2)].map(|(id, sequence)| {
-            let sequence = Sequence::from_number(sequence).as_str().to_owned();
-            (id.to_owned(), Operation::Delete, sequence)
-        });
-        assert_eq!(told.collect::<Vec<_>>(), wanted);
-        // Where deletes are remembered for ever, the live table has not come to these yet.
-        let found = missing(None);
-        assert_eq!((found.deletes, found.alone), (1, 2));
+        let sequence = Sequence::from_number(2).as_str().to_owned();
+        assert_eq!(told.collect::<Vec<_>>(), [("c".to_owned(), Operation::Delete, sequence)]);
     }
 }

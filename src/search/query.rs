@@ -114,7 +114,7 @@ pub enum QueryError {
     NotReady,
     /// How queries are answered names a prompt set that is not there: no other one stands in for it.
     #[error(
-        "prompt set {0} is served, but not among the catalogue's; serve another one (bsap candidate set, bsap promote) or go back (bsap rollback)"
+        "prompt set {0} is served, but not among the catalogue's as this model computes them; store it anew (bsap reindex statistics), then serve that (bsap candidate set, bsap promote)"
     )]
     SetMissing(StatisticsKey),
     /// No live image has this id.

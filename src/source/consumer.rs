@@ -216,17 +216,16 @@ impl Source {
         Watch(self.shared.clone())
     }
 
-    /// Tells Kafka the last durable positions and leaves the group.
+    /// Tells Kafka the last durable positions and leaves the group, where it is in reach.
     pub async fn close(mut self) {
         self.items.close();
         // A revocation still in the queue would wait for an answer that nobody gives.
         while self.items.try_recv().is_ok() {}
         self.finished.cancel();
-        if let Some(thread) = self.thread.take() {
-            let joined = tokio::task::spawn_blocking(move || thread.join()).await;
-            if !matches!(joined, Ok(Ok(()))) {
-                error!(event = event::SOURCE_FAILED, "the consumer thread panicked");
-            }
+        if let Some(thread) = self.thread.take()
+            && let Some(Err(_)) = kafka::leave(move || thread.join()).await
+        {
+            error!(event = event::SOURCE_FAILED, "the consumer thread panicked");
         }
     }
 }

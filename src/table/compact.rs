@@ -86,6 +86,8 @@ pub struct Compactor {
 struct Input {
     path: String,
     size: u64,
+    /// Rows, where the log says so.
+    rows: Option<usize>,
     remove: Remove,
 }
 
@@ -159,21 +161,22 @@ impl Compactor {
     }
 
     /// Takes files that are not there, or are not what was written, out of the table, and gives
-    /// their names. What they held is no longer known: which images, and which were deleted.
+    /// their names. What they held is no longer known: which images, and which were deleted. None where
+    /// `token` was cancelled, or a file was taken by another compactor meanwhile: nothing was done.
     /// `progress` hears of files read and files in all.
     pub async fn drop_damaged(
         &mut self,
         progress: &(dyn Fn(usize, usize) + Sync),
         token: &CancellationToken,
-    ) -> Result<Vec<String>, TableError> {
+    ) -> Result<Option<Vec<String>>, TableError> {
         let inputs = self.inputs().await?;
         let mut damaged = Vec::new();
         for (i, input) in inputs.iter().enumerate() {
             if token.is_cancelled() {
-                return Ok(Vec::new());
+                return Ok(None);
             }
             let path = Path::from(input.path.as_str());
-            match verify::read(&self.log, &path, input.size, None).await {
+            match verify::read(&self.log, &path, input.size, input.rows).await {
                 Ok(_) => {}
                 Err(Unread::Store(error)) => {
                     return Err(Unread::Store(error).of(&self.log, &input.path));
@@ -182,10 +185,10 @@ impl Compactor {
             }
             progress(i + 1, inputs.len());
         }
-        if damaged.is_empty() || !self.commit(&damaged, None, Utc::now()).await? {
-            return Ok(Vec::new());
+        if !damaged.is_empty() && !self.commit(&damaged, None, Utc::now()).await? {
+            return Ok(None);
         }
-        Ok(damaged.into_iter().map(|input| input.path).collect())
+        Ok(Some(damaged.into_iter().map(|input| input.path).collect()))
     }
 
     /// Files that another merge would take.
@@ -205,6 +208,7 @@ impl Compactor {
         let input = |file: deltalake_core::kernel::LogicalFileView| Input {
             path: file.path().into_owned(),
             size: file.size().unsigned_abs(),
+            rows: file.num_records(),
             remove: file.remove_action(false),
         };
         let mut inputs: Vec<Input> = files.iter().map(input).collect();

@@ -125,6 +125,18 @@ async fn the_only_broker_restarts_and_falls_silent() {
     first.stop();
     second.stop();
     world.verify(1).await;
+    // A worker that is told to end does so without its broker too.
+    let last = world.worker();
+    world.send(200).await;
+    sleep(JOINED).await;
+    world.cluster.end(0, "KILL");
+    last.signal("TERM");
+    let told = Instant::now();
+    let (well, words) = last.ended();
+    let seconds = told.elapsed().as_secs();
+    println!("the broker restarts and falls silent: without it a worker ends within {seconds} s");
+    // ingest.drain_seconds, and 15 s for a consumer that leaves.
+    assert!(well && seconds < 20 + 15 + 10, "{seconds} s: {words}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

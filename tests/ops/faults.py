@@ -364,7 +364,7 @@ class Faults(unittest.TestCase):
         text = process.log.read_text()
         whole = text[: text.rfind("\n") + 1]
         # A container's log has lines of standard output and error too.
-        whole = "serving on http://127.0.0.1:8080/\n" + whole
+        whole = "serving on http://127.0.0.1:8080/\n7\n" + whole
         command = ["jq", "-nR", "-f", ROOT / f"ops/queries/{question}.jq"]
         return json.loads(subprocess.run(command, input=whole, check=True, capture_output=True, text=True).stdout)
 
