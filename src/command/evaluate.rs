@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::drawn::DrawnCatalogue;
 use super::thumbnails::Source;
-use super::{Done, Failure, bar, drawn, parts};
+use super::{Done, Failure, bar, drawn, parts, steps};
 use crate::calibration::Calibration;
 use crate::cli::{EvaluateArgs, RankingsArgs};
 use crate::config::Config;
@@ -44,10 +44,7 @@ pub async fn run(args: &EvaluateArgs, config: Config, token: CancellationToken) 
 
     let mut tables = Vec::new();
     let progress = bar("read", 0)?;
-    let on_read = |done: usize, all: usize| {
-        progress.set_length(all as u64);
-        progress.set_position(done as u64);
-    };
+    let on_read = steps(&progress);
     tables.push(Rows::read(&store, "live", &state.live, towers, &token, &on_read).await?);
     if let Some(beside) = state.beside.as_ref().filter(|_| needs_beside(&specs, &state)) {
         let other = parts::beside_model(&config, beside)?;

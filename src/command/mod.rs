@@ -231,6 +231,14 @@ fn bar(what: &str, length: u64) -> anyhow::Result<ProgressBar> {
     Ok(ProgressBar::new(length).with_style(style))
 }
 
+/// Shows how much of how much is done.
+fn steps(bar: &ProgressBar) -> impl Fn(usize, usize) + Sync {
+    |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    }
+}
+
 /// Starts logging, then runs `work` with a token that SIGINT and SIGTERM cancel.
 fn logged<W>(config: Config, work: impl FnOnce(Config, CancellationToken) -> W) -> Done
 where

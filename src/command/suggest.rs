@@ -7,7 +7,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use super::evaluate::{queries_of, read};
-use super::{Done, Failure, bar, parts};
+use super::{Done, Failure, bar, parts, steps};
 use crate::cli::SuggestArgs;
 use crate::config::Config;
 use crate::evaluate::{
@@ -28,10 +28,7 @@ pub async fn run(args: &SuggestArgs, config: Config, token: CancellationToken) -
     let embed = |record| EmbeddedSet::from_record(record, &*towers).map(Arc::new);
     let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
     let progress = bar("read", 0)?;
-    let on_read = |done: usize, all: usize| {
-        progress.set_length(all as u64);
-        progress.set_position(done as u64);
-    };
+    let on_read = steps(&progress);
     let rows = Rows::read(&store, "live", &state.live, towers.clone(), &token, &on_read).await?;
     progress.finish_and_clear();
     let world = World::of(vec![rows]);

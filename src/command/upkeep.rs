@@ -48,12 +48,8 @@ async fn compact_one(
 ) -> Done {
     let depth = if args.merge { Depth::Merge } else { Depth::Deep };
     let bar = super::bar("compacting", 0)?;
-    let progress = |done: usize, all: usize| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    };
     let started = Instant::now();
-    let done = compactor.run(depth, Utc::now(), &progress, token).await?;
+    let done = compactor.run(depth, Utc::now(), &super::steps(&bar), token).await?;
     bar.finish_and_clear();
     log_compaction(&done, started.elapsed());
     if done.jobs == 0 {
@@ -81,11 +77,7 @@ async fn compact_one(
 
 async fn drop_damaged(mut compactor: Compactor, token: &CancellationToken) -> Done {
     let bar = super::bar("reading", 0)?;
-    let progress = |done: usize, all: usize| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    };
-    let dropped = compactor.drop_damaged(&progress, token).await?;
+    let dropped = compactor.drop_damaged(&super::steps(&bar), token).await?;
     bar.finish_and_clear();
     let Some(dropped) = dropped else {
         say!(

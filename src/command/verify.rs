@@ -15,11 +15,7 @@ pub async fn run(args: &VerifyArgs, config: Config, token: CancellationToken) ->
     let mut is_sound = true;
     for generation in state.generations() {
         let bar = super::bar("reading", 0)?;
-        let progress = |done: usize, all: usize| {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-        };
-        let (options, now) = (&config.upkeep, Utc::now());
+        let (options, now, progress) = (&config.upkeep, Utc::now(), super::steps(&bar));
         let verified =
             table::verify(&store, &state, generation, options, now, &progress, &token).await?;
         bar.finish_and_clear();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -289,28 +289,24 @@ impl EmbeddedSet {
 
     /// What the catalogue's state keeps of this set.
     pub fn record(&self) -> PromptSetRecord {
-        PromptSetRecord { texts: self.set.texts.clone(), since: Utc::now(), ..self.without_texts() }
-    }
-
-    /// The same without its texts: what sets are told apart by.
-    fn without_texts(&self) -> PromptSetRecord {
         PromptSetRecord {
             key: self.key.clone(),
             name: self.set.name.clone(),
             version: self.set.version,
             language: self.set.language.clone(),
             top_k: self.top_k,
-            texts: Vec::new(),
-            since: DateTime::UNIX_EPOCH,
+            texts: self.set.texts.clone(),
+            since: Utc::now(),
         }
     }
 
-    /// That of `sets` with this key, name or name@version, by the rule of [`PromptSetRecord::find`]: the
-    /// newest version of a name; of one version the one that stands last, as later ones are added there.
+    /// That of `sets` with this key, name or name@version, as [`PromptSetRecord::find`] has it: the newest
+    /// version of a name; of one version the one that stands last, as later ones are added there.
     pub fn find<'a>(sets: &'a [Arc<Self>], name: &str) -> Option<&'a Arc<Self>> {
-        let records: Vec<PromptSetRecord> = sets.iter().map(|set| set.without_texts()).collect();
-        let key = &PromptSetRecord::find(&records, name)?.key;
-        sets.iter().find(|set| set.key == *key)
+        let fits = |one: &&Arc<Self>| {
+            PromptSetRecord::is_named(name, &one.key, &one.set.name, one.set.version)
+        };
+        sets.iter().filter(fits).max_by_key(|one| one.set.version)
     }
 }
 

@@ -212,12 +212,13 @@ impl CatalogueState {
 impl PromptSetRecord {
     /// That of `sets` with this key, name or name@version; the newest version of a name.
     pub fn find<'a>(sets: &'a [Self], name: &str) -> Option<&'a Self> {
-        let fits = |set: &&Self| {
-            set.key.as_str() == name
-                || set.name == name
-                || format!("{}@{}", set.name, set.version) == name
-        };
+        let fits = |set: &&Self| Self::is_named(name, &set.key, &set.name, set.version);
         sets.iter().filter(fits).max_by_key(|set| (set.version, set.since))
+    }
+
+    /// Whether `wanted` stands for the set of that key, name and version.
+    pub fn is_named(wanted: &str, key: &StatisticsKey, name: &str, version: u32) -> bool {
+        key.as_str() == wanted || name == wanted || format!("{name}@{version}") == wanted
     }
 }
 
