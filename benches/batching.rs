@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use bsap::clip::{Clip, Options, Towers};
 use bsap::demo::catalogue::{Scene, Style};
 use bsap::demo::draw::render;
-use bsap::normalise::{Balance, Normaliser, Scale};
-use bsap::statistics::{Statistics, auxiliary_scores, dot};
+use bsap::balance::normalise::{Balance, Normaliser, Scale};
+use bsap::balance::statistics::{Statistics, auxiliary_scores, dot};
 
 const ROUNDS: usize = 15;
 const IMAGES: usize = 20_000;
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pictures = (0..32)
         .map(|n| {
             let jpeg = render(&Scene::sample(1, n, Style::Studio), 256)?;
-            let picture = bsap::decode::decode(&jpeg, &bsap::decode::Options::default())?;
+            let picture = bsap::ingest::decode::decode(&jpeg, &bsap::ingest::decode::Options::default())?;
             Ok(clip.prepare(&picture)?)
         })
         .collect::<Result<Vec<_>, Box<dyn std::error::Error>>>()?;

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bsap::clip::{ClipError, ModelCard, Pixels, Towers};
-use bsap::normalise::Normaliser;
+use bsap::balance::normalise::Normaliser;
 use bsap::prompts::PromptSet;
 use bsap::record::{Ordering, Partition};
-use bsap::reindex::{Job, add_set};
+use bsap::backfill::{Job, add_set};
 use bsap::store::Store;
-use bsap::table::{Generation, PartitionBatch, Serving, StateStore, Stored, Writer};
+use bsap::catalogue::{Generation, Serving, StateStore};
+use bsap::table::{PartitionBatch, Stored, Writer};
 use futures::StreamExt;
 use image::RgbImage;
 use tokio_util::sync::CancellationToken;

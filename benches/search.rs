@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bsap::clip::{ClipError, ModelCard, Pixels, Towers};
-use bsap::normalise::Normaliser;
+use bsap::balance::normalise::Normaliser;
 use bsap::search::{Engine, Input, Options, Query, Results};
 use image::RgbImage;
 use rayon::prelude::*;

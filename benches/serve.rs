@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bsap::clip::{self, Clip, Towers};
-use bsap::feedback;
-use bsap::fetch::{self, Fetcher};
-use bsap::http::{self, App, SearchAnswer};
+use bsap::serve::feedback;
+use bsap::ingest::fetch::{self, Fetcher};
+use bsap::serve::http::{self, App, SearchAnswer};
 use bsap::search::{Engines, Options};
 use bsap::store::Store;
 use reqwest::header::CONTENT_TYPE;

@@ -14,17 +14,15 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bsap::record::{Ordering, Partition, Row};
-use bsap::statistics::StatisticsKey;
+use bsap::balance::statistics::StatisticsKey;
 use bsap::store::Store;
-use bsap::table::upkeep::{Options, vacuum};
-use bsap::table::{Committed, Compactor, Depth, Follower, Generation, PartitionBatch, Writer};
+use bsap::table::maintenance::upkeep::{Options, vacuum};
+use bsap::table::{Committed, Compactor, Depth, Follower, PartitionBatch, Writer};
+use bsap::catalogue::Generation;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-};
+use object_store::{CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult};
 use tokio_util::sync::CancellationToken;
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;

@@ -15,10 +15,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::limits;
 use crate::record::{Message, Partition};
 use crate::retry::Verdict;
 use crate::telemetry::event;
+use crate::validate;
 
 /// How to reach Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -82,7 +82,7 @@ impl Options {
         if self.brokers.trim().is_empty() {
             problems.push("brokers: is empty; give host:port, several separated by commas".into());
         }
-        limits::range(&mut problems, "request_timeout_ms", self.request_timeout_ms, 100, 300_000);
+        validate::range(&mut problems, "request_timeout_ms", self.request_timeout_ms, 100, 300_000);
         for key in self.properties.keys() {
             if RESERVED.contains(&key.as_str()) {
                 problems.push(format!("properties.\"{key}\": is set by bsap itself; remove it"));

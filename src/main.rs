@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use bsap::{cli, command};
+use bsap::commands::{self, cli};
 
 /// The C library's own comes to hold more and more of what many threads free: in half an hour of steady load
 /// a worker grew by a third (docs/performance.md).
@@ -12,7 +12,7 @@ use bsap::{cli, command};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    match command::run(&cli::Cli::from_process()) {
+    match commands::run(&cli::Cli::from_process()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.told(),
     }

@@ -21,12 +21,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use url::Url;
 
+use crate::ingest::source::{Decoder, ImageEvent};
 use crate::kafka;
 use crate::record::{
     AttributeType, AttributeTypes, Attributes, Message, Operation, Ordering, Partition, Sequence,
 };
 use crate::retry::{Decide, Verdict};
-use crate::source::{Decoder, ImageEvent};
 use crate::store::{self, Store, StoreError};
 use crate::telemetry::event;
 
@@ -418,8 +418,8 @@ pub fn check(line: &str, rules: &Decoder) -> Result<(ImageEvent, Sequence), Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ingest::source;
     use crate::record::AttributeTypes;
-    use crate::source;
 
     fn naming() -> Naming {
         Naming { id_prefix: "shop/".into(), ordering: Ordering::Sequence, ..Naming::default() }

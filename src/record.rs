@@ -15,7 +15,7 @@ use half::f16;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::statistics::{Statistics, StatisticsKey};
+use crate::balance::statistics::{Statistics, StatisticsKey};
 
 /// Longest accepted image id, in bytes. Ids are primary keys that every worker holds in memory.
 pub const MAX_IMAGE_ID_BYTES: usize = 1024;

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use bsap::clip::{Clip, ClipError, DeviceChoice, Options, Pixels, Precision, Towers, self_test};
-use bsap::decode::{self, decode};
+use bsap::ingest::decode::{self, decode};
 use serde_json::Value;
 
 /// A tensor of every fixture.

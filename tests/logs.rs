@@ -8,8 +8,7 @@ mod world;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bsap::metrics;
-use bsap::telemetry::event;
+use bsap::telemetry::{event, metrics};
 use serde_json::json;
 use world::{Line, Process, World, free_port, is, lines, sum};
 

@@ -8,23 +8,24 @@ use std::sync::atomic::Ordering as AtomicOrdering;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use bsap::clip::{Clip, Towers};
-use bsap::dead_letter::DeadLetters;
+use bsap::clip::{self, Clip, Towers};
+use bsap::ingest::dead_letter::{self, DeadLetters};
 use bsap::demo::broker::Broker;
 use bsap::demo::catalogue::{Scene, Style};
 use bsap::demo::draw::render;
-use bsap::fetch::Fetcher;
-use bsap::ingest::{Progress, Worker};
-use bsap::normalise::Normaliser;
+use bsap::ingest::fetch::{self, Fetcher};
+use bsap::ingest::{self, Progress, Worker, decode};
+use bsap::balance::normalise::Normaliser;
+use bsap::kafka;
 use bsap::prompts::{self, ActiveSets, EmbeddedSet};
 use bsap::publish::Publisher;
 use bsap::record::{AttributeTypes, Ordering, Partition, Row};
-use bsap::reindex::{self, Missing};
-use bsap::search::{Engine, Query, Served};
-use bsap::source::Decoder;
+use bsap::backfill::{self, Missing};
+use bsap::search::{self, Engine, Query, Served};
+use bsap::ingest::source::{self, Decoder};
 use bsap::store::Store;
-use bsap::table::{Beside, Follower, Generation, Serving, StateStore, Writer};
-use bsap::{clip, dead_letter, decode, fetch, ingest, kafka, search, source};
+use bsap::catalogue::{Beside, Generation, Serving, StateStore};
+use bsap::table::{Follower, Writer};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -374,11 +375,11 @@ async fn another_models_generation_has_every_image_in_its_newest_version() {
         (0..2).map(|number| Partition { topic: TOPIC.into(), number }).collect();
     let (store, new) = (house.store(), beside.generation.clone());
     for _ in 0..2 {
-        let state = reindex::set_up(&store, &beside, &partitions, 20, "test").await.unwrap();
+        let state = backfill::set_up(&store, &beside, &partitions, 20, "test").await.unwrap();
         assert!(state.revision == 2 && state.is_beside(&new), "twice is once");
     }
     let first = Beside { generation: house.generation(), ..beside.clone() };
-    assert!(reindex::set_up(&store, &first, &partitions, 20, "test").await.is_err());
+    assert!(backfill::set_up(&store, &first, &partitions, 20, "test").await.is_err());
 
     // Events go on; the deleted image's first version comes once more, late.
     house.event(upsert("i0", &house.picture("again.jpg", 777), 6)).await;

@@ -12,23 +12,23 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use bsap::clip::{ClipError, ModelCard, Pixels, Towers};
-use bsap::dead_letter::DeadLetters;
+use bsap::ingest::dead_letter::{self, DeadLetters};
 use bsap::demo::broker::Broker;
-use bsap::fetch::Fetcher;
-use bsap::ingest::{Progress, Worker};
-use bsap::normalise::Normaliser;
+use bsap::ingest::fetch::{self, Fetcher};
+use bsap::ingest::{self, Progress, Worker, decode};
+use bsap::balance::normalise::Normaliser;
 use bsap::prompts::{ActiveSets, EmbeddedSet, PromptSet};
 use bsap::record::{Ordering, Sequence};
-use bsap::reindex::{
-    Job, Reader, Rules, Wanted, WayBack, add_set, examine, follow_sets, promote, set_candidate,
-    wait_for_readers,
-};
-use bsap::search::{Engine, Engines, Query, Served};
-use bsap::source::Decoder;
-use bsap::statistics::StatisticsKey;
+use bsap::backfill::{Job, add_set, follow_sets};
+use bsap::serve::Reader;
+use bsap::rollout::{Rules, Wanted, WayBack, examine, promote, set_candidate, wait_for_readers};
+use bsap::search::{self, Engine, Engines, Query, Served};
+use bsap::ingest::source::{self, Decoder};
+use bsap::balance::statistics::StatisticsKey;
 use bsap::store::Store;
-use bsap::table::{Generation, Serving, StateStore, Stored, Writer};
-use bsap::{dead_letter, decode, fetch, ingest, kafka, search, source};
+use bsap::catalogue::{Generation, Serving, StateStore};
+use bsap::table::{Stored, Writer};
+use bsap::kafka;
 use image::{ImageFormat, RgbImage};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::json;

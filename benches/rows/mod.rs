@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 
 use bsap::record::{Embedding, Image, ImageId, Row, Sequence};
-use bsap::statistics::{Statistics, StatisticsKey};
+use bsap::balance::statistics::{Statistics, StatisticsKey};
 
 /// A random direction, the same for the same seed.
 pub fn unit(seed: u64, dimension: usize) -> Vec<f32> {

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use bsap::clip::Towers;
-use bsap::decode;
-use bsap::normalise::Normaliser;
+use bsap::ingest::decode;
+use bsap::balance::normalise::Normaliser;
 use bsap::prompts::{EmbeddedSet, PromptSet};
 use bsap::record::{AttributeType, Embedding, Image, ImageId, Row, Sequence};
 use bsap::search::{Engine, Options, Route, Served};
-use bsap::table::{Changes, Part, Serving};
+use bsap::table::{Changes, Part};
+use bsap::catalogue::Serving;
 use rayon::prelude::*;
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;

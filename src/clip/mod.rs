@@ -1,20 +1,11 @@
 //! CLIP: a checkpoint in the Hugging Face layout, its preprocessing, its tokenizer, its two towers.
 
-mod charsmap;
 mod checkpoint;
-mod device;
-mod hub;
-mod image_tower;
-mod lanes;
-mod ops;
-mod preprocess;
-mod product;
-mod reduced;
-mod self_test;
-mod text_tower;
+pub(crate) mod kernels;
+pub(crate) mod preprocess;
+pub(crate) mod self_test;
 mod tokenizer;
-mod towers;
-mod transformer;
+pub(crate) mod towers;
 
 use std::path::PathBuf;
 
@@ -162,7 +153,9 @@ impl Options {
     /// What is wrong with these options, a line each.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        problems.extend(hub::Place::of(&self.checkpoint).err().map(|e| format!("checkpoint: {e}")));
+        problems.extend(
+            checkpoint::hub::Place::of(&self.checkpoint).err().map(|e| format!("checkpoint: {e}")),
+        );
         if self.revision.is_empty() {
             problems.push("revision: is empty; main is the newest".into());
         }

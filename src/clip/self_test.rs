@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use image::{Rgb, RgbImage};
 
 use super::{ClipError, Towers};
-use crate::statistics::dot;
+use crate::balance::statistics::dot;
 
 /// Largest difference of an embedding alone and in a batch; f16 and bf16 round more than f32.
 const BATCH_TOLERANCE: f32 = 5e-3;

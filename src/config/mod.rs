@@ -3,7 +3,7 @@
 //! Everything that is wrong is found at once: unknown keys, wrong types, values out of range. Each
 //! problem names the key, what is wrong and what would be right.
 
-mod load;
+pub(crate) mod load;
 mod reference;
 
 use std::collections::BTreeMap;
@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize};
 pub use load::{ConfigError, load, load_with_problems};
 pub use reference::{Section, Setting, example, help, markdown, schema, sections};
 
+use crate::ingest::{self, dead_letter, decode, fetch, source};
 use crate::record::AttributeTypes;
-use crate::{
-    clip, dead_letter, decode, fetch, http, ingest, kafka, prompts, search, source, table,
-    telemetry, watch,
-};
+use crate::serve::http;
+use crate::telemetry::{self, watch};
+use crate::{clip, kafka, prompts, search, table};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -44,7 +44,7 @@ pub struct Config {
     /// Where the catalogue is stored.
     pub table: table::Options,
     /// How workers tidy the table.
-    pub upkeep: table::upkeep::Options,
+    pub upkeep: table::maintenance::upkeep::Options,
     /// How a worker batches and bounds its work.
     pub ingest: ingest::Options,
     /// How queries are answered and the table is followed.

@@ -1,6 +1,6 @@
 use std::io::Write as _;
 
-use super::*;
+use crate::config::*;
 
 fn from_text(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let mut file = tempfile::NamedTempFile::new().unwrap();

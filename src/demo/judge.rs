@@ -9,13 +9,13 @@ use serde::Serialize;
 use super::catalogue::{Scene, Style};
 use super::draw::{DrawError, render};
 use super::queries::AttributeQuery;
+use crate::balance::normalise::{Balance, Normaliser, Scale};
+use crate::balance::statistics::{Statistics, dot};
 use crate::clip::{ClipError, Towers};
-use crate::decode::{self, DecodeError};
 use crate::evaluate::{Asked, Cutoffs, Judged, SEED, Summary, Truth, best, columns};
-use crate::normalise::{Balance, Normaliser, Scale};
+use crate::ingest::decode::{self, DecodeError};
 use crate::prompts::EmbeddedSet;
 use crate::record::{Embedding, Image, ImageId};
-use crate::statistics::{Statistics, dot};
 
 /// Pictures drawn and embedded at one time.
 const BATCH: usize = 64;

@@ -195,8 +195,8 @@ fn keep(full: Condition, bits: u8) -> Condition {
 
 #[cfg(test)]
 mod tests {
-    use super::super::catalogue::{Background, Style};
     use super::*;
+    use crate::demo::catalogue::{Background, Style};
 
     #[test]
     fn a_query_matches_what_it_says() {

@@ -14,9 +14,9 @@ use url::Url;
 
 use super::catalogue::{Product, Scene, Style, generator};
 use super::draw::{DrawError, render};
+use crate::ingest::source::ImageEvent;
 use crate::publish::{PublishError, Publisher};
 use crate::record::{AttributeType, AttributeTypes, Operation};
-use crate::source::ImageEvent;
 
 /// Side of a picture in pixels.
 const SIDE: u32 = 256;

@@ -3,9 +3,9 @@
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::interval::{Interval, share};
-use super::probes::ProbeKind;
-use crate::calibration::{BestHit, NoMatch, Signal};
+use super::judgements::probes::ProbeKind;
+use super::measures::interval::{Interval, share};
+use crate::balance::calibration::{BestHit, NoMatch, Signal};
 
 /// Fewest shown hits from which a rate of false ones is told.
 const FEWEST: usize = 20;
@@ -261,7 +261,7 @@ fn held_out(samples: &[&Sample], min_score: Option<f32>, rule: Option<NoMatch>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::calibration::Background;
+    use crate::balance::calibration::Background;
 
     fn hit(score: f32) -> BestHit {
         BestHit { score, background: Background { mean: 0.0, std: 1.0 }, known: 1.0 }

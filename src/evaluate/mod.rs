@@ -5,23 +5,15 @@
 //! from one pass over the images (all are affine in the raw score) and gives a [`Report`], which is
 //! shown on a terminal, as JSON or as one HTML file. docs/evaluation.md is for users.
 
-mod asked;
-mod calibrate;
-mod chart;
-mod compare;
-mod configuration;
-mod html;
-mod interval;
-mod logs;
-mod measures;
-mod probes;
-mod rank;
-mod report;
-mod suggest;
-mod text;
+pub(crate) mod calibrate;
+pub(crate) mod compare;
+pub(crate) mod judgements;
+pub(crate) mod logs;
+pub(crate) mod measures;
+pub(crate) mod report;
+pub(crate) mod suggest;
 pub mod trec;
 mod usual;
-mod world;
 
 use std::fmt::Write as _;
 
@@ -29,25 +21,25 @@ use chrono::Utc;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-pub use asked::{Asked, QueriesError, Truth, from_csv, from_feedback, from_json_lines};
 pub use calibrate::{Thresholds, Wanted};
-pub use compare::{Change, CostModel, Outcome, Shown, Summary};
-pub use configuration::{
+pub use compare::configuration::{
     Base, Configuration, ConfigurationError, MAX_CONFIGURATIONS, Resolver, Setting, Spec,
 };
-pub use html::{Pictures, html, pictured};
-pub use interval::{Column, Direction, Interval, SEED, bootstrap, columns};
-pub use logs::{
-    LogReport, LogsError, Reader as LogReader, html as logs_html, terminal as logs_terminal,
-};
+pub use compare::rank::{Ranked, Ranking, Right};
+pub use compare::world::{EvaluateError, Picture, Rows, Table, World};
+pub use compare::{Change, CostModel, Outcome, Shown, Summary};
+pub use judgements::asked::{Asked, QueriesError, Truth, from_csv, from_feedback, from_json_lines};
+use judgements::probes::{Probe, probes};
+pub use logs::reader::Reader as LogReader;
+pub use logs::shown::{html as logs_html, terminal as logs_terminal};
+pub use logs::{LogReport, LogsError};
+pub use measures::interval::{Column, Direction, Interval, SEED, bootstrap, columns};
 pub use measures::{Cutoffs, FALSE_HIT, Judged};
-use probes::{Probe, probes};
-pub use rank::{Ranked, Ranking, Right};
+pub use report::html::{Pictures, html, pictured};
+pub use report::text::{terminal, terminal_runs};
 pub use report::{Finding, Queries, Report, finding};
 pub use suggest::{Chosen, Pool, Suggestion, TooFewJudged, enough_judged, suggest};
-pub use text::{terminal, terminal_runs};
 pub use usual::plain_for;
-pub use world::{EvaluateError, Picture, Rows, Table, World};
 
 use crate::record::hex;
 use compare::{Comparison, right_of};

@@ -10,18 +10,18 @@ use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
 use tokio_util::sync::CancellationToken;
 
-use super::asked::{Asked, Truth};
-use super::calibrate::for_choosing;
-use super::compare::right_of;
-use super::configuration::{Configuration, Resolver};
-use super::measures::FALSE_HIT;
+use super::calibrate::{Wanted, for_choosing};
+use super::compare::configuration::{Configuration, Resolver};
+use super::compare::world::{EvaluateError, World};
+use super::compare::{Outcome, right_of};
+use super::judgements::asked::{Asked, Truth};
+use super::measures::{Cutoffs, FALSE_HIT};
 use super::report::Report;
-use super::world::{EvaluateError, World};
-use super::{Cutoffs, Outcome, Plan, Wanted, evaluate};
-use crate::calibration::Vocabulary;
-use crate::normalise::{Balance, Normaliser, Scale};
+use super::{Plan, evaluate};
+use crate::balance::calibration::Vocabulary;
+use crate::balance::normalise::{Balance, Normaliser, Scale};
+use crate::balance::statistics::dot;
 use crate::prompts::{EmbeddedSet, MAX_PROMPT_CHARS, MAX_PROMPTS};
-use crate::statistics::dot;
 
 /// Sizes of the subsets that are tried, besides the whole pool.
 const SIZES: [usize; 4] = [32, 128, 512, 1_024];

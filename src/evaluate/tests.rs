@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::calibrate::for_choosing;
-use super::*;
-use crate::normalise::{Normaliser, Scale};
+use crate::balance::normalise::{Normaliser, Scale};
+use crate::catalogue::Serving;
+use crate::evaluate::*;
 use crate::prompts::{EmbeddedSet, PromptSet};
 use crate::record::{Image, ImageId};
 use crate::search::testing::{Hashed, embedding, row, set};
-use crate::table::Serving;
 
 const DIMENSION: usize = 16;
 const IMAGES: u64 = 12;

@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::asked::QueriesError;
-use super::interval::{Column, SEED, columns, holm};
+use super::compare::rank::{Ranked, Right};
+use super::compare::world::World;
+use super::judgements::asked::QueriesError;
+use super::measures::interval::{Column, SEED, columns, holm};
 use super::measures::{Cutoffs, Judged};
-use super::rank::{Ranked, Right};
-use super::world::World;
 
 /// Problems that are told at once.
 const MAX_PROBLEMS: usize = 20;

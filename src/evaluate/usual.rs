@@ -1,10 +1,10 @@
 //! What is usual of a configuration: kept with its calibration, so that a change shows.
 
 use super::Evaluated;
-use super::configuration::{Base, Configuration, Resolver, Spec};
-use crate::calibration::{Habits, Moments, Usual};
-use crate::normalise::Normaliser;
-use crate::table::CatalogueState;
+use super::compare::configuration::{Base, Configuration, Resolver, Spec};
+use crate::balance::calibration::{Habits, Moments, Usual};
+use crate::balance::normalise::Normaliser;
+use crate::catalogue::CatalogueState;
 
 /// Plain CLIP over the generation that the one of `specs` called `calibrated` reads; none where it is
 /// among them already. Without it nothing of [`Evaluated::usual`] is known.
@@ -53,9 +53,9 @@ mod tests {
     use chrono::Utc;
 
     use super::*;
+    use crate::balance::statistics::StatisticsKey;
+    use crate::catalogue::{Beside, Candidate, Change, Generation, Serving};
     use crate::record::Ordering;
-    use crate::statistics::StatisticsKey;
-    use crate::table::{Beside, Candidate, Change, Generation, Serving};
 
     /// A catalogue whose candidate reads the generation of another model.
     fn state() -> CatalogueState {

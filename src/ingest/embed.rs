@@ -8,12 +8,13 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::trace_span;
 
-use super::{IngestError, Options, Progress};
+use super::progress::Progress;
+use super::{IngestError, Options};
+use crate::balance::statistics::{Statistics, StatisticsKey};
 use crate::clip::{Pixels, Towers};
-use crate::metrics;
 use crate::prompts::{ActiveSets, EmbeddedSet};
 use crate::record::Embedding;
-use crate::statistics::{Statistics, StatisticsKey};
+use crate::telemetry::metrics;
 
 /// What the towers and the prompts make of one picture.
 #[derive(Debug)]

@@ -3,10 +3,14 @@
 //! Messages are processed concurrently and settled in order: the outcomes of each partition leave
 //! the pipeline in the order of its offsets, so that a commit always covers a prefix without holes.
 
+pub mod dead_letter;
+pub mod decode;
 mod embed;
+pub mod fetch;
 mod process;
-mod progress;
+pub(crate) mod progress;
 mod sink;
+pub mod source;
 mod tally;
 
 use std::sync::Arc;
@@ -25,14 +29,15 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::clip::Towers;
-use crate::dead_letter::{DeadLetterError, DeadLetters};
-use crate::fetch::Fetcher;
 use crate::prompts::ActiveSets;
 use crate::record::{Message, Partition};
-use crate::source::{Decoder, Item, Resume, Source, SourceError};
 use crate::table::{TableError, Writer};
 use crate::telemetry::event;
-use crate::{decode, kafka, limits, source};
+use crate::{kafka, validate};
+use dead_letter::{DeadLetterError, DeadLetters};
+use fetch::Fetcher;
+use source::consumer::{Item, Resume, Source, SourceError};
+use source::decoder::format::Decoder;
 
 use process::{Outcome, Processor};
 pub use progress::Progress;
@@ -89,16 +94,16 @@ impl Options {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let p = &mut problems;
-        limits::range(p, "in_flight", self.in_flight as u64, 1, 100_000);
-        limits::range(p, "in_flight_mib", self.in_flight_mib as u64, 1, 65_536);
-        limits::range(p, "batch_images", self.batch_images as u64, 1, 4096);
-        limits::range(p, "batch_wait_ms", self.batch_wait_ms, 0, 10_000);
-        limits::range(p, "decode_threads", self.decode_threads as u64, 0, 1024);
-        limits::range(p, "commit_rows", self.commit_rows as u64, 1, 1_000_000);
-        limits::range(p, "commit_mib", self.commit_mib as u64, 1, 4096);
-        limits::range(p, "commit_ms", self.commit_ms, 1, 3_600_000);
-        limits::range(p, "heartbeat_seconds", self.heartbeat_seconds, 1, 3_600);
-        limits::range(p, "drain_seconds", self.drain_seconds, 0, 3_600);
+        validate::range(p, "in_flight", self.in_flight as u64, 1, 100_000);
+        validate::range(p, "in_flight_mib", self.in_flight_mib as u64, 1, 65_536);
+        validate::range(p, "batch_images", self.batch_images as u64, 1, 4096);
+        validate::range(p, "batch_wait_ms", self.batch_wait_ms, 0, 10_000);
+        validate::range(p, "decode_threads", self.decode_threads as u64, 0, 1024);
+        validate::range(p, "commit_rows", self.commit_rows as u64, 1, 1_000_000);
+        validate::range(p, "commit_mib", self.commit_mib as u64, 1, 4096);
+        validate::range(p, "commit_ms", self.commit_ms, 1, 3_600_000);
+        validate::range(p, "heartbeat_seconds", self.heartbeat_seconds, 1, 3_600);
+        validate::range(p, "drain_seconds", self.drain_seconds, 0, 3_600);
         problems
     }
 }

@@ -11,16 +11,16 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, trace_span, warn};
 
+use super::dead_letter::{DeadLetters, Reason};
 use super::embed::Embedder;
+use super::fetch::{FetchError, Fetcher, shorten};
+use super::progress::Progress;
+use super::source::decoder::format::Decoder;
 use super::tally::{Counting, Tally};
-use super::{IngestError, Progress};
+use super::{IngestError, decode};
 use crate::clip::Towers;
-use crate::dead_letter::{DeadLetters, Reason};
-use crate::decode;
-use crate::fetch::{FetchError, Fetcher, shorten};
 use crate::record::{Attributes, Change, Content, Event, Image, Message, Partition, Row, hex};
 use crate::retry::{Backoff, Decide, Verdict, retry};
-use crate::source::Decoder;
 use crate::telemetry::event;
 
 /// Records of one message that are worked on at one time.
@@ -269,7 +269,7 @@ impl Processor {
         reason: Reason,
         counting: &Counting,
     ) -> Result<Vec<Row>, Unsettled> {
-        let on_retry = |attempt: u32, error: &crate::dead_letter::DeadLetterError| {
+        let on_retry = |attempt: u32, error: &super::dead_letter::DeadLetterError| {
             info!(event = event::RETRY, stage = "dead_letter", attempt, %error, "trying again");
         };
         let put = retry(Backoff::times(10), &self.abandon, on_retry, || async {

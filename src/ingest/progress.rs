@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use chrono::Utc;
 
-use crate::metrics::{self, Health};
-use crate::source::{Pulse, Watch};
+use super::source::consumer::{Pulse, Watch};
+use crate::telemetry::metrics::{self, Health};
 
 /// A consumer that has not polled for so long has been thrown out of its group
 /// (`max.poll.interval.ms`); a pipeline that takes no step for so long is stuck.

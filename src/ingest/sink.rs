@@ -12,14 +12,14 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
 use super::process::{Outcome, Unsettled};
+use super::progress::Progress;
+use super::source::consumer::Source;
 use super::tally::Tally;
-use super::{IngestError, Options, Progress};
-use crate::metrics;
+use super::{IngestError, Options};
 use crate::prompts::ActiveSets;
 use crate::record::{Partition, Row};
-use crate::source::Source;
 use crate::table::{Committed, PartitionBatch, TableError, Writer};
-use crate::telemetry::event;
+use crate::telemetry::{event, metrics};
 
 /// Traces of one commit that the log names.
 const TRACES: usize = 32;
@@ -304,9 +304,9 @@ impl Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalogue::Generation;
     use crate::record::{Embedding, Image, ImageId, Ordering as By, Sequence, Version};
     use crate::store::Store;
-    use crate::table::Generation;
 
     const AT: DateTime<Utc> = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
 

@@ -4,7 +4,7 @@ use std::ops::AddAssign;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::metrics;
+use crate::telemetry::metrics;
 
 /// Counts and times of one message, or summed over those of a commit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

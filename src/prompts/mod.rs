@@ -1,6 +1,6 @@
 //! Auxiliary prompt sets: shipped ones and the owner's own, loaded, fingerprinted, embedded once.
 
-mod report;
+pub(crate) mod report;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -11,14 +11,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::calibration::Vocabulary;
+use crate::balance::calibration::Vocabulary;
 use crate::clip::{ClipError, Towers};
 pub use report::{NEAR, Report, report};
 
-use crate::limits;
+use crate::balance::statistics::{Statistics, StatisticsKey, auxiliary_scores};
+use crate::catalogue::PromptSetRecord;
 use crate::record::{Embedding, hex};
-use crate::statistics::{Statistics, StatisticsKey, auxiliary_scores};
-use crate::table::PromptSetRecord;
+use crate::validate;
 
 /// Most prompts in a set: beyond that the statistics cost more than they tell.
 pub const MAX_PROMPTS: usize = 4096;
@@ -58,7 +58,7 @@ impl Options {
         if self.sets.is_empty() || self.sets.len() > 8 {
             problems.push(format!("sets: {} sets; give 1 to 8", self.sets.len()));
         }
-        limits::range(&mut problems, "top_k", self.top_k as u64, 1, MAX_PROMPTS as u64);
+        validate::range(&mut problems, "top_k", self.top_k as u64, 1, MAX_PROMPTS as u64);
         let errors = self.sets.iter().filter_map(|set| PromptSet::load(set).err());
         problems.extend(errors.map(|e| format!("sets: {e}")));
         problems

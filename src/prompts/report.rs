@@ -5,9 +5,9 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::EmbeddedSet;
-use crate::normalise::{Balance, Scale};
+use crate::balance::normalise::{Balance, Scale};
+use crate::balance::statistics::{Statistics, dot};
 use crate::record::Embedding;
-use crate::statistics::{Statistics, dot};
 
 /// Bins of the histogram over the cosine range −1..1; a picture shows those that are used.
 const BINS: usize = 400;
@@ -231,10 +231,10 @@ fn percentiles(mut values: Vec<f32>) -> [f32; 3] {
 mod tests {
     use std::sync::OnceLock;
 
-    use super::super::PromptSet;
     use super::*;
-    use crate::normalise::Normaliser;
-    use crate::statistics::StatisticsKey;
+    use crate::balance::normalise::Normaliser;
+    use crate::balance::statistics::StatisticsKey;
+    use crate::prompts::PromptSet;
 
     fn set(embeddings: Vec<Vec<f32>>) -> EmbeddedSet {
         let texts = (0..embeddings.len()).map(|i| format!("prompt {i}")).collect();

@@ -4,9 +4,9 @@ use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::Report;
+use crate::ingest::source::ImageEvent;
 use crate::publish::{Naming, values};
 use crate::record::{AttributeTypes, Attributes, Operation, Ordering, Sequence};
-use crate::source::ImageEvent;
 
 /// What the outside world says of one image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -8,9 +8,9 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 use super::compare::Listed;
 use super::sort::{Sorted, Sorter, json};
 use super::{ReconcileError, SORT_BYTES};
+use crate::ingest::source::{Decoder, ImageEvent};
 use crate::publish;
 use crate::record::{ImageId, Operation, Ordering, Sequence};
-use crate::source::{Decoder, ImageEvent};
 use crate::store::Store;
 
 /// The outside world.

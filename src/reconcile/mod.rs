@@ -5,10 +5,10 @@
 //! all is compared: what would be sent waits in a file, and a listing that lacks too much is taken
 //! for a fault of the listing.
 
-mod compare;
-mod listing;
+pub(crate) mod compare;
+pub(crate) mod listing;
 mod sort;
-mod stored;
+pub(crate) mod stored;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
@@ -30,12 +30,13 @@ use sort::{Sorted, parsed};
 use stored::Scope;
 pub use stored::{Current, current};
 
+use crate::catalogue::Generation;
+use crate::ingest::source::ImageEvent;
 use crate::publish::{Candidate, PublishError, Published, Publisher};
 use crate::record::{Operation, Ordering};
 use crate::retry::{Decide, Verdict};
-use crate::source::ImageEvent;
 use crate::store::{Store, StoreError};
-use crate::table::{Generation, TableError};
+use crate::table::TableError;
 use crate::telemetry::event;
 
 /// Bytes that each of at most three sorts holds in memory before it writes to its folder.

@@ -11,8 +11,9 @@ use super::compare::{Known, Place, What};
 use super::listing::Side;
 use super::sort::{Sorted, Sorter, json, parsed};
 use super::{ReconcileError, SORT_BYTES};
+use crate::catalogue::Generation;
 use crate::store::Store;
-use crate::table::{self, Entry, Generation};
+use crate::table::{self, Entry};
 
 /// All rows of the table by image.
 async fn by_image(

@@ -7,12 +7,12 @@ use futures::TryStreamExt;
 use url::Url;
 
 use super::stored::key_below;
-use super::*;
+use crate::ingest::source::{self, Decoder};
 use crate::publish::{self, Naming};
+use crate::reconcile::*;
 use crate::record::{
     AttributeTypes, Attributes, Embedding, Image, ImageId, Operation, Partition, Row, Sequence,
 };
-use crate::source::{self, Decoder};
 use crate::table::{PartitionBatch, Writer};
 
 fn generation() -> Generation {

@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::testing::{Hashed, embedding, row, served, set};
-use super::*;
-use crate::calibration::{Calibration, NoMatch, Signal};
-use crate::decode;
+use crate::balance::calibration::{Calibration, NoMatch, Signal};
+use crate::ingest::decode;
 use crate::record::{AttributeType, AttributeTypes, Row};
+use crate::search::*;
 use crate::table::{Changes, Part};
 
 const DIMENSION: usize = 16;

@@ -5,54 +5,31 @@
 //! dimension ([`codes`]) for all queries that wait ([`batch`]) and bounds every score; what the
 //! bounds leave open is computed exactly ([`rank`]).
 
-mod attributes;
-mod batch;
-mod chunk;
-mod codes;
-mod cursor;
-mod embed;
-mod engine;
-#[cfg(test)]
-mod engine_tests;
-mod engines;
-mod explain;
-mod filter;
-mod memory;
-mod query;
-mod rank;
-mod scan;
-mod shadow;
-mod snapshot;
-mod snapshots;
-#[cfg(test)]
-pub(crate) mod testing;
-#[cfg(test)]
-mod tests;
-mod told;
-mod traffic;
-mod unmatched;
-mod watch;
+pub(crate) mod engine;
+pub(crate) mod query;
+pub(crate) mod scan;
+pub(crate) mod snapshot;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use attributes::Attribute;
-pub use chunk::Entry;
-pub use engine::{Engine, FollowError, Results};
-pub use engines::{Engines, Roles};
-pub use explain::{Explanation, ScoredPrompt};
-pub use filter::Filter;
-pub use memory::{Memory, OverMemory, limit as memory_limit, needed as memory_needed};
+pub use engine::engines::{Engines, Roles};
+pub use engine::explain::{Explanation, ScoredPrompt};
+pub use engine::follow::FollowError;
+pub use engine::traffic::{Difference, Route, TrafficCounts};
+pub use engine::{Engine, Results};
+pub use query::filter::Filter;
 pub use query::{CalibratedScore, Input, MinScore, Query, QueryError, Timings, WeightedText};
-pub use rank::Hit;
+pub use scan::rank::Hit;
+pub use scan::unmatched::Unmatched;
+pub use snapshot::attributes::Attribute;
+pub use snapshot::chunk::Entry;
+pub use snapshot::memory::{Memory, OverMemory, limit as memory_limit, needed as memory_needed};
+pub use snapshot::snapshots::{Change, Snapshots};
 pub use snapshot::{Served, Snapshot};
-pub use snapshots::{Change, Snapshots};
-pub use traffic::{Difference, Route, TrafficCounts};
-pub use unmatched::Unmatched;
 
-use crate::clip;
-use crate::limits;
-use crate::normalise::Normaliser;
+use crate::balance::normalise::Normaliser;
+use crate::{clip, validate};
 
 /// How queries are answered and the table is followed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -138,19 +115,19 @@ impl Options {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let p = &mut problems;
-        limits::range(p, "poll_ms", self.poll_ms, 10, 600_000);
-        limits::range(p, "max_k", self.max_k as u64, 1, 100_000);
-        limits::range(p, "default_k", self.default_k as u64, 1, self.max_k as u64);
-        limits::range(p, "max_depth", self.max_depth as u64, self.max_k as u64, 1_000_000);
-        limits::range(p, "cursor_seconds", self.cursor_seconds, 1, 86_400);
-        limits::range(p, "cursor_mib", self.cursor_mib, 1, 1 << 20);
-        limits::range(p, "max_text_chars", self.max_text_chars as u64, 1, 100_000);
-        limits::range(p, "cached_queries", self.cached_queries as u64, 0, 10_000_000);
-        limits::range(p, "memory_mib", self.memory_mib, 0, 1 << 24);
-        limits::range(p, "watch_seconds", self.watch_seconds, 0, 86_400);
-        limits::range(p, "threads", self.threads as u64, 0, 1024);
-        limits::range(p, "batch", self.batch as u64, 1, 256);
-        limits::range(p, "waiting", self.waiting as u64, 1, 100_000);
+        validate::range(p, "poll_ms", self.poll_ms, 10, 600_000);
+        validate::range(p, "max_k", self.max_k as u64, 1, 100_000);
+        validate::range(p, "default_k", self.default_k as u64, 1, self.max_k as u64);
+        validate::range(p, "max_depth", self.max_depth as u64, self.max_k as u64, 1_000_000);
+        validate::range(p, "cursor_seconds", self.cursor_seconds, 1, 86_400);
+        validate::range(p, "cursor_mib", self.cursor_mib, 1, 1 << 20);
+        validate::range(p, "max_text_chars", self.max_text_chars as u64, 1, 100_000);
+        validate::range(p, "cached_queries", self.cached_queries as u64, 0, 10_000_000);
+        validate::range(p, "memory_mib", self.memory_mib, 0, 1 << 24);
+        validate::range(p, "watch_seconds", self.watch_seconds, 0, 86_400);
+        validate::range(p, "threads", self.threads as u64, 0, 1024);
+        validate::range(p, "batch", self.batch as u64, 1, 256);
+        validate::range(p, "waiting", self.waiting as u64, 1, 100_000);
         if !self.candidate_checkpoint.is_empty() {
             let model = clip::Options {
                 checkpoint: self.candidate_checkpoint.clone(),
@@ -169,3 +146,10 @@ impl Options {
         problems
     }
 }
+
+#[cfg(test)]
+mod engine_tests;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -8,14 +8,14 @@ use image::RgbImage;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::Served;
-use super::traffic::Route;
+use super::engine::traffic::Route;
+use super::snapshot::Served;
+use crate::balance::normalise::Normaliser;
+use crate::balance::statistics::StatisticsKey;
+use crate::catalogue::Serving;
 use crate::clip::{ClipError, ModelCard, Pixels, Towers};
-use crate::normalise::Normaliser;
 use crate::prompts::{EmbeddedSet, PromptSet};
 use crate::record::{Attributes, Embedding, Image, ImageId, Row, Sequence};
-use crate::statistics::StatisticsKey;
-use crate::table::Serving;
 
 /// A unit vector like CLIP's: around a common mean, two dimensions spread far.
 pub fn embedding(seed: u64, dimension: usize) -> Vec<f32> {

@@ -6,12 +6,12 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::rank::{Exactly, Hit};
+use super::scan::rank::{Exactly, Hit};
 use super::scan::{Ask, BACKGROUND, scan, tasks};
 use super::snapshot::Snapshot;
-use super::snapshots::Snapshots;
+use super::snapshot::snapshots::Snapshots;
 use super::testing::{embedding, row, served, set};
-use crate::normalise::{Balance, Normaliser};
+use crate::balance::normalise::{Balance, Normaliser};
 use crate::table::{Changes, Part};
 
 /// L of the test's prompt sets.

@@ -10,13 +10,12 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use serde::Serialize;
 
-use super::file;
 use super::log::Log;
-use super::state::Generation;
 use super::statistics::{self, Backfilled, StatisticsTable, UnitFile};
-use super::{TableError, schema};
+use super::{TableError, file, schema};
+use crate::balance::statistics::{Statistics, StatisticsKey};
+use crate::catalogue::Generation;
 use crate::record::Version;
-use crate::statistics::{Statistics, StatisticsKey};
 use crate::store::Store;
 
 /// Columns that measuring a row needs: all others are not read.

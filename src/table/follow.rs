@@ -10,12 +10,12 @@ use object_store::path::Path;
 use super::file::{self, Unread};
 use super::keys::Keys;
 use super::log::{Kind, Log, object_path};
-use super::state::Generation;
 use super::statistics::{self, Backfilled};
 use super::{TableError, schema};
+use crate::balance::statistics::StatisticsKey;
+use crate::catalogue::Generation;
 use crate::record::Row;
 use crate::retry::{Decide, Verdict};
-use crate::statistics::StatisticsKey;
 use crate::store::Store;
 
 /// Files read at one time by a fresh reader.

@@ -11,10 +11,9 @@ use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
-use super::file;
 use super::log::Log;
-use super::state::Generation;
-use super::{TableError, schema};
+use super::{TableError, file, schema};
+use crate::catalogue::Generation;
 use crate::record::{Attributes, Version};
 use crate::store::Store;
 

@@ -7,7 +7,7 @@ use deltalake_core::parquet::arrow::ProjectionMask;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::log::Log;
-use super::upkeep::Options;
+use super::maintenance::upkeep::Options;
 use super::{TableError, file, schema};
 use crate::record::Version;
 

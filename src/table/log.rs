@@ -18,9 +18,10 @@ use object_store::{DynObjectStore, ObjectStoreExt};
 use serde_json::Value;
 use url::Url;
 
+use super::maintenance::upkeep;
 use super::schema::{self, INDEXED};
-use super::state::Generation;
-use super::{TableError, delta_verdict, upkeep};
+use super::{TableError, delta_verdict};
+use crate::catalogue::Generation;
 use crate::retry::Verdict;
 use crate::store::Store;
 

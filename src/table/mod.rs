@@ -14,23 +14,17 @@
 //! A commit holds rows and the Kafka positions up to which they were consumed, in one atomic write,
 //! so that each offset is committed at most once, whoever wins.
 
-mod backfill;
-mod compact;
+pub(crate) mod backfill;
 mod file;
-mod follow;
-mod inventory;
+pub(crate) mod follow;
+pub(crate) mod inventory;
 mod keys;
-mod lease;
 mod log;
-mod overview;
-mod readers;
-mod retired;
+pub mod maintenance;
+pub(crate) mod overview;
 mod schema;
-mod state;
-mod statistics;
-pub mod upkeep;
-mod verify;
-mod write;
+pub(crate) mod statistics;
+pub(crate) mod write;
 
 use std::collections::BTreeMap;
 
@@ -41,23 +35,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use backfill::{Coverage, Pending, Stored, Survey};
-pub use compact::{Compacted, Compactor, Depth};
 pub use follow::{Changes, Follower, Part};
 pub use inventory::{Entry, inventory};
-pub use lease::Lease;
+pub use maintenance::compact::{Compacted, Compactor, Depth};
+pub use maintenance::lease::Lease;
+pub use maintenance::verify::{Finding, Severity, Verified, verify};
 pub use overview::{Overview, positions};
-pub use readers::{REPORT_EVERY, Readers, Report};
-pub use retired::{Retired, retired};
-pub use state::{
-    Beside, Candidate, CatalogueState, Change, Generation, PromptSetRecord, Serving, StateStore,
-};
 pub use statistics::{Backfilled, StagedUnit, StatisticsTable, embedding_hash, unit};
-pub use verify::{Finding, Severity, Verified, verify};
 pub use write::{Committed, PartitionBatch, Writer};
 
-use crate::limits;
 use crate::retry::{Decide, Verdict};
 use crate::store::StoreError;
+use crate::validate;
 
 /// Where the catalogue is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -95,8 +84,8 @@ impl Options {
         if let Err(error) = crate::store::parse(&self.url) {
             problems.push(format!("url: {error}"));
         }
-        limits::range(&mut problems, "commit_attempts", self.commit_attempts.into(), 1, 1000);
-        limits::range(&mut problems, "state_poll_ms", self.state_poll_ms, 50, 60_000);
+        validate::range(&mut problems, "commit_attempts", self.commit_attempts.into(), 1, 1000);
+        validate::range(&mut problems, "state_poll_ms", self.state_poll_ms, 50, 60_000);
         problems
     }
 }

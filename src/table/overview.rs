@@ -4,11 +4,12 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::compact::{COMPACTED, COMPACTED_DEEP, Compactor};
+use super::TableError;
 use super::log::Log;
-use super::state::Generation;
-use super::upkeep::Options;
-use super::{TableError, Writer};
+use super::maintenance::compact::{COMPACTED, COMPACTED_DEEP, Compactor};
+use super::maintenance::upkeep::Options;
+use super::write::Writer;
+use crate::catalogue::Generation;
 use crate::store::Store;
 
 /// A table as its log shows it.

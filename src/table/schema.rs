@@ -20,8 +20,8 @@ use deltalake_core::kernel::{
 };
 
 use super::file::{self, Unread};
+use crate::balance::statistics::{Statistics, StatisticsKey};
 use crate::record::{Attributes, Embedding, Image, ImageId, Row, Sequence, Version};
-use crate::statistics::{Statistics, StatisticsKey};
 
 /// Where a row came from, beside the row itself: `topic[partition]@offset`.
 pub const SOURCE: &str = "source";

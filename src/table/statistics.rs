@@ -30,10 +30,10 @@ use super::TableError;
 use super::file::{self, FileWriter, Unread};
 use super::log::{Kind, Log};
 use super::schema::PROMPT_SET;
-use super::state::Generation;
+use crate::balance::statistics::{Statistics, StatisticsKey};
+use crate::catalogue::Generation;
 use crate::record::{Row, Sequence, hex};
 use crate::retry::{Backoff, Decide, Verdict};
-use crate::statistics::{Statistics, StatisticsKey};
 use crate::store::Store;
 use crate::telemetry::event;
 

@@ -17,8 +17,8 @@ use tracing::{info, warn};
 
 use super::file::FileWriter;
 use super::log::{Kind, Log};
-use super::state::Generation;
 use super::{TableError, schema};
+use crate::catalogue::Generation;
 use crate::record::{Partition, Row};
 use crate::retry::{Backoff, Decide, Verdict};
 use crate::store::Store;

@@ -9,8 +9,7 @@ use tracing::{Event, Level, Metadata, Subscriber, warn};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, Filter};
 
-use super::event;
-use crate::metrics;
+use super::{event, metrics};
 
 /// Lines are counted over so long, and those held back are told at its end.
 const WINDOW: Duration = Duration::from_secs(10);

@@ -5,7 +5,9 @@
 
 pub mod event;
 mod limit;
+pub mod metrics;
 pub mod otlp;
+pub mod watch;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -20,8 +22,6 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
-
-use crate::metrics;
 
 /// How logs are written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -21,7 +21,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 use super::event;
-use crate::metrics::{self, samples};
+use super::metrics::{self, samples};
 
 /// Spans that wait to be sent; more are dropped and counted.
 const WAITING: usize = 4_096;
@@ -60,7 +60,7 @@ impl Options {
     /// What is wrong with these options, a line each.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        crate::limits::range(&mut problems, "interval_seconds", self.interval_seconds, 1, 3_600);
+        crate::validate::range(&mut problems, "interval_seconds", self.interval_seconds, 1, 3_600);
         let http = |e: &str| e.starts_with("http://") || e.starts_with("https://");
         if !self.endpoint.is_empty() && self.endpoint != OFF && !http(&self.endpoint) {
             problems.push(format!(

@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::time::sleep;
 
-use crate::world::{Worker, World};
+use bsap::world::{Worker, World};
 
 /// Messages sent in a round.
 const MESSAGES: u64 = 60;

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use bsap::dead_letter;
+use bsap::ingest::dead_letter;
 use bsap::record::Row;
 use bsap::store::Store;
-use bsap::table::{Follower, Generation};
+use bsap::table::Follower;
+use bsap::catalogue::Generation;
 use deltalake_core::arrow::array::AsArray;
 use deltalake_core::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use futures::TryStreamExt;
@@ -13,8 +14,8 @@ use object_store::ObjectStoreExt;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::events::{Newest, Sent};
-use crate::world::{TOPIC, World};
+use bsap::events::{Newest, Sent};
+use bsap::world::{TOPIC, World};
 
 impl World {
     /// Compares table and dead letters with what was sent. `passes`: how often the whole topic was

@@ -7,28 +7,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bsap::clip::{Clip, Towers};
-use bsap::dead_letter::DeadLetters;
-use bsap::fetch::Fetcher;
-use bsap::ingest::{Progress, Worker};
-use bsap::normalise::Normaliser;
+use bsap::clip::{self, Clip, Towers};
+use bsap::ingest::dead_letter::{self, DeadLetters};
+use bsap::ingest::fetch::{self, Fetcher};
+use bsap::ingest::{self, Progress, Worker, decode};
+use bsap::balance::normalise::Normaliser;
 use bsap::prompts::{self, ActiveSets, EmbeddedSet};
 use bsap::record::{AttributeTypes, Ordering as Versions};
-use bsap::source::Decoder;
+use bsap::ingest::source::{self, Decoder};
 use bsap::store::Store;
-use bsap::table::{Serving, StateStore, Writer};
-use bsap::{clip, dead_letter, decode, fetch, ingest, source, table};
+use bsap::catalogue::{Serving, StateStore};
+use bsap::table::{self, Writer};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::path::Path;
-use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-};
+use object_store::{CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result};
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 
-use crate::world::World;
+use bsap::world::World;
 
 /// What two workers met until they had consumed the whole topic.
 pub async fn work(world: &World) -> String {

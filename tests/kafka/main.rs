@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use bsap::demo::catalogue::{Scene, Style};
 use bsap::demo::draw::render;
-use bsap::table::StateStore;
+use bsap::catalogue::StateStore;
 use rand::RngExt;
 use rdkafka::producer::{FutureProducer, Producer};
 use serde_json::{Value, json};

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{Worker, World};
+use bsap::world::{Worker, World};
 
 /// The catalogue does not grow without end, so that whatever grows is a fault.
 const IMAGES: u64 = 3_000;

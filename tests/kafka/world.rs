@@ -6,19 +6,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bsap::clip::{Clip, Towers};
+use bsap::clip::{self, Clip, Towers};
 use bsap::record::{Ordering, Partition};
 use bsap::store::Store;
-use bsap::table::{Generation, Writer};
-use bsap::{clip, kafka};
+use bsap::catalogue::Generation;
+use bsap::table::Writer;
+use bsap::kafka;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::Value;
 
-use crate::broker::{Cluster, signal};
-use crate::events::Events;
-use crate::minio::Minio;
+use bsap::broker::{Cluster, signal};
+use bsap::events::Events;
+use bsap::minio::Minio;
 
 pub const TOPIC: &str = "images";
 pub const AGAIN: &str = "images.reindex";

@@ -12,18 +12,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bsap::normalise::Normaliser;
+use bsap::balance::normalise::Normaliser;
 use bsap::publish::{self, Naming};
 use bsap::reconcile::{Rules, Side, reconcile};
-use bsap::record::{
-    AttributeTypes, Attributes, Embedding, Image, ImageId, Ordering, Partition, Row, Sequence,
-};
-use bsap::statistics::{Statistics, StatisticsKey};
+use bsap::record::{AttributeTypes, Attributes, Embedding, Image, ImageId, Ordering, Partition, Row, Sequence};
+use bsap::balance::statistics::{Statistics, StatisticsKey};
 use bsap::store::Store;
-use bsap::table::{
-    Compactor, Depth, Follower, Generation, Lease, Overview, PartitionBatch, PromptSetRecord,
-    Serving, StateStore, Writer, upkeep, verify,
-};
+use bsap::table::{Compactor, Depth, Follower, Lease, Overview, PartitionBatch, Writer};
+use bsap::catalogue::{Generation, PromptSetRecord, Serving, StateStore};
+use bsap::table::maintenance::{upkeep, verify};
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use futures::TryStreamExt;
 use object_store::path::Path;

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use super::super::catalogue::Background;
 use super::surface::{INK, PAPER, Rgb};
+use crate::demo::catalogue::Background;
 
 /// The backdrop of a picture of 100 × 100, as SVG.
 pub fn backdrop(background: Background, rng: &mut ChaCha8Rng) -> String {

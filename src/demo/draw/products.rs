@@ -4,7 +4,7 @@
 //! before it. `@c` is the product's colour, `@d` a darker and `@l` a lighter tone of it; `@m` is
 //! metal, `@k` wood, `@w` paper white.
 
-use super::super::catalogue::Kind;
+use crate::demo::catalogue::Kind;
 
 /// The drawing of a product.
 pub struct Shape {

@@ -4,7 +4,7 @@ use rand::RngExt;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
-use super::super::catalogue::{Colour, Pattern};
+use crate::demo::catalogue::{Colour, Pattern};
 
 /// Red, green, blue, each 0..=255.
 #[derive(Debug, Clone, Copy)]

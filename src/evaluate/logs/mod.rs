@@ -4,8 +4,8 @@
 //! answered; `search` lines what each configuration answered to its own share of the queries. Lines of
 //! one query are not independent, so intervals resample queries with all of their lines.
 
-mod reader;
-mod shown;
+pub(crate) mod reader;
+pub(crate) mod shown;
 
 use std::collections::HashMap;
 use std::io;
@@ -14,7 +14,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sha2::Digest;
 
-use super::interval::{Interval, SEED, clustered, share};
+use super::measures::interval::{Interval, SEED, clustered, share};
 use super::report::percent;
 use crate::record::hex;
 

@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 
 use super::{Answers, LogReport, Shadow, TENTHS};
-use crate::evaluate::chart::{Bar, escape, intervals, short};
-use crate::evaluate::html::{STYLE, table};
-use crate::evaluate::interval::Interval;
+use crate::evaluate::measures::interval::Interval;
+use crate::evaluate::report::chart::{Bar, escape, intervals, short};
+use crate::evaluate::report::html::{STYLE, table};
+use crate::evaluate::report::text::{self, wrap};
 use crate::evaluate::report::{Finding, percent};
-use crate::evaluate::text::{self, wrap};
 
 /// Longest query that is shown whole.
 const TEXT: usize = 80;

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::reader::MAX_LINE;
-use super::*;
+use crate::evaluate::logs::*;
 
 fn shadow_line(query: usize, overlap: f64, top_changed: bool) -> String {
     let moved = usize::from(overlap < 1.0);

@@ -6,17 +6,17 @@ use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
-use crate::calibration::Calibration;
-use crate::normalise::{Balance, Normaliser};
+use super::cursor::{self, Cursor};
+use super::traffic::{Asking, Route, route};
+use crate::balance::calibration::Calibration;
+use crate::balance::normalise::{Balance, Normaliser};
+use crate::catalogue::Serving;
 use crate::prompts::EmbeddedSet;
-use crate::search::chunk::GROUP;
-use crate::search::cursor::{self, Cursor};
-use crate::search::filter::Checked;
+use crate::search::query::filter::Checked;
 use crate::search::query::{Input, MinScore, Query, QueryError, milliseconds};
 use crate::search::scan::Ask;
+use crate::search::snapshot::chunk::GROUP;
 use crate::search::snapshot::{Place, Snapshot};
-use crate::search::traffic::{Asking, Route, route};
-use crate::table::Serving;
 
 /// A checked query.
 pub(super) struct Asked {
@@ -206,9 +206,9 @@ fn not_stored(name: &str, sets: &[Arc<EmbeddedSet>]) -> QueryError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::balance::statistics::StatisticsKey;
     use crate::prompts::PromptSet;
     use crate::search::testing::{served, set};
-    use crate::statistics::StatisticsKey;
 
     /// The key of the set that a query is answered with.
     fn used(snapshot: &Snapshot, query: &Query) -> Result<StatisticsKey, QueryError> {

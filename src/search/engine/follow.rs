@@ -7,13 +7,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::Engine;
-use crate::metrics;
+use super::traffic::Route;
 use crate::retry::{Backoff, Decide, Verdict};
-use crate::search::memory::OverMemory;
 use crate::search::query::milliseconds;
-use crate::search::traffic::Route;
+use crate::search::snapshot::memory::OverMemory;
 use crate::table::{Changes, Follower, TableError};
-use crate::telemetry::event;
+use crate::telemetry::{event, metrics};
 
 /// A table that was not read for so long is no longer followed; the alert BsapAnswersStale waits as long.
 const BEHIND: Duration = Duration::from_secs(60);

@@ -1,7 +1,14 @@
 //! Questions and answers: text to embedding, one scan, both rankings, and why.
 
 mod asked;
-mod follow;
+mod cursor;
+pub(crate) mod engines;
+pub(crate) mod explain;
+pub(crate) mod follow;
+mod shadow;
+mod told;
+pub(crate) mod traffic;
+mod watch;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,33 +16,32 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use asked::{Asked, configuration, may_find, min_score};
-pub use follow::FollowError;
 
 use super::Options;
-use super::attributes::{Attribute, attributes};
-use super::batch::{Batches, Reply, Want};
-use super::cursor::{Cursor, Pins};
-use super::embed::Embedder;
-use super::explain::{Explanation, ScoredPrompt, sentence};
-use super::filter::Masks;
-use super::memory::{self, OverMemory};
+use super::query::embed::Embedder;
+use super::query::filter::Masks;
 use super::query::{Input, Query, QueryError, Timings};
-use super::rank::{Found, Hit};
 use super::scan::Ask;
-use super::shadow::Shadow;
+use super::scan::batch::{Batches, Reply, Want};
+use super::scan::rank::{Found, Hit};
+use super::scan::unmatched::Unmatched;
+use super::snapshot::attributes::{Attribute, attributes};
+use super::snapshot::memory::{self, OverMemory};
+use super::snapshot::snapshots::Snapshots;
 use super::snapshot::{Served, Snapshot};
-use super::snapshots::Snapshots;
-use super::told::Told;
-use super::traffic::{Route, Traffic, TrafficCounts};
-use super::unmatched::Unmatched;
-use super::watch::Watch;
-use crate::calibration::{Background, Calibration};
+use crate::balance::calibration::{Background, Calibration};
+use crate::balance::normalise::Balance;
+use crate::catalogue::{Candidate, Serving};
 use crate::clip::Towers;
-use crate::decode;
-use crate::normalise::Balance;
+use crate::ingest::decode;
 use crate::prompts::EmbeddedSet;
 use crate::record::AttributeTypes;
-use crate::table::{Candidate, Serving};
+use cursor::{Cursor, Pins};
+use explain::{Explanation, ScoredPrompt, sentence};
+use shadow::Shadow;
+use told::Told;
+use traffic::{Route, Traffic, TrafficCounts};
+use watch::Watch;
 
 /// An answer: the best by balanced and by raw score, from one scan.
 #[derive(Debug)]

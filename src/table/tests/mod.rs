@@ -14,11 +14,12 @@ use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
-use super::*;
-use crate::normalise::Normaliser;
+use crate::balance::normalise::Normaliser;
+use crate::balance::statistics::{Statistics, StatisticsKey};
+use crate::catalogue::*;
 use crate::record::{Attributes, Embedding, Image, ImageId, Ordering, Partition, Row, Sequence};
-use crate::statistics::{Statistics, StatisticsKey};
 use crate::store::Store;
+use crate::table::*;
 use faulty::{Fault, Faulty};
 
 fn generation() -> Generation {

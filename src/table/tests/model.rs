@@ -10,8 +10,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio_util::sync::CancellationToken;
 
-use super::*;
-use crate::table::upkeep::{self, Options};
+use crate::table::maintenance::upkeep::{self, Options};
+use crate::table::tests::*;
 
 const RUNS: u64 = 40;
 const STEPS: usize = 24;

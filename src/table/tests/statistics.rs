@@ -3,7 +3,8 @@
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 
-use super::*;
+use crate::table::maintenance::upkeep;
+use crate::table::tests::*;
 
 fn key(name: &str) -> StatisticsKey {
     StatisticsKey::new(name, 1, "feedfeedfeed", 100.0, 8)

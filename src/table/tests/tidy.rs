@@ -6,8 +6,8 @@ use chrono::{TimeDelta, Utc};
 use object_store::path::Path;
 use tokio_util::sync::CancellationToken;
 
-use super::*;
-use crate::table::upkeep::{self, Options};
+use crate::table::maintenance::upkeep::{self, Options};
+use crate::table::tests::*;
 
 fn options() -> Options {
     Options { merge_files: 4, ..Options::default() }

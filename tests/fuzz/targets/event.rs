@@ -9,7 +9,8 @@
 use std::sync::LazyLock;
 
 use bsap::record::{AttributeType, AttributeTypes, Message, Ordering, Partition};
-use bsap::source::{Decoder, Options, again};
+use bsap::ingest::source::{Decoder, Options};
+use bsap::ingest::source::decoder::again;
 use libfuzzer_sys::fuzz_target;
 
 const AGAIN: &str = "images.reindex";

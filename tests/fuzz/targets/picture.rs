@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use bsap::clip::{Clip, Options, Towers};
-use bsap::decode;
+use bsap::ingest::decode;
 use libfuzzer_sys::fuzz_target;
 
 static CLIP: LazyLock<Clip> = LazyLock::new(|| {

@@ -5,7 +5,8 @@
 
 #![no_main]
 
-use bsap::evaluate::{LogReader, from_csv, from_json_lines, logs_terminal, trec};
+use bsap::evaluate::logs::{Reader, terminal};
+use bsap::evaluate::{from_csv, from_json_lines, trec};
 use libfuzzer_sys::fuzz_target;
 
 fn told<T>(read: Result<T, impl std::fmt::Display>) {

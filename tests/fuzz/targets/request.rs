@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use bsap::clip::{ClipError, ModelCard, Pixels, Towers};
-use bsap::http::SearchRequest;
-use bsap::normalise::Normaliser;
+use bsap::serve::http::SearchRequest;
+use bsap::balance::normalise::Normaliser;
 use bsap::prompts::PromptSet;
 use bsap::record::{AttributeType, AttributeTypes, Embedding, Image, ImageId, Row, Sequence};
 use bsap::search::{Engine, Options, Query, Route, Served};
-use bsap::table::{Changes, Part, Serving};
+use bsap::table::{Changes, Part};
+use bsap::catalogue::Serving;
 use image::RgbImage;
 use libfuzzer_sys::fuzz_target;
 

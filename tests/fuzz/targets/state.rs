@@ -7,9 +7,9 @@
 
 use std::sync::LazyLock;
 
-use bsap::reindex::Request;
+use bsap::backfill::Request;
 use bsap::store::Store;
-use bsap::table::{Readers, StateStore};
+use bsap::catalogue::{Readers, StateStore};
 use libfuzzer_sys::fuzz_target;
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
@@ -29,7 +29,7 @@ async fn read(which: u8, content: &[u8]) {
                 let state = state.expect("it is there");
                 let again = serde_json::to_vec(&state).expect("JSON");
                 assert_eq!(
-                    serde_json::from_slice::<bsap::table::CatalogueState>(&again).ok(),
+                    serde_json::from_slice::<bsap::catalogue::CatalogueState>(&again).ok(),
                     Some(state)
                 );
             }

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use bsap::demo::catalogue::{Scene, Style};
 use bsap::demo::draw::render;
-use bsap::table::{Generation, StateStore};
+use bsap::catalogue::{Generation, StateStore};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use truth::{Model, Seen, Truth};
 use updates::{Updates, name};
 
-use crate::world::{AGAIN, Worker, World};
+use bsap::world::{AGAIN, Worker, World};
 
 const OLD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
 /// Another model, of another dimension.

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bsap::clip::{self, Clip, Towers};
-use bsap::http::SearchAnswer;
-use bsap::normalise::{Balance, Normaliser, Scale};
+use bsap::serve::http::SearchAnswer;
+use bsap::balance::normalise::{Balance, Normaliser, Scale};
 use bsap::prompts::{EmbeddedSet, PromptSet};
 use bsap::record::{Embedding, hex};
 use serde_json::{Value, json};

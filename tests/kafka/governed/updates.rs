@@ -12,7 +12,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::json;
 use tokio::time::sleep;
 
-use crate::world::TOPIC;
+use bsap::world::TOPIC;
 
 /// Changes images without pause.
 pub struct Updates {

@@ -1,0 +1,5 @@
+//! (see lib.rs)
+
+pub mod calibration;
+pub mod normalise;
+pub mod statistics;

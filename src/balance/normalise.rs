@@ -1,0 +1,301 @@
+//! From an image's statistics to its ranking score. Pure.
+//!
+//! Every normaliser ranks by scoreᵢ = αᵢ·sᵢ + βᵢ, where sᵢ is the raw cosine score of the query
+//! and αᵢ, βᵢ come from image i's own statistics and constants of the catalogue, never from the
+//! query. One scan over the catalogue therefore serves any of them.
+//!
+//! The formulas are this project's reading of the family around BSAP (arXiv 2402.18400), inverted
+//! softmax (arXiv 1702.03859) and Nearest Neighbor Normalization (EMNLP 2024); the paper's own
+//! constants are not reproduced here.
+
+// What is dispatched at run time must be inlined into the dispatch to be compiled for the machine.
+#![allow(clippy::inline_always)]
+
+use pulp::WithSimd;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::statistics::Statistics;
+
+/// Smallest divisor that a normaliser uses: an image whose auxiliary scores hardly differ would
+/// otherwise be blown up to the top of every ranking.
+pub const MIN_SPREAD: f32 = 1e-3;
+
+/// How an image's raw score is balanced against its auxiliary scores.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Normaliser {
+    /// Plain CLIP: α = 1, β = 0.
+    Raw,
+    /// α = 1, β = −LSE/L: softmax over the query and the prompts; ranks as inverted softmax does.
+    #[default]
+    Softmax,
+    /// α = 1/σ, β = −μ/σ: how many standard deviations above the image's own mean.
+    Zscore,
+    /// α = 1/(max−min), β = −min/(max−min): where the score lies in the image's own range.
+    Range,
+    /// α = 1, β = −λ·(mean of the k largest auxiliary scores): Nearest Neighbor Normalization.
+    Nnn,
+}
+
+impl Normaliser {
+    /// All, in the order in which users see them.
+    pub const ALL: [Self; 5] = [Self::Raw, Self::Softmax, Self::Zscore, Self::Range, Self::Nnn];
+
+    /// The name that stands in configuration, requests and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Softmax => "softmax",
+            Self::Zscore => "zscore",
+            Self::Range => "range",
+            Self::Nnn => "nnn",
+        }
+    }
+}
+
+/// A normaliser with everything that it needs besides an image's statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Balance {
+    /// Which formula.
+    pub normaliser: Normaliser,
+    /// Weight w of the balanced score in 0..=1: the hybrid w·c·(αs+β) + w·m + (1−w)·s after
+    /// BSAP-H. 0 is plain CLIP, 1 the normaliser alone.
+    pub weight: f32,
+    /// λ of `nnn`; the others ignore it.
+    pub lambda: f32,
+    /// Brings the normalised score to the scale of raw scores, so that a weight means the same
+    /// for every normaliser. Constants of the catalogue.
+    pub scale: Scale,
+}
+
+/// The constants c and m of the hybrid score.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Scale {
+    /// Factor c: the catalogue's median σ (`zscore`) or median width (`range`), else 1.
+    pub c: f32,
+    /// Shift m: the catalogue's median μ (`zscore`) or median minimum (`range`), else 0.
+    pub m: f32,
+}
+
+impl Default for Scale {
+    fn default() -> Self {
+        Self { c: 1.0, m: 0.0 }
+    }
+}
+
+impl Scale {
+    /// The constants for `normaliser` over the statistics of a whole catalogue. Medians, so that
+    /// a few odd images do not move them.
+    pub fn of(normaliser: Normaliser, catalogue: impl Iterator<Item = Statistics>) -> Self {
+        let (mut factors, mut shifts): (Vec<f32>, Vec<f32>) = match normaliser {
+            Normaliser::Zscore => catalogue.map(|s| (s.std.max(MIN_SPREAD), s.mean)).unzip(),
+            Normaliser::Range => catalogue.map(|s| (width(&s), s.min)).unzip(),
+            Normaliser::Raw | Normaliser::Softmax | Normaliser::Nnn => return Self::default(),
+        };
+        match (median(&mut factors), median(&mut shifts)) {
+            (Some(c), Some(m)) => Self { c, m },
+            _ => Self::default(),
+        }
+    }
+}
+
+/// The affine form αs + β of one image's score.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Affine {
+    /// Factor α of the raw score.
+    pub alpha: f32,
+    /// Shift β.
+    pub beta: f32,
+}
+
+impl Affine {
+    /// The balanced score of a raw score.
+    pub fn score(self, raw: f32) -> f32 {
+        self.alpha.mul_add(raw, self.beta)
+    }
+}
+
+impl Balance {
+    /// Plain CLIP.
+    pub const RAW: Self = Self {
+        normaliser: Normaliser::Raw,
+        weight: 1.0,
+        lambda: 1.0,
+        scale: Scale { c: 1.0, m: 0.0 },
+    };
+
+    /// α and β of an image with these statistics; `logit_scale` is the L at which the log-sum-exp
+    /// was taken.
+    #[inline(always)]
+    pub fn affine(&self, s: &Statistics, logit_scale: f32) -> Affine {
+        let (alpha, beta) = match self.normaliser {
+            Normaliser::Raw => (1.0, 0.0),
+            Normaliser::Softmax => (1.0, -s.lse / logit_scale),
+            Normaliser::Zscore => {
+                let std = s.std.max(MIN_SPREAD);
+                (1.0 / std, -s.mean / std)
+            }
+            Normaliser::Range => (1.0 / width(s), -s.min / width(s)),
+            Normaliser::Nnn => (1.0, -self.lambda * s.topk_mean),
+        };
+        let w = self.weight;
+        Affine {
+            alpha: w * self.scale.c * alpha + (1.0 - w),
+            beta: w * (self.scale.c * beta + self.scale.m),
+        }
+    }
+}
+
+/// α and β of many images, as [`Balance::affine`] has them to the bit; 1 and 0 of images without
+/// statistics.
+pub struct Factors<'a> {
+    /// How they balance.
+    pub balance: Balance,
+    /// Of each image.
+    pub statistics: &'a [Statistics],
+    /// The L at which the log-sum-exps were taken.
+    pub logit_scale: f32,
+    /// α and β, as many as images.
+    pub out: [&'a mut [f32]; 2],
+}
+
+impl WithSimd for Factors<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let balance = self.balance;
+        // A loop each, so that none decides between formulas.
+        match balance.normaliser {
+            Normaliser::Raw => self.fill(Balance { normaliser: Normaliser::Raw, ..balance }),
+            Normaliser::Softmax => {
+                self.fill(Balance { normaliser: Normaliser::Softmax, ..balance });
+            }
+            Normaliser::Zscore => self.fill(Balance { normaliser: Normaliser::Zscore, ..balance }),
+            Normaliser::Range => self.fill(Balance { normaliser: Normaliser::Range, ..balance }),
+            Normaliser::Nnn => self.fill(Balance { normaliser: Normaliser::Nnn, ..balance }),
+        }
+    }
+}
+
+impl Factors<'_> {
+    #[inline(always)]
+    fn fill(self, balance: Balance) {
+        let [alpha, beta] = self.out;
+        for ((s, alpha), beta) in self.statistics.iter().zip(alpha).zip(beta) {
+            let affine = balance.affine(s, self.logit_scale);
+            (*alpha, *beta) = if s.n == 0 { (1.0, 0.0) } else { (affine.alpha, affine.beta) };
+        }
+    }
+}
+
+#[inline(always)]
+fn width(s: &Statistics) -> f32 {
+    (s.max - s.min).max(MIN_SPREAD)
+}
+
+fn median(values: &mut [f32]) -> Option<f32> {
+    if values.is_empty() {
+        return None;
+    }
+    let middle = values.len() / 2;
+    Some(*values.select_nth_unstable_by(middle, f32::total_cmp).1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const L: f32 = 100.0;
+
+    fn images() -> Vec<Statistics> {
+        let scores = [[0.20, 0.22, 0.24], [0.10, 0.25, 0.40], [0.30, 0.31, 0.32]];
+        scores.iter().map(|s| Statistics::of(s, L, 2).unwrap()).collect()
+    }
+
+    fn balance(normaliser: Normaliser, weight: f32) -> Balance {
+        Balance {
+            normaliser,
+            weight,
+            lambda: 0.5,
+            scale: Scale::of(normaliser, images().into_iter()),
+        }
+    }
+
+    #[test]
+    fn many_at_once_are_as_one_by_one() {
+        let mut statistics: Vec<Statistics> = images().into_iter().cycle().take(67).collect();
+        statistics[5] = Statistics { n: 0, ..statistics[5] };
+        for normaliser in Normaliser::ALL {
+            let balance = balance(normaliser, 0.3);
+            let (mut alpha, mut beta) = (vec![0.0; 67], vec![0.0; 67]);
+            let out = [&mut alpha[..], &mut beta];
+            let factors = Factors { balance, statistics: &statistics, logit_scale: L, out };
+            pulp::Arch::new().dispatch(factors);
+            for (i, s) in statistics.iter().enumerate() {
+                let one = balance.affine(s, L);
+                let one = if s.n == 0 { (1.0, 0.0) } else { (one.alpha, one.beta) };
+                assert_eq!((alpha[i], beta[i]), one, "{normaliser:?} {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn weight_zero_is_plain_clip_for_every_normaliser() {
+        for normaliser in Normaliser::ALL {
+            for s in images() {
+                let affine = balance(normaliser, 0.0).affine(&s, L);
+                assert_eq!((affine.alpha, affine.beta), (1.0, 0.0), "{normaliser:?}");
+            }
+        }
+    }
+
+    /// The probability σ(L·s − LSE) orders as the affine form does (design: inverted softmax).
+    #[test]
+    fn softmax_ranks_as_the_probability_does() {
+        let raw = [0.27, 0.31, 0.33];
+        let (mut by_affine, mut by_probability) = (vec![0, 1, 2], vec![0, 1, 2]);
+        let images = images();
+        let affine =
+            |i: usize| balance(Normaliser::Softmax, 1.0).affine(&images[i], L).score(raw[i]);
+        let probability = |i: usize| {
+            let z = f64::from(L * raw[i]) - f64::from(images[i].lse);
+            1.0 / (1.0 + (-z).exp())
+        };
+        by_affine.sort_by(|a, b| affine(*b).total_cmp(&affine(*a)));
+        by_probability.sort_by(|a, b| probability(*b).total_cmp(&probability(*a)));
+        assert_eq!(by_affine, by_probability);
+    }
+
+    #[test]
+    fn zscore_and_range_are_what_their_names_say() {
+        let s = images()[1];
+        let z = Balance { scale: Scale::default(), ..balance(Normaliser::Zscore, 1.0) };
+        assert!((z.affine(&s, L).score(s.mean + s.std) - 1.0).abs() < 1e-4);
+        let r = Balance { scale: Scale::default(), ..balance(Normaliser::Range, 1.0) };
+        assert!((r.affine(&s, L).score(s.max) - 1.0).abs() < 1e-4);
+        assert!(r.affine(&s, L).score(s.min).abs() < 1e-4);
+    }
+
+    #[test]
+    fn an_image_whose_scores_do_not_differ_is_not_blown_up() {
+        let flat = Statistics::of(&[0.2; 4], L, 2).unwrap();
+        for normaliser in Normaliser::ALL {
+            let affine = balance(normaliser, 1.0).affine(&flat, L);
+            assert!(affine.alpha.is_finite() && affine.alpha <= 1.0 / MIN_SPREAD);
+            assert!(affine.beta.is_finite());
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Arguments of `bsap prompts`.
+
+use clap::{Args, Subcommand};
+
+use super::evaluate::SuggestArgs;
+use crate::balance::normalise::Normaliser;
+
+/// `bsap prompts`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  bsap prompts list
+  bsap prompts show photographs > mine.toml     a start for a set of your own
+  bsap prompts measure mine.toml                what it would do on the stored images
+  bsap prompts suggest --queries judged.jsonl --log queries.jsonl --attribute title --name mine --out mine.toml
+  bsap reindex statistics --prompt-set mine.toml   have it for every stored image
+  bsap prompts retire mine                      and be rid of it again")]
+pub struct PromptsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: PromptsAction,
+}
+
+/// What `bsap prompts` does.
+#[derive(Debug, Subcommand)]
+pub enum PromptsAction {
+    /// List the shipped and the configured sets with their fingerprints
+    List,
+    /// Print a set as its TOML file has it
+    Show {
+        /// Shipped name or path of a TOML file
+        set: String,
+    },
+    /// Measure sets on the stored images: how scores spread, near-duplicate and dominating
+    /// prompts, penalised images. Changes nothing
+    Measure(MeasureArgs),
+    /// Choose prompts, formula and weight by judged queries, from your own texts, and write the set
+    Suggest(SuggestArgs),
+    /// Forget a stored set: new rows no longer carry it, backfilled statistics of it are dropped.
+    /// Refused while it is served or a candidate's
+    Retire {
+        /// Its name, name@version or key
+        set: String,
+    },
+}
+
+/// `bsap prompts measure`.
+#[derive(Debug, Args)]
+pub struct MeasureArgs {
+    /// Names of stored or shipped sets, or paths of TOML files; without any, the stored sets
+    pub sets: Vec<String>,
+    /// Longest list of prompts or images in the report
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub limit: u16,
+    /// Formula whose penalty is shown; what is served, unless given
+    #[arg(long)]
+    pub normaliser: Option<Normaliser>,
+    /// Its weight, 0 to 1; what is served, unless given
+    #[arg(long)]
+    pub weight: Option<f32>,
+    /// Print JSON, a line a set
+    #[arg(long)]
+    pub json: bool,
+}

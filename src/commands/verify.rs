@@ -1,0 +1,61 @@
+//! `bsap verify`.
+
+use chrono::Utc;
+use tokio_util::sync::CancellationToken;
+
+use super::cli::table::VerifyArgs;
+use super::upkeep::{mib, name};
+use super::{Done, parts};
+use crate::config::Config;
+use crate::table::{self, Severity, Verified};
+
+/// Reads the tables of the live generation and of the one beside it, and says what is wrong.
+pub async fn run(args: &VerifyArgs, config: Config, token: CancellationToken) -> Done {
+    let (store, state) = parts::catalogue(&config).await?;
+    let mut is_sound = true;
+    for generation in state.generations() {
+        let bar = super::bar("reading", 0)?;
+        let (options, now, progress) = (&config.upkeep, Utc::now(), super::steps(&bar));
+        let verified =
+            table::verify(&store, &state, generation, options, now, &progress, &token).await?;
+        bar.finish_and_clear();
+        let Some(verified) = verified else {
+            return Err(anyhow::anyhow!("interrupted before all was read").into());
+        };
+        if args.json {
+            say!("{}", serde_json::to_string(&verified)?);
+        } else {
+            name(&state, generation);
+            print(&verified);
+        }
+        is_sound &= verified.is_sound();
+    }
+    if is_sound { Ok(()) } else { Err(anyhow::anyhow!("the table is not sound").into()) }
+}
+
+fn print(verified: &Verified) {
+    say!(
+        "version {}: {} files of {}, {} rows: {} images, {} deleted, {} rows superseded",
+        verified.version,
+        verified.files,
+        mib(verified.bytes),
+        verified.rows,
+        verified.images,
+        verified.deleted,
+        verified.superseded
+    );
+    for finding in &verified.findings {
+        let severity = match finding.severity {
+            Severity::Error => "ERROR  ",
+            Severity::Warning => "warning",
+        };
+        let more = match finding.count {
+            1 => String::new(),
+            n => format!(" (and {} more)", n - 1),
+        };
+        say!("{severity} {}: {}{more} {}", finding.code, finding.example, finding.about);
+    }
+    if verified.findings.is_empty() {
+        say!("nothing is wrong");
+    }
+}

@@ -1,0 +1,4 @@
+//! (see lib.rs)
+
+pub(crate) mod asked;
+pub(crate) mod probes;

@@ -1,0 +1,100 @@
+//! Texts that match no image: unrelated ones, and gibberish.
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use serde::Serialize;
+
+/// Texts about things that no picture shows, a line each.
+const UNRELATED: &str = include_str!("../../../models/no-match/unrelated.txt");
+/// Gibberish texts: as many kinds of noise as people and programs type.
+const GIBBERISH: usize = 200;
+
+/// A text that matches no image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// The text.
+    pub text: String,
+    /// What kind of text.
+    pub kind: ProbeKind,
+}
+
+/// Kinds of texts that match nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbeKind {
+    /// Whole sentences about what no picture shows.
+    Unrelated,
+    /// Not a language.
+    Gibberish,
+    /// Queries that were judged to match nothing: the catalogue's own language, and the hardest.
+    Absent,
+}
+
+impl ProbeKind {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Unrelated, Self::Gibberish, Self::Absent];
+
+    /// As it stands in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unrelated => "unrelated",
+            Self::Gibberish => "gibberish",
+            Self::Absent => "absent",
+        }
+    }
+}
+
+/// The shipped probes; the same every time.
+pub fn probes() -> Vec<Probe> {
+    let unrelated = UNRELATED.lines().map(str::trim).filter(|line| !line.is_empty());
+    let unrelated =
+        unrelated.map(|text| Probe { text: text.to_owned(), kind: ProbeKind::Unrelated });
+    let rng = &mut ChaCha8Rng::seed_from_u64(20);
+    let gibberish = (0..GIBBERISH)
+        .map(|number| Probe { text: gibberish(number, rng), kind: ProbeKind::Gibberish });
+    unrelated.chain(gibberish.collect::<Vec<_>>()).collect()
+}
+
+/// Letters at random, made-up syllables, a hand on the keyboard, signs and digits, single letters.
+fn gibberish(number: usize, rng: &mut ChaCha8Rng) -> String {
+    const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz";
+    const CONSONANTS: &[u8] = b"bcdfghjklmnprstvwz";
+    const VOWELS: &[u8] = b"aeiou";
+    const ROW: &[u8] = b"asdfghjkl";
+    const SIGNS: &[u8] = b"0123456789#?!%$-_/";
+    fn draw(rng: &mut ChaCha8Rng, from: &[u8], least: usize, most: usize) -> String {
+        let length = rng.random_range(least..=most);
+        (0..length).map(|_| char::from(from[rng.random_range(0..from.len())])).collect()
+    }
+    fn words(rng: &mut ChaCha8Rng, most: usize, word: fn(&mut ChaCha8Rng) -> String) -> String {
+        let count = rng.random_range(1..=most);
+        (0..count).map(|_| word(rng)).collect::<Vec<_>>().join(" ")
+    }
+    match number % 5 {
+        0 => words(rng, 4, |rng| draw(rng, LETTERS, 3, 9)),
+        1 => words(rng, 4, |rng| {
+            let syllables = rng.random_range(2..=4);
+            let syllable = |_| draw(rng, CONSONANTS, 1, 1) + &draw(rng, VOWELS, 1, 1);
+            (0..syllables).map(syllable).collect()
+        }),
+        2 => words(rng, 2, |rng| draw(rng, ROW, 4, 10)),
+        3 => draw(rng, SIGNS, 5, 14),
+        _ => words(rng, 9, |rng| draw(rng, LETTERS, 1, 2)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn probes_are_many_distinct_and_the_same_every_time() {
+        let all = probes();
+        assert_eq!(all, probes());
+        let texts: BTreeSet<&str> = all.iter().map(|probe| probe.text.as_str()).collect();
+        assert_eq!(texts.len(), all.len());
+        assert!(all.len() >= 300, "{}", all.len());
+    }
+}

@@ -1,0 +1,156 @@
+//! Charts as SVG, drawn here: a report needs nothing from elsewhere.
+
+use std::fmt::Write as _;
+
+use super::Finding;
+use crate::evaluate::measures::interval::Interval;
+
+/// Height of a row in a chart.
+const ROW: usize = 26;
+/// Where the names end and the plot begins.
+const LEFT: f64 = 260.0;
+/// Width of the plot.
+const PLOT: f64 = 460.0;
+/// Room for the numbers behind it.
+const RIGHT: f64 = 190.0;
+/// Longest name that is shown whole.
+const NAME: usize = 38;
+
+/// A row of a chart.
+pub(crate) struct Bar {
+    /// What it is of.
+    pub(crate) name: String,
+    /// The mean and its interval.
+    pub(crate) interval: Interval,
+    /// What it says; decides the colour.
+    pub(crate) finding: Finding,
+}
+
+/// Text that is safe within HTML and SVG, attributes included.
+pub(crate) fn escape(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+/// A text cut to a length, with what was cut shown as an ellipsis.
+pub(crate) fn short(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most - 1).chain(['…']).collect()
+}
+
+/// Means with intervals, one below the other, on a shared axis. With `zero`, the axis holds 0 and a
+/// line marks it. `scale` multiplies what is written (100 for percent).
+pub(crate) fn intervals(title: &str, bars: &[Bar], zero: bool, unit: &str, scale: f64) -> String {
+    if bars.is_empty() {
+        return String::new();
+    }
+    let mut low = bars.iter().map(|bar| bar.interval.low).fold(f64::MAX, f64::min);
+    let mut high = bars.iter().map(|bar| bar.interval.high).fold(f64::MIN, f64::max);
+    if zero {
+        (low, high) = (low.min(0.0), high.max(0.0));
+    }
+    let room = ((high - low) * 0.06).max(0.002);
+    let (low, high) = (low - room, high + room);
+    let x = |value: f64| LEFT + (value - low) / (high - low) * PLOT;
+    let height = bars.len() * ROW + 34;
+    let width = LEFT + PLOT + RIGHT;
+    let mut svg = format!(
+        "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\" class=\"chart\">",
+        escape(title)
+    );
+    let bottom = bars.len() * ROW + 6;
+    for tick in ticks(low, high) {
+        let (at, line) = (x(tick), if zero && tick == 0.0 { "zero" } else { "grid" });
+        let _ = write!(
+            svg,
+            "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"2\" y2=\"{bottom}\" class=\"{line}\"/><text x=\"{at:.1}\" y=\"{}\" class=\"tick\">{}</text>",
+            bottom + 16,
+            number(tick * scale, unit)
+        );
+    }
+    for (place, bar) in bars.iter().enumerate() {
+        let y = place * ROW + ROW / 2 + 2;
+        let class = match bar.finding {
+            Finding::Better => "better",
+            Finding::Worse => "worse",
+            Finding::None => "none",
+        };
+        let Interval { mean, low, high } = bar.interval;
+        let _ = write!(
+            svg,
+            "<text x=\"{}\" y=\"{}\" class=\"name\"><title>{}</title>{}</text><line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{y}\" y2=\"{y}\" class=\"range {class}\"/><circle cx=\"{:.1}\" cy=\"{y}\" r=\"5\" class=\"dot {class}\"/><text x=\"{}\" y=\"{}\" class=\"value\">{} ({} to {})</text>",
+            LEFT - 12.0,
+            y + 4,
+            escape(&bar.name),
+            escape(&short(&bar.name, NAME)),
+            x(low),
+            x(high),
+            x(mean),
+            LEFT + PLOT + 12.0,
+            y + 4,
+            number(mean * scale, unit),
+            number(low * scale, ""),
+            number(high * scale, "")
+        );
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
+/// Round values on an axis, at most seven.
+fn ticks(low: f64, high: f64) -> Vec<f64> {
+    let rough = (high - low) / 5.0;
+    let power = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= rough);
+    let step = step.unwrap_or(rough);
+    let first = (low / step).ceil() as i64;
+    let last = (high / step).floor() as i64;
+    (first..=last).map(|n| n as f64 * step).collect()
+}
+
+fn number(value: f64, unit: &str) -> String {
+    let digits = usize::from(value.abs() < 100.0);
+    let rounded = format!("{value:.digits$}").replace('-', "−");
+    // −0.0 is 0.
+    let rounded = if rounded.trim_start_matches('−').parse() == Ok(0.0) {
+        rounded.trim_start_matches('−').to_owned()
+    } else {
+        rounded
+    };
+    format!("{rounded}{unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_and_few() {
+        for (low, high) in [(-0.03, 0.011), (0.0, 1.0), (-512.0, 3.0), (0.1234, 0.1239)] {
+            let all = ticks(low, high);
+            assert!((2..=11).contains(&all.len()), "{low} {high} {all:?}");
+            assert!(all.iter().all(|t| (low..=high).contains(t)), "{all:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_a_name_holds_becomes_markup() {
+        let interval = Interval { mean: 0.1, low: 0.0, high: 0.2 };
+        let name = "<script>alert('x')</script>\"".to_owned();
+        let bar = Bar { name, interval, finding: Finding::None };
+        let svg = intervals("a & b", &[bar], true, "", 1.0);
+        assert!(!svg.contains("<script") && svg.contains("&lt;script"), "{svg}");
+    }
+}

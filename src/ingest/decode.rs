@@ -1,0 +1,225 @@
+//! From bytes to pixels.
+//!
+//! The format is read from the content, never from a name. Dimensions are checked before a pixel is
+//! allocated. EXIF orientation is applied and transparency goes onto white: the reference
+//! preprocessing of CLIP does neither, people looking at the picture expect both.
+
+use std::io::Cursor;
+
+use image::error::{DecodingError, ImageFormatHint};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, Rgb, RgbImage};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::validate;
+
+/// Limits of image decoding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Largest width or height, in pixels.
+    pub max_side: u32,
+    /// Largest number of pixels.
+    pub max_pixels: u64,
+    /// Memory of all pictures that are decoded at one time, in MiB. A picture that needs more than
+    /// that by itself is decoded alone.
+    pub budget_mib: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { max_side: 20_000, max_pixels: 100_000_000, budget_mib: 1024 }
+    }
+}
+
+impl Options {
+    /// What is wrong with these options, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        validate::range(&mut problems, "max_side", self.max_side.into(), 16, 65_535);
+        validate::range(&mut problems, "max_pixels", self.max_pixels, 256, 1_000_000_000);
+        validate::range(&mut problems, "budget_mib", self.budget_mib.into(), 64, 1 << 20);
+        problems
+    }
+}
+
+/// Bytes that are no usable picture. Permanent: the same bytes fail again.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Not a picture of a known format.
+    #[error("not a picture of a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)")]
+    UnknownFormat,
+    /// More pixels than allowed.
+    #[error(
+        "{width}×{height} pixels are more than decode.max_side = {max_side} or decode.max_pixels = {max_pixels}"
+    )]
+    TooLarge {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// The limit of a side.
+        max_side: u32,
+        /// The limit of the area.
+        max_pixels: u64,
+    },
+    /// Damaged or of a variant that cannot be read.
+    #[error("the picture cannot be read: {0}")]
+    Damaged(image::ImageError),
+}
+
+impl DecodeError {
+    /// Stable code for headers, logs and metrics.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownFormat => "unknown_image_format",
+            Self::TooLarge { .. } => "image_too_large",
+            Self::Damaged(_) => "image_damaged",
+        }
+    }
+}
+
+/// The bytes of memory that decoding takes, from the picture's head alone; refuses what
+/// [`decode`] would refuse by its dimensions.
+pub fn cost(bytes: &[u8], options: &Options) -> Result<u64, DecodeError> {
+    let decoder = open(bytes, options)?;
+    let (width, height) = decoder.dimensions();
+    // The pixels as they are stored, and as 8-bit RGB or RGBA beside them.
+    Ok(decoder.total_bytes() + u64::from(width) * u64::from(height) * 4)
+}
+
+/// Decodes a picture to 8-bit RGB, upright.
+pub fn decode(bytes: &[u8], options: &Options) -> Result<RgbImage, DecodeError> {
+    let mut decoder = open(bytes, options)?;
+    let mut limits = Limits::default();
+    // 16-bit RGBA and a decoder's own buffers beside it.
+    limits.max_alloc = Some(options.max_pixels.saturating_mul(16).max(64 << 20));
+    decoder.set_limits(limits).map_err(DecodeError::Damaged)?;
+    let orientation = decoder.orientation().map_err(DecodeError::Damaged)?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(DecodeError::Damaged)?;
+    // A GIF's first frame may have none, whatever its header says of the whole.
+    if picture.width() == 0 || picture.height() == 0 {
+        let reason = DecodingError::new(ImageFormatHint::Unknown, "the picture has no pixels");
+        return Err(DecodeError::Damaged(ImageError::Decoding(reason)));
+    }
+    picture.apply_orientation(orientation);
+    Ok(flatten(picture))
+}
+
+/// A decoder for a picture whose dimensions are allowed.
+fn open<'a>(
+    bytes: &'a [u8],
+    options: &Options,
+) -> Result<impl ImageDecoder + use<'a>, DecodeError> {
+    let reader = ImageReader::new(Cursor::new(bytes))
+        .with_guessed_format()
+        .map_err(|e| DecodeError::Damaged(e.into()))?;
+    if reader.format().is_none() {
+        return Err(DecodeError::UnknownFormat);
+    }
+    let decoder = reader.into_decoder().map_err(DecodeError::Damaged)?;
+    let (width, height) = decoder.dimensions();
+    let too_large = width > options.max_side
+        || height > options.max_side
+        || u64::from(width) * u64::from(height) > options.max_pixels;
+    if too_large {
+        return Err(DecodeError::TooLarge {
+            width,
+            height,
+            max_side: options.max_side,
+            max_pixels: options.max_pixels,
+        });
+    }
+    Ok(decoder)
+}
+
+/// Puts transparent pixels onto white.
+fn flatten(picture: DynamicImage) -> RgbImage {
+    if !picture.color().has_alpha() {
+        return picture.into_rgb8();
+    }
+    let rgba = picture.into_rgba8();
+    let mut rgb = RgbImage::new(rgba.width(), rgba.height());
+    for (to, from) in rgb.pixels_mut().zip(rgba.pixels()) {
+        let [r, g, b, a] = from.0.map(u32::from);
+        let onto_white = |c: u32| ((c * a + 255 * (255 - a) + 127) / 255) as u8;
+        *to = Rgb([onto_white(r), onto_white(g), onto_white(b)]);
+    }
+    rgb
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{ImageFormat, Rgba, RgbaImage};
+
+    fn encode(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        picture.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn every_format_is_told_by_its_content() {
+        let picture = DynamicImage::from(RgbImage::from_pixel(9, 7, Rgb([200, 30, 60])));
+        for format in [
+            ImageFormat::Jpeg,
+            ImageFormat::Png,
+            ImageFormat::WebP,
+            ImageFormat::Gif,
+            ImageFormat::Bmp,
+            ImageFormat::Tiff,
+        ] {
+            let decoded = decode(&encode(&picture, format), &Options::default()).unwrap();
+            assert_eq!(decoded.dimensions(), (9, 7), "{format:?}");
+            let near = decoded.get_pixel(4, 3).0[0].abs_diff(200) < 6;
+            assert!(near, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn transparency_goes_onto_white() {
+        let mut picture = RgbaImage::from_pixel(2, 1, Rgba([0, 0, 0, 0]));
+        picture.put_pixel(1, 0, Rgba([0, 0, 0, 128]));
+        let decoded =
+            decode(&encode(&picture.into(), ImageFormat::Png), &Options::default()).unwrap();
+        assert_eq!(decoded.get_pixel(0, 0).0, [255; 3]);
+        assert_eq!(decoded.get_pixel(1, 0).0, [127; 3]);
+    }
+
+    #[test]
+    fn a_bomb_is_refused_by_its_header() {
+        // A PNG that claims 50,000 × 50,000 pixels and has none.
+        let mut png = encode(&DynamicImage::new_rgb8(1, 1), ImageFormat::Png);
+        png[16..20].copy_from_slice(&50_000u32.to_be_bytes());
+        png[20..24].copy_from_slice(&50_000u32.to_be_bytes());
+        let crc = crc(&png[12..29]);
+        png[29..33].copy_from_slice(&crc.to_be_bytes());
+        let error = decode(&png, &Options::default()).unwrap_err();
+        assert_eq!(error.code(), "image_too_large");
+    }
+
+    #[test]
+    fn what_is_no_picture_is_refused() {
+        for (bytes, code) in [
+            (&b""[..], "unknown_image_format"),
+            (b"hello", "unknown_image_format"),
+            (b"\x89PNG\r\n\x1a\n", "image_damaged"),
+            (b"\xff\xd8\xff\xe0", "image_damaged"),
+            (&std::fs::read("tests/fuzz/corpus/picture/no-pixels").unwrap(), "image_damaged"),
+        ] {
+            assert_eq!(decode(bytes, &Options::default()).unwrap_err().code(), code);
+        }
+    }
+
+    fn crc(bytes: &[u8]) -> u32 {
+        let mut crc = u32::MAX;
+        for byte in bytes {
+            crc ^= u32::from(*byte);
+            for _ in 0..8 {
+                crc = (crc >> 1) ^ (0xEDB8_8320 * (crc & 1));
+            }
+        }
+        !crc
+    }
+}

@@ -1,0 +1,162 @@
+use std::path::Path as FilePath;
+
+use crate::ingest::fetch::*;
+
+fn fetcher(options: Options) -> Fetcher {
+    Fetcher::new(&Options { attempts: 1, timeout_ms: 500, ..options }).unwrap()
+}
+
+async fn fetch(fetcher: &Fetcher, uri: &str) -> Result<Bytes, FetchError> {
+    let token = CancellationToken::new();
+    let content = Content::uri(uri);
+    fetcher.fetch(&content, &token).await.map(|f| f.bytes)
+}
+
+fn file_url(path: &FilePath) -> String {
+    Url::from_file_path(path).unwrap().into()
+}
+
+#[tokio::test]
+async fn files_come_from_configured_roots_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, outside) = (folder.path().join("root"), folder.path().join("secret"));
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("a.jpg"), b"image").unwrap();
+    std::fs::write(&outside, b"secret").unwrap();
+    std::os::unix::fs::symlink(&outside, root.join("link.jpg")).unwrap();
+    let fetcher = fetcher(Options { file_roots: vec![root.clone()], ..Options::default() });
+
+    assert_eq!(fetch(&fetcher, &file_url(&root.join("a.jpg"))).await.unwrap(), "image");
+    let gone = fetch(&fetcher, &file_url(&root.join("b.jpg"))).await.unwrap_err();
+    assert_eq!(gone.code(), "gone");
+    // So it is below a root that is a link itself.
+    let linked = folder.path().join("linked");
+    std::os::unix::fs::symlink(&root, &linked).unwrap();
+    let below = self::fetcher(Options { file_roots: vec![linked.clone()], ..Options::default() });
+    assert_eq!(fetch(&below, &file_url(&linked.join("a.jpg"))).await.unwrap(), "image");
+    let gone = fetch(&below, &file_url(&linked.join("b.jpg"))).await.unwrap_err();
+    assert_eq!(gone.code(), "gone");
+    for hostile in [
+        file_url(&outside),
+        file_url(&root.join("link.jpg")),
+        format!("{}/../secret", file_url(&root)),
+        "file:///etc/passwd".into(),
+    ] {
+        let error = fetch(&fetcher, &hostile).await.unwrap_err();
+        assert_eq!(error.code(), "uri_refused", "{hostile}");
+    }
+}
+
+#[tokio::test]
+async fn data_urls_and_limits() {
+    let fetcher = fetcher(Options { max_bytes: 1024, ..Options::default() });
+    assert_eq!(fetch(&fetcher, "data:image/png;base64,QUJD").await.unwrap(), "ABC");
+    let large = format!("data:,{}", "x".repeat(2000));
+    assert_eq!(fetch(&fetcher, &large).await.unwrap_err().code(), "too_large");
+}
+
+#[tokio::test]
+async fn addresses_inside_the_network_are_refused() {
+    let fetcher = fetcher(Options::default());
+    for hostile in [
+        "http://127.0.0.1/a.jpg",
+        "http://localhost/a.jpg",
+        "http://[::1]/a.jpg",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://0x7f.1/a.jpg",
+        "http://2130706433/",
+        "ftp://example.com/a.jpg",
+        "not a uri",
+    ] {
+        let error = fetch(&fetcher, hostile).await.unwrap_err();
+        assert_eq!(error.code(), "uri_refused", "{hostile}: {error}");
+        assert_eq!(error.verdict(), Verdict::DeadLetter);
+    }
+}
+
+/// A server on loopback that answers each path with a fixed response.
+async fn server() -> String {
+    use axum::http::{StatusCode, header};
+    use axum::response::IntoResponse;
+    let app = axum::Router::new()
+        .route("/a.jpg", axum::routing::get(|| async { "image" }))
+        .route("/gone.jpg", axum::routing::get(|| async { StatusCode::GONE }))
+        .route("/busy.jpg", axum::routing::get(|| async { StatusCode::SERVICE_UNAVAILABLE }))
+        .route("/no.jpg", axum::routing::get(|| async { StatusCode::FORBIDDEN }))
+        .route("/big.jpg", axum::routing::get(|| async { vec![0u8; 5000] }))
+        .route(
+            "/to-metadata.jpg",
+            axum::routing::get(|| async {
+                (StatusCode::FOUND, [(header::LOCATION, "http://169.254.169.254/")]).into_response()
+            }),
+        )
+        .route(
+            "/loop.jpg",
+            axum::routing::get(|| async {
+                (StatusCode::FOUND, [(header::LOCATION, "/loop.jpg")]).into_response()
+            }),
+        );
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    format!("http://{address}/")
+}
+
+#[tokio::test]
+async fn allowed_prefixes_are_fetched_and_redirects_do_not_lead_inside() {
+    let base = server().await;
+    let fetcher =
+        fetcher(Options { allow_http: vec![base.clone()], max_bytes: 1024, ..Options::default() });
+    let get = async |path: &str| fetch(&fetcher, &format!("{base}{path}")).await;
+    assert_eq!(get("a.jpg").await.unwrap(), "image");
+    for (path, code) in [
+        ("gone.jpg", "gone"),
+        ("missing.jpg", "gone"),
+        ("no.jpg", "fetch_refused"),
+        ("busy.jpg", "fetch_failed"),
+        ("big.jpg", "too_large"),
+        ("to-metadata.jpg", "uri_refused"),
+        ("loop.jpg", "fetch_refused"),
+    ] {
+        assert_eq!(get(path).await.unwrap_err().code(), code, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_answer_is_waited_for_once() {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use axum::http::StatusCode;
+    let (asked, up) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (counted, is_up) = (asked.clone(), up.clone());
+    let app = axum::Router::new().fallback(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(if is_up.load(Ordering::SeqCst) {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        })
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let allow_http = vec![base.clone()];
+    let fetcher = Fetcher::new(&Options { attempts: 3, allow_http, ..Options::default() }).unwrap();
+    let get = async |path: &str| {
+        let before = asked.load(Ordering::SeqCst);
+        let is_there = fetch(&fetcher, &format!("{base}{path}")).await.is_ok();
+        (is_there, asked.load(Ordering::SeqCst) - before)
+    };
+    assert_eq!(get("a.jpg").await, (false, 3));
+    assert_eq!(get("b.jpg").await, (false, 1), "it is known not to answer");
+    up.store(true, Ordering::SeqCst);
+    assert_eq!(get("c.jpg").await, (true, 1));
+    up.store(false, Ordering::SeqCst);
+    assert_eq!(get("d.jpg").await, (false, 3), "it has answered since");
+}
+
+#[test]
+fn messages_do_not_show_signatures() {
+    assert_eq!(shorten("https://h/a.jpg?X-Amz-Signature=abc"), "https://h/a.jpg");
+    assert!(shorten(&format!("data:,{}", "x".repeat(9999))).len() < 300);
+}

@@ -1,0 +1,316 @@
+//! What happens to the assignment: where partitions are resumed, and how they are handed over.
+
+use std::sync::{Arc, Mutex, mpsc as sync_mpsc};
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::statistics::{Partition as Fetched, Statistics};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tracing::{debug, error, info};
+
+use super::consumer::{Item, Resume, Settled, Shared, SourceError, lock};
+use crate::kafka;
+use crate::record::Partition;
+use crate::retry::{Backoff, Verdict};
+use crate::telemetry::{event, metrics};
+
+/// How long a broker is waited for that does not know the ends of a partition's log yet. No poll
+/// happens meanwhile: well below `max.poll.interval.ms`.
+const WATERMARKS: Duration = Duration::from_secs(60);
+
+/// Tells Kafka the durable positions that it does not know yet.
+pub(crate) fn commit(consumer: &BaseConsumer<Context>, shared: &Shared, mode: CommitMode) {
+    let durable = std::mem::take(&mut *lock(&shared.durable));
+    if durable.is_empty() {
+        return;
+    }
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in &durable {
+        // Only fails for a partition number below zero, which Kafka never assigns.
+        let _ =
+            list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(*offset));
+    }
+    if let Err(error) = consumer.commit(&list, mode) {
+        // Not lost: the table has the positions, and the next commit covers this one.
+        debug!(event = event::SOURCE_ERROR, %error, "offsets were not committed to Kafka");
+    }
+}
+
+/// Callbacks from librdkafka; they run inside `poll`, on the polling thread.
+pub(crate) struct Context {
+    pub sender: Mutex<Option<mpsc::Sender<Item>>>,
+    pub shared: Arc<Shared>,
+    pub resume: Arc<dyn Resume>,
+    pub runtime: Handle,
+    pub brokers: String,
+    pub request_timeout: Duration,
+    pub drain: Duration,
+}
+
+impl ClientContext for Context {
+    /// Where the logs end, as librdkafka heard with the last messages it fetched; nobody knows it
+    /// while no broker is reached.
+    fn stats(&self, statistics: Statistics) {
+        // The group's coordinator is told as a further, logical broker.
+        let real = statistics.brokers.values().filter(|broker| broker.source != "logical");
+        let up = real.filter(|broker| broker.state == "UP").count();
+        metrics::get().brokers_up.set(&[], up as f64);
+        let mut ends = lock(&self.shared.ends);
+        if up == 0 {
+            ends.clear();
+            return;
+        }
+        let taken = lock(&self.shared.taken);
+        for (name, topic) in &statistics.topics {
+            for (number, partition) in &topic.partitions {
+                // Below zero: not known yet.
+                if partition.hi_offset >= 0 {
+                    let of = Partition { topic: name.as_str().into(), number: *number };
+                    let end = end(partition, taken.get(&of).copied());
+                    ends.insert(of, end);
+                }
+            }
+        }
+    }
+}
+
+/// Where a log ends for whom it has something to read: where librdkafka has given out all there is, what
+/// lies behind the last message, or behind where the assignment began, is marks of transactions.
+fn end(partition: &Fetched, taken: Option<i64>) -> i64 {
+    let end = partition.hi_offset;
+    let is_given_out =
+        partition.fetchq_cnt == 0 && partition.next_offset >= end && partition.app_offset >= end;
+    taken.filter(|_| is_given_out).map_or(end, |taken| taken.min(end))
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        error: RDKafkaRespErr,
+        list: &mut TopicPartitionList,
+    ) {
+        let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        let result = if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.assign(consumer, list, cooperative)
+        } else {
+            self.revoke(consumer, list, cooperative)
+        };
+        if let Err(failed) = result {
+            self.fail(failed);
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            debug!(event = event::SOURCE_ERROR, %error, "offsets were not committed to Kafka");
+        }
+    }
+}
+
+impl Context {
+    fn assign(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &mut TopicPartitionList,
+        cooperative: bool,
+    ) -> Result<(), SourceError> {
+        let mut assigned = Vec::new();
+        for partition in partitions(list) {
+            let offset = self.start_offset(consumer, &partition)?;
+            list.set_partition_offset(&partition.topic, partition.number, Offset::Offset(offset))
+                .map_err(|source| self.kafka(source))?;
+            assigned.push((partition, offset));
+        }
+        let names: Vec<String> = assigned.iter().map(|(p, o)| format!("{p}@{o}")).collect();
+        lock(&self.shared.stored).extend(assigned.iter().cloned());
+        lock(&self.shared.taken).extend(assigned.iter().cloned());
+        let assigned: Vec<Partition> = assigned.into_iter().map(|(p, _)| p).collect();
+        lock(&self.shared.assigned).extend(assigned.iter().cloned());
+        info!(
+            event = event::REBALANCE,
+            change = "assigned",
+            partitions = names.join(" "),
+            "partitions assigned"
+        );
+        if !assigned.is_empty() {
+            self.send(Item::Assigned(assigned));
+        }
+        let done =
+            if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) };
+        // librdkafka remembers for each partition that it was paused, even while it is somebody
+        // else's: one that was lost while paused and comes back would be silent for ever.
+        done.and_then(|()| consumer.resume(list)).map_err(|source| self.kafka(source))
+    }
+
+    /// Where to start: behind the table's position, or at the beginning of the log.
+    fn start_offset(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partition: &Partition,
+    ) -> Result<i64, SourceError> {
+        let resume = self
+            .runtime
+            .block_on(self.resume.next_offset(partition))
+            .map_err(|reason| SourceError::Position { partition: partition.clone(), reason })?;
+        let (low, high) = self.watermarks(consumer, partition)?;
+        match resume {
+            Some(resume) if resume > high => {
+                Err(SourceError::BeyondEnd { partition: partition.clone(), resume, end: high })
+            }
+            Some(resume) if resume < low => {
+                error!(
+                    event = event::SOURCE_GAP, partition = %partition, resume, low, lost = low - resume,
+                    "Kafka's retention removed messages that were never processed; run a reconcile of the catalogue"
+                );
+                Ok(low)
+            }
+            Some(resume) => Ok(resume),
+            None => Ok(low),
+        }
+    }
+
+    /// Begin and end of a partition's log. A broker that restarts is waited for.
+    fn watermarks(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partition: &Partition,
+    ) -> Result<(i64, i64), SourceError> {
+        let started = Instant::now();
+        let mut attempt = 0;
+        loop {
+            let found =
+                consumer.fetch_watermarks(&partition.topic, partition.number, self.request_timeout);
+            match found {
+                Ok(watermarks) => return Ok(watermarks),
+                Err(error)
+                    if kafka::verdict(&error) == Verdict::Retry
+                        && started.elapsed() < WATERMARKS =>
+                {
+                    info!(event = event::RETRY, stage = "source", attempt, %error, "the end of a partition's log is not known yet");
+                    std::thread::sleep(Backoff::times(u32::MAX).pause(attempt));
+                    attempt += 1;
+                }
+                Err(error) => return Err(self.kafka(error)),
+            }
+        }
+    }
+
+    fn revoke(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &TopicPartitionList,
+        cooperative: bool,
+    ) -> Result<(), SourceError> {
+        let revoked = partitions(list);
+        let names: Vec<String> = revoked.iter().map(ToString::to_string).collect();
+        let (settled, wait) = sync_mpsc::sync_channel(0);
+        let started = Instant::now();
+        let sent = self.send_within(Item::Revoked(revoked.clone(), Settled(settled)), self.drain);
+        let left = self.drain.saturating_sub(started.elapsed());
+        let drained = match sent {
+            // The other end is dropped, never used: either answer but a time-out means settled.
+            Sent::Yes => wait.recv_timeout(left) != Err(sync_mpsc::RecvTimeoutError::Timeout),
+            Sent::NoRoom => false,
+            Sent::NobodyLeft => true,
+        };
+        info!(
+            event = event::REBALANCE,
+            change = "revoked",
+            partitions = names.join(" "),
+            drained,
+            "partitions revoked"
+        );
+        if !consumer.assignment_lost() {
+            commit(consumer, &self.shared, CommitMode::Sync);
+        }
+        {
+            let mut assigned = lock(&self.shared.assigned);
+            let mut durable = lock(&self.shared.durable);
+            let mut stored = lock(&self.shared.stored);
+            let mut taken = lock(&self.shared.taken);
+            for partition in &revoked {
+                assigned.remove(partition);
+                durable.remove(partition);
+                stored.remove(partition);
+                taken.remove(partition);
+            }
+        }
+        let done =
+            if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() };
+        done.map_err(|source| self.kafka(source))
+    }
+
+    fn kafka(&self, source: KafkaError) -> SourceError {
+        SourceError::Kafka { brokers: self.brokers.clone(), source }
+    }
+
+    /// Tells the pipeline that consuming cannot go on.
+    pub fn fail(&self, failed: SourceError) {
+        error!(event = event::SOURCE_FAILED, error = %failed, "consuming cannot go on");
+        self.send(Item::Failed(failed));
+    }
+
+    /// Sends in order, waiting for room for at most `limit`.
+    fn send_within(&self, item: Item, limit: Duration) -> Sent {
+        let Some(sender) = lock(&self.sender).clone() else { return Sent::NobodyLeft };
+        let sending = async { tokio::time::timeout(limit, sender.send(item)).await };
+        match self.runtime.block_on(sending) {
+            Ok(Ok(())) => Sent::Yes,
+            Ok(Err(_)) => Sent::NobodyLeft,
+            Err(_) => Sent::NoRoom,
+        }
+    }
+
+    /// Sends in order, waiting for room; false where the pipeline is gone.
+    fn send(&self, item: Item) -> bool {
+        let sender = lock(&self.sender).clone();
+        sender.is_some_and(|sender| sender.blocking_send(item).is_ok())
+    }
+}
+
+/// What became of something that was to be sent to the pipeline.
+enum Sent {
+    Yes,
+    NoRoom,
+    NobodyLeft,
+}
+
+fn partitions(list: &TopicPartitionList) -> Vec<Partition> {
+    list.elements()
+        .iter()
+        .map(|element| Partition { topic: element.topic().into(), number: element.partition() })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_of_transactions_are_no_messages() {
+        let known = |next_offset, app_offset, fetchq_cnt| Fetched {
+            next_offset,
+            app_offset,
+            fetchq_cnt,
+            hi_offset: 101,
+            ..Fetched::default()
+        };
+        for (of, taken, wanted) in [
+            (known(101, 101, 0), Some(100), 100),
+            (known(101, 101, 0), Some(101), 101),
+            // Not all is fetched, or some of it was not given out yet.
+            (known(95, 95, 0), Some(95), 101),
+            (known(101, 95, 5), Some(95), 101),
+            (known(101, 95, 0), Some(95), 101),
+            (known(101, -1001, 0), Some(100), 101),
+            (known(101, 101, 0), None, 101),
+        ] {
+            assert_eq!(end(&of, taken), wanted, "{of:?}");
+        }
+    }
+}

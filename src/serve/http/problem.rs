@@ -1,0 +1,222 @@
+//! Errors as RFC 9457 problem details.
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde::Serialize;
+use tracing::error;
+
+use super::keys::Scope;
+use crate::search::QueryError;
+use crate::serve::feedback::FeedbackError;
+use crate::telemetry::event;
+
+/// An answer that is no answer.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Problem {
+    /// `about:blank`: the code says more than a page would.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    title: &'static str,
+    status: u16,
+    /// What was wrong and what would be right.
+    detail: String,
+    /// Stable code for programs.
+    code: &'static str,
+    /// The field of the request that is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'static str>,
+    /// Seconds after which it is worth trying again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u32>,
+    /// What `WWW-Authenticate` says.
+    #[serde(skip)]
+    challenge: Option<String>,
+}
+
+impl Problem {
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            kind: "about:blank",
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail: detail.into(),
+            code,
+            field: None,
+            retry_after: None,
+            challenge: None,
+        }
+    }
+
+    /// Its stable code.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// Neither a key nor a session.
+    pub fn no_key() -> Self {
+        Self::challenged(
+            StatusCode::UNAUTHORIZED,
+            "no_key",
+            "a key is needed: send it as `Authorization: Bearer <key>`, or sign in on the page",
+            "",
+        )
+    }
+
+    /// A key that is none.
+    pub fn wrong_key() -> Self {
+        Self::challenged(
+            StatusCode::UNAUTHORIZED,
+            "wrong_key",
+            "this key is not accepted: it is misspelt, or no longer in http.keys",
+            ", error=\"invalid_token\"",
+        )
+    }
+
+    /// The key `name` may not do what `scope` stands for.
+    pub fn not_permitted(name: &str, scope: Scope) -> Self {
+        let scope = scope.name();
+        Self::challenged(
+            StatusCode::FORBIDDEN,
+            "scope",
+            format!("the key {name} has not the scope {scope}; use one that has"),
+            &format!(", error=\"insufficient_scope\", scope=\"{scope}\""),
+        )
+    }
+
+    /// A browser sent this on behalf of another site.
+    pub fn cross_site() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "cross_site",
+            "a session is for this server's own page; other programs send a key as `Authorization: Bearer <key>`",
+        )
+    }
+
+    fn challenged(
+        status: StatusCode,
+        code: &'static str,
+        detail: impl Into<String>,
+        why: &str,
+    ) -> Self {
+        let challenge = Some(format!("Bearer realm=\"bsap\"{why}"));
+        Self { challenge, ..Self::new(status, code, detail) }
+    }
+
+    /// As many as `limit` allows are served already; `what` says what and by which option.
+    pub fn busy(limit: usize, what: &str) -> Self {
+        let detail = format!("{limit} {what}; try again in a moment");
+        let retry_after = Some(1);
+        Self { retry_after, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail) }
+    }
+
+    pub fn timeout(limit_ms: u64) -> Self {
+        let detail = format!("no answer within http.timeout_ms = {limit_ms}");
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail)
+    }
+
+    pub fn not_found(what: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", what)
+    }
+}
+
+impl From<QueryError> for Problem {
+    fn from(problem: QueryError) -> Self {
+        match problem {
+            QueryError::Invalid { field, reason } => Self {
+                field: Some(field),
+                ..Self::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "invalid_field",
+                    format!("{field}: {reason}"),
+                )
+            },
+            QueryError::NotReady => Self {
+                retry_after: Some(1),
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", problem.to_string())
+            },
+            QueryError::SetMissing(_) => {
+                error!(event = event::HTTP_ERROR, code = "not_ready", error = %problem, "the served prompt set is not there");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", problem.to_string())
+            }
+            QueryError::Busy(_) => Self {
+                retry_after: Some(1),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", problem.to_string())
+            },
+            QueryError::GivenUp => Self {
+                retry_after: Some(1),
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", problem.to_string())
+            },
+            QueryError::CursorExpired { .. } => Self {
+                field: Some("cursor"),
+                ..Self::new(StatusCode::GONE, "cursor_expired", problem.to_string())
+            },
+            QueryError::NoImage(_) => Self::not_found(problem.to_string()),
+            QueryError::Model(inner) => {
+                error!(event = event::HTTP_ERROR, code = "model", error = %inner, "a tower failed");
+                Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "model",
+                    "the query could not be embedded; see the server's log",
+                )
+            }
+        }
+    }
+}
+
+impl From<FeedbackError> for Problem {
+    fn from(problem: FeedbackError) -> Self {
+        let told = problem.to_string();
+        let (status, code, told) = match problem {
+            FeedbackError::Busy => (StatusCode::TOO_MANY_REQUESTS, "busy", told),
+            FeedbackError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping", told),
+            // The writer has logged what the store said, which names places.
+            FeedbackError::Store(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "store",
+                "the feedback was not stored; see the server's log".into(),
+            ),
+        };
+        Self { retry_after: Some(1), ..Self::new(status, code, told) }
+    }
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), "invalid_body", rejection.body_text())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = self.retry_after;
+        let challenge = self.challenge.as_deref().and_then(|c| HeaderValue::from_str(c).ok());
+        let mut response = (status, Json(self)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(challenge) = challenge {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::statistics::StatisticsKey;
+
+    #[test]
+    fn a_served_set_that_is_not_there_is_told_by_name_and_is_no_fault_of_the_caller() {
+        let key = StatisticsKey::from_stored("mine@2:0123456789ab:L100.0000:k8");
+        let problem = Problem::from(QueryError::SetMissing(key));
+        assert_eq!((problem.status, problem.code, problem.field), (503, "not_ready", None));
+        assert!(problem.detail.contains("prompt set mine@2:"), "{}", problem.detail);
+    }
+}

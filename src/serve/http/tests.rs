@@ -1,0 +1,140 @@
+//! Requests through the router, with a model that knows nothing.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{Method, Request, StatusCode};
+use futures::TryStreamExt;
+use object_store::ObjectStoreExt;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use crate::evaluate;
+use crate::ingest::fetch;
+use crate::search::testing::{Hashed, embedding, row, served, set};
+use crate::search::{self, Engine};
+use crate::serve::feedback;
+use crate::serve::http::*;
+use crate::store::Store;
+use crate::table::{Changes, Part};
+
+const DIMENSION: usize = 16;
+
+/// A query worker with three images, and the store that it keeps feedback in.
+pub async fn server(options: Options) -> (Router, Store) {
+    let store = Store::memory();
+    let (inbox, writer) = feedback::inbox(&store);
+    tokio::spawn(writer.run(CancellationToken::new()));
+    let engine = Engine::new(
+        Hashed::new(DIMENSION),
+        served(vec![set("first", DIMENSION)]),
+        search::Options::default(),
+    );
+    let rows =
+        (0..3).map(|i| row(&format!("image-{i}"), 1, Some(embedding(i, DIMENSION)))).collect();
+    let changes =
+        Changes { version: 1, whole: true, part: Part::All, rows, statistics: Vec::new() };
+    engine.snapshots().apply(changes).await.unwrap();
+    let app = App {
+        engines: Arc::new(Engines::new(Arc::new(engine))),
+        feedback: inbox,
+        fetcher: Fetcher::new(&fetch::Options::default()).unwrap(),
+        stand_ins: Vec::new(),
+        options,
+    };
+    let workers = Arc::new(Workers::new(&app.options.workers));
+    (router(app, workers, CancellationToken::new()), store)
+}
+
+/// The status of an answer, and its JSON where it has some.
+pub async fn ask(router: &Router, request: Request<Body>) -> (StatusCode, Value) {
+    let response = router.clone().oneshot(request).await.unwrap();
+    let status = response.status();
+    let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+/// A request with a JSON body.
+pub fn post(path: &str, body: &Value) -> Request<Body> {
+    let request = Request::builder().method(Method::POST).uri(path);
+    let request = request.header("content-type", "application/json");
+    request.body(Body::from(body.to_string())).unwrap()
+}
+
+#[tokio::test]
+async fn feedback_is_stored_where_evaluations_read_it() {
+    let (router, store) = server(Options::default()).await;
+    for (image, verdict) in [("image-0", "right"), ("image-1", "wrong")] {
+        let body =
+            json!({"text": " a red mug ", "image_id": image, "verdict": verdict, "note": "blue"});
+        assert_eq!(ask(&router, post("/v1/feedback", &body)).await.0, StatusCode::NO_CONTENT);
+    }
+    let folder = store.child(feedback::FOLDER);
+    let mut stored: Vec<_> = folder.objects().list(None).try_collect().await.unwrap();
+    stored.sort_by(|a, b| a.location.cmp(&b.location));
+    let mut text = String::new();
+    for object in stored {
+        let bytes = folder.objects().get(&object.location).await.unwrap().bytes().await.unwrap();
+        text.push_str(std::str::from_utf8(&bytes).unwrap());
+    }
+    let (asked, unusable) = evaluate::from_feedback(text.lines());
+    assert_eq!((asked.len(), unusable, asked[0].text.as_str()), (1, 0, "a red mug"));
+    let evaluate::Truth::Graded { grades, condensed } = &asked[0].truth else {
+        panic!("{asked:?}")
+    };
+    assert!(condensed);
+    assert_eq!(grades.values().copied().collect::<Vec<_>>(), [1.0, 0.0]);
+}
+
+#[tokio::test]
+async fn feedback_that_is_none_is_refused_by_field() {
+    let (router, _) = server(Options::default()).await;
+    let good = json!({"text": "a mug", "image_id": "image-0", "verdict": "right"});
+    let with = |key: &str, value: Value| {
+        let mut body = good.clone();
+        body[key] = value;
+        body
+    };
+    for (body, status, says) in [
+        (with("text", "  ".into()), 422, "text"),
+        (with("note", "n".repeat(1_001).into()), 422, "note"),
+        (with("image_id", "nowhere".into()), 404, "nowhere"),
+        (with("verdict", "perhaps".into()), 422, "right"),
+        (with("verdit", "right".into()), 422, "verdit"),
+    ] {
+        let (found, problem) = ask(&router, post("/v1/feedback", &body)).await;
+        assert_eq!(found.as_u16(), status, "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(says), "{problem}");
+    }
+}
+
+/// What the document names is there, and each reference within it leads somewhere.
+#[tokio::test]
+async fn the_interface_is_described() {
+    let (router, _) = server(Options::default()).await;
+    let (status, document) =
+        ask(&router, Request::get("/v1/openapi.json").body(Body::empty()).unwrap()).await;
+    assert_eq!(status, StatusCode::OK);
+    let text = document.to_string();
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    let mut references = 0;
+    for part in text.split("\"$ref\":\"#/components/schemas/").skip(1) {
+        let name = part.split('"').next().unwrap();
+        assert!(schemas.contains_key(name), "{name}");
+        references += 1;
+    }
+    assert!(references > 10);
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let method = if item.get("post").is_some() { Method::POST } else { Method::GET };
+        let request = Request::builder().method(method).uri(path.replace("{id}", "image-0"));
+        let response = router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_ne!(response.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
+        let unknown = response.status() == StatusCode::NOT_FOUND;
+        assert!(!unknown || path.ends_with("/picture"), "{path}");
+    }
+    let written = serde_json::to_string_pretty(&document).unwrap() + "\n";
+    let file = std::fs::read_to_string("schemas/openapi.json").unwrap_or_default();
+    assert!(file == written, "schemas/openapi.json is not current: run `just generate`");
+}

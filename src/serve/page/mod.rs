@@ -1,0 +1,38 @@
+//! The page: one document, put together from files that can be read, without a build step.
+
+use axum::http::{HeaderValue, header};
+use axum::response::{Html, IntoResponse, Response};
+
+use crate::record::hex;
+
+const PAGE: &str = include_str!("page.html");
+const STYLE: &str = include_str!("page.css");
+/// In this order; they share one scope.
+const SCRIPT: &str = concat!(
+    include_str!("base.js"),
+    include_str!("session.js"),
+    include_str!("query.js"),
+    include_str!("filters.js"),
+    include_str!("pictures.js"),
+    include_str!("search.js"),
+    include_str!("cards.js"),
+    include_str!("feedback.js"),
+    include_str!("explain.js"),
+    include_str!("live.js"),
+    include_str!("start.js"),
+);
+
+/// The page; a fresh nonce lets its own script and style run, and nothing else.
+pub async fn page() -> Response {
+    let nonce = hex(&rand::random::<[u8; 16]>());
+    let policy = format!(
+        "default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    );
+    let page = PAGE.replace("{{nonce}}", &nonce);
+    let page = page.replace("{{style}}", STYLE).replace("{{script}}", SCRIPT);
+    let mut response = Html(page).into_response();
+    if let Ok(policy) = HeaderValue::from_str(&policy) {
+        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    response
+}

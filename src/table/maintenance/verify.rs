@@ -1,0 +1,408 @@
+//! Is what is stored what it should be? Checks a table in itself, without the outside world.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use deltalake_core::kernel::Action;
+use futures::{StreamExt, TryStreamExt, stream};
+use object_store::path::Path;
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::compact::{COMPACTED, COMPACTED_DEEP, VACUUMED};
+use super::upkeep::Options;
+use crate::balance::statistics::StatisticsKey;
+use crate::catalogue::{CatalogueState, Generation};
+use crate::record::{Image, Row, Version};
+use crate::store::Store;
+use crate::table::file::{self, Unread};
+use crate::table::log::Log;
+use crate::table::statistics::{self, StatisticsTable, UnitFile};
+use crate::table::{TableError, schema};
+
+/// Files read at one time.
+const CONCURRENT_FILES: usize = 4;
+/// How far from 1 the length of an embedding may be: rounding to f16 moves it by less.
+const LENGTH_TOLERANCE: f32 = 2e-3;
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Something is lost or wrong.
+    Error,
+    /// Something needs attention, nothing is wrong yet.
+    Warning,
+}
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How bad.
+    pub severity: Severity,
+    /// A stable name.
+    pub code: &'static str,
+    /// How often it was found.
+    pub count: usize,
+    /// Where, first: a file or an image.
+    pub example: String,
+    /// What is wrong and what to do.
+    pub about: String,
+}
+
+/// What was looked at and what was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    /// The generation whose table it is.
+    pub generation: String,
+    /// Version of the table.
+    pub version: u64,
+    /// Data files.
+    pub files: usize,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Rows in them.
+    pub rows: usize,
+    /// Images that are there.
+    pub images: usize,
+    /// Images that are deleted.
+    pub deleted: usize,
+    /// Rows that a newer one of the same image has superseded.
+    pub superseded: usize,
+    /// What was found, the worst first.
+    pub findings: Vec<Finding>,
+}
+
+impl Verified {
+    /// Whether nothing is lost or wrong.
+    pub fn is_sound(&self) -> bool {
+        self.findings.iter().all(|finding| finding.severity != Severity::Error)
+    }
+}
+
+/// Collects findings, the same ones together.
+#[derive(Default)]
+struct Findings(BTreeMap<(Severity, &'static str, String), (usize, String)>);
+
+impl Findings {
+    fn add(
+        &mut self,
+        severity: Severity,
+        code: &'static str,
+        example: impl Into<String>,
+        about: impl Into<String>,
+    ) {
+        let found = self.0.entry((severity, code, about.into()));
+        found.or_insert_with(|| (0, example.into())).0 += 1;
+    }
+
+    fn list(self) -> Vec<Finding> {
+        let finding = |((severity, code, about), (count, example))| Finding {
+            severity,
+            code,
+            count,
+            example,
+            about,
+        };
+        self.0.into_iter().map(finding).collect()
+    }
+}
+
+/// Reads the whole table of `generation`, the live one or the one beside it, and says what is wrong. `None` where `token` was
+/// cancelled meanwhile; `progress` hears of files read and files in all.
+pub async fn verify(
+    catalogue: &Store,
+    state: &CatalogueState,
+    generation: &Generation,
+    options: &Options,
+    now: DateTime<Utc>,
+    progress: &(dyn Fn(usize, usize) + Sync),
+    token: &CancellationToken,
+) -> Result<Option<Verified>, TableError> {
+    let mut log = Log::open(catalogue, generation).await?;
+    log.update().await?;
+    let mut findings = Findings::default();
+    belongs(&log, generation, &mut findings)?;
+    let files: Vec<(Path, u64, Option<usize>)> = {
+        let files = log.snapshot()?.log_data();
+        let known = files.iter();
+        known.map(|f| (f.object_store_path(), f.size().unsigned_abs(), f.num_records())).collect()
+    };
+    let mut done = Verified {
+        generation: generation.id.clone(),
+        version: log.version(),
+        files: files.len(),
+        bytes: files.iter().map(|(_, size, _)| size).sum(),
+        ..Verified::default()
+    };
+    let sets = state.sets_of(&generation.id).unwrap_or_default();
+    let known: BTreeSet<&str> = sets.iter().map(|set| set.key.as_str()).collect();
+    let mut images = Images::default();
+    let mut backfill = StatisticsTable::open(catalogue, generation, 1).await?;
+    let units = match &mut backfill {
+        Some(table) => table.units().await?,
+        None => HashMap::new(),
+    };
+    let keys: BTreeSet<&StatisticsKey> = units.values().map(|unit| &unit.key).collect();
+    let (this, keys, units, backfill) = (&log, &keys, &units, backfill.as_ref());
+    let total = files.len();
+    let mut reads = stream::iter(files)
+        .map(|(path, size, rows)| async move {
+            let mut read = read(this, &path, size, rows).await;
+            let mut faults = Vec::new();
+            if let (Ok(rows), Some(table)) = (&mut read, backfill) {
+                let of = |key: &&StatisticsKey| units.get(&statistics::unit(key, path.as_ref()));
+                for unit in keys.iter().filter_map(of) {
+                    faults.extend(attach(table, unit, rows).await?);
+                }
+            }
+            Ok::<_, TableError>((path, read, faults))
+        })
+        .buffer_unordered(CONCURRENT_FILES);
+    let mut files_done = 0;
+    while let Some(read) = reads.next().await {
+        if token.is_cancelled() {
+            return Ok(None);
+        }
+        let (path, read, faults) = read?;
+        files_done += 1;
+        progress(files_done, total);
+        for (file, about) in faults {
+            findings.add(Severity::Error, "statistics_corrupt", &file, about);
+        }
+        let Some(rows) = readable(this, &path, read, &mut findings)? else { continue };
+        for row in &rows {
+            if let Some(image) = &row.image {
+                check_image(row.image_id.as_str(), image, generation, &known, &mut findings);
+            }
+            images.see(row);
+        }
+        done.rows += rows.len();
+    }
+    drop(reads);
+    images.count(options, now, &mut done, &mut findings);
+    if !positions(&log, &mut findings, token).await? {
+        return Ok(None);
+    }
+    done.findings = findings.list();
+    Ok(Some(done))
+}
+
+/// The newest version of each image, and which have an embedding.
+#[derive(Default)]
+struct Images {
+    newest: HashMap<String, Version>,
+    superseded: usize,
+    // When rows with an embedding were superseded is known only after all files were read.
+    embedded: HashSet<String>,
+}
+
+impl Images {
+    fn see(&mut self, row: &Row) {
+        let id = row.image_id.as_str();
+        if row.image.is_some() {
+            self.embedded.insert(id.to_owned());
+        }
+        let version = Version::of(row);
+        match self.newest.get_mut(id) {
+            None => {
+                self.newest.insert(id.to_owned(), version);
+            }
+            Some(known) => {
+                self.superseded += 1;
+                if version > *known {
+                    *known = version;
+                }
+            }
+        }
+    }
+
+    fn count(
+        &self,
+        options: &Options,
+        now: DateTime<Utc>,
+        done: &mut Verified,
+        findings: &mut Findings,
+    ) {
+        done.superseded = self.superseded;
+        for (id, version) in &self.newest {
+            if !version.deleted {
+                done.images += 1;
+                continue;
+            }
+            done.deleted += 1;
+            let overdue = TimeDelta::hours(2 * i64::from(options.erase_hours));
+            if self.embedded.contains(id) && now - version.embedded_at >= overdue {
+                let about =
+                    "was deleted, and its embedding is still in the table; run `bsap compact`";
+                findings.add(Severity::Warning, "erasure_overdue", id, about);
+            }
+        }
+    }
+}
+
+/// The rows of a file; none where it cannot be used, which is found then.
+fn readable(
+    log: &Log,
+    path: &Path,
+    read: Result<Vec<Row>, Unread>,
+    findings: &mut Findings,
+) -> Result<Option<Vec<Row>>, TableError> {
+    let (code, about) = match read {
+        Ok(rows) => {
+            if file::checksum(path).is_none() {
+                let about =
+                    "was written by another tool: damage in it cannot be told from its name";
+                findings.add(Severity::Warning, "no_checksum", path.as_ref(), about);
+            }
+            return Ok(Some(rows));
+        }
+        Err(Unread::Store(error)) => return Err(Unread::Store(error).of(log, path.as_ref())),
+        Err(Unread::Missing) => ("file_missing", "is named by the log and is not there".to_owned()),
+        Err(Unread::Corrupt(reason)) => ("file_corrupt", reason),
+    };
+    let about = format!(
+        "{about}; restore it from a backup, or take it out by `bsap compact --drop-damaged` and let `bsap reconcile` announce its images again"
+    );
+    findings.add(Severity::Error, code, path.as_ref(), about);
+    Ok(None)
+}
+
+/// Gives rows their backfilled statistics; the file and what is wrong with it where it is damaged.
+async fn attach(
+    table: &StatisticsTable,
+    unit: &UnitFile,
+    rows: &mut [Row],
+) -> Result<Option<(String, String)>, TableError> {
+    let damaged = |file: String, reason: &str| {
+        Ok(Some((file, format!("{reason}; retire its prompt set and reindex it again"))))
+    };
+    match table.read_named(&unit.path).await {
+        Ok(Some(found)) => {
+            statistics::attach(rows, &unit.key, &statistics::by_version(found));
+            Ok(None)
+        }
+        Ok(None) => damaged(unit.path.clone(), "is named by the log and is not there"),
+        Err(TableError::Corrupt { file, reason }) => damaged(file, &reason),
+        Err(error) => Err(error),
+    }
+}
+
+/// Does the table say of itself that it is this generation's?
+fn belongs(log: &Log, generation: &Generation, findings: &mut Findings) -> Result<(), TableError> {
+    let configuration = log.snapshot()?.metadata().configuration().clone();
+    for (key, wanted) in [
+        ("bsap.model", generation.model_fingerprint.as_str()),
+        ("bsap.ordering", generation.ordering.name()),
+    ] {
+        let found = configuration.get(key).map_or("nothing", String::as_str);
+        if found != wanted {
+            let about = format!(
+                "the table was made for {found}, the catalogue's state says {wanted}; its rows do not belong together"
+            );
+            findings.add(Severity::Error, "fingerprint", key, about);
+        }
+    }
+    Ok(())
+}
+
+/// The rows of a file, where it is what the log says of it.
+pub(crate) async fn read(
+    log: &Log,
+    path: &Path,
+    size: u64,
+    rows: Option<usize>,
+) -> Result<Vec<Row>, Unread> {
+    let bytes = file::get(log, path).await?;
+    if bytes.len() as u64 != size {
+        return Err(Unread::Corrupt(format!("has {} bytes, the log says {size}", bytes.len())));
+    }
+    let found = schema::rows(bytes)?;
+    match rows {
+        Some(wanted) if wanted != found.len() => {
+            Err(Unread::Corrupt(format!("has {} rows, the log says {wanted}", found.len())))
+        }
+        _ => Ok(found),
+    }
+}
+
+fn check_image(
+    id: &str,
+    image: &Image,
+    generation: &Generation,
+    known: &BTreeSet<&str>,
+    findings: &mut Findings,
+) {
+    let values = image.embedding.values();
+    let length = values.iter().map(|v| v * v).sum::<f32>().sqrt();
+    if values.len() != generation.dimension {
+        let about = format!(
+            "has an embedding of {} values, the model gives {}; publish it again",
+            values.len(),
+            generation.dimension
+        );
+        findings.add(Severity::Error, "embedding_dimension", id, about);
+    } else if length.is_nan() || (length - 1.0).abs() > LENGTH_TOLERANCE {
+        let about = "has an embedding that is not of length 1; publish it again";
+        findings.add(Severity::Error, "embedding_length", id, about);
+    }
+    for key in known {
+        if !image.statistics.keys().any(|k| k.as_str() == *key) {
+            let about = format!(
+                "has no statistics of {key}: it came before the set, and no reindexing has reached it; the query worker computes them as it loads"
+            );
+            findings.add(Severity::Warning, "statistics_missing", id, about);
+        }
+    }
+    for (key, statistics) in &image.statistics {
+        if !known.contains(key.as_str()) {
+            let about =
+                format!("has statistics of {key}, which the catalogue's state does not know");
+            findings.add(Severity::Warning, "statistics_unknown", id, about);
+        }
+        let ordered = statistics.min <= statistics.mean && statistics.mean <= statistics.max;
+        if !ordered
+            || statistics.std.is_nan()
+            || statistics.std < 0.0
+            || !statistics.lse.is_finite()
+        {
+            let about =
+                format!("has statistics of {key} that contradict each other; publish it again");
+            findings.add(Severity::Error, "statistics_wrong", id, about);
+        }
+    }
+}
+
+/// Positions may only grow, as far back as the log reaches. False where `token` was cancelled.
+async fn positions(
+    log: &Log,
+    findings: &mut Findings,
+    token: &CancellationToken,
+) -> Result<bool, TableError> {
+    let mut known: HashMap<String, i64> = HashMap::new();
+    let mut commits = stream::iter(log.oldest().await?..=log.version())
+        .map(|version| async move { log.commit(version).await.map(|found| (version, found)) })
+        .buffered(CONCURRENT_FILES);
+    while let Some((version, actions)) = commits.try_next().await? {
+        if token.is_cancelled() {
+            return Ok(false);
+        }
+        for action in actions.unwrap_or_default() {
+            let Action::Txn(transaction) = action else { continue };
+            // Times of compactions: two that run at one time may end in either order.
+            if [COMPACTED, COMPACTED_DEEP, VACUUMED].contains(&transaction.app_id.as_str()) {
+                continue;
+            }
+            let before = known.insert(transaction.app_id.clone(), transaction.version);
+            if before.is_some_and(|before| before > transaction.version) {
+                let about = format!(
+                    "went back from {} to {} in version {version}: messages may stand twice",
+                    before.unwrap_or_default(),
+                    transaction.version
+                );
+                findings.add(Severity::Error, "position_back", transaction.app_id, about);
+            }
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,88 @@
+//! What watches a process: metrics and probes, on a port of their own.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::event;
+use super::metrics::{self, Health};
+
+/// Where a process tells how it is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Whether `/metrics` (Prometheus), `/livez` and `/readyz` are served.
+    pub serve: bool,
+    /// Address and port. They tell numbers and names of stages, nothing of images or queries, and
+    /// ask for no key: let only the monitor reach them. Port 0: any that is free.
+    pub listen: SocketAddr,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { serve: true, listen: SocketAddr::from(([127, 0, 0, 1], 9464)) }
+    }
+}
+
+/// Serves until `token` is cancelled; returns where, once it does. A port that is in use stops no
+/// work: it is told, and the process goes on without metrics.
+pub async fn start(
+    options: &Options,
+    health: Arc<dyn Health>,
+    token: CancellationToken,
+) -> Option<SocketAddr> {
+    metrics::observed_by(health.clone());
+    if !options.serve {
+        return None;
+    }
+    let listener = TcpListener::bind(options.listen).await.and_then(|l| Ok((l.local_addr()?, l)));
+    let (address, listener) = match listener {
+        Ok(listener) => listener,
+        Err(error) => {
+            let error = format!("metrics.listen: {}: {error}", options.listen);
+            warn!(event = event::METRICS_OFF, error, "there are no metrics");
+            return None;
+        }
+    };
+    let router = Router::new()
+        .route("/metrics", get(text))
+        .route("/livez", get(live))
+        .route("/readyz", get(ready))
+        .with_state(health);
+    tokio::spawn(async move {
+        let server = axum::serve(listener, router).with_graceful_shutdown(token.cancelled_owned());
+        if let Err(error) = server.await {
+            warn!(event = event::METRICS_OFF, %error, "there are no metrics any more");
+        }
+    });
+    Some(address)
+}
+
+async fn text() -> Response {
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::text()).into_response()
+}
+
+async fn live(State(health): State<Arc<dyn Health>>) -> Response {
+    probe("alive\n", health.live())
+}
+
+async fn ready(State(health): State<Arc<dyn Health>>) -> Response {
+    probe("ready\n", health.ready())
+}
+
+fn probe(well: &'static str, found: Result<(), String>) -> Response {
+    match found {
+        Ok(()) => well.into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason + "\n").into_response(),
+    }
+}
