@@ -58,7 +58,7 @@ ops form="":
 
 # Random histories of the table against a plain map, many more than the test command tries
 histories runs="3000":
-    BSAP_MODEL_RUNS={{ runs }} cargo test --release --locked --lib table::tests::model -- --nocapture
+    BSAP_MODEL_RUNS={{ runs }} cargo test --release --locked --lib table::tests::random_histories -- --nocapture
 
 # Benchmarks: each runs both sides in one call and prints their ratio
 bench *args:
@@ -68,7 +68,7 @@ bench *args:
 parity *models:
     tests/parity/run parity {{ models }}
 
-# Time the towers beside PyTorch and ONNX Runtime in one run; downloads gigabytes
+# Time the encoders beside PyTorch and ONNX Runtime in one run; downloads gigabytes
 speed *args:
     tests/parity/run speed {{ args }}
 

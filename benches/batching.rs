@@ -5,102 +5,107 @@
 
 use std::time::{Duration, Instant};
 
-use bsap::clip::{Clip, Options, Towers};
-use bsap::demo::catalogue::{Scene, Style};
-use bsap::demo::draw::render;
-use bsap::balance::normalise::{Balance, Normaliser, Scale};
-use bsap::balance::statistics::{Statistics, auxiliary_scores, dot};
+use bsap::balance::normalise::{BalanceParameters, Normaliser, ScaleConstants};
+use bsap::balance::statistics::{ScoreStatistics, dot_product, score_prompts};
+use bsap::clip::{ClipModel, Encoders, ModelOptions};
+use bsap::demo::catalogue::{PhotoStyle, Scene};
+use bsap::demo::draw::render_jpeg;
 
-const ROUNDS: usize = 15;
+const MEASURED_ROUNDS: usize = 15;
 const IMAGES: usize = 20_000;
 const DIMENSION: usize = 512;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").to_owned();
-    let clip = Clip::load(&Options { checkpoint, ..Options::default() })?;
+    let clip = ClipModel::load(&ModelOptions { checkpoint, ..ModelOptions::default() })?;
 
     let pictures = (0..32)
         .map(|n| {
-            let jpeg = render(&Scene::sample(1, n, Style::Studio), 256)?;
-            let picture = bsap::ingest::decode::decode(&jpeg, &bsap::ingest::decode::Options::default())?;
-            Ok(clip.prepare(&picture)?)
+            let jpeg = render_jpeg(&Scene::sample(1, n, PhotoStyle::Studio), 256)?;
+            let picture = bsap::ingest::decode::decode(
+                &jpeg,
+                &bsap::ingest::decode::DecodeOptions::default(),
+            )?;
+            Ok(clip.preprocess_image(&picture)?)
         })
         .collect::<Result<Vec<_>, Box<dyn std::error::Error>>>()?;
-    compare(
+    compare_medians(
         "32 pictures through the image tower",
         ("one by one", || {
             for picture in &pictures {
-                keep(clip.embed_images(std::slice::from_ref(picture)));
+                consume(clip.embed_images(std::slice::from_ref(picture)));
             }
         }),
-        ("one batch", || keep(clip.embed_images(&pictures))),
+        ("one batch", || consume(clip.embed_images(&pictures))),
     );
 
-    let texts: Vec<String> = (0..32).map(|n| Scene::sample(1, n, Style::Studio).title()).collect();
+    let texts: Vec<String> =
+        (0..32).map(|n| Scene::sample(1, n, PhotoStyle::Studio).title()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    compare(
+    compare_medians(
         "32 texts through the text tower",
         ("one by one", || {
             for text in &texts {
-                keep(clip.embed_texts(&[text]));
+                consume(clip.embed_texts(&[text]));
             }
         }),
-        ("one batch", || keep(clip.embed_texts(&texts))),
+        ("one batch", || consume(clip.embed_texts(&texts))),
     );
 
-    let prompts: Vec<Vec<f32>> = (0..256).map(vector).collect();
-    let vectors: Vec<Vec<f32>> = (0..IMAGES).map(|i| vector(i + 1_000)).collect();
-    let statistics: Vec<Statistics> = vectors
+    let prompts: Vec<Vec<f32>> = (0..256).map(unit_vector).collect();
+    let vectors: Vec<Vec<f32>> = (0..IMAGES).map(|i| unit_vector(i + 1_000)).collect();
+    let statistics: Vec<ScoreStatistics> = vectors
         .iter()
-        .filter_map(|v| Statistics::of(&auxiliary_scores(v, &prompts), 100.0, 8))
+        .filter_map(|v| ScoreStatistics::from_scores(&score_prompts(v, &prompts), 100.0, 8))
         .collect();
-    let query = vector(7);
-    let balance = Balance {
+    let query = unit_vector(7);
+    let balance = BalanceParameters {
         normaliser: Normaliser::Softmax,
         weight: 0.25,
         lambda: 1.0,
-        scale: Scale::default(),
+        scale: ScaleConstants::default(),
     };
-    compare(
+    compare_medians(
         "scores of 20,000 images of 512 values",
-        ("plain", || keep(vectors.iter().map(|v| dot(&query, v)).collect::<Vec<_>>())),
+        ("plain", || consume(vectors.iter().map(|v| dot_product(&query, v)).collect::<Vec<_>>())),
         ("plain and balanced", || {
             let both = vectors.iter().zip(&statistics).map(|(v, s)| {
-                let raw = dot(&query, v);
-                (raw, balance.affine(s, 100.0).score(raw))
+                let raw = dot_product(&query, v);
+                (raw, balance.affine_transform(s, 100.0).apply(raw))
             });
-            keep(both.collect::<Vec<_>>());
+            consume(both.collect::<Vec<_>>());
         }),
     );
-    compare(
+    compare_medians(
         "a query answered from stored statistics, 2,000 images, 256 prompts",
         ("statistics computed by the query", || {
             let scores = vectors[..2_000].iter().map(|v| {
-                let statistics = Statistics::of(&auxiliary_scores(v, &prompts), 100.0, 8)?;
-                Some(balance.affine(&statistics, 100.0).score(dot(&query, v)))
+                let statistics =
+                    ScoreStatistics::from_scores(&score_prompts(v, &prompts), 100.0, 8)?;
+                Some(balance.affine_transform(&statistics, 100.0).apply(dot_product(&query, v)))
             });
-            keep(scores.collect::<Vec<_>>());
+            consume(scores.collect::<Vec<_>>());
         }),
         ("statistics stored at ingest", || {
             let scores = vectors[..2_000]
                 .iter()
                 .zip(&statistics)
-                .map(|(v, s)| balance.affine(s, 100.0).score(dot(&query, v)));
-            keep(scores.collect::<Vec<_>>());
+                .map(|(v, s)| balance.affine_transform(s, 100.0).apply(dot_product(&query, v)));
+            consume(scores.collect::<Vec<_>>());
         }),
     );
     Ok(())
 }
 
 /// Runs both sides in turn and prints their medians.
-fn compare(what: &str, plain: (&str, impl FnMut()), ours: (&str, impl FnMut())) {
+fn compare_medians(what: &str, plain: (&str, impl FnMut()), ours: (&str, impl FnMut())) {
     let ((plain_name, mut plain), (our_name, mut ours)) = (plain, ours);
     let (mut plain_times, mut our_times) = (Vec::new(), Vec::new());
     plain();
     ours();
-    for _ in 0..ROUNDS {
-        plain_times.push(time(&mut plain));
-        our_times.push(time(&mut ours));
+    for _ in 0..MEASURED_ROUNDS {
+        plain_times.push(time_once(&mut plain));
+        our_times.push(time_once(&mut ours));
     }
     let (a, b) = (median(plain_times), median(our_times));
     println!("{what}");
@@ -108,7 +113,7 @@ fn compare(what: &str, plain: (&str, impl FnMut()), ours: (&str, impl FnMut())) 
     println!("  {our_name:<36} {b:>10.2?}   ratio {:.2}", a.as_secs_f64() / b.as_secs_f64());
 }
 
-fn time(work: &mut impl FnMut()) -> Duration {
+fn time_once(work: &mut impl FnMut()) -> Duration {
     let started = Instant::now();
     work();
     started.elapsed()
@@ -119,12 +124,12 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-fn keep<T>(value: T) {
+fn consume<T>(value: T) {
     std::hint::black_box(value);
 }
 
 /// A unit vector that follows from `seed`.
-fn vector(seed: usize) -> Vec<f32> {
+fn unit_vector(seed: usize) -> Vec<f32> {
     let values: Vec<f32> =
         (0..DIMENSION).map(|i| ((seed * 7_919 + i * 104_729) as f32 * 0.618).sin()).collect();
     let length = values.iter().map(|v| v * v).sum::<f32>().sqrt();

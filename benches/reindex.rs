@@ -10,83 +10,90 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bsap::clip::{ClipError, ModelCard, Pixels, Towers};
+use bsap::backfill::{StatisticsBackfill, add_prompt_set};
 use bsap::balance::normalise::Normaliser;
+use bsap::catalogue::{Generation, ServingConfig, StateStore};
+use bsap::clip::{ClipError, Encoders, ModelCard, Pixels};
 use bsap::prompts::PromptSet;
-use bsap::record::{Ordering, Partition};
-use bsap::backfill::{Job, add_set};
+use bsap::record::{TopicPartition, VersionOrdering};
 use bsap::store::Store;
-use bsap::catalogue::{Generation, Serving, StateStore};
-use bsap::table::{PartitionBatch, Stored, Writer};
+use bsap::table::{BackfillSource, PartitionBatch, TableWriter};
 use futures::StreamExt;
 use image::RgbImage;
 use tokio_util::sync::CancellationToken;
 
 const DIMENSION: usize = 512;
-const PROMPTS: usize = 64;
-const FILE: usize = 32_768;
-const ROUNDS: u32 = 3;
+const PROMPT_COUNT: usize = 64;
+const ROWS_PER_FILE: usize = 32_768;
+const MEASURED_ROUNDS: u32 = 3;
 
 /// Random directions in the place of a model: what is computed with them costs the same.
-struct Random(ModelCard);
+struct RandomEncoders(ModelCard);
 
-impl Towers for Random {
+impl Encoders for RandomEncoders {
     fn card(&self) -> &ModelCard {
         &self.0
     }
 
-    fn prepare(&self, _: &RgbImage) -> Result<Pixels, ClipError> {
+    fn preprocess_image(&self, _: &RgbImage) -> Result<Pixels, ClipError> {
         Ok(Pixels(Vec::new()))
     }
 
     fn embed_images(&self, batch: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError> {
-        Ok(batch.iter().map(|_| rows::unit(1, DIMENSION)).collect())
+        Ok(batch.iter().map(|_| rows::random_unit_vector(1, DIMENSION)).collect())
     }
 
     fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
         let seed = |text: &&str| text.bytes().fold(7u64, |a, b| a.wrapping_mul(31) + u64::from(b));
-        Ok(texts.iter().map(|text| rows::unit(seed(text), DIMENSION)).collect())
+        Ok(texts.iter().map(|text| rows::random_unit_vector(seed(text), DIMENSION)).collect())
     }
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
-    let rows: usize = arguments.next().map_or(Ok(8 * FILE), |text| text.parse())?;
+    let rows: usize = arguments.next().map_or(Ok(8 * ROWS_PER_FILE), |text| text.parse())?;
     let folder = tempfile::tempdir()?;
     let url = arguments.next().unwrap_or_else(|| folder.path().display().to_string());
     let store = Store::open(&url, &BTreeMap::new())?;
-    let towers = Random(ModelCard::stand_in("random", DIMENSION));
-    let generation =
-        Generation::new("random", &towers.0.fingerprint, DIMENSION, 100.0, Ordering::Sequence);
+    let encoders = RandomEncoders(ModelCard::without_checkpoint("random", DIMENSION));
+    let generation = Generation::new(
+        "random",
+        &encoders.0.fingerprint,
+        DIMENSION,
+        100.0,
+        VersionOrdering::Sequence,
+    );
     let set = |name: &str, version: u32| PromptSet {
         name: name.into(),
         version,
         language: "en".into(),
         notes: String::new(),
-        texts: (0..PROMPTS).map(|i| format!("prompt {i} of {version}")).collect(),
+        texts: (0..PROMPT_COUNT).map(|i| format!("prompt {i} of {version}")).collect(),
     };
-    let first = set("first", 1).embed(&towers, 8)?;
-    let serving = Serving::new(first.key.clone(), Normaliser::Nnn, 0.25);
-    StateStore::new(&store).ensure(&generation, &[first.record()], &serving, "bench").await?;
-    fill(&store, &generation, rows).await?;
+    let first = set("first", 1).embed(&encoders, 8)?;
+    let serving = ServingConfig::new(first.statistics_key.clone(), Normaliser::Nnn, 0.25);
+    StateStore::new(&store)
+        .initialise_or_extend(&generation, &[first.to_record()], &serving, "bench")
+        .await?;
+    fill_table(&store, &generation, rows).await?;
 
-    let lanes = std::thread::available_parallelism()?.get();
+    let threads = std::thread::available_parallelism()?.get();
     let per_minute = |time: Duration| rows as f64 / time.as_secs_f64() * 60.0 / 1e6;
     let (mut reading, mut measuring) = (Duration::MAX, Duration::MAX);
-    for round in 0..ROUNDS {
-        let own = Arc::new(set("bench", round + 2).embed(&towers, 8)?);
+    for round in 0..MEASURED_ROUNDS {
+        let own = Arc::new(set("bench", round + 2).embed(&encoders, 8)?);
         let started = Instant::now();
-        let mut stored = Stored::open(&store, &generation).await?;
-        let (pending, _) = stored.pending(&own.key).await?;
-        let (stored, own_key) = (Arc::new(stored), own.key.clone());
+        let mut stored = BackfillSource::open(&store, &generation).await?;
+        let (pending, _) = stored.list_pending_files(&own.statistics_key).await?;
+        let (stored, own_key) = (Arc::new(stored), own.statistics_key.clone());
         let reads = pending.into_iter().map(|file| {
             let (stored, key, runtime) =
                 (stored.clone(), own_key.clone(), tokio::runtime::Handle::current());
             tokio::task::spawn_blocking(move || {
                 runtime.block_on(async {
                     stored
-                        .measure(&file, &key, &|values| {
+                        .measure_file(&file, &key, &|values| {
                             std::hint::black_box(values);
                             None
                         })
@@ -94,28 +101,28 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 })
             })
         });
-        let mut reads = futures::stream::iter(reads).buffer_unordered(lanes);
+        let mut reads = futures::stream::iter(reads).buffer_unordered(threads);
         while let Some(read) = reads.next().await {
             read??;
         }
         reading = reading.min(started.elapsed());
 
-        add_set(&store, &generation, &own, "bench").await?;
-        let job = Job {
+        add_prompt_set(&store, &generation, &own, "bench").await?;
+        let job = StatisticsBackfill {
             catalogue: store.clone(),
             generation: generation.clone(),
-            set: own,
-            attempts: 10,
-            lanes,
-            settle: Duration::ZERO,
+            prompt_set: own,
+            max_commit_attempts: 10,
+            max_concurrent_files: threads,
+            propagation_delay: Duration::ZERO,
         };
         let started = Instant::now();
         let done = job.run(&|_, _| {}, &CancellationToken::new()).await?;
-        assert_eq!(done.rows, rows);
+        assert_eq!(done.measured_rows, rows);
         measuring = measuring.min(started.elapsed());
     }
     println!(
-        "{rows} rows, {DIMENSION} dimensions, {PROMPTS} prompts, {lanes} at one time, best of {ROUNDS}"
+        "{rows} rows, {DIMENSION} dimensions, {PROMPT_COUNT} prompts, {threads} at one time, best of {MEASURED_ROUNDS}"
     );
     println!("  reading alone            {reading:>8.2?}  {:.2} M rows/min", per_minute(reading));
     println!(
@@ -126,17 +133,22 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn fill(store: &Store, generation: &Generation, rows: usize) -> Result<(), Box<dyn Error>> {
-    let mut writer = Writer::open(store, generation, 10).await?;
-    let partition = Partition { topic: "images".into(), number: 0 };
+async fn fill_table(
+    store: &Store,
+    generation: &Generation,
+    rows: usize,
+) -> Result<(), Box<dyn Error>> {
+    let mut writer = TableWriter::open(store, generation, 10).await?;
+    let partition = TopicPartition { topic: "images".into(), number: 0 };
     let mut expected = None;
-    for from in (0..rows).step_by(FILE) {
-        let to = (from + FILE).min(rows);
-        let of = (from..to).map(|i| Ok((i as i64, rows::row(i, 1, DIMENSION, &[])?)));
-        let of = of.collect::<Result<Vec<_>, Box<dyn Error>>>()?;
+    for from in (0..rows).step_by(ROWS_PER_FILE) {
+        let to = (from + ROWS_PER_FILE).min(rows);
+        let batch_rows =
+            (from..to).map(|i| Ok((i as i64, rows::random_row(i, 1, DIMENSION, &[])?)));
+        let of = batch_rows.collect::<Result<Vec<_>, Box<dyn Error>>>()?;
         let one = PartitionBatch {
             partition: partition.clone(),
-            expected,
+            expected_position: expected,
             next_offset: to as i64,
             rows: of,
         };

@@ -14,77 +14,77 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bsap::clip::{ClipError, ModelCard, Pixels, Towers};
 use bsap::balance::normalise::Normaliser;
-use bsap::search::{Engine, Input, Options, Query, Results};
+use bsap::clip::{ClipError, Encoders, ModelCard, Pixels};
+use bsap::search::{Engine, Query, QueryInput, SearchOptions, SearchResults};
 use image::RgbImage;
 use rayon::prelude::*;
 use serde_json::json;
 
 mod vectors;
-use vectors::{cone, load, text};
+use vectors::{cone_centre, load_engine, text_vector};
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 const DIMENSION: usize = 512;
 /// Results of a query.
-const K: usize = 100;
-const QUERIES: u64 = 20;
-const AT_ONCE: usize = 16;
-const ROUNDS: usize = 9;
+const RESULTS_PER_QUERY: usize = 100;
+const QUERY_COUNT: u64 = 20;
+const CONCURRENT_CALLERS: usize = 16;
+const MEASURED_ROUNDS: usize = 9;
 
 fn main() -> Result<()> {
     let sizes: Vec<u64> = std::env::args().filter_map(|a| a.parse().ok()).collect();
     let peers = std::env::var_os("BSAP_BENCH_PEERS");
     for rows in if sizes.is_empty() { vec![100_000] } else { sizes } {
-        let engine = load(Arc::new(NoTowers::new()), rows, Options::default())?;
+        let engine = load_engine(Arc::new(NoEncoders::new()), rows, SearchOptions::default())?;
         if let Some(folder) = &peers {
             return answer_peers(&engine, Path::new(folder));
         }
-        let memory = engine.snapshots().newest().memory();
+        let memory = engine.snapshots().newest().memory_usage();
         println!(
             "{rows} rows of {DIMENSION}: {:.0} bytes a row, {:.0} of them id and attributes",
-            memory.bytes() as f64 / rows as f64,
-            memory.named as f64 / rows as f64
+            memory.total_bytes() as f64 / rows as f64,
+            memory.text_bytes as f64 / rows as f64
         );
-        one_pass(&engine, rows);
-        at_once(&engine);
-        filters(&engine)?;
-        exact(&engine)?;
+        compare_with_memory_pass(&engine, rows);
+        compare_concurrent(&engine);
+        compare_filtered(&engine)?;
+        measure_recall(&engine)?;
     }
     Ok(())
 }
 
 /// Vectors are asked for; nothing is embedded.
-struct NoTowers(ModelCard);
+struct NoEncoders(ModelCard);
 
-impl Towers for NoTowers {
+impl Encoders for NoEncoders {
     fn card(&self) -> &ModelCard {
         &self.0
     }
-    fn prepare(&self, _: &RgbImage) -> Result<Pixels, ClipError> {
-        Err(ClipError::Input("no pictures here".into()))
+    fn preprocess_image(&self, _: &RgbImage) -> Result<Pixels, ClipError> {
+        Err(ClipError::InvalidInput("no pictures here".into()))
     }
     fn embed_images(&self, _: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError> {
-        Err(ClipError::Input("no pictures here".into()))
+        Err(ClipError::InvalidInput("no pictures here".into()))
     }
     fn embed_texts(&self, _: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
-        Err(ClipError::Input("no texts here".into()))
+        Err(ClipError::InvalidInput("no texts here".into()))
     }
 }
 
-impl NoTowers {
+impl NoEncoders {
     fn new() -> Self {
-        Self(ModelCard::stand_in("bench", DIMENSION))
+        Self(ModelCard::without_checkpoint("bench", DIMENSION))
     }
 }
 
-fn query(number: u64) -> Query {
-    let vector = text(number % QUERIES, &cone(8, DIMENSION));
-    Query { input: Input::Vector(vector), k: Some(K), ..Query::default() }
+fn nth_query(number: u64) -> Query {
+    let vector = text_vector(number % QUERY_COUNT, &cone_centre(8, DIMENSION));
+    Query { input: QueryInput::Vector(vector), k: Some(RESULTS_PER_QUERY), ..Query::default() }
 }
 
-fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
+fn time_ms<T>(work: impl FnOnce() -> T) -> (f64, T) {
     let started = Instant::now();
     let result = work();
     (started.elapsed().as_secs_f64() * 1e3, result)
@@ -101,9 +101,9 @@ fn cpu_ms() -> f64 {
 }
 
 /// Milliseconds by the clock and of all cores, each time.
-fn measured(work: impl FnOnce()) -> [f64; 2] {
+fn wall_and_cpu_ms(work: impl FnOnce()) -> [f64; 2] {
     let before = cpu_ms();
-    let (ms, ()) = timed(work);
+    let (ms, ()) = time_ms(work);
     [ms, cpu_ms() - before]
 }
 
@@ -113,20 +113,20 @@ fn median(mut times: Vec<f64>) -> f64 {
 }
 
 /// Queries one after the other, and as many passes over as much memory as their codes take, in turn.
-fn one_pass(engine: &Engine, rows: u64) {
+fn compare_with_memory_pass(engine: &Engine, rows: u64) {
     let memory = vec![1u64; rows as usize * DIMENSION / 8];
     let pass = || memory.par_chunks(1 << 16).map(|part| part.iter().sum::<u64>()).sum::<u64>();
     let (mut queries, mut passes) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        passes.push(measured(|| {
-            for _ in 0..QUERIES {
+    for _ in 0..MEASURED_ROUNDS {
+        passes.push(wall_and_cpu_ms(|| {
+            for _ in 0..QUERY_COUNT {
                 std::hint::black_box(pass());
             }
         }));
-        queries.push(measured(|| one_by_one(engine)));
+        queries.push(wall_and_cpu_ms(|| search_one_by_one(engine)));
     }
-    let [query, query_cpu] = each(&queries, QUERIES);
-    let [pass, pass_cpu] = each(&passes, QUERIES);
+    let [query, query_cpu] = median_per_query(&queries, QUERY_COUNT);
+    let [pass, pass_cpu] = median_per_query(&passes, QUERY_COUNT);
     println!(
         "  one query           {query:8.2} ms, CPU {query_cpu:.2}; one pass over its codes' memory {pass:.2}, CPU {pass_cpu:.2}: ratio {:.2}, CPU {:.2}",
         query / pass,
@@ -135,38 +135,39 @@ fn one_pass(engine: &Engine, rows: u64) {
 }
 
 /// Medians of measurements of `of` queries each, for one.
-fn each(measured: &[[f64; 2]], of: u64) -> [f64; 2] {
-    [0, 1].map(|i| median(measured.iter().map(|m| m[i]).collect()) / of as f64)
+fn median_per_query(measured: &[[f64; 2]], query_count: u64) -> [f64; 2] {
+    [0, 1].map(|i| median(measured.iter().map(|m| m[i]).collect()) / query_count as f64)
 }
 
-fn one_by_one(engine: &Engine) {
-    for number in 0..QUERIES {
-        std::hint::black_box(engine.search(&query(number)).map(|r| r.matched)).ok();
+fn search_one_by_one(engine: &Engine) {
+    for number in 0..QUERY_COUNT {
+        std::hint::black_box(engine.search(&nth_query(number)).map(|r| r.matched)).ok();
     }
 }
 
 /// Sixteen callers at one time, and one after the other, in turn.
-fn at_once(engine: &Engine) {
+fn compare_concurrent(engine: &Engine) {
     let (mut alone, mut together) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        alone.push(measured(|| one_by_one(engine)));
-        together.push(measured(|| together_once(engine, 4)));
+    for _ in 0..MEASURED_ROUNDS {
+        alone.push(wall_and_cpu_ms(|| search_one_by_one(engine)));
+        together.push(wall_and_cpu_ms(|| search_concurrently(engine, 4)));
     }
-    let [alone, alone_cpu] = each(&alone, QUERIES);
-    let [together, together_cpu] = each(&together, AT_ONCE as u64 * 4);
+    let [alone, alone_cpu] = median_per_query(&alone, QUERY_COUNT);
+    let [together, together_cpu] = median_per_query(&together, CONCURRENT_CALLERS as u64 * 4);
     println!(
-        "  {AT_ONCE} callers at once    {together:8.2} ms a query, CPU {together_cpu:.2}; one after the other {alone:.2}, CPU {alone_cpu:.2}: {:.1} times the throughput, by CPU {:.1}",
+        "  {CONCURRENT_CALLERS} callers at once    {together:8.2} ms a query, CPU {together_cpu:.2}; one after the other {alone:.2}, CPU {alone_cpu:.2}: {:.1} times the throughput, by CPU {:.1}",
         alone / together,
         alone_cpu / together_cpu
     );
 }
 
-fn together_once(engine: &Engine, each: usize) {
+fn search_concurrently(engine: &Engine, each: usize) {
     std::thread::scope(|scope| {
-        for caller in 0..AT_ONCE as u64 {
+        for caller in 0..CONCURRENT_CALLERS as u64 {
             scope.spawn(move || {
                 for n in 0..each as u64 {
-                    std::hint::black_box(engine.search(&query(caller + n)).map(|r| r.matched)).ok();
+                    std::hint::black_box(engine.search(&nth_query(caller + n)).map(|r| r.matched))
+                        .ok();
                 }
             });
         }
@@ -174,22 +175,22 @@ fn together_once(engine: &Engine, each: usize) {
 }
 
 /// Queries with filters, and without, in turn. A filter's first query evaluates it.
-fn filters(engine: &Engine) -> Result<()> {
+fn compare_filtered(engine: &Engine) -> Result<()> {
     for part in [500, 100, 10, 1] {
         let with = |number: u64| -> Result<Query> {
             let filter = json!({"lt": {"part": part}});
-            Ok(Query { filter: Some(serde_json::from_value(filter)?), ..query(number) })
+            Ok(Query { filter: Some(serde_json::from_value(filter)?), ..nth_query(number) })
         };
-        let (first, results) = timed(|| engine.search(&with(0)?).map_err(Box::from));
-        let results: Result<Results> = results;
+        let (first, results) = time_ms(|| engine.search(&with(0)?).map_err(Box::from));
+        let results: Result<SearchResults> = results;
         let matched = results?.matched;
         let (mut all, mut some) = (Vec::new(), Vec::new());
-        for number in 0..QUERIES {
-            let (plain, filtered) = (query(number), with(number)?);
-            all.push(timed(|| engine.search(&plain)).0);
-            let (ms, found) = timed(|| engine.search(&filtered));
+        for number in 0..QUERY_COUNT {
+            let (plain, filtered) = (nth_query(number), with(number)?);
+            all.push(time_ms(|| engine.search(&plain)).0);
+            let (ms, found) = time_ms(|| engine.search(&filtered));
             some.push(ms);
-            assert_eq!(found?.hits.len(), K.min(matched));
+            assert_eq!(found?.hits.len(), RESULTS_PER_QUERY.min(matched));
         }
         let (all, some) = (median(all), median(some));
         println!(
@@ -202,7 +203,7 @@ fn filters(engine: &Engine) -> Result<()> {
 }
 
 /// The hundred best of each query, against all scores in f64.
-fn exact(engine: &Engine) -> Result<()> {
+fn measure_recall(engine: &Engine) -> Result<()> {
     let snapshot = engine.snapshots().newest();
     let settings = [
         (Normaliser::Raw, 0.0),
@@ -210,11 +211,12 @@ fn exact(engine: &Engine) -> Result<()> {
         (Normaliser::Zscore, 1.0),
         (Normaliser::Nnn, 0.5),
     ];
-    let mut answers: Vec<(Vec<f64>, Results)> = Vec::new();
-    for number in 0..QUERIES / 2 {
+    let mut answers: Vec<(Vec<f64>, SearchResults)> = Vec::new();
+    for number in 0..QUERY_COUNT / 2 {
         for (normaliser, weight) in settings {
-            let own = Query { normaliser: Some(normaliser), weight: Some(weight), ..query(number) };
-            let Input::Vector(values) = &own.input else { continue };
+            let own =
+                Query { normaliser: Some(normaliser), weight: Some(weight), ..nth_query(number) };
+            let QueryInput::Vector(values) = &own.input else { continue };
             // As the engine makes it of unit length.
             let wide: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
             let norm = wide.iter().map(|v| v * v).sum::<f64>().sqrt();
@@ -227,11 +229,11 @@ fn exact(engine: &Engine) -> Result<()> {
         .par_bridge()
         .map(|(entry, embedding)| {
             let id = entry.image_id.as_str();
-            let score = |(query, results): &(Vec<f64>, Results)| {
+            let score = |(query, results): &(Vec<f64>, SearchResults)| {
                 let products = query.iter().zip(embedding.values());
                 let raw: f64 = products.map(|(q, v)| q * f64::from(*v)).sum();
-                let statistics = snapshot.statistics(id, &results.set.key);
-                let affine = statistics.map(|s| results.balance.affine(&s, 100.0));
+                let statistics = snapshot.statistics(id, &results.prompt_set.statistics_key);
+                let affine = statistics.map(|s| results.balance.affine_transform(&s, 100.0));
                 affine.map_or(raw, |a| f64::from(a.alpha) * raw + f64::from(a.beta))
             };
             (id.to_owned(), answers.iter().map(score).collect())
@@ -240,21 +242,21 @@ fn exact(engine: &Engine) -> Result<()> {
     let (mut found, mut wanted) = (0, 0);
     for (place, (_, results)) in answers.iter().enumerate() {
         let mut scores: Vec<f64> = scored.iter().map(|(_, scores)| scores[place]).collect();
-        let last = K.min(scores.len()) - 1;
+        let last = RESULTS_PER_QUERY.min(scores.len()) - 1;
         let (_, kth, _) = scores.select_nth_unstable_by(last, |a, b| b.total_cmp(a));
         // Sums in another order differ by less; images that near to the last are ties.
-        let least = *kth - 1e-12;
+        let min_score = *kth - 1e-12;
         let best: HashMap<&str, f64> = scored
             .iter()
-            .filter(|(_, scores)| scores[place] >= least)
+            .filter(|(_, scores)| scores[place] >= min_score)
             .map(|(id, scores)| (id.as_str(), scores[place]))
             .collect();
         found +=
-            results.hits.iter().filter(|h| best.contains_key(h.entry.image_id.as_str())).count();
+            results.hits.iter().filter(|h| best.contains_key(h.image.image_id.as_str())).count();
         wanted += last + 1;
     }
     println!(
-        "  recall@{K}          {:8.4} of {wanted} places, against f64",
+        "  recall@{RESULTS_PER_QUERY}          {:8.4} of {wanted} places, against f64",
         found as f64 / wanted as f64
     );
     Ok(())
@@ -265,7 +267,7 @@ fn exact(engine: &Engine) -> Result<()> {
 /// queries once and prints how long each took.
 fn answer_peers(engine: &Engine, folder: &Path) -> Result<()> {
     let snapshot = engine.snapshots().newest();
-    let first = engine.search(&query(0))?;
+    let first = engine.search(&nth_query(0))?;
     let file = |name: &str| {
         Ok::<_, std::io::Error>(BufWriter::new(std::fs::File::create(folder.join(name))?))
     };
@@ -273,8 +275,9 @@ fn answer_peers(engine: &Engine, folder: &Path) -> Result<()> {
     let mut ids = file("ids.u32")?;
     for (entry, embedding) in snapshot.images() {
         let id = entry.image_id.as_str();
-        let statistics = snapshot.statistics(id, &first.set.key).ok_or("no statistics")?;
-        let affine = first.balance.affine(&statistics, 100.0);
+        let statistics =
+            snapshot.statistics(id, &first.prompt_set.statistics_key).ok_or("no statistics")?;
+        let affine = first.balance.affine_transform(&statistics, 100.0);
         for value in embedding.values().iter().map(|v| affine.alpha * v).chain([affine.beta]) {
             rows.write_all(&value.to_le_bytes())?;
         }
@@ -283,31 +286,31 @@ fn answer_peers(engine: &Engine, folder: &Path) -> Result<()> {
     rows.flush()?;
     ids.flush()?;
     let mut queries = file("queries.f32")?;
-    for number in 0..QUERIES {
-        for value in text(number, &cone(8, DIMENSION)).into_iter().chain([1.0]) {
+    for number in 0..QUERY_COUNT {
+        for value in text_vector(number, &cone_centre(8, DIMENSION)).into_iter().chain([1.0]) {
             queries.write_all(&value.to_le_bytes())?;
         }
     }
     queries.flush()?;
     println!(
         "{}",
-        json!({"rows": snapshot.len(), "width": DIMENSION + 1, "queries": QUERIES, "k": K})
+        json!({"rows": snapshot.len(), "width": DIMENSION + 1, "queries": QUERY_COUNT, "k": RESULTS_PER_QUERY})
     );
     for line in std::io::stdin().lock().lines() {
         if line? == "together" {
-            let (ms, ()) = timed(|| together_once(engine, 4));
-            println!("{}", json!({"ms": ms / (AT_ONCE * 4) as f64}));
+            let (ms, ()) = time_ms(|| search_concurrently(engine, 4));
+            println!("{}", json!({"ms": ms / (CONCURRENT_CALLERS * 4) as f64}));
             continue;
         }
         let (mut times, mut found) = (Vec::new(), Vec::new());
-        for number in 0..QUERIES {
-            let query = query(number);
-            let (ms, results) = timed(|| engine.search(&query));
+        for number in 0..QUERY_COUNT {
+            let query = nth_query(number);
+            let (ms, results) = time_ms(|| engine.search(&query));
             times.push(ms);
             let ids = results?
                 .hits
                 .iter()
-                .map(|h| h.entry.image_id.as_str().parse::<u32>())
+                .map(|h| h.image.image_id.as_str().parse::<u32>())
                 .collect::<Result<Vec<_>, _>>()?;
             found.push(ids);
         }

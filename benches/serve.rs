@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bsap::clip::{self, Clip, Towers};
-use bsap::serve::feedback;
+use bsap::clip::{self, ClipModel, Encoders};
 use bsap::ingest::fetch::{self, Fetcher};
-use bsap::serve::http::{self, App, SearchAnswer};
-use bsap::search::{Engines, Options};
+use bsap::search::{Engines, SearchOptions};
+use bsap::serve::feedback;
+use bsap::serve::http::{self, SearchResponse, ServerContext};
 use bsap::store::Store;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::json;
@@ -26,65 +26,69 @@ mod vectors;
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
 /// How long each number of callers asks.
-const LASTS: Duration = Duration::from_secs(10);
+const MEASURED_TIME: Duration = Duration::from_secs(10);
 /// Asked for before the clock starts.
-const WARM_UP: u64 = 20;
+const WARM_UP_QUERIES: u64 = 20;
 
 fn main() -> Result<()> {
     let rows = std::env::args().find_map(|a| a.parse().ok()).unwrap_or(100_000);
     let demo = || concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").to_owned();
     let checkpoint = std::env::var("BSAP_BENCH_CHECKPOINT").unwrap_or_else(|_| demo());
-    let towers = Clip::load(&clip::Options { checkpoint, ..clip::Options::default() })?;
-    let card = towers.card().clone();
-    let engine = vectors::load(Arc::new(towers), rows, Options::default());
+    let encoders =
+        ClipModel::load(&clip::ModelOptions { checkpoint, ..clip::ModelOptions::default() })?;
+    let card = encoders.card().clone();
+    let engine = vectors::load_engine(Arc::new(encoders), rows, SearchOptions::default());
     let engine = engine.map_err(|e| e.to_string())?;
     println!("{rows} rows of {}, texts by {}", card.dimension, card.name);
     let folder = tempfile::tempdir()?;
     let store = Store::open(&folder.path().to_string_lossy(), &BTreeMap::new())?;
-    let app = App {
+    let app = ServerContext {
         engines: Arc::new(Engines::new(Arc::new(engine))),
-        fetcher: Fetcher::new(&fetch::Options::default())?,
+        fetcher: Fetcher::new(&fetch::FetchOptions::default())?,
         // Nobody says what they think of these answers.
-        feedback: feedback::inbox(&store).0,
-        stand_ins: Vec::new(),
-        options: http::Options { listen: ([127, 0, 0, 1], 0).into(), ..http::Options::default() },
+        feedback_queue: feedback::feedback_channel(&store).0,
+        substitutes: Vec::new(),
+        options: http::HttpOptions {
+            listen: ([127, 0, 0, 1], 0).into(),
+            ..http::HttpOptions::default()
+        },
     };
-    tokio::runtime::Runtime::new()?.block_on(measure(app))
+    tokio::runtime::Runtime::new()?.block_on(measure_latency(app))
 }
 
-async fn measure(app: App) -> Result<()> {
+async fn measure_latency(app: ServerContext) -> Result<()> {
     let listener = http::listen(&app.options).await?;
     let url = format!("{}v1/search", listener.url()?);
     let token = CancellationToken::new();
     let serving = tokio::spawn(http::serve(app, listener, token.clone()));
     let number = Arc::new(AtomicU64::new(0));
     let client = reqwest::Client::new();
-    for _ in 0..WARM_UP {
-        ask(&client, &url, &number).await?;
+    for _ in 0..WARM_UP_QUERIES {
+        send_query(&client, &url, &number).await?;
     }
     println!(
         "| callers | answers/s | p50 ms | p99 ms | embedding | waiting | scanning | ranking | the rest |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     for callers in [1, 16, 64] {
-        let until = Instant::now() + LASTS;
+        let until = Instant::now() + MEASURED_TIME;
         let all: Vec<_> = (0..callers)
             .map(|_| {
                 let (client, url, number) = (client.clone(), url.clone(), number.clone());
                 tokio::spawn(async move {
                     let mut asked = Vec::new();
                     while Instant::now() < until {
-                        asked.push(ask(&client, &url, &number).await?);
+                        asked.push(send_query(&client, &url, &number).await?);
                     }
                     Ok::<_, Box<dyn std::error::Error + Send + Sync>>(asked)
                 })
             })
             .collect();
-        let mut asked = Vec::new();
+        let mut times = Vec::new();
         for one in all {
-            asked.extend(one.await??);
+            times.extend(one.await??);
         }
-        show(callers, &mut asked);
+        print_row(callers, &mut times);
     }
     token.cancel();
     serving.await?;
@@ -92,28 +96,32 @@ async fn measure(app: App) -> Result<()> {
 }
 
 /// Milliseconds in all, embedding, waiting, scanning, ranking.
-type Times = [f64; 5];
+type QueryTimesMs = [f64; 5];
 
-async fn ask(client: &reqwest::Client, url: &str, number: &AtomicU64) -> Result<Times> {
+async fn send_query(
+    client: &reqwest::Client,
+    url: &str,
+    number: &AtomicU64,
+) -> Result<QueryTimesMs> {
     let number = number.fetch_add(1, Ordering::Relaxed);
     let body = json!({"text": format!("a red mug on a wooden table {number}")}).to_string();
     let started = Instant::now();
     let response = client.post(url).header(CONTENT_TYPE, "application/json").body(body).send();
     let bytes = response.await?.error_for_status()?.bytes().await?;
     let ms = started.elapsed().as_secs_f64() * 1e3;
-    let timings = serde_json::from_slice::<SearchAnswer>(&bytes)?.timings;
-    Ok([ms, timings.text_ms, timings.wait_ms, timings.scan_ms, timings.rank_ms])
+    let timings = serde_json::from_slice::<SearchResponse>(&bytes)?.timings;
+    Ok([ms, timings.embed_ms, timings.wait_ms, timings.scan_ms, timings.rank_ms])
 }
 
-fn show(callers: usize, asked: &mut [Times]) {
-    asked.sort_unstable_by(|a, b| a[0].total_cmp(&b[0]));
-    let at = |share: f64| asked[((asked.len() - 1) as f64 * share) as usize][0];
-    let sum = |part: usize| asked.iter().map(|times| times[part]).sum::<f64>();
+fn print_row(callers: usize, times: &mut [QueryTimesMs]) {
+    times.sort_unstable_by(|a, b| a[0].total_cmp(&b[0]));
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize][0];
+    let sum = |part: usize| times.iter().map(|times| times[part]).sum::<f64>();
     let parts = [1, 2, 3, 4].map(|part| 100.0 * sum(part) / sum(0));
     let [text, wait, scan, rank] = parts.map(|share| format!("{share:.0} %"));
     println!(
         "| {callers} | {:.0} | {:.1} | {:.1} | {text} | {wait} | {scan} | {rank} | {:.0} % |",
-        asked.len() as f64 / LASTS.as_secs_f64(),
+        times.len() as f64 / MEASURED_TIME.as_secs_f64(),
         at(0.5),
         at(0.99),
         100.0 - parts.iter().sum::<f64>()

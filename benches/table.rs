@@ -13,55 +13,60 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bsap::record::{Ordering, Partition, Row};
 use bsap::balance::statistics::StatisticsKey;
-use bsap::store::Store;
-use bsap::table::maintenance::upkeep::{Options, vacuum};
-use bsap::table::{Committed, Compactor, Depth, Follower, PartitionBatch, Writer};
 use bsap::catalogue::Generation;
+use bsap::record::{ImageRow, TopicPartition, VersionOrdering};
+use bsap::store::Store;
+use bsap::table::maintenance::vacuum::{MaintenanceOptions, vacuum};
+use bsap::table::{
+    CommitSummary, CompactionMode, Compactor, Follower, PartitionBatch, TableWriter,
+};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult};
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+};
 use tokio_util::sync::CancellationToken;
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 const DIMENSION: usize = 512;
 /// Rows of a commit while the table is filled: the most that a worker puts into one.
-const COMMIT: usize = 10_000;
+const ROWS_PER_COMMIT: usize = 10_000;
 /// Commits between two looks of the compactor.
-const TIDY_EVERY: usize = 8;
-const ROUNDS: usize = 3;
+const COMMITS_PER_COMPACTION: usize = 8;
+const MEASURED_ROUNDS: usize = 3;
 /// Commits that are followed one by one.
-const FOLLOWED: u64 = 40;
+const FOLLOWED_COMMITS: u64 = 40;
 /// Files read at one time, as a fresh reader does it.
-const FILES_AT_ONCE: usize = 8;
+const CONCURRENT_READS: usize = 8;
 
 /// A store that counts what would be paid for.
 #[derive(Debug)]
-struct Counting {
+struct CountingStore {
     inner: Arc<dyn ObjectStore>,
     gets: AtomicU64,
     puts: AtomicU64,
     lists: AtomicU64,
 }
 
-impl Counting {
+impl CountingStore {
     /// GET, PUT and LIST requests since the last call.
-    fn take(&self) -> [u64; 3] {
+    fn take_request_counts(&self) -> [u64; 3] {
         [&self.gets, &self.puts, &self.lists].map(|n| n.swap(0, Relaxed))
     }
 }
 
-impl fmt::Display for Counting {
+impl fmt::Display for CountingStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
     }
 }
 
 #[async_trait]
-impl ObjectStore for Counting {
+impl ObjectStore for CountingStore {
     async fn put_opts(
         &self,
         path: &Path,
@@ -118,19 +123,20 @@ impl ObjectStore for Counting {
 }
 
 /// A worker with one partition.
-struct Appender {
-    writer: Writer,
-    next: Option<i64>,
+struct PartitionAppender {
+    writer: TableWriter,
+    next_offset: Option<i64>,
 }
 
-impl Appender {
-    async fn append(&mut self, rows: Vec<Row>) -> Result<Committed> {
-        let from = self.next.unwrap_or_default();
-        let rows: Vec<(i64, Row)> = (from..).zip(rows).collect();
-        let partition = Partition { topic: "images".into(), number: 0 };
+impl PartitionAppender {
+    async fn append(&mut self, rows: Vec<ImageRow>) -> Result<CommitSummary> {
+        let from = self.next_offset.unwrap_or_default();
+        let rows: Vec<(i64, ImageRow)> = (from..).zip(rows).collect();
+        let partition = TopicPartition { topic: "images".into(), number: 0 };
         let next_offset = from + rows.len() as i64;
-        let batch = PartitionBatch { partition, expected: self.next, next_offset, rows };
-        self.next = Some(next_offset);
+        let batch =
+            PartitionBatch { partition, expected_position: self.next_offset, next_offset, rows };
+        self.next_offset = Some(next_offset);
         Ok(self.writer.append(vec![batch]).await?)
     }
 }
@@ -141,52 +147,54 @@ async fn main() -> Result<()> {
     let count: usize = arguments.next().map_or(Ok(100_000), |text| text.parse())?;
     let folder = tempfile::tempdir()?;
     let url = arguments.next().unwrap_or_else(|| folder.path().display().to_string());
-    let place = Store::open(&url, &BTreeMap::new())?;
-    let requests = Arc::new(Counting {
-        inner: place.objects().clone(),
+    let inner_store = Store::open(&url, &BTreeMap::new())?;
+    let requests = Arc::new(CountingStore {
+        inner: inner_store.object_store().clone(),
         gets: AtomicU64::new(0),
         puts: AtomicU64::new(0),
         lists: AtomicU64::new(0),
     });
-    let store = Store::wrap(requests.clone());
+    let store = Store::from_object_store(requests.clone());
     let generation =
-        Generation::new("random", &"be".repeat(32), DIMENSION, 100.0, Ordering::Sequence);
+        Generation::new("random", &"be".repeat(32), DIMENSION, 100.0, VersionOrdering::Sequence);
     let sets = [StatisticsKey::new("bench", 1, &"ab".repeat(32), 100.0, 8)];
     println!("{count} rows, {DIMENSION} dimensions, one prompt set, {url}");
 
-    let writer = Writer::open(&store, &generation, 10).await?;
-    let mut appender = Appender { writer, next: None };
-    fill(&store, &generation, &sets, &mut appender, count).await?;
+    let writer = TableWriter::open(&store, &generation, 10).await?;
+    let mut appender = PartitionAppender { writer, next_offset: None };
+    fill_table(&store, &generation, &sets, &mut appender, count).await?;
     // What compaction has replaced is not read again.
     let later = chrono::Utc::now() + chrono::TimeDelta::days(9);
-    vacuum(&store, &generation, &Options::default(), later, false).await?;
-    cold(&store, &generation, count).await?;
-    follow(&store, &generation, &sets, &mut appender, &requests).await
+    vacuum(&store, &generation, &MaintenanceOptions::default(), later, false).await?;
+    measure_cold_load(&store, &generation, count).await?;
+    measure_following(&store, &generation, &sets, &mut appender, &requests).await
 }
 
 /// Writes all rows in commits of a worker's size, and tidies as a worker would.
-async fn fill(
+async fn fill_table(
     store: &Store,
     generation: &Generation,
     sets: &[StatisticsKey],
-    appender: &mut Appender,
+    appender: &mut PartitionAppender,
     count: usize,
 ) -> Result<()> {
-    let options = Options::default();
+    let options = MaintenanceOptions::default();
     let mut compactor = Compactor::open(store, generation, &options, 10).await?;
     let (mut writing, mut tidying) = (Duration::ZERO, Duration::ZERO);
     let (mut appended, mut rewritten, mut commits) = (0, 0, 0);
-    for from in (0..count).step_by(COMMIT) {
-        let rows = (from..(from + COMMIT).min(count)).map(|i| rows::row(i, 1, DIMENSION, sets));
+    for from in (0..count).step_by(ROWS_PER_COMMIT) {
+        let rows = (from..(from + ROWS_PER_COMMIT).min(count))
+            .map(|i| rows::random_row(i, 1, DIMENSION, sets));
         let rows = rows.collect::<Result<Vec<_>>>()?;
         let started = Instant::now();
         appended += appender.append(rows).await?.bytes;
         writing += started.elapsed();
         commits += 1;
-        if commits % TIDY_EVERY == 0 {
+        if commits % COMMITS_PER_COMPACTION == 0 {
             let started = Instant::now();
             let (now, token) = (chrono::Utc::now(), CancellationToken::new());
-            rewritten += compactor.run(Depth::Merge, now, &|_, _| {}, &token).await?.bytes_out;
+            rewritten +=
+                compactor.run(CompactionMode::Merge, now, &|_, _| {}, &token).await?.bytes_out;
             tidying += started.elapsed();
         }
     }
@@ -201,21 +209,21 @@ async fn fill(
     println!(
         "compaction           {tidying:>9.2?}  {:.2} bytes rewritten for each appended, {} files left",
         rewritten as f64 / appended as f64,
-        compactor.files().await?
+        compactor.count_files().await?
     );
     Ok(())
 }
 
 /// A reader that starts with nothing, against reading the same bytes.
-async fn cold(store: &Store, generation: &Generation, count: usize) -> Result<()> {
+async fn measure_cold_load(store: &Store, generation: &Generation, count: usize) -> Result<()> {
     let mut follower = Follower::open(store, generation).await?;
     let first = follower.next(&|_, _| {}).await?.ok_or("an empty table")?;
     assert_eq!(first.rows.len(), count);
     drop((first, follower));
     let (mut reading, mut loading, mut bytes) = (Vec::new(), Vec::new(), 0);
-    for _ in 0..ROUNDS {
+    for _ in 0..MEASURED_ROUNDS {
         let started = Instant::now();
-        bytes = read_all(store).await?;
+        bytes = read_all_files(store).await?;
         reading.push(started.elapsed());
         let started = Instant::now();
         let mut follower = Follower::open(store, generation).await?;
@@ -232,14 +240,14 @@ async fn cold(store: &Store, generation: &Generation, count: usize) -> Result<()
     Ok(())
 }
 
-async fn read_all(store: &Store) -> Result<usize> {
-    let files: Vec<ObjectMeta> = store.objects().list(None).try_collect().await?;
+async fn read_all_files(store: &Store) -> Result<usize> {
+    let files: Vec<ObjectMeta> = store.object_store().list(None).try_collect().await?;
     let data = files.into_iter().filter(|f| f.location.extension() == Some("parquet"));
     let reads = data.map(|file| {
-        let objects = store.objects().clone();
+        let objects = store.object_store().clone();
         tokio::spawn(async move { objects.get(&file.location).await?.bytes().await })
     });
-    let mut reads = futures::stream::iter(reads).buffer_unordered(FILES_AT_ONCE);
+    let mut reads = futures::stream::iter(reads).buffer_unordered(CONCURRENT_READS);
     let mut bytes = 0;
     while let Some(read) = reads.next().await {
         bytes += std::hint::black_box(read??).len();
@@ -248,41 +256,52 @@ async fn read_all(store: &Store) -> Result<usize> {
 }
 
 /// New versions of 1,000 images in a table that a reader has loaded.
-async fn follow(
+async fn measure_following(
     store: &Store,
     generation: &Generation,
     sets: &[StatisticsKey],
-    appender: &mut Appender,
-    requests: &Counting,
+    appender: &mut PartitionAppender,
+    requests: &CountingStore,
 ) -> Result<()> {
     let mut follower = Follower::open(store, generation).await?;
     follower.next(&|_, _| {}).await?;
     let (mut committing, mut following) = (Vec::new(), Vec::new());
     let (mut of_commit, mut of_follow) = (Vec::new(), Vec::new());
     // Long enough that a checkpoint is among them.
-    for round in 0..FOLLOWED {
-        let rows = (0..1000).map(|i| rows::row(i, 2 + round, DIMENSION, sets));
+    for round in 0..FOLLOWED_COMMITS {
+        let rows = (0..1000).map(|i| rows::random_row(i, 2 + round, DIMENSION, sets));
         let rows = rows.collect::<Result<Vec<_>>>()?;
-        requests.take();
+        requests.take_request_counts();
         let started = Instant::now();
         appender.append(rows).await?;
         committing.push(started.elapsed());
-        of_commit.push(requests.take());
+        of_commit.push(requests.take_request_counts());
         let started = Instant::now();
         let changes = follower.next(&|_, _| {}).await?.ok_or("nothing to follow")?;
         following.push(started.elapsed());
         assert_eq!(changes.rows.len(), 1000);
-        of_follow.push(requests.take());
+        of_follow.push(requests.take_request_counts());
     }
-    println!("committing 1,000     {:>9.2?}  {}", median(committing), told(of_commit));
-    println!("following 1,000      {:>9.2?}  {}", median(following), told(of_follow));
+    println!(
+        "committing 1,000     {:>9.2?}  {}",
+        median(committing),
+        format_request_counts(of_commit)
+    );
+    println!(
+        "following 1,000      {:>9.2?}  {}",
+        median(following),
+        format_request_counts(of_follow)
+    );
     assert!(follower.next(&|_, _| {}).await?.is_none());
-    println!("nothing new                     {}", told(vec![requests.take()]));
+    println!(
+        "nothing new                     {}",
+        format_request_counts(vec![requests.take_request_counts()])
+    );
     Ok(())
 }
 
 /// The usual numbers of requests, and their mean, in which checkpoints are.
-fn told(mut requests: Vec<[u64; 3]>) -> String {
+fn format_request_counts(mut requests: Vec<[u64; 3]>) -> String {
     requests.sort_unstable();
     let [gets, puts, lists] = requests[requests.len() / 2];
     let mean = |i: usize| requests.iter().map(|r| r[i] as f64).sum::<f64>() / requests.len() as f64;

@@ -15,15 +15,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::record::{Message, Partition};
-use crate::retry::Verdict;
+use crate::record::{KafkaMessage, TopicPartition};
+use crate::retry::Disposition;
 use crate::telemetry::event;
 use crate::validate;
 
 /// How to reach Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Options {
+pub struct KafkaOptions {
     /// Bootstrap brokers, `host:port` separated by commas.
     pub brokers: String,
     /// Further librdkafka properties for every client, for example `"security.protocol" = "SASL_SSL"`,
@@ -34,7 +34,7 @@ pub struct Options {
     pub request_timeout_ms: u64,
 }
 
-impl Default for Options {
+impl Default for KafkaOptions {
     fn default() -> Self {
         Self {
             brokers: "localhost:9092".into(),
@@ -46,7 +46,7 @@ impl Default for Options {
 
 /// Properties that this program sets itself, most of them because delivery guarantees depend on them,
 /// with librdkafka's other names of them.
-const RESERVED: [&str; 26] = [
+const RESERVED_PROPERTIES: [&str; 26] = [
     "acks",
     "auto.commit.enable",
     "auto.offset.reset",
@@ -75,16 +75,22 @@ const RESERVED: [&str; 26] = [
     "statistics.interval.ms",
 ];
 
-impl Options {
+impl KafkaOptions {
     /// What is wrong with these options, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.brokers.trim().is_empty() {
             problems.push("brokers: is empty; give host:port, several separated by commas".into());
         }
-        validate::range(&mut problems, "request_timeout_ms", self.request_timeout_ms, 100, 300_000);
+        validate::check_range(
+            &mut problems,
+            "request_timeout_ms",
+            self.request_timeout_ms,
+            100,
+            300_000,
+        );
         for key in self.properties.keys() {
-            if RESERVED.contains(&key.as_str()) {
+            if RESERVED_PROPERTIES.contains(&key.as_str()) {
                 problems.push(format!("properties.\"{key}\": is set by bsap itself; remove it"));
             }
         }
@@ -92,7 +98,7 @@ impl Options {
     }
 
     /// A client configuration with these settings.
-    pub fn client(&self) -> ClientConfig {
+    pub fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
             .set("client.id", concat!("bsap-", env!("CARGO_PKG_VERSION")))
@@ -107,8 +113,8 @@ impl Options {
     /// A configuration for a producer that loses nothing and keeps the order of a key: idempotent,
     /// acknowledged by all in-sync replicas, at most 30 s a message. How large a message may be is the
     /// topic's to say: a dead letter is larger than the message that it was.
-    pub fn producer(&self) -> ClientConfig {
-        let mut config = self.client();
+    pub fn producer_config(&self) -> ClientConfig {
+        let mut config = self.client_config();
         config
             .set("enable.idempotence", "true")
             .set("compression.type", "zstd")
@@ -122,30 +128,33 @@ impl Options {
 }
 
 /// Stands for the name of a header that is no UTF-8.
-const UNREADABLE: &str = "\u{fffd}";
+const UNREADABLE_HEADER_NAME: &str = "\u{fffd}";
 
 /// No broker answered.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "kafka.brokers: no broker answers at {brokers}: {source}; check the address, the network and kafka.properties"
 )]
-pub struct Unreachable {
+pub struct BrokersUnreachable {
     brokers: String,
     source: KafkaError,
 }
 
 /// Asks the brokers how many partitions each of `topics` has; 0 where a topic does not exist.
-pub async fn probe(options: &Options, topics: &[&str]) -> Result<Vec<usize>, Unreachable> {
+pub async fn fetch_partition_counts(
+    options: &KafkaOptions,
+    topics: &[&str],
+) -> Result<Vec<usize>, BrokersUnreachable> {
     let unreachable = {
         let brokers = options.brokers.clone();
-        move |source| Unreachable { brokers, source }
+        move |source| BrokersUnreachable { brokers, source }
     };
     let timeout = Duration::from_millis(options.request_timeout_ms);
-    let mut config = options.client();
+    let mut config = options.client_config();
     // What cannot be reached is told once, by the error.
     config.set("log_level", "0");
     let topics: Vec<String> = topics.iter().map(|t| (*t).to_owned()).collect();
-    let asked = tokio::task::spawn_blocking(move || {
+    let request = tokio::task::spawn_blocking(move || {
         let client: BaseConsumer = config.create()?;
         let metadata = client.fetch_metadata(None, timeout)?;
         let partitions = |name: &String| {
@@ -154,7 +163,7 @@ pub async fn probe(options: &Options, topics: &[&str]) -> Result<Vec<usize>, Unr
         };
         Ok(topics.iter().map(partitions).collect())
     });
-    match asked.await {
+    match request.await {
         Ok(answer) => answer.map_err(unreachable),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
@@ -163,17 +172,21 @@ pub async fn probe(options: &Options, topics: &[&str]) -> Result<Vec<usize>, Unr
 /// How long Kafka may take to hear that a consumer leaves its group, and the last positions before: where
 /// it is out of reach, the client waits for ever. Nothing is lost by giving up: positions are in the
 /// table, and the group learns of it by the end of the session.
-const LEAVE: Duration = Duration::from_secs(15);
+const LEAVE_GROUP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Does on a thread of its own what makes a consumer leave its group, and waits for it a while; none
 /// where that was too short. The thread then ends with the process.
-pub async fn leave<T: Send + 'static>(leaving: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let left = tokio::time::timeout(LEAVE, tokio::task::spawn_blocking(leaving)).await;
-    match left {
+pub async fn leave_group<T: Send + 'static>(
+    close_consumer: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let result =
+        tokio::time::timeout(LEAVE_GROUP_TIMEOUT, tokio::task::spawn_blocking(close_consumer))
+            .await;
+    match result {
         Ok(Ok(done)) => Some(done),
         Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
         Err(_) => {
-            let seconds = LEAVE.as_secs();
+            let seconds = LEAVE_GROUP_TIMEOUT.as_secs();
             let error = format!("no answer within {seconds} s to a consumer that leaves its group");
             warn!(event = event::SOURCE_ERROR, error, "Kafka is not told that this consumer ends");
             None
@@ -182,40 +195,43 @@ pub async fn leave<T: Send + 'static>(leaving: impl FnOnce() -> T + Send + 'stat
 }
 
 /// Begin and end of the log of every partition of `topic`.
-pub async fn logs(
-    options: &Options,
+pub async fn fetch_watermarks(
+    options: &KafkaOptions,
     topic: &str,
-) -> Result<BTreeMap<i32, (i64, i64)>, Unreachable> {
-    let partitions = probe(options, &[topic]).await?.first().copied().unwrap_or_default();
+) -> Result<BTreeMap<i32, (i64, i64)>, BrokersUnreachable> {
+    let partitions =
+        fetch_partition_counts(options, &[topic]).await?.first().copied().unwrap_or_default();
     let timeout = Duration::from_millis(options.request_timeout_ms);
-    let (mut config, topic) = (options.client(), topic.to_owned());
+    let (mut config, topic) = (options.client_config(), topic.to_owned());
     config.set("log_level", "0");
     let brokers = options.brokers.clone();
-    let asked = tokio::task::spawn_blocking(move || {
+    let request = tokio::task::spawn_blocking(move || {
         let client: BaseConsumer = config.create()?;
         let log = |number| Ok((number, client.fetch_watermarks(&topic, number, timeout)?));
         (0..partitions as i32).map(log).collect::<Result<_, KafkaError>>()
     });
-    match asked.await {
-        Ok(answer) => answer.map_err(|source| Unreachable { brokers, source }),
+    match request.await {
+        Ok(answer) => answer.map_err(|source| BrokersUnreachable { brokers, source }),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 
 /// Settings of topics by name, as the brokers tell them.
-pub async fn topic_settings(
-    options: &Options,
+pub async fn fetch_topic_configs(
+    options: &KafkaOptions,
     topics: &[&str],
-) -> Result<Vec<BTreeMap<String, String>>, Unreachable> {
-    let unreachable = |source| Unreachable { brokers: options.brokers.clone(), source };
-    let mut config = options.client();
+) -> Result<Vec<BTreeMap<String, String>>, BrokersUnreachable> {
+    let unreachable = |source| BrokersUnreachable { brokers: options.brokers.clone(), source };
+    let mut config = options.client_config();
     config.set("log_level", "0");
     let admin: AdminClient<DefaultClientContext> = config.create().map_err(unreachable)?;
     let timeout = Some(Duration::from_millis(options.request_timeout_ms));
-    let asked = AdminOptions::new().request_timeout(timeout);
+    let admin_options = AdminOptions::new().request_timeout(timeout);
     let resources: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
-    let told = admin.describe_configs(&resources, &asked).await.map_err(unreachable)?;
-    told.into_iter()
+    let descriptions =
+        admin.describe_configs(&resources, &admin_options).await.map_err(unreachable)?;
+    descriptions
+        .into_iter()
         .map(|topic| {
             let topic = topic.map_err(|code| unreachable(KafkaError::AdminOp(code)))?;
             let settings = topic.entries.into_iter();
@@ -226,18 +242,18 @@ pub async fn topic_settings(
 
 /// A message of librdkafka, copied. A header whose name is no UTF-8 is named `UNREADABLE`: Kafka takes any
 /// bytes, rdkafka panics at them.
-pub fn owned(message: &BorrowedMessage<'_>) -> Message {
+pub fn to_owned_message(message: &BorrowedMessage<'_>) -> KafkaMessage {
     let header = |headers: &BorrowedHeaders, i| {
         let value = |value: Option<&[u8]>| value.map(Bytes::copy_from_slice);
         let read = || headers.try_get(i).map(|h| (h.key.to_owned(), value(h.value)));
         let read = catch_unwind(AssertUnwindSafe(read));
-        read.unwrap_or_else(|_| Some((UNREADABLE.to_owned(), None)))
+        read.unwrap_or_else(|_| Some((UNREADABLE_HEADER_NAME.to_owned(), None)))
     };
     let headers = message.headers().map_or_else(Vec::new, |headers| {
         (0..headers.count()).filter_map(|i| header(headers, i)).collect()
     });
-    Message {
-        partition: Partition { topic: message.topic().into(), number: message.partition() },
+    KafkaMessage {
+        partition: TopicPartition { topic: message.topic().into(), number: message.partition() },
         offset: message.offset(),
         key: message.key().map(Bytes::copy_from_slice),
         payload: message.payload().map(Bytes::copy_from_slice),
@@ -247,7 +263,7 @@ pub fn owned(message: &BorrowedMessage<'_>) -> Message {
 }
 
 /// The decision for an error of librdkafka.
-pub fn verdict(error: &KafkaError) -> Verdict {
+pub fn classify_error(error: &KafkaError) -> Disposition {
     use rdkafka::types::RDKafkaErrorCode as Code;
     match error.rdkafka_error_code() {
         Some(
@@ -259,9 +275,9 @@ pub fn verdict(error: &KafkaError) -> Verdict {
             | Code::InvalidArgument
             | Code::Fatal
             | Code::UnsupportedFeature,
-        ) => Verdict::Fatal,
-        Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize) => Verdict::DeadLetter,
-        Some(_) => Verdict::Retry,
-        None => Verdict::Fatal,
+        ) => Disposition::Fatal,
+        Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize) => Disposition::DeadLetter,
+        Some(_) => Disposition::Retry,
+        None => Disposition::Fatal,
     }
 }

@@ -24,18 +24,19 @@ use url::Url;
 use crate::ingest::source::{Decoder, ImageEvent};
 use crate::kafka;
 use crate::record::{
-    AttributeType, AttributeTypes, Attributes, Message, Operation, Ordering, Partition, Sequence,
+    AttributeType, AttributeTypes, Attributes, KafkaMessage, Operation, SequenceKey,
+    TopicPartition, VersionOrdering,
 };
-use crate::retry::{Decide, Verdict};
+use crate::retry::{Classify, Disposition};
 use crate::store::{self, Store, StoreError};
 use crate::telemetry::event;
 
 /// Events handed to Kafka that are not acknowledged yet.
-const IN_FLIGHT: usize = 512;
+const MAX_UNACKNOWLEDGED_EVENTS: usize = 512;
 /// Longest JSON line: Kafka's usual limit for a message.
 const MAX_LINE_BYTES: usize = 1 << 20;
 /// What is taken for a picture when a folder or a bucket is listed.
-const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
+const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
 /// Why nothing more can be published.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +46,7 @@ pub enum PublishError {
     Store(#[from] StoreError),
     /// A path is not there, or is nothing that can be announced.
     #[error("{target}: {reason}")]
-    Target {
+    InvalidTarget {
         /// As given.
         target: String,
         /// Why.
@@ -53,7 +54,7 @@ pub enum PublishError {
     },
     /// Lines cannot be read.
     #[error("{name}: {source}")]
-    Read {
+    ReadLines {
         /// The file.
         name: String,
         /// Why.
@@ -71,22 +72,22 @@ pub enum PublishError {
     },
 }
 
-impl Decide for PublishError {
-    fn verdict(&self) -> Verdict {
+impl Classify for PublishError {
+    fn disposition(&self) -> Disposition {
         match self {
-            Self::Store(error) => error.verdict(),
-            Self::Kafka { source, .. } => kafka::verdict(source),
-            Self::Target { .. } | Self::Read { .. } => Verdict::Fatal,
+            Self::Store(error) => error.disposition(),
+            Self::Kafka { source, .. } => kafka::classify_error(source),
+            Self::InvalidTarget { .. } | Self::ReadLines { .. } => Disposition::Fatal,
         }
     }
 }
 
 /// An event to send, or an input that is none, with the reason.
-pub type Candidate = Result<ImageEvent, String>;
+pub type PublishInput = Result<ImageEvent, String>;
 
 /// What was sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Published {
+pub struct PublishSummary {
     /// Events acknowledged by Kafka.
     pub published: u64,
     /// Inputs that are no events.
@@ -102,8 +103,8 @@ pub struct Publisher {
 
 impl Publisher {
     /// Makes the producer; no connection is opened yet.
-    pub fn new(kafka: &kafka::Options, topic: &str) -> Result<Self, PublishError> {
-        let producer = kafka.producer().create().map_err(|source| PublishError::Kafka {
+    pub fn new(kafka: &kafka::KafkaOptions, topic: &str) -> Result<Self, PublishError> {
+        let producer = kafka.producer_config().create().map_err(|source| PublishError::Kafka {
             topic: topic.to_owned(),
             brokers: kafka.brokers.clone(),
             source,
@@ -113,16 +114,16 @@ impl Publisher {
 
     /// Sends one event and returns when all in-sync replicas have it.
     pub async fn send(&self, event: &ImageEvent) -> Result<(), PublishError> {
-        self.send_with(event, &[]).await
+        self.send_with_headers(event, &[]).await
     }
 
     /// The same with headers, each a name and a value.
-    pub async fn send_with(
+    pub async fn send_with_headers(
         &self,
         event: &ImageEvent,
         headers: &[(&str, &str)],
     ) -> Result<(), PublishError> {
-        let payload = serde_json::to_string(event).map_err(|e| PublishError::Target {
+        let payload = serde_json::to_string(event).map_err(|e| PublishError::InvalidTarget {
             target: event.image_id.clone(),
             reason: e.to_string(),
         })?;
@@ -145,12 +146,12 @@ impl Publisher {
     /// of each that was sent or skipped.
     pub async fn send_all(
         &self,
-        candidates: impl Stream<Item = Result<Candidate, PublishError>>,
+        inputs: impl Stream<Item = Result<PublishInput, PublishError>>,
         token: &CancellationToken,
-        mut on_candidate: impl FnMut(&Candidate),
-    ) -> Result<Published, PublishError> {
-        let mut done = Published::default();
-        let sent = candidates
+        mut on_input: impl FnMut(&PublishInput),
+    ) -> Result<PublishSummary, PublishError> {
+        let mut summary = PublishSummary::default();
+        let sent = inputs
             .take_until(token.cancelled())
             .map(|candidate| async {
                 let candidate = candidate?;
@@ -159,23 +160,23 @@ impl Publisher {
                 }
                 Ok::<_, PublishError>(candidate)
             })
-            .buffered(IN_FLIGHT);
+            .buffered(MAX_UNACKNOWLEDGED_EVENTS);
         let mut sent = std::pin::pin!(sent);
         while let Some(candidate) = sent.next().await {
             let candidate = candidate?;
             match candidate {
-                Ok(_) => done.published += 1,
-                Err(_) => done.skipped += 1,
+                Ok(_) => summary.published += 1,
+                Err(_) => summary.skipped += 1,
             }
-            on_candidate(&candidate);
+            on_input(&candidate);
         }
         info!(
             event = event::PUBLISH,
-            published = done.published,
-            skipped = done.skipped,
+            published = summary.published,
+            skipped = summary.skipped,
             "events published"
         );
-        Ok(done)
+        Ok(summary)
     }
 
     /// Waits until everything that was handed over is acknowledged, at most `timeout`. Blocks.
@@ -190,42 +191,42 @@ impl Publisher {
 
 /// How events are made from what is listed.
 #[derive(Debug, Clone, Default)]
-pub struct Naming {
+pub struct EventTemplate {
     /// Put before each image id.
     pub id_prefix: String,
     /// Attributes that every event gets.
     pub attributes: BTreeMap<String, serde_json::Value>,
     /// Date every event now instead of at the object's last change.
-    pub now: bool,
+    pub use_current_time: bool,
     /// What orders the versions of an image: decides whether `sequence` is set.
-    pub ordering: Ordering,
+    pub ordering: VersionOrdering,
 }
 
-impl Naming {
+impl EventTemplate {
     /// The event that announces `uri` as changed at `changed`.
-    pub fn upsert(&self, id: &str, uri: &str, changed: DateTime<Utc>) -> ImageEvent {
-        let time = if self.now { Utc::now() } else { changed };
+    pub fn upsert_event(&self, id: &str, uri: &str, changed: DateTime<Utc>) -> ImageEvent {
+        let time = if self.use_current_time { Utc::now() } else { changed };
         ImageEvent {
             uri: Some(uri.to_owned()),
             attributes: self.attributes.clone(),
-            ..self.event(id, Operation::Upsert, time)
+            ..self.base_event(id, Operation::Upsert, time)
         }
     }
 
     /// The event that says that an image is gone.
-    pub fn delete(&self, id: &str) -> ImageEvent {
-        self.event(id, Operation::Delete, Utc::now())
+    pub fn delete_event(&self, id: &str) -> ImageEvent {
+        self.base_event(id, Operation::Delete, Utc::now())
     }
 
     /// The event that `id` changed at `time`, without what an upsert needs besides.
-    pub fn event(&self, id: &str, operation: Operation, time: DateTime<Utc>) -> ImageEvent {
+    pub fn base_event(&self, id: &str, operation: Operation, time: DateTime<Utc>) -> ImageEvent {
         let sequence = u64::try_from(time.timestamp_micros()).ok();
         ImageEvent {
             image_id: format!("{}{id}", self.id_prefix),
             operation,
             uri: None,
             data: None,
-            sequence: sequence.filter(|_| self.ordering == Ordering::Sequence),
+            sequence: sequence.filter(|_| self.ordering == VersionOrdering::Sequence),
             event_time: Some(time),
             attributes: BTreeMap::new(),
         }
@@ -234,7 +235,10 @@ impl Naming {
 
 /// Stored attributes as events have them, by their declared types; one that is not declared any more
 /// is left out.
-pub fn values(attributes: &Attributes, types: &AttributeTypes) -> BTreeMap<String, Value> {
+pub fn attributes_to_json(
+    attributes: &Attributes,
+    types: &AttributeTypes,
+) -> BTreeMap<String, Value> {
     let value = |(name, text): (&String, &String)| {
         let value = match types.get(name)? {
             AttributeType::Text | AttributeType::Time => Value::String(text.clone()),
@@ -251,36 +255,36 @@ pub fn values(attributes: &Attributes, types: &AttributeTypes) -> BTreeMap<Strin
 pub async fn discover(
     target: &str,
     options: &BTreeMap<String, String>,
-    naming: Naming,
-) -> Result<BoxStream<'static, Result<Candidate, PublishError>>, PublishError> {
-    let url = store::parse(target)?;
+    template: EventTemplate,
+) -> Result<BoxStream<'static, Result<PublishInput, PublishError>>, PublishError> {
+    let url = store::parse_url(target)?;
     match url.scheme() {
         "http" | "https" => {
             let id = url.path_segments().and_then(|mut s| s.next_back()).unwrap_or_default();
-            let event = naming.upsert(
+            let event = template.upsert_event(
                 if id.is_empty() { url.as_str() } else { id },
                 url.as_str(),
                 Utc::now(),
             );
             Ok(once(async { Ok(Ok(event)) }).boxed())
         }
-        "file" => local(target, &url, naming).await,
-        _ => Ok(list(Store::open(target, options)?, naming)),
+        "file" => discover_local(target, &url, template).await,
+        _ => Ok(list_image_events(Store::open(target, options)?, template)),
     }
 }
 
-async fn local(
+async fn discover_local(
     target: &str,
     url: &Url,
-    naming: Naming,
-) -> Result<BoxStream<'static, Result<Candidate, PublishError>>, PublishError> {
-    let wrong = |reason: String| PublishError::Target { target: target.to_owned(), reason };
+    template: EventTemplate,
+) -> Result<BoxStream<'static, Result<PublishInput, PublishError>>, PublishError> {
+    let wrong = |reason: String| PublishError::InvalidTarget { target: target.to_owned(), reason };
     let path = url.to_file_path().map_err(|()| wrong("is not a local path".into()))?;
     // Without the slash at its end that makes a path a folder's.
     let path: PathBuf = path.components().collect();
     let found = tokio::fs::metadata(&path).await.map_err(|e| wrong(e.to_string()))?;
     if found.is_dir() {
-        return Ok(list(Store::open(target, &BTreeMap::new())?, naming));
+        return Ok(list_image_events(Store::open(target, &BTreeMap::new())?, template));
     }
     let (Some(folder), Some(name)) =
         (path.parent().and_then(FilePath::to_str), path.file_name().and_then(|n| n.to_str()))
@@ -289,20 +293,27 @@ async fn local(
     };
     let store = Store::open(folder, &BTreeMap::new())?;
     let key = object_store::path::Path::parse(name).map_err(|e| wrong(e.to_string()))?;
-    let meta = store.objects().head(&key).await.map_err(|e| store.error(e))?;
-    let object = Object::of(&store, &meta);
-    let event = naming.upsert(&object.key, object.uri.as_str(), object.changed);
+    let meta = store.object_store().head(&key).await.map_err(|e| store.wrap_error(e))?;
+    let object = ListedObject::from_metadata(&store, &meta);
+    let event = template.upsert_event(&object.key, object.uri.as_str(), object.last_modified);
     Ok(once(async { Ok(Ok(event)) }).boxed())
 }
 
 /// The events for every picture below a place.
-fn list(store: Store, naming: Naming) -> BoxStream<'static, Result<Candidate, PublishError>> {
-    objects(store)
+fn list_image_events(
+    store: Store,
+    template: EventTemplate,
+) -> BoxStream<'static, Result<PublishInput, PublishError>> {
+    list_objects(store)
         .filter_map(move |object| {
             let candidate = match object {
                 Err(error) => Some(Err(error.into())),
-                Ok(object) => object.picture.then(|| {
-                    Ok(Ok(naming.upsert(&object.key, object.uri.as_str(), object.changed)))
+                Ok(object) => object.is_image.then(|| {
+                    Ok(Ok(template.upsert_event(
+                        &object.key,
+                        object.uri.as_str(),
+                        object.last_modified,
+                    )))
                 }),
             };
             std::future::ready(candidate)
@@ -312,21 +323,21 @@ fn list(store: Store, naming: Naming) -> BoxStream<'static, Result<Candidate, Pu
 
 /// An object as a listing has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Object {
+pub struct ListedObject {
     /// Its key within the place that is listed.
     pub key: String,
     /// Its address.
     pub uri: Url,
     /// Its last change.
-    pub changed: DateTime<Utc>,
+    pub last_modified: DateTime<Utc>,
     /// Its size.
-    pub bytes: u64,
+    pub size_bytes: u64,
     /// Whether its name is one of a picture.
-    pub picture: bool,
+    pub is_image: bool,
 }
 
-impl Object {
-    fn of(store: &Store, meta: &ObjectMeta) -> Self {
+impl ListedObject {
+    fn from_metadata(store: &Store, meta: &ObjectMeta) -> Self {
         let mut uri = store.url().clone();
         if let Ok(mut segments) = uri.path_segments_mut() {
             segments
@@ -336,43 +347,44 @@ impl Object {
         Self {
             key: meta.location.as_ref().to_owned(),
             uri,
-            changed: meta.last_modified,
-            bytes: meta.size,
-            picture: is_picture(meta),
+            last_modified: meta.last_modified,
+            size_bytes: meta.size,
+            is_image: has_image_extension(meta),
         }
     }
 }
 
 /// Every object below a place, in the order of the store.
-pub fn objects(store: Store) -> BoxStream<'static, Result<Object, StoreError>> {
-    let listed = store.objects().list(None);
+pub fn list_objects(store: Store) -> BoxStream<'static, Result<ListedObject, StoreError>> {
+    let listed = store.object_store().list(None);
     listed
         .map(move |object| match object {
-            Ok(meta) => Ok(Object::of(&store, &meta)),
-            Err(error) => Err(store.error(error)),
+            Ok(meta) => Ok(ListedObject::from_metadata(&store, &meta)),
+            Err(error) => Err(store.wrap_error(error)),
         })
         .boxed()
 }
 
-fn is_picture(meta: &ObjectMeta) -> bool {
+fn has_image_extension(meta: &ObjectMeta) -> bool {
     let extension = meta.location.extension().map(str::to_ascii_lowercase);
-    extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
+    extension.is_some_and(|extension| IMAGE_EXTENSIONS.contains(&extension.as_str()))
 }
 
 /// The events in JSON lines; a line that a worker would refuse becomes a candidate that is none.
-pub fn lines(
+pub fn parse_lines(
     name: &str,
     reader: impl AsyncBufRead + Unpin + Send + 'static,
-    rules: Decoder,
-) -> BoxStream<'static, Result<Candidate, PublishError>> {
+    decoder: Decoder,
+) -> BoxStream<'static, Result<PublishInput, PublishError>> {
     let name = name.to_owned();
-    let state = (reader, rules, name, 0u64);
+    let state = (reader, decoder, name, 0u64);
     futures::stream::try_unfold(state, |(mut reader, rules, name, number)| async move {
         let (mut line, mut number) = (String::new(), number);
         loop {
             line.clear();
             let read = reader.read_line(&mut line).await;
-            let read = read.map_err(|source| PublishError::Read { name: name.clone(), source })?;
+            let read =
+                read.map_err(|source| PublishError::ReadLines { name: name.clone(), source })?;
             number += 1;
             if read == 0 {
                 return Ok(None);
@@ -381,7 +393,7 @@ pub fn lines(
                 break;
             }
         }
-        let candidate = check(line.trim(), &rules)
+        let candidate = parse_line(line.trim(), &rules)
             .map(|(event, _)| event)
             .map_err(|reason| format!("{name}:{number}: {reason}"));
         Ok(Some((candidate, (reader, rules, name, number))))
@@ -390,7 +402,7 @@ pub fn lines(
 }
 
 /// A line as an event, checked as a worker checks it, and its version by the catalogue's ordering.
-pub fn check(line: &str, rules: &Decoder) -> Result<(ImageEvent, Sequence), String> {
+pub fn parse_line(line: &str, decoder: &Decoder) -> Result<(ImageEvent, SequenceKey), String> {
     if line.len() > MAX_LINE_BYTES {
         return Err(format!(
             "has {} bytes, more than {MAX_LINE_BYTES}; give a uri instead of data",
@@ -400,15 +412,15 @@ pub fn check(line: &str, rules: &Decoder) -> Result<(ImageEvent, Sequence), Stri
     let key = serde_json::from_str::<serde_json::Value>(line)
         .ok()
         .and_then(|value| Some(Bytes::from(value.get("image_id")?.as_str()?.to_owned())));
-    let message = Message {
-        partition: Partition { topic: "".into(), number: 0 },
+    let message = KafkaMessage {
+        partition: TopicPartition { topic: "".into(), number: 0 },
         offset: 0,
         key,
         payload: Some(Bytes::copy_from_slice(line.as_bytes())),
         headers: Vec::new(),
         timestamp_ms: None,
     };
-    let events = rules.decode(&message, Utc::now()).map_err(|e| e.to_string())?;
+    let events = decoder.decode(&message, Utc::now()).map_err(|e| e.to_string())?;
     let Some(event) = events.into_iter().next() else {
         return Err("tells of no image".into());
     };
@@ -421,12 +433,18 @@ mod tests {
     use crate::ingest::source;
     use crate::record::AttributeTypes;
 
-    fn naming() -> Naming {
-        Naming { id_prefix: "shop/".into(), ordering: Ordering::Sequence, ..Naming::default() }
+    fn event_template() -> EventTemplate {
+        EventTemplate {
+            id_prefix: "shop/".into(),
+            ordering: VersionOrdering::Sequence,
+            ..EventTemplate::default()
+        }
     }
 
-    async fn all(stream: BoxStream<'static, Result<Candidate, PublishError>>) -> Vec<Candidate> {
-        let mut all: Vec<Candidate> = stream.map(Result::unwrap).collect().await;
+    async fn collect_sorted(
+        stream: BoxStream<'static, Result<PublishInput, PublishError>>,
+    ) -> Vec<PublishInput> {
+        let mut all: Vec<PublishInput> = stream.map(Result::unwrap).collect().await;
         all.sort_by_key(|c| c.as_ref().map_or_else(Clone::clone, |e| e.image_id.clone()));
         all
     }
@@ -439,8 +457,12 @@ mod tests {
             std::fs::write(folder.path().join(name), b"x").unwrap();
         }
         let target = folder.path().to_str().unwrap();
-        let events = all(discover(target, &BTreeMap::new(), naming()).await.unwrap()).await;
-        let again = all(discover(target, &BTreeMap::new(), naming()).await.unwrap()).await;
+        let events =
+            collect_sorted(discover(target, &BTreeMap::new(), event_template()).await.unwrap())
+                .await;
+        let again =
+            collect_sorted(discover(target, &BTreeMap::new(), event_template()).await.unwrap())
+                .await;
         assert_eq!(events, again, "announcing twice brings nothing new");
         let events: Vec<&ImageEvent> = events.iter().map(|e| e.as_ref().unwrap()).collect();
         let ids: Vec<&str> = events.iter().map(|e| e.image_id.as_str()).collect();
@@ -451,20 +473,24 @@ mod tests {
             assert!(event.sequence.is_some());
         }
         let one = folder.path().join("x.JPG");
-        let one =
-            all(discover(one.to_str().unwrap(), &BTreeMap::new(), naming()).await.unwrap()).await;
+        let one = collect_sorted(
+            discover(one.to_str().unwrap(), &BTreeMap::new(), event_template()).await.unwrap(),
+        )
+        .await;
         assert_eq!(one.len(), 1);
-        assert!(discover("nowhere/at/all.jpg", &BTreeMap::new(), naming()).await.is_err());
+        assert!(discover("nowhere/at/all.jpg", &BTreeMap::new(), event_template()).await.is_err());
     }
 
     #[tokio::test]
     async fn lines_that_a_worker_would_refuse_are_named() {
-        let options =
-            source::Options { ordering: Ordering::Sequence, ..source::Options::default() };
+        let options = source::SourceOptions {
+            ordering: VersionOrdering::Sequence,
+            ..source::SourceOptions::default()
+        };
         let rules = Decoder::new(&options, &AttributeTypes::new());
         let text = "{\"image_id\":\"a\",\"uri\":\"u\",\"sequence\":1}\n\nnonsense\n{\"image_id\":\"b\",\"uri\":\"u\"}\n";
-        let all: Vec<Candidate> =
-            lines("f.jsonl", text.as_bytes(), rules).map(Result::unwrap).collect().await;
+        let all: Vec<PublishInput> =
+            parse_lines("f.jsonl", text.as_bytes(), rules).map(Result::unwrap).collect().await;
         assert_eq!(all[0].as_ref().unwrap().image_id, "a");
         assert!(all[1].as_ref().unwrap_err().starts_with("f.jsonl:3: not a known"));
         assert!(all[2].as_ref().unwrap_err().starts_with("f.jsonl:4: sequence: is missing"));

@@ -15,7 +15,7 @@ use half::f16;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::balance::statistics::{Statistics, StatisticsKey};
+use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 
 /// Longest accepted image id, in bytes. Ids are primary keys that every worker holds in memory.
 pub const MAX_IMAGE_ID_BYTES: usize = 1024;
@@ -23,14 +23,14 @@ pub const MAX_IMAGE_ID_BYTES: usize = 1024;
 /// A value that is not what its field requires. Permanent: the same input fails again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
-pub struct Invalid {
+pub struct InvalidField {
     /// The field of the event that is wrong.
     pub field: String,
     /// What is wrong and what would be right.
     pub reason: String,
 }
 
-impl Invalid {
+impl InvalidField {
     /// An error that names `field` and says why.
     pub fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Self { field: field.into(), reason: reason.into() }
@@ -44,19 +44,19 @@ pub struct ImageId(Arc<str>);
 
 impl ImageId {
     /// Checks and wraps an id.
-    pub fn new(id: impl AsRef<str>) -> Result<Self, Invalid> {
+    pub fn new(id: impl AsRef<str>) -> Result<Self, InvalidField> {
         let id = id.as_ref();
         if id.is_empty() {
-            return Err(Invalid::new("image_id", "is empty"));
+            return Err(InvalidField::new("image_id", "is empty"));
         }
         if id.len() > MAX_IMAGE_ID_BYTES {
             let reason =
                 format!("has {} bytes, more than {MAX_IMAGE_ID_BYTES}; use a shorter id", id.len());
-            return Err(Invalid::new("image_id", reason));
+            return Err(InvalidField::new("image_id", reason));
         }
         if let Some(c) = id.chars().find(|c| c.is_control()) {
             let reason = format!("contains the control character {}", c.escape_unicode());
-            return Err(Invalid::new("image_id", reason));
+            return Err(InvalidField::new("image_id", reason));
         }
         Ok(Self(id.into()))
     }
@@ -68,8 +68,8 @@ impl ImageId {
 }
 
 impl TryFrom<String> for ImageId {
-    type Error = Invalid;
-    fn try_from(id: String) -> Result<Self, Invalid> {
+    type Error = InvalidField;
+    fn try_from(id: String) -> Result<Self, InvalidField> {
         Self::new(id)
     }
 }
@@ -88,14 +88,14 @@ impl fmt::Display for ImageId {
 
 /// Where a message stands in Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Partition {
+pub struct TopicPartition {
     /// Topic name.
     pub topic: Arc<str>,
     /// Partition number within the topic.
     pub number: i32,
 }
 
-impl fmt::Display for Partition {
+impl fmt::Display for TopicPartition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}[{}]", self.topic, self.number)
     }
@@ -103,9 +103,9 @@ impl fmt::Display for Partition {
 
 /// A Kafka message as it came, owned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
+pub struct KafkaMessage {
     /// Where it came from.
-    pub partition: Partition,
+    pub partition: TopicPartition,
     /// Its offset there.
     pub offset: i64,
     /// Its key, if it has one.
@@ -118,17 +118,17 @@ pub struct Message {
     pub timestamp_ms: Option<i64>,
 }
 
-impl Message {
+impl KafkaMessage {
     /// The trace that the message belongs to: 32 hexadecimal digits from its `traceparent` header
     /// (W3C Trace Context). None where there is none, or it is not one.
     pub fn trace_id(&self) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(name, _)| name == "traceparent")?;
-        Some(trace_parent(std::str::from_utf8(value.as_deref()?).ok()?)?.0)
+        Some(parse_traceparent(std::str::from_utf8(value.as_deref()?).ok()?)?.0)
     }
 }
 
 /// Trace id and span id of a `traceparent` (W3C Trace Context): `00-<trace id>-<span id>-<flags>`.
-pub fn trace_parent(traceparent: &str) -> Option<(&str, &str)> {
+pub fn parse_traceparent(traceparent: &str) -> Option<(&str, &str)> {
     let digits = |text: &str, length| {
         let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         text.len() == length && text.bytes().all(digit) && text.bytes().any(|b| b != b'0')
@@ -144,7 +144,7 @@ pub fn trace_parent(traceparent: &str) -> Option<(&str, &str)> {
     Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
 )]
 #[serde(rename_all = "snake_case")]
-pub enum Ordering {
+pub enum VersionOrdering {
     /// The event's own `sequence`, an unsigned integer that grows with each change of an image.
     Sequence,
     /// The event's `event_time`, to the microsecond.
@@ -157,9 +157,9 @@ pub enum Ordering {
     Sequencer,
 }
 
-impl Ordering {
+impl VersionOrdering {
     /// The name that stands in configuration and in the table's properties.
-    pub fn name(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Sequence => "sequence",
             Self::EventTime => "event_time",
@@ -174,30 +174,30 @@ impl Ordering {
 /// Numbers are written with 20 digits and sequencers without the zeros at their end, so that every
 /// tool that reads the table can order rows by the column without knowing how it was made.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Sequence(Arc<str>);
+pub struct SequenceKey(Arc<str>);
 
-impl Sequence {
+impl SequenceKey {
     /// From a number that grows with each version.
     pub fn from_number(number: u64) -> Self {
         Self(format!("{number:020}").into())
     }
 
     /// From a time, to the microsecond. Times before 1970 are refused.
-    pub fn from_time(time: DateTime<Utc>) -> Result<Self, Invalid> {
+    pub fn from_time(time: DateTime<Utc>) -> Result<Self, InvalidField> {
         u64::try_from(time.timestamp_micros())
             .map(Self::from_number)
-            .map_err(|_| Invalid::new("event_time", format!("{time} lies before 1970")))
+            .map_err(|_| InvalidField::new("event_time", format!("{time} lies before 1970")))
     }
 
     /// From the `sequencer` of a bucket notification, hexadecimal digits. They compare as if the
     /// shorter one were filled up with zeros on the right ("Event message structure", Amazon S3
     /// user guide); without the zeros at the end, plain comparison does the same.
-    pub fn from_sequencer(sequencer: &str) -> Result<Self, Invalid> {
-        const LONGEST: usize = 128;
+    pub fn from_sequencer(sequencer: &str) -> Result<Self, InvalidField> {
+        const MAX_DIGITS: usize = 128;
         let digits = !sequencer.is_empty() && sequencer.bytes().all(|b| b.is_ascii_hexdigit());
-        if !digits || sequencer.len() > LONGEST {
-            let reason = format!("{sequencer:.200?} is not 1 to {LONGEST} hexadecimal digits");
-            return Err(Invalid::new("sequencer", reason));
+        if !digits || sequencer.len() > MAX_DIGITS {
+            let reason = format!("{sequencer:.200?} is not 1 to {MAX_DIGITS} hexadecimal digits");
+            return Err(InvalidField::new("sequencer", reason));
         }
         Ok(Self(sequencer.trim_end_matches('0').to_ascii_uppercase().into()))
     }
@@ -242,7 +242,7 @@ pub enum AttributeType {
 
 impl AttributeType {
     /// The name that stands in configuration and answers.
-    pub fn name(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Text => "text",
             Self::Integer => "integer",
@@ -253,7 +253,7 @@ impl AttributeType {
     }
 
     /// For messages: a value is none of these.
-    pub fn described(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Self::Text => "a text",
             Self::Integer => "a whole number",
@@ -272,7 +272,7 @@ pub type Attributes = BTreeMap<String, String>;
 
 /// Where an image's bytes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
+pub enum ImageContent {
     /// A URI that a worker fetches.
     Uri {
         /// The URI.
@@ -286,24 +286,24 @@ pub enum Content {
 
 /// One accepted change of one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub struct AcceptedEvent {
     /// Which image.
     pub image_id: ImageId,
     /// Its version.
-    pub sequence: Sequence,
+    pub sequence: SequenceKey,
     /// When it happened, according to whoever sent the event.
     pub event_time: Option<DateTime<Utc>>,
     /// What happened.
-    pub change: Change,
+    pub change: ImageChange,
 }
 
 /// What an [`Event`] does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum ImageChange {
     /// A new or changed image.
     Upsert {
         /// Where its bytes are.
-        content: Content,
+        content: ImageContent,
         /// Its declared attributes.
         attributes: Attributes,
     },
@@ -312,7 +312,7 @@ pub enum Change {
     /// One version of an object was removed: the image is whatever is there now, or gone.
     Recheck {
         /// Where its bytes are, if they are anywhere.
-        content: Content,
+        content: ImageContent,
     },
 }
 
@@ -323,7 +323,7 @@ pub struct Embedding(Box<[f32]>);
 
 impl Embedding {
     /// Rounds a unit-length vector of any dimension to what is stored.
-    pub fn round(unit: &[f32]) -> Self {
+    pub fn from_unit_vector(unit: &[f32]) -> Self {
         Self(unit.iter().map(|v| f16::from_f32(*v).to_f32()).collect())
     }
 
@@ -340,22 +340,22 @@ impl Embedding {
 
 /// One version of one image, as the table stores it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub struct ImageRow {
     /// Which image.
     pub image_id: ImageId,
     /// Its version: the newest of an image wins.
-    pub sequence: Sequence,
+    pub sequence: SequenceKey,
     /// When the change happened, where the event said so.
     pub event_time: Option<DateTime<Utc>>,
     /// When the row was made. Breaks the tie between two rows of one version.
     pub embedded_at: DateTime<Utc>,
     /// The image, or nothing where it was deleted.
-    pub image: Option<Image>,
+    pub image: Option<StoredImage>,
 }
 
 /// What is known of an image that is there.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Image {
+pub struct StoredImage {
     /// Where it was fetched from; none where the bytes came inline.
     pub uri: Option<String>,
     /// SHA-256 of the bytes that were decoded, in hexadecimal.
@@ -371,40 +371,40 @@ pub struct Image {
     /// The embedding.
     pub embedding: Embedding,
     /// Statistics of the auxiliary scores, by prompt set.
-    pub statistics: BTreeMap<StatisticsKey, Statistics>,
+    pub statistics: BTreeMap<StatisticsKey, ScoreStatistics>,
 }
 
-impl Content {
+impl ImageContent {
     /// The newest that a URI names.
-    pub fn uri(uri: impl Into<String>) -> Self {
+    pub fn from_uri(uri: impl Into<String>) -> Self {
         Self::Uri { uri: uri.into(), version: None }
     }
 }
 
-impl Row {
+impl ImageRow {
     /// Whether this row replaces `other` as the current version of the same image.
     ///
     /// The newer sequence wins. At an equal sequence a delete wins over an image (the version is
     /// the same, and what was asked to be gone must be gone), then the row that was made later.
-    pub fn supersedes(&self, other: &Row) -> bool {
-        Version::of(self).cmp(&Version::of(other)) == CmpOrdering::Greater
+    pub fn supersedes(&self, other: &ImageRow) -> bool {
+        RowVersion::from_row(self).cmp(&RowVersion::from_row(other)) == CmpOrdering::Greater
     }
 }
 
 /// What decides between two rows of an image; compares in the order of its fields.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Version {
+pub struct RowVersion {
     /// The order of the versions of an image.
-    pub sequence: Sequence,
+    pub sequence: SequenceKey,
     /// Whether the image was deleted.
     pub deleted: bool,
     /// When the row was made.
     pub embedded_at: DateTime<Utc>,
 }
 
-impl Version {
+impl RowVersion {
     /// The version of a row.
-    pub fn of(row: &Row) -> Self {
+    pub fn from_row(row: &ImageRow) -> Self {
         Self {
             sequence: row.sequence.clone(),
             deleted: row.image.is_none(),
@@ -414,7 +414,7 @@ impl Version {
 }
 
 /// Lower-case hexadecimal, as hashes and fingerprints are written.
-pub fn hex(bytes: &[u8]) -> String {
+pub fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
@@ -426,7 +426,7 @@ mod tests {
     fn only_a_whole_traceparent_gives_a_trace_id() {
         let id = "4bf92f3577b34da6a3ce929d0e0e4736";
         let span = "00f067aa0ba902b7";
-        assert_eq!(trace_parent(&format!("00-{id}-{span}-01")), Some((id, span)));
+        assert_eq!(parse_traceparent(&format!("00-{id}-{span}-01")), Some((id, span)));
         let zeros = "0".repeat(32);
         for wrong in [
             "",
@@ -437,7 +437,7 @@ mod tests {
             &format!("00-{zeros}-00f067aa0ba902b7-01"),
             &format!("00-{}-00f067aa0ba902b7-01", id.to_uppercase()),
         ] {
-            assert_eq!(trace_parent(wrong), None, "{wrong}");
+            assert_eq!(parse_traceparent(wrong), None, "{wrong}");
         }
     }
 
@@ -456,37 +456,37 @@ mod tests {
     #[test]
     fn sequences_order_as_their_numbers() {
         let mut numbers = [99, u64::MAX, 10, 0, 1_000, 9];
-        numbers.sort_by_key(|n| Sequence::from_number(*n));
+        numbers.sort_by_key(|n| SequenceKey::from_number(*n));
         assert_eq!(numbers, [0, 9, 10, 99, 1_000, u64::MAX]);
     }
 
     #[test]
     fn sequencers_order_by_the_padding_rule() {
-        let of = |s: &str| Sequence::from_sequencer(s).unwrap();
+        let of = |s: &str| SequenceKey::from_sequencer(s).unwrap();
         // From the Amazon S3 user guide's rule: fill up with zeros on the right, then compare.
         assert_eq!(of("0055AED6DCD90281E5"), of("0055aed6dcd90281e500"));
         assert!(of("0055AED6DCD90281E5") < of("0055AED6DCD90281E501"));
         assert!(of("0055AED6DCD90281E5") < of("0055AED6DCD90281F"));
         for wrong in ["", "12G4", " 12", &"A".repeat(129)] {
-            assert_eq!(Sequence::from_sequencer(wrong).unwrap_err().field, "sequencer");
+            assert_eq!(SequenceKey::from_sequencer(wrong).unwrap_err().field, "sequencer");
         }
     }
 
     #[test]
     fn a_delete_wins_a_tie_and_never_an_older_version() {
-        let row = |sequence: u64, deleted: bool| Row {
+        let row = |sequence: u64, deleted: bool| ImageRow {
             image_id: ImageId::new("a").unwrap(),
-            sequence: Sequence::from_number(sequence),
+            sequence: SequenceKey::from_number(sequence),
             event_time: None,
             embedded_at: DateTime::from_timestamp(5, 0).unwrap(),
-            image: (!deleted).then(|| Image {
+            image: (!deleted).then(|| StoredImage {
                 uri: None,
                 content_hash: String::new(),
                 bytes: 0,
                 width: 1,
                 height: 1,
                 attributes: Attributes::new(),
-                embedding: Embedding::round(&[1.0]),
+                embedding: Embedding::from_unit_vector(&[1.0]),
                 statistics: BTreeMap::new(),
             }),
         };

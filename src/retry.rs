@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The decision that an error carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Disposition {
     /// It may pass: try again after a pause.
     Retry,
     /// This input will never work: put it aside and go on.
@@ -17,9 +17,9 @@ pub enum Verdict {
 }
 
 /// An error that tells its caller what to do.
-pub trait Decide {
+pub trait Classify {
     /// What to do about this error.
-    fn verdict(&self) -> Verdict;
+    fn disposition(&self) -> Disposition;
 }
 
 /// Exponential backoff with full jitter: the pause before attempt *n* is uniform in
@@ -31,17 +31,17 @@ pub struct Backoff {
     /// Upper bound of every pause.
     pub cap: Duration,
     /// How often the work is tried in all, at least once.
-    pub attempts: u32,
+    pub max_attempts: u32,
 }
 
 impl Backoff {
     /// Between 100 ms and 10 s, `attempts` times in all.
-    pub fn times(attempts: u32) -> Self {
-        Self { base: Duration::from_millis(100), cap: Duration::from_secs(10), attempts }
+    pub fn with_max_attempts(max_attempts: u32) -> Self {
+        Self { base: Duration::from_millis(100), cap: Duration::from_secs(10), max_attempts }
     }
 
     /// The pause after the failed attempt `attempt`, counted from 0.
-    pub fn pause(&self, attempt: u32) -> Duration {
+    pub fn random_delay(&self, attempt: u32) -> Duration {
         let bound = self.base.saturating_mul(2u32.saturating_pow(attempt)).min(self.cap);
         rand::rng().random_range(Duration::ZERO..=bound)
     }
@@ -58,7 +58,7 @@ pub async fn retry<T, E, F>(
     mut work: impl FnMut() -> F,
 ) -> Result<T, E>
 where
-    E: Decide,
+    E: Classify,
     F: Future<Output = Result<T, E>>,
 {
     let mut attempt = 0;
@@ -68,12 +68,12 @@ where
             Err(error) => error,
         };
         attempt += 1;
-        if error.verdict() != Verdict::Retry || attempt >= backoff.attempts {
+        if error.disposition() != Disposition::Retry || attempt >= backoff.max_attempts {
             return Err(error);
         }
         on_retry(attempt, &error);
         tokio::select! {
-            () = tokio::time::sleep(backoff.pause(attempt - 1)) => {}
+            () = tokio::time::sleep(backoff.random_delay(attempt - 1)) => {}
             () = token.cancelled() => return Err(error),
         }
     }
@@ -86,16 +86,16 @@ mod tests {
     use super::*;
 
     #[derive(Debug, PartialEq)]
-    struct Fault(Verdict);
-    impl Decide for Fault {
-        fn verdict(&self) -> Verdict {
+    struct TestError(Disposition);
+    impl Classify for TestError {
+        fn disposition(&self) -> Disposition {
             self.0
         }
     }
 
-    async fn attempts_until(verdict: Verdict, succeed_at: u32) -> (u32, Result<(), Fault>) {
+    async fn count_attempts(verdict: Disposition, succeed_at: u32) -> (u32, Result<(), TestError>) {
         let tried = Cell::new(0);
-        let backoff = Backoff { base: Duration::ZERO, ..Backoff::times(5) };
+        let backoff = Backoff { base: Duration::ZERO, ..Backoff::with_max_attempts(5) };
         let token = CancellationToken::new();
         let result = retry(
             backoff,
@@ -103,7 +103,7 @@ mod tests {
             |_, _| {},
             || async {
                 tried.set(tried.get() + 1);
-                if tried.get() == succeed_at { Ok(()) } else { Err(Fault(verdict)) }
+                if tried.get() == succeed_at { Ok(()) } else { Err(TestError(verdict)) }
             },
         )
         .await;
@@ -111,11 +111,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_passing_faults_are_tried_again_and_not_for_ever() {
-        assert_eq!(attempts_until(Verdict::Retry, 3).await, (3, Ok(())));
-        assert_eq!(attempts_until(Verdict::Retry, 99).await.0, 5);
-        assert_eq!(attempts_until(Verdict::DeadLetter, 3).await.0, 1);
-        assert_eq!(attempts_until(Verdict::Fatal, 3).await.0, 1);
+    async fn only_transient_errors_are_retried_up_to_the_limit() {
+        assert_eq!(count_attempts(Disposition::Retry, 3).await, (3, Ok(())));
+        assert_eq!(count_attempts(Disposition::Retry, 99).await.0, 5);
+        assert_eq!(count_attempts(Disposition::DeadLetter, 3).await.0, 1);
+        assert_eq!(count_attempts(Disposition::Fatal, 3).await.0, 1);
     }
 
     #[tokio::test]
@@ -125,10 +125,11 @@ mod tests {
         let backoff = Backoff {
             base: Duration::from_secs(3600),
             cap: Duration::from_secs(3600),
-            attempts: 9,
+            max_attempts: 9,
         };
-        let result: Result<(), Fault> =
-            retry(backoff, &token, |_, _| {}, || async { Err(Fault(Verdict::Retry)) }).await;
+        let result: Result<(), TestError> =
+            retry(backoff, &token, |_, _| {}, || async { Err(TestError(Disposition::Retry)) })
+                .await;
         assert!(result.is_err());
     }
 }

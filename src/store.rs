@@ -17,7 +17,7 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use url::Url;
 
-use crate::retry::{Decide, Verdict};
+use crate::retry::{Classify, Disposition};
 
 /// Why object storage cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +26,7 @@ pub enum StoreError {
     #[error(
         "{url}: {reason}; use s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///folder or a path"
     )]
-    Url {
+    InvalidUrl {
         /// The URL as given.
         url: String,
         /// What is wrong with it.
@@ -34,7 +34,7 @@ pub enum StoreError {
     },
     /// A local folder could not be made.
     #[error("folder {path}: {source}; choose a folder that this user may write")]
-    Folder {
+    CreateFolder {
         /// The folder.
         path: String,
         /// Why.
@@ -42,7 +42,7 @@ pub enum StoreError {
     },
     /// The store answered with an error, or not at all.
     #[error("{url}: {source}")]
-    Store {
+    ObjectStore {
         /// The store or object.
         url: String,
         /// Why.
@@ -52,7 +52,7 @@ pub enum StoreError {
     #[error(
         "{url}: no answer within {seconds} s; check the address, the network and the credentials"
     )]
-    Silent {
+    Timeout {
         /// The store.
         url: String,
         /// How long was waited.
@@ -68,20 +68,20 @@ pub enum StoreError {
     },
 }
 
-impl Decide for StoreError {
-    fn verdict(&self) -> Verdict {
+impl Classify for StoreError {
+    fn disposition(&self) -> Disposition {
         match self {
-            Self::Store { source, .. } => verdict(source),
-            Self::Silent { .. } => Verdict::Retry,
-            Self::Url { .. } | Self::Folder { .. } | Self::NoConditionalPut { .. } => {
-                Verdict::Fatal
+            Self::ObjectStore { source, .. } => classify_error(source),
+            Self::Timeout { .. } => Disposition::Retry,
+            Self::InvalidUrl { .. } | Self::CreateFolder { .. } | Self::NoConditionalPut { .. } => {
+                Disposition::Fatal
             }
         }
     }
 }
 
 /// The decision for an error of the object store: what can pass is tried again, what cannot stops.
-pub fn verdict(error: &object_store::Error) -> Verdict {
+pub fn classify_error(error: &object_store::Error) -> Disposition {
     use object_store::Error as E;
     match error {
         E::InvalidPath { .. }
@@ -89,15 +89,15 @@ pub fn verdict(error: &object_store::Error) -> Verdict {
         | E::NotImplemented { .. }
         | E::PermissionDenied { .. }
         | E::Unauthenticated { .. }
-        | E::UnknownConfigurationKey { .. } => Verdict::Fatal,
-        _ => Verdict::Retry,
+        | E::UnknownConfigurationKey { .. } => Disposition::Fatal,
+        _ => Disposition::Retry,
     }
 }
 
 /// A place in object storage: a store and a URL that names its root.
 #[derive(Clone)]
 pub struct Store {
-    objects: Arc<dyn ObjectStore>,
+    object_store: Arc<dyn ObjectStore>,
     url: Url,
 }
 
@@ -111,55 +111,58 @@ impl Store {
     /// Opens the place that `url` names; a plain path is a local folder, made where it is missing.
     /// No request is sent: a wrong bucket shows at the first use.
     pub fn open(url: &str, options: &BTreeMap<String, String>) -> Result<Self, StoreError> {
-        let url = parse(url)?;
+        let url = parse_url(url)?;
         if url.scheme() == "file" {
-            return Self::folder(&url);
+            return Self::open_local_folder(&url);
         }
         let environment = std::env::vars()
             .filter(|(k, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| k.starts_with(p)));
         let given = options.iter().map(|(k, v)| (k.clone(), v.clone()));
         let all = environment.chain(given).map(|(key, value)| (key.to_ascii_lowercase(), value));
         let (objects, prefix) = object_store::parse_url_opts(&url, all).map_err(|source| {
-            StoreError::Url { url: url.to_string(), reason: source.to_string() }
+            StoreError::InvalidUrl { url: url.to_string(), reason: source.to_string() }
         })?;
-        Ok(Self { objects: Arc::new(PrefixStore::new(objects, prefix)), url })
+        Ok(Self { object_store: Arc::new(PrefixStore::new(objects, prefix)), url })
     }
 
-    fn folder(url: &Url) -> Result<Self, StoreError> {
-        let path = url.to_file_path().map_err(|()| StoreError::Url {
+    fn open_local_folder(url: &Url) -> Result<Self, StoreError> {
+        let path = url.to_file_path().map_err(|()| StoreError::InvalidUrl {
             url: url.to_string(),
             reason: "names no local folder".into(),
         })?;
-        let error = |source| StoreError::Folder { path: path.display().to_string(), source };
+        let error = |source| StoreError::CreateFolder { path: path.display().to_string(), source };
         std::fs::create_dir_all(&path).map_err(error)?;
         let objects = LocalFileSystem::new_with_prefix(&path)
-            .map_err(|source| StoreError::Store { url: url.to_string(), source })?;
-        Ok(Self { objects: Arc::new(objects), url: url.clone() })
+            .map_err(|source| StoreError::ObjectStore { url: url.to_string(), source })?;
+        Ok(Self { object_store: Arc::new(objects), url: url.clone() })
     }
 
     /// A store in memory, for tests.
-    pub fn memory() -> Self {
-        Self::wrap(Arc::new(InMemory::new()))
+    pub fn in_memory() -> Self {
+        Self::from_object_store(Arc::new(InMemory::new()))
     }
 
     /// Any store, for tests that inject faults.
-    pub fn wrap(objects: Arc<dyn ObjectStore>) -> Self {
+    pub fn from_object_store(object_store: Arc<dyn ObjectStore>) -> Self {
         let url = Url::parse("memory:///").unwrap_or_else(|_| unreachable!("a constant URL"));
-        Self { objects, url }
+        Self { object_store, url }
     }
 
     /// A folder within this place.
-    pub fn child(&self, folder: &str) -> Self {
+    pub fn subfolder(&self, folder: &str) -> Self {
         let mut url = self.url.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().push(folder);
         }
-        Self { objects: Arc::new(PrefixStore::new(self.objects.clone(), Path::from(folder))), url }
+        Self {
+            object_store: Arc::new(PrefixStore::new(self.object_store.clone(), Path::from(folder))),
+            url,
+        }
     }
 
     /// The objects, rooted at this place.
-    pub fn objects(&self) -> &Arc<dyn ObjectStore> {
-        &self.objects
+    pub fn object_store(&self) -> &Arc<dyn ObjectStore> {
+        &self.object_store
     }
 
     /// The URL of this place.
@@ -168,36 +171,37 @@ impl Store {
     }
 
     /// Wraps an error of the underlying store with this place's name.
-    pub fn error(&self, source: object_store::Error) -> StoreError {
-        StoreError::Store { url: self.url.to_string(), source }
+    pub fn wrap_error(&self, source: object_store::Error) -> StoreError {
+        StoreError::ObjectStore { url: self.url.to_string(), source }
     }
 
     /// Makes sure that the store answers within `timeout`, whatever is stored there.
-    pub async fn reach(&self, timeout: Duration) -> Result<(), StoreError> {
-        let mut listed = self.objects.list(None);
+    pub async fn check_reachable(&self, timeout: Duration) -> Result<(), StoreError> {
+        let mut listed = self.object_store.list(None);
         match tokio::time::timeout(timeout, listed.next()).await {
             Ok(None | Some(Ok(_))) => Ok(()),
-            Ok(Some(Err(source))) => Err(self.error(source)),
+            Ok(Some(Err(source))) => Err(self.wrap_error(source)),
             Err(_) => {
-                Err(StoreError::Silent { url: self.url.to_string(), seconds: timeout.as_secs() })
+                Err(StoreError::Timeout { url: self.url.to_string(), seconds: timeout.as_secs() })
             }
         }
     }
 
     /// Proves that objects can be written, listed, read, removed, and put conditionally.
-    pub async fn check(&self) -> Result<(), StoreError> {
+    pub async fn check_capabilities(&self) -> Result<(), StoreError> {
         let probe = Path::from(format!("_bsap_probe_{:016x}", rand::random::<u64>()));
         let create = PutOptions::from(PutMode::Create);
-        let wrap = |source| self.error(source);
-        self.objects
+        let wrap = |source| self.wrap_error(source);
+        self.object_store
             .put_opts(&probe, PutPayload::from_static(b"1"), create.clone())
             .await
             .map_err(wrap)?;
-        let second = self.objects.put_opts(&probe, PutPayload::from_static(b"2"), create).await;
-        let read = async { self.objects.get(&probe).await?.bytes().await };
+        let second =
+            self.object_store.put_opts(&probe, PutPayload::from_static(b"2"), create).await;
+        let read = async { self.object_store.get(&probe).await?.bytes().await };
         let read = read.await.map_err(wrap);
-        let listed = self.objects.list(None).next().await.transpose().map_err(wrap);
-        self.objects.delete(&probe).await.map_err(wrap)?;
+        let listed = self.object_store.list(None).next().await.transpose().map_err(wrap);
+        self.object_store.delete(&probe).await.map_err(wrap)?;
         match second {
             Err(object_store::Error::AlreadyExists { .. }) => read.and(listed).map(|_| ()),
             Err(source) => Err(wrap(source)),
@@ -207,8 +211,8 @@ impl Store {
 }
 
 /// The URL of a place: as given, or the absolute file URL of a path.
-pub fn parse(url: &str) -> Result<Url, StoreError> {
-    let error = |reason: &str| StoreError::Url { url: url.into(), reason: reason.into() };
+pub fn parse_url(url: &str) -> Result<Url, StoreError> {
+    let error = |reason: &str| StoreError::InvalidUrl { url: url.into(), reason: reason.into() };
     if url.trim().is_empty() {
         return Err(error("is empty"));
     }
@@ -232,16 +236,16 @@ mod tests {
 
     #[tokio::test]
     async fn memory_and_folders_pass_the_check() {
-        Store::memory().check().await.unwrap();
+        Store::in_memory().check_capabilities().await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b");
         let store = Store::open(path.to_str().unwrap(), &BTreeMap::new()).unwrap();
-        store.check().await.unwrap();
-        store.child("generations").check().await.unwrap();
+        store.check_capabilities().await.unwrap();
+        store.subfolder("generations").check_capabilities().await.unwrap();
     }
 
     #[test]
-    fn wrong_urls_name_what_is_right() {
+    fn invalid_urls_suggest_valid_ones() {
         for url in ["", "ftp://host/x", "s3:///nobucket", "http//x://y"] {
             let message = Store::open(url, &BTreeMap::new()).unwrap_err().to_string();
             assert!(message.contains("s3://bucket"), "{message}");
@@ -249,9 +253,9 @@ mod tests {
     }
 
     #[test]
-    fn paths_have_one_address() {
-        assert_eq!(parse("/a/b/../c").unwrap().as_str(), "file:///a/c/");
-        assert_eq!(parse("/a/./c").unwrap().as_str(), "file:///a/c/");
+    fn equivalent_paths_give_one_url() {
+        assert_eq!(parse_url("/a/b/../c").unwrap().as_str(), "file:///a/c/");
+        assert_eq!(parse_url("/a/./c").unwrap().as_str(), "file:///a/c/");
     }
 
     #[test]
@@ -259,6 +263,6 @@ mod tests {
         let store =
             Store::open("s3://bucket/a/", &BTreeMap::from([("aws_region".into(), "x".into())]))
                 .unwrap();
-        assert_eq!(store.child("b").url().as_str(), "s3://bucket/a/b");
+        assert_eq!(store.subfolder("b").url().as_str(), "s3://bucket/a/b");
     }
 }

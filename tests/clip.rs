@@ -5,51 +5,53 @@
 
 use std::path::{Path, PathBuf};
 
-use bsap::clip::{Clip, ClipError, DeviceChoice, Options, Pixels, Precision, Towers, self_test};
+use bsap::clip::{
+    ClipError, ClipModel, DeviceChoice, Encoders, ModelOptions, Pixels, Precision, run_self_test,
+};
 use bsap::ingest::decode::{self, decode};
 use serde_json::Value;
 
 /// A tensor of every fixture.
-const TENSOR: &str = "vision_model.encoder.layers.1.mlp.fc1.weight";
-const MODELS: [&str; 3] = ["clip-quick-gelu", "clip-gelu", "siglip"];
+const SAMPLE_TENSOR: &str = "vision_model.encoder.layers.1.mlp.fc1.weight";
+const FIXTURE_MODELS: [&str; 3] = ["clip-quick-gelu", "clip-gelu", "siglip"];
 
-fn fixtures() -> PathBuf {
+fn fixture_folder() -> PathBuf {
     PathBuf::from("tests/fixtures")
 }
 
-fn load(checkpoint: &Path) -> Result<Clip, ClipError> {
+fn load_checkpoint(checkpoint: &Path) -> Result<ClipModel, ClipError> {
     let checkpoint = checkpoint.display().to_string();
-    Clip::load(&Options { checkpoint, ..Options::default() })
+    ClipModel::load(&ModelOptions { checkpoint, ..ModelOptions::default() })
 }
 
-fn expected(model: &str) -> Value {
-    let text = std::fs::read_to_string(fixtures().join(model).join("expected.json")).unwrap();
+fn load_expected_outputs(model: &str) -> Value {
+    let text = std::fs::read_to_string(fixture_folder().join(model).join("expected.json")).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
 /// Largest difference of a value between an embedding and the reference's.
-fn difference(embedding: &[f32], reference: &Value) -> f64 {
+fn max_difference(embedding: &[f32], reference: &Value) -> f64 {
     let reference = reference.as_array().unwrap();
     assert_eq!(embedding.len(), reference.len());
     let pairs = embedding.iter().zip(reference);
     pairs.map(|(a, b)| (f64::from(*a) - b.as_f64().unwrap()).abs()).fold(0.0, f64::max)
 }
 
-fn pixels(file: &Path, clip: &Clip) -> Pixels {
-    let picture = decode(&std::fs::read(file).unwrap(), &decode::Options::default()).unwrap();
-    clip.prepare(&picture).unwrap()
+fn prepare_file(file: &Path, clip: &ClipModel) -> Pixels {
+    let picture = decode(&std::fs::read(file).unwrap(), &decode::DecodeOptions::default()).unwrap();
+    clip.preprocess_image(&picture).unwrap()
 }
 
 #[test]
 fn texts_have_the_tokens_and_embeddings_of_the_reference() {
-    for model in MODELS {
-        let clip = load(&fixtures().join(model)).unwrap();
-        for case in expected(model)["texts"].as_array().unwrap() {
+    for model in FIXTURE_MODELS {
+        let clip = load_checkpoint(&fixture_folder().join(model)).unwrap();
+        for case in load_expected_outputs(model)["texts"].as_array().unwrap() {
             let text = case["text"].as_str().unwrap();
             let tokens: Vec<u32> = serde_json::from_value(case["tokens"].clone()).unwrap();
-            assert_eq!(clip.tokens(text).unwrap(), tokens, "{model}: {text:?}");
+            assert_eq!(clip.tokenise(text).unwrap(), tokens, "{model}: {text:?}");
             let embedding = &clip.embed_texts(&[text]).unwrap()[0];
-            let difference = difference(embedding, &case["embedding"]);
+            let difference = max_difference(embedding, &case["embedding"]);
             assert!(difference < 1e-5, "{model}: {text:?} differs by {difference}");
         }
     }
@@ -57,20 +59,20 @@ fn texts_have_the_tokens_and_embeddings_of_the_reference() {
 
 #[test]
 fn pictures_have_the_pixels_and_embeddings_of_the_reference() {
-    for model in MODELS {
-        let clip = load(&fixtures().join(model)).unwrap();
-        for case in expected(model)["images"].as_array().unwrap() {
+    for model in FIXTURE_MODELS {
+        let clip = load_checkpoint(&fixture_folder().join(model)).unwrap();
+        for case in load_expected_outputs(model)["images"].as_array().unwrap() {
             let file = case["file"].as_str().unwrap();
-            let ours = pixels(&fixtures().join("pictures").join(file), &clip);
-            let square = fixtures().join(model).join(case["pixels"].as_str().unwrap());
-            let theirs = decode(&std::fs::read(square).unwrap(), &decode::Options::default());
+            let ours = prepare_file(&fixture_folder().join("pictures").join(file), &clip);
+            let square = fixture_folder().join(model).join(case["pixels"].as_str().unwrap());
+            let theirs = decode(&std::fs::read(square).unwrap(), &decode::DecodeOptions::default());
             let theirs = theirs.unwrap().into_raw();
             let worst = ours.0.iter().zip(&theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
             assert_eq!(ours.0.len(), theirs.len());
             assert!(worst <= 1, "{model}: {file}: a pixel differs by {worst}");
             // The towers are compared on the reference's own pixels.
             let embedding = &clip.embed_images(&[Pixels(theirs)]).unwrap()[0];
-            let difference = difference(embedding, &case["embedding"]);
+            let difference = max_difference(embedding, &case["embedding"]);
             assert!(difference < 1e-5, "{model}: {file} differs by {difference}");
         }
     }
@@ -79,15 +81,19 @@ fn pictures_have_the_pixels_and_embeddings_of_the_reference() {
 #[test]
 fn bf16_on_the_cpu_stays_close_to_f32() {
     let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-    for model in
-        MODELS.map(|model| fixtures().join(model)).into_iter().chain(["models/demo".into()])
+    for model in FIXTURE_MODELS
+        .map(|model| fixture_folder().join(model))
+        .into_iter()
+        .chain(["models/demo".into()])
     {
         let checkpoint = model.display().to_string();
-        let options = Options { checkpoint, device: DeviceChoice::Cpu, ..Options::default() };
-        let whole = Clip::load(&options).unwrap();
-        let reduced = Clip::load(&Options { dtype: Precision::Bf16, ..options }).unwrap();
-        let folder = std::fs::read_dir(fixtures().join("pictures")).unwrap();
-        let pictures: Vec<Pixels> = folder.map(|f| pixels(&f.unwrap().path(), &whole)).collect();
+        let options =
+            ModelOptions { checkpoint, device: DeviceChoice::Cpu, ..ModelOptions::default() };
+        let whole = ClipModel::load(&options).unwrap();
+        let reduced = ClipModel::load(&ModelOptions { dtype: Precision::Bf16, ..options }).unwrap();
+        let folder = std::fs::read_dir(fixture_folder().join("pictures")).unwrap();
+        let pictures: Vec<Pixels> =
+            folder.map(|f| prepare_file(&f.unwrap().path(), &whole)).collect();
         let texts = ["a red mug on a table", "a", "blue shoes, side view", "an old map of a city"];
         let [a, b] = [&whole, &reduced].map(|clip| {
             let mut all = clip.embed_images(&pictures).unwrap();
@@ -107,17 +113,21 @@ fn bf16_on_the_cpu_stays_close_to_f32() {
 
 #[test]
 fn a_batch_gives_what_single_inputs_give() {
-    for model in MODELS {
-        let clip = load(&fixtures().join(model)).unwrap();
-        assert!(self_test(&clip).unwrap().batch_difference < 1e-6, "{model}");
+    for model in FIXTURE_MODELS {
+        let clip = load_checkpoint(&fixture_folder().join(model)).unwrap();
+        assert!(run_self_test(&clip).unwrap().max_batch_difference < 1e-6, "{model}");
     }
 }
 
 /// What is said of a copy of a fixture, with one file changed.
 #[track_caller]
-fn broken(model: &str, file: &str, change: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>) -> String {
+fn load_error_with_changed_file(
+    model: &str,
+    file: &str,
+    change: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>,
+) -> String {
     let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(fixtures().join(model)).unwrap() {
+    for entry in std::fs::read_dir(fixture_folder().join(model)).unwrap() {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
     }
@@ -126,14 +136,14 @@ fn broken(model: &str, file: &str, change: impl FnOnce(Vec<u8>) -> Option<Vec<u8
         Some(bytes) => std::fs::write(&path, bytes).unwrap(),
         None => std::fs::remove_file(&path).unwrap(),
     }
-    let error = load(copy.path()).map(|_| ()).expect_err("it was accepted");
+    let error = load_checkpoint(copy.path()).map(|_| ()).expect_err("it was accepted");
     let text = error.to_string();
     assert!(text.contains(file), "{text} does not name {file}");
     text
 }
 
 /// The file with `from` written as `to`.
-fn edit(from: &str, to: &str) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
+fn replace_text(from: &str, to: &str) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
     move |bytes| {
         let text = String::from_utf8(bytes).unwrap();
         assert!(text.contains(from), "{from}");
@@ -143,7 +153,7 @@ fn edit(from: &str, to: &str) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
 
 /// The weights without one tensor, or with another shape: the header of a safetensors file is JSON
 /// behind its length.
-fn header(change: impl FnOnce(&mut Value)) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
+fn edit_weights_header(change: impl FnOnce(&mut Value)) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
     move |bytes| {
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
@@ -159,47 +169,60 @@ fn header(change: impl FnOnce(&mut Value)) -> impl FnOnce(Vec<u8>) -> Option<Vec
 
 #[test]
 fn what_does_not_fit_is_refused_by_file_tensor_and_shapes() {
-    let config = |from, to| broken("clip-gelu", "config.json", edit(from, to));
+    let config =
+        |from, to| load_error_with_changed_file("clip-gelu", "config.json", replace_text(from, to));
     let text = config("\"model_type\": \"clip\"", "\"model_type\": \"blip\"");
     assert!(text.contains("blip") && text.contains("clip and siglip"), "{text}");
     let text = config("\"hidden_act\": \"gelu\"", "\"hidden_act\": \"relu\"");
     assert!(text.contains("relu"), "{text}");
 
     let shape = |header: &mut Value| {
-        header[TENSOR]["shape"] = serde_json::json!([32, 48]);
+        header[SAMPLE_TENSOR]["shape"] = serde_json::json!([32, 48]);
     };
-    let text = broken("clip-gelu", "model.safetensors", header(shape));
-    for word in [TENSOR, "[48, 32]", "[32, 48]"] {
+    let text =
+        load_error_with_changed_file("clip-gelu", "model.safetensors", edit_weights_header(shape));
+    for word in [SAMPLE_TENSOR, "[48, 32]", "[32, 48]"] {
         assert!(text.contains(word), "{text}");
     }
     let rename = |header: &mut Value| {
-        let tensor = header.as_object_mut().unwrap().shift_remove(TENSOR).unwrap();
+        let tensor = header.as_object_mut().unwrap().shift_remove(SAMPLE_TENSOR).unwrap();
         header["renamed"] = tensor;
     };
-    let text = broken("clip-gelu", "model.safetensors", header(rename));
-    assert!(text.contains(TENSOR), "{text}");
-    broken("siglip", "model.safetensors", |bytes| Some(bytes[..100].to_vec()));
-    broken("siglip", "tokenizer_config.json", |_| None);
-    broken(
+    let text =
+        load_error_with_changed_file("clip-gelu", "model.safetensors", edit_weights_header(rename));
+    assert!(text.contains(SAMPLE_TENSOR), "{text}");
+    load_error_with_changed_file("siglip", "model.safetensors", |bytes| {
+        Some(bytes[..100].to_vec())
+    });
+    load_error_with_changed_file("siglip", "tokenizer_config.json", |_| None);
+    load_error_with_changed_file(
         "siglip",
         "tokenizer_config.json",
-        edit("\"pad_token\": \"</s>\"", "\"pad_token\": \"<no>\""),
+        replace_text("\"pad_token\": \"</s>\"", "\"pad_token\": \"<no>\""),
     );
-    broken("clip-gelu", "preprocessor_config.json", edit("\"height\": 32", "\"height\": 31"));
+    load_error_with_changed_file(
+        "clip-gelu",
+        "preprocessor_config.json",
+        replace_text("\"height\": 32", "\"height\": 31"),
+    );
 
-    broken("siglip", "tokenizer.json", |_| Some(b"6".into()));
-    broken("siglip", "tokenizer.json", edit("\"normalizer\"", "\"other\""));
+    load_error_with_changed_file("siglip", "tokenizer.json", |_| Some(b"6".into()));
+    load_error_with_changed_file(
+        "siglip",
+        "tokenizer.json",
+        replace_text("\"normalizer\"", "\"other\""),
+    );
     // The library would panic at these.
-    broken("clip-gelu", "tokenizer.json", |_| {
+    load_error_with_changed_file("clip-gelu", "tokenizer.json", |_| {
         Some(b"{\"version\": \"1.0\", \"decoder\": {\"a\"}}".into())
     });
-    broken("clip-gelu", "tokenizer.json", |bytes| {
+    load_error_with_changed_file("clip-gelu", "tokenizer.json", |bytes| {
         let mut written: Value = serde_json::from_slice(&bytes).unwrap();
         written["decoder"] = 5.into();
         Some(written.to_string().into())
     });
-    let big = std::fs::read(fixtures().join("siglip/tokenizer.json")).unwrap();
-    let text = broken("clip-gelu", "tokenizer.json", |_| Some(big));
+    let big = std::fs::read(fixture_folder().join("siglip/tokenizer.json")).unwrap();
+    let text = load_error_with_changed_file("clip-gelu", "tokenizer.json", |_| Some(big));
     assert!(text.contains("514"), "{text}");
 }
 
@@ -216,19 +239,19 @@ mod hub {
     use axum::response::{IntoResponse, Response};
     use axum::routing::get;
 
-    use super::fixtures;
+    use super::fixture_folder;
 
     /// Answers ranges, as the hub's client asks for them.
-    async fn file(
-        State(asked): State<Arc<AtomicUsize>>,
+    async fn serve_file(
+        State(request_count): State<Arc<AtomicUsize>>,
         Path((name, revision, file)): Path<(String, String, String)>,
         headers: HeaderMap,
     ) -> Response {
-        asked.fetch_add(1, Ordering::Relaxed);
+        request_count.fetch_add(1, Ordering::Relaxed);
         if revision != "v1" {
             return StatusCode::NOT_FOUND.into_response();
         }
-        let Ok(bytes) = std::fs::read(fixtures().join(name).join(&file)) else {
+        let Ok(bytes) = std::fs::read(fixture_folder().join(name).join(&file)) else {
             return StatusCode::NOT_FOUND.into_response();
         };
         let range = headers[header::RANGE].to_str().unwrap().strip_prefix("bytes=").unwrap();
@@ -243,7 +266,7 @@ mod hub {
         (StatusCode::PARTIAL_CONTENT, headers, bytes[from..to].to_vec()).into_response()
     }
 
-    async fn bsap(arguments: &[&str], hub: SocketAddr, home: &std::path::Path) -> Output {
+    async fn run_bsap(arguments: &[&str], hub: SocketAddr, home: &std::path::Path) -> Output {
         tokio::process::Command::new(env!("CARGO_BIN_EXE_bsap"))
             .args(arguments)
             .env("HF_ENDPOINT", format!("http://{hub}"))
@@ -260,7 +283,7 @@ mod hub {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let hub = listener.local_addr().unwrap();
         let path = "/test/{name}/resolve/{revision}/{file}";
-        let app = Router::new().route(path, get(file)).with_state(asked.clone());
+        let app = Router::new().route(path, get(serve_file)).with_state(asked.clone());
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         let home = tempfile::tempdir().unwrap();
         let says = |output: Output, code: i32, words: &[&str]| {
@@ -273,30 +296,30 @@ mod hub {
         };
         let inspect = ["model", "inspect", "test/siglip", "--revision", "v1"];
         let offline = [&inspect[..], &["--offline"]].concat();
-        says(bsap(&offline, hub, home.path()).await, 1, &["config.json", "offline"]);
+        says(run_bsap(&offline, hub, home.path()).await, 1, &["config.json", "offline"]);
         assert_eq!(asked.load(Ordering::Relaxed), 0);
         says(
-            bsap(&inspect, hub, home.path()).await,
+            run_bsap(&inspect, hub, home.path()).await,
             0,
             &["test/siglip", "siglip", "logit bias     -12.9", "self-test      ok"],
         );
         let after = asked.load(Ordering::Relaxed);
         assert!(after >= 5, "{after}");
-        says(bsap(&inspect, hub, home.path()).await, 0, &["self-test      ok"]);
-        says(bsap(&offline, hub, home.path()).await, 0, &["self-test      ok"]);
+        says(run_bsap(&inspect, hub, home.path()).await, 0, &["self-test      ok"]);
+        says(run_bsap(&offline, hub, home.path()).await, 0, &["self-test      ok"]);
         assert_eq!(asked.load(Ordering::Relaxed), after, "the cache is used");
         let other = ["model", "inspect", "test/siglip"];
-        says(bsap(&other, hub, home.path()).await, 1, &["test/siglip", "config.json", "main"]);
+        says(run_bsap(&other, hub, home.path()).await, 1, &["test/siglip", "config.json", "main"]);
         let nobody = ["model", "inspect", "test/nobody", "--revision", "v1"];
-        says(bsap(&nobody, hub, home.path()).await, 1, &["test/nobody", "config.json", "404"]);
+        says(run_bsap(&nobody, hub, home.path()).await, 1, &["test/nobody", "config.json", "404"]);
         let wrong = ["model", "inspect", "no such folder"];
-        says(bsap(&wrong, hub, home.path()).await, 1, &["neither a folder nor"]);
+        says(run_bsap(&wrong, hub, home.path()).await, 1, &["neither a folder nor"]);
     }
 
     #[tokio::test]
     async fn embeddings_are_printed_a_line_an_input() {
-        let model = fixtures().join("clip-gelu");
-        let picture = fixtures().join("pictures/9x7.png");
+        let model = fixture_folder().join("clip-gelu");
+        let picture = fixture_folder().join("pictures/9x7.png");
         let home = tempfile::tempdir().unwrap();
         let pixels = home.path().join("pixels");
         let arguments = [
@@ -311,20 +334,23 @@ mod hub {
             pixels.to_str().unwrap(),
         ];
         let nowhere = "127.0.0.1:9".parse().unwrap();
-        let output = bsap(&arguments, nowhere, home.path()).await;
+        let output = run_bsap(&arguments, nowhere, home.path()).await;
         let text = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0]["kind"], "text");
-        assert_eq!(lines[0]["tokens"], super::expected("clip-gelu")["texts"][0]["tokens"]);
+        assert_eq!(
+            lines[0]["tokens"],
+            super::load_expected_outputs("clip-gelu")["texts"][0]["tokens"]
+        );
         assert_eq!(
             (&lines[1]["kind"], &lines[1]["input"]),
             (&"image".into(), &arguments[6].into())
         );
         assert_eq!(lines[1]["embedding"].as_array().unwrap().len(), 24);
         assert!(pixels.join("0.png").exists());
-        let nothing = bsap(&arguments[..3], nowhere, home.path()).await;
+        let nothing = run_bsap(&arguments[..3], nowhere, home.path()).await;
         assert_eq!(nothing.status.code(), Some(2));
     }
 }

@@ -9,10 +9,10 @@ use syn::visit::{self, Visit};
 use syn::{Attribute, ItemMod, ItemUse, UseTree};
 
 /// Most lines of a file before its tests.
-const MAX_LINES: usize = 600;
+const MAX_LINES_PER_FILE: usize = 600;
 
 /// Every source file with the path of its module: `src/http/routes.rs` is `["http", "routes"]`.
-fn modules() -> Vec<(PathBuf, Vec<String>)> {
+fn source_modules() -> Vec<(PathBuf, Vec<String>)> {
     let mut files = Vec::new();
     let mut folders = vec![PathBuf::from("src")];
     while let Some(folder) = folders.pop() {
@@ -35,7 +35,7 @@ fn modules() -> Vec<(PathBuf, Vec<String>)> {
 }
 
 /// Modules by name with the number of their layer, from the block `layers` in ARCHITECTURE.md.
-fn layers() -> BTreeMap<String, usize> {
+fn declared_layers() -> BTreeMap<String, usize> {
     let page = std::fs::read_to_string("ARCHITECTURE.md").unwrap();
     let block = page.split("```layers\n").nth(1).and_then(|rest| rest.split("```").next());
     let block = block.expect("ARCHITECTURE.md has a block that begins with ```layers");
@@ -50,13 +50,13 @@ fn layers() -> BTreeMap<String, usize> {
 }
 
 /// Collects the top-level modules that a file names, outside of its tests.
-struct Imports<'a> {
+struct ImportCollector<'a> {
     module: &'a [String],
-    found: BTreeSet<String>,
+    imported_modules: BTreeSet<String>,
 }
 
-impl Imports<'_> {
-    fn path(&mut self, segments: &[String]) {
+impl ImportCollector<'_> {
+    fn add_path(&mut self, segments: &[String]) {
         let mut base = match segments.first().map(String::as_str) {
             Some("crate" | "bsap") => Vec::new(),
             Some("super" | "self") => self.module.to_vec(),
@@ -69,65 +69,67 @@ impl Imports<'_> {
                 base.push(segment.clone());
             }
         }
-        self.found.extend(base.into_iter().next());
+        self.imported_modules.extend(base.into_iter().next());
     }
 
-    fn tree(&mut self, prefix: &[String], tree: &UseTree) {
+    fn add_use_tree(&mut self, prefix: &[String], tree: &UseTree) {
         let with = |name: &syn::Ident| [prefix, &[name.to_string()]].concat();
         match tree {
-            UseTree::Path(path) => self.tree(&with(&path.ident), &path.tree),
-            UseTree::Name(name) => self.path(&with(&name.ident)),
-            UseTree::Rename(name) => self.path(&with(&name.ident)),
-            UseTree::Glob(_) => self.path(prefix),
-            UseTree::Group(group) => group.items.iter().for_each(|item| self.tree(prefix, item)),
+            UseTree::Path(path) => self.add_use_tree(&with(&path.ident), &path.tree),
+            UseTree::Name(name) => self.add_path(&with(&name.ident)),
+            UseTree::Rename(name) => self.add_path(&with(&name.ident)),
+            UseTree::Glob(_) => self.add_path(prefix),
+            UseTree::Group(group) => {
+                group.items.iter().for_each(|item| self.add_use_tree(prefix, item))
+            }
         }
     }
 }
 
-fn is_test(attributes: &[Attribute]) -> bool {
+fn is_cfg_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|a| {
         a.path().is_ident("cfg")
             && a.parse_args::<syn::Path>().is_ok_and(|path| path.is_ident("test"))
     })
 }
 
-impl<'ast> Visit<'ast> for Imports<'_> {
+impl<'ast> Visit<'ast> for ImportCollector<'_> {
     fn visit_item_mod(&mut self, item: &'ast ItemMod) {
-        if !is_test(&item.attrs) {
+        if !is_cfg_test(&item.attrs) {
             visit::visit_item_mod(self, item);
         }
     }
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
-        self.tree(&[], &item.tree);
+        self.add_use_tree(&[], &item.tree);
     }
     fn visit_path(&mut self, path: &'ast syn::Path) {
         let segments: Vec<String> = path.segments.iter().map(|s| s.ident.to_string()).collect();
-        self.path(&segments);
+        self.add_path(&segments);
         visit::visit_path(self, path);
     }
 }
 
 /// Top-level module to the top-level modules that it imports.
-fn imports() -> BTreeMap<String, BTreeSet<String>> {
+fn collect_imports() -> BTreeMap<String, BTreeSet<String>> {
     let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for (file, module) in modules() {
+    for (file, module) in source_modules() {
         if module.is_empty() || module.last().is_some_and(|name| name == "tests") {
             continue; // lib.rs and main.rs name everything
         }
         let text = std::fs::read_to_string(&file).unwrap();
         let parsed = syn::parse_file(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-        let mut imports = Imports { module: &module, found: BTreeSet::new() };
+        let mut imports = ImportCollector { module: &module, imported_modules: BTreeSet::new() };
         imports.visit_file(&parsed);
-        imports.found.remove(&module[0]);
-        graph.entry(module[0].clone()).or_default().extend(imports.found);
+        imports.imported_modules.remove(&module[0]);
+        graph.entry(module[0].clone()).or_default().extend(imports.imported_modules);
     }
     graph
 }
 
 #[test]
 fn imports_run_downwards_only() {
-    let layers = layers();
-    let graph = imports();
+    let layers = declared_layers();
+    let graph = collect_imports();
     let listed: BTreeSet<&String> = layers.keys().collect();
     assert_eq!(
         graph.keys().collect::<BTreeSet<_>>(),
@@ -149,7 +151,7 @@ fn imports_run_downwards_only() {
 
 #[test]
 fn imports_close_no_cycle() {
-    let mut graph = imports();
+    let mut graph = collect_imports();
     // Take out what imports nothing that is left, until nothing is left.
     while !graph.is_empty() {
         let free: Vec<String> = graph
@@ -166,9 +168,13 @@ fn imports_close_no_cycle() {
 
 #[test]
 fn files_stay_small() {
-    for (file, _) in modules() {
+    for (file, _) in source_modules() {
         let text = std::fs::read_to_string(&file).unwrap();
         let lines = text.lines().take_while(|line| *line != "#[cfg(test)]").count();
-        assert!(lines <= MAX_LINES, "{} has {lines} lines, more than {MAX_LINES}", file.display());
+        assert!(
+            lines <= MAX_LINES_PER_FILE,
+            "{} has {lines} lines, more than {MAX_LINES_PER_FILE}",
+            file.display()
+        );
     }
 }

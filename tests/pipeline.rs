@@ -8,24 +8,24 @@ use std::sync::atomic::Ordering as AtomicOrdering;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use bsap::clip::{self, Clip, Towers};
-use bsap::ingest::dead_letter::{self, DeadLetters};
-use bsap::demo::broker::Broker;
-use bsap::demo::catalogue::{Scene, Style};
-use bsap::demo::draw::render;
-use bsap::ingest::fetch::{self, Fetcher};
-use bsap::ingest::{self, Progress, Worker, decode};
+use bsap::backfill::{self, ReembedPlan};
 use bsap::balance::normalise::Normaliser;
-use bsap::kafka;
-use bsap::prompts::{self, ActiveSets, EmbeddedSet};
-use bsap::publish::Publisher;
-use bsap::record::{AttributeTypes, Ordering, Partition, Row};
-use bsap::backfill::{self, Missing};
-use bsap::search::{self, Engine, Query, Served};
+use bsap::catalogue::{Generation, ServingConfig, StandbyGeneration, StateStore};
+use bsap::clip::{self, ClipModel, Encoders};
+use bsap::demo::broker::MockBroker;
+use bsap::demo::catalogue::{PhotoStyle, Scene};
+use bsap::demo::draw::render_jpeg;
+use bsap::ingest::dead_letter::{self, DeadLetterWriter};
+use bsap::ingest::fetch::{self, Fetcher};
 use bsap::ingest::source::{self, Decoder};
+use bsap::ingest::{self, Progress, Worker, decode};
+use bsap::kafka;
+use bsap::prompts::{self, ActivePromptSets, EmbeddedPromptSet};
+use bsap::publish::Publisher;
+use bsap::record::{AttributeTypes, ImageRow, TopicPartition, VersionOrdering};
+use bsap::search::{self, Engine, Query, ServingSnapshot};
 use bsap::store::Store;
-use bsap::catalogue::{Beside, Generation, Serving, StateStore};
-use bsap::table::{Follower, Writer};
+use bsap::table::{Follower, TableWriter};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -34,113 +34,127 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 const TOPIC: &str = "images";
-const DEAD: &str = "images.dead-letters";
-const AGAIN: &str = "images.reindex";
+const DEAD_LETTER_TOPIC: &str = "images.dead-letters";
+const REEMBED_TOPIC: &str = "images.reindex";
 
 /// A broker, a folder for pictures and table, a model.
-struct House {
-    broker: Broker,
+struct Fixture {
+    broker: MockBroker,
     folder: tempfile::TempDir,
-    towers: Arc<dyn Towers>,
-    sets: Vec<Arc<EmbeddedSet>>,
+    encoders: Arc<dyn Encoders>,
+    sets: Vec<Arc<EmbeddedPromptSet>>,
     producer: FutureProducer,
 }
 
-impl House {
-    fn build(partitions: i32) -> Self {
-        let broker = Broker::start(&[(TOPIC, partitions), (DEAD, 1), (AGAIN, 2)]).unwrap();
+impl Fixture {
+    fn with_partitions(partitions: i32) -> Self {
+        let broker =
+            MockBroker::start(&[(TOPIC, partitions), (DEAD_LETTER_TOPIC, 1), (REEMBED_TOPIC, 2)])
+                .unwrap();
         let checkpoint = "models/demo".to_owned();
-        let towers: Arc<dyn Towers> = Arc::new(
-            Clip::load(&clip::Options { checkpoint, ..clip::Options::default() }).unwrap(),
+        let encoders: Arc<dyn Encoders> = Arc::new(
+            ClipModel::load(&clip::ModelOptions { checkpoint, ..clip::ModelOptions::default() })
+                .unwrap(),
         );
-        let options = prompts::Options { sets: vec!["demo".into()], ..prompts::Options::default() };
-        let sets = prompts::load_all(&options, &*towers).unwrap();
-        let producer = kafka_options(&broker).producer().create().unwrap();
-        Self { broker, folder: tempfile::tempdir().unwrap(), towers, sets, producer }
+        let options = prompts::PromptOptions {
+            sets: vec!["demo".into()],
+            ..prompts::PromptOptions::default()
+        };
+        let sets = prompts::load_configured_sets(&options, &*encoders).unwrap();
+        let producer = kafka_options(&broker).producer_config().create().unwrap();
+        Self { broker, folder: tempfile::tempdir().unwrap(), encoders, sets, producer }
     }
 
-    fn store(&self) -> Store {
+    fn open_store(&self) -> Store {
         let folder = self.folder.path().join("catalogue");
         Store::open(folder.to_str().unwrap(), &BTreeMap::new()).unwrap()
     }
 
     fn generation(&self) -> Generation {
-        generation(&*self.towers)
+        generation_of_model(&*self.encoders)
     }
 
-    fn picture(&self, name: &str, number: u64) -> String {
+    fn write_image(&self, name: &str, number: u64) -> String {
         let file = self.folder.path().join(name);
-        std::fs::write(&file, render(&Scene::sample(1, number, Style::Studio), 64).unwrap())
-            .unwrap();
+        std::fs::write(
+            &file,
+            render_jpeg(&Scene::sample(1, number, PhotoStyle::Studio), 64).unwrap(),
+        )
+        .unwrap();
         url::Url::from_file_path(file).unwrap().into()
     }
 
-    async fn send(&self, key: Option<&str>, value: Option<&str>) {
+    async fn send_message(&self, key: Option<&str>, value: Option<&str>) {
         let mut record = FutureRecord::<str, str>::to(TOPIC);
         record.key = key;
         record.payload = value;
         self.producer.send(record, Duration::from_secs(10)).await.unwrap();
     }
 
-    async fn event(&self, value: Value) {
+    async fn send_event(&self, value: Value) {
         let id = value["image_id"].as_str().unwrap().to_owned();
-        self.send(Some(&id), Some(&value.to_string())).await;
+        self.send_message(Some(&id), Some(&value.to_string())).await;
     }
 
-    async fn worker(&self, token: &CancellationToken) -> (Arc<Progress>, JoinHandle<bool>) {
-        let store = self.store();
-        let serving = Serving::new(self.sets[0].key.clone(), Normaliser::Softmax, 0.25);
-        let records: Vec<_> = self.sets.iter().map(|s| s.record()).collect();
+    async fn start_worker(&self, token: &CancellationToken) -> (Arc<Progress>, JoinHandle<bool>) {
+        let store = self.open_store();
+        let serving =
+            ServingConfig::new(self.sets[0].statistics_key.clone(), Normaliser::Softmax, 0.25);
+        let records: Vec<_> = self.sets.iter().map(|s| s.to_record()).collect();
         StateStore::new(&store)
-            .ensure(&self.generation(), &records, &serving, "test")
+            .initialise_or_extend(&self.generation(), &records, &serving, "test")
             .await
             .unwrap();
-        self.worker_of(&self.towers, &self.sets, "bsap", token).await
+        self.start_worker_with_model(&self.encoders, &self.sets, "bsap", token).await
     }
 
     /// A worker of a model, in a consumer group; the first model's is `bsap`.
-    async fn worker_of(
+    async fn start_worker_with_model(
         &self,
-        towers: &Arc<dyn Towers>,
-        sets: &[Arc<EmbeddedSet>],
+        encoders: &Arc<dyn Encoders>,
+        sets: &[Arc<EmbeddedPromptSet>],
         group: &str,
         token: &CancellationToken,
     ) -> (Arc<Progress>, JoinHandle<bool>) {
-        let (kafka, store) = (kafka_options(&self.broker), self.store());
-        let generation = generation(&**towers);
+        let (kafka, store) = (kafka_options(&self.broker), self.open_store());
+        let generation = generation_of_model(&**encoders);
         let progress = Arc::new(Progress::default());
-        let fetch = fetch::Options {
+        let fetch = fetch::FetchOptions {
             file_roots: vec![self.folder.path().to_owned()],
-            attempts: 1,
-            ..fetch::Options::default()
+            max_attempts: 1,
+            ..fetch::FetchOptions::default()
         };
-        let source = source::Options {
-            ordering: Ordering::Sequence,
+        let source = source::SourceOptions {
+            ordering: VersionOrdering::Sequence,
             group: group.into(),
             drain_seconds: 3,
             // The mock cluster makes a group wait for a member that has left until its session ends.
             session_timeout_ms: 6_000,
-            ..source::Options::default()
+            ..source::SourceOptions::default()
         };
         let attributes = [("colour".into(), bsap::record::AttributeType::Text)].into();
         let mut decoder = Decoder::new(&source, &attributes);
         if generation != self.generation() {
-            decoder = decoder.embedding_again(AGAIN, &generation.id);
+            decoder = decoder.with_reembed_topic(REEMBED_TOPIC, &generation.id);
         }
         let worker = Worker {
             decoder,
-            source,
-            dead_letters: DeadLetters::new(&kafka, &dead_letter::Options::default()).unwrap(),
+            source_options: source,
+            dead_letter_writer: DeadLetterWriter::new(
+                &kafka,
+                &dead_letter::DeadLetterOptions::default(),
+            )
+            .unwrap(),
             kafka,
             fetcher: Fetcher::new(&fetch).unwrap(),
-            decode: decode::Options::default(),
-            towers: towers.clone(),
-            sets: ActiveSets::new(sets.to_vec()),
-            writer: Writer::open(&store, &generation, 20).await.unwrap(),
-            options: ingest::Options {
+            decode_options: decode::DecodeOptions::default(),
+            encoders: encoders.clone(),
+            prompt_sets: ActivePromptSets::new(sets.to_vec()),
+            writer: TableWriter::open(&store, &generation, 20).await.unwrap(),
+            options: ingest::IngestOptions {
                 commit_ms: 200,
                 drain_seconds: 3,
-                ..ingest::Options::default()
+                ..ingest::IngestOptions::default()
             },
             progress: progress.clone(),
         };
@@ -148,36 +162,36 @@ impl House {
         (progress, tokio::spawn(async move { worker.run(token).await.unwrap() }))
     }
 
-    async fn rows(&self) -> Vec<Row> {
-        let mut follower = Follower::open(&self.store(), &self.generation()).await.unwrap();
+    async fn read_rows(&self) -> Vec<ImageRow> {
+        let mut follower = Follower::open(&self.open_store(), &self.generation()).await.unwrap();
         follower.next(&|_, _| {}).await.unwrap().unwrap().rows
     }
 
-    async fn engine(&self) -> Engine {
-        let state = StateStore::new(&self.store()).newest().await.unwrap().unwrap();
-        let served = Served::of(&state, self.sets.clone());
-        let engine = Engine::new(self.towers.clone(), served, search::Options::default());
-        let mut follower = Follower::open(&self.store(), &self.generation()).await.unwrap();
+    async fn load_engine(&self) -> Engine {
+        let state = StateStore::new(&self.open_store()).read_newest().await.unwrap().unwrap();
+        let served = ServingSnapshot::from_state(&state, self.sets.clone());
+        let engine = Engine::new(self.encoders.clone(), served, search::SearchOptions::default());
+        let mut follower = Follower::open(&self.open_store(), &self.generation()).await.unwrap();
         while let Some(changes) = follower.next(&|_, _| {}).await.unwrap() {
-            engine.snapshots().apply(changes).await.unwrap();
+            engine.snapshots().apply_changes(changes).await.unwrap();
         }
         engine
     }
 }
 
-fn generation(towers: &dyn Towers) -> Generation {
-    let card = towers.card();
+fn generation_of_model(encoders: &dyn Encoders) -> Generation {
+    let card = encoders.card();
     Generation::new(
         &card.name,
         &card.fingerprint,
         card.dimension,
         card.logit_scale,
-        Ordering::Sequence,
+        VersionOrdering::Sequence,
     )
 }
 
-fn kafka_options(broker: &Broker) -> kafka::Options {
-    kafka::Options { brokers: broker.brokers(), ..kafka::Options::default() }
+fn kafka_options(broker: &MockBroker) -> kafka::KafkaOptions {
+    kafka::KafkaOptions { brokers: broker.bootstrap_servers(), ..kafka::KafkaOptions::default() }
 }
 
 async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
@@ -188,76 +202,79 @@ async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn upsert(id: &str, uri: &str, sequence: u64) -> Value {
+fn upsert_event(id: &str, uri: &str, sequence: u64) -> Value {
     json!({"image_id": id, "uri": uri, "sequence": sequence, "attributes": {"colour": "red", "other": 1}})
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_message_ends_in_the_table_or_among_the_dead_letters() {
-    let house = House::build(3);
+    let house = Fixture::with_partitions(3);
     let good = 40u64;
     for i in 0..good {
-        let uri = house.picture(&format!("{i}.jpg"), i);
-        house.event(upsert(&format!("i{i}"), &uri, 1)).await;
+        let uri = house.write_image(&format!("{i}.jpg"), i);
+        house.send_event(upsert_event(&format!("i{i}"), &uri, 1)).await;
     }
     let broken = house.folder.path().join("broken.jpg");
     std::fs::write(&broken, b"\xff\xd8\xff\xe0 no picture").unwrap();
-    house.event(upsert("broken", url::Url::from_file_path(&broken).unwrap().as_str(), 1)).await;
-    house.event(upsert("outside", "file:///etc/passwd", 1)).await;
-    house.event(json!({"image_id": "no-sequence", "uri": "file:///x"})).await;
-    house.send(None, Some("this is no event")).await;
+    house
+        .send_event(upsert_event("broken", url::Url::from_file_path(&broken).unwrap().as_str(), 1))
+        .await;
+    house.send_event(upsert_event("outside", "file:///etc/passwd", 1)).await;
+    house.send_event(json!({"image_id": "no-sequence", "uri": "file:///x"})).await;
+    house.send_message(None, Some("this is no event")).await;
     let never = url::Url::from_file_path(house.folder.path().join("never.jpg")).unwrap();
-    house.event(upsert("gone", never.as_str(), 1)).await;
+    house.send_event(upsert_event("gone", never.as_str(), 1)).await;
     // A newer version, an older one that comes late, a delete.
-    let again = house.picture("again.jpg", 777);
-    house.event(upsert("i0", &again, 3)).await;
-    house.event(upsert("i0", &house.picture("late.jpg", 778), 2)).await;
-    house.event(json!({"image_id": "i1", "operation": "delete", "sequence": 5})).await;
+    let again = house.write_image("again.jpg", 777);
+    house.send_event(upsert_event("i0", &again, 3)).await;
+    house.send_event(upsert_event("i0", &house.write_image("late.jpg", 778), 2)).await;
+    house.send_event(json!({"image_id": "i1", "operation": "delete", "sequence": 5})).await;
 
     let token = CancellationToken::new();
-    let (progress, running) = house.worker(&token).await;
-    let stored = || progress.stored.load(AtomicOrdering::Relaxed);
+    let (progress, running) = house.start_worker(&token).await;
+    let stored = || progress.stored_rows.load(AtomicOrdering::Relaxed);
     wait_until("all rows are stored", || stored() == good + 3).await;
     wait_until("all others are settled", || {
         progress.dead_lettered.load(AtomicOrdering::Relaxed) == 4
-            && progress.gone.load(AtomicOrdering::Relaxed) == 1
+            && progress.not_found.load(AtomicOrdering::Relaxed) == 1
     })
     .await;
     token.cancel();
     assert!(running.await.unwrap(), "drained");
 
-    let engine = house.engine().await;
+    let engine = house.load_engine().await;
     let snapshot = engine.snapshots().newest();
     assert_eq!(snapshot.len() as u64, good - 1);
-    assert!(snapshot.get("i1").is_none());
-    assert_eq!(snapshot.get("i0").unwrap().uri.as_deref(), Some(again.as_str()));
-    assert_eq!(snapshot.computed, 0, "statistics come with the rows");
+    assert!(snapshot.metadata("i1").is_none());
+    assert_eq!(snapshot.metadata("i0").unwrap().uri.as_deref(), Some(again.as_str()));
+    assert_eq!(snapshot.computed_statistics, 0, "statistics come with the rows");
     for (entry, embedding) in snapshot.images() {
         assert_eq!(entry.attributes, BTreeMap::from([("colour".into(), "red".into())]));
         let anew = house.sets[0].statistics(&embedding).unwrap();
-        let stored = snapshot.statistics(entry.image_id.as_str(), &house.sets[0].key).unwrap();
+        let stored =
+            snapshot.statistics(entry.image_id.as_str(), &house.sets[0].statistics_key).unwrap();
         assert_eq!(stored, anew, "to the bit");
     }
     let query = Query { input: "a mug".into(), k: Some(100), ..Query::default() };
     let results = engine.search(&query).unwrap();
     assert_eq!(results.hits.len() as u64, good - 1);
 
-    let mut codes = dead_letters(&house);
+    let mut codes = read_dead_letter_codes(&house);
     codes.sort();
     assert_eq!(codes, ["image_damaged", "invalid_field", "unknown_format", "uri_refused"]);
 }
 
 /// The codes among the dead letters.
-fn dead_letters(house: &House) -> Vec<String> {
-    let consumer: BaseConsumer = kafka_options(&house.broker)
-        .client()
+fn read_dead_letter_codes(fixture: &Fixture) -> Vec<String> {
+    let consumer: BaseConsumer = kafka_options(&fixture.broker)
+        .client_config()
         .set("group.id", "reader")
         .set("auto.offset.reset", "earliest")
         .set("enable.partition.eof", "true")
         .create()
         .unwrap();
     let mut all = rdkafka::TopicPartitionList::new();
-    all.add_partition_offset(DEAD, 0, rdkafka::Offset::Beginning).unwrap();
+    all.add_partition_offset(DEAD_LETTER_TOPIC, 0, rdkafka::Offset::Beginning).unwrap();
     consumer.assign(&all).unwrap();
     let mut codes = Vec::new();
     while let Some(Ok(message)) = consumer.poll(Duration::from_secs(5)) {
@@ -276,22 +293,25 @@ fn dead_letters(house: &House) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_goes_on_where_the_table_ends() {
-    let house = House::build(2);
+    let house = Fixture::with_partitions(2);
     for round in 0..3u64 {
         for i in 0..10 {
             let id = format!("r{round}-{i}");
-            let uri = house.picture(&format!("{id}.jpg"), round * 10 + i);
-            house.event(upsert(&id, &uri, 1)).await;
+            let uri = house.write_image(&format!("{id}.jpg"), round * 10 + i);
+            house.send_event(upsert_event(&id, &uri, 1)).await;
         }
         let token = CancellationToken::new();
-        let (progress, running) = house.worker(&token).await;
-        wait_until("the round is stored", || progress.stored.load(AtomicOrdering::Relaxed) == 10)
-            .await;
+        let (progress, running) = house.start_worker(&token).await;
+        wait_until("the round is stored", || {
+            progress.stored_rows.load(AtomicOrdering::Relaxed) == 10
+        })
+        .await;
         token.cancel();
         running.await.unwrap();
         assert_eq!(progress.embedded.load(AtomicOrdering::Relaxed), 10, "nothing is done twice");
     }
-    let mut ids: Vec<String> = house.rows().await.iter().map(|r| r.image_id.to_string()).collect();
+    let mut ids: Vec<String> =
+        house.read_rows().await.iter().map(|r| r.image_id.to_string()).collect();
     assert_eq!(ids.len(), 30);
     ids.sort();
     ids.dedup();
@@ -300,20 +320,20 @@ async fn a_worker_goes_on_where_the_table_ends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_that_come_and_go_lose_and_double_nothing() {
-    let house = House::build(4);
+    let house = Fixture::with_partitions(4);
     let total = 120u64;
     let send = async |range: std::ops::Range<u64>| {
         for i in range {
-            let uri = house.picture(&format!("{i}.jpg"), i);
-            house.event(upsert(&format!("i{i}"), &uri, 1)).await;
+            let uri = house.write_image(&format!("{i}.jpg"), i);
+            house.send_event(upsert_event(&format!("i{i}"), &uri, 1)).await;
         }
     };
-    let stored = |p: &Progress| p.stored.load(AtomicOrdering::Relaxed);
+    let stored = |p: &Progress| p.stored_rows.load(AtomicOrdering::Relaxed);
     let (first, second) = (CancellationToken::new(), CancellationToken::new());
-    let (a, running_a) = house.worker(&first).await;
+    let (a, running_a) = house.start_worker(&first).await;
     send(0..total / 4).await;
     // A second worker joins in the middle of the stream, and takes some of the partitions.
-    let (b, running_b) = house.worker(&second).await;
+    let (b, running_b) = house.start_worker(&second).await;
     let mut sent = total / 4;
     while stored(&b) == 0 {
         assert!(sent < total / 2, "the second worker gets nothing");
@@ -329,7 +349,8 @@ async fn workers_that_come_and_go_lose_and_double_nothing() {
     second.cancel();
     running_b.await.unwrap();
     assert!(stored(&a) > 0 && stored(&b) > 0, "{} {}", stored(&a), stored(&b));
-    let mut ids: Vec<String> = house.rows().await.iter().map(|r| r.image_id.to_string()).collect();
+    let mut ids: Vec<String> =
+        house.read_rows().await.iter().map(|r| r.image_id.to_string()).collect();
     assert_eq!(ids.len() as u64, total);
     ids.sort();
     ids.dedup();
@@ -339,52 +360,56 @@ async fn workers_that_come_and_go_lose_and_double_nothing() {
 /// Another model's generation, built while events go on, by a worker that is killed meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_models_generation_has_every_image_in_its_newest_version() {
-    let house = House::build(2);
+    let house = Fixture::with_partitions(2);
     let count = 24u64;
     for i in 0..count {
-        let uri = house.picture(&format!("{i}.jpg"), i);
-        house.event(upsert(&format!("i{i}"), &uri, 5)).await;
+        let uri = house.write_image(&format!("{i}.jpg"), i);
+        house.send_event(upsert_event(&format!("i{i}"), &uri, 5)).await;
     }
-    house.picture("inline.jpg", 99);
+    house.write_image("inline.jpg", 99);
     let inline = std::fs::read(house.folder.path().join("inline.jpg")).unwrap();
     let inline = base64::engine::general_purpose::STANDARD.encode(inline);
-    house.event(json!({"image_id": "inline", "data": inline, "sequence": 1})).await;
-    house.event(json!({"image_id": "i1", "operation": "delete", "sequence": 9})).await;
+    house.send_event(json!({"image_id": "inline", "data": inline, "sequence": 1})).await;
+    house.send_event(json!({"image_id": "i1", "operation": "delete", "sequence": 9})).await;
     let token = CancellationToken::new();
-    let (progress, running) = house.worker(&token).await;
-    let stored = |progress: &Progress| progress.stored.load(AtomicOrdering::Relaxed);
+    let (progress, running) = house.start_worker(&token).await;
+    let stored = |progress: &Progress| progress.stored_rows.load(AtomicOrdering::Relaxed);
     wait_until("the first model has all", || stored(&progress) == count + 2).await;
 
     let checkpoint = "tests/fixtures/clip-gelu".to_owned();
-    let towers: Arc<dyn Towers> = Arc::new(
-        Clip::load(&clip::Options { checkpoint: checkpoint.clone(), ..clip::Options::default() })
-            .unwrap(),
+    let encoders: Arc<dyn Encoders> = Arc::new(
+        ClipModel::load(&clip::ModelOptions {
+            checkpoint: checkpoint.clone(),
+            ..clip::ModelOptions::default()
+        })
+        .unwrap(),
     );
     let sets: Vec<_> = house
         .sets
         .iter()
-        .map(|set| Arc::new(EmbeddedSet::from_record(&set.record(), &*towers).unwrap()))
+        .map(|set| Arc::new(EmbeddedPromptSet::from_record(&set.to_record(), &*encoders).unwrap()))
         .collect();
-    let beside = Beside {
-        generation: generation(&*towers),
+    let beside = StandbyGeneration {
+        generation: generation_of_model(&*encoders),
         checkpoint,
-        prompt_sets: sets.iter().map(|set| set.record()).collect(),
+        prompt_sets: sets.iter().map(|set| set.to_record()).collect(),
         since: chrono::Utc::now(),
     };
     let partitions: Vec<_> =
-        (0..2).map(|number| Partition { topic: TOPIC.into(), number }).collect();
-    let (store, new) = (house.store(), beside.generation.clone());
+        (0..2).map(|number| TopicPartition { topic: TOPIC.into(), number }).collect();
+    let (store, new) = (house.open_store(), beside.generation.clone());
     for _ in 0..2 {
-        let state = backfill::set_up(&store, &beside, &partitions, 20, "test").await.unwrap();
-        assert!(state.revision == 2 && state.is_beside(&new), "twice is once");
+        let state =
+            backfill::set_up_standby(&store, &beside, &partitions, 20, "test").await.unwrap();
+        assert!(state.revision == 2 && state.is_standby(&new), "twice is once");
     }
-    let first = Beside { generation: house.generation(), ..beside.clone() };
-    assert!(backfill::set_up(&store, &first, &partitions, 20, "test").await.is_err());
+    let first = StandbyGeneration { generation: house.generation(), ..beside.clone() };
+    assert!(backfill::set_up_standby(&store, &first, &partitions, 20, "test").await.is_err());
 
     // Events go on; the deleted image's first version comes once more, late.
-    house.event(upsert("i0", &house.picture("again.jpg", 777), 6)).await;
-    house.event(json!({"image_id": "i2", "operation": "delete", "sequence": 6})).await;
-    house.event(upsert("i1", &house.picture("late.jpg", 778), 5)).await;
+    house.send_event(upsert_event("i0", &house.write_image("again.jpg", 777), 6)).await;
+    house.send_event(json!({"image_id": "i2", "operation": "delete", "sequence": 6})).await;
+    house.send_event(upsert_event("i1", &house.write_image("late.jpg", 778), 5)).await;
     wait_until("the first model has those", || stored(&progress) == count + 5).await;
 
     let folder = tempfile::tempdir().unwrap();
@@ -392,25 +417,34 @@ async fn another_models_generation_has_every_image_in_its_newest_version() {
         let types =
             AttributeTypes::from([("colour".to_owned(), bsap::record::AttributeType::Text)]);
         let live = house.generation();
-        Missing::of(&store, &live, &new, &types, folder.path()).await.unwrap()
+        ReembedPlan::compare(&store, &live, &new, &types, folder.path()).await.unwrap()
     };
     let wanted = missing().await;
-    assert_eq!((wanted.live, wanted.images, wanted.deletes, wanted.inline), (23, 22, 2, 1));
-    let publisher = Publisher::new(&kafka_options(&house.broker), AGAIN).unwrap();
+    assert_eq!(
+        (
+            wanted.live_images,
+            wanted.images_to_reembed,
+            wanted.deletes_to_send,
+            wanted.inline_images
+        ),
+        (23, 22, 2, 1)
+    );
+    let publisher = Publisher::new(&kafka_options(&house.broker), REEMBED_TOPIC).unwrap();
     // For some other generation: not this one's to do.
-    missing().await.send(&publisher, "00112233", 10_000, &token, |_| {}).await.unwrap();
-    assert_eq!(wanted.send(&publisher, &new.id, 10_000, &token, |_| {}).await.unwrap(), 24);
+    missing().await.publish(&publisher, "00112233", 10_000, &token, |_| {}).await.unwrap();
+    assert_eq!(wanted.publish(&publisher, &new.id, 10_000, &token, |_| {}).await.unwrap(), 24);
 
     let killed = CancellationToken::new();
-    let (progress, second) = house.worker_of(&towers, &sets, "bsap.new", &killed).await;
+    let (progress, second) =
+        house.start_worker_with_model(&encoders, &sets, "bsap.new", &killed).await;
     wait_until("the second model has some", || stored(&progress) > 0).await;
     second.abort();
-    let (_, second) = house.worker_of(&towers, &sets, "bsap.new", &token).await;
+    let (_, second) = house.start_worker_with_model(&encoders, &sets, "bsap.new", &token).await;
     let started = Instant::now();
     loop {
         let left = missing().await;
-        if left.images + left.deletes == 0 {
-            assert_eq!((left.same, left.inline), (22, 1));
+        if left.images_to_reembed + left.deletes_to_send == 0 {
+            assert_eq!((left.up_to_date_images, left.inline_images), (22, 1));
             break;
         }
         assert!(started.elapsed() < Duration::from_secs(90), "{left:?}");
@@ -420,14 +454,14 @@ async fn another_models_generation_has_every_image_in_its_newest_version() {
     assert!(running.await.unwrap() && second.await.unwrap());
 
     let mut follower = Follower::open(&store, &new).await.unwrap();
-    let mut newest: BTreeMap<String, Row> = BTreeMap::new();
+    let mut newest: BTreeMap<String, ImageRow> = BTreeMap::new();
     for row in follower.next(&|_, _| {}).await.unwrap().unwrap().rows {
         let id = row.image_id.to_string();
         if newest.get(&id).is_none_or(|known| row.supersedes(known)) {
             newest.insert(id, row);
         }
     }
-    for row in house.rows().await {
+    for row in house.read_rows().await {
         let id = row.image_id.to_string();
         let other = newest.get(&id);
         if id == "inline" {
@@ -441,7 +475,7 @@ async fn another_models_generation_has_every_image_in_its_newest_version() {
     for row in newest.values() {
         let Some(image) = &row.image else { continue };
         assert_eq!(image.attributes, BTreeMap::from([("colour".into(), "red".into())]));
-        assert_eq!(image.embedding.values().len(), towers.card().dimension);
-        assert!(image.statistics.contains_key(&sets[0].key));
+        assert_eq!(image.embedding.values().len(), encoders.card().dimension);
+        assert!(image.statistics.contains_key(&sets[0].statistics_key));
     }
 }

@@ -11,24 +11,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering as AtomicOrdering};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use bsap::clip::{ClipError, ModelCard, Pixels, Towers};
-use bsap::ingest::dead_letter::{self, DeadLetters};
-use bsap::demo::broker::Broker;
-use bsap::ingest::fetch::{self, Fetcher};
-use bsap::ingest::{self, Progress, Worker, decode};
+use bsap::backfill::{StatisticsBackfill, add_prompt_set, follow_prompt_sets};
 use bsap::balance::normalise::Normaliser;
-use bsap::prompts::{ActiveSets, EmbeddedSet, PromptSet};
-use bsap::record::{Ordering, Sequence};
-use bsap::backfill::{Job, add_set, follow_sets};
-use bsap::serve::Reader;
-use bsap::rollout::{Rules, Wanted, WayBack, examine, promote, set_candidate, wait_for_readers};
-use bsap::search::{self, Engine, Engines, Query, Served};
-use bsap::ingest::source::{self, Decoder};
 use bsap::balance::statistics::StatisticsKey;
-use bsap::store::Store;
-use bsap::catalogue::{Generation, Serving, StateStore};
-use bsap::table::{Stored, Writer};
+use bsap::catalogue::{Generation, ServingConfig, StateStore};
+use bsap::clip::{ClipError, Encoders, ModelCard, Pixels};
+use bsap::demo::broker::MockBroker;
+use bsap::ingest::dead_letter::{self, DeadLetterWriter};
+use bsap::ingest::fetch::{self, Fetcher};
+use bsap::ingest::source::{self, Decoder};
+use bsap::ingest::{self, Progress, Worker, decode};
 use bsap::kafka;
+use bsap::prompts::{ActivePromptSets, EmbeddedPromptSet, PromptSet};
+use bsap::record::{SequenceKey, VersionOrdering};
+use bsap::rollout::{
+    CandidateSpec, PromotionRules, RollbackPlan, check_promotion, promote, set_candidate,
+    wait_for_replicas,
+};
+use bsap::search::{self, Engine, Engines, Query, ServingSnapshot};
+use bsap::serve::CatalogueFollower;
+use bsap::store::Store;
+use bsap::table::{BackfillSource, TableWriter};
 use image::{ImageFormat, RgbImage};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::json;
@@ -36,13 +39,13 @@ use tokio_util::sync::CancellationToken;
 
 const TOPIC: &str = "images";
 const DIMENSION: usize = 32;
-const IMAGES: u64 = 60;
-const POLL: Duration = Duration::from_millis(100);
+const IMAGE_COUNT: u64 = 60;
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Directions that follow from the bytes, in the place of a model: quick, and the same every time.
-struct Hashed(ModelCard);
+struct HashedEncoders(ModelCard);
 
-fn unit(bytes: &[u8]) -> Vec<f32> {
+fn hash_to_unit_vector(bytes: &[u8]) -> Vec<f32> {
     let mut state = bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325u64, |a, b| (a ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
@@ -59,79 +62,94 @@ fn unit(bytes: &[u8]) -> Vec<f32> {
     values.into_iter().map(|v| v / length).collect()
 }
 
-impl Towers for Hashed {
+impl Encoders for HashedEncoders {
     fn card(&self) -> &ModelCard {
         &self.0
     }
 
-    fn prepare(&self, image: &RgbImage) -> Result<Pixels, ClipError> {
+    fn preprocess_image(&self, image: &RgbImage) -> Result<Pixels, ClipError> {
         Ok(Pixels(image.as_raw().clone()))
     }
 
     fn embed_images(&self, batch: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError> {
-        Ok(batch.iter().map(|pixels| unit(&pixels.0)).collect())
+        Ok(batch.iter().map(|pixels| hash_to_unit_vector(&pixels.0)).collect())
     }
 
     fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
-        Ok(texts.iter().map(|text| unit(text.as_bytes())).collect())
+        Ok(texts.iter().map(|text| hash_to_unit_vector(text.as_bytes())).collect())
     }
 }
 
-fn towers() -> Arc<dyn Towers> {
-    Arc::new(Hashed(ModelCard::stand_in("hashed", DIMENSION)))
+fn hashed_encoders() -> Arc<dyn Encoders> {
+    Arc::new(HashedEncoders(ModelCard::without_checkpoint("hashed", DIMENSION)))
 }
 
-fn set(name: &str, towers: &dyn Towers) -> Arc<EmbeddedSet> {
+fn embed_prompt_set(name: &str, encoders: &dyn Encoders) -> Arc<EmbeddedPromptSet> {
     let set = PromptSet::new(name, (0..20).map(|i| format!("{name} {i}")).collect());
-    Arc::new(set.embed(towers, 4).unwrap())
+    Arc::new(set.embed(encoders, 4).unwrap())
 }
 
-fn generation(towers: &dyn Towers) -> Generation {
-    let card = towers.card();
+fn generation_of_model(encoders: &dyn Encoders) -> Generation {
+    let card = encoders.card();
     Generation::new(
         &card.name,
         &card.fingerprint,
         card.dimension,
         card.logit_scale,
-        Ordering::Sequence,
+        VersionOrdering::Sequence,
     )
 }
 
-async fn worker(
-    broker: &Broker,
+async fn new_worker(
+    broker: &MockBroker,
     store: &Store,
-    towers: &Arc<dyn Towers>,
-    sets: &ActiveSets,
+    encoders: &Arc<dyn Encoders>,
+    sets: &ActivePromptSets,
     progress: &Arc<Progress>,
 ) -> Worker {
-    let kafka = kafka::Options { brokers: broker.brokers(), ..kafka::Options::default() };
-    let source = source::Options {
-        ordering: Ordering::Sequence,
+    let kafka = kafka::KafkaOptions {
+        brokers: broker.bootstrap_servers(),
+        ..kafka::KafkaOptions::default()
+    };
+    let source = source::SourceOptions {
+        ordering: VersionOrdering::Sequence,
         drain_seconds: 3,
         session_timeout_ms: 6_000,
-        ..source::Options::default()
+        ..source::SourceOptions::default()
     };
     Worker {
         decoder: Decoder::new(&source, &BTreeMap::new()),
-        source,
-        dead_letters: DeadLetters::new(&kafka, &dead_letter::Options::default()).unwrap(),
+        source_options: source,
+        dead_letter_writer: DeadLetterWriter::new(
+            &kafka,
+            &dead_letter::DeadLetterOptions::default(),
+        )
+        .unwrap(),
         kafka,
-        fetcher: Fetcher::new(&fetch::Options::default()).unwrap(),
-        decode: decode::Options::default(),
-        towers: towers.clone(),
-        sets: sets.clone(),
-        writer: Writer::open(store, &generation(&**towers), 50).await.unwrap(),
-        options: ingest::Options { commit_ms: 150, drain_seconds: 3, ..ingest::Options::default() },
+        fetcher: Fetcher::new(&fetch::FetchOptions::default()).unwrap(),
+        decode_options: decode::DecodeOptions::default(),
+        encoders: encoders.clone(),
+        prompt_sets: sets.clone(),
+        writer: TableWriter::open(store, &generation_of_model(&**encoders), 50).await.unwrap(),
+        options: ingest::IngestOptions {
+            commit_ms: 150,
+            drain_seconds: 3,
+            ..ingest::IngestOptions::default()
+        },
         progress: progress.clone(),
     }
 }
 
 /// Sends new versions of the images, round after round, until `stop`; gives the newest of each.
-async fn update(producer: FutureProducer, stop: Arc<AtomicBool>, sent: Arc<AtomicU64>) -> u64 {
+async fn send_updates(
+    producer: FutureProducer,
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+) -> u64 {
     let mut version = 0;
     while version < 2 || !stop.load(AtomicOrdering::SeqCst) {
         version += 1;
-        for id in 0..IMAGES {
+        for id in 0..IMAGE_COUNT {
             let picture = RgbImage::from_fn(4, 4, |x, y| {
                 image::Rgb([(x + 4 * y) as u8 * 9, id as u8, version as u8])
             });
@@ -150,12 +168,12 @@ async fn update(producer: FutureProducer, stop: Arc<AtomicBool>, sent: Arc<Atomi
 }
 
 /// What each configuration answers with.
-type Configurations = BTreeMap<&'static str, (StatisticsKey, f32)>;
+type ExpectedAnswers = BTreeMap<&'static str, (StatisticsKey, f32)>;
 
 /// Asks without pause until `stop`; gives how many answers each configuration made.
-async fn ask(
+async fn send_queries(
     engine: Arc<Engine>,
-    wanted: Arc<Configurations>,
+    expected: Arc<ExpectedAnswers>,
     stop: Arc<AtomicBool>,
 ) -> BTreeMap<String, u64> {
     let mut answers = BTreeMap::new();
@@ -165,14 +183,19 @@ async fn ask(
         let query = Query {
             input: format!("query {}", number % 17).into(),
             k: Some(20),
-            key: Some(format!("user {}", number % 31)),
+            traffic_key: Some(format!("user {}", number % 31)),
             ..Query::default()
         };
-        let asked = engine.clone();
-        let results = tokio::task::spawn_blocking(move || asked.search(&query)).await.unwrap();
+        let engine_of_query = engine.clone();
+        let results =
+            tokio::task::spawn_blocking(move || engine_of_query.search(&query)).await.unwrap();
         let results = results.expect("no query fails");
-        let (key, weight) = &wanted[results.configuration.as_str()];
-        assert_eq!((&results.set.key, results.balance.weight), (key, *weight), "not mixed");
+        let (key, weight) = &expected[results.configuration.as_str()];
+        assert_eq!(
+            (&results.prompt_set.statistics_key, results.balance.weight),
+            (key, *weight),
+            "not mixed"
+        );
         for hit in &results.hits {
             let score = hit.affine.alpha.mul_add(hit.raw_score, hit.affine.beta);
             assert!((hit.score - score).abs() < 1e-6, "{} {score}", hit.score);
@@ -184,11 +207,16 @@ async fn ask(
 }
 
 /// Without waiting for anything, so that the test is short.
-fn rules(folder: &Path) -> Rules<'_> {
-    Rules { settle: Duration::ZERO, grace: Duration::ZERO, allow_missing: 0, folder }
+fn immediate_rules(folder: &Path) -> PromotionRules<'_> {
+    PromotionRules {
+        propagation_delay: Duration::ZERO,
+        grace_period: Duration::ZERO,
+        max_missing: 0,
+        temp_folder: folder,
+    }
 }
 
-async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+async fn wait_until(what: &str, mut done: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
     while !done().await {
         assert!(started.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
@@ -198,99 +226,111 @@ async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prompt_sets_are_switched_under_updates_and_queries() {
-    let broker = Broker::start(&[(TOPIC, 3), ("images.dead-letters", 1)]).unwrap();
+    let broker = MockBroker::start(&[(TOPIC, 3), ("images.dead-letters", 1)]).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
-    let towers = towers();
-    let generation = generation(&*towers);
-    let (old, new) = (set("old", &*towers), set("new", &*towers));
-    let serving = Serving::new(old.key.clone(), Normaliser::Softmax, 0.25);
+    let encoders = hashed_encoders();
+    let generation = generation_of_model(&*encoders);
+    let (old, new) = (embed_prompt_set("old", &*encoders), embed_prompt_set("new", &*encoders));
+    let serving = ServingConfig::new(old.statistics_key.clone(), Normaliser::Softmax, 0.25);
     let states = StateStore::new(&store);
-    let state = states.ensure(&generation, &[old.record()], &serving, "test").await.unwrap();
+    let state = states
+        .initialise_or_extend(&generation, &[old.to_record()], &serving, "test")
+        .await
+        .unwrap();
 
     // A worker that is fed without pause, and takes up sets from the state.
     let (token, progress) = (CancellationToken::new(), Arc::new(Progress::default()));
-    let sets = ActiveSets::new(vec![old.clone()]);
-    let working = worker(&broker, &store, &towers, &sets, &progress).await;
+    let sets = ActivePromptSets::new(vec![old.clone()]);
+    let working = new_worker(&broker, &store, &encoders, &sets, &progress).await;
     let working = tokio::spawn(working.run(token.clone()));
-    tokio::spawn(follow_sets(
+    tokio::spawn(follow_prompt_sets(
         store.clone(),
         generation.id.clone(),
         sets.clone(),
-        towers.clone(),
-        POLL,
+        encoders.clone(),
+        POLL_INTERVAL,
         token.clone(),
     ));
     let (stop_updates, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let kafka = kafka::Options { brokers: broker.brokers(), ..kafka::Options::default() };
-    let producer: FutureProducer = kafka.producer().create().unwrap();
-    let updating = tokio::spawn(update(producer, stop_updates.clone(), sent.clone()));
+    let kafka = kafka::KafkaOptions {
+        brokers: broker.bootstrap_servers(),
+        ..kafka::KafkaOptions::default()
+    };
+    let producer: FutureProducer = kafka.producer_config().create().unwrap();
+    let updating = tokio::spawn(send_updates(producer, stop_updates.clone(), sent.clone()));
 
     // Two query workers that follow table and state, asked without pause.
-    let wanted: Arc<Configurations> = Arc::new(BTreeMap::from([
-        ("initial", (old.key.clone(), 0.25)),
-        ("newer", (new.key.clone(), 0.5)),
+    let wanted: Arc<ExpectedAnswers> = Arc::new(BTreeMap::from([
+        ("initial", (old.statistics_key.clone(), 0.25)),
+        ("newer", (new.statistics_key.clone(), 0.5)),
     ]));
     let stop_queries = Arc::new(AtomicBool::new(false));
     let (mut engines, mut asking) = (Vec::new(), Vec::new());
-    until("all images are stored once", async || {
-        progress.stored.load(AtomicOrdering::SeqCst) > IMAGES
+    wait_until("all images are stored once", async || {
+        progress.stored_rows.load(AtomicOrdering::SeqCst) > IMAGE_COUNT
     })
     .await;
     for _ in 0..2 {
-        let served = Served::of(&state, vec![old.clone()]);
-        let options = search::Options { poll_ms: 100, ..search::Options::default() };
-        let engine = Arc::new(Engine::new(towers.clone(), served, options));
-        let reader = Reader {
+        let served = ServingSnapshot::from_state(&state, vec![old.clone()]);
+        let options = search::SearchOptions { poll_ms: 100, ..search::SearchOptions::default() };
+        let engine = Arc::new(Engine::new(encoders.clone(), served, options));
+        let reader = CatalogueFollower {
             catalogue: store.clone(),
             engines: Arc::new(Engines::new(engine.clone())),
-            models: vec![towers.clone()],
+            models: vec![encoders.clone()],
             state: state.clone(),
-            poll: POLL,
+            poll_interval: POLL_INTERVAL,
         };
         tokio::spawn(reader.run(token.clone()));
         engines.push(engine);
     }
-    until("the query workers are ready", async || engines.iter().all(|e| e.snapshots().ready()))
-        .await;
+    wait_until("the query workers are ready", async || {
+        engines.iter().all(|e| e.snapshots().is_ready())
+    })
+    .await;
     for engine in &engines {
-        asking.push(tokio::spawn(ask(engine.clone(), wanted.clone(), stop_queries.clone())));
+        asking.push(tokio::spawn(send_queries(
+            engine.clone(),
+            wanted.clone(),
+            stop_queries.clone(),
+        )));
     }
 
     // A reindex that is killed in the middle, then two at once that do the rest.
-    add_set(&store, &generation, &new, "test").await.unwrap();
-    let job = || Job {
+    add_prompt_set(&store, &generation, &new, "test").await.unwrap();
+    let job = || StatisticsBackfill {
         catalogue: store.clone(),
         generation: generation.clone(),
-        set: new.clone(),
-        attempts: 50,
-        lanes: 2,
-        settle: Duration::from_secs(2),
+        prompt_set: new.clone(),
+        max_commit_attempts: 50,
+        max_concurrent_files: 2,
+        propagation_delay: Duration::from_secs(2),
     };
     let (killed, never) = (job(), CancellationToken::new());
     let killed = tokio::spawn(async move { killed.run(&|_, _| {}, &never).await.map(drop) });
     tokio::time::sleep(Duration::from_millis(150)).await;
     killed.abort();
-    let rules = rules(folder.path());
-    let error = examine(&store, &rules, chrono::Utc::now()).await.unwrap_err();
+    let rules = immediate_rules(folder.path());
+    let error = check_promotion(&store, &rules, chrono::Utc::now()).await.unwrap_err();
     assert!(error.to_string().contains("no candidate"), "{error}");
     let (first, second) = (job(), job());
     let (one, other) = tokio::join!(first.run(&|_, _| {}, &token), second.run(&|_, _| {}, &token));
     assert!(one.unwrap().complete && other.unwrap().complete);
 
     // A candidate, for a share and in the shadow, then live, then back.
-    let wish = Wanted {
+    let wish = CandidateSpec {
         name: "newer".into(),
         prompt_set: Some("new".into()),
         weight: Some(0.5),
-        share: 0.4,
-        shadow: 0.5,
-        ..Wanted::default()
+        traffic_share: 0.4,
+        shadow_share: 0.5,
+        ..CandidateSpec::default()
     };
     let limit = Duration::from_secs(30);
     let state = set_candidate(&store, &wish, "test").await.unwrap();
-    let standing = wait_for_readers(&store, state.revision, limit, &token).await.unwrap();
-    assert_eq!((standing.ready.len(), standing.waiting.len()), (2, 0));
+    let standing = wait_for_replicas(&store, state.revision, limit, &token).await.unwrap();
+    assert_eq!((standing.ready.len(), standing.not_ready.len()), (2, 0));
     let asks = |configuration: Option<&str>| Query {
         input: "query 1".into(),
         configuration: configuration.map(Into::into),
@@ -306,18 +346,19 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
     assert_eq!(answer(Some("candidate")).await.unwrap().configuration, "newer");
     assert_eq!(answer(None).await.unwrap().configuration, "initial");
     assert!(answer(Some("nobody")).await.unwrap_err().to_string().contains("newer"));
-    until("the shadow was computed", async || engines[0].traffic().shadows > 3).await;
-    assert!(engines[0].traffic().candidate > 0);
+    wait_until("the shadow was computed", async || engines[0].traffic_counts().shadow_queries > 3)
+        .await;
+    assert!(engines[0].traffic_counts().candidate > 0);
 
-    let found = examine(&store, &rules, chrono::Utc::now()).await.unwrap();
-    assert_eq!(found.problems, Vec::<String>::new());
+    let found = check_promotion(&store, &rules, chrono::Utc::now()).await.unwrap();
+    assert_eq!(found.blockers, Vec::<String>::new());
     let live = promote(&store, found.revision, "hashed", "test").await.unwrap();
-    let standing = wait_for_readers(&store, live.revision, limit, &token).await.unwrap();
+    let standing = wait_for_replicas(&store, live.revision, limit, &token).await.unwrap();
     assert_eq!(standing.ready.len(), 2);
     assert_eq!(answer(None).await.unwrap().configuration, "newer");
-    let way = WayBack::of(&store).await.unwrap();
-    let back = way.go(&store, "test").await.unwrap();
-    let standing = wait_for_readers(&store, back.revision, limit, &token).await.unwrap();
+    let way = RollbackPlan::load(&store).await.unwrap();
+    let back = way.execute(&store, "test").await.unwrap();
+    let standing = wait_for_replicas(&store, back.revision, limit, &token).await.unwrap();
     assert_eq!(standing.ready.len(), 2);
     assert_eq!(answer(None).await.unwrap().configuration, "initial");
 
@@ -329,19 +370,21 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
     stop_updates.store(true, AtomicOrdering::SeqCst);
     let newest = updating.await.unwrap();
     let all = sent.load(AtomicOrdering::SeqCst);
-    until("everything is stored", async || progress.stored.load(AtomicOrdering::SeqCst) == all)
-        .await;
+    wait_until("everything is stored", async || {
+        progress.stored_rows.load(AtomicOrdering::SeqCst) == all
+    })
+    .await;
 
     // Every row carries both sets, and every image is there in its newest version.
-    let mut stored = Stored::open(&store, &generation).await.unwrap();
-    for key in [&old.key, &new.key] {
-        assert!(stored.pending(key).await.unwrap().1.complete(), "{key}");
+    let mut stored = BackfillSource::open(&store, &generation).await.unwrap();
+    for key in [&old.statistics_key, &new.statistics_key] {
+        assert!(stored.list_pending_files(key).await.unwrap().1.is_complete(), "{key}");
     }
-    let wanted = Sequence::from_number(newest);
-    until("the query workers have the newest versions", async || {
+    let wanted = SequenceKey::from_number(newest);
+    wait_until("the query workers have the newest versions", async || {
         engines.iter().all(|engine| {
             let snapshot = engine.snapshots().newest();
-            snapshot.len() as u64 == IMAGES
+            snapshot.len() as u64 == IMAGE_COUNT
                 && snapshot.images().all(|(entry, _)| entry.version.sequence == wanted)
         })
     })
@@ -349,7 +392,7 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
     let snapshot = engines[0].snapshots().newest();
     for (entry, embedding) in snapshot.images() {
         for set in [&old, &new] {
-            let found = snapshot.statistics(entry.image_id.as_str(), &set.key);
+            let found = snapshot.statistics(entry.image_id.as_str(), &set.statistics_key);
             assert_eq!(found, set.statistics(&embedding), "to the bit");
         }
     }

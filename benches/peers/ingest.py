@@ -5,7 +5,7 @@
 
 Both consume the same topic of a real Apache Kafka, with the same pictures and the same checkpoint, in
 turn, in one run. The Python side is transformers on PyTorch with Pillow, confluent-kafka and deltalake:
-batches of 32, the next one decoded by threads while the towers compute, offsets committed after the
+batches of 32, the next one decoded by threads while the model computes, offsets committed after the
 rows. It keeps what a plain index keeps, without order, deletes, retries, dead letters or fencing.
 
 A run's clock starts when its first picture has been embedded (joining a group and loading a model are
@@ -104,13 +104,13 @@ class Python:
         consumer.subscribe([topic])
         stored, first = 0, None
 
-        def ahead():
+        def prefetch():
             messages = consumer.consume(BATCH, 0.5)
             return messages, [self.threads.submit(self.load, message) for message in messages]
 
-        waiting = ahead()
+        pending = prefetch()
         while stored < count:
-            (messages, futures), waiting = waiting, ahead()
+            (messages, futures), pending = pending, prefetch()
             if not futures:
                 continue
             events, pixels = zip(*(future.result() for future in futures))
@@ -157,15 +157,15 @@ def bsap(program, checkpoint, address, topic, folder, pictures, count):
             if worker.poll() is not None:
                 sys.exit(f"the worker ended: {log.read_text()[-2000:]}")
             lines = (json.loads(line) for line in (log.read_text().splitlines() if log.exists() else []))
-            batches = [line for line in lines if line.get("event") == "batch.done"]
-            if sum(batch["ok"] for batch in batches) >= count:
+            commits = [line for line in lines if line.get("event") == "commit.succeeded"]
+            if sum(batch["succeeded"] for batch in commits) >= count:
                 break
     finally:
         worker.send_signal(signal.SIGTERM)
         worker.wait()
-    moments = [moment(batch["timestamp"]) for batch in batches]
-    after_first = sum(batch["ok"] for batch in batches[1:])
-    waited = sum(batch["towers_wait_ms"] for batch in batches[1:])
+    moments = [moment(batch["timestamp"]) for batch in commits]
+    after_first = sum(batch["succeeded"] for batch in commits[1:])
+    waited = sum(batch["model_wait_ms"] for batch in commits[1:])
     seconds = moments[-1] - moments[0]
     return after_first / seconds, waited / 1e3 / seconds
 
@@ -215,7 +215,7 @@ def main():
                 rates["bsap"].append(rate)
                 rates["Python"].append(python.run(kafka.address, topic, str(place / "delta"), len(files)))
                 print(
-                    f"round {number + 1}: bsap {rate:.1f} pictures/s (its towers waited {waited:.0%} of the time), "
+                    f"round {number + 1}: bsap {rate:.1f} pictures/s (its model waited {waited:.0%} of the time), "
                     f"Python {rates['Python'][-1]:.1f}", flush=True,
                 )
         finally:

@@ -113,8 +113,8 @@ def recall(found, scores):
     """Share of places whose image scores as much as the K-th best; ties aside."""
     good = 0
     for ids, s in zip(found, scores):
-        least = np.partition(s, -K)[-K] - 1e-9
-        good += int((s[np.asarray(ids, dtype=np.int64)] >= least).sum())
+        kth_score = np.partition(s, -K)[-K] - 1e-9
+        good += int((s[np.asarray(ids, dtype=np.int64)] >= kth_score).sum())
     return good / (K * len(scores))
 
 

@@ -18,19 +18,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering as AtomicOrdering};
 use std::time::{Duration, Instant};
 
-use bsap::clip::{self, Clip, ClipError, ModelCard, Pixels, Towers};
-use bsap::ingest::dead_letter::{self, DeadLetters};
-use bsap::demo::broker::Broker;
-use bsap::demo::catalogue::{Scene, Style};
-use bsap::demo::draw::render;
-use bsap::ingest::fetch::{self, Fetcher};
-use bsap::ingest::{self, Progress, Worker, decode};
-use bsap::record::{AttributeTypes, Ordering};
-use bsap::ingest::source::{self, Decoder};
-use bsap::store::Store;
 use bsap::catalogue::Generation;
-use bsap::table::{self, Writer};
+use bsap::clip::{self, ClipError, ClipModel, Encoders, ModelCard, Pixels};
+use bsap::demo::broker::MockBroker;
+use bsap::demo::catalogue::{PhotoStyle, Scene};
+use bsap::demo::draw::render_jpeg;
+use bsap::ingest::dead_letter::{self, DeadLetterWriter};
+use bsap::ingest::fetch::{self, Fetcher};
+use bsap::ingest::source::{self, Decoder};
+use bsap::ingest::{self, Progress, Worker, decode};
 use bsap::kafka;
+use bsap::record::{AttributeTypes, VersionOrdering};
+use bsap::store::Store;
+use bsap::table::{self, TableWriter};
 use futures::{StreamExt, TryStreamExt};
 use image::RgbImage;
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -42,23 +42,23 @@ mod trace;
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
 /// Edge of a picture in pixels.
-const EDGE: u32 = 640;
+const IMAGE_SIDE_PX: u32 = 640;
 /// Pictures of a trace.
-const TRACED: usize = 640;
+const TRACED_IMAGES: usize = 640;
 /// Partitions of the topic.
 const PARTITIONS: i32 = 4;
 /// Pictures done before the clock starts: joining the group is not what is measured. It stops when
 /// the last row is committed.
-const WARM: u64 = 64;
+const WARM_UP_IMAGES: u64 = 64;
 
 /// A model that computes nothing.
-struct Constant(ModelCard);
+struct ConstantEncoders(ModelCard);
 
-impl Towers for Constant {
+impl Encoders for ConstantEncoders {
     fn card(&self) -> &ModelCard {
         &self.0
     }
-    fn prepare(&self, _: &RgbImage) -> Result<Pixels, ClipError> {
+    fn preprocess_image(&self, _: &RgbImage) -> Result<Pixels, ClipError> {
         Ok(Pixels(Vec::new()))
     }
     fn embed_images(&self, batch: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError> {
@@ -78,19 +78,19 @@ fn main() -> Result<()> {
     if let [mode, checkpoint, file] = arguments.as_slice()
         && mode == "trace"
     {
-        let files = draw(folder.path(), TRACED)?;
-        return trace::run(&files, checkpoint, Path::new(file));
+        let files = draw_files(folder.path(), TRACED_IMAGES)?;
+        return trace::trace_pipeline(&files, checkpoint, Path::new(file));
     }
     let pictures = numbers.first().copied().unwrap_or(3_000);
     let rounds = numbers.get(1).copied().unwrap_or(3);
-    let files = draw(folder.path(), pictures)?;
+    let files = draw_files(folder.path(), pictures)?;
     let (mut plain, mut whole) = (Vec::new(), Vec::new());
-    let demo = load(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo"))?;
-    let towers = Arc::new(Constant(ModelCard { dimension: 512, ..demo.card().clone() }));
+    let demo = load_clip(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo"))?;
+    let encoders = Arc::new(ConstantEncoders(ModelCard { dimension: 512, ..demo.card().clone() }));
     for _ in 0..rounds {
         plain.push(decode_all(&files));
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        whole.push(runtime.block_on(ingest_all(&files, towers.clone()))?);
+        whole.push(runtime.block_on(ingest_all(&files, encoders.clone()))?);
     }
     let (plain, whole) = (median(plain), median(whole));
     println!("plain decoding      {plain:8.1} pictures/s");
@@ -99,19 +99,21 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn load(checkpoint: &str) -> Result<Clip> {
-    let options = clip::Options { checkpoint: checkpoint.to_owned(), ..clip::Options::default() };
-    Ok(Clip::load(&options)?)
+fn load_clip(checkpoint: &str) -> Result<ClipModel> {
+    let options =
+        clip::ModelOptions { checkpoint: checkpoint.to_owned(), ..clip::ModelOptions::default() };
+    Ok(ClipModel::load(&options)?)
 }
 
 /// So many files in `folder`.
-fn draw(folder: &Path, pictures: usize) -> Result<Vec<PathBuf>> {
+fn draw_files(folder: &Path, pictures: usize) -> Result<Vec<PathBuf>> {
     let files: Vec<PathBuf> = (0..pictures).map(|n| folder.join(format!("{n}.jpg"))).collect();
     // A few hundred different ones are enough for the cache to be of no help.
     for (n, file) in files.iter().enumerate() {
         match n.checked_sub(200) {
             None => {
-                let jpeg = render(&Scene::sample(1, n as u64, Style::Studio), EDGE)?;
+                let jpeg =
+                    render_jpeg(&Scene::sample(1, n as u64, PhotoStyle::Studio), IMAGE_SIDE_PX)?;
                 std::fs::write(file, jpeg)?;
             }
             Some(same) => {
@@ -120,7 +122,10 @@ fn draw(folder: &Path, pictures: usize) -> Result<Vec<PathBuf>> {
         }
     }
     let size = files.iter().map(|f| std::fs::metadata(f).map_or(0, |m| m.len())).sum::<u64>();
-    println!("{pictures} JPEGs of {EDGE}×{EDGE}, {} KiB each", size / pictures as u64 / 1024);
+    println!(
+        "{pictures} JPEGs of {IMAGE_SIDE_PX}×{IMAGE_SIDE_PX}, {} KiB each",
+        size / pictures as u64 / 1024
+    );
     Ok(files)
 }
 
@@ -133,7 +138,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 #[allow(clippy::expect_used)]
 fn decode_all(files: &[PathBuf]) -> f64 {
     let next = AtomicUsize::new(0);
-    let options = decode::Options::default();
+    let options = decode::DecodeOptions::default();
     let started = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
@@ -149,10 +154,13 @@ fn decode_all(files: &[PathBuf]) -> f64 {
 }
 
 /// Pictures a second from the topic to the table.
-async fn ingest_all(files: &[PathBuf], towers: Arc<dyn Towers>) -> Result<f64> {
-    let broker = Broker::start(&[("images", PARTITIONS), ("images.dead-letters", 1)])?;
-    let kafka = kafka::Options { brokers: broker.brokers(), ..kafka::Options::default() };
-    let producer: FutureProducer = kafka.producer().create()?;
+async fn ingest_all(files: &[PathBuf], encoders: Arc<dyn Encoders>) -> Result<f64> {
+    let broker = MockBroker::start(&[("images", PARTITIONS), ("images.dead-letters", 1)])?;
+    let kafka = kafka::KafkaOptions {
+        brokers: broker.bootstrap_servers(),
+        ..kafka::KafkaOptions::default()
+    };
+    let producer: FutureProducer = kafka.producer_config().create()?;
     let events = files.iter().enumerate().map(|(n, file)| {
         let uri = url::Url::from_file_path(file).map_err(|()| "no absolute path")?;
         let id = format!("picture-{n}");
@@ -169,35 +177,50 @@ async fn ingest_all(files: &[PathBuf], towers: Arc<dyn Towers>) -> Result<f64> {
     sent.buffer_unordered(1_000).try_collect::<Vec<()>>().await?;
     let folder = tempfile::tempdir()?;
     let store = Store::open(&folder.path().display().to_string(), &BTreeMap::new())?;
-    let card = towers.card();
-    let generation =
-        Generation::new("bench", &card.fingerprint, card.dimension, 100.0, Ordering::Sequence);
-    let source = source::Options { ordering: Ordering::Sequence, ..source::Options::default() };
-    let fetch = fetch::Options {
+    let card = encoders.card();
+    let generation = Generation::new(
+        "bench",
+        &card.fingerprint,
+        card.dimension,
+        100.0,
+        VersionOrdering::Sequence,
+    );
+    let source = source::SourceOptions {
+        ordering: VersionOrdering::Sequence,
+        ..source::SourceOptions::default()
+    };
+    let fetch = fetch::FetchOptions {
         file_roots: files[0].parent().map(Into::into).into_iter().collect(),
-        ..fetch::Options::default()
+        ..fetch::FetchOptions::default()
     };
     let progress = Arc::new(Progress::default());
     let worker = Worker {
         decoder: Decoder::new(&source, &AttributeTypes::new()),
-        source,
-        dead_letters: DeadLetters::new(&kafka, &dead_letter::Options::default())?,
+        source_options: source,
+        dead_letter_writer: DeadLetterWriter::new(
+            &kafka,
+            &dead_letter::DeadLetterOptions::default(),
+        )?,
         kafka,
         fetcher: Fetcher::new(&fetch)?,
-        decode: decode::Options::default(),
-        towers,
-        sets: bsap::prompts::ActiveSets::default(),
-        writer: Writer::open(&store, &generation, table::Options::default().commit_attempts)
-            .await?,
-        options: ingest::Options::default(),
+        decode_options: decode::DecodeOptions::default(),
+        encoders,
+        prompt_sets: bsap::prompts::ActivePromptSets::default(),
+        writer: TableWriter::open(
+            &store,
+            &generation,
+            table::TableOptions::default().max_commit_attempts,
+        )
+        .await?,
+        options: ingest::IngestOptions::default(),
         progress: progress.clone(),
     };
     let token = CancellationToken::new();
     let running = tokio::spawn(worker.run(token.clone()));
     let count = |counter: &AtomicU64| counter.load(AtomicOrdering::Relaxed);
     let (mut first, mut before) = (None, 0);
-    while count(&progress.stored) < files.len() as u64 {
-        if first.is_none() && count(&progress.embedded) >= WARM {
+    while count(&progress.stored_rows) < files.len() as u64 {
+        if first.is_none() && count(&progress.embedded) >= WARM_UP_IMAGES {
             (first, before) = (Some(Instant::now()), count(&progress.embedded));
         }
         if running.is_finished() {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 
-use bsap::record::{Embedding, Image, ImageId, Row, Sequence};
-use bsap::balance::statistics::{Statistics, StatisticsKey};
+use bsap::balance::statistics::{ScoreStatistics, StatisticsKey};
+use bsap::record::{Embedding, ImageId, ImageRow, SequenceKey, StoredImage};
 
 /// A random direction, the same for the same seed.
-pub fn unit(seed: u64, dimension: usize) -> Vec<f32> {
+pub fn random_unit_vector(seed: u64, dimension: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -21,17 +21,17 @@ pub fn unit(seed: u64, dimension: usize) -> Vec<f32> {
 }
 
 /// Version `sequence` of the image number `i`, with statistics by `sets`.
-pub fn row(
+pub fn random_row(
     i: usize,
     sequence: u64,
     dimension: usize,
     sets: &[StatisticsKey],
-) -> Result<Row, Box<dyn Error>> {
+) -> Result<ImageRow, Box<dyn Error>> {
     let at = chrono::DateTime::from_timestamp(1_700_000_000 + sequence as i64, 0);
-    let embedding = unit((i as u64 + 99) ^ (sequence << 40), dimension);
+    let embedding = random_unit_vector((i as u64 + 99) ^ (sequence << 40), dimension);
     // Any digits of the embedding: what counts is that they do not compress better than real ones.
     let digit = |n: usize| embedding[n % dimension];
-    let statistics = Statistics {
+    let statistics = ScoreStatistics {
         n: 64,
         mean: 0.2 + digit(0) / 10.0,
         std: 0.03 + digit(1) / 100.0,
@@ -40,12 +40,12 @@ pub fn row(
         lse: 30.0 + digit(4) * 10.0,
         topk_mean: 0.27 + digit(5) / 10.0,
     };
-    Ok(Row {
+    Ok(ImageRow {
         image_id: ImageId::new(format!("image-{i:08}"))?,
-        sequence: Sequence::from_number(sequence),
+        sequence: SequenceKey::from_number(sequence),
         event_time: None,
         embedded_at: at.ok_or("no time")?,
-        image: Some(Image {
+        image: Some(StoredImage {
             uri: Some(format!("s3://bucket/{i}.jpg")),
             content_hash: embedding
                 .iter()
@@ -57,7 +57,7 @@ pub fn row(
             height: 480,
             attributes: BTreeMap::from([("category".into(), format!("category {}", i % 40))]),
             statistics: sets.iter().map(|key| (key.clone(), statistics)).collect(),
-            embedding: Embedding::round(&embedding),
+            embedding: Embedding::from_unit_vector(&embedding),
         }),
     })
 }

@@ -3,34 +3,34 @@
 
 use std::sync::Arc;
 
-use bsap::clip::Towers;
-use bsap::ingest::decode;
 use bsap::balance::normalise::Normaliser;
-use bsap::prompts::{EmbeddedSet, PromptSet};
-use bsap::record::{AttributeType, Embedding, Image, ImageId, Row, Sequence};
-use bsap::search::{Engine, Options, Route, Served};
-use bsap::table::{Changes, Part};
-use bsap::catalogue::Serving;
+use bsap::catalogue::ServingConfig;
+use bsap::clip::Encoders;
+use bsap::ingest::decode;
+use bsap::prompts::{EmbeddedPromptSet, PromptSet};
+use bsap::record::{AttributeType, Embedding, ImageId, ImageRow, SequenceKey, StoredImage};
+use bsap::search::{Engine, Route, SearchOptions, ServingSnapshot};
+use bsap::table::{SnapshotPart, TableChanges};
 use rayon::prelude::*;
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 /// Dimensions that spread further, and stand further from 0.
-const OUTLIERS: [usize; 4] = [1, 33, 50, 77];
-const CLUSTERS: u64 = 1000;
-const PROMPTS: u64 = 64;
+const OUTLIER_DIMENSIONS: [usize; 4] = [1, 33, 50, 77];
+const CLUSTER_COUNT: u64 = 1000;
+const PROMPT_COUNT: u64 = 64;
 /// Rows of a commit: whole chunks.
-const COMMIT: u64 = 1 << 16;
+const ROWS_PER_COMMIT: u64 = 1 << 16;
 
 /// A xorshift generator; the same seed gives the same numbers.
-struct Random(u64);
+struct XorShift(u64);
 
-impl Random {
+impl XorShift {
     fn new(seed: u64) -> Self {
         Self(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    fn next(&mut self) -> u64 {
+    fn next_u64(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -38,107 +38,118 @@ impl Random {
     }
 
     /// Nearly normal: the sum of four even numbers, with variance 1.
-    fn normal(&mut self) -> f32 {
-        let bits = self.next();
+    fn next_normal(&mut self) -> f32 {
+        let bits = self.next_u64();
         let part = |i: u64| (bits >> (16 * i) & 0xffff) as f32 / 65_536.0 - 0.5;
         (part(0) + part(1) + part(2) + part(3)) * 3f32.sqrt()
     }
 }
 
 /// How far a dimension spreads: a falling spectrum, and the outliers.
-fn spread(j: usize, dimension: usize) -> f32 {
+fn dimension_spread(j: usize, dimension: usize) -> f32 {
     let order = (j * 197 + 31) % dimension;
     let falling = 1.0 / (1.0 + 5.0 * order as f32 / dimension as f32);
-    if OUTLIERS.contains(&j) { 4.0 } else { falling }
+    if OUTLIER_DIMENSIONS.contains(&j) { 4.0 } else { falling }
 }
 
-fn direction(seed: u64, dimension: usize) -> impl Iterator<Item = f32> {
-    let mut random = Random::new(seed);
-    (0..dimension).map(move |j| random.normal() * spread(j, dimension))
+fn random_direction(seed: u64, dimension: usize) -> impl Iterator<Item = f32> {
+    let mut random = XorShift::new(seed);
+    (0..dimension).map(move |j| random.next_normal() * dimension_spread(j, dimension))
 }
 
-fn unit(values: impl Iterator<Item = f32>) -> Vec<f32> {
+fn to_unit_vector(values: impl Iterator<Item = f32>) -> Vec<f32> {
     let values: Vec<f32> = values.collect();
     let norm = values.iter().map(|v| v * v).sum::<f32>().sqrt();
     values.into_iter().map(|v| v / norm).collect()
 }
 
 /// The middle of a cone: images and texts have different ones.
-pub fn cone(seed: u64, dimension: usize) -> Vec<f32> {
-    let mut random = Random::new(seed);
+pub fn cone_centre(seed: u64, dimension: usize) -> Vec<f32> {
+    let mut random = XorShift::new(seed);
     let value = |j: usize| {
-        let far = if OUTLIERS.contains(&j) { 10.0 } else { 1.0 };
-        0.6 * far * random.normal()
+        let far = if OUTLIER_DIMENSIONS.contains(&j) { 10.0 } else { 1.0 };
+        0.6 * far * random.next_normal()
     };
     (0..dimension).map(value).collect()
 }
 
-fn image(number: u64, cone: &[f32]) -> Vec<f32> {
-    let mut random = Random::new(number ^ 0xabcd_0000);
+fn image_vector(number: u64, cone: &[f32]) -> Vec<f32> {
+    let mut random = XorShift::new(number ^ 0xabcd_0000);
     // A few clusters are large, most are small.
-    let place = (random.next() >> 11) as f64 / (1u64 << 53) as f64;
-    let cluster = (place * place * CLUSTERS as f64) as u64;
-    let own = direction(number + 1_000_000, cone.len());
-    unit(
+    let place = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+    let cluster = (place * place * CLUSTER_COUNT as f64) as u64;
+    let own = random_direction(number + 1_000_000, cone.len());
+    to_unit_vector(
         cone.iter()
-            .zip(direction(cluster + 50, cone.len()).zip(own))
+            .zip(random_direction(cluster + 50, cone.len()).zip(own))
             .map(|(m, (c, o))| m + 0.8 * c + 0.6 * o),
     )
 }
 
 /// Near a cluster, from the other cone.
-pub fn text(number: u64, cone: &[f32]) -> Vec<f32> {
-    let own = direction(number + 900_000_000, cone.len());
-    let near = direction(number * 37 % CLUSTERS + 50, cone.len());
-    unit(cone.iter().zip(near.zip(own)).map(|(m, (c, o))| m + 0.5 * c + 0.7 * o))
+pub fn text_vector(number: u64, cone: &[f32]) -> Vec<f32> {
+    let own = random_direction(number + 900_000_000, cone.len());
+    let near = random_direction(number * 37 % CLUSTER_COUNT + 50, cone.len());
+    to_unit_vector(cone.iter().zip(near.zip(own)).map(|(m, (c, o))| m + 0.5 * c + 0.7 * o))
 }
 
 /// An engine with this many rows, whose vectors are of the model's dimension.
-pub fn load(towers: Arc<dyn Towers>, rows: u64, options: Options) -> Result<Engine> {
-    let dimension = towers.card().dimension;
-    let (images, texts) = (cone(7, dimension), cone(8, dimension));
-    let set = PromptSet::new("bench", (0..PROMPTS).map(|i| format!("prompt {i}")).collect());
-    let prompts = (0..PROMPTS).map(|i| text(i + 10_000, &texts)).collect();
-    let set = Arc::new(EmbeddedSet::of(set, prompts, 100.0, 8));
-    let serving = Serving::new(set.key.clone(), Normaliser::Softmax, 0.25);
-    let served = Served {
-        revision: 1,
-        generation: "bench".into(),
-        name: "bench".into(),
-        stands_as: Route::Live,
-        sets: vec![set],
+pub fn load_engine(
+    encoders: Arc<dyn Encoders>,
+    rows: u64,
+    options: SearchOptions,
+) -> Result<Engine> {
+    let dimension = encoders.card().dimension;
+    let (images, texts) = (cone_centre(7, dimension), cone_centre(8, dimension));
+    let set = PromptSet::new("bench", (0..PROMPT_COUNT).map(|i| format!("prompt {i}")).collect());
+    let prompts = (0..PROMPT_COUNT).map(|i| text_vector(i + 10_000, &texts)).collect();
+    let set = Arc::new(EmbeddedPromptSet::from_embeddings(set, prompts, 100.0, 8));
+    let serving = ServingConfig::new(set.statistics_key.clone(), Normaliser::Softmax, 0.25);
+    let served = ServingSnapshot {
+        state_revision: 1,
+        generation_id: "bench".into(),
+        configuration_name: "bench".into(),
+        role: Route::Live,
+        prompt_sets: vec![set],
         serving,
         candidate: None,
     };
     let declared = [("part".to_owned(), AttributeType::Integer)].into();
-    let engine = Engine::new(towers, served, options).reading(declared, decode::Options::default());
+    let engine = Engine::new(encoders, served, options)
+        .with_attributes_and_decoding(declared, decode::DecodeOptions::default());
     let runtime = tokio::runtime::Runtime::new()?;
-    for (commit, first) in (0..rows).step_by(COMMIT as usize).enumerate() {
-        let some = (first..rows.min(first + COMMIT)).into_par_iter();
-        let some = some.map(|i| row(i, &image(i, &images)));
-        let rows = some.collect::<Result<Vec<Row>, String>>()?;
+    for (commit, first) in (0..rows).step_by(ROWS_PER_COMMIT as usize).enumerate() {
+        let some = (first..rows.min(first + ROWS_PER_COMMIT)).into_par_iter();
+        let some = some.map(|i| image_row(i, &image_vector(i, &images)));
+        let rows = some.collect::<Result<Vec<ImageRow>, String>>()?;
         let (version, whole) = (commit as u64 + 1, commit == 0);
-        let changes = Changes { version, whole, part: Part::All, rows, statistics: Vec::new() };
-        runtime.block_on(engine.snapshots().apply(changes))?;
+        let changes = TableChanges {
+            version,
+            is_full_snapshot: whole,
+            part: SnapshotPart::All,
+            rows,
+            statistics: Vec::new(),
+        };
+        runtime.block_on(engine.snapshots().apply_changes(changes))?;
     }
     Ok(engine)
 }
 
-fn row(number: u64, embedding: &[f32]) -> Result<Row, String> {
-    let image = Image {
+fn image_row(number: u64, embedding: &[f32]) -> Result<ImageRow, String> {
+    let image = StoredImage {
         uri: None,
         content_hash: String::new(),
         bytes: 100_000,
         width: 640,
         height: 480,
         // A thousandth of the images each.
-        attributes: [("part".into(), (Random::new(number).next() % 1000).to_string())].into(),
-        embedding: Embedding::round(embedding),
+        attributes: [("part".into(), (XorShift::new(number).next_u64() % 1000).to_string())].into(),
+        embedding: Embedding::from_unit_vector(embedding),
         statistics: [].into(),
     };
-    Ok(Row {
+    Ok(ImageRow {
         image_id: ImageId::new(format!("{number:08}")).map_err(|e| e.to_string())?,
-        sequence: Sequence::from_number(1),
+        sequence: SequenceKey::from_number(1),
         event_time: None,
         embedded_at: chrono::DateTime::UNIX_EPOCH,
         image: Some(image),

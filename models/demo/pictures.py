@@ -37,10 +37,10 @@ def main():
     plain = None
     print(f"{len(chosen)} images of {len(images)} asked for; capped recall@{K}, and gain over plain CLIP (95 %)")
     for normaliser, weight in SETTINGS:
-        own = {"normaliser": normaliser, "weight": weight} if normaliser else {}
+        overrides = {"normaliser": normaliser, "weight": weight} if normaliser else {}
         shares = []
         for image in chosen:
-            hits = ask(server, image_id=image["image_id"], k=K, **own)["hits"]
+            hits = ask(server, image_id=image["image_id"], k=K, **overrides)["hits"]
             shares.append(sum(same(image, hit) for hit in hits) / min(K, there[image["image_id"]]))
         plain = plain or shares
         gains = [a - b for a, b in zip(shares, plain)]

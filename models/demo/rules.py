@@ -59,8 +59,8 @@ def queries(seed, each=150):
 
 def matches(conditions, products):
     def met(condition, product):
-        own = [product[name] for name in ("kind", "colour", "pattern", "count")]
-        return all(wanted in (None, value) for wanted, value in zip(condition, own))
+        values = [product[name] for name in ("kind", "colour", "pattern", "count")]
+        return all(wanted in (None, value) for wanted, value in zip(condition, values))
 
     if len(conditions) == 1:
         return any(met(conditions[0], product) for product in products)
@@ -134,15 +134,15 @@ def main():
     parser.add_argument("--count", type=int, default=2000)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    bsap, rng, asked = Bsap(args.bsap.resolve(), args.work), np.random.default_rng(1), queries(args.seed)
-    units = bsap.texts(list(asked))
+    bsap, rng, judged_queries = Bsap(args.bsap.resolve(), args.work), np.random.default_rng(1), queries(args.seed)
+    units = bsap.texts(list(judged_queries))
     for name in ["demo", "photographs"]:
         prompts = bsap.texts(tomllib.loads((HERE.parent / f"prompts/{name}.toml").read_text())["texts"])
         for style in STYLES:
             images, scenes = bsap.pictures(style, args.seed, args.count)
-            right = np.array([[matches(conditions, scene) for scene in scenes] for conditions in asked.values()])
-            told = right.any(axis=1)
-            raw, aux = units[told] @ images.T, images @ prompts.T
+            right = np.array([[matches(conditions, scene) for scene in scenes] for conditions in judged_queries.values()])
+            answerable = right.any(axis=1)
+            raw, aux = units[answerable] @ images.T, images @ prompts.T
             nearest = -np.sort(-aux, axis=1)[:, :8].mean(axis=1)
             rules = {f"nnn, weight {weight}": raw - weight * nearest for weight in (0.25, 0.5, 1)}
             full = rules["nnn, weight 1"]
@@ -150,13 +150,13 @@ def main():
             rules["first kept, nnn, weight 1"] = keep_first(raw, full)
             rules["gated, nnn, weight 1"] = gate(raw, aux, full)
             rules["gated, first kept, nnn, weight 1"] = keep_first(raw, gate(raw, aux, full))
-            plain = measures(raw, right[told])
+            plain = measures(raw, right[answerable])
             means = ", ".join(f"{measure} {values.mean():.3f}" for measure, values in plain.items())
-            print(f"\n{style}, prompts {name}: {told.sum()} queries; plain CLIP {means}")
+            print(f"\n{style}, prompts {name}: {answerable.sum()} queries; plain CLIP {means}")
             for rule, scores in rules.items():
-                own = measures(scores, right[told])
-                told_gains = [f"{measure} {gain(own[measure] - plain[measure], rng)}" for measure in plain]
-                print(f"  {rule:32} {'  '.join(told_gains)}")
+                ranked = measures(scores, right[answerable])
+                gains = [f"{measure} {gain(ranked[measure] - plain[measure], rng)}" for measure in plain]
+                print(f"  {rule:32} {'  '.join(gains)}")
 
 
 if __name__ == "__main__":

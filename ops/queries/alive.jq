@@ -1,4 +1,4 @@
-# Is it alive? The last sign of life of each role, and how it ended where it did.
+# Is it alive? The last sign of life in the log, and how the process ended if it did.
 #   jq -nR -f alive.jq worker.log
 [inputs | fromjson? | objects | select(.event == "start" or .event == "heartbeat" or .event == "stop" or .event == "fatal")]
 | {

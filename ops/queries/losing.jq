@@ -1,12 +1,12 @@
-# What is it losing? Events put aside or skipped, messages that Kafka removed, lines not written.
+# What is it losing? Events that were dead-lettered or had no image, messages that Kafka removed, lines not written.
 #   jq -nR -f losing.jq worker.log
 [inputs | fromjson? | objects | select(.event != null)]
-| map(select(.event == "batch.done")) as $commits
+| map(select(.event == "commit.succeeded")) as $commits
 | {
     dead_lettered: ($commits | map(.dead_lettered) | add // 0),
-    skipped: ($commits | map(.skipped) | add // 0),
+    skipped: ($commits | map(.not_found) | add // 0),
     by_code: (map(select(.event == "dead_letter")) | group_by(.code) | map({(.[0].code): length}) | add // {}),
-    lost: (map(select(.event == "source.gap") | .lost) | add // 0),
-    cut_off: (map(select(.event == "drain.overdue") | .left) | add // 0),
-    lines_held_back: (map(select(.event == "log.held_back") | .count) | add // 0)
+    lost: (map(select(.event == "source.data_loss") | .lost_messages) | add // 0),
+    cut_off: (map(select(.event == "drain.timed_out") | .remaining) | add // 0),
+    lines_held_back: (map(select(.event == "log.suppressed") | .count) | add // 0)
   }

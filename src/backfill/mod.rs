@@ -1,23 +1,23 @@
 //! Changing what a served catalogue is measured with: prompt sets, and how it is served.
 
-mod claim;
-pub(crate) mod control;
-pub(crate) mod coverage;
-pub(crate) mod model;
-mod sets;
+mod claims;
+pub(crate) mod control_topic;
+pub(crate) mod generation_gap;
+mod prompt_set_follower;
+pub(crate) mod standby_generation;
 pub(crate) mod statistics;
 
-pub use control::{Control, Request};
-pub use coverage::Gap;
-pub use model::{Missing, set_up, withdraw};
-pub use sets::follow_sets;
-pub use statistics::{Done, Job, add_set, retire};
+pub use control_topic::{ControlConsumer, ControlRequest};
+pub use generation_gap::GenerationGap;
+pub use prompt_set_follower::follow_prompt_sets;
+pub use standby_generation::{ReembedPlan, set_up_standby, withdraw_standby};
+pub use statistics::{BackfillResult, StatisticsBackfill, add_prompt_set, retire_prompt_set};
 
 use crate::clip::ClipError;
 use crate::prompts::PromptError;
 use crate::publish::PublishError;
 use crate::reconcile::ReconcileError;
-use crate::retry::{Decide, Verdict};
+use crate::retry::{Classify, Disposition};
 use crate::table::TableError;
 
 /// Why a reindex, a promotion or a roll back did not go through.
@@ -40,26 +40,26 @@ pub enum ReindexError {
     Publish(#[from] PublishError),
     /// The temporary folder cannot be used.
     #[error("temporary folder: {0}; choose another by --temp")]
-    Folder(std::io::Error),
+    TempFolder(std::io::Error),
     /// It would break something that holds; the message says what, and what to do first.
     #[error("{0}")]
     Refused(String),
     /// A thread panicked: a fault of this program.
     #[error("a computation broke off: {0}; please report it")]
-    Broken(String),
+    Panicked(String),
 }
 
-impl Decide for ReindexError {
-    fn verdict(&self) -> Verdict {
+impl Classify for ReindexError {
+    fn disposition(&self) -> Disposition {
         match self {
-            Self::Table(error) => error.verdict(),
-            Self::Reconcile(error) => error.verdict(),
-            Self::Publish(error) => error.verdict(),
+            Self::Table(error) => error.disposition(),
+            Self::Reconcile(error) => error.disposition(),
+            Self::Publish(error) => error.disposition(),
             Self::Prompts(_)
             | Self::Model(_)
             | Self::Refused(_)
-            | Self::Folder(_)
-            | Self::Broken(_) => Verdict::Fatal,
+            | Self::TempFolder(_)
+            | Self::Panicked(_) => Disposition::Fatal,
         }
     }
 }

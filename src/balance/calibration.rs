@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::statistics::Statistics;
+use super::statistics::ScoreStatistics;
 
 /// Thresholds of one configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -19,34 +19,34 @@ pub struct Calibration {
     /// threshold reaches it.
     pub min_score: Option<f32>,
     /// When a best hit says that nothing matches.
-    pub no_match: Option<NoMatch>,
+    pub no_match: Option<NoMatchRule>,
     /// When this was measured.
-    pub at: DateTime<Utc>,
+    pub measured_at: DateTime<Utc>,
     /// Fingerprint of the evaluation's report.
-    pub evaluation: String,
+    pub evaluation_fingerprint: String,
     /// What was usual then; none where whole rankings were not looked at.
     #[serde(default)]
-    pub usual: Option<Usual>,
+    pub baseline: Option<Baseline>,
 }
 
 /// How a configuration answered when it was calibrated: what a query worker compares with what it
 /// sees now.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Usual {
+pub struct Baseline {
     /// Different queries that this was measured on.
     pub queries: usize,
     /// The images' statistics by the served prompt set; none for plain CLIP.
-    pub statistics: Option<Moments>,
+    pub score_moments: Option<StatisticsSummary>,
     /// How the queries were answered.
     #[serde(flatten)]
-    pub answers: Habits,
+    pub answers: AnswerStats,
 }
 
 /// How different queries are answered by a configuration beside plain CLIP.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Habits {
+pub struct AnswerStats {
     /// Share of the queries whose first hit is not that of plain CLIP.
-    pub first_moved: f64,
+    pub top_hit_changed: f64,
     /// Share of the queries that nothing matches; none without a rule.
     pub no_match: Option<f64>,
     /// Skewness of how often an image is first: 0 is even, far above 0 means that few images crowd
@@ -56,10 +56,10 @@ pub struct Habits {
     pub hubness_raw: f64,
 }
 
-impl Habits {
+impl AnswerStats {
     /// Of queries, each with the first hit, that of plain CLIP, and whether nothing matches where
     /// that is known; `images` are in the catalogue. `None` where there are no queries or no images.
-    pub fn of<I: Eq + Hash>(
+    pub fn from_answers<I: Eq + Hash>(
         queries: impl Iterator<Item = (I, I, Option<bool>)>,
         images: usize,
     ) -> Option<Self> {
@@ -74,7 +74,7 @@ impl Habits {
             *first_raw.entry(raw).or_default() += 1;
         }
         (all > 0 && images > 0).then(|| Self {
-            first_moved: moved as f64 / all as f64,
+            top_hit_changed: moved as f64 / all as f64,
             no_match: (judged > 0).then(|| nothing as f64 / judged as f64),
             hubness: skewness(first.into_values(), images),
             hubness_raw: skewness(first_raw.into_values(), images),
@@ -104,20 +104,20 @@ pub fn skewness(counts: impl Iterator<Item = u32>, images: usize) -> f64 {
 
 /// The statistics of all images, summed up.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Moments {
+pub struct StatisticsSummary {
     /// How many images.
     pub images: usize,
     /// Mean of the images' mean auxiliary scores.
     pub mean: f64,
     /// Population standard deviation of the images' mean auxiliary scores.
-    pub spread: f64,
+    pub std_of_means: f64,
     /// Mean of the standard deviations of the images' auxiliary scores.
-    pub std: f64,
+    pub mean_of_stds: f64,
 }
 
-impl Moments {
+impl StatisticsSummary {
     /// Over the images that have statistics; `None` where none has.
-    pub fn of(all: impl Iterator<Item = Statistics>) -> Option<Self> {
+    pub fn from_statistics(all: impl Iterator<Item = ScoreStatistics>) -> Option<Self> {
         let (mut images, mut sum, mut squares, mut std) = (0usize, 0f64, 0f64, 0f64);
         for statistics in all.filter(|s| s.n > 0) {
             let mean = f64::from(statistics.mean);
@@ -130,25 +130,25 @@ impl Moments {
         (images > 0).then(|| Self {
             images,
             mean: sum / n,
-            spread: (squares / n - (sum / n).powi(2)).max(0.0).sqrt(),
-            std: std / n,
+            std_of_means: (squares / n - (sum / n).powi(2)).max(0.0).sqrt(),
+            mean_of_stds: std / n,
         })
     }
 
     /// How far the mean has moved since `then`, in the spread that it had; none where that was 0.
-    pub fn drift(&self, then: &Self) -> Option<f64> {
-        (then.spread > 0.0).then(|| (self.mean - then.mean) / then.spread)
+    pub fn drift_from(&self, baseline: &Self) -> Option<f64> {
+        (baseline.std_of_means > 0.0).then(|| (self.mean - baseline.mean) / baseline.std_of_means)
     }
 }
 
 /// The best hit of a query is not distinguishable from what unrelated texts reach where `signal` is
 /// less than `below`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct NoMatch {
+pub struct NoMatchRule {
     /// What is compared.
-    pub signal: Signal,
+    pub signal: NoMatchSignal,
     /// The threshold.
-    pub below: f32,
+    pub threshold: f32,
 }
 
 /// What is compared of the best hit of a query.
@@ -156,67 +156,67 @@ pub struct NoMatch {
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "snake_case")]
-pub enum Signal {
+pub enum NoMatchSignal {
     /// Its balanced score.
     Score,
     /// How many standard deviations its balanced score stands above the mean of all images'.
-    Standout,
+    ZScore,
     /// `standout` · (1 + known)/2, where known is the share of the query's words that stand in the
     /// prompts of the served set: words that the catalogue's own texts do not use need a best hit
     /// that stands out up to twice as far. A text tower puts gibberish somewhere among the real
     /// texts, so that scores alone cannot tell it.
-    Evidence,
+    VocabularyZScore,
 }
 
-impl Signal {
+impl NoMatchSignal {
     /// All, simplest first.
-    pub const ALL: [Self; 3] = [Self::Score, Self::Standout, Self::Evidence];
+    pub const ALL: [Self; 3] = [Self::Score, Self::ZScore, Self::VocabularyZScore];
 
     /// As it stands in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Score => "score",
-            Self::Standout => "standout",
-            Self::Evidence => "evidence",
+            Self::ZScore => "z_score",
+            Self::VocabularyZScore => "vocabulary_z_score",
         }
     }
 
     /// Its value for a query's best hit.
-    pub fn of(self, hit: BestHit) -> f32 {
-        let BestHit { score, background, known } = hit;
+    pub fn value(self, hit: BestHitFeatures) -> f32 {
+        let BestHitFeatures { score, background, known_word_share: known } = hit;
         let standout = (score - background.mean) / background.std.max(f32::MIN_POSITIVE);
         match self {
             Self::Score => score,
-            Self::Standout => standout,
-            Self::Evidence => standout * f32::midpoint(1.0, known),
+            Self::ZScore => standout,
+            Self::VocabularyZScore => standout * f32::midpoint(1.0, known),
         }
     }
 }
 
 /// What signals are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct BestHit {
+pub struct BestHitFeatures {
     /// Balanced score of the best hit.
     pub score: f32,
     /// Balanced scores of all images.
-    pub background: Background,
+    pub background: ScoreDistribution,
     /// Share of the query's words that the catalogue knows ([`Vocabulary::known`]).
-    pub known: f32,
+    pub known_word_share: f32,
 }
 
 /// Moments of the balanced scores of one query over all scanned images.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Background {
+pub struct ScoreDistribution {
     /// Mean.
     pub mean: f32,
     /// Population standard deviation.
     pub std: f32,
 }
 
-impl NoMatch {
+impl NoMatchRule {
     /// Whether nothing matches, by the best hit.
-    pub fn holds(&self, hit: BestHit) -> bool {
-        self.signal.of(hit) < self.below
+    pub fn is_no_match(&self, hit: BestHitFeatures) -> bool {
+        self.signal.value(hit) < self.threshold
     }
 }
 
@@ -226,13 +226,13 @@ pub struct Vocabulary(HashSet<String>);
 
 impl Vocabulary {
     /// The words of these texts.
-    pub fn of<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
-        Self(texts.into_iter().flat_map(words).collect())
+    pub fn from_texts<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(texts.into_iter().flat_map(split_words).collect())
     }
 
     /// Share of the words of `text` that are known, 0 to 1; 0 where it has no word.
-    pub fn known(&self, text: &str) -> f32 {
-        let words = words(text);
+    pub fn known_word_share(&self, text: &str) -> f32 {
+        let words = split_words(text);
         let known = words.iter().filter(|word| self.0.contains(*word)).count();
         known as f32 / words.len().max(1) as f32
     }
@@ -240,7 +240,7 @@ impl Vocabulary {
 
 /// The words of a text in lower case, without the plural's s; in scripts that write no spaces between
 /// words, each character.
-fn words(text: &str) -> Vec<String> {
+fn split_words(text: &str) -> Vec<String> {
     let unspaced = |c: &char| matches!(c, '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}' | '\u{e00}'..='\u{e7f}');
     let lower = text.to_lowercase();
     let mut words: Vec<String> = lower.chars().filter(unspaced).map(String::from).collect();
@@ -262,32 +262,32 @@ mod tests {
 
     #[test]
     fn the_signal_decides_what_is_compared() {
-        let background = Background { mean: 0.2, std: 0.02 };
-        let hit = |score, known| BestHit { score, background, known };
-        let rule = |signal, below| NoMatch { signal, below };
-        let score = rule(Signal::Score, 0.25);
-        let standout = rule(Signal::Standout, 3.0);
-        let evidence = rule(Signal::Evidence, 3.0);
-        assert!(score.holds(hit(0.24, 1.0)) && !score.holds(hit(0.26, 0.0)));
-        assert!(standout.holds(hit(0.25, 1.0)) && !standout.holds(hit(0.27, 0.0)));
-        assert!(evidence.holds(hit(0.31, 0.0)) && !evidence.holds(hit(0.33, 0.0)));
-        assert!(!evidence.holds(hit(0.27, 1.0)), "all words known: as standout");
-        let flat = Background { std: 0.0, ..background };
-        assert!(!standout.holds(BestHit { background: flat, ..hit(0.27, 1.0) }));
+        let background = ScoreDistribution { mean: 0.2, std: 0.02 };
+        let hit = |score, known| BestHitFeatures { score, background, known_word_share: known };
+        let rule = |signal, below| NoMatchRule { signal, threshold: below };
+        let score = rule(NoMatchSignal::Score, 0.25);
+        let standout = rule(NoMatchSignal::ZScore, 3.0);
+        let evidence = rule(NoMatchSignal::VocabularyZScore, 3.0);
+        assert!(score.is_no_match(hit(0.24, 1.0)) && !score.is_no_match(hit(0.26, 0.0)));
+        assert!(standout.is_no_match(hit(0.25, 1.0)) && !standout.is_no_match(hit(0.27, 0.0)));
+        assert!(evidence.is_no_match(hit(0.31, 0.0)) && !evidence.is_no_match(hit(0.33, 0.0)));
+        assert!(!evidence.is_no_match(hit(0.27, 1.0)), "all words known: as standout");
+        let flat = ScoreDistribution { std: 0.0, ..background };
+        assert!(!standout.is_no_match(BestHitFeatures { background: flat, ..hit(0.27, 1.0) }));
     }
 
     #[test]
-    fn habits_and_moments_are_those_of_the_formulas() {
+    fn answer_stats_and_summary_match_the_formulas() {
         // Image 1 is first of three queries, 2 of one; 3 and 4 of none.
         let queries = [(1, 1, None), (1, 2, Some(true)), (1, 3, Some(false)), (2, 4, None)];
-        let habits = Habits::of(queries.into_iter(), 4).unwrap();
-        assert_eq!((habits.first_moved, habits.no_match), (0.75, Some(0.5)));
+        let habits = AnswerStats::from_answers(queries.into_iter(), 4).unwrap();
+        assert_eq!((habits.top_hit_changed, habits.no_match), (0.75, Some(0.5)));
         // scipy.stats.skew([3, 1, 0, 0]); plain CLIP is even.
         assert!((habits.hubness - 0.816_496_58).abs() < 1e-6, "{habits:?}");
         assert_eq!((habits.hubness_raw, habits.hubness_ratio()), (0.0, None));
-        assert_eq!(Habits::of([(1, 1, None); 0].into_iter(), 4), None);
+        assert_eq!(AnswerStats::from_answers([(1, 1, None); 0].into_iter(), 4), None);
 
-        let statistics = |mean, std, n| Statistics {
+        let statistics = |mean, std, n| ScoreStatistics {
             n,
             mean,
             std,
@@ -297,31 +297,34 @@ mod tests {
             topk_mean: 0.0,
         };
         let then = [statistics(0.1, 0.02, 5), statistics(0.3, 0.04, 5), statistics(9.0, 9.0, 0)];
-        let then = Moments::of(then.into_iter()).unwrap();
+        let then = StatisticsSummary::from_statistics(then.into_iter()).unwrap();
         assert_eq!(then.images, 2);
-        for (found, wanted) in [(then.mean, 0.2), (then.spread, 0.1), (then.std, 0.03)] {
+        for (found, wanted) in
+            [(then.mean, 0.2), (then.std_of_means, 0.1), (then.mean_of_stds, 0.03)]
+        {
             assert!((found - wanted).abs() < 1e-7, "{then:?}");
         }
-        let now = Moments::of([statistics(0.35, 0.03, 5)].into_iter()).unwrap();
-        assert!((now.drift(&then).unwrap() - 1.5).abs() < 1e-6);
-        assert_eq!(then.drift(&now), None, "one image has no spread");
+        let now =
+            StatisticsSummary::from_statistics([statistics(0.35, 0.03, 5)].into_iter()).unwrap();
+        assert!((now.drift_from(&then).unwrap() - 1.5).abs() < 1e-6);
+        assert_eq!(then.drift_from(&now), None, "one image has no spread");
     }
 
     #[test]
-    fn a_calibration_of_before_still_reads() {
+    fn a_calibration_without_baseline_is_still_readable() {
         let old =
             r#"{"min_score":null,"no_match":null,"at":"2026-01-01T00:00:00Z","evaluation":"e"}"#;
-        assert_eq!(serde_json::from_str::<Calibration>(old).unwrap().usual, None);
+        assert_eq!(serde_json::from_str::<Calibration>(old).unwrap().baseline, None);
     }
 
     #[test]
     fn words_are_known_whatever_their_number_or_case() {
-        let known = Vocabulary::of(["a red striped mug", "a T-shirt", "赤い靴"]);
-        assert_eq!(known.known("Two red MUGS"), 2.0 / 3.0);
-        assert_eq!(known.known("striped t-shirts!"), 1.0);
-        assert_eq!(known.known("qwv xlkjh"), 0.0);
-        assert_eq!(known.known("靴"), 1.0);
-        assert_eq!(known.known("?!"), 0.0);
-        assert_eq!(Vocabulary::of(["a glass"]).known("glass"), 1.0);
+        let known = Vocabulary::from_texts(["a red striped mug", "a T-shirt", "赤い靴"]);
+        assert_eq!(known.known_word_share("Two red MUGS"), 2.0 / 3.0);
+        assert_eq!(known.known_word_share("striped t-shirts!"), 1.0);
+        assert_eq!(known.known_word_share("qwv xlkjh"), 0.0);
+        assert_eq!(known.known_word_share("靴"), 1.0);
+        assert_eq!(known.known_word_share("?!"), 0.0);
+        assert_eq!(Vocabulary::from_texts(["a glass"]).known_word_share("glass"), 1.0);
     }
 }

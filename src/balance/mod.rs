@@ -1,4 +1,4 @@
-//! (see lib.rs)
+//! TODO-ROOM
 
 pub mod calibration;
 pub mod normalise;

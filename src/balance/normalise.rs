@@ -15,7 +15,7 @@ use pulp::WithSimd;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::statistics::Statistics;
+use super::statistics::ScoreStatistics;
 
 /// Smallest divisor that a normaliser uses: an image whose auxiliary scores hardly differ would
 /// otherwise be blown up to the top of every ranking.
@@ -68,7 +68,7 @@ impl Normaliser {
 
 /// A normaliser with everything that it needs besides an image's statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Balance {
+pub struct BalanceParameters {
     /// Which formula.
     pub normaliser: Normaliser,
     /// Weight w of the balanced score in 0..=1: the hybrid w·c·(αs+β) + w·m + (1−w)·s after
@@ -78,35 +78,38 @@ pub struct Balance {
     pub lambda: f32,
     /// Brings the normalised score to the scale of raw scores, so that a weight means the same
     /// for every normaliser. Constants of the catalogue.
-    pub scale: Scale,
+    pub scale: ScaleConstants,
 }
 
 /// The constants c and m of the hybrid score.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Scale {
+pub struct ScaleConstants {
     /// Factor c: the catalogue's median σ (`zscore`) or median width (`range`), else 1.
-    pub c: f32,
+    pub factor: f32,
     /// Shift m: the catalogue's median μ (`zscore`) or median minimum (`range`), else 0.
-    pub m: f32,
+    pub shift: f32,
 }
 
-impl Default for Scale {
+impl Default for ScaleConstants {
     fn default() -> Self {
-        Self { c: 1.0, m: 0.0 }
+        Self { factor: 1.0, shift: 0.0 }
     }
 }
 
-impl Scale {
+impl ScaleConstants {
     /// The constants for `normaliser` over the statistics of a whole catalogue. Medians, so that
     /// a few odd images do not move them.
-    pub fn of(normaliser: Normaliser, catalogue: impl Iterator<Item = Statistics>) -> Self {
+    pub fn from_catalogue(
+        normaliser: Normaliser,
+        catalogue: impl Iterator<Item = ScoreStatistics>,
+    ) -> Self {
         let (mut factors, mut shifts): (Vec<f32>, Vec<f32>) = match normaliser {
             Normaliser::Zscore => catalogue.map(|s| (s.std.max(MIN_SPREAD), s.mean)).unzip(),
-            Normaliser::Range => catalogue.map(|s| (width(&s), s.min)).unzip(),
+            Normaliser::Range => catalogue.map(|s| (score_range(&s), s.min)).unzip(),
             Normaliser::Raw | Normaliser::Softmax | Normaliser::Nnn => return Self::default(),
         };
         match (median(&mut factors), median(&mut shifts)) {
-            (Some(c), Some(m)) => Self { c, m },
+            (Some(c), Some(m)) => Self { factor: c, shift: m },
             _ => Self::default(),
         }
     }
@@ -114,33 +117,33 @@ impl Scale {
 
 /// The affine form αs + β of one image's score.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Affine {
+pub struct AffineTransform {
     /// Factor α of the raw score.
     pub alpha: f32,
     /// Shift β.
     pub beta: f32,
 }
 
-impl Affine {
+impl AffineTransform {
     /// The balanced score of a raw score.
-    pub fn score(self, raw: f32) -> f32 {
+    pub fn apply(self, raw: f32) -> f32 {
         self.alpha.mul_add(raw, self.beta)
     }
 }
 
-impl Balance {
+impl BalanceParameters {
     /// Plain CLIP.
     pub const RAW: Self = Self {
         normaliser: Normaliser::Raw,
         weight: 1.0,
         lambda: 1.0,
-        scale: Scale { c: 1.0, m: 0.0 },
+        scale: ScaleConstants { factor: 1.0, shift: 0.0 },
     };
 
     /// α and β of an image with these statistics; `logit_scale` is the L at which the log-sum-exp
     /// was taken.
     #[inline(always)]
-    pub fn affine(&self, s: &Statistics, logit_scale: f32) -> Affine {
+    pub fn affine_transform(&self, s: &ScoreStatistics, logit_scale: f32) -> AffineTransform {
         let (alpha, beta) = match self.normaliser {
             Normaliser::Raw => (1.0, 0.0),
             Normaliser::Softmax => (1.0, -s.lse / logit_scale),
@@ -148,61 +151,69 @@ impl Balance {
                 let std = s.std.max(MIN_SPREAD);
                 (1.0 / std, -s.mean / std)
             }
-            Normaliser::Range => (1.0 / width(s), -s.min / width(s)),
+            Normaliser::Range => (1.0 / score_range(s), -s.min / score_range(s)),
             Normaliser::Nnn => (1.0, -self.lambda * s.topk_mean),
         };
         let w = self.weight;
-        Affine {
-            alpha: w * self.scale.c * alpha + (1.0 - w),
-            beta: w * (self.scale.c * beta + self.scale.m),
+        AffineTransform {
+            alpha: w * self.scale.factor * alpha + (1.0 - w),
+            beta: w * (self.scale.factor * beta + self.scale.shift),
         }
     }
 }
 
 /// α and β of many images, as [`Balance::affine`] has them to the bit; 1 and 0 of images without
 /// statistics.
-pub struct Factors<'a> {
+pub struct AffineTransforms<'a> {
     /// How they balance.
-    pub balance: Balance,
+    pub balance: BalanceParameters,
     /// Of each image.
-    pub statistics: &'a [Statistics],
+    pub statistics: &'a [ScoreStatistics],
     /// The L at which the log-sum-exps were taken.
     pub logit_scale: f32,
     /// α and β, as many as images.
-    pub out: [&'a mut [f32]; 2],
+    pub alpha_beta: [&'a mut [f32]; 2],
 }
 
-impl WithSimd for Factors<'_> {
+impl WithSimd for AffineTransforms<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) {
         let balance = self.balance;
         // A loop each, so that none decides between formulas.
         match balance.normaliser {
-            Normaliser::Raw => self.fill(Balance { normaliser: Normaliser::Raw, ..balance }),
-            Normaliser::Softmax => {
-                self.fill(Balance { normaliser: Normaliser::Softmax, ..balance });
+            Normaliser::Raw => {
+                self.compute_all(BalanceParameters { normaliser: Normaliser::Raw, ..balance })
             }
-            Normaliser::Zscore => self.fill(Balance { normaliser: Normaliser::Zscore, ..balance }),
-            Normaliser::Range => self.fill(Balance { normaliser: Normaliser::Range, ..balance }),
-            Normaliser::Nnn => self.fill(Balance { normaliser: Normaliser::Nnn, ..balance }),
+            Normaliser::Softmax => {
+                self.compute_all(BalanceParameters { normaliser: Normaliser::Softmax, ..balance });
+            }
+            Normaliser::Zscore => {
+                self.compute_all(BalanceParameters { normaliser: Normaliser::Zscore, ..balance })
+            }
+            Normaliser::Range => {
+                self.compute_all(BalanceParameters { normaliser: Normaliser::Range, ..balance })
+            }
+            Normaliser::Nnn => {
+                self.compute_all(BalanceParameters { normaliser: Normaliser::Nnn, ..balance })
+            }
         }
     }
 }
 
-impl Factors<'_> {
+impl AffineTransforms<'_> {
     #[inline(always)]
-    fn fill(self, balance: Balance) {
-        let [alpha, beta] = self.out;
+    fn compute_all(self, balance: BalanceParameters) {
+        let [alpha, beta] = self.alpha_beta;
         for ((s, alpha), beta) in self.statistics.iter().zip(alpha).zip(beta) {
-            let affine = balance.affine(s, self.logit_scale);
+            let affine = balance.affine_transform(s, self.logit_scale);
             (*alpha, *beta) = if s.n == 0 { (1.0, 0.0) } else { (affine.alpha, affine.beta) };
         }
     }
 }
 
 #[inline(always)]
-fn width(s: &Statistics) -> f32 {
+fn score_range(s: &ScoreStatistics) -> f32 {
     (s.max - s.min).max(MIN_SPREAD)
 }
 
@@ -218,34 +229,40 @@ fn median(values: &mut [f32]) -> Option<f32> {
 mod tests {
     use super::*;
 
-    const L: f32 = 100.0;
+    const LOGIT_SCALE: f32 = 100.0;
 
-    fn images() -> Vec<Statistics> {
+    fn sample_statistics() -> Vec<ScoreStatistics> {
         let scores = [[0.20, 0.22, 0.24], [0.10, 0.25, 0.40], [0.30, 0.31, 0.32]];
-        scores.iter().map(|s| Statistics::of(s, L, 2).unwrap()).collect()
+        scores.iter().map(|s| ScoreStatistics::from_scores(s, LOGIT_SCALE, 2).unwrap()).collect()
     }
 
-    fn balance(normaliser: Normaliser, weight: f32) -> Balance {
-        Balance {
+    fn parameters_with(normaliser: Normaliser, weight: f32) -> BalanceParameters {
+        BalanceParameters {
             normaliser,
             weight,
             lambda: 0.5,
-            scale: Scale::of(normaliser, images().into_iter()),
+            scale: ScaleConstants::from_catalogue(normaliser, sample_statistics().into_iter()),
         }
     }
 
     #[test]
-    fn many_at_once_are_as_one_by_one() {
-        let mut statistics: Vec<Statistics> = images().into_iter().cycle().take(67).collect();
-        statistics[5] = Statistics { n: 0, ..statistics[5] };
+    fn batch_of_transforms_equals_single_transforms() {
+        let mut statistics: Vec<ScoreStatistics> =
+            sample_statistics().into_iter().cycle().take(67).collect();
+        statistics[5] = ScoreStatistics { n: 0, ..statistics[5] };
         for normaliser in Normaliser::ALL {
-            let balance = balance(normaliser, 0.3);
+            let balance = parameters_with(normaliser, 0.3);
             let (mut alpha, mut beta) = (vec![0.0; 67], vec![0.0; 67]);
             let out = [&mut alpha[..], &mut beta];
-            let factors = Factors { balance, statistics: &statistics, logit_scale: L, out };
+            let factors = AffineTransforms {
+                balance,
+                statistics: &statistics,
+                logit_scale: LOGIT_SCALE,
+                alpha_beta: out,
+            };
             pulp::Arch::new().dispatch(factors);
             for (i, s) in statistics.iter().enumerate() {
-                let one = balance.affine(s, L);
+                let one = balance.affine_transform(s, LOGIT_SCALE);
                 let one = if s.n == 0 { (1.0, 0.0) } else { (one.alpha, one.beta) };
                 assert_eq!((alpha[i], beta[i]), one, "{normaliser:?} {i}");
             }
@@ -255,8 +272,8 @@ mod tests {
     #[test]
     fn weight_zero_is_plain_clip_for_every_normaliser() {
         for normaliser in Normaliser::ALL {
-            for s in images() {
-                let affine = balance(normaliser, 0.0).affine(&s, L);
+            for s in sample_statistics() {
+                let affine = parameters_with(normaliser, 0.0).affine_transform(&s, LOGIT_SCALE);
                 assert_eq!((affine.alpha, affine.beta), (1.0, 0.0), "{normaliser:?}");
             }
         }
@@ -267,11 +284,14 @@ mod tests {
     fn softmax_ranks_as_the_probability_does() {
         let raw = [0.27, 0.31, 0.33];
         let (mut by_affine, mut by_probability) = (vec![0, 1, 2], vec![0, 1, 2]);
-        let images = images();
-        let affine =
-            |i: usize| balance(Normaliser::Softmax, 1.0).affine(&images[i], L).score(raw[i]);
+        let images = sample_statistics();
+        let affine = |i: usize| {
+            parameters_with(Normaliser::Softmax, 1.0)
+                .affine_transform(&images[i], LOGIT_SCALE)
+                .apply(raw[i])
+        };
         let probability = |i: usize| {
-            let z = f64::from(L * raw[i]) - f64::from(images[i].lse);
+            let z = f64::from(LOGIT_SCALE * raw[i]) - f64::from(images[i].lse);
             1.0 / (1.0 + (-z).exp())
         };
         by_affine.sort_by(|a, b| affine(*b).total_cmp(&affine(*a)));
@@ -281,19 +301,25 @@ mod tests {
 
     #[test]
     fn zscore_and_range_are_what_their_names_say() {
-        let s = images()[1];
-        let z = Balance { scale: Scale::default(), ..balance(Normaliser::Zscore, 1.0) };
-        assert!((z.affine(&s, L).score(s.mean + s.std) - 1.0).abs() < 1e-4);
-        let r = Balance { scale: Scale::default(), ..balance(Normaliser::Range, 1.0) };
-        assert!((r.affine(&s, L).score(s.max) - 1.0).abs() < 1e-4);
-        assert!(r.affine(&s, L).score(s.min).abs() < 1e-4);
+        let s = sample_statistics()[1];
+        let z = BalanceParameters {
+            scale: ScaleConstants::default(),
+            ..parameters_with(Normaliser::Zscore, 1.0)
+        };
+        assert!((z.affine_transform(&s, LOGIT_SCALE).apply(s.mean + s.std) - 1.0).abs() < 1e-4);
+        let r = BalanceParameters {
+            scale: ScaleConstants::default(),
+            ..parameters_with(Normaliser::Range, 1.0)
+        };
+        assert!((r.affine_transform(&s, LOGIT_SCALE).apply(s.max) - 1.0).abs() < 1e-4);
+        assert!(r.affine_transform(&s, LOGIT_SCALE).apply(s.min).abs() < 1e-4);
     }
 
     #[test]
     fn an_image_whose_scores_do_not_differ_is_not_blown_up() {
-        let flat = Statistics::of(&[0.2; 4], L, 2).unwrap();
+        let flat = ScoreStatistics::from_scores(&[0.2; 4], LOGIT_SCALE, 2).unwrap();
         for normaliser in Normaliser::ALL {
-            let affine = balance(normaliser, 1.0).affine(&flat, L);
+            let affine = parameters_with(normaliser, 1.0).affine_transform(&flat, LOGIT_SCALE);
             assert!(affine.alpha.is_finite() && affine.alpha <= 1.0 / MIN_SPREAD);
             assert!(affine.beta.is_finite());
         }

@@ -50,7 +50,7 @@ impl fmt::Display for StatisticsKey {
 
 /// What is kept of one image's auxiliary scores.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Statistics {
+pub struct ScoreStatistics {
     /// How many prompts, K.
     pub n: u32,
     /// Mean score μ.
@@ -71,13 +71,13 @@ pub struct Statistics {
 const LANES: usize = 16;
 /// Prompts whose scores are computed together: their sums fit into the registers, and a piece of the
 /// image is loaded once for all of them.
-const TOGETHER: usize = 4;
+const PROMPT_BLOCK: usize = 4;
 
 /// Dot product of two vectors of equal length, in f32.
 ///
 /// The order of the additions is fixed (16 lanes, then the lanes, then the rest), so that the same
 /// two vectors give the same bits in ingestion, reindexing and search, whatever the batch.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub fn dot_product(a: &[f32], b: &[f32]) -> f32 {
     debug_assert_eq!(a.len(), b.len());
     let mut lanes = [0f32; LANES];
     let (a_blocks, a_rest) = a.as_chunks::<LANES>();
@@ -92,38 +92,38 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// The scores aⱼ = **a**ⱼ·**v** of an image against every prompt, in the prompts' order.
-pub fn auxiliary_scores(image: &[f32], prompts: &[Vec<f32>]) -> Vec<f32> {
-    Arch::new().dispatch(Scores { image, prompts })
+pub fn score_prompts(image: &[f32], prompts: &[Vec<f32>]) -> Vec<f32> {
+    Arch::new().dispatch(PromptScoring { image, prompts })
 }
 
 /// Computes what [`dot`] gives for every prompt, in the same order of additions and so to the bit,
 /// some prompts at a time.
-struct Scores<'a> {
+struct PromptScoring<'a> {
     image: &'a [f32],
     prompts: &'a [Vec<f32>],
 }
 
-impl WithSimd for Scores<'_> {
+impl WithSimd for PromptScoring<'_> {
     type Output = Vec<f32>;
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) -> Vec<f32> {
         let mut scores = Vec::with_capacity(self.prompts.len());
-        let (blocks, rest) = self.prompts.as_chunks::<TOGETHER>();
+        let (blocks, rest) = self.prompts.as_chunks::<PROMPT_BLOCK>();
         for block in blocks {
-            scores.extend(together(self.image, block));
+            scores.extend(score_prompt_block(self.image, block));
         }
-        scores.extend(rest.iter().map(|prompt| dot(prompt, self.image)));
+        scores.extend(rest.iter().map(|prompt| dot_product(prompt, self.image)));
         scores
     }
 }
 
 #[inline(always)]
-fn together(image: &[f32], prompts: &[Vec<f32>; TOGETHER]) -> [f32; TOGETHER] {
+fn score_prompt_block(image: &[f32], prompts: &[Vec<f32>; PROMPT_BLOCK]) -> [f32; PROMPT_BLOCK] {
     let (pieces, image_rest) = image.as_chunks::<LANES>();
     let split = prompts.each_ref().map(|prompt| prompt.as_chunks::<LANES>());
     let [a, b, c, d] = split.map(|(pieces, _)| pieces);
-    let mut sums = [[0f32; LANES]; TOGETHER];
+    let mut sums = [[0f32; LANES]; PROMPT_BLOCK];
     for ((((x, a), b), c), d) in pieces.iter().zip(a).zip(b).zip(c).zip(d) {
         for (sum, y) in sums.iter_mut().zip([a, b, c, d]) {
             for lane in 0..LANES {
@@ -132,7 +132,7 @@ fn together(image: &[f32], prompts: &[Vec<f32>; TOGETHER]) -> [f32; TOGETHER] {
             }
         }
     }
-    let mut scores = [0f32; TOGETHER];
+    let mut scores = [0f32; PROMPT_BLOCK];
     for ((score, sum), (_, rest)) in scores.iter_mut().zip(&sums).zip(split) {
         let rest: f32 = rest.iter().zip(image_rest).map(|(x, y)| x * y).sum();
         *score = sum.iter().sum::<f32>() + rest;
@@ -140,17 +140,17 @@ fn together(image: &[f32], prompts: &[Vec<f32>; TOGETHER]) -> [f32; TOGETHER] {
     scores
 }
 
-impl Statistics {
+impl ScoreStatistics {
     /// Statistics of the auxiliary scores of one image, at logit scale `scale`, with the mean of
     /// the `top_k` largest (at least 1, at most all). `None` where there are no scores.
     ///
     /// Sums run in f64: the spread of the scores is small beside their mean.
-    pub fn of(scores: &[f32], scale: f32, top_k: usize) -> Option<Self> {
+    pub fn from_scores(scores: &[f32], scale: f32, top_k: usize) -> Option<Self> {
         let n = scores.len();
         let mut sorted: Vec<f32> = scores.to_vec();
         sorted.sort_unstable_by(|a, b| b.total_cmp(a));
         let (max, min) = (*sorted.first()?, *sorted.last()?);
-        let mean = sum(&sorted) / n as f64;
+        let mean = sum_as_f64(&sorted) / n as f64;
         let variance =
             sorted.iter().map(|s| (f64::from(*s) - mean).powi(2)).sum::<f64>() / n as f64;
         let top = &sorted[..top_k.clamp(1, n)];
@@ -164,12 +164,12 @@ impl Statistics {
             min,
             max,
             lse: (peak + exponentials.ln()) as f32,
-            topk_mean: (sum(top) / top.len() as f64) as f32,
+            topk_mean: (sum_as_f64(top) / top.len() as f64) as f32,
         })
     }
 }
 
-fn sum(values: &[f32]) -> f64 {
+fn sum_as_f64(values: &[f32]) -> f64 {
     values.iter().copied().map(f64::from).sum()
 }
 
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn statistics_of_known_scores() {
-        let s = Statistics::of(&[0.1, 0.3, 0.2, 0.4], 10.0, 2).unwrap();
+        let s = ScoreStatistics::from_scores(&[0.1, 0.3, 0.2, 0.4], 10.0, 2).unwrap();
         assert_eq!((s.n, s.min, s.max), (4, 0.1, 0.4));
         assert!((s.mean - 0.25).abs() < 1e-7);
         assert!((s.std - 0.111_803_4).abs() < 1e-6);
@@ -190,33 +190,34 @@ mod tests {
 
     #[test]
     fn the_order_of_prompts_does_not_matter_and_large_scales_do_not_overflow() {
-        let a = Statistics::of(&[0.31, 0.12, 0.27], 100.0, 8).unwrap();
-        let b = Statistics::of(&[0.27, 0.31, 0.12], 100.0, 8).unwrap();
+        let a = ScoreStatistics::from_scores(&[0.31, 0.12, 0.27], 100.0, 8).unwrap();
+        let b = ScoreStatistics::from_scores(&[0.27, 0.31, 0.12], 100.0, 8).unwrap();
         assert_eq!(a, b);
-        assert!(Statistics::of(&[1.0; 3], 1e6, 1).unwrap().lse.is_finite());
-        assert!(Statistics::of(&[], 100.0, 1).is_none());
+        assert!(ScoreStatistics::from_scores(&[1.0; 3], 1e6, 1).unwrap().lse.is_finite());
+        assert!(ScoreStatistics::from_scores(&[], 100.0, 1).is_none());
     }
 
     #[test]
-    fn scores_are_what_dot_gives_to_the_bit_for_every_length_and_count() {
-        let value = |i: usize| ((i * 2_654_435_761) % 10_007) as f32 / 10_007.0 - 0.5;
+    fn scores_equal_dot_products_bit_for_bit_for_every_length_and_count() {
+        let sample_value = |i: usize| ((i * 2_654_435_761) % 10_007) as f32 / 10_007.0 - 0.5;
         for (dimension, count) in [(1, 1), (15, 3), (16, 4), (77, 7), (512, 64), (513, 65)] {
-            let image: Vec<f32> = (0..dimension).map(value).collect();
+            let image: Vec<f32> = (0..dimension).map(sample_value).collect();
             let prompts: Vec<Vec<f32>> = (0..count)
-                .map(|p| (0..dimension).map(|i| value(i + 31 * p + 7)).collect())
+                .map(|p| (0..dimension).map(|i| sample_value(i + 31 * p + 7)).collect())
                 .collect();
-            let plain: Vec<u32> = prompts.iter().map(|p| dot(p, &image).to_bits()).collect();
+            let plain: Vec<u32> =
+                prompts.iter().map(|p| dot_product(p, &image).to_bits()).collect();
             let scores: Vec<u32> =
-                auxiliary_scores(&image, &prompts).iter().map(|s| s.to_bits()).collect();
+                score_prompts(&image, &prompts).iter().map(|s| s.to_bits()).collect();
             assert_eq!(scores, plain, "{dimension} × {count}");
         }
     }
 
     #[test]
-    fn dot_agrees_with_the_plain_sum() {
+    fn dot_product_agrees_with_the_plain_sum() {
         let a: Vec<f32> = (0..77).map(|i| (i as f32 * 0.37).sin()).collect();
         let b: Vec<f32> = (0..77).map(|i| (i as f32 * 0.11).cos()).collect();
         let plain: f64 = a.iter().zip(&b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
-        assert!((f64::from(dot(&a, &b)) - plain).abs() < 1e-5);
+        assert!((f64::from(dot_product(&a, &b)) - plain).abs() < 1e-5);
     }
 }

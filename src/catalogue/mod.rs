@@ -1,11 +1,12 @@
-//! (see lib.rs)
+//! TODO-ROOM
 
-pub(crate) mod readers;
-pub(crate) mod retired;
+pub(crate) mod replicas;
+pub(crate) mod retired_generations;
 pub(crate) mod state;
 
-pub use readers::{REPORT_EVERY, Readers, Report};
-pub use retired::{Retired, retired};
+pub use replicas::{REPLICA_REPORT_INTERVAL, ReplicaReport, ReplicaReports};
+pub use retired_generations::{RetiredGeneration, remove_retired_generations};
 pub use state::{
-    Beside, Candidate, CatalogueState, Change, Generation, PromptSetRecord, Serving, StateStore,
+    CatalogueState, Generation, PromptSetRecord, RolloutCandidate, ServingConfig,
+    StandbyGeneration, StateChange, StateStore,
 };

@@ -13,14 +13,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::balance::calibration::Calibration;
-use crate::balance::normalise::{Normaliser, Scale};
+use crate::balance::normalise::{Normaliser, ScaleConstants};
 use crate::balance::statistics::StatisticsKey;
-use crate::record::Ordering;
+use crate::record::VersionOrdering;
 use crate::store::Store;
 use crate::table::TableError;
 
 /// Version of this schema; a state written by a newer program is refused.
-pub const FORMAT: u32 = 2;
+pub const STATE_FORMAT_VERSION: u32 = 2;
 
 /// One revision of the state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -30,33 +30,33 @@ pub struct CatalogueState {
     /// Counts up by one with each change.
     pub revision: u64,
     /// When this revision was written.
-    pub at: DateTime<Utc>,
+    pub created_at: DateTime<Utc>,
     /// What wrote it, and why.
-    pub by: String,
+    pub actor: String,
     /// The generation that is served.
     pub live: Generation,
     /// Prompt sets whose statistics every new row carries.
     pub prompt_sets: Vec<PromptSetRecord>,
     /// How queries are answered unless a request says otherwise.
-    pub serving: Serving,
+    pub serving: ServingConfig,
     /// Name of that configuration: that of the candidate that became it.
-    #[serde(default = "first_name")]
-    pub name: String,
+    #[serde(default = "initial_config_name")]
+    pub configuration_name: String,
     /// What this revision did.
     #[serde(default)]
-    pub change: Change,
+    pub change: StateChange,
     /// A generation that is filled beside the live one: by another model, or the former live one,
     /// kept up to date so that a roll back loses nothing.
     #[serde(default)]
-    pub beside: Option<Beside>,
+    pub standby: Option<StandbyGeneration>,
     /// What may become live: compared, shadowed, served to a share of the queries.
     #[serde(default)]
-    pub candidate: Option<Candidate>,
+    pub candidate: Option<RolloutCandidate>,
 }
 
 /// A generation beside the live one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Beside {
+pub struct StandbyGeneration {
     /// The generation.
     pub generation: Generation,
     /// The model's checkpoint, as a worker that fills it was given it.
@@ -69,31 +69,31 @@ pub struct Beside {
 
 /// A configuration that may become live.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Candidate {
+pub struct RolloutCandidate {
     /// Name, for people and for requests that ask for it.
     pub name: String,
     /// Which generation it reads: the live one or the one beside it.
     pub generation: String,
     /// How it answers.
-    pub serving: Serving,
+    pub serving: ServingConfig,
     /// Share of the queries that it answers, 0..=1; who gets it is decided by the caller's key.
-    pub share: f32,
+    pub traffic_share: f32,
     /// Share of the queries that it answers in the shadow, unseen, differences being logged, 0..=1.
-    pub shadow: f32,
+    pub shadow_share: f32,
     /// Only queries whose filter holds this attribute's value are served from it, `name=value`.
     #[serde(default)]
-    pub only: Option<String>,
+    pub traffic_filter: Option<String>,
     /// Since when.
     pub since: DateTime<Utc>,
     /// The evaluation that speaks for it: the fingerprint of its report.
     #[serde(default)]
-    pub evaluation: Option<String>,
+    pub evaluation_fingerprint: Option<String>,
 }
 
 /// What a revision did, for `bsap history`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "what", rename_all = "snake_case")]
-pub enum Change {
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum StateChange {
     /// The catalogue was made, or nobody said.
     #[default]
     Created,
@@ -106,7 +106,7 @@ pub enum Change {
         generation: Option<String>,
     },
     /// A generation is filled beside the live one, or no longer.
-    Beside {
+    Standby {
         /// The generation.
         generation: String,
     },
@@ -120,20 +120,20 @@ pub enum Change {
         /// Its name.
         name: String,
         /// The revision that was live before, to which a roll back leads.
-        from: u64,
+        previous_revision: u64,
         /// The evaluation that spoke for it: the fingerprint of its report.
         #[serde(default)]
-        evaluation: Option<String>,
+        evaluation_fingerprint: Option<String>,
     },
     /// An earlier revision became live again.
     RolledBack {
         /// That revision.
-        to: u64,
+        restored_revision: u64,
     },
     /// Thresholds were calibrated.
     Calibrated {
         /// The fingerprint of the report.
-        evaluation: String,
+        evaluation_fingerprint: String,
     },
 }
 
@@ -151,49 +151,50 @@ pub struct Generation {
     /// The model's logit scale L.
     pub logit_scale: f32,
     /// What orders the versions of an image.
-    pub ordering: Ordering,
+    pub ordering: VersionOrdering,
 }
 
 impl CatalogueState {
     /// Prompt sets whose statistics new rows of the generation `id` carry; none where this state
     /// knows no such generation.
-    pub fn sets_of(&self, id: &str) -> Option<&[PromptSetRecord]> {
+    pub fn prompt_sets_of_generation(&self, id: &str) -> Option<&[PromptSetRecord]> {
         if self.live.id == id {
             return Some(&self.prompt_sets);
         }
-        let beside = self.beside.as_ref().filter(|beside| beside.generation.id == id);
+        let beside = self.standby.as_ref().filter(|beside| beside.generation.id == id);
         beside.map(|beside| beside.prompt_sets.as_slice())
     }
 
     /// Whether `generation` is the one that is filled beside the live one.
-    pub fn is_beside(&self, generation: &Generation) -> bool {
-        let beside = self.beside.as_ref().map(|beside| &beside.generation);
-        self.live.id != generation.id && beside.is_some_and(|b| b.expect(generation).is_ok())
+    pub fn is_standby(&self, generation: &Generation) -> bool {
+        let beside = self.standby.as_ref().map(|beside| &beside.generation);
+        self.live.id != generation.id
+            && beside.is_some_and(|b| b.ensure_compatible(generation).is_ok())
     }
 
     /// The generation `id`, where it is the live one or the one beside it.
-    pub fn generation(&self, id: &str) -> Option<&Generation> {
+    pub fn find_generation(&self, id: &str) -> Option<&Generation> {
         self.generations().find(|generation| generation.id == id)
     }
 
     /// The live generation, then the one beside it.
     pub fn generations(&self) -> impl Iterator<Item = &Generation> {
-        let beside = self.beside.as_ref().map(|beside| &beside.generation);
+        let beside = self.standby.as_ref().map(|beside| &beside.generation);
         std::iter::once(&self.live).chain(beside)
     }
 
     /// The candidate, where it reads the generation beside the live one.
-    pub fn candidate_beside(&self) -> Option<(&Candidate, &Beside)> {
-        let (candidate, beside) = self.candidate.as_ref().zip(self.beside.as_ref())?;
+    pub fn standby_candidate(&self) -> Option<(&RolloutCandidate, &StandbyGeneration)> {
+        let (candidate, beside) = self.candidate.as_ref().zip(self.standby.as_ref())?;
         (candidate.generation == beside.generation.id).then_some((candidate, beside))
     }
 
     /// Makes the generation beside the live one live, and has the former live one filled beside it, so
     /// that going back loses nothing. `checkpoint` is that of the former live one. False where none
     /// stands beside.
-    pub fn swap_generations(&mut self, checkpoint: &str) -> bool {
-        let Some(beside) = self.beside.take() else { return false };
-        self.beside = Some(Beside {
+    pub fn swap_live_and_standby(&mut self, checkpoint: &str) -> bool {
+        let Some(beside) = self.standby.take() else { return false };
+        self.standby = Some(StandbyGeneration {
             generation: std::mem::replace(&mut self.live, beside.generation),
             checkpoint: checkpoint.to_owned(),
             prompt_sets: std::mem::replace(&mut self.prompt_sets, beside.prompt_sets),
@@ -204,7 +205,7 @@ impl CatalogueState {
 
     /// The live generation's prompt set of that key, name or name@version; the newest version of a
     /// name.
-    pub fn prompt_set(&self, name: &str) -> Option<&PromptSetRecord> {
+    pub fn find_prompt_set(&self, name: &str) -> Option<&PromptSetRecord> {
         PromptSetRecord::find(&self.prompt_sets, name)
     }
 }
@@ -212,12 +213,12 @@ impl CatalogueState {
 impl PromptSetRecord {
     /// That of `sets` with this key, name or name@version; the newest version of a name.
     pub fn find<'a>(sets: &'a [Self], name: &str) -> Option<&'a Self> {
-        let fits = |set: &&Self| Self::is_named(name, &set.key, &set.name, set.version);
+        let fits = |set: &&Self| Self::matches_name(name, &set.key, &set.name, set.version);
         sets.iter().filter(fits).max_by_key(|set| (set.version, set.since))
     }
 
     /// Whether `wanted` stands for the set of that key, name and version.
-    pub fn is_named(wanted: &str, key: &StatisticsKey, name: &str, version: u32) -> bool {
+    pub fn matches_name(wanted: &str, key: &StatisticsKey, name: &str, version: u32) -> bool {
         key.as_str() == wanted || name == wanted || format!("{name}@{version}") == wanted
     }
 }
@@ -229,7 +230,7 @@ impl Generation {
         model_fingerprint: &str,
         dimension: usize,
         logit_scale: f32,
-        ordering: Ordering,
+        ordering: VersionOrdering,
     ) -> Self {
         let id = model_fingerprint.get(..16).unwrap_or(model_fingerprint);
         Self {
@@ -243,13 +244,13 @@ impl Generation {
     }
 
     /// Refuses `other` unless its rows can stand beside this generation's.
-    pub fn expect(&self, other: &Self) -> Result<(), TableError> {
+    pub fn ensure_compatible(&self, other: &Self) -> Result<(), TableError> {
         let check = |what, stored: &str, configured: &str, remedy| {
             if stored == configured {
                 return Ok(());
             }
             let (stored, configured) = (stored.to_owned(), configured.to_owned());
-            Err(TableError::Mismatch { what, stored, configured, remedy })
+            Err(TableError::Mismatch { property: what, stored, configured, remedy })
         };
         check(
             "model fingerprint",
@@ -259,8 +260,8 @@ impl Generation {
         )?;
         check(
             "ordering",
-            self.ordering.name(),
-            other.ordering.name(),
+            self.ordering.as_str(),
+            other.ordering.as_str(),
             "Set source.ordering to what the catalogue was made with, or start a new catalogue (table.url)",
         )
     }
@@ -288,7 +289,7 @@ pub struct PromptSetRecord {
 
 /// How queries are answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Serving {
+pub struct ServingConfig {
     /// Which statistics.
     #[schemars(with = "String")]
     pub prompt_set: StatisticsKey,
@@ -299,13 +300,13 @@ pub struct Serving {
     /// λ of `nnn`.
     pub lambda: f32,
     /// Constants of the hybrid score; none until they have been frozen.
-    pub scale: Option<Scale>,
+    pub scale: Option<ScaleConstants>,
     /// Thresholds measured for exactly this configuration; none until they were.
     #[serde(default)]
     pub calibration: Option<Calibration>,
 }
 
-impl Serving {
+impl ServingConfig {
     /// λ = 1, nothing frozen and nothing calibrated: how a catalogue begins.
     pub fn new(prompt_set: StatisticsKey, normaliser: Normaliser, weight: f32) -> Self {
         Self { prompt_set, normaliser, weight, lambda: 1.0, scale: None, calibration: None }
@@ -321,126 +322,137 @@ pub struct StateStore {
 impl StateStore {
     /// The state of the catalogue at `store`.
     pub fn new(store: &Store) -> Self {
-        Self { store: store.child("state") }
+        Self { store: store.subfolder("state") }
     }
 
     /// The newest revision; `None` where there is no catalogue yet.
-    pub async fn newest(&self) -> Result<Option<CatalogueState>, TableError> {
+    pub async fn read_newest(&self) -> Result<Option<CatalogueState>, TableError> {
         let listed: Vec<_> = self
             .store
-            .objects()
+            .object_store()
             .list(None)
             .map_ok(|object| object.location)
             .try_collect()
             .await
-            .map_err(|e| self.store.error(e))?;
+            .map_err(|e| self.store.wrap_error(e))?;
         let newest = listed
             .iter()
             .filter_map(|path| path.filename()?.strip_suffix(".json")?.parse::<u64>().ok())
             .max();
         match newest {
             None => Ok(None),
-            Some(revision) => self.read(revision).await,
+            Some(revision) => self.read_object(revision).await,
         }
     }
 
     /// The revision after `known`, if there is one: one request, cheap enough to poll.
-    pub async fn after(&self, known: u64) -> Result<Option<CatalogueState>, TableError> {
-        self.read(known + 1).await
+    pub async fn read_next(
+        &self,
+        known_revision: u64,
+    ) -> Result<Option<CatalogueState>, TableError> {
+        self.read_object(known_revision + 1).await
     }
 
     /// Revision `revision`; `None` where there is none.
-    pub async fn at(&self, revision: u64) -> Result<Option<CatalogueState>, TableError> {
-        self.read(revision).await
+    pub async fn read_revision(&self, revision: u64) -> Result<Option<CatalogueState>, TableError> {
+        self.read_object(revision).await
     }
 
     /// Writes the newest revision as `change` makes it of the one before, and gives it; `None` from
     /// `change` leaves it as it is. `change` is asked again where somebody else was faster.
-    pub async fn change<E: From<TableError>>(
+    pub async fn update<E: From<TableError>>(
         &self,
-        by: &str,
+        author: &str,
         change: impl Fn(CatalogueState) -> Result<Option<CatalogueState>, E>,
     ) -> Result<CatalogueState, E> {
         loop {
-            let newest = self.newest().await?;
+            let newest = self.read_newest().await?;
             let newest = newest
-                .ok_or_else(|| TableError::Missing { place: self.store.url().to_string() })?;
+                .ok_or_else(|| TableError::NotFound { location: self.store.url().to_string() })?;
             let revision = newest.revision + 1;
             let Some(mut next) = change(newest.clone())? else { return Ok(newest) };
-            next.format = FORMAT;
+            next.format = STATE_FORMAT_VERSION;
             next.revision = revision;
-            next.at = Utc::now();
-            by.clone_into(&mut next.by);
-            if self.write(&next).await? {
+            next.created_at = Utc::now();
+            author.clone_into(&mut next.actor);
+            if self.try_write(&next).await? {
                 return Ok(next);
             }
         }
     }
 
-    async fn read(&self, revision: u64) -> Result<Option<CatalogueState>, TableError> {
-        let file = || format!("{}/{}", self.store.url(), path(revision));
-        let bytes = match self.store.objects().get(&path(revision)).await {
+    async fn read_object(&self, revision: u64) -> Result<Option<CatalogueState>, TableError> {
+        let file = || format!("{}/{}", self.store.url(), revision_path(revision));
+        let bytes = match self.store.object_store().get(&revision_path(revision)).await {
             Ok(found) => found.bytes().await,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             Err(error) => Err(error),
         }
-        .map_err(|e| self.store.error(e))?;
+        .map_err(|e| self.store.wrap_error(e))?;
         let corrupt = |reason| TableError::Corrupt { file: file(), reason };
         let of = |error: serde_json::Error| corrupt(error.to_string());
         let state: Value = serde_json::from_slice(&bytes).map_err(of)?;
         // Before anything else: a later format may have other fields.
-        if let Some(format) = state["format"].as_u64().filter(|format| *format > FORMAT.into()) {
-            let reason = format!("has format {format}, this program knows {FORMAT}; update bsap");
+        if let Some(format) =
+            state["format"].as_u64().filter(|format| *format > STATE_FORMAT_VERSION.into())
+        {
+            let reason = format!(
+                "has format {format}, this program knows {STATE_FORMAT_VERSION}; update bsap"
+            );
             return Err(corrupt(reason));
         }
         serde_json::from_value(state).map(Some).map_err(of)
     }
 
     /// Writes `state` as the next revision; false where somebody else wrote that revision first.
-    pub async fn write(&self, state: &CatalogueState) -> Result<bool, TableError> {
+    pub async fn try_write(&self, state: &CatalogueState) -> Result<bool, TableError> {
         let bytes = serde_json::to_vec_pretty(state).map_err(|error| TableError::Corrupt {
-            file: path(state.revision).to_string(),
+            file: revision_path(state.revision).to_string(),
             reason: error.to_string(),
         })?;
         let create = PutOptions::from(PutMode::Create);
-        let put = self.store.objects().put_opts(&path(state.revision), bytes.into(), create).await;
+        let put = self
+            .store
+            .object_store()
+            .put_opts(&revision_path(state.revision), bytes.into(), create)
+            .await;
         match put {
             Ok(_) => Ok(true),
             // It may be this one, written by an attempt whose answer was lost.
             Err(object_store::Error::AlreadyExists { .. }) => {
-                Ok(self.read(state.revision).await?.as_ref() == Some(state))
+                Ok(self.read_object(state.revision).await?.as_ref() == Some(state))
             }
-            Err(error) => Err(self.store.error(error).into()),
+            Err(error) => Err(self.store.wrap_error(error).into()),
         }
     }
 
     /// The newest revision after it was made sure that the live generation is `generation` and
     /// that `prompt_sets` are known. Makes the first revision, serving as `first` says, where there
     /// is none. Safe to be called by any number of workers at once.
-    pub async fn ensure(
+    pub async fn initialise_or_extend(
         &self,
         generation: &Generation,
         prompt_sets: &[PromptSetRecord],
-        first: &Serving,
-        by: &str,
+        initial_serving: &ServingConfig,
+        author: &str,
     ) -> Result<CatalogueState, TableError> {
         loop {
-            let next = match self.newest().await? {
+            let next = match self.read_newest().await? {
                 None => CatalogueState {
-                    format: FORMAT,
+                    format: STATE_FORMAT_VERSION,
                     revision: 1,
-                    at: Utc::now(),
-                    by: by.to_owned(),
+                    created_at: Utc::now(),
+                    actor: author.to_owned(),
                     live: generation.clone(),
                     prompt_sets: prompt_sets.to_vec(),
-                    serving: first.clone(),
-                    name: first_name(),
-                    change: Change::Created,
-                    beside: None,
+                    serving: initial_serving.clone(),
+                    configuration_name: initial_config_name(),
+                    change: StateChange::Created,
+                    standby: None,
                     candidate: None,
                 },
                 Some(newest) => {
-                    newest.live.expect(generation)?;
+                    newest.live.ensure_compatible(generation)?;
                     let known = |set: &&PromptSetRecord| {
                         newest.prompt_sets.iter().all(|k| k.key != set.key)
                     };
@@ -450,15 +462,15 @@ impl StateStore {
                     }
                     let mut next = newest;
                     next.revision += 1;
-                    next.at = Utc::now();
-                    by.clone_into(&mut next.by);
+                    next.created_at = Utc::now();
+                    author.clone_into(&mut next.actor);
                     let keys = added.iter().map(|set| set.key.to_string()).collect();
-                    next.change = Change::PromptSets { keys, generation: None };
+                    next.change = StateChange::PromptSets { keys, generation: None };
                     next.prompt_sets.extend(added);
                     next
                 }
             };
-            if self.write(&next).await? {
+            if self.try_write(&next).await? {
                 return Ok(next);
             }
         }
@@ -466,10 +478,10 @@ impl StateStore {
 }
 
 /// Name of what a catalogue serves from its beginning.
-fn first_name() -> String {
+fn initial_config_name() -> String {
     "initial".into()
 }
 
-fn path(revision: u64) -> Path {
+fn revision_path(revision: u64) -> Path {
     Path::from(format!("{revision:020}.json"))
 }

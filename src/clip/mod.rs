@@ -2,10 +2,10 @@
 
 mod checkpoint;
 pub(crate) mod kernels;
+pub(crate) mod model;
 pub(crate) mod preprocess;
 pub(crate) mod self_test;
 mod tokenizer;
-pub(crate) mod towers;
 
 use std::path::PathBuf;
 
@@ -15,24 +15,24 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+pub use model::ClipModel;
 pub use preprocess::Pixels;
-pub use self_test::{SelfTest, self_test};
-pub use towers::Clip;
+pub use self_test::{SelfTestReport, run_self_test};
 
-use crate::record::hex;
+use crate::record::to_hex;
 
 /// Why the CPU does not take f16.
-const CPU_PRECISIONS: &str = "the CPU computes in f32 or bf16; set one of them";
+const CPU_PRECISION_HINT: &str = "the CPU computes in f32 or bf16; set one of them";
 /// Texts computed at one time where there are many: memory for activations stays bounded.
-const TEXT_BATCH: usize = 64;
+const MAX_TEXT_BATCH: usize = 64;
 
 /// What the pipeline needs of a model; a deterministic stand-in may implement it in tests.
-pub trait Towers: Send + Sync {
+pub trait Encoders: Send + Sync {
     /// What the model is.
     fn card(&self) -> &ModelCard;
 
     /// Resizes and crops a picture to what the image tower reads.
-    fn prepare(&self, image: &RgbImage) -> Result<Pixels, ClipError>;
+    fn preprocess_image(&self, image: &RgbImage) -> Result<Pixels, ClipError>;
 
     /// One unit-length embedding of `card().dimension` values per picture, in order.
     fn embed_images(&self, batch: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError>;
@@ -41,27 +41,27 @@ pub trait Towers: Send + Sync {
     fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError>;
 
     /// The same for any number of texts, a batch of [`TEXT_BATCH`] at a time.
-    fn embed_many_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
+    fn embed_texts_in_batches(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
         let mut embeddings = Vec::with_capacity(texts.len());
-        for batch in texts.chunks(TEXT_BATCH) {
+        for batch in texts.chunks(MAX_TEXT_BATCH) {
             embeddings.extend(self.embed_texts(batch)?);
         }
         Ok(embeddings)
     }
 
     /// Batches of pictures worth computing at one time, by as many threads.
-    fn batches_at_once(&self) -> usize {
+    fn concurrent_batches(&self) -> usize {
         1
     }
 
     /// Computations that have failed since one last did not. A device that is lost fails all.
-    fn failures(&self) -> u32 {
+    fn consecutive_failures(&self) -> u32 {
         0
     }
 
     /// Whether the text tower's vocabulary has the script of `text`. Where it has not, the text is
     /// embedded as noise.
-    fn knows_script(&self, text: &str) -> bool {
+    fn supports_script(&self, text: &str) -> bool {
         let _ = text;
         true
     }
@@ -100,11 +100,11 @@ pub struct ModelCard {
 impl ModelCard {
     /// The card of towers that have no checkpoint, such as those that benches and tests put in a
     /// model's place: embeddings of `dimension` values, CLIP's logit scale of 100.
-    pub fn stand_in(name: &str, dimension: usize) -> Self {
+    pub fn without_checkpoint(name: &str, dimension: usize) -> Self {
         Self {
             name: name.to_owned(),
             architecture: "none".into(),
-            fingerprint: hex(&Sha256::digest(name)),
+            fingerprint: to_hex(&Sha256::digest(name)),
             dimension,
             image_side: 1,
             context_length: 77,
@@ -120,7 +120,7 @@ impl ModelCard {
 /// Which model, and where it runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Options {
+pub struct ModelOptions {
     /// Folder of a CLIP or SigLIP checkpoint in the Hugging Face layout (`config.json`,
     /// `model.safetensors`, `tokenizer.json`, `preprocessor_config.json`), or a model of the Hugging
     /// Face hub, which is downloaded once (`HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN` hold).
@@ -137,7 +137,7 @@ pub struct Options {
     pub dtype: Precision,
 }
 
-impl Default for Options {
+impl Default for ModelOptions {
     fn default() -> Self {
         Self {
             checkpoint: "openai/clip-vit-base-patch32".into(),
@@ -149,18 +149,20 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl ModelOptions {
     /// What is wrong with these options, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         problems.extend(
-            checkpoint::hub::Place::of(&self.checkpoint).err().map(|e| format!("checkpoint: {e}")),
+            checkpoint::hub::CheckpointLocation::parse(&self.checkpoint)
+                .err()
+                .map(|e| format!("checkpoint: {e}")),
         );
         if self.revision.is_empty() {
             problems.push("revision: is empty; main is the newest".into());
         }
         if self.device == DeviceChoice::Cpu && self.dtype == Precision::F16 {
-            problems.push(format!("dtype: {CPU_PRECISIONS}"));
+            problems.push(format!("dtype: {CPU_PRECISION_HINT}"));
         }
         problems
     }
@@ -220,7 +222,7 @@ pub enum Precision {
 
 impl Precision {
     /// What tensors are made of on that device: the CPU's are f32, and its weights are rounded later.
-    fn dtype(self, device: &Device) -> DType {
+    fn tensor_dtype(self, device: &Device) -> DType {
         match self {
             Self::F16 => DType::F16,
             Self::Bf16 if !device.is_cpu() => DType::BF16,
@@ -235,7 +237,7 @@ impl Precision {
 pub enum ClipError {
     /// The checkpoint is neither here nor to be had.
     #[error("{checkpoint}: {reason}")]
-    Hub {
+    CheckpointUnavailable {
         /// As configured.
         checkpoint: String,
         /// Why.
@@ -251,7 +253,7 @@ pub enum ClipError {
     },
     /// A file of the checkpoint does not hold what it should.
     #[error("{file}: {reason}")]
-    Checkpoint {
+    InvalidCheckpoint {
         /// The file.
         file: PathBuf,
         /// What is wrong.
@@ -267,7 +269,7 @@ pub enum ClipError {
     },
     /// This picture or text cannot be embedded.
     #[error("{0}")]
-    Input(String),
+    InvalidInput(String),
     /// The model loads, but what it computes is wrong.
     #[error("the self-test failed: {0}")]
     SelfTest(String),

@@ -9,12 +9,12 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use image::RgbImage;
 
 use super::ClipError;
-use super::checkpoint::{Preprocessor, Size};
+use super::checkpoint::{PreprocessorConfig, PreprocessorSize};
 
 /// Pixels around the crop that are resized with it, so that the filter sees the same neighbours
 /// as it would in the whole picture: in pixels of the larger of source and target. The widest
 /// filter, Lanczos, reaches 3 pixels.
-const MARGIN: f64 = 4.0;
+const CROP_MARGIN_PIXELS: f64 = 4.0;
 
 /// A square of 8-bit RGB pixels, row by row: side × side × 3 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,44 +22,48 @@ pub struct Pixels(pub Vec<u8>);
 
 /// How large a picture becomes before its centre is cut out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Resize {
+enum ResizeMode {
     /// The short edge has this length, the long one as the picture's shape asks.
-    Short(u32),
+    ShortEdge(u32),
     /// Both edges have this length, whatever the picture's shape.
     Square(u32),
 }
 
 /// Resizes and crops.
 #[derive(Debug, Clone)]
-pub struct Preprocess {
-    resize: Resize,
+pub struct ImagePreprocessor {
+    resize: ResizeMode,
     /// Side of the centre crop.
-    crop: u32,
-    filter: FilterType,
+    crop_side: u32,
+    resize_filter: FilterType,
     /// Multiplied by the rescale factor and normalised: value·factor − shift, per channel.
-    pub factor: [f32; 3],
-    pub shift: [f32; 3],
+    pub channel_scale: [f32; 3],
+    pub channel_shift: [f32; 3],
 }
 
-impl Preprocess {
+impl ImagePreprocessor {
     /// From a checkpoint's configuration, for a tower that reads `side` × `side` pixels. The error
     /// says what is not supported.
-    pub fn new(config: &Preprocessor, side: u32) -> Result<Self, String> {
-        let edge = |size: Size| match size {
-            Size::Number(n) | Size::Shortest { shortest_edge: n } => Ok(n),
-            Size::Exact { height, width } if height == width => Ok(height),
-            Size::Exact { height, width } => Err(format!("size {width}×{height} is not square")),
+    pub fn new(config: &PreprocessorConfig, side: u32) -> Result<Self, String> {
+        let edge = |size: PreprocessorSize| match size {
+            PreprocessorSize::Number(n) | PreprocessorSize::Shortest { shortest_edge: n } => Ok(n),
+            PreprocessorSize::Exact { height, width } if height == width => Ok(height),
+            PreprocessorSize::Exact { height, width } => {
+                Err(format!("size {width}×{height} is not square"))
+            }
         };
         let resized = edge(config.size)?;
         let cropped = config.crop_size.filter(|_| config.do_center_crop != Some(false));
         let resize = match config.size {
-            Size::Exact { .. } => Resize::Square(resized),
-            Size::Number(_) | Size::Shortest { .. } => Resize::Short(resized),
+            PreprocessorSize::Exact { .. } => ResizeMode::Square(resized),
+            PreprocessorSize::Number(_) | PreprocessorSize::Shortest { .. } => {
+                ResizeMode::ShortEdge(resized)
+            }
         };
         let crop = match (cropped, resize) {
             (Some(crop), _) => edge(crop)?,
-            (None, Resize::Square(side)) => side,
-            (None, Resize::Short(_)) => {
+            (None, ResizeMode::Square(side)) => side,
+            (None, ResizeMode::ShortEdge(_)) => {
                 return Err("neither a crop_size nor a size with height and width is given".into());
             }
         };
@@ -84,25 +88,31 @@ impl Preprocess {
             factor[channel] = config.rescale_factor as f32 / config.image_std[channel];
             shift[channel] = config.image_mean[channel] / config.image_std[channel];
         }
-        Ok(Self { resize, crop, filter, factor, shift })
+        Ok(Self {
+            resize,
+            crop_side: crop,
+            resize_filter: filter,
+            channel_scale: factor,
+            channel_shift: shift,
+        })
     }
 
     /// What is done, in words.
     pub fn describe(&self) -> String {
-        let filter = match self.filter {
+        let filter = match self.resize_filter {
             FilterType::CatmullRom => "bicubic",
             FilterType::Bilinear => "bilinear",
             _ => "Lanczos",
         };
-        let crop = self.crop;
+        let crop = self.crop_side;
         match self.resize {
-            Resize::Square(side) if side == crop => {
+            ResizeMode::Square(side) if side == crop => {
                 format!("{filter} to {crop} × {crop} whatever the shape")
             }
-            Resize::Square(side) => {
+            ResizeMode::Square(side) => {
                 format!("{filter} to {side} × {side} whatever the shape, centre {crop} × {crop}")
             }
-            Resize::Short(short) => {
+            ResizeMode::ShortEdge(short) => {
                 format!("{filter}, short edge to {short}, centre {crop} × {crop}")
             }
         }
@@ -113,30 +123,32 @@ impl Preprocess {
     pub fn apply(&self, picture: &RgbImage) -> Result<Pixels, ClipError> {
         let (width, height) = picture.dimensions();
         if width == 0 || height == 0 {
-            return Err(ClipError::Input("the picture has no pixels".into()));
+            return Err(ClipError::InvalidInput("the picture has no pixels".into()));
         }
         let long = |edge: u32, side: u32, short: u32| {
             (u64::from(edge) * u64::from(side) / u64::from(short)) as f64
         };
         let (out_width, out_height) = match self.resize {
-            Resize::Square(side) => (f64::from(side), f64::from(side)),
-            Resize::Short(edge) if width <= height => (f64::from(edge), long(edge, height, width)),
-            Resize::Short(edge) => (long(edge, width, height), f64::from(edge)),
+            ResizeMode::Square(side) => (f64::from(side), f64::from(side)),
+            ResizeMode::ShortEdge(edge) if width <= height => {
+                (f64::from(edge), long(edge, height, width))
+            }
+            ResizeMode::ShortEdge(edge) => (long(edge, width, height), f64::from(edge)),
         };
-        let (left, box_left, box_width, across) = self.window(f64::from(width), out_width);
-        let (top, box_top, box_height, down) = self.window(f64::from(height), out_height);
+        let (left, box_left, box_width, across) = self.crop_window(f64::from(width), out_width);
+        let (top, box_top, box_height, down) = self.crop_window(f64::from(height), out_height);
 
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(self.filter));
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(self.resize_filter));
         // First all rows, then all columns, rounding to 8 bits between, and the other way round for
         // tall pictures, as Pillow 13 does: in the other order noise comes out up to 8 of 255 apart.
         let tall = height > 2 * width && out_height < f64::from(height);
         let steps = if tall {
-            let (first, columns, left, box_width) = whole(box_left, box_width, width);
+            let (first, columns, left, box_width) = cover_whole_pixels(box_left, box_width, width);
             let columns_only = options.clone().crop(first, box_top, f64::from(columns), box_height);
             let rows_only = options.crop(left, 0.0, box_width, f64::from(down));
             [(columns, down, columns_only), (across, down, rows_only)]
         } else {
-            let (first, rows, top, box_height) = whole(box_top, box_height, height);
+            let (first, rows, top, box_height) = cover_whole_pixels(box_top, box_height, height);
             let rows_only = options.clone().crop(box_left, first, box_width, f64::from(rows));
             let columns_only = options.crop(0.0, top, f64::from(across), box_height);
             [(across, rows, rows_only), (across, down, columns_only)]
@@ -145,12 +157,12 @@ impl Preprocess {
         // that shows (2 of 255), and its pictures are small enough for the exact one.
         let enlarges = out_width > f64::from(width) || out_height > f64::from(height);
         let resized = if enlarges {
-            exactly(picture, steps).map_err(|e| failed(&e))?
+            resize_f32(picture, steps).map_err(|e| resize_error(&e))?
         } else {
-            quickly(picture, steps).map_err(|e| failed(&e))?
+            resize_u8(picture, steps).map_err(|e| resize_error(&e))?
         };
 
-        let side = self.crop as usize;
+        let side = self.crop_side as usize;
         let mut pixels = Vec::with_capacity(side * side * 3);
         for row in resized.chunks_exact(across as usize * 3).skip(top).take(side) {
             pixels.extend_from_slice(&row[left * 3..(left + side) * 3]);
@@ -160,10 +172,10 @@ impl Preprocess {
 
     /// Along one axis: where the crop starts in the resized window, the window's start and length
     /// in the source, and its length in the target.
-    fn window(&self, source: f64, target: f64) -> (usize, f64, f64, u32) {
-        let crop = f64::from(self.crop);
+    fn crop_window(&self, source: f64, target: f64) -> (usize, f64, f64, u32) {
+        let crop = f64::from(self.crop_side);
         let start = ((target - crop) / 2.0).floor();
-        let margin = (MARGIN * (target / source).max(1.0)).ceil();
+        let margin = (CROP_MARGIN_PIXELS * (target / source).max(1.0)).ceil();
         let from = (start - margin).max(0.0);
         let to = (start + crop + margin).min(target);
         let (scale, first) = (source / target, from * source / target);
@@ -175,7 +187,7 @@ impl Preprocess {
 
 /// The whole pixels that a stretch of `length` from `start` covers, of `all`: the first, how many,
 /// and where in them the stretch begins and how long it is.
-fn whole(start: f64, length: f64, all: u32) -> (f64, u32, f64, f64) {
+fn cover_whole_pixels(start: f64, length: f64, all: u32) -> (f64, u32, f64, f64) {
     let first = start.floor();
     let last = (start + length).ceil().min(f64::from(all));
     let within = start - first;
@@ -183,15 +195,15 @@ fn whole(start: f64, length: f64, all: u32) -> (f64, u32, f64, f64) {
     (first, (last - first) as u32, within, length.min(last - first - within))
 }
 
-fn failed(error: &dyn std::fmt::Display) -> ClipError {
-    ClipError::Input(format!("resizing failed: {error}"))
+fn resize_error(error: &dyn std::fmt::Display) -> ClipError {
+    ClipError::InvalidInput(format!("resizing failed: {error}"))
 }
 
 /// Width and height to resize to, and how; for each of two passes.
-type Steps = [(u32, u32, ResizeOptions); 2];
+type ResizePasses = [(u32, u32, ResizeOptions); 2];
 
 /// In 8-bit arithmetic.
-fn quickly(picture: &RgbImage, steps: Steps) -> Result<Vec<u8>, Box<dyn Error>> {
+fn resize_u8(picture: &RgbImage, steps: ResizePasses) -> Result<Vec<u8>, Box<dyn Error>> {
     let (width, height) = picture.dimensions();
     let mut resizer = Resizer::new();
     let [(half_width, half_height, first), (across, down, second)] = steps;
@@ -204,7 +216,7 @@ fn quickly(picture: &RgbImage, steps: Steps) -> Result<Vec<u8>, Box<dyn Error>> 
 }
 
 /// In f32 arithmetic, rounded to 8 bits after each pass.
-fn exactly(picture: &RgbImage, steps: Steps) -> Result<Vec<u8>, Box<dyn Error>> {
+fn resize_f32(picture: &RgbImage, steps: ResizePasses) -> Result<Vec<u8>, Box<dyn Error>> {
     let (width, height) = picture.dimensions();
     let mut resizer = Resizer::new();
     let pixels: Vec<F32x3> = picture.pixels().map(|p| F32x3::new(p.0.map(f32::from))).collect();
@@ -230,8 +242,16 @@ mod tests {
         let filter = FilterType::CatmullRom;
         let (factor, shift) = ([1.0; 3], [0.0; 3]);
         let lengths = [SIDE, SIDE + 5];
-        for resize in lengths.map(Resize::Square).into_iter().chain(lengths.map(Resize::Short)) {
-            let preprocess = Preprocess { resize, crop: SIDE, filter, factor, shift };
+        for resize in
+            lengths.map(ResizeMode::Square).into_iter().chain(lengths.map(ResizeMode::ShortEdge))
+        {
+            let preprocess = ImagePreprocessor {
+                resize,
+                crop_side: SIDE,
+                resize_filter: filter,
+                channel_scale: factor,
+                channel_shift: shift,
+            };
             for long in 1..260 {
                 for (width, height) in [(long, 3), (3, long), (long, 29)] {
                     let picture = RgbImage::from_pixel(width, height, image::Rgb([10, 128, 250]));
@@ -255,16 +275,16 @@ mod tests {
                 r#"{{"size": {size}, "crop_size": {{"height": 32, "width": 32}}, "do_center_crop": true,
                     "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}}"#
             );
-            let written: Preprocessor = serde_json::from_str(&written).unwrap();
-            let preprocess = Preprocess::new(&written, 32).unwrap();
+            let written: PreprocessorConfig = serde_json::from_str(&written).unwrap();
+            let preprocess = ImagePreprocessor::new(&written, 32).unwrap();
             let pixels = preprocess.apply(&stripes).unwrap();
             (pixels.0[..3].to_vec(), preprocess.resize)
         };
         for (size, colour, resize) in [
-            ("32", [0u8, 255, 0], Resize::Short(32)),
-            (r#"{"shortest_edge": 32}"#, [0, 255, 0], Resize::Short(32)),
-            (r#"{"height": 32, "width": 32}"#, [255, 0, 0], Resize::Square(32)),
-            (r#"{"height": 40, "width": 40}"#, [255, 0, 0], Resize::Square(40)),
+            ("32", [0u8, 255, 0], ResizeMode::ShortEdge(32)),
+            (r#"{"shortest_edge": 32}"#, [0, 255, 0], ResizeMode::ShortEdge(32)),
+            (r#"{"height": 32, "width": 32}"#, [255, 0, 0], ResizeMode::Square(32)),
+            (r#"{"height": 40, "width": 40}"#, [255, 0, 0], ResizeMode::Square(40)),
         ] {
             assert_eq!(first(size), (colour.to_vec(), resize), "{size}");
         }

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use image::{Rgb, RgbImage};
 
-use super::{ClipError, Towers};
-use crate::balance::statistics::dot;
+use super::{ClipError, Encoders};
+use crate::balance::statistics::dot_product;
 
 /// Largest difference of an embedding alone and in a batch; f16 and bf16 round more than f32.
 const BATCH_TOLERANCE: f32 = 5e-3;
@@ -14,9 +14,9 @@ const LENGTH_TOLERANCE: f32 = 1e-3;
 
 /// What the test found.
 #[derive(Debug, Clone, Copy)]
-pub struct SelfTest {
+pub struct SelfTestReport {
     /// Largest difference of a value of an embedding alone and in a batch.
-    pub batch_difference: f32,
+    pub max_batch_difference: f32,
     /// One picture alone, after the first that warms up.
     pub image_time: Duration,
     /// One text alone, likewise.
@@ -25,26 +25,28 @@ pub struct SelfTest {
 
 /// Embeds test patterns and texts and checks that embeddings are of unit length, differ between
 /// inputs, and are the same alone and in a batch.
-pub fn self_test(towers: &dyn Towers) -> Result<SelfTest, ClipError> {
+pub fn run_self_test(encoders: &dyn Encoders) -> Result<SelfTestReport, ClipError> {
     let pictures = [0, 1, 2]
-        .map(|kind| towers.prepare(&pattern(kind)))
+        .map(|kind| encoders.preprocess_image(&test_pattern(kind)))
         .into_iter()
         .collect::<Result<Vec<_>, _>>()?;
     let texts = ["a red mug", "two green chairs on a wooden floor", "a dog"];
-    let (images, image_time) =
-        alone(&pictures, |picture| towers.embed_images(std::slice::from_ref(picture)))?;
-    let (words, text_time) = alone(&texts, |text| towers.embed_texts(&[text]))?;
+    let (images, image_time) = embed_one_by_one(&pictures, |picture| {
+        encoders.embed_images(std::slice::from_ref(picture))
+    })?;
+    let (words, text_time) = embed_one_by_one(&texts, |text| encoders.embed_texts(&[text]))?;
     let mut batch_difference = 0f32;
-    let batches = [(images, towers.embed_images(&pictures)?), (words, towers.embed_texts(&texts)?)];
+    let batches =
+        [(images, encoders.embed_images(&pictures)?), (words, encoders.embed_texts(&texts)?)];
     for (alone, batch) in &batches {
         for (a, b) in alone.iter().zip(batch) {
-            let length = dot(a, a).sqrt();
+            let length = dot_product(a, a).sqrt();
             let unit = (length - 1.0).abs() < LENGTH_TOLERANCE;
-            if a.len() != towers.card().dimension || !unit {
+            if a.len() != encoders.card().dimension || !unit {
                 return Err(ClipError::SelfTest(format!(
                     "an embedding has {} values and the length {length}, not {} and 1",
                     a.len(),
-                    towers.card().dimension
+                    encoders.card().dimension
                 )));
             }
             let difference = a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
@@ -59,11 +61,11 @@ pub fn self_test(towers: &dyn Towers) -> Result<SelfTest, ClipError> {
             "an embedding alone and in a batch differ by {batch_difference}"
         )));
     }
-    Ok(SelfTest { batch_difference, image_time, text_time })
+    Ok(SelfTestReport { max_batch_difference: batch_difference, image_time, text_time })
 }
 
 /// Embeds each input alone; the time of the last.
-fn alone<T>(
+fn embed_one_by_one<T>(
     inputs: &[T],
     embed: impl Fn(&T) -> Result<Vec<Vec<f32>>, ClipError>,
 ) -> Result<(Vec<Vec<f32>>, Duration), ClipError> {
@@ -78,7 +80,7 @@ fn alone<T>(
 }
 
 /// A picture of stripes, squares or a ramp.
-fn pattern(kind: u32) -> RgbImage {
+fn test_pattern(kind: u32) -> RgbImage {
     RgbImage::from_fn(320, 240, |x, y| match kind {
         0 => Rgb([if x / 16 % 2 == 0 { 230 } else { 20 }, 60, 90]),
         1 => Rgb([40, if (x / 24 + y / 24) % 2 == 0 { 200 } else { 90 }, 160]),

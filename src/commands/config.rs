@@ -2,36 +2,38 @@
 
 use serde::Serialize;
 
-use super::cli::{ConfigArgs, ConfigPrint};
-use crate::backfill::Request;
+use super::cli::{ConfigArgs, ConfigOutput};
+use crate::backfill::ControlRequest;
 use crate::config::{self, Config, ConfigError};
 use crate::ingest::source::{BucketNotification, CloudEvent, ImageEvent};
 use crate::serve::http;
 use crate::telemetry::{event, metrics};
 
-use super::Done;
+use super::CommandResult;
 
 /// Prints what is asked for; only what is in effect needs a configuration that is right.
-pub fn run(args: &ConfigArgs, load: impl FnOnce() -> Result<Config, ConfigError>) -> Done {
+pub fn run(args: &ConfigArgs, load: impl FnOnce() -> Result<Config, ConfigError>) -> CommandResult {
     let text = match args.what {
-        ConfigPrint::Example => config::example(),
-        ConfigPrint::Show => load()?.shown(),
-        ConfigPrint::Reference => config::markdown(),
-        ConfigPrint::Schema => pretty(&config::schema())?,
-        ConfigPrint::EventSchema => pretty(&schemars::schema_for!(ImageEvent))?,
-        ConfigPrint::CloudEventSchema => pretty(&schemars::schema_for!(CloudEvent))?,
-        ConfigPrint::ControlRequestSchema => pretty(&schemars::schema_for!(Request))?,
-        ConfigPrint::BucketNotificationSchema => {
-            pretty(&schemars::schema_for!(BucketNotification))?
+        ConfigOutput::Example => config::example_toml(),
+        ConfigOutput::Show => load()?.to_redacted_toml(),
+        ConfigOutput::Reference => config::render_markdown(),
+        ConfigOutput::Schema => to_pretty_json(&config::json_schema())?,
+        ConfigOutput::EventSchema => to_pretty_json(&schemars::schema_for!(ImageEvent))?,
+        ConfigOutput::CloudEventSchema => to_pretty_json(&schemars::schema_for!(CloudEvent))?,
+        ConfigOutput::ControlRequestSchema => {
+            to_pretty_json(&schemars::schema_for!(ControlRequest))?
         }
-        ConfigPrint::Openapi => pretty(&http::openapi())?,
-        ConfigPrint::LogEvents => event::markdown(),
-        ConfigPrint::Metrics => metrics::markdown(),
+        ConfigOutput::BucketNotificationSchema => {
+            to_pretty_json(&schemars::schema_for!(BucketNotification))?
+        }
+        ConfigOutput::Openapi => to_pretty_json(&http::openapi())?,
+        ConfigOutput::LogEvents => event::render_markdown(),
+        ConfigOutput::Metrics => metrics::render_markdown(),
     };
     say!("{}", text.trim_end());
     Ok(())
 }
 
-fn pretty(schema: &impl Serialize) -> serde_json::Result<String> {
+fn to_pretty_json(schema: &impl Serialize) -> serde_json::Result<String> {
     serde_json::to_string_pretty(schema)
 }

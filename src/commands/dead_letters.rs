@@ -15,60 +15,67 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::cli::dead_letters::{DeadLettersAction, DeadLettersArgs};
-use super::{Done, Failure};
+use super::{CommandError, CommandResult};
 use crate::config::Config;
-use crate::ingest::dead_letter::{self, DeadLetter, DeadLetters, Filter, ReadError};
-use crate::record::Ordering;
+use crate::ingest::dead_letter::{
+    self, DeadLetter, DeadLetterFilter, DeadLetterReadError, DeadLetterWriter,
+};
+use crate::record::VersionOrdering;
 
 /// Letters read ahead of what is done with them.
-const AHEAD: usize = 16;
+const PREFETCH: usize = 16;
 
 /// Lists, shows or sends again.
-pub async fn run(args: &DeadLettersArgs, config: Config, token: CancellationToken) -> Done {
+pub async fn run(
+    args: &DeadLettersArgs,
+    config: Config,
+    token: CancellationToken,
+) -> CommandResult {
     match &args.action {
         DeadLettersAction::List { filter, limit, json } => {
-            list(&config, filter.filter(), *limit as usize, *json, &token).await
+            list_letters(&config, filter.to_filter(), *limit as usize, *json, &token).await
         }
         DeadLettersAction::Show { origin, value } => {
-            let filter = Filter { origins: vec![origin.clone()], ..Filter::default() };
-            show(&config, filter, origin, *value, &token).await
+            let filter =
+                DeadLetterFilter { origins: vec![origin.clone()], ..DeadLetterFilter::default() };
+            show_letter(&config, filter, origin, *value, &token).await
         }
         DeadLettersAction::Replay { filter, all, dry_run } => {
-            let filter = filter.filter();
-            if filter == Filter::default() && !all {
-                return Err(Failure::usage(
+            let filter = filter.to_filter();
+            if filter == DeadLetterFilter::default() && !all {
+                return Err(CommandError::usage(
                     "name what to replay (--origin, --stage, --code, --since, --until), or say --all",
                 ));
             }
-            if config.source.ordering == Ordering::Offset {
-                return Err(Failure::usage(
+            if config.source.ordering == VersionOrdering::Offset {
+                return Err(CommandError::usage(
                     "source.ordering is `offset`: a message that is sent again would be newer than all \
                      that came since; publish the images anew instead (`bsap publish`)",
                 ));
             }
-            replay(&config, filter, *dry_run, &token).await
+            replay_letters(&config, filter, *dry_run, &token).await
         }
     }
 }
 
 /// Letters as they are read, each origin once, and the reading itself.
-struct Reading {
+struct DeadLetterReader {
     letters: mpsc::Receiver<DeadLetter>,
-    task: JoinHandle<Result<u64, ReadError>>,
-    seen: HashSet<String>,
+    task: JoinHandle<Result<u64, DeadLetterReadError>>,
+    seen_origins: HashSet<String>,
 }
 
-impl Reading {
-    fn start(config: &Config, filter: Filter, token: &CancellationToken) -> Self {
-        let (sender, letters) = mpsc::channel(AHEAD);
+impl DeadLetterReader {
+    fn start(config: &Config, filter: DeadLetterFilter, token: &CancellationToken) -> Self {
+        let (sender, letters) = mpsc::channel(PREFETCH);
         let (kafka, options) = (config.kafka.clone(), config.dead_letter.clone());
         let token = token.clone();
         let task = tokio::task::spawn_blocking(move || {
-            dead_letter::read(&kafka, &options, &filter, &token, |letter| {
+            dead_letter::read_dead_letters(&kafka, &options, &filter, &token, |letter| {
                 sender.blocking_send(letter).is_ok()
             })
         });
-        Self { letters, task, seen: HashSet::new() }
+        Self { letters, task, seen_origins: HashSet::new() }
     }
 
     /// The next letter. One that lies there twice, because a worker ended between putting it aside
@@ -76,40 +83,42 @@ impl Reading {
     async fn next(&mut self) -> Option<DeadLetter> {
         loop {
             let letter = self.letters.recv().await?;
-            if self.seen.insert(letter.origin()) {
+            if self.seen_origins.insert(letter.origin()) {
                 return Some(letter);
             }
         }
     }
 
-    async fn end(self) -> anyhow::Result<()> {
+    async fn finish(self) -> anyhow::Result<()> {
         drop(self.letters);
-        let strange = self.task.await??;
-        if strange > 0 {
-            remark!("{strange} messages of the topic are no dead letters and were passed over");
+        let not_dead_letters = self.task.await??;
+        if not_dead_letters > 0 {
+            remark!(
+                "{not_dead_letters} messages of the topic are no dead letters and were passed over"
+            );
         }
         Ok(())
     }
 }
 
-async fn list(
+async fn list_letters(
     config: &Config,
-    filter: Filter,
+    filter: DeadLetterFilter,
     limit: usize,
     json: bool,
     token: &CancellationToken,
-) -> Done {
-    let mut reading = Reading::start(config, filter, token);
+) -> CommandResult {
+    let mut reader = DeadLetterReader::start(config, filter, token);
     let mut counts: BTreeMap<(String, String), u64> = BTreeMap::new();
     let mut newest = VecDeque::new();
-    while let Some(letter) = reading.next().await {
+    while let Some(letter) = reader.next().await {
         *counts.entry((letter.stage.clone(), letter.code.clone())).or_default() += 1;
         if newest.len() == limit {
             newest.pop_front();
         }
-        newest.push_back(summary(&letter));
+        newest.push_back(summary_json(&letter));
     }
-    reading.end().await?;
+    reader.finish().await?;
     if json {
         for letter in newest {
             say!("{letter}");
@@ -129,7 +138,7 @@ async fn list(
     let shown = newest.len();
     for letter in newest {
         let field = |name: &str| letter[name].as_str().unwrap_or_default().to_owned();
-        table.add_row(["origin", "at", "stage", "code", "reason"].map(field));
+        table.add_row(["origin", "dead_lettered_at", "stage", "code", "reason"].map(field));
     }
     say!("{table}");
     for ((stage, code), count) in counts {
@@ -139,30 +148,30 @@ async fn list(
     Ok(())
 }
 
-fn summary(letter: &DeadLetter) -> Value {
+fn summary_json(letter: &DeadLetter) -> Value {
     json!({
         "origin": letter.origin(),
-        "place": letter.place(),
-        "at": letter.at.map(|at| at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)),
+        "dead_letter_position": letter.position(),
+        "dead_lettered_at": letter.dead_lettered_at.map(|at| at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)),
         "stage": letter.stage,
         "code": letter.code,
         "reason": letter.reason,
-        "record": letter.record,
+        "record_index": letter.record,
         "key": letter.message.key.as_deref().map(String::from_utf8_lossy),
         "bytes": letter.message.payload.as_ref().map(|payload| payload.len()),
     })
 }
 
-async fn show(
+async fn show_letter(
     config: &Config,
-    filter: Filter,
+    filter: DeadLetterFilter,
     origin: &str,
     value_alone: bool,
     token: &CancellationToken,
-) -> Done {
-    let mut reading = Reading::start(config, filter, token);
-    let letter = reading.next().await;
-    reading.end().await?;
+) -> CommandResult {
+    let mut reader = DeadLetterReader::start(config, filter, token);
+    let letter = reader.next().await;
+    reader.finish().await?;
     let letter = letter.with_context(|| {
         format!("{origin}: no such dead letter; `bsap dead-letters list` shows what there is")
     })?;
@@ -172,8 +181,8 @@ async fn show(
         return Ok(());
     }
     say!("origin     {}", letter.origin());
-    say!("place      {}", letter.place());
-    if let Some(at) = letter.at {
+    say!("place      {}", letter.position());
+    if let Some(at) = letter.dead_lettered_at {
         say!("put aside  {at}");
     }
     say!("stage      {}", letter.stage);
@@ -187,16 +196,16 @@ async fn show(
     {
         say!("timestamp  {time}");
     }
-    say!("key        {}", readable(letter.message.key.as_deref()));
+    say!("key        {}", text_or_base64(letter.message.key.as_deref()));
     for (name, value) in &letter.message.headers {
-        say!("header     {name}: {}", readable(value.as_deref()));
+        say!("header     {name}: {}", text_or_base64(value.as_deref()));
     }
-    say!("value      {}", readable(payload));
+    say!("value      {}", text_or_base64(payload));
     Ok(())
 }
 
 /// Bytes for a terminal: text where it is some, else base64.
-fn readable(bytes: Option<&[u8]>) -> String {
+fn text_or_base64(bytes: Option<&[u8]>) -> String {
     let Some(bytes) = bytes else { return "(null)".into() };
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.chars().any(|c| c.is_control() && !c.is_whitespace()) => text.to_owned(),
@@ -204,12 +213,17 @@ fn readable(bytes: Option<&[u8]>) -> String {
     }
 }
 
-async fn replay(config: &Config, filter: Filter, dry_run: bool, token: &CancellationToken) -> Done {
-    let letters = DeadLetters::new(&config.kafka, &config.dead_letter)?;
-    let mut reading = Reading::start(config, filter, token);
+async fn replay_letters(
+    config: &Config,
+    filter: DeadLetterFilter,
+    dry_run: bool,
+    token: &CancellationToken,
+) -> CommandResult {
+    let letters = DeadLetterWriter::new(&config.kafka, &config.dead_letter)?;
+    let mut reader = DeadLetterReader::start(config, filter, token);
     let spinner = ProgressBar::new_spinner();
     let mut replayed: BTreeMap<String, u64> = BTreeMap::new();
-    while let Some(letter) = reading.next().await {
+    while let Some(letter) = reader.next().await {
         if dry_run {
             say!("{}  {}  {}", letter.origin(), letter.code, letter.reason);
         } else {
@@ -220,7 +234,7 @@ async fn replay(config: &Config, filter: Filter, dry_run: bool, token: &Cancella
         spinner.set_message(format!("{} messages", spinner.position()));
     }
     spinner.finish_and_clear();
-    reading.end().await?;
+    reader.finish().await?;
     letters.flush(Duration::from_secs(30))?;
     if replayed.is_empty() {
         say!("nothing to replay");

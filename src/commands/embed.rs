@@ -8,24 +8,24 @@ use image::RgbImage;
 use serde_json::json;
 
 use super::cli::model::EmbedArgs;
-use super::{Done, Failure};
-use crate::clip::{Clip, Pixels, Towers};
+use super::{CommandError, CommandResult};
+use crate::clip::{ClipModel, Encoders, Pixels};
 use crate::ingest::decode::{self, decode};
 
 /// Prints embeddings, a JSON line an input.
-pub fn run(args: &EmbedArgs) -> Done {
+pub fn run(args: &EmbedArgs) -> CommandResult {
     let mut texts = args.text.clone();
     if let Some(file) = &args.texts {
-        texts.extend(lines(file)?);
+        texts.extend(read_texts(file)?);
     }
     if texts.is_empty() && args.image.is_empty() {
-        return Err(Failure::usage("nothing to embed: give --text, --texts or --image"));
+        return Err(CommandError::usage("nothing to embed: give --text, --texts or --image"));
     }
-    let clip = Clip::load(&args.model.options(&args.checkpoint))?;
+    let clip = ClipModel::load(&args.model.to_options(&args.checkpoint))?;
     for batch in texts.chunks(args.batch.into()) {
         let inputs: Vec<&str> = batch.iter().map(String::as_str).collect();
         for (text, embedding) in inputs.iter().zip(clip.embed_texts(&inputs)?) {
-            let tokens = clip.tokens(text)?;
+            let tokens = clip.tokenise(text)?;
             say!(
                 "{}",
                 json!({"kind": "text", "input": text, "tokens": tokens, "embedding": embedding})
@@ -39,12 +39,14 @@ pub fn run(args: &EmbedArgs) -> Done {
     for (number, files) in args.image.chunks(args.batch.into()).enumerate() {
         let pixels = files
             .iter()
-            .map(|file| read(&clip, file).with_context(|| format!("--image: {}", file.display())))
+            .map(|file| {
+                load_pixels(&clip, file).with_context(|| format!("--image: {}", file.display()))
+            })
             .collect::<anyhow::Result<Vec<_>>>()?;
         if let Some(folder) = &args.pixels {
             for (i, pixels) in pixels.iter().enumerate() {
                 let name = format!("{}.png", number * usize::from(args.batch) + i);
-                save(pixels, clip.card().image_side, &folder.join(name))?;
+                save_png(pixels, clip.card().image_side, &folder.join(name))?;
             }
         }
         for (file, embedding) in files.iter().zip(clip.embed_images(&pixels)?) {
@@ -56,7 +58,7 @@ pub fn run(args: &EmbedArgs) -> Done {
 }
 
 /// The JSON strings of a file.
-fn lines(file: &Path) -> Result<Vec<String>, Failure> {
+fn read_texts(file: &Path) -> Result<Vec<String>, CommandError> {
     let name = file.display();
     let mut text = String::new();
     let read = if file == Path::new("-") {
@@ -64,21 +66,21 @@ fn lines(file: &Path) -> Result<Vec<String>, Failure> {
     } else {
         std::fs::File::open(file).and_then(|mut f| f.read_to_string(&mut text))
     };
-    read.map_err(|e| Failure::usage(format!("--texts: {name}: {e}")))?;
+    read.map_err(|e| CommandError::usage(format!("--texts: {name}: {e}")))?;
     let parse = |(i, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|e| {
-            Failure::usage(format!("--texts: {name}, line {}: not a JSON string: {e}", i + 1))
+            CommandError::usage(format!("--texts: {name}, line {}: not a JSON string: {e}", i + 1))
         })
     };
     text.lines().enumerate().map(parse).collect()
 }
 
-fn read(clip: &Clip, file: &Path) -> anyhow::Result<Pixels> {
-    let picture = decode(&std::fs::read(file)?, &decode::Options::default())?;
-    Ok(clip.prepare(&picture)?)
+fn load_pixels(clip: &ClipModel, file: &Path) -> anyhow::Result<Pixels> {
+    let picture = decode(&std::fs::read(file)?, &decode::DecodeOptions::default())?;
+    Ok(clip.preprocess_image(&picture)?)
 }
 
-fn save(pixels: &Pixels, side: u32, file: &Path) -> anyhow::Result<()> {
+fn save_png(pixels: &Pixels, side: u32, file: &Path) -> anyhow::Result<()> {
     let square = RgbImage::from_raw(side, side, pixels.0.clone());
     square.context("the picture is no square")?.save(file)?;
     Ok(())

@@ -9,64 +9,88 @@ use futures::TryStreamExt;
 use object_store::ObjectStoreExt;
 use tokio_util::sync::CancellationToken;
 
-use super::cli::evaluate::{EvaluateArgs, RankingsArgs};
-use super::drawn::{self, DrawnCatalogue};
-use super::thumbnails::Source;
-use super::{Done, Failure, bar, parts, steps};
+use super::cli::evaluate::{EvaluateArgs, EvaluateRankingsArgs};
+use super::drawn::{self, SyntheticCatalogue};
+use super::thumbnails::ThumbnailSource;
+use super::{CommandError, CommandResult, progress_bar, progress_callback, setup};
 use crate::balance::calibration::Calibration;
 use crate::balance::normalise::Normaliser;
-use crate::catalogue::{CatalogueState, Change, Serving, StateStore};
+use crate::catalogue::{CatalogueState, ServingConfig, StateChange, StateStore};
 use crate::config::Config;
 use crate::evaluate::{
-    self, Asked, Base, Configuration, CostModel, Evaluated, MAX_CONFIGURATIONS, Plan, Report,
-    Resolver, Rows, Spec, Wanted, World, trec,
+    self, BaseConfiguration, ConfigurationResolver, ConfigurationSpec, Corpus, CorrectionCost,
+    Evaluation, EvaluationPlan, EvaluationReport, JudgedQuery, LoadedGeneration,
+    MAX_CONFIGURATIONS, RankingConfiguration, ThresholdTargets, trec,
 };
-use crate::prompts::EmbeddedSet;
+use crate::prompts::EmbeddedPromptSet;
 use crate::serve::feedback;
 use crate::store::Store;
 
 /// Largest file of queries, and most bytes of stored feedback that are read: it is held in memory.
-const MAX_BYTES: u64 = 256 << 20;
+const MAX_INPUT_BYTES: u64 = 256 << 20;
 
 /// Evaluates on the stored table.
-pub async fn run(args: &EvaluateArgs, config: Config, token: CancellationToken) -> Done {
-    let given = given(args)?;
-    let (store, state) = parts::catalogue(&config).await?;
-    let (source, asked, notes) = match given {
-        Some((source, asked)) => (source, asked, Vec::new()),
-        None => feedback(&store).await?,
+pub async fn run_on_table(
+    args: &EvaluateArgs,
+    config: Config,
+    token: CancellationToken,
+) -> CommandResult {
+    let given_queries = queries_from_arguments(args)?;
+    let (store, state) = setup::open_catalogue(&config).await?;
+    let (source, judged_queries, notes) = match given_queries {
+        Some((source, judged_queries)) => (source, judged_queries, Vec::new()),
+        None => queries_from_feedback(&store).await?,
     };
-    let towers = parts::towers(&config)?;
-    state.live.expect(&parts::generation(&config, &*towers))?;
-    let specs = specs(args, Some(&state))?;
-    let embed = |record| EmbeddedSet::from_record(record, &*towers).map(Arc::new);
+    let encoders = setup::load_encoders(&config)?;
+    state.live.ensure_compatible(&setup::configured_generation(&config, &*encoders))?;
+    let specs = configuration_specs(args, Some(&state))?;
+    let embed = |record| EmbeddedPromptSet::from_record(record, &*encoders).map(Arc::new);
     let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
 
     let mut tables = Vec::new();
-    let progress = bar("read", 0)?;
-    let on_read = steps(&progress);
-    tables.push(Rows::read(&store, "live", &state.live, towers, &token, &on_read).await?);
-    if let Some(beside) = state.beside.as_ref().filter(|_| needs_beside(&specs, &state)) {
-        let other = parts::beside_model(&config, beside)?;
-        let generation = &beside.generation;
-        tables.push(Rows::read(&store, "beside", generation, other, &token, &on_read).await?);
+    let progress = progress_bar("read", 0)?;
+    let on_read = progress_callback(&progress);
+    tables.push(
+        LoadedGeneration::load(&store, "live", &state.live, encoders, &token, &on_read).await?,
+    );
+    if let Some(standby) = state.standby.as_ref().filter(|_| needs_standby(&specs, &state)) {
+        let standby_encoders = setup::load_standby_model(&config, standby)?;
+        let generation = &standby.generation;
+        tables.push(
+            LoadedGeneration::load(
+                &store,
+                "standby",
+                generation,
+                standby_encoders,
+                &token,
+                &on_read,
+            )
+            .await?,
+        );
     }
     progress.finish_and_clear();
-    let world = World::of(tables);
-    let mut resolver =
-        Resolver::new(&world, Some(&state), state.serving.clone(), sets, config.prompts.top_k);
-    let plan = plan(args, store.url().to_string(), source, asked, notes);
-    let configurations = resolve(args, &specs, &mut resolver)?;
-    let evaluated =
-        tokio::task::block_in_place(|| rank(&mut resolver, &configurations, plan, &token))?;
-    shown(args, &evaluated, &world, &configurations)?;
-    page(args, &evaluated.report, &world, Source::Fetched(&config), &token).await?;
+    let world = Corpus::from_generations(tables);
+    let mut resolver = ConfigurationResolver::new(
+        &world,
+        Some(&state),
+        state.serving.clone(),
+        sets,
+        config.prompts.top_k,
+    );
+    let plan = build_plan(args, store.url().to_string(), source, judged_queries, notes);
+    let configurations = resolve_configurations(args, &specs, &mut resolver)?;
+    let evaluated = tokio::task::block_in_place(|| {
+        evaluate_with_progress(&mut resolver, &configurations, plan, &token)
+    })?;
+    write_outputs(args, &evaluated, &world, &configurations)?;
+    write_html_report(args, &evaluated.report, &world, ThumbnailSource::Fetched(&config), &token)
+        .await?;
     if let Some(name) = &args.calibrate {
-        let place = place(&configurations, name)?;
-        let calibration = calibration(&evaluated, &mut resolver, &configurations, place)?;
+        let index = configuration_index(&configurations, name)?;
+        let calibration = build_calibration(&evaluated, &mut resolver, &configurations, index)?;
         if args.store {
-            let configuration = &configurations[place];
-            store_calibration(&store, &state, &specs[place], configuration, calibration).await?;
+            let configuration = &configurations[index];
+            store_calibration(&store, &state, &specs[index], configuration, calibration).await?;
         } else {
             say!("{}", serde_json::to_string_pretty(&calibration)?);
         }
@@ -75,45 +99,68 @@ pub async fn run(args: &EvaluateArgs, config: Config, token: CancellationToken) 
 }
 
 /// Evaluates on pictures that are drawn now.
-pub async fn run_drawn(args: &EvaluateArgs, token: CancellationToken) -> Done {
+pub async fn run_on_synthetic_catalogue(
+    args: &EvaluateArgs,
+    token: CancellationToken,
+) -> CommandResult {
     if args.store {
-        return Err(Failure::usage(
+        return Err(CommandError::usage(
             "--store: a drawn catalogue has no state; evaluate the stored one",
         ));
     }
-    let specs = specs(args, None)?;
-    let catalogue = tokio::task::block_in_place(|| drawn::draw(args))?;
-    let (name, source) = catalogue.names();
-    let plan = plan(args, name, source, catalogue.asked(), DrawnCatalogue::notes());
-    let world = catalogue.world();
-    let mut resolver =
-        Resolver::new(&world, None, catalogue.serving(), catalogue.sets().to_vec(), drawn::TOP_K);
-    let configurations = resolve(args, &specs, &mut resolver)?;
-    let evaluated =
-        tokio::task::block_in_place(|| rank(&mut resolver, &configurations, plan, &token))?;
-    shown(args, &evaluated, &world, &configurations)?;
-    page(args, &evaluated.report, &world, Source::Drawn(catalogue.scenes()), &token).await?;
+    let specs = configuration_specs(args, None)?;
+    let catalogue = tokio::task::block_in_place(|| drawn::draw_catalogue(args))?;
+    let (name, source) = catalogue.report_names();
+    let plan = build_plan(
+        args,
+        name,
+        source,
+        catalogue.judged_queries(),
+        SyntheticCatalogue::report_notes(),
+    );
+    let world = catalogue.to_evaluation_catalogue();
+    let mut resolver = ConfigurationResolver::new(
+        &world,
+        None,
+        catalogue.serving_config(),
+        catalogue.prompt_sets().to_vec(),
+        drawn::NNN_TOP_K,
+    );
+    let configurations = resolve_configurations(args, &specs, &mut resolver)?;
+    let evaluated = tokio::task::block_in_place(|| {
+        evaluate_with_progress(&mut resolver, &configurations, plan, &token)
+    })?;
+    write_outputs(args, &evaluated, &world, &configurations)?;
+    write_html_report(
+        args,
+        &evaluated.report,
+        &world,
+        ThumbnailSource::Synthetic(catalogue.scenes()),
+        &token,
+    )
+    .await?;
     if let Some(name) = &args.calibrate {
-        let place = place(&configurations, name)?;
-        let calibration = calibration(&evaluated, &mut resolver, &configurations, place)?;
+        let index = configuration_index(&configurations, name)?;
+        let calibration = build_calibration(&evaluated, &mut resolver, &configurations, index)?;
         say!("{}", serde_json::to_string_pretty(&calibration)?);
     }
     Ok(())
 }
 
 /// Measures rankings of any program.
-pub fn rankings(args: &RankingsArgs) -> Done {
+pub fn evaluate_rankings(args: &EvaluateRankingsArgs) -> CommandResult {
     let name = |path: &Path| path.display().to_string();
-    let qrels = trec::qrels(&read(&args.qrels, "--qrels")?, &name(&args.qrels));
-    let qrels = qrels.map_err(Failure::usage)?;
+    let qrels = trec::parse_qrels(&read_text_file(&args.qrels, "--qrels")?, &name(&args.qrels));
+    let qrels = qrels.map_err(CommandError::usage)?;
     let mut runs = Vec::new();
     for path in &args.runs {
-        let run = trec::run(&read(path, "--run")?, &name(path)).map_err(Failure::usage)?;
+        let run = trec::parse_run(&read_text_file(path, "--run")?, &name(path))
+            .map_err(CommandError::usage)?;
         runs.push((name(path), run));
     }
-    let measured = trec::measure(&runs, &qrels, &args.k);
+    let measured = trec::measure_runs(&runs, &qrels, &args.k);
     if args.json {
-        let names = args.k.names();
+        let names = args.k.measure_names();
         say!(
             "{}",
             serde_json::to_string_pretty(
@@ -122,71 +169,76 @@ pub fn rankings(args: &RankingsArgs) -> Done {
         );
         return Ok(());
     }
-    say!("{}", evaluate::terminal_runs(&args.k.names(), &measured));
+    say!("{}", evaluate::render_runs_terminal(&args.k.measure_names(), &measured));
     Ok(())
 }
 
 /// A file's text.
-pub(crate) fn read(path: &Path, option: &str) -> Result<String, Failure> {
+pub(crate) fn read_text_file(path: &Path, option: &str) -> Result<String, CommandError> {
     let problem = || format!("{option}: {}", path.display());
-    let size = std::fs::metadata(path).with_context(problem).map_err(Failure::Usage)?.len();
-    if size > MAX_BYTES {
-        return Err(Failure::usage(format!(
-            "{}: has {size} bytes, more than {MAX_BYTES}; take a sample",
+    let size = std::fs::metadata(path).with_context(problem).map_err(CommandError::Usage)?.len();
+    if size > MAX_INPUT_BYTES {
+        return Err(CommandError::usage(format!(
+            "{}: has {size} bytes, more than {MAX_INPUT_BYTES}; take a sample",
             problem()
         )));
     }
-    std::fs::read_to_string(path).with_context(problem).map_err(Failure::Usage)
+    std::fs::read_to_string(path).with_context(problem).map_err(CommandError::Usage)
 }
 
 /// The queries of a file: CSV by its name, else JSON lines.
-pub(crate) fn queries_of(path: &Path, option: &str) -> Result<Vec<Asked>, Failure> {
-    let text = read(path, option)?;
+pub(crate) fn read_queries(path: &Path, option: &str) -> Result<Vec<JudgedQuery>, CommandError> {
+    let text = read_text_file(path, option)?;
     let name = path.display().to_string();
     let csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-    let read = if csv { evaluate::from_csv } else { evaluate::from_json_lines };
-    read(&text, &name).map_err(Failure::usage)
+    let read = if csv { evaluate::queries_from_csv } else { evaluate::queries_from_json_lines };
+    read(&text, &name).map_err(CommandError::usage)
 }
 
 /// The queries of the file that was given; none where the stored feedback is asked for.
-fn given(args: &EvaluateArgs) -> Result<Option<(String, Vec<Asked>)>, Failure> {
-    let (path, option) = match (&args.queries, &args.log) {
+fn queries_from_arguments(
+    args: &EvaluateArgs,
+) -> Result<Option<(String, Vec<JudgedQuery>)>, CommandError> {
+    let (path, option) = match (&args.queries, &args.query_log) {
         (Some(path), _) => (path, "--queries"),
         (None, Some(path)) => (path, "--log"),
         (None, None) => return Ok(None),
     };
-    let mut asked = queries_of(path, option)?;
+    let mut judged_queries = read_queries(path, option)?;
     if option == "--log" {
-        for asked in &mut asked {
-            asked.truth = evaluate::Truth::Unknown;
+        for query in &mut judged_queries {
+            query.judgements = evaluate::Judgements::Unjudged;
         }
     }
-    Ok(Some((path.display().to_string(), asked)))
+    Ok(Some((path.display().to_string(), judged_queries)))
 }
 
 /// Stored feedback, in the order of its objects' names, which are their times.
-async fn feedback(store: &Store) -> anyhow::Result<(String, Vec<Asked>, Vec<String>)> {
-    let folder = store.child(feedback::FOLDER);
-    let listed = folder.objects().list(None).try_collect::<Vec<_>>().await;
-    let mut objects = listed.map_err(|e| folder.error(e))?;
+async fn queries_from_feedback(
+    store: &Store,
+) -> anyhow::Result<(String, Vec<JudgedQuery>, Vec<String>)> {
+    let folder = store.subfolder(feedback::FEEDBACK_FOLDER);
+    let listed = folder.object_store().list(None).try_collect::<Vec<_>>().await;
+    let mut objects = listed.map_err(|e| folder.wrap_error(e))?;
     objects.sort_by(|a, b| a.location.cmp(&b.location));
     objects.retain(|object| object.location.extension() == Some("jsonl"));
     let bytes: u64 = objects.iter().map(|object| object.size).sum();
-    if bytes > MAX_BYTES {
+    if bytes > MAX_INPUT_BYTES {
         bail!(
-            "{}: holds {bytes} bytes, more than {MAX_BYTES}; move old objects away",
+            "{}: holds {bytes} bytes, more than {MAX_INPUT_BYTES}; move old objects away",
             folder.url()
         );
     }
     let mut text = String::new();
     for object in &objects {
-        let got = folder.objects().get(&object.location).await.map_err(|e| folder.error(e))?;
-        let bytes = got.bytes().await.map_err(|e| folder.error(e))?;
+        let got =
+            folder.object_store().get(&object.location).await.map_err(|e| folder.wrap_error(e))?;
+        let bytes = got.bytes().await.map_err(|e| folder.wrap_error(e))?;
         text.push_str(&String::from_utf8_lossy(&bytes));
         text.push('\n');
     }
-    let (asked, unusable) = evaluate::from_feedback(text.lines());
-    if asked.is_empty() {
+    let (judged_queries, unusable) = evaluate::queries_from_feedback(text.lines());
+    if judged_queries.is_empty() {
         bail!("{}: holds no feedback yet; POST /v1/feedback stores it", folder.url());
     }
     let mut notes = vec![
@@ -195,28 +247,31 @@ async fn feedback(store: &Store) -> anyhow::Result<(String, Vec<Asked>, Vec<Stri
     if unusable > 0 {
         notes.push(format!("{unusable} lines of the feedback could not be used."));
     }
-    Ok((folder.url().to_string(), asked, notes))
+    Ok((folder.url().to_string(), judged_queries, notes))
 }
 
 /// What is compared: raw first unless it was given, then what was asked for, or what is served and
 /// what may be; last, plain CLIP of the generation that is calibrated, where that is another one.
-fn specs(args: &EvaluateArgs, state: Option<&CatalogueState>) -> Result<Vec<Spec>, Failure> {
+fn configuration_specs(
+    args: &EvaluateArgs,
+    state: Option<&CatalogueState>,
+) -> Result<Vec<ConfigurationSpec>, CommandError> {
     let mut specs = args.configurations.clone();
     if specs.is_empty() {
-        specs.push(Spec::of(Base::Live, "live"));
+        specs.push(ConfigurationSpec::from_base(BaseConfiguration::Live, "live"));
         if let Some(candidate) = state.and_then(|state| state.candidate.as_ref()) {
-            specs.push(Spec::of(Base::Candidate, &candidate.name));
+            specs.push(ConfigurationSpec::from_base(BaseConfiguration::Candidate, &candidate.name));
         }
     }
-    if !specs.iter().any(Spec::is_raw) {
-        specs.insert(0, Spec::raw());
+    if !specs.iter().any(ConfigurationSpec::is_raw) {
+        specs.insert(0, ConfigurationSpec::plain_clip());
     }
     if let (Some(calibrated), Some(state)) = (&args.calibrate, state) {
-        let plain = evaluate::plain_for(&specs, calibrated, state);
+        let plain = evaluate::plain_clip_counterpart(&specs, calibrated, state);
         specs.extend(plain);
     }
     if specs.len() > MAX_CONFIGURATIONS {
-        return Err(Failure::usage(format!(
+        return Err(CommandError::usage(format!(
             "--configuration: {} of them, more than {MAX_CONFIGURATIONS}",
             specs.len()
         )));
@@ -224,85 +279,91 @@ fn specs(args: &EvaluateArgs, state: Option<&CatalogueState>) -> Result<Vec<Spec
     Ok(specs)
 }
 
-fn needs_beside(specs: &[Spec], state: &CatalogueState) -> bool {
-    specs.iter().any(|spec| spec.reads_beside(state))
+fn needs_standby(specs: &[ConfigurationSpec], state: &CatalogueState) -> bool {
+    specs.iter().any(|spec| spec.reads_standby(state))
 }
 
-fn resolve(
+fn resolve_configurations(
     args: &EvaluateArgs,
-    specs: &[Spec],
-    resolver: &mut Resolver,
-) -> Result<Vec<Configuration>, Failure> {
-    let mut configurations: Vec<Configuration> = Vec::new();
+    specs: &[ConfigurationSpec],
+    resolver: &mut ConfigurationResolver,
+) -> Result<Vec<RankingConfiguration>, CommandError> {
+    let mut configurations: Vec<RankingConfiguration> = Vec::new();
     for spec in specs {
-        let configuration = resolver.resolve(spec).map_err(Failure::usage)?;
+        let configuration = resolver.resolve(spec).map_err(CommandError::usage)?;
         if configurations.iter().any(|known| known.name == configuration.name) {
-            return Err(Failure::usage(format!(
+            return Err(CommandError::usage(format!(
                 "--configuration: {:?} stands twice; give one a name=",
                 configuration.name
             )));
         }
         configurations.push(configuration);
     }
-    place(&configurations, &args.baseline)?;
+    configuration_index(&configurations, &args.baseline)?;
     Ok(configurations)
 }
 
-fn place(configurations: &[Configuration], name: &str) -> Result<usize, Failure> {
+fn configuration_index(
+    configurations: &[RankingConfiguration],
+    name: &str,
+) -> Result<usize, CommandError> {
     configurations.iter().position(|known| known.name == name).ok_or_else(|| {
         let names: Vec<&str> = configurations.iter().map(|known| known.name.as_str()).collect();
-        Failure::usage(format!("{name:?} is none of the configurations: {}", names.join(", ")))
+        CommandError::usage(format!("{name:?} is none of the configurations: {}", names.join(", ")))
     })
 }
 
-fn plan(
+fn build_plan(
     args: &EvaluateArgs,
     catalogue: String,
     source: String,
-    asked: Vec<Asked>,
+    judged_queries: Vec<JudgedQuery>,
     notes: Vec<String>,
-) -> Plan {
+) -> EvaluationPlan {
     let cost = args.minutes_per_false_hit.zip(args.queries_per_day);
-    Plan {
+    EvaluationPlan {
         catalogue,
-        source,
-        asked,
+        query_source: source,
+        queries: judged_queries,
         baseline: args.baseline.clone(),
         cutoffs: args.k.clone(),
-        wanted: Wanted { false_hits: args.false_hits, lost: args.max_loss },
-        cost: cost.map(|(minutes_per_false_hit, queries_per_day)| CostModel {
+        targets: ThresholdTargets {
+            target_false_hit_rate: args.target_false_hit_rate,
+            max_lost_hits: args.max_lost_hits,
+        },
+        cost: cost.map(|(minutes_per_false_hit, queries_per_day)| CorrectionCost {
             minutes_per_false_hit,
             queries_per_day,
-            wage: args.wage,
+            hourly_cost: args.hourly_cost,
         }),
         notes,
     }
 }
 
-fn rank(
-    resolver: &mut Resolver,
-    configurations: &[Configuration],
-    plan: Plan,
+fn evaluate_with_progress(
+    resolver: &mut ConfigurationResolver,
+    configurations: &[RankingConfiguration],
+    plan: EvaluationPlan,
     token: &CancellationToken,
-) -> anyhow::Result<Evaluated> {
-    let bar = bar("ranked", plan.texts() as u64)?;
+) -> anyhow::Result<Evaluation> {
+    let bar = progress_bar("ranked", plan.ranked_text_count() as u64)?;
     let evaluated = evaluate::evaluate(resolver, configurations, plan, token, &|n| bar.inc(n));
     bar.finish_and_clear();
     Ok(evaluated?)
 }
 
 /// Writes a file that an option asked for.
-pub(crate) fn write(path: &Path, text: &str, option: &str) -> anyhow::Result<()> {
+pub(crate) fn write_file(path: &Path, text: &str, option: &str) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| format!("{option}: {}", path.display()))
 }
 
 /// Prints a report, and writes it as JSON where it was asked for: to a file, or instead.
-pub(crate) fn told(args: &EvaluateArgs, terminal: &str, json: &str) -> anyhow::Result<()> {
+pub(crate) fn print_report(args: &EvaluateArgs, terminal: &str, json: &str) -> anyhow::Result<()> {
     match &args.json {
         Some(path) if path.as_os_str() == "-" => say!("{json}"),
         Some(path) => {
             say!("{terminal}");
-            write(path, json, "--json")?;
+            write_file(path, json, "--json")?;
         }
         None => say!("{terminal}"),
     }
@@ -310,40 +371,41 @@ pub(crate) fn told(args: &EvaluateArgs, terminal: &str, json: &str) -> anyhow::R
 }
 
 /// Prints and writes what was asked for.
-fn shown(
+fn write_outputs(
     args: &EvaluateArgs,
-    evaluated: &Evaluated,
-    world: &World,
-    configurations: &[Configuration],
-) -> Done {
+    evaluated: &Evaluation,
+    world: &Corpus,
+    configurations: &[RankingConfiguration],
+) -> CommandResult {
     let found = &evaluated.report;
-    told(args, &evaluate::terminal(found), &serde_json::to_string_pretty(found)?)?;
+    print_report(args, &evaluate::render_terminal(found), &serde_json::to_string_pretty(found)?)?;
     if let Some(folder) = &args.runs {
         std::fs::create_dir_all(folder).with_context(|| format!("--runs: {}", folder.display()))?;
         for (number, configuration) in configurations.iter().enumerate() {
-            let file = folder.join(format!("{}.run", file_name(&configuration.name)));
-            let run = trec::write_run(&evaluated.ranked, evaluated.right.len(), world, number);
-            write(&file, &run, "--runs")?;
+            let file = folder.join(format!("{}.run", to_file_name(&configuration.name)));
+            let run =
+                trec::format_run(&evaluated.rankings, evaluated.image_grades.len(), world, number);
+            write_file(&file, &run, "--runs")?;
         }
-        let qrels = trec::write_qrels(&evaluated.right, world);
-        write(&folder.join("qrels.txt"), &qrels, "--runs")?;
+        let qrels = trec::format_qrels(&evaluated.image_grades, world);
+        write_file(&folder.join("qrels.txt"), &qrels, "--runs")?;
     }
     Ok(())
 }
 
 /// Writes the HTML file, where it was asked for.
-async fn page(
+async fn write_html_report(
     args: &EvaluateArgs,
-    report: &Report,
-    world: &World,
-    source: Source<'_>,
+    report: &EvaluationReport,
+    world: &Corpus,
+    source: ThumbnailSource<'_>,
     token: &CancellationToken,
-) -> Done {
+) -> CommandResult {
     let Some(path) = &args.report else { return Ok(()) };
-    let source = if args.no_thumbnails { Source::None } else { source };
-    let (pictures, missing) = source.of(report, world, token).await?;
-    let html = evaluate::html(report, &pictures);
-    write(path, &html, "--report")?;
+    let source = if args.no_thumbnails { ThumbnailSource::None } else { source };
+    let (pictures, missing) = source.load_thumbnails(report, world, token).await?;
+    let html = evaluate::render_html(report, &pictures);
+    write_file(path, &html, "--report")?;
     // Standard output may be the JSON report.
     remark!("written: {}", path.display());
     if missing > 0 {
@@ -355,28 +417,28 @@ async fn page(
 }
 
 /// A configuration's name as the name of a file.
-fn file_name(name: &str) -> String {
+fn to_file_name(name: &str) -> String {
     let legal = |c: char| if c.is_alphanumeric() || "-_.=".contains(c) { c } else { '_' };
     name.chars().map(legal).take(100).collect()
 }
 
 /// The thresholds of a configuration, as the state keeps them.
-fn calibration(
-    evaluated: &Evaluated,
-    resolver: &mut Resolver,
-    configurations: &[Configuration],
-    place: usize,
-) -> Result<Calibration, Failure> {
+fn build_calibration(
+    evaluated: &Evaluation,
+    resolver: &mut ConfigurationResolver,
+    configurations: &[RankingConfiguration],
+    index: usize,
+) -> Result<Calibration, CommandError> {
     let report = &evaluated.report;
-    let outcome = &report.configurations[place];
+    let outcome = &report.configurations[index];
     let found = outcome.thresholds.as_ref().ok_or_else(|| {
-        Failure::usage(format!(
+        CommandError::usage(format!(
             "--calibrate: {} judged queries are too few; there must be some in both halves",
             report.queries.judged
         ))
     })?;
-    let usual = evaluated.usual(resolver, configurations, place);
-    if usual.is_none() {
+    let baseline = evaluated.drift_baseline(resolver, configurations, index);
+    if baseline.is_none() {
         remark!(
             "--calibrate: what is usual cannot be told from these queries, so that query workers have nothing to compare with (balance.watch); calibrate with --queries"
         );
@@ -384,9 +446,9 @@ fn calibration(
     Ok(Calibration {
         min_score: found.min_score,
         no_match: found.no_match,
-        at: Utc::now(),
-        evaluation: report.fingerprint.clone(),
-        usual,
+        measured_at: Utc::now(),
+        evaluation_fingerprint: report.fingerprint.clone(),
+        baseline,
     })
 }
 
@@ -394,37 +456,41 @@ fn calibration(
 /// revision.
 async fn store_calibration(
     store: &Store,
-    measured: &CatalogueState,
-    spec: &Spec,
-    configuration: &Configuration,
+    measured_state: &CatalogueState,
+    spec: &ConfigurationSpec,
+    configuration: &RankingConfiguration,
     calibration: Calibration,
-) -> Done {
-    if !spec.as_it_is() {
-        return Err(Failure::usage(
+) -> CommandResult {
+    if !spec.is_unmodified_base() {
+        return Err(CommandError::usage(
             "--store: thresholds hold for one configuration; only live and candidate are stored: calibrate one of these as it is",
         ));
     }
-    let by = parts::actor("bsap evaluate --calibrate");
+    let by = setup::actor("bsap evaluate --calibrate");
     let state = StateStore::new(store)
-        .change(&by, |mut next| {
-            let evaluation = calibration.evaluation.clone();
+        .update(&by, |mut next| {
+            let evaluation = calibration.evaluation_fingerprint.clone();
             // Another model's scores may go by the same name of a prompt set, and the same constants.
             let generation = |state: &CatalogueState| match (spec.base, &state.candidate) {
-                (Some(Base::Candidate), Some(candidate)) => candidate.generation.clone(),
+                (Some(BaseConfiguration::Candidate), Some(candidate)) => {
+                    candidate.generation.clone()
+                }
                 _ => state.live.id.clone(),
             };
-            let same_generation = generation(&next) == generation(measured);
-            let serving: &mut Serving = match (spec.base, &mut next.candidate) {
-                (Some(Base::Candidate), Some(candidate)) => {
-                    candidate.evaluation = Some(evaluation.clone());
+            let same_generation = generation(&next) == generation(measured_state);
+            let serving: &mut ServingConfig = match (spec.base, &mut next.candidate) {
+                (Some(BaseConfiguration::Candidate), Some(candidate)) => {
+                    candidate.evaluation_fingerprint = Some(evaluation.clone());
                     &mut candidate.serving
                 }
-                (Some(Base::Candidate), None) => bail!("--store: the candidate is gone"),
+                (Some(BaseConfiguration::Candidate), None) => {
+                    bail!("--store: the candidate is gone")
+                }
                 _ => &mut next.serving,
             };
             let balance = &configuration.balance;
             let raw = balance.normaliser == Normaliser::Raw;
-            let key = configuration.set.as_ref().map(|set| &set.key);
+            let key = configuration.prompt_set.as_ref().map(|set| &set.statistics_key);
             let same = same_generation
                 && serving.normaliser == balance.normaliser
                 && key.is_none_or(|key| *key == serving.prompt_set)
@@ -438,7 +504,7 @@ async fn store_calibration(
             serving.calibration = Some(calibration.clone());
             // Scores keep the meaning that the thresholds were measured at.
             serving.scale = Some(balance.scale);
-            next.change = Change::Calibrated { evaluation };
+            next.change = StateChange::Calibrated { evaluation_fingerprint: evaluation };
             Ok(Some(next))
         })
         .await?;

@@ -4,28 +4,29 @@ use std::fs::File;
 use std::io::{BufReader, stdin};
 
 use super::cli::evaluate::EvaluateArgs;
-use super::evaluate::{told, write};
-use super::{Done, Failure};
-use crate::evaluate::LogsError;
-use crate::evaluate::logs::{Reader, html, terminal};
+use super::evaluate::{print_report, write_file};
+use super::{CommandError, CommandResult};
+use crate::evaluate::QueryLogError;
+use crate::evaluate::logs::{QueryLogReader, render_html, render_terminal};
 
 /// Reads the logs, prints and writes what was asked for.
-pub fn run(args: &EvaluateArgs) -> Done {
-    let mut reader = Reader::default();
+pub fn run(args: &EvaluateArgs) -> CommandResult {
+    let mut reader = QueryLogReader::default();
     for path in &args.from_logs {
         let file = path.display().to_string();
         if file == "-" {
-            reader.read(stdin().lock(), "standard input").map_err(Failure::usage)?;
+            reader.read_log(stdin().lock(), "standard input").map_err(CommandError::usage)?;
         } else {
-            let opened = File::open(path)
-                .map_err(|error| Failure::usage(LogsError::Read { file: file.clone(), error }))?;
-            reader.read(BufReader::new(opened), &file).map_err(Failure::usage)?;
+            let opened = File::open(path).map_err(|error| {
+                CommandError::usage(QueryLogError::Read { file: file.clone(), error })
+            })?;
+            reader.read_log(BufReader::new(opened), &file).map_err(CommandError::usage)?;
         }
     }
-    let report = reader.report().map_err(Failure::usage)?;
-    told(args, &terminal(&report), &serde_json::to_string_pretty(&report)?)?;
+    let report = reader.into_report().map_err(CommandError::usage)?;
+    print_report(args, &render_terminal(&report), &serde_json::to_string_pretty(&report)?)?;
     if let Some(path) = &args.report {
-        write(path, &html(&report), "--report")?;
+        write_file(path, &render_html(&report), "--report")?;
         // Standard output may be the JSON report.
         remark!("written: {}", path.display());
     }

@@ -1,16 +1,16 @@
 //! `bsap keys`.
 
 use super::cli::{KeysAction, KeysArgs};
-use super::{Done, Failure};
-use crate::serve::http::{Key, Options};
+use super::{CommandError, CommandResult};
+use crate::serve::http::{ApiKey, HttpOptions};
 
 /// Makes a key: its secret is printed once and kept nowhere.
-pub fn run(args: &KeysArgs) -> Done {
+pub fn run(args: &KeysArgs) -> CommandResult {
     let KeysAction::New { name, scopes } = &args.action;
-    let (key, secret) = Key::mint(name, scopes);
-    let options = Options { keys: vec![key], ..Options::default() };
-    if let Some(problem) = options.problems().first() {
-        return Err(Failure::usage(problem));
+    let (key, secret) = ApiKey::generate(name, scopes);
+    let options = HttpOptions { keys: vec![key], ..HttpOptions::default() };
+    if let Some(problem) = options.validate().first() {
+        return Err(CommandError::usage(problem));
     }
     let [key] = &options.keys[..] else { return Ok(()) };
     say!("The key, which is shown only now; whoever has it may do what it may:\n\n{secret}\n");

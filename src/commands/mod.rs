@@ -2,12 +2,12 @@
 
 /// Prints a line for people, or for a program that reads on.
 macro_rules! say {
-    ($($text:tt)*) => { $crate::commands::terminal::line(std::io::stdout(), format_args!($($text)*)) };
+    ($($text:tt)*) => { $crate::commands::terminal::print_line(std::io::stdout(), format_args!($($text)*)) };
 }
 
 /// Prints a line beside the output, on standard error.
 macro_rules! remark {
-    ($($text:tt)*) => { $crate::commands::terminal::line(std::io::stderr(), format_args!($($text)*)) };
+    ($($text:tt)*) => { $crate::commands::terminal::print_line(std::io::stderr(), format_args!($($text)*)) };
 }
 
 mod check;
@@ -23,17 +23,17 @@ mod ingest;
 mod judge;
 mod keys;
 mod model;
-mod parts;
 mod promote;
 mod prompts;
 mod publish;
 mod reconcile;
 mod reindex;
+mod result_table;
 mod search;
 mod serve;
+mod setup;
 mod status;
 mod suggest;
-mod table_view;
 mod terminal;
 mod thumbnails;
 mod upkeep;
@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::config::{Config, ConfigError};
-use crate::telemetry::otlp::{FLUSH, OFF, Sending};
+use crate::telemetry::otlp::{ENDPOINT_OFF, ExporterHandle, FLUSH_TIMEOUT};
 use crate::telemetry::{self, event};
 use cli::demo::DemoAction;
 use cli::evaluate::{EvaluateAction, EvaluateArgs};
@@ -58,20 +58,20 @@ use cli::{Cli, Command};
 
 /// How a command failed: decides the exit code.
 #[derive(Debug)]
-pub enum Failure {
+pub enum CommandError {
     /// Arguments or configuration are wrong; nothing was done.
     Usage(anyhow::Error),
     /// The work failed.
-    Work(anyhow::Error),
+    Failed(anyhow::Error),
 }
 
-impl Failure {
+impl CommandError {
     /// Says it on standard error. The exit code: 2 for usage and configuration, 1 for work.
-    pub fn told(&self) -> ExitCode {
+    pub fn report(&self) -> ExitCode {
         remark!("error: {self}");
         match self {
             Self::Usage(_) => ExitCode::from(2),
-            Self::Work(_) => ExitCode::FAILURE,
+            Self::Failed(_) => ExitCode::FAILURE,
         }
     }
 
@@ -81,144 +81,167 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Usage(error) | Self::Work(error)) = self;
+        let (Self::Usage(error) | Self::Failed(error)) = self;
         write!(f, "{error:#}")
     }
 }
 
-impl<E: Into<anyhow::Error>> From<E> for Failure {
+impl<E: Into<anyhow::Error>> From<E> for CommandError {
     fn from(error: E) -> Self {
         let error = error.into();
-        if error.is::<ConfigError>() { Self::Usage(error) } else { Self::Work(error) }
+        if error.is::<ConfigError>() { Self::Usage(error) } else { Self::Failed(error) }
     }
 }
 
-type Done = Result<(), Failure>;
+type CommandResult = Result<(), CommandError>;
 
 /// Runs a command to its end.
-pub fn run(cli: &Cli) -> Done {
+pub fn run(cli: &Cli) -> CommandResult {
     let load = || crate::config::load(cli.config.as_deref(), std::env::vars());
     match &cli.command {
         Command::Config(args) => config::run(args, load),
         Command::Demo(args) => match &args.action {
             None => demo::run(args),
-            Some(DemoAction::Render(args)) => demo::render(args),
+            Some(DemoAction::Render(args)) => demo::render_pictures(args),
             Some(DemoAction::Evaluate(args)) => judge::run(args),
         },
         Command::Embed(args) => embed::run(args),
-        Command::Evaluate(args) => evaluate_on(args, load),
+        Command::Evaluate(args) => run_evaluate(args, load),
         Command::Keys(args) => keys::run(args),
         Command::Model(ModelArgs { action: ModelAction::Inspect { checkpoint, model } }) => {
-            model::inspect(&model.options(checkpoint))
+            model::inspect(&model.to_options(checkpoint))
         }
         Command::Prompts(args) => match &args.action {
-            PromptsAction::List => prompts::list(&load_for_client(cli)?),
-            PromptsAction::Show { set } => prompts::show(set),
+            PromptsAction::List => prompts::list_sets(&load_without_model(cli)?),
+            PromptsAction::Show { set } => prompts::show_set(set),
             PromptsAction::Measure(args) => {
-                logged(quiet(load()?), |config, token| prompts::measure(args, config, token))
+                run_with_logging(with_quiet_logging(load()?), |config, token| {
+                    prompts::measure_sets(args, config, token)
+                })
             }
             PromptsAction::Suggest(args) => {
-                logged(quiet(load()?), |config, token| suggest::run(args, config, token))
+                run_with_logging(with_quiet_logging(load()?), |config, token| {
+                    suggest::run(args, config, token)
+                })
             }
             PromptsAction::Retire { set } => {
-                logged(quiet(load_for_client(cli)?), |config, _| prompts::retire(set, config))
+                run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, _| {
+                    prompts::retire_set(set, config)
+                })
             }
         },
         Command::Candidate(args) => {
-            logged(quiet(load_for_client(cli)?), |config, _| promote::candidate(args, config))
+            run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, _| {
+                promote::run_candidate(args, config)
+            })
         }
-        Command::Promote(args) => {
-            logged(quiet(load()?), |config, token| promote::promote(args, config, token))
-        }
+        Command::Promote(args) => run_with_logging(with_quiet_logging(load()?), |config, token| {
+            promote::promote(args, config, token)
+        }),
         Command::Rollback(args) => {
-            let config = quiet(load_for_client(cli)?);
-            logged(config, |config, token| promote::rollback(args, config, token))
+            let config = with_quiet_logging(load_without_model(cli)?);
+            run_with_logging(config, |config, token| promote::rollback(args, config, token))
         }
         Command::History(args) => {
-            logged(quiet(load_for_client(cli)?), |config, _| promote::history(args, config))
+            run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, _| {
+                promote::history(args, config)
+            })
         }
         Command::Reindex(args) => {
-            let config = quiet(load()?);
+            let config = with_quiet_logging(load()?);
             match &args.action {
-                ReindexAction::Statistics(args) => {
-                    logged(config, |config, token| reindex::statistics(args, config, token))
-                }
-                ReindexAction::Model(args) => {
-                    logged(config, |config, token| reindex::model(args, config, token))
-                }
+                ReindexAction::Statistics(args) => run_with_logging(config, |config, token| {
+                    reindex::reindex_statistics(args, config, token)
+                }),
+                ReindexAction::Model(args) => run_with_logging(config, |config, token| {
+                    reindex::reindex_model(args, config, token)
+                }),
             }
         }
         Command::Check => block_on(check::run(cli.config.as_deref())),
-        Command::Ingest => logged(load()?, ingest::run),
+        Command::Ingest => run_with_logging(load()?, ingest::run),
         Command::Serve(args) => {
             let mut config = load()?;
             serve::override_listen(args, &mut config)?;
-            logged(config, serve::run)
+            run_with_logging(config, serve::run)
         }
         Command::Publish(args) => {
-            let config = load_for_client(cli)?;
-            logged(config, |config, token| publish::run(args, config, token))
+            let config = load_without_model(cli)?;
+            run_with_logging(config, |config, token| publish::run(args, config, token))
         }
         Command::Reconcile(args) => {
-            let config = load_for_client(cli)?;
-            logged(config, |config, token| reconcile::run(args, config, token))
+            let config = load_without_model(cli)?;
+            run_with_logging(config, |config, token| reconcile::run(args, config, token))
         }
         Command::DeadLetters(args) => {
-            let config = quiet(load_for_client(cli)?);
-            logged(config, |config, token| dead_letters::run(args, config, token))
+            let config = with_quiet_logging(load_without_model(cli)?);
+            run_with_logging(config, |config, token| dead_letters::run(args, config, token))
         }
         Command::Status(args) => {
-            logged(quiet(load_for_client(cli)?), |config, _| status::run(args, config))
+            run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, _| {
+                status::run(args, config)
+            })
         }
         Command::Verify(args) => {
-            let config = quiet(load_for_client(cli)?);
-            logged(config, |config, token| verify::run(args, config, token))
+            let config = with_quiet_logging(load_without_model(cli)?);
+            run_with_logging(config, |config, token| verify::run(args, config, token))
         }
         Command::Compact(args) => {
-            let config = quiet(load_for_client(cli)?);
-            logged(config, |config, token| upkeep::compact(args, config, token))
+            let config = with_quiet_logging(load_without_model(cli)?);
+            run_with_logging(config, |config, token| upkeep::compact(args, config, token))
         }
         Command::Vacuum(args) => {
-            logged(quiet(load_for_client(cli)?), |config, _| upkeep::vacuum(args, config))
+            run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, _| {
+                upkeep::vacuum(args, config)
+            })
         }
         Command::Search(args) => {
             if args.server.is_some() {
-                return block_on(search::ask_server(args));
+                return block_on(search::search_server(args));
             }
-            logged(quiet(load()?), |config, token| search::ask_table(args, config, token))
+            run_with_logging(with_quiet_logging(load()?), |config, token| {
+                search::search_table(args, config, token)
+            })
         }
     }
 }
 
 /// Rankings from files, a drawn catalogue, or the stored table.
-fn evaluate_on(args: &EvaluateArgs, load: impl FnOnce() -> Result<Config, ConfigError>) -> Done {
+fn run_evaluate(
+    args: &EvaluateArgs,
+    load: impl FnOnce() -> Result<Config, ConfigError>,
+) -> CommandResult {
     if let Some(EvaluateAction::Rankings(args)) = &args.action {
-        return evaluate::rankings(args);
+        return evaluate::evaluate_rankings(args);
     }
     if !args.from_logs.is_empty() {
         return evaluate_logs::run(args);
     }
-    if args.drawn.is_some() {
-        let config = quiet(Config::default());
-        return logged(config, |_, token| evaluate::run_drawn(args, token));
+    if args.synthetic.is_some() {
+        let config = with_quiet_logging(Config::default());
+        return run_with_logging(config, |_, token| {
+            evaluate::run_on_synthetic_catalogue(args, token)
+        });
     }
-    logged(quiet(load()?), |config, token| evaluate::run(args, config, token))
+    run_with_logging(with_quiet_logging(load()?), |config, token| {
+        evaluate::run_on_table(args, config, token)
+    })
 }
 
 /// A command that loads no model does not ask for one.
-fn load_for_client(cli: &Cli) -> Result<Config, ConfigError> {
-    const CHECKPOINT: &str = "BSAP_MODEL__CHECKPOINT";
-    let others = std::env::vars().filter(|(name, _)| name != CHECKPOINT);
-    let here = others.chain([(CHECKPOINT.to_owned(), ".".to_owned())]);
-    crate::config::load(cli.config.as_deref(), here)
+fn load_without_model(cli: &Cli) -> Result<Config, ConfigError> {
+    const CHECKPOINT_VAR: &str = "BSAP_MODEL__CHECKPOINT";
+    let others = std::env::vars().filter(|(name, _)| name != CHECKPOINT_VAR);
+    let environment = others.chain([(CHECKPOINT_VAR.to_owned(), ".".to_owned())]);
+    crate::config::load(cli.config.as_deref(), environment)
 }
 
 /// For a command whose answer stands on the terminal: what it logs goes there only where it warns. A file has
 /// all.
-fn quiet(mut config: Config) -> Config {
-    config.otlp.endpoint = OFF.into();
+fn with_quiet_logging(mut config: Config) -> Config {
+    config.otlp.endpoint = ENDPOINT_OFF.into();
     if !config.log.file.as_os_str().is_empty() {
         return config;
     }
@@ -228,14 +251,14 @@ fn quiet(mut config: Config) -> Config {
 }
 
 /// A progress bar for work whose length is known.
-fn bar(what: &str, length: u64) -> anyhow::Result<ProgressBar> {
+fn progress_bar(what: &str, length: u64) -> anyhow::Result<ProgressBar> {
     let template = format!("{what:>10} [{{bar:40}}] {{pos}}/{{len}} {{per_sec}} {{eta}}");
     let style = ProgressStyle::with_template(&template)?.progress_chars("=> ");
     Ok(ProgressBar::new(length).with_style(style))
 }
 
 /// Shows how much of how much is done.
-fn steps(bar: &ProgressBar) -> impl Fn(usize, usize) + Sync {
+fn progress_callback(bar: &ProgressBar) -> impl Fn(usize, usize) + Sync {
     |done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
@@ -243,28 +266,32 @@ fn steps(bar: &ProgressBar) -> impl Fn(usize, usize) + Sync {
 }
 
 /// Starts logging, then runs `work` with a token that SIGINT and SIGTERM cancel.
-fn logged<W>(config: Config, work: impl FnOnce(Config, CancellationToken) -> W) -> Done
+fn run_with_logging<W>(
+    config: Config,
+    work: impl FnOnce(Config, CancellationToken) -> W,
+) -> CommandResult
 where
-    W: Future<Output = Done>,
+    W: Future<Output = CommandResult>,
 {
-    let exporter = telemetry::init(&config.log, &config.otlp).map_err(Failure::usage)?;
+    let exporter =
+        telemetry::init_logging(&config.log, &config.otlp).map_err(CommandError::usage)?;
     let token = CancellationToken::new();
     block_on(async {
         tokio::spawn(cancel_on_signal(token.clone()));
-        let sending = exporter.map(Sending::start);
+        let sending = exporter.map(ExporterHandle::start);
         let done = work(config, token).await;
         if let Err(failure) = &done {
             error!(event = event::FATAL, error = %failure, "ended by an error");
         }
         if let Some(sending) = sending {
-            sending.end(FLUSH).await;
+            sending.shut_down(FLUSH_TIMEOUT).await;
         }
         done
     })
 }
 
 /// Runs on all cores. What still blocks a thread when `work` is done is not waited for.
-fn block_on(work: impl Future<Output = Done>) -> Done {
+fn block_on(work: impl Future<Output = CommandResult>) -> CommandResult {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(work);
     runtime.shutdown_background();

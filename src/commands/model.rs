@@ -1,11 +1,11 @@
 //! `bsap model`.
 
-use super::Done;
-use crate::clip::{Clip, Options, Towers, self_test};
+use super::CommandResult;
+use crate::clip::{ClipModel, Encoders, ModelOptions, run_self_test};
 
 /// Prints what a checkpoint is, and tests it.
-pub fn inspect(options: &Options) -> Done {
-    let clip = Clip::load(options)?;
+pub fn inspect(options: &ModelOptions) -> CommandResult {
+    let clip = ClipModel::load(options)?;
     let card = clip.card();
     let memory = |bytes: f64| format!("{:.1} MB", card.parameters as f64 * bytes / 1e6);
     let line = |name: &str, value: String| say!("{name:<14} {value}");
@@ -26,12 +26,12 @@ pub fn inspect(options: &Options) -> Done {
     if let Some(notice) = &card.notice {
         line("notice", notice.clone());
     }
-    let test = self_test(&clip)?;
+    let test = run_self_test(&clip)?;
     line(
         "self-test",
         format!(
             "ok; alone and in a batch differ by {:.1e} at most; one picture {:.1} ms, one text {:.1} ms",
-            test.batch_difference,
+            test.max_batch_difference,
             test.image_time.as_secs_f64() * 1e3,
             test.text_time.as_secs_f64() * 1e3,
         ),

@@ -14,26 +14,28 @@ use tokio_util::sync::CancellationToken;
 use super::cli::reindex::{
     CandidateAction, CandidateArgs, CandidateSetArgs, HistoryArgs, PromoteArgs, RollbackArgs,
 };
-use super::{Done, Failure, parts};
+use super::{CommandError, CommandResult, setup};
 use crate::backfill::ReindexError;
-use crate::catalogue::{CatalogueState, Change, Generation, Serving};
-use crate::clip::{Towers, self_test};
+use crate::catalogue::{CatalogueState, Generation, ServingConfig, StateChange};
+use crate::clip::{Encoders, run_self_test};
 use crate::config::Config;
-use crate::reconcile::temporary_folder;
-use crate::rollout::{self, Promotion, Rules, Standing, Wanted, WayBack};
+use crate::reconcile::default_temp_folder;
+use crate::rollout::{
+    self, CandidateSpec, PromotionCheck, PromotionRules, ReplicaReadiness, RollbackPlan,
+};
 use crate::store::Store;
 
 /// How long after the live generation took an image in another one may still lack it.
-const GRACE: Duration = Duration::from_secs(60);
+const MISSING_IMAGE_GRACE: Duration = Duration::from_secs(60);
 
 /// `bsap candidate`.
-pub async fn candidate(args: &CandidateArgs, config: Config) -> Done {
+pub async fn run_candidate(args: &CandidateArgs, config: Config) -> CommandResult {
     match &args.action {
-        CandidateAction::Set(args) => set(args, config).await,
-        CandidateAction::Show { json } => show(*json, config).await,
+        CandidateAction::Set(args) => set_candidate(args, config).await,
+        CandidateAction::Show { json } => show_candidate(*json, config).await,
         CandidateAction::Withdraw => {
-            let (store, _) = parts::catalogue(&config).await?;
-            let by = parts::actor("bsap candidate withdraw");
+            let (store, _) = setup::open_catalogue(&config).await?;
+            let by = setup::actor("bsap candidate withdraw");
             let state = rollout::withdraw_candidate(&store, &by).await?;
             say!("The candidate is withdrawn (revision {} of the state).", state.revision);
             Ok(())
@@ -41,141 +43,158 @@ pub async fn candidate(args: &CandidateArgs, config: Config) -> Done {
     }
 }
 
-async fn set(args: &CandidateSetArgs, config: Config) -> Done {
-    let (store, _) = parts::catalogue(&config).await?;
-    let wanted = Wanted {
+async fn set_candidate(args: &CandidateSetArgs, config: Config) -> CommandResult {
+    let (store, _) = setup::open_catalogue(&config).await?;
+    let request = CandidateSpec {
         name: args.name.clone(),
-        beside: args.beside,
+        standby: args.standby,
         prompt_set: args.prompt_set.clone(),
         normaliser: args.normaliser,
         weight: args.weight,
         lambda: args.lambda,
-        share: args.share,
-        shadow: args.shadow,
-        only: args.only.clone(),
-        evaluation: args.evaluation.clone(),
+        traffic_share: args.traffic_share,
+        shadow_share: args.shadow,
+        traffic_filter: args.traffic_filter.clone(),
+        evaluation_fingerprint: args.evaluation.clone(),
     };
-    let by = parts::actor("bsap candidate set");
-    let state = rollout::set_candidate(&store, &wanted, &by).await?;
+    let by = setup::actor("bsap candidate set");
+    let state = rollout::set_candidate(&store, &request, &by).await?;
     say!("{} is the candidate (revision {} of the state).", args.name, state.revision);
-    tell(&examined(&store, &config, 0, None).await?);
+    print_promotion(&check_candidate(&store, &config, 0, None).await?);
     Ok(())
 }
 
-async fn show(as_json: bool, config: Config) -> Done {
-    let (store, _) = parts::catalogue(&config).await?;
-    let promotion = examined(&store, &config, 0, None).await?;
+async fn show_candidate(as_json: bool, config: Config) -> CommandResult {
+    let (store, _) = setup::open_catalogue(&config).await?;
+    let promotion = check_candidate(&store, &config, 0, None).await?;
     let none = Duration::ZERO;
     let (revision, token) = (promotion.revision, CancellationToken::new());
-    let standing = rollout::wait_for_readers(&store, revision, none, &token).await?;
+    let standing = rollout::wait_for_replicas(&store, revision, none, &token).await?;
     if as_json {
         say!("{}", json!({"promotion": promotion, "query_workers": standing}));
         return Ok(());
     }
-    tell(&promotion);
-    tell_readers(&standing);
+    print_promotion(&promotion);
+    print_readiness(&standing);
     Ok(())
 }
 
-async fn examined(
+async fn check_candidate(
     store: &Store,
     config: &Config,
     allow_missing: u64,
     folder: Option<&Path>,
-) -> Result<Promotion, ReindexError> {
-    let temporary = temporary_folder();
-    let rules = Rules {
-        settle: parts::settle(config),
-        grace: GRACE,
-        allow_missing,
-        folder: folder.unwrap_or(&temporary),
+) -> Result<PromotionCheck, ReindexError> {
+    let temporary = default_temp_folder();
+    let rules = PromotionRules {
+        propagation_delay: setup::set_propagation_delay(config),
+        grace_period: MISSING_IMAGE_GRACE,
+        max_missing: allow_missing,
+        temp_folder: folder.unwrap_or(&temporary),
     };
-    rollout::examine(store, &rules, Utc::now()).await
+    rollout::check_promotion(store, &rules, Utc::now()).await
 }
 
 /// `bsap promote`.
-pub async fn promote(args: &PromoteArgs, config: Config, token: CancellationToken) -> Done {
-    let (store, state) = parts::catalogue(&config).await?;
-    let folder = args.temp.as_deref();
-    let promotion = examined(&store, &config, args.allow_missing, folder).await?;
-    tell(&promotion);
-    let live = tested(&config, &state, &promotion.to)?;
-    say!("model       {} passes its self-test", promotion.to.model_name);
-    if let Some(problem) = promotion.problems.first() {
-        let more = promotion.problems.len() - 1;
+pub async fn promote(
+    args: &PromoteArgs,
+    config: Config,
+    token: CancellationToken,
+) -> CommandResult {
+    let (store, state) = setup::open_catalogue(&config).await?;
+    let folder = args.temp_dir.as_deref();
+    let promotion = check_candidate(&store, &config, args.allow_missing, folder).await?;
+    print_promotion(&promotion);
+    let live = test_candidate_model(&config, &state, &promotion.candidate_generation)?;
+    say!("model       {} passes its self-test", promotion.candidate_generation.model_name);
+    if let Some(problem) = promotion.blockers.first() {
+        let more = promotion.blockers.len() - 1;
         let more = if more == 0 { String::new() } else { format!(" (and {more} more, above)") };
         return Err(anyhow::anyhow!("the candidate cannot be promoted: {problem}{more}").into());
     }
     let limit = Duration::from_secs(args.timeout);
-    let patience = if args.dry_run { Duration::ZERO } else { limit };
-    let standing = rollout::wait_for_readers(&store, promotion.revision, patience, &token).await?;
-    tell_readers(&standing);
+    let wait_limit = if args.dry_run { Duration::ZERO } else { limit };
+    let standing =
+        rollout::wait_for_replicas(&store, promotion.revision, wait_limit, &token).await?;
+    print_readiness(&standing);
     if args.dry_run {
         say!("Nothing was changed.");
         return Ok(());
     }
-    if !standing.waiting.is_empty() {
+    if !standing.not_ready.is_empty() {
         return Err(anyhow::anyhow!(
             "{} query workers do not have the candidate in memory after {} s; nothing was changed",
-            standing.waiting.len(),
+            standing.not_ready.len(),
             args.timeout
         )
         .into());
     }
-    if !args.yes && !agreed()? {
+    if !args.yes && !confirm()? {
         say!("Nothing was changed.");
         return Ok(());
     }
-    let by = parts::actor("bsap promote");
+    let by = setup::actor("bsap promote");
     let state = rollout::promote(&store, promotion.revision, &live, &by).await?;
-    say!("{} is live (revision {} of the state, by {by}).", state.name, state.revision);
-    let standing = rollout::wait_for_readers(&store, state.revision, limit, &token).await?;
-    tell_served(&standing);
+    say!(
+        "{} is live (revision {} of the state, by {by}).",
+        state.configuration_name,
+        state.revision
+    );
+    let standing = rollout::wait_for_replicas(&store, state.revision, limit, &token).await?;
+    print_serving_workers(&standing);
     Ok(())
 }
 
 /// Makes sure that the model of the candidate's generation `to` is there, is the one that filled it,
 /// and works. Gives the checkpoint of the live one.
-fn tested(config: &Config, state: &CatalogueState, to: &Generation) -> anyhow::Result<String> {
-    let models = parts::models(config)?;
-    let live = parts::live_model(config, state, &models)?;
-    let candidate = &config.search.candidate_checkpoint;
+fn test_candidate_model(
+    config: &Config,
+    state: &CatalogueState,
+    to: &Generation,
+) -> anyhow::Result<String> {
+    let models = setup::load_models(config)?;
+    let live = setup::find_live_model(config, state, &models)?;
+    let candidate = &config.search.standby_checkpoint;
     let is_first = models[0].1.card().fingerprint == live.card().fingerprint;
     let checkpoint = if is_first { &config.model.checkpoint } else { candidate };
-    let fits = |towers: &&Arc<dyn Towers>| towers.card().fingerprint == to.model_fingerprint;
+    let fits = |towers: &&Arc<dyn Encoders>| towers.card().fingerprint == to.model_fingerprint;
     let known = models.iter().map(|(_, towers)| towers).find(fits).cloned();
-    let towers = match (known, &state.beside) {
+    let encoders = match (known, &state.standby) {
         (Some(towers), _) => towers,
-        (None, Some(beside)) => parts::beside_model(config, beside)?,
+        (None, Some(standby)) => setup::load_standby_model(config, standby)?,
         (None, None) => live,
     };
-    to.expect(&parts::generation(config, &*towers))?;
-    self_test(&*towers)?;
+    to.ensure_compatible(&setup::configured_generation(config, &*encoders))?;
+    run_self_test(&*encoders)?;
     Ok(checkpoint.clone())
 }
 
 /// `bsap rollback`.
-pub async fn rollback(args: &RollbackArgs, config: Config, token: CancellationToken) -> Done {
-    let (store, _) = parts::catalogue(&config).await?;
-    let way = WayBack::of(&store).await?;
-    if !args.yes && loses(&way, &store, args).await? && !agreed()? {
+pub async fn rollback(
+    args: &RollbackArgs,
+    config: Config,
+    token: CancellationToken,
+) -> CommandResult {
+    let (store, _) = setup::open_catalogue(&config).await?;
+    let plan = RollbackPlan::load(&store).await?;
+    if !args.yes && warn_of_missing_images(&plan, &store, args).await? && !confirm()? {
         say!("Nothing was changed.");
         return Ok(());
     }
-    let by = parts::actor("bsap rollback");
-    let state = way.go(&store, &by).await?;
+    let by = setup::actor("bsap rollback");
+    let state = plan.execute(&store, &by).await?;
     say!(
         "{} is live again (revision {} of the state, by {by}): {}",
-        state.name,
+        state.configuration_name,
         state.revision,
-        configuration(&state.serving)
+        describe_serving(&state.serving)
     );
     let limit = Duration::from_secs(60);
-    let standing = rollout::wait_for_readers(&store, state.revision, limit, &token).await?;
-    tell_served(&standing);
+    let standing = rollout::wait_for_replicas(&store, state.revision, limit, &token).await?;
+    print_serving_workers(&standing);
     // In an emergency it is done first; what it costs is said all the same.
     if args.yes
-        && let Err(error) = loses(&way, &store, args).await
+        && let Err(error) = warn_of_missing_images(&plan, &store, args).await
     {
         say!("WARNING     whether images are lacking now is not known: {error}");
     }
@@ -183,30 +202,39 @@ pub async fn rollback(args: &RollbackArgs, config: Config, token: CancellationTo
 }
 
 /// Says what the generation that a roll back leads to lacks; whether it lacks anything.
-async fn loses(way: &WayBack, store: &Store, args: &RollbackArgs) -> Result<bool, ReindexError> {
-    let folder = args.temp.clone().unwrap_or_else(temporary_folder);
-    let Some(gap) = way.gap(store, &folder, GRACE, Utc::now()).await? else { return Ok(false) };
-    let lacks = gap.lacking() > 0;
+async fn warn_of_missing_images(
+    plan: &RollbackPlan,
+    store: &Store,
+    args: &RollbackArgs,
+) -> Result<bool, ReindexError> {
+    let folder = args.temp_dir.clone().unwrap_or_else(default_temp_folder);
+    let Some(gap) =
+        plan.compare_generations(store, &folder, MISSING_IMAGE_GRACE, Utc::now()).await?
+    else {
+        return Ok(false);
+    };
+    let lacks = gap.out_of_date_count() > 0;
     if lacks {
-        let (told, model) = (gap.told(&way.to().id), &way.to().model_name);
+        let (summary, model) =
+            (gap.summary(&plan.target_generation().id), &plan.target_generation().model_name);
         say!(
-            "WARNING     {told}; have workers of {model} run? `bsap status` says what waits for them"
+            "WARNING     {summary}; have workers of {model} run? `bsap status` says what waits for them"
         );
     }
     Ok(lacks)
 }
 
 /// `bsap history`.
-pub async fn history(args: &HistoryArgs, config: Config) -> Done {
-    let (store, _) = parts::catalogue(&config).await?;
-    let changes = rollout::history(&store, args.limit as usize).await?;
+pub async fn history(args: &HistoryArgs, config: Config) -> CommandResult {
+    let (store, _) = setup::open_catalogue(&config).await?;
+    let changes = rollout::list_revisions(&store, args.limit as usize).await?;
     if args.json {
         for state in &changes {
             say!(
                 "{}",
                 json!({
-                    "revision": state.revision, "at": state.at, "by": state.by,
-                    "change": state.change, "name": state.name, "serving": state.serving,
+                    "revision": state.revision, "created_at": state.created_at, "actor": state.actor,
+                    "change": state.change, "configuration_name": state.configuration_name, "serving": state.serving,
                     "generation": state.live.id,
                 })
             );
@@ -219,10 +247,10 @@ pub async fn history(args: &HistoryArgs, config: Config) -> Done {
     for state in &changes {
         table.add_row([
             state.revision.to_string(),
-            state.at.format("%Y-%m-%d %H:%M:%S UTC").to_string(),
-            state.by.clone(),
-            what(state),
-            format!("{}: {}", state.name, configuration(&state.serving)),
+            state.created_at.format("%Y-%m-%d %H:%M:%S UTC").to_string(),
+            state.actor.clone(),
+            describe_change(state),
+            format!("{}: {}", state.configuration_name, describe_serving(&state.serving)),
         ]);
     }
     table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
@@ -230,38 +258,47 @@ pub async fn history(args: &HistoryArgs, config: Config) -> Done {
     Ok(())
 }
 
-fn what(state: &CatalogueState) -> String {
+fn describe_change(state: &CatalogueState) -> String {
     match &state.change {
-        Change::Created => "the catalogue was made".into(),
-        Change::PromptSets { keys, generation } => {
-            let sets = state.sets_of(generation.as_ref().unwrap_or(&state.live.id));
+        StateChange::Created => "the catalogue was made".into(),
+        StateChange::PromptSets { keys, generation } => {
+            let sets =
+                state.prompt_sets_of_generation(generation.as_ref().unwrap_or(&state.live.id));
             let sets = sets.unwrap_or_default();
             let here = |key: &String| sets.iter().any(|set| set.key.as_str() == key);
             let what = if keys.iter().all(here) { "added" } else { "retired" };
-            let of =
+            let for_generation =
                 generation.as_ref().map_or(String::new(), |id| format!(" for generation {id}"));
-            format!("prompt sets {what}{of}: {}", keys.join(", "))
+            format!("prompt sets {what}{for_generation}: {}", keys.join(", "))
         }
-        Change::Beside { generation } => match &state.beside {
+        StateChange::Standby { generation } => match &state.standby {
             Some(_) => format!("generation {generation} is filled beside the live one"),
             None => format!("generation {generation} is no longer filled"),
         },
-        Change::Candidate { name } => match &state.candidate {
-            Some(candidate) => format!("candidate {name}: {}", configuration(&candidate.serving)),
+        StateChange::Candidate { name } => match &state.candidate {
+            Some(candidate) => {
+                format!("candidate {name}: {}", describe_serving(&candidate.serving))
+            }
             None => format!("candidate {name} withdrawn"),
         },
-        Change::Promoted { name, from, evaluation } => {
+        StateChange::Promoted {
+            name,
+            previous_revision: from,
+            evaluation_fingerprint: evaluation,
+        } => {
             let evaluation = evaluation.as_deref().unwrap_or("none");
             format!("{name} promoted in the place of revision {from}, evaluation {evaluation}")
         }
-        Change::RolledBack { to } => format!("rolled back to revision {to}"),
-        Change::Calibrated { evaluation } => {
+        StateChange::RolledBack { restored_revision: to } => {
+            format!("rolled back to revision {to}")
+        }
+        StateChange::Calibrated { evaluation_fingerprint: evaluation } => {
             format!("thresholds calibrated, evaluation {evaluation}")
         }
     }
 }
 
-fn configuration(serving: &Serving) -> String {
+fn describe_serving(serving: &ServingConfig) -> String {
     format!(
         "{} at weight {}, λ {}, {}",
         serving.normaliser.name(),
@@ -271,12 +308,16 @@ fn configuration(serving: &Serving) -> String {
     )
 }
 
-fn tell(promotion: &Promotion) {
+fn print_promotion(promotion: &PromotionCheck) {
     let candidate = &promotion.candidate;
-    say!("live        {}: {}", promotion.live_name, configuration(&promotion.live));
-    say!("candidate   {}: {}", candidate.name, configuration(&candidate.serving));
-    let (from, to) = (&promotion.from, &promotion.to);
-    if let Some(gap) = &promotion.gap {
+    say!(
+        "live        {}: {}",
+        promotion.live_configuration_name,
+        describe_serving(&promotion.live)
+    );
+    say!("candidate   {}: {}", candidate.name, describe_serving(&candidate.serving));
+    let (from, to) = (&promotion.live_generation, &promotion.candidate_generation);
+    if let Some(gap) = &promotion.coverage_gap {
         say!(
             "generation  {} ({}, dimension {}) in the place of {} ({}, dimension {})",
             to.id,
@@ -288,55 +329,56 @@ fn tell(promotion: &Promotion) {
         );
         say!(
             "coverage    {} of {} live images; {} on their way",
-            gap.live.saturating_sub(gap.missing + gap.behind),
+            gap.live.saturating_sub(gap.missing + gap.outdated),
             gap.live,
-            gap.on_their_way
+            gap.too_recent
         );
     }
-    let only = candidate.only.as_ref().map_or(String::new(), |only| format!(" of {only}"));
-    say!("traffic     share {}{only}, shadow {}", candidate.share, candidate.shadow);
+    let only =
+        candidate.traffic_filter.as_ref().map_or(String::new(), |only| format!(" of {only}"));
+    say!("traffic     share {}{only}, shadow {}", candidate.traffic_share, candidate.shadow_share);
     say!("since       {}", candidate.since.format("%Y-%m-%d %H:%M:%S UTC"));
-    say!("evaluation  {}", candidate.evaluation.as_deref().unwrap_or("none"));
+    say!("evaluation  {}", candidate.evaluation_fingerprint.as_deref().unwrap_or("none"));
     for warning in &promotion.warnings {
         say!("WARNING     {warning}");
     }
-    for problem in &promotion.problems {
+    for problem in &promotion.blockers {
         say!("PROBLEM     {problem}");
     }
 }
 
-fn tell_readers(standing: &Standing) {
+fn print_readiness(readiness: &ReplicaReadiness) {
     say!(
         "readers     {} query workers have it in memory, {} do not yet",
-        standing.ready.len(),
-        standing.waiting.len()
+        readiness.ready.len(),
+        readiness.not_ready.len()
     );
-    for report in &standing.waiting {
+    for report in &readiness.not_ready {
         let problem = report.problem.as_deref().unwrap_or("not yet");
         say!("            {} on {}: {problem}", report.id, report.host);
     }
-    tell_stale(standing);
+    print_stale_workers(readiness);
 }
 
-fn tell_stale(standing: &Standing) {
-    for report in &standing.stale {
-        let at = report.at.format("%Y-%m-%d %H:%M:%S UTC");
+fn print_stale_workers(readiness: &ReplicaReadiness) {
+    for report in &readiness.unresponsive {
+        let at = report.reported_at.format("%Y-%m-%d %H:%M:%S UTC");
         say!("            {} on {} was last heard at {at}; not waited for", report.id, report.host);
     }
 }
 
-fn tell_served(standing: &Standing) {
-    say!("{} query workers serve it.", standing.ready.len());
-    for report in &standing.waiting {
+fn print_serving_workers(readiness: &ReplicaReadiness) {
+    say!("{} query workers serve it.", readiness.ready.len());
+    for report in &readiness.not_ready {
         let problem = report.problem.as_deref().unwrap_or("not heard of it yet");
         say!("WARNING: {} on {} does not yet: {problem}", report.id, report.host);
     }
 }
 
 /// Asks on the terminal; refused where there is none.
-fn agreed() -> Result<bool, Failure> {
+fn confirm() -> Result<bool, CommandError> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage("there is no terminal to ask on; give --yes"));
+        return Err(CommandError::usage("there is no terminal to ask on; give --yes"));
     }
     let mut out = std::io::stdout();
     write!(out, "Make it live? [y/N] ")?;

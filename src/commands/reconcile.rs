@@ -11,54 +11,58 @@ use tokio::io::{AsyncBufRead, BufReader};
 use tokio_util::sync::CancellationToken;
 
 use super::cli::reconcile::ReconcileArgs;
-use super::{Done, Failure, parts, publish};
+use super::{CommandError, CommandResult, publish, setup};
 use crate::catalogue::CatalogueState;
 use crate::config::Config;
 use crate::ingest::source::Decoder;
-use crate::publish::{Candidate, Naming, Published, Publisher};
+use crate::publish::{EventTemplate, PublishInput, PublishSummary, Publisher};
 use crate::reconcile::{
-    Comparison, Finding, Kind, Report, Rules, Side, reconcile, temporary_folder,
+    CompareRules, Comparison, DifferenceKind, Finding, ListingSource, ReconcileReport,
+    compare_with_listing, default_temp_folder,
 };
-use crate::record::Ordering;
+use crate::record::VersionOrdering;
 use crate::store::{self, Store};
 
 /// Compares each target with the table, and sends what is missing where that is asked for.
-pub async fn run(args: &ReconcileArgs, config: Config, token: CancellationToken) -> Done {
+pub async fn run(args: &ReconcileArgs, config: Config, token: CancellationToken) -> CommandResult {
     let started = Utc::now();
-    refuse(args, &config, started)?;
-    let naming = Naming {
+    validate_arguments(args, &config, started)?;
+    let naming = EventTemplate {
         id_prefix: args.id_prefix.clone(),
-        attributes: publish::attributes(&args.attributes, &config)?,
-        now: false,
+        attributes: publish::parse_attributes(&args.attributes, &config)?,
+        use_current_time: false,
         ordering: config.source.ordering,
     };
-    let days = TimeDelta::days(config.upkeep.tombstone_days.into());
-    let rules = Rules {
-        started: args.as_of.unwrap_or(started),
-        grace: TimeDelta::seconds(args.grace.into()),
-        tolerance: TimeDelta::seconds(args.tolerance.into()),
-        remembered: Some(days).filter(|days| !days.is_zero()),
+    let days = TimeDelta::days(config.maintenance.tombstone_retention_days.into());
+    let rules = CompareRules {
+        listing_started_at: args.as_of.unwrap_or(started),
+        grace_period: TimeDelta::seconds(args.grace.into()),
+        time_tolerance: TimeDelta::seconds(args.tolerance.into()),
+        tombstone_retention: Some(days).filter(|days| !days.is_zero()),
         sequence_is_time: args.sequence_is_time,
-        naming,
-        attributes: config.attributes.clone(),
+        event_template: naming,
+        attribute_types: config.attributes.clone(),
     };
-    let (catalogue, state) = parts::catalogue(&config).await?;
-    belongs(&config, &state)?;
+    let (catalogue, state) = setup::open_catalogue(&config).await?;
+    check_ordering(&config, &state)?;
     let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
-    let mut whole = true;
+    let mut is_consistent = true;
     if let Some(file) = &args.ids {
         let decoder = Decoder::new(&config.source, &config.attributes);
-        let (name, lines) = open(file).await?;
-        let side = Side::List { name, lines, decoder: Box::new(decoder) };
-        whole &= one(args, (&catalogue, &state), side, rules, &publisher, &token).await?;
+        let (name, lines) = open_list(file).await?;
+        let side = ListingSource::List { name, lines, decoder: Box::new(decoder) };
+        is_consistent &=
+            reconcile_target(args, (&catalogue, &state), side, rules, &publisher, &token).await?;
     } else {
         for target in &args.targets {
-            let side = place(target, &config)?;
-            let rules = Rules { started: Utc::now(), ..rules.clone() };
-            whole &= one(args, (&catalogue, &state), side, rules, &publisher, &token).await?;
+            let side = open_target(target, &config)?;
+            let rules = CompareRules { listing_started_at: Utc::now(), ..rules.clone() };
+            is_consistent &=
+                reconcile_target(args, (&catalogue, &state), side, rules, &publisher, &token)
+                    .await?;
         }
     }
-    match (whole, args.repair) {
+    match (is_consistent, args.repair) {
         (true, _) => Ok(()),
         (false, false) => {
             Err(anyhow::anyhow!("the table differs; --repair sends the events that mend it").into())
@@ -71,127 +75,132 @@ pub async fn run(args: &ReconcileArgs, config: Config, token: CancellationToken)
 }
 
 /// What cannot be done whatever is found.
-fn refuse(args: &ReconcileArgs, config: &Config, now: DateTime<Utc>) -> Done {
+fn validate_arguments(args: &ReconcileArgs, config: &Config, now: DateTime<Utc>) -> CommandResult {
     if args.targets.is_empty() && args.ids.is_none() {
-        return Err(Failure::usage(
+        return Err(CommandError::usage(
             "nothing to compare with: name a folder, a bucket prefix or --ids",
         ));
     }
     if args.as_of.is_some_and(|time| time > now) {
-        return Err(Failure::usage("--as-of: lies in the future"));
+        return Err(CommandError::usage("--as-of: lies in the future"));
     }
     if !args.repair {
         return Ok(());
     }
     if args.ids.is_some() && args.as_of.is_none() {
-        return Err(Failure::usage(
+        return Err(CommandError::usage(
             "--ids with --repair needs --as-of TIME, when the list was begun: what it lacks is deleted \
              as of then",
         ));
     }
     match config.source.ordering {
-        Ordering::Sequencer => Err(Failure::usage(
+        VersionOrdering::Sequencer => Err(CommandError::usage(
             "source.ordering is `sequencer`: only the bucket's own notifications have one, so nothing \
              can be sent; without --repair the differences are shown",
         )),
-        Ordering::Sequence if args.ids.is_none() && !args.sequence_is_time => Err(Failure::usage(
-            "source.ordering is `sequence`, which a listing does not have; say --sequence-is-time where \
+        VersionOrdering::Sequence if args.ids.is_none() && !args.sequence_is_time => {
+            Err(CommandError::usage(
+                "source.ordering is `sequence`, which a listing does not have; say --sequence-is-time where \
              it is the time in microseconds, as `bsap publish` sets it, or use --ids with events",
-        )),
+            ))
+        }
         _ => Ok(()),
     }
 }
 
 /// Versions are compared by the table's ordering; a configuration that says another would compare
 /// wrongly.
-fn belongs(config: &Config, state: &CatalogueState) -> Done {
+fn check_ordering(config: &Config, state: &CatalogueState) -> CommandResult {
     let (stored, configured) = (state.live.ordering, config.source.ordering);
     if stored == configured {
         return Ok(());
     }
-    Err(Failure::usage(format!(
+    Err(CommandError::usage(format!(
         "source.ordering: is `{}`, the catalogue was made with `{}`",
-        configured.name(),
-        stored.name()
+        configured.as_str(),
+        stored.as_str()
     )))
 }
 
 /// A folder that is not there is not an empty one.
-fn place(target: &str, config: &Config) -> Result<Side, Failure> {
-    let url = store::parse(target).map_err(Failure::usage)?;
+fn open_target(target: &str, config: &Config) -> Result<ListingSource, CommandError> {
+    let url = store::parse_url(target).map_err(CommandError::usage)?;
     match url.scheme() {
         "http" | "https" => {
-            return Err(Failure::usage(format!(
+            return Err(CommandError::usage(format!(
                 "{target}: cannot be listed; name a folder or a bucket prefix"
             )));
         }
         "file" => {
             let path = url.to_file_path().unwrap_or_default();
             if !path.is_dir() {
-                return Err(Failure::usage(format!("{target}: is not a folder")));
+                return Err(CommandError::usage(format!("{target}: is not a folder")));
             }
         }
         _ => {}
     }
-    let store = Store::open(target, &config.fetch.store_options).map_err(Failure::usage)?;
-    Ok(Side::Place(store))
+    let store = Store::open(target, &config.fetch.store_options).map_err(CommandError::usage)?;
+    Ok(ListingSource::Store(store))
 }
 
-async fn open(file: &Path) -> Result<(String, Box<dyn AsyncBufRead + Send + Unpin>), Failure> {
+async fn open_list(
+    file: &Path,
+) -> Result<(String, Box<dyn AsyncBufRead + Send + Unpin>), CommandError> {
     if file == Path::new("-") {
         return Ok(("standard input".into(), Box::new(BufReader::new(tokio::io::stdin()))));
     }
     let name = file.display().to_string();
     let opened = tokio::fs::File::open(file).await.with_context(|| name.clone());
-    Ok((name, Box::new(BufReader::new(opened.map_err(Failure::Usage)?))))
+    Ok((name, Box::new(BufReader::new(opened.map_err(CommandError::Usage)?))))
 }
 
 /// One comparison; whether nothing is left to be mended.
-async fn one(
+async fn reconcile_target(
     args: &ReconcileArgs,
     (catalogue, state): (&Store, &CatalogueState),
-    side: Side,
-    rules: Rules,
+    side: ListingSource,
+    rules: CompareRules,
     publisher: &Publisher,
     token: &CancellationToken,
-) -> Result<bool, Failure> {
-    let folder = args.temp.clone().unwrap_or_else(temporary_folder);
+) -> Result<bool, CommandError> {
+    let folder = args.temp_dir.clone().unwrap_or_else(default_temp_folder);
     let (json, limit) = (args.json, args.limit);
     let mut shown = 0;
     let show = move |finding: &Finding| {
         if json {
             say!("{}", json!(finding));
         } else if shown < limit {
-            tell(finding);
+            print_finding(finding);
         }
         shown += 1;
     };
-    let compared = reconcile(catalogue, &state.live, side, rules, &folder, show, token).await?;
+    let compared =
+        compare_with_listing(catalogue, &state.live, side, rules, &folder, show, token).await?;
     let mut report = compared.report.clone();
     if !args.repair {
-        print(&report, args);
-        return Ok(report.differences() == 0);
+        print_report(&report, args);
+        return Ok(report.difference_count() == 0);
     }
-    let sent = send(compared, args, publisher, token).await;
+    let sent = send_repairs(compared, args, publisher, token).await;
     if let Ok(published) = &sent {
-        (report.published, report.kept) = (published.published, published.skipped);
+        (report.published, report.skipped_deletes) = (published.published, published.skipped);
     }
-    print(&report, args);
+    print_report(&report, args);
     sent?;
-    Ok(report.refused == 0 && report.kept == 0)
+    Ok(report.unrepairable == 0 && report.skipped_deletes == 0)
 }
 
-async fn send(
+async fn send_repairs(
     compared: Comparison,
     args: &ReconcileArgs,
     publisher: &Publisher,
     token: &CancellationToken,
-) -> anyhow::Result<Published> {
-    compared.check(args.max_deletes)?;
-    let wanted = compared.report.differences() - compared.report.refused;
-    let bar = ProgressBar::new(wanted);
+) -> anyhow::Result<PublishSummary> {
+    compared.check_repair_is_safe(args.max_deletes)?;
+    let expected_events = compared.report.difference_count() - compared.report.unrepairable;
+    let bar = ProgressBar::new(expected_events);
     bar.set_style(ProgressStyle::with_template("{spinner} {pos}/{len} events sent, {per_sec}")?);
-    let on_event = |sent: &Candidate| {
+    let on_event = |sent: &PublishInput| {
         if let Err(key) = sent {
             bar.suspend(|| {
                 remark!("{key} is there, though the listing lacked it; it is not deleted");
@@ -199,52 +208,55 @@ async fn send(
         }
         bar.inc(1);
     };
-    let done = compared.repair(publisher, token, on_event).await?;
+    let done = compared.send_repair_events(publisher, token, on_event).await?;
     bar.finish_and_clear();
     publisher.flush(Duration::from_secs(30))?;
-    if done.published + done.skipped < wanted {
+    if done.published + done.skipped < expected_events {
         anyhow::bail!(
-            "interrupted after {} of {wanted} events; start again for the rest",
+            "interrupted after {} of {expected_events} events; start again for the rest",
             done.published
         );
     }
     Ok(done)
 }
 
-fn tell(finding: &Finding) {
-    let kind = match finding.finding {
-        Kind::New => "new",
-        Kind::Changed => "changed",
-        Kind::Gone => "gone",
+fn print_finding(finding: &Finding) {
+    let kind = match finding.difference {
+        DifferenceKind::New => "new",
+        DifferenceKind::Changed => "changed",
+        DifferenceKind::Removed => "removed",
     };
-    say!("{kind:<8} {}  {}", finding.image_id, finding.why);
-    if let Some(refused) = &finding.refused {
+    say!("{kind:<8} {}  {}", finding.image_id, finding.reason);
+    if let Some(refused) = &finding.unrepairable_reason {
         say!("         cannot be mended: {refused}");
     }
 }
 
-fn print(report: &Report, args: &ReconcileArgs) {
+fn print_report(report: &ReconcileReport, args: &ReconcileArgs) {
     if args.json {
         say!("{}", json!({ "report": report }));
         return;
     }
-    if report.differences() > args.limit {
-        say!("… {} differences, {} shown", report.differences(), args.limit);
+    if report.difference_count() > args.limit {
+        say!("… {} differences, {} shown", report.difference_count(), args.limit);
     }
     say!("{}", report.target);
     for (count, what) in [
         (report.listed, "listed"),
         (report.stored, "stored"),
-        (report.same, "the same"),
+        (report.unchanged, "the same"),
         (report.new, "new: listed, not stored"),
         (report.changed, "changed since they were stored"),
-        (report.gone, "gone: stored, not listed"),
-        (report.recent, "too young to be judged (--grace)"),
+        (report.removed, "gone: stored, not listed"),
+        (report.too_recent, "too young to be judged (--grace)"),
         (report.deleted, "listed, but deleted by an event after their last change"),
-        (report.elsewhere, "listed, but their id belongs to an image from elsewhere"),
+        (report.id_conflicts, "listed, but their id belongs to an image from elsewhere"),
         (report.ignored, "listed, but no pictures by their names"),
-        (report.refused, "differences that cannot be mended"),
-        (report.kept, "deletes not sent: the object is there, though the listing lacked it"),
+        (report.unrepairable, "differences that cannot be mended"),
+        (
+            report.skipped_deletes,
+            "deletes not sent: the object is there, though the listing lacked it",
+        ),
         (report.published, "events sent"),
     ] {
         let always = ["listed", "stored", "the same"].contains(&what);

@@ -6,42 +6,51 @@ use anyhow::Context;
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 
-use super::cli::reindex::{ReindexModelArgs, StatisticsArgs};
-use super::{Done, Failure, parts};
-use crate::backfill::{Job, Missing, add_set, set_up, withdraw};
-use crate::catalogue::{Beside, CatalogueState};
+use super::cli::reindex::{ReindexModelArgs, ReindexStatisticsArgs};
+use super::{CommandError, CommandResult, setup};
+use crate::backfill::{
+    ReembedPlan, StatisticsBackfill, add_prompt_set, set_up_standby, withdraw_standby,
+};
+use crate::catalogue::{CatalogueState, StandbyGeneration};
 use crate::config::Config;
 use crate::kafka;
-use crate::prompts::{EmbeddedSet, PromptSet};
+use crate::prompts::{EmbeddedPromptSet, PromptSet};
 use crate::publish::Publisher;
-use crate::reconcile::temporary_folder;
-use crate::record::Partition;
-use crate::table::{self, Stored};
+use crate::reconcile::default_temp_folder;
+use crate::record::TopicPartition;
+use crate::table::{self, BackfillSource};
 
 /// Computes the statistics of every stored row for a prompt set: of the live generation, or of the one
 /// beside it where the model is that one's.
-pub async fn statistics(args: &StatisticsArgs, config: Config, token: CancellationToken) -> Done {
-    let set = PromptSet::load(&args.prompt_set).map_err(Failure::usage)?;
-    let (store, state) = parts::catalogue(&config).await?;
-    let towers = parts::towers(&config)?;
-    let generation = parts::generation(&config, &*towers);
-    if state.is_beside(&generation) {
+pub async fn reindex_statistics(
+    args: &ReindexStatisticsArgs,
+    config: Config,
+    token: CancellationToken,
+) -> CommandResult {
+    let set = PromptSet::load(&args.prompt_set).map_err(CommandError::usage)?;
+    let (store, state) = setup::open_catalogue(&config).await?;
+    let encoders = setup::load_encoders(&config)?;
+    let generation = setup::configured_generation(&config, &*encoders);
+    if state.is_standby(&generation) {
         say!("generation {} ({}), beside the live one:", generation.id, generation.model_name);
     } else {
-        state.live.expect(&generation)?;
+        state.live.ensure_compatible(&generation)?;
     }
-    if let Some(warning) = set.warning(&*towers) {
+    if let Some(warning) = set.script_warning(&*encoders) {
         say!("WARNING: {warning}");
     }
     let top_k = args.top_k.map_or(config.prompts.top_k, usize::from);
-    let set = set.embed(&*towers, top_k)?;
-    let stored = state.sets_of(&generation.id).unwrap_or_default();
-    let known = stored.iter().any(|record| record.key == set.key);
-    let (pending, coverage) = Stored::open(&store, &generation).await?.pending(&set.key).await?;
+    let set = set.embed(&*encoders, top_k)?;
+    let stored = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
+    let known = stored.iter().any(|record| record.key == set.statistics_key);
+    let (pending, coverage) = BackfillSource::open(&store, &generation)
+        .await?
+        .list_pending_files(&set.statistics_key)
+        .await?;
     say!(
         "{}: {} prompts; {} of {} rows have its statistics, {} files are to be measured",
-        set.key,
-        set.set.texts.len(),
+        set.statistics_key,
+        set.prompt_set.texts.len(),
         coverage.covered,
         coverage.rows,
         pending.len()
@@ -54,23 +63,23 @@ pub async fn statistics(args: &StatisticsArgs, config: Config, token: Cancellati
         return Ok(());
     }
     if !known {
-        let by = parts::actor("bsap reindex statistics");
-        let state = add_set(&store, &generation, &set, &by).await?;
+        let by = setup::actor("bsap reindex statistics");
+        let state = add_prompt_set(&store, &generation, &set, &by).await?;
         say!(
             "The set is known from revision {} of the state on: new rows carry it.",
             state.revision
         );
     }
-    let job = Job {
-        settle: parts::settle(&config),
-        attempts: config.table.commit_attempts,
-        lanes: parts::lanes(),
+    let job = StatisticsBackfill {
+        propagation_delay: setup::set_propagation_delay(&config),
+        max_commit_attempts: config.table.max_commit_attempts,
+        max_concurrent_files: setup::reindex_parallelism(),
         catalogue: store,
         generation,
-        set: Arc::new(set),
+        prompt_set: Arc::new(set),
     };
-    let bar = super::bar("rows", coverage.rows as u64)?;
-    let progress = |coverage: &crate::table::Coverage, _: usize| {
+    let bar = super::progress_bar("rows", coverage.rows as u64)?;
+    let progress = |coverage: &crate::table::StatisticsCoverage, _: usize| {
         bar.set_length(coverage.rows as u64);
         bar.set_position(coverage.covered as u64);
     };
@@ -79,12 +88,12 @@ pub async fn statistics(args: &StatisticsArgs, config: Config, token: Cancellati
     bar.finish_and_clear();
     say!(
         "{} rows in {} files were measured here in {:.1} s",
-        done.rows,
-        done.files,
+        done.measured_rows,
+        done.measured_files,
         started.elapsed().as_secs_f64()
     );
     if done.complete {
-        say!("Every stored row has the statistics of {}.", job.set.key);
+        say!("Every stored row has the statistics of {}.", job.prompt_set.statistics_key);
     } else {
         say!("interrupted; what is done is done, run it again for the rest");
     }
@@ -92,26 +101,30 @@ pub async fn statistics(args: &StatisticsArgs, config: Config, token: Cancellati
 }
 
 /// Sets up a generation by another model, and asks for what it lacks.
-pub async fn model(args: &ReindexModelArgs, config: Config, token: CancellationToken) -> Done {
-    let (store, mut state) = parts::catalogue(&config).await?;
-    let by = parts::actor("bsap reindex model");
+pub async fn reindex_model(
+    args: &ReindexModelArgs,
+    config: Config,
+    token: CancellationToken,
+) -> CommandResult {
+    let (store, mut state) = setup::open_catalogue(&config).await?;
+    let by = setup::actor("bsap reindex model");
     let Some(checkpoint) = &args.checkpoint else {
-        match withdraw(&store, &by).await? {
+        match withdraw_standby(&store, &by).await? {
             Some(before) => say!("{} is filled no longer; its table stays", before.id),
             None => say!("no generation stands beside the live one"),
         }
         return Ok(());
     };
-    let mut of_new = config.clone();
-    of_new.model.checkpoint.clone_from(checkpoint);
-    of_new.model.revision.clone_from(&config.search.candidate_revision);
-    let beside = beside(&of_new, &state)?;
-    let new = &beside.generation;
-    let partitions = partitions(&config, &config.source.topic).await?;
-    let again = partitions_of_reindex(&config).await?;
+    let mut standby_config = config.clone();
+    standby_config.model.checkpoint.clone_from(checkpoint);
+    standby_config.model.revision.clone_from(&config.search.standby_revision);
+    let standby = standby_generation(&standby_config, &state)?;
+    let new = &standby.generation;
+    let partitions = topic_partitions(&config, &config.source.topic).await?;
+    let reembed_partitions = reindex_topic_partitions(&config).await?;
     if !args.dry_run {
-        let attempts = config.table.commit_attempts;
-        state = set_up(&store, &beside, &partitions, attempts, &by).await?;
+        let attempts = config.table.max_commit_attempts;
+        state = set_up_standby(&store, &standby, &partitions, attempts, &by).await?;
         say!(
             "generation {} ({}) stands beside the live one from revision {} of the state on; start \
              workers with model.checkpoint = {checkpoint}",
@@ -119,50 +132,52 @@ pub async fn model(args: &ReindexModelArgs, config: Config, token: CancellationT
             new.model_name,
             state.revision
         );
-    } else if state.beside.is_none() {
+    } else if state.standby.is_none() {
         say!("generation {} ({}) would be set up beside the live one", new.id, new.model_name);
         say!("Nothing was changed.");
         return Ok(());
     }
-    let waiting = waiting(&config, &store, &state, &again).await?;
-    if waiting > 0 {
+    let pending = pending_messages(&config, &store, &state, &reembed_partitions).await?;
+    if pending > 0 {
         say!(
-            "{waiting} messages of {} still wait; run this again when they are done",
+            "{pending} messages of {} still wait; run this again when they are done",
             config.source.reindex_topic
         );
         return Ok(());
     }
-    let folder = args.temp.clone().unwrap_or_else(temporary_folder);
-    let missing = Missing::of(&store, &state.live, new, &config.attributes, &folder).await?;
+    let folder = args.temp_dir.clone().unwrap_or_else(default_temp_folder);
+    let missing =
+        ReembedPlan::compare(&store, &state.live, new, &config.attributes, &folder).await?;
     say!(
         "{} of {} images stand in it; {} are to be embedded again, {} deletes to be told",
-        missing.same,
-        missing.live,
-        missing.images,
-        missing.deletes
+        missing.up_to_date_images,
+        missing.live_images,
+        missing.images_to_reembed,
+        missing.deletes_to_send
     );
-    if missing.alone > 0 {
+    if missing.standby_only_images > 0 {
         say!(
             "{} more stand in it alone, for example {}: deleted in the live table and forgotten since \
-             (upkeep.tombstone_days), put aside by its workers (bsap dead-letters), or not yet come to. What \
+             (maintenance.tombstone_retention_days), put aside by its workers (bsap dead-letters), or not yet come to. What \
              is to go, delete by `bsap publish --delete`",
-            missing.alone,
-            missing.alone_example.as_deref().unwrap_or_default()
+            missing.standby_only_images,
+            missing.standby_only_example.as_deref().unwrap_or_default()
         );
     }
-    let (wanted, inline) = (missing.images + missing.deletes, missing.inline);
+    let (expected_messages, inline) =
+        (missing.images_to_reembed + missing.deletes_to_send, missing.inline_images);
     let example = missing.inline_example.clone().unwrap_or_default();
     if args.dry_run {
         say!("Nothing was changed.");
-    } else if wanted > 0 {
+    } else if expected_messages > 0 {
         let publisher = Publisher::new(&config.kafka, &config.source.reindex_topic)?;
-        let bar = super::bar("asked for", wanted)?;
+        let bar = super::progress_bar("asked for", expected_messages)?;
         let sent =
-            missing.send(&publisher, &new.id, args.rate, &token, |sent| bar.set_position(sent));
+            missing.publish(&publisher, &new.id, args.rate, &token, |sent| bar.set_position(sent));
         let sent = sent.await?;
         bar.finish_and_clear();
         say!("{sent} messages sent to {}", config.source.reindex_topic);
-        if sent < wanted {
+        if sent < expected_messages {
             return Err(anyhow::anyhow!("interrupted; run it again for the rest").into());
         }
     }
@@ -177,30 +192,33 @@ pub async fn model(args: &ReindexModelArgs, config: Config, token: CancellationT
 }
 
 /// The generation of the model of `config`, with the prompt sets of the live one.
-fn beside(config: &Config, state: &CatalogueState) -> anyhow::Result<Beside> {
-    let towers = parts::towers(config)?;
+fn standby_generation(
+    config: &Config,
+    state: &CatalogueState,
+) -> anyhow::Result<StandbyGeneration> {
+    let encoders = setup::load_encoders(config)?;
     let mut prompt_sets = Vec::with_capacity(state.prompt_sets.len());
     for record in &state.prompt_sets {
-        prompt_sets.push(EmbeddedSet::from_record(record, &*towers)?.record());
+        prompt_sets.push(EmbeddedPromptSet::from_record(record, &*encoders)?.to_record());
     }
-    Ok(Beside {
-        generation: parts::generation(config, &*towers),
+    Ok(StandbyGeneration {
+        generation: setup::configured_generation(config, &*encoders),
         checkpoint: config.model.checkpoint.clone(),
         prompt_sets,
         since: Utc::now(),
     })
 }
 
-async fn partitions(config: &Config, topic: &str) -> anyhow::Result<Vec<Partition>> {
-    let logs = kafka::logs(&config.kafka, topic).await?;
-    Ok(logs.into_keys().map(|number| Partition { topic: topic.into(), number }).collect())
+async fn topic_partitions(config: &Config, topic: &str) -> anyhow::Result<Vec<TopicPartition>> {
+    let logs = kafka::fetch_watermarks(&config.kafka, topic).await?;
+    Ok(logs.into_keys().map(|number| TopicPartition { topic: topic.into(), number }).collect())
 }
 
-async fn partitions_of_reindex(config: &Config) -> Result<Vec<Partition>, Failure> {
+async fn reindex_topic_partitions(config: &Config) -> Result<Vec<TopicPartition>, CommandError> {
     let topic = &config.source.reindex_topic;
-    let found = partitions(config, topic).await?;
+    let found = topic_partitions(config, topic).await?;
     if found.is_empty() {
-        return Err(Failure::usage(format!(
+        return Err(CommandError::usage(format!(
             "source.reindex_topic: there is no topic {topic}; create it, with as many partitions as {}",
             config.source.topic
         )));
@@ -209,21 +227,21 @@ async fn partitions_of_reindex(config: &Config) -> Result<Vec<Partition>, Failur
 }
 
 /// Messages of the topic of images to be embedded again that the new generation has not stored.
-async fn waiting(
+async fn pending_messages(
     config: &Config,
     store: &crate::store::Store,
     state: &CatalogueState,
-    again: &[Partition],
+    reembed_partitions: &[TopicPartition],
 ) -> anyhow::Result<i64> {
-    let beside = state.beside.as_ref().context("the generation was withdrawn meanwhile")?;
-    let attempts = config.table.commit_attempts;
-    let mut positions = table::positions(store, &beside.generation, attempts).await?;
-    let logs = kafka::logs(&config.kafka, &config.source.reindex_topic).await?;
-    let mut waiting = 0;
-    for partition in again {
-        let position = positions.position(partition).await?.unwrap_or_default();
+    let standby = state.standby.as_ref().context("the generation was withdrawn meanwhile")?;
+    let attempts = config.table.max_commit_attempts;
+    let mut positions = table::open_existing_writer(store, &standby.generation, attempts).await?;
+    let logs = kafka::fetch_watermarks(&config.kafka, &config.source.reindex_topic).await?;
+    let mut pending = 0;
+    for partition in reembed_partitions {
+        let position = positions.read_position(partition).await?.unwrap_or_default();
         let (low, end) = logs.get(&partition.number).copied().unwrap_or_default();
-        waiting += (end - position.max(low)).max(0);
+        pending += (end - position.max(low)).max(0);
     }
-    Ok(waiting)
+    Ok(pending)
 }

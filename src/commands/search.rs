@@ -10,33 +10,36 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::cli::SearchArgs;
-use super::{Done, Failure, parts, table_view};
+use super::{CommandError, CommandResult, result_table, setup};
 use crate::config::Config;
 use crate::search::{Query, QueryError};
-use crate::serve::http::{SearchAnswer, SearchRequest};
+use crate::serve::http::{SearchRequest, SearchResponse};
 
 /// How long a server may take to answer.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Asks a running server.
-pub async fn ask_server(args: &SearchArgs) -> Done {
+pub async fn search_server(args: &SearchArgs) -> CommandResult {
     let server = args.server.as_deref().unwrap_or_default();
     let base = url::Url::parse(server).ok().filter(|url| url.has_host()).ok_or_else(|| {
-        Failure::usage(format!("--server: {server:?} is not a URL such as http://127.0.0.1:8080"))
+        CommandError::usage(format!(
+            "--server: {server:?} is not a URL such as http://127.0.0.1:8080"
+        ))
     })?;
-    let answer = ask(request(args)?, base, args.key.as_deref()).await?;
-    show(args, &answer)
+    let answer = post_search(request_body(args)?, base, args.key.as_deref()).await?;
+    print_answer(args, &answer)
 }
 
 /// What the arguments ask for, as the server hears it.
-fn request(args: &SearchArgs) -> Result<Value, Failure> {
+fn request_body(args: &SearchArgs) -> Result<Value, CommandError> {
     let image = args.image.as_ref().map(|file| {
         let bytes = std::fs::read(file);
-        let bytes = bytes.map_err(|e| Failure::usage(format!("--image: {}: {e}", file.display())));
+        let bytes =
+            bytes.map_err(|e| CommandError::usage(format!("--image: {}: {e}", file.display())));
         bytes.map(|bytes| STANDARD.encode(bytes))
     });
     let filter = args.filter.as_ref().map(|text| {
-        serde_json::from_str(text).map_err(|e| Failure::usage(format!("--filter: {e}")))
+        serde_json::from_str(text).map_err(|e| CommandError::usage(format!("--filter: {e}")))
     });
     let min_score = args.min_score.as_ref().map(|text| match text.parse::<f32>() {
         Ok(score) => json!(score),
@@ -45,7 +48,7 @@ fn request(args: &SearchArgs) -> Result<Value, Failure> {
     let mut body = json!({
         "text": args.text,
         "image": image.transpose()?,
-        "image_id": args.like,
+        "image_id": args.similar_to,
         "k": args.k,
         "filter": filter.transpose()?.unwrap_or(Value::Null),
         "min_score": min_score,
@@ -59,7 +62,11 @@ fn request(args: &SearchArgs) -> Result<Value, Failure> {
     Ok(body)
 }
 
-async fn ask(body: Value, base: url::Url, key: Option<&str>) -> anyhow::Result<SearchAnswer> {
+async fn post_search(
+    body: Value,
+    base: url::Url,
+    key: Option<&str>,
+) -> anyhow::Result<SearchResponse> {
     let client = reqwest::Client::builder().timeout(SERVER_TIMEOUT).build()?;
     let url = base.join("/v1/search")?;
     let mut request =
@@ -81,28 +88,33 @@ async fn ask(body: Value, base: url::Url, key: Option<&str>) -> anyhow::Result<S
 }
 
 /// Asks the table itself.
-pub async fn ask_table(args: &SearchArgs, config: Config, token: CancellationToken) -> Done {
-    let request = serde_json::from_value::<SearchRequest>(request(args)?);
-    let query = Query::try_from(request.map_err(Failure::usage)?).map_err(Failure::usage)?;
-    let towers = parts::towers(&config)?;
-    let Some(engine) = parts::whole_table(&config, towers, &token).await? else {
+pub async fn search_table(
+    args: &SearchArgs,
+    config: Config,
+    token: CancellationToken,
+) -> CommandResult {
+    let request = serde_json::from_value::<SearchRequest>(request_body(args)?);
+    let query =
+        Query::try_from(request.map_err(CommandError::usage)?).map_err(CommandError::usage)?;
+    let encoders = setup::load_encoders(&config)?;
+    let Some(engine) = setup::load_table_engine(&config, encoders, &token).await? else {
         return Ok(());
     };
     let results = tokio::task::spawn_blocking(move || engine.search(&query)).await?;
     match results {
-        Ok(results) => show(args, &SearchAnswer::new(&results)),
-        Err(error @ (QueryError::Invalid { .. } | QueryError::NoImage(_))) => {
-            Err(Failure::usage(error))
+        Ok(results) => print_answer(args, &SearchResponse::new(&results)),
+        Err(error @ (QueryError::InvalidField { .. } | QueryError::ImageNotFound(_))) => {
+            Err(CommandError::usage(error))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-fn show(args: &SearchArgs, answer: &SearchAnswer) -> Done {
+fn print_answer(args: &SearchArgs, answer: &SearchResponse) -> CommandResult {
     if args.json {
         say!("{}", serde_json::to_string_pretty(answer)?);
     } else {
-        say!("{}", table_view::side_by_side(answer));
+        say!("{}", result_table::render_side_by_side(answer));
     }
     Ok(())
 }

@@ -7,79 +7,83 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::cli::table::StatusArgs;
-use super::upkeep::mib;
-use super::{Done, parts};
-use crate::catalogue::{Beside, CatalogueState, Generation};
+use super::upkeep::format_mebibytes;
+use super::{CommandResult, setup};
+use crate::catalogue::{CatalogueState, Generation, StandbyGeneration};
 use crate::config::Config;
 use crate::kafka;
-use crate::record::Partition;
+use crate::record::TopicPartition;
 use crate::store::Store;
-use crate::table::{self, Coverage, Overview, Stored, TableError};
+use crate::table::{self, BackfillSource, StatisticsCoverage, TableError, TableOverview};
 
 /// Where one partition stands.
-struct Standing {
-    number: i32,
+struct PartitionProgress {
+    partition: i32,
     /// The offset after the last stored one.
-    position: Option<i64>,
+    next_offset: Option<i64>,
     /// Begin and end of Kafka's log.
-    log: (i64, i64),
+    log_range: (i64, i64),
 }
 
-impl Standing {
+impl PartitionProgress {
     /// Messages that are not stored yet.
     fn lag(&self) -> i64 {
-        (self.log.1 - self.position.unwrap_or_default().max(self.log.0)).max(0)
+        (self.log_range.1 - self.next_offset.unwrap_or_default().max(self.log_range.0)).max(0)
     }
 
     /// Whether more was stored than Kafka has: the topic is another one of the same name.
-    fn is_beyond(&self) -> bool {
-        self.position.is_some_and(|position| position > self.log.1)
+    fn is_beyond_log_end(&self) -> bool {
+        self.next_offset.is_some_and(|position| position > self.log_range.1)
     }
 }
 
 /// Prints what is stored, how it is served, and how far ingestion is behind.
-pub async fn run(args: &StatusArgs, config: Config) -> Done {
-    let (store, state) = parts::catalogue(&config).await?;
-    let overview = Overview::of(&store, &state.live, &config.upkeep).await?;
-    let coverages = coverages(&store, &state).await?;
-    let standings = standings(&config, &store, &state.live, &config.source.topic).await;
-    let beside = match &state.beside {
-        Some(beside) => Some(BesideStatus::of(&config, &store, beside).await?),
+pub async fn run(args: &StatusArgs, config: Config) -> CommandResult {
+    let (store, state) = setup::open_catalogue(&config).await?;
+    let overview = TableOverview::from_log(&store, &state.live, &config.maintenance).await?;
+    let coverages = read_coverages(&store, &state).await?;
+    let progress =
+        read_partition_progress(&config, &store, &state.live, &config.source.topic).await;
+    let standby = match &state.standby {
+        Some(beside) => Some(StandbyStatus::load(&config, &store, beside).await?),
         None => None,
     };
     if args.json {
-        let partitions = match &standings {
+        let partitions = match &progress {
             Ok(standings) => json!(
                 standings
                     .iter()
                     .map(|s| json!({
-                        "partition": s.number, "position": s.position,
-                        "low": s.log.0, "end": s.log.1, "lag": s.lag(), "beyond_end": s.is_beyond(),
+                        "partition": s.partition, "position": s.next_offset,
+                        "earliest_offset": s.log_range.0, "end_offset": s.log_range.1, "lag": s.lag(), "beyond_end": s.is_beyond_log_end(),
                     }))
                     .collect::<Vec<_>>()
             ),
             Err(_) => json!(null),
         };
-        let problem = standings.as_ref().err().map(|e| format!("{e:#}"));
+        let problem = progress.as_ref().err().map(|e| format!("{e:#}"));
         say!(
             "{}",
-            json!({"state": state, "table": overview, "coverage": coverages, "partitions": partitions, "beside": beside, "kafka_error": problem})
+            json!({"state": state, "table": overview, "coverage": coverages, "partitions": partitions, "standby": standby, "kafka_error": problem})
         );
         return Ok(());
     }
-    show(&config, &store, &state, &overview, &coverages);
-    if let (Some(beside), Some(status)) = (&state.beside, &beside) {
-        status.show(beside);
+    print_status(&config, &store, &state, &overview, &coverages);
+    if let (Some(beside), Some(status)) = (&state.standby, &standby) {
+        status.print(beside);
     }
-    match standings {
+    match progress {
         Err(error) => say!("\nlag         unknown: {error:#}"),
         Ok(standings) => {
-            let lag: i64 = standings.iter().map(Standing::lag).sum();
+            let lag: i64 = standings.iter().map(PartitionProgress::lag).sum();
             say!("\nlag         {lag} messages of {} are not stored yet", config.source.topic);
-            if !config.source.replay.is_empty() {
-                say!("            as the replay {} has come (source.replay)", config.source.replay);
+            if !config.source.replay_name.is_empty() {
+                say!(
+                    "            as the replay {} has come (source.replay_name)",
+                    config.source.replay_name
+                );
             }
-            if standings.iter().any(Standing::is_beyond) {
+            if standings.iter().any(PartitionProgress::is_beyond_log_end) {
                 say!(
                     "            some positions lie beyond Kafka's end: the topic was made anew, and workers refuse it; docs/ingestion.md says what to do"
                 );
@@ -88,9 +92,9 @@ pub async fn run(args: &StatusArgs, config: Config) -> Done {
             table.load_style(UTF8_HORIZONTAL_ONLY);
             table.set_header(["partition", "stored up to", "Kafka has", "lag"]);
             for s in standings {
-                let position = s.position.map_or("nothing".into(), |p| p.to_string());
-                let log = format!("{} to {}", s.log.0, s.log.1);
-                table.add_row([s.number.to_string(), position, log, s.lag().to_string()]);
+                let position = s.next_offset.map_or("nothing".into(), |p| p.to_string());
+                let log = format!("{} to {}", s.log_range.0, s.log_range.1);
+                table.add_row([s.partition.to_string(), position, log, s.lag().to_string()]);
             }
             say!("{table}");
         }
@@ -99,36 +103,39 @@ pub async fn run(args: &StatusArgs, config: Config) -> Done {
 }
 
 /// How much of the table has the statistics of each known prompt set.
-async fn coverages(store: &Store, state: &CatalogueState) -> Result<Vec<Coverage>, TableError> {
-    let mut stored = Stored::open(store, &state.live).await?;
+async fn read_coverages(
+    store: &Store,
+    state: &CatalogueState,
+) -> Result<Vec<StatisticsCoverage>, TableError> {
+    let mut stored = BackfillSource::open(store, &state.live).await?;
     let mut coverages = Vec::with_capacity(state.prompt_sets.len());
     for set in &state.prompt_sets {
-        coverages.push(stored.pending(&set.key).await?.1);
+        coverages.push(stored.list_pending_files(&set.key).await?.1);
     }
     Ok(coverages)
 }
 
-fn show(
+fn print_status(
     config: &Config,
     store: &Store,
     state: &CatalogueState,
-    overview: &Overview,
-    coverages: &[Coverage],
+    overview: &TableOverview,
+    coverages: &[StatisticsCoverage],
 ) {
     let serving = &state.serving;
     say!("catalogue   {}", store.url());
     say!(
         "state       revision {} of {}, by {}",
         state.revision,
-        state.at.format("%Y-%m-%d %H:%M:%S UTC"),
-        state.by
+        state.created_at.format("%Y-%m-%d %H:%M:%S UTC"),
+        state.actor
     );
     say!(
         "generation  {} ({}, dimension {}, ordered by {})",
         state.live.id,
         state.live.model_name,
         state.live.dimension,
-        state.live.ordering.name()
+        state.live.ordering.as_str()
     );
     say!(
         "serving     {} at weight {}, {}",
@@ -152,21 +159,21 @@ fn show(
         overview.version,
         overview.oldest_version,
         overview.files,
-        mib(overview.bytes)
+        format_mebibytes(overview.bytes)
     );
-    say!("newest row  {}", ago(overview.newest_row));
+    say!("newest row  {}", format_age(overview.newest_row_at));
     say!(
         "compaction  {} files wait; last merge {}, last look at every row {}",
-        overview.pending_files,
-        ago(overview.compacted),
-        ago(overview.compacted_deep)
+        overview.files_to_merge,
+        format_age(overview.compacted_at),
+        format_age(overview.fully_compacted_at)
     );
-    if config.upkeep.every_seconds == 0 {
-        say!("            workers do not compact (upkeep.every_seconds is 0)");
+    if config.maintenance.interval_seconds == 0 {
+        say!("            workers do not compact (maintenance.interval_seconds is 0)");
     }
 }
 
-fn ago(time: Option<DateTime<Utc>>) -> String {
+fn format_age(time: Option<DateTime<Utc>>) -> String {
     let Some(time) = time else { return "never".into() };
     let seconds = (Utc::now() - time).num_seconds().max(0);
     match seconds {
@@ -179,61 +186,71 @@ fn ago(time: Option<DateTime<Utc>>) -> String {
 
 /// How far the generation beside the live one is.
 #[derive(Serialize)]
-struct BesideStatus {
-    table: Overview,
+struct StandbyStatus {
+    table: TableOverview,
     /// Live events that it has not stored; none where Kafka does not say.
-    live_lag: Option<i64>,
+    live_lag_messages: Option<i64>,
     /// Images that it is asked for and has not stored; none where Kafka does not say.
-    again_lag: Option<i64>,
+    reembed_lag_messages: Option<i64>,
 }
 
-impl BesideStatus {
-    async fn of(config: &Config, store: &Store, beside: &Beside) -> anyhow::Result<Self> {
+impl StandbyStatus {
+    async fn load(
+        config: &Config,
+        store: &Store,
+        standby: &StandbyGeneration,
+    ) -> anyhow::Result<Self> {
         let lag = async |topic: &str| {
-            let standings = standings(config, store, &beside.generation, topic).await.ok()?;
-            Some(standings.iter().map(Standing::lag).sum())
+            let progress =
+                read_partition_progress(config, store, &standby.generation, topic).await.ok()?;
+            Some(progress.iter().map(PartitionProgress::lag).sum())
         };
         Ok(Self {
-            table: Overview::of(store, &beside.generation, &config.upkeep).await?,
-            live_lag: lag(&config.source.topic).await,
-            again_lag: lag(&config.source.reindex_topic).await,
+            table: TableOverview::from_log(store, &standby.generation, &config.maintenance).await?,
+            live_lag_messages: lag(&config.source.topic).await,
+            reembed_lag_messages: lag(&config.source.reindex_topic).await,
         })
     }
 
-    fn show(&self, beside: &Beside) {
+    fn print(&self, standby: &StandbyGeneration) {
         let number = |n: Option<i64>| n.map_or("an unknown number of".into(), |n| n.to_string());
         let rows = self.table.rows.map(|rows| rows as i64);
         say!(
             "beside      {} ({}, since {}), filled by workers with model.checkpoint = {}",
-            beside.generation.id,
-            beside.generation.model_name,
-            beside.since.format("%Y-%m-%d %H:%M UTC"),
-            beside.checkpoint
+            standby.generation.id,
+            standby.generation.model_name,
+            standby.since.format("%Y-%m-%d %H:%M UTC"),
+            standby.checkpoint
         );
         say!(
             "            {} rows with superseded ones, newest {}; {} live events and {} images to be embedded again wait",
             number(rows),
-            ago(self.table.newest_row),
-            number(self.live_lag),
-            number(self.again_lag)
+            format_age(self.table.newest_row_at),
+            number(self.live_lag_messages),
+            number(self.reembed_lag_messages)
         );
     }
 }
 
-async fn standings(
+async fn read_partition_progress(
     config: &Config,
     store: &Store,
     generation: &Generation,
     topic: &str,
-) -> anyhow::Result<Vec<Standing>> {
-    let logs = kafka::logs(&config.kafka, topic).await?;
-    let positions = table::positions(store, generation, config.table.commit_attempts).await?;
-    let mut positions = positions.replaying(&config.source.replay);
-    let mut standings = Vec::with_capacity(logs.len());
+) -> anyhow::Result<Vec<PartitionProgress>> {
+    let logs = kafka::fetch_watermarks(&config.kafka, topic).await?;
+    let positions =
+        table::open_existing_writer(store, generation, config.table.max_commit_attempts).await?;
+    let mut positions = positions.with_replay_name(&config.source.replay_name);
+    let mut progress = Vec::with_capacity(logs.len());
     for (number, log) in logs {
-        let partition = Partition { topic: topic.into(), number };
-        let position = positions.position(&partition).await?;
-        standings.push(Standing { number, position, log });
+        let partition = TopicPartition { topic: topic.into(), number };
+        let position = positions.read_position(&partition).await?;
+        progress.push(PartitionProgress {
+            partition: number,
+            next_offset: position,
+            log_range: log,
+        });
     }
-    Ok(standings)
+    Ok(progress)
 }

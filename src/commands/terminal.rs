@@ -9,20 +9,20 @@ use std::fmt::{Arguments, Write as _};
 use std::io::Write;
 
 /// Writes a line. Unlike `println!` it does not panic where nobody reads any more (`bsap … | head`).
-pub fn line(mut to: impl Write, text: Arguments<'_>) {
-    let _ = writeln!(to, "{}", harmless(&text.to_string()));
+pub fn print_line(mut to: impl Write, text: Arguments<'_>) {
+    let _ = writeln!(to, "{}", escape_control_characters(&text.to_string()));
 }
 
 /// `text` with what acts on a terminal as `\uXXXX`, which is the same to those who read it as JSON.
 /// Line breaks, tabs and colours stay.
-fn harmless(text: &str) -> Cow<'_, str> {
-    if !text.contains(acts) {
+fn escape_control_characters(text: &str) -> Cow<'_, str> {
+    if !text.contains(acts_on_terminal) {
         return text.into();
     }
     let mut shown = String::with_capacity(text.len());
     for (at, c) in text.char_indices() {
         let rest = &text[at..];
-        if acts(c) && !is_colour(rest) && !rest.starts_with("\r\n") {
+        if acts_on_terminal(c) && !starts_with_colour_code(rest) && !rest.starts_with("\r\n") {
             let _ = write!(shown, "\\u{:04x}", u32::from(c));
         } else {
             shown.push(c);
@@ -31,13 +31,13 @@ fn harmless(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
-fn acts(c: char) -> bool {
-    let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    turns || (c.is_control() && !matches!(c, '\n' | '\t'))
+fn acts_on_terminal(c: char) -> bool {
+    let changes_direction = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    changes_direction || (c.is_control() && !matches!(c, '\n' | '\t'))
 }
 
 /// Whether `text` begins with "select graphic rendition" of ECMA-48.
-fn is_colour(text: &str) -> bool {
+fn starts_with_colour_code(text: &str) -> bool {
     let code = text.strip_prefix("\u{1b}[");
     code.is_some_and(|c| {
         c.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m')
@@ -48,9 +48,9 @@ fn is_colour(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn shown(text: &str) -> String {
+    fn printed(text: &str) -> String {
         let mut out = Vec::new();
-        line(&mut out, format_args!("{text}"));
+        print_line(&mut out, format_args!("{text}"));
         String::from_utf8(out).unwrap()
     }
 
@@ -63,9 +63,9 @@ mod tests {
             ("ok\rFAILED", "ok\\u000dFAILED\n"),
             ("a\u{202e}gpj.exe", "a\\u202egpj.exe\n"),
         ] {
-            assert_eq!(shown(hostile), harmless);
+            assert_eq!(printed(hostile), harmless);
         }
-        let escaped = shown(&serde_json::json!("a\u{202e}b").to_string());
+        let escaped = printed(&serde_json::json!("a\u{202e}b").to_string());
         assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), "a\u{202e}b");
     }
 
@@ -73,7 +73,7 @@ mod tests {
     fn layout_colours_and_other_scripts_stay() {
         for text in ["a\tb\nc\r\nd", "\u{1b}[1;38;5;10mgreen\u{1b}[0m", "ミルク مرحبا 👩‍🎨"]
         {
-            assert_eq!(shown(text), format!("{text}\n"));
+            assert_eq!(printed(text), format!("{text}\n"));
         }
     }
 }

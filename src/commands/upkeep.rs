@@ -7,26 +7,30 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::cli::table::{CompactArgs, VacuumArgs};
-use super::{Done, parts};
-use crate::catalogue::{CatalogueState, Generation, Retired, retired};
+use super::{CommandResult, setup};
+use crate::catalogue::{CatalogueState, Generation, RetiredGeneration, remove_retired_generations};
 use crate::config::Config;
 use crate::store::Store;
 use crate::table::maintenance::schedule::{log_compaction, log_vacuum};
-use crate::table::maintenance::upkeep;
-use crate::table::{Compactor, Depth};
+use crate::table::maintenance::vacuum;
+use crate::table::{CompactionMode, Compactor};
 use crate::telemetry::event;
 
 /// Compacts the tables of the live generation and of the one beside it once.
-pub async fn compact(args: &CompactArgs, config: Config, token: CancellationToken) -> Done {
-    let (store, state) = parts::catalogue(&config).await?;
+pub async fn compact(
+    args: &CompactArgs,
+    config: Config,
+    token: CancellationToken,
+) -> CommandResult {
+    let (store, state) = setup::open_catalogue(&config).await?;
     for generation in state.generations() {
-        let attempts = config.table.commit_attempts;
-        let compactor = Compactor::open(&store, generation, &config.upkeep, attempts).await?;
-        name(&state, generation);
+        let attempts = config.table.max_commit_attempts;
+        let compactor = Compactor::open(&store, generation, &config.maintenance, attempts).await?;
+        print_generation(&state, generation);
         if args.drop_damaged {
             drop_damaged(compactor, &token).await?;
         } else {
-            compact_one(compactor, args, &config, &token).await?;
+            compact_generation(compactor, args, &config, &token).await?;
         }
     }
     if token.is_cancelled() && !args.drop_damaged {
@@ -36,50 +40,53 @@ pub async fn compact(args: &CompactArgs, config: Config, token: CancellationToke
 }
 
 /// Says which table what follows is about, where there are two.
-pub fn name(state: &CatalogueState, generation: &Generation) {
-    if state.beside.is_some() {
+pub fn print_generation(state: &CatalogueState, generation: &Generation) {
+    if state.standby.is_some() {
         say!("generation {} ({})", generation.id, generation.model_name);
     }
 }
 
-async fn compact_one(
+async fn compact_generation(
     mut compactor: Compactor,
     args: &CompactArgs,
     config: &Config,
     token: &CancellationToken,
-) -> Done {
-    let depth = if args.merge { Depth::Merge } else { Depth::Deep };
-    let bar = super::bar("compacting", 0)?;
+) -> CommandResult {
+    let depth = if args.merge { CompactionMode::Merge } else { CompactionMode::Deep };
+    let bar = super::progress_bar("compacting", 0)?;
     let started = Instant::now();
-    let done = compactor.run(depth, Utc::now(), &super::steps(&bar), token).await?;
+    let done = compactor.run(depth, Utc::now(), &super::progress_callback(&bar), token).await?;
     bar.finish_and_clear();
     log_compaction(&done, started.elapsed());
-    if done.jobs == 0 {
-        say!("nothing to do: {} files wait for others of their size", compactor.files().await?);
+    if done.committed_jobs == 0 {
+        say!(
+            "nothing to do: {} files wait for others of their size",
+            compactor.count_files().await?
+        );
     } else {
         say!(
             "{} files of {} became {} of {}; {} superseded rows and {} tombstones are gone",
             done.files_in,
-            mib(done.bytes_in),
+            format_mebibytes(done.bytes_in),
             done.files_out,
-            mib(done.bytes_out),
-            done.superseded,
-            done.tombstones
+            format_mebibytes(done.bytes_out),
+            done.dropped_superseded_rows,
+            done.dropped_tombstones
         );
         say!(
             "The old files stay for {} hours for those who read an older version; then `bsap vacuum` removes them.",
-            config.upkeep.retention_hours
+            config.maintenance.deleted_file_retention_hours
         );
     }
-    if done.lost > 0 {
-        say!("{} merges were given up: another compactor had taken a file", done.lost);
+    if done.conflicting_jobs > 0 {
+        say!("{} merges were given up: another compactor had taken a file", done.conflicting_jobs);
     }
     Ok(())
 }
 
-async fn drop_damaged(mut compactor: Compactor, token: &CancellationToken) -> Done {
-    let bar = super::bar("reading", 0)?;
-    let dropped = compactor.drop_damaged(&super::steps(&bar), token).await?;
+async fn drop_damaged(mut compactor: Compactor, token: &CancellationToken) -> CommandResult {
+    let bar = super::progress_bar("reading", 0)?;
+    let dropped = compactor.drop_damaged_files(&super::progress_callback(&bar), token).await?;
     bar.finish_and_clear();
     let Some(dropped) = dropped else {
         say!(
@@ -101,49 +108,55 @@ async fn drop_damaged(mut compactor: Compactor, token: &CancellationToken) -> Do
 }
 
 /// Removes what is older than the retention.
-pub async fn vacuum(args: &VacuumArgs, config: Config) -> Done {
-    let (store, state) = parts::catalogue(&config).await?;
+pub async fn vacuum(args: &VacuumArgs, config: Config) -> CommandResult {
+    let (store, state) = setup::open_catalogue(&config).await?;
     if args.generations {
         return vacuum_generations(&store, args.dry_run, &config).await;
     }
     for generation in state.generations() {
-        name(&state, generation);
+        print_generation(&state, generation);
         let removed =
-            upkeep::vacuum(&store, generation, &config.upkeep, Utc::now(), args.dry_run).await?;
+            vacuum::vacuum(&store, generation, &config.maintenance, Utc::now(), args.dry_run)
+                .await?;
         if args.dry_run {
-            for file in &removed.files {
+            for file in &removed.removed_files {
                 say!("{file}");
             }
-            say!("{} data files would be removed", removed.files.len());
+            say!("{} data files would be removed", removed.removed_files.len());
         } else {
             log_vacuum(&removed);
             say!(
                 "{} data files and {} files of the log removed",
-                removed.files.len(),
-                removed.log_files
+                removed.removed_files.len(),
+                removed.removed_log_files
             );
         }
     }
     Ok(())
 }
 
-async fn vacuum_generations(store: &Store, dry_run: bool, config: &Config) -> Done {
-    let hours = config.upkeep.retention_hours;
-    let found = retired(store, &config.upkeep, Utc::now(), dry_run).await?;
-    for Retired { id, objects, bytes, newest, is_over } in &found {
-        let what = match (is_over, dry_run) {
+async fn vacuum_generations(store: &Store, dry_run: bool, config: &Config) -> CommandResult {
+    let hours = config.maintenance.deleted_file_retention_hours;
+    let found = remove_retired_generations(store, &config.maintenance, Utc::now(), dry_run).await?;
+    for RetiredGeneration { id, object_count: objects, bytes, last_modified: newest, is_expired } in
+        &found
+    {
+        let what = match (is_expired, dry_run) {
             (true, true) => "would be removed".to_owned(),
             (true, false) => "removed".to_owned(),
             (false, _) => {
                 format!("stays until nothing was written to it for {hours} hours; stop its workers")
             }
         };
-        let (size, newest) = (mib(*bytes), newest.format("%F %T UTC"));
+        let (size, newest) = (format_mebibytes(*bytes), newest.format("%F %T UTC"));
         say!("{id}: {objects} objects, {size}, last written {newest}: {what}");
-        if *is_over && !dry_run {
+        if *is_expired && !dry_run {
             info!(
                 event = event::GENERATION_REMOVED,
-                id, objects, bytes, "a generation was removed"
+                generation = id,
+                objects,
+                bytes,
+                "a generation was removed"
             );
         }
     }
@@ -154,6 +167,6 @@ async fn vacuum_generations(store: &Store, dry_run: bool, config: &Config) -> Do
 }
 
 /// A size for people.
-pub fn mib(bytes: u64) -> String {
+pub fn format_mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

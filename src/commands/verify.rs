@@ -4,20 +4,22 @@ use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 
 use super::cli::table::VerifyArgs;
-use super::upkeep::{mib, name};
-use super::{Done, parts};
+use super::upkeep::{format_mebibytes, print_generation};
+use super::{CommandResult, setup};
 use crate::config::Config;
-use crate::table::{self, Severity, Verified};
+use crate::table::{self, Severity, VerificationReport};
 
 /// Reads the tables of the live generation and of the one beside it, and says what is wrong.
-pub async fn run(args: &VerifyArgs, config: Config, token: CancellationToken) -> Done {
-    let (store, state) = parts::catalogue(&config).await?;
+pub async fn run(args: &VerifyArgs, config: Config, token: CancellationToken) -> CommandResult {
+    let (store, state) = setup::open_catalogue(&config).await?;
     let mut is_sound = true;
     for generation in state.generations() {
-        let bar = super::bar("reading", 0)?;
-        let (options, now, progress) = (&config.upkeep, Utc::now(), super::steps(&bar));
+        let bar = super::progress_bar("reading", 0)?;
+        let (options, now, progress) =
+            (&config.maintenance, Utc::now(), super::progress_callback(&bar));
         let verified =
-            table::verify(&store, &state, generation, options, now, &progress, &token).await?;
+            table::verify_table(&store, &state, generation, options, now, &progress, &token)
+                .await?;
         bar.finish_and_clear();
         let Some(verified) = verified else {
             return Err(anyhow::anyhow!("interrupted before all was read").into());
@@ -25,20 +27,20 @@ pub async fn run(args: &VerifyArgs, config: Config, token: CancellationToken) ->
         if args.json {
             say!("{}", serde_json::to_string(&verified)?);
         } else {
-            name(&state, generation);
-            print(&verified);
+            print_generation(&state, generation);
+            print_verified(&verified);
         }
         is_sound &= verified.is_sound();
     }
     if is_sound { Ok(()) } else { Err(anyhow::anyhow!("the table is not sound").into()) }
 }
 
-fn print(verified: &Verified) {
+fn print_verified(verified: &VerificationReport) {
     say!(
         "version {}: {} files of {}, {} rows: {} images, {} deleted, {} rows superseded",
         verified.version,
         verified.files,
-        mib(verified.bytes),
+        format_mebibytes(verified.bytes),
         verified.rows,
         verified.images,
         verified.deleted,
@@ -53,7 +55,7 @@ fn print(verified: &Verified) {
             1 => String::new(),
             n => format!(" (and {} more)", n - 1),
         };
-        say!("{severity} {}: {}{more} {}", finding.code, finding.example, finding.about);
+        say!("{severity} {}: {}{more} {}", finding.code, finding.example, finding.description);
     }
     if verified.findings.is_empty() {
         say!("nothing is wrong");

@@ -9,13 +9,13 @@ use toml::{Table, Value};
 use super::Config;
 
 /// Prefix of environment variables: `BSAP_<SECTION>__<KEY>`.
-const PREFIX: &str = "BSAP_";
+const ENV_PREFIX: &str = "BSAP_";
 /// A file with more wrong keys than this is not a configuration of this program.
 const MAX_PROBLEMS: usize = 100;
 
 /// A configuration that cannot be used, with all problems.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}", list(.source_name, .problems))]
+#[error("{}", format_problems(.source_name, .problems))]
 pub struct ConfigError {
     /// The file, or `defaults and environment`.
     pub source_name: String,
@@ -23,7 +23,7 @@ pub struct ConfigError {
     pub problems: Vec<String>,
 }
 
-fn list(source: &str, problems: &[String]) -> String {
+fn format_problems(source: &str, problems: &[String]) -> String {
     let mut text = match problems.len() {
         1 => format!("the configuration ({source}) has a problem:"),
         n => format!("the configuration ({source}) has {n} problems:"),
@@ -44,7 +44,7 @@ pub fn load(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Config, ConfigError> {
-    match load_with_problems(file, environment)? {
+    match load_and_collect_problems(file, environment)? {
         (config, problems) if problems.is_empty() => Ok(config),
         (_, problems) => Err(ConfigError { source_name: source_name(file), problems }),
     }
@@ -52,7 +52,7 @@ pub fn load(
 
 /// As [`load`], but what is right is given even where something else is wrong; only a file that
 /// cannot be read at all is an error.
-pub fn load_with_problems(
+pub fn load_and_collect_problems(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<(Config, Vec<String>), ConfigError> {
@@ -73,32 +73,32 @@ pub fn load_with_problems(
     };
     let mut problems = Vec::new();
     let types = Table::try_from(Config::default()).unwrap_or_default();
-    whole_numbers(&mut table, &types);
+    convert_whole_floats(&mut table, &types);
     let mut variables: Vec<(String, String)> = environment.into_iter().collect();
     variables.sort();
     for (name, text) in &variables {
-        if let Some(path) = path_of(name)
-            && let Err(problem) = set(&mut table, &types, &path, text)
+        if let Some(path) = key_path_from_variable(name)
+            && let Err(problem) = set_key(&mut table, &types, &path, text)
         {
             problems.push(format!("{name}: {problem}"));
         }
     }
-    let config = read(table, &mut problems);
-    problems.extend(config.problems());
+    let config = deserialise_valid_keys(table, &mut problems);
+    problems.extend(config.validate());
     Ok((config, problems))
 }
 
 /// Makes `4096.0` a whole number where one is wanted: what renders a file, Helm for one, may know no
 /// other numbers than floats.
-fn whole_numbers(table: &mut Table, types: &Table) {
+fn convert_whole_floats(table: &mut Table, types: &Table) {
     /// Up to here floats hold every whole number.
-    const EXACT: f64 = 9_007_199_254_740_992.0;
+    const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_992.0;
     for (key, value) in table {
         match (value, types.get(key)) {
-            (Value::Table(inner), Some(Value::Table(types))) => whole_numbers(inner, types),
+            (Value::Table(inner), Some(Value::Table(types))) => convert_whole_floats(inner, types),
             (value @ Value::Float(_), Some(Value::Integer(_))) => {
                 if let Some(number) =
-                    value.as_float().filter(|n| n.fract() == 0.0 && n.abs() < EXACT)
+                    value.as_float().filter(|n| n.fract() == 0.0 && n.abs() < MAX_EXACT_INTEGER)
                 {
                     *value = Value::Integer(number as i64);
                 }
@@ -113,7 +113,7 @@ fn source_name(file: Option<&Path>) -> String {
 }
 
 /// Reads what is right and takes out what is not, a key at a time.
-fn read(mut table: Table, problems: &mut Vec<String>) -> Config {
+fn deserialise_valid_keys(mut table: Table, problems: &mut Vec<String>) -> Config {
     while problems.len() < MAX_PROBLEMS {
         let error = match serde_path_to_error::deserialize::<_, Config>(table.clone()) {
             Ok(config) => return config,
@@ -129,7 +129,7 @@ fn read(mut table: Table, problems: &mut Vec<String>) -> Config {
             .collect();
         let reason = error.inner().message().replace('\n', " ");
         problems.push(format!("{}: {reason}", path.join(".")));
-        if !remove(&mut table, &path) {
+        if !remove_key(&mut table, &path) {
             break;
         }
     }
@@ -137,19 +137,19 @@ fn read(mut table: Table, problems: &mut Vec<String>) -> Config {
 }
 
 /// Removes the deepest key of `path` that there is.
-fn remove(table: &mut Table, path: &[String]) -> bool {
+fn remove_key(table: &mut Table, path: &[String]) -> bool {
     let Some((first, rest)) = path.split_first() else { return false };
     match table.get_mut(first) {
         Some(Value::Table(inner)) if !rest.is_empty() => {
-            remove(inner, rest) || table.remove(first).is_some()
+            remove_key(inner, rest) || table.remove(first).is_some()
         }
         _ => table.remove(first).is_some(),
     }
 }
 
 /// The path of the key that a variable sets; none where it is no setting.
-fn path_of(variable: &str) -> Option<Vec<String>> {
-    let name = variable.strip_prefix(PREFIX)?;
+fn key_path_from_variable(variable: &str) -> Option<Vec<String>> {
+    let name = variable.strip_prefix(ENV_PREFIX)?;
     let mut path: Vec<String> = name.split("__").map(str::to_lowercase).collect();
     if path.len() < 2 || path.iter().any(String::is_empty) {
         return None;
@@ -162,11 +162,11 @@ fn path_of(variable: &str) -> Option<Vec<String>> {
 }
 
 /// Sets `path` in `table` to `text`, read as the type that stands there in `types`.
-fn set(table: &mut Table, types: &Table, path: &[String], text: &str) -> Result<(), String> {
+fn set_key(table: &mut Table, types: &Table, path: &[String], text: &str) -> Result<(), String> {
     let (first, rest) = path.split_first().ok_or("names no key")?;
     let kind = types.get(first);
     if rest.is_empty() {
-        table.insert(first.clone(), value(kind, text)?);
+        table.insert(first.clone(), parse_value(kind, text)?);
         return Ok(());
     }
     let inner = table.entry(first.clone()).or_insert_with(|| Value::Table(Table::new()));
@@ -174,10 +174,10 @@ fn set(table: &mut Table, types: &Table, path: &[String], text: &str) -> Result<
         return Err(format!("{first} is not a section"));
     };
     let empty = Table::new();
-    set(inner, kind.and_then(Value::as_table).unwrap_or(&empty), rest, text)
+    set_key(inner, kind.and_then(Value::as_table).unwrap_or(&empty), rest, text)
 }
 
-fn value(kind: Option<&Value>, text: &str) -> Result<Value, String> {
+fn parse_value(kind: Option<&Value>, text: &str) -> Result<Value, String> {
     let wrong = |what: &str| format!("{text:?} is not {what}");
     Ok(match kind {
         Some(Value::Integer(_)) => {

@@ -11,13 +11,16 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use load::{ConfigError, load, load_with_problems};
-pub use reference::{Section, Setting, example, help, markdown, schema, sections};
+pub use load::{ConfigError, load, load_and_collect_problems};
+pub use reference::{
+    ConfigSection, ConfigSetting, describe_sections, example_toml, help_text, json_schema,
+    render_markdown,
+};
 
 use crate::ingest::{self, dead_letter, decode, fetch, source};
 use crate::record::AttributeTypes;
 use crate::serve::http;
-use crate::telemetry::{self, watch};
+use crate::telemetry::{self, admin};
 use crate::{clip, kafka, prompts, search, table};
 
 /// The whole configuration.
@@ -25,68 +28,68 @@ use crate::{clip, kafka, prompts, search, table};
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// How to reach Kafka.
-    pub kafka: kafka::Options,
+    pub kafka: kafka::KafkaOptions,
     /// Where events come from and how they are read.
-    pub source: source::Options,
+    pub source: source::SourceOptions,
     /// Where messages go that can never be used.
-    pub dead_letter: dead_letter::Options,
+    pub dead_letter: dead_letter::DeadLetterOptions,
     /// Declared attributes of images, name to type (`text`, `integer`, `number`, `boolean`,
     /// `time`): only these are stored. For example `colour = "text"`.
     pub attributes: AttributeTypes,
     /// How images are fetched.
-    pub fetch: fetch::Options,
+    pub fetch: fetch::FetchOptions,
     /// Limits of image decoding.
-    pub decode: decode::Options,
+    pub decode: decode::DecodeOptions,
     /// Which CLIP model, and where it runs.
-    pub model: clip::Options,
+    pub model: clip::ModelOptions,
     /// Which auxiliary prompt sets are used.
-    pub prompts: prompts::Options,
+    pub prompts: prompts::PromptOptions,
     /// Where the catalogue is stored.
-    pub table: table::Options,
+    pub table: table::TableOptions,
     /// How workers tidy the table.
-    pub upkeep: table::maintenance::upkeep::Options,
+    pub maintenance: table::maintenance::vacuum::MaintenanceOptions,
     /// How a worker batches and bounds its work.
-    pub ingest: ingest::Options,
+    pub ingest: ingest::IngestOptions,
     /// How queries are answered and the table is followed.
-    pub search: search::Options,
+    pub search: search::SearchOptions,
     /// Where and how queries are served.
-    pub http: http::Options,
+    pub http: http::HttpOptions,
     /// How logs are written.
-    pub log: telemetry::Options,
+    pub log: telemetry::LogOptions,
     /// Where traces and metrics are sent.
-    pub otlp: telemetry::otlp::Options,
+    pub otlp: telemetry::otlp::OtlpOptions,
     /// Where a worker and a query worker tell how they are doing.
-    pub metrics: watch::Options,
+    pub metrics: admin::MetricsOptions,
 }
 
 impl Config {
     /// What is wrong with the values, each line beginning with its key.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let sections = [
-            ("kafka", self.kafka.problems()),
-            ("source", self.source.problems()),
-            ("dead_letter", self.dead_letter.problems()),
-            ("fetch", self.fetch.problems()),
-            ("decode", self.decode.problems()),
-            ("model", self.model.problems()),
-            ("prompts", self.prompts.problems()),
-            ("table", self.table.problems()),
-            ("upkeep", self.upkeep.problems()),
-            ("ingest", self.ingest.problems()),
-            ("search", self.search.problems()),
-            ("http", self.http.problems()),
-            ("log", self.log.problems()),
-            ("otlp", self.otlp.problems()),
+            ("kafka", self.kafka.validate()),
+            ("source", self.source.validate()),
+            ("dead_letter", self.dead_letter.validate()),
+            ("fetch", self.fetch.validate()),
+            ("decode", self.decode.validate()),
+            ("model", self.model.validate()),
+            ("prompts", self.prompts.validate()),
+            ("table", self.table.validate()),
+            ("maintenance", self.maintenance.validate()),
+            ("ingest", self.ingest.validate()),
+            ("search", self.search.validate()),
+            ("http", self.http.validate()),
+            ("log", self.log.validate()),
+            ("otlp", self.otlp.validate()),
         ];
         let named = |(name, problems): (&str, Vec<String>)| {
             let name = name.to_owned();
             problems.into_iter().map(move |problem| format!("{name}.{problem}"))
         };
-        sections.into_iter().flat_map(named).chain(self.shared_topics()).collect()
+        sections.into_iter().flat_map(named).chain(self.validate_distinct_topics()).collect()
     }
 
     /// Topics that have two uses: dead letters that are events too would be consumed for ever.
-    fn shared_topics(&self) -> Vec<String> {
+    fn validate_distinct_topics(&self) -> Vec<String> {
         let uses = [
             ("source.topic", &self.source.topic),
             ("source.reindex_topic", &self.source.reindex_topic),
@@ -106,21 +109,21 @@ impl Config {
     }
 
     /// The configuration as TOML, with secrets hidden.
-    pub fn shown(&self) -> String {
+    pub fn to_redacted_toml(&self) -> String {
         let mut shown = self.clone();
-        hide(&mut shown.kafka.properties);
-        hide(&mut shown.table.store_options);
-        hide(&mut shown.fetch.store_options);
+        redact_secrets(&mut shown.kafka.properties);
+        redact_secrets(&mut shown.table.store_options);
+        redact_secrets(&mut shown.fetch.store_options);
         toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
     }
 }
 
 /// Hides values whose key says that they are secret.
-fn hide(options: &mut BTreeMap<String, String>) {
-    const SECRET: [&str; 6] = ["password", "secret", "token", "key", "credential", "sas"];
+fn redact_secrets(options: &mut BTreeMap<String, String>) {
+    const SECRET_KEY_WORDS: [&str; 6] = ["password", "secret", "token", "key", "credential", "sas"];
     for (key, value) in options {
         let key = key.to_ascii_lowercase();
-        if SECRET.iter().any(|word| key.contains(word)) && !value.is_empty() {
+        if SECRET_KEY_WORDS.iter().any(|word| key.contains(word)) && !value.is_empty() {
             *value = "(hidden)".into();
         }
     }

@@ -12,34 +12,34 @@ use super::Config;
 
 /// A section of the configuration.
 #[derive(Debug)]
-pub struct Section {
+pub struct ConfigSection {
     /// Its name.
     pub name: String,
     /// What it is for.
-    pub about: String,
+    pub description: String,
     /// Its keys; none where the keys are the owner's own.
-    pub settings: Vec<Setting>,
+    pub settings: Vec<ConfigSetting>,
 }
 
 /// One key.
 #[derive(Debug)]
-pub struct Setting {
+pub struct ConfigSetting {
     /// Its name within the section.
     pub key: String,
     /// What it is for.
-    pub about: String,
+    pub description: String,
     /// Its default, as TOML writes it.
     pub default: String,
 }
 
 /// The JSON schema of the configuration file.
-pub fn schema() -> Json {
+pub fn json_schema() -> Json {
     schemars::schema_for!(Config).to_value()
 }
 
 /// All sections, in the order of the pipeline.
-pub fn sections() -> Vec<Section> {
-    let schema = schema();
+pub fn describe_sections() -> Vec<ConfigSection> {
+    let schema = json_schema();
     let defaults = Table::try_from(Config::default()).unwrap_or_default();
     let Some(properties) = schema["properties"].as_object() else { return Vec::new() };
     let section = |(name, property): (&String, &Json)| {
@@ -50,26 +50,30 @@ pub fn sections() -> Vec<Section> {
         let default = defaults.get(name).and_then(Value::as_table);
         let settings =
             definition.and_then(|d| d["properties"].as_object()).into_iter().flatten().map(
-                |(key, property)| Setting {
+                |(key, property)| ConfigSetting {
                     key: key.clone(),
-                    about: description(property),
+                    description: property_description(property),
                     default: default
                         .and_then(|table| table.get(key))
-                        .map_or_else(|| "{}".into(), written),
+                        .map_or_else(|| "{}".into(), toml_literal),
                 },
             );
-        Section { name: name.clone(), about: description(property), settings: settings.collect() }
+        ConfigSection {
+            name: name.clone(),
+            description: property_description(property),
+            settings: settings.collect(),
+        }
     };
     properties.iter().map(section).collect()
 }
 
-fn description(property: &Json) -> String {
+fn property_description(property: &Json) -> String {
     let text = property["description"].as_str().unwrap_or_default();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// A value as TOML writes it. Numbers that were f32 are shortened: 0.25, not 0.25000001.
-fn written(value: &Value) -> String {
+fn toml_literal(value: &Value) -> String {
     match value {
         Value::Float(number) => format!("{:?}", *number as f32),
         Value::Table(table) if table.is_empty() => "{}".into(),
@@ -78,41 +82,49 @@ fn written(value: &Value) -> String {
 }
 
 /// An example with every key at its default, commented.
-pub fn example() -> String {
+pub fn example_toml() -> String {
     let mut text = String::from(
         "# Configuration of bsap. Every key may be left out: what stands here is its default.\n\
          # An environment variable BSAP_<SECTION>__<KEY> overrides a key, for example\n\
          # BSAP_KAFKA__BROKERS=broker-1:9092,broker-2:9092\n",
     );
-    for section in sections() {
+    for section in describe_sections() {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "\n{}[{}]", comment(&section.about), section.name);
+        let _ = writeln!(text, "\n{}[{}]", comment_lines(&section.description), section.name);
         for setting in section.settings {
-            let _ =
-                writeln!(text, "{}{} = {}", comment(&setting.about), setting.key, setting.default);
+            let _ = writeln!(
+                text,
+                "{}{} = {}",
+                comment_lines(&setting.description),
+                setting.key,
+                setting.default
+            );
         }
     }
     text
 }
 
 /// The options of `names`, for the long help of a command.
-pub fn help(names: &[&str]) -> String {
+pub fn help_text(names: &[&str]) -> String {
     let mut text = String::from(
         "Configuration that this command reads, with defaults (file, or variables BSAP_<SECTION>__<KEY>):\n",
     );
-    for section in sections().into_iter().filter(|s| names.contains(&s.name.as_str())) {
+    for section in describe_sections().into_iter().filter(|s| names.contains(&s.name.as_str())) {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "\n[{}]  {}", section.name, section.about);
+        let _ = writeln!(text, "\n[{}]  {}", section.name, section.description);
         for setting in section.settings {
-            let _ =
-                writeln!(text, "  {} = {}\n      {}", setting.key, setting.default, setting.about);
+            let _ = writeln!(
+                text,
+                "  {} = {}\n      {}",
+                setting.key, setting.default, setting.description
+            );
         }
     }
     text
 }
 
 /// `about` as comment lines of at most 100 characters.
-fn comment(about: &str) -> String {
+fn comment_lines(about: &str) -> String {
     let mut text = String::new();
     let mut line = String::from("#");
     for word in about.split(' ') {
@@ -128,7 +140,7 @@ fn comment(about: &str) -> String {
 }
 
 /// The reference page, `docs/configuration.md`.
-pub fn markdown() -> String {
+pub fn render_markdown() -> String {
     let mut text = String::from(
         "# Configuration\n\n\
          One TOML file, given by `--config` or `BSAP_CONFIG`; without one, the defaults hold. An\n\
@@ -140,15 +152,15 @@ pub fn markdown() -> String {
          secrets hidden, `bsap config schema` the JSON schema for editors, and `bsap check` tries every\n\
          connection. This page is written by `bsap config reference`.\n",
     );
-    for section in sections() {
+    for section in describe_sections() {
         // Writing to a string cannot fail.
-        let _ = write!(text, "\n## `[{}]`\n\n{}\n", section.name, section.about);
+        let _ = write!(text, "\n## `[{}]`\n\n{}\n", section.name, section.description);
         if section.settings.is_empty() {
             continue;
         }
         text.push_str("\n| key | default | what it is |\n| --- | --- | --- |\n");
         for setting in section.settings {
-            let about = setting.about.replace('|', "\\|");
+            let about = setting.description.replace('|', "\\|");
             let _ = writeln!(text, "| `{}` | `{}` | {about} |", setting.key, setting.default);
         }
     }

@@ -2,7 +2,7 @@ use std::io::Write as _;
 
 use crate::config::*;
 
-fn from_text(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+fn load_text(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
@@ -10,7 +10,7 @@ fn from_text(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigErr
 }
 
 /// A configuration whose only required folder is there.
-const GOOD: &str = "[model]\ncheckpoint = '.'\n";
+const MINIMAL_CONFIG: &str = "[model]\ncheckpoint = '.'\n";
 
 #[test]
 fn every_problem_is_found_at_once_and_names_its_key() {
@@ -31,7 +31,7 @@ fn every_problem_is_found_at_once_and_names_its_key() {
         [attributes]
         colour = 'colour'
     ";
-    let problems = from_text(text, &[("BSAP_HTTP__CONCURRENCY", "many")]).unwrap_err().problems;
+    let problems = load_text(text, &[("BSAP_HTTP__CONCURRENCY", "many")]).unwrap_err().problems;
     for key in [
         "BSAP_HTTP__CONCURRENCY: \"many\" is not a whole number",
         "kafka.brokers: ",
@@ -56,7 +56,7 @@ fn every_problem_is_found_at_once_and_names_its_key() {
 
 #[test]
 fn each_use_has_a_topic_of_its_own_and_one_that_brokers_take() {
-    let topics = |table: &str| from_text(table, &[]).unwrap_err().problems;
+    let topics = |table: &str| load_text(table, &[]).unwrap_err().problems;
     let shared = topics(
         "[source]
         control_topic = 'images.reindex'
@@ -92,7 +92,7 @@ fn the_environment_overrides_the_file() {
         std::fs::create_dir(root).unwrap();
     }
     let listed = serde_json::to_string(&roots).unwrap();
-    let hash = http::Hash::of("swordfish");
+    let hash = http::KeyHash::from_secret("swordfish");
     let keys = format!("[{{ name = 'shop', hash = '{hash}', scopes = ['search', 'feedback'] }}]");
     let variables = [
         ("BSAP_KAFKA__BROKERS", "a:1,b:2"),
@@ -105,7 +105,8 @@ fn the_environment_overrides_the_file() {
         ("BSAP_CONFIG", "no setting"),
         ("HOME", "/root"),
     ];
-    let config = from_text(&format!("{GOOD}[kafka]\nbrokers = 'c:3'\n"), &variables).unwrap();
+    let config =
+        load_text(&format!("{MINIMAL_CONFIG}[kafka]\nbrokers = 'c:3'\n"), &variables).unwrap();
     assert_eq!(config.kafka.brokers, "a:1,b:2");
     assert_eq!(config.kafka.properties["sasl.password"], "swordfish");
     assert_eq!(config.prompts.sets, ["demo", "photographs"]);
@@ -118,17 +119,17 @@ fn the_environment_overrides_the_file() {
 #[test]
 fn secrets_are_hidden_and_the_rest_is_shown() {
     let text = format!(
-        "{GOOD}[kafka.properties]\n'sasl.password' = 'swordfish'\n'sasl.username' = 'me'\n[table.store_options]\naws_secret_access_key = 'swordfish'\n"
+        "{MINIMAL_CONFIG}[kafka.properties]\n'sasl.password' = 'swordfish'\n'sasl.username' = 'me'\n[table.store_options]\naws_secret_access_key = 'swordfish'\n"
     );
-    let shown = from_text(&text, &[]).unwrap().shown();
+    let shown = load_text(&text, &[]).unwrap().to_redacted_toml();
     assert!(!shown.contains("swordfish") && shown.contains("me"), "{shown}");
     // What is shown can be read again.
-    assert!(from_text(&shown, &[]).is_ok());
+    assert!(load_text(&shown, &[]).is_ok());
 }
 
 #[test]
 fn the_example_is_the_defaults() {
-    let mut table: toml::Table = example().parse().unwrap();
+    let mut table: toml::Table = example_toml().parse().unwrap();
     table.retain(|_, section| !section.as_table().unwrap().is_empty());
     let read: Config = table.try_into().unwrap();
     assert_eq!(read, Config::default());
@@ -136,12 +137,17 @@ fn the_example_is_the_defaults() {
 
 #[test]
 fn every_setting_is_described() {
-    let sections = sections();
+    let sections = describe_sections();
     assert_eq!(sections.len(), 16);
     for section in sections {
-        assert!(section.about.len() > 10, "[{}] is not described", section.name);
+        assert!(section.description.len() > 10, "[{}] is not described", section.name);
         for setting in section.settings {
-            assert!(setting.about.len() > 10, "{}.{} is not described", section.name, setting.key);
+            assert!(
+                setting.description.len() > 10,
+                "{}.{} is not described",
+                section.name,
+                setting.key
+            );
         }
     }
 }
@@ -153,18 +159,18 @@ fn a_file_that_is_missing_or_no_toml_says_what_to_do() {
         missing.contains("nowhere.toml") && missing.contains("bsap config example"),
         "{missing}"
     );
-    let broken = from_text("[kafka\n", &[]).unwrap_err().to_string();
+    let broken = load_text("[kafka\n", &[]).unwrap_err().to_string();
     assert!(broken.contains("not TOML") && broken.contains("line 1"), "{broken}");
 }
 
 #[test]
 fn generated_files_are_current() {
     let root = std::path::Path::new("");
-    let schema = serde_json::to_string_pretty(&schema()).unwrap() + "\n";
+    let schema = serde_json::to_string_pretty(&json_schema()).unwrap() + "\n";
     for (file, wanted) in [
-        ("docs/configuration.md", markdown()),
+        ("docs/configuration.md", render_markdown()),
         ("schemas/config.schema.json", schema),
-        ("deploy/bsap.example.toml", example()),
+        ("deploy/bsap.example.toml", example_toml()),
     ] {
         let found = std::fs::read_to_string(root.join(file)).unwrap_or_default();
         assert!(found == wanted, "{file} is not current: run `just generate`");

@@ -6,11 +6,11 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 
 /// A running broker; ends when dropped.
-pub struct Broker {
+pub struct MockBroker {
     cluster: MockCluster<'static, DefaultProducerContext>,
 }
 
-impl Broker {
+impl MockBroker {
     /// Starts a broker with `topics`, each with its number of partitions.
     pub fn start(topics: &[(&str, i32)]) -> KafkaResult<Self> {
         let cluster = MockCluster::new(1)?;
@@ -21,12 +21,12 @@ impl Broker {
     }
 
     /// Lets nobody reach it any more, or everybody again: for tests of outages.
-    pub fn reachable(&self, yes: bool) -> KafkaResult<()> {
-        if yes { self.cluster.broker_up(-1) } else { self.cluster.broker_down(-1) }
+    pub fn set_reachable(&self, reachable: bool) -> KafkaResult<()> {
+        if reachable { self.cluster.broker_up(-1) } else { self.cluster.broker_down(-1) }
     }
 
     /// Where it listens: `host:port`.
-    pub fn brokers(&self) -> String {
+    pub fn bootstrap_servers(&self) -> String {
         self.cluster.bootstrap_servers()
     }
 }

@@ -29,7 +29,7 @@ macro_rules! names {
 
 names! {
     /// What a product is.
-    Kind {
+    ProductKind {
         Mug = "mug", Shoe = "shoe", Lamp = "lamp", Chair = "chair", Bag = "bag", Bottle = "bottle",
         Clock = "clock", Hat = "hat", Umbrella = "umbrella", Teapot = "teapot", Vase = "vase",
         Book = "book", Guitar = "guitar", Cushion = "cushion", Watch = "watch", Sofa = "sofa",
@@ -57,7 +57,7 @@ names! {
 
 names! {
     /// How pictures of a catalogue are taken.
-    Style {
+    PhotoStyle {
         Studio = "studio", Shifted = "shifted", Clutter = "clutter",
     }
 }
@@ -69,7 +69,7 @@ names! {
     }
 }
 
-impl Kind {
+impl ProductKind {
     /// More than one of it.
     pub fn plural(self) -> String {
         match self {
@@ -83,7 +83,7 @@ impl Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Product {
     /// What it is.
-    pub kind: Kind,
+    pub kind: ProductKind,
     /// Its main colour.
     pub colour: Colour,
     /// What its surface shows.
@@ -98,7 +98,7 @@ pub struct Scene {
     /// Decides everything that is not said below: places, sizes, light, wording.
     pub seed: u64,
     /// How the picture is taken.
-    pub style: Style,
+    pub style: PhotoStyle,
     /// What is behind the products.
     pub background: Background,
     /// One product, or two of different kinds; at most three things in all.
@@ -106,58 +106,59 @@ pub struct Scene {
 }
 
 /// A generator for `purpose`, so that wording does not depend on how much the drawing draws.
-pub fn generator(seed: u64, purpose: u64) -> ChaCha8Rng {
-    ChaCha8Rng::seed_from_u64(mix(seed ^ mix(purpose)))
+pub fn seeded_rng(seed: u64, purpose: u64) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(splitmix64(seed ^ splitmix64(purpose)))
 }
 
 /// The finaliser of splitmix64: neighbouring numbers become unrelated ones.
-fn mix(x: u64) -> u64 {
+fn splitmix64(x: u64) -> u64 {
     let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
 }
 
-fn pick<T: Copy>(rng: &mut ChaCha8Rng, all: &[T], or: T) -> T {
-    all.choose(rng).copied().unwrap_or(or)
+fn choose_or<T: Copy>(rng: &mut ChaCha8Rng, all: &[T], default: T) -> T {
+    all.choose(rng).copied().unwrap_or(default)
 }
 
 impl Scene {
     /// The scene `number` of the catalogue `seed`.
-    pub fn sample(seed: u64, number: u64, style: Style) -> Self {
-        let seed = mix(mix(seed) ^ number);
-        let rng = &mut generator(seed, 0);
+    pub fn sample(seed: u64, number: u64, style: PhotoStyle) -> Self {
+        let seed = splitmix64(splitmix64(seed) ^ number);
+        let rng = &mut seeded_rng(seed, 0);
         let mut products = vec![Product::sample(rng)];
         if rng.random_bool(0.3) {
             products[0].count = products[0].count.min(2);
             let mut second = Product::sample(rng);
             while second.kind == products[0].kind {
-                second.kind = pick(rng, Kind::ALL, Kind::Mug);
+                second.kind = choose_or(rng, ProductKind::ALL, ProductKind::Mug);
             }
             second.count = 1;
             products.push(second);
         }
-        let mut background = pick(rng, Background::ALL, Background::White);
+        let mut background = choose_or(rng, Background::ALL, Background::White);
         // A product must stand out from what is behind it.
-        while products.iter().any(|p| background.hides(p.colour)) {
-            background = pick(rng, Background::ALL, Background::Room);
+        while products.iter().any(|p| background.hides_colour(p.colour)) {
+            background = choose_or(rng, Background::ALL, Background::Room);
         }
         Self { seed, style, background, products }
     }
 
     /// The shortest full description.
     pub fn title(&self) -> String {
-        let all: Vec<String> = self.products.iter().map(|p| p.phrase(true, true)).collect();
+        let all: Vec<String> = self.products.iter().map(|p| p.describe(true, true)).collect();
         all.join(" and ")
     }
 
     /// Descriptions in varied words, not each with every attribute. The same scene gives the same.
     pub fn captions(&self) -> Vec<String> {
-        let rng = &mut generator(self.seed, 1);
+        let rng = &mut seeded_rng(self.seed, 1);
         let mut captions = vec![self.title()];
         for _ in 0..7 {
-            let phrases: Vec<String> = self.products.iter().map(|p| p.varied(rng)).collect();
-            let joint = pick(rng, &[" and ", " next to ", " with ", " beside "], " and ");
+            let phrases: Vec<String> =
+                self.products.iter().map(|p| p.describe_varied(rng)).collect();
+            let joint = choose_or(rng, &[" and ", " next to ", " with ", " beside "], " and ");
             let things = phrases.join(joint);
             let place = match self.background {
                 Background::White => " on a white background",
@@ -174,7 +175,7 @@ impl Scene {
                 "{}@",
                 "this is {}",
             ];
-            let frame = pick(rng, &frames, "{}");
+            let frame = choose_or(rng, &frames, "{}");
             captions.push(frame.replace("{}", &things).replace('@', place));
         }
         captions.dedup();
@@ -198,14 +199,14 @@ impl Scene {
     }
 
     /// Whether training leaves this picture out: it shows a combination that is held out.
-    pub fn held_out(&self) -> bool {
-        self.products.iter().any(|p| held_out(p.kind, p.colour, p.pattern))
+    pub fn is_held_out(&self) -> bool {
+        self.products.iter().any(|p| is_held_out_combination(p.kind, p.colour, p.pattern))
     }
 }
 
 impl Background {
     /// Whether a product of this colour would be lost before it.
-    fn hides(self, colour: Colour) -> bool {
+    fn hides_colour(self, colour: Colour) -> bool {
         matches!(
             (self, colour),
             (Self::White | Self::Gradient, Colour::White)
@@ -216,23 +217,23 @@ impl Background {
 
 /// Whether training leaves out this combination: about one in twelve, fixed for all seeds, so that
 /// a model can be asked for what it has never seen together.
-pub fn held_out(kind: Kind, colour: Colour, pattern: Pattern) -> bool {
+pub fn is_held_out_combination(kind: ProductKind, colour: Colour, pattern: Pattern) -> bool {
     let combination = (kind as u64 * 11 + colour as u64) * 6 + pattern as u64;
-    mix(combination).is_multiple_of(12)
+    splitmix64(combination).is_multiple_of(12)
 }
 
 impl Product {
     fn sample(rng: &mut ChaCha8Rng) -> Self {
         Self {
-            kind: pick(rng, Kind::ALL, Kind::Mug),
-            colour: pick(rng, Colour::ALL, Colour::Red),
-            pattern: pick(rng, Pattern::ALL, Pattern::Plain),
-            count: pick(rng, &[1, 1, 1, 1, 1, 2, 3], 1),
+            kind: choose_or(rng, ProductKind::ALL, ProductKind::Mug),
+            colour: choose_or(rng, Colour::ALL, Colour::Red),
+            pattern: choose_or(rng, Pattern::ALL, Pattern::Plain),
+            count: choose_or(rng, &[1, 1, 1, 1, 1, 2, 3], 1),
         }
     }
 
     /// "a red striped mug", "two mugs".
-    pub fn phrase(&self, colour: bool, pattern: bool) -> String {
+    pub fn describe(&self, colour: bool, pattern: bool) -> String {
         let mut words = Vec::new();
         if colour {
             words.push(self.colour.name());
@@ -242,16 +243,16 @@ impl Product {
         }
         let kind = if self.count == 1 { self.kind.name().to_owned() } else { self.kind.plural() };
         words.push(&kind);
-        counted(self.count, &words.join(" "))
+        prefix_count(self.count, &words.join(" "))
     }
 
-    fn varied(&self, rng: &mut ChaCha8Rng) -> String {
+    fn describe_varied(&self, rng: &mut ChaCha8Rng) -> String {
         match rng.random_range(0..10) {
-            0 => self.phrase(false, false),
-            1 | 2 => self.phrase(true, false),
-            3 | 4 => self.phrase(false, true),
+            0 => self.describe(false, false),
+            1 | 2 => self.describe(true, false),
+            3 | 4 => self.describe(false, true),
             5 => {
-                let what = self.phrase(false, false);
+                let what = self.describe(false, false);
                 let pattern = match self.pattern {
                     Pattern::Plain => "one plain colour",
                     Pattern::Striped => "stripes",
@@ -262,13 +263,13 @@ impl Product {
                 };
                 format!("{what} in {} with {pattern}", self.colour.name())
             }
-            _ => self.phrase(true, true),
+            _ => self.describe(true, true),
         }
     }
 }
 
 /// `words` with an article or a number: "a red mug", "an orange mug", "two mugs".
-pub fn counted(count: u8, words: &str) -> String {
+pub fn prefix_count(count: u8, words: &str) -> String {
     let number = match count {
         1 if words.starts_with(['a', 'e', 'i', 'o', 'u']) => "an",
         1 => "a",
@@ -285,38 +286,39 @@ mod tests {
 
     #[test]
     fn a_scene_follows_from_seed_and_number() {
-        let scene = |n| Scene::sample(7, n, Style::Studio);
+        let scene = |n| Scene::sample(7, n, PhotoStyle::Studio);
         assert_eq!(scene(3), scene(3));
         assert_ne!(scene(3), scene(4));
-        assert_ne!(scene(3), Scene::sample(8, 3, Style::Studio));
+        assert_ne!(scene(3), Scene::sample(8, 3, PhotoStyle::Studio));
         assert_eq!(scene(3).captions(), scene(3).captions());
     }
 
     #[test]
     fn everything_occurs_and_nothing_is_hidden() {
-        let scenes: Vec<Scene> = (0..2_000).map(|n| Scene::sample(1, n, Style::Studio)).collect();
+        let scenes: Vec<Scene> =
+            (0..2_000).map(|n| Scene::sample(1, n, PhotoStyle::Studio)).collect();
         let products: Vec<Product> = scenes.iter().flat_map(|s| s.products.clone()).collect();
         assert_eq!(products.iter().map(|p| p.kind).collect::<BTreeSet<_>>().len(), 24);
         assert_eq!(products.iter().map(|p| p.colour).collect::<BTreeSet<_>>().len(), 11);
         assert_eq!(products.iter().map(|p| p.pattern).collect::<BTreeSet<_>>().len(), 6);
         for scene in &scenes {
             assert!((1..=3).contains(&scene.products.iter().map(|p| p.count).sum::<u8>()));
-            assert!(!scene.products.iter().any(|p| scene.background.hides(p.colour)));
+            assert!(!scene.products.iter().any(|p| scene.background.hides_colour(p.colour)));
             assert!(scene.captions().iter().all(|c| c.is_ascii() && !c.contains(['{', '@'])));
         }
-        let held_out = scenes.iter().filter(|s| s.held_out()).count();
+        let held_out = scenes.iter().filter(|s| s.is_held_out()).count();
         assert!((100..400).contains(&held_out), "{held_out}");
     }
 
     #[test]
-    fn words() {
+    fn descriptions_of_products() {
         let product = Product {
-            kind: Kind::Watch,
+            kind: ProductKind::Watch,
             colour: Colour::Orange,
             pattern: Pattern::Dotted,
             count: 1,
         };
-        assert_eq!(product.phrase(true, true), "an orange dotted watch");
-        assert_eq!(Product { count: 2, ..product }.phrase(false, true), "two dotted watches");
+        assert_eq!(product.describe(true, true), "an orange dotted watch");
+        assert_eq!(Product { count: 2, ..product }.describe(false, true), "two dotted watches");
     }
 }

@@ -6,21 +6,24 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::catalogue::{Scene, Style};
-use super::draw::{DrawError, render};
+use super::catalogue::{PhotoStyle, Scene};
+use super::draw::{DrawError, render_jpeg};
 use super::queries::AttributeQuery;
-use crate::balance::normalise::{Balance, Normaliser, Scale};
-use crate::balance::statistics::{Statistics, dot};
-use crate::clip::{ClipError, Towers};
-use crate::evaluate::{Asked, Cutoffs, Judged, SEED, Summary, Truth, best, columns};
+use crate::balance::normalise::{BalanceParameters, Normaliser, ScaleConstants};
+use crate::balance::statistics::{ScoreStatistics, dot_product};
+use crate::clip::{ClipError, Encoders};
+use crate::evaluate::{
+    Cutoffs, JudgedQuery, JudgedRanking, Judgements, MeasureSummary, RESAMPLING_SEED,
+    compare_measures, top_indices,
+};
 use crate::ingest::decode::{self, DecodeError};
-use crate::prompts::EmbeddedSet;
-use crate::record::{Embedding, Image, ImageId};
+use crate::prompts::EmbeddedPromptSet;
+use crate::record::{Embedding, ImageId, StoredImage};
 
 /// Pictures drawn and embedded at one time.
-const BATCH: usize = 64;
+const IMAGES_PER_BATCH: usize = 64;
 /// Weights that are tried; 1 is the normaliser alone.
-pub const WEIGHTS: [f32; 4] = [0.1, 0.25, 0.5, 1.0];
+pub const TRIED_WEIGHTS: [f32; 4] = [0.1, 0.25, 0.5, 1.0];
 
 /// Why nothing can be judged.
 #[derive(Debug, thiserror::Error)]
@@ -37,14 +40,14 @@ pub enum JudgeError {
 }
 
 /// Drawn pictures with their embeddings as they would be stored.
-pub struct Drawn {
+pub struct DrawnImages {
     scenes: Vec<Scene>,
     embeddings: Vec<Embedding>,
 }
 
 /// A way to rank.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Setting {
+pub struct RankingSetting {
     /// Name of the prompt set; none for plain CLIP.
     pub prompt_set: Option<String>,
     /// Which formula.
@@ -55,32 +58,32 @@ pub struct Setting {
 
 /// What a way to rank is worth, beside plain CLIP.
 #[derive(Debug, Clone, Serialize)]
-pub struct Verdict {
+pub struct SettingResult {
     /// The way.
-    pub setting: Setting,
+    pub setting: RankingSetting,
     /// Over all queries.
-    pub all: Summary,
+    pub overall: MeasureSummary,
     /// Over the queries of each group.
-    pub groups: BTreeMap<&'static str, Summary>,
+    pub groups: BTreeMap<&'static str, MeasureSummary>,
 }
 
 /// The name of a drawn picture: its number.
-fn id(number: usize) -> Option<ImageId> {
+fn drawn_image_id(number: usize) -> Option<ImageId> {
     ImageId::new(format!("{number:07}")).ok()
 }
 
 /// A query's raw scores and right answers, one a picture.
-struct Scored {
+struct ScoredQuery {
     group: &'static str,
-    raw: Vec<f32>,
-    right: Vec<bool>,
+    raw_scores: Vec<f32>,
+    is_right: Vec<bool>,
 }
 
-impl Drawn {
+impl DrawnImages {
     /// Draws and embeds `count` pictures; `on_embedded` hears how many more are done.
     pub fn draw(
-        towers: &dyn Towers,
-        style: Style,
+        encoders: &dyn Encoders,
+        style: PhotoStyle,
         seed: u64,
         count: u64,
         side: u32,
@@ -88,16 +91,19 @@ impl Drawn {
     ) -> Result<Self, JudgeError> {
         let scenes: Vec<Scene> = (0..count).map(|n| Scene::sample(seed, n, style)).collect();
         let mut embeddings = Vec::with_capacity(scenes.len());
-        for batch in scenes.chunks(BATCH) {
+        for batch in scenes.chunks(IMAGES_PER_BATCH) {
             let pixels = batch
                 .par_iter()
                 .map(|scene| {
-                    let jpeg = render(scene, side)?;
-                    Ok(towers.prepare(&decode::decode(&jpeg, &decode::Options::default())?)?)
+                    let jpeg = render_jpeg(scene, side)?;
+                    Ok(encoders.preprocess_image(&decode::decode(
+                        &jpeg,
+                        &decode::DecodeOptions::default(),
+                    )?)?)
                 })
                 .collect::<Result<Vec<_>, JudgeError>>()?;
-            let units = towers.embed_images(&pixels)?;
-            embeddings.extend(units.iter().map(|unit| Embedding::round(unit)));
+            let units = encoders.embed_images(&pixels)?;
+            embeddings.extend(units.iter().map(|unit| Embedding::from_unit_vector(unit)));
             on_embedded(batch.len() as u64);
         }
         Ok(Self { scenes, embeddings })
@@ -109,9 +115,9 @@ impl Drawn {
     }
 
     /// The pictures as a table would hold them, without statistics.
-    pub fn images(&self) -> BTreeMap<ImageId, Image> {
+    pub fn images(&self) -> BTreeMap<ImageId, StoredImage> {
         let image = |(number, (scene, embedding)): (usize, (&Scene, &Embedding))| {
-            let image = Image {
+            let image = StoredImage {
                 uri: None,
                 content_hash: String::new(),
                 bytes: 0,
@@ -121,67 +127,69 @@ impl Drawn {
                 embedding: embedding.clone(),
                 statistics: BTreeMap::new(),
             };
-            Some((id(number)?, image))
+            Some((drawn_image_id(number)?, image))
         };
         self.scenes.iter().zip(&self.embeddings).enumerate().filter_map(image).collect()
     }
 
     /// Queries with what is known of their right answers; those that no picture matches match
     /// nothing. Their group is their difficulty.
-    pub fn asked(&self, queries: &[AttributeQuery]) -> Vec<Asked> {
+    pub fn judged_queries(&self, queries: &[AttributeQuery]) -> Vec<JudgedQuery> {
         let ask = |query: &AttributeQuery| {
             let matching = self.scenes.iter().enumerate().filter(|(_, scene)| query.matches(scene));
             let grades: BTreeMap<ImageId, f64> =
-                matching.filter_map(|(number, _)| Some((id(number)?, 1.0))).collect();
+                matching.filter_map(|(number, _)| Some((drawn_image_id(number)?, 1.0))).collect();
             let truth = if grades.is_empty() {
-                Truth::NoMatch
+                Judgements::NoMatch
             } else {
-                Truth::Graded { grades, condensed: false }
+                Judgements::Graded { grades, judged_only: false }
             };
             let group = Some(query.difficulty.name().to_owned());
-            Asked { text: query.text.clone(), group, truth }
+            JudgedQuery { text: query.text.clone(), group, judgements: truth }
         };
         queries.par_iter().map(ask).collect()
     }
 
     /// Judges plain CLIP and every normaliser at every weight with every one of `sets`. Queries
     /// without a right answer here are left out; `group` names the group of the others.
-    pub fn judge(
+    pub fn measure_settings(
         &self,
-        towers: &dyn Towers,
+        encoders: &dyn Encoders,
         queries: &[AttributeQuery],
-        sets: &[EmbeddedSet],
+        sets: &[EmbeddedPromptSet],
         group: impl Fn(&AttributeQuery) -> &'static str + Sync,
-    ) -> Result<Vec<Verdict>, JudgeError> {
+    ) -> Result<Vec<SettingResult>, JudgeError> {
         let texts: Vec<&str> = queries.iter().map(|q| q.text.as_str()).collect();
-        let embedded = towers.embed_many_texts(&texts)?;
-        let asked: Vec<Scored> = queries
+        let embedded = encoders.embed_texts_in_batches(&texts)?;
+        let scored_queries: Vec<ScoredQuery> = queries
             .par_iter()
             .zip(&embedded)
-            .map(|(query, unit)| Scored {
+            .map(|(query, unit)| ScoredQuery {
                 group: group(query),
-                raw: self.embeddings.iter().map(|e| dot(unit, e.values())).collect(),
-                right: self.scenes.iter().map(|scene| query.matches(scene)).collect(),
+                raw_scores: self.embeddings.iter().map(|e| dot_product(unit, e.values())).collect(),
+                is_right: self.scenes.iter().map(|scene| query.matches(scene)).collect(),
             })
-            .filter(|asked| asked.right.contains(&true))
+            .filter(|asked| asked.is_right.contains(&true))
             .collect();
-        let plain = measure(&asked, |_, raw| raw);
-        let setting = Setting { prompt_set: None, normaliser: Normaliser::Raw, weight: 0.0 };
-        let mut verdicts = vec![verdict(setting, &asked, &plain, &plain)];
-        let scale = towers.card().logit_scale;
+        let plain = measure_queries(&scored_queries, |_, raw| raw);
+        let setting = RankingSetting { prompt_set: None, normaliser: Normaliser::Raw, weight: 0.0 };
+        let mut verdicts = vec![summarise_setting(setting, &scored_queries, &plain, &plain)];
+        let scale = encoders.card().logit_scale;
         for set in sets {
-            let statistics: Vec<Statistics> =
+            let statistics: Vec<ScoreStatistics> =
                 self.embeddings.iter().filter_map(|e| set.statistics(e)).collect();
             for normaliser in Normaliser::ALL.into_iter().filter(|n| *n != Normaliser::Raw) {
-                let constants = Scale::of(normaliser, statistics.iter().copied());
-                for weight in WEIGHTS {
-                    let balance = Balance { normaliser, weight, lambda: 1.0, scale: constants };
+                let constants =
+                    ScaleConstants::from_catalogue(normaliser, statistics.iter().copied());
+                for weight in TRIED_WEIGHTS {
+                    let balance =
+                        BalanceParameters { normaliser, weight, lambda: 1.0, scale: constants };
                     let affine: Vec<_> =
-                        statistics.iter().map(|s| balance.affine(s, scale)).collect();
-                    let prompt_set = Some(set.set.name.clone());
-                    let setting = Setting { prompt_set, normaliser, weight };
-                    let measured = measure(&asked, |i, raw| affine[i].score(raw));
-                    verdicts.push(verdict(setting, &asked, &measured, &plain));
+                        statistics.iter().map(|s| balance.affine_transform(s, scale)).collect();
+                    let prompt_set = Some(set.prompt_set.name.clone());
+                    let setting = RankingSetting { prompt_set, normaliser, weight };
+                    let measured = measure_queries(&scored_queries, |i, raw| affine[i].apply(raw));
+                    verdicts.push(summarise_setting(setting, &scored_queries, &measured, &plain));
                 }
             }
         }
@@ -190,47 +198,54 @@ impl Drawn {
 }
 
 /// Measures of every query's ranking by `score` of a picture's index and raw score.
-fn measure(asked: &[Scored], score: impl Fn(usize, f32) -> f32 + Sync) -> Vec<Vec<f64>> {
+fn measure_queries(
+    scored_queries: &[ScoredQuery],
+    score: impl Fn(usize, f32) -> f32 + Sync,
+) -> Vec<Vec<f64>> {
     let cutoffs = Cutoffs::default();
-    asked
+    scored_queries
         .par_iter()
-        .filter_map(|Scored { raw, right, .. }| {
+        .filter_map(|ScoredQuery { raw_scores: raw, is_right: right, .. }| {
             let scores: Vec<f32> = raw.iter().enumerate().map(|(i, r)| score(i, *r)).collect();
             let grade = |right: bool| f64::from(u8::from(right));
-            let top = best(&scores, cutoffs.depth());
+            let top = top_indices(&scores, cutoffs.depth());
             let grades: Vec<f64> = top.into_iter().map(|i| grade(right[i])).collect();
             let ideal = vec![1.0; right.iter().filter(|r| **r).count()];
             let ahead = |a: usize, b: usize| scores[a].total_cmp(&scores[b]).then(b.cmp(&a));
             let first = (0..right.len()).filter(|i| right[*i]).max_by(|a, b| ahead(*a, *b));
             let place = |first| 1 + (0..right.len()).filter(|i| ahead(*i, first).is_gt()).count();
-            let judged = Judged { grades: &grades, ideal: &ideal, first: first.map(place) };
+            let judged = JudgedRanking {
+                grades: &grades,
+                ideal_grades: &ideal,
+                first_right_rank: first.map(place),
+            };
             cutoffs.measure(&judged)
         })
         .collect()
 }
 
-fn verdict(
-    setting: Setting,
-    asked: &[Scored],
+fn summarise_setting(
+    setting: RankingSetting,
+    scored_queries: &[ScoredQuery],
     measured: &[Vec<f64>],
     plain: &[Vec<f64>],
-) -> Verdict {
-    type Rows<'a> = Vec<&'a [f64]>;
-    let mut groups: BTreeMap<&'static str, (Rows, Rows)> = BTreeMap::new();
-    for (asked, (own, plain)) in asked.iter().zip(measured.iter().zip(plain)) {
+) -> SettingResult {
+    type MeasureRows<'a> = Vec<&'a [f64]>;
+    let mut groups: BTreeMap<&'static str, (MeasureRows, MeasureRows)> = BTreeMap::new();
+    for (asked, (own, plain)) in scored_queries.iter().zip(measured.iter().zip(plain)) {
         let (owns, plains) = groups.entry(asked.group).or_default();
         owns.push(own);
         plains.push(plain);
     }
-    let summarise = |owns: &[&[f64]], plains: &[&[f64]]| Summary {
+    let summarise = |owns: &[&[f64]], plains: &[&[f64]]| MeasureSummary {
         queries: owns.len(),
-        columns: columns(owns, plains, SEED),
+        measures: compare_measures(owns, plains, RESAMPLING_SEED),
     };
-    let all: (Rows, Rows) =
+    let all: (MeasureRows, MeasureRows) =
         measured.iter().zip(plain).map(|(own, plain)| (own.as_slice(), plain.as_slice())).unzip();
-    Verdict {
+    SettingResult {
         setting,
-        all: summarise(&all.0, &all.1),
+        overall: summarise(&all.0, &all.1),
         groups: groups.iter().map(|(name, (o, p))| (*name, summarise(o, p))).collect(),
     }
 }

@@ -10,7 +10,7 @@ pub mod shop;
 use std::path::Path;
 
 /// The demo's CLIP checkpoint, part of the program.
-const MODEL: [(&str, &[u8]); 4] = [
+const MODEL_FILES: [(&str, &[u8]); 4] = [
     ("config.json", include_bytes!("../../models/demo/config.json")),
     ("model.safetensors", include_bytes!("../../models/demo/model.safetensors")),
     ("preprocessor_config.json", include_bytes!("../../models/demo/preprocessor_config.json")),
@@ -18,7 +18,7 @@ const MODEL: [(&str, &[u8]); 4] = [
 ];
 
 /// Queries that the page offers and `--once` asks: easy and hard ones.
-pub const EXAMPLES: [&str; 8] = [
+pub const EXAMPLE_QUERIES: [&str; 8] = [
     "a red mug",
     "something striped",
     "a yellow umbrella",
@@ -30,7 +30,7 @@ pub const EXAMPLES: [&str; 8] = [
 ];
 
 /// Writes the demo's checkpoint into `folder`, in the Hugging Face layout.
-pub fn write_model(folder: &Path) -> std::io::Result<()> {
+pub fn write_checkpoint(folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
-    MODEL.iter().try_for_each(|(name, bytes)| std::fs::write(folder.join(name), bytes))
+    MODEL_FILES.iter().try_for_each(|(name, bytes)| std::fs::write(folder.join(name), bytes))
 }

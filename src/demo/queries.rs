@@ -6,13 +6,15 @@ use rand::RngExt;
 use rand::seq::{IndexedRandom, SliceRandom};
 use serde::{Deserialize, Serialize};
 
-use super::catalogue::{Colour, Kind, Pattern, Product, Scene, counted, generator, held_out};
+use super::catalogue::{
+    Colour, Pattern, Product, ProductKind, Scene, is_held_out_combination, prefix_count, seeded_rng,
+};
 
 /// What one product must be; what is left out may be anything.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Condition {
+pub struct ProductCondition {
     /// What it is.
-    pub kind: Option<Kind>,
+    pub kind: Option<ProductKind>,
     /// Its main colour.
     pub colour: Option<Colour>,
     /// What its surface shows.
@@ -21,7 +23,7 @@ pub struct Condition {
     pub count: Option<u8>,
 }
 
-impl Condition {
+impl ProductCondition {
     fn matches(&self, product: &Product) -> bool {
         self.kind.is_none_or(|kind| kind == product.kind)
             && self.colour.is_none_or(|colour| colour == product.colour)
@@ -30,7 +32,7 @@ impl Condition {
     }
 
     /// "a red striped mug", "something dotted", "three green candles".
-    fn words(&self) -> String {
+    fn describe(&self) -> String {
         let mut words: Vec<&str> = Vec::new();
         words.extend(self.colour.map(Colour::name));
         words.extend(self.pattern.map(Pattern::name));
@@ -39,19 +41,19 @@ impl Condition {
             return if words.len() == 1 {
                 format!("something {}", words[0])
             } else {
-                counted(1, &format!("{} product", words.join(" ")))
+                prefix_count(1, &format!("{} product", words.join(" ")))
             };
         };
         let kind = if count == 1 { kind.name().to_owned() } else { kind.plural() };
         words.push(&kind);
-        counted(count, &words.join(" "))
+        prefix_count(count, &words.join(" "))
     }
 }
 
 /// How much a query asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Difficulty {
+pub enum QueryDifficulty {
     /// One attribute.
     One,
     /// Two attributes.
@@ -64,7 +66,7 @@ pub enum Difficulty {
     Pair,
 }
 
-impl Difficulty {
+impl QueryDifficulty {
     /// All, from easy to hard.
     pub const ALL: [Self; 5] = [Self::One, Self::Two, Self::Three, Self::Count, Self::Pair];
 
@@ -86,21 +88,23 @@ pub struct AttributeQuery {
     /// What is typed.
     pub text: String,
     /// How much it asks for.
-    pub difficulty: Difficulty,
+    pub difficulty: QueryDifficulty,
     /// What must be in the picture: each by a product of its own.
-    pub conditions: Vec<Condition>,
+    pub conditions: Vec<ProductCondition>,
 }
 
 impl AttributeQuery {
-    fn new(conditions: Vec<Condition>, joint: &str, difficulty: Difficulty) -> Self {
-        let words: Vec<String> = conditions.iter().map(Condition::words).collect();
+    fn new(conditions: Vec<ProductCondition>, joint: &str, difficulty: QueryDifficulty) -> Self {
+        let words: Vec<String> = conditions.iter().map(ProductCondition::describe).collect();
         Self { text: words.join(joint), difficulty, conditions }
     }
 
     /// Whether it asks for a combination that training leaves out.
-    pub fn held_out(&self) -> bool {
+    pub fn is_held_out(&self) -> bool {
         self.conditions.iter().any(|c| match (c.kind, c.colour, c.pattern) {
-            (Some(kind), Some(colour), Some(pattern)) => held_out(kind, colour, pattern),
+            (Some(kind), Some(colour), Some(pattern)) => {
+                is_held_out_combination(kind, colour, pattern)
+            }
             _ => false,
         })
     }
@@ -120,33 +124,35 @@ impl AttributeQuery {
 }
 
 /// Distinct queries, up to `per_difficulty` of each difficulty; the same seed gives the same.
-pub fn queries(seed: u64, per_difficulty: usize) -> Vec<AttributeQuery> {
-    let rng = &mut generator(seed, 2);
+pub fn generate_queries(seed: u64, per_difficulty: usize) -> Vec<AttributeQuery> {
+    let rng = &mut seeded_rng(seed, 2);
     let mut seen = HashSet::new();
     let mut queries = Vec::new();
-    for difficulty in Difficulty::ALL {
+    for difficulty in QueryDifficulty::ALL {
         let mut made = 0;
         // There are 41 queries of one attribute: trying for ever would not find more.
         for _ in 0..per_difficulty * 50 {
             if made == per_difficulty {
                 break;
             }
-            let mut any = || Condition {
-                kind: Kind::ALL.choose(rng).copied(),
+            let mut any = || ProductCondition {
+                kind: ProductKind::ALL.choose(rng).copied(),
                 colour: Colour::ALL.choose(rng).copied(),
                 pattern: Pattern::ALL.choose(rng).copied(),
                 count: [2, 3].choose(rng).copied(),
             };
             let (full, second) = (any(), any());
             let conditions = match difficulty {
-                Difficulty::One => vec![keep(full, 1 << rng.random_range(0..3))],
-                Difficulty::Two => vec![keep(full, 7 ^ (1 << rng.random_range(0..3)))],
-                Difficulty::Three => vec![keep(full, 7)],
-                Difficulty::Count => vec![keep(full, 11)],
-                Difficulty::Pair if full.kind == second.kind => continue,
-                Difficulty::Pair => {
+                QueryDifficulty::One => vec![keep_attributes(full, 1 << rng.random_range(0..3))],
+                QueryDifficulty::Two => {
+                    vec![keep_attributes(full, 7 ^ (1 << rng.random_range(0..3)))]
+                }
+                QueryDifficulty::Three => vec![keep_attributes(full, 7)],
+                QueryDifficulty::Count => vec![keep_attributes(full, 11)],
+                QueryDifficulty::Pair if full.kind == second.kind => continue,
+                QueryDifficulty::Pair => {
                     let both = if rng.random_bool(0.5) { 1 } else { 3 };
-                    vec![keep(full, both), keep(second, both)]
+                    vec![keep_attributes(full, both), keep_attributes(second, both)]
                 }
             };
             let joint = if rng.random_bool(0.5) { " and " } else { " next to " };
@@ -162,30 +168,30 @@ pub fn queries(seed: u64, per_difficulty: usize) -> Vec<AttributeQuery> {
 
 /// Every combination of kind, colour and pattern that training leaves out, and as many that it
 /// does not.
-pub fn combinations(seed: u64) -> Vec<AttributeQuery> {
-    let kinds = Kind::ALL.iter().copied();
+pub fn generate_combinations(seed: u64) -> Vec<AttributeQuery> {
+    let kinds = ProductKind::ALL.iter().copied();
     let surfaces = Colour::ALL.iter().flat_map(|c| Pattern::ALL.iter().map(move |p| (*c, *p)));
     let (unseen, mut seen): (Vec<_>, Vec<_>) = kinds
         .flat_map(|kind| {
             surfaces.clone().map(move |(colour, pattern)| {
-                let condition = Condition {
+                let condition = ProductCondition {
                     kind: Some(kind),
                     colour: Some(colour),
                     pattern: Some(pattern),
                     count: None,
                 };
-                AttributeQuery::new(vec![condition], "", Difficulty::Three)
+                AttributeQuery::new(vec![condition], "", QueryDifficulty::Three)
             })
         })
-        .partition(AttributeQuery::held_out);
-    seen.shuffle(&mut generator(seed, 3));
+        .partition(AttributeQuery::is_held_out);
+    seen.shuffle(&mut seeded_rng(seed, 3));
     seen.truncate(unseen.len());
     [unseen, seen].concat()
 }
 
 /// `full` with the parts whose bit is set: 1 kind, 2 colour, 4 pattern, 8 count.
-fn keep(full: Condition, bits: u8) -> Condition {
-    Condition {
+fn keep_attributes(full: ProductCondition, bits: u8) -> ProductCondition {
+    ProductCondition {
         kind: full.kind.filter(|_| bits & 1 != 0),
         colour: full.colour.filter(|_| bits & 2 != 0),
         pattern: full.pattern.filter(|_| bits & 4 != 0),
@@ -196,21 +202,29 @@ fn keep(full: Condition, bits: u8) -> Condition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::catalogue::{Background, Style};
+    use crate::demo::catalogue::{Background, PhotoStyle};
 
     #[test]
     fn a_query_matches_what_it_says() {
-        let mug =
-            Product { kind: Kind::Mug, colour: Colour::Red, pattern: Pattern::Striped, count: 2 };
-        let hat =
-            Product { kind: Kind::Hat, colour: Colour::Blue, pattern: Pattern::Plain, count: 1 };
+        let mug = Product {
+            kind: ProductKind::Mug,
+            colour: Colour::Red,
+            pattern: Pattern::Striped,
+            count: 2,
+        };
+        let hat = Product {
+            kind: ProductKind::Hat,
+            colour: Colour::Blue,
+            pattern: Pattern::Plain,
+            count: 1,
+        };
         let scene = Scene {
             seed: 0,
-            style: Style::Studio,
+            style: PhotoStyle::Studio,
             background: Background::Wood,
             products: vec![mug, hat],
         };
-        let all = queries(3, 2_000);
+        let all = generate_queries(3, 2_000);
         let hits = |text: &str| {
             let query = all.iter().find(|q| q.text == text);
             query.unwrap_or_else(|| panic!("no query {text:?}")).matches(&scene)
@@ -235,8 +249,8 @@ mod tests {
 
     #[test]
     fn queries_are_distinct_and_follow_from_the_seed() {
-        let all = queries(1, 100);
-        assert_eq!(all, queries(1, 100));
+        let all = generate_queries(1, 100);
+        assert_eq!(all, generate_queries(1, 100));
         assert_eq!(all.len(), 41 + 4 * 100);
         let texts: HashSet<_> = all.iter().map(|q| &q.text).collect();
         assert_eq!(texts.len(), all.len());
@@ -244,8 +258,8 @@ mod tests {
 
     #[test]
     fn combinations_are_half_unseen() {
-        let all = combinations(1);
-        let unseen = all.iter().filter(|q| q.held_out()).count();
+        let all = generate_combinations(1);
+        let unseen = all.iter().filter(|q| q.is_held_out()).count();
         assert_eq!(unseen * 2, all.len());
         assert!((100..170).contains(&unseen), "{unseen}");
         assert_eq!(all.iter().map(|q| &q.text).collect::<HashSet<_>>().len(), all.len());

@@ -12,16 +12,16 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::catalogue::{Product, Scene, Style, generator};
-use super::draw::{DrawError, render};
+use super::catalogue::{PhotoStyle, Product, Scene, seeded_rng};
+use super::draw::{DrawError, render_jpeg};
 use crate::ingest::source::ImageEvent;
 use crate::publish::{PublishError, Publisher};
 use crate::record::{AttributeType, AttributeTypes, Operation};
 
 /// Side of a picture in pixels.
-const SIDE: u32 = 256;
+const IMAGE_SIDE_PX: u32 = 256;
 /// Pictures drawn before the next are announced: the broker holds little.
-const DRAWN_AT_ONCE: u64 = 32;
+const DRAW_BATCH_SIZE: u64 = 32;
 
 /// Why the shop cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -44,9 +44,9 @@ pub enum ShopError {
 
 /// What a change did, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
+pub struct ShopChange {
     /// `added`, `changed` or `deleted`.
-    pub what: &'static str,
+    pub action: &'static str,
     /// Which image.
     pub image_id: String,
     /// What it shows, or showed.
@@ -54,19 +54,26 @@ pub struct Change {
 }
 
 /// The shop.
-pub struct Shop {
+pub struct DemoShop {
     folder: PathBuf,
     publisher: Publisher,
     seed: u64,
-    style: Style,
-    next: u64,
+    style: PhotoStyle,
+    next_number: u64,
     scenes: BTreeMap<String, Scene>,
 }
 
-impl Shop {
+impl DemoShop {
     /// A shop whose pictures lie in `folder`, which is there.
-    pub fn new(folder: &Path, publisher: Publisher, seed: u64, style: Style) -> Self {
-        Self { folder: folder.to_owned(), publisher, seed, style, next: 0, scenes: BTreeMap::new() }
+    pub fn new(folder: &Path, publisher: Publisher, seed: u64, style: PhotoStyle) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            publisher,
+            seed,
+            style,
+            next_number: 0,
+            scenes: BTreeMap::new(),
+        }
     }
 
     /// Attributes that the shop's events carry.
@@ -84,18 +91,18 @@ impl Shop {
     }
 
     /// Draws and announces `count` pictures; `on_announced` hears of each.
-    pub async fn open(
+    pub async fn publish_initial_images(
         &mut self,
         count: u64,
         token: &CancellationToken,
         mut on_announced: impl FnMut(),
     ) -> Result<(), ShopError> {
-        while self.next < count && !token.is_cancelled() {
-            let numbers = self.next..(self.next + DRAWN_AT_ONCE).min(count);
+        while self.next_number < count && !token.is_cancelled() {
+            let numbers = self.next_number..(self.next_number + DRAW_BATCH_SIZE).min(count);
             let scenes = numbers.clone().map(|n| Scene::sample(self.seed, n, self.style)).collect();
-            for (number, (scene, jpeg)) in numbers.zip(draw_all(scenes).await?) {
-                self.put(&id(number), scene, &jpeg).await?;
-                self.next = number + 1;
+            for (number, (scene, jpeg)) in numbers.zip(draw_scenes(scenes).await?) {
+                self.publish_image(&format_image_id(number), scene, &jpeg).await?;
+                self.next_number = number + 1;
                 on_announced();
             }
         }
@@ -103,49 +110,54 @@ impl Shop {
     }
 
     /// Adds, changes or deletes a picture, now and then, until `token` is cancelled.
-    pub async fn trade(
+    pub async fn publish_changes(
         &mut self,
         period: Duration,
         token: &CancellationToken,
-        mut on_change: impl FnMut(Change),
+        mut on_change: impl FnMut(ShopChange),
     ) -> Result<(), ShopError> {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(period) => on_change(self.change().await?),
+                () = tokio::time::sleep(period) => on_change(self.publish_one_change().await?),
                 () = token.cancelled() => return Ok(()),
             }
         }
     }
 
-    async fn change(&mut self) -> Result<Change, ShopError> {
-        let rng = &mut generator(self.seed, 100 + self.next);
-        let number = self.next;
-        self.next += 1;
-        let any = self.scenes.keys().choose(rng).cloned();
-        let (what, image_id) = match (rng.random_range(0..3), any) {
+    async fn publish_one_change(&mut self) -> Result<ShopChange, ShopError> {
+        let rng = &mut seeded_rng(self.seed, 100 + self.next_number);
+        let number = self.next_number;
+        self.next_number += 1;
+        let known_image_id = self.scenes.keys().choose(rng).cloned();
+        let (what, image_id) = match (rng.random_range(0..3), known_image_id) {
             (0, Some(id)) => ("deleted", id),
             (1, Some(id)) => ("changed", id),
-            _ => ("added", id(number)),
+            _ => ("added", format_image_id(number)),
         };
         if what == "deleted" {
             let title = self.scenes.remove(&image_id).map(|s| s.title()).unwrap_or_default();
-            self.publisher.send(&event(&image_id, Operation::Delete)).await?;
-            let file = self.file(&image_id);
+            self.publisher.send(&bare_event(&image_id, Operation::Delete)).await?;
+            let file = self.image_file(&image_id);
             let removed = tokio::fs::remove_file(&file).await;
             removed.map_err(|source| ShopError::Write { file, source })?;
-            return Ok(Change { what, image_id, title });
+            return Ok(ShopChange { action: what, image_id, title });
         }
         let scene = Scene::sample(self.seed, number, self.style);
         let title = scene.title();
-        for (scene, jpeg) in draw_all(vec![scene]).await? {
-            self.put(&image_id, scene, &jpeg).await?;
+        for (scene, jpeg) in draw_scenes(vec![scene]).await? {
+            self.publish_image(&image_id, scene, &jpeg).await?;
         }
-        Ok(Change { what, image_id, title })
+        Ok(ShopChange { action: what, image_id, title })
     }
 
     /// Writes a picture, whole or not at all, and announces it.
-    async fn put(&mut self, image_id: &str, scene: Scene, jpeg: &[u8]) -> Result<(), ShopError> {
-        let file = self.file(image_id);
+    async fn publish_image(
+        &mut self,
+        image_id: &str,
+        scene: Scene,
+        jpeg: &[u8],
+    ) -> Result<(), ShopError> {
+        let file = self.image_file(image_id);
         let part = file.with_extension("part");
         let write = async {
             tokio::fs::write(&part, jpeg).await?;
@@ -162,23 +174,23 @@ impl Shop {
         let upsert = ImageEvent {
             uri: Url::from_file_path(&file).ok().map(String::from),
             attributes: attributes.collect(),
-            ..event(image_id, Operation::Upsert)
+            ..bare_event(image_id, Operation::Upsert)
         };
         self.publisher.send(&upsert).await?;
         self.scenes.insert(image_id.to_owned(), scene);
         Ok(())
     }
 
-    fn file(&self, image_id: &str) -> PathBuf {
+    fn image_file(&self, image_id: &str) -> PathBuf {
         self.folder.join(format!("{image_id}.jpg"))
     }
 }
 
-fn id(number: u64) -> String {
+fn format_image_id(number: u64) -> String {
     format!("p-{number:05}")
 }
 
-fn event(image_id: &str, operation: Operation) -> ImageEvent {
+fn bare_event(image_id: &str, operation: Operation) -> ImageEvent {
     ImageEvent {
         image_id: image_id.to_owned(),
         operation,
@@ -191,8 +203,8 @@ fn event(image_id: &str, operation: Operation) -> ImageEvent {
 }
 
 /// Draws on all cores.
-async fn draw_all(scenes: Vec<Scene>) -> Result<Vec<(Scene, Vec<u8>)>, DrawError> {
-    let draw = |scene: Scene| render(&scene, SIDE).map(|jpeg| (scene, jpeg));
+async fn draw_scenes(scenes: Vec<Scene>) -> Result<Vec<(Scene, Vec<u8>)>, DrawError> {
+    let draw = |scene: Scene| render_jpeg(&scene, IMAGE_SIDE_PX).map(|jpeg| (scene, jpeg));
     let drawing = tokio::task::spawn_blocking(move || scenes.into_par_iter().map(draw).collect());
     match drawing.await {
         Ok(drawn) => drawn,
@@ -202,11 +214,11 @@ async fn draw_all(scenes: Vec<Scene>) -> Result<Vec<(Scene, Vec<u8>)>, DrawError
 
 /// What is in a drawn picture, as a line of the truth file.
 #[derive(Debug, Serialize)]
-struct Truth<'a> {
+struct TruthRecord<'a> {
     file: &'a str,
     title: String,
     captions: Vec<String>,
-    style: Style,
+    style: PhotoStyle,
     background: super::catalogue::Background,
     products: &'a [Product],
     attributes: BTreeMap<String, String>,
@@ -219,7 +231,7 @@ pub fn render_catalogue(
     folder: &Path,
     seed: u64,
     count: u64,
-    style: Style,
+    style: PhotoStyle,
     side: u32,
     on_drawn: impl Fn(u64),
 ) -> Result<(), ShopError> {
@@ -239,8 +251,8 @@ pub fn render_catalogue(
                 let scene = Scene::sample(seed, *number, style);
                 let name = format!("{number:06}.jpg");
                 let file = folder.join(&name);
-                std::fs::write(&file, render(&scene, side)?).map_err(failed(&file))?;
-                let line = Truth {
+                std::fs::write(&file, render_jpeg(&scene, side)?).map_err(failed(&file))?;
+                let line = TruthRecord {
                     file: &name,
                     title: scene.title(),
                     captions: scene.captions(),
@@ -248,7 +260,7 @@ pub fn render_catalogue(
                     background: scene.background,
                     products: &scene.products,
                     attributes: scene.attributes(),
-                    held_out: scene.held_out(),
+                    held_out: scene.is_held_out(),
                 };
                 serde_json::to_string(&line).map_err(|e| failed(&truth_file)(e.into()))
             })

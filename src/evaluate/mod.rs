@@ -5,6 +5,7 @@
 //! from one pass over the images (all are affine in the raw score) and gives a [`Report`], which is
 //! shown on a terminal, as JSON or as one HTML file. docs/evaluation.md is for users.
 
+mod baseline;
 pub(crate) mod calibrate;
 pub(crate) mod compare;
 pub(crate) mod judgements;
@@ -13,7 +14,6 @@ pub(crate) mod measures;
 pub(crate) mod report;
 pub(crate) mod suggest;
 pub mod trec;
-mod usual;
 
 use std::fmt::Write as _;
 
@@ -21,98 +21,112 @@ use chrono::Utc;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-pub use calibrate::{Thresholds, Wanted};
+pub use baseline::plain_clip_counterpart;
+pub use calibrate::{ThresholdTargets, Thresholds};
 pub use compare::configuration::{
-    Base, Configuration, ConfigurationError, MAX_CONFIGURATIONS, Resolver, Setting, Spec,
+    BaseConfiguration, ConfigurationResolver, ConfigurationSpec, MAX_CONFIGURATIONS,
+    RankingConfiguration, RankingConfigurationError, ReportedConfiguration,
 };
-pub use compare::rank::{Ranked, Ranking, Right};
-pub use compare::world::{EvaluateError, Picture, Rows, Table, World};
-pub use compare::{Change, CostModel, Outcome, Shown, Summary};
-pub use judgements::asked::{Asked, QueriesError, Truth, from_csv, from_feedback, from_json_lines};
-use judgements::probes::{Probe, probes};
-pub use logs::reader::Reader as LogReader;
-pub use logs::shown::{html as logs_html, terminal as logs_terminal};
-pub use logs::{LogReport, LogsError};
-pub use measures::interval::{Column, Direction, Interval, SEED, bootstrap, columns};
-pub use measures::{Cutoffs, FALSE_HIT, Judged};
-pub use report::html::{Pictures, html, pictured};
-pub use report::text::{terminal, terminal_runs};
-pub use report::{Finding, Queries, Report, finding};
-pub use suggest::{Chosen, Pool, Suggestion, TooFewJudged, enough_judged, suggest};
-pub use usual::plain_for;
+pub use compare::corpus::{Corpus, CorpusImage, CorpusTable, EvaluationError, LoadedGeneration};
+pub use compare::rank::{ImageGrades, QueryRanking, Ranker};
+pub use compare::{
+    ConfigurationResult, CorrectionCost, MeasureSummary, RankingChange, ShownResult,
+};
+pub use judgements::judged_queries::{
+    JudgedQuery, Judgements, QueryFileError, queries_from_csv, queries_from_feedback,
+    queries_from_json_lines,
+};
+use judgements::probes::{NoMatchProbe, builtin_probes};
+pub use logs::reader::QueryLogReader as LogReader;
+pub use logs::render::{render_html as logs_html, render_terminal as logs_terminal};
+pub use logs::{QueryLogError, QueryLogReport};
+pub use measures::interval::{
+    ConfidenceInterval, MeasureComparison, MeasureDirection, RESAMPLING_SEED, bootstrap_mean,
+    compare_measures,
+};
+pub use measures::{Cutoffs, FALSE_HIT_MEASURE, JudgedRanking};
+pub use report::html::{ThumbnailUris, images_to_show, render_html};
+pub use report::terminal::{render_runs_terminal, render_terminal};
+pub use report::{EvaluationReport, MeasuredDifference, QueryCounts, classify_difference};
+pub use suggest::{
+    ChosenPrompts, PromptPool, PromptSuggestion, TooFewJudgedQueries, check_enough_judged,
+    suggest_prompts,
+};
 
-use crate::record::hex;
-use compare::{Comparison, right_of};
+use crate::record::to_hex;
+use compare::{ConfigurationComparison, resolve_judgements};
 
 /// What is to be found out.
-pub struct Plan {
+pub struct EvaluationPlan {
     /// The catalogue: its address, or what was drawn.
     pub catalogue: String,
     /// Where the queries come from.
-    pub source: String,
+    pub query_source: String,
     /// The queries.
-    pub asked: Vec<Asked>,
+    pub queries: Vec<JudgedQuery>,
     /// With which configuration all others are compared: its name.
     pub baseline: String,
     /// How far down is looked.
     pub cutoffs: Cutoffs,
     /// What thresholds are to reach.
-    pub wanted: Wanted,
+    pub targets: ThresholdTargets,
     /// What hand correction costs.
-    pub cost: Option<CostModel>,
+    pub cost: Option<CorrectionCost>,
     /// What must be known to read the figures.
     pub notes: Vec<String>,
 }
 
-impl Plan {
+impl EvaluationPlan {
     /// Texts that will be ranked: the queries, and probes where something is judged.
-    pub fn texts(&self) -> usize {
-        self.asked.len() + self.probes().len()
+    pub fn ranked_text_count(&self) -> usize {
+        self.queries.len() + self.no_match_probes().len()
     }
 
-    fn probes(&self) -> Vec<Probe> {
-        let judged = |asked: &Asked| matches!(asked.truth, Truth::Graded { .. });
-        if self.asked.iter().any(judged) { probes() } else { Vec::new() }
+    fn no_match_probes(&self) -> Vec<NoMatchProbe> {
+        let judged = |asked: &JudgedQuery| matches!(asked.judgements, Judgements::Graded { .. });
+        if self.queries.iter().any(judged) { builtin_probes() } else { Vec::new() }
     }
 }
 
 /// A report with the rankings that it rests on.
-pub struct Evaluated {
+pub struct Evaluation {
     /// The report.
-    pub report: Report,
+    pub report: EvaluationReport,
     /// A row a query, then a row a probe; in it an entry a configuration.
-    pub ranked: Vec<Vec<Ranked>>,
+    pub rankings: Vec<Vec<QueryRanking>>,
     /// The right images of each query.
-    pub right: Vec<Right>,
+    pub image_grades: Vec<ImageGrades>,
 }
 
 /// Ranks and compares. Computes: may block for long. `progress` hears of how many more texts are
 /// ranked.
 pub fn evaluate(
-    resolver: &mut Resolver,
-    configurations: &[Configuration],
-    mut plan: Plan,
+    resolver: &mut ConfigurationResolver,
+    configurations: &[RankingConfiguration],
+    mut plan: EvaluationPlan,
     token: &CancellationToken,
     progress: &(dyn Fn(u64) + Sync),
-) -> Result<Evaluated, EvaluateError> {
-    let world = resolver.world;
-    let mut queries = Queries {
-        source: plan.source.clone(),
-        fingerprint: fingerprint(&plan.asked),
-        asked: plan.asked.len(),
-        ..Queries::default()
+) -> Result<Evaluation, EvaluationError> {
+    let corpus = resolver.corpus;
+    let mut queries = QueryCounts {
+        source: plan.query_source.clone(),
+        fingerprint: fingerprint_queries(&plan.queries),
+        total: plan.queries.len(),
+        ..QueryCounts::default()
     };
-    let mut right = Vec::with_capacity(plan.asked.len());
-    for asked in &plan.asked {
-        let (found, missing) = right_of(asked, world);
+    let mut image_grades = Vec::with_capacity(plan.queries.len());
+    for asked in &plan.queries {
+        let (found, missing) = resolve_judgements(asked, corpus);
         queries.missing_images += missing;
-        match &asked.truth {
-            Truth::Unknown => queries.unknown += 1,
-            Truth::NoMatch => queries.nothing += 1,
-            Truth::Graded { .. } if found.ideal().is_empty() => queries.left_out += 1,
-            Truth::Graded { .. } => queries.judged += 1,
+        match &asked.judgements {
+            Judgements::Unjudged => queries.unjudged += 1,
+            Judgements::NoMatch => queries.judged_no_match += 1,
+            Judgements::Graded { .. } if found.ideal_grades().is_empty() => {
+                queries.without_relevant_image += 1
+            }
+            Judgements::Graded { .. } => queries.judged += 1,
         }
-        right.push(found);
+        image_grades.push(found);
     }
     if queries.missing_images > 0 {
         plan.notes.push(format!(
@@ -120,59 +134,59 @@ pub fn evaluate(
             queries.missing_images
         ));
     }
-    let probes = plan.probes();
+    let probes = plan.no_match_probes();
     queries.probes = probes.len();
-    let asked = plan.asked.iter().map(|asked| asked.text.as_str());
+    let asked = plan.queries.iter().map(|asked| asked.text.as_str());
     let texts: Vec<&str> = asked.chain(probes.iter().map(|probe| probe.text.as_str())).collect();
-    let mut all_right = right.clone();
-    all_right.resize(texts.len(), Right::default());
+    let mut all_right = image_grades.clone();
+    all_right.resize(texts.len(), ImageGrades::default());
     let baseline = configurations.iter().position(|known| known.name == plan.baseline);
     let baseline = baseline.unwrap_or(0);
-    let ranking = Ranking::new(resolver, configurations, plan.cutoffs.depth());
+    let ranking = Ranker::new(resolver, configurations, plan.cutoffs.depth());
     let ranked = ranking.rank(&texts, &all_right, token, progress)?;
-    let comparison = Comparison {
-        world,
+    let comparison = ConfigurationComparison {
+        corpus,
         configurations,
         baseline,
-        asked: &plan.asked,
-        right: &right,
+        queries: &plan.queries,
+        image_grades: &image_grades,
         probes: &probes,
-        ranked: &ranked,
+        rankings: &ranked,
         cutoffs: &plan.cutoffs,
-        wanted: plan.wanted,
+        targets: plan.targets,
         cost: plan.cost,
     };
-    let report = Report {
+    let report = EvaluationReport {
         fingerprint: String::new(),
-        at: Utc::now(),
+        created_at: Utc::now(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         catalogue: plan.catalogue,
-        models: world.tables.iter().map(|table| table.note.clone()).collect(),
+        models: corpus.tables.iter().map(|table| table.model_info.clone()).collect(),
         queries,
-        measures: plan.cutoffs.names(),
+        measures: plan.cutoffs.measure_names(),
         baseline: configurations[baseline].name.clone(),
         cost: plan.cost,
         verdict: String::new(),
         notes: plan.notes,
-        configurations: comparison.outcomes(),
+        configurations: comparison.compare_all(),
     };
-    Ok(Evaluated { report: report.finish(), ranked, right })
+    Ok(Evaluation { report: report.with_verdict_and_fingerprint(), rankings: ranked, image_grades })
 }
 
 /// SHA-256 over texts and judgements.
-fn fingerprint(asked: &[Asked]) -> String {
+fn fingerprint_queries(queries: &[JudgedQuery]) -> String {
     let mut hasher = Sha256::new();
     let mut line = String::new();
-    for asked in asked {
+    for asked in queries {
         line.clear();
         let _ = writeln!(line, "{asked:?}");
         hasher.update(line.as_bytes());
     }
-    hex(&hasher.finalize())
+    to_hex(&hasher.finalize())
 }
 
 /// Indices of the `depth` largest scores, best first; ties go to the smaller index.
-pub fn best(scores: &[f32], depth: usize) -> Vec<usize> {
+pub fn top_indices(scores: &[f32], depth: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     let by_score = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
     if depth < order.len() {

@@ -16,7 +16,7 @@ use crate::validate;
 /// Limits of image decoding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Options {
+pub struct DecodeOptions {
     /// Largest width or height, in pixels.
     pub max_side: u32,
     /// Largest number of pixels.
@@ -26,19 +26,19 @@ pub struct Options {
     pub budget_mib: u32,
 }
 
-impl Default for Options {
+impl Default for DecodeOptions {
     fn default() -> Self {
         Self { max_side: 20_000, max_pixels: 100_000_000, budget_mib: 1024 }
     }
 }
 
-impl Options {
+impl DecodeOptions {
     /// What is wrong with these options, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        validate::range(&mut problems, "max_side", self.max_side.into(), 16, 65_535);
-        validate::range(&mut problems, "max_pixels", self.max_pixels, 256, 1_000_000_000);
-        validate::range(&mut problems, "budget_mib", self.budget_mib.into(), 64, 1 << 20);
+        validate::check_range(&mut problems, "max_side", self.max_side.into(), 16, 65_535);
+        validate::check_range(&mut problems, "max_pixels", self.max_pixels, 256, 1_000_000_000);
+        validate::check_range(&mut problems, "budget_mib", self.budget_mib.into(), 64, 1 << 20);
         problems
     }
 }
@@ -81,16 +81,16 @@ impl DecodeError {
 
 /// The bytes of memory that decoding takes, from the picture's head alone; refuses what
 /// [`decode`] would refuse by its dimensions.
-pub fn cost(bytes: &[u8], options: &Options) -> Result<u64, DecodeError> {
-    let decoder = open(bytes, options)?;
+pub fn estimate_memory_bytes(bytes: &[u8], options: &DecodeOptions) -> Result<u64, DecodeError> {
+    let decoder = open_decoder(bytes, options)?;
     let (width, height) = decoder.dimensions();
     // The pixels as they are stored, and as 8-bit RGB or RGBA beside them.
     Ok(decoder.total_bytes() + u64::from(width) * u64::from(height) * 4)
 }
 
 /// Decodes a picture to 8-bit RGB, upright.
-pub fn decode(bytes: &[u8], options: &Options) -> Result<RgbImage, DecodeError> {
-    let mut decoder = open(bytes, options)?;
+pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeError> {
+    let mut decoder = open_decoder(bytes, options)?;
     let mut limits = Limits::default();
     // 16-bit RGBA and a decoder's own buffers beside it.
     limits.max_alloc = Some(options.max_pixels.saturating_mul(16).max(64 << 20));
@@ -103,13 +103,13 @@ pub fn decode(bytes: &[u8], options: &Options) -> Result<RgbImage, DecodeError> 
         return Err(DecodeError::Damaged(ImageError::Decoding(reason)));
     }
     picture.apply_orientation(orientation);
-    Ok(flatten(picture))
+    Ok(flatten_onto_white(picture))
 }
 
 /// A decoder for a picture whose dimensions are allowed.
-fn open<'a>(
+fn open_decoder<'a>(
     bytes: &'a [u8],
-    options: &Options,
+    options: &DecodeOptions,
 ) -> Result<impl ImageDecoder + use<'a>, DecodeError> {
     let reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
@@ -134,7 +134,7 @@ fn open<'a>(
 }
 
 /// Puts transparent pixels onto white.
-fn flatten(picture: DynamicImage) -> RgbImage {
+fn flatten_onto_white(picture: DynamicImage) -> RgbImage {
     if !picture.color().has_alpha() {
         return picture.into_rgb8();
     }
@@ -153,14 +153,14 @@ mod tests {
     use super::*;
     use image::{ImageFormat, Rgba, RgbaImage};
 
-    fn encode(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    fn encode_image(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
         picture.write_to(&mut bytes, format).unwrap();
         bytes.into_inner()
     }
 
     #[test]
-    fn every_format_is_told_by_its_content() {
+    fn every_format_is_detected_from_its_content() {
         let picture = DynamicImage::from(RgbImage::from_pixel(9, 7, Rgb([200, 30, 60])));
         for format in [
             ImageFormat::Jpeg,
@@ -170,7 +170,8 @@ mod tests {
             ImageFormat::Bmp,
             ImageFormat::Tiff,
         ] {
-            let decoded = decode(&encode(&picture, format), &Options::default()).unwrap();
+            let decoded =
+                decode(&encode_image(&picture, format), &DecodeOptions::default()).unwrap();
             assert_eq!(decoded.dimensions(), (9, 7), "{format:?}");
             let near = decoded.get_pixel(4, 3).0[0].abs_diff(200) < 6;
             assert!(near, "{format:?}");
@@ -182,25 +183,26 @@ mod tests {
         let mut picture = RgbaImage::from_pixel(2, 1, Rgba([0, 0, 0, 0]));
         picture.put_pixel(1, 0, Rgba([0, 0, 0, 128]));
         let decoded =
-            decode(&encode(&picture.into(), ImageFormat::Png), &Options::default()).unwrap();
+            decode(&encode_image(&picture.into(), ImageFormat::Png), &DecodeOptions::default())
+                .unwrap();
         assert_eq!(decoded.get_pixel(0, 0).0, [255; 3]);
         assert_eq!(decoded.get_pixel(1, 0).0, [127; 3]);
     }
 
     #[test]
-    fn a_bomb_is_refused_by_its_header() {
+    fn a_decompression_bomb_is_rejected_by_its_header() {
         // A PNG that claims 50,000 × 50,000 pixels and has none.
-        let mut png = encode(&DynamicImage::new_rgb8(1, 1), ImageFormat::Png);
+        let mut png = encode_image(&DynamicImage::new_rgb8(1, 1), ImageFormat::Png);
         png[16..20].copy_from_slice(&50_000u32.to_be_bytes());
         png[20..24].copy_from_slice(&50_000u32.to_be_bytes());
-        let crc = crc(&png[12..29]);
+        let crc = crc32(&png[12..29]);
         png[29..33].copy_from_slice(&crc.to_be_bytes());
-        let error = decode(&png, &Options::default()).unwrap_err();
+        let error = decode(&png, &DecodeOptions::default()).unwrap_err();
         assert_eq!(error.code(), "image_too_large");
     }
 
     #[test]
-    fn what_is_no_picture_is_refused() {
+    fn non_images_are_rejected() {
         for (bytes, code) in [
             (&b""[..], "unknown_image_format"),
             (b"hello", "unknown_image_format"),
@@ -208,11 +210,11 @@ mod tests {
             (b"\xff\xd8\xff\xe0", "image_damaged"),
             (&std::fs::read("tests/fuzz/corpus/picture/no-pixels").unwrap(), "image_damaged"),
         ] {
-            assert_eq!(decode(bytes, &Options::default()).unwrap_err().code(), code);
+            assert_eq!(decode(bytes, &DecodeOptions::default()).unwrap_err().code(), code);
         }
     }
 
-    fn crc(bytes: &[u8]) -> u32 {
+    fn crc32(bytes: &[u8]) -> u32 {
         let mut crc = u32::MAX;
         for byte in bytes {
             crc ^= u32::from(*byte);

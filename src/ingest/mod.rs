@@ -28,30 +28,30 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-use crate::clip::Towers;
-use crate::prompts::ActiveSets;
-use crate::record::{Message, Partition};
-use crate::table::{TableError, Writer};
+use crate::clip::Encoders;
+use crate::prompts::ActivePromptSets;
+use crate::record::{KafkaMessage, TopicPartition};
+use crate::table::{TableError, TableWriter};
 use crate::telemetry::event;
 use crate::{kafka, validate};
-use dead_letter::{DeadLetterError, DeadLetters};
+use dead_letter::{DeadLetterWriteError, DeadLetterWriter};
 use fetch::Fetcher;
-use source::consumer::{Item, Resume, Source, SourceError};
+use source::consumer::{ConsumerEvent, OffsetProvider, Source, SourceError};
 use source::decoder::format::Decoder;
 
-use process::{Outcome, Processor};
+use process::{ProcessedMessage, Processor};
 pub use progress::Progress;
-use sink::{Commit, Sink, Written};
+use sink::{CommitTask, FinishedCommit, Sink};
 
 /// How the worker batches and bounds its work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Options {
+pub struct IngestOptions {
     /// Messages in the pipeline at one time. At least twice `batch_images`, so that the next batch
     /// is ready when the towers are.
-    pub in_flight: usize,
+    pub max_in_flight_messages: usize,
     /// Bytes of the messages in the pipeline at one time, in MiB: pictures may come in them.
-    pub in_flight_mib: usize,
+    pub max_in_flight_mib: usize,
     /// Images embedded in one pass of the image tower.
     pub batch_images: usize,
     /// How long a batch that is not full waits for more images, in milliseconds.
@@ -72,11 +72,11 @@ pub struct Options {
     pub drain_seconds: u64,
 }
 
-impl Default for Options {
+impl Default for IngestOptions {
     fn default() -> Self {
         Self {
-            in_flight: 128,
-            in_flight_mib: 64,
+            max_in_flight_messages: 128,
+            max_in_flight_mib: 64,
             batch_images: 32,
             batch_wait_ms: 20,
             decode_threads: 0,
@@ -89,21 +89,27 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl IngestOptions {
     /// What is wrong with these options, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let p = &mut problems;
-        validate::range(p, "in_flight", self.in_flight as u64, 1, 100_000);
-        validate::range(p, "in_flight_mib", self.in_flight_mib as u64, 1, 65_536);
-        validate::range(p, "batch_images", self.batch_images as u64, 1, 4096);
-        validate::range(p, "batch_wait_ms", self.batch_wait_ms, 0, 10_000);
-        validate::range(p, "decode_threads", self.decode_threads as u64, 0, 1024);
-        validate::range(p, "commit_rows", self.commit_rows as u64, 1, 1_000_000);
-        validate::range(p, "commit_mib", self.commit_mib as u64, 1, 4096);
-        validate::range(p, "commit_ms", self.commit_ms, 1, 3_600_000);
-        validate::range(p, "heartbeat_seconds", self.heartbeat_seconds, 1, 3_600);
-        validate::range(p, "drain_seconds", self.drain_seconds, 0, 3_600);
+        validate::check_range(
+            p,
+            "max_in_flight_messages",
+            self.max_in_flight_messages as u64,
+            1,
+            100_000,
+        );
+        validate::check_range(p, "max_in_flight_mib", self.max_in_flight_mib as u64, 1, 65_536);
+        validate::check_range(p, "batch_images", self.batch_images as u64, 1, 4096);
+        validate::check_range(p, "batch_wait_ms", self.batch_wait_ms, 0, 10_000);
+        validate::check_range(p, "decode_threads", self.decode_threads as u64, 0, 1024);
+        validate::check_range(p, "commit_rows", self.commit_rows as u64, 1, 1_000_000);
+        validate::check_range(p, "commit_mib", self.commit_mib as u64, 1, 4096);
+        validate::check_range(p, "commit_ms", self.commit_ms, 1, 3_600_000);
+        validate::check_range(p, "heartbeat_seconds", self.heartbeat_seconds, 1, 3_600);
+        validate::check_range(p, "drain_seconds", self.drain_seconds, 0, 3_600);
         problems
     }
 }
@@ -119,49 +125,49 @@ pub enum IngestError {
     Table(#[from] TableError),
     /// A message could not be put aside.
     #[error(transparent)]
-    DeadLetter(#[from] DeadLetterError),
+    DeadLetter(#[from] DeadLetterWriteError),
     /// The device of the model does not compute. Opened anew it may; until then every image would fail.
     #[error("{0}. Nothing is lost: started again, the worker goes on from its last commit")]
-    Towers(String),
+    Model(String),
     /// A task of the pipeline panicked: a fault of this program.
     #[error("the pipeline failed at {0}; please report it")]
-    Broken(String),
+    Internal(String),
 }
 
 /// Everything that a worker is made of.
 pub struct Worker {
     /// How to reach Kafka.
-    pub kafka: kafka::Options,
+    pub kafka: kafka::KafkaOptions,
     /// Where events come from.
-    pub source: source::Options,
+    pub source_options: source::SourceOptions,
     /// How events are read.
     pub decoder: Decoder,
     /// Where unusable messages go.
-    pub dead_letters: DeadLetters,
+    pub dead_letter_writer: DeadLetterWriter,
     /// Gets the bytes of images.
     pub fetcher: Fetcher,
     /// Limits of image decoding.
-    pub decode: decode::Options,
+    pub decode_options: decode::DecodeOptions,
     /// The model.
-    pub towers: Arc<dyn Towers>,
+    pub encoders: Arc<dyn Encoders>,
     /// Prompt sets whose statistics every image gets; they may change meanwhile.
-    pub sets: ActiveSets,
+    pub prompt_sets: ActivePromptSets,
     /// The table.
-    pub writer: Writer,
+    pub writer: TableWriter,
     /// Batches and bounds.
-    pub options: Options,
+    pub options: IngestOptions,
     /// What has been done.
     pub progress: Arc<Progress>,
 }
 
 /// Lets the consumer ask the table where a partition is to be resumed.
-struct TablePositions(Arc<Mutex<Writer>>);
+struct TableOffsetProvider(Arc<Mutex<TableWriter>>);
 
 #[async_trait]
-impl Resume for TablePositions {
-    async fn next_offset(&self, partition: &Partition) -> Result<Option<i64>, String> {
+impl OffsetProvider for TableOffsetProvider {
+    async fn next_offset(&self, partition: &TopicPartition) -> Result<Option<i64>, String> {
         let mut writer = self.0.lock().await;
-        writer.position(partition).await.map_err(|e| e.to_string())
+        writer.read_position(partition).await.map_err(|e| e.to_string())
     }
 }
 
@@ -170,46 +176,53 @@ impl Worker {
     /// that had been taken up was settled.
     pub async fn run(self, token: CancellationToken) -> Result<bool, IngestError> {
         let writer = Arc::new(Mutex::new(self.writer));
-        let resume = Arc::new(TablePositions(writer.clone()));
-        let again = self.decoder.again.as_ref().map(|again| again.topic.clone());
-        let topics: Vec<&str> =
-            std::iter::once(self.source.topic.as_str()).chain(again.as_deref()).collect();
-        let source = Source::start(&self.kafka, &self.source, &topics, resume, token.clone())?;
-        self.progress.watching(source.watch());
-        let model = self.towers.card().fingerprint.clone();
-        let sets = self.sets.clone();
-        let abandon = CancellationToken::new();
+        let offset_provider = Arc::new(TableOffsetProvider(writer.clone()));
+        let reembed_topic = self.decoder.reembed.as_ref().map(|again| again.topic.clone());
+        let topics: Vec<&str> = std::iter::once(self.source_options.topic.as_str())
+            .chain(reembed_topic.as_deref())
+            .collect();
+        let source = Source::start(
+            &self.kafka,
+            &self.source_options,
+            &topics,
+            offset_provider,
+            token.clone(),
+        )?;
+        self.progress.add_consumer(source.handle());
+        let model = self.encoders.card().fingerprint.clone();
+        let prompt_sets = self.prompt_sets.clone();
+        let cancel_processing = CancellationToken::new();
         let embedder = embed::Embedder::start(
-            self.towers.clone(),
-            self.sets,
+            self.encoders.clone(),
+            self.prompt_sets,
             &self.options,
             self.progress.clone(),
         );
         let processor = Arc::new(Processor {
             decoder: self.decoder,
-            dead_letters: self.dead_letters,
+            dead_letter_writer: self.dead_letter_writer,
             fetcher: self.fetcher,
-            decode_turns: process::decode_turns(self.options.decode_threads),
-            decode_budget: process::decode_budget(&self.decode),
-            decode: self.decode,
-            towers: self.towers,
+            decode_permits: process::new_decode_permits(self.options.decode_threads),
+            decode_memory_budget: process::new_decode_memory_budget(&self.decode_options),
+            decode_options: self.decode_options,
+            encoders: self.encoders,
             embedder,
             progress: self.progress.clone(),
-            abandon: abandon.clone(),
+            cancel: cancel_processing.clone(),
         });
         let mut pipeline = Pipeline {
             source,
             processor,
             in_flight: FuturesOrdered::new(),
-            held: 0,
-            committing: None,
-            failed: None,
-            sink: Sink::new(writer, &self.options, self.progress.clone(), model, sets),
+            in_flight_bytes: 0,
+            commit_task: None,
+            source_failure: None,
+            sink: Sink::new(writer, &self.options, self.progress.clone(), model, prompt_sets),
             progress: self.progress,
             options: self.options,
         };
         let result = pipeline.run(&token).await;
-        abandon.cancel();
+        cancel_processing.cancel();
         let Pipeline { source, in_flight, .. } = pipeline;
         let drained = in_flight.is_empty();
         drop(in_flight);
@@ -219,190 +232,198 @@ impl Worker {
 }
 
 /// How often the pipeline shows that it is alive where nothing comes; well below what counts as stuck.
-const STEP: Duration = Duration::from_secs(10);
+const STEP_INTERVAL: Duration = Duration::from_secs(10);
 
 struct Pipeline {
     source: Source,
     processor: Arc<Processor>,
-    in_flight: FuturesOrdered<BoxFuture<'static, Settling>>,
+    in_flight: FuturesOrdered<BoxFuture<'static, PipelineEvent>>,
     /// Bytes of the messages in flight.
-    held: usize,
+    in_flight_bytes: usize,
     sink: Sink,
     /// The commit under way.
-    committing: Option<Commit>,
+    commit_task: Option<CommitTask>,
     /// Why the source has ended.
-    failed: Option<IngestError>,
+    source_failure: Option<IngestError>,
     progress: Arc<Progress>,
-    options: Options,
+    options: IngestOptions,
 }
 
 /// What leaves the pipeline, in order.
-enum Settling {
+enum PipelineEvent {
     /// Of a message of so many bytes.
-    Outcome(Outcome, usize),
-    Assigned(Vec<Partition>),
-    Revoked(Vec<Partition>, source::consumer::Settled),
+    Processed(ProcessedMessage, usize),
+    Assigned(Vec<TopicPartition>),
+    Revoked(Vec<TopicPartition>, source::consumer::RevokeAck),
     Failed(IngestError),
 }
 
 impl Pipeline {
     async fn run(&mut self, token: &CancellationToken) -> Result<(), IngestError> {
-        let beat = Duration::from_secs(self.options.heartbeat_seconds);
-        let mut heart = interval_at(Instant::now() + beat, beat);
-        heart.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut steps = interval(STEP);
-        while !token.is_cancelled() && self.failed.is_none() {
-            self.progress.step(self.in_flight.len());
-            if self.sink.is_full() && self.committing.is_none() {
-                self.committing = self.sink.cut();
+        let heartbeat_interval = Duration::from_secs(self.options.heartbeat_seconds);
+        let mut heartbeat_ticks =
+            interval_at(Instant::now() + heartbeat_interval, heartbeat_interval);
+        heartbeat_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut step_ticks = interval(STEP_INTERVAL);
+        while !token.is_cancelled() && self.source_failure.is_none() {
+            self.progress.record_step(self.in_flight.len());
+            if self.sink.is_full() && self.commit_task.is_none() {
+                self.commit_task = self.sink.start_commit();
             }
-            let room = self.in_flight.len() < self.options.in_flight
-                && self.held < self.options.in_flight_mib << 20;
+            let has_capacity = self.in_flight.len() < self.options.max_in_flight_messages
+                && self.in_flight_bytes < self.options.max_in_flight_mib << 20;
             tokio::select! {
-                written = finished(&mut self.committing) => self.written(written)?,
+                written = await_commit(&mut self.commit_task) => self.finish_commit(written)?,
                 Some(settling) = self.in_flight.next(), if !self.sink.is_full() => {
-                    self.settle(settling).await?;
+                    self.handle_event(settling).await?;
                 }
-                item = self.source.next(), if room => match item {
-                    Some(item) => self.take_up(item),
+                item = self.source.next(), if has_capacity => match item {
+                    Some(item) => self.start_item(item),
                     None => break,
                 },
-                () = self.sink.due(), if self.committing.is_none() => {
-                    self.committing = self.sink.cut();
+                () = self.sink.wait_until_due(), if self.commit_task.is_none() => {
+                    self.commit_task = self.sink.start_commit();
                 }
-                _ = heart.tick() => self.heartbeat(),
-                _ = steps.tick() => {}
+                _ = heartbeat_ticks.tick() => self.log_heartbeat(),
+                _ = step_ticks.tick() => {}
                 () = token.cancelled() => {}
             }
         }
         let limit = Duration::from_secs(self.options.drain_seconds);
         let drained = tokio::time::timeout(limit, async {
             while let Some(settling) = self.in_flight.next().await {
-                self.settle(settling).await?;
+                self.handle_event(settling).await?;
             }
             Ok::<_, IngestError>(())
         });
         match drained.await {
             Ok(result) => result?,
             Err(_) => warn!(
-                event = event::DRAIN_OVERDUE,
-                left = self.in_flight.len(),
+                event = event::DRAIN_TIMED_OUT,
+                remaining = self.in_flight.len(),
                 "work was cut off; it is done again by the next owner"
             ),
         }
-        self.commit().await?;
-        match self.failed.take() {
+        self.commit_all().await?;
+        match self.source_failure.take() {
             Some(error) => Err(error),
             None if token.is_cancelled() => Ok(()),
-            None => Err(IngestError::Broken("the consumer".into())),
+            None => Err(IngestError::Internal("the consumer".into())),
         }
     }
 
-    fn heartbeat(&self) {
-        let pulse = self.source.pulse();
+    fn log_heartbeat(&self) {
+        let pulse = self.source.status();
         info!(
             event = event::HEARTBEAT,
             role = "worker",
             poll_age_ms = pulse.poll_age_ms,
-            partitions = pulse.partitions,
-            in_flight = self.in_flight.len(),
-            waiting_rows = self.sink.rows(),
-            committing = self.committing.is_some(),
+            assigned_partitions = pulse.partitions,
+            in_flight_messages = self.in_flight.len(),
+            pending_rows = self.sink.pending_rows(),
+            committing = self.commit_task.is_some(),
             "alive"
         );
         let in_flight = self.in_flight.len() as i64;
         info!(
             event = event::LAG,
-            known = pulse.lag.is_some(),
-            durable = pulse.lag,
-            buffered = pulse.lag.map(|lag| (lag - in_flight).max(0)),
-            event_age_ms = self.sink.age_ms(),
+            end_offsets_known = pulse.lag.is_some(),
+            lag_messages = pulse.lag,
+            unread_messages = pulse.lag.map(|lag| (lag - in_flight).max(0)),
+            event_age_ms = self.sink.event_age_ms(),
             "how far behind"
         );
     }
 
-    fn take_up(&mut self, item: Item) {
-        let settling: BoxFuture<'static, Settling> = match item {
-            Item::Message(message) => {
+    fn start_item(&mut self, item: ConsumerEvent) {
+        let pending_event: BoxFuture<'static, PipelineEvent> = match item {
+            ConsumerEvent::Message(message) => {
                 let size = message.payload.as_ref().map_or(0, |payload| payload.len());
-                self.held += size;
-                let task = self.process(message);
+                self.in_flight_bytes += size;
+                let task = self.spawn_processing(message);
                 Box::pin(async move {
                     match task.await {
-                        Ok(outcome) => Settling::Outcome(outcome, size),
-                        Err(panic) => Settling::Failed(IngestError::Broken(panic.to_string())),
+                        Ok(outcome) => PipelineEvent::Processed(outcome, size),
+                        Err(panic) => {
+                            PipelineEvent::Failed(IngestError::Internal(panic.to_string()))
+                        }
                     }
                 })
             }
-            Item::Assigned(partitions) => Box::pin(ready(Settling::Assigned(partitions))),
-            Item::Revoked(partitions, settled) => {
-                Box::pin(ready(Settling::Revoked(partitions, settled)))
+            ConsumerEvent::Assigned(partitions) => {
+                Box::pin(ready(PipelineEvent::Assigned(partitions)))
             }
-            Item::Failed(error) => {
-                self.failed = Some(error.into());
+            ConsumerEvent::Revoked(partitions, settled) => {
+                Box::pin(ready(PipelineEvent::Revoked(partitions, settled)))
+            }
+            ConsumerEvent::Failed(error) => {
+                self.source_failure = Some(error.into());
                 return;
             }
         };
-        self.in_flight.push_back(settling);
+        self.in_flight.push_back(pending_event);
     }
 
-    fn process(&self, message: Message) -> AbortOnDropHandle<Outcome> {
+    fn spawn_processing(&self, message: KafkaMessage) -> AbortOnDropHandle<ProcessedMessage> {
         let processor = self.processor.clone();
         AbortOnDropHandle::new(tokio::spawn(async move { processor.process(message).await }))
     }
 
-    async fn settle(&mut self, settling: Settling) -> Result<(), IngestError> {
-        match settling {
-            Settling::Outcome(outcome, size) => {
-                self.held -= size;
-                let taken = self.sink.take(outcome);
-                if taken.is_err() {
+    async fn handle_event(&mut self, pipeline_event: PipelineEvent) -> Result<(), IngestError> {
+        match pipeline_event {
+            PipelineEvent::Processed(outcome, size) => {
+                self.in_flight_bytes -= size;
+                let added = self.sink.add(outcome);
+                if added.is_err() {
                     // What came before it is done and must not be done again.
-                    self.commit().await?;
+                    self.commit_all().await?;
                 }
-                taken
+                added
             }
-            Settling::Assigned(partitions) => self.sink.assign(partitions).await,
-            Settling::Revoked(partitions, settled) => {
-                self.commit().await?;
+            PipelineEvent::Assigned(partitions) => self.sink.assign(partitions).await,
+            PipelineEvent::Revoked(partitions, settled) => {
+                self.commit_all().await?;
                 self.sink.revoke(&partitions);
                 drop(settled);
                 Ok(())
             }
-            Settling::Failed(error) => {
+            PipelineEvent::Failed(error) => {
                 // What came before it is done and must not be done again.
-                self.commit().await?;
+                self.commit_all().await?;
                 Err(error)
             }
         }
     }
 
     /// Commits everything that is outstanding, and waits for it.
-    async fn commit(&mut self) -> Result<(), IngestError> {
+    async fn commit_all(&mut self) -> Result<(), IngestError> {
         loop {
-            if self.committing.is_none() {
-                self.committing = self.sink.cut();
+            if self.commit_task.is_none() {
+                self.commit_task = self.sink.start_commit();
             }
-            if self.committing.is_none() {
+            if self.commit_task.is_none() {
                 return Ok(());
             }
-            let written = finished(&mut self.committing).await;
-            self.written(written)?;
+            let written = await_commit(&mut self.commit_task).await;
+            self.finish_commit(written)?;
         }
     }
 
-    fn written(&mut self, written: Result<Written, IngestError>) -> Result<(), IngestError> {
-        self.committing = None;
-        self.sink.written(written?, &self.source);
+    fn finish_commit(
+        &mut self,
+        written: Result<FinishedCommit, IngestError>,
+    ) -> Result<(), IngestError> {
+        self.commit_task = None;
+        self.sink.finish_commit(written?, &self.source);
         Ok(())
     }
 }
 
 /// The result of the commit under way; waits for ever where there is none.
-async fn finished(committing: &mut Option<Commit>) -> Result<Written, IngestError> {
+async fn await_commit(committing: &mut Option<CommitTask>) -> Result<FinishedCommit, IngestError> {
     match committing {
         Some(commit) => {
-            Ok(commit.await.map_err(|panic| IngestError::Broken(panic.to_string()))??)
+            Ok(commit.await.map_err(|panic| IngestError::Internal(panic.to_string()))??)
         }
         None => std::future::pending().await,
     }

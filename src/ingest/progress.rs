@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use chrono::Utc;
 
-use super::source::consumer::{Pulse, Watch};
-use crate::telemetry::metrics::{self, Health};
+use super::source::consumer::{ConsumerHandle, ConsumerStatus};
+use crate::telemetry::metrics::{self, HealthProbe};
 
 /// A consumer that has not polled for so long has been thrown out of its group
 /// (`max.poll.interval.ms`); a pipeline that takes no step for so long is stuck.
-const STUCK: Duration = Duration::from_secs(300);
+const STUCK_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What the worker has done so far; shared with whoever shows it.
 #[derive(Debug, Default)]
@@ -23,41 +23,41 @@ pub struct Progress {
     /// Messages put aside.
     pub dead_lettered: AtomicU64,
     /// Images that were gone before they could be fetched.
-    pub gone: AtomicU64,
+    pub not_found: AtomicU64,
     /// Rows stored.
-    pub stored: AtomicU64,
+    pub stored_rows: AtomicU64,
     /// How long the image tower computed, in microseconds.
-    pub towers_us: AtomicU64,
+    pub model_us: AtomicU64,
     /// How long it waited for pictures between batches, in microseconds.
-    pub towers_wait_us: AtomicU64,
+    pub model_wait_us: AtomicU64,
     /// Version of the table after the last commit.
-    pub version: AtomicU64,
+    pub table_version: AtomicU64,
     /// Messages in the pipeline.
     in_flight: AtomicU64,
     /// When the pipeline last took a step, in milliseconds since 1970; 0 before the first.
-    step_ms: AtomicI64,
+    last_step_ms: AtomicI64,
     /// Its consumer, once it has been started; several where workers of one process share this.
-    watches: Mutex<Vec<Watch>>,
+    consumers: Mutex<Vec<ConsumerHandle>>,
 }
 
 impl Progress {
-    pub(super) fn add(counter: &AtomicU64, n: u64) {
+    pub(super) fn add_to(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
     }
 
-    pub(super) fn watching(&self, watch: Watch) {
-        self.watches.lock().unwrap_or_else(PoisonError::into_inner).push(watch);
+    pub(super) fn add_consumer(&self, consumer: ConsumerHandle) {
+        self.consumers.lock().unwrap_or_else(PoisonError::into_inner).push(consumer);
     }
 
     /// The pipeline has taken a step and holds `in_flight` messages.
-    pub(super) fn step(&self, in_flight: usize) {
+    pub(super) fn record_step(&self, in_flight: usize) {
         self.in_flight.store(in_flight as u64, Ordering::Relaxed);
-        self.step_ms.store(Utc::now().timestamp_millis(), Ordering::Relaxed);
+        self.last_step_ms.store(Utc::now().timestamp_millis(), Ordering::Relaxed);
     }
 
-    fn pulse(&self) -> Option<Pulse> {
-        let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        watches.iter().map(Watch::pulse).reduce(|a, b| Pulse {
+    fn consumer_status(&self) -> Option<ConsumerStatus> {
+        let watches = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        watches.iter().map(ConsumerHandle::status).reduce(|a, b| ConsumerStatus {
             // The one that lags behind most; not known as long as one is not.
             poll_age_ms: a.poll_age_ms.zip(b.poll_age_ms).map(|(a, b)| a.max(b)),
             partitions: a.partitions + b.partitions,
@@ -66,36 +66,36 @@ impl Progress {
     }
 
     fn step_age_ms(&self) -> Option<i64> {
-        let last = self.step_ms.load(Ordering::Relaxed);
+        let last = self.last_step_ms.load(Ordering::Relaxed);
         (last > 0).then(|| Utc::now().timestamp_millis() - last)
     }
 }
 
-impl Health for Progress {
-    fn observe(&self) {
-        let metrics = metrics::get();
+impl HealthProbe for Progress {
+    fn update_gauges(&self) {
+        let metrics = metrics::global();
         let seconds = |ms: Option<i64>| ms.map(|ms| ms as f64 / 1e3);
-        let pulse = self.pulse();
-        metrics.lag.known(pulse.and_then(|p| p.lag).map(|lag| lag as f64));
-        metrics.partitions.known(pulse.map(|p| p.partitions as f64));
-        metrics.poll_age.known(seconds(pulse.and_then(|p| p.poll_age_ms)));
-        metrics.pipeline_age.known(seconds(self.step_age_ms()));
-        metrics.buffered.set(&[], self.in_flight.load(Ordering::Relaxed) as f64);
+        let pulse = self.consumer_status();
+        metrics.lag_messages.set_or_nan(pulse.and_then(|p| p.lag).map(|lag| lag as f64));
+        metrics.assigned_partitions.set_or_nan(pulse.map(|p| p.partitions as f64));
+        metrics.poll_age.set_or_nan(seconds(pulse.and_then(|p| p.poll_age_ms)));
+        metrics.pipeline_age.set_or_nan(seconds(self.step_age_ms()));
+        metrics.in_flight_messages.set(&[], self.in_flight.load(Ordering::Relaxed) as f64);
     }
 
-    fn live(&self) -> Result<(), String> {
-        let age = self.pulse().and_then(|p| p.poll_age_ms).max(self.step_age_ms());
+    fn check_liveness(&self) -> Result<(), String> {
+        let age = self.consumer_status().and_then(|p| p.poll_age_ms).max(self.step_age_ms());
         match age {
-            Some(age) if age > STUCK.as_millis() as i64 => {
+            Some(age) if age > STUCK_TIMEOUT.as_millis() as i64 => {
                 Err(format!("the consumer or the pipeline took no step for {} s", age / 1_000))
             }
             _ => Ok(()),
         }
     }
 
-    fn ready(&self) -> Result<(), String> {
-        match self.pulse().and_then(|p| p.poll_age_ms) {
-            Some(_) => self.live(),
+    fn check_readiness(&self) -> Result<(), String> {
+        match self.consumer_status().and_then(|p| p.poll_age_ms) {
+            Some(_) => self.check_liveness(),
             None => Err("Kafka has not been polled yet".into()),
         }
     }

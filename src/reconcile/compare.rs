@@ -3,46 +3,46 @@
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::Report;
+use super::ReconcileReport;
 use crate::ingest::source::ImageEvent;
-use crate::publish::{Naming, values};
-use crate::record::{AttributeTypes, Attributes, Operation, Ordering, Sequence};
+use crate::publish::{EventTemplate, attributes_to_json};
+use crate::record::{AttributeTypes, Attributes, Operation, SequenceKey, VersionOrdering};
 
 /// What the outside world says of one image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Listed {
+pub enum ListedImage {
     /// An object of a bucket or a folder.
     Object {
         /// Its address.
         uri: String,
         /// Its last change.
-        changed: DateTime<Utc>,
+        modified_at: DateTime<Utc>,
         /// Its size.
         bytes: u64,
         /// Whether its name is one of a picture.
-        picture: bool,
+        is_image: bool,
     },
     /// An id in a list.
     Id,
     /// An event in a list, with its version by the catalogue's ordering.
-    Event(Box<ImageEvent>, Sequence),
+    Event(Box<ImageEvent>, SequenceKey),
 }
 
 /// What the table knows of one image, at the place where it is compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Known {
+pub struct StoredImage {
     /// Which image.
     pub image_id: String,
     /// What stands here.
-    pub what: What,
+    pub status: StoredState,
     /// Its version.
-    pub sequence: Sequence,
+    pub sequence: SequenceKey,
     /// When the event happened; where it did not say, when the row was made.
-    pub at: DateTime<Utc>,
+    pub event_time: DateTime<Utc>,
     /// Whether `at` is the event's own.
-    pub dated: bool,
+    pub has_event_time: bool,
     /// When it was stored.
-    pub stored: DateTime<Utc>,
+    pub stored_at: DateTime<Utc>,
     /// Its address.
     pub uri: Option<String>,
     /// Its size.
@@ -53,9 +53,9 @@ pub struct Known {
 
 /// What stands at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum What {
+pub enum StoredState {
     /// The image, fetched from here.
-    Here,
+    Present,
     /// It was deleted.
     Deleted,
     /// An image of the id that this place would be given, fetched from elsewhere.
@@ -64,154 +64,165 @@ pub enum What {
 
 /// How a difference is told and mended.
 #[derive(Debug, Clone)]
-pub struct Rules {
+pub struct CompareRules {
     /// When the listing started.
-    pub started: DateTime<Utc>,
+    pub listing_started_at: DateTime<Utc>,
     /// What is younger than this may still be on its way.
-    pub grace: TimeDelta,
+    pub grace_period: TimeDelta,
     /// How much younger an object may be than the event that brought it.
-    pub tolerance: TimeDelta,
+    pub time_tolerance: TimeDelta,
     /// How long the table remembers deletes; none: for ever.
-    pub remembered: Option<TimeDelta>,
+    pub tombstone_retention: Option<TimeDelta>,
     /// Whether the versions of a catalogue that is ordered by `sequence` are known to be times in
     /// microseconds.
     pub sequence_is_time: bool,
     /// How events are made.
-    pub naming: Naming,
+    pub event_template: EventTemplate,
     /// Declared attributes.
-    pub attributes: AttributeTypes,
+    pub attribute_types: AttributeTypes,
 }
 
 /// What is known of a place as a whole.
 #[derive(Debug, Clone, Default)]
-pub struct Place {
+pub struct IdScheme {
     /// An image whose id is not made of its key, and its key, where those are more than the others.
-    pub own_names: Option<(String, String)>,
+    pub custom_id_example: Option<(String, String)>,
 }
 
 /// Which way the two differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum DifferenceKind {
     /// Listed, not stored.
     New,
     /// Stored, and changed since.
     Changed,
     /// Stored, not listed.
-    Gone,
+    Removed,
 }
 
 /// One difference.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Finding {
     /// Which way.
-    pub finding: Kind,
+    pub difference: DifferenceKind,
     /// Which image.
     pub image_id: String,
     /// Where it is, or was.
     pub uri: Option<String>,
     /// Why this is taken for a difference.
-    pub why: String,
+    pub reason: String,
     /// The event that mends it.
     pub event: Option<ImageEvent>,
     /// Why there is no such event.
-    pub refused: Option<String>,
+    pub unrepairable_reason: Option<String>,
 }
 
 /// Compares what is listed and what is known at one place; counts in `report`.
-pub fn compare(
+pub fn compare_key(
     key: &str,
-    listed: Option<Listed>,
-    known: &[Known],
-    place: &Place,
-    rules: &Rules,
-    report: &mut Report,
+    listed: Option<ListedImage>,
+    known: &[StoredImage],
+    id_scheme: &IdScheme,
+    rules: &CompareRules,
+    report: &mut ReconcileReport,
 ) -> Vec<Finding> {
-    let here: Vec<&Known> = known.iter().filter(|k| k.what == What::Here).collect();
+    let here: Vec<&StoredImage> =
+        known.iter().filter(|k| k.status == StoredState::Present).collect();
     report.stored += here.len() as u64;
     match listed {
-        None => here.into_iter().filter_map(|image| gone(image, rules, report)).collect(),
+        None => here.into_iter().filter_map(|image| find_gone(image, rules, report)).collect(),
         Some(listed) => {
             report.listed += 1;
             if here.is_empty() {
-                return new(key, &listed, known, place, rules, report).into_iter().collect();
+                return find_new(key, &listed, known, id_scheme, rules, report)
+                    .into_iter()
+                    .collect();
             }
             let changed = here.into_iter().filter_map(|image| {
-                let finding = changed(&listed, image, rules);
+                let finding = check_changed(&listed, image, rules);
                 match &finding {
-                    Difference::Same => report.same += 1,
-                    Difference::Recent => report.recent += 1,
-                    Difference::Found(_) => report.changed += 1,
+                    ChangeCheck::Same => report.unchanged += 1,
+                    ChangeCheck::Recent => report.too_recent += 1,
+                    ChangeCheck::Changed(_) => report.changed += 1,
                 }
-                finding.found()
+                finding.into_finding()
             });
             changed.collect()
         }
     }
 }
 
-enum Difference {
+enum ChangeCheck {
     Same,
     Recent,
-    Found(Box<Finding>),
+    Changed(Box<Finding>),
 }
 
-impl Difference {
-    fn found(self) -> Option<Finding> {
+impl ChangeCheck {
+    fn into_finding(self) -> Option<Finding> {
         match self {
-            Self::Found(finding) => Some(*finding),
+            Self::Changed(finding) => Some(*finding),
             Self::Same | Self::Recent => None,
         }
     }
 }
 
-fn new(
+fn find_new(
     key: &str,
-    listed: &Listed,
-    known: &[Known],
-    place: &Place,
-    rules: &Rules,
-    report: &mut Report,
+    listed: &ListedImage,
+    known: &[StoredImage],
+    id_scheme: &IdScheme,
+    rules: &CompareRules,
+    report: &mut ReconcileReport,
 ) -> Option<Finding> {
-    let deleted = known.iter().find(|k| k.what == What::Deleted);
-    if known.iter().any(|k| k.what == What::Elsewhere) {
-        report.elsewhere += 1;
+    let deleted = known.iter().find(|k| k.status == StoredState::Deleted);
+    if known.iter().any(|k| k.status == StoredState::Elsewhere) {
+        report.id_conflicts += 1;
         return None;
     }
     let finding = |id: &str, uri: Option<&String>, repair: Result<ImageEvent, String>| {
         let why = match deleted {
-            Some(known) => format!("is there again after it was deleted at {}", text(known.at)),
+            Some(known) => {
+                format!("is there again after it was deleted at {}", format_time(known.event_time))
+            }
             None => "is not stored".into(),
         };
-        Finding::new(Kind::New, id, uri, why, repair)
+        Finding::new(DifferenceKind::New, id, uri, why, repair)
     };
     let found = match listed {
-        Listed::Object { uri, changed, picture, .. } => {
+        ListedImage::Object { uri, modified_at: changed, is_image: picture, .. } => {
             if !picture {
                 report.ignored += 1;
                 return None;
             }
             if rules.is_recent(*changed) {
-                report.recent += 1;
+                report.too_recent += 1;
                 return None;
             }
-            if deleted.is_some_and(|known| known.at >= changed.trunc_subsecs(6)) {
+            if deleted.is_some_and(|known| known.event_time >= changed.trunc_subsecs(6)) {
                 report.deleted += 1;
                 return None;
             }
             // An older event would be refused by the worker: nobody remembers deletes that long.
-            let time = if rules.is_forgotten(*changed) { rules.started } else { *changed };
-            let repair = match &place.own_names {
+            let time = if rules.is_past_tombstone_retention(*changed) {
+                rules.listing_started_at
+            } else {
+                *changed
+            };
+            let repair = match &id_scheme.custom_id_example {
                 // Under another id it would stand twice, or come back although it was deleted.
                 Some((id, of)) => Err(format!(
                     "ids here are not --id-prefix and key: {of} is {id:?}; give the prefix that makes \
                      them so, or list events by --ids"
                 )),
-                None => rules.dated(deleted, || rules.naming.upsert(key, uri, time)),
+                None => rules.require_time_sequence(deleted, || {
+                    rules.event_template.upsert_event(key, uri, time)
+                }),
             };
-            finding(&format!("{}{key}", rules.naming.id_prefix), Some(uri), repair)
+            finding(&format!("{}{key}", rules.event_template.id_prefix), Some(uri), repair)
         }
-        Listed::Id => {
+        ListedImage::Id => {
             if deleted.is_some() {
                 report.deleted += 1;
                 return None;
@@ -219,84 +230,97 @@ fn new(
             let refused = "the list says nothing but its id; list events (JSON lines)";
             finding(key, None, Err(refused.into()))
         }
-        Listed::Event(event, sequence) => {
+        ListedImage::Event(event, sequence) => {
             if event.event_time.is_some_and(|time| rules.is_recent(time)) {
-                report.recent += 1;
+                report.too_recent += 1;
                 return None;
             }
-            if deleted.is_some_and(|known| !rules.is_later(event, sequence, known)) {
+            if deleted.is_some_and(|known| !rules.is_newer(event, sequence, known)) {
                 report.deleted += 1;
                 return None;
             }
-            finding(key, event.uri.as_ref(), rules.as_listed(event))
+            finding(key, event.uri.as_ref(), rules.listed_event(event))
         }
     };
     report.new += 1;
     Some(found)
 }
 
-fn changed(listed: &Listed, image: &Known, rules: &Rules) -> Difference {
+fn check_changed(listed: &ListedImage, image: &StoredImage, rules: &CompareRules) -> ChangeCheck {
     let (why, repair) = match listed {
-        Listed::Object { changed, bytes, .. } => {
+        ListedImage::Object { modified_at: changed, bytes, .. } => {
             let time = changed.trunc_subsecs(6);
             let resized = image.bytes.filter(|stored| stored != bytes);
-            let later = time > image.at + rules.tolerance;
+            let later = time > image.event_time + rules.time_tolerance;
             if !later && resized.is_none() {
-                return Difference::Same;
+                return ChangeCheck::Same;
             }
-            if rules.is_recent(time) || rules.is_recent(image.at) {
-                return Difference::Recent;
+            if rules.is_recent(time) || rules.is_recent(image.event_time) {
+                return ChangeCheck::Recent;
             }
             let why = match resized {
                 Some(stored) => format!("has {bytes} bytes, {stored} are stored"),
-                None => format!("changed at {}, stored is {}", text(time), text(image.at)),
+                None => format!(
+                    "changed at {}, stored is {}",
+                    format_time(time),
+                    format_time(image.event_time)
+                ),
             };
             // When the listing started the object was already what it is, so that this time is as
             // true as its last change, where that would lose.
-            let loses = time <= image.at || rules.is_forgotten(time);
-            let time = if loses { rules.started } else { time };
-            let repair = rules.dated(Some(image), || ImageEvent {
-                attributes: values(&image.attributes, &rules.attributes),
-                ..rules.naming.upsert("", image.uri.as_deref().unwrap_or_default(), time)
+            let loses = time <= image.event_time || rules.is_past_tombstone_retention(time);
+            let time = if loses { rules.listing_started_at } else { time };
+            let repair = rules.require_time_sequence(Some(image), || ImageEvent {
+                attributes: attributes_to_json(&image.attributes, &rules.attribute_types),
+                ..rules.event_template.upsert_event(
+                    "",
+                    image.uri.as_deref().unwrap_or_default(),
+                    time,
+                )
             });
             (why, repair)
         }
-        Listed::Id => return Difference::Same,
-        Listed::Event(event, sequence) => {
-            if !rules.is_later(event, sequence, image) {
-                return Difference::Same;
+        ListedImage::Id => return ChangeCheck::Same,
+        ListedImage::Event(event, sequence) => {
+            if !rules.is_newer(event, sequence, image) {
+                return ChangeCheck::Same;
             }
             if event.event_time.is_some_and(|time| rules.is_recent(time)) {
-                return Difference::Recent;
+                return ChangeCheck::Recent;
             }
-            ("the list has a later version".into(), rules.as_listed(event))
+            ("the list has a later version".into(), rules.listed_event(event))
         }
     };
     let repair = repair.map(|event| ImageEvent { image_id: image.image_id.clone(), ..event });
-    let finding = Finding::new(Kind::Changed, &image.image_id, image.uri.as_ref(), why, repair);
-    Difference::Found(Box::new(finding))
+    let finding =
+        Finding::new(DifferenceKind::Changed, &image.image_id, image.uri.as_ref(), why, repair);
+    ChangeCheck::Changed(Box::new(finding))
 }
 
-fn gone(image: &Known, rules: &Rules, report: &mut Report) -> Option<Finding> {
+fn find_gone(
+    image: &StoredImage,
+    rules: &CompareRules,
+    report: &mut ReconcileReport,
+) -> Option<Finding> {
     // Events may be dated long before they come: what was stored since was not there to be listed.
-    if rules.is_recent(image.at) || rules.is_recent(image.stored) {
-        report.recent += 1;
+    if rules.is_recent(image.event_time) || rules.is_recent(image.stored_at) {
+        report.too_recent += 1;
         return None;
     }
-    report.gone += 1;
-    let repair = match rules.naming.ordering {
-        Ordering::Offset => Err(
+    report.removed += 1;
+    let repair = match rules.event_template.ordering {
+        VersionOrdering::Offset => Err(
             "the catalogue orders by offset: a delete that is sent now would also be newer than an \
              image that came back meanwhile; delete it by `bsap publish --delete`"
                 .into(),
         ),
-        _ => rules.dated(Some(image), || {
-            let event = rules.naming.event("", Operation::Delete, rules.started);
+        _ => rules.require_time_sequence(Some(image), || {
+            let event = rules.event_template.base_event("", Operation::Delete, rules.listing_started_at);
             ImageEvent { image_id: image.image_id.clone(), ..event }
         }),
     };
     Some(Finding::new(
-        Kind::Gone,
+        DifferenceKind::Removed,
         &image.image_id,
         image.uri.as_ref(),
         "is stored, not listed".into(),
@@ -304,42 +328,42 @@ fn gone(image: &Known, rules: &Rules, report: &mut Report) -> Option<Finding> {
     ))
 }
 
-impl Rules {
+impl CompareRules {
     fn is_recent(&self, time: DateTime<Utc>) -> bool {
-        time > self.started - self.grace
+        time > self.listing_started_at - self.grace_period
     }
 
     /// Whether a listed event is a later version than what is known.
-    fn is_later(&self, event: &ImageEvent, sequence: &Sequence, known: &Known) -> bool {
-        match self.naming.ordering {
+    fn is_newer(&self, event: &ImageEvent, sequence: &SequenceKey, known: &StoredImage) -> bool {
+        match self.event_template.ordering {
             // The list does not know the offsets.
-            Ordering::Offset => event.event_time.is_some_and(|time| time > known.at),
+            VersionOrdering::Offset => event.event_time.is_some_and(|time| time > known.event_time),
             _ => *sequence > known.sequence,
         }
     }
 
-    fn is_forgotten(&self, time: DateTime<Utc>) -> bool {
-        self.remembered.is_some_and(|days| time < self.started - days)
+    fn is_past_tombstone_retention(&self, time: DateTime<Utc>) -> bool {
+        self.tombstone_retention.is_some_and(|days| time < self.listing_started_at - days)
     }
 
     /// An event whose version is a time, where the catalogue's versions are times.
-    fn dated(
+    fn require_time_sequence(
         &self,
-        known: Option<&Known>,
+        known: Option<&StoredImage>,
         event: impl FnOnce() -> ImageEvent,
     ) -> Result<ImageEvent, String> {
-        match self.naming.ordering {
-            Ordering::EventTime | Ordering::Offset => Ok(event()),
-            Ordering::Sequencer => Err(
+        match self.event_template.ordering {
+            VersionOrdering::EventTime | VersionOrdering::Offset => Ok(event()),
+            VersionOrdering::Sequencer => Err(
                 "the catalogue orders by sequencer, which only the bucket's own notifications have"
                     .into(),
             ),
-            Ordering::Sequence if !self.sequence_is_time => {
+            VersionOrdering::Sequence if !self.sequence_is_time => {
                 Err("the catalogue orders by sequence, which a listing does not have; say \
                  --sequence-is-time where it is the time in microseconds, as `bsap publish` sets it"
                     .into())
             }
-            Ordering::Sequence => match known.filter(|known| !is_time(known)) {
+            VersionOrdering::Sequence => match known.filter(|known| !has_time_sequence(known)) {
                 Some(known) => {
                     Err(format!("its sequence {} is not its time", known.sequence.as_str()))
                 }
@@ -349,11 +373,11 @@ impl Rules {
     }
 
     /// An event as the list has it, unless workers would refuse it.
-    fn as_listed(&self, event: &ImageEvent) -> Result<ImageEvent, String> {
+    fn listed_event(&self, event: &ImageEvent) -> Result<ImageEvent, String> {
         match event.event_time {
-            Some(time) if self.is_forgotten(time) => Err(format!(
-                "is of {}, older than deletes are remembered (upkeep.tombstone_days); list a later version",
-                text(time)
+            Some(time) if self.is_past_tombstone_retention(time) => Err(format!(
+                "is of {}, older than deletes are remembered (maintenance.tombstone_retention_days); list a later version",
+                format_time(time)
             )),
             _ => Ok(event.clone()),
         }
@@ -361,13 +385,14 @@ impl Rules {
 }
 
 /// Whether an image's version is its time in microseconds.
-pub fn is_time(known: &Known) -> bool {
-    known.dated && Sequence::from_time(known.at).is_ok_and(|time| time == known.sequence)
+pub fn has_time_sequence(known: &StoredImage) -> bool {
+    known.has_event_time
+        && SequenceKey::from_time(known.event_time).is_ok_and(|time| time == known.sequence)
 }
 
 impl Finding {
     fn new(
-        finding: Kind,
+        finding: DifferenceKind,
         image_id: &str,
         uri: Option<&String>,
         why: String,
@@ -377,11 +402,18 @@ impl Finding {
             Ok(event) => (Some(event), None),
             Err(refused) => (None, Some(refused)),
         };
-        Self { finding, image_id: image_id.to_owned(), uri: uri.cloned(), why, event, refused }
+        Self {
+            difference: finding,
+            image_id: image_id.to_owned(),
+            uri: uri.cloned(),
+            reason: why,
+            event,
+            unrepairable_reason: refused,
+        }
     }
 }
 
-fn text(time: DateTime<Utc>) -> String {
+fn format_time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
 }
 
@@ -390,30 +422,34 @@ mod tests {
     use super::*;
     use crate::record::AttributeType;
 
-    fn at(seconds: i64) -> DateTime<Utc> {
+    fn time_at(seconds: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(1_700_000_000 + seconds, 0).unwrap()
     }
 
-    fn rules(ordering: Ordering) -> Rules {
-        Rules {
-            started: at(10_000),
-            grace: TimeDelta::seconds(100),
-            tolerance: TimeDelta::zero(),
-            remembered: None,
+    fn compare_rules(ordering: VersionOrdering) -> CompareRules {
+        CompareRules {
+            listing_started_at: time_at(10_000),
+            grace_period: TimeDelta::seconds(100),
+            time_tolerance: TimeDelta::zero(),
+            tombstone_retention: None,
             sequence_is_time: false,
-            naming: Naming { id_prefix: "shop/".into(), ordering, ..Naming::default() },
-            attributes: [("size".to_owned(), AttributeType::Integer)].into(),
+            event_template: EventTemplate {
+                id_prefix: "shop/".into(),
+                ordering,
+                ..EventTemplate::default()
+            },
+            attribute_types: [("size".to_owned(), AttributeType::Integer)].into(),
         }
     }
 
-    fn known(what: What, seconds: i64) -> Known {
-        Known {
+    fn stored_image(what: StoredState, seconds: i64) -> StoredImage {
+        StoredImage {
             image_id: "shop/a.jpg".into(),
-            what,
-            sequence: Sequence::from_time(at(seconds)).unwrap(),
-            at: at(seconds),
-            dated: true,
-            stored: at(seconds),
+            status: what,
+            sequence: SequenceKey::from_time(time_at(seconds)).unwrap(),
+            event_time: time_at(seconds),
+            has_event_time: true,
+            stored_at: time_at(seconds),
             uri: Some("s3://b/a.jpg".into()),
             bytes: Some(7),
             attributes: [("size".to_owned(), "3".to_owned())].into(),
@@ -421,150 +457,217 @@ mod tests {
     }
 
     #[expect(clippy::unnecessary_wraps, reason = "stands where nothing may be listed")]
-    fn object(seconds: i64, bytes: u64) -> Option<Listed> {
+    fn listed_object(seconds: i64, bytes: u64) -> Option<ListedImage> {
         let uri = "s3://b/a.jpg".to_owned();
-        Some(Listed::Object { uri, changed: at(seconds), bytes, picture: true })
+        Some(ListedImage::Object { uri, modified_at: time_at(seconds), bytes, is_image: true })
     }
 
-    fn one(listed: Option<Listed>, known: &[Known], rules: &Rules) -> (Option<Finding>, Report) {
-        let mut report = Report::default();
-        let mut found = compare("a.jpg", listed, known, &Place::default(), rules, &mut report);
+    fn compare_one(
+        listed: Option<ListedImage>,
+        known: &[StoredImage],
+        rules: &CompareRules,
+    ) -> (Option<Finding>, ReconcileReport) {
+        let mut report = ReconcileReport::default();
+        let mut found =
+            compare_key("a.jpg", listed, known, &IdScheme::default(), rules, &mut report);
         assert!(found.len() <= 1);
         (found.pop(), report)
     }
 
-    fn event(listed: Option<Listed>, known: &[Known], rules: &Rules) -> ImageEvent {
-        one(listed, known, rules).0.unwrap().event.unwrap()
+    fn repair_event(
+        listed: Option<ListedImage>,
+        known: &[StoredImage],
+        rules: &CompareRules,
+    ) -> ImageEvent {
+        compare_one(listed, known, rules).0.unwrap().event.unwrap()
     }
 
     #[test]
-    fn what_is_the_same_is_left_alone() {
-        let rules = rules(Ordering::EventTime);
+    fn unchanged_images_are_left_alone() {
+        let rules = compare_rules(VersionOrdering::EventTime);
         for changed in [0, 50] {
-            let (found, report) = one(object(changed, 7), &[known(What::Here, 50)], &rules);
-            assert_eq!((found, report.same), (None, 1));
+            let (found, report) = compare_one(
+                listed_object(changed, 7),
+                &[stored_image(StoredState::Present, 50)],
+                &rules,
+            );
+            assert_eq!((found, report.unchanged), (None, 1));
         }
     }
 
     #[test]
     fn events_carry_the_last_change_and_deletes_the_start_of_the_listing() {
-        let rules = rules(Ordering::EventTime);
-        let new = event(object(5, 7), &[], &rules);
-        assert_eq!((new.image_id.as_str(), new.event_time), ("shop/a.jpg", Some(at(5))));
-        let changed = event(object(60, 7), &[known(What::Here, 50)], &rules);
-        assert_eq!(changed.event_time, Some(at(60)));
+        let rules = compare_rules(VersionOrdering::EventTime);
+        let new = repair_event(listed_object(5, 7), &[], &rules);
+        assert_eq!((new.image_id.as_str(), new.event_time), ("shop/a.jpg", Some(time_at(5))));
+        let changed =
+            repair_event(listed_object(60, 7), &[stored_image(StoredState::Present, 50)], &rules);
+        assert_eq!(changed.event_time, Some(time_at(60)));
         assert_eq!(changed.attributes["size"], 3, "attributes are kept, in their type");
-        let gone = event(None, &[known(What::Here, 50)], &rules);
-        assert_eq!((gone.operation, gone.event_time), (Operation::Delete, Some(at(10_000))));
+        let gone = repair_event(None, &[stored_image(StoredState::Present, 50)], &rules);
+        assert_eq!((gone.operation, gone.event_time), (Operation::Delete, Some(time_at(10_000))));
     }
 
     #[test]
     fn another_size_is_a_change_whose_event_wins() {
-        let rules = rules(Ordering::EventTime);
-        let changed = event(object(40, 8), &[known(What::Here, 50)], &rules);
-        assert_eq!(changed.event_time, Some(at(10_000)), "its last change would lose");
+        let rules = compare_rules(VersionOrdering::EventTime);
+        let changed =
+            repair_event(listed_object(40, 8), &[stored_image(StoredState::Present, 50)], &rules);
+        assert_eq!(changed.event_time, Some(time_at(10_000)), "its last change would lose");
     }
 
     #[test]
-    fn what_may_be_on_its_way_is_left_alone() {
-        let rules = rules(Ordering::EventTime);
+    fn recent_changes_are_left_alone() {
+        let rules = compare_rules(VersionOrdering::EventTime);
         for (listed, stored) in [
-            (object(9_950, 7), vec![]),
-            (object(9_950, 7), vec![known(What::Here, 50)]),
-            (None, vec![known(What::Here, 9_950)]),
+            (listed_object(9_950, 7), vec![]),
+            (listed_object(9_950, 7), vec![stored_image(StoredState::Present, 50)]),
+            (None, vec![stored_image(StoredState::Present, 9_950)]),
             // Dated long ago, and stored after the listing began.
-            (None, vec![Known { stored: at(10_001), ..known(What::Here, 50) }]),
+            (
+                None,
+                vec![StoredImage {
+                    stored_at: time_at(10_001),
+                    ..stored_image(StoredState::Present, 50)
+                }],
+            ),
             // The event of the next version came while the old one was listed.
-            (object(40, 8), vec![known(What::Here, 9_950)]),
+            (listed_object(40, 8), vec![stored_image(StoredState::Present, 9_950)]),
         ] {
-            let (found, report) = one(listed, &stored, &rules);
-            assert_eq!((found, report.recent), (None, 1));
+            let (found, report) = compare_one(listed, &stored, &rules);
+            assert_eq!((found, report.too_recent), (None, 1));
         }
     }
 
     #[test]
-    fn a_delete_stands_until_the_object_changes() {
-        let rules = rules(Ordering::EventTime);
-        let (found, report) = one(object(40, 7), &[known(What::Deleted, 50)], &rules);
+    fn a_delete_holds_until_the_object_changes() {
+        let rules = compare_rules(VersionOrdering::EventTime);
+        let (found, report) =
+            compare_one(listed_object(40, 7), &[stored_image(StoredState::Deleted, 50)], &rules);
         assert_eq!((found, report.deleted), (None, 1));
         assert_eq!(
-            event(object(60, 7), &[known(What::Deleted, 50)], &rules).event_time,
-            Some(at(60))
+            repair_event(listed_object(60, 7), &[stored_image(StoredState::Deleted, 50)], &rules)
+                .event_time,
+            Some(time_at(60))
         );
     }
 
     #[test]
     fn an_id_that_is_elsewhere_is_not_taken_over() {
-        let (found, report) =
-            one(object(60, 7), &[known(What::Elsewhere, 50)], &rules(Ordering::EventTime));
-        assert_eq!((found, report.elsewhere), (None, 1));
+        let (found, report) = compare_one(
+            listed_object(60, 7),
+            &[stored_image(StoredState::Elsewhere, 50)],
+            &compare_rules(VersionOrdering::EventTime),
+        );
+        assert_eq!((found, report.id_conflicts), (None, 1));
     }
 
     #[test]
-    fn where_ids_are_not_keys_nothing_new_is_named() {
-        let place = Place { own_names: Some(("SKU-1".into(), "b.jpg".into())) };
-        let rules = rules(Ordering::EventTime);
-        let found =
-            compare("a.jpg", object(5, 7), &[], &place, &rules, &mut Report::default()).remove(0);
-        assert_eq!((found.finding, found.event), (Kind::New, None));
-        let refused = found.refused.unwrap();
+    fn no_new_ids_are_made_up_when_ids_are_not_keys() {
+        let place = IdScheme { custom_id_example: Some(("SKU-1".into(), "b.jpg".into())) };
+        let rules = compare_rules(VersionOrdering::EventTime);
+        let found = compare_key(
+            "a.jpg",
+            listed_object(5, 7),
+            &[],
+            &place,
+            &rules,
+            &mut ReconcileReport::default(),
+        )
+        .remove(0);
+        assert_eq!((found.difference, found.event), (DifferenceKind::New, None));
+        let refused = found.unrepairable_reason.unwrap();
         assert!(refused.contains("SKU-1") && refused.contains("--id-prefix"), "{refused}");
     }
 
     #[test]
     fn an_image_added_again_is_new_where_offsets_order() {
-        let rules = rules(Ordering::Offset);
+        let rules = compare_rules(VersionOrdering::Offset);
         let listed = |seconds| {
             let event = ImageEvent {
                 uri: Some("s3://b/a.jpg".into()),
-                ..rules.naming.event("a", Operation::Upsert, at(seconds))
+                ..rules.event_template.base_event("a", Operation::Upsert, time_at(seconds))
             };
-            Some(Listed::Event(Box::new(event), Sequence::from_number(0)))
+            Some(ListedImage::Event(Box::new(event), SequenceKey::from_number(0)))
         };
-        let deleted = [known(What::Deleted, 50)];
-        assert_eq!(event(listed(60), &deleted, &rules).event_time, Some(at(60)));
-        assert_eq!(one(listed(40), &deleted, &rules).1.deleted, 1);
+        let deleted = [stored_image(StoredState::Deleted, 50)];
+        assert_eq!(repair_event(listed(60), &deleted, &rules).event_time, Some(time_at(60)));
+        assert_eq!(compare_one(listed(40), &deleted, &rules).1.deleted, 1);
     }
 
     #[test]
     fn what_is_too_old_for_workers_is_dated_at_the_start() {
-        let rules =
-            Rules { remembered: Some(TimeDelta::seconds(1_000)), ..rules(Ordering::EventTime) };
-        assert_eq!(event(object(5, 7), &[], &rules).event_time, Some(at(10_000)));
+        let rules = CompareRules {
+            tombstone_retention: Some(TimeDelta::seconds(1_000)),
+            ..compare_rules(VersionOrdering::EventTime)
+        };
+        assert_eq!(
+            repair_event(listed_object(5, 7), &[], &rules).event_time,
+            Some(time_at(10_000))
+        );
     }
 
     #[test]
     fn versions_are_never_guessed() {
-        let refused = |ordering, listed, known: &[Known]| {
-            one(listed, known, &rules(ordering)).0.unwrap().refused.unwrap_or_default()
+        let refused = |ordering, listed, known: &[StoredImage]| {
+            compare_one(listed, known, &compare_rules(ordering))
+                .0
+                .unwrap()
+                .unrepairable_reason
+                .unwrap_or_default()
         };
-        assert!(refused(Ordering::Sequencer, object(5, 7), &[]).contains("sequencer"));
-        assert!(refused(Ordering::Sequence, object(5, 7), &[]).contains("--sequence-is-time"));
-        assert!(refused(Ordering::Offset, None, &[known(What::Here, 5)]).contains("offset"));
-        assert_eq!(refused(Ordering::Offset, object(5, 7), &[]), "");
-        let times = Rules { sequence_is_time: true, ..rules(Ordering::Sequence) };
-        let micros = at(5).timestamp_micros() as u64;
-        assert_eq!(event(object(5, 7), &[], &times).sequence, Some(micros));
-        let counted = Known { sequence: Sequence::from_number(3), ..known(What::Here, 5) };
-        assert!(one(None, &[counted], &times).0.unwrap().refused.unwrap().contains("not its time"));
+        assert!(
+            refused(VersionOrdering::Sequencer, listed_object(5, 7), &[]).contains("sequencer")
+        );
+        assert!(
+            refused(VersionOrdering::Sequence, listed_object(5, 7), &[])
+                .contains("--sequence-is-time")
+        );
+        assert!(
+            refused(VersionOrdering::Offset, None, &[stored_image(StoredState::Present, 5)])
+                .contains("offset")
+        );
+        assert_eq!(refused(VersionOrdering::Offset, listed_object(5, 7), &[]), "");
+        let times =
+            CompareRules { sequence_is_time: true, ..compare_rules(VersionOrdering::Sequence) };
+        let micros = time_at(5).timestamp_micros() as u64;
+        assert_eq!(repair_event(listed_object(5, 7), &[], &times).sequence, Some(micros));
+        let counted = StoredImage {
+            sequence: SequenceKey::from_number(3),
+            ..stored_image(StoredState::Present, 5)
+        };
+        assert!(
+            compare_one(None, &[counted], &times)
+                .0
+                .unwrap()
+                .unrepairable_reason
+                .unwrap()
+                .contains("not its time")
+        );
     }
 
     #[test]
-    fn lists_bring_their_own_versions() {
-        let rules = rules(Ordering::Sequence);
+    fn listed_events_keep_their_own_versions() {
+        let rules = compare_rules(VersionOrdering::Sequence);
         let listed = |sequence| {
             let event = ImageEvent {
                 uri: Some("s3://b/a.jpg".into()),
                 sequence: Some(sequence),
-                ..rules.naming.event("a", Operation::Upsert, at(60))
+                ..rules.event_template.base_event("a", Operation::Upsert, time_at(60))
             };
-            Some(Listed::Event(Box::new(event), Sequence::from_number(sequence)))
+            Some(ListedImage::Event(Box::new(event), SequenceKey::from_number(sequence)))
         };
-        let stored = Known { sequence: Sequence::from_number(3), ..known(What::Here, 5) };
-        assert_eq!(event(listed(4), std::slice::from_ref(&stored), &rules).sequence, Some(4));
-        assert_eq!(one(listed(3), &[stored], &rules).1.same, 1);
-        assert_eq!(event(listed(1), &[], &rules).sequence, Some(1));
-        let nameless = one(Some(Listed::Id), &[], &rules).0.unwrap();
-        assert!(nameless.refused.unwrap().contains("JSON lines"));
+        let stored = StoredImage {
+            sequence: SequenceKey::from_number(3),
+            ..stored_image(StoredState::Present, 5)
+        };
+        assert_eq!(
+            repair_event(listed(4), std::slice::from_ref(&stored), &rules).sequence,
+            Some(4)
+        );
+        assert_eq!(compare_one(listed(3), &[stored], &rules).1.unchanged, 1);
+        assert_eq!(repair_event(listed(1), &[], &rules).sequence, Some(1));
+        let nameless = compare_one(Some(ListedImage::Id), &[], &rules).0.unwrap();
+        assert!(nameless.unrepairable_reason.unwrap().contains("JSON lines"));
     }
 }

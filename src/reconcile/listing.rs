@@ -5,18 +5,18 @@ use std::path::Path;
 use futures::TryStreamExt;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 
-use super::compare::Listed;
-use super::sort::{Sorted, Sorter, json};
-use super::{ReconcileError, SORT_BYTES};
+use super::compare::ListedImage;
+use super::sort::{ExternalSorter, SortedPairs, to_json_bytes};
+use super::{ReconcileError, SORT_MEMORY_BYTES};
 use crate::ingest::source::{Decoder, ImageEvent};
 use crate::publish;
-use crate::record::{ImageId, Operation, Ordering, Sequence};
+use crate::record::{ImageId, Operation, SequenceKey, VersionOrdering};
 use crate::store::Store;
 
 /// The outside world.
-pub enum Side {
+pub enum ListingSource {
     /// Every object below a place, named by its key within it.
-    Place(Store),
+    Store(Store),
     /// A list of all ids that there are, a line each: an id, or an event as JSON.
     List {
         /// The file, for messages.
@@ -28,43 +28,43 @@ pub enum Side {
     },
 }
 
-impl Side {
+impl ListingSource {
     pub(super) fn name(&self) -> String {
         match self {
-            Self::Place(store) => store.url().to_string(),
+            Self::Store(store) => store.url().to_string(),
             Self::List { name, .. } => name.clone(),
         }
     }
 }
 
 /// Everything that is listed, in order; of a list only ids that begin with `id_prefix`.
-pub(super) async fn list(
-    side: Side,
+pub(super) async fn read_sorted_listing(
+    side: ListingSource,
     id_prefix: &str,
     folder: &Path,
-) -> Result<Sorted, ReconcileError> {
+) -> Result<SortedPairs, ReconcileError> {
     let in_folder =
-        |source| ReconcileError::Folder { folder: folder.display().to_string(), source };
-    let mut sorter = Sorter::new(folder, SORT_BYTES);
+        |source| ReconcileError::TempFolder { folder: folder.display().to_string(), source };
+    let mut sorter = ExternalSorter::new(folder, SORT_MEMORY_BYTES);
     match side {
-        Side::Place(store) => {
-            let mut objects = publish::objects(store);
+        ListingSource::Store(store) => {
+            let mut objects = publish::list_objects(store);
             while let Some(object) = objects.try_next().await? {
-                let listed = Listed::Object {
+                let listed = ListedImage::Object {
                     uri: object.uri.into(),
-                    changed: object.changed,
-                    bytes: object.bytes,
-                    picture: object.picture,
+                    modified_at: object.last_modified,
+                    bytes: object.size_bytes,
+                    is_image: object.is_image,
                 };
-                sorter.push(object.key.as_bytes(), &json(&listed)).map_err(in_folder)?;
+                sorter.push(object.key.as_bytes(), &to_json_bytes(&listed)).map_err(in_folder)?;
             }
         }
-        Side::List { name, mut lines, decoder } => {
+        ListingSource::List { name, mut lines, decoder } => {
             let (mut line, mut number) = (String::new(), 0);
             loop {
                 line.clear();
                 number += 1;
-                let wrong = |reason: String| ReconcileError::List {
+                let wrong = |reason: String| ReconcileError::InvalidList {
                     name: name.clone(),
                     line: number,
                     reason,
@@ -75,9 +75,9 @@ pub(super) async fn list(
                 if line.trim().is_empty() {
                     continue;
                 }
-                let (id, listed) = listed(line.trim(), &decoder).map_err(wrong)?;
+                let (id, listed) = parse_list_line(line.trim(), &decoder).map_err(wrong)?;
                 if id.starts_with(id_prefix) {
-                    sorter.push(id.as_bytes(), &json(&listed)).map_err(in_folder)?;
+                    sorter.push(id.as_bytes(), &to_json_bytes(&listed)).map_err(in_folder)?;
                 }
             }
         }
@@ -86,24 +86,24 @@ pub(super) async fn list(
 }
 
 /// A line of a list.
-fn listed(line: &str, decoder: &Decoder) -> Result<(String, Listed), String> {
+fn parse_list_line(line: &str, decoder: &Decoder) -> Result<(String, ListedImage), String> {
     if !line.starts_with('{') {
         let id = ImageId::new(line).map_err(|e| e.to_string())?;
-        return Ok((id.into(), Listed::Id));
+        return Ok((id.into(), ListedImage::Id));
     }
-    let (event, sequence) = if decoder.ordering == Ordering::Offset {
+    let (event, sequence) = if decoder.ordering == VersionOrdering::Offset {
         // Its version would be made up.
         let event: ImageEvent = serde_json::from_str(line).map_err(|e| e.to_string())?;
         ImageId::new(&event.image_id).map_err(|e| e.to_string())?;
         if event.operation == Operation::Upsert && event.uri.is_none() && event.data.is_none() {
             return Err("uri: is missing".into());
         }
-        (event, Sequence::from_number(0))
+        (event, SequenceKey::from_number(0))
     } else {
-        publish::check(line, decoder)?
+        publish::parse_line(line, decoder)?
     };
     if event.operation == Operation::Delete {
         return Err("operation: is delete; a list has what is there".into());
     }
-    Ok((event.image_id.clone(), Listed::Event(Box::new(event), sequence)))
+    Ok((event.image_id.clone(), ListedImage::Event(Box::new(event), sequence)))
 }

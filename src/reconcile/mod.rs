@@ -22,27 +22,27 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-pub use compare::{Finding, Kind, Rules};
-use compare::{Known, Place, What, compare, is_time};
-pub use listing::Side;
-use listing::list;
-use sort::{Sorted, parsed};
-use stored::Scope;
-pub use stored::{Current, current};
+pub use compare::{CompareRules, DifferenceKind, Finding};
+use compare::{IdScheme, StoredImage, StoredState, compare_key, has_time_sequence};
+pub use listing::ListingSource;
+use listing::read_sorted_listing;
+use sort::{SortedPairs, from_json_bytes};
+use stored::StoredScope;
+pub use stored::{CurrentRows, read_current_rows};
 
 use crate::catalogue::Generation;
 use crate::ingest::source::ImageEvent;
-use crate::publish::{Candidate, PublishError, Published, Publisher};
-use crate::record::{Operation, Ordering};
-use crate::retry::{Decide, Verdict};
+use crate::publish::{PublishError, PublishInput, PublishSummary, Publisher};
+use crate::record::{Operation, VersionOrdering};
+use crate::retry::{Classify, Disposition};
 use crate::store::{Store, StoreError};
 use crate::table::TableError;
 use crate::telemetry::event;
 
 /// Bytes that each of at most three sorts holds in memory before it writes to its folder.
-const SORT_BYTES: usize = 32 << 20;
+const SORT_MEMORY_BYTES: usize = 32 << 20;
 /// Objects that are looked for at one time before their deletes are sent.
-const LOOKS: usize = 32;
+const MAX_CONCURRENT_CHECKS: usize = 32;
 
 /// Why there is no comparison.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +58,7 @@ pub enum ReconcileError {
     Publish(#[from] PublishError),
     /// The temporary folder cannot be used.
     #[error("temporary folder {folder}: {source}; choose another by --temp")]
-    Folder {
+    TempFolder {
         /// The folder.
         folder: String,
         /// Why.
@@ -66,7 +66,7 @@ pub enum ReconcileError {
     },
     /// A list cannot be read, or a line of it is wrong: what it hides would be taken for gone.
     #[error("{name}:{line}: {reason}; nothing was compared")]
-    List {
+    InvalidList {
         /// The file.
         name: String,
         /// The line, counted from 1.
@@ -78,7 +78,7 @@ pub enum ReconcileError {
     #[error(
         "{gone} of {stored} images would be deleted, more than the share {limit} that --max-deletes allows; nothing was sent. Is the listing whole? If so, allow more"
     )]
-    TooManyGone {
+    TooManyDeletes {
         /// Images that are not listed.
         gone: u64,
         /// Images that are stored.
@@ -90,158 +90,168 @@ pub enum ReconcileError {
     #[error(
         "image {example}: its sequence is not its event's time in microseconds; events with such times would win over all that its own producer sends. Nothing was sent; use --ids with events that carry sequences"
     )]
-    NotTimes {
+    SequenceNotTime {
         /// An image.
         example: String,
     },
     /// A task ended by a fault of this program.
     #[error("the comparison failed: {0}; please report it")]
-    Broken(String),
+    Internal(String),
     /// Somebody asked to stop.
     #[error("interrupted; nothing was sent")]
     Interrupted,
 }
 
-impl Decide for ReconcileError {
-    fn verdict(&self) -> Verdict {
+impl Classify for ReconcileError {
+    fn disposition(&self) -> Disposition {
         match self {
-            Self::Store(error) => error.verdict(),
-            Self::Table(error) => error.verdict(),
-            Self::Publish(error) => error.verdict(),
-            _ => Verdict::Fatal,
+            Self::Store(error) => error.disposition(),
+            Self::Table(error) => error.disposition(),
+            Self::Publish(error) => error.disposition(),
+            _ => Disposition::Fatal,
         }
     }
 }
 
 /// What was compared and found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct ReconcileReport {
     /// What the table was compared with.
     pub target: String,
     /// When its listing started.
-    pub started: Option<DateTime<Utc>>,
+    pub listing_started_at: Option<DateTime<Utc>>,
     /// Objects or ids in the listing.
     pub listed: u64,
     /// Images that are stored of this place.
     pub stored: u64,
     /// Images that are the same on both sides.
-    pub same: u64,
+    pub unchanged: u64,
     /// What is too young to be judged.
-    pub recent: u64,
+    pub too_recent: u64,
     /// Listed, not stored.
     pub new: u64,
     /// Stored, and changed since.
     pub changed: u64,
     /// Stored, not listed.
-    pub gone: u64,
+    pub removed: u64,
     /// Objects that are not pictures by their names.
     pub ignored: u64,
     /// Objects whose images were deleted by an event after their last change.
     pub deleted: u64,
     /// Objects whose id belongs to an image from elsewhere.
-    pub elsewhere: u64,
+    pub id_conflicts: u64,
     /// Differences that no event can mend.
-    pub refused: u64,
+    pub unrepairable: u64,
     /// Deletes among the events that mend.
-    pub deletes: u64,
+    pub delete_events: u64,
     /// Images whose sequence is not their time, where it was said to be.
-    pub not_times: u64,
+    pub sequence_mismatches: u64,
     /// Events that were sent.
     pub published: u64,
     /// Deletes that were not sent, because the object is there after all.
-    pub kept: u64,
+    pub skipped_deletes: u64,
 }
 
-impl Report {
+impl ReconcileReport {
     /// Differences.
-    pub fn differences(&self) -> u64 {
-        self.new + self.changed + self.gone
+    pub fn difference_count(&self) -> u64 {
+        self.new + self.changed + self.removed
     }
 }
 
 /// A comparison with the events that would mend what was found.
 pub struct Comparison {
     /// What was found.
-    pub report: Report,
+    pub report: ReconcileReport,
     /// Lines of JSON, each a key and the event that mends what is there.
     events: BufReader<File>,
-    folder: String,
+    temp_folder: String,
     /// Where objects were listed, to look again before one is taken for gone.
-    place: Option<Store>,
+    listed_store: Option<Store>,
     /// An image whose sequence is not its time.
-    not_time: Option<String>,
+    sequence_not_time_example: Option<String>,
 }
 
 /// Compares the table of `generation` with `side`. `on_finding` hears of each difference, in the
 /// order of the keys. Needs room for some hundred bytes an image in `folder`.
-pub async fn reconcile(
+pub async fn compare_with_listing(
     catalogue: &Store,
     generation: &Generation,
-    side: Side,
-    rules: Rules,
+    listing: ListingSource,
+    rules: CompareRules,
     folder: &Path,
     on_finding: impl FnMut(&Finding) + Send + 'static,
     token: &CancellationToken,
 ) -> Result<Comparison, ReconcileError> {
     let started = Instant::now();
     let in_folder =
-        |source| ReconcileError::Folder { folder: folder.display().to_string(), source };
-    let scope = Scope::of(&side, &rules.naming.id_prefix);
-    let report = Report { target: side.name(), started: Some(rules.started), ..Report::default() };
-    let place = match &side {
-        Side::Place(store) => Some(store.clone()),
-        Side::List { .. } => None,
+        |source| ReconcileError::TempFolder { folder: folder.display().to_string(), source };
+    let scope = StoredScope::new(&listing, &rules.event_template.id_prefix);
+    let report = ReconcileReport {
+        target: listing.name(),
+        listing_started_at: Some(rules.listing_started_at),
+        ..ReconcileReport::default()
+    };
+    let place = match &listing {
+        ListingSource::Store(store) => Some(store.clone()),
+        ListingSource::List { .. } => None,
     };
     // The listing first: what comes into the table after it is younger than the grace allows.
     let listed = tokio::select! {
-        listed = list(side, &rules.naming.id_prefix, folder) => listed?,
+        listed = read_sorted_listing(listing, &rules.event_template.id_prefix, folder) => listed?,
         () = token.cancelled() => return Err(ReconcileError::Interrupted),
     };
     let rows = tokio::select! {
-        rows = current(catalogue, generation, folder) => rows?,
+        rows = read_current_rows(catalogue, generation, folder) => rows?,
         () = token.cancelled() => return Err(ReconcileError::Interrupted),
     };
     let (folder, token) = (folder.to_owned(), token.clone());
     let (name, mut on_finding) = (folder.display().to_string(), on_finding);
     let compared = tokio::task::spawn_blocking(move || {
-        let known = scope.places(rows, &folder)?;
-        side_by_side(listed, known, &rules, &folder, report, &mut on_finding, &token)
+        let known = scope.sort_by_compare_key(rows, &folder)?;
+        merge_and_compare(listed, known, &rules, &folder, report, &mut on_finding, &token)
     });
-    let compared = compared.await.map_err(|panic| ReconcileError::Broken(panic.to_string()))?;
+    let compared = compared.await.map_err(|panic| ReconcileError::Internal(panic.to_string()))?;
     let (report, events, not_time) = compared.map_err(|error| match error {
-        Stopped::Folder(error) => in_folder(error),
-        Stopped::Interrupted => ReconcileError::Interrupted,
+        CompareStopped::TempFolder(error) => in_folder(error),
+        CompareStopped::Interrupted => ReconcileError::Interrupted,
     })?;
     info!(
         event = event::RECONCILE,
-        place = report.target,
+        listing_target = report.target,
         listed = report.listed,
         stored = report.stored,
-        same = report.same,
-        recent = report.recent,
+        unchanged = report.unchanged,
+        too_recent = report.too_recent,
         new = report.new,
         changed = report.changed,
-        gone = report.gone,
-        refused = report.refused,
+        removed = report.removed,
+        unrepairable = report.unrepairable,
         deleted = report.deleted,
-        elsewhere = report.elsewhere,
+        id_conflicts = report.id_conflicts,
         ignored = report.ignored,
-        ms = started.elapsed().as_millis() as u64,
+        duration_ms = started.elapsed().as_millis() as u64,
         "the table was compared with a listing"
     );
-    Ok(Comparison { report, events: BufReader::new(events), folder: name, place, not_time })
+    Ok(Comparison {
+        report,
+        events: BufReader::new(events),
+        temp_folder: name,
+        listed_store: place,
+        sequence_not_time_example: not_time,
+    })
 }
 
 impl Comparison {
     /// Refuses to go on where a repair would do harm: more than the share `max_deletes` of the
     /// stored images would go, or versions are not what they were said to be.
-    pub fn check(&self, max_deletes: f64) -> Result<(), ReconcileError> {
-        let (gone, stored) = (self.report.deletes, self.report.stored);
+    pub fn check_repair_is_safe(&self, max_deletes: f64) -> Result<(), ReconcileError> {
+        let (gone, stored) = (self.report.delete_events, self.report.stored);
         if gone as f64 > stored as f64 * max_deletes {
-            return Err(ReconcileError::TooManyGone { gone, stored, limit: max_deletes });
+            return Err(ReconcileError::TooManyDeletes { gone, stored, limit: max_deletes });
         }
-        match &self.not_time {
-            Some(example) => Err(ReconcileError::NotTimes { example: example.clone() }),
+        match &self.sequence_not_time_example {
+            Some(example) => Err(ReconcileError::SequenceNotTime { example: example.clone() }),
             None => Ok(()),
         }
     }
@@ -249,15 +259,16 @@ impl Comparison {
     /// Sends the events that mend what was found; `on_event` hears of each that was sent, or the key of the
     /// object for which none was. A delete is sent only where the store says, asked
     /// for that object alone, that it is not there: a listing may pass over what it cannot read.
-    pub async fn repair(
+    pub async fn send_repair_events(
         self,
         publisher: &Publisher,
         token: &CancellationToken,
-        on_event: impl FnMut(&Candidate),
-    ) -> Result<Published, ReconcileError> {
-        let (folder, place) = (&self.folder, self.place.as_ref());
+        on_event: impl FnMut(&PublishInput),
+    ) -> Result<PublishSummary, ReconcileError> {
+        let (folder, place) = (&self.temp_folder, self.listed_store.as_ref());
         let read = async |line: io::Result<String>| {
-            let line = line.map_err(|e| PublishError::Read { name: folder.clone(), source: e })?;
+            let line =
+                line.map_err(|e| PublishError::ReadLines { name: folder.clone(), source: e })?;
             let read = serde_json::from_str::<(String, ImageEvent)>(&line);
             let (key, event) = match read {
                 Ok(read) => read,
@@ -265,91 +276,97 @@ impl Comparison {
             };
             match place {
                 Some(place) if event.operation == Operation::Delete => {
-                    Ok(is_gone(place, &key).await?.then_some(event).ok_or(key))
+                    Ok(is_absent(place, &key).await?.then_some(event).ok_or(key))
                 }
                 _ => Ok(Ok(event)),
             }
         };
-        let events = stream::iter(self.events.lines()).map(read).buffered(LOOKS);
+        let events = stream::iter(self.events.lines()).map(read).buffered(MAX_CONCURRENT_CHECKS);
         Ok(publisher.send_all(events, token, on_event).await?)
     }
 }
 
 /// Whether nothing is at `key`, by a request for it alone.
-async fn is_gone(place: &Store, key: &str) -> Result<bool, StoreError> {
+async fn is_absent(place: &Store, key: &str) -> Result<bool, StoreError> {
     // A name that the store cannot have: nothing can be there.
     let Ok(path) = object_store::path::Path::parse(key) else { return Ok(true) };
-    match place.objects().head(&path).await {
+    match place.object_store().head(&path).await {
         Ok(_) => Ok(false),
         Err(object_store::Error::NotFound { .. }) => Ok(true),
-        Err(error) => Err(place.error(error)),
+        Err(error) => Err(place.wrap_error(error)),
     }
 }
 
 /// Why a comparison stopped.
-enum Stopped {
-    Folder(io::Error),
+enum CompareStopped {
+    TempFolder(io::Error),
     Interrupted,
 }
 
-impl From<io::Error> for Stopped {
+impl From<io::Error> for CompareStopped {
     fn from(error: io::Error) -> Self {
-        Self::Folder(error)
+        Self::TempFolder(error)
     }
 }
 
 /// Both sides, read in the order of their keys.
-fn side_by_side(
-    mut listed: Sorted,
-    (mut known, place): (Sorted, Place),
-    rules: &Rules,
+fn merge_and_compare(
+    mut listed: SortedPairs,
+    (mut known, place): (SortedPairs, IdScheme),
+    rules: &CompareRules,
     folder: &Path,
-    mut report: Report,
+    mut report: ReconcileReport,
     on_finding: &mut impl FnMut(&Finding),
     token: &CancellationToken,
-) -> Result<(Report, File, Option<String>), Stopped> {
+) -> Result<(ReconcileReport, File, Option<String>), CompareStopped> {
     let mut events = BufWriter::new(tempfile::tempfile_in(folder)?);
-    let mut not_time = None;
+    let mut sequence_not_time_example = None;
     let first = |a: Option<&[u8]>, b: Option<&[u8]>| match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b).to_vec()),
         (a, b) => a.or(b).map(<[u8]>::to_vec),
     };
-    while let Some(key) = first(listed.peek(), known.peek()) {
+    while let Some(key) = first(listed.peek_key(), known.peek_key()) {
         if token.is_cancelled() {
-            return Err(Stopped::Interrupted);
+            return Err(CompareStopped::Interrupted);
         }
-        let here =
-            known.values(&key)?.iter().map(|v| parsed(v)).collect::<io::Result<Vec<Known>>>()?;
-        let there = listed.values(&key)?;
+        let stored_images = known
+            .next_values(&key)?
+            .iter()
+            .map(|v| from_json_bytes(v))
+            .collect::<io::Result<Vec<StoredImage>>>()?;
+        let listed_values = listed.next_values(&key)?;
         // An id that a list has several times: the last in the order of their bytes counts.
-        let there = there.last().map(|value| parsed(value)).transpose()?;
-        if rules.sequence_is_time && rules.naming.ordering == Ordering::Sequence {
-            let wrong = here.iter().filter(|k| k.what == What::Here && !is_time(k));
+        let listed_image = listed_values.last().map(|value| from_json_bytes(value)).transpose()?;
+        if rules.sequence_is_time && rules.event_template.ordering == VersionOrdering::Sequence {
+            let wrong = stored_images
+                .iter()
+                .filter(|k| k.status == StoredState::Present && !has_time_sequence(k));
             for known in wrong {
-                report.not_times += 1;
-                not_time.get_or_insert_with(|| known.image_id.clone());
+                report.sequence_mismatches += 1;
+                sequence_not_time_example.get_or_insert_with(|| known.image_id.clone());
             }
         }
         let key = String::from_utf8_lossy(&key);
-        for finding in compare(&key, there, &here, &place, rules, &mut report) {
+        for finding in compare_key(&key, listed_image, &stored_images, &place, rules, &mut report) {
             match &finding.event {
                 Some(event) => {
-                    report.deletes += u64::from(finding.finding == Kind::Gone);
+                    report.delete_events +=
+                        u64::from(finding.difference == DifferenceKind::Removed);
                     serde_json::to_writer(&mut events, &(&key, event)).map_err(io::Error::from)?;
                     events.write_all(b"\n")?;
                 }
-                None => report.refused += 1,
+                None => report.unrepairable += 1,
             }
             on_finding(&finding);
         }
     }
     let mut events = events.into_inner().map_err(io::IntoInnerError::into_error)?;
     events.rewind()?;
-    Ok((report, events, not_time))
+    Ok((report, events, sequence_not_time_example))
 }
 
 /// Where files are sorted unless another folder is named.
-pub fn temporary_folder() -> PathBuf {
+pub fn default_temp_folder() -> PathBuf {
     std::env::temp_dir()
 }
 

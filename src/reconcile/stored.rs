@@ -7,59 +7,59 @@ use futures::StreamExt;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::compare::{Known, Place, What};
-use super::listing::Side;
-use super::sort::{Sorted, Sorter, json, parsed};
-use super::{ReconcileError, SORT_BYTES};
+use super::compare::{IdScheme, StoredImage, StoredState};
+use super::listing::ListingSource;
+use super::sort::{ExternalSorter, SortedPairs, from_json_bytes, to_json_bytes};
+use super::{ReconcileError, SORT_MEMORY_BYTES};
 use crate::catalogue::Generation;
 use crate::store::Store;
-use crate::table::{self, Entry};
+use crate::table::{self, InventoryEntry};
 
 /// All rows of the table by image.
-async fn by_image(
+async fn sort_by_image(
     catalogue: &Store,
     generation: &Generation,
     folder: &Path,
-) -> Result<Sorted, ReconcileError> {
+) -> Result<SortedPairs, ReconcileError> {
     let in_folder =
-        |source| ReconcileError::Folder { folder: folder.display().to_string(), source };
-    let mut sorter = Sorter::new(folder, SORT_BYTES);
-    let mut batches = table::inventory(catalogue, generation).await?;
+        |source| ReconcileError::TempFolder { folder: folder.display().to_string(), source };
+    let mut sorter = ExternalSorter::new(folder, SORT_MEMORY_BYTES);
+    let mut batches = table::read_inventory(catalogue, generation).await?;
     while let Some(batch) = batches.next().await {
         for entry in batch? {
             let id = entry.image_id.clone();
-            sorter.push(id.as_bytes(), &json(&entry)).map_err(in_folder)?;
+            sorter.push(id.as_bytes(), &to_json_bytes(&entry)).map_err(in_folder)?;
         }
     }
     sorter.finish().map_err(in_folder)
 }
 
 /// The current row of each image of a table, in the order of the ids.
-pub struct Current(Sorted);
+pub struct CurrentRows(SortedPairs);
 
 /// The current rows of a table. Sorts through files in `folder`.
-pub async fn current(
+pub async fn read_current_rows(
     catalogue: &Store,
     generation: &Generation,
     folder: &Path,
-) -> Result<Current, ReconcileError> {
-    Ok(Current(by_image(catalogue, generation, folder).await?))
+) -> Result<CurrentRows, ReconcileError> {
+    Ok(CurrentRows(sort_by_image(catalogue, generation, folder).await?))
 }
 
-impl Iterator for Current {
-    type Item = io::Result<Entry>;
+impl Iterator for CurrentRows {
+    type Item = io::Result<InventoryEntry>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let id = self.0.peek()?.to_vec();
-        self.newest(&id).transpose()
+        let id = self.0.peek_key()?.to_vec();
+        self.next_newest_entry(&id).transpose()
     }
 }
 
-impl Current {
-    fn newest(&mut self, id: &[u8]) -> io::Result<Option<Entry>> {
-        let mut newest: Option<Entry> = None;
-        for value in self.0.values(id)? {
-            let entry: Entry = parsed(&value)?;
+impl CurrentRows {
+    fn next_newest_entry(&mut self, id: &[u8]) -> io::Result<Option<InventoryEntry>> {
+        let mut newest: Option<InventoryEntry> = None;
+        for value in self.0.next_values(id)? {
+            let entry: InventoryEntry = from_json_bytes(&value)?;
             if newest.as_ref().is_none_or(|known| entry.version > known.version) {
                 newest = Some(entry);
             }
@@ -69,35 +69,39 @@ impl Current {
 }
 
 /// Which images of the table belong to what is listed.
-pub(super) enum Scope {
+pub(super) enum StoredScope {
     /// Those fetched from below this address, by their key below it.
-    Below { url: Url, id_prefix: String },
+    BelowUrl { url: Url, id_prefix: String },
     /// Those whose ids begin so.
-    Ids { id_prefix: String },
+    WithIdPrefix { id_prefix: String },
 }
 
-impl Scope {
-    pub fn of(side: &Side, id_prefix: &str) -> Self {
+impl StoredScope {
+    pub fn new(side: &ListingSource, id_prefix: &str) -> Self {
         let id_prefix = id_prefix.to_owned();
         match side {
-            Side::Place(store) => Self::Below { url: store.url().clone(), id_prefix },
-            Side::List { .. } => Self::Ids { id_prefix },
+            ListingSource::Store(store) => Self::BelowUrl { url: store.url().clone(), id_prefix },
+            ListingSource::List { .. } => Self::WithIdPrefix { id_prefix },
         }
     }
 
     /// The current row of each image at the places where it is compared, in the order of these.
-    pub fn places(&self, rows: Current, folder: &Path) -> io::Result<(Sorted, Place)> {
-        let mut sorter = Sorter::new(folder, SORT_BYTES);
-        let (mut by_key, mut by_own_name, mut example) = (0u64, 0u64, None);
+    pub fn sort_by_compare_key(
+        &self,
+        rows: CurrentRows,
+        folder: &Path,
+    ) -> io::Result<(SortedPairs, IdScheme)> {
+        let mut sorter = ExternalSorter::new(folder, SORT_MEMORY_BYTES);
+        let (mut by_key, mut by_custom_id, mut example) = (0u64, 0u64, None);
         for newest in rows {
-            for (key, known) in self.place(&newest?) {
-                sorter.push(key.as_bytes(), &json(&known))?;
+            for (key, known) in self.compare_keys(&newest?) {
+                sorter.push(key.as_bytes(), &to_json_bytes(&known))?;
                 match self {
-                    Self::Below { id_prefix, .. } if known.what == What::Here => {
+                    Self::BelowUrl { id_prefix, .. } if known.status == StoredState::Present => {
                         if known.image_id.strip_prefix(id_prefix.as_str()) == Some(&key) {
                             by_key += 1;
                         } else {
-                            by_own_name += 1;
+                            by_custom_id += 1;
                             example.get_or_insert((known.image_id, key));
                         }
                     }
@@ -105,37 +109,40 @@ impl Scope {
                 }
             }
         }
-        let own_names = example.filter(|_| by_own_name > by_key);
-        Ok((sorter.finish()?, Place { own_names }))
+        let custom_id_example = example.filter(|_| by_custom_id > by_key);
+        Ok((sorter.finish()?, IdScheme { custom_id_example }))
     }
 
-    fn place(&self, entry: &Entry) -> Vec<(String, Known)> {
-        let known = |what| Known {
+    fn compare_keys(&self, entry: &InventoryEntry) -> Vec<(String, StoredImage)> {
+        let known = |what| StoredImage {
             image_id: entry.image_id.clone(),
-            what,
+            status: what,
             sequence: entry.version.sequence.clone(),
-            at: entry.event_time.unwrap_or(entry.version.embedded_at),
-            dated: entry.event_time.is_some(),
-            stored: entry.version.embedded_at,
+            event_time: entry.event_time.unwrap_or(entry.version.embedded_at),
+            has_event_time: entry.event_time.is_some(),
+            stored_at: entry.version.embedded_at,
             uri: entry.uri.clone(),
             bytes: entry.bytes,
             attributes: entry.attributes.clone(),
         };
         let deleted = entry.version.deleted;
         match self {
-            Self::Ids { id_prefix } => {
-                let what = if deleted { What::Deleted } else { What::Here };
+            Self::WithIdPrefix { id_prefix } => {
+                let what = if deleted { StoredState::Deleted } else { StoredState::Present };
                 let mine = entry.image_id.starts_with(id_prefix.as_str());
                 mine.then(|| (entry.image_id.clone(), known(what))).into_iter().collect()
             }
-            Self::Below { url, id_prefix } => {
+            Self::BelowUrl { url, id_prefix } => {
                 let named = entry.image_id.strip_prefix(id_prefix.as_str()).map(str::to_owned);
                 let from = entry.uri.as_deref().filter(|_| !deleted);
                 let here = from.and_then(|uri| key_below(url, uri));
-                let what = if deleted { What::Deleted } else { What::Elsewhere };
+                let what = if deleted { StoredState::Deleted } else { StoredState::Elsewhere };
                 let other = named.filter(|named| here.as_ref() != Some(named));
                 let other = other.map(|key| (key, known(what)));
-                here.map(|key| (key, known(What::Here))).into_iter().chain(other).collect()
+                here.map(|key| (key, known(StoredState::Present)))
+                    .into_iter()
+                    .chain(other)
+                    .collect()
             }
         }
     }

@@ -8,70 +8,79 @@ use url::Url;
 
 use super::stored::key_below;
 use crate::ingest::source::{self, Decoder};
-use crate::publish::{self, Naming};
+use crate::publish::{self, EventTemplate};
 use crate::reconcile::*;
 use crate::record::{
-    AttributeTypes, Attributes, Embedding, Image, ImageId, Operation, Partition, Row, Sequence,
+    AttributeTypes, Attributes, Embedding, ImageId, ImageRow, Operation, SequenceKey, StoredImage,
+    TopicPartition,
 };
-use crate::table::{PartitionBatch, Writer};
+use crate::table::{PartitionBatch, TableWriter};
 
 fn generation() -> Generation {
-    Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, Ordering::EventTime)
+    Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, VersionOrdering::EventTime)
 }
 
-fn row(id: &str, uri: Option<String>, time: DateTime<Utc>, bytes: u64) -> Row {
+fn stored_row(id: &str, uri: Option<String>, time: DateTime<Utc>, bytes: u64) -> ImageRow {
     let time = time.trunc_subsecs(6);
-    Row {
+    ImageRow {
         image_id: ImageId::new(id).unwrap(),
-        sequence: Sequence::from_time(time).unwrap(),
+        sequence: SequenceKey::from_time(time).unwrap(),
         event_time: Some(time),
         embedded_at: Utc::now().trunc_subsecs(6),
-        image: uri.map(|uri| Image {
+        image: uri.map(|uri| StoredImage {
             uri: Some(uri),
             content_hash: "00ff".into(),
             bytes,
             width: 1,
             height: 1,
             attributes: Attributes::new(),
-            embedding: Embedding::round(&[1.0, 0.0, 0.0, 0.0]),
+            embedding: Embedding::from_unit_vector(&[1.0, 0.0, 0.0, 0.0]),
             statistics: BTreeMap::new(),
         }),
     }
 }
 
-async fn stored(rows: Vec<Row>) -> Store {
-    let store = Store::memory();
+async fn store_with_rows(rows: Vec<ImageRow>) -> Store {
+    let store = Store::in_memory();
     append(&store, rows).await;
     store
 }
 
-async fn append(store: &Store, rows: Vec<Row>) {
-    let mut writer = Writer::open(store, &generation(), 5).await.unwrap();
-    let partition = Partition { topic: "images".into(), number: 0 };
-    let expected = writer.position(&partition).await.unwrap();
+async fn append(store: &Store, rows: Vec<ImageRow>) {
+    let mut writer = TableWriter::open(store, &generation(), 5).await.unwrap();
+    let partition = TopicPartition { topic: "images".into(), number: 0 };
+    let expected = writer.read_position(&partition).await.unwrap();
     let from = expected.unwrap_or_default();
     let next_offset = from + rows.len() as i64;
     let rows = (from..).zip(rows).collect();
-    writer.append(vec![PartitionBatch { partition, expected, next_offset, rows }]).await.unwrap();
+    writer
+        .append(vec![PartitionBatch { partition, expected_position: expected, next_offset, rows }])
+        .await
+        .unwrap();
 }
 
-fn rules() -> Rules {
-    Rules {
-        started: Utc::now(),
-        grace: TimeDelta::zero(),
-        tolerance: TimeDelta::zero(),
-        remembered: None,
+fn rules() -> CompareRules {
+    CompareRules {
+        listing_started_at: Utc::now(),
+        grace_period: TimeDelta::zero(),
+        time_tolerance: TimeDelta::zero(),
+        tombstone_retention: None,
         sequence_is_time: false,
-        naming: Naming::default(),
-        attributes: AttributeTypes::new(),
+        event_template: EventTemplate::default(),
+        attribute_types: AttributeTypes::new(),
     }
 }
 
-async fn found(catalogue: &Store, side: Side, rules: Rules) -> (Report, Vec<ImageEvent>) {
+async fn run_comparison(
+    catalogue: &Store,
+    side: ListingSource,
+    rules: CompareRules,
+) -> (ReconcileReport, Vec<ImageEvent>) {
     let folder = tempfile::tempdir().unwrap();
     let token = CancellationToken::new();
     let done =
-        reconcile(catalogue, &generation(), side, rules, folder.path(), |_| {}, &token).await;
+        compare_with_listing(catalogue, &generation(), side, rules, folder.path(), |_| {}, &token)
+            .await;
     let done = done.unwrap();
     let event = |line: io::Result<String>| {
         let (_, event): (String, ImageEvent) = serde_json::from_str(&line.unwrap()).unwrap();
@@ -81,9 +90,9 @@ async fn found(catalogue: &Store, side: Side, rules: Rules) -> (Report, Vec<Imag
     (done.report, events)
 }
 
-fn list(text: &'static str) -> Side {
-    let decoder = Decoder::new(&source::Options::default(), &AttributeTypes::new());
-    Side::List {
+fn list_of_lines(text: &'static str) -> ListingSource {
+    let decoder = Decoder::new(&source::SourceOptions::default(), &AttributeTypes::new());
+    ListingSource::List {
         name: "ids.txt".into(),
         lines: Box::new(text.as_bytes()),
         decoder: Box::new(decoder),
@@ -98,11 +107,12 @@ async fn a_folder_is_compared_and_after_the_repair_nothing_is_left() {
         std::fs::write(folder.path().join(name), b"1234567").unwrap();
     }
     let place = || Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
-    let objects: Vec<_> = publish::objects(place()).try_collect().await.unwrap();
+    let objects: Vec<_> = publish::list_objects(place()).try_collect().await.unwrap();
     let of = |key: &str| objects.iter().find(|o| o.key == key).unwrap();
-    let listed =
-        |id: &str, key: &str, bytes| row(id, Some(of(key).uri.to_string()), of(key).changed, bytes);
-    let outside = row("far.jpg", Some("s3://far/far.jpg".into()), Utc::now(), 7);
+    let listed = |id: &str, key: &str, bytes| {
+        stored_row(id, Some(of(key).uri.to_string()), of(key).last_modified, bytes)
+    };
+    let outside = stored_row("far.jpg", Some("s3://far/far.jpg".into()), Utc::now(), 7);
     let missing = of("same.jpg").uri.join("missing.jpg").unwrap().to_string();
     let long_ago = Utc::now() - TimeDelta::days(1);
     let rows = vec![
@@ -112,11 +122,11 @@ async fn a_folder_is_compared_and_after_the_repair_nothing_is_left() {
         // The producer's own name; the object's key would be another.
         listed("sku-1", "own.jpg", 7),
         outside,
-        row("missing.jpg", Some(missing), long_ago, 7),
+        stored_row("missing.jpg", Some(missing), long_ago, 7),
     ];
-    let catalogue = stored(rows).await;
-    let (report, events) = found(&catalogue, Side::Place(place()), rules()).await;
-    let counts = (report.same, report.new, report.changed, report.gone, report.ignored);
+    let catalogue = store_with_rows(rows).await;
+    let (report, events) = run_comparison(&catalogue, ListingSource::Store(place()), rules()).await;
+    let counts = (report.unchanged, report.new, report.changed, report.removed, report.ignored);
     assert_eq!(counts, (3, 1, 1, 1, 1), "{report:?}");
     assert_eq!((report.listed, report.stored), (6, 5));
     let mut told: Vec<_> = events.iter().map(|e| (e.image_id.as_str(), e.operation)).collect();
@@ -126,84 +136,109 @@ async fn a_folder_is_compared_and_after_the_repair_nothing_is_left() {
     assert_eq!(told, [deleted, ("new.jpg", upsert), ("resized.jpg", upsert)]);
     let events = events
         .into_iter()
-        .map(|event| row(&event.image_id, event.uri, event.event_time.unwrap(), 7));
+        .map(|event| stored_row(&event.image_id, event.uri, event.event_time.unwrap(), 7));
     append(&catalogue, events.collect()).await;
-    let (report, _) = found(&catalogue, Side::Place(place()), rules()).await;
-    assert_eq!((report.differences(), report.same), (0, 5), "{report:?}");
+    let (report, _) = run_comparison(&catalogue, ListingSource::Store(place()), rules()).await;
+    assert_eq!((report.difference_count(), report.unchanged), (0, 5), "{report:?}");
 }
 
 #[tokio::test]
-async fn where_most_ids_are_own_names_new_objects_are_told_alone() {
+async fn new_objects_are_only_reported_when_most_ids_are_custom() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["own.jpg", "hidden.jpg"] {
         std::fs::write(folder.path().join(name), b"1234567").unwrap();
     }
     let place = || Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
-    let objects: Vec<_> = publish::objects(place()).try_collect().await.unwrap();
+    let objects: Vec<_> = publish::list_objects(place()).try_collect().await.unwrap();
     let of = |key: &str| objects.iter().find(|o| o.key == key).unwrap();
     // The tombstone of `sku-2` does not say which object it was fetched from.
     let rows = vec![
-        row("sku-1", Some(of("own.jpg").uri.to_string()), of("own.jpg").changed, 7),
-        row("sku-2", None, Utc::now(), 0),
+        stored_row("sku-1", Some(of("own.jpg").uri.to_string()), of("own.jpg").last_modified, 7),
+        stored_row("sku-2", None, Utc::now(), 0),
     ];
-    let catalogue = stored(rows).await;
-    let (report, events) = found(&catalogue, Side::Place(place()), rules()).await;
-    assert_eq!((report.same, report.new, report.refused, events.len()), (1, 1, 1, 0), "{report:?}");
+    let catalogue = store_with_rows(rows).await;
+    let (report, events) = run_comparison(&catalogue, ListingSource::Store(place()), rules()).await;
+    assert_eq!(
+        (report.unchanged, report.new, report.unrepairable, events.len()),
+        (1, 1, 1, 0),
+        "{report:?}"
+    );
 }
 
 #[tokio::test]
-async fn what_a_listing_passes_over_is_looked_for() {
-    let place = Store::memory();
+async fn objects_missing_from_a_listing_are_checked_before_deletion() {
+    let place = Store::in_memory();
     let put = object_store::PutPayload::from_static(b"1");
-    place.objects().put(&"a/1.jpg".into(), put).await.unwrap();
-    assert!(!is_gone(&place, "a/1.jpg").await.unwrap());
-    assert!(is_gone(&place, "a/2.jpg").await.unwrap());
+    place.object_store().put(&"a/1.jpg".into(), put).await.unwrap();
+    assert!(!is_absent(&place, "a/1.jpg").await.unwrap());
+    assert!(is_absent(&place, "a/2.jpg").await.unwrap());
 }
 
 #[tokio::test]
 async fn a_list_of_ids_and_events_is_compared() {
     let time = Utc::now() - TimeDelta::days(1);
-    let image = |id: &str| row(id, Some("s3://b/x.jpg".into()), time, 7);
-    let catalogue = stored(vec![image("a"), image("b"), image("c"), row("d", None, time, 0)]).await;
+    let image = |id: &str| stored_row(id, Some("s3://b/x.jpg".into()), time, 7);
+    let catalogue =
+        store_with_rows(vec![image("a"), image("b"), image("c"), stored_row("d", None, time, 0)])
+            .await;
     let text = "a\n\n{\"image_id\":\"b\",\"uri\":\"u\",\"event_time\":\"2100-01-01T00:00:00Z\"}\n";
     let mut all = rules();
-    all.started = DateTime::from_timestamp(4_200_000_000, 0).unwrap();
+    all.listing_started_at = DateTime::from_timestamp(4_200_000_000, 0).unwrap();
     // So far in the future, a worker refuses it: and so does this.
     let token = CancellationToken::new();
     let folder = tempfile::tempdir().unwrap();
-    let done =
-        reconcile(&catalogue, &generation(), list(text), all, folder.path(), |_| {}, &token).await;
+    let done = compare_with_listing(
+        &catalogue,
+        &generation(),
+        list_of_lines(text),
+        all,
+        folder.path(),
+        |_| {},
+        &token,
+    )
+    .await;
     let error = done.err().unwrap().to_string();
     assert!(error.starts_with("ids.txt:3: event_time"), "{error}");
 
     let text = "a\nd\n{\"image_id\":\"b\",\"uri\":\"u\",\"event_time\":\"2020-01-01T00:00:00Z\"}\n\
                 {\"image_id\":\"e\",\"uri\":\"u\",\"event_time\":\"2020-01-01T00:00:00Z\"}\nf";
-    let (report, events) = found(&catalogue, list(text), rules()).await;
-    let counts = (report.same, report.new, report.changed, report.gone, report.deleted);
+    let (report, events) = run_comparison(&catalogue, list_of_lines(text), rules()).await;
+    let counts = (report.unchanged, report.new, report.changed, report.removed, report.deleted);
     assert_eq!(counts, (2, 2, 0, 1, 1), "{report:?}");
-    assert_eq!(report.refused, 1, "nobody knows where f is");
+    assert_eq!(report.unrepairable, 1, "nobody knows where f is");
     let ids: Vec<_> = events.iter().map(|e| e.image_id.as_str()).collect();
     assert_eq!(ids, ["c", "e"]);
 
-    let one = Rules { naming: Naming { id_prefix: "b".into(), ..Naming::default() }, ..rules() };
-    let (report, _) = found(&catalogue, list(text), one).await;
-    let counts = (report.listed, report.stored, report.differences());
+    let one = CompareRules {
+        event_template: EventTemplate { id_prefix: "b".into(), ..EventTemplate::default() },
+        ..rules()
+    };
+    let (report, _) = run_comparison(&catalogue, list_of_lines(text), one).await;
+    let counts = (report.listed, report.stored, report.difference_count());
     assert_eq!(counts, (1, 1, 0), "only ids with the prefix are compared: {report:?}");
 }
 
 #[tokio::test]
-async fn a_listing_that_lacks_too_much_is_not_believed() {
+async fn a_listing_that_lacks_too_much_is_rejected() {
     let time = Utc::now() - TimeDelta::days(1);
-    let rows = (0..10).map(|i| row(&i.to_string(), Some("s3://b/x.jpg".into()), time, 7));
-    let catalogue = stored(rows.collect()).await;
+    let rows = (0..10).map(|i| stored_row(&i.to_string(), Some("s3://b/x.jpg".into()), time, 7));
+    let catalogue = store_with_rows(rows.collect()).await;
     let folder = tempfile::tempdir().unwrap();
     let token = CancellationToken::new();
-    let side = list("0\n1\n2\n3\n4\n5\n6\n7\n");
-    let done =
-        reconcile(&catalogue, &generation(), side, rules(), folder.path(), |_| {}, &token).await;
+    let side = list_of_lines("0\n1\n2\n3\n4\n5\n6\n7\n");
+    let done = compare_with_listing(
+        &catalogue,
+        &generation(),
+        side,
+        rules(),
+        folder.path(),
+        |_| {},
+        &token,
+    )
+    .await;
     let done = done.unwrap();
-    assert!(done.check(0.1).unwrap_err().to_string().contains("2 of 10 images"));
-    assert!(done.check(0.2).is_ok());
+    assert!(done.check_repair_is_safe(0.1).unwrap_err().to_string().contains("2 of 10 images"));
+    assert!(done.check_repair_is_safe(0.2).is_ok());
 }
 
 #[test]
@@ -238,7 +273,7 @@ async fn memory_does_not_grow_with_the_images() {
     let id = |i: usize| format!("shop/photographs/{:08}.jpg", i.wrapping_mul(7_919) % count);
     for from in (0..count).step_by(BATCH) {
         let rows = (from..(from + BATCH).min(count))
-            .map(|i| row(&id(i), Some(format!("s3://bucket/{}", id(i))), time, 7));
+            .map(|i| stored_row(&id(i), Some(format!("s3://bucket/{}", id(i))), time, 7));
         append(&catalogue, rows.collect()).await;
     }
     // One in a thousand is missing in the list.
@@ -248,23 +283,29 @@ async fn memory_does_not_grow_with_the_images() {
     }
     list.flush().unwrap();
     let lines = tokio::io::BufReader::new(tokio::fs::File::open(place("ids.txt")).await.unwrap());
-    let decoder = Decoder::new(&source::Options::default(), &AttributeTypes::new());
-    let side =
-        Side::List { name: "ids.txt".into(), lines: Box::new(lines), decoder: Box::new(decoder) };
+    let decoder = Decoder::new(&source::SourceOptions::default(), &AttributeTypes::new());
+    let side = ListingSource::List {
+        name: "ids.txt".into(),
+        lines: Box::new(lines),
+        decoder: Box::new(decoder),
+    };
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
-    let (before, started) = (resident("VmRSS"), Instant::now());
-    let (report, events) = found(&catalogue, side, rules()).await;
+    let (before, started) = (process_memory_mib("VmRSS"), Instant::now());
+    let (report, events) = run_comparison(&catalogue, side, rules()).await;
     println!(
         "{count} images in {:.1} s; memory {before} MiB before, {} MiB at most",
         started.elapsed().as_secs_f64(),
-        resident("VmHWM")
+        process_memory_mib("VmHWM")
     );
-    assert_eq!((report.gone as usize, events.len()), (count.div_ceil(1_000), report.gone as usize));
-    assert!(resident("VmHWM") - before < 512);
+    assert_eq!(
+        (report.removed as usize, events.len()),
+        (count.div_ceil(1_000), report.removed as usize)
+    );
+    assert!(process_memory_mib("VmHWM") - before < 512);
 }
 
 /// A line of /proc/self/status, in MiB.
-fn resident(name: &str) -> i64 {
+fn process_memory_mib(name: &str) -> i64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with(name)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<i64>().unwrap() / 1_024

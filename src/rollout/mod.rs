@@ -1,14 +1,17 @@
-//! (see lib.rs)
+//! TODO-ROOM
 
 pub(crate) mod candidate;
-pub(crate) mod govern;
+pub(crate) mod promotion;
 pub(crate) mod rollback;
 
 #[cfg(test)]
-mod models_tests;
+mod model_switch_tests;
 #[cfg(test)]
 mod tests;
 
-pub use candidate::{Wanted, set_candidate, withdraw_candidate};
-pub use govern::{Promotion, Rules, Standing, examine, history, promote, wait_for_readers};
-pub use rollback::WayBack;
+pub use candidate::{CandidateSpec, set_candidate, withdraw_candidate};
+pub use promotion::{
+    PromotionCheck, PromotionRules, ReplicaReadiness, check_promotion, list_revisions, promote,
+    wait_for_replicas,
+};
+pub use rollback::RollbackPlan;

@@ -6,76 +6,82 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tracing::info;
 
-use super::candidate::newest;
-use crate::backfill::{Gap, ReindexError};
-use crate::catalogue::{CatalogueState, Change, Generation, StateStore};
+use super::candidate::load_newest_state;
+use crate::backfill::{GenerationGap, ReindexError};
+use crate::catalogue::{CatalogueState, Generation, StateChange, StateStore};
 use crate::store::Store;
 use crate::telemetry::event;
 
 /// Where a roll back leads: to what was live before the last promotion. Rolling back again leads
 /// further back.
 #[derive(Debug, Clone)]
-pub struct WayBack {
+pub struct RollbackPlan {
     /// The revision that was looked at.
-    revision: u64,
+    base_revision: u64,
     /// The generation that is live now.
-    from: Generation,
+    live: Generation,
     /// The revision that was live before.
-    before: CatalogueState,
+    target: CatalogueState,
 }
 
-impl WayBack {
+impl RollbackPlan {
     /// Refused where nothing was promoted, or where the generation is filled no longer.
-    pub async fn of(catalogue: &Store) -> Result<Self, ReindexError> {
+    pub async fn load(catalogue: &Store) -> Result<Self, ReindexError> {
         let states = StateStore::new(catalogue);
-        let newest = newest(&states, catalogue).await?;
-        let before = before(&states, &newest).await?;
-        filled(&newest, &before.live)?;
-        Ok(Self { revision: newest.revision, from: newest.live, before })
+        let newest = load_newest_state(&states, catalogue).await?;
+        let before = find_previous_state(&states, &newest).await?;
+        ensure_generation_is_filled(&newest, &before.live)?;
+        Ok(Self { base_revision: newest.revision, live: newest.live, target: before })
     }
 
     /// The generation that it leads to.
-    pub fn to(&self) -> &Generation {
-        &self.before.live
+    pub fn target_generation(&self) -> &Generation {
+        &self.target.live
     }
 
     /// How that generation covers the images of the one that is live now, sorted in `folder`; none
     /// where they are one. What was taken in within `grace` may still be on its way.
-    pub async fn gap(
+    pub async fn compare_generations(
         &self,
         catalogue: &Store,
         folder: &Path,
-        grace: Duration,
+        grace_period: Duration,
         now: DateTime<Utc>,
-    ) -> Result<Option<Gap>, ReindexError> {
-        if self.from.id == self.to().id {
+    ) -> Result<Option<GenerationGap>, ReindexError> {
+        if self.live.id == self.target_generation().id {
             return Ok(None);
         }
-        let before = now - TimeDelta::from_std(grace).unwrap_or(TimeDelta::MAX);
-        Gap::of(catalogue, &self.from, self.to(), folder, before).await.map(Some)
+        let cutoff = now - TimeDelta::from_std(grace_period).unwrap_or(TimeDelta::MAX);
+        GenerationGap::compare(catalogue, &self.live, self.target_generation(), folder, cutoff)
+            .await
+            .map(Some)
     }
 
     /// Goes it, in one write; refused where the state has changed since. A candidate is withdrawn.
-    pub async fn go(&self, catalogue: &Store, by: &str) -> Result<CatalogueState, ReindexError> {
-        let to = self.before.revision;
+    pub async fn execute(
+        &self,
+        catalogue: &Store,
+        by: &str,
+    ) -> Result<CatalogueState, ReindexError> {
+        let to = self.target.revision;
         let state = StateStore::new(catalogue)
-            .change(by, |state| {
-                if state.revision != self.revision {
+            .update(by, |state| {
+                if state.revision != self.base_revision {
                     return Err(ReindexError::Refused(format!(
                         "the state has changed meanwhile: revision {} by {}; look again",
-                        state.revision, state.by
+                        state.revision, state.actor
                     )));
                 }
-                rolled_back(state, &self.before).map(Some)
+                restore_serving(state, &self.target).map(Some)
             })
             .await?;
         info!(
             event = event::ROLLBACK,
-            to,
-            name = state.name,
+            restored_revision = to,
+            name = state.configuration_name,
             revision = state.revision,
             generation = state.live.id,
-            by,
+            actor = by,
             "rolled back"
         );
         Ok(state)
@@ -83,13 +89,13 @@ impl WayBack {
 }
 
 /// `state` with what was served at `before`.
-fn rolled_back(
+fn restore_serving(
     mut state: CatalogueState,
     before: &CatalogueState,
 ) -> Result<CatalogueState, ReindexError> {
     let to = before.revision;
     if state.live.id != before.live.id {
-        go_back(&mut state, before)?;
+        restore_generation(&mut state, before)?;
     }
     // A set that was retired since comes back: what rows lack of it is computed by the query
     // workers until it is backfilled.
@@ -103,24 +109,32 @@ fn rolled_back(
         state.prompt_sets.push(set);
     }
     state.serving = before.serving.clone();
-    state.name.clone_from(&before.name);
+    state.configuration_name.clone_from(&before.configuration_name);
     state.candidate = None;
-    state.change = Change::RolledBack { to };
+    state.change = StateChange::RolledBack { restored_revision: to };
     Ok(state)
 }
 
 /// Makes the generation of `before` live again, which was filled beside the one that took its place.
-fn go_back(state: &mut CatalogueState, before: &CatalogueState) -> Result<(), ReindexError> {
-    filled(state, &before.live)?;
-    let left = before.beside.as_ref().filter(|beside| beside.generation.id == state.live.id);
-    let checkpoint = left.map_or(state.live.model_name.clone(), |left| left.checkpoint.clone());
-    state.swap_generations(&checkpoint);
+fn restore_generation(
+    state: &mut CatalogueState,
+    before: &CatalogueState,
+) -> Result<(), ReindexError> {
+    ensure_generation_is_filled(state, &before.live)?;
+    let previous_standby =
+        before.standby.as_ref().filter(|beside| beside.generation.id == state.live.id);
+    let checkpoint =
+        previous_standby.map_or(state.live.model_name.clone(), |left| left.checkpoint.clone());
+    state.swap_live_and_standby(&checkpoint);
     Ok(())
 }
 
 /// Refuses a generation that is neither live nor beside the live one.
-fn filled(state: &CatalogueState, back: &Generation) -> Result<(), ReindexError> {
-    if state.generation(&back.id).is_some() {
+fn ensure_generation_is_filled(
+    state: &CatalogueState,
+    back: &Generation,
+) -> Result<(), ReindexError> {
+    if state.find_generation(&back.id).is_some() {
         return Ok(());
     }
     Err(ReindexError::Refused(format!(
@@ -130,7 +144,7 @@ fn filled(state: &CatalogueState, back: &Generation) -> Result<(), ReindexError>
 }
 
 /// The revision that was served before what is served at `state`.
-async fn before(
+async fn find_previous_state(
     states: &StateStore,
     state: &CatalogueState,
 ) -> Result<CatalogueState, ReindexError> {
@@ -142,13 +156,13 @@ async fn before(
     };
     let mut revision = state.revision;
     loop {
-        let looked = states.at(revision).await?.ok_or_else(|| missing(revision))?;
-        match looked.change {
-            Change::Promoted { from, .. } => {
-                return states.at(from).await?.ok_or_else(|| missing(from));
+        let inspected = states.read_revision(revision).await?.ok_or_else(|| missing(revision))?;
+        match inspected.change {
+            StateChange::Promoted { previous_revision: from, .. } => {
+                return states.read_revision(from).await?.ok_or_else(|| missing(from));
             }
             // What was live then was live before: go on from there.
-            Change::RolledBack { to } => revision = to,
+            StateChange::RolledBack { restored_revision: to } => revision = to,
             _ => revision = revision.checked_sub(1).filter(|r| *r > 0).ok_or_else(nothing)?,
         }
     }

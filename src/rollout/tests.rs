@@ -4,23 +4,26 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::*;
 use crate::backfill::*;
-use crate::balance::normalise::{Normaliser, Scale};
-use crate::balance::statistics::{Statistics, StatisticsKey};
+use crate::balance::normalise::{Normaliser, ScaleConstants};
+use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::catalogue::{
-    CatalogueState, Change, Generation, PromptSetRecord, Readers, Report, Serving, StateStore,
+    CatalogueState, Generation, PromptSetRecord, ReplicaReport, ReplicaReports, ServingConfig,
+    StateChange, StateStore,
 };
-use crate::record::{Embedding, Image, ImageId, Ordering, Partition, Row, Sequence};
+use crate::record::{
+    Embedding, ImageId, ImageRow, SequenceKey, StoredImage, TopicPartition, VersionOrdering,
+};
 use crate::store::Store;
-use crate::table::{PartitionBatch, Writer};
+use crate::table::{PartitionBatch, TableWriter};
 use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 fn generation() -> Generation {
-    Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, Ordering::Sequence)
+    Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, VersionOrdering::Sequence)
 }
 
-fn record(name: &str) -> PromptSetRecord {
+fn prompt_set_record(name: &str) -> PromptSetRecord {
     PromptSetRecord {
         key: StatisticsKey::new(name, 1, "0123456789ab", 100.0, 8),
         name: name.into(),
@@ -32,96 +35,101 @@ fn record(name: &str) -> PromptSetRecord {
     }
 }
 
-fn statistics(i: u64) -> Statistics {
+fn statistics(i: u64) -> ScoreStatistics {
     let i = i as f32;
-    Statistics::of(&[0.1 + 0.01 * i, 0.3 - 0.02 * i, 0.2], 100.0, 2).unwrap()
+    ScoreStatistics::from_scores(&[0.1 + 0.01 * i, 0.3 - 0.02 * i, 0.2], 100.0, 2).unwrap()
 }
 
 /// A catalogue with the sets `a` and `b`, ten images that carry `a`, and `b` where `whole`.
 async fn catalogue(whole: bool) -> Store {
-    let store = Store::memory();
-    let (a, b) = (record("a"), record("b"));
-    let serving = Serving::new(a.key.clone(), Normaliser::Softmax, 0.25);
+    let store = Store::in_memory();
+    let (a, b) = (prompt_set_record("a"), prompt_set_record("b"));
+    let serving = ServingConfig::new(a.key.clone(), Normaliser::Softmax, 0.25);
     let states = StateStore::new(&store);
-    states.ensure(&generation(), &[a.clone(), b.clone()], &serving, "test").await.unwrap();
+    states
+        .initialise_or_extend(&generation(), &[a.clone(), b.clone()], &serving, "test")
+        .await
+        .unwrap();
     let rows = (0..10u64).map(|i| {
         let mut carried = vec![(a.key.clone(), statistics(i))];
         if whole || i > 0 {
             carried.push((b.key.clone(), statistics(i)));
         }
-        let row = Row {
+        let row = ImageRow {
             image_id: ImageId::new(format!("i{i}")).unwrap(),
-            sequence: Sequence::from_number(1),
+            sequence: SequenceKey::from_number(1),
             event_time: None,
             embedded_at: DateTime::from_timestamp(1_700_000_001, 0).unwrap(),
-            image: Some(Image {
+            image: Some(StoredImage {
                 uri: None,
                 content_hash: String::new(),
                 bytes: 1,
                 width: 1,
                 height: 1,
                 attributes: [].into(),
-                embedding: Embedding::round(&[0.5; 4]),
+                embedding: Embedding::from_unit_vector(&[0.5; 4]),
                 statistics: carried.into_iter().collect(),
             }),
         };
         (i as i64, row)
     });
     let one = PartitionBatch {
-        partition: Partition { topic: "t".into(), number: 0 },
-        expected: None,
+        partition: TopicPartition { topic: "t".into(), number: 0 },
+        expected_position: None,
         next_offset: 10,
         rows: rows.collect(),
     };
-    Writer::open(&store, &generation(), 5).await.unwrap().append(vec![one]).await.unwrap();
+    TableWriter::open(&store, &generation(), 5).await.unwrap().append(vec![one]).await.unwrap();
     store
 }
 
-fn wanted(name: &str) -> Wanted {
-    Wanted {
+fn candidate_spec(name: &str) -> CandidateSpec {
+    CandidateSpec {
         name: name.into(),
         prompt_set: Some("b".into()),
         weight: Some(0.5),
-        evaluation: Some("report-1".into()),
-        shadow: 0.1,
-        ..Wanted::default()
+        evaluation_fingerprint: Some("report-1".into()),
+        shadow_share: 0.1,
+        ..CandidateSpec::default()
     }
 }
 
-fn rules() -> Rules<'static> {
+fn promotion_rules() -> PromotionRules<'static> {
     let folder = Path::new("/tmp");
-    Rules {
-        settle: Duration::from_secs(3),
-        grace: Duration::from_secs(60),
-        allow_missing: 0,
-        folder,
+    PromotionRules {
+        propagation_delay: Duration::from_secs(3),
+        grace_period: Duration::from_secs(60),
+        max_missing: 0,
+        temp_folder: folder,
     }
 }
 
 /// Back to what was live before, whatever that loses.
 pub(crate) async fn roll_back(store: &Store, by: &str) -> Result<CatalogueState, ReindexError> {
-    WayBack::of(store).await?.go(store, by).await
+    RollbackPlan::load(store).await?.execute(store, by).await
 }
 
-async fn promoted(store: &Store, name: &str) -> u64 {
-    let state = set_candidate(store, &wanted(name), "ann (test)").await.unwrap();
+async fn promote_candidate(store: &Store, name: &str) -> u64 {
+    let state = set_candidate(store, &candidate_spec(name), "ann (test)").await.unwrap();
     promote(store, state.revision, "tiny", "ann (test)").await.unwrap().revision
 }
 
 #[tokio::test]
 async fn a_candidate_that_is_set_again_goes_on_answering_as_it_does() {
     let store = catalogue(true).await;
-    let first = set_candidate(&store, &wanted("one"), "ann").await.unwrap().candidate.unwrap();
-    let share = Wanted { name: "one".into(), share: 0.5, ..Wanted::default() };
+    let first =
+        set_candidate(&store, &candidate_spec("one"), "ann").await.unwrap().candidate.unwrap();
+    let share =
+        CandidateSpec { name: "one".into(), traffic_share: 0.5, ..CandidateSpec::default() };
     let again = set_candidate(&store, &share, "ann").await.unwrap().candidate.unwrap();
-    assert_eq!((&again.serving, again.share), (&first.serving, 0.5));
-    assert_eq!(again.evaluation.as_deref(), Some("report-1"));
+    assert_eq!((&again.serving, again.traffic_share), (&first.serving, 0.5));
+    assert_eq!(again.evaluation_fingerprint.as_deref(), Some("report-1"));
     // What answers otherwise is not what was evaluated; under another name it is as served.
-    let heavier = Wanted { weight: Some(0.75), ..share.clone() };
+    let heavier = CandidateSpec { weight: Some(0.75), ..share.clone() };
     let heavier = set_candidate(&store, &heavier, "ann").await.unwrap().candidate.unwrap();
     assert_eq!(heavier.serving.prompt_set, first.serving.prompt_set);
-    assert_eq!((heavier.serving.weight, heavier.evaluation), (0.75, None));
-    let other = Wanted { name: "two".into(), ..share };
+    assert_eq!((heavier.serving.weight, heavier.evaluation_fingerprint), (0.75, None));
+    let other = CandidateSpec { name: "two".into(), ..share };
     let other = set_candidate(&store, &other, "ann").await.unwrap();
     assert_eq!(other.candidate.unwrap().serving.prompt_set, other.serving.prompt_set);
 }
@@ -130,90 +138,106 @@ async fn a_candidate_that_is_set_again_goes_on_answering_as_it_does() {
 async fn a_promotion_is_one_revision_and_a_roll_back_leads_to_what_was_before() {
     let store = catalogue(true).await;
     let states = StateStore::new(&store);
-    let first = states.newest().await.unwrap().unwrap();
+    let first = states.read_newest().await.unwrap().unwrap();
     let error = roll_back(&store, "ann").await.unwrap_err().to_string();
     assert!(error.contains("nothing was promoted"), "{error}");
 
-    promoted(&store, "one").await;
-    promoted(&store, "two").await;
-    let two = states.newest().await.unwrap().unwrap();
-    assert_eq!((two.name.as_str(), two.candidate.as_ref()), ("two", None));
+    promote_candidate(&store, "one").await;
+    promote_candidate(&store, "two").await;
+    let two = states.read_newest().await.unwrap().unwrap();
+    assert_eq!((two.configuration_name.as_str(), two.candidate.as_ref()), ("two", None));
     assert_eq!(two.serving.weight, 0.5);
 
     // Within a generation nothing is lost.
-    let way = WayBack::of(&store).await.unwrap();
-    let gap = way.gap(&store, Path::new("/tmp"), Duration::ZERO, Utc::now()).await.unwrap();
-    assert_eq!((way.to(), gap), (&generation(), None));
+    let way = RollbackPlan::load(&store).await.unwrap();
+    let gap = way
+        .compare_generations(&store, Path::new("/tmp"), Duration::ZERO, Utc::now())
+        .await
+        .unwrap();
+    assert_eq!((way.target_generation(), gap), (&generation(), None));
 
     // Back to the one before, then to the one before that, and no further.
     let back = roll_back(&store, "bob (test)").await.unwrap();
-    assert_eq!(back.name, "one");
-    let error = way.go(&store, "ann").await.unwrap_err().to_string();
+    assert_eq!(back.configuration_name, "one");
+    let error = way.execute(&store, "ann").await.unwrap_err().to_string();
     assert!(error.contains("changed meanwhile") && error.contains("bob"), "{error}");
     let back = roll_back(&store, "bob (test)").await.unwrap();
-    assert_eq!((back.name.as_str(), &back.serving), (first.name.as_str(), &first.serving));
+    assert_eq!(
+        (back.configuration_name.as_str(), &back.serving),
+        (first.configuration_name.as_str(), &first.serving)
+    );
     assert!(roll_back(&store, "bob").await.is_err());
     // And forward again.
-    promoted(&store, "three").await;
-    assert_eq!(roll_back(&store, "bob").await.unwrap().name, first.name);
+    promote_candidate(&store, "three").await;
+    assert_eq!(
+        roll_back(&store, "bob").await.unwrap().configuration_name,
+        first.configuration_name
+    );
 
-    let told = history(&store, 100).await.unwrap();
+    let told = list_revisions(&store, 100).await.unwrap();
     assert!(told.windows(2).all(|pair| pair[0].revision == pair[1].revision + 1));
-    let change =
-        told.iter().find(|s| matches!(&s.change, Change::Promoted { name, .. } if name == "two"));
+    let change = told
+        .iter()
+        .find(|s| matches!(&s.change, StateChange::Promoted { name, .. } if name == "two"));
     let change = change.unwrap();
-    assert_eq!(change.by, "ann (test)");
-    let Change::Promoted { evaluation, .. } = &change.change else { unreachable!() };
+    assert_eq!(change.actor, "ann (test)");
+    let StateChange::Promoted { evaluation_fingerprint: evaluation, .. } = &change.change else {
+        unreachable!()
+    };
     assert_eq!(evaluation.as_deref(), Some("report-1"));
 }
 
 #[tokio::test]
 async fn a_promotion_of_what_has_changed_meanwhile_is_refused() {
     let store = catalogue(true).await;
-    let state = set_candidate(&store, &wanted("one"), "ann").await.unwrap();
-    set_candidate(&store, &wanted("other"), "bob").await.unwrap();
+    let state = set_candidate(&store, &candidate_spec("one"), "ann").await.unwrap();
+    set_candidate(&store, &candidate_spec("other"), "bob").await.unwrap();
     let error = promote(&store, state.revision, "tiny", "ann").await.unwrap_err().to_string();
     assert!(error.contains("bob"), "{error}");
     withdraw_candidate(&store, "bob").await.unwrap();
     assert!(withdraw_candidate(&store, "bob").await.is_err());
-    assert_eq!(StateStore::new(&store).newest().await.unwrap().unwrap().name, "initial");
+    assert_eq!(
+        StateStore::new(&store).read_newest().await.unwrap().unwrap().configuration_name,
+        "initial"
+    );
 }
 
 #[tokio::test]
 async fn a_candidate_that_is_not_complete_is_not_promoted() {
-    let (store, rules) = (catalogue(false).await, rules());
-    assert!(examine(&store, &rules, Utc::now()).await.is_err(), "there is none");
-    set_candidate(&store, &wanted("one"), "ann").await.unwrap();
-    let found = examine(&store, &rules, Utc::now()).await.unwrap();
-    assert!(found.problems.len() == 1 && found.problems[0].contains("0 of 10"), "{found:?}");
+    let (store, rules) = (catalogue(false).await, promotion_rules());
+    assert!(check_promotion(&store, &rules, Utc::now()).await.is_err(), "there is none");
+    set_candidate(&store, &candidate_spec("one"), "ann").await.unwrap();
+    let found = check_promotion(&store, &rules, Utc::now()).await.unwrap();
+    assert!(found.blockers.len() == 1 && found.blockers[0].contains("0 of 10"), "{found:?}");
     let whole = catalogue(true).await;
-    set_candidate(&whole, &wanted("one"), "ann").await.unwrap();
-    let found = examine(&whole, &rules, Utc::now()).await.unwrap();
-    assert_eq!((found.problems, found.warnings), (vec![], vec![]));
+    set_candidate(&whole, &candidate_spec("one"), "ann").await.unwrap();
+    let found = check_promotion(&whole, &rules, Utc::now()).await.unwrap();
+    assert_eq!((found.blockers, found.warnings), (vec![], vec![]));
     // A set that has just become known may still be missing in what workers are about to write.
     let young = DateTime::from_timestamp(1_700_000_001, 0).unwrap();
-    let found = examine(&whole, &rules, young).await.unwrap();
-    assert!(found.problems[0].contains("try again"), "{found:?}");
+    let found = check_promotion(&whole, &rules, young).await.unwrap();
+    assert!(found.blockers[0].contains("try again"), "{found:?}");
 }
 
 #[tokio::test]
 async fn scale_constants_are_frozen_from_all_live_images_or_not_at_all() {
-    let zscore = || Wanted { normaliser: Some(Normaliser::Zscore), ..wanted("z") };
+    let zscore = || CandidateSpec { normaliser: Some(Normaliser::Zscore), ..candidate_spec("z") };
     let error = set_candidate(&catalogue(false).await, &zscore(), "ann").await.unwrap_err();
     assert!(error.to_string().contains("9 of 10"), "{error}");
     let state = set_candidate(&catalogue(true).await, &zscore(), "ann").await.unwrap();
-    let scale = Scale::of(Normaliser::Zscore, (0..10).map(statistics));
+    let scale = ScaleConstants::from_catalogue(Normaliser::Zscore, (0..10).map(statistics));
     assert_eq!(state.candidate.unwrap().serving.scale, Some(scale));
 }
 
 #[tokio::test]
-async fn what_a_candidate_may_be_called_and_made_of() {
+async fn candidate_names_and_settings_are_validated() {
     let store = catalogue(true).await;
     for name in ["", "live", "candidate", "initial"] {
-        let error = set_candidate(&store, &wanted(name), "ann").await.unwrap_err().to_string();
+        let error =
+            set_candidate(&store, &candidate_spec(name), "ann").await.unwrap_err().to_string();
         assert!(error.contains("name"), "{error}");
     }
-    let unknown = Wanted { prompt_set: Some("nowhere".into()), ..wanted("x") };
+    let unknown = CandidateSpec { prompt_set: Some("nowhere".into()), ..candidate_spec("x") };
     let error = set_candidate(&store, &unknown, "ann").await.unwrap_err().to_string();
     assert!(error.contains("nowhere") && error.contains("a@1"), "{error}");
 }
@@ -221,58 +245,59 @@ async fn what_a_candidate_may_be_called_and_made_of() {
 #[tokio::test]
 async fn a_set_in_use_is_not_retired() {
     let store = catalogue(true).await;
-    set_candidate(&store, &wanted("one"), "ann").await.unwrap();
+    set_candidate(&store, &candidate_spec("one"), "ann").await.unwrap();
     for (set, why) in [("a", "is served"), ("b", "candidate"), ("c", "not a stored")] {
-        let error = retire(&store, set, 5, "ann").await.unwrap_err().to_string();
+        let error = retire_prompt_set(&store, set, 5, "ann").await.unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }
     withdraw_candidate(&store, "ann").await.unwrap();
-    retire(&store, "b", 5, "ann").await.unwrap();
-    let state = StateStore::new(&store).newest().await.unwrap().unwrap();
+    retire_prompt_set(&store, "b", 5, "ann").await.unwrap();
+    let state = StateStore::new(&store).read_newest().await.unwrap().unwrap();
     assert_eq!(state.prompt_sets.len(), 1);
 }
 
 #[tokio::test]
 async fn rolling_back_brings_a_retired_set_back() {
     let store = catalogue(true).await;
-    promoted(&store, "one").await;
-    retire(&store, "a", 5, "ann").await.unwrap();
+    promote_candidate(&store, "one").await;
+    retire_prompt_set(&store, "a", 5, "ann").await.unwrap();
     let state = roll_back(&store, "ann").await.unwrap();
-    assert_eq!(state.serving.prompt_set, record("a").key);
-    assert!(state.prompt_sets.iter().any(|set| set.key == record("a").key));
+    assert_eq!(state.serving.prompt_set, prompt_set_record("a").key);
+    assert!(state.prompt_sets.iter().any(|set| set.key == prompt_set_record("a").key));
 }
 
 #[tokio::test]
-async fn all_query_workers_are_waited_for_but_not_those_that_are_gone() {
-    let (store, token) = (Store::memory(), CancellationToken::new());
-    let readers = Readers::new(&store);
-    let report = |id: &str, revision: u64, age: i64| Report {
+async fn promotion_waits_for_active_query_workers_and_not_for_stale_ones() {
+    let (store, token) = (Store::in_memory(), CancellationToken::new());
+    let readers = ReplicaReports::new(&store);
+    let report = |id: &str, revision: u64, age: i64| ReplicaReport {
         id: id.into(),
         host: "h".into(),
         generation: "g".into(),
         revision,
         ready: true,
-        at: Utc::now() - TimeDelta::seconds(age),
+        reported_at: Utc::now() - TimeDelta::seconds(age),
         problem: None,
     };
-    readers.report(&report("fast", 7, 0)).await.unwrap();
-    readers.report(&report("slow", 6, 0)).await.unwrap();
-    readers.report(&report("gone", 1, 300)).await.unwrap();
-    let wait = |limit| wait_for_readers(&store, 7, limit, &token);
-    let names = |reports: &[Report]| reports.iter().map(|r| r.id.clone()).collect::<Vec<_>>();
+    readers.write(&report("fast", 7, 0)).await.unwrap();
+    readers.write(&report("slow", 6, 0)).await.unwrap();
+    readers.write(&report("gone", 1, 300)).await.unwrap();
+    let wait = |limit| wait_for_replicas(&store, 7, limit, &token);
+    let names =
+        |reports: &[ReplicaReport]| reports.iter().map(|r| r.id.clone()).collect::<Vec<_>>();
     let found = wait(Duration::ZERO).await.unwrap();
-    assert_eq!(names(&found.waiting), ["slow"]);
+    assert_eq!(names(&found.not_ready), ["slow"]);
     assert_eq!(
-        (names(&found.ready), names(&found.stale)),
+        (names(&found.ready), names(&found.unresponsive)),
         (vec!["fast".into()], vec!["gone".into()])
     );
     let later = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        readers.report(&report("slow", 7, 0)).await.unwrap();
+        readers.write(&report("slow", 7, 0)).await.unwrap();
     };
     let (found, ()) = tokio::join!(wait(Duration::from_secs(60)), later);
     let found = found.unwrap();
-    assert_eq!((names(&found.ready).len(), found.waiting.len()), (2, 0));
-    readers.leave("slow").await;
+    assert_eq!((names(&found.ready).len(), found.not_ready.len()), (2, 0));
+    readers.remove("slow").await;
     assert_eq!(wait(Duration::ZERO).await.unwrap().ready.len(), 1);
 }

@@ -12,16 +12,18 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::testing::{Hashed, embedding, row, served, set};
-use crate::balance::calibration::{Calibration, NoMatch, Signal};
+use super::testing::{
+    HashEncoders, clip_like_embedding, sample_prompt_set, sample_row, sample_serving_snapshot,
+};
+use crate::balance::calibration::{Calibration, NoMatchRule, NoMatchSignal};
 use crate::ingest::decode;
-use crate::record::{AttributeType, AttributeTypes, Row};
+use crate::record::{AttributeType, AttributeTypes, ImageRow};
 use crate::search::*;
-use crate::table::{Changes, Part};
+use crate::table::{SnapshotPart, TableChanges};
 
 const DIMENSION: usize = 16;
 
-fn declared() -> AttributeTypes {
+fn declared_attributes() -> AttributeTypes {
     [
         ("colour", AttributeType::Text),
         ("stock", AttributeType::Integer),
@@ -33,20 +35,30 @@ fn declared() -> AttributeTypes {
     .into()
 }
 
-fn engine(options: Options) -> Engine {
-    Engine::new(Hashed::new(DIMENSION), served(vec![set("one", DIMENSION)]), options)
-        .reading(declared(), decode::Options::default())
+fn empty_engine(options: SearchOptions) -> Engine {
+    Engine::new(
+        HashEncoders::new(DIMENSION),
+        sample_serving_snapshot(vec![sample_prompt_set("one", DIMENSION)]),
+        options,
+    )
+    .with_attributes_and_decoding(declared_attributes(), decode::DecodeOptions::default())
 }
 
-async fn apply(engine: &Engine, version: u64, rows: Vec<Row>) {
-    let changes =
-        Changes { version, whole: version == 1, part: Part::All, rows, statistics: Vec::new() };
-    engine.snapshots().apply(changes).await.unwrap();
+async fn apply_rows(engine: &Engine, version: u64, rows: Vec<ImageRow>) {
+    let changes = TableChanges {
+        version,
+        is_full_snapshot: version == 1,
+        part: SnapshotPart::All,
+        rows,
+        statistics: Vec::new(),
+    };
+    engine.snapshots().apply_changes(changes).await.unwrap();
 }
 
 /// An image with some attributes, different for each number.
-fn shown(number: u64, rng: &mut ChaCha8Rng) -> Row {
-    let mut row = row(&format!("i{number:04}"), 1, Some(embedding(number, DIMENSION)));
+fn sample_image_row(number: u64, rng: &mut ChaCha8Rng) -> ImageRow {
+    let mut row =
+        sample_row(&format!("i{number:04}"), 1, Some(clip_like_embedding(number, DIMENSION)));
     row.event_time =
         rng.random_bool(0.8).then(|| DateTime::from_timestamp(number as i64, 0)).flatten();
     let mut have = BTreeMap::new();
@@ -64,57 +76,61 @@ fn shown(number: u64, rng: &mut ChaCha8Rng) -> Row {
     row
 }
 
-async fn filled(options: Options, count: u64) -> Engine {
-    let engine = engine(options);
+async fn engine_with_images(options: SearchOptions, count: u64) -> Engine {
+    let engine = empty_engine(options);
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    apply(&engine, 1, (0..count).map(|i| shown(i, &mut rng)).collect()).await;
+    apply_rows(&engine, 1, (0..count).map(|i| sample_image_row(i, &mut rng)).collect()).await;
     engine
 }
 
-fn ids(hits: &[Hit]) -> Vec<String> {
-    hits.iter().map(|hit| hit.entry.image_id.to_string()).collect()
+fn hit_ids(hits: &[Hit]) -> Vec<String> {
+    hits.iter().map(|hit| hit.image.image_id.to_string()).collect()
 }
 
-fn ask(input: impl Into<Input>) -> Query {
+fn query_for(input: impl Into<QueryInput>) -> Query {
     Query { input: input.into(), k: Some(10), ..Query::default() }
 }
 
 #[tokio::test]
-async fn whatever_says_the_same_finds_the_same() {
-    let engine = filled(Options::default(), 200).await;
-    let towers = Hashed::new(DIMENSION);
-    let wanted = ids(&engine.search(&ask("a mug")).unwrap().hits);
-    let vector = towers.embedding(b"a mug").iter().map(|v| v * 7.5).collect();
-    assert_eq!(ids(&engine.search(&ask(Input::Vector(vector))).unwrap().hits), wanted);
+async fn equivalent_inputs_find_the_same_images() {
+    let engine = engine_with_images(SearchOptions::default(), 200).await;
+    let towers = HashEncoders::new(DIMENSION);
+    let wanted = hit_ids(&engine.search(&query_for("a mug")).unwrap().hits);
+    let vector = towers.embed_bytes(b"a mug").iter().map(|v| v * 7.5).collect();
+    assert_eq!(
+        hit_ids(&engine.search(&query_for(QueryInput::Vector(vector))).unwrap().hits),
+        wanted
+    );
     let texts = |weights: &[(&str, f32)]| {
         let one =
             |(text, weight): &(&str, f32)| WeightedText { text: (*text).into(), weight: *weight };
-        Input::Texts(weights.iter().map(one).collect())
+        QueryInput::WeightedTexts(weights.iter().map(one).collect())
     };
-    let mixed = |weights: &[(&str, f32)]| engine.search(&ask(texts(weights)));
-    assert_eq!(ids(&mixed(&[("a mug", 0.1)]).unwrap().hits), wanted);
-    assert_eq!(ids(&mixed(&[("a mug", 2.0), ("x", 1.0), ("x", -1.0)]).unwrap().hits), wanted);
-    assert_ne!(ids(&mixed(&[("a mug", 1.0), ("x", -0.5)]).unwrap().hits), wanted);
+    let mixed = |weights: &[(&str, f32)]| engine.search(&query_for(texts(weights)));
+    assert_eq!(hit_ids(&mixed(&[("a mug", 0.1)]).unwrap().hits), wanted);
+    assert_eq!(hit_ids(&mixed(&[("a mug", 2.0), ("x", 1.0), ("x", -1.0)]).unwrap().hits), wanted);
+    assert_ne!(hit_ids(&mixed(&[("a mug", 1.0), ("x", -0.5)]).unwrap().hits), wanted);
     let error = mixed(&[("a mug", 1.0), ("a mug", -1.0)]).unwrap_err();
     assert!(error.to_string().starts_with("texts: the weighted texts cancel"), "{error}");
 }
 
 #[tokio::test]
-async fn an_image_finds_what_is_like_it_and_itself_only_where_asked() {
-    let engine = filled(Options::default(), 200).await;
-    let like = |include_self| Query { include_self, ..ask(Input::Image("i0007".into())) };
+async fn an_image_query_includes_itself_only_when_requested() {
+    let engine = engine_with_images(SearchOptions::default(), 200).await;
+    let like =
+        |include_self| Query { include_self, ..query_for(QueryInput::ImageId("i0007".into())) };
     let alone = engine.search(&like(false)).unwrap();
-    assert!(!ids(&alone.hits).contains(&"i0007".to_owned()));
+    assert!(!hit_ids(&alone.hits).contains(&"i0007".to_owned()));
     assert_eq!((alone.scanned, alone.matched), (200, 199));
     // Prompts are texts: a picture is compared with pictures as it is.
     assert_eq!((alone.balance.normaliser, alone.balance.weight), (Normaliser::Raw, 0.0));
     let with = engine.search(&like(true)).unwrap();
-    assert_eq!(ids(&with.hits)[0], "i0007");
-    assert_eq!(ids(&with.hits)[1..], ids(&alone.hits)[..9]);
+    assert_eq!(hit_ids(&with.hits)[0], "i0007");
+    assert_eq!(hit_ids(&with.hits)[1..], hit_ids(&alone.hits)[..9]);
     let balanced = Query { weight: Some(0.5), ..like(false) };
     assert_eq!(engine.search(&balanced).unwrap().balance.normaliser, Normaliser::Softmax);
-    let gone = engine.search(&ask(Input::Image("nobody".into()))).unwrap_err();
-    assert!(matches!(gone, QueryError::NoImage(id) if id == "nobody"));
+    let gone = engine.search(&query_for(QueryInput::ImageId("nobody".into()))).unwrap_err();
+    assert!(matches!(gone, QueryError::ImageNotFound(id) if id == "nobody"));
 }
 
 #[tokio::test]
@@ -123,82 +139,97 @@ async fn a_picture_is_decoded_within_the_limits_and_embedded_once() {
     let mut png = Bytes::new(Vec::new());
     picture.write_to(&mut png, ImageFormat::Png).unwrap();
     let png = png.into_inner();
-    let model = Hashed::new(DIMENSION);
-    let engine =
-        Engine::new(model.clone(), served(vec![set("one", DIMENSION)]), Options::default());
-    let engine = engine.reading(declared(), decode::Options::default());
+    let model = HashEncoders::new(DIMENSION);
+    let engine = Engine::new(
+        model.clone(),
+        sample_serving_snapshot(vec![sample_prompt_set("one", DIMENSION)]),
+        SearchOptions::default(),
+    );
+    let engine = engine
+        .with_attributes_and_decoding(declared_attributes(), decode::DecodeOptions::default());
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    apply(&engine, 1, (0..200).map(|i| shown(i, &mut rng)).collect()).await;
-    let found = engine.search(&ask(Input::Picture(png.clone()))).unwrap();
-    let same = Hashed::new(DIMENSION).embedding(picture.as_raw());
-    let raw = Query { normaliser: Some(Normaliser::Raw), ..ask(Input::Vector(same)) };
-    assert_eq!(ids(&found.hits), ids(&engine.search(&raw).unwrap().hits));
+    apply_rows(&engine, 1, (0..200).map(|i| sample_image_row(i, &mut rng)).collect()).await;
+    let found = engine.search(&query_for(QueryInput::ImageBytes(png.clone()))).unwrap();
+    let same = HashEncoders::new(DIMENSION).embed_bytes(picture.as_raw());
+    let raw = Query { normaliser: Some(Normaliser::Raw), ..query_for(QueryInput::Vector(same)) };
+    assert_eq!(hit_ids(&found.hits), hit_ids(&engine.search(&raw).unwrap().hits));
     assert_eq!(found.balance.weight, 0.0);
-    let again = engine.search(&ask(Input::Picture(png.clone()))).unwrap();
-    assert_eq!(ids(&again.hits), ids(&found.hits));
-    assert_eq!(model.pictures.load(Ordering::Relaxed), 1, "it was embedded once");
-    let small = decode::Options { max_side: 63, ..decode::Options::default() };
-    let strict = engine_of(small).await;
-    let error = strict.search(&ask(Input::Picture(png))).unwrap_err();
+    let again = engine.search(&query_for(QueryInput::ImageBytes(png.clone()))).unwrap();
+    assert_eq!(hit_ids(&again.hits), hit_ids(&found.hits));
+    assert_eq!(model.embedded_images.load(Ordering::Relaxed), 1, "it was embedded once");
+    let small = decode::DecodeOptions { max_side: 63, ..decode::DecodeOptions::default() };
+    let strict = engine_with_decoding(small).await;
+    let error = strict.search(&query_for(QueryInput::ImageBytes(png))).unwrap_err();
     assert!(error.to_string().starts_with("image: 64×32 pixels are more"), "{error}");
-    let error = strict.search(&ask(Input::Picture(b"no picture".to_vec()))).unwrap_err();
+    let error =
+        strict.search(&query_for(QueryInput::ImageBytes(b"no picture".to_vec()))).unwrap_err();
     assert!(error.to_string().starts_with("image: not a picture"), "{error}");
 }
 
-async fn engine_of(decode: decode::Options) -> Engine {
-    let engine = engine(Options::default()).reading(declared(), decode);
-    apply(&engine, 1, Vec::new()).await;
+async fn engine_with_decoding(decode: decode::DecodeOptions) -> Engine {
+    let engine = empty_engine(SearchOptions::default())
+        .with_attributes_and_decoding(declared_attributes(), decode);
+    apply_rows(&engine, 1, Vec::new()).await;
     engine
 }
 
 #[tokio::test]
-async fn what_cannot_be_looked_for_is_refused_by_name() {
-    let engine = filled(Options::default(), 3).await;
+async fn invalid_inputs_are_rejected_with_the_field_name() {
+    let engine = engine_with_images(SearchOptions::default(), 3).await;
     let many = vec![WeightedText { text: "a".into(), weight: 1.0 }; 17];
     let heavy = vec![WeightedText { text: "a".into(), weight: f32::NAN }];
     for (input, wanted) in [
-        (Input::Text("  ".into()), "text: is empty"),
-        (Input::Text("x".repeat(1001)), "text: has 1001 characters, more than 1000"),
-        (Input::Texts(Vec::new()), "texts: has 0 texts; 1 to 16"),
-        (Input::Texts(many), "texts: has 17 texts"),
-        (Input::Texts(heavy), "texts: the weight NaN is not between -100 and 100"),
-        (Input::Vector(vec![1.0; 3]), "vector: has 3 numbers; an embedding has 16"),
-        (Input::Vector(vec![0.0; DIMENSION]), "vector: has the length 0"),
-        (Input::Vector(vec![f32::INFINITY; DIMENSION]), "vector: number 0 is not finite"),
+        (QueryInput::Text("  ".into()), "text: is empty"),
+        (QueryInput::Text("x".repeat(1001)), "text: has 1001 characters, more than 1000"),
+        (QueryInput::WeightedTexts(Vec::new()), "texts: has 0 texts; 1 to 16"),
+        (QueryInput::WeightedTexts(many), "texts: has 17 texts"),
+        (QueryInput::WeightedTexts(heavy), "texts: the weight NaN is not between -100 and 100"),
+        (QueryInput::Vector(vec![1.0; 3]), "vector: has 3 numbers; an embedding has 16"),
+        (QueryInput::Vector(vec![0.0; DIMENSION]), "vector: has the length 0"),
+        (QueryInput::Vector(vec![f32::INFINITY; DIMENSION]), "vector: number 0 is not finite"),
     ] {
-        let error = engine.search(&ask(input)).unwrap_err().to_string();
+        let error = engine.search(&query_for(input)).unwrap_err().to_string();
         assert!(error.starts_with(wanted), "{error}");
     }
 }
 
 #[tokio::test]
-async fn nothing_is_computed_for_who_has_left_and_no_place_is_told_of_what_is_left_out() {
-    let engine = filled(Options::default(), 30).await;
-    let left = CancellationToken::new();
+async fn cancelled_queries_compute_nothing_and_filtered_images_have_no_rank() {
+    let engine = engine_with_images(SearchOptions::default(), 30).await;
+    let cancel = CancellationToken::new();
     let red = Query {
         filter: Some(serde_json::from_value(json!({"eq": {"colour": "red"}})).unwrap()),
-        ..ask("a mug")
+        ..query_for("a mug")
     };
     let found = engine.search(&red).unwrap().hits;
-    let told = engine.explain(&red, found[0].entry.image_id.as_str(), &left).unwrap();
-    assert_eq!((told.hit.rank, told.hit.raw_rank), (found[0].rank, found[0].raw_rank));
-    let all = Query { k: Some(30), ..ask("a mug") };
+    let explanation = engine.explain(&red, found[0].image.image_id.as_str(), &cancel).unwrap();
+    assert_eq!(
+        (explanation.hit.rank, explanation.hit.raw_rank),
+        (found[0].rank, found[0].raw_rank)
+    );
+    let all = Query { k: Some(30), ..query_for("a mug") };
     let other = engine
         .search(&all)
         .unwrap()
         .hits
         .into_iter()
-        .find(|hit| hit.entry.attributes.get("colour").is_none_or(|colour| colour != "red"));
-    let other = other.unwrap().entry.image_id.to_string();
-    let error = engine.explain(&red, &other, &left).unwrap_err().to_string();
+        .find(|hit| hit.image.attributes.get("colour").is_none_or(|colour| colour != "red"));
+    let other = other.unwrap().image.image_id.to_string();
+    let error = engine.explain(&red, &other, &cancel).unwrap_err().to_string();
     assert!(error.starts_with("image_id: is left out"), "{error}");
-    left.cancel();
-    assert!(matches!(engine.search_unless(&ask("a cup"), &left), Err(QueryError::GivenUp)));
-    assert!(matches!(engine.explain(&ask("a cup"), &other, &left), Err(QueryError::GivenUp)));
+    cancel.cancel();
+    assert!(matches!(
+        engine.search_with_cancel(&query_for("a cup"), &cancel),
+        Err(QueryError::Cancelled)
+    ));
+    assert!(matches!(
+        engine.explain(&query_for("a cup"), &other, &cancel),
+        Err(QueryError::Cancelled)
+    ));
 }
 
 /// What a filter says of one row, read by itself.
-fn holds(filter: &Value, row: &Row) -> bool {
+fn filter_matches(filter: &Value, row: &ImageRow) -> bool {
     let (op, of) = filter.as_object().unwrap().iter().next().unwrap();
     let value = |name: &str| -> Option<Value> {
         let attributes = &row.image.as_ref().unwrap().attributes;
@@ -206,12 +237,12 @@ fn holds(filter: &Value, row: &Row) -> bool {
             "event_time" => row.event_time.map(|t| t.timestamp_micros().into()),
             "embedded_at" => Some(row.embedded_at.timestamp_micros().into()),
             "stock" | "price" | "new" => serde_json::from_str(attributes.get(name)?).ok(),
-            "shot" => Some(micros(attributes.get(name)?)),
+            "shot" => Some(parse_micros(attributes.get(name)?)),
             _ => attributes.get(name).map(|text| text.as_str().into()),
         }
     };
     let literal = |name: &str, given: &Value| match name {
-        "event_time" | "embedded_at" | "shot" => micros(given.as_str().unwrap()),
+        "event_time" | "embedded_at" | "shot" => parse_micros(given.as_str().unwrap()),
         _ => given.clone(),
     };
     let compare = |name: &str, given: &Value| {
@@ -230,9 +261,9 @@ fn holds(filter: &Value, row: &Row) -> bool {
         of.as_object().unwrap().iter().all(|(n, v)| test(n, v))
     };
     match op.as_str() {
-        "and" => of.as_array().unwrap().iter().all(|one| holds(one, row)),
-        "or" => of.as_array().unwrap().iter().any(|one| holds(one, row)),
-        "not" => !holds(of, row),
+        "and" => of.as_array().unwrap().iter().all(|one| filter_matches(one, row)),
+        "or" => of.as_array().unwrap().iter().any(|one| filter_matches(one, row)),
+        "not" => !filter_matches(of, row),
         "eq" => all(&|n, v| compare(n, v).is_some_and(|o| o.is_eq())),
         "ne" => all(&|n, v| !compare(n, v).is_some_and(|o| o.is_eq())),
         "lt" => all(&|n, v| compare(n, v).is_some_and(|o| o.is_lt())),
@@ -250,11 +281,11 @@ fn holds(filter: &Value, row: &Row) -> bool {
     }
 }
 
-fn micros(text: &str) -> Value {
+fn parse_micros(text: &str) -> Value {
     DateTime::parse_from_rfc3339(text).unwrap().timestamp_micros().into()
 }
 
-fn some_filter(rng: &mut ChaCha8Rng, depth: usize) -> Value {
+fn random_filter(rng: &mut ChaCha8Rng, depth: usize) -> Value {
     let name = *["colour", "stock", "price", "new", "shot", "event_time", "embedded_at"]
         .choose(rng)
         .unwrap();
@@ -273,42 +304,43 @@ fn some_filter(rng: &mut ChaCha8Rng, depth: usize) -> Value {
         3 => json!({"in": {name: [one, two]}}),
         4 => json!({"prefix": {"colour": (*["r", "dark", "", "gr", "x"].choose(rng).unwrap())}}),
         5 => json!({"exists": name}),
-        6 => json!({"not": some_filter(rng, depth - 1)}),
+        6 => json!({"not": random_filter(rng, depth - 1)}),
         n => {
-            json!({*["and", "or"].get(n - 7).unwrap(): [some_filter(rng, depth - 1), some_filter(rng, depth - 1)]})
+            json!({*["and", "or"].get(n - 7).unwrap(): [random_filter(rng, depth - 1), random_filter(rng, depth - 1)]})
         }
     }
 }
 
 #[tokio::test]
-async fn a_filter_lets_exactly_those_through_that_fulfil_it() {
-    let engine = engine(Options::default());
+async fn a_filter_keeps_exactly_the_matching_images() {
+    let engine = empty_engine(SearchOptions::default());
     let mut rng = ChaCha8Rng::seed_from_u64(5);
-    let mut rows: Vec<Row> = (0..300).map(|i| shown(i, &mut rng)).collect();
-    apply(&engine, 1, rows.clone()).await;
+    let mut rows: Vec<ImageRow> = (0..300).map(|i| sample_image_row(i, &mut rng)).collect();
+    apply_rows(&engine, 1, rows.clone()).await;
     let mut found_some = 0;
     for round in 0..600u64 {
         if round % 50 == 0 {
             // A commit changes a row, takes one away and brings one.
-            let mut commit = vec![shown(round, &mut rng), shown(1000 + round, &mut rng)];
-            commit[0].sequence = crate::record::Sequence::from_number(2 + round);
-            commit.push(row(&format!("i{:04}", 201 + round / 50), 10_000, None));
+            let mut commit =
+                vec![sample_image_row(round, &mut rng), sample_image_row(1000 + round, &mut rng)];
+            commit[0].sequence = crate::record::SequenceKey::from_number(2 + round);
+            commit.push(sample_row(&format!("i{:04}", 201 + round / 50), 10_000, None));
             rows.retain(|r| commit.iter().all(|c| c.image_id != r.image_id));
             rows.extend(commit.iter().filter(|r| r.image.is_some()).cloned());
-            apply(&engine, 2 + round, commit).await;
+            apply_rows(&engine, 2 + round, commit).await;
         }
-        let filter = some_filter(&mut rng, 3);
+        let filter = random_filter(&mut rng, 3);
         let query = Query {
             filter: Some(serde_json::from_value(filter.clone()).unwrap()),
             k: Some(1000),
-            ..ask("a mug")
+            ..query_for("a mug")
         };
         // The second time from what was kept.
         for _ in 0..2 {
             let results = engine.search(&query).unwrap();
-            let mut found = ids(&results.hits);
+            let mut found = hit_ids(&results.hits);
             found.sort();
-            let wanted = rows.iter().filter(|row| holds(&filter, row));
+            let wanted = rows.iter().filter(|row| filter_matches(&filter, row));
             let mut wanted: Vec<String> = wanted.map(|row| row.image_id.to_string()).collect();
             wanted.sort();
             assert_eq!(found, wanted, "{filter}");
@@ -321,7 +353,7 @@ async fn a_filter_lets_exactly_those_through_that_fulfil_it() {
 
 #[tokio::test]
 async fn filters_that_do_not_fit_are_refused_by_name() {
-    let engine = filled(Options::default(), 3).await;
+    let engine = engine_with_images(SearchOptions::default(), 3).await;
     let mut deep = json!({"exists": "colour"});
     for _ in 0..9 {
         deep = json!({"not": deep});
@@ -345,7 +377,7 @@ async fn filters_that_do_not_fit_are_refused_by_name() {
         (deep, "nested deeper than 8"),
     ] {
         let filter = Some(serde_json::from_value(filter).unwrap());
-        let error = engine.search(&Query { filter, ..ask("a") }).unwrap_err().to_string();
+        let error = engine.search(&Query { filter, ..query_for("a") }).unwrap_err().to_string();
         assert!(error.starts_with("filter: ") && error.contains(wanted), "{error}");
     }
 }
@@ -371,12 +403,12 @@ fn what_a_filter_implies() {
 
 #[tokio::test]
 async fn pages_are_those_of_one_ranking_while_the_catalogue_changes() {
-    let engine = filled(Options::default(), 230).await;
+    let engine = engine_with_images(SearchOptions::default(), 230).await;
     let filter = || Some(serde_json::from_value(json!({"ne": {"colour": "blue"}})).unwrap());
     for (i, query) in [
-        ask("a mug"),
-        Query { normaliser: Some(Normaliser::Zscore), weight: Some(0.7), ..ask("a mug") },
-        Query { filter: filter(), ..ask(Input::Image("i0003".into())) },
+        query_for("a mug"),
+        Query { normaliser: Some(Normaliser::Zscore), weight: Some(0.7), ..query_for("a mug") },
+        Query { filter: filter(), ..query_for(QueryInput::ImageId("i0003".into())) },
     ]
     .into_iter()
     .enumerate()
@@ -387,104 +419,119 @@ async fn pages_are_those_of_one_ranking_while_the_catalogue_changes() {
         let (mut hits, mut raw) = (Vec::new(), Vec::new());
         for page in 0.. {
             let results = engine.search(&query).unwrap();
-            assert_eq!(results.version, whole.version);
+            assert_eq!(results.table_version, whole.table_version);
             assert_eq!(results.hits[0].rank, 40 * page + 1);
-            hits.extend(ids(&results.hits));
-            raw.extend(ids(&results.raw_hits));
+            hits.extend(hit_ids(&results.hits));
+            raw.extend(hit_ids(&results.raw_hits));
             let Some(next) = results.next_cursor else { break };
             query.cursor = Some(next);
-            let version = whole.version + page as u64 + 1;
+            let version = whole.table_version + page as u64 + 1;
             let new = (0..5).map(|n| {
-                row(&format!("n{version}-{n}"), 1, Some(embedding(version * 9 + n, DIMENSION)))
+                sample_row(
+                    &format!("n{version}-{n}"),
+                    1,
+                    Some(clip_like_embedding(version * 9 + n, DIMENSION)),
+                )
             });
-            apply(&engine, version, new.collect()).await;
+            apply_rows(&engine, version, new.collect()).await;
         }
-        assert_eq!((hits, raw), (ids(&whole.hits), ids(&whole.raw_hits)), "query {i}");
+        assert_eq!((hits, raw), (hit_ids(&whole.hits), hit_ids(&whole.raw_hits)), "query {i}");
     }
 }
 
 #[tokio::test]
-async fn a_cursor_goes_on_with_its_own_question_while_its_version_is_held() {
-    let engine = filled(Options { cursor_seconds: 3, ..Options::default() }, 50).await;
-    let cursor = engine.search(&ask("a mug")).unwrap().next_cursor;
+async fn a_cursor_continues_only_its_own_query_while_its_version_is_pinned() {
+    let engine =
+        engine_with_images(SearchOptions { cursor_seconds: 3, ..SearchOptions::default() }, 50)
+            .await;
+    let cursor = engine.search(&query_for("a mug")).unwrap().next_cursor;
     let with = |query: Query| engine.search(&Query { cursor: cursor.clone(), ..query });
-    assert!(with(ask("a mug")).is_ok());
-    assert!(with(Query { k: Some(3), ..ask("a mug") }).is_ok(), "pages may differ in size");
-    for other in [ask("a cup"), Query { weight: Some(0.1), ..ask("a mug") }] {
+    assert!(with(query_for("a mug")).is_ok());
+    assert!(with(Query { k: Some(3), ..query_for("a mug") }).is_ok(), "pages may differ in size");
+    for other in [query_for("a cup"), Query { weight: Some(0.1), ..query_for("a mug") }] {
         let error = with(other).unwrap_err().to_string();
         assert!(error.starts_with("cursor: belongs to another question"), "{error}");
     }
-    let broken = Query { cursor: Some("AAAA".into()), ..ask("a mug") };
+    let broken = Query { cursor: Some("AAAA".into()), ..query_for("a mug") };
     let error = engine.search(&broken).unwrap_err().to_string();
     assert!(error.starts_with("cursor: is none"), "{error}");
-    let elsewhere = engine_of(decode::Options::default()).await;
-    apply(&elsewhere, 9, vec![row("a", 1, Some(embedding(1, DIMENSION)))]).await;
-    let foreign = elsewhere.search(&Query { cursor: cursor.clone(), ..ask("a mug") });
+    let elsewhere = engine_with_decoding(decode::DecodeOptions::default()).await;
+    apply_rows(&elsewhere, 9, vec![sample_row("a", 1, Some(clip_like_embedding(1, DIMENSION)))])
+        .await;
+    let foreign = elsewhere.search(&Query { cursor: cursor.clone(), ..query_for("a mug") });
     assert!(matches!(foreign, Err(QueryError::CursorExpired { version: 1 })));
-    apply(&engine, 2, vec![row("new", 1, Some(embedding(1, DIMENSION)))]).await;
-    assert!(with(ask("a mug")).is_ok(), "held");
+    apply_rows(&engine, 2, vec![sample_row("new", 1, Some(clip_like_embedding(1, DIMENSION)))])
+        .await;
+    assert!(with(query_for("a mug")).is_ok(), "held");
     tokio::time::sleep(std::time::Duration::from_millis(3_100)).await;
-    assert!(matches!(with(ask("a mug")), Err(QueryError::CursorExpired { .. })));
+    assert!(matches!(with(query_for("a mug")), Err(QueryError::CursorExpired { .. })));
 }
 
 #[tokio::test]
 async fn versions_held_for_cursors_take_no_more_memory_than_allowed() {
-    let engine = filled(Options { cursor_mib: 1, ..Options::default() }, 50).await;
+    let engine =
+        engine_with_images(SearchOptions { cursor_mib: 1, ..SearchOptions::default() }, 50).await;
     let mut cursors = Vec::new();
     for version in 2..12u64 {
-        cursors.push(engine.search(&ask("a mug")).unwrap().next_cursor);
+        cursors.push(engine.search(&query_for("a mug")).unwrap().next_cursor);
         // Every image changes, so that nothing is shared: 80 of 5 KB and more are 0.4 MB.
         let mut rng = ChaCha8Rng::seed_from_u64(version);
-        let mut rows: Vec<Row> = (0..80).map(|i| shown(i, &mut rng)).collect();
+        let mut rows: Vec<ImageRow> = (0..80).map(|i| sample_image_row(i, &mut rng)).collect();
         for row in &mut rows {
-            row.sequence = crate::record::Sequence::from_number(version);
+            row.sequence = crate::record::SequenceKey::from_number(version);
             row.image.as_mut().unwrap().uri = Some(format!("file:///{}", "x".repeat(5_000)));
         }
-        apply(&engine, version, rows).await;
-        engine.tidy();
-        assert!(engine.pinned_bytes() <= 1 << 20, "{}", engine.pinned_bytes());
+        apply_rows(&engine, version, rows).await;
+        engine.evict_pinned_snapshots();
+        assert!(engine.pinned_snapshot_bytes() <= 1 << 20, "{}", engine.pinned_snapshot_bytes());
     }
-    let of =
-        |cursor: &Option<String>| engine.search(&Query { cursor: cursor.clone(), ..ask("a mug") });
+    let of = |cursor: &Option<String>| {
+        engine.search(&Query { cursor: cursor.clone(), ..query_for("a mug") })
+    };
     assert!(matches!(of(&cursors[2]), Err(QueryError::CursorExpired { .. })));
     assert!(of(cursors.last().unwrap()).is_ok());
 }
 
 #[tokio::test]
 async fn thresholds_are_those_of_the_configuration_that_answers() {
-    let mut serves = served(vec![set("one", DIMENSION)]);
+    let mut serves = sample_serving_snapshot(vec![sample_prompt_set("one", DIMENSION)]);
     serves.serving.calibration = Some(Calibration {
         min_score: Some(0.5),
-        no_match: Some(NoMatch { signal: Signal::Evidence, below: 1e6 }),
-        at: chrono::Utc::now(),
-        evaluation: "e".into(),
-        usual: None,
+        no_match: Some(NoMatchRule { signal: NoMatchSignal::VocabularyZScore, threshold: 1e6 }),
+        measured_at: chrono::Utc::now(),
+        evaluation_fingerprint: "e".into(),
+        baseline: None,
     });
-    let engine = Engine::new(Hashed::new(DIMENSION), serves, Options::default());
+    let engine = Engine::new(HashEncoders::new(DIMENSION), serves, SearchOptions::default());
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    apply(&engine, 1, (0..90).map(|i| shown(i, &mut rng)).collect()).await;
-    let results = engine.search(&ask("one 1")).unwrap();
-    let told = results.no_match.unwrap();
-    assert!(told.holds && told.reason.contains("100 % of the query's words"), "{}", told.reason);
-    let next = Query { cursor: results.next_cursor, ..ask("one 1") };
+    apply_rows(&engine, 1, (0..90).map(|i| sample_image_row(i, &mut rng)).collect()).await;
+    let results = engine.search(&query_for("one 1")).unwrap();
+    let no_match = results.no_match.unwrap();
+    assert!(
+        no_match.nothing_matches && no_match.reason.contains("100 % of the query's words"),
+        "{}",
+        no_match.reason
+    );
+    let next = Query { cursor: results.next_cursor, ..query_for("one 1") };
     assert_eq!(engine.search(&next).unwrap().no_match, None, "only the best hit says it");
     for other in [
-        Query { weight: Some(0.1), ..ask("one 1") },
-        ask(Input::Vector(vec![1.0; DIMENSION])),
-        ask(Input::Image("i0001".into())),
+        Query { weight: Some(0.1), ..query_for("one 1") },
+        query_for(QueryInput::Vector(vec![1.0; DIMENSION])),
+        query_for(QueryInput::ImageId("i0001".into())),
     ] {
         assert_eq!(engine.search(&other).unwrap().no_match, None);
-        let calibrated = Some(MinScore::Calibrated(CalibratedScore::Calibrated));
+        let calibrated = Some(MinScore::Calibrated(CalibratedThreshold::Calibrated));
         let error = engine.search(&Query { min_score: calibrated, ..other }).unwrap_err();
         assert!(error.to_string().starts_with("min_score: no threshold"), "{error}");
     }
-    let all = engine.search(&Query { k: Some(90), ..ask("one 1") }).unwrap();
+    let all = engine.search(&Query { k: Some(90), ..query_for("one 1") }).unwrap();
     let least = all.hits[20].score;
-    let some = Query { min_score: Some(MinScore::Score(least)), k: Some(50), ..ask("one 1") };
+    let some = Query { min_score: Some(MinScore::Score(least)), k: Some(50), ..query_for("one 1") };
     let some = engine.search(&some).unwrap();
     assert_eq!((some.hits.len(), some.raw_hits.len(), some.next_cursor), (21, 50, None));
     let calibrated = serde_json::from_value(json!("calibrated")).unwrap();
-    let results = engine.search(&Query { min_score: Some(calibrated), ..ask("one 1") }).unwrap();
+    let results =
+        engine.search(&Query { min_score: Some(calibrated), ..query_for("one 1") }).unwrap();
     assert_eq!(results.min_score, Some(0.5));
     assert!(
         serde_json::from_value::<MinScore>(json!("best"))
@@ -495,26 +542,27 @@ async fn thresholds_are_those_of_the_configuration_that_answers() {
 }
 
 #[tokio::test]
-async fn what_there_is_to_filter_by() {
-    let engine = filled(Options::default(), 200).await;
+async fn facets_count_live_images_per_attribute_value() {
+    let engine = engine_with_images(SearchOptions::default(), 200).await;
     let snapshot = engine.snapshots().newest();
-    let all = engine.attributes(&snapshot);
+    let all = engine.facets(&snapshot);
     assert_eq!(
         all.iter().map(|a| a.name.as_str()).collect::<Vec<_>>(),
         ["colour", "new", "price", "shot", "stock"]
     );
     for attribute in all {
-        let have = |(entry, _): &(Entry, _)| entry.attributes.contains_key(&attribute.name);
-        assert_eq!(attribute.images, snapshot.images().filter(have).count());
-        let told = matches!(attribute.kind, AttributeType::Text | AttributeType::Boolean);
-        assert_eq!(attribute.values.is_some(), told);
-        for (value, count) in attribute.values.iter().flatten() {
-            let filter = match attribute.kind {
+        let have = |(entry, _): &(ImageMetadata, _)| entry.attributes.contains_key(&attribute.name);
+        assert_eq!(attribute.image_count, snapshot.images().filter(have).count());
+        let lists_values =
+            matches!(attribute.attribute_type, AttributeType::Text | AttributeType::Boolean);
+        assert_eq!(attribute.value_counts.is_some(), lists_values);
+        for (value, count) in attribute.value_counts.iter().flatten() {
+            let filter = match attribute.attribute_type {
                 AttributeType::Boolean => json!({"eq": {&attribute.name: value == "true"}}),
                 _ => json!({"eq": {&attribute.name: value}}),
             };
             let filter = Some(serde_json::from_value(filter).unwrap());
-            assert_eq!(engine.search(&Query { filter, ..ask("a") }).unwrap().matched, *count);
+            assert_eq!(engine.search(&Query { filter, ..query_for("a") }).unwrap().matched, *count);
         }
     }
 }

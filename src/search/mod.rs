@@ -13,20 +13,25 @@ pub(crate) mod snapshot;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use engine::engines::{Engines, Roles};
+pub use engine::engines::{EngineRoles, Engines};
 pub use engine::explain::{Explanation, ScoredPrompt};
 pub use engine::follow::FollowError;
-pub use engine::traffic::{Difference, Route, TrafficCounts};
-pub use engine::{Engine, Results};
+pub use engine::traffic::{RankingDifference, Route, TrafficCounts};
+pub use engine::{Engine, SearchResults};
 pub use query::filter::Filter;
-pub use query::{CalibratedScore, Input, MinScore, Query, QueryError, Timings, WeightedText};
+pub use query::{
+    CalibratedThreshold, MinScore, Query, QueryError, QueryInput, Timings, WeightedText,
+};
+pub use scan::no_match::NoMatchVerdict;
 pub use scan::rank::Hit;
-pub use scan::unmatched::Unmatched;
-pub use snapshot::attributes::Attribute;
-pub use snapshot::chunk::Entry;
-pub use snapshot::memory::{Memory, OverMemory, limit as memory_limit, needed as memory_needed};
-pub use snapshot::snapshots::{Change, Snapshots};
-pub use snapshot::{Served, Snapshot};
+pub use snapshot::chunk::ImageMetadata;
+pub use snapshot::facets::AttributeFacet;
+pub use snapshot::memory::{
+    MemoryLimitExceeded, SnapshotMemory, limit_bytes as memory_limit,
+    required_bytes as memory_needed,
+};
+pub use snapshot::snapshot_store::{SnapshotChange, SnapshotStore};
+pub use snapshot::{ServingSnapshot, Snapshot};
 
 use crate::balance::normalise::Normaliser;
 use crate::{clip, validate};
@@ -34,7 +39,7 @@ use crate::{clip, validate};
 /// How queries are answered and the table is followed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Options {
+pub struct SearchOptions {
     /// How often the table is asked for new commits, in milliseconds.
     pub poll_ms: u64,
     /// Results of a query that does not say how many.
@@ -59,16 +64,16 @@ pub struct Options {
     /// Checkpoint of another model, whose generation is filled beside the live one or was live before:
     /// its table is held in memory too, so that a candidate and a promotion or a roll back to it need
     /// no restart. Empty: none. With `memory_mib` 0 each of the two gets half of that.
-    pub candidate_checkpoint: String,
+    pub standby_checkpoint: String,
     /// Branch, tag or commit of `candidate_checkpoint`, where it is a model of the hub; also of the
     /// checkpoint that `bsap reindex model` is given.
-    pub candidate_revision: String,
+    pub standby_revision: String,
     /// Threads that scan; 0 takes as many as there are cores.
     pub threads: usize,
     /// Queries that share a pass over the catalogue. More make each of them wait longer.
-    pub batch: usize,
+    pub max_queries_per_scan: usize,
     /// Queries that wait for a pass; more are turned away with 429.
-    pub waiting: usize,
+    pub queue_capacity: usize,
     /// How a catalogue that is made now serves: `raw`, `softmax`, `zscore`, `range` or `nnn`.
     /// Later changes go through the catalogue's state.
     pub normaliser: Normaliser,
@@ -77,14 +82,14 @@ pub struct Options {
     pub weight: f32,
     /// λ of `nnn`.
     pub lambda: f32,
-    /// How often `balance.watch` is logged, in seconds: how far balancing goes now, beside the time of
+    /// How often `balance.drift` is logged, in seconds: how far balancing goes now, beside the time of
     /// calibration. 0: never.
-    pub watch_seconds: u64,
+    pub drift_interval_seconds: u64,
     /// A query that takes longer is logged as `search.slow`, in milliseconds. 0: none is.
     pub slow_ms: u64,
 }
 
-impl Default for Options {
+impl Default for SearchOptions {
     fn default() -> Self {
         Self {
             poll_ms: 500,
@@ -96,46 +101,46 @@ impl Default for Options {
             max_text_chars: 1000,
             cached_queries: 10_000,
             memory_mib: 0,
-            candidate_checkpoint: String::new(),
-            candidate_revision: "main".into(),
+            standby_checkpoint: String::new(),
+            standby_revision: "main".into(),
             threads: 0,
-            batch: 16,
-            waiting: 256,
+            max_queries_per_scan: 16,
+            queue_capacity: 256,
             normaliser: Normaliser::Softmax,
             weight: 0.25,
             lambda: 1.0,
-            watch_seconds: 60,
+            drift_interval_seconds: 60,
             slow_ms: 1_000,
         }
     }
 }
 
-impl Options {
+impl SearchOptions {
     /// What is wrong with these options, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let p = &mut problems;
-        validate::range(p, "poll_ms", self.poll_ms, 10, 600_000);
-        validate::range(p, "max_k", self.max_k as u64, 1, 100_000);
-        validate::range(p, "default_k", self.default_k as u64, 1, self.max_k as u64);
-        validate::range(p, "max_depth", self.max_depth as u64, self.max_k as u64, 1_000_000);
-        validate::range(p, "cursor_seconds", self.cursor_seconds, 1, 86_400);
-        validate::range(p, "cursor_mib", self.cursor_mib, 1, 1 << 20);
-        validate::range(p, "max_text_chars", self.max_text_chars as u64, 1, 100_000);
-        validate::range(p, "cached_queries", self.cached_queries as u64, 0, 10_000_000);
-        validate::range(p, "memory_mib", self.memory_mib, 0, 1 << 24);
-        validate::range(p, "watch_seconds", self.watch_seconds, 0, 86_400);
-        validate::range(p, "threads", self.threads as u64, 0, 1024);
-        validate::range(p, "batch", self.batch as u64, 1, 256);
-        validate::range(p, "waiting", self.waiting as u64, 1, 100_000);
-        if !self.candidate_checkpoint.is_empty() {
-            let model = clip::Options {
-                checkpoint: self.candidate_checkpoint.clone(),
-                revision: self.candidate_revision.clone(),
-                ..clip::Options::default()
+        validate::check_range(p, "poll_ms", self.poll_ms, 10, 600_000);
+        validate::check_range(p, "max_k", self.max_k as u64, 1, 100_000);
+        validate::check_range(p, "default_k", self.default_k as u64, 1, self.max_k as u64);
+        validate::check_range(p, "max_depth", self.max_depth as u64, self.max_k as u64, 1_000_000);
+        validate::check_range(p, "cursor_seconds", self.cursor_seconds, 1, 86_400);
+        validate::check_range(p, "cursor_mib", self.cursor_mib, 1, 1 << 20);
+        validate::check_range(p, "max_text_chars", self.max_text_chars as u64, 1, 100_000);
+        validate::check_range(p, "cached_queries", self.cached_queries as u64, 0, 10_000_000);
+        validate::check_range(p, "memory_mib", self.memory_mib, 0, 1 << 24);
+        validate::check_range(p, "drift_interval_seconds", self.drift_interval_seconds, 0, 86_400);
+        validate::check_range(p, "threads", self.threads as u64, 0, 1024);
+        validate::check_range(p, "max_queries_per_scan", self.max_queries_per_scan as u64, 1, 256);
+        validate::check_range(p, "queue_capacity", self.queue_capacity as u64, 1, 100_000);
+        if !self.standby_checkpoint.is_empty() {
+            let model = clip::ModelOptions {
+                checkpoint: self.standby_checkpoint.clone(),
+                revision: self.standby_revision.clone(),
+                ..clip::ModelOptions::default()
             };
             problems
-                .extend(model.problems().into_iter().map(|problem| format!("candidate_{problem}")));
+                .extend(model.validate().into_iter().map(|problem| format!("candidate_{problem}")));
         }
         if !(0.0..=1.0).contains(&self.weight) {
             problems.push(format!("weight: {} is not between 0 and 1", self.weight));
@@ -150,6 +155,6 @@ impl Options {
 #[cfg(test)]
 mod engine_tests;
 #[cfg(test)]
-pub(crate) mod testing;
+mod exactness_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod testing;

@@ -18,27 +18,27 @@ use crate::store::{Store, StoreError};
 use crate::telemetry::{event, metrics};
 
 /// Folder of the catalogue that feedback is stored in.
-pub const FOLDER: &str = "feedback";
+pub const FEEDBACK_FOLDER: &str = "feedback";
 /// Feedback that waits to be stored; more is turned away.
-const WAITING: usize = 256;
+const QUEUE_CAPACITY: usize = 256;
 /// Most lines of an object.
-const TOGETHER: usize = 256;
+const MAX_LINES_PER_OBJECT: usize = 256;
 /// Tries to store, with growing pauses: about 3 s in all, within a request's time.
-const ATTEMPTS: u32 = 5;
+const MAX_STORE_ATTEMPTS: u32 = 5;
 /// Longest text and note, in characters.
-pub const MAX_CHARS: usize = 1_000;
+pub const MAX_TEXT_CHARS: usize = 1_000;
 
 /// Whether a result was right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Said {
+pub enum FeedbackVerdict {
     /// The image matches the query.
     Right,
     /// It does not.
     Wrong,
 }
 
-impl Said {
+impl FeedbackVerdict {
     /// As in logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -53,13 +53,13 @@ impl Said {
 pub struct Feedback {
     /// When it was said; old lines may lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub at: Option<DateTime<Utc>>,
+    pub received_at: Option<DateTime<Utc>>,
     /// The query.
     pub text: String,
     /// The image that was found.
     pub image_id: String,
     /// What was said of it.
-    pub verdict: Said,
+    pub verdict: FeedbackVerdict,
     /// Why, in the user's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
@@ -68,113 +68,115 @@ pub struct Feedback {
     pub configuration: Option<String>,
     /// Who said it: the name of the API key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub by: Option<String>,
+    pub api_key_name: Option<String>,
 }
 
 /// Why feedback was not stored. What may pass is worth sending again.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedbackError {
     /// As much waits as may.
-    #[error("{WAITING} pieces of feedback wait already")]
-    Busy,
+    #[error("{QUEUE_CAPACITY} pieces of feedback wait already")]
+    QueueFull,
     /// The query worker stops.
     #[error("the query worker stops")]
-    Stopping,
+    ShuttingDown,
     /// The store did not take it.
     #[error("the feedback was not stored: {0}")]
     Store(String),
 }
 
-type Waiting = (Feedback, oneshot::Sender<Result<(), FeedbackError>>);
+type PendingFeedback = (Feedback, oneshot::Sender<Result<(), FeedbackError>>);
 
 /// Takes feedback in.
 #[derive(Debug, Clone)]
-pub struct Inbox(mpsc::Sender<Waiting>);
+pub struct FeedbackQueue(mpsc::Sender<PendingFeedback>);
 
 /// Stores what the inbox takes in.
 #[derive(Debug)]
 pub struct FeedbackWriter {
     store: Store,
-    waiting: mpsc::Receiver<Waiting>,
+    pending: mpsc::Receiver<PendingFeedback>,
 }
 
 /// An inbox, and who stores what it takes in, for the catalogue at `catalogue`.
-pub fn inbox(catalogue: &Store) -> (Inbox, FeedbackWriter) {
-    let (sender, waiting) = mpsc::channel(WAITING);
-    (Inbox(sender), FeedbackWriter { store: catalogue.child(FOLDER), waiting })
+pub fn feedback_channel(catalogue: &Store) -> (FeedbackQueue, FeedbackWriter) {
+    let (sender, pending) = mpsc::channel(QUEUE_CAPACITY);
+    (FeedbackQueue(sender), FeedbackWriter { store: catalogue.subfolder(FEEDBACK_FOLDER), pending })
 }
 
-impl Inbox {
+impl FeedbackQueue {
     /// Returns when the feedback is stored.
-    pub async fn put(&self, feedback: Feedback) -> Result<(), FeedbackError> {
+    pub async fn submit(&self, feedback: Feedback) -> Result<(), FeedbackError> {
         let (stored, answer) = oneshot::channel();
         self.0.try_send((feedback, stored)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => FeedbackError::Busy,
-            mpsc::error::TrySendError::Closed(_) => FeedbackError::Stopping,
+            mpsc::error::TrySendError::Full(_) => FeedbackError::QueueFull,
+            mpsc::error::TrySendError::Closed(_) => FeedbackError::ShuttingDown,
         })?;
-        answer.await.unwrap_or(Err(FeedbackError::Stopping))
+        answer.await.unwrap_or(Err(FeedbackError::ShuttingDown))
     }
 }
 
 impl FeedbackWriter {
     /// Stores until `token` is cancelled, or every inbox is gone, and what was taken in is stored.
     pub async fn run(mut self, token: CancellationToken) {
-        let mut together = Vec::new();
+        let mut batch = Vec::new();
         loop {
-            let taken = tokio::select! {
-                taken = self.waiting.recv_many(&mut together, TOGETHER) => taken,
-                () = token.cancelled(), if !self.waiting.is_closed() => {
-                    self.waiting.close();
+            let received = tokio::select! {
+                taken = self.pending.recv_many(&mut batch, MAX_LINES_PER_OBJECT) => taken,
+                () = token.cancelled(), if !self.pending.is_closed() => {
+                    self.pending.close();
                     continue;
                 }
             };
-            if taken == 0 {
+            if received == 0 {
                 return;
             }
             let lines: Result<Vec<String>, _> =
-                together.iter().map(|(feedback, _)| serde_json::to_string(feedback)).collect();
+                batch.iter().map(|(feedback, _)| serde_json::to_string(feedback)).collect();
             let stored = match lines {
-                Ok(lines) => self.store(lines.join("\n") + "\n").await.map_err(|e| e.to_string()),
+                Ok(lines) => {
+                    self.store_lines(lines.join("\n") + "\n").await.map_err(|e| e.to_string())
+                }
                 Err(error) => Err(error.to_string()),
             };
-            for (feedback, answer) in together.drain(..) {
+            for (feedback, answer) in batch.drain(..) {
                 // Who asked may have left.
                 let _ = answer.send(stored.clone().map_err(FeedbackError::Store));
-                let said = feedback.verdict.name();
+                let verdict = feedback.verdict.name();
                 if let Err(error) = &stored {
                     warn!(
                         event = event::FEEDBACK_FAILED,
-                        verdict = said,
+                        verdict = verdict,
                         error,
                         "feedback was not stored"
                     );
                     continue;
                 }
-                metrics::get().feedback.add(&[said], 1);
+                metrics::global().feedback.add(&[verdict], 1);
                 info!(
                     event = event::FEEDBACK,
-                    verdict = said,
+                    verdict = verdict,
                     image_id = feedback.image_id,
                     configuration = feedback.configuration,
-                    by = feedback.by,
+                    api_key_name = feedback.api_key_name,
                     "feedback was stored"
                 );
             }
         }
     }
 
-    async fn store(&self, lines: String) -> Result<(), StoreError> {
+    async fn store_lines(&self, lines: String) -> Result<(), StoreError> {
         let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true).replace([':', '-'], "");
-        let place = Path::from(format!("{now}-{:08x}.jsonl", rand::random::<u32>()));
+        let path = Path::from(format!("{now}-{:08x}.jsonl", rand::random::<u32>()));
         let payload = PutPayload::from(lines);
         // It ends by itself soon enough, also at shutdown.
         let never = CancellationToken::new();
-        let again = |attempt, error: &StoreError| {
+        let log_retry = |attempt, error: &StoreError| {
             info!(event = event::RETRY, stage = "feedback", attempt, %error, "feedback was not stored; trying again");
         };
-        retry(Backoff::times(ATTEMPTS), &never, again, || async {
-            let put = self.store.objects().put(&place, payload.clone()).await;
-            put.map(drop).map_err(|e| self.store.error(e))
+        retry(Backoff::with_max_attempts(MAX_STORE_ATTEMPTS), &never, log_retry, || async {
+            let put = self.store.object_store().put(&path, payload.clone()).await;
+            put.map(drop).map_err(|e| self.store.wrap_error(e))
         })
         .await
     }
@@ -188,23 +190,23 @@ mod tests {
 
     fn feedback(image: &str) -> Feedback {
         Feedback {
-            at: Some(DateTime::UNIX_EPOCH),
+            received_at: Some(DateTime::UNIX_EPOCH),
             text: "a red mug".into(),
             image_id: image.into(),
-            verdict: Said::Wrong,
+            verdict: FeedbackVerdict::Wrong,
             note: None,
             configuration: Some("first".into()),
-            by: None,
+            api_key_name: None,
         }
     }
 
-    async fn stored(store: &Store) -> Vec<Feedback> {
-        let folder = store.child(FOLDER);
-        let found: Vec<_> = folder.objects().list(None).try_collect().await.unwrap();
+    async fn read_stored_feedback(store: &Store) -> Vec<Feedback> {
+        let folder = store.subfolder(FEEDBACK_FOLDER);
+        let found: Vec<_> = folder.object_store().list(None).try_collect().await.unwrap();
         let mut lines = Vec::new();
         for object in found {
             let bytes =
-                folder.objects().get(&object.location).await.unwrap().bytes().await.unwrap();
+                folder.object_store().get(&object.location).await.unwrap().bytes().await.unwrap();
             let text = String::from_utf8(bytes.to_vec()).unwrap();
             lines.extend(text.lines().map(|line| serde_json::from_str(line).unwrap()));
         }
@@ -213,43 +215,44 @@ mod tests {
 
     #[tokio::test]
     async fn feedback_is_stored_when_it_is_acknowledged() {
-        let store = Store::memory();
-        let (inbox, writer) = inbox(&store);
+        let store = Store::in_memory();
+        let (inbox, writer) = feedback_channel(&store);
         let token = CancellationToken::new();
         let running = tokio::spawn(writer.run(token.clone()));
-        inbox.put(feedback("a")).await.unwrap();
-        assert_eq!(stored(&store).await, [feedback("a")]);
+        inbox.submit(feedback("a")).await.unwrap();
+        assert_eq!(read_stored_feedback(&store).await, [feedback("a")]);
         let all = (0..50).map(|i| {
             let inbox = inbox.clone();
-            async move { inbox.put(feedback(&format!("b{i}"))).await }
+            async move { inbox.submit(feedback(&format!("b{i}"))).await }
         });
         futures::future::try_join_all(all).await.unwrap();
-        assert_eq!(stored(&store).await.len(), 51);
-        let objects: Vec<_> = store.child(FOLDER).objects().list(None).try_collect().await.unwrap();
+        assert_eq!(read_stored_feedback(&store).await.len(), 51);
+        let objects: Vec<_> =
+            store.subfolder(FEEDBACK_FOLDER).object_store().list(None).try_collect().await.unwrap();
         assert!(objects.len() < 51, "what comes together shares an object");
         token.cancel();
         running.await.unwrap();
-        assert!(matches!(inbox.put(feedback("c")).await, Err(FeedbackError::Stopping)));
+        assert!(matches!(inbox.submit(feedback("c")).await, Err(FeedbackError::ShuttingDown)));
     }
 
     #[tokio::test]
-    async fn more_than_may_wait_is_turned_away() {
-        let (inbox, writer) = inbox(&Store::memory());
-        let waiting: Vec<_> = (0..WAITING)
+    async fn feedback_over_queue_capacity_is_rejected() {
+        let (inbox, writer) = feedback_channel(&Store::in_memory());
+        let waiting: Vec<_> = (0..QUEUE_CAPACITY)
             .map(|_| {
                 let inbox = inbox.clone();
-                tokio::spawn(async move { inbox.put(feedback("a")).await })
+                tokio::spawn(async move { inbox.submit(feedback("a")).await })
             })
             .collect();
         tokio::task::yield_now().await;
         while inbox.0.capacity() > 0 {
             tokio::task::yield_now().await;
         }
-        assert!(matches!(inbox.put(feedback("b")).await, Err(FeedbackError::Busy)));
+        assert!(matches!(inbox.submit(feedback("b")).await, Err(FeedbackError::QueueFull)));
         drop(writer);
         for one in waiting {
-            assert!(matches!(one.await.unwrap(), Err(FeedbackError::Stopping)));
+            assert!(matches!(one.await.unwrap(), Err(FeedbackError::ShuttingDown)));
         }
-        assert!(matches!(inbox.put(feedback("c")).await, Err(FeedbackError::Stopping)));
+        assert!(matches!(inbox.submit(feedback("c")).await, Err(FeedbackError::ShuttingDown)));
     }
 }

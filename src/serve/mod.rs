@@ -1,8 +1,8 @@
-//! (see lib.rs)
+//! TODO-ROOM
 
+pub(crate) mod catalogue_follower;
 pub mod feedback;
 pub mod http;
 mod page;
-pub(crate) mod reader;
 
-pub use reader::Reader;
+pub use catalogue_follower::CatalogueFollower;

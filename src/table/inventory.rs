@@ -11,25 +11,25 @@ use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
-use super::log::Log;
+use super::log::DeltaLog;
 use super::{TableError, file, schema};
 use crate::catalogue::Generation;
-use crate::record::{Attributes, Version};
+use crate::record::{Attributes, RowVersion};
 use crate::store::Store;
 
 /// Files read at one time.
-const CONCURRENT_FILES: usize = 4;
+const MAX_CONCURRENT_FILES: usize = 4;
 /// What is read of each row.
-const COLUMNS: [&str; 8] =
+const INVENTORY_COLUMNS: [&str; 8] =
     ["image_id", "sequence", "deleted", "embedded_at", "event_time", "uri", "bytes", "attributes"];
 
 /// A row without its embedding and statistics. Superseded ones are among them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct InventoryEntry {
     /// Which image.
     pub image_id: String,
     /// Which version of it; the greatest of an image is the current one.
-    pub version: Version,
+    pub version: RowVersion,
     /// When the change happened, where the event said so.
     pub event_time: Option<DateTime<Utc>>,
     /// Where it was fetched from; none where it is deleted or the bytes came inline.
@@ -42,11 +42,11 @@ pub struct Entry {
 
 /// All rows of a table as its newest commit has them, some thousand at a time, in no particular
 /// order. Reads only the columns that it needs.
-pub async fn inventory(
+pub async fn read_inventory(
     catalogue: &Store,
     generation: &Generation,
-) -> Result<BoxStream<'static, Result<Vec<Entry>, TableError>>, TableError> {
-    let mut log = Log::open(catalogue, generation).await?;
+) -> Result<BoxStream<'static, Result<Vec<InventoryEntry>, TableError>>, TableError> {
+    let mut log = DeltaLog::open_images(catalogue, generation).await?;
     log.update().await?;
     let files: Vec<(Path, u64)> = {
         let files = log.snapshot()?.log_data();
@@ -56,34 +56,35 @@ pub async fn inventory(
     let log = std::sync::Arc::new(log);
     let reads = stream::iter(files).map(move |(path, size)| {
         let log = log.clone();
-        stream::once(async move { file(&log, path, size).await }).try_flatten().boxed()
+        stream::once(async move { read_file_entries(&log, path, size).await }).try_flatten().boxed()
     });
-    Ok(reads.flatten_unordered(CONCURRENT_FILES).boxed())
+    Ok(reads.flatten_unordered(MAX_CONCURRENT_FILES).boxed())
 }
 
 /// The rows of one file.
-async fn file(
-    log: &Log,
+async fn read_file_entries(
+    log: &DeltaLog,
     path: Path,
     size: u64,
-) -> Result<BoxStream<'static, Result<Vec<Entry>, TableError>>, TableError> {
-    let place = log.place.clone();
+) -> Result<BoxStream<'static, Result<Vec<InventoryEntry>, TableError>>, TableError> {
+    let place = log.location.clone();
     let name = format!("{place}/{path}");
     let failed = move |e: ParquetError| TableError::Delta {
-        place: place.clone(),
+        location: place.clone(),
         source: Box::new(e.into()),
     };
-    let builder = file::columns(log, path.as_ref(), size).await.map_err(&failed)?;
-    let mask = ProjectionMask::columns(builder.parquet_schema(), COLUMNS);
+    let builder = file::open_column_reader(log, path.as_ref(), size).await.map_err(&failed)?;
+    let mask = ProjectionMask::columns(builder.parquet_schema(), INVENTORY_COLUMNS);
     let batches = builder.with_batch_size(4096).with_projection(mask).build().map_err(&failed)?;
     let entries = batches.map(move |batch| {
         let batch = batch.map_err(&failed)?;
-        entries(&batch).map_err(|reason| TableError::Corrupt { file: name.clone(), reason })
+        entries_from_batch(&batch)
+            .map_err(|reason| TableError::Corrupt { file: name.clone(), reason })
     });
     Ok(entries.boxed())
 }
 
-fn entries(batch: &RecordBatch) -> Result<Vec<Entry>, String> {
+fn entries_from_batch(batch: &RecordBatch) -> Result<Vec<InventoryEntry>, String> {
     let column =
         |name: &str| batch.column_by_name(name).ok_or_else(|| format!("column {name} is missing"));
     let times = column("event_time")?
@@ -94,10 +95,10 @@ fn entries(batch: &RecordBatch) -> Result<Vec<Entry>, String> {
         .as_primitive_opt::<Int64Type>()
         .ok_or("column bytes is not a 64-bit integer")?;
     let attributes = column("attributes")?.as_map_opt().ok_or("column attributes is not a map")?;
-    let keys = schema::keys(batch)?.into_iter().enumerate();
+    let keys = schema::keys_from_batch(batch)?.into_iter().enumerate();
     keys.map(|(i, (image_id, version))| {
         let time = (!times.is_null(i)).then(|| times.value(i));
-        Ok(Entry {
+        Ok(InventoryEntry {
             image_id,
             version,
             event_time: time.and_then(DateTime::from_timestamp_micros),

@@ -14,17 +14,17 @@
 //! A commit holds rows and the Kafka positions up to which they were consumed, in one atomic write,
 //! so that each offset is committed at most once, whoever wins.
 
-pub(crate) mod backfill;
+pub(crate) mod backfill_plan;
 mod file;
-pub(crate) mod follow;
+pub(crate) mod follower;
 pub(crate) mod inventory;
-mod keys;
+mod key_index;
 mod log;
 pub mod maintenance;
 pub(crate) mod overview;
 mod schema;
 pub(crate) mod statistics;
-pub(crate) mod write;
+pub(crate) mod writer;
 
 use std::collections::BTreeMap;
 
@@ -34,24 +34,26 @@ use deltalake_core::parquet::errors::ParquetError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use backfill::{Coverage, Pending, Stored, Survey};
-pub use follow::{Changes, Follower, Part};
-pub use inventory::{Entry, inventory};
-pub use maintenance::compact::{Compacted, Compactor, Depth};
-pub use maintenance::lease::Lease;
-pub use maintenance::verify::{Finding, Severity, Verified, verify};
-pub use overview::{Overview, positions};
-pub use statistics::{Backfilled, StagedUnit, StatisticsTable, embedding_hash, unit};
-pub use write::{Committed, PartitionBatch, Writer};
+pub use backfill_plan::{BackfillSource, LiveStatistics, PendingFile, StatisticsCoverage};
+pub use follower::{Follower, SnapshotPart, TableChanges};
+pub use inventory::{InventoryEntry, read_inventory};
+pub use maintenance::compact::{CompactionMode, CompactionSummary, Compactor};
+pub use maintenance::lease::MaintenanceLease;
+pub use maintenance::verify::{IntegrityFinding, Severity, VerificationReport, verify_table};
+pub use overview::{TableOverview, open_existing_writer};
+pub use statistics::{
+    BackfilledStatistics, StagedStatisticsFile, StatisticsTable, backfill_unit_id, embedding_hash,
+};
+pub use writer::{CommitSummary, PartitionBatch, TableWriter};
 
-use crate::retry::{Decide, Verdict};
+use crate::retry::{Classify, Disposition};
 use crate::store::StoreError;
 use crate::validate;
 
 /// Where the catalogue is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Options {
+pub struct TableOptions {
     /// The catalogue's folder: s3://bucket/prefix, gs://…, az://…, file:///folder or a path.
     pub url: String,
     /// Options of the store, for example `aws_region` or `aws_endpoint`. Credentials are better
@@ -59,33 +61,39 @@ pub struct Options {
     pub store_options: BTreeMap<String, String>,
     /// How often a commit that meets another writer's, or a passing fault of the store, is tried,
     /// with growing pauses of at most 2 s.
-    pub commit_attempts: u32,
+    pub max_commit_attempts: u32,
     /// How often workers and query workers look whether the catalogue's state has changed, in
     /// milliseconds: one small request. A prompt set that is added is carried by new rows, and a
     /// promotion is served, within this time and what is in the pipeline.
     pub state_poll_ms: u64,
 }
 
-impl Default for Options {
+impl Default for TableOptions {
     fn default() -> Self {
         Self {
             url: "./catalogue".into(),
             store_options: BTreeMap::new(),
-            commit_attempts: 100,
+            max_commit_attempts: 100,
             state_poll_ms: 1_000,
         }
     }
 }
 
-impl Options {
+impl TableOptions {
     /// What is wrong with these options, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if let Err(error) = crate::store::parse(&self.url) {
+        if let Err(error) = crate::store::parse_url(&self.url) {
             problems.push(format!("url: {error}"));
         }
-        validate::range(&mut problems, "commit_attempts", self.commit_attempts.into(), 1, 1000);
-        validate::range(&mut problems, "state_poll_ms", self.state_poll_ms, 50, 60_000);
+        validate::check_range(
+            &mut problems,
+            "max_commit_attempts",
+            self.max_commit_attempts.into(),
+            1,
+            1000,
+        );
+        validate::check_range(&mut problems, "state_poll_ms", self.state_poll_ms, 50, 60_000);
         problems
     }
 }
@@ -97,10 +105,10 @@ pub enum TableError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The Delta log or a data file cannot be read or written.
-    #[error("{place}: {source}")]
+    #[error("{location}: {source}")]
     Delta {
         /// Which table.
-        place: String,
+        location: String,
         /// Why.
         source: Box<DeltaTableError>,
     },
@@ -113,16 +121,18 @@ pub enum TableError {
         reason: String,
     },
     /// There is no catalogue at this place.
-    #[error("{place}: there is no catalogue here; start a worker (`bsap ingest`), which makes it")]
-    Missing {
+    #[error(
+        "{location}: there is no catalogue here; start a worker (`bsap ingest`), which makes it"
+    )]
+    NotFound {
         /// Where.
-        place: String,
+        location: String,
     },
     /// What is stored does not fit what this process was told to use.
-    #[error("{what}: stored is {stored}, configured is {configured}. {remedy}")]
+    #[error("{property}: stored is {stored}, configured is {configured}. {remedy}")]
     Mismatch {
         /// Which property.
-        what: &'static str,
+        property: &'static str,
         /// As stored.
         stored: String,
         /// As configured.
@@ -131,31 +141,35 @@ pub enum TableError {
         remedy: &'static str,
     },
     /// Too many conflicts or passing faults in a row.
-    #[error("{place}: no commit went through in {attempts} attempts; the last fault was: {last}")]
-    Exhausted {
+    #[error(
+        "{location}: no commit went through in {attempts} attempts; the last fault was: {last_error}"
+    )]
+    AttemptsExhausted {
         /// Which table.
-        place: String,
+        location: String,
         /// How often it was tried.
         attempts: u32,
         /// The last fault.
-        last: String,
+        last_error: String,
     },
 }
 
-impl Decide for TableError {
-    fn verdict(&self) -> Verdict {
+impl Classify for TableError {
+    fn disposition(&self) -> Disposition {
         match self {
-            Self::Store(error) => error.verdict(),
-            Self::Delta { source, .. } => delta_verdict(source),
-            Self::Exhausted { .. } => Verdict::Retry,
-            Self::Corrupt { .. } | Self::Missing { .. } | Self::Mismatch { .. } => Verdict::Fatal,
+            Self::Store(error) => error.disposition(),
+            Self::Delta { source, .. } => classify_delta_error(source),
+            Self::AttemptsExhausted { .. } => Disposition::Retry,
+            Self::Corrupt { .. } | Self::NotFound { .. } | Self::Mismatch { .. } => {
+                Disposition::Fatal
+            }
         }
     }
 }
 
 impl TableError {
     /// Whether a commit did not go through, as when another one was first.
-    fn is_commit(&self) -> bool {
+    fn is_commit_conflict(&self) -> bool {
         let Self::Delta { source, .. } = self else { return false };
         let source = &**source;
         matches!(
@@ -165,14 +179,14 @@ impl TableError {
     }
 }
 
-fn delta_verdict(error: &DeltaTableError) -> Verdict {
+fn classify_delta_error(error: &DeltaTableError) -> Disposition {
     match error {
-        DeltaTableError::ObjectStore { source } => crate::store::verdict(source),
+        DeltaTableError::ObjectStore { source } => crate::store::classify_error(source),
         DeltaTableError::Transaction { source: TransactionError::ObjectStore { source } } => {
-            crate::store::verdict(source)
+            crate::store::classify_error(source)
         }
         // What the Parquet writer calls external is its sink, the store.
-        DeltaTableError::Parquet { source: ParquetError::External(_) } => Verdict::Retry,
+        DeltaTableError::Parquet { source: ParquetError::External(_) } => Disposition::Retry,
         DeltaTableError::Transaction { .. }
         | DeltaTableError::VersionAlreadyExists(_)
         // The log was cleaned up past the loaded snapshot; the next attempt loads it anew.
@@ -181,8 +195,8 @@ fn delta_verdict(error: &DeltaTableError) -> Verdict {
         | DeltaTableError::KernelError(_)
         | DeltaTableError::Generic(_)
         | DeltaTableError::GenericError { .. }
-        | DeltaTableError::Io { .. } => Verdict::Retry,
-        _ => Verdict::Fatal,
+        | DeltaTableError::Io { .. } => Disposition::Retry,
+        _ => Disposition::Fatal,
     }
 }
 

@@ -5,16 +5,16 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::TableError;
-use super::log::Log;
-use super::maintenance::compact::{COMPACTED, COMPACTED_DEEP, Compactor};
-use super::maintenance::upkeep::Options;
-use super::write::Writer;
+use super::log::DeltaLog;
+use super::maintenance::compact::{COMPACTION_APP_ID, Compactor, DEEP_COMPACTION_APP_ID};
+use super::maintenance::vacuum::MaintenanceOptions;
+use super::writer::TableWriter;
 use crate::catalogue::Generation;
 use crate::store::Store;
 
 /// A table as its log shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Overview {
+pub struct TableOverview {
     /// Version of the table.
     pub version: u64,
     /// Oldest version whose commit can still be read: a reader further behind reads all anew.
@@ -26,23 +26,23 @@ pub struct Overview {
     /// Rows in them, superseded ones included. None where a file does not say.
     pub rows: Option<usize>,
     /// When the newest row was made.
-    pub newest_row: Option<DateTime<Utc>>,
+    pub newest_row_at: Option<DateTime<Utc>>,
     /// Files that a merge would take now.
-    pub pending_files: usize,
+    pub files_to_merge: usize,
     /// When files were last merged.
-    pub compacted: Option<DateTime<Utc>>,
+    pub compacted_at: Option<DateTime<Utc>>,
     /// When every row was last looked at.
-    pub compacted_deep: Option<DateTime<Utc>>,
+    pub fully_compacted_at: Option<DateTime<Utc>>,
 }
 
-impl Overview {
+impl TableOverview {
     /// Of the table of `generation`.
-    pub async fn of(
+    pub async fn from_log(
         catalogue: &Store,
         generation: &Generation,
-        options: &Options,
+        options: &MaintenanceOptions,
     ) -> Result<Self, TableError> {
-        let mut log = Log::open(catalogue, generation).await?;
+        let mut log = DeltaLog::open_images(catalogue, generation).await?;
         log.update().await?;
         let (mut files, mut bytes, mut rows, mut newest) = (0, 0, Some(0), None);
         {
@@ -51,38 +51,38 @@ impl Overview {
                 files += 1;
                 bytes += file.size().unsigned_abs();
                 rows = rows.zip(file.num_records()).map(|(a, b)| a + b);
-                newest = newest.max(file.stats().and_then(|stats| newest_row(&stats)));
+                newest = newest.max(file.stats().and_then(|stats| newest_embedded_at(&stats)));
             }
         }
         let time = |at: Option<i64>| at.and_then(DateTime::from_timestamp_millis);
         let mut compactor = Compactor::open(catalogue, generation, options, 1).await?;
         Ok(Self {
             version: log.version(),
-            oldest_version: log.oldest().await?,
+            oldest_version: log.oldest_version().await?,
             files,
             bytes,
             rows,
-            newest_row: newest,
-            pending_files: compactor.pending().await?,
-            compacted: time(log.transaction(COMPACTED).await?),
-            compacted_deep: time(log.transaction(COMPACTED_DEEP).await?),
+            newest_row_at: newest,
+            files_to_merge: compactor.count_pending_files().await?,
+            compacted_at: time(log.transaction_version(COMPACTION_APP_ID).await?),
+            fully_compacted_at: time(log.transaction_version(DEEP_COMPACTION_APP_ID).await?),
         })
     }
 }
 
 /// The greatest `embedded_at` of a file, from its statistics in the log.
-fn newest_row(stats: &str) -> Option<DateTime<Utc>> {
+fn newest_embedded_at(stats: &str) -> Option<DateTime<Utc>> {
     let stats: Value = serde_json::from_str(stats).ok()?;
     let text = stats["maxValues"]["embedded_at"].as_str()?;
     DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc())
 }
 
 /// A writer that reads positions, where there is a table already.
-pub async fn positions(
+pub async fn open_existing_writer(
     catalogue: &Store,
     generation: &Generation,
-    attempts: u32,
-) -> Result<Writer, TableError> {
-    Log::open(catalogue, generation).await?;
-    Writer::open(catalogue, generation, attempts).await
+    max_attempts: u32,
+) -> Result<TableWriter, TableError> {
+    DeltaLog::open_images(catalogue, generation).await?;
+    TableWriter::open(catalogue, generation, max_attempts).await
 }

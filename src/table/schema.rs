@@ -19,15 +19,17 @@ use deltalake_core::kernel::{
     ArrayType, DataType, MapType, PrimitiveType, StructField, StructType,
 };
 
-use super::file::{self, Unread};
-use crate::balance::statistics::{Statistics, StatisticsKey};
-use crate::record::{Attributes, Embedding, Image, ImageId, Row, Sequence, Version};
+use super::file::{self, FileReadError};
+use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
+use crate::record::{
+    Attributes, Embedding, ImageId, ImageRow, RowVersion, SequenceKey, StoredImage,
+};
 
 /// Where a row came from, beside the row itself: `topic[partition]@offset`.
-pub const SOURCE: &str = "source";
+pub const SOURCE_COLUMN: &str = "source";
 
 /// The columns, in order. Names and types are a promise to every other tool that reads the table.
-pub fn columns() -> Vec<StructField> {
+pub fn images_columns() -> Vec<StructField> {
     let text = DataType::STRING;
     let float = DataType::FLOAT;
     let statistics = StructType::new_unchecked([
@@ -47,7 +49,7 @@ pub fn columns() -> Vec<StructField> {
         StructField::not_null("deleted", DataType::BOOLEAN),
         StructField::nullable("event_time", timestamp.clone()),
         StructField::not_null("embedded_at", timestamp),
-        StructField::not_null(SOURCE, text.clone()),
+        StructField::not_null(SOURCE_COLUMN, text.clone()),
         StructField::nullable("uri", text.clone()),
         StructField::nullable("content_hash", text.clone()),
         StructField::nullable("bytes", DataType::LONG),
@@ -60,7 +62,7 @@ pub fn columns() -> Vec<StructField> {
 }
 
 /// The partition column of the `statistics` table: the key of the prompt set.
-pub const PROMPT_SET: &str = "prompt_set";
+pub const PROMPT_SET_COLUMN: &str = "prompt_set";
 
 /// The columns of the `statistics` table, in order, likewise a promise. `embedded_at` and
 /// `embedding_hash` tie a row to one version of one image and to the very embedding.
@@ -68,7 +70,7 @@ pub fn statistics_columns() -> Vec<StructField> {
     let (text, float) = (DataType::STRING, DataType::FLOAT);
     let floats = ["mean", "std", "min", "max", "lse", "topk_mean"];
     let mut columns = vec![
-        StructField::not_null(PROMPT_SET, text.clone()),
+        StructField::not_null(PROMPT_SET_COLUMN, text.clone()),
         StructField::not_null("image_id", text.clone()),
         StructField::not_null("sequence", text.clone()),
         StructField::not_null("embedded_at", DataType::Primitive(PrimitiveType::Timestamp)),
@@ -80,17 +82,17 @@ pub fn statistics_columns() -> Vec<StructField> {
 }
 
 /// Columns of the `statistics` table whose minimum and maximum the log keeps for every file.
-pub const STATISTICS_INDEXED: [&str; 3] = ["image_id", "sequence", "embedded_at"];
+pub const STATISTICS_INDEXED_COLUMNS: [&str; 3] = ["image_id", "sequence", "embedded_at"];
 
 /// Columns whose minimum and maximum the log keeps for every file.
-pub const INDEXED: [&str; 4] = ["image_id", "sequence", "event_time", "embedded_at"];
+pub const IMAGES_INDEXED_COLUMNS: [&str; 4] = ["image_id", "sequence", "event_time", "embedded_at"];
 
 /// Columns that say which version of which image a row is.
-pub const KEYS: [&str; 4] = ["image_id", "sequence", "deleted", "embedded_at"];
+pub const KEY_COLUMNS: [&str; 4] = ["image_id", "sequence", "deleted", "embedded_at"];
 
 /// Rows, each with its source, as a batch of `schema` (the Arrow form of [`columns`]).
-pub fn to_batch(
-    rows: &[(String, &Row)],
+pub fn rows_to_batch(
+    rows: &[(String, &ImageRow)],
     schema: &Arc<ArrowSchema>,
 ) -> Result<RecordBatch, ArrowError> {
     let row = || rows.iter().map(|(_, row)| *row);
@@ -112,7 +114,7 @@ pub fn to_batch(
                     TimestampMicrosecondArray::from_iter_values(row().map(|r| micros(r.embedded_at)))
                         .with_timezone("UTC"),
                 ),
-                SOURCE => Arc::new(StringArray::from_iter_values(rows.iter().map(|(s, _)| s))),
+                SOURCE_COLUMN => Arc::new(StringArray::from_iter_values(rows.iter().map(|(s, _)| s))),
                 "uri" => Arc::new(StringArray::from_iter(image().map(|i| i?.uri.as_deref()))),
                 "content_hash" => Arc::new(StringArray::from_iter(
                     image().map(|i| i.map(|i| i.content_hash.as_str())),
@@ -135,31 +137,31 @@ pub fn to_batch(
 }
 
 fn attributes_column<'a>(
-    images: impl Iterator<Item = Option<&'a Image>> + Clone,
-    kind: &ArrowType,
+    images: impl Iterator<Item = Option<&'a StoredImage>> + Clone,
+    data_type: &ArrowType,
 ) -> Result<ArrayRef, ArrowError> {
     let pairs = || images.clone().flatten().flat_map(|i| &i.attributes);
     let keys: ArrayRef = Arc::new(StringArray::from_iter(pairs().map(|(k, _)| Some(k))));
     let values: ArrayRef = Arc::new(StringArray::from_iter(pairs().map(|(_, v)| Some(v))));
-    map_column(kind, keys, values, images.map(|i| i.map(|i| i.attributes.len())))
+    map_column(data_type, keys, values, images.map(|i| i.map(|i| i.attributes.len())))
 }
 
 fn statistics_column<'a>(
-    images: impl Iterator<Item = Option<&'a Image>> + Clone,
-    kind: &ArrowType,
+    images: impl Iterator<Item = Option<&'a StoredImage>> + Clone,
+    data_type: &ArrowType,
 ) -> Result<ArrayRef, ArrowError> {
     let pairs = || images.clone().flatten().flat_map(|i| &i.statistics);
     let keys: ArrayRef = Arc::new(StringArray::from_iter(pairs().map(|(k, _)| Some(k.as_str()))));
-    let ArrowType::Map(entries, _) = kind else {
-        return Err(mistyped("statistics", kind));
+    let ArrowType::Map(entries, _) = data_type else {
+        return Err(unexpected_type_error("statistics", data_type));
     };
     let ArrowType::Struct(entry) = entries.data_type() else {
-        return Err(mistyped("statistics", kind));
+        return Err(unexpected_type_error("statistics", data_type));
     };
     let ArrowType::Struct(fields) = entry[1].data_type() else {
-        return Err(mistyped("statistics", kind));
+        return Err(unexpected_type_error("statistics", data_type));
     };
-    let float = |value: fn(&Statistics) -> f32| -> ArrayRef {
+    let float = |value: fn(&ScoreStatistics) -> f32| -> ArrayRef {
         Arc::new(Float32Array::from_iter_values(pairs().map(|(_, s)| value(s))))
     };
     let values = StructArray::try_new(
@@ -175,20 +177,20 @@ fn statistics_column<'a>(
         ],
         None,
     )?;
-    map_column(kind, keys, Arc::new(values), images.map(|i| i.map(|i| i.statistics.len())))
+    map_column(data_type, keys, Arc::new(values), images.map(|i| i.map(|i| i.statistics.len())))
 }
 
 fn map_column(
-    kind: &ArrowType,
+    data_type: &ArrowType,
     keys: ArrayRef,
     values: ArrayRef,
     lengths: impl Iterator<Item = Option<usize>> + Clone,
 ) -> Result<ArrayRef, ArrowError> {
-    let ArrowType::Map(entries, sorted) = kind else {
-        return Err(mistyped("map", kind));
+    let ArrowType::Map(entries, sorted) = data_type else {
+        return Err(unexpected_type_error("map", data_type));
     };
     let ArrowType::Struct(fields) = entries.data_type() else {
-        return Err(mistyped("map", kind));
+        return Err(unexpected_type_error("map", data_type));
     };
     let pairs = StructArray::try_new(fields.clone(), vec![keys, values], None)?;
     let offsets = OffsetBuffer::from_lengths(lengths.clone().map(Option::unwrap_or_default));
@@ -198,11 +200,11 @@ fn map_column(
 }
 
 fn embedding_column<'a>(
-    images: impl Iterator<Item = Option<&'a Image>> + Clone,
-    kind: &ArrowType,
+    images: impl Iterator<Item = Option<&'a StoredImage>> + Clone,
+    data_type: &ArrowType,
 ) -> Result<ArrayRef, ArrowError> {
-    let ArrowType::List(element) = kind else {
-        return Err(mistyped("embedding", kind));
+    let ArrowType::List(element) = data_type else {
+        return Err(unexpected_type_error("embedding", data_type));
     };
     let values = images.clone().flatten().flat_map(|i| i.embedding.values());
     let values = Float32Array::from_iter_values(values.copied());
@@ -217,23 +219,23 @@ fn embedding_column<'a>(
     Ok(Arc::new(list))
 }
 
-fn mistyped(column: &str, kind: &ArrowType) -> ArrowError {
-    ArrowError::SchemaError(format!("column {column} has the unexpected type {kind}"))
+fn unexpected_type_error(column: &str, data_type: &ArrowType) -> ArrowError {
+    ArrowError::SchemaError(format!("column {column} has the unexpected type {data_type}"))
 }
 
 /// All rows of a data file.
-pub fn rows(bytes: Bytes) -> Result<Vec<Row>, Unread> {
-    let corrupt = |e: &dyn std::fmt::Display| Unread::Corrupt(e.to_string());
+pub fn rows_from_parquet(bytes: Bytes) -> Result<Vec<ImageRow>, FileReadError> {
+    let corrupt = |e: &dyn std::fmt::Display| FileReadError::Corrupt(e.to_string());
     let mut rows = Vec::new();
-    for batch in file::batches(bytes).map_err(|e| corrupt(&e))? {
+    for batch in file::read_batches(bytes).map_err(|e| corrupt(&e))? {
         let batch = batch.map_err(|e| corrupt(&e))?;
-        rows.extend(from_batch(&batch).map_err(Unread::Corrupt)?);
+        rows.extend(rows_from_batch(&batch).map_err(FileReadError::Corrupt)?);
     }
     Ok(rows)
 }
 
 /// The rows of a batch. The error names the column that is wrong.
-pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Row>, String> {
+pub fn rows_from_batch(batch: &RecordBatch) -> Result<Vec<ImageRow>, String> {
     let column =
         |name: &str| batch.column_by_name(name).ok_or_else(|| format!("column {name} is missing"));
     let text = |name: &str| -> Result<&StringArray, String> {
@@ -270,7 +272,7 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Row>, String> {
         let image = if deleted.value(i) {
             None
         } else {
-            Some(Image {
+            Some(StoredImage {
                 uri: (!uris.is_null(i)).then(|| uris.value(i).to_owned()),
                 content_hash: hashes.value(i).to_owned(),
                 bytes: bytes.value(i) as u64,
@@ -281,9 +283,9 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Row>, String> {
                 statistics: statistics_at(statistics, i)?,
             })
         };
-        rows.push(Row {
+        rows.push(ImageRow {
             image_id: ImageId::new(ids.value(i)).map_err(|e| e.to_string())?,
-            sequence: Sequence::from_stored(sequences.value(i)),
+            sequence: SequenceKey::from_stored(sequences.value(i)),
             event_time: time_at(event_times),
             embedded_at: time_at(embedded).ok_or("embedded_at is null")?,
             image,
@@ -293,7 +295,7 @@ pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Row>, String> {
 }
 
 /// Image and version of each row of a batch that has at least the columns [`KEYS`].
-pub fn keys(batch: &RecordBatch) -> Result<Vec<(String, Version)>, String> {
+pub fn keys_from_batch(batch: &RecordBatch) -> Result<Vec<(String, RowVersion)>, String> {
     let column = |name: &str| batch.column_by_name(name);
     let text = |name: &str| {
         column(name)
@@ -309,8 +311,8 @@ pub fn keys(batch: &RecordBatch) -> Result<Vec<(String, Version)>, String> {
         .ok_or("column embedded_at is not a timestamp in microseconds")?;
     (0..batch.num_rows())
         .map(|i| {
-            let version = Version {
-                sequence: Sequence::from_stored(sequences.value(i)),
+            let version = RowVersion {
+                sequence: SequenceKey::from_stored(sequences.value(i)),
                 deleted: deleted.value(i),
                 embedded_at: DateTime::from_timestamp_micros(embedded.value(i))
                     .ok_or("embedded_at is no time")?,
@@ -322,7 +324,7 @@ pub fn keys(batch: &RecordBatch) -> Result<Vec<(String, Version)>, String> {
 
 /// The prompt sets, by key, whose statistics every image of a batch carries; `None` where no row has
 /// an image, or the batch is not of the `images` table.
-pub fn carried(batch: &RecordBatch) -> Option<BTreeSet<String>> {
+pub fn common_statistics_keys(batch: &RecordBatch) -> Option<BTreeSet<String>> {
     let map = batch.column_by_name("statistics")?.as_map_opt()?;
     let deleted = batch.column_by_name("deleted")?.as_boolean_opt()?;
     let keys = map.keys().as_string_opt::<i32>()?;
@@ -340,7 +342,7 @@ pub fn carried(batch: &RecordBatch) -> Option<BTreeSet<String>> {
 }
 
 /// Whether each row of a batch carries the statistics of the set `key`.
-pub fn has_statistics(batch: &RecordBatch, key: &str) -> Result<Vec<bool>, String> {
+pub fn has_statistics_by_row(batch: &RecordBatch, key: &str) -> Result<Vec<bool>, String> {
     let map = batch.column_by_name("statistics").and_then(|c| c.as_map_opt());
     let map = map.ok_or("column statistics is not a map")?;
     let keys = map.keys().as_string_opt::<i32>();
@@ -353,10 +355,10 @@ pub fn has_statistics(batch: &RecordBatch, key: &str) -> Result<Vec<bool>, Strin
 }
 
 /// The statistics of the set `key` that each row of a batch carries.
-pub fn statistics_of(
+pub fn statistics_by_row(
     batch: &RecordBatch,
     key: &StatisticsKey,
-) -> Result<Vec<Option<Statistics>>, String> {
+) -> Result<Vec<Option<ScoreStatistics>>, String> {
     let map = batch.column_by_name("statistics").and_then(|c| c.as_map_opt());
     let map = map.ok_or("column statistics is not a map")?;
     (0..batch.num_rows()).map(|i| Ok(statistics_at(map, i)?.remove(key))).collect()
@@ -389,7 +391,10 @@ fn embedding_at(list: &ListArray, i: usize) -> Result<Embedding, String> {
     Ok(Embedding::from_stored(values.values()))
 }
 
-fn statistics_at(map: &MapArray, i: usize) -> Result<BTreeMap<StatisticsKey, Statistics>, String> {
+fn statistics_at(
+    map: &MapArray,
+    i: usize,
+) -> Result<BTreeMap<StatisticsKey, ScoreStatistics>, String> {
     if map.is_null(i) {
         return Ok(BTreeMap::new());
     }
@@ -414,7 +419,7 @@ fn statistics_at(map: &MapArray, i: usize) -> Result<BTreeMap<StatisticsKey, Sta
     let (max, lse, topk) = (float("max")?, float("lse")?, float("topk_mean")?);
     Ok((0..pairs.len())
         .map(|j| {
-            let statistics = Statistics {
+            let statistics = ScoreStatistics {
                 n: n.value(j) as u32,
                 mean: mean.value(j),
                 std: std.value(j),

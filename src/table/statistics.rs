@@ -27,32 +27,32 @@ use sha2::{Digest, Sha256};
 use tracing::info;
 
 use super::TableError;
-use super::file::{self, FileWriter, Unread};
-use super::log::{Kind, Log};
-use super::schema::PROMPT_SET;
-use crate::balance::statistics::{Statistics, StatisticsKey};
+use super::file::{self, DataFileWriter, FileReadError};
+use super::log::{DeltaLog, TableKind};
+use super::schema::PROMPT_SET_COLUMN;
+use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::catalogue::Generation;
-use crate::record::{Row, Sequence, hex};
-use crate::retry::{Backoff, Decide, Verdict};
+use crate::record::{ImageRow, SequenceKey, to_hex};
+use crate::retry::{Backoff, Classify, Disposition};
 use crate::store::Store;
 use crate::telemetry::event;
 
 /// Digits of a unit's identifier.
-const DIGITS: usize = 16;
+const UNIT_ID_DIGITS: usize = 16;
 
 /// Statistics of one version of one image, computed after its row was stored.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Backfilled {
+pub struct BackfilledStatistics {
     /// Which image.
     pub image_id: String,
     /// Its version …
-    pub sequence: Sequence,
+    pub sequence: SequenceKey,
     /// … and when that row was made: together they name one row.
     pub embedded_at: DateTime<Utc>,
     /// [`embedding_hash`] of the embedding that was measured.
     pub embedding_hash: String,
     /// The statistics.
-    pub statistics: Statistics,
+    pub statistics: ScoreStatistics,
 }
 
 /// The first 16 hexadecimal digits of the SHA-256 of an embedding's values as f16, little-endian.
@@ -65,29 +65,34 @@ pub fn embedding_hash(values: &[f32]) -> String {
         }
         hasher.update(&bytes[..piece.len() * 2]);
     }
-    hex(&hasher.finalize()[..8])
+    to_hex(&hasher.finalize()[..8])
 }
 
 /// The identifier of a unit: the file `images` of the `images` table, measured with the set `key`.
-pub fn unit(key: &StatisticsKey, images: &str) -> String {
+pub fn backfill_unit_id(key: &StatisticsKey, data_file: &str) -> String {
     let mut hasher = Sha256::new();
     hasher.update(key.as_str().as_bytes());
     hasher.update([0]);
-    hasher.update(images.as_bytes());
-    hex(&hasher.finalize()[..DIGITS / 2])
+    hasher.update(data_file.as_bytes());
+    to_hex(&hasher.finalize()[..UNIT_ID_DIGITS / 2])
 }
 
 /// Backfilled statistics by image, sequence and the time at which the row was made.
-pub type ByVersion = HashMap<(String, Sequence, DateTime<Utc>), Backfilled>;
+pub type BackfilledByVersion = HashMap<(String, SequenceKey, DateTime<Utc>), BackfilledStatistics>;
 
 /// Backfilled statistics by the row that they name.
-pub fn by_version(found: Vec<Backfilled>) -> ByVersion {
-    let keyed = |b: Backfilled| ((b.image_id.clone(), b.sequence.clone(), b.embedded_at), b);
+pub fn index_by_version(found: Vec<BackfilledStatistics>) -> BackfilledByVersion {
+    let keyed =
+        |b: BackfilledStatistics| ((b.image_id.clone(), b.sequence.clone(), b.embedded_at), b);
     found.into_iter().map(keyed).collect()
 }
 
 /// Gives rows the backfilled statistics of exactly their version and embedding. Returns how many.
-pub fn attach(rows: &mut [Row], key: &StatisticsKey, found: &ByVersion) -> usize {
+pub fn attach_statistics(
+    rows: &mut [ImageRow],
+    key: &StatisticsKey,
+    found: &BackfilledByVersion,
+) -> usize {
     let mut attached = 0;
     for row in rows {
         let Some(image) = &mut row.image else { continue };
@@ -105,24 +110,24 @@ pub fn attach(rows: &mut [Row], key: &StatisticsKey, found: &ByVersion) -> usize
 
 /// A file of the table.
 #[derive(Debug, Clone)]
-pub struct UnitFile {
+pub struct StatisticsFile {
     /// Its path.
     pub path: String,
     /// Its prompt set.
     pub key: StatisticsKey,
     /// Rows in it, where the log says so.
     pub rows: usize,
-    remove: Remove,
+    remove_action: Remove,
 }
 
 /// The statistics of a unit, written to a file that no commit names yet.
 #[derive(Debug, Clone)]
-pub struct StagedUnit(Add);
+pub struct StagedStatisticsFile(Add);
 
 /// The statistics table of one generation.
 pub struct StatisticsTable {
-    log: Log,
-    attempts: u32,
+    log: DeltaLog,
+    max_attempts: u32,
 }
 
 impl StatisticsTable {
@@ -130,11 +135,11 @@ impl StatisticsTable {
     pub async fn open(
         catalogue: &Store,
         generation: &Generation,
-        attempts: u32,
+        max_attempts: u32,
     ) -> Result<Option<Self>, TableError> {
-        match Log::open_kind(catalogue, generation, Kind::Statistics).await {
-            Ok(log) => Ok(Some(Self { log, attempts })),
-            Err(TableError::Missing { .. }) => Ok(None),
+        match DeltaLog::open_table(catalogue, generation, TableKind::Statistics).await {
+            Ok(log) => Ok(Some(Self { log, max_attempts })),
+            Err(TableError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -143,52 +148,62 @@ impl StatisticsTable {
     pub async fn open_or_create(
         catalogue: &Store,
         generation: &Generation,
-        attempts: u32,
+        max_attempts: u32,
     ) -> Result<Self, TableError> {
-        let log = Log::open_or_create(catalogue, generation, Kind::Statistics).await?;
-        Ok(Self { log, attempts })
+        let log = DeltaLog::open_or_create(catalogue, generation, TableKind::Statistics).await?;
+        Ok(Self { log, max_attempts })
     }
 
     /// The files of the newest snapshot, by unit.
-    pub async fn units(&mut self) -> Result<HashMap<String, UnitFile>, TableError> {
+    pub async fn files_by_unit(&mut self) -> Result<HashMap<String, StatisticsFile>, TableError> {
         self.log.update().await?;
-        units(&self.log)
+        files_by_unit(&self.log)
     }
 
     /// The rows of a file; none where the file was removed meanwhile.
-    pub async fn read(&self, path: &str) -> Result<Vec<Backfilled>, TableError> {
-        read(&self.log, path).await
+    pub async fn read_file_or_empty(
+        &self,
+        path: &str,
+    ) -> Result<Vec<BackfilledStatistics>, TableError> {
+        read_file_or_empty(&self.log, path).await
     }
 
     /// The same; `None` where the file is not there.
-    pub async fn read_named(&self, path: &str) -> Result<Option<Vec<Backfilled>>, TableError> {
-        read_named(&self.log, path).await
+    pub async fn read_file_if_exists(
+        &self,
+        path: &str,
+    ) -> Result<Option<Vec<BackfilledStatistics>>, TableError> {
+        read_file_if_exists(&self.log, path).await
     }
 
     /// Writes the statistics of a unit to a file that no commit names yet. There may be none: the
     /// file then says that the unit is done.
-    pub async fn stage(
+    pub async fn stage_file(
         &self,
         key: &StatisticsKey,
-        images: &str,
-        found: &[Backfilled],
-    ) -> Result<StagedUnit, TableError> {
-        let failed = |e: deltalake_core::parquet::errors::ParquetError| self.log.error(e.into());
-        let batch = to_batch(&self.log, found)?;
-        let backoff = Backoff::times(self.attempts);
+        data_file: &str,
+        found: &[BackfilledStatistics],
+    ) -> Result<StagedStatisticsFile, TableError> {
+        let failed =
+            |e: deltalake_core::parquet::errors::ParquetError| self.log.wrap_error(e.into());
+        let batch = statistics_to_batch(&self.log, found)?;
+        let backoff = Backoff::with_max_attempts(self.max_attempts);
         let mut attempt = 0;
         loop {
-            let mut file = FileWriter::new(batch.schema()).map_err(failed)?;
-            file.write(&batch).map_err(failed)?;
-            match file.put_as(&self.log, &unit(key, images)).await {
+            let mut file = DataFileWriter::new(batch.schema()).map_err(failed)?;
+            file.write_batch(&batch).map_err(failed)?;
+            match file.upload_with_prefix(&self.log, &backfill_unit_id(key, data_file)).await {
                 Ok(mut add) => {
                     add.partition_values =
-                        HashMap::from([(PROMPT_SET.to_owned(), Some(key.to_string()))]);
-                    return Ok(StagedUnit(add));
+                        HashMap::from([(PROMPT_SET_COLUMN.to_owned(), Some(key.to_string()))]);
+                    return Ok(StagedStatisticsFile(add));
                 }
-                Err(error) if error.verdict() == Verdict::Retry && attempt + 1 < self.attempts => {
+                Err(error)
+                    if error.disposition() == Disposition::Retry
+                        && attempt + 1 < self.max_attempts =>
+                {
                     info!(event = event::RETRY, stage = "table", attempt, %error, "a file was not written; trying again");
-                    tokio::time::sleep(backoff.pause(attempt)).await;
+                    tokio::time::sleep(backoff.random_delay(attempt)).await;
                     attempt += 1;
                 }
                 Err(error) => return Err(error),
@@ -197,75 +212,90 @@ impl StatisticsTable {
     }
 
     /// Commits staged files. Units that somebody else has committed meanwhile are left out.
-    pub async fn append(&mut self, staged: Vec<StagedUnit>) -> Result<(), TableError> {
-        self.commit(staged.into_iter().map(|unit| unit.0).collect(), Vec::new()).await
+    pub async fn commit_staged(
+        &mut self,
+        staged: Vec<StagedStatisticsFile>,
+    ) -> Result<(), TableError> {
+        self.commit_with_retries(staged.into_iter().map(|unit| unit.0).collect(), Vec::new()).await
     }
 
     /// Takes files out of the table.
-    pub async fn remove(&mut self, files: Vec<UnitFile>) -> Result<(), TableError> {
-        self.commit(Vec::new(), files).await
+    pub async fn remove_files(&mut self, files: Vec<StatisticsFile>) -> Result<(), TableError> {
+        self.commit_with_retries(Vec::new(), files).await
     }
 
     /// Takes all files of a prompt set out of the table; returns how many.
-    pub async fn drop_set(&mut self, key: &StatisticsKey) -> Result<usize, TableError> {
-        let units = self.units().await?;
-        let files: Vec<UnitFile> = units.into_values().filter(|file| file.key == *key).collect();
+    pub async fn remove_prompt_set(&mut self, key: &StatisticsKey) -> Result<usize, TableError> {
+        let units = self.files_by_unit().await?;
+        let files: Vec<StatisticsFile> =
+            units.into_values().filter(|file| file.key == *key).collect();
         let count = files.len();
-        self.remove(files).await?;
+        self.remove_files(files).await?;
         Ok(count)
     }
 
     /// As the `images` table is committed: without the library's own retries, each attempt looking
     /// at the very snapshot that it commits against. An attempt that landed without an answer shows
     /// in the next one's snapshot.
-    async fn commit(&mut self, adds: Vec<Add>, removes: Vec<UnitFile>) -> Result<(), TableError> {
-        let backoff = Backoff { cap: Duration::from_secs(2), ..Backoff::times(self.attempts) };
+    async fn commit_with_retries(
+        &mut self,
+        adds: Vec<Add>,
+        removes: Vec<StatisticsFile>,
+    ) -> Result<(), TableError> {
+        let backoff = Backoff {
+            cap: Duration::from_secs(2),
+            ..Backoff::with_max_attempts(self.max_attempts)
+        };
         let mut last = String::new();
-        for attempt in 0..self.attempts {
+        for attempt in 0..self.max_attempts {
             let result = async {
-                let live = self.units().await?;
+                let live = self.files_by_unit().await?;
                 let paths: HashSet<&str> = live.values().map(|file| file.path.as_str()).collect();
-                let new = adds.iter().filter(|add| !live.contains_key(&add.path[..DIGITS]));
+                let new = adds.iter().filter(|add| !live.contains_key(&add.path[..UNIT_ID_DIGITS]));
                 let gone = removes.iter().filter(|file| paths.contains(file.path.as_str()));
                 let actions: Vec<Action> = new
                     .cloned()
                     .map(Action::Add)
-                    .chain(gone.map(|file| Action::Remove(file.remove.clone())))
+                    .chain(gone.map(|file| Action::Remove(file.remove_action.clone())))
                     .collect();
                 if actions.is_empty() { Ok(()) } else { self.commit_once(actions).await }
             };
             match result.await {
-                Err(error) if error.verdict() == Verdict::Retry => {
+                Err(error) if error.disposition() == Disposition::Retry => {
                     last = error.to_string();
                     info!(event = event::COMMIT_CONFLICT, attempt, reason = %last, "statistics were not committed; looking again");
-                    tokio::time::sleep(backoff.pause(attempt)).await;
+                    tokio::time::sleep(backoff.random_delay(attempt)).await;
                 }
                 other => return other,
             }
         }
-        Err(TableError::Exhausted { place: self.log.place.clone(), attempts: self.attempts, last })
+        Err(TableError::AttemptsExhausted {
+            location: self.log.location.clone(),
+            attempts: self.max_attempts,
+            last_error: last,
+        })
     }
 
     async fn commit_once(&mut self, actions: Vec<Action>) -> Result<(), TableError> {
-        let partition_by = Some(vec![PROMPT_SET.to_owned()]);
+        let partition_by = Some(vec![PROMPT_SET_COLUMN.to_owned()]);
         let operation =
             DeltaOperation::Write { mode: SaveMode::Append, partition_by, predicate: None };
-        self.log.put_commit(actions, Vec::new(), operation).await.map(|_| ())
+        self.log.write_commit(actions, Vec::new(), operation).await.map(|_| ())
     }
 }
 
 /// The files of the loaded snapshot, by unit.
-pub fn units(log: &Log) -> Result<HashMap<String, UnitFile>, TableError> {
+pub fn files_by_unit(log: &DeltaLog) -> Result<HashMap<String, StatisticsFile>, TableError> {
     let mut units = HashMap::new();
     for file in log.snapshot()?.log_data().iter() {
         let path = file.path().into_owned();
-        let key = file.partition_values_map().remove(PROMPT_SET).flatten();
-        let (Some(unit), Some(key)) = (path.get(..DIGITS), key) else { continue };
+        let key = file.partition_values_map().remove(PROMPT_SET_COLUMN).flatten();
+        let (Some(unit), Some(key)) = (path.get(..UNIT_ID_DIGITS), key) else { continue };
         let unit = unit.to_owned();
-        let found = UnitFile {
+        let found = StatisticsFile {
             key: StatisticsKey::from_stored(&key),
             rows: file.num_records().unwrap_or_default(),
-            remove: file.remove_action(true),
+            remove_action: file.remove_action(true),
             path,
         };
         units.insert(unit, found);
@@ -274,46 +304,55 @@ pub fn units(log: &Log) -> Result<HashMap<String, UnitFile>, TableError> {
 }
 
 /// The rows of a file of the table; none where it was removed meanwhile.
-pub async fn read(log: &Log, path: &str) -> Result<Vec<Backfilled>, TableError> {
-    Ok(read_named(log, path).await?.unwrap_or_default())
+pub async fn read_file_or_empty(
+    log: &DeltaLog,
+    path: &str,
+) -> Result<Vec<BackfilledStatistics>, TableError> {
+    Ok(read_file_if_exists(log, path).await?.unwrap_or_default())
 }
 
-async fn read_named(log: &Log, path: &str) -> Result<Option<Vec<Backfilled>>, TableError> {
-    let bytes = match file::get(log, &Path::from(path)).await {
+async fn read_file_if_exists(
+    log: &DeltaLog,
+    path: &str,
+) -> Result<Option<Vec<BackfilledStatistics>>, TableError> {
+    let bytes = match file::read_and_verify_checksum(log, &Path::from(path)).await {
         Ok(bytes) => bytes,
-        Err(Unread::Missing) => return Ok(None),
-        Err(error) => return Err(error.of(log, path)),
+        Err(FileReadError::NotFound) => return Ok(None),
+        Err(error) => return Err(error.into_table_error(log, path)),
     };
     let corrupt =
-        |reason: String| TableError::Corrupt { file: format!("{}/{path}", log.place), reason };
+        |reason: String| TableError::Corrupt { file: format!("{}/{path}", log.location), reason };
     let mut found = Vec::new();
-    for batch in file::batches(bytes).map_err(|e| corrupt(e.to_string()))? {
+    for batch in file::read_batches(bytes).map_err(|e| corrupt(e.to_string()))? {
         let batch = batch.map_err(|e| corrupt(e.to_string()))?;
-        found.extend(from_batch(&batch).map_err(corrupt)?);
+        found.extend(statistics_from_batch(&batch).map_err(corrupt)?);
     }
     Ok(Some(found))
 }
 
 /// The set and the rows of a file that a commit adds.
-pub async fn added(
-    log: &Log,
+pub async fn read_added_file(
+    log: &DeltaLog,
     add: &Add,
-) -> Result<Option<(StatisticsKey, Vec<Backfilled>)>, TableError> {
-    let key = add.partition_values.get(PROMPT_SET).cloned().flatten();
+) -> Result<Option<(StatisticsKey, Vec<BackfilledStatistics>)>, TableError> {
+    let key = add.partition_values.get(PROMPT_SET_COLUMN).cloned().flatten();
     let Some(key) = key else { return Ok(None) };
-    Ok(Some((StatisticsKey::from_stored(&key), read(log, &add.path).await?)))
+    Ok(Some((StatisticsKey::from_stored(&key), read_file_or_empty(log, &add.path).await?)))
 }
 
-fn to_batch(log: &Log, found: &[Backfilled]) -> Result<RecordBatch, TableError> {
-    let corrupt = |reason: String| TableError::Corrupt { file: log.place.clone(), reason };
+fn statistics_to_batch(
+    log: &DeltaLog,
+    found: &[BackfilledStatistics],
+) -> Result<RecordBatch, TableError> {
+    let corrupt = |reason: String| TableError::Corrupt { file: log.location.clone(), reason };
     // The partition column stands in the log, not in the files.
     let fields = log.arrow_schema()?;
-    let fields: Vec<_> = fields.fields().iter().filter(|f| f.name() != PROMPT_SET).collect();
+    let fields: Vec<_> = fields.fields().iter().filter(|f| f.name() != PROMPT_SET_COLUMN).collect();
     let schema = Arc::new(ArrowSchema::new(fields.into_iter().cloned().collect::<Vec<_>>()));
-    let text = |value: fn(&Backfilled) -> &str| -> ArrayRef {
+    let text = |value: fn(&BackfilledStatistics) -> &str| -> ArrayRef {
         Arc::new(StringArray::from_iter_values(found.iter().map(value)))
     };
-    let float = |value: fn(&Statistics) -> f32| -> ArrayRef {
+    let float = |value: fn(&ScoreStatistics) -> f32| -> ArrayRef {
         Arc::new(Float32Array::from_iter_values(found.iter().map(|b| value(&b.statistics))))
     };
     let times = found.iter().map(|b| b.embedded_at.timestamp_micros());
@@ -346,7 +385,7 @@ fn to_batch(log: &Log, found: &[Backfilled]) -> Result<RecordBatch, TableError> 
     RecordBatch::try_new(schema, ordered).map_err(|e| corrupt(e.to_string()))
 }
 
-fn from_batch(batch: &RecordBatch) -> Result<Vec<Backfilled>, String> {
+fn statistics_from_batch(batch: &RecordBatch) -> Result<Vec<BackfilledStatistics>, String> {
     let column =
         |name: &str| batch.column_by_name(name).ok_or_else(|| format!("column {name} is missing"));
     let text = |name: &str| -> Result<&StringArray, String> {
@@ -367,13 +406,13 @@ fn from_batch(batch: &RecordBatch) -> Result<Vec<Backfilled>, String> {
     let (max, lse, topk) = (float("max")?, float("lse")?, float("topk_mean")?);
     (0..batch.num_rows())
         .map(|i| {
-            Ok(Backfilled {
+            Ok(BackfilledStatistics {
                 image_id: ids.value(i).to_owned(),
-                sequence: Sequence::from_stored(sequences.value(i)),
+                sequence: SequenceKey::from_stored(sequences.value(i)),
                 embedded_at: DateTime::from_timestamp_micros(times.value(i))
                     .ok_or("embedded_at is no time")?,
                 embedding_hash: hashes.value(i).to_owned(),
-                statistics: Statistics {
+                statistics: ScoreStatistics {
                     n: n.value(i) as u32,
                     mean: mean.value(i),
                     std: std.value(i),

@@ -3,11 +3,11 @@
 //! Every log line of this program carries `event`, one of the names in [`event`], with fields that
 //! are declared there; `ops/log-events.md` is written from the same list.
 
+pub mod admin;
 pub mod event;
-mod limit;
 pub mod metrics;
 pub mod otlp;
-pub mod watch;
+mod rate_limit;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -26,24 +26,24 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 /// How logs are written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Options {
+pub struct LogOptions {
     /// `json` (a line an event), `text` for people, or `auto`: text on a terminal, else JSON.
-    pub format: Format,
+    pub format: LogFormat,
     /// Which events: `error`, `warn`, `info`, `debug`, or a filter such as `info,bsap=debug`.
     pub level: String,
     /// File to append to. Empty: standard error.
     pub file: PathBuf,
     /// Warnings and errors of one event in ten seconds; more are held back, and how many were is
-    /// told as `log.held_back`. 0: none are held back.
+    /// told as `log.suppressed`. 0: none are held back.
     pub burst: u32,
     /// Whether the text of queries stands in the log; without it, only its hash.
     pub query_text: bool,
 }
 
-impl Default for Options {
+impl Default for LogOptions {
     fn default() -> Self {
         Self {
-            format: Format::Auto,
+            format: LogFormat::Auto,
             level: "info,deltalake_core=error,delta_kernel=error,buoyant_kernel=error".into(),
             file: PathBuf::new(),
             burst: 20,
@@ -52,9 +52,9 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl LogOptions {
     /// What is wrong with these options, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         match EnvFilter::try_new(&self.level) {
             Ok(_) => Vec::new(),
             Err(error) => vec![format!(
@@ -68,7 +68,7 @@ impl Options {
 /// The form of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Format {
+pub enum LogFormat {
     /// Text on a terminal, else JSON.
     #[default]
     Auto,
@@ -78,17 +78,20 @@ pub enum Format {
     Text,
 }
 
-static QUERY_TEXT: AtomicBool = AtomicBool::new(false);
+static LOG_QUERY_TEXT: AtomicBool = AtomicBool::new(false);
 
 /// The text of a query as the log may show it: nothing unless `log.query_text` asks for it.
-pub fn query_text(text: &str) -> Option<&str> {
-    QUERY_TEXT.load(Ordering::Relaxed).then_some(text)
+pub fn loggable_query_text(text: &str) -> Option<&str> {
+    LOG_QUERY_TEXT.load(Ordering::Relaxed).then_some(text)
 }
 
 /// Starts logging for the whole process; gives what sends to a collector, where one is named. Fails
 /// where the file cannot be opened or the filter is wrong; a second call in one process changes
 /// nothing.
-pub fn init(options: &Options, otlp: &otlp::Options) -> Result<Option<otlp::Exporter>, String> {
+pub fn init_logging(
+    options: &LogOptions,
+    otlp: &otlp::OtlpOptions,
+) -> Result<Option<otlp::OtlpExporter>, String> {
     let filter = EnvFilter::try_new(&options.level).map_err(|e| format!("log.level: {e}"))?;
     let to_file = !options.file.as_os_str().is_empty();
     let writer = if to_file {
@@ -102,12 +105,12 @@ pub fn init(options: &Options, otlp: &otlp::Options) -> Result<Option<otlp::Expo
         BoxMakeWriter::new(std::io::stderr)
     };
     let text = match options.format {
-        Format::Json => false,
-        Format::Text => true,
-        Format::Auto => !to_file && std::io::stderr().is_terminal(),
+        LogFormat::Json => false,
+        LogFormat::Text => true,
+        LogFormat::Auto => !to_file && std::io::stderr().is_terminal(),
     };
-    QUERY_TEXT.store(options.query_text, Ordering::Relaxed);
-    let limit = limit::Limit::new(options.burst);
+    LOG_QUERY_TEXT.store(options.query_text, Ordering::Relaxed);
+    let limit = rate_limit::EventRateLimit::new(options.burst);
     let filter = filter.and(limit.clone());
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let written = if text {
@@ -116,23 +119,23 @@ pub fn init(options: &Options, otlp: &otlp::Options) -> Result<Option<otlp::Expo
         let json = layer.json().flatten_event(true);
         json.with_current_span(false).with_span_list(false).with_filter(filter).boxed()
     };
-    let ours = Targets::new().with_target("bsap", LevelFilter::DEBUG);
-    let (spans, exporter) = otlp::new(otlp).unzip();
-    let spans = spans.map(|spans| spans.with_filter(ours.clone()));
+    let own_targets = Targets::new().with_target("bsap", LevelFilter::DEBUG);
+    let (spans, exporter) = otlp::build_layer_and_exporter(otlp).unzip();
+    let spans = spans.map(|spans| spans.with_filter(own_targets.clone()));
     let started = tracing_subscriber::registry()
         .with(written)
         .with(spans)
-        .with(limit::Count.with_filter(ours))
+        .with(rate_limit::EventCounter.with_filter(own_targets))
         .try_init();
     // An error means that logging runs already, which tests in one process do.
     if started.is_err() {
         return Ok(None);
     }
-    limit.start();
+    limit.spawn_reporter();
     // An increase of a series that begins with its first event does not see that event.
-    for event in event::ALL {
+    for event in event::EVENT_DEFINITIONS {
         for level in event.levels {
-            metrics::get().log_events.add(&[event.name, level], 0);
+            metrics::global().log_events.add(&[event.name, level], 0);
         }
     }
     Ok(exporter)

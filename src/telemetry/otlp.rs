@@ -21,26 +21,26 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 use super::event;
-use super::metrics::{self, samples};
+use super::metrics::{self, otlp_metrics};
 
 /// Spans that wait to be sent; more are dropped and counted.
-const WAITING: usize = 4_096;
+const SPAN_QUEUE_CAPACITY: usize = 4_096;
 /// Spans of one request.
-const TOGETHER: usize = 512;
+const MAX_SPANS_PER_REQUEST: usize = 512;
 /// How long a request may take.
-const TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The endpoint that says that nothing is sent.
-pub const OFF: &str = "off";
+pub const ENDPOINT_OFF: &str = "off";
 /// The variable with headers of every request, such as a key: `name=value,name=value`, values escaped
 /// as in addresses.
-const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
+const HEADERS_VAR: &str = "OTEL_EXPORTER_OTLP_HEADERS";
 /// How long the end of a process waits until what is left is sent.
-pub const FLUSH: Duration = Duration::from_secs(3);
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where traces and metrics are sent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Options {
+pub struct OtlpOptions {
     /// Address of a collector that takes OTLP over HTTP, such as `http://collector:4318`. Empty: that
     /// of the variable OTEL_EXPORTER_OTLP_ENDPOINT; without either nothing is sent. `off`: nothing is
     /// sent, whatever the variable says. Headers, such as a key, come from OTEL_EXPORTER_OTLP_HEADERS
@@ -50,57 +50,66 @@ pub struct Options {
     pub interval_seconds: u64,
 }
 
-impl Default for Options {
+impl Default for OtlpOptions {
     fn default() -> Self {
         Self { endpoint: String::new(), interval_seconds: 15 }
     }
 }
 
-impl Options {
+impl OtlpOptions {
     /// What is wrong with these options, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        crate::validate::range(&mut problems, "interval_seconds", self.interval_seconds, 1, 3_600);
+        crate::validate::check_range(
+            &mut problems,
+            "interval_seconds",
+            self.interval_seconds,
+            1,
+            3_600,
+        );
         let http = |e: &str| e.starts_with("http://") || e.starts_with("https://");
-        if !self.endpoint.is_empty() && self.endpoint != OFF && !http(&self.endpoint) {
+        if !self.endpoint.is_empty() && self.endpoint != ENDPOINT_OFF && !http(&self.endpoint) {
             problems.push(format!(
                 "endpoint: {:?} does not begin with http:// or https://, and is not \"off\"",
                 self.endpoint
             ));
         }
-        if self.collector().is_some() {
-            problems.extend(environment_headers().err());
+        if self.collector_url().is_some() {
+            problems.extend(headers_from_env().err());
         }
         problems
     }
 
     /// The collector's address, from here or from the environment.
-    fn collector(&self) -> Option<String> {
+    fn collector_url(&self) -> Option<String> {
         let named = Some(self.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
         let endpoint = named.or_else(|| std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok())?;
         let endpoint = endpoint.trim_end_matches('/').to_owned();
-        (!endpoint.is_empty() && endpoint != OFF).then_some(endpoint)
+        (!endpoint.is_empty() && endpoint != ENDPOINT_OFF).then_some(endpoint)
     }
 }
 
 /// The two ends: what makes spans of events, and what sends them. `None` where nothing is sent.
-pub fn new(options: &Options) -> Option<(Spans, Exporter)> {
-    let endpoint = options.collector()?;
-    let (sender, waiting) = mpsc::channel(WAITING);
-    let headers = environment_headers().ok()?;
-    let client = reqwest::Client::builder().timeout(TIMEOUT).default_headers(headers);
+pub fn build_layer_and_exporter(options: &OtlpOptions) -> Option<(SpanLayer, OtlpExporter)> {
+    let endpoint = options.collector_url()?;
+    let (sender, waiting) = mpsc::channel(SPAN_QUEUE_CAPACITY);
+    let headers = headers_from_env().ok()?;
+    let client = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).default_headers(headers);
     let client = client.build().ok()?;
     let every = Duration::from_secs(options.interval_seconds);
-    Some((Spans { sender }, Exporter { endpoint, client, waiting, every }))
+    Some((
+        SpanLayer { sender },
+        OtlpExporter { endpoint, client, span_receiver: waiting, interval: every },
+    ))
 }
 
-fn environment_headers() -> Result<HeaderMap, String> {
-    headers(&std::env::var(HEADERS).unwrap_or_default())
+fn headers_from_env() -> Result<HeaderMap, String> {
+    parse_headers(&std::env::var(HEADERS_VAR).unwrap_or_default())
 }
 
 /// What the variable [`HEADERS`] says, as the specification of OpenTelemetry's exporters has it. What is
 /// wrong is told without its value, which may be a key.
-fn headers(text: &str) -> Result<HeaderMap, String> {
+fn parse_headers(text: &str) -> Result<HeaderMap, String> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     let header = |pair: &str| {
         let (name, value) = pair.split_once('=')?;
@@ -112,32 +121,32 @@ fn headers(text: &str) -> Result<HeaderMap, String> {
     pairs
         .enumerate()
         .map(|(i, pair)| {
-            let wrong = || format!("{HEADERS}: entry {} is not name=value", i + 1);
+            let wrong = || format!("{HEADERS_VAR}: entry {} is not name=value", i + 1);
             header(pair).ok_or_else(wrong)
         })
         .collect()
 }
 
-/// Makes spans of `search` and `batch.done`.
-pub struct Spans {
+/// Makes spans of `search` and `commit.succeeded`.
+pub struct SpanLayer {
     sender: mpsc::Sender<Value>,
 }
 
 /// The fields of an event.
 #[derive(Default)]
-struct Fields(Map<String, Value>);
+struct EventFields(Map<String, Value>);
 
-impl Fields {
+impl EventFields {
     fn text(&self, name: &str) -> &str {
         self.0.get(name).and_then(Value::as_str).unwrap_or_default()
     }
 
-    fn ms(&self, name: &str) -> f64 {
+    fn milliseconds(&self, name: &str) -> f64 {
         self.0.get(name).and_then(Value::as_f64).unwrap_or_default()
     }
 }
 
-impl Visit for Fields {
+impl Visit for EventFields {
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.0.insert(field.name().to_owned(), json!(value));
     }
@@ -158,45 +167,52 @@ impl Visit for Fields {
     }
 }
 
-impl<S: Subscriber> Layer<S> for Spans {
+impl<S: Subscriber> Layer<S> for SpanLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut fields = Fields::default();
+        let mut fields = EventFields::default();
         event.record(&mut fields);
-        for span in spans(&fields, Utc::now().timestamp_nanos_opt().unwrap_or_default()) {
+        for span in spans_from_event(&fields, Utc::now().timestamp_nanos_opt().unwrap_or_default())
+        {
             if self.sender.try_send(span).is_err() {
-                metrics::get().otlp_dropped.add(&["traces"], 1);
+                metrics::global().otlp_dropped.add(&["traces"], 1);
             }
         }
     }
 }
 
 /// The spans of an event that ended now, in nanoseconds since 1970.
-fn spans(fields: &Fields, now: i64) -> Vec<Value> {
+fn spans_from_event(fields: &EventFields, now: i64) -> Vec<Value> {
     let before = |ms: f64| now - (ms * 1e6) as i64;
     match fields.text("event") {
         event::SEARCH => {
-            let parts = ["text", "wait", "scan", "rank"];
-            let ms = parts.map(|part| fields.ms(&format!("{part}_ms")));
-            let trace = trace_of(fields.text("trace_id"));
+            let parts = ["embed", "wait", "scan", "rank"];
+            let ms = parts.map(|part| fields.milliseconds(&format!("{part}_ms")));
+            let trace = trace_id_or_new(fields.text("trace_id"));
             let above = Some(fields.text("parent_id")).filter(|id| !id.is_empty());
-            let left = |after: usize| before(ms[after..].iter().sum());
-            let query = span("search", &trace, above, (left(0), now), fields);
+            let time_before_end = |after: usize| before(ms[after..].iter().sum());
+            let query = span_json("search", &trace, above, (time_before_end(0), now), fields);
             let parent = query["spanId"].as_str().map(str::to_owned);
-            let none = Fields::default();
+            let none = EventFields::default();
             let part = |(i, name): (usize, &&str)| {
-                span(name, &trace, parent.as_deref(), (left(i), left(i + 1)), &none)
+                span_json(
+                    name,
+                    &trace,
+                    parent.as_deref(),
+                    (time_before_end(i), time_before_end(i + 1)),
+                    &none,
+                )
             };
             parts.iter().enumerate().map(part).chain([query]).collect()
         }
-        event::BATCH_DONE => {
-            let commit = fields.ms("commit_ms");
+        event::COMMIT_SUCCEEDED => {
+            let commit = fields.milliseconds("commit_ms");
             // The stages work at one time: their times stand in the attributes.
-            let own = trace_of("");
-            let traces = fields.text("trace_ids").split_whitespace().map(trace_of);
+            let own_trace_id = trace_id_or_new("");
+            let traces = fields.text("trace_ids").split_whitespace().map(trace_id_or_new);
             let times = (before(commit), now);
-            std::iter::once(own)
+            std::iter::once(own_trace_id)
                 .chain(traces)
-                .map(|t| span("commit", &t, None, times, fields))
+                .map(|t| span_json("commit", &t, None, times, fields))
                 .collect()
         }
         _ => Vec::new(),
@@ -204,21 +220,21 @@ fn spans(fields: &Fields, now: i64) -> Vec<Value> {
 }
 
 /// The trace that is named, or a new one.
-fn trace_of(named: &str) -> String {
+fn trace_id_or_new(named: &str) -> String {
     if named.is_empty() { format!("{:032x}", rand::random::<u128>().max(1)) } else { named.into() }
 }
 
-fn span(
+fn span_json(
     name: &str,
     trace: &str,
     parent: Option<&str>,
     (start, end): (i64, i64),
-    fields: &Fields,
+    fields: &EventFields,
 ) -> Value {
-    let told =
+    let is_attribute =
         |key: &str| !matches!(key, "event" | "message" | "trace_id" | "parent_id" | "trace_ids");
     let attributes: Vec<Value> =
-        fields.0.iter().filter(|(key, _)| told(key)).map(attribute).collect();
+        fields.0.iter().filter(|(key, _)| is_attribute(key)).map(attribute_json).collect();
     let mut span = json!({
         "traceId": trace,
         "spanId": format!("{:016x}", rand::random::<u64>().max(1)),
@@ -234,7 +250,7 @@ fn span(
     span
 }
 
-fn attribute((key, value): (&String, &Value)) -> Value {
+fn attribute_json((key, value): (&String, &Value)) -> Value {
     let value = match value {
         Value::Bool(flag) => json!({"boolValue": flag}),
         // 64-bit integers are text in the JSON form of protobuf.
@@ -247,29 +263,29 @@ fn attribute((key, value): (&String, &Value)) -> Value {
 }
 
 /// Sends what waits.
-pub struct Exporter {
+pub struct OtlpExporter {
     endpoint: String,
     client: reqwest::Client,
-    waiting: mpsc::Receiver<Value>,
-    every: Duration,
+    span_receiver: mpsc::Receiver<Value>,
+    interval: Duration,
 }
 
-impl Exporter {
+impl OtlpExporter {
     /// Sends until `token` is cancelled, then once more.
     pub async fn run(mut self, token: CancellationToken) {
-        let mut due = tokio::time::interval(self.every);
+        let mut due = tokio::time::interval(self.interval);
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let last = tokio::select! {
                 _ = due.tick() => false,
                 () = token.cancelled() => true,
             };
-            while let Some(spans) = self.taken() {
-                if !self.send("traces", &traces(&spans), spans.len()).await {
+            while let Some(spans) = self.next_spans() {
+                if !self.send("traces", &trace_request_json(&spans), spans.len()).await {
                     break;
                 }
             }
-            self.send("metrics", &samples::otlp(&resource()), 1).await;
+            self.send("metrics", &otlp_metrics::export_request_json(&resource_json()), 1).await;
             if last {
                 return;
             }
@@ -277,9 +293,9 @@ impl Exporter {
     }
 
     /// Spans of one request; none where none wait.
-    fn taken(&mut self) -> Option<Vec<Value>> {
-        let next = |_| self.waiting.try_recv().ok();
-        let spans: Vec<Value> = (0..TOGETHER).map_while(next).collect();
+    fn next_spans(&mut self) -> Option<Vec<Value>> {
+        let next = |_| self.span_receiver.try_recv().ok();
+        let spans: Vec<Value> = (0..MAX_SPANS_PER_REQUEST).map_while(next).collect();
         (!spans.is_empty()).then_some(spans)
     }
 
@@ -289,34 +305,34 @@ impl Exporter {
         let request = self.client.post(&url).header("content-type", "application/json");
         let sent = request.body(body.to_string()).send().await;
         let Err(refused) = sent.and_then(reqwest::Response::error_for_status) else { return true };
-        metrics::get().otlp_dropped.add(&[signal], count as u64);
+        metrics::global().otlp_dropped.add(&[signal], count as u64);
         warn!(event = event::OTLP_FAILED, signal, count, error = %refused, "the collector did not take it");
         false
     }
 }
 
 /// An exporter at work.
-pub struct Sending {
-    token: CancellationToken,
+pub struct ExporterHandle {
+    cancel: CancellationToken,
     task: JoinHandle<()>,
 }
 
-impl Sending {
+impl ExporterHandle {
     /// Starts sending, in the background.
-    pub fn start(exporter: Exporter) -> Self {
+    pub fn start(exporter: OtlpExporter) -> Self {
         let token = CancellationToken::new();
-        Self { task: tokio::spawn(exporter.run(token.clone())), token }
+        Self { task: tokio::spawn(exporter.run(token.clone())), cancel: token }
     }
 
     /// Sends what is left, for as long as `limit` ([`FLUSH`]); the rest is given up. A panic of the
     /// exporter changes nothing for the caller.
-    pub async fn end(self, limit: Duration) {
-        self.token.cancel();
+    pub async fn shut_down(self, limit: Duration) {
+        self.cancel.cancel();
         let _ = tokio::time::timeout(limit, self.task).await;
     }
 }
 
-fn resource() -> Value {
+fn resource_json() -> Value {
     let text = |key: &str, value: &str| json!({"key": key, "value": {"stringValue": value}});
     let mut attributes = vec![text("service.version", env!("CARGO_PKG_VERSION"))];
     let name = std::env::var("OTEL_SERVICE_NAME").unwrap_or_else(|_| "bsap".into());
@@ -324,9 +340,9 @@ fn resource() -> Value {
     json!({"attributes": attributes})
 }
 
-fn traces(spans: &[Value]) -> Value {
+fn trace_request_json(spans: &[Value]) -> Value {
     json!({"resourceSpans": [{
-        "resource": resource(),
+        "resource": resource_json(),
         "scopeSpans": [{"scope": {"name": "bsap"}, "spans": spans}],
     }]})
 }
@@ -344,11 +360,11 @@ mod tests {
 
     use super::*;
 
-    type Got = Arc<Mutex<Vec<(String, Value)>>>;
+    type ReceivedRequests = Arc<Mutex<Vec<(String, Value)>>>;
 
     /// A collector that keeps what it is sent.
-    async fn collector() -> (String, Got) {
-        let got = Got::default();
+    async fn start_fake_collector() -> (String, ReceivedRequests) {
+        let got = ReceivedRequests::default();
         let kept = got.clone();
         let keep = move |uri: Uri, body: Bytes| async move {
             let body = serde_json::from_slice(&body).unwrap();
@@ -361,14 +377,14 @@ mod tests {
         (address, got)
     }
 
-    fn ends(endpoint: String) -> (Spans, Exporter) {
-        new(&Options { endpoint, interval_seconds: 3_600 }).unwrap()
+    fn layer_and_exporter(endpoint: String) -> (SpanLayer, OtlpExporter) {
+        build_layer_and_exporter(&OtlpOptions { endpoint, interval_seconds: 3_600 }).unwrap()
     }
 
     #[tokio::test]
-    async fn what_waits_is_sent_at_the_end_as_otlp_has_it() {
-        let (endpoint, got) = collector().await;
-        let (spans, exporter) = ends(endpoint);
+    async fn queued_spans_are_sent_as_otlp_on_shutdown() {
+        let (endpoint, got) = start_fake_collector().await;
+        let (spans, exporter) = layer_and_exporter(endpoint);
         let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
         let log = tracing_subscriber::registry().with(spans);
         tracing::subscriber::with_default(log, || {
@@ -376,14 +392,20 @@ mod tests {
                 event = event::SEARCH,
                 trace_id = trace,
                 parent_id = parent,
-                text_ms = 3.0,
+                embed_ms = 3.0,
                 wait_ms = 1.0,
                 scan_ms = 2.0,
                 rank_ms = 4.0,
                 k = 24,
                 "m"
             );
-            info!(event = event::BATCH_DONE, trace_ids = trace, rows = 7, commit_ms = 40, "m");
+            info!(
+                event = event::COMMIT_SUCCEEDED,
+                trace_ids = trace,
+                rows = 7,
+                commit_ms = 40,
+                "m"
+            );
             info!(event = event::VACUUM, files = 1, log_files = 0, "no span");
         });
         let token = CancellationToken::new();
@@ -415,48 +437,61 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_collector_that_hangs_or_is_gone_holds_up_nothing() {
+    async fn an_unreachable_collector_does_not_block_logging() {
         // It takes connections and never answers.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (spans, exporter) = ends(format!("http://{}", listener.local_addr().unwrap()));
+        let (spans, exporter) =
+            layer_and_exporter(format!("http://{}", listener.local_addr().unwrap()));
         let log = tracing_subscriber::registry().with(spans);
         tracing::subscriber::with_default(log, || {
-            for _ in 0..2 * WAITING {
-                info!(event = event::BATCH_DONE, rows = 1, commit_ms = 1, "does not wait");
+            for _ in 0..2 * SPAN_QUEUE_CAPACITY {
+                info!(event = event::COMMIT_SUCCEEDED, rows = 1, commit_ms = 1, "does not wait");
             }
         });
-        assert_eq!(exporter.waiting.len(), WAITING, "no more are kept than fit");
-        let sending = Sending::start(exporter);
+        assert_eq!(exporter.span_receiver.len(), SPAN_QUEUE_CAPACITY, "no more are kept than fit");
+        let sending = ExporterHandle::start(exporter);
         let ending = std::time::Instant::now();
-        sending.end(Duration::from_millis(300)).await;
-        assert!((300..TIMEOUT.as_millis()).contains(&ending.elapsed().as_millis()), "given up");
+        sending.shut_down(Duration::from_millis(300)).await;
+        assert!(
+            (300..REQUEST_TIMEOUT.as_millis()).contains(&ending.elapsed().as_millis()),
+            "given up"
+        );
 
-        let gone = ends("http://127.0.0.1:9".into()).1;
+        let gone = layer_and_exporter("http://127.0.0.1:9".into()).1;
         let token = CancellationToken::new();
         token.cancel();
         gone.run(token).await;
     }
 
     #[test]
-    fn headers_are_read_from_the_variable_and_keys_are_not_told() {
-        let read = headers("authorization=Bearer%20a%3Db , x-scope = shop,").unwrap();
+    fn headers_are_read_from_the_variable_and_keys_are_not_revealed() {
+        let read = parse_headers("authorization=Bearer%20a%3Db , x-scope = shop,").unwrap();
         assert_eq!(read["authorization"], "Bearer a=b");
         assert_eq!(read["x-scope"], "shop");
         assert!(!format!("{read:?}").contains("Bearer"));
         for wrong in ["secret", "a=b,no name=secret", "a=secret%0D%0Ab"] {
-            let told = headers(wrong).unwrap_err();
-            assert!(told.contains("is not name=value") && !told.contains("secret"), "{told}");
+            let message = parse_headers(wrong).unwrap_err();
+            assert!(
+                message.contains("is not name=value") && !message.contains("secret"),
+                "{message}"
+            );
         }
     }
 
     #[test]
     fn options_are_checked() {
         let problems = |endpoint: &str, interval_seconds| {
-            Options { endpoint: endpoint.into(), interval_seconds }.problems()
+            OtlpOptions { endpoint: endpoint.into(), interval_seconds }.validate()
         };
         assert!(problems("", 15).is_empty() && problems("http://c:4318", 1).is_empty());
-        assert!(new(&Options { endpoint: OFF.into(), ..Options::default() }).is_none());
-        assert!(problems(OFF, 15).is_empty());
+        assert!(
+            build_layer_and_exporter(&OtlpOptions {
+                endpoint: ENDPOINT_OFF.into(),
+                ..OtlpOptions::default()
+            })
+            .is_none()
+        );
+        assert!(problems(ENDPOINT_OFF, 15).is_empty());
         assert!(problems("c:4318", 15)[0].contains("http://"));
         assert!(problems("", 0)[0].contains("interval_seconds"));
     }

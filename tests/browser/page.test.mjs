@@ -70,7 +70,7 @@ async function keyed() {
   await once(gate, 'listening');
   const { port } = gate.address();
   gate.close();
-  const config = `[http]\nlisten = "127.0.0.1:${port}"\n${printed.slice(printed.indexOf('[[http.keys]]'))}\n[fetch]\nfile_roots = ["${demo}/pictures"]\n[metrics]\nserve = false\n`;
+  const config = `[http]\nlisten = "127.0.0.1:${port}"\n${printed.slice(printed.indexOf('[[http.keys]]'))}\n[fetch]\nfile_roots = ["${demo}/pictures"]\n[metrics]\nenabled = false\n`;
   writeFileSync(`${demo}/keyed.toml`, config);
   const server = spawn(program, ['serve', '--config', `${demo}/keyed.toml`], { env, stdio: 'ignore' });
   const address = `http://127.0.0.1:${port}/`;
@@ -85,7 +85,7 @@ async function keyed() {
 function stored(folder) {
   const files = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((file) => file.isFile());
   const lines = files.flatMap((file) => readFileSync(`${file.parentPath}/${file.name}`, 'utf8').trim().split('\n'));
-  return lines.map((line) => JSON.parse(line)).sort((a, b) => a.at.localeCompare(b.at));
+  return lines.map((line) => JSON.parse(line)).sort((a, b) => a.received_at.localeCompare(b.received_at));
 }
 
 test('the page says what it serves and what stands in for real parts', async () => {
@@ -95,7 +95,7 @@ test('the page says what it serves and what stands in for real parts', async () 
   assert.equal(state.ready, true);
   assert.match(await page.locator('header').innerText(), new RegExp(state.model.name));
   assert.equal(await page.locator(one('notice')).isVisible(), state.model.notice !== null);
-  assert.ok(await page.locator(one('stand-ins')).isVisible());
+  assert.ok(await page.locator(one('substitutes')).isVisible());
 });
 
 test('an example shows raw and balanced results side by side', async () => {
@@ -345,7 +345,7 @@ test('what is wrong is said', async () => {
 test('a busy server is asked again when it said', async () => {
   const page = await open({}, '', '429');
   await page.waitForSelector(one('example'));
-  const busy = { status: 429, contentType: 'application/problem+json', body: '{"title":"Too Many Requests","status":429,"detail":"64 requests are being computed","code":"busy","retry_after":2}' };
+  const busy = { status: 429, contentType: 'application/problem+json', body: '{"title":"Too Many Requests","status":429,"detail":"64 requests are being computed","code":"too_many_requests","retry_after":2}' };
   await page.route('**/v1/search', (route) => route.fulfill(busy), { times: 1 });
   await page.fill(one('search-box'), 'a red mug');
   await page.click(one('search-button'));
@@ -518,7 +518,7 @@ test('a candidate is tried beside what is live, and counted', async () => {
   const page = await open();
   await search(page, 'a red mug');
   assert.ok(await page.locator(one('configuration')).isHidden());
-  bsap('candidate', 'set', 'half', '--normaliser', 'nnn', '--weight', '0.5', '--shadow', '1', '--share', '0.1');
+  bsap('candidate', 'set', 'half', '--normaliser', 'nnn', '--weight', '0.5', '--shadow', '1', '--traffic-share', '0.1');
   await page.click(`label:has(${one('configuration-half')})`, { timeout: 20_000 });
   await has(page, 'column-balanced', /NNN, weight 0.50/);
   assert.match(page.url(), /configuration=half/);

@@ -129,7 +129,7 @@ class Measures(unittest.TestCase):
             self.assertAlmostEqual(column["gain"]["high"], theirs.high, delta=0.1 * spread)
             options = {"permutation_type": "samples", "n_resamples": 9999, "rng": rng}
             theirs = scipy.stats.permutation_test((gain,), np.mean, **options).pvalue
-            self.assertAlmostEqual(column["p"], theirs, delta=0.03)
+            self.assertAlmostEqual(column["p_value"], theirs, delta=0.03)
 
 
 class Rankings(unittest.TestCase):
@@ -218,7 +218,7 @@ class Rankings(unittest.TestCase):
                     counts[image] += 1
             values = list(counts.values())
             self.assertAlmostEqual(outcome["hubness"]["skewness"], scipy.stats.skew(values), places=6)
-            self.assertAlmostEqual(outcome["hubness"]["never"], values.count(0) / len(values), places=9)
+            self.assertAlmostEqual(outcome["hubness"]["never_ranked_share"], values.count(0) / len(values), places=9)
 
     def test_stability_is_counted_against_the_baseline(self):
         raw = self.runs["raw"]
@@ -229,7 +229,7 @@ class Rankings(unittest.TestCase):
             any_changed = [ids(own[q]) != ids(raw[q]) for q in raw]
             overlap = [len(set(ids(own[q])) & set(ids(raw[q]))) / len(raw[q]) for q in raw]
             stability = outcome["stability"]
-            self.assertAlmostEqual(stability["first_changed"]["mean"], np.mean(first), places=9)
+            self.assertAlmostEqual(stability["top_hit_changed"]["mean"], np.mean(first), places=9)
             self.assertAlmostEqual(stability["any_changed"]["mean"], np.mean(any_changed), places=9)
             self.assertAlmostEqual(stability["overlap"]["mean"], np.mean(overlap), places=9)
 
@@ -240,7 +240,7 @@ class Rankings(unittest.TestCase):
         expected = np.mean([1 / (1 + min(list(row).index(i) for i in right)) for row in order])
         raw = self.report["configurations"][0]
         self.assertEqual(raw["name"], "raw")
-        self.assertAlmostEqual(raw["all"]["columns"][place]["value"]["mean"], expected, places=6)
+        self.assertAlmostEqual(raw["overall"]["measures"][place]["value"]["mean"], expected, places=6)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
 /// Identifies the cluster in its storage; any 16 bytes in base64.
-const CLUSTER: &str = "4L6g3nShT-eMCtK--X86sw";
-const READY: Duration = Duration::from_secs(60);
+const CLUSTER_ID: &str = "4L6g3nShT-eMCtK--X86sw";
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Sends a signal to a process by its name, such as `STOP`.
-pub fn signal(process: &Child, name: &str) {
+pub fn send_signal(process: &Child, name: &str) {
     let sent =
         Command::new("kill").args([format!("-{name}"), process.id().to_string()]).status().unwrap();
     assert!(sent.success(), "kill -{name} {}", process.id());
@@ -78,25 +78,25 @@ impl Cluster {
         };
         for i in 0..count {
             let formatted = cluster
-                .java("kafka.tools.StorageTool")
-                .args(["format", "--cluster-id", CLUSTER, "--config"])
-                .arg(cluster.properties(i))
+                .java_command("kafka.tools.StorageTool")
+                .args(["format", "--cluster-id", CLUSTER_ID, "--config"])
+                .arg(cluster.properties_file(i))
                 .stdout(Stdio::null())
                 .status();
             assert!(formatted.unwrap().success(), "the storage of broker {i} was not formatted");
         }
         for i in 0..count {
-            cluster.launch(i);
+            cluster.launch_broker(i);
         }
         cluster.wait_until_ready();
         cluster
     }
 
-    fn properties(&self, i: usize) -> PathBuf {
+    fn properties_file(&self, i: usize) -> PathBuf {
         self.folder.path().join(format!("{i}.properties"))
     }
 
-    fn java(&self, class: &str) -> Command {
+    fn java_command(&self, class: &str) -> Command {
         let logging = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kafka/log4j2.xml");
         let mut command = Command::new("java");
         command
@@ -109,12 +109,12 @@ impl Cluster {
     }
 
     /// Starts a broker that does not run.
-    pub fn launch(&mut self, i: usize) {
+    pub fn launch_broker(&mut self, i: usize) {
         let log = self.folder.path().join(format!("{i}.log"));
         let log = File::options().create(true).append(true).open(log).unwrap();
         let broker = self
-            .java("kafka.Kafka")
-            .arg(self.properties(i))
+            .java_command("kafka.Kafka")
+            .arg(self.properties_file(i))
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn();
@@ -122,26 +122,26 @@ impl Cluster {
     }
 
     /// Ends a broker: `TERM` lets it hand over, `KILL` does not.
-    pub fn end(&mut self, i: usize, how: &str) {
+    pub fn stop_broker(&mut self, i: usize, how: &str) {
         let mut broker = self.brokers[i].take().expect("the broker runs");
-        signal(&broker, how);
+        send_signal(&broker, how);
         broker.wait().unwrap();
     }
 
     /// Stops a broker in its tracks, or lets it go on.
-    pub fn freeze(&self, i: usize, frozen: bool) {
+    pub fn set_frozen(&self, i: usize, frozen: bool) {
         let broker = self.brokers[i].as_ref().expect("the broker runs");
-        signal(broker, if frozen { "STOP" } else { "CONT" });
+        send_signal(broker, if frozen { "STOP" } else { "CONT" });
     }
 
     /// `host:port` of all brokers.
-    pub fn addresses(&self) -> String {
+    pub fn bootstrap_servers(&self) -> String {
         self.ports.iter().map(|p| format!("127.0.0.1:{p}")).collect::<Vec<_>>().join(",")
     }
 
-    pub fn client(&self) -> ClientConfig {
+    pub fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", self.addresses()).set("log_level", "0");
+        config.set("bootstrap.servers", self.bootstrap_servers()).set("log_level", "0");
         config
     }
 
@@ -149,25 +149,29 @@ impl Cluster {
     pub fn wait_until_ready(&self) {
         let started = Instant::now();
         loop {
-            let client: BaseConsumer = self.client().create().unwrap();
+            let client: BaseConsumer = self.client_config().create().unwrap();
             let metadata = client.fetch_metadata(None, Duration::from_secs(5));
             if metadata.is_ok_and(|found| found.brokers().len() == self.ports.len()) {
                 return;
             }
-            assert!(started.elapsed() < READY, "Kafka does not start; see {:?}", self.logs());
+            assert!(
+                started.elapsed() < READY_TIMEOUT,
+                "Kafka does not start; see {:?}",
+                self.log_tail()
+            );
             std::thread::sleep(Duration::from_millis(200));
         }
     }
 
-    fn logs(&self) -> String {
+    fn log_tail(&self) -> String {
         let log = std::fs::read_to_string(self.folder.path().join("0.log")).unwrap_or_default();
         log.lines().rev().take(20).collect::<Vec<_>>().join("\n")
     }
 
-    pub async fn create(&self, topic: &str, partitions: i32, largest: u32) {
-        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+    pub async fn create_topic(&self, topic: &str, partitions: i32, max_message_bytes: u32) {
+        let admin: AdminClient<DefaultClientContext> = self.client_config().create().unwrap();
         let replicas = TopicReplication::Fixed(self.ports.len().min(3) as i32);
-        let largest = largest.to_string();
+        let largest = max_message_bytes.to_string();
         // Dead letters keep the time of the original, by which Kafka would remove them.
         let topic = NewTopic::new(topic, partitions, replicas)
             .set("retention.ms", "-1")
@@ -181,8 +185,8 @@ impl Cluster {
 
 impl Cluster {
     /// Removes what lies before `ends` in each partition of `topic`, as retention does.
-    pub async fn remove_before(&self, topic: &str, ends: &BTreeMap<i32, i64>) {
-        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+    pub async fn delete_records_before(&self, topic: &str, ends: &BTreeMap<i32, i64>) {
+        let admin: AdminClient<DefaultClientContext> = self.client_config().create().unwrap();
         let mut list = TopicPartitionList::new();
         for (number, end) in ends {
             list.add_partition_offset(topic, *number, Offset::Offset(*end)).unwrap();

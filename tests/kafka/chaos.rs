@@ -11,13 +11,14 @@ use tokio::time::sleep;
 use bsap::world::{Worker, World};
 
 /// Messages sent in a round.
-const MESSAGES: u64 = 60;
+const MESSAGES_PER_ROUND: u64 = 60;
 /// Rounds between two comparisons with what was sent.
-const CHECK_EVERY: u32 = 25;
+const ROUNDS_PER_CHECK: u32 = 25;
 /// Workers that run; each fault strikes one of them, or what they depend on.
-const WORKERS: usize = 2;
+const WORKER_COUNT: usize = 2;
 /// They tidy as often as they may, so that faults strike at that too.
-const TIDY: [(&str, &str); 2] = [("UPKEEP__EVERY_SECONDS", "2"), ("UPKEEP__MERGE_FILES", "3")];
+const FREQUENT_MAINTENANCE: [(&str, &str); 2] =
+    [("UPKEEP__EVERY_SECONDS", "2"), ("UPKEEP__MERGE_FILES", "3")];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
@@ -46,9 +47,9 @@ impl Fault {
 
 /// What was done.
 #[derive(Default)]
-pub struct Faults([u32; Fault::ALL.len()]);
+pub struct FaultCounts([u32; Fault::ALL.len()]);
 
-impl fmt::Display for Faults {
+impl fmt::Display for FaultCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counted = Fault::ALL.iter().zip(self.0).map(|(fault, n)| format!("{n} × {fault:?}"));
         f.write_str(&counted.collect::<Vec<_>>().join(", "))
@@ -56,10 +57,11 @@ impl fmt::Display for Faults {
 }
 
 /// Rounds of faults; compares with what was sent every few rounds and at the end.
-pub async fn rounds(world: &mut World, rounds: u32, seed: u64) -> Faults {
+pub async fn run_rounds(world: &mut World, rounds: u32, seed: u64) -> FaultCounts {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut workers: Vec<Worker> = (0..WORKERS).map(|_| world.worker_with(&TIDY)).collect();
-    let mut faults = Faults::default();
+    let mut workers: Vec<Worker> =
+        (0..WORKER_COUNT).map(|_| world.worker_with(&FREQUENT_MAINTENANCE)).collect();
+    let mut faults = FaultCounts::default();
     // To find out which fault it was.
     let only = std::env::var("BSAP_CHAOS_ONLY").ok().map(|name| {
         let named = |fault: &Fault| format!("{fault:?}") == name;
@@ -68,7 +70,7 @@ pub async fn rounds(world: &mut World, rounds: u32, seed: u64) -> Faults {
     // A folder cannot be killed: that fault stands last.
     let possible = Fault::ALL.len() - usize::from(world.minio.is_none());
     for round in 1..=rounds {
-        world.send(MESSAGES).await;
+        world.send(MESSAGES_PER_ROUND).await;
         sleep(Duration::from_millis(rng.random_range(0..3_000))).await;
         let drawn = rng.random_range(0..possible);
         let which = only.unwrap_or(drawn);
@@ -79,12 +81,12 @@ pub async fn rounds(world: &mut World, rounds: u32, seed: u64) -> Faults {
         ) {
             // One that starts while it reaches neither says so and ends, as it should.
             for worker in &workers {
-                joined(worker).await;
+                wait_until_joined(worker).await;
             }
         }
-        let victim = rng.random_range(0..WORKERS);
-        strike(world, Fault::ALL[which], &mut workers[victim], &mut rng).await;
-        if round % CHECK_EVERY == 0 || round == rounds {
+        let victim = rng.random_range(0..WORKER_COUNT);
+        inject_fault(world, Fault::ALL[which], &mut workers[victim], &mut rng).await;
+        if round % ROUNDS_PER_CHECK == 0 || round == rounds {
             world.caught_up(&mut workers.iter_mut().collect::<Vec<_>>()).await;
             println!("round {round} of {rounds}, seed {seed}: {faults}");
             world.verify(1).await;
@@ -96,7 +98,7 @@ pub async fn rounds(world: &mut World, rounds: u32, seed: u64) -> Faults {
 }
 
 /// Until a worker has its partitions.
-async fn joined(worker: &Worker) {
+async fn wait_until_joined(worker: &Worker) {
     for _ in 0..600 {
         if worker.count("rebalance") > 0 {
             return;
@@ -106,10 +108,14 @@ async fn joined(worker: &Worker) {
     panic!("a worker has not joined the group within a minute");
 }
 
-async fn strike(world: &mut World, fault: Fault, worker: &mut Worker, rng: &mut ChaCha8Rng) {
+async fn inject_fault(world: &mut World, fault: Fault, worker: &mut Worker, rng: &mut ChaCha8Rng) {
     match fault {
-        Fault::WorkerKilled => std::mem::replace(worker, world.worker_with(&TIDY)).kill(),
-        Fault::WorkerStopped => std::mem::replace(worker, world.worker_with(&TIDY)).stop(),
+        Fault::WorkerKilled => {
+            std::mem::replace(worker, world.worker_with(&FREQUENT_MAINTENANCE)).kill()
+        }
+        Fault::WorkerStopped => {
+            std::mem::replace(worker, world.worker_with(&FREQUENT_MAINTENANCE)).stop()
+        }
         Fault::WorkerAsleep => {
             worker.signal("STOP");
             // Its session ends after 6 s: at times it wakes before, at times after.
@@ -133,16 +139,16 @@ async fn strike(world: &mut World, fault: Fault, worker: &mut Worker, rng: &mut 
             sleep(Duration::from_millis(rng.random_range(0..5_000))).await;
             minio.launch();
         }
-        Fault::CompactionKilled => killed_within(world, &["compact"], rng).await,
+        Fault::CompactionKilled => kill_midway(world, &["compact"], rng).await,
         Fault::ReindexKilled => {
             let set = ["photographs", "ecommerce-en"][rng.random_range(0..2)];
-            killed_within(world, &["reindex", "statistics", "--prompt-set", set], rng).await;
+            kill_midway(world, &["reindex", "statistics", "--prompt-set", set], rng).await;
         }
     }
 }
 
 /// Starts a command and kills it somewhere in its work.
-async fn killed_within(world: &mut World, arguments: &[&str], rng: &mut ChaCha8Rng) {
+async fn kill_midway(world: &mut World, arguments: &[&str], rng: &mut ChaCha8Rng) {
     let started = world.start(arguments, &[]);
     sleep(Duration::from_millis(rng.random_range(100..2_500))).await;
     started.kill();

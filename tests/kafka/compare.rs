@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use bsap::catalogue::Generation;
 use bsap::ingest::dead_letter;
-use bsap::record::Row;
+use bsap::record::ImageRow;
 use bsap::store::Store;
 use bsap::table::Follower;
-use bsap::catalogue::Generation;
 use deltalake_core::arrow::array::AsArray;
 use deltalake_core::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use futures::TryStreamExt;
@@ -20,9 +20,9 @@ use bsap::world::{TOPIC, World};
 impl World {
     /// Compares table and dead letters with what was sent. `passes`: how often the whole topic was
     /// deliberately consumed.
-    pub async fn verify(&self, passes: u64) {
+    pub async fn assert_table_matches_events(&self, passes: u64) {
         let mut follower = Follower::open(&self.store(), &self.generation).await.unwrap();
-        let mut newest: BTreeMap<String, Row> = BTreeMap::new();
+        let mut newest: BTreeMap<String, ImageRow> = BTreeMap::new();
         let rows = self.appended().await;
         while let Some(changes) = follower.next(&|_, _| {}).await.unwrap() {
             for row in changes.rows {
@@ -80,12 +80,13 @@ impl World {
     }
 
     /// The newest version of every image in a generation: its sequence and its content.
-    pub async fn newest(
+    pub async fn newest_versions(
         &self,
         generation: &Generation,
     ) -> BTreeMap<String, (String, Option<String>)> {
         let folder = self.folder.path();
-        let rows = bsap::reconcile::current(&self.store(), generation, folder).await.unwrap();
+        let rows =
+            bsap::reconcile::read_current_rows(&self.store(), generation, folder).await.unwrap();
         let mut follower = Follower::open(&self.store(), generation).await.unwrap();
         let mut hashes = BTreeMap::new();
         for row in follower.next(&|_, _| {}).await.unwrap().unwrap().rows {
@@ -102,12 +103,12 @@ impl World {
     }
 
     /// Actions of the table's log by which rows were appended; compaction takes superseded ones away.
-    async fn adds(&self, store: &Store) -> Vec<Value> {
-        let log = store.objects().list(Some(&"_delta_log".into()));
+    async fn append_actions(&self, store: &Store) -> Vec<Value> {
+        let log = store.object_store().list(Some(&"_delta_log".into()));
         let commits: Vec<_> = log.try_collect().await.unwrap();
         let mut adds = Vec::new();
         for commit in commits.iter().filter(|commit| commit.location.extension() == Some("json")) {
-            let found = store.objects().get(&commit.location).await.unwrap();
+            let found = store.object_store().get(&commit.location).await.unwrap();
             let text = String::from_utf8(found.bytes().await.unwrap().into()).unwrap();
             let actions = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
             adds.extend(actions.filter(|action| action["add"]["dataChange"] == true));
@@ -116,7 +117,7 @@ impl World {
     }
 
     /// Rows that were ever appended.
-    async fn appended(&self) -> u64 {
+    async fn appended_rows(&self) -> u64 {
         let store = self.store().child(&format!("generations/{}/images", self.generation.id));
         let rows = |add: &Value| {
             let stats: Value = serde_json::from_str(add["add"]["stats"].as_str().unwrap()).unwrap();
@@ -127,7 +128,7 @@ impl World {
 
     /// Positions in Kafka of which the table's files have more than one row each; files that compaction
     /// took away count, as long as they are there, and those that it made do not.
-    async fn doubled(&self) -> Vec<String> {
+    async fn duplicated_positions(&self) -> Vec<String> {
         let store = self.store().child(&format!("generations/{}/images", self.generation.id));
         let mut seen: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for add in self.adds(&store).await {
@@ -148,23 +149,29 @@ impl World {
     }
 
     /// Dead letters by the position that they had, and how many there are in all.
-    fn dead_letters(&self) -> (BTreeMap<(i32, i64), Sent>, u64) {
+    fn read_dead_letters(&self) -> (BTreeMap<(i32, i64), Sent>, u64) {
         let (mut letters, mut all) = (BTreeMap::new(), 0);
-        let (options, filter) = (dead_letter::Options::default(), dead_letter::Filter::default());
+        let (options, filter) =
+            (dead_letter::DeadLetterOptions::default(), dead_letter::DeadLetterFilter::default());
         let token = CancellationToken::new();
-        let strange = dead_letter::read(&self.kafka(), &options, &filter, &token, |letter| {
-            all += 1;
-            assert_eq!(&*letter.message.partition.topic, TOPIC);
-            let message = letter.message;
-            let sent = Sent {
-                key: message.key.map(Into::into),
-                value: message.payload.map(Into::into),
-                headers: message.headers.into_iter().map(|(k, v)| (k, v.map(Into::into))).collect(),
-                timestamp_ms: message.timestamp_ms.unwrap(),
-            };
-            letters.insert((message.partition.number, message.offset), sent);
-            true
-        });
+        let strange =
+            dead_letter::read_dead_letters(&self.kafka(), &options, &filter, &token, |letter| {
+                all += 1;
+                assert_eq!(&*letter.message.partition.topic, TOPIC);
+                let message = letter.message;
+                let sent = Sent {
+                    key: message.key.map(Into::into),
+                    value: message.payload.map(Into::into),
+                    headers: message
+                        .headers
+                        .into_iter()
+                        .map(|(k, v)| (k, v.map(Into::into)))
+                        .collect(),
+                    timestamp_ms: message.timestamp_ms.unwrap(),
+                };
+                letters.insert((message.partition.number, message.offset), sent);
+                true
+            });
         assert_eq!(strange.unwrap(), 0);
         (letters, all)
     }

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
-use bsap::demo::catalogue::{Scene, Style};
-use bsap::demo::draw::render;
-use bsap::record::hex;
+use bsap::demo::catalogue::{PhotoStyle, Scene};
+use bsap::demo::draw::render_jpeg;
+use bsap::record::to_hex;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rdkafka::message::{Header, Headers as _, OwnedHeaders};
@@ -14,14 +14,14 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// Pictures that are told apart by a few bytes at their end, which no decoder reads.
-const PICTURES: u64 = 32;
+const PICTURE_COUNT: u64 = 32;
 /// Messages that may come again.
-const REMEMBERED: usize = 20_000;
+const MAX_HISTORY: usize = 20_000;
 const BASE64: base64::engine::GeneralPurpose = base64::engine::general_purpose::STANDARD;
 
 /// A message as it is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sent {
+pub struct SentMessage {
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
     pub headers: Vec<(String, Option<Vec<u8>>)>,
@@ -30,63 +30,63 @@ pub struct Sent {
 
 /// What the catalogue must say of an image in the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Newest {
+pub struct ExpectedImage {
     pub sequence: u64,
     /// SHA-256 of the picture; none where it is deleted.
-    pub content: Option<String>,
+    pub content_hash: Option<String>,
 }
 
 /// What was sent, and what must come of it.
-pub struct Events {
+pub struct EventGenerator {
     rng: ChaCha8Rng,
     folder: std::path::PathBuf,
     pictures: Vec<Vec<u8>>,
     /// Message, and whether it brings a row.
-    history: Vec<Sent>,
-    number: u64,
+    history: Vec<SentMessage>,
+    last_number: u64,
     /// How many images there are at most.
-    pub most_images: u64,
-    pub newest: BTreeMap<String, Newest>,
+    pub max_images: u64,
+    pub expected_images: BTreeMap<String, ExpectedImage>,
     /// Image and sequence of the last picture that counts.
     pub last_picture: Option<(String, u64)>,
     /// Images and the sequences by which they were deleted.
     pub deleted: BTreeSet<(String, u64)>,
     /// Messages that bring a row each.
-    pub rows: u64,
+    pub expected_rows: u64,
     /// Messages whose picture is gone.
-    pub gone: u64,
+    pub missing_images: u64,
     /// Poison, by partition and offset.
-    pub poison: BTreeMap<(i32, i64), Sent>,
-    pub sent: u64,
+    pub poison_messages: BTreeMap<(i32, i64), SentMessage>,
+    pub sent_messages: u64,
     pub duplicates: u64,
     pub stale: u64,
     pub deletes: u64,
 }
 
-enum Kind {
-    Good,
-    Gone,
+enum MessageKind {
+    Valid,
+    MissingImage,
     Poison,
 }
 
-impl Events {
+impl EventGenerator {
     /// Pictures by file go below `folder`.
     pub fn new(seed: u64, folder: &std::path::Path) -> Self {
-        let picture = |n| render(&Scene::sample(7, n, Style::Studio), 64).unwrap();
+        let picture = |n| render_jpeg(&Scene::sample(7, n, PhotoStyle::Studio), 64).unwrap();
         Self {
             rng: ChaCha8Rng::seed_from_u64(seed),
             folder: folder.to_owned(),
-            pictures: (0..PICTURES).map(picture).collect(),
+            pictures: (0..PICTURE_COUNT).map(picture).collect(),
             history: Vec::new(),
-            number: 0,
-            most_images: u64::MAX,
-            newest: BTreeMap::new(),
+            last_number: 0,
+            max_images: u64::MAX,
+            expected_images: BTreeMap::new(),
             last_picture: None,
             deleted: BTreeSet::new(),
-            rows: 0,
-            gone: 0,
-            poison: BTreeMap::new(),
-            sent: 0,
+            expected_rows: 0,
+            missing_images: 0,
+            poison_messages: BTreeMap::new(),
+            sent_messages: 0,
             duplicates: 0,
             stale: 0,
             deletes: 0,
@@ -97,7 +97,7 @@ impl Events {
     pub async fn send(&mut self, producer: &FutureProducer, topic: &str, count: u64) {
         let mut waiting = Vec::new();
         for _ in 0..count {
-            let (kind, sent) = self.draw();
+            let (kind, sent) = self.draw_message();
             let headers = sent.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
                 headers.insert(Header { key, value: value.as_ref() })
             });
@@ -110,45 +110,45 @@ impl Events {
         }
         for (kind, sent, delivery) in waiting {
             let place = delivery.await.unwrap().map_err(|(e, _)| e).unwrap();
-            self.sent += 1;
+            self.sent_messages += 1;
             match kind {
-                Kind::Good => self.rows += 1,
-                Kind::Gone => self.gone += 1,
-                Kind::Poison => {
-                    self.poison.insert((place.partition, place.offset), sent);
+                MessageKind::Valid => self.expected_rows += 1,
+                MessageKind::MissingImage => self.missing_images += 1,
+                MessageKind::Poison => {
+                    self.poison_messages.insert((place.partition, place.offset), sent);
                 }
             }
         }
     }
 
-    fn draw(&mut self) -> (Kind, Sent) {
-        self.number += 1;
+    fn draw_message(&mut self) -> (MessageKind, SentMessage) {
+        self.last_number += 1;
         match self.rng.random_range(0..100) {
-            0..4 => (Kind::Poison, self.poison()),
-            4..5 => (Kind::Gone, self.missing()),
+            0..4 => (MessageKind::Poison, self.poison_message()),
+            4..5 => (MessageKind::MissingImage, self.missing_image_message()),
             5..13 if !self.history.is_empty() => {
                 let again = self.rng.random_range(0..self.history.len());
                 self.duplicates += 1;
-                (Kind::Good, self.history[again].clone())
+                (MessageKind::Valid, self.history[again].clone())
             }
             kind => {
-                let sent = self.change(kind < 20);
-                if self.history.len() < REMEMBERED {
+                let sent = self.change_message(kind < 20);
+                if self.history.len() < MAX_HISTORY {
                     self.history.push(sent.clone());
                 } else {
-                    let place = self.rng.random_range(0..REMEMBERED);
+                    let place = self.rng.random_range(0..MAX_HISTORY);
                     self.history[place] = sent.clone();
                 }
-                (Kind::Good, sent)
+                (MessageKind::Valid, sent)
             }
         }
     }
 
     /// A new version of an image; one in ten carries an older version than was sent before.
-    fn change(&mut self, delete: bool) -> Sent {
-        let images = self.number.div_ceil(2).min(self.most_images);
+    fn change_message(&mut self, delete: bool) -> SentMessage {
+        let images = self.last_number.div_ceil(2).min(self.max_images);
         let id = format!("image-{}", self.rng.random_range(0..images));
-        let known = self.newest.get(&id).map_or(0, |newest| newest.sequence);
+        let known = self.expected_images.get(&id).map_or(0, |newest| newest.sequence);
         let stale = known > 2 && self.rng.random_ratio(1, 10);
         // Even numbers are the versions that come late.
         let sequence = if stale { known - 1 } else { known + 2 };
@@ -158,7 +158,7 @@ impl Events {
             self.deletes += 1;
             None
         } else {
-            Some(self.picture(&id, sequence, &mut event))
+            Some(self.add_picture(&id, sequence, &mut event))
         };
         if stale {
             self.stale += 1;
@@ -168,22 +168,26 @@ impl Events {
             } else {
                 self.deleted.insert((id.clone(), sequence));
             }
-            self.newest.insert(id.clone(), Newest { sequence, content });
+            self.expected_images
+                .insert(id.clone(), ExpectedImage { sequence, content_hash: content });
         }
         // Most events of an image are in one partition, as they should be; some are not.
-        let key =
-            if self.rng.random_ratio(1, 6) { format!("elsewhere-{}", self.number) } else { id };
-        self.message(Some(key.into_bytes()), Some(event.to_string().into_bytes()))
+        let key = if self.rng.random_ratio(1, 6) {
+            format!("elsewhere-{}", self.last_number)
+        } else {
+            id
+        };
+        self.build_message(Some(key.into_bytes()), Some(event.to_string().into_bytes()))
     }
 
     /// Puts a picture into `event` that no other event has, and returns its hash.
-    fn picture(&mut self, id: &str, sequence: u64, event: &mut Value) -> String {
+    fn add_picture(&mut self, id: &str, sequence: u64, event: &mut Value) -> String {
         let which = self.rng.random_range(0..self.pictures.len());
         let mut bytes = self.pictures[which].clone();
-        bytes.extend(format!("{id}@{sequence}#{}", self.number).bytes());
-        let hash = hex(&Sha256::digest(&bytes));
+        bytes.extend(format!("{id}@{sequence}#{}", self.last_number).bytes());
+        let hash = to_hex(&Sha256::digest(&bytes));
         if self.rng.random_ratio(1, 4) {
-            let file = self.folder.join(format!("{}.jpg", self.number));
+            let file = self.folder.join(format!("{}.jpg", self.last_number));
             std::fs::write(&file, bytes).unwrap();
             event["uri"] = url::Url::from_file_path(file).unwrap().as_str().into();
         } else {
@@ -192,22 +196,22 @@ impl Events {
         hash
     }
 
-    fn missing(&mut self) -> Sent {
-        let file = self.folder.join(format!("never-{}.jpg", self.number));
+    fn missing_image_message(&mut self) -> SentMessage {
+        let file = self.folder.join(format!("never-{}.jpg", self.last_number));
         let uri = url::Url::from_file_path(file).unwrap();
-        let id = format!("gone-{}", self.number);
+        let id = format!("gone-{}", self.last_number);
         let event = json!({"image_id": id, "sequence": 1, "uri": uri.as_str()});
-        self.message(Some(id.into_bytes()), Some(event.to_string().into_bytes()))
+        self.build_message(Some(id.into_bytes()), Some(event.to_string().into_bytes()))
     }
 
-    fn poison(&mut self) -> Sent {
-        let id = format!("poison-{}", self.number);
+    fn poison_message(&mut self) -> SentMessage {
+        let id = format!("poison-{}", self.last_number);
         let event = match self.rng.random_range(0..8) {
             0 => {
                 let noise = (0..200).map(|_| self.rng.random::<u8>()).collect();
-                return self.message(None, Some(noise));
+                return self.build_message(None, Some(noise));
             }
-            1 => return self.message(None, None),
+            1 => return self.build_message(None, None),
             2 => json!({"image_id": id, "uri": "https://example.org/a.jpg"}),
             3 => {
                 json!({"image_id": id, "sequence": 1, "data": BASE64.encode(b"\xff\xd8\xff no picture")})
@@ -225,11 +229,11 @@ impl Events {
                 json!({"Records": [record("ObjectCreated:Put"), record("ObjectTagging:Put")]})
             }
         };
-        self.message(Some(id.into_bytes()), Some(event.to_string().into_bytes()))
+        self.build_message(Some(id.into_bytes()), Some(event.to_string().into_bytes()))
     }
 
-    fn message(&mut self, key: Option<Vec<u8>>, value: Option<Vec<u8>>) -> Sent {
-        let number = self.number;
+    fn build_message(&mut self, key: Option<Vec<u8>>, value: Option<Vec<u8>>) -> SentMessage {
+        let number = self.last_number;
         let headers = match number % 3 {
             // A name may come twice, and a value may be null or no text.
             0 => vec![
@@ -239,6 +243,6 @@ impl Events {
             ],
             _ => Vec::new(),
         };
-        Sent { key, value, headers, timestamp_ms: 1_600_000_000_000 + number as i64 }
+        SentMessage { key, value, headers, timestamp_ms: 1_600_000_000_000 + number as i64 }
     }
 }

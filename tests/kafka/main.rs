@@ -15,43 +15,43 @@ mod broker;
 mod chaos;
 mod compare;
 mod events;
-mod faults;
-mod governed;
+mod faulty_store;
+mod fixture;
 mod minio;
+mod promotion;
 mod soak;
-mod world;
 
 use std::time::{Duration, Instant};
 
-use bsap::demo::catalogue::{Scene, Style};
-use bsap::demo::draw::render;
 use bsap::catalogue::StateStore;
+use bsap::demo::catalogue::{PhotoStyle, Scene};
+use bsap::demo::draw::render_jpeg;
+use fixture::{Fixture, REEMBED_TOPIC, TOPIC, scenario_size};
 use rand::RngExt;
 use rdkafka::producer::{FutureProducer, Producer};
 use serde_json::{Value, json};
 use tokio::time::sleep;
-use world::{AGAIN, TOPIC, World, size};
 
 /// Long enough that a worker has joined the group and works.
-const JOINED: Duration = Duration::from_secs(3);
+const JOIN_WAIT: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_join_and_leave() {
-    let (count, _) = size();
-    let mut world = World::build("workers join and leave", 1).await;
-    world.send(count / 2).await;
-    let first = world.worker();
-    sleep(JOINED).await;
-    let second = world.worker();
-    sleep(JOINED).await;
-    let mut third = world.worker();
-    world.send(count / 4).await;
+    let (count, _) = scenario_size();
+    let mut world = Fixture::build("workers join and leave", 1).await;
+    world.send_events(count / 2).await;
+    let first = world.start_worker();
+    sleep(JOIN_WAIT).await;
+    let second = world.start_worker();
+    sleep(JOIN_WAIT).await;
+    let mut third = world.start_worker();
+    world.send_events(count / 4).await;
     first.stop();
-    let mut fourth = world.worker();
-    sleep(JOINED).await;
+    let mut fourth = world.start_worker();
+    sleep(JOIN_WAIT).await;
     second.stop();
-    world.send(count / 4).await;
-    world.caught_up(&mut [&mut third, &mut fourth]).await;
+    world.send_events(count / 4).await;
+    world.wait_until_caught_up(&mut [&mut third, &mut fourth]).await;
     third.stop();
     fourth.stop();
     world.verify(1).await;
@@ -59,27 +59,30 @@ async fn workers_join_and_leave() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_are_killed() {
-    let (count, kills) = size();
-    let mut world = World::build("kill -9", 1).await;
-    world.send(count / 2).await;
+    let (count, kills) = scenario_size();
+    let mut world = Fixture::build("kill -9", 1).await;
+    world.send_events(count / 2).await;
     // They tidy as often as they may, so that some are killed at that.
     let tidy = [("UPKEEP__EVERY_SECONDS", "2"), ("UPKEEP__MERGE_FILES", "3")];
-    let mut steady = world.worker_with(&tidy);
-    let mut victim = world.worker_with(&tidy);
+    let mut steady = world.start_worker_with(&tidy);
+    let mut victim = world.start_worker_with(&tidy);
     let mut between = 0;
     for _ in 0..kills {
-        world.send(count / 2 / u64::from(kills)).await;
+        world.send_events(count / 2 / u64::from(kills)).await;
         sleep(Duration::from_millis(rand::rng().random_range(2_000..6_000))).await;
         // The steady one changes, so that whoever is killed has work in hand.
-        std::mem::replace(&mut victim, std::mem::replace(&mut steady, world.worker_with(&tidy)))
-            .kill();
-        let (committed, positions) = (world.committed(), world.positions().await);
+        std::mem::replace(
+            &mut victim,
+            std::mem::replace(&mut steady, world.start_worker_with(&tidy)),
+        )
+        .kill();
+        let (committed, positions) = (world.committed_offsets(), world.table_positions().await);
         let ahead = committed.iter().any(|(partition, offset)| *offset < positions[partition]);
         between += u32::from(ahead);
     }
     println!("kill -9: {between} of {kills} kills left Kafka's offsets behind the table's");
-    world.caught_up(&mut [&mut steady, &mut victim]).await;
-    let tidied = world.log_lines("compaction");
+    world.wait_until_caught_up(&mut [&mut steady, &mut victim]).await;
+    let tidied = world.count_logged_events("compaction");
     println!("kill -9: {tidied} compactions meanwhile");
     assert!(tidied > 0);
     steady.stop();
@@ -89,17 +92,17 @@ async fn workers_are_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_brokers_restart_one_by_one() {
-    let (count, _) = size();
-    let mut world = World::build("three brokers restart", 3).await;
-    let (mut first, mut second) = (world.worker(), world.worker());
+    let (count, _) = scenario_size();
+    let mut world = Fixture::build("three brokers restart", 3).await;
+    let (mut first, mut second) = (world.start_worker(), world.start_worker());
     for i in 0..3 {
-        world.send(count / 3).await;
+        world.send_events(count / 3).await;
         world.cluster.end(i, if i == 0 { "KILL" } else { "TERM" });
-        sleep(JOINED).await;
+        sleep(JOIN_WAIT).await;
         world.cluster.launch(i);
         world.cluster.wait_until_ready();
     }
-    world.caught_up(&mut [&mut first, &mut second]).await;
+    world.wait_until_caught_up(&mut [&mut first, &mut second]).await;
     first.stop();
     second.stop();
     world.verify(1).await;
@@ -107,32 +110,32 @@ async fn three_brokers_restart_one_by_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_only_broker_restarts_and_falls_silent() {
-    let (count, kills) = size();
+    let (count, kills) = scenario_size();
     let silence = Duration::from_secs(if kills > 3 { 60 } else { 15 });
-    let mut world = World::build("the broker restarts and falls silent", 1).await;
-    let (mut first, mut second) = (world.worker(), world.worker());
-    world.send(count / 2).await;
-    sleep(JOINED).await;
+    let mut world = Fixture::build("the broker restarts and falls silent", 1).await;
+    let (mut first, mut second) = (world.start_worker(), world.start_worker());
+    world.send_events(count / 2).await;
+    sleep(JOIN_WAIT).await;
     world.cluster.end(0, "KILL");
-    sleep(JOINED).await;
+    sleep(JOIN_WAIT).await;
     world.cluster.launch(0);
     world.cluster.wait_until_ready();
-    world.send(count / 2).await;
+    world.send_events(count / 2).await;
     world.cluster.freeze(0, true);
     sleep(silence).await;
     world.cluster.freeze(0, false);
-    world.caught_up(&mut [&mut first, &mut second]).await;
+    world.wait_until_caught_up(&mut [&mut first, &mut second]).await;
     first.stop();
     second.stop();
     world.verify(1).await;
     // A worker that is told to end does so without its broker too.
-    let last = world.worker();
-    world.send(200).await;
-    sleep(JOINED).await;
+    let last = world.start_worker();
+    world.send_events(200).await;
+    sleep(JOIN_WAIT).await;
     world.cluster.end(0, "KILL");
-    last.signal("TERM");
+    last.send_signal("TERM");
     let told = Instant::now();
-    let (well, words) = last.ended();
+    let (well, words) = last.wait_until_ended();
     let seconds = told.elapsed().as_secs();
     println!("the broker restarts and falls silent: without it a worker ends within {seconds} s");
     // ingest.drain_seconds, and 15 s for a consumer that leaves.
@@ -141,23 +144,23 @@ async fn the_only_broker_restarts_and_falls_silent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_sleeps_past_its_session_and_wakes() {
-    let (count, kills) = size();
-    let mut world = World::build("a worker sleeps", 1).await;
-    world.send(count).await;
-    let (mut first, mut second) = (world.worker(), world.worker());
+    let (count, kills) = scenario_size();
+    let mut world = Fixture::build("a worker sleeps", 1).await;
+    world.send_events(count).await;
+    let (mut first, mut second) = (world.start_worker(), world.start_worker());
     let (mut fenced, naps) = (0, kills.div_ceil(4).max(2));
     for _ in 0..naps {
-        sleep(JOINED).await;
-        first.signal("STOP");
+        sleep(JOIN_WAIT).await;
+        first.send_signal("STOP");
         // Its session ends after 6 s, and the other takes its partitions.
         sleep(Duration::from_secs(9)).await;
-        world.send(50).await;
-        first.signal("CONT");
+        world.send_events(50).await;
+        first.send_signal("CONT");
         std::mem::swap(&mut first, &mut second);
     }
-    world.caught_up(&mut [&mut first, &mut second]).await;
+    world.wait_until_caught_up(&mut [&mut first, &mut second]).await;
     for worker in [first, second] {
-        fenced += worker.count("commit.fenced");
+        fenced += worker.count_logged_events("commit.fenced");
         worker.stop();
     }
     println!("a worker sleeps: {naps} naps, {fenced} commits fenced");
@@ -166,89 +169,92 @@ async fn a_worker_sleeps_past_its_session_and_wakes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_topic_is_replayed() {
-    let (count, _) = size();
-    let mut world = World::build("replay from offset zero", 1).await;
-    world.send(count).await;
-    let mut worker = world.worker();
-    world.caught_up(&mut [&mut worker]).await;
+    let (count, _) = scenario_size();
+    let mut world = Fixture::build("replay from offset zero", 1).await;
+    world.send_events(count).await;
+    let mut worker = world.start_worker();
+    world.wait_until_caught_up(&mut [&mut worker]).await;
     worker.stop();
     world.verify(1).await;
 
     // Kafka's offsets are not what counts.
-    world.reset_group();
-    let mut worker = world.worker();
-    world.send(50).await;
-    world.caught_up(&mut [&mut worker]).await;
+    world.reset_group_offsets();
+    let mut worker = world.start_worker();
+    world.send_events(50).await;
+    world.wait_until_caught_up(&mut [&mut worker]).await;
     worker.stop();
     world.verify(1).await;
 
     // A deliberate replay commits every message once more, and changes no image.
     let again = [("SOURCE__REPLAY", "once-more")];
-    let mut worker = world.worker_with(&again);
-    world.replayed("once-more", &mut [&mut worker]).await;
+    let mut worker = world.start_worker_with(&again);
+    world.wait_until_replayed("once-more", &mut [&mut worker]).await;
     worker.stop();
     world.verify(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_removed_before_it_was_read_is_told() {
-    let mut world = World::build("messages are removed", 1).await;
-    world.send(200).await;
-    let mut worker = world.worker();
-    world.caught_up(&mut [&mut worker]).await;
+async fn messages_removed_before_they_were_read_are_reported() {
+    let mut world = Fixture::build("messages are removed", 1).await;
+    world.send_events(200).await;
+    let mut worker = world.start_worker();
+    world.wait_until_caught_up(&mut [&mut worker]).await;
     // Within its session, so that it comes back to the same partitions and positions.
-    worker.signal("STOP");
-    world.send(500).await;
-    world.cluster.remove_before(TOPIC, &world.ends()).await;
-    worker.signal("CONT");
-    let (well, words) = worker.ended();
+    worker.send_signal("STOP");
+    world.send_events(500).await;
+    world.cluster.remove_before(TOPIC, &world.end_offsets()).await;
+    worker.send_signal("CONT");
+    let (well, words) = worker.wait_until_ended();
     assert!(!well && words.contains("not in the log any more"), "{words}");
-    let mut worker = world.worker();
-    world.send(200).await;
-    world.caught_up(&mut [&mut worker]).await;
-    let gaps = worker.count("source.gap");
+    let mut worker = world.start_worker();
+    world.send_events(200).await;
+    world.wait_until_caught_up(&mut [&mut worker]).await;
+    let gaps = worker.count_logged_events("source.gap");
     println!("messages are removed: {gaps} partitions lost some");
     assert!(gaps > 0);
     worker.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_models_generation_is_whole_though_its_workers_are_killed() {
-    let (count, kills) = size();
-    let mut world = World::build("another model", 1).await;
-    world.cluster.create(AGAIN, 3, 1 << 20).await;
-    world.send(count / 2).await;
-    let mut live = world.worker();
-    world.caught_up(&mut [&mut live]).await;
+async fn another_models_generation_is_complete_after_worker_kills() {
+    let (count, kills) = scenario_size();
+    let mut world = Fixture::build("another model", 1).await;
+    world.cluster.create(REEMBED_TOPIC, 3, 1 << 20).await;
+    world.send_events(count / 2).await;
+    let mut live = world.start_worker();
+    world.wait_until_caught_up(&mut [&mut live]).await;
     let other = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/clip-gelu");
     let ask = ["reindex", "model", "--checkpoint", other];
-    let (_, told) = world.outcome(&["ingest", "--help"]);
+    let (_, told) = world.run_command(&["ingest", "--help"]);
     assert!(told.contains("reindex_topic"));
     // A worker of a model that the catalogue does not know says what to do.
-    let (code, told) = world.refused(&[("MODEL__CHECKPOINT", other)]);
+    let (code, told) = world.run_worker_to_exit(&[("MODEL__CHECKPOINT", other)]);
     assert!(code == Some(1) && told.contains("bsap reindex model"), "{told}");
-    let (code, told) = world.outcome(&ask);
+    let (code, told) = world.run_command(&ask);
     // Most pictures came inline: nobody can fetch those again.
     assert!(code == Some(1) && told.contains("came inline"), "{told}");
     assert!(told.contains("stands beside the live one"), "{told}");
-    let state = StateStore::new(&world.store()).newest().await.unwrap().unwrap();
-    let new = state.beside.unwrap().generation;
+    let state = StateStore::new(&world.store()).read_newest().await.unwrap().unwrap();
+    let new = state.standby.unwrap().generation;
 
     let before = world.newest(&world.generation).await;
     let model = [("MODEL__CHECKPOINT", other)];
-    let mut victim = world.worker_with(&model);
-    let mut steady = world.worker_with(&model);
+    let mut victim = world.start_worker_with(&model);
+    let mut steady = world.start_worker_with(&model);
     for _ in 0..kills {
-        world.send(count / 2 / u64::from(kills)).await;
+        world.send_events(count / 2 / u64::from(kills)).await;
         sleep(Duration::from_millis(rand::rng().random_range(2_000..6_000))).await;
-        std::mem::replace(&mut victim, std::mem::replace(&mut steady, world.worker_with(&model)))
-            .kill();
+        std::mem::replace(
+            &mut victim,
+            std::mem::replace(&mut steady, world.start_worker_with(&model)),
+        )
+        .kill();
     }
-    world.caught_up(&mut [&mut live]).await;
-    world.caught_up_beside(&new, &mut [&mut victim, &mut steady]).await;
-    let status = world.bsap(&["status"]);
+    world.wait_until_caught_up(&mut [&mut live]).await;
+    world.wait_until_standby_caught_up(&new, &mut [&mut victim, &mut steady]).await;
+    let status = world.run_command_ok(&["status"]);
     assert!(status.contains("0 live events and 0 images to be embedded again wait"), "{status}");
-    let (_, told) = world.outcome(&ask);
+    let (_, told) = world.run_command(&ask);
     assert!(told.contains("0 are to be embedded again, 0 deletes to be told"), "{told}");
     for worker in [live, victim, steady] {
         worker.stop();
@@ -273,7 +279,7 @@ async fn another_models_generation_is_whole_though_its_workers_are_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_are_listed_shown_and_sent_again() {
-    let mut world = World::build("dead letters", 1).await;
+    let mut world = Fixture::build("dead letters", 1).await;
     let picture = world.folder.path().join("pictures/late.jpg");
     std::fs::write(&picture, "no picture").unwrap();
     let uri = url::Url::from_file_path(&picture).unwrap();
@@ -284,49 +290,50 @@ async fn dead_letters_are_listed_shown_and_sent_again() {
         "s3": {"bucket": {"name": "b"}, "object": {"key": key, "sequencer": "00"}}})
     };
     let two = json!({"Records": [object("a.jpg"), object("b.jpg")]}).to_string();
-    world.send_raw("late", &good).await;
-    world.send_raw("two", &two).await;
+    world.send_message("late", &good).await;
+    world.send_message("two", &two).await;
     // With the headers of a dead letter it is larger than what clients send unless they are told to.
-    world.send_raw("large", &"x".repeat(999_400)).await;
-    let mut worker = world.worker();
-    world.caught_up(&mut [&mut worker]).await;
+    world.send_message("large", &"x".repeat(999_400)).await;
+    let mut worker = world.start_worker();
+    world.wait_until_caught_up(&mut [&mut worker]).await;
 
-    let checked = world.bsap(&["check"]);
+    let checked = world.run_command_ok(&["check"]);
     assert!(checked.contains("ok      kafka.brokers"), "{checked}");
     assert!(!checked.contains("FAILED  dead_letter"), "{checked}");
-    let table = world.bsap(&["dead-letters", "list"]);
+    let table = world.run_command_ok(&["dead-letters", "list"]);
     for words in ["unknown_image_format", "3  in all"] {
         assert!(table.contains(words), "{table}");
     }
-    let listed = world.bsap(&["dead-letters", "list", "--json"]);
+    let listed = world.run_command_ok(&["dead-letters", "list", "--json"]);
     let letters: Vec<Value> = listed.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let of = |key: &str| letters.iter().find(|letter| letter["key"] == key).unwrap();
     assert_eq!(of("two")["record"], 0, "{letters:?}");
     let origin = of("late")["origin"].as_str().unwrap();
-    let shown = world.bsap(&["dead-letters", "show", origin]);
+    let shown = world.run_command_ok(&["dead-letters", "show", origin]);
     assert!(shown.contains("unknown_image_format") && shown.contains(&good), "{shown}");
-    assert_eq!(world.bsap(&["dead-letters", "show", origin, "--value"]), good);
+    assert_eq!(world.run_command_ok(&["dead-letters", "show", origin, "--value"]), good);
 
     // The cause mended, the message is sent again, and its image is there.
-    std::fs::write(&picture, render(&Scene::sample(7, 1, Style::Studio), 64).unwrap()).unwrap();
+    std::fs::write(&picture, render_jpeg(&Scene::sample(7, 1, PhotoStyle::Studio), 64).unwrap())
+        .unwrap();
     let replay = ["dead-letters", "replay", "--code", "unknown_image_format"];
-    let dry = world.bsap(&[&replay[..], &["--dry-run"]].concat());
+    let dry = world.run_command_ok(&[&replay[..], &["--dry-run"]].concat());
     assert!(dry.contains("1 messages would be sent again"), "{dry}");
-    let sent = world.bsap(&replay);
+    let sent = world.run_command_ok(&replay);
     assert!(sent.contains("1 messages sent again to images"), "{sent}");
-    world.caught_up(&mut [&mut worker]).await;
+    world.wait_until_caught_up(&mut [&mut worker]).await;
     worker.stop();
-    let status: Value = serde_json::from_str(&world.bsap(&["status", "--json"])).unwrap();
+    let status: Value = serde_json::from_str(&world.run_command_ok(&["status", "--json"])).unwrap();
     assert_eq!(status["table"]["rows"], 1, "{status}");
     let lag: i64 =
         status["partitions"].as_array().unwrap().iter().map(|p| p["lag"].as_i64().unwrap()).sum();
     assert_eq!(lag, 0, "{status}");
-    assert!(world.bsap(&["verify"]).contains("1 images"));
+    assert!(world.run_command_ok(&["verify"]).contains("1 images"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn marks_of_transactions_are_no_lag() {
-    let mut world = World::build("transactions", 1).await;
+async fn transaction_markers_are_not_lag() {
+    let mut world = Fixture::build("transactions", 1).await;
     let producer: FutureProducer =
         world.cluster.client().set("transactional.id", "shop").create().unwrap();
     producer.init_transactions(Duration::from_secs(30)).unwrap();
@@ -337,15 +344,21 @@ async fn marks_of_transactions_are_no_lag() {
     let beats = [("INGEST__HEARTBEAT_SECONDS", "1")];
     // A worker that starts later finds nothing but the marks.
     for _ in 0..2 {
-        let worker = world.worker_with(&beats);
+        let worker = world.start_worker_with(&beats);
         let started = Instant::now();
         // All that can be stored is stored: each partition ends with the mark of its commit.
-        while world.lag().await > marks || worker.last("lag").is_none_or(|l| l["durable"] != 0) {
-            assert!(started.elapsed() < Duration::from_secs(90), "{:?}", worker.last("lag"));
+        while world.lag().await > marks
+            || worker.last_logged_event("lag").is_none_or(|l| l["durable"] != 0)
+        {
+            assert!(
+                started.elapsed() < Duration::from_secs(90),
+                "{:?}",
+                worker.last_logged_event("lag")
+            );
             sleep(Duration::from_millis(200)).await;
         }
         sleep(Duration::from_secs(8)).await;
-        let lag = worker.last("lag").unwrap();
+        let lag = worker.last_logged_event("lag").unwrap();
         assert_eq!((&lag["known"], &lag["durable"]), (&json!(true), &json!(0)), "{lag}");
         worker.stop();
     }
@@ -355,10 +368,10 @@ async fn marks_of_transactions_are_no_lag() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_store_fails_one_call_in_five_and_is_slow() {
-    let (count, _) = size();
-    let mut world = World::build("the store fails and is slow", 1).await;
-    world.send(count).await;
-    let calls = faults::work(&world).await;
+    let (count, _) = scenario_size();
+    let mut world = Fixture::build("the store fails and is slow", 1).await;
+    world.send_events(count).await;
+    let calls = faulty_store::run_workers(&world).await;
     println!("the store fails and is slow: {calls}");
     world.verify(1).await;
 }
@@ -368,20 +381,20 @@ async fn the_store_fails_one_call_in_five_and_is_slow() {
 #[tokio::test(flavor = "multi_thread")]
 async fn anything_fails_at_any_time() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let rounds = number("BSAP_CHAOS_ROUNDS").unwrap_or(if size().1 > 3 { 50 } else { 6 });
+    let rounds = number("BSAP_CHAOS_ROUNDS").unwrap_or(if scenario_size().1 > 3 { 50 } else { 6 });
     let seed = number("BSAP_CHAOS_SEED").unwrap_or_else(rand::random);
     println!("anything fails at any time: {rounds} rounds, seed {seed}");
-    let mut world = World::build("anything fails at any time", 1).await.on_s3();
-    let faults = chaos::rounds(&mut world, rounds as u32, seed).await;
+    let mut world = Fixture::build("anything fails at any time", 1).await.with_catalogue_on_s3();
+    let faults = chaos::run_rounds(&mut world, rounds as u32, seed).await;
     println!("anything fails at any time: {rounds} rounds, seed {seed}: {faults}");
 }
 
 /// On an S3 server where `tests/run` could build one; else in a folder.
 #[tokio::test(flavor = "multi_thread")]
 async fn prompt_sets_and_models_are_switched_and_back_while_everything_is_killed() {
-    let mut world = World::build("models and prompt sets", 1).await.on_s3();
-    let (images, rounds, pause) = if size().1 > 3 { (400, 5, 40) } else { (60, 1, 120) };
-    governed::run(&mut world, images, rounds, Duration::from_millis(pause)).await;
+    let mut world = Fixture::build("models and prompt sets", 1).await.with_catalogue_on_s3();
+    let (images, rounds, pause) = if scenario_size().1 > 3 { (400, 5, 40) } else { (60, 1, 120) };
+    promotion::run(&mut world, images, rounds, Duration::from_millis(pause)).await;
 }
 
 /// Runs only when it is given its minutes.
@@ -389,6 +402,6 @@ async fn prompt_sets_and_models_are_switched_and_back_while_everything_is_killed
 #[ignore = "takes as long as `just soak` is told"]
 async fn steady_load_makes_nothing_grow() {
     let minutes = std::env::var("BSAP_SOAK_MINUTES").map_or(4, |text| text.parse().unwrap());
-    let mut world = World::build("steady load", 1).await;
+    let mut world = Fixture::build("steady load", 1).await;
     soak::run(&mut world, minutes).await;
 }

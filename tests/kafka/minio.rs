@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 
 const BUCKET: &str = "bsap";
 /// Of a server that ends with the test.
-const USER: &str = "bsap";
-const PASSWORD: &str = "bsap-on-loopback";
+const ACCESS_KEY: &str = "bsap";
+const SECRET_KEY: &str = "bsap-on-loopback";
 
 /// One server with one bucket. It keeps its port and its objects over a restart.
 pub struct Minio {
@@ -28,21 +28,21 @@ impl Minio {
         let folder = tempfile::tempdir().unwrap();
         let mut minio = Self { folder, program, port, server: None };
         minio.launch();
-        minio.sign(&["-X", "PUT"]);
+        minio.send_signed_request(&["-X", "PUT"]);
         Some(minio)
     }
 
     /// The bucket, as a URL.
-    pub const URL: &str = "s3://bsap";
+    pub const BUCKET_URL: &str = "s3://bsap";
 
     /// What clients must know, as environment variables.
-    pub fn variables(&self) -> BTreeMap<String, String> {
+    pub fn client_variables(&self) -> BTreeMap<String, String> {
         [
             ("AWS_ENDPOINT", format!("http://127.0.0.1:{}", self.port)),
             ("AWS_ALLOW_HTTP", "true".into()),
             ("AWS_REGION", "us-east-1".into()),
-            ("AWS_ACCESS_KEY_ID", USER.into()),
-            ("AWS_SECRET_ACCESS_KEY", PASSWORD.into()),
+            ("AWS_ACCESS_KEY_ID", ACCESS_KEY.into()),
+            ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.into()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into()
@@ -53,14 +53,14 @@ impl Minio {
         let server = Command::new(&self.program)
             .args(["server", "--quiet", "--address", &format!("127.0.0.1:{}", self.port)])
             .arg(self.folder.path())
-            .envs([("MINIO_ROOT_USER", USER), ("MINIO_ROOT_PASSWORD", PASSWORD)])
+            .envs([("MINIO_ROOT_USER", ACCESS_KEY), ("MINIO_ROOT_PASSWORD", SECRET_KEY)])
             .env("MINIO_BROWSER", "off")
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
         self.server = Some(server.expect("MinIO starts"));
         let ready = format!("http://127.0.0.1:{}/minio/health/ready", self.port);
-        curl(&[&ready]);
+        curl_with_retries(&[&ready]);
     }
 
     /// As the machine's failure would.
@@ -71,16 +71,16 @@ impl Minio {
     }
 
     /// A signed request for the bucket.
-    fn sign(&self, arguments: &[&str]) {
-        let user = format!("{USER}:{PASSWORD}");
+    fn send_signed_request(&self, arguments: &[&str]) {
+        let user = format!("{ACCESS_KEY}:{SECRET_KEY}");
         let bucket = format!("http://127.0.0.1:{}/{BUCKET}", self.port);
         let signed = ["--aws-sigv4", "aws:amz:us-east-1:s3", "--user", &user, &bucket];
-        curl(&[arguments, &signed].concat());
+        curl_with_retries(&[arguments, &signed].concat());
     }
 }
 
 /// Tries until the server answers well, for half a minute.
-fn curl(arguments: &[&str]) {
+fn curl_with_retries(arguments: &[&str]) {
     let again = ["-sf", "--retry", "60", "--retry-delay", "1", "--retry-max-time", "30"];
     let command =
         Command::new("curl").args(again).arg("--retry-all-errors").args(arguments).output();

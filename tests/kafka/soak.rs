@@ -13,29 +13,29 @@ use tokio_util::sync::CancellationToken;
 use bsap::world::{Worker, World};
 
 /// The catalogue does not grow without end, so that whatever grows is a fault.
-const IMAGES: u64 = 3_000;
+const MAX_IMAGES: u64 = 3_000;
 /// Messages that measure what the machine can do.
-const BURST: u64 = 4_000;
-const SHARE: f64 = 0.8;
-const QUERIES_A_SECOND: u64 = 5;
+const BURST_MESSAGES: u64 = 4_000;
+const LOAD_SHARE: f64 = 0.8;
+const QUERIES_PER_SECOND: u64 = 5;
 /// How often messages are sent, and answers looked at for the newest picture.
-const TICK: Duration = Duration::from_millis(100);
+const TICK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a picture may take to be found before that counts as a fault.
-const FOUND: Duration = Duration::from_secs(60);
+const SEARCHABLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// What the last quarter may have more than the second: memory by a share, handles by number.
-const MEMORY: f64 = 1.2;
-const HANDLES: usize = 24;
+const MAX_MEMORY_GROWTH_RATIO: f64 = 1.2;
+const MAX_HANDLE_GROWTH: usize = 24;
 
 /// What a minute showed.
-struct Minute {
+struct MinuteStats {
     memory_mib: [f64; 2],
     handles: [usize; 2],
-    queries_ms: Vec<f64>,
-    fresh_ms: Vec<f64>,
+    query_latencies_ms: Vec<f64>,
+    freshness_ms: Vec<f64>,
     lag: i64,
 }
 
-impl Minute {
+impl MinuteStats {
     fn print(&self, number: u64) {
         let [worker, query] = self.memory_mib;
         let [worker_handles, query_handles] = self.handles;
@@ -43,25 +43,25 @@ impl Minute {
             "minute {number:>3}: worker {worker:.0} MiB, {worker_handles} handles; query worker {query:.0} MiB, \
              {query_handles} handles; {} queries, p50 {:.0} ms, p99 {:.0} ms; fresh after p50 {:.0} ms, \
              p99 {:.0} ms; lag {}",
-            self.queries_ms.len(),
-            quantile(&self.queries_ms, 0.5),
-            quantile(&self.queries_ms, 0.99),
-            quantile(&self.fresh_ms, 0.5),
-            quantile(&self.fresh_ms, 0.99),
+            self.query_latencies_ms.len(),
+            quantile(&self.query_latencies_ms, 0.5),
+            quantile(&self.query_latencies_ms, 0.99),
+            quantile(&self.freshness_ms, 0.5),
+            quantile(&self.freshness_ms, 0.99),
             self.lag
         );
     }
 }
 
 /// A picture that was found.
-struct Found {
+struct SearchableImage {
     id: String,
     /// The version that was sent.
     sequence: u64,
     /// The version that was found.
-    known: u64,
+    found_sequence: u64,
     /// How long after it was sent, in milliseconds.
-    ms: f64,
+    delay_ms: f64,
 }
 
 /// Loads a worker and a query worker for `minutes`.
@@ -70,12 +70,12 @@ pub async fn run(world: &mut World, minutes: u64) {
         minutes >= 4,
         "the second quarter and the last are compared: give it 4 minutes or more"
     );
-    world.events.most_images = IMAGES;
+    world.events.most_images = MAX_IMAGES;
     // A merge holds about twice what it writes: with small files that is soon as much as it gets.
     let tidy =
         [("UPKEEP__EVERY_SECONDS", "10"), ("UPKEEP__FILE_MIB", "8"), ("INGEST__COMMIT_MS", "1000")];
     let mut worker = world.worker_with(&tidy);
-    world.send(IMAGES).await;
+    world.send(MAX_IMAGES).await;
     world.caught_up(&mut [&mut worker]).await;
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut query = world.start(&["serve"], &[("HTTP__LISTEN", &address.to_string())]);
@@ -85,12 +85,12 @@ pub async fn run(world: &mut World, minutes: u64) {
 
     let token = CancellationToken::new();
     let (answered, mut answers) = unbounded_channel();
-    let asking = tokio::spawn(ask(client.clone(), url.clone(), answered, token.clone()));
+    let asking = tokio::spawn(query_steadily(client.clone(), url.clone(), answered, token.clone()));
     let started = Instant::now();
-    world.send(BURST).await;
+    world.send(BURST_MESSAGES).await;
     world.caught_up(&mut [&mut worker, &mut query]).await;
-    let capacity = BURST as f64 / started.elapsed().as_secs_f64();
-    let rate = capacity * SHARE;
+    let capacity = BURST_MESSAGES as f64 / started.elapsed().as_secs_f64();
+    let rate = capacity * LOAD_SHARE;
     println!(
         "steady load: {capacity:.0} messages/s at most, {rate:.0} from now on, {minutes} minutes"
     );
@@ -98,21 +98,21 @@ pub async fn run(world: &mut World, minutes: u64) {
     let (found, mut fresh) = unbounded_channel();
     let mut watched = JoinSet::new();
     let mut seen = Vec::new();
-    drain(&mut answers);
+    drain_channel(&mut answers);
     for number in 1..=minutes {
-        minute(world, rate, &client, &url, &found, &mut watched).await;
-        let minute = Minute {
-            memory_mib: [&worker, &query].map(memory_mib),
+        run_minute(world, rate, &client, &url, &found, &mut watched).await;
+        let minute = MinuteStats {
+            memory_mib: [&worker, &query].map(resident_memory_mib),
             handles: [&worker, &query].map(handles),
-            queries_ms: drain(&mut answers),
+            query_latencies_ms: drain_channel(&mut answers),
             // An image that was deleted before it was seen, and came again, says nothing.
-            fresh_ms: drain(&mut fresh)
+            freshness_ms: drain_channel(&mut fresh)
                 .into_iter()
-                .filter(|f: &Found| {
-                    let between = (f.id.clone(), f.sequence)..(f.id.clone(), f.known);
+                .filter(|f: &SearchableImage| {
+                    let between = (f.id.clone(), f.sequence)..(f.id.clone(), f.found_sequence);
                     world.events.deleted.range(between).next().is_none()
                 })
-                .map(|f| f.ms)
+                .map(|f| f.delay_ms)
                 .collect(),
             lag: world.lag().await,
         };
@@ -124,32 +124,32 @@ pub async fn run(world: &mut World, minutes: u64) {
     // A picture that was not there may have been deleted by a later message: then it must be.
     for gone in watched.join_all().await.into_iter().flatten() {
         let newest = &world.events.newest[&gone];
-        assert!(newest.content.is_none(), "{gone} was not found within {FOUND:?}");
+        assert!(newest.content.is_none(), "{gone} was not found within {SEARCHABLE_TIMEOUT:?}");
     }
     world.caught_up(&mut [&mut worker, &mut query]).await;
     worker.stop();
     query.stop();
     world.verify(1).await;
     println!("{}", world.bsap(&["verify"]).trim());
-    compare(&seen);
+    assert_no_growth(&seen);
 }
 
 /// Sends at `rate` messages a second for a minute; once a second it watches until a picture is found.
-async fn minute(
+async fn run_minute(
     world: &mut World,
     rate: f64,
     client: &Client,
     url: &str,
-    found: &UnboundedSender<Found>,
+    found: &UnboundedSender<SearchableImage>,
     watching: &mut JoinSet<Option<String>>,
 ) {
-    let mut ticks = interval(TICK);
+    let mut ticks = interval(TICK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let (mut due, mut watched) = (0.0, 0);
     let started = Instant::now();
     while started.elapsed() < Duration::from_secs(60) {
         ticks.tick().await;
-        due += rate * TICK.as_secs_f64();
+        due += rate * TICK_INTERVAL.as_secs_f64();
         let sent = Instant::now();
         world.events.last_picture = None;
         world.send(due as u64).await;
@@ -159,43 +159,44 @@ async fn minute(
         {
             watched += 1;
             let (client, url) = (client.clone(), url.to_owned());
-            watching.spawn(watch(client, url, id, sequence, sent, found.clone()));
+            watching.spawn(wait_until_searchable(client, url, id, sequence, sent, found.clone()));
         }
     }
 }
 
 /// Tells after how many milliseconds the query worker knows this version of an image, or a newer one;
 /// gives the image where it does not within [`FOUND`].
-async fn watch(
+async fn wait_until_searchable(
     client: Client,
     url: String,
     id: String,
     sequence: u64,
     sent: Instant,
-    found: UnboundedSender<Found>,
+    found: UnboundedSender<SearchableImage>,
 ) -> Option<String> {
-    while sent.elapsed() < FOUND {
+    while sent.elapsed() < SEARCHABLE_TIMEOUT {
         let answer = client.get(format!("{url}/v1/images/{id}")).send().await.unwrap();
         let known: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
         let known = known["sequence"].as_str().and_then(|text| text.parse::<u64>().ok());
         if let Some(known) = known.filter(|known| *known >= sequence) {
             let ms = sent.elapsed().as_secs_f64() * 1e3;
-            let _ = found.send(Found { id, sequence, known, ms });
+            let _ =
+                found.send(SearchableImage { id, sequence, found_sequence: known, delay_ms: ms });
             return None;
         }
-        sleep(TICK / 2).await;
+        sleep(TICK_INTERVAL / 2).await;
     }
     Some(id)
 }
 
 /// Asks ever new questions at a steady rate until `token` is cancelled; none may fail.
-async fn ask(
+async fn query_steadily(
     client: Client,
     url: String,
     answered: UnboundedSender<f64>,
     token: CancellationToken,
 ) {
-    let mut ticks = interval(Duration::from_millis(1000 / QUERIES_A_SECOND));
+    let mut ticks = interval(Duration::from_millis(1000 / QUERIES_PER_SECOND));
     for number in 0.. {
         tokio::select! {
             _ = ticks.tick() => {}
@@ -220,18 +221,18 @@ async fn wait_until_ready(client: &Client, url: &str) {
     for _ in 0..600 {
         match client.get(format!("{url}/readyz")).send().await {
             Ok(answer) if answer.status().is_success() => return,
-            _ => sleep(TICK).await,
+            _ => sleep(TICK_INTERVAL).await,
         }
     }
     panic!("{url} does not become ready");
 }
 
 /// The second quarter against the last: the first warms up.
-fn compare(seen: &[Minute]) {
+fn assert_no_growth(seen: &[MinuteStats]) {
     let quarter = (seen.len() / 4).max(1);
     let early = &seen[quarter.min(seen.len() - 1)..][..quarter.min(seen.len())];
     let late = &seen[seen.len() - quarter..];
-    let mean = |minutes: &[Minute], of: &dyn Fn(&Minute) -> f64| {
+    let mean = |minutes: &[MinuteStats], of: &dyn Fn(&MinuteStats) -> f64| {
         minutes.iter().map(of).sum::<f64>() / minutes.len() as f64
     };
     for (i, name) in ["worker", "query worker"].into_iter().enumerate() {
@@ -239,15 +240,15 @@ fn compare(seen: &[Minute]) {
         println!(
             "steady load: {name} {before:.0} MiB in the second quarter, {after:.0} in the last"
         );
-        assert!(after <= before * MEMORY, "{name}: memory grows");
+        assert!(after <= before * MAX_MEMORY_GROWTH_RATIO, "{name}: memory grows");
         let [before, after] =
             [early, late].map(|minutes| minutes.iter().map(|m| m.handles[i]).max());
         assert!(
-            after <= before.map(|n| n + HANDLES),
+            after <= before.map(|n| n + MAX_HANDLE_GROWTH),
             "{name}: handles grow from {before:?} to {after:?}"
         );
     }
-    let fresh: Vec<f64> = seen.iter().flat_map(|m| m.fresh_ms.iter().copied()).collect();
+    let fresh: Vec<f64> = seen.iter().flat_map(|m| m.freshness_ms.iter().copied()).collect();
     println!(
         "steady load: fresh after p50 {:.0} ms, p99 {:.0} ms, of {} pictures",
         quantile(&fresh, 0.5),
@@ -255,8 +256,11 @@ fn compare(seen: &[Minute]) {
         fresh.len()
     );
     for (name, of) in [
-        ("queries", (|m: &Minute| quantile(&m.queries_ms, 0.5)) as fn(&Minute) -> f64),
-        ("fresh after", |m: &Minute| quantile(&m.fresh_ms, 0.5)),
+        (
+            "queries",
+            (|m: &MinuteStats| quantile(&m.query_latencies_ms, 0.5)) as fn(&MinuteStats) -> f64,
+        ),
+        ("fresh after", |m: &MinuteStats| quantile(&m.freshness_ms, 0.5)),
     ] {
         let [before, after] = [early, late].map(|minutes| mean(minutes, &of));
         println!(
@@ -265,7 +269,7 @@ fn compare(seen: &[Minute]) {
     }
 }
 
-fn drain<T>(values: &mut UnboundedReceiver<T>) -> Vec<T> {
+fn drain_channel<T>(values: &mut UnboundedReceiver<T>) -> Vec<T> {
     std::iter::from_fn(|| values.try_recv().ok()).collect()
 }
 
@@ -277,12 +281,12 @@ fn quantile(values: &[f64], share: f64) -> f64 {
 }
 
 /// Resident memory, by the kernel.
-fn memory_mib(process: &Worker) -> f64 {
+fn resident_memory_mib(process: &Worker) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
 }
 
-fn handles(process: &Worker) -> usize {
+fn open_handles(process: &Worker) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", process.id())).unwrap().count()
 }

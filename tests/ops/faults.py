@@ -82,11 +82,11 @@ def promised(alert):
 class Process:
     """A program that is started again when it ends, as an orchestrator does."""
 
-    def __init__(self, world, name, command, variables):
-        self.log = world.folder / f"{name}.log"
+    def __init__(self, fixture, name, command, variables):
+        self.log = fixture.folder / f"{name}.log"
         self.metrics = f"127.0.0.1:{free_port()}"
         env = {key: value for key, value in os.environ.items() if not key.startswith("BSAP_")}
-        env |= world.settings | {"BSAP_LOG__FILE": str(self.log), "BSAP_METRICS__LISTEN": self.metrics}
+        env |= fixture.settings | {"BSAP_LOG__FILE": str(self.log), "BSAP_METRICS__LISTEN": self.metrics}
         self.command, self.env = [BSAP, *command], env | variables
         self.errors = open(self.log.with_suffix(".stderr"), "a")
         self.wanted, self.child = True, None
@@ -149,7 +149,7 @@ class Server:
             self.child.wait()
 
 
-class World:
+class Fixture:
     def __init__(self, folder):
         self.folder = folder
         self.servers, self.processes, self.number = [], [], 0
@@ -170,7 +170,7 @@ class World:
             "BSAP_TABLE__URL": "s3://bsap/catalogue",
             "BSAP_INGEST__COMMIT_MS": "300",
             "BSAP_INGEST__HEARTBEAT_SECONDS": "1",
-            "BSAP_SEARCH__WATCH_SECONDS": "1",
+            "BSAP_SEARCH__DRIFT_INTERVAL_SECONDS": "1",
             "BSAP_LOG__FORMAT": "json",
             **self.store,
         }
@@ -274,11 +274,11 @@ class World:
 
     def keep_flowing(self):
         """Images that change, all the time."""
-        turn = 0
+        round_number = 0
         while self.flowing:
             for topic in ("images", "disk"):
-                self.upsert(f"{turn % PICTURES:06}.jpg", topic)
-            turn += 1
+                self.upsert(f"{round_number % PICTURES:06}.jpg", topic)
+            round_number += 1
             time.sleep(0.4)
 
     def alerts(self):
@@ -312,21 +312,21 @@ def blank(side=96):
 
 
 class Faults(unittest.TestCase):
-    world, rows = None, []
+    fixture, rows = None, []
 
     @classmethod
     def setUpClass(cls):
         folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(folder.cleanup)
-        world = cls.world = World(pathlib.Path(folder.name))
+        fixture = cls.fixture = Fixture(pathlib.Path(folder.name))
         # Also where it does not start.
-        cls.addClassCleanup(world.close)
-        world.start()
-        stored = lambda: any(line["event"] == "batch.done" for line in world.worker.lines(""))
+        cls.addClassCleanup(fixture.close)
+        fixture.start()
+        stored = lambda: any(line["event"] == "commit.succeeded" for line in fixture.worker.lines(""))
         wait("the worker stores", 90, stored)
-        wait("the query worker is ready", 90, lambda: world.value("bsap_snapshot_ready == 1"))
+        wait("the query worker is ready", 90, lambda: fixture.value("bsap_snapshot_ready == 1"))
         images = f"bsap_snapshot_images >= {PICTURES}"
-        wait("all pictures are served", 90, lambda: world.value(images))
+        wait("all pictures are served", 90, lambda: fixture.value(images))
 
     @classmethod
     def tearDownClass(cls):
@@ -338,24 +338,24 @@ class Faults(unittest.TestCase):
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)), file=sys.stderr)
 
     def prove(self, fault, process, event, metric, alert, broken, mended):
-        """`event` is a name, what a line of it must be like, and how that is told."""
-        world = self.world
-        wait(f"{alert} is quiet before", 90, lambda: not world.fires(alert, process))
+        """`event` is a name, what a line of it must be like, and how that is shown."""
+        fixture = self.fixture
+        wait(f"{alert} is quiet before", 90, lambda: not fixture.fires(alert, process))
         since = datetime.datetime.now(datetime.timezone.utc).isoformat()
         name, like, shown = event
         within = promised(alert) / SPEED + (SLACK if SPEED > 1 else 0)
         began = time.monotonic()
         broken()
         try:
-            told = lambda: any(line["event"] == name and like(line) for line in process.lines(since))
-            wait(f"{metric} holds", within, lambda: world.value(metric))
-            wait(f"{alert} fires", within, lambda: world.fires(alert, process))
+            logged = lambda: any(line["event"] == name and like(line) for line in process.lines(since))
+            wait(f"{metric} holds", within, lambda: fixture.value(metric))
+            wait(f"{alert} fires", within, lambda: fixture.fires(alert, process))
             fired = time.monotonic() - began
             # How long a store is tried before the log tells does not shrink with the rules.
-            wait(f"{process.log.name} has {shown}", promised(alert), told)
+            wait(f"{process.log.name} has {shown}", promised(alert), logged)
         finally:
             mended()
-        cleared = wait(f"{alert} ends", within + 60, lambda: not world.fires(alert, process))
+        cleared = wait(f"{alert} ends", within + 60, lambda: not fixture.fires(alert, process))
         self.assertLessEqual(fired, promised(alert))
         self.rows.append((fault, shown, metric, alert, promised(alert), f"{fired:.0f}", f"{cleared:.0f}"))
 
@@ -369,66 +369,66 @@ class Faults(unittest.TestCase):
         return json.loads(subprocess.run(command, input=whole, check=True, capture_output=True, text=True).stdout)
 
     def test_0_logs_answer_the_four_questions(self):
-        world = self.world
-        world.send(b"this is no event")
-        self.assertEqual(world.search("a red mug"), 200)
-        put_aside = lambda: self.ask("losing", world.worker)["by_code"]
-        wait("a message is put aside", 30, put_aside)
-        alive = self.ask("alive", world.worker)
+        fixture = self.fixture
+        fixture.send(b"this is no event")
+        self.assertEqual(fixture.search("a red mug"), 200)
+        dead_lettered = lambda: self.ask("losing", fixture.worker)["by_code"]
+        wait("a message is dead-lettered", 30, dead_lettered)
+        alive = self.ask("alive", fixture.worker)
         self.assertEqual((alive["starts"], alive["ended"], alive["fatal"]), (1, False, None))
         self.assertIn(alive["last"]["event"], ("heartbeat", "start"))
-        keeping_up = self.ask("keeping-up", world.worker)
+        keeping_up = self.ask("keeping-up", fixture.worker)
         self.assertGreaterEqual(keeping_up["ok"], PICTURES)
         self.assertGreater(keeping_up["commit_ms"], 0)
-        lag = lambda: self.ask("keeping-up", world.worker)["lag"] != "unknown"
+        lag = lambda: self.ask("keeping-up", fixture.worker)["lag"] != "unknown"
         wait("the lag is known", 30, lag)
-        losing = self.ask("losing", world.worker)
+        losing = self.ask("losing", fixture.worker)
         self.assertEqual((losing["lost"], sum(losing["by_code"].values())), (0, 1))
-        good = self.ask("how-good", world.query)
+        good = self.ask("how-good", fixture.query)
         self.assertEqual((good["searches"], good["failed"]), (1, 0))
         self.assertLessEqual(good["moved_share"], 1)
         self.assertEqual(good["balance"]["calibrated"], False)
 
     def test_1_broker_gone(self):
-        world = self.world
+        fixture = self.fixture
         event = ("source.error", lambda line: True, "source.error")
-        up = f'bsap_kafka_brokers_up{{instance="{world.worker.metrics}"}} == 0'
-        self.prove("broker gone", world.worker, event, up, "BsapKafkaUnreachable", world.broker.kill, world.broker.start)
+        up = f'bsap_kafka_brokers_up{{instance="{fixture.worker.metrics}"}} == 0'
+        self.prove("broker gone", fixture.worker, event, up, "BsapKafkaUnreachable", fixture.broker.kill, fixture.broker.start)
 
     def test_2_bucket_gone(self):
-        world = self.world
+        fixture = self.fixture
         event = ("retry", lambda line: line["stage"] == "table", "retry: stage table")
-        lag = f'bsap_lag_messages{{instance="{world.worker.metrics}"}} > 0'
-        self.prove("bucket gone", world.worker, event, lag, "BsapNotStoring", world.minio.kill, world.minio.start)
+        lag = f'bsap_lag_messages{{instance="{fixture.worker.metrics}"}} > 0'
+        self.prove("bucket gone", fixture.worker, event, lag, "BsapNotStoring", fixture.minio.kill, fixture.minio.start)
 
     def test_3_bucket_gone_for_queries(self):
-        world = self.world
-        event = ("follow.failed", lambda line: True, "follow.failed")
-        old = f"time() - bsap_last_follow_time_seconds > {60 / SPEED}"
-        self.prove("bucket gone", world.query, event, old, "BsapAnswersStale", world.minio.kill, world.minio.start)
+        fixture = self.fixture
+        event = ("table.refresh_failed", lambda line: True, "table.refresh_failed")
+        old = f"time() - bsap_last_table_refresh_time_seconds > {60 / SPEED}"
+        self.prove("bucket gone", fixture.query, event, old, "BsapAnswersStale", fixture.minio.kill, fixture.minio.start)
 
     def test_4_disk_full(self):
-        world, disk = self.world, self.world.folder / "disk"
+        fixture, disk = self.fixture, self.fixture.folder / "disk"
         disk.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk]
         if subprocess.run(mount, stderr=subprocess.DEVNULL).returncode != 0:
             self.skipTest("a small file system cannot be mounted here")
-        own = {"BSAP_SOURCE__TOPIC": "disk", "BSAP_SOURCE__GROUP": "disk", "BSAP_DEAD_LETTER__TOPIC": "disk.dead-letters"}
-        worker = world.started("disk", ["ingest"], BSAP_TABLE__URL=str(disk / "catalogue"), **own)
+        overrides = {"BSAP_SOURCE__TOPIC": "disk", "BSAP_SOURCE__GROUP": "disk", "BSAP_DEAD_LETTER__TOPIC": "disk.dead-letters"}
+        worker = fixture.started("disk", ["ingest"], BSAP_TABLE__URL=str(disk / "catalogue"), **overrides)
         try:
-            wait("it stores", 90, lambda: any(line["event"] == "batch.done" for line in worker.lines("")))
+            wait("it stores", 90, lambda: any(line["event"] == "commit.succeeded" for line in worker.lines("")))
             event = ("retry", lambda line: "space" in line["error"], "retry: no space")
             lag = f'bsap_lag_messages{{instance="{worker.metrics}"}} > 0'
             filling = lambda: subprocess.run(["dd", "if=/dev/zero", f"of={disk / 'full'}", "bs=64k"], stderr=subprocess.DEVNULL)
             self.prove("disk full", worker, event, lag, "BsapNotStoring", filling, (disk / "full").unlink)
         finally:
-            world.ended(worker)
+            fixture.ended(worker)
             subprocess.run(["umount", "-l", disk], check=True)
 
     def test_5_bad_deploy(self):
-        world, new = self.world, []
+        fixture, new = self.fixture, []
         wrong = str(ROOT / "tests/fixtures/clip-gelu")
-        deploy = lambda: new.append(world.started("new", ["ingest"], BSAP_MODEL__CHECKPOINT=wrong))
+        deploy = lambda: new.append(fixture.started("new", ["ingest"], BSAP_MODEL__CHECKPOINT=wrong))
         since = datetime.datetime.now(datetime.timezone.utc).isoformat()
         began = time.monotonic()
         deploy()
@@ -438,82 +438,82 @@ class Faults(unittest.TestCase):
             fatal = lambda: any(line["event"] == "fatal" and "fingerprint" in line["error"] for line in process.lines(since))
             wait("the log says why it ends", within, fatal)
             restarts = f'changes(bsap_start_time_seconds{{instance="{process.metrics}"}}[15m]) > 2'
-            wait("restarts are counted", within, lambda: world.value(restarts))
-            wait(f"{alert} fires", within, lambda: world.fires(alert, process))
+            wait("restarts are counted", within, lambda: fixture.value(restarts))
+            wait(f"{alert} fires", within, lambda: fixture.fires(alert, process))
             fired = time.monotonic() - began
         finally:
-            world.ended(process)
-        cleared = wait(f"{alert} ends", within + 60, lambda: not world.fires(alert, process))
+            fixture.ended(process)
+        cleared = wait(f"{alert} ends", within + 60, lambda: not fixture.fires(alert, process))
         self.assertLessEqual(fired, promised(alert))
         self.rows.append(("bad deploy", "fatal: model fingerprint", "bsap_start_time_seconds", alert, promised(alert), f"{fired:.0f}", f"{cleared:.0f}"))
 
     def test_6_poison_flood(self):
-        world, flooding = self.world, threading.Event()
+        fixture, flooding = self.fixture, threading.Event()
 
         def flood():
             while not flooding.wait(0.05):
-                world.send(b"this is no event")
+                fixture.send(b"this is no event")
 
         thread = threading.Thread(target=flood, daemon=True)
         event = ("dead_letter", lambda line: line["stage"] == "decode_event", "dead_letter: decode_event")
-        put_aside = f'rate(bsap_dead_letters_total{{instance="{world.worker.metrics}"}}[10s]) > 1'
-        self.prove("poison flood", world.worker, event, put_aside, "BsapDeadLetters", thread.start, flooding.set)
-        held = lambda: any(line["event"] == "log.held_back" and line["held"] == "dead_letter" for line in world.worker.lines(""))
-        wait("the log says what was held back", 20, held)
+        dead_letters = f'rate(bsap_dead_letters_total{{instance="{fixture.worker.metrics}"}}[10s]) > 1'
+        self.prove("poison flood", fixture.worker, event, dead_letters, "BsapDeadLetters", thread.start, flooding.set)
+        suppressed = lambda: any(line["event"] == "log.suppressed" and line["suppressed_event"] == "dead_letter" for line in fixture.worker.lines(""))
+        wait("the log says what was suppressed", 20, suppressed)
 
     def test_7_stuck_worker(self):
-        world = self.world
-        alert, process = "BsapDown", world.worker
-        wait("it is quiet before", 60, lambda: not world.fires(alert, process))
+        fixture = self.fixture
+        alert, process = "BsapDown", fixture.worker
+        wait("it is quiet before", 60, lambda: not fixture.fires(alert, process))
         within = promised(alert) / SPEED + SLACK
         stopped = datetime.datetime.now(datetime.timezone.utc)
         began = time.monotonic()
         process.child.send_signal(signal.SIGSTOP)
         try:
-            wait(f"{alert} fires", within, lambda: world.fires(alert, process))
+            wait(f"{alert} fires", within, lambda: fixture.fires(alert, process))
             fired = time.monotonic() - began
             silent = (stopped + datetime.timedelta(seconds=1)).isoformat()
             self.assertEqual(process.lines(silent), [], "it says nothing")
-            self.assertTrue(world.value(f'up{{instance="{process.metrics}"}} == 0'))
+            self.assertTrue(fixture.value(f'up{{instance="{process.metrics}"}} == 0'))
         finally:
             process.child.send_signal(signal.SIGCONT)
-            again = datetime.datetime.now(datetime.timezone.utc).isoformat()
-        cleared = wait(f"{alert} ends", within + 60, lambda: not world.fires(alert, process))
-        wait("it says that it is alive", 30, lambda: any(line["event"] == "heartbeat" for line in process.lines(again)))
+            resumed = datetime.datetime.now(datetime.timezone.utc).isoformat()
+        cleared = wait(f"{alert} ends", within + 60, lambda: not fixture.fires(alert, process))
+        wait("it says that it is alive", 30, lambda: any(line["event"] == "heartbeat" for line in process.lines(resumed)))
         self.assertLessEqual(fired, promised(alert))
         self.rows.append(("stuck worker", "no heartbeat", "up == 0", alert, promised(alert), f"{fired:.0f}", f"{cleared:.0f}"))
 
     def test_8_clock_skew(self):
-        world, ending = self.world, threading.Event()
+        fixture, ending = self.fixture, threading.Event()
 
         def ahead():
             while not ending.wait(0.2):
-                world.upsert("000001.jpg", ahead=45)
+                fixture.upsert("000001.jpg", ahead=45)
 
         thread = threading.Thread(target=ahead, daemon=True)
-        event = ("batch.done", lambda line: line.get("age_ms", 0) < 0, "batch.done: age_ms below 0")
-        early = f'rate(bsap_event_age_seconds_bucket{{le="0.001", instance="{world.worker.metrics}"}}[10s]) > 0'
+        event = ("commit.succeeded", lambda line: line.get("event_age_ms", 0) < 0, "commit.succeeded: event_age_ms below 0")
+        early = f'rate(bsap_event_age_seconds_bucket{{le="0.001", instance="{fixture.worker.metrics}"}}[10s]) > 0'
         # What flows has the right time: a commit's age is that of its oldest event.
-        world.end_flow()
+        fixture.end_flow()
         try:
-            self.prove("clock skew", world.worker, event, early, "BsapClockSkew", thread.start, ending.set)
+            self.prove("clock skew", fixture.worker, event, early, "BsapClockSkew", thread.start, ending.set)
         finally:
-            world.begin_flow()
+            fixture.begin_flow()
 
     def test_9_over_correction_drift(self):
-        world, folder = self.world, self.world.folder
+        fixture, folder = self.fixture, self.fixture.folder
         truth = map(json.loads, (folder / "pictures/truth.jsonl").read_text().splitlines())
         judged = {caption["captions"][0]: caption["file"] for caption in truth}
         queries = folder / "judged.jsonl"
         queries.write_text("".join(json.dumps({"text": t, "relevant": [f]}) + "\n" for t, f in judged.items()))
         command = [BSAP, "evaluate", "--queries", queries, "--calibrate", "live", "--store"]
-        env = dict(os.environ, **world.settings)
+        env = dict(os.environ, **fixture.settings)
 
         def calibrate():
             subprocess.run(command, env=env, check=True, capture_output=True)
 
         calibrate()
-        calibrated = lambda: any(line["event"] == "balance.watch" and line["calibrated"] for line in world.query.lines(""))
+        calibrated = lambda: any(line["event"] == "balance.drift" and line["calibrated"] for line in fixture.query.lines(""))
         wait("the query worker knows what was usual", 60, calibrated)
 
         def blanks():
@@ -521,43 +521,43 @@ class Faults(unittest.TestCase):
             for i in range(3 * PICTURES):
                 name = f"blank-{i}.png"
                 (folder / "pictures" / name).write_bytes(blank())
-                world.upsert(name)
+                fixture.upsert(name)
 
-        far = lambda line: abs(line["drift"]) > 0.5 or abs(line["std"] / line["std_then"] - 1) > 0.25
-        event = ("balance.watch", lambda line: line["calibrated"] and far(line), "balance.watch: drift")
+        far = lambda line: abs(line["drift"]) > 0.5 or abs(line["std"] / line["std_baseline"] - 1) > 0.25
+        event = ("balance.drift", lambda line: line["calibrated"] and far(line), "balance.drift: drift")
         metric = "abs(bsap_balance_drift) > 0.5 or abs(bsap_balance_std_ratio - 1) > 0.25"
-        self.prove("over-correction drift", world.query, event, metric, "BsapStatisticsDrift", blanks, calibrate)
+        self.prove("over-correction drift", fixture.query, event, metric, "BsapStatisticsDrift", blanks, calibrate)
 
     def test_a_gpu_lost_by_a_worker(self):
-        world, lost = self.world, self.world.folder / "worker-lost"
-        event = ("fatal", lambda line: "the device is lost" in line["error"], "fatal: the towers failed")
+        fixture, lost = self.fixture, self.fixture.folder / "worker-lost"
+        event = ("fatal", lambda line: "the device is lost" in line["error"], "fatal: the model failed")
         # Started again it ends at once, as long as the device stays lost: too soon for a monitor to see it.
-        down = f'up{{instance="{world.worker.metrics}"}} == 0'
-        self.prove("GPU lost, worker", world.worker, event, down, "BsapDown", lost.touch, lost.unlink)
+        down = f'up{{instance="{fixture.worker.metrics}"}} == 0'
+        self.prove("GPU lost, worker", fixture.worker, event, down, "BsapDown", lost.touch, lost.unlink)
         since = datetime.datetime.now(datetime.timezone.utc).isoformat()
-        stores = lambda: any(line["event"] == "batch.done" for line in world.worker.lines(since))
+        stores = lambda: any(line["event"] == "commit.succeeded" for line in fixture.worker.lines(since))
         wait("it stores again", 60, stores)
 
     def test_b_gpu_lost_by_a_query_worker(self):
-        world, lost, ending, answers = self.world, self.world.folder / "query-lost", threading.Event(), set()
+        fixture, lost, ending, answers = self.fixture, self.fixture.folder / "query-lost", threading.Event(), set()
 
         def ask():
-            turn = 0
+            number = 0
             while not ending.wait(0.3):
                 # Those that were asked before are remembered.
-                answers.add(world.search(f"a mug number {turn}"))
-                turn += 1
+                answers.add(fixture.search(f"a mug number {number}"))
+                number += 1
 
         def lose():
             lost.touch()
             threading.Thread(target=ask, daemon=True).start()
 
-        event = ("towers.failed", lambda line: line["in_a_row"] > 2, "towers.failed: in_a_row")
-        failed = f'increase(bsap_log_events_total{{event="towers.failed", instance="{world.query.metrics}"}}[10s]) > 0'
-        self.prove("GPU lost, query worker", world.query, event, failed, "BsapTowersFailing", lose, lost.unlink)
+        event = ("model.failed", lambda line: line["consecutive_failures"] > 2, "model.failed: consecutive_failures")
+        failed = f'increase(bsap_log_events_total{{event="model.failed", instance="{fixture.query.metrics}"}}[10s]) > 0'
+        self.prove("GPU lost, query worker", fixture.query, event, failed, "BsapModelFailing", lose, lost.unlink)
         ending.set()
         self.assertEqual(answers, {200, 500})
-        self.assertEqual(world.search("a mug after all"), 200)
+        self.assertEqual(fixture.search("a mug after all"), 200)
 
 
 if __name__ == "__main__":

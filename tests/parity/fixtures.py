@@ -27,7 +27,7 @@ TEXTS = [
 ]
 SIZES = {"text": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}}
 SIZES["vision"] = {**SIZES["text"], "num_hidden_layers": 2, "patch_size": 8}
-# Width and height: wide, tall, narrow, smaller than the tower, exact, one pixel, odd.
+# Width and height: wide, tall, narrow, smaller than the encoder's input, exact, one pixel, odd.
 PICTURES = [(301, 200), (200, 301), (64, 190), (9, 7), (32, 32), (1, 1), (97, 33)]
 
 

@@ -1,4 +1,4 @@
-"""The towers on an NVIDIA GPU: how exact, how fast beside PyTorch, and which share of the card is used.
+"""The encoders on an NVIDIA GPU: how exact, how fast beside PyTorch, and which share of the card is used.
 
     just gpu                     builds with CUDA here, then measures
     just gpu --batch 256 512
@@ -65,8 +65,8 @@ def torch_side(folder, device, dtype, compiled):
     return run
 
 
-def bsap_side(towers, folder, precision, device):
-    process = subprocess.Popen([towers, folder, precision, device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def bsap_side(encoders, folder, precision, device):
+    process = subprocess.Popen([encoders, folder, precision, device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(count):
         process.stdin.write(f"image {count}\n")
@@ -110,7 +110,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--no-compile", action="store_true", help="leave compiled PyTorch out")
     parser.add_argument("--bsap", type=pathlib.Path, required=True)
-    parser.add_argument("--towers", type=pathlib.Path, required=True, help="the towers bench")
+    parser.add_argument("--encoders", type=pathlib.Path, required=True, help="the encoders bench")
     parser.add_argument("--work", type=pathlib.Path, required=True)
     args = parser.parse_args()
     folder = args.work / "clip-b32"
@@ -131,7 +131,7 @@ def main():
         print(f"{precision}: worst cosine to f32 of texts {text:.6f}, of pictures {image:.6f}", flush=True)
         top = ceiling(args.device, TYPES[precision], 8192 if args.device != "cpu" else 512)
         print(f"{precision}: products reach {top / 1e12:.1f} TFLOP/s")
-        sides = {"bsap": bsap_side(args.towers, folder, precision, args.device)}
+        sides = {"bsap": bsap_side(args.encoders, folder, precision, args.device)}
         sides["PyTorch eager"] = torch_side(folder, args.device, TYPES[precision], False)
         if not args.no_compile:
             sides["PyTorch compiled"] = torch_side(folder, args.device, TYPES[precision], True)

@@ -27,17 +27,17 @@ STRINGS = 10_000
 EMBEDDED = 64
 
 
-def tower(hidden, layers, heads, **more):
+def encoder_sizes(hidden, layers, heads, **more):
     return {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers, "num_attention_heads": heads, **more}
 
 
 MODELS = {
-    "clip-b32": lambda f: checkpoints.clip(f, text=tower(512, 12, 8), vision=tower(768, 12, 12, patch_size=32), dimension=512),
-    "clip-b16": lambda f: checkpoints.clip(f, text=tower(512, 12, 8), vision=tower(768, 12, 12, patch_size=16), dimension=512),
-    "clip-l14": lambda f: checkpoints.clip(f, text=tower(768, 12, 12), vision=tower(1024, 24, 16, patch_size=14), dimension=768),
-    "clip-l14-336": lambda f: checkpoints.clip(f, side=336, text=tower(768, 12, 12), vision=tower(1024, 24, 16, patch_size=14), dimension=768),
-    "openclip-b32": lambda f: checkpoints.clip(f, activation="gelu", text=tower(512, 12, 8), vision=tower(768, 12, 12, patch_size=32), dimension=512),
-    "siglip-b16": lambda f: checkpoints.siglip(f, text=tower(768, 12, 12), vision=tower(768, 12, 12, patch_size=16)),
+    "clip-b32": lambda f: checkpoints.clip(f, text=encoder_sizes(512, 12, 8), vision=encoder_sizes(768, 12, 12, patch_size=32), dimension=512),
+    "clip-b16": lambda f: checkpoints.clip(f, text=encoder_sizes(512, 12, 8), vision=encoder_sizes(768, 12, 12, patch_size=16), dimension=512),
+    "clip-l14": lambda f: checkpoints.clip(f, text=encoder_sizes(768, 12, 12), vision=encoder_sizes(1024, 24, 16, patch_size=14), dimension=768),
+    "clip-l14-336": lambda f: checkpoints.clip(f, side=336, text=encoder_sizes(768, 12, 12), vision=encoder_sizes(1024, 24, 16, patch_size=14), dimension=768),
+    "openclip-b32": lambda f: checkpoints.clip(f, activation="gelu", text=encoder_sizes(512, 12, 8), vision=encoder_sizes(768, 12, 12, patch_size=32), dimension=512),
+    "siglip-b16": lambda f: checkpoints.siglip(f, text=encoder_sizes(768, 12, 12), vision=encoder_sizes(768, 12, 12, patch_size=16)),
 }
 
 
@@ -121,11 +121,11 @@ def compare(name, bsap, work):
     all_texts = strings(STRINGS, 7)
     results, command = {}, [bsap, "embed", "--checkpoint", folder]
 
-    # Tokens of all strings with the text tower of a small copy would save hours: only some are embedded.
+    # Tokens of all strings with the text encoder of a small copy would save hours: only some are embedded.
     tokens = reference.tokenize(folder, all_texts)
     small = work / f"{name}-tokens"
     if not small.exists():
-        tiny = dict(tower(16, 1, 1))
+        tiny = dict(encoder_sizes(16, 1, 1))
         maker = checkpoints.siglip if kind == "siglip" else checkpoints.clip
         more = {} if kind == "siglip" else {"dimension": 16}
         maker(small, text=tiny, vision={**tiny, "patch_size": 32}, **more)
@@ -146,7 +146,7 @@ def compare(name, bsap, work):
     squares = reference.squares(folder, [Image.open(f) for f in exact])
     ours = [np.asarray(Image.open(work / "pixels" / f"{i}.png")) for i in range(len(exact))]
     results["pixel difference"] = max(int(np.abs(a.astype(int) - b.astype(int)).max()) for a, b in zip(ours, squares))
-    # The towers on identical pixels: bsap reads its own squares, which it does not resize again.
+    # The encoders on identical pixels: bsap reads its own squares, which it does not resize again.
     files = [work / "squares" / f"{i}.png" for i in range(len(squares))]
     files[0].parent.mkdir(exist_ok=True)
     for file, square in zip(files, squares):

@@ -13,7 +13,7 @@ def architecture(folder):
 
 
 def tokenize(folder, texts):
-    """Token ids as the text tower reads them; of CLIP up to the first end-of-text."""
+    """Token ids as the text encoder reads them; of CLIP up to the first end-of-text."""
     if architecture(folder) == "siglip":
         tokenizer = SiglipTokenizer(str(folder / "spiece.model"), model_max_length=64)
         return tokenizer(texts, padding="max_length", truncation=True, max_length=64)["input_ids"]
@@ -47,7 +47,7 @@ def processor(folder):
 
 
 def squares(folder, pictures):
-    """The squares of 8-bit pixels that the tower reads, by PIL's resize and crop."""
+    """The squares of 8-bit pixels that the image encoder reads, by PIL's resize and crop."""
     process = processor(folder)
     found = []
     for picture in pictures:

@@ -1,4 +1,4 @@
-"""Times bsap's towers on the CPU beside PyTorch and ONNX Runtime: all sides in turn, in one run.
+"""Times bsap's encoders on the CPU beside PyTorch and ONNX Runtime: all sides in turn, in one run.
 
     just speed                   ViT-B/32, random weights
     just speed --rounds 20
@@ -32,7 +32,7 @@ class Bsap:
     """The bench binary, asked line by line."""
 
     def __init__(self, folder, precision):
-        command = ["cargo", "bench", "--quiet", "--locked", "--bench", "towers", "--", str(folder), precision]
+        command = ["cargo", "bench", "--quiet", "--locked", "--bench", "encoders", "--", str(folder), precision]
         self.process = subprocess.Popen(command, cwd=checkpoints.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __call__(self, kind, count):
@@ -83,7 +83,7 @@ def onnx_side(file):
 
 
 def export(model, file, batch):
-    """The image tower as ONNX, in f32 and with 8-bit weights."""
+    """The image encoder as ONNX, in f32 and with 8-bit weights."""
     if not file.exists():
         torch.onnx.export(Image(model), (torch.zeros(batch, 3, 224, 224),), str(file), dynamo=False, input_names=["pixels"])
     small = file.with_suffix(".int8.onnx")

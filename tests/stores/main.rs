@@ -13,14 +13,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bsap::balance::normalise::Normaliser;
-use bsap::publish::{self, Naming};
-use bsap::reconcile::{Rules, Side, reconcile};
-use bsap::record::{AttributeTypes, Attributes, Embedding, Image, ImageId, Ordering, Partition, Row, Sequence};
-use bsap::balance::statistics::{Statistics, StatisticsKey};
+use bsap::balance::statistics::{ScoreStatistics, StatisticsKey};
+use bsap::catalogue::{Generation, PromptSetRecord, ServingConfig, StateStore};
+use bsap::publish::{self, EventTemplate};
+use bsap::reconcile::{CompareRules, ListingSource, compare_with_listing};
+use bsap::record::{
+    AttributeTypes, Attributes, Embedding, ImageId, ImageRow, SequenceKey, StoredImage,
+    TopicPartition, VersionOrdering,
+};
 use bsap::store::Store;
-use bsap::table::{Compactor, Depth, Follower, Lease, Overview, PartitionBatch, Writer};
-use bsap::catalogue::{Generation, PromptSetRecord, Serving, StateStore};
-use bsap::table::maintenance::{upkeep, verify};
+use bsap::table::maintenance::{vacuum, verify};
+use bsap::table::{
+    CompactionMode, Compactor, Follower, MaintenanceLease, PartitionBatch, TableOverview,
+    TableWriter,
+};
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use futures::TryStreamExt;
 use object_store::path::Path;
@@ -28,40 +34,40 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use tokio_util::sync::CancellationToken;
 
 /// Workers that race.
-const RACERS: usize = 8;
+const CONCURRENT_WORKERS: usize = 8;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory() {
-    suite(&Store::memory()).await;
+    run_suite(&Store::in_memory()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn folder() {
     let folder = tempfile::tempdir().unwrap();
-    suite(&Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap()).await;
+    run_suite(&Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a server, which `tests/run stores` starts"]
 async fn s3() {
-    server("BSAP_S3").await;
+    run_suite_on_server("BSAP_S3").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a server, which `tests/run stores` starts"]
 async fn azure() {
-    server("BSAP_AZURE").await;
+    run_suite_on_server("BSAP_AZURE").await;
 }
 
-async fn server(variable: &str) {
+async fn run_suite_on_server(variable: &str) {
     let url = std::env::var(variable);
     let url = url.unwrap_or_else(|_| panic!("{variable} names a bucket; run `tests/run stores`"));
     let place = format!("{}/{:016x}", url.trim_end_matches('/'), rand::random::<u64>());
-    suite(&Store::open(&place, &BTreeMap::new()).unwrap()).await;
+    run_suite(&Store::open(&place, &BTreeMap::new()).unwrap()).await;
 }
 
-async fn suite(store: &Store) {
-    store.check().await.unwrap();
+async fn run_suite(store: &Store) {
+    store.check_capabilities().await.unwrap();
     one_creator_wins(store).await;
     one_state_of_many(store).await;
     one_lease_holder(store).await;
@@ -70,16 +76,16 @@ async fn suite(store: &Store) {
     a_bucket_is_reconciled(store).await;
 }
 
-fn generation(name: char) -> Generation {
-    Generation::new("tiny", &name.to_string().repeat(64), 4, 100.0, Ordering::Sequence)
+fn test_generation(name: char) -> Generation {
+    Generation::new("tiny", &name.to_string().repeat(64), 4, 100.0, VersionOrdering::Sequence)
 }
 
 /// The ground that everything stands on: of many that create an object, exactly one does.
 async fn one_creator_wins(store: &Store) {
     for round in 0..10 {
         let path = Path::from(format!("race/{round}"));
-        let racers = (0..RACERS).map(|i| {
-            let (objects, path) = (store.objects().clone(), path.clone());
+        let racers = (0..CONCURRENT_WORKERS).map(|i| {
+            let (objects, path) = (store.object_store().clone(), path.clone());
             tokio::spawn(async move {
                 let create = PutOptions::from(PutMode::Create);
                 match objects.put_opts(&path, format!("{i}").into(), create).await {
@@ -94,17 +100,17 @@ async fn one_creator_wins(store: &Store) {
             winners.extend(racer.await.unwrap());
         }
         assert_eq!(winners.len(), 1, "round {round}");
-        let stored = store.objects().get(&path).await.unwrap().bytes().await.unwrap();
+        let stored = store.object_store().get(&path).await.unwrap().bytes().await.unwrap();
         assert_eq!(stored, winners[0].to_string());
     }
 }
 
-fn key() -> StatisticsKey {
+fn statistics_key() -> StatisticsKey {
     StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8)
 }
 
 async fn one_state_of_many(store: &Store) {
-    let serving = Serving::new(key(), Normaliser::Softmax, 0.25);
+    let serving = ServingConfig::new(statistics_key(), Normaliser::Softmax, 0.25);
     let set = |name: &str| PromptSetRecord {
         key: StatisticsKey::new(name, 1, "0123456789ab", 100.0, 8),
         name: name.into(),
@@ -114,188 +120,203 @@ async fn one_state_of_many(store: &Store) {
         texts: vec!["a photo".into()],
         since: Utc::now(),
     };
-    let racers = (0..RACERS).map(|i| {
+    let racers = (0..CONCURRENT_WORKERS).map(|i| {
         let (state, serving) = (StateStore::new(store), serving.clone());
         tokio::spawn(async move {
             let sets = [set("demo"), set(&format!("own-{i}"))];
-            state.ensure(&generation('a'), &sets, &serving, "test").await.unwrap();
+            state
+                .initialise_or_extend(&test_generation('a'), &sets, &serving, "test")
+                .await
+                .unwrap();
         })
     });
     for racer in racers.collect::<Vec<_>>() {
         racer.await.unwrap();
     }
-    let newest = StateStore::new(store).newest().await.unwrap().unwrap();
-    assert_eq!(newest.prompt_sets.len(), RACERS + 1, "nobody's set was lost");
+    let newest = StateStore::new(store).read_newest().await.unwrap().unwrap();
+    assert_eq!(newest.prompt_sets.len(), CONCURRENT_WORKERS + 1, "nobody's set was lost");
 }
 
 async fn one_lease_holder(store: &Store) {
     let hour = Duration::from_secs(3_600);
-    let racers = (0..RACERS).map(|i| {
+    let racers = (0..CONCURRENT_WORKERS).map(|i| {
         let store = store.clone();
-        tokio::spawn(async move { Lease::take(&store, &format!("w{i}"), hour).await.unwrap() })
+        tokio::spawn(async move {
+            MaintenanceLease::acquire(&store, &format!("w{i}"), hour).await.unwrap()
+        })
     });
     let mut held = Vec::new();
     for racer in racers.collect::<Vec<_>>() {
         held.extend(racer.await.unwrap());
     }
     assert_eq!(held.len(), 1);
-    held.remove(0).give_back().await.unwrap();
-    assert!(Lease::take(store, "next", hour).await.unwrap().is_some());
+    held.remove(0).release().await.unwrap();
+    assert!(MaintenanceLease::acquire(store, "next", hour).await.unwrap().is_some());
 }
 
-fn row(id: &str, sequence: u64, deleted: bool) -> Row {
-    let statistics = Statistics::of(&[0.1, 0.2], 100.0, 1).unwrap();
-    Row {
+fn test_row(id: &str, sequence: u64, deleted: bool) -> ImageRow {
+    let statistics = ScoreStatistics::from_scores(&[0.1, 0.2], 100.0, 1).unwrap();
+    ImageRow {
         image_id: ImageId::new(id).unwrap(),
-        sequence: Sequence::from_number(sequence),
+        sequence: SequenceKey::from_number(sequence),
         event_time: None,
         embedded_at: DateTime::from_timestamp_micros(Utc::now().timestamp_micros()).unwrap(),
-        image: (!deleted).then(|| Image {
+        image: (!deleted).then(|| StoredImage {
             uri: None,
             content_hash: "00ff".into(),
             bytes: 1,
             width: 1,
             height: 1,
             attributes: Attributes::new(),
-            embedding: Embedding::round(&[0.6, 0.8, 0.0, 0.0]),
-            statistics: [(key(), statistics)].into(),
+            embedding: Embedding::from_unit_vector(&[0.6, 0.8, 0.0, 0.0]),
+            statistics: [(statistics_key(), statistics)].into(),
         }),
     }
 }
 
-fn batch(number: i32, from: i64, rows: Vec<Row>) -> PartitionBatch {
+fn partition_batch(number: i32, from: i64, rows: Vec<ImageRow>) -> PartitionBatch {
     PartitionBatch {
-        partition: Partition { topic: "images".into(), number },
-        expected: (from > 0).then_some(from),
+        partition: TopicPartition { topic: "images".into(), number },
+        expected_position: (from > 0).then_some(from),
         next_offset: from + rows.len() as i64,
         rows: (from..).zip(rows).collect(),
     }
 }
 
-async fn ids(store: &Store, generation: &Generation) -> Vec<String> {
+async fn read_image_ids(store: &Store, generation: &Generation) -> Vec<String> {
     let mut follower = Follower::open(store, generation).await.unwrap();
     let rows = follower.next(&|_, _| {}).await.unwrap().unwrap().rows;
     rows.into_iter().map(|row| row.image_id.to_string()).collect()
 }
 
-async fn compact(store: &Store, generation: &Generation, days: i64) -> bsap::table::Compacted {
-    let options =
-        upkeep::Options { merge_files: 3, tombstone_days: 2, ..upkeep::Options::default() };
+async fn run_compaction(
+    store: &Store,
+    generation: &Generation,
+    days: i64,
+) -> bsap::table::CompactionSummary {
+    let options = vacuum::MaintenanceOptions {
+        files_per_merge: 3,
+        tombstone_retention_days: 2,
+        ..vacuum::MaintenanceOptions::default()
+    };
     let mut compactor = Compactor::open(store, generation, &options, 100).await.unwrap();
     let now = Utc::now() + TimeDelta::days(days);
-    compactor.run(Depth::Deep, now, &|_, _| {}, &CancellationToken::new()).await.unwrap()
+    compactor.run(CompactionMode::Deep, now, &|_, _| {}, &CancellationToken::new()).await.unwrap()
 }
 
 async fn rows_and_positions(store: &Store) {
-    let generation = generation('a');
-    let mut writer = Writer::open(store, &generation, 100).await.unwrap();
+    let generation = test_generation('a');
+    let mut writer = TableWriter::open(store, &generation, 100).await.unwrap();
     let mut follower = Follower::open(store, &generation).await.unwrap();
     follower.next(&|_, _| {}).await.unwrap();
     for i in 0..4_i64 {
-        let rows = vec![row(&format!("ü {i}/x"), 1, false), row("often", i as u64, i == 3)];
-        writer.append(vec![batch(0, i * 2, rows)]).await.unwrap();
+        let rows =
+            vec![test_row(&format!("ü {i}/x"), 1, false), test_row("often", i as u64, i == 3)];
+        writer.append(vec![partition_batch(0, i * 2, rows)]).await.unwrap();
         let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
-        assert_eq!((changes.rows.len(), changes.whole), (2, false));
+        assert_eq!((changes.rows.len(), changes.is_full_snapshot), (2, false));
     }
-    let partition = Partition { topic: "images".into(), number: 0 };
-    assert_eq!(writer.position(&partition).await.unwrap(), Some(8));
+    let partition = TopicPartition { topic: "images".into(), number: 0 };
+    assert_eq!(writer.read_position(&partition).await.unwrap(), Some(8));
     // A writer that lost its partition writes nothing.
-    let mut late = Writer::open(store, &generation, 100).await.unwrap();
-    let fenced = late.append(vec![batch(0, 0, vec![row("late", 1, false)])]).await.unwrap();
-    assert_eq!((fenced.rows, fenced.fenced.len()), (0, 1));
+    let mut late = TableWriter::open(store, &generation, 100).await.unwrap();
+    let fenced =
+        late.append(vec![partition_batch(0, 0, vec![test_row("late", 1, false)])]).await.unwrap();
+    assert_eq!((fenced.rows, fenced.fenced_partitions.len()), (0, 1));
 
-    let done = compact(store, &generation, 5).await;
-    assert_eq!((done.files_in, done.superseded), (3, 3));
-    assert_eq!(compact(store, &generation, 5).await.tombstones, 1);
-    assert_eq!(ids(store, &generation).await.len(), 4);
-    let state = StateStore::new(store).newest().await.unwrap().unwrap();
-    let options = upkeep::Options::default();
+    let done = run_compaction(store, &generation, 5).await;
+    assert_eq!((done.files_in, done.dropped_superseded_rows), (3, 3));
+    assert_eq!(run_compaction(store, &generation, 5).await.dropped_tombstones, 1);
+    assert_eq!(read_image_ids(store, &generation).await.len(), 4);
+    let state = StateStore::new(store).read_newest().await.unwrap().unwrap();
+    let options = vacuum::MaintenanceOptions::default();
     let token = CancellationToken::new();
     let verified =
         verify(store, &state, &state.live, &options, Utc::now(), &|_, _| {}, &token).await.unwrap();
     let verified = verified.unwrap();
     assert!(verified.is_sound() && verified.images == 4, "{verified:?}");
     let later = Utc::now() + TimeDelta::days(5);
-    let removed = upkeep::vacuum(store, &generation, &options, later, false).await.unwrap();
+    let removed = vacuum::vacuum(store, &generation, &options, later, false).await.unwrap();
     // Four were merged away, one the late writer left behind.
-    assert_eq!(removed.files.len(), 5, "{removed:?}");
-    assert_eq!(Overview::of(store, &generation, &options).await.unwrap().files, 2);
-    assert_eq!(ids(store, &generation).await.len(), 4);
+    assert_eq!(removed.removed_files.len(), 5, "{removed:?}");
+    assert_eq!(TableOverview::from_log(store, &generation, &options).await.unwrap().files, 2);
+    assert_eq!(read_image_ids(store, &generation).await.len(), 4);
     // The log was cleaned up behind this one.
-    late.append(vec![batch(1, 0, vec![row("new", 1, false)])]).await.unwrap();
-    assert_eq!(ids(store, &generation).await.len(), 5);
+    late.append(vec![partition_batch(1, 0, vec![test_row("new", 1, false)])]).await.unwrap();
+    assert_eq!(read_image_ids(store, &generation).await.len(), 5);
 }
 
 /// Listings of every store name objects as events do, and date them so that they can be compared.
 async fn a_bucket_is_reconciled(store: &Store) {
-    let generation = Generation::new("tiny", &"c".repeat(64), 4, 100.0, Ordering::EventTime);
-    let pictures = store.child("pictures");
+    let generation = Generation::new("tiny", &"c".repeat(64), 4, 100.0, VersionOrdering::EventTime);
+    let pictures = store.subfolder("pictures");
     for name in ["a.jpg", "ü b/100%.png", "resized.jpg", "new.jpg"] {
         let body = name.to_owned().into_bytes();
-        pictures.objects().put(&Path::from(name), body.into()).await.unwrap();
+        pictures.object_store().put(&Path::from(name), body.into()).await.unwrap();
     }
-    let objects: Vec<_> = publish::objects(pictures.clone()).try_collect().await.unwrap();
+    let objects: Vec<_> = publish::list_objects(pictures.clone()).try_collect().await.unwrap();
     assert_eq!(objects.len(), 4);
     let stored = objects.iter().filter(|object| object.key != "new.jpg").map(|object| {
-        let time = object.changed.trunc_subsecs(6);
-        let mut row = row(&object.key, 0, false);
-        (row.sequence, row.event_time) = (Sequence::from_time(time).unwrap(), Some(time));
+        let time = object.last_modified.trunc_subsecs(6);
+        let mut row = test_row(&object.key, 0, false);
+        (row.sequence, row.event_time) = (SequenceKey::from_time(time).unwrap(), Some(time));
         if let Some(image) = &mut row.image {
             image.uri = Some(object.uri.to_string());
-            image.bytes = if object.key == "resized.jpg" { 1 } else { object.bytes };
+            image.bytes = if object.key == "resized.jpg" { 1 } else { object.size_bytes };
         }
         row
     });
-    let mut rows: Vec<Row> = stored.collect();
+    let mut rows: Vec<ImageRow> = stored.collect();
     let mut gone = rows[0].clone();
     gone.image_id = ImageId::new("gone.jpg").unwrap();
     gone.image.as_mut().unwrap().uri = Some(format!("{}/gone.jpg", pictures.url()));
     rows.push(gone);
-    let mut writer = Writer::open(store, &generation, 100).await.unwrap();
-    writer.append(vec![batch(0, 0, rows)]).await.unwrap();
-    let rules = Rules {
+    let mut writer = TableWriter::open(store, &generation, 100).await.unwrap();
+    writer.append(vec![partition_batch(0, 0, rows)]).await.unwrap();
+    let rules = CompareRules {
         // The clocks of the servers may be ahead.
-        started: Utc::now() + TimeDelta::hours(1),
-        grace: TimeDelta::seconds(1),
-        tolerance: TimeDelta::zero(),
-        remembered: None,
+        listing_started_at: Utc::now() + TimeDelta::hours(1),
+        grace_period: TimeDelta::seconds(1),
+        time_tolerance: TimeDelta::zero(),
+        tombstone_retention: None,
         sequence_is_time: false,
-        naming: Naming::default(),
-        attributes: AttributeTypes::new(),
+        event_template: EventTemplate::default(),
+        attribute_types: AttributeTypes::new(),
     };
     let (folder, token) = (tempfile::tempdir().unwrap(), CancellationToken::new());
-    let (side, here) = (Side::Place(pictures), folder.path());
-    let done = reconcile(store, &generation, side, rules, here, |_| {}, &token).await.unwrap();
+    let (side, here) = (ListingSource::Store(pictures), folder.path());
+    let done =
+        compare_with_listing(store, &generation, side, rules, here, |_| {}, &token).await.unwrap();
     let report = done.report;
-    let counts = (report.same, report.new, report.changed, report.gone);
+    let counts = (report.unchanged, report.new, report.changed, report.removed);
     assert_eq!(counts, (2, 1, 1, 1), "{report:?}");
 }
 
 async fn writers_and_compactor_race(store: &Store) {
     const COMMITS: i64 = 12;
-    let generation = Arc::new(generation('b'));
-    Writer::open(store, &generation, 100).await.unwrap();
+    let generation = Arc::new(test_generation('b'));
+    TableWriter::open(store, &generation, 100).await.unwrap();
     let writers = (0..4).map(|number| {
         let (store, generation) = (store.clone(), generation.clone());
         tokio::spawn(async move {
-            let mut writer = Writer::open(&store, &generation, 200).await.unwrap();
+            let mut writer = TableWriter::open(&store, &generation, 200).await.unwrap();
             for i in 0..COMMITS {
-                let rows = vec![row(&format!("p{number}-{i}"), 1, false)];
-                writer.append(vec![batch(number, i, rows)]).await.unwrap();
+                let rows = vec![test_row(&format!("p{number}-{i}"), 1, false)];
+                writer.append(vec![partition_batch(number, i, rows)]).await.unwrap();
             }
         })
     });
     let writers: Vec<_> = writers.collect();
     let mut merged = 0;
     for _ in 0..4 {
-        merged += compact(store, &generation, 0).await.files_in;
+        merged += run_compaction(store, &generation, 0).await.files_in;
     }
     for writer in writers {
         writer.await.unwrap();
     }
-    merged += compact(store, &generation, 0).await.files_in;
+    merged += run_compaction(store, &generation, 0).await.files_in;
     assert!(merged > 0, "nothing was compacted");
-    let ids = ids(store, &generation).await;
+    let ids = read_image_ids(store, &generation).await;
     let unique: BTreeSet<&String> = ids.iter().collect();
     assert_eq!((ids.len(), unique.len()), (4 * COMMITS as usize, 4 * COMMITS as usize));
 }

@@ -1,6 +1,6 @@
-//! (see lib.rs)
+//! TODO-ROOM
 
-pub(crate) mod lanes;
-pub(crate) mod ops;
-pub(crate) mod product;
-pub(crate) mod reduced;
+pub(crate) mod bf16_weights;
+pub(crate) mod cpu_shards;
+pub(crate) mod fused_ops;
+pub(crate) mod skinny_matmul;

@@ -21,7 +21,7 @@ pub struct Charsmap {
 impl Charsmap {
     /// Takes the rules out of the `normalizer` of a `tokenizer.json`, so that nothing applies them
     /// twice. `None` where there are none.
-    pub fn take(tokenizer: &mut Value) -> Result<Option<Self>, String> {
+    pub fn extract_from_tokenizer(tokenizer: &mut Value) -> Result<Option<Self>, String> {
         let Some(normalizer) = tokenizer.get_mut("normalizer") else { return Ok(None) };
         let found = if normalizer["type"] == "Precompiled" {
             Some(normalizer.take())
@@ -48,11 +48,11 @@ impl Charsmap {
     }
 
     /// `text` with the longest matching rule applied at each position.
-    pub fn apply(&self, text: &str) -> String {
+    pub fn normalise(&self, text: &str) -> String {
         let mut normalised = String::with_capacity(text.len());
         let mut rest = text;
         while let Some(first) = rest.chars().next() {
-            let matched = self.longest(rest.as_bytes());
+            let matched = self.longest_match(rest.as_bytes());
             // A rule that ends inside of a character could only come from a broken file.
             match matched.filter(|(length, _)| rest.is_char_boundary(*length)) {
                 Some((length, replacement)) => {
@@ -69,16 +69,16 @@ impl Charsmap {
     }
 
     /// Length and replacement of the longest rule that `bytes` begins with.
-    fn longest(&self, bytes: &[u8]) -> Option<(usize, &str)> {
+    fn longest_match(&self, bytes: &[u8]) -> Option<(usize, &str)> {
         let unit = |at: usize| self.trie.get(at).copied();
-        let mut at = offset(unit(0)?);
+        let mut at = unit_offset(unit(0)?);
         let mut found = None;
         for (index, byte) in bytes.iter().enumerate() {
             at ^= usize::from(*byte);
-            let Some(node) = unit(at).filter(|node| label(*node) == u32::from(*byte)) else {
+            let Some(node) = unit(at).filter(|node| unit_label(*node) == u32::from(*byte)) else {
                 break;
             };
-            at ^= offset(node);
+            at ^= unit_offset(node);
             if has_leaf(node) {
                 found = unit(at).map(|leaf| (index + 1, (leaf & 0x7fff_ffff) as usize));
             }
@@ -94,11 +94,11 @@ const fn has_leaf(unit: u32) -> bool {
 }
 
 /// The byte that leads to a unit; the top bit marks leaves, which no byte leads to.
-const fn label(unit: u32) -> u32 {
+const fn unit_label(unit: u32) -> u32 {
     unit & 0x8000_00ff
 }
 
-const fn offset(unit: u32) -> usize {
+const fn unit_offset(unit: u32) -> usize {
     ((unit >> 10) << ((unit & (1 << 9)) >> 6)) as usize
 }
 
@@ -110,8 +110,11 @@ mod tests {
     fn the_longest_rule_wins_and_broken_rules_are_refused() {
         let text = std::fs::read("tests/fixtures/siglip/tokenizer.json").unwrap();
         let mut tokenizer: Value = serde_json::from_slice(&text).unwrap();
-        let rules = Charsmap::take(&mut tokenizer).unwrap().unwrap();
-        assert!(Charsmap::take(&mut tokenizer).unwrap().is_none(), "the rules were taken out");
+        let rules = Charsmap::extract_from_tokenizer(&mut tokenizer).unwrap().unwrap();
+        assert!(
+            Charsmap::extract_from_tokenizer(&mut tokenizer).unwrap().is_none(),
+            "the rules were taken out"
+        );
         // As SentencePiece's nmt_nfkc has it: composed, compatibility forms, spaces.
         for (text, expected) in [
             ("e\u{301}", "é"),
@@ -122,13 +125,13 @@ mod tests {
             ("日本", "日本"),
             ("", ""),
         ] {
-            assert_eq!(rules.apply(text), expected, "{text:?}");
+            assert_eq!(rules.normalise(text), expected, "{text:?}");
         }
         let mut broken = serde_json::json!({"normalizer": {
             "type": "Precompiled", "precompiled_charsmap": "/////w=="
         }});
-        assert!(Charsmap::take(&mut broken).is_err());
+        assert!(Charsmap::extract_from_tokenizer(&mut broken).is_err());
         let empty = Charsmap { trie: vec![], replacements: String::new() };
-        assert_eq!(empty.apply("é"), "é");
+        assert_eq!(empty.normalise("é"), "é");
     }
 }

@@ -3,7 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 
-use crate::ingest::dead_letter::Filter;
+use crate::ingest::dead_letter::DeadLetterFilter;
 
 /// `bsap dead-letters`.
 #[derive(Debug, Args)]
@@ -28,7 +28,7 @@ pub enum DeadLettersAction {
     List {
         /// Which.
         #[command(flatten)]
-        filter: FilterArgs,
+        filter: DeadLetterFilterArgs,
         /// Print at most so many, the newest; all are counted
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         limit: u32,
@@ -48,7 +48,7 @@ pub enum DeadLettersAction {
     Replay {
         /// Which.
         #[command(flatten)]
-        filter: FilterArgs,
+        filter: DeadLetterFilterArgs,
         /// Replay everything, where no filter is given
         #[arg(long)]
         all: bool,
@@ -60,7 +60,7 @@ pub enum DeadLettersAction {
 
 /// Which dead letters are meant.
 #[derive(Debug, Args)]
-pub struct FilterArgs {
+pub struct DeadLetterFilterArgs {
     /// Where it came from, for example images[0]@1742; may be repeated
     #[arg(long, value_name = "TOPIC[PARTITION]@OFFSET")]
     pub origin: Vec<String>,
@@ -71,17 +71,17 @@ pub struct FilterArgs {
     #[arg(long)]
     pub code: Vec<String>,
     /// Put aside since: an RFC 3339 time, or an age such as 90s, 30m, 24h, 7d
-    #[arg(long, value_parser = time)]
+    #[arg(long, value_parser = parse_time_or_age)]
     pub since: Option<DateTime<Utc>>,
     /// Put aside before: an RFC 3339 time, or an age
-    #[arg(long, value_parser = time)]
+    #[arg(long, value_parser = parse_time_or_age)]
     pub until: Option<DateTime<Utc>>,
 }
 
-impl FilterArgs {
+impl DeadLetterFilterArgs {
     /// As the reader wants it.
-    pub fn filter(&self) -> Filter {
-        Filter {
+    pub fn to_filter(&self) -> DeadLetterFilter {
+        DeadLetterFilter {
             origins: self.origin.clone(),
             stages: self.stage.clone(),
             codes: self.code.clone(),
@@ -91,7 +91,7 @@ impl FilterArgs {
     }
 }
 
-fn time(text: &str) -> Result<DateTime<Utc>, String> {
+fn parse_time_or_age(text: &str) -> Result<DateTime<Utc>, String> {
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {
         return Ok(time.to_utc());
     }
@@ -116,11 +116,14 @@ mod tests {
 
     #[test]
     fn times_are_given_as_such_or_as_an_age() {
-        let ago = Utc::now() - time("36h").unwrap();
+        let ago = Utc::now() - parse_time_or_age("36h").unwrap();
         assert!((129_599..129_700).contains(&ago.num_seconds()));
-        assert_eq!(time("2026-01-02T03:04:05+01:00").unwrap().timestamp(), 1_767_319_445);
+        assert_eq!(
+            parse_time_or_age("2026-01-02T03:04:05+01:00").unwrap().timestamp(),
+            1_767_319_445
+        );
         for wrong in ["", "h", "-3h", "3w", "yesterday", "99999999999d", "é"] {
-            assert!(time(wrong).is_err(), "{wrong}");
+            assert!(parse_time_or_age(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::demo::catalogue::Style;
+use crate::demo::catalogue::PhotoStyle;
 
 /// `bsap demo`.
 #[derive(Debug, Args)]
@@ -24,7 +24,7 @@ pub struct DemoArgs {
     pub port: u16,
     /// How the catalogue's pictures are taken; the model was trained on `studio`
     #[arg(long, default_value = "studio")]
-    pub style: Style,
+    pub style: PhotoStyle,
     /// Ingest all, print sample queries raw and balanced, and end
     #[arg(long)]
     pub once: bool,
@@ -34,14 +34,14 @@ pub struct DemoArgs {
 #[derive(Debug, Subcommand)]
 pub enum DemoAction {
     /// Draw pictures and a JSON-lines file that says what is in each
-    Render(RenderArgs),
+    Render(DemoRenderArgs),
     /// Measure how well a model ranks drawn catalogues, plain and balanced
-    Evaluate(JudgeArgs),
+    Evaluate(DemoEvaluateArgs),
 }
 
 /// `bsap demo evaluate`.
 #[derive(Debug, Args)]
-pub struct JudgeArgs {
+pub struct DemoEvaluateArgs {
     /// Pictures of each style
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub count: u64,
@@ -61,7 +61,7 @@ pub struct JudgeArgs {
 
 /// `bsap demo render`.
 #[derive(Debug, Args)]
-pub struct RenderArgs {
+pub struct DemoRenderArgs {
     /// How many
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub count: u64,
@@ -70,7 +70,7 @@ pub struct RenderArgs {
     pub seed: u64,
     /// How they are taken
     #[arg(long, default_value = "studio")]
-    pub style: Style,
+    pub style: PhotoStyle,
     /// Width and height in pixels
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=4096))]
     pub side: u32,

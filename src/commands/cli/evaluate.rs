@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
 
-use crate::demo::catalogue::Style;
-use crate::evaluate::{Cutoffs, Spec};
+use crate::demo::catalogue::PhotoStyle;
+use crate::evaluate::{ConfigurationSpec, Cutoffs};
 
 /// `bsap evaluate`.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-#[command(group = ArgGroup::new("input").required(true).args(["queries", "log", "feedback", "drawn", "from_logs"]))]
+#[command(group = ArgGroup::new("input").required(true).args(["queries", "query_log", "feedback", "synthetic", "from_logs"]))]
 #[command(after_long_help = "\
 Examples:
   bsap evaluate --queries judged.jsonl               what is served, beside plain CLIP
@@ -34,7 +34,7 @@ pub struct EvaluateArgs {
     pub queries: Option<PathBuf>,
     /// Queries of which nothing is known, for example from a query log: JSON lines or CSV
     #[arg(long, value_name = "FILE")]
-    pub log: Option<PathBuf>,
+    pub query_log: Option<PathBuf>,
     /// What users said of results, as the query worker stored it beside the table
     #[arg(long)]
     pub feedback: bool,
@@ -44,11 +44,11 @@ pub struct EvaluateArgs {
     pub from_logs: Vec<PathBuf>,
     /// Pictures that the program draws, whose content is known; the configuration file is not read
     #[arg(long, value_name = "STYLE")]
-    pub drawn: Option<Style>,
+    pub synthetic: Option<PhotoStyle>,
     /// A way to rank: raw, live or candidate, and keys that differ (set, normaliser, weight, lambda,
     /// top_k, generation, min_score, name). Without any, what is served and the candidate
-    #[arg(long = "configuration", value_name = "SPEC", value_parser = |text: &str| Spec::try_from(text))]
-    pub configurations: Vec<Spec>,
+    #[arg(long = "configuration", value_name = "SPEC", value_parser = |text: &str| ConfigurationSpec::try_from(text))]
+    pub configurations: Vec<ConfigurationSpec>,
     /// The configuration that all others are compared with
     #[arg(long, default_value = "raw", value_name = "NAME")]
     pub baseline: String,
@@ -56,20 +56,20 @@ pub struct EvaluateArgs {
     #[arg(short, long, default_value = "1,5,10", value_name = "K,…", value_parser = |text: &str| Cutoffs::try_from(text))]
     pub k: Cutoffs,
     /// Minutes of hand correction that one false first hit costs
-    #[arg(long, value_name = "MINUTES", requires = "queries_per_day", value_parser = positive)]
+    #[arg(long, value_name = "MINUTES", requires = "queries_per_day", value_parser = parse_positive)]
     pub minutes_per_false_hit: Option<f64>,
     /// Queries a day
-    #[arg(long, value_name = "N", requires = "minutes_per_false_hit", value_parser = positive)]
+    #[arg(long, value_name = "N", requires = "minutes_per_false_hit", value_parser = parse_positive)]
     pub queries_per_day: Option<f64>,
     /// What an hour of correction costs, in any currency
-    #[arg(long, value_name = "MONEY", requires = "minutes_per_false_hit", value_parser = positive)]
-    pub wage: Option<f64>,
+    #[arg(long, value_name = "MONEY", requires = "minutes_per_false_hit", value_parser = parse_positive)]
+    pub hourly_cost: Option<f64>,
     /// Share of false ones among shown first hits that `min_score` is to reach
-    #[arg(long, default_value_t = 0.2, value_name = "SHARE", value_parser = share)]
-    pub false_hits: f64,
+    #[arg(long, default_value_t = 0.2, value_name = "SHARE", value_parser = parse_share)]
+    pub target_false_hit_rate: f64,
     /// Share of good first hits that the no-match rule may lose
-    #[arg(long, default_value_t = 0.05, value_name = "SHARE", value_parser = share)]
-    pub max_loss: f64,
+    #[arg(long, default_value_t = 0.05, value_name = "SHARE", value_parser = parse_share)]
+    pub max_lost_hits: f64,
     /// Print the thresholds of this configuration as the catalogue's state keeps them
     #[arg(long, value_name = "NAME")]
     pub calibrate: Option<String>,
@@ -90,12 +90,12 @@ pub struct EvaluateArgs {
     pub runs: Option<PathBuf>,
     /// With --drawn.
     #[command(flatten)]
-    pub drawing: DrawingArgs,
+    pub drawing: SyntheticCatalogueArgs,
 }
 
 /// What is drawn.
 #[derive(Debug, Clone, Args)]
-pub struct DrawingArgs {
+pub struct SyntheticCatalogueArgs {
     /// With --drawn: pictures
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(10..=1_000_000))]
     pub count: u64,
@@ -114,12 +114,12 @@ pub struct DrawingArgs {
 #[derive(Debug, Subcommand)]
 pub enum EvaluateAction {
     /// Measure rankings of any program: TREC runs and judgements
-    Rankings(RankingsArgs),
+    Rankings(EvaluateRankingsArgs),
 }
 
 /// `bsap evaluate rankings`.
 #[derive(Debug, Args)]
-pub struct RankingsArgs {
+pub struct EvaluateRankingsArgs {
     /// Judgements: `query 0 image grade` a line
     #[arg(long, value_name = "FILE")]
     pub qrels: PathBuf,
@@ -142,13 +142,13 @@ that describe your images (--attribute). The pool is ordered so that every begin
 it can; beginnings of several sizes are tried with several formulas and weights on one half of the judged \
 queries, and the choice is measured on the other half, beside plain CLIP, what is served, a random subset \
 and the whole pool. Changes nothing but the file. docs/evaluation.md has more.")]
-pub struct SuggestArgs {
+pub struct PromptsSuggestArgs {
     /// Judged queries, as for `bsap evaluate`
     #[arg(long, value_name = "FILE")]
     pub queries: PathBuf,
     /// Texts that people typed: JSON lines or CSV with `text`
     #[arg(long, value_name = "FILE")]
-    pub log: Vec<PathBuf>,
+    pub query_log: Vec<PathBuf>,
     /// Attribute of the images whose values are taken, for example title or category
     #[arg(long = "attribute", value_name = "NAME")]
     pub attributes: Vec<String>,
@@ -157,9 +157,9 @@ pub struct SuggestArgs {
     pub pool: Vec<PathBuf>,
     /// Take the shipped general captions too
     #[arg(long)]
-    pub shipped: bool,
+    pub include_builtin: bool,
     /// Name of the set
-    #[arg(long, default_value = "suggested", value_parser = set_name)]
+    #[arg(long, default_value = "suggested", value_parser = parse_set_name)]
     pub name: String,
     /// Version of the set
     #[arg(long, default_value_t = 1, value_name = "N")]
@@ -172,7 +172,7 @@ pub struct SuggestArgs {
     pub out: PathBuf,
 }
 
-fn set_name(text: &str) -> Result<String, String> {
+fn parse_set_name(text: &str) -> Result<String, String> {
     let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if text.is_empty() || !text.chars().all(legal) {
         return Err(format!("{text:?} has characters other than letters, digits, - and _"));
@@ -180,12 +180,12 @@ fn set_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn positive(text: &str) -> Result<f64, String> {
+fn parse_positive(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|n: &f64| n.is_finite() && *n > 0.0);
     number.ok_or_else(|| format!("{text:?} is not a number above 0"))
 }
 
-fn share(text: &str) -> Result<f64, String> {
+fn parse_share(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|n: &f64| (0.0..1.0).contains(n));
     number.ok_or_else(|| format!("{text:?} is not a share from 0 to below 1"))
 }

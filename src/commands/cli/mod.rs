@@ -14,15 +14,17 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-pub use dead_letters::{DeadLettersAction, DeadLettersArgs, FilterArgs};
-pub use demo::{DemoAction, DemoArgs, JudgeArgs, RenderArgs};
-pub use evaluate::{DrawingArgs, EvaluateAction, EvaluateArgs, RankingsArgs, SuggestArgs};
+pub use dead_letters::{DeadLetterFilterArgs, DeadLettersAction, DeadLettersArgs};
+pub use demo::{DemoAction, DemoArgs, DemoEvaluateArgs, DemoRenderArgs};
+pub use evaluate::{
+    EvaluateAction, EvaluateArgs, EvaluateRankingsArgs, PromptsSuggestArgs, SyntheticCatalogueArgs,
+};
 pub use model::{CheckpointArgs, EmbedArgs, ModelAction, ModelArgs};
-pub use prompts::{MeasureArgs, PromptsAction, PromptsArgs};
+pub use prompts::{PromptsAction, PromptsArgs, PromptsMeasureArgs};
 pub use reconcile::ReconcileArgs;
 pub use reindex::{
     CandidateAction, CandidateArgs, CandidateSetArgs, HistoryArgs, PromoteArgs, ReindexAction,
-    ReindexArgs, ReindexModelArgs, RollbackArgs, StatisticsArgs,
+    ReindexArgs, ReindexModelArgs, ReindexStatisticsArgs, RollbackArgs,
 };
 pub use table::{CompactArgs, StatusArgs, VacuumArgs, VerifyArgs};
 
@@ -30,7 +32,7 @@ use crate::balance::normalise::Normaliser;
 use crate::config;
 use crate::serve::http::Scope;
 
-const ABOUT: &str = "\
+const LONG_ABOUT: &str = "\
 Text→image search that can be trusted. Workers (`ingest`) consume new-image events from Kafka, \
 embed each image with CLIP, measure it against auxiliary prompts (BSAP) and store both on object \
 storage; the query worker (`serve`) follows the stored table and answers queries balanced against \
@@ -38,7 +40,7 @@ each image's own score distribution.
 
 Start with `bsap demo`: everything in one process, nothing to set up.";
 
-const AFTER: &str = "\
+const AFTER_LONG_HELP: &str = "\
 Exit codes: 0 done, 1 the work failed, 2 usage or configuration is wrong.
 
 Every option of the configuration file can be set by an environment variable \
@@ -46,7 +48,7 @@ BSAP_<SECTION>__<KEY>. `bsap config reference` describes all of them.";
 
 /// The program.
 #[derive(Debug, Parser)]
-#[command(name = "bsap", version, about = "Text→image search that can be trusted", long_about = ABOUT, after_long_help = AFTER)]
+#[command(name = "bsap", version, about = "Text→image search that can be trusted", long_about = LONG_ABOUT, after_long_help = AFTER_LONG_HELP)]
 pub struct Cli {
     /// Configuration file; without one, the defaults hold.
     #[arg(long, short, global = true, env = "BSAP_CONFIG", value_name = "FILE")]
@@ -60,8 +62,8 @@ impl Cli {
     /// Parses the process's arguments; ends the process with code 2 where they are wrong. The long
     /// help of a command describes the options of the configuration that it reads.
     pub fn from_process() -> Self {
-        const SEARCH: [&str; 5] = ["model", "table", "search", "attributes", "decode"];
-        const WORKER: [&str; 14] = [
+        const SEARCH_SECTIONS: [&str; 5] = ["model", "table", "search", "attributes", "decode"];
+        const WORKER_SECTIONS: [&str; 14] = [
             "kafka",
             "source",
             "dead_letter",
@@ -71,13 +73,13 @@ impl Cli {
             "model",
             "prompts",
             "table",
-            "upkeep",
+            "maintenance",
             "ingest",
             "log",
             "metrics",
             "otlp",
         ];
-        const SERVE: [&str; 10] = [
+        const SERVE_SECTIONS: [&str; 10] = [
             "model",
             "table",
             "search",
@@ -91,28 +93,31 @@ impl Cli {
         ];
         let mut command = Self::command();
         for (name, sections) in [
-            ("ingest", &WORKER[..]),
-            ("serve", &SERVE),
+            ("ingest", &WORKER_SECTIONS[..]),
+            ("serve", &SERVE_SECTIONS),
             ("publish", &["kafka", "source", "attributes", "fetch"]),
-            ("reconcile", &["kafka", "source", "attributes", "fetch", "table", "upkeep"]),
+            ("reconcile", &["kafka", "source", "attributes", "fetch", "table", "maintenance"]),
             ("dead-letters", &["kafka", "dead_letter"]),
             ("status", &["table", "kafka", "source"]),
-            ("verify", &["table", "upkeep"]),
-            ("compact", &["table", "upkeep"]),
-            ("vacuum", &["table", "upkeep"]),
+            ("verify", &["table", "maintenance"]),
+            ("compact", &["table", "maintenance"]),
+            ("vacuum", &["table", "maintenance"]),
             ("reindex", &["kafka", "source", "attributes", "prompts", "model", "table"]),
             ("candidate", &["table"]),
             ("promote", &["model", "table"]),
             ("rollback", &["table"]),
             ("history", &["table"]),
-            ("search", &SEARCH),
+            ("search", &SEARCH_SECTIONS),
             ("evaluate", &["model", "table", "prompts"]),
             ("prompts", &["prompts", "model", "table"]),
         ] {
-            let help = config::help(sections);
+            let help = config::help_text(sections);
             command = command.mut_subcommand(name, |command| {
                 let examples = command.get_after_long_help().map(ToString::to_string);
-                let all = examples.map_or_else(|| help.clone(), |own| format!("{own}\n\n{help}"));
+                let all = examples.map_or_else(
+                    || help.clone(),
+                    |own_examples| format!("{own_examples}\n\n{help}"),
+                );
                 command.after_long_help(all)
             });
         }
@@ -201,7 +206,7 @@ pub struct PublishArgs {
     #[arg(long, default_value = "", value_name = "TEXT")]
     pub id_prefix: String,
     /// An attribute for every listed image, for example --attribute shop=berlin
-    #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = pair)]
+    #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = parse_name_value)]
     pub attributes: Vec<(String, String)>,
     /// Date the events now instead of at each object's last change
     #[arg(long)]
@@ -211,7 +216,7 @@ pub struct PublishArgs {
     pub dry_run: bool,
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+fn parse_name_value(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
     let (name, value) = pair.ok_or_else(|| format!("{text:?} is not NAME=VALUE"))?;
     Ok((name.to_owned(), value.to_owned()))
@@ -224,7 +229,7 @@ Examples:
   bsap search 'a red mug' --filter '{\"lte\": {\"price\": 20}}'
   bsap search --image photo.jpg                 what is like a picture
   bsap search --like shop/a.jpg -k 5            what is like an image of the catalogue")]
-#[command(group(clap::ArgGroup::new("input").required(true).args(["text", "image", "like"])))]
+#[command(group(clap::ArgGroup::new("input").required(true).args(["text", "image", "similar_to"])))]
 pub struct SearchArgs {
     /// What to look for
     pub text: Option<String>,
@@ -233,7 +238,7 @@ pub struct SearchArgs {
     pub image: Option<PathBuf>,
     /// An image of the catalogue: find what is like it
     #[arg(long, value_name = "ID")]
-    pub like: Option<String>,
+    pub similar_to: Option<String>,
     /// Which images may be found: JSON as in docs/api.md
     #[arg(long, value_name = "JSON")]
     pub filter: Option<String>,
@@ -290,12 +295,12 @@ pub enum KeysAction {
 pub struct ConfigArgs {
     /// What to print
     #[arg(value_enum)]
-    pub what: ConfigPrint,
+    pub what: ConfigOutput,
 }
 
 /// What `bsap config` prints.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum ConfigPrint {
+pub enum ConfigOutput {
     /// A commented file with every option at its default
     Example,
     /// What is in effect, with secrets hidden

@@ -25,8 +25,8 @@ pub struct CheckpointArgs {
 
 impl CheckpointArgs {
     /// As options of the model in `checkpoint`.
-    pub fn options(&self, checkpoint: &str) -> clip::Options {
-        clip::Options {
+    pub fn to_options(&self, checkpoint: &str) -> clip::ModelOptions {
+        clip::ModelOptions {
             checkpoint: checkpoint.to_owned(),
             revision: self.revision.clone(),
             offline: self.offline,

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::evaluate::SuggestArgs;
+use super::evaluate::PromptsSuggestArgs;
 use crate::balance::normalise::Normaliser;
 
 /// `bsap prompts`.
@@ -33,9 +33,9 @@ pub enum PromptsAction {
     },
     /// Measure sets on the stored images: how scores spread, near-duplicate and dominating
     /// prompts, penalised images. Changes nothing
-    Measure(MeasureArgs),
+    Measure(PromptsMeasureArgs),
     /// Choose prompts, formula and weight by judged queries, from your own texts, and write the set
-    Suggest(SuggestArgs),
+    Suggest(PromptsSuggestArgs),
     /// Forget a stored set: new rows no longer carry it, backfilled statistics of it are dropped.
     /// Refused while it is served or a candidate's
     Retire {
@@ -46,7 +46,7 @@ pub enum PromptsAction {
 
 /// `bsap prompts measure`.
 #[derive(Debug, Args)]
-pub struct MeasureArgs {
+pub struct PromptsMeasureArgs {
     /// Names of stored or shipped sets, or paths of TOML files; without any, the stored sets
     pub sets: Vec<String>,
     /// Longest list of prompts or images in the report

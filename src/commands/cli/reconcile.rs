@@ -34,7 +34,7 @@ pub struct ReconcileArgs {
     #[arg(long, default_value = "", value_name = "TEXT")]
     pub id_prefix: String,
     /// An attribute for every new image, for example --attribute shop=berlin
-    #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = super::pair)]
+    #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = super::parse_name_value)]
     pub attributes: Vec<(String, String)>,
     /// What changed less than so many seconds ago may still be on its way and is left alone. Longer
     /// than ingestion usually lags
@@ -45,7 +45,7 @@ pub struct ReconcileArgs {
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     pub tolerance: u32,
     /// Send nothing where more than this share of the stored images would be deleted
-    #[arg(long, default_value_t = 0.1, value_name = "SHARE", value_parser = share)]
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE", value_parser = parse_share)]
     pub max_deletes: f64,
     /// Where source.ordering is `sequence`: sequences are times in microseconds since 1970, as
     /// `bsap publish` sets them
@@ -53,7 +53,7 @@ pub struct ReconcileArgs {
     pub sequence_is_time: bool,
     /// Folder for sorting, some hundred bytes an image; the system's temporary folder, unless given
     #[arg(long, value_name = "FOLDER")]
-    pub temp: Option<PathBuf>,
+    pub temp_dir: Option<PathBuf>,
     /// Differences shown; all of them with --json
     #[arg(long, default_value_t = 20)]
     pub limit: u64,
@@ -62,7 +62,7 @@ pub struct ReconcileArgs {
     pub json: bool,
 }
 
-fn share(text: &str) -> Result<f64, String> {
+fn parse_share(text: &str) -> Result<f64, String> {
     let share: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     if (0.0..=1.0).contains(&share) {
         Ok(share)

@@ -24,7 +24,7 @@ pub struct ReindexArgs {
 pub enum ReindexAction {
     /// Compute the statistics of every stored row for a prompt set, from stored embeddings; no image
     /// is fetched. Workers carry the set for new rows from the start on
-    Statistics(StatisticsArgs),
+    Statistics(ReindexStatisticsArgs),
     /// Fill a generation by another model beside the live one: live events feed it from the start on,
     /// stored images are embedded again by workers of that model
     Model(ReindexModelArgs),
@@ -35,7 +35,7 @@ pub enum ReindexAction {
 #[command(after_long_help = "\
 The model says whose rows: model.checkpoint is the live generation's, or that of the one beside it \
 (`bsap reindex model`), which has prompt sets of its own.")]
-pub struct StatisticsArgs {
+pub struct ReindexStatisticsArgs {
     /// Shipped name or path of a TOML file
     #[arg(long, value_name = "NAME|FILE")]
     pub prompt_set: String,
@@ -71,7 +71,7 @@ pub struct ReindexModelArgs {
     pub withdraw: bool,
     /// Folder for sorting, some hundred bytes an image; the system's temporary folder, unless given
     #[arg(long, value_name = "FOLDER")]
-    pub temp: Option<std::path::PathBuf>,
+    pub temp_dir: Option<std::path::PathBuf>,
 }
 
 /// `bsap candidate`.
@@ -116,7 +116,7 @@ pub struct CandidateSetArgs {
     pub name: String,
     /// Read the generation beside the live one, another model's (`bsap reindex model`)
     #[arg(long)]
-    pub beside: bool,
+    pub standby: bool,
     /// Stored prompt set, by name, name@version or key
     #[arg(long, value_name = "SET")]
     pub prompt_set: Option<String>,
@@ -124,20 +124,20 @@ pub struct CandidateSetArgs {
     #[arg(long)]
     pub normaliser: Option<Normaliser>,
     /// Weight of the balanced score, 0 (plain CLIP) to 1
-    #[arg(long, value_parser = share)]
+    #[arg(long, value_parser = parse_share)]
     pub weight: Option<f32>,
     /// λ of `nnn`, 0 to 10
-    #[arg(long, value_parser = lambda)]
+    #[arg(long, value_parser = parse_lambda)]
     pub lambda: Option<f32>,
     /// Share of the queries that it answers, 0 to 1, by the key that the caller gives
-    #[arg(long, default_value = "0", value_parser = share)]
-    pub share: f32,
+    #[arg(long, default_value = "0", value_parser = parse_share)]
+    pub traffic_share: f32,
     /// Share of the queries that it answers unseen, differences being logged, 0 to 1
-    #[arg(long, default_value = "0", value_parser = share)]
+    #[arg(long, default_value = "0", value_parser = parse_share)]
     pub shadow: f32,
     /// Of the share, only queries whose filter asks for this attribute's value: one category first
-    #[arg(long, value_name = "NAME=VALUE", value_parser = name_value)]
-    pub only: Option<String>,
+    #[arg(long, value_name = "NAME=VALUE", value_parser = validate_name_value)]
+    pub traffic_filter: Option<String>,
     /// Fingerprint of the evaluation that speaks for it
     #[arg(long, value_name = "FINGERPRINT")]
     pub evaluation: Option<String>,
@@ -166,7 +166,7 @@ pub struct PromoteArgs {
     pub allow_missing: u64,
     /// Folder for sorting, some hundred bytes an image; the system's temporary folder, unless given
     #[arg(long, value_name = "FOLDER")]
-    pub temp: Option<std::path::PathBuf>,
+    pub temp_dir: Option<std::path::PathBuf>,
 }
 
 /// `bsap rollback`.
@@ -181,7 +181,7 @@ pub struct RollbackArgs {
     pub yes: bool,
     /// Folder for sorting, some hundred bytes an image; the system's temporary folder, unless given
     #[arg(long, value_name = "FOLDER")]
-    pub temp: Option<std::path::PathBuf>,
+    pub temp_dir: Option<std::path::PathBuf>,
 }
 
 /// `bsap history`.
@@ -195,26 +195,26 @@ pub struct HistoryArgs {
     pub json: bool,
 }
 
-fn number(text: &str, most: f32) -> Result<f32, String> {
+fn parse_number_up_to(text: &str, max: f32) -> Result<f32, String> {
     let value: f32 = text.parse().map_err(|_| "is not a number".to_owned())?;
-    if (0.0..=most).contains(&value) {
+    if (0.0..=max).contains(&value) {
         Ok(value)
     } else {
-        Err(format!("is not between 0 and {most}"))
+        Err(format!("is not between 0 and {max}"))
     }
 }
 
-fn name_value(text: &str) -> Result<String, String> {
+fn validate_name_value(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() && !value.is_empty() => Ok(text.to_owned()),
         _ => Err("is not an attribute's name, =, and a value".into()),
     }
 }
 
-fn share(text: &str) -> Result<f32, String> {
-    number(text, 1.0)
+fn parse_share(text: &str) -> Result<f32, String> {
+    parse_number_up_to(text, 1.0)
 }
 
-fn lambda(text: &str) -> Result<f32, String> {
-    number(text, 10.0)
+fn parse_lambda(text: &str) -> Result<f32, String> {
+    parse_number_up_to(text, 10.0)
 }

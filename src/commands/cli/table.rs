@@ -27,7 +27,7 @@ pub struct VerifyArgs {
 /// `bsap compact`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Workers do this by themselves (upkeep.every_seconds), one of them at a time. By hand it is safe at any \
+Workers do this by themselves (maintenance.interval_seconds), one of them at a time. By hand it is safe at any \
 time, beside workers, query workers and another compaction. The generation beside the live one is \
 compacted too.
 
@@ -47,12 +47,12 @@ pub struct CompactArgs {
 /// `bsap vacuum`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Removes data files that have not been part of the table for upkeep.retention_hours, leftovers of \
-crashes that are as old, and the log of commits older than upkeep.log_hours. Workers do this by \
+Removes data files that have not been part of the table for maintenance.deleted_file_retention_hours, leftovers of \
+crashes that are as old, and the log of commits older than maintenance.log_retention_hours. Workers do this by \
 themselves (upkeep.every_seconds).
 
 With --generations it removes instead the tables of generations that are neither live nor beside the \
-live one, and to which nothing was written for upkeep.retention_hours. `bsap rollback` cannot go back \
+live one, and to which nothing was written for maintenance.deleted_file_retention_hours. `bsap rollback` cannot go back \
 to these, and nobody tidies them: embeddings of deleted images stay in them.")]
 pub struct VacuumArgs {
     /// Remove the tables of old generations instead

@@ -5,49 +5,49 @@ use std::fmt::Write as _;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use super::surface::{INK, PAPER, Rgb};
+use super::surface::{NEAR_BLACK, NEAR_WHITE, Rgb};
 use crate::demo::catalogue::Background;
 
 /// The backdrop of a picture of 100 × 100, as SVG.
-pub fn backdrop(background: Background, rng: &mut ChaCha8Rng) -> String {
+pub fn draw_backdrop(background: Background, rng: &mut ChaCha8Rng) -> String {
     match background {
-        Background::White => gradient(PAPER, Rgb([226.0, 227.0, 230.0]), rng),
+        Background::White => draw_gradient(NEAR_WHITE, Rgb([226.0, 227.0, 230.0]), rng),
         Background::Gradient => {
-            let hue = muted(rng);
-            gradient(hue.toward(PAPER, 0.72), hue.toward(PAPER, 0.3), rng)
+            let hue = muted_colour(rng);
+            draw_gradient(hue.mix_toward(NEAR_WHITE, 0.72), hue.mix_toward(NEAR_WHITE, 0.3), rng)
         }
-        Background::Wood => wood(rng),
-        Background::Room => room(rng),
+        Background::Wood => draw_wood(rng),
+        Background::Room => draw_room(rng),
     }
 }
 
 /// A quiet colour, never as strong as a product's.
-fn muted(rng: &mut ChaCha8Rng) -> Rgb {
+fn muted_colour(rng: &mut ChaCha8Rng) -> Rgb {
     let mut any = || rng.random_range(120.0..200.0);
     Rgb([any(), any(), any()])
 }
 
-fn gradient(inner: Rgb, outer: Rgb, rng: &mut ChaCha8Rng) -> String {
+fn draw_gradient(inner: Rgb, outer: Rgb, rng: &mut ChaCha8Rng) -> String {
     let (cx, cy) = (rng.random_range(30..70), rng.random_range(25..60));
     format!(
         r##"<defs><radialGradient id="bg" cx="{cx}%" cy="{cy}%" r="85%"><stop offset="0" stop-color="{}"/><stop offset="1" stop-color="{}"/></radialGradient></defs><rect width="100" height="100" fill="url(#bg)"/>"##,
-        inner.hex(),
-        outer.hex()
+        inner.to_hex(),
+        outer.to_hex()
     )
 }
 
-fn wood(rng: &mut ChaCha8Rng) -> String {
-    let wood = Rgb([186.0, 146.0, 104.0]).toward(PAPER, rng.random_range(0.0..0.4));
+fn draw_wood(rng: &mut ChaCha8Rng) -> String {
+    let wood = Rgb([186.0, 146.0, 104.0]).mix_toward(NEAR_WHITE, rng.random_range(0.0..0.4));
     let planks = rng.random_range(3..6);
     let height = 100.0 / planks as f32;
     let mut svg = String::new();
     for plank in 0..planks {
         let y = plank as f32 * height;
-        let tone = wood.toward(INK, rng.random_range(0.0..0.1)).hex();
+        let tone = wood.mix_toward(NEAR_BLACK, rng.random_range(0.0..0.1)).to_hex();
         // Writing to a string cannot fail.
         let _ =
             write!(svg, r#"<rect y="{y}" width="100" height="{}" fill="{tone}"/>"#, height + 0.5);
-        let grain = wood.toward(INK, 0.22).hex();
+        let grain = wood.mix_toward(NEAR_BLACK, 0.22).to_hex();
         for _ in 0..4 {
             let at = y + rng.random_range(0.1..0.9) * height;
             let bend: f32 = rng.random_range(-3.0..3.0);
@@ -62,16 +62,16 @@ fn wood(rng: &mut ChaCha8Rng) -> String {
     svg
 }
 
-fn room(rng: &mut ChaCha8Rng) -> String {
-    let wall = muted(rng).toward(PAPER, rng.random_range(0.25..0.6));
-    let floor = muted(rng).toward(Rgb([150.0, 120.0, 92.0]), 0.6);
+fn draw_room(rng: &mut ChaCha8Rng) -> String {
+    let wall = muted_colour(rng).mix_toward(NEAR_WHITE, rng.random_range(0.25..0.6));
+    let floor = muted_colour(rng).mix_toward(Rgb([150.0, 120.0, 92.0]), 0.6);
     let line: f32 = rng.random_range(58.0..72.0);
     format!(
         r#"<rect width="100" height="{line}" fill="{}"/><rect y="{line}" width="100" height="{}" fill="{}"/><rect y="{}" width="100" height="2.4" fill="{}"/>"#,
-        wall.hex(),
+        wall.to_hex(),
         100.0 - line,
-        floor.hex(),
+        floor.to_hex(),
         line - 2.4,
-        wall.toward(PAPER, 0.7).hex()
+        wall.mix_toward(NEAR_WHITE, 0.7).to_hex()
     )
 }

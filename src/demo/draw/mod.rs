@@ -16,8 +16,8 @@ use rand_chacha::ChaCha8Rng;
 use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg;
 
-use super::catalogue::{Product, Scene, Style, generator};
-use surface::Tones;
+use super::catalogue::{PhotoStyle, Product, Scene, seeded_rng};
+use surface::ProductTones;
 
 /// A picture that could not be drawn: a fault of this program.
 #[derive(Debug, thiserror::Error)]
@@ -25,23 +25,23 @@ use surface::Tones;
 pub struct DrawError(String);
 
 /// The scene as a JPEG of `side` × `side` pixels.
-pub fn render(scene: &Scene, side: u32) -> Result<Vec<u8>, DrawError> {
-    let rng = &mut generator(scene.seed, 3);
-    let svg = svg(scene, rng);
+pub fn render_jpeg(scene: &Scene, side_px: u32) -> Result<Vec<u8>, DrawError> {
+    let rng = &mut seeded_rng(scene.seed, 3);
+    let svg = scene_svg(scene, rng);
     let tree = usvg::Tree::from_str(&svg, &usvg::Options::default())
         .map_err(|e| DrawError(e.to_string()))?;
-    let mut pixmap = Pixmap::new(side, side)
-        .ok_or_else(|| DrawError(format!("no picture has {side} pixels a side")))?;
-    let scale = side as f32 / 100.0;
+    let mut pixmap = Pixmap::new(side_px, side_px)
+        .ok_or_else(|| DrawError(format!("no picture has {side_px} pixels a side")))?;
+    let scale = side_px as f32 / 100.0;
     resvg::render(&tree, Transform::from_scale(scale, scale), &mut pixmap.as_mut());
     let mut rgb: Vec<u8> = pixmap.data().chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
-    if scene.style == Style::Shifted {
-        grain(&mut rgb, rng);
+    if scene.style == PhotoStyle::Shifted {
+        add_grain(&mut rgb, rng);
     }
     let quality = rng.random_range(72..=92);
     let mut jpeg = Vec::new();
-    let side =
-        u16::try_from(side).map_err(|_| DrawError(format!("{side} pixels a side are too many")))?;
+    let side = u16::try_from(side_px)
+        .map_err(|_| DrawError(format!("{side_px} pixels a side are too many")))?;
     jpeg_encoder::Encoder::new(&mut jpeg, quality)
         .encode(&rgb, side, side, jpeg_encoder::ColorType::Rgb)
         .map_err(|e| DrawError(e.to_string()))?;
@@ -49,7 +49,7 @@ pub fn render(scene: &Scene, side: u32) -> Result<Vec<u8>, DrawError> {
 }
 
 /// Sensor noise.
-fn grain(rgb: &mut [u8], rng: &mut ChaCha8Rng) {
+fn add_grain(rgb: &mut [u8], rng: &mut ChaCha8Rng) {
     let strength = rng.random_range(3..14);
     for value in rgb {
         let noise = rng.random_range(-strength..=strength);
@@ -59,14 +59,14 @@ fn grain(rgb: &mut [u8], rng: &mut ChaCha8Rng) {
 
 /// A place for one thing: its centre and side, in hundredths of the picture.
 #[derive(Clone, Copy)]
-struct Place {
+struct Placement {
     x: f32,
     y: f32,
     size: f32,
 }
 
 /// Places for `count` things that hardly overlap.
-fn places(count: usize, rng: &mut ChaCha8Rng) -> Vec<Place> {
+fn place_products(count: usize, rng: &mut ChaCha8Rng) -> Vec<Placement> {
     let (centres, sizes): (&[(f32, f32)], _) = match count {
         1 => (&[(50.0, 52.0)], 44.0..76.0),
         2 if rng.random_bool(0.7) => (&[(28.0, 54.0), (72.0, 54.0)], 34.0..46.0),
@@ -76,9 +76,9 @@ fn places(count: usize, rng: &mut ChaCha8Rng) -> Vec<Place> {
     };
     let size: f32 = rng.random_range(sizes);
     let slack = if count == 1 { (90.0 - size) / 4.0 } else { 3.0 };
-    let mut places: Vec<Place> = centres
+    let mut places: Vec<Placement> = centres
         .iter()
-        .map(|(x, y)| Place {
+        .map(|(x, y)| Placement {
             x: x + rng.random_range(-slack..slack),
             y: y + rng.random_range(-slack..slack),
             size: size * rng.random_range(0.92..1.08),
@@ -88,33 +88,35 @@ fn places(count: usize, rng: &mut ChaCha8Rng) -> Vec<Place> {
     places
 }
 
-fn svg(scene: &Scene, rng: &mut ChaCha8Rng) -> String {
-    let mut body = backdrop::backdrop(scene.background, rng);
-    let cluttered = scene.style == Style::Clutter;
+fn scene_svg(scene: &Scene, rng: &mut ChaCha8Rng) -> String {
+    let mut body = backdrop::draw_backdrop(scene.background, rng);
+    let cluttered = scene.style == PhotoStyle::Clutter;
     if cluttered {
-        clutter(&mut body, rng.random_range(3..6), 14.0..26.0, rng);
+        draw_clutter(&mut body, rng.random_range(3..6), 14.0..26.0, rng);
     }
     let things: Vec<&Product> =
         scene.products.iter().flat_map(|p| std::iter::repeat_n(p, usize::from(p.count))).collect();
-    let mut tones: Option<(&Product, Tones)> = None;
-    for (i, (product, mut place)) in things.iter().zip(places(things.len(), rng)).enumerate() {
+    let mut tones: Option<(&Product, ProductTones)> = None;
+    for (i, (product, mut place)) in
+        things.iter().zip(place_products(things.len(), rng)).enumerate()
+    {
         if cluttered {
             place.size *= 0.86;
         }
         // Equal products have equal tones, though each is its own piece of cloth.
         let tones = match &mut tones {
             Some((known, tones)) if *known == *product => tones,
-            other => &mut other.insert((product, Tones::sample(product.colour, rng))).1,
+            other => &mut other.insert((product, ProductTones::sample(product.colour, rng))).1,
         };
-        draw(&mut body, product, tones, place, i, rng);
+        draw_product(&mut body, product, tones, place, i, rng);
     }
     if cluttered {
-        clutter(&mut body, rng.random_range(0..3), 9.0..15.0, rng);
+        draw_clutter(&mut body, rng.random_range(0..3), 9.0..15.0, rng);
     }
-    if scene.style == Style::Shifted {
-        body = shifted(&body, rng);
+    if scene.style == PhotoStyle::Shifted {
+        body = shift_svg(&body, rng);
     } else {
-        body.push_str(&light(rng, 0.1));
+        body.push_str(&light_svg(rng, 0.1));
     }
     format!(
         r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100" width="100" height="100">{body}</svg>"#
@@ -122,25 +124,25 @@ fn svg(scene: &Scene, rng: &mut ChaCha8Rng) -> String {
 }
 
 /// One product with its shadow.
-fn draw(
+fn draw_product(
     svg: &mut String,
     product: &Product,
-    tones: &Tones,
-    place: Place,
+    tones: &ProductTones,
+    place: Placement,
     number: usize,
     rng: &mut ChaCha8Rng,
 ) {
-    let shape = products::shape(product.kind);
+    let shape = products::product_shape(product.kind);
     let (paint, shade, glow) = (format!("p{number}"), format!("s{number}"), format!("g{number}"));
     let tones_of = |part: &str| {
-        part.replace("@c", &tones.main.hex())
-            .replace("@d", &tones.dark.hex())
-            .replace("@l", &tones.light.hex())
+        part.replace("@c", &tones.main.to_hex())
+            .replace("@d", &tones.dark.to_hex())
+            .replace("@l", &tones.light.to_hex())
             .replace("@m", "#4a5058")
             .replace("@k", "#a97c50")
             .replace("@w", "#f6f4ee")
     };
-    let turn: f32 = rng.random_range(-12.0..12.0);
+    let rotation: f32 = rng.random_range(-12.0..12.0);
     let flip = if rng.random_bool(0.5) { -1.0 } else { 1.0 };
     let scale = place.size / 100.0;
     let (dark, bright) = (rng.random_range(0.18..0.34), rng.random_range(0.15..0.35));
@@ -153,12 +155,12 @@ fn draw(
 <radialGradient id="d{number}"><stop offset=".2" stop-color="#0c0f18" stop-opacity=".4"/><stop offset="1" stop-color="#0c0f18" stop-opacity="0"/></radialGradient>
 <g id="b{number}">{body}</g></defs>
 <ellipse cx="{sx}" cy="{sy}" rx="{rx}" ry="{ry}" fill="url(#d{number})"/>
-<g transform="translate({x} {y}) rotate({turn}) scale({sx_scale} {scale}) translate(-50 -50)">{back}
+<g transform="translate({x} {y}) rotate({rotation}) scale({sx_scale} {scale}) translate(-50 -50)">{back}
 <use href="#b{number}" fill="url(#{paint})" stroke="url(#{paint})" stroke-width="0"/>
 <use href="#b{number}" fill="url(#{shade})" stroke="url(#{shade})" stroke-width="0"/>
 <use href="#b{number}" fill="url(#{glow})" stroke="url(#{glow})" stroke-width="0"/>
 {front}</g>"##,
-        paint_definition = surface::paint(&paint, product.pattern, tones, rng),
+        paint_definition = surface::paint_definition(&paint, product.pattern, tones, rng),
         body = shape.body,
         back = tones_of(shape.back),
         front = tones_of(shape.front),
@@ -173,22 +175,22 @@ fn draw(
 }
 
 /// Small things around the products.
-fn clutter(svg: &mut String, count: usize, sizes: std::ops::Range<f32>, rng: &mut ChaCha8Rng) {
+fn draw_clutter(svg: &mut String, count: usize, sizes: std::ops::Range<f32>, rng: &mut ChaCha8Rng) {
     for _ in 0..count {
-        let thing = products::CLUTTER.choose(rng).copied().unwrap_or_default();
+        let thing = products::CLUTTER_SHAPES.choose(rng).copied().unwrap_or_default();
         let scale = rng.random_range(sizes.clone()) / 100.0;
         let (x, y) = (rng.random_range(4.0..96.0), rng.random_range(8.0..96.0));
-        let turn: f32 = rng.random_range(0.0..360.0);
+        let rotation: f32 = rng.random_range(0.0..360.0);
         // Writing to a string cannot fail.
         let _ = write!(
             svg,
-            r#"<g transform="translate({x} {y}) rotate({turn}) scale({scale}) translate(-50 -50)" opacity=".9">{thing}</g>"#
+            r#"<g transform="translate({x} {y}) rotate({rotation}) scale({scale}) translate(-50 -50)" opacity=".9">{thing}</g>"#
         );
     }
 }
 
 /// Light that falls from one side.
-fn light(rng: &mut ChaCha8Rng, strength: f32) -> String {
+fn light_svg(rng: &mut ChaCha8Rng, strength: f32) -> String {
     let (x1, x2) = if rng.random_bool(0.5) { (0, 100) } else { (100, 0) };
     let strength = rng.random_range(0.0..strength);
     format!(
@@ -197,7 +199,7 @@ fn light(rng: &mut ChaCha8Rng, strength: f32) -> String {
 }
 
 /// The same things under another light: a cast of colour, darker corners, not quite in focus.
-fn shifted(body: &str, rng: &mut ChaCha8Rng) -> String {
+fn shift_svg(body: &str, rng: &mut ChaCha8Rng) -> String {
     let cast =
         *["#ffd29a", "#a9c8ff", "#c9f0c4", "#8f8fa8", "#f3b7c6"].choose(rng).unwrap_or(&"#ffd29a");
     let amount: f32 = rng.random_range(0.35..0.85);
@@ -206,6 +208,6 @@ fn shifted(body: &str, rng: &mut ChaCha8Rng) -> String {
     format!(
         r##"<defs><filter id="soft" x="0" y="0" width="1" height="1"><feGaussianBlur stdDeviation="{blur}"/></filter><radialGradient id="vi" cx="50%" cy="50%" r="75%"><stop offset=".5" stop-color="#000" stop-opacity="0"/><stop offset="1" stop-color="#000" stop-opacity="{vignette}"/></radialGradient></defs>
 <g filter="url(#soft)">{body}</g><rect width="100" height="100" fill="{cast}" opacity="{amount}" style="mix-blend-mode:multiply"/><rect width="100" height="100" fill="url(#vi)"/>{}"##,
-        light(rng, 0.25)
+        light_svg(rng, 0.25)
     )
 }

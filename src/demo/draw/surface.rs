@@ -12,13 +12,13 @@ pub struct Rgb(pub [f32; 3]);
 
 impl Rgb {
     /// As SVG writes it.
-    pub fn hex(self) -> String {
+    pub fn to_hex(self) -> String {
         let [r, g, b] = self.0.map(|v| v.round().clamp(0.0, 255.0) as u8);
         format!("#{r:02x}{g:02x}{b:02x}")
     }
 
     /// `share` of the way to `other`.
-    pub fn toward(self, other: Self, share: f32) -> Self {
+    pub fn mix_toward(self, other: Self, share: f32) -> Self {
         let mut mixed = self.0;
         for (value, goal) in mixed.iter_mut().zip(other.0) {
             *value += (goal - *value) * share;
@@ -28,11 +28,11 @@ impl Rgb {
 }
 
 /// Black and white, not quite.
-pub const INK: Rgb = Rgb([30.0, 32.0, 38.0]);
+pub const NEAR_BLACK: Rgb = Rgb([30.0, 32.0, 38.0]);
 /// White that still shows light.
-pub const PAPER: Rgb = Rgb([250.0, 249.0, 245.0]);
+pub const NEAR_WHITE: Rgb = Rgb([250.0, 249.0, 245.0]);
 
-fn base(colour: Colour) -> Rgb {
+fn base_colour(colour: Colour) -> Rgb {
     Rgb(match colour {
         Colour::Black => [38.0, 38.0, 43.0],
         Colour::White => [246.0, 246.0, 243.0],
@@ -49,7 +49,7 @@ fn base(colour: Colour) -> Rgb {
 }
 
 /// The tones of one product.
-pub struct Tones {
+pub struct ProductTones {
     /// Its colour.
     pub main: Rgb,
     /// A darker tone of it.
@@ -57,37 +57,44 @@ pub struct Tones {
     /// A lighter tone of it.
     pub light: Rgb,
     /// What the pattern is drawn with.
-    pub second: Rgb,
+    pub pattern: Rgb,
 }
 
-impl Tones {
+impl ProductTones {
     /// Tones of `colour`, no two products quite alike.
     pub fn sample(colour: Colour, rng: &mut ChaCha8Rng) -> Self {
-        let mut main = base(colour);
+        let mut main = base_colour(colour);
         for value in &mut main.0 {
             *value += rng.random_range(-9.0..9.0);
         }
-        let dark = main.toward(INK, if colour == Colour::White { 0.22 } else { 0.35 });
-        let light = main.toward(PAPER, 0.45);
+        let dark = main.mix_toward(NEAR_BLACK, if colour == Colour::White { 0.22 } else { 0.35 });
+        let light = main.mix_toward(NEAR_WHITE, 0.45);
         let second = match colour {
-            Colour::White => INK.toward(PAPER, rng.random_range(0.15..0.45)),
+            Colour::White => NEAR_BLACK.mix_toward(NEAR_WHITE, rng.random_range(0.15..0.45)),
             Colour::Yellow | Colour::Pink => {
-                *[PAPER, INK.toward(main, 0.3)].choose(rng).unwrap_or(&PAPER)
+                *[NEAR_WHITE, NEAR_BLACK.mix_toward(main, 0.3)].choose(rng).unwrap_or(&NEAR_WHITE)
             }
-            Colour::Black | Colour::Brown => main.toward(PAPER, rng.random_range(0.6..1.0)),
-            _ => *[PAPER, main.toward(PAPER, 0.6), main.toward(INK, 0.55)]
+            Colour::Black | Colour::Brown => {
+                main.mix_toward(NEAR_WHITE, rng.random_range(0.6..1.0))
+            }
+            _ => *[NEAR_WHITE, main.mix_toward(NEAR_WHITE, 0.6), main.mix_toward(NEAR_BLACK, 0.55)]
                 .choose(rng)
-                .unwrap_or(&PAPER),
+                .unwrap_or(&NEAR_WHITE),
         };
-        Self { main, dark, light, second }
+        Self { main, dark, light, pattern: second }
     }
 }
 
 /// The definition of the paint `id` that covers a body: at most two fifths in the second tone, so
 /// that the main colour stays the main one.
-pub fn paint(id: &str, pattern: Pattern, tones: &Tones, rng: &mut ChaCha8Rng) -> String {
-    let (main, second) = (tones.main.hex(), tones.second.hex());
-    let turn = *[0.0, 90.0, 45.0, -45.0].choose(rng).unwrap_or(&0.0);
+pub fn paint_definition(
+    id: &str,
+    pattern: Pattern,
+    tones: &ProductTones,
+    rng: &mut ChaCha8Rng,
+) -> String {
+    let (main, second) = (tones.main.to_hex(), tones.pattern.to_hex());
+    let rotation = *[0.0, 90.0, 45.0, -45.0].choose(rng).unwrap_or(&0.0);
     let step: f32 = rng.random_range(11.0..17.0);
     let tile = |width: f32, height: f32, turn: f32, marks: String| {
         format!(
@@ -101,7 +108,7 @@ pub fn paint(id: &str, pattern: Pattern, tones: &Tones, rng: &mut ChaCha8Rng) ->
             tile(
                 step,
                 step,
-                turn,
+                rotation,
                 format!(r#"<rect width="{width}" height="{step}" fill="{second}"/>"#),
             )
         }
@@ -114,7 +121,7 @@ pub fn paint(id: &str, pattern: Pattern, tones: &Tones, rng: &mut ChaCha8Rng) ->
         }
         Pattern::Checked => {
             let half = step * 0.5;
-            let turn = if turn.abs() == 45.0 { 45.0 } else { 0.0 };
+            let turn = if rotation.abs() == 45.0 { 45.0 } else { 0.0 };
             let squares = format!(
                 r#"<path d="M0 0h{half}v{half}h-{half}zM{half} {half}h{half}v{half}h-{half}z" fill="{second}"/>"#
             );
@@ -127,7 +134,7 @@ pub fn paint(id: &str, pattern: Pattern, tones: &Tones, rng: &mut ChaCha8Rng) ->
                 r#"<path d="M-{half} {top}L0 {low}L{half} {top}L{step} {low}L{} {top}" fill="none" stroke="{second}" stroke-width="{line}"/>"#,
                 step + half
             );
-            tile(step, step * 1.1, if turn.abs() == 45.0 { 0.0 } else { turn }, line)
+            tile(step, step * 1.1, if rotation.abs() == 45.0 { 0.0 } else { rotation }, line)
         }
         Pattern::TwoTone => {
             // Bodies are not as high as their box: the main colour takes the lower part or one side.

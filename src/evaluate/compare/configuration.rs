@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::world::{Table, World};
+use super::corpus::{Corpus, CorpusTable};
 use crate::balance::calibration::{Calibration, Vocabulary};
-use crate::balance::normalise::{Balance, Normaliser, Scale};
-use crate::balance::statistics::{Statistics, StatisticsKey};
-use crate::catalogue::{Candidate, CatalogueState, PromptSetRecord, Serving};
-use crate::clip::Towers;
-use crate::prompts::{EmbeddedSet, PromptError, PromptSet};
+use crate::balance::normalise::{BalanceParameters, Normaliser, ScaleConstants};
+use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
+use crate::catalogue::{CatalogueState, PromptSetRecord, RolloutCandidate, ServingConfig};
+use crate::clip::Encoders;
+use crate::prompts::{EmbeddedPromptSet, PromptError, PromptSet};
 
 /// Most configurations of one comparison.
 pub const MAX_CONFIGURATIONS: usize = 32;
@@ -19,13 +19,13 @@ pub const MAX_CONFIGURATIONS: usize = 32;
 /// A configuration as it is typed: `candidate`, or `set=demo,normaliser=nnn,weight=0.25`. What is not
 /// said is as the base has it, `live` unless another is named first.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Spec {
+pub struct ConfigurationSpec {
     /// `raw`, `live` or `candidate`.
-    pub base: Option<Base>,
+    pub base: Option<BaseConfiguration>,
     /// Name in reports.
     pub name: Option<String>,
     /// Prompt set: key, name or name@version of a stored one, shipped name, or path of a TOML file.
-    pub set: Option<String>,
+    pub prompt_set: Option<String>,
     /// Formula.
     pub normaliser: Option<Normaliser>,
     /// Weight of the balanced score.
@@ -35,15 +35,15 @@ pub struct Spec {
     /// k of `nnn`, for sets that are not stored.
     pub top_k: Option<usize>,
     /// Whether the generation beside the live one is ranked.
-    pub beside: bool,
+    pub standby: bool,
     /// Hits with a lower score are not shown.
     pub min_score: Option<f32>,
-    text: String,
+    typed_text: String,
 }
 
 /// What a [`Spec`] starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Base {
+pub enum BaseConfiguration {
     /// Plain CLIP.
     Raw,
     /// What is served.
@@ -52,17 +52,17 @@ pub enum Base {
     Candidate,
 }
 
-impl TryFrom<&str> for Spec {
+impl TryFrom<&str> for ConfigurationSpec {
     type Error = String;
 
     fn try_from(text: &str) -> Result<Self, String> {
-        let mut spec = Self { text: text.to_owned(), ..Self::default() };
+        let mut spec = Self { typed_text: text.to_owned(), ..Self::default() };
         for (i, part) in text.split(',').map(str::trim).enumerate() {
             let Some((key, value)) = part.split_once('=') else {
                 spec.base = Some(match (i, part) {
-                    (0, "raw") => Base::Raw,
-                    (0, "live") => Base::Live,
-                    (0, "candidate") => Base::Candidate,
+                    (0, "raw") => BaseConfiguration::Raw,
+                    (0, "live") => BaseConfiguration::Live,
+                    (0, "candidate") => BaseConfiguration::Candidate,
                     _ => {
                         return Err(format!(
                             "{part:?} is neither raw, live or candidate at the beginning nor key=value"
@@ -71,21 +71,21 @@ impl TryFrom<&str> for Spec {
                 });
                 continue;
             };
-            spec.put(key.trim(), value.trim())?;
+            spec.set_option(key.trim(), value.trim())?;
         }
         Ok(spec)
     }
 }
 
-impl Spec {
-    fn put(&mut self, key: &str, value: &str) -> Result<(), String> {
+impl ConfigurationSpec {
+    fn set_option(&mut self, key: &str, value: &str) -> Result<(), String> {
         let number = |low: f32, high: f32| {
             let parsed = value.parse::<f32>().ok().filter(|v| (low..=high).contains(v));
             parsed.ok_or_else(|| format!("{key}: {value:?} is not a number from {low} to {high}"))
         };
         match key {
             "name" => self.name = Some(value.to_owned()),
-            "set" => self.set = Some(value.to_owned()),
+            "set" => self.prompt_set = Some(value.to_owned()),
             "normaliser" => {
                 let found = Normaliser::ALL.into_iter().find(|n| n.name() == value);
                 let names = Normaliser::ALL.map(Normaliser::name).join(", ");
@@ -100,9 +100,9 @@ impl Spec {
                     Some(k.ok_or_else(|| format!("top_k: {value:?} is not from 1 to 4096"))?);
             }
             "generation" => {
-                self.beside = match value {
+                self.standby = match value {
                     "live" => false,
-                    "beside" => true,
+                    "standby" => true,
                     _ => return Err(format!("generation: {value:?} is not live or beside")),
                 }
             }
@@ -118,62 +118,63 @@ impl Spec {
 
     /// Whether it is plain CLIP.
     pub fn is_raw(&self) -> bool {
-        self.base == Some(Base::Raw) || self.normaliser == Some(Normaliser::Raw)
+        self.base == Some(BaseConfiguration::Raw) || self.normaliser == Some(Normaliser::Raw)
     }
 
     /// Whether it is its base as it is, so that thresholds measured for it can be stored there.
-    pub fn as_it_is(&self) -> bool {
+    pub fn is_unmodified_base(&self) -> bool {
         let Self {
             base,
             name: _,
-            set,
+            prompt_set: set,
             normaliser,
             weight,
             lambda,
             top_k,
-            beside,
+            standby: beside,
             min_score,
-            text: _,
+            typed_text: _,
         } = self;
-        matches!(base, Some(Base::Live | Base::Candidate))
+        matches!(base, Some(BaseConfiguration::Live | BaseConfiguration::Candidate))
             && (set, normaliser, weight) == (&None, &None, &None)
             && (lambda, top_k, min_score, *beside) == (&None, &None, &None, false)
     }
 
     /// Its name in reports: as given, else as typed.
     pub fn label(&self) -> &str {
-        self.name.as_deref().unwrap_or(&self.text)
+        self.name.as_deref().unwrap_or(&self.typed_text)
     }
 
     /// Whether it reads the generation beside the live one of `state`.
-    pub fn reads_beside(&self, state: &CatalogueState) -> bool {
-        let elsewhere = |candidate: &Candidate| candidate.generation != state.live.id;
-        let candidate = state.candidate.as_ref().filter(|_| self.base == Some(Base::Candidate));
-        self.beside || candidate.is_some_and(elsewhere)
+    pub fn reads_standby(&self, state: &CatalogueState) -> bool {
+        let elsewhere = |candidate: &RolloutCandidate| candidate.generation != state.live.id;
+        let candidate =
+            state.candidate.as_ref().filter(|_| self.base == Some(BaseConfiguration::Candidate));
+        self.standby || candidate.is_some_and(elsewhere)
     }
 
     /// Plain CLIP.
-    pub fn raw() -> Self {
-        Self { base: Some(Base::Raw), name: Some("raw".into()), ..Self::default() }
+    pub fn plain_clip() -> Self {
+        Self { base: Some(BaseConfiguration::Raw), name: Some("raw".into()), ..Self::default() }
     }
 
     /// A base as it is.
-    pub fn of(base: Base, name: &str) -> Self {
+    pub fn from_base(base: BaseConfiguration, name: &str) -> Self {
         Self { base: Some(base), name: Some(name.into()), ..Self::default() }
     }
 }
 
 /// A way to rank.
 #[derive(Clone)]
-pub struct Configuration {
+pub struct RankingConfiguration {
     /// Name in reports.
     pub name: String,
     /// Which of the world's tables.
-    pub table: usize,
+    pub table_index: usize,
     /// Whose statistics; none for plain CLIP.
-    pub set: Option<Arc<EmbeddedSet>>,
+    pub prompt_set: Option<Arc<EmbeddedPromptSet>>,
     /// Formula, weight and constants.
-    pub balance: Balance,
+    pub balance: BalanceParameters,
     /// Hits with a lower score are not shown.
     pub min_score: Option<f32>,
     /// Thresholds that are stored with it.
@@ -184,7 +185,7 @@ pub struct Configuration {
 
 /// A configuration in a report: enough to serve it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Setting {
+pub struct ReportedConfiguration {
     /// The generation it reads.
     pub generation: String,
     /// Fingerprint of the model.
@@ -193,19 +194,19 @@ pub struct Setting {
     pub prompt_set: Option<StatisticsKey>,
     /// Formula, weight and constants.
     #[serde(flatten)]
-    pub balance: Balance,
+    pub balance: BalanceParameters,
     /// Hits with a lower score are not shown.
     pub min_score: Option<f32>,
 }
 
-impl Configuration {
+impl RankingConfiguration {
     /// As a report has it.
-    pub fn setting(&self, world: &World) -> Setting {
-        let note = &world.tables[self.table].note;
-        Setting {
-            generation: note.generation.clone(),
-            model: note.fingerprint.clone(),
-            prompt_set: self.set.as_ref().map(|set| set.key.clone()),
+    pub fn to_reported(&self, corpus: &Corpus) -> ReportedConfiguration {
+        let model_info = &corpus.tables[self.table_index].model_info;
+        ReportedConfiguration {
+            generation: model_info.generation.clone(),
+            model: model_info.fingerprint.clone(),
+            prompt_set: self.prompt_set.as_ref().map(|set| set.statistics_key.clone()),
             balance: self.balance,
             min_score: self.min_score,
         }
@@ -214,10 +215,10 @@ impl Configuration {
 
 /// What cannot be compared.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigurationError {
+pub enum RankingConfigurationError {
     /// The text names something that is not there.
     #[error("--configuration {text:?}: {reason}")]
-    Missing {
+    NotFound {
         /// As typed.
         text: String,
         /// What is not there.
@@ -225,7 +226,7 @@ pub enum ConfigurationError {
     },
     /// The prompt set cannot be used.
     #[error("--configuration {text:?}: {source}")]
-    Prompts {
+    InvalidPromptSet {
         /// As typed.
         text: String,
         /// Why.
@@ -234,93 +235,109 @@ pub enum ConfigurationError {
 }
 
 /// Resolves what is typed against a catalogue.
-pub struct Resolver<'a> {
+pub struct ConfigurationResolver<'a> {
     /// The tables: the live one first, then the one beside it.
-    pub world: &'a World,
+    pub corpus: &'a Corpus,
     /// How the catalogue is served; none for a drawn one.
     pub state: Option<&'a CatalogueState>,
     /// What a drawn catalogue is served with.
-    pub fallback: Serving,
+    pub default_serving: ServingConfig,
     /// Prompt sets that the rows carry.
-    pub stored: Vec<Arc<EmbeddedSet>>,
+    pub stored_sets: Vec<Arc<EmbeddedPromptSet>>,
     /// k of `nnn` for prompt sets that are not stored.
     pub top_k: usize,
     /// Statistics of the sets that were used, by table and key.
-    statistics: BTreeMap<(usize, StatisticsKey), Arc<Vec<Statistics>>>,
-    embedded: BTreeMap<(usize, StatisticsKey), Arc<EmbeddedSet>>,
+    statistics_cache: BTreeMap<(usize, StatisticsKey), Arc<Vec<ScoreStatistics>>>,
+    embedded_sets: BTreeMap<(usize, StatisticsKey), Arc<EmbeddedPromptSet>>,
 }
 
-impl<'a> Resolver<'a> {
+impl<'a> ConfigurationResolver<'a> {
     /// For a world; `stored` are the prompt sets whose statistics its rows carry.
     pub fn new(
-        world: &'a World,
+        world: &'a Corpus,
         state: Option<&'a CatalogueState>,
-        fallback: Serving,
-        stored: Vec<Arc<EmbeddedSet>>,
+        fallback: ServingConfig,
+        stored: Vec<Arc<EmbeddedPromptSet>>,
         top_k: usize,
     ) -> Self {
         let (statistics, embedded) = (BTreeMap::new(), BTreeMap::new());
-        Self { world, state, fallback, stored, top_k, statistics, embedded }
+        Self {
+            corpus: world,
+            state,
+            default_serving: fallback,
+            stored_sets: stored,
+            top_k,
+            statistics_cache: statistics,
+            embedded_sets: embedded,
+        }
     }
 
     /// The configuration that `spec` names.
-    pub fn resolve(&mut self, spec: &Spec) -> Result<Configuration, ConfigurationError> {
-        let missing = |reason: &str| ConfigurationError::Missing {
-            text: spec.text.clone(),
+    pub fn resolve(
+        &mut self,
+        spec: &ConfigurationSpec,
+    ) -> Result<RankingConfiguration, RankingConfigurationError> {
+        let missing = |reason: &str| RankingConfigurationError::NotFound {
+            text: spec.typed_text.clone(),
             reason: reason.to_owned(),
         };
-        let base = spec.base.unwrap_or(Base::Live);
+        let base = spec.base.unwrap_or(BaseConfiguration::Live);
         let candidate = self.state.and_then(|state| state.candidate.as_ref());
-        let live = self.state.map_or(&self.fallback, |state| &state.serving).clone();
-        let (serving, mut beside) = match (base, candidate) {
-            (Base::Candidate, None) => return Err(missing("the catalogue has no candidate")),
-            (Base::Candidate, Some(candidate)) => {
+        let live = self.state.map_or(&self.default_serving, |state| &state.serving).clone();
+        let (serving, mut standby) = match (base, candidate) {
+            (BaseConfiguration::Candidate, None) => {
+                return Err(missing("the catalogue has no candidate"));
+            }
+            (BaseConfiguration::Candidate, Some(candidate)) => {
                 let beside = self.state.is_some_and(|state| candidate.generation != state.live.id);
                 (candidate.serving.clone(), beside)
             }
-            (Base::Live | Base::Raw, _) => (live, false),
+            (BaseConfiguration::Live | BaseConfiguration::Raw, _) => (live, false),
         };
-        let own_table = usize::from(beside);
-        beside |= spec.beside;
-        let table = usize::from(beside);
-        if table >= self.world.tables.len() {
+        let own_table = usize::from(standby);
+        standby |= spec.standby;
+        let table = usize::from(standby);
+        if table >= self.corpus.tables.len() {
             return Err(missing("the catalogue has no generation beside the live one"));
         }
-        let normaliser = if base == Base::Raw && spec.normaliser.is_none() {
+        let normaliser = if base == BaseConfiguration::Raw && spec.normaliser.is_none() {
             Normaliser::Raw
         } else {
             spec.normaliser.unwrap_or(serving.normaliser)
         };
-        let mut balance = Balance {
+        let mut balance = BalanceParameters {
             normaliser,
             weight: spec.weight.unwrap_or(serving.weight),
             lambda: spec.lambda.unwrap_or(serving.lambda),
-            scale: Scale::default(),
+            scale: ScaleConstants::default(),
         };
         if normaliser == Normaliser::Raw {
-            balance = Balance::RAW;
+            balance = BalanceParameters::RAW;
         }
-        let wanted = spec.set.as_deref().unwrap_or(serving.prompt_set.as_str());
-        let served = self.set(wanted, table, spec)?;
-        let vocabulary = Vocabulary::of(served.set.texts.iter().map(String::as_str));
+        let wanted = spec.prompt_set.as_deref().unwrap_or(serving.prompt_set.as_str());
+        let served = self.find_prompt_set(wanted, table, spec)?;
+        let vocabulary = Vocabulary::from_texts(served.prompt_set.texts.iter().map(String::as_str));
         let set = (normaliser != Normaliser::Raw).then_some(served);
         if let Some(set) = &set {
             // Another model's scores lie elsewhere, though its statistics may go by the same key.
             let unchanged = table == own_table
-                && serving.prompt_set == set.key
+                && serving.prompt_set == set.statistics_key
                 && serving.normaliser == normaliser;
             let frozen = unchanged.then_some(serving.scale).flatten();
             balance.scale = match frozen {
                 Some(scale) => scale,
-                None => Scale::of(normaliser, self.statistics(table, set).iter().copied()),
+                None => ScaleConstants::from_catalogue(
+                    normaliser,
+                    self.statistics(table, set).iter().copied(),
+                ),
             };
         }
-        let calibration = serving.calibration.filter(|_| spec.as_it_is());
+        let calibration = serving.calibration.filter(|_| spec.is_unmodified_base());
         let stored = calibration.as_ref().and_then(|calibration| calibration.min_score);
-        Ok(Configuration {
+        Ok(RankingConfiguration {
             name: spec.label().to_owned(),
-            table,
-            set,
+            table_index: table,
+            prompt_set: set,
             balance,
             min_score: spec.min_score.or(stored),
             calibration,
@@ -329,69 +346,77 @@ impl<'a> Resolver<'a> {
     }
 
     /// Statistics of a set over a table, computed once.
-    pub fn statistics(&mut self, table: usize, set: &EmbeddedSet) -> Arc<Vec<Statistics>> {
-        let world = self.world;
+    pub fn statistics(
+        &mut self,
+        table: usize,
+        set: &EmbeddedPromptSet,
+    ) -> Arc<Vec<ScoreStatistics>> {
+        let world = self.corpus;
         let of = || Arc::new(world.tables[table].statistics(set));
-        self.statistics.entry((table, set.key.clone())).or_insert_with(of).clone()
+        self.statistics_cache.entry((table, set.statistics_key.clone())).or_insert_with(of).clone()
     }
 
-    fn set(
+    fn find_prompt_set(
         &mut self,
-        wanted: &str,
+        name: &str,
         table: usize,
-        spec: &Spec,
-    ) -> Result<Arc<EmbeddedSet>, ConfigurationError> {
-        let prompts = |source| ConfigurationError::Prompts { text: spec.text.clone(), source };
-        let stored = EmbeddedSet::find(&self.stored, wanted).cloned();
-        let towers: &dyn Towers = &**self.world.tables[table].towers();
+        spec: &ConfigurationSpec,
+    ) -> Result<Arc<EmbeddedPromptSet>, RankingConfigurationError> {
+        let prompts = |source| RankingConfigurationError::InvalidPromptSet {
+            text: spec.typed_text.clone(),
+            source,
+        };
+        let stored = EmbeddedPromptSet::find(&self.stored_sets, name).cloned();
+        let encoders: &dyn Encoders = &**self.corpus.tables[table].encoders();
         // The generation beside the live one has sets and keys of its own.
-        let beside = self.state.and_then(|state| state.beside.as_ref()).filter(|_| table > 0);
-        let record = beside.and_then(|b| PromptSetRecord::find(&b.prompt_sets, wanted));
+        let beside = self.state.and_then(|state| state.standby.as_ref()).filter(|_| table > 0);
+        let record = beside.and_then(|b| PromptSetRecord::find(&b.prompt_sets, name));
         if let Some(record) = record {
-            let set = EmbeddedSet::from_record(record, towers).map_err(prompts)?.set;
+            let set = EmbeddedPromptSet::from_record(record, encoders).map_err(prompts)?.prompt_set;
             let top_k = spec.top_k.unwrap_or(record.top_k);
-            return self.embed(set, table, towers, top_k).map_err(prompts);
+            return self.embed_cached(set, table, encoders, top_k).map_err(prompts);
         }
         match stored {
             Some(set) if table == 0 && spec.top_k.is_none() => Ok(set),
             // Another model gives the prompts other embeddings, another k other statistics.
             Some(set) => {
-                let top_k = spec.top_k.unwrap_or_else(|| set.record().top_k);
-                self.embed(set.set.clone(), table, towers, top_k).map_err(prompts)
+                let top_k = spec.top_k.unwrap_or_else(|| set.to_record().top_k);
+                self.embed_cached(set.prompt_set.clone(), table, encoders, top_k).map_err(prompts)
             }
             None => {
-                let set = PromptSet::load(wanted).map_err(prompts)?;
-                self.embed(set, table, towers, spec.top_k.unwrap_or(self.top_k)).map_err(prompts)
+                let set = PromptSet::load(name).map_err(prompts)?;
+                self.embed_cached(set, table, encoders, spec.top_k.unwrap_or(self.top_k))
+                    .map_err(prompts)
             }
         }
     }
 
-    fn embed(
+    fn embed_cached(
         &mut self,
         set: PromptSet,
         table: usize,
-        towers: &dyn Towers,
+        encoders: &dyn Encoders,
         top_k: usize,
-    ) -> Result<Arc<EmbeddedSet>, PromptError> {
-        let scale = towers.card().logit_scale;
+    ) -> Result<Arc<EmbeddedPromptSet>, PromptError> {
+        let scale = encoders.card().logit_scale;
         let key = StatisticsKey::new(&set.name, set.version, &set.fingerprint(), scale, top_k);
-        if let Some(known) = self.embedded.get(&(table, key.clone())) {
+        if let Some(known) = self.embedded_sets.get(&(table, key.clone())) {
             return Ok(known.clone());
         }
-        let embedded = Arc::new(set.embed(towers, top_k)?);
-        self.embedded.insert((table, key), embedded.clone());
+        let embedded = Arc::new(set.embed(encoders, top_k)?);
+        self.embedded_sets.insert((table, key), embedded.clone());
         Ok(embedded)
     }
 }
 
 /// α and β of every row of a table under a configuration.
-pub(crate) fn affine(
-    table: &Table,
-    configuration: &Configuration,
-    statistics: &[Statistics],
-) -> Vec<crate::balance::normalise::Affine> {
-    let scale = table.note.logit_scale;
-    statistics.iter().map(|s| configuration.balance.affine(s, scale)).collect()
+pub(crate) fn compute_affines(
+    table: &CorpusTable,
+    configuration: &RankingConfiguration,
+    statistics: &[ScoreStatistics],
+) -> Vec<crate::balance::normalise::AffineTransform> {
+    let scale = table.model_info.logit_scale;
+    statistics.iter().map(|s| configuration.balance.affine_transform(s, scale)).collect()
 }
 
 #[cfg(test)]
@@ -400,10 +425,11 @@ mod tests {
 
     #[test]
     fn a_configuration_is_read_as_typed() {
-        let spec = Spec::try_from("live, set=mine.toml,normaliser=nnn,weight=0.25").unwrap();
-        assert_eq!(spec.base, Some(Base::Live));
+        let spec =
+            ConfigurationSpec::try_from("live, set=mine.toml,normaliser=nnn,weight=0.25").unwrap();
+        assert_eq!(spec.base, Some(BaseConfiguration::Live));
         assert_eq!(spec.normaliser, Some(Normaliser::Nnn));
-        assert_eq!((spec.set.as_deref(), spec.weight), (Some("mine.toml"), Some(0.25)));
+        assert_eq!((spec.prompt_set.as_deref(), spec.weight), (Some("mine.toml"), Some(0.25)));
         for (wrong, named) in [
             ("fast", "raw, live or candidate"),
             ("weight=0.5,raw", "raw, live or candidate"),
@@ -413,7 +439,7 @@ mod tests {
             ("generation=old", "live or beside"),
             ("top_k=0", "top_k"),
         ] {
-            let error = Spec::try_from(wrong).unwrap_err();
+            let error = ConfigurationSpec::try_from(wrong).unwrap_err();
             assert!(error.contains(named), "{wrong}: {error}");
         }
     }

@@ -1,60 +1,65 @@
 //! Configurations beside each other, over the same queries.
 
 pub(crate) mod configuration;
+pub(crate) mod corpus;
 pub(crate) mod rank;
-pub(crate) mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::calibrate::{Known, Sample, Thresholds, Wanted, thresholds};
-use super::judgements::asked::{Asked, Truth};
-use super::judgements::probes::{Probe, ProbeKind};
-use super::measures::interval::{Column, Interval, SEED, bootstrap, columns, holm};
-use super::measures::{Cutoffs, FALSE_HIT, Judged};
+use super::calibrate::{
+    CalibrationSample, GroundTruth, ThresholdTargets, Thresholds, choose_thresholds,
+};
+use super::judgements::judged_queries::{JudgedQuery, Judgements};
+use super::judgements::probes::{NoMatchKind, NoMatchProbe};
+use super::measures::interval::{
+    ConfidenceInterval, MeasureComparison, RESAMPLING_SEED, bootstrap_mean, compare_measures,
+    correct_by_holm,
+};
+use super::measures::{Cutoffs, FALSE_HIT_MEASURE, JudgedRanking};
 use crate::balance::calibration::skewness;
-use configuration::{Configuration, Setting};
-use rank::{Ranked, Right};
-use world::World;
+use configuration::{RankingConfiguration, ReportedConfiguration};
+use corpus::Corpus;
+use rank::{ImageGrades, QueryRanking};
 
 /// Queries whose change is shown, of each kind and configuration.
-const SHOWN_CHANGES: usize = 8;
+const MAX_SHOWN_CHANGES: usize = 8;
 /// Results of a shown query.
-const SHOWN_RESULTS: usize = 5;
+const MAX_SHOWN_RESULTS: usize = 5;
 /// Images that are told to be on top most often.
-const SHOWN_HUBS: usize = 3;
+const MAX_SHOWN_HUBS: usize = 3;
 /// Groups that are told apart; smaller ones than the largest so many are told as `other`.
-const MAX_GROUPS: usize = 20;
+const MAX_QUERY_GROUPS: usize = 20;
 
 /// What hand correction costs, by the owner's own figures.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct CostModel {
+pub struct CorrectionCost {
     /// Minutes that somebody spends on one false first hit.
     pub minutes_per_false_hit: f64,
     /// Queries a day.
     pub queries_per_day: f64,
     /// What an hour costs; none tells minutes alone.
-    pub wage: Option<f64>,
+    pub hourly_cost: Option<f64>,
 }
 
 /// What a configuration saves beside the baseline. Below 0: it costs more.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Savings {
+pub struct CorrectionSavings {
     /// Minutes a day.
-    pub minutes_per_day: Interval,
+    pub minutes_per_day: ConfidenceInterval,
     /// Money a day, in the unit of the wage.
-    pub money_per_day: Option<Interval>,
+    pub money_per_day: Option<ConfidenceInterval>,
 }
 
 /// Measures over some queries, in the order of the report's `measures`.
 #[derive(Debug, Clone, Serialize)]
-pub struct Summary {
+pub struct MeasureSummary {
     /// Queries that have a right answer.
     pub queries: usize,
     /// A column a measure.
-    pub columns: Vec<Column>,
+    pub measures: Vec<MeasureComparison>,
 }
 
 /// How evenly first places and places among the best fall on images.
@@ -66,14 +71,14 @@ pub struct Hubness {
     /// far above 0 means that few images crowd out the others.
     pub skewness: f64,
     /// Share of the images that are among the best of no query.
-    pub never: f64,
+    pub never_ranked_share: f64,
     /// Images that are first most often, with the share of the queries.
-    pub hubs: Vec<Hub>,
+    pub hubs: Vec<HubImage>,
 }
 
 /// An image that is first of many queries.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Hub {
+pub struct HubImage {
     /// Which image.
     pub image_id: String,
     /// Share of the queries whose first result it is.
@@ -82,22 +87,22 @@ pub struct Hub {
 
 /// How much rankings differ from the baseline's, judged or not.
 #[derive(Debug, Clone, Serialize)]
-pub struct Stability {
+pub struct RankingStability {
     /// How far down rankings were compared.
     pub depth: usize,
     /// Queries compared.
     pub queries: usize,
     /// Share of the queries with another first result.
-    pub first_changed: Interval,
+    pub top_hit_changed: ConfidenceInterval,
     /// Share of the queries whose best results differ in any place.
-    pub any_changed: Interval,
+    pub any_changed: ConfidenceInterval,
     /// Share of the best results that both have, whatever their order.
-    pub overlap: Interval,
+    pub overlap: ConfidenceInterval,
 }
 
 /// A query whose ranking changed.
 #[derive(Debug, Clone, Serialize)]
-pub struct Change {
+pub struct RankingChange {
     /// The query.
     pub text: String,
     /// Its group.
@@ -107,14 +112,14 @@ pub struct Change {
     /// Share of the best results that both have.
     pub overlap: f64,
     /// The baseline's best results.
-    pub before: Vec<Shown>,
+    pub before: Vec<ShownResult>,
     /// This configuration's best results.
-    pub after: Vec<Shown>,
+    pub after: Vec<ShownResult>,
 }
 
 /// A result of a query whose ranking changed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Shown {
+pub struct ShownResult {
     /// Which image.
     pub image_id: String,
     /// Its attribute `title`, where it has one.
@@ -122,115 +127,121 @@ pub struct Shown {
     /// Its score.
     pub score: f32,
     /// Whether it is right; none where that is not known.
-    pub right: Option<bool>,
+    pub is_relevant: Option<bool>,
     /// Place in the world, for thumbnails.
     #[serde(skip)]
-    pub picture: u32,
+    pub image_position: u32,
 }
 
 /// Queries that change most.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Changes {
+pub struct RankingChanges {
     /// Judged queries that gain most.
-    pub better: Vec<Change>,
+    pub improved: Vec<RankingChange>,
     /// Judged queries that lose most.
-    pub worse: Vec<Change>,
+    pub worsened: Vec<RankingChange>,
     /// Queries of which nothing is known that change most, for a human to look at.
-    pub moved: Vec<Change>,
+    pub unjudged: Vec<RankingChange>,
 }
 
 /// What a configuration is worth.
 #[derive(Debug, Clone, Serialize)]
-pub struct Outcome {
+pub struct ConfigurationResult {
     /// Its name.
     pub name: String,
     /// What it is.
-    pub setting: Setting,
+    pub setting: ReportedConfiguration,
     /// Over all judged queries; none where there are none.
-    pub all: Option<Summary>,
+    pub overall: Option<MeasureSummary>,
     /// Over the judged queries of each group.
-    pub groups: BTreeMap<String, Summary>,
+    pub groups: BTreeMap<String, MeasureSummary>,
     /// Share of false ones among the first hits that reach the configuration's `min_score`.
-    pub false_above: Option<Interval>,
+    pub false_hit_rate_above_min_score: Option<ConfidenceInterval>,
     /// How evenly places fall on images; none where only judged images are looked at.
     pub hubness: Option<Hubness>,
     /// How much differs from the baseline; none for the baseline itself, and where only judged
     /// images are looked at.
-    pub stability: Option<Stability>,
+    pub stability: Option<RankingStability>,
     /// What is saved; none without figures of the cost, judgements, or for the baseline itself.
-    pub savings: Option<Savings>,
+    pub savings: Option<CorrectionSavings>,
     /// Thresholds, chosen on one half of the queries and measured on the other.
     pub thresholds: Option<Thresholds>,
     /// The queries that change most.
-    pub changes: Changes,
+    pub changes: RankingChanges,
 }
 
 /// What is compared.
-pub struct Comparison<'a> {
+pub struct ConfigurationComparison<'a> {
     /// The images.
-    pub world: &'a World,
+    pub corpus: &'a Corpus,
     /// The ways to rank.
-    pub configurations: &'a [Configuration],
+    pub configurations: &'a [RankingConfiguration],
     /// With which of them all others are compared.
     pub baseline: usize,
     /// The queries.
-    pub asked: &'a [Asked],
+    pub queries: &'a [JudgedQuery],
     /// Right images of each query.
-    pub right: &'a [Right],
+    pub image_grades: &'a [ImageGrades],
     /// Texts that match nothing.
-    pub probes: &'a [Probe],
+    pub probes: &'a [NoMatchProbe],
     /// Rankings: a row a query, then a row a probe; in it an entry a configuration.
-    pub ranked: &'a [Vec<Ranked>],
+    pub rankings: &'a [Vec<QueryRanking>],
     /// How far down is looked.
     pub cutoffs: &'a Cutoffs,
     /// What thresholds are to reach.
-    pub wanted: Wanted,
+    pub targets: ThresholdTargets,
     /// What hand correction costs.
-    pub cost: Option<CostModel>,
+    pub cost: Option<CorrectionCost>,
 }
 
 /// Right images of a query that are in the world, and how many are not.
-pub fn right_of(asked: &Asked, world: &World) -> (Right, usize) {
-    let Truth::Graded { grades, condensed } = &asked.truth else {
-        return (Right::default(), 0);
+pub fn resolve_judgements(query: &JudgedQuery, corpus: &Corpus) -> (ImageGrades, usize) {
+    let Judgements::Graded { grades, judged_only: condensed } = &query.judgements else {
+        return (ImageGrades::default(), 0);
     };
-    let found: Vec<(u32, f64)> =
-        grades.iter().filter_map(|(id, grade)| Some((world.place(id)?, *grade))).collect();
+    let found: Vec<(u32, f64)> = grades
+        .iter()
+        .filter_map(|(id, grade)| Some((corpus.image_position(id)?, *grade)))
+        .collect();
     let missing = grades.len() - found.len();
-    (Right { grades: found, condensed: *condensed }, missing)
+    (ImageGrades { grades: found, judged_only: *condensed }, missing)
 }
 
-impl Comparison<'_> {
+impl ConfigurationComparison<'_> {
     /// Compares.
-    pub fn outcomes(&self) -> Vec<Outcome> {
+    pub fn compare_all(&self) -> Vec<ConfigurationResult> {
         let count = self.configurations.len();
         let measured: Vec<Vec<Option<Vec<f64>>>> = (0..count)
-            .map(|c| (0..self.asked.len()).map(|q| self.measure(q, c)).collect())
+            .map(|c| (0..self.queries.len()).map(|q| self.measure_query(q, c)).collect())
             .collect();
-        let mut outcomes: Vec<Outcome> = (0..count)
+        let mut outcomes: Vec<ConfigurationResult> = (0..count)
             .into_par_iter()
-            .map(|c| self.outcome(c, &measured[c], &measured[self.baseline]))
+            .map(|c| self.compare_configuration(c, &measured[c], &measured[self.baseline]))
             .collect();
-        self.correct(&mut outcomes);
+        self.correct_p_values(&mut outcomes);
         outcomes
     }
 
-    fn measure(&self, query: usize, configuration: usize) -> Option<Vec<f64>> {
-        let (right, ranked) = (&self.right[query], &self.ranked[query][configuration]);
+    fn measure_query(&self, query: usize, configuration: usize) -> Option<Vec<f64>> {
+        let (right, ranked) = (&self.image_grades[query], &self.rankings[query][configuration]);
         let grades: Vec<f64> =
-            ranked.best.iter().map(|(picture, _)| right.grade(*picture)).collect();
-        let ideal = right.ideal();
-        self.cutoffs.measure(&Judged { grades: &grades, ideal: &ideal, first: ranked.first })
+            ranked.top.iter().map(|(picture, _)| right.grade(*picture)).collect();
+        let ideal = right.ideal_grades();
+        self.cutoffs.measure(&JudgedRanking {
+            grades: &grades,
+            ideal_grades: &ideal,
+            first_right_rank: ranked.first_right_rank,
+        })
     }
 
-    fn outcome(
+    fn compare_configuration(
         &self,
         configuration: usize,
         measured: &[Option<Vec<f64>>],
         baseline: &[Option<Vec<f64>>],
-    ) -> Outcome {
+    ) -> ConfigurationResult {
         let own = &self.configurations[configuration];
-        let all: Vec<usize> = (0..self.asked.len()).filter(|q| measured[*q].is_some()).collect();
+        let all: Vec<usize> = (0..self.queries.len()).filter(|q| measured[*q].is_some()).collect();
         let summary = |queries: &[usize]| {
             let rows = |from: &'_ [Option<Vec<f64>>]| -> Vec<Vec<f64>> {
                 queries.iter().filter_map(|q| from[*q].clone()).collect()
@@ -238,61 +249,65 @@ impl Comparison<'_> {
             let (new, old) = (rows(measured), rows(baseline));
             let new: Vec<&[f64]> = new.iter().map(Vec::as_slice).collect();
             let old: Vec<&[f64]> = old.iter().map(Vec::as_slice).collect();
-            let columns = columns(&new, &old, SEED);
-            (!columns.is_empty()).then_some(Summary { queries: queries.len(), columns })
+            let columns = compare_measures(&new, &old, RESAMPLING_SEED);
+            (!columns.is_empty())
+                .then_some(MeasureSummary { queries: queries.len(), measures: columns })
         };
         let whole = summary(&all);
-        let groups = self.groups(&all);
+        let groups = self.group_queries(&all);
         let groups = groups.into_iter().filter_map(|(name, qs)| Some((name, summary(&qs)?)));
         let other = configuration != self.baseline;
-        let false_hit = self.cutoffs.names().iter().position(|name| name == FALSE_HIT);
-        let gain = whole.as_ref().zip(false_hit).map(|(all, column)| all.columns[column].gain);
+        let false_hit =
+            self.cutoffs.measure_names().iter().position(|name| name == FALSE_HIT_MEASURE);
+        let gain = whole.as_ref().zip(false_hit).map(|(all, column)| all.measures[column].gain);
         let savings = self.cost.zip(gain).filter(|_| other);
-        Outcome {
+        ConfigurationResult {
             name: own.name.clone(),
-            setting: own.setting(self.world),
+            setting: own.to_reported(self.corpus),
             groups: groups.collect(),
-            false_above: self.false_above(configuration, &all),
-            hubness: self.hubness(configuration),
-            stability: other.then(|| self.stability(configuration)).flatten(),
-            savings: savings.map(|(cost, gain)| cost.savings(gain)),
-            thresholds: self.thresholds(configuration, &all),
+            false_hit_rate_above_min_score: self.measure_false_above(configuration, &all),
+            hubness: self.measure_hubness(configuration),
+            stability: other.then(|| self.measure_stability(configuration)).flatten(),
+            savings: savings.map(|(cost, gain)| cost.estimate_savings(gain)),
+            thresholds: self.choose_thresholds(configuration, &all),
             changes: if other {
-                self.changes(configuration, measured, baseline)
+                self.largest_changes(configuration, measured, baseline)
             } else {
-                Changes::default()
+                RankingChanges::default()
             },
-            all: whole,
+            overall: whole,
         }
     }
 
     /// p values are corrected for the number of configurations, measure by measure.
-    fn correct(&self, outcomes: &mut [Outcome]) {
+    fn correct_p_values(&self, outcomes: &mut [ConfigurationResult]) {
         let others: Vec<usize> = (0..outcomes.len()).filter(|c| *c != self.baseline).collect();
-        for measure in 0..self.cutoffs.names().len() {
-            let column = |outcome: &Outcome| Some(outcome.all.as_ref()?.columns[measure].p);
+        for measure in 0..self.cutoffs.measure_names().len() {
+            let column = |outcome: &ConfigurationResult| {
+                Some(outcome.overall.as_ref()?.measures[measure].p_value)
+            };
             let p: Option<Vec<f64>> = others.iter().map(|c| column(&outcomes[*c])).collect();
             let Some(p) = p else { return };
-            for (other, corrected) in others.iter().zip(holm(&p)) {
-                if let Some(all) = &mut outcomes[*other].all {
-                    all.columns[measure].p = corrected;
+            for (other, corrected) in others.iter().zip(correct_by_holm(&p)) {
+                if let Some(all) = &mut outcomes[*other].overall {
+                    all.measures[measure].p_value = corrected;
                 }
             }
         }
     }
 
-    fn groups(&self, queries: &[usize]) -> BTreeMap<String, Vec<usize>> {
+    fn group_queries(&self, queries: &[usize]) -> BTreeMap<String, Vec<usize>> {
         let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for query in queries {
-            if let Some(group) = &self.asked[*query].group {
+            if let Some(group) = &self.queries[*query].group {
                 groups.entry(group.clone()).or_default().push(*query);
             }
         }
-        if groups.len() > MAX_GROUPS {
+        if groups.len() > MAX_QUERY_GROUPS {
             let mut largest: Vec<(usize, String)> =
                 groups.iter().map(|(name, queries)| (queries.len(), name.clone())).collect();
             largest.sort_unstable_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
-            let rest = largest.into_iter().skip(MAX_GROUPS);
+            let rest = largest.into_iter().skip(MAX_QUERY_GROUPS);
             let mut other: Vec<usize> =
                 rest.filter_map(|(_, name)| groups.remove(&name)).flatten().collect();
             other.sort_unstable();
@@ -301,176 +316,189 @@ impl Comparison<'_> {
         groups
     }
 
-    fn false_above(&self, configuration: usize, queries: &[usize]) -> Option<Interval> {
-        let least = self.configurations[configuration].min_score?;
-        let ranked = |q: &usize| &self.ranked[*q][configuration];
+    fn measure_false_above(
+        &self,
+        configuration: usize,
+        queries: &[usize],
+    ) -> Option<ConfidenceInterval> {
+        let min_score = self.configurations[configuration].min_score?;
+        let ranked = |q: &usize| &self.rankings[*q][configuration];
         let shown: Vec<f64> = queries
             .iter()
-            .filter(|q| ranked(q).hit.score >= least)
-            .map(|q| f64::from(u8::from(ranked(q).first != Some(1))))
+            .filter(|q| ranked(q).best_hit.score >= min_score)
+            .map(|q| f64::from(u8::from(ranked(q).first_right_rank != Some(1))))
             .collect();
-        bootstrap(&shown, SEED)
+        bootstrap_mean(&shown, RESAMPLING_SEED)
     }
 
     /// Queries whose whole ranking is looked at.
-    fn whole(&self) -> impl Iterator<Item = usize> {
-        (0..self.asked.len()).filter(|query| !self.right[*query].condensed)
+    fn fully_ranked_queries(&self) -> impl Iterator<Item = usize> {
+        (0..self.queries.len()).filter(|query| !self.image_grades[*query].judged_only)
     }
 
-    fn hubness(&self, configuration: usize) -> Option<Hubness> {
-        let table = &self.world.tables[self.configurations[configuration].table];
+    fn measure_hubness(&self, configuration: usize) -> Option<Hubness> {
+        let table = &self.corpus.tables[self.configurations[configuration].table_index];
         let mut among: BTreeMap<u32, u32> = BTreeMap::new();
         let mut first: BTreeMap<u32, u32> = BTreeMap::new();
-        let queries = self.whole().count();
+        let queries = self.fully_ranked_queries().count();
         if queries == 0 {
             return None;
         }
-        for ranked in self.whole().map(|query| &self.ranked[query][configuration]) {
-            for (place, (picture, _)) in ranked.best.iter().enumerate() {
+        for ranked in self.fully_ranked_queries().map(|query| &self.rankings[query][configuration])
+        {
+            for (place, (picture, _)) in ranked.top.iter().enumerate() {
                 *among.entry(*picture).or_default() += 1;
                 if place == 0 {
                     *first.entry(*picture).or_default() += 1;
                 }
             }
         }
-        let images = table.pictures().len().max(1);
+        let images = table.image_positions().len().max(1);
         let mut hubs: Vec<(u32, u32)> = first.into_iter().collect();
         hubs.sort_by_key(|hub| std::cmp::Reverse(hub.1));
-        let hub = |(picture, count): &(u32, u32)| Hub {
-            image_id: self.world.pictures[*picture as usize].image_id.to_string(),
+        let hub = |(picture, count): &(u32, u32)| HubImage {
+            image_id: self.corpus.images[*picture as usize].image_id.to_string(),
             share: f64::from(*count) / queries as f64,
         };
         Some(Hubness {
             depth: self.cutoffs.depth(),
-            never: 1.0 - among.len() as f64 / images as f64,
+            never_ranked_share: 1.0 - among.len() as f64 / images as f64,
             skewness: skewness(among.into_values(), images),
-            hubs: hubs.iter().take(SHOWN_HUBS).map(hub).collect(),
+            hubs: hubs.iter().take(MAX_SHOWN_HUBS).map(hub).collect(),
         })
     }
 
-    fn stability(&self, configuration: usize) -> Option<Stability> {
+    fn measure_stability(&self, configuration: usize) -> Option<RankingStability> {
         let truth = |is: bool| f64::from(u8::from(is));
         let (mut first, mut any, mut overlaps) = (Vec::new(), Vec::new(), Vec::new());
-        for query in self.whole() {
-            let (old, new) = self.pair(query, configuration);
+        for query in self.fully_ranked_queries() {
+            let (old, new) = self.top_images_before_after(query, configuration);
             first.push(truth(old.first() != new.first()));
             any.push(truth(old != new));
-            overlaps.push(overlap(&old, &new));
+            overlaps.push(overlap_share(&old, &new));
         }
-        Some(Stability {
+        Some(RankingStability {
             depth: self.cutoffs.depth(),
             queries: first.len(),
-            first_changed: bootstrap(&first, SEED)?,
-            any_changed: bootstrap(&any, SEED)?,
-            overlap: bootstrap(&overlaps, SEED)?,
+            top_hit_changed: bootstrap_mean(&first, RESAMPLING_SEED)?,
+            any_changed: bootstrap_mean(&any, RESAMPLING_SEED)?,
+            overlap: bootstrap_mean(&overlaps, RESAMPLING_SEED)?,
         })
     }
 
     /// The best images of the baseline and of a configuration.
-    fn pair(&self, query: usize, configuration: usize) -> (Vec<u32>, Vec<u32>) {
-        let of = |c: usize| self.ranked[query][c].best.iter().map(|(p, _)| *p).collect();
-        (of(self.baseline), of(configuration))
+    fn top_images_before_after(&self, query: usize, configuration: usize) -> (Vec<u32>, Vec<u32>) {
+        let top_images = |c: usize| self.rankings[query][c].top.iter().map(|(p, _)| *p).collect();
+        (top_images(self.baseline), top_images(configuration))
     }
 
-    fn thresholds(&self, configuration: usize, judged: &[usize]) -> Option<Thresholds> {
-        let hit = |row: usize| &self.ranked[row][configuration];
+    fn choose_thresholds(&self, configuration: usize, judged: &[usize]) -> Option<Thresholds> {
+        let hit = |row: usize| &self.rankings[row][configuration];
         // Where only judged images are looked at, the best hit is not what a user sees.
-        let whole = judged.iter().filter(|q| !self.right[**q].condensed);
-        let answers = whole.map(|q| Sample {
-            text: &self.asked[*q].text,
-            hit: hit(*q).hit,
-            known: Known::Answer { right: hit(*q).first == Some(1) },
+        let whole = judged.iter().filter(|q| !self.image_grades[**q].judged_only);
+        let answers = whole.map(|q| CalibrationSample {
+            text: &self.queries[*q].text,
+            best_hit: hit(*q).best_hit,
+            ground_truth: GroundTruth::HasMatch {
+                best_hit_is_right: hit(*q).first_right_rank == Some(1),
+            },
         });
-        let absent = (0..self.asked.len())
-            .filter(|q| self.asked[*q].truth == Truth::NoMatch)
-            .map(|q| (&self.asked[q].text, q, ProbeKind::Absent));
+        let absent = (0..self.queries.len())
+            .filter(|q| self.queries[*q].judgements == Judgements::NoMatch)
+            .map(|q| (&self.queries[q].text, q, NoMatchKind::Absent));
         let probes = self.probes.iter().enumerate();
-        let probes = probes.map(|(i, probe)| (&probe.text, self.asked.len() + i, probe.kind));
-        let nothing = absent.chain(probes).map(|(text, row, kind)| Sample {
+        let probes = probes.map(|(i, probe)| (&probe.text, self.queries.len() + i, probe.kind));
+        let nothing = absent.chain(probes).map(|(text, row, kind)| CalibrationSample {
             text,
-            hit: hit(row).hit,
-            known: Known::Nothing(kind),
+            best_hit: hit(row).best_hit,
+            ground_truth: GroundTruth::NoMatch(kind),
         });
-        thresholds(&answers.chain(nothing).collect::<Vec<_>>(), self.wanted)
+        choose_thresholds(&answers.chain(nothing).collect::<Vec<_>>(), self.targets)
     }
 
-    fn changes(
+    fn largest_changes(
         &self,
         configuration: usize,
         measured: &[Option<Vec<f64>>],
         baseline: &[Option<Vec<f64>>],
-    ) -> Changes {
-        let ndcg = self.cutoffs.names().iter().position(|name| name.starts_with("nDCG"));
-        let Some(ndcg) = ndcg else { return Changes::default() };
+    ) -> RankingChanges {
+        let ndcg = self.cutoffs.measure_names().iter().position(|name| name.starts_with("nDCG"));
+        let Some(ndcg) = ndcg else { return RankingChanges::default() };
         let mut judged: Vec<(usize, f64)> = Vec::new();
         let mut unknown: Vec<(usize, f64, bool)> = Vec::new();
-        for query in 0..self.asked.len() {
+        for query in 0..self.queries.len() {
             if let (Some(new), Some(old)) = (&measured[query], &baseline[query]) {
                 judged.push((query, new[ndcg] - old[ndcg]));
             } else {
-                let (old, new) = self.pair(query, configuration);
+                let (old, new) = self.top_images_before_after(query, configuration);
                 if old != new {
-                    unknown.push((query, overlap(&old, &new), old.first() != new.first()));
+                    unknown.push((query, overlap_share(&old, &new), old.first() != new.first()));
                 }
             }
         }
         judged.sort_by(|a, b| b.1.total_cmp(&a.1));
         unknown.sort_by(|a, b| a.1.total_cmp(&b.1).then(b.2.cmp(&a.2)));
-        let gain = |(query, gain): &(usize, f64)| self.change(*query, configuration, Some(*gain));
+        let gain =
+            |(query, gain): &(usize, f64)| self.describe_change(*query, configuration, Some(*gain));
         let up = judged.iter().filter(|(_, gain)| *gain > 0.0);
         let down = judged.iter().rev().filter(|(_, gain)| *gain < 0.0);
-        Changes {
-            better: up.take(SHOWN_CHANGES).map(gain).collect(),
-            worse: down.take(SHOWN_CHANGES).map(gain).collect(),
-            moved: unknown
+        RankingChanges {
+            improved: up.take(MAX_SHOWN_CHANGES).map(gain).collect(),
+            worsened: down.take(MAX_SHOWN_CHANGES).map(gain).collect(),
+            unjudged: unknown
                 .iter()
-                .take(SHOWN_CHANGES)
-                .map(|(query, ..)| self.change(*query, configuration, None))
+                .take(MAX_SHOWN_CHANGES)
+                .map(|(query, ..)| self.describe_change(*query, configuration, None))
                 .collect(),
         }
     }
 
-    fn change(&self, query: usize, configuration: usize, gain: Option<f64>) -> Change {
-        let asked = &self.asked[query];
+    fn describe_change(
+        &self,
+        query: usize,
+        configuration: usize,
+        gain: Option<f64>,
+    ) -> RankingChange {
+        let asked = &self.queries[query];
         let shown = |c: usize| {
-            let best = self.ranked[query][c].best.iter().take(SHOWN_RESULTS);
+            let best = self.rankings[query][c].top.iter().take(MAX_SHOWN_RESULTS);
             best.map(|(picture, score)| {
-                let known = &self.world.pictures[*picture as usize];
-                Shown {
+                let known = &self.corpus.images[*picture as usize];
+                ShownResult {
                     image_id: known.image_id.to_string(),
                     title: known.attributes.get("title").cloned(),
                     score: *score,
-                    right: gain.map(|_| self.right[query].grade(*picture) > 0.0),
-                    picture: *picture,
+                    is_relevant: gain.map(|_| self.image_grades[query].grade(*picture) > 0.0),
+                    image_position: *picture,
                 }
             })
             .collect()
         };
-        let (old, new) = self.pair(query, configuration);
-        Change {
+        let (old, new) = self.top_images_before_after(query, configuration);
+        RankingChange {
             text: asked.text.clone(),
             group: asked.group.clone(),
             gain,
-            overlap: overlap(&old, &new),
+            overlap: overlap_share(&old, &new),
             before: shown(self.baseline),
             after: shown(configuration),
         }
     }
 }
 
-impl CostModel {
+impl CorrectionCost {
     /// What a difference of the rate of false first hits saves: fewer save.
-    fn savings(&self, gain: Interval) -> Savings {
-        let minutes = gain.times(-self.minutes_per_false_hit * self.queries_per_day);
-        Savings {
+    fn estimate_savings(&self, gain: ConfidenceInterval) -> CorrectionSavings {
+        let minutes = gain.scaled_by(-self.minutes_per_false_hit * self.queries_per_day);
+        CorrectionSavings {
             minutes_per_day: minutes,
-            money_per_day: self.wage.map(|wage| minutes.times(wage / 60.0)),
+            money_per_day: self.hourly_cost.map(|wage| minutes.scaled_by(wage / 60.0)),
         }
     }
 }
 
 /// Share of the images that both have, of the longer of both.
-fn overlap(a: &[u32], b: &[u32]) -> f64 {
+fn overlap_share(a: &[u32], b: &[u32]) -> f64 {
     let set: BTreeSet<&u32> = a.iter().collect();
     let both = b.iter().filter(|picture| set.contains(picture)).count();
     both as f64 / a.len().max(b.len()).max(1) as f64

@@ -1,4 +1,4 @@
-//! (see lib.rs)
+//! TODO-ROOM
 
-pub(crate) mod asked;
+pub(crate) mod judged_queries;
 pub(crate) mod probes;

@@ -6,23 +6,23 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
 
 /// Texts about things that no picture shows, a line each.
-const UNRELATED: &str = include_str!("../../../models/no-match/unrelated.txt");
+const UNRELATED_TEXTS: &str = include_str!("../../../models/no-match/unrelated.txt");
 /// Gibberish texts: as many kinds of noise as people and programs type.
-const GIBBERISH: usize = 200;
+const GIBBERISH_COUNT: usize = 200;
 
 /// A text that matches no image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Probe {
+pub struct NoMatchProbe {
     /// The text.
     pub text: String,
     /// What kind of text.
-    pub kind: ProbeKind,
+    pub kind: NoMatchKind,
 }
 
 /// Kinds of texts that match nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ProbeKind {
+pub enum NoMatchKind {
     /// Whole sentences about what no picture shows.
     Unrelated,
     /// Not a language.
@@ -31,7 +31,7 @@ pub enum ProbeKind {
     Absent,
 }
 
-impl ProbeKind {
+impl NoMatchKind {
     /// All.
     pub const ALL: [Self; 3] = [Self::Unrelated, Self::Gibberish, Self::Absent];
 
@@ -46,41 +46,53 @@ impl ProbeKind {
 }
 
 /// The shipped probes; the same every time.
-pub fn probes() -> Vec<Probe> {
-    let unrelated = UNRELATED.lines().map(str::trim).filter(|line| !line.is_empty());
+pub fn builtin_probes() -> Vec<NoMatchProbe> {
+    let unrelated = UNRELATED_TEXTS.lines().map(str::trim).filter(|line| !line.is_empty());
     let unrelated =
-        unrelated.map(|text| Probe { text: text.to_owned(), kind: ProbeKind::Unrelated });
+        unrelated.map(|text| NoMatchProbe { text: text.to_owned(), kind: NoMatchKind::Unrelated });
     let rng = &mut ChaCha8Rng::seed_from_u64(20);
-    let gibberish = (0..GIBBERISH)
-        .map(|number| Probe { text: gibberish(number, rng), kind: ProbeKind::Gibberish });
+    let gibberish = (0..GIBBERISH_COUNT).map(|number| NoMatchProbe {
+        text: generate_gibberish(number, rng),
+        kind: NoMatchKind::Gibberish,
+    });
     unrelated.chain(gibberish.collect::<Vec<_>>()).collect()
 }
 
 /// Letters at random, made-up syllables, a hand on the keyboard, signs and digits, single letters.
-fn gibberish(number: usize, rng: &mut ChaCha8Rng) -> String {
+fn generate_gibberish(number: usize, rng: &mut ChaCha8Rng) -> String {
     const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz";
     const CONSONANTS: &[u8] = b"bcdfghjklmnprstvwz";
     const VOWELS: &[u8] = b"aeiou";
-    const ROW: &[u8] = b"asdfghjkl";
+    const HOME_ROW_KEYS: &[u8] = b"asdfghjkl";
     const SIGNS: &[u8] = b"0123456789#?!%$-_/";
-    fn draw(rng: &mut ChaCha8Rng, from: &[u8], least: usize, most: usize) -> String {
-        let length = rng.random_range(least..=most);
+    fn random_string(
+        rng: &mut ChaCha8Rng,
+        from: &[u8],
+        min_length: usize,
+        max_length: usize,
+    ) -> String {
+        let length = rng.random_range(min_length..=max_length);
         (0..length).map(|_| char::from(from[rng.random_range(0..from.len())])).collect()
     }
-    fn words(rng: &mut ChaCha8Rng, most: usize, word: fn(&mut ChaCha8Rng) -> String) -> String {
-        let count = rng.random_range(1..=most);
+    fn random_words(
+        rng: &mut ChaCha8Rng,
+        max_words: usize,
+        word: fn(&mut ChaCha8Rng) -> String,
+    ) -> String {
+        let count = rng.random_range(1..=max_words);
         (0..count).map(|_| word(rng)).collect::<Vec<_>>().join(" ")
     }
     match number % 5 {
-        0 => words(rng, 4, |rng| draw(rng, LETTERS, 3, 9)),
-        1 => words(rng, 4, |rng| {
+        0 => random_words(rng, 4, |rng| random_string(rng, LETTERS, 3, 9)),
+        1 => random_words(rng, 4, |rng| {
             let syllables = rng.random_range(2..=4);
-            let syllable = |_| draw(rng, CONSONANTS, 1, 1) + &draw(rng, VOWELS, 1, 1);
+            let syllable =
+                |_| random_string(rng, CONSONANTS, 1, 1) + &random_string(rng, VOWELS, 1, 1);
             (0..syllables).map(syllable).collect()
         }),
-        2 => words(rng, 2, |rng| draw(rng, ROW, 4, 10)),
-        3 => draw(rng, SIGNS, 5, 14),
-        _ => words(rng, 9, |rng| draw(rng, LETTERS, 1, 2)),
+        2 => random_words(rng, 2, |rng| random_string(rng, HOME_ROW_KEYS, 4, 10)),
+        3 => random_string(rng, SIGNS, 5, 14),
+        _ => random_words(rng, 9, |rng| random_string(rng, LETTERS, 1, 2)),
     }
 }
 
@@ -91,8 +103,8 @@ mod tests {
 
     #[test]
     fn probes_are_many_distinct_and_the_same_every_time() {
-        let all = probes();
-        assert_eq!(all, probes());
+        let all = builtin_probes();
+        assert_eq!(all, builtin_probes());
         let texts: BTreeSet<&str> = all.iter().map(|probe| probe.text.as_str()).collect();
         assert_eq!(texts.len(), all.len());
         assert!(all.len() >= 300, "{}", all.len());

@@ -5,7 +5,7 @@
 //! one query are not independent, so intervals resample queries with all of their lines.
 
 pub(crate) mod reader;
-pub(crate) mod shown;
+pub(crate) mod render;
 
 use std::collections::HashMap;
 use std::io;
@@ -14,26 +14,28 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sha2::Digest;
 
-use super::measures::interval::{Interval, SEED, clustered, share};
-use super::report::percent;
-use crate::record::hex;
+use super::measures::interval::{
+    ConfidenceInterval, RESAMPLING_SEED, bootstrap_clustered_ratio, wilson_interval,
+};
+use super::report::format_percent;
+use crate::record::to_hex;
 
-pub use reader::Reader;
-use reader::{Answered, Compared, Queries};
-pub use shown::{html, terminal};
+pub use reader::QueryLogReader;
+use reader::{AnswerSums, ShadowSums, SumsByQuery};
+pub use render::{render_html, render_terminal};
 
 /// Most different queries of one configuration: of each, sums are held in memory.
-const MAX_QUERIES: usize = 200_000;
+const MAX_QUERIES_PER_CONFIGURATION: usize = 200_000;
 /// Queries that change most, of each candidate.
-const SHOWN: usize = 20;
+const MAX_SHOWN_QUERIES: usize = 20;
 /// Different queries below which nothing counts as measured: resampling fewer says little.
-const MIN_QUERIES: usize = 20;
+const MIN_DISTINCT_QUERIES: usize = 20;
 /// Shares of common results are counted by tenths; the last is 1, all the same.
-const TENTHS: usize = 11;
+const OVERLAP_BINS: usize = 11;
 
 /// The logs cannot be evaluated.
 #[derive(Debug, thiserror::Error)]
-pub enum LogsError {
+pub enum QueryLogError {
     /// A file cannot be read.
     #[error("--from-logs: {file}: {error}")]
     Read {
@@ -44,15 +46,15 @@ pub enum LogsError {
     },
     /// Memory is bounded.
     #[error(
-        "--from-logs: more than {MAX_QUERIES} different queries of {0}; give the logs of a shorter time"
+        "--from-logs: more than {MAX_QUERIES_PER_CONFIGURATION} different queries of {0}; give the logs of a shorter time"
     )]
-    TooMany(String),
+    TooManyQueries(String),
     /// They say nothing of answers.
     #[error(
         "--from-logs: no `shadow` and no `search` line that counts among {lines} lines{}; give the JSON log of a query worker (log.format = \"json\", level info)",
         malformed.as_ref().map_or(String::new(), |first| format!(" ({first})"))
     )]
-    Nothing {
+    NoUsableLines {
         /// Lines read.
         lines: u64,
         /// The first malformed one.
@@ -62,15 +64,15 @@ pub enum LogsError {
 
 /// What the logs tell.
 #[derive(Debug, Clone, Serialize)]
-pub struct LogReport {
+pub struct QueryLogReport {
     /// SHA-256 over the lines that it rests on.
     pub fingerprint: String,
     /// When it was made.
-    pub at: DateTime<Utc>,
+    pub created_at: DateTime<Utc>,
     /// Version of this program.
     pub version: String,
     /// The files.
-    pub sources: Vec<String>,
+    pub log_files: Vec<String>,
     /// Time of the first line that counts.
     pub from: Option<DateTime<Utc>>,
     /// Time of the last.
@@ -85,16 +87,16 @@ pub struct LogReport {
     /// The first of those, with file and line number.
     pub problems: Vec<String>,
     /// Candidates that were computed in the shadow.
-    pub shadows: Vec<Shadow>,
+    pub shadow_comparisons: Vec<ShadowComparison>,
     /// Configurations that answered.
-    pub answers: Vec<Answers>,
+    pub answers: Vec<ConfigurationAnswers>,
     /// In plain words.
     pub verdict: String,
 }
 
 /// How a candidate would have answered, beside the live configuration, query by query.
 #[derive(Debug, Clone, Serialize)]
-pub struct Shadow {
+pub struct ShadowComparison {
     /// The live configuration's name.
     pub live: String,
     /// The candidate's name.
@@ -104,24 +106,24 @@ pub struct Shadow {
     /// Different queries among them.
     pub queries: usize,
     /// Of those, queries with any answer that differs.
-    pub changed: usize,
+    pub changed_queries: usize,
     /// Share of the answers with another first result.
-    pub first_changed: Interval,
+    pub top_hit_changed: ConfidenceInterval,
     /// Mean share of results that both have.
-    pub overlap: Interval,
+    pub overlap: ConfidenceInterval,
     /// Share of the answers that are the same in every place.
-    pub same: Interval,
+    pub identical: ConfidenceInterval,
     /// Answers by their share of common results: from 0, 0.1, … 0.9, and exactly 1.
-    pub overlaps: [u64; TENTHS],
+    pub overlap_histogram: [u64; OVERLAP_BINS],
     /// Whether a difference is measurable; none where there are too few queries to say.
     pub differs: Option<bool>,
     /// Queries that change most.
-    pub most: Vec<Changed>,
+    pub most_changed_queries: Vec<ChangedQuery>,
 }
 
 /// A query whose answers differ.
 #[derive(Debug, Clone, Serialize)]
-pub struct Changed {
+pub struct ChangedQuery {
     /// As the log names it.
     pub query_hash: String,
     /// Its text, where the log has it (`log.query_text`).
@@ -131,12 +133,12 @@ pub struct Changed {
     /// Mean share of common results.
     pub overlap: f64,
     /// Share of its answers with another first result.
-    pub first_changed: f64,
+    pub top_hit_changed: f64,
 }
 
 /// What a configuration answered.
 #[derive(Debug, Clone, Serialize)]
-pub struct Answers {
+pub struct ConfigurationAnswers {
     /// Its name.
     pub configuration: String,
     /// Answers.
@@ -144,162 +146,171 @@ pub struct Answers {
     /// Different queries among them.
     pub queries: usize,
     /// Share of the results that stand elsewhere than plain CLIP puts them.
-    pub moved: Option<Interval>,
+    pub reranked: Option<ConfidenceInterval>,
     /// Share of the answers whose first result plain CLIP does not put first.
-    pub first_moved: Option<Interval>,
+    pub top_hit_changed: Option<ConfidenceInterval>,
     /// Share of the answers that say that nothing matches; none where no rule was calibrated.
-    pub no_match: Option<Interval>,
+    pub no_match: Option<ConfidenceInterval>,
     /// Mean milliseconds of the pass over the catalogue.
-    pub scan_ms: Option<Interval>,
+    pub scan_ms: Option<ConfidenceInterval>,
     /// Judgements that users sent.
     pub feedback: usize,
     /// Share of those that are "wrong", with Wilson's interval.
-    pub wrong: Option<Interval>,
+    pub wrong: Option<ConfidenceInterval>,
 }
 
-impl Reader {
+impl QueryLogReader {
     /// What all logs tell together.
-    pub fn report(self) -> Result<LogReport, LogsError> {
-        if self.shadows.is_empty() && self.answers.is_empty() {
+    pub fn into_report(self) -> Result<QueryLogReport, QueryLogError> {
+        if self.shadow_sums.is_empty() && self.answer_sums.is_empty() {
             let malformed = self.problems.into_iter().next();
-            return Err(LogsError::Nothing { lines: self.lines, malformed });
+            return Err(QueryLogError::NoUsableLines { lines: self.line_count, malformed });
         }
-        let shadows: Vec<Shadow> = self
-            .shadows
+        let shadows: Vec<ShadowComparison> = self
+            .shadow_sums
             .into_iter()
             .filter_map(|((live, candidate), (queries, overlaps))| {
-                shadow(live, candidate, &queries, overlaps, &self.texts)
+                summarise_shadow(live, candidate, &queries, overlaps, &self.query_texts)
             })
             .collect();
-        let answers = self.answers.into_iter().map(|(name, queries)| {
-            let feedback = self.feedback.get(&name).copied().unwrap_or_default();
-            answers(name, &queries, feedback)
+        let answers = self.answer_sums.into_iter().map(|(name, queries)| {
+            let feedback = self.feedback_counts.get(&name).copied().unwrap_or_default();
+            summarise_answers(name, &queries, feedback)
         });
-        let mut report = LogReport {
-            fingerprint: hex(&self.hasher.finalize()),
-            at: Utc::now(),
+        let mut report = QueryLogReport {
+            fingerprint: to_hex(&self.hasher.finalize()),
+            created_at: Utc::now(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            sources: self.sources,
-            from: self.from,
-            to: self.to,
-            lines: self.lines,
-            skipped: self.skipped,
-            malformed: self.malformed,
+            log_files: self.sources,
+            from: self.first_line_at,
+            to: self.last_line_at,
+            lines: self.line_count,
+            skipped: self.skipped_lines,
+            malformed: self.malformed_lines,
             problems: self.problems,
-            shadows,
+            shadow_comparisons: shadows,
             answers: answers.collect(),
             verdict: String::new(),
         };
-        report.verdict = verdict(&report);
+        report.verdict = describe_verdict(&report);
         Ok(report)
     }
 }
 
 /// In an order of their own: samples do not depend on that of a hash map.
-fn sorted<T>(queries: &Queries<T>) -> Vec<(&str, &T)> {
+fn sort_by_hash<T>(queries: &SumsByQuery<T>) -> Vec<(&str, &T)> {
     let mut sorted: Vec<(&str, &T)> = queries.iter().map(|(hash, q)| (hash.as_str(), q)).collect();
     sorted.sort_unstable_by_key(|(hash, _)| *hash);
     sorted
 }
 
-fn shadow(
+fn summarise_shadow(
     live: String,
     candidate: String,
-    queries: &Queries<Compared>,
-    overlaps: [u64; TENTHS],
+    queries: &SumsByQuery<ShadowSums>,
+    overlaps: [u64; OVERLAP_BINS],
     texts: &HashMap<String, String>,
-) -> Option<Shadow> {
-    let queries = sorted(queries);
-    let of = |sum: fn(&Compared) -> f64| {
+) -> Option<ShadowComparison> {
+    let queries = sort_by_hash(queries);
+    let bootstrap_ratio = |sum: fn(&ShadowSums) -> f64| {
         let clusters: Vec<(f64, u64)> = queries.iter().map(|(_, q)| (sum(q), q.count)).collect();
-        clustered(&clusters, SEED)
+        bootstrap_clustered_ratio(&clusters, RESAMPLING_SEED)
     };
-    let first_changed = of(|q| q.first_changed as f64)?;
-    let overlap = of(|q| q.overlap)?;
-    let same = of(|q| q.same as f64)?;
-    let changed = queries.iter().filter(|(_, q)| q.same < q.count);
-    let mut most: Vec<Changed> = changed
-        .map(|(hash, q)| Changed {
+    let first_changed = bootstrap_ratio(|q| q.first_changed as f64)?;
+    let overlap = bootstrap_ratio(|q| q.overlap_sum)?;
+    let same = bootstrap_ratio(|q| q.identical as f64)?;
+    let changed = queries.iter().filter(|(_, q)| q.identical < q.count);
+    let mut most: Vec<ChangedQuery> = changed
+        .map(|(hash, q)| ChangedQuery {
             query_hash: (*hash).to_owned(),
             text: texts.get(*hash).cloned(),
             compared: q.count,
-            overlap: q.overlap / q.count as f64,
-            first_changed: q.first_changed as f64 / q.count as f64,
+            overlap: q.overlap_sum / q.count as f64,
+            top_hit_changed: q.first_changed as f64 / q.count as f64,
         })
         .collect();
     most.sort_by(|a, b| {
-        let by = a.overlap.total_cmp(&b.overlap).then(b.first_changed.total_cmp(&a.first_changed));
-        by.then(b.compared.cmp(&a.compared))
+        let order =
+            a.overlap.total_cmp(&b.overlap).then(b.top_hit_changed.total_cmp(&a.top_hit_changed));
+        order.then(b.compared.cmp(&a.compared))
     });
     let changed = most.len();
-    most.truncate(SHOWN);
-    Some(Shadow {
+    most.truncate(MAX_SHOWN_QUERIES);
+    Some(ShadowComparison {
         live,
         candidate,
         compared: queries.iter().map(|(_, q)| q.count).sum(),
         queries: queries.len(),
-        changed,
-        differs: (queries.len() >= MIN_QUERIES).then_some(same.high < 1.0),
-        first_changed,
+        changed_queries: changed,
+        differs: (queries.len() >= MIN_DISTINCT_QUERIES).then_some(same.high < 1.0),
+        top_hit_changed: first_changed,
         overlap,
-        same,
-        overlaps,
-        most,
+        identical: same,
+        overlap_histogram: overlaps,
+        most_changed_queries: most,
     })
 }
 
-fn answers(
+fn summarise_answers(
     configuration: String,
-    queries: &Queries<Answered>,
+    queries: &SumsByQuery<AnswerSums>,
     (feedback, wrong): (usize, usize),
-) -> Answers {
-    let queries = sorted(queries);
-    let of = |ratio: fn(&Answered) -> (f64, u64)| {
+) -> ConfigurationAnswers {
+    let queries = sort_by_hash(queries);
+    let bootstrap_ratio = |ratio: fn(&AnswerSums) -> (f64, u64)| {
         let clusters: Vec<(f64, u64)> = queries.iter().map(|(_, q)| ratio(q)).collect();
-        clustered(&clusters, SEED)
+        bootstrap_clustered_ratio(&clusters, RESAMPLING_SEED)
     };
-    Answers {
+    ConfigurationAnswers {
         configuration,
         answers: queries.iter().map(|(_, q)| q.count).sum(),
         queries: queries.len(),
-        moved: of(|q| (q.moved as f64, q.results)),
-        first_moved: of(|q| (q.first_moved as f64, q.first)),
-        no_match: of(|q| (q.no_match as f64, q.judged)),
-        scan_ms: of(|q| (q.scan_ms, q.count)),
+        reranked: bootstrap_ratio(|q| (q.moved as f64, q.results)),
+        top_hit_changed: bootstrap_ratio(|q| (q.first_moved as f64, q.first_moved_known)),
+        no_match: bootstrap_ratio(|q| (q.no_match as f64, q.no_match_known)),
+        scan_ms: bootstrap_ratio(|q| (q.scan_ms_sum, q.count)),
         feedback,
-        wrong: share(wrong, feedback),
+        wrong: wilson_interval(wrong, feedback),
     }
 }
 
 /// In plain words.
-fn verdict(report: &LogReport) -> String {
+fn describe_verdict(report: &QueryLogReport) -> String {
     let mut parts = Vec::new();
-    for shadow in &report.shadows {
-        let Shadow { live, candidate, compared, queries, first_changed, overlap, .. } = shadow;
+    for shadow in &report.shadow_comparisons {
+        let ShadowComparison {
+            live,
+            candidate,
+            compared,
+            queries,
+            top_hit_changed: first_changed,
+            overlap,
+            ..
+        } = shadow;
         let on = format!("On {compared} answers to {queries} different queries, {candidate}");
         parts.push(match shadow.differs {
             None => format!(
-                "{on} was compared with {live}: too few to tell anything; {MIN_QUERIES} different queries are the least."
+                "{on} was compared with {live}: too few to tell anything; {MIN_DISTINCT_QUERIES} different queries are the least."
             ),
             Some(false) => {
-                let most = share(shadow.changed, *queries).map_or(1.0, |i| i.high);
+                let max_hidden_share = wilson_interval(shadow.changed_queries, *queries).map_or(1.0, |i| i.high);
                 format!(
                     "{on} makes no measurable difference to {live}; with so many queries, another answer to up to {} of them could hide.",
-                    percent(most)
+                    format_percent(max_hidden_share)
                 )
             }
             Some(true) => format!(
                 "{on} changes the first result of {live} in {} ({} to {}) and shares {} of the results ({} to {}).",
-                percent(first_changed.mean),
-                percent(first_changed.low),
-                percent(first_changed.high),
-                percent(overlap.mean),
-                percent(overlap.low),
-                percent(overlap.high)
+                format_percent(first_changed.mean),
+                format_percent(first_changed.low),
+                format_percent(first_changed.high),
+                format_percent(overlap.mean),
+                format_percent(overlap.low),
+                format_percent(overlap.high)
             ),
         });
     }
-    if report.shadows.is_empty() {
+    if report.shadow_comparisons.is_empty() {
         parts.push("No candidate was computed in the shadow: `bsap candidate set … --shadow 0.1` has one compared on the queries that come.".into());
     } else {
         parts.push("A log does not know which answer is better: have the queries that change most judged, and measure with --queries.".into());

@@ -8,13 +8,13 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{LogsError, MAX_QUERIES, TENTHS};
+use super::{MAX_QUERIES_PER_CONFIGURATION, OVERLAP_BINS, QueryLogError};
 use crate::telemetry::event;
 
 /// Longest line that is read, in bytes; a longer one is malformed.
-pub(super) const MAX_LINE: u64 = 1 << 20;
+pub(super) const MAX_LINE_BYTES: u64 = 1 << 20;
 /// Malformed lines that are told; the others are counted.
-const MAX_MALFORMED: usize = 20;
+const MAX_REPORTED_MALFORMED: usize = 20;
 
 /// A `shadow` line, as far as it is used.
 #[derive(Deserialize)]
@@ -23,8 +23,8 @@ struct ShadowLine {
     configuration: String,
     candidate: String,
     overlap: f64,
-    moved: u64,
-    top_changed: bool,
+    reranked: u64,
+    top_hit_changed: bool,
 }
 
 /// A `search` line, as far as it is used.
@@ -35,13 +35,13 @@ struct SearchLine {
     configuration: String,
     /// Missing in logs of older query workers.
     #[serde(default)]
-    own: bool,
+    overrides: bool,
     input: Option<String>,
     results: u64,
     #[serde(default)]
     offset: u64,
-    moved: u64,
-    first_moved: Option<bool>,
+    reranked: u64,
+    top_hit_changed: Option<bool>,
     no_match: Option<bool>,
     scan_ms: f64,
 }
@@ -55,71 +55,75 @@ struct FeedbackLine {
 
 /// Sums over the lines of one query.
 #[derive(Default)]
-pub(super) struct Compared {
+pub(super) struct ShadowSums {
     pub count: u64,
-    pub overlap: f64,
+    pub overlap_sum: f64,
     pub first_changed: u64,
-    pub same: u64,
+    pub identical: u64,
 }
 
 #[derive(Default)]
-pub(super) struct Answered {
+pub(super) struct AnswerSums {
     pub count: u64,
     pub results: u64,
     pub moved: u64,
-    pub first: u64,
+    pub first_moved_known: u64,
     pub first_moved: u64,
-    pub judged: u64,
+    pub no_match_known: u64,
     pub no_match: u64,
-    pub scan_ms: f64,
+    pub scan_ms_sum: f64,
 }
 
-pub(super) type Queries<T> = HashMap<String, T>;
+pub(super) type SumsByQuery<T> = HashMap<String, T>;
 
 /// Collects lines.
 #[derive(Default)]
-pub struct Reader {
+pub struct QueryLogReader {
     pub(super) sources: Vec<String>,
-    pub(super) from: Option<DateTime<Utc>>,
-    pub(super) to: Option<DateTime<Utc>>,
-    pub(super) lines: u64,
-    pub(super) skipped: u64,
-    pub(super) malformed: u64,
+    pub(super) first_line_at: Option<DateTime<Utc>>,
+    pub(super) last_line_at: Option<DateTime<Utc>>,
+    pub(super) line_count: u64,
+    pub(super) skipped_lines: u64,
+    pub(super) malformed_lines: u64,
     pub(super) problems: Vec<String>,
     pub(super) hasher: Sha256,
-    pub(super) shadows: BTreeMap<(String, String), (Queries<Compared>, [u64; TENTHS])>,
-    pub(super) answers: BTreeMap<String, Queries<Answered>>,
+    pub(super) shadow_sums:
+        BTreeMap<(String, String), (SumsByQuery<ShadowSums>, [u64; OVERLAP_BINS])>,
+    pub(super) answer_sums: BTreeMap<String, SumsByQuery<AnswerSums>>,
     /// Judgements by configuration: how many, and how many "wrong".
-    pub(super) feedback: BTreeMap<String, (usize, usize)>,
-    pub(super) texts: HashMap<String, String>,
+    pub(super) feedback_counts: BTreeMap<String, (usize, usize)>,
+    pub(super) query_texts: HashMap<String, String>,
 }
 
-impl Reader {
+impl QueryLogReader {
     /// Reads a log to its end. Lines that cannot be used are counted, and told with their numbers.
-    pub fn read(&mut self, mut log: impl BufRead, file: &str) -> Result<(), LogsError> {
+    pub fn read_log(&mut self, mut log: impl BufRead, file: &str) -> Result<(), QueryLogError> {
         self.sources.push(file.to_owned());
-        let failed = |error| LogsError::Read { file: file.to_owned(), error };
+        let failed = |error| QueryLogError::Read { file: file.to_owned(), error };
         let mut line = Vec::new();
         for number in 1u64.. {
             line.clear();
-            let read = (&mut log).take(MAX_LINE).read_until(b'\n', &mut line).map_err(failed)?;
+            let read =
+                (&mut log).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(failed)?;
             if read == 0 {
                 break;
             }
-            self.lines += 1;
-            let used = if read as u64 == MAX_LINE && line.last() != Some(&b'\n') {
+            self.line_count += 1;
+            let used = if read as u64 == MAX_LINE_BYTES && line.last() != Some(&b'\n') {
                 log.skip_until(b'\n').map_err(failed)?;
-                Err(Unusable::Line(format!("is longer than {MAX_LINE} bytes")))
+                Err(LineError::Malformed(format!("is longer than {MAX_LINE_BYTES} bytes")))
             } else {
-                self.line(line.trim_ascii())
+                self.add_line(line.trim_ascii())
             };
             match used {
                 Ok(true) => self.hasher.update(&line),
-                Ok(false) => self.skipped += 1,
-                Err(Unusable::TooMany(name)) => return Err(LogsError::TooMany(name)),
-                Err(Unusable::Line(problem)) => {
-                    self.malformed += 1;
-                    if self.problems.len() < MAX_MALFORMED {
+                Ok(false) => self.skipped_lines += 1,
+                Err(LineError::TooManyQueries(name)) => {
+                    return Err(QueryLogError::TooManyQueries(name));
+                }
+                Err(LineError::Malformed(problem)) => {
+                    self.malformed_lines += 1;
+                    if self.problems.len() < MAX_REPORTED_MALFORMED {
                         self.problems.push(format!("{file}: line {number}: {problem}"));
                     }
                 }
@@ -129,78 +133,88 @@ impl Reader {
     }
 
     /// Whether a line counts.
-    fn line(&mut self, line: &[u8]) -> Result<bool, Unusable> {
+    fn add_line(&mut self, line: &[u8]) -> Result<bool, LineError> {
         if line.is_empty() {
             return Ok(false);
         }
         let value: Value =
-            serde_json::from_slice(line).map_err(|e| malformed("is not JSON", &e))?;
+            serde_json::from_slice(line).map_err(|e| malformed_line("is not JSON", &e))?;
         if !value.is_object() {
-            return Err(Unusable::Line("is not a JSON object".into()));
+            return Err(LineError::Malformed("is not a JSON object".into()));
         }
         let at = value["timestamp"].as_str().and_then(|at| at.parse::<DateTime<Utc>>().ok());
         let counts = match value["event"].as_str() {
-            Some(event::SHADOW) => self
-                .shadow(serde_json::from_value(value).map_err(|e| malformed(event::SHADOW, &e))?)?,
-            Some(event::SEARCH) => self
-                .search(serde_json::from_value(value).map_err(|e| malformed(event::SEARCH, &e))?)?,
-            Some(event::FEEDBACK) => self
-                .judged(serde_json::from_value(value).map_err(|e| malformed(event::FEEDBACK, &e))?),
+            Some(event::SHADOW_COMPARED) => self.add_shadow_line(
+                serde_json::from_value(value)
+                    .map_err(|e| malformed_line(event::SHADOW_COMPARED, &e))?,
+            )?,
+            Some(event::SEARCH) => self.add_search_line(
+                serde_json::from_value(value).map_err(|e| malformed_line(event::SEARCH, &e))?,
+            )?,
+            Some(event::FEEDBACK) => self.add_feedback_line(
+                serde_json::from_value(value).map_err(|e| malformed_line(event::FEEDBACK, &e))?,
+            ),
             _ => false,
         };
         if let Some(at) = at.filter(|_| counts) {
-            self.from = Some(self.from.map_or(at, |from| from.min(at)));
-            self.to = Some(self.to.map_or(at, |to| to.max(at)));
+            self.first_line_at = Some(self.first_line_at.map_or(at, |from| from.min(at)));
+            self.last_line_at = Some(self.last_line_at.map_or(at, |to| to.max(at)));
         }
         Ok(counts)
     }
 
-    fn shadow(&mut self, line: ShadowLine) -> Result<bool, Unusable> {
+    fn add_shadow_line(&mut self, line: ShadowLine) -> Result<bool, LineError> {
         if !(0.0..=1.0).contains(&line.overlap) {
-            return Err(Unusable::Line(format!("shadow: overlap {} is no share", line.overlap)));
+            return Err(LineError::Malformed(format!(
+                "shadow: overlap {} is no share",
+                line.overlap
+            )));
         }
         let name = line.candidate.clone();
         let key = (line.configuration, line.candidate);
-        let (queries, overlaps) = self.shadows.entry(key).or_default();
-        let query = of(queries, line.query_hash, &name)?;
+        let (queries, overlaps) = self.shadow_sums.entry(key).or_default();
+        let query = sums_for_query(queries, line.query_hash, &name)?;
         query.count += 1;
-        query.overlap += line.overlap;
-        query.first_changed += u64::from(line.top_changed);
-        query.same += u64::from(line.overlap >= 1.0 && line.moved == 0);
+        query.overlap_sum += line.overlap;
+        query.first_changed += u64::from(line.top_hit_changed);
+        query.identical += u64::from(line.overlap >= 1.0 && line.reranked == 0);
         overlaps[(line.overlap * 10.0) as usize] += 1;
         Ok(true)
     }
 
-    fn search(&mut self, line: SearchLine) -> Result<bool, Unusable> {
+    fn add_search_line(&mut self, line: SearchLine) -> Result<bool, LineError> {
         // How these were answered is not what the configuration says: the request said it, or a picture
         // was asked, which plain CLIP answers.
-        let foreign = line.own || matches!(line.input.as_deref(), Some("image" | "image_id"));
+        let foreign = line.overrides || matches!(line.input.as_deref(), Some("image" | "image_id"));
         if line.offset > 0 || foreign {
             return Ok(false);
         }
-        if line.moved > line.results {
-            let problem = format!("search: moved is {}, of {} results", line.moved, line.results);
-            return Err(Unusable::Line(problem));
+        if line.reranked > line.results {
+            let problem =
+                format!("search: moved is {}, of {} results", line.reranked, line.results);
+            return Err(LineError::Malformed(problem));
         }
-        if let Some(text) = line.query.filter(|_| self.texts.len() < MAX_QUERIES) {
-            self.texts.entry(line.query_hash.clone()).or_insert(text);
+        if let Some(text) =
+            line.query.filter(|_| self.query_texts.len() < MAX_QUERIES_PER_CONFIGURATION)
+        {
+            self.query_texts.entry(line.query_hash.clone()).or_insert(text);
         }
-        let queries = self.answers.entry(line.configuration.clone()).or_default();
-        let query = of(queries, line.query_hash, &line.configuration)?;
+        let queries = self.answer_sums.entry(line.configuration.clone()).or_default();
+        let query = sums_for_query(queries, line.query_hash, &line.configuration)?;
         query.count += 1;
         query.results += line.results;
-        query.first += u64::from(line.first_moved.is_some());
-        query.first_moved += u64::from(line.first_moved == Some(true));
-        query.moved += line.moved;
-        query.judged += u64::from(line.no_match.is_some());
+        query.first_moved_known += u64::from(line.top_hit_changed.is_some());
+        query.first_moved += u64::from(line.top_hit_changed == Some(true));
+        query.moved += line.reranked;
+        query.no_match_known += u64::from(line.no_match.is_some());
         query.no_match += u64::from(line.no_match == Some(true));
-        query.scan_ms += line.scan_ms;
+        query.scan_ms_sum += line.scan_ms;
         Ok(true)
     }
 
-    fn judged(&mut self, line: FeedbackLine) -> bool {
+    fn add_feedback_line(&mut self, line: FeedbackLine) -> bool {
         let Some(configuration) = line.configuration else { return false };
-        let (all, wrong) = self.feedback.entry(configuration).or_default();
+        let (all, wrong) = self.feedback_counts.entry(configuration).or_default();
         *all += 1;
         *wrong += usize::from(line.verdict == "wrong");
         true
@@ -208,27 +222,27 @@ impl Reader {
 }
 
 /// Why a line does not count though it should.
-enum Unusable {
+enum LineError {
     /// It is malformed.
-    Line(String),
+    Malformed(String),
     /// It is of one query too many of this configuration.
-    TooMany(String),
+    TooManyQueries(String),
 }
 
-fn malformed(what: &str, error: &serde_json::Error) -> Unusable {
+fn malformed_line(what: &str, error: &serde_json::Error) -> LineError {
     // Its own position is within the line, which is told already.
     let error = error.to_string();
-    Unusable::Line(format!("{what}: {}", error.split(" at line ").next().unwrap_or_default()))
+    LineError::Malformed(format!("{what}: {}", error.split(" at line ").next().unwrap_or_default()))
 }
 
 /// The sums of a query.
-fn of<'a, T: Default>(
-    queries: &'a mut Queries<T>,
+fn sums_for_query<'a, T: Default>(
+    queries: &'a mut SumsByQuery<T>,
     hash: String,
     configuration: &str,
-) -> Result<&'a mut T, Unusable> {
-    if queries.len() >= MAX_QUERIES && !queries.contains_key(&hash) {
-        return Err(Unusable::TooMany(configuration.to_owned()));
+) -> Result<&'a mut T, LineError> {
+    if queries.len() >= MAX_QUERIES_PER_CONFIGURATION && !queries.contains_key(&hash) {
+        return Err(LineError::TooManyQueries(configuration.to_owned()));
     }
     Ok(queries.entry(hash).or_default())
 }

@@ -2,10 +2,10 @@
 
 pub(crate) mod interval;
 
-use interval::Direction;
+use interval::MeasureDirection;
 
 /// Largest cut-off: how far down a ranking is ever looked.
-pub const MAX_DEPTH: usize = 1_000;
+pub const MAX_RANK_DEPTH: usize = 1_000;
 /// Most cut-offs of one evaluation.
 const MAX_CUTOFFS: usize = 8;
 
@@ -25,8 +25,8 @@ impl TryFrom<&str> for Cutoffs {
     /// From `1,5,10`.
     fn try_from(text: &str) -> Result<Self, String> {
         let parse = |part: &str| {
-            let number = part.trim().parse().ok().filter(|k| (1..=MAX_DEPTH).contains(k));
-            number.ok_or_else(|| format!("{part:?} is not a number from 1 to {MAX_DEPTH}"))
+            let number = part.trim().parse().ok().filter(|k| (1..=MAX_RANK_DEPTH).contains(k));
+            number.ok_or_else(|| format!("{part:?} is not a number from 1 to {MAX_RANK_DEPTH}"))
         };
         let mut all = text.split(',').map(parse).collect::<Result<Vec<usize>, _>>()?;
         all.sort_unstable();
@@ -40,13 +40,13 @@ impl TryFrom<&str> for Cutoffs {
 
 /// A query's ranking seen through its judgements.
 #[derive(Debug, Clone)]
-pub struct Judged<'a> {
+pub struct JudgedRanking<'a> {
     /// Grade of each of the best results, best first: 0 is wrong or not judged, above is right.
     pub grades: &'a [f64],
     /// Grades of all right images, largest first.
-    pub ideal: &'a [f64],
+    pub ideal_grades: &'a [f64],
     /// Place of the first right image in the whole ranking, from 1; none where it was not found.
-    pub first: Option<usize>,
+    pub first_right_rank: Option<usize>,
 }
 
 impl Cutoffs {
@@ -56,19 +56,19 @@ impl Cutoffs {
     }
 
     /// Names of the measures, in the order of [`Cutoffs::measure`].
-    pub fn names(&self) -> Vec<String> {
+    pub fn measure_names(&self) -> Vec<String> {
         let k = self.depth();
         let mut names: Vec<String> = self.0.iter().map(|k| format!("hit@{k}")).collect();
         names.extend(
             ["recall", "capped recall", "precision", "nDCG"].map(|name| format!("{name}@{k}")),
         );
-        names.extend(["MRR".to_owned(), FALSE_HIT.to_owned()]);
+        names.extend(["MRR".to_owned(), FALSE_HIT_MEASURE.to_owned()]);
         names
     }
 
     /// What is better of the measure of this name.
-    pub fn direction(name: &str) -> Direction {
-        if name == FALSE_HIT { Direction::Less } else { Direction::More }
+    pub fn direction(name: &str) -> MeasureDirection {
+        if name == FALSE_HIT_MEASURE { MeasureDirection::Lower } else { MeasureDirection::Higher }
     }
 
     /// Measures of a ranking, each 0 to 1:
@@ -83,8 +83,8 @@ impl Cutoffs {
     /// - false hit: 1 where the first result is wrong, the confident mistake that a user sees first.
     ///
     /// `None` where there is no right image: such a query tells nothing.
-    pub fn measure(&self, ranking: &Judged) -> Option<Vec<f64>> {
-        let Judged { grades, ideal, first } = ranking;
+    pub fn measure(&self, ranking: &JudgedRanking) -> Option<Vec<f64>> {
+        let JudgedRanking { grades, ideal_grades: ideal, first_right_rank: first } = ranking;
         let total = ideal.iter().filter(|grade| **grade > 0.0).count();
         if total == 0 {
             return None;
@@ -98,7 +98,7 @@ impl Cutoffs {
             found / total as f64,
             found / total.min(k) as f64,
             found / k as f64,
-            gain(grades, k) / gain(ideal, k),
+            discounted_cumulative_gain(grades, k) / discounted_cumulative_gain(ideal, k),
             first.map_or(0.0, |place| 1.0 / place as f64),
             truth(within(1) == 0),
         ]);
@@ -107,10 +107,10 @@ impl Cutoffs {
 }
 
 /// Name of the measure that false hits are counted by.
-pub const FALSE_HIT: &str = "false hit";
+pub const FALSE_HIT_MEASURE: &str = "false hit";
 
 /// Discounted cumulative gain of the first `k`.
-fn gain(grades: &[f64], k: usize) -> f64 {
+fn discounted_cumulative_gain(grades: &[f64], k: usize) -> f64 {
     let discounted = |(i, grade): (usize, &f64)| grade / ((i + 2) as f64).log2();
     grades.iter().take(k).enumerate().map(discounted).sum()
 }
@@ -119,17 +119,21 @@ fn gain(grades: &[f64], k: usize) -> f64 {
 mod tests {
     use super::*;
 
-    fn value(values: &[f64], name: &str) -> f64 {
-        let names = Cutoffs::default().names();
+    fn measure_value(values: &[f64], name: &str) -> f64 {
+        let names = Cutoffs::default().measure_names();
         values[names.iter().position(|n| n == name).unwrap()]
     }
 
     #[test]
     fn measures_of_a_known_ranking() {
         let grades = [0.0, 1.0, 0.0, 2.0];
-        let ranking = Judged { grades: &grades, ideal: &[2.0, 1.0, 1.0], first: Some(2) };
+        let ranking = JudgedRanking {
+            grades: &grades,
+            ideal_grades: &[2.0, 1.0, 1.0],
+            first_right_rank: Some(2),
+        };
         let values = Cutoffs::default().measure(&ranking).unwrap();
-        assert_eq!(values.len(), Cutoffs::default().names().len());
+        assert_eq!(values.len(), Cutoffs::default().measure_names().len());
         let best = 2.0 + 1.0 / 3f64.log2() + 0.5;
         for (name, expected) in [
             ("hit@1", 0.0),
@@ -141,18 +145,19 @@ mod tests {
             ("MRR", 0.5),
             ("false hit", 1.0),
         ] {
-            assert!((value(&values, name) - expected).abs() < 1e-12, "{name}");
+            assert!((measure_value(&values, name) - expected).abs() < 1e-12, "{name}");
         }
     }
 
     #[test]
     fn more_right_ones_than_places() {
         let (grades, ideal) = ([1.0; 10], [1.0; 500]);
-        let ranking = Judged { grades: &grades, ideal: &ideal, first: Some(1) };
+        let ranking =
+            JudgedRanking { grades: &grades, ideal_grades: &ideal, first_right_rank: Some(1) };
         let values = Cutoffs::default().measure(&ranking).unwrap();
-        assert_eq!(value(&values, "capped recall@10"), 1.0);
-        assert_eq!(value(&values, "recall@10"), 0.02);
-        let nothing = Judged { grades: &[0.0], ideal: &[], first: None };
+        assert_eq!(measure_value(&values, "capped recall@10"), 1.0);
+        assert_eq!(measure_value(&values, "recall@10"), 0.02);
+        let nothing = JudgedRanking { grades: &[0.0], ideal_grades: &[], first_right_rank: None };
         assert!(Cutoffs::default().measure(&nothing).is_none());
     }
 

@@ -2,32 +2,32 @@
 
 use std::fmt::Write as _;
 
-use super::Finding;
-use crate::evaluate::measures::interval::Interval;
+use super::MeasuredDifference;
+use crate::evaluate::measures::interval::ConfidenceInterval;
 
 /// Height of a row in a chart.
-const ROW: usize = 26;
+const ROW_HEIGHT: usize = 26;
 /// Where the names end and the plot begins.
-const LEFT: f64 = 260.0;
+const NAMES_WIDTH: f64 = 260.0;
 /// Width of the plot.
-const PLOT: f64 = 460.0;
+const PLOT_WIDTH: f64 = 460.0;
 /// Room for the numbers behind it.
-const RIGHT: f64 = 190.0;
+const NUMBERS_WIDTH: f64 = 190.0;
 /// Longest name that is shown whole.
-const NAME: usize = 38;
+const MAX_NAME_CHARS: usize = 38;
 
 /// A row of a chart.
-pub(crate) struct Bar {
+pub(crate) struct IntervalBar {
     /// What it is of.
     pub(crate) name: String,
     /// The mean and its interval.
-    pub(crate) interval: Interval,
+    pub(crate) interval: ConfidenceInterval,
     /// What it says; decides the colour.
-    pub(crate) finding: Finding,
+    pub(crate) difference: MeasuredDifference,
 }
 
 /// Text that is safe within HTML and SVG, attributes included.
-pub(crate) fn escape(text: &str) -> String {
+pub(crate) fn escape_html(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -43,66 +43,72 @@ pub(crate) fn escape(text: &str) -> String {
 }
 
 /// A text cut to a length, with what was cut shown as an ellipsis.
-pub(crate) fn short(text: &str, most: usize) -> String {
-    if text.chars().count() <= most {
+pub(crate) fn truncate_text(text: &str, max_chars: usize) -> String {
+    if text.chars().count() <= max_chars {
         return text.to_owned();
     }
-    text.chars().take(most - 1).chain(['…']).collect()
+    text.chars().take(max_chars - 1).chain(['…']).collect()
 }
 
 /// Means with intervals, one below the other, on a shared axis. With `zero`, the axis holds 0 and a
 /// line marks it. `scale` multiplies what is written (100 for percent).
-pub(crate) fn intervals(title: &str, bars: &[Bar], zero: bool, unit: &str, scale: f64) -> String {
+pub(crate) fn draw_interval_chart(
+    title: &str,
+    bars: &[IntervalBar],
+    include_zero: bool,
+    unit: &str,
+    scale: f64,
+) -> String {
     if bars.is_empty() {
         return String::new();
     }
     let mut low = bars.iter().map(|bar| bar.interval.low).fold(f64::MAX, f64::min);
     let mut high = bars.iter().map(|bar| bar.interval.high).fold(f64::MIN, f64::max);
-    if zero {
+    if include_zero {
         (low, high) = (low.min(0.0), high.max(0.0));
     }
-    let room = ((high - low) * 0.06).max(0.002);
-    let (low, high) = (low - room, high + room);
-    let x = |value: f64| LEFT + (value - low) / (high - low) * PLOT;
-    let height = bars.len() * ROW + 34;
-    let width = LEFT + PLOT + RIGHT;
+    let margin = ((high - low) * 0.06).max(0.002);
+    let (low, high) = (low - margin, high + margin);
+    let x = |value: f64| NAMES_WIDTH + (value - low) / (high - low) * PLOT_WIDTH;
+    let height = bars.len() * ROW_HEIGHT + 34;
+    let width = NAMES_WIDTH + PLOT_WIDTH + NUMBERS_WIDTH;
     let mut svg = format!(
         "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\" class=\"chart\">",
-        escape(title)
+        escape_html(title)
     );
-    let bottom = bars.len() * ROW + 6;
-    for tick in ticks(low, high) {
-        let (at, line) = (x(tick), if zero && tick == 0.0 { "zero" } else { "grid" });
+    let bottom = bars.len() * ROW_HEIGHT + 6;
+    for tick in axis_ticks(low, high) {
+        let (at, line) = (x(tick), if include_zero && tick == 0.0 { "zero" } else { "grid" });
         let _ = write!(
             svg,
             "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"2\" y2=\"{bottom}\" class=\"{line}\"/><text x=\"{at:.1}\" y=\"{}\" class=\"tick\">{}</text>",
             bottom + 16,
-            number(tick * scale, unit)
+            format_number(tick * scale, unit)
         );
     }
     for (place, bar) in bars.iter().enumerate() {
-        let y = place * ROW + ROW / 2 + 2;
-        let class = match bar.finding {
-            Finding::Better => "better",
-            Finding::Worse => "worse",
-            Finding::None => "none",
+        let y = place * ROW_HEIGHT + ROW_HEIGHT / 2 + 2;
+        let class = match bar.difference {
+            MeasuredDifference::Better => "better",
+            MeasuredDifference::Worse => "worse",
+            MeasuredDifference::NotSignificant => "none",
         };
-        let Interval { mean, low, high } = bar.interval;
+        let ConfidenceInterval { mean, low, high } = bar.interval;
         let _ = write!(
             svg,
             "<text x=\"{}\" y=\"{}\" class=\"name\"><title>{}</title>{}</text><line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{y}\" y2=\"{y}\" class=\"range {class}\"/><circle cx=\"{:.1}\" cy=\"{y}\" r=\"5\" class=\"dot {class}\"/><text x=\"{}\" y=\"{}\" class=\"value\">{} ({} to {})</text>",
-            LEFT - 12.0,
+            NAMES_WIDTH - 12.0,
             y + 4,
-            escape(&bar.name),
-            escape(&short(&bar.name, NAME)),
+            escape_html(&bar.name),
+            escape_html(&truncate_text(&bar.name, MAX_NAME_CHARS)),
             x(low),
             x(high),
             x(mean),
-            LEFT + PLOT + 12.0,
+            NAMES_WIDTH + PLOT_WIDTH + 12.0,
             y + 4,
-            number(mean * scale, unit),
-            number(low * scale, ""),
-            number(high * scale, "")
+            format_number(mean * scale, unit),
+            format_number(low * scale, ""),
+            format_number(high * scale, "")
         );
     }
     svg.push_str("</svg>");
@@ -110,7 +116,7 @@ pub(crate) fn intervals(title: &str, bars: &[Bar], zero: bool, unit: &str, scale
 }
 
 /// Round values on an axis, at most seven.
-fn ticks(low: f64, high: f64) -> Vec<f64> {
+fn axis_ticks(low: f64, high: f64) -> Vec<f64> {
     let rough = (high - low) / 5.0;
     let power = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= rough);
@@ -120,7 +126,7 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     (first..=last).map(|n| n as f64 * step).collect()
 }
 
-fn number(value: f64, unit: &str) -> String {
+fn format_number(value: f64, unit: &str) -> String {
     let digits = usize::from(value.abs() < 100.0);
     let rounded = format!("{value:.digits$}").replace('-', "−");
     // −0.0 is 0.
@@ -139,7 +145,7 @@ mod tests {
     #[test]
     fn ticks_are_round_and_few() {
         for (low, high) in [(-0.03, 0.011), (0.0, 1.0), (-512.0, 3.0), (0.1234, 0.1239)] {
-            let all = ticks(low, high);
+            let all = axis_ticks(low, high);
             assert!((2..=11).contains(&all.len()), "{low} {high} {all:?}");
             assert!(all.iter().all(|t| (low..=high).contains(t)), "{all:?}");
         }
@@ -147,10 +153,10 @@ mod tests {
 
     #[test]
     fn nothing_that_a_name_holds_becomes_markup() {
-        let interval = Interval { mean: 0.1, low: 0.0, high: 0.2 };
+        let interval = ConfidenceInterval { mean: 0.1, low: 0.0, high: 0.2 };
         let name = "<script>alert('x')</script>\"".to_owned();
-        let bar = Bar { name, interval, finding: Finding::None };
-        let svg = intervals("a & b", &[bar], true, "", 1.0);
+        let bar = IntervalBar { name, interval, difference: MeasuredDifference::NotSignificant };
+        let svg = draw_interval_chart("a & b", &[bar], true, "", 1.0);
         assert!(!svg.contains("<script") && svg.contains("&lt;script"), "{svg}");
     }
 }

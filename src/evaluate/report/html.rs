@@ -3,30 +3,30 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::chart::{Bar, escape, intervals, short};
-use super::{Finding, Report, finding, percent};
-use crate::evaluate::compare::{Change, Outcome, Shown};
-use crate::evaluate::measures::FALSE_HIT;
-use crate::evaluate::measures::interval::{Column, Interval};
+use super::chart::{IntervalBar, draw_interval_chart, escape_html, truncate_text};
+use super::{EvaluationReport, MeasuredDifference, classify_difference, format_percent};
+use crate::evaluate::compare::{ConfigurationResult, RankingChange, ShownResult};
+use crate::evaluate::measures::FALSE_HIT_MEASURE;
+use crate::evaluate::measures::interval::{ConfidenceInterval, MeasureComparison};
 
 /// Configurations whose changed queries are shown; the others' are in the JSON report.
-pub const SHOWN_CONFIGURATIONS: usize = 3;
+pub const MAX_SHOWN_CONFIGURATIONS: usize = 3;
 /// Longest query that is shown whole.
-const TEXT: usize = 120;
-pub(crate) const STYLE: &str = include_str!("report.css");
+const MAX_QUERY_CHARS: usize = 120;
+pub(crate) const STYLESHEET: &str = include_str!("report.css");
 
 /// Pictures by their place in the world, as `data:` URIs.
-pub type Pictures = BTreeMap<u32, String>;
+pub type ThumbnailUris = BTreeMap<u32, String>;
 
 /// The results that a page of this report shows pictures of, most telling first.
-pub fn pictured(report: &Report) -> Vec<u32> {
+pub fn images_to_show(report: &EvaluationReport) -> Vec<u32> {
     let mut all = Vec::new();
-    for outcome in report.others().take(SHOWN_CONFIGURATIONS) {
+    for outcome in report.non_baseline().take(MAX_SHOWN_CONFIGURATIONS) {
         let changes = &outcome.changes;
-        for change in changes.worse.iter().chain(&changes.better).chain(&changes.moved) {
+        for change in changes.worsened.iter().chain(&changes.improved).chain(&changes.unjudged) {
             for shown in change.before.iter().chain(&change.after) {
-                if !all.contains(&shown.picture) {
-                    all.push(shown.picture);
+                if !all.contains(&shown.image_position) {
+                    all.push(shown.image_position);
                 }
             }
         }
@@ -35,65 +35,69 @@ pub fn pictured(report: &Report) -> Vec<u32> {
 }
 
 /// The page.
-pub fn html(report: &Report, pictures: &Pictures) -> String {
+pub fn render_html(report: &EvaluationReport, thumbnails: &ThumbnailUris) -> String {
     let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"><title>Evaluation – {}</title><style>{STYLE}",
-        escape(&report.catalogue)
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"><title>Evaluation – {}</title><style>{STYLESHEET}",
+        escape_html(&report.catalogue)
     );
-    for (place, uri) in pictures {
+    for (place, uri) in thumbnails {
         let _ = write!(page, ".p{place}{{background-image:url({uri})}}");
     }
     page.push_str("</style></head><body><main>");
-    head(&mut page, report);
-    charts(&mut page, report);
-    measures(&mut page, report);
-    groups(&mut page, report);
-    rankings(&mut page, report);
-    thresholds(&mut page, report);
-    changes(&mut page, report, pictures);
-    appendix(&mut page, report);
+    write_head(&mut page, report);
+    write_charts(&mut page, report);
+    write_measures(&mut page, report);
+    write_groups(&mut page, report);
+    write_rankings(&mut page, report);
+    write_thresholds(&mut page, report);
+    write_changes(&mut page, report, thumbnails);
+    write_appendix(&mut page, report);
     page.push_str("</main></body></html>\n");
     page
 }
 
-fn head(page: &mut String, report: &Report) {
+fn write_head(page: &mut String, report: &EvaluationReport) {
     let q = &report.queries;
     let images: usize = report.models.first().map_or(0, |model| model.images);
     let _ = write!(
         page,
         "<header><h1>Is balancing worth it?</h1><p class=\"muted\">{} · {images} images · {} queries, {} of them judged · {}</p></header><section class=\"verdict\"><p>{}</p></section>",
-        escape(&report.catalogue),
-        q.asked,
+        escape_html(&report.catalogue),
+        q.total,
         q.judged,
-        report.at.format("%Y-%m-%d %H:%M UTC"),
-        escape(&report.verdict)
+        report.created_at.format("%Y-%m-%d %H:%M UTC"),
+        escape_html(&report.verdict)
     );
-    tiles(page, report);
+    write_tiles(page, report);
     for note in &report.notes {
-        let _ = write!(page, "<p class=\"note\">{}</p>", escape(note));
+        let _ = write!(page, "<p class=\"note\">{}</p>", escape_html(note));
     }
 }
 
 /// The few figures that a decision rests on.
-fn tiles(page: &mut String, report: &Report) {
+fn write_tiles(page: &mut String, report: &EvaluationReport) {
     page.push_str("<section class=\"tiles\">");
     for outcome in &report.configurations {
         let baseline = outcome.name == report.baseline;
-        let _ = write!(page, "<div class=\"tile\"><h3>{}</h3>", escape(&short(&outcome.name, 48)));
-        if let Some(column) = report.column(outcome, FALSE_HIT) {
+        let _ = write!(
+            page,
+            "<div class=\"tile\"><h3>{}</h3>",
+            escape_html(&truncate_text(&outcome.name, 48))
+        );
+        if let Some(column) = report.measure_comparison(outcome, FALSE_HIT_MEASURE) {
             let _ = write!(
                 page,
                 "<p class=\"figure\">{}</p><p class=\"muted\">of first results are wrong</p>",
-                percent(column.value.mean)
+                format_percent(column.value.mean)
             );
             if !baseline {
-                let _ = write!(page, "<p>{}</p>", badge(FALSE_HIT, &column));
+                let _ = write!(page, "<p>{}</p>", format_gain_badge(FALSE_HIT_MEASURE, &column));
             }
         } else if let Some(stability) = &outcome.stability {
             let _ = write!(
                 page,
                 "<p class=\"figure\">{}</p><p class=\"muted\">of first results are others</p>",
-                percent(stability.first_changed.mean)
+                format_percent(stability.top_hit_changed.mean)
             );
         }
         if baseline {
@@ -104,14 +108,19 @@ fn tiles(page: &mut String, report: &Report) {
         if let Some(savings) = &outcome.savings {
             let minutes = savings.minutes_per_day;
             let money = savings.money_per_day.map_or(String::new(), |m| {
-                format!("; money: {} ({} to {})", whole(m.mean), whole(m.low), whole(m.high))
+                format!(
+                    "; money: {} ({} to {})",
+                    format_whole(m.mean),
+                    format_whole(m.low),
+                    format_whole(m.high)
+                )
             });
             let _ = write!(
                 page,
                 "<p>minutes a day saved: {} ({} to {}){money}</p>",
-                whole(minutes.mean),
-                whole(minutes.low),
-                whole(minutes.high)
+                format_whole(minutes.mean),
+                format_whole(minutes.low),
+                format_whole(minutes.high)
             );
         }
         page.push_str("</div>");
@@ -120,69 +129,78 @@ fn tiles(page: &mut String, report: &Report) {
 }
 
 /// A gain with what it says.
-fn badge(measure: &str, column: &Column) -> String {
-    let (class, word) = match finding(measure, column) {
-        Finding::Better => ("better", "better"),
-        Finding::Worse => ("worse", "worse"),
-        Finding::None => ("none", "no measurable difference"),
+fn format_gain_badge(measure: &str, column: &MeasureComparison) -> String {
+    let (class, word) = match classify_difference(measure, column) {
+        MeasuredDifference::Better => ("better", "better"),
+        MeasuredDifference::Worse => ("worse", "worse"),
+        MeasuredDifference::NotSignificant => ("none", "no measurable difference"),
     };
-    format!("<span class=\"badge {class}\">{word}</span> {}", gain(&column.gain))
+    format!("<span class=\"badge {class}\">{word}</span> {}", format_gain(&column.gain))
 }
 
-fn signed(value: f64) -> String {
+fn format_points(value: f64) -> String {
     format!("{:+.1}", value * 100.0).replace('-', "−")
 }
 
 /// A whole number; below 0 nothing is saved.
-fn whole(value: f64) -> String {
+fn format_whole(value: f64) -> String {
     format!("{value:.0}").replace('-', "−")
 }
 
-fn gain(i: &Interval) -> String {
-    format!("{} points ({} to {})", signed(i.mean), signed(i.low), signed(i.high))
+fn format_gain(i: &ConfidenceInterval) -> String {
+    format!(
+        "{} points ({} to {})",
+        format_points(i.mean),
+        format_points(i.low),
+        format_points(i.high)
+    )
 }
 
-fn charts(page: &mut String, report: &Report) {
-    if report.queries.judged == 0 || report.others().next().is_none() {
+fn write_charts(page: &mut String, report: &EvaluationReport) {
+    if report.queries.judged == 0 || report.non_baseline().next().is_none() {
         return;
     }
     let _ = write!(
         page,
         "<section><h2>What changes beside {}</h2><p class=\"muted\">Differences in percentage points, query by query, with 95 % intervals. Green and red are measurable after correction for the number of configurations; grey is not.</p>",
-        escape(&report.baseline)
+        escape_html(&report.baseline)
     );
-    let wanted = |name: &String| name == FALSE_HIT || name.starts_with("nDCG");
-    let told = |name: &str| match name {
-        FALSE_HIT => "False first results (left is better)".to_owned(),
+    let wanted = |name: &String| name == FALSE_HIT_MEASURE || name.starts_with("nDCG");
+    let chart_title = |name: &str| match name {
+        FALSE_HIT_MEASURE => "False first results (left is better)".to_owned(),
         other => format!("{other} (right is better)"),
     };
     let mut shown: Vec<&String> = report.measures.iter().filter(|name| wanted(name)).collect();
-    shown.sort_by_key(|name| *name != FALSE_HIT);
+    shown.sort_by_key(|name| *name != FALSE_HIT_MEASURE);
     for name in shown {
-        let bars: Vec<Bar> = report
-            .others()
+        let bars: Vec<IntervalBar> = report
+            .non_baseline()
             .filter_map(|outcome| {
-                let column = report.column(outcome, name)?;
-                let finding = finding(name, &column);
-                Some(Bar { name: outcome.name.clone(), interval: column.gain, finding })
+                let column = report.measure_comparison(outcome, name)?;
+                let finding = classify_difference(name, &column);
+                Some(IntervalBar {
+                    name: outcome.name.clone(),
+                    interval: column.gain,
+                    difference: finding,
+                })
             })
             .collect();
-        let title = told(name);
+        let title = chart_title(name);
         let _ = write!(
             page,
             "<h3>{}</h3>{}",
-            escape(&title),
-            intervals(&title, &bars, true, "", 100.0)
+            escape_html(&title),
+            draw_interval_chart(&title, &bars, true, "", 100.0)
         );
     }
     page.push_str("</section>");
 }
 
 /// A table whose first column names the row.
-pub(crate) fn table(page: &mut String, header: &[String], rows: &[Vec<String>]) {
+pub(crate) fn write_table(page: &mut String, header: &[String], rows: &[Vec<String>]) {
     page.push_str("<div class=\"scroll\"><table><thead><tr>");
     for cell in header {
-        let _ = write!(page, "<th>{}</th>", escape(cell));
+        let _ = write!(page, "<th>{}</th>", escape_html(cell));
     }
     page.push_str("</tr></thead><tbody>");
     for row in rows {
@@ -197,7 +215,7 @@ pub(crate) fn table(page: &mut String, header: &[String], rows: &[Vec<String>]) 
     page.push_str("</tbody></table></div>");
 }
 
-fn cell(measure: &str, column: &Column, baseline: bool) -> String {
+fn format_cell(measure: &str, column: &MeasureComparison, baseline: bool) -> String {
     let mut text = format!("<b>{:.3}</b>", column.value.mean);
     if baseline {
         let _ = write!(
@@ -207,16 +225,16 @@ fn cell(measure: &str, column: &Column, baseline: bool) -> String {
         );
         return text;
     }
-    let class = match finding(measure, column) {
-        Finding::Better => "better",
-        Finding::Worse => "worse",
-        Finding::None => "muted",
+    let class = match classify_difference(measure, column) {
+        MeasuredDifference::Better => "better",
+        MeasuredDifference::Worse => "worse",
+        MeasuredDifference::NotSignificant => "muted",
     };
     let three = |v: f64| format!("{v:+.3}").replace('-', "−");
     let _ = write!(
         text,
         "<br><span class=\"{class}\" title=\"p = {:.4}\">{}<br>{} to {}</span>",
-        column.p,
+        column.p_value,
         three(column.gain.mean),
         three(column.gain.low),
         three(column.gain.high)
@@ -224,14 +242,14 @@ fn cell(measure: &str, column: &Column, baseline: bool) -> String {
     text
 }
 
-fn measures(page: &mut String, report: &Report) {
+fn write_measures(page: &mut String, report: &EvaluationReport) {
     if report.queries.judged == 0 {
         return;
     }
     let _ = write!(
         page,
-        "<section><h2>All measures</h2><p class=\"muted\">Mean, and beneath it the gain over {} with its 95 % interval (for {0} itself the interval of the mean). Less is better for {FALSE_HIT}, more for all others.</p>",
-        escape(&report.baseline)
+        "<section><h2>All measures</h2><p class=\"muted\">Mean, and beneath it the gain over {} with its 95 % interval (for {0} itself the interval of the mean). Less is better for {FALSE_HIT_MEASURE}, more for all others.</p>",
+        escape_html(&report.baseline)
     );
     let mut header = vec![String::new()];
     header.extend(report.measures.iter().cloned());
@@ -239,23 +257,25 @@ fn measures(page: &mut String, report: &Report) {
         .configurations
         .iter()
         .filter_map(|outcome| {
-            let all = outcome.all.as_ref()?;
+            let all = outcome.overall.as_ref()?;
             let baseline = outcome.name == report.baseline;
-            let mut row = vec![escape(&outcome.name)];
-            let cells = report.measures.iter().zip(&all.columns);
-            row.extend(cells.map(|(name, column)| cell(name, column, baseline)));
+            let mut row = vec![escape_html(&outcome.name)];
+            let cells = report.measures.iter().zip(&all.measures);
+            row.extend(cells.map(|(name, column)| format_cell(name, column, baseline)));
             Some(row)
         })
         .collect();
-    table(page, &header, &rows);
+    write_table(page, &header, &rows);
     page.push_str("</section>");
 }
 
-fn groups(page: &mut String, report: &Report) {
+fn write_groups(page: &mut String, report: &EvaluationReport) {
     let Some(first) = report.configurations.first().filter(|o| !o.groups.is_empty()) else {
         return;
     };
-    let Some(place) = report.measures.iter().position(|name| name == FALSE_HIT) else { return };
+    let Some(place) = report.measures.iter().position(|name| name == FALSE_HIT_MEASURE) else {
+        return;
+    };
     page.push_str("<section><h2>False first results by group of queries</h2>");
     let mut header = vec![String::new()];
     header.extend(first.groups.iter().map(|(name, s)| format!("{name} ({})", s.queries)));
@@ -264,19 +284,20 @@ fn groups(page: &mut String, report: &Report) {
         .iter()
         .map(|outcome| {
             let baseline = outcome.name == report.baseline;
-            let mut row = vec![escape(&outcome.name)];
+            let mut row = vec![escape_html(&outcome.name)];
             row.extend(first.groups.keys().map(|name| {
-                let column = outcome.groups.get(name).and_then(|s| s.columns.get(place));
-                column.map_or("–".into(), |column| cell(FALSE_HIT, column, baseline))
+                let column = outcome.groups.get(name).and_then(|s| s.measures.get(place));
+                column
+                    .map_or("–".into(), |column| format_cell(FALSE_HIT_MEASURE, column, baseline))
             }));
             row
         })
         .collect();
-    table(page, &header, &rows);
+    write_table(page, &header, &rows);
     page.push_str("<p class=\"muted\">Within groups p is not corrected for their number: with many groups, some differ by chance.</p></section>");
 }
 
-fn rankings(page: &mut String, report: &Report) {
+fn write_rankings(page: &mut String, report: &EvaluationReport) {
     if report.configurations.iter().all(|outcome| outcome.hubness.is_none()) {
         return;
     }
@@ -294,28 +315,32 @@ fn rankings(page: &mut String, report: &Report) {
         .configurations
         .iter()
         .map(|outcome| {
-            let share = |value: Option<f64>| value.map_or("–".into(), percent);
+            let share = |value: Option<f64>| value.map_or("–".into(), format_percent);
             let stability = outcome.stability.as_ref();
             let hubness = outcome.hubness.as_ref();
             let hub = hubness.and_then(|hubness| hubness.hubs.first());
             vec![
-                escape(&outcome.name),
-                share(stability.map(|s| s.first_changed.mean)),
+                escape_html(&outcome.name),
+                share(stability.map(|s| s.top_hit_changed.mean)),
                 share(stability.map(|s| s.any_changed.mean)),
                 share(stability.map(|s| s.overlap.mean)),
                 hubness.map_or("–".into(), |hubness| format!("{:.2}", hubness.skewness)),
-                share(hubness.map(|hubness| hubness.never)),
+                share(hubness.map(|hubness| hubness.never_ranked_share)),
                 hub.map_or("–".into(), |hub| {
-                    format!("{} of the queries: {}", percent(hub.share), escape(&hub.image_id))
+                    format!(
+                        "{} of the queries: {}",
+                        format_percent(hub.share),
+                        escape_html(&hub.image_id)
+                    )
                 }),
             ]
         })
         .collect();
-    table(page, &header.map(String::from), &rows);
+    write_table(page, &header.map(String::from), &rows);
     page.push_str("</section>");
 }
 
-fn thresholds(page: &mut String, report: &Report) {
+fn write_thresholds(page: &mut String, report: &EvaluationReport) {
     if report.configurations.iter().all(|outcome| outcome.thresholds.is_none()) {
         return;
     }
@@ -329,9 +354,9 @@ fn thresholds(page: &mut String, report: &Report) {
         "first results shown",
         "wrong ones among them",
     ];
-    let interval = |i: Option<Interval>| {
+    let interval = |i: Option<ConfidenceInterval>| {
         i.map_or("–".to_owned(), |i| {
-            format!("{} ({:.1} to {:.1})", percent(i.mean), i.low * 100.0, i.high * 100.0)
+            format!("{} ({:.1} to {:.1})", format_percent(i.mean), i.low * 100.0, i.high * 100.0)
         })
     };
     let rows: Vec<Vec<String>> = report
@@ -346,93 +371,93 @@ fn thresholds(page: &mut String, report: &Report) {
                 .map(|f| format!("{}: {}", f.kind.name(), interval(f.share)))
                 .collect();
             let rule = found.no_match.map_or("no rule reaches it".into(), |rule| {
-                format!("{} below {:.3}", rule.signal.name(), rule.below)
+                format!("{} below {:.3}", rule.signal.name(), rule.threshold)
             });
             Some(vec![
-                escape(&outcome.name),
+                escape_html(&outcome.name),
                 rule,
                 flagged.join("<br>"),
-                interval(held.lost),
+                interval(held.lost_hits),
                 found.min_score.map_or("none reaches it".into(), |score| format!("{score:.4}")),
-                interval(held.shown),
-                interval(held.false_hits),
+                interval(held.shown_share),
+                interval(held.false_hit_rate),
             ])
         })
         .collect();
-    table(page, &header.map(String::from), &rows);
+    write_table(page, &header.map(String::from), &rows);
     page.push_str("</section>");
 }
 
-fn changes(page: &mut String, report: &Report, pictures: &Pictures) {
-    for outcome in report.others().take(SHOWN_CONFIGURATIONS) {
+fn write_changes(page: &mut String, report: &EvaluationReport, thumbnails: &ThumbnailUris) {
+    for outcome in report.non_baseline().take(MAX_SHOWN_CONFIGURATIONS) {
         let lists = [
-            ("Queries that lose most", &outcome.changes.worse),
-            ("Queries that gain most", &outcome.changes.better),
-            ("Queries that change most, not judged", &outcome.changes.moved),
+            ("Queries that lose most", &outcome.changes.worsened),
+            ("Queries that gain most", &outcome.changes.improved),
+            ("Queries that change most, not judged", &outcome.changes.unjudged),
         ];
         if lists.iter().all(|(_, list)| list.is_empty()) {
             continue;
         }
-        let _ = write!(page, "<section><h2>{} at work</h2>", escape(&outcome.name));
+        let _ = write!(page, "<section><h2>{} at work</h2>", escape_html(&outcome.name));
         for (title, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
             let _ = write!(page, "<h3>{title}</h3>");
             for change in *list {
-                one_change(page, report, outcome, change, pictures);
+                write_change(page, report, outcome, change, thumbnails);
             }
         }
         page.push_str("</section>");
     }
 }
 
-fn one_change(
+fn write_change(
     page: &mut String,
-    report: &Report,
-    outcome: &Outcome,
-    change: &Change,
-    pictures: &Pictures,
+    report: &EvaluationReport,
+    outcome: &ConfigurationResult,
+    change: &RankingChange,
+    thumbnails: &ThumbnailUris,
 ) {
-    let group = change.group.as_ref().map_or(String::new(), |g| format!(" · {}", escape(g)));
+    let group = change.group.as_ref().map_or(String::new(), |g| format!(" · {}", escape_html(g)));
     let gain = change.gain.map_or_else(
-        || format!("{} shared among the best", percent(change.overlap)),
+        || format!("{} shared among the best", format_percent(change.overlap)),
         |gain| format!("nDCG {}", format!("{gain:+.3}").replace('-', "−")),
     );
     let _ = write!(
         page,
         "<article><h4>“{}” <span class=\"muted\">{gain}{group}</span></h4><div class=\"pair\">",
-        escape(&short(&change.text, TEXT))
+        escape_html(&truncate_text(&change.text, MAX_QUERY_CHARS))
     );
     for (name, results) in [(&report.baseline, &change.before), (&outcome.name, &change.after)] {
-        let _ = write!(page, "<div><h5>{}</h5><ol>", escape(&short(name, 48)));
+        let _ = write!(page, "<div><h5>{}</h5><ol>", escape_html(&truncate_text(name, 48)));
         for shown in results {
-            result(page, shown, pictures);
+            write_result(page, shown, thumbnails);
         }
         page.push_str("</ol></div>");
     }
     page.push_str("</div></article>");
 }
 
-fn result(page: &mut String, shown: &Shown, pictures: &Pictures) {
-    let (class, mark) = match shown.right {
+fn write_result(page: &mut String, shown: &ShownResult, thumbnails: &ThumbnailUris) {
+    let (class, mark) = match shown.is_relevant {
         Some(true) => ("right", "✓"),
         Some(false) => ("wrong", "✗"),
         None => ("unknown", ""),
     };
     let title = shown.title.as_deref().unwrap_or(&shown.image_id);
-    let picture = if pictures.contains_key(&shown.picture) {
-        format!("p{}", shown.picture)
+    let picture = if thumbnails.contains_key(&shown.image_position) {
+        format!("p{}", shown.image_position)
     } else {
         "missing".to_owned()
     };
     let _ = write!(
         page,
         "<li class=\"{class}\" title=\"{} · {:.4}\"><span class=\"picture {picture}\" role=\"img\" aria-label=\"{2}\"></span><span class=\"mark\">{mark}</span><span class=\"title\">{2}</span></li>",
-        escape(&shown.image_id),
+        escape_html(&shown.image_id),
         shown.score,
-        escape(&short(title, 60))
+        escape_html(&truncate_text(title, 60))
     );
 }
 
-fn appendix(page: &mut String, report: &Report) {
+fn write_appendix(page: &mut String, report: &EvaluationReport) {
     page.push_str("<section><h2>What was compared</h2>");
     let header =
         ["", "prompt set", "normaliser", "weight", "λ", "c, m", "least score", "generation"];
@@ -442,47 +467,47 @@ fn appendix(page: &mut String, report: &Report) {
         .map(|outcome| {
             let s = &outcome.setting;
             vec![
-                escape(&outcome.name),
-                s.prompt_set.as_ref().map_or("–".into(), |key| escape(key.as_str())),
+                escape_html(&outcome.name),
+                s.prompt_set.as_ref().map_or("–".into(), |key| escape_html(key.as_str())),
                 s.balance.normaliser.name().to_owned(),
                 format!("{}", s.balance.weight),
                 format!("{}", s.balance.lambda),
-                format!("{:.4}, {:.4}", s.balance.scale.c, s.balance.scale.m),
+                format!("{:.4}, {:.4}", s.balance.scale.factor, s.balance.scale.shift),
                 s.min_score.map_or("–".into(), |score| format!("{score:.4}")),
-                escape(&s.generation),
+                escape_html(&s.generation),
             ]
         })
         .collect();
-    table(page, &header.map(String::from), &rows);
+    write_table(page, &header.map(String::from), &rows);
     page.push_str("<ul class=\"facts\">");
     for model in &report.models {
         let _ = write!(
             page,
             "<li>Model {} ({}), fingerprint <code>{}</code>, logit scale {}, generation {}, {} images at table version {}</li>",
-            escape(&model.model),
-            escape(&model.role),
-            escape(&model.fingerprint),
+            escape_html(&model.model),
+            escape_html(&model.role),
+            escape_html(&model.fingerprint),
             model.logit_scale,
-            escape(&model.generation),
+            escape_html(&model.generation),
             model.images,
-            model.version
+            model.table_version
         );
     }
     let q = &report.queries;
     let _ = write!(
         page,
         "<li>Queries from {}: {} in all, {} judged, {} that match nothing, {} not judged, {} left out because no right image is in the catalogue; fingerprint <code>{}</code>. Besides, {} unrelated and gibberish texts.</li>",
-        escape(&q.source),
-        q.asked,
+        escape_html(&q.source),
+        q.total,
         q.judged,
-        q.nothing,
-        q.unknown,
-        q.left_out,
-        escape(&q.fingerprint),
+        q.judged_no_match,
+        q.unjudged,
+        q.without_relevant_image,
+        escape_html(&q.fingerprint),
         q.probes
     );
     if let Some(cost) = &report.cost {
-        let wage = cost.wage.map_or(String::new(), |wage| format!(", {wage} an hour"));
+        let wage = cost.hourly_cost.map_or(String::new(), |wage| format!(", {wage} an hour"));
         let _ = write!(
             page,
             "<li>Figures of the cost, as given: {} minutes a false first result, {} queries a day{wage}</li>",
@@ -492,7 +517,7 @@ fn appendix(page: &mut String, report: &Report) {
     let _ = write!(
         page,
         "<li>Report <code>{}</code>, bsap {}. Intervals: bootstrap, 1,000 samples; p: paired randomisation, 2,000 assignments, corrected by Holm; shares in the table of thresholds: Wilson.</li></ul></section>",
-        escape(&report.fingerprint),
-        escape(&report.version)
+        escape_html(&report.fingerprint),
+        escape_html(&report.version)
     );
 }

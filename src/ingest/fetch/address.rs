@@ -50,9 +50,9 @@ fn is_public_v6(v6: Ipv6Addr) -> bool {
 /// Resolves names and hides every address that is not public, so that the check and the
 /// connection cannot see different answers.
 #[derive(Debug, Clone, Copy)]
-pub struct PublicOnly;
+pub struct PublicOnlyResolver;
 
-impl Resolve for PublicOnly {
+impl Resolve for PublicOnlyResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let host = name.as_str().to_owned();
@@ -61,7 +61,7 @@ impl Resolve for PublicOnly {
             let public: Vec<SocketAddr> =
                 found.into_iter().filter(|address| is_public(address.ip())).collect();
             if public.is_empty() {
-                return Err(NotPublic(host).into());
+                return Err(NotPublicError(host).into());
             }
             Ok(Box::new(public.into_iter()) as Addrs)
         })
@@ -70,8 +70,10 @@ impl Resolve for PublicOnly {
 
 /// A name that leads only to addresses inside the network.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} has no public address; add a prefix to fetch.allow_http if it may be fetched")]
-pub struct NotPublic(pub String);
+#[error(
+    "{0} has no public address; add a prefix to fetch.allowed_private_url_prefixes if it may be fetched"
+)]
+pub struct NotPublicError(pub String);
 
 #[cfg(test)]
 mod tests {

@@ -8,44 +8,54 @@ use reqwest::{Client, Response, StatusCode, header, redirect};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::{Host, Url};
 
-use super::address::{NotPublic, PublicOnly, is_public};
-use super::{FetchError, Options, passing, permanent, refused, transient};
+use super::address::{NotPublicError, PublicOnlyResolver, is_public};
+use super::{
+    FetchError, FetchOptions, permanent_error, transient_error, transient_error_after_response,
+    uri_rejected_error,
+};
 
 /// Hosts whose concurrency is counted; past it the counts start anew.
 const MAX_HOSTS: usize = 10_000;
 
 /// Two clients: one that only sees public addresses, one for prefixes that the owner allowed.
-pub struct Http {
-    public: Client,
-    allowed: Client,
-    prefixes: Vec<String>,
+pub struct HttpClients {
+    public_client: Client,
+    allowlisted_client: Client,
+    allowed_prefixes: Vec<String>,
     max_redirects: u32,
-    timeout: Duration,
-    per_host: usize,
-    hosts: Mutex<HashMap<String, Arc<Semaphore>>>,
+    request_timeout: Duration,
+    max_requests_per_host: usize,
+    host_semaphores: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
-impl Http {
-    pub fn new(options: &Options) -> Result<Self, FetchError> {
-        let timeout = Duration::from_millis(options.timeout_ms);
+impl HttpClients {
+    pub fn new(options: &FetchOptions) -> Result<Self, FetchError> {
+        let timeout = Duration::from_millis(options.idle_timeout_ms);
         // No proxy: it would resolve names out of sight. Redirects are followed here, each checked.
         let client = || {
             Client::builder()
                 .connect_timeout(timeout)
                 .redirect(redirect::Policy::none())
                 .no_proxy()
-                .pool_max_idle_per_host(options.per_host)
+                .pool_max_idle_per_host(options.max_requests_per_host)
                 .user_agent(concat!("bsap/", env!("CARGO_PKG_VERSION")))
         };
-        let failed = |e: reqwest::Error| permanent("http", e.to_string());
+        let failed = |e: reqwest::Error| permanent_error("http", e.to_string());
         Ok(Self {
-            public: client().dns_resolver(Arc::new(PublicOnly)).build().map_err(failed)?,
-            allowed: client().build().map_err(failed)?,
-            prefixes: options.allow_http.iter().map(|prefix| normalised(prefix)).collect(),
+            public_client: client()
+                .dns_resolver(Arc::new(PublicOnlyResolver))
+                .build()
+                .map_err(failed)?,
+            allowlisted_client: client().build().map_err(failed)?,
+            allowed_prefixes: options
+                .allowed_private_url_prefixes
+                .iter()
+                .map(|prefix| normalise_prefix(prefix))
+                .collect(),
             max_redirects: options.max_redirects,
-            timeout,
-            per_host: options.per_host,
-            hosts: Mutex::new(HashMap::new()),
+            request_timeout: timeout,
+            max_requests_per_host: options.max_requests_per_host,
+            host_semaphores: Mutex::new(HashMap::new()),
         })
     }
 
@@ -54,103 +64,106 @@ impl Http {
     pub async fn get(&self, url: &Url) -> Result<(Response, OwnedSemaphorePermit), FetchError> {
         let mut url = url.clone();
         for _ in 0..=self.max_redirects {
-            let (response, turn) = self.send(&url).await?;
+            let (response, permit) = self.send(&url).await?;
             if !response.status().is_redirection() {
-                return judge(&url, response).map(|response| (response, turn));
+                return check_status(&url, response).map(|response| (response, permit));
             }
-            url = target(&url, &response)?;
+            url = redirect_target(&url, &response)?;
         }
         let reason = format!("more than fetch.max_redirects = {} redirects", self.max_redirects);
-        Err(permanent(url.as_str(), reason))
+        Err(permanent_error(url.as_str(), reason))
     }
 
     async fn send(&self, url: &Url) -> Result<(Response, OwnedSemaphorePermit), FetchError> {
-        let client = self.client(url)?;
+        let client = self.client_for(url)?;
         let host = url.host_str().unwrap_or_default();
-        let turn = self
-            .turns(host)
+        let permit = self
+            .host_semaphore(host)
             .acquire_owned()
             .await
-            .map_err(|_| transient(url.as_str(), "shutting down"))?;
-        let sent = tokio::time::timeout(self.timeout, client.get(url.clone()).send());
+            .map_err(|_| transient_error(url.as_str(), "shutting down"))?;
+        let sent = tokio::time::timeout(self.request_timeout, client.get(url.clone()).send());
         let response = sent
             .await
-            .map_err(|_| transient(url.as_str(), "no answer within fetch.timeout_ms"))?
-            .map_err(|error| failure(url, error))?;
-        Ok((response, turn))
+            .map_err(|_| transient_error(url.as_str(), "no answer within fetch.idle_timeout_ms"))?
+            .map_err(|error| to_fetch_error(url, error))?;
+        Ok((response, permit))
     }
 
     /// The client that may fetch `url`.
-    fn client(&self, url: &Url) -> Result<&Client, FetchError> {
+    fn client_for(&self, url: &Url) -> Result<&Client, FetchError> {
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(refused(url.as_str(), "redirects to another scheme".into()));
+            return Err(uri_rejected_error(url.as_str(), "redirects to another scheme".into()));
         }
         // Normalised by the parser: `http://host:80/../x` cannot pretend to a prefix.
-        if self.prefixes.iter().any(|p| url.as_str().starts_with(p)) {
-            return Ok(&self.allowed);
+        if self.allowed_prefixes.iter().any(|p| url.as_str().starts_with(p)) {
+            return Ok(&self.allowlisted_client);
         }
         let literal = match url.host() {
             Some(Host::Ipv4(v4)) => Some(v4.into()),
             Some(Host::Ipv6(v6)) => Some(v6.into()),
             Some(Host::Domain(_)) => None,
-            None => return Err(refused(url.as_str(), "names no host".into())),
+            None => return Err(uri_rejected_error(url.as_str(), "names no host".into())),
         };
         match literal {
-            Some(address) if !is_public(address) => {
-                Err(refused(url.as_str(), NotPublic(address.to_string()).to_string()))
-            }
-            _ => Ok(&self.public),
+            Some(address) if !is_public(address) => Err(uri_rejected_error(
+                url.as_str(),
+                NotPublicError(address.to_string()).to_string(),
+            )),
+            _ => Ok(&self.public_client),
         }
     }
 
-    fn turns(&self, host: &str) -> Arc<Semaphore> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+    fn host_semaphore(&self, host: &str) -> Arc<Semaphore> {
+        let mut hosts = self.host_semaphores.lock().unwrap_or_else(PoisonError::into_inner);
         if hosts.len() >= MAX_HOSTS {
             hosts.clear();
         }
         hosts
             .entry(host.to_owned())
-            .or_insert_with(|| Arc::new(Semaphore::new(self.per_host)))
+            .or_insert_with(|| Arc::new(Semaphore::new(self.max_requests_per_host)))
             .clone()
     }
 }
 
 /// As the parser writes URLs: without the port that its scheme has anyway, the host in small letters.
-fn normalised(prefix: &str) -> String {
+fn normalise_prefix(prefix: &str) -> String {
     Url::parse(prefix).map_or_else(|_| prefix.to_owned(), Into::into)
 }
 
-fn judge(url: &Url, response: Response) -> Result<Response, FetchError> {
+fn check_status(url: &Url, response: Response) -> Result<Response, FetchError> {
     let status = response.status();
     match status {
         StatusCode::OK => Ok(response),
         StatusCode::NOT_FOUND | StatusCode::GONE => {
-            Err(FetchError::Gone { uri: super::shorten(url.as_str()) })
+            Err(FetchError::NotFound { uri: super::shorten_uri(url.as_str()) })
         }
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-            Err(passing(url.as_str(), format!("status {status}")))
+            Err(transient_error_after_response(url.as_str(), format!("status {status}")))
         }
-        _ if status.is_server_error() => Err(transient(url.as_str(), format!("status {status}"))),
-        _ => Err(permanent(url.as_str(), format!("status {status}"))),
+        _ if status.is_server_error() => {
+            Err(transient_error(url.as_str(), format!("status {status}")))
+        }
+        _ => Err(permanent_error(url.as_str(), format!("status {status}"))),
     }
 }
 
-fn target(from: &Url, response: &Response) -> Result<Url, FetchError> {
+fn redirect_target(from: &Url, response: &Response) -> Result<Url, FetchError> {
     response
         .headers()
         .get(header::LOCATION)
         .and_then(|location| location.to_str().ok())
         .and_then(|location| from.join(location).ok())
-        .ok_or_else(|| permanent(from.as_str(), "redirects without a usable location".into()))
+        .ok_or_else(|| permanent_error(from.as_str(), "redirects without a usable location".into()))
 }
 
-fn failure(url: &Url, error: reqwest::Error) -> FetchError {
+fn to_fetch_error(url: &Url, error: reqwest::Error) -> FetchError {
     let mut source: Option<&dyn std::error::Error> = Some(&error);
     while let Some(inner) = source {
-        if let Some(not_public) = inner.downcast_ref::<NotPublic>() {
-            return refused(url.as_str(), not_public.to_string());
+        if let Some(not_public) = inner.downcast_ref::<NotPublicError>() {
+            return uri_rejected_error(url.as_str(), not_public.to_string());
         }
         source = inner.source();
     }
-    transient(url.as_str(), error.without_url().to_string())
+    transient_error(url.as_str(), error.without_url().to_string())
 }

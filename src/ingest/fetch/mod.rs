@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use url::Url;
 
-use crate::record::Content;
-use crate::retry::{Backoff, Decide, Verdict, retry};
+use crate::record::ImageContent;
+use crate::retry::{Backoff, Classify, Disposition, retry};
 use crate::store::{Store, StoreError};
 use crate::telemetry::event;
 use crate::validate;
@@ -33,68 +33,74 @@ use crate::validate;
 const MAX_STORES: usize = 256;
 
 /// Hosts and buckets that are remembered as silent; past it they are forgotten, and waited for again.
-const MAX_SILENT: usize = 10_000;
+const MAX_UNRESPONSIVE_HOSTS: usize = 10_000;
 
 /// How images are fetched.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Options {
+pub struct FetchOptions {
     /// Folders below which `file://` images may lie. Empty: `file://` is refused.
     pub file_roots: Vec<PathBuf>,
     /// URL prefixes that may be fetched even though their host has a loopback, private or
     /// link-local address, for example `http://images.internal:8080/`. End them with a slash.
-    pub allow_http: Vec<String>,
+    pub allowed_private_url_prefixes: Vec<String>,
     /// Largest image in bytes, as downloaded.
     pub max_bytes: u64,
     /// Bytes of downloaded images held at one time, over all downloads, in MiB.
     pub budget_mib: u32,
     /// How long connecting, the answer's head, or any pause within the body may take, in
     /// milliseconds.
-    pub timeout_ms: u64,
+    pub idle_timeout_ms: u64,
     /// How long the body of one image may take, in milliseconds, from when it has its share of
     /// `budget_mib`.
-    pub total_timeout_ms: u64,
+    pub body_timeout_ms: u64,
     /// Redirects followed for one image.
     pub max_redirects: u32,
     /// How often a fetch that fails in a way that may pass is tried in all, with growing pauses: 8
     /// attempts wait 6 s on average, 13 s at most. A host or bucket that failed through all of them
     /// is tried once per image until it answers again.
-    pub attempts: u32,
+    pub max_attempts: u32,
     /// Requests to one http host at one time.
-    pub per_host: usize,
+    pub max_requests_per_host: usize,
     /// Options for image buckets (as for the table's store), for example `aws_region`.
     pub store_options: BTreeMap<String, String>,
 }
 
-impl Default for Options {
+impl Default for FetchOptions {
     fn default() -> Self {
         Self {
             file_roots: Vec::new(),
-            allow_http: Vec::new(),
+            allowed_private_url_prefixes: Vec::new(),
             max_bytes: 32 << 20,
             budget_mib: 256,
-            timeout_ms: 10_000,
-            total_timeout_ms: 60_000,
+            idle_timeout_ms: 10_000,
+            body_timeout_ms: 60_000,
             max_redirects: 5,
-            attempts: 8,
-            per_host: 32,
+            max_attempts: 8,
+            max_requests_per_host: 32,
             store_options: BTreeMap::new(),
         }
     }
 }
 
-impl Options {
+impl FetchOptions {
     /// What is wrong with these options, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let p = &mut problems;
-        validate::range(p, "max_bytes", self.max_bytes, 1024, 2 << 30);
-        validate::range(p, "budget_mib", self.budget_mib.into(), 1, 1 << 20);
-        validate::range(p, "timeout_ms", self.timeout_ms, 10, 600_000);
-        validate::range(p, "total_timeout_ms", self.total_timeout_ms, 10, 3_600_000);
-        validate::range(p, "max_redirects", self.max_redirects.into(), 0, 20);
-        validate::range(p, "attempts", self.attempts.into(), 1, 20);
-        validate::range(p, "per_host", self.per_host as u64, 1, 1000);
+        validate::check_range(p, "max_bytes", self.max_bytes, 1024, 2 << 30);
+        validate::check_range(p, "budget_mib", self.budget_mib.into(), 1, 1 << 20);
+        validate::check_range(p, "idle_timeout_ms", self.idle_timeout_ms, 10, 600_000);
+        validate::check_range(p, "body_timeout_ms", self.body_timeout_ms, 10, 3_600_000);
+        validate::check_range(p, "max_redirects", self.max_redirects.into(), 0, 20);
+        validate::check_range(p, "max_attempts", self.max_attempts.into(), 1, 20);
+        validate::check_range(
+            p,
+            "max_requests_per_host",
+            self.max_requests_per_host as u64,
+            1,
+            1000,
+        );
         if u64::from(self.budget_mib) << 20 < self.max_bytes {
             problems.push(format!(
                 "budget_mib: {} MiB is less than one image of max_bytes ({} bytes)",
@@ -109,7 +115,7 @@ impl Options {
                 ));
             }
         }
-        for prefix in &self.allow_http {
+        for prefix in &self.allowed_private_url_prefixes {
             if !prefix.starts_with("http") || !prefix.ends_with('/') || Url::parse(prefix).is_err()
             {
                 problems.push(format!(
@@ -126,7 +132,7 @@ impl Options {
 pub enum FetchError {
     /// The URI is malformed, of an unknown scheme, or not allowed.
     #[error("{uri}: {reason}")]
-    Refused {
+    UriRejected {
         /// The URI, shortened.
         uri: String,
         /// Why.
@@ -142,7 +148,7 @@ pub enum FetchError {
     },
     /// There is nothing at that place (any more).
     #[error("{uri}: not there")]
-    Gone {
+    NotFound {
         /// The URI, shortened.
         uri: String,
     },
@@ -162,7 +168,7 @@ pub enum FetchError {
         /// What went wrong.
         reason: String,
         /// Whether the host or bucket has answered all the same.
-        alive: bool,
+        host_responded: bool,
     },
 }
 
@@ -170,33 +176,33 @@ impl FetchError {
     /// Stable code for headers, logs and metrics.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Refused { .. } => "uri_refused",
-            Self::TooLarge { .. } => "too_large",
-            Self::Gone { .. } => "gone",
+            Self::UriRejected { .. } => "uri_not_allowed",
+            Self::TooLarge { .. } => "file_too_large",
+            Self::NotFound { .. } => "image_not_found",
             Self::Permanent { .. } => "fetch_refused",
             Self::Transient { .. } => "fetch_failed",
         }
     }
 }
 
-impl Decide for FetchError {
-    fn verdict(&self) -> Verdict {
+impl Classify for FetchError {
+    fn disposition(&self) -> Disposition {
         match self {
-            Self::Transient { .. } => Verdict::Retry,
-            _ => Verdict::DeadLetter,
+            Self::Transient { .. } => Disposition::Retry,
+            _ => Disposition::DeadLetter,
         }
     }
 }
 
 /// Downloaded bytes; their share of the byte budget is free again when this is dropped.
 #[derive(Debug)]
-pub struct Fetched {
+pub struct FetchedBytes {
     /// The bytes.
     pub bytes: Bytes,
-    _share: Option<OwnedSemaphorePermit>,
+    _budget_permit: Option<OwnedSemaphorePermit>,
 }
 
-impl AsRef<[u8]> for Fetched {
+impl AsRef<[u8]> for FetchedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -204,35 +210,35 @@ impl AsRef<[u8]> for Fetched {
 
 /// Fetches images.
 pub struct Fetcher {
-    options: Options,
-    roots: Vec<PathBuf>,
-    http: http::Http,
+    options: FetchOptions,
+    allowed_roots: Vec<PathBuf>,
+    http: http::HttpClients,
     stores: Mutex<HashMap<String, Store>>,
     /// Hosts and buckets that failed through all attempts, and have not answered since.
-    silent: sync::Mutex<HashSet<String>>,
+    unresponsive_hosts: sync::Mutex<HashSet<String>>,
     /// One permit a KiB.
-    budget: Arc<Semaphore>,
+    byte_budget: Arc<Semaphore>,
 }
 
 impl Fetcher {
     /// Prepares clients; nothing is fetched yet.
-    pub fn new(options: &Options) -> Result<Self, FetchError> {
+    pub fn new(options: &FetchOptions) -> Result<Self, FetchError> {
         let roots = options
             .file_roots
             .iter()
             .map(|root| {
-                root.canonicalize().map_err(|error| FetchError::Refused {
+                root.canonicalize().map_err(|error| FetchError::UriRejected {
                     uri: root.display().to_string(),
                     reason: error.to_string(),
                 })
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
-            roots,
-            http: http::Http::new(options)?,
+            allowed_roots: roots,
+            http: http::HttpClients::new(options)?,
             stores: Mutex::new(HashMap::new()),
-            silent: sync::Mutex::new(HashSet::new()),
-            budget: Arc::new(Semaphore::new(options.budget_mib as usize * 1024)),
+            unresponsive_hosts: sync::Mutex::new(HashSet::new()),
+            byte_budget: Arc::new(Semaphore::new(options.budget_mib as usize * 1024)),
             options: options.clone(),
         })
     }
@@ -241,104 +247,109 @@ impl Fetcher {
     /// or bucket is known not to answer: a long outage must not hold up the images of others.
     pub async fn fetch(
         &self,
-        content: &Content,
+        content: &ImageContent,
         token: &CancellationToken,
-    ) -> Result<Fetched, FetchError> {
+    ) -> Result<FetchedBytes, FetchError> {
         let (uri, version) = match content {
-            Content::Inline(bytes) => {
-                return Ok(Fetched { bytes: bytes.clone(), _share: None });
+            ImageContent::Inline(bytes) => {
+                return Ok(FetchedBytes { bytes: bytes.clone(), _budget_permit: None });
             }
-            Content::Uri { uri, version } => (uri, version.as_deref()),
+            ImageContent::Uri { uri, version } => (uri, version.as_deref()),
         };
-        let url = Url::parse(uri).map_err(|e| refused(uri, format!("is not a URI: {e}")))?;
-        let source = url[..url::Position::BeforePath].to_owned();
-        let enough = token.child_token();
+        let url =
+            Url::parse(uri).map_err(|e| uri_rejected_error(uri, format!("is not a URI: {e}")))?;
+        let host_or_bucket = url[..url::Position::BeforePath].to_owned();
+        let stop_retrying = token.child_token();
         let mut failed = 0;
         let on_retry = |attempt: u32, error: &FetchError| {
             debug!(event = event::RETRY, stage = "fetch", attempt, error = %error, "trying again");
             failed = attempt;
             // Another image has waited for this host in vain already.
-            if self.silent().contains(&source) {
-                enough.cancel();
+            if self.lock_unresponsive_hosts().contains(&host_or_bucket) {
+                stop_retrying.cancel();
             }
         };
-        let attempts = self.options.attempts;
-        let fetched = retry(Backoff::times(attempts), &enough, on_retry, || async {
-            self.once(uri, version, &url).await
-        })
-        .await;
+        let attempts = self.options.max_attempts;
+        let fetched =
+            retry(Backoff::with_max_attempts(attempts), &stop_retrying, on_retry, || async {
+                self.fetch_once(uri, version, &url).await
+            })
+            .await;
         match &fetched {
-            Err(FetchError::Transient { alive: false, .. }) if failed + 1 >= attempts => {
-                let mut silent = self.silent();
-                if silent.len() >= MAX_SILENT {
+            Err(FetchError::Transient { host_responded: false, .. }) if failed + 1 >= attempts => {
+                let mut silent = self.lock_unresponsive_hosts();
+                if silent.len() >= MAX_UNRESPONSIVE_HOSTS {
                     silent.clear();
                 }
-                silent.insert(source);
+                silent.insert(host_or_bucket);
             }
-            Err(FetchError::Transient { alive: false, .. }) => {}
+            Err(FetchError::Transient { host_responded: false, .. }) => {}
             _ => {
-                self.silent().remove(&source);
+                self.lock_unresponsive_hosts().remove(&host_or_bucket);
             }
         }
         fetched
     }
 
-    fn silent(&self) -> sync::MutexGuard<'_, HashSet<String>> {
-        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_unresponsive_hosts(&self) -> sync::MutexGuard<'_, HashSet<String>> {
+        self.unresponsive_hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn once(
+    async fn fetch_once(
         &self,
         uri: &str,
         version: Option<&str>,
         url: &Url,
-    ) -> Result<Fetched, FetchError> {
+    ) -> Result<FetchedBytes, FetchError> {
         match url.scheme() {
-            "data" => self.data(uri),
-            "file" => self.file(uri, url).await,
+            "data" => self.fetch_data_url(uri),
+            "file" => self.fetch_file(uri, url).await,
             "http" | "https" => {
-                let (response, _turn) = self.http.get(url).await?;
+                let (response, _host_permit) = self.http.get(url).await?;
                 let size = response.content_length();
-                let body = response
-                    .bytes_stream()
-                    .map(|chunk| chunk.map_err(|e| transient(uri, e.without_url().to_string())));
-                self.collect(uri, size, body).await
+                let body = response.bytes_stream().map(|chunk| {
+                    chunk.map_err(|e| transient_error(uri, e.without_url().to_string()))
+                });
+                self.read_body_within_budget(uri, size, body).await
             }
             "s3" | "s3a" | "gs" | "az" | "azure" | "abfs" | "abfss" => {
-                self.object(uri, version, url).await
+                self.fetch_object(uri, version, url).await
             }
-            other => Err(refused(
+            other => Err(uri_rejected_error(
                 uri,
                 format!("scheme {other} is not one of s3, gs, az, http, https, file, data"),
             )),
         }
     }
 
-    fn data(&self, uri: &str) -> Result<Fetched, FetchError> {
+    fn fetch_data_url(&self, uri: &str) -> Result<FetchedBytes, FetchError> {
         let parsed = data_url::DataUrl::process(uri)
-            .map_err(|e| refused(uri, format!("is not a data URL: {e:?}")))?;
+            .map_err(|e| uri_rejected_error(uri, format!("is not a data URL: {e:?}")))?;
         let (bytes, _) = parsed
             .decode_to_vec()
-            .map_err(|e| refused(uri, format!("is not a data URL: {e:?}")))?;
+            .map_err(|e| uri_rejected_error(uri, format!("is not a data URL: {e:?}")))?;
         if bytes.len() as u64 > self.options.max_bytes {
-            return Err(self.too_large(uri));
+            return Err(self.too_large_error(uri));
         }
-        Ok(Fetched { bytes: bytes.into(), _share: None })
+        Ok(FetchedBytes { bytes: bytes.into(), _budget_permit: None })
     }
 
-    async fn file(&self, uri: &str, url: &Url) -> Result<Fetched, FetchError> {
-        let path = url.to_file_path().map_err(|()| refused(uri, "names no local file".into()))?;
+    async fn fetch_file(&self, uri: &str, url: &Url) -> Result<FetchedBytes, FetchError> {
+        let path = url
+            .to_file_path()
+            .map_err(|()| uri_rejected_error(uri, "names no local file".into()))?;
         let failed = |error: std::io::Error| match error.kind() {
-            std::io::ErrorKind::NotFound => FetchError::Gone { uri: shorten(uri) },
-            std::io::ErrorKind::PermissionDenied => permanent(uri, error.to_string()),
-            _ => passing(uri, error.to_string()),
+            std::io::ErrorKind::NotFound => FetchError::NotFound { uri: shorten_uri(uri) },
+            std::io::ErrorKind::PermissionDenied => permanent_error(uri, error.to_string()),
+            _ => transient_error_after_response(uri, error.to_string()),
         };
         // Links are resolved first, so that none leads out of the roots.
-        let real = self.in_time(uri, tokio::fs::canonicalize(&path)).await?;
-        let inside = |p: &std::path::Path| self.roots.iter().any(|root| p.starts_with(root));
+        let real = self.with_timeout(uri, tokio::fs::canonicalize(&path)).await?;
+        let inside =
+            |p: &std::path::Path| self.allowed_roots.iter().any(|root| p.starts_with(root));
         // What is not there cannot be resolved: it lies where its name says.
         let named_inside = || self.options.file_roots.iter().any(|root| path.starts_with(root));
-        let outside = || refused(uri, "lies outside of fetch.file_roots".into());
+        let outside = || uri_rejected_error(uri, "lies outside of fetch.file_roots".into());
         let real = match real {
             Ok(real) if inside(&real) => real,
             Err(error) if inside(&path) || named_inside() => return Err(failed(error)),
@@ -350,44 +361,48 @@ impl Fetcher {
             Ok((file, metadata))
         };
         // A share of the network may hang, and a pipe waits for its writer.
-        let (file, metadata) = self.in_time(uri, opened).await?.map_err(failed)?;
+        let (file, metadata) = self.with_timeout(uri, opened).await?.map_err(failed)?;
         if !metadata.is_file() {
-            return Err(refused(uri, "is no file".into()));
+            return Err(uri_rejected_error(uri, "is no file".into()));
         }
         let size = metadata.len();
         let body = tokio_util::io::ReaderStream::new(file).map(|chunk| chunk.map_err(failed));
-        self.collect(uri, Some(size), body).await
+        self.read_body_within_budget(uri, Some(size), body).await
     }
 
-    async fn object(
+    async fn fetch_object(
         &self,
         uri: &str,
         version: Option<&str>,
         url: &Url,
-    ) -> Result<Fetched, FetchError> {
-        let bucket = url.host_str().ok_or_else(|| refused(uri, "names no bucket".into()))?;
+    ) -> Result<FetchedBytes, FetchError> {
+        let bucket =
+            url.host_str().ok_or_else(|| uri_rejected_error(uri, "names no bucket".into()))?;
         // abfss://container@account.dfs.core.windows.net/key
         let container = Some(url.username()).filter(|name| !name.is_empty());
         let container = container.map_or(String::new(), |name| format!("{name}@"));
-        let store = self.bucket(uri, &format!("{}://{container}{bucket}", url.scheme())).await?;
-        let key = Path::from_url_path(url.path()).map_err(|e| refused(uri, e.to_string()))?;
+        let store =
+            self.open_bucket(uri, &format!("{}://{container}{bucket}", url.scheme())).await?;
+        let key =
+            Path::from_url_path(url.path()).map_err(|e| uri_rejected_error(uri, e.to_string()))?;
         let failed = |error: object_store::Error| match error {
-            object_store::Error::NotFound { .. } => FetchError::Gone { uri: shorten(uri) },
-            error if crate::store::verdict(&error) == Verdict::Retry => {
-                transient(uri, error.to_string())
+            object_store::Error::NotFound { .. } => FetchError::NotFound { uri: shorten_uri(uri) },
+            error if crate::store::classify_error(&error) == Disposition::Retry => {
+                transient_error(uri, error.to_string())
             }
-            error => permanent(uri, error.to_string()),
+            error => permanent_error(uri, error.to_string()),
         };
         let options =
             GetOptions { version: version.map(ToOwned::to_owned), ..GetOptions::default() };
-        let objects = store.objects();
-        let answer = self.in_time(uri, objects.get_opts(&key, options)).await?.map_err(failed)?;
+        let objects = store.object_store();
+        let answer =
+            self.with_timeout(uri, objects.get_opts(&key, options)).await?.map_err(failed)?;
         let size = answer.meta.size;
         let body = answer.into_stream().map(|chunk| chunk.map_err(failed));
-        self.collect(uri, Some(size), body).await
+        self.read_body_within_budget(uri, Some(size), body).await
     }
 
-    async fn bucket(&self, uri: &str, bucket: &str) -> Result<Store, FetchError> {
+    async fn open_bucket(&self, uri: &str, bucket: &str) -> Result<Store, FetchError> {
         let mut stores = self.stores.lock().await;
         if let Some(store) = stores.get(bucket) {
             return Ok(store.clone());
@@ -396,37 +411,37 @@ impl Fetcher {
             stores.clear();
         }
         let store = Store::open(bucket, &self.options.store_options)
-            .map_err(|error: StoreError| refused(uri, error.to_string()))?;
+            .map_err(|error: StoreError| uri_rejected_error(uri, error.to_string()))?;
         stores.insert(bucket.to_owned(), store.clone());
         Ok(store)
     }
 
     /// Reads a body of a size known or not, within the limits.
-    async fn collect(
+    async fn read_body_within_budget(
         &self,
         uri: &str,
         size: Option<u64>,
         body: impl Stream<Item = Result<Bytes, FetchError>>,
-    ) -> Result<Fetched, FetchError> {
+    ) -> Result<FetchedBytes, FetchError> {
         let limit = self.options.max_bytes;
         if size.is_some_and(|size| size > limit) {
-            return Err(self.too_large(uri));
+            return Err(self.too_large_error(uri));
         }
         let expected = size.unwrap_or(limit);
-        let mut share = self
-            .budget
+        let mut budget_permit = self
+            .byte_budget
             .clone()
             .acquire_many_owned((expected.div_ceil(1024)) as u32)
             .await
-            .map_err(|_| transient(uri, "shutting down"))?;
+            .map_err(|_| transient_error(uri, "shutting down"))?;
         // The clock starts where this download has its turn: others are not its fault.
-        let bytes = self.in_time(uri, self.body(uri, size, body)).await??;
+        let bytes = self.with_timeout(uri, self.read_body(uri, size, body)).await??;
         // Of what was kept for a size that was not told, no more than it has.
-        drop(share.split(expected.div_ceil(1024) as usize - bytes.len().div_ceil(1024)));
-        Ok(Fetched { bytes, _share: Some(share) })
+        drop(budget_permit.split(expected.div_ceil(1024) as usize - bytes.len().div_ceil(1024)));
+        Ok(FetchedBytes { bytes, _budget_permit: Some(budget_permit) })
     }
 
-    async fn body(
+    async fn read_body(
         &self,
         uri: &str,
         size: Option<u64>,
@@ -434,16 +449,16 @@ impl Fetcher {
     ) -> Result<Bytes, FetchError> {
         let mut bytes = BytesMut::with_capacity(size.unwrap_or(64 << 10) as usize);
         let mut body = std::pin::pin!(body);
-        let pause = Duration::from_millis(self.options.timeout_ms);
-        let changed = || passing(uri, "changed while it was read");
+        let pause = Duration::from_millis(self.options.idle_timeout_ms);
+        let changed = || transient_error_after_response(uri, "changed while it was read");
         while let Some(chunk) = tokio::time::timeout(pause, body.next())
             .await
-            .map_err(|_| transient(uri, "the body stalled for fetch.timeout_ms"))?
+            .map_err(|_| transient_error(uri, "the body stalled for fetch.idle_timeout_ms"))?
         {
             let chunk = chunk?;
             let read = bytes.len() as u64 + chunk.len() as u64;
             if read > self.options.max_bytes {
-                return Err(self.too_large(uri));
+                return Err(self.too_large_error(uri));
             }
             if size.is_some_and(|size| read > size) {
                 return Err(changed());
@@ -456,42 +471,46 @@ impl Fetcher {
         Ok(bytes.freeze())
     }
 
-    async fn in_time<T>(&self, uri: &str, work: impl Future<Output = T>) -> Result<T, FetchError> {
-        let limit = Duration::from_millis(self.options.total_timeout_ms);
+    async fn with_timeout<T>(
+        &self,
+        uri: &str,
+        work: impl Future<Output = T>,
+    ) -> Result<T, FetchError> {
+        let limit = Duration::from_millis(self.options.body_timeout_ms);
         let done = tokio::time::timeout(limit, work).await;
-        done.map_err(|_| transient(uri, "fetch.total_timeout_ms is over"))
+        done.map_err(|_| transient_error(uri, "fetch.body_timeout_ms is over"))
     }
 
-    fn too_large(&self, uri: &str) -> FetchError {
-        FetchError::TooLarge { uri: shorten(uri), limit: self.options.max_bytes }
+    fn too_large_error(&self, uri: &str) -> FetchError {
+        FetchError::TooLarge { uri: shorten_uri(uri), limit: self.options.max_bytes }
     }
 }
 
-fn refused(uri: &str, reason: String) -> FetchError {
-    FetchError::Refused { uri: shorten(uri), reason }
+fn uri_rejected_error(uri: &str, reason: String) -> FetchError {
+    FetchError::UriRejected { uri: shorten_uri(uri), reason }
 }
 
-fn permanent(uri: &str, reason: String) -> FetchError {
-    FetchError::Permanent { uri: shorten(uri), reason }
+fn permanent_error(uri: &str, reason: String) -> FetchError {
+    FetchError::Permanent { uri: shorten_uri(uri), reason }
 }
 
-fn transient(uri: &str, reason: impl Into<String>) -> FetchError {
-    FetchError::Transient { uri: shorten(uri), reason: reason.into(), alive: false }
+fn transient_error(uri: &str, reason: impl Into<String>) -> FetchError {
+    FetchError::Transient { uri: shorten_uri(uri), reason: reason.into(), host_responded: false }
 }
 
 /// The same, where the host or bucket works and this image or this moment does not.
-fn passing(uri: &str, reason: impl Into<String>) -> FetchError {
-    FetchError::Transient { uri: shorten(uri), reason: reason.into(), alive: true }
+fn transient_error_after_response(uri: &str, reason: impl Into<String>) -> FetchError {
+    FetchError::Transient { uri: shorten_uri(uri), reason: reason.into(), host_responded: true }
 }
 
 /// A URI fit for a message: without its query, which may hold a signature, and not endless.
-pub fn shorten(uri: &str) -> String {
-    const LONGEST: usize = 200;
+pub fn shorten_uri(uri: &str) -> String {
+    const MAX_CHARS: usize = 200;
     let plain = uri.split(['?', '#']).next().unwrap_or_default();
-    if plain.chars().count() <= LONGEST {
+    if plain.chars().count() <= MAX_CHARS {
         return plain.to_owned();
     }
-    plain.chars().take(LONGEST).chain("…".chars()).collect()
+    plain.chars().take(MAX_CHARS).chain("…".chars()).collect()
 }
 
 #[cfg(test)]

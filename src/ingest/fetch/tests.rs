@@ -2,13 +2,13 @@ use std::path::Path as FilePath;
 
 use crate::ingest::fetch::*;
 
-fn fetcher(options: Options) -> Fetcher {
-    Fetcher::new(&Options { attempts: 1, timeout_ms: 500, ..options }).unwrap()
+fn new_fetcher(options: FetchOptions) -> Fetcher {
+    Fetcher::new(&FetchOptions { max_attempts: 1, idle_timeout_ms: 500, ..options }).unwrap()
 }
 
-async fn fetch(fetcher: &Fetcher, uri: &str) -> Result<Bytes, FetchError> {
+async fn fetch_uri(fetcher: &Fetcher, uri: &str) -> Result<Bytes, FetchError> {
     let token = CancellationToken::new();
-    let content = Content::uri(uri);
+    let content = ImageContent::from_uri(uri);
     fetcher.fetch(&content, &token).await.map(|f| f.bytes)
 }
 
@@ -24,40 +24,44 @@ async fn files_come_from_configured_roots_alone() {
     std::fs::write(root.join("a.jpg"), b"image").unwrap();
     std::fs::write(&outside, b"secret").unwrap();
     std::os::unix::fs::symlink(&outside, root.join("link.jpg")).unwrap();
-    let fetcher = fetcher(Options { file_roots: vec![root.clone()], ..Options::default() });
+    let fetcher =
+        new_fetcher(FetchOptions { file_roots: vec![root.clone()], ..FetchOptions::default() });
 
-    assert_eq!(fetch(&fetcher, &file_url(&root.join("a.jpg"))).await.unwrap(), "image");
-    let gone = fetch(&fetcher, &file_url(&root.join("b.jpg"))).await.unwrap_err();
-    assert_eq!(gone.code(), "gone");
+    assert_eq!(fetch_uri(&fetcher, &file_url(&root.join("a.jpg"))).await.unwrap(), "image");
+    let gone = fetch_uri(&fetcher, &file_url(&root.join("b.jpg"))).await.unwrap_err();
+    assert_eq!(gone.code(), "image_not_found");
     // So it is below a root that is a link itself.
     let linked = folder.path().join("linked");
     std::os::unix::fs::symlink(&root, &linked).unwrap();
-    let below = self::fetcher(Options { file_roots: vec![linked.clone()], ..Options::default() });
-    assert_eq!(fetch(&below, &file_url(&linked.join("a.jpg"))).await.unwrap(), "image");
-    let gone = fetch(&below, &file_url(&linked.join("b.jpg"))).await.unwrap_err();
-    assert_eq!(gone.code(), "gone");
+    let below = self::new_fetcher(FetchOptions {
+        file_roots: vec![linked.clone()],
+        ..FetchOptions::default()
+    });
+    assert_eq!(fetch_uri(&below, &file_url(&linked.join("a.jpg"))).await.unwrap(), "image");
+    let gone = fetch_uri(&below, &file_url(&linked.join("b.jpg"))).await.unwrap_err();
+    assert_eq!(gone.code(), "image_not_found");
     for hostile in [
         file_url(&outside),
         file_url(&root.join("link.jpg")),
         format!("{}/../secret", file_url(&root)),
         "file:///etc/passwd".into(),
     ] {
-        let error = fetch(&fetcher, &hostile).await.unwrap_err();
-        assert_eq!(error.code(), "uri_refused", "{hostile}");
+        let error = fetch_uri(&fetcher, &hostile).await.unwrap_err();
+        assert_eq!(error.code(), "uri_not_allowed", "{hostile}");
     }
 }
 
 #[tokio::test]
 async fn data_urls_and_limits() {
-    let fetcher = fetcher(Options { max_bytes: 1024, ..Options::default() });
-    assert_eq!(fetch(&fetcher, "data:image/png;base64,QUJD").await.unwrap(), "ABC");
+    let fetcher = new_fetcher(FetchOptions { max_bytes: 1024, ..FetchOptions::default() });
+    assert_eq!(fetch_uri(&fetcher, "data:image/png;base64,QUJD").await.unwrap(), "ABC");
     let large = format!("data:,{}", "x".repeat(2000));
-    assert_eq!(fetch(&fetcher, &large).await.unwrap_err().code(), "too_large");
+    assert_eq!(fetch_uri(&fetcher, &large).await.unwrap_err().code(), "file_too_large");
 }
 
 #[tokio::test]
 async fn addresses_inside_the_network_are_refused() {
-    let fetcher = fetcher(Options::default());
+    let fetcher = new_fetcher(FetchOptions::default());
     for hostile in [
         "http://127.0.0.1/a.jpg",
         "http://localhost/a.jpg",
@@ -68,14 +72,14 @@ async fn addresses_inside_the_network_are_refused() {
         "ftp://example.com/a.jpg",
         "not a uri",
     ] {
-        let error = fetch(&fetcher, hostile).await.unwrap_err();
-        assert_eq!(error.code(), "uri_refused", "{hostile}: {error}");
-        assert_eq!(error.verdict(), Verdict::DeadLetter);
+        let error = fetch_uri(&fetcher, hostile).await.unwrap_err();
+        assert_eq!(error.code(), "uri_not_allowed", "{hostile}: {error}");
+        assert_eq!(error.disposition(), Disposition::DeadLetter);
     }
 }
 
 /// A server on loopback that answers each path with a fixed response.
-async fn server() -> String {
+async fn start_server() -> String {
     use axum::http::{StatusCode, header};
     use axum::response::IntoResponse;
     let app = axum::Router::new()
@@ -104,18 +108,21 @@ async fn server() -> String {
 
 #[tokio::test]
 async fn allowed_prefixes_are_fetched_and_redirects_do_not_lead_inside() {
-    let base = server().await;
-    let fetcher =
-        fetcher(Options { allow_http: vec![base.clone()], max_bytes: 1024, ..Options::default() });
-    let get = async |path: &str| fetch(&fetcher, &format!("{base}{path}")).await;
+    let base = start_server().await;
+    let fetcher = new_fetcher(FetchOptions {
+        allowed_private_url_prefixes: vec![base.clone()],
+        max_bytes: 1024,
+        ..FetchOptions::default()
+    });
+    let get = async |path: &str| fetch_uri(&fetcher, &format!("{base}{path}")).await;
     assert_eq!(get("a.jpg").await.unwrap(), "image");
     for (path, code) in [
-        ("gone.jpg", "gone"),
-        ("missing.jpg", "gone"),
+        ("gone.jpg", "image_not_found"),
+        ("missing.jpg", "image_not_found"),
         ("no.jpg", "fetch_refused"),
         ("busy.jpg", "fetch_failed"),
-        ("big.jpg", "too_large"),
-        ("to-metadata.jpg", "uri_refused"),
+        ("big.jpg", "file_too_large"),
+        ("to-metadata.jpg", "uri_not_allowed"),
         ("loop.jpg", "fetch_refused"),
     ] {
         assert_eq!(get(path).await.unwrap_err().code(), code, "{path}");
@@ -141,10 +148,15 @@ async fn a_host_that_does_not_answer_is_waited_for_once() {
     let base = format!("http://{}/", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, app).await });
     let allow_http = vec![base.clone()];
-    let fetcher = Fetcher::new(&Options { attempts: 3, allow_http, ..Options::default() }).unwrap();
+    let fetcher = Fetcher::new(&FetchOptions {
+        max_attempts: 3,
+        allowed_private_url_prefixes: allow_http,
+        ..FetchOptions::default()
+    })
+    .unwrap();
     let get = async |path: &str| {
         let before = asked.load(Ordering::SeqCst);
-        let is_there = fetch(&fetcher, &format!("{base}{path}")).await.is_ok();
+        let is_there = fetch_uri(&fetcher, &format!("{base}{path}")).await.is_ok();
         (is_there, asked.load(Ordering::SeqCst) - before)
     };
     assert_eq!(get("a.jpg").await, (false, 3));
@@ -157,6 +169,6 @@ async fn a_host_that_does_not_answer_is_waited_for_once() {
 
 #[test]
 fn messages_do_not_show_signatures() {
-    assert_eq!(shorten("https://h/a.jpg?X-Amz-Signature=abc"), "https://h/a.jpg");
-    assert!(shorten(&format!("data:,{}", "x".repeat(9999))).len() < 300);
+    assert_eq!(shorten_uri("https://h/a.jpg?X-Amz-Signature=abc"), "https://h/a.jpg");
+    assert!(shorten_uri(&format!("data:,{}", "x".repeat(9999))).len() < 300);
 }

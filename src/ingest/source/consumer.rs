@@ -21,18 +21,18 @@ use tokio::sync::mpsc::error::{SendError, TrySendError};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::Options;
-use super::rebalance::{Context, commit};
+use super::SourceOptions;
+use super::rebalance::{SourceContext, commit_offsets};
 use crate::kafka;
-use crate::record::{Message, Partition};
-use crate::retry::{Decide, Verdict};
+use crate::record::{KafkaMessage, TopicPartition};
+use crate::retry::{Classify, Disposition};
 use crate::telemetry::event;
 
 /// How long one poll waits: bounds the delay of pause, resume, commit and shutdown.
-const POLL: Duration = Duration::from_millis(100);
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long the thread waits for room before it pauses the assignment. Bounds the delay of a rebalance
 /// while the pipeline is busy.
-const PATIENCE: Duration = Duration::from_millis(500);
+const QUEUE_FULL_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often durable positions are told to Kafka. They only serve lag monitors: the table's own
 /// positions decide where a worker resumes.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
@@ -50,17 +50,17 @@ pub enum SourceError {
     },
     /// The position to resume from could not be learnt.
     #[error("{partition}: the position to resume from cannot be read from the table: {reason}")]
-    Position {
+    PositionUnreadable {
         /// Which partition.
-        partition: Partition,
+        partition: TopicPartition,
         /// Why.
         reason: String,
     },
     /// The log has moved away while it was consumed.
     #[error(
-        "{topics}: a position that was due is not in the log any more: messages were removed before they were processed, or the topic was re-created. A new start tells which (`source.gap`)"
+        "{topics}: a position that was due is not in the log any more: messages were removed before they were processed, or the topic was re-created. A new start tells which (`source.data_loss`)"
     )]
-    Moved {
+    OffsetOutOfRange {
         /// The topics that are consumed.
         topics: String,
     },
@@ -68,9 +68,9 @@ pub enum SourceError {
     #[error(
         "{partition}: the table has consumed up to offset {resume}, but the log ends at {end}; the topic was re-created. Use a topic of a new name, or a new catalogue"
     )]
-    BeyondEnd {
+    OffsetBeyondEnd {
         /// Which partition.
-        partition: Partition,
+        partition: TopicPartition,
         /// The offset to resume from.
         resume: i64,
         /// The end of the log.
@@ -78,69 +78,71 @@ pub enum SourceError {
     },
 }
 
-impl Decide for SourceError {
-    fn verdict(&self) -> Verdict {
+impl Classify for SourceError {
+    fn disposition(&self) -> Disposition {
         match self {
-            Self::Kafka { source, .. } => kafka::verdict(source),
-            Self::Position { .. } | Self::Moved { .. } | Self::BeyondEnd { .. } => Verdict::Fatal,
+            Self::Kafka { source, .. } => kafka::classify_error(source),
+            Self::PositionUnreadable { .. }
+            | Self::OffsetOutOfRange { .. }
+            | Self::OffsetBeyondEnd { .. } => Disposition::Fatal,
         }
     }
 }
 
 /// Knows where a partition is to be resumed: the stored table, not Kafka.
 #[async_trait]
-pub trait Resume: Send + Sync {
+pub trait OffsetProvider: Send + Sync {
     /// The offset after the last one that is durably stored; `None` where nothing is.
-    async fn next_offset(&self, partition: &Partition) -> Result<Option<i64>, String>;
+    async fn next_offset(&self, partition: &TopicPartition) -> Result<Option<i64>, String>;
 }
 
 /// What the source hands over, in order.
 #[derive(Debug)]
-pub enum Item {
+pub enum ConsumerEvent {
     /// A message to process.
-    Message(Message),
+    Message(KafkaMessage),
     /// Partitions were given to this worker.
-    Assigned(Vec<Partition>),
+    Assigned(Vec<TopicPartition>),
     /// Partitions are about to be taken away. Settle what came before, then drop the [`Settled`].
-    Revoked(Vec<Partition>, Settled),
+    Revoked(Vec<TopicPartition>, RevokeAck),
     /// Consuming cannot go on.
     Failed(SourceError),
 }
 
 /// Held while revoked partitions drain; dropping it lets the rebalance go on.
 #[derive(Debug)]
-pub struct Settled(
+pub struct RevokeAck(
     #[expect(dead_code, reason = "its drop is the message")] pub(crate) sync_mpsc::SyncSender<()>,
 );
 
 /// A running consumer.
 pub struct Source {
-    items: mpsc::Receiver<Item>,
-    shared: Arc<Shared>,
+    events: mpsc::Receiver<ConsumerEvent>,
+    shared: Arc<SharedState>,
     finished: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 /// What the thread and the pipeline both see.
 #[derive(Default)]
-pub(crate) struct Shared {
+pub(crate) struct SharedState {
     /// Offsets after the last durable message, not yet told to Kafka.
-    pub durable: Mutex<BTreeMap<Partition, i64>>,
+    pub uncommitted_offsets: Mutex<BTreeMap<TopicPartition, i64>>,
     /// When Kafka was last polled, in milliseconds since 1970; 0 before the first poll.
     last_poll_ms: AtomicI64,
     /// Partitions that are this worker's at the moment.
-    pub assigned: Mutex<BTreeSet<Partition>>,
+    pub assigned_partitions: Mutex<BTreeSet<TopicPartition>>,
     /// Offsets after the last stored message of each of them.
-    pub stored: Mutex<BTreeMap<Partition, i64>>,
+    pub stored_offsets: Mutex<BTreeMap<TopicPartition, i64>>,
     /// Offsets after the last message of each of them that Kafka gave out.
-    pub taken: Mutex<BTreeMap<Partition, i64>>,
+    pub polled_offsets: Mutex<BTreeMap<TopicPartition, i64>>,
     /// Ends of the logs, as last heard.
-    pub ends: Mutex<BTreeMap<Partition, i64>>,
+    pub end_offsets: Mutex<BTreeMap<TopicPartition, i64>>,
 }
 
 /// How a consumer is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pulse {
+pub struct ConsumerStatus {
     /// Milliseconds since Kafka was last polled; none before the first poll.
     pub poll_age_ms: Option<i64>,
     /// Partitions that are this worker's.
@@ -153,35 +155,35 @@ impl Source {
     /// Joins the group and starts to poll `topics`. Messages come until `token` is cancelled; the group is
     /// left when [`Source::close`] is called.
     pub fn start(
-        kafka: &kafka::Options,
-        options: &Options,
+        kafka: &kafka::KafkaOptions,
+        options: &SourceOptions,
         topics: &[&str],
-        resume: Arc<dyn Resume>,
+        offset_provider: Arc<dyn OffsetProvider>,
         token: CancellationToken,
     ) -> Result<Self, SourceError> {
         let wrap = |source| SourceError::Kafka { brokers: kafka.brokers.clone(), source };
         let (sender, items) = mpsc::channel(options.queue_messages);
-        let shared = Arc::new(Shared::default());
-        let context = Context {
+        let shared = Arc::new(SharedState::default());
+        let context = SourceContext {
             sender: Mutex::new(Some(sender.clone())),
             shared: shared.clone(),
-            resume,
+            offset_provider,
             runtime: Handle::current(),
             brokers: kafka.brokers.clone(),
             request_timeout: Duration::from_millis(kafka.request_timeout_ms),
-            drain: Duration::from_secs(options.drain_seconds),
+            drain_timeout: Duration::from_secs(options.drain_seconds),
         };
-        let consumer: BaseConsumer<Context> =
-            configuration(kafka, options).create_with_context(context).map_err(wrap)?;
+        let consumer: BaseConsumer<SourceContext> =
+            consumer_config(kafka, options).create_with_context(context).map_err(wrap)?;
         consumer.subscribe(topics).map_err(wrap)?;
         let finished = CancellationToken::new();
-        let polling = Polling {
+        let polling = PollingThread {
             consumer,
             sender: Some(sender),
             shared: shared.clone(),
             token,
             finished: finished.clone(),
-            waiting: VecDeque::new(),
+            pending_messages: VecDeque::new(),
             paused: false,
             brokers: kafka.brokers.clone(),
             topics: topics.join(", "),
@@ -190,40 +192,41 @@ impl Source {
             .name("kafka-source".into())
             .spawn(move || polling.run())
             .map_err(|e| wrap(KafkaError::ClientCreation(e.to_string())))?;
-        Ok(Self { items, shared, finished, thread: Some(thread) })
+        Ok(Self { events: items, shared, finished, thread: Some(thread) })
     }
 
     /// The next item; `None` after the token was cancelled and the queue is empty.
-    pub async fn next(&mut self) -> Option<Item> {
-        self.items.recv().await
+    pub async fn next(&mut self) -> Option<ConsumerEvent> {
+        self.events.recv().await
     }
 
     /// Notes that everything below `next_offset` of `partition` is durable.
-    pub fn mark_durable(&self, partition: Partition, next_offset: i64) {
-        if let Some(stored) = lock(&self.shared.stored).get_mut(&partition) {
+    pub fn mark_durable(&self, partition: TopicPartition, next_offset: i64) {
+        if let Some(stored) = lock_ignoring_poison(&self.shared.stored_offsets).get_mut(&partition)
+        {
             *stored = next_offset;
         }
-        lock(&self.shared.durable).insert(partition, next_offset);
+        lock_ignoring_poison(&self.shared.uncommitted_offsets).insert(partition, next_offset);
     }
 
     /// How the consumer is doing.
-    pub fn pulse(&self) -> Pulse {
-        self.watch().pulse()
+    pub fn status(&self) -> ConsumerStatus {
+        self.handle().status()
     }
 
     /// What others may look at while the pipeline is busy, or stuck.
-    pub fn watch(&self) -> Watch {
-        Watch(self.shared.clone())
+    pub fn handle(&self) -> ConsumerHandle {
+        ConsumerHandle(self.shared.clone())
     }
 
     /// Tells Kafka the last durable positions and leaves the group, where it is in reach.
     pub async fn close(mut self) {
-        self.items.close();
+        self.events.close();
         // A revocation still in the queue would wait for an answer that nobody gives.
-        while self.items.try_recv().is_ok() {}
+        while self.events.try_recv().is_ok() {}
         self.finished.cancel();
         if let Some(thread) = self.thread.take()
-            && let Some(Err(_)) = kafka::leave(move || thread.join()).await
+            && let Some(Err(_)) = kafka::leave_group(move || thread.join()).await
         {
             error!(event = event::SOURCE_FAILED, "the consumer thread panicked");
         }
@@ -232,24 +235,27 @@ impl Source {
 
 /// Looks at a consumer from elsewhere.
 #[derive(Clone)]
-pub struct Watch(Arc<Shared>);
+pub struct ConsumerHandle(Arc<SharedState>);
 
-impl std::fmt::Debug for Watch {
+impl std::fmt::Debug for ConsumerHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.pulse().fmt(f)
+        self.status().fmt(f)
     }
 }
 
-impl Watch {
+impl ConsumerHandle {
     /// How the consumer is doing.
-    pub fn pulse(&self) -> Pulse {
+    pub fn status(&self) -> ConsumerStatus {
         let last = self.0.last_poll_ms.load(AtomicOrdering::Relaxed);
         let now = chrono::Utc::now().timestamp_millis();
-        let (stored, ends) = (lock(&self.0.stored), lock(&self.0.ends));
-        let lag = |(partition, stored): (&Partition, &i64)| {
+        let (stored, ends) = (
+            lock_ignoring_poison(&self.0.stored_offsets),
+            lock_ignoring_poison(&self.0.end_offsets),
+        );
+        let lag = |(partition, stored): (&TopicPartition, &i64)| {
             ends.get(partition).map(|end| (end - stored).max(0))
         };
-        Pulse {
+        ConsumerStatus {
             poll_age_ms: (last > 0).then_some(now - last),
             partitions: stored.len(),
             lag: stored.iter().map(lag).sum(),
@@ -263,10 +269,10 @@ impl Drop for Source {
     }
 }
 
-fn configuration(kafka: &kafka::Options, options: &Options) -> rdkafka::ClientConfig {
-    let mut config = kafka.client();
+fn consumer_config(kafka: &kafka::KafkaOptions, options: &SourceOptions) -> rdkafka::ClientConfig {
+    let mut config = kafka.client_config();
     config
-        .set("group.id", options.group())
+        .set("group.id", options.group_id())
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         // Where to begin is said at each assignment, by the table. A position that is gone later is no
@@ -284,97 +290,98 @@ fn configuration(kafka: &kafka::Options, options: &Options) -> rdkafka::ClientCo
 }
 
 /// The polling thread's state.
-struct Polling {
-    consumer: BaseConsumer<Context>,
-    sender: Option<mpsc::Sender<Item>>,
-    shared: Arc<Shared>,
+struct PollingThread {
+    consumer: BaseConsumer<SourceContext>,
+    sender: Option<mpsc::Sender<ConsumerEvent>>,
+    shared: Arc<SharedState>,
     token: CancellationToken,
     finished: CancellationToken,
     /// Messages that found the queue full; at most those that were on their way when it filled.
-    waiting: VecDeque<Message>,
+    pending_messages: VecDeque<KafkaMessage>,
     paused: bool,
     brokers: String,
     topics: String,
 }
 
-impl Polling {
+impl PollingThread {
     fn run(mut self) {
         let mut last_commit = Instant::now();
         while !self.finished.is_cancelled() {
             if self.token.is_cancelled() && self.sender.is_some() {
-                self.stop_handing_over();
+                self.stop_forwarding();
             }
-            match self.consumer.poll(POLL) {
+            match self.consumer.poll(POLL_TIMEOUT) {
                 Some(Ok(message)) => {
-                    let message = kafka::owned(&message);
-                    let taken = (message.partition.clone(), message.offset + 1);
-                    lock(&self.shared.taken).extend([taken]);
-                    self.hand_over(Some(message));
+                    let message = kafka::to_owned_message(&message);
+                    let polled = (message.partition.clone(), message.offset + 1);
+                    lock_ignoring_poison(&self.shared.polled_offsets).extend([polled]);
+                    self.forward(Some(message));
                 }
-                Some(Err(error)) => self.report(error),
-                None => self.hand_over(None),
+                Some(Err(error)) => self.handle_error(error),
+                None => self.forward(None),
             }
             let now = chrono::Utc::now().timestamp_millis();
             self.shared.last_poll_ms.store(now, AtomicOrdering::Relaxed);
             if last_commit.elapsed() >= COMMIT_INTERVAL {
-                commit(&self.consumer, &self.shared, CommitMode::Async);
+                commit_offsets(&self.consumer, &self.shared, CommitMode::Async);
                 last_commit = Instant::now();
             }
         }
-        self.stop_handing_over();
-        commit(&self.consumer, &self.shared, CommitMode::Sync);
+        self.stop_forwarding();
+        commit_offsets(&self.consumer, &self.shared, CommitMode::Sync);
     }
 
-    fn stop_handing_over(&mut self) {
+    fn stop_forwarding(&mut self) {
         self.sender = None;
-        *lock(&self.consumer.context().sender) = None;
-        self.waiting.clear();
-        self.pause(true);
+        *lock_ignoring_poison(&self.consumer.context().sender) = None;
+        self.pending_messages.clear();
+        self.set_paused(true);
     }
 
     /// Hands over what waits, then `message`; pauses the assignment while there is no room.
-    fn hand_over(&mut self, message: Option<Message>) {
+    fn forward(&mut self, message: Option<KafkaMessage>) {
         let Some(sender) = &self.sender else {
             return; // stopping: the next owner processes it
         };
-        self.waiting.extend(message);
+        self.pending_messages.extend(message);
         // A paused assignment has waited long enough: polling goes on meanwhile.
-        let patience = if self.paused { Duration::ZERO } else { PATIENCE };
-        let until = Instant::now() + patience;
-        while let Some(message) = self.waiting.pop_front() {
-            if !lock(&self.shared.assigned).contains(&message.partition) {
+        let queue_timeout = if self.paused { Duration::ZERO } else { QUEUE_FULL_TIMEOUT };
+        let until = Instant::now() + queue_timeout;
+        while let Some(message) = self.pending_messages.pop_front() {
+            if !lock_ignoring_poison(&self.shared.assigned_partitions).contains(&message.partition)
+            {
                 continue; // taken away while it waited: its new owner processes it
             }
-            match self.room(sender, until) {
-                Ok(Some(room)) => room.send(Item::Message(message)),
+            match self.reserve_capacity(sender, until) {
+                Ok(Some(permit)) => permit.send(ConsumerEvent::Message(message)),
                 Ok(None) => {
-                    self.waiting.push_front(message);
+                    self.pending_messages.push_front(message);
                     break;
                 }
                 Err(_) => {
-                    self.waiting.clear();
+                    self.pending_messages.clear();
                     break;
                 }
             }
         }
-        self.pause(!self.waiting.is_empty());
+        self.set_paused(!self.pending_messages.is_empty());
     }
 
     /// A place in the queue, once there is one; none where there is none until then, or where nothing
     /// is to be handed over any more.
-    fn room<'a>(
+    fn reserve_capacity<'a>(
         &self,
-        sender: &'a mpsc::Sender<Item>,
+        sender: &'a mpsc::Sender<ConsumerEvent>,
         until: Instant,
-    ) -> Result<Option<mpsc::Permit<'a, Item>>, SendError<()>> {
+    ) -> Result<Option<mpsc::Permit<'a, ConsumerEvent>>, SendError<()>> {
         match sender.try_reserve() {
-            Ok(room) => return Ok(Some(room)),
+            Ok(permit) => return Ok(Some(permit)),
             Err(TrySendError::Closed(())) => return Err(SendError(())),
             Err(TrySendError::Full(())) => {}
         }
         self.consumer.context().runtime.block_on(async {
             tokio::select! {
-                room = sender.reserve() => room.map(Some),
+                permit = sender.reserve() => permit.map(Some),
                 () = tokio::time::sleep_until(until.into()) => Ok(None),
                 () = self.token.cancelled() => Ok(None),
             }
@@ -383,7 +390,7 @@ impl Polling {
 
     /// Pauses or resumes the whole assignment. Pausing is repeated: partitions that were assigned
     /// meanwhile are not paused.
-    fn pause(&mut self, pause: bool) {
+    fn set_paused(&mut self, pause: bool) {
         if !pause && !self.paused {
             return;
         }
@@ -396,19 +403,19 @@ impl Polling {
         self.paused = pause;
     }
 
-    fn report(&mut self, source: KafkaError) {
+    fn handle_error(&mut self, source: KafkaError) {
         let moved = source.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset);
         let fatal = moved
             || matches!(source, KafkaError::MessageConsumptionFatal(_))
-            || kafka::verdict(&source) == Verdict::Fatal;
+            || kafka::classify_error(&source) == Disposition::Fatal;
         if fatal {
             let failed = if moved {
-                SourceError::Moved { topics: self.topics.clone() }
+                SourceError::OffsetOutOfRange { topics: self.topics.clone() }
             } else {
                 SourceError::Kafka { brokers: self.brokers.clone(), source }
             };
-            self.consumer.context().fail(failed);
-            self.stop_handing_over();
+            self.consumer.context().report_failure(failed);
+            self.stop_forwarding();
         } else {
             warn!(event = event::SOURCE_ERROR, error = %source, "Kafka reported an error; consuming goes on");
         }
@@ -416,6 +423,6 @@ impl Polling {
 }
 
 /// A poisoned lock only means that another thread panicked between two plain assignments.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock_ignoring_poison<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

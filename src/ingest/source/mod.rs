@@ -12,19 +12,21 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use consumer::{Item, Pulse, Resume, Source, SourceError, Watch};
-pub use decoder::bucket::BucketNotification;
+pub use consumer::{
+    ConsumerEvent, ConsumerHandle, ConsumerStatus, OffsetProvider, Source, SourceError,
+};
+pub use decoder::bucket_notification::BucketNotification;
 pub use decoder::cloud_event::CloudEvent;
-pub use decoder::format::{Decoder, Rejected, canonical};
-pub use decoder::json::ImageEvent;
+pub use decoder::format::{Decoder, EventDecodeError, canonical_text};
+pub use decoder::image_event::ImageEvent;
 
-use crate::record::{Operation, Ordering};
+use crate::record::{Operation, VersionOrdering};
 use crate::validate;
 
 /// Where events come from and how they are read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub struct Options {
+pub struct SourceOptions {
     /// Topic of new-image events.
     pub topic: String,
     /// Consumer group: the workers that share it share the partitions.
@@ -32,7 +34,7 @@ pub struct Options {
     /// Name of a deliberate replay. Under a name that is new, the whole topic is consumed again from
     /// its beginning, by a consumer group of its own and beside the usual workers. Events keep their
     /// versions: what is stored and newer stays. Empty: no replay.
-    pub replay: String,
+    pub replay_name: String,
     /// Topic of requests to workers, for example for a reindex, as `schemas/control-request.schema.json`
     /// has them. Empty: none is heard.
     pub control_topic: String,
@@ -42,7 +44,7 @@ pub struct Options {
     /// What orders the versions of an image: `sequence`, `event_time`, `offset` or `sequencer`.
     /// Fixed when the table is made; `offset` needs messages that are keyed by image id,
     /// `sequencer` takes bucket notifications alone.
-    pub ordering: Ordering,
+    pub ordering: VersionOrdering,
     /// An event may be dated this far in the future before it is dead-lettered, in seconds. Only
     /// checked where `ordering` is `event_time`: one wrong clock would freeze an image for ever.
     pub max_clock_skew_seconds: u32,
@@ -50,7 +52,7 @@ pub struct Options {
     pub cloud_event_types: BTreeMap<String, Operation>,
     /// The image id of an object that a bucket notification names, made of `{bucket}` and `{key}`.
     /// `bsap publish` names objects by `{key}` within the place that it lists.
-    pub object_id: String,
+    pub image_id_template: String,
     /// Name of this worker within the group across restarts (static membership). Empty: a new
     /// member each time. Must be unique in the group.
     pub instance_id: String,
@@ -67,21 +69,21 @@ pub struct Options {
     pub drain_seconds: u64,
 }
 
-impl Default for Options {
+impl Default for SourceOptions {
     fn default() -> Self {
         Self {
             topic: "images".into(),
             group: "bsap".into(),
-            replay: String::new(),
+            replay_name: String::new(),
             control_topic: String::new(),
             reindex_topic: "images.reindex".into(),
-            ordering: Ordering::default(),
+            ordering: VersionOrdering::default(),
             max_clock_skew_seconds: 300,
             cloud_event_types: BTreeMap::from([
                 ("bsap.image.upsert".into(), Operation::Upsert),
                 ("bsap.image.delete".into(), Operation::Delete),
             ]),
-            object_id: "{key}".into(),
+            image_id_template: "{key}".into(),
             instance_id: String::new(),
             session_timeout_ms: 45_000,
             queue_messages: 64,
@@ -91,42 +93,48 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl SourceOptions {
     /// The consumer group that is joined: the configured one, or the replay's.
-    pub fn group(&self) -> String {
-        if self.replay.is_empty() {
+    pub fn group_id(&self) -> String {
+        if self.replay_name.is_empty() {
             self.group.clone()
         } else {
-            format!("{}.replay.{}", self.group, self.replay)
+            format!("{}.replay.{}", self.group, self.replay_name)
         }
     }
 
     /// What is wrong with these options, a line each.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        validate::topic(&mut problems, "topic", &self.topic);
-        validate::topic(&mut problems, "reindex_topic", &self.reindex_topic);
+        validate::check_topic_name(&mut problems, "topic", &self.topic);
+        validate::check_topic_name(&mut problems, "reindex_topic", &self.reindex_topic);
         if !self.control_topic.is_empty() {
-            validate::topic(&mut problems, "control_topic", &self.control_topic);
+            validate::check_topic_name(&mut problems, "control_topic", &self.control_topic);
         }
         if self.group.is_empty() {
             problems.push("group: is empty; name the consumer group".into());
         }
-        if !self.object_id.contains("{key}") {
+        if !self.image_id_template.contains("{key}") {
             problems.push(format!(
                 "object_id: {:?} lacks {{key}}; without it all objects would be one image",
-                self.object_id
+                self.image_id_template
             ));
         }
-        validate::range(
+        validate::check_range(
             &mut problems,
             "session_timeout_ms",
             self.session_timeout_ms.into(),
             6_000,
             1_800_000,
         );
-        validate::range(&mut problems, "queue_messages", self.queue_messages as u64, 1, 100_000);
-        validate::range(&mut problems, "prefetch_mib", self.prefetch_mib.into(), 1, 1024);
+        validate::check_range(
+            &mut problems,
+            "queue_messages",
+            self.queue_messages as u64,
+            1,
+            100_000,
+        );
+        validate::check_range(&mut problems, "prefetch_mib", self.prefetch_mib.into(), 1, 1024);
         if !(1..=240).contains(&self.drain_seconds) {
             problems.push(format!(
                 "drain_seconds: {} is not between 1 and 240 (max.poll.interval.ms is 5 minutes)",

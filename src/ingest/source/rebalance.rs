@@ -12,19 +12,25 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info};
 
-use super::consumer::{Item, Resume, Settled, Shared, SourceError, lock};
+use super::consumer::{
+    ConsumerEvent, OffsetProvider, RevokeAck, SharedState, SourceError, lock_ignoring_poison,
+};
 use crate::kafka;
-use crate::record::Partition;
-use crate::retry::{Backoff, Verdict};
+use crate::record::TopicPartition;
+use crate::retry::{Backoff, Disposition};
 use crate::telemetry::{event, metrics};
 
 /// How long a broker is waited for that does not know the ends of a partition's log yet. No poll
 /// happens meanwhile: well below `max.poll.interval.ms`.
-const WATERMARKS: Duration = Duration::from_secs(60);
+const WATERMARK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Tells Kafka the durable positions that it does not know yet.
-pub(crate) fn commit(consumer: &BaseConsumer<Context>, shared: &Shared, mode: CommitMode) {
-    let durable = std::mem::take(&mut *lock(&shared.durable));
+pub(crate) fn commit_offsets(
+    consumer: &BaseConsumer<SourceContext>,
+    shared: &SharedState,
+    mode: CommitMode,
+) {
+    let durable = std::mem::take(&mut *lock_ignoring_poison(&shared.uncommitted_offsets));
     if durable.is_empty() {
         return;
     }
@@ -41,37 +47,38 @@ pub(crate) fn commit(consumer: &BaseConsumer<Context>, shared: &Shared, mode: Co
 }
 
 /// Callbacks from librdkafka; they run inside `poll`, on the polling thread.
-pub(crate) struct Context {
-    pub sender: Mutex<Option<mpsc::Sender<Item>>>,
-    pub shared: Arc<Shared>,
-    pub resume: Arc<dyn Resume>,
+pub(crate) struct SourceContext {
+    pub sender: Mutex<Option<mpsc::Sender<ConsumerEvent>>>,
+    pub shared: Arc<SharedState>,
+    pub offset_provider: Arc<dyn OffsetProvider>,
     pub runtime: Handle,
     pub brokers: String,
     pub request_timeout: Duration,
-    pub drain: Duration,
+    pub drain_timeout: Duration,
 }
 
-impl ClientContext for Context {
+impl ClientContext for SourceContext {
     /// Where the logs end, as librdkafka heard with the last messages it fetched; nobody knows it
     /// while no broker is reached.
     fn stats(&self, statistics: Statistics) {
         // The group's coordinator is told as a further, logical broker.
         let real = statistics.brokers.values().filter(|broker| broker.source != "logical");
         let up = real.filter(|broker| broker.state == "UP").count();
-        metrics::get().brokers_up.set(&[], up as f64);
-        let mut ends = lock(&self.shared.ends);
+        metrics::global().brokers_up.set(&[], up as f64);
+        let mut ends = lock_ignoring_poison(&self.shared.end_offsets);
         if up == 0 {
             ends.clear();
             return;
         }
-        let taken = lock(&self.shared.taken);
+        let taken = lock_ignoring_poison(&self.shared.polled_offsets);
         for (name, topic) in &statistics.topics {
             for (number, partition) in &topic.partitions {
                 // Below zero: not known yet.
                 if partition.hi_offset >= 0 {
-                    let of = Partition { topic: name.as_str().into(), number: *number };
-                    let end = end(partition, taken.get(&of).copied());
-                    ends.insert(of, end);
+                    let topic_partition =
+                        TopicPartition { topic: name.as_str().into(), number: *number };
+                    let end = readable_end_offset(partition, taken.get(&topic_partition).copied());
+                    ends.insert(topic_partition, end);
                 }
             }
         }
@@ -80,14 +87,14 @@ impl ClientContext for Context {
 
 /// Where a log ends for whom it has something to read: where librdkafka has given out all there is, what
 /// lies behind the last message, or behind where the assignment began, is marks of transactions.
-fn end(partition: &Fetched, taken: Option<i64>) -> i64 {
+fn readable_end_offset(partition: &Fetched, polled_offset: Option<i64>) -> i64 {
     let end = partition.hi_offset;
     let is_given_out =
         partition.fetchq_cnt == 0 && partition.next_offset >= end && partition.app_offset >= end;
-    taken.filter(|_| is_given_out).map_or(end, |taken| taken.min(end))
+    polled_offset.filter(|_| is_given_out).map_or(end, |taken| taken.min(end))
 }
 
-impl ConsumerContext for Context {
+impl ConsumerContext for SourceContext {
     fn rebalance(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -101,7 +108,7 @@ impl ConsumerContext for Context {
             self.revoke(consumer, list, cooperative)
         };
         if let Err(failed) = result {
-            self.fail(failed);
+            self.report_failure(failed);
         }
     }
 
@@ -112,7 +119,7 @@ impl ConsumerContext for Context {
     }
 }
 
-impl Context {
+impl SourceContext {
     fn assign(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -120,17 +127,17 @@ impl Context {
         cooperative: bool,
     ) -> Result<(), SourceError> {
         let mut assigned = Vec::new();
-        for partition in partitions(list) {
+        for partition in to_partitions(list) {
             let offset = self.start_offset(consumer, &partition)?;
             list.set_partition_offset(&partition.topic, partition.number, Offset::Offset(offset))
-                .map_err(|source| self.kafka(source))?;
+                .map_err(|source| self.kafka_error(source))?;
             assigned.push((partition, offset));
         }
         let names: Vec<String> = assigned.iter().map(|(p, o)| format!("{p}@{o}")).collect();
-        lock(&self.shared.stored).extend(assigned.iter().cloned());
-        lock(&self.shared.taken).extend(assigned.iter().cloned());
-        let assigned: Vec<Partition> = assigned.into_iter().map(|(p, _)| p).collect();
-        lock(&self.shared.assigned).extend(assigned.iter().cloned());
+        lock_ignoring_poison(&self.shared.stored_offsets).extend(assigned.iter().cloned());
+        lock_ignoring_poison(&self.shared.polled_offsets).extend(assigned.iter().cloned());
+        let assigned: Vec<TopicPartition> = assigned.into_iter().map(|(p, _)| p).collect();
+        lock_ignoring_poison(&self.shared.assigned_partitions).extend(assigned.iter().cloned());
         info!(
             event = event::REBALANCE,
             change = "assigned",
@@ -138,33 +145,34 @@ impl Context {
             "partitions assigned"
         );
         if !assigned.is_empty() {
-            self.send(Item::Assigned(assigned));
+            self.send(ConsumerEvent::Assigned(assigned));
         }
         let done =
             if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) };
         // librdkafka remembers for each partition that it was paused, even while it is somebody
         // else's: one that was lost while paused and comes back would be silent for ever.
-        done.and_then(|()| consumer.resume(list)).map_err(|source| self.kafka(source))
+        done.and_then(|()| consumer.resume(list)).map_err(|source| self.kafka_error(source))
     }
 
     /// Where to start: behind the table's position, or at the beginning of the log.
     fn start_offset(
         &self,
         consumer: &BaseConsumer<Self>,
-        partition: &Partition,
+        partition: &TopicPartition,
     ) -> Result<i64, SourceError> {
-        let resume = self
-            .runtime
-            .block_on(self.resume.next_offset(partition))
-            .map_err(|reason| SourceError::Position { partition: partition.clone(), reason })?;
-        let (low, high) = self.watermarks(consumer, partition)?;
+        let resume = self.runtime.block_on(self.offset_provider.next_offset(partition)).map_err(
+            |reason| SourceError::PositionUnreadable { partition: partition.clone(), reason },
+        )?;
+        let (low, high) = self.fetch_watermarks(consumer, partition)?;
         match resume {
-            Some(resume) if resume > high => {
-                Err(SourceError::BeyondEnd { partition: partition.clone(), resume, end: high })
-            }
+            Some(resume) if resume > high => Err(SourceError::OffsetBeyondEnd {
+                partition: partition.clone(),
+                resume,
+                end: high,
+            }),
             Some(resume) if resume < low => {
                 error!(
-                    event = event::SOURCE_GAP, partition = %partition, resume, low, lost = low - resume,
+                    event = event::SOURCE_DATA_LOSS, partition = %partition, requested_offset = resume, earliest_offset = low, lost_messages = low - resume,
                     "Kafka's retention removed messages that were never processed; run a reconcile of the catalogue"
                 );
                 Ok(low)
@@ -175,10 +183,10 @@ impl Context {
     }
 
     /// Begin and end of a partition's log. A broker that restarts is waited for.
-    fn watermarks(
+    fn fetch_watermarks(
         &self,
         consumer: &BaseConsumer<Self>,
-        partition: &Partition,
+        partition: &TopicPartition,
     ) -> Result<(i64, i64), SourceError> {
         let started = Instant::now();
         let mut attempt = 0;
@@ -188,14 +196,14 @@ impl Context {
             match found {
                 Ok(watermarks) => return Ok(watermarks),
                 Err(error)
-                    if kafka::verdict(&error) == Verdict::Retry
-                        && started.elapsed() < WATERMARKS =>
+                    if kafka::classify_error(&error) == Disposition::Retry
+                        && started.elapsed() < WATERMARK_TIMEOUT =>
                 {
                     info!(event = event::RETRY, stage = "source", attempt, %error, "the end of a partition's log is not known yet");
-                    std::thread::sleep(Backoff::times(u32::MAX).pause(attempt));
+                    std::thread::sleep(Backoff::with_max_attempts(u32::MAX).random_delay(attempt));
                     attempt += 1;
                 }
-                Err(error) => return Err(self.kafka(error)),
+                Err(error) => return Err(self.kafka_error(error)),
             }
         }
     }
@@ -206,17 +214,22 @@ impl Context {
         list: &TopicPartitionList,
         cooperative: bool,
     ) -> Result<(), SourceError> {
-        let revoked = partitions(list);
+        let revoked = to_partitions(list);
         let names: Vec<String> = revoked.iter().map(ToString::to_string).collect();
         let (settled, wait) = sync_mpsc::sync_channel(0);
         let started = Instant::now();
-        let sent = self.send_within(Item::Revoked(revoked.clone(), Settled(settled)), self.drain);
-        let left = self.drain.saturating_sub(started.elapsed());
-        let drained = match sent {
+        let send_result = self.send_with_timeout(
+            ConsumerEvent::Revoked(revoked.clone(), RevokeAck(settled)),
+            self.drain_timeout,
+        );
+        let remaining = self.drain_timeout.saturating_sub(started.elapsed());
+        let drained = match send_result {
             // The other end is dropped, never used: either answer but a time-out means settled.
-            Sent::Yes => wait.recv_timeout(left) != Err(sync_mpsc::RecvTimeoutError::Timeout),
-            Sent::NoRoom => false,
-            Sent::NobodyLeft => true,
+            SendResult::Delivered => {
+                wait.recv_timeout(remaining) != Err(sync_mpsc::RecvTimeoutError::Timeout)
+            }
+            SendResult::TimedOut => false,
+            SendResult::ReceiverGone => true,
         };
         info!(
             event = event::REBALANCE,
@@ -226,13 +239,13 @@ impl Context {
             "partitions revoked"
         );
         if !consumer.assignment_lost() {
-            commit(consumer, &self.shared, CommitMode::Sync);
+            commit_offsets(consumer, &self.shared, CommitMode::Sync);
         }
         {
-            let mut assigned = lock(&self.shared.assigned);
-            let mut durable = lock(&self.shared.durable);
-            let mut stored = lock(&self.shared.stored);
-            let mut taken = lock(&self.shared.taken);
+            let mut assigned = lock_ignoring_poison(&self.shared.assigned_partitions);
+            let mut durable = lock_ignoring_poison(&self.shared.uncommitted_offsets);
+            let mut stored = lock_ignoring_poison(&self.shared.stored_offsets);
+            let mut taken = lock_ignoring_poison(&self.shared.polled_offsets);
             for partition in &revoked {
                 assigned.remove(partition);
                 durable.remove(partition);
@@ -242,48 +255,53 @@ impl Context {
         }
         let done =
             if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() };
-        done.map_err(|source| self.kafka(source))
+        done.map_err(|source| self.kafka_error(source))
     }
 
-    fn kafka(&self, source: KafkaError) -> SourceError {
+    fn kafka_error(&self, source: KafkaError) -> SourceError {
         SourceError::Kafka { brokers: self.brokers.clone(), source }
     }
 
     /// Tells the pipeline that consuming cannot go on.
-    pub fn fail(&self, failed: SourceError) {
+    pub fn report_failure(&self, failed: SourceError) {
         error!(event = event::SOURCE_FAILED, error = %failed, "consuming cannot go on");
-        self.send(Item::Failed(failed));
+        self.send(ConsumerEvent::Failed(failed));
     }
 
     /// Sends in order, waiting for room for at most `limit`.
-    fn send_within(&self, item: Item, limit: Duration) -> Sent {
-        let Some(sender) = lock(&self.sender).clone() else { return Sent::NobodyLeft };
+    fn send_with_timeout(&self, item: ConsumerEvent, limit: Duration) -> SendResult {
+        let Some(sender) = lock_ignoring_poison(&self.sender).clone() else {
+            return SendResult::ReceiverGone;
+        };
         let sending = async { tokio::time::timeout(limit, sender.send(item)).await };
         match self.runtime.block_on(sending) {
-            Ok(Ok(())) => Sent::Yes,
-            Ok(Err(_)) => Sent::NobodyLeft,
-            Err(_) => Sent::NoRoom,
+            Ok(Ok(())) => SendResult::Delivered,
+            Ok(Err(_)) => SendResult::ReceiverGone,
+            Err(_) => SendResult::TimedOut,
         }
     }
 
     /// Sends in order, waiting for room; false where the pipeline is gone.
-    fn send(&self, item: Item) -> bool {
-        let sender = lock(&self.sender).clone();
+    fn send(&self, item: ConsumerEvent) -> bool {
+        let sender = lock_ignoring_poison(&self.sender).clone();
         sender.is_some_and(|sender| sender.blocking_send(item).is_ok())
     }
 }
 
 /// What became of something that was to be sent to the pipeline.
-enum Sent {
-    Yes,
-    NoRoom,
-    NobodyLeft,
+enum SendResult {
+    Delivered,
+    TimedOut,
+    ReceiverGone,
 }
 
-fn partitions(list: &TopicPartitionList) -> Vec<Partition> {
+fn to_partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
     list.elements()
         .iter()
-        .map(|element| Partition { topic: element.topic().into(), number: element.partition() })
+        .map(|element| TopicPartition {
+            topic: element.topic().into(),
+            number: element.partition(),
+        })
         .collect()
 }
 
@@ -292,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_of_transactions_are_no_messages() {
+    fn transaction_markers_are_not_counted_as_messages() {
         let known = |next_offset, app_offset, fetchq_cnt| Fetched {
             next_offset,
             app_offset,
@@ -310,7 +328,7 @@ mod tests {
             (known(101, -1001, 0), Some(100), 101),
             (known(101, 101, 0), None, 101),
         ] {
-            assert_eq!(end(&of, taken), wanted, "{of:?}");
+            assert_eq!(readable_end_offset(&of, taken), wanted, "{of:?}");
         }
     }
 }

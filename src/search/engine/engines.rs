@@ -7,34 +7,34 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 use super::explain::Explanation;
-use super::shadow::Shadow;
-use super::traffic::{Asking, Route, route};
-use super::{Engine, Results};
-use crate::catalogue::Candidate;
-use crate::search::query::{Input, Query, QueryError};
-use crate::search::snapshot::chunk::Entry;
+use super::shadow::ShadowQuery;
+use super::traffic::{Route, RoutingRequest, choose_route};
+use super::{Engine, SearchResults};
+use crate::catalogue::RolloutCandidate;
+use crate::search::query::{Query, QueryError, QueryInput};
+use crate::search::snapshot::chunk::ImageMetadata;
 
 /// Which engine does what, at one moment.
 #[derive(Clone)]
-pub struct Roles {
+pub struct EngineRoles {
     /// Answers.
     pub live: Arc<Engine>,
     /// Another model's, that may become live; follows its own table and serves its candidate.
-    pub beside: Option<Arc<Engine>>,
+    pub standby: Option<Arc<Engine>>,
     /// What `beside` serves, and for whom.
-    pub candidate: Option<Candidate>,
+    pub candidate: Option<RolloutCandidate>,
 }
 
 /// The engines. An engine has one model, one table, and what is served from it; nothing of them can
 /// be mixed up, because a query is given to one of them as a whole.
 pub struct Engines {
-    roles: ArcSwap<Roles>,
+    roles: ArcSwap<EngineRoles>,
 }
 
 impl Engines {
     /// With one generation in memory.
     pub fn new(live: Arc<Engine>) -> Self {
-        Self { roles: ArcSwap::from_pointee(Roles { live, beside: None, candidate: None }) }
+        Self { roles: ArcSwap::from_pointee(EngineRoles { live, standby: None, candidate: None }) }
     }
 
     /// The engine that answers.
@@ -43,53 +43,61 @@ impl Engines {
     }
 
     /// Which engine does what.
-    pub fn roles(&self) -> Arc<Roles> {
+    pub fn roles(&self) -> Arc<EngineRoles> {
         self.roles.load_full()
     }
 
     /// Gives the engines other roles, from one query to the next.
-    pub fn assign(&self, roles: Roles) {
+    pub fn assign_roles(&self, roles: EngineRoles) {
         self.roles.store(roles.into());
     }
 
     /// An image, wherever an answer may have found it: the live table first.
-    pub fn image(&self, id: &str) -> Option<Arc<Entry>> {
+    pub fn find_image(&self, id: &str) -> Option<Arc<ImageMetadata>> {
         let roles = self.roles.load();
-        roles.all().find_map(|engine| engine.snapshots().newest().get(id))
+        roles.engines().find_map(|engine| engine.snapshots().newest().metadata(id))
     }
 
     /// Why answers are older than they should be, if they are: of the live table, or of the one that a
     /// candidate reads.
-    pub fn behind(&self) -> Option<String> {
+    pub fn staleness_reason(&self) -> Option<String> {
         let roles = self.roles.load();
-        let beside = roles.beside.iter().filter(|_| roles.candidate.is_some());
-        let mut read = std::iter::once(&roles.live).chain(beside);
-        let behind = read.find(|engine| engine.is_behind())?;
+        let standby = roles.standby.iter().filter(|_| roles.candidate.is_some());
+        let mut read = std::iter::once(&roles.live).chain(standby);
+        let behind = read.find(|engine| engine.is_stale())?;
         Some(format!(
             "the table of generation {} is not followed; follow.failed or snapshot.memory in the log says why",
-            behind.served().generation
+            behind.serving_snapshot().generation_id
         ))
     }
 
     /// Answers a query, unless `left` says that nobody waits for it any more. Computes: call it from
     /// a thread that may block.
-    pub fn search(&self, query: &Query, left: &CancellationToken) -> Result<Results, QueryError> {
+    pub fn search(
+        &self,
+        query: &Query,
+        cancel: &CancellationToken,
+    ) -> Result<SearchResults, QueryError> {
         let roles = self.roles();
-        let (engine, chosen) = roles.choose(query)?;
-        let answer = engine.search_unless(&chosen, left);
-        if roles.has_yet_to_come(engine, query, &answer) {
-            return roles.live.search_unless(query, left);
+        let (engine, chosen) = roles.choose_engine(query)?;
+        let answer = engine.search_with_cancel(&chosen, cancel);
+        if roles.is_missing_in_standby(engine, query, &answer) {
+            return roles.live.search_with_cancel(query, cancel);
         }
         if query.cursor.is_some()
-            && matches!(answer, Err(QueryError::CursorExpired { .. } | QueryError::Invalid { .. }))
+            && matches!(
+                answer,
+                Err(QueryError::CursorExpired { .. } | QueryError::InvalidField { .. })
+            )
         {
             // A page that was turned before a promotion is turned further in its own generation.
-            let other = roles.all().find(|other| !Arc::ptr_eq(other, engine));
-            let page = other.and_then(|other| other.search_unless(&query.as_live(), left).ok());
+            let other = roles.engines().find(|other| !Arc::ptr_eq(other, engine));
+            let page = other
+                .and_then(|other| other.search_with_cancel(&query.without_routing(), cancel).ok());
             return page.map_or(answer, Ok);
         }
         if let (Ok(results), true) = (&answer, Arc::ptr_eq(engine, &roles.live)) {
-            roles.shadow(query, results);
+            roles.start_shadow(query, results);
         }
         answer
     }
@@ -100,27 +108,27 @@ impl Engines {
         &self,
         query: &Query,
         image_id: &str,
-        left: &CancellationToken,
+        cancel: &CancellationToken,
     ) -> Result<Explanation, QueryError> {
         let roles = self.roles();
-        let (engine, chosen) = roles.choose(query)?;
-        let answer = engine.explain(&chosen, image_id, left);
-        if roles.has_yet_to_come(engine, query, &answer) {
-            return roles.live.explain(query, image_id, left);
+        let (engine, chosen) = roles.choose_engine(query)?;
+        let answer = engine.explain(&chosen, image_id, cancel);
+        if roles.is_missing_in_standby(engine, query, &answer) {
+            return roles.live.explain(query, image_id, cancel);
         }
         answer
     }
 }
 
-impl Roles {
+impl EngineRoles {
     /// The live engine, and the one beside it.
-    fn all(&self) -> impl Iterator<Item = &Arc<Engine>> {
-        std::iter::once(&self.live).chain(&self.beside)
+    fn engines(&self) -> impl Iterator<Item = &Arc<Engine>> {
+        std::iter::once(&self.live).chain(&self.standby)
     }
 
     /// Whether an image is not in the candidate's generation, which `engine` asked, maybe not yet, and
     /// nobody asked for the candidate by name: then the live one answers.
-    fn has_yet_to_come<T>(
+    fn is_missing_in_standby<T>(
         &self,
         engine: &Arc<Engine>,
         query: &Query,
@@ -128,44 +136,57 @@ impl Roles {
     ) -> bool {
         !Arc::ptr_eq(engine, &self.live)
             && query.configuration.is_none()
-            && matches!(answer, Err(QueryError::NoImage(_)))
+            && matches!(answer, Err(QueryError::ImageNotFound(_)))
     }
 
     /// Who answers, and what it is asked.
-    fn choose<'a>(&self, query: &'a Query) -> Result<(&Arc<Engine>, Cow<'a, Query>), QueryError> {
-        let Some((beside, candidate)) = self.beside.as_ref().zip(self.candidate.as_ref()) else {
+    fn choose_engine<'a>(
+        &self,
+        query: &'a Query,
+    ) -> Result<(&Arc<Engine>, Cow<'a, Query>), QueryError> {
+        let Some((standby, candidate)) = self.standby.as_ref().zip(self.candidate.as_ref()) else {
             return Ok((&self.live, Cow::Borrowed(query)));
         };
-        let asking = Asking {
+        let asking = RoutingRequest {
             configuration: query.configuration.as_deref(),
-            key: query.key.as_deref(),
+            traffic_key: query.traffic_key.as_deref(),
             // A vector is one of the live model.
-            own: query.is_own() || matches!(query.input, Input::Vector(_)),
+            has_overrides: query.has_overrides() || matches!(query.input, QueryInput::Vector(_)),
             filter: query.filter.as_ref(),
         };
         // A share is taken over once the whole table is there; who asks by name is told to wait.
-        let there = beside.snapshots().ready() || query.configuration.is_some();
-        let chosen = route(&self.live.served().name, Some(candidate).filter(|_| there), asking)
-            .map_err(|reason| QueryError::invalid("configuration", reason))?;
+        let there = standby.snapshots().is_ready() || query.configuration.is_some();
+        let chosen = choose_route(
+            &self.live.serving_snapshot().configuration_name,
+            Some(candidate).filter(|_| there),
+            asking,
+        )
+        .map_err(|reason| QueryError::invalid_field("configuration", reason))?;
         Ok(match chosen {
             Route::Live => (&self.live, Cow::Borrowed(query)),
-            Route::Candidate => (beside, Cow::Owned(query.as_live())),
+            Route::Candidate => (standby, Cow::Owned(query.without_routing())),
         })
     }
 
-    fn shadow(&self, query: &Query, results: &Results) {
-        let Some((beside, candidate)) = self.beside.as_ref().zip(self.candidate.as_ref()) else {
+    fn start_shadow(&self, query: &Query, results: &SearchResults) {
+        let Some((standby, candidate)) = self.standby.as_ref().zip(self.candidate.as_ref()) else {
             return;
         };
         let whole = query.cursor.is_none() && query.min_score.is_none();
-        let own = query.is_own() || query.input.is_picture();
-        if !whole || own || matches!(query.input, Input::Vector(_)) || !beside.snapshots().ready() {
+        let has_overrides = query.has_overrides() || query.input.is_image();
+        if !whole
+            || has_overrides
+            || matches!(query.input, QueryInput::Vector(_))
+            || !standby.snapshots().is_ready()
+        {
             return;
         }
-        let k = query.k.unwrap_or(beside.options().default_k);
+        let k = query.k.unwrap_or(standby.options().default_k);
         let live = &results.configuration;
-        if let Some(shadow) = Shadow::begin(beside.shared_traffic(), candidate, live, query, k) {
-            beside.shadow_of(shadow, query, &results.hits);
+        if let Some(shadow) =
+            ShadowQuery::try_start(standby.traffic_counters(), candidate, live, query, k)
+        {
+            standby.start_standby_shadow(shadow, query, &results.hits);
         }
     }
 }

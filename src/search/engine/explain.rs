@@ -5,12 +5,12 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::balance::normalise::{Affine, Balance};
-use crate::balance::statistics::Statistics;
-use crate::prompts::EmbeddedSet;
-use crate::search::query::Input;
+use crate::balance::normalise::{AffineTransform, BalanceParameters};
+use crate::balance::statistics::ScoreStatistics;
+use crate::prompts::EmbeddedPromptSet;
+use crate::search::query::QueryInput;
 use crate::search::scan::rank::Hit;
-use crate::search::snapshot::Served;
+use crate::search::snapshot::ServingSnapshot;
 
 /// A prompt and the score that an image gives it.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
@@ -27,40 +27,40 @@ pub struct Explanation {
     /// Its scores and places.
     pub hit: Hit,
     /// Its statistics.
-    pub statistics: Option<Statistics>,
+    pub statistics: Option<ScoreStatistics>,
     /// All prompts with its scores, strongest first.
-    pub prompts: Vec<ScoredPrompt>,
+    pub scored_prompts: Vec<ScoredPrompt>,
     /// Images scanned.
     pub scanned: usize,
     /// Normaliser, weight and constants that were used.
-    pub balance: Balance,
+    pub balance: BalanceParameters,
     /// Prompt set that was used.
-    pub set: Arc<EmbeddedSet>,
+    pub prompt_set: Arc<EmbeddedPromptSet>,
     /// What was served when it was explained.
-    pub served: Arc<Served>,
+    pub serving_snapshot: Arc<ServingSnapshot>,
     /// Name of the configuration that is explained, one of `served`.
     pub configuration: String,
     /// In plain words.
-    pub sentence: String,
+    pub summary: String,
 }
 
 /// Whether the balance leaves the score as it is.
-fn balance_is_raw(hit: &Hit) -> bool {
-    hit.affine == Affine { alpha: 1.0, beta: 0.0 }
+fn is_score_unchanged(hit: &Hit) -> bool {
+    hit.affine == AffineTransform { alpha: 1.0, beta: 0.0 }
 }
 
 /// The explanation in plain words.
-pub fn sentence(
-    input: &Input,
+pub fn explain_in_words(
+    input: &QueryInput,
     hit: &Hit,
-    statistics: Option<&Statistics>,
+    statistics: Option<&ScoreStatistics>,
     prompts: &[ScoredPrompt],
     ranked: usize,
 ) -> String {
     let Some(s) = statistics else {
         return "This image has no statistics for the prompt set, so its raw score counts as it is.".into();
     };
-    if input.is_picture() && balance_is_raw(hit) {
+    if input.is_image() && is_score_unchanged(hit) {
         return format!(
             "Compared with a picture, this image has the cosine {:.3} and stands at place {} of {ranked}; prompts, which are texts, have no part in it.",
             hit.raw_score, hit.rank

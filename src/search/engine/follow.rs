@@ -8,14 +8,14 @@ use tracing::{debug, error, info};
 
 use super::Engine;
 use super::traffic::Route;
-use crate::retry::{Backoff, Decide, Verdict};
-use crate::search::query::milliseconds;
-use crate::search::snapshot::memory::OverMemory;
-use crate::table::{Changes, Follower, TableError};
+use crate::retry::{Backoff, Classify, Disposition};
+use crate::search::query::to_milliseconds;
+use crate::search::snapshot::memory::MemoryLimitExceeded;
+use crate::table::{Follower, TableChanges, TableError};
 use crate::telemetry::{event, metrics};
 
 /// A table that was not read for so long is no longer followed; the alert BsapAnswersStale waits as long.
-const BEHIND: Duration = Duration::from_secs(60);
+const STALE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The table cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -25,19 +25,20 @@ pub enum FollowError {
     Table(#[from] TableError),
     /// It does not fit into memory.
     #[error(transparent)]
-    Memory(#[from] OverMemory),
+    Memory(#[from] MemoryLimitExceeded),
 }
 
 impl Engine {
     /// Follows the table until `token` is cancelled. A fault is logged and tried again: what was
     /// taken in is served meanwhile. `progress` hears of files read and files in all.
-    pub async fn follow(
+    pub async fn follow_table(
         &self,
         mut follower: Follower,
         token: CancellationToken,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<(), FollowError> {
-        let backoff = Backoff { base: Duration::from_millis(200), ..Backoff::times(u32::MAX) };
+        let backoff =
+            Backoff { base: Duration::from_millis(200), ..Backoff::with_max_attempts(u32::MAX) };
         let poll = Duration::from_millis(self.options.poll_ms);
         let mut failures = 0;
         // When the first part of what is being taken in began to be read.
@@ -48,20 +49,21 @@ impl Engine {
                 changes = follower.next_part(progress) => changes,
                 () = token.cancelled() => return Ok(()),
             };
-            self.tidy();
+            self.evict_pinned_snapshots();
             if changes.is_ok() {
-                *self.followed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-                if self.served().stands_as == Route::Live {
-                    metrics::get().last_follow.set(&[], metrics::now());
+                *self.last_refreshed_at.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Instant::now();
+                if self.serving_snapshot().role == Route::Live {
+                    metrics::global().last_table_refresh.set(&[], metrics::unix_seconds());
                 }
             }
             let pause = match changes {
                 Ok(Some(changes)) => {
                     failures = 0;
-                    begun = begun.filter(|_| !changes.part.ends());
-                    match self.take_in(changes, started).await {
+                    begun = begun.filter(|_| !changes.part.is_last());
+                    match self.apply_changes(changes, started).await {
                         Ok(()) => continue,
-                        Err(refused) if !self.snapshots.ready() => return Err(refused.into()),
+                        Err(refused) if !self.snapshots.is_ready() => return Err(refused.into()),
                         Err(_) => {
                             // What is in memory is served; only another limit helps.
                             token.cancelled().await;
@@ -73,13 +75,15 @@ impl Engine {
                     (failures, begun) = (0, None);
                     poll
                 }
-                Err(error) if error.verdict() == Verdict::Fatal && !self.snapshots.ready() => {
+                Err(error)
+                    if error.disposition() == Disposition::Fatal && !self.snapshots.is_ready() =>
+                {
                     return Err(error.into());
                 }
                 Err(error) => {
-                    error!(event = event::FOLLOW_FAILED, %error, attempt = failures, "the table cannot be followed; what is in memory is served");
+                    error!(event = event::TABLE_REFRESH_FAILED, %error, attempt = failures, "the table cannot be followed; what is in memory is served");
                     failures += 1;
-                    backoff.pause(failures) + poll
+                    backoff.random_delay(failures) + poll
                 }
             };
             tokio::select! {
@@ -91,36 +95,51 @@ impl Engine {
 
     /// Whether answers come from a table that was whole once and is not followed any more: the store
     /// fails, or there is no memory for what came.
-    pub fn is_behind(&self) -> bool {
+    pub fn is_stale(&self) -> bool {
         let poll = Duration::from_millis(self.options.poll_ms);
-        let followed = *self.followed.lock().unwrap_or_else(PoisonError::into_inner);
-        self.snapshots.ready() && followed.elapsed() > BEHIND.max(3 * poll)
+        let followed = *self.last_refreshed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        self.snapshots.is_ready() && followed.elapsed() > STALE_TIMEOUT.max(3 * poll)
     }
 
     /// Applies what commits brought since the last time, which began to be read at `started`.
-    async fn take_in(&self, changes: Changes, started: Instant) -> Result<(), OverMemory> {
-        let (version, rows, whole) = (changes.version, changes.rows.len(), changes.whole);
-        let ends = changes.part.ends();
-        if let Err(refused) = self.snapshots.apply(changes).await {
-            error!(event = event::SNAPSHOT_MEMORY, error = %refused, version, "the snapshot does not grow");
+    async fn apply_changes(
+        &self,
+        changes: TableChanges,
+        started: Instant,
+    ) -> Result<(), MemoryLimitExceeded> {
+        let (version, rows, whole) =
+            (changes.version, changes.rows.len(), changes.is_full_snapshot);
+        let ends = changes.part.is_last();
+        if let Err(refused) = self.snapshots.apply_changes(changes).await {
+            error!(event = event::SNAPSHOT_MEMORY_EXCEEDED, error = %refused, table_version = version, "the snapshot does not grow");
             return Err(refused);
         }
         if !ends {
             return Ok(());
         }
         let images = self.snapshots.newest().len();
-        let ms = milliseconds(started.elapsed());
-        if self.served().stands_as == Route::Live {
-            metrics::get().images.set(&[], images as f64);
-            metrics::get().table_version.set(&[], version as f64);
+        let ms = to_milliseconds(started.elapsed());
+        if self.serving_snapshot().role == Route::Live {
+            metrics::global().snapshot_images.set(&[], images as f64);
+            metrics::global().table_version.set(&[], version as f64);
         }
         if whole {
             info!(
                 event = event::SNAPSHOT_READY,
-                version, images, ms, "the whole table is in memory"
+                table_version = version,
+                images,
+                duration_ms = ms,
+                "the whole table is in memory"
             );
         } else {
-            debug!(event = event::FOLLOW, version, rows, images, ms, "a commit was taken in");
+            debug!(
+                event = event::TABLE_REFRESHED,
+                table_version = version,
+                rows,
+                images,
+                duration_ms = ms,
+                "a commit was taken in"
+            );
         }
         Ok(())
     }

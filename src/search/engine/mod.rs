@@ -1,65 +1,65 @@
 //! Questions and answers: text to embedding, one scan, both rankings, and why.
 
-mod asked;
 mod cursor;
+mod drift_monitor;
 pub(crate) mod engines;
 pub(crate) mod explain;
 pub(crate) mod follow;
+mod query_log;
+mod query_plan;
 mod shadow;
-mod told;
 pub(crate) mod traffic;
-mod watch;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use asked::{Asked, configuration, may_find, min_score};
+use query_plan::{QueryPlan, is_allowed, resolve_configuration, resolve_min_score};
 
-use super::Options;
-use super::query::embed::Embedder;
-use super::query::filter::Masks;
-use super::query::{Input, Query, QueryError, Timings};
-use super::scan::Ask;
-use super::scan::batch::{Batches, Reply, Want};
-use super::scan::rank::{Found, Hit};
-use super::scan::unmatched::Unmatched;
-use super::snapshot::attributes::{Attribute, attributes};
-use super::snapshot::memory::{self, OverMemory};
-use super::snapshot::snapshots::Snapshots;
-use super::snapshot::{Served, Snapshot};
-use crate::balance::calibration::{Background, Calibration};
-use crate::balance::normalise::Balance;
-use crate::catalogue::{Candidate, Serving};
-use crate::clip::Towers;
+use super::SearchOptions;
+use super::query::embedder::QueryEmbedder;
+use super::query::filter::FilterCache;
+use super::query::{Query, QueryError, QueryInput, Timings};
+use super::scan::ScanRequest;
+use super::scan::batch_scanner::{BatchScanner, ScanGoal, ScanReply};
+use super::scan::no_match::NoMatchVerdict;
+use super::scan::rank::{Hit, TopK};
+use super::snapshot::facets::{AttributeFacet, count_facets};
+use super::snapshot::memory::{self, MemoryLimitExceeded};
+use super::snapshot::snapshot_store::SnapshotStore;
+use super::snapshot::{ServingSnapshot, Snapshot};
+use crate::balance::calibration::{Calibration, ScoreDistribution};
+use crate::balance::normalise::BalanceParameters;
+use crate::catalogue::{RolloutCandidate, ServingConfig};
+use crate::clip::Encoders;
 use crate::ingest::decode;
-use crate::prompts::EmbeddedSet;
+use crate::prompts::EmbeddedPromptSet;
 use crate::record::AttributeTypes;
-use cursor::{Cursor, Pins};
-use explain::{Explanation, ScoredPrompt, sentence};
-use shadow::Shadow;
-use told::Told;
-use traffic::{Route, Traffic, TrafficCounts};
-use watch::Watch;
+use cursor::{Cursor, PinnedSnapshots};
+use drift_monitor::DriftMonitor;
+use explain::{Explanation, ScoredPrompt, explain_in_words};
+use query_log::QueryLog;
+use shadow::ShadowQuery;
+use traffic::{Route, TrafficCounters, TrafficCounts};
 
 /// An answer: the best by balanced and by raw score, from one scan.
 #[derive(Debug)]
-pub struct Results {
+pub struct SearchResults {
     /// Version of the table.
-    pub version: u64,
+    pub table_version: u64,
     /// Prompt set that was used.
-    pub set: Arc<EmbeddedSet>,
+    pub prompt_set: Arc<EmbeddedPromptSet>,
     /// Normaliser, weight and constants that were used.
-    pub balance: Balance,
+    pub balance: BalanceParameters,
     /// Images in the catalogue.
     pub scanned: usize,
     /// Images that were ranked: those that the filter lets through.
     pub matched: usize,
     /// Moments of the balanced scores of all images; with a filter, of a part of them.
-    pub background: Background,
+    pub score_distribution: ScoreDistribution,
     /// What was served when it was answered.
-    pub served: Arc<Served>,
+    pub serving_snapshot: Arc<ServingSnapshot>,
     /// Name of the configuration that answered, one of `served`.
     pub configuration: String,
     /// Best by balanced score.
@@ -72,7 +72,7 @@ pub struct Results {
     pub warning: Option<String>,
     /// Whether the best hit is no better than what unrelated texts reach; none where nothing is
     /// calibrated for such a query, and on later pages.
-    pub no_match: Option<Unmatched>,
+    pub no_match: Option<NoMatchVerdict>,
     /// The balanced score that hits had to have.
     pub min_score: Option<f32>,
     /// Where the next page begins; none after the last.
@@ -81,171 +81,199 @@ pub struct Results {
 
 /// Answers queries over the newest snapshot.
 pub struct Engine {
-    embedder: Embedder,
-    options: Options,
-    declared: AttributeTypes,
-    snapshots: Snapshots,
-    masks: Masks,
-    pins: Pins,
-    batches: Arc<Batches>,
-    traffic: Arc<Traffic>,
+    embedder: QueryEmbedder,
+    options: SearchOptions,
+    declared_attributes: AttributeTypes,
+    snapshots: SnapshotStore,
+    filter_cache: FilterCache,
+    pinned_snapshots: PinnedSnapshots,
+    scanner: Arc<BatchScanner>,
+    traffic_counters: Arc<TrafficCounters>,
     /// When the table was last read to its end.
-    followed: Mutex<Instant>,
-    pub(super) watch: Watch,
+    last_refreshed_at: Mutex<Instant>,
+    pub(super) drift_monitor: DriftMonitor,
 }
 
 impl Engine {
     /// An engine that answers as `served` says, until [`Engine::adopt`].
-    pub fn new(towers: Arc<dyn Towers>, served: Served, options: Options) -> Self {
+    pub fn new(towers: Arc<dyn Encoders>, served: ServingSnapshot, options: SearchOptions) -> Self {
         let age = Duration::from_secs(options.cursor_seconds);
         Self {
-            embedder: Embedder::new(towers, &options),
-            declared: AttributeTypes::new(),
-            snapshots: Snapshots::new(served, memory::limit(options.memory_mib)),
-            masks: Masks::default(),
-            pins: Pins::new(age, options.cursor_mib << 20),
-            batches: Arc::new(Batches::start(&options)),
-            traffic: Arc::default(),
-            followed: Mutex::new(Instant::now()),
-            watch: Watch::default(),
+            embedder: QueryEmbedder::new(towers, &options),
+            declared_attributes: AttributeTypes::new(),
+            snapshots: SnapshotStore::new(served, memory::limit_bytes(options.memory_mib)),
+            filter_cache: FilterCache::default(),
+            pinned_snapshots: PinnedSnapshots::new(age, options.cursor_mib << 20),
+            scanner: Arc::new(BatchScanner::start(&options)),
+            traffic_counters: Arc::default(),
+            last_refreshed_at: Mutex::new(Instant::now()),
+            drift_monitor: DriftMonitor::default(),
             options,
         }
     }
 
     /// The same engine, whose filters may name the attributes of `declared`, and that decodes the
     /// pictures of queries within the limits of `decode`.
-    pub fn reading(mut self, declared: AttributeTypes, decode: decode::Options) -> Self {
-        self.declared = declared;
-        self.embedder = self.embedder.decoding(decode);
+    pub fn with_attributes_and_decoding(
+        mut self,
+        declared: AttributeTypes,
+        decode: decode::DecodeOptions,
+    ) -> Self {
+        self.declared_attributes = declared;
+        self.embedder = self.embedder.with_decode_options(decode);
         self
     }
 
     /// An engine with the same limits for another generation, whose model is `towers`. It shares nothing
     /// with this one but the counts.
-    pub fn another(&self, towers: Arc<dyn Towers>, served: Served) -> Self {
+    pub fn for_generation(&self, towers: Arc<dyn Encoders>, served: ServingSnapshot) -> Self {
         let other = Self::new(towers, served, self.options.clone());
-        let other = other.reading(self.declared.clone(), self.embedder.decode().clone());
-        Self { traffic: self.traffic.clone(), ..other }
+        let other = other.with_attributes_and_decoding(
+            self.declared_attributes.clone(),
+            self.embedder.decode_options().clone(),
+        );
+        Self { traffic_counters: self.traffic_counters.clone(), ..other }
     }
 
     /// The snapshots.
-    pub fn snapshots(&self) -> &Snapshots {
+    pub fn snapshots(&self) -> &SnapshotStore {
         &self.snapshots
     }
 
     /// The model.
-    pub fn towers(&self) -> &dyn Towers {
-        &**self.embedder.towers()
+    pub fn encoders(&self) -> &dyn Encoders {
+        &**self.embedder.encoders()
     }
 
     /// The model, shared.
-    pub fn model(&self) -> Arc<dyn Towers> {
-        self.embedder.towers().clone()
+    pub fn shared_encoders(&self) -> Arc<dyn Encoders> {
+        self.embedder.encoders().clone()
     }
 
     /// What filters may name, over the live images of `snapshot`.
-    pub fn attributes<'a>(&self, snapshot: &'a Snapshot) -> &'a [Attribute] {
-        snapshot.attributes.get_or_init(|| attributes(&self.declared, snapshot))
+    pub fn facets<'a>(&self, snapshot: &'a Snapshot) -> &'a [AttributeFacet] {
+        snapshot.facets.get_or_init(|| count_facets(&self.declared_attributes, snapshot))
     }
 
     /// Bytes of versions that cursors point to, beside the newest.
-    pub fn pinned_bytes(&self) -> u64 {
-        self.pins.bytes(&self.snapshots.newest())
+    pub fn pinned_snapshot_bytes(&self) -> u64 {
+        self.pinned_snapshots.extra_bytes(&self.snapshots.newest())
     }
 
     /// Lets go of versions that no cursor may ask for any more, or that take too much memory.
-    pub(super) fn tidy(&self) {
-        self.pins.tidy(&self.snapshots.newest());
+    pub(super) fn evict_pinned_snapshots(&self) {
+        self.pinned_snapshots.evict(&self.snapshots.newest());
     }
 
     /// The prompt sets that a query may name, and how queries are answered unless they say
     /// otherwise.
-    pub fn served(&self) -> Arc<Served> {
-        self.snapshots.newest().served.clone()
+    pub fn serving_snapshot(&self) -> Arc<ServingSnapshot> {
+        self.snapshots.newest().serving_snapshot.clone()
     }
 
     /// Serves `served` from one moment to the next: an answer uses either the old configuration or
     /// the new one. What images lack of the statistics of its sets is computed before; queries and
     /// commits go on meanwhile. `progress` hears of images done and images in all. Computes: call
     /// it from a thread that may block.
-    pub fn adopt(
+    pub fn switch_serving(
         &self,
-        served: Served,
+        served: ServingSnapshot,
         progress: &(dyn Fn(usize, usize) + Sync),
-    ) -> Result<(), OverMemory> {
-        self.snapshots.adopt(served, progress)
+    ) -> Result<(), MemoryLimitExceeded> {
+        self.snapshots.switch_serving(served, progress)
     }
 
     /// From now on it is counted how `candidate` does; what was counted of another one is forgotten.
-    pub fn count_for(&self, candidate: Option<&Candidate>) {
-        self.traffic.of(candidate);
+    pub fn count_traffic_for(&self, candidate: Option<&RolloutCandidate>) {
+        self.traffic_counters.reset_for(candidate);
     }
 
     /// Who has answered how many queries, and what the shadow showed.
-    pub fn traffic(&self) -> TrafficCounts {
-        self.traffic.counts()
+    pub fn traffic_counts(&self) -> TrafficCounts {
+        self.traffic_counters.counts()
     }
 
-    pub(super) fn shared_traffic(&self) -> &Arc<Traffic> {
-        &self.traffic
+    pub(super) fn traffic_counters(&self) -> &Arc<TrafficCounters> {
+        &self.traffic_counters
     }
 
     /// The limits.
-    pub fn options(&self) -> &Options {
+    pub fn options(&self) -> &SearchOptions {
         &self.options
     }
 
     /// Answers a query. Computes: call it from a thread that may block.
-    pub fn search(&self, query: &Query) -> Result<Results, QueryError> {
-        self.search_unless(query, &CancellationToken::new())
+    pub fn search(&self, query: &Query) -> Result<SearchResults, QueryError> {
+        self.search_with_cancel(query, &CancellationToken::new())
     }
 
     /// Answers a query, unless `left` says that nobody waits for it any more.
-    pub fn search_unless(
+    pub fn search_with_cancel(
         &self,
         query: &Query,
-        left: &CancellationToken,
-    ) -> Result<Results, QueryError> {
+        cancel: &CancellationToken,
+    ) -> Result<SearchResults, QueryError> {
         let k = query.k.unwrap_or(self.options.default_k);
         if !(1..=self.options.max_k).contains(&k) {
             let reason = format!("{k} is not between 1 and {}", self.options.max_k);
-            return Err(QueryError::invalid("k", reason));
+            return Err(QueryError::invalid_field("k", reason));
         }
-        let since = Instant::now();
-        let Asked { ask, set, text_ms, route, offset, digest, calibration } =
-            self.asked(query, k, left)?;
-        let min_score = min_score(query, calibration.as_ref())?;
+        let started_at = Instant::now();
+        let QueryPlan {
+            request: ask,
+            prompt_set: set,
+            embed_ms: text_ms,
+            route,
+            offset,
+            query_digest: digest,
+            calibration,
+        } = self.plan_query(query, k, cancel)?;
+        let min_score = resolve_min_score(query, calibration.as_ref())?;
         let (snapshot, balance, depth) = (ask.snapshot.clone(), ask.balance, ask.depth);
-        let configuration = snapshot.served.name_of(route).to_owned();
+        let configuration = snapshot.serving_snapshot.configuration_for(route).to_owned();
         let first = offset == 0;
         let shadow =
-            (first && route == Route::Live && !query.input.is_picture() && !query.is_own())
+            (first && route == Route::Live && !query.input.is_image() && !query.has_overrides())
                 .then(|| ask.clone());
-        let Reply { mut found, timings } = self.batches.ask(ask, Want::Best { offset }, left)?;
-        let timings = Timings { text_ms, ..timings };
-        self.traffic.count(match route {
-            Route::Live => snapshot.served.stands_as,
+        let ScanReply { top_k: mut found, timings } =
+            self.scanner.scan_and_wait(ask, ScanGoal::TopHits { offset }, cancel)?;
+        let timings = Timings { embed_ms: text_ms, ..timings };
+        self.traffic_counters.count_answer(match route {
+            Route::Live => snapshot.serving_snapshot.role,
             Route::Candidate => Route::Candidate,
         });
         let no_match = calibration
             .filter(|_| first)
-            .and_then(|calibration| unmatched(&query.input, &found, &set, &calibration));
+            .and_then(|calibration| check_no_match(&query.input, &found, &set, &calibration));
         if first && route == Route::Live {
-            self.watch_over(query, &snapshot.served.serving, &found, no_match.as_ref());
+            self.observe_answer(
+                query,
+                &snapshot.serving_snapshot.serving,
+                &found,
+                no_match.as_ref(),
+            );
         }
         if let Some(ask) = shadow {
-            self.shadow(ask, query, k, &found.hits);
+            self.start_shadow(ask, query, k, &found.hits);
         }
         found.hits.retain(|hit| min_score.is_none_or(|least| hit.score >= least));
         let more =
             found.hits.len() == depth - offset && depth < found.matched.min(self.options.max_depth);
         let next_cursor = more.then(|| {
-            self.pins.hold(&snapshot, &self.snapshots.newest());
-            let (version, revision) = (snapshot.version, snapshot.served.revision);
+            self.pinned_snapshots.pin(&snapshot, &self.snapshots.newest());
+            let (version, revision) =
+                (snapshot.table_version, snapshot.serving_snapshot.state_revision);
             let (offset, scale) = (depth as u32, balance.scale);
-            Cursor { version, revision, offset, scale, digest }.encode()
+            Cursor {
+                table_version: version,
+                state_revision: revision,
+                offset,
+                scale,
+                query_digest: digest,
+            }
+            .encode()
         });
-        let told = Told {
+        let query_log = QueryLog {
             query,
             configuration: &configuration,
             balance: &balance,
@@ -257,23 +285,23 @@ impl Engine {
             raw_hits: &found.raw_hits,
             no_match: no_match.as_ref(),
             timings: &timings,
-            version: snapshot.version,
-            since,
+            table_version: snapshot.table_version,
+            started_at,
         };
-        told.tell(&self.options);
-        Ok(Results {
-            version: snapshot.version,
-            set,
+        query_log.log_and_count(&self.options);
+        Ok(SearchResults {
+            table_version: snapshot.table_version,
+            prompt_set: set,
             balance,
             scanned: snapshot.len(),
             matched: found.matched,
-            background: found.background,
-            served: snapshot.served.clone(),
+            score_distribution: found.score_distribution,
+            serving_snapshot: snapshot.serving_snapshot.clone(),
             configuration,
             hits: found.hits,
             raw_hits: found.raw_hits,
             timings,
-            warning: self.warning(&query.input),
+            warning: self.script_warning(&query.input),
             no_match,
             min_score,
             next_cursor,
@@ -281,50 +309,68 @@ impl Engine {
     }
 
     /// Shows the first results of a text, answered as everyone's are, to the watch.
-    fn watch_over(
+    fn observe_answer(
         &self,
         query: &Query,
-        serving: &Serving,
-        found: &Found,
-        no_match: Option<&Unmatched>,
+        serving: &ServingConfig,
+        found: &TopK,
+        no_match: Option<&NoMatchVerdict>,
     ) {
-        if let Input::Text(text) = &query.input
+        if let QueryInput::Text(text) = &query.input
             && query.filter.is_none()
-            && !query.is_own()
+            && !query.has_overrides()
             && let (Some(hit), Some(raw)) = (found.hits.first(), found.raw_hits.first())
         {
-            let firsts = (hit.entry.image_id.clone(), raw.entry.image_id.clone());
-            self.watch.see(serving, text, firsts, no_match.map(|verdict| verdict.holds));
+            let firsts = (hit.image.image_id.clone(), raw.image.image_id.clone());
+            self.drift_monitor.observe(
+                serving,
+                text,
+                firsts,
+                no_match.map(|verdict| verdict.nothing_matches),
+            );
         }
     }
 
     /// Computes what the candidate would have answered, for its share of the queries, over the very
     /// same snapshot.
-    fn shadow(&self, mut ask: Ask, query: &Query, k: usize, hits: &[Hit]) {
-        let served = ask.snapshot.served.clone();
+    fn start_shadow(&self, mut ask: ScanRequest, query: &Query, k: usize, hits: &[Hit]) {
+        let served = ask.snapshot.serving_snapshot.clone();
         let Some(candidate) = &served.candidate else { return };
-        let Some(shadow) = Shadow::begin(&self.traffic, candidate, &served.name, query, k) else {
+        let Some(shadow) = ShadowQuery::try_start(
+            &self.traffic_counters,
+            candidate,
+            &served.configuration_name,
+            query,
+            k,
+        ) else {
             return;
         };
-        let set = configuration(&ask.snapshot, &candidate.serving, query).map(|(set, balance)| {
-            ask.key = set.key.clone();
-            ask.balance = balance;
-        });
-        shadow.compute(&self.batches, hits, move || set.ok().map(|()| ask));
+        let set = resolve_configuration(&ask.snapshot, &candidate.serving, query).map(
+            |(set, balance)| {
+                ask.statistics_key = set.statistics_key.clone();
+                ask.balance = balance;
+            },
+        );
+        shadow.spawn(&self.scanner, hits, move || set.ok().map(|()| ask));
     }
 
     /// Computes what this engine, whose generation is a candidate's, would have answered to `query`,
     /// where another one's first `k` results are `hits`.
-    pub(super) fn shadow_of(self: &Arc<Self>, shadow: Shadow, query: &Query, hits: &[Hit]) {
-        let (engine, query, k) = (self.clone(), query.as_live(), shadow.k);
-        shadow.compute(&self.batches, hits, move || {
-            Some(engine.asked(&query, k, &CancellationToken::new()).ok()?.ask)
+    pub(super) fn start_standby_shadow(
+        self: &Arc<Self>,
+        shadow: ShadowQuery,
+        query: &Query,
+        hits: &[Hit],
+    ) {
+        let (engine, query, k) = (self.clone(), query.without_routing(), shadow.k);
+        shadow.spawn(&self.scanner, hits, move || {
+            Some(engine.plan_query(&query, k, &CancellationToken::new()).ok()?.request)
         });
     }
 
-    fn warning(&self, input: &Input) -> Option<String> {
-        let towers = self.towers();
-        (!input.texts().into_iter().all(|text| towers.knows_script(text))).then(|| {
+    fn script_warning(&self, input: &QueryInput) -> Option<String> {
+        let towers = self.encoders();
+        (!input.texts().into_iter().all(|text| towers.supports_script(text))).then(|| {
             format!(
                 "the text tower of {} is not multilingual: its vocabulary does not have the script of this query, so these results mean nothing",
                 towers.card().name
@@ -338,54 +384,61 @@ impl Engine {
         &self,
         query: &Query,
         image_id: &str,
-        left: &CancellationToken,
+        cancel: &CancellationToken,
     ) -> Result<Explanation, QueryError> {
-        let Asked { ask, set, route, .. } = self.asked(query, 1, left)?;
+        let QueryPlan { request: ask, prompt_set: set, route, .. } =
+            self.plan_query(query, 1, cancel)?;
         let (snapshot, balance) = (ask.snapshot.clone(), ask.balance);
-        let no_image = || QueryError::NoImage(image_id.to_owned());
-        let place = snapshot.find(image_id).ok_or_else(no_image)?;
-        if !may_find(&ask, place) {
+        let no_image = || QueryError::ImageNotFound(image_id.to_owned());
+        let place = snapshot.find_row(image_id).ok_or_else(no_image)?;
+        if !is_allowed(&ask, place) {
             let reason = "is left out of this query by its filter, or is what the query looks like";
-            return Err(QueryError::invalid("image_id", reason));
+            return Err(QueryError::invalid_field("image_id", reason));
         }
-        let reply = self.batches.ask(ask, Want::Place(place), left)?;
-        let hit = reply.found.hits.into_iter().next().ok_or_else(no_image)?;
-        let statistics = snapshot.statistics(image_id, &set.key);
+        let reply = self.scanner.scan_and_wait(ask, ScanGoal::RankOf(place), cancel)?;
+        let hit = reply.top_k.hits.into_iter().next().ok_or_else(no_image)?;
+        let statistics = snapshot.statistics(image_id, &set.statistics_key);
         let embedding = snapshot.embedding(image_id).ok_or_else(no_image)?;
         let prompts: Vec<ScoredPrompt> = set
-            .strongest(&embedding)
+            .rank_prompts(&embedding)
             .into_iter()
             .map(|(text, score)| ScoredPrompt { text: text.to_owned(), score })
             .collect();
         Ok(Explanation {
-            sentence: sentence(
+            summary: explain_in_words(
                 &query.input,
                 &hit,
                 statistics.as_ref(),
                 &prompts,
-                reply.found.matched,
+                reply.top_k.matched,
             ),
             hit,
             statistics,
-            prompts,
+            scored_prompts: prompts,
             scanned: snapshot.len(),
             balance,
-            set,
-            configuration: snapshot.served.name_of(route).to_owned(),
-            served: snapshot.served.clone(),
+            prompt_set: set,
+            configuration: snapshot.serving_snapshot.configuration_for(route).to_owned(),
+            serving_snapshot: snapshot.serving_snapshot.clone(),
         })
     }
 }
 
 /// Whether the best hit is no better than what unrelated texts reach; none where that was not
 /// measured, or something else than a text was asked.
-fn unmatched(
-    input: &Input,
-    found: &Found,
-    set: &EmbeddedSet,
+fn check_no_match(
+    input: &QueryInput,
+    found: &TopK,
+    set: &EmbeddedPromptSet,
     calibration: &Calibration,
-) -> Option<Unmatched> {
-    let (Input::Text(text), Some(hit)) = (input, found.hits.first()) else { return None };
+) -> Option<NoMatchVerdict> {
+    let (QueryInput::Text(text), Some(hit)) = (input, found.hits.first()) else { return None };
     let rule = calibration.no_match?;
-    Some(Unmatched::of(rule, hit.score, found.background, text, set.vocabulary()))
+    Some(NoMatchVerdict::from_best_hit(
+        rule,
+        hit.score,
+        found.score_distribution,
+        text,
+        set.vocabulary(),
+    ))
 }

@@ -16,14 +16,14 @@ use serde_json::Value;
 
 use crate::record::{AttributeType, AttributeTypes};
 use crate::search::snapshot::Snapshot;
-use crate::search::snapshot::chunk::{Body, Column, GROUP};
+use crate::search::snapshot::chunk::{AttributeColumn, ChunkData, ROWS_PER_GROUP};
 
 /// Deepest nesting of `and`, `or` and `not`.
-const MAX_DEPTH: usize = 8;
+const MAX_FILTER_DEPTH: usize = 8;
 /// Most values that a filter compares with.
-const MAX_VALUES: usize = 256;
+const MAX_FILTER_VALUES: usize = 256;
 /// Filters whose bitmaps are kept: an eighth of a byte an image each.
-const KEPT: usize = 32;
+const MAX_CACHED_FILTERS: usize = 32;
 
 /// When the change happened, where its event said so.
 const EVENT_TIME: &str = "event_time";
@@ -64,7 +64,7 @@ pub enum Filter {
 
 impl Filter {
     /// As compact JSON, the same for the same filter.
-    fn text(&self) -> String {
+    fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
 
@@ -88,40 +88,41 @@ impl Filter {
     }
 
     /// Checks it against what is declared. `Err` says what is wrong and what would be right.
-    pub(crate) fn check(&self, declared: &AttributeTypes) -> Result<Checked, String> {
+    pub(crate) fn validate(&self, declared: &AttributeTypes) -> Result<ValidatedFilter, String> {
         let mut values = 0;
-        let root = Check { declared, values: &mut values }.node(self, MAX_DEPTH)?;
-        Ok(Checked { text: self.text(), root })
+        let root = FilterValidator { declared_types: declared, value_count: &mut values }
+            .validate_node(self, MAX_FILTER_DEPTH)?;
+        Ok(ValidatedFilter { json: self.to_json(), root })
     }
 }
 
 /// A filter that fits the declared attributes.
 #[derive(Debug)]
-pub(crate) struct Checked {
-    text: String,
-    root: Node,
+pub(crate) struct ValidatedFilter {
+    json: String,
+    root: FilterNode,
 }
 
 #[derive(Debug)]
-enum Node {
-    And(Vec<Node>),
-    Or(Vec<Node>),
-    Not(Box<Node>),
-    Term(Field, Test),
+enum FilterNode {
+    And(Vec<FilterNode>),
+    Or(Vec<FilterNode>),
+    Not(Box<FilterNode>),
+    Condition(FilterField, Predicate),
 }
 
 #[derive(Debug)]
-enum Field {
+enum FilterField {
     Attribute(String, AttributeType),
     EventTime,
     EmbeddedAt,
 }
 
 #[derive(Debug)]
-enum Test {
+enum Predicate {
     Exists,
     /// The value stands so to the literal.
-    Is(fn(Ordering) -> bool, Literal),
+    Compare(fn(Ordering) -> bool, Literal),
     In(Vec<Literal>),
     Prefix(String),
 }
@@ -137,100 +138,114 @@ enum Literal {
     Time(i64),
 }
 
-struct Check<'a> {
-    declared: &'a AttributeTypes,
-    values: &'a mut usize,
+struct FilterValidator<'a> {
+    declared_types: &'a AttributeTypes,
+    value_count: &'a mut usize,
 }
 
-impl Check<'_> {
-    fn node(&mut self, filter: &Filter, depth: usize) -> Result<Node, String> {
+impl FilterValidator<'_> {
+    fn validate_node(&mut self, filter: &Filter, depth: usize) -> Result<FilterNode, String> {
         let below = depth.checked_sub(1).ok_or_else(|| {
-            format!("`and`, `or` and `not` are nested deeper than {MAX_DEPTH} times")
+            format!("`and`, `or` and `not` are nested deeper than {MAX_FILTER_DEPTH} times")
         })?;
         let mut nodes = |all: &[Filter], what: &str| {
             if all.is_empty() {
                 return Err(format!("`{what}` is empty; name a condition"));
             }
-            all.iter().map(|one| self.node(one, below)).collect::<Result<Vec<_>, _>>()
+            all.iter().map(|one| self.validate_node(one, below)).collect::<Result<Vec<_>, _>>()
         };
         match filter {
-            Filter::And(all) => nodes(all, "and").map(Node::And),
-            Filter::Or(any) => nodes(any, "or").map(Node::Or),
-            Filter::Not(one) => Ok(Node::Not(Box::new(self.node(one, below)?))),
-            Filter::Eq(terms) => self.terms("eq", terms, Self::is(Ordering::is_eq)),
-            Filter::Ne(terms) => self.terms("ne", terms, |check, name, value| {
-                let term = Self::is(Ordering::is_eq)(check, name, value)?;
-                Ok(Node::Not(Box::new(term)))
+            Filter::And(all) => nodes(all, "and").map(FilterNode::And),
+            Filter::Or(any) => nodes(any, "or").map(FilterNode::Or),
+            Filter::Not(one) => Ok(FilterNode::Not(Box::new(self.validate_node(one, below)?))),
+            Filter::Eq(terms) => {
+                self.validate_terms("eq", terms, Self::comparison(Ordering::is_eq))
+            }
+            Filter::Ne(terms) => self.validate_terms("ne", terms, |check, name, value| {
+                let term = Self::comparison(Ordering::is_eq)(check, name, value)?;
+                Ok(FilterNode::Not(Box::new(term)))
             }),
-            Filter::Lt(terms) => self.terms("lt", terms, Self::is(Ordering::is_lt)),
-            Filter::Lte(terms) => self.terms("lte", terms, Self::is(Ordering::is_le)),
-            Filter::Gt(terms) => self.terms("gt", terms, Self::is(Ordering::is_gt)),
-            Filter::Gte(terms) => self.terms("gte", terms, Self::is(Ordering::is_ge)),
-            Filter::In(terms) => self.terms("in", terms, |check, name, values| {
-                let field = check.field(name)?;
+            Filter::Lt(terms) => {
+                self.validate_terms("lt", terms, Self::comparison(Ordering::is_lt))
+            }
+            Filter::Lte(terms) => {
+                self.validate_terms("lte", terms, Self::comparison(Ordering::is_le))
+            }
+            Filter::Gt(terms) => {
+                self.validate_terms("gt", terms, Self::comparison(Ordering::is_gt))
+            }
+            Filter::Gte(terms) => {
+                self.validate_terms("gte", terms, Self::comparison(Ordering::is_ge))
+            }
+            Filter::In(terms) => self.validate_terms("in", terms, |check, name, values| {
+                let field = check.resolve_field(name)?;
                 if values.is_empty() {
                     return Err(format!("`in` names no value of {name}"));
                 }
-                let literals = values.iter().map(|value| check.literal(name, &field, value));
+                let literals = values.iter().map(|value| check.parse_literal(name, &field, value));
                 let literals = literals.collect::<Result<_, _>>()?;
-                Ok(Node::Term(field, Test::In(literals)))
+                Ok(FilterNode::Condition(field, Predicate::In(literals)))
             }),
-            Filter::Prefix(terms) => self.terms("prefix", terms, |check, name, prefix| {
-                let field = check.field(name)?;
-                if !matches!(field, Field::Attribute(_, AttributeType::Text)) {
+            Filter::Prefix(terms) => self.validate_terms("prefix", terms, |check, name, prefix| {
+                let field = check.resolve_field(name)?;
+                if !matches!(field, FilterField::Attribute(_, AttributeType::Text)) {
                     return Err(format!(
                         "`prefix` needs a text, and {name} is {}",
-                        kind(&field).described()
+                        field_type(&field).description()
                     ));
                 }
-                check.count()?;
-                Ok(Node::Term(field, Test::Prefix(prefix.clone())))
+                check.count_value()?;
+                Ok(FilterNode::Condition(field, Predicate::Prefix(prefix.clone())))
             }),
             Filter::Exists(name) => {
-                self.count()?;
-                Ok(Node::Term(self.field(name)?, Test::Exists))
+                self.count_value()?;
+                Ok(FilterNode::Condition(self.resolve_field(name)?, Predicate::Exists))
             }
         }
     }
 
     /// All of the terms, each made by `one`.
-    fn terms<T>(
+    fn validate_terms<T>(
         &mut self,
         what: &str,
         terms: &BTreeMap<String, T>,
-        one: impl Fn(&mut Self, &str, &T) -> Result<Node, String>,
-    ) -> Result<Node, String> {
+        one: impl Fn(&mut Self, &str, &T) -> Result<FilterNode, String>,
+    ) -> Result<FilterNode, String> {
         if terms.is_empty() {
             return Err(format!("`{what}` is empty; name an attribute"));
         }
         let nodes = terms.iter().map(|(name, value)| one(self, name, value));
-        Ok(Node::And(nodes.collect::<Result<_, _>>()?))
+        Ok(FilterNode::And(nodes.collect::<Result<_, _>>()?))
     }
 
-    fn is(holds: fn(Ordering) -> bool) -> impl Fn(&mut Self, &str, &Value) -> Result<Node, String> {
+    fn comparison(
+        holds: fn(Ordering) -> bool,
+    ) -> impl Fn(&mut Self, &str, &Value) -> Result<FilterNode, String> {
         move |check, name, value| {
-            let field = check.field(name)?;
-            let literal = check.literal(name, &field, value)?;
-            Ok(Node::Term(field, Test::Is(holds, literal)))
+            let field = check.resolve_field(name)?;
+            let literal = check.parse_literal(name, &field, value)?;
+            Ok(FilterNode::Condition(field, Predicate::Compare(holds, literal)))
         }
     }
 
-    fn count(&mut self) -> Result<(), String> {
-        *self.values += 1;
-        if *self.values > MAX_VALUES {
-            return Err(format!("compares with more than {MAX_VALUES} values"));
+    fn count_value(&mut self) -> Result<(), String> {
+        *self.value_count += 1;
+        if *self.value_count > MAX_FILTER_VALUES {
+            return Err(format!("compares with more than {MAX_FILTER_VALUES} values"));
         }
         Ok(())
     }
 
-    fn field(&self, name: &str) -> Result<Field, String> {
-        match (name, self.declared.get(name)) {
-            (EVENT_TIME, _) => Ok(Field::EventTime),
-            (EMBEDDED_AT, _) => Ok(Field::EmbeddedAt),
-            (_, Some(kind)) => Ok(Field::Attribute(name.to_owned(), *kind)),
+    fn resolve_field(&self, name: &str) -> Result<FilterField, String> {
+        match (name, self.declared_types.get(name)) {
+            (EVENT_TIME, _) => Ok(FilterField::EventTime),
+            (EMBEDDED_AT, _) => Ok(FilterField::EmbeddedAt),
+            (_, Some(kind)) => Ok(FilterField::Attribute(name.to_owned(), *kind)),
             (_, None) => {
-                let known =
-                    self.declared.iter().map(|(name, kind)| format!("{name} ({})", kind.name()));
+                let known = self
+                    .declared_types
+                    .iter()
+                    .map(|(name, kind)| format!("{name} ({})", kind.as_str()));
                 let times = [EVENT_TIME, EMBEDDED_AT].map(|name| format!("{name} (time)"));
                 let known = known.chain(times).collect::<Vec<_>>().join(", ");
                 Err(format!(
@@ -240,9 +255,14 @@ impl Check<'_> {
         }
     }
 
-    fn literal(&mut self, name: &str, field: &Field, value: &Value) -> Result<Literal, String> {
-        self.count()?;
-        let kind = kind(field);
+    fn parse_literal(
+        &mut self,
+        name: &str,
+        field: &FilterField,
+        value: &Value,
+    ) -> Result<Literal, String> {
+        self.count_value()?;
+        let kind = field_type(field);
         let literal = match (kind, value) {
             (AttributeType::Text, Value::String(text)) => Some(Literal::Text(text.clone())),
             (AttributeType::Integer, Value::Number(number)) => {
@@ -250,22 +270,24 @@ impl Check<'_> {
             }
             (AttributeType::Number, Value::Number(number)) => number.as_f64().map(Literal::Number),
             (AttributeType::Boolean, Value::Bool(value)) => Some(Literal::Boolean(*value)),
-            (AttributeType::Time, Value::String(text)) => stored(AttributeType::Time, text),
+            (AttributeType::Time, Value::String(text)) => {
+                parse_stored_value(AttributeType::Time, text)
+            }
             _ => None,
         };
-        literal.ok_or_else(|| format!("{name} is {}, and {value} is none", kind.described()))
+        literal.ok_or_else(|| format!("{name} is {}, and {value} is none", kind.description()))
     }
 }
 
-fn kind(field: &Field) -> AttributeType {
+fn field_type(field: &FilterField) -> AttributeType {
     match field {
-        Field::Attribute(_, kind) => *kind,
-        Field::EventTime | Field::EmbeddedAt => AttributeType::Time,
+        FilterField::Attribute(_, kind) => *kind,
+        FilterField::EventTime | FilterField::EmbeddedAt => AttributeType::Time,
     }
 }
 
 /// A stored text by its declared type; none where it is none, as after a change of the declaration.
-fn stored(kind: AttributeType, text: &str) -> Option<Literal> {
+fn parse_stored_value(kind: AttributeType, text: &str) -> Option<Literal> {
     Some(match kind {
         AttributeType::Text => Literal::Text(text.to_owned()),
         AttributeType::Integer => Literal::Integer(text.parse().ok()?),
@@ -277,102 +299,111 @@ fn stored(kind: AttributeType, text: &str) -> Option<Literal> {
     })
 }
 
-impl Test {
-    fn holds(&self, value: &Literal) -> bool {
+impl Predicate {
+    fn matches(&self, value: &Literal) -> bool {
         match self {
             Self::Exists => true,
-            Self::Is(holds, literal) => value.partial_cmp(literal).is_some_and(holds),
+            Self::Compare(holds, literal) => value.partial_cmp(literal).is_some_and(holds),
             Self::In(literals) => literals.contains(value),
             Self::Prefix(prefix) => matches!(value, Literal::Text(t) if t.starts_with(prefix)),
         }
     }
 }
 
-impl Checked {
+impl ValidatedFilter {
     /// As compact JSON.
-    pub fn text(&self) -> &str {
-        &self.text
+    pub fn as_json(&self) -> &str {
+        &self.json
     }
 }
 
-impl Node {
+impl FilterNode {
     /// A bit a row of `body`, set where this holds; what stands beyond the rows means nothing.
-    fn words(&self, body: &Body) -> Vec<u64> {
+    fn to_bitmap(&self, body: &ChunkData) -> Vec<u64> {
         let fold = |nodes: &[Self], with: fn(u64, u64) -> u64| {
-            let words = nodes.iter().map(|node| node.words(body));
+            let words = nodes.iter().map(|node| node.to_bitmap(body));
             words.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| with(*a, *b)).collect())
         };
         match self {
             Self::And(all) => fold(all, |a, b| a & b).unwrap_or_default(),
             Self::Or(any) => fold(any, |a, b| a | b).unwrap_or_default(),
-            Self::Not(one) => one.words(body).into_iter().map(|word| !word).collect(),
-            Self::Term(Field::Attribute(name, kind), test) => match body.attributes.get(name) {
-                Some(column) => of_column(column, *kind, test),
-                None => vec![0; body.len.div_ceil(GROUP)],
-            },
-            Self::Term(Field::EventTime, test) => of_times(&body.event_times, test),
-            Self::Term(Field::EmbeddedAt, test) => of_times(&body.embedded_at, test),
+            Self::Not(one) => one.to_bitmap(body).into_iter().map(|word| !word).collect(),
+            Self::Condition(FilterField::Attribute(name, kind), test) => {
+                match body.attributes.get(name) {
+                    Some(column) => column_bitmap(column, *kind, test),
+                    None => vec![0; body.len.div_ceil(ROWS_PER_GROUP)],
+                }
+            }
+            Self::Condition(FilterField::EventTime, test) => time_bitmap(&body.event_times, test),
+            Self::Condition(FilterField::EmbeddedAt, test) => time_bitmap(&body.embedded_at, test),
         }
     }
 }
 
-fn of_column(column: &Column, kind: AttributeType, test: &Test) -> Vec<u64> {
-    let holds = |text: &str| stored(kind, text).is_some_and(|value| test.holds(&value));
+fn column_bitmap(column: &AttributeColumn, kind: AttributeType, test: &Predicate) -> Vec<u64> {
+    let holds =
+        |text: &str| parse_stored_value(kind, text).is_some_and(|value| test.matches(&value));
     let by_value: Vec<bool> =
         (0..column.values.len()).map(|i| holds(column.values.get(i))).collect();
     // A missing value's code is beyond all values.
-    pack(&column.codes, |code| by_value.get(*code as usize).copied().unwrap_or(false))
+    pack_bitmap(&column.value_indices, |code| {
+        by_value.get(*code as usize).copied().unwrap_or(false)
+    })
 }
 
-fn of_times(times: &[i64], test: &Test) -> Vec<u64> {
-    pack(times, |time| *time != Body::NO_TIME && test.holds(&Literal::Time(*time)))
+fn time_bitmap(times: &[i64], test: &Predicate) -> Vec<u64> {
+    pack_bitmap(times, |time| {
+        *time != ChunkData::UNKNOWN_TIME && test.matches(&Literal::Time(*time))
+    })
 }
 
-fn pack<T>(rows: &[T], holds: impl Fn(&T) -> bool) -> Vec<u64> {
+fn pack_bitmap<T>(rows: &[T], holds: impl Fn(&T) -> bool) -> Vec<u64> {
     let word = |group: &[T]| {
         group.iter().enumerate().fold(0, |word, (i, row)| word | u64::from(holds(row)) << i)
     };
-    rows.chunks(GROUP).map(word).collect()
+    rows.chunks(ROWS_PER_GROUP).map(word).collect()
 }
 
 /// A bitmap of a chunk's rows.
-type Words = (Weak<Body>, Arc<[u64]>);
+type ChunkBitmap = (Weak<ChunkData>, Arc<[u64]>);
 
 /// Bitmaps of recent filters.
 #[derive(Debug, Default)]
-pub(crate) struct Masks {
+pub(crate) struct FilterCache {
     /// The last used at the end.
-    kept: Mutex<VecDeque<(String, Vec<Words>)>>,
+    recent: Mutex<VecDeque<(String, Vec<ChunkBitmap>)>>,
 }
 
-impl Masks {
+impl FilterCache {
     /// The live rows of `snapshot` that `filter` lets through, a word a group over all chunks.
-    pub fn of(&self, filter: &Checked, snapshot: &Snapshot) -> Vec<u64> {
-        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = kept().iter().find(|(text, _)| *text == filter.text).map(|(_, w)| w.clone());
+    pub fn row_mask(&self, filter: &ValidatedFilter, snapshot: &Snapshot) -> Vec<u64> {
+        let kept = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = kept().iter().find(|(text, _)| *text == filter.json).map(|(_, w)| w.clone());
         let known = known.unwrap_or_default();
-        let words = |body: &Arc<Body>| {
-            let same = |(other, _): &&Words| other.as_ptr() == Arc::as_ptr(body);
+        let words = |body: &Arc<ChunkData>| {
+            let same = |(other, _): &&ChunkBitmap| other.as_ptr() == Arc::as_ptr(body);
             known
                 .iter()
                 .find(same)
-                .map_or_else(|| filter.root.words(body).into(), |(_, w)| w.clone())
+                .map_or_else(|| filter.root.to_bitmap(body).into(), |(_, w)| w.clone())
         };
-        let all: Vec<Words> = snapshot
+        let all: Vec<ChunkBitmap> = snapshot
             .chunks
             .par_iter()
-            .map(|chunk| (Arc::downgrade(&chunk.body), words(&chunk.body)))
+            .map(|chunk| (Arc::downgrade(&chunk.data), words(&chunk.data)))
             .collect();
         let chunks = snapshot.chunks.iter().zip(&all);
         let mask = chunks
-            .flat_map(|(chunk, (_, words))| chunk.live.iter().zip(&**words).map(|(a, b)| a & b))
+            .flat_map(|(chunk, (_, words))| {
+                chunk.live_bitmap.iter().zip(&**words).map(|(a, b)| a & b)
+            })
             .collect();
         let mut kept = kept();
-        kept.retain(|(text, _)| *text != filter.text);
-        if kept.len() >= KEPT {
+        kept.retain(|(text, _)| *text != filter.json);
+        if kept.len() >= MAX_CACHED_FILTERS {
             kept.pop_front();
         }
-        kept.push_back((filter.text.clone(), all));
+        kept.push_back((filter.json.clone(), all));
         mask
     }
 }

@@ -1,6 +1,6 @@
 //! What is asked, and why it may not be answered.
 
-pub(crate) mod embed;
+pub(crate) mod embedder;
 pub(crate) mod filter;
 
 use std::borrow::Cow;
@@ -13,17 +13,17 @@ use sha2::{Digest, Sha256};
 use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::StatisticsKey;
 use crate::clip::ClipError;
-use crate::record::hex;
+use crate::record::to_hex;
 use filter::Filter;
 
 /// Most texts of a mixture.
-pub const MAX_TEXTS: usize = 16;
+pub const MAX_WEIGHTED_TEXTS: usize = 16;
 
 /// What is asked. Whatever is not said is answered as the catalogue's state says.
 #[derive(Debug, Clone, Default)]
 pub struct Query {
     /// What is looked for.
-    pub input: Input,
+    pub input: QueryInput,
     /// How many results.
     pub k: Option<usize>,
     /// Key, name or name@version of a prompt set; the newest version of a name.
@@ -43,27 +43,27 @@ pub struct Query {
     /// Whether the image of [`Input::Image`] may be a hit of itself.
     pub include_self: bool,
     /// Ids of the trace and of the span that the question belongs to, for the log.
-    pub trace: Option<(String, String)>,
+    pub trace_ids: Option<(String, String)>,
     /// Name of the API key that asks, for the log.
-    pub by: Option<String>,
+    pub api_key_name: Option<String>,
     /// Which configuration answers: `live`, `candidate`, or the name of one of them.
     pub configuration: Option<String>,
     /// What the caller is told apart by, for the candidate's share: the same key is always answered
     /// by the same configuration.
-    pub key: Option<String>,
+    pub traffic_key: Option<String>,
 }
 
 /// What is looked for.
 #[derive(Debug, Clone)]
-pub enum Input {
+pub enum QueryInput {
     /// What a text describes.
     Text(String),
     /// What several texts describe together: the sum of their unit embeddings, each times its weight.
-    Texts(Vec<WeightedText>),
+    WeightedTexts(Vec<WeightedText>),
     /// What is like an image of the catalogue.
-    Image(String),
+    ImageId(String),
     /// What is like a picture: the bytes of its file.
-    Picture(Vec<u8>),
+    ImageBytes(Vec<u8>),
     /// What is near an embedding of the same model, of any length.
     Vector(Vec<f32>),
 }
@@ -75,11 +75,11 @@ pub struct WeightedText {
     /// The text.
     pub text: String,
     /// How much it counts, -100 to 100; below 0 it is to be avoided.
-    #[serde(default = "one")]
+    #[serde(default = "default_text_weight")]
     pub weight: f32,
 }
 
-fn one() -> f32 {
+fn default_text_weight() -> f32 {
     1.0
 }
 
@@ -90,13 +90,13 @@ pub enum MinScore {
     /// A balanced score.
     Score(f32),
     /// The one that is calibrated for the configuration that answers.
-    Calibrated(CalibratedScore),
+    Calibrated(CalibratedThreshold),
 }
 
 /// A threshold that was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum CalibratedScore {
+pub enum CalibratedThreshold {
     /// From the catalogue's state.
     Calibrated,
 }
@@ -106,7 +106,7 @@ pub enum CalibratedScore {
 pub enum QueryError {
     /// A field of the request is wrong.
     #[error("{field}: {reason}")]
-    Invalid {
+    InvalidField {
         /// Which field.
         field: &'static str,
         /// Why, and what would be right.
@@ -119,10 +119,10 @@ pub enum QueryError {
     #[error(
         "prompt set {0} is served, but not among the catalogue's as this model computes them; store it anew (bsap reindex statistics), then serve that (bsap candidate set, bsap promote)"
     )]
-    SetMissing(StatisticsKey),
+    PromptSetMissing(StatisticsKey),
     /// No live image has this id.
     #[error("image {0:?} is not in the catalogue")]
-    NoImage(String),
+    ImageNotFound(String),
     /// The version of the catalogue that a cursor belongs to is not held any more.
     #[error(
         "cursor: table version {version} is not held here any more (search.cursor_seconds, search.cursor_mib), or never was; ask again without a cursor"
@@ -132,19 +132,19 @@ pub enum QueryError {
         version: u64,
     },
     /// As many queries wait as may.
-    #[error("{0} queries wait already (search.waiting)")]
-    Busy(usize),
+    #[error("{0} queries wait already (search.queue_capacity)")]
+    QueueFull(usize),
     /// The caller left, or the engine stops.
     #[error("the query was given up")]
-    GivenUp,
+    Cancelled,
     /// A tower failed.
     #[error(transparent)]
     Model(#[from] ClipError),
 }
 
 impl QueryError {
-    pub(crate) fn invalid(field: &'static str, reason: impl Into<String>) -> Self {
-        Self::Invalid { field, reason: reason.into() }
+    pub(crate) fn invalid_field(field: &'static str, reason: impl Into<String>) -> Self {
+        Self::InvalidField { field, reason: reason.into() }
     }
 }
 
@@ -152,7 +152,7 @@ impl QueryError {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 pub struct Timings {
     /// Embedding the query, or finding it among those that are remembered.
-    pub text_ms: f64,
+    pub embed_ms: f64,
     /// Waiting for a pass over the catalogue that other queries share.
     pub wait_ms: f64,
     /// That pass.
@@ -163,12 +163,12 @@ pub struct Timings {
 
 impl Query {
     /// The same question to the one configuration that a candidate's generation has.
-    pub(crate) fn as_live(&self) -> Self {
-        Self { configuration: None, key: None, ..self.clone() }
+    pub(crate) fn without_routing(&self) -> Self {
+        Self { configuration: None, traffic_key: None, ..self.clone() }
     }
 
     /// Whether it says itself how it is to be answered, and so belongs to no share.
-    pub(crate) fn is_own(&self) -> bool {
+    pub(crate) fn has_overrides(&self) -> bool {
         self.prompt_set.is_some()
             || self.normaliser.is_some()
             || self.weight.is_some()
@@ -176,55 +176,55 @@ impl Query {
     }
 }
 
-impl Default for Input {
+impl Default for QueryInput {
     fn default() -> Self {
         Self::Text(String::new())
     }
 }
 
-impl From<&str> for Input {
+impl From<&str> for QueryInput {
     fn from(text: &str) -> Self {
         Self::Text(text.to_owned())
     }
 }
 
-impl From<String> for Input {
+impl From<String> for QueryInput {
     fn from(text: String) -> Self {
         Self::Text(text)
     }
 }
 
-impl Input {
+impl QueryInput {
     /// Its name in requests and in the log.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Text(_) => "text",
-            Self::Texts(_) => "texts",
-            Self::Image(_) => "image_id",
-            Self::Picture(_) => "image",
+            Self::WeightedTexts(_) => "texts",
+            Self::ImageId(_) => "image_id",
+            Self::ImageBytes(_) => "image",
             Self::Vector(_) => "vector",
         }
     }
 
     /// Whether it is a picture: auxiliary prompts are texts, and what they say of an image's scores
     /// with texts does not hold for its scores with pictures.
-    pub fn is_picture(&self) -> bool {
-        matches!(self, Self::Image(_) | Self::Picture(_))
+    pub fn is_image(&self) -> bool {
+        matches!(self, Self::ImageId(_) | Self::ImageBytes(_))
     }
 
     /// What people and logs recognise it by: its text, the id, or a hash.
-    pub fn described(&self) -> Cow<'_, str> {
+    pub fn description(&self) -> Cow<'_, str> {
         match self {
             Self::Text(text) => text.into(),
-            Self::Texts(texts) => {
+            Self::WeightedTexts(texts) => {
                 let one = |t: &WeightedText| format!("{} × {}", t.weight, t.text);
                 texts.iter().map(one).collect::<Vec<_>>().join(" + ").into()
             }
-            Self::Image(id) => format!("image {id}").into(),
-            Self::Picture(bytes) => format!("picture {}", hex(&Sha256::digest(bytes))).into(),
+            Self::ImageId(id) => format!("image {id}").into(),
+            Self::ImageBytes(bytes) => format!("picture {}", to_hex(&Sha256::digest(bytes))).into(),
             Self::Vector(values) => {
                 let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-                format!("vector {}", hex(&Sha256::digest(bytes))).into()
+                format!("vector {}", to_hex(&Sha256::digest(bytes))).into()
             }
         }
     }
@@ -233,12 +233,12 @@ impl Input {
     pub fn texts(&self) -> Vec<&str> {
         match self {
             Self::Text(text) => vec![text],
-            Self::Texts(texts) => texts.iter().map(|t| t.text.as_str()).collect(),
-            Self::Image(_) | Self::Picture(_) | Self::Vector(_) => Vec::new(),
+            Self::WeightedTexts(texts) => texts.iter().map(|t| t.text.as_str()).collect(),
+            Self::ImageId(_) | Self::ImageBytes(_) | Self::Vector(_) => Vec::new(),
         }
     }
 }
 
-pub(crate) fn milliseconds(duration: Duration) -> f64 {
+pub(crate) fn to_milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }

@@ -18,18 +18,18 @@ use half::f16;
 use pulp::{Arch, WithSimd};
 use rayon::prelude::*;
 
-use super::{Ask, Piece, Scanned, Task, widen};
-use crate::balance::calibration::Background;
-use crate::balance::normalise::Affine;
-use crate::search::snapshot::Place;
-use crate::search::snapshot::chunk::{Entry, GROUP, NONE};
-use crate::search::snapshot::codes::Prepared;
+use super::{ScanRequest, ScanResult, ScanTask, TaskResult, with_error};
+use crate::balance::calibration::ScoreDistribution;
+use crate::balance::normalise::AffineTransform;
+use crate::search::snapshot::RowLocation;
+use crate::search::snapshot::chunk::{ImageMetadata, NO_STATISTICS, ROWS_PER_GROUP};
+use crate::search::snapshot::quantise::QuantisedQuery;
 
 /// One image among the results.
 #[derive(Debug, Clone)]
 pub struct Hit {
     /// The image.
-    pub entry: Arc<Entry>,
+    pub image: Arc<ImageMetadata>,
     /// Cosine of query and image: plain CLIP.
     pub raw_score: f32,
     /// Place in the ranking of plain CLIP, from 1.
@@ -39,12 +39,12 @@ pub struct Hit {
     /// Place in the balanced ranking, from 1.
     pub rank: usize,
     /// The image's own factor and shift.
-    pub affine: Affine,
+    pub affine: AffineTransform,
 }
 
 /// Exact results of one query.
 #[derive(Debug)]
-pub struct Found {
+pub struct TopK {
     /// Best by balanced score, from the wanted place on.
     pub hits: Vec<Hit>,
     /// Best by raw score, from the same place on.
@@ -52,81 +52,90 @@ pub struct Found {
     /// Rows that were ranked.
     pub matched: usize,
     /// Moments of the balanced scores of all images; with a filter, of a part of them.
-    pub background: Background,
+    pub score_distribution: ScoreDistribution,
 }
 
 /// Balanced, raw.
-const BALANCED: usize = 0;
-const RAW: usize = 1;
+const BALANCED_INDEX: usize = 0;
+const RAW_INDEX: usize = 1;
 
 /// A row with its exact scores.
 #[derive(Debug, Clone, Copy)]
-struct Exact {
-    place: Place,
+struct ExactScores {
+    location: RowLocation,
     /// Balanced, raw.
     scores: [f64; 2],
-    affine: Affine,
+    affine: AffineTransform,
 }
 
 /// One query's pass, to be made exact.
-pub struct Exactly<'a> {
-    ask: &'a Ask,
-    tasks: &'a [Task],
-    scanned: &'a Scanned,
+pub struct ExactRanker<'a> {
+    request: &'a ScanRequest,
+    tasks: &'a [ScanTask],
+    scan_result: &'a ScanResult,
     /// A query of each chunk, for the bounds of single rows.
-    prepared: Vec<Prepared>,
+    quantised_queries: Vec<QuantisedQuery>,
 }
 
-impl<'a> Exactly<'a> {
+impl<'a> ExactRanker<'a> {
     /// Of `ask`, whose pass over `tasks` found `scanned`.
-    pub fn new(ask: &'a Ask, tasks: &'a [Task], scanned: &'a Scanned) -> Self {
+    pub fn new(
+        request: &'a ScanRequest,
+        tasks: &'a [ScanTask],
+        scan_result: &'a ScanResult,
+    ) -> Self {
         let mut integers = Vec::new();
-        let mut prepared = Vec::with_capacity(ask.snapshot.chunks.len());
-        for chunk in &ask.snapshot.chunks {
+        let mut prepared = Vec::with_capacity(request.snapshot.chunks.len());
+        for chunk in &request.snapshot.chunks {
             integers.clear();
-            prepared.push(chunk.body.codes.prepare(&ask.embedding, &mut integers));
+            prepared.push(chunk.data.quantised.quantise_query(&request.embedding, &mut integers));
         }
-        Self { ask, tasks, scanned, prepared }
+        Self { request, tasks, scan_result, quantised_queries: prepared }
     }
 
     /// The best from place `offset` on, up to the depth that was scanned for.
-    pub fn best(&self, offset: usize) -> Found {
-        let near = self.near();
-        let lists = [BALANCED, RAW].map(|by| self.sorted(&near, by));
-        let page = |list: &[Exact]| list.get(offset..).unwrap_or_default().to_vec();
+    pub fn top_k(&self, offset: usize) -> TopK {
+        let candidates = self.candidates();
+        let lists = [BALANCED_INDEX, RAW_INDEX].map(|by| self.sort_candidates(&candidates, by));
+        let page = |list: &[ExactScores]| list.get(offset..).unwrap_or_default().to_vec();
         let [hits, raw_hits] = lists.each_ref().map(|list| page(list));
-        let known: [HashMap<Place, usize>; 2] =
-            lists.map(|list| list.iter().enumerate().map(|(i, row)| (row.place, i + 1)).collect());
-        Found {
-            hits: self.placed(&hits, &known),
-            raw_hits: self.placed(&raw_hits, &known),
-            matched: self.scanned.matched,
-            background: self.scanned.background,
+        let known: [HashMap<RowLocation, usize>; 2] = lists
+            .map(|list| list.iter().enumerate().map(|(i, row)| (row.location, i + 1)).collect());
+        TopK {
+            hits: self.assign_ranks(&hits, &known),
+            raw_hits: self.assign_ranks(&raw_hits, &known),
+            matched: self.scan_result.matched,
+            score_distribution: self.scan_result.score_distribution,
         }
     }
 
     /// One image and its places.
-    pub fn of(&self, place: Place) -> Option<Hit> {
-        let row = [self.exact(place)];
-        self.placed(&row, &Default::default()).pop()
+    pub fn rank_of(&self, place: RowLocation) -> Option<Hit> {
+        let row = [self.exact_scores(place)];
+        self.assign_ranks(&row, &Default::default()).pop()
     }
 
     /// Every row that can be among the best by either score.
-    fn near(&self) -> Vec<Exact> {
-        let least = self.scanned.least;
-        let rows = |(task, piece): (&Task, &Piece)| {
-            let mut near = Vec::new();
-            let either = [(BALANCED, least[BALANCED]), (RAW, least[RAW])];
-            self.each(*task, piece, &either, |row| near.push(self.exact(row.place)));
-            near
+    fn candidates(&self) -> Vec<ExactScores> {
+        let kth_bound = self.scan_result.kth_bounds;
+        let rows = |(task, piece): (&ScanTask, &TaskResult)| {
+            let mut candidates = Vec::new();
+            let either =
+                [(BALANCED_INDEX, kth_bound[BALANCED_INDEX]), (RAW_INDEX, kth_bound[RAW_INDEX])];
+            self.for_each_candidate(*task, piece, &either, |row| {
+                candidates.push(self.exact_scores(row.location))
+            });
+            candidates
         };
-        self.tasks.par_iter().zip(&self.scanned.pieces).flat_map_iter(rows).collect()
+        self.tasks.par_iter().zip(&self.scan_result.task_results).flat_map_iter(rows).collect()
     }
 
-    fn sorted(&self, near: &[Exact], by: usize) -> Vec<Exact> {
-        let mut list = near.to_vec();
-        let order = |a: &Exact, b: &Exact| self.order(by, (a.scores[by], a.place), b);
-        let depth = self.ask.depth;
+    fn sort_candidates(&self, candidates: &[ExactScores], score_index: usize) -> Vec<ExactScores> {
+        let mut list = candidates.to_vec();
+        let order = |a: &ExactScores, b: &ExactScores| {
+            self.compare(score_index, (a.scores[score_index], a.location), b)
+        };
+        let depth = self.request.depth;
         if list.len() > depth {
             list.select_nth_unstable_by(depth - 1, order);
             list.truncate(depth);
@@ -136,31 +145,48 @@ impl<'a> Exactly<'a> {
     }
 
     /// How a row with this exact score stands to `other`.
-    fn order(&self, by: usize, (score, place): (f64, Place), other: &Exact) -> Ordering {
-        let id = |place: Place| self.ask.snapshot.chunks[place.chunk].body.id(place.row);
-        other.scores[by].total_cmp(&score).then_with(|| id(place).cmp(id(other.place)))
+    fn compare(
+        &self,
+        score_index: usize,
+        (score, place): (f64, RowLocation),
+        other: &ExactScores,
+    ) -> Ordering {
+        let id = |place: RowLocation| self.request.snapshot.chunks[place.chunk].data.id(place.row);
+        other.scores[score_index].total_cmp(&score).then_with(|| id(place).cmp(id(other.location)))
     }
 
     /// Hits of `rows` with both places, from `known` or counted.
-    fn placed(&self, rows: &[Exact], known: &[HashMap<Place, usize>; 2]) -> Vec<Hit> {
-        let places = [BALANCED, RAW].map(|by| {
-            let mut unknown: Vec<Exact> =
-                rows.iter().filter(|r| !known[by].contains_key(&r.place)).copied().collect();
-            unknown.sort_unstable_by(|a, b| self.order(by, (a.scores[by], a.place), b));
-            let counted = self.count(by, &unknown);
-            unknown.iter().map(|r| r.place).zip(counted).collect::<HashMap<_, _>>()
+    fn assign_ranks(
+        &self,
+        rows: &[ExactScores],
+        known_ranks: &[HashMap<RowLocation, usize>; 2],
+    ) -> Vec<Hit> {
+        let counted_ranks = [BALANCED_INDEX, RAW_INDEX].map(|by| {
+            let mut unknown: Vec<ExactScores> = rows
+                .iter()
+                .filter(|r| !known_ranks[by].contains_key(&r.location))
+                .copied()
+                .collect();
+            unknown.sort_unstable_by(|a, b| self.compare(by, (a.scores[by], a.location), b));
+            let counted = self.count_ranks(by, &unknown);
+            unknown.iter().map(|r| r.location).zip(counted).collect::<HashMap<_, _>>()
         });
-        let place = |by: usize, row: &Exact| {
-            known[by].get(&row.place).or_else(|| places[by].get(&row.place)).copied().unwrap_or(0)
+        let place = |by: usize, row: &ExactScores| {
+            known_ranks[by]
+                .get(&row.location)
+                .or_else(|| counted_ranks[by].get(&row.location))
+                .copied()
+                .unwrap_or(0)
         };
-        let hit = |row: &Exact| {
-            let entry = self.ask.snapshot.chunks[row.place.chunk].body.entry(row.place.row)?;
+        let hit = |row: &ExactScores| {
+            let entry =
+                self.request.snapshot.chunks[row.location.chunk].data.metadata(row.location.row)?;
             Some(Hit {
-                entry: Arc::new(entry),
-                raw_score: row.scores[RAW] as f32,
-                raw_rank: place(RAW, row),
-                score: row.scores[BALANCED] as f32,
-                rank: place(BALANCED, row),
+                image: Arc::new(entry),
+                raw_score: row.scores[RAW_INDEX] as f32,
+                raw_rank: place(RAW_INDEX, row),
+                score: row.scores[BALANCED_INDEX] as f32,
+                rank: place(BALANCED_INDEX, row),
                 affine: row.affine,
             })
         };
@@ -168,23 +194,26 @@ impl<'a> Exactly<'a> {
     }
 
     /// Places of `rows`, which are sorted best first.
-    fn count(&self, by: usize, rows: &[Exact]) -> Vec<usize> {
+    fn count_ranks(&self, score_index: usize, rows: &[ExactScores]) -> Vec<usize> {
         let Some(last) = rows.last() else { return Vec::new() };
         // Not above it in f32: a row that is left out cannot stand before the last.
-        let lowest = (last.scores[by] as f32).next_down();
-        let scores: Vec<f64> = rows.iter().map(|row| row.scores[by]).collect();
+        let threshold = (last.scores[score_index] as f32).next_down();
+        let scores: Vec<f64> = rows.iter().map(|row| row.scores[score_index]).collect();
         // above[i]: rows that stand before rows[i..], and not before rows[..i].
-        let counted = |(task, piece): (&Task, &Piece)| {
+        let counted = |(task, piece): (&ScanTask, &TaskResult)| {
             let mut above = vec![0usize; rows.len() + 1];
-            self.each(*task, piece, &[(by, lowest)], |row| {
-                let (low, high) = (f64::from(row.low[by]), f64::from(row.high[by]));
+            self.for_each_candidate(*task, piece, &[(score_index, threshold)], |row| {
+                let (low, high) =
+                    (f64::from(row.lower[score_index]), f64::from(row.upper[score_index]));
                 let certain = scores.partition_point(|score| *score >= low);
                 let possible = scores.partition_point(|score| *score > high);
                 let first = if certain == possible {
                     certain
                 } else {
-                    let exact = self.exact(row.place).scores[by];
-                    let before = |r: &Exact| self.order(by, (exact, row.place), r).is_lt();
+                    let exact = self.exact_scores(row.location).scores[score_index];
+                    let before = |r: &ExactScores| {
+                        self.compare(score_index, (exact, row.location), r).is_lt()
+                    };
                     possible + rows[possible..certain].partition_point(|r| !before(r))
                 };
                 above[first] += 1;
@@ -198,7 +227,12 @@ impl<'a> Exactly<'a> {
             a
         };
         let none = || vec![0; rows.len() + 1];
-        let above = self.tasks.par_iter().zip(&self.scanned.pieces).map(counted).reduce(none, add);
+        let above = self
+            .tasks
+            .par_iter()
+            .zip(&self.scan_result.task_results)
+            .map(counted)
+            .reduce(none, add);
         let sums = above.iter().scan(0, |sum, more| {
             *sum += more;
             Some(*sum + 1)
@@ -208,136 +242,147 @@ impl<'a> Exactly<'a> {
 
     /// The rows of a task that may be found and whose upper bound of one of the scores `by` reaches
     /// what is asked of it, with the bounds of these scores.
-    fn each(&self, task: Task, piece: &Piece, by: &[(usize, f32)], mut with: impl FnMut(Bounded)) {
-        let chunk = &self.ask.snapshot.chunks[task.chunk];
-        let column = chunk.statistics.get(&self.ask.key);
-        let balanced = by.iter().any(|(by, _)| *by == BALANCED);
+    fn for_each_candidate(
+        &self,
+        task: ScanTask,
+        piece: &TaskResult,
+        thresholds: &[(usize, f32)],
+        mut visit: impl FnMut(BoundedRow),
+    ) {
+        let chunk = &self.request.snapshot.chunks[task.chunk_index];
+        let column = chunk.statistics.get(&self.request.statistics_key);
+        let balanced = thresholds.iter().any(|(by, _)| *by == BALANCED_INDEX);
         let (arch, mut bounds) = (Arch::new(), GroupBounds::default());
-        let mut factors = [[1f32; GROUP], [0f32; GROUP]];
-        let reach = |high: &[f32; 2]| by.iter().any(|(by, least)| high[*by] >= *least);
-        for (g, _) in piece.high.iter().enumerate().filter(|(_, high)| reach(high)) {
-            let from = (task.from + g) * GROUP;
-            let raw = &piece.raw[g * GROUP..];
-            let raw = &raw[..raw.len().min(GROUP)];
+        let mut factors = [[1f32; ROWS_PER_GROUP], [0f32; ROWS_PER_GROUP]];
+        let reaches_threshold =
+            |high: &[f32; 2]| thresholds.iter().any(|(by, least)| high[*by] >= *least);
+        for (g, _) in
+            piece.upper_bounds.iter().enumerate().filter(|(_, high)| reaches_threshold(high))
+        {
+            let from = (task.first_group + g) * ROWS_PER_GROUP;
+            let raw = &piece.raw_scores[g * ROWS_PER_GROUP..];
+            let raw = &raw[..raw.len().min(ROWS_PER_GROUP)];
             if balanced {
-                self.ask.factors(column.map(|all| &all[from..][..raw.len()]), &mut factors);
+                self.request
+                    .fill_affine_factors(column.map(|all| &all[from..][..raw.len()]), &mut factors);
             }
-            let mut word = 0;
-            for (by, least) in by {
-                word |= arch.dispatch(Reaching {
-                    out: &mut bounds,
-                    by: *by,
-                    least: *least,
-                    raw,
-                    error: &chunk.body.codes.error[from..][..raw.len()],
-                    factors: (*by == BALANCED).then_some(&factors),
-                    prepared: self.prepared[task.chunk],
+            let mut bitmap_word = 0;
+            for (by, least) in thresholds {
+                bitmap_word |= arch.dispatch(UpperBoundFilter {
+                    bounds: &mut bounds,
+                    score_index: *by,
+                    threshold: *least,
+                    raw_scores: raw,
+                    error_norms: &chunk.data.quantised.error_norms[from..][..raw.len()],
+                    affine_factors: (*by == BALANCED_INDEX).then_some(&factors),
+                    query: self.quantised_queries[task.chunk_index],
                 });
             }
-            word &= task.word(self.ask, chunk, g);
-            while word != 0 {
-                let i = word.trailing_zeros() as usize;
-                word &= word - 1;
-                with(Bounded {
-                    place: Place { chunk: task.chunk, row: from + i },
-                    low: [bounds.low[0][i], bounds.low[1][i]],
-                    high: [bounds.high[0][i], bounds.high[1][i]],
+            bitmap_word &= task.bitmap_word(self.request, chunk, g);
+            while bitmap_word != 0 {
+                let i = bitmap_word.trailing_zeros() as usize;
+                bitmap_word &= bitmap_word - 1;
+                visit(BoundedRow {
+                    location: RowLocation { chunk: task.chunk_index, row: from + i },
+                    lower: [bounds.lower[0][i], bounds.lower[1][i]],
+                    upper: [bounds.upper[0][i], bounds.upper[1][i]],
                 });
             }
         }
     }
 
-    fn exact(&self, place: Place) -> Exact {
-        let chunk = &self.ask.snapshot.chunks[place.chunk];
-        let (query, row) = (&self.ask.embedding, chunk.body.vector(place.row));
-        let raw = Arch::new().dispatch(Dot { query, row });
-        let column = chunk.statistics.get(&self.ask.key);
-        let affine = self.ask.affine(column.map_or(&NONE, |all| &all[place.row]));
+    fn exact_scores(&self, place: RowLocation) -> ExactScores {
+        let chunk = &self.request.snapshot.chunks[place.chunk];
+        let (query, row) = (&self.request.embedding, chunk.data.stored_vector(place.row));
+        let raw = Arch::new().dispatch(ExactDotProduct { query, row });
+        let column = chunk.statistics.get(&self.request.statistics_key);
+        let affine =
+            self.request.affine_transform(column.map_or(&NO_STATISTICS, |all| &all[place.row]));
         let score = f64::from(affine.alpha) * raw + f64::from(affine.beta);
-        Exact { place, scores: [score, raw], affine }
+        ExactScores { location: place, scores: [score, raw], affine }
     }
 }
 
 /// Bounds of the scores of a group's rows, balanced and raw.
 struct GroupBounds {
-    low: [[f32; GROUP]; 2],
-    high: [[f32; GROUP]; 2],
+    lower: [[f32; ROWS_PER_GROUP]; 2],
+    upper: [[f32; ROWS_PER_GROUP]; 2],
 }
 
 impl Default for GroupBounds {
     fn default() -> Self {
-        let none = [[f32::NEG_INFINITY; GROUP]; 2];
-        Self { low: none, high: none }
+        let none = [[f32::NEG_INFINITY; ROWS_PER_GROUP]; 2];
+        Self { lower: none, upper: none }
     }
 }
 
 /// Finds bounds of one score of a group's rows, and the rows, a bit each, whose upper bound is at least
 /// `least`.
-struct Reaching<'a> {
-    out: &'a mut GroupBounds,
-    by: usize,
-    least: f32,
-    raw: &'a [f32],
-    error: &'a [f32],
+struct UpperBoundFilter<'a> {
+    bounds: &'a mut GroupBounds,
+    score_index: usize,
+    threshold: f32,
+    raw_scores: &'a [f32],
+    error_norms: &'a [f32],
     /// α and β of each row; of the raw score none are needed.
-    factors: Option<&'a [[f32; GROUP]; 2]>,
-    prepared: Prepared,
+    affine_factors: Option<&'a [[f32; ROWS_PER_GROUP]; 2]>,
+    query: QuantisedQuery,
 }
 
-impl WithSimd for Reaching<'_> {
+impl WithSimd for UpperBoundFilter<'_> {
     type Output = u64;
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) -> u64 {
-        let n = self.raw.len().min(GROUP);
-        let (raw, error) = (&self.raw[..n], &self.error[..n]);
+        let n = self.raw_scores.len().min(ROWS_PER_GROUP);
+        let (raw, error) = (&self.raw_scores[..n], &self.error_norms[..n]);
         // Arrays of its own: what cannot overlap is computed in vectors.
-        let (mut low, mut high) = ([0f32; GROUP], [0f32; GROUP]);
-        match self.factors {
+        let (mut low, mut high) = ([0f32; ROWS_PER_GROUP], [0f32; ROWS_PER_GROUP]);
+        match self.affine_factors {
             None => {
                 for i in 0..n {
-                    let reach = self.prepared.reach(error[i]);
-                    low[i] = raw[i] - reach;
-                    high[i] = raw[i] + reach;
+                    let error_bound = self.query.error_bound(error[i]);
+                    low[i] = raw[i] - error_bound;
+                    high[i] = raw[i] + error_bound;
                 }
             }
             Some([alpha, beta]) => {
                 for i in 0..n {
-                    let reach = self.prepared.reach(error[i]);
-                    let (score, width) = widen(alpha[i], beta[i], raw[i], reach);
+                    let error_bound = self.query.error_bound(error[i]);
+                    let (score, width) = with_error(alpha[i], beta[i], raw[i], error_bound);
                     low[i] = score - width;
                     high[i] = score + width;
                 }
             }
         }
-        (self.out.low[self.by], self.out.high[self.by]) = (low, high);
-        (0..n).fold(0, |word, i| word | u64::from(high[i] >= self.least) << i)
+        (self.bounds.lower[self.score_index], self.bounds.upper[self.score_index]) = (low, high);
+        (0..n).fold(0, |word, i| word | u64::from(high[i] >= self.threshold) << i)
     }
 }
 
 /// A row and the bounds of its scores, balanced and raw; of those that were asked for.
-struct Bounded {
-    place: Place,
-    low: [f32; 2],
-    high: [f32; 2],
+struct BoundedRow {
+    location: RowLocation,
+    lower: [f32; 2],
+    upper: [f32; 2],
 }
 
 /// The value of a finite f16, written so that compilers vectorise it: its bits, where those of an f32
 /// stand, are 2¹¹² times too small.
 #[inline(always)]
-fn wide(value: f16) -> f32 {
-    const SCALE: f32 = f32::from_bits((127 + 112) << 23);
+fn f16_to_f32(value: f16) -> f32 {
+    const EXPONENT_SCALE: f32 = f32::from_bits((127 + 112) << 23);
     let bits = u32::from(value.to_bits());
-    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * SCALE;
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * EXPONENT_SCALE;
     f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
 }
 
 /// The product of a query and a stored row in f64, in an order that does not depend on the machine.
-struct Dot<'a> {
+struct ExactDotProduct<'a> {
     query: &'a [f32],
     row: &'a [f16],
 }
 
-impl WithSimd for Dot<'_> {
+impl WithSimd for ExactDotProduct<'_> {
     type Output = f64;
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) -> f64 {
@@ -347,7 +392,7 @@ impl WithSimd for Dot<'_> {
         let (b, b_rest) = self.row.as_chunks::<LANES>();
         for (a, b) in a.iter().zip(b) {
             for lane in 0..LANES {
-                lanes[lane] += f64::from(a[lane]) * f64::from(wide(b[lane]));
+                lanes[lane] += f64::from(a[lane]) * f64::from(f16_to_f32(b[lane]));
             }
         }
         let rest = a_rest.iter().zip(b_rest);
@@ -363,7 +408,7 @@ mod tests {
     #[test]
     fn every_finite_half_is_widened_exactly() {
         for value in (0..=u16::MAX).map(f16::from_bits).filter(|value| value.is_finite()) {
-            assert_eq!(wide(value).to_bits(), value.to_f32().to_bits(), "{value}");
+            assert_eq!(f16_to_f32(value).to_bits(), value.to_f32().to_bits(), "{value}");
         }
     }
 }

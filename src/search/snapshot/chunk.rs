@@ -7,27 +7,29 @@ use chrono::{DateTime, Utc};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use super::codes::Codes;
-use crate::balance::statistics::{Statistics, StatisticsKey};
-use crate::record::{Attributes, Embedding, Image, ImageId, Row, Sequence, Version, hex};
+use super::quantise::QuantisedVectors;
+use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
+use crate::record::{
+    Attributes, Embedding, ImageId, ImageRow, RowVersion, SequenceKey, StoredImage, to_hex,
+};
 
 /// Rows of a group: one word of a bitmap.
-pub const GROUP: usize = 64;
+pub const ROWS_PER_GROUP: usize = 64;
 /// Most rows of a chunk. Larger ones would make merging them slow, smaller ones a query prepare its
 /// numbers more often.
-pub const MAX_ROWS: usize = 1 << 16;
+pub const MAX_CHUNK_ROWS: usize = 1 << 16;
 
 /// No statistics: the row keeps its raw score.
-pub const NONE: Statistics =
-    Statistics { n: 0, mean: 0.0, std: 0.0, min: 0.0, max: 0.0, lse: 0.0, topk_mean: 0.0 };
+pub const NO_STATISTICS: ScoreStatistics =
+    ScoreStatistics { n: 0, mean: 0.0, std: 0.0, min: 0.0, max: 0.0, lse: 0.0, topk_mean: 0.0 };
 
 /// What is known of one live image besides its embedding.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct ImageMetadata {
     /// Which image.
     pub image_id: ImageId,
     /// Its version.
-    pub version: Version,
+    pub version: RowVersion,
     /// When the change happened, where known.
     pub event_time: Option<DateTime<Utc>>,
     /// When it was embedded.
@@ -37,7 +39,7 @@ pub struct Entry {
     /// SHA-256 of its bytes in hexadecimal.
     pub content_hash: String,
     /// Size of those bytes.
-    pub bytes: u64,
+    pub byte_size: u64,
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.
@@ -48,78 +50,78 @@ pub struct Entry {
 
 /// Texts one after the other in one piece of memory.
 #[derive(Debug, Default)]
-pub struct Texts {
-    text: Box<str>,
-    ends: Box<[u32]>,
+pub struct PackedStrings {
+    joined: Box<str>,
+    end_offsets: Box<[u32]>,
 }
 
-impl Texts {
-    fn of<'a>(texts: impl Iterator<Item = &'a str>) -> Self {
+impl PackedStrings {
+    fn from_texts<'a>(texts: impl Iterator<Item = &'a str>) -> Self {
         let (mut text, mut ends) = (String::new(), Vec::new());
         for one in texts {
             text.push_str(one);
             ends.push(text.len() as u32);
         }
-        Self { text: text.into(), ends: ends.into() }
+        Self { joined: text.into(), end_offsets: ends.into() }
     }
 
     /// The text at `i`.
     pub fn get(&self, i: usize) -> &str {
-        let from = i.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
-        &self.text[from..self.ends[i] as usize]
+        let from = i.checked_sub(1).map_or(0, |before| self.end_offsets[before] as usize);
+        &self.joined[from..self.end_offsets[i] as usize]
     }
 
     /// How many texts.
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.end_offsets.len()
     }
 
-    fn bytes(&self) -> usize {
-        self.text.len() + 4 * self.ends.len()
+    fn memory_bytes(&self) -> usize {
+        self.joined.len() + 4 * self.end_offsets.len()
     }
 }
 
 /// The values of one attribute: each different value once, and which one a row has.
 #[derive(Debug)]
-pub struct Column {
+pub struct AttributeColumn {
     /// The different values, sorted.
-    pub values: Texts,
+    pub values: PackedStrings,
     /// Index into `values` of each row; [`Column::MISSING`] where it has none.
-    pub codes: Box<[u32]>,
+    pub value_indices: Box<[u32]>,
 }
 
-impl Column {
+impl AttributeColumn {
     /// A row without the attribute.
     pub const MISSING: u32 = u32::MAX;
 }
 
 /// The rows, without statistics and without what is deleted since.
 #[derive(Debug)]
-pub struct Body {
+pub struct ChunkData {
     /// Rows.
     pub len: usize,
     /// Values of an embedding.
     pub dimension: usize,
     /// Codes of the embeddings.
-    pub codes: Codes,
+    pub quantised: QuantisedVectors,
     vectors: Box<[f16]>,
-    ids: Texts,
-    sequences: Texts,
+    ids: PackedStrings,
+    sequences: PackedStrings,
     /// Empty text: none.
-    uris: Texts,
+    uris: PackedStrings,
     /// Microseconds since 1970; [`Body::NO_TIME`] where unknown.
     pub event_times: Box<[i64]>,
     /// Microseconds since 1970.
     pub embedded_at: Box<[i64]>,
-    hashes: Box<[[u8; 32]]>,
-    sizes: Box<[(u64, u32, u32)]>,
+    content_hashes: Box<[[u8; 32]]>,
+    image_sizes: Box<[(u64, u32, u32)]>,
     /// Declared attributes that any row has.
-    pub attributes: BTreeMap<String, Column>,
+    pub attributes: BTreeMap<String, AttributeColumn>,
 }
 
-impl Body {
+impl ChunkData {
     /// A time that is not known.
-    pub const NO_TIME: i64 = i64::MIN;
+    pub const UNKNOWN_TIME: i64 = i64::MIN;
 
     /// The id of a row.
     pub fn id(&self, row: usize) -> &str {
@@ -127,7 +129,7 @@ impl Body {
     }
 
     /// The row of an id, live or not.
-    pub fn find(&self, id: &str) -> Option<usize> {
+    pub fn find_row(&self, id: &str) -> Option<usize> {
         let (mut low, mut high) = (0, self.len);
         while low < high {
             let middle = usize::midpoint(low, high);
@@ -141,43 +143,43 @@ impl Body {
     }
 
     /// The version of a row.
-    pub fn version(&self, row: usize) -> Version {
-        Version {
-            sequence: Sequence::from_stored(self.sequences.get(row)),
+    pub fn version(&self, row: usize) -> RowVersion {
+        RowVersion {
+            sequence: SequenceKey::from_stored(self.sequences.get(row)),
             deleted: false,
-            embedded_at: time(self.embedded_at[row]),
+            embedded_at: time_from_micros(self.embedded_at[row]),
         }
     }
 
     /// The stored embedding of a row.
-    pub fn vector(&self, row: usize) -> &[f16] {
+    pub fn stored_vector(&self, row: usize) -> &[f16] {
         &self.vectors[row * self.dimension..(row + 1) * self.dimension]
     }
 
     /// The stored embedding of a row, as statistics are computed from it.
     pub fn embedding(&self, row: usize) -> Embedding {
-        Embedding::from_stored(&self.vector(row).to_f32_vec())
+        Embedding::from_stored(&self.stored_vector(row).to_f32_vec())
     }
 
     /// What is known of a row.
-    pub fn entry(&self, row: usize) -> Option<Entry> {
-        let of = |column: &Column| {
-            let code = column.codes[row];
-            (code != Column::MISSING).then(|| column.values.get(code as usize).to_owned())
+    pub fn metadata(&self, row: usize) -> Option<ImageMetadata> {
+        let of = |column: &AttributeColumn| {
+            let code = column.value_indices[row];
+            (code != AttributeColumn::MISSING).then(|| column.values.get(code as usize).to_owned())
         };
         let attributes = self.attributes.iter();
-        let hash = &self.hashes[row];
-        let (bytes, width, height) = self.sizes[row];
+        let hash = &self.content_hashes[row];
+        let (bytes, width, height) = self.image_sizes[row];
         let uri = self.uris.get(row);
-        Some(Entry {
+        Some(ImageMetadata {
             image_id: ImageId::new(self.id(row)).ok()?,
             version: self.version(row),
-            event_time: (self.event_times[row] != Self::NO_TIME)
-                .then(|| time(self.event_times[row])),
-            embedded_at: time(self.embedded_at[row]),
+            event_time: (self.event_times[row] != Self::UNKNOWN_TIME)
+                .then(|| time_from_micros(self.event_times[row])),
+            embedded_at: time_from_micros(self.embedded_at[row]),
             uri: (!uri.is_empty()).then(|| uri.to_owned()),
-            content_hash: if hash == &[0; 32] { String::new() } else { hex(hash) },
-            bytes,
+            content_hash: if hash == &[0; 32] { String::new() } else { to_hex(hash) },
+            byte_size: bytes,
             width,
             height,
             attributes: attributes.filter_map(|(n, c)| Some((n.clone(), of(c)?))).collect(),
@@ -185,17 +187,21 @@ impl Body {
     }
 
     /// The row as it was before it was taken in, with these statistics.
-    fn row(&self, row: usize, statistics: BTreeMap<StatisticsKey, Statistics>) -> Option<Row> {
-        let entry = self.entry(row)?;
-        Some(Row {
+    fn to_row(
+        &self,
+        row: usize,
+        statistics: BTreeMap<StatisticsKey, ScoreStatistics>,
+    ) -> Option<ImageRow> {
+        let entry = self.metadata(row)?;
+        Some(ImageRow {
             image_id: entry.image_id,
             sequence: entry.version.sequence,
             event_time: entry.event_time,
             embedded_at: entry.embedded_at,
-            image: Some(Image {
+            image: Some(StoredImage {
                 uri: entry.uri,
                 content_hash: entry.content_hash,
-                bytes: entry.bytes,
+                bytes: entry.byte_size,
                 width: entry.width,
                 height: entry.height,
                 attributes: entry.attributes,
@@ -206,14 +212,16 @@ impl Body {
     }
 
     /// Bytes of ids, addresses and attributes; all others.
-    fn bytes(&self) -> (usize, usize) {
+    fn memory_bytes(&self) -> (usize, usize) {
         let attributes = self.attributes.values();
-        let named = self.ids.bytes()
-            + self.uris.bytes()
-            + attributes.map(|c| c.values.bytes() + 4 * c.codes.len()).sum::<usize>();
-        let rest = self.codes.bytes()
+        let named = self.ids.memory_bytes()
+            + self.uris.memory_bytes()
+            + attributes
+                .map(|c| c.values.memory_bytes() + 4 * c.value_indices.len())
+                .sum::<usize>();
+        let rest = self.quantised.memory_bytes()
             + 2 * self.vectors.len()
-            + self.sequences.bytes()
+            + self.sequences.memory_bytes()
             + self.len * (8 + 8 + 32 + 16);
         (named, rest)
     }
@@ -223,20 +231,20 @@ impl Body {
 #[derive(Debug, Clone)]
 pub struct Chunk {
     /// The rows.
-    pub body: Arc<Body>,
+    pub data: Arc<ChunkData>,
     /// Statistics of each row by prompt set.
-    pub statistics: BTreeMap<StatisticsKey, Arc<[Statistics]>>,
+    pub statistics: BTreeMap<StatisticsKey, Arc<[ScoreStatistics]>>,
     /// A bit a row, [`GROUP`] a word.
-    pub live: Arc<[u64]>,
+    pub live_bitmap: Arc<[u64]>,
     /// Rows that are live.
-    pub count: usize,
+    pub live_count: usize,
 }
 
 impl Chunk {
     /// A chunk of rows with images, sorted by id, one row an id, with the statistics of `keys`.
-    pub fn of(rows: &[Row], keys: &[StatisticsKey]) -> Self {
+    pub fn from_rows(rows: &[ImageRow], keys: &[StatisticsKey]) -> Self {
         let len = rows.len();
-        let images: Vec<&Image> = rows.iter().filter_map(|row| row.image.as_ref()).collect();
+        let images: Vec<&StoredImage> = rows.iter().filter_map(|row| row.image.as_ref()).collect();
         debug_assert_eq!(images.len(), len);
         let dimension = images.first().map_or(0, |image| image.embedding.values().len());
         let mut vectors = Vec::with_capacity(len * dimension);
@@ -246,83 +254,93 @@ impl Chunk {
         let statistics = keys
             .iter()
             .map(|key| {
-                let of = |image: &&Image| image.statistics.get(key).copied().unwrap_or(NONE);
+                let of = |image: &&StoredImage| {
+                    image.statistics.get(key).copied().unwrap_or(NO_STATISTICS)
+                };
                 (key.clone(), images.iter().map(of).collect())
             })
             .collect();
         let micros = |time: DateTime<Utc>| time.timestamp_micros();
-        let body = Body {
+        let body = ChunkData {
             len,
             dimension,
-            codes: Codes::of(&vectors, dimension),
+            quantised: QuantisedVectors::from_vectors(&vectors, dimension),
             vectors: vectors.into(),
-            ids: Texts::of(rows.iter().map(|row| row.image_id.as_str())),
-            sequences: Texts::of(rows.iter().map(|row| row.sequence.as_str())),
-            uris: Texts::of(images.iter().map(|i| i.uri.as_deref().unwrap_or_default())),
+            ids: PackedStrings::from_texts(rows.iter().map(|row| row.image_id.as_str())),
+            sequences: PackedStrings::from_texts(rows.iter().map(|row| row.sequence.as_str())),
+            uris: PackedStrings::from_texts(
+                images.iter().map(|i| i.uri.as_deref().unwrap_or_default()),
+            ),
             event_times: rows
                 .iter()
-                .map(|row| row.event_time.map_or(Body::NO_TIME, micros))
+                .map(|row| row.event_time.map_or(ChunkData::UNKNOWN_TIME, micros))
                 .collect(),
             embedded_at: rows.iter().map(|row| micros(row.embedded_at)).collect(),
-            hashes: images.iter().map(|image| digest(&image.content_hash)).collect(),
-            sizes: images.iter().map(|i| (i.bytes, i.width, i.height)).collect(),
-            attributes: columns(&images),
+            content_hashes: images
+                .iter()
+                .map(|image| parse_hex_hash(&image.content_hash))
+                .collect(),
+            image_sizes: images.iter().map(|i| (i.bytes, i.width, i.height)).collect(),
+            attributes: build_attribute_columns(&images),
         };
-        let mut live = vec![u64::MAX; len.div_ceil(GROUP)];
-        if let Some(last) = live.last_mut().filter(|_| !len.is_multiple_of(GROUP)) {
-            *last = (1 << (len % GROUP)) - 1;
+        let mut live = vec![u64::MAX; len.div_ceil(ROWS_PER_GROUP)];
+        if let Some(last) = live.last_mut().filter(|_| !len.is_multiple_of(ROWS_PER_GROUP)) {
+            *last = (1 << (len % ROWS_PER_GROUP)) - 1;
         }
-        Self { body: body.into(), statistics, live: live.into(), count: len }
+        Self { data: body.into(), statistics, live_bitmap: live.into(), live_count: len }
     }
 
     /// Whether a row is live.
     pub fn is_live(&self, row: usize) -> bool {
-        self.live[row / GROUP] >> (row % GROUP) & 1 == 1
+        self.live_bitmap[row / ROWS_PER_GROUP] >> (row % ROWS_PER_GROUP) & 1 == 1
     }
 
     /// The live rows.
-    pub fn rows(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.body.len).filter(|row| self.is_live(*row))
+    pub fn live_rows(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.data.len).filter(|row| self.is_live(*row))
     }
 
     /// The same chunk without `rows`.
-    pub fn without(&self, rows: &[usize]) -> Self {
-        let mut live = self.live.to_vec();
+    pub fn without_rows(&self, rows: &[usize]) -> Self {
+        let mut live = self.live_bitmap.to_vec();
         for row in rows {
-            live[row / GROUP] &= !(1 << (row % GROUP));
+            live[row / ROWS_PER_GROUP] &= !(1 << (row % ROWS_PER_GROUP));
         }
         let count = live.iter().map(|word| word.count_ones() as usize).sum();
-        Self { live: live.into(), count, ..self.clone() }
+        Self { live_bitmap: live.into(), live_count: count, ..self.clone() }
     }
 
     /// The live rows as they were before they were taken in.
-    pub fn to_rows(&self) -> Vec<Row> {
+    pub fn to_rows(&self) -> Vec<ImageRow> {
         let row = |row| {
-            let of = |(key, all): (&StatisticsKey, &Arc<[Statistics]>)| (key.clone(), all[row]);
-            let all: BTreeMap<StatisticsKey, Statistics> = self.statistics.iter().map(of).collect();
-            self.body.row(row, all.into_iter().filter(|(_, s)| s.n > 0).collect())
+            let of =
+                |(key, all): (&StatisticsKey, &Arc<[ScoreStatistics]>)| (key.clone(), all[row]);
+            let all: BTreeMap<StatisticsKey, ScoreStatistics> =
+                self.statistics.iter().map(of).collect();
+            self.data.to_row(row, all.into_iter().filter(|(_, s)| s.n > 0).collect())
         };
-        self.rows().filter_map(row).collect()
+        self.live_rows().filter_map(row).collect()
     }
 
     /// What copies share, by its address, with its bytes: the body, and the statistics of each set.
-    pub fn parts(&self) -> impl Iterator<Item = (*const (), u64)> + '_ {
-        let (named, rest) = self.body.bytes();
-        let body = (Arc::as_ptr(&self.body).cast(), (named + rest) as u64);
-        let column = |all: &Arc<[Statistics]>| (all.as_ptr().cast(), size_of_val(&**all) as u64);
+    pub fn shared_parts(&self) -> impl Iterator<Item = (*const (), u64)> + '_ {
+        let (named, rest) = self.data.memory_bytes();
+        let body = (Arc::as_ptr(&self.data).cast(), (named + rest) as u64);
+        let column =
+            |all: &Arc<[ScoreStatistics]>| (all.as_ptr().cast(), size_of_val(&**all) as u64);
         std::iter::once(body).chain(self.statistics.values().map(column))
     }
 
     /// Bytes of ids, addresses and attributes; all others.
-    pub fn bytes(&self) -> (usize, usize) {
-        let (named, rest) = self.body.bytes();
-        let statistics = self.statistics.len() * self.body.len * size_of::<Statistics>();
-        (named, rest + statistics + 8 * self.live.len())
+    pub fn memory_bytes(&self) -> (usize, usize) {
+        let (named, rest) = self.data.memory_bytes();
+        let statistics = self.statistics.len() * self.data.len * size_of::<ScoreStatistics>();
+        (named, rest + statistics + 8 * self.live_bitmap.len())
     }
 }
 
 /// The bytes of a hash in hexadecimal; zeros where it is none.
-fn digest(text: &str) -> [u8; 32] {
+fn parse_hex_hash(text: &str) -> [u8; 32] {
     let mut digest = [0; 32];
     if text.len() == 64 && text.is_ascii() {
         for (byte, i) in digest.iter_mut().zip((0..64).step_by(2)) {
@@ -332,11 +350,11 @@ fn digest(text: &str) -> [u8; 32] {
     digest
 }
 
-fn time(micros: i64) -> DateTime<Utc> {
+fn time_from_micros(micros: i64) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(micros).unwrap_or_default()
 }
 
-fn columns(images: &[&Image]) -> BTreeMap<String, Column> {
+fn build_attribute_columns(images: &[&StoredImage]) -> BTreeMap<String, AttributeColumn> {
     let names: std::collections::BTreeSet<&String> =
         images.iter().flat_map(|image| image.attributes.keys()).collect();
     let column = |name: &String| {
@@ -347,10 +365,13 @@ fn columns(images: &[&Image]) -> BTreeMap<String, Column> {
         values.dedup();
         let code = |value: Option<&str>| {
             let found = value.and_then(|v| values.binary_search(&v).ok());
-            found.map_or(Column::MISSING, |i| i as u32)
+            found.map_or(AttributeColumn::MISSING, |i| i as u32)
         };
         let codes = all.iter().copied().map(code).collect();
-        Column { values: Texts::of(values.iter().copied()), codes }
+        AttributeColumn {
+            values: PackedStrings::from_texts(values.iter().copied()),
+            value_indices: codes,
+        }
     };
     names.into_iter().map(|name| (name.clone(), column(name))).collect()
 }

@@ -29,44 +29,48 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use super::problem::Problem;
-use super::{Options, ServeError};
+use super::{HttpOptions, ServeError};
 use crate::telemetry::event;
 
 /// How long open requests may take to finish at shutdown.
-const DRAIN: Duration = Duration::from_secs(2);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most bytes of a request's head.
-const MAX_HEAD_BYTES: usize = 32 << 10;
+const MAX_REQUEST_HEAD_BYTES: usize = 32 << 10;
 /// Connections that are told why they are turned away, at one time; more are closed at once.
-const MAX_TURNED_AWAY: usize = 64;
+const MAX_CONCURRENT_REJECTIONS: usize = 64;
 /// Rest after a connection could not be taken: files are used up, and soon are not.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// An open port.
 pub struct Listener {
-    tcp: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tcp_listener: TcpListener,
+    tls_acceptor: Option<TlsAcceptor>,
 }
 
 impl Listener {
     /// Where the page is.
     pub fn url(&self) -> io::Result<String> {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        Ok(format!("{scheme}://{}/", self.tcp.local_addr()?))
+        let scheme = if self.tls_acceptor.is_some() { "https" } else { "http" };
+        Ok(format!("{scheme}://{}/", self.tcp_listener.local_addr()?))
     }
 }
 
 /// Opens the port and reads the certificate: what is wrong with them shows before anything expensive
 /// is loaded.
-pub async fn listen(options: &Options) -> Result<Listener, ServeError> {
-    let tls = if options.tls() { Some(tls(&options.tls_cert, &options.tls_key)?) } else { None };
+pub async fn listen(options: &HttpOptions) -> Result<Listener, ServeError> {
+    let tls = if options.is_tls_enabled() {
+        Some(load_tls_acceptor(&options.tls_cert, &options.tls_key)?)
+    } else {
+        None
+    };
     let address: SocketAddr = options.listen;
     let tcp = TcpListener::bind(address)
         .await
         .map_err(|source| ServeError::Listen { address, source })?;
-    Ok(Listener { tcp, tls })
+    Ok(Listener { tcp_listener: tcp, tls_acceptor: tls })
 }
 
-fn tls(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServeError> {
+fn load_tls_acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServeError> {
     let wrong = |option, file: &Path, reason: String| ServeError::Tls {
         option,
         file: file.to_owned(),
@@ -91,34 +95,39 @@ fn tls(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServeError> {
 
 /// What connections may take.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    connections: usize,
+pub struct ConnectionLimits {
+    max_connections: usize,
     /// For a request's head, and for the handshake of TLS.
-    head: Duration,
+    head_timeout: Duration,
     /// Without a byte being taken of what is sent.
-    write: Duration,
+    write_timeout: Duration,
 }
 
-impl Limits {
+impl ConnectionLimits {
     /// As configured.
-    pub fn new(options: &Options) -> Self {
+    pub fn new(options: &HttpOptions) -> Self {
         Self {
-            connections: options.max_connections,
-            head: Duration::from_millis(options.header_timeout_ms),
-            write: Duration::from_millis(options.write_timeout_ms),
+            max_connections: options.max_connections,
+            head_timeout: Duration::from_millis(options.header_timeout_ms),
+            write_timeout: Duration::from_millis(options.write_timeout_ms),
         }
     }
 }
 
 /// Answers by `router` until `token` is cancelled, then lets open requests finish.
-pub async fn serve(listener: Listener, router: Router, limits: Limits, token: CancellationToken) {
-    let turns = Arc::new(Semaphore::new(limits.connections));
-    let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
-    let full = full(limits.connections);
+pub async fn accept_connections(
+    listener: Listener,
+    router: Router,
+    limits: ConnectionLimits,
+    token: CancellationToken,
+) {
+    let permits = Arc::new(Semaphore::new(limits.max_connections));
+    let rejection_permits = Arc::new(Semaphore::new(MAX_CONCURRENT_REJECTIONS));
+    let rejecting_router = build_rejecting_router(limits.max_connections);
     let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.tcp.accept() => accepted,
+            accepted = listener.tcp_listener.accept() => accepted,
             () = token.cancelled() => break,
         };
         let stream = match accepted {
@@ -127,27 +136,27 @@ pub async fn serve(listener: Listener, router: Router, limits: Limits, token: Ca
                 // One that left before it was taken is its own affair.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     error!(event = event::HTTP_ERROR, code = "accept", %error, "a connection could not be taken");
-                    sleep(ACCEPT_AGAIN).await;
+                    sleep(ACCEPT_RETRY_DELAY).await;
                 }
                 continue;
             }
         };
-        let (turn, service) = if let Ok(turn) = turns.clone().try_acquire_owned() {
+        let (turn, service) = if let Ok(turn) = permits.clone().try_acquire_owned() {
             (turn, router.clone())
         } else {
             warn!(
-                event = event::SHED,
-                limit = limits.connections,
+                event = event::REQUEST_REJECTED,
+                limit = limits.max_connections,
                 "too many connections; one was turned away"
             );
-            let Ok(turn) = turned_away.clone().try_acquire_owned() else { continue };
-            (turn, full.clone())
+            let Ok(turn) = rejection_permits.clone().try_acquire_owned() else { continue };
+            (turn, rejecting_router.clone())
         };
-        let (tls, token) = (listener.tls.clone(), token.clone());
+        let (tls, token) = (listener.tls_acceptor.clone(), token.clone());
         tasks.spawn(async move {
             let _turn = turn;
             // What goes wrong on a connection ends it, and is the caller's to see.
-            let _ = connection(stream, tls, service, limits, &token).await;
+            let _ = handle_connection(stream, tls, service, limits, &token).await;
         });
     }
     tasks.close();
@@ -155,9 +164,10 @@ pub async fn serve(listener: Listener, router: Router, limits: Limits, token: Ca
 }
 
 /// Tells everybody that there are too many.
-fn full(limit: usize) -> Router {
+fn build_rejecting_router(limit: usize) -> Router {
     let answer = move || async move {
-        Problem::busy(limit, "connections are open (http.max_connections)").into_response()
+        Problem::too_many_requests(limit, "connections are open (http.max_connections)")
+            .into_response()
     };
     let close = |mut response: Response| async {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -166,44 +176,44 @@ fn full(limit: usize) -> Router {
     Router::new().fallback(answer).layer(middleware::map_response(close))
 }
 
-async fn connection(
+async fn handle_connection(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
     service: Router,
-    limits: Limits,
+    limits: ConnectionLimits,
     token: &CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     // Answers are small: waiting to fill a packet only delays them.
     stream.set_nodelay(true)?;
-    let Some(tls) = tls else { return converse(stream, service, limits, token).await };
+    let Some(tls) = tls else { return serve_connection(stream, service, limits, token).await };
     let stream = tokio::select! {
-        stream = timeout(limits.head, tls.accept(stream)) => stream??,
+        stream = timeout(limits.head_timeout, tls.accept(stream)) => stream??,
         () = token.cancelled() => return Ok(()),
     };
-    converse(stream, service, limits, token).await
+    serve_connection(stream, service, limits, token).await
 }
 
-async fn converse(
+async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     service: Router,
-    limits: Limits,
+    limits: ConnectionLimits,
     token: &CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut stream = TimeoutStream::new(stream);
     // Who does not read keeps what is to be sent: a picture holds its share of fetch.budget_mib.
-    stream.set_write_timeout(Some(limits.write));
+    stream.set_write_timeout(Some(limits.write_timeout));
     let stream = Box::pin(stream);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
-        .max_buf_size(MAX_HEAD_BYTES)
+        .header_read_timeout(limits.head_timeout)
+        .max_buf_size(MAX_REQUEST_HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => ended?,
         () = token.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            timeout(DRAIN, connection).await??;
+            timeout(DRAIN_TIMEOUT, connection).await??;
         }
     }
     Ok(())
@@ -217,26 +227,31 @@ mod tests {
     use super::*;
 
     /// A megabyte for whoever asks, over a pipe that holds a sixteenth of it.
-    async fn asked() -> (tokio::io::DuplexStream, tokio::task::JoinHandle<bool>) {
+    async fn request_large_body() -> (tokio::io::DuplexStream, tokio::task::JoinHandle<bool>) {
         let (mut caller, server) = tokio::io::duplex(64 << 10);
         let service = Router::new().route("/", get(|| async { vec![0u8; 1 << 20] }));
         let write = Duration::from_millis(300);
-        let limits = Limits { connections: 1, head: Duration::from_secs(60), write };
+        let limits = ConnectionLimits {
+            max_connections: 1,
+            head_timeout: Duration::from_secs(60),
+            write_timeout: write,
+        };
         let token = CancellationToken::new();
-        let conversation =
-            tokio::spawn(async move { converse(server, service, limits, &token).await.is_err() });
+        let conversation = tokio::spawn(async move {
+            serve_connection(server, service, limits, &token).await.is_err()
+        });
         let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         caller.write_all(request).await.unwrap();
         (caller, conversation)
     }
 
     #[tokio::test]
-    async fn who_does_not_read_is_let_go() {
-        let (caller, conversation) = asked().await;
+    async fn clients_that_do_not_read_are_disconnected() {
+        let (caller, conversation) = request_large_body().await;
         assert!(conversation.await.unwrap(), "it ends, though nobody left");
         drop(caller);
         // Slowly is not never.
-        let (mut caller, conversation) = asked().await;
+        let (mut caller, conversation) = request_large_body().await;
         let (mut part, mut read) = (vec![0; 64 << 10], 0);
         while let Ok(bytes @ 1..) = caller.read(&mut part).await {
             read += bytes;

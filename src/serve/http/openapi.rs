@@ -5,22 +5,22 @@ use schemars::generate::{Contract, SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
-use super::access::{SessionAnswer, SignIn};
-use super::answer::{
-    ExplainAnswer, ExplainRequest, FeedbackRequest, ImageAnswer, SearchAnswer, SearchRequest,
+use super::auth::{SessionResponse, SignInRequest};
+use super::payload::{
+    ExplainRequest, ExplainResponse, FeedbackRequest, ImageInfo, SearchRequest, SearchResponse,
 };
 use super::problem::Problem;
-use super::session::COOKIE;
-use super::state::StateAnswer;
+use super::session::COOKIE_NAME;
+use super::state_response::StateResponse;
 
 /// Collects the schemas of bodies: what is read may leave out what has a default, what is written
 /// has it all.
-struct Schemas {
-    read: SchemaGenerator,
-    written: SchemaGenerator,
+struct SchemaCollector {
+    request_schemas: SchemaGenerator,
+    response_schemas: SchemaGenerator,
 }
 
-impl Schemas {
+impl SchemaCollector {
     fn new() -> Self {
         let settings = |contract| {
             let mut settings = SchemaSettings::draft2020_12();
@@ -28,50 +28,53 @@ impl Schemas {
             settings.contract = contract;
             settings.into_generator()
         };
-        Self { read: settings(Contract::Deserialize), written: settings(Contract::Serialize) }
+        Self {
+            request_schemas: settings(Contract::Deserialize),
+            response_schemas: settings(Contract::Serialize),
+        }
     }
 
-    fn body<T: JsonSchema>(&mut self) -> Value {
-        json!({ "required": true, "content": content(&self.read.subschema_for::<T>()) })
+    fn request_body<T: JsonSchema>(&mut self) -> Value {
+        json!({ "required": true, "content": json_content(&self.request_schemas.subschema_for::<T>()) })
     }
 
-    fn answer<T: JsonSchema>(&mut self, about: &str) -> Value {
-        json!({ "description": about, "content": content(&self.written.subschema_for::<T>()) })
+    fn response<T: JsonSchema>(&mut self, about: &str) -> Value {
+        json!({ "description": about, "content": json_content(&self.response_schemas.subschema_for::<T>()) })
     }
 
     /// Where both have a schema of the same name, what is written is meant.
-    fn all(mut self) -> Map<String, Value> {
-        let mut all = self.read.take_definitions(true);
-        all.extend(self.written.take_definitions(true));
+    fn into_definitions(mut self) -> Map<String, Value> {
+        let mut all = self.request_schemas.take_definitions(true);
+        all.extend(self.response_schemas.take_definitions(true));
         all
     }
 }
 
-fn content(schema: &Schema) -> Value {
+fn json_content(schema: &Schema) -> Value {
     json!({ "application/json": { "schema": schema } })
 }
 
 /// The document.
-pub fn document() -> Value {
-    let mut schemas = Schemas::new();
+pub fn build_document() -> Value {
+    let mut schemas = SchemaCollector::new();
     let problem = json!({
         "description": "Why not; `code` is stable.",
-        "content": { "application/problem+json": { "schema": schemas.written.subschema_for::<Problem>() } },
+        "content": { "application/problem+json": { "schema": schemas.response_schemas.subschema_for::<Problem>() } },
     });
     let id = json!({
         "name": "id", "in": "path", "required": true,
         "description": "An image's id, percent-encoded.", "schema": { "type": "string", "minLength": 1 },
     });
     let text = |about: &str| json!({ "description": about, "content": { "text/plain": { "schema": { "type": "string" } } } });
-    let search = schemas.body::<SearchRequest>();
-    let found = schemas.answer::<SearchAnswer>("Both rankings.");
-    let explain = schemas.body::<ExplainRequest>();
-    let explained = schemas.answer::<ExplainAnswer>("Why.");
-    let image = schemas.answer::<ImageAnswer>("What is known of it.");
-    let feedback = schemas.body::<FeedbackRequest>();
-    let state = schemas.answer::<StateAnswer<'static>>("What is served.");
-    let sign_in = schemas.body::<SignIn>();
-    let session = schemas.answer::<SessionAnswer>("Who asks, and what they may do.");
+    let search = schemas.request_body::<SearchRequest>();
+    let found = schemas.response::<SearchResponse>("Both rankings.");
+    let explain = schemas.request_body::<ExplainRequest>();
+    let explained = schemas.response::<ExplainResponse>("Why.");
+    let image = schemas.response::<ImageInfo>("What is known of it.");
+    let feedback = schemas.request_body::<FeedbackRequest>();
+    let state = schemas.response::<StateResponse<'static>>("What is served.");
+    let sign_in = schemas.request_body::<SignInRequest>();
+    let session = schemas.response::<SessionResponse>("Who asks, and what they may do.");
     let mut paths = json!({
         "/v1/search": { "post": {
             "operationId": "search", "summary": "Both rankings, plain and balanced",
@@ -123,7 +126,7 @@ pub fn document() -> Value {
             "responses": { "200": text("It is.") },
         } },
     });
-    for operation in operations(&mut paths) {
+    for operation in operations_mut(&mut paths) {
         operation["responses"]["default"] = problem.clone();
     }
     json!({
@@ -139,16 +142,16 @@ pub fn document() -> Value {
         "security": [{}, { "key": [] }, { "session": [] }],
         "paths": paths,
         "components": {
-            "schemas": schemas.all(),
+            "schemas": schemas.into_definitions(),
             "securitySchemes": {
                 "key": { "type": "http", "scheme": "bearer" },
-                "session": { "type": "apiKey", "in": "cookie", "name": COOKIE },
+                "session": { "type": "apiKey", "in": "cookie", "name": COOKIE_NAME },
             },
         },
     })
 }
 
-fn operations(paths: &mut Value) -> impl Iterator<Item = &mut Value> {
+fn operations_mut(paths: &mut Value) -> impl Iterator<Item = &mut Value> {
     let items = paths.as_object_mut().into_iter().flat_map(|paths| paths.values_mut());
     let methods = items.filter_map(Value::as_object_mut).flat_map(|item| item.iter_mut());
     methods.filter(|(name, _)| *name != "parameters").map(|(_, operation)| operation)

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tracing::error;
 
-use super::keys::Scope;
+use super::api_keys::Scope;
 use crate::search::QueryError;
 use crate::serve::feedback::FeedbackError;
 use crate::telemetry::event;
@@ -56,38 +56,38 @@ impl Problem {
     }
 
     /// Neither a key nor a session.
-    pub fn no_key() -> Self {
-        Self::challenged(
+    pub fn missing_api_key() -> Self {
+        Self::with_challenge(
             StatusCode::UNAUTHORIZED,
-            "no_key",
+            "missing_api_key",
             "a key is needed: send it as `Authorization: Bearer <key>`, or sign in on the page",
             "",
         )
     }
 
     /// A key that is none.
-    pub fn wrong_key() -> Self {
-        Self::challenged(
+    pub fn invalid_api_key() -> Self {
+        Self::with_challenge(
             StatusCode::UNAUTHORIZED,
-            "wrong_key",
+            "invalid_api_key",
             "this key is not accepted: it is misspelt, or no longer in http.keys",
             ", error=\"invalid_token\"",
         )
     }
 
     /// The key `name` may not do what `scope` stands for.
-    pub fn not_permitted(name: &str, scope: Scope) -> Self {
+    pub fn insufficient_scope(name: &str, scope: Scope) -> Self {
         let scope = scope.name();
-        Self::challenged(
+        Self::with_challenge(
             StatusCode::FORBIDDEN,
-            "scope",
+            "insufficient_scope",
             format!("the key {name} has not the scope {scope}; use one that has"),
             &format!(", error=\"insufficient_scope\", scope=\"{scope}\""),
         )
     }
 
     /// A browser sent this on behalf of another site.
-    pub fn cross_site() -> Self {
+    pub fn cross_site_request() -> Self {
         Self::new(
             StatusCode::FORBIDDEN,
             "cross_site",
@@ -95,7 +95,7 @@ impl Problem {
         )
     }
 
-    fn challenged(
+    fn with_challenge(
         status: StatusCode,
         code: &'static str,
         detail: impl Into<String>,
@@ -106,10 +106,13 @@ impl Problem {
     }
 
     /// As many as `limit` allows are served already; `what` says what and by which option.
-    pub fn busy(limit: usize, what: &str) -> Self {
+    pub fn too_many_requests(limit: usize, what: &str) -> Self {
         let detail = format!("{limit} {what}; try again in a moment");
         let retry_after = Some(1);
-        Self { retry_after, ..Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail) }
+        Self {
+            retry_after,
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail)
+        }
     }
 
     pub fn timeout(limit_ms: u64) -> Self {
@@ -125,7 +128,7 @@ impl Problem {
 impl From<QueryError> for Problem {
     fn from(problem: QueryError) -> Self {
         match problem {
-            QueryError::Invalid { field, reason } => Self {
+            QueryError::InvalidField { field, reason } => Self {
                 field: Some(field),
                 ..Self::new(
                     StatusCode::UNPROCESSABLE_ENTITY,
@@ -137,28 +140,28 @@ impl From<QueryError> for Problem {
                 retry_after: Some(1),
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", problem.to_string())
             },
-            QueryError::SetMissing(_) => {
+            QueryError::PromptSetMissing(_) => {
                 error!(event = event::HTTP_ERROR, code = "not_ready", error = %problem, "the served prompt set is not there");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", problem.to_string())
             }
-            QueryError::Busy(_) => Self {
+            QueryError::QueueFull(_) => Self {
                 retry_after: Some(1),
-                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", problem.to_string())
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", problem.to_string())
             },
-            QueryError::GivenUp => Self {
+            QueryError::Cancelled => Self {
                 retry_after: Some(1),
-                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", problem.to_string())
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", problem.to_string())
             },
             QueryError::CursorExpired { .. } => Self {
                 field: Some("cursor"),
                 ..Self::new(StatusCode::GONE, "cursor_expired", problem.to_string())
             },
-            QueryError::NoImage(_) => Self::not_found(problem.to_string()),
+            QueryError::ImageNotFound(_) => Self::not_found(problem.to_string()),
             QueryError::Model(inner) => {
-                error!(event = event::HTTP_ERROR, code = "model", error = %inner, "a tower failed");
+                error!(event = event::HTTP_ERROR, code = "model_failed", error = %inner, "a tower failed");
                 Self::new(
                     StatusCode::INTERNAL_SERVER_ERROR,
-                    "model",
+                    "model_failed",
                     "the query could not be embedded; see the server's log",
                 )
             }
@@ -168,18 +171,22 @@ impl From<QueryError> for Problem {
 
 impl From<FeedbackError> for Problem {
     fn from(problem: FeedbackError) -> Self {
-        let told = problem.to_string();
-        let (status, code, told) = match problem {
-            FeedbackError::Busy => (StatusCode::TOO_MANY_REQUESTS, "busy", told),
-            FeedbackError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping", told),
+        let detail = problem.to_string();
+        let (status, code, detail) = match problem {
+            FeedbackError::QueueFull => {
+                (StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail)
+            }
+            FeedbackError::ShuttingDown => {
+                (StatusCode::SERVICE_UNAVAILABLE, "shutting_down", detail)
+            }
             // The writer has logged what the store said, which names places.
             FeedbackError::Store(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                "store",
+                "storage_unavailable",
                 "the feedback was not stored; see the server's log".into(),
             ),
         };
-        Self { retry_after: Some(1), ..Self::new(status, code, told) }
+        Self { retry_after: Some(1), ..Self::new(status, code, detail) }
     }
 }
 
@@ -213,9 +220,9 @@ mod tests {
     use crate::balance::statistics::StatisticsKey;
 
     #[test]
-    fn a_served_set_that_is_not_there_is_told_by_name_and_is_no_fault_of_the_caller() {
+    fn a_missing_served_prompt_set_is_named_and_answered_with_503() {
         let key = StatisticsKey::from_stored("mine@2:0123456789ab:L100.0000:k8");
-        let problem = Problem::from(QueryError::SetMissing(key));
+        let problem = Problem::from(QueryError::PromptSetMissing(key));
         assert_eq!((problem.status, problem.code, problem.field), (503, "not_ready", None));
         assert!(problem.detail.contains("prompt set mine@2:"), "{}", problem.detail);
     }

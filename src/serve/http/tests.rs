@@ -13,43 +13,51 @@ use tower::ServiceExt;
 
 use crate::evaluate;
 use crate::ingest::fetch;
-use crate::search::testing::{Hashed, embedding, row, served, set};
+use crate::search::testing::{
+    HashEncoders, clip_like_embedding, sample_prompt_set, sample_row, sample_serving_snapshot,
+};
 use crate::search::{self, Engine};
 use crate::serve::feedback;
 use crate::serve::http::*;
 use crate::store::Store;
-use crate::table::{Changes, Part};
+use crate::table::{SnapshotPart, TableChanges};
 
 const DIMENSION: usize = 16;
 
 /// A query worker with three images, and the store that it keeps feedback in.
-pub async fn server(options: Options) -> (Router, Store) {
-    let store = Store::memory();
-    let (inbox, writer) = feedback::inbox(&store);
+pub async fn start_server(options: HttpOptions) -> (Router, Store) {
+    let store = Store::in_memory();
+    let (inbox, writer) = feedback::feedback_channel(&store);
     tokio::spawn(writer.run(CancellationToken::new()));
     let engine = Engine::new(
-        Hashed::new(DIMENSION),
-        served(vec![set("first", DIMENSION)]),
-        search::Options::default(),
+        HashEncoders::new(DIMENSION),
+        sample_serving_snapshot(vec![sample_prompt_set("first", DIMENSION)]),
+        search::SearchOptions::default(),
     );
-    let rows =
-        (0..3).map(|i| row(&format!("image-{i}"), 1, Some(embedding(i, DIMENSION)))).collect();
-    let changes =
-        Changes { version: 1, whole: true, part: Part::All, rows, statistics: Vec::new() };
-    engine.snapshots().apply(changes).await.unwrap();
-    let app = App {
+    let rows = (0..3)
+        .map(|i| sample_row(&format!("image-{i}"), 1, Some(clip_like_embedding(i, DIMENSION))))
+        .collect();
+    let changes = TableChanges {
+        version: 1,
+        is_full_snapshot: true,
+        part: SnapshotPart::All,
+        rows,
+        statistics: Vec::new(),
+    };
+    engine.snapshots().apply_changes(changes).await.unwrap();
+    let app = ServerContext {
         engines: Arc::new(Engines::new(Arc::new(engine))),
-        feedback: inbox,
-        fetcher: Fetcher::new(&fetch::Options::default()).unwrap(),
-        stand_ins: Vec::new(),
+        feedback_queue: inbox,
+        fetcher: Fetcher::new(&fetch::FetchOptions::default()).unwrap(),
+        substitutes: Vec::new(),
         options,
     };
-    let workers = Arc::new(Workers::new(&app.options.workers));
-    (router(app, workers, CancellationToken::new()), store)
+    let workers = Arc::new(WorkerPoller::new(&app.options.worker_metrics_urls));
+    (build_router(app, workers, CancellationToken::new()), store)
 }
 
 /// The status of an answer, and its JSON where it has some.
-pub async fn ask(router: &Router, request: Request<Body>) -> (StatusCode, Value) {
+pub async fn send(router: &Router, request: Request<Body>) -> (StatusCode, Value) {
     let response = router.clone().oneshot(request).await.unwrap();
     let status = response.status();
     let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
@@ -57,7 +65,7 @@ pub async fn ask(router: &Router, request: Request<Body>) -> (StatusCode, Value)
 }
 
 /// A request with a JSON body.
-pub fn post(path: &str, body: &Value) -> Request<Body> {
+pub fn post_request(path: &str, body: &Value) -> Request<Body> {
     let request = Request::builder().method(Method::POST).uri(path);
     let request = request.header("content-type", "application/json");
     request.body(Body::from(body.to_string())).unwrap()
@@ -65,23 +73,28 @@ pub fn post(path: &str, body: &Value) -> Request<Body> {
 
 #[tokio::test]
 async fn feedback_is_stored_where_evaluations_read_it() {
-    let (router, store) = server(Options::default()).await;
+    let (router, store) = start_server(HttpOptions::default()).await;
     for (image, verdict) in [("image-0", "right"), ("image-1", "wrong")] {
         let body =
             json!({"text": " a red mug ", "image_id": image, "verdict": verdict, "note": "blue"});
-        assert_eq!(ask(&router, post("/v1/feedback", &body)).await.0, StatusCode::NO_CONTENT);
+        assert_eq!(
+            send(&router, post_request("/v1/feedback", &body)).await.0,
+            StatusCode::NO_CONTENT
+        );
     }
-    let folder = store.child(feedback::FOLDER);
-    let mut stored: Vec<_> = folder.objects().list(None).try_collect().await.unwrap();
+    let folder = store.subfolder(feedback::FEEDBACK_FOLDER);
+    let mut stored: Vec<_> = folder.object_store().list(None).try_collect().await.unwrap();
     stored.sort_by(|a, b| a.location.cmp(&b.location));
     let mut text = String::new();
     for object in stored {
-        let bytes = folder.objects().get(&object.location).await.unwrap().bytes().await.unwrap();
+        let bytes =
+            folder.object_store().get(&object.location).await.unwrap().bytes().await.unwrap();
         text.push_str(std::str::from_utf8(&bytes).unwrap());
     }
-    let (asked, unusable) = evaluate::from_feedback(text.lines());
+    let (asked, unusable) = evaluate::queries_from_feedback(text.lines());
     assert_eq!((asked.len(), unusable, asked[0].text.as_str()), (1, 0, "a red mug"));
-    let evaluate::Truth::Graded { grades, condensed } = &asked[0].truth else {
+    let evaluate::Judgements::Graded { grades, judged_only: condensed } = &asked[0].judgements
+    else {
         panic!("{asked:?}")
     };
     assert!(condensed);
@@ -89,8 +102,8 @@ async fn feedback_is_stored_where_evaluations_read_it() {
 }
 
 #[tokio::test]
-async fn feedback_that_is_none_is_refused_by_field() {
-    let (router, _) = server(Options::default()).await;
+async fn invalid_feedback_is_rejected_by_field() {
+    let (router, _) = start_server(HttpOptions::default()).await;
     let good = json!({"text": "a mug", "image_id": "image-0", "verdict": "right"});
     let with = |key: &str, value: Value| {
         let mut body = good.clone();
@@ -104,7 +117,7 @@ async fn feedback_that_is_none_is_refused_by_field() {
         (with("verdict", "perhaps".into()), 422, "right"),
         (with("verdit", "right".into()), 422, "verdit"),
     ] {
-        let (found, problem) = ask(&router, post("/v1/feedback", &body)).await;
+        let (found, problem) = send(&router, post_request("/v1/feedback", &body)).await;
         assert_eq!(found.as_u16(), status, "{problem}");
         assert!(problem["detail"].as_str().unwrap().contains(says), "{problem}");
     }
@@ -112,10 +125,10 @@ async fn feedback_that_is_none_is_refused_by_field() {
 
 /// What the document names is there, and each reference within it leads somewhere.
 #[tokio::test]
-async fn the_interface_is_described() {
-    let (router, _) = server(Options::default()).await;
+async fn openapi_document_matches_routes() {
+    let (router, _) = start_server(HttpOptions::default()).await;
     let (status, document) =
-        ask(&router, Request::get("/v1/openapi.json").body(Body::empty()).unwrap()).await;
+        send(&router, Request::get("/v1/openapi.json").body(Body::empty()).unwrap()).await;
     assert_eq!(status, StatusCode::OK);
     let text = document.to_string();
     let schemas = document["components"]["schemas"].as_object().unwrap();

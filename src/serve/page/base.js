@@ -16,7 +16,7 @@ const app = {
 };
 
 /* Nodes */
-function fill(node, properties, children) {
+function buildNode(node, properties, children) {
   for (const [name, value] of Object.entries(properties)) {
     if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
     else if (value !== null && value !== false) node.setAttribute(name, value === true ? '' : value);
@@ -24,16 +24,16 @@ function fill(node, properties, children) {
   node.append(...children.filter((child) => child !== null));
   return node;
 }
-const el = (name, properties = {}, ...children) => fill(document.createElement(name), properties, children);
-const svg = (name, properties, ...children) => fill(document.createElementNS('http://www.w3.org/2000/svg', name), properties, children);
+const el = (name, properties = {}, ...children) => buildNode(document.createElement(name), properties, children);
+const svg = (name, properties, ...children) => buildNode(document.createElementNS('http://www.w3.org/2000/svg', name), properties, children);
 const $ = (id) => document.getElementById(id);
 const button = (text, test, onclick) => el('button', { type: 'button', class: 'quiet', 'data-test': test, onclick }, text);
 const icon = (name) => svg('svg', { 'aria-hidden': true }, svg('use', { href: `#icon-${name}` }));
 const iconButton = (name, words, test, onclick) =>
   el('button', { type: 'button', class: 'icon', title: words, 'aria-label': words, 'data-test': test, onclick }, icon(name));
-const timeNode = (time) => el('time', { datetime: time, title: new Date(time).toLocaleString() }, ago(time));
+const timeNode = (time) => el('time', { datetime: time, title: new Date(time).toLocaleString() }, formatAge(time));
 
-function thumb(picture, ...over) {
+function thumbnail(picture, ...over) {
   const box = el('span', { class: 'thumb' });
   const missing = () => box.classList.add('missing');
   if (picture) box.append(el('img', { src: picture, alt: '', loading: 'lazy', decoding: 'async', onerror: missing }));
@@ -43,18 +43,18 @@ function thumb(picture, ...over) {
 }
 
 /* Words and numbers */
-const number = (value) => value.toFixed(3).replace('-', '−');
-const count = (value) => value.toLocaleString('en-GB');
+const formatScore = (value) => value.toFixed(3).replace('-', '−');
+const formatCount = (value) => value.toLocaleString('en-GB');
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const titleOf = (hit) => hit.attributes?.title ?? hit.image_id;
-function span(seconds) {
+function formatDuration(seconds) {
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
   const [size, unit] = [[86400, 'd'], [3600, 'h'], [60, 'min'], [1, 's']].find(([size]) => seconds >= size);
   return `${Math.floor(seconds / size)} ${unit}`;
 }
-function ago(time) {
+function formatAge(time) {
   const seconds = Math.max(0, (Date.now() - Date.parse(time)) / 1000);
-  return seconds < 2 ? 'now' : `${span(Math.floor(seconds)).replace('.0', '')} ago`;
+  return seconds < 2 ? 'now' : `${formatDuration(Math.floor(seconds)).replace('.0', '')} ago`;
 }
 
 /** Says something for a moment, to screen readers too. */
@@ -66,7 +66,7 @@ function toast(words) {
 }
 
 /** Works on pages without TLS too, where browsers lend no `navigator.clipboard`. */
-function copy(text) {
+function copyText(text) {
   const put = (event) => { event.preventDefault(); event.clipboardData.setData('text/plain', text); };
   document.addEventListener('copy', put, { once: true });
   const copied = document.execCommand('copy');
@@ -75,7 +75,7 @@ function copy(text) {
 }
 
 /** Words that a click explains, by keyboard and touch too. */
-const explained = (words, why, test) =>
+const hintButton = (words, why, test) =>
   el('button', { type: 'button', class: 'explained', popovertarget: 'why', 'data-test': test, onclick: () => { $('why').textContent = why; } }, words);
 
 /* Requests */

@@ -1,16 +1,16 @@
 /* Filters: which images may be found, by the attributes that the server declares. */
 
 /** Times that every image may have. */
-const TIMES = [{ name: 'embedded_at', type: 'time', values: null }, { name: 'event_time', type: 'time', values: null }];
-const NUMBERS = ['integer', 'number'];
-const filterable = () => [...app.state.attributes, ...TIMES];
+const TIME_ATTRIBUTES = [{ name: 'embedded_at', type: 'time', values: null }, { name: 'event_time', type: 'time', values: null }];
+const NUMBER_TYPES = ['integer', 'number'];
+const filterableAttributes = () => [...app.state.attributes, ...TIME_ATTRIBUTES];
 
 /* A filter is `{ in: [text, …] }`, or has some of `from`, `to` and `prefix`. */
-function filterOf(filters) {
+function buildFilter(filters) {
   const conditions = [];
-  for (const { name, type } of filterable()) {
+  for (const { name, type } of filterableAttributes()) {
     const { in: values, from, to, prefix } = filters[name] ?? {};
-    const typed = (text) => (type === 'boolean' ? text === 'true' : NUMBERS.includes(type) ? Number(text) : text);
+    const typed = (text) => (type === 'boolean' ? text === 'true' : NUMBER_TYPES.includes(type) ? Number(text) : text);
     if (values) conditions.push({ in: { [name]: values.map(typed) } });
     if (from) conditions.push({ gte: { [name]: typed(from) } });
     if (to) conditions.push({ lte: { [name]: typed(to) } });
@@ -20,15 +20,15 @@ function filterOf(filters) {
 }
 
 /** In an address: `f.colour=red&f.colour=blue&f.count.from=2&f.title.prefix=two`. */
-function filtersTo(filters) {
+function filtersToParameters(filters) {
   return Object.entries(filters).flatMap(([name, { in: values = [], ...rest }]) => [
     ...values.map((value) => [`f.${name}`, value]),
     ...Object.entries(rest).map(([bound, value]) => [`f.${name}.${bound}`, value]),
   ]);
 }
-function filtersFrom(asked) {
+function filtersFromParameters(asked) {
   const filters = {};
-  for (const { name } of filterable()) {
+  for (const { name } of filterableAttributes()) {
     const filter = {};
     const values = asked.getAll(`f.${name}`);
     if (values.length) filter.in = values;
@@ -42,7 +42,7 @@ function setFilter(name, difference) {
   const filter = { ...app.query.filters[name], ...difference };
   for (const key of Object.keys(filter)) if (!filter[key]?.length) delete filter[key];
   const { [name]: _, ...others } = app.query.filters;
-  change({ filters: Object.keys(filter).length ? { ...others, [name]: filter } : others });
+  changeQuery({ filters: Object.keys(filter).length ? { ...others, [name]: filter } : others });
 }
 
 /* One drawer an attribute; what it offers is read when it is opened. */
@@ -53,11 +53,11 @@ function renderFilterChoices() {
     const ontoggle = (event) => { if (event.target.open) openDrawer(event.target, name, body); };
     return el('details', { class: 'filter', name: 'filter', 'data-name': name, 'data-type': type, 'data-test': `filter-${name}`, ontoggle }, summary, body);
   };
-  const clear = el('button', { type: 'button', class: 'chip', id: 'clear-filters', 'data-test': 'clear-filters', onclick: () => change({ filters: {} }) }, 'Clear filters');
-  $('filters').replaceChildren(...filterable().map(drawer), clear);
+  const clear = el('button', { type: 'button', class: 'chip', id: 'clear-filters', 'data-test': 'clear-filters', onclick: () => changeQuery({ filters: {} }) }, 'Clear filters');
+  $('filters').replaceChildren(...filterableAttributes().map(drawer), clear);
 }
 function openDrawer(drawer, name, body) {
-  const attribute = filterable().find((one) => one.name === name);
+  const attribute = filterableAttributes().find((one) => one.name === name);
   const filter = app.query.filters[name] ?? {};
   body.replaceChildren(...(attribute.values ? valueChoices(attribute, filter) : attribute.type === 'text' ? [prefixChoice(name, filter)] : rangeChoices(attribute, filter)));
   body.style.translate = '';
@@ -74,7 +74,7 @@ function valueChoices({ name, values }, filter) {
       setFilter(name, { in: [...chosen] });
     };
     const box = el('input', { type: 'checkbox', value, checked: chosen.has(value), onchange, 'data-test': 'filter-value' });
-    return el('label', {}, box, el('span', {}, value), el('span', { class: 'muted number' }, count(images)));
+    return el('label', {}, box, el('span', {}, value), el('span', { class: 'muted number' }, formatCount(images)));
   });
 }
 function prefixChoice(name, { prefix = '' }) {
@@ -85,14 +85,14 @@ function rangeChoices({ name, type }, filter) {
   const time = type === 'time';
   const bound = (which, words) => {
     const onchange = ({ target: { value } }) => setFilter(name, { [which]: time && value ? new Date(value).toISOString() : value });
-    const value = time && filter[which] ? localTime(filter[which]) : filter[which] ?? '';
+    const value = time && filter[which] ? toLocalInputValue(filter[which]) : filter[which] ?? '';
     const kind = time ? { type: 'datetime-local' } : { type: 'number', step: type === 'integer' ? 1 : 'any' };
     return el('label', { class: 'bound' }, words, el('input', { ...kind, value, onchange, 'data-test': `filter-${which}` }));
   };
   return [bound('from', time ? 'not before' : 'at least'), bound('to', time ? 'not after' : 'at most')];
 }
 /** As `datetime-local` has it: without a zone, the user's. */
-function localTime(text) {
+function toLocalInputValue(text) {
   const time = new Date(text);
   return Number.isNaN(time.getTime()) ? '' : new Date(time - time.getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
 }
@@ -102,11 +102,11 @@ function renderFilters() {
     const { name, type } = drawer.dataset;
     const filter = app.query.filters[name];
     drawer.classList.toggle('active', Boolean(filter));
-    drawer.firstChild.textContent = name.replaceAll('_', ' ') + (filter ? `: ${filterWords(filter, type)}` : '');
+    drawer.firstChild.textContent = name.replaceAll('_', ' ') + (filter ? `: ${describeFilter(filter, type)}` : '');
   }
   $('clear-filters').hidden = !Object.keys(app.query.filters).length;
 }
-function filterWords({ in: values = [], from, to, prefix }, type) {
+function describeFilter({ in: values = [], from, to, prefix }, type) {
   const shown = (value) => (type === 'time' ? new Date(value).toLocaleString('en-GB', { dateStyle: 'short', timeStyle: 'short' }) : value);
   const several = values.length > 2 ? `${values.slice(0, 2).join(', ')} +${values.length - 2}` : values.join(', ');
   const range = from && to ? `${shown(from)} – ${shown(to)}` : from ? `≥ ${shown(from)}` : to ? `≤ ${shown(to)}` : '';

@@ -3,10 +3,10 @@
 use axum::http::{HeaderValue, header};
 use axum::response::{Html, IntoResponse, Response};
 
-use crate::record::hex;
+use crate::record::to_hex;
 
-const PAGE: &str = include_str!("page.html");
-const STYLE: &str = include_str!("page.css");
+const HTML_TEMPLATE: &str = include_str!("page.html");
+const STYLESHEET: &str = include_str!("page.css");
 /// In this order; they share one scope.
 const SCRIPT: &str = concat!(
     include_str!("base.js"),
@@ -23,13 +23,13 @@ const SCRIPT: &str = concat!(
 );
 
 /// The page; a fresh nonce lets its own script and style run, and nothing else.
-pub async fn page() -> Response {
-    let nonce = hex(&rand::random::<[u8; 16]>());
+pub async fn get_page() -> Response {
+    let nonce = to_hex(&rand::random::<[u8; 16]>());
     let policy = format!(
         "default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     );
-    let page = PAGE.replace("{{nonce}}", &nonce);
-    let page = page.replace("{{style}}", STYLE).replace("{{script}}", SCRIPT);
+    let page = HTML_TEMPLATE.replace("{{nonce}}", &nonce);
+    let page = page.replace("{{style}}", STYLESHEET).replace("{{script}}", SCRIPT);
     let mut response = Html(page).into_response();
     if let Ok(policy) = HeaderValue::from_str(&policy) {
         response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);

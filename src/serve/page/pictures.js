@@ -2,12 +2,12 @@
 
 /** Longest side of a picture that is sent, in pixels: more than the models look at, and small enough
  *  for a link. */
-const SENT_SIDE = 384;
+const MAX_SENT_SIDE_PX = 384;
 /** Files of at most this many bytes are sent as they are. */
-const SENT_BYTES = 24 << 10;
+const MAX_UNSCALED_BYTES = 24 << 10;
 
 /** What is looked for, where it is no text. */
-async function renderSubject() {
+async function renderPictureQuery() {
   const { like, picture } = app.query;
   const shown = like || picture;
   $('subject').hidden = !shown;
@@ -16,34 +16,34 @@ async function renderSubject() {
   $('subject').dataset.shown = shown;
   if (!shown) return $('subject').replaceChildren();
   const source = like ? `/v1/images/${encodeURIComponent(like)}/picture` : `data:image/jpeg;base64,${picture}`;
-  const known = like && found(like);
+  const known = like && findHit(like);
   const words = el('span', {}, like ? `Like ${titleOf(known ?? { image_id: like })}` : 'Like your picture');
-  const clear = iconButton('close', 'Do not search by this picture', 'clear-subject', () => { change({ like: '', picture: '' }); $('q').focus(); });
-  $('subject').replaceChildren(thumb(source), words, clear);
+  const clear = iconButton('close', 'Do not search by this picture', 'clear-subject', () => { changeQuery({ like: '', picture: '' }); $('q').focus(); });
+  $('subject').replaceChildren(thumbnail(source), words, clear);
   if (!like || known) return;
   const image = await request(`/v1/images/${encodeURIComponent(like)}`).catch(() => null); // the search tells what is wrong
   if (image && words.isConnected) words.textContent = `Like ${titleOf(image)}`;
 }
-const found = (id) => [...(app.answer?.hits ?? []), ...(app.answer?.raw_hits ?? [])].find((hit) => hit.image_id === id);
+const findHit = (id) => [...(app.answer?.hits ?? []), ...(app.answer?.raw_hits ?? [])].find((hit) => hit.image_id === id);
 
 /** Searches by a file, made small where it is large. */
-async function searchBy(file) {
+async function searchByFile(file) {
   if (!file) return;
   try {
-    const picture = await base64Of(file.size <= SENT_BYTES ? await readable(file) : await small(file));
+    const picture = await toBase64(file.size <= MAX_UNSCALED_BYTES ? await requireReadable(file) : await shrinkPicture(file));
     $('q').value = '';
-    change({ text: '', like: '', picture });
+    changeQuery({ text: '', like: '', picture });
   } catch {
     toast(`${file.name || 'This'} is no picture that the browser can read`);
   }
 }
-async function readable(file) {
+async function requireReadable(file) {
   (await createImageBitmap(file)).close();
   return file;
 }
-async function small(file) {
+async function shrinkPicture(file) {
   const bitmap = await createImageBitmap(file);
-  const scale = Math.min(1, SENT_SIDE / Math.max(bitmap.width, bitmap.height));
+  const scale = Math.min(1, MAX_SENT_SIDE_PX / Math.max(bitmap.width, bitmap.height));
   const canvas = el('canvas', { width: Math.max(1, Math.round(bitmap.width * scale)), height: Math.max(1, Math.round(bitmap.height * scale)) });
   const context = canvas.getContext('2d');
   context.fillStyle = '#fff'; // JPEG knows no transparency
@@ -53,7 +53,7 @@ async function small(file) {
   bitmap.close();
   return new Promise((resolve, reject) => { canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error('no blob'))), 'image/jpeg', 0.9); });
 }
-async function base64Of(blob) {
+async function toBase64(blob) {
   const bytes = new Uint8Array(await blob.arrayBuffer());
   let text = '';
   for (let at = 0; at < bytes.length; at += 4096) text += String.fromCharCode(...bytes.subarray(at, at + 4096));
@@ -61,7 +61,7 @@ async function base64Of(blob) {
 }
 
 /** Files are taken wherever on the page they are dropped or pasted. */
-function takePictures() {
+function bindPictureInput() {
   const carries = ({ dataTransfer }) => [...(dataTransfer?.types ?? [])].includes('Files');
   const pictureIn = ({ files }) => [...files].find(({ type }) => type.startsWith('image/')) ?? files[0];
   document.addEventListener('dragover', (event) => {
@@ -74,9 +74,9 @@ function takePictures() {
     $('drop').hidden = true;
     if (!carries(event)) return;
     event.preventDefault();
-    searchBy(pictureIn(event.dataTransfer));
+    searchByFile(pictureIn(event.dataTransfer));
   });
-  document.addEventListener('paste', ({ clipboardData }) => { if (clipboardData?.files.length) searchBy(pictureIn(clipboardData)); });
+  document.addEventListener('paste', ({ clipboardData }) => { if (clipboardData?.files.length) searchByFile(pictureIn(clipboardData)); });
   $('pick').addEventListener('click', () => $('file').click());
-  $('file').addEventListener('change', () => { searchBy($('file').files[0]); $('file').value = ''; });
+  $('file').addEventListener('change', () => { searchByFile($('file').files[0]); $('file').value = ''; });
 }

@@ -7,32 +7,32 @@ const NORMALISERS = {
   range: ['Range', 'Range: where the score lies between the image’s own lowest and highest.'],
   nnn: ['NNN', 'NNN: the score minus the mean of the image’s strongest auxiliary prompts.'],
 };
-const PLAIN_PICTURES = 'Pictures are ranked by plain CLIP, unless you choose a normaliser: what an image scores with texts says little of what it scores with pictures.';
+const PLAIN_PICTURES_HINT = 'Pictures are ranked by plain CLIP, unless you choose a normaliser: what an image scores with texts says little of what it scores with pictures.';
 /** Settings that are null are as served. */
-const AS_SERVED = { normaliser: null, weight: null, set: null };
+const UNSET_SETTINGS = { normaliser: null, weight: null, set: null };
 /** Of text, like (an image's id) and picture (a file in base64) one says what to look for. */
-const NOTHING = {
-  text: '', like: '', picture: '', ...AS_SERVED, configuration: '', filters: {}, k: null, shown: 'balanced', explained: '',
+const EMPTY_QUERY = {
+  text: '', like: '', picture: '', ...UNSET_SETTINGS, configuration: '', filters: {}, k: null, shown: 'balanced', explained: '',
 };
 const normaliserName = (value) => NORMALISERS[value]?.[0] ?? value;
-const byPicture = (query) => Boolean(query.like || query.picture);
-const isChosen = ({ normaliser, weight, set }) => [normaliser, weight, set].some((value) => value !== null);
+const isPictureQuery = (query) => Boolean(query.like || query.picture);
+const hasOwnSettings = ({ normaliser, weight, set }) => [normaliser, weight, set].some((value) => value !== null);
 
 /** The settings that hold for a query: those chosen, else as its configuration serves. */
-function settings(query) {
+function effectiveSettings(query) {
   const { serving, candidate, prompt_sets } = app.state;
   const served = query.configuration && candidate?.name === query.configuration ? candidate.serving : serving;
   const set = (prompt_sets.find(({ key }) => key === served.prompt_set) ?? prompt_sets[0])?.name ?? '';
-  const standard = byPicture(query) && !isChosen(query)
+  const standard = isPictureQuery(query) && !hasOwnSettings(query)
     ? { normaliser: 'raw', weight: 0, set }
     : { normaliser: served.normaliser, weight: Number(served.weight.toFixed(2)), set };
-  const chosen = Object.entries(query).filter(([name, value]) => name in AS_SERVED && value !== null);
+  const chosen = Object.entries(query).filter(([name, value]) => name in UNSET_SETTINGS && value !== null);
   return { ...standard, ...Object.fromEntries(chosen) };
 }
 
 /** The query as the server takes it; what is as served is left out. */
-function question({ text, like, picture, normaliser, weight, set, configuration, filters }) {
-  const filter = filterOf(filters);
+function requestBody({ text, like, picture, normaliser, weight, set, configuration, filters }) {
+  const filter = buildFilter(filters);
   return {
     ...(picture ? { image: picture } : like ? { image_id: like } : { text }),
     ...(normaliser !== null && { normaliser }),
@@ -44,7 +44,7 @@ function question({ text, like, picture, normaliser, weight, set, configuration,
 }
 
 /** What an answer goes on belonging to while something else is asked. */
-const asked = (query) => ({ text: query.text, own: isChosen(query), question: question(query) });
+const snapshotQuery = (query) => ({ text: query.text, overrides: hasOwnSettings(query), question: requestBody(query) });
 
 /* The address: everything that is asked. A picture is in its fragment, which servers do not see. */
 function readAddress() {
@@ -54,7 +54,7 @@ function readAddress() {
   const like = asked.get('like') ?? '';
   const picture = like ? '' : new URLSearchParams(location.hash.slice(1)).get('picture') ?? '';
   app.query = {
-    ...NOTHING,
+    ...EMPTY_QUERY,
     text: like || picture ? '' : (asked.get('q') ?? '').trim(),
     like,
     picture: picture.replaceAll('-', '+').replaceAll('_', '/').padEnd(Math.ceil(picture.length / 4) * 4, '='),
@@ -62,22 +62,22 @@ function readAddress() {
     weight: Number.isFinite(weight) ? clamp(weight, 0, 1) : null,
     set: known('set', app.state.prompt_sets.map(({ name }) => name)),
     configuration: known('configuration', [app.state.candidate?.name]) ?? '',
-    filters: filtersFrom(asked),
-    k: Number.isFinite(k) ? clamp(Math.round(k), 1, MOST_AT_ONCE) : null,
+    filters: filtersFromParameters(asked),
+    k: Number.isFinite(k) ? clamp(Math.round(k), 1, MAX_RESULTS) : null,
     shown: asked.get('shown') === 'raw' ? 'raw' : 'balanced',
     explained: asked.get('image') ?? '',
   };
   renderQuery();
 }
 
-function addressOf({ text, like, picture, normaliser, weight, set, configuration, filters, k, shown, explained }) {
+function buildAddress({ text, like, picture, normaliser, weight, set, configuration, filters, k, shown, explained }) {
   const address = new URLSearchParams();
   const put = (name, value) => { if (value !== null && value !== '') address.set(name, value); };
   put('q', text);
   put('like', like);
   put('configuration', configuration);
   Object.entries({ normaliser, weight, set }).forEach(([name, value]) => put(name, value));
-  for (const [name, value] of filtersTo(filters)) address.append(name, value);
+  for (const [name, value] of filtersToParameters(filters)) address.append(name, value);
   put('k', k);
   put('shown', shown === 'raw' ? shown : '');
   put('image', explained);
@@ -87,51 +87,51 @@ function addressOf({ text, like, picture, normaliser, weight, set, configuration
 
 /** Writes the address. `keep`: the back button comes back to what was there before. */
 function writeAddress(keep) {
-  const address = addressOf(app.query);
+  const address = buildAddress(app.query);
   if (address === location.pathname + location.search + location.hash) return;
   history[keep ? 'pushState' : 'replaceState'](null, '', address);
 }
 
 /** Asks something else. What was shown beyond the first page is not asked for again. */
-function change(difference, keep = true) {
+function changeQuery(difference, keep = true) {
   if (!app.state) return;
   const typed = $('q').value.trim();
-  const subject = byPicture(app.query) && !typed ? {} : { text: typed, like: '', picture: '' };
+  const subject = isPictureQuery(app.query) && !typed ? {} : { text: typed, like: '', picture: '' };
   app.query = { ...app.query, ...subject, k: null, explained: '', ...difference };
-  if (!byPicture(app.query)) forgetServed(app.query);
+  if (!isPictureQuery(app.query)) unsetServedSettings(app.query);
   writeAddress(keep);
   renderQuery();
   clearTimeout(app.soon);
-  app.soon = setTimeout(run, 80);
+  app.soon = setTimeout(runSearch, 80);
 }
 
 /** Settings that are as served anyway are not asked for: only such queries count for what is served. */
-function forgetServed(query) {
-  const served = settings({ ...query, ...AS_SERVED });
-  for (const name of Object.keys(AS_SERVED)) if (query[name] === served[name]) query[name] = null;
+function unsetServedSettings(query) {
+  const served = effectiveSettings({ ...query, ...UNSET_SETTINGS });
+  for (const name of Object.keys(UNSET_SETTINGS)) if (query[name] === served[name]) query[name] = null;
 }
 
 /** Looks for what is like an image of the catalogue. */
-function moreLike(hit) {
+function searchSimilar(hit) {
   $('q').value = '';
   if ($('explain').open) $('explain').close();
-  change({ text: '', picture: '', like: hit.image_id });
-  scrollTo({ top: 0, behavior: calm() ? 'auto' : 'smooth' });
+  changeQuery({ text: '', picture: '', like: hit.image_id });
+  scrollTo({ top: 0, behavior: prefersReducedMotion() ? 'auto' : 'smooth' });
 }
 
 /* Controls */
 /** What changes seldom: only where it has changed, so that nobody's choice is interrupted. */
 function renderChoices() {
-  const { stand_ins, examples, normalisers, prompt_sets, candidate, configuration, attributes } = app.state;
-  const choices = JSON.stringify([stand_ins, examples, normalisers, prompt_sets, candidate?.name, configuration, attributes.map(({ name }) => name)]);
+  const { substitutes, example_queries, normalisers, prompt_sets, candidate, configuration, attributes } = app.state;
+  const choices = JSON.stringify([substitutes, example_queries, normalisers, prompt_sets, candidate?.name, configuration, attributes.map(({ name }) => name)]);
   if (renderChoices.last === choices) return;
   renderChoices.last = choices;
-  $('stand-ins').hidden = !stand_ins.length;
-  const standIn = ({ what, real }) => el('li', {}, `${what}. For the real one, set `, el('code', {}, real), '.');
-  $('stand-ins').querySelector('ul').replaceChildren(...stand_ins.map(standIn));
-  const chip = (text) => el('button', { type: 'button', class: 'chip', 'data-test': 'example', onclick: () => { $('q').value = text; change({}); } }, text);
-  $('examples').replaceChildren(...examples.map(chip));
-  $('examples').hidden = !examples.length;
+  $('substitutes').hidden = !substitutes.length;
+  const substituteItem = ({ component, how_to_replace }) => el('li', {}, `${component}. For the real one, set `, el('code', {}, how_to_replace), '.');
+  $('substitutes').querySelector('ul').replaceChildren(...substitutes.map(substituteItem));
+  const chip = (text) => el('button', { type: 'button', class: 'chip', 'data-test': 'example', onclick: () => { $('q').value = text; changeQuery({}); } }, text);
+  $('examples').replaceChildren(...example_queries.map(chip));
+  $('examples').hidden = !example_queries.length;
   renderSegments('normaliser', normalisers.map((value) => [value, normaliserName(value)]));
   $('configuration').hidden = !candidate;
   renderSegments('configuration', [['', `Live: ${configuration}`], ...(candidate ? [[candidate.name, `Candidate: ${candidate.name}`]] : [])]);
@@ -142,7 +142,7 @@ function renderChoices() {
   renderQuery();
   if (app.query.configuration && app.query.configuration !== candidate?.name) {
     toast(`${app.query.configuration} is no candidate any more`);
-    change({ configuration: '' });
+    changeQuery({ configuration: '' });
   }
 }
 function renderSegments(name, choices) {
@@ -152,7 +152,7 @@ function renderSegments(name, choices) {
 
 function renderQuery() {
   const { query } = app;
-  const { normaliser, weight, set } = settings(query);
+  const { normaliser, weight, set } = effectiveSettings(query);
   if (query.text || !$('q').matches(':focus')) $('q').value = query.text;
   [$('weight').value, $('set').value] = [weight, set];
   for (const choice of $('normaliser').querySelectorAll('input')) choice.checked = choice.value === normaliser;
@@ -162,9 +162,9 @@ function renderQuery() {
   const words = { 0: '0 = plain CLIP', 1: '1 = the normaliser alone' };
   $('weight-words').textContent = words[weight] ?? `${weight.toFixed(2)} (${words[0]})`;
   $('how-short').textContent = `${normaliserName(normaliser)}, weight ${weight.toFixed(2)}, ${set}`;
-  $('hint').textContent = byPicture(query) && !isChosen(query) ? PLAIN_PICTURES : NORMALISERS[normaliser]?.[1] ?? '';
-  $('reset').disabled = !isChosen(query) && !query.configuration;
-  renderSubject();
+  $('hint').textContent = isPictureQuery(query) && !hasOwnSettings(query) ? PLAIN_PICTURES_HINT : NORMALISERS[normaliser]?.[1] ?? '';
+  $('reset').disabled = !hasOwnSettings(query) && !query.configuration;
+  renderPictureQuery();
   renderFilters();
-  document.title = query.text ? `${query.text} – bsap` : byPicture(query) ? 'Like a picture – bsap' : 'bsap';
+  document.title = query.text ? `${query.text} – bsap` : isPictureQuery(query) ? 'Like a picture – bsap' : 'bsap';
 }

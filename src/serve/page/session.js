@@ -1,8 +1,8 @@
 /* Signing in, where the server asks for a key. Its cookie is not for scripts: only who is signed in is known. */
 
 /** Who is signed in, and what they may do; by default, nobody needs to be. */
-const NOBODY = { key: null, scopes: ['search', 'feedback', 'admin'] };
-const may = (scope) => (app.session ?? NOBODY).scopes.includes(scope);
+const ANONYMOUS_SESSION = { api_key_name: null, scopes: ['search', 'feedback', 'admin'] };
+const hasScope = (scope) => (app.session ?? ANONYMOUS_SESSION).scopes.includes(scope);
 
 function askForKey() {
   if ($('gate').open) return;
@@ -14,11 +14,11 @@ async function signIn(event) {
   event.preventDefault();
   $('sign-in').disabled = true;
   try {
-    app.session = await request('/v1/session', { key: $('key').value.trim() });
+    app.session = await request('/v1/session', { api_key: $('key').value.trim() });
     $('key').value = '';
     $('gate').close();
     renderSession();
-    await (app.state ? run() : start());
+    await (app.state ? runSearch() : startPage());
   } catch (problem) {
     $('key-problem').textContent = `${problem.title}: ${problem.detail}`;
     $('key-problem').hidden = false;
@@ -34,7 +34,7 @@ async function signOut() {
 }
 
 function renderSession() {
-  const { key } = app.session;
-  $('session').hidden = !key;
-  $('session').replaceChildren(...(key ? [`${key} `, button('Sign out', 'sign-out', signOut)] : []));
+  const { api_key_name } = app.session;
+  $('session').hidden = !api_key_name;
+  $('session').replaceChildren(...(api_key_name ? [`${api_key_name} `, button('Sign out', 'sign-out', signOut)] : []));
 }

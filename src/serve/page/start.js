@@ -7,56 +7,56 @@ function focusSearch(event) {
   $('q').select();
 }
 
-function bind() {
+function bindEvents() {
   const on = (id, type, action) => $(id).addEventListener(type, action);
   on('gate', 'submit', signIn);
   on('gate', 'cancel', (event) => event.preventDefault()); // there is nothing to see without
-  on('search', 'submit', (event) => { event.preventDefault(); change({}); });
-  on('configuration', 'change', (event) => change({ ...AS_SERVED, configuration: event.target.value }));
-  on('normaliser', 'change', (event) => change({ normaliser: event.target.value }));
-  on('weight', 'input', () => change({ weight: Number($('weight').value) }, false));
-  on('set', 'change', () => change({ set: $('set').value }));
-  on('reset', 'click', () => change({ ...AS_SERVED, configuration: '' }));
+  on('search', 'submit', (event) => { event.preventDefault(); changeQuery({}); });
+  on('configuration', 'change', (event) => changeQuery({ ...UNSET_SETTINGS, configuration: event.target.value }));
+  on('normaliser', 'change', (event) => changeQuery({ normaliser: event.target.value }));
+  on('weight', 'input', () => changeQuery({ weight: Number($('weight').value) }, false));
+  on('set', 'change', () => changeQuery({ set: $('set').value }));
+  on('reset', 'click', () => changeQuery({ ...UNSET_SETTINGS, configuration: '' }));
   on('tabs', 'change', (event) => {
     app.query.shown = $('columns').dataset.shown = event.target.value;
     writeAddress(false);
   });
-  on('refresh', 'click', () => run());
-  on('more', 'click', more);
-  on('link', 'click', () => toast(copy(location.href) ? 'Link copied: it brings this view back' : 'Cannot copy here; the address bar has the link'));
-  on('pause', 'click', () => { app.paused = !app.paused; renderFeed(); renderStale(); });
+  on('refresh', 'click', () => runSearch());
+  on('more', 'click', loadMore);
+  on('link', 'click', () => toast(copyText(location.href) ? 'Link copied: it brings this view back' : 'Cannot copy here; the address bar has the link'));
+  on('pause', 'click', () => { app.paused = !app.paused; renderFeed(); renderRefreshButton(); });
   on('copy', 'click', copyExplanation);
   on('close', 'click', () => $('explain').close());
-  on('explain', 'close', explainClosed);
+  on('explain', 'close', onExplanationClosed);
   on('explain', 'click', (event) => { if (event.target === $('explain')) $('explain').close(); });
-  for (const type of ['pointerover', 'focusin', 'pointerleave', 'focusout']) on('columns', type, highlight);
-  on('columns', 'keydown', walk);
+  for (const type of ['pointerover', 'focusin', 'pointerleave', 'focusout']) on('columns', type, highlightTwins);
+  on('columns', 'keydown', moveFocusByArrowKey);
   document.addEventListener('keydown', focusSearch);
   document.addEventListener('keydown', closeDrawers);
   document.addEventListener('pointerdown', closeDrawers);
-  takePictures();
+  bindPictureInput();
   setInterval(tick, 500);
-  window.addEventListener('popstate', goBack);
+  window.addEventListener('popstate', onPopState);
 }
 
-function goBack() {
+function onPopState() {
   if (!app.state) return;
   readAddress();
   $('explain').close(); // it belongs to what was asked before
-  run();
+  runSearch();
 }
 
-async function start() {
+async function startPage() {
   clearProblem();
   await loadState();
   if (!app.state) return;
-  app.session = await request('/v1/session').catch(() => NOBODY);
+  app.session = await request('/v1/session').catch(() => ANONYMOUS_SESSION);
   renderSession();
   readAddress();
-  run();
+  runSearch();
   setInterval(loadState, 2000);
 }
 if (matchMedia('(max-width: 720px)').matches) $('settings').open = false;
-bind();
-listen();
-start();
+bindEvents();
+listenToChanges();
+startPage();

@@ -18,30 +18,30 @@ use object_store::path::Path;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::upkeep::Options;
+use super::vacuum::MaintenanceOptions;
 use super::verify;
 use crate::balance::statistics::StatisticsKey;
 use crate::catalogue::Generation;
-use crate::record::Row;
-use crate::retry::{Backoff, Decide, Verdict};
+use crate::record::ImageRow;
+use crate::retry::{Backoff, Classify, Disposition};
 use crate::store::Store;
-use crate::table::file::{self, FileWriter, Unread};
-use crate::table::keys::{Kept, Keys};
-use crate::table::log::Log;
-use crate::table::statistics::{self, StatisticsTable, UnitFile};
+use crate::table::file::{self, DataFileWriter, FileReadError};
+use crate::table::key_index::{KeepMask, KeyIndex};
+use crate::table::log::DeltaLog;
+use crate::table::statistics::{self, StatisticsFile, StatisticsTable};
 use crate::table::{TableError, schema};
 use crate::telemetry::event;
 
 /// Transaction whose version is the time of the newest compaction, in milliseconds since 1970.
-pub const COMPACTED: &str = "bsap:compact";
+pub const COMPACTION_APP_ID: &str = "bsap:compact";
 /// The same for the newest one that looked at every row.
-pub const COMPACTED_DEEP: &str = "bsap:compact:deep";
+pub const DEEP_COMPACTION_APP_ID: &str = "bsap:compact:full";
 /// The same for the newest time that files nobody needs any more were removed.
-pub const VACUUMED: &str = "bsap:vacuum";
+pub const VACUUM_APP_ID: &str = "bsap:vacuum";
 
 /// How much compaction looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Depth {
+pub enum CompactionMode {
     /// Merges files of similar size, as the log shows them: cheap, reads nothing else. Superseded
     /// rows go where they meet what supersedes them.
     Merge,
@@ -52,11 +52,11 @@ pub enum Depth {
 
 /// What compaction did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Compacted {
+pub struct CompactionSummary {
     /// Commits.
-    pub jobs: usize,
+    pub committed_jobs: usize,
     /// Jobs given up because another compactor had taken a file.
-    pub lost: usize,
+    pub conflicting_jobs: usize,
     /// Files taken away.
     pub files_in: usize,
     /// Files put in their place.
@@ -66,37 +66,37 @@ pub struct Compacted {
     /// Bytes written.
     pub bytes_out: u64,
     /// Superseded rows that are gone.
-    pub superseded: usize,
+    pub dropped_superseded_rows: usize,
     /// Tombstones that are gone, because nothing older was left and their time was over.
-    pub tombstones: usize,
+    pub dropped_tombstones: usize,
     /// Backfilled statistics that stand in the rows now.
-    pub folded: usize,
+    pub folded_statistics: usize,
 }
 
 /// Compacts the table of one generation.
 pub struct Compactor {
-    log: Log,
+    log: DeltaLog,
     catalogue: Store,
     generation: Generation,
-    options: Options,
-    attempts: u32,
+    options: MaintenanceOptions,
+    max_attempts: u32,
 }
 
 /// A data file of the loaded snapshot.
 #[derive(Clone)]
-struct Input {
+struct InputFile {
     path: String,
     size: u64,
     /// Rows, where the log says so.
     rows: Option<usize>,
-    remove: Remove,
+    remove_action: Remove,
 }
 
 /// Files to be rewritten as one, by index.
-type Job = Vec<usize>;
+type CompactionJob = Vec<usize>;
 
 /// Files as [`Keys::read`] wants them.
-fn named(inputs: &[Input]) -> Vec<(String, u64)> {
+fn paths_and_sizes(inputs: &[InputFile]) -> Vec<(String, u64)> {
     inputs.iter().map(|input| (input.path.clone(), input.size)).collect()
 }
 
@@ -106,32 +106,35 @@ impl Compactor {
     pub async fn open(
         catalogue: &Store,
         generation: &Generation,
-        options: &Options,
-        attempts: u32,
+        options: &MaintenanceOptions,
+        max_attempts: u32,
     ) -> Result<Self, TableError> {
-        let log = Log::open(catalogue, generation).await?;
+        let log = DeltaLog::open_images(catalogue, generation).await?;
         let (catalogue, generation) = (catalogue.clone(), generation.clone());
-        Ok(Self { log, catalogue, generation, options: options.clone(), attempts })
+        Ok(Self { log, catalogue, generation, options: options.clone(), max_attempts })
     }
 
     /// When every row was last looked at.
-    pub async fn last_deep(&mut self) -> Result<Option<DateTime<Utc>>, TableError> {
-        self.last(COMPACTED_DEEP).await
+    pub async fn last_deep_compaction(&mut self) -> Result<Option<DateTime<Utc>>, TableError> {
+        self.last_recorded_time(DEEP_COMPACTION_APP_ID).await
     }
 
     /// When files that nobody needs any more were last removed.
     pub async fn last_vacuum(&mut self) -> Result<Option<DateTime<Utc>>, TableError> {
-        self.last(VACUUMED).await
+        self.last_recorded_time(VACUUM_APP_ID).await
     }
 
     /// Takes note that they were removed.
-    pub async fn vacuumed(&mut self, now: DateTime<Utc>) -> Result<(), TableError> {
-        self.note(VACUUMED, now).await
+    pub async fn record_vacuum(&mut self, now: DateTime<Utc>) -> Result<(), TableError> {
+        self.record_time(VACUUM_APP_ID, now).await
     }
 
-    async fn last(&mut self, application: &str) -> Result<Option<DateTime<Utc>>, TableError> {
+    async fn last_recorded_time(
+        &mut self,
+        application: &str,
+    ) -> Result<Option<DateTime<Utc>>, TableError> {
         self.log.update().await?;
-        let at = self.log.transaction(application).await?;
+        let at = self.log.transaction_version(application).await?;
         Ok(at.and_then(DateTime::from_timestamp_millis))
     }
 
@@ -139,25 +142,25 @@ impl Compactor {
     /// `progress` hears of jobs done and jobs in all.
     pub async fn run(
         &mut self,
-        depth: Depth,
+        mode: CompactionMode,
         now: DateTime<Utc>,
         progress: &(dyn Fn(usize, usize) + Sync),
         token: &CancellationToken,
-    ) -> Result<Compacted, TableError> {
-        let mut done = Compacted::default();
-        if depth == Depth::Deep {
-            let inputs = self.inputs().await?;
-            let keys = Keys::read(&self.log, named(&inputs)).await?;
-            let chosen = keys.stale(&self.options, now);
-            let jobs = cut(&self.options, &sizes(&inputs), chosen);
-            self.work(&inputs, jobs, Some(&keys), now, &mut done, progress, token).await?;
+    ) -> Result<CompactionSummary, TableError> {
+        let mut done = CompactionSummary::default();
+        if mode == CompactionMode::Deep {
+            let inputs = self.list_input_files().await?;
+            let keys = KeyIndex::read_files(&self.log, paths_and_sizes(&inputs)).await?;
+            let chosen = keys.files_to_rewrite(&self.options, now);
+            let jobs = bin_pack(&self.options, &file_sizes(&inputs), chosen);
+            self.run_jobs(&inputs, jobs, Some(&keys), now, &mut done, progress, token).await?;
             if !token.is_cancelled() {
-                self.note(COMPACTED_DEEP, now).await?;
+                self.record_time(DEEP_COMPACTION_APP_ID, now).await?;
             }
         }
-        let inputs = self.inputs().await?;
-        let jobs = similar(&self.options, &sizes(&inputs));
-        self.work(&inputs, jobs, None, now, &mut done, progress, token).await?;
+        let inputs = self.list_input_files().await?;
+        let jobs = plan_size_tiers(&self.options, &file_sizes(&inputs));
+        self.run_jobs(&inputs, jobs, None, now, &mut done, progress, token).await?;
         Ok(done)
     }
 
@@ -165,106 +168,113 @@ impl Compactor {
     /// their names. What they held is no longer known: which images, and which were deleted. None where
     /// `token` was cancelled, or a file was taken by another compactor meanwhile: nothing was done.
     /// `progress` hears of files read and files in all.
-    pub async fn drop_damaged(
+    pub async fn drop_damaged_files(
         &mut self,
         progress: &(dyn Fn(usize, usize) + Sync),
         token: &CancellationToken,
     ) -> Result<Option<Vec<String>>, TableError> {
-        let inputs = self.inputs().await?;
+        let inputs = self.list_input_files().await?;
         let mut damaged = Vec::new();
         for (i, input) in inputs.iter().enumerate() {
             if token.is_cancelled() {
                 return Ok(None);
             }
             let path = Path::from(input.path.as_str());
-            match verify::read(&self.log, &path, input.size, input.rows).await {
+            match verify::read_and_check_rows(&self.log, &path, input.size, input.rows).await {
                 Ok(_) => {}
-                Err(Unread::Store(error)) => {
-                    return Err(Unread::Store(error).of(&self.log, &input.path));
+                Err(FileReadError::Store(error)) => {
+                    return Err(
+                        FileReadError::Store(error).into_table_error(&self.log, &input.path)
+                    );
                 }
-                Err(Unread::Missing | Unread::Corrupt(_)) => damaged.push(input.clone()),
+                Err(FileReadError::NotFound | FileReadError::Corrupt(_)) => {
+                    damaged.push(input.clone())
+                }
             }
             progress(i + 1, inputs.len());
         }
-        if !damaged.is_empty() && !self.commit(&damaged, None, Utc::now()).await? {
+        if !damaged.is_empty() && !self.commit_rewrite(&damaged, None, Utc::now()).await? {
             return Ok(None);
         }
         Ok(Some(damaged.into_iter().map(|input| input.path).collect()))
     }
 
     /// Files that another merge would take.
-    pub async fn pending(&mut self) -> Result<usize, TableError> {
-        let inputs = self.inputs().await?;
-        Ok(similar(&self.options, &sizes(&inputs)).iter().map(Vec::len).sum())
+    pub async fn count_pending_files(&mut self) -> Result<usize, TableError> {
+        let inputs = self.list_input_files().await?;
+        Ok(plan_size_tiers(&self.options, &file_sizes(&inputs)).iter().map(Vec::len).sum())
     }
 
     /// Data files of the table.
-    pub async fn files(&mut self) -> Result<usize, TableError> {
-        Ok(self.inputs().await?.len())
+    pub async fn count_files(&mut self) -> Result<usize, TableError> {
+        Ok(self.list_input_files().await?.len())
     }
 
-    async fn inputs(&mut self) -> Result<Vec<Input>, TableError> {
+    async fn list_input_files(&mut self) -> Result<Vec<InputFile>, TableError> {
         self.log.update().await?;
         let files = self.log.snapshot()?.log_data();
-        let input = |file: deltalake_core::kernel::LogicalFileView| Input {
+        let input = |file: deltalake_core::kernel::LogicalFileView| InputFile {
             path: file.path().into_owned(),
             size: file.size().unsigned_abs(),
             rows: file.num_records(),
-            remove: file.remove_action(false),
+            remove_action: file.remove_action(false),
         };
-        let mut inputs: Vec<Input> = files.iter().map(input).collect();
+        let mut inputs: Vec<InputFile> = files.iter().map(input).collect();
         inputs.sort_by(|a, b| (a.size, &a.path).cmp(&(b.size, &b.path)));
         Ok(inputs)
     }
 
     #[allow(clippy::too_many_arguments)]
-    async fn work(
+    async fn run_jobs(
         &mut self,
-        inputs: &[Input],
-        jobs: Vec<Job>,
-        keys: Option<&Keys>,
+        inputs: &[InputFile],
+        jobs: Vec<CompactionJob>,
+        keys: Option<&KeyIndex>,
         now: DateTime<Utc>,
-        done: &mut Compacted,
+        summary: &mut CompactionSummary,
         progress: &(dyn Fn(usize, usize) + Sync),
         token: &CancellationToken,
     ) -> Result<(), TableError> {
         let total = jobs.len();
         let mut backfill =
-            StatisticsTable::open(&self.catalogue, &self.generation, self.attempts).await?;
+            StatisticsTable::open(&self.catalogue, &self.generation, self.max_attempts).await?;
         for (i, job) in jobs.into_iter().enumerate() {
             if token.is_cancelled() {
                 break;
             }
-            let files: Vec<Input> = job.iter().map(|i| inputs[*i].clone()).collect();
+            let files: Vec<InputFile> = job.iter().map(|i| inputs[*i].clone()).collect();
             let kept = match keys {
-                Some(keys) => keys.kept(&job, &self.options, now),
+                Some(keys) => keys.keep_mask(&job, &self.options, now),
                 // Nothing is known of other files: tombstones stay.
-                None => Keys::read(&self.log, named(&files)).await?.kept_among_themselves(),
+                None => KeyIndex::read_files(&self.log, paths_and_sizes(&files))
+                    .await?
+                    .keep_newest_mask(),
             };
             let units = match &mut backfill {
                 None => Vec::new(),
-                Some(table) => units_of(table, &files).await?,
+                Some(table) => statistics_files_of(table, &files).await?,
             };
-            let (output, folded) =
-                self.rewrite(&files, &kept, backfill.as_ref().map(|table| (table, &units))).await?;
+            let (output, folded) = self
+                .rewrite_files(&files, &kept, backfill.as_ref().map(|table| (table, &units)))
+                .await?;
             let bytes_out = output.as_ref().map_or(0, |add| add.size.unsigned_abs());
             let files_out = usize::from(output.is_some());
-            if self.commit(&files, output, now).await? {
-                done.jobs += 1;
-                done.files_in += files.len();
-                done.files_out += files_out;
-                done.bytes_in += files.iter().map(|f| f.size).sum::<u64>();
-                done.bytes_out += bytes_out;
-                done.superseded += kept.superseded;
-                done.tombstones += kept.tombstones;
-                done.folded += folded;
+            if self.commit_rewrite(&files, output, now).await? {
+                summary.committed_jobs += 1;
+                summary.files_in += files.len();
+                summary.files_out += files_out;
+                summary.bytes_in += files.iter().map(|f| f.size).sum::<u64>();
+                summary.bytes_out += bytes_out;
+                summary.dropped_superseded_rows += kept.superseded_rows;
+                summary.dropped_tombstones += kept.dropped_tombstones;
+                summary.folded_statistics += folded;
                 // They belong to files that are gone. Left behind by a crash here they do no harm,
                 // and a reader that has not seen the new file yet computes what it misses.
                 if let Some(table) = backfill.as_mut().filter(|_| !units.is_empty()) {
-                    table.remove(units.into_iter().map(|(_, unit)| unit).collect()).await?;
+                    table.remove_files(units.into_iter().map(|(_, unit)| unit).collect()).await?;
                 }
             } else {
-                done.lost += 1;
+                summary.conflicting_jobs += 1;
             }
             progress(i + 1, total);
         }
@@ -273,14 +283,15 @@ impl Compactor {
 
     /// Writes what is kept of `files` into one file that no commit names yet; none where nothing is.
     /// Their backfilled statistics go into the rows; the second value counts them.
-    async fn rewrite(
+    async fn rewrite_files(
         &self,
-        files: &[Input],
-        kept: &Kept,
-        backfill: Option<(&StatisticsTable, &Vec<(usize, UnitFile)>)>,
+        files: &[InputFile],
+        kept: &KeepMask,
+        backfill: Option<(&StatisticsTable, &Vec<(usize, StatisticsFile)>)>,
     ) -> Result<(Option<Add>, usize), TableError> {
-        let failed = |e: deltalake_core::DeltaTableError| self.log.error(e);
-        let mut output = FileWriter::new(self.log.arrow_schema()?).map_err(|e| failed(e.into()))?;
+        let failed = |e: deltalake_core::DeltaTableError| self.log.wrap_error(e);
+        let mut output =
+            DataFileWriter::new(self.log.arrow_schema()?).map_err(|e| failed(e.into()))?;
         let mut folded = 0;
         for (i, (input, mask)) in files.iter().zip(&kept.masks).enumerate() {
             if !mask.contains(&true) {
@@ -291,55 +302,59 @@ impl Compactor {
                 for (_, unit) in units.iter().filter(|(file, _)| *file == i) {
                     found.push((
                         unit.key.clone(),
-                        statistics::by_version(table.read(&unit.path).await?),
+                        statistics::index_by_version(table.read_file_or_empty(&unit.path).await?),
                     ));
                 }
             }
             let corrupt = |reason: String| TableError::Corrupt {
-                file: format!("{}/{}", self.log.place, input.path),
+                file: format!("{}/{}", self.log.location, input.path),
                 reason,
             };
-            let bytes = file::get(&self.log, &Path::from(input.path.as_str())).await;
-            let bytes = bytes.map_err(|e| e.of(&self.log, &input.path))?;
+            let bytes =
+                file::read_and_verify_checksum(&self.log, &Path::from(input.path.as_str())).await;
+            let bytes = bytes.map_err(|e| e.into_table_error(&self.log, &input.path))?;
             let mut row = 0;
-            for batch in file::batches(bytes).map_err(|e| corrupt(e.to_string()))? {
+            for batch in file::read_batches(bytes).map_err(|e| corrupt(e.to_string()))? {
                 let batch: RecordBatch = batch.map_err(|e| corrupt(e.to_string()))?;
                 let end = row + batch.num_rows();
                 let mask = mask.get(row..end).ok_or_else(|| corrupt("has more rows now".into()))?;
                 row = end;
-                let left = filter_record_batch(&batch, &BooleanArray::from(mask.to_vec()));
-                let mut left = left.map_err(|e| corrupt(e.to_string()))?;
+                let kept_rows = filter_record_batch(&batch, &BooleanArray::from(mask.to_vec()));
+                let mut kept_rows = kept_rows.map_err(|e| corrupt(e.to_string()))?;
                 if !found.is_empty() {
-                    let (with, count) = fold(&left, &found).map_err(corrupt)?;
-                    (left, folded) = (with, folded + count);
+                    let (with, count) = fold_statistics(&kept_rows, &found).map_err(corrupt)?;
+                    (kept_rows, folded) = (with, folded + count);
                 }
-                output.write(&left).map_err(|e| failed(e.into()))?;
+                output.write_batch(&kept_rows).map_err(|e| failed(e.into()))?;
             }
         }
-        if output.rows() == 0 {
+        if output.row_count() == 0 {
             return Ok((None, folded));
         }
-        let mut add = output.put(&self.log).await?;
+        let mut add = output.upload(&self.log).await?;
         add.data_change = false;
         Ok((Some(add), folded))
     }
 
     /// Puts `output` in the place of `files`. False where one of them is gone already.
-    async fn commit(
+    async fn commit_rewrite(
         &mut self,
-        files: &[Input],
+        files: &[InputFile],
         output: Option<Add>,
         now: DateTime<Utc>,
     ) -> Result<bool, TableError> {
         let mut tried = false;
         // Removed from now on: retention is counted from there, however long the work took.
-        let removed = |file: &Input| {
+        let removed = |file: &InputFile| {
             let deletion_timestamp = Some(Utc::now().timestamp_millis());
-            Action::Remove(Remove { deletion_timestamp, ..file.remove.clone() })
+            Action::Remove(Remove { deletion_timestamp, ..file.remove_action.clone() })
         };
-        let backoff = Backoff { cap: Duration::from_secs(2), ..Backoff::times(self.attempts) };
+        let backoff = Backoff {
+            cap: Duration::from_secs(2),
+            ..Backoff::with_max_attempts(self.max_attempts)
+        };
         let mut last = String::new();
-        for attempt in 0..self.attempts {
+        for attempt in 0..self.max_attempts {
             let result = async {
                 self.log.update().await?;
                 let live: HashSet<String> = {
@@ -355,32 +370,46 @@ impl Compactor {
                 }
                 tried = true;
                 let actions = files.iter().map(removed).chain(output.clone().map(Action::Add));
-                self.commit_once(actions.collect(), COMPACTED, now).await.map(|()| true)
+                self.try_commit(actions.collect(), COMPACTION_APP_ID, now).await.map(|()| true)
             };
             match result.await {
-                Err(error) if error.verdict() == Verdict::Retry => {
+                Err(error) if error.disposition() == Disposition::Retry => {
                     last = error.to_string();
                     info!(event = event::COMMIT_CONFLICT, attempt, reason = %last, "a compaction did not go through; looking again");
-                    tokio::time::sleep(backoff.pause(attempt)).await;
+                    tokio::time::sleep(backoff.random_delay(attempt)).await;
                 }
                 other => return other,
             }
         }
-        Err(TableError::Exhausted { place: self.log.place.clone(), attempts: self.attempts, last })
+        Err(TableError::AttemptsExhausted {
+            location: self.log.location.clone(),
+            attempts: self.max_attempts,
+            last_error: last,
+        })
     }
 
     /// Takes note of the time in a commit of its own.
-    async fn note(&mut self, application: &str, now: DateTime<Utc>) -> Result<(), TableError> {
-        let backoff = Backoff { cap: Duration::from_secs(2), ..Backoff::times(self.attempts) };
+    async fn record_time(
+        &mut self,
+        application: &str,
+        now: DateTime<Utc>,
+    ) -> Result<(), TableError> {
+        let backoff = Backoff {
+            cap: Duration::from_secs(2),
+            ..Backoff::with_max_attempts(self.max_attempts)
+        };
         let mut attempt = 0;
         loop {
             let noted = async {
                 self.log.update().await?;
-                self.commit_once(Vec::new(), application, now).await
+                self.try_commit(Vec::new(), application, now).await
             };
             match noted.await {
-                Err(error) if error.verdict() == Verdict::Retry && attempt + 1 < self.attempts => {
-                    tokio::time::sleep(backoff.pause(attempt)).await;
+                Err(error)
+                    if error.disposition() == Disposition::Retry
+                        && attempt + 1 < self.max_attempts =>
+                {
+                    tokio::time::sleep(backoff.random_delay(attempt)).await;
                     attempt += 1;
                 }
                 other => return other,
@@ -388,7 +417,7 @@ impl Compactor {
         }
     }
 
-    async fn commit_once(
+    async fn try_commit(
         &mut self,
         actions: Vec<Action>,
         application: &str,
@@ -396,14 +425,14 @@ impl Compactor {
     ) -> Result<(), TableError> {
         let operation = DeltaOperation::Optimize {
             predicate: None,
-            target_size: (self.options.file_mib << 20) as i64,
+            target_size: (self.options.target_file_mib << 20) as i64,
         };
         let noted = vec![Transaction::new(application, now.timestamp_millis())];
-        self.log.put_commit(actions, noted, operation).await.map(|_| ())
+        self.log.write_commit(actions, noted, operation).await.map(|_| ())
     }
 }
 
-fn sizes(inputs: &[Input]) -> Vec<u64> {
+fn file_sizes(inputs: &[InputFile]) -> Vec<u64> {
     inputs.iter().map(|input| input.size).collect()
 }
 
@@ -411,17 +440,17 @@ fn sizes(inputs: &[Input]) -> Vec<u64> {
 /// file belongs to a tier, each `merge_files` times as large as the one before; only where a tier has
 /// that many files, or enough for one of the largest size, are they merged, so that a row is rewritten
 /// at most once a tier.
-fn similar(options: &Options, sizes: &[u64]) -> Vec<Job> {
+fn plan_size_tiers(options: &MaintenanceOptions, sizes: &[u64]) -> Vec<CompactionJob> {
     let mut tiers: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for (i, size) in sizes.iter().enumerate() {
-        if let Some(tier) = options.tier(*size) {
+        if let Some(tier) = options.size_tier(*size) {
             tiers.entry(tier).or_default().push(i);
         }
     }
     let full = |files: Vec<usize>| {
-        let mut jobs = cut(options, sizes, files);
+        let mut jobs = bin_pack(options, sizes, files);
         // The others were cut because the next file did not fit: they are as large as they get.
-        let last = jobs.pop().filter(|job| job.len() >= options.merge_files);
+        let last = jobs.pop().filter(|job| job.len() >= options.files_per_merge);
         jobs.retain(|job| job.len() > 1);
         jobs.into_iter().chain(last)
     };
@@ -429,9 +458,9 @@ fn similar(options: &Options, sizes: &[u64]) -> Vec<Job> {
 }
 
 /// Cuts files, in their order, into jobs of at most the size of one output.
-fn cut(options: &Options, sizes: &[u64], files: Vec<usize>) -> Vec<Job> {
-    let limit = options.file_mib << 20;
-    let (mut jobs, mut bytes) = (Vec::<Job>::new(), 0);
+fn bin_pack(options: &MaintenanceOptions, sizes: &[u64], files: Vec<usize>) -> Vec<CompactionJob> {
+    let limit = options.target_file_mib << 20;
+    let (mut jobs, mut bytes) = (Vec::<CompactionJob>::new(), 0);
     for i in files {
         bytes += sizes[i];
         match jobs.last_mut() {
@@ -446,35 +475,37 @@ fn cut(options: &Options, sizes: &[u64], files: Vec<usize>) -> Vec<Job> {
 }
 
 /// The units of backfilled statistics that belong to `files`, each with the place of its file.
-async fn units_of(
+async fn statistics_files_of(
     table: &mut StatisticsTable,
-    files: &[Input],
-) -> Result<Vec<(usize, UnitFile)>, TableError> {
-    let all = table.units().await?;
+    files: &[InputFile],
+) -> Result<Vec<(usize, StatisticsFile)>, TableError> {
+    let all = table.files_by_unit().await?;
     let keys: HashSet<&StatisticsKey> = all.values().map(|unit| &unit.key).collect();
     let mut units = Vec::new();
     for (i, file) in files.iter().enumerate() {
-        let of = keys.iter().filter_map(|key| all.get(&statistics::unit(key, &file.path)));
+        let of =
+            keys.iter().filter_map(|key| all.get(&statistics::backfill_unit_id(key, &file.path)));
         units.extend(of.map(|unit| (i, unit.clone())));
     }
     Ok(units)
 }
 
 /// The batch with the backfilled statistics of its rows in them, and how many that are.
-fn fold(
+fn fold_statistics(
     batch: &RecordBatch,
-    found: &[(StatisticsKey, statistics::ByVersion)],
+    found: &[(StatisticsKey, statistics::BackfilledByVersion)],
 ) -> Result<(RecordBatch, usize), String> {
-    let mut rows = schema::from_batch(batch)?;
+    let mut rows = schema::rows_from_batch(batch)?;
     let mut count = 0;
     for (key, found) in found {
-        count += statistics::attach(&mut rows, key, found);
+        count += statistics::attach_statistics(&mut rows, key, found);
     }
-    let sources = batch.column_by_name(schema::SOURCE).and_then(|c| c.as_string_opt::<i32>());
+    let sources =
+        batch.column_by_name(schema::SOURCE_COLUMN).and_then(|c| c.as_string_opt::<i32>());
     let sources = sources.ok_or("column source is not text")?;
-    let rows: Vec<(String, &Row)> =
+    let rows: Vec<(String, &ImageRow)> =
         rows.iter().enumerate().map(|(i, row)| (sources.value(i).to_owned(), row)).collect();
-    let with = schema::to_batch(&rows, &batch.schema()).map_err(|e| e.to_string())?;
+    let with = schema::rows_to_batch(&rows, &batch.schema()).map_err(|e| e.to_string())?;
     Ok((with, count))
 }
 
@@ -485,12 +516,12 @@ mod tests {
     /// However large commits are, files end up as large as they get.
     #[test]
     fn files_of_every_size_are_merged_until_they_are_large() {
-        let options = Options::default();
-        let largest = options.file_mib << 20;
+        let options = MaintenanceOptions::default();
+        let largest = options.target_file_mib << 20;
         for size in [1 << 10, 3 << 20, 17 << 20, 20 << 20, 40 << 20, 64 << 20] {
             let mut sizes = vec![size; 300];
             for _ in 0..20 {
-                let jobs = similar(&options, &sizes);
+                let jobs = plan_size_tiers(&options, &sizes);
                 let merged: Vec<u64> =
                     jobs.iter().map(|job| job.iter().map(|i| sizes[*i]).sum()).collect();
                 assert!(merged.iter().all(|size| *size <= largest), "{size}");
@@ -502,7 +533,7 @@ mod tests {
             }
             let small = sizes.iter().filter(|size| **size <= largest / 2).count();
             assert!(
-                small < options.merge_files * 5,
+                small < options.files_per_merge * 5,
                 "{size}: {small} of {} are small",
                 sizes.len()
             );

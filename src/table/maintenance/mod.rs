@@ -1,7 +1,7 @@
-//! (see lib.rs)
+//! TODO-ROOM
 
 pub(crate) mod compact;
 pub(crate) mod lease;
 pub mod schedule;
-pub mod upkeep;
+pub mod vacuum;
 pub(crate) mod verify;

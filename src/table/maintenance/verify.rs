@@ -9,21 +9,21 @@ use object_store::path::Path;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::compact::{COMPACTED, COMPACTED_DEEP, VACUUMED};
-use super::upkeep::Options;
+use super::compact::{COMPACTION_APP_ID, DEEP_COMPACTION_APP_ID, VACUUM_APP_ID};
+use super::vacuum::MaintenanceOptions;
 use crate::balance::statistics::StatisticsKey;
 use crate::catalogue::{CatalogueState, Generation};
-use crate::record::{Image, Row, Version};
+use crate::record::{ImageRow, RowVersion, StoredImage};
 use crate::store::Store;
-use crate::table::file::{self, Unread};
-use crate::table::log::Log;
-use crate::table::statistics::{self, StatisticsTable, UnitFile};
+use crate::table::file::{self, FileReadError};
+use crate::table::log::DeltaLog;
+use crate::table::statistics::{self, StatisticsFile, StatisticsTable};
 use crate::table::{TableError, schema};
 
 /// Files read at one time.
-const CONCURRENT_FILES: usize = 4;
+const MAX_CONCURRENT_FILES: usize = 4;
 /// How far from 1 the length of an embedding may be: rounding to f16 moves it by less.
-const LENGTH_TOLERANCE: f32 = 2e-3;
+const UNIT_LENGTH_TOLERANCE: f32 = 2e-3;
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -37,7 +37,7 @@ pub enum Severity {
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub struct IntegrityFinding {
     /// How bad.
     pub severity: Severity,
     /// A stable name.
@@ -47,12 +47,12 @@ pub struct Finding {
     /// Where, first: a file or an image.
     pub example: String,
     /// What is wrong and what to do.
-    pub about: String,
+    pub description: String,
 }
 
 /// What was looked at and what was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Verified {
+pub struct VerificationReport {
     /// The generation whose table it is.
     pub generation: String,
     /// Version of the table.
@@ -70,10 +70,10 @@ pub struct Verified {
     /// Rows that a newer one of the same image has superseded.
     pub superseded: usize,
     /// What was found, the worst first.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<IntegrityFinding>,
 }
 
-impl Verified {
+impl VerificationReport {
     /// Whether nothing is lost or wrong.
     pub fn is_sound(&self) -> bool {
         self.findings.iter().all(|finding| finding.severity != Severity::Error)
@@ -82,9 +82,9 @@ impl Verified {
 
 /// Collects findings, the same ones together.
 #[derive(Default)]
-struct Findings(BTreeMap<(Severity, &'static str, String), (usize, String)>);
+struct FindingCollector(BTreeMap<(Severity, &'static str, String), (usize, String)>);
 
-impl Findings {
+impl FindingCollector {
     fn add(
         &mut self,
         severity: Severity,
@@ -96,13 +96,13 @@ impl Findings {
         found.or_insert_with(|| (0, example.into())).0 += 1;
     }
 
-    fn list(self) -> Vec<Finding> {
-        let finding = |((severity, code, about), (count, example))| Finding {
+    fn into_findings(self) -> Vec<IntegrityFinding> {
+        let finding = |((severity, code, about), (count, example))| IntegrityFinding {
             severity,
             code,
             count,
             example,
-            about,
+            description: about,
         };
         self.0.into_iter().map(finding).collect()
     }
@@ -110,37 +110,37 @@ impl Findings {
 
 /// Reads the whole table of `generation`, the live one or the one beside it, and says what is wrong. `None` where `token` was
 /// cancelled meanwhile; `progress` hears of files read and files in all.
-pub async fn verify(
+pub async fn verify_table(
     catalogue: &Store,
     state: &CatalogueState,
     generation: &Generation,
-    options: &Options,
+    options: &MaintenanceOptions,
     now: DateTime<Utc>,
     progress: &(dyn Fn(usize, usize) + Sync),
     token: &CancellationToken,
-) -> Result<Option<Verified>, TableError> {
-    let mut log = Log::open(catalogue, generation).await?;
+) -> Result<Option<VerificationReport>, TableError> {
+    let mut log = DeltaLog::open_images(catalogue, generation).await?;
     log.update().await?;
-    let mut findings = Findings::default();
-    belongs(&log, generation, &mut findings)?;
+    let mut findings = FindingCollector::default();
+    check_table_properties(&log, generation, &mut findings)?;
     let files: Vec<(Path, u64, Option<usize>)> = {
         let files = log.snapshot()?.log_data();
         let known = files.iter();
         known.map(|f| (f.object_store_path(), f.size().unsigned_abs(), f.num_records())).collect()
     };
-    let mut done = Verified {
+    let mut done = VerificationReport {
         generation: generation.id.clone(),
         version: log.version(),
         files: files.len(),
         bytes: files.iter().map(|(_, size, _)| size).sum(),
-        ..Verified::default()
+        ..VerificationReport::default()
     };
-    let sets = state.sets_of(&generation.id).unwrap_or_default();
+    let sets = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
     let known: BTreeSet<&str> = sets.iter().map(|set| set.key.as_str()).collect();
-    let mut images = Images::default();
+    let mut images = ImageTally::default();
     let mut backfill = StatisticsTable::open(catalogue, generation, 1).await?;
     let units = match &mut backfill {
-        Some(table) => table.units().await?,
+        Some(table) => table.files_by_unit().await?,
         None => HashMap::new(),
     };
     let keys: BTreeSet<&StatisticsKey> = units.values().map(|unit| &unit.key).collect();
@@ -148,17 +148,19 @@ pub async fn verify(
     let total = files.len();
     let mut reads = stream::iter(files)
         .map(|(path, size, rows)| async move {
-            let mut read = read(this, &path, size, rows).await;
+            let mut read = read_and_check_rows(this, &path, size, rows).await;
             let mut faults = Vec::new();
             if let (Ok(rows), Some(table)) = (&mut read, backfill) {
-                let of = |key: &&StatisticsKey| units.get(&statistics::unit(key, path.as_ref()));
+                let of = |key: &&StatisticsKey| {
+                    units.get(&statistics::backfill_unit_id(key, path.as_ref()))
+                };
                 for unit in keys.iter().filter_map(of) {
-                    faults.extend(attach(table, unit, rows).await?);
+                    faults.extend(attach_backfilled_file(table, unit, rows).await?);
                 }
             }
             Ok::<_, TableError>((path, read, faults))
         })
-        .buffer_unordered(CONCURRENT_FILES);
+        .buffer_unordered(MAX_CONCURRENT_FILES);
     let mut files_done = 0;
     while let Some(read) = reads.next().await {
         if token.is_cancelled() {
@@ -170,46 +172,46 @@ pub async fn verify(
         for (file, about) in faults {
             findings.add(Severity::Error, "statistics_corrupt", &file, about);
         }
-        let Some(rows) = readable(this, &path, read, &mut findings)? else { continue };
+        let Some(rows) = rows_or_finding(this, &path, read, &mut findings)? else { continue };
         for row in &rows {
             if let Some(image) = &row.image {
                 check_image(row.image_id.as_str(), image, generation, &known, &mut findings);
             }
-            images.see(row);
+            images.add_row(row);
         }
         done.rows += rows.len();
     }
     drop(reads);
-    images.count(options, now, &mut done, &mut findings);
-    if !positions(&log, &mut findings, token).await? {
+    images.add_to_report(options, now, &mut done, &mut findings);
+    if !check_positions(&log, &mut findings, token).await? {
         return Ok(None);
     }
-    done.findings = findings.list();
+    done.findings = findings.into_findings();
     Ok(Some(done))
 }
 
 /// The newest version of each image, and which have an embedding.
 #[derive(Default)]
-struct Images {
-    newest: HashMap<String, Version>,
-    superseded: usize,
+struct ImageTally {
+    newest_versions: HashMap<String, RowVersion>,
+    superseded_rows: usize,
     // When rows with an embedding were superseded is known only after all files were read.
-    embedded: HashSet<String>,
+    images_with_embedding: HashSet<String>,
 }
 
-impl Images {
-    fn see(&mut self, row: &Row) {
+impl ImageTally {
+    fn add_row(&mut self, row: &ImageRow) {
         let id = row.image_id.as_str();
         if row.image.is_some() {
-            self.embedded.insert(id.to_owned());
+            self.images_with_embedding.insert(id.to_owned());
         }
-        let version = Version::of(row);
-        match self.newest.get_mut(id) {
+        let version = RowVersion::from_row(row);
+        match self.newest_versions.get_mut(id) {
             None => {
-                self.newest.insert(id.to_owned(), version);
+                self.newest_versions.insert(id.to_owned(), version);
             }
             Some(known) => {
-                self.superseded += 1;
+                self.superseded_rows += 1;
                 if version > *known {
                     *known = version;
                 }
@@ -217,22 +219,22 @@ impl Images {
         }
     }
 
-    fn count(
+    fn add_to_report(
         &self,
-        options: &Options,
+        options: &MaintenanceOptions,
         now: DateTime<Utc>,
-        done: &mut Verified,
-        findings: &mut Findings,
+        report: &mut VerificationReport,
+        findings: &mut FindingCollector,
     ) {
-        done.superseded = self.superseded;
-        for (id, version) in &self.newest {
+        report.superseded = self.superseded_rows;
+        for (id, version) in &self.newest_versions {
             if !version.deleted {
-                done.images += 1;
+                report.images += 1;
                 continue;
             }
-            done.deleted += 1;
-            let overdue = TimeDelta::hours(2 * i64::from(options.erase_hours));
-            if self.embedded.contains(id) && now - version.embedded_at >= overdue {
+            report.deleted += 1;
+            let overdue = TimeDelta::hours(2 * i64::from(options.erase_deleted_after_hours));
+            if self.images_with_embedding.contains(id) && now - version.embedded_at >= overdue {
                 let about =
                     "was deleted, and its embedding is still in the table; run `bsap compact`";
                 findings.add(Severity::Warning, "erasure_overdue", id, about);
@@ -242,24 +244,28 @@ impl Images {
 }
 
 /// The rows of a file; none where it cannot be used, which is found then.
-fn readable(
-    log: &Log,
+fn rows_or_finding(
+    log: &DeltaLog,
     path: &Path,
-    read: Result<Vec<Row>, Unread>,
-    findings: &mut Findings,
-) -> Result<Option<Vec<Row>>, TableError> {
+    read: Result<Vec<ImageRow>, FileReadError>,
+    findings: &mut FindingCollector,
+) -> Result<Option<Vec<ImageRow>>, TableError> {
     let (code, about) = match read {
         Ok(rows) => {
-            if file::checksum(path).is_none() {
+            if file::checksum_in_name(path).is_none() {
                 let about =
                     "was written by another tool: damage in it cannot be told from its name";
-                findings.add(Severity::Warning, "no_checksum", path.as_ref(), about);
+                findings.add(Severity::Warning, "checksum_missing", path.as_ref(), about);
             }
             return Ok(Some(rows));
         }
-        Err(Unread::Store(error)) => return Err(Unread::Store(error).of(log, path.as_ref())),
-        Err(Unread::Missing) => ("file_missing", "is named by the log and is not there".to_owned()),
-        Err(Unread::Corrupt(reason)) => ("file_corrupt", reason),
+        Err(FileReadError::Store(error)) => {
+            return Err(FileReadError::Store(error).into_table_error(log, path.as_ref()));
+        }
+        Err(FileReadError::NotFound) => {
+            ("file_missing", "is named by the log and is not there".to_owned())
+        }
+        Err(FileReadError::Corrupt(reason)) => ("file_corrupt", reason),
     };
     let about = format!(
         "{about}; restore it from a backup, or take it out by `bsap compact --drop-damaged` and let `bsap reconcile` announce its images again"
@@ -269,17 +275,17 @@ fn readable(
 }
 
 /// Gives rows their backfilled statistics; the file and what is wrong with it where it is damaged.
-async fn attach(
+async fn attach_backfilled_file(
     table: &StatisticsTable,
-    unit: &UnitFile,
-    rows: &mut [Row],
+    unit: &StatisticsFile,
+    rows: &mut [ImageRow],
 ) -> Result<Option<(String, String)>, TableError> {
     let damaged = |file: String, reason: &str| {
         Ok(Some((file, format!("{reason}; retire its prompt set and reindex it again"))))
     };
-    match table.read_named(&unit.path).await {
+    match table.read_file_if_exists(&unit.path).await {
         Ok(Some(found)) => {
-            statistics::attach(rows, &unit.key, &statistics::by_version(found));
+            statistics::attach_statistics(rows, &unit.key, &statistics::index_by_version(found));
             Ok(None)
         }
         Ok(None) => damaged(unit.path.clone(), "is named by the log and is not there"),
@@ -289,38 +295,45 @@ async fn attach(
 }
 
 /// Does the table say of itself that it is this generation's?
-fn belongs(log: &Log, generation: &Generation, findings: &mut Findings) -> Result<(), TableError> {
+fn check_table_properties(
+    log: &DeltaLog,
+    generation: &Generation,
+    findings: &mut FindingCollector,
+) -> Result<(), TableError> {
     let configuration = log.snapshot()?.metadata().configuration().clone();
     for (key, wanted) in [
-        ("bsap.model", generation.model_fingerprint.as_str()),
-        ("bsap.ordering", generation.ordering.name()),
+        ("bsap.model_fingerprint", generation.model_fingerprint.as_str()),
+        ("bsap.ordering", generation.ordering.as_str()),
     ] {
         let found = configuration.get(key).map_or("nothing", String::as_str);
         if found != wanted {
             let about = format!(
                 "the table was made for {found}, the catalogue's state says {wanted}; its rows do not belong together"
             );
-            findings.add(Severity::Error, "fingerprint", key, about);
+            findings.add(Severity::Error, "fingerprint_mismatch", key, about);
         }
     }
     Ok(())
 }
 
 /// The rows of a file, where it is what the log says of it.
-pub(crate) async fn read(
-    log: &Log,
+pub(crate) async fn read_and_check_rows(
+    log: &DeltaLog,
     path: &Path,
     size: u64,
     rows: Option<usize>,
-) -> Result<Vec<Row>, Unread> {
-    let bytes = file::get(log, path).await?;
+) -> Result<Vec<ImageRow>, FileReadError> {
+    let bytes = file::read_and_verify_checksum(log, path).await?;
     if bytes.len() as u64 != size {
-        return Err(Unread::Corrupt(format!("has {} bytes, the log says {size}", bytes.len())));
+        return Err(FileReadError::Corrupt(format!(
+            "has {} bytes, the log says {size}",
+            bytes.len()
+        )));
     }
-    let found = schema::rows(bytes)?;
+    let found = schema::rows_from_parquet(bytes)?;
     match rows {
         Some(wanted) if wanted != found.len() => {
-            Err(Unread::Corrupt(format!("has {} rows, the log says {wanted}", found.len())))
+            Err(FileReadError::Corrupt(format!("has {} rows, the log says {wanted}", found.len())))
         }
         _ => Ok(found),
     }
@@ -328,10 +341,10 @@ pub(crate) async fn read(
 
 fn check_image(
     id: &str,
-    image: &Image,
+    image: &StoredImage,
     generation: &Generation,
     known: &BTreeSet<&str>,
-    findings: &mut Findings,
+    findings: &mut FindingCollector,
 ) {
     let values = image.embedding.values();
     let length = values.iter().map(|v| v * v).sum::<f32>().sqrt();
@@ -341,10 +354,10 @@ fn check_image(
             values.len(),
             generation.dimension
         );
-        findings.add(Severity::Error, "embedding_dimension", id, about);
-    } else if length.is_nan() || (length - 1.0).abs() > LENGTH_TOLERANCE {
+        findings.add(Severity::Error, "embedding_dimension_mismatch", id, about);
+    } else if length.is_nan() || (length - 1.0).abs() > UNIT_LENGTH_TOLERANCE {
         let about = "has an embedding that is not of length 1; publish it again";
-        findings.add(Severity::Error, "embedding_length", id, about);
+        findings.add(Severity::Error, "embedding_not_normalised", id, about);
     }
     for key in known {
         if !image.statistics.keys().any(|k| k.as_str() == *key) {
@@ -368,21 +381,21 @@ fn check_image(
         {
             let about =
                 format!("has statistics of {key} that contradict each other; publish it again");
-            findings.add(Severity::Error, "statistics_wrong", id, about);
+            findings.add(Severity::Error, "statistics_inconsistent", id, about);
         }
     }
 }
 
 /// Positions may only grow, as far back as the log reaches. False where `token` was cancelled.
-async fn positions(
-    log: &Log,
-    findings: &mut Findings,
+async fn check_positions(
+    log: &DeltaLog,
+    findings: &mut FindingCollector,
     token: &CancellationToken,
 ) -> Result<bool, TableError> {
     let mut known: HashMap<String, i64> = HashMap::new();
-    let mut commits = stream::iter(log.oldest().await?..=log.version())
-        .map(|version| async move { log.commit(version).await.map(|found| (version, found)) })
-        .buffered(CONCURRENT_FILES);
+    let mut commits = stream::iter(log.oldest_version().await?..=log.version())
+        .map(|version| async move { log.read_commit(version).await.map(|found| (version, found)) })
+        .buffered(MAX_CONCURRENT_FILES);
     while let Some((version, actions)) = commits.try_next().await? {
         if token.is_cancelled() {
             return Ok(false);
@@ -390,7 +403,9 @@ async fn positions(
         for action in actions.unwrap_or_default() {
             let Action::Txn(transaction) = action else { continue };
             // Times of compactions: two that run at one time may end in either order.
-            if [COMPACTED, COMPACTED_DEEP, VACUUMED].contains(&transaction.app_id.as_str()) {
+            if [COMPACTION_APP_ID, DEEP_COMPACTION_APP_ID, VACUUM_APP_ID]
+                .contains(&transaction.app_id.as_str())
+            {
                 continue;
             }
             let before = known.insert(transaction.app_id.clone(), transaction.version);
@@ -400,7 +415,7 @@ async fn positions(
                     before.unwrap_or_default(),
                     transaction.version
                 );
-                findings.add(Severity::Error, "position_back", transaction.app_id, about);
+                findings.add(Severity::Error, "position_regressed", transaction.app_id, about);
             }
         }
     }

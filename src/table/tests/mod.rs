@@ -1,9 +1,9 @@
 //! The promises of the table, against stores in memory that fail on purpose.
 
+mod compaction_and_vacuum;
 mod faulty;
-mod model;
-mod statistics;
-mod tidy;
+mod random_histories;
+mod statistics_backfill;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,32 +15,35 @@ use object_store::memory::InMemory;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 
 use crate::balance::normalise::Normaliser;
-use crate::balance::statistics::{Statistics, StatisticsKey};
+use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::catalogue::*;
-use crate::record::{Attributes, Embedding, Image, ImageId, Ordering, Partition, Row, Sequence};
+use crate::record::{
+    Attributes, Embedding, ImageId, ImageRow, SequenceKey, StoredImage, TopicPartition,
+    VersionOrdering,
+};
 use crate::store::Store;
 use crate::table::*;
-use faulty::{Fault, Faulty};
+use faulty::{FaultKind, FaultyStore};
 
 fn generation() -> Generation {
-    Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, Ordering::Sequence)
+    Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, VersionOrdering::Sequence)
 }
 
-fn partition(number: i32) -> Partition {
-    Partition { topic: "images".into(), number }
+fn partition(number: i32) -> TopicPartition {
+    TopicPartition { topic: "images".into(), number }
 }
 
-fn row(id: &str, sequence: u64, deleted: bool) -> Row {
+fn row(id: &str, sequence: u64, deleted: bool) -> ImageRow {
     let vector = [0.1, 0.2, 0.3, sequence as f32];
     let length = vector.iter().map(|v| v * v).sum::<f32>().sqrt();
-    let embedding = Embedding::round(&vector.map(|v| v / length));
-    let statistics = Statistics::of(&[0.1, 0.2], 100.0, 1).unwrap();
-    Row {
+    let embedding = Embedding::from_unit_vector(&vector.map(|v| v / length));
+    let statistics = ScoreStatistics::from_scores(&[0.1, 0.2], 100.0, 1).unwrap();
+    ImageRow {
         image_id: ImageId::new(id).unwrap(),
-        sequence: Sequence::from_number(sequence),
+        sequence: SequenceKey::from_number(sequence),
         event_time: DateTime::from_timestamp(1_700_000_000, 123_000),
         embedded_at: DateTime::from_timestamp(1_700_000_001, 0).unwrap(),
-        image: (!deleted).then(|| Image {
+        image: (!deleted).then(|| StoredImage {
             uri: Some(format!("s3://bucket/{id}.jpg")),
             content_hash: "00ff".into(),
             bytes: 1234,
@@ -54,19 +57,19 @@ fn row(id: &str, sequence: u64, deleted: bool) -> Row {
     }
 }
 
-fn batch(number: i32, expected: Option<i64>, ids: Range<i64>) -> PartitionBatch {
+fn partition_batch(number: i32, expected: Option<i64>, ids: Range<i64>) -> PartitionBatch {
     PartitionBatch {
         partition: partition(number),
-        expected,
+        expected_position: expected,
         next_offset: ids.end,
         rows: ids.map(|o| (o, row(&format!("p{number}-{o}"), o as u64, false))).collect(),
     }
 }
 
-async fn everything(store: &Store) -> Vec<String> {
+async fn all_image_ids(store: &Store) -> Vec<String> {
     let mut follower = Follower::open(store, &generation()).await.unwrap();
     let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
-    assert!(changes.whole);
+    assert!(changes.is_full_snapshot);
     let mut ids: Vec<String> = changes.rows.iter().map(|r| r.image_id.to_string()).collect();
     ids.sort();
     ids
@@ -74,13 +77,14 @@ async fn everything(store: &Store) -> Vec<String> {
 
 #[tokio::test]
 async fn rows_come_back_as_they_were() {
-    let store = Store::memory();
-    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
+    let store = Store::in_memory();
+    let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
     let rows = vec![(0, row("a", 1, false)), (1, row("b", 2, true)), (2, row("ü/c", 3, false))];
-    let sent: Vec<Row> = rows.iter().map(|(_, r)| r.clone()).collect();
-    let one = PartitionBatch { partition: partition(0), expected: None, next_offset: 3, rows };
+    let sent: Vec<ImageRow> = rows.iter().map(|(_, r)| r.clone()).collect();
+    let one =
+        PartitionBatch { partition: partition(0), expected_position: None, next_offset: 3, rows };
     let done = writer.append(vec![one]).await.unwrap();
-    assert_eq!((done.rows, done.fenced.len()), (3, 0));
+    assert_eq!((done.rows, done.fenced_partitions.len()), (3, 0));
     assert!(done.bytes > 0);
 
     let mut follower = Follower::open(&store, &generation()).await.unwrap();
@@ -91,16 +95,16 @@ async fn rows_come_back_as_they_were() {
 
 #[tokio::test]
 async fn a_reader_follows_commit_by_commit() {
-    let store = Store::memory();
-    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
+    let store = Store::in_memory();
+    let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
     let mut follower = Follower::open(&store, &generation()).await.unwrap();
     assert!(follower.next(&|_, _| {}).await.unwrap().unwrap().rows.is_empty());
     assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
     for i in 0..3 {
         let expected = (i > 0).then_some(i * 10);
-        writer.append(vec![batch(0, expected, i * 10..i * 10 + 10)]).await.unwrap();
+        writer.append(vec![partition_batch(0, expected, i * 10..i * 10 + 10)]).await.unwrap();
         let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
-        assert_eq!((changes.rows.len(), changes.whole), (10, false));
+        assert_eq!((changes.rows.len(), changes.is_full_snapshot), (10, false));
     }
     assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
 }
@@ -112,92 +116,111 @@ async fn writers_and_readers_meet_in_a_local_folder() {
     let store = Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
     let mut writers = Vec::new();
     for _ in 0..2 {
-        writers.push(Writer::open(&store, &generation(), 5).await.unwrap());
+        writers.push(TableWriter::open(&store, &generation(), 5).await.unwrap());
     }
     for i in 0..8 {
         for (number, writer) in writers.iter_mut().enumerate() {
             let expected = (i > 0).then_some(i * 2);
-            writer.append(vec![batch(number as i32, expected, i * 2..i * 2 + 2)]).await.unwrap();
+            writer
+                .append(vec![partition_batch(number as i32, expected, i * 2..i * 2 + 2)])
+                .await
+                .unwrap();
         }
     }
-    assert_eq!(everything(&store).await.len(), 32);
+    assert_eq!(all_image_ids(&store).await.len(), 32);
 }
 
 #[tokio::test]
 async fn positions_are_stored_with_the_rows_and_survive_the_writer() {
-    let store = Store::memory();
-    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
-    assert_eq!(writer.position(&partition(0)).await.unwrap(), None);
-    writer.append(vec![batch(0, None, 0..5), batch(1, None, 7..9)]).await.unwrap();
+    let store = Store::in_memory();
+    let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    assert_eq!(writer.read_position(&partition(0)).await.unwrap(), None);
+    writer
+        .append(vec![partition_batch(0, None, 0..5), partition_batch(1, None, 7..9)])
+        .await
+        .unwrap();
     drop(writer);
-    let mut other = Writer::open(&store, &generation(), 5).await.unwrap();
-    assert_eq!(other.position(&partition(0)).await.unwrap(), Some(5));
-    assert_eq!(other.position(&partition(1)).await.unwrap(), Some(9));
+    let mut other = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    assert_eq!(other.read_position(&partition(0)).await.unwrap(), Some(5));
+    assert_eq!(other.read_position(&partition(1)).await.unwrap(), Some(9));
 }
 
 #[tokio::test]
 async fn messages_without_rows_move_the_position() {
-    let store = Store::memory();
-    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
-    let empty =
-        PartitionBatch { partition: partition(0), expected: None, next_offset: 4, rows: vec![] };
+    let store = Store::in_memory();
+    let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    let empty = PartitionBatch {
+        partition: partition(0),
+        expected_position: None,
+        next_offset: 4,
+        rows: vec![],
+    };
     writer.append(vec![empty]).await.unwrap();
-    assert_eq!(writer.position(&partition(0)).await.unwrap(), Some(4));
-    assert!(everything(&store).await.is_empty());
+    assert_eq!(writer.read_position(&partition(0)).await.unwrap(), Some(4));
+    assert!(all_image_ids(&store).await.is_empty());
 }
 
 #[tokio::test]
 async fn a_worker_that_lost_its_partition_writes_nothing_twice() {
-    let store = Store::memory();
-    let mut old = Writer::open(&store, &generation(), 5).await.unwrap();
-    let mut new = Writer::open(&store, &generation(), 5).await.unwrap();
-    new.append(vec![batch(0, None, 0..10)]).await.unwrap();
+    let store = Store::in_memory();
+    let mut old = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    let mut new = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    new.append(vec![partition_batch(0, None, 0..10)]).await.unwrap();
     // The old owner wakes up with the same messages, and with a partition that is still its own.
-    let done = old.append(vec![batch(0, None, 0..10), batch(1, None, 0..3)]).await.unwrap();
-    assert_eq!(done.fenced, [(partition(0), 10)]);
+    let done = old
+        .append(vec![partition_batch(0, None, 0..10), partition_batch(1, None, 0..3)])
+        .await
+        .unwrap();
+    assert_eq!(done.fenced_partitions, [(partition(0), 10)]);
     assert_eq!(done.rows, 3);
-    assert_eq!(everything(&store).await.len(), 13);
+    assert_eq!(all_image_ids(&store).await.len(), 13);
 }
 
 /// A worker learns from a fenced commit that another has come further than what it holds already.
 #[tokio::test]
 async fn rows_before_the_expected_position_are_not_stored_once_more() {
-    let store = Store::memory();
-    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
-    writer.append(vec![batch(0, None, 0..5)]).await.unwrap();
-    let behind = PartitionBatch { expected: Some(5), ..batch(0, None, 2..8) };
+    let store = Store::in_memory();
+    let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    writer.append(vec![partition_batch(0, None, 0..5)]).await.unwrap();
+    let behind = PartitionBatch { expected_position: Some(5), ..partition_batch(0, None, 2..8) };
     let done = writer.append(vec![behind]).await.unwrap();
-    assert_eq!((done.rows, done.fenced.len()), (3, 0));
-    assert_eq!(everything(&store).await.len(), 8);
-    assert_eq!(writer.position(&partition(0)).await.unwrap(), Some(8));
+    assert_eq!((done.rows, done.fenced_partitions.len()), (3, 0));
+    assert_eq!(all_image_ids(&store).await.len(), 8);
+    assert_eq!(writer.read_position(&partition(0)).await.unwrap(), Some(8));
 }
 
 /// A worker is behind another one and its store fails now and then: attempts that come further do not count.
 #[tokio::test]
 async fn a_commit_lands_however_far_behind_its_writer_is() {
     let memory = Arc::new(InMemory::new());
-    let faulty = Arc::new(Faulty::over(memory.clone(), Fault::Reads(5)));
-    let mut late = Writer::open(&Store::wrap(faulty.clone()), &generation(), 10).await.unwrap();
-    let mut other = Writer::open(&Store::wrap(memory), &generation(), 3).await.unwrap();
+    let faulty = Arc::new(FaultyStore::wrap(memory.clone(), FaultKind::Reads(5)));
+    let mut late = TableWriter::open(&Store::from_object_store(faulty.clone()), &generation(), 10)
+        .await
+        .unwrap();
+    let mut other =
+        TableWriter::open(&Store::from_object_store(memory), &generation(), 3).await.unwrap();
     for i in 0..60 {
-        other.append(vec![batch(1, (i > 0).then_some(i), i..i + 1)]).await.unwrap();
+        other.append(vec![partition_batch(1, (i > 0).then_some(i), i..i + 1)]).await.unwrap();
     }
-    faulty.armed.store(true, AtomicOrdering::SeqCst);
-    let done = late.append(vec![batch(0, None, 0..3)]).await.unwrap();
+    faulty.is_armed.store(true, AtomicOrdering::SeqCst);
+    let done = late.append(vec![partition_batch(0, None, 0..3)]).await.unwrap();
     assert_eq!((done.version, done.rows), (61, 3));
 }
 
 #[tokio::test]
-async fn a_whole_table_is_whole_though_reads_of_its_parts_fail() {
+async fn a_full_read_is_complete_though_reads_of_its_parts_fail() {
     let memory = Arc::new(InMemory::new());
-    let mut writer = Writer::open(&Store::wrap(memory.clone()), &generation(), 3).await.unwrap();
+    let mut writer = TableWriter::open(&Store::from_object_store(memory.clone()), &generation(), 3)
+        .await
+        .unwrap();
     for i in 0..6 {
-        writer.append(vec![batch(1, (i > 0).then_some(i), i..i + 1)]).await.unwrap();
+        writer.append(vec![partition_batch(1, (i > 0).then_some(i), i..i + 1)]).await.unwrap();
     }
-    let faulty = Arc::new(Faulty::over(memory, Fault::Reads(12)));
-    let follower = Follower::open(&Store::wrap(faulty.clone()), &generation()).await.unwrap();
-    let mut follower = follower.in_parts_of(1);
-    faulty.armed.store(true, AtomicOrdering::SeqCst);
+    let faulty = Arc::new(FaultyStore::wrap(memory, FaultKind::Reads(12)));
+    let follower =
+        Follower::open(&Store::from_object_store(faulty.clone()), &generation()).await.unwrap();
+    let mut follower = follower.with_max_part_bytes(1);
+    faulty.is_armed.store(true, AtomicOrdering::SeqCst);
     let mut faults = 0;
     let found = loop {
         match follower.next(&|_, _| {}).await {
@@ -205,41 +228,43 @@ async fn a_whole_table_is_whole_though_reads_of_its_parts_fail() {
             Err(_) => faults += 1,
         }
     };
-    assert!(faults > 0 && found.whole);
+    assert!(faults > 0 && found.is_full_snapshot);
     assert_eq!(found.rows.len(), 6);
 }
 
 #[tokio::test]
 async fn only_the_prefix_that_is_stored_is_dropped() {
-    let store = Store::memory();
-    let mut old = Writer::open(&store, &generation(), 5).await.unwrap();
-    let mut new = Writer::open(&store, &generation(), 5).await.unwrap();
-    new.append(vec![batch(0, None, 0..4)]).await.unwrap();
-    let done = old.append(vec![batch(0, None, 0..10)]).await.unwrap();
-    assert_eq!((done.rows, done.fenced.len()), (6, 1));
+    let store = Store::in_memory();
+    let mut old = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    let mut new = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    new.append(vec![partition_batch(0, None, 0..4)]).await.unwrap();
+    let done = old.append(vec![partition_batch(0, None, 0..10)]).await.unwrap();
+    assert_eq!((done.rows, done.fenced_partitions.len()), (6, 1));
     let expected: Vec<String> = (0..10).map(|o| format!("p0-{o}")).collect();
-    assert_eq!(everything(&store).await, expected);
+    assert_eq!(all_image_ids(&store).await, expected);
 }
 
 #[tokio::test]
 async fn writers_of_different_partitions_never_lose_or_double_a_row() {
-    let store = Store::memory();
+    let store = Store::in_memory();
     let writers = (0..4).map(|number| {
         let store = store.clone();
         tokio::spawn(async move {
-            let mut writer = Writer::open(&store, &generation(), 50).await.unwrap();
+            let mut writer = TableWriter::open(&store, &generation(), 50).await.unwrap();
             for i in 0..10 {
                 let expected = (i > 0).then_some(i * 3);
-                let done =
-                    writer.append(vec![batch(number, expected, i * 3..i * 3 + 3)]).await.unwrap();
-                assert!(done.fenced.is_empty());
+                let done = writer
+                    .append(vec![partition_batch(number, expected, i * 3..i * 3 + 3)])
+                    .await
+                    .unwrap();
+                assert!(done.fenced_partitions.is_empty());
             }
         })
     });
     for writer in writers.collect::<Vec<_>>() {
         writer.await.unwrap();
     }
-    let ids = everything(&store).await;
+    let ids = all_image_ids(&store).await;
     let mut unique = ids.clone();
     unique.dedup();
     assert_eq!((ids.len(), unique.len()), (120, 120));
@@ -247,29 +272,30 @@ async fn writers_of_different_partitions_never_lose_or_double_a_row() {
 
 #[tokio::test]
 async fn passing_faults_and_lost_answers_leave_every_row_once() {
-    for kind in [Fault::Before(3), Fault::After(3)] {
-        let faulty = Arc::new(Faulty::new(kind));
-        let store = Store::wrap(faulty.clone());
-        let mut writer = Writer::open(&store, &generation(), 50).await.unwrap();
-        faulty.armed.store(true, AtomicOrdering::SeqCst);
+    for kind in [FaultKind::BeforeWrites(3), FaultKind::AfterWrites(3)] {
+        let faulty = Arc::new(FaultyStore::new(kind));
+        let store = Store::from_object_store(faulty.clone());
+        let mut writer = TableWriter::open(&store, &generation(), 50).await.unwrap();
+        faulty.is_armed.store(true, AtomicOrdering::SeqCst);
         for i in 0..12 {
             let expected = (i > 0).then_some(i * 2);
-            let done = writer.append(vec![batch(0, expected, i * 2..i * 2 + 2)]).await.unwrap();
-            assert!(done.fenced.is_empty(), "{kind:?}");
+            let done =
+                writer.append(vec![partition_batch(0, expected, i * 2..i * 2 + 2)]).await.unwrap();
+            assert!(done.fenced_partitions.is_empty(), "{kind:?}");
         }
-        faulty.armed.store(false, AtomicOrdering::SeqCst);
-        assert!(faulty.injected.load(AtomicOrdering::SeqCst) > 5, "{kind:?}");
-        assert_eq!(everything(&store).await.len(), 24, "{kind:?}");
-        assert_eq!(writer.position(&partition(0)).await.unwrap(), Some(24));
+        faulty.is_armed.store(false, AtomicOrdering::SeqCst);
+        assert!(faulty.injected_faults.load(AtomicOrdering::SeqCst) > 5, "{kind:?}");
+        assert_eq!(all_image_ids(&store).await.len(), 24, "{kind:?}");
+        assert_eq!(writer.read_position(&partition(0)).await.unwrap(), Some(24));
     }
 }
 
 #[tokio::test]
 async fn a_damaged_file_is_named_and_not_read() {
     let memory = Arc::new(InMemory::new());
-    let store = Store::wrap(memory.clone());
-    let mut writer = Writer::open(&store, &generation(), 5).await.unwrap();
-    writer.append(vec![batch(0, None, 0..5)]).await.unwrap();
+    let store = Store::from_object_store(memory.clone());
+    let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    writer.append(vec![partition_batch(0, None, 0..5)]).await.unwrap();
     let files: Vec<ObjectMeta> = memory.list(None).try_collect().await.unwrap();
     let data = files.iter().find(|f| f.location.as_ref().ends_with(".parquet")).unwrap();
     let bytes = memory.get(&data.location).await.unwrap().bytes().await.unwrap();
@@ -281,8 +307,12 @@ async fn a_damaged_file_is_named_and_not_read() {
     assert!(matches!(&error, TableError::Corrupt { file, .. } if file.contains(name)), "{error}");
 }
 
-fn serving() -> Serving {
-    Serving::new(StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8), Normaliser::Softmax, 0.25)
+fn serving() -> ServingConfig {
+    ServingConfig::new(
+        StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8),
+        Normaliser::Softmax,
+        0.25,
+    )
 }
 
 fn prompt_set(name: &str) -> PromptSetRecord {
@@ -299,31 +329,36 @@ fn prompt_set(name: &str) -> PromptSetRecord {
 
 #[tokio::test]
 async fn many_workers_that_start_at_once_agree_on_one_state() {
-    let store = Store::memory();
+    let store = Store::in_memory();
     let starts = (0..8).map(|i| {
         let state = StateStore::new(&store);
         tokio::spawn(async move {
             let sets = [prompt_set("demo"), prompt_set(&format!("own-{}", i % 2))];
-            state.ensure(&generation(), &sets, &serving(), "test").await.unwrap();
+            state.initialise_or_extend(&generation(), &sets, &serving(), "test").await.unwrap();
         })
     });
     for start in starts.collect::<Vec<_>>() {
         start.await.unwrap();
     }
-    let newest = StateStore::new(&store).newest().await.unwrap().unwrap();
+    let newest = StateStore::new(&store).read_newest().await.unwrap().unwrap();
     assert_eq!(newest.prompt_sets.len(), 3);
     assert!(newest.revision <= 3);
 }
 
 #[tokio::test]
 async fn another_model_or_ordering_is_refused_with_both_names() {
-    let store = Store::memory();
+    let store = Store::in_memory();
     let state = StateStore::new(&store);
-    state.ensure(&generation(), &[prompt_set("demo")], &serving(), "test").await.unwrap();
-    let other = Generation::new("other", &"ffff".repeat(16), 4, 100.0, Ordering::Sequence);
-    let error = state.ensure(&other, &[], &serving(), "test").await.unwrap_err().to_string();
+    state
+        .initialise_or_extend(&generation(), &[prompt_set("demo")], &serving(), "test")
+        .await
+        .unwrap();
+    let other = Generation::new("other", &"ffff".repeat(16), 4, 100.0, VersionOrdering::Sequence);
+    let error =
+        state.initialise_or_extend(&other, &[], &serving(), "test").await.unwrap_err().to_string();
     assert!(error.contains("ab12") && error.contains("ffff"), "{error}");
-    let other = Generation { ordering: Ordering::EventTime, ..generation() };
-    let error = state.ensure(&other, &[], &serving(), "test").await.unwrap_err().to_string();
+    let other = Generation { ordering: VersionOrdering::EventTime, ..generation() };
+    let error =
+        state.initialise_or_extend(&other, &[], &serving(), "test").await.unwrap_err().to_string();
     assert!(error.contains("event_time") && error.contains("sequence"), "{error}");
 }

@@ -4,8 +4,8 @@
 //! `ops/metrics.md` from it. Labels have few values, all known beforehand: never an id, an address or
 //! a text of somebody else's. A name is not changed without a note in the CHANGELOG.
 
-mod kind;
-pub mod samples;
+mod instruments;
+pub mod otlp_metrics;
 
 use std::fmt::Write as _;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -13,11 +13,11 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use prometheus_client::encoding::prometheus_text;
 use prometheus_client::registry::Registry;
 
-pub use kind::{Counter, Gauge, Histogram};
+pub use instruments::{Counter, Gauge, Histogram};
 
 /// What is known of a metric.
 #[derive(Debug, Clone, Copy)]
-pub struct Described {
+pub struct MetricDescription {
     /// Its name as Prometheus shows it.
     pub name: &'static str,
     /// `counter`, `gauge` or `histogram`.
@@ -37,7 +37,7 @@ macro_rules! metrics {
         }
 
         /// Every metric, in the order of `ops/metrics.md`.
-        pub const ALL: &[Described] = &[$(Described {
+        pub const METRIC_DESCRIPTIONS: &[MetricDescription] = &[$(MetricDescription {
             name: $name,
             kind: $kind::KIND,
             labels: &[$($label),*],
@@ -69,7 +69,7 @@ metrics! {
     otlp_dropped: Counter, "bsap_otlp_dropped_total", ["signal"],
         "Spans (`traces`) and requests (`metrics`) that a collector did not take, or that came too fast.";
 
-    events: Counter, "bsap_ingest_events_total", ["outcome"],
+    ingest_events: Counter, "bsap_ingest_events_total", ["outcome"],
         "Events settled: `embedded`, `deleted`, `gone` (no image to fetch), `dead_lettered`.";
     dead_letters: Counter, "bsap_dead_letters_total", ["stage", "code"],
         "Messages put aside, by the stage that refused them and why.";
@@ -77,29 +77,29 @@ metrics! {
         "Rows stored in the table.";
     image_bytes: Counter, "bsap_image_bytes_total", [],
         "Bytes of the images that were fetched.";
-    stage_seconds: Histogram, "bsap_stage_seconds", ["stage"],
+    ingest_stage_seconds: Histogram, "bsap_ingest_stage_seconds", ["stage"],
         "How long an image took in `fetch`, `decode` (with the wait for a turn) and `embed` (with the wait for its batch).";
-    towers_seconds: Histogram, "bsap_towers_batch_seconds", [],
+    model_batch_seconds: Histogram, "bsap_model_batch_seconds", [],
         "How long the image tower computed a batch.";
-    towers_wait_seconds: Histogram, "bsap_towers_wait_seconds", [],
+    model_wait_seconds: Histogram, "bsap_model_wait_seconds", [],
         "How long the image tower waited for a batch: where this grows while the worker lags, fetching and decoding are the bottleneck.";
     commit_seconds: Histogram, "bsap_commit_seconds", [],
         "How long a commit to the table took, with its files and its retries.";
     commit_bytes: Counter, "bsap_commit_bytes_total", [],
         "Bytes of the files that commits added.";
-    event_age: Histogram, "bsap_event_age_seconds", [],
+    event_age_seconds: Histogram, "bsap_event_age_seconds", [],
         "How old the oldest event of a commit was when it was stored. Nothing where events carry no time; below 0 (the first bucket) where clocks differ.";
     last_commit: Gauge, "bsap_last_commit_time_seconds", [],
         "When rows or positions were last stored, in seconds since 1970.";
     table_version: Gauge, "bsap_table_version", [],
         "Version of the table after the last commit, or that is served.";
-    lag: Gauge, "bsap_lag_messages", [],
+    lag_messages: Gauge, "bsap_lag_messages", [],
         "Messages of this worker's partitions that are not stored yet. NaN: not known yet.";
-    buffered: Gauge, "bsap_buffered_messages", [],
+    in_flight_messages: Gauge, "bsap_in_flight_messages", [],
         "Messages in the pipeline, taken from Kafka and not settled.";
     brokers_up: Gauge, "bsap_kafka_brokers_up", [],
         "Brokers that the worker is connected to, looked at every 5 s.";
-    partitions: Gauge, "bsap_partitions", [],
+    assigned_partitions: Gauge, "bsap_assigned_partitions", [],
         "Partitions that are this worker's.";
     poll_age: Gauge, "bsap_poll_age_seconds", [],
         "Since Kafka was last polled. NaN: not polled yet.";
@@ -108,90 +108,90 @@ metrics! {
 
     searches: Counter, "bsap_searches_total", ["normaliser"],
         "Queries answered.";
-    search_seconds: Histogram, "bsap_search_seconds", ["part"],
+    search_seconds: Histogram, "bsap_search_seconds", ["phase"],
         "How long the parts of an answer took: `text` (embedding it), `wait` (for a pass over the catalogue), `scan` (that pass), `rank` (exact scores and places).";
     feedback: Counter, "bsap_feedback_total", ["verdict"],
         "Results that users called `right` or `wrong`.";
-    results: Counter, "bsap_search_results_total", [],
+    search_results: Counter, "bsap_search_results_total", [],
         "Results of these queries.";
-    moved: Counter, "bsap_search_moved_total", [],
+    search_reranked: Counter, "bsap_search_reranked_total", [],
         "Results whose place is not that of plain CLIP.";
     balance_queries: Gauge, "bsap_balance_window_queries", [],
-        "Different queries in the window of `balance.watch`, which the following are shares of.";
-    balance_first_moved: Gauge, "bsap_balance_first_moved_ratio", ["at"],
+        "Different queries in the window of `balance.drift`, which the following are shares of.";
+    balance_top_hit_changed: Gauge, "bsap_balance_top_hit_changed_ratio", ["period"],
         "Share of queries whose first hit is not that of plain CLIP: `now`, and at `calibration`. NaN: not known.";
-    balance_no_match: Gauge, "bsap_balance_no_match_ratio", ["at"],
+    balance_no_match: Gauge, "bsap_balance_no_match_ratio", ["period"],
         "Share of queries that nothing matches: `now`, and at `calibration`. NaN: not known.";
-    balance_hubness: Gauge, "bsap_balance_hubness_ratio", ["at"],
+    balance_hubness: Gauge, "bsap_balance_hubness_ratio", ["period"],
         "Skewness of how often an image is first, over that by plain CLIP: `now`, and at `calibration`. NaN: not known.";
     balance_drift: Gauge, "bsap_balance_drift", [],
         "How far the mean auxiliary score of the images has moved since calibration, in standard deviations that it had over the images then. NaN: not known.";
     balance_std: Gauge, "bsap_balance_std_ratio", [],
         "Mean standard deviation of the images' auxiliary scores, over that at calibration. NaN: not known.";
-    requests: Counter, "bsap_http_requests_total", ["route", "status"],
+    http_requests: Counter, "bsap_http_requests_total", ["route", "status"],
         "HTTP requests answered.";
-    request_seconds: Histogram, "bsap_http_request_seconds", ["route"],
+    http_request_seconds: Histogram, "bsap_http_request_seconds", ["route"],
         "How long HTTP requests took, until the answer began.";
-    images: Gauge, "bsap_snapshot_images", [],
+    snapshot_images: Gauge, "bsap_snapshot_images", [],
         "Images that are served.";
-    ready: Gauge, "bsap_snapshot_ready", [],
+    snapshot_ready: Gauge, "bsap_snapshot_ready", [],
         "1 where the whole table has been read, else 0.";
-    last_follow: Gauge, "bsap_last_follow_time_seconds", [],
+    last_table_refresh: Gauge, "bsap_last_table_refresh_time_seconds", [],
         "When the table was last looked at with success, in seconds since 1970.";
 }
 
 /// What a process knows of itself; asked by its probes and before its metrics are written.
-pub trait Health: Send + Sync {
+pub trait HealthProbe: Send + Sync {
     /// Sets the gauges that only time changes.
-    fn observe(&self);
+    fn update_gauges(&self);
     /// Why the process should be restarted, if it should.
-    fn live(&self) -> Result<(), String>;
+    fn check_liveness(&self) -> Result<(), String>;
     /// Why the process has nothing to offer yet, if so.
-    fn ready(&self) -> Result<(), String>;
+    fn check_readiness(&self) -> Result<(), String>;
 }
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
 /// The metrics of this process.
-pub fn get() -> &'static Metrics {
+pub fn global() -> &'static Metrics {
     &METRICS
 }
 
 /// What the process is; called once, at its start.
-pub fn started(role: &str) {
-    let metrics = get();
+pub fn record_start(role: &str) {
+    let metrics = global();
     metrics.build_info.set(&[env!("CARGO_PKG_VERSION"), role], 1.0);
-    metrics.start_time.set(&[], now());
+    metrics.start_time.set(&[], unix_seconds());
     if role == "worker" {
         // A rate over a series that begins with its first event does not see that event.
-        for outcome in ["embedded", "deleted", "gone", "dead_lettered"] {
-            metrics.events.add(&[outcome], 0);
+        for outcome in ["embedded", "deleted", "not_found", "dead_lettered"] {
+            metrics.ingest_events.add(&[outcome], 0);
         }
     }
 }
 
-static HEALTH: Mutex<Option<Arc<dyn Health>>> = Mutex::new(None);
+static HEALTH_PROBE: Mutex<Option<Arc<dyn HealthProbe>>> = Mutex::new(None);
 
 /// Who is asked for the gauges that only time changes, from now on.
-pub fn observed_by(health: Arc<dyn Health>) {
-    *HEALTH.lock().unwrap_or_else(PoisonError::into_inner) = Some(health);
+pub fn set_health_probe(health: Arc<dyn HealthProbe>) {
+    *HEALTH_PROBE.lock().unwrap_or_else(PoisonError::into_inner) = Some(health);
 }
 
 /// Seconds since 1970.
-pub fn now() -> f64 {
+pub fn unix_seconds() -> f64 {
     chrono::Utc::now().timestamp_micros() as f64 / 1e6
 }
 
 /// The content type of [`text`].
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub const PROMETHEUS_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// All metrics in Prometheus' text format, version 0.0.4.
-pub fn text() -> String {
-    if let Some(health) = &*HEALTH.lock().unwrap_or_else(PoisonError::into_inner) {
-        health.observe();
+pub fn render_prometheus() -> String {
+    if let Some(health) = &*HEALTH_PROBE.lock().unwrap_or_else(PoisonError::into_inner) {
+        health.update_gauges();
     }
-    let metrics = get();
-    metrics.clock.set(&[], now());
+    let metrics = global();
+    metrics.clock.set(&[], unix_seconds());
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = prometheus_text::encode(&mut text, &metrics.registry);
@@ -199,7 +199,7 @@ pub fn text() -> String {
 }
 
 /// The page `ops/metrics.md`.
-pub fn markdown() -> String {
+pub fn render_markdown() -> String {
     let mut page = String::from(
         "# Metrics\n\n\
          A worker and a query worker serve them at `http://<metrics.listen>/metrics`, in Prometheus' text\n\
@@ -210,7 +210,7 @@ pub fn markdown() -> String {
          | metric | kind | labels | what it tells |\n\
          | --- | --- | --- | --- |\n",
     );
-    for metric in ALL {
+    for metric in METRIC_DESCRIPTIONS {
         let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
         let _ = writeln!(
             page,
@@ -233,14 +233,14 @@ mod tests {
     #[test]
     fn the_page_is_current() {
         let page = std::fs::read_to_string("ops/metrics.md").unwrap();
-        assert!(page == markdown(), "ops/metrics.md is not current: run `just generate`");
+        assert!(page == render_markdown(), "ops/metrics.md is not current: run `just generate`");
     }
 
     #[test]
     fn names_follow_the_convention() {
-        let names: BTreeSet<_> = ALL.iter().map(|metric| metric.name).collect();
-        assert_eq!(names.len(), ALL.len());
-        for metric in ALL {
+        let names: BTreeSet<_> = METRIC_DESCRIPTIONS.iter().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), METRIC_DESCRIPTIONS.len());
+        for metric in METRIC_DESCRIPTIONS {
             assert!(metric.name.starts_with("bsap_"), "{}", metric.name);
             assert_eq!(
                 metric.name.ends_with("_total"),
@@ -254,11 +254,11 @@ mod tests {
 
     #[test]
     fn what_is_counted_is_written_as_prometheus_reads_it() {
-        let metrics = get();
-        metrics.events.add(&["embedded"], 2);
-        metrics.lag.set(&[], f64::NAN);
-        metrics.stage_seconds.observe(&["fetch"], 0.003);
-        let text = text();
+        let metrics = global();
+        metrics.ingest_events.add(&["embedded"], 2);
+        metrics.lag_messages.set(&[], f64::NAN);
+        metrics.ingest_stage_seconds.observe(&["fetch"], 0.003);
+        let text = render_prometheus();
         let has = |line: &str| assert!(text.lines().any(|l| l.starts_with(line)), "{line}: {text}");
         has("# TYPE bsap_ingest_events_total counter");
         has("bsap_ingest_events_total{outcome=\"embedded\"} 2");

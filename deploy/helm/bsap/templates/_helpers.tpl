@@ -15,8 +15,8 @@ app.kubernetes.io/component: {{ .component }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
-{{/* What every pod of bsap is; takes root, command and resources, and where wanted env, ports, probes
-     and preStop, seconds to wait before it ends. */}}
+{{/* The pod of every component; takes root, command and resources, and optionally env, ports, probes
+     and preStop (seconds to wait before it ends). */}}
 {{- define "bsap.pod" -}}
 serviceAccountName: {{ .root.Release.Name }}-bsap
 automountServiceAccountToken: false
@@ -53,7 +53,7 @@ containers:
     ports: {{- toYaml . | nindent 6 }}
     {{- end }}
     {{- with .preStop }}
-    # Others still send requests here for some seconds after the pod began to end.
+    # Clients still send requests here for some seconds after the pod began to terminate.
     lifecycle: {preStop: {exec: {command: [sleep, {{ . | quote }}]}}}
     {{- end }}
     {{- with .probes }}
@@ -76,7 +76,7 @@ volumes:
     emptyDir: {}
 {{- end }}
 
-{{/* A model may take minutes to load or to download: until then only the start-up probe asks. */}}
+{{/* A model may take minutes to load or to download: until then only the start-up probe runs. */}}
 {{- define "bsap.probes" -}}
 startupProbe:
   httpGet: {path: /livez, port: metrics}

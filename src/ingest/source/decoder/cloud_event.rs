@@ -11,9 +11,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::format::{Decoder, Rejected, read};
-use super::json;
-use crate::record::{Event, Invalid, Message, Operation};
+use super::format::{Decoder, EventDecodeError, deserialise};
+use super::image_event;
+use crate::record::{AcceptedEvent, InvalidField, KafkaMessage, Operation};
 
 /// A CloudEvent in structured mode. In binary mode the attributes are headers with `ce_` before
 /// their names (`content-type` for `datacontenttype`) and the message's value is the data.
@@ -49,33 +49,36 @@ pub struct CloudEvent {
 }
 
 /// Whether the message is a CloudEvent in binary mode.
-pub(crate) fn is_binary(message: &Message) -> bool {
+pub(crate) fn is_binary(message: &KafkaMessage) -> bool {
     message.headers.iter().any(|(name, _)| name == "ce_specversion")
 }
 
 /// Whether the message says, or `object` shows, that it is a CloudEvent in structured mode.
-pub(crate) fn is_structured(message: &Message, object: &Map<String, Value>) -> bool {
+pub(crate) fn is_structured(message: &KafkaMessage, object: &Map<String, Value>) -> bool {
     let required = ["specversion", "type", "source", "id"];
     content_type(message).is_some_and(|kind| kind.starts_with("application/cloudevents"))
         || required.iter().all(|name| object.contains_key(*name))
 }
 
 /// The message's content type, in lower case.
-pub(crate) fn content_type(message: &Message) -> Option<String> {
+pub(crate) fn content_type(message: &KafkaMessage) -> Option<String> {
     let header = message.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-type"));
     let value = header?.1.as_deref()?;
     Some(String::from_utf8_lossy(value).trim().to_ascii_lowercase())
 }
 
 /// The event in a message in binary mode.
-pub(crate) fn binary(rules: &Decoder, message: &Message) -> Result<Event, Rejected> {
+pub(crate) fn decode_binary(
+    decoder: &Decoder,
+    message: &KafkaMessage,
+) -> Result<AcceptedEvent, EventDecodeError> {
     let mut attributes = Map::new();
     for (name, value) in &message.headers {
         let (Some(name), Some(value)) = (name.strip_prefix("ce_"), value) else { continue };
         let text = std::str::from_utf8(value)
-            .map_err(|_| Invalid::new(format!("ce_{name}"), "is not UTF-8"))?;
+            .map_err(|_| InvalidField::new(format!("ce_{name}"), "is not UTF-8"))?;
         if attributes.insert(name.to_owned(), text.into()).is_some() {
-            return Err(Invalid::new(format!("ce_{name}"), "stands twice").into());
+            return Err(InvalidField::new(format!("ce_{name}"), "stands twice").into());
         }
     }
     attributes.remove("data");
@@ -85,71 +88,72 @@ pub(crate) fn binary(rules: &Decoder, message: &Message) -> Result<Event, Reject
         attributes.insert("datacontenttype".into(), kind.into());
     }
     if let Some(payload) = message.payload.as_ref().filter(|p| !p.is_empty() && !picture) {
-        let data: Value = serde_json::from_slice(payload)
-            .map_err(|error| Rejected::Format(format!("the data is not JSON: {error}")))?;
+        let data: Value = serde_json::from_slice(payload).map_err(|error| {
+            EventDecodeError::UnknownFormat(format!("the data is not JSON: {error}"))
+        })?;
         attributes.insert("data".into(), data);
     }
     let inline = if picture { message.payload.clone() } else { None };
-    event(rules, message, read(attributes.into())?, inline)
+    decode_event(decoder, message, deserialise(attributes.into())?, inline)
 }
 
 /// The event in a message in structured mode.
-pub(crate) fn structured(
-    rules: &Decoder,
-    message: &Message,
+pub(crate) fn decode_structured(
+    decoder: &Decoder,
+    message: &KafkaMessage,
     object: Map<String, Value>,
-) -> Result<Event, Rejected> {
-    let mut found: CloudEvent = read(object.into())?;
+) -> Result<AcceptedEvent, EventDecodeError> {
+    let mut found: CloudEvent = deserialise(object.into())?;
     let inline = found.data_base64.take().map(|data| {
         let decoded = base64::engine::general_purpose::STANDARD.decode(data);
-        decoded.map_err(|e| Invalid::new("data_base64", format!("is not base64: {e}")))
+        decoded.map_err(|e| InvalidField::new("data_base64", format!("is not base64: {e}")))
     });
-    event(rules, message, found, inline.transpose()?.map(Bytes::from))
+    decode_event(decoder, message, found, inline.transpose()?.map(Bytes::from))
 }
 
-fn event(
-    rules: &Decoder,
-    message: &Message,
-    found: CloudEvent,
+fn decode_event(
+    decoder: &Decoder,
+    message: &KafkaMessage,
+    cloud_event: CloudEvent,
     picture: Option<Bytes>,
-) -> Result<Event, Rejected> {
-    if found.specversion != "1.0" {
-        let reason = format!("{:?} is not 1.0", found.specversion);
-        return Err(Invalid::new("specversion", reason).into());
+) -> Result<AcceptedEvent, EventDecodeError> {
+    if cloud_event.specversion != "1.0" {
+        let reason = format!("{:?} is not 1.0", cloud_event.specversion);
+        return Err(InvalidField::new("specversion", reason).into());
     }
-    let operation = *rules.cloud_event_types.get(&found.kind).ok_or_else(|| {
-        let known: Vec<&str> = rules.cloud_event_types.keys().map(String::as_str).collect();
-        Rejected::Kind(format!(
+    let operation = *decoder.cloud_event_types.get(&cloud_event.kind).ok_or_else(|| {
+        let known: Vec<&str> = decoder.cloud_event_types.keys().map(String::as_str).collect();
+        EventDecodeError::UnknownKind(format!(
             "type {:?} is none of source.cloud_event_types: {}",
-            found.kind,
+            cloud_event.kind,
             known.join(", ")
         ))
     })?;
-    let mut data = found.data.unwrap_or_default();
+    let mut data = cloud_event.data.unwrap_or_default();
     let name = match operation {
         Operation::Upsert => "upsert",
         Operation::Delete => "delete",
     };
     if data.insert("operation".into(), name.into()).is_some_and(|given| given != name) {
-        let reason = format!("contradicts the type {:?}, which says {name}", found.kind);
-        return Err(Invalid::new("data.operation", reason).into());
+        let reason = format!("contradicts the type {:?}, which says {name}", cloud_event.kind);
+        return Err(InvalidField::new("data.operation", reason).into());
     }
-    if let Some(subject) = found.subject {
+    if let Some(subject) = cloud_event.subject {
         data.entry("image_id").or_insert(subject.into());
     }
-    if let Some(time) = found.time {
+    if let Some(time) = cloud_event.time {
         data.entry("event_time").or_insert(time.to_rfc3339().into());
     }
-    if let Some(sequence) = found.sequence {
+    if let Some(sequence) = cloud_event.sequence {
         // The extension is text that holds a whole number.
         let number = match &sequence {
             Value::String(text) => text.parse::<u64>().ok(),
             other => other.as_u64(),
         };
         let number = number.ok_or_else(|| {
-            Invalid::new("sequence", format!("{sequence} is not a whole number below 2^64"))
+            InvalidField::new("sequence", format!("{sequence} is not a whole number below 2^64"))
         })?;
         data.entry("sequence").or_insert(number.into());
     }
-    json::event(rules, message, data, picture.filter(|_| operation == Operation::Upsert))
+    image_event::decode(decoder, message, data, picture.filter(|_| operation == Operation::Upsert))
 }

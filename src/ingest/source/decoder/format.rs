@@ -9,57 +9,57 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::again::{self, Again};
-use super::{bucket, cloud_event, json};
-use crate::ingest::source::Options;
+use super::reembed::{self, ReembedTopic};
+use super::{bucket_notification, cloud_event, image_event};
+use crate::ingest::source::SourceOptions;
 use crate::record::{
-    AttributeType, AttributeTypes, Attributes, Change, Event, ImageId, Invalid, Message, Operation,
-    Ordering, Sequence,
+    AcceptedEvent, AttributeType, AttributeTypes, Attributes, ImageChange, ImageId, InvalidField,
+    KafkaMessage, Operation, SequenceKey, VersionOrdering,
 };
 
 /// A message that cannot be used. Permanent: it belongs among the dead letters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Rejected {
+pub enum EventDecodeError {
     /// The value is not in any known format.
     #[error("not a known event format: {0}")]
-    Format(String),
+    UnknownFormat(String),
     /// The format is known, but not this kind of event.
     #[error("not a known kind of event: {0}")]
-    Kind(String),
+    UnknownKind(String),
     /// A field is missing or wrong.
     #[error(transparent)]
-    Field(#[from] Invalid),
+    InvalidField(#[from] InvalidField),
     /// Whether the image was deleted after this event is not remembered any more.
     #[error(
-        "is of {0}; deleted images are remembered for {1} days (upkeep.tombstone_days), so an older event could bring one back: publish the image anew if it is there"
+        "is of {0}; deleted images are remembered for {1} days (maintenance.tombstone_retention_days), so an older event could bring one back: publish the image anew if it is there"
     )]
     TooOld(DateTime<Utc>, i64),
     /// One of several records is wrong, and so the whole message.
     #[error("record {index}: {fault}")]
-    Record {
+    InvalidRecord {
         /// Which, counted from 0.
         index: usize,
         /// Why.
-        fault: Box<Rejected>,
+        fault: Box<EventDecodeError>,
     },
 }
 
-impl Rejected {
+impl EventDecodeError {
     /// Stable code for headers, logs and metrics.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Format(_) => "unknown_format",
-            Self::Kind(_) => "unknown_kind",
-            Self::Field(_) => "invalid_field",
+            Self::UnknownFormat(_) => "unknown_format",
+            Self::UnknownKind(_) => "unknown_event_type",
+            Self::InvalidField(_) => "invalid_field",
             Self::TooOld(..) => "too_old",
-            Self::Record { fault, .. } => fault.code(),
+            Self::InvalidRecord { fault, .. } => fault.code(),
         }
     }
 
     /// Which of several records is wrong, counted from 0.
-    pub fn record(&self) -> Option<usize> {
+    pub fn record_index(&self) -> Option<usize> {
         match self {
-            Self::Record { index, .. } => Some(*index),
+            Self::InvalidRecord { index, .. } => Some(*index),
             _ => None,
         }
     }
@@ -69,7 +69,7 @@ impl Rejected {
 #[derive(Debug, Clone)]
 pub struct Decoder {
     /// What orders the versions of an image.
-    pub ordering: Ordering,
+    pub ordering: VersionOrdering,
     /// How far in the future an event may be dated.
     pub max_clock_skew: TimeDelta,
     /// Declared attributes.
@@ -77,16 +77,16 @@ pub struct Decoder {
     /// What CloudEvents do, by their `type`.
     pub cloud_event_types: BTreeMap<String, Operation>,
     /// For how long a deleted image is remembered; none: for ever.
-    pub remembered: Option<TimeDelta>,
+    pub tombstone_retention: Option<TimeDelta>,
     /// The image id of an object in a bucket, with `{bucket}` and `{key}` to be filled in.
     pub object_id: String,
     /// Where images come from that are to be embedded again; none: from nowhere.
-    pub again: Option<Again>,
+    pub reembed: Option<ReembedTopic>,
 }
 
 /// What an event says of its version; which of it counts, the catalogue's ordering says.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Versions<'a> {
+pub(crate) struct VersionFields<'a> {
     pub sequence: Option<u64>,
     pub event_time: Option<DateTime<Utc>>,
     pub sequencer: Option<&'a str>,
@@ -94,152 +94,170 @@ pub(crate) struct Versions<'a> {
 
 impl Decoder {
     /// The rules of a configuration.
-    pub fn new(options: &Options, attributes: &AttributeTypes) -> Self {
+    pub fn new(options: &SourceOptions, attributes: &AttributeTypes) -> Self {
         Self {
             ordering: options.ordering,
             max_clock_skew: TimeDelta::seconds(options.max_clock_skew_seconds.into()),
             attributes: attributes.clone(),
             cloud_event_types: options.cloud_event_types.clone(),
-            remembered: None,
-            object_id: options.object_id.clone(),
-            again: None,
+            tombstone_retention: None,
+            object_id: options.image_id_template.clone(),
+            reembed: None,
         }
     }
 
     /// Refuses events older than `days`, for which deleted images are remembered; 0: for ever.
     #[must_use]
-    pub fn remembering(mut self, days: u32) -> Self {
-        self.remembered = (days > 0).then(|| TimeDelta::days(days.into()));
+    pub fn with_tombstone_days(mut self, days: u32) -> Self {
+        self.tombstone_retention = (days > 0).then(|| TimeDelta::days(days.into()));
         self
     }
 
     /// Reads another topic too, with images that are to be embedded again for one generation.
     #[must_use]
-    pub fn embedding_again(mut self, topic: &str, generation: &str) -> Self {
-        self.again = Some(Again { topic: topic.to_owned(), generation: generation.to_owned() });
+    pub fn with_reembed_topic(mut self, topic: &str, generation: &str) -> Self {
+        self.reembed =
+            Some(ReembedTopic { topic: topic.to_owned(), generation: generation.to_owned() });
         self
     }
 
     /// The events of `message`, all of a message or none of it. No events: the message is one that
     /// tells of no image, such as a bucket's test event.
-    pub fn decode(&self, message: &Message, now: DateTime<Utc>) -> Result<Vec<Event>, Rejected> {
+    pub fn decode(
+        &self,
+        message: &KafkaMessage,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<AcceptedEvent>, EventDecodeError> {
         let sent = message.timestamp_ms.and_then(DateTime::from_timestamp_millis);
-        if let Some(of) = self.again.as_ref().filter(|of| *of.topic == *message.partition.topic) {
-            let events = again::decode(self, &of.generation, message)?;
+        if let Some(reembed_topic) =
+            self.reembed.as_ref().filter(|of| *of.topic == *message.partition.topic)
+        {
+            let events = reembed::decode(self, &reembed_topic.generation, message)?;
             // They keep their versions: what counts is since when they wait.
-            self.young_enough(&events, now, |_| sent)?;
+            self.check_age(&events, now, |_| sent)?;
             return Ok(events);
         }
-        let events = self.events(message)?;
-        self.young_enough(&events, now, |event| event.event_time.or(sent))?;
+        let events = self.parse_events(message)?;
+        self.check_age(&events, now, |event| event.event_time.or(sent))?;
         for (index, event) in events.iter().enumerate() {
-            let checked = self.dated_plausibly(event, now).map_err(Rejected::from);
-            checked.map_err(|fault| of_record(&events, index, fault))?;
+            let checked = self.check_clock_skew(event, now).map_err(EventDecodeError::from);
+            checked.map_err(|fault| with_record_index(&events, index, fault))?;
         }
         Ok(events)
     }
 
     /// Refuses a message whose images may have been deleted, and forgotten, after it.
-    fn young_enough(
+    fn check_age(
         &self,
-        events: &[Event],
+        events: &[AcceptedEvent],
         now: DateTime<Utc>,
-        time_of: impl Fn(&Event) -> Option<DateTime<Utc>>,
-    ) -> Result<(), Rejected> {
-        let Some(days) = self.remembered else { return Ok(()) };
+        time_of: impl Fn(&AcceptedEvent) -> Option<DateTime<Utc>>,
+    ) -> Result<(), EventDecodeError> {
+        let Some(days) = self.tombstone_retention else { return Ok(()) };
         for (index, event) in events.iter().enumerate() {
             let time = time_of(event).filter(|time| *time < now - days);
-            if let Some(time) = time.filter(|_| event.change != Change::Delete) {
-                return Err(of_record(events, index, Rejected::TooOld(time, days.num_days())));
+            if let Some(time) = time.filter(|_| event.change != ImageChange::Delete) {
+                return Err(with_record_index(
+                    events,
+                    index,
+                    EventDecodeError::TooOld(time, days.num_days()),
+                ));
             }
         }
         Ok(())
     }
 
-    fn events(&self, message: &Message) -> Result<Vec<Event>, Rejected> {
+    fn parse_events(&self, message: &KafkaMessage) -> Result<Vec<AcceptedEvent>, EventDecodeError> {
         if cloud_event::is_binary(message) {
-            return Ok(vec![cloud_event::binary(self, message)?]);
+            return Ok(vec![cloud_event::decode_binary(self, message)?]);
         }
         let Some(payload) = &message.payload else {
-            return Ok(vec![self.tombstone(message)?]);
+            return Ok(vec![self.decode_tombstone(message)?]);
         };
         let value: Value = serde_json::from_slice(payload)
-            .map_err(|error| Rejected::Format(format!("not JSON: {error}")))?;
+            .map_err(|error| EventDecodeError::UnknownFormat(format!("not JSON: {error}")))?;
         let Value::Object(object) = value else {
-            return Err(Rejected::Format("JSON, but not an object".into()));
+            return Err(EventDecodeError::UnknownFormat("JSON, but not an object".into()));
         };
         if cloud_event::is_structured(message, &object) {
-            return Ok(vec![cloud_event::structured(self, message, object)?]);
+            return Ok(vec![cloud_event::decode_structured(self, message, object)?]);
         }
-        if bucket::is_notification(&object) {
-            return bucket::decode(self, message, object);
+        if bucket_notification::is_notification(&object) {
+            return bucket_notification::decode(self, message, object);
         }
-        Ok(vec![json::event(self, message, object, None)?])
+        Ok(vec![image_event::decode(self, message, object, None)?])
     }
 
-    fn dated_plausibly(&self, event: &Event, now: DateTime<Utc>) -> Result<(), Invalid> {
+    fn check_clock_skew(
+        &self,
+        event: &AcceptedEvent,
+        now: DateTime<Utc>,
+    ) -> Result<(), InvalidField> {
         match event.event_time {
             Some(time)
-                if self.ordering == Ordering::EventTime && time > now + self.max_clock_skew =>
+                if self.ordering == VersionOrdering::EventTime
+                    && time > now + self.max_clock_skew =>
             {
                 let reason = format!(
                     "{time} lies more than {} s in the future; correct the sender's clock",
                     self.max_clock_skew.num_seconds()
                 );
-                Err(Invalid::new("event_time", reason))
+                Err(InvalidField::new("event_time", reason))
             }
             _ => Ok(()),
         }
     }
 
     /// A null value with a key: the image with that id is gone.
-    fn tombstone(&self, message: &Message) -> Result<Event, Rejected> {
+    fn decode_tombstone(&self, message: &KafkaMessage) -> Result<AcceptedEvent, EventDecodeError> {
         let key = message
             .key
             .as_ref()
-            .ok_or_else(|| Rejected::Format("null value without a key".into()))?;
-        let id = std::str::from_utf8(key).map_err(|_| Invalid::new("key", "is not UTF-8"))?;
+            .ok_or_else(|| EventDecodeError::UnknownFormat("null value without a key".into()))?;
+        let id = std::str::from_utf8(key).map_err(|_| InvalidField::new("key", "is not UTF-8"))?;
         let image_id = ImageId::new(id)?;
         let event_time = message.timestamp_ms.and_then(DateTime::from_timestamp_millis);
-        let versions = Versions { event_time, ..Versions::default() };
-        Ok(Event {
-            sequence: self.sequence(message, &image_id, &versions)?,
+        let versions = VersionFields { event_time, ..VersionFields::default() };
+        Ok(AcceptedEvent {
+            sequence: self.derive_sequence(message, &image_id, &versions)?,
             image_id,
             event_time,
-            change: Change::Delete,
+            change: ImageChange::Delete,
         })
     }
 
     /// The version of an event by this catalogue's ordering; refused where the event lacks it.
-    pub(crate) fn sequence(
+    pub(crate) fn derive_sequence(
         &self,
-        message: &Message,
+        message: &KafkaMessage,
         image_id: &ImageId,
-        versions: &Versions<'_>,
-    ) -> Result<Sequence, Invalid> {
+        versions: &VersionFields<'_>,
+    ) -> Result<SequenceKey, InvalidField> {
         let missing = |field: &str| {
             let reason = format!(
                 "is missing; this catalogue orders the versions of an image by {}",
-                self.ordering.name()
+                self.ordering.as_str()
             );
-            Invalid::new(field, reason)
+            InvalidField::new(field, reason)
         };
         match self.ordering {
-            Ordering::Sequence => {
-                versions.sequence.map(Sequence::from_number).ok_or_else(|| missing("sequence"))
+            VersionOrdering::Sequence => {
+                versions.sequence.map(SequenceKey::from_number).ok_or_else(|| missing("sequence"))
             }
-            Ordering::EventTime => {
-                Sequence::from_time(versions.event_time.ok_or_else(|| missing("event_time"))?)
+            VersionOrdering::EventTime => {
+                SequenceKey::from_time(versions.event_time.ok_or_else(|| missing("event_time"))?)
             }
-            Ordering::Sequencer => {
-                Sequence::from_sequencer(versions.sequencer.ok_or_else(|| missing("sequencer"))?)
+            VersionOrdering::Sequencer => {
+                SequenceKey::from_sequencer(versions.sequencer.ok_or_else(|| missing("sequencer"))?)
             }
-            Ordering::Offset if message.key.as_deref() == Some(image_id.as_str().as_bytes()) => {
+            VersionOrdering::Offset
+                if message.key.as_deref() == Some(image_id.as_str().as_bytes()) =>
+            {
                 let offset = u64::try_from(message.offset)
-                    .map_err(|_| Invalid::new("offset", "is negative"))?;
-                Ok(Sequence::from_number(offset))
+                    .map_err(|_| InvalidField::new("offset", "is negative"))?;
+                Ok(SequenceKey::from_number(offset))
             }
-            Ordering::Offset => Err(Invalid::new(
+            VersionOrdering::Offset => Err(InvalidField::new(
                 "key",
                 "is not the image id; ordering by offset needs messages keyed by image id",
             )),
@@ -248,18 +266,18 @@ impl Decoder {
 
     /// The declared attributes among `given`, in canonical text. Names that are not declared are
     /// left out; a declared one of the wrong type is refused.
-    pub(crate) fn attributes(
+    pub(crate) fn parse_attributes(
         &self,
         given: &BTreeMap<String, Value>,
-    ) -> Result<Attributes, Invalid> {
+    ) -> Result<Attributes, InvalidField> {
         let mut attributes = Attributes::new();
         for (name, kind) in &self.attributes {
             match given.get(name) {
                 None | Some(Value::Null) => {}
                 Some(value) => {
-                    let text = canonical(*kind, value).ok_or_else(|| {
+                    let text = canonical_text(*kind, value).ok_or_else(|| {
                         let reason = format!("{value} is not of the declared type {kind:?}");
-                        Invalid::new(format!("attributes.{name}"), reason)
+                        InvalidField::new(format!("attributes.{name}"), reason)
                     })?;
                     attributes.insert(name.clone(), text);
                 }
@@ -270,15 +288,19 @@ impl Decoder {
 }
 
 /// The fault of one event, which names the record where a message has several.
-fn of_record(events: &[Event], index: usize, fault: Rejected) -> Rejected {
+fn with_record_index(
+    events: &[AcceptedEvent],
+    index: usize,
+    fault: EventDecodeError,
+) -> EventDecodeError {
     match events.len() {
         1 => fault,
-        _ => Rejected::Record { index, fault: Box::new(fault) },
+        _ => EventDecodeError::InvalidRecord { index, fault: Box::new(fault) },
     }
 }
 
 /// Reads `value` by its type; an error names the field by its path.
-pub(crate) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Invalid> {
+pub(crate) fn deserialise<T: DeserializeOwned>(value: Value) -> Result<T, InvalidField> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let reason = error.into_inner().to_string();
@@ -286,15 +308,15 @@ pub(crate) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Invalid> {
         match reason.strip_prefix("missing field `") {
             Some(rest) => {
                 let parent = if path == "." { String::new() } else { format!("{path}.") };
-                Invalid::new(format!("{parent}{}", rest.trim_end_matches('`')), "is missing")
+                InvalidField::new(format!("{parent}{}", rest.trim_end_matches('`')), "is missing")
             }
-            None => Invalid::new(path, reason),
+            None => InvalidField::new(path, reason),
         }
     })
 }
 
 /// The stored text of `value` if it is of type `kind`.
-pub fn canonical(kind: AttributeType, value: &Value) -> Option<String> {
+pub fn canonical_text(kind: AttributeType, value: &Value) -> Option<String> {
     match (kind, value) {
         (AttributeType::Text, Value::String(text)) => Some(text.clone()),
         (AttributeType::Integer, Value::Number(n)) if n.is_i64() || n.is_u64() => {

@@ -1,7 +1,7 @@
-//! (see lib.rs)
+//! TODO-ROOM
 
-pub mod again;
-pub(crate) mod bucket;
+pub(crate) mod bucket_notification;
 pub(crate) mod cloud_event;
 pub mod format;
-pub(crate) mod json;
+pub(crate) mod image_event;
+pub mod reembed;

@@ -1,0 +1,513 @@
+//! Queries, and what is known of their right answers: JSON lines, CSV, stored feedback.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+
+use serde::Deserialize;
+
+use crate::record::ImageId;
+use crate::serve::feedback::{Feedback, FeedbackVerdict};
+
+/// Most queries of one evaluation: every one is ranked under every configuration.
+pub const MAX_QUERIES: usize = 20_000;
+/// Most problems that are told at once.
+const MAX_REPORTED_PROBLEMS: usize = 20;
+/// Longest query, in characters; a text tower reads 77 tokens at most.
+const MAX_QUERY_CHARS: usize = 1_000;
+/// Most right images that a query may name.
+const MAX_JUDGED_IMAGES: usize = 100_000;
+
+/// A query.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JudgedQuery {
+    /// What is typed.
+    pub text: String,
+    /// Results are told apart by it; none belongs to no group.
+    pub group: Option<String>,
+    /// What is known of its right answers.
+    pub judgements: Judgements,
+}
+
+/// What is known of a query's right answers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Judgements {
+    /// Nothing.
+    Unjudged,
+    /// No image of the catalogue matches.
+    NoMatch,
+    /// The grades of images.
+    Graded {
+        /// Above 0 is right, and more right the higher; 0 is wrong.
+        grades: BTreeMap<ImageId, f64>,
+        /// Whether only these images are looked at, because of all others it is not known whether
+        /// they are right ("condensed lists"; Sakai, SIGIR 2007). Else all others are wrong.
+        judged_only: bool,
+    },
+}
+
+/// What is wrong with a file of queries; every problem at once, a line each.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{file}: {}", format_problems(.problems, *.unreported_problems))]
+pub struct QueryFileError {
+    /// The file.
+    pub file: String,
+    /// What is wrong, with line numbers, the first twenty.
+    pub problems: Vec<String>,
+    /// How many more problems there are.
+    pub unreported_problems: usize,
+}
+
+fn format_problems(problems: &[String], unreported: usize) -> String {
+    let mut text = problems.join("\n  ");
+    if unreported > 0 {
+        let _ = write!(text, "\n  and {unreported} more");
+    }
+    if problems.len() > 1 {
+        format!("{} problems\n  {text}", problems.len() + unreported)
+    } else {
+        text
+    }
+}
+
+/// Right images as JSON lines have them: ids alone, or ids with grades.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "relevant is a list of image ids, or an object of image id to grade")]
+enum RelevantJson {
+    Ids(Vec<String>),
+    Grades(BTreeMap<String, f64>),
+}
+
+/// A line of a JSON-lines file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QueryLine {
+    text: String,
+    relevant: Option<RelevantJson>,
+    group: Option<String>,
+}
+
+/// Columns of a CSV file.
+const CSV_COLUMNS: [&str; 5] = ["text", "relevant", "image_id", "grade", "group"];
+
+/// Collects queries and problems, with the lines that they come from.
+struct QueryCollector {
+    file: String,
+    queries: Vec<JudgedQuery>,
+    seen_texts: HashMap<String, (usize, usize)>,
+    problems: Vec<String>,
+    unreported_problems: usize,
+}
+
+impl QueryCollector {
+    fn new(file: &str) -> Self {
+        Self {
+            file: file.to_owned(),
+            queries: Vec::new(),
+            seen_texts: HashMap::new(),
+            problems: Vec::new(),
+            unreported_problems: 0,
+        }
+    }
+
+    fn report_problem(&mut self, line: usize, problem: impl std::fmt::Display) {
+        if self.problems.len() < MAX_REPORTED_PROBLEMS {
+            self.problems.push(format!("line {line}: {problem}"));
+        } else {
+            self.unreported_problems += 1;
+        }
+    }
+
+    /// The text as it is asked; `None` where it cannot be.
+    fn parse_text(&mut self, line: usize, text: &str) -> Option<String> {
+        let text = text.trim();
+        let count = text.chars().count();
+        if text.is_empty() {
+            self.report_problem(line, "text is empty; say what is looked for");
+            return None;
+        }
+        if count > MAX_QUERY_CHARS {
+            self.report_problem(
+                line,
+                format!("text has {count} characters, more than {MAX_QUERY_CHARS}"),
+            );
+            return None;
+        }
+        Some(text.to_owned())
+    }
+
+    /// The grades of ids that are ids; `None` where one is not.
+    fn parse_grades(
+        &mut self,
+        line: usize,
+        pairs: impl IntoIterator<Item = (String, f64)>,
+    ) -> Option<BTreeMap<ImageId, f64>> {
+        let mut grades = BTreeMap::new();
+        for (id, grade) in pairs {
+            let id = match ImageId::new(&id) {
+                Ok(id) => id,
+                Err(invalid) => {
+                    self.report_problem(line, format!("relevant: {invalid}"));
+                    return None;
+                }
+            };
+            if !grade.is_finite() || grade < 0.0 {
+                self.report_problem(
+                    line,
+                    format!(
+                        "relevant: the grade {grade} of {id} is not 0 (wrong) or more (how right)"
+                    ),
+                );
+                return None;
+            }
+            if grades.insert(id.clone(), grade).is_some() {
+                self.report_problem(line, format!("relevant: {id} stands twice"));
+                return None;
+            }
+        }
+        if grades.len() > MAX_JUDGED_IMAGES {
+            let count = grades.len();
+            self.report_problem(
+                line,
+                format!("relevant: {count} images, more than {MAX_JUDGED_IMAGES}"),
+            );
+            return None;
+        }
+        Some(grades)
+    }
+
+    fn add_query(&mut self, line: usize, query: JudgedQuery) {
+        let index = self.queries.len();
+        if let Some((known, _)) = self.seen_texts.get(&query.text) {
+            let problem = format!("text {:?} stands on line {known} already", query.text);
+            self.report_problem(line, problem);
+            return;
+        }
+        if index == MAX_QUERIES {
+            self.report_problem(line, format!("more than {MAX_QUERIES} queries; take a sample"));
+            return;
+        }
+        self.seen_texts.insert(query.text.clone(), (line, index));
+        self.queries.push(query);
+    }
+
+    fn finish(mut self) -> Result<Vec<JudgedQuery>, QueryFileError> {
+        if self.problems.is_empty() && self.queries.is_empty() {
+            self.problems.push("has no queries".into());
+        }
+        if self.problems.is_empty() {
+            return Ok(self.queries);
+        }
+        Err(QueryFileError {
+            file: self.file,
+            problems: self.problems,
+            unreported_problems: self.unreported_problems,
+        })
+    }
+}
+
+/// What grades say: none, that nothing matches; those of wrong images alone, nothing of all others.
+fn judgements_from_grades(grades: BTreeMap<ImageId, f64>) -> Judgements {
+    if grades.is_empty() {
+        return Judgements::NoMatch;
+    }
+    let condensed = !grades.values().any(|grade| *grade > 0.0);
+    Judgements::Graded { grades, judged_only: condensed }
+}
+
+/// Reads JSON lines: `text`, and where known `relevant` (a list of image ids, or an object of image
+/// id to grade; empty where nothing matches) and `group`. `file` is named in errors.
+pub fn queries_from_json_lines(
+    content: &str,
+    file: &str,
+) -> Result<Vec<JudgedQuery>, QueryFileError> {
+    let mut reader = QueryCollector::new(file);
+    for (i, line) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let number = i + 1;
+        let parsed: QueryLine = match serde_json::from_str(line) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                // Its own position is within the line, which is told already.
+                let error = error.to_string();
+                let error = error.split(" at line ").next().unwrap_or_default();
+                reader.report_problem(number, error);
+                continue;
+            }
+        };
+        let Some(text) = reader.parse_text(number, &parsed.text) else { continue };
+        let truth = match parsed.relevant {
+            None => Judgements::Unjudged,
+            Some(relevant) => {
+                let grades = match relevant {
+                    RelevantJson::Ids(ids) => {
+                        reader.parse_grades(number, ids.into_iter().map(|id| (id, 1.0)))
+                    }
+                    RelevantJson::Grades(grades) => reader.parse_grades(number, grades),
+                };
+                let Some(grades) = grades else { continue };
+                judgements_from_grades(grades)
+            }
+        };
+        let group = parsed.group.filter(|group| !group.trim().is_empty());
+        reader.add_query(number, JudgedQuery { text, group, judgements: truth });
+    }
+    reader.finish()
+}
+
+/// Reads CSV with a header. Either a row a query: `text`, `relevant` (image ids divided by `|`, each
+/// with `=grade` where graded; the column missing: not known, the field empty: nothing matches),
+/// `group`; or a row a judgement: `text`, `image_id`, `grade` (1 where missing), `group`.
+pub fn queries_from_csv(content: &str, file: &str) -> Result<Vec<JudgedQuery>, QueryFileError> {
+    let mut reader = QueryCollector::new(file);
+    let mut table = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(content.as_bytes());
+    let header = match table.headers() {
+        Ok(header) => header.clone(),
+        Err(error) => {
+            reader.report_problem(1, error);
+            return reader.finish();
+        }
+    };
+    for name in header.iter().filter(|name| !CSV_COLUMNS.contains(name)) {
+        let problem = format!("column {name:?} is not one of {}", CSV_COLUMNS.join(", "));
+        reader.report_problem(1, problem);
+    }
+    let column_index = |name: &str| header.iter().position(|column| column == name);
+    let (text, relevant, image) =
+        (column_index("text"), column_index("relevant"), column_index("image_id"));
+    if text.is_none() || relevant.is_some() && image.is_some() {
+        reader.report_problem(1, "a column text is needed, with relevant (a row a query) or with image_id (a row a judgement)");
+    }
+    if !reader.problems.is_empty() {
+        return reader.finish();
+    }
+    for record in table.records() {
+        let record = match record {
+            Ok(record) => record,
+            Err(error) => {
+                let line = error.position().map_or(0, csv::Position::line) as usize;
+                reader.report_problem(line, describe_csv_error(&error));
+                continue;
+            }
+        };
+        let line = record.position().map_or(0, csv::Position::line) as usize;
+        let field = |column: Option<usize>| column.and_then(|i| record.get(i)).unwrap_or_default();
+        let Some(text) = reader.parse_text(line, field(text)) else { continue };
+        let group = Some(field(column_index("group")).to_owned()).filter(|group| !group.is_empty());
+        if image.is_some() {
+            let grade = match field(column_index("grade")) {
+                "" => Ok(1.0),
+                grade => grade.parse::<f64>(),
+            };
+            let Ok(grade) = grade else {
+                let problem = format!("grade {:?} is not a number", field(column_index("grade")));
+                reader.report_problem(line, problem);
+                continue;
+            };
+            let pair = (field(image).to_owned(), grade);
+            let Some(grades) = reader.parse_grades(line, [pair]) else { continue };
+            add_judgement(&mut reader, line, text, group, grades);
+            continue;
+        }
+        let truth = if relevant.is_none() {
+            Judgements::Unjudged
+        } else {
+            let pairs = parse_graded_ids(field(relevant));
+            let Some(grades) = reader.parse_grades(line, pairs) else { continue };
+            judgements_from_grades(grades)
+        };
+        reader.add_query(line, JudgedQuery { text, group, judgements: truth });
+    }
+    reader.finish()
+}
+
+fn describe_csv_error(error: &csv::Error) -> String {
+    match error.kind() {
+        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+            format!("has {len} fields, the header {expected_len}; quote fields that hold a comma")
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// `a|b=2` as pairs of id and grade. An id may hold `=` itself: only a number after the last one is a
+/// grade.
+fn parse_graded_ids(field: &str) -> Vec<(String, f64)> {
+    let ids = field.split('|').map(str::trim).filter(|part| !part.is_empty());
+    let pair = |part: &str| {
+        let grade = part.rsplit_once('=').and_then(|(id, g)| Some((id, g.parse::<f64>().ok()?)));
+        grade.map_or_else(|| (part.to_owned(), 1.0), |(id, grade)| (id.to_owned(), grade))
+    };
+    ids.map(pair).collect()
+}
+
+/// Adds one judgement of a query that may have others.
+fn add_judgement(
+    reader: &mut QueryCollector,
+    line: usize,
+    text: String,
+    group: Option<String>,
+    grades: BTreeMap<ImageId, f64>,
+) {
+    let Some((_, index)) = reader.seen_texts.get(&text).copied() else {
+        reader.add_query(
+            line,
+            JudgedQuery { text, group, judgements: judgements_from_grades(grades) },
+        );
+        return;
+    };
+    let known = &mut reader.queries[index];
+    let Judgements::Graded { grades: all, judged_only: condensed } = &mut known.judgements else {
+        return;
+    };
+    let twice = grades.keys().find(|id| all.contains_key(id)).cloned();
+    let other = known.group != group;
+    *condensed &= !grades.values().any(|grade| *grade > 0.0);
+    all.extend(grades);
+    if let Some(id) = twice {
+        reader.report_problem(line, format!("{id} was judged for this text already"));
+    } else if other {
+        reader.report_problem(line, "group differs from that of the text's other rows");
+    }
+}
+
+/// Queries from stored feedback, oldest first: JSON lines with `text`, `image_id` and `verdict`
+/// (`right` or `wrong`); the last word on an image counts. Lines that are none are counted, not
+/// refused: feedback comes from everywhere.
+pub fn queries_from_feedback<'a>(
+    lines: impl Iterator<Item = &'a str>,
+) -> (Vec<JudgedQuery>, usize) {
+    let mut texts: Vec<String> = Vec::new();
+    let mut grades_by_text: HashMap<String, BTreeMap<ImageId, f64>> = HashMap::new();
+    let mut unusable = 0;
+    for line in lines.filter(|line| !line.trim().is_empty()) {
+        let Some((feedback, id)) = serde_json::from_str::<Feedback>(line)
+            .ok()
+            .and_then(|feedback| ImageId::new(&feedback.image_id).ok().map(|id| (feedback, id)))
+        else {
+            unusable += 1;
+            continue;
+        };
+        let text = feedback.text.trim().to_owned();
+        if text.is_empty() || !grades_by_text.contains_key(&text) && texts.len() == MAX_QUERIES {
+            unusable += 1;
+            continue;
+        }
+        let grade = f64::from(u8::from(feedback.verdict == FeedbackVerdict::Right));
+        grades_by_text
+            .entry(text.clone())
+            .or_insert_with(|| {
+                texts.push(text);
+                BTreeMap::new()
+            })
+            .insert(id, grade);
+    }
+    let asked = texts.into_iter().map(|text| {
+        let grades = grades_by_text.remove(&text).unwrap_or_default();
+        JudgedQuery {
+            text,
+            group: None,
+            judgements: Judgements::Graded { grades, judged_only: true },
+        }
+    });
+    (asked.collect(), unusable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judgements(pairs: &[(&str, f64)]) -> Judgements {
+        let grades = pairs.iter().map(|(id, g)| (ImageId::new(id).unwrap(), *g)).collect();
+        Judgements::Graded { grades, judged_only: false }
+    }
+
+    #[test]
+    fn json_lines_and_both_forms_of_csv_say_the_same() {
+        let json = r#"{"text":"a red mug","relevant":["1","2"],"group":"mugs"}
+{"text":"stripes, many","relevant":{"3":2,"4":1}}
+
+{"text":"taxes","relevant":[]}"#;
+        let wide = "text,relevant,group\na red mug,1|2,mugs\n\"stripes, many\",3=2|4,\ntaxes,,\n";
+        let long = "text,image_id,grade,group\na red mug,1,,mugs\na red mug,2,1,mugs\n\"stripes, many\",3,2,\n\"stripes, many\",4,1,\n";
+        let json = queries_from_json_lines(json, "q.jsonl").unwrap();
+        assert_eq!(json, queries_from_csv(wide, "q.csv").unwrap());
+        assert_eq!(json[..2], queries_from_csv(long, "q.csv").unwrap());
+        assert_eq!(json[0].group.as_deref(), Some("mugs"));
+        assert_eq!(json[1].judgements, judgements(&[("3", 2.0), ("4", 1.0)]));
+        assert_eq!(json[2].judgements, Judgements::NoMatch);
+        let log = queries_from_csv("text\na hat\n", "log.csv").unwrap();
+        assert_eq!(log[0].judgements, Judgements::Unjudged);
+    }
+
+    #[test]
+    fn wrong_images_alone_do_not_say_that_nothing_matches() {
+        let json =
+            queries_from_json_lines(r#"{"text":"a mug","relevant":{"1":0,"2":0}}"#, "q").unwrap();
+        let grades = ["1", "2"].map(|id| (ImageId::new(id).unwrap(), 0.0)).into();
+        assert_eq!(json[0].judgements, Judgements::Graded { grades, judged_only: true });
+        assert_eq!(json, queries_from_csv("text,relevant\na mug,1=0|2=0\n", "q").unwrap());
+        assert_eq!(
+            json,
+            queries_from_csv("text,image_id,grade\na mug,1,0\na mug,2,0\n", "q").unwrap()
+        );
+        let one_right = r#"{"text":"a mug","relevant":{"1":0,"2":1}}"#;
+        let one_right = queries_from_json_lines(one_right, "q").unwrap();
+        assert_eq!(one_right[0].judgements, judgements(&[("1", 0.0), ("2", 1.0)]));
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once_with_its_line() {
+        let json = r#"{"text":"a"}
+{"text":" "}
+{"text":"a"}
+{"txt":"b"}
+{"text":"c","relevant":{"x":-1}}
+{"text":"d","relevant":[""]}
+{"text":"e","relevant":"x"}
+nonsense"#;
+        let error = queries_from_json_lines(json, "q.jsonl").unwrap_err();
+        assert_eq!(error.problems.len(), 7, "{error}");
+        let text = error.to_string();
+        for word in [
+            "q.jsonl: 7 problems",
+            "line 2: text is empty",
+            "line 1 already",
+            "txt",
+            "-1 of x",
+            "line 6: relevant",
+            "list of image ids",
+            "line 8",
+        ] {
+            assert!(text.contains(word), "{word}:\n{text}");
+        }
+        let many = "{}\n".repeat(100);
+        let error = queries_from_json_lines(&many, "q.jsonl").unwrap_err();
+        assert_eq!((error.problems.len(), error.unreported_problems), (20, 80));
+        for (csv, named) in [
+            ("text,colour\na,red\n", "column \"colour\""),
+            ("image_id\n1\n", "a column text"),
+            ("text,image_id,grade\na,1,high\n", "line 2: grade \"high\""),
+            ("text,image_id\na,1\na,1\n", "line 3: 1 was judged"),
+            ("text,relevant\na,1,2\n", "line 2: has 3 fields"),
+            ("text\n", "no queries"),
+        ] {
+            let text = queries_from_csv(csv, "q.csv").unwrap_err().to_string();
+            assert!(text.contains(named), "{csv:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn the_last_word_on_an_image_counts_and_only_judged_images_are_looked_at() {
+        let lines = [
+            r#"{"at":"2026-01-01T00:00:00Z","text":"a mug","image_id":"1","verdict":"right"}"#,
+            r#"{"at":"2026-01-02T00:00:00Z","text":"a mug","image_id":"2","verdict":"wrong"}"#,
+            r#"{"at":"2026-01-03T00:00:00Z","text":"a mug","image_id":"1","verdict":"wrong"}"#,
+            "broken",
+        ];
+        let (asked, unusable) = queries_from_feedback(lines.into_iter());
+        assert_eq!((asked.len(), unusable), (1, 1));
+        let Judgements::Graded { grades, judged_only: true } = &asked[0].judgements else {
+            panic!()
+        };
+        assert_eq!(grades.values().copied().collect::<Vec<_>>(), [0.0, 0.0]);
+    }
+}

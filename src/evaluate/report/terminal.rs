@@ -1,0 +1,265 @@
+//! A report for the terminal.
+
+use comfy_table::presets::UTF8_BORDERS_ONLY;
+use comfy_table::{ContentArrangement, Table};
+
+use super::{EvaluationReport, MeasuredDifference, classify_difference, format_percent};
+use crate::evaluate::compare::ConfigurationResult;
+use crate::evaluate::measures::interval::MeasureComparison;
+use crate::evaluate::trec::MeasuredRun;
+
+/// Widest line of the words around the tables.
+const LINE_WIDTH_CHARS: usize = 100;
+
+pub(crate) fn new_table(header: Vec<String>) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY).set_header(header);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table
+}
+
+fn format_signed(value: f64) -> String {
+    format!("{value:+.3}").replace('-', "−")
+}
+
+/// A gain, marked where it is measurable.
+fn format_gain(measure: &str, column: &MeasureComparison) -> String {
+    let mark = match classify_difference(measure, column) {
+        MeasuredDifference::Better => " ▲",
+        MeasuredDifference::Worse => " ▼",
+        MeasuredDifference::NotSignificant => "",
+    };
+    format!(
+        "{}{mark}\n{} to {}",
+        format_signed(column.gain.mean),
+        format_signed(column.gain.low),
+        format_signed(column.gain.high)
+    )
+}
+
+pub(crate) fn wrap_words(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines
+            .last_mut()
+            .filter(|l| l.is_empty() || l.chars().count() + word.len() < LINE_WIDTH_CHARS);
+        match line {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
+}
+
+/// The report in tables and words.
+pub fn render_terminal(report: &EvaluationReport) -> String {
+    let mut parts = vec![format_head(report)];
+    if report.queries.judged > 0 {
+        parts.push(format!("Means, 95 % intervals\n{}", value_table(report)));
+        if report.non_baseline().next().is_some() {
+            parts.push(format!(
+                "Gain over {}, query by query (▲ better, ▼ worse, measurably)\n{}",
+                report.baseline,
+                gain_table(report)
+            ));
+        }
+        parts.extend(group_table(report));
+    }
+    if report.configurations.iter().any(|outcome| outcome.hubness.is_some()) {
+        parts.push(format!("Rankings\n{}", ranking_table(report)));
+    }
+    parts.extend(threshold_table(report));
+    parts.extend(report.non_baseline().filter_map(format_changes));
+    parts.push(wrap_words(&report.verdict));
+    parts.join("\n\n")
+}
+
+fn format_head(report: &EvaluationReport) -> String {
+    let q = &report.queries;
+    let mut lines = vec![format!("{}, report {:.12}", report.catalogue, report.fingerprint)];
+    for model in &report.models {
+        lines.push(format!(
+            "{} images by {} ({:.12}), generation {} ({})",
+            model.images, model.model, model.fingerprint, model.generation, model.role
+        ));
+    }
+    lines.push(format!(
+        "{} queries from {}: {} judged, {} that match nothing, {} not judged, {} left out",
+        q.total, q.source, q.judged, q.judged_no_match, q.unjudged, q.without_relevant_image
+    ));
+    lines.extend(report.notes.iter().map(|note| wrap_words(&format!("Note: {note}"))));
+    lines.join("\n")
+}
+
+fn value_table(report: &EvaluationReport) -> Table {
+    let mut header = vec!["configuration".to_owned()];
+    header.extend(report.measures.iter().cloned());
+    let mut table = new_table(header);
+    for outcome in &report.configurations {
+        let Some(all) = &outcome.overall else { continue };
+        let mut row = vec![outcome.name.clone()];
+        row.extend(
+            all.measures
+                .iter()
+                .map(|c| format!("{:.3}\n{:.3}–{:.3}", c.value.mean, c.value.low, c.value.high)),
+        );
+        table.add_row(row);
+    }
+    table
+}
+
+fn gain_table(report: &EvaluationReport) -> Table {
+    let mut header = vec!["configuration".to_owned()];
+    header.extend(report.measures.iter().cloned());
+    let mut table = new_table(header);
+    for outcome in report.non_baseline() {
+        let Some(all) = &outcome.overall else { continue };
+        let mut row = vec![outcome.name.clone()];
+        row.extend(report.measures.iter().zip(&all.measures).map(|(name, c)| format_gain(name, c)));
+        table.add_row(row);
+    }
+    table
+}
+
+/// hit at the smallest cut-off, by group.
+fn group_table(report: &EvaluationReport) -> Option<String> {
+    let names: Vec<&String> = report.configurations.first()?.groups.keys().collect();
+    let measure = report.measures.first()?;
+    if names.is_empty() {
+        return None;
+    }
+    let mut header = vec!["configuration".to_owned()];
+    let count = |name: &String| report.configurations[0].groups[name].queries;
+    header.extend(names.iter().map(|name| format!("{name} ({})", count(name))));
+    let mut table = new_table(header);
+    for outcome in &report.configurations {
+        let mut row = vec![outcome.name.clone()];
+        row.extend(names.iter().map(|name| {
+            let column = outcome.groups.get(*name).and_then(|s| s.measures.first());
+            column.map_or("–".into(), |c| {
+                format!("{:.3}\n{:.3}–{:.3}", c.value.mean, c.value.low, c.value.high)
+            })
+        }));
+        table.add_row(row);
+    }
+    Some(format!("{measure} by group (judged queries)\n{table}"))
+}
+
+/// The queries that change most.
+fn format_changes(outcome: &ConfigurationResult) -> Option<String> {
+    let lists = [
+        ("lose most", &outcome.changes.worsened),
+        ("gain most", &outcome.changes.improved),
+        ("change most", &outcome.changes.unjudged),
+    ];
+    let mut lines = Vec::new();
+    for (word, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
+        let texts: Vec<String> = list
+            .iter()
+            .map(|change| match change.gain {
+                Some(gain) => format!("“{}” ({})", change.text, format_signed(gain)),
+                None => format!("“{}” ({} shared)", change.text, format_percent(change.overlap)),
+            })
+            .collect();
+        lines.push(wrap_words(&format!("Queries that {word}: {}", texts.join(", "))));
+    }
+    (!lines.is_empty()).then(|| format!("{} at work\n{}", outcome.name, lines.join("\n")))
+}
+
+fn ranking_table(report: &EvaluationReport) -> Table {
+    let header = [
+        "configuration",
+        "first result changed",
+        "any of the best changed",
+        "overlap",
+        "hubness (skew)",
+        "images never found",
+        "most frequent first",
+    ];
+    let mut table = new_table(header.map(String::from).into());
+    for outcome in &report.configurations {
+        let share = |value: Option<f64>| value.map_or("–".into(), format_percent);
+        let stability = outcome.stability.as_ref();
+        let hubness = outcome.hubness.as_ref();
+        let hub = hubness.and_then(|hubness| hubness.hubs.first());
+        table.add_row([
+            outcome.name.clone(),
+            share(stability.map(|s| s.top_hit_changed.mean)),
+            share(stability.map(|s| s.any_changed.mean)),
+            share(stability.map(|s| s.overlap.mean)),
+            hubness.map_or("–".into(), |hubness| format!("{:.2}", hubness.skewness)),
+            share(hubness.map(|hubness| hubness.never_ranked_share)),
+            hub.map_or("–".into(), |hub| format!("{} of queries", format_percent(hub.share))),
+        ]);
+    }
+    table
+}
+
+fn threshold_table(report: &EvaluationReport) -> Option<String> {
+    let with: Vec<(&ConfigurationResult, _)> = report
+        .configurations
+        .iter()
+        .filter_map(|outcome| Some((outcome, outcome.thresholds.as_ref()?)))
+        .collect();
+    if with.is_empty() {
+        return None;
+    }
+    let header = [
+        "configuration",
+        "no match if",
+        "flags",
+        "good first hits lost",
+        "min_score",
+        "first hits shown",
+        "false ones among them",
+    ];
+    let mut table = new_table(header.map(String::from).into());
+    for (outcome, found) in with {
+        let rule = found.no_match.map_or("no rule".into(), |rule| {
+            format!("{} < {:.3}", rule.signal.name(), rule.threshold)
+        });
+        let interval = |i: Option<crate::evaluate::measures::interval::ConfidenceInterval>| {
+            i.map_or("–".into(), |i| {
+                format!("{} ({:.1}–{:.1})", format_percent(i.mean), i.low * 100.0, i.high * 100.0)
+            })
+        };
+        let held = &found.held_out;
+        let flagged: Vec<String> = held
+            .flagged
+            .iter()
+            .map(|f| format!("{} {}", f.kind.name(), interval(f.share)))
+            .collect();
+        table.add_row([
+            outcome.name.clone(),
+            rule,
+            flagged.join("\n"),
+            interval(held.lost_hits),
+            found.min_score.map_or("none".into(), |score| format!("{score:.4}")),
+            interval(held.shown_share),
+            interval(held.false_hit_rate),
+        ]);
+    }
+    Some(format!(
+        "Thresholds, chosen on one half of the queries and measured on the other\n{table}"
+    ))
+}
+
+/// Measured runs in a table.
+pub fn render_runs_terminal(measures: &[String], runs: &[MeasuredRun]) -> String {
+    let mut header = vec!["run".to_owned(), "queries".to_owned()];
+    header.extend(measures.iter().cloned());
+    let mut table = new_table(header);
+    for (place, run) in runs.iter().enumerate() {
+        let mut row = vec![run.name.clone(), run.queries.to_string()];
+        row.extend(measures.iter().zip(&run.columns).map(|(name, c)| {
+            let own = format!("{:.3} ({:.3}–{:.3})", c.value.mean, c.value.low, c.value.high);
+            if place == 0 { own } else { format!("{own}\n{}", format_gain(name, c)) }
+        }));
+        table.add_row(row);
+    }
+    format!("{table}")
+}

@@ -1,0 +1,256 @@
+//! What a prompt set still lacks in the stored rows, and reading what measuring them needs.
+
+use std::collections::HashMap;
+
+use deltalake_core::arrow::array::{Array, AsArray};
+use deltalake_core::arrow::datatypes::Float32Type;
+use deltalake_core::parquet::arrow::ProjectionMask;
+use deltalake_core::parquet::errors::ParquetError;
+use futures::TryStreamExt;
+use object_store::path::Path;
+use serde::Serialize;
+
+use super::log::DeltaLog;
+use super::statistics::{self, BackfilledStatistics, StatisticsFile, StatisticsTable};
+use super::{TableError, file, schema};
+use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
+use crate::catalogue::Generation;
+use crate::record::RowVersion;
+use crate::store::Store;
+
+/// Columns that measuring a row needs: all others are not read.
+const MEASUREMENT_COLUMNS: [&str; 6] =
+    ["image_id", "sequence", "deleted", "embedded_at", "embedding", "statistics"];
+
+/// How much of a table has the statistics of a prompt set, by what the logs say: a file counts as a
+/// whole. Superseded rows and tombstones count too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StatisticsCoverage {
+    /// The set.
+    pub prompt_set: StatisticsKey,
+    /// Rows in all.
+    pub rows: usize,
+    /// Rows in files in which every row has the statistics, by itself or backfilled.
+    pub covered: usize,
+    /// Files that are still to be measured.
+    pub pending_files: usize,
+}
+
+impl StatisticsCoverage {
+    /// Whether nothing is missing.
+    pub fn is_complete(&self) -> bool {
+        self.pending_files == 0
+    }
+}
+
+/// A data file that lacks the statistics of a set.
+#[derive(Debug, Clone)]
+pub struct PendingFile {
+    /// Its path in the `images` table.
+    pub path: Path,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Rows in it, where the log says so.
+    pub rows: usize,
+}
+
+/// The statistics of the live images of a generation.
+#[derive(Debug, Clone, Default)]
+pub struct LiveStatistics {
+    /// Images that are there.
+    pub live_images: usize,
+    /// The stored statistics of those that have them, in no particular order.
+    pub statistics: Vec<ScoreStatistics>,
+}
+
+/// The stored rows of one generation, as a reindex sees them.
+pub struct BackfillSource {
+    log: DeltaLog,
+    statistics_table: Option<StatisticsTable>,
+    catalogue: Store,
+    generation: Generation,
+}
+
+impl BackfillSource {
+    /// Opens both tables of `generation`; `Missing` where there is no `images` table.
+    pub async fn open(catalogue: &Store, generation: &Generation) -> Result<Self, TableError> {
+        Ok(Self {
+            log: DeltaLog::open_images(catalogue, generation).await?,
+            statistics_table: StatisticsTable::open(catalogue, generation, 1).await?,
+            catalogue: catalogue.clone(),
+            generation: generation.clone(),
+        })
+    }
+
+    /// What lacks the statistics of `key` now, the largest files first, and how much that is.
+    pub async fn list_pending_files(
+        &mut self,
+        key: &StatisticsKey,
+    ) -> Result<(Vec<PendingFile>, StatisticsCoverage), TableError> {
+        self.log.update().await?;
+        let units = self.statistics_files().await?;
+        let mut coverage =
+            StatisticsCoverage { prompt_set: key.clone(), rows: 0, covered: 0, pending_files: 0 };
+        let mut pending = Vec::new();
+        for file in self.log.snapshot()?.log_data().iter() {
+            let rows = file.num_records().unwrap_or_default();
+            coverage.rows += rows;
+            let path = file.object_store_path();
+            #[expect(deprecated, reason = "there is no other way to a file's tags")]
+            let carried = file::has_statistics(&file.add_action(), key.as_str());
+            if carried || units.contains_key(&statistics::backfill_unit_id(key, path.as_ref())) {
+                coverage.covered += rows;
+            } else {
+                pending.push(PendingFile { path, size: file.size().unsigned_abs(), rows });
+            }
+        }
+        coverage.pending_files = pending.len();
+        pending.sort_by_key(|file| std::cmp::Reverse(file.size));
+        Ok((pending, coverage))
+    }
+
+    async fn statistics_files(&mut self) -> Result<HashMap<String, StatisticsFile>, TableError> {
+        if self.statistics_table.is_none() {
+            self.statistics_table =
+                StatisticsTable::open(&self.catalogue, &self.generation, 1).await?;
+        }
+        match &mut self.statistics_table {
+            None => Ok(HashMap::new()),
+            Some(statistics) => statistics.files_by_unit().await,
+        }
+    }
+
+    /// Statistics, by `measure`, of every image in a file that lacks those of `key`; `None` where the
+    /// file was rewritten meanwhile. Reads only the columns that this needs. Computes: call it from
+    /// a thread that may block.
+    pub async fn measure_file(
+        &self,
+        file: &PendingFile,
+        key: &StatisticsKey,
+        measure: &(dyn Fn(&[f32]) -> Option<ScoreStatistics> + Sync),
+    ) -> Result<Option<Vec<BackfilledStatistics>>, TableError> {
+        let corrupt = |reason: String| TableError::Corrupt {
+            file: format!("{}/{}", self.log.location, file.path),
+            reason,
+        };
+        let failed = |e: ParquetError| self.log.wrap_error(e.into());
+        let builder = match file::open_column_reader(&self.log, file.path.as_ref(), file.size).await
+        {
+            Ok(builder) => builder,
+            Err(error) if is_not_found(&error) => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let mask = ProjectionMask::columns(builder.parquet_schema(), MEASUREMENT_COLUMNS);
+        let mut batches = builder.with_projection(mask).build().map_err(failed)?;
+        let mut found = Vec::new();
+        loop {
+            let batch = match batches.try_next().await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => return Ok(Some(found)),
+                Err(error) if is_not_found(&error) => return Ok(None),
+                Err(error) => return Err(failed(error)),
+            };
+            let versions = schema::keys_from_batch(&batch).map_err(corrupt)?;
+            let embeddings = batch
+                .column_by_name("embedding")
+                .and_then(|c| c.as_list_opt::<i32>())
+                .ok_or_else(|| corrupt("column embedding is not a list".into()))?;
+            let values = embeddings
+                .values()
+                .as_primitive_opt::<Float32Type>()
+                .ok_or_else(|| corrupt("column embedding is not a list of 32-bit floats".into()))?
+                .values();
+            let offsets = embeddings.value_offsets();
+            let has = schema::has_statistics_by_row(&batch, key.as_str()).map_err(corrupt)?;
+            for (i, (image_id, version)) in versions.into_iter().enumerate() {
+                if version.deleted || has[i] {
+                    continue;
+                }
+                let embedding = &values[offsets[i] as usize..offsets[i + 1] as usize];
+                if embedding.len() != self.generation.dimension || embeddings.is_null(i) {
+                    return Err(corrupt(format!(
+                        "an embedding has {} values, the generation has {}",
+                        embedding.len(),
+                        self.generation.dimension
+                    )));
+                }
+                if let Some(statistics) = measure(embedding) {
+                    found.push(BackfilledStatistics {
+                        image_id,
+                        sequence: version.sequence,
+                        embedded_at: version.embedded_at,
+                        embedding_hash: statistics::embedding_hash(embedding),
+                        statistics,
+                    });
+                }
+            }
+        }
+    }
+
+    /// The stored statistics of `key` of every live image, without its embedding. Takes about 250
+    /// bytes of memory an image.
+    pub async fn read_live_statistics(
+        &mut self,
+        key: &StatisticsKey,
+    ) -> Result<LiveStatistics, TableError> {
+        self.log.update().await?;
+        let units = self.statistics_files().await?;
+        let files: Vec<PendingFile> = self
+            .log
+            .snapshot()?
+            .log_data()
+            .iter()
+            .map(|file| PendingFile {
+                path: file.object_store_path(),
+                size: file.size().unsigned_abs(),
+                rows: file.num_records().unwrap_or_default(),
+            })
+            .collect();
+        let mut newest: HashMap<String, (RowVersion, Option<ScoreStatistics>)> = HashMap::new();
+        for file in files {
+            let mut backfilled = statistics::BackfilledByVersion::new();
+            if let (Some(table), Some(unit)) = (
+                &self.statistics_table,
+                units.get(&statistics::backfill_unit_id(key, file.path.as_ref())),
+            ) {
+                backfilled =
+                    statistics::index_by_version(table.read_file_or_empty(&unit.path).await?);
+            }
+            let corrupt = |reason: String| TableError::Corrupt {
+                file: format!("{}/{}", self.log.location, file.path),
+                reason,
+            };
+            let failed = |e: ParquetError| self.log.wrap_error(e.into());
+            let builder = file::open_column_reader(&self.log, file.path.as_ref(), file.size);
+            let builder = builder.await.map_err(failed)?;
+            let columns = schema::KEY_COLUMNS.into_iter().chain(["statistics"]);
+            let mask = ProjectionMask::columns(builder.parquet_schema(), columns);
+            let mut batches = builder.with_projection(mask).build().map_err(failed)?;
+            while let Some(batch) = batches.try_next().await.map_err(failed)? {
+                let carried = schema::statistics_by_row(&batch, key).map_err(corrupt)?;
+                let versions = schema::keys_from_batch(&batch).map_err(corrupt)?;
+                for ((id, version), carried) in versions.into_iter().zip(carried) {
+                    if newest.get(&id).is_some_and(|(known, _)| *known >= version) {
+                        continue;
+                    }
+                    let name = (id, version.sequence.clone(), version.embedded_at);
+                    let found = carried.or_else(|| backfilled.get(&name).map(|b| b.statistics));
+                    newest.insert(name.0, (version, found));
+                }
+            }
+        }
+        let live = newest.into_values().filter(|(version, _)| !version.deleted);
+        let mut survey = LiveStatistics::default();
+        for (_, found) in live {
+            survey.live_images += 1;
+            survey.statistics.extend(found);
+        }
+        Ok(survey)
+    }
+}
+
+/// Whether the store said that the file is not there.
+fn is_not_found(error: &ParquetError) -> bool {
+    let ParquetError::External(source) = error else { return false };
+    matches!(source.downcast_ref(), Some(object_store::Error::NotFound { .. }))
+}

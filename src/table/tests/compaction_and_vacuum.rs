@@ -1,0 +1,502 @@
+//! Compaction, vacuum, verification and the lease.
+
+use std::time::Duration;
+
+use chrono::{TimeDelta, Utc};
+use object_store::path::Path;
+use tokio_util::sync::CancellationToken;
+
+use crate::table::maintenance::vacuum::{self, MaintenanceOptions};
+use crate::table::tests::*;
+
+fn options() -> MaintenanceOptions {
+    MaintenanceOptions { files_per_merge: 4, ..MaintenanceOptions::default() }
+}
+
+async fn compact(
+    store: &Store,
+    options: &MaintenanceOptions,
+    depth: CompactionMode,
+    days: i64,
+) -> CompactionSummary {
+    let mut compactor = Compactor::open(store, &generation(), options, 50).await.unwrap();
+    let now = Utc::now() + TimeDelta::days(days);
+    compactor.run(depth, now, &|_, _| {}, &CancellationToken::new()).await.unwrap()
+}
+
+/// The newest version of each image, and how many rows there are.
+async fn newest_rows(store: &Store) -> (BTreeMap<String, ImageRow>, usize) {
+    let mut follower = Follower::open(store, &generation()).await.unwrap();
+    let rows = follower.next(&|_, _| {}).await.unwrap().unwrap().rows;
+    let (count, mut newest) = (rows.len(), BTreeMap::<String, ImageRow>::new());
+    for row in rows {
+        match newest.get(row.image_id.as_str()) {
+            Some(known) if !row.supersedes(known) => {}
+            _ => {
+                newest.insert(row.image_id.to_string(), row);
+            }
+        }
+    }
+    (newest, count)
+}
+
+/// A row that was made now.
+fn row_made_now(id: &str, sequence: u64, deleted: bool) -> ImageRow {
+    let now = DateTime::from_timestamp_micros(Utc::now().timestamp_micros()).unwrap();
+    ImageRow { embedded_at: now, ..row(id, sequence, deleted) }
+}
+
+/// Commits of two rows each: `versions` of every one of `images`, the newest one of the first
+/// deleted.
+async fn write_versions(store: &Store, images: i64, versions: u64) {
+    let mut writer = TableWriter::open(store, &generation(), 50).await.unwrap();
+    let mut rows = Vec::new();
+    for version in 1..=versions {
+        for image in 0..images {
+            rows.push(row_made_now(
+                &format!("i{image}"),
+                version,
+                image == 0 && version == versions,
+            ));
+        }
+    }
+    let mut offset = 0;
+    for pair in rows.chunks(2) {
+        let rows: Vec<_> = (offset..).zip(pair.iter().cloned()).collect();
+        let next = offset + pair.len() as i64;
+        let expected = (offset > 0).then_some(offset);
+        let one = PartitionBatch {
+            partition: partition(0),
+            expected_position: expected,
+            next_offset: next,
+            rows,
+        };
+        writer.append(vec![one]).await.unwrap();
+        offset = next;
+    }
+}
+
+async fn data_files(store: &Store) -> Vec<ObjectMeta> {
+    let files: Vec<ObjectMeta> = store.object_store().list(None).try_collect().await.unwrap();
+    files.into_iter().filter(|f| f.location.as_ref().ends_with(".parquet")).collect()
+}
+
+#[tokio::test]
+async fn small_files_become_few_and_every_image_stays_as_it_was() {
+    let store = Store::in_memory();
+    write_versions(&store, 20, 1).await;
+    let mut follower = Follower::open(&store, &generation()).await.unwrap();
+    follower.next(&|_, _| {}).await.unwrap();
+    let before = newest_rows(&store).await;
+    let done = compact(&store, &options(), CompactionMode::Merge, 0).await;
+    assert_eq!((done.files_in, done.files_out, done.dropped_superseded_rows), (10, 1, 0));
+    assert_eq!(newest_rows(&store).await, before);
+    // A reader that follows hears of a new version, and of no change.
+    let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
+    assert_eq!((changes.rows.len(), changes.is_full_snapshot), (0, false));
+    assert_eq!(
+        compact(&store, &options(), CompactionMode::Merge, 0).await,
+        CompactionSummary::default()
+    );
+}
+
+#[tokio::test]
+async fn an_erased_image_leaves_no_embedding_behind() {
+    let store = Store::in_memory();
+    write_versions(&store, 6, 3).await;
+    let options = MaintenanceOptions { tombstone_retention_days: 30, ..options() };
+    // One file that is too large to be merged again, and too young to be touched.
+    let done = compact(&store, &options, CompactionMode::Merge, 0).await;
+    assert_eq!((done.dropped_superseded_rows, done.dropped_tombstones), (12, 0));
+    let (rows, count) = newest_rows(&store).await;
+    assert_eq!((rows.len(), count), (6, 6));
+    assert!(rows["i0"].image.is_none(), "the tombstone stays");
+
+    // Two more deletes; nothing else would have their file rewritten.
+    let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    let rows: Vec<_> =
+        (18..).zip([row_made_now("i1", 9, true), row_made_now("i2", 9, true)]).collect();
+    let one = PartitionBatch {
+        partition: partition(0),
+        expected_position: Some(18),
+        next_offset: 20,
+        rows,
+    };
+    writer.append(vec![one]).await.unwrap();
+    let lazy = MaintenanceOptions { max_superseded_percent: 100, ..options.clone() };
+    assert_eq!(compact(&store, &lazy, CompactionMode::Deep, 2).await.dropped_superseded_rows, 2);
+    let (rows, count) = newest_rows(&store).await;
+    assert_eq!((rows.len(), count), (6, 6));
+
+    // Their time over, the tombstones go too, and vacuum removes the files that were.
+    assert_eq!(compact(&store, &options, CompactionMode::Deep, 40).await.dropped_tombstones, 3);
+    let now = Utc::now() + TimeDelta::days(40);
+    let removed = vacuum::vacuum(&store, &generation(), &options, now, false).await.unwrap();
+    assert!(removed.removed_files.len() > 9, "{removed:?}");
+    let (rows, count) = newest_rows(&store).await;
+    assert_eq!((rows.len(), count), (3, 3));
+    for file in data_files(&store).await {
+        if file.location.as_ref().contains("_delta_log") {
+            continue;
+        }
+        let bytes = store.object_store().get(&file.location).await.unwrap().bytes().await.unwrap();
+        let ids: Vec<_> =
+            schema::rows_from_parquet(bytes).unwrap().into_iter().map(|r| r.image_id).collect();
+        assert!(ids.iter().all(|id| ["i3", "i4", "i5"].contains(&id.as_str())), "{ids:?}");
+    }
+}
+
+/// A tombstone must not go while an older row of its image is left, or the image would come back.
+#[tokio::test]
+async fn a_tombstone_outlives_every_older_row() {
+    let store = Store::in_memory();
+    write_versions(&store, 2, 2).await;
+    let options =
+        MaintenanceOptions { tombstone_retention_days: 1, max_superseded_percent: 1, ..options() };
+    let first = compact(&store, &options, CompactionMode::Deep, 9).await;
+    assert_eq!((first.dropped_superseded_rows, first.dropped_tombstones), (2, 0));
+    assert!(newest_rows(&store).await.0["i0"].image.is_none());
+    assert_eq!(compact(&store, &options, CompactionMode::Deep, 9).await.dropped_tombstones, 1);
+    assert_eq!(newest_rows(&store).await.0.into_keys().collect::<Vec<_>>(), ["i1"]);
+}
+
+/// Hazards 1 and 2 of Delta's commits: two compactions of the same files both succeed, and an
+/// append fails against one.
+#[tokio::test(flavor = "multi_thread")]
+async fn compactors_and_writers_at_once_neither_lose_nor_double() {
+    let store = Store::in_memory();
+    write_versions(&store, 40, 1).await;
+    let writers = (1..3).map(|number| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let mut writer = TableWriter::open(&store, &generation(), 200).await.unwrap();
+            for i in 0..12 {
+                let expected = (i > 0).then_some(i * 2);
+                writer
+                    .append(vec![partition_batch(number, expected, i * 2..i * 2 + 2)])
+                    .await
+                    .unwrap();
+            }
+        })
+    });
+    let compactors = (0..3).map(|_| {
+        let store = store.clone();
+        tokio::task::spawn_blocking(move || {
+            tokio::runtime::Handle::current().block_on(async {
+                let mut lost = 0;
+                for depth in [CompactionMode::Merge, CompactionMode::Deep, CompactionMode::Merge] {
+                    lost += compact(&store, &options(), depth, 0).await.conflicting_jobs;
+                }
+                lost
+            })
+        })
+    });
+    let (writers, compactors): (Vec<_>, Vec<_>) = (writers.collect(), compactors.collect());
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    for compactor in compactors {
+        compactor.await.unwrap();
+    }
+    let (rows, count) = newest_rows(&store).await;
+    assert_eq!((rows.len(), count), (40 + 48, 40 + 48));
+}
+
+#[tokio::test]
+async fn passing_faults_and_lost_answers_double_nothing_in_a_merge() {
+    for kind in [FaultKind::BeforeWrites(2), FaultKind::AfterWrites(2)] {
+        let faulty = Arc::new(FaultyStore::new(kind));
+        let store = Store::from_object_store(faulty.clone());
+        write_versions(&store, 40, 1).await;
+        faulty.is_armed.store(true, AtomicOrdering::SeqCst);
+        // The file is written before the commit is tried: that fault ends this turn.
+        let mut compactor = Compactor::open(&store, &generation(), &options(), 50).await.unwrap();
+        for _ in 0..4 {
+            let token = CancellationToken::new();
+            let _ = compactor.run(CompactionMode::Merge, Utc::now(), &|_, _| {}, &token).await;
+        }
+        faulty.is_armed.store(false, AtomicOrdering::SeqCst);
+        assert!(faulty.injected_faults.load(AtomicOrdering::SeqCst) > 0, "{kind:?}");
+        let (rows, count) = newest_rows(&store).await;
+        assert_eq!((rows.len(), count), (40, 40), "{kind:?}");
+    }
+}
+
+#[tokio::test]
+async fn followers_reread_the_whole_table_after_the_retention() {
+    let store = Store::in_memory();
+    write_versions(&store, 20, 1).await;
+    let mut slow = Follower::open(&store, &generation()).await.unwrap();
+    slow.next(&|_, _| {}).await.unwrap();
+    let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    writer.append(vec![partition_batch(1, None, 0..3)]).await.unwrap();
+    compact(&store, &options(), CompactionMode::Deep, 0).await;
+    compact(
+        &store,
+        &MaintenanceOptions { files_per_merge: 2, ..options() },
+        CompactionMode::Merge,
+        0,
+    )
+    .await;
+
+    // Within the retention nothing is removed that somebody may read.
+    let kept = vacuum::vacuum(&store, &generation(), &options(), Utc::now(), false).await.unwrap();
+    assert_eq!(kept.removed_files, Vec::<String>::new());
+    // After it, the commit that the slow reader reads next names a file that is gone.
+    let later = Utc::now() + TimeDelta::hours(25);
+    let dry = vacuum::vacuum(&store, &generation(), &options(), later, true).await.unwrap();
+    let removed = vacuum::vacuum(&store, &generation(), &options(), later, false).await.unwrap();
+    assert_eq!(dry.removed_files.len(), removed.removed_files.len());
+    assert!(removed.removed_files.len() > 10);
+    let changes = slow.next(&|_, _| {}).await.unwrap().unwrap();
+    assert!(changes.is_full_snapshot);
+    assert_eq!(changes.rows.len(), 23);
+
+    // A file that a writer left behind goes as well.
+    let orphan = Path::from(format!("generations/{}/images/left.parquet", generation().id));
+    store.object_store().put(&orphan, "x".into()).await.unwrap();
+    let removed = vacuum::vacuum(&store, &generation(), &options(), later, false).await.unwrap();
+    assert_eq!(removed.removed_files, ["left.parquet"]);
+}
+
+/// They are written anew as a whole, by whoever commits then.
+#[tokio::test]
+async fn large_checkpoints_are_written_more_seldom() {
+    let store = Store::in_memory();
+    let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    let log = format!("generations/{}/images/_delta_log", generation().id);
+    let hint = Path::from(format!("{log}/_last_checkpoint"));
+    for offset in 0..79 {
+        let expected = (offset > 0).then_some(offset);
+        let done =
+            writer.append(vec![partition_batch(1, expected, offset..offset + 1)]).await.unwrap();
+        if done.version == 39 {
+            let hinted = store.object_store().get(&hint).await.unwrap().bytes().await.unwrap();
+            let mut hinted: serde_json::Value = serde_json::from_slice(&hinted).unwrap();
+            hinted["size"] = 25_000.into();
+            store.object_store().put(&hint, hinted.to_string().into()).await.unwrap();
+        }
+    }
+    let listed: Vec<ObjectMeta> = store.object_store().list(None).try_collect().await.unwrap();
+    let names = listed.iter().filter_map(|o| o.location.filename());
+    let mut versions: Vec<u64> =
+        names.filter_map(|name| name.strip_suffix(".checkpoint.parquet")?.parse().ok()).collect();
+    versions.sort_unstable();
+    // Every 20 commits, then every 40 as the hint says: not at 59.
+    assert_eq!(versions, [19, 39, 79]);
+}
+
+/// Or checkpoints, which write them all anew, would grow with every commit.
+#[tokio::test]
+async fn the_log_forgets_files_that_are_gone() {
+    use deltalake_core::arrow::array::Array;
+    use deltalake_core::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+    let store = Store::in_memory();
+    write_versions(&store, 20, 1).await;
+    let mut reader = Follower::open(&store, &generation()).await.unwrap();
+    reader.next(&|_, _| {}).await.unwrap();
+    compact(&store, &options(), CompactionMode::Merge, 0).await;
+    for (retention_hours, forgotten) in [(24, false), (0, true), (0, true)] {
+        let options =
+            MaintenanceOptions { deleted_file_retention_hours: retention_hours, ..options() };
+        vacuum::vacuum(&store, &generation(), &options, Utc::now(), false).await.unwrap();
+        let listed: Vec<ObjectMeta> = store.object_store().list(None).try_collect().await.unwrap();
+        let checkpoints =
+            listed.iter().filter(|o| o.location.as_ref().ends_with(".checkpoint.parquet"));
+        let newest = checkpoints.max_by(|a, b| a.location.cmp(&b.location)).unwrap();
+        let bytes =
+            store.object_store().get(&newest.location).await.unwrap().bytes().await.unwrap();
+        let batches = ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap().build().unwrap();
+        let removed: usize = batches
+            .map(|batch| {
+                batch.unwrap().column_by_name("remove").map_or(0, |c| c.len() - c.null_count())
+            })
+            .sum();
+        assert_eq!(removed == 0, forgotten, "{removed} with {retention_hours} hours");
+    }
+    // Who writes and who reads go on.
+    let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    writer.append(vec![partition_batch(1, None, 0..3)]).await.unwrap();
+    let mut rows = 0;
+    while let Some(changes) = reader.next(&|_, _| {}).await.unwrap() {
+        rows += if changes.is_full_snapshot { changes.rows.len() - 20 } else { changes.rows.len() };
+    }
+    assert_eq!(rows, 3);
+}
+
+#[tokio::test]
+async fn an_old_generation_goes_once_nothing_is_written_to_it_any_more() {
+    let store = Store::in_memory();
+    let states = StateStore::new(&store);
+    states
+        .initialise_or_extend(&generation(), &[prompt_set("demo")], &serving(), "test")
+        .await
+        .unwrap();
+    write_versions(&store, 3, 2).await;
+    let old = Generation::new("other", &"ffff".repeat(16), 4, 100.0, VersionOrdering::Sequence);
+    let mut writer = TableWriter::open(&store, &old, 5).await.unwrap();
+    writer.append(vec![partition_batch(1, None, 0..3)]).await.unwrap();
+    let objects = async || -> Vec<String> {
+        let listed: Vec<_> = store.object_store().list(None).try_collect().await.unwrap();
+        listed.into_iter().map(|object| object.location.to_string()).collect()
+    };
+
+    // What stands beside the live one stays, however old it is.
+    let later = Utc::now() + TimeDelta::hours(25);
+    let beside = |generation: Option<&Generation>| {
+        let beside = generation.map(|generation| StandbyGeneration {
+            generation: generation.clone(),
+            checkpoint: "c".into(),
+            prompt_sets: Vec::new(),
+            since: Utc::now(),
+        });
+        move |state| Ok::<_, TableError>(Some(CatalogueState { standby: beside.clone(), ..state }))
+    };
+    states.update("test", beside(Some(&old))).await.unwrap();
+    assert_eq!(remove_retired_generations(&store, &options(), later, false).await.unwrap(), []);
+    states.update("test", beside(None)).await.unwrap();
+    let before = objects().await;
+
+    // A worker may still run.
+    let found = remove_retired_generations(&store, &options(), Utc::now(), false).await.unwrap();
+    assert_eq!((found.len(), &found[0].id, found[0].is_expired), (1, &old.id, false));
+    let found = remove_retired_generations(&store, &options(), later, true).await.unwrap();
+    assert!(found[0].is_expired && found[0].object_count > 1 && found[0].bytes > 0);
+    assert_eq!(objects().await, before);
+
+    let removed = remove_retired_generations(&store, &options(), later, false).await.unwrap();
+    assert_eq!(removed, found);
+    let folder = format!("generations/{}/", old.id);
+    let kept: Vec<_> = before.into_iter().filter(|path| !path.starts_with(&folder)).collect();
+    assert_eq!(objects().await, kept);
+    assert_eq!(remove_retired_generations(&store, &options(), later, false).await.unwrap(), []);
+    let gone = Follower::open(&store, &old).await.err();
+    assert!(matches!(gone, Some(TableError::NotFound { .. })), "{gone:?}");
+}
+
+async fn verify_after_days(store: &Store, state: &CatalogueState, days: i64) -> VerificationReport {
+    let now = Utc::now() + TimeDelta::days(days);
+    let token = CancellationToken::new();
+    let verified =
+        verify_table(store, state, &state.live, &options(), now, &|_, _| {}, &token).await;
+    verified.unwrap().unwrap()
+}
+
+fn finding_codes(verified: &VerificationReport) -> Vec<&'static str> {
+    verified.findings.iter().map(|finding| finding.code).collect()
+}
+
+#[tokio::test]
+async fn verify_finds_what_is_wrong_and_only_that() {
+    let memory = Arc::new(InMemory::new());
+    let store = Store::from_object_store(memory.clone());
+    let states = StateStore::new(&store);
+    let state = states
+        .initialise_or_extend(&generation(), &[prompt_set("demo")], &serving(), "t")
+        .await
+        .unwrap();
+    write_versions(&store, 6, 2).await;
+    let sound = verify_after_days(&store, &state, 0).await;
+    assert_eq!((finding_codes(&sound), sound.is_sound()), (vec![], true));
+    assert_eq!((sound.images, sound.deleted, sound.rows, sound.superseded), (5, 1, 12, 6));
+    assert_eq!(finding_codes(&verify_after_days(&store, &state, 9).await), ["erasure_overdue"]);
+
+    // A set that came later, and one that nobody knows.
+    let other = states
+        .initialise_or_extend(&generation(), &[prompt_set("new")], &serving(), "t")
+        .await
+        .unwrap();
+    let later = CatalogueState { prompt_sets: vec![prompt_set("new")], ..other };
+    let found = verify_after_days(&store, &later, 0).await;
+    assert_eq!(finding_codes(&found), ["statistics_missing", "statistics_unknown"]);
+    assert!(found.is_sound(), "warnings alone");
+
+    // An embedding that is not of length 1, and one of another model.
+    let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
+    let mut rows = [row("long", 1, false), row("short", 1, false)];
+    rows[0].image.as_mut().unwrap().embedding = Embedding::from_unit_vector(&[1.0, 1.0, 0.0, 0.0]);
+    rows[1].image.as_mut().unwrap().embedding = Embedding::from_unit_vector(&[1.0, 0.0]);
+    let rows = (12..).zip(rows).collect();
+    let one = PartitionBatch {
+        partition: partition(0),
+        expected_position: Some(12),
+        next_offset: 14,
+        rows,
+    };
+    writer.append(vec![one]).await.unwrap();
+    let found = verify_after_days(&store, &state, 0).await;
+    assert_eq!(finding_codes(&found), ["embedding_dimension_mismatch", "embedding_not_normalised"]);
+    assert!(!found.is_sound());
+
+    // One bit of one embedding.
+    let files = data_files(&store).await;
+    let file = files.iter().find(|f| !f.location.as_ref().contains("_delta_log")).unwrap();
+    let bytes = memory.get(&file.location).await.unwrap().bytes().await.unwrap();
+    let mut damaged = bytes.to_vec();
+    damaged[bytes.len() / 3] ^= 1;
+    memory.put(&file.location, damaged.into()).await.unwrap();
+    let found = verify_after_days(&store, &state, 0).await;
+    assert!(finding_codes(&found).contains(&"file_corrupt"), "{found:?}");
+    let error = Follower::open(&store, &generation()).await.unwrap().next(&|_, _| {}).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("checksum") && error.contains(file.location.filename().unwrap()));
+    memory.delete(&file.location).await.unwrap();
+    assert!(finding_codes(&verify_after_days(&store, &state, 0).await).contains(&"file_missing"));
+
+    // Nothing that reads every row goes on, until the file is taken out.
+    let mut compactor = Compactor::open(&store, &generation(), &options(), 5).await.unwrap();
+    let token = CancellationToken::new();
+    assert!(compactor.run(CompactionMode::Deep, Utc::now(), &|_, _| {}, &token).await.is_err());
+    let dropped = compactor.drop_damaged_files(&|_, _| {}, &token).await.unwrap().unwrap();
+    assert_eq!(dropped.len(), 1);
+    assert!(file.location.as_ref().ends_with(&dropped[0]));
+    let again = compactor.drop_damaged_files(&|_, _| {}, &token).await.unwrap();
+    assert_eq!(again, Some(Vec::new()));
+    assert!(!finding_codes(&verify_after_days(&store, &state, 0).await).contains(&"file_missing"));
+    compactor.run(CompactionMode::Deep, Utc::now(), &|_, _| {}, &token).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_at_a_time_holds_the_lease() {
+    let store = Store::in_memory();
+    let hour = Duration::from_secs(3_600);
+    let lease = MaintenanceLease::acquire(&store, "a", hour).await.unwrap().unwrap();
+    assert!(MaintenanceLease::acquire(&store, "b", hour).await.unwrap().is_none());
+    lease.release().await.unwrap();
+    let short = MaintenanceLease::acquire(&store, "b", Duration::ZERO).await.unwrap();
+    let mut short = short.expect("given back");
+    // Who needs longer says so; who comes too late learns that.
+    assert!(short.renew(hour).await.unwrap());
+    assert!(MaintenanceLease::acquire(&store, "a", hour).await.unwrap().is_none());
+    assert!(short.renew(Duration::ZERO).await.unwrap());
+    let taken = MaintenanceLease::acquire(&store, "a", Duration::ZERO).await.unwrap();
+    assert!(taken.is_some() && !short.renew(hour).await.unwrap());
+    // It has run out: of many that ask at once, one gets it.
+    let asked = (0..8).map(|i| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            MaintenanceLease::acquire(&store, &format!("c{i}"), hour).await.unwrap()
+        })
+    });
+    let mut holders = 0;
+    for asked in asked.collect::<Vec<_>>() {
+        holders += usize::from(asked.await.unwrap().is_some());
+    }
+    assert_eq!(holders, 1);
+}
+
+#[tokio::test]
+async fn an_overview_needs_the_log_alone() {
+    let store = Store::in_memory();
+    write_versions(&store, 20, 1).await;
+    let before = TableOverview::from_log(&store, &generation(), &options()).await.unwrap();
+    assert_eq!((before.files, before.rows, before.files_to_merge), (10, Some(20), 10));
+    assert_eq!(before.compacted_at, None);
+    assert!(before.newest_row_at.unwrap() > Utc::now() - TimeDelta::minutes(1));
+    compact(&store, &options(), CompactionMode::Deep, 0).await;
+    let after = TableOverview::from_log(&store, &generation(), &options()).await.unwrap();
+    assert_eq!((after.files, after.rows, after.files_to_merge), (1, Some(20), 0));
+    assert!(after.compacted_at.is_some() && after.fully_compacted_at.is_some());
+    assert_eq!(after.oldest_version, 0);
+}

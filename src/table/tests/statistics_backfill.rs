@@ -1,0 +1,210 @@
+//! The promises of backfilled statistics.
+
+use chrono::Utc;
+use tokio_util::sync::CancellationToken;
+
+use crate::table::maintenance::vacuum;
+use crate::table::tests::*;
+
+fn statistics_key(name: &str) -> StatisticsKey {
+    StatisticsKey::new(name, 1, "feedfeedfeed", 100.0, 8)
+}
+
+/// Statistics that tell from which embedding they are.
+fn fake_statistics(values: &[f32]) -> Option<ScoreStatistics> {
+    ScoreStatistics::from_scores(&[values[3], values[0] - 1.0], 100.0, 1)
+}
+
+/// Measures everything that is left, as a reindex does; returns how many files and rows that was.
+async fn backfill_pending(store: &Store, key: &StatisticsKey) -> (usize, usize) {
+    let mut stored = BackfillSource::open(store, &generation()).await.unwrap();
+    let mut table = StatisticsTable::open_or_create(store, &generation(), 50).await.unwrap();
+    let (pending, _) = stored.list_pending_files(key).await.unwrap();
+    let (mut staged, mut rows) = (Vec::new(), 0);
+    for file in &pending {
+        let found = stored.measure_file(file, key, &fake_statistics).await.unwrap().unwrap();
+        rows += found.len();
+        staged.push(table.stage_file(key, file.path.as_ref(), &found).await.unwrap());
+    }
+    table.commit_staged(staged).await.unwrap();
+    assert!(stored.list_pending_files(key).await.unwrap().1.is_complete());
+    (pending.len(), rows)
+}
+
+/// Every image row that a fresh reader gets carries exactly the statistics of its own embedding.
+async fn assert_all_have_statistics(store: &Store, key: &StatisticsKey) -> usize {
+    let mut follower = Follower::open(store, &generation()).await.unwrap();
+    let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
+    for image in changes.rows.iter().filter_map(|row| row.image.as_ref()) {
+        assert_eq!(image.statistics.get(key).copied(), fake_statistics(image.embedding.values()));
+    }
+    changes.rows.len()
+}
+
+async fn write_sample_rows(store: &Store) -> TableWriter {
+    let mut writer = TableWriter::open(store, &generation(), 50).await.unwrap();
+    for i in 0..3 {
+        let expected = (i > 0).then_some(i * 4);
+        let mut one = partition_batch(0, expected, i * 4..i * 4 + 4);
+        if i == 1 {
+            // Another version of an image that is stored, and a delete.
+            one.rows.push((7, row("p0-1", 99, false)));
+            one.rows.push((7, row("p0-2", 99, true)));
+        }
+        writer.append(vec![one]).await.unwrap();
+    }
+    writer
+}
+
+#[tokio::test]
+async fn backfilled_statistics_reach_every_row_and_a_file_is_measured_once() {
+    let store = Store::in_memory();
+    let mut writer = write_sample_rows(&store).await;
+    assert_eq!(backfill_pending(&store, &statistics_key("a")).await, (3, 13));
+    assert_eq!(backfill_pending(&store, &statistics_key("a")).await, (0, 0));
+    assert_eq!(assert_all_have_statistics(&store, &statistics_key("a")).await, 14);
+    // New rows without the set make new work; the old is not done again.
+    writer.append(vec![partition_batch(0, Some(12), 12..14)]).await.unwrap();
+    assert_eq!(backfill_pending(&store, &statistics_key("a")).await, (1, 2));
+    assert_eq!(backfill_pending(&store, &statistics_key("b")).await, (4, 15));
+    assert_eq!(assert_all_have_statistics(&store, &statistics_key("b")).await, 16);
+}
+
+#[tokio::test]
+async fn rows_that_carry_a_set_need_no_backfill_and_the_log_says_so() {
+    let store = Store::in_memory();
+    write_sample_rows(&store).await;
+    let carried = StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8);
+    let mut stored = BackfillSource::open(&store, &generation()).await.unwrap();
+    let (pending, coverage) = stored.list_pending_files(&carried).await.unwrap();
+    assert!(pending.is_empty() && coverage.is_complete());
+    assert_eq!((coverage.rows, coverage.covered), (14, 14));
+}
+
+#[tokio::test]
+async fn a_follower_receives_backfilled_statistics() {
+    let store = Store::in_memory();
+    let mut writer = write_sample_rows(&store).await;
+    let mut follower = Follower::open(&store, &generation()).await.unwrap();
+    let whole = follower.next(&|_, _| {}).await.unwrap().unwrap();
+    assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
+    backfill_pending(&store, &statistics_key("a")).await;
+    writer.append(vec![partition_batch(0, Some(12), 12..13)]).await.unwrap();
+    let (mut rows, mut found) = (0, Vec::new());
+    while let Some(changes) = follower.next(&|_, _| {}).await.unwrap() {
+        rows += changes.rows.len();
+        found.extend(changes.statistics.into_iter().flat_map(|(k, of)| {
+            assert_eq!(k, statistics_key("a"));
+            of
+        }));
+    }
+    assert_eq!((rows, found.len()), (1, 13));
+    for one in found {
+        let row = whole.rows.iter().find(|row| {
+            row.image_id.as_str() == one.image_id
+                && row.sequence == one.sequence
+                && row.embedded_at == one.embedded_at
+        });
+        let image = row.unwrap().image.as_ref().unwrap();
+        assert_eq!(one.embedding_hash, embedding_hash(image.embedding.values()));
+        assert_eq!(Some(one.statistics), fake_statistics(image.embedding.values()));
+    }
+}
+
+#[tokio::test]
+async fn statistics_of_another_version_or_embedding_are_never_taken() {
+    let store = Store::in_memory();
+    write_sample_rows(&store).await;
+    let mut stored = BackfillSource::open(&store, &generation()).await.unwrap();
+    let (pending, _) = stored.list_pending_files(&statistics_key("a")).await.unwrap();
+    let mut table = StatisticsTable::open_or_create(&store, &generation(), 50).await.unwrap();
+    for (i, file) in pending.iter().enumerate() {
+        let mut found = stored
+            .measure_file(file, &statistics_key("a"), &fake_statistics)
+            .await
+            .unwrap()
+            .unwrap();
+        for one in &mut found {
+            match i {
+                0 => one.sequence = SequenceKey::from_number(12_345),
+                1 => one.embedded_at = Utc::now(),
+                _ => one.embedding_hash = "00".repeat(8),
+            }
+        }
+        let staged =
+            table.stage_file(&statistics_key("a"), file.path.as_ref(), &found).await.unwrap();
+        table.commit_staged(vec![staged]).await.unwrap();
+    }
+    let mut follower = Follower::open(&store, &generation()).await.unwrap();
+    let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
+    assert!(
+        changes
+            .rows
+            .iter()
+            .filter_map(|row| row.image.as_ref())
+            .all(|i| !i.statistics.contains_key(&statistics_key("a")))
+    );
+}
+
+#[tokio::test]
+async fn compaction_folds_statistics_into_rows() {
+    let store = Store::in_memory();
+    let mut writer = write_sample_rows(&store).await;
+    backfill_pending(&store, &statistics_key("a")).await;
+    writer.append(vec![partition_batch(0, Some(12), 12..14)]).await.unwrap();
+    backfill_pending(&store, &statistics_key("a")).await;
+    let options =
+        vacuum::MaintenanceOptions { files_per_merge: 2, ..vacuum::MaintenanceOptions::default() };
+    let mut compactor = Compactor::open(&store, &generation(), &options, 20).await.unwrap();
+    let token = CancellationToken::new();
+    let done = compactor.run(CompactionMode::Deep, Utc::now(), &|_, _| {}, &token).await.unwrap();
+    assert!(done.folded_statistics > 0);
+    assert!(assert_all_have_statistics(&store, &statistics_key("a")).await > 0);
+    let mut table = StatisticsTable::open(&store, &generation(), 20).await.unwrap().unwrap();
+    assert!(table.files_by_unit().await.unwrap().is_empty(), "they stand in the rows now");
+    let (pending, _) = BackfillSource::open(&store, &generation())
+        .await
+        .unwrap()
+        .list_pending_files(&statistics_key("a"))
+        .await
+        .unwrap();
+    assert!(pending.is_empty());
+}
+
+#[tokio::test]
+async fn a_retired_set_is_dropped_and_can_come_back() {
+    let store = Store::in_memory();
+    write_sample_rows(&store).await;
+    backfill_pending(&store, &statistics_key("a")).await;
+    backfill_pending(&store, &statistics_key("b")).await;
+    let mut table = StatisticsTable::open(&store, &generation(), 20).await.unwrap().unwrap();
+    assert_eq!(table.remove_prompt_set(&statistics_key("a")).await.unwrap(), 3);
+    assert_eq!(assert_all_have_statistics(&store, &statistics_key("b")).await, 14);
+    assert_eq!(backfill_pending(&store, &statistics_key("a")).await, (3, 13));
+    assert_eq!(assert_all_have_statistics(&store, &statistics_key("a")).await, 14);
+}
+
+#[tokio::test]
+async fn passing_faults_lost_answers_and_rivals_leave_every_unit_once() {
+    for kind in [FaultKind::BeforeWrites(3), FaultKind::AfterWrites(3)] {
+        let faulty = Arc::new(FaultyStore::new(kind));
+        let store = Store::from_object_store(faulty.clone());
+        write_sample_rows(&store).await;
+        StatisticsTable::open_or_create(&store, &generation(), 50).await.unwrap();
+        faulty.is_armed.store(true, AtomicOrdering::SeqCst);
+        let rivals = [(), ()].map(|()| {
+            let store = store.clone();
+            tokio::spawn(async move { backfill_pending(&store, &statistics_key("a")).await })
+        });
+        for rival in rivals {
+            rival.await.unwrap();
+        }
+        faulty.is_armed.store(false, AtomicOrdering::SeqCst);
+        assert!(faulty.injected_faults.load(AtomicOrdering::SeqCst) > 0, "{kind:?}");
+        let mut table = StatisticsTable::open(&store, &generation(), 20).await.unwrap().unwrap();
+        let units = table.files_by_unit().await.unwrap();
+        assert_eq!(units.len(), 3, "{kind:?}");
+        assert_eq!(units.values().map(|unit| unit.rows).sum::<usize>(), 13, "{kind:?}");
+        assert_eq!(assert_all_have_statistics(&store, &statistics_key("a")).await, 14, "{kind:?}");
+    }
+}
