@@ -1,5 +1,5 @@
-//! The layout stays in order: imports run one way, files and folders stay small, and the two lists of
-//! layers agree.
+//! The layout stays in order: imports run one way, files and folders stay small, the two lists of
+//! layers agree, and pages name only what exists.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -7,6 +7,7 @@ mod checks;
 mod circles;
 mod imports;
 mod layers;
+mod pages;
 mod planted;
 mod source_tree;
 
@@ -47,4 +48,9 @@ fn files_stay_short() {
 #[test]
 fn folders_stay_small() {
     assert_none(&layout_of_this_crate().crowded_folders());
+}
+
+#[test]
+fn pages_name_files_and_functions_that_exist() {
+    assert_none(&pages::outdated_references(Path::new(".")));
 }

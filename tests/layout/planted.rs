@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::checks::{Layout, MAX_ENTRIES_IN_SRC, MAX_FILES_PER_FOLDER, MAX_LINES_PER_FILE};
 use crate::layers::RULE;
+use crate::pages::outdated_references;
 
 /// The layers of most planted crates.
 const LAYERS: &str = "leaves: base\nwiring: app\n";
@@ -238,6 +239,26 @@ fn lists_that_differ_are_reported() {
             "ARCHITECTURE.md lists `gone`, which src/ does not have",
             "ARCHITECTURE.md lists `one` 2 times",
             "ARCHITECTURE.md does not list `two`, which src/ has",
+        ]
+    );
+}
+
+#[test]
+fn outdated_references_of_pages_are_reported() {
+    let root = tempfile::tempdir().unwrap();
+    write(root.path(), "src/table/writer.rs", "fn append() {}\nfn open<T>() {}\n");
+    let page = "`table/writer.rs`: `Writer::append()`, `open()`, `app()`, `gone()`. `table/log.rs`\n\
+                ```text\n`in/a/block.rs`\n```\n`src/table/writer.rs` `source.topic`\n";
+    write(root.path(), "ARCHITECTURE.md", page);
+    let glossary = "[a](../src/table) [b](../src/table/writer.rs) [c](../src/gone)\n";
+    write(root.path(), "docs/glossary.md", glossary);
+    assert_eq!(
+        outdated_references(root.path()),
+        [
+            "ARCHITECTURE.md names `app()`, which table/writer.rs does not declare",
+            "ARCHITECTURE.md names `gone()`, which table/writer.rs does not declare",
+            "ARCHITECTURE.md names the file `table/log.rs`, which does not exist",
+            "docs/glossary.md links to ../src/gone, which does not exist",
         ]
     );
 }
