@@ -7,13 +7,13 @@ use deltalake_core::kernel::Action;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 
+use super::error::TableError;
 use super::file::{self, FileReadError};
+use super::generation::Generation;
 use super::key_index::KeyIndex;
 use super::log::{DeltaLog, TableKind, data_file_path};
 use super::statistics::{self, BackfilledStatistics};
-use super::{TableError, schema};
 use crate::balance::statistics::StatisticsKey;
-use crate::catalogue::Generation;
 use crate::record::ImageRow;
 use crate::retry::{Classify, Disposition};
 use crate::store::Store;
@@ -417,7 +417,7 @@ impl Follower {
 
     /// All rows of one data file.
     async fn read_file(&self, path: &Path) -> Result<Vec<ImageRow>, FileReadError> {
-        schema::rows_from_parquet(file::read_and_verify_checksum(&self.log, path).await?)
+        file::rows_from_parquet(file::read_and_verify_checksum(&self.log, path).await?)
     }
 
     fn corrupt_file_error(&self, file: &str, reason: String) -> TableError {

@@ -26,12 +26,12 @@ use object_store::path::Path;
 use sha2::{Digest, Sha256};
 use tracing::info;
 
-use super::TableError;
+use super::error::TableError;
 use super::file::{self, DataFileWriter, FileReadError};
+use super::generation::Generation;
 use super::log::{DeltaLog, TableKind};
 use super::schema::PROMPT_SET_COLUMN;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
-use crate::catalogue::Generation;
 use crate::record::{ImageRow, SequenceKey, to_hex};
 use crate::retry::{Backoff, Classify, Disposition};
 use crate::store::Store;

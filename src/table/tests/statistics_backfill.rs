@@ -3,7 +3,6 @@
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 
-use crate::table::maintenance::vacuum;
 use crate::table::tests::*;
 
 fn statistics_key(name: &str) -> StatisticsKey {
@@ -153,8 +152,7 @@ async fn compaction_folds_statistics_into_rows() {
     backfill_pending(&store, &statistics_key("a")).await;
     writer.append(vec![partition_batch(0, Some(12), 12..14)]).await.unwrap();
     backfill_pending(&store, &statistics_key("a")).await;
-    let options =
-        vacuum::MaintenanceOptions { files_per_merge: 2, ..vacuum::MaintenanceOptions::default() };
+    let options = MaintenanceOptions { files_per_merge: 2, ..MaintenanceOptions::default() };
     let mut compactor = Compactor::open(&store, &generation(), &options, 20).await.unwrap();
     let token = CancellationToken::new();
     let done = compactor.run(CompactionMode::Deep, Utc::now(), &|_, _| {}, &token).await.unwrap();
