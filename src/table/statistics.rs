@@ -330,16 +330,6 @@ async fn read_file_if_exists(
     Ok(Some(found))
 }
 
-/// The set and the rows of a file that a commit adds.
-pub async fn read_added_file(
-    log: &DeltaLog,
-    add: &Add,
-) -> Result<Option<(StatisticsKey, Vec<BackfilledStatistics>)>, TableError> {
-    let key = add.partition_values.get(PROMPT_SET_COLUMN).cloned().flatten();
-    let Some(key) = key else { return Ok(None) };
-    Ok(Some((StatisticsKey::from_stored(&key), read_file_or_empty(log, &add.path).await?)))
-}
-
 fn statistics_to_batch(
     log: &DeltaLog,
     found: &[BackfilledStatistics],
