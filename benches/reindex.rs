@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use bsap::backfill::{StatisticsBackfill, add_prompt_set};
 use bsap::balance::normalise::Normaliser;
-use bsap::catalogue::{Generation, ServingConfig, StateStore};
+use bsap::catalogue::{ServingConfig, StateStore};
 use bsap::clip::{ClipError, Encoders, ModelCard, Pixels};
 use bsap::prompts::PromptSet;
 use bsap::record::{TopicPartition, VersionOrdering};
 use bsap::store::Store;
-use bsap::table::{BackfillSource, PartitionBatch, TableWriter};
+use bsap::table::{BackfillSource, Generation, PartitionBatch, TableWriter};
 use futures::StreamExt;
 use image::RgbImage;
 use tokio_util::sync::CancellationToken;

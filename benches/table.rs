@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bsap::balance::statistics::StatisticsKey;
-use bsap::catalogue::Generation;
 use bsap::record::{ImageRow, TopicPartition, VersionOrdering};
 use bsap::store::Store;
-use bsap::table::maintenance::vacuum::{MaintenanceOptions, vacuum};
+use bsap::table::maintenance::vacuum::vacuum;
 use bsap::table::{
-    CommitSummary, CompactionMode, Compactor, Follower, PartitionBatch, TableWriter,
+    CommitSummary, CompactionMode, Compactor, Follower, Generation, MaintenanceOptions,
+    PartitionBatch, TableWriter,
 };
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};

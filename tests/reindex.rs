@@ -14,7 +14,7 @@ use base64::Engine as _;
 use bsap::backfill::{StatisticsBackfill, add_prompt_set, follow_prompt_sets};
 use bsap::balance::normalise::Normaliser;
 use bsap::balance::statistics::StatisticsKey;
-use bsap::catalogue::{Generation, ServingConfig, StateStore};
+use bsap::catalogue::{ServingConfig, StateStore};
 use bsap::clip::{ClipError, Encoders, ModelCard, Pixels};
 use bsap::demo::broker::MockBroker;
 use bsap::ingest::dead_letter::{self, DeadLetterWriter};
@@ -31,7 +31,7 @@ use bsap::rollout::{
 use bsap::search::{self, Engine, Engines, Query, ServingSnapshot};
 use bsap::serve::CatalogueFollower;
 use bsap::store::Store;
-use bsap::table::{BackfillSource, TableWriter};
+use bsap::table::{BackfillSource, Generation, TableWriter};
 use image::{ImageFormat, RgbImage};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::json;

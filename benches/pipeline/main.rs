@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering as AtomicOrdering};
 use std::time::{Duration, Instant};
 
-use bsap::catalogue::Generation;
 use bsap::clip::{self, ClipError, ClipModel, Encoders, ModelCard, Pixels};
 use bsap::demo::broker::MockBroker;
 use bsap::demo::catalogue::{PhotoStyle, Scene};
@@ -30,7 +29,7 @@ use bsap::ingest::{self, Progress, Worker, decode};
 use bsap::kafka;
 use bsap::record::{AttributeTypes, VersionOrdering};
 use bsap::store::Store;
-use bsap::table::{self, TableWriter};
+use bsap::table::{self, Generation, TableWriter};
 use futures::{StreamExt, TryStreamExt};
 use image::RgbImage;
 use rdkafka::producer::{FutureProducer, FutureRecord};

@@ -123,13 +123,8 @@ pub fn load_engine(
         let some = some.map(|i| image_row(i, &image_vector(i, &images)));
         let rows = some.collect::<Result<Vec<ImageRow>, String>>()?;
         let (version, whole) = (commit as u64 + 1, commit == 0);
-        let changes = TableChanges {
-            version,
-            is_full_snapshot: whole,
-            part: SnapshotPart::All,
-            rows,
-            statistics: Vec::new(),
-        };
+        let changes =
+            TableChanges { version, is_full_snapshot: whole, part: SnapshotPart::All, rows };
         runtime.block_on(engine.snapshots().apply_changes(changes))?;
     }
     Ok(engine)

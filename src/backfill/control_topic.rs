@@ -18,13 +18,13 @@ use tracing::{error, info, warn};
 
 use super::ReindexError;
 use super::statistics::{StatisticsBackfill, add_prompt_set};
-use crate::catalogue::{CatalogueState, Generation, StateStore};
+use crate::catalogue::{CatalogueState, StateStore};
 use crate::clip::Encoders;
 use crate::kafka;
 use crate::prompts::PromptSet;
 use crate::retry::{Backoff, Classify, Disposition};
 use crate::store::Store;
-use crate::table::TableError;
+use crate::table::{Generation, TableError};
 use crate::telemetry::event;
 
 /// A request may take this long before its group thinks that its worker hangs: the most that Kafka

@@ -8,10 +8,9 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::ReindexError;
-use crate::catalogue::Generation;
 use crate::reconcile::read_current_rows;
 use crate::store::Store;
-use crate::table::InventoryEntry;
+use crate::table::{Generation, InventoryEntry};
 
 /// How a generation covers the live images.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

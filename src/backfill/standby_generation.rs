@@ -18,14 +18,14 @@ use tracing::info;
 
 use super::ReindexError;
 use super::generation_gap::{merge_join_by_image, version_key};
-use crate::catalogue::{CatalogueState, Generation, StandbyGeneration, StateChange, StateStore};
+use crate::catalogue::{CatalogueState, StandbyGeneration, StateChange, StateStore};
 use crate::ingest::source::ImageEvent;
 use crate::ingest::source::decoder::reembed;
 use crate::publish::{Publisher, attributes_to_json};
 use crate::reconcile::read_current_rows;
 use crate::record::{AttributeTypes, Operation, TopicPartition};
 use crate::store::Store;
-use crate::table::{InventoryEntry, PartitionBatch, TableWriter};
+use crate::table::{Generation, InventoryEntry, PartitionBatch, TableWriter};
 use crate::telemetry::event;
 
 /// How often events are sent within a second.

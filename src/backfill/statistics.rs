@@ -19,11 +19,12 @@ use tracing::info;
 
 use super::ReindexError;
 use super::claims::ClaimStore;
-use crate::catalogue::{CatalogueState, Generation, StateChange, StateStore};
+use crate::catalogue::{CatalogueState, StateChange, StateStore};
 use crate::prompts::EmbeddedPromptSet;
 use crate::store::Store;
 use crate::table::{
-    self, BackfillSource, PendingFile, StagedStatisticsFile, StatisticsCoverage, StatisticsTable,
+    self, BackfillSource, Generation, PendingFile, StagedStatisticsFile, StatisticsCoverage,
+    StatisticsTable,
 };
 use crate::telemetry::event;
 

@@ -7,6 +7,6 @@ pub(crate) mod state;
 pub use replicas::{REPLICA_REPORT_INTERVAL, ReplicaReport, ReplicaReports};
 pub use retired_generations::{RetiredGeneration, remove_retired_generations};
 pub use state::{
-    CatalogueState, Generation, PromptSetRecord, RolloutCandidate, ServingConfig,
-    StandbyGeneration, StateChange, StateStore,
+    CatalogueState, PromptSetRecord, RolloutCandidate, ServingConfig, StandbyGeneration,
+    StateChange, StateStore,
 };

@@ -9,8 +9,7 @@ use object_store::{ObjectMeta, ObjectStore};
 
 use super::state::StateStore;
 use crate::store::Store;
-use crate::table::TableError;
-use crate::table::maintenance::vacuum;
+use crate::table::{MaintenanceOptions, TableError};
 
 /// A generation that the catalogue's state does not name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +32,7 @@ pub struct RetiredGeneration {
 /// whole one.
 pub async fn remove_retired_generations(
     catalogue: &Store,
-    options: &vacuum::MaintenanceOptions,
+    options: &MaintenanceOptions,
     now: DateTime<Utc>,
     dry_run: bool,
 ) -> Result<Vec<RetiredGeneration>, TableError> {

@@ -16,7 +16,7 @@ use super::cli::reindex::{
 };
 use super::{CommandError, CommandResult, setup};
 use crate::backfill::ReindexError;
-use crate::catalogue::{CatalogueState, Generation, ServingConfig, StateChange};
+use crate::catalogue::{CatalogueState, ServingConfig, StateChange};
 use crate::clip::{Encoders, run_self_test};
 use crate::config::Config;
 use crate::reconcile::default_temp_folder;
@@ -24,6 +24,7 @@ use crate::rollout::{
     self, CandidateSpec, PromotionCheck, PromotionRules, ReplicaReadiness, RollbackPlan,
 };
 use crate::store::Store;
+use crate::table::Generation;
 
 /// How long after the live generation took an image in another one may still lack it.
 const MISSING_IMAGE_GRACE: Duration = Duration::from_secs(60);

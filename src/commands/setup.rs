@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::backfill::{self, ControlConsumer};
-use crate::catalogue::{CatalogueState, Generation, ServingConfig, StandbyGeneration, StateStore};
+use crate::catalogue::{CatalogueState, ServingConfig, StandbyGeneration, StateStore};
 use crate::clip::{self, ClipModel, Encoders};
 use crate::config::Config;
 use crate::ingest::dead_letter::DeadLetterWriter;
@@ -24,7 +24,7 @@ use crate::serve::feedback::{self, FeedbackQueue, FeedbackWriter};
 use crate::serve::http::{ServerContext, Substitute};
 use crate::store::Store;
 use crate::table::maintenance::schedule::TableMaintenance;
-use crate::table::{Follower, TableError, TableWriter};
+use crate::table::{Follower, Generation, TableError, TableWriter};
 use crate::telemetry::event;
 
 /// How long the store may take to answer at the start. Later faults are waited out.

@@ -9,12 +9,14 @@ use serde_json::json;
 use super::cli::table::StatusArgs;
 use super::upkeep::format_mebibytes;
 use super::{CommandResult, setup};
-use crate::catalogue::{CatalogueState, Generation, StandbyGeneration};
+use crate::catalogue::{CatalogueState, StandbyGeneration};
 use crate::config::Config;
 use crate::kafka;
 use crate::record::TopicPartition;
 use crate::store::Store;
-use crate::table::{self, BackfillSource, StatisticsCoverage, TableError, TableOverview};
+use crate::table::{
+    self, BackfillSource, Generation, StatisticsCoverage, TableError, TableOverview,
+};
 
 /// Where one partition stands.
 struct PartitionProgress {

@@ -8,12 +8,12 @@ use tracing::{info, warn};
 
 use super::cli::table::{CompactArgs, VacuumArgs};
 use super::{CommandResult, setup};
-use crate::catalogue::{CatalogueState, Generation, RetiredGeneration, remove_retired_generations};
+use crate::catalogue::{CatalogueState, RetiredGeneration, remove_retired_generations};
 use crate::config::Config;
 use crate::store::Store;
 use crate::table::maintenance::schedule::{log_compaction, log_vacuum};
 use crate::table::maintenance::vacuum;
-use crate::table::{CompactionMode, Compactor};
+use crate::table::{CompactionMode, Compactor, Generation};
 use crate::telemetry::event;
 
 /// Compacts the tables of the live generation and of the one beside it once.

@@ -47,7 +47,7 @@ pub struct Config {
     /// Where the catalogue is stored.
     pub table: table::TableOptions,
     /// How workers tidy the table.
-    pub maintenance: table::maintenance::vacuum::MaintenanceOptions,
+    pub maintenance: table::MaintenanceOptions,
     /// How a worker batches and bounds its work.
     pub ingest: ingest::IngestOptions,
     /// How queries are answered and the table is followed.

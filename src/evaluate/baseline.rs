@@ -72,10 +72,9 @@ mod tests {
 
     use super::*;
     use crate::balance::statistics::StatisticsKey;
-    use crate::catalogue::{
-        Generation, RolloutCandidate, ServingConfig, StandbyGeneration, StateChange,
-    };
+    use crate::catalogue::{RolloutCandidate, ServingConfig, StandbyGeneration, StateChange};
     use crate::record::VersionOrdering;
+    use crate::table::Generation;
 
     /// A catalogue whose candidate reads the generation of another model.
     fn catalogue_state() -> CatalogueState {

@@ -321,11 +321,11 @@ impl Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalogue::Generation;
     use crate::record::{
         Embedding, ImageId, RowVersion, SequenceKey, StoredImage, VersionOrdering as By,
     };
     use crate::store::Store;
+    use crate::table::Generation;
 
     const EVENT_TIME: DateTime<Utc> = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
 

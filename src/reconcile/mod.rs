@@ -30,13 +30,12 @@ use sort::{SortedPairs, from_json_bytes};
 use stored::StoredScope;
 pub use stored::{CurrentRows, read_current_rows};
 
-use crate::catalogue::Generation;
 use crate::ingest::source::ImageEvent;
 use crate::publish::{PublishError, PublishInput, PublishSummary, Publisher};
 use crate::record::{Operation, VersionOrdering};
 use crate::retry::{Classify, Disposition};
 use crate::store::{Store, StoreError};
-use crate::table::TableError;
+use crate::table::{Generation, TableError};
 use crate::telemetry::event;
 
 /// Bytes that each of at most three sorts holds in memory before it writes to its folder.

@@ -11,9 +11,8 @@ use super::compare::{IdScheme, StoredImage, StoredState};
 use super::listing::ListingSource;
 use super::sort::{ExternalSorter, SortedPairs, from_json_bytes, to_json_bytes};
 use super::{ReconcileError, SORT_MEMORY_BYTES};
-use crate::catalogue::Generation;
 use crate::store::Store;
-use crate::table::{self, InventoryEntry};
+use crate::table::{self, Generation, InventoryEntry};
 
 /// All rows of the table by image.
 async fn sort_by_image(

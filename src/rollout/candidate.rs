@@ -7,11 +7,10 @@ use crate::backfill::ReindexError;
 use crate::balance::normalise::{Normaliser, ScaleConstants};
 use crate::balance::statistics::StatisticsKey;
 use crate::catalogue::{
-    CatalogueState, Generation, PromptSetRecord, RolloutCandidate, ServingConfig, StateChange,
-    StateStore,
+    CatalogueState, PromptSetRecord, RolloutCandidate, ServingConfig, StateChange, StateStore,
 };
 use crate::store::Store;
-use crate::table::BackfillSource;
+use crate::table::{BackfillSource, Generation};
 use crate::telemetry::event;
 
 /// What a candidate is to be; what is left out is as the candidate of that name has it, or as it is served.

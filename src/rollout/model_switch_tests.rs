@@ -13,7 +13,7 @@ use super::tests::roll_back;
 use super::*;
 use crate::backfill::*;
 use crate::balance::normalise::Normaliser;
-use crate::catalogue::{Generation, ServingConfig, StandbyGeneration, StateChange, StateStore};
+use crate::catalogue::{ServingConfig, StandbyGeneration, StateChange, StateStore};
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
 use crate::record::{Embedding, ImageRow, TopicPartition, VersionOrdering};
 use crate::search::testing::{HashEncoders, clip_like_embedding, sample_row};
@@ -22,7 +22,7 @@ use crate::search::{
 };
 use crate::serve::CatalogueFollower;
 use crate::store::Store;
-use crate::table::{PartitionBatch, TableWriter};
+use crate::table::{Generation, PartitionBatch, TableWriter};
 
 const IMAGE_COUNT: u64 = 30;
 const POLL_INTERVAL: Duration = Duration::from_millis(20);

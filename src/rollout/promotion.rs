@@ -12,11 +12,11 @@ use super::candidate::{load_newest_state, reindex_command};
 use crate::backfill::{GenerationGap, ReindexError};
 use crate::balance::normalise::Normaliser;
 use crate::catalogue::{
-    CatalogueState, Generation, ReplicaReport, ReplicaReports, RolloutCandidate, ServingConfig,
-    StateChange, StateStore,
+    CatalogueState, ReplicaReport, ReplicaReports, RolloutCandidate, ServingConfig, StateChange,
+    StateStore,
 };
 use crate::store::Store;
-use crate::table::BackfillSource;
+use crate::table::{BackfillSource, Generation};
 use crate::telemetry::event;
 
 /// How often a promotion looks whether the query workers are ready.

@@ -8,8 +8,9 @@ use tracing::info;
 
 use super::candidate::load_newest_state;
 use crate::backfill::{GenerationGap, ReindexError};
-use crate::catalogue::{CatalogueState, Generation, StateChange, StateStore};
+use crate::catalogue::{CatalogueState, StateChange, StateStore};
 use crate::store::Store;
+use crate::table::Generation;
 use crate::telemetry::event;
 
 /// Where a roll back leads: to what was live before the last promotion. Rolling back again leads

@@ -7,14 +7,14 @@ use crate::backfill::*;
 use crate::balance::normalise::{Normaliser, ScaleConstants};
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::catalogue::{
-    CatalogueState, Generation, PromptSetRecord, ReplicaReport, ReplicaReports, ServingConfig,
-    StateChange, StateStore,
+    CatalogueState, PromptSetRecord, ReplicaReport, ReplicaReports, ServingConfig, StateChange,
+    StateStore,
 };
 use crate::record::{
     Embedding, ImageId, ImageRow, SequenceKey, StoredImage, TopicPartition, VersionOrdering,
 };
 use crate::store::Store;
-use crate::table::{PartitionBatch, TableWriter};
+use crate::table::{Generation, PartitionBatch, TableWriter};
 use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;

@@ -45,13 +45,8 @@ fn empty_engine(options: SearchOptions) -> Engine {
 }
 
 async fn apply_rows(engine: &Engine, version: u64, rows: Vec<ImageRow>) {
-    let changes = TableChanges {
-        version,
-        is_full_snapshot: version == 1,
-        part: SnapshotPart::All,
-        rows,
-        statistics: Vec::new(),
-    };
+    let changes =
+        TableChanges { version, is_full_snapshot: version == 1, part: SnapshotPart::All, rows };
     engine.snapshots().apply_changes(changes).await.unwrap();
 }
 

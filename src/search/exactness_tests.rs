@@ -89,7 +89,6 @@ async fn build_snapshot(rng: &mut ChaCha8Rng, dimension: usize, rows: u64) -> Ar
             is_full_snapshot: true,
             part: SnapshotPart::All,
             rows: all,
-            statistics: Vec::new(),
         })
         .await
         .unwrap();
@@ -107,7 +106,6 @@ async fn build_snapshot(rng: &mut ChaCha8Rng, dimension: usize, rows: u64) -> Ar
                 is_full_snapshot: false,
                 part: SnapshotPart::All,
                 rows,
-                statistics: Vec::new(),
             })
             .await
             .unwrap();

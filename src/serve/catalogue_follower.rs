@@ -12,14 +12,14 @@ use tracing::{info, warn};
 
 use crate::backfill::ReindexError;
 use crate::catalogue::{
-    CatalogueState, Generation, PromptSetRecord, REPLICA_REPORT_INTERVAL, ReplicaReport,
-    ReplicaReports, StateStore,
+    CatalogueState, PromptSetRecord, REPLICA_REPORT_INTERVAL, ReplicaReport, ReplicaReports,
+    StateStore,
 };
 use crate::clip::Encoders;
 use crate::prompts::{ActivePromptSets, EmbeddedPromptSet};
 use crate::search::{Engine, EngineRoles, Engines, FollowError, ServingSnapshot};
 use crate::store::Store;
-use crate::table::Follower;
+use crate::table::{Follower, Generation};
 use crate::telemetry::event;
 
 /// How long a generation beside the live one that could not be followed is left alone, and a revision

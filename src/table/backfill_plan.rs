@@ -10,11 +10,12 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use serde::Serialize;
 
+use super::error::TableError;
+use super::generation::Generation;
 use super::log::DeltaLog;
 use super::statistics::{self, BackfilledStatistics, StatisticsFile, StatisticsTable};
-use super::{TableError, file, schema};
+use super::{file, schema};
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
-use crate::catalogue::Generation;
 use crate::record::RowVersion;
 use crate::store::Store;
 

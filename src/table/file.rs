@@ -32,10 +32,10 @@ use object_store::{DynObjectStore, ObjectStore, ObjectStoreExt, PutPayload};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::TableError;
+use super::error::TableError;
 use super::log::DeltaLog;
 use super::schema::{self, IMAGES_INDEXED_COLUMNS};
-use crate::record::to_hex;
+use crate::record::{ImageRow, to_hex};
 
 /// Digits of the checksum at the end of a name.
 const CHECKSUM_DIGITS: usize = 64;
@@ -239,6 +239,40 @@ pub async fn read_and_verify_checksum(log: &DeltaLog, path: &Path) -> Result<Byt
         )),
         _ => Ok(bytes),
     }
+}
+
+/// The rows of a file, where it is what the log says of it.
+pub async fn read_and_check_rows(
+    log: &DeltaLog,
+    path: &Path,
+    size: u64,
+    rows: Option<usize>,
+) -> Result<Vec<ImageRow>, FileReadError> {
+    let bytes = read_and_verify_checksum(log, path).await?;
+    if bytes.len() as u64 != size {
+        return Err(FileReadError::Corrupt(format!(
+            "has {} bytes, the log says {size}",
+            bytes.len()
+        )));
+    }
+    let found = rows_from_parquet(bytes)?;
+    match rows {
+        Some(wanted) if wanted != found.len() => {
+            Err(FileReadError::Corrupt(format!("has {} rows, the log says {wanted}", found.len())))
+        }
+        _ => Ok(found),
+    }
+}
+
+/// All rows of a data file.
+pub fn rows_from_parquet(bytes: Bytes) -> Result<Vec<ImageRow>, FileReadError> {
+    let corrupt = |e: &dyn std::fmt::Display| FileReadError::Corrupt(e.to_string());
+    let mut rows = Vec::new();
+    for batch in read_batches(bytes).map_err(|e| corrupt(&e))? {
+        let batch = batch.map_err(|e| corrupt(&e))?;
+        rows.extend(schema::rows_from_batch(&batch).map_err(FileReadError::Corrupt)?);
+    }
+    Ok(rows)
 }
 
 /// Whether every image in a file carries the statistics of the set `key`, as far as the log says.

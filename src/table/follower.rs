@@ -1,4 +1,9 @@
-//! Following the table: everything at first, then each commit as it comes.
+//! Follows a table: reads the whole of it first, then each commit as it comes.
+//!
+//! An idle poll costs one request, for the log entry after the last one that was read. Statistics that
+//! are backfilled later are not followed: a query worker computes what its rows lack from their
+//! embeddings when it starts to serve a prompt set. Backfilled statistics only save that work when a
+//! whole table is read.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -7,61 +12,59 @@ use deltalake_core::kernel::Action;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 
+use super::error::TableError;
 use super::file::{self, FileReadError};
+use super::generation::Generation;
 use super::key_index::KeyIndex;
 use super::log::{DeltaLog, TableKind, data_file_path};
-use super::statistics::{self, BackfilledStatistics};
-use super::{TableError, schema};
+use super::statistics;
 use crate::balance::statistics::StatisticsKey;
-use crate::catalogue::Generation;
 use crate::record::ImageRow;
 use crate::retry::{Classify, Disposition};
 use crate::store::Store;
 
-/// Files read at one time by a fresh reader.
+/// Files that are read at the same time while a whole table is read.
 const MAX_CONCURRENT_FILES: usize = 8;
-/// Bytes of files whose rows are handed out at one time while a whole table is read, but one file at least;
-/// in memory rows take several times as much.
+/// Bytes of the files of one part of a whole table; a part has at least one file. In memory, rows take
+/// several times as much.
 const MAX_PART_BYTES: u64 = 256 << 20;
-/// A reader that sees no next commit for this long asks whether the log was cleaned up behind it.
+/// After this time without a commit, the follower checks whether the log was cleaned up past the entry
+/// that it polls for.
 const RESYNC_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What came since the last look.
+/// What [`Follower::next_part`] read.
 #[derive(Debug)]
 pub struct TableChanges {
-    /// Version of the table that these rows lead to.
+    /// Version of the table after these rows.
     pub version: u64,
-    /// Whether `rows` are the whole table instead of what is new.
+    /// Whether `rows` belong to a whole table and replace everything that was read before.
     pub is_full_snapshot: bool,
-    /// Which part of it.
+    /// Position of `rows` among the parts of a whole table; [`SnapshotPart::All`] for a commit.
     pub part: SnapshotPart,
-    /// Rows in no particular order: versions decide.
+    /// Rows in no particular order: their versions decide which row of an image is current.
     pub rows: Vec<ImageRow>,
-    /// Statistics that were computed meanwhile for rows that were handed out before. Each counts
-    /// only for exactly the version that it names.
-    pub statistics: Vec<(StatisticsKey, Vec<BackfilledStatistics>)>,
 }
 
-/// A part of what came.
+/// Position of a part among those of a whole table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotPart {
-    /// All of it.
+    /// The only part.
     All,
-    /// Others follow at once, of other images.
+    /// The first of several parts. No image is in two of them.
     First,
-    /// The same, after others.
+    /// Neither the first nor the last part.
     Middle,
-    /// The last of several.
+    /// The last of several parts.
     Last,
 }
 
 impl SnapshotPart {
-    /// Whether nothing of it is left.
+    /// Whether no part follows.
     pub fn is_last(self) -> bool {
         matches!(self, Self::All | Self::Last)
     }
 
-    /// Whether nothing of it came before.
+    /// Whether no part came before.
     pub fn is_first(self) -> bool {
         matches!(self, Self::All | Self::First)
     }
@@ -76,27 +79,27 @@ impl SnapshotPart {
     }
 }
 
-/// Reads the tables of one generation, from the beginning on: images first, then statistics.
+/// Reads the `images` table of one generation from its beginning.
 pub struct Follower {
     log: DeltaLog,
-    /// The table of backfilled statistics, which may not be there yet.
+    /// The table of backfilled statistics. It may not exist yet.
     statistics_log: DeltaLog,
-    /// Version of it up to which everything was handed out.
-    statistics_version: Option<u64>,
-    /// Version up to which everything was handed out.
+    /// Version of the `images` table up to which everything was returned.
     images_version: Option<u64>,
     last_commit_at: Instant,
-    /// A whole table of which parts are to be handed out yet.
+    /// A whole table of which some parts were not returned yet.
     pending_snapshot: Option<PendingSnapshot>,
     max_part_bytes: u64,
 }
 
-/// A whole table that is handed out in parts.
+/// A data file, with a mask of the rows to keep. `None` keeps all of them.
+type MaskedFile = (Path, Option<Vec<bool>>);
+
+/// A whole table that is returned in parts.
 struct PendingSnapshot {
     version: u64,
-    /// Files and which of their rows are the newest of their images; none: all that are there.
-    parts: VecDeque<Vec<(Path, Option<Vec<bool>>)>>,
-    /// Files of backfilled statistics, by key and unit.
+    parts: VecDeque<Vec<MaskedFile>>,
+    /// Paths of the files of backfilled statistics, by prompt set and unit.
     statistics_files: HashMap<StatisticsKey, HashMap<String, String>>,
     is_started: bool,
     files_read: usize,
@@ -104,12 +107,12 @@ struct PendingSnapshot {
 }
 
 impl Follower {
-    /// Opens the table of `generation`; `Missing` where no worker has made it yet.
+    /// Opens the table of `generation`. Fails with [`TableError::NotFound`] if no worker has created it
+    /// yet.
     pub async fn open(catalogue: &Store, generation: &Generation) -> Result<Self, TableError> {
         Ok(Self {
             log: DeltaLog::open_images(catalogue, generation).await?,
             statistics_log: DeltaLog::handle(catalogue, generation, TableKind::Statistics),
-            statistics_version: None,
             images_version: None,
             last_commit_at: Instant::now(),
             pending_snapshot: None,
@@ -117,8 +120,8 @@ impl Follower {
         })
     }
 
-    /// The changes since the last call: the whole table at first, then one commit a call, then
-    /// `None` until there is another. `progress` hears of files read and files in all.
+    /// Returns the changes since the last call: first the whole table, then one commit per call, then
+    /// `None` until there is another. Calls `progress` with the files read so far and the files in all.
     pub async fn next(
         &mut self,
         progress: &(dyn Fn(usize, usize) + Sync),
@@ -129,105 +132,70 @@ impl Follower {
                 Ok(Some(part)) => part,
                 Ok(None) => break,
                 Err(error) => {
-                    // What came before it is lost with `all`: the next call begins anew.
+                    // The parts before it are lost with `all`: the next call reads the table again.
                     if self.pending_snapshot.take().is_some() {
                         self.images_version = None;
                     }
                     return Err(error);
                 }
             };
-            let ends = part.part.is_last();
+            let is_last = part.part.is_last();
             match &mut all {
                 Some(all) if !part.part.is_first() => all.rows.extend(part.rows),
                 _ => all = Some(TableChanges { part: SnapshotPart::All, ..part }),
             }
-            if ends {
+            if is_last {
                 break;
             }
         }
         Ok(all)
     }
 
-    /// The same for who need not have a whole table in memory twice: it comes in parts.
+    /// Does the same as [`Self::next`], but returns a large table in parts, so that the caller need not
+    /// hold it in memory twice.
     pub async fn next_part(
         &mut self,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Option<TableChanges>, TableError> {
-        if let Some(whole) = self.pending_snapshot.take() {
-            return self.read_snapshot_part(whole, progress).await.map(Some);
+        if let Some(snapshot) = self.pending_snapshot.take() {
+            return self.read_snapshot_part(snapshot, progress).await.map(Some);
         }
         let Some(seen) = self.images_version else {
             return self.start_snapshot(progress).await.map(Some);
         };
         let version = seen + 1;
         let Some(actions) = self.log.read_commit(version).await? else {
-            if let Some(statistics) = self.next_statistics().await? {
-                let rows = Vec::new();
-                let (whole, part) = (false, SnapshotPart::All);
-                let changes =
-                    TableChanges { version: seen, is_full_snapshot: whole, part, rows, statistics };
-                return Ok(Some(changes));
-            }
             return self.resync_if_behind(seen, progress).await;
         };
         let mut rows = Vec::new();
         for action in actions {
-            match action {
-                Action::Add(add) if add.data_change => {
-                    let path = data_file_path(&add)
-                        .map_err(|e| self.corrupt_file_error(&add.path, e.to_string()))?;
-                    match self.read_file(&path).await {
-                        Ok(more) => rows.extend(more),
-                        // Compacted into another file since, and removed: this reader is far behind.
-                        Err(FileReadError::NotFound) => {
-                            return self.start_snapshot(progress).await.map(Some);
-                        }
-                        Err(error) => return Err(error.into_table_error(&self.log, &add.path)),
-                    }
+            let Action::Add(add) = action else { continue };
+            if !add.data_change {
+                continue;
+            }
+            let path = data_file_path(&add)
+                .map_err(|e| self.corrupt_file_error(&add.path, e.to_string()))?;
+            match self.read_file(&path).await {
+                Ok(more) => rows.extend(more),
+                // This follower is so far behind that the file was compacted and removed.
+                Err(FileReadError::NotFound) => {
+                    return self.start_snapshot(progress).await.map(Some);
                 }
-                _ => {}
+                Err(error) => return Err(error.into_table_error(&self.log, &add.path)),
             }
         }
         self.advance_to(version);
-        let (whole, part) = (false, SnapshotPart::All);
-        Ok(Some(TableChanges {
-            version,
-            is_full_snapshot: whole,
-            part,
-            rows,
-            statistics: Vec::new(),
-        }))
+        Ok(Some(TableChanges { version, is_full_snapshot: false, part: SnapshotPart::All, rows }))
     }
 
-    /// What the next commit of backfilled statistics brings; `None` where there is none. A file that
-    /// was removed meanwhile brings nothing: its rows carry the statistics themselves.
-    async fn next_statistics(
-        &mut self,
-    ) -> Result<Option<Vec<(StatisticsKey, Vec<BackfilledStatistics>)>>, TableError> {
-        let version = self.statistics_version.map_or(0, |seen| seen + 1);
-        let Some(actions) = self.statistics_log.read_commit(version).await? else {
-            return Ok(None);
-        };
-        let mut found = Vec::new();
-        for action in &actions {
-            if let Action::Add(add) = action
-                && add.data_change
-            {
-                found.extend(statistics::read_added_file(&self.statistics_log, add).await?);
-            }
-        }
-        self.statistics_version = Some(version);
-        Ok(Some(found))
-    }
-
-    /// Hands a whole table out in parts of so many bytes.
+    /// Limits the files of one part of a whole table to `bytes`.
     #[cfg(test)]
     pub(super) fn with_max_part_bytes(mut self, bytes: u64) -> Self {
         self.max_part_bytes = bytes;
         self
     }
 
-    /// Has the next look find out whether the log was cleaned up, as if a minute had passed.
+    /// Makes the next poll check whether the log was cleaned up, as if a minute had passed.
     #[cfg(test)]
     pub(super) fn expire_resync_timeout(&mut self) {
         if let Some(earlier) = Instant::now().checked_sub(RESYNC_TIMEOUT) {
@@ -235,7 +203,8 @@ impl Follower {
         }
     }
 
-    /// There is no next commit: either nothing is new, or the log was cleaned up past this reader.
+    /// Handles a missing next log entry: either nothing was committed, or the log was cleaned up past
+    /// the entry. Only then, and only once per [`RESYNC_TIMEOUT`], more is read than that entry.
     async fn resync_if_behind(
         &mut self,
         seen: u64,
@@ -246,9 +215,8 @@ impl Follower {
         }
         self.last_commit_at = Instant::now();
         self.log.update().await?;
-        // A commit may have come between the two looks: then it can be read.
-        let images = self.log.version() == seen || self.log.read_commit(seen + 1).await?.is_some();
-        if images && !self.is_statistics_log_behind().await? {
+        // A commit may have come since the poll: the next call reads it.
+        if self.log.version() == seen || self.log.read_commit(seen + 1).await?.is_some() {
             return Ok(None);
         }
         self.start_snapshot(progress).await.map(Some)
@@ -258,24 +226,12 @@ impl Follower {
         &mut self,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<TableChanges, TableError> {
-        let whole = self.plan_snapshot().await?;
-        self.read_snapshot_part(whole, progress).await
+        let snapshot = self.plan_snapshot().await?;
+        self.read_snapshot_part(snapshot, progress).await
     }
 
-    /// Whether the log of the backfilled statistics was cleaned up past this reader.
-    async fn is_statistics_log_behind(&mut self) -> Result<bool, TableError> {
-        let seen = self.statistics_version;
-        if !self.statistics_log.load_if_exists().await?
-            || seen == Some(self.statistics_log.version())
-        {
-            return Ok(false);
-        }
-        let next = seen.map_or(0, |seen| seen + 1);
-        Ok(self.statistics_log.read_commit(next).await?.is_none())
-    }
-
-    /// Begins to hand out the whole table. What is larger than a part is read twice: its keys at first,
-    /// so that no image is in two parts and superseded rows need no memory.
+    /// Splits the newest version of the table into parts. The keys of a table that is larger than one
+    /// part are read first, so that no image is in two parts and superseded rows take no memory.
     async fn plan_snapshot(&mut self) -> Result<PendingSnapshot, TableError> {
         self.log.update().await?;
         let version = self.log.version();
@@ -285,32 +241,31 @@ impl Follower {
             .iter()
             .map(|f| (f.object_store_path(), f.path().into_owned(), f.size().unsigned_abs()))
             .collect();
-        // After the images: a unit that compaction has folded into the rows since is not missed.
+        // Listed after the images, so that a unit that compaction has moved into the rows since is in
+        // one of the two.
         let mut units: HashMap<StatisticsKey, HashMap<String, String>> = HashMap::new();
-        self.statistics_version = None;
         if self.statistics_log.load_if_exists().await? {
-            self.statistics_version = Some(self.statistics_log.version());
             for (unit, file) in statistics::files_by_unit(&self.statistics_log)? {
                 units.entry(file.key).or_default().insert(unit, file.path);
             }
         }
-        let large = files.iter().map(|(_, _, size)| size).sum::<u64>() > self.max_part_bytes;
-        let masks = if large {
-            let named = files.iter().map(|(_, path, size)| (path.clone(), *size)).collect();
-            let keys = KeyIndex::read_files(&self.log, named).boxed().await?;
+        let is_large = files.iter().map(|(_, _, size)| size).sum::<u64>() > self.max_part_bytes;
+        let masks = if is_large {
+            let paths = files.iter().map(|(_, path, size)| (path.clone(), *size)).collect();
+            let keys = KeyIndex::read_files(&self.log, paths).boxed().await?;
             keys.keep_newest_mask().masks.into_iter().map(Some).collect()
         } else {
             vec![None; files.len()]
         };
-        let total = files.len();
+        let total_files = files.len();
         let mut parts = VecDeque::from([Vec::new()]);
-        let mut bytes = 0;
+        let mut part_bytes = 0;
         for ((path, _, size), mask) in files.into_iter().zip(masks) {
-            if bytes > 0 && bytes + size > self.max_part_bytes {
+            if part_bytes > 0 && part_bytes + size > self.max_part_bytes {
                 parts.push_back(Vec::new());
-                bytes = 0;
+                part_bytes = 0;
             }
-            bytes += size;
+            part_bytes += size;
             if let Some(part) = parts.back_mut() {
                 part.push((path, mask));
             }
@@ -321,42 +276,36 @@ impl Follower {
             statistics_files: units,
             is_started: false,
             files_read: 0,
-            total_files: total,
+            total_files,
         })
     }
 
-    /// The next part of a whole table. Where it cannot be read, it is tried again at the next call; where
-    /// a file is gone, the newest table is begun.
+    /// Reads the next part of a whole table. After an error that may pass, the next call reads the same
+    /// part again; after any other, such as a file that is gone, it starts with the newest table.
     async fn read_snapshot_part(
         &mut self,
-        mut whole: PendingSnapshot,
+        mut snapshot: PendingSnapshot,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<TableChanges, TableError> {
-        let files = whole.parts.pop_front().unwrap_or_default();
+        let files = snapshot.parts.pop_front().unwrap_or_default();
         // Boxed, or the compiler does not see that it may be sent to another thread.
-        match self.read_part_rows(&whole, &files, progress).boxed().await {
+        match self.read_part_rows(&snapshot, &files, progress).boxed().await {
             Ok(rows) => {
-                whole.files_read += files.len();
-                let first = !std::mem::replace(&mut whole.is_started, true);
-                let (version, last) = (whole.version, whole.parts.is_empty());
-                if last {
+                snapshot.files_read += files.len();
+                let is_first = !std::mem::replace(&mut snapshot.is_started, true);
+                let (version, is_last) = (snapshot.version, snapshot.parts.is_empty());
+                if is_last {
                     self.advance_to(version);
                 } else {
-                    self.pending_snapshot = Some(whole);
+                    self.pending_snapshot = Some(snapshot);
                 }
-                let part = SnapshotPart::from_first_and_last(first, last);
-                Ok(TableChanges {
-                    version,
-                    is_full_snapshot: true,
-                    part,
-                    rows,
-                    statistics: Vec::new(),
-                })
+                let part = SnapshotPart::from_first_and_last(is_first, is_last);
+                Ok(TableChanges { version, is_full_snapshot: true, part, rows })
             }
             Err(error) => {
                 if error.disposition() == Disposition::Retry {
-                    whole.parts.push_front(files);
-                    self.pending_snapshot = Some(whole);
+                    snapshot.parts.push_front(files);
+                    self.pending_snapshot = Some(snapshot);
                 } else {
                     self.images_version = None;
                 }
@@ -367,8 +316,8 @@ impl Follower {
 
     async fn read_part_rows(
         &self,
-        whole: &PendingSnapshot,
-        files: &[(Path, Option<Vec<bool>>)],
+        snapshot: &PendingSnapshot,
+        files: &[MaskedFile],
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Vec<ImageRow>, TableError> {
         let mut reads = stream::iter(0..files.len())
@@ -387,25 +336,23 @@ impl Follower {
                     let mut kept = mask.iter();
                     rows.retain(|_| kept.next().is_some_and(|kept| *kept));
                 }
-                for (key, of) in &whole.statistics_files {
-                    if let Some(file) = of.get(&statistics::backfill_unit_id(key, path.as_ref())) {
-                        let found =
+                for (key, units) in &snapshot.statistics_files {
+                    let unit = statistics::backfill_unit_id(key, path.as_ref());
+                    if let Some(file) = units.get(&unit) {
+                        let backfilled =
                             statistics::read_file_or_empty(&self.statistics_log, file).await?;
-                        statistics::attach_statistics(
-                            &mut rows,
-                            key,
-                            &statistics::index_by_version(found),
-                        );
+                        let by_version = statistics::index_by_version(backfilled);
+                        statistics::attach_statistics(&mut rows, key, &by_version);
                     }
                 }
                 Ok::<_, TableError>(rows)
             })
             .buffer_unordered(MAX_CONCURRENT_FILES);
-        let (mut rows, mut done) = (Vec::new(), whole.files_read);
+        let (mut rows, mut files_read) = (Vec::new(), snapshot.files_read);
         while let Some(more) = reads.try_next().await? {
             rows.extend(more);
-            done += 1;
-            progress(done, whole.total_files);
+            files_read += 1;
+            progress(files_read, snapshot.total_files);
         }
         Ok(rows)
     }
@@ -415,9 +362,8 @@ impl Follower {
         self.last_commit_at = Instant::now();
     }
 
-    /// All rows of one data file.
     async fn read_file(&self, path: &Path) -> Result<Vec<ImageRow>, FileReadError> {
-        schema::rows_from_parquet(file::read_and_verify_checksum(&self.log, path).await?)
+        file::rows_from_parquet(file::read_and_verify_checksum(&self.log, path).await?)
     }
 
     fn corrupt_file_error(&self, file: &str, reason: String) -> TableError {

@@ -11,9 +11,10 @@ use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
+use super::error::TableError;
+use super::generation::Generation;
 use super::log::DeltaLog;
-use super::{TableError, file, schema};
-use crate::catalogue::Generation;
+use super::{file, schema};
 use crate::record::{Attributes, RowVersion};
 use crate::store::Store;
 

@@ -6,9 +6,10 @@ use chrono::{DateTime, Utc};
 use deltalake_core::parquet::arrow::ProjectionMask;
 use futures::{StreamExt, TryStreamExt, stream};
 
+use super::error::TableError;
 use super::log::DeltaLog;
-use super::maintenance::vacuum::MaintenanceOptions;
-use super::{TableError, file, schema};
+use super::options::MaintenanceOptions;
+use super::{file, schema};
 use crate::record::RowVersion;
 
 /// Files whose keys are read at one time.

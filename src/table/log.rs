@@ -18,10 +18,10 @@ use object_store::{DynObjectStore, ObjectStoreExt};
 use serde_json::Value;
 use url::Url;
 
-use super::maintenance::vacuum;
+use super::error::{TableError, classify_delta_error};
+use super::generation::Generation;
+use super::options::MaintenanceOptions;
 use super::schema::{self, IMAGES_INDEXED_COLUMNS};
-use super::{TableError, classify_delta_error};
-use crate::catalogue::Generation;
 use crate::retry::Disposition;
 use crate::store::Store;
 
@@ -49,6 +49,14 @@ pub const DELETED_FILE_RETENTION_PROPERTY: &str = "delta.deletedFileRetentionDur
 pub fn retention_interval(hours: u32) -> String {
     format!("interval {hours} hours")
 }
+
+/// Application id under which the log keeps when files were last merged. Its version is a time in
+/// milliseconds since 1970, as with the two below.
+pub const COMPACTION_APP_ID: &str = "bsap:compact";
+/// Application id of the last compaction that read the keys of all rows.
+pub const DEEP_COMPACTION_APP_ID: &str = "bsap:compact:full";
+/// Application id of the last removal of files that no reader needs any more.
+pub const VACUUM_APP_ID: &str = "bsap:vacuum";
 
 /// The tables of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,9 +132,8 @@ impl DeltaLog {
                 ),
             };
             let interval = CHECKPOINT_INTERVAL_COMMITS.to_string();
-            let remembered = retention_interval(
-                vacuum::MaintenanceOptions::default().deleted_file_retention_hours,
-            );
+            let remembered =
+                retention_interval(MaintenanceOptions::default().deleted_file_retention_hours);
             let created = CreateBuilder::new()
                 .with_log_store(log.table.log_store())
                 .with_save_mode(SaveMode::Ignore)

@@ -4,12 +4,12 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::TableError;
-use super::log::DeltaLog;
-use super::maintenance::compact::{COMPACTION_APP_ID, Compactor, DEEP_COMPACTION_APP_ID};
-use super::maintenance::vacuum::MaintenanceOptions;
+use super::error::TableError;
+use super::generation::Generation;
+use super::log::{COMPACTION_APP_ID, DEEP_COMPACTION_APP_ID, DeltaLog};
+use super::maintenance::compact::Compactor;
+use super::options::MaintenanceOptions;
 use super::writer::TableWriter;
-use crate::catalogue::Generation;
 use crate::store::Store;
 
 /// A table as its log shows it.

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use deltalake_core::arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, Float32Array, Int32Array, Int64Array, ListArray,
@@ -19,7 +18,6 @@ use deltalake_core::kernel::{
     ArrayType, DataType, MapType, PrimitiveType, StructField, StructType,
 };
 
-use super::file::{self, FileReadError};
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::record::{
     Attributes, Embedding, ImageId, ImageRow, RowVersion, SequenceKey, StoredImage,
@@ -221,17 +219,6 @@ fn embedding_column<'a>(
 
 fn unexpected_type_error(column: &str, data_type: &ArrowType) -> ArrowError {
     ArrowError::SchemaError(format!("column {column} has the unexpected type {data_type}"))
-}
-
-/// All rows of a data file.
-pub fn rows_from_parquet(bytes: Bytes) -> Result<Vec<ImageRow>, FileReadError> {
-    let corrupt = |e: &dyn std::fmt::Display| FileReadError::Corrupt(e.to_string());
-    let mut rows = Vec::new();
-    for batch in file::read_batches(bytes).map_err(|e| corrupt(&e))? {
-        let batch = batch.map_err(|e| corrupt(&e))?;
-        rows.extend(rows_from_batch(&batch).map_err(FileReadError::Corrupt)?);
-    }
-    Ok(rows)
 }
 
 /// The rows of a batch. The error names the column that is wrong.

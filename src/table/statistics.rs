@@ -26,12 +26,12 @@ use object_store::path::Path;
 use sha2::{Digest, Sha256};
 use tracing::info;
 
-use super::TableError;
+use super::error::TableError;
 use super::file::{self, DataFileWriter, FileReadError};
+use super::generation::Generation;
 use super::log::{DeltaLog, TableKind};
 use super::schema::PROMPT_SET_COLUMN;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
-use crate::catalogue::Generation;
 use crate::record::{ImageRow, SequenceKey, to_hex};
 use crate::retry::{Backoff, Classify, Disposition};
 use crate::store::Store;
@@ -328,16 +328,6 @@ async fn read_file_if_exists(
         found.extend(statistics_from_batch(&batch).map_err(corrupt)?);
     }
     Ok(Some(found))
-}
-
-/// The set and the rows of a file that a commit adds.
-pub async fn read_added_file(
-    log: &DeltaLog,
-    add: &Add,
-) -> Result<Option<(StatisticsKey, Vec<BackfilledStatistics>)>, TableError> {
-    let key = add.partition_values.get(PROMPT_SET_COLUMN).cloned().flatten();
-    let Some(key) = key else { return Ok(None) };
-    Ok(Some((StatisticsKey::from_stored(&key), read_file_or_empty(log, &add.path).await?)))
 }
 
 fn statistics_to_batch(

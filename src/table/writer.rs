@@ -15,10 +15,11 @@ use deltalake_core::parquet::errors::ParquetError;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use tracing::{info, warn};
 
+use super::error::TableError;
 use super::file::DataFileWriter;
+use super::generation::Generation;
 use super::log::{DeltaLog, TableKind};
-use super::{TableError, schema};
-use crate::catalogue::Generation;
+use super::schema;
 use crate::record::{ImageRow, TopicPartition};
 use crate::retry::{Backoff, Classify, Disposition};
 use crate::store::Store;

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use bsap::catalogue::Generation;
 use bsap::ingest::dead_letter;
 use bsap::record::ImageRow;
 use bsap::store::Store;
-use bsap::table::Follower;
+use bsap::table::{Follower, Generation};
 use deltalake_core::arrow::array::AsArray;
 use deltalake_core::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use futures::TryStreamExt;

@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bsap::catalogue::Generation;
 use bsap::clip::{self, ClipModel, Encoders};
 use bsap::kafka;
 use bsap::record::{TopicPartition, VersionOrdering};
 use bsap::store::Store;
-use bsap::table::TableWriter;
+use bsap::table::{Generation, TableWriter};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};

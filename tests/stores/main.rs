@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bsap::balance::normalise::Normaliser;
 use bsap::balance::statistics::{ScoreStatistics, StatisticsKey};
-use bsap::catalogue::{Generation, PromptSetRecord, ServingConfig, StateStore};
+use bsap::catalogue::{PromptSetRecord, ServingConfig, StateStore};
 use bsap::publish::{self, EventTemplate};
 use bsap::reconcile::{CompareRules, ListingSource, compare_with_listing};
 use bsap::record::{
@@ -22,10 +22,10 @@ use bsap::record::{
     TopicPartition, VersionOrdering,
 };
 use bsap::store::Store;
-use bsap::table::maintenance::{vacuum, verify};
+use bsap::table::maintenance::vacuum;
 use bsap::table::{
-    CompactionMode, Compactor, Follower, MaintenanceLease, PartitionBatch, TableOverview,
-    TableWriter,
+    CompactionMode, Compactor, Follower, Generation, MaintenanceLease, MaintenanceOptions,
+    PartitionBatch, TableOverview, TableWriter, verify_table,
 };
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use futures::TryStreamExt;
@@ -194,10 +194,10 @@ async fn run_compaction(
     generation: &Generation,
     days: i64,
 ) -> bsap::table::CompactionSummary {
-    let options = vacuum::MaintenanceOptions {
+    let options = MaintenanceOptions {
         files_per_merge: 3,
         tombstone_retention_days: 2,
-        ..vacuum::MaintenanceOptions::default()
+        ..MaintenanceOptions::default()
     };
     let mut compactor = Compactor::open(store, generation, &options, 100).await.unwrap();
     let now = Utc::now() + TimeDelta::days(days);
@@ -229,10 +229,13 @@ async fn rows_and_positions(store: &Store) {
     assert_eq!(run_compaction(store, &generation, 5).await.dropped_tombstones, 1);
     assert_eq!(read_image_ids(store, &generation).await.len(), 4);
     let state = StateStore::new(store).read_newest().await.unwrap().unwrap();
-    let options = vacuum::MaintenanceOptions::default();
+    let sets: Vec<_> = state.prompt_sets.iter().map(|set| set.key.clone()).collect();
+    let options = MaintenanceOptions::default();
     let token = CancellationToken::new();
     let verified =
-        verify(store, &state, &state.live, &options, Utc::now(), &|_, _| {}, &token).await.unwrap();
+        verify_table(store, &state.live, &sets, &options, Utc::now(), &|_, _| {}, &token)
+            .await
+            .unwrap();
     let verified = verified.unwrap();
     assert!(verified.is_sound() && verified.images == 4, "{verified:?}");
     let later = Utc::now() + TimeDelta::days(5);

@@ -9,13 +9,12 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
-use crate::catalogue::Generation;
 use crate::clip::{ClipError, Encoders};
 use crate::prompts::EmbeddedPromptSet;
 use crate::record::{Attributes, Embedding, ImageId, ImageRow, RowVersion, StoredImage};
 use crate::retry::{Classify, Disposition};
 use crate::store::Store;
-use crate::table::{Follower, TableError};
+use crate::table::{Follower, Generation, TableError};
 
 /// Most images of a table that is evaluated: all their embeddings are held in memory, 4 bytes a value
 /// (2 GB for a million of dimension 512).

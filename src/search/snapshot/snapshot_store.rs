@@ -421,13 +421,7 @@ mod tests {
         rows: Vec<ImageRow>,
     ) -> Vec<String> {
         let part = SnapshotPart::All;
-        let changes = TableChanges {
-            version,
-            is_full_snapshot: version == 1,
-            part,
-            rows,
-            statistics: Vec::new(),
-        };
+        let changes = TableChanges { version, is_full_snapshot: version == 1, part, rows };
         snapshots.apply_changes(changes).await.unwrap();
         let newest = snapshots.newest();
         let mut ids = Vec::new();
@@ -571,13 +565,7 @@ mod tests {
             let mut rows: Vec<ImageRow> =
                 ids.clone().map(|i| upsert(&format!("i{i}"), 9)).collect();
             rows.push(sample_row(&format!("deleted-{}", ids.start), 9, None));
-            let changes = TableChanges {
-                version: 5,
-                is_full_snapshot: true,
-                part,
-                rows,
-                statistics: Vec::new(),
-            };
+            let changes = TableChanges { version: 5, is_full_snapshot: true, part, rows };
             snapshots.apply_changes(changes).await.unwrap();
             (snapshots.newest().table_version, snapshots.newest().len())
         };
@@ -619,7 +607,6 @@ mod tests {
                 is_full_snapshot: false,
                 part: SnapshotPart::All,
                 rows: many,
-                statistics: Vec::new(),
             })
             .await;
         let refused = refused.unwrap_err();

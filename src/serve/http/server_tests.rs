@@ -53,7 +53,6 @@ impl TestServer {
             is_full_snapshot: true,
             part: SnapshotPart::All,
             rows: rows.collect(),
-            statistics: Vec::new(),
         };
         engine.snapshots().apply_changes(changes).await.unwrap();
         let token = CancellationToken::new();

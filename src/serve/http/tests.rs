@@ -37,13 +37,8 @@ pub async fn start_server(options: HttpOptions) -> (Router, Store) {
     let rows = (0..3)
         .map(|i| sample_row(&format!("image-{i}"), 1, Some(clip_like_embedding(i, DIMENSION))))
         .collect();
-    let changes = TableChanges {
-        version: 1,
-        is_full_snapshot: true,
-        part: SnapshotPart::All,
-        rows,
-        statistics: Vec::new(),
-    };
+    let changes =
+        TableChanges { version: 1, is_full_snapshot: true, part: SnapshotPart::All, rows };
     engine.snapshots().apply_changes(changes).await.unwrap();
     let app = ServerContext {
         engines: Arc::new(Engines::new(Arc::new(engine))),

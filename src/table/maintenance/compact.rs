@@ -18,26 +18,19 @@ use object_store::path::Path;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::vacuum::MaintenanceOptions;
-use super::verify;
 use crate::balance::statistics::StatisticsKey;
-use crate::catalogue::Generation;
 use crate::record::ImageRow;
 use crate::retry::{Backoff, Classify, Disposition};
 use crate::store::Store;
+use crate::table::error::TableError;
 use crate::table::file::{self, DataFileWriter, FileReadError};
+use crate::table::generation::Generation;
 use crate::table::key_index::{KeepMask, KeyIndex};
-use crate::table::log::DeltaLog;
+use crate::table::log::{COMPACTION_APP_ID, DEEP_COMPACTION_APP_ID, DeltaLog, VACUUM_APP_ID};
+use crate::table::options::MaintenanceOptions;
+use crate::table::schema;
 use crate::table::statistics::{self, StatisticsFile, StatisticsTable};
-use crate::table::{TableError, schema};
 use crate::telemetry::event;
-
-/// Transaction whose version is the time of the newest compaction, in milliseconds since 1970.
-pub const COMPACTION_APP_ID: &str = "bsap:compact";
-/// The same for the newest one that looked at every row.
-pub const DEEP_COMPACTION_APP_ID: &str = "bsap:compact:full";
-/// The same for the newest time that files nobody needs any more were removed.
-pub const VACUUM_APP_ID: &str = "bsap:vacuum";
 
 /// How much compaction looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,7 +173,7 @@ impl Compactor {
                 return Ok(None);
             }
             let path = Path::from(input.path.as_str());
-            match verify::read_and_check_rows(&self.log, &path, input.size, input.rows).await {
+            match file::read_and_check_rows(&self.log, &path, input.size, input.rows).await {
                 Ok(_) => {}
                 Err(FileReadError::Store(error)) => {
                     return Err(

@@ -14,7 +14,7 @@ use object_store::{ObjectStoreExt, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::store::Store;
-use crate::table::TableError;
+use crate::table::error::TableError;
 
 /// The right to do the upkeep, for a while.
 #[derive(Debug)]

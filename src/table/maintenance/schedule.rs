@@ -13,10 +13,10 @@ use tracing::{info, warn};
 
 use super::compact::{CompactionMode, CompactionSummary, Compactor};
 use super::lease::MaintenanceLease;
-use super::vacuum::{self, MaintenanceOptions, VacuumSummary};
-use crate::catalogue::Generation;
+use super::vacuum::{self, VacuumSummary};
 use crate::store::Store;
-use crate::table::TableError;
+use crate::table::options::MaintenanceOptions;
+use crate::table::{Generation, TableError};
 use crate::telemetry::event;
 
 /// The upkeep of one table.

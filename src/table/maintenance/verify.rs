@@ -9,16 +9,15 @@ use object_store::path::Path;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::compact::{COMPACTION_APP_ID, DEEP_COMPACTION_APP_ID, VACUUM_APP_ID};
-use super::vacuum::MaintenanceOptions;
 use crate::balance::statistics::StatisticsKey;
-use crate::catalogue::{CatalogueState, Generation};
 use crate::record::{ImageRow, RowVersion, StoredImage};
 use crate::store::Store;
+use crate::table::error::TableError;
 use crate::table::file::{self, FileReadError};
-use crate::table::log::DeltaLog;
+use crate::table::generation::Generation;
+use crate::table::log::{COMPACTION_APP_ID, DEEP_COMPACTION_APP_ID, DeltaLog, VACUUM_APP_ID};
+use crate::table::options::MaintenanceOptions;
 use crate::table::statistics::{self, StatisticsFile, StatisticsTable};
-use crate::table::{TableError, schema};
 
 /// Files read at one time.
 const MAX_CONCURRENT_FILES: usize = 4;
@@ -112,8 +111,8 @@ impl FindingCollector {
 /// cancelled meanwhile; `progress` hears of files read and files in all.
 pub async fn verify_table(
     catalogue: &Store,
-    state: &CatalogueState,
     generation: &Generation,
+    prompt_sets: &[StatisticsKey],
     options: &MaintenanceOptions,
     now: DateTime<Utc>,
     progress: &(dyn Fn(usize, usize) + Sync),
@@ -135,8 +134,7 @@ pub async fn verify_table(
         bytes: files.iter().map(|(_, size, _)| size).sum(),
         ..VerificationReport::default()
     };
-    let sets = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
-    let known: BTreeSet<&str> = sets.iter().map(|set| set.key.as_str()).collect();
+    let known: BTreeSet<&str> = prompt_sets.iter().map(StatisticsKey::as_str).collect();
     let mut images = ImageTally::default();
     let mut backfill = StatisticsTable::open(catalogue, generation, 1).await?;
     let units = match &mut backfill {
@@ -148,7 +146,7 @@ pub async fn verify_table(
     let total = files.len();
     let mut reads = stream::iter(files)
         .map(|(path, size, rows)| async move {
-            let mut read = read_and_check_rows(this, &path, size, rows).await;
+            let mut read = file::read_and_check_rows(this, &path, size, rows).await;
             let mut faults = Vec::new();
             if let (Ok(rows), Some(table)) = (&mut read, backfill) {
                 let of = |key: &&StatisticsKey| {
@@ -314,29 +312,6 @@ fn check_table_properties(
         }
     }
     Ok(())
-}
-
-/// The rows of a file, where it is what the log says of it.
-pub(crate) async fn read_and_check_rows(
-    log: &DeltaLog,
-    path: &Path,
-    size: u64,
-    rows: Option<usize>,
-) -> Result<Vec<ImageRow>, FileReadError> {
-    let bytes = file::read_and_verify_checksum(log, path).await?;
-    if bytes.len() as u64 != size {
-        return Err(FileReadError::Corrupt(format!(
-            "has {} bytes, the log says {size}",
-            bytes.len()
-        )));
-    }
-    let found = schema::rows_from_parquet(bytes)?;
-    match rows {
-        Some(wanted) if wanted != found.len() => {
-            Err(FileReadError::Corrupt(format!("has {} rows, the log says {wanted}", found.len())))
-        }
-        _ => Ok(found),
-    }
 }
 
 fn check_image(

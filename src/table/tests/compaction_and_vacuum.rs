@@ -6,7 +6,7 @@ use chrono::{TimeDelta, Utc};
 use object_store::path::Path;
 use tokio_util::sync::CancellationToken;
 
-use crate::table::maintenance::vacuum::{self, MaintenanceOptions};
+use crate::table::maintenance::vacuum;
 use crate::table::tests::*;
 
 fn options() -> MaintenanceOptions {
@@ -141,7 +141,7 @@ async fn an_erased_image_leaves_no_embedding_behind() {
         }
         let bytes = store.object_store().get(&file.location).await.unwrap().bytes().await.unwrap();
         let ids: Vec<_> =
-            schema::rows_from_parquet(bytes).unwrap().into_iter().map(|r| r.image_id).collect();
+            file::rows_from_parquet(bytes).unwrap().into_iter().map(|r| r.image_id).collect();
         assert!(ids.iter().all(|id| ["i3", "i4", "i5"].contains(&id.as_str())), "{ids:?}");
     }
 }
@@ -378,8 +378,9 @@ async fn an_old_generation_goes_once_nothing_is_written_to_it_any_more() {
 async fn verify_after_days(store: &Store, state: &CatalogueState, days: i64) -> VerificationReport {
     let now = Utc::now() + TimeDelta::days(days);
     let token = CancellationToken::new();
+    let sets: Vec<_> = state.prompt_sets.iter().map(|set| set.key.clone()).collect();
     let verified =
-        verify_table(store, state, &state.live, &options(), now, &|_, _| {}, &token).await;
+        verify_table(store, &state.live, &sets, &options(), now, &|_, _| {}, &token).await;
     verified.unwrap().unwrap()
 }
 

@@ -5,6 +5,7 @@ mod faulty;
 mod random_histories;
 mod statistics_backfill;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering as AtomicOrdering;

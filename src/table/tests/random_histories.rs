@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio_util::sync::CancellationToken;
 
-use crate::table::maintenance::vacuum::{self, MaintenanceOptions};
+use crate::table::maintenance::vacuum;
 use crate::table::tests::*;
 
 const HISTORY_COUNT: u64 = 40;

@@ -3,7 +3,6 @@
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
 
-use crate::table::maintenance::vacuum;
 use crate::table::tests::*;
 
 fn statistics_key(name: &str) -> StatisticsKey {
@@ -82,24 +81,20 @@ async fn rows_that_carry_a_set_need_no_backfill_and_the_log_says_so() {
 }
 
 #[tokio::test]
-async fn a_follower_receives_backfilled_statistics() {
+async fn backfilled_statistics_name_their_row_and_its_embedding() {
     let store = Store::in_memory();
-    let mut writer = write_sample_rows(&store).await;
+    write_sample_rows(&store).await;
     let mut follower = Follower::open(&store, &generation()).await.unwrap();
     let whole = follower.next(&|_, _| {}).await.unwrap().unwrap();
-    assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
     backfill_pending(&store, &statistics_key("a")).await;
-    writer.append(vec![partition_batch(0, Some(12), 12..13)]).await.unwrap();
-    let (mut rows, mut found) = (0, Vec::new());
-    while let Some(changes) = follower.next(&|_, _| {}).await.unwrap() {
-        rows += changes.rows.len();
-        found.extend(changes.statistics.into_iter().flat_map(|(k, of)| {
-            assert_eq!(k, statistics_key("a"));
-            of
-        }));
+    let mut table = StatisticsTable::open(&store, &generation(), 5).await.unwrap().unwrap();
+    let mut backfilled = Vec::new();
+    for file in table.files_by_unit().await.unwrap().into_values() {
+        assert_eq!(file.key, statistics_key("a"));
+        backfilled.extend(table.read_file_or_empty(&file.path).await.unwrap());
     }
-    assert_eq!((rows, found.len()), (1, 13));
-    for one in found {
+    assert_eq!(backfilled.len(), 13);
+    for one in backfilled {
         let row = whole.rows.iter().find(|row| {
             row.image_id.as_str() == one.image_id
                 && row.sequence == one.sequence
@@ -109,6 +104,48 @@ async fn a_follower_receives_backfilled_statistics() {
         assert_eq!(one.embedding_hash, embedding_hash(image.embedding.values()));
         assert_eq!(Some(one.statistics), fake_statistics(image.embedding.values()));
     }
+}
+
+/// Requests to object storage cost money, and every query worker polls twice per second.
+#[tokio::test]
+async fn an_idle_follower_requests_the_next_log_entry_and_nothing_else() {
+    let recorder = Arc::new(FaultyStore::new(FaultKind::LogWrites));
+    let store = Store::from_object_store(recorder.clone());
+    let mut writer = write_sample_rows(&store).await;
+    let mut follower = Follower::open(&store, &generation()).await.unwrap();
+    let whole = follower.next(&|_, _| {}).await.unwrap().unwrap();
+    let images = format!("GET generations/{}/images", generation().id);
+    let entry_after = |version: u64| format!("{images}/_delta_log/{:020}.json", version + 1);
+    recorder.take_requests();
+    for _ in 0..5 {
+        assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
+        assert_eq!(recorder.take_requests(), [entry_after(whole.version)]);
+    }
+
+    // A backfill commits to another table, and brings a follower nothing.
+    backfill_pending(&store, &statistics_key("a")).await;
+    recorder.take_requests();
+    assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
+    assert_eq!(recorder.take_requests(), [entry_after(whole.version)]);
+
+    // A commit costs its log entry and its data file.
+    writer.append(vec![partition_batch(0, Some(12), 12..13)]).await.unwrap();
+    recorder.take_requests();
+    let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
+    assert_eq!((changes.rows.len(), changes.version), (1, whole.version + 1));
+    let requests = recorder.take_requests();
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    assert_eq!(requests[0], entry_after(whole.version));
+    assert!(requests[1].starts_with(&images) && requests[1].ends_with(".parquet"), "{requests:?}");
+
+    // Once per minute the log is listed as well: it may have been cleaned up.
+    follower.expire_resync_timeout();
+    assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
+    let requests = recorder.take_requests();
+    assert_eq!(requests[0], entry_after(changes.version));
+    assert!(requests.iter().all(|request| !request.contains("/statistics/")), "{requests:?}");
+    assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
+    assert_eq!(recorder.take_requests(), [entry_after(changes.version)]);
 }
 
 #[tokio::test]
@@ -153,8 +190,7 @@ async fn compaction_folds_statistics_into_rows() {
     backfill_pending(&store, &statistics_key("a")).await;
     writer.append(vec![partition_batch(0, Some(12), 12..14)]).await.unwrap();
     backfill_pending(&store, &statistics_key("a")).await;
-    let options =
-        vacuum::MaintenanceOptions { files_per_merge: 2, ..vacuum::MaintenanceOptions::default() };
+    let options = MaintenanceOptions { files_per_merge: 2, ..MaintenanceOptions::default() };
     let mut compactor = Compactor::open(&store, &generation(), &options, 20).await.unwrap();
     let token = CancellationToken::new();
     let done = compactor.run(CompactionMode::Deep, Utc::now(), &|_, _| {}, &token).await.unwrap();

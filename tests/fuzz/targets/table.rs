@@ -14,8 +14,7 @@ use std::sync::LazyLock;
 
 use bsap::record::{Embedding, Image, ImageId, Ordering, Partition, Row, Sequence};
 use bsap::store::Store;
-use bsap::table::{Follower, PartitionBatch, Writer};
-use bsap::catalogue::Generation;
+use bsap::table::{Follower, Generation, PartitionBatch, Writer};
 use futures::TryStreamExt;
 use libfuzzer_sys::fuzz_target;
 use object_store::path::Path;

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bsap::catalogue::{Generation, StateStore};
+use bsap::catalogue::StateStore;
 use bsap::demo::catalogue::{PhotoStyle, Scene};
 use bsap::demo::draw::render_jpeg;
+use bsap::table::Generation;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
