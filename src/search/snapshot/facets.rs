@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::Snapshot;
 use super::chunk::{AttributeColumn, Chunk};
 use crate::record::{AttributeType, AttributeTypes};
 
@@ -24,12 +23,12 @@ pub struct AttributeFacet {
 }
 
 /// The declared attributes, over the live images of `snapshot`.
-pub fn count_facets(declared: &AttributeTypes, snapshot: &Snapshot) -> Vec<AttributeFacet> {
+pub fn count_facets(declared: &AttributeTypes, chunks: &[Chunk]) -> Vec<AttributeFacet> {
     let one = |(name, kind): (&String, &AttributeType)| {
         let listed = matches!(kind, AttributeType::Text | AttributeType::Boolean);
         let mut values: Option<BTreeMap<&str, usize>> = listed.then(BTreeMap::new);
         let mut images = 0;
-        for chunk in &snapshot.chunks {
+        for chunk in chunks {
             let Some(column) = chunk.data.attributes.get(name) else { continue };
             images += live_value_indices(chunk, column).count();
             if column.values.len() > MAX_FACET_VALUES {
