@@ -1,45 +1,45 @@
-//! Why a query is not answered.
+//! Reasons why a query is not answered.
 
 use crate::balance::statistics::StatisticsKey;
 use crate::clip::ClipError;
 
-/// A question that cannot be answered.
+/// A query that cannot be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
-    /// A field of the request is wrong.
+    /// A field of the request is invalid.
     #[error("{field}: {reason}")]
     InvalidField {
-        /// Which field.
+        /// Name of the field, as in the request.
         field: &'static str,
-        /// Why, and what would be right.
+        /// Why the value is invalid, and what would be valid.
         reason: String,
     },
-    /// The snapshot is not whole yet.
+    /// The whole table has not been loaded yet.
     #[error("the catalogue is still being loaded; try again in a moment")]
     NotReady,
-    /// How queries are answered names a prompt set that is not there: no other one stands in for it.
+    /// The served configuration names a prompt set that is not available; no other set is substituted.
     #[error(
-        "prompt set {0} is served, but not among the catalogue's as this model computes them; store it anew (bsap reindex statistics), then serve that (bsap candidate set, bsap promote)"
+        "prompt set {0} is served, but is not among the prompt sets of the catalogue as this model computes them; store it again (bsap reindex statistics), then serve that version (bsap candidate set, bsap promote)"
     )]
     PromptSetMissing(StatisticsKey),
     /// No live image has this id.
     #[error("image {0:?} is not in the catalogue")]
     ImageNotFound(String),
-    /// The version of the catalogue that a cursor belongs to is not held any more.
+    /// The version of the catalogue that the cursor belongs to is no longer in memory.
     #[error(
-        "cursor: table version {version} is not held here any more (search.cursor_seconds, search.cursor_mib), or never was; ask again without a cursor"
+        "cursor: table version {version} is no longer in memory here (search.cursor_seconds, search.cursor_mib), or never was; repeat the query without a cursor"
     )]
     CursorExpired {
-        /// Of the table.
+        /// Version of the table.
         version: u64,
     },
-    /// As many queries wait as may.
-    #[error("{0} queries wait already (search.queue_capacity)")]
+    /// The queue of waiting queries is full; its capacity.
+    #[error("{0} queries are waiting already (search.queue_capacity)")]
     QueueFull(usize),
-    /// The caller left, or the engine stops.
-    #[error("the query was given up")]
+    /// The caller disconnected, or the engine is stopping.
+    #[error("the query was cancelled")]
     Cancelled,
-    /// A tower failed.
+    /// The text or image encoder failed.
     #[error(transparent)]
     Model(#[from] ClipError),
 }

@@ -1,4 +1,12 @@
-//! Queries over the stored table: an in-memory snapshot that follows it, and exact ranking.
+//! Text and image search over the stored table.
+//!
+//! A snapshot keeps the newest version of every image in memory and follows the table (`snapshot`).
+//! A query is validated, embedded and turned into a mask of the rows that its filter allows
+//! (`query`). One pass over compact codes of the embeddings, followed by exact scoring of the few
+//! rows that matter, ranks the images (`scan`). The engine combines these steps into answers: it
+//! chooses the configuration, pages, explains, and compares a candidate with the live configuration
+//! (`engine`). Every normaliser is affine in the raw score (see [`crate::balance::normalise`]), so
+//! that one pass gives both the raw and the balanced ranking.
 
 mod engine;
 mod error;

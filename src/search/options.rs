@@ -1,4 +1,4 @@
-//! Options of the section `[search]`.
+//! The options of the section `[search]`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,56 +6,59 @@ use serde::{Deserialize, Serialize};
 use crate::balance::normalise::Normaliser;
 use crate::{clip, validate};
 
-/// How queries are answered and the table is followed.
+/// How queries are answered and how the table is followed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SearchOptions {
-    /// How often the table is asked for new commits, in milliseconds.
+    /// Interval at which the table is polled for new commits, in milliseconds.
     pub poll_ms: u64,
-    /// Results of a query that does not say how many.
+    /// Number of results of a query that does not set `k`.
     pub default_k: usize,
-    /// Most results of a query.
+    /// Largest `k` that a query may set.
     pub max_k: usize,
-    /// Deepest place that paging reaches.
+    /// Lowest rank that paging can return.
     pub max_depth: usize,
-    /// How long a cursor can be used after its page, in seconds.
+    /// Lifetime of a cursor after its page was returned, in seconds.
     pub cursor_seconds: u64,
-    /// Memory for versions of the catalogue that cursors point to and that are not the newest any
-    /// more, in MiB; the oldest cursors expire early where it does not suffice.
+    /// Memory for older versions of the catalogue that cursors still refer to, in MiB. If it does not
+    /// suffice, the oldest cursors expire early.
     pub cursor_mib: u64,
-    /// Longest query text, in characters. A text tower reads 77 tokens at most.
+    /// Maximum length of a query text, in characters. A text encoder reads at most 77 tokens.
     pub max_text_chars: usize,
-    /// Query embeddings kept for repeated queries, of texts and of pictures each.
+    /// Number of query embeddings that are cached for repeated queries, counted separately for texts
+    /// and for pictures.
     pub cached_queries: usize,
-    /// Most memory of a loaded generation, in MiB; 0 takes four fifths of the machine's, or of its
-    /// control group's. A catalogue that needs more is refused at the start; one that grows past it
-    /// is served as it was, and the log says so.
+    /// Maximum memory of a loaded generation, in MiB; 0 means four fifths of the memory of the machine
+    /// or of its control group. If the catalogue needs more, `bsap serve` does not start; if it grows
+    /// past the limit later, the last version that fitted is served and `snapshot.memory_exceeded` is
+    /// logged.
     pub memory_mib: u64,
-    /// Checkpoint of another model, whose generation is filled beside the live one or was live before:
-    /// its table is held in memory too, so that a candidate and a promotion or a roll back to it need
-    /// no restart. Empty: none. With `memory_mib` 0 each of the two gets half of that.
+    /// Checkpoint of a second model, whose generation is being filled as a standby or was live before.
+    /// Its table is held in memory too, so that a candidate, a promotion and a rollback to it need no
+    /// restart. Empty: none. If `memory_mib` is 0, each of the two generations gets half of that.
     pub standby_checkpoint: String,
-    /// Branch, tag or commit of `candidate_checkpoint`, where it is a model of the hub; also of the
+    /// Branch, tag or commit of `standby_checkpoint` if that is a model of the hub; also of the
     /// checkpoint that `bsap reindex model` is given.
     pub standby_revision: String,
-    /// Threads that scan; 0 takes as many as there are cores.
+    /// Number of threads that scan; 0 means one per core.
     pub threads: usize,
-    /// Queries that share a pass over the catalogue. More make each of them wait longer.
+    /// Maximum number of queries that share a pass over the catalogue. A larger number makes each of
+    /// them wait longer.
     pub max_queries_per_scan: usize,
-    /// Queries that wait for a pass; more are turned away with 429.
+    /// Number of queries that may wait for a pass; further queries are rejected with status 429.
     pub queue_capacity: usize,
-    /// How a catalogue that is made now serves: `raw`, `softmax`, `zscore`, `range` or `nnn`.
-    /// Later changes go through the catalogue's state.
+    /// Normaliser of a newly created catalogue: `raw`, `softmax`, `zscore`, `range` or `nnn`. Later
+    /// changes are made in the catalogue's state.
     pub normaliser: Normaliser,
-    /// Weight of the balanced score in 0..=1, 0 being plain CLIP. Small is safe: evaluate on your
-    /// own data before raising it.
+    /// Weight of the balanced score in a newly created catalogue, from 0 (plain CLIP) to 1. A small
+    /// weight is safe: evaluate on your own data before you raise it.
     pub weight: f32,
-    /// λ of `nnn`.
+    /// λ of the normaliser `nnn`, from 0 to 10.
     pub lambda: f32,
-    /// How often `balance.drift` is logged, in seconds: how far balancing goes now, beside the time of
-    /// calibration. 0: never.
+    /// Interval at which `balance.drift` is logged, in seconds: how strongly balancing changes answers
+    /// now, compared with the time of calibration. 0: never.
     pub drift_interval_seconds: u64,
-    /// A query that takes longer is logged as `search.slow`, in milliseconds. 0: none is.
+    /// Duration above which a query is logged as `search.slow`, in milliseconds. 0: never.
     pub slow_ms: u64,
 }
 
@@ -86,7 +89,7 @@ impl Default for SearchOptions {
 }
 
 impl SearchOptions {
-    /// What is wrong with these options, a line each.
+    /// Returns one line per invalid option.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let p = &mut problems;
@@ -110,7 +113,7 @@ impl SearchOptions {
                 ..clip::ModelOptions::default()
             };
             problems
-                .extend(model.validate().into_iter().map(|problem| format!("candidate_{problem}")));
+                .extend(model.validate().into_iter().map(|problem| format!("standby_{problem}")));
         }
         if !(0.0..=1.0).contains(&self.weight) {
             problems.push(format!("weight: {} is not between 0 and 1", self.weight));

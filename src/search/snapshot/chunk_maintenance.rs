@@ -1,4 +1,4 @@
-//! Keeps chunks few and complete.
+//! Keeps chunks few, and complete in statistics of the served prompt sets.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::prompts::EmbeddedPromptSet;
 use crate::record::{ImageRow, StoredImage};
 
-/// Computes the statistics that rows came without; how many that were.
+/// Computes the statistics that rows were stored without. Returns how many it computed.
 pub fn add_missing_statistics(rows: &mut [ImageRow], sets: &[Arc<EmbeddedPromptSet>]) -> usize {
-    let one = |image: &mut StoredImage| {
+    let complete_image = |image: &mut StoredImage| {
         let mut computed = 0;
         for set in sets {
             if image.statistics.contains_key(&set.statistics_key) {
@@ -25,14 +25,14 @@ pub fn add_missing_statistics(rows: &mut [ImageRow], sets: &[Arc<EmbeddedPromptS
         }
         computed
     };
-    rows.par_iter_mut().filter_map(|row| row.image.as_mut()).map(one).sum()
+    rows.par_iter_mut().filter_map(|row| row.image.as_mut()).map(complete_image).sum()
 }
 
-/// Columns of statistics by the chunk and the set that they are of.
+/// Columns of statistics by the address of the chunk's data and the prompt set.
 pub type StatisticsColumns = HashMap<(*const ChunkData, StatisticsKey), Arc<[ScoreStatistics]>>;
 
-/// Has a chunk carry the statistics of exactly `sets`: what it lacks is taken from `columns`, or computed; how
-/// many that were.
+/// Makes a chunk carry the statistics of exactly `sets`. Columns that it lacks are taken from `columns`
+/// or computed. Returns how many statistics were added.
 pub fn complete_statistics(
     chunk: &mut Chunk,
     sets: &[Arc<EmbeddedPromptSet>],
@@ -43,8 +43,8 @@ pub fn complete_statistics(
         if chunk.statistics.contains_key(&set.statistics_key) {
             continue;
         }
-        let name = (Arc::as_ptr(&chunk.data), set.statistics_key.clone());
-        let column = columns.remove(&name).unwrap_or_else(|| compute_statistics_column(chunk, set));
+        let key = (Arc::as_ptr(&chunk.data), set.statistics_key.clone());
+        let column = columns.remove(&key).unwrap_or_else(|| compute_statistics_column(chunk, set));
         chunk.statistics.insert(set.statistics_key.clone(), column);
         computed += chunk.live_count;
     }
@@ -52,19 +52,20 @@ pub fn complete_statistics(
     computed
 }
 
-/// Statistics of a set for every live row of a chunk.
+/// Computes the statistics of a prompt set for every live row of a chunk; the other rows get
+/// [`NO_STATISTICS`].
 pub fn compute_statistics_column(chunk: &Chunk, set: &EmbeddedPromptSet) -> Arc<[ScoreStatistics]> {
-    let of = |row: usize| {
-        let live = chunk.is_live(row).then(|| set.statistics(&chunk.data.embedding(row)));
-        live.flatten().unwrap_or(NO_STATISTICS)
+    let statistics_of = |row: usize| {
+        let statistics = chunk.is_live(row).then(|| set.statistics(&chunk.data.embedding(row)));
+        statistics.flatten().unwrap_or(NO_STATISTICS)
     };
-    (0..chunk.data.len).into_par_iter().map(of).collect::<Vec<_>>().into()
+    (0..chunk.data.len).into_par_iter().map(statistics_of).collect::<Vec<_>>().into()
 }
 
-/// Drops empty chunks, writes half-empty ones anew and merges the newest while one is less than
-/// twice as long as the one after it: a row is written anew some log₂([`MAX_ROWS`]) times at most,
-/// and small chunks stay few. What rows lack of the statistics of `sets`, because these are being
-/// adopted, is computed; how many that were.
+/// Drops empty chunks, rebuilds half-empty ones, and merges the last two chunks as long as the first
+/// of them has fewer than twice as many live rows as the second. A row is therefore rebuilt at most
+/// about log₂([`MAX_CHUNK_ROWS`]) times, and small chunks stay few. Rows may lack statistics of `sets`
+/// while these are being introduced; they are computed, and the function returns how many.
 pub fn compact_chunks(chunks: &mut Vec<Chunk>, sets: &[Arc<EmbeddedPromptSet>]) -> usize {
     let keys: Vec<StatisticsKey> = sets.iter().map(|set| set.statistics_key.clone()).collect();
     let mut computed = 0;

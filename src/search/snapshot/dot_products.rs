@@ -1,13 +1,13 @@
-//! Dot products of codes and whole-number queries, with the vector instructions of the machine.
+//! Integer dot products of codes and quantised queries, with the vector instructions of the machine.
 
 #![expect(
     clippy::inline_always,
     reason = "vector code is compiled for the caller's target features"
 )]
 
-/// Multiplies each of the rows (`width` codes each) with each query (`width` whole numbers each);
-/// `sums[query * rows + row]`. Chooses AVX-512 or AVX2 at run time; elsewhere the compiler
-/// vectorises for the target (NEON on aarch64).
+/// Computes the dot product of each row (`width` codes) with each query (`width` whole numbers) into
+/// `sums[query * row_count + row]`. Uses AVX-512 or AVX2 if the machine has it; on other machines the
+/// compiler vectorises for the target (NEON on aarch64).
 pub fn compute_dot_products(rows: &[i8], queries: &[i16], width: usize, sums: &mut [i32]) {
     let work = DotProducts { rows, queries, width, sums };
     #[cfg(target_arch = "x86_64")]
@@ -30,26 +30,26 @@ struct DotProducts<'a> {
 }
 
 impl DotProducts<'_> {
-    /// Goes through rows and queries, eight, four, two or one query at a time.
+    /// Calls the kernel for each row with eight, four, two or one of the queries at a time.
     #[inline(always)]
     fn run_kernel(self, kernel: impl DotKernel) {
-        let rows = self.rows.len() / self.width;
-        let queries = self.queries.len() / self.width;
+        let row_count = self.rows.len() / self.width;
+        let query_count = self.queries.len() / self.width;
         for (r, row) in self.rows.chunks_exact(self.width).enumerate() {
             let mut q = 0;
-            while q < queries {
-                let rest = &self.queries[q * self.width..];
-                let mut put = |sums: &[i32]| {
+            while q < query_count {
+                let remaining = &self.queries[q * self.width..];
+                let mut store = |sums: &[i32]| {
                     for (i, sum) in sums.iter().enumerate() {
-                        self.sums[(q + i) * rows + r] = *sum;
+                        self.sums[(q + i) * row_count + r] = *sum;
                     }
                     sums.len()
                 };
-                q += match queries - q {
-                    8.. => put(&kernel.dot_with_queries::<8>(row, rest, self.width)),
-                    4.. => put(&kernel.dot_with_queries::<4>(row, rest, self.width)),
-                    2.. => put(&kernel.dot_with_queries::<2>(row, rest, self.width)),
-                    _ => put(&kernel.dot_with_queries::<1>(row, rest, self.width)),
+                q += match query_count - q {
+                    8.. => store(&kernel.dot_with_queries::<8>(row, remaining, self.width)),
+                    4.. => store(&kernel.dot_with_queries::<4>(row, remaining, self.width)),
+                    2.. => store(&kernel.dot_with_queries::<2>(row, remaining, self.width)),
+                    _ => store(&kernel.dot_with_queries::<1>(row, remaining, self.width)),
                 };
             }
         }
@@ -57,7 +57,7 @@ impl DotProducts<'_> {
 }
 
 trait DotKernel: Copy {
-    /// The sums of a row with the first `N` queries.
+    /// Returns the dot products of a row with the first `N` queries.
     fn dot_with_queries<const N: usize>(
         self,
         row: &[i8],
@@ -196,23 +196,22 @@ mod tests {
             let rows: Vec<i8> = (0..7 * width).map(|_| rng.random_range(-127..=127)).collect();
             let integers: Vec<i16> =
                 (0..queries * width).map(|_| rng.random_range(-4000..4000)).collect();
-            let mut plain = vec![0; 7 * queries];
+            let mut portable = vec![0; 7 * queries];
             compute_dot_products_portably(DotProducts {
                 rows: &rows,
                 queries: &integers,
                 width,
-                sums: &mut plain,
+                sums: &mut portable,
             });
             let mut chosen = vec![0; 7 * queries];
             compute_dot_products(&rows, &integers, width, &mut chosen);
-            assert_eq!(plain, chosen);
+            assert_eq!(portable, chosen);
             #[cfg(target_arch = "x86_64")]
             if let Some(simd) = pulp::x86::V3::try_new() {
-                let mut narrow = vec![0; 7 * queries];
-                let work =
-                    DotProducts { rows: &rows, queries: &integers, width, sums: &mut narrow };
+                let mut avx2 = vec![0; 7 * queries];
+                let work = DotProducts { rows: &rows, queries: &integers, width, sums: &mut avx2 };
                 simd.vectorize(x86::Avx2DotProducts { simd, work });
-                assert_eq!(plain, narrow);
+                assert_eq!(portable, avx2);
             }
         }
     }

@@ -1,4 +1,11 @@
-//! The table in memory: the newest version of each image, and how it is served.
+//! The table in memory: the newest version of each image, and the configuration that serves it.
+//!
+//! A [`Snapshot`] is immutable. It consists of chunks of rows (`chunk`: each field is a column, the
+//! embeddings are also kept as one-byte codes, `quantise`), of a bitmap of the live rows of each
+//! chunk, and of the configuration that answers queries (`serving`). The [`SnapshotStore`] applies
+//! each commit of the table, or a changed configuration, to a copy that shares all unchanged chunks
+//! with the newest snapshot, and publishes it in one step: readers never wait, and they keep the
+//! snapshot that they started with. `memory` says how much memory that takes.
 
 mod chunk;
 mod chunk_maintenance;

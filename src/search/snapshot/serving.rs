@@ -1,40 +1,42 @@
-//! The configuration that answers queries.
+//! The configuration that answers the queries over a snapshot.
 
 use std::sync::Arc;
 
 use crate::catalogue::{CatalogueState, RolloutCandidate, ServingConfig};
 use crate::prompts::EmbeddedPromptSet;
 
-/// Who answers.
+/// Which configuration answers a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
-    /// The live configuration.
+    /// The live configuration, which answers by default.
     Live,
-    /// The candidate.
+    /// The configuration that may become live.
     Candidate,
 }
 
-/// By what queries are answered.
+/// How queries over one generation are answered, as one revision of the catalogue's state defines it.
 #[derive(Debug, Clone)]
 pub struct ServingSnapshot {
-    /// Revision of the catalogue's state that says so.
+    /// Revision of the catalogue's state that this configuration comes from.
     pub state_revision: u64,
-    /// Generation that the images are of.
+    /// Generation that the images belong to.
     pub generation_id: String,
-    /// Name of the configuration.
+    /// Name of the configuration in answers, logs and requests.
     pub configuration_name: String,
-    /// What it is to the catalogue: the candidate where another generation is live.
+    /// Role in the catalogue: [`Route::Candidate`] if another generation is live.
     pub role: Route,
-    /// Prompt sets that a query may name; rows that lack their statistics get them here.
+    /// Prompt sets that a query may name. Statistics that rows lack are computed for each of them.
     pub prompt_sets: Vec<Arc<EmbeddedPromptSet>>,
-    /// How queries are answered unless they say otherwise.
+    /// Prompt set, normaliser and weight of queries that do not set their own.
     pub serving: ServingConfig,
-    /// What may become live, answers those who ask for it, and its share; its set is among `sets`.
+    /// Candidate of the same generation: it answers queries that request it and its share of the
+    /// traffic. Its prompt set is among `prompt_sets`. `None` if there is no candidate, or if it reads
+    /// another generation.
     pub candidate: Option<RolloutCandidate>,
 }
 
 impl ServingSnapshot {
-    /// As a revision of the state says; `sets` are its prompt sets, embedded.
+    /// Creates the configuration of the live generation; `sets` are the embedded prompt sets of `state`.
     pub fn from_state(state: &CatalogueState, sets: Vec<Arc<EmbeddedPromptSet>>) -> Self {
         Self {
             state_revision: state.revision,
@@ -43,13 +45,13 @@ impl ServingSnapshot {
             role: Route::Live,
             prompt_sets: sets,
             serving: state.serving.clone(),
-            // One that reads another generation is not in this snapshot.
+            // A candidate that reads another generation belongs to that generation's snapshot.
             candidate: state.candidate.clone().filter(|c| c.generation == state.live.id),
         }
     }
 
-    /// As a revision of the state says for the generation beside the live one: as its candidate;
-    /// where it has none, as `before`.
+    /// Creates the configuration of the standby generation: that of the candidate that reads it, or
+    /// that of `previous` if there is none.
     pub fn for_standby(
         state: &CatalogueState,
         generation: &str,
@@ -57,10 +59,10 @@ impl ServingSnapshot {
         previous: Option<&Self>,
     ) -> Self {
         let candidate = state.candidate.as_ref().filter(|c| c.generation == generation);
-        let known = previous.map_or((&state.configuration_name, &state.serving), |b| {
-            (&b.configuration_name, &b.serving)
+        let fallback = previous.map_or((&state.configuration_name, &state.serving), |previous| {
+            (&previous.configuration_name, &previous.serving)
         });
-        let (name, serving) = candidate.map_or(known, |c| (&c.name, &c.serving));
+        let (name, serving) = candidate.map_or(fallback, |c| (&c.name, &c.serving));
         Self {
             state_revision: state.revision,
             generation_id: generation.to_owned(),
@@ -72,7 +74,7 @@ impl ServingSnapshot {
         }
     }
 
-    /// Name of the configuration that answers a query.
+    /// Returns the name of the configuration that `route` leads to.
     pub(crate) fn configuration_for(&self, route: Route) -> &str {
         match (&self.candidate, route) {
             (Some(candidate), Route::Candidate) => &candidate.name,

@@ -1,9 +1,9 @@
-//! The newest snapshot and the next: commits and configurations are taken in.
+//! Holds the newest snapshot and builds the next one from commits and changed configurations.
 //!
-//! The next snapshot is built beside the newest and a pointer is swapped, so readers never wait and an
-//! answer mixes neither two versions of the table nor two configurations. Snapshots share what did
-//! not change: a commit costs its own rows, the bitmaps of the chunks that it touches, and now and
-//! then the merging of small chunks.
+//! The next snapshot is built while the newest one is served; then a pointer is swapped. Readers never
+//! wait, and an answer never mixes two versions of the table or two configurations. Snapshots share
+//! what did not change: a commit costs its own rows, the bitmaps of the chunks that it touches, and
+//! occasionally the merging of small chunks.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,23 +26,24 @@ use crate::prompts::EmbeddedPromptSet;
 use crate::record::{ImageId, ImageRow, RowVersion};
 use crate::table::{SnapshotPart, TableChanges};
 
-/// Changes kept for listeners that are slow; a slower one misses the oldest.
+/// Number of changes that are buffered for slow listeners. A listener that is further behind misses
+/// the oldest.
 const CHANGE_BUFFER_CAPACITY: usize = 1024;
 
-/// One change, for listeners.
+/// One changed image, as it is sent to listeners.
 #[derive(Debug, Clone)]
 pub struct SnapshotChange {
-    /// Which image.
+    /// Id of the image.
     pub image_id: ImageId,
-    /// The image as it is now; none where it was deleted.
+    /// The image after the change; `None` if it was deleted.
     pub after: Option<Arc<ImageMetadata>>,
-    /// The image as it was; none where it is new.
+    /// The image before the change; `None` if it is new.
     pub before: Option<Arc<ImageMetadata>>,
-    /// Version of the table that brought the change.
+    /// Version of the table that contains the change.
     pub table_version: u64,
 }
 
-/// The newest snapshot, and what changes. Copies are the same one.
+/// The newest snapshot, and the changes that lead to the next. Clones share the same state.
 #[derive(Clone)]
 pub struct SnapshotStore {
     inner: Arc<SharedSnapshots>,
@@ -50,21 +51,23 @@ pub struct SnapshotStore {
 
 struct SharedSnapshots {
     newest: ArcSwap<Snapshot>,
+    /// Whether the whole table has been applied once.
     ready: AtomicBool,
     changes: broadcast::Sender<SnapshotChange>,
     memory_limit_bytes: u64,
+    /// Locked while the next snapshot is built.
     writer: Mutex<WriterState>,
 }
 
-/// Held by whoever builds the next snapshot.
+/// What is needed to build the next snapshot.
 struct WriterState {
-    /// Sets whose statistics new rows get here if they came without them.
+    /// Prompt sets whose statistics are computed for new rows that were stored without them.
     prompt_sets: Vec<Arc<EmbeddedPromptSet>>,
-    /// Newest version of each deleted image: an older row may come later.
+    /// Newest version of each deleted image: an older row of it may still arrive.
     tombstones: HashMap<ImageId, RowVersion>,
-    /// Bytes of these.
+    /// Memory of the tombstones.
     tombstone_bytes: usize,
-    /// A whole table of which parts are still to come.
+    /// A whole table that is being loaded and of which parts are still missing.
     partial_load: Option<Snapshot>,
 }
 
@@ -82,56 +85,58 @@ impl WriterState {
     }
 }
 
-/// Two texts that are counted, and an entry of a map that is half empty at worst.
+/// Returns the bytes of a tombstone: two reference-counted texts, and an entry of a map that is at
+/// worst half empty.
 fn tombstone_bytes(id: &ImageId, version: &RowVersion) -> usize {
-    let counts = 4 * size_of::<usize>();
+    let reference_counts = 4 * size_of::<usize>();
     2 * size_of::<(ImageId, RowVersion)>()
-        + counts
+        + reference_counts
         + id.as_str().len()
         + version.sequence.as_str().len()
 }
 
 impl SnapshotStore {
-    /// Empty, until the first [`Snapshots::apply`]; at most `limit` bytes are loaded.
-    pub fn new(served: ServingSnapshot, limit: u64) -> Self {
+    /// Creates a store whose snapshot is empty until the first [`SnapshotStore::apply_changes`]. It
+    /// loads at most `memory_limit_bytes`.
+    pub fn new(serving_snapshot: ServingSnapshot, memory_limit_bytes: u64) -> Self {
         let writer = WriterState {
-            prompt_sets: served.prompt_sets.clone(),
+            prompt_sets: serving_snapshot.prompt_sets.clone(),
             tombstones: HashMap::new(),
             tombstone_bytes: 0,
             partial_load: None,
         };
         let inner = SharedSnapshots {
-            newest: ArcSwap::from_pointee(Snapshot::empty(served.into())),
+            newest: ArcSwap::from_pointee(Snapshot::empty(serving_snapshot.into())),
             ready: false.into(),
             changes: broadcast::channel(CHANGE_BUFFER_CAPACITY).0,
-            memory_limit_bytes: limit,
+            memory_limit_bytes,
             writer: writer.into(),
         };
         Self { inner: inner.into() }
     }
 
-    /// The newest snapshot.
+    /// Returns the newest snapshot.
     pub fn newest(&self) -> Arc<Snapshot> {
         self.inner.newest.load_full()
     }
 
-    /// Whether the whole table has been taken in once.
+    /// Returns whether the whole table has been applied once.
     pub fn is_ready(&self) -> bool {
         self.inner.ready.load(Ordering::Acquire)
     }
 
-    /// Most bytes that are loaded.
+    /// Returns the maximum number of bytes that are loaded.
     pub fn memory_limit_bytes(&self) -> u64 {
         self.inner.memory_limit_bytes
     }
 
-    /// Hears of every change from now on.
+    /// Returns a receiver of all changes from now on, except those of a whole table.
     pub fn subscribe(&self) -> broadcast::Receiver<SnapshotChange> {
         self.inner.changes.subscribe()
     }
 
-    /// Takes in what the follower brought and publishes the next snapshot, a whole table with its last
-    /// part. Where that would need more memory than the limit, the snapshot stays as it is.
+    /// Applies what the follower read and publishes the next snapshot; a whole table is published with
+    /// its last part. If that would need more memory than the limit, the snapshot does not change.
     pub async fn apply_changes(&self, changes: TableChanges) -> Result<(), MemoryLimitExceeded> {
         let inner = self.inner.clone();
         match tokio::task::spawn_blocking(move || inner.apply_changes(changes)).await {
@@ -140,15 +145,15 @@ impl SnapshotStore {
         }
     }
 
-    /// Computes the statistics that live rows lack for `served`, then serves it, in one swap.
-    /// `progress` hears of images done and images in all. Computes for as long as that takes: call
-    /// it from a thread that may block.
+    /// Computes the statistics that live rows lack for `serving_snapshot`, then serves it in one step.
+    /// `progress` is called with the number of completed images and of all images. Blocks while it
+    /// computes: call it from a thread that may block.
     pub fn switch_serving(
         &self,
-        served: ServingSnapshot,
+        serving_snapshot: ServingSnapshot,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<(), MemoryLimitExceeded> {
-        self.inner.switch_serving(served, progress)
+        self.inner.switch_serving(serving_snapshot, progress)
     }
 }
 
@@ -162,11 +167,11 @@ impl SharedSnapshots {
     fn apply_changes(&self, changes: TableChanges) -> Result<(), MemoryLimitExceeded> {
         let mut writer = self.lock_writer();
         let old = self.newest.load_full();
-        let events = !changes.is_full_snapshot && self.changes.receiver_count() > 0;
-        let loading = writer.partial_load.take().filter(|_| !changes.part.is_first());
-        let mut next = match loading {
+        let has_listeners = !changes.is_full_snapshot && self.changes.receiver_count() > 0;
+        let partial_load = writer.partial_load.take().filter(|_| !changes.part.is_first());
+        let mut next = match partial_load {
             _ if !changes.is_full_snapshot => old.clone_for_update(),
-            Some(loading) => loading,
+            Some(partial_load) => partial_load,
             None => {
                 (writer.tombstones, writer.tombstone_bytes) = (HashMap::new(), 0);
                 Snapshot {
@@ -180,47 +185,49 @@ impl SharedSnapshots {
         next.table_version = changes.version;
         next.applied_at = Some(Utc::now());
         let mut changed_images = Vec::new();
-        let (mut dead, mut fresh): (BTreeMap<usize, Vec<usize>>, Vec<ImageRow>) =
-            Default::default();
+        // Rows that stop being live, by chunk.
+        let mut replaced_rows: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let mut new_rows: Vec<ImageRow> = Vec::new();
         for row in newest_row_per_image(changes.rows) {
             let version = RowVersion::from_row(&row);
-            // No image of a whole table comes twice.
-            let place =
+            // A whole table has each image only once, so that there is no earlier row to find.
+            let location =
                 (!changes.is_full_snapshot).then(|| next.find_row(row.image_id.as_str())).flatten();
-            let known = place.map(|p| next.chunks[p.chunk].data.version(p.row));
+            let known = location.map(|l| next.chunks[l.chunk].data.version(l.row));
             let known = known.as_ref().or_else(|| writer.tombstones.get(&row.image_id));
             if known.is_some_and(|known| *known >= version) {
                 continue;
             }
             next.changed_rows += 1;
-            if let Some(place) = place {
-                dead.entry(place.chunk).or_default().push(place.row);
+            if let Some(location) = location {
+                replaced_rows.entry(location.chunk).or_default().push(location.row);
             }
-            if events {
-                let before = place.and_then(|p| next.chunks[p.chunk].data.metadata(p.row));
+            if has_listeners {
+                let before = location.and_then(|l| next.chunks[l.chunk].data.metadata(l.row));
                 changed_images.push((row.image_id.clone(), before));
             }
             if row.image.is_some() {
                 writer.remove_tombstone(&row.image_id);
-                fresh.push(row);
+                new_rows.push(row);
             } else {
                 writer.add_tombstone(row.image_id, version);
             }
         }
         next.tombstone_bytes = writer.tombstone_bytes;
-        for (chunk, rows) in dead {
+        for (chunk, rows) in replaced_rows {
             next.chunks[chunk] = next.chunks[chunk].without_rows(&rows);
         }
-        next.memory_usage().check_limit_with_rows(&fresh, self.memory_limit_bytes)?;
-        next.computed_statistics += add_missing_statistics(&mut fresh, &writer.prompt_sets);
+        next.memory_usage().check_limit_with_rows(&new_rows, self.memory_limit_bytes)?;
+        next.computed_statistics += add_missing_statistics(&mut new_rows, &writer.prompt_sets);
         let keys: Vec<StatisticsKey> =
             writer.prompt_sets.iter().map(|set| set.statistics_key.clone()).collect();
-        let mut pieces = Vec::new();
-        while !fresh.is_empty() {
-            let rest = fresh.split_off(fresh.len().min(MAX_CHUNK_ROWS));
-            pieces.push(std::mem::replace(&mut fresh, rest));
+        let mut rows_per_chunk = Vec::new();
+        while !new_rows.is_empty() {
+            let rest = new_rows.split_off(new_rows.len().min(MAX_CHUNK_ROWS));
+            rows_per_chunk.push(std::mem::replace(&mut new_rows, rest));
         }
-        next.chunks.par_extend(pieces.into_par_iter().map(|rows| Chunk::from_rows(&rows, &keys)));
+        let new_chunks = rows_per_chunk.into_par_iter().map(|rows| Chunk::from_rows(&rows, &keys));
+        next.chunks.par_extend(new_chunks);
         next.computed_statistics += compact_chunks(&mut next.chunks, &writer.prompt_sets);
         if !changes.part.is_last() {
             self.count_and_check_memory(&mut next)?;
@@ -228,9 +235,9 @@ impl SharedSnapshots {
             return Ok(());
         }
         if changes.part == SnapshotPart::Last {
-            // What is served may have been changed since the first part.
-            let now = self.newest.load();
-            (next.serving_snapshot, next.serial) = (now.serving_snapshot.clone(), now.serial);
+            // The configuration may have changed since the first part.
+            let newest = self.newest.load();
+            (next.serving_snapshot, next.serial) = (newest.serving_snapshot.clone(), newest.serial);
             for chunk in &mut next.chunks {
                 next.computed_statistics +=
                     complete_statistics(chunk, &writer.prompt_sets, &mut HashMap::new());
@@ -240,12 +247,12 @@ impl SharedSnapshots {
         self.ready.store(true, Ordering::Release);
         let newest = self.newest.load();
         for (image_id, before) in changed_images {
-            let entry = newest.metadata(image_id.as_str());
+            let after = newest.metadata(image_id.as_str());
             let before = before.map(Arc::new);
-            // An error means that nobody listens.
+            // An error means that there are no listeners any more.
             let _ = self.changes.send(SnapshotChange {
                 image_id,
-                after: entry,
+                after,
                 before,
                 table_version: newest.table_version,
             });
@@ -255,59 +262,61 @@ impl SharedSnapshots {
 
     fn switch_serving(
         &self,
-        served: ServingSnapshot,
+        serving_snapshot: ServingSnapshot,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<(), MemoryLimitExceeded> {
         let previous_sets = {
             let mut writer = self.lock_writer();
-            // Refused before anything is computed: whoever asks may ask again and again.
+            // Checked before anything is computed, because a caller may retry without end.
             self.newest
                 .load()
-                .memory_usage_with_sets(served.prompt_sets.len())
+                .memory_usage_with_sets(serving_snapshot.prompt_sets.len())
                 .check_limit(self.memory_limit_bytes)?;
-            // From here on new rows bring the statistics of both configurations.
-            let before = writer.prompt_sets.clone();
-            for set in &served.prompt_sets {
+            // From here on new rows get the statistics of both configurations.
+            let previous_sets = writer.prompt_sets.clone();
+            for set in &serving_snapshot.prompt_sets {
                 if writer.prompt_sets.iter().all(|known| known.statistics_key != set.statistics_key)
                 {
                     writer.prompt_sets.push(set.clone());
                 }
             }
-            before
+            previous_sets
         };
-        // Most rows without the writer's lock, so that commits are taken in meanwhile.
-        let seen = self.newest.load_full();
-        let (mut done, total) = (0, seen.len());
+        // Most rows are computed without holding the lock, so that commits can be applied in the
+        // meantime. The rows that these add already have the statistics of both configurations.
+        let snapshot = self.newest.load_full();
+        let (mut completed, total) = (0, snapshot.len());
         let mut columns = HashMap::new();
-        for chunk in &seen.chunks {
-            for set in &served.prompt_sets {
+        for chunk in &snapshot.chunks {
+            for set in &serving_snapshot.prompt_sets {
                 if !chunk.statistics.contains_key(&set.statistics_key) {
-                    let name = (Arc::as_ptr(&chunk.data), set.statistics_key.clone());
-                    columns.insert(name, compute_statistics_column(chunk, set));
+                    let key = (Arc::as_ptr(&chunk.data), set.statistics_key.clone());
+                    columns.insert(key, compute_statistics_column(chunk, set));
                 }
             }
-            done += chunk.live_count;
-            progress(done, total);
+            completed += chunk.live_count;
+            progress(completed, total);
         }
         let mut writer = self.lock_writer();
         let mut next = self.newest.load_full().clone_for_update();
         for chunk in &mut next.chunks {
             next.computed_statistics +=
-                complete_statistics(chunk, &served.prompt_sets, &mut columns);
+                complete_statistics(chunk, &serving_snapshot.prompt_sets, &mut columns);
         }
-        let sets = served.prompt_sets.clone();
-        next.serving_snapshot = served.into();
-        let published = self.publish(next);
-        writer.prompt_sets = if published.is_ok() { sets } else { previous_sets };
-        published
+        let sets = serving_snapshot.prompt_sets.clone();
+        next.serving_snapshot = serving_snapshot.into();
+        let result = self.publish(next);
+        writer.prompt_sets = if result.is_ok() { sets } else { previous_sets };
+        result
     }
 
-    /// Counts what is live, and refuses what needs more memory than the limit.
+    /// Counts the live images of `next`, and returns an error if it needs more memory than the limit.
     fn count_and_check_memory(&self, next: &mut Snapshot) -> Result<(), MemoryLimitExceeded> {
         next.live_count = next.chunks.iter().map(|chunk| chunk.live_count).sum();
         next.memory_usage().check_limit(self.memory_limit_bytes)
     }
 
+    /// Makes `next` the newest snapshot, unless it needs more memory than the limit.
     fn publish(&self, mut next: Snapshot) -> Result<(), MemoryLimitExceeded> {
         self.count_and_check_memory(&mut next)?;
         next.serial += 1;
@@ -316,7 +325,7 @@ impl SharedSnapshots {
     }
 }
 
-/// The newest row of each image, sorted by id.
+/// Keeps the newest row of each image, sorted by id.
 fn newest_row_per_image(mut rows: Vec<ImageRow>) -> Vec<ImageRow> {
     rows.par_sort_unstable_by(|a, b| {
         a.image_id

@@ -9,24 +9,24 @@ use crate::search::testing::{
 };
 use crate::table::{SnapshotPart, TableChanges};
 
+/// Applies one commit, and returns the live images as `id@sequence`.
 async fn apply_rows(snapshots: &SnapshotStore, version: u64, rows: Vec<ImageRow>) -> Vec<String> {
-    let part = SnapshotPart::All;
     let changes = TableChanges {
         version,
         is_full_snapshot: version == 1,
-        part,
+        part: SnapshotPart::All,
         rows,
         statistics: Vec::new(),
     };
     snapshots.apply_changes(changes).await.unwrap();
     let newest = snapshots.newest();
     let mut ids = Vec::new();
-    for (entry, embedding) in newest.images() {
-        let id = entry.image_id.as_str();
+    for (image, embedding) in newest.images() {
+        let id = image.image_id.as_str();
         assert_eq!(newest.embedding(id).unwrap(), embedding);
-        assert_eq!(newest.metadata(id).unwrap().version, entry.version);
-        let number: u64 = entry.version.sequence.as_str().parse().unwrap();
-        ids.push(format!("{id}@{number}"));
+        assert_eq!(newest.metadata(id).unwrap().version, image.version);
+        let sequence: u64 = image.version.sequence.as_str().parse().unwrap();
+        ids.push(format!("{id}@{sequence}"));
     }
     assert_eq!(newest.len(), ids.len());
     ids.sort();
@@ -38,7 +38,7 @@ fn upsert(id: &str, sequence: u64) -> ImageRow {
 }
 
 #[tokio::test]
-async fn the_newest_version_of_each_image_is_live_in_whatever_order_rows_come() {
+async fn the_newest_version_of_each_image_is_live_for_any_order_of_rows() {
     let snapshots = SnapshotStore::new(sample_serving_snapshot(Vec::new()), u64::MAX);
     assert!(!snapshots.is_ready());
     let first = vec![upsert("a", 2), upsert("b", 1), upsert("a", 1)];
@@ -63,31 +63,31 @@ async fn a_reader_keeps_its_snapshot() {
     assert_eq!(snapshots.newest().len(), 0);
 }
 
-/// What is known of an image survives the merging of chunks, and small chunks stay few.
+/// Metadata and statistics survive the merging of chunks, and small chunks stay few.
 #[tokio::test]
-async fn many_small_commits_cost_few_chunks() {
+async fn many_small_commits_leave_few_chunks() {
     let snapshots =
         SnapshotStore::new(sample_serving_snapshot(vec![sample_prompt_set("one", 8)]), u64::MAX);
     apply_rows(&snapshots, 1, Vec::new()).await;
     for version in 2..200 {
-        let mut one = upsert(&format!("i{:03}", version % 150), version);
-        if let Some(image) = &mut one.image {
+        let mut row = upsert(&format!("i{:03}", version % 150), version);
+        if let Some(image) = &mut row.image {
             image.uri = version.is_multiple_of(2).then(|| format!("file:///{version}"));
             image.content_hash = padded_hex(version);
             image.attributes = [("n".to_owned(), version.to_string())].into();
         }
-        apply_rows(&snapshots, version, vec![one]).await;
+        apply_rows(&snapshots, version, vec![row]).await;
     }
     let newest = snapshots.newest();
     assert_eq!(newest.len(), 150);
     assert!(newest.chunks.len() <= 9, "{} chunks", newest.chunks.len());
-    for (entry, embedding) in newest.images() {
-        let version: u64 = entry.version.sequence.as_str().parse().unwrap();
-        assert_eq!(entry.uri, version.is_multiple_of(2).then(|| format!("file:///{version}")));
-        assert_eq!(entry.content_hash, padded_hex(version));
-        assert_eq!(entry.attributes["n"], version.to_string());
+    for (image, embedding) in newest.images() {
+        let version: u64 = image.version.sequence.as_str().parse().unwrap();
+        assert_eq!(image.uri, version.is_multiple_of(2).then(|| format!("file:///{version}")));
+        assert_eq!(image.content_hash, padded_hex(version));
+        assert_eq!(image.attributes["n"], version.to_string());
         let set = &newest.serving_snapshot.prompt_sets[0];
-        let statistics = newest.statistics(entry.image_id.as_str(), &set.statistics_key);
+        let statistics = newest.statistics(image.image_id.as_str(), &set.statistics_key);
         assert_eq!(statistics, set.statistics(&embedding), "to the bit");
     }
 }
@@ -106,50 +106,53 @@ async fn a_new_configuration_replaces_the_old_one_atomically() {
     let other = sample_prompt_set("two", 8);
     let next =
         ServingSnapshot { state_revision: 7, ..sample_serving_snapshot(vec![other.clone()]) };
-    let heard = Mutex::new(0);
-    snapshots.switch_serving(next, &|done, _| *heard.lock().unwrap() = done).unwrap();
+    let reported = Mutex::new(0);
+    snapshots.switch_serving(next, &|completed, _| *reported.lock().unwrap() = completed).unwrap();
     let newest = snapshots.newest();
-    assert_eq!((newest.serving_snapshot.state_revision, *heard.lock().unwrap()), (7, 300));
-    for (entry, embedding) in newest.images() {
-        let id = entry.image_id.as_str();
+    assert_eq!((newest.serving_snapshot.state_revision, *reported.lock().unwrap()), (7, 300));
+    for (image, embedding) in newest.images() {
+        let id = image.image_id.as_str();
         assert_eq!(newest.statistics(id, &other.statistics_key), other.statistics(&embedding));
         let old = &held.serving_snapshot.prompt_sets[0].statistics_key;
         assert!(
             held.statistics(id, old).is_some()
                 && held.statistics(id, &other.statistics_key).is_none()
         );
-        assert!(newest.statistics(id, old).is_none(), "what is not served costs no memory");
+        assert!(
+            newest.statistics(id, old).is_none(),
+            "statistics of a set that is not served take no memory"
+        );
     }
-    // Commits that are taken in meanwhile, and the chunks that these merge, have both.
+    // Commits that are applied during the switch, and the chunks that they merge, have both sets.
     let third = sample_prompt_set("three", 8);
     let next = ServingSnapshot {
         state_revision: 8,
         ..sample_serving_snapshot(vec![other.clone(), third.clone()])
     };
     let runtime = tokio::runtime::Handle::current();
-    let adopting = snapshots.clone();
-    let work = move || {
-        let meanwhile = |_, _| {
-            let newest = adopting.newest().table_version;
+    let store = snapshots.clone();
+    let switch = move || {
+        let apply_commit = |_, _| {
+            let newest = store.newest().table_version;
             let rows = (0..200).map(|i| upsert(&format!("m{newest}-{i}"), i + 1)).collect();
-            runtime.block_on(apply_rows(&adopting, newest + 1, rows));
+            runtime.block_on(apply_rows(&store, newest + 1, rows));
         };
-        adopting.switch_serving(next, &meanwhile).unwrap();
+        store.switch_serving(next, &apply_commit).unwrap();
     };
-    tokio::task::spawn_blocking(work).await.unwrap();
+    tokio::task::spawn_blocking(switch).await.unwrap();
     let newest = snapshots.newest();
     assert!(newest.len() > 300);
-    for (entry, embedding) in newest.images() {
-        let found = newest.statistics(entry.image_id.as_str(), &third.statistics_key);
-        assert_eq!(found, third.statistics(&embedding), "{}", entry.image_id.as_str());
+    for (image, embedding) in newest.images() {
+        let statistics = newest.statistics(image.image_id.as_str(), &third.statistics_key);
+        assert_eq!(statistics, third.statistics(&embedding), "{}", image.image_id.as_str());
     }
-    // Later rows get what is served now.
+    // Later rows get the statistics of the served sets.
     apply_rows(&snapshots, newest.table_version + 1, vec![upsert("late", 1)]).await;
     assert!(snapshots.newest().statistics("late", &other.statistics_key).is_some());
 }
 
 #[tokio::test]
-async fn a_whole_table_comes_in_parts_and_is_served_once_all_are_there() {
+async fn a_whole_table_loaded_in_parts_is_served_after_the_last_part() {
     let (one, two) = (sample_prompt_set("one", 8), sample_prompt_set("two", 8));
     let snapshots = SnapshotStore::new(sample_serving_snapshot(vec![one.clone()]), u64::MAX);
     apply_rows(&snapshots, 1, vec![upsert("gone", 1), upsert("i1", 1)]).await;
@@ -161,9 +164,9 @@ async fn a_whole_table_comes_in_parts_and_is_served_once_all_are_there() {
         snapshots.apply_changes(changes).await.unwrap();
         (snapshots.newest().table_version, snapshots.newest().len())
     };
-    assert_eq!(part(SnapshotPart::First, 0..50).await, (1, 2), "one that was broken off");
+    assert_eq!(part(SnapshotPart::First, 0..50).await, (1, 2), "a load that is abandoned");
     assert_eq!(part(SnapshotPart::First, 0..100).await, (1, 2));
-    // What is served changes meanwhile.
+    // The configuration changes during the load.
     let next = ServingSnapshot { state_revision: 7, ..sample_serving_snapshot(vec![two.clone()]) };
     snapshots.switch_serving(next, &|_, _| {}).unwrap();
     let serial = snapshots.newest().serial;
@@ -171,38 +174,38 @@ async fn a_whole_table_comes_in_parts_and_is_served_once_all_are_there() {
     assert_eq!(part(SnapshotPart::Last, 200..300).await, (5, 300));
     let newest = snapshots.newest();
     assert_eq!((newest.serving_snapshot.state_revision, newest.serial), (7, serial + 1));
-    for (entry, embedding) in newest.images() {
-        let id = entry.image_id.as_str();
+    for (image, embedding) in newest.images() {
+        let id = image.image_id.as_str();
         assert_eq!(newest.statistics(id, &two.statistics_key), two.statistics(&embedding), "{id}");
         assert!(newest.statistics(id, &one.statistics_key).is_none());
     }
-    // Deletes of every part are remembered.
+    // There are tombstones of the deletes of every part.
     let late = (0..300).step_by(100).map(|i| upsert(&format!("deleted-{i}"), 8)).collect();
     assert_eq!(apply_rows(&snapshots, 6, late).await.len(), 300);
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_refused_with_figures_and_what_fits_is_served() {
+async fn changes_over_the_memory_limit_are_rejected_with_figures_and_the_old_snapshot_stays() {
     let snapshots = SnapshotStore::new(sample_serving_snapshot(Vec::new()), 4 << 20);
     apply_rows(&snapshots, 1, vec![upsert("a", 1)]).await;
-    let many = (0..2000)
+    let rows_over_limit = (0..2000)
         .map(|i| sample_row(&format!("i{i}"), 1, Some(clip_like_embedding(i, 1024))))
         .collect();
-    let refused = snapshots
+    let error = snapshots
         .apply_changes(TableChanges {
             version: 2,
             is_full_snapshot: false,
             part: SnapshotPart::All,
-            rows: many,
+            rows: rows_over_limit,
             statistics: Vec::new(),
         })
         .await;
-    let refused = refused.unwrap_err();
-    assert_eq!((refused.images, refused.limit_mib), (2001, 4));
-    assert!(refused.to_string().contains("search.memory_mib"), "{refused}");
+    let error = error.unwrap_err();
+    assert_eq!((error.images, error.limit_mib), (2001, 4));
+    assert!(error.to_string().contains("search.memory_mib"), "{error}");
     assert_eq!((snapshots.newest().table_version, snapshots.newest().len()), (1, 1));
 
-    // So are prompt sets, before anything is computed.
+    // Prompt sets over the limit are rejected before anything is computed.
     let rows = || (0..1000).map(|i| upsert(&format!("i{i}"), 1)).collect::<Vec<_>>();
     let large = SnapshotStore::new(sample_serving_snapshot(Vec::new()), u64::MAX);
     apply_rows(&large, 1, rows()).await;
@@ -210,27 +213,27 @@ async fn what_does_not_fit_is_refused_with_figures_and_what_fits_is_served() {
     let small = SnapshotStore::new(sample_serving_snapshot(Vec::new()), limit);
     apply_rows(&small, 1, rows()).await;
     let sets = (0..4).map(|i| sample_prompt_set(&format!("set{i}"), 8)).collect();
-    let refused = small
-        .switch_serving(sample_serving_snapshot(sets), &|_, _| panic!("it computes"))
+    let error = small
+        .switch_serving(sample_serving_snapshot(sets), &|_, _| panic!("statistics were computed"))
         .unwrap_err();
-    assert_eq!(refused.images, 1000);
+    assert_eq!(error.images, 1000);
     apply_rows(&small, 2, vec![upsert("late", 1)]).await;
     assert_eq!(small.newest().chunks.iter().map(|c| c.statistics.len()).sum::<usize>(), 0);
 }
 
-/// The promise of the memory that a row takes, at 512 dimensions with one prompt set.
+/// The documented memory per row, at 512 dimensions with one prompt set.
 #[tokio::test]
-async fn a_row_takes_no_more_memory_than_promised() {
+async fn a_row_takes_no_more_memory_than_documented() {
     let snapshots =
         SnapshotStore::new(sample_serving_snapshot(vec![sample_prompt_set("one", 512)]), u64::MAX);
     let rows = 5000;
-    let all = (0..rows)
+    let upserts = (0..rows)
         .map(|i| sample_row(&format!("i{i}"), 1, Some(clip_like_embedding(i, 512))))
         .collect();
-    apply_rows(&snapshots, 1, all).await;
+    apply_rows(&snapshots, 1, upserts).await;
     let memory = snapshots.newest().memory_usage();
-    let a_row = memory.other_bytes as f64 / rows as f64;
-    assert!(a_row <= 3.5 * 512.0 + 150.0, "{a_row} bytes a row");
+    let bytes_per_row = memory.other_bytes as f64 / rows as f64;
+    assert!(bytes_per_row <= 3.5 * 512.0 + 150.0, "{bytes_per_row} bytes per row");
     let estimated = crate::search::snapshot::required_bytes(rows, 512, 1) as f64;
     assert!(
         (estimated / memory.other_bytes as f64 - 1.0).abs() < 0.05,

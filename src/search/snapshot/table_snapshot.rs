@@ -13,38 +13,41 @@ use crate::balance::normalise::{Normaliser, ScaleConstants};
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::record::Embedding;
 
-/// Constants of the catalogue that are not frozen are computed again when one row in so many has
-/// changed.
+/// The scale constants of the catalogue, unless they are frozen, are computed again when one row in
+/// this many has changed.
 const SCALE_REFRESH_DIVISOR: u64 = 100;
 
-/// The live images at one version of the table, and how they are served.
+/// The live images at one version of the table, and the configuration that serves them.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Version of the table.
+    /// Version of the Delta table.
     pub table_version: u64,
-    /// Tells snapshots apart: two of one version may be served differently.
+    /// Number of this snapshot since the start. Two snapshots of one table version may differ in their
+    /// configuration.
     pub serial: u64,
-    /// When that version was taken in.
+    /// When that version was applied; `None` before the first.
     pub applied_at: Option<DateTime<Utc>>,
-    /// By what queries are answered.
+    /// The configuration that answers queries.
     pub serving_snapshot: Arc<ServingSnapshot>,
-    /// Statistics that were computed here, because the row came without them: one an image and set.
+    /// Number of statistics that were computed here because the row was stored without them, one per
+    /// image and prompt set.
     pub computed_statistics: usize,
     pub(crate) chunks: Vec<Chunk>,
     pub(crate) live_count: usize,
-    /// Rows that were taken in since the start.
+    /// Number of rows that were applied since the start.
     pub(crate) changed_rows: u64,
-    /// Bytes of what is remembered of deleted images.
+    /// Bytes of the tombstones of deleted images.
     pub(crate) tombstone_bytes: usize,
     pub(crate) scale_cache: ScaleCache,
-    /// What there is to filter by, once asked for.
+    /// Facets of the live images, counted on first use.
     pub(crate) facets: OnceLock<Vec<AttributeFacet>>,
 }
 
+/// Scale constants, with the value of `changed_rows` at which they were computed.
 pub(crate) type ScaleCache =
     Arc<Mutex<HashMap<(StatisticsKey, Normaliser), (u64, ScaleConstants)>>>;
 
-/// Where a row stands.
+/// Position of a row: the index of its chunk, and of the row in that chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct RowLocation {
     pub chunk: usize,
@@ -52,12 +55,12 @@ pub(crate) struct RowLocation {
 }
 
 impl Snapshot {
-    pub(crate) fn empty(served: Arc<ServingSnapshot>) -> Self {
+    pub(crate) fn empty(serving_snapshot: Arc<ServingSnapshot>) -> Self {
         Self {
             table_version: 0,
             serial: 0,
             applied_at: None,
-            serving_snapshot: served,
+            serving_snapshot,
             computed_statistics: 0,
             chunks: Vec::new(),
             live_count: 0,
@@ -68,7 +71,7 @@ impl Snapshot {
         }
     }
 
-    /// What the next one begins with.
+    /// Copies this snapshot as the start of the next one. The chunks are shared.
     pub(crate) fn clone_for_update(&self) -> Self {
         Self {
             serving_snapshot: self.serving_snapshot.clone(),
@@ -79,43 +82,44 @@ impl Snapshot {
         }
     }
 
-    /// How many images are live.
+    /// Returns the number of live images.
     pub fn len(&self) -> usize {
         self.live_count
     }
 
-    /// Whether no image is live.
+    /// Returns whether no image is live.
     pub fn is_empty(&self) -> bool {
         self.live_count == 0
     }
 
-    /// What is known of the image with this id, if it is live.
+    /// Returns the metadata of the image with this id, or `None` if it is not live.
     pub fn metadata(&self, id: &str) -> Option<Arc<ImageMetadata>> {
         let place = self.find_row(id)?;
         self.chunks[place.chunk].data.metadata(place.row).map(Arc::new)
     }
 
-    /// The stored embedding of the image with this id, if it is live.
+    /// Returns the stored embedding of the image with this id, or `None` if it is not live.
     pub fn embedding(&self, id: &str) -> Option<Embedding> {
         let place = self.find_row(id)?;
         Some(self.chunks[place.chunk].data.embedding(place.row))
     }
 
-    /// The statistics of a live image.
+    /// Returns the statistics of an image, or `None` if it is not live or has none for `key`.
     pub fn statistics(&self, id: &str, key: &StatisticsKey) -> Option<ScoreStatistics> {
         let place = self.find_row(id)?;
         let column = self.chunks[place.chunk].statistics.get(key)?;
         Some(column[place.row]).filter(|s| s.n > 0)
     }
 
-    /// All live images with their embeddings, in no particular order.
+    /// Iterates over all live images with their embeddings, in no particular order.
     pub fn images(&self) -> impl Iterator<Item = (ImageMetadata, Embedding)> + '_ {
-        let of = |chunk: &'_ Chunk, row: usize| {
+        let image = |chunk: &'_ Chunk, row: usize| {
             Some((chunk.data.metadata(row)?, chunk.data.embedding(row)))
         };
-        self.chunks.iter().flat_map(move |c| c.live_rows().filter_map(move |row| of(c, row)))
+        self.chunks.iter().flat_map(move |c| c.live_rows().filter_map(move |row| image(c, row)))
     }
 
+    /// Finds the row of a live image.
     pub(crate) fn find_row(&self, id: &str) -> Option<RowLocation> {
         self.chunks.iter().enumerate().find_map(|(chunk, c)| {
             let row = c.data.find_row(id).filter(|row| c.is_live(*row))?;
@@ -123,27 +127,28 @@ impl Snapshot {
         })
     }
 
-    /// The constants c and m of a normaliser over the live images. They are kept while less than
-    /// one row in [`STALE_SCALE`] has changed.
+    /// Returns the constants c and m of a normaliser over the live images. They are cached until one
+    /// row in [`SCALE_REFRESH_DIVISOR`] has changed.
     pub fn scale_constants(&self, key: &StatisticsKey, normaliser: Normaliser) -> ScaleConstants {
         if !matches!(normaliser, Normaliser::Zscore | Normaliser::Range) {
             return ScaleConstants::default();
         }
-        let name = (key.clone(), normaliser);
-        let scales = || self.scale_cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = scales().get(&name).copied();
-        let fresh = |at: u64| {
-            self.changed_rows.abs_diff(at) <= self.live_count as u64 / SCALE_REFRESH_DIVISOR
+        let cache_key = (key.clone(), normaliser);
+        let cache = || self.scale_cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let cached = cache().get(&cache_key).copied();
+        let is_fresh = |computed_at: u64| {
+            let changed = self.changed_rows.abs_diff(computed_at);
+            changed <= self.live_count as u64 / SCALE_REFRESH_DIVISOR
         };
-        if let Some((_, scale)) = known.filter(|(at, _)| fresh(*at)) {
+        if let Some((_, scale)) = cached.filter(|(computed_at, _)| is_fresh(*computed_at)) {
             return scale;
         }
         let scale = ScaleConstants::from_catalogue(normaliser, self.live_statistics(key));
-        scales().insert(name, (self.changed_rows, scale));
+        cache().insert(cache_key, (self.changed_rows, scale));
         scale
     }
 
-    /// The statistics of the live images that have them.
+    /// Iterates over the statistics of the live images that have them.
     pub(crate) fn live_statistics<'a>(
         &'a self,
         key: &'a StatisticsKey,
@@ -152,23 +157,24 @@ impl Snapshot {
         columns.flat_map(|(c, all)| c.live_rows().map(|row| all[row])).filter(|s| s.n > 0)
     }
 
-    /// Bytes in memory, and how they are spent.
+    /// Returns the bytes in memory, by purpose.
     pub fn memory_usage(&self) -> SnapshotMemory {
-        let (mut named, mut rest) = (self.tombstone_bytes, 0);
+        let (mut text_bytes, mut other_bytes) = (self.tombstone_bytes, 0);
         for chunk in &self.chunks {
-            let (n, r) = chunk.memory_bytes();
-            named += n;
-            rest += r;
+            let (text, other) = chunk.memory_bytes();
+            text_bytes += text;
+            other_bytes += other;
         }
-        SnapshotMemory { image_count: self.live_count, text_bytes: named, other_bytes: rest }
+        SnapshotMemory { image_count: self.live_count, text_bytes, other_bytes }
     }
 
-    /// The same with the statistics of so many sets.
+    /// Returns the bytes in memory that this snapshot would take with the statistics of `sets` prompt
+    /// sets.
     pub(crate) fn memory_usage_with_sets(&self, sets: usize) -> SnapshotMemory {
         let memory = self.memory_usage();
-        let column = |chunk: &Chunk| chunk.data.len * size_of::<ScoreStatistics>();
-        let now: usize = self.chunks.iter().map(|c| c.statistics.len() * column(c)).sum();
-        let then = sets * self.chunks.iter().map(column).sum::<usize>();
-        SnapshotMemory { other_bytes: memory.other_bytes - now + then, ..memory }
+        let column_bytes = |chunk: &Chunk| chunk.data.len * size_of::<ScoreStatistics>();
+        let current: usize = self.chunks.iter().map(|c| c.statistics.len() * column_bytes(c)).sum();
+        let future = sets * self.chunks.iter().map(column_bytes).sum::<usize>();
+        SnapshotMemory { other_bytes: memory.other_bytes - current + future, ..memory }
     }
 }
