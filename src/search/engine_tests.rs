@@ -16,6 +16,7 @@ use super::testing::{
     HashEncoders, clip_like_embedding, sample_prompt_set, sample_row, sample_serving_snapshot,
 };
 use crate::balance::calibration::{Calibration, NoMatchRule, NoMatchSignal};
+use crate::balance::normalise::Normaliser;
 use crate::ingest::decode;
 use crate::record::{AttributeType, AttributeTypes, ImageRow};
 use crate::search::*;

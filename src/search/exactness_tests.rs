@@ -6,10 +6,10 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::scan::rank::{ExactRanker, Hit};
-use super::scan::{BACKGROUND_GROUP_STRIDE, ScanRequest, scan_snapshot, split_into_tasks};
-use super::snapshot::Snapshot;
-use super::snapshot::snapshot_store::SnapshotStore;
+use super::scan::{
+    BACKGROUND_GROUP_STRIDE, ExactRanker, Hit, ScanRequest, scan_snapshot, split_into_tasks,
+};
+use super::snapshot::{Snapshot, SnapshotStore};
 use super::testing::{clip_like_embedding, sample_prompt_set, sample_row, sample_serving_snapshot};
 use crate::balance::normalise::{BalanceParameters, Normaliser};
 use crate::table::{SnapshotPart, TableChanges};

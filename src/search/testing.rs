@@ -8,8 +8,7 @@ use image::RgbImage;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::engine::traffic::Route;
-use super::snapshot::ServingSnapshot;
+use super::snapshot::{Route, ServingSnapshot};
 use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::StatisticsKey;
 use crate::catalogue::ServingConfig;

@@ -10,8 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::balance::normalise::ScaleConstants;
 use crate::search::scan::ScanRequest;
-use crate::search::snapshot::Snapshot;
-use crate::search::snapshot::chunk::Chunk;
+use crate::search::snapshot::{Chunk, Snapshot};
 
 /// Bytes of a query's digest in a cursor.
 pub const DIGEST_BYTES: usize = 16;

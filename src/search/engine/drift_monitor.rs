@@ -5,13 +5,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::engines::Engines;
 use crate::balance::calibration::{AnswerStats, Baseline, StatisticsSummary};
 use crate::catalogue::ServingConfig;
 use crate::record::ImageId;
@@ -95,7 +93,7 @@ impl DriftMonitor {
     }
 
     /// Logs `balance.drift` and sets the metrics of the same name.
-    fn log_drift(&self, snapshot: &Snapshot) {
+    pub fn log_drift(&self, snapshot: &Snapshot) {
         let served = &snapshot.serving_snapshot;
         let baseline: Option<Baseline> =
             served.serving.calibration.as_ref().and_then(|c| c.baseline);
@@ -141,32 +139,6 @@ impl DriftMonitor {
             metrics.balance_top_hit_changed.set(&[at], known(habits.map(|h| h.top_hit_changed)));
             metrics.balance_no_match.set(&[at], known(habits.and_then(|h| h.no_match)));
             metrics.balance_hubness.set(&[at], known(habits.and_then(|h| h.hubness_ratio())));
-        }
-    }
-}
-
-impl Engines {
-    /// Tells how far the live engine's balancing goes every `search.watch_seconds`, until `token` is cancelled.
-    pub async fn monitor_drift(self: Arc<Self>, token: CancellationToken) {
-        let seconds = self.live().options().drift_interval_seconds;
-        if seconds == 0 {
-            return;
-        }
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
-                () = token.cancelled() => return,
-            }
-            let engine = self.live();
-            // Reads the statistics of all images.
-            let logging = tokio::task::spawn_blocking(move || {
-                if engine.snapshots().is_ready() {
-                    engine.drift_monitor.log_drift(&engine.snapshots().newest());
-                }
-            });
-            if let Err(error) = logging.await {
-                std::panic::resume_unwind(error.into_panic());
-            }
         }
     }
 }

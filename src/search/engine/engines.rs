@@ -2,17 +2,20 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
+use super::answer::SearchResults;
 use super::explain::Explanation;
+use super::generation_engine::Engine;
 use super::shadow::ShadowQuery;
-use super::traffic::{Route, RoutingRequest, choose_route};
-use super::{Engine, SearchResults};
+use super::traffic::{RoutingRequest, choose_route};
 use crate::catalogue::RolloutCandidate;
-use crate::search::query::{Query, QueryError, QueryInput};
-use crate::search::snapshot::chunk::ImageMetadata;
+use crate::search::error::QueryError;
+use crate::search::query::{Query, QueryInput};
+use crate::search::snapshot::{ImageMetadata, Route};
 
 /// Which engine does what, at one moment.
 #[derive(Clone)]
@@ -117,6 +120,30 @@ impl Engines {
             return roles.live.explain(query, image_id, cancel);
         }
         answer
+    }
+
+    /// Tells how far the live engine's balancing goes every `search.watch_seconds`, until `token` is cancelled.
+    pub async fn monitor_drift(self: Arc<Self>, token: CancellationToken) {
+        let seconds = self.live().options().drift_interval_seconds;
+        if seconds == 0 {
+            return;
+        }
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
+                () = token.cancelled() => return,
+            }
+            let engine = self.live();
+            // Reads the statistics of all images.
+            let logging = tokio::task::spawn_blocking(move || {
+                if engine.snapshots().is_ready() {
+                    engine.drift_monitor.log_drift(&engine.snapshots().newest());
+                }
+            });
+            if let Err(error) = logging.await {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
     }
 }
 

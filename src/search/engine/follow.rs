@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
-use super::Engine;
-use super::traffic::Route;
+use super::generation_engine::Engine;
 use crate::retry::{Backoff, Classify, Disposition};
-use crate::search::query::to_milliseconds;
-use crate::search::snapshot::memory::MemoryLimitExceeded;
+use crate::search::snapshot::{MemoryLimitExceeded, Route};
+use crate::search::timings::to_milliseconds;
 use crate::table::{Follower, TableChanges, TableError};
 use crate::telemetry::{event, metrics};
 

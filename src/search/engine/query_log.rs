@@ -6,10 +6,10 @@ use tracing::{info, warn};
 
 use crate::balance::normalise::BalanceParameters;
 use crate::record::to_hex;
-use crate::search::SearchOptions;
-use crate::search::query::{Query, Timings};
-use crate::search::scan::no_match::NoMatchVerdict;
-use crate::search::scan::rank::Hit;
+use crate::search::options::SearchOptions;
+use crate::search::query::Query;
+use crate::search::scan::{Hit, NoMatchVerdict};
+use crate::search::timings::Timings;
 use crate::telemetry::{self, event, metrics};
 
 /// An answer, as far as it is told.

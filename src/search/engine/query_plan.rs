@@ -5,18 +5,18 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Engine;
 use super::cursor::{self, Cursor};
-use super::traffic::{Route, RoutingRequest, choose_route};
+use super::generation_engine::Engine;
+use super::traffic::{RoutingRequest, choose_route};
 use crate::balance::calibration::Calibration;
 use crate::balance::normalise::{BalanceParameters, Normaliser};
 use crate::catalogue::ServingConfig;
 use crate::prompts::EmbeddedPromptSet;
-use crate::search::query::filter::ValidatedFilter;
-use crate::search::query::{MinScore, Query, QueryError, QueryInput, to_milliseconds};
+use crate::search::error::QueryError;
+use crate::search::query::{MinScore, Query, QueryInput, ValidatedFilter};
 use crate::search::scan::ScanRequest;
-use crate::search::snapshot::chunk::ROWS_PER_GROUP;
-use crate::search::snapshot::{RowLocation, Snapshot};
+use crate::search::snapshot::{ROWS_PER_GROUP, Route, RowLocation, Snapshot};
+use crate::search::timings::to_milliseconds;
 
 /// A checked query.
 pub(super) struct QueryPlan {

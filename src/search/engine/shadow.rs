@@ -9,9 +9,7 @@ use super::query_log::query_hash;
 use super::traffic::{RankingDifference, TrafficCounters};
 use crate::catalogue::RolloutCandidate;
 use crate::search::query::Query;
-use crate::search::scan::ScanRequest;
-use crate::search::scan::batch_scanner::{BatchScanner, ScanGoal};
-use crate::search::scan::rank::Hit;
+use crate::search::scan::{BatchScanner, Hit, ScanGoal, ScanRequest};
 use crate::telemetry::event;
 
 /// The only turn that there is to compute in the shadow; dropping it gives it back.

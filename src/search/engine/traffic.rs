@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::catalogue::{RolloutCandidate, ServingConfig};
-use crate::search::query::filter::Filter;
+use crate::search::query::Filter;
+use crate::search::snapshot::Route;
 
 /// What decides who answers, of a query.
 #[derive(Debug, Clone, Copy)]
@@ -23,15 +24,6 @@ pub struct RoutingRequest<'a> {
     pub has_overrides: bool,
     /// Which images it may find.
     pub filter: Option<&'a Filter>,
-}
-
-/// Who answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
-    /// The live configuration.
-    Live,
-    /// The candidate.
-    Candidate,
 }
 
 /// Who answers a query, by the candidate that there is. `Err` where it asks for a configuration that

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::{MAX_WEIGHTED_TEXTS, QueryError, QueryInput, WeightedText};
+use super::request::{MAX_WEIGHTED_TEXTS, QueryInput, WeightedText};
 use crate::clip::Encoders;
 use crate::ingest::decode::{self, decode};
 use crate::record::to_hex;
-use crate::search::SearchOptions;
+use crate::search::error::QueryError;
+use crate::search::options::SearchOptions;
 use crate::search::snapshot::Snapshot;
 
 /// Largest weight of a text of a mixture.

@@ -9,11 +9,15 @@ use rayon::prelude::*;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::rank::{ExactRanker, TopK};
-use super::{ScanRequest, scan_snapshot, split_into_tasks};
-use crate::search::SearchOptions;
-use crate::search::query::{QueryError, Timings, to_milliseconds};
+use super::hit::TopK;
+use super::pass::scan_snapshot;
+use super::rank::ExactRanker;
+use super::request::ScanRequest;
+use super::task::split_into_tasks;
+use crate::search::error::QueryError;
+use crate::search::options::SearchOptions;
 use crate::search::snapshot::RowLocation;
+use crate::search::timings::{Timings, to_milliseconds};
 use crate::telemetry::event;
 
 /// What is wanted of a pass.

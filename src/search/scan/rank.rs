@@ -14,46 +14,17 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use half::f16;
 use pulp::{Arch, WithSimd};
 use rayon::prelude::*;
 
-use super::{ScanRequest, ScanResult, ScanTask, TaskResult, with_error};
-use crate::balance::calibration::ScoreDistribution;
+use super::bounds::with_error;
+use super::exact_dot_product::ExactDotProduct;
+use super::hit::{Hit, TopK};
+use super::pass::{ScanResult, TaskResult};
+use super::request::ScanRequest;
+use super::task::ScanTask;
 use crate::balance::normalise::AffineTransform;
-use crate::search::snapshot::RowLocation;
-use crate::search::snapshot::chunk::{ImageMetadata, NO_STATISTICS, ROWS_PER_GROUP};
-use crate::search::snapshot::quantise::QuantisedQuery;
-
-/// One image among the results.
-#[derive(Debug, Clone)]
-pub struct Hit {
-    /// The image.
-    pub image: Arc<ImageMetadata>,
-    /// Cosine of query and image: plain CLIP.
-    pub raw_score: f32,
-    /// Place in the ranking of plain CLIP, from 1.
-    pub raw_rank: usize,
-    /// Balanced score α·raw + β.
-    pub score: f32,
-    /// Place in the balanced ranking, from 1.
-    pub rank: usize,
-    /// The image's own factor and shift.
-    pub affine: AffineTransform,
-}
-
-/// Exact results of one query.
-#[derive(Debug)]
-pub struct TopK {
-    /// Best by balanced score, from the wanted place on.
-    pub hits: Vec<Hit>,
-    /// Best by raw score, from the same place on.
-    pub raw_hits: Vec<Hit>,
-    /// Rows that were ranked.
-    pub matched: usize,
-    /// Moments of the balanced scores of all images; with a filter, of a part of them.
-    pub score_distribution: ScoreDistribution,
-}
+use crate::search::snapshot::{NO_STATISTICS, QuantisedQuery, ROWS_PER_GROUP, RowLocation};
 
 /// Balanced, raw.
 const BALANCED_INDEX: usize = 0;
@@ -364,51 +335,4 @@ struct BoundedRow {
     location: RowLocation,
     lower: [f32; 2],
     upper: [f32; 2],
-}
-
-/// The value of a finite f16, written so that compilers vectorise it: its bits, where those of an f32
-/// stand, are 2¹¹² times too small.
-#[inline(always)]
-fn f16_to_f32(value: f16) -> f32 {
-    const EXPONENT_SCALE: f32 = f32::from_bits((127 + 112) << 23);
-    let bits = u32::from(value.to_bits());
-    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * EXPONENT_SCALE;
-    f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
-}
-
-/// The product of a query and a stored row in f64, in an order that does not depend on the machine.
-struct ExactDotProduct<'a> {
-    query: &'a [f32],
-    row: &'a [f16],
-}
-
-impl WithSimd for ExactDotProduct<'_> {
-    type Output = f64;
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _: S) -> f64 {
-        const LANES: usize = 16;
-        let mut lanes = [0f64; LANES];
-        let (a, a_rest) = self.query.as_chunks::<LANES>();
-        let (b, b_rest) = self.row.as_chunks::<LANES>();
-        for (a, b) in a.iter().zip(b) {
-            for lane in 0..LANES {
-                lanes[lane] += f64::from(a[lane]) * f64::from(f16_to_f32(b[lane]));
-            }
-        }
-        let rest = a_rest.iter().zip(b_rest);
-        let rest: f64 = rest.map(|(a, b)| f64::from(*a) * b.to_f64()).sum();
-        lanes.iter().sum::<f64>() + rest
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_finite_half_is_widened_exactly() {
-        for value in (0..=u16::MAX).map(f16::from_bits).filter(|value| value.is_finite()) {
-            assert_eq!(f16_to_f32(value).to_bits(), value.to_f32().to_bits(), "{value}");
-        }
-    }
 }

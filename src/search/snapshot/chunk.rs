@@ -1,4 +1,4 @@
-//! An immutable piece of a snapshot: rows in the order of their ids, each field a column.
+//! A chunk: an immutable part of a snapshot with rows sorted by id, stored by column.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,42 +13,42 @@ use crate::record::{
     Attributes, Embedding, ImageId, ImageRow, RowVersion, SequenceKey, StoredImage, to_hex,
 };
 
-/// Rows of a group: one word of a bitmap.
+/// Number of rows of a group, whose bits fill one word of a bitmap.
 pub const ROWS_PER_GROUP: usize = 64;
-/// Most rows of a chunk. Larger ones would make merging them slow, smaller ones a query prepare its
-/// numbers more often.
+/// Maximum number of rows of a chunk. Larger chunks would be slow to merge; with smaller ones a query
+/// would be quantised more often.
 pub const MAX_CHUNK_ROWS: usize = 1 << 16;
 
-/// No statistics: the row keeps its raw score.
+/// Stands for missing statistics: the row keeps its raw score.
 pub const NO_STATISTICS: ScoreStatistics =
     ScoreStatistics { n: 0, mean: 0.0, std: 0.0, min: 0.0, max: 0.0, lse: 0.0, topk_mean: 0.0 };
 
-/// What is known of one live image besides its embedding.
+/// Everything stored about one live image except its embedding.
 #[derive(Debug, Clone)]
 pub struct ImageMetadata {
-    /// Which image.
+    /// Id of the image.
     pub image_id: ImageId,
-    /// Its version.
+    /// Version of the row.
     pub version: RowVersion,
-    /// When the change happened, where known.
+    /// When the change happened, if the event said so.
     pub event_time: Option<DateTime<Utc>>,
-    /// When it was embedded.
+    /// When the image was embedded.
     pub embedded_at: DateTime<Utc>,
-    /// Where it was fetched from; none where its bytes came in the event.
+    /// Address that the image was fetched from; `None` if its bytes came in the event.
     pub uri: Option<String>,
-    /// SHA-256 of its bytes in hexadecimal.
+    /// SHA-256 of the file in hexadecimal; empty if unknown.
     pub content_hash: String,
-    /// Size of those bytes.
+    /// Size of the file in bytes.
     pub byte_size: u64,
     /// Width in pixels.
     pub width: u32,
     /// Height in pixels.
     pub height: u32,
-    /// Declared attributes.
+    /// Declared attributes with their values.
     pub attributes: Attributes,
 }
 
-/// Texts one after the other in one piece of memory.
+/// Many short texts in one allocation.
 #[derive(Debug, Default)]
 pub struct PackedStrings {
     joined: Box<str>,
@@ -57,21 +57,21 @@ pub struct PackedStrings {
 
 impl PackedStrings {
     fn from_texts<'a>(texts: impl Iterator<Item = &'a str>) -> Self {
-        let (mut text, mut ends) = (String::new(), Vec::new());
-        for one in texts {
-            text.push_str(one);
-            ends.push(text.len() as u32);
+        let (mut joined, mut end_offsets) = (String::new(), Vec::new());
+        for text in texts {
+            joined.push_str(text);
+            end_offsets.push(joined.len() as u32);
         }
-        Self { joined: text.into(), end_offsets: ends.into() }
+        Self { joined: joined.into(), end_offsets: end_offsets.into() }
     }
 
-    /// The text at `i`.
+    /// Returns the text at index `i`.
     pub fn get(&self, i: usize) -> &str {
-        let from = i.checked_sub(1).map_or(0, |before| self.end_offsets[before] as usize);
-        &self.joined[from..self.end_offsets[i] as usize]
+        let start = i.checked_sub(1).map_or(0, |before| self.end_offsets[before] as usize);
+        &self.joined[start..self.end_offsets[i] as usize]
     }
 
-    /// How many texts.
+    /// Returns the number of texts.
     pub fn len(&self) -> usize {
         self.end_offsets.len()
     }
@@ -81,54 +81,57 @@ impl PackedStrings {
     }
 }
 
-/// The values of one attribute: each different value once, and which one a row has.
+/// The values of one attribute, dictionary-encoded: each different value once, and one index per row.
 #[derive(Debug)]
 pub struct AttributeColumn {
     /// The different values, sorted.
     pub values: PackedStrings,
-    /// Index into `values` of each row; [`Column::MISSING`] where it has none.
+    /// Index into `values` of each row; [`AttributeColumn::MISSING`] if it has no value.
     pub value_indices: Box<[u32]>,
 }
 
 impl AttributeColumn {
-    /// A row without the attribute.
+    /// Index of a row without the attribute.
     pub const MISSING: u32 = u32::MAX;
 }
 
-/// The rows, without statistics and without what is deleted since.
+/// The stored rows of a chunk. Statistics and later deletions are kept in [`Chunk`].
 #[derive(Debug)]
 pub struct ChunkData {
-    /// Rows.
+    /// Number of rows.
     pub len: usize,
-    /// Values of an embedding.
+    /// Number of values of an embedding.
     pub dimension: usize,
-    /// Codes of the embeddings.
+    /// One-byte codes of the embeddings.
     pub quantised: QuantisedVectors,
+    /// The embeddings, `dimension` values per row.
     vectors: Box<[f16]>,
     ids: PackedStrings,
     sequences: PackedStrings,
-    /// Empty text: none.
+    /// An empty text stands for no address.
     uris: PackedStrings,
-    /// Microseconds since 1970; [`Body::NO_TIME`] where unknown.
+    /// Microseconds since 1970; [`ChunkData::UNKNOWN_TIME`] if unknown.
     pub event_times: Box<[i64]>,
     /// Microseconds since 1970.
     pub embedded_at: Box<[i64]>,
+    /// SHA-256 of each file; zeros if unknown.
     content_hashes: Box<[[u8; 32]]>,
+    /// Bytes of the file, width and height in pixels.
     image_sizes: Box<[(u64, u32, u32)]>,
-    /// Declared attributes that any row has.
+    /// Columns of the attributes that at least one row has.
     pub attributes: BTreeMap<String, AttributeColumn>,
 }
 
 impl ChunkData {
-    /// A time that is not known.
+    /// Stands for an unknown time.
     pub const UNKNOWN_TIME: i64 = i64::MIN;
 
-    /// The id of a row.
+    /// Returns the id of a row.
     pub fn id(&self, row: usize) -> &str {
         self.ids.get(row)
     }
 
-    /// The row of an id, live or not.
+    /// Finds the row of an id, live or not.
     pub fn find_row(&self, id: &str) -> Option<usize> {
         let (mut low, mut high) = (0, self.len);
         while low < high {
@@ -142,7 +145,7 @@ impl ChunkData {
         None
     }
 
-    /// The version of a row.
+    /// Returns the version of a row.
     pub fn version(&self, row: usize) -> RowVersion {
         RowVersion {
             sequence: SequenceKey::from_stored(self.sequences.get(row)),
@@ -151,25 +154,27 @@ impl ChunkData {
         }
     }
 
-    /// The stored embedding of a row.
+    /// Returns the embedding of a row as it is stored.
     pub fn stored_vector(&self, row: usize) -> &[f16] {
         &self.vectors[row * self.dimension..(row + 1) * self.dimension]
     }
 
-    /// The stored embedding of a row, as statistics are computed from it.
+    /// Returns the embedding of a row in f32, as statistics are computed from it.
     pub fn embedding(&self, row: usize) -> Embedding {
         Embedding::from_stored(&self.stored_vector(row).to_f32_vec())
     }
 
-    /// What is known of a row.
+    /// Returns the metadata of a row; `None` if its stored id is not valid.
     pub fn metadata(&self, row: usize) -> Option<ImageMetadata> {
-        let of = |column: &AttributeColumn| {
-            let code = column.value_indices[row];
-            (code != AttributeColumn::MISSING).then(|| column.values.get(code as usize).to_owned())
+        let value_in = |column: &AttributeColumn| {
+            let index = column.value_indices[row];
+            let has_value = index != AttributeColumn::MISSING;
+            has_value.then(|| column.values.get(index as usize).to_owned())
         };
-        let attributes = self.attributes.iter();
+        let attributes =
+            self.attributes.iter().filter_map(|(name, c)| Some((name.clone(), value_in(c)?)));
         let hash = &self.content_hashes[row];
-        let (bytes, width, height) = self.image_sizes[row];
+        let (byte_size, width, height) = self.image_sizes[row];
         let uri = self.uris.get(row);
         Some(ImageMetadata {
             image_id: ImageId::new(self.id(row)).ok()?,
@@ -179,69 +184,70 @@ impl ChunkData {
             embedded_at: time_from_micros(self.embedded_at[row]),
             uri: (!uri.is_empty()).then(|| uri.to_owned()),
             content_hash: if hash == &[0; 32] { String::new() } else { to_hex(hash) },
-            byte_size: bytes,
+            byte_size,
             width,
             height,
-            attributes: attributes.filter_map(|(n, c)| Some((n.clone(), of(c)?))).collect(),
+            attributes: attributes.collect(),
         })
     }
 
-    /// The row as it was before it was taken in, with these statistics.
+    /// Restores the row that was applied, with these statistics.
     fn to_row(
         &self,
         row: usize,
         statistics: BTreeMap<StatisticsKey, ScoreStatistics>,
     ) -> Option<ImageRow> {
-        let entry = self.metadata(row)?;
+        let image = self.metadata(row)?;
         Some(ImageRow {
-            image_id: entry.image_id,
-            sequence: entry.version.sequence,
-            event_time: entry.event_time,
-            embedded_at: entry.embedded_at,
+            image_id: image.image_id,
+            sequence: image.version.sequence,
+            event_time: image.event_time,
+            embedded_at: image.embedded_at,
             image: Some(StoredImage {
-                uri: entry.uri,
-                content_hash: entry.content_hash,
-                bytes: entry.byte_size,
-                width: entry.width,
-                height: entry.height,
-                attributes: entry.attributes,
+                uri: image.uri,
+                content_hash: image.content_hash,
+                bytes: image.byte_size,
+                width: image.width,
+                height: image.height,
+                attributes: image.attributes,
                 embedding: self.embedding(row),
                 statistics,
             }),
         })
     }
 
-    /// Bytes of ids, addresses and attributes; all others.
+    /// Returns the bytes of ids, addresses and attributes, and the bytes of everything else.
     fn memory_bytes(&self) -> (usize, usize) {
         let attributes = self.attributes.values();
-        let named = self.ids.memory_bytes()
+        let text_bytes = self.ids.memory_bytes()
             + self.uris.memory_bytes()
             + attributes
                 .map(|c| c.values.memory_bytes() + 4 * c.value_indices.len())
                 .sum::<usize>();
-        let rest = self.quantised.memory_bytes()
+        let other_bytes = self.quantised.memory_bytes()
             + 2 * self.vectors.len()
             + self.sequences.memory_bytes()
             + self.len * (8 + 8 + 32 + 16);
-        (named, rest)
+        (text_bytes, other_bytes)
     }
 }
 
-/// A body, its statistics, and which of its rows are live. Copies share what is large.
+/// Stored rows, their statistics, and which of them are live. Clones share the large parts.
 #[derive(Debug, Clone)]
 pub struct Chunk {
-    /// The rows.
+    /// The stored rows.
     pub data: Arc<ChunkData>,
-    /// Statistics of each row by prompt set.
+    /// One column per prompt set: the statistics of each row, or [`NO_STATISTICS`].
     pub statistics: BTreeMap<StatisticsKey, Arc<[ScoreStatistics]>>,
-    /// A bit a row, [`GROUP`] a word.
+    /// One bit per row, [`ROWS_PER_GROUP`] bits per word; 1 if the row is live.
     pub live_bitmap: Arc<[u64]>,
-    /// Rows that are live.
+    /// Number of live rows.
     pub live_count: usize,
 }
 
 impl Chunk {
-    /// A chunk of rows with images, sorted by id, one row an id, with the statistics of `keys`.
+    /// Builds a chunk with the statistics of `keys`. The rows must have images and be sorted by id,
+    /// with one row per id.
     pub fn from_rows(rows: &[ImageRow], keys: &[StatisticsKey]) -> Self {
         let len = rows.len();
         let images: Vec<&StoredImage> = rows.iter().filter_map(|row| row.image.as_ref()).collect();
@@ -254,14 +260,14 @@ impl Chunk {
         let statistics = keys
             .iter()
             .map(|key| {
-                let of = |image: &&StoredImage| {
+                let statistics_of = |image: &&StoredImage| {
                     image.statistics.get(key).copied().unwrap_or(NO_STATISTICS)
                 };
-                (key.clone(), images.iter().map(of).collect())
+                (key.clone(), images.iter().map(statistics_of).collect())
             })
             .collect();
         let micros = |time: DateTime<Utc>| time.timestamp_micros();
-        let body = ChunkData {
+        let data = ChunkData {
             len,
             dimension,
             quantised: QuantisedVectors::from_vectors(&vectors, dimension),
@@ -287,59 +293,59 @@ impl Chunk {
         if let Some(last) = live.last_mut().filter(|_| !len.is_multiple_of(ROWS_PER_GROUP)) {
             *last = (1 << (len % ROWS_PER_GROUP)) - 1;
         }
-        Self { data: body.into(), statistics, live_bitmap: live.into(), live_count: len }
+        Self { data: data.into(), statistics, live_bitmap: live.into(), live_count: len }
     }
 
-    /// Whether a row is live.
+    /// Returns whether a row is live.
     pub fn is_live(&self, row: usize) -> bool {
         self.live_bitmap[row / ROWS_PER_GROUP] >> (row % ROWS_PER_GROUP) & 1 == 1
     }
 
-    /// The live rows.
+    /// Iterates over the indices of the live rows.
     pub fn live_rows(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.data.len).filter(|row| self.is_live(*row))
     }
 
-    /// The same chunk without `rows`.
+    /// Returns the same chunk with `rows` marked as not live.
     pub fn without_rows(&self, rows: &[usize]) -> Self {
         let mut live = self.live_bitmap.to_vec();
         for row in rows {
             live[row / ROWS_PER_GROUP] &= !(1 << (row % ROWS_PER_GROUP));
         }
-        let count = live.iter().map(|word| word.count_ones() as usize).sum();
-        Self { live_bitmap: live.into(), live_count: count, ..self.clone() }
+        let live_count = live.iter().map(|word| word.count_ones() as usize).sum();
+        Self { live_bitmap: live.into(), live_count, ..self.clone() }
     }
 
-    /// The live rows as they were before they were taken in.
+    /// Restores the live rows as they were applied.
     pub fn to_rows(&self) -> Vec<ImageRow> {
-        let row = |row| {
-            let of =
-                |(key, all): (&StatisticsKey, &Arc<[ScoreStatistics]>)| (key.clone(), all[row]);
-            let all: BTreeMap<StatisticsKey, ScoreStatistics> =
-                self.statistics.iter().map(of).collect();
-            self.data.to_row(row, all.into_iter().filter(|(_, s)| s.n > 0).collect())
+        let restore = |row| {
+            let columns = self.statistics.iter();
+            let statistics = columns.map(|(key, column)| (key.clone(), column[row]));
+            self.data.to_row(row, statistics.filter(|(_, s)| s.n > 0).collect())
         };
-        self.live_rows().filter_map(row).collect()
+        self.live_rows().filter_map(restore).collect()
     }
 
-    /// What copies share, by its address, with its bytes: the body, and the statistics of each set.
+    /// Returns the parts that clones share, each with its address and its bytes: the stored rows, and
+    /// the statistics of each prompt set.
     pub fn shared_parts(&self) -> impl Iterator<Item = (*const (), u64)> + '_ {
-        let (named, rest) = self.data.memory_bytes();
-        let body = (Arc::as_ptr(&self.data).cast(), (named + rest) as u64);
-        let column =
-            |all: &Arc<[ScoreStatistics]>| (all.as_ptr().cast(), size_of_val(&**all) as u64);
-        std::iter::once(body).chain(self.statistics.values().map(column))
+        let (text_bytes, other_bytes) = self.data.memory_bytes();
+        let data = (Arc::as_ptr(&self.data).cast(), (text_bytes + other_bytes) as u64);
+        let column_part = |column: &Arc<[ScoreStatistics]>| {
+            (column.as_ptr().cast(), size_of_val(&**column) as u64)
+        };
+        std::iter::once(data).chain(self.statistics.values().map(column_part))
     }
 
-    /// Bytes of ids, addresses and attributes; all others.
+    /// Returns the bytes of ids, addresses and attributes, and the bytes of everything else.
     pub fn memory_bytes(&self) -> (usize, usize) {
-        let (named, rest) = self.data.memory_bytes();
+        let (text_bytes, other_bytes) = self.data.memory_bytes();
         let statistics = self.statistics.len() * self.data.len * size_of::<ScoreStatistics>();
-        (named, rest + statistics + 8 * self.live_bitmap.len())
+        (text_bytes, other_bytes + statistics + 8 * self.live_bitmap.len())
     }
 }
 
-/// The bytes of a hash in hexadecimal; zeros where it is none.
+/// Returns the bytes of a hexadecimal hash; zeros if `text` is not one.
 fn parse_hex_hash(text: &str) -> [u8; 32] {
     let mut digest = [0; 32];
     if text.len() == 64 && text.is_ascii() {
@@ -354,24 +360,22 @@ fn time_from_micros(micros: i64) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(micros).unwrap_or_default()
 }
 
+/// Builds one column for each attribute that any image has.
 fn build_attribute_columns(images: &[&StoredImage]) -> BTreeMap<String, AttributeColumn> {
     let names: std::collections::BTreeSet<&String> =
         images.iter().flat_map(|image| image.attributes.keys()).collect();
     let column = |name: &String| {
-        let all: Vec<Option<&str>> =
+        let value_of_each: Vec<Option<&str>> =
             images.iter().map(|i| i.attributes.get(name).map(String::as_str)).collect();
-        let mut values: Vec<&str> = all.iter().flatten().copied().collect();
+        let mut values: Vec<&str> = value_of_each.iter().flatten().copied().collect();
         values.sort_unstable();
         values.dedup();
-        let code = |value: Option<&str>| {
-            let found = value.and_then(|v| values.binary_search(&v).ok());
-            found.map_or(AttributeColumn::MISSING, |i| i as u32)
+        let index_of = |value: Option<&str>| {
+            let index = value.and_then(|v| values.binary_search(&v).ok());
+            index.map_or(AttributeColumn::MISSING, |i| i as u32)
         };
-        let codes = all.iter().copied().map(code).collect();
-        AttributeColumn {
-            values: PackedStrings::from_texts(values.iter().copied()),
-            value_indices: codes,
-        }
+        let value_indices = value_of_each.iter().copied().map(index_of).collect();
+        AttributeColumn { values: PackedStrings::from_texts(values.iter().copied()), value_indices }
     };
     names.into_iter().map(|name| (name.clone(), column(name))).collect()
 }

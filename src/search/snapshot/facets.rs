@@ -1,49 +1,48 @@
-//! What there is to filter by.
+//! Facets: the declared attributes and how many live images have each of their values.
 
 use std::collections::BTreeMap;
 
-use super::Snapshot;
 use super::chunk::{AttributeColumn, Chunk};
 use crate::record::{AttributeType, AttributeTypes};
 
-/// Most different values of an attribute that are told.
+/// An attribute with more different values than this is listed without them.
 const MAX_FACET_VALUES: usize = 50;
 
-/// A declared attribute, and who has it.
+/// A declared attribute and how often it occurs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttributeFacet {
-    /// Its name.
+    /// Name of the attribute.
     pub name: String,
-    /// Its declared type.
+    /// Declared type.
     pub attribute_type: AttributeType,
-    /// Live images that have it.
+    /// Number of live images that have the attribute.
     pub image_count: usize,
-    /// Its values with the number of live images, the most frequent first; none for other types than
-    /// text and boolean, or where there are more than 50.
+    /// Values with their number of live images, the most frequent first. `None` for types other than
+    /// text and boolean, and if there are more than 50 values.
     pub value_counts: Option<Vec<(String, usize)>>,
 }
 
-/// The declared attributes, over the live images of `snapshot`.
-pub fn count_facets(declared: &AttributeTypes, snapshot: &Snapshot) -> Vec<AttributeFacet> {
-    let one = |(name, kind): (&String, &AttributeType)| {
-        let listed = matches!(kind, AttributeType::Text | AttributeType::Boolean);
-        let mut values: Option<BTreeMap<&str, usize>> = listed.then(BTreeMap::new);
-        let mut images = 0;
-        for chunk in &snapshot.chunks {
+/// Counts the declared attributes over the live images of all chunks, in the order of `declared`.
+pub fn count_facets(declared: &AttributeTypes, chunks: &[Chunk]) -> Vec<AttributeFacet> {
+    let count_attribute = |(name, attribute_type): (&String, &AttributeType)| {
+        let lists_values = matches!(attribute_type, AttributeType::Text | AttributeType::Boolean);
+        let mut values: Option<BTreeMap<&str, usize>> = lists_values.then(BTreeMap::new);
+        let mut image_count = 0;
+        for chunk in chunks {
             let Some(column) = chunk.data.attributes.get(name) else { continue };
-            images += live_value_indices(chunk, column).count();
+            image_count += live_value_indices(chunk, column).count();
             if column.values.len() > MAX_FACET_VALUES {
                 values = None;
             }
-            let Some(all) = &mut values else { continue };
+            let Some(totals) = &mut values else { continue };
             let mut counts = vec![0; column.values.len()];
-            for code in live_value_indices(chunk, column) {
-                counts[code] += 1;
+            for index in live_value_indices(chunk, column) {
+                counts[index] += 1;
             }
             for (i, count) in counts.into_iter().enumerate().filter(|(_, count)| *count > 0) {
-                *all.entry(column.values.get(i)).or_default() += count;
+                *totals.entry(column.values.get(i)).or_default() += count;
             }
-            if all.len() > MAX_FACET_VALUES {
+            if totals.len() > MAX_FACET_VALUES {
                 values = None;
             }
         }
@@ -55,18 +54,19 @@ pub fn count_facets(declared: &AttributeTypes, snapshot: &Snapshot) -> Vec<Attri
         });
         AttributeFacet {
             name: name.clone(),
-            attribute_type: *kind,
-            image_count: images,
+            attribute_type: *attribute_type,
+            image_count,
             value_counts: values,
         }
     };
-    declared.iter().map(one).collect()
+    declared.iter().map(count_attribute).collect()
 }
 
+/// Iterates over the indices into `column.values` of the live rows that have a value.
 fn live_value_indices<'a>(
     chunk: &'a Chunk,
     column: &'a AttributeColumn,
 ) -> impl Iterator<Item = usize> + 'a {
-    let codes = chunk.live_rows().map(|row| column.value_indices[row]);
-    codes.filter(|code| *code != AttributeColumn::MISSING).map(|code| code as usize)
+    let indices = chunk.live_rows().map(|row| column.value_indices[row]);
+    indices.filter(|index| *index != AttributeColumn::MISSING).map(|index| index as usize)
 }

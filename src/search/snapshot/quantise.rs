@@ -1,15 +1,15 @@
-//! Eight-bit codes of embeddings, with a proven bound of what they lose.
+//! Eight-bit codes of embeddings, with a proven bound on the error of a score computed from them.
 //!
-//! A row **v** of a chunk is written as vⱼ = cⱼ + s·Dⱼ·xⱼ + eⱼ: the centre c and the unit D belong to
-//! the chunk, the scale s to the row, the code x is a whole number in −127..=127, and e is what is lost.
-//! CLIP's embeddings lie in a narrow cone around their mean and have a few dimensions that spread ten
-//! times as far as the others: the centre takes the cone away, and the units keep those few dimensions
-//! from wasting the range of all others.
+//! A row **v** of a chunk is written as vⱼ = cⱼ + s·Dⱼ·xⱼ + eⱼ. The centre c and the units D belong to
+//! the chunk, the scale s to the row, the code x is a whole number in −127..=127, and e is the
+//! quantisation error. CLIP's embeddings lie in a narrow cone around their mean, and a few of their
+//! dimensions spread ten times as far as the others. Subtracting the centre removes the cone, and the
+//! units keep those few dimensions from wasting the range of all others.
 //!
-//! For a query **q** the scan computes r̃ = q·c + s·u·Σ tⱼxⱼ, where t are whole numbers with
-//! qⱼDⱼ = u·tⱼ + fⱼ. By Cauchy–Schwarz, |q·v − r̃| ≤ ‖q‖·‖e‖ + ‖f‖·s·‖x‖, whatever the data. ‖e‖ is
-//! stored for each row (rounded up), the largest s·‖x‖ for each chunk. t has up to 15 bits, so the
-//! second part is small.
+//! For a query **q** the scan computes r̃ = q·c + s·u·Σ tⱼxⱼ, where the t are whole numbers with
+//! qⱼDⱼ = u·tⱼ + fⱼ. By Cauchy–Schwarz, |q·v − r̃| ≤ ‖q‖·‖e‖ + ‖f‖·s·‖x‖ for any data. ‖e‖ is stored
+//! for each row (rounded up), the largest s·‖x‖ for each chunk. t has up to 15 bits, so that the
+//! second term is small.
 
 #![expect(
     clippy::inline_always,
@@ -18,31 +18,33 @@
 
 use half::f16;
 
-/// Codes of a row are filled up to a multiple of this, so that kernels have no rest.
+/// The codes of a row are padded with zeros to a multiple of this, so that kernels have no remainder.
 pub const CODE_ALIGNMENT: usize = 32;
-/// Rows of a chunk from which its centre and units are learnt.
+/// Maximum number of rows of a chunk from which its centre and units are learnt.
 const MAX_SAMPLE_ROWS: usize = 8192;
-/// Bounds arithmetic in f32, relative to the largest intermediate value.
+/// Bound on the rounding error of f32 arithmetic, relative to the largest intermediate value.
 const ROUNDING_SLACK: f32 = 2e-6;
 
-/// Codes of the rows of one chunk.
+/// Codes of the rows of one chunk. The symbols are those of the module documentation.
 #[derive(Debug)]
 pub struct QuantisedVectors {
     dimension: usize,
     padded_dimension: usize,
+    /// c, `dimension` values.
     centre: Box<[f32]>,
+    /// D, `dimension` values.
     units: Box<[f32]>,
-    /// `width` codes a row.
+    /// x, `padded_dimension` values per row.
     codes: Box<[i8]>,
-    /// s of each row.
+    /// s, one per row.
     pub scales: Box<[f32]>,
-    /// At least ‖e‖ of each row.
+    /// ‖e‖, rounded up, one per row.
     pub error_norms: Box<[f32]>,
-    /// At least s·‖x‖ of every row.
+    /// The largest s·‖x‖ of all rows, rounded up.
     max_code_norm: f32,
 }
 
-/// A query as one chunk's codes are multiplied with.
+/// The constants of a query for one chunk; its whole numbers t are kept separately.
 #[derive(Debug, Clone, Copy)]
 pub struct QuantisedQuery {
     /// u.
@@ -51,118 +53,124 @@ pub struct QuantisedQuery {
     centre_dot: f32,
     /// ‖q‖.
     query_norm: f32,
-    /// Bounds everything but ‖q‖·‖e‖.
+    /// Bounds all errors except ‖q‖·‖e‖: the rounding of the query to t, and f32 arithmetic.
     rounding_slack: f32,
 }
 
 impl QuantisedQuery {
-    /// r̃ of a row with this scale whose codes gave this sum.
+    /// Returns r̃ of a row with scale s for which Σ tⱼxⱼ is `sum`.
     #[inline(always)]
     pub fn approximate_score(&self, scale: f32, sum: i32) -> f32 {
         self.centre_dot + scale * self.unit * sum as f32
     }
 
-    /// How far r̃ can be from the exact score of a row with this error.
+    /// Returns how far r̃ can be from the exact score of a row with this ‖e‖.
     #[inline(always)]
-    pub fn error_bound(&self, error: f32) -> f32 {
-        self.query_norm * error + self.rounding_slack
+    pub fn error_bound(&self, error_norm: f32) -> f32 {
+        self.query_norm * error_norm + self.rounding_slack
     }
 }
 
 impl QuantisedVectors {
-    /// Codes of rows of `dimension` values each.
+    /// Quantises rows of `dimension` values each.
     pub fn from_vectors(vectors: &[f16], dimension: usize) -> Self {
-        let width = dimension.next_multiple_of(CODE_ALIGNMENT);
+        let padded_dimension = dimension.next_multiple_of(CODE_ALIGNMENT);
         let rows = vectors.len() / dimension.max(1);
-        let (centre, unit) = learn_centre_and_units(vectors, dimension);
-        let mut codes = vec![0i8; rows * width].into_boxed_slice();
-        let (mut scale, mut error) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+        let (centre, units) = learn_centre_and_units(vectors, dimension);
+        let mut codes = vec![0i8; rows * padded_dimension].into_boxed_slice();
+        let (mut scales, mut error_norms) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
         let mut max_code_norm = 0f64;
         let mut residual = vec![0f32; dimension];
-        for (vector, codes) in vectors.chunks_exact(dimension).zip(codes.chunks_exact_mut(width)) {
+        let code_rows = codes.chunks_exact_mut(padded_dimension);
+        for (vector, codes) in vectors.chunks_exact(dimension).zip(code_rows) {
             let mut peak = 0f32;
-            for ((r, v), (c, unit)) in residual.iter_mut().zip(vector).zip(centre.iter().zip(&unit))
-            {
+            let centred = centre.iter().zip(&units);
+            for ((r, v), (c, unit)) in residual.iter_mut().zip(vector).zip(centred) {
                 *r = (v.to_f32() - c) / unit;
                 peak = peak.max(r.abs());
             }
             let s = if peak > 0.0 { peak / 127.0 } else { 1.0 };
-            let (mut lost, mut length) = (0f64, 0f64);
+            // ‖e‖² and ‖x‖².
+            let (mut error_squared, mut code_squared) = (0f64, 0f64);
             for j in 0..dimension {
                 let code = (residual[j] / s).round().clamp(-127.0, 127.0);
                 codes[j] = code as i8;
-                length += f64::from(code) * f64::from(code);
-                let written =
-                    f64::from(centre[j]) + f64::from(s) * f64::from(unit[j]) * f64::from(code);
-                lost += (f64::from(vector[j].to_f32()) - written).powi(2);
+                code_squared += f64::from(code) * f64::from(code);
+                let decoded =
+                    f64::from(centre[j]) + f64::from(s) * f64::from(units[j]) * f64::from(code);
+                error_squared += (f64::from(vector[j].to_f32()) - decoded).powi(2);
             }
-            scale.push(s);
-            error.push(round_up(lost.sqrt()));
-            max_code_norm = max_code_norm.max(f64::from(s) * length.sqrt());
+            scales.push(s);
+            error_norms.push(round_up(error_squared.sqrt()));
+            max_code_norm = max_code_norm.max(f64::from(s) * code_squared.sqrt());
         }
         Self {
             dimension,
-            padded_dimension: width,
+            padded_dimension,
             centre: centre.into(),
-            units: unit.into(),
+            units: units.into(),
             codes,
-            scales: scale.into(),
-            error_norms: error.into(),
+            scales: scales.into(),
+            error_norms: error_norms.into(),
             max_code_norm: round_up(max_code_norm),
         }
     }
 
-    /// Codes a row, those of filling up among them.
+    /// Returns the number of codes per row, including the padding.
     pub fn padded_dimension(&self) -> usize {
         self.padded_dimension
     }
 
-    /// The codes of rows `from..to`.
+    /// Returns the codes of rows `from..to`.
     pub fn codes_of_rows(&self, from: usize, to: usize) -> &[i8] {
         &self.codes[from * self.padded_dimension..to * self.padded_dimension]
     }
 
-    /// Makes `query` ready and appends its whole numbers, as many as a row has codes, to `integers`.
+    /// Quantises `query` and appends its whole numbers t, as many as a row has codes, to `integers`.
     pub fn quantise_query(&self, query: &[f32], integers: &mut Vec<i16>) -> QuantisedQuery {
-        let max_integer = f64::from(i32::MAX) / (127.0 * self.padded_dimension as f64);
-        let most = max_integer.floor().min(f64::from(i16::MAX));
-        let units = || query.iter().zip(&self.units).map(|(q, d)| f64::from(*q) * f64::from(*d));
-        let peak = units().map(f64::abs).fold(0.0, f64::max);
-        let unit = if peak > 0.0 { (peak / most) as f32 } else { 1.0 };
-        let (mut base, mut norm, mut lost, mut length) = (0f64, 0f64, 0f64, 0f64);
-        for (value, (query, centre)) in units().zip(query.iter().zip(&self.centre)) {
-            let whole = (value / f64::from(unit)).round().clamp(-most, most);
-            integers.push(whole as i16);
-            lost += (value - f64::from(unit) * whole).powi(2);
-            length += value * value;
-            base += f64::from(*query) * f64::from(*centre);
-            norm += f64::from(*query).powi(2);
+        // A larger t could make the i32 sum of a row overflow.
+        let overflow_limit = f64::from(i32::MAX) / (127.0 * self.padded_dimension as f64);
+        let max_integer = overflow_limit.floor().min(f64::from(i16::MAX));
+        let scaled = || query.iter().zip(&self.units).map(|(q, d)| f64::from(*q) * f64::from(*d));
+        let peak = scaled().map(f64::abs).fold(0.0, f64::max);
+        let unit = if peak > 0.0 { (peak / max_integer) as f32 } else { 1.0 };
+        let (mut centre_dot, mut query_squared) = (0f64, 0f64);
+        // ‖f‖² and ‖qD‖².
+        let (mut error_squared, mut scaled_squared) = (0f64, 0f64);
+        for (value, (query, centre)) in scaled().zip(query.iter().zip(&self.centre)) {
+            let integer = (value / f64::from(unit)).round().clamp(-max_integer, max_integer);
+            integers.push(integer as i16);
+            error_squared += (value - f64::from(unit) * integer).powi(2);
+            scaled_squared += value * value;
+            centre_dot += f64::from(*query) * f64::from(*centre);
+            query_squared += f64::from(*query).powi(2);
         }
         integers.resize(integers.len() + self.padded_dimension - self.dimension, 0);
-        let slack = round_up(lost.sqrt()) * self.max_code_norm
-            + ROUNDING_SLACK
-                * (base.abs() as f32 + self.max_code_norm * 1.01 * round_up(length.sqrt()));
+        let largest_value =
+            centre_dot.abs() as f32 + self.max_code_norm * 1.01 * round_up(scaled_squared.sqrt());
         QuantisedQuery {
             unit,
-            centre_dot: base as f32,
-            query_norm: round_up(norm.sqrt()),
-            rounding_slack: slack,
+            centre_dot: centre_dot as f32,
+            query_norm: round_up(query_squared.sqrt()),
+            rounding_slack: round_up(error_squared.sqrt()) * self.max_code_norm
+                + ROUNDING_SLACK * largest_value,
         }
     }
 
-    /// Bytes in memory.
+    /// Returns the bytes in memory.
     pub fn memory_bytes(&self) -> usize {
         self.codes.len() + 4 * (self.scales.len() + self.error_norms.len() + 2 * self.dimension)
     }
 }
 
-/// Not less than `value`, in f32.
+/// Returns an f32 that is not less than `value`.
 fn round_up(value: f64) -> f32 {
     ((value * (1.0 + 1e-6)) as f32).next_up()
 }
 
-/// The mean of each dimension, and its spread, but not less than the median dimension's: an
-/// outlier dimension gets a coarser unit, no dimension a finer one than most.
+/// Returns the centre and the units: the mean of each dimension, and its standard deviation but at
+/// least that of the median dimension. A dimension that spreads far gets a coarser unit; no dimension
+/// gets a finer unit than the median one.
 fn learn_centre_and_units(vectors: &[f16], dimension: usize) -> (Vec<f32>, Vec<f32>) {
     let rows = vectors.len() / dimension.max(1);
     let step = rows.div_ceil(MAX_SAMPLE_ROWS).max(1);
@@ -177,7 +185,8 @@ fn learn_centre_and_units(vectors: &[f16], dimension: usize) -> (Vec<f32>, Vec<f
     }
     let n = n.max(1.0);
     let centre: Vec<f32> = sum.iter().map(|s| (s / n) as f32).collect();
-    let spread = |(s, sum): (&f64, &f64)| (s / n - (sum / n).powi(2)).max(0.0).sqrt() as f32;
+    let spread =
+        |(squares, sum): (&f64, &f64)| (squares / n - (sum / n).powi(2)).max(0.0).sqrt() as f32;
     let spreads: Vec<f32> = squares.iter().zip(&sum).map(spread).collect();
     let mut sorted = spreads.clone();
     sorted.sort_unstable_by(f32::total_cmp);
@@ -186,220 +195,17 @@ fn learn_centre_and_units(vectors: &[f16], dimension: usize) -> (Vec<f32>, Vec<f
     (centre, spreads.iter().map(|s| s.max(median)).collect())
 }
 
-/// Multiplies each of the rows (`width` codes each) with each query (`width` whole numbers each);
-/// `sums[query * rows + row]`. Chooses AVX-512 or AVX2 at run time; elsewhere the compiler
-/// vectorises for the target (NEON on aarch64).
-pub fn compute_dot_products(rows: &[i8], queries: &[i16], width: usize, sums: &mut [i32]) {
-    let work = DotProducts { rows, queries, width, sums };
-    #[cfg(target_arch = "x86_64")]
-    {
-        if let Some(simd) = pulp::x86::V4::try_new() {
-            return simd.vectorize(x86::Avx512DotProducts { simd, work });
-        }
-        if let Some(simd) = pulp::x86::V3::try_new() {
-            return simd.vectorize(x86::Avx2DotProducts { simd, work });
-        }
-    }
-    compute_dot_products_portably(work);
-}
-
-struct DotProducts<'a> {
-    rows: &'a [i8],
-    queries: &'a [i16],
-    width: usize,
-    sums: &'a mut [i32],
-}
-
-impl DotProducts<'_> {
-    /// Goes through rows and queries, eight, four, two or one query at a time.
-    #[inline(always)]
-    fn run_kernel(self, kernel: impl DotKernel) {
-        let rows = self.rows.len() / self.width;
-        let queries = self.queries.len() / self.width;
-        for (r, row) in self.rows.chunks_exact(self.width).enumerate() {
-            let mut q = 0;
-            while q < queries {
-                let rest = &self.queries[q * self.width..];
-                let mut put = |sums: &[i32]| {
-                    for (i, sum) in sums.iter().enumerate() {
-                        self.sums[(q + i) * rows + r] = *sum;
-                    }
-                    sums.len()
-                };
-                q += match queries - q {
-                    8.. => put(&kernel.dot_with_queries::<8>(row, rest, self.width)),
-                    4.. => put(&kernel.dot_with_queries::<4>(row, rest, self.width)),
-                    2.. => put(&kernel.dot_with_queries::<2>(row, rest, self.width)),
-                    _ => put(&kernel.dot_with_queries::<1>(row, rest, self.width)),
-                };
-            }
-        }
-    }
-}
-
-trait DotKernel: Copy {
-    /// The sums of a row with the first `N` queries.
-    fn dot_with_queries<const N: usize>(
-        self,
-        row: &[i8],
-        queries: &[i16],
-        width: usize,
-    ) -> [i32; N];
-}
-
-#[derive(Clone, Copy)]
-struct PortableKernel;
-
-impl DotKernel for PortableKernel {
-    #[inline(always)]
-    fn dot_with_queries<const N: usize>(
-        self,
-        row: &[i8],
-        queries: &[i16],
-        width: usize,
-    ) -> [i32; N] {
-        let mut sums = [0; N];
-        for (sum, query) in sums.iter_mut().zip(queries.chunks_exact(width)) {
-            *sum = row.iter().zip(query).map(|(x, t)| i32::from(*x) * i32::from(*t)).sum();
-        }
-        sums
-    }
-}
-
-fn compute_dot_products_portably(work: DotProducts<'_>) {
-    work.run_kernel(PortableKernel);
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::{__m256i, __m512i};
-
-    use pulp::x86::{V3, V4};
-
-    use super::{CODE_ALIGNMENT, DotKernel, DotProducts};
-
-    pub struct Avx512DotProducts<'a> {
-        pub simd: V4,
-        pub work: DotProducts<'a>,
-    }
-
-    impl pulp::NullaryFnOnce for Avx512DotProducts<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn call(self) {
-            self.work.run_kernel(Avx512Kernel(self.simd));
-        }
-    }
-
-    #[derive(Clone, Copy)]
-    struct Avx512Kernel(V4);
-
-    impl DotKernel for Avx512Kernel {
-        #[inline(always)]
-        fn dot_with_queries<const N: usize>(
-            self,
-            row: &[i8],
-            queries: &[i16],
-            width: usize,
-        ) -> [i32; N] {
-            let simd = self.0;
-            let mut sums = [pulp::cast::<[i32; 16], __m512i>([0; 16]); N];
-            let row = row.as_chunks::<CODE_ALIGNMENT>().0;
-            let queries: [&[[i16; CODE_ALIGNMENT]]; N] = std::array::from_fn(|q| {
-                queries[q * width..(q + 1) * width].as_chunks::<CODE_ALIGNMENT>().0
-            });
-            for (i, x) in row.iter().enumerate() {
-                let x = simd.avx512bw._mm512_cvtepi8_epi16(pulp::cast::<[i8; 32], __m256i>(*x));
-                for (sum, query) in sums.iter_mut().zip(&queries) {
-                    let t = pulp::cast::<[i16; 32], __m512i>(query[i]);
-                    let product = simd.avx512bw._mm512_madd_epi16(x, t);
-                    *sum = simd.avx512f._mm512_add_epi32(*sum, product);
-                }
-            }
-            sums.map(|sum| simd.avx512f._mm512_reduce_add_epi32(sum))
-        }
-    }
-
-    pub struct Avx2DotProducts<'a> {
-        pub simd: V3,
-        pub work: DotProducts<'a>,
-    }
-
-    impl pulp::NullaryFnOnce for Avx2DotProducts<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn call(self) {
-            self.work.run_kernel(Avx2Kernel(self.simd));
-        }
-    }
-
-    #[derive(Clone, Copy)]
-    struct Avx2Kernel(V3);
-
-    impl DotKernel for Avx2Kernel {
-        #[inline(always)]
-        fn dot_with_queries<const N: usize>(
-            self,
-            row: &[i8],
-            queries: &[i16],
-            width: usize,
-        ) -> [i32; N] {
-            let simd = self.0;
-            let mut sums = [pulp::cast::<[i32; 8], __m256i>([0; 8]); N];
-            let row = row.as_chunks::<16>().0;
-            let queries: [&[[i16; 16]]; N] =
-                std::array::from_fn(|q| queries[q * width..(q + 1) * width].as_chunks::<16>().0);
-            for (i, x) in row.iter().enumerate() {
-                let x = simd.avx2._mm256_cvtepi8_epi16(pulp::cast(*x));
-                for (sum, query) in sums.iter_mut().zip(&queries) {
-                    let t = pulp::cast::<[i16; 16], __m256i>(query[i]);
-                    let product = simd.avx2._mm256_madd_epi16(x, t);
-                    *sum = simd.avx2._mm256_add_epi32(*sum, product);
-                }
-            }
-            sums.map(|sum| pulp::cast::<__m256i, [i32; 8]>(sum).iter().sum())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::search::snapshot::dot_products::compute_dot_products;
 
+    /// The bound holds for any data, including outlier dimensions and constant rows.
     #[test]
-    fn every_kernel_gives_the_same_sums() {
-        let mut rng = ChaCha8Rng::seed_from_u64(1);
-        for (width, queries) in [(32, 1), (64, 3), (512, 8), (544, 15), (96, 16)] {
-            let rows: Vec<i8> = (0..7 * width).map(|_| rng.random_range(-127..=127)).collect();
-            let integers: Vec<i16> =
-                (0..queries * width).map(|_| rng.random_range(-4000..4000)).collect();
-            let mut plain = vec![0; 7 * queries];
-            compute_dot_products_portably(DotProducts {
-                rows: &rows,
-                queries: &integers,
-                width,
-                sums: &mut plain,
-            });
-            let mut chosen = vec![0; 7 * queries];
-            compute_dot_products(&rows, &integers, width, &mut chosen);
-            assert_eq!(plain, chosen);
-            #[cfg(target_arch = "x86_64")]
-            if let Some(simd) = pulp::x86::V3::try_new() {
-                let mut narrow = vec![0; 7 * queries];
-                let work =
-                    DotProducts { rows: &rows, queries: &integers, width, sums: &mut narrow };
-                simd.vectorize(x86::Avx2DotProducts { simd, work });
-                assert_eq!(plain, narrow);
-            }
-        }
-    }
-
-    /// The bound holds for any data, outlier dimensions and constant rows among them.
-    #[test]
-    fn no_score_is_further_off_than_its_bound() {
+    fn no_score_error_exceeds_its_bound() {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         for dimension in [1, 5, 32, 100, 512] {
             let spread = |j: usize| if j % 37 == 3 { 3.0 } else { 0.05 };
@@ -409,26 +215,25 @@ mod tests {
             let mut rows: Vec<Vec<f32>> = (0..50).map(|_| vector(0.2)).collect();
             rows.push(vec![0.0; dimension]);
             let stored: Vec<f16> = rows.iter().flatten().map(|v| f16::from_f32(*v)).collect();
-            let codes = QuantisedVectors::from_vectors(&stored, dimension);
+            let quantised = QuantisedVectors::from_vectors(&stored, dimension);
             for scale in [1e-3, 1.0, 30.0] {
                 let query: Vec<f32> = vector(-0.1).iter().map(|v| v * scale).collect();
                 let mut integers = Vec::new();
-                let prepared = codes.quantise_query(&query, &mut integers);
+                let quantised_query = quantised.quantise_query(&query, &mut integers);
                 let mut sums = vec![0; rows.len()];
                 compute_dot_products(
-                    codes.codes_of_rows(0, rows.len()),
+                    quantised.codes_of_rows(0, rows.len()),
                     &integers,
-                    codes.padded_dimension(),
+                    quantised.padded_dimension(),
                     &mut sums,
                 );
                 for (i, row) in stored.chunks_exact(dimension).enumerate() {
                     let exact: f64 =
                         row.iter().zip(&query).map(|(v, q)| v.to_f64() * f64::from(*q)).sum();
-                    let off = (f64::from(prepared.approximate_score(codes.scales[i], sums[i]))
-                        - exact)
-                        .abs();
-                    let bound = f64::from(prepared.error_bound(codes.error_norms[i]));
-                    assert!(off <= bound, "{dimension} {i}: {off} > {bound}");
+                    let score = quantised_query.approximate_score(quantised.scales[i], sums[i]);
+                    let error = (f64::from(score) - exact).abs();
+                    let bound = quantised_query.error_bound(quantised.error_norms[i]);
+                    assert!(error <= bound.into(), "{dimension} {i}: {error} > {bound}");
                 }
             }
         }
