@@ -1,5 +1,5 @@
-//! A query worker follows the catalogue's state and the tables that it names: it serves what a
-//! promotion says, and takes a candidate into memory, without a restart.
+//! Follows the catalogue's state and the tables that it names, so that a query worker serves a promoted
+//! configuration, and loads the generation of a candidate, without a restart.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
-use crate::backfill::ReindexError;
+use super::error::ApplyStateError;
 use crate::catalogue::{
     CatalogueState, PromptSetRecord, REPLICA_REPORT_INTERVAL, ReplicaReport, ReplicaReports,
     StateStore,
@@ -19,32 +19,32 @@ use crate::clip::Encoders;
 use crate::prompts::{ActivePromptSets, EmbeddedPromptSet};
 use crate::search::{Engine, EngineRoles, Engines, FollowError, ServingSnapshot};
 use crate::store::Store;
-use crate::table::{Follower, Generation};
+use crate::table::{Follower, Generation, TableError};
 use crate::telemetry::event;
 
-/// How long a generation beside the live one that could not be followed is left alone, and a revision
-/// for which there is no memory.
+/// How long the follower waits before it retries a standby generation that could not be loaded, or a
+/// revision that could not be applied: both take all cores.
 const RETRY_DELAY: Duration = Duration::from_secs(30);
 
-/// What follows the catalogue for the engines of a query worker.
+/// Keeps the engines of a query worker up to date with the catalogue.
 pub struct CatalogueFollower {
-    /// The catalogue.
+    /// Folder of the catalogue.
     pub catalogue: Store,
-    /// Answer queries; the live one is made for `state`.
+    /// The engines that answer queries; the live one serves the live generation of `state`.
     pub engines: Arc<Engines>,
-    /// The models that this query worker was given.
+    /// The models that this query worker has loaded.
     pub models: Vec<Arc<dyn Encoders>>,
-    /// The newest revision of the state that is known.
+    /// The newest known revision of the state.
     pub state: CatalogueState,
-    /// How often the state is looked at.
+    /// How often the store is polled for newer revisions.
     pub poll_interval: Duration,
 }
 
-/// A generation in memory.
+/// A generation in memory, and the task that follows its table.
 struct LoadedGeneration {
     engine: Arc<Engine>,
     follow_task: JoinHandle<Result<(), FollowError>>,
-    /// Ends the following.
+    /// Ends `follow_task`.
     _cancel_on_drop: DropGuard,
 }
 
@@ -52,22 +52,22 @@ struct LoadedGeneration {
 #[derive(Default)]
 struct LoadedGenerations {
     by_id: BTreeMap<String, LoadedGeneration>,
-    /// Why the one beside could not be followed, and when that was.
-    last_failure: Option<(Instant, String)>,
-    /// Why a revision was not adopted for a generation, and when that was.
-    last_refusal: Option<(Instant, (u64, String), String)>,
+    /// When the standby generation last could not be loaded, and why.
+    last_load_failure: Option<(Instant, String)>,
+    /// When a revision last could not be applied to a generation, which ones, and why.
+    last_apply_failure: Option<(Instant, (u64, String), String)>,
 }
 
 impl CatalogueFollower {
-    /// Follows state and tables until `token` is cancelled, or the live table cannot be followed and
-    /// was never whole. A change of the state is taken up whole or not at all: what is served stays
-    /// while what the next revision needs is read and computed, and the two are swapped between two
-    /// answers. Reports to `readers/` what it has, for those who wait for it.
-    pub async fn run(mut self, token: CancellationToken) -> Result<(), FollowError> {
-        let readers = ReplicaReports::new(&self.catalogue);
+    /// Follows the state and the tables until `cancel` is cancelled; fails if the live table cannot be
+    /// followed before it was read completely. A revision is applied as a whole or not at all: while its
+    /// tables are read and its prompts are embedded, the earlier revision is served, and the switch happens
+    /// between two queries. Stores reports of what is served, for which promotions wait.
+    pub async fn run(mut self, cancel: CancellationToken) -> Result<(), FollowError> {
+        let reports = ReplicaReports::new(&self.catalogue);
         let mut loaded = LoadedGenerations::default();
         let engine = self.engines.live();
-        let loaded_generation = self.start_following(&self.state.live, engine, &token).await?;
+        let loaded_generation = self.start_following(&self.state.live, engine, &cancel).await?;
         loaded.by_id.insert(self.state.live.id.clone(), loaded_generation);
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "unknown".into());
         let mut report = ReplicaReport {
@@ -80,33 +80,33 @@ impl CatalogueFollower {
             problem: None,
         };
         let mut reported_at: Option<Instant> = None;
-        let mut failed = None;
-        let ended = loop {
-            let before = report.clone();
-            let step = self.apply_newest_revision(&mut loaded, report.revision, &token);
-            match run_with_heartbeat(&readers, &report, REPLICA_REPORT_INTERVAL, step).await {
+        let mut apply_problem = None;
+        let result = loop {
+            let previous_report = report.clone();
+            let apply = self.apply_newest_revision(&mut loaded, report.revision, &cancel);
+            match run_with_heartbeat(&reports, &report, REPLICA_REPORT_INTERVAL, apply).await {
                 Ok(revision) => {
                     report.revision = revision;
-                    failed = None;
+                    apply_problem = None;
                 }
                 Err(error) => {
                     let problem = Some(error.to_string());
-                    if problem != failed {
-                        warn!(event = event::STATE_FAILED, %error, "the catalogue's state was not taken up; the next look tries again");
+                    if problem != apply_problem {
+                        warn!(event = event::STATE_FAILED, %error, "the catalogue's state was not applied; the next poll tries again");
                     }
-                    failed = problem;
+                    apply_problem = problem;
                 }
             }
             let live = self.engines.live();
-            let behind = self.engines.staleness_reason();
+            let staleness = self.engines.staleness_reason();
             report.generation.clone_from(&live.serving_snapshot().generation_id);
-            report.ready = live.snapshots().is_ready() && behind.is_none();
-            report.problem = failed.clone().or(behind);
-            if report != before
+            report.ready = live.snapshots().is_ready() && staleness.is_none();
+            report.problem = apply_problem.clone().or(staleness);
+            if report != previous_report
                 || reported_at.is_none_or(|at| at.elapsed() >= REPLICA_REPORT_INTERVAL)
             {
                 report.reported_at = Utc::now();
-                if store_report(&readers, &report).await {
+                if store_report(&reports, &report).await {
                     reported_at = Some(Instant::now());
                 }
             }
@@ -115,26 +115,26 @@ impl CatalogueFollower {
             }
             tokio::select! {
                 () = tokio::time::sleep(self.poll_interval) => {}
-                () = token.cancelled() => break Ok(()),
+                () = cancel.cancelled() => break Ok(()),
             }
         };
-        readers.remove(&report.id).await;
-        ended
+        reports.remove(&report.id).await;
+        result
     }
 
-    /// Takes up the newest revision; gives the one whose all is in memory and served then.
+    /// Applies the newest revision, unless it is `applied_revision`, and returns its number.
     async fn apply_newest_revision(
         &mut self,
         loaded: &mut LoadedGenerations,
-        known: u64,
-        token: &CancellationToken,
-    ) -> Result<u64, ReindexError> {
+        applied_revision: u64,
+        cancel: &CancellationToken,
+    ) -> Result<u64, ApplyStateError> {
         let states = StateStore::new(&self.catalogue);
         while let Some(newer) = states.read_next(self.state.revision).await? {
             self.state = newer;
         }
-        if self.state.revision != known {
-            self.apply_state(loaded, token).await?;
+        if self.state.revision != applied_revision {
+            self.apply_state(loaded, cancel).await?;
         }
         Ok(self.state.revision)
     }
@@ -142,68 +142,71 @@ impl CatalogueFollower {
     async fn apply_state(
         &self,
         loaded: &mut LoadedGenerations,
-        token: &CancellationToken,
-    ) -> Result<(), ReindexError> {
+        cancel: &CancellationToken,
+    ) -> Result<(), ApplyStateError> {
         let state = &self.state;
-        let served = self.engines.live().serving_snapshot().generation_id.clone();
-        let live = self.get_or_start_engine(&state.live, &state.prompt_sets, loaded, token).await?;
+        let served_id = self.engines.live().serving_snapshot().generation_id.clone();
+        let live =
+            self.get_or_start_engine(&state.live, &state.prompt_sets, loaded, cancel).await?;
         let live = live.ok_or_else(|| {
-            ReindexError::Refused(format!(
-                "generation {} ({}) is live, this query worker has {served} in memory; restart it with the checkpoint of the live one",
+            ApplyStateError::CannotServe(format!(
+                "generation {} ({}) is live, this query worker has {served_id} in memory; restart it with the checkpoint of the live one",
                 state.live.id, state.live.model_name
             ))
         })?;
-        // What was live goes on answering until the other one is there as a whole.
-        let promoted = served != state.live.id;
+        // The generation that was live answers until the promoted one is complete.
+        let promoted = served_id != state.live.id;
         if promoted && !live.snapshots().is_ready() {
             return Err(still_loading_error(&state.live.id));
         }
         loaded.apply_state_to_engine(&live, state, &state.prompt_sets, None).await?;
-        // One that fails does not hold up what is live.
-        let beside = match &state.standby {
-            Some(beside) => {
-                self.get_or_start_engine(&beside.generation, &beside.prompt_sets, loaded, token)
+        // A failure of the standby generation must not delay changes of the live one.
+        let standby = match &state.standby {
+            Some(standby) => {
+                self.get_or_start_engine(&standby.generation, &standby.prompt_sets, loaded, cancel)
                     .await
             }
             None => Ok(None),
         };
-        let other = beside.as_ref().ok().and_then(Option::as_ref);
+        let standby_engine = standby.as_ref().ok().and_then(Option::as_ref);
         let roles = EngineRoles {
             live,
-            standby: other.cloned(),
+            standby: standby_engine.cloned(),
             candidate: state.standby_candidate().map(|(candidate, _)| candidate.clone()),
         };
-        // An engine that answers is not told that it stands beside before another one answers.
+        // Before the next step: the earlier engine must not adopt the role of standby while it answers as
+        // the live one.
         if promoted {
             self.engines.assign_roles(roles.clone());
         }
-        if let (Some(engine), Some(beside)) = (other, &state.standby) {
-            let id = &beside.generation.id;
-            loaded.apply_state_to_engine(engine, state, &beside.prompt_sets, Some(id)).await?;
+        if let (Some(engine), Some(standby)) = (standby_engine, &state.standby) {
+            let id = &standby.generation.id;
+            loaded.apply_state_to_engine(engine, state, &standby.prompt_sets, Some(id)).await?;
         }
         self.engines.assign_roles(roles);
         self.engines.live().count_traffic_for(state.candidate.as_ref());
-        // Followed until nothing is answered from it any more.
+        // Dropping a generation stops following its table.
         loaded.by_id.retain(|id, _| state.find_generation(id).is_some());
         let Some((candidate, _)) = state.standby_candidate() else { return Ok(()) };
-        match beside? {
+        match standby? {
             Some(engine) if engine.snapshots().is_ready() => Ok(()),
             Some(_) => Err(still_loading_error(&candidate.generation)),
-            None => Err(ReindexError::Refused(format!(
+            None => Err(ApplyStateError::CannotServe(format!(
                 "candidate {} reads generation {}, whose model this query worker does not have; set search.standby_checkpoint to it and restart this query worker",
                 candidate.name, candidate.generation
             ))),
         }
     }
 
-    /// The engine of a generation, made now where there is none yet; none where no model fits.
+    /// Returns the engine of a generation; if there is none, creates it and starts to follow the table.
+    /// `None` if none of the models filled the generation.
     async fn get_or_start_engine(
         &self,
         generation: &Generation,
         records: &[PromptSetRecord],
         loaded: &mut LoadedGenerations,
-        token: &CancellationToken,
-    ) -> Result<Option<Arc<Engine>>, ReindexError> {
+        cancel: &CancellationToken,
+    ) -> Result<Option<Arc<Engine>>, ApplyStateError> {
         let id = &generation.id;
         let live = self.engines.live();
         if live.serving_snapshot().generation_id == *id {
@@ -213,26 +216,28 @@ impl CatalogueFollower {
             let engine = loaded_generation.engine.clone();
             if let Some(Err(error)) = loaded.follow_result(id).await {
                 loaded.by_id.remove(id);
-                let why = format!("generation {id} cannot be held in memory: {error}");
-                loaded.last_failure = Some((Instant::now(), why.clone()));
-                return Err(ReindexError::Refused(why));
+                let reason = format!("generation {id} cannot be held in memory: {error}");
+                loaded.last_load_failure = Some((Instant::now(), reason.clone()));
+                return Err(ApplyStateError::CannotServe(reason));
             }
             return Ok(Some(engine));
         }
-        if let Some((at, why)) = &loaded.last_failure
-            && at.elapsed() < RETRY_DELAY
+        if let Some((failed_at, reason)) = &loaded.last_load_failure
+            && failed_at.elapsed() < RETRY_DELAY
         {
-            return Err(ReindexError::Refused(why.clone()));
+            return Err(ApplyStateError::CannotServe(reason.clone()));
         }
-        loaded.last_failure = None;
-        let fits =
+        loaded.last_load_failure = None;
+        let filled_generation =
             |model: &&Arc<dyn Encoders>| model.card().fingerprint == generation.model_fingerprint;
-        let Some(towers) = self.models.iter().find(fits).cloned() else { return Ok(None) };
+        let Some(encoders) = self.models.iter().find(filled_generation).cloned() else {
+            return Ok(None);
+        };
         let sets =
-            embed_prompt_sets(ActivePromptSets::new(Vec::new()), records, towers.clone()).await?;
-        let served = ServingSnapshot::for_standby(&self.state, id, sets, None);
-        let engine = Arc::new(live.for_generation(towers, served));
-        let loaded_generation = self.start_following(generation, engine.clone(), token).await?;
+            embed_prompt_sets(ActivePromptSets::new(Vec::new()), records, encoders.clone()).await?;
+        let serving = ServingSnapshot::for_standby(&self.state, id, sets, None);
+        let engine = Arc::new(live.for_generation(encoders, serving));
+        let loaded_generation = self.start_following(generation, engine.clone(), cancel).await?;
         loaded.by_id.insert(id.clone(), loaded_generation);
         Ok(Some(engine))
     }
@@ -241,48 +246,49 @@ impl CatalogueFollower {
         &self,
         generation: &Generation,
         engine: Arc<Engine>,
-        token: &CancellationToken,
-    ) -> Result<LoadedGeneration, crate::table::TableError> {
+        cancel: &CancellationToken,
+    ) -> Result<LoadedGeneration, TableError> {
         let follower = Follower::open(&self.catalogue, generation).await?;
-        let (token, followed) = (token.child_token(), engine.clone());
-        let until = token.clone();
-        let following =
-            tokio::spawn(async move { followed.follow_table(follower, until, &|_, _| {}).await });
-        Ok(LoadedGeneration { engine, follow_task: following, _cancel_on_drop: token.drop_guard() })
+        let (cancel, task_engine) = (cancel.child_token(), engine.clone());
+        let task_cancel = cancel.clone();
+        let follow_task = tokio::spawn(async move {
+            task_engine.follow_table(follower, task_cancel, &|_, _| {}).await
+        });
+        Ok(LoadedGeneration { engine, follow_task, _cancel_on_drop: cancel.drop_guard() })
     }
 }
 
 impl LoadedGenerations {
-    /// Has `engine` serve what `state` says of the live generation, or of the one `beside` it. What
-    /// was refused is left alone for a while: embedding prompts and looking again costs all cores.
+    /// Makes `engine` serve the live generation of `state`, or the standby generation `standby_id`. After a
+    /// failure, retries the same revision only after [`RETRY_DELAY`].
     async fn apply_state_to_engine(
         &mut self,
         engine: &Arc<Engine>,
         state: &CatalogueState,
         records: &[PromptSetRecord],
         standby_id: Option<&str>,
-    ) -> Result<(), ReindexError> {
+    ) -> Result<(), ApplyStateError> {
         let revision_and_generation =
             (state.revision, standby_id.unwrap_or(&state.live.id).to_owned());
-        if let Some((at, refused, why)) = &self.last_refusal
-            && (*refused == revision_and_generation && at.elapsed() < RETRY_DELAY)
+        if let Some((failed_at, failed, reason)) = &self.last_apply_failure
+            && (*failed == revision_and_generation && failed_at.elapsed() < RETRY_DELAY)
         {
-            return Err(ReindexError::Refused(why.clone()));
+            return Err(ApplyStateError::CannotServe(reason.clone()));
         }
-        let adopted = adopt_state(engine, state, records, standby_id).await;
-        self.last_refusal = match &adopted {
-            Err(ReindexError::Refused(why)) => {
-                Some((Instant::now(), revision_and_generation, why.clone()))
+        let result = adopt_state(engine, state, records, standby_id).await;
+        self.last_apply_failure = match &result {
+            Err(ApplyStateError::CannotServe(reason)) => {
+                Some((Instant::now(), revision_and_generation, reason.clone()))
             }
             _ => None,
         };
-        adopted
+        result
     }
 
-    /// How the following of a generation has ended, where it has.
+    /// Returns the result of following a generation's table; `None` while it is followed.
     async fn follow_result(&mut self, id: &str) -> Option<Result<(), FollowError>> {
         let loaded_generation =
-            self.by_id.get_mut(id).filter(|lane| lane.follow_task.is_finished())?;
+            self.by_id.get_mut(id).filter(|loaded| loaded.follow_task.is_finished())?;
         match (&mut loaded_generation.follow_task).await {
             Ok(result) => Some(result),
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -291,85 +297,91 @@ impl LoadedGenerations {
     }
 }
 
-/// Does `work`, and repeats the last report meanwhile, `every` so often: who is silent is taken to be
-/// gone, and a promotion would not wait for it.
+/// Runs `work`, and stores the last report again every `interval` in the meantime: a query worker that
+/// does not report is taken for stopped, and promotions do not wait for it.
 async fn run_with_heartbeat<T>(
-    readers: &ReplicaReports,
-    last: &ReplicaReport,
-    every: Duration,
+    reports: &ReplicaReports,
+    last_report: &ReplicaReport,
+    interval: Duration,
     work: impl Future<Output = T>,
 ) -> T {
     tokio::pin!(work);
     loop {
         tokio::select! {
-            done = &mut work => return done,
-            () = tokio::time::sleep(every) => {}
+            output = &mut work => return output,
+            () = tokio::time::sleep(interval) => {}
         }
-        store_report(readers, &ReplicaReport { reported_at: Utc::now(), ..last.clone() }).await;
+        let report = ReplicaReport { reported_at: Utc::now(), ..last_report.clone() };
+        store_report(reports, &report).await;
     }
 }
 
-/// Whether the report was stored. Promotions would wait for it or pass it over; queries do not depend on
-/// it.
-async fn store_report(readers: &ReplicaReports, report: &ReplicaReport) -> bool {
-    let stored = readers.write(report).await;
+/// Stores a report and returns whether that succeeded. A failure is only logged: queries do not depend on
+/// reports.
+async fn store_report(reports: &ReplicaReports, report: &ReplicaReport) -> bool {
+    let stored = reports.write(report).await;
     if let Err(error) = &stored {
         warn!(event = event::STATE_FAILED, %error, "this query worker could not report what it serves");
     }
     stored.is_ok()
 }
 
-fn still_loading_error(generation: &str) -> ReindexError {
-    ReindexError::Refused(format!("generation {generation} is being read"))
+fn still_loading_error(generation: &str) -> ApplyStateError {
+    ApplyStateError::CannotServe(format!("generation {generation} is being read"))
 }
 
+/// Embeds the prompt sets of `records` that `engine` does not have and switches to the new configuration,
+/// unless `engine` serves it already.
 async fn adopt_state(
     engine: &Arc<Engine>,
     state: &CatalogueState,
     records: &[PromptSetRecord],
     standby_id: Option<&str>,
-) -> Result<(), ReindexError> {
-    let before = engine.serving_snapshot();
-    let next = |sets| match standby_id {
-        Some(id) => ServingSnapshot::for_standby(state, id, sets, Some(&before)),
+) -> Result<(), ApplyStateError> {
+    let current = engine.serving_snapshot();
+    let build_next = |sets| match standby_id {
+        Some(id) => ServingSnapshot::for_standby(state, id, sets, Some(&current)),
         None => ServingSnapshot::from_state(state, sets),
     };
-    let same = next(before.prompt_sets.clone());
-    if before.state_revision == same.state_revision && before.role == same.role {
+    let with_current_sets = build_next(current.prompt_sets.clone());
+    if current.state_revision == with_current_sets.state_revision
+        && current.role == with_current_sets.role
+    {
         return Ok(());
     }
     let started = Instant::now();
-    let active = ActivePromptSets::new(before.prompt_sets.clone());
-    let served = next(embed_prompt_sets(active, records, engine.shared_encoders()).await?);
-    let keys: Vec<&str> =
-        served.prompt_sets.iter().map(|set| set.statistics_key.as_str()).collect();
-    let (keys, logged) = (keys.join(" "), served.clone());
+    let active = ActivePromptSets::new(current.prompt_sets.clone());
+    let next = build_next(embed_prompt_sets(active, records, engine.shared_encoders()).await?);
+    let keys: Vec<&str> = next.prompt_sets.iter().map(|set| set.statistics_key.as_str()).collect();
+    let (keys, applied) = (keys.join(" "), next.clone());
     let engine = engine.clone();
-    let adopted = tokio::task::spawn_blocking(move || engine.switch_serving(served, &|_, _| {}));
-    let adopted = adopted.await.map_err(|panic| ReindexError::Panicked(panic.to_string()))?;
-    adopted.map_err(|error| ReindexError::Refused(error.to_string()))?;
+    tokio::task::spawn_blocking(move || engine.switch_serving(next, &|_, _| {}))
+        .await
+        .map_err(|panic| ApplyStateError::Panicked(panic.to_string()))?
+        .map_err(|error| ApplyStateError::CannotServe(error.to_string()))?;
     if standby_id.is_none() {
         info!(
             event = event::CONFIGURATION_APPLIED,
-            revision = logged.state_revision,
-            generation = logged.generation_id,
-            configuration = logged.configuration_name,
+            revision = applied.state_revision,
+            generation = applied.generation_id,
+            configuration = applied.configuration_name,
             prompt_sets = keys,
             duration_ms = started.elapsed().as_millis() as u64,
-            "queries are answered as this revision of the state says"
+            "this revision of the state is served"
         );
     }
     Ok(())
 }
 
+/// Returns the sets of `records`: those of `active` as they are, the others embedded.
 async fn embed_prompt_sets(
-    known: ActivePromptSets,
+    active: ActivePromptSets,
     records: &[PromptSetRecord],
     encoders: Arc<dyn Encoders>,
-) -> Result<Vec<Arc<EmbeddedPromptSet>>, ReindexError> {
+) -> Result<Vec<Arc<EmbeddedPromptSet>>, ApplyStateError> {
     let records = records.to_vec();
-    let sets = tokio::task::spawn_blocking(move || known.resolve_records(&records, &*encoders));
-    Ok(sets.await.map_err(|panic| ReindexError::Panicked(panic.to_string()))??)
+    let sets = tokio::task::spawn_blocking(move || active.resolve_records(&records, &*encoders));
+    Ok(sets.await.map_err(|panic| ApplyStateError::Panicked(panic.to_string()))??)
 }
 
 #[cfg(test)]
@@ -380,7 +392,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_busy_query_worker_keeps_reporting() {
-        let readers = ReplicaReports::new(&Store::in_memory());
+        let reports = ReplicaReports::new(&Store::in_memory());
         let report = ReplicaReport {
             id: "busy".into(),
             host: String::new(),
@@ -390,9 +402,9 @@ mod tests {
             reported_at: DateTime::UNIX_EPOCH,
             problem: None,
         };
-        let every = Duration::from_millis(10);
-        run_with_heartbeat(&readers, &report, every, tokio::time::sleep(20 * every)).await;
-        let all = readers.list(Utc::now()).await.unwrap();
+        let interval = Duration::from_millis(10);
+        run_with_heartbeat(&reports, &report, interval, tokio::time::sleep(20 * interval)).await;
+        let all = reports.list(Utc::now()).await.unwrap();
         assert_eq!(all.len(), 1);
         assert!(!all[0].is_stale(Utc::now()) && !all[0].serves_revision(2));
     }

@@ -1,8 +1,8 @@
-//! What users say of results: stored beside the table, where evaluations read it.
+//! Stores users' feedback on results, for evaluations.
 //!
-//! Feedback lies in `feedback/` below the catalogue's folder, as JSON lines in small objects whose
-//! names begin with their time. It is acknowledged when it is stored, not before; what arrives at the
-//! same time shares an object.
+//! Feedback is stored in `feedback/` in the catalogue's folder, as JSON lines in small objects whose names
+//! begin with the time. It is acknowledged only after it is stored; feedback that arrives at the same
+//! time shares an object.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use object_store::path::Path;
@@ -17,29 +17,29 @@ use crate::retry::{Backoff, retry};
 use crate::store::{Store, StoreError};
 use crate::telemetry::{event, metrics};
 
-/// Folder of the catalogue that feedback is stored in.
+/// Folder of feedback in the catalogue's folder.
 pub const FEEDBACK_FOLDER: &str = "feedback";
-/// Feedback that waits to be stored; more is turned away.
+/// Maximum number of pieces of feedback that wait to be stored; further ones are rejected.
 const QUEUE_CAPACITY: usize = 256;
-/// Most lines of an object.
+/// Maximum number of lines in an object.
 const MAX_LINES_PER_OBJECT: usize = 256;
-/// Tries to store, with growing pauses: about 3 s in all, within a request's time.
+/// Attempts to store an object, with growing pauses: about 3 s in all, less than `http.timeout_ms`.
 const MAX_STORE_ATTEMPTS: u32 = 5;
-/// Longest text and note, in characters.
+/// Maximum length of text and note, in characters.
 pub const MAX_TEXT_CHARS: usize = 1_000;
 
-/// Whether a result was right.
+/// A user's verdict on a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FeedbackVerdict {
     /// The image matches the query.
     Right,
-    /// It does not.
+    /// The image does not match the query.
     Wrong,
 }
 
 impl FeedbackVerdict {
-    /// As in logs and metrics.
+    /// The name in JSON, logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Right => "right",
@@ -48,57 +48,58 @@ impl FeedbackVerdict {
     }
 }
 
-/// What a user said of one result. Unknown fields are passed over when it is read back.
+/// Feedback on one result, as it is stored. Readers ignore unknown fields.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Feedback {
-    /// When it was said; old lines may lack it.
+    /// When it was received; old lines may lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub received_at: Option<DateTime<Utc>>,
-    /// The query.
+    /// The text of the query.
     pub text: String,
-    /// The image that was found.
+    /// The image of the result.
     pub image_id: String,
-    /// What was said of it.
+    /// Whether the image matches the query.
     pub verdict: FeedbackVerdict,
-    /// Why, in the user's words.
+    /// The user's reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
     /// Name of the configuration that answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configuration: Option<String>,
-    /// Who said it: the name of the API key.
+    /// Name of the API key with which it was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key_name: Option<String>,
 }
 
-/// Why feedback was not stored. What may pass is worth sending again.
+/// Why feedback was not stored. All of these may be temporary: clients may send it again.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedbackError {
-    /// As much waits as may.
-    #[error("{QUEUE_CAPACITY} pieces of feedback wait already")]
+    /// [`QUEUE_CAPACITY`] pieces of feedback wait to be stored.
+    #[error("{QUEUE_CAPACITY} pieces of feedback already wait to be stored")]
     QueueFull,
-    /// The query worker stops.
-    #[error("the query worker stops")]
+    /// The query worker shuts down.
+    #[error("the query worker shuts down")]
     ShuttingDown,
-    /// The store did not take it.
+    /// The store returned an error.
     #[error("the feedback was not stored: {0}")]
     Store(String),
 }
 
 type PendingFeedback = (Feedback, oneshot::Sender<Result<(), FeedbackError>>);
 
-/// Takes feedback in.
+/// Accepts feedback and waits until it is stored.
 #[derive(Debug, Clone)]
 pub struct FeedbackQueue(mpsc::Sender<PendingFeedback>);
 
-/// Stores what the inbox takes in.
+/// Stores the feedback of a [`FeedbackQueue`].
 #[derive(Debug)]
 pub struct FeedbackWriter {
     store: Store,
     pending: mpsc::Receiver<PendingFeedback>,
 }
 
-/// An inbox, and who stores what it takes in, for the catalogue at `catalogue`.
+/// Returns a queue for feedback and its writer, which must be run, for the catalogue in the folder
+/// `catalogue`.
 pub fn feedback_channel(catalogue: &Store) -> (FeedbackQueue, FeedbackWriter) {
     let (sender, pending) = mpsc::channel(QUEUE_CAPACITY);
     (FeedbackQueue(sender), FeedbackWriter { store: catalogue.subfolder(FEEDBACK_FOLDER), pending })
@@ -107,23 +108,24 @@ pub fn feedback_channel(catalogue: &Store) -> (FeedbackQueue, FeedbackWriter) {
 impl FeedbackQueue {
     /// Returns when the feedback is stored.
     pub async fn submit(&self, feedback: Feedback) -> Result<(), FeedbackError> {
-        let (stored, answer) = oneshot::channel();
-        self.0.try_send((feedback, stored)).map_err(|error| match error {
+        let (result_sender, result) = oneshot::channel();
+        self.0.try_send((feedback, result_sender)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => FeedbackError::QueueFull,
             mpsc::error::TrySendError::Closed(_) => FeedbackError::ShuttingDown,
         })?;
-        answer.await.unwrap_or(Err(FeedbackError::ShuttingDown))
+        result.await.unwrap_or(Err(FeedbackError::ShuttingDown))
     }
 }
 
 impl FeedbackWriter {
-    /// Stores until `token` is cancelled, or every inbox is gone, and what was taken in is stored.
-    pub async fn run(mut self, token: CancellationToken) {
+    /// Stores feedback until `cancel` is cancelled or every queue is dropped, and until all accepted
+    /// feedback is stored.
+    pub async fn run(mut self, cancel: CancellationToken) {
         let mut batch = Vec::new();
         loop {
             let received = tokio::select! {
-                taken = self.pending.recv_many(&mut batch, MAX_LINES_PER_OBJECT) => taken,
-                () = token.cancelled(), if !self.pending.is_closed() => {
+                count = self.pending.recv_many(&mut batch, MAX_LINES_PER_OBJECT) => count,
+                () = cancel.cancelled(), if !self.pending.is_closed() => {
                     self.pending.close();
                     continue;
                 }
@@ -139,9 +141,9 @@ impl FeedbackWriter {
                 }
                 Err(error) => Err(error.to_string()),
             };
-            for (feedback, answer) in batch.drain(..) {
-                // Who asked may have left.
-                let _ = answer.send(stored.clone().map_err(FeedbackError::Store));
+            for (feedback, result_sender) in batch.drain(..) {
+                // The client may have closed its connection.
+                let _ = result_sender.send(stored.clone().map_err(FeedbackError::Store));
                 let verdict = feedback.verdict.name();
                 if let Err(error) = &stored {
                     warn!(
@@ -169,15 +171,20 @@ impl FeedbackWriter {
         let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true).replace([':', '-'], "");
         let path = Path::from(format!("{now}-{:08x}.jsonl", rand::random::<u32>()));
         let payload = PutPayload::from(lines);
-        // It ends by itself soon enough, also at shutdown.
-        let never = CancellationToken::new();
+        // Not cancelled at shutdown: accepted feedback must be stored, and attempts end after seconds.
+        let never_cancelled = CancellationToken::new();
         let log_retry = |attempt, error: &StoreError| {
             info!(event = event::RETRY, stage = "feedback", attempt, %error, "feedback was not stored; trying again");
         };
-        retry(Backoff::with_max_attempts(MAX_STORE_ATTEMPTS), &never, log_retry, || async {
-            let put = self.store.object_store().put(&path, payload.clone()).await;
-            put.map(drop).map_err(|e| self.store.wrap_error(e))
-        })
+        retry(
+            Backoff::with_max_attempts(MAX_STORE_ATTEMPTS),
+            &never_cancelled,
+            log_retry,
+            || async {
+                let put = self.store.object_store().put(&path, payload.clone()).await;
+                put.map(drop).map_err(|e| self.store.wrap_error(e))
+            },
+        )
         .await
     }
 }
@@ -202,9 +209,9 @@ mod tests {
 
     async fn read_stored_feedback(store: &Store) -> Vec<Feedback> {
         let folder = store.subfolder(FEEDBACK_FOLDER);
-        let found: Vec<_> = folder.object_store().list(None).try_collect().await.unwrap();
+        let objects: Vec<_> = folder.object_store().list(None).try_collect().await.unwrap();
         let mut lines = Vec::new();
-        for object in found {
+        for object in objects {
             let bytes =
                 folder.object_store().get(&object.location).await.unwrap().bytes().await.unwrap();
             let text = String::from_utf8(bytes.to_vec()).unwrap();
@@ -216,43 +223,43 @@ mod tests {
     #[tokio::test]
     async fn feedback_is_stored_when_it_is_acknowledged() {
         let store = Store::in_memory();
-        let (inbox, writer) = feedback_channel(&store);
-        let token = CancellationToken::new();
-        let running = tokio::spawn(writer.run(token.clone()));
-        inbox.submit(feedback("a")).await.unwrap();
+        let (queue, writer) = feedback_channel(&store);
+        let cancel = CancellationToken::new();
+        let writer_task = tokio::spawn(writer.run(cancel.clone()));
+        queue.submit(feedback("a")).await.unwrap();
         assert_eq!(read_stored_feedback(&store).await, [feedback("a")]);
         let all = (0..50).map(|i| {
-            let inbox = inbox.clone();
-            async move { inbox.submit(feedback(&format!("b{i}"))).await }
+            let queue = queue.clone();
+            async move { queue.submit(feedback(&format!("b{i}"))).await }
         });
         futures::future::try_join_all(all).await.unwrap();
         assert_eq!(read_stored_feedback(&store).await.len(), 51);
         let objects: Vec<_> =
             store.subfolder(FEEDBACK_FOLDER).object_store().list(None).try_collect().await.unwrap();
-        assert!(objects.len() < 51, "what comes together shares an object");
-        token.cancel();
-        running.await.unwrap();
-        assert!(matches!(inbox.submit(feedback("c")).await, Err(FeedbackError::ShuttingDown)));
+        assert!(objects.len() < 51, "feedback that arrives at the same time shares an object");
+        cancel.cancel();
+        writer_task.await.unwrap();
+        assert!(matches!(queue.submit(feedback("c")).await, Err(FeedbackError::ShuttingDown)));
     }
 
     #[tokio::test]
     async fn feedback_over_queue_capacity_is_rejected() {
-        let (inbox, writer) = feedback_channel(&Store::in_memory());
+        let (queue, writer) = feedback_channel(&Store::in_memory());
         let waiting: Vec<_> = (0..QUEUE_CAPACITY)
             .map(|_| {
-                let inbox = inbox.clone();
-                tokio::spawn(async move { inbox.submit(feedback("a")).await })
+                let queue = queue.clone();
+                tokio::spawn(async move { queue.submit(feedback("a")).await })
             })
             .collect();
         tokio::task::yield_now().await;
-        while inbox.0.capacity() > 0 {
+        while queue.0.capacity() > 0 {
             tokio::task::yield_now().await;
         }
-        assert!(matches!(inbox.submit(feedback("b")).await, Err(FeedbackError::QueueFull)));
+        assert!(matches!(queue.submit(feedback("b")).await, Err(FeedbackError::QueueFull)));
         drop(writer);
-        for one in waiting {
-            assert!(matches!(one.await.unwrap(), Err(FeedbackError::ShuttingDown)));
+        for submission in waiting {
+            assert!(matches!(submission.await.unwrap(), Err(FeedbackError::ShuttingDown)));
         }
-        assert!(matches!(inbox.submit(feedback("c")).await, Err(FeedbackError::ShuttingDown)));
+        assert!(matches!(queue.submit(feedback("c")).await, Err(FeedbackError::ShuttingDown)));
     }
 }

@@ -1,6 +1,8 @@
-//! TODO-ROOM
+//! The query worker: it follows the catalogue's state and tables, answers searches over HTTP with the
+//! engines of [`crate::search`], has a page for people, and stores what users say of results.
 
 pub(crate) mod catalogue_follower;
+mod error;
 pub mod feedback;
 pub mod http;
 mod page;

@@ -1,4 +1,4 @@
-//! Who may ask what: a key in the header `Authorization`, or the session of the page.
+//! Authentication and authorisation: by a key in the header `Authorization`, or by a session of the page.
 
 use std::sync::Arc;
 
@@ -12,63 +12,65 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::HandlerState;
-use super::api_keys::{self, ApiKey, Scope};
-use super::problem::Problem;
-use super::session::COOKIE_NAME;
+use super::body::problem::Problem;
+use super::credentials::api_keys::{self, ApiKey, Scope};
+use super::credentials::session::COOKIE_NAME;
+use super::state::HandlerState;
 use crate::telemetry::event;
 
-/// Who asks, of every request that came through a [`Door`]; none where no key is asked for.
+/// Who sent a request: the holder of a key, or `None` if the server requires no key. [`authorise_request`]
+/// adds it to the request.
 #[derive(Clone)]
 pub struct Principal(Option<Arc<ApiKey>>);
 
 impl Principal {
-    /// The key's name.
     pub fn key_name(&self) -> Option<String> {
         self.0.as_ref().map(|key| key.name.clone())
     }
 }
 
-/// What a route needs.
+/// What [`authorise_request`] needs to know about a route.
 #[derive(Clone)]
 pub struct AuthLayer {
     pub state: Arc<HandlerState>,
-    /// None: any key.
+    /// `None`: a key with any scope is enough.
     pub required_scope: Option<Scope>,
 }
 
-/// Lets a request through whose caller may do this, and tells the handler who it is.
+/// Rejects requests whose sender does not have the required scope; passes the [`Principal`] of others to
+/// the handler.
 pub async fn authorise_request(
     State(auth): State<AuthLayer>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let caller = authenticate(&auth.state, request.method(), request.headers())
-        .and_then(|caller| check_scope(caller, auth.required_scope));
-    match caller {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
+    let principal = authenticate(&auth.state, request.method(), request.headers())
+        .and_then(|principal| check_scope(principal, auth.required_scope));
+    match principal {
+        Ok(principal) => {
+            request.extensions_mut().insert(principal);
             next.run(request).await
         }
-        Err(problem) => log_refusal(problem).into_response(),
+        Err(problem) => log_denied(problem).into_response(),
     }
 }
 
-/// Logs what may be an attempt to get at something; that a key is missing is how every visit begins.
-fn log_refusal(problem: Problem) -> Problem {
+/// Logs a rejected request, which may be an attack. A missing key is not logged: the page sends its first
+/// requests without one.
+fn log_denied(problem: Problem) -> Problem {
     let code = problem.code();
     if code != "missing_api_key" {
-        warn!(event = event::ACCESS_DENIED, code, "a request was refused");
+        warn!(event = event::ACCESS_DENIED, code, "a request was denied");
     }
     problem
 }
 
-fn check_scope(caller: Principal, scope: Option<Scope>) -> Result<Principal, Problem> {
-    match (&caller.0, scope) {
+fn check_scope(principal: Principal, scope: Option<Scope>) -> Result<Principal, Problem> {
+    match (&principal.0, scope) {
         (Some(key), Some(scope)) if !key.allows(scope) => {
             Err(Problem::insufficient_scope(&key.name, scope))
         }
-        _ => Ok(caller),
+        _ => Ok(principal),
     }
 }
 
@@ -84,7 +86,7 @@ fn authenticate(
             Err(Problem::new(
                 StatusCode::FORBIDDEN,
                 "host_not_allowed",
-                "no key is asked for, so only this machine is answered, by the name localhost or its address; behind a proxy that authenticates set http.allow_unauthenticated = true",
+                "no key is required, so only requests to localhost or a loopback address are answered; behind a proxy that authenticates set http.allow_unauthenticated = true",
             ))
         };
     }
@@ -95,15 +97,16 @@ fn authenticate(
     }
     let key = parse_session_cookie(headers).and_then(|token| shared.sessions.find_key(token));
     let key = key.ok_or_else(Problem::missing_api_key)?;
-    // `SameSite=Strict` says the same, but not of another port or a sibling of this host's name.
+    // `SameSite=Strict` does not stop pages of another port, or of another subdomain of the same site.
     if !method.is_safe() && is_same_origin(headers) != Some(true) {
         return Err(Problem::cross_site_request());
     }
     Ok(Principal(Some(key)))
 }
 
-/// Whether the host was asked by a name that only this machine has. A page elsewhere can have its own
-/// name resolved to 127.0.0.1 to read answers with its visitor's browser; its requests carry that name.
+/// Returns whether the header `Host` names this machine only. Protects against DNS rebinding: another
+/// site can have its name resolved to 127.0.0.1, to read responses by a visitor's browser, but then `Host`
+/// is that name.
 fn has_loopback_host(headers: &HeaderMap) -> bool {
     let Some(host) = headers.get(header::HOST) else { return true };
     let host = host.to_str().ok().and_then(|host| host.parse::<Uri>().ok());
@@ -112,7 +115,7 @@ fn has_loopback_host(headers: &HeaderMap) -> bool {
     name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// The key in the header `Authorization`, where there is that header.
+/// Returns the key in the header `Authorization`; `None` if there is no such header.
 fn parse_bearer_key(headers: &HeaderMap) -> Option<Result<&str, Problem>> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok();
     let parts = value.and_then(|value| value.split_once(' '));
@@ -127,8 +130,9 @@ fn parse_session_cookie(headers: &HeaderMap) -> Option<&str> {
     pairs.find(|(name, _)| *name == COOKIE_NAME).map(|(_, token)| token)
 }
 
-/// Whether a page of this server sent the request, where a browser says so. Browsers tell other sites
-/// by `Sec-Fetch-Site`, or without TLS by `Origin` alone; a page cannot change either.
+/// Returns whether a page of this server sent the request; `None` if the request does not say, as from
+/// programs other than browsers. Browsers set `Sec-Fetch-Site`, without TLS only `Origin`; pages cannot
+/// change either.
 fn is_same_origin(headers: &HeaderMap) -> Option<bool> {
     const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
     if let Some(site) = headers.get(SEC_FETCH_SITE) {
@@ -139,37 +143,40 @@ fn is_same_origin(headers: &HeaderMap) -> Option<bool> {
     Some(origin.zip(host).is_some_and(|((_, origin), host)| origin.eq_ignore_ascii_case(host)))
 }
 
-/// Who is signed in.
+/// Who is authenticated.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct SessionResponse {
-    /// Name of the key; none where no key is asked for.
+    /// Name of the key; null if the server requires none.
     api_key_name: Option<String>,
-    /// What may be done.
+    /// What the key permits.
     scopes: Vec<Scope>,
 }
 
 impl SessionResponse {
-    fn new(caller: &Principal) -> Self {
+    fn new(principal: &Principal) -> Self {
         let all = [Scope::Search, Scope::Feedback, Scope::Admin];
-        let may = |scope: &Scope| caller.0.as_ref().is_none_or(|key| key.allows(*scope));
-        Self { api_key_name: caller.key_name(), scopes: all.into_iter().filter(may).collect() }
+        let allowed = |scope: &Scope| principal.0.as_ref().is_none_or(|key| key.allows(*scope));
+        Self {
+            api_key_name: principal.key_name(),
+            scopes: all.into_iter().filter(allowed).collect(),
+        }
     }
 }
 
-/// Who asks, and what they may do.
-pub async fn get_session(Extension(caller): Extension<Principal>) -> Json<SessionResponse> {
-    Json(SessionResponse::new(&caller))
+/// `GET /v1/session`: returns who is authenticated.
+pub async fn get_session(Extension(principal): Extension<Principal>) -> Json<SessionResponse> {
+    Json(SessionResponse::new(&principal))
 }
 
-/// A key to sign in with.
+/// The key to sign in with.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SignInRequest {
-    /// As `bsap keys new` printed it.
+    /// The secret, as `bsap keys new` printed it.
     api_key: String,
 }
 
-/// Opens a session for the holder of a key, in the header `Authorization` or the body.
+/// `POST /v1/session`: opens a session for the key in the header `Authorization` or in the body.
 pub async fn sign_in(
     State(shared): State<Arc<HandlerState>>,
     request: Request,
@@ -178,13 +185,13 @@ pub async fn sign_in(
         return Err(Problem::new(
             StatusCode::CONFLICT,
             "no_api_keys_configured",
-            "no key is asked for (http.keys has none): nobody needs to sign in",
+            "no key is required (http.keys is empty), so there is nothing to sign in to",
         ));
     }
     let headers = request.headers().clone();
-    // Nobody is to be signed in by another site with a key that is not theirs.
+    // Another site must not sign a visitor in with a key that is not the visitor's.
     if is_same_origin(&headers) == Some(false) {
-        return Err(log_refusal(Problem::cross_site_request()));
+        return Err(log_denied(Problem::cross_site_request()));
     }
     let secret = match parse_bearer_key(&headers) {
         Some(secret) => secret?.to_owned(),
@@ -194,15 +201,15 @@ pub async fn sign_in(
         }
     };
     let key = api_keys::find_by_secret(&shared.api_keys, secret.trim())
-        .ok_or_else(|| log_refusal(Problem::invalid_api_key()))?
+        .ok_or_else(|| log_denied(Problem::invalid_api_key()))?
         .clone();
     let token = shared.sessions.sign_in(key.clone());
-    let answer = Json(SessionResponse::new(&Principal(Some(key))));
-    Ok(([(header::SET_COOKIE, build_session_cookie(&shared, &headers, Some(&token))?)], answer)
+    let body = Json(SessionResponse::new(&Principal(Some(key))));
+    Ok(([(header::SET_COOKIE, build_session_cookie(&shared, &headers, Some(&token))?)], body)
         .into_response())
 }
 
-/// Ends the session.
+/// `DELETE /v1/session`: ends the session.
 pub async fn sign_out(
     State(shared): State<Arc<HandlerState>>,
     headers: HeaderMap,
@@ -220,7 +227,7 @@ fn build_session_cookie(
     token: Option<&str>,
 ) -> Result<HeaderValue, Problem> {
     const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-    // Whoever lies here harms nobody but themselves: their cookie is not sent without TLS.
+    // A client that forges this header harms only itself: its cookie is then sent by TLS only.
     let secure = shared.context.options.is_tls_enabled()
         || headers.get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https");
     HeaderValue::from_str(&shared.sessions.set_cookie_value(token, secure)).map_err(|_| {

@@ -1,4 +1,4 @@
-//! Connections: how many there may be, how slow their requests, TLS, and their end.
+//! Accepts connections: limits their number and duration, terminates TLS, drains them at shutdown.
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,35 +28,38 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
-use super::problem::Problem;
-use super::{HttpOptions, ServeError};
+use super::body::problem::Problem;
+use super::error::ServeError;
+use super::options::HttpOptions;
 use crate::telemetry::event;
 
 /// How long open requests may take to finish at shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Most bytes of a request's head.
+/// Maximum size of a request's head.
 const MAX_REQUEST_HEAD_BYTES: usize = 32 << 10;
-/// Connections that are told why they are turned away, at one time; more are closed at once.
+/// Maximum number of connections over the limit that get an error response at one time; further ones
+/// are closed without a response.
 const MAX_CONCURRENT_REJECTIONS: usize = 64;
-/// Rest after a connection could not be taken: files are used up, and soon are not.
+/// Pause after a connection could not be accepted, in most cases because there are no free file
+/// descriptors: open connections release some in the meantime.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// An open port.
+/// A bound port, and TLS for its connections if it is configured.
 pub struct Listener {
     tcp_listener: TcpListener,
     tls_acceptor: Option<TlsAcceptor>,
 }
 
 impl Listener {
-    /// Where the page is.
+    /// Returns the address of the page.
     pub fn url(&self) -> io::Result<String> {
         let scheme = if self.tls_acceptor.is_some() { "https" } else { "http" };
         Ok(format!("{scheme}://{}/", self.tcp_listener.local_addr()?))
     }
 }
 
-/// Opens the port and reads the certificate: what is wrong with them shows before anything expensive
-/// is loaded.
+/// Binds the port and reads the certificate. Called before the model and the table are loaded, so that
+/// mistakes in these options show at once.
 pub async fn listen(options: &HttpOptions) -> Result<Listener, ServeError> {
     let tls = if options.is_tls_enabled() {
         Some(load_tls_acceptor(&options.tls_cert, &options.tls_key)?)
@@ -71,40 +74,39 @@ pub async fn listen(options: &HttpOptions) -> Result<Listener, ServeError> {
 }
 
 fn load_tls_acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServeError> {
-    let wrong = |option, file: &Path, reason: String| ServeError::Tls {
+    let tls_error = |option, file: &Path, reason: String| ServeError::Tls {
         option,
         file: file.to_owned(),
         reason,
     };
-    let wrong_cert = |reason| wrong("http.tls_cert", cert, reason);
+    let cert_error = |reason| tls_error("http.tls_cert", cert, reason);
     let chain: Result<Vec<_>, _> =
         CertificateDer::pem_file_iter(cert).and_then(|certificates| certificates.collect());
-    let chain = chain.map_err(|e| wrong_cert(e.to_string()))?;
+    let chain = chain.map_err(|e| cert_error(e.to_string()))?;
     if chain.is_empty() {
-        return Err(wrong_cert("there is no certificate in it".into()));
+        return Err(cert_error("there is no certificate in it".into()));
     }
-    let wrong_key = |reason| wrong("http.tls_key", key, reason);
-    let secret = PrivateKeyDer::from_pem_file(key).map_err(|e| wrong_key(e.to_string()))?;
+    let key_error = |reason| tls_error("http.tls_key", key, reason);
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(|e| key_error(e.to_string()))?;
     let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map(|builder| builder.with_no_client_auth())
         .and_then(|builder| builder.with_single_cert(chain, secret))
-        .map_err(|e| wrong_key(e.to_string()))?;
+        .map_err(|e| key_error(e.to_string()))?;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// What connections may take.
+/// Limits of the connections.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
     max_connections: usize,
-    /// For a request's head, and for the handshake of TLS.
+    /// For a request's head, and for the TLS handshake.
     head_timeout: Duration,
-    /// Without a byte being taken of what is sent.
+    /// For the client to read a part of the response.
     write_timeout: Duration,
 }
 
 impl ConnectionLimits {
-    /// As configured.
     pub fn new(options: &HttpOptions) -> Self {
         Self {
             max_connections: options.max_connections,
@@ -114,12 +116,12 @@ impl ConnectionLimits {
     }
 }
 
-/// Answers by `router` until `token` is cancelled, then lets open requests finish.
+/// Serves connections with `router` until `cancel` is cancelled, then lets open requests finish.
 pub async fn accept_connections(
     listener: Listener,
     router: Router,
     limits: ConnectionLimits,
-    token: CancellationToken,
+    cancel: CancellationToken,
 ) {
     let permits = Arc::new(Semaphore::new(limits.max_connections));
     let rejection_permits = Arc::new(Semaphore::new(MAX_CONCURRENT_REJECTIONS));
@@ -128,44 +130,45 @@ pub async fn accept_connections(
     loop {
         let accepted = tokio::select! {
             accepted = listener.tcp_listener.accept() => accepted,
-            () = token.cancelled() => break,
+            () = cancel.cancelled() => break,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // One that left before it was taken is its own affair.
+                // The client closed the connection before it was accepted: no fault of this server.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
-                    error!(event = event::HTTP_ERROR, code = "accept", %error, "a connection could not be taken");
+                    error!(event = event::HTTP_ERROR, code = "accept", %error, "a connection could not be accepted");
                     sleep(ACCEPT_RETRY_DELAY).await;
                 }
                 continue;
             }
         };
-        let (turn, service) = if let Ok(turn) = permits.clone().try_acquire_owned() {
-            (turn, router.clone())
+        let (permit, service) = if let Ok(permit) = permits.clone().try_acquire_owned() {
+            (permit, router.clone())
         } else {
             warn!(
                 event = event::REQUEST_REJECTED,
                 limit = limits.max_connections,
-                "too many connections; one was turned away"
+                "too many connections; one was rejected"
             );
-            let Ok(turn) = rejection_permits.clone().try_acquire_owned() else { continue };
-            (turn, rejecting_router.clone())
+            let Ok(permit) = rejection_permits.clone().try_acquire_owned() else { continue };
+            (permit, rejecting_router.clone())
         };
-        let (tls, token) = (listener.tls_acceptor.clone(), token.clone());
+        let (tls, cancel) = (listener.tls_acceptor.clone(), cancel.clone());
         tasks.spawn(async move {
-            let _turn = turn;
-            // What goes wrong on a connection ends it, and is the caller's to see.
-            let _ = handle_connection(stream, tls, service, limits, &token).await;
+            let _permit = permit;
+            // An error ends the connection, so the client sees it.
+            let _ = handle_connection(stream, tls, service, limits, &cancel).await;
         });
     }
     tasks.close();
     tasks.wait().await;
 }
 
-/// Tells everybody that there are too many.
+/// Builds the router for connections over the limit: it answers every request with 429 and closes the
+/// connection.
 fn build_rejecting_router(limit: usize) -> Router {
-    let answer = move || async move {
+    let reject = move || async move {
         Problem::too_many_requests(limit, "connections are open (http.max_connections)")
             .into_response()
     };
@@ -173,7 +176,7 @@ fn build_rejecting_router(limit: usize) -> Router {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         response
     };
-    Router::new().fallback(answer).layer(middleware::map_response(close))
+    Router::new().fallback(reject).layer(middleware::map_response(close))
 }
 
 async fn handle_connection(
@@ -181,26 +184,27 @@ async fn handle_connection(
     tls: Option<TlsAcceptor>,
     service: Router,
     limits: ConnectionLimits,
-    token: &CancellationToken,
+    cancel: &CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    // Answers are small: waiting to fill a packet only delays them.
+    // Responses are small: waiting to fill a packet would only delay them.
     stream.set_nodelay(true)?;
-    let Some(tls) = tls else { return serve_connection(stream, service, limits, token).await };
+    let Some(tls) = tls else { return serve_connection(stream, service, limits, cancel).await };
     let stream = tokio::select! {
         stream = timeout(limits.head_timeout, tls.accept(stream)) => stream??,
-        () = token.cancelled() => return Ok(()),
+        () = cancel.cancelled() => return Ok(()),
     };
-    serve_connection(stream, service, limits, token).await
+    serve_connection(stream, service, limits, cancel).await
 }
 
 async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     service: Router,
     limits: ConnectionLimits,
-    token: &CancellationToken,
+    cancel: &CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut stream = TimeoutStream::new(stream);
-    // Who does not read keeps what is to be sent: a picture holds its share of fetch.budget_mib.
+    // A client that does not read holds memory: until its response is sent, a picture counts against
+    // fetch.budget_mib.
     stream.set_write_timeout(Some(limits.write_timeout));
     let stream = Box::pin(stream);
     let connection = http1::Builder::new()
@@ -211,7 +215,7 @@ async fn serve_connection(
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => ended?,
-        () = token.cancelled() => {
+        () = cancel.cancelled() => {
             connection.as_mut().graceful_shutdown();
             timeout(DRAIN_TIMEOUT, connection).await??;
         }
@@ -226,38 +230,38 @@ mod tests {
 
     use super::*;
 
-    /// A megabyte for whoever asks, over a pipe that holds a sixteenth of it.
+    /// Requests a response of 1 MiB over a pipe that buffers 64 KiB. Returns the client's end, and whether
+    /// the server ended the connection with an error.
     async fn request_large_body() -> (tokio::io::DuplexStream, tokio::task::JoinHandle<bool>) {
-        let (mut caller, server) = tokio::io::duplex(64 << 10);
+        let (mut client, server) = tokio::io::duplex(64 << 10);
         let service = Router::new().route("/", get(|| async { vec![0u8; 1 << 20] }));
-        let write = Duration::from_millis(300);
         let limits = ConnectionLimits {
             max_connections: 1,
             head_timeout: Duration::from_secs(60),
-            write_timeout: write,
+            write_timeout: Duration::from_millis(300),
         };
-        let token = CancellationToken::new();
-        let conversation = tokio::spawn(async move {
-            serve_connection(server, service, limits, &token).await.is_err()
+        let cancel = CancellationToken::new();
+        let ended_with_error = tokio::spawn(async move {
+            serve_connection(server, service, limits, &cancel).await.is_err()
         });
         let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-        caller.write_all(request).await.unwrap();
-        (caller, conversation)
+        client.write_all(request).await.unwrap();
+        (client, ended_with_error)
     }
 
     #[tokio::test]
     async fn clients_that_do_not_read_are_disconnected() {
-        let (caller, conversation) = request_large_body().await;
-        assert!(conversation.await.unwrap(), "it ends, though nobody left");
-        drop(caller);
-        // Slowly is not never.
-        let (mut caller, conversation) = request_large_body().await;
+        let (client, ended_with_error) = request_large_body().await;
+        assert!(ended_with_error.await.unwrap(), "it ends although the client is connected");
+        drop(client);
+        // A client that reads slowly gets all of the response.
+        let (mut client, ended_with_error) = request_large_body().await;
         let (mut part, mut read) = (vec![0; 64 << 10], 0);
-        while let Ok(bytes @ 1..) = caller.read(&mut part).await {
+        while let Ok(bytes @ 1..) = client.read(&mut part).await {
             read += bytes;
             sleep(Duration::from_millis(50)).await;
         }
         assert!(read > 1 << 20, "{read}");
-        assert!(!conversation.await.unwrap());
+        assert!(!ended_with_error.await.unwrap());
     }
 }

@@ -1,20 +1,19 @@
-//! The interface as OpenAPI 3.1 has it: routes from here, bodies from the types that are read and
-//! written.
+//! The OpenAPI 3.1 document of the interface. Routes are listed here; schemas of bodies come from the
+//! types that are deserialised and serialised.
 
 use schemars::generate::{Contract, SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Map, Value, json};
 
 use super::auth::{SessionResponse, SignInRequest};
-use super::payload::{
-    ExplainRequest, ExplainResponse, FeedbackRequest, ImageInfo, SearchRequest, SearchResponse,
-};
-use super::problem::Problem;
-use super::session::COOKIE_NAME;
-use super::state_response::StateResponse;
+use super::body::problem::Problem;
+use super::body::request::{ExplainRequest, FeedbackRequest, SearchRequest};
+use super::body::response::{ExplainResponse, ImageInfo, SearchResponse};
+use super::body::state_response::StateResponse;
+use super::credentials::session::COOKIE_NAME;
 
-/// Collects the schemas of bodies: what is read may leave out what has a default, what is written
-/// has it all.
+/// Collects the schemas of bodies. Requests may omit fields that have a default, responses have all
+/// fields.
 struct SchemaCollector {
     request_schemas: SchemaGenerator,
     response_schemas: SchemaGenerator,
@@ -22,15 +21,15 @@ struct SchemaCollector {
 
 impl SchemaCollector {
     fn new() -> Self {
-        let settings = |contract| {
+        let generator = |contract| {
             let mut settings = SchemaSettings::draft2020_12();
             settings.definitions_path = "/components/schemas".into();
             settings.contract = contract;
             settings.into_generator()
         };
         Self {
-            request_schemas: settings(Contract::Deserialize),
-            response_schemas: settings(Contract::Serialize),
+            request_schemas: generator(Contract::Deserialize),
+            response_schemas: generator(Contract::Serialize),
         }
     }
 
@@ -38,11 +37,12 @@ impl SchemaCollector {
         json!({ "required": true, "content": json_content(&self.request_schemas.subschema_for::<T>()) })
     }
 
-    fn response<T: JsonSchema>(&mut self, about: &str) -> Value {
-        json!({ "description": about, "content": json_content(&self.response_schemas.subschema_for::<T>()) })
+    fn response<T: JsonSchema>(&mut self, description: &str) -> Value {
+        json!({ "description": description, "content": json_content(&self.response_schemas.subschema_for::<T>()) })
     }
 
-    /// Where both have a schema of the same name, what is written is meant.
+    /// Returns all schemas by name. If a request and a response share a name, the response's schema is
+    /// taken.
     fn into_definitions(mut self) -> Map<String, Value> {
         let mut all = self.request_schemas.take_definitions(true);
         all.extend(self.response_schemas.take_definitions(true));
@@ -54,76 +54,76 @@ fn json_content(schema: &Schema) -> Value {
     json!({ "application/json": { "schema": schema } })
 }
 
-/// The document.
+/// Builds the OpenAPI document, `/v1/openapi.json`.
 pub fn build_document() -> Value {
     let mut schemas = SchemaCollector::new();
     let problem = json!({
-        "description": "Why not; `code` is stable.",
+        "description": "The request failed; `code` does not change between versions.",
         "content": { "application/problem+json": { "schema": schemas.response_schemas.subschema_for::<Problem>() } },
     });
     let id = json!({
         "name": "id", "in": "path", "required": true,
         "description": "An image's id, percent-encoded.", "schema": { "type": "string", "minLength": 1 },
     });
-    let text = |about: &str| json!({ "description": about, "content": { "text/plain": { "schema": { "type": "string" } } } });
+    let text = |description: &str| json!({ "description": description, "content": { "text/plain": { "schema": { "type": "string" } } } });
     let search = schemas.request_body::<SearchRequest>();
-    let found = schemas.response::<SearchResponse>("Both rankings.");
+    let search_response = schemas.response::<SearchResponse>("The hits of both rankings.");
     let explain = schemas.request_body::<ExplainRequest>();
-    let explained = schemas.response::<ExplainResponse>("Why.");
-    let image = schemas.response::<ImageInfo>("What is known of it.");
+    let explain_response = schemas.response::<ExplainResponse>("The explanation.");
+    let image = schemas.response::<ImageInfo>("The image.");
     let feedback = schemas.request_body::<FeedbackRequest>();
-    let state = schemas.response::<StateResponse<'static>>("What is served.");
+    let state = schemas.response::<StateResponse<'static>>("The state.");
     let sign_in = schemas.request_body::<SignInRequest>();
-    let session = schemas.response::<SessionResponse>("Who asks, and what they may do.");
+    let session = schemas.response::<SessionResponse>("The name of the key, and its scopes.");
     let mut paths = json!({
         "/v1/search": { "post": {
-            "operationId": "search", "summary": "Both rankings, plain and balanced",
-            "requestBody": search, "responses": { "200": found },
+            "operationId": "search", "summary": "Searches for images; returns the rankings by plain CLIP and by balanced scores",
+            "requestBody": search, "responses": { "200": search_response },
         } },
         "/v1/explain": { "post": {
-            "operationId": "explain", "summary": "Why an image ranks where it does",
-            "requestBody": explain, "responses": { "200": explained },
+            "operationId": "explain", "summary": "Explains why an image has its rank",
+            "requestBody": explain, "responses": { "200": explain_response },
         } },
         "/v1/images/{id}": { "parameters": [id], "get": {
-            "operationId": "image", "summary": "What is known of an image", "responses": { "200": image },
+            "operationId": "image", "summary": "Returns an image's attributes and origin", "responses": { "200": image },
         } },
         "/v1/images/{id}/picture": { "parameters": [id], "get": {
-            "operationId": "picture", "summary": "An image's picture, fetched from where it was announced",
+            "operationId": "picture", "summary": "Returns an image's picture, fetched from the address in its event",
             "responses": { "200": { "description": "The picture.", "content": { "image/*": {} } } },
         } },
         "/v1/feedback": { "post": {
-            "operationId": "feedback", "summary": "What a user says of a result",
-            "requestBody": feedback, "responses": { "204": { "description": "It is stored." } },
+            "operationId": "feedback", "summary": "Stores a user's verdict on a result",
+            "requestBody": feedback, "responses": { "204": { "description": "The feedback is stored." } },
         } },
         "/v1/session": {
             "get": {
-                "operationId": "session", "summary": "Who asks", "responses": { "200": session },
+                "operationId": "session", "summary": "Returns who is authenticated", "responses": { "200": session },
             },
             "post": {
                 "operationId": "signIn", "summary": "Opens a session of the page",
                 "requestBody": sign_in, "responses": { "200": session },
             },
             "delete": {
-                "operationId": "signOut", "summary": "Ends it",
-                "responses": { "204": { "description": "It has ended." } },
+                "operationId": "signOut", "summary": "Ends the session",
+                "responses": { "204": { "description": "The session has ended." } },
             },
         },
         "/v1/state": { "get": {
-            "operationId": "state", "summary": "What is served", "responses": { "200": state },
+            "operationId": "state", "summary": "Returns what this query worker serves", "responses": { "200": state },
         } },
         "/v1/events": { "get": {
-            "operationId": "events", "summary": "Changes of the catalogue as they come",
+            "operationId": "events", "summary": "Streams changes of the catalogue",
             "responses": { "200": {
-                "description": "Server-sent events without end.",
+                "description": "Server-sent events; the stream ends only at shutdown and when another generation becomes live.",
                 "content": { "text/event-stream": { "schema": { "type": "string" } } },
             } },
         } },
         "/livez": { "get": {
-            "operationId": "alive", "summary": "Whether the process answers", "responses": { "200": text("It does.") },
+            "operationId": "alive", "summary": "Succeeds if the process answers", "responses": { "200": text("`alive`.") },
         } },
         "/readyz": { "get": {
-            "operationId": "ready", "summary": "Whether the whole table is in memory",
-            "responses": { "200": text("It is.") },
+            "operationId": "ready", "summary": "Succeeds if the whole table is in memory",
+            "responses": { "200": text("`ready`.") },
         } },
     });
     for operation in operations_mut(&mut paths) {
@@ -135,10 +135,10 @@ pub fn build_document() -> Value {
             "title": "bsap",
             "version": "1",
             "summary": "Text→image search with balanced scores",
-            "description": "docs/api.md says what the fields mean.",
+            "description": "docs/api.md explains the fields.",
             "license": { "name": "Apache-2.0 OR MIT", "identifier": "Apache-2.0 OR MIT" },
         },
-        // Where there are no keys, none is asked for.
+        // A server without keys requires none.
         "security": [{}, { "key": [] }, { "session": [] }],
         "paths": paths,
         "components": {

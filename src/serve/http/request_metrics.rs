@@ -1,4 +1,4 @@
-//! Counts requests and how long they take.
+//! Counts requests and measures how long they take.
 
 use std::time::Instant;
 
@@ -8,7 +8,8 @@ use axum::response::Response;
 
 use crate::telemetry::metrics;
 
-/// Around every route. Routes are few and known; whatever asks for another is `other`.
+/// Records a request under its route. Requests without a route count as `other`: clients choose paths,
+/// and each label value of a metric takes memory.
 pub async fn record_request_metrics(
     path: Option<MatchedPath>,
     request: Request,

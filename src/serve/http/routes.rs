@@ -1,4 +1,4 @@
-//! One function a route.
+//! The handlers, one function per route. `auth` has those of `/v1/session`.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,13 +19,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::auth::Principal;
-use super::payload::{
-    ChangeEvent, ExplainRequest, ExplainResponse, FeedbackRequest, ImageInfo, SearchRequest,
-    SearchResponse,
-};
-use super::problem::Problem;
-use super::state_response::StateResponse;
-use super::{ConcurrencyPermit, HandlerState};
+use super::body::problem::Problem;
+use super::body::request::{ExplainRequest, FeedbackRequest, SearchRequest};
+use super::body::response::{ChangeEvent, ExplainResponse, ImageInfo, SearchResponse};
+use super::body::state_response::StateResponse;
+use super::concurrency_limit::ConcurrencyPermit;
+use super::state::HandlerState;
 use crate::ingest::fetch::FetchError;
 use crate::record::{self, ImageContent};
 use crate::retry::{Classify, Disposition};
@@ -33,14 +32,14 @@ use crate::search::{Engines, ImageMetadata, Query, QueryError};
 use crate::serve::feedback::Feedback;
 use crate::telemetry::event;
 
-/// How often a listener of the change feed looks whether what it listens to is live still, where
-/// nothing changes.
+/// How often a stream of the change feed checks, if there are no changes, whether another generation has
+/// become live.
 const LIVE_GENERATION_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 type JsonBody<T> = Result<Json<T>, JsonRejection>;
 type SharedState = State<Arc<HandlerState>>;
 
-/// Whether queries are answered.
+/// `GET /readyz`: succeeds if queries can be answered.
 pub async fn get_readyz(State(shared): SharedState) -> Result<&'static str, Problem> {
     if shared.context.engines.live().snapshots().is_ready() {
         Ok("ready\n")
@@ -49,42 +48,42 @@ pub async fn get_readyz(State(shared): SharedState) -> Result<&'static str, Prob
     }
 }
 
-/// What is served.
+/// `GET /v1/state`: returns what this query worker serves.
 pub async fn get_state(State(shared): SharedState) -> Result<Response, Problem> {
-    // After a commit, what there is to filter by is looked for in all rows.
-    let answer = tokio::task::spawn_blocking(move || {
+    // May block: the first response after a commit counts the attribute values of all rows.
+    let response = tokio::task::spawn_blocking(move || {
         let roles = shared.context.engines.roles();
         let snapshot = roles.live.snapshots().newest();
         let workers = shared.worker_poller.latest_summary();
         Json(StateResponse::new(&shared.context, &roles, &snapshot, workers)).into_response()
     });
-    answer.await.map_err(|panic| problem_from_panic(&panic))
+    response.await.map_err(|panic| problem_from_panic(&panic))
 }
 
-/// Both rankings for a text.
+/// `POST /v1/search`: returns the rankings by plain CLIP and by balanced scores.
 pub async fn search(
     State(shared): SharedState,
-    Extension(caller): Extension<Principal>,
+    Extension(principal): Extension<Principal>,
     Extension(permit): Extension<ConcurrencyPermit>,
     headers: HeaderMap,
     body: JsonBody<SearchRequest>,
 ) -> Result<Json<SearchResponse>, Problem> {
     let mut query = Query::try_from(body?.0)?;
-    let parent = |value: &HeaderValue| {
+    let parse_trace_ids = |value: &HeaderValue| {
         let (trace, span) = record::parse_traceparent(value.to_str().ok()?)?;
         Some((trace.to_owned(), span.to_owned()))
     };
-    query.trace_ids = headers.get("traceparent").and_then(parent);
-    query.api_key_name = caller.key_name();
+    query.trace_ids = headers.get("traceparent").and_then(parse_trace_ids);
+    query.api_key_name = principal.key_name();
     let cancel = CancellationToken::new();
-    // A caller who goes away drops this.
+    // Dropped, and so cancelled, if the client closes the connection.
     let _guard = cancel.clone().drop_guard();
     let results =
         run_blocking(&shared, permit, move |engines| engines.search(&query, &cancel)).await?;
     Ok(Json(SearchResponse::new(&results)))
 }
 
-/// Why an image ranks where it does.
+/// `POST /v1/explain`: explains why an image has its rank.
 pub async fn explain(
     State(shared): SharedState,
     Extension(permit): Extension<ConcurrencyPermit>,
@@ -98,21 +97,21 @@ pub async fn explain(
     Ok(Json(explanation.into()))
 }
 
-/// What a user says of a result; answered when it is stored.
+/// `POST /v1/feedback`: stores a user's verdict on a result, then responds.
 pub async fn post_feedback(
     State(shared): SharedState,
-    Extension(caller): Extension<Principal>,
+    Extension(principal): Extension<Principal>,
     Extension(_permit): Extension<ConcurrencyPermit>,
     body: JsonBody<FeedbackRequest>,
 ) -> Result<StatusCode, Problem> {
-    let feedback = Feedback { api_key_name: caller.key_name(), ..body?.0.try_into_feedback()? };
-    find_entry(&shared, &feedback.image_id)?;
+    let feedback = Feedback { api_key_name: principal.key_name(), ..body?.0.try_into_feedback()? };
+    find_image(&shared, &feedback.image_id)?;
     shared.context.feedback_queue.submit(feedback).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Runs `work` on a thread that may block; it holds `turn` until it is done, whether or not somebody
-/// waits for it.
+/// Runs `work` on a thread that may block. `permit` is held until it is done, even if the client has
+/// closed the connection.
 async fn run_blocking<T: Send + 'static>(
     shared: &HandlerState,
     permit: ConcurrencyPermit,
@@ -120,7 +119,7 @@ async fn run_blocking<T: Send + 'static>(
 ) -> Result<T, Problem> {
     let engines = shared.context.engines.clone();
     let work = move || {
-        let _turn = permit;
+        let _permit = permit;
         work(&engines)
     };
     match tokio::task::spawn_blocking(work).await {
@@ -135,15 +134,15 @@ fn problem_from_panic(panic: &JoinError) -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
 }
 
-/// What is known of an image.
+/// `GET /v1/images/{id}`: returns what is known of an image.
 pub async fn get_image(
     State(shared): SharedState,
     Path(id): Path<String>,
 ) -> Result<Json<ImageInfo>, Problem> {
-    Ok(Json(ImageInfo::new(&*find_entry(&shared, &id)?)))
+    Ok(Json(ImageInfo::new(&*find_image(&shared, &id)?)))
 }
 
-fn find_entry(shared: &HandlerState, id: &str) -> Result<Arc<ImageMetadata>, Problem> {
+fn find_image(shared: &HandlerState, id: &str) -> Result<Arc<ImageMetadata>, Problem> {
     let engines = &shared.context.engines;
     if !engines.live().snapshots().is_ready() {
         return Err(QueryError::NotReady.into());
@@ -151,14 +150,13 @@ fn find_entry(shared: &HandlerState, id: &str) -> Result<Arc<ImageMetadata>, Pro
     engines.find_image(id).ok_or_else(|| QueryError::ImageNotFound(id.to_owned()).into())
 }
 
-/// An image's picture, fetched from where it was announced.
+/// `GET /v1/images/{id}/picture`: returns an image's picture, fetched from the address in its event.
 pub async fn get_picture(
     State(shared): SharedState,
     Extension(_permit): Extension<ConcurrencyPermit>,
     Path(id): Path<String>,
 ) -> Result<Response, Problem> {
-    let entry = find_entry(&shared, &id)?;
-    let uri = entry.uri.clone();
+    let uri = find_image(&shared, &id)?.uri.clone();
     let uri = uri.filter(|_| shared.context.options.serve_pictures).ok_or_else(|| {
         Problem::not_found(
             "there is no picture to show: its bytes came in the event, or http.serve_pictures is off",
@@ -171,16 +169,16 @@ pub async fn get_picture(
             Disposition::Retry | Disposition::Fatal => StatusCode::BAD_GATEWAY,
         };
         let detail = match &error {
-            // What others answer may name more than callers are to know.
+            // Errors of hosts and stores may name addresses that callers must not know.
             FetchError::Permanent { .. } | FetchError::Transient { .. } => {
-                error!(event = event::HTTP_ERROR, code = error.code(), %error, "a picture was not to be had");
-                "the picture's host or store did not give it; see the server's log".to_owned()
+                error!(event = event::HTTP_ERROR, code = error.code(), %error, "a picture could not be fetched");
+                "the picture's host or store did not return it; see the server's log".to_owned()
             }
             _ => error.to_string(),
         };
         Problem::new(status, error.code(), detail)
     })?;
-    // Only what is a picture by its content is passed on: anything else might run in the browser.
+    // Anything but a picture, by its content, could be a script that runs in the browser.
     let format = image::guess_format(&fetched.bytes).map_err(|_| {
         Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -192,64 +190,64 @@ pub async fn get_picture(
         (header::CONTENT_TYPE, HeaderValue::from_static(format.to_mime_type())),
         (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600")),
     ];
-    // They count against the budget until they are sent: a caller may read slowly.
+    // The bytes count against the budget of downloads until they are sent: a client may read slowly.
     Ok((headers, Bytes::from_owner(fetched)).into_response())
 }
 
-/// The feed of changes, as server-sent events named `change`; `missed` tells a listener that was
-/// too slow how many it did not get.
+/// `GET /v1/events`: streams the changes of the live generation, as server-sent events named `change`. An
+/// event `missed` has the number of changes that were skipped because the client read too slowly.
 pub async fn stream_events(
     State(shared): SharedState,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
     let limit = shared.context.options.max_event_listeners;
-    let permit = shared.event_listener_permits.clone().try_acquire_owned();
-    let turn = permit.map_err(|_| {
+    let permit = shared.event_listener_permits.clone().try_acquire_owned().map_err(|_| {
         Problem::too_many_requests(limit, "listeners are served (http.max_event_listeners)")
     })?;
     let live = shared.context.engines.live();
     let changes = live.snapshots().subscribe();
-    let token = shared.cancel.clone();
-    let state = (changes, live, turn, token);
-    let stream = unfold((state, shared), |((mut changes, live, turn, token), shared)| async move {
-        let change = loop {
-            let change = tokio::select! {
-                change = changes.recv() => Some(change),
-                () = tokio::time::sleep(LIVE_GENERATION_CHECK_INTERVAL) => None,
-                () = token.cancelled() => return None,
+    let cancel = shared.cancel.clone();
+    let state = (changes, live, permit, cancel);
+    let stream =
+        unfold((state, shared), |((mut changes, live, permit, cancel), shared)| async move {
+            let change = loop {
+                let change = tokio::select! {
+                    change = changes.recv() => Some(change),
+                    () = tokio::time::sleep(LIVE_GENERATION_CHECK_INTERVAL) => None,
+                    () = cancel.cancelled() => return None,
+                };
+                // Another generation has become live: clients reconnect, and get the changes of that one.
+                if !Arc::ptr_eq(&live, &shared.context.engines.live()) {
+                    return None;
+                }
+                if let Some(change) = change {
+                    break change;
+                }
             };
-            // Another generation has become live: a listener comes back to that one.
-            if !Arc::ptr_eq(&live, &shared.context.engines.live()) {
-                return None;
-            }
-            if let Some(change) = change {
-                break change;
-            }
-        };
-        let event = match change {
-            Ok(change) => {
-                Event::default().event("change").json_data(ChangeEvent::from(&change)).ok()?
-            }
-            Err(RecvError::Lagged(missed)) => {
-                Event::default().event("missed").data(missed.to_string())
-            }
-            Err(RecvError::Closed) => return None,
-        };
-        Some((Ok(event), ((changes, live, turn, token), shared)))
-    });
-    let alive = KeepAlive::new().interval(Duration::from_secs(15));
-    Ok(Sse::new(stream).keep_alive(alive))
+            let event = match change {
+                Ok(change) => {
+                    Event::default().event("change").json_data(ChangeEvent::from(&change)).ok()?
+                }
+                Err(RecvError::Lagged(missed)) => {
+                    Event::default().event("missed").data(missed.to_string())
+                }
+                Err(RecvError::Closed) => return None,
+            };
+            Some((Ok(event), ((changes, live, permit, cancel), shared)))
+        });
+    let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
+    Ok(Sse::new(stream).keep_alive(keep_alive))
 }
 
-/// No such route.
+/// Answers requests for unknown routes.
 pub async fn route_not_found() -> Problem {
     Problem::not_found("there is no such route; see docs/api.md")
 }
 
-/// The route wants another method.
+/// Answers requests with a method that their route does not have.
 pub async fn method_not_allowed() -> Problem {
     Problem::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",
-        "this route wants another method; see docs/api.md",
+        "this route does not have this method; see docs/api.md",
     )
 }

@@ -1,5 +1,7 @@
-//! Who is answered, over real connections.
+//! Requests over connections: keys, sessions, hosts, limits, TLS, shutdown.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
@@ -10,14 +12,19 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
-use crate::ingest::{decode, fetch};
+use super::credentials::api_keys::{ApiKey, Scope};
+use super::options::HttpOptions;
+use super::state::ServerContext;
+use super::{connections, serve};
+use crate::ingest::decode::DecodeOptions;
+use crate::ingest::fetch::{FetchOptions, Fetcher};
 use crate::search::testing::{
     HashEncoders, clip_like_embedding, sample_prompt_set, sample_row, sample_serving_snapshot,
 };
-use crate::search::{self, Engine};
+use crate::search::{Engine, Engines, SearchOptions};
 use crate::serve::feedback;
-use crate::serve::http::*;
 use crate::store::Store;
 use crate::table::{SnapshotPart, TableChanges};
 
@@ -33,19 +40,18 @@ struct TestServer {
 }
 
 impl TestServer {
-    /// With three images and a key for each of `scopes`.
+    /// Starts a server of three images, with one key for each element of `scopes`.
     async fn start(scopes: &[&[Scope]], options: HttpOptions) -> Self {
-        let made =
+        let generated =
             scopes.iter().enumerate().map(|(i, scopes)| ApiKey::generate(&format!("k{i}"), scopes));
-        let (keys, secrets) = made.unzip();
+        let (keys, secrets) = generated.unzip();
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let options = HttpOptions { listen, keys, ..options };
         assert_eq!(options.validate(), Vec::<String>::new());
-        let listener = super::connections::listen(&options).await.unwrap();
-        let served = sample_serving_snapshot(vec![sample_prompt_set("one", DIMENSION)]);
-        let engine =
-            Engine::new(HashEncoders::new(DIMENSION), served, search::SearchOptions::default())
-                .with_attributes_and_decoding([].into(), decode::DecodeOptions::default());
+        let listener = connections::listen(&options).await.unwrap();
+        let serving = sample_serving_snapshot(vec![sample_prompt_set("one", DIMENSION)]);
+        let engine = Engine::new(HashEncoders::new(DIMENSION), serving, SearchOptions::default())
+            .with_attributes_and_decoding([].into(), DecodeOptions::default());
         let rows = (0..3)
             .map(|i| sample_row(&format!("i{i}"), 1, Some(clip_like_embedding(i, DIMENSION))));
         let changes = TableChanges {
@@ -55,19 +61,19 @@ impl TestServer {
             rows: rows.collect(),
         };
         engine.snapshots().apply_changes(changes).await.unwrap();
-        let token = CancellationToken::new();
-        let (inbox, writer) = feedback::feedback_channel(&Store::in_memory());
-        tokio::spawn(writer.run(token.clone()));
-        let app = ServerContext {
+        let cancel = CancellationToken::new();
+        let (feedback_queue, writer) = feedback::feedback_channel(&Store::in_memory());
+        tokio::spawn(writer.run(cancel.clone()));
+        let context = ServerContext {
             engines: Arc::new(Engines::new(Arc::new(engine))),
-            feedback_queue: inbox,
-            fetcher: Fetcher::new(&fetch::FetchOptions::default()).unwrap(),
+            feedback_queue,
+            fetcher: Fetcher::new(&FetchOptions::default()).unwrap(),
             substitutes: Vec::new(),
             options,
         };
         let url = listener.url().unwrap();
-        let ended = tokio::spawn(serve(app, listener, token.clone()));
-        Self { url, secrets, client: Client::new(), cancel: token, serve_task: ended }
+        let serve_task = tokio::spawn(serve(context, listener, cancel.clone()));
+        Self { url, secrets, client: Client::new(), cancel, serve_task }
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -75,9 +81,9 @@ impl TestServer {
     }
 
     fn search_request(&self) -> RequestBuilder {
-        let ask =
-            self.request(Method::POST, "/v1/search").header("content-type", "application/json");
-        ask.body(json!({"text": "a mug", "k": 1}).to_string())
+        self.request(Method::POST, "/v1/search")
+            .header("content-type", "application/json")
+            .body(json!({"text": "a mug", "k": 1}).to_string())
     }
 
     async fn connect(&self) -> TcpStream {
@@ -91,12 +97,12 @@ async fn send_for_status(request: RequestBuilder) -> StatusCode {
 }
 
 async fn send_for_problem(request: RequestBuilder) -> (StatusCode, Value, Response) {
-    let mut answer = request.send().await.unwrap();
-    let body = answer.chunk().await.unwrap().unwrap();
-    (answer.status(), serde_json::from_slice(&body).unwrap(), answer)
+    let mut response = request.send().await.unwrap();
+    let body = response.chunk().await.unwrap().unwrap();
+    (response.status(), serde_json::from_slice(&body).unwrap(), response)
 }
 
-/// Every route but those of probes, page and session.
+/// All routes that require the scope `search`.
 const SEARCH_SCOPE_ROUTES: [(Method, &str); 6] = [
     (Method::POST, "/v1/search"),
     (Method::POST, "/v1/explain"),
@@ -114,36 +120,37 @@ async fn each_route_requires_its_scope() {
         assert_eq!(send_for_status(server.request(Method::GET, path)).await, 200, "{path}");
     }
     for (method, path) in SEARCH_SCOPE_ROUTES {
-        let ask = || server.request(method.clone(), path);
-        let (status, body, answer) = send_for_problem(ask()).await;
+        let request = || server.request(method.clone(), path);
+        let (status, body, response) = send_for_problem(request()).await;
         assert_eq!((status.as_u16(), &body["code"]), (401, &json!("missing_api_key")), "{path}");
-        assert_eq!(answer.headers()["www-authenticate"], "Bearer realm=\"bsap\"");
+        assert_eq!(response.headers()["www-authenticate"], "Bearer realm=\"bsap\"");
         for wrong in ["bsap_guessed", "", &server.secrets[0][1..]] {
-            let (status, body, _) = send_for_problem(ask().bearer_auth(wrong)).await;
+            let (status, body, _) = send_for_problem(request().bearer_auth(wrong)).await;
             assert_eq!(
                 (status.as_u16(), &body["code"]),
                 (401, &json!("invalid_api_key")),
                 "{path}"
             );
         }
-        let (status, body, answer) = send_for_problem(ask().bearer_auth(&server.secrets[1])).await;
+        let (status, body, response) =
+            send_for_problem(request().bearer_auth(&server.secrets[1])).await;
         assert_eq!((status.as_u16(), &body["code"]), (403, &json!("insufficient_scope")), "{path}");
-        let challenge = answer.headers()["www-authenticate"].to_str().unwrap();
+        let challenge = response.headers()["www-authenticate"].to_str().unwrap();
         assert!(challenge.ends_with("error=\"insufficient_scope\", scope=\"search\""));
         for right in [&server.secrets[0], &server.secrets[2]] {
-            let answer = ask().bearer_auth(right).send().await.unwrap().status();
-            assert!(answer != 401 && answer != 403, "{path}: {answer}");
+            let status = send_for_status(request().bearer_auth(right)).await;
+            assert!(status != 401 && status != 403, "{path}: {status}");
         }
     }
     let feedback = || {
-        let said = json!({"text": "a mug", "image_id": "i1", "verdict": "right"}).to_string();
-        let ask =
-            server.request(Method::POST, "/v1/feedback").header("content-type", "application/json");
-        ask.body(said)
+        server
+            .request(Method::POST, "/v1/feedback")
+            .header("content-type", "application/json")
+            .body(json!({"text": "a mug", "image_id": "i1", "verdict": "right"}).to_string())
     };
     assert_eq!(send_for_status(feedback()).await, 401);
-    for (secret, wanted) in server.secrets.iter().zip([403, 204, 204]) {
-        assert_eq!(send_for_status(feedback().bearer_auth(secret)).await, wanted);
+    for (secret, status) in server.secrets.iter().zip([403, 204, 204]) {
+        assert_eq!(send_for_status(feedback().bearer_auth(secret)).await, status);
     }
     let basic = server.search_request().basic_auth("k0", Some(&server.secrets[0]));
     assert_eq!(send_for_status(basic).await, 401);
@@ -154,23 +161,25 @@ async fn each_route_requires_its_scope() {
 async fn the_page_signs_in_with_a_key_and_sends_a_session_cookie() {
     let server = TestServer::start(&[&[Scope::Search]], HttpOptions::default()).await;
     let session = |method| server.request(method, "/v1/session");
-    let body = json!({"key": server.secrets[0]}).to_string();
+    let body = json!({"api_key": server.secrets[0]}).to_string();
     let sign_in = || session(Method::POST).header("content-type", "application/json");
-    let answer = sign_in().body(body.clone()).send().await.unwrap();
-    let set = answer.headers()["set-cookie"].to_str().unwrap().to_owned();
+    let response = sign_in().body(body.clone()).send().await.unwrap();
+    let set_cookie = response.headers()["set-cookie"].to_str().unwrap().to_owned();
     for part in ["; HttpOnly", "; SameSite=Strict", "; Path=/", "; Max-Age=43200"] {
-        assert!(set.contains(part), "{set}");
+        assert!(set_cookie.contains(part), "{set_cookie}");
     }
-    assert!(!set.contains("Secure") && !set.contains(&server.secrets[0]), "{set}");
-    let text = answer.text().await.unwrap();
-    assert_eq!(text, r#"{"key":"k0","scopes":["search"]}"#);
-    let cookie = set.split(';').next().unwrap().to_owned();
-    let with = |ask: RequestBuilder| ask.header("cookie", format!("other=1; {cookie}"));
+    assert!(!set_cookie.contains("Secure"), "{set_cookie}");
+    assert!(!set_cookie.contains(&server.secrets[0]), "{set_cookie}");
+    let text = response.text().await.unwrap();
+    assert_eq!(text, r#"{"api_key_name":"k0","scopes":["search"]}"#);
+    let cookie = set_cookie.split(';').next().unwrap().to_owned();
+    let with_cookie =
+        |request: RequestBuilder| request.header("cookie", format!("other=1; {cookie}"));
 
-    assert_eq!(send_for_status(with(server.request(Method::GET, "/v1/events"))).await, 200);
-    assert_eq!(with(session(Method::GET)).send().await.unwrap().text().await.unwrap(), text);
-    // What changes something is taken from this server's own page alone.
-    let search = || with(server.search_request());
+    assert_eq!(send_for_status(with_cookie(server.request(Method::GET, "/v1/events"))).await, 200);
+    assert_eq!(with_cookie(session(Method::GET)).send().await.unwrap().text().await.unwrap(), text);
+    // With a session, only this server's page may send requests other than GET.
+    let search = || with_cookie(server.search_request());
     let origin = server.url.trim_end_matches('/');
     assert_eq!(send_for_status(search().header("sec-fetch-site", "same-origin")).await, 200);
     assert_eq!(send_for_status(search().header("origin", origin)).await, 200);
@@ -187,25 +196,26 @@ async fn the_page_signs_in_with_a_key_and_sends_a_session_cookie() {
             (403, &json!("cross_site")),
             "{name}: {value}"
         );
-        let signed_out = with(session(Method::DELETE)).header(name, value);
-        assert_eq!(signed_out.send().await.unwrap().status(), 403, "{name}: {value}");
+        let sign_out = with_cookie(session(Method::DELETE)).header(name, value);
+        assert_eq!(send_for_status(sign_out).await, 403, "{name}: {value}");
     }
     let foreign = sign_in().body(body).header("origin", "https://evil.example");
     assert_eq!(send_for_status(foreign).await, 403);
 
-    let out = with(session(Method::DELETE)).header("origin", origin).send().await.unwrap();
-    assert_eq!(out.status(), 204);
-    assert!(out.headers()["set-cookie"].to_str().unwrap().contains("Max-Age=0"));
-    assert_eq!(send_for_status(with(server.request(Method::GET, "/v1/state"))).await, 401);
+    let sign_out = with_cookie(session(Method::DELETE)).header("origin", origin);
+    let response = sign_out.send().await.unwrap();
+    assert_eq!(response.status(), 204);
+    assert!(response.headers()["set-cookie"].to_str().unwrap().contains("Max-Age=0"));
+    assert_eq!(send_for_status(with_cookie(server.request(Method::GET, "/v1/state"))).await, 401);
 
     assert_eq!(
-        send_for_status(sign_in().body(json!({"key": "bsap_guessed"}).to_string())).await,
+        send_for_status(sign_in().body(json!({"api_key": "bsap_guessed"}).to_string())).await,
         401
     );
     assert_eq!(send_for_status(session(Method::POST)).await, 415);
     let proxied = session(Method::POST).bearer_auth(&server.secrets[0]);
-    let answer = proxied.header("x-forwarded-proto", "https").send().await.unwrap();
-    assert!(answer.headers()["set-cookie"].to_str().unwrap().ends_with("; Secure"));
+    let response = proxied.header("x-forwarded-proto", "https").send().await.unwrap();
+    assert!(response.headers()["set-cookie"].to_str().unwrap().ends_with("; Secure"));
 }
 
 #[tokio::test]
@@ -225,23 +235,26 @@ async fn without_keys_only_loopback_hosts_are_answered() {
         assert_eq!((status.as_u16(), &body["code"]), (403, &json!("host_not_allowed")), "{name}");
     }
     assert_eq!(send_for_status(server.request(Method::POST, "/v1/session")).await, 409);
-    let open = TestServer::start(
+    let unauthenticated = TestServer::start(
         &[],
         HttpOptions { allow_unauthenticated: true, ..HttpOptions::default() },
     )
     .await;
-    assert_eq!(send_for_status(open.search_request().header("host", "shop.example")).await, 200);
+    assert_eq!(
+        send_for_status(unauthenticated.search_request().header("host", "shop.example")).await,
+        200
+    );
 }
 
 #[test]
 fn public_listen_address_requires_keys_or_allow_unauthenticated() {
     let listen = SocketAddr::from(([0, 0, 0, 0], 8080));
-    let beyond = HttpOptions { listen, ..HttpOptions::default() };
-    assert!(beyond.validate()[0].contains("bsap keys new"), "{:?}", beyond.validate());
+    let public = HttpOptions { listen, ..HttpOptions::default() };
+    assert!(public.validate()[0].contains("bsap keys new"), "{:?}", public.validate());
     let keys = vec![ApiKey::generate("shop", &[Scope::Search]).0];
     for allowed in [
-        HttpOptions { keys, ..beyond.clone() },
-        HttpOptions { allow_unauthenticated: true, ..beyond },
+        HttpOptions { keys, ..public.clone() },
+        HttpOptions { allow_unauthenticated: true, ..public },
     ] {
         assert_eq!(allowed.validate(), Vec::<String>::new());
     }
@@ -256,61 +269,65 @@ fn public_listen_address_requires_keys_or_allow_unauthenticated() {
 
 #[tokio::test]
 async fn cors_allows_only_configured_origins() {
-    let named =
+    let with_origin =
         HttpOptions { cors_origins: vec!["https://shop.example".into()], ..HttpOptions::default() };
-    let server = TestServer::start(&[&[Scope::Search]], named).await;
-    let closed = TestServer::start(&[&[Scope::Search]], HttpOptions::default()).await;
+    let server = TestServer::start(&[&[Scope::Search]], with_origin).await;
+    let without_origins = TestServer::start(&[&[Scope::Search]], HttpOptions::default()).await;
     let preflight = |server: &TestServer, origin: &str| {
-        let ask = server.request(Method::OPTIONS, "/v1/search").header("origin", origin.to_owned());
-        ask.header("access-control-request-method", "POST")
+        server
+            .request(Method::OPTIONS, "/v1/search")
+            .header("origin", origin.to_owned())
+            .header("access-control-request-method", "POST")
             .header("access-control-request-headers", "authorization,content-type")
     };
-    let allowed = |answer: &Response| {
-        answer.headers().get("access-control-allow-origin").map(|v| v.to_str().unwrap().to_owned())
+    let allowed_origin = |response: &Response| {
+        response
+            .headers()
+            .get("access-control-allow-origin")
+            .map(|v| v.to_str().unwrap().to_owned())
     };
-    let answer = preflight(&server, "https://shop.example").send().await.unwrap();
-    assert_eq!(answer.status(), 200);
-    assert_eq!(allowed(&answer).as_deref(), Some("https://shop.example"));
-    assert!(!answer.headers().contains_key("access-control-allow-credentials"));
+    let response = preflight(&server, "https://shop.example").send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(allowed_origin(&response).as_deref(), Some("https://shop.example"));
+    assert!(!response.headers().contains_key("access-control-allow-credentials"));
     for other in [
         preflight(&server, "https://evil.example"),
-        preflight(&closed, "https://shop.example"),
-        closed
+        preflight(&without_origins, "https://shop.example"),
+        without_origins
             .search_request()
             .header("origin", "https://shop.example")
-            .bearer_auth(&closed.secrets[0]),
+            .bearer_auth(&without_origins.secrets[0]),
     ] {
-        assert_eq!(allowed(&other.send().await.unwrap()), None);
+        assert_eq!(allowed_origin(&other.send().await.unwrap()), None);
     }
-    let asked = server.search_request().header("origin", "https://shop.example");
-    let answer = asked.bearer_auth(&server.secrets[0]).send().await.unwrap();
-    assert_eq!((answer.status().as_u16(), allowed(&answer).is_some()), (200, true));
-    // The page is told why it may not.
-    let refused =
-        server.search_request().header("origin", "https://shop.example").send().await.unwrap();
-    assert_eq!((refused.status().as_u16(), allowed(&refused).is_some()), (401, true));
+    let search = || server.search_request().header("origin", "https://shop.example");
+    let response = search().bearer_auth(&server.secrets[0]).send().await.unwrap();
+    assert_eq!((response.status().as_u16(), allowed_origin(&response).is_some()), (200, true));
+    // The other site's page can read the error too.
+    let response = search().send().await.unwrap();
+    assert_eq!((response.status().as_u16(), allowed_origin(&response).is_some()), (401, true));
 }
 
 #[tokio::test]
 async fn slow_and_oversized_request_heads_are_rejected() {
-    let brief = HttpOptions { header_timeout_ms: 200, ..HttpOptions::default() };
-    let server = TestServer::start(&[], brief).await;
+    let short_timeout = HttpOptions { header_timeout_ms: 200, ..HttpOptions::default() };
+    let server = TestServer::start(&[], short_timeout).await;
     for beginning in ["", "GET /livez HTTP/1.1\r\nhost: localhost\r\n"] {
         let mut stream = server.connect().await;
         stream.write_all(beginning.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        timeout(TEST_TIMEOUT, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
-        assert!(!String::from_utf8_lossy(&answer).contains("200 OK"));
+        let mut response = Vec::new();
+        timeout(TEST_TIMEOUT, stream.read_to_end(&mut response)).await.unwrap().unwrap();
+        assert!(!String::from_utf8_lossy(&response).contains("200 OK"));
     }
-    // One that is idle after an answer as well.
+    // A connection that is idle after a response is closed too.
     let mut stream = server.connect().await;
     stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
-    let mut answer = Vec::new();
-    timeout(TEST_TIMEOUT, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
-    assert!(String::from_utf8_lossy(&answer).contains("200 OK"));
+    let mut response = Vec::new();
+    timeout(TEST_TIMEOUT, stream.read_to_end(&mut response)).await.unwrap().unwrap();
+    assert!(String::from_utf8_lossy(&response).contains("200 OK"));
 
     let long = server.request(Method::GET, "/livez").header("x-long", "x".repeat(64 << 10));
-    assert!(long.send().await.map_or(true, |answer| answer.status() == 431));
+    assert!(long.send().await.map_or(true, |response| response.status() == 431));
 }
 
 #[tokio::test]
@@ -319,25 +336,26 @@ async fn connections_over_the_limit_are_rejected() {
         TestServer::start(&[], HttpOptions { max_connections: 2, ..HttpOptions::default() }).await;
     let held = [server.connect().await, server.connect().await];
     let started = Instant::now();
-    let (mut status, mut answer) = (StatusCode::OK, None);
-    // The held ones may be taken a moment later.
-    while status != 429 && started.elapsed() < TEST_TIMEOUT {
-        let (found, body, response) =
+    // The server may accept the held connections a moment later.
+    let (body, response) = loop {
+        let (status, body, response) =
             send_for_problem(server.request(Method::GET, "/v1/images/none")).await;
-        (status, answer) = (found, Some((body, response)));
-    }
-    let (body, response) = answer.unwrap();
+        if status == 429 || started.elapsed() >= TEST_TIMEOUT {
+            break (body, response);
+        }
+    };
     assert_eq!(body["code"], "too_many_requests", "{body}");
     assert!(body["detail"].as_str().unwrap().contains("http.max_connections"));
     assert_eq!(response.headers()["retry-after"], "1");
     drop(held);
     let started = Instant::now();
-    while self::send_for_status(server.request(Method::GET, "/livez")).await != 200 {
+    while send_for_status(server.request(Method::GET, "/livez")).await != 200 {
         assert!(started.elapsed() < TEST_TIMEOUT);
     }
 }
 
-/// A certificate for this machine, as files and as a client trusts it.
+/// Returns a certificate for 127.0.0.1: the folder of its files, options that name them, and a client that
+/// trusts it.
 fn self_signed_certificate() -> (TempDir, HttpOptions, Client) {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
@@ -353,21 +371,26 @@ fn self_signed_certificate() -> (TempDir, HttpOptions, Client) {
 #[tokio::test]
 async fn connections_use_tls_if_a_certificate_is_configured() {
     let (folder, options, client) = self_signed_certificate();
-    let brief = HttpOptions { header_timeout_ms: 500, ..options.clone() };
-    let mut server = TestServer::start(&[&[Scope::Search]], brief).await;
+    let short_timeout = HttpOptions { header_timeout_ms: 500, ..options.clone() };
+    let mut server = TestServer::start(&[&[Scope::Search]], short_timeout).await;
     server.client = client;
     assert!(server.url.starts_with("https://"));
     assert_eq!(send_for_status(server.search_request().bearer_auth(&server.secrets[0])).await, 200);
-    let answer = server.request(Method::POST, "/v1/session").bearer_auth(&server.secrets[0]).send();
-    assert!(answer.await.unwrap().headers()["set-cookie"].to_str().unwrap().ends_with("; Secure"));
-    // Neither a plain request nor a handshake that never comes is waited for.
+    let sign_in = server.request(Method::POST, "/v1/session").bearer_auth(&server.secrets[0]);
+    assert!(
+        sign_in.send().await.unwrap().headers()["set-cookie"]
+            .to_str()
+            .unwrap()
+            .ends_with("; Secure")
+    );
+    // A connection without a TLS handshake is closed, whether it sends a plain request or nothing.
     for beginning in ["", "GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
         let address = server.url.trim_start_matches("https://").trim_end_matches('/');
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(beginning.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        let _ = timeout(TEST_TIMEOUT, stream.read_to_end(&mut answer)).await.unwrap();
-        assert!(!String::from_utf8_lossy(&answer).contains("alive"));
+        let mut response = Vec::new();
+        let _ = timeout(TEST_TIMEOUT, stream.read_to_end(&mut response)).await.unwrap();
+        assert!(!String::from_utf8_lossy(&response).contains("alive"));
     }
     let swapped = HttpOptions {
         tls_cert: options.tls_key.clone(),
@@ -377,10 +400,8 @@ async fn connections_use_tls_if_a_certificate_is_configured() {
     let missing = HttpOptions { tls_cert: folder.path().join("none.pem"), ..swapped.clone() };
     for wrong in [swapped, missing] {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let error = super::connections::listen(&HttpOptions { listen, ..wrong })
-            .await
-            .map(|_| ())
-            .unwrap_err();
+        let error =
+            connections::listen(&HttpOptions { listen, ..wrong }).await.map(|_| ()).unwrap_err();
         assert!(error.to_string().starts_with("http.tls_cert: "), "{error}");
     }
 }
@@ -391,21 +412,21 @@ async fn open_requests_finish_at_shutdown() {
     for (options, client) in [(HttpOptions::default(), Client::new()), (tls, client)] {
         let mut server = TestServer::start(&[], options).await;
         server.client = client;
-        // Of one search, the body is on its way; a feed would last for ever.
+        // Two open requests: a search whose body is not sent completely, and an endless feed.
         let feed = server.request(Method::GET, "/v1/events").send().await.unwrap();
         let (sender, body) = futures::channel::mpsc::unbounded::<Result<&[u8], std::io::Error>>();
         sender.unbounded_send(Ok(b"{\"text\":")).unwrap();
         let search = server.request(Method::POST, "/v1/search");
         let search = search.header("content-type", "application/json");
         let search = tokio::spawn(search.body(reqwest::Body::wrap_stream(body)).send());
-        // Long enough that it has been taken up on a busy machine too.
+        // Long enough for the server to start the search on a busy machine too.
         tokio::time::sleep(Duration::from_secs(1)).await;
         server.cancel.cancel();
         tokio::time::sleep(Duration::from_millis(100)).await;
         sender.unbounded_send(Ok(b"\"a mug\"}")).unwrap();
         drop(sender);
-        let answer = search.await.unwrap().unwrap();
-        assert_eq!(answer.status(), 200);
+        let response = search.await.unwrap().unwrap();
+        assert_eq!(response.status(), 200);
         timeout(TEST_TIMEOUT, feed.bytes()).await.unwrap().unwrap();
         timeout(TEST_TIMEOUT, server.serve_task).await.unwrap().unwrap();
     }

@@ -1,4 +1,4 @@
-//! Requests through the router, with a model that knows nothing.
+//! Requests through the router, with encoders that hash instead of a model.
 
 use std::sync::Arc;
 
@@ -11,28 +11,31 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::options::HttpOptions;
+use super::router::build_router;
+use super::state::ServerContext;
+use super::worker_metrics::WorkerPoller;
 use crate::evaluate;
-use crate::ingest::fetch;
+use crate::ingest::fetch::{FetchOptions, Fetcher};
 use crate::search::testing::{
     HashEncoders, clip_like_embedding, sample_prompt_set, sample_row, sample_serving_snapshot,
 };
-use crate::search::{self, Engine};
+use crate::search::{Engine, Engines, SearchOptions};
 use crate::serve::feedback;
-use crate::serve::http::*;
 use crate::store::Store;
 use crate::table::{SnapshotPart, TableChanges};
 
 const DIMENSION: usize = 16;
 
-/// A query worker with three images, and the store that it keeps feedback in.
+/// Returns the router of a query worker with three images, and the store of its feedback.
 pub async fn start_server(options: HttpOptions) -> (Router, Store) {
     let store = Store::in_memory();
-    let (inbox, writer) = feedback::feedback_channel(&store);
+    let (feedback_queue, writer) = feedback::feedback_channel(&store);
     tokio::spawn(writer.run(CancellationToken::new()));
     let engine = Engine::new(
         HashEncoders::new(DIMENSION),
         sample_serving_snapshot(vec![sample_prompt_set("first", DIMENSION)]),
-        search::SearchOptions::default(),
+        SearchOptions::default(),
     );
     let rows = (0..3)
         .map(|i| sample_row(&format!("image-{i}"), 1, Some(clip_like_embedding(i, DIMENSION))))
@@ -40,18 +43,18 @@ pub async fn start_server(options: HttpOptions) -> (Router, Store) {
     let changes =
         TableChanges { version: 1, is_full_snapshot: true, part: SnapshotPart::All, rows };
     engine.snapshots().apply_changes(changes).await.unwrap();
-    let app = ServerContext {
+    let context = ServerContext {
         engines: Arc::new(Engines::new(Arc::new(engine))),
-        feedback_queue: inbox,
-        fetcher: Fetcher::new(&fetch::FetchOptions::default()).unwrap(),
+        feedback_queue,
+        fetcher: Fetcher::new(&FetchOptions::default()).unwrap(),
         substitutes: Vec::new(),
         options,
     };
-    let workers = Arc::new(WorkerPoller::new(&app.options.worker_metrics_urls));
-    (build_router(app, workers, CancellationToken::new()), store)
+    let worker_poller = Arc::new(WorkerPoller::new(&context.options.worker_metrics_urls));
+    (build_router(context, worker_poller, CancellationToken::new()), store)
 }
 
-/// The status of an answer, and its JSON where it has some.
+/// Returns the status of the response and its body; `Null` if that is not JSON.
 pub async fn send(router: &Router, request: Request<Body>) -> (StatusCode, Value) {
     let response = router.clone().oneshot(request).await.unwrap();
     let status = response.status();
@@ -59,7 +62,6 @@ pub async fn send(router: &Router, request: Request<Body>) -> (StatusCode, Value
     (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
 }
 
-/// A request with a JSON body.
 pub fn post_request(path: &str, body: &Value) -> Request<Body> {
     let request = Request::builder().method(Method::POST).uri(path);
     let request = request.header("content-type", "application/json");
@@ -86,39 +88,38 @@ async fn feedback_is_stored_where_evaluations_read_it() {
             folder.object_store().get(&object.location).await.unwrap().bytes().await.unwrap();
         text.push_str(std::str::from_utf8(&bytes).unwrap());
     }
-    let (asked, unusable) = evaluate::queries_from_feedback(text.lines());
-    assert_eq!((asked.len(), unusable, asked[0].text.as_str()), (1, 0, "a red mug"));
-    let evaluate::Judgements::Graded { grades, judged_only: condensed } = &asked[0].judgements
-    else {
-        panic!("{asked:?}")
+    let (queries, unusable) = evaluate::queries_from_feedback(text.lines());
+    assert_eq!((queries.len(), unusable, queries[0].text.as_str()), (1, 0, "a red mug"));
+    let evaluate::Judgements::Graded { grades, judged_only } = &queries[0].judgements else {
+        panic!("{queries:?}")
     };
-    assert!(condensed);
+    assert!(judged_only);
     assert_eq!(grades.values().copied().collect::<Vec<_>>(), [1.0, 0.0]);
 }
 
 #[tokio::test]
 async fn invalid_feedback_is_rejected_by_field() {
     let (router, _) = start_server(HttpOptions::default()).await;
-    let good = json!({"text": "a mug", "image_id": "image-0", "verdict": "right"});
+    let valid = json!({"text": "a mug", "image_id": "image-0", "verdict": "right"});
     let with = |key: &str, value: Value| {
-        let mut body = good.clone();
+        let mut body = valid.clone();
         body[key] = value;
         body
     };
-    for (body, status, says) in [
+    for (body, status, detail) in [
         (with("text", "  ".into()), 422, "text"),
         (with("note", "n".repeat(1_001).into()), 422, "note"),
         (with("image_id", "nowhere".into()), 404, "nowhere"),
         (with("verdict", "perhaps".into()), 422, "right"),
         (with("verdit", "right".into()), 422, "verdit"),
     ] {
-        let (found, problem) = send(&router, post_request("/v1/feedback", &body)).await;
-        assert_eq!(found.as_u16(), status, "{problem}");
-        assert!(problem["detail"].as_str().unwrap().contains(says), "{problem}");
+        let (actual, problem) = send(&router, post_request("/v1/feedback", &body)).await;
+        assert_eq!(actual.as_u16(), status, "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(detail), "{problem}");
     }
 }
 
-/// What the document names is there, and each reference within it leads somewhere.
+/// Every documented route exists, and every reference in the document is defined.
 #[tokio::test]
 async fn openapi_document_matches_routes() {
     let (router, _) = start_server(HttpOptions::default()).await;
@@ -139,10 +140,10 @@ async fn openapi_document_matches_routes() {
         let request = Request::builder().method(method).uri(path.replace("{id}", "image-0"));
         let response = router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
         assert_ne!(response.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
-        let unknown = response.status() == StatusCode::NOT_FOUND;
-        assert!(!unknown || path.ends_with("/picture"), "{path}");
+        let not_found = response.status() == StatusCode::NOT_FOUND;
+        assert!(!not_found || path.ends_with("/picture"), "{path}");
     }
-    let written = serde_json::to_string_pretty(&document).unwrap() + "\n";
+    let generated = serde_json::to_string_pretty(&document).unwrap() + "\n";
     let file = std::fs::read_to_string("schemas/openapi.json").unwrap_or_default();
-    assert!(file == written, "schemas/openapi.json is not current: run `just generate`");
+    assert!(file == generated, "schemas/openapi.json is not current: run `just generate`");
 }

@@ -1,5 +1,5 @@
-//! What the workers tell of themselves: what waits in Kafka and what was put aside, which a query worker
-//! cannot see in the table.
+//! Polls the metrics of the workers for the backlog in Kafka and the dead letters, neither of which is in
+//! the table.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -14,68 +14,69 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-/// How often they are asked.
+/// How often the workers are polled.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
-/// How long one may take to answer.
+/// How long a look-up of a name, or a response, may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// Most bytes of an answer.
+/// Maximum size of a worker's metrics.
 const MAX_RESPONSE_BYTES: usize = 4 << 20;
-/// Most workers that are asked.
+/// Maximum number of workers that are polled.
 pub const MAX_WORKERS: usize = 1_000;
 
-/// What the workers told last.
+/// The metrics of all workers together, from the last poll.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, JsonSchema)]
 pub struct WorkersSummary {
-    /// Workers that are known by `http.workers`; a name may stand for several.
+    /// Number of workers that `http.worker_metrics_urls` resolves to; a name that cannot be resolved
+    /// counts as one.
     pub discovered: usize,
-    /// Of these, those that answered.
+    /// Number of these that responded.
     pub responding: usize,
-    /// Messages of their partitions that are not stored yet; null where one does not know.
+    /// Number of messages of their partitions that are not stored yet; null unless all workers report it.
     pub lag_messages: Option<u64>,
-    /// Messages put aside since they started.
+    /// Number of messages that they have dead-lettered since they started.
     pub dead_letters: u64,
-    /// Names that cannot be resolved, and addresses that did not answer, the first ten.
+    /// Names that cannot be resolved and addresses that did not respond, at most ten.
     pub unreachable: Vec<String>,
-    /// When they were asked.
+    /// When they were polled; null before the first poll.
     pub checked_at: Option<DateTime<Utc>>,
 }
 
-/// Asks the workers from time to time.
+/// Polls the workers and keeps the newest summary.
 pub struct WorkerPoller {
     urls: Vec<Url>,
     latest: Mutex<WorkersSummary>,
 }
 
-/// What one worker told.
+/// The metrics of one worker.
 #[derive(Debug, PartialEq)]
 struct WorkerMetrics {
+    /// `None` if the worker does not know its lag yet.
     lag_messages: Option<u64>,
     dead_letters: u64,
 }
 
 impl WorkerPoller {
-    /// Those at these addresses.
     pub fn new(urls: &[Url]) -> Self {
         Self { urls: urls.to_vec(), latest: Mutex::default() }
     }
 
-    /// What they told last; none where no address is configured.
+    /// Returns the newest summary; `None` if no address is configured.
     pub fn latest_summary(&self) -> Option<WorkersSummary> {
         let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         (!self.urls.is_empty()).then(|| latest.clone())
     }
 
-    /// Asks until `token` is cancelled.
-    pub async fn run(&self, token: CancellationToken) {
-        // A worker is asked at its own address, without a proxy between.
+    /// Polls until `cancel` is cancelled; returns at once if no address is configured.
+    pub async fn run(&self, cancel: CancellationToken) {
+        // Names are resolved to the addresses of all workers, which a proxy may not reach.
         let client = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).no_proxy().build();
         let (false, Ok(client)) = (self.urls.is_empty(), client) else { return };
-        let mut due = interval(POLL_INTERVAL);
-        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = interval(POLL_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = due.tick() => {}
-                () = token.cancelled() => return,
+                _ = ticks.tick() => {}
+                () = cancel.cancelled() => return,
             }
             let summary = self.poll(&client).await;
             *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = summary;
@@ -83,7 +84,7 @@ impl WorkerPoller {
     }
 
     async fn poll(&self, client: &reqwest::Client) -> WorkersSummary {
-        let mut answer = WorkersSummary {
+        let mut summary = WorkersSummary {
             lag_messages: Some(0),
             checked_at: Some(Utc::now()),
             ..Default::default()
@@ -91,53 +92,55 @@ impl WorkerPoller {
         let mut addresses = BTreeSet::new();
         for url in &self.urls {
             match resolve_addresses(url).await {
-                found if found.is_empty() => {
-                    answer.discovered += 1;
-                    answer.unreachable.push(url.to_string());
+                resolved if resolved.is_empty() => {
+                    summary.discovered += 1;
+                    summary.unreachable.push(url.to_string());
                 }
-                found => addresses.extend(found),
+                resolved => addresses.extend(resolved),
             }
         }
-        let asked =
+        let scrapes =
             addresses.iter().take(MAX_WORKERS).map(|address| scrape_metrics(client, *address));
-        for (address, metrics) in addresses.iter().zip(join_all(asked).await) {
-            answer.discovered += 1;
+        for (address, metrics) in addresses.iter().zip(join_all(scrapes).await) {
+            summary.discovered += 1;
             if metrics.is_some() {
-                answer.responding += 1;
+                summary.responding += 1;
             } else {
-                answer.unreachable.push(address.to_string());
+                summary.unreachable.push(address.to_string());
             }
-            // What one does not tell, nobody knows.
-            let lag = metrics.as_ref().and_then(|told| told.lag_messages);
-            answer.lag_messages = answer.lag_messages.zip(lag).map(|(sum, lag)| sum + lag);
-            answer.dead_letters += metrics.map_or(0, |told| told.dead_letters);
+            // If one worker's lag is unknown, so is the sum.
+            let lag = metrics.as_ref().and_then(|metrics| metrics.lag_messages);
+            summary.lag_messages = summary.lag_messages.zip(lag).map(|(sum, lag)| sum + lag);
+            summary.dead_letters += metrics.map_or(0, |metrics| metrics.dead_letters);
         }
-        if answer.responding < answer.discovered {
-            answer.lag_messages = None;
+        if summary.responding < summary.discovered {
+            summary.lag_messages = None;
         }
-        answer.unreachable.truncate(10);
-        answer
+        summary.unreachable.truncate(10);
+        summary
     }
 }
 
-/// The addresses that a place stands for: each worker behind a name, as headless services have it.
+/// Returns the addresses of all workers behind a name, as Kubernetes' headless services have them; none if
+/// the name cannot be resolved.
 async fn resolve_addresses(url: &Url) -> Vec<SocketAddr> {
     let Some((host, port)) = url.host_str().zip(url.port_or_known_default()) else {
         return Vec::new();
     };
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let found = tokio::time::timeout(REQUEST_TIMEOUT, tokio::net::lookup_host((host, port))).await;
-    let all: Vec<SocketAddr> = found.ok().and_then(Result::ok).into_iter().flatten().collect();
-    // A name that has addresses of both kinds stands for the same workers twice.
+    let lookup = tokio::time::timeout(REQUEST_TIMEOUT, tokio::net::lookup_host((host, port))).await;
+    let all: Vec<SocketAddr> = lookup.ok().and_then(Result::ok).into_iter().flatten().collect();
+    // In dual-stack networks each worker has an IPv4 and an IPv6 address: it must be counted once.
     let v4: Vec<SocketAddr> = all.iter().copied().filter(SocketAddr::is_ipv4).collect();
     if v4.is_empty() { all } else { v4 }
 }
 
+/// Returns the metrics of the worker at `address`; `None` if it does not respond as a worker does.
 async fn scrape_metrics(client: &reqwest::Client, address: SocketAddr) -> Option<WorkerMetrics> {
-    let answer = client.get(format!("http://{address}/metrics")).send().await.ok()?;
-    let mut answer = answer.error_for_status().ok()?;
+    let response = client.get(format!("http://{address}/metrics")).send().await.ok()?;
+    let mut response = response.error_for_status().ok()?;
     let mut body = Vec::new();
-    while let Some(part) = answer.chunk().await.ok()? {
+    while let Some(part) = response.chunk().await.ok()? {
         body.extend_from_slice(&part);
         if body.len() > MAX_RESPONSE_BYTES {
             return None;
@@ -146,7 +149,7 @@ async fn scrape_metrics(client: &reqwest::Client, address: SocketAddr) -> Option
     parse_metrics(&String::from_utf8(body).ok()?)
 }
 
-/// What a worker's metrics say; none where they are not a worker's.
+/// Parses a worker's metrics in Prometheus' text format; `None` if they are not metrics of bsap.
 fn parse_metrics(text: &str) -> Option<WorkerMetrics> {
     let lines = || text.lines().filter(|line| !line.starts_with('#'));
     let values = |name: &'static str| {
@@ -160,7 +163,7 @@ fn parse_metrics(text: &str) -> Option<WorkerMetrics> {
         })
     };
     lines().find(|line| line.starts_with("bsap_build_info{"))?;
-    // NaN: not known yet.
+    // The worker reports NaN until it knows its lag.
     let lag = values("bsap_lag_messages").next().filter(|lag| *lag >= 0.0);
     Some(WorkerMetrics {
         lag_messages: lag.map(|lag| lag as u64),
@@ -191,33 +194,34 @@ mod tests {
         address
     }
 
-    async fn poll_workers(places: &[String]) -> WorkersSummary {
-        let places: Vec<Url> = places.iter().map(|place| place.parse().unwrap()).collect();
-        WorkerPoller::new(&places).poll(&reqwest::Client::new()).await
+    async fn poll_workers(urls: &[String]) -> WorkersSummary {
+        let urls: Vec<Url> = urls.iter().map(|url| url.parse().unwrap()).collect();
+        WorkerPoller::new(&urls).poll(&reqwest::Client::new()).await
     }
 
     #[tokio::test]
     async fn metrics_of_all_workers_are_summed() {
         let workers = [start_fake_worker("7").await, start_fake_worker("5").await];
-        let answer = poll_workers(&workers.map(|address| format!("http://{address}"))).await;
-        assert_eq!((answer.discovered, answer.responding), (2, 2));
+        let summary = poll_workers(&workers.map(|address| format!("http://{address}"))).await;
+        assert_eq!((summary.discovered, summary.responding), (2, 2));
         assert_eq!(
-            (answer.lag_messages, answer.dead_letters, answer.unreachable.len()),
+            (summary.lag_messages, summary.dead_letters, summary.unreachable.len()),
             (Some(12), 6, 0)
         );
     }
 
     #[tokio::test]
-    async fn unknown_lag_and_silent_workers_are_reported() {
+    async fn unknown_lag_and_unreachable_workers_are_reported() {
         let unknown = poll_workers(&[format!("http://{}", start_fake_worker("NaN").await)]).await;
         assert_eq!((unknown.responding, unknown.lag_messages, unknown.dead_letters), (1, None, 3));
-        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let places = [format!("http://{}", start_fake_worker("7").await), format!("http://{gone}")];
-        let answer = poll_workers(&places).await;
-        assert_eq!((answer.discovered, answer.responding, answer.lag_messages), (2, 1, None));
-        assert_eq!((answer.dead_letters, answer.unreachable), (3, vec![gone.to_string()]));
-        let nobody = poll_workers(&["http://no-such-name.invalid:9464".into()]).await;
-        assert_eq!((nobody.discovered, nobody.responding, nobody.lag_messages), (1, 0, None));
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let urls = [format!("http://{}", start_fake_worker("7").await), format!("http://{closed}")];
+        let summary = poll_workers(&urls).await;
+        assert_eq!((summary.discovered, summary.responding, summary.lag_messages), (2, 1, None));
+        assert_eq!((summary.dead_letters, summary.unreachable), (3, vec![closed.to_string()]));
+        let unresolved = poll_workers(&["http://no-such-name.invalid:9464".into()]).await;
+        let counts = (unresolved.discovered, unresolved.responding, unresolved.lag_messages);
+        assert_eq!(counts, (1, 0, None));
         assert!(parse_metrics("nothing of bsap 1\n").is_none());
         assert_eq!(WorkerPoller::new(&[]).latest_summary(), None);
     }

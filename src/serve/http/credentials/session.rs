@@ -1,5 +1,5 @@
-//! Sessions of the page: pictures and event streams cannot send a key, but browsers add a cookie to
-//! them by themselves.
+//! Sessions of the page. Browsers cannot send a key with requests for pictures and event streams, but
+//! they send a cookie with them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,11 +9,10 @@ use sha2::{Digest, Sha256};
 
 use super::api_keys::{ApiKey, random_token};
 
-/// Name of the cookie.
 pub const COOKIE_NAME: &str = "bsap_session";
 
-/// Who is signed in, in this process's memory. Tokens are kept as hashes, by which they are also
-/// found: how long that takes tells nothing of the token.
+/// The open sessions, in the memory of this process. They are stored and found by the hash of their
+/// token, so that the duration of a look-up reveals nothing about a token.
 pub struct SessionStore {
     max_sessions: usize,
     lifetime: Duration,
@@ -26,44 +25,44 @@ struct Session {
 }
 
 impl SessionStore {
-    /// At most `limit` at one time, each for at most `lifetime`.
-    pub fn new(limit: usize, lifetime: Duration) -> Self {
-        Self { max_sessions: limit, lifetime, by_token_hash: Mutex::default() }
+    pub fn new(max_sessions: usize, lifetime: Duration) -> Self {
+        Self { max_sessions, lifetime, by_token_hash: Mutex::default() }
     }
 
-    /// Signs the holder of `key` in: the token of the session. Where there are as many as may be, the
-    /// oldest is signed out.
+    /// Opens a session for the holder of `key` and returns its token. If there are too many sessions,
+    /// ends the oldest.
     pub fn sign_in(&self, key: Arc<ApiKey>) -> String {
         let token = random_token("");
         let now = Instant::now();
-        self.with_sessions(|signed_in| {
-            signed_in.retain(|_, session| now - session.started_at < self.lifetime);
-            if signed_in.len() >= self.max_sessions {
-                let oldest = signed_in.iter().min_by_key(|(_, session)| session.started_at);
+        self.with_sessions(|sessions| {
+            sessions.retain(|_, session| now - session.started_at < self.lifetime);
+            if sessions.len() >= self.max_sessions {
+                let oldest = sessions.iter().min_by_key(|(_, session)| session.started_at);
                 if let Some(oldest) = oldest.map(|(hash, _)| *hash) {
-                    signed_in.remove(&oldest);
+                    sessions.remove(&oldest);
                 }
             }
-            signed_in.insert(hash_token(&token), Session { key, started_at: now });
+            sessions.insert(hash_token(&token), Session { key, started_at: now });
         });
         token
     }
 
-    /// The key that the session of `token` was opened with, while it lasts.
+    /// Returns the key with which the session of `token` was opened; `None` if it has ended.
     pub fn find_key(&self, token: &str) -> Option<Arc<ApiKey>> {
-        self.with_sessions(|signed_in| {
-            let session = signed_in.get(&hash_token(token))?;
+        self.with_sessions(|sessions| {
+            let session = sessions.get(&hash_token(token))?;
             (session.started_at.elapsed() < self.lifetime).then(|| session.key.clone())
         })
     }
 
     /// Ends the session of `token`.
     pub fn sign_out(&self, token: &str) {
-        self.with_sessions(|signed_in| signed_in.remove(&hash_token(token)));
+        self.with_sessions(|sessions| sessions.remove(&hash_token(token)));
     }
 
-    /// The cookie that hands `token` to a browser, or with none takes it back. Scripts cannot read it,
-    /// other sites cannot have it sent; with `secure` it never leaves TLS.
+    /// Returns the value of `Set-Cookie` that gives `token` to a browser or, without a token, deletes it
+    /// there. Scripts cannot read the cookie and requests of other sites do not carry it; with `secure`
+    /// it is sent by TLS only.
     pub fn set_cookie_value(&self, token: Option<&str>, secure: bool) -> String {
         let seconds = token.map_or(0, |_| self.lifetime.as_secs());
         let value = token.unwrap_or_default();
@@ -85,18 +84,18 @@ fn hash_token(token: &str) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::http::api_keys::Scope;
+    use crate::serve::http::credentials::api_keys::Scope;
 
     #[test]
-    fn sessions_end_by_signing_out_by_age_and_by_newer_ones() {
+    fn sessions_end_by_sign_out_by_age_and_by_newer_sessions() {
         let key = Arc::new(ApiKey::generate("shop", &[Scope::Search]).0);
         let sessions = SessionStore::new(2, Duration::from_secs(60));
         let tokens: Vec<String> = (0..3).map(|_| sessions.sign_in(key.clone())).collect();
-        let alive: Vec<bool> = tokens.iter().map(|t| sessions.find_key(t).is_some()).collect();
-        assert_eq!(alive, [false, true, true]);
+        let open: Vec<bool> = tokens.iter().map(|t| sessions.find_key(t).is_some()).collect();
+        assert_eq!(open, [false, true, true]);
         sessions.sign_out(&tokens[1]);
         assert!(sessions.find_key(&tokens[1]).is_none() && sessions.find_key(&tokens[2]).is_some());
-        let brief = SessionStore::new(2, Duration::ZERO);
-        assert!(brief.find_key(&brief.sign_in(key)).is_none());
+        let without_lifetime = SessionStore::new(2, Duration::ZERO);
+        assert!(without_lifetime.find_key(&without_lifetime.sign_in(key)).is_none());
     }
 }

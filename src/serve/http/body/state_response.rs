@@ -1,11 +1,9 @@
-//! What is served, as `/v1/state` tells it.
+//! The response of `/v1/state`: what this query worker serves.
 
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::ServerContext;
-use super::worker_metrics::WorkersSummary;
 use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::StatisticsKey;
 use crate::catalogue::ServingConfig;
@@ -15,30 +13,27 @@ use crate::search::memory_needed;
 use crate::search::{
     AttributeFacet, Engine, EngineRoles, ServingSnapshot, Snapshot, TrafficCounts,
 };
+use crate::serve::http::state::{ServerContext, Substitute};
+use crate::serve::http::worker_metrics::WorkersSummary;
 
-/// A part of a demo that stands in for a real one.
-#[derive(Debug, Clone, Serialize, JsonSchema)]
-pub struct Substitute {
-    /// What it is.
-    pub component: String,
-    /// What to set to use the real one.
-    pub how_to_replace: String,
-}
-
-/// What is served.
+/// What a query worker serves.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct StateResponse<'a> {
+    /// Whether the whole table is in memory; queries are answered only then.
     ready: bool,
+    /// Version of bsap.
     version: &'static str,
     model: &'a ModelCard,
     generation: &'a str,
-    /// Another model's generation in memory.
+    /// The generation of another model that is in memory too; null if there is none.
     standby: Option<StandbyInfo>,
     table_version: u64,
+    /// Number of images in the catalogue.
     images: usize,
+    /// Number of statistics that this query worker computed because the table does not have them yet.
     locally_computed_statistics: usize,
     memory: MemoryUsage,
-    /// What filters may name, besides `event_time` and `embedded_at`.
+    /// The attributes that filters may use, besides `event_time` and `embedded_at`.
     attributes: Vec<AttributeInfo<'a>>,
     prompt_sets: Vec<PromptSetInfo<'a>>,
     normalisers: [&'static str; Normaliser::ALL.len()],
@@ -48,13 +43,14 @@ pub struct StateResponse<'a> {
     /// Name of the live configuration.
     configuration: &'a str,
     candidate: Option<CandidateInfo<'a>>,
-    /// Answers of this query worker since it started, and what the shadow showed.
+    /// How many queries each configuration has answered since this query worker started, and how the
+    /// shadow answers of the candidate compare.
     traffic: TrafficCounts,
     example_queries: &'a [String],
     substitutes: &'a [Substitute],
-    /// What the workers tell, where `http.workers` names them.
+    /// What the metrics of the workers say; null if `http.worker_metrics_urls` is empty.
     workers: Option<WorkersSummary>,
-    /// When the newest version of the table was taken in.
+    /// When this query worker applied the newest version of the table.
     updated_at: Option<DateTime<Utc>>,
 }
 
@@ -75,25 +71,26 @@ struct ServingConfigInfo<'a> {
     lambda: f32,
 }
 
-/// Bytes in memory, and how many there may be.
+/// Memory that the catalogue takes in this query worker, and its limit.
 #[derive(Debug, Serialize, JsonSchema)]
 struct MemoryUsage {
     bytes: u64,
-    /// Of these, ids, addresses and attributes.
+    /// The part of `bytes` that ids, addresses and attributes take.
     metadata_bytes: u64,
+    /// `search.memory_mib` in bytes.
     limit_bytes: u64,
-    /// What an image needs besides its id, address and attributes.
+    /// What an image takes in addition to its id, address and attributes.
     bytes_per_image: u64,
-    /// Older versions that cursors point to, besides.
+    /// What older versions that cursors refer to take in addition to `bytes`.
     cursor_bytes: u64,
 }
 
-/// A generation in memory beside the live one.
+/// The standby generation: another model's, in memory in addition to the live one.
 #[derive(Debug, Serialize, JsonSchema)]
 struct StandbyInfo {
     generation: String,
     model: ModelCard,
-    /// Whether its whole table was read.
+    /// Whether its whole table is in memory.
     ready: bool,
     table_version: u64,
     images: usize,
@@ -114,15 +111,16 @@ impl StandbyInfo {
     }
 }
 
-/// A declared attribute.
+/// A declared attribute, for filters.
 #[derive(Debug, Serialize, JsonSchema)]
 struct AttributeInfo<'a> {
     name: &'a str,
     #[serde(rename = "type")]
     kind: AttributeType,
-    /// Images that have it.
+    /// Number of images that have the attribute.
     images: usize,
-    /// Its values, the most frequent first, where it has at most 50 and is a text or boolean.
+    /// Its values, the most frequent first; null if it has more than 50, and if it is neither text nor
+    /// boolean.
     values: Option<Vec<AttributeValueInfo<'a>>>,
 }
 
@@ -130,7 +128,7 @@ struct AttributeInfo<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 struct AttributeValueInfo<'a> {
     value: &'a str,
-    /// Images that have it.
+    /// Number of images that have this value.
     images: usize,
 }
 
@@ -147,7 +145,7 @@ impl<'a> AttributeInfo<'a> {
     }
 }
 
-/// What may become live.
+/// The configuration that may become live.
 #[derive(Debug, Serialize, JsonSchema)]
 struct CandidateInfo<'a> {
     name: &'a str,
@@ -170,24 +168,24 @@ impl<'a> ServingConfigInfo<'a> {
 }
 
 impl<'a> StateResponse<'a> {
-    /// The state at this moment.
     pub fn new(
-        app: &'a ServerContext,
+        context: &'a ServerContext,
         roles: &'a EngineRoles,
         snapshot: &'a Snapshot,
         workers: Option<WorkersSummary>,
     ) -> Self {
         let engine = &roles.live;
         let served = &snapshot.serving_snapshot;
-        let ServingSnapshot { prompt_sets: sets, serving, .. } = &**served;
+        let ServingSnapshot { prompt_sets, serving, .. } = &**served;
         let memory = snapshot.memory_usage();
-        let set = |set: &'a std::sync::Arc<crate::prompts::EmbeddedPromptSet>| PromptSetInfo {
-            name: &set.prompt_set.name,
-            version: set.prompt_set.version,
-            key: &set.statistics_key,
-            prompts: set.prompt_set.texts.len(),
-            language: &set.prompt_set.language,
-        };
+        let prompt_set_info =
+            |set: &'a std::sync::Arc<crate::prompts::EmbeddedPromptSet>| PromptSetInfo {
+                name: &set.prompt_set.name,
+                version: set.prompt_set.version,
+                key: &set.statistics_key,
+                prompts: set.prompt_set.texts.len(),
+                language: &set.prompt_set.language,
+            };
         Self {
             ready: engine.snapshots().is_ready(),
             version: env!("CARGO_PKG_VERSION"),
@@ -201,11 +199,15 @@ impl<'a> StateResponse<'a> {
                 bytes: memory.total_bytes(),
                 metadata_bytes: memory.text_bytes as u64,
                 limit_bytes: engine.snapshots().memory_limit_bytes(),
-                bytes_per_image: memory_needed(1, engine.encoders().card().dimension, sets.len()),
+                bytes_per_image: memory_needed(
+                    1,
+                    engine.encoders().card().dimension,
+                    prompt_sets.len(),
+                ),
                 cursor_bytes: engine.pinned_snapshot_bytes(),
             },
             attributes: engine.facets(snapshot).iter().map(AttributeInfo::new).collect(),
-            prompt_sets: sets.iter().map(set).collect(),
+            prompt_sets: prompt_sets.iter().map(prompt_set_info).collect(),
             normalisers: Normaliser::ALL.map(Normaliser::name),
             serving: ServingConfigInfo::new(serving),
             revision: served.state_revision,
@@ -221,8 +223,8 @@ impl<'a> StateResponse<'a> {
                 }
             }),
             traffic: engine.traffic_counts(),
-            example_queries: &app.options.example_queries,
-            substitutes: &app.substitutes,
+            example_queries: &context.options.example_queries,
+            substitutes: &context.substitutes,
             workers,
             updated_at: snapshot.applied_at,
         }

@@ -1,4 +1,4 @@
-//! API keys: what a key may do, and how one is made, stored and recognised.
+//! API keys: their scopes, and how they are generated, stored and verified.
 
 use std::fmt;
 
@@ -12,25 +12,25 @@ use subtle::ConstantTimeEq;
 
 use crate::record::to_hex;
 
-/// What keys begin with, so that programs that look for leaked secrets know one.
+/// Prefix of secrets, by which scanners for leaked secrets recognise them.
 const KEY_PREFIX: &str = "bsap_";
-/// What hashes begin with: a name of the method, should there ever be another.
+/// Prefix of hashes: the hash function, in case another one is added.
 const HASH_PREFIX: &str = "sha256:";
 
-/// What a key may do.
+/// What a key permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// Ask: searches, explanations, images and their pictures, changes, state.
+    /// Searches, explanations, images and their pictures, the change feed, the state.
     Search,
-    /// Say whether an answer was right.
+    /// Sending feedback on results.
     Feedback,
-    /// All of these, and whatever changes how is served.
+    /// All of these, and future routes that change the configuration.
     Admin,
 }
 
 impl Scope {
-    /// As it is written.
+    /// The name in configuration and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Search => "search",
@@ -40,15 +40,15 @@ impl Scope {
     }
 }
 
-/// The hash of a key, `sha256:` and 64 hexadecimal digits. A key is 256 random bits, which nobody
-/// guesses however fast hashes are made: what slows guessing of passwords down is not needed.
+/// The hash of a key's secret: `sha256:` and 64 hexadecimal digits. A fast hash function is enough: unlike
+/// a password, a secret of 256 random bits cannot be guessed.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
 pub struct KeyHash([u8; 32]);
 
 impl KeyHash {
-    /// The hash of `secret`.
+    /// Hashes the secret of a key.
     pub fn from_secret(secret: &str) -> Self {
         Self(Sha256::digest(secret).into())
     }
@@ -62,9 +62,9 @@ impl TryFrom<String> for KeyHash {
         let digits = digits.filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()));
         let byte = |at: usize| u8::from_str_radix(digits?.get(2 * at..2 * at + 2)?, 16).ok();
         let bytes: Option<Vec<u8>> = (0..32).map(byte).collect();
-        // What was written may be the key itself: it is not repeated.
+        // The error must not repeat the text, which may be a secret.
         bytes.and_then(|bytes| bytes.try_into().ok()).map(Self).ok_or_else(|| {
-            "a hash is no sha256: and 64 hexadecimal digits, as `bsap keys new` prints them".into()
+            "a hash is not sha256: and 64 hexadecimal digits, as `bsap keys new` prints it".into()
         })
     }
 }
@@ -87,20 +87,20 @@ impl fmt::Debug for KeyHash {
     }
 }
 
-/// A key that is accepted.
+/// An accepted key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApiKey {
-    /// Who holds it, for the log.
+    /// Name of its holder, for logs.
     pub name: String,
-    /// Its hash.
+    /// Hash of its secret.
     pub hash: KeyHash,
-    /// What it may do.
+    /// What it permits.
     pub scopes: Vec<Scope>,
 }
 
 impl ApiKey {
-    /// A new key named `name`, and its secret, which is kept nowhere.
+    /// Returns a new key and its secret, which is stored nowhere.
     pub fn generate(name: &str, scopes: &[Scope]) -> (Self, String) {
         let secret = random_token(KEY_PREFIX);
         let key = Self {
@@ -111,44 +111,43 @@ impl ApiKey {
         (key, secret)
     }
 
-    /// Whether it may do what `scope` stands for.
+    /// Returns whether the key has `scope`.
     pub fn allows(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
     }
 }
 
-/// 256 random bits as text, after `prefix`.
+/// Returns `prefix`, followed by 256 random bits in base64url.
 pub fn random_token(prefix: &str) -> String {
     format!("{prefix}{}", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()))
 }
 
-/// The one of `keys` whose secret this is. All are compared, each to its end, so that the time
-/// tells nothing.
+/// Returns the key of `secret`. Every key is compared, and in constant time, so that the duration does
+/// not reveal how much of a guess is right.
 pub fn find_by_secret<'a, K: AsRef<ApiKey>>(keys: &'a [K], secret: &str) -> Option<&'a K> {
     let hash = KeyHash::from_secret(secret);
-    let same = |key: &&K| bool::from(key.as_ref().hash.0.ct_eq(&hash.0));
-    keys.iter().filter(same).last()
+    let matches = |key: &&K| bool::from(key.as_ref().hash.0.ct_eq(&hash.0));
+    keys.iter().filter(matches).last()
 }
 
-/// What is wrong with `keys`, a line each.
+/// Returns one line per invalid key.
 pub fn validate(keys: &[ApiKey]) -> Vec<String> {
-    /// Names are labels in logs.
     const MAX_NAME_BYTES: usize = 64;
     let mut problems = Vec::new();
-    for (at, key) in keys.iter().enumerate() {
+    for (index, key) in keys.iter().enumerate() {
         let name = &key.name;
-        let known =
+        let has_valid_characters =
             name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '@'));
-        if name.is_empty() || name.len() > MAX_NAME_BYTES || !known {
+        if name.is_empty() || name.len() > MAX_NAME_BYTES || !has_valid_characters {
             problems.push(format!(
                 "keys: the name {name:?} is not 1 to {MAX_NAME_BYTES} letters, digits, -, _, . or @"
             ));
         }
         if key.scopes.is_empty() {
             problems
-                .push(format!("keys: {name:?} may do nothing; scopes are search, feedback, admin"));
+                .push(format!("keys: {name:?} has no scopes; scopes are search, feedback, admin"));
         }
-        if keys[..at].iter().any(|other| other.name == key.name || other.hash == key.hash) {
+        if keys[..index].iter().any(|other| other.name == key.name || other.hash == key.hash) {
             problems.push(format!("keys: {name:?} has the name or the hash of another key"));
         }
     }
@@ -162,22 +161,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_known_by_its_secret_alone() {
-        let made: Vec<_> = ["a", "b"].map(|name| ApiKey::generate(name, &[Scope::Search])).into();
-        let keys: Vec<Arc<ApiKey>> = made.iter().map(|(key, _)| Arc::new(key.clone())).collect();
-        for (key, secret) in &made {
+    fn a_key_is_found_only_by_its_secret() {
+        let generated: Vec<_> =
+            ["a", "b"].map(|name| ApiKey::generate(name, &[Scope::Search])).into();
+        let keys: Vec<Arc<ApiKey>> =
+            generated.iter().map(|(key, _)| Arc::new(key.clone())).collect();
+        for (key, secret) in &generated {
             assert_eq!(find_by_secret(&keys, secret).map(|k| &**k), Some(key));
             assert_eq!(secret.len(), KEY_PREFIX.len() + 43);
             assert!(
                 find_by_secret(&keys, &secret[1..]).is_none()
                     && find_by_secret(&keys, "").is_none()
             );
-            assert!(find_by_secret(&keys, &key.hash.to_string()).is_none(), "a hash is no key");
+            assert!(
+                find_by_secret(&keys, &key.hash.to_string()).is_none(),
+                "a hash is not a secret"
+            );
         }
     }
 
     #[test]
-    fn hashes_are_read_as_they_are_written() {
+    fn hashes_round_trip_and_errors_do_not_repeat_the_text() {
         let hash = KeyHash::from_secret("bsap_x");
         assert_eq!(KeyHash::try_from(String::from(hash)), Ok(hash));
         for wrong in ["", "sha256:", "bsap_swordfish", &hash.to_string()[..70], "sha256:é"] {
@@ -190,8 +194,12 @@ mod tests {
 
     #[test]
     fn admin_scope_allows_everything_and_others_only_themselves() {
-        let may = |given: &[Scope], scope| ApiKey::generate("k", given).0.allows(scope);
-        assert!(may(&[Scope::Search], Scope::Search) && !may(&[Scope::Search], Scope::Feedback));
-        assert!(may(&[Scope::Admin], Scope::Search) && !may(&[Scope::Feedback], Scope::Admin));
+        let allows = |given: &[Scope], scope| ApiKey::generate("k", given).0.allows(scope);
+        assert!(
+            allows(&[Scope::Search], Scope::Search) && !allows(&[Scope::Search], Scope::Feedback)
+        );
+        assert!(
+            allows(&[Scope::Admin], Scope::Search) && !allows(&[Scope::Feedback], Scope::Admin)
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Errors as RFC 9457 problem details.
+//! Error responses: problem details of RFC 9457.
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
@@ -8,32 +8,32 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tracing::error;
 
-use super::api_keys::Scope;
 use crate::search::QueryError;
 use crate::serve::feedback::FeedbackError;
+use crate::serve::http::credentials::api_keys::Scope;
 use crate::telemetry::event;
 
-/// An answer that is no answer.
+/// The body of an error response.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Problem {
-    /// `about:blank`: the code says more than a page would.
+    /// Always `about:blank`: there are no pages about the codes.
     #[serde(rename = "type")]
     kind: &'static str,
     title: &'static str,
     status: u16,
-    /// What was wrong and what would be right.
+    /// What is wrong, and how to correct it.
     detail: String,
-    /// Stable code for programs.
+    /// Code for programs; it does not change between versions.
     code: &'static str,
     /// The field of the request that is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<&'static str>,
-    /// Seconds after which it is worth trying again.
+    /// Seconds to wait before the request is tried again.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after: Option<u32>,
-    /// What `WWW-Authenticate` says.
+    /// Value of the header `WWW-Authenticate`.
     #[serde(skip)]
-    challenge: Option<String>,
+    www_authenticate: Option<String>,
 }
 
 impl Problem {
@@ -46,16 +46,15 @@ impl Problem {
             code,
             field: None,
             retry_after: None,
-            challenge: None,
+            www_authenticate: None,
         }
     }
 
-    /// Its stable code.
     pub fn code(&self) -> &'static str {
         self.code
     }
 
-    /// Neither a key nor a session.
+    /// The request has neither a key nor a session.
     pub fn missing_api_key() -> Self {
         Self::with_challenge(
             StatusCode::UNAUTHORIZED,
@@ -65,7 +64,7 @@ impl Problem {
         )
     }
 
-    /// A key that is none.
+    /// The request has a key that `http.keys` does not have.
     pub fn invalid_api_key() -> Self {
         Self::with_challenge(
             StatusCode::UNAUTHORIZED,
@@ -75,18 +74,18 @@ impl Problem {
         )
     }
 
-    /// The key `name` may not do what `scope` stands for.
+    /// The key called `name` does not have `scope`.
     pub fn insufficient_scope(name: &str, scope: Scope) -> Self {
         let scope = scope.name();
         Self::with_challenge(
             StatusCode::FORBIDDEN,
             "insufficient_scope",
-            format!("the key {name} has not the scope {scope}; use one that has"),
+            format!("the key {name} does not have the scope {scope}; use one that has it"),
             &format!(", error=\"insufficient_scope\", scope=\"{scope}\""),
         )
     }
 
-    /// A browser sent this on behalf of another site.
+    /// A page of another site had a browser send the request with a session cookie.
     pub fn cross_site_request() -> Self {
         Self::new(
             StatusCode::FORBIDDEN,
@@ -99,15 +98,16 @@ impl Problem {
         status: StatusCode,
         code: &'static str,
         detail: impl Into<String>,
-        why: &str,
+        parameters: &str,
     ) -> Self {
-        let challenge = Some(format!("Bearer realm=\"bsap\"{why}"));
-        Self { challenge, ..Self::new(status, code, detail) }
+        let www_authenticate = Some(format!("Bearer realm=\"bsap\"{parameters}"));
+        Self { www_authenticate, ..Self::new(status, code, detail) }
     }
 
-    /// As many as `limit` allows are served already; `what` says what and by which option.
-    pub fn too_many_requests(limit: usize, what: &str) -> Self {
-        let detail = format!("{limit} {what}; try again in a moment");
+    /// The limit `limit` is reached. `limited` says, after the number, what is limited and by which
+    /// option.
+    pub fn too_many_requests(limit: usize, limited: &str) -> Self {
+        let detail = format!("{limit} {limited}; try again in a moment");
         let retry_after = Some(1);
         Self {
             retry_after,
@@ -120,14 +120,14 @@ impl Problem {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail)
     }
 
-    pub fn not_found(what: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not_found", what)
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", detail)
     }
 }
 
 impl From<QueryError> for Problem {
-    fn from(problem: QueryError) -> Self {
-        match problem {
+    fn from(error: QueryError) -> Self {
+        match error {
             QueryError::InvalidField { field, reason } => Self {
                 field: Some(field),
                 ..Self::new(
@@ -138,27 +138,27 @@ impl From<QueryError> for Problem {
             },
             QueryError::NotReady => Self {
                 retry_after: Some(1),
-                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", problem.to_string())
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", error.to_string())
             },
             QueryError::PromptSetMissing(_) => {
-                error!(event = event::HTTP_ERROR, code = "not_ready", error = %problem, "the served prompt set is not there");
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", problem.to_string())
+                error!(event = event::HTTP_ERROR, code = "not_ready", %error, "the served prompt set is missing");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", error.to_string())
             }
             QueryError::QueueFull(_) => Self {
                 retry_after: Some(1),
-                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", problem.to_string())
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", error.to_string())
             },
             QueryError::Cancelled => Self {
                 retry_after: Some(1),
-                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", problem.to_string())
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", error.to_string())
             },
             QueryError::CursorExpired { .. } => Self {
                 field: Some("cursor"),
-                ..Self::new(StatusCode::GONE, "cursor_expired", problem.to_string())
+                ..Self::new(StatusCode::GONE, "cursor_expired", error.to_string())
             },
-            QueryError::ImageNotFound(_) => Self::not_found(problem.to_string()),
+            QueryError::ImageNotFound(_) => Self::not_found(error.to_string()),
             QueryError::Model(inner) => {
-                error!(event = event::HTTP_ERROR, code = "model_failed", error = %inner, "a tower failed");
+                error!(event = event::HTTP_ERROR, code = "model_failed", error = %inner, "the model failed");
                 Self::new(
                     StatusCode::INTERNAL_SERVER_ERROR,
                     "model_failed",
@@ -170,16 +170,16 @@ impl From<QueryError> for Problem {
 }
 
 impl From<FeedbackError> for Problem {
-    fn from(problem: FeedbackError) -> Self {
-        let detail = problem.to_string();
-        let (status, code, detail) = match problem {
+    fn from(error: FeedbackError) -> Self {
+        let detail = error.to_string();
+        let (status, code, detail) = match error {
             FeedbackError::QueueFull => {
                 (StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail)
             }
             FeedbackError::ShuttingDown => {
                 (StatusCode::SERVICE_UNAVAILABLE, "shutting_down", detail)
             }
-            // The writer has logged what the store said, which names places.
+            // The error names paths of the store, which callers must not see; the writer has logged it.
             FeedbackError::Store(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "storage_unavailable",
@@ -200,15 +200,16 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let retry_after = self.retry_after;
-        let challenge = self.challenge.as_deref().and_then(|c| HeaderValue::from_str(c).ok());
+        let www_authenticate =
+            self.www_authenticate.as_deref().and_then(|value| HeaderValue::from_str(value).ok());
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if let Some(challenge) = challenge {
-            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        if let Some(value) = www_authenticate {
+            headers.insert(header::WWW_AUTHENTICATE, value);
         }
         response
     }

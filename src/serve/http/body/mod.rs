@@ -1,0 +1,6 @@
+//! The JSON bodies of requests and responses.
+
+pub mod problem;
+pub mod request;
+pub mod response;
+pub mod state_response;

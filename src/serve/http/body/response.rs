@@ -1,0 +1,233 @@
+//! The bodies of successful responses, and the events of the change feed.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::balance::normalise::Normaliser;
+use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
+use crate::search::{
+    Explanation, Hit, ImageMetadata, NoMatchVerdict, ScoredPrompt, SearchResults, SnapshotChange,
+    Timings,
+};
+
+/// The response to a search: the rankings by plain CLIP and by balanced scores, from one scan.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+pub struct SearchResponse {
+    /// Version of the table that was searched.
+    pub table_version: u64,
+    /// Generation of that table.
+    pub generation: String,
+    /// Name of the configuration that answered.
+    #[serde(default)]
+    pub configuration: String,
+    /// Key of the prompt set whose statistics were used.
+    pub prompt_set: StatisticsKey,
+    /// Normaliser that was used.
+    pub normaliser: Normaliser,
+    /// Weight of the balanced score.
+    pub weight: f32,
+    /// λ of `nnn`.
+    pub lambda: f32,
+    /// Number of images in the catalogue.
+    pub scanned: usize,
+    /// Number of images that were ranked: those that pass the filter.
+    pub matched: usize,
+    /// How long the parts of the search took.
+    pub timings: Timings,
+    /// The best images by balanced score.
+    pub hits: Vec<SearchHit>,
+    /// The best images by raw score.
+    pub raw_hits: Vec<SearchHit>,
+    /// Why the rankings may be unreliable; null if there is no known reason.
+    pub warning: Option<String>,
+    /// Whether the best hit scores no better than hits of unrelated texts do; null if no threshold is
+    /// calibrated for such a query, and on later pages.
+    pub no_match: Option<NoMatchVerdict>,
+    /// Minimum balanced score of `hits`; null if the request set none.
+    pub min_score: Option<f32>,
+    /// Send it as `cursor` to get the next page; null on the last page.
+    pub next_cursor: Option<String>,
+}
+
+impl SearchResponse {
+    /// Converts the results of a search.
+    pub fn new(results: &SearchResults) -> Self {
+        Self {
+            table_version: results.table_version,
+            generation: results.serving_snapshot.generation_id.clone(),
+            configuration: results.configuration.clone(),
+            prompt_set: results.prompt_set.statistics_key.clone(),
+            normaliser: results.balance.normaliser,
+            weight: results.balance.weight,
+            lambda: results.balance.lambda,
+            scanned: results.scanned,
+            matched: results.matched,
+            timings: results.timings,
+            hits: results.hits.iter().map(SearchHit::new).collect(),
+            raw_hits: results.raw_hits.iter().map(SearchHit::new).collect(),
+            warning: results.warning.clone(),
+            no_match: results.no_match.clone(),
+            min_score: results.min_score,
+            next_cursor: results.next_cursor.clone(),
+        }
+    }
+}
+
+/// An image with its scores and ranks.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct SearchHit {
+    /// What is known of the image.
+    #[serde(flatten)]
+    pub image: ImageInfo,
+    /// Score of plain CLIP: cosine similarity of query and image.
+    pub raw_score: f32,
+    /// Rank by `raw_score`, from 1.
+    pub raw_rank: usize,
+    /// Balanced score: `alpha` · `raw_score` + `beta`.
+    pub score: f32,
+    /// Rank by `score`, from 1.
+    pub rank: usize,
+    /// Factor of this image, the same for every query.
+    pub alpha: f32,
+    /// Shift of this image, the same for every query.
+    pub beta: f32,
+}
+
+impl SearchHit {
+    fn new(hit: &Hit) -> Self {
+        Self {
+            image: ImageInfo::new(&hit.image),
+            raw_score: hit.raw_score,
+            raw_rank: hit.raw_rank,
+            score: hit.score,
+            rank: hit.rank,
+            alpha: hit.affine.alpha,
+            beta: hit.affine.beta,
+        }
+    }
+}
+
+/// An image of the catalogue.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct ImageInfo {
+    /// Its id in the catalogue.
+    pub image_id: String,
+    /// Where it was fetched from; null if its bytes came in the event.
+    pub uri: Option<String>,
+    /// Path of its picture on this server; null if `uri` is.
+    pub picture: Option<String>,
+    /// Declared attributes and their values.
+    pub attributes: BTreeMap<String, String>,
+    /// Sequence of its newest event, which orders the versions of an image.
+    pub sequence: String,
+    /// When the image changed, according to its newest event; null if the event does not say.
+    pub event_time: Option<DateTime<Utc>>,
+    /// When the image was embedded.
+    pub embedded_at: DateTime<Utc>,
+    /// SHA-256 of the image's bytes, in hexadecimal.
+    pub content_hash: String,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+}
+
+impl ImageInfo {
+    /// Converts what the snapshot has of an image.
+    pub fn new(image: &ImageMetadata) -> Self {
+        Self {
+            image_id: image.image_id.to_string(),
+            uri: image.uri.clone(),
+            picture: picture_path(image),
+            attributes: image.attributes.clone(),
+            sequence: image.version.sequence.as_str().to_owned(),
+            event_time: image.event_time,
+            embedded_at: image.embedded_at,
+            content_hash: image.content_hash.clone(),
+            width: image.width,
+            height: image.height,
+        }
+    }
+}
+
+/// Returns the path of an image's picture on this server; `None` if the picture cannot be fetched. The
+/// path contains a hash of the content, so that browsers may cache the picture.
+fn picture_path(image: &ImageMetadata) -> Option<String> {
+    image.uri.as_ref()?;
+    let mut id = url::Url::parse("path:///").ok()?;
+    id.path_segments_mut().ok()?.push(image.image_id.as_str());
+    let hash = image.content_hash.get(..12).unwrap_or_default();
+    Some(format!("/v1/images{}/picture?v={hash}", id.path()))
+}
+
+/// Why an image has its rank.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ExplainResponse {
+    hit: SearchHit,
+    statistics: Option<ScoreStatistics>,
+    prompts: Vec<ScoredPrompt>,
+    scanned: usize,
+    explanation: String,
+    generation: String,
+    configuration: String,
+    prompt_set: StatisticsKey,
+    normaliser: Normaliser,
+    weight: f32,
+}
+
+impl From<Explanation> for ExplainResponse {
+    fn from(explanation: Explanation) -> Self {
+        Self {
+            hit: SearchHit::new(&explanation.hit),
+            statistics: explanation.statistics,
+            prompts: explanation.scored_prompts,
+            scanned: explanation.scanned,
+            explanation: explanation.summary,
+            generation: explanation.serving_snapshot.generation_id.clone(),
+            configuration: explanation.configuration,
+            prompt_set: explanation.prompt_set.statistics_key.clone(),
+            normaliser: explanation.balance.normaliser,
+            weight: explanation.balance.weight,
+        }
+    }
+}
+
+/// A change of an image, as the change feed sends it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChangeEvent {
+    image_id: String,
+    /// `upsert` or `delete`.
+    operation: &'static str,
+    /// Whether the catalogue did not have the image before.
+    is_new: bool,
+    picture: Option<String>,
+    title: Option<String>,
+    /// When the image changed, according to the event; null if the event does not say, and if the image
+    /// was deleted.
+    event_time: Option<DateTime<Utc>>,
+    table_version: u64,
+    /// When this query worker applied the change, RFC 3339.
+    searchable_at: String,
+}
+
+impl From<&SnapshotChange> for ChangeEvent {
+    fn from(change: &SnapshotChange) -> Self {
+        let after = change.after.as_deref();
+        // A deleted image is shown with the title that it had.
+        let titled = after.or(change.before.as_deref());
+        let title = titled.and_then(|image| image.attributes.get("title").cloned());
+        Self {
+            image_id: change.image_id.to_string(),
+            operation: if after.is_some() { "upsert" } else { "delete" },
+            is_new: change.before.is_none(),
+            picture: after.and_then(picture_path),
+            title,
+            event_time: after.and_then(|image| image.event_time),
+            table_version: change.table_version,
+            searchable_at: Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true),
+        }
+    }
+}
