@@ -66,7 +66,7 @@ pub fn trace_pipeline(files: &[PathBuf], checkpoint: &str, file: &Path) -> Resul
         DRAWN_MICROSECONDS / 1e6,
         DRAWN_MICROSECONDS / 1e3 / DRAWN_COLUMNS as f64
     );
-    for (name, spans) in [("towers", &encoder_spans), ("decode", &decoded)] {
+    for (name, spans) in [("model", &encoder_spans), ("decode", &decoded)] {
         let columns: String =
             (0..DRAWN_COLUMNS).map(|column| column_symbol(spans, middle, column)).collect();
         println!("{name} {columns}");
@@ -83,7 +83,7 @@ fn read_spans(file: &Path) -> Result<[Vec<TimeSpan>; 2]> {
     let (mut encoder_spans, mut decoded) = (Vec::new(), Vec::new());
     for line in lines {
         let spans = match line.name.as_str() {
-            "towers" => &mut encoder_spans,
+            "model" => &mut encoder_spans,
             "decode" => &mut decoded,
             _ => continue,
         };

@@ -198,7 +198,7 @@ pub async fn build_worker(
     let worker_source =
         WorkerSource::for_generation(config, &states, &generation, is_standby).await?;
     let mut topics = vec![config.source.topic.as_str(), config.dead_letter.topic.as_str()];
-    topics.extend(worker_source.decoder.reembed.as_ref().map(|again| again.topic.as_str()));
+    topics.extend(worker_source.decoder.reembed_topic());
     kafka::fetch_partition_counts(&config.kafka, &topics).await?;
     // What others have added to the catalogue counts as well as what is configured here.
     let active = ActivePromptSets::new(sets);

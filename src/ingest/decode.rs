@@ -1,8 +1,8 @@
-//! From bytes to pixels.
+//! Decodes images: from bytes to pixels.
 //!
-//! The format is read from the content, never from a name. Dimensions are checked before a pixel is
-//! allocated. EXIF orientation is applied and transparency goes onto white: the reference
-//! preprocessing of CLIP does neither, people looking at the picture expect both.
+//! The format is recognised by the content, never by a name. Dimensions are checked before pixels are
+//! allocated. EXIF orientation is applied, and transparent pixels are blended onto white: the reference
+//! preprocessing of CLIP does neither, but people see the image that way.
 
 use std::io::Cursor;
 
@@ -17,11 +17,11 @@ use crate::validate;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DecodeOptions {
-    /// Largest width or height, in pixels.
+    /// Maximum width or height, in pixels.
     pub max_side: u32,
-    /// Largest number of pixels.
+    /// Maximum number of pixels.
     pub max_pixels: u64,
-    /// Memory of all pictures that are decoded at one time, in MiB. A picture that needs more than
+    /// Maximum memory of all images that are decoded concurrently, in MiB. An image that needs more than
     /// that by itself is decoded alone.
     pub budget_mib: u32,
 }
@@ -33,7 +33,7 @@ impl Default for DecodeOptions {
 }
 
 impl DecodeOptions {
-    /// What is wrong with these options, a line each.
+    /// Returns one line per invalid option.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         validate::check_range(&mut problems, "max_side", self.max_side.into(), 16, 65_535);
@@ -43,13 +43,13 @@ impl DecodeOptions {
     }
 }
 
-/// Bytes that are no usable picture. Permanent: the same bytes fail again.
+/// Why bytes cannot be decoded as an image. Permanent: the same bytes fail again.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// Not a picture of a known format.
-    #[error("not a picture of a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)")]
+    /// Not an image of a known format.
+    #[error("not an image of a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)")]
     UnknownFormat,
-    /// More pixels than allowed.
+    /// The image has more pixels than allowed.
     #[error(
         "{width}×{height} pixels are more than decode.max_side = {max_side} or decode.max_pixels = {max_pixels}"
     )]
@@ -58,13 +58,13 @@ pub enum DecodeError {
         width: u32,
         /// Height in pixels.
         height: u32,
-        /// The limit of a side.
+        /// `decode.max_side`.
         max_side: u32,
-        /// The limit of the area.
+        /// `decode.max_pixels`.
         max_pixels: u64,
     },
-    /// Damaged or of a variant that cannot be read.
-    #[error("the picture cannot be read: {0}")]
+    /// Damaged, or of an unsupported variant of its format.
+    #[error("the image cannot be decoded: {0}")]
     Damaged(image::ImageError),
 }
 
@@ -79,34 +79,34 @@ impl DecodeError {
     }
 }
 
-/// The bytes of memory that decoding takes, from the picture's head alone; refuses what
-/// [`decode`] would refuse by its dimensions.
+/// Estimates the memory that decoding needs, in bytes, from the header of the image. Fails if the
+/// dimensions exceed the limits, as [`decode`] would.
 pub fn estimate_memory_bytes(bytes: &[u8], options: &DecodeOptions) -> Result<u64, DecodeError> {
     let decoder = open_decoder(bytes, options)?;
     let (width, height) = decoder.dimensions();
-    // The pixels as they are stored, and as 8-bit RGB or RGBA beside them.
+    // The pixels in their own format, and again as 8-bit RGB or RGBA.
     Ok(decoder.total_bytes() + u64::from(width) * u64::from(height) * 4)
 }
 
-/// Decodes a picture to 8-bit RGB, upright.
+/// Decodes an image to 8-bit RGB, with its EXIF orientation applied.
 pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeError> {
     let mut decoder = open_decoder(bytes, options)?;
     let mut limits = Limits::default();
-    // 16-bit RGBA and a decoder's own buffers beside it.
+    // Enough for 16-bit RGBA and the decoder's own buffers.
     limits.max_alloc = Some(options.max_pixels.saturating_mul(16).max(64 << 20));
     decoder.set_limits(limits).map_err(DecodeError::Damaged)?;
     let orientation = decoder.orientation().map_err(DecodeError::Damaged)?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(DecodeError::Damaged)?;
-    // A GIF's first frame may have none, whatever its header says of the whole.
-    if picture.width() == 0 || picture.height() == 0 {
-        let reason = DecodingError::new(ImageFormatHint::Unknown, "the picture has no pixels");
+    let mut image = DynamicImage::from_decoder(decoder).map_err(DecodeError::Damaged)?;
+    // The first frame of a GIF may be empty, whatever the header states for the whole image.
+    if image.width() == 0 || image.height() == 0 {
+        let reason = DecodingError::new(ImageFormatHint::Unknown, "the image has no pixels");
         return Err(DecodeError::Damaged(ImageError::Decoding(reason)));
     }
-    picture.apply_orientation(orientation);
-    Ok(flatten_onto_white(picture))
+    image.apply_orientation(orientation);
+    Ok(flatten_onto_white(image))
 }
 
-/// A decoder for a picture whose dimensions are allowed.
+/// Opens a decoder; fails if the dimensions exceed the limits.
 fn open_decoder<'a>(
     bytes: &'a [u8],
     options: &DecodeOptions,
@@ -133,12 +133,12 @@ fn open_decoder<'a>(
     Ok(decoder)
 }
 
-/// Puts transparent pixels onto white.
-fn flatten_onto_white(picture: DynamicImage) -> RgbImage {
-    if !picture.color().has_alpha() {
-        return picture.into_rgb8();
+/// Blends transparent pixels onto white.
+fn flatten_onto_white(image: DynamicImage) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.into_rgb8();
     }
-    let rgba = picture.into_rgba8();
+    let rgba = image.into_rgba8();
     let mut rgb = RgbImage::new(rgba.width(), rgba.height());
     for (to, from) in rgb.pixels_mut().zip(rgba.pixels()) {
         let [r, g, b, a] = from.0.map(u32::from);
@@ -153,15 +153,15 @@ mod tests {
     use super::*;
     use image::{ImageFormat, Rgba, RgbaImage};
 
-    fn encode_image(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    fn encode_image(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
-        picture.write_to(&mut bytes, format).unwrap();
+        image.write_to(&mut bytes, format).unwrap();
         bytes.into_inner()
     }
 
     #[test]
     fn every_format_is_detected_from_its_content() {
-        let picture = DynamicImage::from(RgbImage::from_pixel(9, 7, Rgb([200, 30, 60])));
+        let image = DynamicImage::from(RgbImage::from_pixel(9, 7, Rgb([200, 30, 60])));
         for format in [
             ImageFormat::Jpeg,
             ImageFormat::Png,
@@ -170,20 +170,19 @@ mod tests {
             ImageFormat::Bmp,
             ImageFormat::Tiff,
         ] {
-            let decoded =
-                decode(&encode_image(&picture, format), &DecodeOptions::default()).unwrap();
+            let decoded = decode(&encode_image(&image, format), &DecodeOptions::default()).unwrap();
             assert_eq!(decoded.dimensions(), (9, 7), "{format:?}");
-            let near = decoded.get_pixel(4, 3).0[0].abs_diff(200) < 6;
-            assert!(near, "{format:?}");
+            let is_red_kept = decoded.get_pixel(4, 3).0[0].abs_diff(200) < 6;
+            assert!(is_red_kept, "{format:?}");
         }
     }
 
     #[test]
-    fn transparency_goes_onto_white() {
-        let mut picture = RgbaImage::from_pixel(2, 1, Rgba([0, 0, 0, 0]));
-        picture.put_pixel(1, 0, Rgba([0, 0, 0, 128]));
+    fn transparent_pixels_are_blended_onto_white() {
+        let mut image = RgbaImage::from_pixel(2, 1, Rgba([0, 0, 0, 0]));
+        image.put_pixel(1, 0, Rgba([0, 0, 0, 128]));
         let decoded =
-            decode(&encode_image(&picture.into(), ImageFormat::Png), &DecodeOptions::default())
+            decode(&encode_image(&image.into(), ImageFormat::Png), &DecodeOptions::default())
                 .unwrap();
         assert_eq!(decoded.get_pixel(0, 0).0, [255; 3]);
         assert_eq!(decoded.get_pixel(1, 0).0, [127; 3]);

@@ -1,4 +1,4 @@
-//! Batches for the image tower: while one is computed, the next is collected.
+//! Embeds images in batches: while one batch is computed, the next is collected.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,44 +8,45 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::trace_span;
 
+use super::error::IngestError;
+use super::options::IngestOptions;
 use super::progress::Progress;
-use super::{IngestError, IngestOptions};
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::clip::{Encoders, Pixels};
 use crate::prompts::{ActivePromptSets, EmbeddedPromptSet};
 use crate::record::Embedding;
 use crate::telemetry::metrics;
 
-/// What the towers and the prompts make of one picture.
+/// The embedding of an image and its statistics.
 #[derive(Debug)]
 pub struct EmbeddedImage {
-    /// The embedding as it is stored.
+    /// The embedding with the precision in which it is stored.
     pub embedding: Embedding,
-    /// Its statistics by prompt set.
+    /// Statistics of its scores, by prompt set.
     pub statistics: BTreeMap<StatisticsKey, ScoreStatistics>,
 }
 
 type ReplySender = oneshot::Sender<Result<EmbeddedImage, IngestError>>;
 type EmbedBatch = Vec<(Pixels, ReplySender)>;
 
-/// Hands pictures to the image tower in batches.
+/// Queues images for the image encoder. Clones share one queue.
 #[derive(Clone)]
 pub struct Embedder {
     queue: mpsc::Sender<(Pixels, ReplySender)>,
 }
 
 impl Embedder {
-    /// Starts the collecting task and the computing thread; both end when the last `Embedder` is
-    /// dropped.
+    /// Starts the task that collects batches and the threads that compute them; they end when the last
+    /// clone is dropped.
     pub fn start(
         encoders: Arc<dyn Encoders>,
         prompt_sets: ActivePromptSets,
         options: &IngestOptions,
         progress: Arc<Progress>,
     ) -> Self {
-        // One batch's worth may wait: pictures are the largest thing in the pipeline.
+        // Queue at most one batch: pixels are the largest data in the pipeline.
         let (queue, incoming) = mpsc::channel(options.batch_images);
-        // One batch is collected while one is computed.
+        // Collect one batch while another one is computed.
         let (batches, batch_receiver) = mpsc::channel(1);
         let wait = Duration::from_millis(options.batch_wait_ms);
         tokio::spawn(collect_batches(incoming, batches, options.batch_images, wait));
@@ -62,16 +63,16 @@ impl Embedder {
         Self { queue }
     }
 
-    /// Embeds one picture, together with whatever others wait.
+    /// Embeds one image, in a batch with others that are queued.
     pub async fn embed(&self, pixels: Pixels) -> Result<EmbeddedImage, IngestError> {
-        let gone = || IngestError::Internal("embedding".into());
-        let (reply, answer) = oneshot::channel();
-        self.queue.send((pixels, reply)).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        let encoder_ended = || IngestError::Internal("embedding".into());
+        let (reply, embedded) = oneshot::channel();
+        self.queue.send((pixels, reply)).await.map_err(|_| encoder_ended())?;
+        embedded.await.map_err(|_| encoder_ended())?
     }
 }
 
-/// Collects batches: full ones at once, others when `wait` is over since their first picture.
+/// Forwards batches when they are full, or `wait` after their first image.
 async fn collect_batches(
     mut incoming: mpsc::Receiver<(Pixels, ReplySender)>,
     batches: mpsc::Sender<EmbedBatch>,
@@ -93,6 +94,7 @@ async fn collect_batches(
     }
 }
 
+/// Computes batches; one instance is shared by all computing threads.
 struct BatchEncoder {
     batches: Mutex<mpsc::Receiver<EmbedBatch>>,
     encoders: Arc<dyn Encoders>,
@@ -101,23 +103,23 @@ struct BatchEncoder {
 }
 
 impl BatchEncoder {
-    /// Computes batches until no more come.
+    /// Computes batches until the queue is closed.
     fn run(&self) {
         let mut idle_since = None;
         loop {
             let Some(batch) = self.batches.blocking_lock().blocking_recv() else { return };
             let started = Instant::now();
-            // Waiting for the very first batch says nothing of the pipeline.
+            // Waiting for the first batch does not show how busy the pipeline is.
             let waited = idle_since.map_or(Duration::ZERO, |since| started - since);
             Progress::add_to(&self.progress.model_wait_us, waited.as_micros() as u64);
             metrics::global().model_wait_seconds.observe(&[], waited.as_secs_f64());
-            // Callers that have left need no answer.
+            // Skip images whose callers were cancelled.
             let (pixels, replies): (Vec<Pixels>, Vec<ReplySender>) =
                 batch.into_iter().filter(|(_, reply)| !reply.is_closed()).unzip();
             if pixels.is_empty() {
                 continue;
             }
-            let embedded = trace_span!("towers").in_scope(|| self.encoders.embed_images(&pixels));
+            let embedded = trace_span!("model").in_scope(|| self.encoders.embed_images(&pixels));
             Progress::add_to(&self.progress.model_us, started.elapsed().as_micros() as u64);
             metrics::global().model_batch_seconds.observe(&[], started.elapsed().as_secs_f64());
             idle_since = Some(Instant::now());
@@ -125,7 +127,7 @@ impl BatchEncoder {
                 Ok(units) => {
                     let sets = self.prompt_sets.current();
                     for (unit, reply) in units.iter().zip(replies) {
-                        // Nobody to tell: the caller has left meanwhile.
+                        // Fails if the caller was cancelled in the meantime.
                         let _ = reply.send(Ok(with_statistics(unit, &sets)));
                     }
                 }
@@ -140,8 +142,8 @@ impl BatchEncoder {
     }
 }
 
-/// Statistics are taken from the embedding as it is stored, so that ingestion, reindexing and
-/// search agree.
+/// Computes statistics from the embedding as it is stored, so that ingestion, reindexing and search
+/// agree.
 fn with_statistics(unit: &[f32], sets: &[Arc<EmbeddedPromptSet>]) -> EmbeddedImage {
     let embedding = Embedding::from_unit_vector(unit);
     let statistics = sets

@@ -1,4 +1,4 @@
-//! How a worker is doing, for whoever shows or watches it.
+//! Counters and health of a worker, for metrics and probes.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -6,37 +6,37 @@ use std::time::Duration;
 
 use chrono::Utc;
 
-use super::source::consumer::{ConsumerHandle, ConsumerStatus};
+use super::source::{ConsumerHandle, ConsumerStatus};
 use crate::telemetry::metrics::{self, HealthProbe};
 
-/// A consumer that has not polled for so long has been thrown out of its group
-/// (`max.poll.interval.ms`); a pipeline that takes no step for so long is stuck.
+/// A consumer that has not polled for this long was excluded from its group (`max.poll.interval.ms`); a
+/// pipeline that has taken no step for this long is stuck.
 const STUCK_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// What the worker has done so far; shared with whoever shows it.
+/// Counters and health of the workers of one process, shared with metrics and probes.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Images embedded.
     pub embedded: AtomicU64,
-    /// Deletes seen.
+    /// Deletes stored.
     pub deleted: AtomicU64,
-    /// Messages put aside.
+    /// Messages dead-lettered.
     pub dead_lettered: AtomicU64,
-    /// Images that were gone before they could be fetched.
+    /// Images that were not found when they were fetched.
     pub not_found: AtomicU64,
     /// Rows stored.
     pub stored_rows: AtomicU64,
-    /// How long the image tower computed, in microseconds.
+    /// Time that the image encoder computed, in microseconds.
     pub model_us: AtomicU64,
-    /// How long it waited for pictures between batches, in microseconds.
+    /// Time that the image encoder waited for images between batches, in microseconds.
     pub model_wait_us: AtomicU64,
     /// Version of the table after the last commit.
     pub table_version: AtomicU64,
     /// Messages in the pipeline.
     in_flight: AtomicU64,
-    /// When the pipeline last took a step, in milliseconds since 1970; 0 before the first.
+    /// When the pipeline last took a step, in milliseconds since 1970; 0 before the first step.
     last_step_ms: AtomicI64,
-    /// Its consumer, once it has been started; several where workers of one process share this.
+    /// The consumers of the workers that were started.
     consumers: Mutex<Vec<ConsumerHandle>>,
 }
 
@@ -49,16 +49,17 @@ impl Progress {
         self.consumers.lock().unwrap_or_else(PoisonError::into_inner).push(consumer);
     }
 
-    /// The pipeline has taken a step and holds `in_flight` messages.
+    /// Records that the pipeline has taken a step and holds `in_flight` messages.
     pub(super) fn record_step(&self, in_flight: usize) {
         self.in_flight.store(in_flight as u64, Ordering::Relaxed);
         self.last_step_ms.store(Utc::now().timestamp_millis(), Ordering::Relaxed);
     }
 
+    /// Combines the status of all consumers; `None` before one was started.
     fn consumer_status(&self) -> Option<ConsumerStatus> {
-        let watches = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
-        watches.iter().map(ConsumerHandle::status).reduce(|a, b| ConsumerStatus {
-            // The one that lags behind most; not known as long as one is not.
+        let consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
+        consumers.iter().map(ConsumerHandle::status).reduce(|a, b| ConsumerStatus {
+            // The oldest poll; `None` while one consumer has not polled.
             poll_age_ms: a.poll_age_ms.zip(b.poll_age_ms).map(|(a, b)| a.max(b)),
             partitions: a.partitions + b.partitions,
             lag: a.lag.zip(b.lag).map(|(a, b)| a + b),
@@ -75,10 +76,10 @@ impl HealthProbe for Progress {
     fn update_gauges(&self) {
         let metrics = metrics::global();
         let seconds = |ms: Option<i64>| ms.map(|ms| ms as f64 / 1e3);
-        let pulse = self.consumer_status();
-        metrics.lag_messages.set_or_nan(pulse.and_then(|p| p.lag).map(|lag| lag as f64));
-        metrics.assigned_partitions.set_or_nan(pulse.map(|p| p.partitions as f64));
-        metrics.poll_age.set_or_nan(seconds(pulse.and_then(|p| p.poll_age_ms)));
+        let status = self.consumer_status();
+        metrics.lag_messages.set_or_nan(status.and_then(|p| p.lag).map(|lag| lag as f64));
+        metrics.assigned_partitions.set_or_nan(status.map(|p| p.partitions as f64));
+        metrics.poll_age.set_or_nan(seconds(status.and_then(|p| p.poll_age_ms)));
         metrics.pipeline_age.set_or_nan(seconds(self.step_age_ms()));
         metrics.in_flight_messages.set(&[], self.in_flight.load(Ordering::Relaxed) as f64);
     }

@@ -1,4 +1,5 @@
-//! Outcomes in order, cut into commits. One commit runs at a time, beside the processing.
+//! Collects processed messages in order and commits their rows. One commit runs at a time, in parallel
+//! with the processing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,20 +12,21 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
-use super::process::{Incomplete, ProcessedMessage};
+use super::error::IngestError;
+use super::message_processor::{Incomplete, ProcessedMessage};
+use super::options::IngestOptions;
 use super::progress::Progress;
-use super::source::consumer::Source;
+use super::source::Source;
 use super::tally::Tally;
-use super::{IngestError, IngestOptions};
 use crate::prompts::ActivePromptSets;
 use crate::record::{ImageRow, TopicPartition};
 use crate::table::{CommitSummary, PartitionBatch, TableError, TableWriter};
 use crate::telemetry::{event, metrics};
 
-/// Traces of one commit that the log names.
+/// Maximum number of trace ids that are logged per commit.
 const MAX_TRACE_IDS: usize = 32;
 
-/// Collects outcomes and commits them.
+/// Collects processed messages of the assigned partitions until they are committed.
 pub struct Sink {
     writer: Arc<Mutex<TableWriter>>,
     partitions: BTreeMap<TopicPartition, PendingPartition>,
@@ -32,30 +34,30 @@ pub struct Sink {
     progress: Arc<Progress>,
     pending_rows: usize,
     pending_bytes: usize,
-    /// When the oldest outcome that is not committed came in.
+    /// When the oldest pending message was added.
     pending_since: Option<Instant>,
-    /// When the oldest event among them happened.
+    /// Time of the oldest pending event.
     oldest_event_time: Option<DateTime<Utc>>,
-    /// What became of them.
+    /// Sums over the pending messages.
     tally: Tally,
-    /// Traces of what waits, at most [`TRACES`].
+    /// Trace ids of pending messages, at most [`MAX_TRACE_IDS`].
     trace_ids: Vec<String>,
-    /// Fingerprint of the model, and the prompt sets, as the log names them.
+    /// Logged with each commit, like the first prompt set.
     model_fingerprint: String,
     prompt_sets: ActivePromptSets,
-    /// How old the oldest event of the last commit was, in milliseconds.
+    /// Age of the oldest event of the last commit when it was stored, in milliseconds.
     event_age_ms: Option<i64>,
-    /// What the image tower had computed and waited at the last commit, in microseconds.
+    /// [`Progress::model_us`] and [`Progress::model_wait_us`] at the last commit.
     model_us_at_last_commit: [u64; 2],
 }
 
-/// A commit under way.
+/// A commit in progress.
 pub type CommitTask = AbortOnDropHandle<Result<FinishedCommit, TableError>>;
 
-/// A commit that has landed.
+/// A commit that the table has stored.
 pub struct FinishedCommit {
     committed: CommitSummary,
-    /// Where each of its partitions ended.
+    /// The offset after the last message of each partition in the commit.
     end_offsets: Vec<(TopicPartition, i64)>,
     oldest_event_time: Option<DateTime<Utc>>,
     tally: Tally,
@@ -63,22 +65,24 @@ pub struct FinishedCommit {
     duration: Duration,
 }
 
-/// What one partition has outstanding.
+/// What is pending for one partition.
 struct PendingPartition {
-    /// The table's position of this partition.
+    /// The position in the table, which the next commit expects; `None` if there is none yet.
     table_position: Option<i64>,
-    /// The position after the next commit.
+    /// The position that the next commit will store; `None` if no message is pending.
     next_offset: Option<i64>,
+    /// Pending rows with the offsets of their messages.
     rows: Vec<(i64, ImageRow)>,
-    /// Behind the last outcome that was taken.
+    /// The offset after the last added message.
     next_expected_offset: i64,
-    /// When the last row was embedded: of two versions that are equal otherwise the later message wins.
+    /// `embedded_at` of the last row. Each row gets a later one, because it decides between two rows of
+    /// equal version, and there the later message must win.
     last_embedded_at: DateTime<Utc>,
-    /// A message was abandoned: committing anything behind it would leave a hole.
+    /// Whether a message was abandoned. Nothing after it may be committed, or it would be lost.
     has_abandoned: bool,
 }
 
-/// What a row takes in memory, about: its embedding, and the texts that the event chose.
+/// Estimates the memory of a row: its embedding, and the texts whose size the event determines.
 fn row_bytes(row: &ImageRow) -> usize {
     let Some(image) = &row.image else { return 0 };
     let texts =
@@ -88,7 +92,6 @@ fn row_bytes(row: &ImageRow) -> usize {
 }
 
 impl Sink {
-    /// `model`: its fingerprint.
     pub fn new(
         writer: Arc<Mutex<TableWriter>>,
         options: &IngestOptions,
@@ -114,13 +117,13 @@ impl Sink {
         }
     }
 
-    /// Partitions that are this worker's from now on.
+    /// Adds partitions with their positions in the table.
     pub async fn assign(&mut self, partitions: Vec<TopicPartition>) -> Result<(), IngestError> {
         let mut writer = self.writer.lock().await;
         for partition in partitions {
-            let expected = writer.read_position(&partition).await?;
+            let table_position = writer.read_position(&partition).await?;
             let pending = PendingPartition {
-                table_position: expected,
+                table_position,
                 next_offset: None,
                 rows: Vec::new(),
                 next_expected_offset: 0,
@@ -132,20 +135,20 @@ impl Sink {
         Ok(())
     }
 
-    /// Partitions that are not this worker's any more. Commit first.
+    /// Removes partitions and what is pending for them: call it after the last commit.
     pub fn revoke(&mut self, partitions: &[TopicPartition]) {
         for partition in partitions {
             self.partitions.remove(partition);
         }
     }
 
-    /// Takes the next outcome.
+    /// Adds the next message of a partition.
     pub fn add(&mut self, message: ProcessedMessage) -> Result<(), IngestError> {
         let Some(pending) = self.partitions.get_mut(&message.partition) else {
-            return Ok(()); // revoked meanwhile: its new owner does it
+            return Ok(()); // revoked: the next owner processes the message
         };
-        let stored = pending.table_position.is_some_and(|position| message.offset < position);
-        if pending.has_abandoned || stored {
+        let is_stored = pending.table_position.is_some_and(|position| message.offset < position);
+        if pending.has_abandoned || is_stored {
             return Ok(());
         }
         if message.offset < pending.next_expected_offset {
@@ -167,7 +170,7 @@ impl Sink {
         pending.next_offset = Some(message.offset + 1);
         pending.next_expected_offset = message.offset + 1;
         for row in &mut rows {
-            // Downloads overtake one another, and clocks are set back.
+            // Not monotonic by itself: downloads overtake each other, and clocks are set back.
             row.embedded_at =
                 row.embedded_at.max(pending.last_embedded_at + TimeDelta::microseconds(1));
             pending.last_embedded_at = row.embedded_at;
@@ -187,23 +190,23 @@ impl Sink {
         Ok(())
     }
 
-    /// How old the oldest event of the last commit was, in milliseconds, where known.
+    /// Returns the age of the oldest event of the last commit, in milliseconds; `None` if it is unknown.
     pub fn event_age_ms(&self) -> Option<i64> {
         self.event_age_ms
     }
 
-    /// Rows that wait for the next commit.
+    /// Returns how many rows wait for the next commit.
     pub fn pending_rows(&self) -> usize {
         self.pending_rows
     }
 
-    /// Whether what is outstanding fills a commit.
+    /// Whether the pending rows fill a commit.
     pub fn is_full(&self) -> bool {
         self.pending_rows >= self.options.commit_rows
             || self.pending_bytes >= self.options.commit_mib << 20
     }
 
-    /// Resolves when the oldest outcome has waited long enough; never while there is none.
+    /// Returns when the oldest pending message has waited for `ingest.commit_ms`; never if none is pending.
     pub async fn wait_until_due(&self) {
         match self.pending_since {
             Some(since) => {
@@ -214,8 +217,8 @@ impl Sink {
         }
     }
 
-    /// Cuts what is outstanding into a commit, if there is anything. It runs on its own; its result
-    /// goes to [`Sink::written`] before the next is cut.
+    /// Starts to commit everything that is pending; `None` if there is nothing. The commit runs in a task;
+    /// its result must be passed to [`Sink::finish_commit`] before the next commit starts.
     pub fn start_commit(&mut self) -> Option<CommitTask> {
         let batches: Vec<PartitionBatch> = self
             .partitions
@@ -231,7 +234,7 @@ impl Sink {
             .collect();
         self.pending_since = None;
         (self.pending_rows, self.pending_bytes) = (0, 0);
-        let oldest = self.oldest_event_time.take();
+        let oldest_event_time = self.oldest_event_time.take();
         let tally = std::mem::take(&mut self.tally);
         let trace_ids = std::mem::take(&mut self.trace_ids);
         if batches.is_empty() {
@@ -239,13 +242,14 @@ impl Sink {
         }
         let writer = self.writer.clone();
         Some(AbortOnDropHandle::new(tokio::spawn(async move {
-            let ends = batches.iter().map(|b| (b.partition.clone(), b.next_offset)).collect();
+            let end_offsets =
+                batches.iter().map(|b| (b.partition.clone(), b.next_offset)).collect();
             let started = Instant::now();
-            let done = writer.lock().await.append(batches).await?;
+            let committed = writer.lock().await.append(batches).await?;
             Ok(FinishedCommit {
-                committed: done,
-                end_offsets: ends,
-                oldest_event_time: oldest,
+                committed,
+                end_offsets,
+                oldest_event_time,
                 tally,
                 trace_ids,
                 duration: started.elapsed(),
@@ -253,42 +257,43 @@ impl Sink {
         })))
     }
 
-    /// Takes note of a commit that has landed, and tells the source.
-    pub fn finish_commit(&mut self, written: FinishedCommit, source: &Source) {
+    /// Records the new positions, reports them to `source`, and logs the commit.
+    pub fn finish_commit(&mut self, finished: FinishedCommit, source: &Source) {
         let FinishedCommit {
-            committed: done,
-            end_offsets: ends,
-            oldest_event_time: oldest,
+            committed,
+            end_offsets,
+            oldest_event_time,
             tally,
             trace_ids,
-            duration: took,
-        } = written;
-        let mut positions = Vec::with_capacity(ends.len());
-        for (partition, next_offset) in ends {
-            let stored = done.fenced_partitions.iter().find(|(p, _)| *p == partition);
-            let position = stored.map_or(next_offset, |(_, position)| *position.max(&next_offset));
+            duration,
+        } = finished;
+        let mut positions = Vec::with_capacity(end_offsets.len());
+        for (partition, next_offset) in end_offsets {
+            // A fenced partition continues from the position that another worker has stored.
+            let fenced = committed.fenced_partitions.iter().find(|(p, _)| *p == partition);
+            let position = fenced.map_or(next_offset, |(_, position)| *position.max(&next_offset));
             if let Some(pending) = self.partitions.get_mut(&partition) {
                 pending.table_position = Some(position);
             }
             positions.push(format!("{partition}@{position}"));
             source.mark_durable(partition, position);
         }
-        Progress::add_to(&self.progress.stored_rows, done.rows as u64);
-        self.progress.table_version.store(done.version, Ordering::Relaxed);
-        self.event_age_ms = oldest.map(|t| (Utc::now() - t).num_milliseconds());
+        Progress::add_to(&self.progress.stored_rows, committed.rows as u64);
+        self.progress.table_version.store(committed.version, Ordering::Relaxed);
+        self.event_age_ms = oldest_event_time.map(|t| (Utc::now() - t).num_milliseconds());
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let model_us = [count(&self.progress.model_us), count(&self.progress.model_wait_us)];
         let model_ms = |i: usize| (model_us[i] - self.model_us_at_last_commit[i]) / 1_000;
-        let ms = |duration: Duration| duration.as_millis() as u64;
+        let ms = |time: Duration| time.as_millis() as u64;
         info!(
             event = event::COMMIT_SUCCEEDED,
-            table_version = done.version,
+            table_version = committed.version,
             positions = positions.join(" "),
             model_fingerprint = self.model_fingerprint,
             prompt_set =
                 self.prompt_sets.current().first().map(|set| set.statistics_key.to_string()),
-            rows = done.rows,
-            bytes = done.bytes,
+            rows = committed.rows,
+            bytes = committed.bytes,
             succeeded = tally.embedded + tally.deleted,
             deleted = tally.deleted,
             dead_lettered = tally.dead_lettered,
@@ -299,19 +304,19 @@ impl Sink {
             embed_ms = ms(tally.embed_time),
             model_ms = model_ms(0),
             model_wait_ms = model_ms(1),
-            fenced_partitions = done.fenced_partitions.len(),
-            commit_ms = ms(took),
+            fenced_partitions = committed.fenced_partitions.len(),
+            commit_ms = ms(duration),
             event_age_ms = self.event_age_ms,
             trace_ids = (!trace_ids.is_empty()).then(|| trace_ids.join(" ")),
             "rows and positions stored"
         );
         self.model_us_at_last_commit = model_us;
         let metrics = metrics::global();
-        metrics.rows_stored.add(&[], done.rows as u64);
-        metrics.commit_bytes.add(&[], done.bytes);
-        metrics.commit_seconds.observe(&[], took.as_secs_f64());
+        metrics.rows_stored.add(&[], committed.rows as u64);
+        metrics.commit_bytes.add(&[], committed.bytes);
+        metrics.commit_seconds.observe(&[], duration.as_secs_f64());
         metrics.last_commit.set(&[], metrics::unix_seconds());
-        metrics.table_version.set(&[], done.version as f64);
+        metrics.table_version.set(&[], committed.version as f64);
         if let Some(age) = self.event_age_ms {
             metrics.event_age_seconds.observe(&[], age as f64 / 1e3);
         }
@@ -375,7 +380,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_two_equal_versions_the_later_message_wins_whichever_was_embedded_first() {
+    async fn of_two_equal_versions_the_later_message_wins_even_if_it_was_embedded_first() {
         let (mut sink, partition) = new_sink(IngestOptions::default()).await;
         let late = EVENT_TIME + TimeDelta::seconds(9);
         sink.add(processed_message(&partition, 0, vec![row_with_uri(late, "slow")])).unwrap();
@@ -391,7 +396,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn attribute_bytes_count_and_repeated_offsets_are_refused() {
+    async fn attributes_count_towards_commit_size_and_repeated_offsets_are_rejected() {
         let (mut sink, partition) =
             new_sink(IngestOptions { commit_mib: 2, ..IngestOptions::default() }).await;
         sink.add(processed_message(&partition, 4, vec![row_with_uri(EVENT_TIME, "a")])).unwrap();

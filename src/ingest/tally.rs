@@ -1,4 +1,4 @@
-//! What became of messages, and where their time went.
+//! Counts of events, and time spent per stage.
 
 use std::ops::AddAssign;
 use std::sync::Mutex;
@@ -6,24 +6,24 @@ use std::time::{Duration, Instant};
 
 use crate::telemetry::metrics;
 
-/// Counts and times of one message, or summed over those of a commit.
+/// Counts and times of one message, or their sums over the messages of a commit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Images embedded.
     pub embedded: u64,
-    /// Deletes.
+    /// Deletes stored.
     pub deleted: u64,
-    /// Messages put aside.
+    /// Messages dead-lettered.
     pub dead_lettered: u64,
-    /// Images that were gone.
+    /// Images that were not found.
     pub not_found: u64,
-    /// Bytes of the images that were fetched.
+    /// Bytes of the fetched images.
     pub image_bytes: u64,
-    /// Fetching, waiting included.
+    /// Time spent fetching, including waits.
     pub fetch_time: Duration,
-    /// Decoding, the wait for a turn included.
+    /// Time spent decoding, including the wait for permits.
     pub decode_time: Duration,
-    /// Embedding, the wait for the batch included.
+    /// Time spent embedding, including the wait for the batch.
     pub embed_time: Duration,
 }
 
@@ -40,7 +40,7 @@ impl AddAssign for Tally {
     }
 }
 
-/// The tally of a message whose records are worked on at one time; counts the metrics too.
+/// Builds the tally of a message whose records are processed concurrently, and counts in the metrics.
 #[derive(Default)]
 pub struct TallyRecorder(Mutex<Tally>);
 
@@ -49,7 +49,7 @@ impl TallyRecorder {
         change(&mut self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     }
 
-    /// The sum so far.
+    /// Returns the sums so far.
     pub fn tally(&self) -> Tally {
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -95,6 +95,7 @@ impl TallyRecorder {
     }
 }
 
+/// Observes the time since `since` in the metric of the stage, and returns it.
 fn observe_stage_time(name: &str, since: Instant) -> Duration {
     let took = since.elapsed();
     metrics::global().ingest_stage_seconds.observe(&[name], took.as_secs_f64());

@@ -91,7 +91,7 @@ fn parse_list_line(line: &str, decoder: &Decoder) -> Result<(String, ListedImage
         let id = ImageId::new(line).map_err(|e| e.to_string())?;
         return Ok((id.into(), ListedImage::Id));
     }
-    let (event, sequence) = if decoder.ordering == VersionOrdering::Offset {
+    let (event, sequence) = if decoder.ordering() == VersionOrdering::Offset {
         // Its version would be made up.
         let event: ImageEvent = serde_json::from_str(line).map_err(|e| e.to_string())?;
         ImageId::new(&event.image_id).map_err(|e| e.to_string())?;

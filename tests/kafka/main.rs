@@ -205,7 +205,7 @@ async fn messages_removed_before_they_were_read_are_reported() {
     world.cluster.remove_before(TOPIC, &world.end_offsets()).await;
     worker.send_signal("CONT");
     let (well, words) = worker.wait_until_ended();
-    assert!(!well && words.contains("not in the log any more"), "{words}");
+    assert!(!well && words.contains("no longer in the log"), "{words}");
     let mut worker = world.start_worker();
     world.send_events(200).await;
     world.wait_until_caught_up(&mut [&mut worker]).await;

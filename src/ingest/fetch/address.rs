@@ -1,12 +1,12 @@
-//! Which network addresses an image may come from.
+//! Which network addresses images may be fetched from.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-/// Whether `address` is reachable from everywhere, by the IANA special-purpose address registries.
-/// Loopback, private, link-local (cloud metadata), shared, multicast and reserved addresses are
-/// not, nor is an IPv6 form of such an IPv4 address.
+/// Whether `address` is globally reachable, by the IANA special-purpose address registries. Loopback,
+/// private, link-local (cloud metadata), shared, multicast and reserved addresses are not, nor is an
+/// IPv6 form of such an IPv4 address.
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
@@ -40,15 +40,15 @@ fn is_public_v6(v6: Ipv6Addr) -> bool {
         [0x2002, high, low, ..] => {
             is_public_v4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)))
         }
-        // Only 2000::/3 is given out; Teredo and documentation within it are no places to fetch from.
+        // Only 2000::/3 is allocated; Teredo and documentation addresses in it are not public.
         [first, second, ..] => {
             first & 0xe000 == 0x2000 && !(first == 0x2001 && (second == 0 || second == 0xdb8))
         }
     }
 }
 
-/// Resolves names and hides every address that is not public, so that the check and the
-/// connection cannot see different answers.
+/// Resolves names to public addresses only. Checking inside of the resolver guarantees that the checked
+/// address is the one that is connected to.
 #[derive(Debug, Clone, Copy)]
 pub struct PublicOnlyResolver;
 
@@ -56,10 +56,10 @@ impl Resolve for PublicOnlyResolver {
     fn resolve(&self, name: Name) -> Resolving {
         Box::pin(async move {
             let host = name.as_str().to_owned();
-            let found: Vec<SocketAddr> =
+            let resolved: Vec<SocketAddr> =
                 tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
             let public: Vec<SocketAddr> =
-                found.into_iter().filter(|address| is_public(address.ip())).collect();
+                resolved.into_iter().filter(|address| is_public(address.ip())).collect();
             if public.is_empty() {
                 return Err(NotPublicError(host).into());
             }
@@ -68,7 +68,7 @@ impl Resolve for PublicOnlyResolver {
     }
 }
 
-/// A name that leads only to addresses inside the network.
+/// A host that has no public address.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{0} has no public address; add a prefix to fetch.allowed_private_url_prefixes if it may be fetched"
@@ -80,8 +80,8 @@ mod tests {
     use super::is_public;
 
     #[test]
-    fn inside_addresses_are_not_public_in_any_form() {
-        for inside in [
+    fn private_addresses_are_not_public_in_any_form() {
+        for private in [
             "127.0.0.1",
             "10.1.2.3",
             "172.31.0.1",
@@ -105,7 +105,7 @@ mod tests {
             "2001:db8::1",
             "fec0::1",
         ] {
-            assert!(!is_public(inside.parse().unwrap()), "{inside}");
+            assert!(!is_public(private.parse().unwrap()), "{private}");
         }
         for public in
             ["1.1.1.1", "172.32.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]

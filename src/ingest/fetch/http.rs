@@ -9,15 +9,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::{Host, Url};
 
 use super::address::{NotPublicError, PublicOnlyResolver, is_public};
-use super::{
-    FetchError, FetchOptions, permanent_error, transient_error, transient_error_after_response,
+use super::error::{
+    FetchError, permanent_error, shorten_uri, transient_error, transient_error_after_response,
     uri_rejected_error,
 };
+use super::options::FetchOptions;
 
-/// Hosts whose concurrency is counted; past it the counts start anew.
+/// Maximum number of hosts with a semaphore; beyond it, all are dropped and counting starts again.
 const MAX_HOSTS: usize = 10_000;
 
-/// Two clients: one that only sees public addresses, one for prefixes that the owner allowed.
+/// Two clients: one that only connects to public addresses, one for the allowed private prefixes.
 pub struct HttpClients {
     public_client: Client,
     allowlisted_client: Client,
@@ -31,7 +32,8 @@ pub struct HttpClients {
 impl HttpClients {
     pub fn new(options: &FetchOptions) -> Result<Self, FetchError> {
         let timeout = Duration::from_millis(options.idle_timeout_ms);
-        // No proxy: it would resolve names out of sight. Redirects are followed here, each checked.
+        // No proxy: it would resolve names itself, past the address check. Redirects are followed in
+        // `get`, which checks each target.
         let client = || {
             Client::builder()
                 .connect_timeout(timeout)
@@ -59,8 +61,8 @@ impl HttpClients {
         })
     }
 
-    /// The answer with status 200, its body not yet read, and this host's turn, to be held until
-    /// the body is.
+    /// Sends a GET request and follows redirects. Returns the response with status 200 before its body is
+    /// read, and the host's permit, which the caller holds until it has read the body.
     pub async fn get(&self, url: &Url) -> Result<(Response, OwnedSemaphorePermit), FetchError> {
         let mut url = url.clone();
         for _ in 0..=self.max_redirects {
@@ -90,12 +92,12 @@ impl HttpClients {
         Ok((response, permit))
     }
 
-    /// The client that may fetch `url`.
+    /// Returns the client that may fetch `url`.
     fn client_for(&self, url: &Url) -> Result<&Client, FetchError> {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(uri_rejected_error(url.as_str(), "redirects to another scheme".into()));
         }
-        // Normalised by the parser: `http://host:80/../x` cannot pretend to a prefix.
+        // The parser has normalised the URL, so that `http://host:80/../x` cannot fake a prefix.
         if self.allowed_prefixes.iter().any(|p| url.as_str().starts_with(p)) {
             return Ok(&self.allowlisted_client);
         }
@@ -126,7 +128,7 @@ impl HttpClients {
     }
 }
 
-/// As the parser writes URLs: without the port that its scheme has anyway, the host in small letters.
+/// Normalises a prefix as the parser normalises URLs: without the default port, the host in lower case.
 fn normalise_prefix(prefix: &str) -> String {
     Url::parse(prefix).map_or_else(|_| prefix.to_owned(), Into::into)
 }
@@ -136,7 +138,7 @@ fn check_status(url: &Url, response: Response) -> Result<Response, FetchError> {
     match status {
         StatusCode::OK => Ok(response),
         StatusCode::NOT_FOUND | StatusCode::GONE => {
-            Err(FetchError::NotFound { uri: super::shorten_uri(url.as_str()) })
+            Err(FetchError::NotFound { uri: shorten_uri(url.as_str()) })
         }
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
             Err(transient_error_after_response(url.as_str(), format!("status {status}")))
@@ -154,7 +156,7 @@ fn redirect_target(from: &Url, response: &Response) -> Result<Url, FetchError> {
         .get(header::LOCATION)
         .and_then(|location| location.to_str().ok())
         .and_then(|location| from.join(location).ok())
-        .ok_or_else(|| permanent_error(from.as_str(), "redirects without a usable location".into()))
+        .ok_or_else(|| permanent_error(from.as_str(), "redirects without a valid location".into()))
 }
 
 fn to_fetch_error(url: &Url, error: reqwest::Error) -> FetchError {

@@ -1,6 +1,13 @@
-use std::path::Path as FilePath;
+use std::path::Path;
+use std::sync::Arc;
 
-use crate::ingest::fetch::*;
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::{FetchError, FetchOptions, Fetcher, shorten_uri};
+use crate::record::ImageContent;
+use crate::retry::{Classify as _, Disposition};
 
 fn new_fetcher(options: FetchOptions) -> Fetcher {
     Fetcher::new(&FetchOptions { max_attempts: 1, idle_timeout_ms: 500, ..options }).unwrap()
@@ -12,12 +19,12 @@ async fn fetch_uri(fetcher: &Fetcher, uri: &str) -> Result<Bytes, FetchError> {
     fetcher.fetch(&content, &token).await.map(|f| f.bytes)
 }
 
-fn file_url(path: &FilePath) -> String {
+fn file_url(path: &Path) -> String {
     Url::from_file_path(path).unwrap().into()
 }
 
 #[tokio::test]
-async fn files_come_from_configured_roots_alone() {
+async fn files_are_fetched_only_from_configured_roots() {
     let folder = tempfile::tempdir().unwrap();
     let (root, outside) = (folder.path().join("root"), folder.path().join("secret"));
     std::fs::create_dir(&root).unwrap();
@@ -30,15 +37,16 @@ async fn files_come_from_configured_roots_alone() {
     assert_eq!(fetch_uri(&fetcher, &file_url(&root.join("a.jpg"))).await.unwrap(), "image");
     let gone = fetch_uri(&fetcher, &file_url(&root.join("b.jpg"))).await.unwrap_err();
     assert_eq!(gone.code(), "image_not_found");
-    // So it is below a root that is a link itself.
+    // The same holds below a root that is a link itself.
     let linked = folder.path().join("linked");
     std::os::unix::fs::symlink(&root, &linked).unwrap();
-    let below = self::new_fetcher(FetchOptions {
-        file_roots: vec![linked.clone()],
-        ..FetchOptions::default()
-    });
-    assert_eq!(fetch_uri(&below, &file_url(&linked.join("a.jpg"))).await.unwrap(), "image");
-    let gone = fetch_uri(&below, &file_url(&linked.join("b.jpg"))).await.unwrap_err();
+    let linked_fetcher =
+        new_fetcher(FetchOptions { file_roots: vec![linked.clone()], ..FetchOptions::default() });
+    assert_eq!(
+        fetch_uri(&linked_fetcher, &file_url(&linked.join("a.jpg"))).await.unwrap(),
+        "image"
+    );
+    let gone = fetch_uri(&linked_fetcher, &file_url(&linked.join("b.jpg"))).await.unwrap_err();
     assert_eq!(gone.code(), "image_not_found");
     for hostile in [
         file_url(&outside),
@@ -52,7 +60,7 @@ async fn files_come_from_configured_roots_alone() {
 }
 
 #[tokio::test]
-async fn data_urls_and_limits() {
+async fn data_urls_are_decoded_within_the_size_limit() {
     let fetcher = new_fetcher(FetchOptions { max_bytes: 1024, ..FetchOptions::default() });
     assert_eq!(fetch_uri(&fetcher, "data:image/png;base64,QUJD").await.unwrap(), "ABC");
     let large = format!("data:,{}", "x".repeat(2000));
@@ -60,7 +68,7 @@ async fn data_urls_and_limits() {
 }
 
 #[tokio::test]
-async fn addresses_inside_the_network_are_refused() {
+async fn private_addresses_and_unknown_schemes_are_rejected() {
     let fetcher = new_fetcher(FetchOptions::default());
     for hostile in [
         "http://127.0.0.1/a.jpg",
@@ -78,7 +86,7 @@ async fn addresses_inside_the_network_are_refused() {
     }
 }
 
-/// A server on loopback that answers each path with a fixed response.
+/// Starts a server on loopback with a fixed response per path; returns its URL prefix.
 async fn start_server() -> String {
     use axum::http::{StatusCode, header};
     use axum::response::IntoResponse;
@@ -107,7 +115,7 @@ async fn start_server() -> String {
 }
 
 #[tokio::test]
-async fn allowed_prefixes_are_fetched_and_redirects_do_not_lead_inside() {
+async fn allowed_prefixes_are_fetched_and_redirects_to_private_addresses_are_rejected() {
     let base = start_server().await;
     let fetcher = new_fetcher(FetchOptions {
         allowed_private_url_prefixes: vec![base.clone()],
@@ -130,14 +138,14 @@ async fn allowed_prefixes_are_fetched_and_redirects_do_not_lead_inside() {
 }
 
 #[tokio::test]
-async fn a_host_that_does_not_answer_is_waited_for_once() {
+async fn an_unresponsive_host_gets_one_attempt_per_image() {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use axum::http::StatusCode;
-    let (asked, up) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let (counted, is_up) = (asked.clone(), up.clone());
+    let (request_count, up) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (counter, is_up) = (request_count.clone(), up.clone());
     let app = axum::Router::new().fallback(move || {
-        counted.fetch_add(1, Ordering::SeqCst);
+        counter.fetch_add(1, Ordering::SeqCst);
         std::future::ready(if is_up.load(Ordering::SeqCst) {
             StatusCode::OK
         } else {
@@ -147,28 +155,27 @@ async fn a_host_that_does_not_answer_is_waited_for_once() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}/", listener.local_addr().unwrap());
     tokio::spawn(async move { axum::serve(listener, app).await });
-    let allow_http = vec![base.clone()];
     let fetcher = Fetcher::new(&FetchOptions {
         max_attempts: 3,
-        allowed_private_url_prefixes: allow_http,
+        allowed_private_url_prefixes: vec![base.clone()],
         ..FetchOptions::default()
     })
     .unwrap();
     let get = async |path: &str| {
-        let before = asked.load(Ordering::SeqCst);
-        let is_there = fetch_uri(&fetcher, &format!("{base}{path}")).await.is_ok();
-        (is_there, asked.load(Ordering::SeqCst) - before)
+        let before = request_count.load(Ordering::SeqCst);
+        let fetched = fetch_uri(&fetcher, &format!("{base}{path}")).await.is_ok();
+        (fetched, request_count.load(Ordering::SeqCst) - before)
     };
     assert_eq!(get("a.jpg").await, (false, 3));
-    assert_eq!(get("b.jpg").await, (false, 1), "it is known not to answer");
+    assert_eq!(get("b.jpg").await, (false, 1), "the host is known to be unresponsive");
     up.store(true, Ordering::SeqCst);
     assert_eq!(get("c.jpg").await, (true, 1));
     up.store(false, Ordering::SeqCst);
-    assert_eq!(get("d.jpg").await, (false, 3), "it has answered since");
+    assert_eq!(get("d.jpg").await, (false, 3), "the host has answered since");
 }
 
 #[test]
-fn messages_do_not_show_signatures() {
+fn shortened_uris_hide_signatures() {
     assert_eq!(shorten_uri("https://h/a.jpg?X-Amz-Signature=abc"), "https://h/a.jpg");
     assert!(shorten_uri(&format!("data:,{}", "x".repeat(9999))).len() < 300);
 }

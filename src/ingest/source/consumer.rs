@@ -1,17 +1,15 @@
-//! The Kafka consumer: polling that never stalls, and an assignment that is handed over cleanly.
+//! The Kafka consumer: a thread that keeps polling, whatever the pipeline does.
 //!
-//! librdkafka is polled on a thread of its own, whatever the pipeline does. When the hand-over
-//! queue is full, the thread waits for room; where there is none for [`PATIENCE`], the assignment is
-//! paused and polling goes on, so that the group never thinks this worker dead, until there is. Pausing
-//! at once would cost more than it saves: it throws away what librdkafka has fetched. A revocation travels through the queue
-//! behind the messages that came before it, and is acknowledged only when they are settled.
+//! A consumer that does not poll is excluded from its group after `max.poll.interval.ms`. When the queue
+//! to the pipeline is full, the thread therefore waits for capacity only for [`QUEUE_FULL_TIMEOUT`]; then
+//! it pauses the assignment and goes on polling until there is capacity again. It does not pause at once,
+//! because pausing discards what librdkafka has prefetched. [`super::rebalance`] explains how partitions
+//! are assigned and revoked.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicI64, Ordering as AtomicOrdering};
-use std::sync::{Arc, Mutex, MutexGuard, mpsc as sync_mpsc};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
@@ -21,139 +19,36 @@ use tokio::sync::mpsc::error::{SendError, TrySendError};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::SourceOptions;
-use super::rebalance::{SourceContext, commit_offsets};
+use super::error::SourceError;
+use super::event::ConsumerEvent;
+use super::options::SourceOptions;
+use super::rebalance::{OffsetProvider, SourceContext, commit_offsets};
+use super::state::{ConsumerHandle, ConsumerState, ConsumerStatus, lock_ignoring_poison};
 use crate::kafka;
 use crate::record::{KafkaMessage, TopicPartition};
-use crate::retry::{Classify, Disposition};
+use crate::retry::Disposition;
 use crate::telemetry::event;
 
 /// How long one poll waits: bounds the delay of pause, resume, commit and shutdown.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long the thread waits for room before it pauses the assignment. Bounds the delay of a rebalance
-/// while the pipeline is busy.
+/// How long the thread waits for queue capacity before it pauses the assignment. Bounds the delay of a
+/// rebalance while the pipeline is busy.
 const QUEUE_FULL_TIMEOUT: Duration = Duration::from_millis(500);
-/// How often durable positions are told to Kafka. They only serve lag monitors: the table's own
-/// positions decide where a worker resumes.
+/// How often durable offsets are committed to Kafka. Only lag monitors read them: a worker resumes from
+/// the table's positions.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why consuming ended.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// Kafka refused, or a client could not be made.
-    #[error("Kafka at {brokers}: {source}")]
-    Kafka {
-        /// The configured brokers.
-        brokers: String,
-        /// Why.
-        source: KafkaError,
-    },
-    /// The position to resume from could not be learnt.
-    #[error("{partition}: the position to resume from cannot be read from the table: {reason}")]
-    PositionUnreadable {
-        /// Which partition.
-        partition: TopicPartition,
-        /// Why.
-        reason: String,
-    },
-    /// The log has moved away while it was consumed.
-    #[error(
-        "{topics}: a position that was due is not in the log any more: messages were removed before they were processed, or the topic was re-created. A new start tells which (`source.data_loss`)"
-    )]
-    OffsetOutOfRange {
-        /// The topics that are consumed.
-        topics: String,
-    },
-    /// The table is ahead of the topic.
-    #[error(
-        "{partition}: the table has consumed up to offset {resume}, but the log ends at {end}; the topic was re-created. Use a topic of a new name, or a new catalogue"
-    )]
-    OffsetBeyondEnd {
-        /// Which partition.
-        partition: TopicPartition,
-        /// The offset to resume from.
-        resume: i64,
-        /// The end of the log.
-        end: i64,
-    },
-}
-
-impl Classify for SourceError {
-    fn disposition(&self) -> Disposition {
-        match self {
-            Self::Kafka { source, .. } => kafka::classify_error(source),
-            Self::PositionUnreadable { .. }
-            | Self::OffsetOutOfRange { .. }
-            | Self::OffsetBeyondEnd { .. } => Disposition::Fatal,
-        }
-    }
-}
-
-/// Knows where a partition is to be resumed: the stored table, not Kafka.
-#[async_trait]
-pub trait OffsetProvider: Send + Sync {
-    /// The offset after the last one that is durably stored; `None` where nothing is.
-    async fn next_offset(&self, partition: &TopicPartition) -> Result<Option<i64>, String>;
-}
-
-/// What the source hands over, in order.
-#[derive(Debug)]
-pub enum ConsumerEvent {
-    /// A message to process.
-    Message(KafkaMessage),
-    /// Partitions were given to this worker.
-    Assigned(Vec<TopicPartition>),
-    /// Partitions are about to be taken away. Settle what came before, then drop the [`Settled`].
-    Revoked(Vec<TopicPartition>, RevokeAck),
-    /// Consuming cannot go on.
-    Failed(SourceError),
-}
-
-/// Held while revoked partitions drain; dropping it lets the rebalance go on.
-#[derive(Debug)]
-pub struct RevokeAck(
-    #[expect(dead_code, reason = "its drop is the message")] pub(crate) sync_mpsc::SyncSender<()>,
-);
-
-/// A running consumer.
+/// A running consumer. The pipeline receives its events by [`Source::next`].
 pub struct Source {
     events: mpsc::Receiver<ConsumerEvent>,
-    shared: Arc<SharedState>,
+    state: Arc<ConsumerState>,
     finished: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-/// What the thread and the pipeline both see.
-#[derive(Default)]
-pub(crate) struct SharedState {
-    /// Offsets after the last durable message, not yet told to Kafka.
-    pub uncommitted_offsets: Mutex<BTreeMap<TopicPartition, i64>>,
-    /// When Kafka was last polled, in milliseconds since 1970; 0 before the first poll.
-    last_poll_ms: AtomicI64,
-    /// Partitions that are this worker's at the moment.
-    pub assigned_partitions: Mutex<BTreeSet<TopicPartition>>,
-    /// Offsets after the last stored message of each of them.
-    pub stored_offsets: Mutex<BTreeMap<TopicPartition, i64>>,
-    /// Offsets after the last message of each of them that Kafka gave out.
-    pub polled_offsets: Mutex<BTreeMap<TopicPartition, i64>>,
-    /// Ends of the logs, as last heard.
-    pub end_offsets: Mutex<BTreeMap<TopicPartition, i64>>,
-}
-
-/// How a consumer is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConsumerStatus {
-    /// Milliseconds since Kafka was last polled; none before the first poll.
-    pub poll_age_ms: Option<i64>,
-    /// Partitions that are this worker's.
-    pub partitions: usize,
-    /// Messages of these partitions that are not stored yet; none while an end is not known.
-    pub lag: Option<i64>,
-}
-
 impl Source {
-    /// Joins the group and starts to poll `topics`. Messages come until `token` is cancelled; the group is
-    /// left when [`Source::close`] is called.
+    /// Joins the group and starts to poll `topics`. Messages arrive until `token` is cancelled; the
+    /// consumer leaves the group in [`Source::close`].
     pub fn start(
         kafka: &kafka::KafkaOptions,
         options: &SourceOptions,
@@ -162,11 +57,11 @@ impl Source {
         token: CancellationToken,
     ) -> Result<Self, SourceError> {
         let wrap = |source| SourceError::Kafka { brokers: kafka.brokers.clone(), source };
-        let (sender, items) = mpsc::channel(options.queue_messages);
-        let shared = Arc::new(SharedState::default());
+        let (sender, events) = mpsc::channel(options.queue_messages);
+        let state = Arc::new(ConsumerState::default());
         let context = SourceContext {
             sender: Mutex::new(Some(sender.clone())),
-            shared: shared.clone(),
+            state: state.clone(),
             offset_provider,
             runtime: Handle::current(),
             brokers: kafka.brokers.clone(),
@@ -180,7 +75,7 @@ impl Source {
         let polling = PollingThread {
             consumer,
             sender: Some(sender),
-            shared: shared.clone(),
+            state: state.clone(),
             token,
             finished: finished.clone(),
             pending_messages: VecDeque::new(),
@@ -192,73 +87,39 @@ impl Source {
             .name("kafka-source".into())
             .spawn(move || polling.run())
             .map_err(|e| wrap(KafkaError::ClientCreation(e.to_string())))?;
-        Ok(Self { events: items, shared, finished, thread: Some(thread) })
+        Ok(Self { events, state, finished, thread: Some(thread) })
     }
 
-    /// The next item; `None` after the token was cancelled and the queue is empty.
+    /// Returns the next event; `None` once the token is cancelled and the queue is empty.
     pub async fn next(&mut self) -> Option<ConsumerEvent> {
         self.events.recv().await
     }
 
-    /// Notes that everything below `next_offset` of `partition` is durable.
+    /// Records that everything below `next_offset` of `partition` is durable.
     pub fn mark_durable(&self, partition: TopicPartition, next_offset: i64) {
-        if let Some(stored) = lock_ignoring_poison(&self.shared.stored_offsets).get_mut(&partition)
-        {
-            *stored = next_offset;
-        }
-        lock_ignoring_poison(&self.shared.uncommitted_offsets).insert(partition, next_offset);
+        self.state.record_durable(partition, next_offset);
     }
 
-    /// How the consumer is doing.
+    /// Returns how the consumer is doing.
     pub fn status(&self) -> ConsumerStatus {
         self.handle().status()
     }
 
-    /// What others may look at while the pipeline is busy, or stuck.
+    /// Returns a handle that reads the status even while the pipeline is blocked.
     pub fn handle(&self) -> ConsumerHandle {
-        ConsumerHandle(self.shared.clone())
+        ConsumerHandle(self.state.clone())
     }
 
-    /// Tells Kafka the last durable positions and leaves the group, where it is in reach.
+    /// Commits the last durable offsets to Kafka and leaves the group, if a broker answers.
     pub async fn close(mut self) {
         self.events.close();
-        // A revocation still in the queue would wait for an answer that nobody gives.
+        // A revocation in the queue would wait for an acknowledgement that nobody sends any more.
         while self.events.try_recv().is_ok() {}
         self.finished.cancel();
         if let Some(thread) = self.thread.take()
             && let Some(Err(_)) = kafka::leave_group(move || thread.join()).await
         {
             error!(event = event::SOURCE_FAILED, "the consumer thread panicked");
-        }
-    }
-}
-
-/// Looks at a consumer from elsewhere.
-#[derive(Clone)]
-pub struct ConsumerHandle(Arc<SharedState>);
-
-impl std::fmt::Debug for ConsumerHandle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.status().fmt(f)
-    }
-}
-
-impl ConsumerHandle {
-    /// How the consumer is doing.
-    pub fn status(&self) -> ConsumerStatus {
-        let last = self.0.last_poll_ms.load(AtomicOrdering::Relaxed);
-        let now = chrono::Utc::now().timestamp_millis();
-        let (stored, ends) = (
-            lock_ignoring_poison(&self.0.stored_offsets),
-            lock_ignoring_poison(&self.0.end_offsets),
-        );
-        let lag = |(partition, stored): (&TopicPartition, &i64)| {
-            ends.get(partition).map(|end| (end - stored).max(0))
-        };
-        ConsumerStatus {
-            poll_age_ms: (last > 0).then_some(now - last),
-            partitions: stored.len(),
-            lag: stored.iter().map(lag).sum(),
         }
     }
 }
@@ -275,8 +136,8 @@ fn consumer_config(kafka: &kafka::KafkaOptions, options: &SourceOptions) -> rdka
         .set("group.id", options.group_id())
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        // Where to begin is said at each assignment, by the table. A position that is gone later is no
-        // reason to go on elsewhere in silence.
+        // Each assignment sets the offset to start from, by the table. If an offset is removed later,
+        // consuming must not silently continue from another one.
         .set("auto.offset.reset", "error")
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", options.session_timeout_ms.to_string())
@@ -289,14 +150,17 @@ fn consumer_config(kafka: &kafka::KafkaOptions, options: &SourceOptions) -> rdka
     config
 }
 
-/// The polling thread's state.
+/// State of the consumer thread.
 struct PollingThread {
     consumer: BaseConsumer<SourceContext>,
+    /// The queue to the pipeline; `None` once no more messages are forwarded.
     sender: Option<mpsc::Sender<ConsumerEvent>>,
-    shared: Arc<SharedState>,
+    state: Arc<ConsumerState>,
+    /// Cancelled when no more messages are wanted.
     token: CancellationToken,
+    /// Cancelled when the pipeline has ended and the consumer may leave its group.
     finished: CancellationToken,
-    /// Messages that found the queue full; at most those that were on their way when it filled.
+    /// Messages that were polled while the queue was full.
     pending_messages: VecDeque<KafkaMessage>,
     paused: bool,
     brokers: String,
@@ -313,22 +177,20 @@ impl PollingThread {
             match self.consumer.poll(POLL_TIMEOUT) {
                 Some(Ok(message)) => {
                     let message = kafka::to_owned_message(&message);
-                    let polled = (message.partition.clone(), message.offset + 1);
-                    lock_ignoring_poison(&self.shared.polled_offsets).extend([polled]);
+                    self.state.record_polled(&message.partition, message.offset + 1);
                     self.forward(Some(message));
                 }
                 Some(Err(error)) => self.handle_error(error),
                 None => self.forward(None),
             }
-            let now = chrono::Utc::now().timestamp_millis();
-            self.shared.last_poll_ms.store(now, AtomicOrdering::Relaxed);
+            self.state.record_poll();
             if last_commit.elapsed() >= COMMIT_INTERVAL {
-                commit_offsets(&self.consumer, &self.shared, CommitMode::Async);
+                commit_offsets(&self.consumer, &self.state, CommitMode::Async);
                 last_commit = Instant::now();
             }
         }
         self.stop_forwarding();
-        commit_offsets(&self.consumer, &self.shared, CommitMode::Sync);
+        commit_offsets(&self.consumer, &self.state, CommitMode::Sync);
     }
 
     fn stop_forwarding(&mut self) {
@@ -338,21 +200,20 @@ impl PollingThread {
         self.set_paused(true);
     }
 
-    /// Hands over what waits, then `message`; pauses the assignment while there is no room.
+    /// Queues the pending messages, then `message`; pauses the assignment while the queue is full.
     fn forward(&mut self, message: Option<KafkaMessage>) {
         let Some(sender) = &self.sender else {
-            return; // stopping: the next owner processes it
+            return; // shutting down: the next owner processes the message
         };
         self.pending_messages.extend(message);
-        // A paused assignment has waited long enough: polling goes on meanwhile.
+        // While the assignment is paused, polling must go on: do not wait again.
         let queue_timeout = if self.paused { Duration::ZERO } else { QUEUE_FULL_TIMEOUT };
-        let until = Instant::now() + queue_timeout;
+        let deadline = Instant::now() + queue_timeout;
         while let Some(message) = self.pending_messages.pop_front() {
-            if !lock_ignoring_poison(&self.shared.assigned_partitions).contains(&message.partition)
-            {
-                continue; // taken away while it waited: its new owner processes it
+            if !self.state.is_assigned(&message.partition) {
+                continue; // revoked while the message was pending: the next owner processes it
             }
-            match self.reserve_capacity(sender, until) {
+            match self.reserve_capacity(sender, deadline) {
                 Ok(Some(permit)) => permit.send(ConsumerEvent::Message(message)),
                 Ok(None) => {
                     self.pending_messages.push_front(message);
@@ -367,12 +228,11 @@ impl PollingThread {
         self.set_paused(!self.pending_messages.is_empty());
     }
 
-    /// A place in the queue, once there is one; none where there is none until then, or where nothing
-    /// is to be handed over any more.
+    /// Waits for capacity in the queue; `None` if there is none by `deadline`, or the token is cancelled.
     fn reserve_capacity<'a>(
         &self,
         sender: &'a mpsc::Sender<ConsumerEvent>,
-        until: Instant,
+        deadline: Instant,
     ) -> Result<Option<mpsc::Permit<'a, ConsumerEvent>>, SendError<()>> {
         match sender.try_reserve() {
             Ok(permit) => return Ok(Some(permit)),
@@ -382,14 +242,14 @@ impl PollingThread {
         self.consumer.context().runtime.block_on(async {
             tokio::select! {
                 permit = sender.reserve() => permit.map(Some),
-                () = tokio::time::sleep_until(until.into()) => Ok(None),
+                () = tokio::time::sleep_until(deadline.into()) => Ok(None),
                 () = self.token.cancelled() => Ok(None),
             }
         })
     }
 
-    /// Pauses or resumes the whole assignment. Pausing is repeated: partitions that were assigned
-    /// meanwhile are not paused.
+    /// Pauses or resumes the whole assignment. Pauses even if it is paused already: partitions that were
+    /// assigned since then are not paused.
     fn set_paused(&mut self, pause: bool) {
         if !pause && !self.paused {
             return;
@@ -404,25 +264,20 @@ impl PollingThread {
     }
 
     fn handle_error(&mut self, source: KafkaError) {
-        let moved = source.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset);
-        let fatal = moved
+        let out_of_range = source.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset);
+        let fatal = out_of_range
             || matches!(source, KafkaError::MessageConsumptionFatal(_))
             || kafka::classify_error(&source) == Disposition::Fatal;
         if fatal {
-            let failed = if moved {
+            let error = if out_of_range {
                 SourceError::OffsetOutOfRange { topics: self.topics.clone() }
             } else {
                 SourceError::Kafka { brokers: self.brokers.clone(), source }
             };
-            self.consumer.context().report_failure(failed);
+            self.consumer.context().report_failure(error);
             self.stop_forwarding();
         } else {
             warn!(event = event::SOURCE_ERROR, error = %source, "Kafka reported an error; consuming goes on");
         }
     }
-}
-
-/// A poisoned lock only means that another thread panicked between two plain assignments.
-pub(crate) fn lock_ignoring_poison<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -1,55 +1,94 @@
-//! What happens to the assignment: where partitions are resumed, and how they are handed over.
+//! The rebalance protocol: how partitions are assigned, and released only once they are stored.
+//!
+//! librdkafka calls [`SourceContext::rebalance`] on the consumer thread, inside of a poll. The group uses
+//! the cooperative protocol: a call names only the partitions that are added or removed, and the others
+//! keep flowing. No poll happens during the call, so each wait in it is limited to stay well below
+//! `max.poll.interval.ms`, after which the group would exclude this worker.
+//!
+//! **Assignment.** For each new partition:
+//!
+//! 1. Read the position that the table has stored. Kafka's committed offset is not used: the table
+//!    writes rows and positions in one commit, so only its position is certain to match its rows.
+//! 2. Compare it with the beginning and end of the log. No position: start at the beginning. Before the beginning:
+//!    messages were lost, log `source.data_loss` and start at the beginning. Behind the end: the topic was
+//!    re-created, stop.
+//! 3. Add the partition to [`ConsumerState`] and queue [`ConsumerEvent::Assigned`], so that the pipeline
+//!    reads the position that its first commit expects before it sees a message.
+//! 4. Hand the offsets to librdkafka, which begins to fetch.
+//!
+//! **Revocation.** The call returns only when the partitions may be given to another worker:
+//!
+//! 1. Queue [`ConsumerEvent::Revoked`] behind all messages that were queued before, with a [`RevokeAck`].
+//! 2. The pipeline receives events in order. When it comes to this one, all earlier messages are
+//!    processed; it commits them to the table, forgets the partitions and drops the acknowledgement.
+//! 3. Wait for that, at most `source.drain_seconds`. Then commit the offsets to Kafka for lag monitors,
+//!    remove the partitions from [`ConsumerState`] and release them. Messages that did not fit into the
+//!    queue yet are dropped by the consumer thread, because their partition is no longer assigned.
+//! 4. The next owner starts at step 1 above and finds the position of the commit in step 2.
+//!
+//! If the wait times out, or the session expired and the partitions were lost without a warning, two
+//! workers may process the same messages. That costs time but stores nothing twice: a commit to the table
+//! states the position that it continues, and is fenced if another worker has moved that position.
 
 use std::sync::{Arc, Mutex, mpsc as sync_mpsc};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::statistics::{Partition as Fetched, Statistics};
+use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info};
 
-use super::consumer::{
-    ConsumerEvent, OffsetProvider, RevokeAck, SharedState, SourceError, lock_ignoring_poison,
-};
+use super::error::SourceError;
+use super::event::{ConsumerEvent, RevokeAck};
+use super::state::{ConsumerState, lock_ignoring_poison};
 use crate::kafka;
 use crate::record::TopicPartition;
 use crate::retry::{Backoff, Disposition};
 use crate::telemetry::{event, metrics};
 
-/// How long a broker is waited for that does not know the ends of a partition's log yet. No poll
-/// happens meanwhile: well below `max.poll.interval.ms`.
+/// How long to wait for a broker that does not know the ends of a partition's log yet, for example
+/// because it restarts. No poll happens in this time: well below `max.poll.interval.ms`.
 const WATERMARK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Tells Kafka the durable positions that it does not know yet.
-pub(crate) fn commit_offsets(
+/// Returns from where a partition is to be read: the table's position, not Kafka's.
+#[async_trait]
+pub trait OffsetProvider: Send + Sync {
+    /// Returns the offset after the last durably stored message; `None` if nothing is stored.
+    async fn next_offset(&self, partition: &TopicPartition) -> Result<Option<i64>, String>;
+}
+
+/// Commits to Kafka the durable offsets that it does not know yet.
+pub(super) fn commit_offsets(
     consumer: &BaseConsumer<SourceContext>,
-    shared: &SharedState,
+    state: &ConsumerState,
     mode: CommitMode,
 ) {
-    let durable = std::mem::take(&mut *lock_ignoring_poison(&shared.uncommitted_offsets));
-    if durable.is_empty() {
+    let offsets = state.take_uncommitted_offsets();
+    if offsets.is_empty() {
         return;
     }
     let mut list = TopicPartitionList::new();
-    for (partition, offset) in &durable {
+    for (partition, offset) in &offsets {
         // Only fails for a partition number below zero, which Kafka never assigns.
         let _ =
             list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(*offset));
     }
     if let Err(error) = consumer.commit(&list, mode) {
-        // Not lost: the table has the positions, and the next commit covers this one.
+        // Nothing is lost: the table has the positions, and the next commit covers this one.
         debug!(event = event::SOURCE_ERROR, %error, "offsets were not committed to Kafka");
     }
 }
 
-/// Callbacks from librdkafka; they run inside `poll`, on the polling thread.
-pub(crate) struct SourceContext {
+/// Callbacks from librdkafka; they run inside of `poll`, on the consumer thread.
+pub(super) struct SourceContext {
+    /// The queue to the pipeline; `None` once the worker is shutting down.
     pub sender: Mutex<Option<mpsc::Sender<ConsumerEvent>>>,
-    pub shared: Arc<SharedState>,
+    pub state: Arc<ConsumerState>,
     pub offset_provider: Arc<dyn OffsetProvider>,
     pub runtime: Handle,
     pub brokers: String,
@@ -58,40 +97,18 @@ pub(crate) struct SourceContext {
 }
 
 impl ClientContext for SourceContext {
-    /// Where the logs end, as librdkafka heard with the last messages it fetched; nobody knows it
-    /// while no broker is reached.
+    /// Records the ends of the logs, as of the last fetch of each partition.
     fn stats(&self, statistics: Statistics) {
-        // The group's coordinator is told as a further, logical broker.
-        let real = statistics.brokers.values().filter(|broker| broker.source != "logical");
-        let up = real.filter(|broker| broker.state == "UP").count();
-        metrics::global().brokers_up.set(&[], up as f64);
-        let mut ends = lock_ignoring_poison(&self.shared.end_offsets);
-        if up == 0 {
-            ends.clear();
-            return;
-        }
-        let taken = lock_ignoring_poison(&self.shared.polled_offsets);
-        for (name, topic) in &statistics.topics {
-            for (number, partition) in &topic.partitions {
-                // Below zero: not known yet.
-                if partition.hi_offset >= 0 {
-                    let topic_partition =
-                        TopicPartition { topic: name.as_str().into(), number: *number };
-                    let end = readable_end_offset(partition, taken.get(&topic_partition).copied());
-                    ends.insert(topic_partition, end);
-                }
-            }
+        // librdkafka lists the group's coordinator as a further, logical broker.
+        let brokers = statistics.brokers.values().filter(|broker| broker.source != "logical");
+        let brokers_up = brokers.filter(|broker| broker.state == "UP").count();
+        metrics::global().brokers_up.set(&[], brokers_up as f64);
+        if brokers_up == 0 {
+            self.state.clear_end_offsets();
+        } else {
+            self.state.update_end_offsets(&statistics.topics);
         }
     }
-}
-
-/// Where a log ends for whom it has something to read: where librdkafka has given out all there is, what
-/// lies behind the last message, or behind where the assignment began, is marks of transactions.
-fn readable_end_offset(partition: &Fetched, polled_offset: Option<i64>) -> i64 {
-    let end = partition.hi_offset;
-    let is_given_out =
-        partition.fetchq_cnt == 0 && partition.next_offset >= end && partition.app_offset >= end;
-    polled_offset.filter(|_| is_given_out).map_or(end, |taken| taken.min(end))
 }
 
 impl ConsumerContext for SourceContext {
@@ -107,8 +124,8 @@ impl ConsumerContext for SourceContext {
         } else {
             self.revoke(consumer, list, cooperative)
         };
-        if let Err(failed) = result {
-            self.report_failure(failed);
+        if let Err(error) = result {
+            self.report_failure(error);
         }
     }
 
@@ -126,18 +143,16 @@ impl SourceContext {
         list: &mut TopicPartitionList,
         cooperative: bool,
     ) -> Result<(), SourceError> {
-        let mut assigned = Vec::new();
+        let mut start_offsets = Vec::new();
         for partition in to_partitions(list) {
             let offset = self.start_offset(consumer, &partition)?;
             list.set_partition_offset(&partition.topic, partition.number, Offset::Offset(offset))
                 .map_err(|source| self.kafka_error(source))?;
-            assigned.push((partition, offset));
+            start_offsets.push((partition, offset));
         }
-        let names: Vec<String> = assigned.iter().map(|(p, o)| format!("{p}@{o}")).collect();
-        lock_ignoring_poison(&self.shared.stored_offsets).extend(assigned.iter().cloned());
-        lock_ignoring_poison(&self.shared.polled_offsets).extend(assigned.iter().cloned());
-        let assigned: Vec<TopicPartition> = assigned.into_iter().map(|(p, _)| p).collect();
-        lock_ignoring_poison(&self.shared.assigned_partitions).extend(assigned.iter().cloned());
+        self.state.assign(&start_offsets);
+        let names: Vec<String> = start_offsets.iter().map(|(p, o)| format!("{p}@{o}")).collect();
+        let assigned: Vec<TopicPartition> = start_offsets.into_iter().map(|(p, _)| p).collect();
         info!(
             event = event::REBALANCE,
             change = "assigned",
@@ -149,12 +164,12 @@ impl SourceContext {
         }
         let done =
             if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) };
-        // librdkafka remembers for each partition that it was paused, even while it is somebody
-        // else's: one that was lost while paused and comes back would be silent for ever.
+        // librdkafka remembers that a partition was paused even while another worker owns it: if it
+        // was lost while paused and comes back, it would never yield a message.
         done.and_then(|()| consumer.resume(list)).map_err(|source| self.kafka_error(source))
     }
 
-    /// Where to start: behind the table's position, or at the beginning of the log.
+    /// Returns the offset to start from: the table's position, or the beginning of the log.
     fn start_offset(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -182,7 +197,7 @@ impl SourceContext {
         }
     }
 
-    /// Begin and end of a partition's log. A broker that restarts is waited for.
+    /// Returns the beginning and end of a partition's log. Waits for a broker that restarts.
     fn fetch_watermarks(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -191,9 +206,9 @@ impl SourceContext {
         let started = Instant::now();
         let mut attempt = 0;
         loop {
-            let found =
+            let watermarks =
                 consumer.fetch_watermarks(&partition.topic, partition.number, self.request_timeout);
-            match found {
+            match watermarks {
                 Ok(watermarks) => return Ok(watermarks),
                 Err(error)
                     if kafka::classify_error(&error) == Disposition::Retry
@@ -216,17 +231,17 @@ impl SourceContext {
     ) -> Result<(), SourceError> {
         let revoked = to_partitions(list);
         let names: Vec<String> = revoked.iter().map(ToString::to_string).collect();
-        let (settled, wait) = sync_mpsc::sync_channel(0);
+        let (ack, acknowledged) = sync_mpsc::sync_channel(0);
         let started = Instant::now();
         let send_result = self.send_with_timeout(
-            ConsumerEvent::Revoked(revoked.clone(), RevokeAck(settled)),
+            ConsumerEvent::Revoked(revoked.clone(), RevokeAck(ack)),
             self.drain_timeout,
         );
         let remaining = self.drain_timeout.saturating_sub(started.elapsed());
         let drained = match send_result {
-            // The other end is dropped, never used: either answer but a time-out means settled.
+            // The pipeline only drops its end: any result but a timeout is the acknowledgement.
             SendResult::Delivered => {
-                wait.recv_timeout(remaining) != Err(sync_mpsc::RecvTimeoutError::Timeout)
+                acknowledged.recv_timeout(remaining) != Err(sync_mpsc::RecvTimeoutError::Timeout)
             }
             SendResult::TimedOut => false,
             SendResult::ReceiverGone => true,
@@ -239,20 +254,9 @@ impl SourceContext {
             "partitions revoked"
         );
         if !consumer.assignment_lost() {
-            commit_offsets(consumer, &self.shared, CommitMode::Sync);
+            commit_offsets(consumer, &self.state, CommitMode::Sync);
         }
-        {
-            let mut assigned = lock_ignoring_poison(&self.shared.assigned_partitions);
-            let mut durable = lock_ignoring_poison(&self.shared.uncommitted_offsets);
-            let mut stored = lock_ignoring_poison(&self.shared.stored_offsets);
-            let mut taken = lock_ignoring_poison(&self.shared.polled_offsets);
-            for partition in &revoked {
-                assigned.remove(partition);
-                durable.remove(partition);
-                stored.remove(partition);
-                taken.remove(partition);
-            }
-        }
+        self.state.revoke(&revoked);
         let done =
             if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() };
         done.map_err(|source| self.kafka_error(source))
@@ -262,13 +266,13 @@ impl SourceContext {
         SourceError::Kafka { brokers: self.brokers.clone(), source }
     }
 
-    /// Tells the pipeline that consuming cannot go on.
-    pub fn report_failure(&self, failed: SourceError) {
-        error!(event = event::SOURCE_FAILED, error = %failed, "consuming cannot go on");
-        self.send(ConsumerEvent::Failed(failed));
+    /// Logs that consuming cannot go on and queues the reason for the pipeline.
+    pub(super) fn report_failure(&self, error: SourceError) {
+        error!(event = event::SOURCE_FAILED, %error, "consuming cannot go on");
+        self.send(ConsumerEvent::Failed(error));
     }
 
-    /// Sends in order, waiting for room for at most `limit`.
+    /// Queues `item` behind what was queued before; waits at most `limit` while the queue is full.
     fn send_with_timeout(&self, item: ConsumerEvent, limit: Duration) -> SendResult {
         let Some(sender) = lock_ignoring_poison(&self.sender).clone() else {
             return SendResult::ReceiverGone;
@@ -281,14 +285,15 @@ impl SourceContext {
         }
     }
 
-    /// Sends in order, waiting for room; false where the pipeline is gone.
+    /// Queues `item` behind what was queued before; waits while the queue is full. Returns false if the
+    /// pipeline has ended.
     fn send(&self, item: ConsumerEvent) -> bool {
         let sender = lock_ignoring_poison(&self.sender).clone();
         sender.is_some_and(|sender| sender.blocking_send(item).is_ok())
     }
 }
 
-/// What became of something that was to be sent to the pipeline.
+/// Result of sending an event to the pipeline.
 enum SendResult {
     Delivered,
     TimedOut,
@@ -303,32 +308,4 @@ fn to_partitions(list: &TopicPartitionList) -> Vec<TopicPartition> {
             number: element.partition(),
         })
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn transaction_markers_are_not_counted_as_messages() {
-        let known = |next_offset, app_offset, fetchq_cnt| Fetched {
-            next_offset,
-            app_offset,
-            fetchq_cnt,
-            hi_offset: 101,
-            ..Fetched::default()
-        };
-        for (of, taken, wanted) in [
-            (known(101, 101, 0), Some(100), 100),
-            (known(101, 101, 0), Some(101), 101),
-            // Not all is fetched, or some of it was not given out yet.
-            (known(95, 95, 0), Some(95), 101),
-            (known(101, 95, 5), Some(95), 101),
-            (known(101, 95, 0), Some(95), 101),
-            (known(101, -1001, 0), Some(100), 101),
-            (known(101, 101, 0), None, 101),
-        ] {
-            assert_eq!(readable_end_offset(&of, taken), wanted, "{of:?}");
-        }
-    }
 }

@@ -1,5 +1,5 @@
 //! Bucket notifications as Amazon S3 and MinIO send them ("Event message structure", Amazon S3 user
-//! guide; MinIO follows it). One message may hold several records.
+//! guide; MinIO uses the same structure). One message may hold several records.
 
 use chrono::{DateTime, Utc};
 use percent_encoding::percent_decode_str;
@@ -8,19 +8,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::format::{Decoder, EventDecodeError, VersionFields, deserialise};
+use super::error::EventDecodeError;
+use super::rules::{DecodeRules, VersionFields, deserialise};
 use crate::record::{
     AcceptedEvent, Attributes, ImageChange, ImageContent, ImageId, InvalidField, KafkaMessage,
 };
 
-/// Most records of one message. S3 and MinIO send one; a message is settled as a whole, so a huge
-/// one would hold up its partition.
+/// S3 and MinIO send one record per message. A message is processed as a whole, so one with very many
+/// records would block its partition.
 const MAX_RECORDS: usize = 1_000;
 
 /// A bucket notification. Fields that are not listed here are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BucketNotification {
-    /// What happened, at most 1000 records; all of them are taken in or none.
+    /// The changes, 1 to 1000 records; either all of them are accepted or none.
     #[serde(rename = "Records")]
     pub records: Vec<BucketRecord>,
 }
@@ -32,26 +33,26 @@ pub struct BucketRecord {
     /// `ObjectCreated:*`, `ObjectRemoved:*` or `LifecycleExpiration:*`, with or without `s3:`
     /// before it.
     pub event_name: String,
-    /// When it happened, as RFC 3339. Required where the catalogue orders by it.
+    /// When it happened, as RFC 3339. Required if the catalogue orders by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_time: Option<DateTime<Utc>>,
-    /// Where it happened.
+    /// The object that changed.
     pub s3: BucketEntity,
 }
 
 /// Bucket and object of a record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BucketEntity {
-    /// The bucket.
+    /// The bucket that holds the object.
     pub bucket: BucketName,
-    /// The object.
+    /// The object that changed.
     pub object: BucketObject,
 }
 
 /// The bucket of a record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BucketName {
-    /// Its name.
+    /// Name of the bucket.
     pub name: String,
 }
 
@@ -59,29 +60,29 @@ pub struct BucketName {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BucketObject {
-    /// Its key, URL-encoded as forms are (a space is `+`).
+    /// Key of the object, URL-encoded as in HTML forms (a space is `+`).
     pub key: String,
-    /// Its version, where the bucket keeps versions.
+    /// Version of the object, if the bucket is versioned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version_id: Option<String>,
-    /// Orders the changes of one key: hexadecimal digits. Required where the catalogue orders by it.
+    /// Orders the changes of one key: hexadecimal digits. Required if the catalogue orders by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequencer: Option<String>,
 }
 
 /// Whether `object` is a bucket notification.
-pub(crate) fn is_notification(object: &Map<String, Value>) -> bool {
+pub(super) fn is_notification(object: &Map<String, Value>) -> bool {
     object.get("Records").is_some_and(Value::is_array) || is_test_event(object)
 }
 
-/// Amazon S3 sends this once, when notifications are configured.
+/// Whether `object` is the test event that Amazon S3 sends when notifications are configured.
 fn is_test_event(object: &Map<String, Value>) -> bool {
     object.get("Event").is_some_and(|event| event == "s3:TestEvent")
 }
 
-/// The events in a notification; none where it tells of nothing that is an image.
-pub(crate) fn decode(
-    decoder: &Decoder,
+/// Decodes the records of a notification. Folder placeholders and test events yield no event.
+pub(super) fn decode(
+    rules: &DecodeRules,
     message: &KafkaMessage,
     mut object: Map<String, Value>,
 ) -> Result<Vec<AcceptedEvent>, EventDecodeError> {
@@ -94,14 +95,15 @@ pub(crate) fn decode(
     }
     let events = records.into_iter().enumerate().map(|(index, record)| {
         let event = deserialise(record).map_err(EventDecodeError::from);
-        let event = event.and_then(|record| decode_record(decoder, message, &record));
+        let event = event.and_then(|record| decode_record(rules, message, &record));
         event.map_err(|fault| EventDecodeError::InvalidRecord { index, fault: Box::new(fault) })
     });
     events.filter_map(Result::transpose).collect()
 }
 
+/// Returns `None` if the object is a folder placeholder.
 fn decode_record(
-    decoder: &Decoder,
+    rules: &DecodeRules,
     message: &KafkaMessage,
     record: &BucketRecord,
 ) -> Result<Option<AcceptedEvent>, EventDecodeError> {
@@ -110,7 +112,7 @@ fn decode_record(
     let key = percent_decode_str(&encoded)
         .decode_utf8()
         .map_err(|_| InvalidField::new("s3.object.key", "is not UTF-8 once it is decoded"))?;
-    // Consoles make an empty object of this kind where people make a "folder".
+    // Consoles create an empty object of this kind when a user creates a "folder".
     if key.ends_with('/') {
         return Ok(None);
     }
@@ -122,9 +124,9 @@ fn decode_record(
             content: ImageContent::Uri { uri, version },
             attributes: Attributes::new(),
         },
-        Some(("ObjectRemoved" | "LifecycleExpiration", what)) => {
-            // Removing one version for good says nothing about the one that is newest.
-            if version.is_some() && what != "DeleteMarkerCreated" {
+        Some(("ObjectRemoved" | "LifecycleExpiration", removal)) => {
+            // One version was deleted permanently; the newest version may be another one.
+            if version.is_some() && removal != "DeleteMarkerCreated" {
                 ImageChange::Recheck { content: ImageContent::from_uri(uri) }
             } else {
                 ImageChange::Delete
@@ -133,36 +135,37 @@ fn decode_record(
         _ => {
             let known = "ObjectCreated:*, ObjectRemoved:*, LifecycleExpiration:*";
             return Err(EventDecodeError::UnknownKind(format!(
-                "eventName {:?} is none of {known}",
+                "eventName {:?} is not one of {known}",
                 record.event_name
             )));
         }
     };
     let image_id =
-        ImageId::new(decoder.object_id.replace("{bucket}", bucket).replace("{key}", &key))?;
+        ImageId::new(rules.image_id_template.replace("{bucket}", bucket).replace("{key}", &key))?;
     let versions = VersionFields {
         event_time: record.event_time,
         sequencer: object.sequencer.as_deref(),
         ..VersionFields::default()
     };
     Ok(Some(AcceptedEvent {
-        sequence: decoder.derive_sequence(message, &image_id, &versions)?,
+        sequence: rules.derive_sequence(message, &image_id, &versions)?,
         image_id,
         event_time: record.event_time,
         change,
     }))
 }
 
-/// The object's URI, encoded as URLs are.
+/// Builds the object's percent-encoded `s3://` URI.
 fn object_uri(bucket: &str, key: &str) -> Result<String, InvalidField> {
     if key.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
         let reason = format!("{key:?} has a segment that is empty, `.` or `..`; use another key");
         return Err(InvalidField::new("s3.object.key", reason));
     }
-    let wrong = |reason: String| InvalidField::new("s3.bucket.name", reason);
-    let mut url = Url::parse(&format!("s3://{bucket}")).map_err(|e| wrong(e.to_string()))?;
+    let invalid_bucket = |reason: String| InvalidField::new("s3.bucket.name", reason);
+    let mut url =
+        Url::parse(&format!("s3://{bucket}")).map_err(|e| invalid_bucket(e.to_string()))?;
     if url.host_str() != Some(bucket) {
-        return Err(wrong(format!("{bucket:?} is not a bucket's name")));
+        return Err(invalid_bucket(format!("{bucket:?} is not a bucket's name")));
     }
     if let Ok(mut segments) = url.path_segments_mut() {
         segments.extend(key.split('/'));

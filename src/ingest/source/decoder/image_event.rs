@@ -1,4 +1,4 @@
-//! The project's own event format, JSON; its schema is `schemas/image-event.schema.json`.
+//! This project's own event format: JSON, by the schema `schemas/image-event.schema.json`.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::format::{Decoder, EventDecodeError, VersionFields, deserialise};
+use super::error::EventDecodeError;
+use super::rules::{DecodeRules, VersionFields, deserialise};
 use crate::record::{
     AcceptedEvent, ImageChange, ImageContent, ImageId, InvalidField, KafkaMessage, Operation,
     SequenceKey,
@@ -18,49 +19,50 @@ use crate::record::{
 /// A new-image event. Fields that are not listed here are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageEvent {
-    /// The catalogue's own name of the image: 1 to 1024 bytes without control characters.
+    /// Id of the image within the catalogue: 1 to 1024 bytes without control characters.
     pub image_id: String,
     /// `upsert` (the image is new or has changed) or `delete`.
     #[serde(default)]
     pub operation: Operation,
-    /// Where the image is: s3://, gs://, az://, http(s)://, file:// or data:. An upsert has
+    /// Address of the image: s3://, gs://, az://, http(s)://, file:// or data:. An upsert has
     /// either this or `data`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
-    /// The image itself, in base64, where it is small (Kafka's limit for a message is 1 MB).
+    /// The bytes of the image in base64, for small images (Kafka limits a message to 1 MB by default).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
-    /// Version of the image: grows with each change. Required where the catalogue orders by it.
+    /// Version of the image, which grows with each change. Required if the catalogue orders by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
-    /// When the change happened, as RFC 3339. Required where the catalogue orders by it.
+    /// When the change happened, as RFC 3339. Required if the catalogue orders by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_time: Option<DateTime<Utc>>,
-    /// Attributes of the image, by declared name; others are ignored.
+    /// Attributes of the image by name; undeclared ones are ignored.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, Value>,
 }
 
-/// The event in a JSON object, by the catalogue's ordering; `inline` are the picture's bytes where they came beside it.
-pub(crate) fn decode(
-    decoder: &Decoder,
+/// Decodes an event; `inline` are the bytes of the image, if they came outside of `object`.
+pub(super) fn decode(
+    rules: &DecodeRules,
     message: &KafkaMessage,
     object: Map<String, Value>,
     inline: Option<Bytes>,
 ) -> Result<AcceptedEvent, EventDecodeError> {
-    let (event, number) = decode_unversioned(decoder, object, inline)?;
+    let (event, number) = decode_unversioned(rules, object, inline)?;
     let versions = VersionFields {
         sequence: number,
         event_time: event.event_time,
         ..VersionFields::default()
     };
-    let sequence = decoder.derive_sequence(message, &event.image_id, &versions)?;
+    let sequence = rules.derive_sequence(message, &event.image_id, &versions)?;
     Ok(AcceptedEvent { sequence, ..event })
 }
 
-/// The event in a JSON object before its version is known, and the `sequence` that it says.
-pub(crate) fn decode_unversioned(
-    decoder: &Decoder,
+/// Decodes an event without its version: returns it with a placeholder for the sequence key, and the
+/// value of its field `sequence`.
+pub(super) fn decode_unversioned(
+    rules: &DecodeRules,
     object: Map<String, Value>,
     inline: Option<Bytes>,
 ) -> Result<(AcceptedEvent, Option<u64>), EventDecodeError> {
@@ -70,12 +72,13 @@ pub(crate) fn decode_unversioned(
         Operation::Delete => ImageChange::Delete,
         Operation::Upsert => ImageChange::Upsert {
             content: parse_content(event.uri, event.data, inline)?,
-            attributes: decoder.parse_attributes(&event.attributes)?,
+            attributes: rules.parse_attributes(&event.attributes)?,
         },
     };
-    let sequence = SequenceKey::from_number(0);
-    let (number, event_time) = (event.sequence, event.event_time);
-    Ok((AcceptedEvent { image_id, sequence, event_time, change }, number))
+    let placeholder = SequenceKey::from_number(0);
+    let accepted =
+        AcceptedEvent { image_id, sequence: placeholder, event_time: event.event_time, change };
+    Ok((accepted, event.sequence))
 }
 
 fn parse_content(
@@ -93,6 +96,6 @@ fn parse_content(
         (None, None, None) => {
             Err(InvalidField::new("uri", "is missing; an upsert has uri or data"))
         }
-        _ => Err(InvalidField::new("data", "stands beside uri; give one of them")),
+        _ => Err(InvalidField::new("data", "is given together with uri; give only one of them")),
     }
 }

@@ -1,35 +1,36 @@
-//! Images that are to be embedded again, by another model: events that keep the version they were
-//! stored with, on a topic of their own.
+//! Stored images to be embedded again by another model. `bsap reindex model` writes them to a topic
+//! of their own, as image events that keep the version under which the image is stored.
 
 use serde_json::Value;
 
-use super::format::{Decoder, EventDecodeError};
+use super::error::EventDecodeError;
 use super::image_event;
+use super::rules::DecodeRules;
 use crate::record::{AcceptedEvent, InvalidField, KafkaMessage, SequenceKey};
 
-/// Header that says for which generation an image is to be embedded again.
+/// Header with the generation for which the image is to be embedded.
 pub const GENERATION_HEADER: &str = "bsap-generation";
-/// Header with the version that the image has in the table.
+/// Header with the version of the image in the table.
 pub const SEQUENCE_HEADER: &str = "bsap-sequence";
 
-/// What a worker of one generation takes from that topic.
+/// The part of the reembed topic that a worker reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReembedTopic {
-    /// The topic.
+    /// Name of the topic.
     pub topic: String,
-    /// The generation that the worker fills.
+    /// The generation that the worker writes; events for other generations are skipped.
     pub generation: String,
 }
 
-/// The event of a message for `generation`; none where it is for another one.
-pub(crate) fn decode(
-    decoder: &Decoder,
+/// Decodes a message of the reembed topic; empty if it is for another generation.
+pub(super) fn decode(
+    rules: &DecodeRules,
     generation: &str,
     message: &KafkaMessage,
 ) -> Result<Vec<AcceptedEvent>, EventDecodeError> {
     let header = |name: &str| {
-        let found = message.headers.iter().find(|(header, _)| header == name);
-        let value = found.and_then(|(_, value)| value.as_deref());
+        let header = message.headers.iter().find(|(header, _)| header == name);
+        let value = header.and_then(|(_, value)| value.as_deref());
         let text = value.and_then(|value| std::str::from_utf8(value).ok());
         text.ok_or_else(|| {
             let reason = "is missing; only `bsap reindex model` writes to this topic";
@@ -46,8 +47,5 @@ pub(crate) fn decode(
         return Err(EventDecodeError::UnknownFormat("JSON, but not an object".into()));
     };
     let sequence = SequenceKey::from_stored(header(SEQUENCE_HEADER)?);
-    Ok(vec![AcceptedEvent {
-        sequence,
-        ..image_event::decode_unversioned(decoder, object, None)?.0
-    }])
+    Ok(vec![AcceptedEvent { sequence, ..image_event::decode_unversioned(rules, object, None)?.0 }])
 }

@@ -3,17 +3,14 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use chrono::DateTime;
 
-use super::SourceOptions;
-use super::decoder::bucket_notification::BucketNotification;
-use super::decoder::cloud_event::CloudEvent;
-use super::decoder::format::{Decoder, EventDecodeError};
-use super::decoder::image_event::ImageEvent;
+use super::{BucketNotification, CloudEvent, Decoder, EventDecodeError, ImageEvent};
+use crate::ingest::source::SourceOptions;
 use crate::record::{
     AcceptedEvent, AttributeType, AttributeTypes, ImageChange, ImageContent, KafkaMessage,
     SequenceKey, TopicPartition, VersionOrdering,
 };
 
-fn decoder(ordering: VersionOrdering) -> Decoder {
+fn new_decoder(ordering: VersionOrdering) -> Decoder {
     let options = SourceOptions {
         ordering,
         image_id_template: "{bucket}/{key}".into(),
@@ -42,11 +39,11 @@ fn decode_with_ordering(
     message: &KafkaMessage,
 ) -> Result<Vec<AcceptedEvent>, EventDecodeError> {
     let now = DateTime::from_timestamp(1_700_000_000, 0).unwrap();
-    decoder(ordering).decode(message, now)
+    new_decoder(ordering).decode(message, now)
 }
 
 #[test]
-fn an_upsert_with_attributes() {
+fn declared_attributes_are_stored_as_text() {
     let text = r#"{"image_id":"a","uri":"s3://b/a.jpg","sequence":3,
         "attributes":{"colour":"red","price":9.5,"unknown":1},"future_field":true}"#;
     let events =
@@ -119,7 +116,7 @@ fn malformed_payloads_are_rejected() {
     }
 }
 
-/// An example of `schemas/examples` as a message, and what its file says it is.
+/// Reads an example of `schemas/examples` as a message.
 fn example_message(name: &str) -> KafkaMessage {
     let file = format!("schemas/examples/{name}.json");
     let text = std::fs::read_to_string(file).unwrap();
@@ -144,35 +141,41 @@ const S3_NOTIFICATION: &str = r#"{"Records":[{"eventVersion":"2.1","eventName":"
 
 #[test]
 fn bucket_notifications_become_upserts_and_deletes() {
-    let one = |text: &str| {
+    let decode_one = |text: &str| {
         let mut events =
             decode_with_ordering(VersionOrdering::Sequencer, &message(None, Some(text))).unwrap();
         assert_eq!(events.len(), 1);
         events.remove(0)
     };
     let uri = "s3://photos/red%20mugs/a&b+%C3%A9.jpg";
-    let created = one(S3_NOTIFICATION);
+    let created = decode_one(S3_NOTIFICATION);
     assert_eq!(created.image_id.as_str(), "photos/red mugs/a&b+é.jpg");
     assert_eq!(created.sequence, SequenceKey::from_sequencer("0055AED6DC00").unwrap());
     let ImageChange::Upsert { content, .. } = created.change else { panic!("not an upsert") };
     assert_eq!(content, ImageContent::Uri { uri: uri.into(), version: Some("v1".into()) });
 
-    // MinIO puts `s3:` before the name, and says `null` where the bucket keeps no versions.
-    let plain = [("ObjectCreated:Put", "s3:ObjectRemoved:Delete"), ("\"v1\"", "\"null\"")];
-    assert_eq!(one(&with_replacements(S3_NOTIFICATION, &plain)).change, ImageChange::Delete);
+    // MinIO prefixes the event name with `s3:`, and writes `null` if the bucket is not versioned.
+    let unversioned = [("ObjectCreated:Put", "s3:ObjectRemoved:Delete"), ("\"v1\"", "\"null\"")];
+    assert_eq!(
+        decode_one(&with_replacements(S3_NOTIFICATION, &unversioned)).change,
+        ImageChange::Delete
+    );
     let marker = [("ObjectCreated:Put", "ObjectRemoved:DeleteMarkerCreated")];
-    assert_eq!(one(&with_replacements(S3_NOTIFICATION, &marker)).change, ImageChange::Delete);
-    // One version of several was removed for good: the newest may well be another.
+    assert_eq!(
+        decode_one(&with_replacements(S3_NOTIFICATION, &marker)).change,
+        ImageChange::Delete
+    );
+    // One version was deleted permanently: the newest version may be another one.
     let version = [("ObjectCreated:Put", "LifecycleExpiration:Delete")];
     assert_eq!(
-        one(&with_replacements(S3_NOTIFICATION, &version)).change,
+        decode_one(&with_replacements(S3_NOTIFICATION, &version)).change,
         ImageChange::Recheck { content: ImageContent::from_uri(uri) }
     );
 
     let folder = with_replacements(S3_NOTIFICATION, &[("a%26b%2B%C3%A9.jpg", "")]);
-    for nothing in [folder.as_str(), r#"{"Service":"Amazon S3","Event":"s3:TestEvent"}"#] {
+    for without_image in [folder.as_str(), r#"{"Service":"Amazon S3","Event":"s3:TestEvent"}"#] {
         assert_eq!(
-            decode_with_ordering(VersionOrdering::Sequencer, &message(None, Some(nothing))),
+            decode_with_ordering(VersionOrdering::Sequencer, &message(None, Some(without_image))),
             Ok(Vec::new())
         );
     }
@@ -197,10 +200,10 @@ fn one_invalid_record_rejects_its_message_and_is_named() {
                 .unwrap_err();
         assert_eq!((rejected.code(), rejected.record_index()), (code, Some(1)), "{to}");
     }
-    let lacks =
+    let rejected =
         decode_with_ordering(VersionOrdering::Sequence, &message(None, Some(S3_NOTIFICATION)))
             .unwrap_err();
-    assert_eq!(lacks.to_string().split(':').nth(1), Some(" sequence"), "{lacks}");
+    assert_eq!(rejected.to_string().split(':').nth(1), Some(" sequence"), "{rejected}");
     let missing = with_replacements(S3_NOTIFICATION, &[("\"name\"", "\"nom\"")]);
     let missing = decode_with_ordering(VersionOrdering::Sequencer, &message(None, Some(&missing)))
         .unwrap_err();
@@ -235,7 +238,7 @@ fn cloud_events_decode_in_both_modes() {
     assert_eq!(structured[0].sequence, SequenceKey::from_number(12));
     assert_eq!(structured[0].event_time, DateTime::from_timestamp(1_700_000_000, 0));
 
-    // The value may be the picture itself, and nothing at all where the image is gone.
+    // The value may be the bytes of the image, and empty for a delete.
     binary.headers[7].1 = Some(Bytes::from_static(b"image/jpeg"));
     let inline = ImageContent::Inline(binary.payload.clone().unwrap());
     let event = decode_with_ordering(VersionOrdering::Sequence, &binary).unwrap().remove(0);
@@ -247,14 +250,14 @@ fn cloud_events_decode_in_both_modes() {
         decode_with_ordering(VersionOrdering::Sequence, &binary).unwrap()[0].change,
         ImageChange::Delete
     );
-    let picture = with_replacements(
+    let inline = with_replacements(
         STRUCTURED_CLOUD_EVENT,
         &[(
             "\"data\":{\"uri\":\"s3://b/a.jpg\"}",
             "\"datacontenttype\":\"image/png\",\"data_base64\":\"QUI=\"",
         )],
     );
-    let event = decode_with_ordering(VersionOrdering::Sequence, &message(None, Some(&picture)))
+    let event = decode_with_ordering(VersionOrdering::Sequence, &message(None, Some(&inline)))
         .unwrap()
         .remove(0);
     let ImageChange::Upsert { content, .. } = event.change else { panic!("not an upsert") };
@@ -271,12 +274,12 @@ fn unusable_cloud_events_are_rejected_with_a_reason() {
         ("\"uri\":", "\"operation\":\"delete\",\"uri\":", "invalid_field", "data.operation"),
         ("2023-11-14", "yesterday", "invalid_field", "time"),
     ];
-    for (from, to, code, named) in cases {
+    for (from, to, code, mentioned) in cases {
         let text = with_replacements(STRUCTURED_CLOUD_EVENT, &[(from, to)]);
         let rejected = decode_with_ordering(VersionOrdering::Sequence, &message(None, Some(&text)))
             .unwrap_err();
         assert_eq!(rejected.code(), code, "{to}");
-        assert!(rejected.to_string().contains(named), "{rejected}");
+        assert!(rejected.to_string().contains(mentioned), "{rejected}");
     }
     let mut avro = message(None, Some("{}"));
     avro.headers =
@@ -297,49 +300,49 @@ fn every_example_decodes_and_matches_its_schema() {
     ]);
     let folder = "schemas/examples";
     let files = std::fs::read_dir(folder).unwrap().count();
-    assert_eq!(files, examples.len(), "an example has no test, or a test no example");
+    assert_eq!(files, examples.len(), "an example has no test, or a test has no example");
     for (name, (schema, ordering)) in examples {
         let events = decode_with_ordering(ordering, &example_message(name))
             .unwrap_or_else(|e| panic!("{name}: {e}"));
         assert!(!events.is_empty(), "{name}");
-        let read = |file: String| {
+        let read_json = |file: String| {
             let text = std::fs::read_to_string(file).unwrap();
             serde_json::from_str::<serde_json::Value>(&text).unwrap()
         };
-        let schema = read(format!("schemas/{schema}.schema.json"));
-        let mut instance = read(format!("{folder}/{name}.json"));
+        let schema = read_json(format!("schemas/{schema}.schema.json"));
+        let mut instance = read_json(format!("{folder}/{name}.json"));
         if name == "cloud-event-binary" {
-            // As it would stand in structured mode.
-            let mut whole = serde_json::json!({"data": instance["value"]});
+            // The schema describes structured mode: convert the headers to attributes.
+            let mut structured = serde_json::json!({"data": instance["value"]});
             for (header, value) in instance["headers"].as_object().unwrap() {
                 let attribute = header.strip_prefix("ce_").unwrap_or("datacontenttype");
-                whole[attribute] = value.clone();
+                structured[attribute] = value.clone();
             }
-            instance = whole;
+            instance = structured;
         }
-        let checked = jsonschema::validate(&schema, &instance);
-        assert!(checked.is_ok(), "{name}: {checked:?}");
+        let validated = jsonschema::validate(&schema, &instance);
+        assert!(validated.is_ok(), "{name}: {validated:?}");
     }
 }
 
 #[test]
 fn schemas_are_current() {
-    let wanted = [
+    let schemas = [
         ("image-event", schemars::schema_for!(ImageEvent)),
         ("cloud-event", schemars::schema_for!(CloudEvent)),
         ("bucket-notification", schemars::schema_for!(BucketNotification)),
     ];
-    for (name, schema) in wanted {
+    for (name, schema) in schemas {
         let file = format!("schemas/{name}.schema.json");
-        let found = std::fs::read_to_string(&file).unwrap_or_default();
-        let wanted = serde_json::to_string_pretty(&schema).unwrap() + "\n";
-        assert!(found == wanted, "{file} is not current: run `just generate`");
+        let current = std::fs::read_to_string(&file).unwrap_or_default();
+        let generated = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+        assert!(current == generated, "{file} is not current: run `just generate`");
     }
 }
 
 #[test]
 fn upserts_older_than_tombstones_are_rejected() {
-    let decoder = decoder(VersionOrdering::Sequence).with_tombstone_days(30);
+    let decoder = new_decoder(VersionOrdering::Sequence).with_tombstone_days(30);
     let upsert = message(None, Some(r#"{"image_id":"a","uri":"u","sequence":1}"#));
     let delete = r#"{"image_id":"a","sequence":2,"operation":"delete"}"#;
     let after = |days: i64| DateTime::from_timestamp(1_700_000_000 + days * 86_400, 0).unwrap();

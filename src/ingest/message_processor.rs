@@ -1,4 +1,5 @@
-//! One message: decode, fetch, decode the image, embed; or put it aside.
+//! Takes one message through the stages: decode its events, fetch, decode and embed their images. A
+//! message that can never be processed is dead-lettered.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -11,13 +12,14 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, trace_span, warn};
 
-use super::dead_letter::{DeadLetterReason, DeadLetterWriter};
+use super::dead_letter::{DeadLetterReason, DeadLetterWriteError, DeadLetterWriter};
+use super::decode::{self, DecodeOptions};
 use super::embed::Embedder;
+use super::error::IngestError;
 use super::fetch::{FetchError, Fetcher, shorten_uri};
 use super::progress::Progress;
-use super::source::decoder::format::Decoder;
+use super::source::Decoder;
 use super::tally::{Tally, TallyRecorder};
-use super::{IngestError, decode};
 use crate::clip::Encoders;
 use crate::record::{
     AcceptedEvent, Attributes, ImageChange, ImageContent, ImageRow, KafkaMessage, StoredImage,
@@ -26,32 +28,33 @@ use crate::record::{
 use crate::retry::{Backoff, Classify, Disposition, retry};
 use crate::telemetry::event;
 
-/// Records of one message that are worked on at one time.
+/// Records of one message that are processed concurrently.
 const MAX_CONCURRENT_RECORDS: usize = 16;
 
-/// What became of one message.
+/// The result of processing one message.
 #[derive(Debug)]
 pub struct ProcessedMessage {
-    /// Where it came from.
+    /// Partition of the message.
     pub partition: TopicPartition,
-    /// Its offset.
+    /// Offset of the message.
     pub offset: i64,
-    /// When its oldest event happened, where known.
+    /// Time of its oldest event; `None` if no event states one.
     pub event_time: Option<DateTime<Utc>>,
-    /// What became of its events, and how long that took.
+    /// Counts of its events, and the time spent in each stage.
     pub tally: Tally,
-    /// The trace that it belongs to.
+    /// The trace that the message belongs to.
     pub trace_id: Option<String>,
-    /// Its rows, none where it was put aside or its image was gone; or why there is no outcome.
+    /// The rows to store, none if the message was dead-lettered or its image was not found; or why
+    /// processing is incomplete.
     pub rows: Result<Vec<ImageRow>, Incomplete>,
 }
 
-/// A message that is neither stored nor put aside: its offset must not be passed.
+/// Why a message is neither processed nor dead-lettered. No commit may cover its offset.
 #[derive(Debug)]
 pub enum Incomplete {
-    /// The worker is leaving.
+    /// The worker is shutting down.
     Abandoned,
-    /// The worker cannot go on.
+    /// The worker cannot continue.
     Fatal(Box<IngestError>),
 }
 
@@ -62,35 +65,37 @@ enum EventFailure {
     Incomplete(Incomplete),
 }
 
-/// Does the work of one message at a time; shared by all that are in flight.
-pub struct Processor {
+/// Processes messages; shared by all that are in flight.
+pub struct MessageProcessor {
     pub decoder: Decoder,
     pub dead_letter_writer: DeadLetterWriter,
     pub fetcher: Fetcher,
-    pub decode_options: decode::DecodeOptions,
+    pub decode_options: DecodeOptions,
+    /// One permit per image that is decoded.
     pub decode_permits: Arc<Semaphore>,
-    /// Memory for decoding, a permit a MiB.
+    /// Memory for decoding, one permit per MiB.
     pub decode_memory_budget: Arc<Semaphore>,
     pub encoders: Arc<dyn Encoders>,
     pub embedder: Embedder,
     pub progress: Arc<Progress>,
+    /// Cancelled when the worker gives up messages in flight.
     pub cancel: CancellationToken,
 }
 
-/// The memory that decoding may take at one time.
-pub fn new_decode_memory_budget(options: &decode::DecodeOptions) -> Arc<Semaphore> {
+/// Creates the memory budget for decoding, one permit per MiB.
+pub fn new_decode_memory_budget(options: &DecodeOptions) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(options.budget_mib as usize))
 }
 
-/// As many turns as images are decoded at one time. More than cores: the next image is ready to go on
-/// when one is done (`benches/pipeline`: a fifth more images a second).
+/// Creates the permits for concurrent decoding; 0 `threads`: two per core. Decoding more images than there
+/// are cores keeps the cores busy between images (`benches/pipeline`: a fifth more images per second).
 pub fn new_decode_permits(threads: usize) -> Arc<Semaphore> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Arc::new(Semaphore::new(if threads == 0 { 2 * cores } else { threads }))
 }
 
-impl Processor {
-    /// Settles `message`: all of its events or none.
+impl MessageProcessor {
+    /// Processes `message`: either all of its events yield their rows, or none does.
     pub async fn process(&self, message: KafkaMessage) -> ProcessedMessage {
         let events = self.decoder.decode(&message, Utc::now());
         let event_time = events.iter().flatten().filter_map(|e| e.event_time).min();
@@ -113,13 +118,14 @@ impl Processor {
         ProcessedMessage { partition, offset, event_time, tally, trace_id, rows }
     }
 
+    /// Processes the events of a message; dead-letters the whole message if one of them fails for good.
     async fn build_rows(
         &self,
         message: &KafkaMessage,
         events: Vec<AcceptedEvent>,
         recorder: &TallyRecorder,
     ) -> Result<Vec<ImageRow>, Incomplete> {
-        let several = events.len() > 1;
+        let has_several_events = events.len() > 1;
         let rows = stream::iter(events.into_iter().enumerate()).map(|(index, event)| async move {
             let uri = match &event.change {
                 ImageChange::Upsert { content, .. } | ImageChange::Recheck { content } => loggable_uri(content),
@@ -132,11 +138,11 @@ impl Processor {
                     recorder.record_not_found();
                     info!(
                         event = event::IMAGE_NOT_FOUND, partition = %message.partition, offset = message.offset,
-                        %image_id, uri = uri, trace_id = message.trace_id(), "the image was gone before it could be fetched"
+                        %image_id, uri = uri, trace_id = message.trace_id(), "the image was not found; no row is stored"
                     );
                     Ok(None)
                 }
-                Err(EventFailure::DeadLetter(reason)) if several => {
+                Err(EventFailure::DeadLetter(reason)) if has_several_events => {
                     Err(EventFailure::DeadLetter(DeadLetterReason { record: Some(index), ..reason }))
                 }
                 other => other.map(Some),
@@ -148,8 +154,8 @@ impl Processor {
             Err(EventFailure::DeadLetter(reason)) => {
                 return self.dead_letter(message, reason, recorder).await;
             }
-            Err(EventFailure::Incomplete(unsettled)) => return Err(unsettled),
-            Err(EventFailure::NotFound) => Vec::new(), // settled above
+            Err(EventFailure::Incomplete(incomplete)) => return Err(incomplete),
+            Err(EventFailure::NotFound) => Vec::new(), // handled above
         };
         for row in &rows {
             let counter = if row.image.is_some() {
@@ -215,22 +221,22 @@ impl Processor {
         let memory_permit =
             memory_permit.acquire_many_owned(mib.clamp(1, self.decode_options.budget_mib)).await;
         let decode_permit = self.decode_permits.clone().acquire_owned().await;
-        let (options, towers) = (self.decode_options.clone(), self.encoders.clone());
+        let (options, encoders) = (self.decode_options.clone(), self.encoders.clone());
         let decoded = tokio::task::spawn_blocking(move || {
-            let _held = (memory_permit, decode_permit);
-            // Whole, with its share of the download budget: the bytes are needed here and no longer.
+            let _permits = (memory_permit, decode_permit);
+            // Move the whole value in: dropping it here releases its share of the download budget.
             let fetched = fetched;
             let _span = trace_span!("decode").entered();
             let image = decode::decode(&fetched.bytes, &options)
                 .map_err(|e| undecodable_image(e.code(), e.to_string()))?;
-            let pixels = towers
+            let pixels = encoders
                 .preprocess_image(&image)
                 .map_err(|e| undecodable_image("preprocess_failed", e.to_string()))?;
             let hash = to_hex(&Sha256::digest(&fetched.bytes));
             Ok((pixels, image.width(), image.height(), hash))
         });
         let (pixels, width, height, content_hash) = decoded.await.map_err(|error| {
-            // Started again, the worker would meet the same picture.
+            // Not fatal: after a restart, the worker would fail at the same image again.
             if error.is_panic() {
                 undecodable_image("decoder_panicked", format!("the decoder failed: {error}"))
             } else {
@@ -243,7 +249,7 @@ impl Processor {
         recorder.record_embed(started);
         Ok(StoredImage {
             uri: match content {
-                // What holds the picture itself is no place to fetch it from.
+                // A data URL is the image itself, not an address to store.
                 ImageContent::Uri { uri, .. } => Some(uri.clone()).filter(|uri| !is_data_url(uri)),
                 ImageContent::Inline(_) => None,
             },
@@ -260,7 +266,7 @@ impl Processor {
     fn classify_fetch_error(&self, error: &FetchError) -> EventFailure {
         match error {
             FetchError::NotFound { .. } => EventFailure::NotFound,
-            // The last attempt was cut short: whether it would have worked is not known.
+            // Cancelled between attempts: a later one might have succeeded.
             error if error.disposition() == Disposition::Retry && self.cancel.is_cancelled() => {
                 EventFailure::Incomplete(Incomplete::Abandoned)
             }
@@ -273,22 +279,22 @@ impl Processor {
         }
     }
 
-    /// Puts a message aside; only when that is durable is the message settled.
+    /// Dead-letters a message. It counts as processed only when the dead letter is durable.
     async fn dead_letter(
         &self,
         message: &KafkaMessage,
         reason: DeadLetterReason,
         recorder: &TallyRecorder,
     ) -> Result<Vec<ImageRow>, Incomplete> {
-        let on_retry = |attempt: u32, error: &super::dead_letter::DeadLetterWriteError| {
-            info!(event = event::RETRY, stage = "dead_letter", attempt, %error, "trying again");
+        let on_retry = |attempt: u32, error: &DeadLetterWriteError| {
+            info!(event = event::RETRY, stage = "dead_letter", attempt, %error, "the dead letter was not written; retrying");
         };
-        let put = retry(Backoff::with_max_attempts(10), &self.cancel, on_retry, || async {
+        let written = retry(Backoff::with_max_attempts(10), &self.cancel, on_retry, || async {
             self.dead_letter_writer.write(message, &reason).await
         });
-        if let Err(error) = put.await {
-            let cut_short = error.disposition() == Disposition::Retry && self.cancel.is_cancelled();
-            return Err(if cut_short {
+        if let Err(error) = written.await {
+            let cancelled = error.disposition() == Disposition::Retry && self.cancel.is_cancelled();
+            return Err(if cancelled {
                 Incomplete::Abandoned
             } else {
                 Incomplete::Fatal(Box::new(error.into()))
@@ -299,7 +305,7 @@ impl Processor {
         warn!(
             event = event::DEAD_LETTER, partition = %message.partition, offset = message.offset,
             stage = reason.stage, code = reason.code, reason = %reason.message,
-            trace_id = message.trace_id(), "a message can never be used and was put aside"
+            trace_id = message.trace_id(), "a message can never be processed and was dead-lettered"
         );
         Ok(Vec::new())
     }
@@ -318,7 +324,7 @@ fn is_data_url(uri: &str) -> bool {
     uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }
 
-/// What a log line says of where an image comes from.
+/// Returns the address of an image for log lines; empty if the message contains the image.
 fn loggable_uri(content: &ImageContent) -> String {
     match content {
         ImageContent::Uri { uri, .. } => shorten_uri(uri),

@@ -1,0 +1,96 @@
+//! A dead letter and its headers.
+
+use chrono::{DateTime, Utc};
+
+use crate::record::{KafkaMessage, TopicPartition};
+
+/// Prefix of Kafka Connect's header names.
+pub(super) const CONNECT_HEADER_PREFIX: &str = "__connect.errors.";
+/// Header with the time at which the message was dead-lettered, as RFC 3339. The timestamp of the Kafka
+/// message is the original's.
+pub(super) const TIME_HEADER: &str = "bsap.dead_letter.timestamp";
+/// Header with [`DeadLetterReason::record`].
+pub(super) const RECORD_HEADER: &str = "bsap.dead_letter.record_index";
+/// Header of a replayed message: its position in the dead-letter topic.
+pub(super) const REPLAYED_HEADER: &str = "bsap.dead_letter.replayed_from";
+
+/// Why a message is dead-lettered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetterReason {
+    /// The stage that rejected the message: `decode_event`, `fetch` or `decode_image`.
+    pub stage: &'static str,
+    /// Stable code of the fault.
+    pub code: &'static str,
+    /// Why, for people.
+    pub message: String,
+    /// Position of the invalid record in the message, counted from 0; `None` if it holds a single event.
+    pub record: Option<usize>,
+}
+
+/// A message of the dead-letter topic, split into the original message and why it was rejected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Partition of the dead-letter topic.
+    pub partition: TopicPartition,
+    /// Offset in the dead-letter topic.
+    pub offset: i64,
+    /// The stage that rejected the message.
+    pub stage: String,
+    /// Stable code of the fault.
+    pub code: String,
+    /// Why, for people.
+    pub reason: String,
+    /// Position of the invalid record in the message, counted from 0; `None` if it holds a single event.
+    pub record: Option<usize>,
+    /// When it was dead-lettered.
+    pub dead_lettered_at: Option<DateTime<Utc>>,
+    /// The original message, with its original partition and offset.
+    pub message: KafkaMessage,
+}
+
+impl DeadLetter {
+    /// Reads a message of the dead-letter topic; `None` if its headers do not name its origin.
+    pub(super) fn from_message(stored: KafkaMessage) -> Option<Self> {
+        // The last header of each name: the original may have been a dead letter itself.
+        let last_header = |name: &str| {
+            let header = stored.headers.iter().rev().find(|(key, _)| key == name)?;
+            Some(String::from_utf8_lossy(header.1.as_deref()?).into_owned())
+        };
+        let connect = |name: &str| last_header(&format!("{CONNECT_HEADER_PREFIX}{name}"));
+        let partition = TopicPartition {
+            topic: connect("topic")?.into(),
+            number: connect("partition")?.parse().ok()?,
+        };
+        let offset = connect("offset")?.parse().ok()?;
+        let (stage, code) = (connect("stage"), connect("exception.class.name"));
+        let reason = connect("exception.message");
+        let record = last_header(RECORD_HEADER).and_then(|index| index.parse().ok());
+        let dead_lettered_at = last_header(TIME_HEADER)
+            .and_then(|time| Some(DateTime::parse_from_rfc3339(&time).ok()?.to_utc()));
+        let is_dead_letter_header = |name: &str| {
+            name.starts_with(CONNECT_HEADER_PREFIX) || name == TIME_HEADER || name == RECORD_HEADER
+        };
+        let mut headers = stored.headers;
+        headers.retain(|(name, _)| !is_dead_letter_header(name));
+        Some(Self {
+            partition: stored.partition,
+            offset: stored.offset,
+            stage: stage.unwrap_or_default(),
+            code: code.unwrap_or_default(),
+            reason: reason.unwrap_or_default(),
+            record,
+            dead_lettered_at,
+            message: KafkaMessage { partition, offset, headers, ..stored },
+        })
+    }
+
+    /// Returns the position of the original message: `topic[partition]@offset`.
+    pub fn origin(&self) -> String {
+        format!("{}@{}", self.message.partition, self.message.offset)
+    }
+
+    /// Returns the position in the dead-letter topic: `topic[partition]@offset`.
+    pub fn position(&self) -> String {
+        format!("{}@{}", self.partition, self.offset)
+    }
+}

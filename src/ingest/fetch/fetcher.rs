@@ -1,0 +1,324 @@
+//! Fetches images, by the scheme of their URI.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{self, Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt};
+use object_store::GetOptions;
+use object_store::path::Path;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+use url::Url;
+
+use super::error::{
+    FetchError, permanent_error, shorten_uri, transient_error, transient_error_after_response,
+    uri_rejected_error,
+};
+use super::http::HttpClients;
+use super::options::FetchOptions;
+use crate::record::ImageContent;
+use crate::retry::{Backoff, Disposition, retry};
+use crate::store::{Store, StoreError};
+use crate::telemetry::event;
+
+/// Maximum number of buckets with an open client; beyond it, all clients are closed.
+const MAX_STORES: usize = 256;
+
+/// Maximum number of hosts and buckets remembered as unresponsive; beyond it, all are forgotten.
+const MAX_UNRESPONSIVE_HOSTS: usize = 10_000;
+
+/// Downloaded bytes. They hold their share of the byte budget until this is dropped.
+#[derive(Debug)]
+pub struct FetchedBytes {
+    /// The encoded image.
+    pub bytes: Bytes,
+    _budget_permit: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for FetchedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Fetches images from all kinds of sources, within the limits of [`FetchOptions`].
+pub struct Fetcher {
+    options: FetchOptions,
+    allowed_roots: Vec<PathBuf>,
+    http: HttpClients,
+    stores: Mutex<HashMap<String, Store>>,
+    /// Hosts and buckets that failed in all attempts and have not answered since.
+    unresponsive_hosts: sync::Mutex<HashSet<String>>,
+    /// One permit per KiB of downloaded bytes.
+    byte_budget: Arc<Semaphore>,
+}
+
+impl Fetcher {
+    /// Creates the clients; sends no request yet.
+    pub fn new(options: &FetchOptions) -> Result<Self, FetchError> {
+        let roots = options
+            .file_roots
+            .iter()
+            .map(|root| {
+                root.canonicalize().map_err(|error| FetchError::UriRejected {
+                    uri: root.display().to_string(),
+                    reason: error.to_string(),
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            allowed_roots: roots,
+            http: HttpClients::new(options)?,
+            stores: Mutex::new(HashMap::new()),
+            unresponsive_hosts: sync::Mutex::new(HashSet::new()),
+            byte_budget: Arc::new(Semaphore::new(options.budget_mib as usize * 1024)),
+            options: options.clone(),
+        })
+    }
+
+    /// Fetches the bytes of an image. Retries transient errors up to `fetch.max_attempts`, but not if the
+    /// host or bucket is known to be unresponsive: its outage must not delay images from others.
+    pub async fn fetch(
+        &self,
+        content: &ImageContent,
+        token: &CancellationToken,
+    ) -> Result<FetchedBytes, FetchError> {
+        let (uri, version) = match content {
+            ImageContent::Inline(bytes) => {
+                return Ok(FetchedBytes { bytes: bytes.clone(), _budget_permit: None });
+            }
+            ImageContent::Uri { uri, version } => (uri, version.as_deref()),
+        };
+        let url =
+            Url::parse(uri).map_err(|e| uri_rejected_error(uri, format!("is not a URI: {e}")))?;
+        let host_or_bucket = url[..url::Position::BeforePath].to_owned();
+        let stop_retrying = token.child_token();
+        let mut failed = 0;
+        let on_retry = |attempt: u32, error: &FetchError| {
+            debug!(event = event::RETRY, stage = "fetch", attempt, error = %error, "trying again");
+            failed = attempt;
+            // Another image has exhausted its attempts at this host already.
+            if self.lock_unresponsive_hosts().contains(&host_or_bucket) {
+                stop_retrying.cancel();
+            }
+        };
+        let attempts = self.options.max_attempts;
+        let fetched =
+            retry(Backoff::with_max_attempts(attempts), &stop_retrying, on_retry, || async {
+                self.fetch_once(uri, version, &url).await
+            })
+            .await;
+        match &fetched {
+            Err(FetchError::Transient { host_responded: false, .. }) if failed + 1 >= attempts => {
+                let mut unresponsive = self.lock_unresponsive_hosts();
+                if unresponsive.len() >= MAX_UNRESPONSIVE_HOSTS {
+                    unresponsive.clear();
+                }
+                unresponsive.insert(host_or_bucket);
+            }
+            Err(FetchError::Transient { host_responded: false, .. }) => {}
+            _ => {
+                self.lock_unresponsive_hosts().remove(&host_or_bucket);
+            }
+        }
+        fetched
+    }
+
+    fn lock_unresponsive_hosts(&self) -> sync::MutexGuard<'_, HashSet<String>> {
+        self.unresponsive_hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn fetch_once(
+        &self,
+        uri: &str,
+        version: Option<&str>,
+        url: &Url,
+    ) -> Result<FetchedBytes, FetchError> {
+        match url.scheme() {
+            "data" => self.fetch_data_url(uri),
+            "file" => self.fetch_file(uri, url).await,
+            "http" | "https" => {
+                let (response, _host_permit) = self.http.get(url).await?;
+                let size = response.content_length();
+                let body = response.bytes_stream().map(|chunk| {
+                    chunk.map_err(|e| transient_error(uri, e.without_url().to_string()))
+                });
+                self.read_body_within_budget(uri, size, body).await
+            }
+            "s3" | "s3a" | "gs" | "az" | "azure" | "abfs" | "abfss" => {
+                self.fetch_object(uri, version, url).await
+            }
+            other => Err(uri_rejected_error(
+                uri,
+                format!("scheme {other} is not one of s3, gs, az, http, https, file, data"),
+            )),
+        }
+    }
+
+    fn fetch_data_url(&self, uri: &str) -> Result<FetchedBytes, FetchError> {
+        let parsed = data_url::DataUrl::process(uri)
+            .map_err(|e| uri_rejected_error(uri, format!("is not a data URL: {e:?}")))?;
+        let (bytes, _) = parsed
+            .decode_to_vec()
+            .map_err(|e| uri_rejected_error(uri, format!("is not a data URL: {e:?}")))?;
+        if bytes.len() as u64 > self.options.max_bytes {
+            return Err(self.too_large_error(uri));
+        }
+        Ok(FetchedBytes { bytes: bytes.into(), _budget_permit: None })
+    }
+
+    async fn fetch_file(&self, uri: &str, url: &Url) -> Result<FetchedBytes, FetchError> {
+        let path = url
+            .to_file_path()
+            .map_err(|()| uri_rejected_error(uri, "names no local file".into()))?;
+        let failed = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::NotFound => FetchError::NotFound { uri: shorten_uri(uri) },
+            std::io::ErrorKind::PermissionDenied => permanent_error(uri, error.to_string()),
+            _ => transient_error_after_response(uri, error.to_string()),
+        };
+        // Resolve links before the check, so that none leads out of the allowed roots.
+        let real = self.with_timeout(uri, tokio::fs::canonicalize(&path)).await?;
+        let inside =
+            |p: &std::path::Path| self.allowed_roots.iter().any(|root| p.starts_with(root));
+        // A missing file has no resolved path: check the path as it is given.
+        let named_inside = || self.options.file_roots.iter().any(|root| path.starts_with(root));
+        let outside = || uri_rejected_error(uri, "lies outside of fetch.file_roots".into());
+        let real = match real {
+            Ok(real) if inside(&real) => real,
+            Err(error) if inside(&path) || named_inside() => return Err(failed(error)),
+            _ => return Err(outside()),
+        };
+        let opened = async {
+            let file = tokio::fs::File::open(&real).await?;
+            let metadata = file.metadata().await?;
+            Ok((file, metadata))
+        };
+        // Opening may block: on a network file system, or on a pipe without a writer.
+        let (file, metadata) = self.with_timeout(uri, opened).await?.map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(uri_rejected_error(uri, "is not a regular file".into()));
+        }
+        let size = metadata.len();
+        let body = tokio_util::io::ReaderStream::new(file).map(|chunk| chunk.map_err(failed));
+        self.read_body_within_budget(uri, Some(size), body).await
+    }
+
+    async fn fetch_object(
+        &self,
+        uri: &str,
+        version: Option<&str>,
+        url: &Url,
+    ) -> Result<FetchedBytes, FetchError> {
+        let bucket =
+            url.host_str().ok_or_else(|| uri_rejected_error(uri, "names no bucket".into()))?;
+        // abfss://container@account.dfs.core.windows.net/key
+        let container = Some(url.username()).filter(|name| !name.is_empty());
+        let container = container.map_or(String::new(), |name| format!("{name}@"));
+        let store =
+            self.open_bucket(uri, &format!("{}://{container}{bucket}", url.scheme())).await?;
+        let key =
+            Path::from_url_path(url.path()).map_err(|e| uri_rejected_error(uri, e.to_string()))?;
+        let failed = |error: object_store::Error| match error {
+            object_store::Error::NotFound { .. } => FetchError::NotFound { uri: shorten_uri(uri) },
+            error if crate::store::classify_error(&error) == Disposition::Retry => {
+                transient_error(uri, error.to_string())
+            }
+            error => permanent_error(uri, error.to_string()),
+        };
+        let options =
+            GetOptions { version: version.map(ToOwned::to_owned), ..GetOptions::default() };
+        let objects = store.object_store();
+        let object =
+            self.with_timeout(uri, objects.get_opts(&key, options)).await?.map_err(failed)?;
+        let size = object.meta.size;
+        let body = object.into_stream().map(|chunk| chunk.map_err(failed));
+        self.read_body_within_budget(uri, Some(size), body).await
+    }
+
+    async fn open_bucket(&self, uri: &str, bucket: &str) -> Result<Store, FetchError> {
+        let mut stores = self.stores.lock().await;
+        if let Some(store) = stores.get(bucket) {
+            return Ok(store.clone());
+        }
+        if stores.len() >= MAX_STORES {
+            stores.clear();
+        }
+        let store = Store::open(bucket, &self.options.store_options)
+            .map_err(|error: StoreError| uri_rejected_error(uri, error.to_string()))?;
+        stores.insert(bucket.to_owned(), store.clone());
+        Ok(store)
+    }
+
+    /// Waits for a share of the byte budget, then reads a body, whose size may be unknown.
+    async fn read_body_within_budget(
+        &self,
+        uri: &str,
+        size: Option<u64>,
+        body: impl Stream<Item = Result<Bytes, FetchError>>,
+    ) -> Result<FetchedBytes, FetchError> {
+        let limit = self.options.max_bytes;
+        if size.is_some_and(|size| size > limit) {
+            return Err(self.too_large_error(uri));
+        }
+        let expected = size.unwrap_or(limit);
+        let mut budget_permit = self
+            .byte_budget
+            .clone()
+            .acquire_many_owned((expected.div_ceil(1024)) as u32)
+            .await
+            .map_err(|_| transient_error(uri, "shutting down"))?;
+        // Waiting for the budget does not count towards the timeout.
+        let bytes = self.with_timeout(uri, self.read_body(uri, size, body)).await??;
+        // An unknown size reserved `max_bytes`: release what the image does not need.
+        drop(budget_permit.split(expected.div_ceil(1024) as usize - bytes.len().div_ceil(1024)));
+        Ok(FetchedBytes { bytes, _budget_permit: Some(budget_permit) })
+    }
+
+    async fn read_body(
+        &self,
+        uri: &str,
+        size: Option<u64>,
+        body: impl Stream<Item = Result<Bytes, FetchError>>,
+    ) -> Result<Bytes, FetchError> {
+        let mut bytes = BytesMut::with_capacity(size.unwrap_or(64 << 10) as usize);
+        let mut body = std::pin::pin!(body);
+        let pause = Duration::from_millis(self.options.idle_timeout_ms);
+        let changed = || transient_error_after_response(uri, "changed while it was read");
+        while let Some(chunk) = tokio::time::timeout(pause, body.next())
+            .await
+            .map_err(|_| transient_error(uri, "the body stalled for fetch.idle_timeout_ms"))?
+        {
+            let chunk = chunk?;
+            let read = bytes.len() as u64 + chunk.len() as u64;
+            if read > self.options.max_bytes {
+                return Err(self.too_large_error(uri));
+            }
+            if size.is_some_and(|size| read > size) {
+                return Err(changed());
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        if size.is_some_and(|size| size != bytes.len() as u64) {
+            return Err(changed());
+        }
+        Ok(bytes.freeze())
+    }
+
+    async fn with_timeout<T>(
+        &self,
+        uri: &str,
+        work: impl Future<Output = T>,
+    ) -> Result<T, FetchError> {
+        let limit = Duration::from_millis(self.options.body_timeout_ms);
+        let done = tokio::time::timeout(limit, work).await;
+        done.map_err(|_| transient_error(uri, "fetch.body_timeout_ms is over"))
+    }
+
+    fn too_large_error(&self, uri: &str) -> FetchError {
+        FetchError::TooLarge { uri: shorten_uri(uri), limit: self.options.max_bytes }
+    }
+}

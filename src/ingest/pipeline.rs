@@ -1,0 +1,254 @@
+//! The worker's main loop: from the consumer's events to commits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::{BoxFuture, ready};
+use futures::stream::FuturesOrdered;
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+
+use super::error::IngestError;
+use super::message_processor::{MessageProcessor, ProcessedMessage};
+use super::options::IngestOptions;
+use super::progress::Progress;
+use super::sink::{CommitTask, FinishedCommit, Sink};
+use super::source::{ConsumerEvent, RevokeAck, Source};
+use crate::record::{KafkaMessage, TopicPartition};
+use crate::telemetry::event;
+
+/// How often the pipeline records that it is alive while no message arrives; well below
+/// `progress::STUCK_TIMEOUT`.
+const STEP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Processes messages concurrently and passes the results to the sink in the order of their arrival.
+pub struct Pipeline {
+    source: Source,
+    processor: Arc<MessageProcessor>,
+    /// Yields results in the order in which the work was started, whichever ends first.
+    in_flight: FuturesOrdered<BoxFuture<'static, PipelineEvent>>,
+    /// Size of the messages in flight.
+    in_flight_bytes: usize,
+    sink: Sink,
+    /// The commit in progress.
+    commit_task: Option<CommitTask>,
+    /// Why the source ended, if it failed.
+    source_failure: Option<IngestError>,
+    progress: Arc<Progress>,
+    options: IngestOptions,
+}
+
+/// What leaves the pipeline, in the order of the consumer's events.
+enum PipelineEvent {
+    /// A processed message, and the size of its payload in bytes.
+    Processed(ProcessedMessage, usize),
+    Assigned(Vec<TopicPartition>),
+    Revoked(Vec<TopicPartition>, RevokeAck),
+    Failed(IngestError),
+}
+
+impl Pipeline {
+    pub fn new(
+        source: Source,
+        processor: Arc<MessageProcessor>,
+        sink: Sink,
+        progress: Arc<Progress>,
+        options: IngestOptions,
+    ) -> Self {
+        Self {
+            source,
+            processor,
+            in_flight: FuturesOrdered::new(),
+            in_flight_bytes: 0,
+            sink,
+            commit_task: None,
+            source_failure: None,
+            progress,
+            options,
+        }
+    }
+
+    /// Runs until `token` is cancelled or a permanent error occurs; then drains for at most
+    /// `ingest.drain_seconds` and commits what is pending.
+    pub async fn run(&mut self, token: &CancellationToken) -> Result<(), IngestError> {
+        let heartbeat_interval = Duration::from_secs(self.options.heartbeat_seconds);
+        let mut heartbeat_ticks =
+            interval_at(Instant::now() + heartbeat_interval, heartbeat_interval);
+        heartbeat_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut step_ticks = interval(STEP_INTERVAL);
+        while !token.is_cancelled() && self.source_failure.is_none() {
+            self.progress.record_step(self.in_flight.len());
+            if self.sink.is_full() && self.commit_task.is_none() {
+                self.commit_task = self.sink.start_commit();
+            }
+            let has_capacity = self.in_flight.len() < self.options.max_in_flight_messages
+                && self.in_flight_bytes < self.options.max_in_flight_mib << 20;
+            tokio::select! {
+                finished = await_commit(&mut self.commit_task) => self.finish_commit(finished)?,
+                Some(event) = self.in_flight.next(), if !self.sink.is_full() => {
+                    self.handle_event(event).await?;
+                }
+                event = self.source.next(), if has_capacity => match event {
+                    Some(event) => self.start_event(event),
+                    None => break,
+                },
+                () = self.sink.wait_until_due(), if self.commit_task.is_none() => {
+                    self.commit_task = self.sink.start_commit();
+                }
+                _ = heartbeat_ticks.tick() => self.log_heartbeat(),
+                _ = step_ticks.tick() => {}
+                () = token.cancelled() => {}
+            }
+        }
+        let limit = Duration::from_secs(self.options.drain_seconds);
+        let drained = tokio::time::timeout(limit, async {
+            while let Some(event) = self.in_flight.next().await {
+                self.handle_event(event).await?;
+            }
+            Ok::<_, IngestError>(())
+        });
+        match drained.await {
+            Ok(result) => result?,
+            Err(_) => warn!(
+                event = event::DRAIN_TIMED_OUT,
+                remaining = self.in_flight.len(),
+                "the pipeline did not drain in time; the next owner repeats the remaining work"
+            ),
+        }
+        self.commit_all().await?;
+        match self.source_failure.take() {
+            Some(error) => Err(error),
+            None if token.is_cancelled() => Ok(()),
+            None => Err(IngestError::Internal("the consumer".into())),
+        }
+    }
+
+    /// Ends the consumer; drops unprocessed messages. Returns whether there were none.
+    pub async fn close(self) -> bool {
+        let Self { source, in_flight, .. } = self;
+        let drained = in_flight.is_empty();
+        drop(in_flight);
+        source.close().await;
+        drained
+    }
+
+    fn log_heartbeat(&self) {
+        let status = self.source.status();
+        info!(
+            event = event::HEARTBEAT,
+            role = "worker",
+            poll_age_ms = status.poll_age_ms,
+            assigned_partitions = status.partitions,
+            in_flight_messages = self.in_flight.len(),
+            pending_rows = self.sink.pending_rows(),
+            committing = self.commit_task.is_some(),
+            "alive"
+        );
+        let in_flight = self.in_flight.len() as i64;
+        info!(
+            event = event::LAG,
+            end_offsets_known = status.lag.is_some(),
+            lag_messages = status.lag,
+            unread_messages = status.lag.map(|lag| (lag - in_flight).max(0)),
+            event_age_ms = self.sink.event_age_ms(),
+            "how far behind"
+        );
+    }
+
+    /// Starts the work for one event of the consumer.
+    fn start_event(&mut self, event: ConsumerEvent) {
+        let pending_event: BoxFuture<'static, PipelineEvent> = match event {
+            ConsumerEvent::Message(message) => {
+                let size = message.payload.as_ref().map_or(0, |payload| payload.len());
+                self.in_flight_bytes += size;
+                let task = self.spawn_processing(message);
+                Box::pin(async move {
+                    match task.await {
+                        Ok(processed) => PipelineEvent::Processed(processed, size),
+                        Err(panic) => {
+                            PipelineEvent::Failed(IngestError::Internal(panic.to_string()))
+                        }
+                    }
+                })
+            }
+            ConsumerEvent::Assigned(partitions) => {
+                Box::pin(ready(PipelineEvent::Assigned(partitions)))
+            }
+            ConsumerEvent::Revoked(partitions, ack) => {
+                Box::pin(ready(PipelineEvent::Revoked(partitions, ack)))
+            }
+            ConsumerEvent::Failed(error) => {
+                self.source_failure = Some(error.into());
+                return;
+            }
+        };
+        self.in_flight.push_back(pending_event);
+    }
+
+    fn spawn_processing(&self, message: KafkaMessage) -> AbortOnDropHandle<ProcessedMessage> {
+        let processor = self.processor.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move { processor.process(message).await }))
+    }
+
+    async fn handle_event(&mut self, event: PipelineEvent) -> Result<(), IngestError> {
+        match event {
+            PipelineEvent::Processed(message, size) => {
+                self.in_flight_bytes -= size;
+                let added = self.sink.add(message);
+                if added.is_err() {
+                    // Commit the messages before the failed one, so that they are not repeated.
+                    self.commit_all().await?;
+                }
+                added
+            }
+            PipelineEvent::Assigned(partitions) => self.sink.assign(partitions).await,
+            PipelineEvent::Revoked(partitions, ack) => {
+                self.commit_all().await?;
+                self.sink.revoke(&partitions);
+                drop(ack);
+                Ok(())
+            }
+            PipelineEvent::Failed(error) => {
+                // Commit the messages before the failed one, so that they are not repeated.
+                self.commit_all().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Commits everything that is pending, and waits for it.
+    async fn commit_all(&mut self) -> Result<(), IngestError> {
+        loop {
+            if self.commit_task.is_none() {
+                self.commit_task = self.sink.start_commit();
+            }
+            if self.commit_task.is_none() {
+                return Ok(());
+            }
+            let finished = await_commit(&mut self.commit_task).await;
+            self.finish_commit(finished)?;
+        }
+    }
+
+    fn finish_commit(
+        &mut self,
+        finished: Result<FinishedCommit, IngestError>,
+    ) -> Result<(), IngestError> {
+        self.commit_task = None;
+        self.sink.finish_commit(finished?, &self.source);
+        Ok(())
+    }
+}
+
+/// Waits for the commit in progress; never returns if there is none.
+async fn await_commit(commit_task: &mut Option<CommitTask>) -> Result<FinishedCommit, IngestError> {
+    match commit_task {
+        Some(task) => {
+            Ok(task.await.map_err(|panic| IngestError::Internal(panic.to_string()))??)
+        }
+        None => std::future::pending().await,
+    }
+}
