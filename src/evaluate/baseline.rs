@@ -1,9 +1,9 @@
 //! What is usual of a configuration: kept with its calibration, so that a change shows.
 
-use super::Evaluation;
-use super::compare::configuration::{
+use super::compare::{
     BaseConfiguration, ConfigurationResolver, ConfigurationSpec, RankingConfiguration,
 };
+use super::evaluation::Evaluation;
 use crate::balance::calibration::{AnswerStats, Baseline, StatisticsSummary};
 use crate::balance::normalise::Normaliser;
 use crate::catalogue::CatalogueState;

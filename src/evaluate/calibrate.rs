@@ -3,7 +3,7 @@
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::judgements::probes::NoMatchKind;
+use super::judgements::NoMatchKind;
 use super::measures::interval::{ConfidenceInterval, wilson_interval};
 use crate::balance::calibration::{BestHitFeatures, NoMatchRule, NoMatchSignal};
 

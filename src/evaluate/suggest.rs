@@ -11,13 +11,14 @@ use rayon::prelude::*;
 use tokio_util::sync::CancellationToken;
 
 use super::calibrate::{ThresholdTargets, is_in_selection_half};
-use super::compare::configuration::{ConfigurationResolver, RankingConfiguration};
-use super::compare::corpus::{Corpus, EvaluationError};
-use super::compare::{ConfigurationResult, resolve_judgements};
-use super::judgements::judged_queries::{JudgedQuery, Judgements};
+use super::compare::{
+    ConfigurationResolver, ConfigurationResult, Corpus, EvaluationError, RankingConfiguration,
+    resolve_judgements,
+};
+use super::evaluation::{EvaluationPlan, evaluate};
+use super::judgements::{JudgedQuery, Judgements};
 use super::measures::{Cutoffs, FALSE_HIT_MEASURE};
 use super::report::EvaluationReport;
-use super::{EvaluationPlan, evaluate};
 use crate::balance::calibration::Vocabulary;
 use crate::balance::normalise::{BalanceParameters, Normaliser, ScaleConstants};
 use crate::balance::statistics::dot_product;

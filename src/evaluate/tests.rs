@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use super::calibrate::is_in_selection_half;
 use crate::balance::normalise::{Normaliser, ScaleConstants};
 use crate::catalogue::ServingConfig;
@@ -34,12 +36,6 @@ fn judged_queries(count: u64) -> Vec<JudgedQuery> {
         JudgedQuery { text: format!("query {i}"), group: None, judgements: truth }
     };
     (0..count).map(one).collect()
-}
-
-#[test]
-fn the_best_come_first() {
-    assert_eq!(top_indices(&[0.1, 0.5, 0.5, 0.9], 3), [3, 1, 2]);
-    assert_eq!(top_indices(&[0.1], 3), [0]);
 }
 
 #[test]

@@ -6,9 +6,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::compare::corpus::Corpus;
-use super::compare::rank::{ImageGrades, QueryRanking};
-use super::judgements::judged_queries::QueryFileError;
+use super::compare::{Corpus, ImageGrades, QueryRanking};
+use super::judgements::QueryFileError;
 use super::measures::interval::{
     MeasureComparison, RESAMPLING_SEED, compare_measures, correct_by_holm,
 };

@@ -5,38 +5,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::configuration::{ConfigurationResolver, RankingConfiguration, compute_affines};
 use super::corpus::{Corpus, EvaluationError};
+use super::grades::ImageGrades;
 use crate::balance::calibration::{BestHitFeatures, ScoreDistribution};
 use crate::balance::normalise::AffineTransform;
 use crate::balance::statistics::dot_product;
-use crate::evaluate::top_indices;
 
 /// Queries that share one pass over the embeddings: each of their scores is held, 4 bytes an image.
 const QUERIES_PER_SCAN: usize = 8;
-
-/// The right images of a query that are in the world.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct ImageGrades {
-    /// Place in [`World::pictures`] and grade, by place; 0 is judged wrong.
-    pub grades: Vec<(u32, f64)>,
-    /// Whether only these images are ranked.
-    pub judged_only: bool,
-}
-
-impl ImageGrades {
-    /// Grade of an image; 0 where it was not judged.
-    pub fn grade(&self, image_position: u32) -> f64 {
-        let found = self.grades.binary_search_by_key(&image_position, |(place, _)| *place);
-        found.map_or(0.0, |i| self.grades[i].1)
-    }
-
-    /// Grades of the right images, largest first.
-    pub fn ideal_grades(&self) -> Vec<f64> {
-        let right = self.grades.iter().map(|(_, grade)| *grade).filter(|grade| *grade > 0.0);
-        let mut ideal: Vec<f64> = right.collect();
-        ideal.sort_unstable_by(|a, b| b.total_cmp(a));
-        ideal
-    }
-}
 
 /// One query under one configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -190,6 +165,18 @@ impl<'a> Ranker<'a> {
     }
 }
 
+/// Indices of the `depth` largest scores, best first; ties go to the smaller index.
+pub fn top_indices(scores: &[f32], depth: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    let by_score = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
+    if depth < order.len() {
+        order.select_nth_unstable_by(depth, by_score);
+        order.truncate(depth);
+    }
+    order.sort_unstable_by(by_score);
+    order
+}
+
 /// Moments over all scores.
 fn measure_background(scores: &[f32]) -> ScoreDistribution {
     let count = scores.len().max(1) as f64;
@@ -209,8 +196,8 @@ mod tests {
     use crate::balance::normalise::Normaliser;
     use crate::catalogue::ServingConfig;
     use crate::clip::{ClipError, Encoders, ModelCard, Pixels};
-    use crate::evaluate::compare::configuration::ConfigurationSpec;
     use crate::evaluate::compare::corpus::LoadedGeneration;
+    use crate::evaluate::compare::spec::ConfigurationSpec;
     use crate::prompts::{EmbeddedPromptSet, PromptSet};
     use crate::record::{Attributes, Embedding, ImageId, StoredImage};
 
@@ -264,6 +251,12 @@ mod tests {
             )]),
             set,
         )
+    }
+
+    #[test]
+    fn the_best_come_first() {
+        assert_eq!(top_indices(&[0.1, 0.5, 0.5, 0.9], 3), [3, 1, 2]);
+        assert_eq!(top_indices(&[0.1], 3), [0]);
     }
 
     #[test]

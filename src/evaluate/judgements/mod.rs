@@ -1,4 +1,11 @@
-//! TODO-ROOM
+//! TODO
 
-pub(crate) mod judged_queries;
-pub(crate) mod probes;
+mod feedback;
+mod judged_query;
+mod probes;
+mod query_files;
+
+pub use feedback::queries_from_feedback;
+pub use judged_query::{JudgedQuery, Judgements, fingerprint_queries};
+pub use probes::{NoMatchKind, NoMatchProbe, builtin_probes};
+pub use query_files::{QueryFileError, queries_from_csv, queries_from_json_lines};

@@ -8,13 +8,16 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{MAX_QUERIES_PER_CONFIGURATION, OVERLAP_BINS, QueryLogError};
+use super::error::{MAX_QUERIES_PER_CONFIGURATION, QueryLogError};
 use crate::telemetry::event;
 
 /// Longest line that is read, in bytes; a longer one is malformed.
 pub(super) const MAX_LINE_BYTES: u64 = 1 << 20;
 /// Malformed lines that are told; the others are counted.
 const MAX_REPORTED_MALFORMED: usize = 20;
+
+/// Shares of common results are counted by tenths; the last is 1, all the same.
+pub(super) const OVERLAP_BINS: usize = 11;
 
 /// A `shadow` line, as far as it is used.
 #[derive(Deserialize)]

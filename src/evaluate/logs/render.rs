@@ -2,12 +2,14 @@
 
 use std::fmt::Write as _;
 
-use super::{ConfigurationAnswers, OVERLAP_BINS, QueryLogReport, ShadowComparison};
+use super::reader::OVERLAP_BINS;
+use super::report::{ConfigurationAnswers, QueryLogReport, ShadowComparison};
 use crate::evaluate::measures::interval::ConfidenceInterval;
 use crate::evaluate::report::chart::{
     IntervalBar, draw_interval_chart, escape_html, truncate_text,
 };
-use crate::evaluate::report::html::{STYLESHEET, write_table};
+use crate::evaluate::report::html::STYLESHEET;
+use crate::evaluate::report::html_tables::write_table;
 use crate::evaluate::report::terminal::{self, wrap_words};
 use crate::evaluate::report::{MeasuredDifference, format_percent};
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod chart;
 pub(crate) mod html;
+pub(crate) mod html_tables;
 pub(crate) mod terminal;
 
 use std::fmt::Write as _;
@@ -10,8 +11,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::compare::corpus::ModelInfo;
-use super::compare::{ConfigurationResult, CorrectionCost};
+use super::compare::{ConfigurationResult, CorrectionCost, ModelInfo};
 use super::measures::interval::{
     ConfidenceInterval, MeasureComparison, MeasureDirection, wilson_interval,
 };

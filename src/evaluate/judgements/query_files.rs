@@ -5,45 +5,15 @@ use std::fmt::Write as _;
 
 use serde::Deserialize;
 
+use super::judged_query::{JudgedQuery, Judgements, MAX_QUERIES};
 use crate::record::ImageId;
-use crate::serve::feedback::{Feedback, FeedbackVerdict};
 
-/// Most queries of one evaluation: every one is ranked under every configuration.
-pub const MAX_QUERIES: usize = 20_000;
 /// Most problems that are told at once.
 const MAX_REPORTED_PROBLEMS: usize = 20;
 /// Longest query, in characters; a text tower reads 77 tokens at most.
 const MAX_QUERY_CHARS: usize = 1_000;
 /// Most right images that a query may name.
 const MAX_JUDGED_IMAGES: usize = 100_000;
-
-/// A query.
-#[derive(Debug, Clone, PartialEq)]
-pub struct JudgedQuery {
-    /// What is typed.
-    pub text: String,
-    /// Results are told apart by it; none belongs to no group.
-    pub group: Option<String>,
-    /// What is known of its right answers.
-    pub judgements: Judgements,
-}
-
-/// What is known of a query's right answers.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Judgements {
-    /// Nothing.
-    Unjudged,
-    /// No image of the catalogue matches.
-    NoMatch,
-    /// The grades of images.
-    Graded {
-        /// Above 0 is right, and more right the higher; 0 is wrong.
-        grades: BTreeMap<ImageId, f64>,
-        /// Whether only these images are looked at, because of all others it is not known whether
-        /// they are right ("condensed lists"; Sakai, SIGIR 2007). Else all others are wrong.
-        judged_only: bool,
-    },
-}
 
 /// What is wrong with a file of queries; every problem at once, a line each.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -369,48 +339,6 @@ fn add_judgement(
     }
 }
 
-/// Queries from stored feedback, oldest first: JSON lines with `text`, `image_id` and `verdict`
-/// (`right` or `wrong`); the last word on an image counts. Lines that are none are counted, not
-/// refused: feedback comes from everywhere.
-pub fn queries_from_feedback<'a>(
-    lines: impl Iterator<Item = &'a str>,
-) -> (Vec<JudgedQuery>, usize) {
-    let mut texts: Vec<String> = Vec::new();
-    let mut grades_by_text: HashMap<String, BTreeMap<ImageId, f64>> = HashMap::new();
-    let mut unusable = 0;
-    for line in lines.filter(|line| !line.trim().is_empty()) {
-        let Some((feedback, id)) = serde_json::from_str::<Feedback>(line)
-            .ok()
-            .and_then(|feedback| ImageId::new(&feedback.image_id).ok().map(|id| (feedback, id)))
-        else {
-            unusable += 1;
-            continue;
-        };
-        let text = feedback.text.trim().to_owned();
-        if text.is_empty() || !grades_by_text.contains_key(&text) && texts.len() == MAX_QUERIES {
-            unusable += 1;
-            continue;
-        }
-        let grade = f64::from(u8::from(feedback.verdict == FeedbackVerdict::Right));
-        grades_by_text
-            .entry(text.clone())
-            .or_insert_with(|| {
-                texts.push(text);
-                BTreeMap::new()
-            })
-            .insert(id, grade);
-    }
-    let asked = texts.into_iter().map(|text| {
-        let grades = grades_by_text.remove(&text).unwrap_or_default();
-        JudgedQuery {
-            text,
-            group: None,
-            judgements: Judgements::Graded { grades, judged_only: true },
-        }
-    });
-    (asked.collect(), unusable)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -493,21 +421,5 @@ nonsense"#;
             let text = queries_from_csv(csv, "q.csv").unwrap_err().to_string();
             assert!(text.contains(named), "{csv:?}: {text}");
         }
-    }
-
-    #[test]
-    fn the_last_word_on_an_image_counts_and_only_judged_images_are_looked_at() {
-        let lines = [
-            r#"{"at":"2026-01-01T00:00:00Z","text":"a mug","image_id":"1","verdict":"right"}"#,
-            r#"{"at":"2026-01-02T00:00:00Z","text":"a mug","image_id":"2","verdict":"wrong"}"#,
-            r#"{"at":"2026-01-03T00:00:00Z","text":"a mug","image_id":"1","verdict":"wrong"}"#,
-            "broken",
-        ];
-        let (asked, unusable) = queries_from_feedback(lines.into_iter());
-        assert_eq!((asked.len(), unusable), (1, 1));
-        let Judgements::Graded { grades, judged_only: true } = &asked[0].judgements else {
-            panic!()
-        };
-        assert_eq!(grades.values().copied().collect::<Vec<_>>(), [0.0, 0.0]);
     }
 }

@@ -1,0 +1,265 @@
+//! TODO
+
+use std::fmt::Write as _;
+
+use super::chart::escape_html;
+use super::{EvaluationReport, MeasuredDifference, classify_difference, format_percent};
+use crate::evaluate::measures::FALSE_HIT_MEASURE;
+use crate::evaluate::measures::interval::{ConfidenceInterval, MeasureComparison};
+
+/// A table whose first column names the row.
+pub(crate) fn write_table(page: &mut String, header: &[String], rows: &[Vec<String>]) {
+    page.push_str("<div class=\"scroll\"><table><thead><tr>");
+    for cell in header {
+        let _ = write!(page, "<th>{}</th>", escape_html(cell));
+    }
+    page.push_str("</tr></thead><tbody>");
+    for row in rows {
+        page.push_str("<tr>");
+        for (place, cell) in row.iter().enumerate() {
+            // Cells are markup already; names of rows were escaped by their makers.
+            let tag = if place == 0 { "th" } else { "td" };
+            let _ = write!(page, "<{tag}>{cell}</{tag}>");
+        }
+        page.push_str("</tr>");
+    }
+    page.push_str("</tbody></table></div>");
+}
+
+fn format_cell(measure: &str, column: &MeasureComparison, baseline: bool) -> String {
+    let mut text = format!("<b>{:.3}</b>", column.value.mean);
+    if baseline {
+        let _ = write!(
+            text,
+            "<br><span class=\"muted\">{:.3} to {:.3}</span>",
+            column.value.low, column.value.high
+        );
+        return text;
+    }
+    let class = match classify_difference(measure, column) {
+        MeasuredDifference::Better => "better",
+        MeasuredDifference::Worse => "worse",
+        MeasuredDifference::NotSignificant => "muted",
+    };
+    let three = |v: f64| format!("{v:+.3}").replace('-', "−");
+    let _ = write!(
+        text,
+        "<br><span class=\"{class}\" title=\"p = {:.4}\">{}<br>{} to {}</span>",
+        column.p_value,
+        three(column.gain.mean),
+        three(column.gain.low),
+        three(column.gain.high)
+    );
+    text
+}
+
+pub(super) fn write_measures(page: &mut String, report: &EvaluationReport) {
+    if report.queries.judged == 0 {
+        return;
+    }
+    let _ = write!(
+        page,
+        "<section><h2>All measures</h2><p class=\"muted\">Mean, and beneath it the gain over {} with its 95 % interval (for {0} itself the interval of the mean). Less is better for {FALSE_HIT_MEASURE}, more for all others.</p>",
+        escape_html(&report.baseline)
+    );
+    let mut header = vec![String::new()];
+    header.extend(report.measures.iter().cloned());
+    let rows: Vec<Vec<String>> = report
+        .configurations
+        .iter()
+        .filter_map(|outcome| {
+            let all = outcome.overall.as_ref()?;
+            let baseline = outcome.name == report.baseline;
+            let mut row = vec![escape_html(&outcome.name)];
+            let cells = report.measures.iter().zip(&all.measures);
+            row.extend(cells.map(|(name, column)| format_cell(name, column, baseline)));
+            Some(row)
+        })
+        .collect();
+    write_table(page, &header, &rows);
+    page.push_str("</section>");
+}
+
+pub(super) fn write_groups(page: &mut String, report: &EvaluationReport) {
+    let Some(first) = report.configurations.first().filter(|o| !o.groups.is_empty()) else {
+        return;
+    };
+    let Some(place) = report.measures.iter().position(|name| name == FALSE_HIT_MEASURE) else {
+        return;
+    };
+    page.push_str("<section><h2>False first results by group of queries</h2>");
+    let mut header = vec![String::new()];
+    header.extend(first.groups.iter().map(|(name, s)| format!("{name} ({})", s.queries)));
+    let rows: Vec<Vec<String>> = report
+        .configurations
+        .iter()
+        .map(|outcome| {
+            let baseline = outcome.name == report.baseline;
+            let mut row = vec![escape_html(&outcome.name)];
+            row.extend(first.groups.keys().map(|name| {
+                let column = outcome.groups.get(name).and_then(|s| s.measures.get(place));
+                column
+                    .map_or("–".into(), |column| format_cell(FALSE_HIT_MEASURE, column, baseline))
+            }));
+            row
+        })
+        .collect();
+    write_table(page, &header, &rows);
+    page.push_str("<p class=\"muted\">Within groups p is not corrected for their number: with many groups, some differ by chance.</p></section>");
+}
+
+pub(super) fn write_rankings(page: &mut String, report: &EvaluationReport) {
+    if report.configurations.iter().all(|outcome| outcome.hubness.is_none()) {
+        return;
+    }
+    page.push_str("<section><h2>How rankings behave</h2>");
+    let header = [
+        "",
+        "first result differs",
+        "any of the best differs",
+        "shared among the best",
+        "hubness (0 is even)",
+        "images never found",
+        "most frequent first result",
+    ];
+    let rows: Vec<Vec<String>> = report
+        .configurations
+        .iter()
+        .map(|outcome| {
+            let share = |value: Option<f64>| value.map_or("–".into(), format_percent);
+            let stability = outcome.stability.as_ref();
+            let hubness = outcome.hubness.as_ref();
+            let hub = hubness.and_then(|hubness| hubness.hubs.first());
+            vec![
+                escape_html(&outcome.name),
+                share(stability.map(|s| s.top_hit_changed.mean)),
+                share(stability.map(|s| s.any_changed.mean)),
+                share(stability.map(|s| s.overlap.mean)),
+                hubness.map_or("–".into(), |hubness| format!("{:.2}", hubness.skewness)),
+                share(hubness.map(|hubness| hubness.never_ranked_share)),
+                hub.map_or("–".into(), |hub| {
+                    format!(
+                        "{} of the queries: {}",
+                        format_percent(hub.share),
+                        escape_html(&hub.image_id)
+                    )
+                }),
+            ]
+        })
+        .collect();
+    write_table(page, &header.map(String::from), &rows);
+    page.push_str("</section>");
+}
+
+pub(super) fn write_thresholds(page: &mut String, report: &EvaluationReport) {
+    if report.configurations.iter().all(|outcome| outcome.thresholds.is_none()) {
+        return;
+    }
+    page.push_str("<section><h2>When not to trust a result</h2><p class=\"muted\">Chosen on one half of the queries and texts, measured here on the other half, with 95 % intervals.</p>");
+    let header = [
+        "",
+        "nothing matches if",
+        "flags of texts that match nothing",
+        "flags of good first results",
+        "least score",
+        "first results shown",
+        "wrong ones among them",
+    ];
+    let interval = |i: Option<ConfidenceInterval>| {
+        i.map_or("–".to_owned(), |i| {
+            format!("{} ({:.1} to {:.1})", format_percent(i.mean), i.low * 100.0, i.high * 100.0)
+        })
+    };
+    let rows: Vec<Vec<String>> = report
+        .configurations
+        .iter()
+        .filter_map(|outcome| {
+            let found = outcome.thresholds.as_ref()?;
+            let held = &found.held_out;
+            let flagged: Vec<String> = held
+                .flagged
+                .iter()
+                .map(|f| format!("{}: {}", f.kind.name(), interval(f.share)))
+                .collect();
+            let rule = found.no_match.map_or("no rule reaches it".into(), |rule| {
+                format!("{} below {:.3}", rule.signal.name(), rule.threshold)
+            });
+            Some(vec![
+                escape_html(&outcome.name),
+                rule,
+                flagged.join("<br>"),
+                interval(held.lost_hits),
+                found.min_score.map_or("none reaches it".into(), |score| format!("{score:.4}")),
+                interval(held.shown_share),
+                interval(held.false_hit_rate),
+            ])
+        })
+        .collect();
+    write_table(page, &header.map(String::from), &rows);
+    page.push_str("</section>");
+}
+
+pub(super) fn write_appendix(page: &mut String, report: &EvaluationReport) {
+    page.push_str("<section><h2>What was compared</h2>");
+    let header =
+        ["", "prompt set", "normaliser", "weight", "λ", "c, m", "least score", "generation"];
+    let rows: Vec<Vec<String>> = report
+        .configurations
+        .iter()
+        .map(|outcome| {
+            let s = &outcome.setting;
+            vec![
+                escape_html(&outcome.name),
+                s.prompt_set.as_ref().map_or("–".into(), |key| escape_html(key.as_str())),
+                s.balance.normaliser.name().to_owned(),
+                format!("{}", s.balance.weight),
+                format!("{}", s.balance.lambda),
+                format!("{:.4}, {:.4}", s.balance.scale.factor, s.balance.scale.shift),
+                s.min_score.map_or("–".into(), |score| format!("{score:.4}")),
+                escape_html(&s.generation),
+            ]
+        })
+        .collect();
+    write_table(page, &header.map(String::from), &rows);
+    page.push_str("<ul class=\"facts\">");
+    for model in &report.models {
+        let _ = write!(
+            page,
+            "<li>Model {} ({}), fingerprint <code>{}</code>, logit scale {}, generation {}, {} images at table version {}</li>",
+            escape_html(&model.model),
+            escape_html(&model.role),
+            escape_html(&model.fingerprint),
+            model.logit_scale,
+            escape_html(&model.generation),
+            model.images,
+            model.table_version
+        );
+    }
+    let q = &report.queries;
+    let _ = write!(
+        page,
+        "<li>Queries from {}: {} in all, {} judged, {} that match nothing, {} not judged, {} left out because no right image is in the catalogue; fingerprint <code>{}</code>. Besides, {} unrelated and gibberish texts.</li>",
+        escape_html(&q.source),
+        q.total,
+        q.judged,
+        q.judged_no_match,
+        q.unjudged,
+        q.without_relevant_image,
+        escape_html(&q.fingerprint),
+        q.probes
+    );
+    if let Some(cost) = &report.cost {
+        let wage = cost.hourly_cost.map_or(String::new(), |wage| format!(", {wage} an hour"));
+        let _ = write!(
+            page,
+            "<li>Figures of the cost, as given: {} minutes a false first result, {} queries a day{wage}</li>",
+            cost.minutes_per_false_hit, cost.queries_per_day
+        );
+    }
+    let _ = write!(
+        page,
+        "<li>Report <code>{}</code>, bsap {}. Intervals: bootstrap, 1,000 samples; p: paired randomisation, 2,000 assignments, corrected by Holm; shares in the table of thresholds: Wilson.</li></ul></section>",
+        escape_html(&report.fingerprint),
+        escape_html(&report.version)
+    );
+}
