@@ -1,4 +1,4 @@
-//! From a picture to the square of pixels that the image tower reads, as Hugging Face's
+//! Resizes and crops a picture to the square that the image encoder reads, as Hugging Face's
 //! `CLIPImageProcessor` does it with PIL.
 
 use std::error::Error;
@@ -8,42 +8,42 @@ use fast_image_resize::pixels::F32x3;
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 
-use super::ClipError;
 use super::checkpoint::{PreprocessorConfig, PreprocessorSize};
+use super::error::ClipError;
 
-/// Pixels around the crop that are resized with it, so that the filter sees the same neighbours
-/// as it would in the whole picture: in pixels of the larger of source and target. The widest
-/// filter, Lanczos, reaches 3 pixels.
+/// Width of the border around the crop that is resized with it, so that the filter sees the same
+/// neighbours as in the whole picture: in pixels of the larger of source and target. The widest
+/// filter, Lanczos, has a radius of 3 pixels.
 const CROP_MARGIN_PIXELS: f64 = 4.0;
 
 /// A square of 8-bit RGB pixels, row by row: side × side × 3 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pixels(pub Vec<u8>);
 
-/// How large a picture becomes before its centre is cut out.
+/// The size that a picture is resized to before its centre is cropped; lengths in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ResizeMode {
-    /// The short edge has this length, the long one as the picture's shape asks.
+    /// The short edge has this length, and the picture keeps its shape.
     ShortEdge(u32),
-    /// Both edges have this length, whatever the picture's shape.
+    /// Both edges have this length: the picture is distorted.
     Square(u32),
 }
 
-/// Resizes and crops.
+/// Resizes and crops pictures as a checkpoint configures it.
 #[derive(Debug, Clone)]
 pub struct ImagePreprocessor {
     resize: ResizeMode,
-    /// Side of the centre crop.
+    /// Side of the centre crop, in pixels.
     crop_side: u32,
     resize_filter: FilterType,
-    /// Multiplied by the rescale factor and normalised: value·factor − shift, per channel.
+    /// A byte of channel c becomes byte·scale\[c\] − shift\[c\]: rescaled and normalised in one step.
     pub channel_scale: [f32; 3],
     pub channel_shift: [f32; 3],
 }
 
 impl ImagePreprocessor {
-    /// From a checkpoint's configuration, for a tower that reads `side` × `side` pixels. The error
-    /// says what is not supported.
+    /// Creates the preprocessor of a checkpoint whose image encoder reads `side` × `side` pixels. The
+    /// error says what is not supported.
     pub fn new(config: &PreprocessorConfig, side: u32) -> Result<Self, String> {
         let edge = |size: PreprocessorSize| match size {
             PreprocessorSize::Number(n) | PreprocessorSize::Shortest { shortest_edge: n } => Ok(n),
@@ -97,7 +97,7 @@ impl ImagePreprocessor {
         })
     }
 
-    /// What is done, in words.
+    /// Describes resizing and cropping in words, for [`super::ModelCard`].
     pub fn describe(&self) -> String {
         let filter = match self.resize_filter {
             FilterType::CatmullRom => "bicubic",
@@ -118,8 +118,8 @@ impl ImagePreprocessor {
         }
     }
 
-    /// Resizes, then crops the centre. Only the part of the picture that the crop
-    /// shows is resized, so that a very long picture costs no more than a square one.
+    /// Resizes, then crops the centre. Only the part of the picture that the crop shows is resized,
+    /// so that a very long picture costs no more than a square one.
     pub fn apply(&self, picture: &RgbImage) -> Result<Pixels, ClipError> {
         let (width, height) = picture.dimensions();
         if width == 0 || height == 0 {
@@ -139,8 +139,8 @@ impl ImagePreprocessor {
         let (top, box_top, box_height, down) = self.crop_window(f64::from(height), out_height);
 
         let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(self.resize_filter));
-        // First all rows, then all columns, rounding to 8 bits between, and the other way round for
-        // tall pictures, as Pillow 13 does: in the other order noise comes out up to 8 of 255 apart.
+        // First all rows, then all columns, rounded to 8 bits in between, and in the other order for
+        // tall pictures, as Pillow 13 does it: a different order changes noise by up to 8 of 255.
         let tall = height > 2 * width && out_height < f64::from(height);
         let steps = if tall {
             let (first, columns, left, box_width) = cover_whole_pixels(box_left, box_width, width);
@@ -153,8 +153,8 @@ impl ImagePreprocessor {
             let columns_only = options.crop(0.0, top, f64::from(across), box_height);
             [(across, rows, rows_only), (across, down, columns_only)]
         };
-        // The 8-bit path weighs with 16-bit coefficients. Enlarging rests on few of them, where
-        // that shows (2 of 255), and its pictures are small enough for the exact one.
+        // The 8-bit path has 16-bit coefficients. Enlarging uses few of them, so that their rounding
+        // is visible (2 of 255); enlarged pictures are small enough for exact arithmetic.
         let enlarges = out_width > f64::from(width) || out_height > f64::from(height);
         let resized = if enlarges {
             resize_f32(picture, steps).map_err(|e| resize_error(&e))?
@@ -170,8 +170,8 @@ impl ImagePreprocessor {
         Ok(Pixels(pixels))
     }
 
-    /// Along one axis: where the crop starts in the resized window, the window's start and length
-    /// in the source, and its length in the target.
+    /// Returns, along one axis: where the crop starts in the resized window, the start and the length
+    /// of the window in the source, and its length in the target.
     fn crop_window(&self, source: f64, target: f64) -> (usize, f64, f64, u32) {
         let crop = f64::from(self.crop_side);
         let start = ((target - crop) / 2.0).floor();
@@ -179,19 +179,19 @@ impl ImagePreprocessor {
         let from = (start - margin).max(0.0);
         let to = (start + crop + margin).min(target);
         let (scale, first) = (source / target, from * source / target);
-        // Rounding must not lead out of the picture.
+        // Rounding must not exceed the picture.
         let length = ((to - from) * scale).min(source - first);
         ((start - from) as usize, first, length, (to - from) as u32)
     }
 }
 
-/// The whole pixels that a stretch of `length` from `start` covers, of `all`: the first, how many,
-/// and where in them the stretch begins and how long it is.
-fn cover_whole_pixels(start: f64, length: f64, all: u32) -> (f64, u32, f64, f64) {
+/// Returns the whole pixels that the interval of `length` from `start` covers, out of `total`: the
+/// first one, how many, and the start and the length of the interval relative to the first.
+fn cover_whole_pixels(start: f64, length: f64, total: u32) -> (f64, u32, f64, f64) {
     let first = start.floor();
-    let last = (start + length).ceil().min(f64::from(all));
+    let last = (start + length).ceil().min(f64::from(total));
     let within = start - first;
-    // Rounding must not lead out of the picture.
+    // Rounding must not exceed the picture.
     (first, (last - first) as u32, within, length.min(last - first - within))
 }
 
@@ -199,10 +199,10 @@ fn resize_error(error: &dyn std::fmt::Display) -> ClipError {
     ClipError::InvalidInput(format!("resizing failed: {error}"))
 }
 
-/// Width and height to resize to, and how; for each of two passes.
+/// Width, height and options of each of the two resizing passes.
 type ResizePasses = [(u32, u32, ResizeOptions); 2];
 
-/// In 8-bit arithmetic.
+/// Resizes in 8-bit arithmetic.
 fn resize_u8(picture: &RgbImage, steps: ResizePasses) -> Result<Vec<u8>, Box<dyn Error>> {
     let (width, height) = picture.dimensions();
     let mut resizer = Resizer::new();
@@ -215,7 +215,7 @@ fn resize_u8(picture: &RgbImage, steps: ResizePasses) -> Result<Vec<u8>, Box<dyn
     Ok(target.into_vec())
 }
 
-/// In f32 arithmetic, rounded to 8 bits after each pass.
+/// Resizes in f32 arithmetic, rounded to 8 bits after each pass.
 fn resize_f32(picture: &RgbImage, steps: ResizePasses) -> Result<Vec<u8>, Box<dyn Error>> {
     let (width, height) = picture.dimensions();
     let mut resizer = Resizer::new();
@@ -263,9 +263,9 @@ mod tests {
         }
     }
 
-    /// As Hugging Face's `CLIPImageProcessor` does it, which squashes to a size of height and width.
+    /// Hugging Face's `CLIPImageProcessor` distorts to a size that has height and width.
     #[test]
-    fn a_size_of_height_and_width_is_no_short_edge() {
+    fn a_size_with_height_and_width_distorts_and_a_number_is_the_short_edge() {
         let mut stripes = RgbImage::from_pixel(96, 32, image::Rgb([255, 0, 0]));
         for (x, _, pixel) in stripes.enumerate_pixels_mut() {
             pixel.0.rotate_right(x as usize / 32);

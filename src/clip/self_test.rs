@@ -1,25 +1,27 @@
-//! Whether a loaded model computes at all: a few pictures and texts, alone and in a batch.
+//! A self-test of a loaded model: embeds a few pictures and texts, alone and in a batch.
 
 use std::time::{Duration, Instant};
 
 use image::{Rgb, RgbImage};
 
-use super::{ClipError, Encoders};
+use super::encoders::Encoders;
+use super::error::ClipError;
 use crate::balance::statistics::dot_product;
 
-/// Largest difference of an embedding alone and in a batch; f16 and bf16 round more than f32.
+/// Largest allowed difference between an embedding computed alone and in a batch; f16 and bf16 round
+/// more than f32.
 const BATCH_TOLERANCE: f32 = 5e-3;
-/// Largest difference of an embedding's length from 1.
+/// Largest allowed difference of the length of an embedding from 1.
 const LENGTH_TOLERANCE: f32 = 1e-3;
 
-/// What the test found.
+/// Largest difference and times measured by the self-test.
 #[derive(Debug, Clone, Copy)]
 pub struct SelfTestReport {
-    /// Largest difference of a value of an embedding alone and in a batch.
+    /// Largest difference of a value between an embedding computed alone and in a batch.
     pub max_batch_difference: f32,
-    /// One picture alone, after the first that warms up.
+    /// Time for one picture alone, after the first ones warmed up.
     pub image_time: Duration,
-    /// One text alone, likewise.
+    /// Time for one text alone, likewise.
     pub text_time: Duration,
 }
 
@@ -64,7 +66,7 @@ pub fn run_self_test(encoders: &dyn Encoders) -> Result<SelfTestReport, ClipErro
     Ok(SelfTestReport { max_batch_difference: batch_difference, image_time, text_time })
 }
 
-/// Embeds each input alone; the time of the last.
+/// Embeds each input alone; returns the embeddings and the time of the last one.
 fn embed_one_by_one<T>(
     inputs: &[T],
     embed: impl Fn(&T) -> Result<Vec<Vec<f32>>, ClipError>,
@@ -79,7 +81,7 @@ fn embed_one_by_one<T>(
     Ok((embedded, time))
 }
 
-/// A picture of stripes, squares or a ramp.
+/// Returns a picture of stripes (0), squares (1) or a ramp.
 fn test_pattern(kind: u32) -> RgbImage {
     RgbImage::from_fn(320, 240, |x, y| match kind {
         0 => Rgb([if x / 16 % 2 == 0 { 230 } else { 20 }, 60, 90]),

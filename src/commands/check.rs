@@ -1,10 +1,15 @@
-//! `bsap check`.
+//! `bsap check`: tries the configuration and every connection that it names.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::Path;
 
-use super::{CommandError, CommandResult, setup};
+use super::shared::catalogue::{open_catalogue, open_store};
+use super::shared::error::{CommandError, CommandResult};
+use super::shared::models::{STANDBY_CHECKPOINT_KEY, load_encoders, standby_model_options};
+use super::shared::printing::print_line;
+use super::shared::query_worker::generation_memory_mib;
+use super::shared::runtime::block_on;
 use crate::catalogue::StateStore;
 use crate::clip::{ClipModel, Encoders, run_self_test};
 use crate::config::Config;
@@ -14,7 +19,13 @@ use crate::search::{memory_limit, memory_needed};
 use crate::serve::http;
 use crate::table::TableOverview;
 
+/// Checks the configuration and everything that it names.
+pub fn run(config_file: Option<&Path>) -> CommandResult {
+    block_on(run_checks(config_file))
+}
+
 const REINDEX_TOPIC_KEY: &str = "source.reindex_topic";
+
 /// Bytes that a dead letter may be larger than the original.
 const DEAD_LETTER_OVERHEAD_BYTES: i64 = 16 << 10;
 
@@ -26,26 +37,26 @@ struct CheckReport {
 impl CheckReport {
     fn print_result<E: Display>(&mut self, what: &str, result: Result<String, E>) {
         match result {
-            Ok(found) => say!("ok      {what}: {found}"),
+            Ok(found) => print_line!("ok      {what}: {found}"),
             Err(error) => {
                 self.failed_checks += 1;
-                say!("FAILED  {what}: {error:#}");
+                print_line!("FAILED  {what}: {error:#}");
             }
         }
     }
 }
 
 /// Checks everything that can be checked, whatever else fails.
-pub async fn run(file: Option<&Path>) -> CommandResult {
+async fn run_checks(file: Option<&Path>) -> CommandResult {
     let (config, problems) = crate::config::load_and_collect_problems(file, std::env::vars())
         .map_err(|e| CommandError::Usage(e.into()))?;
     let mut report = CheckReport { failed_checks: 0 };
     for problem in &problems {
-        say!("FAILED  configuration: {problem}");
+        print_line!("FAILED  configuration: {problem}");
     }
     if problems.is_empty() {
         let name = file.map_or("defaults and environment".into(), |f| f.display().to_string());
-        say!("ok      configuration: {name}");
+        print_line!("ok      configuration: {name}");
     }
     check_kafka(&config, &mut report).await;
     check_table(&config, &mut report).await;
@@ -82,7 +93,7 @@ async fn check_kafka(config: &Config, report: &mut CheckReport) {
             let source = partitions[0];
             for ((key, topic), count) in topics.into_iter().zip(partitions) {
                 if key == REINDEX_TOPIC_KEY && count == 0 && !needs_reindex_topic(config).await {
-                    say!(
+                    print_line!(
                         "unused  {key}: topic {topic} does not exist; `bsap reindex model` needs it"
                     );
                     continue;
@@ -107,7 +118,7 @@ async fn check_kafka(config: &Config, report: &mut CheckReport) {
 
 /// Whether workers read of images that are to be embedded again.
 async fn needs_reindex_topic(config: &Config) -> bool {
-    let Ok((store, state)) = setup::open_catalogue(config).await else { return false };
+    let Ok((store, state)) = open_catalogue(config).await else { return false };
     let first = StateStore::new(&store).read_revision(1).await.ok().flatten();
     state.standby.is_some() || first.is_some_and(|first| first.live.id != state.live.id)
 }
@@ -117,7 +128,7 @@ async fn check_topic_settings(config: &Config, names: &[&str], report: &mut Chec
     let settings = match kafka::fetch_topic_configs(&config.kafka, names).await {
         Ok(settings) => settings,
         // The right to read settings is not needed for the work.
-        Err(error) => return say!("unknown settings of the topics: {error}"),
+        Err(error) => return print_line!("unknown settings of the topics: {error}"),
     };
     let [source, dead_letter] = &settings[..] else { return };
     for problem in validate_topic_settings(source, dead_letter) {
@@ -159,7 +170,7 @@ fn validate_topic_settings(
 
 async fn check_table(config: &Config, report: &mut CheckReport) {
     let checked = async {
-        let store = setup::open_store(config).await?;
+        let store = open_store(config).await?;
         store.check_capabilities().await?;
         Ok::<_, anyhow::Error>(format!(
             "{} can be written, read and put conditionally",
@@ -171,9 +182,9 @@ async fn check_table(config: &Config, report: &mut CheckReport) {
 
 /// What a query worker will need, and whether it may have it.
 async fn check_memory(config: &Config, dimension: usize, report: &mut CheckReport) {
-    let limit = memory_limit(setup::generation_memory_mib(config));
+    let limit = memory_limit(generation_memory_mib(config));
     let (mut sets, mut rows) = (config.prompts.sets.len(), None);
-    if let Ok((store, state)) = setup::open_catalogue(config).await {
+    if let Ok((store, state)) = open_catalogue(config).await {
         sets = state.prompt_sets.len();
         let overview = TableOverview::from_log(&store, &state.live, &config.maintenance).await;
         rows = overview.ok().and_then(|overview| overview.rows);
@@ -202,7 +213,7 @@ async fn check_model(
     report: &mut CheckReport,
 ) -> Result<Option<usize>, CommandError> {
     let (dimension, models, prompts) = tokio::task::spawn_blocking(move || {
-        let encoders = match setup::load_encoders(&config) {
+        let encoders = match load_encoders(&config) {
             Ok(encoders) => encoders,
             Err(error) => return (None, vec![("model.checkpoint", Err(error))], Vec::new()),
         };
@@ -229,10 +240,10 @@ async fn check_model(
             ))
         });
         let mut models = vec![("model.checkpoint", test_and_describe(&*encoders))];
-        if let Some(candidate) = setup::candidate_model_options(&config) {
+        if let Some(candidate) = standby_model_options(&config) {
             let clip = ClipModel::load(&candidate).map_err(anyhow::Error::from);
             let candidate = clip.and_then(|clip| test_and_describe(&clip));
-            models.push((setup::CANDIDATE_CHECKPOINT_KEY, candidate));
+            models.push((STANDBY_CHECKPOINT_KEY, candidate));
         }
         let dimension = Some(encoders.card().dimension);
         (dimension, models, sets.collect::<Vec<Result<String, anyhow::Error>>>())

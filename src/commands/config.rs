@@ -1,21 +1,59 @@
-//! `bsap config`.
+//! `bsap config`: the configuration, and generated reference pages and schemas.
 
+use std::path::Path;
+
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::cli::{ConfigArgs, ConfigOutput};
+use super::shared::configuration::load_config;
+use super::shared::error::CommandResult;
+use super::shared::printing::print_line;
 use crate::backfill::ControlRequest;
-use crate::config::{self, Config, ConfigError};
+use crate::config;
 use crate::ingest::source::{BucketNotification, CloudEvent, ImageEvent};
 use crate::serve::http;
 use crate::telemetry::{event, metrics};
 
-use super::CommandResult;
+/// `bsap config`.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// What to print
+    #[arg(value_enum)]
+    pub what: ConfigOutput,
+}
+
+/// What `bsap config` prints.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ConfigOutput {
+    /// A commented file with every option at its default
+    Example,
+    /// What is in effect, with secrets hidden
+    Show,
+    /// Every option described, as Markdown
+    Reference,
+    /// The JSON schema of the file, for editors
+    Schema,
+    /// The JSON schema of new-image events
+    EventSchema,
+    /// The JSON schema of CloudEvents that bring them
+    CloudEventSchema,
+    /// The JSON schema of bucket notifications
+    BucketNotificationSchema,
+    /// The HTTP interface as OpenAPI 3.1
+    Openapi,
+    /// Every log event with its fields and what to do about it, as Markdown
+    LogEvents,
+    /// The JSON schema of requests on the control topic
+    ControlRequestSchema,
+    /// Every metric with its labels, as Markdown
+    Metrics,
+}
 
 /// Prints what is asked for; only what is in effect needs a configuration that is right.
-pub fn run(args: &ConfigArgs, load: impl FnOnce() -> Result<Config, ConfigError>) -> CommandResult {
+pub fn run(args: &ConfigArgs, config_file: Option<&Path>) -> CommandResult {
     let text = match args.what {
         ConfigOutput::Example => config::example_toml(),
-        ConfigOutput::Show => load()?.to_redacted_toml(),
+        ConfigOutput::Show => load_config(config_file)?.to_redacted_toml(),
         ConfigOutput::Reference => config::render_markdown(),
         ConfigOutput::Schema => to_pretty_json(&config::json_schema())?,
         ConfigOutput::EventSchema => to_pretty_json(&schemars::schema_for!(ImageEvent))?,
@@ -30,7 +68,7 @@ pub fn run(args: &ConfigArgs, load: impl FnOnce() -> Result<Config, ConfigError>
         ConfigOutput::LogEvents => event::render_markdown(),
         ConfigOutput::Metrics => metrics::render_markdown(),
     };
-    say!("{}", text.trim_end());
+    print_line!("{}", text.trim_end());
     Ok(())
 }
 

@@ -1,11 +1,14 @@
-//! `bsap dead-letters`.
+//! `bsap dead-letters`: lists, shows and replays messages that were dead-lettered.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
 use base64::Engine as _;
+use chrono::{DateTime, TimeDelta, Utc};
+use clap::{Args, Subcommand};
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{ContentArrangement, Table};
 use indicatif::ProgressBar;
@@ -14,19 +17,113 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::cli::dead_letters::{DeadLettersAction, DeadLettersArgs};
-use super::{CommandError, CommandResult};
+use super::shared::configuration::{load_config_without_model, with_quiet_logging};
+use super::shared::error::{CommandError, CommandResult};
+use super::shared::printing::{print_line, print_note};
+use super::shared::runtime::run_with_logging;
 use crate::config::Config;
 use crate::ingest::dead_letter::{
     self, DeadLetter, DeadLetterFilter, DeadLetterReadError, DeadLetterWriter,
 };
 use crate::record::VersionOrdering;
 
+/// `bsap dead-letters`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  bsap dead-letters list --since 24h                 what went wrong today
+  bsap dead-letters show 'images[0]@1742'            one message with its headers
+  bsap dead-letters replay --stage fetch --dry-run   what would be sent again
+  bsap dead-letters replay --stage fetch             send it again
+
+Replaying is safe to repeat: an event that is older than what is stored changes nothing.")]
+pub struct DeadLettersArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: DeadLettersAction,
+}
+
+/// What `bsap dead-letters` does.
+#[derive(Debug, Subcommand)]
+pub enum DeadLettersAction {
+    /// List messages that were put aside, with the reason, and count them
+    List {
+        /// Which.
+        #[command(flatten)]
+        filter: DeadLetterFilterArgs,
+        /// Print at most so many, the newest; all are counted
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        limit: u32,
+        /// Print JSON, a line a message
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print one message: reason, headers, key and value
+    Show {
+        /// Where it came from, for example images[0]@1742
+        origin: String,
+        /// Print the value alone, byte for byte
+        #[arg(long)]
+        value: bool,
+    },
+    /// Send messages again to the topic and partition that they came from
+    Replay {
+        /// Which.
+        #[command(flatten)]
+        filter: DeadLetterFilterArgs,
+        /// Replay everything, where no filter is given
+        #[arg(long)]
+        all: bool,
+        /// Say what would be sent, and send nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+/// Which dead letters are meant.
+#[derive(Debug, Args)]
+pub struct DeadLetterFilterArgs {
+    /// Where it came from, for example images[0]@1742; may be repeated
+    #[arg(long, value_name = "TOPIC[PARTITION]@OFFSET")]
+    pub origin: Vec<String>,
+    /// Stage that gave up: decode_event, fetch, decode_image; may be repeated
+    #[arg(long)]
+    pub stage: Vec<String>,
+    /// Code of the fault, for example image_damaged; may be repeated
+    #[arg(long)]
+    pub code: Vec<String>,
+    /// Put aside since: an RFC 3339 time, or an age such as 90s, 30m, 24h, 7d
+    #[arg(long, value_parser = parse_time_or_age)]
+    pub since: Option<DateTime<Utc>>,
+    /// Put aside before: an RFC 3339 time, or an age
+    #[arg(long, value_parser = parse_time_or_age)]
+    pub until: Option<DateTime<Utc>>,
+}
+
+impl DeadLetterFilterArgs {
+    /// As the reader wants it.
+    pub fn to_filter(&self) -> DeadLetterFilter {
+        DeadLetterFilter {
+            origins: self.origin.clone(),
+            stages: self.stage.clone(),
+            codes: self.code.clone(),
+            since: self.since,
+            until: self.until,
+        }
+    }
+}
+
 /// Letters read ahead of what is done with them.
 const PREFETCH: usize = 16;
 
+/// Lists, shows or replays dead letters.
+pub fn run(args: &DeadLettersArgs, config_file: Option<&Path>) -> CommandResult {
+    let config = with_quiet_logging(load_config_without_model(config_file)?);
+    run_with_logging(config, |config, token| handle_action(args, config, token))
+}
+
 /// Lists, shows or sends again.
-pub async fn run(
+pub async fn handle_action(
     args: &DeadLettersArgs,
     config: Config,
     token: CancellationToken,
@@ -93,7 +190,7 @@ impl DeadLetterReader {
         drop(self.letters);
         let not_dead_letters = self.task.await??;
         if not_dead_letters > 0 {
-            remark!(
+            print_note!(
                 "{not_dead_letters} messages of the topic are no dead letters and were passed over"
             );
         }
@@ -121,13 +218,13 @@ async fn list_letters(
     reader.finish().await?;
     if json {
         for letter in newest {
-            say!("{letter}");
+            print_line!("{letter}");
         }
         return Ok(());
     }
     let total: u64 = counts.values().sum();
     if total == 0 {
-        say!("no dead letters in {}", config.dead_letter.topic);
+        print_line!("no dead letters in {}", config.dead_letter.topic);
         return Ok(());
     }
     let mut table = Table::new();
@@ -140,11 +237,11 @@ async fn list_letters(
         let field = |name: &str| letter[name].as_str().unwrap_or_default().to_owned();
         table.add_row(["origin", "dead_lettered_at", "stage", "code", "reason"].map(field));
     }
-    say!("{table}");
+    print_line!("{table}");
     for ((stage, code), count) in counts {
-        say!("{count:>8}  {stage}  {code}");
+        print_line!("{count:>8}  {stage}  {code}");
     }
-    say!("{total:>8}  in all, {shown} shown");
+    print_line!("{total:>8}  in all, {shown} shown");
     Ok(())
 }
 
@@ -180,27 +277,27 @@ async fn show_letter(
         std::io::stdout().write_all(payload.unwrap_or_default())?;
         return Ok(());
     }
-    say!("origin     {}", letter.origin());
-    say!("place      {}", letter.position());
+    print_line!("origin     {}", letter.origin());
+    print_line!("place      {}", letter.position());
     if let Some(at) = letter.dead_lettered_at {
-        say!("put aside  {at}");
+        print_line!("put aside  {at}");
     }
-    say!("stage      {}", letter.stage);
-    say!("code       {}", letter.code);
-    say!("reason     {}", letter.reason);
+    print_line!("stage      {}", letter.stage);
+    print_line!("code       {}", letter.code);
+    print_line!("reason     {}", letter.reason);
     if let Some(record) = letter.record {
-        say!("record     {record}, counted from 0");
+        print_line!("record     {record}, counted from 0");
     }
     if let Some(time) =
         letter.message.timestamp_ms.and_then(chrono::DateTime::from_timestamp_millis)
     {
-        say!("timestamp  {time}");
+        print_line!("timestamp  {time}");
     }
-    say!("key        {}", text_or_base64(letter.message.key.as_deref()));
+    print_line!("key        {}", text_or_base64(letter.message.key.as_deref()));
     for (name, value) in &letter.message.headers {
-        say!("header     {name}: {}", text_or_base64(value.as_deref()));
+        print_line!("header     {name}: {}", text_or_base64(value.as_deref()));
     }
-    say!("value      {}", text_or_base64(payload));
+    print_line!("value      {}", text_or_base64(payload));
     Ok(())
 }
 
@@ -225,7 +322,7 @@ async fn replay_letters(
     let mut replayed: BTreeMap<String, u64> = BTreeMap::new();
     while let Some(letter) = reader.next().await {
         if dry_run {
-            say!("{}  {}  {}", letter.origin(), letter.code, letter.reason);
+            print_line!("{}  {}  {}", letter.origin(), letter.code, letter.reason);
         } else {
             letters.replay(&letter).await.with_context(|| letter.origin())?;
         }
@@ -237,11 +334,48 @@ async fn replay_letters(
     reader.finish().await?;
     letters.flush(Duration::from_secs(30))?;
     if replayed.is_empty() {
-        say!("nothing to replay");
+        print_line!("nothing to replay");
     }
     for (topic, count) in replayed {
         let done = if dry_run { "would be sent" } else { "sent" };
-        say!("{count} messages {done} again to {topic}");
+        print_line!("{count} messages {done} again to {topic}");
     }
     Ok(())
+}
+
+fn parse_time_or_age(text: &str) -> Result<DateTime<Utc>, String> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Ok(time.to_utc());
+    }
+    let age = || {
+        let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3_600,
+            "d" => 86_400,
+            _ => return None,
+        };
+        let age = TimeDelta::try_seconds(number.parse::<u32>().ok()?.into())?;
+        Utc::now().checked_sub_signed(age.checked_mul(seconds)?)
+    };
+    age().ok_or_else(|| "is neither an RFC 3339 time nor an age such as 90s, 30m, 24h, 7d".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_given_as_such_or_as_an_age() {
+        let ago = Utc::now() - parse_time_or_age("36h").unwrap();
+        assert!((129_599..129_700).contains(&ago.num_seconds()));
+        assert_eq!(
+            parse_time_or_age("2026-01-02T03:04:05+01:00").unwrap().timestamp(),
+            1_767_319_445
+        );
+        for wrong in ["", "h", "-3h", "3w", "yesterday", "99999999999d", "é"] {
+            assert!(parse_time_or_age(wrong).is_err(), "{wrong}");
+        }
+    }
 }

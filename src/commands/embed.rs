@@ -1,16 +1,50 @@
-//! `bsap embed`.
+//! `bsap embed`: embeddings of texts and images as numbers.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::Args;
 use image::RgbImage;
 use serde_json::json;
 
-use super::cli::model::EmbedArgs;
-use super::{CommandError, CommandResult};
+use super::shared::checkpoint_args::CheckpointArgs;
+use super::shared::error::{CommandError, CommandResult};
+use super::shared::printing::print_line;
 use crate::clip::{ClipModel, Encoders, Pixels};
 use crate::ingest::decode::{self, decode};
+
+/// `bsap embed`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Prints a JSON line an input, texts first: kind, input, tokens of a text, embedding (unit length).
+
+Example:
+  bsap embed --checkpoint clip-vit-base-patch32 --text 'a red mug' --image mug.jpg")]
+pub struct EmbedArgs {
+    /// Folder of the checkpoint, in the Hugging Face layout, or a model of the hub
+    #[arg(long, value_name = "FOLDER|ID")]
+    pub checkpoint: String,
+    /// A text
+    #[arg(long, value_name = "TEXT")]
+    pub text: Vec<String>,
+    /// File with a JSON string a line, each a text; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    pub texts: Option<PathBuf>,
+    /// An image file
+    #[arg(long, value_name = "FILE")]
+    pub image: Vec<PathBuf>,
+    /// Write the square that the image tower reads of each image into this folder, as PNG named
+    /// by its place among the images: 0.png, 1.png
+    #[arg(long, value_name = "FOLDER")]
+    pub pixels: Option<PathBuf>,
+    /// Most inputs computed at one time
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub batch: u16,
+    /// Where and how exactly.
+    #[command(flatten)]
+    pub model: CheckpointArgs,
+}
 
 /// Prints embeddings, a JSON line an input.
 pub fn run(args: &EmbedArgs) -> CommandResult {
@@ -26,7 +60,7 @@ pub fn run(args: &EmbedArgs) -> CommandResult {
         let inputs: Vec<&str> = batch.iter().map(String::as_str).collect();
         for (text, embedding) in inputs.iter().zip(clip.embed_texts(&inputs)?) {
             let tokens = clip.tokenise(text)?;
-            say!(
+            print_line!(
                 "{}",
                 json!({"kind": "text", "input": text, "tokens": tokens, "embedding": embedding})
             );
@@ -51,7 +85,7 @@ pub fn run(args: &EmbedArgs) -> CommandResult {
         }
         for (file, embedding) in files.iter().zip(clip.embed_images(&pixels)?) {
             let input = file.to_string_lossy();
-            say!("{}", json!({"kind": "image", "input": input, "embedding": embedding}));
+            print_line!("{}", json!({"kind": "image", "input": input, "embedding": embedding}));
         }
     }
     Ok(())

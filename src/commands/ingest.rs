@@ -1,28 +1,39 @@
-//! `bsap ingest`.
+//! `bsap ingest`: a worker.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::{CommandResult, setup};
+use super::shared::catalogue::open_store;
+use super::shared::configuration::load_config;
+use super::shared::error::CommandResult;
+use super::shared::models::load_encoders;
+use super::shared::runtime::run_with_logging;
+use super::shared::worker::{build_maintenance, build_worker, spawn_background_tasks};
 use crate::config::Config;
 use crate::ingest::Progress;
 use crate::telemetry::{admin, event, metrics};
 
+/// Runs a worker until it is stopped by a signal.
+pub fn run(config_file: Option<&Path>) -> CommandResult {
+    run_with_logging(load_config(config_file)?, consume_events)
+}
+
 /// Consumes events until `token` is cancelled.
-pub async fn run(config: Config, token: CancellationToken) -> CommandResult {
-    let encoders = setup::load_encoders(&config)?;
+async fn consume_events(config: Config, token: CancellationToken) -> CommandResult {
+    let encoders = load_encoders(&config)?;
     let progress = Arc::new(Progress::default());
     metrics::record_start("worker");
     // Before the catalogue is opened: a probe that is refused kills a slow start.
     let admin_cancel = token.child_token();
     admin::start_server(&config.metrics, progress.clone(), admin_cancel.clone()).await;
-    let worker = setup::build_worker(&config, encoders.clone(), progress).await?;
-    let store = setup::open_store(&config).await?;
-    let mut background_tasks = setup::spawn_background_tasks(&config, &store, &worker, &token);
-    let maintenance = setup::build_maintenance(&config, &*encoders).await?;
+    let worker = build_worker(&config, encoders.clone(), progress).await?;
+    let store = open_store(&config).await?;
+    let mut background_tasks = spawn_background_tasks(&config, &store, &worker, &token);
+    let maintenance = build_maintenance(&config, &*encoders).await?;
     let maintenance_cancel = token.child_token();
     // On a thread of its own: merging files computes for seconds.
     let (runtime, maintenance_token) = (Handle::current(), maintenance_cancel.clone());

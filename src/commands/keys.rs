@@ -1,8 +1,32 @@
-//! `bsap keys`.
+//! `bsap keys`: API keys for the query worker.
 
-use super::cli::{KeysAction, KeysArgs};
-use super::{CommandError, CommandResult};
-use crate::serve::http::{ApiKey, HttpOptions};
+use clap::{Args, Subcommand};
+
+use super::shared::error::{CommandError, CommandResult};
+use super::shared::printing::print_line;
+use crate::serve::http::{ApiKey, HttpOptions, Scope};
+
+/// `bsap keys`.
+#[derive(Debug, Args)]
+pub struct KeysArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: KeysAction,
+}
+
+/// What `bsap keys` does.
+#[derive(Debug, Subcommand)]
+pub enum KeysAction {
+    /// Print a new key, and the lines of the configuration that make it known
+    New {
+        /// Who will hold it, for the log
+        #[arg(long)]
+        name: String,
+        /// What it may do; may be given several times. `admin` may do everything
+        #[arg(long = "scope", required = true, value_name = "SCOPE")]
+        scopes: Vec<Scope>,
+    },
+}
 
 /// Makes a key: its secret is printed once and kept nowhere.
 pub fn run(args: &KeysArgs) -> CommandResult {
@@ -13,8 +37,10 @@ pub fn run(args: &KeysArgs) -> CommandResult {
         return Err(CommandError::usage(problem));
     }
     let [key] = &options.keys[..] else { return Ok(()) };
-    say!("The key, which is shown only now; whoever has it may do what it may:\n\n{secret}\n");
-    say!("What the query worker knows it by, for its configuration:\n");
-    say!("[[http.keys]]\n{}", toml::to_string(key)?.trim_end());
+    print_line!(
+        "The key, which is shown only now; whoever has it may do what it may:\n\n{secret}\n"
+    );
+    print_line!("What the query worker knows it by, for its configuration:\n");
+    print_line!("[[http.keys]]\n{}", toml::to_string(key)?.trim_end());
     Ok(())
 }

@@ -1,319 +1,211 @@
-//! One file a subcommand: configuration in, library calls, words for people out.
-
-/// Prints a line for people, or for a program that reads on.
-macro_rules! say {
-    ($($text:tt)*) => { $crate::commands::terminal::print_line(std::io::stdout(), format_args!($($text)*)) };
-}
-
-/// Prints a line beside the output, on standard error.
-macro_rules! remark {
-    ($($text:tt)*) => { $crate::commands::terminal::print_line(std::io::stderr(), format_args!($($text)*)) };
-}
+//! The subcommands of `bsap`: each file or folder holds the arguments of one command or family and
+//! the function that runs it.
+//!
+//! This file is the map: [`Command`] lists the commands, [`run`] dispatches them, and
+//! `CONFIG_SECTIONS` says which sections of the configuration each one reads. What several
+//! commands need is in `shared`; no command imports another one.
 
 mod check;
-pub mod cli;
 mod config;
 mod dead_letters;
 mod demo;
-mod drawn;
 mod embed;
 mod evaluate;
-mod evaluate_logs;
 mod ingest;
-mod judge;
 mod keys;
 mod model;
-mod promote;
 mod prompts;
 mod publish;
 mod reconcile;
 mod reindex;
-mod result_table;
+mod rollout;
 mod search;
 mod serve;
-mod setup;
-mod status;
-mod suggest;
-mod terminal;
-mod thumbnails;
-mod upkeep;
-mod verify;
+mod shared;
+mod table;
 
-use std::fmt;
-use std::process::ExitCode;
+use std::path::PathBuf;
 
-use indicatif::{ProgressBar, ProgressStyle};
-use tokio_util::sync::CancellationToken;
-use tracing::error;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{Config, ConfigError};
-use crate::telemetry::otlp::{ENDPOINT_OFF, ExporterHandle, FLUSH_TIMEOUT};
-use crate::telemetry::{self, event};
-use cli::demo::DemoAction;
-use cli::evaluate::{EvaluateAction, EvaluateArgs};
-use cli::model::{ModelAction, ModelArgs};
-use cli::prompts::PromptsAction;
-use cli::reindex::ReindexAction;
-use cli::{Cli, Command};
+use crate::config::help_text;
+use shared::error::CommandResult;
 
-/// How a command failed: decides the exit code.
-#[derive(Debug)]
-pub enum CommandError {
-    /// Arguments or configuration are wrong; nothing was done.
-    Usage(anyhow::Error),
-    /// The work failed.
-    Failed(anyhow::Error),
+const LONG_ABOUT: &str = "\
+Text→image search that can be trusted. Workers (`ingest`) consume new-image events from Kafka, \
+embed each image with CLIP, measure it against auxiliary prompts (BSAP) and store both on object \
+storage; the query worker (`serve`) follows the stored table and answers queries balanced against \
+each image's own score distribution.
+
+Start with `bsap demo`: everything in one process, nothing to set up.";
+
+const AFTER_LONG_HELP: &str = "\
+Exit codes: 0 done, 1 the work failed, 2 usage or configuration is wrong.
+
+Every option of the configuration file can be set by an environment variable \
+BSAP_<SECTION>__<KEY>. `bsap config reference` describes all of them.";
+
+/// Command, and the sections of the configuration that it reads: its long help describes them.
+const CONFIG_SECTIONS: [(&str, &[&str]); 17] = [
+    (
+        "ingest",
+        &[
+            "kafka",
+            "source",
+            "dead_letter",
+            "attributes",
+            "fetch",
+            "decode",
+            "model",
+            "prompts",
+            "table",
+            "maintenance",
+            "ingest",
+            "log",
+            "metrics",
+            "otlp",
+        ],
+    ),
+    (
+        "serve",
+        &[
+            "model",
+            "table",
+            "search",
+            "attributes",
+            "decode",
+            "fetch",
+            "http",
+            "log",
+            "metrics",
+            "otlp",
+        ],
+    ),
+    ("publish", &["kafka", "source", "attributes", "fetch"]),
+    ("reconcile", &["kafka", "source", "attributes", "fetch", "table", "maintenance"]),
+    ("dead-letters", &["kafka", "dead_letter"]),
+    ("status", &["table", "kafka", "source"]),
+    ("verify", &["table", "maintenance"]),
+    ("compact", &["table", "maintenance"]),
+    ("vacuum", &["table", "maintenance"]),
+    ("reindex", &["kafka", "source", "attributes", "prompts", "model", "table"]),
+    ("candidate", &["table"]),
+    ("promote", &["model", "table"]),
+    ("rollback", &["table"]),
+    ("history", &["table"]),
+    ("search", &["model", "table", "search", "attributes", "decode"]),
+    ("evaluate", &["model", "table", "prompts"]),
+    ("prompts", &["prompts", "model", "table"]),
+];
+
+/// The arguments of the process.
+#[derive(Debug, Parser)]
+#[command(name = "bsap", version, about = "Text→image search that can be trusted", long_about = LONG_ABOUT, after_long_help = AFTER_LONG_HELP)]
+pub struct Cli {
+    /// Configuration file; without one, the defaults hold.
+    #[arg(long, short, global = true, env = "BSAP_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
 }
 
-impl CommandError {
-    /// Says it on standard error. The exit code: 2 for usage and configuration, 1 for work.
-    pub fn report(&self) -> ExitCode {
-        remark!("error: {self}");
-        match self {
-            Self::Usage(_) => ExitCode::from(2),
-            Self::Failed(_) => ExitCode::FAILURE,
+impl Cli {
+    /// Parses the arguments of the process; ends the process with code 2 if they are invalid. The
+    /// long help of a command describes the options of the configuration that it reads.
+    pub fn from_process() -> Self {
+        let mut command = Self::command();
+        for (name, sections) in CONFIG_SECTIONS {
+            let options = help_text(sections);
+            command = command.mut_subcommand(name, |command| {
+                let help = match command.get_after_long_help() {
+                    Some(examples) => format!("{examples}\n\n{options}"),
+                    None => options,
+                };
+                command.after_long_help(help)
+            });
         }
-    }
-
-    /// A failure of usage with this message.
-    fn usage(message: impl fmt::Display) -> Self {
-        Self::Usage(anyhow::Error::msg(message.to_string()))
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
     }
 }
 
-impl fmt::Display for CommandError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Usage(error) | Self::Failed(error)) = self;
-        write!(f, "{error:#}")
-    }
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show everything at work: broker, storage, workers and page in one process
+    Demo(demo::DemoArgs),
+    /// Consume new-image events and store embeddings and statistics, until stopped
+    Ingest,
+    /// Follow the stored table and answer queries over HTTP, until stopped
+    Serve(serve::ServeArgs),
+    /// Announce images: files, folders, bucket prefixes or JSON lines become events
+    Publish(publish::PublishArgs),
+    /// Find images that are new, changed or removed without an event, and announce them
+    Reconcile(reconcile::ReconcileArgs),
+    /// List, show and replay messages that could not be used
+    DeadLetters(dead_letters::DeadLettersArgs),
+    /// Show what is stored, how it is served, and how far ingestion is behind
+    Status(table::StatusArgs),
+    /// Check that the stored table is complete and correct
+    Verify(table::VerifyArgs),
+    /// Merge small files of the table, and drop superseded rows
+    Compact(table::CompactArgs),
+    /// Remove files that are no longer part of the table
+    Vacuum(table::VacuumArgs),
+    /// Compute statistics or embeddings of stored images again, for another prompt set or model
+    Reindex(reindex::ReindexArgs),
+    /// Name a configuration that may become live, and observe it
+    Candidate(rollout::CandidateArgs),
+    /// Make the candidate live
+    Promote(rollout::PromoteArgs),
+    /// Make live again what was live before the last promotion
+    Rollback(rollout::RollbackArgs),
+    /// Print what was changed, when and by whom
+    History(rollout::HistoryArgs),
+    /// Query a running server, or the table itself
+    Search(search::SearchArgs),
+    /// Compare ranking configurations on your own queries: is balancing worth it?
+    Evaluate(Box<evaluate::EvaluateArgs>),
+    /// Embed texts and images and print the numbers, to compare with a reference
+    Embed(embed::EmbedArgs),
+    /// Describe a checkpoint, and test it
+    Model(model::ModelArgs),
+    /// List prompt sets, and measure what one does on the stored images
+    Prompts(prompts::PromptsArgs),
+    /// Make API keys for the query worker
+    Keys(keys::KeysArgs),
+    /// Check the configuration and try every connection that it names
+    Check,
+    /// Print an example, the effective configuration, the reference or the JSON schema
+    Config(config::ConfigArgs),
 }
-
-impl<E: Into<anyhow::Error>> From<E> for CommandError {
-    fn from(error: E) -> Self {
-        let error = error.into();
-        if error.is::<ConfigError>() { Self::Usage(error) } else { Self::Failed(error) }
-    }
-}
-
-type CommandResult = Result<(), CommandError>;
 
 /// Runs a command to its end.
 pub fn run(cli: &Cli) -> CommandResult {
-    let load = || crate::config::load(cli.config.as_deref(), std::env::vars());
+    let config_file = cli.config.as_deref();
     match &cli.command {
-        Command::Config(args) => config::run(args, load),
-        Command::Demo(args) => match &args.action {
-            None => demo::run(args),
-            Some(DemoAction::Render(args)) => demo::render_pictures(args),
-            Some(DemoAction::Evaluate(args)) => judge::run(args),
-        },
+        Command::Demo(args) => demo::run(args),
+        Command::Ingest => ingest::run(config_file),
+        Command::Serve(args) => serve::run(args, config_file),
+        Command::Publish(args) => publish::run(args, config_file),
+        Command::Reconcile(args) => reconcile::run(args, config_file),
+        Command::DeadLetters(args) => dead_letters::run(args, config_file),
+        Command::Status(args) => table::status::run(args, config_file),
+        Command::Verify(args) => table::verify::run(args, config_file),
+        Command::Compact(args) => table::compact::run(args, config_file),
+        Command::Vacuum(args) => table::vacuum::run(args, config_file),
+        Command::Reindex(args) => reindex::run(args, config_file),
+        Command::Candidate(args) => rollout::candidate::run(args, config_file),
+        Command::Promote(args) => rollout::promote::run(args, config_file),
+        Command::Rollback(args) => rollout::rollback::run(args, config_file),
+        Command::History(args) => rollout::history::run(args, config_file),
+        Command::Search(args) => search::run(args, config_file),
+        Command::Evaluate(args) => evaluate::run(args, config_file),
         Command::Embed(args) => embed::run(args),
-        Command::Evaluate(args) => run_evaluate(args, load),
+        Command::Model(args) => model::run(args),
+        Command::Prompts(args) => prompts::run(args, config_file),
         Command::Keys(args) => keys::run(args),
-        Command::Model(ModelArgs { action: ModelAction::Inspect { checkpoint, model } }) => {
-            model::inspect(&model.to_options(checkpoint))
-        }
-        Command::Prompts(args) => match &args.action {
-            PromptsAction::List => prompts::list_sets(&load_without_model(cli)?),
-            PromptsAction::Show { set } => prompts::show_set(set),
-            PromptsAction::Measure(args) => {
-                run_with_logging(with_quiet_logging(load()?), |config, token| {
-                    prompts::measure_sets(args, config, token)
-                })
-            }
-            PromptsAction::Suggest(args) => {
-                run_with_logging(with_quiet_logging(load()?), |config, token| {
-                    suggest::run(args, config, token)
-                })
-            }
-            PromptsAction::Retire { set } => {
-                run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, _| {
-                    prompts::retire_set(set, config)
-                })
-            }
-        },
-        Command::Candidate(args) => {
-            run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, _| {
-                promote::run_candidate(args, config)
-            })
-        }
-        Command::Promote(args) => run_with_logging(with_quiet_logging(load()?), |config, token| {
-            promote::promote(args, config, token)
-        }),
-        Command::Rollback(args) => {
-            let config = with_quiet_logging(load_without_model(cli)?);
-            run_with_logging(config, |config, token| promote::rollback(args, config, token))
-        }
-        Command::History(args) => {
-            run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, _| {
-                promote::history(args, config)
-            })
-        }
-        Command::Reindex(args) => {
-            let config = with_quiet_logging(load()?);
-            match &args.action {
-                ReindexAction::Statistics(args) => run_with_logging(config, |config, token| {
-                    reindex::reindex_statistics(args, config, token)
-                }),
-                ReindexAction::Model(args) => run_with_logging(config, |config, token| {
-                    reindex::reindex_model(args, config, token)
-                }),
-            }
-        }
-        Command::Check => block_on(check::run(cli.config.as_deref())),
-        Command::Ingest => run_with_logging(load()?, ingest::run),
-        Command::Serve(args) => {
-            let mut config = load()?;
-            serve::override_listen(args, &mut config)?;
-            run_with_logging(config, serve::run)
-        }
-        Command::Publish(args) => {
-            let config = load_without_model(cli)?;
-            run_with_logging(config, |config, token| publish::run(args, config, token))
-        }
-        Command::Reconcile(args) => {
-            let config = load_without_model(cli)?;
-            run_with_logging(config, |config, token| reconcile::run(args, config, token))
-        }
-        Command::DeadLetters(args) => {
-            let config = with_quiet_logging(load_without_model(cli)?);
-            run_with_logging(config, |config, token| dead_letters::run(args, config, token))
-        }
-        Command::Status(args) => {
-            run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, _| {
-                status::run(args, config)
-            })
-        }
-        Command::Verify(args) => {
-            let config = with_quiet_logging(load_without_model(cli)?);
-            run_with_logging(config, |config, token| verify::run(args, config, token))
-        }
-        Command::Compact(args) => {
-            let config = with_quiet_logging(load_without_model(cli)?);
-            run_with_logging(config, |config, token| upkeep::compact(args, config, token))
-        }
-        Command::Vacuum(args) => {
-            run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, _| {
-                upkeep::vacuum(args, config)
-            })
-        }
-        Command::Search(args) => {
-            if args.server.is_some() {
-                return block_on(search::search_server(args));
-            }
-            run_with_logging(with_quiet_logging(load()?), |config, token| {
-                search::search_table(args, config, token)
-            })
-        }
+        Command::Check => check::run(config_file),
+        Command::Config(args) => config::run(args, config_file),
     }
-}
-
-/// Rankings from files, a drawn catalogue, or the stored table.
-fn run_evaluate(
-    args: &EvaluateArgs,
-    load: impl FnOnce() -> Result<Config, ConfigError>,
-) -> CommandResult {
-    if let Some(EvaluateAction::Rankings(args)) = &args.action {
-        return evaluate::evaluate_rankings(args);
-    }
-    if !args.from_logs.is_empty() {
-        return evaluate_logs::run(args);
-    }
-    if args.synthetic.is_some() {
-        let config = with_quiet_logging(Config::default());
-        return run_with_logging(config, |_, token| {
-            evaluate::run_on_synthetic_catalogue(args, token)
-        });
-    }
-    run_with_logging(with_quiet_logging(load()?), |config, token| {
-        evaluate::run_on_table(args, config, token)
-    })
-}
-
-/// A command that loads no model does not ask for one.
-fn load_without_model(cli: &Cli) -> Result<Config, ConfigError> {
-    const CHECKPOINT_VAR: &str = "BSAP_MODEL__CHECKPOINT";
-    let others = std::env::vars().filter(|(name, _)| name != CHECKPOINT_VAR);
-    let environment = others.chain([(CHECKPOINT_VAR.to_owned(), ".".to_owned())]);
-    crate::config::load(cli.config.as_deref(), environment)
-}
-
-/// For a command whose answer stands on the terminal: what it logs goes there only where it warns. A file has
-/// all.
-fn with_quiet_logging(mut config: Config) -> Config {
-    config.otlp.endpoint = ENDPOINT_OFF.into();
-    if !config.log.file.as_os_str().is_empty() {
-        return config;
-    }
-    // The kernel logs as an error that a table is not there, which is told better by who asked for it.
-    config.log.level = "warn,deltalake_core=error,delta_kernel=off,buoyant_kernel=off".into();
-    config
-}
-
-/// A progress bar for work whose length is known.
-fn progress_bar(what: &str, length: u64) -> anyhow::Result<ProgressBar> {
-    let template = format!("{what:>10} [{{bar:40}}] {{pos}}/{{len}} {{per_sec}} {{eta}}");
-    let style = ProgressStyle::with_template(&template)?.progress_chars("=> ");
-    Ok(ProgressBar::new(length).with_style(style))
-}
-
-/// Shows how much of how much is done.
-fn progress_callback(bar: &ProgressBar) -> impl Fn(usize, usize) + Sync {
-    |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    }
-}
-
-/// Starts logging, then runs `work` with a token that SIGINT and SIGTERM cancel.
-fn run_with_logging<W>(
-    config: Config,
-    work: impl FnOnce(Config, CancellationToken) -> W,
-) -> CommandResult
-where
-    W: Future<Output = CommandResult>,
-{
-    let exporter =
-        telemetry::init_logging(&config.log, &config.otlp).map_err(CommandError::usage)?;
-    let token = CancellationToken::new();
-    block_on(async {
-        tokio::spawn(cancel_on_signal(token.clone()));
-        let sending = exporter.map(ExporterHandle::start);
-        let done = work(config, token).await;
-        if let Err(failure) = &done {
-            error!(event = event::FATAL, error = %failure, "ended by an error");
-        }
-        if let Some(sending) = sending {
-            sending.shut_down(FLUSH_TIMEOUT).await;
-        }
-        done
-    })
-}
-
-/// Runs on all cores. What still blocks a thread when `work` is done is not waited for.
-fn block_on(work: impl Future<Output = CommandResult>) -> CommandResult {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let done = runtime.block_on(work);
-    runtime.shutdown_background();
-    done
-}
-
-/// Cancels `token` at the first SIGINT or SIGTERM; a second one ends the process at once.
-async fn cancel_on_signal(token: CancellationToken) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return;
-    };
-    let mut wait = async || {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
-    wait().await;
-    token.cancel();
-    wait().await;
-    std::process::exit(130);
 }

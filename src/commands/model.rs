@@ -1,14 +1,45 @@
-//! `bsap model`.
+//! `bsap model`: what a checkpoint is.
 
-use super::CommandResult;
+use clap::{Args, Subcommand};
+
+use super::shared::checkpoint_args::CheckpointArgs;
+use super::shared::error::CommandResult;
+use super::shared::printing::print_line;
 use crate::clip::{ClipModel, Encoders, ModelOptions, run_self_test};
+
+/// `bsap model`.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: ModelAction,
+}
+
+/// What `bsap model` does.
+#[derive(Debug, Subcommand)]
+pub enum ModelAction {
+    /// Print architecture, sizes, fingerprint and preprocessing, and run a self-test
+    Inspect {
+        /// Folder of the checkpoint, in the Hugging Face layout, or a model of the hub
+        checkpoint: String,
+        /// Where and how exactly.
+        #[command(flatten)]
+        model: CheckpointArgs,
+    },
+}
+
+/// Inspects a checkpoint.
+pub fn run(args: &ModelArgs) -> CommandResult {
+    let ModelAction::Inspect { checkpoint, model } = &args.action;
+    inspect(&model.to_options(checkpoint))
+}
 
 /// Prints what a checkpoint is, and tests it.
 pub fn inspect(options: &ModelOptions) -> CommandResult {
     let clip = ClipModel::load(options)?;
     let card = clip.card();
     let memory = |bytes: f64| format!("{:.1} MB", card.parameters as f64 * bytes / 1e6);
-    let line = |name: &str, value: String| say!("{name:<14} {value}");
+    let line = |name: &str, value: String| print_line!("{name:<14} {value}");
     line("name", card.name.clone());
     line("architecture", card.architecture.clone());
     line("dimension", card.dimension.to_string());

@@ -1,26 +1,70 @@
-//! `bsap publish`.
+//! `bsap publish`: events for images that are named.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::Args;
 use futures::StreamExt;
 use futures::stream::{BoxStream, iter};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::Value;
 use tokio::io::BufReader;
 use tokio_util::sync::CancellationToken;
 
-use super::cli::PublishArgs;
-use super::{CommandError, CommandResult};
+use super::shared::attributes::{parse_attributes, parse_name_value};
+use super::shared::configuration::load_config_without_model;
+use super::shared::error::{CommandError, CommandResult};
+use super::shared::printing::{print_line, print_note};
+use super::shared::runtime::run_with_logging;
 use crate::config::Config;
-use crate::ingest::source::{Decoder, canonical_text};
+use crate::ingest::source::Decoder;
 use crate::publish::{self, EventTemplate, PublishError, PublishInput, Publisher};
-use crate::record::{AttributeType, VersionOrdering};
+use crate::record::VersionOrdering;
+
+/// `bsap publish`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  bsap publish photos/                       every picture below a folder
+  bsap publish s3://shop/images --id-prefix shop/
+  bsap publish --jsonl events.jsonl          events as schemas/image-event.schema.json has them
+  bsap publish --delete shop/a.jpg           say that an image is gone")]
+pub struct PublishArgs {
+    /// Files, folders, bucket prefixes (s3://, gs://, az://) or http(s) addresses
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
+    /// JSON lines, an event each; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    pub jsonl: Option<PathBuf>,
+    /// Image ids that are gone
+    #[arg(long, value_name = "ID", num_args = 1..)]
+    pub delete: Vec<String>,
+    /// Put before each image id
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub id_prefix: String,
+    /// An attribute for every listed image, for example --attribute shop=berlin
+    #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = parse_name_value)]
+    pub attributes: Vec<(String, String)>,
+    /// Date the events now instead of at each object's last change
+    #[arg(long)]
+    pub now: bool,
+    /// Print the events as JSON lines instead of sending them
+    #[arg(long)]
+    pub dry_run: bool,
+}
 
 /// Sends, or prints, the events for everything that is named.
-pub async fn run(args: &PublishArgs, config: Config, token: CancellationToken) -> CommandResult {
+pub fn run(args: &PublishArgs, config_file: Option<&Path>) -> CommandResult {
+    let config = load_config_without_model(config_file)?;
+    run_with_logging(config, |config, token| publish_events(args, config, token))
+}
+
+/// Sends, or prints, the events for everything that is named.
+async fn publish_events(
+    args: &PublishArgs,
+    config: Config,
+    token: CancellationToken,
+) -> CommandResult {
     if args.targets.is_empty() && args.jsonl.is_none() && args.delete.is_empty() {
         return Err(CommandError::usage(
             "nothing to publish: name files, folders or bucket prefixes, --jsonl FILE or --delete ID",
@@ -60,12 +104,12 @@ pub async fn run(args: &PublishArgs, config: Config, token: CancellationToken) -
     let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
     let done = publisher.send_all(candidates, &token, |candidate| match candidate {
         Ok(_) => bar.inc(1),
-        Err(reason) => bar.suspend(|| remark!("skipped: {reason}")),
+        Err(reason) => bar.suspend(|| print_note!("skipped: {reason}")),
     });
     let done = done.await?;
     tokio::task::spawn_blocking(move || publisher.flush(Duration::from_secs(30))).await??;
     bar.finish_and_clear();
-    say!(
+    print_line!(
         "{} events published to {}, {} skipped",
         done.published,
         config.source.topic,
@@ -84,34 +128,6 @@ fn fail_if_skipped(count: u64) -> CommandResult {
         0 => Ok(()),
         n => Err(anyhow::anyhow!("{n} inputs were skipped; the lines above say why").into()),
     }
-}
-
-/// Attributes are read as their declared types; others would be ignored by every worker.
-pub fn parse_attributes(
-    given: &[(String, String)],
-    config: &Config,
-) -> Result<BTreeMap<String, Value>, CommandError> {
-    let mut attributes = BTreeMap::new();
-    for (name, text) in given {
-        let kind = config.attributes.get(name).ok_or_else(|| {
-            CommandError::usage(format!(
-                "--attribute {name}: is not declared; add it to [attributes] in the configuration"
-            ))
-        })?;
-        let value = match kind {
-            AttributeType::Text | AttributeType::Time => Some(Value::String(text.clone())),
-            _ => serde_json::from_str(text).ok(),
-        };
-        let value =
-            value.filter(|value| canonical_text(*kind, value).is_some()).ok_or_else(|| {
-                let described = kind.description();
-                CommandError::usage(format!(
-                    "--attribute {name}: {text:?} is not {described}, as declared"
-                ))
-            })?;
-        attributes.insert(name.clone(), value);
-    }
-    Ok(attributes)
 }
 
 async fn read_events(
@@ -138,10 +154,10 @@ async fn print_events(
     let mut count = 0;
     while let Some(candidate) = candidates.next().await {
         match candidate? {
-            Ok(event) => say!("{}", serde_json::to_string(&event)?),
+            Ok(event) => print_line!("{}", serde_json::to_string(&event)?),
             Err(reason) => {
                 count += 1;
-                remark!("skipped: {reason}");
+                print_note!("skipped: {reason}");
             }
         }
     }

@@ -1,17 +1,22 @@
-//! `bsap reconcile`.
+//! `bsap reconcile`: compares the table with a listing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
 use chrono::{DateTime, TimeDelta, Utc};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::io::{AsyncBufRead, BufReader};
 use tokio_util::sync::CancellationToken;
 
-use super::cli::reconcile::ReconcileArgs;
-use super::{CommandError, CommandResult, publish, setup};
+use super::shared::attributes::{parse_attributes, parse_name_value};
+use super::shared::catalogue::open_catalogue;
+use super::shared::configuration::load_config_without_model;
+use super::shared::error::{CommandError, CommandResult};
+use super::shared::printing::{print_line, print_note};
+use super::shared::runtime::run_with_logging;
 use crate::catalogue::CatalogueState;
 use crate::config::Config;
 use crate::ingest::source::Decoder;
@@ -23,13 +28,80 @@ use crate::reconcile::{
 use crate::record::VersionOrdering;
 use crate::store::{self, Store};
 
+/// `bsap reconcile`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  bsap reconcile s3://shop/images                what differs; sends nothing
+  bsap reconcile s3://shop/images --repair       and sends the events that were lost
+  bsap reconcile --ids all.jsonl --as-of 2026-03-01T04:00:00Z --repair
+
+Without --repair it ends with code 1 where something differs, with --repair where something could \
+not be mended. docs/reconcile.md says what counts as new, changed and gone.")]
+pub struct ReconcileArgs {
+    /// Folders or bucket prefixes (s3://, gs://, az://), each compared on its own
+    #[arg(value_name = "TARGET")]
+    pub targets: Vec<String>,
+    /// Compare with a list of all images that there are, a line each: an id, or an event as
+    /// `bsap publish --jsonl` takes it. `-` reads standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "targets")]
+    pub ids: Option<PathBuf>,
+    /// When the list of --ids was begun: images that it lacks are deleted as of then
+    #[arg(long, value_name = "TIME", requires = "ids")]
+    pub as_of: Option<DateTime<Utc>>,
+    /// Send events for everything that differs
+    #[arg(long)]
+    pub repair: bool,
+    /// Put before each object's key to make the image id of a new one, as for `bsap publish`; of a
+    /// list, only ids that begin so are compared
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub id_prefix: String,
+    /// An attribute for every new image, for example --attribute shop=berlin
+    #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = parse_name_value)]
+    pub attributes: Vec<(String, String)>,
+    /// What changed less than so many seconds ago may still be on its way and is left alone. Longer
+    /// than ingestion usually lags
+    #[arg(long, default_value_t = 900, value_name = "SECONDS", value_parser = clap::value_parser!(u32))]
+    pub grace: u32,
+    /// By how many seconds an object may be younger than the event that brought it: for producers
+    /// that date events before they upload
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    pub tolerance: u32,
+    /// Send nothing where more than this share of the stored images would be deleted
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE", value_parser = parse_share)]
+    pub max_deletes: f64,
+    /// Where source.ordering is `sequence`: sequences are times in microseconds since 1970, as
+    /// `bsap publish` sets them
+    #[arg(long)]
+    pub sequence_is_time: bool,
+    /// Folder for sorting, some hundred bytes an image; the system's temporary folder, unless given
+    #[arg(long, value_name = "FOLDER")]
+    pub temp_dir: Option<PathBuf>,
+    /// Differences shown; all of them with --json
+    #[arg(long, default_value_t = 20)]
+    pub limit: u64,
+    /// Print JSON lines: each difference with its event, then a report for each target
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Compares each target with the table, and with `--repair` sends the events that were lost.
+pub fn run(args: &ReconcileArgs, config_file: Option<&Path>) -> CommandResult {
+    let config = load_config_without_model(config_file)?;
+    run_with_logging(config, |config, token| reconcile_targets(args, config, token))
+}
+
 /// Compares each target with the table, and sends what is missing where that is asked for.
-pub async fn run(args: &ReconcileArgs, config: Config, token: CancellationToken) -> CommandResult {
+async fn reconcile_targets(
+    args: &ReconcileArgs,
+    config: Config,
+    token: CancellationToken,
+) -> CommandResult {
     let started = Utc::now();
     validate_arguments(args, &config, started)?;
     let naming = EventTemplate {
         id_prefix: args.id_prefix.clone(),
-        attributes: publish::parse_attributes(&args.attributes, &config)?,
+        attributes: parse_attributes(&args.attributes, &config)?,
         use_current_time: false,
         ordering: config.source.ordering,
     };
@@ -43,7 +115,7 @@ pub async fn run(args: &ReconcileArgs, config: Config, token: CancellationToken)
         event_template: naming,
         attribute_types: config.attributes.clone(),
     };
-    let (catalogue, state) = setup::open_catalogue(&config).await?;
+    let (catalogue, state) = open_catalogue(&config).await?;
     check_ordering(&config, &state)?;
     let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
     let mut is_consistent = true;
@@ -168,7 +240,7 @@ async fn reconcile_target(
     let mut shown = 0;
     let show = move |finding: &Finding| {
         if json {
-            say!("{}", json!(finding));
+            print_line!("{}", json!(finding));
         } else if shown < limit {
             print_finding(finding);
         }
@@ -203,7 +275,7 @@ async fn send_repairs(
     let on_event = |sent: &PublishInput| {
         if let Err(key) = sent {
             bar.suspend(|| {
-                remark!("{key} is there, though the listing lacked it; it is not deleted");
+                print_note!("{key} is there, though the listing lacked it; it is not deleted");
             });
         }
         bar.inc(1);
@@ -226,21 +298,21 @@ fn print_finding(finding: &Finding) {
         DifferenceKind::Changed => "changed",
         DifferenceKind::Removed => "removed",
     };
-    say!("{kind:<8} {}  {}", finding.image_id, finding.reason);
+    print_line!("{kind:<8} {}  {}", finding.image_id, finding.reason);
     if let Some(refused) = &finding.unrepairable_reason {
-        say!("         cannot be mended: {refused}");
+        print_line!("         cannot be mended: {refused}");
     }
 }
 
 fn print_report(report: &ReconcileReport, args: &ReconcileArgs) {
     if args.json {
-        say!("{}", json!({ "report": report }));
+        print_line!("{}", json!({ "report": report }));
         return;
     }
     if report.difference_count() > args.limit {
-        say!("… {} differences, {} shown", report.difference_count(), args.limit);
+        print_line!("… {} differences, {} shown", report.difference_count(), args.limit);
     }
-    say!("{}", report.target);
+    print_line!("{}", report.target);
     for (count, what) in [
         (report.listed, "listed"),
         (report.stored, "stored"),
@@ -261,7 +333,16 @@ fn print_report(report: &ReconcileReport, args: &ReconcileArgs) {
     ] {
         let always = ["listed", "stored", "the same"].contains(&what);
         if count > 0 || always {
-            say!("{count:>10}  {what}");
+            print_line!("{count:>10}  {what}");
         }
+    }
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if (0.0..=1.0).contains(&share) {
+        Ok(share)
+    } else {
+        Err(format!("{share} is not between 0 and 1"))
     }
 }

@@ -1,25 +1,88 @@
-//! `bsap search`.
+//! `bsap search`: one query to a running server, or to the table itself.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use clap::Args;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::cli::SearchArgs;
-use super::{CommandError, CommandResult, result_table, setup};
+use super::shared::configuration::{load_config, with_quiet_logging};
+use super::shared::error::{CommandError, CommandResult};
+use super::shared::models::load_encoders;
+use super::shared::printing::print_line;
+use super::shared::query_worker::load_table_engine;
+use super::shared::result_table::render_side_by_side;
+use super::shared::runtime::{block_on, run_with_logging};
+use crate::balance::normalise::Normaliser;
 use crate::config::Config;
 use crate::search::{Query, QueryError};
 use crate::serve::http::{SearchRequest, SearchResponse};
 
+/// `bsap search`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  bsap search 'a red mug' --filter '{\"lte\": {\"price\": 20}}'
+  bsap search --image photo.jpg                 what is like a picture
+  bsap search --like shop/a.jpg -k 5            what is like an image of the catalogue")]
+#[command(group(clap::ArgGroup::new("input").required(true).args(["text", "image", "similar_to"])))]
+pub struct SearchArgs {
+    /// What to look for
+    pub text: Option<String>,
+    /// A picture's file: find what is like it
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// An image of the catalogue: find what is like it
+    #[arg(long, value_name = "ID")]
+    pub similar_to: Option<String>,
+    /// Which images may be found: JSON as in docs/api.md
+    #[arg(long, value_name = "JSON")]
+    pub filter: Option<String>,
+    /// Balanced score that hits must have: a number, or `calibrated`
+    #[arg(long, value_name = "SCORE", allow_hyphen_values = true)]
+    pub min_score: Option<String>,
+    /// A running server, for example http://127.0.0.1:8080; without it the table is read
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+    /// How many results
+    #[arg(short, long, default_value_t = 10)]
+    pub k: usize,
+    /// Formula; what is served, unless given
+    #[arg(long)]
+    pub normaliser: Option<Normaliser>,
+    /// Weight of the balanced score, 0 (plain CLIP) to 1; what is served, unless given
+    #[arg(long)]
+    pub weight: Option<f32>,
+    /// Prompt set by name; what is served, unless given
+    #[arg(long, value_name = "NAME")]
+    pub prompt_set: Option<String>,
+    /// Print the answer as JSON, as the server gives it
+    #[arg(long)]
+    pub json: bool,
+    /// API key for the server; better in the variable, where no list of processes shows it
+    #[arg(long, env = "BSAP_KEY", hide_env_values = true, value_name = "KEY")]
+    pub key: Option<String>,
+}
+
 /// How long a server may take to answer.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Searches by a running server if `--server` names one, otherwise by reading the table.
+pub fn run(args: &SearchArgs, config_file: Option<&Path>) -> CommandResult {
+    if args.server.is_some() {
+        return block_on(search_server(args));
+    }
+    let config = with_quiet_logging(load_config(config_file)?);
+    run_with_logging(config, |config, token| search_table(args, config, token))
+}
+
 /// Asks a running server.
-pub async fn search_server(args: &SearchArgs) -> CommandResult {
+async fn search_server(args: &SearchArgs) -> CommandResult {
     let server = args.server.as_deref().unwrap_or_default();
     let base = url::Url::parse(server).ok().filter(|url| url.has_host()).ok_or_else(|| {
         CommandError::usage(format!(
@@ -88,7 +151,7 @@ async fn post_search(
 }
 
 /// Asks the table itself.
-pub async fn search_table(
+async fn search_table(
     args: &SearchArgs,
     config: Config,
     token: CancellationToken,
@@ -96,8 +159,8 @@ pub async fn search_table(
     let request = serde_json::from_value::<SearchRequest>(request_body(args)?);
     let query =
         Query::try_from(request.map_err(CommandError::usage)?).map_err(CommandError::usage)?;
-    let encoders = setup::load_encoders(&config)?;
-    let Some(engine) = setup::load_table_engine(&config, encoders, &token).await? else {
+    let encoders = load_encoders(&config)?;
+    let Some(engine) = load_table_engine(&config, encoders, &token).await? else {
         return Ok(());
     };
     let results = tokio::task::spawn_blocking(move || engine.search(&query)).await?;
@@ -112,9 +175,9 @@ pub async fn search_table(
 
 fn print_answer(args: &SearchArgs, answer: &SearchResponse) -> CommandResult {
     if args.json {
-        say!("{}", serde_json::to_string_pretty(answer)?);
+        print_line!("{}", serde_json::to_string_pretty(answer)?);
     } else {
-        say!("{}", result_table::render_side_by_side(answer));
+        print_line!("{}", render_side_by_side(answer));
     }
     Ok(())
 }

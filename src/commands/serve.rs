@@ -1,14 +1,20 @@
-//! `bsap serve`.
+//! `bsap serve`: a query worker.
 
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use clap::Args;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::cli::ServeArgs;
-use super::setup::{self, QueryWorker};
-use super::{CommandError, CommandResult};
+use super::shared::configuration::load_config;
+use super::shared::error::{CommandError, CommandResult};
+use super::shared::models::load_models;
+use super::shared::printing::print_line;
+use super::shared::query_worker::{QueryWorker, build_app, build_query_worker};
+use super::shared::runtime::run_with_logging;
 use crate::clip::Encoders;
 use crate::config::Config;
 use crate::search::Engines;
@@ -17,6 +23,14 @@ use crate::table::TableError;
 use crate::telemetry::metrics::{self, HealthProbe};
 use crate::telemetry::{admin, event};
 
+/// `bsap serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Address and port, instead of http.listen
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+}
+
 /// How often a query worker looks whether its catalogue has been made.
 const CATALOGUE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -24,8 +38,15 @@ const CATALOGUE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// good: only a new process may get it back.
 const MAX_CONSECUTIVE_FAILURES: u32 = 3;
 
+/// Runs a query worker until it is stopped by a signal.
+pub fn run(args: &ServeArgs, config_file: Option<&Path>) -> CommandResult {
+    let mut config = load_config(config_file)?;
+    override_listen(args, &mut config)?;
+    run_with_logging(config, serve_queries)
+}
+
 /// `--listen` wins over `http.listen`, and obeys the same rules.
-pub fn override_listen(args: &ServeArgs, config: &mut Config) -> Result<(), CommandError> {
+fn override_listen(args: &ServeArgs, config: &mut Config) -> Result<(), CommandError> {
     let Some(listen) = args.listen else { return Ok(()) };
     config.http.listen = listen;
     match config.http.validate().first() {
@@ -35,18 +56,18 @@ pub fn override_listen(args: &ServeArgs, config: &mut Config) -> Result<(), Comm
 }
 
 /// Serves until `token` is cancelled. Waits where no worker has made the catalogue yet.
-pub async fn run(config: Config, token: CancellationToken) -> CommandResult {
+async fn serve_queries(config: Config, token: CancellationToken) -> CommandResult {
     let listener = http::listen(&config.http).await.map_err(CommandError::usage)?;
     let url = listener.url()?;
     metrics::record_start("query worker");
     let health = Arc::new(QueryWorkerHealth::default());
     admin::start_server(&config.metrics, health.clone(), token.child_token()).await;
-    let models = setup::load_models(&config)?;
+    let models = load_models(&config)?;
     let Some(worker) = wait_for_catalogue(&config, &models, &token).await? else { return Ok(()) };
-    let app = setup::build_app(&config, &worker, Vec::new())?;
+    let app = build_app(&config, &worker, Vec::new())?;
     // The worker is opened once.
     let _ = health.0.set(worker.engines.clone());
-    say!("serving on {url}");
+    print_line!("serving on {url}");
     let QueryWorker { engines, catalogue_follower: reader, feedback_writer: feedback, .. } = worker;
     let feedback_task = tokio::spawn(feedback.run(token.child_token()));
     tokio::spawn(engines.monitor_drift(token.child_token()));
@@ -99,7 +120,7 @@ async fn wait_for_catalogue(
 ) -> anyhow::Result<Option<QueryWorker>> {
     let mut warned = false;
     loop {
-        let error = match setup::build_query_worker(config, models).await {
+        let error = match build_query_worker(config, models).await {
             Ok(worker) => return Ok(Some(worker)),
             Err(error) => error,
         };

@@ -1,95 +1,61 @@
-//! Finding a checkpoint: a folder, or a model of the Hugging Face hub, kept in the hub's cache.
+//! Downloading a checkpoint from the Hugging Face hub, or finding it in the cache of the hub.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo, RepoType};
 
-use crate::clip::{ClipError, ModelOptions};
+use super::location::CheckpointLocation;
+use crate::clip::error::ClipError;
 
-/// The files of a checkpoint, small ones first, so that a wrong name shows before gigabytes come.
+/// The files of a checkpoint, the small ones first: a wrong name then fails before gigabytes are downloaded.
 const CHECKPOINT_FILES: [&str; 4] =
     ["config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"];
-/// SigLIP's padding stands in it; other checkpoints may lack it.
+
+/// Only SigLIP needs it, for its padding token; other checkpoints may lack it.
 const OPTIONAL_CHECKPOINT_FILE: &str = "tokenizer_config.json";
-/// Longest wait for a whole checkpoint: the largest are about 5 GB.
+
+/// Longest wait for all files of a checkpoint; the largest checkpoints are about 5 GB.
 const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
-/// How often a broken download is taken up again.
+
+/// How often the download of a file is resumed after it broke off.
 const MAX_DOWNLOAD_RETRIES: usize = 5;
 
-/// Where a checkpoint is to be found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CheckpointLocation {
-    /// A folder on this machine.
-    Folder(PathBuf),
-    /// `organisation/name` on the hub.
-    Hub(String),
-}
-
-impl CheckpointLocation {
-    /// What people call the model: its name on the hub, or that of its folder.
-    fn model_name(&self) -> String {
-        match self {
-            Self::Hub(id) => id.clone(),
-            Self::Folder(folder) => {
-                let folder = folder.canonicalize().unwrap_or_else(|_| folder.clone());
-                folder.file_name().map_or_else(|| "clip".into(), |n| n.to_string_lossy().into())
-            }
-        }
-    }
-
-    /// A folder where there is one of this name, else a model of the hub if it is written like one.
-    pub fn parse(checkpoint: &str) -> Result<Self, String> {
-        let folder = Path::new(checkpoint);
-        if folder.is_dir() {
-            return Ok(Self::Folder(folder.to_owned()));
-        }
-        let legal = |part: &str| {
-            let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            !part.is_empty() && !part.starts_with(['.', '-']) && part.chars().all(allowed)
-        };
-        match checkpoint.split_once('/') {
-            Some((organisation, name)) if legal(organisation) && legal(name) => {
-                Ok(Self::Hub(checkpoint.to_owned()))
-            }
-            _ => Err(format!(
-                "{checkpoint:?} is neither a folder nor a model of the hub such as openai/clip-vit-base-patch32"
-            )),
-        }
-    }
-}
-
-/// The name and the folder of a checkpoint, downloaded first where it is on the hub and not in the cache.
-/// `HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN` hold as for Hugging Face's own tools.
-pub fn locate_checkpoint(options: &ModelOptions) -> Result<(String, PathBuf), ClipError> {
-    let missing = |reason: String| ClipError::CheckpointUnavailable {
-        checkpoint: options.checkpoint.clone(),
+/// Returns the name and the folder of a checkpoint. A model of the hub that is not in the cache is
+/// downloaded first, unless `offline` forbids it. The variables `HF_HOME`, `HF_ENDPOINT` and
+/// `HF_TOKEN` apply as for the tools of Hugging Face.
+pub fn locate_checkpoint(
+    checkpoint: &str,
+    revision: &str,
+    offline: bool,
+) -> Result<(String, PathBuf), ClipError> {
+    let unavailable = |reason: String| ClipError::CheckpointUnavailable {
+        checkpoint: checkpoint.to_owned(),
         reason,
     };
-    let location = CheckpointLocation::parse(&options.checkpoint).map_err(missing)?;
+    let location = CheckpointLocation::parse(checkpoint).map_err(unavailable)?;
     let name = location.model_name();
     let folder = match location {
         CheckpointLocation::Folder(folder) => Ok(folder),
-        CheckpointLocation::Hub(id) => fetch_from_hub(id, options),
+        CheckpointLocation::Hub(id) => {
+            let repo = Repo::with_revision(id, RepoType::Model, revision.to_owned());
+            if offline { find_in_cache(&repo) } else { download_within_timeout(repo) }
+        }
     };
-    Ok((name, folder.map_err(missing)?))
+    Ok((name, folder.map_err(unavailable)?))
 }
 
-fn fetch_from_hub(id: String, options: &ModelOptions) -> Result<PathBuf, String> {
-    let repo = Repo::with_revision(id, RepoType::Model, options.revision.clone());
-    if options.offline {
-        return find_in_cache(&repo);
-    }
-    // A thread of its own: the hub's client has no deadline.
-    let (done, result) = mpsc::channel();
+/// Downloads on a thread of its own, because the client of the hub has no timeout.
+fn download_within_timeout(repo: Repo) -> Result<PathBuf, String> {
+    let (sender, result) = mpsc::channel();
     std::thread::spawn(move || {
-        // Nobody listens any more after the deadline.
-        let _ = done.send(download_checkpoint(&repo));
+        // After the timeout nothing receives the result.
+        let _ = sender.send(download_checkpoint(&repo));
     });
-    let late = |_| format!("the download took more than {} s", DOWNLOAD_TIMEOUT.as_secs());
-    result.recv_timeout(DOWNLOAD_TIMEOUT).map_err(late)?
+    let timed_out = |_| format!("the download took more than {} s", DOWNLOAD_TIMEOUT.as_secs());
+    result.recv_timeout(DOWNLOAD_TIMEOUT).map_err(timed_out)?
 }
 
 fn find_in_cache(repo: &Repo) -> Result<PathBuf, String> {
@@ -111,19 +77,19 @@ fn download_checkpoint(repo: &Repo) -> Result<PathBuf, String> {
     let get = |file: &str| {
         let explain = |e| {
             format!(
-                "there is no such folder, and of the hub's model {file} of revision {} is not to be had: {e}",
+                "there is no such folder, and {file} of revision {} of the model of that name on the hub cannot be downloaded: {e}",
                 repo.revision()
             )
         };
         api.get(file).map_err(explain)
     };
     let paths = CHECKPOINT_FILES.into_iter().map(get).collect::<Result<Vec<_>, _>>()?;
-    // Whoever needs it says that it is missing.
+    // `Checkpoint::read` reports it as missing if the architecture needs it.
     let _ = api.get(OPTIONAL_CHECKPOINT_FILE);
     common_folder(&paths)
 }
 
-/// All files of one revision lie in one folder.
+/// Returns the folder of all `paths`: the cache has one folder per revision.
 fn common_folder(paths: &[PathBuf]) -> Result<PathBuf, String> {
     let mut folders = paths.iter().filter_map(|path| path.parent());
     match folders.next() {
@@ -131,22 +97,6 @@ fn common_folder(paths: &[PathBuf]) -> Result<PathBuf, String> {
         _ => {
             Err("the cache has its files from different revisions; name one in model.revision"
                 .into())
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn folders_and_hub_models_are_distinguished() {
-        let here = "src/clip";
-        assert_eq!(CheckpointLocation::parse(here), Ok(CheckpointLocation::Folder(here.into())));
-        let id = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K";
-        assert_eq!(CheckpointLocation::parse(id), Ok(CheckpointLocation::Hub(id.into())));
-        for wrong in ["", "clip", "/nowhere/clip", "../clip", "a/b/c", "a/", "a b/c"] {
-            assert!(CheckpointLocation::parse(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Products with weights in bfloat16, for CPUs: half the memory that a query reads, and twice the
-//! arithmetic where the machine has instructions for it (AVX-512 BF16, AMX, Arm's). The library chooses
-//! at run time, and computes in f32 where it finds none.
+//! Matrix products with weights in bfloat16, for CPUs: a query reads half the memory, and the
+//! arithmetic is twice as fast if the machine has instructions for it (AVX-512 BF16, AMX, Arm's). The
+//! library chooses them at run time, and computes in f32 if there are none.
 //!
-//! What is multiplied is rounded to bfloat16; sums, and all that stands between products, are f32.
+//! Both factors are rounded to bfloat16; sums, and everything between products, are f32.
 
 use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor as Plain, bail};
 use numkong::types::bf16;
@@ -11,13 +11,13 @@ use rayon::prelude::*;
 
 use super::fused_ops::f32_values;
 
-/// Rows of inputs per task, for which a task's weights stay in the cache.
+/// Rows of inputs per task: the weights of the task stay in the cache for all of them.
 const INPUT_ROWS_PER_TASK: usize = 512;
-/// Rows of weights per task: they fit the cache next to the core at 3,072 values a row too, where 256
-/// rows cost twice the time; and a single text has work for many cores.
+/// Rows of weights per task: they fit the innermost cache even at 3,072 values per row, for which 256
+/// rows take twice the time, and a single text still has work for many cores.
 const WEIGHT_ROWS_PER_TASK: usize = 128;
 
-/// Weights [out, in], laid out for the machine's instructions.
+/// Weights [out, in], laid out for the instructions of the machine.
 pub struct Bf16Weights {
     packed_blocks: Vec<PackedMatrix<bf16>>,
     input_width: usize,
@@ -25,32 +25,32 @@ pub struct Bf16Weights {
 }
 
 impl Bf16Weights {
-    /// Of `weight` [out, in], f32 on the CPU.
+    /// Rounds and packs `weight` [out, in], f32 on the CPU.
     pub fn new(weight: &Plain) -> Result<Self> {
         let (out, width) = weight.dims2()?;
         let weight = weight.flatten_all()?.to_vec1::<f32>()?;
         let pack = |rows: &[f32]| {
             PackedMatrix::try_pack(&round_to_bf16(rows, width)?).map_err(|e| tensor_error(&e))
         };
-        let pieces = weight
+        let packed_blocks = weight
             .par_chunks(WEIGHT_ROWS_PER_TASK * width.max(1))
             .map(pack)
             .collect::<Result<_>>()?;
-        Ok(Self { packed_blocks: pieces, input_width: width, output_width: out })
+        Ok(Self { packed_blocks, input_width: width, output_width: out })
     }
 
-    /// `x` [m, in], contiguous f32 on the CPU, times the transpose of the weights: [m, out].
+    /// Multiplies `x` [m, in], contiguous f32 on the CPU, with the transpose of the weights: [m, out].
     pub fn multiply(&self, x: &Plain) -> Result<Plain> {
         x.apply_op1_no_bwd(self)
     }
 
-    /// Rows of results.
+    /// Number of values per row of the result.
     pub fn output_width(&self) -> usize {
         self.output_width
     }
 }
 
-/// Rows of `width` values, rounded.
+/// Rounds rows of `width` values to bfloat16.
 fn round_to_bf16(rows: &[f32], width: usize) -> Result<Tensor<bf16>> {
     let mut tensor =
         Tensor::try_full(&[rows.len() / width, width], bf16::ZERO).map_err(|e| tensor_error(&e))?;
@@ -72,7 +72,7 @@ impl CustomOp1 for Bf16Weights {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (m, width) = layout.shape().dims2()?;
         if width != self.input_width {
-            bail!("rows of {width} values do not go with weights of {}", self.input_width);
+            bail!("rows of {width} values do not match weights of {}", self.input_width);
         }
         let x = f32_values(x, layout)?;
         let mut out = vec![0f32; m * self.output_width];
@@ -80,8 +80,8 @@ impl CustomOp1 for Bf16Weights {
             .zip(x.par_chunks(INPUT_ROWS_PER_TASK * width))
             .try_for_each(|(out, x)| {
                 let x = round_to_bf16(x, width)?;
-                let multiply_block = |piece: &PackedMatrix<bf16>| {
-                    x.try_dots_packed(piece).map_err(|e| tensor_error(&e))
+                let multiply_block = |block: &PackedMatrix<bf16>| {
+                    x.try_dots_packed(block).map_err(|e| tensor_error(&e))
                 };
                 let parts = self
                     .packed_blocks
@@ -116,13 +116,13 @@ mod tests {
             assert_eq!((ours.dims(), ours.dtype()), (&[m, n][..], DType::F32));
             let difference = (ours - plain).unwrap().abs().unwrap().max_all().unwrap();
             let difference = difference.to_scalar::<f32>().unwrap();
-            // Of sums of up to 512 products below 1, in another order.
+            // Sums of up to 512 products below 1, added in a different order.
             assert!(difference < 1e-3, "{m} {n} {k}: {difference}");
         }
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn inputs_of_another_width_are_rejected() {
         let weights = Plain::zeros((4, 8), DType::F32, &Device::Cpu).unwrap();
         let x = Plain::zeros((2, 7), DType::F32, &Device::Cpu).unwrap();
         let message = Bf16Weights::new(&weights).unwrap().multiply(&x).unwrap_err().to_string();

@@ -1,32 +1,34 @@
-//! Sharing a batch between the cores.
+//! Distributes a batch over the cores of the CPU.
 
 use candle_core::Device;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::clip::ClipError;
+use crate::clip::error::ClipError;
 
-/// Fewest inputs worth a lane: weights are read once a lane, whatever its share.
+/// Fewest inputs per shard: each shard reads all weights once, however few inputs it has.
 const MIN_INPUTS_PER_SHARD: usize = 4;
-/// Most lanes: beyond that, shares of an ordinary batch become too small, and lanes get more cores.
+/// With more shards the parts of an ordinary batch become too small; on more cores each shard gets
+/// several.
 const MAX_SHARDS: usize = 8;
 
-/// Each lane takes its share of a batch through a whole tower on cores of its own. That keeps every
-/// core busy between the large products too, and costs no waiting at each of them: a fifth more
-/// images a second on two cores than all cores in each product by turns (docs/performance.md).
+/// Thread pools, each with its own cores, that each take one part of a batch through a whole encoder.
+/// That keeps every core busy between the large products too, without a barrier at each of them: a
+/// fifth more images per second on two cores than with all cores in one product after another
+/// (docs/performance.md).
 pub struct CpuShards {
     thread_pools: Vec<ThreadPool>,
 }
 
 impl CpuShards {
-    /// As many as the machine's cores are worth; a GPU takes a batch whole.
+    /// Creates one shard per core, up to the maximum; a GPU takes a batch whole.
     pub fn new(device: &Device) -> Result<Self, ClipError> {
         let cores = rayon::current_num_threads();
         let shard_count = if device.is_cpu() { cores.min(MAX_SHARDS) } else { 1 };
-        let pool = |lane: usize| {
-            let threads = cores / shard_count + usize::from(lane < cores % shard_count);
+        let pool = |shard: usize| {
+            let threads = cores / shard_count + usize::from(shard < cores % shard_count);
             ThreadPoolBuilder::new()
                 .num_threads(threads)
-                .thread_name(move |i| format!("tower-{lane}-{i}"))
+                .thread_name(move |i| format!("encoder-{shard}-{i}"))
                 .build()
                 .map_err(|e| ClipError::Device { device: "cpu".into(), reason: e.to_string() })
         };
@@ -38,7 +40,7 @@ impl CpuShards {
         Ok(Self { thread_pools: pools })
     }
 
-    /// What `work` makes of `inputs`, in order, a result an input.
+    /// Runs `work` on parts of `inputs` in parallel; returns one result per input, in order.
     pub fn run_sharded<T: Sync, R: Send>(
         &self,
         inputs: &[T],
@@ -56,7 +58,7 @@ impl CpuShards {
         let results: Vec<candle_core::Result<Vec<R>>> = std::thread::scope(|scope| {
             let running: Vec<_> = chunks
                 .zip(&self.thread_pools)
-                .map(|(share, pool)| scope.spawn(move || pool.install(|| work(share))))
+                .map(|(part, pool)| scope.spawn(move || pool.install(|| work(part))))
                 .collect();
             let join = |handle: std::thread::ScopedJoinHandle<_>| {
                 handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -77,20 +79,20 @@ mod tests {
 
     #[test]
     fn results_come_in_the_order_of_the_inputs() {
-        let lanes = CpuShards::new(&Device::Cpu).unwrap();
+        let shards = CpuShards::new(&Device::Cpu).unwrap();
         for count in [0, 1, 7, 8, 9, 100] {
             let inputs: Vec<usize> = (0..count).collect();
             let doubled =
-                lanes.run_sharded(&inputs, |part| Ok(part.iter().map(|i| i * 2).collect()));
+                shards.run_sharded(&inputs, |part| Ok(part.iter().map(|i| i * 2).collect()));
             assert_eq!(doubled.unwrap(), inputs.iter().map(|i| i * 2).collect::<Vec<_>>());
         }
     }
 
     #[test]
     fn a_failure_in_any_shard_is_reported() {
-        let lanes = CpuShards::new(&Device::Cpu).unwrap();
+        let shards = CpuShards::new(&Device::Cpu).unwrap();
         let inputs: Vec<usize> = (0..64).collect();
-        let result = lanes.run_sharded(&inputs, |part| {
+        let result = shards.run_sharded(&inputs, |part| {
             if part.contains(&63) {
                 Err(candle_core::Error::Msg("63".into()))
             } else {

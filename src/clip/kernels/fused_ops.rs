@@ -1,9 +1,10 @@
-//! What stands between the products of a block, in one pass over memory instead of four.
+//! The element-wise operations between the products of a block, in one pass over memory instead of
+//! four.
 //!
-//! On the CPU these run in place, vectorised for what the machine has (`pulp` chooses at run time);
-//! elsewhere they are ordinary tensor operations.
+//! On the CPU they run in place, vectorised for the instructions of the machine (`pulp` chooses at run
+//! time); on other devices they are ordinary tensor operations.
 
-// What is dispatched at run time must be inlined into the dispatch to be compiled for the machine.
+// A kernel must be inlined into the run-time dispatch to be compiled for the chosen instructions.
 #![allow(clippy::inline_always)]
 
 use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor, bail};
@@ -13,10 +14,11 @@ use rayon::prelude::*;
 
 use crate::clip::checkpoint::Activation;
 
-/// Values per task: a piece of work that is worth handing to another core.
+/// Values per task: enough work to be worth moving to another core.
 const VALUES_PER_TASK: usize = 1 << 15;
 
-/// activation(x + bias), or x + bias, where `x` is [.., n], freshly computed and seen by nobody else.
+/// Returns activation(x + bias), or x + bias without an activation. `x` is [.., n] and must not share
+/// its storage with another tensor: it is overwritten.
 pub fn add_bias_and_activate(
     x: Tensor,
     bias: &Tensor,
@@ -35,7 +37,7 @@ pub fn add_bias_and_activate(
     }
 }
 
-/// x + bias + residual, likewise.
+/// Returns x + bias + residual; `x` is overwritten, as above.
 pub fn add_bias_and_residual(x: Tensor, bias: &Tensor, residual: &Tensor) -> Result<Tensor> {
     if is_contiguous_cpu_f32(&x) && residual.is_contiguous() {
         x.inplace_op3(bias, residual, &BiasResidual)?;
@@ -44,12 +46,12 @@ pub fn add_bias_and_residual(x: Tensor, bias: &Tensor, residual: &Tensor) -> Res
     x.broadcast_add(bias)? + residual
 }
 
-/// Whether `x` is contiguous f32 on the CPU, which these are written for.
+/// Whether `x` is contiguous f32 on the CPU, as the kernels need it.
 pub fn is_contiguous_cpu_f32(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == candle_core::DType::F32 && x.is_contiguous()
 }
 
-/// Values of as many whole rows of `width` as make a piece; at least one row.
+/// Returns the number of values in the whole rows of `width` that make up a task; at least one row.
 fn values_per_task(width: usize) -> usize {
     (VALUES_PER_TASK / width).max(1) * width
 }
@@ -103,7 +105,7 @@ impl InplaceOp3 for BiasResidual {
     }
 }
 
-/// The values of a contiguous f32 tensor.
+/// Returns the values of a contiguous f32 tensor.
 pub fn f32_values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match (layout.contiguous_offsets(), storage) {
         (Some((from, to)), CpuStorage::F32(values)) => Ok(&values[from..to]),
@@ -175,11 +177,11 @@ fn map_with_bias(x: &mut [f32], bias: &[f32], f: impl Fn(f32) -> f32) {
     }
 }
 
-/// eˣ to about 2 units in the last place, written so that compilers vectorise it: 2ⁿ·eʳ with
+/// Returns eˣ to about 2 units in the last place, in a form that compilers vectorise: 2ⁿ·eʳ with
 /// |r| ≤ ln 2 / 2 and a polynomial for eʳ (Cephes).
 #[inline(always)]
 fn exp(x: f32) -> f32 {
-    /// Adding it rounds to whole numbers, which then stand in the low bits.
+    /// Adding it rounds to a whole number, whose bits are then the low bits of the sum.
     const ROUNDING_OFFSET: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUNDING_OFFSET);
@@ -194,7 +196,7 @@ fn exp(x: f32) -> f32 {
     e * f32::from_bits(power)
 }
 
-/// erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+/// Returns erf(x) to 1.5e-7 (Abramowitz and Stegun, 7.1.26).
 #[inline(always)]
 fn erf(x: f32) -> f32 {
     let a = x.abs();

@@ -1,26 +1,26 @@
 //! The product of few rows with a weight matrix, as a single query needs it.
 //!
-//! A general product repacks the weights first, which for a text of eight tokens takes longer than
-//! the product itself. Here each weight is read once, where it lies.
+//! A general matrix product repacks the weights first, which for a text of eight tokens takes longer
+//! than the product itself. Here each weight is read once, in place.
 
-// What is dispatched at run time must be inlined into the dispatch to be compiled for the machine.
+// A kernel must be inlined into the run-time dispatch to be compiled for the chosen instructions.
 #![allow(clippy::inline_always)]
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Rows up to which this is faster than a general product (benches/towers.rs).
+/// Number of rows up to which this is faster than a general product (benches/encoders.rs).
 pub const MAX_SKINNY_ROWS: usize = 16;
 
-/// Rows of either side that are multiplied at one time, so that what is loaded is used twice or
-/// four times.
+/// Rows of inputs and of weights that are multiplied together: each loaded weight is used four times,
+/// each loaded input twice.
 const INPUT_TILE_ROWS: usize = 4;
 const WEIGHT_TILE_ROWS: usize = 2;
 /// Weight rows per task.
 const WEIGHT_ROWS_PER_TASK: usize = 64;
 
-/// x [m, k] times the transpose of weight [n, k], both contiguous f32 on the CPU: [m, n].
+/// Multiplies x [m, k] with the transpose of weight [n, k], both contiguous f32 on the CPU: [m, n].
 pub fn multiply_skinny(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     x.apply_op2_no_bwd(weight, &SkinnyMatmul)
 }
@@ -42,9 +42,9 @@ impl CustomOp2 for SkinnyMatmul {
         let ((m, k), (n, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
         let (x, w) = (super::fused_ops::f32_values(x, xl)?, super::fused_ops::f32_values(w, wl)?);
         if k == 0 || w.len() != n * k {
-            bail!("{m}×{k} does not go with weights of {} values", w.len());
+            bail!("{m}×{k} does not match weights of {} values", w.len());
         }
-        // [n, m], so that each task writes a piece of its own.
+        // [n, m], so that each task writes a contiguous part.
         let mut transposed = vec![0f32; n * m];
         transposed
             .par_chunks_mut(WEIGHT_ROWS_PER_TASK * m)
@@ -96,7 +96,7 @@ impl WithSimd for SkinnyMatmulKernel<'_> {
     }
 }
 
-/// The dot products of `A` rows with `B` rows of `k` values.
+/// Returns the dot products of `A` rows with `B` rows of `k` values.
 #[inline(always)]
 fn tile_dot_products<S: Simd, const A: usize, const B: usize>(
     simd: S,
@@ -107,7 +107,7 @@ fn tile_dot_products<S: Simd, const A: usize, const B: usize>(
     let blocks = k / S::F32_LANES;
     let mut w_rows: [&[S::f32s]; A] = [&[]; A];
     let mut x_rows: [&[S::f32s]; B] = [&[]; B];
-    // Cut to one length, so that it is checked here and not in the loop.
+    // Sliced to one length, so that bounds are checked here and not in the loop.
     for i in 0..A {
         w_rows[i] = &S::as_simd_f32s(&w[i * k..(i + 1) * k]).0[..blocks];
     }
@@ -134,7 +134,7 @@ fn tile_dot_products<S: Simd, const A: usize, const B: usize>(
     out
 }
 
-/// What is left at the edges: single rows.
+/// Returns the same for incomplete tiles at the edges, row by row.
 #[inline(always)]
 fn edge_dot_products<S: Simd>(
     simd: S,

@@ -1,4 +1,4 @@
-//! The image tower: a vision transformer over patches.
+//! The image encoder: a vision transformer over patches.
 
 use candle_core::{Result, Tensor};
 use candle_nn::{LayerNorm, Module, VarBuilder, layer_norm};
@@ -6,12 +6,12 @@ use candle_nn::{LayerNorm, Module, VarBuilder, layer_norm};
 use super::transformer::{AttentionPool, TransformerEncoder};
 use crate::clip::checkpoint::{Architecture, ModelConfig};
 
-/// Pixels to embeddings.
+/// Computes embeddings of pixels.
 pub struct ImageEncoder {
-    /// [3·patch·patch, hidden]: a convolution whose stride is its size is one product.
+    /// [3·patch·patch, hidden]: a convolution whose stride equals its size is one matrix product.
     patch_weights: Tensor,
     patch_bias: Option<Tensor>,
-    /// CLIP's class token.
+    /// The class token of CLIP; `None` for SigLIP.
     class_token: Option<Tensor>,
     position_embeddings: Tensor,
     pre_norm: Option<LayerNorm>,
@@ -21,32 +21,32 @@ pub struct ImageEncoder {
     patch_side: usize,
 }
 
-/// From tokens to one vector.
+/// How the tokens become one vector.
 enum ImagePooling {
     /// CLIP: the class token, projected.
     ClassToken(Tensor),
-    /// SigLIP.
+    /// SigLIP: attention of one learned query to all tokens.
     Attention(Box<AttentionPool>),
 }
 
 impl ImageEncoder {
-    /// Loads `vision_model.*` and what follows it.
+    /// Loads `vision_model.*` and the projection.
     pub fn load(config: &ModelConfig, vb: &VarBuilder) -> Result<Self> {
         let image = &config.image;
         let (hidden, patch, eps) =
             (image.transformer.hidden_size, image.patch_side, image.transformer.layer_norm_eps);
-        let tower = vb.pp("vision_model");
-        let embeddings = tower.pp("embeddings");
+        let weights = vb.pp("vision_model");
+        let embeddings = weights.pp("embeddings");
         let patches = embeddings.get((hidden, 3, patch, patch), "patch_embedding.weight")?;
         let count = (image.image_side / patch).pow(2);
-        let (class, patch_bias, before, head) = match config.architecture {
+        let (class_token, patch_bias, pre_norm, pooling) = match config.architecture {
             Architecture::Clip => {
                 let projection = vb.get((config.dimension, hidden), "visual_projection.weight")?;
                 (
                     Some(embeddings.get(hidden, "class_embedding")?),
                     None,
-                    // The reference's own spelling.
-                    Some(layer_norm(hidden, eps, tower.pp("pre_layrnorm"))?),
+                    // Misspelt in the checkpoints of the reference too.
+                    Some(layer_norm(hidden, eps, weights.pp("pre_layrnorm"))?),
                     ImagePooling::ClassToken(projection.t()?.contiguous()?),
                 )
             }
@@ -56,20 +56,20 @@ impl ImageEncoder {
                 None,
                 ImagePooling::Attention(Box::new(AttentionPool::load(
                     &image.transformer,
-                    &tower.pp("head"),
+                    &weights.pp("head"),
                 )?)),
             ),
         };
-        let tokens = count + usize::from(class.is_some());
+        let tokens = count + usize::from(class_token.is_some());
         Ok(Self {
             patch_weights: patches.reshape((hidden, 3 * patch * patch))?.t()?.contiguous()?,
             patch_bias,
-            class_token: class,
+            class_token,
             position_embeddings: embeddings.get((tokens, hidden), "position_embedding.weight")?,
-            pre_norm: before,
-            transformer: TransformerEncoder::load(&image.transformer, &tower)?,
-            post_norm: layer_norm(hidden, eps, tower.pp("post_layernorm"))?,
-            pooling: head,
+            pre_norm,
+            transformer: TransformerEncoder::load(&image.transformer, &weights)?,
+            post_norm: layer_norm(hidden, eps, weights.pp("post_layernorm"))?,
+            pooling,
             patch_side: patch,
         })
     }
@@ -83,20 +83,21 @@ impl ImageEncoder {
         }
     }
 
-    /// [batch, 3, side, side] to [batch, dimension], not yet unit length.
+    /// Maps [batch, 3, side, side] to [batch, dimension], not yet of unit length.
     pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
         let (batch, channels, side, _) = pixels.dims4()?;
         let (patch, across) = (self.patch_side, side / self.patch_side);
-        // Pixels that fill no whole patch are left out, as a convolution does.
+        // Pixels that fill no whole patch are ignored, as by a convolution.
         let used = across * patch;
-        let cut = pixels
+        let patches = pixels
             .narrow(2, 0, used)?
             .narrow(3, 0, used)?
             .reshape(&[batch, channels, across, patch, across, patch])?
             .permute([0, 2, 4, 1, 3, 5].as_slice())?
             .reshape((batch * across * across, channels * patch * patch))?;
         let (_, hidden) = self.patch_weights.dims2()?;
-        let mut x = cut.matmul(&self.patch_weights)?.reshape((batch, across * across, hidden))?;
+        let mut x =
+            patches.matmul(&self.patch_weights)?.reshape((batch, across * across, hidden))?;
         if let Some(bias) = &self.patch_bias {
             x = x.broadcast_add(bias)?;
         }
@@ -104,8 +105,8 @@ impl ImageEncoder {
             x = Tensor::cat(&[&class.expand((batch, 1, hidden))?, &x], 1)?;
         }
         x = x.broadcast_add(&self.position_embeddings)?;
-        if let Some(before) = &self.pre_norm {
-            x = before.forward(&x)?;
+        if let Some(norm) = &self.pre_norm {
+            x = norm.forward(&x)?;
         }
         let x = self.transformer.forward(&x, None)?;
         match &self.pooling {

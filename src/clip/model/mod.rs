@@ -1,4 +1,4 @@
-//! A CLIP checkpoint, loaded: both towers on their device.
+//! A loaded CLIP model: both encoders on their device.
 
 mod device;
 mod image_encoder;
@@ -10,19 +10,22 @@ use candle_nn::VarBuilder;
 use image::RgbImage;
 
 use super::checkpoint::{Architecture, Checkpoint, hub};
+use super::encoders::Encoders;
+use super::error::ClipError;
+use super::model_card::ModelCard;
+use super::options::{CPU_PRECISION_HINT, ModelOptions, Precision};
 use super::preprocess::{ImagePreprocessor, Pixels};
 use super::tokenizer::TextTokenizer;
-use super::{CPU_PRECISION_HINT, ClipError, Encoders, ModelCard, ModelOptions, Precision};
 use device::ComputeDevice;
 use image_encoder::ImageEncoder;
 use text_encoder::TextEncoder;
 use transformer::normalise_rows;
 
-/// Batches that a GPU is given at one time: while it computes one, the host copies and measures the
-/// other.
+/// Batches given to a GPU at the same time: while it computes one, the host copies the pixels of the
+/// other and measures its embeddings.
 const GPU_CONCURRENT_BATCHES: usize = 2;
 
-/// A loaded CLIP model.
+/// A CLIP or SigLIP model with its weights on a device.
 pub struct ClipModel {
     card: ModelCard,
     preprocessor: ImagePreprocessor,
@@ -34,16 +37,18 @@ pub struct ClipModel {
 }
 
 impl ClipModel {
-    /// Loads a checkpoint. Refuses what it cannot compute exactly, naming the file and the reason.
+    /// Loads a checkpoint. A checkpoint that cannot be computed exactly is an error that names the
+    /// file and the reason.
     pub fn load(options: &ModelOptions) -> std::result::Result<Self, ClipError> {
-        let computer = ComputeDevice::open(options.device)?;
-        let device = computer.device();
+        let compute_device = ComputeDevice::open(options.device)?;
+        let device = compute_device.device();
         if device.is_cpu() && options.dtype == Precision::F16 {
             let reason = format!("model.dtype: {CPU_PRECISION_HINT}");
             return Err(ClipError::Device { device: "cpu".into(), reason });
         }
         let dtype = options.dtype.tensor_dtype(device);
-        let (name, folder) = hub::locate_checkpoint(options)?;
+        let (name, folder) =
+            hub::locate_checkpoint(&options.checkpoint, &options.revision, options.offline)?;
         let mut checkpoint = Checkpoint::read(&folder)?;
         let config = checkpoint.config.clone();
         let side = config.image.image_side as u32;
@@ -88,22 +93,22 @@ impl ClipModel {
             image_encoder: image,
             text_encoder: text,
             dtype,
-            device: computer,
+            device: compute_device,
         })
     }
 
-    /// The token ids of `text` as the text tower reads them.
+    /// Returns the token ids of `text` as the text encoder reads them.
     pub fn tokenise(&self, text: &str) -> std::result::Result<Vec<u32>, ClipError> {
         self.tokenizer.tokenise(text)
     }
 
-    /// Normalised pixels as one tensor [batch, 3, side, side].
+    /// Returns normalised pixels as one tensor [batch, 3, side, side].
     fn pixels_to_tensor(&self, pictures: &[Pixels]) -> Result<Tensor> {
         let side = self.card.image_side as usize;
         let (factor, shift) = (self.preprocessor.channel_scale, self.preprocessor.channel_shift);
         let device = self.device.device();
         if !device.is_cpu() {
-            // As bytes: a quarter of what crosses the bus, and the device has the cores for the rest.
+            // Copied as bytes, a quarter of the size of f32, and normalised on the device.
             let bytes = pictures.iter().flat_map(|picture| &picture.0).copied().collect();
             let bytes = Tensor::from_vec::<_, u8>(bytes, (pictures.len(), side, side, 3), device)?;
             let channels = |values: [f32; 3]| Tensor::new(&values, device);
@@ -166,8 +171,8 @@ impl Encoders for ClipModel {
     }
 }
 
-/// One number: of shape [] or, as some exports have it, [1]. Whatever the towers compute in, it is not
-/// rounded to that: the logit scale stands in the keys of statistics, which CPU and GPU must agree on.
+/// Loads one number, of shape [] or, in some exports, [1]. It is always f32, whatever the precision of
+/// the encoders: the logit scale is part of the keys of statistics, which CPU and GPU must agree on.
 fn load_scalar(tensors: &VarBuilder, name: &str) -> Result<f32> {
     let read = |shape: Shape| {
         tensors.get_with_hints_dtype(shape, name, candle_nn::Init::default(), DType::F32)

@@ -1,4 +1,4 @@
-//! The text tower: a transformer over tokens, read at the last one.
+//! The text encoder: a transformer over tokens, whose output is that of the last token.
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Embedding, LayerNorm, Linear, Module, VarBuilder, embedding, layer_norm, linear};
@@ -6,21 +6,21 @@ use candle_nn::{Embedding, LayerNorm, Linear, Module, VarBuilder, embedding, lay
 use super::transformer::TransformerEncoder;
 use crate::clip::checkpoint::{Architecture, ModelConfig};
 
-/// Tokens to embeddings.
+/// Computes embeddings of token ids.
 pub struct TextEncoder {
     token_embeddings: Embedding,
     position_embeddings: Tensor,
     transformer: TransformerEncoder,
     final_norm: LayerNorm,
     projection: Linear,
-    /// [context, context], 0 on and below the diagonal, −∞ above: a token sees none behind it.
-    /// SigLIP's tokens see all.
+    /// [context, context], 0 on and below the diagonal, −∞ above: a token attends to no later one.
+    /// `None` for SigLIP, whose tokens attend to all.
     causal_mask: Option<Tensor>,
     device: Device,
 }
 
 impl TextEncoder {
-    /// Loads `text_model.*` and what follows it.
+    /// Loads `text_model.*` and the projection.
     pub fn load(
         config: &ModelConfig,
         vb: &VarBuilder,
@@ -29,9 +29,9 @@ impl TextEncoder {
     ) -> Result<Self> {
         let text = &config.text;
         let (hidden, context) = (text.transformer.hidden_size, text.context_length);
-        let tower = vb.pp("text_model");
-        let embeddings = tower.pp("embeddings");
-        let (mask, projection) = match config.architecture {
+        let weights = vb.pp("text_model");
+        let embeddings = weights.pp("embeddings");
+        let (causal_mask, projection) = match config.architecture {
             Architecture::Clip => {
                 let mask: Vec<f32> = (0..context * context)
                     .map(|i| if i % context > i / context { f32::NEG_INFINITY } else { 0.0 })
@@ -40,7 +40,7 @@ impl TextEncoder {
                 let weight = vb.get((config.dimension, hidden), "text_projection.weight")?;
                 (Some(mask), Linear::new(weight, None))
             }
-            Architecture::Siglip => (None, linear(hidden, config.dimension, tower.pp("head"))?),
+            Architecture::Siglip => (None, linear(hidden, config.dimension, weights.pp("head"))?),
         };
         Ok(Self {
             token_embeddings: embedding(
@@ -49,14 +49,14 @@ impl TextEncoder {
                 embeddings.pp("token_embedding"),
             )?,
             position_embeddings: embeddings.get((context, hidden), "position_embedding.weight")?,
-            transformer: TransformerEncoder::load(&text.transformer, &tower)?,
+            transformer: TransformerEncoder::load(&text.transformer, &weights)?,
             final_norm: layer_norm(
                 hidden,
                 text.transformer.layer_norm_eps,
-                tower.pp("final_layer_norm"),
+                weights.pp("final_layer_norm"),
             )?,
             projection,
-            causal_mask: mask,
+            causal_mask,
             device: device.clone(),
         })
     }
@@ -66,8 +66,8 @@ impl TextEncoder {
         self.transformer.convert_to_bf16()
     }
 
-    /// Token ids, each row ending with the token that is read, to [batch, dimension], not yet unit
-    /// length. Rows of different length need a causal tower.
+    /// Maps rows of token ids to [batch, dimension], not yet of unit length. The output is taken at
+    /// the last token of each row; rows of different lengths need a causal mask.
     pub fn forward(&self, rows: &[Vec<u32>]) -> Result<Tensor> {
         let longest = rows.iter().map(Vec::len).max().unwrap_or_default();
         let mut ids = Vec::with_capacity(rows.len() * longest);
@@ -75,7 +75,7 @@ impl TextEncoder {
         for (i, row) in rows.iter().enumerate() {
             ends.push((i * longest + row.len() - 1) as u32);
             ids.extend_from_slice(row);
-            // Behind the end-of-text token, whatever stands there is never seen.
+            // No token attends to what follows the end-of-text token.
             ids.resize((i + 1) * longest, 0);
         }
         let ids = Tensor::from_vec(ids, (rows.len(), longest), &self.device)?;

@@ -1,5 +1,5 @@
-//! The transformer that both towers are made of (pre-norm, as in "Learning Transferable Visual
-//! Models From Natural Language Supervision", 2021).
+//! The transformer of both encoders (pre-norm, as in "Learning Transferable Visual Models From
+//! Natural Language Supervision", 2021).
 
 use candle_core::{D, Result, Tensor};
 use candle_nn::ops::softmax_last_dim;
@@ -12,7 +12,7 @@ use crate::clip::kernels::fused_ops::{
 };
 use crate::clip::kernels::skinny_matmul::{MAX_SKINNY_ROWS, multiply_skinny};
 
-/// A product with weights [out, in] and a bias [out].
+/// A linear layer with weights [out, in] and a bias [out].
 struct LinearLayer {
     weight: LinearWeight,
     bias: Tensor,
@@ -36,7 +36,7 @@ impl LinearLayer {
         Ok(())
     }
 
-    /// [.., in] to [.., out], without the bias.
+    /// Maps [.., in] to [.., out], without the bias.
     fn multiply(&self, x: &Tensor) -> Result<Tensor> {
         let mut shape = x.dims().to_vec();
         let width = shape.pop().unwrap_or_default();
@@ -46,11 +46,11 @@ impl LinearLayer {
                 (weight.multiply(&x.contiguous()?)?, weight.output_width())
             }
             LinearWeight::Full(weight) => {
-                let few = x.dim(0)? <= MAX_SKINNY_ROWS
+                let is_skinny = x.dim(0)? <= MAX_SKINNY_ROWS
                     && is_contiguous_cpu_f32(&x)
                     && is_contiguous_cpu_f32(weight);
                 let product =
-                    if few { multiply_skinny(&x, weight)? } else { x.matmul(&weight.t()?)? };
+                    if is_skinny { multiply_skinny(&x, weight)? } else { x.matmul(&weight.t()?)? };
                 (product, weight.dim(0)?)
             }
         };
@@ -70,13 +70,13 @@ impl LinearLayer {
         add_bias_and_activate(self.multiply(x)?, &self.bias, Some(activation))
     }
 
-    /// The product of `x`, added to `residual`.
+    /// Adds the output for `x` to `residual`.
     fn forward_residual(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         add_bias_and_residual(self.multiply(x)?, &self.bias, residual)
     }
 }
 
-/// The two products of a block with a non-linearity between, added to what came in.
+/// The MLP of a block: two linear layers with a non-linearity in between.
 struct Mlp {
     fc1: LinearLayer,
     fc2: LinearLayer,
@@ -98,14 +98,14 @@ impl Mlp {
         self.fc2.convert_to_bf16()
     }
 
-    /// `x` and what is added to it are [.., hidden].
+    /// Adds the output for `x` to `residual`; both are [.., hidden].
     fn forward_residual(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         self.fc2.forward_residual(residual, &self.fc1.forward_activated(x, self.activation)?)
     }
 }
 
-/// Splits [batch, tokens, hidden] into heads, weighs the values by how queries meet keys, and joins
-/// the heads again. `mask` is added to the scores of every head.
+/// Computes attention over [batch, tokens, hidden]: splits into heads, weights the values by the
+/// softmax of query–key products, and joins the heads. `mask` is added to the scores of every head.
 fn multi_head_attention(
     q: &Tensor,
     k: &Tensor,
@@ -174,7 +174,7 @@ impl TransformerBlock {
     }
 }
 
-/// A stack of blocks.
+/// A stack of transformer blocks.
 pub struct TransformerEncoder {
     blocks: Vec<TransformerBlock>,
 }
@@ -194,7 +194,7 @@ impl TransformerEncoder {
         self.blocks.iter_mut().try_for_each(TransformerBlock::convert_to_bf16)
     }
 
-    /// [batch, tokens, hidden] to the same shape.
+    /// Maps [batch, tokens, hidden] to the same shape.
     pub fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let mut x = x.clone();
         for block in &self.blocks {
@@ -204,7 +204,7 @@ impl TransformerEncoder {
     }
 }
 
-/// SigLIP's pooling: one learned query attends to all tokens, then a residual block.
+/// The pooling of SigLIP: one learned query attends to all tokens, then a residual MLP.
 pub struct AttentionPool {
     probe: Tensor,
     query: LinearLayer,
@@ -247,7 +247,7 @@ impl AttentionPool {
         self.mlp.convert_to_bf16()
     }
 
-    /// [batch, tokens, hidden] to [batch, hidden].
+    /// Maps [batch, tokens, hidden] to [batch, hidden].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, _, hidden) = x.dims3()?;
         let query = self.query.forward(&self.probe)?.expand((batch, 1, hidden))?;

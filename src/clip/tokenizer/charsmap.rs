@@ -1,8 +1,8 @@
 //! The normalisation rules inside a SentencePiece model.
 //!
-//! `tokenizer.json` carries them as `precompiled_charsmap`. SentencePiece replaces the longest match
-//! at each position; the `tokenizers` library looks at whole grapheme clusters instead, and so
-//! composes unusual sequences of combining characters in another way.
+//! `tokenizer.json` has them as `precompiled_charsmap`. SentencePiece replaces the longest match at
+//! each position; the `tokenizers` library matches whole grapheme clusters instead, and so composes
+//! unusual sequences of combining characters differently.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -19,8 +19,8 @@ pub struct Charsmap {
 }
 
 impl Charsmap {
-    /// Takes the rules out of the `normalizer` of a `tokenizer.json`, so that nothing applies them
-    /// twice. `None` where there are none.
+    /// Removes the rules from the `normalizer` of a `tokenizer.json`, so that they are not applied
+    /// twice, and returns them; `None` if there are none.
     pub fn extract_from_tokenizer(tokenizer: &mut Value) -> Result<Option<Self>, String> {
         let Some(normalizer) = tokenizer.get_mut("normalizer") else { return Ok(None) };
         let found = if normalizer["type"] == "Precompiled" {
@@ -47,13 +47,13 @@ impl Charsmap {
         Some(Self { trie, replacements })
     }
 
-    /// `text` with the longest matching rule applied at each position.
+    /// Returns `text` with the longest matching rule applied at each position.
     pub fn normalise(&self, text: &str) -> String {
         let mut normalised = String::with_capacity(text.len());
         let mut rest = text;
         while let Some(first) = rest.chars().next() {
             let matched = self.longest_match(rest.as_bytes());
-            // A rule that ends inside of a character could only come from a broken file.
+            // Only a broken file has a rule that ends within a character.
             match matched.filter(|(length, _)| rest.is_char_boundary(*length)) {
                 Some((length, replacement)) => {
                     normalised.push_str(replacement);
@@ -68,7 +68,7 @@ impl Charsmap {
         normalised
     }
 
-    /// Length and replacement of the longest rule that `bytes` begins with.
+    /// Returns the length in bytes and the replacement of the longest rule that `bytes` starts with.
     fn longest_match(&self, bytes: &[u8]) -> Option<(usize, &str)> {
         let unit = |at: usize| self.trie.get(at).copied();
         let mut at = unit_offset(unit(0)?);
@@ -93,7 +93,7 @@ const fn has_leaf(unit: u32) -> bool {
     (unit >> 8) & 1 == 1
 }
 
-/// The byte that leads to a unit; the top bit marks leaves, which no byte leads to.
+/// Returns the byte that leads to a unit; the top bit marks leaves, which no byte leads to.
 const fn unit_label(unit: u32) -> u32 {
     unit & 0x8000_00ff
 }
@@ -107,20 +107,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_rule_wins_and_broken_rules_are_refused() {
+    fn the_longest_rule_wins_and_broken_rules_are_rejected() {
         let text = std::fs::read("tests/fixtures/siglip/tokenizer.json").unwrap();
         let mut tokenizer: Value = serde_json::from_slice(&text).unwrap();
         let rules = Charsmap::extract_from_tokenizer(&mut tokenizer).unwrap().unwrap();
         assert!(
             Charsmap::extract_from_tokenizer(&mut tokenizer).unwrap().is_none(),
-            "the rules were taken out"
+            "the rules were removed"
         );
-        // As SentencePiece's nmt_nfkc has it: composed, compatibility forms, spaces.
+        // As nmt_nfkc of SentencePiece: composed characters, compatibility forms, spaces.
         for (text, expected) in [
             ("e\u{301}", "é"),
             ("ﬁ ①", "fi 1"),
             ("a\u{3000}b", "a b"),
-            // Two marks: the first composes, whatever grapheme cluster they make.
+            // Two marks: the first composes, although both are in one grapheme cluster.
             ("e\u{301}\u{323}", "é\u{323}"),
             ("日本", "日本"),
             ("", ""),

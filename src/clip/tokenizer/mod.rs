@@ -1,4 +1,4 @@
-//! Text to token ids.
+//! Turns texts into token ids, as the tokenizer of the checkpoint does.
 
 mod charsmap;
 
@@ -9,15 +9,16 @@ use std::path::Path;
 use serde::de::IgnoredAny;
 use tokenizers::{PaddingParams, PaddingStrategy, Tokenizer, TruncationParams};
 
-use super::ClipError;
 use super::checkpoint::{Architecture, ModelConfig, read_json};
+use super::error::ClipError;
 use charsmap::Charsmap;
 
-/// The checkpoint's tokenizer, truncating to the context length.
+/// The tokenizer of a checkpoint, truncating to the context length.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     end_token: EndToken,
-    /// What becomes of a text first, as SigLIP was trained; CLIP's tokenizer does all by itself.
+    /// Applied to a text first, as in the training of SigLIP; `None` for CLIP, whose `tokenizer.json`
+    /// has all rules.
     normalisation: Option<TextNormalisation>,
 }
 
@@ -25,42 +26,42 @@ pub struct TextTokenizer {
 enum EndToken {
     /// The largest id: configurations before transformers 4.31 named id 2 by mistake.
     LargestId,
-    /// The first of this id.
+    /// The first token with this id.
     FirstWithId(u32),
-    /// SigLIP reads the last of the full length, whatever it is.
+    /// SigLIP: the last token of the padded text, whatever it is.
     LastPosition,
 }
 
-/// Letters of a text that are looked at for its script.
+/// Letters of a text that are checked for its script.
 const MAX_SCRIPT_SAMPLE_LETTERS: usize = 32;
-/// Tokens that a letter may need where the vocabulary was made for its script. OpenAI CLIP's needs
-/// 1.0 (Thai) to 2.4 (Chinese) outside of Latin, multilingual ones about half a token; but some of
-/// these split Han one by one.
+/// Tokens that a letter may need if the vocabulary was made for its script. Outside of Latin the
+/// vocabulary of OpenAI's CLIP needs 1.0 (Thai) to 2.4 (Chinese), multilingual ones about half a
+/// token; but some of these split Han characters one by one.
 const MAX_TOKENS_PER_LETTER: f64 = 0.9;
 const MAX_TOKENS_PER_HAN_CHARACTER: f64 = 1.2;
 
-/// Token ids, the last being the one that is read. CLIP's end there: with causal attention nothing
-/// behind end-of-text changes the embedding. SigLIP's are padded to the full length.
+/// Token ids; the embedding is taken at the last one. For CLIP that is end-of-text: with causal
+/// attention no later token changes the embedding. For SigLIP the text is padded to the full length.
 pub type TokenIds = Vec<u32>;
 
-/// Reads a tokenizer. The library panics on some files that are none.
+/// Parses `tokenizer.json`. The library panics on some invalid files.
 fn parse_tokenizer(bytes: &[u8]) -> Result<Tokenizer, String> {
     match catch_unwind(|| Tokenizer::from_bytes(bytes)) {
         Ok(read) => read.map_err(|e| e.to_string()),
-        Err(_) => Err("is no tokenizer: one of its parts is not as its type has it".into()),
+        Err(_) => Err("is no tokenizer: one of its parts does not match its type".into()),
     }
 }
 
 impl TextTokenizer {
-    /// Loads `tokenizer.json` and checks that it fits the text tower.
+    /// Loads `tokenizer.json` and checks that it fits the text encoder.
     pub fn load(folder: &Path, config: &ModelConfig) -> Result<Self, ClipError> {
         let file = folder.join("tokenizer.json");
-        let wrong = |reason: String| ClipError::InvalidCheckpoint { file: file.clone(), reason };
+        let invalid = |reason: String| ClipError::InvalidCheckpoint { file: file.clone(), reason };
         let text = &config.text;
-        let (tokenizer, plain) = match config.architecture {
+        let (tokenizer, normalisation) = match config.architecture {
             Architecture::Siglip if is_siglip_v1_tokenizer(folder)? => {
                 let (mut written, _): (serde_json::Value, _) = read_json(&file)?;
-                let rules = Charsmap::extract_from_tokenizer(&mut written).map_err(wrong)?;
+                let rules = Charsmap::extract_from_tokenizer(&mut written).map_err(invalid)?;
                 (
                     parse_tokenizer(written.to_string().as_bytes()),
                     Some(TextNormalisation::SiglipCanonical(rules)),
@@ -72,19 +73,20 @@ impl TextTokenizer {
                 (parse_tokenizer(&bytes), lower.then_some(TextNormalisation::Lowercase))
             }
         };
-        let mut tokenizer = tokenizer.map_err(wrong)?;
+        let mut tokenizer = tokenizer.map_err(invalid)?;
         let size = tokenizer.get_vocab_size(true);
-        // Towers are at most padded a little; one with many more tokens had another tokenizer.
+        // The vocabulary of the encoder may be padded a little; if it is much larger, the model was
+        // trained with another tokenizer.
         if size > text.vocabulary_size || size < text.vocabulary_size - text.vocabulary_size / 8 {
-            return Err(wrong(format!(
-                "has {size} tokens, but the text tower knows {} (text_config.vocab_size)",
+            return Err(invalid(format!(
+                "has {size} tokens, but the text encoder knows {} (text_config.vocab_size)",
                 text.vocabulary_size
             )));
         }
         let truncation =
             TruncationParams { max_length: text.context_length, ..TruncationParams::default() };
-        tokenizer.with_truncation(Some(truncation)).map_err(|e| wrong(e.to_string()))?;
-        let (padding, end) = match config.architecture {
+        tokenizer.with_truncation(Some(truncation)).map_err(|e| invalid(e.to_string()))?;
+        let (padding, end_token) = match config.architecture {
             Architecture::Clip if text.end_of_text_id == 2 => (None, EndToken::LargestId),
             Architecture::Clip => (None, EndToken::FirstWithId(text.end_of_text_id)),
             Architecture::Siglip => (
@@ -93,9 +95,9 @@ impl TextTokenizer {
             ),
         };
         tokenizer.with_padding(padding);
-        let tokenizer = Self { tokenizer, end_token: end, normalisation: plain };
+        let tokenizer = Self { tokenizer, end_token, normalisation };
         if tokenizer.tokenise("a").is_err() {
-            return Err(wrong(format!(
+            return Err(invalid(format!(
                 "adds no end-of-text token {} (text_config.eos_token_id)",
                 text.end_of_text_id
             )));
@@ -103,10 +105,10 @@ impl TextTokenizer {
         Ok(tokenizer)
     }
 
-    /// The token ids of `text`, end-of-text last, at most the context length.
+    /// Returns the token ids of `text`, end-of-text last, at most as many as the context length.
     pub fn tokenise(&self, text: &str) -> Result<TokenIds, ClipError> {
         let text = match &self.normalisation {
-            Some(plain) => plain.apply(text).into(),
+            Some(normalisation) => normalisation.apply(text).into(),
             None => Cow::Borrowed(text),
         };
         let encoding = self
@@ -117,7 +119,7 @@ impl TextTokenizer {
         let end = match self.end_token {
             EndToken::FirstWithId(id) => ids.iter().position(|i| *i == id),
             EndToken::LastPosition => ids.len().checked_sub(1),
-            // The first of the largest, as argmax finds it.
+            // The first token with the largest id, as argmax returns it.
             EndToken::LargestId => {
                 ids.iter().max().and_then(|max| ids.iter().position(|i| i == max))
             }
@@ -127,8 +129,8 @@ impl TextTokenizer {
         Ok(ids[..=end].to_vec())
     }
 
-    /// Whether the vocabulary has the script of `text`, told by how many tokens its letters beyond
-    /// the Latin ones need. Cheap; a text in Latin letters alone is known to every model here.
+    /// Whether the vocabulary has the script of `text`, judged by how many tokens its non-Latin
+    /// letters need. Cheap; every supported model knows Latin letters.
     pub fn supports_script(&self, text: &str) -> bool {
         let latin = |c: char| matches!(c, '\0'..='\u{24f}' | '\u{1e00}'..='\u{1eff}');
         let foreign = |c: &char| c.is_alphabetic() && !latin(*c);
@@ -148,13 +150,13 @@ impl TextTokenizer {
     }
 }
 
-/// Whether the tokenizer is the first SigLIP's. SigLIP 2 comes with Gemma's.
+/// Whether the tokenizer is that of SigLIP 1. SigLIP 2 has Gemma's.
 fn is_siglip_v1_tokenizer(folder: &Path) -> Result<bool, ClipError> {
     let (config, _): (serde_json::Value, _) = read_json(&folder.join("tokenizer_config.json"))?;
     Ok(config["tokenizer_class"].as_str().unwrap_or_default().starts_with("SiglipTokenizer"))
 }
 
-/// How SigLIP's texts are filled up, by `tokenizer_config.json`.
+/// Reads how texts of SigLIP are padded from `tokenizer_config.json`.
 fn read_padding(
     folder: &Path,
     tokenizer: &Tokenizer,
@@ -162,14 +164,14 @@ fn read_padding(
 ) -> Result<PaddingParams, ClipError> {
     let file = folder.join("tokenizer_config.json");
     let (config, _): (serde_json::Value, _) = read_json(&file)?;
-    let wrong = |reason: String| ClipError::InvalidCheckpoint { file: file.clone(), reason };
+    let invalid = |reason: String| ClipError::InvalidCheckpoint { file: file.clone(), reason };
     let written = &config["pad_token"];
     // Either the token itself or an object that describes it.
     let token = written.as_str().or_else(|| written["content"].as_str());
-    let token = token.ok_or_else(|| wrong("names no pad_token".into()))?;
+    let token = token.ok_or_else(|| invalid("names no pad_token".into()))?;
     let id = tokenizer
         .token_to_id(token)
-        .ok_or_else(|| wrong(format!("pad_token {token:?} is not in tokenizer.json")))?;
+        .ok_or_else(|| invalid(format!("pad_token {token:?} is not in tokenizer.json")))?;
     Ok(PaddingParams {
         strategy: PaddingStrategy::Fixed(length),
         pad_id: id,
@@ -178,12 +180,12 @@ fn read_padding(
     })
 }
 
-/// What is done with a text before its tokens are looked for.
+/// How a text is normalised before it is split into tokens.
 enum TextNormalisation {
-    /// As SigLIP's tokenizer does it in Python, and SentencePiece with its characters: lower case,
-    /// without ASCII punctuation, normalised by these rules, single spaces.
+    /// SigLIP 1, as its tokenizer in Python and SentencePiece do it: lower case, without ASCII
+    /// punctuation, normalised by these rules, single spaces.
     SiglipCanonical(Option<Charsmap>),
-    /// Lower case alone. SigLIP 2 was trained so, which Gemma's tokenizer does not know of; the
+    /// SigLIP 2: lower case only. It was trained so, but Gemma's tokenizer does not do it; the
     /// `Siglip2Tokenizer` of Hugging Face does the same, character by character.
     Lowercase,
 }
@@ -193,13 +195,13 @@ impl TextNormalisation {
         let Self::SiglipCanonical(rules) = self else {
             return text.chars().flat_map(char::to_lowercase).collect();
         };
-        // Python takes these for spaces, too; `▁` is how SentencePiece writes one.
+        // Python counts these as spaces too; `▁` is how SentencePiece writes a space.
         let space = |c: char| c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}' | '\u{2581}');
         let lower = text.to_lowercase();
         let kept: String = lower.chars().filter(|c| !c.is_ascii_punctuation()).collect();
         let spaced = collapse_spaces(&kept, space);
         let Some(rules) = rules else { return spaced };
-        // The rules make spaces of more, such as U+200B.
+        // The rules turn further characters into spaces, such as U+200B.
         collapse_spaces(&rules.normalise(&spaced), |c| c == ' ')
     }
 }

@@ -1,0 +1,335 @@
+//! `bsap demo`: broker, storage, workers and page in one process.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use indicatif::MultiProgress;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::arguments::DemoArgs;
+use crate::balance::normalise::Normaliser;
+use crate::commands::shared::catalogue::open_store;
+use crate::commands::shared::error::{CommandError, CommandResult};
+use crate::commands::shared::models::load_encoders;
+use crate::commands::shared::printing::print_line;
+use crate::commands::shared::progress::progress_bar;
+use crate::commands::shared::query_worker::{QueryWorker, build_app, build_query_worker};
+use crate::commands::shared::result_table::render_side_by_side;
+use crate::commands::shared::runtime::run_with_logging;
+use crate::commands::shared::worker::{build_worker, spawn_background_tasks};
+use crate::config::Config;
+use crate::demo::broker::MockBroker;
+use crate::demo::shop::DemoShop;
+use crate::demo::{EXAMPLE_QUERIES, write_checkpoint};
+use crate::ingest::{IngestError, Progress};
+use crate::publish::Publisher;
+use crate::search::{Engine, Query};
+use crate::serve::http::{self, SearchResponse, Substitute};
+use crate::telemetry::{admin, metrics};
+
+/// Marks a folder as a demo's, which the next demo may replace.
+const MARKER_FILE: &str = "made-by-bsap-demo";
+
+/// The model's folder gives it its name.
+const MODEL_FOLDER: &str = "demo-clip";
+
+/// The same pictures every time.
+const SEED: u64 = 20;
+
+/// Workers that share the topic, as they would on several machines.
+const WORKER_COUNT: usize = 2;
+
+const PARTITION_COUNT: i32 = 4;
+
+/// A change of the catalogue every so often.
+const CHANGE_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Catching up is given up when nothing is stored for so long.
+const STALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Runs the demo.
+pub fn run(args: &DemoArgs) -> CommandResult {
+    prepare_folder(&args.dir).map_err(CommandError::Usage)?;
+    let config = demo_config(args).map_err(CommandError::Usage)?;
+    run_with_logging(config, |config, token| run_demo(args, config, token))
+}
+
+/// Empties an earlier demo's folder; never anybody else's.
+fn prepare_folder(dir: &Path) -> anyhow::Result<()> {
+    let problem = || format!("--dir: {}", dir.display());
+    std::fs::create_dir_all(dir).with_context(problem)?;
+    let used = std::fs::read_dir(dir).with_context(problem)?.next().is_some();
+    if used && !dir.join(MARKER_FILE).exists() {
+        bail!(
+            "--dir: {} is not empty and was not made by bsap demo; choose another folder",
+            dir.display()
+        );
+    }
+    for part in ["pictures", "catalogue", MODEL_FOLDER] {
+        match std::fs::remove_dir_all(dir.join(part)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(problem);
+            }
+            _ => {}
+        }
+    }
+    std::fs::write(dir.join(MARKER_FILE), "bsap demo replaces what is in this folder.\n")
+        .with_context(problem)?;
+    std::fs::create_dir_all(dir.join("pictures")).with_context(problem)?;
+    write_checkpoint(&dir.join(MODEL_FOLDER)).with_context(problem)
+}
+
+/// What the demo sets; everything else is as it is by default.
+fn demo_config(args: &DemoArgs) -> anyhow::Result<Config> {
+    let dir = args.dir.canonicalize().with_context(|| format!("--dir: {}", args.dir.display()))?;
+    let mut config = Config { attributes: DemoShop::attribute_types(), ..Config::default() };
+    config.model.checkpoint = dir.join(MODEL_FOLDER).display().to_string();
+    config.prompts.sets = vec!["demo".into(), "photographs".into()];
+    // Chosen on the validation split of drawn catalogues (docs/balancing.md); photographs need
+    // their own choice.
+    config.search.normaliser = Normaliser::Nnn;
+    config.table.url = dir.join("catalogue").display().to_string();
+    config.fetch.file_roots = vec![dir.join("pictures")];
+    config.source.drain_seconds = 3;
+    // The mock cluster makes everybody wait for a session when a worker joins late.
+    config.source.session_timeout_ms = 6_000;
+    config.ingest.drain_seconds = 3;
+    config.http.listen.set_port(if args.once { 0 } else { args.port });
+    config.http.example_queries = EXAMPLE_QUERIES.map(String::from).to_vec();
+    config.log.file = dir.join("bsap.log");
+    Ok(config)
+}
+
+fn substitutes(config: &Config) -> Vec<Substitute> {
+    let substitute =
+        |what: &str, real: &str| Substitute { component: what.into(), how_to_replace: real.into() };
+    vec![
+        substitute(
+            "Kafka is librdkafka's mock cluster in this process; it keeps nothing",
+            "kafka.brokers",
+        ),
+        substitute(
+            &format!("Object storage is the folder {}", config.table.url),
+            "table.url = \"s3://bucket/prefix\"",
+        ),
+        substitute(
+            "The catalogue is drawn by the program and changes every few seconds",
+            "bsap publish",
+        ),
+        substitute(
+            "CLIP is a small model that knows only such drawings",
+            "model.checkpoint, prompts.sets",
+        ),
+    ]
+}
+
+async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> CommandResult {
+    // A port in use shows before anything is drawn.
+    let listener = http::listen(&config.http).await.map_err(CommandError::usage)?;
+    let url = listener.url()?;
+    let broker = MockBroker::start(&[
+        (&config.source.topic, PARTITION_COUNT),
+        (&config.dead_letter.topic, 1),
+    ])?;
+    config.kafka.brokers = broker.bootstrap_servers();
+    let encoders = load_encoders(&config)?;
+    let notice = encoders.card().notice.clone();
+    print_line!("bsap demo: {} drawn pictures, everything in this process", args.images);
+    for part in substitutes(&config) {
+        print_line!("  {}\n    for the real one set {}", part.component, part.how_to_replace);
+    }
+    if let Some(notice) = &notice {
+        print_line!("\nNOTE: {notice}\n");
+    }
+
+    let progress = Arc::new(Progress::default());
+    let mut workers = JoinSet::new();
+    for _ in 0..WORKER_COUNT {
+        let worker = build_worker(&config, encoders.clone(), progress.clone()).await?;
+        let store = open_store(&config).await?;
+        spawn_background_tasks(&config, &store, &worker, &token).detach_all();
+        workers.spawn(worker.run(token.clone()));
+    }
+    // For the page, which asks the workers what waits.
+    let watch = admin::MetricsOptions {
+        listen: ([127, 0, 0, 1], 0).into(),
+        ..admin::MetricsOptions::default()
+    };
+    let address = admin::start_server(&watch, progress.clone(), token.child_token()).await;
+    metrics::record_start("worker");
+    let metrics_url = address.map(|address| format!("http://{address}").parse());
+    config.http.worker_metrics_urls = metrics_url.transpose()?.into_iter().collect();
+    let worker = build_query_worker(&config, &[("model.checkpoint", encoders)]).await?;
+    let app = build_app(&config, &worker, substitutes(&config))?;
+    let QueryWorker { engines, catalogue_follower: reader, feedback_writer: feedback, .. } = worker;
+    tokio::spawn(feedback.run(token.clone()));
+    tokio::spawn(engines.clone().monitor_drift(token.clone()));
+    let engine = engines.live();
+    let mut server = JoinSet::new();
+    {
+        let token = token.clone();
+        server.spawn(async move { Ok(reader.run(token).await?) });
+    }
+    {
+        let token = token.clone();
+        server.spawn(async move {
+            http::serve(app, listener, token).await;
+            anyhow::Ok(())
+        });
+    }
+    if !args.once {
+        print_line!("\nThe page is at {url} and the log in {}\n", config.log.file.display());
+    }
+
+    let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
+    let mut shop = DemoShop::new(&config.fetch.file_roots[0], publisher, SEED, args.style);
+    let work = async {
+        publish_and_wait_until_searchable(
+            args.images.into(),
+            &mut shop,
+            &progress,
+            &engine,
+            &token,
+        )
+        .await?;
+        if token.is_cancelled() {
+            Ok(())
+        } else if args.once {
+            let snapshot = engine.snapshots().newest();
+            let is_there = |id: &str| snapshot.metadata(id).is_some();
+            verify_all_searchable(
+                shop.scenes().keys().map(String::as_str),
+                snapshot.len(),
+                is_there,
+            )?;
+            print_example_searches(&shop, engine).await
+        } else {
+            print_line!(
+                "Adding, changing and deleting a picture every {} s. Ctrl-C ends.\n",
+                CHANGE_INTERVAL.as_secs()
+            );
+            let print_change = |change: crate::demo::shop::ShopChange| {
+                print_line!(
+                    "{} {}  {:8} {}",
+                    chrono::Local::now().format("%H:%M:%S"),
+                    change.image_id,
+                    change.action,
+                    change.title
+                );
+            };
+            Ok(shop.publish_changes(CHANGE_INTERVAL, &token, print_change).await?)
+        }
+    };
+    // Whatever ends first ends the demo; all the others drain.
+    let result = tokio::select! {
+        result = work => result,
+        Some(ended) = workers.join_next() => worker_result(ended),
+        Some(ended) = server.join_next() => ended.map_err(anyhow::Error::from).flatten(),
+    };
+    token.cancel();
+    while let Some(ended) = workers.join_next().await {
+        worker_result(ended)?;
+    }
+    while let Some(ended) = server.join_next().await {
+        ended??;
+    }
+    drop(broker);
+    Ok(result?)
+}
+
+fn worker_result(
+    ended: Result<Result<bool, IngestError>, tokio::task::JoinError>,
+) -> anyhow::Result<()> {
+    ended??;
+    Ok(())
+}
+
+/// Draws and announces the catalogue, and returns when all of it is searchable.
+async fn publish_and_wait_until_searchable(
+    count: u64,
+    shop: &mut DemoShop,
+    progress: &Progress,
+    engine: &Engine,
+    token: &CancellationToken,
+) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let bars = MultiProgress::new();
+    let announced = bars.add(progress_bar("announced", count)?);
+    let stored = bars.add(progress_bar("searchable", count)?);
+    let watch = async {
+        let mut last = (0, Instant::now());
+        loop {
+            let done = engine.snapshots().newest().len() as u64;
+            stored.set_position(done);
+            let dropped = progress.dead_lettered.load(Ordering::Relaxed)
+                + progress.not_found.load(Ordering::Relaxed);
+            if done + dropped >= count || token.is_cancelled() {
+                return Ok(());
+            }
+            if done > last.0 {
+                last = (done, Instant::now());
+            } else if last.1.elapsed() > STALL_TIMEOUT {
+                bail!(
+                    "only {done} of {count} pictures are searchable, and nothing has moved for {} s; see the log",
+                    STALL_TIMEOUT.as_secs()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let open = async { Ok(shop.publish_initial_images(count, token, || announced.inc(1)).await?) };
+    tokio::try_join!(open, watch)?;
+    bars.clear()?;
+    if !token.is_cancelled() {
+        let seconds = started.elapsed().as_secs_f64();
+        print_line!("{count} pictures drawn, announced, embedded and searchable in {seconds:.1} s");
+    }
+    Ok(())
+}
+
+/// Every picture that was announced must be found, and no other.
+fn verify_all_searchable<'a>(
+    announced: impl ExactSizeIterator<Item = &'a str>,
+    searchable: usize,
+    is_there: impl Fn(&str) -> bool,
+) -> anyhow::Result<()> {
+    let total = announced.len();
+    let missing: Vec<&str> = announced.filter(|id| !is_there(id)).collect();
+    if !missing.is_empty() {
+        let some = missing[..missing.len().min(10)].join(", ");
+        bail!("{} of {total} images are missing: {some}; the log says why", missing.len());
+    }
+    if searchable != total {
+        bail!("{searchable} images are searchable, but {total} were announced");
+    }
+    Ok(())
+}
+
+async fn print_example_searches(shop: &DemoShop, engine: Arc<Engine>) -> anyhow::Result<()> {
+    for text in EXAMPLE_QUERIES {
+        let query = Query { input: text.into(), k: Some(5), ..Query::default() };
+        let searching_engine = engine.clone();
+        let results =
+            tokio::task::spawn_blocking(move || searching_engine.search(&query)).await??;
+        print_line!("\n“{text}”\n{}", render_side_by_side(&SearchResponse::new(&results)));
+    }
+    print_line!("\nAll {} images are there.", shop.scenes().len());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_is_missing_is_named() {
+        let error =
+            verify_all_searchable(["p-00001", "p-00002"].into_iter(), 0, |_| false).unwrap_err();
+        assert!(error.to_string().contains("2 of 2") && error.to_string().contains("p-00002"));
+        assert!(verify_all_searchable([].into_iter(), 0, |_| false).is_ok());
+    }
+}

@@ -1,0 +1,110 @@
+//! What is compared, and how: from arguments to configurations and a plan.
+
+use tokio_util::sync::CancellationToken;
+
+use super::arguments::EvaluateArgs;
+use crate::catalogue::CatalogueState;
+use crate::commands::shared::error::CommandError;
+use crate::commands::shared::progress::progress_bar;
+use crate::evaluate::{
+    self, BaseConfiguration, ConfigurationResolver, ConfigurationSpec, CorrectionCost, Evaluation,
+    EvaluationPlan, JudgedQuery, MAX_CONFIGURATIONS, RankingConfiguration, ThresholdTargets,
+};
+
+/// What is compared: raw first unless it was given, then what was asked for, or what is served and
+/// what may be; last, plain CLIP of the generation that is calibrated, where that is another one.
+pub fn configuration_specs(
+    args: &EvaluateArgs,
+    state: Option<&CatalogueState>,
+) -> Result<Vec<ConfigurationSpec>, CommandError> {
+    let mut specs = args.configurations.clone();
+    if specs.is_empty() {
+        specs.push(ConfigurationSpec::from_base(BaseConfiguration::Live, "live"));
+        if let Some(candidate) = state.and_then(|state| state.candidate.as_ref()) {
+            specs.push(ConfigurationSpec::from_base(BaseConfiguration::Candidate, &candidate.name));
+        }
+    }
+    if !specs.iter().any(ConfigurationSpec::is_raw) {
+        specs.insert(0, ConfigurationSpec::plain_clip());
+    }
+    if let (Some(calibrated), Some(state)) = (&args.calibrate, state) {
+        let plain = evaluate::plain_clip_counterpart(&specs, calibrated, state);
+        specs.extend(plain);
+    }
+    if specs.len() > MAX_CONFIGURATIONS {
+        return Err(CommandError::usage(format!(
+            "--configuration: {} of them, more than {MAX_CONFIGURATIONS}",
+            specs.len()
+        )));
+    }
+    Ok(specs)
+}
+
+pub fn resolve_configurations(
+    args: &EvaluateArgs,
+    specs: &[ConfigurationSpec],
+    resolver: &mut ConfigurationResolver,
+) -> Result<Vec<RankingConfiguration>, CommandError> {
+    let mut configurations: Vec<RankingConfiguration> = Vec::new();
+    for spec in specs {
+        let configuration = resolver.resolve(spec).map_err(CommandError::usage)?;
+        if configurations.iter().any(|known| known.name == configuration.name) {
+            return Err(CommandError::usage(format!(
+                "--configuration: {:?} stands twice; give one a name=",
+                configuration.name
+            )));
+        }
+        configurations.push(configuration);
+    }
+    configuration_index(&configurations, &args.baseline)?;
+    Ok(configurations)
+}
+
+pub fn configuration_index(
+    configurations: &[RankingConfiguration],
+    name: &str,
+) -> Result<usize, CommandError> {
+    configurations.iter().position(|known| known.name == name).ok_or_else(|| {
+        let names: Vec<&str> = configurations.iter().map(|known| known.name.as_str()).collect();
+        CommandError::usage(format!("{name:?} is none of the configurations: {}", names.join(", ")))
+    })
+}
+
+pub fn build_plan(
+    args: &EvaluateArgs,
+    catalogue: String,
+    source: String,
+    judged_queries: Vec<JudgedQuery>,
+    notes: Vec<String>,
+) -> EvaluationPlan {
+    let cost = args.minutes_per_false_hit.zip(args.queries_per_day);
+    EvaluationPlan {
+        catalogue,
+        query_source: source,
+        queries: judged_queries,
+        baseline: args.baseline.clone(),
+        cutoffs: args.k.clone(),
+        targets: ThresholdTargets {
+            target_false_hit_rate: args.target_false_hit_rate,
+            max_lost_hits: args.max_lost_hits,
+        },
+        cost: cost.map(|(minutes_per_false_hit, queries_per_day)| CorrectionCost {
+            minutes_per_false_hit,
+            queries_per_day,
+            hourly_cost: args.hourly_cost,
+        }),
+        notes,
+    }
+}
+
+pub fn evaluate_with_progress(
+    resolver: &mut ConfigurationResolver,
+    configurations: &[RankingConfiguration],
+    plan: EvaluationPlan,
+    token: &CancellationToken,
+) -> anyhow::Result<Evaluation> {
+    let bar = progress_bar("ranked", plan.ranked_text_count() as u64)?;
+    let evaluated = evaluate::evaluate(resolver, configurations, plan, token, &|n| bar.inc(n));
+    bar.finish_and_clear();
+    Ok(evaluated?)
+}

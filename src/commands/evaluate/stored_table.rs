@@ -1,0 +1,159 @@
+//! `bsap evaluate` on the stored table.
+
+use std::sync::Arc;
+
+use anyhow::bail;
+use futures::TryStreamExt;
+use object_store::ObjectStoreExt;
+use tokio_util::sync::CancellationToken;
+
+use super::arguments::EvaluateArgs;
+use super::calibration::{build_calibration, store_calibration};
+use super::output::{write_html_report, write_outputs};
+use super::plan::{
+    build_plan, configuration_index, configuration_specs, evaluate_with_progress,
+    resolve_configurations,
+};
+use super::thumbnails::ThumbnailSource;
+use crate::catalogue::CatalogueState;
+use crate::commands::shared::catalogue::open_catalogue;
+use crate::commands::shared::error::{CommandError, CommandResult};
+use crate::commands::shared::models::{configured_generation, load_encoders, load_standby_model};
+use crate::commands::shared::printing::print_line;
+use crate::commands::shared::progress::{progress_bar, progress_callback};
+use crate::commands::shared::query_files::{MAX_INPUT_BYTES, read_queries};
+use crate::config::Config;
+use crate::evaluate::{
+    self, ConfigurationResolver, ConfigurationSpec, Corpus, JudgedQuery, LoadedGeneration,
+};
+use crate::prompts::EmbeddedPromptSet;
+use crate::serve::feedback;
+use crate::store::Store;
+
+/// Evaluates on the stored table.
+pub async fn run_on_table(
+    args: &EvaluateArgs,
+    config: Config,
+    token: CancellationToken,
+) -> CommandResult {
+    let given_queries = queries_from_arguments(args)?;
+    let (store, state) = open_catalogue(&config).await?;
+    let (source, judged_queries, notes) = match given_queries {
+        Some((source, judged_queries)) => (source, judged_queries, Vec::new()),
+        None => queries_from_feedback(&store).await?,
+    };
+    let encoders = load_encoders(&config)?;
+    state.live.ensure_compatible(&configured_generation(&config, &*encoders))?;
+    let specs = configuration_specs(args, Some(&state))?;
+    let embed = |record| EmbeddedPromptSet::from_record(record, &*encoders).map(Arc::new);
+    let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
+
+    let mut tables = Vec::new();
+    let progress = progress_bar("read", 0)?;
+    let on_read = progress_callback(&progress);
+    tables.push(
+        LoadedGeneration::load(&store, "live", &state.live, encoders, &token, &on_read).await?,
+    );
+    if let Some(standby) = state.standby.as_ref().filter(|_| needs_standby(&specs, &state)) {
+        let standby_encoders = load_standby_model(&config, standby)?;
+        let generation = &standby.generation;
+        tables.push(
+            LoadedGeneration::load(
+                &store,
+                "standby",
+                generation,
+                standby_encoders,
+                &token,
+                &on_read,
+            )
+            .await?,
+        );
+    }
+    progress.finish_and_clear();
+    let world = Corpus::from_generations(tables);
+    let mut resolver = ConfigurationResolver::new(
+        &world,
+        Some(&state),
+        state.serving.clone(),
+        sets,
+        config.prompts.top_k,
+    );
+    let plan = build_plan(args, store.url().to_string(), source, judged_queries, notes);
+    let configurations = resolve_configurations(args, &specs, &mut resolver)?;
+    let evaluated = tokio::task::block_in_place(|| {
+        evaluate_with_progress(&mut resolver, &configurations, plan, &token)
+    })?;
+    write_outputs(args, &evaluated, &world, &configurations)?;
+    write_html_report(args, &evaluated.report, &world, ThumbnailSource::Fetched(&config), &token)
+        .await?;
+    if let Some(name) = &args.calibrate {
+        let index = configuration_index(&configurations, name)?;
+        let calibration = build_calibration(&evaluated, &mut resolver, &configurations, index)?;
+        if args.store {
+            let configuration = &configurations[index];
+            store_calibration(&store, &state, &specs[index], configuration, calibration).await?;
+        } else {
+            print_line!("{}", serde_json::to_string_pretty(&calibration)?);
+        }
+    }
+    Ok(())
+}
+
+fn needs_standby(specs: &[ConfigurationSpec], state: &CatalogueState) -> bool {
+    specs.iter().any(|spec| spec.reads_standby(state))
+}
+
+/// The queries of the file that was given; none where the stored feedback is asked for.
+fn queries_from_arguments(
+    args: &EvaluateArgs,
+) -> Result<Option<(String, Vec<JudgedQuery>)>, CommandError> {
+    let (path, option) = match (&args.queries, &args.query_log) {
+        (Some(path), _) => (path, "--queries"),
+        (None, Some(path)) => (path, "--log"),
+        (None, None) => return Ok(None),
+    };
+    let mut judged_queries = read_queries(path, option)?;
+    if option == "--log" {
+        for query in &mut judged_queries {
+            query.judgements = evaluate::Judgements::Unjudged;
+        }
+    }
+    Ok(Some((path.display().to_string(), judged_queries)))
+}
+
+/// Stored feedback, in the order of its objects' names, which are their times.
+async fn queries_from_feedback(
+    store: &Store,
+) -> anyhow::Result<(String, Vec<JudgedQuery>, Vec<String>)> {
+    let folder = store.subfolder(feedback::FEEDBACK_FOLDER);
+    let listed = folder.object_store().list(None).try_collect::<Vec<_>>().await;
+    let mut objects = listed.map_err(|e| folder.wrap_error(e))?;
+    objects.sort_by(|a, b| a.location.cmp(&b.location));
+    objects.retain(|object| object.location.extension() == Some("jsonl"));
+    let bytes: u64 = objects.iter().map(|object| object.size).sum();
+    if bytes > MAX_INPUT_BYTES {
+        bail!(
+            "{}: holds {bytes} bytes, more than {MAX_INPUT_BYTES}; move old objects away",
+            folder.url()
+        );
+    }
+    let mut text = String::new();
+    for object in &objects {
+        let got =
+            folder.object_store().get(&object.location).await.map_err(|e| folder.wrap_error(e))?;
+        let bytes = got.bytes().await.map_err(|e| folder.wrap_error(e))?;
+        text.push_str(&String::from_utf8_lossy(&bytes));
+        text.push('\n');
+    }
+    let (judged_queries, unusable) = evaluate::queries_from_feedback(text.lines());
+    if judged_queries.is_empty() {
+        bail!("{}: holds no feedback yet; POST /v1/feedback stores it", folder.url());
+    }
+    let mut notes = vec![
+        "Feedback knows only images that were shown: rankings are looked at without all others, and a query counts where something right was said of it.".to_owned(),
+    ];
+    if unusable > 0 {
+        notes.push(format!("{unusable} lines of the feedback could not be used."));
+    }
+    Ok((folder.url().to_string(), judged_queries, notes))
+}

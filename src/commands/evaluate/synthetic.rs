@@ -1,0 +1,167 @@
+//! `bsap evaluate --synthetic`: a catalogue drawn by the program, so that every right answer is known.
+
+use std::sync::Arc;
+
+use crate::commands::shared::progress::progress_bar;
+use tokio_util::sync::CancellationToken;
+
+use super::arguments::EvaluateArgs;
+use super::calibration::build_calibration;
+use super::output::{write_html_report, write_outputs};
+use super::plan::{
+    build_plan, configuration_index, configuration_specs, evaluate_with_progress,
+    resolve_configurations,
+};
+use super::thumbnails::ThumbnailSource;
+use crate::balance::normalise::Normaliser;
+use crate::catalogue::ServingConfig;
+use crate::clip::Encoders;
+use crate::commands::shared::error::{CommandError, CommandResult};
+use crate::commands::shared::models::load_demo_model;
+use crate::commands::shared::printing::print_line;
+use crate::demo::catalogue::{PhotoStyle, Scene};
+use crate::demo::judge::DrawnImages;
+use crate::demo::queries::generate_queries;
+use crate::evaluate::{ConfigurationResolver, Corpus, JudgedQuery, LoadedGeneration};
+use crate::prompts::{EmbeddedPromptSet, PromptSet};
+
+/// Evaluates on pictures that are drawn now.
+pub async fn run_on_synthetic_catalogue(
+    args: &EvaluateArgs,
+    token: CancellationToken,
+) -> CommandResult {
+    if args.store {
+        return Err(CommandError::usage(
+            "--store: a drawn catalogue has no state; evaluate the stored one",
+        ));
+    }
+    let specs = configuration_specs(args, None)?;
+    let catalogue = tokio::task::block_in_place(|| draw_catalogue(args))?;
+    let (name, source) = catalogue.report_names();
+    let plan = build_plan(
+        args,
+        name,
+        source,
+        catalogue.judged_queries(),
+        SyntheticCatalogue::report_notes(),
+    );
+    let world = catalogue.to_evaluation_catalogue();
+    let mut resolver = ConfigurationResolver::new(
+        &world,
+        None,
+        catalogue.serving_config(),
+        catalogue.prompt_sets().to_vec(),
+        NNN_TOP_K,
+    );
+    let configurations = resolve_configurations(args, &specs, &mut resolver)?;
+    let evaluated = tokio::task::block_in_place(|| {
+        evaluate_with_progress(&mut resolver, &configurations, plan, &token)
+    })?;
+    write_outputs(args, &evaluated, &world, &configurations)?;
+    write_html_report(
+        args,
+        &evaluated.report,
+        &world,
+        ThumbnailSource::Synthetic(catalogue.scenes()),
+        &token,
+    )
+    .await?;
+    if let Some(name) = &args.calibrate {
+        let index = configuration_index(&configurations, name)?;
+        let calibration = build_calibration(&evaluated, &mut resolver, &configurations, index)?;
+        print_line!("{}", serde_json::to_string_pretty(&calibration)?);
+    }
+    Ok(())
+}
+
+/// Side of the drawn pictures in pixels, as in the demo.
+const IMAGE_SIDE_PIXELS: u32 = 256;
+
+/// k of `nnn`, as by default.
+const NNN_TOP_K: usize = 8;
+
+/// A drawn catalogue.
+struct SyntheticCatalogue {
+    encoders: Arc<dyn Encoders>,
+    images: DrawnImages,
+    style: PhotoStyle,
+    seed: u64,
+    queries_per_difficulty: usize,
+    prompt_sets: Vec<Arc<EmbeddedPromptSet>>,
+}
+
+/// Draws and embeds what the arguments ask for. Computes: blocks for long.
+fn draw_catalogue(args: &EvaluateArgs) -> anyhow::Result<SyntheticCatalogue> {
+    let drawing = &args.drawing;
+    let style = args.synthetic.unwrap_or(PhotoStyle::Studio);
+    let encoders: Arc<dyn Encoders> = Arc::new(load_demo_model(drawing.checkpoint.as_deref())?);
+    let bar = progress_bar(style.name(), drawing.count)?;
+    let on_embedded = |n| bar.inc(n);
+    let drawn = DrawnImages::draw(
+        &*encoders,
+        style,
+        drawing.seed,
+        drawing.count,
+        IMAGE_SIDE_PIXELS,
+        on_embedded,
+    )?;
+    bar.finish_and_clear();
+    let embed = |name: &str| PromptSet::load(name)?.embed(&*encoders, NNN_TOP_K).map(Arc::new);
+    let sets = ["demo", "photographs"].into_iter().map(embed).collect::<Result<Vec<_>, _>>()?;
+    let (seed, per_difficulty) = (drawing.seed, drawing.per_difficulty);
+    Ok(SyntheticCatalogue {
+        encoders,
+        images: drawn,
+        style,
+        seed,
+        queries_per_difficulty: per_difficulty,
+        prompt_sets: sets,
+    })
+}
+
+impl SyntheticCatalogue {
+    /// What the catalogue and its queries are called in a report.
+    pub fn report_names(&self) -> (String, String) {
+        let count = self.images.scenes().len();
+        let catalogue =
+            format!("{count} drawn pictures ({}, seed {})", self.style.name(), self.seed);
+        (catalogue, "what is in the drawn pictures".to_owned())
+    }
+
+    /// What must be known to read the figures.
+    pub fn report_notes() -> Vec<String> {
+        vec!["Drawn pictures and the words that describe them are few; a drawn catalogue must not decide for photographs.".to_owned()]
+    }
+
+    /// The queries, with what matches them.
+    pub fn judged_queries(&self) -> Vec<JudgedQuery> {
+        self.images.judged_queries(&generate_queries(self.seed, self.queries_per_difficulty))
+    }
+
+    /// What is in each picture.
+    pub fn scenes(&self) -> &[Scene] {
+        self.images.scenes()
+    }
+
+    /// The pictures in memory.
+    pub fn to_evaluation_catalogue(&self) -> Corpus {
+        let images = self.images.images();
+        Corpus::from_generations(vec![LoadedGeneration::new(
+            "live",
+            "drawn",
+            0,
+            self.encoders.clone(),
+            images,
+        )])
+    }
+
+    /// The demo's prompt sets.
+    pub fn prompt_sets(&self) -> &[Arc<EmbeddedPromptSet>] {
+        &self.prompt_sets
+    }
+
+    /// What the demo serves.
+    pub fn serving_config(&self) -> ServingConfig {
+        ServingConfig::new(self.prompt_sets[0].statistics_key.clone(), Normaliser::Nnn, 0.25)
+    }
+}

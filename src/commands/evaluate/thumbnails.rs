@@ -1,0 +1,127 @@
+//! Small pictures for the HTML report, embedded in it as data URIs.
+
+use std::sync::Arc;
+
+use crate::commands::shared::progress::progress_bar;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use fast_image_resize::images::Image;
+use fast_image_resize::{PixelType, ResizeOptions, Resizer};
+use futures::{StreamExt, stream};
+use image::RgbImage;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::demo::catalogue::Scene;
+use crate::demo::draw::render_jpeg;
+use crate::evaluate::{Corpus, EvaluationReport, ThumbnailUris, images_to_show};
+use crate::ingest::decode;
+use crate::ingest::fetch::Fetcher;
+use crate::record::ImageContent;
+
+/// Side of a thumbnail in pixels.
+const THUMBNAIL_SIDE_PIXELS: u32 = 112;
+
+/// JPEG quality of a thumbnail.
+const JPEG_QUALITY: u8 = 72;
+
+/// Most pictures of a report: at some 4 KB each it stays small enough to be mailed.
+const MAX_THUMBNAILS: usize = 400;
+
+/// Pictures fetched at one time.
+const MAX_CONCURRENT_FETCHES: usize = 8;
+
+/// Where thumbnails come from.
+pub enum ThumbnailSource<'a> {
+    /// Nowhere.
+    None,
+    /// From where the images are, as workers fetch them.
+    Fetched(&'a Config),
+    /// Drawn again.
+    Synthetic(&'a [Scene]),
+}
+
+impl ThumbnailSource<'_> {
+    /// Thumbnails of the pictures that a report shows, and how many could not be had.
+    pub async fn load_thumbnails(
+        &self,
+        report: &EvaluationReport,
+        world: &Corpus,
+        token: &CancellationToken,
+    ) -> anyhow::Result<(ThumbnailUris, usize)> {
+        let mut image_indices = images_to_show(report);
+        image_indices.truncate(MAX_THUMBNAILS);
+        let pictures: ThumbnailUris = match self {
+            Self::None => return Ok((ThumbnailUris::new(), 0)),
+            Self::Synthetic(scenes) => {
+                let drawn = |place: &u32| {
+                    let jpeg =
+                        render_jpeg(scenes.get(*place as usize)?, THUMBNAIL_SIDE_PIXELS).ok()?;
+                    Some((*place, data_uri(&jpeg)))
+                };
+                tokio::task::block_in_place(|| image_indices.iter().filter_map(drawn).collect())
+            }
+            Self::Fetched(config) => {
+                let fetcher = Arc::new(Fetcher::new(&config.fetch)?);
+                let bar = progress_bar("pictures", image_indices.len() as u64)?;
+                let one = |place: u32| {
+                    let uri = world.images[place as usize].uri.clone();
+                    let (fetcher, bar) = (fetcher.clone(), bar.clone());
+                    let options = config.decode.clone();
+                    async move {
+                        let content = ImageContent::from_uri(uri?);
+                        let fetched = fetcher.fetch(&content, token).await;
+                        bar.inc(1);
+                        let bytes = fetched.ok()?.bytes;
+                        let small =
+                            move || encode_thumbnail(&decode::decode(&bytes, &options).ok()?);
+                        let jpeg = tokio::task::spawn_blocking(small).await.ok()??;
+                        Some((place, data_uri(&jpeg)))
+                    }
+                };
+                let all = stream::iter(image_indices.iter().copied().map(one))
+                    .buffer_unordered(MAX_CONCURRENT_FETCHES);
+                let pictures = all.filter_map(async |found| found).collect().await;
+                bar.finish_and_clear();
+                pictures
+            }
+        };
+        let missing = image_indices.len() - pictures.len();
+        Ok((pictures, missing))
+    }
+}
+
+fn data_uri(jpeg: &[u8]) -> String {
+    format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg))
+}
+
+/// A picture within a square of [`SIDE`], as JPEG.
+fn encode_thumbnail(picture: &RgbImage) -> Option<Vec<u8>> {
+    let (width, height) = picture.dimensions();
+    let longest = width.max(height).max(1);
+    let scaled = |side: u32| (side * THUMBNAIL_SIDE_PIXELS.min(longest) / longest).max(1);
+    let (w, h) = (scaled(width), scaled(height));
+    let from = Image::from_vec_u8(width, height, picture.as_raw().clone(), PixelType::U8x3).ok()?;
+    let mut to = Image::new(w, h, PixelType::U8x3);
+    Resizer::new().resize(&from, &mut to, &ResizeOptions::new()).ok()?;
+    let mut jpeg = Vec::new();
+    jpeg_encoder::Encoder::new(&mut jpeg, JPEG_QUALITY)
+        .encode(to.buffer(), w as u16, h as u16, jpeg_encoder::ColorType::Rgb)
+        .ok()?;
+    Some(jpeg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thumbnail_keeps_the_shape_and_never_grows() {
+        for (size, expected) in [((400, 200), (112, 56)), ((10, 5), (10, 5)), ((5000, 1), (112, 1))]
+        {
+            let jpeg = encode_thumbnail(&RgbImage::new(size.0, size.1)).unwrap();
+            let back = decode::decode(&jpeg, &decode::DecodeOptions::default()).unwrap();
+            assert_eq!(back.dimensions(), expected);
+        }
+    }
+}

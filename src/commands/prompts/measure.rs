@@ -1,0 +1,192 @@
+//! `bsap prompts measure`: what prompt sets do on the stored images.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use crate::balance::normalise::{BalanceParameters, Normaliser, ScaleConstants};
+use crate::commands::shared::error::{CommandError, CommandResult};
+use crate::commands::shared::models::load_encoders;
+use crate::commands::shared::printing::print_line;
+use crate::commands::shared::query_worker::load_table_engine;
+use crate::config::Config;
+use crate::prompts::{self, EmbeddedPromptSet, NEAR_DUPLICATE_COSINE, PromptSet, PromptSetReport};
+use crate::record::Embedding;
+use crate::search::{Engine, ImageMetadata};
+
+/// `bsap prompts measure`.
+#[derive(Debug, Args)]
+pub struct PromptsMeasureArgs {
+    /// Names of stored or shipped sets, or paths of TOML files; without any, the stored sets
+    pub sets: Vec<String>,
+    /// Longest list of prompts or images in the report
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub limit: u16,
+    /// Formula whose penalty is shown; what is served, unless given
+    #[arg(long)]
+    pub normaliser: Option<Normaliser>,
+    /// Its weight, 0 to 1; what is served, unless given
+    #[arg(long)]
+    pub weight: Option<f32>,
+    /// Print JSON, a line a set
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Rows of a histogram, and columns of its longest bar.
+const HISTOGRAM_ROWS: usize = 16;
+
+const HISTOGRAM_COLUMNS: f64 = 48.0;
+
+/// A prompt that is the strongest one of so many images outweighs all others.
+const DOMINATING_SHARE: f64 = 0.2;
+
+/// Measures sets on the live images of the table.
+pub async fn measure_sets(
+    args: &PromptsMeasureArgs,
+    config: Config,
+    token: CancellationToken,
+) -> CommandResult {
+    if let Some(weight) = args.weight.filter(|w| !(0.0..=1.0).contains(w)) {
+        return Err(CommandError::usage(format!("--weight: {weight} is not between 0 and 1")));
+    }
+    let encoders = load_encoders(&config)?;
+    let Some(engine) = load_table_engine(&config, encoders, &token).await? else {
+        return Ok(());
+    };
+    let sets = selected_sets(args, &config, &engine)?;
+    let served = engine.serving_snapshot();
+    let serving = &served.serving;
+    let balance = BalanceParameters {
+        normaliser: args.normaliser.unwrap_or(serving.normaliser),
+        weight: args.weight.unwrap_or(serving.weight),
+        lambda: serving.lambda,
+        scale: ScaleConstants::default(),
+    };
+    let snapshot = engine.snapshots().newest();
+    let (entries, embeddings): (Vec<ImageMetadata>, Vec<Embedding>) = snapshot.images().unzip();
+    let embeddings: Vec<&Embedding> = embeddings.iter().collect();
+    for set in sets {
+        let report = prompts::measure_prompt_set(&set, &embeddings, &balance, args.limit.into());
+        let report = report.context("table.url: the catalogue has no images to measure on")?;
+        let warning = set.prompt_set.script_warning(engine.encoders());
+        if args.json {
+            let id = |image: usize| entries[image].image_id.as_str();
+            let ids: Vec<&str> =
+                report.penalised_images.iter().map(|p| id(p.image_index)).collect();
+            let histogram = report.histogram_rows(HISTOGRAM_ROWS);
+            print_line!(
+                "{}",
+                serde_json::json!({
+                    "prompt_set": set.statistics_key, "normaliser": balance.normaliser,
+                    "weight": balance.weight, "warning": warning, "report": report,
+                    "penalised_image_ids": ids, "histogram": histogram,
+                })
+            );
+        } else {
+            print_line!("{}", render_report(&set, &report, &balance, &entries, warning.as_deref()));
+        }
+    }
+    Ok(())
+}
+
+/// The sets that were asked for: stored ones by key, name or name@version, others from their files.
+fn selected_sets(
+    args: &PromptsMeasureArgs,
+    config: &Config,
+    engine: &Engine,
+) -> Result<Vec<Arc<EmbeddedPromptSet>>, CommandError> {
+    if args.sets.is_empty() {
+        return Ok(engine.serving_snapshot().prompt_sets.clone());
+    }
+    let served = engine.serving_snapshot();
+    let find = |name: &String| {
+        if let Some(stored) = EmbeddedPromptSet::find(&served.prompt_sets, name) {
+            return Ok(stored.clone());
+        }
+        let set = PromptSet::load(name).map_err(CommandError::usage)?;
+        Ok(Arc::new(set.embed(engine.encoders(), config.prompts.top_k)?))
+    };
+    args.sets.iter().map(find).collect()
+}
+
+/// The report for people. Writing to a string cannot fail.
+fn render_report(
+    set: &EmbeddedPromptSet,
+    report: &PromptSetReport,
+    balance: &BalanceParameters,
+    entries: &[ImageMetadata],
+    warning: Option<&str>,
+) -> String {
+    let mut text = format!(
+        "{}: {} prompts on {} images\n",
+        set.statistics_key,
+        set.prompt_set.texts.len(),
+        report.images
+    );
+    if let Some(warning) = warning {
+        let _ = writeln!(text, "WARNING: {warning}");
+    }
+    let format_range =
+        |[low, middle, high]: [f32; 3]| format!("{middle:.3} ({low:.3} to {high:.3})");
+    let _ = writeln!(
+        text,
+        "\nScores of all prompts on all images, median (5 % to 95 %): {}\nmean of an image: {}, its spread σ: {}\n",
+        format_range(report.score_percentiles),
+        format_range(report.mean_percentiles),
+        format_range(report.std_percentiles),
+    );
+    let rows = report.histogram_rows(HISTOGRAM_ROWS);
+    let max_share = rows.iter().map(|r| r.1).fold(f64::MIN_POSITIVE, f64::max);
+    for (edge, share) in rows {
+        let bar = "█".repeat((share / max_share * HISTOGRAM_COLUMNS).round() as usize);
+        let _ = writeln!(text, "  {edge:>7.3} {bar} {:.1} %", share * 100.0);
+    }
+
+    let _ = writeln!(text, "\nStrongest prompt of most images");
+    for prompt in &report.dominant_prompts {
+        let mark = if prompt.share > DOMINATING_SHARE {
+            "  dominates: take it out or say it otherwise"
+        } else {
+            ""
+        };
+        let _ = writeln!(text, "  {:>5.1} %  {}{mark}", prompt.share * 100.0, prompt.text);
+    }
+    let _ = writeln!(
+        text,
+        "  {} of {} prompts are the strongest of no image",
+        report.never_strongest,
+        set.prompt_set.texts.len()
+    );
+
+    let _ = writeln!(
+        text,
+        "\nPrompts that are nearly the same to the model (cosine above {NEAR_DUPLICATE_COSINE})"
+    );
+    if report.near_duplicates.is_empty() {
+        let _ = writeln!(text, "  none");
+    }
+    for pair in &report.near_duplicates {
+        let _ = writeln!(text, "  {:.3}  {} | {}", pair.cosine, pair.first, pair.second);
+    }
+
+    let _ = writeln!(
+        text,
+        "\nImages that lose most beside the median image ({}, weight {})",
+        balance.normaliser.name(),
+        balance.weight
+    );
+    for image in &report.penalised_images {
+        let entry = &entries[image.image_index];
+        let title = entry.attributes.get("title").map_or("", String::as_str);
+        let _ = writeln!(
+            text,
+            "  −{:.4}  {}  {title}  by “{}” ({:.3})",
+            image.score_loss, entry.image_id, image.strongest_prompt, image.strongest_prompt_score
+        );
+    }
+    text
+}

@@ -1,0 +1,35 @@
+//! `bsap prompts`: lists, measures, suggests and retires prompt sets.
+
+mod arguments;
+mod list;
+mod measure;
+mod retire;
+mod suggest;
+
+use std::path::Path;
+
+pub use arguments::{PromptsAction, PromptsArgs};
+
+use super::shared::configuration::{load_config, load_config_without_model, with_quiet_logging};
+use super::shared::error::CommandResult;
+use super::shared::runtime::run_with_logging;
+
+/// Lists, shows, measures, suggests or retires prompt sets.
+pub fn run(args: &PromptsArgs, config_file: Option<&Path>) -> CommandResult {
+    match &args.action {
+        PromptsAction::List => list::list_sets(&load_config_without_model(config_file)?),
+        PromptsAction::Show { set } => list::show_set(set),
+        PromptsAction::Measure(args) => {
+            let config = with_quiet_logging(load_config(config_file)?);
+            run_with_logging(config, |config, token| measure::measure_sets(args, config, token))
+        }
+        PromptsAction::Suggest(args) => {
+            let config = with_quiet_logging(load_config(config_file)?);
+            run_with_logging(config, |config, token| suggest::suggest_set(args, config, token))
+        }
+        PromptsAction::Retire { set } => {
+            let config = with_quiet_logging(load_config_without_model(config_file)?);
+            run_with_logging(config, |config, _| retire::retire_set(set, config))
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! How a command fails, and with which exit code.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use super::printing::print_note;
+use crate::config::ConfigError;
+
+/// How a command failed: decides the exit code.
+#[derive(Debug)]
+pub enum CommandError {
+    /// Arguments or configuration are wrong; nothing was done.
+    Usage(anyhow::Error),
+    /// The work failed.
+    Failed(anyhow::Error),
+}
+
+impl CommandError {
+    /// Says it on standard error. The exit code: 2 for usage and configuration, 1 for work.
+    pub fn report(&self) -> ExitCode {
+        print_note!("error: {self}");
+        match self {
+            Self::Usage(_) => ExitCode::from(2),
+            Self::Failed(_) => ExitCode::FAILURE,
+        }
+    }
+
+    /// A failure of usage with this message.
+    pub fn usage(message: impl fmt::Display) -> Self {
+        Self::Usage(anyhow::Error::msg(message.to_string()))
+    }
+}
+
+impl fmt::Display for CommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Usage(error) | Self::Failed(error)) = self;
+        write!(f, "{error:#}")
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for CommandError {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        if error.is::<ConfigError>() { Self::Usage(error) } else { Self::Failed(error) }
+    }
+}
+
+pub type CommandResult = Result<(), CommandError>;

@@ -1,0 +1,125 @@
+//! Building a query worker from configuration.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio_util::sync::CancellationToken;
+
+use super::catalogue::open_catalogue;
+use super::models::{configured_generation, find_live_model, standby_model_options};
+use super::runtime::log_start;
+use crate::catalogue::CatalogueState;
+use crate::clip::Encoders;
+use crate::config::Config;
+use crate::ingest::fetch::Fetcher;
+use crate::prompts::EmbeddedPromptSet;
+use crate::search::{self, Engine, Engines, ServingSnapshot};
+use crate::serve::CatalogueFollower;
+use crate::serve::feedback::{self, FeedbackQueue, FeedbackWriter};
+use crate::serve::http::{ServerContext, Substitute};
+use crate::table::Follower;
+
+/// A query worker: its engines, and what keeps them up to date.
+pub struct QueryWorker {
+    /// Answer queries, once the table has been read to its end.
+    pub engines: Arc<Engines>,
+    /// Follows state and tables.
+    pub catalogue_follower: CatalogueFollower,
+    /// Takes in what users say of results.
+    pub feedback_sender: FeedbackQueue,
+    /// Stores it.
+    pub feedback_writer: FeedbackWriter,
+}
+
+/// A query worker for the catalogue that is there; `Missing` where there is none yet.
+pub async fn build_query_worker(
+    config: &Config,
+    models: &[(&'static str, Arc<dyn Encoders>)],
+) -> anyhow::Result<QueryWorker> {
+    let (store, state) = open_catalogue(config).await?;
+    let encoders = find_live_model(config, &state, models)?;
+    let limits = format!(
+        "http.max_concurrent_requests={} http.timeout_ms={} search.poll_ms={} search.max_k={}",
+        config.http.max_concurrent_requests,
+        config.http.timeout_ms,
+        config.search.poll_ms,
+        config.search.max_k,
+    );
+    log_start("query worker", &*encoders, &state.live, &store, &limits);
+    let options = search::SearchOptions {
+        memory_mib: generation_memory_mib(config),
+        ..config.search.clone()
+    };
+    let engine = build_engine(config, &state, encoders, options)?;
+    let engines = Arc::new(Engines::new(Arc::new(engine)));
+    let (inbox, feedback) = feedback::feedback_channel(&store);
+    Ok(QueryWorker {
+        feedback_sender: inbox,
+        feedback_writer: feedback,
+        catalogue_follower: CatalogueFollower {
+            catalogue: store,
+            engines: engines.clone(),
+            models: models.iter().map(|(_, towers)| towers.clone()).collect(),
+            state,
+            poll_interval: Duration::from_millis(config.table.state_poll_ms),
+        },
+        engines,
+    })
+}
+
+fn build_engine(
+    config: &Config,
+    state: &CatalogueState,
+    encoders: Arc<dyn Encoders>,
+    options: search::SearchOptions,
+) -> anyhow::Result<Engine> {
+    let embed = |record| EmbeddedPromptSet::from_record(record, &*encoders).map(Arc::new);
+    let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
+    Ok(Engine::new(encoders, ServingSnapshot::from_state(state, sets), options)
+        .with_attributes_and_decoding(config.attributes.clone(), config.decode.clone()))
+}
+
+/// An engine with the whole live table in memory, as it is now. `None` where `token` was cancelled
+/// meanwhile.
+pub async fn load_table_engine(
+    config: &Config,
+    encoders: Arc<dyn Encoders>,
+    token: &CancellationToken,
+) -> anyhow::Result<Option<Arc<Engine>>> {
+    let (store, state) = open_catalogue(config).await?;
+    state.live.ensure_compatible(&configured_generation(config, &*encoders))?;
+    let engine = build_engine(config, &state, encoders, config.search.clone())?;
+    let mut follower = Follower::open(&store, &state.live).await.context("table.url")?;
+    while let Some(changes) = follower.next_part(&|_, _| {}).await? {
+        engine.snapshots().apply_changes(changes).await?;
+        if token.is_cancelled() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(Arc::new(engine)))
+}
+
+/// What the HTTP server answers from.
+pub fn build_app(
+    config: &Config,
+    worker: &QueryWorker,
+    substitutes: Vec<Substitute>,
+) -> anyhow::Result<ServerContext> {
+    Ok(ServerContext {
+        engines: worker.engines.clone(),
+        feedback_queue: worker.feedback_sender.clone(),
+        fetcher: Fetcher::new(&config.fetch)?,
+        substitutes,
+        options: config.http.clone(),
+    })
+}
+
+/// Most memory of a generation of a query worker, in MiB: where nothing is configured and there may be
+/// two, each gets half.
+pub fn generation_memory_mib(config: &Config) -> u64 {
+    match (config.search.memory_mib, standby_model_options(config)) {
+        (0, Some(_)) => (search::memory_limit(0) >> 21).max(1),
+        (configured, _) => configured,
+    }
+}

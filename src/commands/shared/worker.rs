@@ -1,0 +1,177 @@
+//! Building a worker from configuration.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::catalogue::{open_store, reindex_parallelism, set_propagation_delay};
+use super::models::configured_generation;
+use super::runtime::log_start;
+use crate::backfill::{self, ControlConsumer};
+use crate::catalogue::{Generation, ServingConfig, StateStore};
+use crate::clip::Encoders;
+use crate::config::Config;
+use crate::ingest::dead_letter::DeadLetterWriter;
+use crate::ingest::fetch::Fetcher;
+use crate::ingest::source::{self, Decoder};
+use crate::ingest::{Progress, Worker};
+use crate::kafka;
+use crate::prompts::{self, ActivePromptSets};
+use crate::store::Store;
+use crate::table::TableWriter;
+use crate::table::maintenance::schedule::TableMaintenance;
+use crate::telemetry::event;
+
+/// A worker, with the catalogue made or joined.
+pub async fn build_worker(
+    config: &Config,
+    encoders: Arc<dyn Encoders>,
+    progress: Arc<Progress>,
+) -> anyhow::Result<Worker> {
+    let sets =
+        prompts::load_configured_sets(&config.prompts, &*encoders).context("prompts.sets")?;
+    for set in &sets {
+        if let Some(warning) = set.prompt_set.script_warning(&*encoders) {
+            warn!(event = event::PROMPTS_UNSUPPORTED_SCRIPT, prompt_set = %set.statistics_key, warning, "a prompt set does not fit the model");
+        }
+    }
+    let first = sets.first().context("prompts.sets: is empty")?;
+    let search = &config.search;
+    let serving =
+        ServingConfig::new(first.statistics_key.clone(), search.normaliser, search.weight);
+    let serving = ServingConfig { lambda: search.lambda, ..serving };
+    let store = open_store(config).await?;
+    let generation = configured_generation(config, &*encoders);
+    let records: Vec<_> = sets.iter().map(|set| set.to_record()).collect();
+    let states = StateStore::new(&store);
+    let standby_state = states.read_newest().await.context("table.url")?;
+    let standby_state = standby_state.filter(|state| state.is_standby(&generation));
+    let state = match standby_state {
+        Some(state) => state,
+        None => states
+            .initialise_or_extend(&generation, &records, &serving, "bsap ingest")
+            .await
+            .context("table.url")?,
+    };
+    let is_standby = state.is_standby(&generation);
+    let worker_source =
+        WorkerSource::for_generation(config, &states, &generation, is_standby).await?;
+    let mut topics = vec![config.source.topic.as_str(), config.dead_letter.topic.as_str()];
+    topics.extend(worker_source.decoder.reembed.as_ref().map(|again| again.topic.as_str()));
+    kafka::fetch_partition_counts(&config.kafka, &topics).await?;
+    // What others have added to the catalogue counts as well as what is configured here.
+    let active = ActivePromptSets::new(sets);
+    let known = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
+    active.replace(active.resolve_records(known, &*encoders)?);
+    let writer = TableWriter::open(&store, &generation, config.table.max_commit_attempts)
+        .await
+        .context("table.url")?
+        .with_replay_name(&config.source.replay_name);
+    let limits = format!(
+        "ingest.max_in_flight_messages={} ingest.batch_images={} ingest.commit_rows={} ingest.commit_ms={} fetch.budget_mib={} decode.budget_mib={}",
+        config.ingest.max_in_flight_messages,
+        config.ingest.batch_images,
+        config.ingest.commit_rows,
+        config.ingest.commit_ms,
+        config.fetch.budget_mib,
+        config.decode.budget_mib,
+    );
+    log_start("worker", &*encoders, &generation, &store, &limits);
+    Ok(Worker {
+        kafka: config.kafka.clone(),
+        source_options: worker_source.source,
+        decoder: worker_source.decoder,
+        dead_letter_writer: DeadLetterWriter::new(&config.kafka, &config.dead_letter)?,
+        fetcher: Fetcher::new(&config.fetch)?,
+        decode_options: config.decode.clone(),
+        encoders,
+        prompt_sets: active,
+        writer,
+        options: config.ingest.clone(),
+        progress,
+    })
+}
+
+/// What a worker reads, and how.
+struct WorkerSource {
+    source: source::SourceOptions,
+    decoder: Decoder,
+}
+
+impl WorkerSource {
+    /// Every generation but the first has a consumer group of its own, so that each message comes to
+    /// all of them. That stays so whichever is live: a promotion moves no worker from one group to
+    /// another. They, and the first where it stands `beside` the live one, read of images that are to be
+    /// embedded again.
+    async fn for_generation(
+        config: &Config,
+        states: &StateStore,
+        generation: &Generation,
+        is_standby: bool,
+    ) -> anyhow::Result<Self> {
+        let mut source = config.source.clone();
+        let mut decoder = Decoder::new(&config.source, &config.attributes)
+            .with_tombstone_days(config.maintenance.tombstone_retention_days);
+        let first = states.read_revision(1).await.context("table.url")?;
+        let is_later_generation = first.is_some_and(|first| first.live.id != generation.id);
+        if is_later_generation {
+            source.group = format!("{}.{}", source.group, generation.id);
+        }
+        if is_later_generation || is_standby {
+            decoder = decoder.with_reembed_topic(&source.reindex_topic, &generation.id);
+        }
+        Ok(Self { source, decoder })
+    }
+}
+
+/// What a worker does beside ingesting: it follows the state, and hears the control topic.
+pub fn spawn_background_tasks(
+    config: &Config,
+    store: &Store,
+    worker: &Worker,
+    token: &CancellationToken,
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let generation = configured_generation(config, &*worker.encoders);
+    tasks.spawn(backfill::follow_prompt_sets(
+        store.clone(),
+        generation.id.clone(),
+        worker.prompt_sets.clone(),
+        worker.encoders.clone(),
+        Duration::from_millis(config.table.state_poll_ms),
+        token.clone(),
+    ));
+    if !config.source.control_topic.is_empty() {
+        let control = ControlConsumer {
+            kafka: config.kafka.clone(),
+            topic: config.source.control_topic.clone(),
+            group: format!("{}.control", config.source.group),
+            catalogue: store.clone(),
+            generation,
+            encoders: worker.encoders.clone(),
+            default_top_k: config.prompts.top_k,
+            max_commit_attempts: config.table.max_commit_attempts,
+            max_concurrent_files: reindex_parallelism(),
+            propagation_delay: set_propagation_delay(config),
+        };
+        tasks.spawn(control.run(token.clone()));
+    }
+    tasks
+}
+
+/// The upkeep of the table that a worker fills.
+pub async fn build_maintenance(
+    config: &Config,
+    encoders: &dyn Encoders,
+) -> anyhow::Result<TableMaintenance> {
+    Ok(TableMaintenance {
+        store: open_store(config).await?,
+        generation: configured_generation(config, encoders),
+        options: config.maintenance.clone(),
+        max_commit_attempts: config.table.max_commit_attempts,
+    })
+}

@@ -1,0 +1,284 @@
+//! `bsap status`: what is stored, how it is served, and how far ingestion is behind.
+
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+use comfy_table::Table;
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use serde::Serialize;
+use serde_json::json;
+
+use super::cli::table::StatusArgs;
+use super::upkeep::format_mebibytes;
+use super::{CommandResult, setup};
+use crate::catalogue::{CatalogueState, StandbyGeneration, Generation};
+use super::formatting::format_mebibytes;
+use crate::commands::shared::catalogue::open_catalogue;
+use crate::commands::shared::configuration::{load_config_without_model, with_quiet_logging};
+use crate::commands::shared::error::CommandResult;
+use crate::commands::shared::printing::print_line;
+use crate::commands::shared::runtime::run_with_logging;
+use crate::config::Config;
+use crate::kafka;
+use crate::record::TopicPartition;
+use crate::store::Store;
+use crate::table::{
+    self, BackfillSource, Generation, StatisticsCoverage, TableError, TableOverview,
+};
+
+/// `bsap status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Prints what is stored, how it is served, and how far ingestion is behind.
+pub fn run(args: &StatusArgs, config_file: Option<&Path>) -> CommandResult {
+    let config = with_quiet_logging(load_config_without_model(config_file)?);
+    run_with_logging(config, |config, _| show_status(args, config))
+}
+
+/// Prints what is stored, how it is served, and how far ingestion is behind.
+async fn show_status(args: &StatusArgs, config: Config) -> CommandResult {
+    let (store, state) = open_catalogue(&config).await?;
+    let overview = TableOverview::from_log(&store, &state.live, &config.maintenance).await?;
+    let coverages = read_coverages(&store, &state).await?;
+    let progress =
+        read_partition_progress(&config, &store, &state.live, &config.source.topic).await;
+    let standby = match &state.standby {
+        Some(beside) => Some(StandbyStatus::load(&config, &store, beside).await?),
+        None => None,
+    };
+    if args.json {
+        let partitions = match &progress {
+            Ok(standings) => json!(
+                standings
+                    .iter()
+                    .map(|s| json!({
+                        "partition": s.partition, "position": s.next_offset,
+                        "earliest_offset": s.log_range.0, "end_offset": s.log_range.1, "lag": s.lag(), "beyond_end": s.is_beyond_log_end(),
+                    }))
+                    .collect::<Vec<_>>()
+            ),
+            Err(_) => json!(null),
+        };
+        let problem = progress.as_ref().err().map(|e| format!("{e:#}"));
+        print_line!(
+            "{}",
+            json!({"state": state, "table": overview, "coverage": coverages, "partitions": partitions, "standby": standby, "kafka_error": problem})
+        );
+        return Ok(());
+    }
+    print_catalogue(&config, &store, &state, &overview, &coverages);
+    if let (Some(beside), Some(status)) = (&state.standby, &standby) {
+        status.print(beside);
+    }
+    match progress {
+        Err(error) => print_line!("\nlag         unknown: {error:#}"),
+        Ok(standings) => {
+            let lag: i64 = standings.iter().map(PartitionProgress::lag).sum();
+            print_line!(
+                "\nlag         {lag} messages of {} are not stored yet",
+                config.source.topic
+            );
+            if !config.source.replay_name.is_empty() {
+                print_line!(
+                    "            as the replay {} has come (source.replay_name)",
+                    config.source.replay_name
+                );
+            }
+            if standings.iter().any(PartitionProgress::is_beyond_log_end) {
+                print_line!(
+                    "            some positions lie beyond Kafka's end: the topic was made anew, and workers refuse it; docs/ingestion.md says what to do"
+                );
+            }
+            let mut table = Table::new();
+            table.load_style(UTF8_HORIZONTAL_ONLY);
+            table.set_header(["partition", "stored up to", "Kafka has", "lag"]);
+            for s in standings {
+                let position = s.next_offset.map_or("nothing".into(), |p| p.to_string());
+                let log = format!("{} to {}", s.log_range.0, s.log_range.1);
+                table.add_row([s.partition.to_string(), position, log, s.lag().to_string()]);
+            }
+            print_line!("{table}");
+        }
+    }
+    Ok(())
+}
+
+/// Where one partition stands.
+struct PartitionProgress {
+    partition: i32,
+    /// The offset after the last stored one.
+    next_offset: Option<i64>,
+    /// Begin and end of Kafka's log.
+    log_range: (i64, i64),
+}
+
+impl PartitionProgress {
+    /// Messages that are not stored yet.
+    fn lag(&self) -> i64 {
+        (self.log_range.1 - self.next_offset.unwrap_or_default().max(self.log_range.0)).max(0)
+    }
+
+    /// Whether more was stored than Kafka has: the topic is another one of the same name.
+    fn is_beyond_log_end(&self) -> bool {
+        self.next_offset.is_some_and(|position| position > self.log_range.1)
+    }
+}
+
+async fn read_partition_progress(
+    config: &Config,
+    store: &Store,
+    generation: &Generation,
+    topic: &str,
+) -> anyhow::Result<Vec<PartitionProgress>> {
+    let logs = kafka::fetch_watermarks(&config.kafka, topic).await?;
+    let positions =
+        table::open_existing_writer(store, generation, config.table.max_commit_attempts).await?;
+    let mut positions = positions.with_replay_name(&config.source.replay_name);
+    let mut progress = Vec::with_capacity(logs.len());
+    for (number, log) in logs {
+        let partition = TopicPartition { topic: topic.into(), number };
+        let position = positions.read_position(&partition).await?;
+        progress.push(PartitionProgress {
+            partition: number,
+            next_offset: position,
+            log_range: log,
+        });
+    }
+    Ok(progress)
+}
+
+/// How much of the table has the statistics of each known prompt set.
+async fn read_coverages(
+    store: &Store,
+    state: &CatalogueState,
+) -> Result<Vec<StatisticsCoverage>, TableError> {
+    let mut stored = BackfillSource::open(store, &state.live).await?;
+    let mut coverages = Vec::with_capacity(state.prompt_sets.len());
+    for set in &state.prompt_sets {
+        coverages.push(stored.list_pending_files(&set.key).await?.1);
+    }
+    Ok(coverages)
+}
+
+fn print_catalogue(
+    config: &Config,
+    store: &Store,
+    state: &CatalogueState,
+    overview: &TableOverview,
+    coverages: &[StatisticsCoverage],
+) {
+    let serving = &state.serving;
+    print_line!("catalogue   {}", store.url());
+    print_line!(
+        "state       revision {} of {}, by {}",
+        state.revision,
+        state.created_at.format("%Y-%m-%d %H:%M:%S UTC"),
+        state.actor
+    );
+    print_line!(
+        "generation  {} ({}, dimension {}, ordered by {})",
+        state.live.id,
+        state.live.model_name,
+        state.live.dimension,
+        state.live.ordering.as_str()
+    );
+    print_line!(
+        "serving     {} at weight {}, {}",
+        serving.normaliser.name(),
+        serving.weight,
+        serving.prompt_set
+    );
+    for (set, coverage) in state.prompt_sets.iter().zip(coverages) {
+        print_line!(
+            "prompt set  {} ({} prompts, since {}; {} of {} rows have it)",
+            set.key,
+            set.texts.len(),
+            set.since.format("%Y-%m-%d %H:%M UTC"),
+            coverage.covered,
+            coverage.rows
+        );
+    }
+    let rows = overview.rows.map_or("an unknown number of".into(), |rows| rows.to_string());
+    print_line!(
+        "table       version {} (commits since {}), {} files, {}, {rows} rows with superseded ones",
+        overview.version,
+        overview.oldest_version,
+        overview.files,
+        format_mebibytes(overview.bytes)
+    );
+    print_line!("newest row  {}", format_age(overview.newest_row_at));
+    print_line!(
+        "compaction  {} files wait; last merge {}, last look at every row {}",
+        overview.files_to_merge,
+        format_age(overview.compacted_at),
+        format_age(overview.fully_compacted_at)
+    );
+    if config.maintenance.interval_seconds == 0 {
+        print_line!("            workers do not compact (maintenance.interval_seconds is 0)");
+    }
+}
+
+fn format_age(time: Option<DateTime<Utc>>) -> String {
+    let Some(time) = time else { return "never".into() };
+    let seconds = (Utc::now() - time).num_seconds().max(0);
+    match seconds {
+        0..120 => format!("{seconds} s ago"),
+        120..7_200 => format!("{} min ago", seconds / 60),
+        7_200..172_800 => format!("{} h ago", seconds / 3_600),
+        _ => format!("{} days ago", seconds / 86_400),
+    }
+}
+
+/// How far the generation beside the live one is.
+#[derive(Serialize)]
+struct StandbyStatus {
+    table: TableOverview,
+    /// Live events that it has not stored; none where Kafka does not say.
+    live_lag_messages: Option<i64>,
+    /// Images that it is asked for and has not stored; none where Kafka does not say.
+    reembed_lag_messages: Option<i64>,
+}
+
+impl StandbyStatus {
+    async fn load(
+        config: &Config,
+        store: &Store,
+        standby: &StandbyGeneration,
+    ) -> anyhow::Result<Self> {
+        let lag = async |topic: &str| {
+            let progress =
+                read_partition_progress(config, store, &standby.generation, topic).await.ok()?;
+            Some(progress.iter().map(PartitionProgress::lag).sum())
+        };
+        Ok(Self {
+            table: TableOverview::from_log(store, &standby.generation, &config.maintenance).await?,
+            live_lag_messages: lag(&config.source.topic).await,
+            reembed_lag_messages: lag(&config.source.reindex_topic).await,
+        })
+    }
+
+    fn print(&self, standby: &StandbyGeneration) {
+        let number = |n: Option<i64>| n.map_or("an unknown number of".into(), |n| n.to_string());
+        let rows = self.table.rows.map(|rows| rows as i64);
+        print_line!(
+            "beside      {} ({}, since {}), filled by workers with model.checkpoint = {}",
+            standby.generation.id,
+            standby.generation.model_name,
+            standby.since.format("%Y-%m-%d %H:%M UTC"),
+            standby.checkpoint
+        );
+        print_line!(
+            "            {} rows with superseded ones, newest {}; {} live events and {} images to be embedded again wait",
+            number(rows),
+            format_age(self.table.newest_row_at),
+            number(self.live_lag_messages),
+            number(self.reembed_lag_messages)
+        );
+    }
+}
