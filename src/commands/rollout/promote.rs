@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::readiness::{
     check_candidate, confirm, print_promotion, print_readiness, print_serving_workers,
 };
-use crate::catalogue::{CatalogueState, Generation};
+use crate::catalogue::CatalogueState;
 use crate::clip::{Encoders, run_self_test};
 use crate::commands::shared::catalogue::{actor, open_catalogue};
 use crate::commands::shared::configuration::{load_config, with_quiet_logging};
@@ -22,6 +22,7 @@ use crate::commands::shared::printing::print_line;
 use crate::commands::shared::runtime::run_with_logging;
 use crate::config::Config;
 use crate::rollout;
+use crate::table::Generation;
 
 /// `bsap promote`.
 #[derive(Debug, Args)]

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::catalogue::{CatalogueState, Generation, StandbyGeneration};
+use crate::catalogue::{CatalogueState, StandbyGeneration};
 use crate::clip::{self, ClipModel, Encoders, ModelOptions};
 use crate::config::Config;
 use crate::demo::write_checkpoint;
+use crate::table::Generation;
 
 /// The setting that names the model of another generation.
 pub const STANDBY_CHECKPOINT_KEY: &str = "search.standby_checkpoint";

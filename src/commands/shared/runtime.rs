@@ -4,10 +4,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::error::{CommandError, CommandResult};
-use crate::catalogue::Generation;
 use crate::clip::Encoders;
 use crate::config::Config;
 use crate::store::Store;
+use crate::table::Generation;
 use crate::telemetry::otlp::{ExporterHandle, FLUSH_TIMEOUT};
 use crate::telemetry::{self, event};
 

@@ -12,7 +12,7 @@ use super::catalogue::{open_store, reindex_parallelism, set_propagation_delay};
 use super::models::configured_generation;
 use super::runtime::log_start;
 use crate::backfill::{self, ControlConsumer};
-use crate::catalogue::{Generation, ServingConfig, StateStore};
+use crate::catalogue::{ServingConfig, StateStore};
 use crate::clip::Encoders;
 use crate::config::Config;
 use crate::ingest::dead_letter::DeadLetterWriter;
@@ -22,6 +22,7 @@ use crate::ingest::{Progress, Worker};
 use crate::kafka;
 use crate::prompts::{self, ActivePromptSets};
 use crate::store::Store;
+use crate::table::Generation;
 use crate::table::TableWriter;
 use crate::table::maintenance::schedule::TableMaintenance;
 use crate::telemetry::event;
@@ -61,7 +62,7 @@ pub async fn build_worker(
     let worker_source =
         WorkerSource::for_generation(config, &states, &generation, is_standby).await?;
     let mut topics = vec![config.source.topic.as_str(), config.dead_letter.topic.as_str()];
-    topics.extend(worker_source.decoder.reembed.as_ref().map(|again| again.topic.as_str()));
+    topics.extend(worker_source.decoder.reembed_topic());
     kafka::fetch_partition_counts(&config.kafka, &topics).await?;
     // What others have added to the catalogue counts as well as what is configured here.
     let active = ActivePromptSets::new(sets);

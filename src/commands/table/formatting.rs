@@ -1,7 +1,8 @@
 //! How the commands about the table print sizes and generations.
 
-use crate::catalogue::{CatalogueState, Generation};
+use crate::catalogue::CatalogueState;
 use crate::commands::shared::printing::print_line;
+use crate::table::Generation;
 
 /// A size for people.
 pub fn format_mebibytes(bytes: u64) -> String {

@@ -45,10 +45,12 @@ async fn verify_tables(
     let (store, state) = open_catalogue(&config).await?;
     let mut is_sound = true;
     for generation in state.generations() {
+        let records = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
+        let prompt_sets: Vec<_> = records.iter().map(|set| set.key.clone()).collect();
         let bar = progress_bar("reading", 0)?;
         let (options, now, progress) = (&config.maintenance, Utc::now(), progress_callback(&bar));
         let verified =
-            table::verify_table(&store, &state, generation, options, now, &progress, &token)
+            table::verify_table(&store, generation, &prompt_sets, options, now, &progress, &token)
                 .await?;
         bar.finish_and_clear();
         let Some(verified) = verified else {

@@ -11,12 +11,8 @@ use crate::table::{SnapshotPart, TableChanges};
 
 /// Applies one commit, and returns the live images as `id@sequence`.
 async fn apply_rows(snapshots: &SnapshotStore, version: u64, rows: Vec<ImageRow>) -> Vec<String> {
-    let changes = TableChanges {
-        version,
-        is_full_snapshot: version == 1,
-        part: SnapshotPart::All,
-        rows,
-    };
+    let changes =
+        TableChanges { version, is_full_snapshot: version == 1, part: SnapshotPart::All, rows };
     snapshots.apply_changes(changes).await.unwrap();
     let newest = snapshots.newest();
     let mut ids = Vec::new();
