@@ -9,7 +9,7 @@ use std::path::Path;
 pub fn outdated_references(root: &Path) -> Vec<String> {
     let mut messages = Vec::new();
     for page in ["ARCHITECTURE.md", "docs/glossary.md"] {
-        let Ok(text) = std::fs::read_to_string(root.join(page)) else { continue };
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
         let mut source: Option<(&str, String)> = None;
         for span in code_spans(&text) {
             if Path::new(span).extension().is_some_and(|extension| extension == "rs") {
