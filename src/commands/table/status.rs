@@ -9,10 +9,7 @@ use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use serde::Serialize;
 use serde_json::json;
 
-use super::cli::table::StatusArgs;
 use super::formatting::format_mebibytes;
-use super::upkeep::format_mebibytes;
-use super::{CommandResult, setup};
 use crate::catalogue::{CatalogueState, StandbyGeneration};
 use crate::commands::shared::catalogue::open_catalogue;
 use crate::commands::shared::configuration::{load_config_without_model, with_quiet_logging};
@@ -23,7 +20,6 @@ use crate::config::Config;
 use crate::kafka;
 use crate::record::TopicPartition;
 use crate::store::Store;
-use crate::table::Generation;
 use crate::table::{
     self, BackfillSource, Generation, StatisticsCoverage, TableError, TableOverview,
 };

@@ -154,8 +154,7 @@ async fn a_whole_table_loaded_in_parts_is_served_after_the_last_part() {
     let part = async |part, ids: std::ops::Range<u64>| {
         let mut rows: Vec<ImageRow> = ids.clone().map(|i| upsert(&format!("i{i}"), 9)).collect();
         rows.push(sample_row(&format!("deleted-{}", ids.start), 9, None));
-        let changes =
-            TableChanges { version: 5, is_full_snapshot: true, part, rows, statistics: Vec::new() };
+        let changes = TableChanges { version: 5, is_full_snapshot: true, part, rows };
         snapshots.apply_changes(changes).await.unwrap();
         (snapshots.newest().table_version, snapshots.newest().len())
     };
