@@ -18,8 +18,8 @@ use crate::balance::statistics::StatisticsKey;
 use crate::store::Store;
 use crate::table::{Generation, TableError};
 
-/// Version of this schema; a state written by a newer program is refused.
-pub const STATE_FORMAT_VERSION: u32 = 2;
+/// Format of the state and of everything else in a catalogue. Any other format is refused.
+pub const STATE_FORMAT_VERSION: u32 = 3;
 
 /// One revision of the state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -330,14 +330,21 @@ impl StateStore {
         let corrupt = |reason| TableError::Corrupt { file: file(), reason };
         let of = |error: serde_json::Error| corrupt(error.to_string());
         let state: Value = serde_json::from_slice(&bytes).map_err(of)?;
-        // Before anything else: a later format may have other fields.
-        if let Some(format) =
-            state["format"].as_u64().filter(|format| *format > STATE_FORMAT_VERSION.into())
+        // Before anything else: another format has other fields.
+        if let Some(stored) = state["format"].as_u64()
+            && stored != u64::from(STATE_FORMAT_VERSION)
         {
-            let reason = format!(
-                "has format {format}, this program knows {STATE_FORMAT_VERSION}; update bsap"
-            );
-            return Err(corrupt(reason));
+            let remedy = if stored < u64::from(STATE_FORMAT_VERSION) {
+                "it was written before bsap 0.1.0: set table.url to an empty place and publish the images again (`bsap publish`), or go on with the program that wrote it"
+            } else {
+                "update bsap"
+            };
+            return Err(TableError::UnsupportedFormat {
+                file: file(),
+                stored,
+                supported: STATE_FORMAT_VERSION,
+                remedy,
+            });
         }
         serde_json::from_value(state).map(Some).map_err(of)
     }

@@ -29,6 +29,20 @@ pub enum TableError {
         /// What is wrong.
         reason: String,
     },
+    /// The catalogue's state has another format than the one that this program reads and writes.
+    #[error(
+        "{file}: the catalogue has format {stored}, this program reads format {supported}; {remedy}"
+    )]
+    UnsupportedFormat {
+        /// The revision of the state that was read.
+        file: String,
+        /// Its format.
+        stored: u64,
+        /// The only format that this program reads.
+        supported: u32,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// There is no catalogue at this place.
     #[error(
         "{location}: there is no catalogue here; start a worker (`bsap ingest`), which makes it"
@@ -69,9 +83,10 @@ impl Classify for TableError {
             Self::Store(error) => error.disposition(),
             Self::Delta { source, .. } => classify_delta_error(source),
             Self::AttemptsExhausted { .. } => Disposition::Retry,
-            Self::Corrupt { .. } | Self::NotFound { .. } | Self::Mismatch { .. } => {
-                Disposition::Fatal
-            }
+            Self::Corrupt { .. }
+            | Self::UnsupportedFormat { .. }
+            | Self::NotFound { .. }
+            | Self::Mismatch { .. } => Disposition::Fatal,
         }
     }
 }
