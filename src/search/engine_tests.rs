@@ -217,7 +217,7 @@ async fn cancelled_queries_compute_nothing_and_filtered_images_have_no_rank() {
         .find(|hit| hit.image.attributes.get("colour").is_none_or(|colour| colour != "red"));
     let other = other.unwrap().image.image_id.to_string();
     let error = engine.explain(&red, &other, &cancel).unwrap_err().to_string();
-    assert!(error.starts_with("image_id: is left out"), "{error}");
+    assert!(error.starts_with("image_id: is excluded"), "{error}");
     cancel.cancel();
     assert!(matches!(
         engine.search_with_cancel(&query_for("a cup"), &cancel),
@@ -451,11 +451,11 @@ async fn a_cursor_continues_only_its_own_query_while_its_version_is_pinned() {
     assert!(with(Query { k: Some(3), ..query_for("a mug") }).is_ok(), "pages may differ in size");
     for other in [query_for("a cup"), Query { weight: Some(0.1), ..query_for("a mug") }] {
         let error = with(other).unwrap_err().to_string();
-        assert!(error.starts_with("cursor: belongs to another question"), "{error}");
+        assert!(error.starts_with("cursor: belongs to another query"), "{error}");
     }
     let broken = Query { cursor: Some("AAAA".into()), ..query_for("a mug") };
     let error = engine.search(&broken).unwrap_err().to_string();
-    assert!(error.starts_with("cursor: is none"), "{error}");
+    assert!(error.starts_with("cursor: is not a cursor"), "{error}");
     let elsewhere = engine_with_decoding(decode::DecodeOptions::default()).await;
     apply_rows(&elsewhere, 9, vec![sample_row("a", 1, Some(clip_like_embedding(1, DIMENSION)))])
         .await;

@@ -21,8 +21,8 @@ pub struct TaskResult {
     pub raw_scores: Vec<f32>,
     /// Largest upper bound of each group: of the balanced scores, and of the raw scores.
     pub upper_bounds: Vec<[f32; 2]>,
-    /// Largest lower bounds of the balanced and of the raw scores: at least the `depth` largest of the
-    /// task that can matter.
+    /// Largest lower bounds of the balanced and of the raw scores, at most `depth` of each. Values below
+    /// the k-th bound of another task are left out.
     lower_bounds: [Vec<f32>; 2],
     /// Number of rows that may be hits.
     matched: usize,
