@@ -1,14 +1,15 @@
-//! From an image's statistics to its ranking score. Pure.
+//! Normalisers: from the statistics of an image to its balanced score.
 //!
-//! Every normaliser ranks by scoreᵢ = αᵢ·sᵢ + βᵢ, where sᵢ is the raw cosine score of the query
-//! and αᵢ, βᵢ come from image i's own statistics and constants of the catalogue, never from the
-//! query. One scan over the catalogue therefore serves any of them.
+//! Every normaliser ranks by scoreᵢ = αᵢ·sᵢ + βᵢ, where sᵢ is the raw cosine score of image i for the
+//! query, and αᵢ and βᵢ come from the statistics of image i and constants of the catalogue, never from
+//! the query. One scan over the catalogue therefore serves any of them.
 //!
-//! The formulas are this project's reading of the family around BSAP (arXiv 2402.18400), inverted
-//! softmax (arXiv 1702.03859) and Nearest Neighbor Normalization (EMNLP 2024); the paper's own
-//! constants are not reproduced here.
+//! The formulas are this project's interpretation of BSAP (arXiv 2402.18400), inverted softmax (arXiv
+//! 1702.03859) and Nearest Neighbor Normalization (EMNLP 2024). The papers' constants are not
+//! reproduced here.
 
-// What is dispatched at run time must be inlined into the dispatch to be compiled for the machine.
+// Functions that are dispatched at run time must be inlined, so that they are compiled for the target
+// features of the machine.
 #![allow(clippy::inline_always)]
 
 use pulp::WithSimd;
@@ -17,11 +18,11 @@ use serde::{Deserialize, Serialize};
 
 use super::statistics::ScoreStatistics;
 
-/// Smallest divisor that a normaliser uses: an image whose auxiliary scores hardly differ would
-/// otherwise be blown up to the top of every ranking.
+/// Smallest divisor that a normaliser uses. Without it, an image whose auxiliary scores hardly differ
+/// would get huge scores and rank at the top of every answer.
 pub const MIN_SPREAD: f32 = 1e-3;
 
-/// How an image's raw score is balanced against its auxiliary scores.
+/// The formula that balances the raw score of an image against its auxiliary scores.
 #[derive(
     Debug,
     Clone,
@@ -39,22 +40,22 @@ pub const MIN_SPREAD: f32 = 1e-3;
 pub enum Normaliser {
     /// Plain CLIP: α = 1, β = 0.
     Raw,
-    /// α = 1, β = −LSE/L: softmax over the query and the prompts; ranks as inverted softmax does.
+    /// α = 1, β = −LSE/L: softmax over the query and the prompts; ranks like inverted softmax.
     #[default]
     Softmax,
     /// α = 1/σ, β = −μ/σ: how many standard deviations above the image's own mean.
     Zscore,
-    /// α = 1/(max−min), β = −min/(max−min): where the score lies in the image's own range.
+    /// α = 1/(max−min), β = −min/(max−min): position of the score in the image's own range.
     Range,
     /// α = 1, β = −λ·(mean of the k largest auxiliary scores): Nearest Neighbor Normalization.
     Nnn,
 }
 
 impl Normaliser {
-    /// All, in the order in which users see them.
+    /// All normalisers, in the order in which users see them.
     pub const ALL: [Self; 5] = [Self::Raw, Self::Softmax, Self::Zscore, Self::Range, Self::Nnn];
 
-    /// The name that stands in configuration, requests and answers.
+    /// Returns the name in configuration, requests and answers.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
@@ -66,27 +67,27 @@ impl Normaliser {
     }
 }
 
-/// A normaliser with everything that it needs besides an image's statistics.
+/// A normaliser with everything that it needs apart from the statistics of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BalanceParameters {
-    /// Which formula.
+    /// Formula of α and β.
     pub normaliser: Normaliser,
-    /// Weight w of the balanced score in 0..=1: the hybrid w·c·(αs+β) + w·m + (1−w)·s after
-    /// BSAP-H. 0 is plain CLIP, 1 the normaliser alone.
+    /// Weight w of the balanced score, 0 to 1, in the hybrid score w·c·(αs+β) + w·m + (1−w)·s (after
+    /// BSAP-H). 0 is plain CLIP, 1 is the normaliser alone.
     pub weight: f32,
-    /// λ of `nnn`; the others ignore it.
+    /// λ of `nnn`; the other normalisers ignore it.
     pub lambda: f32,
-    /// Brings the normalised score to the scale of raw scores, so that a weight means the same
-    /// for every normaliser. Constants of the catalogue.
+    /// Constants of the catalogue that bring normalised scores to the scale of raw scores, so that a
+    /// weight has the same meaning for every normaliser.
     pub scale: ScaleConstants,
 }
 
 /// The constants c and m of the hybrid score.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScaleConstants {
-    /// Factor c: the catalogue's median σ (`zscore`) or median width (`range`), else 1.
+    /// Factor c: the median σ (`zscore`) or median max−min (`range`) of the catalogue, otherwise 1.
     pub factor: f32,
-    /// Shift m: the catalogue's median μ (`zscore`) or median minimum (`range`), else 0.
+    /// Shift m: the median μ (`zscore`) or median minimum (`range`) of the catalogue, otherwise 0.
     pub shift: f32,
 }
 
@@ -97,8 +98,8 @@ impl Default for ScaleConstants {
 }
 
 impl ScaleConstants {
-    /// The constants for `normaliser` over the statistics of a whole catalogue. Medians, so that
-    /// a few odd images do not move them.
+    /// Computes the constants of `normaliser` from the statistics of all images of a catalogue. They are
+    /// medians, so that a few outliers do not change them.
     pub fn from_catalogue(
         normaliser: Normaliser,
         catalogue: impl Iterator<Item = ScoreStatistics>,
@@ -115,17 +116,17 @@ impl ScaleConstants {
     }
 }
 
-/// The affine form αs + β of one image's score.
+/// The affine function αs + β that balances the scores of one image.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct AffineTransform {
     /// Factor α of the raw score.
     pub alpha: f32,
-    /// Shift β.
+    /// Constant β.
     pub beta: f32,
 }
 
 impl AffineTransform {
-    /// The balanced score of a raw score.
+    /// Returns the balanced score of a raw score.
     pub fn apply(self, raw: f32) -> f32 {
         self.alpha.mul_add(raw, self.beta)
     }
@@ -140,8 +141,8 @@ impl BalanceParameters {
         scale: ScaleConstants { factor: 1.0, shift: 0.0 },
     };
 
-    /// α and β of an image with these statistics; `logit_scale` is the L at which the log-sum-exp
-    /// was taken.
+    /// Returns α and β of an image with these statistics, weight included. `logit_scale` is the L at
+    /// which the log-sum-exp was computed.
     #[inline(always)]
     pub fn affine_transform(&self, s: &ScoreStatistics, logit_scale: f32) -> AffineTransform {
         let (alpha, beta) = match self.normaliser {
@@ -162,16 +163,16 @@ impl BalanceParameters {
     }
 }
 
-/// α and β of many images, as [`Balance::affine`] has them to the bit; 1 and 0 of images without
-/// statistics.
+/// Computes α and β of many images, bit for bit as [`BalanceParameters::affine_transform`] does; 1 and 0
+/// for images without statistics.
 pub struct AffineTransforms<'a> {
-    /// How they balance.
+    /// Normaliser, weight and constants.
     pub balance: BalanceParameters,
-    /// Of each image.
+    /// Statistics of each image.
     pub statistics: &'a [ScoreStatistics],
-    /// The L at which the log-sum-exps were taken.
+    /// The L at which the log-sum-exps were computed.
     pub logit_scale: f32,
-    /// α and β, as many as images.
+    /// Receives α and β, one each per image.
     pub alpha_beta: [&'a mut [f32]; 2],
 }
 
@@ -180,7 +181,7 @@ impl WithSimd for AffineTransforms<'_> {
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) {
         let balance = self.balance;
-        // A loop each, so that none decides between formulas.
+        // One loop per normaliser, so that no loop branches on the formula.
         match balance.normaliser {
             Normaliser::Raw => {
                 self.compute_all(BalanceParameters { normaliser: Normaliser::Raw, ..balance })
@@ -212,11 +213,13 @@ impl AffineTransforms<'_> {
     }
 }
 
+/// Returns max − min, but at least [`MIN_SPREAD`].
 #[inline(always)]
 fn score_range(s: &ScoreStatistics) -> f32 {
     (s.max - s.min).max(MIN_SPREAD)
 }
 
+/// Returns the median, the upper one of two; `None` if there are no values.
 fn median(values: &mut [f32]) -> Option<f32> {
     if values.is_empty() {
         return None;
@@ -253,18 +256,17 @@ mod tests {
         for normaliser in Normaliser::ALL {
             let balance = parameters_with(normaliser, 0.3);
             let (mut alpha, mut beta) = (vec![0.0; 67], vec![0.0; 67]);
-            let out = [&mut alpha[..], &mut beta];
-            let factors = AffineTransforms {
+            let transforms = AffineTransforms {
                 balance,
                 statistics: &statistics,
                 logit_scale: LOGIT_SCALE,
-                alpha_beta: out,
+                alpha_beta: [&mut alpha, &mut beta],
             };
-            pulp::Arch::new().dispatch(factors);
+            pulp::Arch::new().dispatch(transforms);
             for (i, s) in statistics.iter().enumerate() {
-                let one = balance.affine_transform(s, LOGIT_SCALE);
-                let one = if s.n == 0 { (1.0, 0.0) } else { (one.alpha, one.beta) };
-                assert_eq!((alpha[i], beta[i]), one, "{normaliser:?} {i}");
+                let single = balance.affine_transform(s, LOGIT_SCALE);
+                let single = if s.n == 0 { (1.0, 0.0) } else { (single.alpha, single.beta) };
+                assert_eq!((alpha[i], beta[i]), single, "{normaliser:?} {i}");
             }
         }
     }
@@ -279,9 +281,9 @@ mod tests {
         }
     }
 
-    /// The probability σ(L·s − LSE) orders as the affine form does (design: inverted softmax).
+    /// The probability σ(L·s − LSE) of inverted softmax ranks as the affine form does.
     #[test]
-    fn softmax_ranks_as_the_probability_does() {
+    fn softmax_ranks_like_the_probability() {
         let raw = [0.27, 0.31, 0.33];
         let (mut by_affine, mut by_probability) = (vec![0, 1, 2], vec![0, 1, 2]);
         let images = sample_statistics();
@@ -300,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn zscore_and_range_are_what_their_names_say() {
+    fn zscore_counts_deviations_and_range_maps_to_zero_and_one() {
         let s = sample_statistics()[1];
         let z = BalanceParameters {
             scale: ScaleConstants::default(),
@@ -316,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_whose_scores_do_not_differ_is_not_blown_up() {
+    fn an_image_with_equal_auxiliary_scores_gets_no_huge_score() {
         let flat = ScoreStatistics::from_scores(&[0.2; 4], LOGIT_SCALE, 2).unwrap();
         for normaliser in Normaliser::ALL {
             let affine = parameters_with(normaliser, 1.0).affine_transform(&flat, LOGIT_SCALE);

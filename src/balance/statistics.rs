@@ -1,10 +1,11 @@
-//! Auxiliary scores of an image and the statistics that normalisers need of them. Pure.
+//! Auxiliary scores of an image, and the statistics of them that normalisers need.
 //!
-//! For an image embedding **v** and K unit-length prompt embeddings **a**ⱼ the auxiliary scores
-//! are aⱼ = **a**ⱼ·**v**. They depend on the image and the prompt set alone, never on a query, so
-//! they are computed once, when the image arrives.
+//! For an image embedding **v** and K unit-length prompt embeddings **a**ⱼ the auxiliary scores are
+//! aⱼ = **a**ⱼ·**v**. They depend on the image and the prompt set, never on a query, so that they are
+//! computed once, when the image is ingested.
 
-// What is dispatched at run time must be inlined into the dispatch to be compiled for the machine.
+// Functions that are dispatched at run time must be inlined, so that they are compiled for the target
+// features of the machine.
 #![allow(clippy::inline_always)]
 
 use std::fmt;
@@ -13,10 +14,10 @@ use pulp::{Arch, WithSimd};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Which statistics these are: prompt set, logit scale and top-k together.
+/// Identifies how statistics were computed: prompt set, logit scale and the k of the top-k mean.
 ///
-/// Readable on purpose (`demo@1:3f2a9c01d4e5:L100.0000:k8`), since it stands in the stored table as
-/// the key of a map and in answers to users.
+/// It is readable (`demo@1:3f2a9c01d4e5:L100.0000:k8`), because the stored table uses it as the key of a
+/// map and users see it in answers.
 #[derive(
     Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
@@ -24,19 +25,25 @@ use serde::{Deserialize, Serialize};
 pub struct StatisticsKey(String);
 
 impl StatisticsKey {
-    /// The key of the set `name@version` with the fingerprint `fingerprint` of its texts, at the
-    /// logit scale `scale`, with the mean of the `top_k` largest scores.
-    pub fn new(name: &str, version: u32, fingerprint: &str, scale: f32, top_k: usize) -> Self {
-        let short = fingerprint.get(..12).unwrap_or(fingerprint);
-        Self(format!("{name}@{version}:{short}:L{scale:.4}:k{top_k}"))
+    /// Creates the key of the prompt set `name@version`, where `fingerprint` identifies its texts, for
+    /// statistics at `logit_scale` with the mean of the `top_k` largest scores.
+    pub fn new(
+        name: &str,
+        version: u32,
+        fingerprint: &str,
+        logit_scale: f32,
+        top_k: usize,
+    ) -> Self {
+        let short_fingerprint = fingerprint.get(..12).unwrap_or(fingerprint);
+        Self(format!("{name}@{version}:{short_fingerprint}:L{logit_scale:.4}:k{top_k}"))
     }
 
-    /// As stored in the table.
+    /// Wraps a key that was read from the table.
     pub fn from_stored(text: &str) -> Self {
         Self(text.to_owned())
     }
 
-    /// The text that is stored.
+    /// Returns the text that is stored in the table.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -48,12 +55,12 @@ impl fmt::Display for StatisticsKey {
     }
 }
 
-/// What is kept of one image's auxiliary scores.
+/// Statistics of the auxiliary scores of one image.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScoreStatistics {
-    /// How many prompts, K.
+    /// Number of prompts K; 0 stands for missing statistics.
     pub n: u32,
-    /// Mean score μ.
+    /// Mean μ.
     pub mean: f32,
     /// Population standard deviation σ.
     pub std: f32,
@@ -61,43 +68,43 @@ pub struct ScoreStatistics {
     pub min: f32,
     /// Largest score.
     pub max: f32,
-    /// log Σⱼ exp(L·aⱼ), at the key's logit scale L.
+    /// log Σⱼ exp(L·aⱼ), where L is the logit scale of the key.
     pub lse: f32,
-    /// Mean of the k largest scores, k ≤ K.
+    /// Mean of the k largest scores; of all if K is less than k.
     pub topk_mean: f32,
 }
 
-/// Sums that run side by side in a dot product.
+/// Number of partial sums of a dot product.
 const LANES: usize = 16;
-/// Prompts whose scores are computed together: their sums fit into the registers, and a piece of the
-/// image is loaded once for all of them.
+/// Number of prompts whose scores are computed together: their partial sums fit into the registers, and
+/// each block of the image embedding is loaded once for all of them.
 const PROMPT_BLOCK: usize = 4;
 
-/// Dot product of two vectors of equal length, in f32.
+/// Returns the dot product of two vectors of equal length, in f32.
 ///
-/// The order of the additions is fixed (16 lanes, then the lanes, then the rest), so that the same
-/// two vectors give the same bits in ingestion, reindexing and search, whatever the batch.
+/// The order of the additions is fixed (within 16 lanes, then over the lanes, then the remainder), so that
+/// the same two vectors give the same bits in ingestion, reindexing and search, for any batch size.
 pub fn dot_product(a: &[f32], b: &[f32]) -> f32 {
     debug_assert_eq!(a.len(), b.len());
     let mut lanes = [0f32; LANES];
-    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
-    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
+    let (a_blocks, a_remainder) = a.as_chunks::<LANES>();
+    let (b_blocks, b_remainder) = b.as_chunks::<LANES>();
     for (x, y) in a_blocks.iter().zip(b_blocks) {
         for lane in 0..LANES {
             lanes[lane] += x[lane] * y[lane];
         }
     }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum();
-    lanes.iter().sum::<f32>() + rest
+    let remainder: f32 = a_remainder.iter().zip(b_remainder).map(|(x, y)| x * y).sum();
+    lanes.iter().sum::<f32>() + remainder
 }
 
-/// The scores aⱼ = **a**ⱼ·**v** of an image against every prompt, in the prompts' order.
+/// Returns the scores aⱼ = **a**ⱼ·**v** of an image for all prompts, in the order of the prompts.
 pub fn score_prompts(image: &[f32], prompts: &[Vec<f32>]) -> Vec<f32> {
     Arch::new().dispatch(PromptScoring { image, prompts })
 }
 
-/// Computes what [`dot`] gives for every prompt, in the same order of additions and so to the bit,
-/// some prompts at a time.
+/// Computes [`dot_product`] for all prompts, [`PROMPT_BLOCK`] at a time, with the same order of additions
+/// and therefore with the same bits.
 struct PromptScoring<'a> {
     image: &'a [f32],
     prompts: &'a [Vec<f32>],
@@ -109,43 +116,44 @@ impl WithSimd for PromptScoring<'_> {
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) -> Vec<f32> {
         let mut scores = Vec::with_capacity(self.prompts.len());
-        let (blocks, rest) = self.prompts.as_chunks::<PROMPT_BLOCK>();
+        let (blocks, remainder) = self.prompts.as_chunks::<PROMPT_BLOCK>();
         for block in blocks {
             scores.extend(score_prompt_block(self.image, block));
         }
-        scores.extend(rest.iter().map(|prompt| dot_product(prompt, self.image)));
+        scores.extend(remainder.iter().map(|prompt| dot_product(prompt, self.image)));
         scores
     }
 }
 
+/// Returns the scores of an image for four prompts.
 #[inline(always)]
 fn score_prompt_block(image: &[f32], prompts: &[Vec<f32>; PROMPT_BLOCK]) -> [f32; PROMPT_BLOCK] {
-    let (pieces, image_rest) = image.as_chunks::<LANES>();
-    let split = prompts.each_ref().map(|prompt| prompt.as_chunks::<LANES>());
-    let [a, b, c, d] = split.map(|(pieces, _)| pieces);
+    let (image_blocks, image_remainder) = image.as_chunks::<LANES>();
+    let split_prompts = prompts.each_ref().map(|prompt| prompt.as_chunks::<LANES>());
+    let [a, b, c, d] = split_prompts.map(|(blocks, _)| blocks);
     let mut sums = [[0f32; LANES]; PROMPT_BLOCK];
-    for ((((x, a), b), c), d) in pieces.iter().zip(a).zip(b).zip(c).zip(d) {
+    for ((((x, a), b), c), d) in image_blocks.iter().zip(a).zip(b).zip(c).zip(d) {
         for (sum, y) in sums.iter_mut().zip([a, b, c, d]) {
             for lane in 0..LANES {
-                // Never fused: a fused product rounds once, `dot` rounds twice.
+                // Not a fused multiply-add, which rounds once, because `dot_product` rounds twice.
                 sum[lane] += y[lane] * x[lane];
             }
         }
     }
     let mut scores = [0f32; PROMPT_BLOCK];
-    for ((score, sum), (_, rest)) in scores.iter_mut().zip(&sums).zip(split) {
-        let rest: f32 = rest.iter().zip(image_rest).map(|(x, y)| x * y).sum();
-        *score = sum.iter().sum::<f32>() + rest;
+    for ((score, sum), (_, remainder)) in scores.iter_mut().zip(&sums).zip(split_prompts) {
+        let remainder: f32 = remainder.iter().zip(image_remainder).map(|(x, y)| x * y).sum();
+        *score = sum.iter().sum::<f32>() + remainder;
     }
     scores
 }
 
 impl ScoreStatistics {
-    /// Statistics of the auxiliary scores of one image, at logit scale `scale`, with the mean of
-    /// the `top_k` largest (at least 1, at most all). `None` where there are no scores.
+    /// Computes the statistics of the auxiliary scores of one image at `logit_scale`, with the mean of
+    /// the `top_k` largest scores (at least 1, at most all). Returns `None` if there are no scores.
     ///
-    /// Sums run in f64: the spread of the scores is small beside their mean.
-    pub fn from_scores(scores: &[f32], scale: f32, top_k: usize) -> Option<Self> {
+    /// Sums are computed in f64, because the spread of the scores is small compared with their mean.
+    pub fn from_scores(scores: &[f32], logit_scale: f32, top_k: usize) -> Option<Self> {
         let n = scores.len();
         let mut sorted: Vec<f32> = scores.to_vec();
         sorted.sort_unstable_by(|a, b| b.total_cmp(a));
@@ -154,9 +162,10 @@ impl ScoreStatistics {
         let variance =
             sorted.iter().map(|s| (f64::from(*s) - mean).powi(2)).sum::<f64>() / n as f64;
         let top = &sorted[..top_k.clamp(1, n)];
-        let scale = f64::from(scale);
-        let peak = scale * f64::from(max);
-        let exponentials: f64 = sorted.iter().map(|s| (scale * f64::from(*s) - peak).exp()).sum();
+        let logit_scale = f64::from(logit_scale);
+        let peak = logit_scale * f64::from(max);
+        let exponentials: f64 =
+            sorted.iter().map(|s| (logit_scale * f64::from(*s) - peak).exp()).sum();
         Some(Self {
             n: n as u32,
             mean: mean as f32,
@@ -178,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn statistics_of_known_scores() {
+    fn statistics_match_values_computed_by_hand() {
         let s = ScoreStatistics::from_scores(&[0.1, 0.3, 0.2, 0.4], 10.0, 2).unwrap();
         assert_eq!((s.n, s.min, s.max), (4, 0.1, 0.4));
         assert!((s.mean - 0.25).abs() < 1e-7);

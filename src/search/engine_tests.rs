@@ -1,4 +1,4 @@
-//! What can be asked, and what is refused.
+//! Queries of all kinds, and queries that are rejected.
 
 use std::collections::BTreeMap;
 use std::io::Cursor as Bytes;
@@ -57,18 +57,18 @@ fn sample_image_row(number: u64, rng: &mut ChaCha8Rng) -> ImageRow {
         sample_row(&format!("i{number:04}"), 1, Some(clip_like_embedding(number, DIMENSION)));
     row.event_time =
         rng.random_bool(0.8).then(|| DateTime::from_timestamp(number as i64, 0)).flatten();
-    let mut have = BTreeMap::new();
-    let mut add = |name: &str, value: String| {
+    let mut attributes = BTreeMap::new();
+    let mut maybe_add = |name: &str, value: String| {
         if rng.random_bool(0.8) {
-            have.insert(name.to_owned(), value);
+            attributes.insert(name.to_owned(), value);
         }
     };
-    add("colour", ["red", "dark red", "blue", "grün"][number as usize % 4].into());
-    add("stock", (number as i64 % 9 - 4).to_string());
-    add("price", format!("{:.1}", number as f64 / 10.0));
-    add("new", number.is_multiple_of(3).to_string());
-    add("shot", format!("2026-01-{:02}T00:00:00.000000Z", number % 28 + 1));
-    row.image.as_mut().unwrap().attributes = have;
+    maybe_add("colour", ["red", "dark red", "blue", "grün"][number as usize % 4].into());
+    maybe_add("stock", (number as i64 % 9 - 4).to_string());
+    maybe_add("price", format!("{:.1}", number as f64 / 10.0));
+    maybe_add("new", number.is_multiple_of(3).to_string());
+    maybe_add("shot", format!("2026-01-{:02}T00:00:00.000000Z", number % 28 + 1));
+    row.image.as_mut().unwrap().attributes = attributes;
     row
 }
 
@@ -90,22 +90,22 @@ fn query_for(input: impl Into<QueryInput>) -> Query {
 #[tokio::test]
 async fn equivalent_inputs_find_the_same_images() {
     let engine = engine_with_images(SearchOptions::default(), 200).await;
-    let towers = HashEncoders::new(DIMENSION);
-    let wanted = hit_ids(&engine.search(&query_for("a mug")).unwrap().hits);
-    let vector = towers.embed_bytes(b"a mug").iter().map(|v| v * 7.5).collect();
+    let encoders = HashEncoders::new(DIMENSION);
+    let expected = hit_ids(&engine.search(&query_for("a mug")).unwrap().hits);
+    let vector = encoders.embed_bytes(b"a mug").iter().map(|v| v * 7.5).collect();
     assert_eq!(
         hit_ids(&engine.search(&query_for(QueryInput::Vector(vector))).unwrap().hits),
-        wanted
+        expected
     );
     let texts = |weights: &[(&str, f32)]| {
-        let one =
+        let weighted_text =
             |(text, weight): &(&str, f32)| WeightedText { text: (*text).into(), weight: *weight };
-        QueryInput::WeightedTexts(weights.iter().map(one).collect())
+        QueryInput::WeightedTexts(weights.iter().map(weighted_text).collect())
     };
     let mixed = |weights: &[(&str, f32)]| engine.search(&query_for(texts(weights)));
-    assert_eq!(hit_ids(&mixed(&[("a mug", 0.1)]).unwrap().hits), wanted);
-    assert_eq!(hit_ids(&mixed(&[("a mug", 2.0), ("x", 1.0), ("x", -1.0)]).unwrap().hits), wanted);
-    assert_ne!(hit_ids(&mixed(&[("a mug", 1.0), ("x", -0.5)]).unwrap().hits), wanted);
+    assert_eq!(hit_ids(&mixed(&[("a mug", 0.1)]).unwrap().hits), expected);
+    assert_eq!(hit_ids(&mixed(&[("a mug", 2.0), ("x", 1.0), ("x", -1.0)]).unwrap().hits), expected);
+    assert_ne!(hit_ids(&mixed(&[("a mug", 1.0), ("x", -0.5)]).unwrap().hits), expected);
     let error = mixed(&[("a mug", 1.0), ("a mug", -1.0)]).unwrap_err();
     assert!(error.to_string().starts_with("texts: the weighted texts cancel"), "{error}");
 }
@@ -113,20 +113,21 @@ async fn equivalent_inputs_find_the_same_images() {
 #[tokio::test]
 async fn an_image_query_includes_itself_only_when_requested() {
     let engine = engine_with_images(SearchOptions::default(), 200).await;
-    let like =
+    let query_with =
         |include_self| Query { include_self, ..query_for(QueryInput::ImageId("i0007".into())) };
-    let alone = engine.search(&like(false)).unwrap();
-    assert!(!hit_ids(&alone.hits).contains(&"i0007".to_owned()));
-    assert_eq!((alone.scanned, alone.matched), (200, 199));
-    // Prompts are texts: a picture is compared with pictures as it is.
-    assert_eq!((alone.balance.normaliser, alone.balance.weight), (Normaliser::Raw, 0.0));
-    let with = engine.search(&like(true)).unwrap();
-    assert_eq!(hit_ids(&with.hits)[0], "i0007");
-    assert_eq!(hit_ids(&with.hits)[1..], hit_ids(&alone.hits)[..9]);
-    let balanced = Query { weight: Some(0.5), ..like(false) };
+    let without_self = engine.search(&query_with(false)).unwrap();
+    assert!(!hit_ids(&without_self.hits).contains(&"i0007".to_owned()));
+    assert_eq!((without_self.scanned, without_self.matched), (200, 199));
+    // The prompts are texts, so that image queries are not balanced.
+    let balance = without_self.balance;
+    assert_eq!((balance.normaliser, balance.weight), (Normaliser::Raw, 0.0));
+    let with_self = engine.search(&query_with(true)).unwrap();
+    assert_eq!(hit_ids(&with_self.hits)[0], "i0007");
+    assert_eq!(hit_ids(&with_self.hits)[1..], hit_ids(&without_self.hits)[..9]);
+    let balanced = Query { weight: Some(0.5), ..query_with(false) };
     assert_eq!(engine.search(&balanced).unwrap().balance.normaliser, Normaliser::Softmax);
-    let gone = engine.search(&query_for(QueryInput::ImageId("nobody".into()))).unwrap_err();
-    assert!(matches!(gone, QueryError::ImageNotFound(id) if id == "nobody"));
+    let error = engine.search(&query_for(QueryInput::ImageId("unknown".into()))).unwrap_err();
+    assert!(matches!(error, QueryError::ImageNotFound(id) if id == "unknown"));
 }
 
 #[tokio::test]
@@ -145,14 +146,15 @@ async fn a_picture_is_decoded_within_the_limits_and_embedded_once() {
         .with_attributes_and_decoding(declared_attributes(), decode::DecodeOptions::default());
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     apply_rows(&engine, 1, (0..200).map(|i| sample_image_row(i, &mut rng)).collect()).await;
-    let found = engine.search(&query_for(QueryInput::ImageBytes(png.clone()))).unwrap();
-    let same = HashEncoders::new(DIMENSION).embed_bytes(picture.as_raw());
-    let raw = Query { normaliser: Some(Normaliser::Raw), ..query_for(QueryInput::Vector(same)) };
-    assert_eq!(hit_ids(&found.hits), hit_ids(&engine.search(&raw).unwrap().hits));
-    assert_eq!(found.balance.weight, 0.0);
-    let again = engine.search(&query_for(QueryInput::ImageBytes(png.clone()))).unwrap();
-    assert_eq!(hit_ids(&again.hits), hit_ids(&found.hits));
-    assert_eq!(model.embedded_images.load(Ordering::Relaxed), 1, "it was embedded once");
+    let results = engine.search(&query_for(QueryInput::ImageBytes(png.clone()))).unwrap();
+    let same_vector = HashEncoders::new(DIMENSION).embed_bytes(picture.as_raw());
+    let raw =
+        Query { normaliser: Some(Normaliser::Raw), ..query_for(QueryInput::Vector(same_vector)) };
+    assert_eq!(hit_ids(&results.hits), hit_ids(&engine.search(&raw).unwrap().hits));
+    assert_eq!(results.balance.weight, 0.0);
+    let repeated = engine.search(&query_for(QueryInput::ImageBytes(png.clone()))).unwrap();
+    assert_eq!(hit_ids(&repeated.hits), hit_ids(&results.hits));
+    assert_eq!(model.embedded_images.load(Ordering::Relaxed), 1, "the embedding is cached");
     let small = decode::DecodeOptions { max_side: 63, ..decode::DecodeOptions::default() };
     let strict = engine_with_decoding(small).await;
     let error = strict.search(&query_for(QueryInput::ImageBytes(png))).unwrap_err();
@@ -174,18 +176,18 @@ async fn invalid_inputs_are_rejected_with_the_field_name() {
     let engine = engine_with_images(SearchOptions::default(), 3).await;
     let many = vec![WeightedText { text: "a".into(), weight: 1.0 }; 17];
     let heavy = vec![WeightedText { text: "a".into(), weight: f32::NAN }];
-    for (input, wanted) in [
+    for (input, expected) in [
         (QueryInput::Text("  ".into()), "text: is empty"),
         (QueryInput::Text("x".repeat(1001)), "text: has 1001 characters, more than 1000"),
         (QueryInput::WeightedTexts(Vec::new()), "texts: has 0 texts; 1 to 16"),
         (QueryInput::WeightedTexts(many), "texts: has 17 texts"),
         (QueryInput::WeightedTexts(heavy), "texts: the weight NaN is not between -100 and 100"),
         (QueryInput::Vector(vec![1.0; 3]), "vector: has 3 numbers; an embedding has 16"),
-        (QueryInput::Vector(vec![0.0; DIMENSION]), "vector: has the length 0"),
+        (QueryInput::Vector(vec![0.0; DIMENSION]), "vector: has length 0"),
         (QueryInput::Vector(vec![f32::INFINITY; DIMENSION]), "vector: number 0 is not finite"),
     ] {
         let error = engine.search(&query_for(input)).unwrap_err().to_string();
-        assert!(error.starts_with(wanted), "{error}");
+        assert!(error.starts_with(expected), "{error}");
     }
 }
 
@@ -197,12 +199,9 @@ async fn cancelled_queries_compute_nothing_and_filtered_images_have_no_rank() {
         filter: Some(serde_json::from_value(json!({"eq": {"colour": "red"}})).unwrap()),
         ..query_for("a mug")
     };
-    let found = engine.search(&red).unwrap().hits;
-    let explanation = engine.explain(&red, found[0].image.image_id.as_str(), &cancel).unwrap();
-    assert_eq!(
-        (explanation.hit.rank, explanation.hit.raw_rank),
-        (found[0].rank, found[0].raw_rank)
-    );
+    let hits = engine.search(&red).unwrap().hits;
+    let explanation = engine.explain(&red, hits[0].image.image_id.as_str(), &cancel).unwrap();
+    assert_eq!((explanation.hit.rank, explanation.hit.raw_rank), (hits[0].rank, hits[0].raw_rank));
     let all = Query { k: Some(30), ..query_for("a mug") };
     let other = engine
         .search(&all)
@@ -212,7 +211,7 @@ async fn cancelled_queries_compute_nothing_and_filtered_images_have_no_rank() {
         .find(|hit| hit.image.attributes.get("colour").is_none_or(|colour| colour != "red"));
     let other = other.unwrap().image.image_id.to_string();
     let error = engine.explain(&red, &other, &cancel).unwrap_err().to_string();
-    assert!(error.starts_with("image_id: is left out"), "{error}");
+    assert!(error.starts_with("image_id: is excluded"), "{error}");
     cancel.cancel();
     assert!(matches!(
         engine.search_with_cancel(&query_for("a cup"), &cancel),
@@ -224,9 +223,9 @@ async fn cancelled_queries_compute_nothing_and_filtered_images_have_no_rank() {
     ));
 }
 
-/// What a filter says of one row, read by itself.
+/// Evaluates a filter on one row, independently of the implementation.
 fn filter_matches(filter: &Value, row: &ImageRow) -> bool {
-    let (op, of) = filter.as_object().unwrap().iter().next().unwrap();
+    let (operator, operand) = filter.as_object().unwrap().iter().next().unwrap();
     let value = |name: &str| -> Option<Value> {
         let attributes = &row.image.as_ref().unwrap().attributes;
         match name {
@@ -242,24 +241,25 @@ fn filter_matches(filter: &Value, row: &ImageRow) -> bool {
         _ => given.clone(),
     };
     let compare = |name: &str, given: &Value| {
-        let (own, given) = (value(name)?, literal(name, given));
-        match (own.as_f64(), given.as_f64()) {
+        let (stored, given) = (value(name)?, literal(name, given));
+        match (stored.as_f64(), given.as_f64()) {
             (Some(a), Some(b)) => a.partial_cmp(&b),
             _ => Some(
-                own.as_str()
+                stored
+                    .as_str()
                     .map(str::to_owned)
-                    .unwrap_or(own.to_string())
+                    .unwrap_or(stored.to_string())
                     .cmp(&given.as_str().map(str::to_owned).unwrap_or(given.to_string())),
             ),
         }
     };
     let all = |test: &dyn Fn(&str, &Value) -> bool| {
-        of.as_object().unwrap().iter().all(|(n, v)| test(n, v))
+        operand.as_object().unwrap().iter().all(|(n, v)| test(n, v))
     };
-    match op.as_str() {
-        "and" => of.as_array().unwrap().iter().all(|one| filter_matches(one, row)),
-        "or" => of.as_array().unwrap().iter().any(|one| filter_matches(one, row)),
-        "not" => !filter_matches(of, row),
+    match operator.as_str() {
+        "and" => operand.as_array().unwrap().iter().all(|node| filter_matches(node, row)),
+        "or" => operand.as_array().unwrap().iter().any(|node| filter_matches(node, row)),
+        "not" => !filter_matches(operand, row),
         "eq" => all(&|n, v| compare(n, v).is_some_and(|o| o.is_eq())),
         "ne" => all(&|n, v| !compare(n, v).is_some_and(|o| o.is_eq())),
         "lt" => all(&|n, v| compare(n, v).is_some_and(|o| o.is_lt())),
@@ -272,7 +272,7 @@ fn filter_matches(filter: &Value, row: &ImageRow) -> bool {
         "prefix" => all(&|n, v| {
             value(n).is_some_and(|t| t.as_str().unwrap().starts_with(v.as_str().unwrap()))
         }),
-        "exists" => value(of.as_str().unwrap()).is_some(),
+        "exists" => value(operand.as_str().unwrap()).is_some(),
         other => panic!("{other}"),
     }
 }
@@ -313,10 +313,10 @@ async fn a_filter_keeps_exactly_the_matching_images() {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let mut rows: Vec<ImageRow> = (0..300).map(|i| sample_image_row(i, &mut rng)).collect();
     apply_rows(&engine, 1, rows.clone()).await;
-    let mut found_some = 0;
+    let mut selective_filters = 0;
     for round in 0..600u64 {
         if round % 50 == 0 {
-            // A commit changes a row, takes one away and brings one.
+            // A commit changes a row, deletes one and adds one.
             let mut commit =
                 vec![sample_image_row(round, &mut rng), sample_image_row(1000 + round, &mut rng)];
             commit[0].sequence = crate::record::SequenceKey::from_number(2 + round);
@@ -331,42 +331,42 @@ async fn a_filter_keeps_exactly_the_matching_images() {
             k: Some(1000),
             ..query_for("a mug")
         };
-        // The second time from what was kept.
+        // The second time, the bitmaps are cached.
         for _ in 0..2 {
             let results = engine.search(&query).unwrap();
-            let mut found = hit_ids(&results.hits);
-            found.sort();
-            let wanted = rows.iter().filter(|row| filter_matches(&filter, row));
-            let mut wanted: Vec<String> = wanted.map(|row| row.image_id.to_string()).collect();
-            wanted.sort();
-            assert_eq!(found, wanted, "{filter}");
-            assert_eq!(results.matched, wanted.len());
-            found_some += usize::from(!wanted.is_empty() && wanted.len() < rows.len());
+            let mut ids = hit_ids(&results.hits);
+            ids.sort();
+            let expected = rows.iter().filter(|row| filter_matches(&filter, row));
+            let mut expected: Vec<String> = expected.map(|row| row.image_id.to_string()).collect();
+            expected.sort();
+            assert_eq!(ids, expected, "{filter}");
+            assert_eq!(results.matched, expected.len());
+            selective_filters += usize::from(!expected.is_empty() && expected.len() < rows.len());
         }
     }
-    assert!(found_some > 400, "{found_some}");
+    assert!(selective_filters > 400, "{selective_filters}");
 }
 
 #[tokio::test]
-async fn filters_that_do_not_fit_are_refused_by_name() {
+async fn invalid_filters_are_rejected_with_a_reason() {
     let engine = engine_with_images(SearchOptions::default(), 3).await;
     let mut deep = json!({"exists": "colour"});
     for _ in 0..9 {
         deep = json!({"not": deep});
     }
     let many: Vec<u32> = (0..300).collect();
-    for (filter, wanted) in [
+    for (filter, expected) in [
         (
             json!({"eq": {"size": 1}}),
             "\"size\" is not a declared attribute; there are colour (text), new (boolean)",
         ),
-        (json!({"eq": {"colour": 1}}), "colour is a text, and 1 is none"),
-        (json!({"lt": {"stock": 1.5}}), "stock is a whole number, and 1.5 is none"),
-        (json!({"gt": {"price": "1"}}), "price is a number, and \"1\" is none"),
-        (json!({"in": {"new": ["true"]}}), "new is true or false, and \"true\" is none"),
+        (json!({"eq": {"colour": 1}}), "colour is a text, but 1 is not"),
+        (json!({"lt": {"stock": 1.5}}), "stock is a whole number, but 1.5 is not"),
+        (json!({"gt": {"price": "1"}}), "price is a number, but \"1\" is not"),
+        (json!({"in": {"new": ["true"]}}), "new is true or false, but \"true\" is not"),
         (json!({"lt": {"event_time": "yesterday"}}), "event_time is a time as RFC 3339 writes it"),
-        (json!({"prefix": {"price": "1"}}), "`prefix` needs a text, and price is a number"),
-        (json!({"in": {"colour": []}}), "`in` names no value of colour"),
+        (json!({"prefix": {"price": "1"}}), "`prefix` needs a text, but price is a number"),
+        (json!({"in": {"colour": []}}), "`in` has no values for colour"),
         (json!({"and": []}), "`and` is empty"),
         (json!({"eq": {}}), "`eq` is empty"),
         (json!({"in": {"stock": many}}), "compares with more than 256 values"),
@@ -374,18 +374,18 @@ async fn filters_that_do_not_fit_are_refused_by_name() {
     ] {
         let filter = Some(serde_json::from_value(filter).unwrap());
         let error = engine.search(&Query { filter, ..query_for("a") }).unwrap_err().to_string();
-        assert!(error.starts_with("filter: ") && error.contains(wanted), "{error}");
+        assert!(error.starts_with("filter: ") && error.contains(expected), "{error}");
     }
 }
 
 #[test]
-fn what_a_filter_implies() {
-    let of =
+fn a_filter_implies_a_value_only_if_every_branch_requires_it() {
+    let implies_mug =
         |filter: Value| serde_json::from_value::<Filter>(filter).unwrap().implies("kind", "mug");
-    assert!(of(json!({"eq": {"kind": "mug", "colour": "red"}})));
-    assert!(of(json!({"in": {"kind": ["mug"]}})));
-    assert!(of(json!({"and": [{"eq": {"colour": "red"}}, {"eq": {"kind": "mug"}}]})));
-    assert!(of(json!({"or": [{"eq": {"kind": "mug"}}, {"in": {"kind": ["mug"]}}]})));
+    assert!(implies_mug(json!({"eq": {"kind": "mug", "colour": "red"}})));
+    assert!(implies_mug(json!({"in": {"kind": ["mug"]}})));
+    assert!(implies_mug(json!({"and": [{"eq": {"colour": "red"}}, {"eq": {"kind": "mug"}}]})));
+    assert!(implies_mug(json!({"or": [{"eq": {"kind": "mug"}}, {"in": {"kind": ["mug"]}}]})));
     for other in [
         json!({"eq": {"kind": "cup"}}),
         json!({"in": {"kind": ["mug", "cup"]}}),
@@ -393,7 +393,7 @@ fn what_a_filter_implies() {
         json!({"not": {"eq": {"kind": "mug"}}}),
         json!({"exists": "kind"}),
     ] {
-        assert!(!of(other.clone()), "{other}");
+        assert!(!implies_mug(other.clone()), "{other}");
     }
 }
 
@@ -412,26 +412,26 @@ async fn pages_are_those_of_one_ranking_while_the_catalogue_changes() {
         let whole = engine.search(&Query { k: Some(1000), ..query.clone() }).unwrap();
         assert_eq!(whole.next_cursor, None);
         let mut query = Query { k: Some(40), ..query };
-        let (mut hits, mut raw) = (Vec::new(), Vec::new());
+        let (mut ids, mut raw_ids) = (Vec::new(), Vec::new());
         for page in 0.. {
             let results = engine.search(&query).unwrap();
             assert_eq!(results.table_version, whole.table_version);
             assert_eq!(results.hits[0].rank, 40 * page + 1);
-            hits.extend(hit_ids(&results.hits));
-            raw.extend(hit_ids(&results.raw_hits));
+            ids.extend(hit_ids(&results.hits));
+            raw_ids.extend(hit_ids(&results.raw_hits));
             let Some(next) = results.next_cursor else { break };
             query.cursor = Some(next);
             let version = whole.table_version + page as u64 + 1;
-            let new = (0..5).map(|n| {
+            let new_rows = (0..5).map(|n| {
                 sample_row(
                     &format!("n{version}-{n}"),
                     1,
                     Some(clip_like_embedding(version * 9 + n, DIMENSION)),
                 )
             });
-            apply_rows(&engine, version, new.collect()).await;
+            apply_rows(&engine, version, new_rows.collect()).await;
         }
-        assert_eq!((hits, raw), (hit_ids(&whole.hits), hit_ids(&whole.raw_hits)), "query {i}");
+        assert_eq!((ids, raw_ids), (hit_ids(&whole.hits), hit_ids(&whole.raw_hits)), "query {i}");
     }
 }
 
@@ -441,36 +441,39 @@ async fn a_cursor_continues_only_its_own_query_while_its_version_is_pinned() {
         engine_with_images(SearchOptions { cursor_seconds: 3, ..SearchOptions::default() }, 50)
             .await;
     let cursor = engine.search(&query_for("a mug")).unwrap().next_cursor;
-    let with = |query: Query| engine.search(&Query { cursor: cursor.clone(), ..query });
-    assert!(with(query_for("a mug")).is_ok());
-    assert!(with(Query { k: Some(3), ..query_for("a mug") }).is_ok(), "pages may differ in size");
+    let continue_with = |query: Query| engine.search(&Query { cursor: cursor.clone(), ..query });
+    assert!(continue_with(query_for("a mug")).is_ok());
+    assert!(
+        continue_with(Query { k: Some(3), ..query_for("a mug") }).is_ok(),
+        "pages may differ in size"
+    );
     for other in [query_for("a cup"), Query { weight: Some(0.1), ..query_for("a mug") }] {
-        let error = with(other).unwrap_err().to_string();
-        assert!(error.starts_with("cursor: belongs to another question"), "{error}");
+        let error = continue_with(other).unwrap_err().to_string();
+        assert!(error.starts_with("cursor: belongs to another query"), "{error}");
     }
     let broken = Query { cursor: Some("AAAA".into()), ..query_for("a mug") };
     let error = engine.search(&broken).unwrap_err().to_string();
-    assert!(error.starts_with("cursor: is none"), "{error}");
-    let elsewhere = engine_with_decoding(decode::DecodeOptions::default()).await;
-    apply_rows(&elsewhere, 9, vec![sample_row("a", 1, Some(clip_like_embedding(1, DIMENSION)))])
+    assert!(error.starts_with("cursor: is not a cursor"), "{error}");
+    let other_engine = engine_with_decoding(decode::DecodeOptions::default()).await;
+    apply_rows(&other_engine, 9, vec![sample_row("a", 1, Some(clip_like_embedding(1, DIMENSION)))])
         .await;
-    let foreign = elsewhere.search(&Query { cursor: cursor.clone(), ..query_for("a mug") });
-    assert!(matches!(foreign, Err(QueryError::CursorExpired { version: 1 })));
+    let result = other_engine.search(&Query { cursor: cursor.clone(), ..query_for("a mug") });
+    assert!(matches!(result, Err(QueryError::CursorExpired { version: 1 })));
     apply_rows(&engine, 2, vec![sample_row("new", 1, Some(clip_like_embedding(1, DIMENSION)))])
         .await;
-    assert!(with(query_for("a mug")).is_ok(), "held");
+    assert!(continue_with(query_for("a mug")).is_ok(), "the version is pinned");
     tokio::time::sleep(std::time::Duration::from_millis(3_100)).await;
-    assert!(matches!(with(query_for("a mug")), Err(QueryError::CursorExpired { .. })));
+    assert!(matches!(continue_with(query_for("a mug")), Err(QueryError::CursorExpired { .. })));
 }
 
 #[tokio::test]
-async fn versions_held_for_cursors_take_no_more_memory_than_allowed() {
+async fn pinned_snapshots_take_no_more_memory_than_the_limit() {
     let engine =
         engine_with_images(SearchOptions { cursor_mib: 1, ..SearchOptions::default() }, 50).await;
     let mut cursors = Vec::new();
     for version in 2..12u64 {
         cursors.push(engine.search(&query_for("a mug")).unwrap().next_cursor);
-        // Every image changes, so that nothing is shared: 80 of 5 KB and more are 0.4 MB.
+        // Every image changes, so that no chunk is shared: 80 images of at least 5 KB take 0.4 MB.
         let mut rng = ChaCha8Rng::seed_from_u64(version);
         let mut rows: Vec<ImageRow> = (0..80).map(|i| sample_image_row(i, &mut rng)).collect();
         for row in &mut rows {
@@ -481,24 +484,25 @@ async fn versions_held_for_cursors_take_no_more_memory_than_allowed() {
         engine.evict_pinned_snapshots();
         assert!(engine.pinned_snapshot_bytes() <= 1 << 20, "{}", engine.pinned_snapshot_bytes());
     }
-    let of = |cursor: &Option<String>| {
+    let continue_with = |cursor: &Option<String>| {
         engine.search(&Query { cursor: cursor.clone(), ..query_for("a mug") })
     };
-    assert!(matches!(of(&cursors[2]), Err(QueryError::CursorExpired { .. })));
-    assert!(of(cursors.last().unwrap()).is_ok());
+    assert!(matches!(continue_with(&cursors[2]), Err(QueryError::CursorExpired { .. })));
+    assert!(continue_with(cursors.last().unwrap()).is_ok());
 }
 
 #[tokio::test]
-async fn thresholds_are_those_of_the_configuration_that_answers() {
-    let mut serves = sample_serving_snapshot(vec![sample_prompt_set("one", DIMENSION)]);
-    serves.serving.calibration = Some(Calibration {
+async fn calibrated_thresholds_apply_only_to_the_configuration_that_answers() {
+    let mut serving_snapshot = sample_serving_snapshot(vec![sample_prompt_set("one", DIMENSION)]);
+    serving_snapshot.serving.calibration = Some(Calibration {
         min_score: Some(0.5),
         no_match: Some(NoMatchRule { signal: NoMatchSignal::VocabularyZScore, threshold: 1e6 }),
         measured_at: chrono::Utc::now(),
         evaluation_fingerprint: "e".into(),
         baseline: None,
     });
-    let engine = Engine::new(HashEncoders::new(DIMENSION), serves, SearchOptions::default());
+    let engine =
+        Engine::new(HashEncoders::new(DIMENSION), serving_snapshot, SearchOptions::default());
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     apply_rows(&engine, 1, (0..90).map(|i| sample_image_row(i, &mut rng)).collect()).await;
     let results = engine.search(&query_for("one 1")).unwrap();
@@ -509,7 +513,7 @@ async fn thresholds_are_those_of_the_configuration_that_answers() {
         no_match.reason
     );
     let next = Query { cursor: results.next_cursor, ..query_for("one 1") };
-    assert_eq!(engine.search(&next).unwrap().no_match, None, "only the best hit says it");
+    assert_eq!(engine.search(&next).unwrap().no_match, None, "later pages have no verdict");
     for other in [
         Query { weight: Some(0.1), ..query_for("one 1") },
         query_for(QueryInput::Vector(vec![1.0; DIMENSION])),
@@ -521,10 +525,10 @@ async fn thresholds_are_those_of_the_configuration_that_answers() {
         assert!(error.to_string().starts_with("min_score: no threshold"), "{error}");
     }
     let all = engine.search(&Query { k: Some(90), ..query_for("one 1") }).unwrap();
-    let least = all.hits[20].score;
-    let some = Query { min_score: Some(MinScore::Score(least)), k: Some(50), ..query_for("one 1") };
-    let some = engine.search(&some).unwrap();
-    assert_eq!((some.hits.len(), some.raw_hits.len(), some.next_cursor), (21, 50, None));
+    let min_score = Some(MinScore::Score(all.hits[20].score));
+    let limited = Query { min_score, k: Some(50), ..query_for("one 1") };
+    let limited = engine.search(&limited).unwrap();
+    assert_eq!((limited.hits.len(), limited.raw_hits.len(), limited.next_cursor), (21, 50, None));
     let calibrated = serde_json::from_value(json!("calibrated")).unwrap();
     let results =
         engine.search(&Query { min_score: Some(calibrated), ..query_for("one 1") }).unwrap();
@@ -547,8 +551,9 @@ async fn facets_count_live_images_per_attribute_value() {
         ["colour", "new", "price", "shot", "stock"]
     );
     for attribute in all {
-        let have = |(entry, _): &(ImageMetadata, _)| entry.attributes.contains_key(&attribute.name);
-        assert_eq!(attribute.image_count, snapshot.images().filter(have).count());
+        let has_attribute =
+            |(image, _): &(ImageMetadata, _)| image.attributes.contains_key(&attribute.name);
+        assert_eq!(attribute.image_count, snapshot.images().filter(has_attribute).count());
         let lists_values =
             matches!(attribute.attribute_type, AttributeType::Text | AttributeType::Boolean);
         assert_eq!(attribute.value_counts.is_some(), lists_values);

@@ -1,4 +1,4 @@
-//! Rows and prompt sets for this module's tests.
+//! Rows, encoders and prompt sets for tests of search and of the modules that use it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +16,8 @@ use crate::clip::{ClipError, Encoders, ModelCard, Pixels};
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
 use crate::record::{Attributes, Embedding, ImageId, ImageRow, SequenceKey, StoredImage};
 
-/// A unit vector like CLIP's: around a common mean, two dimensions spread far.
+/// Returns a random unit vector that is distributed like CLIP's embeddings: around a common mean, with
+/// two dimensions that spread far.
 pub fn clip_like_embedding(seed: u64, dimension: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut vector: Vec<f32> = (0..dimension)
@@ -32,7 +33,7 @@ pub fn clip_like_embedding(seed: u64, dimension: usize) -> Vec<f32> {
     vector
 }
 
-/// An upsert, or a delete where there is no embedding.
+/// Returns an upsert, or a delete if `embedding` is `None`.
 pub fn sample_row(id: &str, sequence: u64, embedding: Option<Vec<f32>>) -> ImageRow {
     ImageRow {
         image_id: ImageId::new(id).unwrap(),
@@ -52,17 +53,17 @@ pub fn sample_row(id: &str, sequence: u64, embedding: Option<Vec<f32>>) -> Image
     }
 }
 
-/// A model that knows nothing: texts and pictures are embedded by their hash.
+/// Fake encoders that embed texts and pictures by their hash.
 pub struct HashEncoders {
     pub card: ModelCard,
-    /// How often it says that it has failed.
+    /// Number of consecutive failures that it reports.
     pub failures: AtomicU32,
-    /// Pictures that it has embedded.
+    /// Number of pictures that it has embedded.
     pub embedded_images: AtomicU32,
 }
 
 impl HashEncoders {
-    /// With embeddings of `dimension` values.
+    /// Creates encoders with embeddings of `dimension` values.
     pub fn new(dimension: usize) -> Arc<Self> {
         Arc::new(Self {
             card: ModelCard::without_checkpoint("hashed", dimension),
@@ -71,7 +72,7 @@ impl HashEncoders {
         })
     }
 
-    /// Of a text or a picture's pixels.
+    /// Embeds the bytes of a text or the pixels of a picture.
     pub fn embed_bytes(&self, bytes: &[u8]) -> Vec<f32> {
         let seed =
             bytes.iter().fold(17u64, |seed, b| seed.wrapping_mul(31).wrapping_add((*b).into()));
@@ -102,7 +103,7 @@ impl Encoders for HashEncoders {
     }
 }
 
-/// A prompt set of six random prompts.
+/// Returns a prompt set of six prompts with random embeddings.
 pub fn sample_prompt_set(name: &str, dimension: usize) -> Arc<EmbeddedPromptSet> {
     let texts: Vec<String> = (0..6).map(|i| format!("{name} {i}")).collect();
     let embeddings =
@@ -111,7 +112,7 @@ pub fn sample_prompt_set(name: &str, dimension: usize) -> Arc<EmbeddedPromptSet>
     Arc::new(EmbeddedPromptSet::from_embeddings(set, embeddings, 100.0, 3))
 }
 
-/// A configuration that serves the first of `sets`.
+/// Returns a live configuration that serves the first of `sets`.
 pub fn sample_serving_snapshot(sets: Vec<Arc<EmbeddedPromptSet>>) -> ServingSnapshot {
     let first = sets.first().map(|set| set.statistics_key.clone());
     let serving = ServingConfig::new(

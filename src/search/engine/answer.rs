@@ -1,4 +1,4 @@
-//! The answer to one query.
+//! Answers one query and starts its shadow query.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,49 +20,50 @@ use crate::search::scan::{Hit, NoMatchVerdict, ScanGoal, ScanReply, ScanRequest,
 use crate::search::snapshot::{Route, ServingSnapshot};
 use crate::search::timings::Timings;
 
-/// An answer: the best by balanced and by raw score, from one scan.
+/// An answer: the best hits by balanced and by raw score, from one scan.
 #[derive(Debug)]
 pub struct SearchResults {
-    /// Version of the table.
+    /// Version of the table that was searched.
     pub table_version: u64,
-    /// Prompt set that was used.
+    /// Prompt set whose statistics were used.
     pub prompt_set: Arc<EmbeddedPromptSet>,
     /// Normaliser, weight and constants that were used.
     pub balance: BalanceParameters,
-    /// Images in the catalogue.
+    /// Number of images in the catalogue.
     pub scanned: usize,
-    /// Images that were ranked: those that the filter lets through.
+    /// Number of images that were ranked: those that the filter allows.
     pub matched: usize,
-    /// Moments of the balanced scores of all images; with a filter, of a part of them.
+    /// Mean and standard deviation of the balanced scores of all images; with a filter, of a sample of
+    /// them.
     pub score_distribution: ScoreDistribution,
-    /// What was served when it was answered.
+    /// Configurations that were served at that time.
     pub serving_snapshot: Arc<ServingSnapshot>,
-    /// Name of the configuration that answered, one of `served`.
+    /// Name of the configuration that answered, one of those in `serving_snapshot`.
     pub configuration: String,
-    /// Best by balanced score.
+    /// Best hits by balanced score.
     pub hits: Vec<Hit>,
-    /// Best by raw score.
+    /// Best hits by raw score.
     pub raw_hits: Vec<Hit>,
-    /// How long it took.
+    /// Durations of the steps.
     pub timings: Timings,
-    /// Why the answer is not to be trusted; none where nothing speaks against it.
+    /// Reason not to trust the answer; `None` if there is none.
     pub warning: Option<String>,
-    /// Whether the best hit is no better than what unrelated texts reach; none where nothing is
-    /// calibrated for such a query, and on later pages.
+    /// Whether the best hit is no better than those of unrelated texts. `None` if nothing is calibrated
+    /// for such a query, and on later pages.
     pub no_match: Option<NoMatchVerdict>,
-    /// The balanced score that hits had to have.
+    /// Smallest balanced score that hits had to have.
     pub min_score: Option<f32>,
-    /// Where the next page begins; none after the last.
+    /// Cursor of the next page; `None` on the last page.
     pub next_cursor: Option<String>,
 }
 
 impl Engine {
-    /// Answers a query. Computes: call it from a thread that may block.
+    /// Answers a query. Blocks while it computes: call it from a thread that may block.
     pub fn search(&self, query: &Query) -> Result<SearchResults, QueryError> {
         self.search_with_cancel(query, &CancellationToken::new())
     }
 
-    /// Answers a query, unless `left` says that nobody waits for it any more.
+    /// Answers a query. Returns [`QueryError::Cancelled`] if `cancel` is cancelled before the scan.
     pub fn search_with_cancel(
         &self,
         query: &Query,
@@ -74,59 +75,47 @@ impl Engine {
             return Err(QueryError::invalid_field("k", reason));
         }
         let started_at = Instant::now();
-        let QueryPlan {
-            request: ask,
-            prompt_set: set,
-            embed_ms: text_ms,
-            route,
-            offset,
-            query_digest: digest,
-            calibration,
-        } = self.plan_query(query, k, cancel)?;
+        let QueryPlan { request, prompt_set, embed_ms, route, offset, query_digest, calibration } =
+            self.plan_query(query, k, cancel)?;
         let min_score = resolve_min_score(query, calibration.as_ref())?;
-        let (snapshot, balance, depth) = (ask.snapshot.clone(), ask.balance, ask.depth);
+        let (snapshot, balance, depth) = (request.snapshot.clone(), request.balance, request.depth);
         let configuration = snapshot.serving_snapshot.configuration_for(route).to_owned();
-        let first = offset == 0;
-        let shadow =
-            (first && route == Route::Live && !query.input.is_image() && !query.has_overrides())
-                .then(|| ask.clone());
-        let ScanReply { top_k: mut found, timings } =
-            self.scanner.scan_and_wait(ask, ScanGoal::TopHits { offset }, cancel)?;
-        let timings = Timings { embed_ms: text_ms, ..timings };
+        let is_first_page = offset == 0;
+        let can_be_shadowed = is_first_page
+            && route == Route::Live
+            && !query.input.is_image()
+            && !query.has_overrides();
+        let shadow_request = can_be_shadowed.then(|| request.clone());
+        let ScanReply { mut top_k, timings } =
+            self.scanner.scan_and_wait(request, ScanGoal::TopHits { offset }, cancel)?;
+        let timings = Timings { embed_ms, ..timings };
         self.traffic_counters.count_answer(match route {
             Route::Live => snapshot.serving_snapshot.role,
             Route::Candidate => Route::Candidate,
         });
-        let no_match = calibration
-            .filter(|_| first)
-            .and_then(|calibration| check_no_match(&query.input, &found, &set, &calibration));
-        if first && route == Route::Live {
-            self.observe_answer(
-                query,
-                &snapshot.serving_snapshot.serving,
-                &found,
-                no_match.as_ref(),
-            );
+        let no_match = calibration.filter(|_| is_first_page).and_then(|calibration| {
+            check_no_match(&query.input, &top_k, &prompt_set, &calibration)
+        });
+        if is_first_page && route == Route::Live {
+            let serving = &snapshot.serving_snapshot.serving;
+            self.observe_answer(query, serving, &top_k, no_match.as_ref());
         }
-        if let Some(ask) = shadow {
-            self.start_shadow(ask, query, k, &found.hits);
+        if let Some(request) = shadow_request {
+            self.start_shadow(request, query, k, &top_k.hits);
         }
-        found.hits.retain(|hit| min_score.is_none_or(|least| hit.score >= least));
-        let more =
-            found.hits.len() == depth - offset && depth < found.matched.min(self.options.max_depth);
-        let next_cursor = more.then(|| {
+        top_k.hits.retain(|hit| min_score.is_none_or(|min_score| hit.score >= min_score));
+        let has_next_page =
+            top_k.hits.len() == depth - offset && depth < top_k.matched.min(self.options.max_depth);
+        let next_cursor = has_next_page.then(|| {
             self.pinned_snapshots.pin(&snapshot, &self.snapshots.newest());
-            let (version, revision) =
-                (snapshot.table_version, snapshot.serving_snapshot.state_revision);
-            let (offset, scale) = (depth as u32, balance.scale);
-            Cursor {
-                table_version: version,
-                state_revision: revision,
-                offset,
-                scale,
-                query_digest: digest,
-            }
-            .encode()
+            let cursor = Cursor {
+                table_version: snapshot.table_version,
+                state_revision: snapshot.serving_snapshot.state_revision,
+                offset: depth as u32,
+                scale: balance.scale,
+                query_digest,
+            };
+            cursor.encode()
         });
         let query_log = QueryLog {
             query,
@@ -135,9 +124,9 @@ impl Engine {
             k,
             offset,
             scanned: snapshot.len(),
-            matched: found.matched,
-            hits: &found.hits,
-            raw_hits: &found.raw_hits,
+            matched: top_k.matched,
+            hits: &top_k.hits,
+            raw_hits: &top_k.raw_hits,
             no_match: no_match.as_ref(),
             timings: &timings,
             table_version: snapshot.table_version,
@@ -146,15 +135,15 @@ impl Engine {
         query_log.log_and_count(&self.options);
         Ok(SearchResults {
             table_version: snapshot.table_version,
-            prompt_set: set,
+            prompt_set,
             balance,
             scanned: snapshot.len(),
-            matched: found.matched,
-            score_distribution: found.score_distribution,
+            matched: top_k.matched,
+            score_distribution: top_k.score_distribution,
             serving_snapshot: snapshot.serving_snapshot.clone(),
             configuration,
-            hits: found.hits,
-            raw_hits: found.raw_hits,
+            hits: top_k.hits,
+            raw_hits: top_k.raw_hits,
             timings,
             warning: self.script_warning(&query.input),
             no_match,
@@ -163,54 +152,55 @@ impl Engine {
         })
     }
 
-    /// Shows the first results of a text, answered as everyone's are, to the watch.
+    /// Reports the first hits of a text query to the drift monitor, if neither a filter nor overrides
+    /// make the answer special.
     fn observe_answer(
         &self,
         query: &Query,
         serving: &ServingConfig,
-        found: &TopK,
+        top_k: &TopK,
         no_match: Option<&NoMatchVerdict>,
     ) {
         if let QueryInput::Text(text) = &query.input
             && query.filter.is_none()
             && !query.has_overrides()
-            && let (Some(hit), Some(raw)) = (found.hits.first(), found.raw_hits.first())
+            && let (Some(hit), Some(raw_hit)) = (top_k.hits.first(), top_k.raw_hits.first())
         {
-            let firsts = (hit.image.image_id.clone(), raw.image.image_id.clone());
+            let first_hits = (hit.image.image_id.clone(), raw_hit.image.image_id.clone());
             self.drift_monitor.observe(
                 serving,
                 text,
-                firsts,
+                first_hits,
                 no_match.map(|verdict| verdict.nothing_matches),
             );
         }
     }
 
-    /// Computes what the candidate would have answered, for its share of the queries, over the very
-    /// same snapshot.
-    fn start_shadow(&self, mut ask: ScanRequest, query: &Query, k: usize, hits: &[Hit]) {
-        let served = ask.snapshot.serving_snapshot.clone();
-        let Some(candidate) = &served.candidate else { return };
+    /// Ranks the images as the candidate would have, over the same snapshot, if the query belongs to
+    /// the candidate's shadow share. `request` is that of the live answer.
+    fn start_shadow(&self, mut request: ScanRequest, query: &Query, k: usize, hits: &[Hit]) {
+        let serving_snapshot = request.snapshot.serving_snapshot.clone();
+        let Some(candidate) = &serving_snapshot.candidate else { return };
         let Some(shadow) = ShadowQuery::try_start(
             &self.traffic_counters,
             candidate,
-            &served.configuration_name,
+            &serving_snapshot.configuration_name,
             query,
             k,
         ) else {
             return;
         };
-        let set = resolve_configuration(&ask.snapshot, &candidate.serving, query).map(
-            |(set, balance)| {
-                ask.statistics_key = set.statistics_key.clone();
-                ask.balance = balance;
-            },
-        );
-        shadow.spawn(&self.scanner, hits, move || set.ok().map(|()| ask));
+        let resolved = resolve_configuration(&request.snapshot, &candidate.serving, query);
+        shadow.spawn(&self.scanner, hits, move || {
+            let (prompt_set, balance) = resolved.ok()?;
+            request.statistics_key = prompt_set.statistics_key.clone();
+            request.balance = balance;
+            Some(request)
+        });
     }
 
-    /// Computes what this engine, whose generation is a candidate's, would have answered to `query`,
-    /// where another one's first `k` results are `hits`.
+    /// Ranks the images as this engine of a standby generation would have answered `query`, and compares
+    /// the result with `hits`, which the live engine returned.
     pub(super) fn start_standby_shadow(
         self: &Arc<Self>,
         shadow: ShadowQuery,
@@ -223,32 +213,33 @@ impl Engine {
         });
     }
 
+    /// Returns a warning if the model cannot read the script of a text of the query.
     fn script_warning(&self, input: &QueryInput) -> Option<String> {
-        let towers = self.encoders();
-        (!input.texts().into_iter().all(|text| towers.supports_script(text))).then(|| {
+        let encoders = self.encoders();
+        (!input.texts().into_iter().all(|text| encoders.supports_script(text))).then(|| {
             format!(
-                "the text tower of {} is not multilingual: its vocabulary does not have the script of this query, so these results mean nothing",
-                towers.card().name
+                "the text encoder of {} is not multilingual: its vocabulary does not have the script of this query, so these results mean nothing",
+                encoders.card().name
             )
         })
     }
 }
 
-/// Whether the best hit is no better than what unrelated texts reach; none where that was not
-/// measured, or something else than a text was asked.
+/// Decides whether the best hit is no better than those of unrelated texts. Returns `None` if that is
+/// not calibrated, or if the query is not a text.
 fn check_no_match(
     input: &QueryInput,
-    found: &TopK,
-    set: &EmbeddedPromptSet,
+    top_k: &TopK,
+    prompt_set: &EmbeddedPromptSet,
     calibration: &Calibration,
 ) -> Option<NoMatchVerdict> {
-    let (QueryInput::Text(text), Some(hit)) = (input, found.hits.first()) else { return None };
+    let (QueryInput::Text(text), Some(hit)) = (input, top_k.hits.first()) else { return None };
     let rule = calibration.no_match?;
     Some(NoMatchVerdict::from_best_hit(
         rule,
         hit.score,
-        found.score_distribution,
+        top_k.score_distribution,
         text,
-        set.vocabulary(),
+        prompt_set.vocabulary(),
     ))
 }

@@ -1,4 +1,4 @@
-//! Where the next page begins, and the snapshots that pages are read from.
+//! Cursors, which say where the next page begins, and the snapshots that they refer to.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,26 +15,26 @@ use crate::search::snapshot::{Chunk, Snapshot};
 /// Bytes of a query's digest in a cursor.
 pub const DIGEST_BYTES: usize = 16;
 const PAYLOAD_BYTES: usize = 8 + 8 + 4 + 4 + 4 + DIGEST_BYTES;
-/// Bytes of the checksum behind them.
+/// Bytes of the checksum that follows the payload.
 const CHECKSUM_BYTES: usize = 4;
 
-/// Where the next page of an answer begins.
+/// Position in the ranking of one query over one snapshot.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cursor {
-    /// Version of the table that pages are read from.
+    /// Version of the table that all pages are read from.
     pub table_version: u64,
-    /// Revision of the catalogue's state by which they are ranked.
+    /// Revision of the catalogue's state whose configuration ranks all pages.
     pub state_revision: u64,
-    /// Results on earlier pages.
+    /// Number of results on earlier pages.
     pub offset: u32,
-    /// Constants of the catalogue that scores were made with.
+    /// Scale constants that the scores of all pages use.
     pub scale: ScaleConstants,
-    /// Of the question, so that a cursor goes on with its own only.
+    /// Digest of the query: a cursor is only valid for the query that it was returned for.
     pub query_digest: [u8; DIGEST_BYTES],
 }
 
 impl Cursor {
-    /// As clients get it.
+    /// Returns the text that clients get: URL-safe base64 without padding.
     pub fn encode(&self) -> String {
         let mut bytes = Vec::with_capacity(PAYLOAD_BYTES + CHECKSUM_BYTES);
         bytes.extend(self.table_version.to_le_bytes());
@@ -43,19 +43,19 @@ impl Cursor {
         bytes.extend(self.scale.factor.to_le_bytes());
         bytes.extend(self.scale.shift.to_le_bytes());
         bytes.extend(self.query_digest);
-        let check = Sha256::digest(&bytes);
-        bytes.extend(&check[..CHECKSUM_BYTES]);
+        let checksum = Sha256::digest(&bytes);
+        bytes.extend(&checksum[..CHECKSUM_BYTES]);
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// From what a client sent; none where it is no cursor.
+    /// Reads the text that a client sent; `None` if it is not a cursor.
     pub fn decode(text: &str) -> Option<Self> {
         let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        let (bytes, check) = bytes.split_at_checked(PAYLOAD_BYTES)?;
-        if Sha256::digest(bytes)[..CHECKSUM_BYTES] != *check {
+        let (payload, checksum) = bytes.split_at_checked(PAYLOAD_BYTES)?;
+        if Sha256::digest(payload)[..CHECKSUM_BYTES] != *checksum {
             return None;
         }
-        let mut rest = bytes;
+        let mut rest = payload;
         Some(Self {
             table_version: u64::from_le_bytes(read_array(&mut rest)?),
             state_revision: u64::from_le_bytes(read_array(&mut rest)?),
@@ -69,44 +69,46 @@ impl Cursor {
     }
 }
 
+/// Splits the first `N` bytes off.
 fn read_array<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (first, rest) = bytes.split_first_chunk()?;
     *bytes = rest;
     Some(*first)
 }
 
-/// Of everything that decides an answer but the version, the page and its size.
+/// Returns the digest of everything that determines a ranking, except the snapshot.
 pub fn query_digest(
-    ask: &ScanRequest,
+    request: &ScanRequest,
     filter: &str,
     excluded_image: Option<&str>,
     model: &str,
 ) -> [u8; DIGEST_BYTES] {
     let mut hasher = Sha256::new();
-    let mut part = |bytes: &[u8]| {
+    let mut add = |bytes: &[u8]| {
         hasher.update((bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };
-    part(&ask.embedding.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
-    part(ask.statistics_key.as_str().as_bytes());
-    part(ask.balance.normaliser.name().as_bytes());
-    part(&ask.balance.weight.to_le_bytes());
-    part(&ask.balance.lambda.to_le_bytes());
-    part(filter.as_bytes());
-    part(excluded_image.unwrap_or_default().as_bytes());
-    part(model.as_bytes());
+    add(&request.embedding.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+    add(request.statistics_key.as_str().as_bytes());
+    add(request.balance.normaliser.name().as_bytes());
+    add(&request.balance.weight.to_le_bytes());
+    add(&request.balance.lambda.to_le_bytes());
+    add(filter.as_bytes());
+    add(excluded_image.unwrap_or_default().as_bytes());
+    add(model.as_bytes());
     let mut digest = [0; DIGEST_BYTES];
     digest.copy_from_slice(&hasher.finalize()[..DIGEST_BYTES]);
     digest
 }
 
-/// Snapshots that cursors point to, for a while.
+/// Snapshots that are kept in memory for the cursors that refer to them.
 #[derive(Debug)]
 pub struct PinnedSnapshots {
+    /// Time after its last use for which a snapshot is kept.
     max_age: Duration,
-    /// Most bytes that they hold and the newest snapshot does not.
+    /// Maximum memory that the pinned snapshots take in addition to the newest one.
     max_bytes: u64,
-    /// The oldest first.
+    /// The least recently used is first.
     pinned: Mutex<VecDeque<PinnedSnapshot>>,
 }
 
@@ -117,32 +119,34 @@ struct PinnedSnapshot {
 }
 
 impl PinnedSnapshots {
-    /// Holds snapshots for `age` after their last use, and less long where they take more than
-    /// `bytes`.
-    pub fn new(age: Duration, bytes: u64) -> Self {
-        Self { max_age: age, max_bytes: bytes, pinned: Mutex::default() }
+    /// Keeps snapshots for `max_age` after their last use, and for a shorter time if they take more
+    /// than `max_bytes`.
+    pub fn new(max_age: Duration, max_bytes: u64) -> Self {
+        Self { max_age, max_bytes, pinned: Mutex::default() }
     }
 
-    /// Holds `snapshot`, beside the newest.
+    /// Pins `snapshot`, or renews its pin.
     pub fn pin(&self, snapshot: &Arc<Snapshot>, newest: &Arc<Snapshot>) {
-        let mut held = self.lock();
-        let known = held.iter().position(|pin| Arc::ptr_eq(&pin.snapshot, snapshot));
-        let known = known.and_then(|at| held.remove(at));
-        held.push_back(PinnedSnapshot { last_used_at: Instant::now(), snapshot: snapshot.clone() });
-        if known.is_none() {
-            self.evict_from(&mut held, newest);
+        let mut pinned = self.lock();
+        let position = pinned.iter().position(|pin| Arc::ptr_eq(&pin.snapshot, snapshot));
+        let previous_pin = position.and_then(|i| pinned.remove(i));
+        let pin = PinnedSnapshot { last_used_at: Instant::now(), snapshot: snapshot.clone() };
+        pinned.push_back(pin);
+        if previous_pin.is_none() {
+            self.evict_from(&mut pinned, newest);
         }
     }
 
-    /// Lets go of what is too old, and of the oldest where all take too much beside the newest.
+    /// Drops snapshots that are too old, and the least recently used ones if all of them take too much
+    /// memory in addition to the newest.
     pub fn evict(&self, newest: &Arc<Snapshot>) {
         self.evict_from(&mut self.lock(), newest);
     }
 
-    fn evict_from(&self, held: &mut VecDeque<PinnedSnapshot>, newest: &Arc<Snapshot>) {
-        held.retain(|pin| pin.last_used_at.elapsed() <= self.max_age);
-        while !held.is_empty() && bytes_not_shared_with(held, newest) > self.max_bytes {
-            held.pop_front();
+    fn evict_from(&self, pinned: &mut VecDeque<PinnedSnapshot>, newest: &Arc<Snapshot>) {
+        pinned.retain(|pin| pin.last_used_at.elapsed() <= self.max_age);
+        while !pinned.is_empty() && bytes_not_shared_with(pinned, newest) > self.max_bytes {
+            pinned.pop_front();
         }
     }
 
@@ -150,36 +154,36 @@ impl PinnedSnapshots {
         self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The snapshot of this version and revision, where it is the newest or held.
+    /// Returns the snapshot of this table version and state revision if it is the newest or pinned.
     pub fn find_snapshot(
         &self,
-        version: u64,
-        revision: u64,
+        table_version: u64,
+        state_revision: u64,
         newest: Arc<Snapshot>,
     ) -> Option<Arc<Snapshot>> {
-        let is = |s: &Snapshot| {
-            s.table_version == version && s.serving_snapshot.state_revision == revision
+        let matches = |s: &Snapshot| {
+            s.table_version == table_version && s.serving_snapshot.state_revision == state_revision
         };
-        if is(&newest) {
+        if matches(&newest) {
             return Some(newest);
         }
-        let held = self.lock();
-        let pin = held
+        let pinned = self.lock();
+        let pin = pinned
             .iter()
-            .find(|pin| is(&pin.snapshot) && pin.last_used_at.elapsed() <= self.max_age)?;
+            .find(|pin| matches(&pin.snapshot) && pin.last_used_at.elapsed() <= self.max_age)?;
         Some(pin.snapshot.clone())
     }
 
-    /// Bytes that are held beside the newest snapshot.
+    /// Returns the memory that pinned snapshots take in addition to the newest one, in bytes.
     pub fn extra_bytes(&self, newest: &Arc<Snapshot>) -> u64 {
         bytes_not_shared_with(&self.lock(), newest)
     }
 }
 
-/// Snapshots share most of their chunks.
-fn bytes_not_shared_with(held: &VecDeque<PinnedSnapshot>, newest: &Arc<Snapshot>) -> u64 {
-    let all = held.iter().flat_map(|pin| &pin.snapshot.chunks);
-    let mut parts: HashMap<*const (), u64> = all.flat_map(Chunk::shared_parts).collect();
+/// Returns the bytes of the parts of chunks that `newest` does not share. Each part counts once.
+fn bytes_not_shared_with(pinned: &VecDeque<PinnedSnapshot>, newest: &Arc<Snapshot>) -> u64 {
+    let chunks = pinned.iter().flat_map(|pin| &pin.snapshot.chunks);
+    let mut parts: HashMap<*const (), u64> = chunks.flat_map(Chunk::shared_parts).collect();
     for (part, _) in newest.chunks.iter().flat_map(Chunk::shared_parts) {
         parts.remove(&part);
     }
@@ -191,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_reads_as_it_was_written_and_a_changed_one_is_none() {
+    fn a_cursor_decodes_as_it_was_encoded_and_a_changed_text_is_rejected() {
         let cursor = Cursor {
             table_version: 12,
             state_revision: 3,
@@ -206,8 +210,8 @@ mod tests {
             let changed = format!("{}{other}{}", &text[..i], &text[i + 1..]);
             assert_eq!(Cursor::decode(&changed), None, "{changed}");
         }
-        for wrong in ["", "x", "äö", &text[1..], &format!("{text}A")] {
-            assert_eq!(Cursor::decode(wrong), None, "{wrong}");
+        for invalid in ["", "x", "äö", &text[1..], &format!("{text}A")] {
+            assert_eq!(Cursor::decode(invalid), None, "{invalid}");
         }
     }
 }

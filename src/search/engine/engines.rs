@@ -1,4 +1,4 @@
-//! The engines of the generations that are in memory: each query is answered by exactly one.
+//! The engines of all generations in memory. Exactly one of them answers each query.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,73 +17,75 @@ use crate::search::error::QueryError;
 use crate::search::query::{Query, QueryInput};
 use crate::search::snapshot::{ImageMetadata, Route};
 
-/// Which engine does what, at one moment.
+/// The roles of the engines at one moment.
 #[derive(Clone)]
 pub struct EngineRoles {
-    /// Answers.
+    /// Engine of the live generation, which answers by default.
     pub live: Arc<Engine>,
-    /// Another model's, that may become live; follows its own table and serves its candidate.
+    /// Engine of another generation that may become live. It follows its own table and serves its own
+    /// configuration.
     pub standby: Option<Arc<Engine>>,
-    /// What `beside` serves, and for whom.
+    /// Configuration that `standby` serves, and its share of the traffic; `None` while it answers no
+    /// queries.
     pub candidate: Option<RolloutCandidate>,
 }
 
-/// The engines. An engine has one model, one table, and what is served from it; nothing of them can
-/// be mixed up, because a query is given to one of them as a whole.
+/// The engines of all generations. An engine has one model, one table and the configurations served
+/// from it. They cannot be mixed up, because a query is answered by one engine as a whole.
 pub struct Engines {
     roles: ArcSwap<EngineRoles>,
 }
 
 impl Engines {
-    /// With one generation in memory.
+    /// Starts with one generation in memory.
     pub fn new(live: Arc<Engine>) -> Self {
         Self { roles: ArcSwap::from_pointee(EngineRoles { live, standby: None, candidate: None }) }
     }
 
-    /// The engine that answers.
+    /// Returns the live engine.
     pub fn live(&self) -> Arc<Engine> {
         self.roles.load().live.clone()
     }
 
-    /// Which engine does what.
+    /// Returns the current roles.
     pub fn roles(&self) -> Arc<EngineRoles> {
         self.roles.load_full()
     }
 
-    /// Gives the engines other roles, from one query to the next.
+    /// Replaces the roles in one step: a query uses either the old or the new roles.
     pub fn assign_roles(&self, roles: EngineRoles) {
         self.roles.store(roles.into());
     }
 
-    /// An image, wherever an answer may have found it: the live table first.
+    /// Finds an image in any generation that may answer, the live one first.
     pub fn find_image(&self, id: &str) -> Option<Arc<ImageMetadata>> {
         let roles = self.roles.load();
         roles.engines().find_map(|engine| engine.snapshots().newest().metadata(id))
     }
 
-    /// Why answers are older than they should be, if they are: of the live table, or of the one that a
-    /// candidate reads.
+    /// Returns why answers are outdated, or `None` if they are not. Considers the live table and, if there
+    /// is a candidate, the table that it reads.
     pub fn staleness_reason(&self) -> Option<String> {
         let roles = self.roles.load();
         let standby = roles.standby.iter().filter(|_| roles.candidate.is_some());
-        let mut read = std::iter::once(&roles.live).chain(standby);
-        let behind = read.find(|engine| engine.is_stale())?;
+        let mut answering = std::iter::once(&roles.live).chain(standby);
+        let stale = answering.find(|engine| engine.is_stale())?;
         Some(format!(
-            "the table of generation {} is not followed; follow.failed or snapshot.memory in the log says why",
-            behind.serving_snapshot().generation_id
+            "the table of generation {} is not followed; table.refresh_failed or snapshot.memory_exceeded in the log gives the reason",
+            stale.serving_snapshot().generation_id
         ))
     }
 
-    /// Answers a query, unless `left` says that nobody waits for it any more. Computes: call it from
-    /// a thread that may block.
+    /// Answers a query. Returns [`QueryError::Cancelled`] if `cancel` is cancelled before the scan.
+    /// Blocks while it computes: call it from a thread that may block.
     pub fn search(
         &self,
         query: &Query,
         cancel: &CancellationToken,
     ) -> Result<SearchResults, QueryError> {
         let roles = self.roles();
-        let (engine, chosen) = roles.choose_engine(query)?;
-        let answer = engine.search_with_cancel(&chosen, cancel);
+        let (engine, routed_query) = roles.choose_engine(query)?;
+        let answer = engine.search_with_cancel(&routed_query, cancel);
         if roles.is_missing_in_standby(engine, query, &answer) {
             return roles.live.search_with_cancel(query, cancel);
         }
@@ -93,7 +95,7 @@ impl Engines {
                 Err(QueryError::CursorExpired { .. } | QueryError::InvalidField { .. })
             )
         {
-            // A page that was turned before a promotion is turned further in its own generation.
+            // A cursor from before a promotion continues in the generation that returned it.
             let other = roles.engines().find(|other| !Arc::ptr_eq(other, engine));
             let page = other
                 .and_then(|other| other.search_with_cancel(&query.without_routing(), cancel).ok());
@@ -105,8 +107,8 @@ impl Engines {
         answer
     }
 
-    /// Explains the place of one image in the answer to a query, unless `left` says that nobody waits
-    /// for it any more. Computes: may block.
+    /// Explains the rank of one image in the answer to a query. Returns [`QueryError::Cancelled`] if
+    /// `cancel` is cancelled before the scan. Blocks while it computes.
     pub fn explain(
         &self,
         query: &Query,
@@ -114,15 +116,16 @@ impl Engines {
         cancel: &CancellationToken,
     ) -> Result<Explanation, QueryError> {
         let roles = self.roles();
-        let (engine, chosen) = roles.choose_engine(query)?;
-        let answer = engine.explain(&chosen, image_id, cancel);
+        let (engine, routed_query) = roles.choose_engine(query)?;
+        let answer = engine.explain(&routed_query, image_id, cancel);
         if roles.is_missing_in_standby(engine, query, &answer) {
             return roles.live.explain(query, image_id, cancel);
         }
         answer
     }
 
-    /// Tells how far the live engine's balancing goes every `search.watch_seconds`, until `token` is cancelled.
+    /// Compares the answers of the live engine with its calibration every
+    /// `search.drift_interval_seconds`, until `token` is cancelled. Returns at once if that is 0.
     pub async fn monitor_drift(self: Arc<Self>, token: CancellationToken) {
         let seconds = self.live().options().drift_interval_seconds;
         if seconds == 0 {
@@ -148,13 +151,14 @@ impl Engines {
 }
 
 impl EngineRoles {
-    /// The live engine, and the one beside it.
+    /// Iterates over the live engine and the standby.
     fn engines(&self) -> impl Iterator<Item = &Arc<Engine>> {
         std::iter::once(&self.live).chain(&self.standby)
     }
 
-    /// Whether an image is not in the candidate's generation, which `engine` asked, maybe not yet, and
-    /// nobody asked for the candidate by name: then the live one answers.
+    /// Returns whether `engine`, as the standby, did not find the image of the query, which may not have
+    /// been embedded in that generation yet. The live engine answers then, unless the query names its
+    /// configuration.
     fn is_missing_in_standby<T>(
         &self,
         engine: &Arc<Engine>,
@@ -166,7 +170,7 @@ impl EngineRoles {
             && matches!(answer, Err(QueryError::ImageNotFound(_)))
     }
 
-    /// Who answers, and what it is asked.
+    /// Chooses the engine that answers, and the query that it gets.
     fn choose_engine<'a>(
         &self,
         query: &'a Query,
@@ -174,45 +178,45 @@ impl EngineRoles {
         let Some((standby, candidate)) = self.standby.as_ref().zip(self.candidate.as_ref()) else {
             return Ok((&self.live, Cow::Borrowed(query)));
         };
-        let asking = RoutingRequest {
+        let request = RoutingRequest {
             configuration: query.configuration.as_deref(),
             traffic_key: query.traffic_key.as_deref(),
-            // A vector is one of the live model.
+            // A vector is an embedding of the live model, so that another model cannot answer it.
             has_overrides: query.has_overrides() || matches!(query.input, QueryInput::Vector(_)),
             filter: query.filter.as_ref(),
         };
-        // A share is taken over once the whole table is there; who asks by name is told to wait.
-        let there = standby.snapshots().is_ready() || query.configuration.is_some();
-        let chosen = choose_route(
+        // The candidate gets its share of the traffic only after its whole table is loaded. A query
+        // that names its configuration is answered with `NotReady` until then.
+        let is_available = standby.snapshots().is_ready() || query.configuration.is_some();
+        let route = choose_route(
             &self.live.serving_snapshot().configuration_name,
-            Some(candidate).filter(|_| there),
-            asking,
+            Some(candidate).filter(|_| is_available),
+            request,
         )
         .map_err(|reason| QueryError::invalid_field("configuration", reason))?;
-        Ok(match chosen {
+        Ok(match route {
             Route::Live => (&self.live, Cow::Borrowed(query)),
             Route::Candidate => (standby, Cow::Owned(query.without_routing())),
         })
     }
 
+    /// Ranks the images in the standby too, if the query belongs to the candidate's shadow share.
     fn start_shadow(&self, query: &Query, results: &SearchResults) {
         let Some((standby, candidate)) = self.standby.as_ref().zip(self.candidate.as_ref()) else {
             return;
         };
-        let whole = query.cursor.is_none() && query.min_score.is_none();
-        let has_overrides = query.has_overrides() || query.input.is_image();
-        if !whole
-            || has_overrides
-            || matches!(query.input, QueryInput::Vector(_))
-            || !standby.snapshots().is_ready()
-        {
+        let is_whole_answer = query.cursor.is_none() && query.min_score.is_none();
+        let is_comparable = !query.has_overrides()
+            && !query.input.is_image()
+            && !matches!(query.input, QueryInput::Vector(_));
+        if !is_whole_answer || !is_comparable || !standby.snapshots().is_ready() {
             return;
         }
         let k = query.k.unwrap_or(standby.options().default_k);
-        let live = &results.configuration;
-        if let Some(shadow) =
-            ShadowQuery::try_start(standby.traffic_counters(), candidate, live, query, k)
-        {
+        let live_configuration = &results.configuration;
+        let counters = standby.traffic_counters();
+        let shadow = ShadowQuery::try_start(counters, candidate, live_configuration, query, k);
+        if let Some(shadow) = shadow {
             standby.start_standby_shadow(shadow, query, &results.hits);
         }
     }

@@ -1,4 +1,4 @@
-//! Why an image ranks where it does.
+//! Explains the rank of an image.
 
 use std::sync::Arc;
 
@@ -16,61 +16,60 @@ use crate::search::query::{Query, QueryInput};
 use crate::search::scan::{Hit, ScanGoal};
 use crate::search::snapshot::ServingSnapshot;
 
-/// A prompt and the score that an image gives it.
+/// A prompt and its auxiliary score for an image.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct ScoredPrompt {
-    /// The prompt.
+    /// Text of the prompt.
     pub text: String,
-    /// Its score.
+    /// Cosine similarity of prompt and image.
     pub score: f32,
 }
 
-/// Why an image ranks where it does.
+/// What determines the rank of an image.
 #[derive(Debug)]
 pub struct Explanation {
-    /// Its scores and places.
+    /// Scores and ranks of the image.
     pub hit: Hit,
-    /// Its statistics.
+    /// Statistics of its auxiliary scores; `None` if it has none.
     pub statistics: Option<ScoreStatistics>,
-    /// All prompts with its scores, strongest first.
+    /// All prompts with their scores for the image, highest first.
     pub scored_prompts: Vec<ScoredPrompt>,
-    /// Images scanned.
+    /// Number of images in the catalogue.
     pub scanned: usize,
     /// Normaliser, weight and constants that were used.
     pub balance: BalanceParameters,
-    /// Prompt set that was used.
+    /// Prompt set whose statistics were used.
     pub prompt_set: Arc<EmbeddedPromptSet>,
-    /// What was served when it was explained.
+    /// Configurations that were served at that time.
     pub serving_snapshot: Arc<ServingSnapshot>,
-    /// Name of the configuration that is explained, one of `served`.
+    /// Name of the configuration that is explained, one of those in `serving_snapshot`.
     pub configuration: String,
-    /// In plain words.
+    /// The explanation as a sentence.
     pub summary: String,
 }
 
 impl Engine {
-    /// Explains the place of one image in the answer to a query, unless `left` says that nobody waits
-    /// for it any more. Computes: may block.
+    /// Explains the rank of one image in the answer to a query. Returns [`QueryError::Cancelled`] if
+    /// `cancel` is cancelled before the scan. Blocks while it computes.
     pub fn explain(
         &self,
         query: &Query,
         image_id: &str,
         cancel: &CancellationToken,
     ) -> Result<Explanation, QueryError> {
-        let QueryPlan { request: ask, prompt_set: set, route, .. } =
-            self.plan_query(query, 1, cancel)?;
-        let (snapshot, balance) = (ask.snapshot.clone(), ask.balance);
-        let no_image = || QueryError::ImageNotFound(image_id.to_owned());
-        let place = snapshot.find_row(image_id).ok_or_else(no_image)?;
-        if !is_allowed(&ask, place) {
-            let reason = "is left out of this query by its filter, or is what the query looks like";
+        let QueryPlan { request, prompt_set, route, .. } = self.plan_query(query, 1, cancel)?;
+        let (snapshot, balance) = (request.snapshot.clone(), request.balance);
+        let not_found = || QueryError::ImageNotFound(image_id.to_owned());
+        let location = snapshot.find_row(image_id).ok_or_else(not_found)?;
+        if !is_allowed(&request, location) {
+            let reason = "is excluded by the filter of this query, or is the query itself";
             return Err(QueryError::invalid_field("image_id", reason));
         }
-        let reply = self.scanner.scan_and_wait(ask, ScanGoal::RankOf(place), cancel)?;
-        let hit = reply.top_k.hits.into_iter().next().ok_or_else(no_image)?;
-        let statistics = snapshot.statistics(image_id, &set.statistics_key);
-        let embedding = snapshot.embedding(image_id).ok_or_else(no_image)?;
-        let prompts: Vec<ScoredPrompt> = set
+        let reply = self.scanner.scan_and_wait(request, ScanGoal::RankOf(location), cancel)?;
+        let hit = reply.top_k.hits.into_iter().next().ok_or_else(not_found)?;
+        let statistics = snapshot.statistics(image_id, &prompt_set.statistics_key);
+        let embedding = snapshot.embedding(image_id).ok_or_else(not_found)?;
+        let scored_prompts: Vec<ScoredPrompt> = prompt_set
             .rank_prompts(&embedding)
             .into_iter()
             .map(|(text, score)| ScoredPrompt { text: text.to_owned(), score })
@@ -80,27 +79,27 @@ impl Engine {
                 &query.input,
                 &hit,
                 statistics.as_ref(),
-                &prompts,
+                &scored_prompts,
                 reply.top_k.matched,
             ),
             hit,
             statistics,
-            scored_prompts: prompts,
+            scored_prompts,
             scanned: snapshot.len(),
             balance,
-            prompt_set: set,
+            prompt_set,
             configuration: snapshot.serving_snapshot.configuration_for(route).to_owned(),
             serving_snapshot: snapshot.serving_snapshot.clone(),
         })
     }
 }
 
-/// Whether the balance leaves the score as it is.
+/// Returns whether balancing does not change the score.
 fn is_score_unchanged(hit: &Hit) -> bool {
     hit.affine == AffineTransform { alpha: 1.0, beta: 0.0 }
 }
 
-/// The explanation in plain words.
+/// Returns the explanation as a sentence. `ranked` is the number of ranked images.
 fn explain_in_words(
     input: &QueryInput,
     hit: &Hit,
@@ -109,27 +108,27 @@ fn explain_in_words(
     ranked: usize,
 ) -> String {
     let Some(s) = statistics else {
-        return "This image has no statistics for the prompt set, so its raw score counts as it is.".into();
+        return "This image has no statistics for the prompt set, so its raw score is not balanced.".into();
     };
     if input.is_image() && is_score_unchanged(hit) {
         return format!(
-            "Compared with a picture, this image has the cosine {:.3} and stands at place {} of {ranked}; prompts, which are texts, have no part in it.",
+            "Compared with a picture, this image has the cosine similarity {:.3} and rank {} of {ranked}; prompts, which are texts, play no part in this.",
             hit.raw_score, hit.rank
         );
     }
-    let above = prompts.iter().filter(|p| p.score >= hit.raw_score).count();
+    let at_least_as_high = prompts.iter().filter(|p| p.score >= hit.raw_score).count();
     let strongest = prompts.first().map_or("", |p| p.text.as_str());
     let moved = match hit.raw_rank.cmp(&hit.rank) {
         std::cmp::Ordering::Greater => {
-            format!("moved up from place {} to {}", hit.raw_rank, hit.rank)
+            format!("moved up from rank {} to {}", hit.raw_rank, hit.rank)
         }
         std::cmp::Ordering::Less => {
-            format!("moved down from place {} to {}", hit.raw_rank, hit.rank)
+            format!("moved down from rank {} to {}", hit.raw_rank, hit.rank)
         }
-        std::cmp::Ordering::Equal => format!("stays at place {}", hit.rank),
+        std::cmp::Ordering::Equal => format!("stays at rank {}", hit.rank),
     };
     format!(
-        "This image gives the query {:.3}; its own prompts get {:.3} on average, and {above} of {} get as much as the query or more (most of all “{strongest}”, {:.3}). Balanced against that it {moved} of {ranked}.",
+        "The raw score of this image for the query is {:.3}; its scores for the prompts are {:.3} on average, and {at_least_as_high} of {} are at least as high as the score for the query (highest: “{strongest}”, {:.3}). Balanced against these scores, the image {moved} of {ranked}.",
         hit.raw_score, s.mean, s.n, s.max
     )
 }

@@ -1,4 +1,4 @@
-//! Following the table: what commits bring is taken in while queries are answered.
+//! Follows the table and applies new commits while queries are answered.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -13,23 +13,25 @@ use crate::search::timings::to_milliseconds;
 use crate::table::{Follower, TableChanges, TableError};
 use crate::telemetry::{event, metrics};
 
-/// A table that was not read for so long is no longer followed; the alert BsapAnswersStale waits as long.
+/// Answers are stale if the table was not read for this long. The alert BsapAnswersStale uses the same
+/// time.
 const STALE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The table cannot be followed.
+/// The reasons for which the table cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum FollowError {
-    /// It cannot be read.
+    /// The table cannot be read.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// It does not fit into memory.
+    /// The table does not fit into memory.
     #[error(transparent)]
     Memory(#[from] MemoryLimitExceeded),
 }
 
 impl Engine {
-    /// Follows the table until `token` is cancelled. A fault is logged and tried again: what was
-    /// taken in is served meanwhile. `progress` hears of files read and files in all.
+    /// Follows the table until `token` is cancelled. After the whole table has been loaded once, errors
+    /// are logged and retried, and the last snapshot is served in the meantime. `progress` is called
+    /// with the number of files read and of all files.
     pub async fn follow_table(
         &self,
         mut follower: Follower,
@@ -40,10 +42,10 @@ impl Engine {
             Backoff { base: Duration::from_millis(200), ..Backoff::with_max_attempts(u32::MAX) };
         let poll = Duration::from_millis(self.options.poll_ms);
         let mut failures = 0;
-        // When the first part of what is being taken in began to be read.
-        let mut begun = None;
+        // When reading of the first part of the current changes started.
+        let mut read_started_at = None;
         loop {
-            let started = *begun.get_or_insert_with(Instant::now);
+            let started_at = *read_started_at.get_or_insert_with(Instant::now);
             let changes = tokio::select! {
                 changes = follower.next_part(progress) => changes,
                 () = token.cancelled() => return Ok(()),
@@ -59,19 +61,19 @@ impl Engine {
             let pause = match changes {
                 Ok(Some(changes)) => {
                     failures = 0;
-                    begun = begun.filter(|_| !changes.part.is_last());
-                    match self.apply_changes(changes, started).await {
+                    read_started_at = read_started_at.filter(|_| !changes.part.is_last());
+                    match self.apply_changes(changes, started_at).await {
                         Ok(()) => continue,
-                        Err(refused) if !self.snapshots.is_ready() => return Err(refused.into()),
+                        Err(error) if !self.snapshots.is_ready() => return Err(error.into()),
                         Err(_) => {
-                            // What is in memory is served; only another limit helps.
+                            // The last snapshot is served. Only a restart with another limit helps.
                             token.cancelled().await;
                             return Ok(());
                         }
                     }
                 }
                 Ok(None) => {
-                    (failures, begun) = (0, None);
+                    (failures, read_started_at) = (0, None);
                     poll
                 }
                 Err(error)
@@ -80,7 +82,7 @@ impl Engine {
                     return Err(error.into());
                 }
                 Err(error) => {
-                    error!(event = event::TABLE_REFRESH_FAILED, %error, attempt = failures, "the table cannot be followed; what is in memory is served");
+                    error!(event = event::TABLE_REFRESH_FAILED, %error, attempt = failures, "the table cannot be read; the last snapshot is served");
                     failures += 1;
                     backoff.random_delay(failures) + poll
                 }
@@ -92,52 +94,46 @@ impl Engine {
         }
     }
 
-    /// Whether answers come from a table that was whole once and is not followed any more: the store
-    /// fails, or there is no memory for what came.
+    /// Returns whether answers are outdated: the whole table was loaded once, but is no longer followed,
+    /// because the store fails or because the changes do not fit into memory.
     pub fn is_stale(&self) -> bool {
         let poll = Duration::from_millis(self.options.poll_ms);
-        let followed = *self.last_refreshed_at.lock().unwrap_or_else(PoisonError::into_inner);
-        self.snapshots.is_ready() && followed.elapsed() > STALE_TIMEOUT.max(3 * poll)
+        let last_refreshed_at =
+            *self.last_refreshed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        self.snapshots.is_ready() && last_refreshed_at.elapsed() > STALE_TIMEOUT.max(3 * poll)
     }
 
-    /// Applies what commits brought since the last time, which began to be read at `started`.
+    /// Applies the changes, and logs it with the time since `started_at`, when reading them started.
     async fn apply_changes(
         &self,
         changes: TableChanges,
-        started: Instant,
+        started_at: Instant,
     ) -> Result<(), MemoryLimitExceeded> {
-        let (version, rows, whole) =
+        let (table_version, rows, is_full_snapshot) =
             (changes.version, changes.rows.len(), changes.is_full_snapshot);
-        let ends = changes.part.is_last();
-        if let Err(refused) = self.snapshots.apply_changes(changes).await {
-            error!(event = event::SNAPSHOT_MEMORY_EXCEEDED, error = %refused, table_version = version, "the snapshot does not grow");
-            return Err(refused);
+        let is_last_part = changes.part.is_last();
+        if let Err(error) = self.snapshots.apply_changes(changes).await {
+            error!(event = event::SNAPSHOT_MEMORY_EXCEEDED, %error, table_version, "the changes are not applied; the last snapshot is served");
+            return Err(error);
         }
-        if !ends {
+        if !is_last_part {
             return Ok(());
         }
         let images = self.snapshots.newest().len();
-        let ms = to_milliseconds(started.elapsed());
+        let duration_ms = to_milliseconds(started_at.elapsed());
         if self.serving_snapshot().role == Route::Live {
             metrics::global().snapshot_images.set(&[], images as f64);
-            metrics::global().table_version.set(&[], version as f64);
+            metrics::global().table_version.set(&[], table_version as f64);
         }
-        if whole {
+        if is_full_snapshot {
             info!(
                 event = event::SNAPSHOT_READY,
-                table_version = version,
-                images,
-                duration_ms = ms,
-                "the whole table is in memory"
+                table_version, images, duration_ms, "the whole table is loaded"
             );
         } else {
             debug!(
                 event = event::TABLE_REFRESHED,
-                table_version = version,
-                rows,
-                images,
-                duration_ms = ms,
-                "a commit was taken in"
+                table_version, rows, images, duration_ms, "new commits are applied"
             );
         }
         Ok(())

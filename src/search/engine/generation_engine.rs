@@ -1,4 +1,4 @@
-//! The engine of one generation.
+//! The engine of one generation: its parts, and access to them.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::search::snapshot::{
     limit_bytes,
 };
 
-/// Answers queries over the newest snapshot.
+/// Answers queries over the newest snapshot of one generation, with one model.
 pub struct Engine {
     pub(super) embedder: QueryEmbedder,
     pub(super) options: SearchOptions,
@@ -28,21 +28,27 @@ pub struct Engine {
     pub(super) pinned_snapshots: PinnedSnapshots,
     pub(super) scanner: Arc<BatchScanner>,
     pub(super) traffic_counters: Arc<TrafficCounters>,
-    /// When the table was last read to its end.
+    /// When the table was last polled successfully.
     pub(super) last_refreshed_at: Mutex<Instant>,
     pub(super) drift_monitor: DriftMonitor,
 }
 
 impl Engine {
-    /// An engine that answers as `served` says, until [`Engine::adopt`].
-    pub fn new(towers: Arc<dyn Encoders>, served: ServingSnapshot, options: SearchOptions) -> Self {
-        let age = Duration::from_secs(options.cursor_seconds);
+    /// Creates an engine with an empty snapshot. It answers as `serving_snapshot` defines, until
+    /// [`Engine::switch_serving`] is called.
+    pub fn new(
+        encoders: Arc<dyn Encoders>,
+        serving_snapshot: ServingSnapshot,
+        options: SearchOptions,
+    ) -> Self {
+        let cursor_lifetime = Duration::from_secs(options.cursor_seconds);
+        let memory_limit_bytes = limit_bytes(options.memory_mib);
         Self {
-            embedder: QueryEmbedder::new(towers, &options),
+            embedder: QueryEmbedder::new(encoders, &options),
             declared_attributes: AttributeTypes::new(),
-            snapshots: SnapshotStore::new(served, limit_bytes(options.memory_mib)),
+            snapshots: SnapshotStore::new(serving_snapshot, memory_limit_bytes),
             filter_cache: FilterCache::default(),
-            pinned_snapshots: PinnedSnapshots::new(age, options.cursor_mib << 20),
+            pinned_snapshots: PinnedSnapshots::new(cursor_lifetime, options.cursor_mib << 20),
             scanner: Arc::new(BatchScanner::start(&options)),
             traffic_counters: Arc::default(),
             last_refreshed_at: Mutex::new(Instant::now()),
@@ -51,22 +57,26 @@ impl Engine {
         }
     }
 
-    /// The same engine, whose filters may name the attributes of `declared`, and that decodes the
-    /// pictures of queries within the limits of `decode`.
+    /// Returns the same engine with these declared attributes, which filters may name, and these limits
+    /// for decoding the pictures of queries.
     pub fn with_attributes_and_decoding(
         mut self,
         declared: AttributeTypes,
-        decode: decode::DecodeOptions,
+        decode_options: decode::DecodeOptions,
     ) -> Self {
         self.declared_attributes = declared;
-        self.embedder = self.embedder.with_decode_options(decode);
+        self.embedder = self.embedder.with_decode_options(decode_options);
         self
     }
 
-    /// An engine with the same limits for another generation, whose model is `towers`. It shares nothing
-    /// with this one but the counts.
-    pub fn for_generation(&self, towers: Arc<dyn Encoders>, served: ServingSnapshot) -> Self {
-        let other = Self::new(towers, served, self.options.clone());
+    /// Creates an engine with the same options for another generation and its model. The two engines
+    /// share only the traffic counters.
+    pub fn for_generation(
+        &self,
+        encoders: Arc<dyn Encoders>,
+        serving_snapshot: ServingSnapshot,
+    ) -> Self {
+        let other = Self::new(encoders, serving_snapshot, self.options.clone());
         let other = other.with_attributes_and_decoding(
             self.declared_attributes.clone(),
             self.embedder.decode_options().clone(),
@@ -74,69 +84,69 @@ impl Engine {
         Self { traffic_counters: self.traffic_counters.clone(), ..other }
     }
 
-    /// The snapshots.
+    /// Returns the store of the snapshots.
     pub fn snapshots(&self) -> &SnapshotStore {
         &self.snapshots
     }
 
-    /// The model.
+    /// Returns the text and image encoders of the model.
     pub fn encoders(&self) -> &dyn Encoders {
         &**self.embedder.encoders()
     }
 
-    /// The model, shared.
+    /// Returns a shared reference to the encoders.
     pub fn shared_encoders(&self) -> Arc<dyn Encoders> {
         self.embedder.encoders().clone()
     }
 
-    /// What filters may name, over the live images of `snapshot`.
+    /// Returns the declared attributes, counted over the live images of `snapshot`.
     pub fn facets<'a>(&self, snapshot: &'a Snapshot) -> &'a [AttributeFacet] {
         snapshot.facets.get_or_init(|| count_facets(&self.declared_attributes, &snapshot.chunks))
     }
 
-    /// Bytes of versions that cursors point to, beside the newest.
+    /// Returns the bytes of older snapshots that are kept for cursors.
     pub fn pinned_snapshot_bytes(&self) -> u64 {
         self.pinned_snapshots.extra_bytes(&self.snapshots.newest())
     }
 
-    /// Lets go of versions that no cursor may ask for any more, or that take too much memory.
+    /// Drops pinned snapshots that are too old, or that take too much memory.
     pub(in crate::search) fn evict_pinned_snapshots(&self) {
         self.pinned_snapshots.evict(&self.snapshots.newest());
     }
 
-    /// The prompt sets that a query may name, and how queries are answered unless they say
-    /// otherwise.
+    /// Returns the configuration that answers queries now.
     pub fn serving_snapshot(&self) -> Arc<ServingSnapshot> {
         self.snapshots.newest().serving_snapshot.clone()
     }
 
-    /// Serves `served` from one moment to the next: an answer uses either the old configuration or
-    /// the new one. What images lack of the statistics of its sets is computed before; queries and
-    /// commits go on meanwhile. `progress` hears of images done and images in all. Computes: call
-    /// it from a thread that may block.
+    /// Replaces the configuration in one step: an answer uses either the old or the new one. Before
+    /// that, missing statistics of the new prompt sets are computed, while queries are answered and
+    /// commits are applied. `progress` is called with the number of completed images and of all
+    /// images. Blocks while it computes: call it from a thread that may block.
     pub fn switch_serving(
         &self,
-        served: ServingSnapshot,
+        serving_snapshot: ServingSnapshot,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<(), MemoryLimitExceeded> {
-        self.snapshots.switch_serving(served, progress)
+        self.snapshots.switch_serving(serving_snapshot, progress)
     }
 
-    /// From now on it is counted how `candidate` does; what was counted of another one is forgotten.
+    /// Counts traffic for `candidate` from now on. Counts of another candidate are reset.
     pub fn count_traffic_for(&self, candidate: Option<&RolloutCandidate>) {
         self.traffic_counters.reset_for(candidate);
     }
 
-    /// Who has answered how many queries, and what the shadow showed.
+    /// Returns how many queries each configuration has answered, and the results of shadow queries.
     pub fn traffic_counts(&self) -> TrafficCounts {
         self.traffic_counters.counts()
     }
 
+    /// Returns the traffic counters, which all engines share.
     pub(super) fn traffic_counters(&self) -> &Arc<TrafficCounters> {
         &self.traffic_counters
     }
 
-    /// The limits.
+    /// Returns the options of the section `[search]`.
     pub fn options(&self) -> &SearchOptions {
         &self.options
     }

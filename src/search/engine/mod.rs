@@ -1,4 +1,12 @@
-//! Answers.
+//! Answers queries: combines snapshot, query and scan, and chooses which configuration answers.
+//!
+//! An [`Engine`] holds one model and one generation in memory (`generation_engine`) and follows its
+//! table (`follow`). It turns a query into a request for the scan (`query_plan`), answers it page by
+//! page (`answer`, `cursor`), explains the rank of an image (`explain`), and logs each answer
+//! (`query_log`). [`Engines`] holds the live engine and a standby of another generation and sends each
+//! query to exactly one of them (`engines`). `traffic` decides which queries the candidate answers;
+//! for some of the others it ranks the images in the background, and the difference is logged
+//! (`shadow`). `drift_monitor` compares recent answers with the time of calibration.
 
 mod answer;
 mod cursor;

@@ -1,4 +1,4 @@
-//! A query, checked and embedded: what is asked of a scan.
+//! Turns a query into a request for the scan: validates it, resolves its settings and embeds it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,23 +18,25 @@ use crate::search::scan::ScanRequest;
 use crate::search::snapshot::{ROWS_PER_GROUP, Route, RowLocation, Snapshot};
 use crate::search::timings::to_milliseconds;
 
-/// A checked query.
+/// A validated and embedded query.
 pub(super) struct QueryPlan {
     pub request: ScanRequest,
+    /// Prompt set whose statistics are used.
     pub prompt_set: Arc<EmbeddedPromptSet>,
     pub embed_ms: f64,
+    /// Configuration that answers.
     pub route: Route,
-    /// Results on earlier pages.
+    /// Number of results on earlier pages.
     pub offset: usize,
-    /// What a cursor is recognised by.
+    /// Digest by which a cursor belongs to this query.
     pub query_digest: [u8; cursor::DIGEST_BYTES],
-    /// What was measured for such a query.
+    /// Thresholds that apply to this query; `None` if none were measured for such a query.
     pub calibration: Option<Calibration>,
 }
 
 impl Engine {
-    /// What a query asks for, checked and embedded; `k` results of it. Gives up where `left` says that
-    /// nobody waits for it any more.
+    /// Validates and embeds a query for `k` results. Returns [`QueryError::Cancelled`] if `cancel` is
+    /// cancelled before the encoder runs.
     pub(super) fn plan_query(
         &self,
         query: &Query,
@@ -45,131 +47,128 @@ impl Engine {
             return Err(QueryError::NotReady);
         }
         let cursor = query.cursor.as_deref().map(|text| {
-            let none = || QueryError::invalid_field("cursor", "is none that an answer gave");
-            Cursor::decode(text).ok_or_else(none)
+            let invalid =
+                || QueryError::invalid_field("cursor", "is not a cursor that an answer returned");
+            Cursor::decode(text).ok_or_else(invalid)
         });
         let cursor = cursor.transpose()?;
         let mut snapshot = self.snapshots.newest();
-        if let Some(Cursor { table_version: version, state_revision: revision, .. }) = cursor {
-            let held = self.pinned_snapshots.find_snapshot(version, revision, snapshot);
-            snapshot = held.ok_or(QueryError::CursorExpired { version })?;
+        if let Some(Cursor { table_version: version, state_revision, .. }) = cursor {
+            let pinned = self.pinned_snapshots.find_snapshot(version, state_revision, snapshot);
+            snapshot = pinned.ok_or(QueryError::CursorExpired { version })?;
         }
-        let served = &snapshot.serving_snapshot;
-        let asking = RoutingRequest {
+        let serving_snapshot = &snapshot.serving_snapshot;
+        let routing_request = RoutingRequest {
             configuration: query.configuration.as_deref(),
             traffic_key: query.traffic_key.as_deref(),
             has_overrides: query.has_overrides(),
             filter: query.filter.as_ref(),
         };
-        let route = choose_route(&served.configuration_name, served.candidate.as_ref(), asking)
+        let live_configuration = &serving_snapshot.configuration_name;
+        let candidate = serving_snapshot.candidate.as_ref();
+        let route = choose_route(live_configuration, candidate, routing_request)
             .map_err(|reason| QueryError::invalid_field("configuration", reason))?;
-        let serving = match (&served.candidate, route) {
+        let serving = match (candidate, route) {
             (Some(candidate), Route::Candidate) => &candidate.serving,
-            _ => &served.serving,
+            _ => &serving_snapshot.serving,
         };
-        let (set, mut balance) = resolve_configuration(&snapshot, serving, query)?;
+        let (prompt_set, mut balance) = resolve_configuration(&snapshot, serving, query)?;
         if let Some(cursor) = cursor {
             balance.scale = cursor.scale;
         }
-        let calibration = applicable_calibration(query, serving, &set, &balance);
+        let calibration = applicable_calibration(query, serving, &prompt_set, &balance);
         let filter = query
             .filter
             .as_ref()
             .map(|filter| filter.validate(&self.declared_attributes))
             .transpose();
         let filter = filter.map_err(|reason| QueryError::invalid_field("filter", reason))?;
-        let started = Instant::now();
+        let started_at = Instant::now();
         let embedding = self.embedder.embed_query(&query.input, &snapshot, cancel)?;
-        let text_ms = to_milliseconds(started.elapsed());
-        let without = match &query.input {
+        let embed_ms = to_milliseconds(started_at.elapsed());
+        let excluded_image = match &query.input {
             QueryInput::ImageId(id) if !query.include_self => Some(id.as_str()),
             _ => None,
         };
-        let mask = self.build_row_mask(&snapshot, filter.as_ref(), without);
+        let row_mask = self.build_row_mask(&snapshot, filter.as_ref(), excluded_image);
         let card = self.encoders().card();
         let offset = cursor.map_or(0, |cursor| cursor.offset as usize);
         let depth = (offset + k).min(self.options.max_depth.max(offset));
-        let (key, logit_scale) = (set.statistics_key.clone(), card.logit_scale);
-        let ask = ScanRequest {
+        let request = ScanRequest {
             snapshot,
             embedding,
-            statistics_key: key,
+            statistics_key: prompt_set.statistics_key.clone(),
             balance,
-            logit_scale,
-            row_mask: mask,
+            logit_scale: card.logit_scale,
+            row_mask,
             depth,
         };
-        let text = filter.as_ref().map_or("", ValidatedFilter::as_json);
-        let digest = cursor::query_digest(&ask, text, without, &card.fingerprint);
-        if cursor
-            .is_some_and(|cursor| cursor.query_digest != digest || offset == 0 || offset >= depth)
-        {
+        let filter_json = filter.as_ref().map_or("", ValidatedFilter::as_json);
+        let query_digest =
+            cursor::query_digest(&request, filter_json, excluded_image, &card.fingerprint);
+        if cursor.is_some_and(|cursor| {
+            cursor.query_digest != query_digest || offset == 0 || offset >= depth
+        }) {
             let reason =
-                "belongs to another question; send it with the fields of the answer that gave it";
+                "belongs to another query; send it with the fields of the query that returned it";
             return Err(QueryError::invalid_field("cursor", reason));
         }
-        Ok(QueryPlan {
-            request: ask,
-            prompt_set: set,
-            embed_ms: text_ms,
-            route,
-            offset,
-            query_digest: digest,
-            calibration,
-        })
+        Ok(QueryPlan { request, prompt_set, embed_ms, route, offset, query_digest, calibration })
     }
 
-    /// The rows of `snapshot` that may be found; none: all live ones.
+    /// Returns the rows of `snapshot` that may be hits; `None` if these are all live rows.
     fn build_row_mask(
         &self,
         snapshot: &Snapshot,
         filter: Option<&ValidatedFilter>,
         excluded_image: Option<&str>,
     ) -> Option<Arc<[u64]>> {
-        let place = excluded_image.and_then(|id| snapshot.find_row(id));
-        if filter.is_none() && place.is_none() {
+        let excluded_row = excluded_image.and_then(|id| snapshot.find_row(id));
+        if filter.is_none() && excluded_row.is_none() {
             return None;
         }
-        let live =
+        let all_live =
             || snapshot.chunks.iter().flat_map(|chunk| chunk.live_bitmap.iter().copied()).collect();
         let mut mask =
-            filter.map_or_else(live, |filter| self.filter_cache.row_mask(filter, snapshot));
-        if let Some(place) = place {
-            let (word, bit) = mask_bit(snapshot, place);
+            filter.map_or_else(all_live, |filter| self.filter_cache.row_mask(filter, snapshot));
+        if let Some(location) = excluded_row {
+            let (word, bit) = mask_bit(snapshot, location);
             mask[word] &= !bit;
         }
         Some(mask.into())
     }
 }
 
-/// Where a row stands in a mask: the word, and its bit there.
-fn mask_bit(snapshot: &Snapshot, place: RowLocation) -> (usize, u64) {
-    let before = snapshot.chunks[..place.chunk].iter().map(|chunk| chunk.live_bitmap.len());
-    (before.sum::<usize>() + place.row / ROWS_PER_GROUP, 1 << (place.row % ROWS_PER_GROUP))
+/// Returns the index of the word of a row in a mask, and the bit of the row in that word.
+fn mask_bit(snapshot: &Snapshot, location: RowLocation) -> (usize, u64) {
+    let words = snapshot.chunks[..location.chunk].iter().map(|chunk| chunk.live_bitmap.len());
+    let word = words.sum::<usize>() + location.row / ROWS_PER_GROUP;
+    (word, 1 << (location.row % ROWS_PER_GROUP))
 }
 
-/// Whether what is asked may find the image at `place`.
-pub(super) fn is_allowed(ask: &ScanRequest, place: RowLocation) -> bool {
-    let (word, bit) = mask_bit(&ask.snapshot, place);
-    ask.row_mask.as_ref().is_none_or(|mask| mask[word] & bit != 0)
+/// Returns whether the image at `location` may be a hit of `request`.
+pub(super) fn is_allowed(request: &ScanRequest, location: RowLocation) -> bool {
+    let (word, bit) = mask_bit(&request.snapshot, location);
+    request.row_mask.as_ref().is_none_or(|mask| mask[word] & bit != 0)
 }
 
-/// Thresholds are measured with single texts, each for one configuration.
+/// Returns the calibration of `serving` if it applies: thresholds are measured with single texts, and
+/// for one prompt set, normaliser, weight and λ.
 fn applicable_calibration(
     query: &Query,
     serving: &ServingConfig,
-    set: &EmbeddedPromptSet,
+    prompt_set: &EmbeddedPromptSet,
     balance: &BalanceParameters,
 ) -> Option<Calibration> {
-    let same = set.statistics_key == serving.prompt_set
+    let has_same_balance = prompt_set.statistics_key == serving.prompt_set
         && balance.normaliser == serving.normaliser
         && balance.weight == serving.weight
         && balance.lambda == serving.lambda;
-    let holds = same && matches!(query.input, QueryInput::Text(_));
-    serving.calibration.clone().filter(|_| holds)
+    let applies = has_same_balance && matches!(query.input, QueryInput::Text(_));
+    serving.calibration.clone().filter(|_| applies)
 }
 
-/// The balanced score that hits must have.
+/// Returns the smallest balanced score that hits may have; `None` if the query does not limit it.
 pub(super) fn resolve_min_score(
     query: &Query,
     calibration: Option<&Calibration>,
@@ -178,7 +177,7 @@ pub(super) fn resolve_min_score(
         None => Ok(None),
         Some(MinScore::Score(score)) if score.is_finite() => Ok(Some(score)),
         Some(MinScore::Score(score)) => {
-            Err(QueryError::invalid_field("min_score", format!("{score} is no finite number")))
+            Err(QueryError::invalid_field("min_score", format!("{score} is not a finite number")))
         }
         Some(MinScore::Calibrated(_)) => calibration.and_then(|c| c.min_score).map(Some).ok_or_else(
             || QueryError::invalid_field("min_score", "no threshold is calibrated for such a query and configuration (`bsap evaluate --calibrate live --store`); give a number"),
@@ -186,14 +185,15 @@ pub(super) fn resolve_min_score(
     }
 }
 
-/// The prompt set and the balance that a query asks for; what it does not say is as in `serving`.
+/// Returns the prompt set and the balance of a query. What it does not override comes from `serving`.
 pub(super) fn resolve_configuration(
     snapshot: &Snapshot,
     serving: &ServingConfig,
     query: &Query,
 ) -> Result<(Arc<EmbeddedPromptSet>, BalanceParameters), QueryError> {
     let sets = &snapshot.serving_snapshot.prompt_sets;
-    // What auxiliary texts say of an image's scores with texts says nothing of those with pictures.
+    // The prompts are texts. What they say about an image's scores for texts does not hold for its
+    // scores for images, so that image queries are not balanced by default.
     let raw = ServingConfig { normaliser: Normaliser::Raw, weight: 0.0, ..serving.clone() };
     let serving = if query.input.is_image() && !query.has_overrides() { &raw } else { serving };
     let weight = query.weight.unwrap_or(serving.weight);
@@ -210,7 +210,7 @@ pub(super) fn resolve_configuration(
             format!("{lambda} is not between 0 and 10"),
         ));
     }
-    let found = match query.prompt_set.as_deref() {
+    let prompt_set = match query.prompt_set.as_deref() {
         Some(name) => {
             EmbeddedPromptSet::find(sets, name).ok_or_else(|| unknown_prompt_set(name, sets))
         }
@@ -219,21 +219,24 @@ pub(super) fn resolve_configuration(
             .find(|set| set.statistics_key == serving.prompt_set)
             .ok_or_else(|| QueryError::PromptSetMissing(serving.prompt_set.clone())),
     };
-    let set = found?.clone();
+    let set = prompt_set?.clone();
     let normaliser = query.normaliser.unwrap_or(serving.normaliser);
-    let frozen = (normaliser == serving.normaliser && set.statistics_key == serving.prompt_set)
+    let frozen_scale = (normaliser == serving.normaliser
+        && set.statistics_key == serving.prompt_set)
         .then_some(serving.scale)
         .flatten();
-    let scale = frozen.unwrap_or_else(|| snapshot.scale_constants(&set.statistics_key, normaliser));
+    let scale =
+        frozen_scale.unwrap_or_else(|| snapshot.scale_constants(&set.statistics_key, normaliser));
     Ok((set, BalanceParameters { normaliser, weight, lambda, scale }))
 }
 
+/// Returns the error for a prompt set that does not exist, which lists those that do.
 fn unknown_prompt_set(name: &str, sets: &[Arc<EmbeddedPromptSet>]) -> QueryError {
-    let one = |set: &Arc<EmbeddedPromptSet>| {
+    let versioned_name = |set: &Arc<EmbeddedPromptSet>| {
         format!("{}@{}", set.prompt_set.name, set.prompt_set.version)
     };
-    let known: Vec<String> = sets.iter().map(one).collect();
-    let reason = format!("{name:?} is not stored; stored are {}", known.join(", "));
+    let stored: Vec<String> = sets.iter().map(versioned_name).collect();
+    let reason = format!("{name:?} is not stored; stored are {}", stored.join(", "));
     QueryError::invalid_field("prompt_set", reason)
 }
 
@@ -244,7 +247,7 @@ mod tests {
     use crate::prompts::PromptSet;
     use crate::search::testing::{sample_prompt_set, sample_serving_snapshot};
 
-    /// The key of the set that a query is answered with.
+    /// Returns the key of the prompt set that answers a query.
     fn resolved_key(snapshot: &Snapshot, query: &Query) -> Result<StatisticsKey, QueryError> {
         let serving = &snapshot.serving_snapshot.serving;
         resolve_configuration(snapshot, serving, query).map(|(set, _)| set.statistics_key.clone())
@@ -255,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_names_the_newest_version_of_a_set_and_none_names_the_served_one() {
+    fn a_name_means_the_newest_version_of_a_set_and_no_name_means_the_served_set() {
         let old = sample_prompt_set("one", 4);
         let new = PromptSet { version: 2, ..old.prompt_set.clone() };
         let new =
@@ -281,15 +284,15 @@ mod tests {
 
     #[test]
     fn a_missing_served_set_is_an_error_and_is_not_substituted() {
-        let mut serves = sample_serving_snapshot(vec![sample_prompt_set("one", 4)]);
-        serves.serving.prompt_set = StatisticsKey::from_stored("gone");
-        let snapshot = Snapshot::empty(Arc::new(serves));
+        let mut serving_snapshot = sample_serving_snapshot(vec![sample_prompt_set("one", 4)]);
+        serving_snapshot.serving.prompt_set = StatisticsKey::from_stored("gone");
+        let snapshot = Snapshot::empty(Arc::new(serving_snapshot));
         let error = resolved_key(&snapshot, &Query::default()).unwrap_err();
         assert!(error.to_string().starts_with("prompt set gone is served"), "{error}");
         assert!(matches!(error, QueryError::PromptSetMissing(_)));
         assert!(
             resolved_key(&snapshot, &query_with_prompt_set("one")).is_ok(),
-            "who names one is answered by it"
+            "a query that names another set is answered"
         );
     }
 }

@@ -1,4 +1,5 @@
-//! What the candidate would have answered, computed unseen for its share of the queries.
+//! Shadow queries: ranks the images as the candidate would have answered, for a share of the queries,
+//! and logs how that differs from the live answer. Callers only get the live answer.
 
 use std::sync::Arc;
 
@@ -12,89 +13,86 @@ use crate::search::query::Query;
 use crate::search::scan::{BatchScanner, Hit, ScanGoal, ScanRequest};
 use crate::telemetry::event;
 
-/// The only turn that there is to compute in the shadow; dropping it gives it back.
+/// A shadow query that may run. It holds the only permit, which is released when this is dropped.
 pub struct ShadowQuery {
     permit: ShadowPermit,
     live_configuration: String,
     candidate: String,
     query_hash: String,
-    /// Results.
+    /// Number of results to compare.
     pub k: usize,
 }
 
+/// The permit to run a shadow query. Dropping it records the difference and releases the permit.
 struct ShadowPermit {
-    traffic: Arc<TrafficCounters>,
+    counters: Arc<TrafficCounters>,
     difference: Option<RankingDifference>,
 }
 
 impl Drop for ShadowPermit {
     fn drop(&mut self) {
-        self.traffic.end_shadow(self.difference.as_ref());
+        self.counters.end_shadow(self.difference.as_ref());
     }
 }
 
 impl ShadowQuery {
-    /// Takes the turn to compute in the shadow what `configuration` has answered with `k` results,
-    /// where the query belongs to the share of `candidate`, and the turn is free.
+    /// Starts a shadow query to compare with the `k` results of `live_configuration`. Returns `None` if
+    /// the query does not belong to the shadow share of `candidate`, which is decided at random, or if
+    /// another shadow query is running.
     pub fn try_start(
-        traffic: &Arc<TrafficCounters>,
+        counters: &Arc<TrafficCounters>,
         candidate: &RolloutCandidate,
-        configuration: &str,
+        live_configuration: &str,
         query: &Query,
         k: usize,
     ) -> Option<Self> {
-        if candidate.shadow_share <= rand::random::<f32>() || !traffic.try_begin_shadow() {
+        if candidate.shadow_share <= rand::random::<f32>() || !counters.try_begin_shadow() {
             return None;
         }
         Some(Self {
-            permit: ShadowPermit { traffic: traffic.clone(), difference: None },
-            live_configuration: configuration.to_owned(),
+            permit: ShadowPermit { counters: counters.clone(), difference: None },
+            live_configuration: live_configuration.to_owned(),
             candidate: candidate.name.clone(),
             query_hash: query_hash(&query.input.description()),
             k,
         })
     }
 
-    /// Computes what `ask` gives, on a thread of its own, and tells how it differs from `hits`.
+    /// Scans for the request that `build_request` returns, on a new thread, and logs how the result
+    /// differs from the live `hits`.
     pub fn spawn(
         self,
-        batches: &Arc<BatchScanner>,
+        scanner: &Arc<BatchScanner>,
         hits: &[Hit],
         build_request: impl FnOnce() -> Option<ScanRequest> + Send + 'static,
     ) {
-        let live: Vec<String> = hits.iter().map(|h| h.image.image_id.to_string()).collect();
-        let batches = batches.clone();
+        let live_ids: Vec<String> = hits.iter().map(|h| h.image.image_id.to_string()).collect();
+        let scanner = scanner.clone();
         std::thread::spawn(move || {
-            let Self {
-                permit: mut turn,
-                live_configuration: configuration,
-                candidate,
-                query_hash,
-                k,
-            } = self;
-            let Some(ask) = build_request() else { return };
-            let version = ask.snapshot.table_version;
+            let Self { mut permit, live_configuration, candidate, query_hash, k } = self;
+            let Some(request) = build_request() else { return };
+            let table_version = request.snapshot.table_version;
             let goal = ScanGoal::TopHits { offset: 0 };
-            let Ok(reply) = batches.scan_and_wait(ask, goal, &CancellationToken::new()) else {
+            let Ok(reply) = scanner.scan_and_wait(request, goal, &CancellationToken::new()) else {
                 return;
             };
             let hits = &reply.top_k.hits;
-            let ids: Vec<&str> = hits.iter().map(|h| h.image.image_id.as_str()).collect();
-            let live: Vec<&str> = live.iter().map(String::as_str).collect();
-            let difference = RankingDifference::from_rankings(&live, &ids);
+            let candidate_ids: Vec<&str> = hits.iter().map(|h| h.image.image_id.as_str()).collect();
+            let live_ids: Vec<&str> = live_ids.iter().map(String::as_str).collect();
+            let difference = RankingDifference::from_rankings(&live_ids, &candidate_ids);
             info!(
                 event = event::SHADOW_COMPARED,
                 query_hash,
-                configuration,
+                configuration = live_configuration,
                 candidate,
                 k,
                 overlap = difference.overlap,
                 reranked = difference.moved_results,
                 top_hit_changed = difference.top_hit_changed,
-                table_version = version,
-                "the candidate would have answered so"
+                table_version,
+                "the candidate's ranking is compared with the live answer"
             );
-            turn.difference = Some(difference);
+            permit.difference = Some(difference);
         });
     }
 }

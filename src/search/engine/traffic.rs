@@ -1,5 +1,7 @@
-//! Which configuration answers a query: the live one, the candidate where it is asked for by name
-//! or for its share of the traffic, and the candidate unseen beside the live one.
+//! Decides which configuration answers a query, and counts the answers of each.
+//!
+//! The live configuration answers, unless the query names the candidate or belongs to the candidate's
+//! share of the traffic. In addition, shadow queries compare the candidate with the live answers.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,21 +15,21 @@ use crate::catalogue::{RolloutCandidate, ServingConfig};
 use crate::search::query::Filter;
 use crate::search::snapshot::Route;
 
-/// What decides who answers, of a query.
+/// The properties of a query that decide which configuration answers it.
 #[derive(Debug, Clone, Copy)]
 pub struct RoutingRequest<'a> {
-    /// The configuration that is asked for by name.
+    /// Configuration that the query names.
     pub configuration: Option<&'a str>,
-    /// What the caller is told apart by: the same key always gets the same configuration.
+    /// Identifies the caller: the same key always gets the same configuration.
     pub traffic_key: Option<&'a str>,
-    /// Whether the query says itself how it is to be answered.
+    /// Whether the query sets its own prompt set, normaliser, weight or λ.
     pub has_overrides: bool,
-    /// Which images it may find.
+    /// Filter of the query.
     pub filter: Option<&'a Filter>,
 }
 
-/// Who answers a query, by the candidate that there is. `Err` where it asks for a configuration that
-/// there is not; names those that there are.
+/// Chooses the configuration that answers a query. Returns an error that lists the existing
+/// configurations if the query names another one.
 pub fn choose_route(
     live: &str,
     candidate: Option<&RolloutCandidate>,
@@ -39,11 +41,11 @@ pub fn choose_route(
         (Some("candidate"), Some(_)) => return Ok(Route::Candidate),
         (Some(name), Some(candidate)) if name == candidate.name => return Ok(Route::Candidate),
         (Some(name), _) => {
-            let there = candidate.map_or_else(
+            let existing = candidate.map_or_else(
                 || format!("live ({live}); there is no candidate"),
                 |candidate| format!("live ({live}) and candidate ({})", candidate.name),
             );
-            return Err(format!("{name:?} is not a configuration; there is {there}"));
+            return Err(format!("{name:?} is not a configuration; there is {existing}"));
         }
         (None, _) => {}
     }
@@ -52,71 +54,72 @@ pub fn choose_route(
     else {
         return Ok(Route::Live);
     };
-    // A share may be kept for queries whose filter asks for a certain value.
-    let asks_for = |only: &String| {
-        let (name, value) = only.split_once('=').unwrap_or((only, ""));
+    // The share may be restricted to queries whose filter requires a certain value of an attribute.
+    let is_required_by_filter = |attribute_value: &String| {
+        let (name, value) = attribute_value.split_once('=').unwrap_or((attribute_value, ""));
         request.filter.is_some_and(|filter| filter.implies(name, value))
     };
-    let in_share = candidate.traffic_filter.as_ref().is_none_or(asks_for)
+    let in_share = candidate.traffic_filter.as_ref().is_none_or(is_required_by_filter)
         && hash_to_unit_interval(&candidate.name, key) < f64::from(candidate.traffic_share);
     Ok(if in_share { Route::Candidate } else { Route::Live })
 }
 
-/// Where a key stands between 0 and 1 for a candidate: evenly spread, the same on every query worker.
-/// A share that grows keeps those that it had.
+/// Maps a key to a number from 0 to less than 1, evenly spread and the same on every query worker. It
+/// depends on the candidate, and a growing share keeps the keys that it had.
 fn hash_to_unit_interval(candidate: &str, key: &str) -> f64 {
     let mut hasher = Sha256::new();
     hasher.update((candidate.len() as u64).to_le_bytes());
     hasher.update(candidate.as_bytes());
     hasher.update(key.as_bytes());
     let digest = hasher.finalize();
-    let mut first = [0; 8];
-    first.copy_from_slice(&digest[..8]);
-    // 53 bits are what a double holds exactly.
-    (u64::from_le_bytes(first) >> 11) as f64 / (1u64 << 53) as f64
+    let mut first_bytes = [0; 8];
+    first_bytes.copy_from_slice(&digest[..8]);
+    // An f64 represents integers of 53 bits exactly.
+    (u64::from_le_bytes(first_bytes) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Answers so far, since this query worker started or has another candidate.
+/// Counts of answers since this query worker started or the candidate changed.
 #[derive(Debug, Default)]
 pub struct TrafficCounters {
     live_answers: AtomicU64,
     candidate_answers: AtomicU64,
     shadow_queries: AtomicU64,
     skipped_shadow_queries: AtomicU64,
-    /// Sum of overlaps in millionths.
+    /// Sum of the overlaps of all shadow queries, in millionths.
     overlap_millionths: AtomicU64,
     top_hit_changed: AtomicU64,
     is_shadow_running: AtomicBool,
-    /// The candidate that is counted.
+    /// Name and configuration of the candidate that is counted.
     counted_candidate: Mutex<Option<(String, ServingConfig)>>,
 }
 
-/// The counts as they are told.
+/// The counts of answers at one moment.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
 pub struct TrafficCounts {
-    /// Answers by the live configuration.
+    /// Number of answers by the live configuration.
     pub live: u64,
-    /// Answers by the candidate.
+    /// Number of answers by the candidate.
     pub candidate: u64,
-    /// Queries that were computed in the shadow.
+    /// Number of shadow queries.
     pub shadow_queries: u64,
-    /// Queries that were due to be, while another was computed.
+    /// Number of shadow queries that were skipped because another one was running.
     pub shadow_queries_skipped: u64,
-    /// Mean share of common results of those; none before the first.
+    /// Mean share of results that live answer and shadow query have in common, 0 to 1; `None` before the
+    /// first shadow query.
     pub mean_overlap: Option<f64>,
-    /// How many of those had another best result.
+    /// Number of shadow queries with another best result than the live answer.
     pub top_hit_changed: u64,
 }
 
 impl TrafficCounters {
-    /// Begins anew where `candidate` is another one, or answers otherwise, than the one that was counted.
+    /// Resets all counts if `candidate` has another name or configuration than the one that is counted.
     pub fn reset_for(&self, candidate: Option<&RolloutCandidate>) {
         let new = candidate.map(|candidate| (candidate.name.clone(), candidate.serving.clone()));
-        let mut of = self.counted_candidate.lock().unwrap_or_else(PoisonError::into_inner);
-        if *of == new {
+        let mut counted = self.counted_candidate.lock().unwrap_or_else(PoisonError::into_inner);
+        if *counted == new {
             return;
         }
-        *of = new;
+        *counted = new;
         let counters = [
             &self.live_answers,
             &self.candidate_answers,
@@ -130,7 +133,7 @@ impl TrafficCounters {
         }
     }
 
-    /// Counts an answer.
+    /// Counts one answer.
     pub fn count_answer(&self, route: Route) {
         let counter = match route {
             Route::Live => &self.live_answers,
@@ -139,65 +142,72 @@ impl TrafficCounters {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes the only turn that there is to compute in the shadow; false while it is taken: the
-    /// shadow never delays more than itself.
+    /// Takes the permit to run a shadow query. Returns false, and counts a skipped query, if another one
+    /// is running: shadow queries delay only each other.
     pub fn try_begin_shadow(&self) -> bool {
-        let free = !self.is_shadow_running.swap(true, Ordering::AcqRel);
-        if !free {
+        let is_free = !self.is_shadow_running.swap(true, Ordering::AcqRel);
+        if !is_free {
             self.skipped_shadow_queries.fetch_add(1, Ordering::Relaxed);
         }
-        free
+        is_free
     }
 
-    /// Gives the turn back, with what was found.
+    /// Releases the permit, and counts the difference that was found, if any.
     pub fn end_shadow(&self, difference: Option<&RankingDifference>) {
-        if let Some(found) = difference {
+        if let Some(difference) = difference {
             self.shadow_queries.fetch_add(1, Ordering::Relaxed);
-            self.overlap_millionths.fetch_add((found.overlap * 1e6) as u64, Ordering::Relaxed);
-            self.top_hit_changed.fetch_add(u64::from(found.top_hit_changed), Ordering::Relaxed);
+            self.overlap_millionths.fetch_add((difference.overlap * 1e6) as u64, Ordering::Relaxed);
+            self.top_hit_changed
+                .fetch_add(u64::from(difference.top_hit_changed), Ordering::Relaxed);
         }
         self.is_shadow_running.store(false, Ordering::Release);
     }
 
-    /// The counts at this moment.
+    /// Returns the current counts.
     pub fn counts(&self) -> TrafficCounts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let shadows = load(&self.shadow_queries);
+        let shadow_queries = load(&self.shadow_queries);
         TrafficCounts {
             live: load(&self.live_answers),
             candidate: load(&self.candidate_answers),
-            shadow_queries: shadows,
+            shadow_queries,
             shadow_queries_skipped: load(&self.skipped_shadow_queries),
-            mean_overlap: (shadows > 0)
-                .then(|| load(&self.overlap_millionths) as f64 / 1e6 / shadows as f64),
+            mean_overlap: (shadow_queries > 0)
+                .then(|| load(&self.overlap_millionths) as f64 / 1e6 / shadow_queries as f64),
             top_hit_changed: load(&self.top_hit_changed),
         }
     }
 }
 
-/// How two answers to one query differ.
+/// How the candidate's answer to a query differs from the live one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RankingDifference {
-    /// Share of the first one's results that the second has too, 0..=1.
+    /// Number of common results, relative to the longer of the two answers, 0 to 1.
     pub overlap: f64,
-    /// Common results whose place differs.
+    /// Number of common results whose rank differs.
     pub moved_results: usize,
-    /// Whether another result is best.
+    /// Whether the best results differ.
     pub top_hit_changed: bool,
 }
 
 impl RankingDifference {
-    /// Of two rankings, by the ids of their results, the best first.
+    /// Compares two rankings, given by the ids of their results, best first.
     pub fn from_rankings(live: &[&str], candidate: &[&str]) -> Self {
-        let places: BTreeMap<&str, usize> =
-            candidate.iter().enumerate().map(|(place, id)| (*id, place)).collect();
-        let common: Vec<(usize, usize)> =
-            live.iter().enumerate().filter_map(|(a, id)| Some((a, *places.get(id)?))).collect();
+        let candidate_ranks: BTreeMap<&str, usize> =
+            candidate.iter().enumerate().map(|(rank, id)| (*id, rank)).collect();
+        let common_ranks: Vec<(usize, usize)> = live
+            .iter()
+            .enumerate()
+            .filter_map(|(rank, id)| Some((rank, *candidate_ranks.get(id)?)))
+            .collect();
         let longest = live.len().max(candidate.len()).max(1);
-        let empty = live.is_empty() && candidate.is_empty();
+        let both_empty = live.is_empty() && candidate.is_empty();
         Self {
-            overlap: if empty { 1.0 } else { common.len() as f64 / longest as f64 },
-            moved_results: common.iter().filter(|(a, b)| a != b).count(),
+            overlap: if both_empty { 1.0 } else { common_ranks.len() as f64 / longest as f64 },
+            moved_results: common_ranks
+                .iter()
+                .filter(|(live, candidate)| live != candidate)
+                .count(),
             top_hit_changed: live.first() != candidate.first(),
         }
     }
@@ -231,50 +241,54 @@ mod tests {
     #[test]
     fn a_growing_share_keeps_the_keys_that_it_had() {
         let keys: Vec<String> = (0..4_000).map(|i| format!("user-{i}")).collect();
-        let of = |share: f32| -> Vec<&String> {
+        let keys_in_share = |share: f32| -> Vec<&String> {
             let candidate = candidate_with_share(share);
-            let takes = |key: &&String| {
+            let is_in_share = |key: &&String| {
                 choose_route("old", Some(&candidate), request_with_key(Some(key))).unwrap()
                     == Route::Candidate
             };
-            keys.iter().filter(takes).collect()
+            keys.iter().filter(is_in_share).collect()
         };
-        let (tenth, third) = (of(0.1), of(0.3));
+        let (tenth, third) = (keys_in_share(0.1), keys_in_share(0.3));
         assert!((300..500).contains(&tenth.len()), "{}", tenth.len());
         assert!(tenth.iter().all(|key| third.contains(key)));
-        assert_eq!((of(0.0).len(), of(1.0).len()), (0, 4_000));
+        assert_eq!((keys_in_share(0.0).len(), keys_in_share(1.0).len()), (0, 4_000));
         assert_eq!(
             choose_route("old", Some(&candidate_with_share(1.0)), request_with_key(None)),
             Ok(Route::Live)
         );
-        let own = RoutingRequest { has_overrides: true, ..request_with_key(Some("user-1")) };
-        assert_eq!(choose_route("old", Some(&candidate_with_share(1.0)), own), Ok(Route::Live));
+        let with_overrides =
+            RoutingRequest { has_overrides: true, ..request_with_key(Some("user-1")) };
+        assert_eq!(
+            choose_route("old", Some(&candidate_with_share(1.0)), with_overrides),
+            Ok(Route::Live)
+        );
     }
 
     #[test]
-    fn a_configuration_can_be_asked_for_and_an_unknown_one_is_named() {
+    fn a_query_can_name_a_configuration_and_an_unknown_name_is_an_error() {
         let new = candidate_with_share(0.0);
-        let by = |name, candidate| {
+        let route_for = |name, candidate| {
             choose_route(
                 "old",
                 candidate,
                 RoutingRequest { configuration: Some(name), ..request_with_key(None) },
             )
         };
-        for (name, wanted) in [
+        for (name, expected) in [
             ("live", Route::Live),
             ("old", Route::Live),
             ("candidate", Route::Candidate),
             ("new", Route::Candidate),
         ] {
-            assert_eq!(by(name, Some(&new)), Ok(wanted));
+            assert_eq!(route_for(name, Some(&new)), Ok(expected));
         }
-        assert!(by("newer", Some(&new)).unwrap_err().contains("candidate (new)"));
-        assert!(by("candidate", None).unwrap_err().contains("no candidate"));
+        assert!(route_for("newer", Some(&new)).unwrap_err().contains("candidate (new)"));
+        assert!(route_for("candidate", None).unwrap_err().contains("no candidate"));
     }
 
     #[test]
-    fn differences_of_rankings() {
+    fn ranking_differences_count_overlap_moves_and_top_hit() {
         let same = RankingDifference::from_rankings(&["a", "b"], &["a", "b"]);
         assert_eq!(
             same,
@@ -289,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn one_shadow_at_a_time_and_its_counts() {
+    fn one_shadow_query_runs_at_a_time_and_is_counted() {
         let traffic = TrafficCounters::default();
         assert!(traffic.try_begin_shadow());
         assert!(!traffic.try_begin_shadow());

@@ -1,4 +1,4 @@
-//! From what is asked to a unit vector.
+//! Turns the input of a query into a unit vector.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,28 +14,30 @@ use crate::search::error::QueryError;
 use crate::search::options::SearchOptions;
 use crate::search::snapshot::Snapshot;
 
-/// Largest weight of a text of a mixture.
+/// Largest absolute weight of a weighted text.
 const MAX_TEXT_WEIGHT: f32 = 100.0;
-/// A sum shorter than this has no direction to speak of.
+/// The direction of a weighted sum that is shorter than this would be noise.
 const MIN_NORM: f64 = 1e-3;
 
-/// Embeds queries, and remembers some.
+/// Embeds queries and caches recent embeddings.
 pub struct QueryEmbedder {
     encoders: Arc<dyn Encoders>,
     decode_options: decode::DecodeOptions,
     max_text_chars: usize,
+    /// Number of embeddings after which a cache is emptied; 0 disables both caches.
     max_cached: usize,
     text_cache: Mutex<HashMap<String, Arc<Vec<f32>>>>,
-    /// By hash. Holding it is the turn to decode and embed a picture: either takes all the memory
-    /// and all the cores that one query may have.
+    /// By SHA-256 of the file. The lock is held while a picture is decoded and embedded, so that this
+    /// is done for one picture at a time: decoding takes all the memory, and embedding all the cores,
+    /// that one query may use.
     image_cache: Mutex<HashMap<String, Arc<Vec<f32>>>>,
 }
 
 impl QueryEmbedder {
-    /// Of `towers`, with nothing remembered.
-    pub fn new(towers: Arc<dyn Encoders>, options: &SearchOptions) -> Self {
+    /// Creates an embedder with empty caches.
+    pub fn new(encoders: Arc<dyn Encoders>, options: &SearchOptions) -> Self {
         Self {
-            encoders: towers,
+            encoders,
             decode_options: decode::DecodeOptions::default(),
             max_text_chars: options.max_text_chars,
             max_cached: options.cached_queries,
@@ -44,23 +46,23 @@ impl QueryEmbedder {
         }
     }
 
-    /// The same, decoding pictures within these limits.
-    pub fn with_decode_options(self, decode: decode::DecodeOptions) -> Self {
-        Self { decode_options: decode, ..self }
+    /// Returns the same embedder with other limits for decoding pictures.
+    pub fn with_decode_options(self, decode_options: decode::DecodeOptions) -> Self {
+        Self { decode_options, ..self }
     }
 
-    /// The limits within which pictures are decoded.
+    /// Returns the limits for decoding pictures.
     pub fn decode_options(&self) -> &decode::DecodeOptions {
         &self.decode_options
     }
 
-    /// The model.
+    /// Returns the text and image encoders of the model.
     pub fn encoders(&self) -> &Arc<dyn Encoders> {
         &self.encoders
     }
 
-    /// The embedding of `input`, an image of which is taken from `snapshot`. Gives up where `left`
-    /// says that nobody waits for it any more.
+    /// Returns the unit embedding of `input`. The embedding of an image of the catalogue is read from
+    /// `snapshot`. Returns [`QueryError::Cancelled`] if `cancel` is cancelled before the encoder runs.
     pub fn embed_query(
         &self,
         input: &QueryInput,
@@ -94,11 +96,11 @@ impl QueryEmbedder {
             return Err(QueryError::invalid_field(field, reason));
         }
         let cache = || self.text_cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = cache().get(text) {
-            return Ok(known.clone());
+        if let Some(embedding) = cache().get(text) {
+            return Ok(embedding.clone());
         }
-        let embedded = self.encoders.embed_texts(&[text])?.into_iter().next();
-        let embedding = Arc::new(embedded.unwrap_or_default());
+        let embedding = self.encoders.embed_texts(&[text])?.into_iter().next();
+        let embedding = Arc::new(embedding.unwrap_or_default());
         cache_embedding(&mut cache(), self.max_cached, text, &embedding);
         Ok(embedding)
     }
@@ -107,7 +109,7 @@ impl QueryEmbedder {
         let invalid = |reason| QueryError::invalid_field("texts", reason);
         if !(1..=MAX_WEIGHTED_TEXTS).contains(&texts.len()) {
             return Err(invalid(format!(
-                "has {} texts; 1 to {MAX_WEIGHTED_TEXTS} can be mixed",
+                "has {} texts; 1 to {MAX_WEIGHTED_TEXTS} can be combined",
                 texts.len()
             )));
         }
@@ -132,10 +134,10 @@ impl QueryEmbedder {
     ) -> Result<Arc<Vec<f32>>, QueryError> {
         let hash = to_hex(&Sha256::digest(bytes));
         let mut cache = self.image_cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = cache.get(&hash) {
-            return Ok(known.clone());
+        if let Some(embedding) = cache.get(&hash) {
+            return Ok(embedding.clone());
         }
-        // It may have waited for its turn for long.
+        // Waiting for the lock may have taken long.
         if cancel.is_cancelled() {
             return Err(QueryError::Cancelled);
         }
@@ -143,8 +145,8 @@ impl QueryEmbedder {
         let picture = picture.map_err(|e| QueryError::invalid_field("image", e.to_string()))?;
         let pixels = self.encoders.preprocess_image(&picture)?;
         drop(picture);
-        let embedded = self.encoders.embed_images(&[pixels])?.into_iter().next();
-        let embedding = Arc::new(embedded.unwrap_or_default());
+        let embedding = self.encoders.embed_images(&[pixels])?.into_iter().next();
+        let embedding = Arc::new(embedding.unwrap_or_default());
         cache_embedding(&mut cache, self.max_cached, &hash, &embedding);
         Ok(embedding)
     }
@@ -159,12 +161,13 @@ impl QueryEmbedder {
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
             return Err(invalid(format!("number {i} is not finite")));
         }
-        let wide: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
-        to_unit_vector(&wide, 0.0)
-            .ok_or_else(|| invalid("has the length 0, and so no direction".into()))
+        let values: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
+        to_unit_vector(&values, 0.0)
+            .ok_or_else(|| invalid("has length 0 and therefore no direction".into()))
     }
 }
 
+/// Adds an embedding to a cache, which is emptied first if it is full.
 fn cache_embedding(
     cache: &mut HashMap<String, Arc<Vec<f32>>>,
     max_cached: usize,
@@ -179,7 +182,8 @@ fn cache_embedding(
     }
 }
 
-/// The vector of length 1 in this direction; none where it is not longer than `shortest`.
+/// Returns the vector of length 1 in the same direction; `None` if `vector` is not longer than
+/// `min_norm`.
 fn to_unit_vector(vector: &[f64], min_norm: f64) -> Option<Arc<Vec<f32>>> {
     let norm = vector.iter().map(|v| v * v).sum::<f64>().sqrt();
     (norm > min_norm).then(|| Arc::new(vector.iter().map(|v| (v / norm) as f32).collect()))

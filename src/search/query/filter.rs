@@ -1,4 +1,4 @@
-//! Which images may be found, by their declared attributes and times.
+//! Filters on declared attributes and times, and their validation.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -12,83 +12,87 @@ use crate::record::{AttributeType, AttributeTypes};
 
 /// Deepest nesting of `and`, `or` and `not`.
 const MAX_FILTER_DEPTH: usize = 8;
-/// Most values that a filter compares with.
+/// Maximum number of values that a filter compares with.
 const MAX_FILTER_VALUES: usize = 256;
 
-/// When the change happened, where its event said so.
+/// Field of the time at which the change happened, if its event said so.
 const EVENT_TIME: &str = "event_time";
-/// When the image was embedded.
+/// Field of the time at which the image was embedded.
 const EMBEDDED_AT: &str = "embedded_at";
 
-/// Which images may be found. Comparisons name attributes and give values; with several attributes,
-/// all must hold. An image that lacks an attribute fulfils `ne` and nothing else. `event_time` and
-/// `embedded_at` are there besides the declared attributes.
+/// Condition that an image must fulfil. A comparison maps attributes to values; if it names several
+/// attributes, all must hold. An image that lacks an attribute fulfils `ne` and no other comparison.
+/// `event_time` and `embedded_at` can be used in addition to the declared attributes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
-    /// All of these hold.
+    /// All of the conditions hold.
     And(Vec<Filter>),
-    /// One of these holds at least.
+    /// At least one of the conditions holds.
     Or(Vec<Filter>),
-    /// This does not hold.
+    /// The condition does not hold.
     Not(Box<Filter>),
-    /// The attribute has the value.
+    /// The attribute equals the value.
     Eq(BTreeMap<String, Value>),
-    /// The attribute has another value, or none.
+    /// The attribute has another value, or is missing.
     Ne(BTreeMap<String, Value>),
-    /// It is less.
+    /// The attribute is less than the value.
     Lt(BTreeMap<String, Value>),
-    /// It is not more.
+    /// The attribute is less than or equal to the value.
     Lte(BTreeMap<String, Value>),
-    /// It is more.
+    /// The attribute is greater than the value.
     Gt(BTreeMap<String, Value>),
-    /// It is not less.
+    /// The attribute is greater than or equal to the value.
     Gte(BTreeMap<String, Value>),
-    /// It is one of the values.
+    /// The attribute equals one of the values.
     In(BTreeMap<String, Vec<Value>>),
-    /// The text begins so.
+    /// The text attribute begins with the value.
     Prefix(BTreeMap<String, String>),
     /// The image has the attribute.
     Exists(String),
 }
 
 impl Filter {
-    /// As compact JSON, the same for the same filter.
+    /// Returns compact JSON, which is the same for equal filters.
     fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Whether it lets only images through whose attribute has this value; false where that cannot
-    /// be seen from the filter alone.
+    /// Returns whether every image that fulfils this filter has this value of the attribute. Returns
+    /// false if that does not follow from the filter alone.
     pub fn implies(&self, attribute: &str, value: &str) -> bool {
-        // As attributes are stored.
-        let same = |given: &Value| match given {
+        // Attributes are stored as text.
+        let is_value = |literal: &Value| match literal {
             Value::String(text) => text == value,
             other => format!("{other}") == value,
         };
         match self {
-            Self::And(all) => all.iter().any(|one| one.implies(attribute, value)),
-            Self::Or(any) => !any.is_empty() && any.iter().all(|o| o.implies(attribute, value)),
-            Self::Eq(terms) => terms.get(attribute).is_some_and(same),
-            Self::In(terms) => {
-                terms.get(attribute).is_some_and(|all| !all.is_empty() && all.iter().all(same))
+            Self::And(nodes) => nodes.iter().any(|node| node.implies(attribute, value)),
+            Self::Or(nodes) => {
+                !nodes.is_empty() && nodes.iter().all(|node| node.implies(attribute, value))
             }
+            Self::Eq(terms) => terms.get(attribute).is_some_and(is_value),
+            Self::In(terms) => terms
+                .get(attribute)
+                .is_some_and(|values| !values.is_empty() && values.iter().all(is_value)),
             _ => false,
         }
     }
 
-    /// Checks it against what is declared. `Err` says what is wrong and what would be right.
+    /// Validates the filter against the declared attributes. The error says what is invalid and what
+    /// would be valid.
     pub(crate) fn validate(&self, declared: &AttributeTypes) -> Result<ValidatedFilter, String> {
-        let mut values = 0;
-        let root = FilterValidator { declared_types: declared, value_count: &mut values }
+        let mut value_count = 0;
+        let root = FilterValidator { declared_types: declared, value_count: &mut value_count }
             .validate_node(self, MAX_FILTER_DEPTH)?;
         Ok(ValidatedFilter { json: self.to_json(), root })
     }
 }
 
-/// A filter that fits the declared attributes.
+/// A filter whose attributes are declared and whose values have their types.
 #[derive(Debug)]
 pub(crate) struct ValidatedFilter {
+    /// Compact JSON of the filter, which identifies it in the cache and in cursors.
     json: String,
     pub(super) root: FilterNode,
 }
@@ -111,13 +115,13 @@ pub(super) enum FilterField {
 #[derive(Debug)]
 pub(super) enum Predicate {
     Exists,
-    /// The value stands so to the literal.
+    /// The ordering of the stored value relative to the literal fulfils the function.
     Compare(fn(Ordering) -> bool, Literal),
     In(Vec<Literal>),
     Prefix(String),
 }
 
-/// A value by its declared type.
+/// A value in its declared type.
 #[derive(Debug, PartialEq, PartialOrd)]
 pub(super) enum Literal {
     Text(String),
@@ -135,25 +139,28 @@ struct FilterValidator<'a> {
 
 impl FilterValidator<'_> {
     fn validate_node(&mut self, filter: &Filter, depth: usize) -> Result<FilterNode, String> {
-        let below = depth.checked_sub(1).ok_or_else(|| {
+        let inner_depth = depth.checked_sub(1).ok_or_else(|| {
             format!("`and`, `or` and `not` are nested deeper than {MAX_FILTER_DEPTH} times")
         })?;
-        let mut nodes = |all: &[Filter], what: &str| {
-            if all.is_empty() {
-                return Err(format!("`{what}` is empty; name a condition"));
+        let mut validate_all = |filters: &[Filter], operator: &str| {
+            if filters.is_empty() {
+                return Err(format!("`{operator}` is empty; name a condition"));
             }
-            all.iter().map(|one| self.validate_node(one, below)).collect::<Result<Vec<_>, _>>()
+            let nodes = filters.iter().map(|filter| self.validate_node(filter, inner_depth));
+            nodes.collect::<Result<Vec<_>, _>>()
         };
         match filter {
-            Filter::And(all) => nodes(all, "and").map(FilterNode::And),
-            Filter::Or(any) => nodes(any, "or").map(FilterNode::Or),
-            Filter::Not(one) => Ok(FilterNode::Not(Box::new(self.validate_node(one, below)?))),
+            Filter::And(filters) => validate_all(filters, "and").map(FilterNode::And),
+            Filter::Or(filters) => validate_all(filters, "or").map(FilterNode::Or),
+            Filter::Not(filter) => {
+                Ok(FilterNode::Not(Box::new(self.validate_node(filter, inner_depth)?)))
+            }
             Filter::Eq(terms) => {
                 self.validate_terms("eq", terms, Self::comparison(Ordering::is_eq))
             }
-            Filter::Ne(terms) => self.validate_terms("ne", terms, |check, name, value| {
-                let term = Self::comparison(Ordering::is_eq)(check, name, value)?;
-                Ok(FilterNode::Not(Box::new(term)))
+            Filter::Ne(terms) => self.validate_terms("ne", terms, |validator, name, value| {
+                let equal = Self::comparison(Ordering::is_eq)(validator, name, value)?;
+                Ok(FilterNode::Not(Box::new(equal)))
             }),
             Filter::Lt(terms) => {
                 self.validate_terms("lt", terms, Self::comparison(Ordering::is_lt))
@@ -167,26 +174,29 @@ impl FilterValidator<'_> {
             Filter::Gte(terms) => {
                 self.validate_terms("gte", terms, Self::comparison(Ordering::is_ge))
             }
-            Filter::In(terms) => self.validate_terms("in", terms, |check, name, values| {
-                let field = check.resolve_field(name)?;
+            Filter::In(terms) => self.validate_terms("in", terms, |validator, name, values| {
+                let field = validator.resolve_field(name)?;
                 if values.is_empty() {
-                    return Err(format!("`in` names no value of {name}"));
+                    return Err(format!("`in` has no values for {name}"));
                 }
-                let literals = values.iter().map(|value| check.parse_literal(name, &field, value));
+                let literals =
+                    values.iter().map(|value| validator.parse_literal(name, &field, value));
                 let literals = literals.collect::<Result<_, _>>()?;
                 Ok(FilterNode::Condition(field, Predicate::In(literals)))
             }),
-            Filter::Prefix(terms) => self.validate_terms("prefix", terms, |check, name, prefix| {
-                let field = check.resolve_field(name)?;
-                if !matches!(field, FilterField::Attribute(_, AttributeType::Text)) {
-                    return Err(format!(
-                        "`prefix` needs a text, and {name} is {}",
-                        field_type(&field).description()
-                    ));
-                }
-                check.count_value()?;
-                Ok(FilterNode::Condition(field, Predicate::Prefix(prefix.clone())))
-            }),
+            Filter::Prefix(terms) => {
+                self.validate_terms("prefix", terms, |validator, name, prefix| {
+                    let field = validator.resolve_field(name)?;
+                    if !matches!(field, FilterField::Attribute(_, AttributeType::Text)) {
+                        return Err(format!(
+                            "`prefix` needs a text, but {name} is {}",
+                            field_type(&field).description()
+                        ));
+                    }
+                    validator.count_value()?;
+                    Ok(FilterNode::Condition(field, Predicate::Prefix(prefix.clone())))
+                })
+            }
             Filter::Exists(name) => {
                 self.count_value()?;
                 Ok(FilterNode::Condition(self.resolve_field(name)?, Predicate::Exists))
@@ -194,30 +204,32 @@ impl FilterValidator<'_> {
         }
     }
 
-    /// All of the terms, each made by `one`.
+    /// Requires all terms of the comparison `operator`, each validated by `validate_term`.
     fn validate_terms<T>(
         &mut self,
-        what: &str,
+        operator: &str,
         terms: &BTreeMap<String, T>,
-        one: impl Fn(&mut Self, &str, &T) -> Result<FilterNode, String>,
+        validate_term: impl Fn(&mut Self, &str, &T) -> Result<FilterNode, String>,
     ) -> Result<FilterNode, String> {
         if terms.is_empty() {
-            return Err(format!("`{what}` is empty; name an attribute"));
+            return Err(format!("`{operator}` is empty; name an attribute"));
         }
-        let nodes = terms.iter().map(|(name, value)| one(self, name, value));
+        let nodes = terms.iter().map(|(name, value)| validate_term(self, name, value));
         Ok(FilterNode::And(nodes.collect::<Result<_, _>>()?))
     }
 
+    /// Returns a function that validates one term of a comparison.
     fn comparison(
         holds: fn(Ordering) -> bool,
     ) -> impl Fn(&mut Self, &str, &Value) -> Result<FilterNode, String> {
-        move |check, name, value| {
-            let field = check.resolve_field(name)?;
-            let literal = check.parse_literal(name, &field, value)?;
+        move |validator, name, value| {
+            let field = validator.resolve_field(name)?;
+            let literal = validator.parse_literal(name, &field, value)?;
             Ok(FilterNode::Condition(field, Predicate::Compare(holds, literal)))
         }
     }
 
+    /// Counts one value towards [`MAX_FILTER_VALUES`].
     fn count_value(&mut self) -> Result<(), String> {
         *self.value_count += 1;
         if *self.value_count > MAX_FILTER_VALUES {
@@ -230,21 +242,22 @@ impl FilterValidator<'_> {
         match (name, self.declared_types.get(name)) {
             (EVENT_TIME, _) => Ok(FilterField::EventTime),
             (EMBEDDED_AT, _) => Ok(FilterField::EmbeddedAt),
-            (_, Some(kind)) => Ok(FilterField::Attribute(name.to_owned(), *kind)),
+            (_, Some(declared)) => Ok(FilterField::Attribute(name.to_owned(), *declared)),
             (_, None) => {
-                let known = self
+                let declared = self
                     .declared_types
                     .iter()
-                    .map(|(name, kind)| format!("{name} ({})", kind.as_str()));
+                    .map(|(name, declared)| format!("{name} ({})", declared.as_str()));
                 let times = [EVENT_TIME, EMBEDDED_AT].map(|name| format!("{name} (time)"));
-                let known = known.chain(times).collect::<Vec<_>>().join(", ");
+                let fields = declared.chain(times).collect::<Vec<_>>().join(", ");
                 Err(format!(
-                    "{name:?} is not a declared attribute; there are {known} ([attributes])"
+                    "{name:?} is not a declared attribute; there are {fields} ([attributes])"
                 ))
             }
         }
     }
 
+    /// Reads a value of the filter in the type of its field.
     fn parse_literal(
         &mut self,
         name: &str,
@@ -252,8 +265,8 @@ impl FilterValidator<'_> {
         value: &Value,
     ) -> Result<Literal, String> {
         self.count_value()?;
-        let kind = field_type(field);
-        let literal = match (kind, value) {
+        let declared = field_type(field);
+        let literal = match (declared, value) {
             (AttributeType::Text, Value::String(text)) => Some(Literal::Text(text.clone())),
             (AttributeType::Integer, Value::Number(number)) => {
                 number.as_i128().map(Literal::Integer)
@@ -265,20 +278,21 @@ impl FilterValidator<'_> {
             }
             _ => None,
         };
-        literal.ok_or_else(|| format!("{name} is {}, and {value} is none", kind.description()))
+        literal.ok_or_else(|| format!("{name} is {}, but {value} is not", declared.description()))
     }
 }
 
 fn field_type(field: &FilterField) -> AttributeType {
     match field {
-        FilterField::Attribute(_, kind) => *kind,
+        FilterField::Attribute(_, declared) => *declared,
         FilterField::EventTime | FilterField::EmbeddedAt => AttributeType::Time,
     }
 }
 
-/// A stored text by its declared type; none where it is none, as after a change of the declaration.
-pub(super) fn parse_stored_value(kind: AttributeType, text: &str) -> Option<Literal> {
-    Some(match kind {
+/// Reads a stored text in its declared type. Returns `None` if it does not have that type, which
+/// happens if the declaration has changed.
+pub(super) fn parse_stored_value(declared: AttributeType, text: &str) -> Option<Literal> {
+    Some(match declared {
         AttributeType::Text => Literal::Text(text.to_owned()),
         AttributeType::Integer => Literal::Integer(text.parse().ok()?),
         AttributeType::Number => Literal::Number(text.parse().ok()?),
@@ -301,7 +315,7 @@ impl Predicate {
 }
 
 impl ValidatedFilter {
-    /// As compact JSON.
+    /// Returns compact JSON, which is the same for equal filters.
     pub fn as_json(&self) -> &str {
         &self.json
     }

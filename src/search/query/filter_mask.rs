@@ -1,8 +1,8 @@
-//! Bitmaps of the rows that a filter lets through.
+//! Bitmaps of the rows that fulfil a filter.
 //!
-//! A filter is evaluated once for each different value of an attribute in a chunk, then looked up for
-//! each row, and becomes a bitmap. Bitmaps of recent filters are kept for each chunk: chunks never
-//! change, so a commit costs those of its own rows.
+//! A filter is evaluated once per different value of an attribute in a chunk; the result is then looked
+//! up for each row and becomes a bitmap. The bitmaps of recent filters are cached per chunk. Chunks
+//! never change, so that a commit only costs the bitmaps of its own rows.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -15,49 +15,62 @@ use super::filter::{
 use crate::record::AttributeType;
 use crate::search::snapshot::{AttributeColumn, ChunkData, ROWS_PER_GROUP, Snapshot};
 
-/// Filters whose bitmaps are kept: an eighth of a byte an image each.
+/// Number of filters whose bitmaps are cached. Each takes one bit per image.
 const MAX_CACHED_FILTERS: usize = 32;
 
 impl FilterNode {
-    /// A bit a row of `body`, set where this holds; what stands beyond the rows means nothing.
-    fn to_bitmap(&self, body: &ChunkData) -> Vec<u64> {
-        let fold = |nodes: &[Self], with: fn(u64, u64) -> u64| {
-            let words = nodes.iter().map(|node| node.to_bitmap(body));
-            words.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| with(*a, *b)).collect())
+    /// Returns one bit per row of `data`, set if the condition holds. Bits beyond the last row have no
+    /// meaning.
+    fn to_bitmap(&self, data: &ChunkData) -> Vec<u64> {
+        let combine = |nodes: &[Self], operation: fn(u64, u64) -> u64| {
+            let bitmaps = nodes.iter().map(|node| node.to_bitmap(data));
+            bitmaps.reduce(|a, b| a.iter().zip(&b).map(|(a, b)| operation(*a, *b)).collect())
         };
         match self {
-            Self::And(all) => fold(all, |a, b| a & b).unwrap_or_default(),
-            Self::Or(any) => fold(any, |a, b| a | b).unwrap_or_default(),
-            Self::Not(one) => one.to_bitmap(body).into_iter().map(|word| !word).collect(),
-            Self::Condition(FilterField::Attribute(name, kind), test) => {
-                match body.attributes.get(name) {
-                    Some(column) => column_bitmap(column, *kind, test),
-                    None => vec![0; body.len.div_ceil(ROWS_PER_GROUP)],
+            Self::And(nodes) => combine(nodes, |a, b| a & b).unwrap_or_default(),
+            Self::Or(nodes) => combine(nodes, |a, b| a | b).unwrap_or_default(),
+            Self::Not(node) => node.to_bitmap(data).into_iter().map(|word| !word).collect(),
+            Self::Condition(FilterField::Attribute(name, declared), predicate) => {
+                match data.attributes.get(name) {
+                    Some(column) => column_bitmap(column, *declared, predicate),
+                    None => vec![0; data.len.div_ceil(ROWS_PER_GROUP)],
                 }
             }
-            Self::Condition(FilterField::EventTime, test) => time_bitmap(&body.event_times, test),
-            Self::Condition(FilterField::EmbeddedAt, test) => time_bitmap(&body.embedded_at, test),
+            Self::Condition(FilterField::EventTime, predicate) => {
+                time_bitmap(&data.event_times, predicate)
+            }
+            Self::Condition(FilterField::EmbeddedAt, predicate) => {
+                time_bitmap(&data.embedded_at, predicate)
+            }
         }
     }
 }
 
-fn column_bitmap(column: &AttributeColumn, kind: AttributeType, test: &Predicate) -> Vec<u64> {
-    let holds =
-        |text: &str| parse_stored_value(kind, text).is_some_and(|value| test.matches(&value));
-    let by_value: Vec<bool> =
+/// Returns the bitmap of a predicate on an attribute of this declared type.
+fn column_bitmap(
+    column: &AttributeColumn,
+    declared: AttributeType,
+    predicate: &Predicate,
+) -> Vec<u64> {
+    let holds = |text: &str| {
+        parse_stored_value(declared, text).is_some_and(|value| predicate.matches(&value))
+    };
+    let holds_for_value: Vec<bool> =
         (0..column.values.len()).map(|i| holds(column.values.get(i))).collect();
-    // A missing value's code is beyond all values.
-    pack_bitmap(&column.value_indices, |code| {
-        by_value.get(*code as usize).copied().unwrap_or(false)
+    // The index of a missing value is beyond all values.
+    pack_bitmap(&column.value_indices, |index| {
+        holds_for_value.get(*index as usize).copied().unwrap_or(false)
     })
 }
 
-fn time_bitmap(times: &[i64], test: &Predicate) -> Vec<u64> {
+/// Returns the bitmap of a predicate on times, in microseconds since 1970.
+fn time_bitmap(times: &[i64], predicate: &Predicate) -> Vec<u64> {
     pack_bitmap(times, |time| {
-        *time != ChunkData::UNKNOWN_TIME && test.matches(&Literal::Time(*time))
+        *time != ChunkData::UNKNOWN_TIME && predicate.matches(&Literal::Time(*time))
     })
 }
 
+/// Returns one bit per row.
 fn pack_bitmap<T>(rows: &[T], holds: impl Fn(&T) -> bool) -> Vec<u64> {
     let word = |group: &[T]| {
         group.iter().enumerate().fold(0, |word, (i, row)| word | u64::from(holds(row)) << i)
@@ -65,47 +78,52 @@ fn pack_bitmap<T>(rows: &[T], holds: impl Fn(&T) -> bool) -> Vec<u64> {
     rows.chunks(ROWS_PER_GROUP).map(word).collect()
 }
 
-/// A bitmap of a chunk's rows.
+/// The bitmap of a chunk. The weak reference identifies the chunk for as long as it exists.
 type ChunkBitmap = (Weak<ChunkData>, Arc<[u64]>);
 
-/// Bitmaps of recent filters.
+/// The bitmaps of recent filters, per chunk.
 #[derive(Debug, Default)]
 pub(crate) struct FilterCache {
-    /// The last used at the end.
+    /// By the JSON of the filter; the most recently used is last.
     recent: Mutex<VecDeque<(String, Vec<ChunkBitmap>)>>,
 }
 
 impl FilterCache {
-    /// The live rows of `snapshot` that `filter` lets through, a word a group over all chunks.
+    /// Returns the live rows of `snapshot` that fulfil `filter`: one bit per row and one word per
+    /// group, over all chunks.
     pub fn row_mask(&self, filter: &ValidatedFilter, snapshot: &Snapshot) -> Vec<u64> {
-        let kept = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let known =
-            kept().iter().find(|(text, _)| text == filter.as_json()).map(|(_, w)| w.clone());
-        let known = known.unwrap_or_default();
-        let words = |body: &Arc<ChunkData>| {
-            let same = |(other, _): &&ChunkBitmap| other.as_ptr() == Arc::as_ptr(body);
-            known
+        let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let cached: Vec<ChunkBitmap> = recent()
+            .iter()
+            .find(|(json, _)| json == filter.as_json())
+            .map(|(_, bitmaps)| bitmaps.clone())
+            .unwrap_or_default();
+        let bitmap_of = |data: &Arc<ChunkData>| {
+            let is_of_chunk = |(chunk, _): &&ChunkBitmap| chunk.as_ptr() == Arc::as_ptr(data);
+            cached
                 .iter()
-                .find(same)
-                .map_or_else(|| filter.root.to_bitmap(body).into(), |(_, w)| w.clone())
+                .find(is_of_chunk)
+                .map_or_else(|| filter.root.to_bitmap(data).into(), |(_, bitmap)| bitmap.clone())
         };
-        let all: Vec<ChunkBitmap> = snapshot
+        let bitmaps: Vec<ChunkBitmap> = snapshot
             .chunks
             .par_iter()
-            .map(|chunk| (Arc::downgrade(&chunk.data), words(&chunk.data)))
+            .map(|chunk| (Arc::downgrade(&chunk.data), bitmap_of(&chunk.data)))
             .collect();
-        let chunks = snapshot.chunks.iter().zip(&all);
-        let mask = chunks
-            .flat_map(|(chunk, (_, words))| {
-                chunk.live_bitmap.iter().zip(&**words).map(|(a, b)| a & b)
+        let mask = snapshot
+            .chunks
+            .iter()
+            .zip(&bitmaps)
+            .flat_map(|(chunk, (_, bitmap))| {
+                chunk.live_bitmap.iter().zip(&**bitmap).map(|(live, fulfils)| live & fulfils)
             })
             .collect();
-        let mut kept = kept();
-        kept.retain(|(text, _)| text != filter.as_json());
-        if kept.len() >= MAX_CACHED_FILTERS {
-            kept.pop_front();
+        let mut recent = recent();
+        recent.retain(|(json, _)| json != filter.as_json());
+        if recent.len() >= MAX_CACHED_FILTERS {
+            recent.pop_front();
         }
-        kept.push_back((filter.as_json().to_owned(), all));
+        recent.push_back((filter.as_json().to_owned(), bitmaps));
         mask
     }
 }

@@ -1,4 +1,4 @@
-//! A query and what it looks for.
+//! A query: its input and the settings that it may override.
 
 use std::borrow::Cow;
 
@@ -10,65 +10,65 @@ use super::filter::Filter;
 use crate::balance::normalise::Normaliser;
 use crate::record::to_hex;
 
-/// Most texts of a mixture.
+/// Maximum number of weighted texts in a query.
 pub const MAX_WEIGHTED_TEXTS: usize = 16;
 
-/// What is asked. Whatever is not said is answered as the catalogue's state says.
+/// A search query. Fields that are `None` take their value from the configuration that answers.
 #[derive(Debug, Clone, Default)]
 pub struct Query {
-    /// What is looked for.
+    /// What to look for.
     pub input: QueryInput,
-    /// How many results.
+    /// Number of results.
     pub k: Option<usize>,
-    /// Key, name or name@version of a prompt set; the newest version of a name.
+    /// Key, name or name@version of a prompt set; a name alone means its newest version.
     pub prompt_set: Option<String>,
-    /// Which formula.
+    /// Formula that balances raw scores.
     pub normaliser: Option<Normaliser>,
-    /// Weight of the balanced score.
+    /// Weight of the balanced score, 0 to 1.
     pub weight: Option<f32>,
-    /// λ of `nnn`.
+    /// λ of the normaliser `nnn`, 0 to 10.
     pub lambda: Option<f32>,
-    /// Which images may be found; none: all.
+    /// Condition that images must fulfil; `None` allows all images.
     pub filter: Option<Filter>,
-    /// Balanced score that a hit must have.
+    /// Smallest balanced score of a hit.
     pub min_score: Option<MinScore>,
-    /// Where an earlier answer ended, as it said.
+    /// Cursor of an earlier answer, which this page continues.
     pub cursor: Option<String>,
-    /// Whether the image of [`Input::Image`] may be a hit of itself.
+    /// Whether the image of [`QueryInput::ImageId`] may be among the hits.
     pub include_self: bool,
-    /// Ids of the trace and of the span that the question belongs to, for the log.
+    /// Ids of the trace and of the span that the query belongs to, for the log.
     pub trace_ids: Option<(String, String)>,
-    /// Name of the API key that asks, for the log.
+    /// Name of the API key of the caller, for the log.
     pub api_key_name: Option<String>,
-    /// Which configuration answers: `live`, `candidate`, or the name of one of them.
+    /// Configuration that must answer: `live`, `candidate`, or the name of one of them.
     pub configuration: Option<String>,
-    /// What the caller is told apart by, for the candidate's share: the same key is always answered
-    /// by the same configuration.
+    /// Identifies the caller for the candidate's share of the traffic: the same key is always
+    /// answered by the same configuration.
     pub traffic_key: Option<String>,
 }
 
-/// What is looked for.
+/// What to look for.
 #[derive(Debug, Clone)]
 pub enum QueryInput {
-    /// What a text describes.
+    /// Images that match a text.
     Text(String),
-    /// What several texts describe together: the sum of their unit embeddings, each times its weight.
+    /// Images that match the sum of the unit embeddings of several texts, each times its weight.
     WeightedTexts(Vec<WeightedText>),
-    /// What is like an image of the catalogue.
+    /// Images similar to an image of the catalogue, given by id.
     ImageId(String),
-    /// What is like a picture: the bytes of its file.
+    /// Images similar to a picture, given by the bytes of its file.
     ImageBytes(Vec<u8>),
-    /// What is near an embedding of the same model, of any length.
+    /// Images near an embedding of the same model; it need not have length 1.
     Vector(Vec<f32>),
 }
 
-/// A text of a mixture.
+/// A text of a weighted sum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WeightedText {
-    /// The text.
+    /// Text that is embedded.
     pub text: String,
-    /// How much it counts, -100 to 100; below 0 it is to be avoided.
+    /// Weight of the text, -100 to 100. A negative weight moves away from what the text describes.
     #[serde(default = "default_text_weight")]
     pub weight: f32,
 }
@@ -77,31 +77,32 @@ fn default_text_weight() -> f32 {
     1.0
 }
 
-/// Hits below it are left out.
+/// Hits with a lower balanced score are left out.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a number or \"calibrated\"")]
 pub enum MinScore {
     /// A balanced score.
     Score(f32),
-    /// The one that is calibrated for the configuration that answers.
+    /// The threshold that is calibrated for the configuration that answers.
     Calibrated(CalibratedThreshold),
 }
 
-/// A threshold that was measured.
+/// A threshold that was measured by an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CalibratedThreshold {
-    /// From the catalogue's state.
+    /// The calibrated minimum score in the catalogue's state.
     Calibrated,
 }
 
 impl Query {
-    /// The same question to the one configuration that a candidate's generation has.
+    /// Returns the same query for the engine of another generation, which has only one configuration.
     pub(crate) fn without_routing(&self) -> Self {
         Self { configuration: None, traffic_key: None, ..self.clone() }
     }
 
-    /// Whether it says itself how it is to be answered, and so belongs to no share.
+    /// Returns whether the query sets its own prompt set, normaliser, weight or λ. Such a query is not
+    /// part of the candidate's share.
     pub(crate) fn has_overrides(&self) -> bool {
         self.prompt_set.is_some()
             || self.normaliser.is_some()
@@ -129,7 +130,7 @@ impl From<String> for QueryInput {
 }
 
 impl QueryInput {
-    /// Its name in requests and in the log.
+    /// Returns the name of this kind of input in requests and in the log.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Text(_) => "text",
@@ -140,19 +141,20 @@ impl QueryInput {
         }
     }
 
-    /// Whether it is a picture: auxiliary prompts are texts, and what they say of an image's scores
-    /// with texts does not hold for its scores with pictures.
+    /// Returns whether the query is an image. Such a query is not balanced by default: auxiliary
+    /// prompts are texts, and what they say about an image's scores for texts does not hold for its
+    /// scores for images.
     pub fn is_image(&self) -> bool {
         matches!(self, Self::ImageId(_) | Self::ImageBytes(_))
     }
 
-    /// What people and logs recognise it by: its text, the id, or a hash.
+    /// Returns what identifies the input for people and in logs: the text, the id, or a hash.
     pub fn description(&self) -> Cow<'_, str> {
         match self {
             Self::Text(text) => text.into(),
             Self::WeightedTexts(texts) => {
-                let one = |t: &WeightedText| format!("{} × {}", t.weight, t.text);
-                texts.iter().map(one).collect::<Vec<_>>().join(" + ").into()
+                let describe = |t: &WeightedText| format!("{} × {}", t.weight, t.text);
+                texts.iter().map(describe).collect::<Vec<_>>().join(" + ").into()
             }
             Self::ImageId(id) => format!("image {id}").into(),
             Self::ImageBytes(bytes) => format!("picture {}", to_hex(&Sha256::digest(bytes))).into(),
@@ -163,7 +165,7 @@ impl QueryInput {
         }
     }
 
-    /// Its texts.
+    /// Returns the texts of the input, in order; none for other kinds of input.
     pub fn texts(&self) -> Vec<&str> {
         match self {
             Self::Text(text) => vec![text],

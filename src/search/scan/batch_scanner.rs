@@ -1,4 +1,4 @@
-//! Queries that wait together share one pass over memory.
+//! Collects waiting queries into batches that share one pass over memory.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,25 +20,26 @@ use crate::search::snapshot::RowLocation;
 use crate::search::timings::{Timings, to_milliseconds};
 use crate::telemetry::event;
 
-/// What is wanted of a pass.
+/// What the pass should find.
 #[derive(Debug, Clone, Copy)]
 pub enum ScanGoal {
-    /// The best from this place on, 0 being the first.
+    /// The best hits.
     TopHits {
-        /// How many to leave out.
+        /// Number of best hits to leave out, because they are on earlier pages.
         offset: usize,
     },
-    /// The places of one image.
+    /// The scores and ranks of one image.
     RankOf(RowLocation),
 }
 
-/// What a pass gave.
+/// Result of a pass for one query.
 #[derive(Debug)]
 pub struct ScanReply {
     pub top_k: TopK,
     pub timings: Timings,
 }
 
+/// A waiting query.
 struct ScanJob {
     request: ScanRequest,
     goal: ScanGoal,
@@ -47,31 +48,31 @@ struct ScanJob {
     reply_sender: SyncSender<ScanReply>,
 }
 
-/// A thread that takes waiting queries in batches, and the threads that scan for it. It ends when
-/// this is dropped.
+/// Hands queries to a thread that takes them in batches and scans for them on a thread pool of its
+/// own. The threads end when this is dropped.
 pub struct BatchScanner {
-    jobs: SyncSender<ScanJob>,
+    queue: SyncSender<ScanJob>,
     queue_capacity: usize,
 }
 
 impl BatchScanner {
     /// Starts the threads.
     pub fn start(options: &SearchOptions) -> Self {
-        let (jobs, queue) = sync_channel(options.queue_capacity);
+        let (queue, jobs) = sync_channel(options.queue_capacity);
         let max_batch = options.max_queries_per_scan;
-        // Without threads of its own it scans on those that every other computation uses.
+        // If the pool cannot be created, the pass runs on the threads that all other computations use.
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
             .thread_name(|i| format!("scan-{i}"))
             .build()
             .ok();
         std::thread::spawn(move || {
-            while let Some(batch) = next_batch(&queue, max_batch) {
+            while let Some(batch) = next_batch(&jobs, max_batch) {
                 let pass = AssertUnwindSafe(|| match &pool {
                     Some(pool) => pool.install(|| answer_batch(batch)),
                     None => answer_batch(batch),
                 });
-                // The queries of this pass are given up; those that come later are answered.
+                // The queries of this batch fail; later ones are answered.
                 if catch_unwind(pass).is_err() {
                     error!(
                         event = event::HTTP_ERROR,
@@ -82,25 +83,25 @@ impl BatchScanner {
                 }
             }
         });
-        Self { jobs, queue_capacity: options.queue_capacity }
+        Self { queue, queue_capacity: options.queue_capacity }
     }
 
-    /// Waits for an answer.
+    /// Queues a request and blocks until it is answered. Fails at once if the queue is full.
     pub fn scan_and_wait(
         &self,
-        ask: ScanRequest,
+        request: ScanRequest,
         goal: ScanGoal,
         cancel: &CancellationToken,
     ) -> Result<ScanReply, QueryError> {
-        let (reply, reply_receiver) = sync_channel(1);
+        let (reply_sender, reply_receiver) = sync_channel(1);
         let job = ScanJob {
-            request: ask,
+            request,
             goal,
             cancel: cancel.clone(),
             queued_at: Instant::now(),
-            reply_sender: reply,
+            reply_sender,
         };
-        self.jobs.try_send(job).map_err(|error| match error {
+        self.queue.try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => QueryError::QueueFull(self.queue_capacity),
             TrySendError::Disconnected(_) => QueryError::Cancelled,
         })?;
@@ -108,46 +109,47 @@ impl BatchScanner {
     }
 }
 
-/// The next queries, as soon as there is one; none when nobody can ask any more.
-fn next_batch(queue: &Receiver<ScanJob>, max_batch: usize) -> Option<Vec<ScanJob>> {
-    let mut batch = vec![queue.recv().ok()?];
-    batch.extend(queue.try_iter().take(max_batch - 1));
-    // Who left gets no answer, and costs no pass.
+/// Waits for a query, and returns it with the others that are waiting. Returns `None` after the scanner
+/// was dropped.
+fn next_batch(jobs: &Receiver<ScanJob>, max_batch: usize) -> Option<Vec<ScanJob>> {
+    let mut batch = vec![jobs.recv().ok()?];
+    batch.extend(jobs.try_iter().take(max_batch - 1));
+    // A cancelled query needs no answer.
     batch.retain(|job| !job.cancel.is_cancelled());
     Some(batch)
 }
 
-/// One pass a snapshot.
+/// Answers a batch with one pass per snapshot.
 fn answer_batch(mut batch: Vec<ScanJob>) {
     while let Some(first) = batch.first() {
         let snapshot = first.request.snapshot.clone();
-        let of_this = |job: &mut ScanJob| Arc::ptr_eq(&job.request.snapshot, &snapshot);
-        let jobs: Vec<ScanJob> = batch.extract_if(.., of_this).collect();
-        let started = Instant::now();
+        let is_of_snapshot = |job: &mut ScanJob| Arc::ptr_eq(&job.request.snapshot, &snapshot);
+        let jobs: Vec<ScanJob> = batch.extract_if(.., is_of_snapshot).collect();
+        let scan_started_at = Instant::now();
         let tasks = split_into_tasks(&snapshot);
-        let asks: Vec<&ScanRequest> = jobs.iter().map(|job| &job.request).collect();
-        let scanned = scan_snapshot(&snapshot, &tasks, &asks);
-        let scan_ms = to_milliseconds(started.elapsed());
-        jobs.par_iter().zip(&scanned).for_each(|(job, scanned)| {
-            let ranked = Instant::now();
-            let ranker = ExactRanker::new(&job.request, &tasks, scanned);
-            let found = match job.goal {
+        let requests: Vec<&ScanRequest> = jobs.iter().map(|job| &job.request).collect();
+        let results = scan_snapshot(&snapshot, &tasks, &requests);
+        let scan_ms = to_milliseconds(scan_started_at.elapsed());
+        jobs.par_iter().zip(&results).for_each(|(job, result)| {
+            let rank_started_at = Instant::now();
+            let ranker = ExactRanker::new(&job.request, &tasks, result);
+            let top_k = match job.goal {
                 ScanGoal::TopHits { offset } => ranker.top_k(offset),
-                ScanGoal::RankOf(place) => TopK {
-                    hits: ranker.rank_of(place).into_iter().collect(),
+                ScanGoal::RankOf(location) => TopK {
+                    hits: ranker.rank_of(location).into_iter().collect(),
                     raw_hits: Vec::new(),
-                    matched: scanned.matched,
-                    score_distribution: scanned.score_distribution,
+                    matched: result.matched,
+                    score_distribution: result.score_distribution,
                 },
             };
             let timings = Timings {
                 embed_ms: 0.0,
-                wait_ms: to_milliseconds(started.duration_since(job.queued_at)),
+                wait_ms: to_milliseconds(scan_started_at.duration_since(job.queued_at)),
                 scan_ms,
-                rank_ms: to_milliseconds(ranked.elapsed()),
+                rank_ms: to_milliseconds(rank_started_at.elapsed()),
             };
-            // Who left meanwhile does not hear it.
-            let _ = job.reply_sender.send(ScanReply { top_k: found, timings });
+            // An error means that the caller no longer waits.
+            let _ = job.reply_sender.send(ScanReply { top_k, timings });
         });
     }
 }

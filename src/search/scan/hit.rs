@@ -1,4 +1,4 @@
-//! Exact results.
+//! Exact results of a query.
 
 use std::sync::Arc;
 
@@ -6,32 +6,33 @@ use crate::balance::calibration::ScoreDistribution;
 use crate::balance::normalise::AffineTransform;
 use crate::search::snapshot::ImageMetadata;
 
-/// One image among the results.
+/// One image of the results.
 #[derive(Debug, Clone)]
 pub struct Hit {
-    /// The image.
+    /// Metadata of the image.
     pub image: Arc<ImageMetadata>,
-    /// Cosine of query and image: plain CLIP.
+    /// Cosine similarity of query and image, as plain CLIP scores it.
     pub raw_score: f32,
-    /// Place in the ranking of plain CLIP, from 1.
+    /// Rank by raw score, from 1.
     pub raw_rank: usize,
-    /// Balanced score α·raw + β.
+    /// Balanced score α·raw_score + β.
     pub score: f32,
-    /// Place in the balanced ranking, from 1.
+    /// Rank by balanced score, from 1.
     pub rank: usize,
-    /// The image's own factor and shift.
+    /// α and β of the image.
     pub affine: AffineTransform,
 }
 
 /// Exact results of one query.
 #[derive(Debug)]
 pub struct TopK {
-    /// Best by balanced score, from the wanted place on.
+    /// Best hits by balanced score, without those of earlier pages.
     pub hits: Vec<Hit>,
-    /// Best by raw score, from the same place on.
+    /// Best hits by raw score, without those of earlier pages.
     pub raw_hits: Vec<Hit>,
-    /// Rows that were ranked.
+    /// Number of images that were ranked.
     pub matched: usize,
-    /// Moments of the balanced scores of all images; with a filter, of a part of them.
+    /// Mean and standard deviation of the balanced scores of all images; with a filter, of a sample of
+    /// them.
     pub score_distribution: ScoreDistribution,
 }

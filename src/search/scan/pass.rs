@@ -14,101 +14,109 @@ use crate::search::snapshot::{
     Chunk, QuantisedQuery, ROWS_PER_GROUP, Snapshot, compute_dot_products,
 };
 
-/// What the pass found in one task for one query.
+/// Result of one task for one query.
 #[derive(Debug)]
 pub struct TaskResult {
-    /// Approximate raw score of each row.
+    /// Approximate raw score of each row of the task.
     pub raw_scores: Vec<f32>,
-    /// Of each group, the most that a balanced and a raw score can be.
+    /// Largest upper bound of each group: of the balanced scores, and of the raw scores.
     pub upper_bounds: Vec<[f32; 2]>,
-    /// Balanced and raw lower bounds, the best of them at least.
+    /// Largest lower bounds of the balanced and of the raw scores, at most `depth` of each. Values below
+    /// the k-th bound of another task are left out.
     lower_bounds: [Vec<f32>; 2],
+    /// Number of rows that may be hits.
     matched: usize,
     background_sums: ScoreSums,
 }
 
-/// What the pass found for one query.
+/// Result of a pass for one query.
 #[derive(Debug)]
 pub struct ScanResult {
-    /// A piece a task.
+    /// One result per task, in the order of the tasks.
     pub task_results: Vec<TaskResult>,
-    /// The k-th best balanced and raw score are at least this.
+    /// Lower bounds of the k-th best balanced and of the k-th best raw score.
     pub kth_bounds: [f32; 2],
-    /// Rows that may be found.
+    /// Number of rows that may be hits.
     pub matched: usize,
-    /// Moments of the balanced scores of the live rows; with a filter, of a part of them.
+    /// Mean and standard deviation of the balanced scores of all live rows; with a filter, of a sample
+    /// of them.
     pub score_distribution: ScoreDistribution,
 }
 
-/// Scans `snapshot` once for all `asks`, which must be of this snapshot. Runs on the current
-/// thread pool.
+/// Scans `snapshot` once for all `requests`, which must be for this snapshot, in parallel on the current
+/// thread pool. Returns one result per request.
 pub fn scan_snapshot(
     snapshot: &Snapshot,
     tasks: &[ScanTask],
     requests: &[&ScanRequest],
 ) -> Vec<ScanResult> {
-    let prepared: Vec<(Vec<QuantisedQuery>, Vec<i16>)> = snapshot
+    // Per chunk: each query, quantised with the units of the chunk, and the integers of all of them.
+    let quantised: Vec<(Vec<QuantisedQuery>, Vec<i16>)> = snapshot
         .chunks
         .par_iter()
         .map(|chunk| {
             let mut integers =
                 Vec::with_capacity(requests.len() * chunk.data.quantised.padded_dimension());
-            let of = |ask: &&ScanRequest| {
-                chunk.data.quantised.quantise_query(&ask.embedding, &mut integers)
+            let quantise = |request: &&ScanRequest| {
+                chunk.data.quantised.quantise_query(&request.embedding, &mut integers)
             };
-            (requests.iter().map(of).collect(), integers)
+            (requests.iter().map(quantise).collect(), integers)
         })
         .collect();
     let kth_bounds: Vec<[AtomicU32; 2]> = requests.iter().map(|_| Default::default()).collect();
-    let found: Vec<Vec<TaskResult>> = tasks
+    let results_by_task: Vec<Vec<TaskResult>> = tasks
         .par_iter()
         .map(|task| {
-            let (prepared, integers) = &prepared[task.chunk_index];
+            let (quantised_queries, integers) = &quantised[task.chunk_index];
             scan_task(
                 &snapshot.chunks[task.chunk_index],
                 *task,
                 requests,
-                prepared,
+                quantised_queries,
                 integers,
                 &kth_bounds,
             )
         })
         .collect();
-    let mut by_query: Vec<Vec<TaskResult>> =
+    let mut results_by_query: Vec<Vec<TaskResult>> =
         requests.iter().map(|_| Vec::with_capacity(tasks.len())).collect();
-    for pieces in found {
-        for (query, piece) in by_query.iter_mut().zip(pieces) {
-            query.push(piece);
+    for results in results_by_task {
+        for (task_results, result) in results_by_query.iter_mut().zip(results) {
+            task_results.push(result);
         }
     }
-    by_query
+    results_by_query
         .into_iter()
         .zip(requests)
-        .map(|(pieces, ask)| merge_task_results(pieces, ask.depth))
+        .map(|(task_results, request)| merge_task_results(task_results, request.depth))
         .collect()
 }
 
+/// Merges the results of all tasks for one query.
 fn merge_task_results(mut task_results: Vec<TaskResult>, depth: usize) -> ScanResult {
-    let kth_bounds = [0, 1].map(|which| {
+    let kth_bounds = [0, 1].map(|score_index: usize| {
         let mut top = TopScores::new(depth, f32::NEG_INFINITY);
-        for piece in &mut task_results {
-            for low in std::mem::take(&mut piece.lower_bounds[which]) {
-                top.push(low);
+        for result in &mut task_results {
+            for lower_bound in std::mem::take(&mut result.lower_bounds[score_index]) {
+                top.push(lower_bound);
             }
         }
         top.kth_bound()
     });
-    let matched = task_results.iter().map(|p| p.matched).sum();
-    let of = |part: fn(&ScoreSums) -> f64| {
-        task_results.iter().map(|p| part(&p.background_sums)).sum::<f64>()
+    let matched = task_results.iter().map(|result| result.matched).sum();
+    let total = |part: fn(&ScoreSums) -> f64| {
+        task_results.iter().map(|result| part(&result.background_sums)).sum::<f64>()
     };
-    let n = of(|m| m.count as f64).max(1.0);
-    let mean = of(|m| m.sum) / n;
-    let variance = of(|m| m.sum_of_squares) / n - mean * mean;
-    let background = ScoreDistribution { mean: mean as f32, std: variance.max(0.0).sqrt() as f32 };
-    ScanResult { task_results, kth_bounds, matched, score_distribution: background }
+    let n = total(|sums| sums.count as f64).max(1.0);
+    let mean = total(|sums| sums.sum) / n;
+    let variance = total(|sums| sums.sum_of_squares) / n - mean * mean;
+    let score_distribution =
+        ScoreDistribution { mean: mean as f32, std: variance.max(0.0).sqrt() as f32 };
+    ScanResult { task_results, kth_bounds, matched, score_distribution }
 }
 
+/// Scans the rows of one task for all requests. `kth_bounds` are shared by all tasks of a request and
+/// are only ever raised.
 fn scan_task(
     chunk: &Chunk,
     task: ScanTask,
@@ -134,15 +142,17 @@ fn scan_task(
     let mut tops: Vec<[TopScores; 2]> = requests
         .iter()
         .zip(kth_bounds)
-        .map(|(ask, least)| least.each_ref().map(|l| TopScores::new(ask.depth, load_bound(l))))
+        .map(|(request, bounds)| {
+            bounds.each_ref().map(|bound| TopScores::new(request.depth, load_bound(bound)))
+        })
         .collect();
-    // Queries of one configuration share the factors of a group.
+    // Queries with the same balance share α and β of a group.
     let first_with_same_balance: Vec<usize> = requests
         .iter()
         .map(|a| requests.iter().position(|b| a.has_same_balance(b)).unwrap_or(0))
         .collect();
     let columns: Vec<_> =
-        requests.iter().map(|ask| chunk.statistics.get(&ask.statistics_key)).collect();
+        requests.iter().map(|request| chunk.statistics.get(&request.statistics_key)).collect();
     let mut factors = vec![[[1f32; ROWS_PER_GROUP], [0f32; ROWS_PER_GROUP]]; requests.len()];
     let mut sums = vec![0i32; ROWS_PER_GROUP * requests.len()];
     let mut bounds = ScoreBounds::default();
@@ -151,9 +161,9 @@ fn scan_task(
         let from = (task.first_group + g) * ROWS_PER_GROUP;
         let to = (from + ROWS_PER_GROUP).min(chunk.data.len);
         let n = to - from;
-        let words = requests
-            .iter()
-            .map(|ask| (task.bitmap_word(ask, chunk, g), task.background_word(ask, chunk, g)));
+        let words = requests.iter().map(|request| {
+            (task.bitmap_word(request, chunk, g), task.background_word(request, chunk, g))
+        });
         if words.clone().all(|(word, background)| word | background == 0) {
             continue;
         }
@@ -163,17 +173,18 @@ fn scan_task(
             codes.padded_dimension(),
             &mut sums[..n * requests.len()],
         );
-        for (q, ask) in
+        for (q, request) in
             requests.iter().enumerate().filter(|(q, _)| first_with_same_balance[*q] == *q)
         {
-            ask.fill_affine_factors(columns[q].map(|all| &all[from..to]), &mut factors[q]);
+            request
+                .fill_affine_factors(columns[q].map(|column| &column[from..to]), &mut factors[q]);
         }
         for (q, (word, background)) in words.enumerate() {
             if word | background == 0 {
                 continue;
             }
             let [alpha, beta] = &factors[first_with_same_balance[q]];
-            let moments = arch.dispatch(BoundsKernel {
+            let background_sums = arch.dispatch(BoundsKernel {
                 bounds: &mut bounds,
                 bitmap_word: word,
                 background_word: background,
@@ -184,27 +195,27 @@ fn scan_task(
                 alpha,
                 beta,
             });
-            let piece = &mut task_results[q];
-            piece.background_sums.add(moments);
-            piece.raw_scores[from - task.first_group * ROWS_PER_GROUP..][..n]
+            let result = &mut task_results[q];
+            result.background_sums.add(background_sums);
+            result.raw_scores[from - task.first_group * ROWS_PER_GROUP..][..n]
                 .copy_from_slice(&bounds.raw_scores[..n]);
-            piece.upper_bounds[g] = bounds.max_high;
-            for ((top, low), most) in tops[q].iter_mut().zip(&bounds.lower).zip(bounds.max_low) {
-                top.push_all(&low[..n], most);
+            result.upper_bounds[g] = bounds.max_upper;
+            for ((top, lower), max) in tops[q].iter_mut().zip(&bounds.lower).zip(bounds.max_lower) {
+                top.push_all(&lower[..n], max);
             }
-            piece.matched += word.count_ones() as usize;
+            result.matched += word.count_ones() as usize;
         }
     }
-    for (((piece, tops), least), ask) in
+    for (((result, tops), kth_bounds), request) in
         task_results.iter_mut().zip(tops).zip(kth_bounds).zip(requests)
     {
-        piece.lower_bounds = tops.map(|top| top.values);
-        for (low, least) in piece.lower_bounds.iter_mut().zip(least) {
-            if low.len() >= ask.depth {
+        result.lower_bounds = tops.map(|top| top.values);
+        for (lower, kth_bound) in result.lower_bounds.iter_mut().zip(kth_bounds) {
+            if lower.len() >= request.depth {
                 let order = |a: &f32, b: &f32| b.total_cmp(a);
-                let (_, kth, _) = low.select_nth_unstable_by(ask.depth - 1, order);
-                least.fetch_max(to_ordered_bits(*kth), Ordering::Relaxed);
-                low.truncate(ask.depth);
+                let (_, kth, _) = lower.select_nth_unstable_by(request.depth - 1, order);
+                kth_bound.fetch_max(to_ordered_bits(*kth), Ordering::Relaxed);
+                lower.truncate(request.depth);
             }
         }
     }

@@ -1,9 +1,9 @@
-//! From the approximations of a pass to exact places.
+//! Exact scores and ranks from the bounds of a pass.
 //!
-//! A row whose upper bound does not reach the k-th lower bound cannot be among the best k; all others
-//! are scored in f64 on the stored vectors. The place of a row in a ranking is one more than the
-//! number of rows above it: most are counted by their bounds, the few whose bounds hold the row's
-//! own score are scored exactly. Ties go by id.
+//! A row with an upper bound below the k-th lower bound cannot be among the best k; all others are
+//! scored in f64 from the stored embeddings. The rank of a row is one more than the number of rows
+//! above it: most of these are counted by their bounds, and only rows whose bounds enclose the score
+//! of the ranked row are scored exactly. Rows with equal scores are ordered by id.
 
 #![expect(
     clippy::inline_always,
@@ -26,81 +26,85 @@ use super::task::ScanTask;
 use crate::balance::normalise::AffineTransform;
 use crate::search::snapshot::{NO_STATISTICS, QuantisedQuery, ROWS_PER_GROUP, RowLocation};
 
-/// Balanced, raw.
+/// Index of balanced scores in arrays of two.
 const BALANCED_INDEX: usize = 0;
+/// Index of raw scores in arrays of two.
 const RAW_INDEX: usize = 1;
 
 /// A row with its exact scores.
 #[derive(Debug, Clone, Copy)]
 struct ExactScores {
     location: RowLocation,
-    /// Balanced, raw.
+    /// Balanced score, raw score.
     scores: [f64; 2],
     affine: AffineTransform,
 }
 
-/// One query's pass, to be made exact.
+/// Derives the exact results of one query from the result of its pass.
 pub struct ExactRanker<'a> {
     request: &'a ScanRequest,
     tasks: &'a [ScanTask],
     scan_result: &'a ScanResult,
-    /// A query of each chunk, for the bounds of single rows.
+    /// The query as quantised for each chunk, from which the bounds of single rows are recomputed.
     quantised_queries: Vec<QuantisedQuery>,
 }
 
 impl<'a> ExactRanker<'a> {
-    /// Of `ask`, whose pass over `tasks` found `scanned`.
+    /// Creates a ranker for `request`, whose pass over `tasks` gave `scan_result`.
     pub fn new(
         request: &'a ScanRequest,
         tasks: &'a [ScanTask],
         scan_result: &'a ScanResult,
     ) -> Self {
         let mut integers = Vec::new();
-        let mut prepared = Vec::with_capacity(request.snapshot.chunks.len());
+        let mut quantised_queries = Vec::with_capacity(request.snapshot.chunks.len());
         for chunk in &request.snapshot.chunks {
             integers.clear();
-            prepared.push(chunk.data.quantised.quantise_query(&request.embedding, &mut integers));
+            let quantised = &chunk.data.quantised;
+            quantised_queries.push(quantised.quantise_query(&request.embedding, &mut integers));
         }
-        Self { request, tasks, scan_result, quantised_queries: prepared }
+        Self { request, tasks, scan_result, quantised_queries }
     }
 
-    /// The best from place `offset` on, up to the depth that was scanned for.
+    /// Returns the best hits after the first `offset`, up to the depth of the request.
     pub fn top_k(&self, offset: usize) -> TopK {
         let candidates = self.candidates();
-        let lists = [BALANCED_INDEX, RAW_INDEX].map(|by| self.sort_candidates(&candidates, by));
+        let lists =
+            [BALANCED_INDEX, RAW_INDEX].map(|index| self.sort_candidates(&candidates, index));
         let page = |list: &[ExactScores]| list.get(offset..).unwrap_or_default().to_vec();
         let [hits, raw_hits] = lists.each_ref().map(|list| page(list));
-        let known: [HashMap<RowLocation, usize>; 2] = lists
+        let known_ranks: [HashMap<RowLocation, usize>; 2] = lists
             .map(|list| list.iter().enumerate().map(|(i, row)| (row.location, i + 1)).collect());
         TopK {
-            hits: self.assign_ranks(&hits, &known),
-            raw_hits: self.assign_ranks(&raw_hits, &known),
+            hits: self.assign_ranks(&hits, &known_ranks),
+            raw_hits: self.assign_ranks(&raw_hits, &known_ranks),
             matched: self.scan_result.matched,
             score_distribution: self.scan_result.score_distribution,
         }
     }
 
-    /// One image and its places.
-    pub fn rank_of(&self, place: RowLocation) -> Option<Hit> {
-        let row = [self.exact_scores(place)];
+    /// Returns one image with its ranks.
+    pub fn rank_of(&self, location: RowLocation) -> Option<Hit> {
+        let row = [self.exact_scores(location)];
         self.assign_ranks(&row, &Default::default()).pop()
     }
 
-    /// Every row that can be among the best by either score.
+    /// Returns every row that can be among the best by the balanced or by the raw score.
     fn candidates(&self) -> Vec<ExactScores> {
-        let kth_bound = self.scan_result.kth_bounds;
-        let rows = |(task, piece): (&ScanTask, &TaskResult)| {
+        let thresholds = [BALANCED_INDEX, RAW_INDEX]
+            .map(|score_index| (score_index, self.scan_result.kth_bounds[score_index]));
+        let score_candidates = |(task, result): (&ScanTask, &TaskResult)| {
             let mut candidates = Vec::new();
-            let either =
-                [(BALANCED_INDEX, kth_bound[BALANCED_INDEX]), (RAW_INDEX, kth_bound[RAW_INDEX])];
-            self.for_each_candidate(*task, piece, &either, |row| {
+            self.for_each_candidate(*task, result, &thresholds, |row| {
                 candidates.push(self.exact_scores(row.location))
             });
             candidates
         };
-        self.tasks.par_iter().zip(&self.scan_result.task_results).flat_map_iter(rows).collect()
+        let results = self.tasks.par_iter().zip(&self.scan_result.task_results);
+        results.flat_map_iter(score_candidates).collect()
     }
 
+    /// Returns the best candidates by one of the scores, at most as many as the depth of the request.
     fn sort_candidates(&self, candidates: &[ExactScores], score_index: usize) -> Vec<ExactScores> {
         let mut list = candidates.to_vec();
         let order = |a: &ExactScores, b: &ExactScores| {
@@ -115,79 +119,80 @@ impl<'a> ExactRanker<'a> {
         list
     }
 
-    /// How a row with this exact score stands to `other`.
+    /// Orders a row with this exact score relative to `other`; `Less` if it ranks higher.
     fn compare(
         &self,
         score_index: usize,
-        (score, place): (f64, RowLocation),
+        (score, location): (f64, RowLocation),
         other: &ExactScores,
     ) -> Ordering {
-        let id = |place: RowLocation| self.request.snapshot.chunks[place.chunk].data.id(place.row);
-        other.scores[score_index].total_cmp(&score).then_with(|| id(place).cmp(id(other.location)))
+        let id = |at: RowLocation| self.request.snapshot.chunks[at.chunk].data.id(at.row);
+        let by_score = other.scores[score_index].total_cmp(&score);
+        by_score.then_with(|| id(location).cmp(id(other.location)))
     }
 
-    /// Hits of `rows` with both places, from `known` or counted.
+    /// Returns `rows` as hits with both ranks, taken from `known_ranks` or counted.
     fn assign_ranks(
         &self,
         rows: &[ExactScores],
         known_ranks: &[HashMap<RowLocation, usize>; 2],
     ) -> Vec<Hit> {
-        let counted_ranks = [BALANCED_INDEX, RAW_INDEX].map(|by| {
+        let counted_ranks = [BALANCED_INDEX, RAW_INDEX].map(|index| {
             let mut unknown: Vec<ExactScores> = rows
                 .iter()
-                .filter(|r| !known_ranks[by].contains_key(&r.location))
+                .filter(|r| !known_ranks[index].contains_key(&r.location))
                 .copied()
                 .collect();
-            unknown.sort_unstable_by(|a, b| self.compare(by, (a.scores[by], a.location), b));
-            let counted = self.count_ranks(by, &unknown);
+            unknown.sort_unstable_by(|a, b| self.compare(index, (a.scores[index], a.location), b));
+            let counted = self.count_ranks(index, &unknown);
             unknown.iter().map(|r| r.location).zip(counted).collect::<HashMap<_, _>>()
         });
-        let place = |by: usize, row: &ExactScores| {
-            known_ranks[by]
+        let rank = |index: usize, row: &ExactScores| {
+            known_ranks[index]
                 .get(&row.location)
-                .or_else(|| counted_ranks[by].get(&row.location))
+                .or_else(|| counted_ranks[index].get(&row.location))
                 .copied()
                 .unwrap_or(0)
         };
         let hit = |row: &ExactScores| {
-            let entry =
-                self.request.snapshot.chunks[row.location.chunk].data.metadata(row.location.row)?;
+            let chunk = &self.request.snapshot.chunks[row.location.chunk];
             Some(Hit {
-                image: Arc::new(entry),
+                image: Arc::new(chunk.data.metadata(row.location.row)?),
                 raw_score: row.scores[RAW_INDEX] as f32,
-                raw_rank: place(RAW_INDEX, row),
+                raw_rank: rank(RAW_INDEX, row),
                 score: row.scores[BALANCED_INDEX] as f32,
-                rank: place(BALANCED_INDEX, row),
+                rank: rank(BALANCED_INDEX, row),
                 affine: row.affine,
             })
         };
         rows.iter().filter_map(hit).collect()
     }
 
-    /// Places of `rows`, which are sorted best first.
+    /// Returns the ranks of `rows`, which must be sorted best first.
     fn count_ranks(&self, score_index: usize, rows: &[ExactScores]) -> Vec<usize> {
         let Some(last) = rows.last() else { return Vec::new() };
-        // Not above it in f32: a row that is left out cannot stand before the last.
+        // Rounded down in f32, so that a row whose upper bound is lower cannot rank above the last row.
         let threshold = (last.scores[score_index] as f32).next_down();
         let scores: Vec<f64> = rows.iter().map(|row| row.scores[score_index]).collect();
-        // above[i]: rows that stand before rows[i..], and not before rows[..i].
-        let counted = |(task, piece): (&ScanTask, &TaskResult)| {
+        // above[i] counts the rows that rank above rows[i..] but not above any of rows[..i].
+        let count_in_task = |(task, result): (&ScanTask, &TaskResult)| {
             let mut above = vec![0usize; rows.len() + 1];
-            self.for_each_candidate(*task, piece, &[(score_index, threshold)], |row| {
-                let (low, high) =
+            self.for_each_candidate(*task, result, &[(score_index, threshold)], |row| {
+                let (lower, upper) =
                     (f64::from(row.lower[score_index]), f64::from(row.upper[score_index]));
-                let certain = scores.partition_point(|score| *score >= low);
-                let possible = scores.partition_point(|score| *score > high);
-                let first = if certain == possible {
+                // The row certainly ranks above rows[certain..], and possibly above rows[possible..].
+                let certain = scores.partition_point(|score| *score >= lower);
+                let possible = scores.partition_point(|score| *score > upper);
+                let first_below = if certain == possible {
                     certain
                 } else {
                     let exact = self.exact_scores(row.location).scores[score_index];
-                    let before = |r: &ExactScores| {
+                    let ranks_above = |r: &ExactScores| {
                         self.compare(score_index, (exact, row.location), r).is_lt()
                     };
-                    possible + rows[possible..certain].partition_point(|r| !before(r))
+                    possible + rows[possible..certain].partition_point(|r| !ranks_above(r))
                 };
-                above[first] += 1;
+                above[first_below] += 1;
             });
             above
         };
@@ -197,55 +202,57 @@ impl<'a> ExactRanker<'a> {
             }
             a
         };
-        let none = || vec![0; rows.len() + 1];
+        let zeros = || vec![0; rows.len() + 1];
         let above = self
             .tasks
             .par_iter()
             .zip(&self.scan_result.task_results)
-            .map(counted)
-            .reduce(none, add);
-        let sums = above.iter().scan(0, |sum, more| {
-            *sum += more;
-            Some(*sum + 1)
+            .map(count_in_task)
+            .reduce(zeros, add);
+        let ranks = above.iter().scan(0, |rows_above, count| {
+            *rows_above += count;
+            Some(*rows_above + 1)
         });
-        sums.take(rows.len()).collect()
+        ranks.take(rows.len()).collect()
     }
 
-    /// The rows of a task that may be found and whose upper bound of one of the scores `by` reaches
-    /// what is asked of it, with the bounds of these scores.
+    /// Visits the rows of a task that may be hits and whose upper bound is at least the threshold of one
+    /// of the scores. `thresholds` are pairs of score index and threshold; only these scores have
+    /// bounds in the visited rows.
     fn for_each_candidate(
         &self,
         task: ScanTask,
-        piece: &TaskResult,
+        result: &TaskResult,
         thresholds: &[(usize, f32)],
         mut visit: impl FnMut(BoundedRow),
     ) {
         let chunk = &self.request.snapshot.chunks[task.chunk_index];
         let column = chunk.statistics.get(&self.request.statistics_key);
-        let balanced = thresholds.iter().any(|(by, _)| *by == BALANCED_INDEX);
+        let balanced = thresholds.iter().any(|(index, _)| *index == BALANCED_INDEX);
         let (arch, mut bounds) = (Arch::new(), GroupBounds::default());
         let mut factors = [[1f32; ROWS_PER_GROUP], [0f32; ROWS_PER_GROUP]];
-        let reaches_threshold =
-            |high: &[f32; 2]| thresholds.iter().any(|(by, least)| high[*by] >= *least);
-        for (g, _) in
-            piece.upper_bounds.iter().enumerate().filter(|(_, high)| reaches_threshold(high))
-        {
+        let has_candidates = |upper: &[f32; 2]| {
+            thresholds.iter().any(|(index, threshold)| upper[*index] >= *threshold)
+        };
+        let groups = result.upper_bounds.iter().enumerate();
+        for (g, _) in groups.filter(|(_, upper)| has_candidates(upper)) {
             let from = (task.first_group + g) * ROWS_PER_GROUP;
-            let raw = &piece.raw_scores[g * ROWS_PER_GROUP..];
-            let raw = &raw[..raw.len().min(ROWS_PER_GROUP)];
+            let raw_scores = &result.raw_scores[g * ROWS_PER_GROUP..];
+            let raw_scores = &raw_scores[..raw_scores.len().min(ROWS_PER_GROUP)];
+            let n = raw_scores.len();
             if balanced {
-                self.request
-                    .fill_affine_factors(column.map(|all| &all[from..][..raw.len()]), &mut factors);
+                let statistics = column.map(|column| &column[from..][..n]);
+                self.request.fill_affine_factors(statistics, &mut factors);
             }
             let mut bitmap_word = 0;
-            for (by, least) in thresholds {
+            for (score_index, threshold) in thresholds {
                 bitmap_word |= arch.dispatch(UpperBoundFilter {
                     bounds: &mut bounds,
-                    score_index: *by,
-                    threshold: *least,
-                    raw_scores: raw,
-                    error_norms: &chunk.data.quantised.error_norms[from..][..raw.len()],
-                    affine_factors: (*by == BALANCED_INDEX).then_some(&factors),
+                    score_index: *score_index,
+                    threshold: *threshold,
+                    raw_scores,
+                    error_norms: &chunk.data.quantised.error_norms[from..][..n],
+                    affine_factors: (*score_index == BALANCED_INDEX).then_some(&factors),
                     query: self.quantised_queries[task.chunk_index],
                 });
             }
@@ -262,19 +269,20 @@ impl<'a> ExactRanker<'a> {
         }
     }
 
-    fn exact_scores(&self, place: RowLocation) -> ExactScores {
-        let chunk = &self.request.snapshot.chunks[place.chunk];
-        let (query, row) = (&self.request.embedding, chunk.data.stored_vector(place.row));
+    /// Computes the exact scores of a row.
+    fn exact_scores(&self, location: RowLocation) -> ExactScores {
+        let chunk = &self.request.snapshot.chunks[location.chunk];
+        let (query, row) = (&self.request.embedding, chunk.data.stored_vector(location.row));
         let raw = Arch::new().dispatch(ExactDotProduct { query, row });
         let column = chunk.statistics.get(&self.request.statistics_key);
-        let affine =
-            self.request.affine_transform(column.map_or(&NO_STATISTICS, |all| &all[place.row]));
+        let statistics = column.map_or(&NO_STATISTICS, |column| &column[location.row]);
+        let affine = self.request.affine_transform(statistics);
         let score = f64::from(affine.alpha) * raw + f64::from(affine.beta);
-        ExactScores { location: place, scores: [score, raw], affine }
+        ExactScores { location, scores: [score, raw], affine }
     }
 }
 
-/// Bounds of the scores of a group's rows, balanced and raw.
+/// Bounds of the scores of the rows of a group: balanced, raw.
 struct GroupBounds {
     lower: [[f32; ROWS_PER_GROUP]; 2],
     upper: [[f32; ROWS_PER_GROUP]; 2],
@@ -282,20 +290,20 @@ struct GroupBounds {
 
 impl Default for GroupBounds {
     fn default() -> Self {
-        let none = [[f32::NEG_INFINITY; ROWS_PER_GROUP]; 2];
-        Self { lower: none, upper: none }
+        let no_rows = [[f32::NEG_INFINITY; ROWS_PER_GROUP]; 2];
+        Self { lower: no_rows, upper: no_rows }
     }
 }
 
-/// Finds bounds of one score of a group's rows, and the rows, a bit each, whose upper bound is at least
-/// `least`.
+/// Computes the bounds of one score of the rows of a group. Returns the rows, one bit per row, whose
+/// upper bound is at least `threshold`.
 struct UpperBoundFilter<'a> {
     bounds: &'a mut GroupBounds,
     score_index: usize,
     threshold: f32,
     raw_scores: &'a [f32],
     error_norms: &'a [f32],
-    /// α and β of each row; of the raw score none are needed.
+    /// α and β of each row; `None` for the raw score.
     affine_factors: Option<&'a [[f32; ROWS_PER_GROUP]; 2]>,
     query: QuantisedQuery,
 }
@@ -305,32 +313,33 @@ impl WithSimd for UpperBoundFilter<'_> {
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) -> u64 {
         let n = self.raw_scores.len().min(ROWS_PER_GROUP);
-        let (raw, error) = (&self.raw_scores[..n], &self.error_norms[..n]);
-        // Arrays of its own: what cannot overlap is computed in vectors.
-        let (mut low, mut high) = ([0f32; ROWS_PER_GROUP], [0f32; ROWS_PER_GROUP]);
+        let (raw, error_norms) = (&self.raw_scores[..n], &self.error_norms[..n]);
+        // Local arrays cannot overlap with the inputs, so that the compiler vectorises the loops.
+        let (mut lower, mut upper) = ([0f32; ROWS_PER_GROUP], [0f32; ROWS_PER_GROUP]);
         match self.affine_factors {
             None => {
                 for i in 0..n {
-                    let error_bound = self.query.error_bound(error[i]);
-                    low[i] = raw[i] - error_bound;
-                    high[i] = raw[i] + error_bound;
+                    let error_bound = self.query.error_bound(error_norms[i]);
+                    lower[i] = raw[i] - error_bound;
+                    upper[i] = raw[i] + error_bound;
                 }
             }
             Some([alpha, beta]) => {
                 for i in 0..n {
-                    let error_bound = self.query.error_bound(error[i]);
-                    let (score, width) = with_error(alpha[i], beta[i], raw[i], error_bound);
-                    low[i] = score - width;
-                    high[i] = score + width;
+                    let error_bound = self.query.error_bound(error_norms[i]);
+                    let (score, score_error) = with_error(alpha[i], beta[i], raw[i], error_bound);
+                    lower[i] = score - score_error;
+                    upper[i] = score + score_error;
                 }
             }
         }
-        (self.bounds.lower[self.score_index], self.bounds.upper[self.score_index]) = (low, high);
-        (0..n).fold(0, |word, i| word | u64::from(high[i] >= self.threshold) << i)
+        self.bounds.lower[self.score_index] = lower;
+        self.bounds.upper[self.score_index] = upper;
+        (0..n).fold(0, |word, i| word | u64::from(upper[i] >= self.threshold) << i)
     }
 }
 
-/// A row and the bounds of its scores, balanced and raw; of those that were asked for.
+/// A row and the bounds of its balanced and raw scores. Bounds that were not requested are meaningless.
 struct BoundedRow {
     location: RowLocation,
     lower: [f32; 2],

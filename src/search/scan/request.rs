@@ -1,4 +1,4 @@
-//! What a pass over the snapshot is asked for.
+//! A query in the form that the scan needs.
 
 use std::sync::Arc;
 
@@ -8,27 +8,28 @@ use crate::balance::normalise::{AffineTransform, AffineTransforms, BalanceParame
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::search::snapshot::{ROWS_PER_GROUP, Snapshot};
 
-/// A query, ready to be scanned for.
+/// A validated and embedded query over one snapshot.
 #[derive(Debug, Clone)]
 pub struct ScanRequest {
-    /// What is searched.
+    /// Snapshot that is scanned.
     pub snapshot: Arc<Snapshot>,
-    /// The query's embedding.
+    /// Unit embedding of the query.
     pub embedding: Arc<Vec<f32>>,
-    /// Which statistics.
+    /// Selects the statistics of the images.
     pub statistics_key: StatisticsKey,
-    /// How they balance.
+    /// Normaliser, weight and constants that turn statistics into α and β.
     pub balance: BalanceParameters,
-    /// L of the statistics.
+    /// Logit scale L at which the statistics were computed.
     pub logit_scale: f32,
-    /// Rows that may be found, a bit each, a word a group over all chunks; none: all live rows.
+    /// Rows that may be hits: one bit per row, one word per group, over all chunks. `None` allows all
+    /// live rows.
     pub row_mask: Option<Arc<[u64]>>,
-    /// How many of the best are wanted, those of earlier pages counted.
+    /// Number of best rows to find, including those of earlier pages.
     pub depth: usize,
 }
 
 impl ScanRequest {
-    /// α and β of a row with these statistics.
+    /// Returns α and β of a row with these statistics.
     pub fn affine_transform(&self, statistics: &ScoreStatistics) -> AffineTransform {
         if statistics.n == 0 {
             return AffineTransform { alpha: 1.0, beta: 0.0 };
@@ -36,7 +37,8 @@ impl ScanRequest {
         self.balance.affine_transform(statistics, self.logit_scale)
     }
 
-    /// α and β of a group's rows with these statistics; where there are none, they stay 1 and 0.
+    /// Writes α and β of the rows of a group. If the chunk has no statistics, `out` keeps its initial
+    /// values of 1 and 0.
     pub fn fill_affine_factors(
         &self,
         statistics: Option<&[ScoreStatistics]>,
@@ -52,6 +54,7 @@ impl ScanRequest {
         });
     }
 
+    /// Returns whether both requests have the same α and β for every row.
     pub fn has_same_balance(&self, other: &Self) -> bool {
         self.statistics_key == other.statistics_key && self.balance == other.balance
     }

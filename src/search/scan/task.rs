@@ -1,28 +1,30 @@
-//! The tasks that the threads of a pass share.
+//! The tasks into which a pass is divided among its threads.
 
 use super::request::ScanRequest;
 use crate::search::snapshot::{Chunk, Snapshot};
 
-/// Groups of a task: 4,096 rows, two megabytes of codes at 512 dimensions, so that threads share
-/// the work evenly and a task's overhead does not show.
+/// Number of groups of a task. These are 4,096 rows, or two megabytes of codes at 512 dimensions: few
+/// enough that threads share the work evenly, and enough that the overhead of a task is negligible.
 const GROUPS_PER_TASK: usize = 64;
-/// With a filter, the background is taken from the live rows of every so many-th group: its own hits
-/// would say little of what unrelated images get.
+/// With a filter, the score distribution is measured over all live rows of every eighth group. The rows
+/// that fulfil the filter would say little about the scores of unrelated images.
 pub const BACKGROUND_GROUP_STRIDE: usize = 8;
 
-/// A run of groups of one chunk.
+/// A range of groups of one chunk.
 #[derive(Debug, Clone, Copy)]
 pub struct ScanTask {
+    /// Index of the chunk in the snapshot.
     pub chunk_index: usize,
-    /// First group in the chunk.
+    /// Index of the first group in the chunk.
     pub first_group: usize,
+    /// One more than the index of the last group in the chunk.
     pub end_group: usize,
-    /// Number of the first group over all chunks.
+    /// Index of the first group over all chunks.
     pub global_first_group: usize,
 }
 
 impl ScanTask {
-    /// The rows of this task's chunk that may be found in its `g`-th group.
+    /// Returns the rows of the `g`-th group of this task that may be hits, one bit per row.
     pub fn bitmap_word(&self, request: &ScanRequest, chunk: &Chunk, g: usize) -> u64 {
         match &request.row_mask {
             Some(mask) => mask[self.global_first_group + g],
@@ -30,29 +32,28 @@ impl ScanTask {
         }
     }
 
-    /// The rows of that group that the background is made of.
+    /// Returns the rows of that group over which the score distribution is measured.
     pub fn background_word(&self, request: &ScanRequest, chunk: &Chunk, g: usize) -> u64 {
-        let counts = request.row_mask.is_none()
+        let is_measured = request.row_mask.is_none()
             || (self.global_first_group + g).is_multiple_of(BACKGROUND_GROUP_STRIDE);
-        if counts { chunk.live_bitmap[self.first_group + g] } else { 0 }
+        if is_measured { chunk.live_bitmap[self.first_group + g] } else { 0 }
     }
 }
 
-/// The tasks of a snapshot.
+/// Divides the rows of a snapshot into tasks.
 pub fn split_into_tasks(snapshot: &Snapshot) -> Vec<ScanTask> {
-    let (mut tasks, mut first) = (Vec::new(), 0);
-    for (chunk, c) in snapshot.chunks.iter().enumerate() {
-        let groups = c.live_bitmap.len();
-        for from in (0..groups).step_by(GROUPS_PER_TASK) {
-            let to = (from + GROUPS_PER_TASK).min(groups);
+    let (mut tasks, mut groups_before) = (Vec::new(), 0);
+    for (chunk_index, chunk) in snapshot.chunks.iter().enumerate() {
+        let groups = chunk.live_bitmap.len();
+        for first_group in (0..groups).step_by(GROUPS_PER_TASK) {
             tasks.push(ScanTask {
-                chunk_index: chunk,
-                first_group: from,
-                end_group: to,
-                global_first_group: first + from,
+                chunk_index,
+                first_group,
+                end_group: (first_group + GROUPS_PER_TASK).min(groups),
+                global_first_group: groups_before + first_group,
             });
         }
-        first += groups;
+        groups_before += groups;
     }
     tasks
 }

@@ -1,21 +1,22 @@
-//! The largest scores seen so far, and the bound that threads share.
+//! The largest lower bounds seen so far, and the k-th of them as the threads of a pass share it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The largest values seen, at least `depth` of them.
+/// Keeps the `depth` largest of many values, and up to as many smaller ones.
 pub struct TopScores {
     depth: usize,
-    /// Smaller values are not among the best.
+    /// Values up to this are ignored: at least `depth` larger or equal ones are known.
     threshold: f32,
     pub values: Vec<f32>,
 }
 
 impl TopScores {
-    pub fn new(depth: usize, floor: f32) -> Self {
-        Self { depth: depth.max(1), threshold: floor, values: Vec::new() }
+    /// Ignores values up to `threshold` from the start.
+    pub fn new(depth: usize, threshold: f32) -> Self {
+        Self { depth: depth.max(1), threshold, values: Vec::new() }
     }
 
-    /// Takes what it can use of `values`, the largest of which is `most`.
+    /// Adds the values above the threshold; `max` is the largest of `values`.
     pub fn push_all(&mut self, values: &[f32], max: f32) {
         if max > self.threshold {
             for value in values {
@@ -24,6 +25,7 @@ impl TopScores {
         }
     }
 
+    /// Adds a value if it is above the threshold.
     pub fn push(&mut self, value: f32) {
         if value > self.threshold {
             self.values.push(value);
@@ -33,6 +35,7 @@ impl TopScores {
         }
     }
 
+    /// Drops all but the `depth` largest values, and raises the threshold to the smallest of them.
     fn truncate_to_depth(&mut self) {
         let order = |a: &f32, b: &f32| b.total_cmp(a);
         let (_, kth, _) = self.values.select_nth_unstable_by(self.depth - 1, order);
@@ -40,7 +43,7 @@ impl TopScores {
         self.values.truncate(self.depth);
     }
 
-    /// The k-th largest value; −∞ where there are fewer.
+    /// Returns the `depth`-th largest value; −∞ if there are fewer.
     pub fn kth_bound(mut self) -> f32 {
         if self.values.len() < self.depth {
             return f32::NEG_INFINITY;
@@ -50,12 +53,14 @@ impl TopScores {
     }
 }
 
-/// Orders as f32 does.
+/// Converts to bits that have the same order as the f32 values, so that an atomic integer can hold a
+/// maximum. Never returns 0 for a number.
 pub fn to_ordered_bits(value: f32) -> u32 {
     let bits = value.to_bits();
     if bits >> 31 == 0 { bits | 1 << 31 } else { !bits }
 }
 
+/// Reads a bound that [`to_ordered_bits`] wrote; 0 stands for −∞.
 pub fn load_bound(bound: &AtomicU32) -> f32 {
     match bound.load(Ordering::Relaxed) {
         0 => f32::NEG_INFINITY,
