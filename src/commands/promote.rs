@@ -15,13 +15,13 @@ use super::cli::reindex::{
     CandidateAction, CandidateArgs, CandidateSetArgs, HistoryArgs, PromoteArgs, RollbackArgs,
 };
 use super::{CommandError, CommandResult, setup};
-use crate::backfill::ReindexError;
 use crate::catalogue::{CatalogueState, Generation, ServingConfig, StateChange};
 use crate::clip::{Encoders, run_self_test};
 use crate::config::Config;
 use crate::reconcile::default_temp_folder;
 use crate::rollout::{
     self, CandidateSpec, PromotionCheck, PromotionRules, ReplicaReadiness, RollbackPlan,
+    RolloutError,
 };
 use crate::store::Store;
 
@@ -84,7 +84,7 @@ async fn check_candidate(
     config: &Config,
     allow_missing: u64,
     folder: Option<&Path>,
-) -> Result<PromotionCheck, ReindexError> {
+) -> Result<PromotionCheck, RolloutError> {
     let temporary = default_temp_folder();
     let rules = PromotionRules {
         propagation_delay: setup::set_propagation_delay(config),
@@ -206,7 +206,7 @@ async fn warn_of_missing_images(
     plan: &RollbackPlan,
     store: &Store,
     args: &RollbackArgs,
-) -> Result<bool, ReindexError> {
+) -> Result<bool, RolloutError> {
     let folder = args.temp_dir.clone().unwrap_or_else(default_temp_folder);
     let Some(gap) =
         plan.compare_generations(store, &folder, MISSING_IMAGE_GRACE, Utc::now()).await?
