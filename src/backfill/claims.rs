@@ -1,8 +1,8 @@
-//! Who computes which unit: small objects that run out by themselves.
+//! Claims of processes on units of work: small objects that expire.
 //!
-//! `claims/<unit>.json` is created conditionally by whoever takes the unit and removed when it is
-//! committed. One whose time is over, because its holder was killed, is overwritten. A claim only
-//! spares work: a unit that two compute at once is committed once all the same.
+//! The process that starts a unit creates `reindex-claims/<unit>.json` with a conditional put and deletes
+//! it after the commit. An expired claim, whose holder was killed, is overwritten. Claims only avoid
+//! duplicate work: a unit that two processes compute at once is committed once.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::store::Store;
 use crate::table::TableError;
 
-/// How long a claim holds without being renewed. A unit of the largest file takes some ten seconds.
+/// How long a claim is valid unless it is renewed. The unit of the largest file takes about ten seconds.
 const CLAIM_LIFETIME: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ struct ClaimRecord {
     expires_at: DateTime<Utc>,
 }
 
-/// The claims of one process.
+/// Acquires, renews and releases the claims of one process.
 #[derive(Debug, Clone)]
 pub struct ClaimStore {
     store: Store,
@@ -31,12 +31,12 @@ pub struct ClaimStore {
 }
 
 impl ClaimStore {
-    /// For the process that calls itself `holder`.
+    /// Creates the claims of the process `holder`, a name that no other process has.
     pub fn new(catalogue: &Store, holder: String) -> Self {
         Self { store: catalogue.subfolder("reindex-claims"), holder }
     }
 
-    /// Takes a unit; false while somebody else holds it.
+    /// Claims a unit; returns whether this process holds it now.
     pub async fn try_acquire(&self, unit: &str) -> Result<bool, TableError> {
         let create = PutOptions::from(PutMode::Create);
         match self
@@ -49,19 +49,21 @@ impl ClaimStore {
             Err(object_store::Error::AlreadyExists { .. }) => {}
             Err(error) => return Err(self.store.wrap_error(error).into()),
         }
-        let held = match self.store.object_store().get(&claim_path(unit)).await {
-            Ok(found) => found.bytes().await,
+        let existing = match self.store.object_store().get(&claim_path(unit)).await {
+            Ok(object) => object.bytes().await,
             Err(error) => Err(error),
         };
-        match held {
+        match existing {
             Ok(bytes) => {
-                let terms: Option<ClaimRecord> = serde_json::from_slice(&bytes).ok();
-                let free = |t: ClaimRecord| t.expires_at <= Utc::now() || t.holder == self.holder;
-                if !terms.is_none_or(free) {
+                let record: Option<ClaimRecord> = serde_json::from_slice(&bytes).ok();
+                let is_free = |record: ClaimRecord| {
+                    record.expires_at <= Utc::now() || record.holder == self.holder
+                };
+                if !record.is_none_or(is_free) {
                     return Ok(false);
                 }
             }
-            // Given back meanwhile: done, or the next look will find it.
+            // Released in the meantime: the unit is committed, or the next list of pending files has it.
             Err(object_store::Error::NotFound { .. }) => return Ok(false),
             Err(error) => return Err(self.store.wrap_error(error).into()),
         }
@@ -69,26 +71,27 @@ impl ClaimStore {
         Ok(true)
     }
 
-    /// Holds a unit for another while.
+    /// Extends the claim on a unit by [`CLAIM_LIFETIME`] from now.
     pub async fn renew(&self, unit: &str) -> Result<(), TableError> {
-        let put = self.store.object_store().put(&claim_path(unit), self.claim_json()?.into()).await;
-        put.map(drop).map_err(|e| self.store.wrap_error(e).into())
+        let result =
+            self.store.object_store().put(&claim_path(unit), self.claim_json()?.into()).await;
+        result.map(drop).map_err(|e| self.store.wrap_error(e).into())
     }
 
-    /// Gives a unit back. One that cannot be given back runs out.
+    /// Releases a unit. If that fails, the claim expires.
     pub async fn release(&self, unit: &str) {
         let _ = self.store.object_store().delete(&claim_path(unit)).await;
     }
 
-    /// How long before a claim runs out it is renewed.
+    /// Returns how often a claim must be renewed.
     pub fn renewal_interval() -> Duration {
         CLAIM_LIFETIME / 3
     }
 
     fn claim_json(&self) -> Result<Vec<u8>, TableError> {
-        let terms =
+        let record =
             ClaimRecord { holder: self.holder.clone(), expires_at: Utc::now() + CLAIM_LIFETIME };
-        serde_json::to_vec(&terms).map_err(|error| TableError::Corrupt {
+        serde_json::to_vec(&record).map_err(|error| TableError::Corrupt {
             file: self.store.url().to_string(),
             reason: error.to_string(),
         })
@@ -104,23 +107,23 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_unit_is_held_by_one_until_it_is_given_back_or_runs_out() {
+    async fn a_unit_is_held_by_one_process_until_it_is_released_or_expires() {
         let store = Store::in_memory();
         let (a, b) = (ClaimStore::new(&store, "a".into()), ClaimStore::new(&store, "b".into()));
         assert!(a.try_acquire("u").await.unwrap());
         assert!(!b.try_acquire("u").await.unwrap());
-        assert!(a.try_acquire("u").await.unwrap(), "its own");
+        assert!(a.try_acquire("u").await.unwrap(), "its holder may claim it again");
         a.release("u").await;
         assert!(b.try_acquire("u").await.unwrap());
-        let over = ClaimRecord { holder: "b".into(), expires_at: Utc::now() - CLAIM_LIFETIME };
-        let bytes = serde_json::to_vec(&over).unwrap();
+        let expired = ClaimRecord { holder: "b".into(), expires_at: Utc::now() - CLAIM_LIFETIME };
+        let bytes = serde_json::to_vec(&expired).unwrap();
         store
             .subfolder("reindex-claims")
             .object_store()
             .put(&claim_path("u"), bytes.into())
             .await
             .unwrap();
-        assert!(a.try_acquire("u").await.unwrap(), "its holder was killed");
+        assert!(a.try_acquire("u").await.unwrap(), "the claim of `b` has expired");
         assert!(!b.try_acquire("u").await.unwrap());
     }
 }

@@ -1,9 +1,9 @@
-//! The control topic: other systems ask for a reindex with an event.
+//! The control topic: other systems request a backfill of statistics by an event.
 //!
-//! Workers of the live generation share the topic in a consumer group of their own, so that one of
-//! them takes a request up; those of another model could not embed the prompts. The offset is committed
-//! when the request is done: one that a worker could not finish is taken up again, and goes on where it
-//! was. A request that cannot be used is told in the log and passed over.
+//! The workers of the live generation share the topic in a consumer group of their own, so that one of them
+//! executes a request; workers of another model could not embed the prompts. The offset is committed after
+//! the request is complete: a request that a worker could not finish is executed again, without the files
+//! that are committed. An invalid request is logged and skipped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,10 @@ use tracing::{error, info, warn};
 
 use super::ReindexError;
 use super::statistics::{StatisticsBackfill, add_prompt_set};
-use crate::catalogue::{CatalogueState, StateStore};
+use crate::catalogue::{CatalogueState, StateStore, Generation};
+use super::error::BackfillError;
+use super::prompt_sets::add_prompt_set;
+use super::statistics_backfill::StatisticsBackfill;
 use crate::clip::Encoders;
 use crate::kafka;
 use crate::prompts::PromptSet;
@@ -27,35 +30,36 @@ use crate::store::Store;
 use crate::table::{Generation, TableError};
 use crate::telemetry::event;
 
-/// A request may take this long before its group thinks that its worker hangs: the most that Kafka
-/// allows, a day.
+/// How long a request may take before the consumer group takes its worker for hung: a day, the maximum of
+/// librdkafka.
 const MAX_POLL_INTERVAL_MS: &str = "86400000";
 
-/// How often a worker looks whether its generation is live (still): others wait for its share of the topic.
+/// How often a worker checks whether its generation is live. Until it notices that it no longer is, its
+/// partitions of the topic are not consumed.
 const LIVE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A request on the control topic, JSON.
+/// A message on the control topic, JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ControlRequest {
-    /// Makes a prompt set known and computes its statistics for every stored row.
+    /// Adds a prompt set to the catalogue and computes its statistics for every stored row.
     ReindexStatistics {
-        /// The name of a shipped set, or a set as its file has it.
+        /// The name of a built-in set, or a set in the form of its file.
         prompt_set: PromptSetSelector,
-        /// How many of an image's largest scores `nnn` averages; `prompts.top_k` unless given.
+        /// How many of an image's largest scores `nnn` averages; `prompts.top_k` if it is missing.
         #[serde(default)]
         top_k: Option<usize>,
-        /// Who asks, for the history.
+        /// Who requests it, for the history.
         #[serde(default)]
         requested_by: Option<String>,
     },
 }
 
-/// Which prompt set.
+/// A prompt set by name or by content.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum PromptSetSelector {
-    /// A shipped set by name.
+    /// The name of a built-in set.
     Name(String),
     /// A set with its texts.
     Set(PromptSet),
@@ -66,7 +70,7 @@ impl PromptSetSelector {
         match self {
             Self::Name(name) => PromptSet::load_builtin(&name).ok_or_else(|| {
                 format!(
-                    "prompt_set: {name:?} is not shipped; shipped are {}; give others with their texts",
+                    "prompt_set: {name:?} is not built in; built in are {}; send other sets with their texts",
                     PromptSet::builtin_names().join(", ")
                 )
             }),
@@ -77,31 +81,31 @@ impl PromptSetSelector {
     }
 }
 
-/// Takes up requests.
+/// Consumes the control topic and executes its requests.
 pub struct ControlConsumer {
-    /// How to reach Kafka.
+    /// Connection to Kafka.
     pub kafka: kafka::KafkaOptions,
-    /// The control topic.
+    /// Name of the control topic.
     pub topic: String,
-    /// The consumer group.
+    /// Consumer group of the control topic.
     pub group: String,
-    /// The catalogue.
+    /// Folder of the catalogue.
     pub catalogue: Store,
-    /// Which tables.
+    /// Generation that this worker fills.
     pub generation: Generation,
-    /// The model, for the prompts.
+    /// Model of that generation, which embeds the prompts.
     pub encoders: Arc<dyn Encoders>,
     /// `prompts.top_k`.
     pub default_top_k: usize,
-    /// How often a commit is tried.
+    /// As in [`StatisticsBackfill`].
     pub max_commit_attempts: u32,
-    /// Files measured at one time.
+    /// As in [`StatisticsBackfill`].
     pub max_concurrent_files: usize,
-    /// See [`Job::settle`].
+    /// As in [`StatisticsBackfill`].
     pub propagation_delay: Duration,
 }
 
-/// Why the control topic is not heard.
+/// Why the control topic is not consumed.
 #[derive(Debug, thiserror::Error)]
 enum ControlTopicError {
     #[error(transparent)]
@@ -111,30 +115,30 @@ enum ControlTopicError {
 }
 
 impl ControlConsumer {
-    /// Takes up requests until `token` is cancelled, as long as its generation is the live one.
-    /// Ingestion does not depend on it: what fails is logged and tried again.
-    pub async fn run(self, token: CancellationToken) {
+    /// Executes requests while its generation is live, until `cancel` is cancelled. Errors are logged and
+    /// retried: ingestion must not depend on the control topic.
+    pub async fn run(self, cancel: CancellationToken) {
         let backoff = Backoff::with_max_attempts(u32::MAX);
         let mut attempt = 0;
         let mut state = None;
-        while !token.is_cancelled() {
-            let pause = match self.consume_while_live(&mut state, &token).await {
+        while !cancel.is_cancelled() {
+            let pause = match self.consume_while_live(&mut state, &cancel).await {
                 Ok(()) => LIVE_CHECK_INTERVAL,
                 Err(error) => {
-                    warn!(event = event::CONTROL_FAILED, %error, "the control topic is not heard; trying again");
+                    warn!(event = event::CONTROL_FAILED, %error, "the control topic cannot be consumed; trying again");
                     attempt += 1;
                     backoff.random_delay(attempt)
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = token.cancelled() => {}
+                () = cancel.cancelled() => {}
             }
         }
     }
 
-    /// Whether requests are for this worker: another model cannot embed the live one's prompts.
-    /// `state` is the newest one that is known.
+    /// Returns whether this worker's generation is live. `state` is the newest known revision, which is
+    /// updated.
     async fn is_generation_live(
         &self,
         state: &mut Option<CatalogueState>,
@@ -151,12 +155,12 @@ impl ControlConsumer {
         Ok(state.as_ref().is_some_and(|state| state.live.id == self.generation.id))
     }
 
-    /// Does requests until `token` is cancelled or its generation is not the live one; then its share of
-    /// the topic goes to others.
+    /// Executes requests until `cancel` is cancelled or its generation is not live; then leaves the consumer
+    /// group, so that other workers get its partitions.
     async fn consume_while_live(
         &self,
         state: &mut Option<CatalogueState>,
-        token: &CancellationToken,
+        cancel: &CancellationToken,
     ) -> Result<(), ControlTopicError> {
         if !self.is_generation_live(state).await? {
             return Ok(());
@@ -170,22 +174,21 @@ impl ControlConsumer {
             .set("max.poll.interval.ms", MAX_POLL_INTERVAL_MS);
         let consumer: StreamConsumer = config.create()?;
         consumer.subscribe(&[&self.topic])?;
-        let consumed = self.consume_messages(&consumer, state, token).await;
+        let result = self.consume_messages(&consumer, state, cancel).await;
         kafka::leave_group(move || drop(consumer)).await;
-        consumed
+        result
     }
 
-    /// The same, by a consumer that has subscribed.
     async fn consume_messages(
         &self,
         consumer: &StreamConsumer,
         state: &mut Option<CatalogueState>,
-        token: &CancellationToken,
+        cancel: &CancellationToken,
     ) -> Result<(), ControlTopicError> {
         loop {
             let message = tokio::select! {
                 message = consumer.recv() => Some(message?),
-                () = token.cancelled() => return Ok(()),
+                () = cancel.cancelled() => return Ok(()),
                 () = tokio::time::sleep(LIVE_CHECK_INTERVAL) => None,
             };
             if !self.is_generation_live(state).await? {
@@ -193,61 +196,63 @@ impl ControlConsumer {
             }
             let Some(message) = message else { continue };
             let payload = message.payload().unwrap_or_default().to_vec();
-            if self.process_request(&payload, token).await {
+            if self.process_request(&payload, cancel).await {
                 consumer.commit_message(&message, CommitMode::Sync)?;
             }
-            if token.is_cancelled() {
+            if cancel.is_cancelled() {
                 return Ok(());
             }
         }
     }
 
-    /// Does one request; false where it is to be taken up again.
-    async fn process_request(&self, payload: &[u8], token: &CancellationToken) -> bool {
+    /// Executes a request, with retries, and returns whether its offset may be committed: it is complete, or
+    /// can never succeed.
+    async fn process_request(&self, payload: &[u8], cancel: &CancellationToken) -> bool {
         let request: ControlRequest = match serde_json::from_slice(payload) {
             Ok(request) => request,
             Err(error) => {
-                error!(event = event::CONTROL_REJECTED, %error, "not a request of schemas/control-request.schema.json; it is passed over");
+                error!(event = event::CONTROL_REJECTED, %error, "the message does not match schemas/control-request.schema.json; it is skipped");
                 return true;
             }
         };
         let backoff = Backoff::with_max_attempts(u32::MAX);
         let mut attempt = 0;
         loop {
-            match self.execute_request(request.clone(), token).await {
+            match self.execute_request(request.clone(), cancel).await {
                 Ok(complete) => return complete,
                 Err(error) if error.disposition() == Disposition::Retry => {
-                    warn!(event = event::RETRY, stage = "control.accepted", attempt, %error, "a request was not finished; trying again");
+                    warn!(event = event::RETRY, stage = "control.accepted", attempt, %error, "the request is not complete; trying again");
                     tokio::select! {
                         () = tokio::time::sleep(backoff.random_delay(attempt)) => {}
-                        () = token.cancelled() => return false,
+                        () = cancel.cancelled() => return false,
                     }
                     attempt += 1;
                 }
                 Err(error) => {
-                    error!(event = event::CONTROL_REJECTED, %error, "the request cannot be done; it is passed over");
+                    error!(event = event::CONTROL_REJECTED, %error, "the request cannot be executed; it is skipped");
                     return true;
                 }
             }
         }
     }
 
+    /// Returns whether the request is complete; if not, `cancel` was cancelled.
     async fn execute_request(
         &self,
         request: ControlRequest,
-        token: &CancellationToken,
-    ) -> Result<bool, ReindexError> {
-        let ControlRequest::ReindexStatistics { prompt_set, top_k, requested_by: by } = request;
-        let set = prompt_set.into_prompt_set().map_err(ReindexError::Refused)?;
+        cancel: &CancellationToken,
+    ) -> Result<bool, BackfillError> {
+        let ControlRequest::ReindexStatistics { prompt_set, top_k, requested_by } = request;
+        let set = prompt_set.into_prompt_set().map_err(BackfillError::Refused)?;
         let top_k = top_k.unwrap_or(self.default_top_k);
         let encoders = self.encoders.clone();
         let set = tokio::task::spawn_blocking(move || set.embed(&*encoders, top_k))
             .await
-            .map_err(|panic| ReindexError::Panicked(panic.to_string()))??;
-        let by = format!("{} (control topic)", by.as_deref().unwrap_or("unknown"));
-        info!(event = event::CONTROL_ACCEPTED, request = "reindex_statistics", prompt_set = %set.statistics_key, requested_by = by, "a request was taken up");
-        add_prompt_set(&self.catalogue, &self.generation, &set, &by).await?;
-        let job = StatisticsBackfill {
+            .map_err(|panic| BackfillError::Panicked(panic.to_string()))??;
+        let actor = format!("{} (control topic)", requested_by.as_deref().unwrap_or("unknown"));
+        info!(event = event::CONTROL_ACCEPTED, request = "reindex_statistics", prompt_set = %set.statistics_key, requested_by = actor, "a request is executed");
+        add_prompt_set(&self.catalogue, &self.generation, &set, &actor).await?;
+        let backfill = StatisticsBackfill {
             catalogue: self.catalogue.clone(),
             generation: self.generation.clone(),
             prompt_set: Arc::new(set),
@@ -255,7 +260,7 @@ impl ControlConsumer {
             max_concurrent_files: self.max_concurrent_files,
             propagation_delay: self.propagation_delay,
         };
-        Ok(job.run(&|_, _| {}, token).await?.complete)
+        Ok(backfill.run(&|_, _| {}, cancel).await?.complete)
     }
 }
 
@@ -265,33 +270,33 @@ mod tests {
 
     #[test]
     fn the_schema_is_current() {
-        let wanted =
+        let generated =
             serde_json::to_string_pretty(&schemars::schema_for!(ControlRequest)).unwrap() + "\n";
         let stored = std::fs::read_to_string("schemas/control-request.schema.json").unwrap();
         assert_eq!(
-            stored, wanted,
+            stored, generated,
             "schemas/control-request.schema.json is stale; run `just generate`"
         );
     }
 
     #[test]
-    fn requests_name_shipped_sets_or_bring_their_texts_and_read_no_file() {
+    fn requests_name_builtin_sets_or_have_texts_and_cannot_name_files() {
         let parse = |text: &str| {
             let request: ControlRequest = serde_json::from_str(text).map_err(|e| e.to_string())?;
             let ControlRequest::ReindexStatistics { prompt_set, .. } = request;
             prompt_set.into_prompt_set().map(|set| set.texts.len())
         };
-        let named = r#"{"request":"reindex_statistics","prompt_set":"photographs"}"#;
-        assert!(parse(named).unwrap() > 10);
-        let own = r#"{"request":"reindex_statistics","top_k":2,"prompt_set":{"name":"own","version":1,"language":"en","notes":"","texts":["a","b"]}}"#;
-        assert_eq!(parse(own), Ok(2));
-        for (wrong, named) in [
-            (r#"{"request":"reindex_statistics","prompt_set":"/etc/passwd"}"#, "not shipped"),
-            (&own.replace(r#"["a","b"]"#, r#"["a"]"#), "1 texts"),
+        let by_name = r#"{"request":"reindex_statistics","prompt_set":"photographs"}"#;
+        assert!(parse(by_name).unwrap() > 10);
+        let with_texts = r#"{"request":"reindex_statistics","top_k":2,"prompt_set":{"name":"own","version":1,"language":"en","notes":"","texts":["a","b"]}}"#;
+        assert_eq!(parse(with_texts), Ok(2));
+        for (invalid, reason) in [
+            (r#"{"request":"reindex_statistics","prompt_set":"/etc/passwd"}"#, "not built in"),
+            (&with_texts.replace(r#"["a","b"]"#, r#"["a"]"#), "1 texts"),
             (r#"{"request":"drop_everything"}"#, "drop_everything"),
         ] {
-            let error = parse(wrong).unwrap_err();
-            assert!(error.contains(named), "{error}");
+            let error = parse(invalid).unwrap_err();
+            assert!(error.contains(reason), "{error}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A worker takes up prompt sets that are added to the catalogue's state, and lets go of those that
-//! are retired, without a restart.
+//! Follows the catalogue's state so that a worker starts to use added prompt sets, and stops using retired
+//! ones, without a restart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,54 +7,58 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::ReindexError;
+use super::error::BackfillError;
 use crate::catalogue::{CatalogueState, StateStore};
 use crate::clip::Encoders;
 use crate::prompts::ActivePromptSets;
 use crate::store::Store;
 use crate::telemetry::event;
 
-/// Follows the state until `token` is cancelled: within `poll` and the time that embedding the
-/// prompts takes, images are measured with the sets that the state knows for `generation`.
+/// Keeps `sets` equal to the prompt sets that the state has for `generation`, until `cancel` is cancelled.
+/// The delay is at most `poll_interval` and the time to embed the prompts of new sets.
 pub async fn follow_prompt_sets(
     catalogue: Store,
     generation: String,
     sets: ActivePromptSets,
     encoders: Arc<dyn Encoders>,
-    poll: Duration,
-    token: CancellationToken,
+    poll_interval: Duration,
+    cancel: CancellationToken,
 ) {
     let states = StateStore::new(&catalogue);
-    let mut known = 0;
+    let mut revision = 0;
     loop {
-        match apply_newest_revision(&states, &generation, &sets, &encoders, &mut known).await {
+        match apply_newest_revision(&states, &generation, &sets, &encoders, &mut revision).await {
             Ok(()) => {}
             Err(error) => {
-                warn!(event = event::STATE_FAILED, %error, "the catalogue's state was not taken up; the next look tries again");
+                warn!(event = event::STATE_FAILED, %error, "the catalogue's state was not applied; the next poll tries again");
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(poll) => {}
-            () = token.cancelled() => return,
+            () = tokio::time::sleep(poll_interval) => {}
+            () = cancel.cancelled() => return,
         }
     }
 }
 
+/// Applies the newest revision if it is later than `revision`, which it then becomes. 0 stands for none.
 async fn apply_newest_revision(
     states: &StateStore,
     generation: &str,
     sets: &ActivePromptSets,
     encoders: &Arc<dyn Encoders>,
-    known: &mut u64,
-) -> Result<(), ReindexError> {
-    let next =
-        if *known == 0 { states.read_newest().await? } else { states.read_next(*known).await? };
+    revision: &mut u64,
+) -> Result<(), BackfillError> {
+    let next = if *revision == 0 {
+        states.read_newest().await?
+    } else {
+        states.read_next(*revision).await?
+    };
     let Some(mut state) = next else { return Ok(()) };
     while let Some(newer) = states.read_next(state.revision).await? {
         state = newer;
     }
     apply_prompt_sets(&state, generation, sets, encoders).await?;
-    *known = state.revision;
+    *revision = state.revision;
     Ok(())
 }
 
@@ -63,26 +67,27 @@ async fn apply_prompt_sets(
     generation: &str,
     sets: &ActivePromptSets,
     encoders: &Arc<dyn Encoders>,
-) -> Result<(), ReindexError> {
+) -> Result<(), BackfillError> {
     let Some(records) = state.prompt_sets_of_generation(generation).map(<[_]>::to_vec) else {
         return Ok(());
     };
-    let before = sets.current();
-    let (towers, active) = (encoders.clone(), sets.clone());
-    let embedded = tokio::task::spawn_blocking(move || active.resolve_records(&records, &*towers))
-        .await
-        .map_err(|panic| ReindexError::Panicked(panic.to_string()))??;
-    let same = before.len() == embedded.len()
-        && before.iter().zip(&embedded).all(|(a, b)| a.statistics_key == b.statistics_key);
-    if !same {
-        let names: Vec<&str> = embedded.iter().map(|set| set.statistics_key.as_str()).collect();
+    let current = sets.current();
+    let (encoders, active) = (encoders.clone(), sets.clone());
+    let resolved =
+        tokio::task::spawn_blocking(move || active.resolve_records(&records, &*encoders))
+            .await
+            .map_err(|panic| BackfillError::Panicked(panic.to_string()))??;
+    let is_unchanged = current.len() == resolved.len()
+        && current.iter().zip(&resolved).all(|(a, b)| a.statistics_key == b.statistics_key);
+    if !is_unchanged {
+        let keys: Vec<&str> = resolved.iter().map(|set| set.statistics_key.as_str()).collect();
         info!(
             event = event::STATE_APPLIED,
             revision = state.revision,
-            prompt_sets = names.join(" "),
-            "new images are measured with these prompt sets"
+            prompt_sets = keys.join(" "),
+            "new images get the statistics of these prompt sets"
         );
-        sets.replace(embedded);
+        sets.replace(resolved);
     }
     Ok(())
 }

@@ -1,9 +1,8 @@
-//! Another model: a generation of its own, filled beside the live one.
+//! Sets up the standby generation of another model and fills it with the images that are stored already.
 //!
-//! Workers that are given the new model feed it with live events, from where the live table stands
-//! when it is set up. What the live table has and the new one lacks is sent to them as events that keep
-//! their versions, deletes included: an old event that comes late must not bring back what was
-//! deleted.
+//! Workers with the new model fill it with live events, from the positions of the live table when it is
+//! set up. Images that only the live table has are sent to them as events that keep their versions. Deletes
+//! are sent too: otherwise an older event that arrives late would bring a deleted image back.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
@@ -16,7 +15,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::ReindexError;
+use super::error::BackfillError;
 use super::generation_gap::{merge_join_by_image, version_key};
 use crate::catalogue::{CatalogueState, StandbyGeneration, StateChange, StateStore};
 use crate::ingest::source::ImageEvent;
@@ -28,46 +27,48 @@ use crate::store::Store;
 use crate::table::{Generation, InventoryEntry, PartitionBatch, TableWriter};
 use crate::telemetry::event;
 
-/// How often events are sent within a second.
+/// The rate of events is divided into this many batches per second.
 const TICKS_PER_SECOND: u32 = 10;
 
-/// Makes `beside` a generation that live events feed, from where the live table stands now in each of
-/// `partitions`. Safe to be called again.
+/// Adds `standby` to the state, and starts its table at the positions that the live table has in
+/// `partitions` now. Does nothing if the state has it already.
 pub async fn set_up_standby(
     catalogue: &Store,
     standby: &StandbyGeneration,
     partitions: &[TopicPartition],
-    attempts: u32,
-    by: &str,
-) -> Result<CatalogueState, ReindexError> {
+    max_commit_attempts: u32,
+    actor: &str,
+) -> Result<CatalogueState, BackfillError> {
     let states = StateStore::new(catalogue);
     let id = &standby.generation.id;
-    let fits = |state: &CatalogueState| -> Result<bool, ReindexError> {
+    // Whether the state lacks the generation; an error if it cannot be added.
+    let is_to_be_added = |state: &CatalogueState| -> Result<bool, BackfillError> {
         if state.live.id == *id {
-            return Err(ReindexError::Refused(format!(
+            return Err(BackfillError::Refused(format!(
                 "{} fills the live generation {id} already; name another model",
                 standby.checkpoint
             )));
         }
         match &state.standby {
-            Some(other) if other.generation.id != *id => Err(ReindexError::Refused(format!(
-                "generation {} ({}) stands beside the live one; withdraw it first: bsap reindex model --withdraw",
+            Some(other) if other.generation.id != *id => Err(BackfillError::Refused(format!(
+                "generation {} ({}) is the standby; withdraw it first: bsap reindex model --withdraw",
                 other.generation.id, other.generation.model_name
             ))),
             other => Ok(other.is_none()),
         }
     };
     if let Some(state) = states.read_newest().await? {
-        if !fits(&state)? {
+        if !is_to_be_added(&state)? {
             return Ok(state);
         }
-        // Before the state says so: a worker that starts must find the positions.
-        let mut live = TableWriter::open(catalogue, &state.live, attempts).await?;
-        let mut new = TableWriter::open(catalogue, &standby.generation, attempts).await?;
+        // Positions before the state: a worker that reads the state must find them.
+        let mut live = TableWriter::open(catalogue, &state.live, max_commit_attempts).await?;
+        let mut new =
+            TableWriter::open(catalogue, &standby.generation, max_commit_attempts).await?;
         for partition in partitions {
-            let (from, known) =
+            let (live_position, new_position) =
                 (live.read_position(partition).await?, new.read_position(partition).await?);
-            if let (Some(next_offset), None) = (from, known) {
+            if let (Some(next_offset), None) = (live_position, new_position) {
                 let partition = partition.clone();
                 let rows = Vec::new();
                 new.append(vec![PartitionBatch {
@@ -81,8 +82,8 @@ pub async fn set_up_standby(
         }
     }
     states
-        .update(by, |mut state| {
-            if !fits(&state)? {
+        .update(actor, |mut state| {
+            if !is_to_be_added(&state)? {
                 return Ok(None);
             }
             state.standby = Some(standby.clone());
@@ -92,56 +93,57 @@ pub async fn set_up_standby(
         .await
 }
 
-/// Takes the generation beside the live one out of the state. Its table stays.
+/// Removes the standby generation from the state and returns it; `None` if there is none. Its table remains.
 pub async fn withdraw_standby(
     catalogue: &Store,
-    by: &str,
-) -> Result<Option<Generation>, ReindexError> {
+    actor: &str,
+) -> Result<Option<Generation>, BackfillError> {
     let states = StateStore::new(catalogue);
-    let before = states.read_newest().await?.and_then(|state| state.standby);
-    let Some(before) = before.map(|beside| beside.generation) else { return Ok(None) };
+    let standby = states.read_newest().await?.and_then(|state| state.standby);
+    let Some(withdrawn) = standby.map(|standby| standby.generation) else { return Ok(None) };
     states
-        .update(by, |mut state| {
-            let candidate = state.candidate.as_ref().filter(|c| c.generation == before.id);
+        .update(actor, |mut state| {
+            let candidate = state.candidate.as_ref().filter(|c| c.generation == withdrawn.id);
             if let Some(candidate) = candidate {
-                return Err(ReindexError::Refused(format!(
+                return Err(BackfillError::Refused(format!(
                     "candidate {} reads generation {}; withdraw the candidate first",
-                    candidate.name, before.id
+                    candidate.name, withdrawn.id
                 )));
             }
             if state.standby.take().is_none() {
                 return Ok(None);
             }
-            state.change = StateChange::Standby { generation: before.id.clone() };
+            state.change = StateChange::Standby { generation: withdrawn.id.clone() };
             Ok(Some(state))
         })
         .await?;
-    Ok(Some(before))
+    Ok(Some(withdrawn))
 }
 
-/// What the live table has and the generation beside it lacks.
+/// The events that bring the standby generation up to the live one, and their numbers.
 #[derive(Debug)]
 pub struct ReembedPlan {
-    /// Images that are there in the live table.
+    /// Number of images of the live table.
     pub live_images: u64,
-    /// Of them, those whose version the other generation has.
+    /// Number of those whose version the standby generation has.
     pub up_to_date_images: u64,
-    /// Of them, those that came inline: nobody can fetch them again.
+    /// Number of the others whose bytes came in the event, so that they cannot be fetched again.
     pub inline_images: u64,
-    /// One of these.
+    /// Id of one of these.
     pub inline_example: Option<String>,
-    /// Images to be embedded again.
+    /// Number of images to embed again.
     pub images_to_reembed: u64,
-    /// Deletes that the other generation does not know.
+    /// Number of deletes that the standby generation lacks.
     pub deletes_to_send: u64,
-    /// Images that the other generation alone has.
+    /// Number of images that only the standby generation has.
     pub standby_only_images: u64,
-    /// One of them.
+    /// Id of one of these.
     pub standby_only_example: Option<String>,
+    /// One [`ReembedEvent`] per line, JSON.
     event_lines: BufReader<File>,
 }
 
-/// An event of [`Missing`], with the version that it keeps.
+/// An event of a [`ReembedPlan`], with the version that it keeps.
 #[derive(Serialize, Deserialize)]
 struct ReembedEvent {
     event: ImageEvent,
@@ -149,26 +151,27 @@ struct ReembedEvent {
 }
 
 impl ReembedPlan {
-    /// Compares two generations, in the order of the ids, through files in `folder`.
+    /// Compares two generations; rows and events are stored in temporary files in `folder`.
     pub async fn compare(
         catalogue: &Store,
         live: &Generation,
         standby: &Generation,
         attributes: &AttributeTypes,
         folder: &Path,
-    ) -> Result<Self, ReindexError> {
+    ) -> Result<Self, BackfillError> {
         let live = read_current_rows(catalogue, live, folder).await?;
-        let beside = read_current_rows(catalogue, standby, folder).await?;
+        let standby = read_current_rows(catalogue, standby, folder).await?;
         let (attributes, folder) = (attributes.clone(), folder.to_owned());
         let compared = tokio::task::spawn_blocking(move || {
             let file = tempfile::tempfile_in(folder)?;
-            Self::compare_sorted(live, beside, &attributes, file)
+            Self::compare_sorted(live, standby, &attributes, file)
         });
-        let compared = compared.await.map_err(|panic| ReindexError::Panicked(panic.to_string()))?;
-        compared.map_err(ReindexError::TempFolder)
+        let compared =
+            compared.await.map_err(|panic| BackfillError::Panicked(panic.to_string()))?;
+        compared.map_err(BackfillError::TempFolder)
     }
 
-    /// The events are written to `file`.
+    /// Compares rows that are sorted by image, and writes the events to `file`.
     fn compare_sorted(
         live: impl Iterator<Item = io::Result<InventoryEntry>>,
         standby: impl Iterator<Item = io::Result<InventoryEntry>>,
@@ -189,16 +192,16 @@ impl ReembedPlan {
         };
         for pair in merge_join_by_image(live, standby) {
             let to_send = match pair? {
-                (Some(wanted), known) => plan.plan_entry(wanted, known.as_ref()),
-                (None, Some(known)) if !known.version.deleted => {
+                (Some(live), standby) => plan.plan_entry(live, standby.as_ref()),
+                (None, Some(standby)) if !standby.version.deleted => {
                     plan.standby_only_images += 1;
-                    plan.standby_only_example.get_or_insert(known.image_id);
+                    plan.standby_only_example.get_or_insert(standby.image_id);
                     None
                 }
                 (None, _) => None,
             };
-            if let Some(told) = to_send {
-                serde_json::to_writer(&mut events, &to_reembed_event(told, attributes))?;
+            if let Some(entry) = to_send {
+                serde_json::to_writer(&mut events, &to_reembed_event(entry, attributes))?;
                 events.write_all(b"\n")?;
             }
         }
@@ -207,40 +210,41 @@ impl ReembedPlan {
         Ok(plan)
     }
 
-    /// What is to be told of an image of the live table, of which the other one has `known`.
+    /// Counts a row of the live table, and returns it if it must be sent. `standby` is the row of the same
+    /// image in the standby generation.
     fn plan_entry(
         &mut self,
-        wanted: InventoryEntry,
-        known: Option<&InventoryEntry>,
+        live: InventoryEntry,
+        standby: Option<&InventoryEntry>,
     ) -> Option<InventoryEntry> {
-        let deleted = wanted.version.deleted;
+        let deleted = live.version.deleted;
         self.live_images += u64::from(!deleted);
-        if known.is_some_and(|known| version_key(known) >= version_key(&wanted)) {
+        if standby.is_some_and(|standby| version_key(standby) >= version_key(&live)) {
             self.up_to_date_images += u64::from(!deleted);
             return None;
         }
         if deleted {
             self.deletes_to_send += 1;
-        } else if wanted.uri.is_some() {
+        } else if live.uri.is_some() {
             self.images_to_reembed += 1;
         } else {
             self.inline_images += 1;
-            self.inline_example.get_or_insert(wanted.image_id);
+            self.inline_example.get_or_insert(live.image_id);
             return None;
         }
-        Some(wanted)
+        Some(live)
     }
 
-    /// Sends them for `generation`, at most `rate` a second. Returns how many were sent: fewer than
-    /// all where `token` was cancelled.
+    /// Sends the events to the workers of `generation`, at most `rate` per second. Returns how many were sent,
+    /// which is fewer than all if `cancel` was cancelled. Calls `on_event` with that number after each batch.
     pub async fn publish(
         self,
         publisher: &Publisher,
         generation: &str,
         rate: u32,
-        token: &CancellationToken,
+        cancel: &CancellationToken,
         mut on_event: impl FnMut(u64),
-    ) -> Result<u64, ReindexError> {
+    ) -> Result<u64, BackfillError> {
         let mut tick = interval(Duration::from_secs(1) / TICKS_PER_SECOND);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut lines = self.event_lines.lines();
@@ -248,9 +252,9 @@ impl ReembedPlan {
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
-                () = token.cancelled() => break,
+                () = cancel.cancelled() => break,
             }
-            // Tenths that are too small for an event add up.
+            // Rates below one event per batch add up until an event is due.
             due += rate;
             let now = due / TICKS_PER_SECOND;
             due %= TICKS_PER_SECOND;
@@ -259,20 +263,20 @@ impl ReembedPlan {
             }
             let mut batch = Vec::new();
             for line in lines.by_ref().take(now as usize) {
-                let line = line.map_err(ReindexError::TempFolder)?;
-                let wanted: ReembedEvent = serde_json::from_str(&line)
-                    .map_err(|e| ReindexError::TempFolder(io::Error::from(e)))?;
-                batch.push(wanted);
+                let line = line.map_err(BackfillError::TempFolder)?;
+                let event: ReembedEvent = serde_json::from_str(&line)
+                    .map_err(|e| BackfillError::TempFolder(io::Error::from(e)))?;
+                batch.push(event);
             }
             if batch.is_empty() {
                 break;
             }
-            let sends = batch.iter().map(|wanted| async move {
+            let sends = batch.iter().map(|reembed_event| async move {
                 let headers = [
                     (reembed::GENERATION_HEADER, generation),
-                    (reembed::SEQUENCE_HEADER, wanted.sequence.as_str()),
+                    (reembed::SEQUENCE_HEADER, reembed_event.sequence.as_str()),
                 ];
-                publisher.send_with_headers(&wanted.event, &headers).await
+                publisher.send_with_headers(&reembed_event.event, &headers).await
             });
             try_join_all(sends).await?;
             sent += batch.len() as u64;
@@ -303,30 +307,30 @@ mod tests {
     use crate::backfill::generation_gap::tests::entry;
     use crate::record::SequenceKey;
 
-    /// Whether it was deleted and forgotten, or put aside by the live generation's workers, nobody knows.
+    /// The live generation has removed their tombstones, or its workers dead-lettered them: both are possible.
     #[test]
     fn images_only_in_the_standby_are_counted_and_not_sent() {
         let live = [entry("a", 1, false, 1), entry("c", 2, true, 1)].map(Ok).into_iter();
-        let beside = [entry("a", 1, false, 1), entry("b", 7, false, 1), entry("e", 1, true, 1)];
-        let beside = beside.map(Ok).into_iter();
+        let standby = [entry("a", 1, false, 1), entry("b", 7, false, 1), entry("e", 1, true, 1)];
+        let standby = standby.map(Ok).into_iter();
         let file = tempfile::tempfile().unwrap();
-        let found =
-            ReembedPlan::compare_sorted(live, beside, &AttributeTypes::new(), file).unwrap();
+        let plan =
+            ReembedPlan::compare_sorted(live, standby, &AttributeTypes::new(), file).unwrap();
         assert_eq!(
             (
-                found.live_images,
-                found.up_to_date_images,
-                found.deletes_to_send,
-                found.standby_only_images
+                plan.live_images,
+                plan.up_to_date_images,
+                plan.deletes_to_send,
+                plan.standby_only_images
             ),
             (1, 1, 1, 1)
         );
-        assert_eq!(found.standby_only_example.as_deref(), Some("b"));
-        let told = found.event_lines.lines().map(|line| {
-            let told: ReembedEvent = serde_json::from_str(&line.unwrap()).unwrap();
-            (told.event.image_id, told.event.operation, told.sequence)
+        assert_eq!(plan.standby_only_example.as_deref(), Some("b"));
+        let events = plan.event_lines.lines().map(|line| {
+            let ReembedEvent { event, sequence } = serde_json::from_str(&line.unwrap()).unwrap();
+            (event.image_id, event.operation, sequence)
         });
         let sequence = SequenceKey::from_number(2).as_str().to_owned();
-        assert_eq!(told.collect::<Vec<_>>(), [("c".to_owned(), Operation::Delete, sequence)]);
+        assert_eq!(events.collect::<Vec<_>>(), [("c".to_owned(), Operation::Delete, sequence)]);
     }
 }

@@ -1,9 +1,11 @@
-//! The candidate: what may be served next, beside what is, for a share of the queries.
+//! Sets and withdraws the candidate: the configuration that may become live, and answers a share of the
+//! queries before that.
 
 use chrono::Utc;
 use tracing::info;
 
-use crate::backfill::ReindexError;
+use super::error::RolloutError;
+use super::newest_state::load_newest_state;
 use crate::balance::normalise::{Normaliser, ScaleConstants};
 use crate::balance::statistics::StatisticsKey;
 use crate::catalogue::{
@@ -13,40 +15,42 @@ use crate::store::Store;
 use crate::table::{BackfillSource, Generation};
 use crate::telemetry::event;
 
-/// What a candidate is to be; what is left out is as the candidate of that name has it, or as it is served.
+/// What a candidate should be. Settings that are `None` are taken from the present candidate of the same
+/// name or, if there is none, from the live configuration.
 #[derive(Debug, Clone, Default)]
 pub struct CandidateSpec {
-    /// Name, for people and for requests.
+    /// Name of the configuration.
     pub name: String,
-    /// Whether it reads the generation beside the live one, another model's.
+    /// Whether it searches the standby generation instead of the live one.
     pub standby: bool,
-    /// Key, name or name@version of a prompt set of that generation.
+    /// Key, name or name@version of a prompt set of its generation.
     pub prompt_set: Option<String>,
-    /// Which formula.
+    /// Normaliser of the scores.
     pub normaliser: Option<Normaliser>,
-    /// Weight of the balanced score.
+    /// Weight of the balanced score, 0 to 1.
     pub weight: Option<f32>,
     /// λ of `nnn`.
     pub lambda: Option<f32>,
-    /// Share of the queries that it answers.
+    /// Share of the queries that it answers, 0 to 1.
     pub traffic_share: f32,
-    /// Share of the queries that it answers in the shadow.
+    /// Share of the live configuration's queries that it computes too, without showing the result, 0 to 1.
     pub shadow_share: f32,
-    /// Only queries whose filter asks for this attribute's value belong to the share, `name=value`.
+    /// `name=value`: only queries whose filter requires this value of the attribute belong to the traffic
+    /// share.
     pub traffic_filter: Option<String>,
-    /// Fingerprint of the evaluation that speaks for it.
+    /// Fingerprint of the evaluation report that supports it.
     pub evaluation_fingerprint: Option<String>,
 }
 
-/// Sets the candidate, in the place of an earlier one. Its scale constants are taken from the live
-/// images and frozen. One of the same name that answers as before keeps them, its thresholds and its
-/// evaluation: only who gets it changes.
+/// Sets the candidate; replaces an earlier one. Its scale constants are computed from all images of its
+/// generation and frozen. If the earlier candidate has the same name and settings, its scale constants,
+/// thresholds and evaluation are kept: only its shares change.
 pub async fn set_candidate(
     catalogue: &Store,
     spec: &CandidateSpec,
-    by: &str,
-) -> Result<CatalogueState, ReindexError> {
-    let refused = |why: String| ReindexError::Refused(why);
+    actor: &str,
+) -> Result<CatalogueState, RolloutError> {
+    let refused = |reason: String| RolloutError::Refused(reason);
     let states = StateStore::new(catalogue);
     let newest = load_newest_state(&states, catalogue).await?;
     if ["", "live", "candidate", "raw"].contains(&spec.name.as_str())
@@ -57,48 +61,50 @@ pub async fn set_candidate(
             spec.name
         )));
     }
-    let before = newest.candidate.as_ref().filter(|candidate| candidate.name == spec.name);
-    let is_beside = newest
+    let previous = newest.candidate.as_ref().filter(|candidate| candidate.name == spec.name);
+    let was_on_standby = newest
         .standby
         .as_ref()
-        .zip(before)
-        .is_some_and(|(beside, before)| beside.generation.id == before.generation);
-    let generation = match (&newest.standby, spec.standby || is_beside) {
+        .zip(previous)
+        .is_some_and(|(standby, previous)| standby.generation.id == previous.generation);
+    let generation = match (&newest.standby, spec.standby || was_on_standby) {
         (_, false) => newest.live.clone(),
-        (Some(beside), true) => beside.generation.clone(),
-        (None, true) => return Err(refused(
-            "--beside: no generation stands beside the live one; `bsap reindex model` sets one up"
-                .into(),
-        )),
+        (Some(standby), true) => standby.generation.clone(),
+        (None, true) => {
+            return Err(refused(
+                "--standby: there is no standby generation; `bsap reindex model` sets one up"
+                    .into(),
+            ));
+        }
     };
     let sets = newest.prompt_sets_of_generation(&generation.id).unwrap_or_default();
     let reindex = reindex_command(&newest, &generation.id);
-    let before = before.filter(|before| before.generation == generation.id);
-    // Another model's sets have keys of their own: what is served is looked for by its name.
-    let served = newest.find_prompt_set(newest.serving.prompt_set.as_str());
-    let served = served.map(|set| format!("{}@{}", set.name, set.version));
-    let served = before.map(|before| before.serving.prompt_set.as_str().to_owned()).or(served);
-    let name = spec.prompt_set.clone().or(served).unwrap_or_default();
+    let previous = previous.filter(|previous| previous.generation == generation.id);
+    // Keys differ between models, so the live configuration's set is looked up by name and version.
+    let live_set = newest.find_prompt_set(newest.serving.prompt_set.as_str());
+    let live_set = live_set.map(|set| format!("{}@{}", set.name, set.version));
+    let previous_set = previous.map(|previous| previous.serving.prompt_set.as_str().to_owned());
+    let name = spec.prompt_set.clone().or(previous_set).or(live_set).unwrap_or_default();
     let set = PromptSetRecord::find(sets, &name).map(|set| set.key.clone()).ok_or_else(|| {
-        let known: Vec<&str> = sets.iter().map(|set| set.key.as_str()).collect();
+        let stored_keys: Vec<&str> = sets.iter().map(|set| set.key.as_str()).collect();
         refused(format!(
             "--prompt-set: {name:?} is not stored in generation {}; stored are {}; {reindex} adds one",
             generation.id,
-            known.join(", ")
+            stored_keys.join(", ")
         ))
     })?;
-    let base = before.map_or(&newest.serving, |before| &before.serving);
+    let base = previous.map_or(&newest.serving, |previous| &previous.serving);
     let normaliser = spec.normaliser.unwrap_or(base.normaliser);
     let weight = spec.weight.unwrap_or(base.weight);
     let lambda = spec.lambda.unwrap_or(base.lambda);
-    let is_same_serving = |known: &ServingConfig| {
-        known.prompt_set == set
-            && known.normaliser == normaliser
-            && (known.weight, known.lambda) == (weight, lambda)
+    let has_same_settings = |serving: &ServingConfig| {
+        serving.prompt_set == set
+            && serving.normaliser == normaliser
+            && (serving.weight, serving.lambda) == (weight, lambda)
     };
-    let unchanged = before.filter(|before| is_same_serving(&before.serving));
+    let unchanged = previous.filter(|previous| has_same_settings(&previous.serving));
     let serving = match unchanged {
-        Some(kept) => kept.serving.clone(),
+        Some(unchanged) => unchanged.serving.clone(),
         None => ServingConfig {
             scale: Some(freeze_scale(catalogue, &generation, &set, normaliser, &reindex).await?),
             prompt_set: set,
@@ -108,15 +114,15 @@ pub async fn set_candidate(
             calibration: None,
         },
     };
-    let evaluation = spec
+    let evaluation_fingerprint = spec
         .evaluation_fingerprint
         .clone()
-        .or(unchanged.and_then(|kept| kept.evaluation_fingerprint.clone()));
+        .or(unchanged.and_then(|unchanged| unchanged.evaluation_fingerprint.clone()));
     let state = states
-        .update(by, |mut state| {
+        .update(actor, |mut state| {
             let sets = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
             if !sets.iter().any(|set| set.key == serving.prompt_set) {
-                return Err(refused(format!("{} was retired meanwhile", serving.prompt_set)));
+                return Err(refused(format!("{} was retired in the meantime", serving.prompt_set)));
             }
             state.candidate = Some(RolloutCandidate {
                 name: spec.name.clone(),
@@ -126,7 +132,7 @@ pub async fn set_candidate(
                 shadow_share: spec.shadow_share,
                 traffic_filter: spec.traffic_filter.clone(),
                 since: Utc::now(),
-                evaluation_fingerprint: evaluation.clone(),
+                evaluation_fingerprint: evaluation_fingerprint.clone(),
             });
             state.change = StateChange::Candidate { name: spec.name.clone() };
             Ok(Some(state))
@@ -137,60 +143,59 @@ pub async fn set_candidate(
         change = "set",
         name = spec.name,
         revision = state.revision,
-        actor = by,
+        actor,
         "a candidate was set"
     );
     Ok(state)
 }
 
-/// Scale constants of a normaliser over the live images of `generation`, as they are now.
+/// Computes the scale constants of a normaliser from the present images of `generation`.
 async fn freeze_scale(
     catalogue: &Store,
     generation: &Generation,
     set: &StatisticsKey,
     normaliser: Normaliser,
-    reindex: &str,
-) -> Result<ScaleConstants, ReindexError> {
+    reindex_command: &str,
+) -> Result<ScaleConstants, RolloutError> {
     if !matches!(normaliser, Normaliser::Zscore | Normaliser::Range) {
         return Ok(ScaleConstants::default());
     }
-    let survey =
-        BackfillSource::open(catalogue, generation).await?.read_live_statistics(set).await?;
-    if survey.live_images == 0 || survey.statistics.len() < survey.live_images {
-        return Err(ReindexError::Refused(format!(
-            "{} of {} live images have the statistics of {set}; run {reindex} first, so that the scale is taken from all of them",
-            survey.statistics.len(),
-            survey.live_images
+    let live = BackfillSource::open(catalogue, generation).await?.read_live_statistics(set).await?;
+    if live.live_images == 0 || live.statistics.len() < live.live_images {
+        return Err(RolloutError::Refused(format!(
+            "{} of {} live images have the statistics of {set}; run {reindex_command} first, so that the scale is taken from all of them",
+            live.statistics.len(),
+            live.live_images
         )));
     }
-    Ok(ScaleConstants::from_catalogue(normaliser, survey.statistics.into_iter()))
+    Ok(ScaleConstants::from_catalogue(normaliser, live.statistics.into_iter()))
 }
 
-/// The command that brings a prompt set and its statistics to `generation`.
-pub(crate) fn reindex_command(state: &CatalogueState, generation: &str) -> String {
+/// Returns the command that adds a prompt set and its statistics to `generation`.
+pub fn reindex_command(state: &CatalogueState, generation: &str) -> String {
     match &state.standby {
-        Some(beside) if beside.generation.id == generation => format!(
+        Some(standby) if standby.generation.id == generation => format!(
             "`bsap reindex statistics` with model.checkpoint = {:?} (BSAP_MODEL__CHECKPOINT)",
-            beside.checkpoint
+            standby.checkpoint
         ),
         _ => "`bsap reindex statistics`".into(),
     }
 }
 
-/// Withdraws the candidate.
+/// Removes the candidate from the state; refused if there is none.
 pub async fn withdraw_candidate(
     catalogue: &Store,
-    by: &str,
-) -> Result<CatalogueState, ReindexError> {
+    actor: &str,
+) -> Result<CatalogueState, RolloutError> {
     let states = StateStore::new(catalogue);
     let mut name = String::new();
     if let Some(candidate) = load_newest_state(&states, catalogue).await?.candidate {
         name = candidate.name;
     }
     let state = states
-        .update(by, |mut state| {
+        .update(actor, |mut state| {
             let Some(candidate) = state.candidate.take() else {
-                return Err(ReindexError::Refused("there is no candidate".into()));
+                return Err(RolloutError::Refused("there is no candidate".into()));
             };
             state.change = StateChange::Candidate { name: candidate.name };
             Ok(Some(state))
@@ -201,17 +206,8 @@ pub async fn withdraw_candidate(
         change = "withdrawn",
         name,
         revision = state.revision,
-        actor = by,
+        actor,
         "the candidate was withdrawn"
     );
     Ok(state)
-}
-
-/// The state as it is; none is the error of a catalogue that is not there.
-pub(crate) async fn load_newest_state(
-    states: &StateStore,
-    catalogue: &Store,
-) -> Result<CatalogueState, ReindexError> {
-    let missing = || crate::table::TableError::NotFound { location: catalogue.url().to_string() };
-    Ok(states.read_newest().await?.ok_or_else(missing)?)
 }

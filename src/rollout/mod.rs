@@ -1,6 +1,10 @@
-//! TODO-ROOM
+//! Changes what a catalogue serves, one recorded revision per change: sets a candidate, promotes it after
+//! checks, or rolls back to what was live before. The change is a write to the catalogue's state; query
+//! workers follow it and report when they serve it.
 
 pub(crate) mod candidate;
+mod error;
+mod newest_state;
 pub(crate) mod promotion;
 pub(crate) mod rollback;
 
@@ -10,6 +14,7 @@ mod model_switch_tests;
 mod tests;
 
 pub use candidate::{CandidateSpec, set_candidate, withdraw_candidate};
+pub use error::RolloutError;
 pub use promotion::{
     PromotionCheck, PromotionRules, ReplicaReadiness, check_promotion, list_revisions, promote,
     wait_for_replicas,

@@ -1,4 +1,4 @@
-//! Two models: a candidate in a generation of its own, its promotion, and the way back.
+//! A candidate of another model in the standby generation: its promotion, and the roll back.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::tests::roll_back;
 use super::*;
-use crate::backfill::*;
+use crate::backfill::{
+    GenerationGap, StatisticsBackfill, add_prompt_set, set_up_standby, withdraw_standby,
+};
 use crate::balance::normalise::Normaliser;
 use crate::catalogue::{ServingConfig, StandbyGeneration, StateChange, StateStore};
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
@@ -45,7 +47,7 @@ fn embedded_prompt_set(model: &HashEncoders) -> EmbeddedPromptSet {
     set.embed(model, 3).unwrap()
 }
 
-/// The stored row of an image: its embedding is the model's own.
+/// The row of an image in the table of `model`: its embedding has the dimension of that model.
 fn stored_row(model: &HashEncoders, id: u64) -> ImageRow {
     let mut row =
         sample_row(&format!("i{id}"), 1, Some(clip_like_embedding(id, model.card.dimension)));
@@ -70,7 +72,8 @@ async fn append_images(store: &Store, model: &HashEncoders, from: u64, to: u64) 
         .unwrap();
 }
 
-/// A catalogue filled by `old`, with a generation of `new` beside it that has images up to `to`.
+/// A catalogue with a live generation of `old` that has all images, and a standby of `new` that has the images
+/// before `to`.
 async fn catalogue_with_standby(old: &HashEncoders, new: &HashEncoders, to: u64) -> Store {
     let store = Store::in_memory();
     let set = embedded_prompt_set(old).to_record();
@@ -80,36 +83,37 @@ async fn catalogue_with_standby(old: &HashEncoders, new: &HashEncoders, to: u64)
         .await
         .unwrap();
     append_images(&store, old, 0, IMAGE_COUNT).await;
-    let beside = StandbyGeneration {
+    let standby = StandbyGeneration {
         generation: generation(new),
         checkpoint: "new checkpoint".into(),
-        prompt_sets: vec![self::embedded_prompt_set(new).to_record()],
+        prompt_sets: vec![embedded_prompt_set(new).to_record()],
         since: DateTime::from_timestamp(1, 0).unwrap(),
     };
-    set_up_standby(&store, &beside, &[], 5, "test").await.unwrap();
+    set_up_standby(&store, &standby, &[], 5, "test").await.unwrap();
     append_images(&store, new, 0, to).await;
     store
 }
 
-/// A query worker that was given `models`, the first of which fills the live generation.
+/// Starts a query worker with `models`, the first of which fills the live generation.
 async fn start_query_worker(
     store: &Store,
     models: &[Arc<HashEncoders>],
-    token: &CancellationToken,
+    cancel: &CancellationToken,
 ) -> Arc<Engines> {
     let state = StateStore::new(store).read_newest().await.unwrap().unwrap();
-    let served =
+    let serving =
         ServingSnapshot::from_state(&state, vec![Arc::new(embedded_prompt_set(&models[0]))]);
     let options = SearchOptions { poll_ms: 20, ..SearchOptions::default() };
-    let engines = Arc::new(Engines::new(Arc::new(Engine::new(models[0].clone(), served, options))));
-    let reader = CatalogueFollower {
+    let engines =
+        Arc::new(Engines::new(Arc::new(Engine::new(models[0].clone(), serving, options))));
+    let follower = CatalogueFollower {
         catalogue: store.clone(),
         engines: engines.clone(),
         models: models.iter().map(|model| model.clone() as _).collect(),
         state,
         poll_interval: POLL_INTERVAL,
     };
-    tokio::spawn(reader.run(token.clone()));
+    tokio::spawn(follower.run(cancel.clone()));
     while !engines.live().snapshots().is_ready() {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
@@ -118,15 +122,15 @@ async fn start_query_worker(
 
 async fn run_search(engines: &Arc<Engines>, query: Query) -> Result<SearchResults, QueryError> {
     let engines = engines.clone();
-    let asked = move || engines.search(&query, &CancellationToken::new());
-    tokio::task::spawn_blocking(asked).await.unwrap()
+    let search = move || engines.search(&query, &CancellationToken::new());
+    tokio::task::spawn_blocking(search).await.unwrap()
 }
 
-/// Everything of an answer comes from one model, the one of the generation that it names.
+/// Asserts that prompt set, hits and scores of `results` come from the model of the generation they name.
 fn assert_answered_by_one_model(text: &str, results: &SearchResults, models: &[Arc<HashEncoders>]) {
-    let is_its =
+    let fills_generation =
         |model: &&Arc<HashEncoders>| generation(model).id == results.serving_snapshot.generation_id;
-    let model = models.iter().find(is_its).unwrap();
+    let model = models.iter().find(fills_generation).unwrap();
     assert_eq!(
         (results.prompt_set.statistics_key.clone(), results.hits.len()),
         (embedded_prompt_set(model).statistics_key, 20)
@@ -140,35 +144,34 @@ fn assert_answered_by_one_model(text: &str, results: &SearchResults, models: &[A
     }
 }
 
-fn candidate_spec(share: f32, shadow: f32) -> CandidateSpec {
+fn candidate_spec(traffic_share: f32, shadow_share: f32) -> CandidateSpec {
     CandidateSpec {
         name: "large".into(),
         standby: true,
-        traffic_share: share,
-        shadow_share: shadow,
+        traffic_share,
+        shadow_share,
         ..CandidateSpec::default()
     }
 }
 
-fn promotion_rules(allow_missing: u64) -> PromotionRules<'static> {
-    let folder = Path::new("/tmp");
+fn promotion_rules(max_missing: u64) -> PromotionRules<'static> {
     PromotionRules {
         propagation_delay: Duration::ZERO,
         grace_period: Duration::ZERO,
-        max_missing: allow_missing,
-        temp_folder: folder,
+        max_missing,
+        temp_folder: Path::new("/tmp"),
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn models_are_switched_under_queries_and_back() {
+async fn models_are_switched_and_back_while_queries_run() {
     let models = [fake_model("ab12", 16), fake_model("cd34", 24)];
     let (old, new) = (&models[0], &models[1]);
     let store = catalogue_with_standby(old, new, IMAGE_COUNT - 1).await;
-    let token = CancellationToken::new();
-    let engines = start_query_worker(&store, &models, &token).await;
+    let cancel = CancellationToken::new();
+    let engines = start_query_worker(&store, &models, &cancel).await;
     let stop = Arc::new(AtomicBool::new(false));
-    let asking = {
+    let search_task = {
         let (engines, models, stop) = (engines.clone(), models.clone(), stop.clone());
         tokio::spawn(async move {
             let mut answers = BTreeMap::<(String, String), u64>::new();
@@ -185,39 +188,40 @@ async fn models_are_switched_under_queries_and_back() {
                 };
                 let results = run_search(&engines, query).await.expect("no query fails");
                 assert_answered_by_one_model(&text, &results, &models);
-                let by = (results.serving_snapshot.generation_id.clone(), results.configuration);
-                *answers.entry(by).or_default() += 1;
+                let answered_by =
+                    (results.serving_snapshot.generation_id.clone(), results.configuration);
+                *answers.entry(answered_by).or_default() += 1;
             }
             answers
         })
     };
 
-    // What the new generation lacks is told, and may be allowed; then nothing is lacking.
+    // A missing image blocks the promotion unless it is allowed; after it was ingested nothing is missing.
     let state = set_candidate(&store, &candidate_spec(0.5, 1.0), "test").await.unwrap();
-    let found = check_promotion(&store, &promotion_rules(0), Utc::now()).await.unwrap();
-    assert!(found.blockers[0].contains("lacks 1 of 30 live images"), "{:?}", found.blockers);
-    assert!(found.blockers[0].contains("for example i29"), "{:?}", found.blockers);
+    let check = check_promotion(&store, &promotion_rules(0), Utc::now()).await.unwrap();
+    assert!(check.blockers[0].contains("lacks 1 of 30 live images"), "{:?}", check.blockers);
+    assert!(check.blockers[0].contains("for example i29"), "{:?}", check.blockers);
     assert_eq!(
         check_promotion(&store, &promotion_rules(1), Utc::now()).await.unwrap().blockers,
         Vec::<String>::new()
     );
     append_images(&store, new, IMAGE_COUNT - 1, IMAGE_COUNT).await;
-    let found = check_promotion(&store, &promotion_rules(0), Utc::now()).await.unwrap();
-    assert_eq!((found.blockers, found.coverage_gap.unwrap().missing), (vec![], 0));
+    let check = check_promotion(&store, &promotion_rules(0), Utc::now()).await.unwrap();
+    assert_eq!((check.blockers, check.coverage_gap.unwrap().missing), (vec![], 0));
     assert_eq!(
-        (found.live_generation.id, found.candidate_generation.id),
+        (check.live_generation.id, check.candidate_generation.id),
         (generation(old).id, generation(new).id)
     );
 
-    let standing = wait_for_replicas(&store, state.revision, TEST_TIMEOUT, &token).await.unwrap();
-    assert_eq!((standing.ready.len(), standing.not_ready.len()), (1, 0));
-    let asks = |configuration: Option<&str>| Query {
+    let readiness = wait_for_replicas(&store, state.revision, TEST_TIMEOUT, &cancel).await.unwrap();
+    assert_eq!((readiness.ready.len(), readiness.not_ready.len()), (1, 0));
+    let query = |configuration: Option<&str>| Query {
         input: "query 1".into(),
         k: Some(20),
         configuration: configuration.map(Into::into),
         ..Query::default()
     };
-    let by_name = run_search(&engines, asks(Some("candidate"))).await.unwrap();
+    let by_name = run_search(&engines, query(Some("candidate"))).await.unwrap();
     assert_eq!(
         (by_name.configuration.as_str(), &by_name.serving_snapshot.generation_id),
         ("large", &generation(new).id)
@@ -225,47 +229,56 @@ async fn models_are_switched_under_queries_and_back() {
     let vector = Query {
         input: QueryInput::Vector(vec![1.0; 16]),
         traffic_key: Some("user 1".into()),
-        ..asks(None)
+        ..query(None)
     };
     assert_eq!(
         run_search(&engines, vector).await.unwrap().configuration,
         "initial",
-        "it is the live model's"
+        "a vector is of the live model"
     );
-    let counted = || engines.live().traffic_counts();
-    while counted().shadow_queries == 0 || counted().candidate < 5 {
+    let counts = || engines.live().traffic_counts();
+    while counts().shadow_queries == 0 || counts().candidate < 5 {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
-    let first = run_search(&engines, Query { k: Some(5), ..asks(None) }).await.unwrap();
+    let first_page = run_search(&engines, Query { k: Some(5), ..query(None) }).await.unwrap();
 
     let live = promote(&store, state.revision, "old checkpoint", "test").await.unwrap();
     assert_eq!((&live.live, &live.candidate), (&generation(new), &None));
-    let kept = live.standby.as_ref().unwrap();
-    assert_eq!((&kept.generation, kept.checkpoint.as_str()), (&generation(old), "old checkpoint"));
-    wait_for_replicas(&store, live.revision, TEST_TIMEOUT, &token).await.unwrap();
-    let results = run_search(&engines, asks(None)).await.unwrap();
+    let standby = live.standby.as_ref().unwrap();
+    assert_eq!(
+        (&standby.generation, standby.checkpoint.as_str()),
+        (&generation(old), "old checkpoint")
+    );
+    wait_for_replicas(&store, live.revision, TEST_TIMEOUT, &cancel).await.unwrap();
+    let results = run_search(&engines, query(None)).await.unwrap();
     assert_eq!(
         (results.configuration.as_str(), &results.serving_snapshot.generation_id),
         ("large", &generation(new).id)
     );
-    // A page that was turned before is turned further where it began.
-    let next = Query { k: Some(5), cursor: first.next_cursor, ..asks(None) };
-    let next = run_search(&engines, next).await.unwrap();
-    assert_eq!((&next.serving_snapshot.generation_id, next.hits[0].rank), (&generation(old).id, 6));
+    // The next page of an earlier search comes from the generation of its first page.
+    let next_page = Query { k: Some(5), cursor: first_page.next_cursor, ..query(None) };
+    let next_page = run_search(&engines, next_page).await.unwrap();
+    assert_eq!(
+        (&next_page.serving_snapshot.generation_id, next_page.hits[0].rank),
+        (&generation(old).id, 6)
+    );
 
     let back = roll_back(&store, "test").await.unwrap();
     assert_eq!((&back.live, back.configuration_name.as_str()), (&generation(old), "initial"));
-    let kept = back.standby.as_ref().unwrap();
-    assert_eq!((&kept.generation, kept.checkpoint.as_str()), (&generation(new), "new checkpoint"));
-    wait_for_replicas(&store, back.revision, TEST_TIMEOUT, &token).await.unwrap();
-    let results = run_search(&engines, asks(None)).await.unwrap();
+    let standby = back.standby.as_ref().unwrap();
+    assert_eq!(
+        (&standby.generation, standby.checkpoint.as_str()),
+        (&generation(new), "new checkpoint")
+    );
+    wait_for_replicas(&store, back.revision, TEST_TIMEOUT, &cancel).await.unwrap();
+    let results = run_search(&engines, query(None)).await.unwrap();
     assert_eq!(
         (results.configuration.as_str(), &results.serving_snapshot.generation_id),
         ("initial", &generation(old).id)
     );
 
-    // Without the generation there is nothing to go back to, and none in memory.
-    promote_large(&store, &token).await;
+    // If the standby is withdrawn, there is no roll back to it, and query workers drop it from memory.
+    promote_large(&store, &cancel).await;
     withdraw_standby(&store, "test").await.unwrap();
     let error = roll_back(&store, "test").await.unwrap_err().to_string();
     assert!(error.contains("no longer filled") && error.contains("bsap reindex model"), "{error}");
@@ -273,64 +286,66 @@ async fn models_are_switched_under_queries_and_back() {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     stop.store(true, Atomic::SeqCst);
-    let answers = asking.await.unwrap();
+    let answers = search_task.await.unwrap();
     let names: Vec<_> = answers.keys().map(|(id, name)| (id.as_str(), name.as_str())).collect();
     assert_eq!(names, [(&*generation(old).id, "initial"), (&*generation(new).id, "large")]);
-    token.cancel();
+    cancel.cancel();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_image_that_the_candidate_lacks_yet_is_answered_from_what_is_live() {
+async fn queries_by_an_image_that_only_the_live_generation_has_are_answered_by_it() {
     let models = [fake_model("ab12", 16), fake_model("cd34", 24)];
     let store = catalogue_with_standby(&models[0], &models[1], IMAGE_COUNT - 1).await;
-    let token = CancellationToken::new();
-    let engines = start_query_worker(&store, &models, &token).await;
+    let cancel = CancellationToken::new();
+    let engines = start_query_worker(&store, &models, &cancel).await;
     let state = set_candidate(&store, &candidate_spec(1.0, 0.0), "test").await.unwrap();
-    wait_for_replicas(&store, state.revision, TEST_TIMEOUT, &token).await.unwrap();
-    let like = |id: &str, configuration: Option<&str>| Query {
+    wait_for_replicas(&store, state.revision, TEST_TIMEOUT, &cancel).await.unwrap();
+    let similar_to = |id: &str, configuration: Option<&str>| Query {
         input: QueryInput::ImageId(id.into()),
         traffic_key: Some("user".into()),
         configuration: configuration.map(Into::into),
         ..Query::default()
     };
-    let by = async |query| run_search(&engines, query).await.map(|found| found.configuration);
-    assert_eq!(by(like("i28", None)).await.unwrap(), "large");
-    assert_eq!(by(like("i29", None)).await.unwrap(), "initial");
+    let answering_configuration =
+        async |query| run_search(&engines, query).await.map(|results| results.configuration);
+    assert_eq!(answering_configuration(similar_to("i28", None)).await.unwrap(), "large");
+    assert_eq!(answering_configuration(similar_to("i29", None)).await.unwrap(), "initial");
     for (id, configuration) in [("i29", Some("large")), ("i30", None)] {
-        let error = by(like(id, configuration)).await.unwrap_err();
+        let error = answering_configuration(similar_to(id, configuration)).await.unwrap_err();
         assert!(matches!(error, QueryError::ImageNotFound(_)), "{error}");
     }
     assert!(engines.find_image("i29").is_some() && engines.find_image("i30").is_none());
-    token.cancel();
+    cancel.cancel();
 }
 
-async fn promote_large(store: &Store, token: &CancellationToken) {
+async fn promote_large(store: &Store, cancel: &CancellationToken) {
     let state = set_candidate(store, &candidate_spec(0.0, 0.0), "test").await.unwrap();
-    wait_for_replicas(store, state.revision, TEST_TIMEOUT, token).await.unwrap();
+    wait_for_replicas(store, state.revision, TEST_TIMEOUT, cancel).await.unwrap();
     let live = promote(store, state.revision, "old checkpoint", "test").await.unwrap();
-    wait_for_replicas(store, live.revision, TEST_TIMEOUT, token).await.unwrap();
+    wait_for_replicas(store, live.revision, TEST_TIMEOUT, cancel).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_worker_without_the_candidate_model_reports_it_and_keeps_answering() {
     let (old, new) = (fake_model("ab12", 16), fake_model("cd34", 24));
     let store = catalogue_with_standby(&old, &new, IMAGE_COUNT).await;
-    let token = CancellationToken::new();
-    let engines = start_query_worker(&store, &[old], &token).await;
+    let cancel = CancellationToken::new();
+    let engines = start_query_worker(&store, &[old], &cancel).await;
     let state = set_candidate(&store, &candidate_spec(1.0, 0.0), "test").await.unwrap();
-    let standing = loop {
-        let found = wait_for_replicas(&store, state.revision, POLL_INTERVAL, &token).await.unwrap();
-        if found.not_ready.first().is_some_and(|report| report.problem.is_some()) {
-            break found;
+    let readiness = loop {
+        let readiness =
+            wait_for_replicas(&store, state.revision, POLL_INTERVAL, &cancel).await.unwrap();
+        if readiness.not_ready.first().is_some_and(|report| report.problem.is_some()) {
+            break readiness;
         }
     };
-    assert!(standing.ready.is_empty());
-    let problem = standing.not_ready[0].problem.as_deref().unwrap();
+    assert!(readiness.ready.is_empty());
+    let problem = readiness.not_ready[0].problem.as_deref().unwrap();
     assert!(problem.contains("search.standby_checkpoint"), "{problem}");
     let query =
         Query { input: "query".into(), traffic_key: Some("user".into()), ..Query::default() };
     assert_eq!(run_search(&engines, query).await.unwrap().configuration, "initial");
-    token.cancel();
+    cancel.cancel();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -339,20 +354,20 @@ async fn a_rollback_to_another_model_reports_missing_images() {
     let store = catalogue_with_standby(&old, &new, IMAGE_COUNT).await;
     let state = set_candidate(&store, &candidate_spec(0.0, 0.0), "test").await.unwrap();
     promote(&store, state.revision, "old checkpoint", "test").await.unwrap();
-    // The old model's workers are stopped; the new one's go on.
+    // The workers of the old model are stopped, those of the new one continue.
     append_images(&store, &new, IMAGE_COUNT, IMAGE_COUNT + 2).await;
-    let way = RollbackPlan::load(&store).await.unwrap();
-    assert_eq!(way.target_generation(), &generation(&old));
-    let gap = way
+    let plan = RollbackPlan::load(&store).await.unwrap();
+    assert_eq!(plan.target_generation(), &generation(&old));
+    let gap = plan
         .compare_generations(&store, Path::new("/tmp"), Duration::ZERO, Utc::now())
         .await
         .unwrap();
     let example = Some(format!("i{IMAGE_COUNT}"));
-    let wanted =
+    let expected =
         GenerationGap { live: IMAGE_COUNT + 2, missing: 2, example, ..GenerationGap::default() };
-    assert_eq!(gap, Some(wanted));
-    // And one may go all the same.
-    let back = way.execute(&store, "test").await.unwrap();
+    assert_eq!(gap, Some(expected));
+    // The roll back is possible nevertheless.
+    let back = plan.execute(&store, "test").await.unwrap();
     assert_eq!(back.live, generation(&old));
 }
 
@@ -362,29 +377,30 @@ async fn the_standby_generation_has_its_own_prompt_sets() {
     let store = catalogue_with_standby(&old, &new, IMAGE_COUNT).await;
     let other = PromptSet::new("other", (0..6).map(|i| format!("other {i}")).collect());
     let other = other.embed(&*new, 3).unwrap();
-    let wanted = CandidateSpec { prompt_set: Some("other".into()), ..candidate_spec(0.0, 0.0) };
-    let error = set_candidate(&store, &wanted, "test").await.unwrap_err().to_string();
+    let spec = CandidateSpec { prompt_set: Some("other".into()), ..candidate_spec(0.0, 0.0) };
+    let error = set_candidate(&store, &spec, "test").await.unwrap_err().to_string();
     assert!(error.contains("model.checkpoint = \"new checkpoint\""), "{error}");
 
-    // One key may be known for both, each time for itself.
+    // The same key can be added to both generations; each has its own list.
     for model in [&new, &old] {
-        let known = generation(model);
-        let state = add_prompt_set(&store, &known, &other, "test").await.unwrap();
-        let again = add_prompt_set(&store, &known, &other, "test").await.unwrap();
-        assert_eq!(state.revision, again.revision, "twice is once");
-        let is_there = |of: &HashEncoders| {
-            let sets = state.prompt_sets_of_generation(&generation(of).id).unwrap();
+        let added_to = generation(model);
+        let state = add_prompt_set(&store, &added_to, &other, "test").await.unwrap();
+        let repeated = add_prompt_set(&store, &added_to, &other, "test").await.unwrap();
+        assert_eq!(state.revision, repeated.revision, "adding it twice changes nothing");
+        let has_set = |model: &HashEncoders| {
+            let sets = state.prompt_sets_of_generation(&generation(model).id).unwrap();
             sets.iter().any(|set| set.key == other.statistics_key)
         };
-        assert_eq!((is_there(&new), is_there(&old)), (true, known == generation(&old)));
-        let beside = (known == generation(&new)).then(|| known.id.clone());
+        assert_eq!((has_set(&new), has_set(&old)), (true, added_to == generation(&old)));
+        let standby_id = (added_to == generation(&new)).then(|| added_to.id.clone());
         let keys = vec![other.statistics_key.to_string()];
-        assert_eq!(state.change, StateChange::PromptSets { keys, generation: beside });
+        assert_eq!(state.change, StateChange::PromptSets { keys, generation: standby_id });
     }
     let third = generation(&fake_model("ef56", 16));
-    assert!(add_prompt_set(&store, &third, &other, "test").await.is_err(), "it is neither");
+    let result = add_prompt_set(&store, &third, &other, "test").await;
+    assert!(result.is_err(), "a generation that is neither live nor the standby");
 
-    let job = StatisticsBackfill {
+    let backfill = StatisticsBackfill {
         catalogue: store.clone(),
         generation: generation(&new),
         prompt_set: Arc::new(other),
@@ -392,9 +408,9 @@ async fn the_standby_generation_has_its_own_prompt_sets() {
         max_concurrent_files: 1,
         propagation_delay: Duration::ZERO,
     };
-    let done = job.run(&|_, _| {}, &CancellationToken::new()).await.unwrap();
-    assert!(done.complete && done.measured_rows == IMAGE_COUNT as usize, "{done:?}");
-    set_candidate(&store, &wanted, "test").await.unwrap();
-    let found = check_promotion(&store, &promotion_rules(0), Utc::now()).await.unwrap();
-    assert_eq!(found.blockers, Vec::<String>::new());
+    let result = backfill.run(&|_, _| {}, &CancellationToken::new()).await.unwrap();
+    assert!(result.complete && result.measured_rows == IMAGE_COUNT as usize, "{result:?}");
+    set_candidate(&store, &spec, "test").await.unwrap();
+    let check = check_promotion(&store, &promotion_rules(0), Utc::now()).await.unwrap();
+    assert_eq!(check.blockers, Vec::<String>::new());
 }

@@ -1,4 +1,4 @@
-//! Promotion: every change of what is served is deliberate and recorded.
+//! Checks and promotes the candidate, waits for the query workers, and lists the revisions.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,8 +8,10 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::candidate::{load_newest_state, reindex_command};
-use crate::backfill::{GenerationGap, ReindexError};
+use super::candidate::reindex_command;
+use super::error::RolloutError;
+use super::newest_state::load_newest_state;
+use crate::backfill::GenerationGap;
 use crate::balance::normalise::Normaliser;
 use crate::catalogue::{
     CatalogueState, ReplicaReport, ReplicaReports, RolloutCandidate, ServingConfig, StateChange,
@@ -19,78 +21,84 @@ use crate::store::Store;
 use crate::table::{BackfillSource, Generation};
 use crate::telemetry::event;
 
-/// How often a promotion looks whether the query workers are ready.
+/// How often the reports of the query workers are read while [`wait_for_replicas`] waits.
 const READINESS_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What stands against promoting the candidate, and what will change.
+/// Whether the candidate can be promoted, and what a promotion would change.
 #[derive(Debug, Clone, Serialize)]
 pub struct PromotionCheck {
-    /// The revision that was looked at.
+    /// The revision that was checked.
     pub revision: u64,
-    /// The candidate.
+    /// The candidate of that revision.
     pub candidate: RolloutCandidate,
-    /// What is served now.
+    /// The live configuration.
     pub live: ServingConfig,
-    /// Name of that configuration.
+    /// Name of the live configuration.
     pub live_configuration_name: String,
-    /// The generation that is served now.
+    /// The live generation.
     pub live_generation: Generation,
-    /// The generation that the candidate reads.
+    /// The generation that the candidate searches.
     pub candidate_generation: Generation,
-    /// How that generation covers the live images; none where it is the live one.
+    /// How the candidate's generation differs from the live one; `None` if they are the same.
     pub coverage_gap: Option<GenerationGap>,
-    /// What forbids it, each with what to do.
+    /// Why the candidate must not be promoted, each with what to do.
     pub blockers: Vec<String>,
-    /// What should give pause.
+    /// What to consider before a promotion.
     pub warnings: Vec<String>,
 }
 
-/// How a promotion is examined.
+/// Limits of [`check_promotion`].
 #[derive(Debug, Clone)]
 pub struct PromotionRules<'a> {
-    /// How long after a change workers may still write rows without it.
+    /// How long after a prompt set was added workers may still write rows without its statistics.
     pub propagation_delay: Duration,
-    /// How long after the live generation took something in another may still lack it.
+    /// How long after the live generation got a row the candidate's generation may lack it.
     pub grace_period: Duration,
-    /// Live images that another generation may lack.
+    /// Maximum number of images in which the candidate's generation may differ from the live one.
     pub max_missing: u64,
-    /// Where files are sorted.
+    /// Folder of temporary files for the comparison of generations.
     pub temp_folder: &'a Path,
 }
 
-/// Looks at the candidate: coverage of the live images and of its statistics, scale, age, evaluation.
+/// Checks whether the candidate can be promoted: its generation has the live images, its statistics are
+/// complete, its scale is frozen, an evaluation supports it, and it has answered queries. Fails if there is
+/// no candidate.
 pub async fn check_promotion(
     catalogue: &Store,
     rules: &PromotionRules<'_>,
     now: DateTime<Utc>,
-) -> Result<PromotionCheck, ReindexError> {
+) -> Result<PromotionCheck, RolloutError> {
     let state = load_newest_state(&StateStore::new(catalogue), catalogue).await?;
-    let none =
-        || ReindexError::Refused("there is no candidate; `bsap candidate set` names one".into());
-    let candidate = state.candidate.clone().ok_or_else(none)?;
-    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
-    let Some(to) = state.find_generation(&candidate.generation).cloned() else {
-        return Err(ReindexError::Refused(format!(
-            "the candidate reads generation {}, which is neither the live one nor beside it; set the candidate again",
+    let no_candidate =
+        || RolloutError::Refused("there is no candidate; `bsap candidate set` sets one".into());
+    let candidate = state.candidate.clone().ok_or_else(no_candidate)?;
+    let (mut blockers, mut warnings) = (Vec::new(), Vec::new());
+    let Some(candidate_generation) = state.find_generation(&candidate.generation).cloned() else {
+        return Err(RolloutError::Refused(format!(
+            "the candidate reads generation {}, which is neither live nor the standby; set the candidate again",
             candidate.generation
         )));
     };
-    let gap = if to.id == state.live.id {
+    let coverage_gap = if candidate_generation.id == state.live.id {
         None
     } else {
         let cutoff = now - TimeDelta::from_std(rules.grace_period).unwrap_or(TimeDelta::MAX);
-        Some(GenerationGap::compare(catalogue, &state.live, &to, rules.temp_folder, cutoff).await?)
+        let folder = rules.temp_folder;
+        Some(
+            GenerationGap::compare(catalogue, &state.live, &candidate_generation, folder, cutoff)
+                .await?,
+        )
     };
-    if let Some(gap) = &gap {
-        let summary = gap.summary(&to.id);
-        // What it alone has would be found, deleted or not.
-        let differs = gap.out_of_date_count() + gap.extra;
-        if differs > rules.max_missing {
-            problems.push(format!(
-                "{summary}; are workers of {} running? `bsap reindex model` asks for what is missing, `bsap dead-letters` and `bsap status` say what failed or waits",
-                to.model_name
+    if let Some(gap) = &coverage_gap {
+        let summary = gap.summary(&candidate_generation.id);
+        // Extra images count too: searches would find them, although they may be deleted.
+        let difference_count = gap.out_of_date_count() + gap.extra;
+        if difference_count > rules.max_missing {
+            blockers.push(format!(
+                "{summary}; are workers of {} running? `bsap reindex model` requests what is missing, `bsap dead-letters` and `bsap status` show what failed or waits",
+                candidate_generation.model_name
             ));
-        } else if differs > 0 {
+        } else if difference_count > 0 {
             warnings.push(summary);
         }
         if gap.too_recent > 0 {
@@ -98,45 +106,48 @@ pub async fn check_promotion(
                 "{} images of the last {} s are still on their way to generation {}",
                 gap.too_recent,
                 rules.grace_period.as_secs(),
-                to.id
+                candidate_generation.id
             ));
         }
     }
     let propagation_delay = rules.propagation_delay;
     let key = &candidate.serving.prompt_set;
-    let sets = state.prompt_sets_of_generation(&to.id).unwrap_or_default();
-    let reindex = reindex_command(&state, &to.id);
+    let sets = state.prompt_sets_of_generation(&candidate_generation.id).unwrap_or_default();
+    let reindex = reindex_command(&state, &candidate_generation.id);
     match sets.iter().find(|set| set.key == *key) {
-        None => problems.push(format!("the prompt set {key} is not stored; {reindex} adds it")),
+        None => blockers.push(format!("the prompt set {key} is not stored; {reindex} adds it")),
         Some(set) => {
-            let coverage =
-                BackfillSource::open(catalogue, &to).await?.list_pending_files(key).await?.1;
+            let (_, coverage) = BackfillSource::open(catalogue, &candidate_generation)
+                .await?
+                .list_pending_files(key)
+                .await?;
             if !coverage.is_complete() {
-                problems.push(format!(
+                blockers.push(format!(
                     "{} of {} rows have the statistics of {key}; run {reindex}",
                     coverage.covered, coverage.rows
                 ));
             }
             if now - set.since < TimeDelta::from_std(propagation_delay).unwrap_or(TimeDelta::MAX) {
-                problems.push(format!(
-                    "{key} is known since {} only, workers may still write rows without it; try again in {} s",
+                blockers.push(format!(
+                    "{key} was added only at {}, workers may still write rows without its statistics; try again in {} s",
                     set.since.format("%H:%M:%S UTC"),
                     propagation_delay.as_secs() + 1
                 ));
             }
         }
     }
-    let scaled = matches!(candidate.serving.normaliser, Normaliser::Zscore | Normaliser::Range);
-    if scaled && candidate.serving.scale.is_none() {
-        problems.push("its scale constants are not frozen; set the candidate again".into());
+    let needs_scale =
+        matches!(candidate.serving.normaliser, Normaliser::Zscore | Normaliser::Range);
+    if needs_scale && candidate.serving.scale.is_none() {
+        blockers.push("its scale constants are not frozen; set the candidate again".into());
     }
     if candidate.evaluation_fingerprint.is_none() {
         warnings.push(
-            "no evaluation speaks for it; measure it on your own data (`bsap evaluate`) and name the report with --evaluation".into(),
+            "no evaluation supports it; evaluate it on your own data (`bsap evaluate`) and name the report with --evaluation".into(),
         );
     }
     if candidate.traffic_share == 0.0 && candidate.shadow_share == 0.0 {
-        warnings.push("it has answered no share of the queries yet, not even in the shadow".into());
+        warnings.push("it has neither a share of the traffic nor of shadow queries yet".into());
     }
     Ok(PromotionCheck {
         revision: state.revision,
@@ -144,37 +155,37 @@ pub async fn check_promotion(
         live: state.serving,
         live_configuration_name: state.configuration_name,
         live_generation: state.live,
-        candidate_generation: to,
-        coverage_gap: gap,
-        blockers: problems,
+        candidate_generation,
+        coverage_gap,
+        blockers,
         warnings,
     })
 }
 
-/// How far the query workers are.
+/// Which query workers serve a revision.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ReplicaReadiness {
     /// Query workers that serve the revision.
     pub ready: Vec<ReplicaReport>,
-    /// Those that do not yet.
+    /// Query workers that do not serve it yet.
     pub not_ready: Vec<ReplicaReport>,
-    /// Those that were not heard for too long, and are not waited for.
+    /// Query workers whose last report is too old, and for which nothing waits.
     pub unresponsive: Vec<ReplicaReport>,
 }
 
-/// Waits until every query worker that is there has taken up `revision`, at most `limit`.
+/// Waits until every responsive query worker serves `revision`, for at most `timeout`, and returns which do.
 pub async fn wait_for_replicas(
     catalogue: &Store,
     revision: u64,
-    limit: Duration,
-    token: &CancellationToken,
-) -> Result<ReplicaReadiness, ReindexError> {
-    let readers = ReplicaReports::new(catalogue);
-    let deadline = tokio::time::Instant::now() + limit;
+    timeout: Duration,
+    cancel: &CancellationToken,
+) -> Result<ReplicaReadiness, RolloutError> {
+    let reports = ReplicaReports::new(catalogue);
+    let deadline = tokio::time::Instant::now() + timeout;
     loop {
         let now = Utc::now();
         let mut readiness = ReplicaReadiness::default();
-        for report in readers.list(now).await? {
+        for report in reports.list(now).await? {
             if report.is_stale(now) {
                 readiness.unresponsive.push(report);
             } else if report.serves_revision(revision) {
@@ -183,42 +194,43 @@ pub async fn wait_for_replicas(
                 readiness.not_ready.push(report);
             }
         }
-        let over = tokio::time::Instant::now() >= deadline || token.is_cancelled();
-        if readiness.not_ready.is_empty() || over {
+        let is_over = tokio::time::Instant::now() >= deadline || cancel.is_cancelled();
+        if readiness.not_ready.is_empty() || is_over {
             return Ok(readiness);
         }
         tokio::select! {
             () = tokio::time::sleep(READINESS_POLL_INTERVAL) => {}
-            () = token.cancelled() => {}
+            () = cancel.cancelled() => {}
         }
     }
 }
 
-/// Makes the candidate of revision `revision` live, in one write; refused where the state has
-/// changed since. Where it reads the generation beside the live one, the two change places;
-/// `checkpoint` is that of the model that was live till now.
+/// Makes the candidate of revision `revision` live, in one write; refused if the state has changed since
+/// then. If the candidate searches the standby generation, that becomes live and the live one becomes the
+/// standby; `live_checkpoint` is the checkpoint of the model that was live until then.
 pub async fn promote(
     catalogue: &Store,
     revision: u64,
-    checkpoint: &str,
-    by: &str,
-) -> Result<CatalogueState, ReindexError> {
+    live_checkpoint: &str,
+    actor: &str,
+) -> Result<CatalogueState, RolloutError> {
     let state = StateStore::new(catalogue)
-        .update(by, |mut state| {
+        .update(actor, |mut state| {
             if state.revision != revision {
-                return Err(ReindexError::Refused(format!(
-                    "the state has changed meanwhile: revision {} by {}; look again",
+                return Err(RolloutError::Refused(format!(
+                    "the state has changed in the meantime: revision {} by {}; check again",
                     state.revision, state.actor
                 )));
             }
             let Some(candidate) = state.candidate.take() else {
-                return Err(ReindexError::Refused("there is no candidate".into()));
+                return Err(RolloutError::Refused("there is no candidate".into()));
             };
             if candidate.generation != state.live.id {
-                let beside = state.standby.as_ref().map(|beside| &beside.generation.id);
-                if beside != Some(&candidate.generation) || !state.swap_live_and_standby(checkpoint)
+                let standby_id = state.standby.as_ref().map(|standby| &standby.generation.id);
+                if standby_id != Some(&candidate.generation)
+                    || !state.swap_live_and_standby(live_checkpoint)
                 {
-                    return Err(ReindexError::Refused(format!(
+                    return Err(RolloutError::Refused(format!(
                         "generation {} is no longer filled; set the candidate again",
                         candidate.generation
                     )));
@@ -240,22 +252,22 @@ pub async fn promote(
         previous_revision = revision,
         revision = state.revision,
         generation = state.live.id,
-        actor = by,
+        actor,
         "the candidate is live"
     );
     Ok(state)
 }
 
-/// The newest revisions, the newest first, at most `limit`.
+/// Returns the newest revisions, at most `limit`, the newest first.
 pub async fn list_revisions(
     catalogue: &Store,
     limit: usize,
-) -> Result<Vec<CatalogueState>, ReindexError> {
+) -> Result<Vec<CatalogueState>, RolloutError> {
     let states = StateStore::new(catalogue);
     let newest = load_newest_state(&states, catalogue).await?;
-    let mut found = Vec::new();
+    let mut revisions = Vec::new();
     for revision in (1..=newest.revision).rev().take(limit) {
-        found.extend(states.read_revision(revision).await?);
+        revisions.extend(states.read_revision(revision).await?);
     }
-    Ok(found)
+    Ok(revisions)
 }

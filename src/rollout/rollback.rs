@@ -1,4 +1,5 @@
-//! The way back to what was live before: at once within a generation, with eyes open to another one.
+//! Rolls back to the configuration that was live before the last promotion. Within a generation that is
+//! immediate and loses nothing; a roll back to another generation first reports which images it lacks.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,68 +9,71 @@ use tracing::info;
 
 use super::candidate::load_newest_state;
 use crate::backfill::{GenerationGap, ReindexError};
-use crate::catalogue::{CatalogueState, StateChange, StateStore};
+use crate::catalogue::{CatalogueState, StateChange, StateStore, Generation};
+use super::error::RolloutError;
+use super::newest_state::load_newest_state;
 use crate::store::Store;
 use crate::table::Generation;
 use crate::telemetry::event;
 
-/// Where a roll back leads: to what was live before the last promotion. Rolling back again leads
-/// further back.
+/// A roll back to what was live before the last promotion. Another roll back after it goes further back.
 #[derive(Debug, Clone)]
 pub struct RollbackPlan {
-    /// The revision that was looked at.
+    /// The newest revision when the plan was made.
     base_revision: u64,
-    /// The generation that is live now.
+    /// The live generation of that revision.
     live: Generation,
-    /// The revision that was live before.
+    /// The revision whose configuration is restored.
     target: CatalogueState,
 }
 
 impl RollbackPlan {
-    /// Refused where nothing was promoted, or where the generation is filled no longer.
-    pub async fn load(catalogue: &Store) -> Result<Self, ReindexError> {
+    /// Finds the revision to restore; refused if nothing was promoted, or if its generation is no longer
+    /// filled.
+    pub async fn load(catalogue: &Store) -> Result<Self, RolloutError> {
         let states = StateStore::new(catalogue);
         let newest = load_newest_state(&states, catalogue).await?;
-        let before = find_previous_state(&states, &newest).await?;
-        ensure_generation_is_filled(&newest, &before.live)?;
-        Ok(Self { base_revision: newest.revision, live: newest.live, target: before })
+        let target = find_previous_state(&states, &newest).await?;
+        ensure_generation_is_filled(&newest, &target.live)?;
+        Ok(Self { base_revision: newest.revision, live: newest.live, target })
     }
 
-    /// The generation that it leads to.
+    /// Returns the generation that becomes live.
     pub fn target_generation(&self) -> &Generation {
         &self.target.live
     }
 
-    /// How that generation covers the images of the one that is live now, sorted in `folder`; none
-    /// where they are one. What was taken in within `grace` may still be on its way.
+    /// Compares the target generation with the live one, by means of temporary files in `temp_folder`; `None`
+    /// if they are the same. Differences of the last `grace_period` do not count.
     pub async fn compare_generations(
         &self,
         catalogue: &Store,
-        folder: &Path,
+        temp_folder: &Path,
         grace_period: Duration,
         now: DateTime<Utc>,
-    ) -> Result<Option<GenerationGap>, ReindexError> {
+    ) -> Result<Option<GenerationGap>, RolloutError> {
         if self.live.id == self.target_generation().id {
             return Ok(None);
         }
         let cutoff = now - TimeDelta::from_std(grace_period).unwrap_or(TimeDelta::MAX);
-        GenerationGap::compare(catalogue, &self.live, self.target_generation(), folder, cutoff)
-            .await
-            .map(Some)
+        let target = self.target_generation();
+        let gap =
+            GenerationGap::compare(catalogue, &self.live, target, temp_folder, cutoff).await?;
+        Ok(Some(gap))
     }
 
-    /// Goes it, in one write; refused where the state has changed since. A candidate is withdrawn.
+    /// Writes the roll back as a revision, which has no candidate; refused if the state has changed since the
+    /// plan was made.
     pub async fn execute(
         &self,
         catalogue: &Store,
-        by: &str,
-    ) -> Result<CatalogueState, ReindexError> {
-        let to = self.target.revision;
+        actor: &str,
+    ) -> Result<CatalogueState, RolloutError> {
         let state = StateStore::new(catalogue)
-            .update(by, |state| {
+            .update(actor, |state| {
                 if state.revision != self.base_revision {
-                    return Err(ReindexError::Refused(format!(
-                        "the state has changed meanwhile: revision {} by {}; look again",
+                    return Err(RolloutError::Refused(format!(
+                        "the state has changed in the meantime: revision {} by {}; check again",
                         state.revision, state.actor
                     )));
                 }
@@ -78,93 +82,98 @@ impl RollbackPlan {
             .await?;
         info!(
             event = event::ROLLBACK,
-            restored_revision = to,
+            restored_revision = self.target.revision,
             name = state.configuration_name,
             revision = state.revision,
             generation = state.live.id,
-            actor = by,
+            actor,
             "rolled back"
         );
         Ok(state)
     }
 }
 
-/// `state` with what was served at `before`.
+/// Returns `state` with the configuration of `target`.
 fn restore_serving(
     mut state: CatalogueState,
-    before: &CatalogueState,
-) -> Result<CatalogueState, ReindexError> {
-    let to = before.revision;
-    if state.live.id != before.live.id {
-        restore_generation(&mut state, before)?;
+    target: &CatalogueState,
+) -> Result<CatalogueState, RolloutError> {
+    let revision = target.revision;
+    if state.live.id != target.live.id {
+        restore_generation(&mut state, target)?;
     }
-    // A set that was retired since comes back: what rows lack of it is computed by the query
-    // workers until it is backfilled.
-    let key = &before.serving.prompt_set;
+    // A set that has been retired is added again. Until it is backfilled, query workers compute the
+    // statistics that rows lack.
+    let key = &target.serving.prompt_set;
     if !state.prompt_sets.iter().any(|set| set.key == *key) {
-        let found = before.prompt_sets.iter().find(|set| set.key == *key).cloned();
-        let mut set = found.ok_or_else(|| {
-            ReindexError::Refused(format!("revision {to} does not have its own set {key}"))
+        let stored_set = target.prompt_sets.iter().find(|set| set.key == *key).cloned();
+        let mut set = stored_set.ok_or_else(|| {
+            RolloutError::Refused(format!("revision {revision} does not have its own set {key}"))
         })?;
         set.since = Utc::now();
         state.prompt_sets.push(set);
     }
-    state.serving = before.serving.clone();
-    state.configuration_name.clone_from(&before.configuration_name);
+    state.serving = target.serving.clone();
+    state.configuration_name.clone_from(&target.configuration_name);
     state.candidate = None;
-    state.change = StateChange::RolledBack { restored_revision: to };
+    state.change = StateChange::RolledBack { restored_revision: revision };
     Ok(state)
 }
 
-/// Makes the generation of `before` live again, which was filled beside the one that took its place.
+/// Makes the generation of `target` live again, and the live one the standby.
 fn restore_generation(
     state: &mut CatalogueState,
-    before: &CatalogueState,
-) -> Result<(), ReindexError> {
-    ensure_generation_is_filled(state, &before.live)?;
-    let previous_standby =
-        before.standby.as_ref().filter(|beside| beside.generation.id == state.live.id);
+    target: &CatalogueState,
+) -> Result<(), RolloutError> {
+    ensure_generation_is_filled(state, &target.live)?;
+    // The generation that is live now was the standby then, so `target` has its checkpoint.
+    let standby_then =
+        target.standby.as_ref().filter(|standby| standby.generation.id == state.live.id);
     let checkpoint =
-        previous_standby.map_or(state.live.model_name.clone(), |left| left.checkpoint.clone());
+        standby_then.map_or(state.live.model_name.clone(), |standby| standby.checkpoint.clone());
     state.swap_live_and_standby(&checkpoint);
     Ok(())
 }
 
-/// Refuses a generation that is neither live nor beside the live one.
+/// Refuses a generation that is neither live nor the standby.
 fn ensure_generation_is_filled(
     state: &CatalogueState,
-    back: &Generation,
-) -> Result<(), ReindexError> {
-    if state.find_generation(&back.id).is_some() {
+    generation: &Generation,
+) -> Result<(), RolloutError> {
+    if state.find_generation(&generation.id).is_some() {
         return Ok(());
     }
-    Err(ReindexError::Refused(format!(
+    Err(RolloutError::Refused(format!(
         "generation {} ({}) is no longer filled; `bsap reindex model` fills it again",
-        back.id, back.model_name
+        generation.id, generation.model_name
     )))
 }
 
-/// The revision that was served before what is served at `state`.
+/// Returns the revision that was live before the promotion that led to what is live at `state`.
 async fn find_previous_state(
     states: &StateStore,
     state: &CatalogueState,
-) -> Result<CatalogueState, ReindexError> {
-    let nothing = || {
-        ReindexError::Refused("nothing was promoted yet: there is nothing to go back to".to_owned())
+) -> Result<CatalogueState, RolloutError> {
+    let nothing_promoted = || {
+        RolloutError::Refused("nothing was promoted yet: there is nothing to go back to".to_owned())
     };
     let missing = |revision: u64| {
-        ReindexError::Refused(format!("revision {revision} of the state is not there any more"))
+        RolloutError::Refused(format!("revision {revision} of the state no longer exists"))
     };
     let mut revision = state.revision;
     loop {
         let inspected = states.read_revision(revision).await?.ok_or_else(|| missing(revision))?;
         match inspected.change {
-            StateChange::Promoted { previous_revision: from, .. } => {
-                return states.read_revision(from).await?.ok_or_else(|| missing(from));
+            StateChange::Promoted { previous_revision, .. } => {
+                let previous = states.read_revision(previous_revision).await?;
+                return previous.ok_or_else(|| missing(previous_revision));
             }
-            // What was live then was live before: go on from there.
-            StateChange::RolledBack { restored_revision: to } => revision = to,
-            _ => revision = revision.checked_sub(1).filter(|r| *r > 0).ok_or_else(nothing)?,
+            // A roll back restored that revision: continue with what led to it.
+            StateChange::RolledBack { restored_revision } => revision = restored_revision,
+            _ => {
+                let earlier = revision.checked_sub(1).filter(|earlier| *earlier > 0);
+                revision = earlier.ok_or_else(nothing_promoted)?;
+            }
         }
     }
 }

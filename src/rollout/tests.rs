@@ -1,9 +1,13 @@
-//! The promises of candidates, promotions and roll backs.
+//! Candidates, promotions and roll backs within a generation.
+
+use std::path::Path;
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::backfill::*;
+use crate::backfill::retire_prompt_set;
 use crate::balance::normalise::{Normaliser, ScaleConstants};
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::catalogue::{
@@ -40,8 +44,9 @@ fn statistics(i: u64) -> ScoreStatistics {
     ScoreStatistics::from_scores(&[0.1 + 0.01 * i, 0.3 - 0.02 * i, 0.2], 100.0, 2).unwrap()
 }
 
-/// A catalogue with the sets `a` and `b`, ten images that carry `a`, and `b` where `whole`.
-async fn catalogue(whole: bool) -> Store {
+/// A catalogue with the sets `a` and `b` and ten images. All have the statistics of `a`, and those of `b` too
+/// if `complete`; else the first image lacks them.
+async fn catalogue(complete: bool) -> Store {
     let store = Store::in_memory();
     let (a, b) = (prompt_set_record("a"), prompt_set_record("b"));
     let serving = ServingConfig::new(a.key.clone(), Normaliser::Softmax, 0.25);
@@ -51,9 +56,9 @@ async fn catalogue(whole: bool) -> Store {
         .await
         .unwrap();
     let rows = (0..10u64).map(|i| {
-        let mut carried = vec![(a.key.clone(), statistics(i))];
-        if whole || i > 0 {
-            carried.push((b.key.clone(), statistics(i)));
+        let mut row_statistics = vec![(a.key.clone(), statistics(i))];
+        if complete || i > 0 {
+            row_statistics.push((b.key.clone(), statistics(i)));
         }
         let row = ImageRow {
             image_id: ImageId::new(format!("i{i}")).unwrap(),
@@ -68,18 +73,18 @@ async fn catalogue(whole: bool) -> Store {
                 height: 1,
                 attributes: [].into(),
                 embedding: Embedding::from_unit_vector(&[0.5; 4]),
-                statistics: carried.into_iter().collect(),
+                statistics: row_statistics.into_iter().collect(),
             }),
         };
         (i as i64, row)
     });
-    let one = PartitionBatch {
+    let batch = PartitionBatch {
         partition: TopicPartition { topic: "t".into(), number: 0 },
         expected_position: None,
         next_offset: 10,
         rows: rows.collect(),
     };
-    TableWriter::open(&store, &generation(), 5).await.unwrap().append(vec![one]).await.unwrap();
+    TableWriter::open(&store, &generation(), 5).await.unwrap().append(vec![batch]).await.unwrap();
     store
 }
 
@@ -95,18 +100,17 @@ fn candidate_spec(name: &str) -> CandidateSpec {
 }
 
 fn promotion_rules() -> PromotionRules<'static> {
-    let folder = Path::new("/tmp");
     PromotionRules {
         propagation_delay: Duration::from_secs(3),
         grace_period: Duration::from_secs(60),
         max_missing: 0,
-        temp_folder: folder,
+        temp_folder: Path::new("/tmp"),
     }
 }
 
-/// Back to what was live before, whatever that loses.
-pub(crate) async fn roll_back(store: &Store, by: &str) -> Result<CatalogueState, ReindexError> {
-    RollbackPlan::load(store).await?.execute(store, by).await
+/// Rolls back without a check of what that loses.
+pub(crate) async fn roll_back(store: &Store, actor: &str) -> Result<CatalogueState, RolloutError> {
+    RollbackPlan::load(store).await?.execute(store, actor).await
 }
 
 async fn promote_candidate(store: &Store, name: &str) -> u64 {
@@ -115,7 +119,7 @@ async fn promote_candidate(store: &Store, name: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn a_candidate_that_is_set_again_goes_on_answering_as_it_does() {
+async fn a_candidate_that_is_set_again_keeps_its_settings() {
     let store = catalogue(true).await;
     let first =
         set_candidate(&store, &candidate_spec("one"), "ann").await.unwrap().candidate.unwrap();
@@ -124,7 +128,7 @@ async fn a_candidate_that_is_set_again_goes_on_answering_as_it_does() {
     let again = set_candidate(&store, &share, "ann").await.unwrap().candidate.unwrap();
     assert_eq!((&again.serving, again.traffic_share), (&first.serving, 0.5));
     assert_eq!(again.evaluation_fingerprint.as_deref(), Some("report-1"));
-    // What answers otherwise is not what was evaluated; under another name it is as served.
+    // Other settings are not what was evaluated; a candidate of another name begins with the live ones.
     let heavier = CandidateSpec { weight: Some(0.75), ..share.clone() };
     let heavier = set_candidate(&store, &heavier, "ann").await.unwrap().candidate.unwrap();
     assert_eq!(heavier.serving.prompt_set, first.serving.prompt_set);
@@ -135,7 +139,7 @@ async fn a_candidate_that_is_set_again_goes_on_answering_as_it_does() {
 }
 
 #[tokio::test]
-async fn a_promotion_is_one_revision_and_a_roll_back_leads_to_what_was_before() {
+async fn a_promotion_is_one_revision_and_a_roll_back_restores_the_previous_one() {
     let store = catalogue(true).await;
     let states = StateStore::new(&store);
     let first = states.read_newest().await.unwrap().unwrap();
@@ -144,51 +148,51 @@ async fn a_promotion_is_one_revision_and_a_roll_back_leads_to_what_was_before() 
 
     promote_candidate(&store, "one").await;
     promote_candidate(&store, "two").await;
-    let two = states.read_newest().await.unwrap().unwrap();
-    assert_eq!((two.configuration_name.as_str(), two.candidate.as_ref()), ("two", None));
-    assert_eq!(two.serving.weight, 0.5);
+    let state = states.read_newest().await.unwrap().unwrap();
+    assert_eq!((state.configuration_name.as_str(), state.candidate.as_ref()), ("two", None));
+    assert_eq!(state.serving.weight, 0.5);
 
     // Within a generation nothing is lost.
-    let way = RollbackPlan::load(&store).await.unwrap();
-    let gap = way
+    let plan = RollbackPlan::load(&store).await.unwrap();
+    let gap = plan
         .compare_generations(&store, Path::new("/tmp"), Duration::ZERO, Utc::now())
         .await
         .unwrap();
-    assert_eq!((way.target_generation(), gap), (&generation(), None));
+    assert_eq!((plan.target_generation(), gap), (&generation(), None));
 
-    // Back to the one before, then to the one before that, and no further.
+    // Back to `one`, then to the first configuration, and no further.
     let back = roll_back(&store, "bob (test)").await.unwrap();
     assert_eq!(back.configuration_name, "one");
-    let error = way.execute(&store, "ann").await.unwrap_err().to_string();
-    assert!(error.contains("changed meanwhile") && error.contains("bob"), "{error}");
+    let error = plan.execute(&store, "ann").await.unwrap_err().to_string();
+    assert!(error.contains("changed in the meantime") && error.contains("bob"), "{error}");
     let back = roll_back(&store, "bob (test)").await.unwrap();
     assert_eq!(
         (back.configuration_name.as_str(), &back.serving),
         (first.configuration_name.as_str(), &first.serving)
     );
     assert!(roll_back(&store, "bob").await.is_err());
-    // And forward again.
+    // A promotion and its roll back after that.
     promote_candidate(&store, "three").await;
     assert_eq!(
         roll_back(&store, "bob").await.unwrap().configuration_name,
         first.configuration_name
     );
 
-    let told = list_revisions(&store, 100).await.unwrap();
-    assert!(told.windows(2).all(|pair| pair[0].revision == pair[1].revision + 1));
-    let change = told
+    let revisions = list_revisions(&store, 100).await.unwrap();
+    assert!(revisions.windows(2).all(|pair| pair[0].revision == pair[1].revision + 1));
+    let promotion = revisions
         .iter()
         .find(|s| matches!(&s.change, StateChange::Promoted { name, .. } if name == "two"));
-    let change = change.unwrap();
-    assert_eq!(change.actor, "ann (test)");
-    let StateChange::Promoted { evaluation_fingerprint: evaluation, .. } = &change.change else {
+    let promotion = promotion.unwrap();
+    assert_eq!(promotion.actor, "ann (test)");
+    let StateChange::Promoted { evaluation_fingerprint, .. } = &promotion.change else {
         unreachable!()
     };
-    assert_eq!(evaluation.as_deref(), Some("report-1"));
+    assert_eq!(evaluation_fingerprint.as_deref(), Some("report-1"));
 }
 
 #[tokio::test]
-async fn a_promotion_of_what_has_changed_meanwhile_is_refused() {
+async fn a_promotion_is_refused_if_the_state_has_changed() {
     let store = catalogue(true).await;
     let state = set_candidate(&store, &candidate_spec("one"), "ann").await.unwrap();
     set_candidate(&store, &candidate_spec("other"), "bob").await.unwrap();
@@ -203,20 +207,20 @@ async fn a_promotion_of_what_has_changed_meanwhile_is_refused() {
 }
 
 #[tokio::test]
-async fn a_candidate_that_is_not_complete_is_not_promoted() {
+async fn a_candidate_without_all_statistics_is_not_promoted() {
     let (store, rules) = (catalogue(false).await, promotion_rules());
-    assert!(check_promotion(&store, &rules, Utc::now()).await.is_err(), "there is none");
+    assert!(check_promotion(&store, &rules, Utc::now()).await.is_err(), "there is no candidate");
     set_candidate(&store, &candidate_spec("one"), "ann").await.unwrap();
-    let found = check_promotion(&store, &rules, Utc::now()).await.unwrap();
-    assert!(found.blockers.len() == 1 && found.blockers[0].contains("0 of 10"), "{found:?}");
-    let whole = catalogue(true).await;
-    set_candidate(&whole, &candidate_spec("one"), "ann").await.unwrap();
-    let found = check_promotion(&whole, &rules, Utc::now()).await.unwrap();
-    assert_eq!((found.blockers, found.warnings), (vec![], vec![]));
-    // A set that has just become known may still be missing in what workers are about to write.
-    let young = DateTime::from_timestamp(1_700_000_001, 0).unwrap();
-    let found = check_promotion(&whole, &rules, young).await.unwrap();
-    assert!(found.blockers[0].contains("try again"), "{found:?}");
+    let check = check_promotion(&store, &rules, Utc::now()).await.unwrap();
+    assert!(check.blockers.len() == 1 && check.blockers[0].contains("0 of 10"), "{check:?}");
+    let complete = catalogue(true).await;
+    set_candidate(&complete, &candidate_spec("one"), "ann").await.unwrap();
+    let check = check_promotion(&complete, &rules, Utc::now()).await.unwrap();
+    assert_eq!((check.blockers, check.warnings), (vec![], vec![]));
+    // Workers may still write rows without the statistics of a set that was added a second ago.
+    let soon_after = DateTime::from_timestamp(1_700_000_001, 0).unwrap();
+    let check = check_promotion(&complete, &rules, soon_after).await.unwrap();
+    assert!(check.blockers[0].contains("try again"), "{check:?}");
 }
 
 #[tokio::test]
@@ -243,12 +247,12 @@ async fn candidate_names_and_settings_are_validated() {
 }
 
 #[tokio::test]
-async fn a_set_in_use_is_not_retired() {
+async fn a_prompt_set_in_use_is_not_retired() {
     let store = catalogue(true).await;
     set_candidate(&store, &candidate_spec("one"), "ann").await.unwrap();
-    for (set, why) in [("a", "is served"), ("b", "candidate"), ("c", "not a stored")] {
+    for (set, reason) in [("a", "is served"), ("b", "candidate"), ("c", "not a stored")] {
         let error = retire_prompt_set(&store, set, 5, "ann").await.unwrap_err().to_string();
-        assert!(error.contains(why), "{error}");
+        assert!(error.contains(reason), "{error}");
     }
     withdraw_candidate(&store, "ann").await.unwrap();
     retire_prompt_set(&store, "b", 5, "ann").await.unwrap();
@@ -257,7 +261,7 @@ async fn a_set_in_use_is_not_retired() {
 }
 
 #[tokio::test]
-async fn rolling_back_brings_a_retired_set_back() {
+async fn a_roll_back_adds_a_retired_prompt_set_again() {
     let store = catalogue(true).await;
     promote_candidate(&store, "one").await;
     retire_prompt_set(&store, "a", 5, "ann").await.unwrap();
@@ -268,8 +272,8 @@ async fn rolling_back_brings_a_retired_set_back() {
 
 #[tokio::test]
 async fn promotion_waits_for_active_query_workers_and_not_for_stale_ones() {
-    let (store, token) = (Store::in_memory(), CancellationToken::new());
-    let readers = ReplicaReports::new(&store);
+    let (store, cancel) = (Store::in_memory(), CancellationToken::new());
+    let reports = ReplicaReports::new(&store);
     let report = |id: &str, revision: u64, age: i64| ReplicaReport {
         id: id.into(),
         host: "h".into(),
@@ -279,25 +283,25 @@ async fn promotion_waits_for_active_query_workers_and_not_for_stale_ones() {
         reported_at: Utc::now() - TimeDelta::seconds(age),
         problem: None,
     };
-    readers.write(&report("fast", 7, 0)).await.unwrap();
-    readers.write(&report("slow", 6, 0)).await.unwrap();
-    readers.write(&report("gone", 1, 300)).await.unwrap();
-    let wait = |limit| wait_for_replicas(&store, 7, limit, &token);
+    reports.write(&report("fast", 7, 0)).await.unwrap();
+    reports.write(&report("slow", 6, 0)).await.unwrap();
+    reports.write(&report("stopped", 1, 300)).await.unwrap();
+    let wait = |timeout| wait_for_replicas(&store, 7, timeout, &cancel);
     let names =
         |reports: &[ReplicaReport]| reports.iter().map(|r| r.id.clone()).collect::<Vec<_>>();
-    let found = wait(Duration::ZERO).await.unwrap();
-    assert_eq!(names(&found.not_ready), ["slow"]);
+    let readiness = wait(Duration::ZERO).await.unwrap();
+    assert_eq!(names(&readiness.not_ready), ["slow"]);
     assert_eq!(
-        (names(&found.ready), names(&found.unresponsive)),
-        (vec!["fast".into()], vec!["gone".into()])
+        (names(&readiness.ready), names(&readiness.unresponsive)),
+        (vec!["fast".into()], vec!["stopped".into()])
     );
     let later = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        readers.write(&report("slow", 7, 0)).await.unwrap();
+        reports.write(&report("slow", 7, 0)).await.unwrap();
     };
-    let (found, ()) = tokio::join!(wait(Duration::from_secs(60)), later);
-    let found = found.unwrap();
-    assert_eq!((names(&found.ready).len(), found.not_ready.len()), (2, 0));
-    readers.remove("slow").await;
+    let (readiness, ()) = tokio::join!(wait(Duration::from_secs(60)), later);
+    let readiness = readiness.unwrap();
+    assert_eq!((names(&readiness.ready).len(), readiness.not_ready.len()), (2, 0));
+    reports.remove("slow").await;
     assert_eq!(wait(Duration::ZERO).await.unwrap().ready.len(), 1);
 }

@@ -106,7 +106,7 @@ test('an example shows raw and balanced results side by side', async () => {
   assert.equal(raw, other);
   assert.ok(raw >= 10);
   assert.match(page.url(), /q=/);
-  assert.match(await page.locator(one('moves')).innerText(), /▲|▼/);
+  assert.match(await page.locator(one('movement-summary')).innerText(), /▲|▼/);
   await page.waitForFunction(
     (selector) => [...document.querySelectorAll(selector)].slice(0, 4).every((i) => i.complete && i.naturalWidth > 0),
     `${one('column-raw')} ${one('card')} img`,
@@ -198,10 +198,10 @@ test('a wrong image is marked, and the mark is stored', async () => {
   await has(page, 'toast', /Noted: .* is wrong for “a green umbrella”/);
   await page.locator(`${one('column-balanced')} [data-image-id="${id}"] ${one('card')}`).click();
   await page.waitForSelector(one('histogram'));
-  assert.equal(await page.getAttribute(one('say-wrong'), 'aria-pressed'), 'true');
+  assert.equal(await page.getAttribute(one('verdict-wrong'), 'aria-pressed'), 'true');
   await page.fill(one('note'), 'it is green after all');
-  await page.click(one('say-right'));
-  await page.waitForSelector(`${one('say-right')}[aria-pressed=true]`);
+  await page.click(one('verdict-right'));
+  await page.waitForSelector(`${one('verdict-right')}[aria-pressed=true]`);
   const said = stored(`${demo}/catalogue/feedback`).filter((one) => one.image_id === id);
   assert.deepEqual(said.map(({ text, verdict, note, configuration }) => [text, verdict, note, configuration]), [
     ['a green umbrella', 'wrong', undefined, 'initial'],
@@ -240,12 +240,12 @@ test('more like this looks for what is like a hit', async () => {
   await search(page, 'a yellow umbrella');
   const id = await idOf(cards(page, 'column-balanced').first());
   await page.click(`${one('column-balanced')} ${one('more-like')} >> nth=0`);
-  await has(page, 'column-balanced', /Most alike/);
+  await has(page, 'column-balanced', /Most similar/);
   assert.match(page.url(), new RegExp(`like=${id}`));
-  assert.ok(await page.locator(one('subject')).isVisible());
+  assert.ok(await page.locator(one('query-picture')).isVisible());
   assert.notEqual(await idOf(cards(page, 'column-balanced').first()), id);
   await page.screenshot({ path: `${shots}/like.png` });
-  await page.click(one('clear-subject'));
+  await page.click(one('clear-query-picture'));
   await has(page, 'empty', /Search the catalogue/);
 });
 
@@ -263,7 +263,7 @@ test('a picture that is dropped is searched by, and its link brings it back', as
   await drop('dragover');
   assert.ok(await page.locator(one('drop')).isVisible());
   await drop('drop');
-  await has(page, 'column-balanced', /Most alike/);
+  await has(page, 'column-balanced', /Most similar/);
   assert.equal(await idOf(cards(page, 'column-balanced').first()), id);
   assert.ok(await page.locator(one('drop')).isHidden());
   const { search: query, hash } = new URL(page.url());
@@ -289,7 +289,7 @@ test('a large picture is made small, and what is none is told', async () => {
   assert.ok(large.length > 1_000_000 && image.length < 150_000, `${image.length} of ${large.length}`);
   await page.waitForSelector(balanced);
   await page.setInputFiles(one('file'), { name: 'notes.txt', mimeType: 'text/plain', buffer: Buffer.from('no picture') });
-  await has(page, 'toast', /notes.txt is no picture/);
+  await has(page, 'toast', /notes.txt is not a picture/);
 });
 
 test('more adds the next page, also after its version is gone', async () => {
@@ -311,9 +311,9 @@ test('more adds the next page, also after its version is gone', async () => {
 test('the catalogue changes before one’s eyes, with rate and lag', async () => {
   const page = await open();
   await page.waitForSelector(one('feed-item'), { timeout: 20_000 });
-  await has(page, 'pace', /[1-9]\d* in the last/);
-  await has(page, 'pace', /\d to searchable|\d s to searchable/);
-  await has(page, 'pace', /\d waiting, 0 put aside/);
+  await has(page, 'feed-metrics', /[1-9]\d* in the last/);
+  await has(page, 'feed-metrics', /\d to searchable|\d s to searchable/);
+  await has(page, 'feed-metrics', /\d waiting, 0 dead-lettered/);
   await page.click(one('pause'));
   await page.waitForFunction((pause) => /Resume \([1-9]/.test(document.querySelector(pause).innerText), one('pause'), { timeout: 20_000 });
 });
@@ -372,9 +372,9 @@ test('a server that asks for a key gets one, once', async () => {
   const { address, key, server } = await keyed();
   try {
     const page = await open({}, '?q=a%20red%20mug', '401', address);
-    await page.waitForSelector(`${one('gate')}:visible`);
+    await page.waitForSelector(`${one('sign-in-dialog')}:visible`);
     await page.keyboard.press('Escape');
-    assert.ok(await page.locator(one('gate')).isVisible());
+    assert.ok(await page.locator(one('sign-in-dialog')).isVisible());
     await page.screenshot({ path: `${shots}/sign-in.png` });
     await page.fill(one('key'), 'bsap_nonsense');
     await page.click(one('sign-in'));
@@ -390,7 +390,7 @@ test('a server that asks for a key gets one, once', async () => {
     await page.reload();
     await page.waitForSelector(balanced);
     await page.click(one('sign-out'));
-    await page.waitForSelector(`${one('gate')}:visible`);
+    await page.waitForSelector(`${one('sign-in-dialog')}:visible`);
   } finally {
     server.kill('SIGTERM');
     await once(server, 'exit');
@@ -522,15 +522,15 @@ test('a candidate is tried beside what is live, and counted', async () => {
   await page.click(`label:has(${one('configuration-half')})`, { timeout: 20_000 });
   await has(page, 'column-balanced', /NNN, weight 0.50/);
   assert.match(page.url(), /configuration=half/);
-  await has(page, 'trial', /half against initial: queries answered [1-9]\d* to \d+/);
+  await has(page, 'candidate-traffic', /Queries answered: half [1-9]\d* .*, initial \d+/);
   await page.click(`label:has(${one('configuration-live')})`);
-  await has(page, 'trial', /queries answered [1-9]\d* to [1-9]\d*.* In the shadow of [1-9]\d*: \d+/);
+  await has(page, 'candidate-traffic', /Queries answered: half [1-9]\d* .*, initial [1-9]\d*\. Shadow queries: [1-9]\d*, with \d+/);
   await page.waitForTimeout(600); // until pictures have come to their places
   await page.screenshot({ path: `${shots}/candidate.png` });
   await page.click(`label:has(${one('configuration-half')})`);
   bsap('candidate', 'withdraw');
   await page.waitForSelector(one('configuration'), { state: 'hidden', timeout: 20_000 });
-  await has(page, 'toast', /half is no candidate any more/);
+  await has(page, 'toast', /half is no longer a candidate/);
   await has(page, 'column-balanced', /NNN, weight 0.25/);
 });
 

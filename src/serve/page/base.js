@@ -1,18 +1,19 @@
 'use strict';
-/* What everything else uses: nodes, words, requests, the page's memory. */
+/* Shared by all other files: the page's state, DOM nodes, formats, requests. */
 
 const app = {
-  state: null, answer: null, // the last answers of /v1/state and /v1/search, this one with what was `asked`
-  session: null, // the last answer of /v1/session
-  query: null, // what is asked, see query.js
-  soon: 0, running: null, // the timer before a search, and the AbortController of the one in progress
-  explained: null, // the question of the open panel, then with its answer
-  stale: false, refreshedAt: 0, // whether the catalogue has changed since the answer, and when that was asked for
+  state: null, // the last response of /v1/state
+  answer: null, // the results that are shown: the response of /v1/search, with its `query` (see snapshotQuery)
+  session: null, // the last response of /v1/session
+  query: null, // the query that the controls show, see query.js
+  searchTimer: 0, searchAbort: null, // the timer that starts a search, and the AbortController of the search in progress
+  explanation: null, // the request body of the open explanation; after the response, { query, ...response }
+  stale: false, refreshedAt: 0, // whether the catalogue has changed since `answer`, and when that was requested
   changedAt: '', // time of the newest known change
-  paused: false, held: [], // changes that the feed does not show yet
-  arrivals: [], delays: [], listeningSince: Date.now(), // times of changes, and seconds until they were searchable
-  marks: new Map(), // what was said of results, by query and image
-  retry: null, // { at, action, words } of an attempt to come
+  paused: false, pendingChanges: [], // changes that the feed does not show yet
+  recentChanges: [], lags: [], listeningSince: Date.now(), // counts of changes with their times, and seconds until changes were searchable
+  verdicts: new Map(), // feedback that was sent, by query and image
+  retry: null, // { at, action, countdown } of the next attempt
 };
 
 /* Nodes */
@@ -29,20 +30,21 @@ const svg = (name, properties, ...children) => buildNode(document.createElementN
 const $ = (id) => document.getElementById(id);
 const button = (text, test, onclick) => el('button', { type: 'button', class: 'quiet', 'data-test': test, onclick }, text);
 const icon = (name) => svg('svg', { 'aria-hidden': true }, svg('use', { href: `#icon-${name}` }));
-const iconButton = (name, words, test, onclick) =>
-  el('button', { type: 'button', class: 'icon', title: words, 'aria-label': words, 'data-test': test, onclick }, icon(name));
+const iconButton = (name, label, test, onclick) =>
+  el('button', { type: 'button', class: 'icon', title: label, 'aria-label': label, 'data-test': test, onclick }, icon(name));
 const timeNode = (time) => el('time', { datetime: time, title: new Date(time).toLocaleString() }, formatAge(time));
 
-function thumbnail(picture, ...over) {
+/** A picture, or a placeholder if there is none; `overlays` are drawn on it. */
+function thumbnail(picture, ...overlays) {
   const box = el('span', { class: 'thumb' });
   const missing = () => box.classList.add('missing');
   if (picture) box.append(el('img', { src: picture, alt: '', loading: 'lazy', decoding: 'async', onerror: missing }));
   else missing();
-  box.append(...over);
+  box.append(...overlays);
   return box;
 }
 
-/* Words and numbers */
+/* Formats */
 const formatScore = (value) => value.toFixed(3).replace('-', '−');
 const formatCount = (value) => value.toLocaleString('en-GB');
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
@@ -57,36 +59,37 @@ function formatAge(time) {
   return seconds < 2 ? 'now' : `${formatDuration(Math.floor(seconds)).replace('.0', '')} ago`;
 }
 
-/** Says something for a moment, to screen readers too. */
-function toast(words) {
-  $('toast').textContent = words;
+/** Shows a message for 4 s, and announces it to screen readers. */
+function toast(text) {
+  $('toast').textContent = text;
   $('toast').hidden = false;
   clearTimeout(toast.timer);
   toast.timer = setTimeout(() => { $('toast').hidden = true; }, 4000);
 }
 
-/** Works on pages without TLS too, where browsers lend no `navigator.clipboard`. */
+/** Copies without `navigator.clipboard`, which browsers do not provide to pages without TLS. */
 function copyText(text) {
-  const put = (event) => { event.preventDefault(); event.clipboardData.setData('text/plain', text); };
-  document.addEventListener('copy', put, { once: true });
+  const setData = (event) => { event.preventDefault(); event.clipboardData.setData('text/plain', text); };
+  document.addEventListener('copy', setData, { once: true });
   const copied = document.execCommand('copy');
-  document.removeEventListener('copy', put);
+  document.removeEventListener('copy', setData);
   return copied;
 }
 
-/** Words that a click explains, by keyboard and touch too. */
-const hintButton = (words, why, test) =>
-  el('button', { type: 'button', class: 'explained', popovertarget: 'why', 'data-test': test, onclick: () => { $('why').textContent = why; } }, words);
+/** A text with an explanation that a click opens; works by keyboard and touch too. */
+const hintButton = (text, explanation, test) =>
+  el('button', { type: 'button', class: 'explained', popovertarget: 'popover-text', 'data-test': test, onclick: () => { $('popover-text').textContent = explanation; } }, text);
 
 /* Requests */
+/** Sends a POST request if there is a `body`, else GET. Returns the response's JSON; throws problem details. */
 async function request(path, body, signal) {
-  const json = { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body), signal };
-  const otherwise = (problem) => (error) => { throw error.name === 'AbortError' ? error : problem; };
+  const post = { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body), signal };
+  const throwProblem = (problem) => (error) => { throw error.name === 'AbortError' ? error : problem; };
   const unreachable = { title: 'No connection', detail: 'the server cannot be reached', retry_after: 3 };
-  const response = await fetch(path, body && json).catch(otherwise(unreachable));
+  const response = await fetch(path, body && post).catch(throwProblem(unreachable));
   const unreadable = { title: 'Error', detail: `the server answered ${response.status} ${response.statusText}` };
-  const answer = response.status === 204 ? null : await response.json().catch(otherwise(unreadable));
+  const json = response.status === 204 ? null : await response.json().catch(throwProblem(unreadable));
   if (response.status === 401) askForKey();
-  if (!response.ok) throw { ...unreadable, status: response.status, ...answer };
-  return answer;
+  if (!response.ok) throw { ...unreadable, status: response.status, ...json };
+  return json;
 }

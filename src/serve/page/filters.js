@@ -1,6 +1,6 @@
-/* Filters: which images may be found, by the attributes that the server declares. */
+/* Filters by the attributes that the server declares. */
 
-/** Times that every image may have. */
+/** Times that can be filtered in every catalogue. */
 const TIME_ATTRIBUTES = [{ name: 'embedded_at', type: 'time', values: null }, { name: 'event_time', type: 'time', values: null }];
 const NUMBER_TYPES = ['integer', 'number'];
 const filterableAttributes = () => [...app.state.attributes, ...TIME_ATTRIBUTES];
@@ -19,20 +19,20 @@ function buildFilter(filters) {
   return conditions.length > 1 ? { and: conditions } : conditions[0] ?? null;
 }
 
-/** In an address: `f.colour=red&f.colour=blue&f.count.from=2&f.title.prefix=two`. */
+/** In the URL: `f.colour=red&f.colour=blue&f.count.from=2&f.title.prefix=two`. */
 function filtersToParameters(filters) {
   return Object.entries(filters).flatMap(([name, { in: values = [], ...rest }]) => [
     ...values.map((value) => [`f.${name}`, value]),
     ...Object.entries(rest).map(([bound, value]) => [`f.${name}.${bound}`, value]),
   ]);
 }
-function filtersFromParameters(asked) {
+function filtersFromParameters(parameters) {
   const filters = {};
   for (const { name } of filterableAttributes()) {
     const filter = {};
-    const values = asked.getAll(`f.${name}`);
+    const values = parameters.getAll(`f.${name}`);
     if (values.length) filter.in = values;
-    for (const bound of ['from', 'to', 'prefix']) if (asked.get(`f.${name}.${bound}`)) filter[bound] = asked.get(`f.${name}.${bound}`);
+    for (const bound of ['from', 'to', 'prefix']) if (parameters.get(`f.${name}.${bound}`)) filter[bound] = parameters.get(`f.${name}.${bound}`);
     if (Object.keys(filter).length) filters[name] = filter;
   }
   return filters;
@@ -45,7 +45,7 @@ function setFilter(name, difference) {
   changeQuery({ filters: Object.keys(filter).length ? { ...others, [name]: filter } : others });
 }
 
-/* One drawer an attribute; what it offers is read when it is opened. */
+/* One drawer per attribute; its choices are rendered when it is opened. */
 function renderFilterChoices() {
   const drawer = ({ name, type }) => {
     const summary = el('summary', { class: 'chip' }, name.replaceAll('_', ' '));
@@ -67,8 +67,8 @@ function openDrawer(drawer, name, body) {
 
 function valueChoices({ name, values }, filter) {
   const chosen = new Set(filter.in);
-  const gone = [...chosen].filter((value) => !values.some((one) => one.value === value)).map((value) => ({ value, images: 0 }));
-  return [...values, ...gone].map(({ value, images }) => {
+  const vanished = [...chosen].filter((value) => !values.some((one) => one.value === value)).map((value) => ({ value, images: 0 }));
+  return [...values, ...vanished].map(({ value, images }) => {
     const onchange = (event) => {
       chosen[event.target.checked ? 'add' : 'delete'](value);
       setFilter(name, { in: [...chosen] });
@@ -83,15 +83,15 @@ function prefixChoice(name, { prefix = '' }) {
 }
 function rangeChoices({ name, type }, filter) {
   const time = type === 'time';
-  const bound = (which, words) => {
+  const bound = (which, label) => {
     const onchange = ({ target: { value } }) => setFilter(name, { [which]: time && value ? new Date(value).toISOString() : value });
     const value = time && filter[which] ? toLocalInputValue(filter[which]) : filter[which] ?? '';
     const kind = time ? { type: 'datetime-local' } : { type: 'number', step: type === 'integer' ? 1 : 'any' };
-    return el('label', { class: 'bound' }, words, el('input', { ...kind, value, onchange, 'data-test': `filter-${which}` }));
+    return el('label', { class: 'bound' }, label, el('input', { ...kind, value, onchange, 'data-test': `filter-${which}` }));
   };
   return [bound('from', time ? 'not before' : 'at least'), bound('to', time ? 'not after' : 'at most')];
 }
-/** As `datetime-local` has it: without a zone, the user's. */
+/** A time in the format of `datetime-local`: without a zone, in the user's. */
 function toLocalInputValue(text) {
   const time = new Date(text);
   return Number.isNaN(time.getTime()) ? '' : new Date(time - time.getTimezoneOffset() * 60_000).toISOString().slice(0, 16);
@@ -107,13 +107,13 @@ function renderFilters() {
   $('clear-filters').hidden = !Object.keys(app.query.filters).length;
 }
 function describeFilter({ in: values = [], from, to, prefix }, type) {
-  const shown = (value) => (type === 'time' ? new Date(value).toLocaleString('en-GB', { dateStyle: 'short', timeStyle: 'short' }) : value);
+  const format = (value) => (type === 'time' ? new Date(value).toLocaleString('en-GB', { dateStyle: 'short', timeStyle: 'short' }) : value);
   const several = values.length > 2 ? `${values.slice(0, 2).join(', ')} +${values.length - 2}` : values.join(', ');
-  const range = from && to ? `${shown(from)} – ${shown(to)}` : from ? `≥ ${shown(from)}` : to ? `≤ ${shown(to)}` : '';
+  const range = from && to ? `${format(from)} – ${format(to)}` : from ? `≥ ${format(from)}` : to ? `≤ ${format(to)}` : '';
   return [several, range, prefix && `${prefix}…`].filter(Boolean).join(', ');
 }
 
-/** An open drawer closes as a menu does: by Escape, and by a click elsewhere. */
+/** Closes open drawers by Escape and by a click elsewhere. */
 function closeDrawers(event) {
   for (const drawer of $('filters').querySelectorAll('details[open]')) {
     if (event.type === 'keydown' ? event.key !== 'Escape' : drawer.contains(event.target)) continue;

@@ -1,10 +1,10 @@
-/* What comes in: changes as they are committed, their pace, and how long they took. */
+/* The feed of changes, with their rate and lag. */
 
-const [FEED_LENGTH, MAX_DELAYS, PULSE_BARS] = [30, 40, 24]; // PULSE_BARS: bars of PULSE_MS each
-const PULSE_MS = 2500;
+const [FEED_LENGTH, MAX_LAGS] = [30, 40];
+const [RATE_BARS, RATE_BAR_MS] = [24, 2500]; // the chart shows the changes of a minute
 
 function listenToChanges() {
-  if ($('gate').open) return void setTimeout(listenToChanges, 1000);
+  if ($('sign-in-dialog').open) return void setTimeout(listenToChanges, 1000);
   const events = new EventSource('/v1/events');
   events.addEventListener('open', () => renderLive(true));
   events.addEventListener('error', () => {
@@ -14,7 +14,7 @@ function listenToChanges() {
   events.addEventListener('change', (event) => onCatalogueChange(JSON.parse(event.data)));
   events.addEventListener('missed', ({ data }) => {
     app.stale = true;
-    recordArrivals(Number(data) || 0);
+    countRecentChanges(Number(data) || 0);
   });
 }
 
@@ -23,70 +23,70 @@ const renderLive = (connected) => {
   $('live').textContent = connected ? 'live' : 'offline';
 };
 function onCatalogueChange(change) {
-  recordArrivals(1);
-  if (change.event_time) app.delays = [(Date.parse(change.searchable_at) - Date.parse(change.event_time)) / 1000, ...app.delays].slice(0, MAX_DELAYS);
-  Object.assign(app, { stale: true, changedAt: change.searchable_at, held: [change, ...app.held].slice(0, FEED_LENGTH) });
+  countRecentChanges(1);
+  if (change.event_time) app.lags = [(Date.parse(change.searchable_at) - Date.parse(change.event_time)) / 1000, ...app.lags].slice(0, MAX_LAGS);
+  Object.assign(app, { stale: true, changedAt: change.searchable_at, pendingChanges: [change, ...app.pendingChanges].slice(0, FEED_LENGTH) });
   renderFeed();
   renderRefreshButton();
 }
 
-/* Pace */
-function recordArrivals(changes) {
+/* Rate and lag */
+function countRecentChanges(count) {
   const now = Date.now();
-  app.arrivals = [...app.arrivals.filter(({ at }) => now - at < PULSE_BARS * PULSE_MS), { at: now, changes }];
+  app.recentChanges = [...app.recentChanges.filter(({ at }) => now - at < RATE_BARS * RATE_BAR_MS), { at: now, count }];
 }
-/** What the workers tell of what waits and what was put aside, and why that is so. */
+/** The numbers of waiting and of dead-lettered messages, and an explanation. */
 function backlogSummary() {
   const { workers } = app.state ?? {};
-  const elsewhere = 'bsap status and bsap dead-letters tell what waits and what was put aside.';
-  if (!workers) return ['not seen from here', `The query worker reads the table, not Kafka. ${elsewhere} Shown here where http.worker_metrics_urls names the workers’ metrics.`];
+  const alternative = 'See bsap status for waiting messages and bsap dead-letters for dead letters.';
+  if (!workers) return ['unknown', `The query worker reads the table, not Kafka. ${alternative} Set http.worker_metrics_urls to the addresses of the workers’ metrics to see both here.`];
   const { discovered, responding, lag_messages, dead_letters, unreachable } = workers;
-  if (!responding) return ['no worker answers', `Asked: ${unreachable.join(', ') || 'none yet'}. ${elsewhere}`];
-  const who = responding < discovered ? `${responding} of ${discovered} workers answer; unreachable: ${unreachable.join(', ')}.` : `Reported by ${responding === 1 ? 'the worker' : `${responding} workers`}; dead letters since they started.`;
-  return [`${lag_messages === null ? 'waiting unknown' : `${formatCount(lag_messages)} waiting`}, ${formatCount(dead_letters)} put aside`, who];
+  if (!responding) return ['no worker responds', `Tried: ${unreachable.join(', ') || 'none yet'}. ${alternative}`];
+  const source = responding < discovered ? `${responding} of ${discovered} workers respond; unreachable: ${unreachable.join(', ')}.` : `Reported by ${responding === 1 ? 'the worker' : `${responding} workers`}; dead letters since they started.`;
+  return [`${lag_messages === null ? 'waiting unknown' : `${formatCount(lag_messages)} waiting`}, ${formatCount(dead_letters)} dead-lettered`, source];
 }
-function renderPace() {
+function renderFeedMetrics() {
   const now = Date.now();
-  const bars = new Array(PULSE_BARS).fill(0);
-  for (const { at, changes } of app.arrivals) {
-    const bar = PULSE_BARS - 1 - Math.floor((now - at) / PULSE_MS);
-    if (bar >= 0) bars[bar] += changes;
+  const bars = new Array(RATE_BARS).fill(0);
+  for (const { at, count } of app.recentChanges) {
+    const bar = RATE_BARS - 1 - Math.floor((now - at) / RATE_BAR_MS);
+    if (bar >= 0) bars[bar] += count;
   }
-  const total = bars.reduce((sum, size) => sum + size, 0);
-  const listened = Math.min(PULSE_BARS * PULSE_MS, now - app.listeningSince) / 1000;
-  const rate = `${formatCount(total)} in the last ${listened < 60 ? `${Math.round(listened)} s` : 'minute'}`;
-  const most = Math.max(4, ...bars);
-  const bar = (size, index) => svg('rect', { x: index * 10 + 1, y: 28 - (size / most) * 28, width: 8, height: Math.max(1, (size / most) * 28) });
-  $('pulse').replaceChildren(...bars.map(bar));
-  $('pulse').setAttribute('aria-label', `Changes: ${rate}`);
-  const middle = app.delays.toSorted((a, b) => a - b)[app.delays.length >> 1];
-  const facts = [
-    ['Rate', rate, 'Images added, changed and deleted.'],
-    ['Lag', middle === undefined ? 'no timed event yet' : `${formatDuration(Math.max(0, middle))} to searchable`, 'From the time that an event carries until its image is searchable here: the middle of the last changes that carry one.'],
+  const total = bars.reduce((sum, count) => sum + count, 0);
+  const seconds = Math.min(RATE_BARS * RATE_BAR_MS, now - app.listeningSince) / 1000;
+  const rate = `${formatCount(total)} in the last ${seconds < 60 ? `${Math.round(seconds)} s` : 'minute'}`;
+  const max = Math.max(4, ...bars);
+  const bar = (count, index) => svg('rect', { x: index * 10 + 1, y: 28 - (count / max) * 28, width: 8, height: Math.max(1, (count / max) * 28) });
+  $('rate-chart').replaceChildren(...bars.map(bar));
+  $('rate-chart').setAttribute('aria-label', `Changes: ${rate}`);
+  const median = app.lags.toSorted((a, b) => a - b)[app.lags.length >> 1];
+  const metrics = [
+    ['Rate', rate, 'Images that were added, changed or deleted.'],
+    ['Lag', median === undefined ? 'no event with a time yet' : `${formatDuration(Math.max(0, median))} to searchable`, 'From the time in an event until its image is searchable here: the median of the last changes whose events have a time.'],
     ['Waiting, dead letters', ...backlogSummary()],
   ];
-  const fact = ([name, value, why]) => el('div', {}, el('dt', {}, hintButton(name, why, 'pace-name')), el('dd', {}, value));
-  const next = facts.map(fact);
-  if ([...$('pace').children].some((node, index) => !node.isEqualNode(next[index])) || !$('pace').childElementCount) $('pace').replaceChildren(...next);
+  const metricNode = ([name, value, explanation]) => el('div', {}, el('dt', {}, hintButton(name, explanation, 'metric-name')), el('dd', {}, value));
+  const next = metrics.map(metricNode);
+  if ([...$('feed-metrics').children].some((node, index) => !node.isEqualNode(next[index])) || !$('feed-metrics').childElementCount) $('feed-metrics').replaceChildren(...next);
 }
 
 function renderFeed() {
-  const held = app.held.length < FEED_LENGTH ? app.held.length : `${FEED_LENGTH}+`;
+  const pending = app.pendingChanges.length < FEED_LENGTH ? app.pendingChanges.length : `${FEED_LENGTH}+`;
   $('pause').setAttribute('aria-pressed', app.paused);
-  $('pause').textContent = app.paused ? `Resume (${held})` : 'Pause';
+  $('pause').textContent = app.paused ? `Resume (${pending})` : 'Pause';
   if (app.paused) return;
-  $('changes').prepend(...app.held.splice(0).map(feedItem));
+  $('changes').prepend(...app.pendingChanges.splice(0).map(feedItem));
   [...$('changes').children].slice(FEED_LENGTH).forEach((item) => item.remove());
   $('no-changes').hidden = $('changes').childElementCount > 0;
 }
 function feedItem({ image_id, operation, is_new, picture, title, searchable_at }) {
-  const [deleted, name] = [operation === 'delete', title ?? image_id];
-  const what = el('span', { class: 'what' }, deleted ? 'deleted' : is_new ? 'added' : 'changed');
-  const words = el('span', {}, el('span', { class: 'name' }, name), what, ' ', timeNode(searchable_at));
-  return el('li', { class: `change ${operation}`, 'data-test': 'feed-item', title: `${name} (${image_id})` }, thumbnail(picture), words);
+  const [isDeleted, name] = [operation === 'delete', title ?? image_id];
+  const action = el('span', { class: 'what' }, isDeleted ? 'deleted' : is_new ? 'added' : 'changed');
+  const text = el('span', {}, el('span', { class: 'name' }, name), action, ' ', timeNode(searchable_at));
+  return el('li', { class: `change ${operation}`, 'data-test': 'feed-item', title: `${name} (${image_id})` }, thumbnail(picture), text);
 }
 
-/** Results follow the catalogue by themselves, unless somebody is looking closely. */
+/** Whether results are refreshed automatically: not while the user pauses, reads an explanation, or has added pages of results. */
 const shouldAutoRefresh = () => !app.paused && !$('explain').open && !document.hidden && !(app.answer?.hits.length > MAX_RESULTS);
 const renderRefreshButton = () => { $('refresh').hidden = !app.stale || shouldAutoRefresh(); };
 function autoRefresh() {
@@ -96,11 +96,11 @@ function autoRefresh() {
 
 function tick() {
   for (const node of document.querySelectorAll('time')) node.textContent = formatAge(node.dateTime);
-  renderPace();
+  renderFeedMetrics();
   autoRefresh();
   const { retry } = app;
   if (!retry) return;
-  if (retry.words) retry.words.textContent = `– trying again in ${Math.max(0, Math.ceil((retry.at - Date.now()) / 1000))} s`;
+  if (retry.countdown) retry.countdown.textContent = `– trying again in ${Math.max(0, Math.ceil((retry.at - Date.now()) / 1000))} s`;
   if (Date.now() < retry.at) return;
   app.retry = null;
   retry.action();

@@ -1,4 +1,4 @@
-//! The page: one document, put together from files that can be read, without a build step.
+//! The page for people: one document, assembled at compile time from the files of this folder.
 
 use axum::http::{HeaderValue, header};
 use axum::response::{Html, IntoResponse, Response};
@@ -7,7 +7,7 @@ use crate::record::to_hex;
 
 const HTML_TEMPLATE: &str = include_str!("page.html");
 const STYLESHEET: &str = include_str!("page.css");
-/// In this order; they share one scope.
+/// One script in this order: the files share a scope.
 const SCRIPT: &str = concat!(
     include_str!("base.js"),
     include_str!("session.js"),
@@ -22,7 +22,7 @@ const SCRIPT: &str = concat!(
     include_str!("start.js"),
 );
 
-/// The page; a fresh nonce lets its own script and style run, and nothing else.
+/// `GET /`: returns the page. Its policy allows only the script and the style with this response's nonce.
 pub async fn get_page() -> Response {
     let nonce = to_hex(&rand::random::<[u8; 16]>());
     let policy = format!(

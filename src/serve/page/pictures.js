@@ -1,40 +1,40 @@
-/* Pictures as queries: of the catalogue, chosen, pasted or dropped. */
+/* Searches by a picture: of the catalogue, or chosen, pasted or dropped by the user. */
 
-/** Longest side of a picture that is sent, in pixels: more than the models look at, and small enough
- *  for a link. */
+/** Maximum length of the longer side of a picture that is sent, in pixels: above the input size of the
+ *  models, and small enough for a link. */
 const MAX_SENT_SIDE_PX = 384;
-/** Files of at most this many bytes are sent as they are. */
+/** Files of at most this many bytes are sent without scaling. */
 const MAX_UNSCALED_BYTES = 24 << 10;
 
-/** What is looked for, where it is no text. */
+/** Shows the picture that is searched by, if there is one. */
 async function renderPictureQuery() {
-  const { like, picture } = app.query;
-  const shown = like || picture;
-  $('subject').hidden = !shown;
+  const { similarTo, picture } = app.query;
+  const shown = similarTo || picture;
+  $('query-picture').hidden = !shown;
   $('q').placeholder = shown ? 'Or describe a picture' : 'Describe a picture';
-  if ($('subject').dataset.shown === shown) return;
-  $('subject').dataset.shown = shown;
-  if (!shown) return $('subject').replaceChildren();
-  const source = like ? `/v1/images/${encodeURIComponent(like)}/picture` : `data:image/jpeg;base64,${picture}`;
-  const known = like && findHit(like);
-  const words = el('span', {}, like ? `Like ${titleOf(known ?? { image_id: like })}` : 'Like your picture');
-  const clear = iconButton('close', 'Do not search by this picture', 'clear-subject', () => { changeQuery({ like: '', picture: '' }); $('q').focus(); });
-  $('subject').replaceChildren(thumbnail(source), words, clear);
-  if (!like || known) return;
-  const image = await request(`/v1/images/${encodeURIComponent(like)}`).catch(() => null); // the search tells what is wrong
-  if (image && words.isConnected) words.textContent = `Like ${titleOf(image)}`;
+  if ($('query-picture').dataset.shown === shown) return;
+  $('query-picture').dataset.shown = shown;
+  if (!shown) return $('query-picture').replaceChildren();
+  const source = similarTo ? `/v1/images/${encodeURIComponent(similarTo)}/picture` : `data:image/jpeg;base64,${picture}`;
+  const hit = similarTo && findHit(similarTo);
+  const label = el('span', {}, similarTo ? `Similar to ${titleOf(hit ?? { image_id: similarTo })}` : 'Similar to your picture');
+  const clear = iconButton('close', 'Do not search by this picture', 'clear-query-picture', () => { changeQuery({ similarTo: '', picture: '' }); $('q').focus(); });
+  $('query-picture').replaceChildren(thumbnail(source), label, clear);
+  if (!similarTo || hit) return;
+  const image = await request(`/v1/images/${encodeURIComponent(similarTo)}`).catch(() => null); // the search reports the error
+  if (image && label.isConnected) label.textContent = `Similar to ${titleOf(image)}`;
 }
 const findHit = (id) => [...(app.answer?.hits ?? []), ...(app.answer?.raw_hits ?? [])].find((hit) => hit.image_id === id);
 
-/** Searches by a file, made small where it is large. */
+/** Searches by a file; scales large pictures down. */
 async function searchByFile(file) {
   if (!file) return;
   try {
     const picture = await toBase64(file.size <= MAX_UNSCALED_BYTES ? await requireReadable(file) : await shrinkPicture(file));
     $('q').value = '';
-    changeQuery({ text: '', like: '', picture });
+    changeQuery({ text: '', similarTo: '', picture });
   } catch {
-    toast(`${file.name || 'This'} is no picture that the browser can read`);
+    toast(`${file.name || 'This'} is not a picture that the browser can read`);
   }
 }
 async function requireReadable(file) {
@@ -46,7 +46,7 @@ async function shrinkPicture(file) {
   const scale = Math.min(1, MAX_SENT_SIDE_PX / Math.max(bitmap.width, bitmap.height));
   const canvas = el('canvas', { width: Math.max(1, Math.round(bitmap.width * scale)), height: Math.max(1, Math.round(bitmap.height * scale)) });
   const context = canvas.getContext('2d');
-  context.fillStyle = '#fff'; // JPEG knows no transparency
+  context.fillStyle = '#fff'; // JPEG has no transparency
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.imageSmoothingQuality = 'high';
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
@@ -60,19 +60,19 @@ async function toBase64(blob) {
   return btoa(text);
 }
 
-/** Files are taken wherever on the page they are dropped or pasted. */
+/** Accepts files that are dropped or pasted anywhere on the page. */
 function bindPictureInput() {
-  const carries = ({ dataTransfer }) => [...(dataTransfer?.types ?? [])].includes('Files');
+  const hasFiles = ({ dataTransfer }) => [...(dataTransfer?.types ?? [])].includes('Files');
   const pictureIn = ({ files }) => [...files].find(({ type }) => type.startsWith('image/')) ?? files[0];
   document.addEventListener('dragover', (event) => {
-    if (!carries(event)) return;
+    if (!hasFiles(event)) return;
     event.preventDefault();
     $('drop').hidden = false;
   });
   document.addEventListener('dragleave', (event) => { if (!event.relatedTarget) $('drop').hidden = true; });
   document.addEventListener('drop', (event) => {
     $('drop').hidden = true;
-    if (!carries(event)) return;
+    if (!hasFiles(event)) return;
     event.preventDefault();
     searchByFile(pictureIn(event.dataTransfer));
   });

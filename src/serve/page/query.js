@@ -1,133 +1,133 @@
-/* What is asked, its address, and the controls that change it. */
+/* The query, its URL, and the controls that change it. */
 
 const NORMALISERS = {
-  raw: ['Raw', 'Raw: the score of plain CLIP as it is; the weight changes nothing.'],
-  softmax: ['Softmax', 'Softmax: the score minus a soft maximum of what the image scores on the auxiliary prompts.'],
+  raw: ['Raw', 'Raw: the score of plain CLIP, unchanged; the weight has no effect.'],
+  softmax: ['Softmax', 'Softmax: the score minus a soft maximum of the image’s scores with the auxiliary prompts.'],
   zscore: ['Z-score', 'Z-score: how many standard deviations the score lies above the image’s own mean.'],
-  range: ['Range', 'Range: where the score lies between the image’s own lowest and highest.'],
-  nnn: ['NNN', 'NNN: the score minus the mean of the image’s strongest auxiliary prompts.'],
+  range: ['Range', 'Range: where the score lies between the image’s own lowest and highest score.'],
+  nnn: ['NNN', 'NNN: the score minus the mean of the image’s highest scores with the auxiliary prompts.'],
 };
-const PLAIN_PICTURES_HINT = 'Pictures are ranked by plain CLIP, unless you choose a normaliser: what an image scores with texts says little of what it scores with pictures.';
-/** Settings that are null are as served. */
-const UNSET_SETTINGS = { normaliser: null, weight: null, set: null };
-/** Of text, like (an image's id) and picture (a file in base64) one says what to look for. */
+const PLAIN_PICTURES_HINT = 'Searches by a picture are ranked by plain CLIP unless you choose a normaliser: how an image scores with texts says little about how it scores with pictures.';
+/** Settings that are null have the values of the configuration that answers. */
+const UNSET_SETTINGS = { normaliser: null, weight: null, promptSet: null };
+/** One of `text`, `similarTo` (an image's id) and `picture` (a file in base64) says what to search for. */
 const EMPTY_QUERY = {
-  text: '', like: '', picture: '', ...UNSET_SETTINGS, configuration: '', filters: {}, k: null, shown: 'balanced', explained: '',
+  text: '', similarTo: '', picture: '', ...UNSET_SETTINGS, configuration: '', filters: {}, k: null, ranking: 'balanced', explainedImage: '',
 };
 const normaliserName = (value) => NORMALISERS[value]?.[0] ?? value;
-const isPictureQuery = (query) => Boolean(query.like || query.picture);
-const hasOwnSettings = ({ normaliser, weight, set }) => [normaliser, weight, set].some((value) => value !== null);
+const isPictureQuery = (query) => Boolean(query.similarTo || query.picture);
+const hasOverrides = ({ normaliser, weight, promptSet }) => [normaliser, weight, promptSet].some((value) => value !== null);
 
-/** The settings that hold for a query: those chosen, else as its configuration serves. */
+/** The settings that a query uses: those that are set, else those of its configuration. */
 function effectiveSettings(query) {
   const { serving, candidate, prompt_sets } = app.state;
   const served = query.configuration && candidate?.name === query.configuration ? candidate.serving : serving;
-  const set = (prompt_sets.find(({ key }) => key === served.prompt_set) ?? prompt_sets[0])?.name ?? '';
-  const standard = isPictureQuery(query) && !hasOwnSettings(query)
-    ? { normaliser: 'raw', weight: 0, set }
-    : { normaliser: served.normaliser, weight: Number(served.weight.toFixed(2)), set };
+  const promptSet = (prompt_sets.find(({ key }) => key === served.prompt_set) ?? prompt_sets[0])?.name ?? '';
+  const defaults = isPictureQuery(query) && !hasOverrides(query)
+    ? { normaliser: 'raw', weight: 0, promptSet }
+    : { normaliser: served.normaliser, weight: Number(served.weight.toFixed(2)), promptSet };
   const chosen = Object.entries(query).filter(([name, value]) => name in UNSET_SETTINGS && value !== null);
-  return { ...standard, ...Object.fromEntries(chosen) };
+  return { ...defaults, ...Object.fromEntries(chosen) };
 }
 
-/** The query as the server takes it; what is as served is left out. */
-function requestBody({ text, like, picture, normaliser, weight, set, configuration, filters }) {
+/** The body of a search request; settings that are not set are omitted. */
+function requestBody({ text, similarTo, picture, normaliser, weight, promptSet, configuration, filters }) {
   const filter = buildFilter(filters);
   return {
-    ...(picture ? { image: picture } : like ? { image_id: like } : { text }),
+    ...(picture ? { image: picture } : similarTo ? { image_id: similarTo } : { text }),
     ...(normaliser !== null && { normaliser }),
     ...(weight !== null && { weight }),
-    ...(set !== null && { prompt_set: set }),
+    ...(promptSet !== null && { prompt_set: promptSet }),
     ...(configuration && { configuration }),
     ...(filter && { filter }),
   };
 }
 
-/** What an answer goes on belonging to while something else is asked. */
-const snapshotQuery = (query) => ({ text: query.text, overrides: hasOwnSettings(query), question: requestBody(query) });
+/** What must be known of the query of an answer after the controls have changed. */
+const snapshotQuery = (query) => ({ text: query.text, overrides: hasOverrides(query), body: requestBody(query) });
 
-/* The address: everything that is asked. A picture is in its fragment, which servers do not see. */
+/* The URL holds the whole query. A picture is in the fragment, which browsers do not send to servers. */
 function readAddress() {
-  const asked = new URLSearchParams(location.search);
-  const known = (name, list) => (list.includes(asked.get(name)) ? asked.get(name) : null);
-  const [weight, k] = ['weight', 'k'].map((name) => Number.parseFloat(asked.get(name)));
-  const like = asked.get('like') ?? '';
-  const picture = like ? '' : new URLSearchParams(location.hash.slice(1)).get('picture') ?? '';
+  const parameters = new URLSearchParams(location.search);
+  const oneOf = (name, list) => (list.includes(parameters.get(name)) ? parameters.get(name) : null);
+  const [weight, k] = ['weight', 'k'].map((name) => Number.parseFloat(parameters.get(name)));
+  const similarTo = parameters.get('like') ?? '';
+  const picture = similarTo ? '' : new URLSearchParams(location.hash.slice(1)).get('picture') ?? '';
   app.query = {
     ...EMPTY_QUERY,
-    text: like || picture ? '' : (asked.get('q') ?? '').trim(),
-    like,
+    text: similarTo || picture ? '' : (parameters.get('q') ?? '').trim(),
+    similarTo,
     picture: picture.replaceAll('-', '+').replaceAll('_', '/').padEnd(Math.ceil(picture.length / 4) * 4, '='),
-    normaliser: known('normaliser', app.state.normalisers),
+    normaliser: oneOf('normaliser', app.state.normalisers),
     weight: Number.isFinite(weight) ? clamp(weight, 0, 1) : null,
-    set: known('set', app.state.prompt_sets.map(({ name }) => name)),
-    configuration: known('configuration', [app.state.candidate?.name]) ?? '',
-    filters: filtersFromParameters(asked),
+    promptSet: oneOf('set', app.state.prompt_sets.map(({ name }) => name)),
+    configuration: oneOf('configuration', [app.state.candidate?.name]) ?? '',
+    filters: filtersFromParameters(parameters),
     k: Number.isFinite(k) ? clamp(Math.round(k), 1, MAX_RESULTS) : null,
-    shown: asked.get('shown') === 'raw' ? 'raw' : 'balanced',
-    explained: asked.get('image') ?? '',
+    ranking: parameters.get('shown') === 'raw' ? 'raw' : 'balanced',
+    explainedImage: parameters.get('image') ?? '',
   };
   renderQuery();
 }
 
-function buildAddress({ text, like, picture, normaliser, weight, set, configuration, filters, k, shown, explained }) {
-  const address = new URLSearchParams();
-  const put = (name, value) => { if (value !== null && value !== '') address.set(name, value); };
+function buildAddress({ text, similarTo, picture, normaliser, weight, promptSet, configuration, filters, k, ranking, explainedImage }) {
+  const parameters = new URLSearchParams();
+  const put = (name, value) => { if (value !== null && value !== '') parameters.set(name, value); };
   put('q', text);
-  put('like', like);
+  put('like', similarTo);
   put('configuration', configuration);
-  Object.entries({ normaliser, weight, set }).forEach(([name, value]) => put(name, value));
-  for (const [name, value] of filtersToParameters(filters)) address.append(name, value);
+  Object.entries({ normaliser, weight, set: promptSet }).forEach(([name, value]) => put(name, value));
+  for (const [name, value] of filtersToParameters(filters)) parameters.append(name, value);
   put('k', k);
-  put('shown', shown === 'raw' ? shown : '');
-  put('image', explained);
+  put('shown', ranking === 'raw' ? ranking : '');
+  put('image', explainedImage);
   const fragment = picture ? `#picture=${picture.replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '')}` : '';
-  return `${location.pathname}?${address}${fragment}`;
+  return `${location.pathname}?${parameters}${fragment}`;
 }
 
-/** Writes the address. `keep`: the back button comes back to what was there before. */
-function writeAddress(keep) {
+/** Updates the URL. `push`: as a new entry of the history, so that the back button returns to the earlier query. */
+function writeAddress(push) {
   const address = buildAddress(app.query);
   if (address === location.pathname + location.search + location.hash) return;
-  history[keep ? 'pushState' : 'replaceState'](null, '', address);
+  history[push ? 'pushState' : 'replaceState'](null, '', address);
 }
 
-/** Asks something else. What was shown beyond the first page is not asked for again. */
-function changeQuery(difference, keep = true) {
+/** Changes the query and starts a search for the first page of its results. */
+function changeQuery(difference, push = true) {
   if (!app.state) return;
   const typed = $('q').value.trim();
-  const subject = isPictureQuery(app.query) && !typed ? {} : { text: typed, like: '', picture: '' };
-  app.query = { ...app.query, ...subject, k: null, explained: '', ...difference };
+  const input = isPictureQuery(app.query) && !typed ? {} : { text: typed, similarTo: '', picture: '' };
+  app.query = { ...app.query, ...input, k: null, explainedImage: '', ...difference };
   if (!isPictureQuery(app.query)) unsetServedSettings(app.query);
-  writeAddress(keep);
+  writeAddress(push);
   renderQuery();
-  clearTimeout(app.soon);
-  app.soon = setTimeout(runSearch, 80);
+  clearTimeout(app.searchTimer);
+  app.searchTimer = setTimeout(runSearch, 80);
 }
 
-/** Settings that are as served anyway are not asked for: only such queries count for what is served. */
+/** Unsets settings that equal those of the configuration: the server counts only queries without settings of their own for a configuration. */
 function unsetServedSettings(query) {
   const served = effectiveSettings({ ...query, ...UNSET_SETTINGS });
   for (const name of Object.keys(UNSET_SETTINGS)) if (query[name] === served[name]) query[name] = null;
 }
 
-/** Looks for what is like an image of the catalogue. */
+/** Searches for images that are similar to an image of the catalogue. */
 function searchSimilar(hit) {
   $('q').value = '';
   if ($('explain').open) $('explain').close();
-  changeQuery({ text: '', picture: '', like: hit.image_id });
+  changeQuery({ text: '', picture: '', similarTo: hit.image_id });
   scrollTo({ top: 0, behavior: prefersReducedMotion() ? 'auto' : 'smooth' });
 }
 
 /* Controls */
-/** What changes seldom: only where it has changed, so that nobody's choice is interrupted. */
+/** Renders the choices of the controls, only if they have changed: an open control would lose its selection. */
 function renderChoices() {
   const { substitutes, example_queries, normalisers, prompt_sets, candidate, configuration, attributes } = app.state;
   const choices = JSON.stringify([substitutes, example_queries, normalisers, prompt_sets, candidate?.name, configuration, attributes.map(({ name }) => name)]);
   if (renderChoices.last === choices) return;
   renderChoices.last = choices;
   $('substitutes').hidden = !substitutes.length;
-  const substituteItem = ({ component, how_to_replace }) => el('li', {}, `${component}. For the real one, set `, el('code', {}, how_to_replace), '.');
+  const substituteItem = ({ component, how_to_replace }) => el('li', {}, `${component}. To use the real one, set `, el('code', {}, how_to_replace), '.');
   $('substitutes').querySelector('ul').replaceChildren(...substitutes.map(substituteItem));
   const chip = (text) => el('button', { type: 'button', class: 'chip', 'data-test': 'example', onclick: () => { $('q').value = text; changeQuery({}); } }, text);
   $('examples').replaceChildren(...example_queries.map(chip));
@@ -141,30 +141,30 @@ function renderChoices() {
   if (!app.query) return;
   renderQuery();
   if (app.query.configuration && app.query.configuration !== candidate?.name) {
-    toast(`${app.query.configuration} is no candidate any more`);
+    toast(`${app.query.configuration} is no longer a candidate`);
     changeQuery({ configuration: '' });
   }
 }
 function renderSegments(name, choices) {
-  const segment = ([value, words]) => el('label', {}, words, el('input', { type: 'radio', name, value, 'data-test': `${name}-${value || 'live'}` }));
+  const segment = ([value, label]) => el('label', {}, label, el('input', { type: 'radio', name, value, 'data-test': `${name}-${value || 'live'}` }));
   $(name).querySelector('.segments').replaceChildren(...choices.map(segment));
 }
 
 function renderQuery() {
   const { query } = app;
-  const { normaliser, weight, set } = effectiveSettings(query);
+  const { normaliser, weight, promptSet } = effectiveSettings(query);
   if (query.text || !$('q').matches(':focus')) $('q').value = query.text;
-  [$('weight').value, $('set').value] = [weight, set];
+  [$('weight').value, $('set').value] = [weight, promptSet];
   for (const choice of $('normaliser').querySelectorAll('input')) choice.checked = choice.value === normaliser;
   for (const choice of $('configuration').querySelectorAll('input')) choice.checked = choice.value === query.configuration;
-  for (const choice of $('tabs').querySelectorAll('input')) choice.checked = choice.value === query.shown;
-  $('columns').dataset.shown = query.shown;
-  const words = { 0: '0 = plain CLIP', 1: '1 = the normaliser alone' };
-  $('weight-words').textContent = words[weight] ?? `${weight.toFixed(2)} (${words[0]})`;
-  $('how-short').textContent = `${normaliserName(normaliser)}, weight ${weight.toFixed(2)}, ${set}`;
-  $('hint').textContent = isPictureQuery(query) && !hasOwnSettings(query) ? PLAIN_PICTURES_HINT : NORMALISERS[normaliser]?.[1] ?? '';
-  $('reset').disabled = !hasOwnSettings(query) && !query.configuration;
+  for (const choice of $('tabs').querySelectorAll('input')) choice.checked = choice.value === query.ranking;
+  $('columns').dataset.shown = query.ranking;
+  const ends = { 0: '0 = plain CLIP', 1: '1 = the normaliser alone' };
+  $('weight-text').textContent = ends[weight] ?? `${weight.toFixed(2)} (${ends[0]})`;
+  $('settings-summary').textContent = `${normaliserName(normaliser)}, weight ${weight.toFixed(2)}, ${promptSet}`;
+  $('hint').textContent = isPictureQuery(query) && !hasOverrides(query) ? PLAIN_PICTURES_HINT : NORMALISERS[normaliser]?.[1] ?? '';
+  $('reset').disabled = !hasOverrides(query) && !query.configuration;
   renderPictureQuery();
   renderFilters();
-  document.title = query.text ? `${query.text} – bsap` : isPictureQuery(query) ? 'Like a picture – bsap' : 'bsap';
+  document.title = query.text ? `${query.text} – bsap` : isPictureQuery(query) ? 'Similar to a picture – bsap' : 'bsap';
 }

@@ -1,13 +1,13 @@
-/* Signing in, where the server asks for a key. Its cookie is not for scripts: only who is signed in is known. */
+/* Signing in, if the server requires a key. Scripts cannot read the session cookie: the page knows only whose session it is. */
 
-/** Who is signed in, and what they may do; by default, nobody needs to be. */
+/** The session until the server has responded, and if it requires no key. */
 const ANONYMOUS_SESSION = { api_key_name: null, scopes: ['search', 'feedback', 'admin'] };
 const hasScope = (scope) => (app.session ?? ANONYMOUS_SESSION).scopes.includes(scope);
 
 function askForKey() {
-  if ($('gate').open) return;
+  if ($('sign-in-dialog').open) return;
   $('key-problem').hidden = true;
-  $('gate').showModal();
+  $('sign-in-dialog').showModal();
 }
 
 async function signIn(event) {
@@ -16,7 +16,7 @@ async function signIn(event) {
   try {
     app.session = await request('/v1/session', { api_key: $('key').value.trim() });
     $('key').value = '';
-    $('gate').close();
+    $('sign-in-dialog').close();
     renderSession();
     await (app.state ? runSearch() : startPage());
   } catch (problem) {

@@ -1,4 +1,4 @@
-/* What is listened to, and the beginning. */
+/* Event handlers, and the start of the page. */
 
 function focusSearch(event) {
   const typing = event.target.matches('input:not([type=checkbox], [type=radio], [type=range])') || event.ctrlKey || event.metaKey || event.altKey;
@@ -9,27 +9,27 @@ function focusSearch(event) {
 
 function bindEvents() {
   const on = (id, type, action) => $(id).addEventListener(type, action);
-  on('gate', 'submit', signIn);
-  on('gate', 'cancel', (event) => event.preventDefault()); // there is nothing to see without
+  on('sign-in-dialog', 'submit', signIn);
+  on('sign-in-dialog', 'cancel', (event) => event.preventDefault()); // without a key the page has nothing to show
   on('search', 'submit', (event) => { event.preventDefault(); changeQuery({}); });
   on('configuration', 'change', (event) => changeQuery({ ...UNSET_SETTINGS, configuration: event.target.value }));
   on('normaliser', 'change', (event) => changeQuery({ normaliser: event.target.value }));
   on('weight', 'input', () => changeQuery({ weight: Number($('weight').value) }, false));
-  on('set', 'change', () => changeQuery({ set: $('set').value }));
+  on('set', 'change', () => changeQuery({ promptSet: $('set').value }));
   on('reset', 'click', () => changeQuery({ ...UNSET_SETTINGS, configuration: '' }));
   on('tabs', 'change', (event) => {
-    app.query.shown = $('columns').dataset.shown = event.target.value;
+    app.query.ranking = $('columns').dataset.shown = event.target.value;
     writeAddress(false);
   });
   on('refresh', 'click', () => runSearch());
   on('more', 'click', loadMore);
-  on('link', 'click', () => toast(copyText(location.href) ? 'Link copied: it brings this view back' : 'Cannot copy here; the address bar has the link'));
+  on('link', 'click', () => toast(copyText(location.href) ? 'Link copied' : 'The link cannot be copied here; it is in the address bar'));
   on('pause', 'click', () => { app.paused = !app.paused; renderFeed(); renderRefreshButton(); });
   on('copy', 'click', copyExplanation);
   on('close', 'click', () => $('explain').close());
   on('explain', 'close', onExplanationClosed);
   on('explain', 'click', (event) => { if (event.target === $('explain')) $('explain').close(); });
-  for (const type of ['pointerover', 'focusin', 'pointerleave', 'focusout']) on('columns', type, highlightTwins);
+  for (const type of ['pointerover', 'focusin', 'pointerleave', 'focusout']) on('columns', type, highlightSameImage);
   on('columns', 'keydown', moveFocusByArrowKey);
   document.addEventListener('keydown', focusSearch);
   document.addEventListener('keydown', closeDrawers);
@@ -42,7 +42,7 @@ function bindEvents() {
 function onPopState() {
   if (!app.state) return;
   readAddress();
-  $('explain').close(); // it belongs to what was asked before
+  $('explain').close(); // it explains the earlier query
   runSearch();
 }
 
