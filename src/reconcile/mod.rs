@@ -1,10 +1,10 @@
 //! Compares the table with a bucket, a folder or a list, and repairs what lost events left behind. In the
 //! order of the work:
 //!
-//! 1. [`listing`] reads what exists, [`current_rows`] what is stored, and [`scope`] selects the stored
-//!    images that the listing covers; each side is brought into the order of its keys by [`sort`];
-//! 2. [`comparison`] reads both sides in parallel, so that memory does not grow with their size, and
-//!    compares each key by the rules in [`difference`];
+//! 1. `listing` reads what exists, `current_rows` what is stored, and `scope` selects the stored
+//!    images that the listing covers; each side is brought into the order of its keys by `sort`;
+//! 2. `comparison` reads both sides in parallel, so that memory does not grow with their size, and
+//!    compares each key by the rules in `difference`;
 //! 3. the events that repair differences are written to a file, and sent only after everything was
 //!    compared: if a listing lacks too much, the fault is probably in the listing.
 
