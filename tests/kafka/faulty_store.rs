@@ -28,10 +28,10 @@ use object_store::{
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 
-use bsap::world::World;
+use crate::fixture::Fixture;
 
 /// What two workers met until they had consumed the whole topic.
-pub async fn run_workers(world: &World) -> String {
+pub async fn run_workers(fixture: &Fixture) -> String {
     let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").to_owned();
     let options = clip::ModelOptions { checkpoint, ..clip::ModelOptions::default() };
     let towers: Arc<dyn Encoders> = Arc::new(ClipModel::load(&options).unwrap());
@@ -40,11 +40,11 @@ pub async fn run_workers(world: &World) -> String {
     let sets = prompts::load_configured_sets(&sets, &*towers).unwrap();
     let records: Vec<_> = sets.iter().map(|set| set.to_record()).collect();
     let serving = ServingConfig::new(sets[0].statistics_key.clone(), Normaliser::Softmax, 0.25);
-    let state = StateStore::new(&world.store());
-    state.initialise_or_extend(&world.generation, &records, &serving, "test").await.unwrap();
+    let state = StateStore::new(&fixture.store());
+    state.initialise_or_extend(&fixture.generation, &records, &serving, "test").await.unwrap();
 
     let faulty = Arc::new(FaultyStore {
-        inner: world.store().objects().clone(),
+        inner: fixture.store().object_store().clone(),
         enabled: AtomicBool::new(false),
         calls: AtomicU64::new(0),
         failed_calls: AtomicU64::new(0),
@@ -53,11 +53,11 @@ pub async fn run_workers(world: &World) -> String {
     let mut running = Vec::new();
     for _ in 0..2 {
         let store = Store::from_object_store(faulty.clone());
-        let worker = new_worker(world, &store, towers.clone(), sets.clone()).await;
+        let worker = new_worker(fixture, &store, towers.clone(), sets.clone()).await;
         running.push(tokio::spawn(worker.run(token.clone())));
     }
     faulty.enabled.store(true, Ordering::SeqCst);
-    let caught_up = world.caught_up(&mut []);
+    let caught_up = fixture.wait_until_caught_up(&mut []);
     tokio::pin!(caught_up);
     loop {
         tokio::select! {
@@ -77,7 +77,7 @@ pub async fn run_workers(world: &World) -> String {
 }
 
 async fn new_worker(
-    world: &World,
+    fixture: &Fixture,
     store: &Store,
     towers: Arc<dyn Encoders>,
     sets: Vec<Arc<EmbeddedPromptSet>>,
@@ -88,15 +88,15 @@ async fn new_worker(
         ..source::SourceOptions::default()
     };
     let fetch = fetch::FetchOptions {
-        file_roots: vec![world.folder.path().join("pictures")],
+        file_roots: vec![fixture.folder.path().join("pictures")],
         ..fetch::FetchOptions::default()
     };
     Worker {
         decoder: Decoder::new(&source, &AttributeTypes::new()),
-        kafka: world.kafka(),
+        kafka: fixture.kafka_options(),
         source_options: source,
         dead_letter_writer: DeadLetterWriter::new(
-            &world.kafka(),
+            &fixture.kafka_options(),
             &dead_letter::DeadLetterOptions::default(),
         )
         .unwrap(),
@@ -106,7 +106,7 @@ async fn new_worker(
         prompt_sets: ActivePromptSets::new(sets),
         writer: TableWriter::open(
             store,
-            &world.generation,
+            &fixture.generation,
             table::TableOptions::default().max_commit_attempts,
         )
         .await

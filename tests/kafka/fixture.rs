@@ -17,9 +17,9 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::Value;
 
-use bsap::broker::{Cluster, signal};
-use bsap::events::Events;
-use bsap::minio::Minio;
+use crate::broker::{Cluster, send_signal};
+use crate::events::EventGenerator;
+use crate::minio::Minio;
 
 pub const TOPIC: &str = "images";
 pub const REEMBED_TOPIC: &str = "images.reindex";
@@ -36,7 +36,7 @@ pub fn scenario_size() -> (u64, u32) {
 
 pub struct Fixture {
     pub cluster: Cluster,
-    pub events: Events,
+    pub events: EventGenerator,
     pub folder: tempfile::TempDir,
     pub partitions: i32,
     pub generation: Generation,
@@ -61,12 +61,12 @@ impl Fixture {
         let started = Instant::now();
         let cluster = Cluster::start(brokers);
         let partitions = 6;
-        cluster.create(TOPIC, partitions, 1_000_000).await;
-        cluster.create(DEAD_LETTER_TOPIC, 2, 2_000_000).await;
+        cluster.create_topic(TOPIC, partitions, 1_000_000).await;
+        cluster.create_topic(DEAD_LETTER_TOPIC, 2, 2_000_000).await;
         let folder = tempfile::tempdir().unwrap();
         let catalogue = folder.path().join("catalogue").display().to_string();
         std::fs::create_dir(folder.path().join("pictures")).unwrap();
-        let mut config = cluster.client();
+        let mut config = cluster.client_config();
         let producer = config.set("enable.idempotence", "true").create().unwrap();
         let towers = ClipModel::load(&clip::ModelOptions {
             checkpoint: concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").into(),
@@ -81,7 +81,7 @@ impl Fixture {
             card.logit_scale,
             VersionOrdering::Sequence,
         );
-        let events = Events::new(1, &folder.path().join("pictures"));
+        let events = EventGenerator::new(1, &folder.path().join("pictures"));
         Self {
             cluster,
             events,
@@ -101,14 +101,14 @@ impl Fixture {
     pub fn with_catalogue_on_s3(mut self) -> Self {
         self.minio = Minio::start();
         if self.minio.is_some() {
-            self.catalogue = format!("{}/catalogue", Minio::URL);
+            self.catalogue = format!("{}/catalogue", Minio::BUCKET_URL);
         }
         println!("{}: the catalogue is {}", self.scenario, self.catalogue);
         self
     }
 
     fn store_variables(&self) -> BTreeMap<String, String> {
-        self.minio.as_ref().map(Minio::variables).unwrap_or_default()
+        self.minio.as_ref().map(Minio::client_variables).unwrap_or_default()
     }
 
     pub async fn send_events(&mut self, count: u64) {
@@ -116,7 +116,10 @@ impl Fixture {
     }
 
     pub fn kafka_options(&self) -> kafka::KafkaOptions {
-        kafka::KafkaOptions { brokers: self.cluster.addresses(), ..kafka::KafkaOptions::default() }
+        kafka::KafkaOptions {
+            brokers: self.cluster.bootstrap_servers(),
+            ..kafka::KafkaOptions::default()
+        }
     }
 
     pub fn store(&self) -> Store {
@@ -157,10 +160,10 @@ impl Fixture {
         out
     }
 
-    /// The program, configured for this world.
+    /// The program, configured for this fixture.
     pub fn bsap_command(&self, log: &Path) -> Command {
         let settings = [
-            ("KAFKA__BROKERS", self.cluster.addresses()),
+            ("KAFKA__BROKERS", self.cluster.bootstrap_servers()),
             ("SOURCE__ORDERING", "sequence".into()),
             // The least that brokers allow: a worker that is silent is soon replaced.
             ("SOURCE__SESSION_TIMEOUT_MS", "6000".into()),
@@ -227,7 +230,8 @@ impl Fixture {
 
     /// What Kafka believes the group has consumed.
     pub fn committed_offsets(&self) -> BTreeMap<i32, i64> {
-        let consumer: BaseConsumer = self.cluster.client().set("group.id", GROUP).create().unwrap();
+        let consumer: BaseConsumer =
+            self.cluster.client_config().set("group.id", GROUP).create().unwrap();
         let mut list = TopicPartitionList::new();
         for p in self.partitions() {
             list.add_partition(&p.topic, p.number);
@@ -239,7 +243,8 @@ impl Fixture {
 
     /// Sets the group's offsets back to zero, as an operator might.
     pub fn reset_group_offsets(&self) {
-        let consumer: BaseConsumer = self.cluster.client().set("group.id", GROUP).create().unwrap();
+        let consumer: BaseConsumer =
+            self.cluster.client_config().set("group.id", GROUP).create().unwrap();
         let mut list = TopicPartitionList::new();
         for p in self.partitions() {
             list.add_partition_offset(&p.topic, p.number, Offset::Offset(0)).unwrap();
@@ -249,7 +254,7 @@ impl Fixture {
 
     /// Where each partition of the topic ends.
     pub fn end_offsets(&self) -> BTreeMap<i32, i64> {
-        let consumer: BaseConsumer = self.cluster.client().create().unwrap();
+        let consumer: BaseConsumer = self.cluster.client_config().create().unwrap();
         // A broker that has just come back leads no partition yet.
         let end = |p: TopicPartition| {
             let started = Instant::now();
@@ -279,8 +284,8 @@ impl Fixture {
 
     /// The same for a replay.
     pub async fn wait_until_replayed(&self, replay: &str, workers: &mut [&mut WorkerProcess]) {
-        let limit =
-            (CATCH_UP_TIMEOUTS.0 * (self.events.sent / 1_000) as u32).max(CATCH_UP_TIMEOUTS.1);
+        let limit = (CATCH_UP_TIMEOUTS.0 * (self.events.sent_messages / 1_000) as u32)
+            .max(CATCH_UP_TIMEOUTS.1);
         let (ends, started) = (self.end_offsets(), Instant::now());
         loop {
             let positions = self.replay_positions(replay).await;
@@ -346,7 +351,7 @@ impl Fixture {
 
 impl WorkerProcess {
     pub fn send_signal(&self, name: &str) {
-        signal(&self.process, name);
+        send_signal(&self.process, name);
     }
 
     /// Process number.
@@ -362,7 +367,7 @@ impl WorkerProcess {
 
     /// Asks the worker to end, and expects that it ends well.
     pub fn stop(mut self) {
-        signal(&self.process, "TERM");
+        send_signal(&self.process, "TERM");
         let status = self.process.wait().unwrap();
         assert!(status.success(), "the worker ended with {status}: {}", self.log_tail());
     }

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use bsap::world::{Worker, World};
+use crate::fixture::{Fixture, WorkerProcess};
 
 /// The catalogue does not grow without end, so that whatever grows is a fault.
 const MAX_IMAGES: u64 = 3_000;
@@ -65,20 +65,23 @@ struct SearchableImage {
 }
 
 /// Loads a worker and a query worker for `minutes`.
-pub async fn run(world: &mut World, minutes: u64) {
+pub async fn run(fixture: &mut Fixture, minutes: u64) {
     assert!(
         minutes >= 4,
         "the second quarter and the last are compared: give it 4 minutes or more"
     );
-    world.events.most_images = MAX_IMAGES;
+    fixture.events.max_images = MAX_IMAGES;
     // A merge holds about twice what it writes: with small files that is soon as much as it gets.
-    let tidy =
-        [("UPKEEP__EVERY_SECONDS", "10"), ("UPKEEP__FILE_MIB", "8"), ("INGEST__COMMIT_MS", "1000")];
-    let mut worker = world.worker_with(&tidy);
-    world.send(MAX_IMAGES).await;
-    world.caught_up(&mut [&mut worker]).await;
+    let tidy = [
+        ("MAINTENANCE__INTERVAL_SECONDS", "10"),
+        ("MAINTENANCE__TARGET_FILE_MIB", "8"),
+        ("INGEST__COMMIT_MS", "1000"),
+    ];
+    let mut worker = fixture.start_worker_with(&tidy);
+    fixture.send_events(MAX_IMAGES).await;
+    fixture.wait_until_caught_up(&mut [&mut worker]).await;
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let mut query = world.start(&["serve"], &[("HTTP__LISTEN", &address.to_string())]);
+    let mut query = fixture.start_command(&["serve"], &[("HTTP__LISTEN", &address.to_string())]);
     let url = format!("http://{address}");
     let client = Client::new();
     wait_until_ready(&client, &url).await;
@@ -87,8 +90,8 @@ pub async fn run(world: &mut World, minutes: u64) {
     let (answered, mut answers) = unbounded_channel();
     let asking = tokio::spawn(query_steadily(client.clone(), url.clone(), answered, token.clone()));
     let started = Instant::now();
-    world.send(BURST_MESSAGES).await;
-    world.caught_up(&mut [&mut worker, &mut query]).await;
+    fixture.send_events(BURST_MESSAGES).await;
+    fixture.wait_until_caught_up(&mut [&mut worker, &mut query]).await;
     let capacity = BURST_MESSAGES as f64 / started.elapsed().as_secs_f64();
     let rate = capacity * LOAD_SHARE;
     println!(
@@ -100,21 +103,21 @@ pub async fn run(world: &mut World, minutes: u64) {
     let mut seen = Vec::new();
     drain_channel(&mut answers);
     for number in 1..=minutes {
-        run_minute(world, rate, &client, &url, &found, &mut watched).await;
+        run_minute(fixture, rate, &client, &url, &found, &mut watched).await;
         let minute = MinuteStats {
             memory_mib: [&worker, &query].map(resident_memory_mib),
-            handles: [&worker, &query].map(handles),
+            handles: [&worker, &query].map(open_handles),
             query_latencies_ms: drain_channel(&mut answers),
             // An image that was deleted before it was seen, and came again, says nothing.
             freshness_ms: drain_channel(&mut fresh)
                 .into_iter()
                 .filter(|f: &SearchableImage| {
                     let between = (f.id.clone(), f.sequence)..(f.id.clone(), f.found_sequence);
-                    world.events.deleted.range(between).next().is_none()
+                    fixture.events.deleted.range(between).next().is_none()
                 })
                 .map(|f| f.delay_ms)
                 .collect(),
-            lag: world.lag().await,
+            lag: fixture.lag().await,
         };
         minute.print(number);
         seen.push(minute);
@@ -123,20 +126,23 @@ pub async fn run(world: &mut World, minutes: u64) {
     asking.await.unwrap();
     // A picture that was not there may have been deleted by a later message: then it must be.
     for gone in watched.join_all().await.into_iter().flatten() {
-        let newest = &world.events.newest[&gone];
-        assert!(newest.content.is_none(), "{gone} was not found within {SEARCHABLE_TIMEOUT:?}");
+        let newest = &fixture.events.expected_images[&gone];
+        assert!(
+            newest.content_hash.is_none(),
+            "{gone} was not found within {SEARCHABLE_TIMEOUT:?}"
+        );
     }
-    world.caught_up(&mut [&mut worker, &mut query]).await;
+    fixture.wait_until_caught_up(&mut [&mut worker, &mut query]).await;
     worker.stop();
     query.stop();
-    world.verify(1).await;
-    println!("{}", world.bsap(&["verify"]).trim());
+    fixture.assert_table_matches_events(1).await;
+    println!("{}", fixture.run_command_ok(&["verify"]).trim());
     assert_no_growth(&seen);
 }
 
 /// Sends at `rate` messages a second for a minute; once a second it watches until a picture is found.
 async fn run_minute(
-    world: &mut World,
+    fixture: &mut Fixture,
     rate: f64,
     client: &Client,
     url: &str,
@@ -151,11 +157,11 @@ async fn run_minute(
         ticks.tick().await;
         due += rate * TICK_INTERVAL.as_secs_f64();
         let sent = Instant::now();
-        world.events.last_picture = None;
-        world.send(due as u64).await;
+        fixture.events.last_picture = None;
+        fixture.send_events(due as u64).await;
         due -= due.floor();
         if started.elapsed().as_secs() >= watched
-            && let Some((id, sequence)) = world.events.last_picture.take()
+            && let Some((id, sequence)) = fixture.events.last_picture.take()
         {
             watched += 1;
             let (client, url) = (client.clone(), url.to_owned());
@@ -281,12 +287,12 @@ fn quantile(values: &[f64], share: f64) -> f64 {
 }
 
 /// Resident memory, by the kernel.
-fn resident_memory_mib(process: &Worker) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+fn resident_memory_mib(process: &WorkerProcess) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.process_id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
 }
 
-fn open_handles(process: &Worker) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", process.id())).unwrap().count()
+fn open_handles(process: &WorkerProcess) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", process.process_id())).unwrap().count()
 }

@@ -122,8 +122,7 @@ pub async fn query_until_stopped(
     while !stop.load(Ordering::SeqCst) {
         number += 1;
         let text = number % QUERY_TEXTS.len();
-        let body =
-            json!({"text": QUERY_TEXTS[text], "k": 10, "key": format!("user-{}", number % 97)});
+        let body = json!({"text": QUERY_TEXTS[text], "k": 10, "traffic_key": format!("user-{}", number % 97)});
         let mut problems = Vec::new();
         for turn in 0..2 {
             let address = &addresses[(number + turn) % 2];

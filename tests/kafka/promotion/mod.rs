@@ -19,7 +19,7 @@ use tokio::time::sleep;
 use expected_answers::{ExpectedAnswers, ExpectedModel, ObservedAnswers};
 use updates::{UpdateGenerator, image_name};
 
-use bsap::world::{AGAIN, Worker, World};
+use crate::fixture::{Fixture, REEMBED_TOPIC, WorkerProcess};
 
 const OLD_CHECKPOINT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
 /// Another model, of another dimension.
@@ -45,31 +45,31 @@ struct RestartableProcess {
     description: &'static str,
     arguments: &'static [&'static str],
     options: Vec<(&'static str, String)>,
-    worker: Option<Worker>,
+    worker: Option<WorkerProcess>,
 }
 
 impl RestartableProcess {
     fn start(
-        world: &mut World,
+        fixture: &mut Fixture,
         what: &'static str,
         arguments: &'static [&'static str],
         options: &[(&'static str, &str)],
     ) -> Self {
         let options = options.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
         let mut process = Self { description: what, arguments, options, worker: None };
-        process.spawn(world);
+        process.spawn(fixture);
         process
     }
 
-    fn spawn(&mut self, world: &mut World) {
+    fn spawn(&mut self, fixture: &mut Fixture) {
         let options: Vec<_> = self.options.iter().map(|(k, v)| (*k, v.as_str())).collect();
-        self.worker = Some(world.start(self.arguments, &options));
+        self.worker = Some(fixture.start_command(self.arguments, &options));
     }
 
-    fn kill_and_restart(&mut self, world: &mut World) {
+    fn kill_and_restart(&mut self, fixture: &mut Fixture) {
         println!("    kill -9 {}", self.description);
         self.worker.take().unwrap().kill();
-        self.spawn(world);
+        self.spawn(fixture);
     }
 }
 
@@ -96,8 +96,8 @@ async fn wait_until_answering(addresses: &[String; 2]) {
 }
 
 /// Runs a command and kills it after a while; whether it was still running.
-async fn kill_after(world: &World, wait: Duration, arguments: &[&str]) -> bool {
-    let mut child = world.command(Path::new("")).args(arguments).spawn().unwrap();
+async fn kill_after(fixture: &Fixture, wait: Duration, arguments: &[&str]) -> bool {
+    let mut child = fixture.bsap_command(Path::new("")).args(arguments).spawn().unwrap();
     sleep(wait).await;
     let running = child.try_wait().unwrap().is_none();
     let _ = child.kill();
@@ -108,7 +108,7 @@ async fn kill_after(world: &World, wait: Duration, arguments: &[&str]) -> bool {
 
 /// The processes and what they are to do.
 struct Scenario<'a> {
-    world: &'a mut World,
+    fixture: &'a mut Fixture,
     expected: Arc<ExpectedAnswers>,
     /// File of the other prompt set.
     prompt_set_file: PathBuf,
@@ -121,15 +121,20 @@ struct Scenario<'a> {
 }
 
 /// The scenario, `rounds` times over.
-pub async fn run(world: &mut World, images: u64, rounds: u32, pause: Duration) {
+pub async fn run(fixture: &mut Fixture, images: u64, rounds: u32, pause: Duration) {
     let pictures: Vec<Vec<u8>> = (0..PICTURE_COUNT)
         .map(|n| render_jpeg(&Scene::sample(7, n, PhotoStyle::Studio), 64).unwrap())
         .collect();
-    let folder = world.folder.path();
+    let folder = fixture.folder.path();
     let mut updates = UpdateGenerator {
         folder: folder.join("pictures"),
         staging_file: folder.join("aside"),
-        producer: world.cluster.client().set("enable.idempotence", "true").create().unwrap(),
+        producer: fixture
+            .cluster
+            .client_config()
+            .set("enable.idempotence", "true")
+            .create()
+            .unwrap(),
         pictures: pictures.clone(),
         image_count: images,
         pause,
@@ -139,7 +144,7 @@ pub async fn run(world: &mut World, images: u64, rounds: u32, pause: Duration) {
     for number in 0..images {
         updates.send_change(image_name(number), false).await;
     }
-    let mut scenario = Scenario::start(world, images, &pictures).await;
+    let mut scenario = Scenario::start(fixture, images, &pictures).await;
     let (no_updates, no_queries) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
     let seen = Arc::new(ObservedAnswers::default());
     let updating = tokio::spawn(updates.run(no_updates.clone()));
@@ -170,10 +175,10 @@ pub async fn run(world: &mut World, images: u64, rounds: u32, pause: Duration) {
 
 impl<'a> Scenario<'a> {
     /// Until every image is searchable.
-    async fn start(world: &'a mut World, images: u64, pictures: &[Vec<u8>]) -> Self {
+    async fn start(fixture: &'a mut Fixture, images: u64, pictures: &[Vec<u8>]) -> Self {
         let started = Instant::now();
-        world.cluster.create(AGAIN, 6, 1 << 20).await;
-        let set = world.folder.path().join("other.toml");
+        fixture.cluster.create_topic(REEMBED_TOPIC, 6, 1 << 20).await;
+        let set = fixture.folder.path().join("other.toml");
         std::fs::write(&set, OTHER_PROMPT_SET).unwrap();
         let truth = Arc::new(ExpectedAnswers {
             models: [OLD_CHECKPOINT, NEW_CHECKPOINT]
@@ -186,10 +191,10 @@ impl<'a> Scenario<'a> {
             .into(),
         });
         let mut worker =
-            || RestartableProcess::start(world, "a worker of the old model", &["ingest"], &[]);
+            || RestartableProcess::start(fixture, "a worker of the old model", &["ingest"], &[]);
         let old_workers = vec![worker(), worker()];
         wait_until("the catalogue is made", async || {
-            StateStore::new(&world.store()).read_newest().await.unwrap().is_some()
+            StateStore::new(&fixture.store()).read_newest().await.unwrap().is_some()
         })
         .await;
         let listeners = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
@@ -198,9 +203,9 @@ impl<'a> Scenario<'a> {
         let mut query_worker = |address: &String| {
             let options = [
                 ("HTTP__LISTEN", address.as_str()),
-                ("SEARCH__CANDIDATE_CHECKPOINT", NEW_CHECKPOINT),
+                ("SEARCH__STANDBY_CHECKPOINT", NEW_CHECKPOINT),
             ];
-            RestartableProcess::start(world, "a query worker", &["serve"], &options)
+            RestartableProcess::start(fixture, "a query worker", &["serve"], &options)
         };
         let query_workers = addresses.iter().map(&mut query_worker).collect();
         for address in &addresses {
@@ -212,7 +217,7 @@ impl<'a> Scenario<'a> {
         println!("  {images} images searchable after {:.0} s", started.elapsed().as_secs_f64());
         let new_worker = None;
         Self {
-            world,
+            fixture,
             expected: truth,
             prompt_set_file: set,
             image_count: images,
@@ -234,22 +239,22 @@ impl<'a> Scenario<'a> {
         let reindex =
             ["reindex", "statistics", "--prompt-set", self.prompt_set_file.to_str().unwrap()];
         if round == 1 {
-            kill_after(self.world, Duration::from_millis(1500), &reindex).await;
+            kill_after(self.fixture, Duration::from_millis(1500), &reindex).await;
         }
-        self.old_workers[0].kill_and_restart(self.world);
-        self.world.bsap(&reindex);
+        self.old_workers[0].kill_and_restart(self.fixture);
+        self.fixture.run_command_ok(&reindex);
         let candidate = ["candidate", "set", "other-half", "--prompt-set", "other"];
-        let how = ["--weight", "0.5", "--share", "0.4", "--shadow", "0.5"];
-        self.world.bsap(&[&candidate[..], &how].concat());
-        self.query_workers[0].kill_and_restart(self.world);
+        let how = ["--weight", "0.5", "--traffic-share", "0.4", "--shadow", "0.5"];
+        self.fixture.run_command_ok(&[&candidate[..], &how].concat());
+        self.query_workers[0].kill_and_restart(self.fixture);
         wait_until_answering(&self.addresses).await;
         // What has just become known may still be missing in rows that workers are about to write.
         wait_until("the candidate is promoted", async || {
-            self.world.outcome(&["promote", "--yes"]).0 == Some(0)
+            self.fixture.run_command(&["promote", "--yes"]).0 == Some(0)
         })
         .await;
         sleep(Duration::from_secs(2)).await;
-        self.world.bsap(&["rollback"]);
+        self.fixture.run_command_ok(&["rollback"]);
     }
 
     /// Reindexes with another model, promotes it, and rolls back.
@@ -257,15 +262,17 @@ impl<'a> Scenario<'a> {
         self.print_step(&format!("round {round}: another model"));
         self.fill_new_generation(round).await;
         self.kill_dependencies().await;
-        let candidate = ["candidate", "set", "large", "--beside"];
-        self.world.bsap(&[&candidate[..], &["--share", "0.3", "--shadow", "0.5"]].concat());
-        println!("    {}", evaluate_candidate(self.world));
-        self.old_workers[1].kill_and_restart(self.world);
-        self.query_workers[1].kill_and_restart(self.world);
+        let candidate = ["candidate", "set", "large", "--standby"];
+        self.fixture.run_command_ok(
+            &[&candidate[..], &["--traffic-share", "0.3", "--shadow", "0.5"]].concat(),
+        );
+        println!("    {}", evaluate_candidate(self.fixture));
+        self.old_workers[1].kill_and_restart(self.fixture);
+        self.query_workers[1].kill_and_restart(self.fixture);
         wait_until_answering(&self.addresses).await;
         let mut told = String::new();
         wait_until("the new model is promoted", async || {
-            let (code, said) = self.world.outcome(&["promote", "--yes", "--timeout", "120"]);
+            let (code, said) = self.fixture.run_command(&["promote", "--yes", "--timeout", "120"]);
             if code != Some(0) {
                 println!("    not yet: {}", said.lines().last().unwrap_or_default());
             }
@@ -277,7 +284,7 @@ impl<'a> Scenario<'a> {
             println!("    {line}");
         }
         // One that starts now serves the new model at once.
-        self.query_workers[0].kill_and_restart(self.world);
+        self.query_workers[0].kill_and_restart(self.fixture);
         wait_until_answering(&self.addresses).await;
         sleep(Duration::from_secs(2)).await;
         let [old, new] = &self.expected.models;
@@ -285,7 +292,7 @@ impl<'a> Scenario<'a> {
             assert_eq!(fetch_state(address).await.unwrap()["generation"], new.generation);
         }
         // Updates go on, so that the old model may lack some: nobody is there to be asked.
-        self.world.bsap(&["rollback", "--yes"]);
+        self.fixture.run_command_ok(&["rollback", "--yes"]);
         for address in &self.addresses {
             wait_until("the old model answers again", async || {
                 fetch_state(address).await.unwrap()["generation"] == old.generation
@@ -298,25 +305,25 @@ impl<'a> Scenario<'a> {
     async fn fill_new_generation(&mut self, round: u32) {
         let reindex = ["reindex", "model", "--checkpoint", NEW_CHECKPOINT, "--rate", "20"];
         if round == 1 {
-            kill_after(self.world, Duration::from_millis(3500), &reindex).await;
+            kill_after(self.fixture, Duration::from_millis(3500), &reindex).await;
         }
         // It is set up before its first worker starts, which would not know what it is for.
-        assert_eq!(self.world.outcome(&reindex).0, Some(0));
+        assert_eq!(self.fixture.run_command(&reindex).0, Some(0));
         let worker = self.new_worker.get_or_insert_with(|| {
             let options = [("MODEL__CHECKPOINT", NEW_CHECKPOINT)];
             RestartableProcess::start(
-                self.world,
+                self.fixture,
                 "the worker of the new model",
                 &["ingest"],
                 &options,
             )
         });
         sleep(Duration::from_secs(4)).await;
-        worker.kill_and_restart(self.world);
+        worker.kill_and_restart(self.fixture);
         // Updates go on, so that some are always on their way.
         let mut progress = String::new();
         wait_until("the new generation has all but what is on its way", async || {
-            let told = self.world.outcome(&reindex).1;
+            let told = self.fixture.run_command(&reindex).1;
             let counted = told.lines().find(|line| line.contains("stand in it"));
             counted.unwrap_or_default().clone_into(&mut progress);
             let asked = progress.split("; ").nth(1).and_then(|rest| rest.split(' ').next());
@@ -330,11 +337,11 @@ impl<'a> Scenario<'a> {
     /// Kafka, and the object storage.
     async fn kill_dependencies(&mut self) {
         println!("    kill -9 Kafka");
-        self.world.cluster.end(0, "KILL");
+        self.fixture.cluster.stop_broker(0, "KILL");
         sleep(Duration::from_secs(1)).await;
-        self.world.cluster.launch(0);
-        self.world.cluster.wait_until_ready();
-        if let Some(minio) = &mut self.world.minio {
+        self.fixture.cluster.launch_broker(0);
+        self.fixture.cluster.wait_until_ready();
+        if let Some(minio) = &mut self.fixture.minio {
             println!("    kill -9 MinIO");
             minio.kill();
             sleep(Duration::from_secs(2)).await;
@@ -344,16 +351,16 @@ impl<'a> Scenario<'a> {
 
     /// The generations in the order of the models.
     async fn read_generations(&self) -> [Generation; 2] {
-        let state = StateStore::new(&self.world.store()).read_newest().await.unwrap().unwrap();
+        let state = StateStore::new(&self.fixture.store()).read_newest().await.unwrap().unwrap();
         [state.live, state.standby.unwrap().generation]
     }
 
     async fn wait_until_caught_up(&mut self) {
         let [_, new] = self.read_generations().await;
         let workers = self.old_workers.iter_mut().map(|p| p.worker.as_mut().unwrap());
-        self.world.caught_up(&mut workers.collect::<Vec<_>>()).await;
+        self.fixture.wait_until_caught_up(&mut workers.collect::<Vec<_>>()).await;
         let worker = self.new_worker.as_mut().and_then(|p| p.worker.as_mut()).unwrap();
-        self.world.caught_up_beside(&new, &mut [worker]).await;
+        self.fixture.wait_until_standby_caught_up(&new, &mut [worker]).await;
     }
 
     /// Changes images without telling, and mends that.
@@ -374,11 +381,11 @@ impl<'a> Scenario<'a> {
         let folder = updates.folder.to_str().unwrap();
         let look = ["reconcile", folder, "--sequence-is-time", "--grace", "0"];
         let look = [&look[..], &["--max-deletes", "0.5"]].concat();
-        let (code, told) = self.world.outcome(&look);
+        let (code, told) = self.fixture.run_command(&look);
         assert!(code == Some(1) && told.contains("differs"), "{told}");
-        let mended = self.world.bsap(&[&look[..], &["--repair"]].concat());
+        let mended = self.fixture.run_command_ok(&[&look[..], &["--repair"]].concat());
         self.wait_until_caught_up().await;
-        let after = self.world.bsap(&look);
+        let after = self.fixture.run_command_ok(&look);
         for line in mended.lines().chain(after.lines()) {
             println!("    {line}");
         }
@@ -390,7 +397,7 @@ impl<'a> Scenario<'a> {
         let live = updates.live_images();
         let [mut missing, mut strange, mut old] = [[0; 2]; 3];
         for (i, generation) in self.read_generations().await.iter().enumerate() {
-            let found = self.world.newest(generation).await;
+            let found = self.fixture.newest_versions(generation).await;
             let there = |id: &String| found.get(id).and_then(|(_, content)| content.as_ref());
             missing[i] = live.keys().filter(|id| there(id).is_none()).count();
             let stays = |id: &&String| there(id).is_some() && !live.contains_key(id);
@@ -404,7 +411,7 @@ impl<'a> Scenario<'a> {
             wait_until("the query workers have it all, in both generations", async || {
                 let state = fetch_state(address).await.unwrap();
                 let count = json!(live.len());
-                state["images"] == count && state["beside"]["images"] == count
+                state["images"] == count && state["standby"]["images"] == count
             })
             .await;
         }
@@ -459,12 +466,18 @@ impl<'a> Scenario<'a> {
 }
 
 /// Compares what is served with the candidate of another model, as one would before promoting it.
-fn evaluate_candidate(world: &World) -> String {
-    let asked = world.folder.path().join("asked.jsonl");
+fn evaluate_candidate(fixture: &Fixture) -> String {
+    let asked = fixture.folder.path().join("asked.jsonl");
     let texts = ["a red mug", "a blue chair", "a green lamp"];
     let lines = texts.map(|text| format!("{}\n", json!({ "text": text })));
     std::fs::write(&asked, lines.concat()).unwrap();
-    let report = world.bsap(&["evaluate", "--log", asked.to_str().unwrap(), "--json", "-"]);
+    let report = fixture.run_command_ok(&[
+        "evaluate",
+        "--query-log",
+        asked.to_str().unwrap(),
+        "--json",
+        "-",
+    ]);
     let report = &report[report.find('{').unwrap()..=report.rfind('}').unwrap()];
     let report: Value = serde_json::from_str(report).unwrap();
     let models = report["models"].as_array().unwrap();

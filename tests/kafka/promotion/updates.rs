@@ -12,7 +12,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::json;
 use tokio::time::sleep;
 
-use bsap::world::TOPIC;
+use crate::fixture::TOPIC;
 
 /// Changes images without pause.
 pub struct UpdateGenerator {
