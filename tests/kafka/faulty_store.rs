@@ -1,5 +1,5 @@
-//! Workers on a store that fails and takes its time. They run inside the test, because no option of
-//! the program makes a store fail.
+//! Workers on a store that fails and is slow. They run inside of the test, because no option of the program
+//! makes a store fail.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use bsap::ingest::fetch::{self, Fetcher};
 use bsap::ingest::source::{self, Decoder};
 use bsap::ingest::{self, Progress, Worker, decode};
 use bsap::prompts::{self, ActivePromptSets, EmbeddedPromptSet};
-use bsap::record::{AttributeTypes, VersionOrdering as Versions};
+use bsap::record::{AttributeTypes, VersionOrdering};
 use bsap::store::Store;
 use bsap::table::{self, TableWriter};
 use futures::StreamExt;
@@ -30,14 +30,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fixture::Fixture;
 
-/// What two workers met until they had consumed the whole topic.
+/// Runs two workers until they have consumed the whole topic; describes how many calls failed.
 pub async fn run_workers(fixture: &Fixture) -> String {
     let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").to_owned();
     let options = clip::ModelOptions { checkpoint, ..clip::ModelOptions::default() };
-    let towers: Arc<dyn Encoders> = Arc::new(ClipModel::load(&options).unwrap());
+    let encoders: Arc<dyn Encoders> = Arc::new(ClipModel::load(&options).unwrap());
     let sets =
         prompts::PromptOptions { sets: vec!["demo".into()], ..prompts::PromptOptions::default() };
-    let sets = prompts::load_configured_sets(&sets, &*towers).unwrap();
+    let sets = prompts::load_configured_sets(&sets, &*encoders).unwrap();
     let records: Vec<_> = sets.iter().map(|set| set.to_record()).collect();
     let serving = ServingConfig::new(sets[0].statistics_key.clone(), Normaliser::Softmax, 0.25);
     let state = StateStore::new(&fixture.store());
@@ -53,7 +53,7 @@ pub async fn run_workers(fixture: &Fixture) -> String {
     let mut running = Vec::new();
     for _ in 0..2 {
         let store = Store::from_object_store(faulty.clone());
-        let worker = new_worker(fixture, &store, towers.clone(), sets.clone()).await;
+        let worker = new_worker(fixture, &store, encoders.clone(), sets.clone()).await;
         running.push(tokio::spawn(worker.run(token.clone())));
     }
     faulty.enabled.store(true, Ordering::SeqCst);
@@ -79,11 +79,11 @@ pub async fn run_workers(fixture: &Fixture) -> String {
 async fn new_worker(
     fixture: &Fixture,
     store: &Store,
-    towers: Arc<dyn Encoders>,
+    encoders: Arc<dyn Encoders>,
     sets: Vec<Arc<EmbeddedPromptSet>>,
 ) -> Worker {
     let source = source::SourceOptions {
-        ordering: Versions::Sequence,
+        ordering: VersionOrdering::Sequence,
         session_timeout_ms: 6_000,
         ..source::SourceOptions::default()
     };
@@ -102,7 +102,7 @@ async fn new_worker(
         .unwrap(),
         fetcher: Fetcher::new(&fetch).unwrap(),
         decode_options: decode::DecodeOptions::default(),
-        encoders: towers,
+        encoders,
         prompt_sets: ActivePromptSets::new(sets),
         writer: TableWriter::open(
             store,
@@ -116,7 +116,7 @@ async fn new_worker(
     }
 }
 
-/// Fails one call in five, half of them after they were done, and makes each wait a little.
+/// Fails one call in five, half of them after they were executed, and delays each call by up to 80 ms.
 struct FaultyStore {
     inner: Arc<dyn ObjectStore>,
     enabled: AtomicBool,
@@ -143,23 +143,23 @@ impl FaultyStore {
 
     fn draw_outcome(&self) -> CallOutcome {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        let fate = match rand::rng().random_range(0..10) {
+        let outcome = match rand::rng().random_range(0..10) {
             0 => CallOutcome::FailBefore,
             1 => CallOutcome::FailAfter,
             _ => return CallOutcome::Succeed,
         };
         self.failed_calls.fetch_add(1, Ordering::SeqCst);
-        fate
+        outcome
     }
 
-    /// Does `work` as fate will have it.
+    /// Runs `work` with a random outcome.
     async fn run_with_faults<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let fate = self.delay_and_draw_outcome().await;
-        if fate == CallOutcome::FailBefore {
+        let outcome = self.delay_and_draw_outcome().await;
+        if outcome == CallOutcome::FailBefore {
             return Err(injected_error());
         }
         let done = work.await?;
-        if fate == CallOutcome::FailAfter { Err(injected_error()) } else { Ok(done) }
+        if outcome == CallOutcome::FailAfter { Err(injected_error()) } else { Ok(done) }
     }
 }
 
