@@ -1,4 +1,4 @@
-//! Connection settings shared by everything that talks to Kafka.
+//! Connection settings and requests shared by all Kafka clients.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,13 +20,13 @@ use crate::retry::Disposition;
 use crate::telemetry::event;
 use crate::validate;
 
-/// How to reach Kafka.
+/// Options of the section `kafka`: how to connect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct KafkaOptions {
-    /// Bootstrap brokers, `host:port` separated by commas.
+    /// Bootstrap brokers, each `host:port`, separated by commas.
     pub brokers: String,
-    /// Further librdkafka properties for every client, for example `"security.protocol" = "SASL_SSL"`,
+    /// Further librdkafka properties of every client, for example `"security.protocol" = "SASL_SSL"`,
     /// `"sasl.mechanism" = "SCRAM-SHA-512"`, `"sasl.username"`, `"sasl.password"`, `"ssl.ca.location"`.
     /// Values are text. Properties that bsap sets itself, such as `acks` and `group.id`, cannot be set here.
     pub properties: BTreeMap<String, String>,
@@ -44,8 +44,8 @@ impl Default for KafkaOptions {
     }
 }
 
-/// Properties that this program sets itself, most of them because delivery guarantees depend on them,
-/// with librdkafka's other names of them.
+/// Properties that this program sets itself, most of them because delivery guarantees depend on them;
+/// includes librdkafka's aliases.
 const RESERVED_PROPERTIES: [&str; 26] = [
     "acks",
     "auto.commit.enable",
@@ -76,7 +76,7 @@ const RESERVED_PROPERTIES: [&str; 26] = [
 ];
 
 impl KafkaOptions {
-    /// What is wrong with these options, a line each.
+    /// Returns one line per invalid option.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.brokers.trim().is_empty() {
@@ -97,7 +97,7 @@ impl KafkaOptions {
         problems
     }
 
-    /// A client configuration with these settings.
+    /// Returns the configuration of a client with these settings.
     pub fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config
@@ -110,9 +110,9 @@ impl KafkaOptions {
         config
     }
 
-    /// A configuration for a producer that loses nothing and keeps the order of a key: idempotent,
-    /// acknowledged by all in-sync replicas, at most 30 s a message. How large a message may be is the
-    /// topic's to say: a dead letter is larger than the message that it was.
+    /// Returns the configuration of a producer that loses no message and keeps the order within a
+    /// partition: idempotent, acknowledged by all in-sync replicas, at most 30 s per message. The topic
+    /// decides how large a message may be, because a dead letter is larger than its original.
     pub fn producer_config(&self) -> ClientConfig {
         let mut config = self.client_config();
         config
@@ -127,10 +127,10 @@ impl KafkaOptions {
     }
 }
 
-/// Stands for the name of a header that is no UTF-8.
+/// Replaces a header name that is not UTF-8.
 const UNREADABLE_HEADER_NAME: &str = "\u{fffd}";
 
-/// No broker answered.
+/// No broker answered a request.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "kafka.brokers: no broker answers at {brokers}: {source}; check the address, the network and kafka.properties"
@@ -140,7 +140,7 @@ pub struct BrokersUnreachable {
     source: KafkaError,
 }
 
-/// Asks the brokers how many partitions each of `topics` has; 0 where a topic does not exist.
+/// Fetches the number of partitions of each of `topics`; 0 if a topic does not exist.
 pub async fn fetch_partition_counts(
     options: &KafkaOptions,
     topics: &[&str],
@@ -151,31 +151,31 @@ pub async fn fetch_partition_counts(
     };
     let timeout = Duration::from_millis(options.request_timeout_ms);
     let mut config = options.client_config();
-    // What cannot be reached is told once, by the error.
+    // The returned error reports unreachable brokers; librdkafka must not log them too.
     config.set("log_level", "0");
     let topics: Vec<String> = topics.iter().map(|t| (*t).to_owned()).collect();
     let request = tokio::task::spawn_blocking(move || {
         let client: BaseConsumer = config.create()?;
         let metadata = client.fetch_metadata(None, timeout)?;
-        let partitions = |name: &String| {
+        let partition_count = |name: &String| {
             let topic = metadata.topics().iter().find(|t| t.name() == name);
             topic.map_or(0, |t| t.partitions().len())
         };
-        Ok(topics.iter().map(partitions).collect())
+        Ok(topics.iter().map(partition_count).collect())
     });
     match request.await {
-        Ok(answer) => answer.map_err(unreachable),
+        Ok(counts) => counts.map_err(unreachable),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 
-/// How long Kafka may take to hear that a consumer leaves its group, and the last positions before: where
-/// it is out of reach, the client waits for ever. Nothing is lost by giving up: positions are in the
-/// table, and the group learns of it by the end of the session.
+/// How long a consumer may take to commit its last offsets and leave its group. Without a limit, the client
+/// waits forever if no broker answers. Giving up loses nothing: positions are in the table, and the group
+/// removes the consumer when its session expires.
 const LEAVE_GROUP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Does on a thread of its own what makes a consumer leave its group, and waits for it a while; none
-/// where that was too short. The thread then ends with the process.
+/// Runs `close_consumer`, which blocks until the consumer has left its group, on a thread of its own. Returns
+/// `None` if that takes too long; the thread then ends with the process.
 pub async fn leave_group<T: Send + 'static>(
     close_consumer: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
@@ -187,14 +187,17 @@ pub async fn leave_group<T: Send + 'static>(
         Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
         Err(_) => {
             let seconds = LEAVE_GROUP_TIMEOUT.as_secs();
-            let error = format!("no answer within {seconds} s to a consumer that leaves its group");
-            warn!(event = event::SOURCE_ERROR, error, "Kafka is not told that this consumer ends");
+            let error = format!("no answer within {seconds} s when leaving the consumer group");
+            warn!(
+                event = event::SOURCE_ERROR,
+                error, "the consumer ends without leaving its group"
+            );
             None
         }
     }
 }
 
-/// Begin and end of the log of every partition of `topic`.
+/// Fetches the beginning and end offset of each partition of `topic`, by partition number.
 pub async fn fetch_watermarks(
     options: &KafkaOptions,
     topic: &str,
@@ -207,16 +210,16 @@ pub async fn fetch_watermarks(
     let brokers = options.brokers.clone();
     let request = tokio::task::spawn_blocking(move || {
         let client: BaseConsumer = config.create()?;
-        let log = |number| Ok((number, client.fetch_watermarks(&topic, number, timeout)?));
-        (0..partitions as i32).map(log).collect::<Result<_, KafkaError>>()
+        let watermarks = |number| Ok((number, client.fetch_watermarks(&topic, number, timeout)?));
+        (0..partitions as i32).map(watermarks).collect::<Result<_, KafkaError>>()
     });
     match request.await {
-        Ok(answer) => answer.map_err(|source| BrokersUnreachable { brokers, source }),
+        Ok(watermarks) => watermarks.map_err(|source| BrokersUnreachable { brokers, source }),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 
-/// Settings of topics by name, as the brokers tell them.
+/// Fetches the configuration of each of `topics`: values by name of the setting.
 pub async fn fetch_topic_configs(
     options: &KafkaOptions,
     topics: &[&str],
@@ -240,8 +243,8 @@ pub async fn fetch_topic_configs(
         .collect()
 }
 
-/// A message of librdkafka, copied. A header whose name is no UTF-8 is named `UNREADABLE`: Kafka takes any
-/// bytes, rdkafka panics at them.
+/// Copies a message of librdkafka. A header name that is not UTF-8, which Kafka allows but which makes
+/// rdkafka panic, is replaced by `UNREADABLE_HEADER_NAME`.
 pub fn to_owned_message(message: &BorrowedMessage<'_>) -> KafkaMessage {
     let header = |headers: &BorrowedHeaders, i| {
         let value = |value: Option<&[u8]>| value.map(Bytes::copy_from_slice);
@@ -262,7 +265,7 @@ pub fn to_owned_message(message: &BorrowedMessage<'_>) -> KafkaMessage {
     }
 }
 
-/// The decision for an error of librdkafka.
+/// Returns how to react to an error of librdkafka.
 pub fn classify_error(error: &KafkaError) -> Disposition {
     use rdkafka::types::RDKafkaErrorCode as Code;
     match error.rdkafka_error_code() {

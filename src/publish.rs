@@ -1,8 +1,8 @@
-//! Announcing images: files, folders, bucket prefixes and JSON lines become new-image events.
+//! Publishes image events for files, folders, bucket prefixes and JSON lines.
 //!
-//! Folders and buckets are listed; an event's time and sequence are the object's last change, so
-//! that announcing the same folder twice brings nothing new. JSON lines are checked by the rules
-//! that workers apply, before anything is sent.
+//! Folders and buckets are listed. The time and sequence of an event are the object's last change, so that
+//! publishing the same folder twice creates no new versions. JSON lines are checked by the rules of
+//! workers before anything is sent.
 
 use std::collections::BTreeMap;
 use std::path::{Path as FilePath, PathBuf};
@@ -31,43 +31,43 @@ use crate::retry::{Classify, Disposition};
 use crate::store::{self, Store, StoreError};
 use crate::telemetry::event;
 
-/// Events handed to Kafka that are not acknowledged yet.
+/// Maximum number of events sent to Kafka that are not acknowledged yet.
 const MAX_UNACKNOWLEDGED_EVENTS: usize = 512;
-/// Longest JSON line: Kafka's usual limit for a message.
+/// Maximum length of a JSON line: Kafka's default limit for a message.
 const MAX_LINE_BYTES: usize = 1 << 20;
-/// What is taken for a picture when a folder or a bucket is listed.
+/// Extensions by which images are recognised when a folder or a bucket is listed.
 const IMAGE_EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
-/// Why nothing more can be published.
+/// Why publishing failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// A folder or bucket cannot be listed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A path is not there, or is nothing that can be announced.
+    /// A target does not exist, or cannot be published.
     #[error("{target}: {reason}")]
     InvalidTarget {
-        /// As given.
+        /// The target as given by the user.
         target: String,
-        /// Why.
+        /// Why it cannot be published.
         reason: String,
     },
     /// Lines cannot be read.
     #[error("{name}: {source}")]
     ReadLines {
-        /// The file.
+        /// Name of the file.
         name: String,
-        /// Why.
+        /// The error of the file.
         source: std::io::Error,
     },
-    /// Kafka did not take an event.
+    /// Kafka did not accept an event.
     #[error("topic {topic} at {brokers}: {source}")]
     Kafka {
-        /// The topic.
+        /// The topic of the event.
         topic: String,
-        /// The brokers.
+        /// The configured brokers.
         brokers: String,
-        /// Why.
+        /// The error of librdkafka.
         source: rdkafka::error::KafkaError,
     },
 }
@@ -82,15 +82,15 @@ impl Classify for PublishError {
     }
 }
 
-/// An event to send, or an input that is none, with the reason.
+/// An event to send, or why an input is not an event.
 pub type PublishInput = Result<ImageEvent, String>;
 
-/// What was sent.
+/// Counts of published events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PublishSummary {
     /// Events acknowledged by Kafka.
     pub published: u64,
-    /// Inputs that are no events.
+    /// Inputs that are not events.
     pub skipped: u64,
 }
 
@@ -102,7 +102,7 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Makes the producer; no connection is opened yet.
+    /// Creates the producer; opens no connection yet.
     pub fn new(kafka: &kafka::KafkaOptions, topic: &str) -> Result<Self, PublishError> {
         let producer = kafka.producer_config().create().map_err(|source| PublishError::Kafka {
             topic: topic.to_owned(),
@@ -117,7 +117,7 @@ impl Publisher {
         self.send_with_headers(event, &[]).await
     }
 
-    /// The same with headers, each a name and a value.
+    /// Like [`Publisher::send`], with headers of the given names and values.
     pub async fn send_with_headers(
         &self,
         event: &ImageEvent,
@@ -142,8 +142,8 @@ impl Publisher {
         })
     }
 
-    /// Sends every event of `candidates` in order until `token` is cancelled; `on_candidate` hears
-    /// of each that was sent or skipped.
+    /// Sends the events of `inputs` in order until `token` is cancelled; calls `on_input` for each input that
+    /// was sent or skipped.
     pub async fn send_all(
         &self,
         inputs: impl Stream<Item = Result<PublishInput, PublishError>>,
@@ -153,22 +153,22 @@ impl Publisher {
         let mut summary = PublishSummary::default();
         let sent = inputs
             .take_until(token.cancelled())
-            .map(|candidate| async {
-                let candidate = candidate?;
-                if let Ok(event) = &candidate {
+            .map(|input| async {
+                let input = input?;
+                if let Ok(event) = &input {
                     self.send(event).await?;
                 }
-                Ok::<_, PublishError>(candidate)
+                Ok::<_, PublishError>(input)
             })
             .buffered(MAX_UNACKNOWLEDGED_EVENTS);
         let mut sent = std::pin::pin!(sent);
-        while let Some(candidate) = sent.next().await {
-            let candidate = candidate?;
-            match candidate {
+        while let Some(input) = sent.next().await {
+            let input = input?;
+            match input {
                 Ok(_) => summary.published += 1,
                 Err(_) => summary.skipped += 1,
             }
-            on_input(&candidate);
+            on_input(&input);
         }
         info!(
             event = event::PUBLISH,
@@ -179,7 +179,7 @@ impl Publisher {
         Ok(summary)
     }
 
-    /// Waits until everything that was handed over is acknowledged, at most `timeout`. Blocks.
+    /// Waits until all sent events are acknowledged, at most `timeout`. Blocks.
     pub fn flush(&self, timeout: Duration) -> Result<(), PublishError> {
         self.producer.flush(timeout).map_err(|source| PublishError::Kafka {
             topic: self.topic.clone(),
@@ -189,23 +189,23 @@ impl Publisher {
     }
 }
 
-/// How events are made from what is listed.
+/// How events are built from listed objects.
 #[derive(Debug, Clone, Default)]
 pub struct EventTemplate {
-    /// Put before each image id.
+    /// Prefix of each image id.
     pub id_prefix: String,
-    /// Attributes that every event gets.
+    /// Attributes of every event.
     pub attributes: BTreeMap<String, serde_json::Value>,
-    /// Date every event now instead of at the object's last change.
+    /// Whether events are dated now instead of at the object's last change.
     pub use_current_time: bool,
-    /// What orders the versions of an image: decides whether `sequence` is set.
+    /// What orders the versions of an image; `sequence` is only set if it orders them.
     pub ordering: VersionOrdering,
 }
 
 impl EventTemplate {
-    /// The event that announces `uri` as changed at `changed`.
-    pub fn upsert_event(&self, id: &str, uri: &str, changed: DateTime<Utc>) -> ImageEvent {
-        let time = if self.use_current_time { Utc::now() } else { changed };
+    /// Builds the upsert of an image at `uri` whose last change was at `modified_at`.
+    pub fn upsert_event(&self, id: &str, uri: &str, modified_at: DateTime<Utc>) -> ImageEvent {
+        let time = if self.use_current_time { Utc::now() } else { modified_at };
         ImageEvent {
             uri: Some(uri.to_owned()),
             attributes: self.attributes.clone(),
@@ -213,12 +213,12 @@ impl EventTemplate {
         }
     }
 
-    /// The event that says that an image is gone.
+    /// Builds the delete of an image, dated now.
     pub fn delete_event(&self, id: &str) -> ImageEvent {
         self.base_event(id, Operation::Delete, Utc::now())
     }
 
-    /// The event that `id` changed at `time`, without what an upsert needs besides.
+    /// Builds an event for `id` dated at `time`, without address and attributes.
     pub fn base_event(&self, id: &str, operation: Operation, time: DateTime<Utc>) -> ImageEvent {
         let sequence = u64::try_from(time.timestamp_micros()).ok();
         ImageEvent {
@@ -233,13 +233,13 @@ impl EventTemplate {
     }
 }
 
-/// Stored attributes as events have them, by their declared types; one that is not declared any more
-/// is left out.
+/// Converts stored attributes to the JSON values of an event, by their declared types. Leaves out attributes
+/// that are no longer declared.
 pub fn attributes_to_json(
     attributes: &Attributes,
     types: &AttributeTypes,
 ) -> BTreeMap<String, Value> {
-    let value = |(name, text): (&String, &String)| {
+    let to_json = |(name, text): (&String, &String)| {
         let value = match types.get(name)? {
             AttributeType::Text | AttributeType::Time => Value::String(text.clone()),
             AttributeType::Integer | AttributeType::Number | AttributeType::Boolean => {
@@ -248,10 +248,10 @@ pub fn attributes_to_json(
         };
         Some((name.clone(), value))
     };
-    attributes.iter().filter_map(value).collect()
+    attributes.iter().filter_map(to_json).collect()
 }
 
-/// The events for a file, a folder, a bucket prefix, or a single http(s) address.
+/// Returns the events for a file, a folder, a bucket prefix, or a single http(s) URL.
 pub async fn discover(
     target: &str,
     options: &BTreeMap<String, String>,
@@ -273,40 +273,42 @@ pub async fn discover(
     }
 }
 
+/// Returns the events for a local file or folder.
 async fn discover_local(
     target: &str,
     url: &Url,
     template: EventTemplate,
 ) -> Result<BoxStream<'static, Result<PublishInput, PublishError>>, PublishError> {
-    let wrong = |reason: String| PublishError::InvalidTarget { target: target.to_owned(), reason };
-    let path = url.to_file_path().map_err(|()| wrong("is not a local path".into()))?;
-    // Without the slash at its end that makes a path a folder's.
+    let invalid_target =
+        |reason: String| PublishError::InvalidTarget { target: target.to_owned(), reason };
+    let path = url.to_file_path().map_err(|()| invalid_target("is not a local path".into()))?;
+    // Drops a trailing slash.
     let path: PathBuf = path.components().collect();
-    let found = tokio::fs::metadata(&path).await.map_err(|e| wrong(e.to_string()))?;
-    if found.is_dir() {
+    let metadata = tokio::fs::metadata(&path).await.map_err(|e| invalid_target(e.to_string()))?;
+    if metadata.is_dir() {
         return Ok(list_image_events(Store::open(target, &BTreeMap::new())?, template));
     }
     let (Some(folder), Some(name)) =
         (path.parent().and_then(FilePath::to_str), path.file_name().and_then(|n| n.to_str()))
     else {
-        return Err(wrong("is not a path in UTF-8".into()));
+        return Err(invalid_target("is not a path in UTF-8".into()));
     };
     let store = Store::open(folder, &BTreeMap::new())?;
-    let key = object_store::path::Path::parse(name).map_err(|e| wrong(e.to_string()))?;
+    let key = object_store::path::Path::parse(name).map_err(|e| invalid_target(e.to_string()))?;
     let meta = store.object_store().head(&key).await.map_err(|e| store.wrap_error(e))?;
     let object = ListedObject::from_metadata(&store, &meta);
     let event = template.upsert_event(&object.key, object.uri.as_str(), object.last_modified);
     Ok(once(async { Ok(Ok(event)) }).boxed())
 }
 
-/// The events for every picture below a place.
+/// Returns the events for all images in `store`.
 fn list_image_events(
     store: Store,
     template: EventTemplate,
 ) -> BoxStream<'static, Result<PublishInput, PublishError>> {
     list_objects(store)
         .filter_map(move |object| {
-            let candidate = match object {
+            let input = match object {
                 Err(error) => Some(Err(error.into())),
                 Ok(object) => object.is_image.then(|| {
                     Ok(Ok(template.upsert_event(
@@ -316,23 +318,23 @@ fn list_image_events(
                     )))
                 }),
             };
-            std::future::ready(candidate)
+            std::future::ready(input)
         })
         .boxed()
 }
 
-/// An object as a listing has it.
+/// An object of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedObject {
-    /// Its key within the place that is listed.
+    /// Key of the object below the URL that is listed.
     pub key: String,
-    /// Its address.
+    /// URL of the object.
     pub uri: Url,
-    /// Its last change.
+    /// Time of the last change.
     pub last_modified: DateTime<Utc>,
-    /// Its size.
+    /// Size of the object.
     pub size_bytes: u64,
-    /// Whether its name is one of a picture.
+    /// Whether its extension is that of an image.
     pub is_image: bool,
 }
 
@@ -354,10 +356,10 @@ impl ListedObject {
     }
 }
 
-/// Every object below a place, in the order of the store.
+/// Lists all objects of `store`, in the order of the store.
 pub fn list_objects(store: Store) -> BoxStream<'static, Result<ListedObject, StoreError>> {
-    let listed = store.object_store().list(None);
-    listed
+    let objects = store.object_store().list(None);
+    objects
         .map(move |object| match object {
             Ok(meta) => Ok(ListedObject::from_metadata(&store, &meta)),
             Err(error) => Err(store.wrap_error(error)),
@@ -370,7 +372,8 @@ fn has_image_extension(meta: &ObjectMeta) -> bool {
     extension.is_some_and(|extension| IMAGE_EXTENSIONS.contains(&extension.as_str()))
 }
 
-/// The events in JSON lines; a line that a worker would refuse becomes a candidate that is none.
+/// Reads events from JSON lines. A line that a worker would reject yields the reason, with `name` and the
+/// number of the line.
 pub fn parse_lines(
     name: &str,
     reader: impl AsyncBufRead + Unpin + Send + 'static,
@@ -378,30 +381,31 @@ pub fn parse_lines(
 ) -> BoxStream<'static, Result<PublishInput, PublishError>> {
     let name = name.to_owned();
     let state = (reader, decoder, name, 0u64);
-    futures::stream::try_unfold(state, |(mut reader, rules, name, number)| async move {
+    futures::stream::try_unfold(state, |(mut reader, decoder, name, number)| async move {
         let (mut line, mut number) = (String::new(), number);
         loop {
             line.clear();
             let read = reader.read_line(&mut line).await;
-            let read =
+            let line_bytes =
                 read.map_err(|source| PublishError::ReadLines { name: name.clone(), source })?;
             number += 1;
-            if read == 0 {
+            if line_bytes == 0 {
                 return Ok(None);
             }
             if !line.trim().is_empty() {
                 break;
             }
         }
-        let candidate = parse_line(line.trim(), &rules)
+        let input = parse_line(line.trim(), &decoder)
             .map(|(event, _)| event)
             .map_err(|reason| format!("{name}:{number}: {reason}"));
-        Ok(Some((candidate, (reader, rules, name, number))))
+        Ok(Some((input, (reader, decoder, name, number))))
     })
     .boxed()
 }
 
-/// A line as an event, checked as a worker checks it, and its version by the catalogue's ordering.
+/// Parses a line as an event and checks it as a worker would. Returns it with its version by the catalogue's
+/// ordering.
 pub fn parse_line(line: &str, decoder: &Decoder) -> Result<(ImageEvent, SequenceKey), String> {
     if line.len() > MAX_LINE_BYTES {
         return Err(format!(
@@ -422,7 +426,7 @@ pub fn parse_line(line: &str, decoder: &Decoder) -> Result<(ImageEvent, Sequence
     };
     let events = decoder.decode(&message, Utc::now()).map_err(|e| e.to_string())?;
     let Some(event) = events.into_iter().next() else {
-        return Err("tells of no image".into());
+        return Err("describes no image".into());
     };
     Ok((serde_json::from_str(line).map_err(|e| e.to_string())?, event.sequence))
 }
@@ -450,7 +454,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_announces_its_pictures_with_their_last_change() {
+    async fn images_of_a_folder_are_published_with_their_last_change() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("a b")).unwrap();
         for name in ["x.JPG", "a b/ü 1.png", "notes.txt"] {
@@ -463,7 +467,7 @@ mod tests {
         let again =
             collect_sorted(discover(target, &BTreeMap::new(), event_template()).await.unwrap())
                 .await;
-        assert_eq!(events, again, "announcing twice brings nothing new");
+        assert_eq!(events, again, "publishing twice creates no new versions");
         let events: Vec<&ImageEvent> = events.iter().map(|e| e.as_ref().unwrap()).collect();
         let ids: Vec<&str> = events.iter().map(|e| e.image_id.as_str()).collect();
         assert_eq!(ids, ["shop/a b/ü 1.png", "shop/x.JPG"]);
@@ -472,25 +476,25 @@ mod tests {
             assert!(path.is_file(), "{event:?}");
             assert!(event.sequence.is_some());
         }
-        let one = folder.path().join("x.JPG");
-        let one = collect_sorted(
-            discover(one.to_str().unwrap(), &BTreeMap::new(), event_template()).await.unwrap(),
+        let file = folder.path().join("x.JPG");
+        let single = collect_sorted(
+            discover(file.to_str().unwrap(), &BTreeMap::new(), event_template()).await.unwrap(),
         )
         .await;
-        assert_eq!(one.len(), 1);
+        assert_eq!(single.len(), 1);
         assert!(discover("nowhere/at/all.jpg", &BTreeMap::new(), event_template()).await.is_err());
     }
 
     #[tokio::test]
-    async fn lines_that_a_worker_would_refuse_are_named() {
+    async fn lines_that_a_worker_would_reject_are_reported_with_their_number() {
         let options = source::SourceOptions {
             ordering: VersionOrdering::Sequence,
             ..source::SourceOptions::default()
         };
-        let rules = Decoder::new(&options, &AttributeTypes::new());
+        let decoder = Decoder::new(&options, &AttributeTypes::new());
         let text = "{\"image_id\":\"a\",\"uri\":\"u\",\"sequence\":1}\n\nnonsense\n{\"image_id\":\"b\",\"uri\":\"u\"}\n";
         let all: Vec<PublishInput> =
-            parse_lines("f.jsonl", text.as_bytes(), rules).map(Result::unwrap).collect().await;
+            parse_lines("f.jsonl", text.as_bytes(), decoder).map(Result::unwrap).collect().await;
         assert_eq!(all[0].as_ref().unwrap().image_id, "a");
         assert!(all[1].as_ref().unwrap_err().starts_with("f.jsonl:3: not a known"));
         assert!(all[2].as_ref().unwrap_err().starts_with("f.jsonl:4: sequence: is missing"));

@@ -3,11 +3,11 @@
 //! 1. [`source`] consumes messages and decodes them into events;
 //! 2. [`fetch`] gets the bytes of an image;
 //! 3. [`decode`] turns the bytes into pixels;
-//! 4. [`embed`] computes embeddings in batches, and their statistics for each prompt set;
-//! 5. [`message_processor`] takes one message through the stages above, or dead-letters it;
+//! 4. `embed` computes embeddings in batches, and their statistics for each prompt set;
+//! 5. `message_processor` takes one message through the stages above, or dead-letters it;
 //! 6. [`dead_letter`] is the topic of messages that can never be processed;
-//! 7. [`sink`] collects the rows and commits them together with the positions of the partitions;
-//! 8. [`pipeline`] is the loop that runs all of this; [`worker`] puts it together.
+//! 7. `sink` collects the rows and commits them together with the positions of the partitions;
+//! 8. `pipeline` is the loop that runs all of this; `worker` puts it together.
 //!
 //! Messages are processed concurrently, but their results reach the sink in the order of their offsets,
 //! so that each commit covers all messages of a partition up to its position.

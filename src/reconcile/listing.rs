@@ -1,34 +1,35 @@
-//! What is listed: the objects of a place, or the ids and events of a list.
+//! Reads a listing: the objects below a URL, or a list of ids and events.
 
 use std::path::Path;
 
 use futures::TryStreamExt;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 
-use super::compare::ListedImage;
-use super::sort::{ExternalSorter, SortedPairs, to_json_bytes};
-use super::{ReconcileError, SORT_MEMORY_BYTES};
+use super::error::ReconcileError;
+use super::images::ListedImage;
+use super::sort::{ExternalSorter, SORT_MEMORY_BYTES, SortedPairs, to_json_bytes};
 use crate::ingest::source::{Decoder, ImageEvent};
 use crate::publish;
 use crate::record::{ImageId, Operation, SequenceKey, VersionOrdering};
 use crate::store::Store;
 
-/// The outside world.
+/// What the table is compared with.
 pub enum ListingSource {
-    /// Every object below a place, named by its key within it.
+    /// Every object below a URL, identified by its key below it.
     Store(Store),
-    /// A list of all ids that there are, a line each: an id, or an event as JSON.
+    /// A list of all existing images, one per line: an id, or an image event as JSON.
     List {
-        /// The file, for messages.
+        /// Name of the file, for messages.
         name: String,
-        /// Its lines.
+        /// The lines of the list.
         lines: Box<dyn AsyncBufRead + Send + Unpin>,
-        /// How events are read.
+        /// Checks events as workers do.
         decoder: Box<Decoder>,
     },
 }
 
 impl ListingSource {
+    /// Returns the URL or file name, for messages and the report.
     pub(super) fn name(&self) -> String {
         match self {
             Self::Store(store) => store.url().to_string(),
@@ -37,16 +38,17 @@ impl ListingSource {
     }
 }
 
-/// Everything that is listed, in order; of a list only ids that begin with `id_prefix`.
+/// Reads and sorts a listing by key or id, as [`ListedImage`]s in JSON. From a list, reads only ids that
+/// begin with `id_prefix`.
 pub(super) async fn read_sorted_listing(
-    side: ListingSource,
+    listing: ListingSource,
     id_prefix: &str,
     folder: &Path,
 ) -> Result<SortedPairs, ReconcileError> {
-    let in_folder =
+    let temp_error =
         |source| ReconcileError::TempFolder { folder: folder.display().to_string(), source };
     let mut sorter = ExternalSorter::new(folder, SORT_MEMORY_BYTES);
-    match side {
+    match listing {
         ListingSource::Store(store) => {
             let mut objects = publish::list_objects(store);
             while let Some(object) = objects.try_next().await? {
@@ -56,7 +58,7 @@ pub(super) async fn read_sorted_listing(
                     bytes: object.size_bytes,
                     is_image: object.is_image,
                 };
-                sorter.push(object.key.as_bytes(), &to_json_bytes(&listed)).map_err(in_folder)?;
+                sorter.push(object.key.as_bytes(), &to_json_bytes(&listed)).map_err(temp_error)?;
             }
         }
         ListingSource::List { name, mut lines, decoder } => {
@@ -64,35 +66,35 @@ pub(super) async fn read_sorted_listing(
             loop {
                 line.clear();
                 number += 1;
-                let wrong = |reason: String| ReconcileError::InvalidList {
+                let invalid_list = |reason: String| ReconcileError::InvalidList {
                     name: name.clone(),
                     line: number,
                     reason,
                 };
-                if lines.read_line(&mut line).await.map_err(|e| wrong(e.to_string()))? == 0 {
+                if lines.read_line(&mut line).await.map_err(|e| invalid_list(e.to_string()))? == 0 {
                     break;
                 }
                 if line.trim().is_empty() {
                     continue;
                 }
-                let (id, listed) = parse_list_line(line.trim(), &decoder).map_err(wrong)?;
+                let (id, listed) = parse_list_line(line.trim(), &decoder).map_err(invalid_list)?;
                 if id.starts_with(id_prefix) {
-                    sorter.push(id.as_bytes(), &to_json_bytes(&listed)).map_err(in_folder)?;
+                    sorter.push(id.as_bytes(), &to_json_bytes(&listed)).map_err(temp_error)?;
                 }
             }
         }
     }
-    sorter.finish().map_err(in_folder)
+    sorter.finish().map_err(temp_error)
 }
 
-/// A line of a list.
+/// Parses a line of a list: returns the id and what is listed of it.
 fn parse_list_line(line: &str, decoder: &Decoder) -> Result<(String, ListedImage), String> {
     if !line.starts_with('{') {
         let id = ImageId::new(line).map_err(|e| e.to_string())?;
         return Ok((id.into(), ListedImage::Id));
     }
     let (event, sequence) = if decoder.ordering() == VersionOrdering::Offset {
-        // Its version would be made up.
+        // Do not derive a version: a line has no offset.
         let event: ImageEvent = serde_json::from_str(line).map_err(|e| e.to_string())?;
         ImageId::new(&event.image_id).map_err(|e| e.to_string())?;
         if event.operation == Operation::Upsert && event.uri.is_none() && event.data.is_none() {
@@ -103,7 +105,7 @@ fn parse_list_line(line: &str, decoder: &Decoder) -> Result<(String, ListedImage
         publish::parse_line(line, decoder)?
     };
     if event.operation == Operation::Delete {
-        return Err("operation: is delete; a list has what is there".into());
+        return Err("operation: is delete; a list contains only existing images".into());
     }
     Ok((event.image_id.clone(), ListedImage::Event(Box::new(event), sequence)))
 }

@@ -1,4 +1,4 @@
-//! Sorting more than memory holds: runs in a temporary folder, then one merge.
+//! External sort: writes sorted runs to a temporary folder, then merges them.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -8,30 +8,33 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-/// Runs that are merged at one time: bounds open files and read buffers.
+/// Memory of one sort before it writes a run. At most three sorts run at the same time.
+pub const SORT_MEMORY_BYTES: usize = 32 << 20;
+/// Runs that are merged at the same time: bounds open files and read buffers.
 const MAX_RUNS: usize = 128;
-/// Read buffer of a run.
+/// Size of the read buffer of each run.
 const READ_BUFFER_BYTES: usize = 64 << 10;
 
-/// Takes pairs of key and value in any order. Pairs compare byte by byte, the key first.
+/// Sorts pairs of key and value, compared byte by byte, the key first.
 pub struct ExternalSorter {
     temp_folder: PathBuf,
     memory_limit_bytes: usize,
-    /// Keys and values of the run that is collected, one after the other.
+    /// Keys and values of the run in memory, concatenated.
     arena: Vec<u8>,
-    /// Where in the arena each pair begins, and the lengths of its key and value.
+    /// Start of each pair in the arena, and the lengths of its key and value.
     pairs: Vec<(usize, u32, u32)>,
+    /// Sorted runs on disk.
     runs: Vec<File>,
     max_runs: usize,
 }
 
 impl ExternalSorter {
-    /// Holds `limit` bytes before a run is written to a file in `folder` that has no name and goes
-    /// when it is closed.
-    pub fn new(folder: &Path, limit: usize) -> Self {
+    /// Creates a sorter that keeps up to `memory_limit_bytes` in memory. It writes runs to unnamed files in
+    /// `folder`, which the system removes when they are closed.
+    pub fn new(folder: &Path, memory_limit_bytes: usize) -> Self {
         Self {
             temp_folder: folder.to_owned(),
-            memory_limit_bytes: limit,
+            memory_limit_bytes,
             arena: Vec::new(),
             pairs: Vec::new(),
             runs: Vec::new(),
@@ -39,7 +42,7 @@ impl ExternalSorter {
         }
     }
 
-    /// Takes a pair.
+    /// Adds a pair.
     pub fn push(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
         let too_long = |_| io::Error::new(ErrorKind::InvalidInput, "a value of more than 4 GiB");
         let lengths = (
@@ -57,20 +60,20 @@ impl ExternalSorter {
         Ok(())
     }
 
-    /// Writes what is held as a run.
+    /// Writes the pairs in memory as a run; merges all runs if there are too many.
     fn spill(&mut self) -> io::Result<()> {
         if self.pairs.is_empty() {
             return Ok(());
         }
         let arena = &self.arena;
-        let pair = |&(start, key, value): &(usize, u32, u32)| {
+        let key_and_value = |&(start, key, value): &(usize, u32, u32)| {
             let middle = start + key as usize;
             (&arena[start..middle], &arena[middle..middle + value as usize])
         };
-        self.pairs.sort_unstable_by(|a, b| pair(a).cmp(&pair(b)));
+        self.pairs.sort_unstable_by(|a, b| key_and_value(a).cmp(&key_and_value(b)));
         let mut run = BufWriter::new(tempfile::tempfile_in(&self.temp_folder)?);
-        for one in &self.pairs {
-            let (key, value) = pair(one);
+        for pair in &self.pairs {
+            let (key, value) = key_and_value(pair);
             write_pair(&mut run, key, value)?;
         }
         self.runs.push(finish_run(run)?);
@@ -87,14 +90,14 @@ impl ExternalSorter {
         Ok(())
     }
 
-    /// All pairs in order.
+    /// Returns all pairs in order.
     pub fn finish(mut self) -> io::Result<SortedPairs> {
         self.spill()?;
         SortedPairs::from_runs(self.runs)
     }
 }
 
-/// Lengths, then the bytes.
+/// Writes a pair: the lengths of key and value as `u32`, then their bytes.
 fn write_pair(run: &mut impl Write, key: &[u8], value: &[u8]) -> io::Result<()> {
     run.write_all(&(key.len() as u32).to_le_bytes())?;
     run.write_all(&(value.len() as u32).to_le_bytes())?;
@@ -102,18 +105,20 @@ fn write_pair(run: &mut impl Write, key: &[u8], value: &[u8]) -> io::Result<()> 
     run.write_all(value)
 }
 
+/// Flushes a run and rewinds it for reading.
 fn finish_run(run: BufWriter<File>) -> io::Result<File> {
     let mut file = run.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.rewind()?;
     Ok(file)
 }
 
-/// A pair of key and value.
+/// A key and its value.
 pub type KeyValue = (Vec<u8>, Vec<u8>);
 
-/// Pairs in order.
+/// Sorted pairs, merged from runs while they are read.
 pub struct SortedPairs {
     runs: Vec<BufReader<File>>,
+    /// The next pair of each run that is not exhausted, and the index of the run.
     run_heads: BinaryHeap<Reverse<(KeyValue, usize)>>,
 }
 
@@ -123,19 +128,19 @@ impl SortedPairs {
             .into_iter()
             .map(|file| BufReader::with_capacity(READ_BUFFER_BYTES, file))
             .collect();
-        let mut heads = BinaryHeap::with_capacity(runs.len());
+        let mut run_heads = BinaryHeap::with_capacity(runs.len());
         for (index, run) in runs.iter_mut().enumerate() {
-            heads.extend(read_pair(run)?.map(|pair| Reverse((pair, index))));
+            run_heads.extend(read_pair(run)?.map(|pair| Reverse((pair, index))));
         }
-        Ok(Self { runs, run_heads: heads })
+        Ok(Self { runs, run_heads })
     }
 
-    /// The key of the next pair.
+    /// Returns the key of the next pair; `None` at the end.
     pub fn peek_key(&self) -> Option<&[u8]> {
         self.run_heads.peek().map(|Reverse(((key, _), _))| key.as_slice())
     }
 
-    /// The values of `key`, where the next pairs are its own.
+    /// Reads the values of all next pairs whose key is `key`.
     pub fn next_values(&mut self, key: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         let mut values = Vec::new();
         while self.peek_key() == Some(key) {
@@ -158,7 +163,7 @@ impl Iterator for SortedPairs {
     }
 }
 
-/// The next pair of a run; none at its end.
+/// Reads the next pair of a run; `None` at its end.
 fn read_pair(run: &mut impl Read) -> io::Result<Option<KeyValue>> {
     let mut length = [0; 4];
     match run.read_exact(&mut length) {
@@ -166,21 +171,27 @@ fn read_pair(run: &mut impl Read) -> io::Result<Option<KeyValue>> {
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
         Err(error) => return Err(error),
     }
-    let key = u32::from_le_bytes(length) as usize;
+    let key_length = u32::from_le_bytes(length) as usize;
     run.read_exact(&mut length)?;
-    let (mut key, mut value) = (vec![0; key], vec![0; u32::from_le_bytes(length) as usize]);
+    let value_length = u32::from_le_bytes(length) as usize;
+    let (mut key, mut value) = (vec![0; key_length], vec![0; value_length]);
     run.read_exact(&mut key)?;
     run.read_exact(&mut value)?;
     Ok(Some((key, value)))
 }
 
-/// A value of the sort.
+/// Serialises a value for the sort.
 pub fn to_json_bytes(value: &impl Serialize) -> Vec<u8> {
-    // Only maps with keys that are not text fail, and nothing here has any.
+    // Fails only for maps whose keys are not text; no sorted value contains one.
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-/// Reads what [`json`] wrote.
+/// Returns the folder for sorting unless another one is given.
+pub fn default_temp_folder() -> PathBuf {
+    std::env::temp_dir()
+}
+
+/// Deserialises a value of [`to_json_bytes`].
 pub fn from_json_bytes<T: serde::de::DeserializeOwned>(value: &[u8]) -> io::Result<T> {
     serde_json::from_slice(value).map_err(io::Error::from)
 }
@@ -195,10 +206,11 @@ mod tests {
     fn any_number_of_runs_is_merged_in_order() {
         let folder = tempfile::tempdir().unwrap();
         let mut rng = rand::rng();
-        for (count, limit, max_runs) in [(0, 100, 4), (1, 100, 4), (500, 1 << 20, 4), (500, 300, 4)]
+        for (count, memory_limit, max_runs) in
+            [(0, 100, 4), (1, 100, 4), (500, 1 << 20, 4), (500, 300, 4)]
         {
             let mut sorter =
-                ExternalSorter { max_runs, ..ExternalSorter::new(folder.path(), limit) };
+                ExternalSorter { max_runs, ..ExternalSorter::new(folder.path(), memory_limit) };
             let mut expected = Vec::new();
             for i in 0..count {
                 let key = format!("k{}", rng.random_range(0..200));
@@ -209,8 +221,12 @@ mod tests {
             expected.sort();
             assert!(sorter.runs.len() < max_runs);
             let sorted: Vec<KeyValue> = sorter.finish().unwrap().map(Result::unwrap).collect();
-            assert_eq!(sorted, expected, "{count} pairs, {limit} bytes");
+            assert_eq!(sorted, expected, "{count} pairs, {memory_limit} bytes");
         }
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left behind");
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            0,
+            "no file is left in the folder"
+        );
     }
 }

@@ -1,19 +1,27 @@
-//! The comparison end to end, with a table and a folder.
+//! Compares whole tables with folders and lists.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufWriter, Write};
+use std::time::Instant;
 
-use chrono::{SubsecRound, TimeDelta};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use futures::TryStreamExt;
+use object_store::ObjectStoreExt;
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::stored::key_below;
-use crate::ingest::source::{self, Decoder};
+use super::comparison::is_absent;
+use super::scope::key_below;
+use super::{CompareRules, ListingSource, ReconcileReport, compare_with_listing};
+use crate::catalogue::Generation;
+use crate::ingest::source::{self, Decoder, ImageEvent};
 use crate::publish::{self, EventTemplate};
-use crate::reconcile::*;
 use crate::record::{
     AttributeTypes, Attributes, Embedding, ImageId, ImageRow, Operation, SequenceKey, StoredImage,
-    TopicPartition,
+    TopicPartition, VersionOrdering,
 };
+use crate::store::Store;
 use crate::table::{PartitionBatch, TableWriter};
 
 fn generation() -> Generation {
@@ -59,7 +67,7 @@ async fn append(store: &Store, rows: Vec<ImageRow>) {
         .unwrap();
 }
 
-fn rules() -> CompareRules {
+fn compare_rules() -> CompareRules {
     CompareRules {
         listing_started_at: Utc::now(),
         grace_period: TimeDelta::zero(),
@@ -73,24 +81,31 @@ fn rules() -> CompareRules {
 
 async fn run_comparison(
     catalogue: &Store,
-    side: ListingSource,
+    listing: ListingSource,
     rules: CompareRules,
 ) -> (ReconcileReport, Vec<ImageEvent>) {
     let folder = tempfile::tempdir().unwrap();
     let token = CancellationToken::new();
-    let done =
-        compare_with_listing(catalogue, &generation(), side, rules, folder.path(), |_| {}, &token)
-            .await;
-    let done = done.unwrap();
+    let comparison = compare_with_listing(
+        catalogue,
+        &generation(),
+        listing,
+        rules,
+        folder.path(),
+        |_| {},
+        &token,
+    )
+    .await
+    .unwrap();
     let event = |line: io::Result<String>| {
         let (_, event): (String, ImageEvent) = serde_json::from_str(&line.unwrap()).unwrap();
         event
     };
-    let events = done.events.lines().map(event).collect();
-    (done.report, events)
+    let events = comparison.events.lines().map(event).collect();
+    (comparison.report, events)
 }
 
-fn list_of_lines(text: &'static str) -> ListingSource {
+fn list_source(text: &'static str) -> ListingSource {
     let decoder = Decoder::new(&source::SourceOptions::default(), &AttributeTypes::new());
     ListingSource::List {
         name: "ids.txt".into(),
@@ -100,64 +115,74 @@ fn list_of_lines(text: &'static str) -> ListingSource {
 }
 
 #[tokio::test]
-async fn a_folder_is_compared_and_after_the_repair_nothing_is_left() {
+async fn a_folder_is_compared_and_after_the_repair_nothing_differs() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("ü b")).unwrap();
-    for name in ["same.jpg", "ü b/100%.png", "resized.jpg", "own.jpg", "notes.txt", "new.jpg"] {
+    for name in ["same.jpg", "ü b/100%.png", "resized.jpg", "custom-id.jpg", "notes.txt", "new.jpg"]
+    {
         std::fs::write(folder.path().join(name), b"1234567").unwrap();
     }
-    let place = || Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
-    let objects: Vec<_> = publish::list_objects(place()).try_collect().await.unwrap();
-    let of = |key: &str| objects.iter().find(|o| o.key == key).unwrap();
-    let listed = |id: &str, key: &str, bytes| {
-        stored_row(id, Some(of(key).uri.to_string()), of(key).last_modified, bytes)
+    let target = || Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
+    let objects: Vec<_> = publish::list_objects(target()).try_collect().await.unwrap();
+    let object = |key: &str| objects.iter().find(|o| o.key == key).unwrap();
+    let row_of_object = |id: &str, key: &str, bytes| {
+        stored_row(id, Some(object(key).uri.to_string()), object(key).last_modified, bytes)
     };
-    let outside = stored_row("far.jpg", Some("s3://far/far.jpg".into()), Utc::now(), 7);
-    let missing = of("same.jpg").uri.join("missing.jpg").unwrap().to_string();
-    let long_ago = Utc::now() - TimeDelta::days(1);
+    let from_elsewhere = stored_row("far.jpg", Some("s3://far/far.jpg".into()), Utc::now(), 7);
+    let missing_uri = object("same.jpg").uri.join("missing.jpg").unwrap().to_string();
+    let yesterday = Utc::now() - TimeDelta::days(1);
     let rows = vec![
-        listed("same.jpg", "same.jpg", 7),
-        listed("ü b/100%.png", "ü b/100%.png", 7),
-        listed("resized.jpg", "resized.jpg", 8),
-        // The producer's own name; the object's key would be another.
-        listed("sku-1", "own.jpg", 7),
-        outside,
-        stored_row("missing.jpg", Some(missing), long_ago, 7),
+        row_of_object("same.jpg", "same.jpg", 7),
+        row_of_object("ü b/100%.png", "ü b/100%.png", 7),
+        row_of_object("resized.jpg", "resized.jpg", 8),
+        // The producer chose an id that is not the key.
+        row_of_object("sku-1", "custom-id.jpg", 7),
+        from_elsewhere,
+        stored_row("missing.jpg", Some(missing_uri), yesterday, 7),
     ];
     let catalogue = store_with_rows(rows).await;
-    let (report, events) = run_comparison(&catalogue, ListingSource::Store(place()), rules()).await;
+    let (report, events) =
+        run_comparison(&catalogue, ListingSource::Store(target()), compare_rules()).await;
     let counts = (report.unchanged, report.new, report.changed, report.removed, report.ignored);
     assert_eq!(counts, (3, 1, 1, 1, 1), "{report:?}");
     assert_eq!((report.listed, report.stored), (6, 5));
-    let mut told: Vec<_> = events.iter().map(|e| (e.image_id.as_str(), e.operation)).collect();
-    told.sort_unstable_by_key(|(id, _)| *id);
+    let mut operations: Vec<_> =
+        events.iter().map(|e| (e.image_id.as_str(), e.operation)).collect();
+    operations.sort_unstable_by_key(|(id, _)| *id);
     let upsert = Operation::Upsert;
     let deleted = ("missing.jpg", Operation::Delete);
-    assert_eq!(told, [deleted, ("new.jpg", upsert), ("resized.jpg", upsert)]);
+    assert_eq!(operations, [deleted, ("new.jpg", upsert), ("resized.jpg", upsert)]);
     let events = events
         .into_iter()
         .map(|event| stored_row(&event.image_id, event.uri, event.event_time.unwrap(), 7));
     append(&catalogue, events.collect()).await;
-    let (report, _) = run_comparison(&catalogue, ListingSource::Store(place()), rules()).await;
+    let (report, _) =
+        run_comparison(&catalogue, ListingSource::Store(target()), compare_rules()).await;
     assert_eq!((report.difference_count(), report.unchanged), (0, 5), "{report:?}");
 }
 
 #[tokio::test]
 async fn new_objects_are_only_reported_when_most_ids_are_custom() {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["own.jpg", "hidden.jpg"] {
+    for name in ["custom-id.jpg", "deleted.jpg"] {
         std::fs::write(folder.path().join(name), b"1234567").unwrap();
     }
-    let place = || Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
-    let objects: Vec<_> = publish::list_objects(place()).try_collect().await.unwrap();
-    let of = |key: &str| objects.iter().find(|o| o.key == key).unwrap();
-    // The tombstone of `sku-2` does not say which object it was fetched from.
+    let target = || Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
+    let objects: Vec<_> = publish::list_objects(target()).try_collect().await.unwrap();
+    let object = |key: &str| objects.iter().find(|o| o.key == key).unwrap();
+    // `sku-2` was fetched from deleted.jpg, but its tombstone has no address.
     let rows = vec![
-        stored_row("sku-1", Some(of("own.jpg").uri.to_string()), of("own.jpg").last_modified, 7),
+        stored_row(
+            "sku-1",
+            Some(object("custom-id.jpg").uri.to_string()),
+            object("custom-id.jpg").last_modified,
+            7,
+        ),
         stored_row("sku-2", None, Utc::now(), 0),
     ];
     let catalogue = store_with_rows(rows).await;
-    let (report, events) = run_comparison(&catalogue, ListingSource::Store(place()), rules()).await;
+    let (report, events) =
+        run_comparison(&catalogue, ListingSource::Store(target()), compare_rules()).await;
     assert_eq!(
         (report.unchanged, report.new, report.unrepairable, events.len()),
         (1, 1, 1, 0),
@@ -167,11 +192,11 @@ async fn new_objects_are_only_reported_when_most_ids_are_custom() {
 
 #[tokio::test]
 async fn objects_missing_from_a_listing_are_checked_before_deletion() {
-    let place = Store::in_memory();
+    let store = Store::in_memory();
     let put = object_store::PutPayload::from_static(b"1");
-    place.object_store().put(&"a/1.jpg".into(), put).await.unwrap();
-    assert!(!is_absent(&place, "a/1.jpg").await.unwrap());
-    assert!(is_absent(&place, "a/2.jpg").await.unwrap());
+    store.object_store().put(&"a/1.jpg".into(), put).await.unwrap();
+    assert!(!is_absent(&store, "a/1.jpg").await.unwrap());
+    assert!(is_absent(&store, "a/2.jpg").await.unwrap());
 }
 
 #[tokio::test]
@@ -182,68 +207,70 @@ async fn a_list_of_ids_and_events_is_compared() {
         store_with_rows(vec![image("a"), image("b"), image("c"), stored_row("d", None, time, 0)])
             .await;
     let text = "a\n\n{\"image_id\":\"b\",\"uri\":\"u\",\"event_time\":\"2100-01-01T00:00:00Z\"}\n";
-    let mut all = rules();
-    all.listing_started_at = DateTime::from_timestamp(4_200_000_000, 0).unwrap();
-    // So far in the future, a worker refuses it: and so does this.
+    let mut rules = compare_rules();
+    rules.listing_started_at = DateTime::from_timestamp(4_200_000_000, 0).unwrap();
+    // A worker rejects an event that is dated so far in the future, and so does a comparison.
     let token = CancellationToken::new();
     let folder = tempfile::tempdir().unwrap();
-    let done = compare_with_listing(
+    let result = compare_with_listing(
         &catalogue,
         &generation(),
-        list_of_lines(text),
-        all,
+        list_source(text),
+        rules,
         folder.path(),
         |_| {},
         &token,
     )
     .await;
-    let error = done.err().unwrap().to_string();
+    let error = result.err().unwrap().to_string();
     assert!(error.starts_with("ids.txt:3: event_time"), "{error}");
 
     let text = "a\nd\n{\"image_id\":\"b\",\"uri\":\"u\",\"event_time\":\"2020-01-01T00:00:00Z\"}\n\
                 {\"image_id\":\"e\",\"uri\":\"u\",\"event_time\":\"2020-01-01T00:00:00Z\"}\nf";
-    let (report, events) = run_comparison(&catalogue, list_of_lines(text), rules()).await;
+    let (report, events) = run_comparison(&catalogue, list_source(text), compare_rules()).await;
     let counts = (report.unchanged, report.new, report.changed, report.removed, report.deleted);
     assert_eq!(counts, (2, 2, 0, 1, 1), "{report:?}");
-    assert_eq!(report.unrepairable, 1, "nobody knows where f is");
+    assert_eq!(report.unrepairable, 1, "the list has no address of f");
     let ids: Vec<_> = events.iter().map(|e| e.image_id.as_str()).collect();
     assert_eq!(ids, ["c", "e"]);
 
-    let one = CompareRules {
+    let prefix_rules = CompareRules {
         event_template: EventTemplate { id_prefix: "b".into(), ..EventTemplate::default() },
-        ..rules()
+        ..compare_rules()
     };
-    let (report, _) = run_comparison(&catalogue, list_of_lines(text), one).await;
+    let (report, _) = run_comparison(&catalogue, list_source(text), prefix_rules).await;
     let counts = (report.listed, report.stored, report.difference_count());
     assert_eq!(counts, (1, 1, 0), "only ids with the prefix are compared: {report:?}");
 }
 
 #[tokio::test]
-async fn a_listing_that_lacks_too_much_is_rejected() {
+async fn a_repair_with_too_many_deletes_is_rejected() {
     let time = Utc::now() - TimeDelta::days(1);
     let rows = (0..10).map(|i| stored_row(&i.to_string(), Some("s3://b/x.jpg".into()), time, 7));
     let catalogue = store_with_rows(rows.collect()).await;
     let folder = tempfile::tempdir().unwrap();
     let token = CancellationToken::new();
-    let side = list_of_lines("0\n1\n2\n3\n4\n5\n6\n7\n");
-    let done = compare_with_listing(
+    let listing = list_source("0\n1\n2\n3\n4\n5\n6\n7\n");
+    let comparison = compare_with_listing(
         &catalogue,
         &generation(),
-        side,
-        rules(),
+        listing,
+        compare_rules(),
         folder.path(),
         |_| {},
         &token,
     )
     .await;
-    let done = done.unwrap();
-    assert!(done.check_repair_is_safe(0.1).unwrap_err().to_string().contains("2 of 10 images"));
-    assert!(done.check_repair_is_safe(0.2).is_ok());
+    let comparison = comparison.unwrap();
+    assert!(
+        comparison.check_repair_is_safe(0.1).unwrap_err().to_string().contains("2 of 10 images")
+    );
+    assert!(comparison.check_repair_is_safe(0.2).is_ok());
 }
 
 #[test]
-fn addresses_are_below_a_place_however_they_are_encoded() {
-    let place = Url::parse("s3://bucket/a%20b").unwrap();
+fn keys_are_found_below_a_url_whatever_the_encoding() {
+    let base = Url::parse("s3://bucket/a%20b").unwrap();
     for (uri, key) in [
         ("s3://bucket/a b/c d.jpg", Some("c d.jpg")),
         ("s3://bucket/a%20b/c%20d.jpg", Some("c d.jpg")),
@@ -254,21 +281,21 @@ fn addresses_are_below_a_place_however_they_are_encoded() {
         ("s3://bucket/a%20b", None),
         ("nonsense", None),
     ] {
-        assert_eq!(key_below(&place, uri).as_deref(), key, "{uri}");
+        assert_eq!(key_below(&base, uri).as_deref(), key, "{uri}");
     }
 }
 
-/// Run it by `cargo test --release --lib reconcile::tests::memory -- --ignored --nocapture`, with as
-/// many images as BSAP_RECONCILE_KEYS says.
+/// Run it with `cargo test --release --lib reconcile::tests::memory -- --ignored --nocapture`. The
+/// environment variable `BSAP_RECONCILE_KEYS` sets the number of images.
 #[tokio::test]
 #[ignore = "stores a million images"]
-async fn memory_does_not_grow_with_the_images() {
+async fn memory_does_not_grow_with_the_number_of_images() {
     const BATCH: usize = 50_000;
     let count = std::env::var("BSAP_RECONCILE_KEYS").ok().and_then(|n| n.parse().ok());
     let count: usize = count.unwrap_or(1_000_000);
     let folder = tempfile::tempdir().unwrap();
-    let place = |name: &str| folder.path().join(name);
-    let catalogue = Store::open(place("catalogue").to_str().unwrap(), &BTreeMap::new()).unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let catalogue = Store::open(path("catalogue").to_str().unwrap(), &BTreeMap::new()).unwrap();
     let time = Utc::now() - TimeDelta::days(1);
     let id = |i: usize| format!("shop/photographs/{:08}.jpg", i.wrapping_mul(7_919) % count);
     for from in (0..count).step_by(BATCH) {
@@ -276,22 +303,22 @@ async fn memory_does_not_grow_with_the_images() {
             .map(|i| stored_row(&id(i), Some(format!("s3://bucket/{}", id(i))), time, 7));
         append(&catalogue, rows.collect()).await;
     }
-    // One in a thousand is missing in the list.
-    let mut list = BufWriter::new(File::create(place("ids.txt")).unwrap());
+    // One id in a thousand is missing from the list.
+    let mut list = BufWriter::new(File::create(path("ids.txt")).unwrap());
     for i in (0..count).filter(|i| i % 1_000 != 0) {
         writeln!(list, "{}", id(i)).unwrap();
     }
     list.flush().unwrap();
-    let lines = tokio::io::BufReader::new(tokio::fs::File::open(place("ids.txt")).await.unwrap());
+    let lines = tokio::io::BufReader::new(tokio::fs::File::open(path("ids.txt")).await.unwrap());
     let decoder = Decoder::new(&source::SourceOptions::default(), &AttributeTypes::new());
-    let side = ListingSource::List {
+    let listing = ListingSource::List {
         name: "ids.txt".into(),
         lines: Box::new(lines),
         decoder: Box::new(decoder),
     };
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let (before, started) = (process_memory_mib("VmRSS"), Instant::now());
-    let (report, events) = run_comparison(&catalogue, side, rules()).await;
+    let (report, events) = run_comparison(&catalogue, listing, compare_rules()).await;
     println!(
         "{count} images in {:.1} s; memory {before} MiB before, {} MiB at most",
         started.elapsed().as_secs_f64(),
@@ -304,7 +331,7 @@ async fn memory_does_not_grow_with_the_images() {
     assert!(process_memory_mib("VmHWM") - before < 512);
 }
 
-/// A line of /proc/self/status, in MiB.
+/// Reads a field of /proc/self/status that is in kB, and returns it in MiB.
 fn process_memory_mib(name: &str) -> i64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with(name)).unwrap();

@@ -1,4 +1,4 @@
-//! A real Apache Kafka on loopback, one process a broker, from the jars that `tests/run` fetched.
+//! A real Apache Kafka on loopback, one process per broker, from the jars that `tests/run` downloads.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,18 +13,18 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
 
-/// Identifies the cluster in its storage; any 16 bytes in base64.
+/// Id of the cluster in its storage; any 16 bytes in base64.
 const CLUSTER_ID: &str = "4L6g3nShT-eMCtK--X86sw";
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Sends a signal to a process by its name, such as `STOP`.
+/// Sends a signal to a process by the name of the signal, such as `STOP`.
 pub fn send_signal(process: &Child, name: &str) {
     let sent =
         Command::new("kill").args([format!("-{name}"), process.id().to_string()]).status().unwrap();
     assert!(sent.success(), "kill -{name} {}", process.id());
 }
 
-/// Brokers that are controllers too (KRaft).
+/// Brokers that are also controllers (KRaft).
 pub struct Cluster {
     folder: tempfile::TempDir,
     jars: PathBuf,
@@ -37,9 +37,9 @@ impl Cluster {
         let jars = std::env::var_os("BSAP_KAFKA_JARS");
         let jars =
             jars.expect("BSAP_KAFKA_JARS names the folder of Kafka's jars; run `tests/run kafka`");
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap();
-        // All at once, so that no port comes twice.
-        let listeners: Vec<_> = (0..2 * count).map(|_| free()).collect();
+        let free_port = || TcpListener::bind("127.0.0.1:0").unwrap();
+        // Bound all at once, so that no port is used twice.
+        let listeners: Vec<_> = (0..2 * count).map(|_| free_port()).collect();
         let all: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
         drop(listeners);
         let (ports, controllers) = all.split_at(count);
@@ -108,7 +108,7 @@ impl Cluster {
         command
     }
 
-    /// Starts a broker that does not run.
+    /// Starts a broker that is not running.
     pub fn launch_broker(&mut self, i: usize) {
         let log = self.folder.path().join(format!("{i}.log"));
         let log = File::options().create(true).append(true).open(log).unwrap();
@@ -121,20 +121,20 @@ impl Cluster {
         self.brokers[i] = Some(broker.expect("java starts"));
     }
 
-    /// Ends a broker: `TERM` lets it hand over, `KILL` does not.
+    /// Ends a broker: `TERM` lets it transfer its partitions first, `KILL` does not.
     pub fn stop_broker(&mut self, i: usize, how: &str) {
         let mut broker = self.brokers[i].take().expect("the broker runs");
         send_signal(&broker, how);
         broker.wait().unwrap();
     }
 
-    /// Stops a broker in its tracks, or lets it go on.
+    /// Suspends a broker, or resumes it.
     pub fn set_frozen(&self, i: usize, frozen: bool) {
         let broker = self.brokers[i].as_ref().expect("the broker runs");
         send_signal(broker, if frozen { "STOP" } else { "CONT" });
     }
 
-    /// `host:port` of all brokers.
+    /// Returns the `host:port` of all brokers, separated by commas.
     pub fn bootstrap_servers(&self) -> String {
         self.ports.iter().map(|p| format!("127.0.0.1:{p}")).collect::<Vec<_>>().join(",")
     }
@@ -172,7 +172,7 @@ impl Cluster {
         let admin: AdminClient<DefaultClientContext> = self.client_config().create().unwrap();
         let replicas = TopicReplication::Fixed(self.ports.len().min(3) as i32);
         let largest = max_message_bytes.to_string();
-        // Dead letters keep the time of the original, by which Kafka would remove them.
+        // Dead letters keep the timestamp of the original, by which retention would remove them.
         let topic = NewTopic::new(topic, partitions, replicas)
             .set("retention.ms", "-1")
             .set("max.message.bytes", &largest);
@@ -184,7 +184,7 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// Removes what lies before `ends` in each partition of `topic`, as retention does.
+    /// Removes the messages before `ends` from each partition of `topic`, as retention does.
     pub async fn delete_records_before(&self, topic: &str, ends: &BTreeMap<i32, i64>) {
         let admin: AdminClient<DefaultClientContext> = self.client_config().create().unwrap();
         let mut list = TopicPartitionList::new();
@@ -198,7 +198,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         for mut broker in self.brokers.drain(..).flatten() {
-            // A frozen process takes no other signal.
+            // KILL: a suspended process handles no other signal.
             let _ = broker.kill();
             let _ = broker.wait();
         }

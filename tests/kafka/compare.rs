@@ -1,4 +1,4 @@
-//! What is in the table and among the dead letters, compared with what must be.
+//! Compares the table and the dead letters with the expected result.
 
 use std::collections::BTreeMap;
 
@@ -13,16 +13,16 @@ use object_store::ObjectStoreExt;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use bsap::events::{Newest, Sent};
-use bsap::world::{TOPIC, World};
+use crate::events::{ExpectedImage, SentMessage};
+use crate::fixture::{Fixture, TOPIC};
 
-impl World {
-    /// Compares table and dead letters with what was sent. `passes`: how often the whole topic was
-    /// deliberately consumed.
+impl Fixture {
+    /// Asserts that table and dead letters match the sent events. `passes`: how often the whole topic was
+    /// consumed, including deliberate replays.
     pub async fn assert_table_matches_events(&self, passes: u64) {
         let mut follower = Follower::open(&self.store(), &self.generation).await.unwrap();
         let mut newest: BTreeMap<String, ImageRow> = BTreeMap::new();
-        let rows = self.appended().await;
+        let rows = self.appended_rows().await;
         while let Some(changes) = follower.next(&|_, _| {}).await.unwrap() {
             for row in changes.rows {
                 match newest.get(row.image_id.as_str()) {
@@ -33,52 +33,66 @@ impl World {
                 }
             }
         }
-        let found: BTreeMap<String, Newest> = newest
+        let actual: BTreeMap<String, ExpectedImage> = newest
             .into_iter()
             .map(|(id, row)| {
                 let sequence = row.sequence.as_str().parse().unwrap();
-                (id, Newest { sequence, content: row.image.map(|image| image.content_hash) })
+                (
+                    id,
+                    ExpectedImage {
+                        sequence,
+                        content_hash: row.image.map(|image| image.content_hash),
+                    },
+                )
             })
             .collect();
-        let wanted = &self.events.newest;
-        let missing = wanted.keys().filter(|id| !found.contains_key(*id)).count();
-        let strange = found.keys().filter(|id| !wanted.contains_key(*id)).count();
-        let differ =
-            wanted.iter().filter(|(id, w)| found.get(*id).is_some_and(|f| f != *w)).count();
-        let (letters, put_aside) = self.dead_letters();
-        let live = wanted.values().filter(|newest| newest.content.is_some()).count();
+        let expected = &self.events.expected_images;
+        let missing = expected.keys().filter(|id| !actual.contains_key(*id)).count();
+        let unexpected = actual.keys().filter(|id| !expected.contains_key(*id)).count();
+        let outdated =
+            expected.iter().filter(|(id, e)| actual.get(*id).is_some_and(|a| a != *e)).count();
+        let (letters, letter_count) = self.read_dead_letters();
+        let live = expected.values().filter(|newest| newest.content_hash.is_some()).count();
         let events = &self.events;
-        // A producer that lost its broker may have written a message twice: that is no fault here.
-        let written: i64 = self.ends().values().sum();
+        // A producer that lost its broker may have written a message twice, which is not an error here.
+        let written: i64 = self.end_offsets().values().sum();
         println!(
-            "{}: {} messages, {written} in the topic ({} repeated, {} late, {} deletes, {} gone, {} poison) gave {rows} rows \
-             of {} wanted; {live} live images: {missing} missing, {strange} strange, {differ} not the \
-             newest; {} dead letters of {} positions; {:.0} s",
-            self.name,
-            events.sent,
+            "{}: {} messages, {written} in the topic ({} repeated, {} stale, {} deletes, {} without an image, {} poison): {rows} \
+             of {} rows; {live} live images: {missing} missing, {unexpected} unexpected, {outdated} not \
+             the newest; {} dead letters of {} positions; {:.0} s",
+            self.scenario,
+            events.sent_messages,
             events.duplicates,
             events.stale,
             events.deletes,
-            events.gone,
-            events.poison.len(),
-            events.rows * passes,
-            put_aside,
+            events.missing_images,
+            events.poison_messages.len(),
+            events.expected_rows * passes,
+            letter_count,
             letters.len(),
             self.started.elapsed().as_secs_f64(),
         );
-        if rows != events.rows * passes {
-            println!("{}: stored twice: {:?}", self.name, self.doubled().await);
+        if rows != events.expected_rows * passes {
+            println!("{}: stored twice: {:?}", self.scenario, self.duplicated_positions().await);
         }
-        assert_eq!((missing, strange, differ), (0, 0, 0));
-        assert_eq!(rows, events.rows * passes, "each message is committed exactly once a pass");
-        assert_eq!(letters, events.poison, "dead letters are the poison, byte for byte");
-        let (committed, positions) = (self.committed(), self.positions().await);
+        assert_eq!((missing, unexpected, outdated), (0, 0, 0));
+        assert_eq!(
+            rows,
+            events.expected_rows * passes,
+            "each message is committed exactly once per pass"
+        );
+        assert_eq!(
+            letters, events.poison_messages,
+            "dead letters are the poison messages, byte for byte"
+        );
+        let (committed, positions) = (self.committed_offsets(), self.table_positions().await);
         for (partition, offset) in committed {
             assert!(offset <= positions[&partition], "Kafka is ahead of the table");
         }
     }
 
-    /// The newest version of every image in a generation: its sequence and its content.
+    /// Returns sequence and content hash of the newest version of each image in a generation; the hash is
+    /// `None` for deletes.
     pub async fn newest_versions(
         &self,
         generation: &Generation,
@@ -101,7 +115,8 @@ impl World {
         .collect()
     }
 
-    /// Actions of the table's log by which rows were appended; compaction takes superseded ones away.
+    /// Returns the `add` actions of the table's log that appended rows, even of files that compaction has
+    /// removed since.
     async fn append_actions(&self, store: &Store) -> Vec<Value> {
         let log = store.object_store().list(Some(&"_delta_log".into()));
         let commits: Vec<_> = log.try_collect().await.unwrap();
@@ -115,24 +130,24 @@ impl World {
         adds
     }
 
-    /// Rows that were ever appended.
+    /// Returns the number of rows that were ever appended.
     async fn appended_rows(&self) -> u64 {
-        let store = self.store().child(&format!("generations/{}/images", self.generation.id));
+        let store = self.store().subfolder(&format!("generations/{}/images", self.generation.id));
         let rows = |add: &Value| {
             let stats: Value = serde_json::from_str(add["add"]["stats"].as_str().unwrap()).unwrap();
             stats["numRecords"].as_u64().unwrap()
         };
-        self.adds(&store).await.iter().map(rows).sum()
+        self.append_actions(&store).await.iter().map(rows).sum()
     }
 
-    /// Positions in Kafka of which the table's files have more than one row each; files that compaction
-    /// took away count, as long as they are there, and those that it made do not.
+    /// Describes the Kafka positions from which more than one row was appended. Reads the files that were
+    /// appended and still exist, not those of compaction.
     async fn duplicated_positions(&self) -> Vec<String> {
-        let store = self.store().child(&format!("generations/{}/images", self.generation.id));
+        let store = self.store().subfolder(&format!("generations/{}/images", self.generation.id));
         let mut seen: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for add in self.adds(&store).await {
+        for add in self.append_actions(&store).await {
             let file = add["add"]["path"].as_str().unwrap().to_owned();
-            let Ok(found) = store.objects().get(&file.as_str().into()).await else { continue };
+            let Ok(found) = store.object_store().get(&file.as_str().into()).await else { continue };
             let bytes = found.bytes().await.unwrap();
             let batches = ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap().build().unwrap();
             for batch in batches {
@@ -143,22 +158,27 @@ impl World {
                 }
             }
         }
-        let twice = seen.into_iter().filter(|(_, files)| files.len() > 1);
-        twice.map(|(source, files)| format!("{source} in {}", files.join(", "))).collect()
+        let duplicated = seen.into_iter().filter(|(_, files)| files.len() > 1);
+        duplicated.map(|(source, files)| format!("{source} in {}", files.join(", "))).collect()
     }
 
-    /// Dead letters by the position that they had, and how many there are in all.
-    fn read_dead_letters(&self) -> (BTreeMap<(i32, i64), Sent>, u64) {
-        let (mut letters, mut all) = (BTreeMap::new(), 0);
+    /// Returns the original messages of the dead letters by partition and offset, and the number of dead
+    /// letters.
+    fn read_dead_letters(&self) -> (BTreeMap<(i32, i64), SentMessage>, u64) {
+        let (mut letters, mut letter_count) = (BTreeMap::new(), 0);
         let (options, filter) =
             (dead_letter::DeadLetterOptions::default(), dead_letter::DeadLetterFilter::default());
         let token = CancellationToken::new();
-        let strange =
-            dead_letter::read_dead_letters(&self.kafka(), &options, &filter, &token, |letter| {
-                all += 1;
+        let not_dead_letters = dead_letter::read_dead_letters(
+            &self.kafka_options(),
+            &options,
+            &filter,
+            &token,
+            |letter| {
+                letter_count += 1;
                 assert_eq!(&*letter.message.partition.topic, TOPIC);
                 let message = letter.message;
-                let sent = Sent {
+                let sent = SentMessage {
                     key: message.key.map(Into::into),
                     value: message.payload.map(Into::into),
                     headers: message
@@ -170,8 +190,9 @@ impl World {
                 };
                 letters.insert((message.partition.number, message.offset), sent);
                 true
-            });
-        assert_eq!(strange.unwrap(), 0);
-        (letters, all)
+            },
+        );
+        assert_eq!(not_dead_letters.unwrap(), 0);
+        (letters, letter_count)
     }
 }

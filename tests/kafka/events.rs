@@ -1,4 +1,4 @@
-//! Events of every sort, and what must come of them.
+//! Random events of every kind, and the state of the catalogue that they must result in.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,9 +13,9 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// Pictures that are told apart by a few bytes at their end, which no decoder reads.
+/// Number of different images; each event appends a few bytes that no decoder reads.
 const PICTURE_COUNT: u64 = 32;
-/// Messages that may come again.
+/// Number of sent messages that may be repeated.
 const MAX_HISTORY: usize = 20_000;
 const BASE64: base64::engine::GeneralPurpose = base64::engine::general_purpose::STANDARD;
 
@@ -28,37 +28,38 @@ pub struct SentMessage {
     pub timestamp_ms: i64,
 }
 
-/// What the catalogue must say of an image in the end.
+/// The expected final state of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpectedImage {
     pub sequence: u64,
-    /// SHA-256 of the picture; none where it is deleted.
+    /// SHA-256 of the image; `None` if it is deleted.
     pub content_hash: Option<String>,
 }
 
-/// What was sent, and what must come of it.
+/// Generates random messages and records the expected result.
 pub struct EventGenerator {
     rng: ChaCha8Rng,
     folder: std::path::PathBuf,
     pictures: Vec<Vec<u8>>,
-    /// Message, and whether it brings a row.
+    /// Sent messages that may be repeated.
     history: Vec<SentMessage>,
     last_number: u64,
-    /// How many images there are at most.
+    /// Maximum number of different image ids.
     pub max_images: u64,
     pub expected_images: BTreeMap<String, ExpectedImage>,
-    /// Image and sequence of the last picture that counts.
-    pub last_picture: Option<(String, u64)>,
-    /// Images and the sequences by which they were deleted.
+    /// Id and sequence of the last upsert that is not superseded by an earlier message.
+    pub last_upsert: Option<(String, u64)>,
+    /// Ids and sequences of deletes.
     pub deleted: BTreeSet<(String, u64)>,
-    /// Messages that bring a row each.
+    /// Messages that result in one row each.
     pub expected_rows: u64,
-    /// Messages whose picture is gone.
+    /// Messages whose image does not exist.
     pub missing_images: u64,
-    /// Poison, by partition and offset.
+    /// Messages that must be dead-lettered, by partition and offset.
     pub poison_messages: BTreeMap<(i32, i64), SentMessage>,
     pub sent_messages: u64,
     pub duplicates: u64,
+    /// Messages that carry an older version than was sent before.
     pub stale: u64,
     pub deletes: u64,
 }
@@ -70,7 +71,7 @@ enum MessageKind {
 }
 
 impl EventGenerator {
-    /// Pictures by file go below `folder`.
+    /// Creates a generator that writes images with file addresses to `folder`.
     pub fn new(seed: u64, folder: &std::path::Path) -> Self {
         let picture = |n| render_jpeg(&Scene::sample(7, n, PhotoStyle::Studio), 64).unwrap();
         Self {
@@ -81,7 +82,7 @@ impl EventGenerator {
             last_number: 0,
             max_images: u64::MAX,
             expected_images: BTreeMap::new(),
-            last_picture: None,
+            last_upsert: None,
             deleted: BTreeSet::new(),
             expected_rows: 0,
             missing_images: 0,
@@ -109,13 +110,13 @@ impl EventGenerator {
             waiting.push((kind, sent.clone(), delivery));
         }
         for (kind, sent, delivery) in waiting {
-            let place = delivery.await.unwrap().map_err(|(e, _)| e).unwrap();
+            let delivered = delivery.await.unwrap().map_err(|(e, _)| e).unwrap();
             self.sent_messages += 1;
             match kind {
                 MessageKind::Valid => self.expected_rows += 1,
                 MessageKind::MissingImage => self.missing_images += 1,
                 MessageKind::Poison => {
-                    self.poison_messages.insert((place.partition, place.offset), sent);
+                    self.poison_messages.insert((delivered.partition, delivered.offset), sent);
                 }
             }
         }
@@ -127,30 +128,30 @@ impl EventGenerator {
             0..4 => (MessageKind::Poison, self.poison_message()),
             4..5 => (MessageKind::MissingImage, self.missing_image_message()),
             5..13 if !self.history.is_empty() => {
-                let again = self.rng.random_range(0..self.history.len());
+                let repeated = self.rng.random_range(0..self.history.len());
                 self.duplicates += 1;
-                (MessageKind::Valid, self.history[again].clone())
+                (MessageKind::Valid, self.history[repeated].clone())
             }
             kind => {
                 let sent = self.change_message(kind < 20);
                 if self.history.len() < MAX_HISTORY {
                     self.history.push(sent.clone());
                 } else {
-                    let place = self.rng.random_range(0..MAX_HISTORY);
-                    self.history[place] = sent.clone();
+                    let replaced = self.rng.random_range(0..MAX_HISTORY);
+                    self.history[replaced] = sent.clone();
                 }
                 (MessageKind::Valid, sent)
             }
         }
     }
 
-    /// A new version of an image; one in ten carries an older version than was sent before.
+    /// Generates a new version of an image; one in ten is older than the newest that was sent.
     fn change_message(&mut self, delete: bool) -> SentMessage {
-        let images = self.last_number.div_ceil(2).min(self.max_images);
-        let id = format!("image-{}", self.rng.random_range(0..images));
+        let image_count = self.last_number.div_ceil(2).min(self.max_images);
+        let id = format!("image-{}", self.rng.random_range(0..image_count));
         let known = self.expected_images.get(&id).map_or(0, |newest| newest.sequence);
         let stale = known > 2 && self.rng.random_ratio(1, 10);
-        // Even numbers are the versions that come late.
+        // Odd sequences are left free for versions that arrive late.
         let sequence = if stale { known - 1 } else { known + 2 };
         let mut event = json!({"image_id": id, "sequence": sequence});
         let content = if delete {
@@ -164,14 +165,14 @@ impl EventGenerator {
             self.stale += 1;
         } else {
             if content.is_some() {
-                self.last_picture = Some((id.clone(), sequence));
+                self.last_upsert = Some((id.clone(), sequence));
             } else {
                 self.deleted.insert((id.clone(), sequence));
             }
             self.expected_images
                 .insert(id.clone(), ExpectedImage { sequence, content_hash: content });
         }
-        // Most events of an image are in one partition, as they should be; some are not.
+        // Most events of an image are in one partition, as they should be; a few are not.
         let key = if self.rng.random_ratio(1, 6) {
             format!("elsewhere-{}", self.last_number)
         } else {
@@ -180,7 +181,7 @@ impl EventGenerator {
         self.build_message(Some(key.into_bytes()), Some(event.to_string().into_bytes()))
     }
 
-    /// Puts a picture into `event` that no other event has, and returns its hash.
+    /// Adds an image to `event` that no other event has, inline or by address; returns its hash.
     fn add_picture(&mut self, id: &str, sequence: u64, event: &mut Value) -> String {
         let which = self.rng.random_range(0..self.pictures.len());
         let mut bytes = self.pictures[which].clone();
@@ -235,7 +236,7 @@ impl EventGenerator {
     fn build_message(&mut self, key: Option<Vec<u8>>, value: Option<Vec<u8>>) -> SentMessage {
         let number = self.last_number;
         let headers = match number % 3 {
-            // A name may come twice, and a value may be null or no text.
+            // A header name may occur twice, and a value may be null or not text.
             0 => vec![
                 ("trace".into(), Some(number.to_be_bytes().to_vec())),
                 ("trace".into(), None),

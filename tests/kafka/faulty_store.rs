@@ -1,5 +1,5 @@
-//! Workers on a store that fails and takes its time. They run inside the test, because no option of
-//! the program makes a store fail.
+//! Workers on a store that fails and is slow. They run inside of the test, because no option of the program
+//! makes a store fail.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use bsap::ingest::fetch::{self, Fetcher};
 use bsap::ingest::source::{self, Decoder};
 use bsap::ingest::{self, Progress, Worker, decode};
 use bsap::prompts::{self, ActivePromptSets, EmbeddedPromptSet};
-use bsap::record::{AttributeTypes, VersionOrdering as Versions};
+use bsap::record::{AttributeTypes, VersionOrdering};
 use bsap::store::Store;
 use bsap::table::{self, TableWriter};
 use futures::StreamExt;
@@ -28,23 +28,23 @@ use object_store::{
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 
-use bsap::world::World;
+use crate::fixture::Fixture;
 
-/// What two workers met until they had consumed the whole topic.
-pub async fn run_workers(world: &World) -> String {
+/// Runs two workers until they have consumed the whole topic; describes how many calls failed.
+pub async fn run_workers(fixture: &Fixture) -> String {
     let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").to_owned();
     let options = clip::ModelOptions { checkpoint, ..clip::ModelOptions::default() };
-    let towers: Arc<dyn Encoders> = Arc::new(ClipModel::load(&options).unwrap());
+    let encoders: Arc<dyn Encoders> = Arc::new(ClipModel::load(&options).unwrap());
     let sets =
         prompts::PromptOptions { sets: vec!["demo".into()], ..prompts::PromptOptions::default() };
-    let sets = prompts::load_configured_sets(&sets, &*towers).unwrap();
+    let sets = prompts::load_configured_sets(&sets, &*encoders).unwrap();
     let records: Vec<_> = sets.iter().map(|set| set.to_record()).collect();
     let serving = ServingConfig::new(sets[0].statistics_key.clone(), Normaliser::Softmax, 0.25);
-    let state = StateStore::new(&world.store());
-    state.initialise_or_extend(&world.generation, &records, &serving, "test").await.unwrap();
+    let state = StateStore::new(&fixture.store());
+    state.initialise_or_extend(&fixture.generation, &records, &serving, "test").await.unwrap();
 
     let faulty = Arc::new(FaultyStore {
-        inner: world.store().objects().clone(),
+        inner: fixture.store().object_store().clone(),
         enabled: AtomicBool::new(false),
         calls: AtomicU64::new(0),
         failed_calls: AtomicU64::new(0),
@@ -53,11 +53,11 @@ pub async fn run_workers(world: &World) -> String {
     let mut running = Vec::new();
     for _ in 0..2 {
         let store = Store::from_object_store(faulty.clone());
-        let worker = new_worker(world, &store, towers.clone(), sets.clone()).await;
+        let worker = new_worker(fixture, &store, encoders.clone(), sets.clone()).await;
         running.push(tokio::spawn(worker.run(token.clone())));
     }
     faulty.enabled.store(true, Ordering::SeqCst);
-    let caught_up = world.caught_up(&mut []);
+    let caught_up = fixture.wait_until_caught_up(&mut []);
     tokio::pin!(caught_up);
     loop {
         tokio::select! {
@@ -77,36 +77,36 @@ pub async fn run_workers(world: &World) -> String {
 }
 
 async fn new_worker(
-    world: &World,
+    fixture: &Fixture,
     store: &Store,
-    towers: Arc<dyn Encoders>,
+    encoders: Arc<dyn Encoders>,
     sets: Vec<Arc<EmbeddedPromptSet>>,
 ) -> Worker {
     let source = source::SourceOptions {
-        ordering: Versions::Sequence,
+        ordering: VersionOrdering::Sequence,
         session_timeout_ms: 6_000,
         ..source::SourceOptions::default()
     };
     let fetch = fetch::FetchOptions {
-        file_roots: vec![world.folder.path().join("pictures")],
+        file_roots: vec![fixture.folder.path().join("pictures")],
         ..fetch::FetchOptions::default()
     };
     Worker {
         decoder: Decoder::new(&source, &AttributeTypes::new()),
-        kafka: world.kafka(),
+        kafka: fixture.kafka_options(),
         source_options: source,
         dead_letter_writer: DeadLetterWriter::new(
-            &world.kafka(),
+            &fixture.kafka_options(),
             &dead_letter::DeadLetterOptions::default(),
         )
         .unwrap(),
         fetcher: Fetcher::new(&fetch).unwrap(),
         decode_options: decode::DecodeOptions::default(),
-        encoders: towers,
+        encoders,
         prompt_sets: ActivePromptSets::new(sets),
         writer: TableWriter::open(
             store,
-            &world.generation,
+            &fixture.generation,
             table::TableOptions::default().max_commit_attempts,
         )
         .await
@@ -116,7 +116,7 @@ async fn new_worker(
     }
 }
 
-/// Fails one call in five, half of them after they were done, and makes each wait a little.
+/// Fails one call in five, half of them after they were executed, and delays each call by up to 80 ms.
 struct FaultyStore {
     inner: Arc<dyn ObjectStore>,
     enabled: AtomicBool,
@@ -143,23 +143,23 @@ impl FaultyStore {
 
     fn draw_outcome(&self) -> CallOutcome {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        let fate = match rand::rng().random_range(0..10) {
+        let outcome = match rand::rng().random_range(0..10) {
             0 => CallOutcome::FailBefore,
             1 => CallOutcome::FailAfter,
             _ => return CallOutcome::Succeed,
         };
         self.failed_calls.fetch_add(1, Ordering::SeqCst);
-        fate
+        outcome
     }
 
-    /// Does `work` as fate will have it.
+    /// Runs `work` with a random outcome.
     async fn run_with_faults<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let fate = self.delay_and_draw_outcome().await;
-        if fate == CallOutcome::FailBefore {
+        let outcome = self.delay_and_draw_outcome().await;
+        if outcome == CallOutcome::FailBefore {
             return Err(injected_error());
         }
         let done = work.await?;
-        if fate == CallOutcome::FailAfter { Err(injected_error()) } else { Ok(done) }
+        if outcome == CallOutcome::FailAfter { Err(injected_error()) } else { Ok(done) }
     }
 }
 

@@ -1,4 +1,4 @@
-//! A cluster, a catalogue, and workers as processes.
+//! A Kafka cluster, a catalogue, and workers as processes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,32 +16,32 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::Value;
 
-use bsap::broker::{Cluster, signal};
-use bsap::events::Events;
-use bsap::minio::Minio;
+use crate::broker::{Cluster, send_signal};
+use crate::events::EventGenerator;
+use crate::minio::Minio;
 
 pub const TOPIC: &str = "images";
 pub const REEMBED_TOPIC: &str = "images.reindex";
 const DEAD_LETTER_TOPIC: &str = "images.dead-letters";
 const GROUP: &str = "bsap";
-/// How long a catalogue may take to catch up, per thousand messages and at least.
+/// How long a catalogue may take to catch up: per thousand messages, and the minimum.
 const CATCH_UP_TIMEOUTS: (Duration, Duration) = (Duration::from_secs(90), Duration::from_secs(180));
 
-/// Messages of a scenario, and how often something is killed: few, or with BSAP_KAFKA_LONG what the
-/// proof asks for.
+/// Returns the number of messages and of kills per scenario; more of both with `BSAP_KAFKA_LONG`.
 pub fn scenario_size() -> (u64, u32) {
     if std::env::var_os("BSAP_KAFKA_LONG").is_some() { (20_000, 20) } else { (2_000, 3) }
 }
 
+/// A Kafka cluster and a catalogue, and the events sent so far.
 pub struct Fixture {
     pub cluster: Cluster,
-    pub events: Events,
+    pub events: EventGenerator,
     pub folder: tempfile::TempDir,
     pub partitions: i32,
     pub generation: Generation,
     /// URL or folder of the catalogue.
     catalogue: String,
-    /// Where the catalogue is, if not in a folder.
+    /// The S3 server of the catalogue; `None` if it is in a folder.
     pub minio: Option<Minio>,
     producer: FutureProducer,
     pub scenario: &'static str,
@@ -49,30 +49,30 @@ pub struct Fixture {
     pub started: Instant,
 }
 
-/// A worker process. It must end only when it is told to.
+/// A process of `bsap` that runs until it is stopped.
 pub struct WorkerProcess {
     process: Child,
     log: PathBuf,
 }
 
 impl Fixture {
-    pub async fn build(name: &'static str, brokers: usize) -> Self {
+    pub async fn build(scenario: &'static str, brokers: usize) -> Self {
         let started = Instant::now();
         let cluster = Cluster::start(brokers);
         let partitions = 6;
-        cluster.create(TOPIC, partitions, 1_000_000).await;
-        cluster.create(DEAD_LETTER_TOPIC, 2, 2_000_000).await;
+        cluster.create_topic(TOPIC, partitions, 1_000_000).await;
+        cluster.create_topic(DEAD_LETTER_TOPIC, 2, 2_000_000).await;
         let folder = tempfile::tempdir().unwrap();
         let catalogue = folder.path().join("catalogue").display().to_string();
         std::fs::create_dir(folder.path().join("pictures")).unwrap();
-        let mut config = cluster.client();
+        let mut config = cluster.client_config();
         let producer = config.set("enable.idempotence", "true").create().unwrap();
-        let towers = ClipModel::load(&clip::ModelOptions {
+        let model = ClipModel::load(&clip::ModelOptions {
             checkpoint: concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").into(),
             ..clip::ModelOptions::default()
         })
         .unwrap();
-        let card = towers.card();
+        let card = model.card();
         let generation = Generation::new(
             &card.name,
             &card.fingerprint,
@@ -80,7 +80,7 @@ impl Fixture {
             card.logit_scale,
             VersionOrdering::Sequence,
         );
-        let events = Events::new(1, &folder.path().join("pictures"));
+        let events = EventGenerator::new(1, &folder.path().join("pictures"));
         Self {
             cluster,
             events,
@@ -90,24 +90,25 @@ impl Fixture {
             catalogue,
             minio: None,
             producer,
-            scenario: name,
+            scenario,
             workers_started: 0,
             started,
         }
     }
 
-    /// Puts the catalogue on an S3 server where `tests/run` has one; else it stays in a folder.
+    /// Puts the catalogue on an S3 server if `tests/run` has one; otherwise it stays in a folder.
     pub fn with_catalogue_on_s3(mut self) -> Self {
         self.minio = Minio::start();
         if self.minio.is_some() {
-            self.catalogue = format!("{}/catalogue", Minio::URL);
+            self.catalogue = format!("{}/catalogue", Minio::BUCKET_URL);
         }
         println!("{}: the catalogue is {}", self.scenario, self.catalogue);
         self
     }
 
+    /// Environment variables with the options of the store.
     fn store_variables(&self) -> BTreeMap<String, String> {
-        self.minio.as_ref().map(Minio::variables).unwrap_or_default()
+        self.minio.as_ref().map(Minio::client_variables).unwrap_or_default()
     }
 
     pub async fn send_events(&mut self, count: u64) {
@@ -115,7 +116,10 @@ impl Fixture {
     }
 
     pub fn kafka_options(&self) -> kafka::KafkaOptions {
-        kafka::KafkaOptions { brokers: self.cluster.addresses(), ..kafka::KafkaOptions::default() }
+        kafka::KafkaOptions {
+            brokers: self.cluster.bootstrap_servers(),
+            ..kafka::KafkaOptions::default()
+        }
     }
 
     pub fn store(&self) -> Store {
@@ -128,14 +132,14 @@ impl Fixture {
         self.producer.send(record, Duration::from_secs(20)).await.unwrap();
     }
 
-    /// Runs a command of `bsap` to its end: its exit code and what it prints.
+    /// Runs a command of `bsap`; returns its exit code and its output.
     pub fn run_command(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let output = self.bsap_command(Path::new("")).args(arguments).output().unwrap();
         let (out, err) = (String::from_utf8(output.stdout), String::from_utf8(output.stderr));
         (output.status.code(), out.unwrap() + &err.unwrap())
     }
 
-    /// A worker that is to end by itself: its exit code and what it says.
+    /// Runs a worker that ends by itself; returns its exit code and its standard error.
     pub fn run_worker_to_exit(&self, options: &[(&str, &str)]) -> (Option<i32>, String) {
         let mut command = self.bsap_command(Path::new(""));
         command.arg("ingest");
@@ -146,7 +150,7 @@ impl Fixture {
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     }
 
-    /// Runs a command of `bsap` to its end and returns what it prints.
+    /// Runs a command of `bsap` that must succeed; returns its standard output.
     pub fn run_command_ok(&self, arguments: &[&str]) -> String {
         let mut command = self.bsap_command(Path::new(""));
         let output = command.args(arguments).output().unwrap();
@@ -156,18 +160,18 @@ impl Fixture {
         out
     }
 
-    /// The program, configured for this world.
+    /// Returns a command for the program, configured for this fixture.
     pub fn bsap_command(&self, log: &Path) -> Command {
         let settings = [
-            ("KAFKA__BROKERS", self.cluster.addresses()),
+            ("KAFKA__BROKERS", self.cluster.bootstrap_servers()),
             ("SOURCE__ORDERING", "sequence".into()),
-            // The least that brokers allow: a worker that is silent is soon replaced.
+            // The minimum that brokers allow, so that a silent worker is soon replaced.
             ("SOURCE__SESSION_TIMEOUT_MS", "6000".into()),
             ("FETCH__FILE_ROOTS", self.folder.path().join("pictures").display().to_string()),
             ("MODEL__CHECKPOINT", concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").into()),
             ("PROMPTS__SETS", "demo".into()),
             ("TABLE__URL", self.catalogue.clone()),
-            // Many small commits: many moments at which something may happen.
+            // Many small commits, so that faults hit different moments of a commit.
             ("INGEST__COMMIT_MS", "200".into()),
             ("HTTP__LISTEN", "127.0.0.1:0".into()),
             ("LOG__FORMAT", "json".into()),
@@ -181,19 +185,19 @@ impl Fixture {
         command
     }
 
-    /// Starts `bsap ingest` as a user would, with further options as environment variables.
+    /// Starts `bsap ingest` with further options, by the names of their environment variables.
     pub fn start_worker_with(&mut self, options: &[(&str, &str)]) -> WorkerProcess {
         self.start_command(&["ingest"], options)
     }
 
-    /// Starts a command of `bsap`, which goes on until it is told to end.
+    /// Starts a command of `bsap` that runs until it is stopped.
     pub fn start_command(&mut self, arguments: &[&str], options: &[(&str, &str)]) -> WorkerProcess {
         self.workers_started += 1;
         let log = self.folder.path().join(format!("worker-{}.log", self.workers_started));
-        // What it says outside its log is said when it refuses to start.
-        let complaints = File::options().create(true).append(true).open(&log).unwrap();
+        // Standard error contains why a process does not start.
+        let stderr = File::options().create(true).append(true).open(&log).unwrap();
         let mut command = self.bsap_command(&log);
-        command.args(arguments).stdout(Stdio::null()).stderr(complaints);
+        command.args(arguments).stdout(Stdio::null()).stderr(stderr);
         for (key, value) in options {
             command.env(format!("BSAP_{key}"), value);
         }
@@ -208,7 +212,7 @@ impl Fixture {
         (0..self.partitions).map(|number| TopicPartition { topic: TOPIC.into(), number })
     }
 
-    /// The table's positions by partition.
+    /// Returns the table's position of each partition.
     pub async fn table_positions(&self) -> BTreeMap<i32, i64> {
         self.replay_positions("").await
     }
@@ -224,9 +228,10 @@ impl Fixture {
         positions
     }
 
-    /// What Kafka believes the group has consumed.
+    /// Returns the offsets that the group has committed to Kafka.
     pub fn committed_offsets(&self) -> BTreeMap<i32, i64> {
-        let consumer: BaseConsumer = self.cluster.client().set("group.id", GROUP).create().unwrap();
+        let consumer: BaseConsumer =
+            self.cluster.client_config().set("group.id", GROUP).create().unwrap();
         let mut list = TopicPartitionList::new();
         for p in self.partitions() {
             list.add_partition(&p.topic, p.number);
@@ -238,7 +243,8 @@ impl Fixture {
 
     /// Sets the group's offsets back to zero, as an operator might.
     pub fn reset_group_offsets(&self) {
-        let consumer: BaseConsumer = self.cluster.client().set("group.id", GROUP).create().unwrap();
+        let consumer: BaseConsumer =
+            self.cluster.client_config().set("group.id", GROUP).create().unwrap();
         let mut list = TopicPartitionList::new();
         for p in self.partitions() {
             list.add_partition_offset(&p.topic, p.number, Offset::Offset(0)).unwrap();
@@ -246,10 +252,10 @@ impl Fixture {
         consumer.commit(&list, rdkafka::consumer::CommitMode::Sync).unwrap();
     }
 
-    /// Where each partition of the topic ends.
+    /// Returns the end of each partition of the topic.
     pub fn end_offsets(&self) -> BTreeMap<i32, i64> {
-        let consumer: BaseConsumer = self.cluster.client().create().unwrap();
-        // A broker that has just come back leads no partition yet.
+        let consumer: BaseConsumer = self.cluster.client_config().create().unwrap();
+        // A broker that has just restarted does not lead its partitions yet.
         let end = |p: TopicPartition| {
             let started = Instant::now();
             loop {
@@ -265,21 +271,21 @@ impl Fixture {
         self.partitions().map(end).collect()
     }
 
-    /// Messages that the table has not consumed yet.
+    /// Returns the number of messages that the table has not consumed yet.
     pub async fn lag(&self) -> i64 {
         self.end_offsets().values().sum::<i64>()
             - self.table_positions().await.values().sum::<i64>()
     }
 
-    /// Waits until the table has consumed the whole topic; no worker may end meanwhile.
+    /// Waits until the table has consumed the whole topic. Fails if one of `workers` ends.
     pub async fn wait_until_caught_up(&self, workers: &mut [&mut WorkerProcess]) {
         self.wait_until_replayed("", workers).await;
     }
 
-    /// The same for a replay.
+    /// Waits until the replay of this name has consumed the whole topic.
     pub async fn wait_until_replayed(&self, replay: &str, workers: &mut [&mut WorkerProcess]) {
-        let limit =
-            (CATCH_UP_TIMEOUTS.0 * (self.events.sent / 1_000) as u32).max(CATCH_UP_TIMEOUTS.1);
+        let limit = (CATCH_UP_TIMEOUTS.0 * (self.events.sent_messages / 1_000) as u32)
+            .max(CATCH_UP_TIMEOUTS.1);
         let (ends, started) = (self.end_offsets(), Instant::now());
         loop {
             let positions = self.replay_positions(replay).await;
@@ -299,16 +305,16 @@ impl Fixture {
         }
     }
 
-    /// Waits until the generation `new` has consumed the topics of events and of images to be
-    /// embedded again.
+    /// Waits until the generation `standby` has consumed both the events and the images to be embedded
+    /// again.
     pub async fn wait_until_standby_caught_up(
         &self,
-        new: &Generation,
+        standby: &Generation,
         workers: &mut [&mut WorkerProcess],
     ) {
         let started = Instant::now();
         loop {
-            let mut writer = TableWriter::open(&self.store(), new, 20).await.unwrap();
+            let mut writer = TableWriter::open(&self.store(), standby, 20).await.unwrap();
             let mut remaining = 0;
             for topic in [TOPIC, REEMBED_TOPIC] {
                 for (number, (_, end)) in
@@ -325,18 +331,18 @@ impl Fixture {
             for worker in workers.iter_mut() {
                 worker.assert_alive();
             }
-            let last = || workers.iter().map(|w| w.log_tail()).collect::<Vec<_>>().join("\n");
+            let log_tails = || workers.iter().map(|w| w.log_tail()).collect::<Vec<_>>().join("\n");
             assert!(
                 started.elapsed() < CATCH_UP_TIMEOUTS.1,
-                "{}: {remaining} wait: {}",
+                "{}: {remaining} messages remain: {}",
                 self.scenario,
-                last()
+                log_tails()
             );
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     }
 
-    /// How often the logs of all workers have an event.
+    /// Counts an event in the logs of all workers.
     pub fn count_logged_events(&self, event: &str) -> usize {
         let log = |n| count_event_lines(&self.folder.path().join(format!("worker-{n}.log")), event);
         (1..=self.workers_started).map(log).sum()
@@ -345,23 +351,23 @@ impl Fixture {
 
 impl WorkerProcess {
     pub fn send_signal(&self, name: &str) {
-        signal(&self.process, name);
+        send_signal(&self.process, name);
     }
 
-    /// Process number.
+    /// Returns the process id.
     pub fn process_id(&self) -> u32 {
         self.process.id()
     }
 
-    /// As the machine's failure would.
+    /// Kills the process, as a failure of the machine would.
     pub fn kill(mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// Asks the worker to end, and expects that it ends well.
+    /// Asks the process to end, and expects success.
     pub fn stop(mut self) {
-        signal(&self.process, "TERM");
+        send_signal(&self.process, "TERM");
         let status = self.process.wait().unwrap();
         assert!(status.success(), "the worker ended with {status}: {}", self.log_tail());
     }
@@ -372,20 +378,20 @@ impl WorkerProcess {
         }
     }
 
-    /// How often the log has an event.
+    /// Counts an event in the log.
     pub fn count_logged_events(&self, event: &str) -> usize {
         count_event_lines(&self.log, event)
     }
 
-    /// The last line of its log with an event.
+    /// Returns the last line of the log with an event.
     pub fn last_logged_event(&self, event: &str) -> Option<Value> {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let of =
+        let has_event =
             |line: &&str| line.ends_with('}') && line.contains(&format!("\"event\":\"{event}\""));
-        log.lines().rfind(of).map(|line| serde_json::from_str(line).unwrap())
+        log.lines().rfind(has_event).map(|line| serde_json::from_str(line).unwrap())
     }
 
-    /// Waits until the worker has ended by itself: whether that was well, and what it said last.
+    /// Waits until the process ends; returns whether it succeeded, and the end of its log.
     pub fn wait_until_ended(mut self) -> (bool, String) {
         let started = Instant::now();
         while started.elapsed() < CATCH_UP_TIMEOUTS.0 {
@@ -394,7 +400,7 @@ impl WorkerProcess {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        panic!("the worker goes on: {}", self.log_tail());
+        panic!("the worker does not end: {}", self.log_tail());
     }
 
     fn log_tail(&self) -> String {

@@ -1,4 +1,4 @@
-//! A real S3 server, MinIO, on loopback, by the program that `tests/run` built.
+//! A real S3 server on loopback: MinIO, which `tests/run` builds.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 const BUCKET: &str = "bsap";
-/// Of a server that ends with the test.
+/// Credentials of a server that ends with the test.
 const ACCESS_KEY: &str = "bsap";
 const SECRET_KEY: &str = "bsap-on-loopback";
 
-/// One server with one bucket. It keeps its port and its objects over a restart.
+/// A server with one bucket. It keeps its port and its objects across restarts.
 pub struct Minio {
     folder: tempfile::TempDir,
     program: PathBuf,
@@ -19,7 +19,7 @@ pub struct Minio {
 }
 
 impl Minio {
-    /// Starts one; none where `BSAP_MINIO` names no program.
+    /// Starts a server; `None` if `BSAP_MINIO` is not set.
     pub fn start() -> Option<Self> {
         let program = std::env::var_os("BSAP_MINIO")?.into();
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -32,10 +32,10 @@ impl Minio {
         Some(minio)
     }
 
-    /// The bucket, as a URL.
+    /// URL of the bucket.
     pub const BUCKET_URL: &str = "s3://bsap";
 
-    /// What clients must know, as environment variables.
+    /// Returns the environment variables that clients need.
     pub fn client_variables(&self) -> BTreeMap<String, String> {
         [
             ("AWS_ENDPOINT", format!("http://127.0.0.1:{}", self.port)),
@@ -48,7 +48,7 @@ impl Minio {
         .into()
     }
 
-    /// Starts the server, which does not run.
+    /// Starts the server again after it was killed.
     pub fn launch(&mut self) {
         let server = Command::new(&self.program)
             .args(["server", "--quiet", "--address", &format!("127.0.0.1:{}", self.port)])
@@ -63,14 +63,14 @@ impl Minio {
         curl_with_retries(&[&ready]);
     }
 
-    /// As the machine's failure would.
+    /// Kills the server, as a failure of the machine would.
     pub fn kill(&mut self) {
         let mut server = self.server.take().expect("MinIO runs");
         server.kill().unwrap();
         server.wait().unwrap();
     }
 
-    /// A signed request for the bucket.
+    /// Sends a signed request for the bucket.
     fn send_signed_request(&self, arguments: &[&str]) {
         let user = format!("{ACCESS_KEY}:{SECRET_KEY}");
         let bucket = format!("http://127.0.0.1:{}/{BUCKET}", self.port);
@@ -79,11 +79,11 @@ impl Minio {
     }
 }
 
-/// Tries until the server answers well, for half a minute.
+/// Runs curl until the server answers with success, for at most half a minute.
 fn curl_with_retries(arguments: &[&str]) {
-    let again = ["-sf", "--retry", "60", "--retry-delay", "1", "--retry-max-time", "30"];
+    let options = ["-sf", "--retry", "60", "--retry-delay", "1", "--retry-max-time", "30"];
     let command =
-        Command::new("curl").args(again).arg("--retry-all-errors").args(arguments).output();
+        Command::new("curl").args(options).arg("--retry-all-errors").args(arguments).output();
     let output = command.expect("curl starts");
     assert!(output.status.success(), "MinIO does not answer: {arguments:?}");
 }

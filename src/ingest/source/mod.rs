@@ -1,9 +1,9 @@
 //! Events from Kafka, in the order in which each message travels:
 //!
-//! 1. [`consumer`] polls the topics on a thread of its own and queues messages for the pipeline;
-//! 2. [`rebalance`] decides where an assigned partition starts, and releases a revoked one only after
+//! 1. `consumer` polls the topics on a thread of its own and queues messages for the pipeline;
+//! 2. `rebalance` decides where an assigned partition starts, and releases a revoked one only after
 //!    the pipeline has stored what came before;
-//! 3. [`state`] is the table of partitions that both of them, and metrics, share;
+//! 3. `state` is the table of partitions that both of them, and metrics, share;
 //! 4. [`decoder`] turns a message into events.
 
 mod consumer;

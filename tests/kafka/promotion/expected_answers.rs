@@ -1,4 +1,4 @@
-//! What clients ask and see, and what they should: computed apart from what is tested.
+//! Clients that query, and the answers that they should get: computed independently of the search engine.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,39 +18,41 @@ use tokio::time::sleep;
 const QUERY_TEXTS: [&str; 6] =
     ["a red mug", "blue", "a striped lamp", "two chairs", "a shoe", "wood"];
 
-/// What a model makes of texts and pictures, computed apart from what is tested.
+/// Embeddings and statistics of one model for all queries and images.
 pub struct ExpectedModel {
     pub generation: String,
     logit_scale: f32,
+    /// Embeddings of [`QUERY_TEXTS`].
     texts: Vec<Vec<f32>>,
-    pictures: BTreeMap<String, Embedding>,
+    /// Embeddings by content hash.
+    images: BTreeMap<String, Embedding>,
     sets: BTreeMap<&'static str, EmbeddedPromptSet>,
 }
 
 impl ExpectedModel {
-    pub fn load(checkpoint: &str, other: &Path, pictures: &[Vec<u8>]) -> Self {
+    /// `other_set`: file of the prompt set `other`.
+    pub fn load(checkpoint: &str, other_set: &Path, images: &[Vec<u8>]) -> Self {
         let options =
             clip::ModelOptions { checkpoint: checkpoint.into(), ..clip::ModelOptions::default() };
-        let towers = ClipModel::load(&options).unwrap();
+        let model = ClipModel::load(&options).unwrap();
         let embed = |bytes: &Vec<u8>| {
-            let pixels = towers
-                .preprocess_image(&image::load_from_memory(bytes).unwrap().to_rgb8())
-                .unwrap();
-            let embedding = towers.embed_images(&[pixels]).unwrap().remove(0);
+            let pixels =
+                model.preprocess_image(&image::load_from_memory(bytes).unwrap().to_rgb8()).unwrap();
+            let embedding = model.embed_images(&[pixels]).unwrap().remove(0);
             (to_hex(&Sha256::digest(bytes)), Embedding::from_unit_vector(&embedding))
         };
-        let set = |name: &str| PromptSet::load(name).unwrap().embed(&towers, 8).unwrap();
+        let set = |name: &str| PromptSet::load(name).unwrap().embed(&model, 8).unwrap();
         Self {
-            generation: towers.card().fingerprint[..16].to_owned(),
-            logit_scale: towers.card().logit_scale,
-            texts: towers.embed_texts(&QUERY_TEXTS).unwrap(),
-            pictures: pictures.iter().map(embed).collect(),
-            sets: [("demo", set("demo")), ("other", set(other.to_str().unwrap()))].into(),
+            generation: model.card().fingerprint[..16].to_owned(),
+            logit_scale: model.card().logit_scale,
+            texts: model.embed_texts(&QUERY_TEXTS).unwrap(),
+            images: images.iter().map(embed).collect(),
+            sets: [("demo", set("demo")), ("other", set(other_set.to_str().unwrap()))].into(),
         }
     }
 }
 
-/// A configuration by its name: model, prompt set, weight.
+/// Configurations by name: index of the model, prompt set, weight.
 pub type Configurations = BTreeMap<&'static str, (usize, &'static str, f32)>;
 
 pub struct ExpectedAnswers {
@@ -59,10 +61,10 @@ pub struct ExpectedAnswers {
 }
 
 impl ExpectedAnswers {
-    /// Why an answer is not wholly the one that its configuration gives.
+    /// Returns how an answer differs from the one of its configuration; `None` if it does not.
     fn find_mismatch(&self, text: usize, answer: &SearchResponse) -> Option<String> {
-        let named = self.configurations.get(answer.configuration.as_str());
-        let Some((model, set, weight)) = named else {
+        let configuration = self.configurations.get(answer.configuration.as_str());
+        let Some((model, set, weight)) = configuration else {
             return Some(format!("configuration {}", answer.configuration));
         };
         let model = &self.models[*model];
@@ -77,15 +79,15 @@ impl ExpectedAnswers {
         let (normaliser, lambda, scale) = (Normaliser::Softmax, 1.0, ScaleConstants::default());
         let balance = BalanceParameters { normaliser, weight: *weight, lambda, scale };
         for hit in &answer.hits {
-            let embedding = &model.pictures[&hit.image.content_hash];
+            let embedding = &model.images[&hit.image.content_hash];
             let raw: f32 =
                 model.texts[text].iter().zip(embedding.values()).map(|(a, b)| a * b).sum();
             let affine =
                 balance.affine_transform(&set.statistics(embedding).unwrap(), model.logit_scale);
-            let wrong = (raw - hit.raw_score).abs() > 5e-3
+            let differs = (raw - hit.raw_score).abs() > 5e-3
                 || (affine.alpha - hit.alpha).abs() > 1e-2
                 || (affine.apply(raw) - hit.score).abs() > 1e-2;
-            if wrong {
+            if differs {
                 return Some(format!(
                     "{} of {}: raw {raw} and {}, score {} and {}",
                     hit.image.image_id,
@@ -100,21 +102,22 @@ impl ExpectedAnswers {
     }
 }
 
-/// What clients have seen.
+/// The answers that clients received.
 #[derive(Default)]
 pub struct ObservedAnswers {
+    /// Number of answers by generation and configuration.
     pub answers: Mutex<BTreeMap<(String, String), u64>>,
-    /// Answered by the second address, because the first did not.
+    /// Queries answered by the second address, because the first did not.
     pub retried: AtomicU64,
     pub failed: Mutex<Vec<String>>,
     pub mismatches: Mutex<Vec<String>>,
 }
 
-/// Asks two query workers in turn, and the other one where the first does not answer.
+/// Queries two query workers alternately, and the other one if the first does not answer.
 pub async fn query_until_stopped(
     addresses: [String; 2],
-    truth: Arc<ExpectedAnswers>,
-    seen: Arc<ObservedAnswers>,
+    expected: Arc<ExpectedAnswers>,
+    observed: Arc<ObservedAnswers>,
     stop: Arc<AtomicBool>,
 ) {
     let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
@@ -122,17 +125,20 @@ pub async fn query_until_stopped(
     while !stop.load(Ordering::SeqCst) {
         number += 1;
         let text = number % QUERY_TEXTS.len();
-        let body =
-            json!({"text": QUERY_TEXTS[text], "k": 10, "key": format!("user-{}", number % 97)});
+        let body = json!({"text": QUERY_TEXTS[text], "k": 10, "traffic_key": format!("user-{}", number % 97)});
         let mut problems = Vec::new();
-        for turn in 0..2 {
-            let address = &addresses[(number + turn) % 2];
+        for attempt in 0..2 {
+            let address = &addresses[(number + attempt) % 2];
             match post_search(&client, address, &body).await {
                 Ok(answer) => {
-                    seen.retried.fetch_add(turn as u64, Ordering::SeqCst);
-                    seen.mismatches.lock().unwrap().extend(truth.find_mismatch(text, &answer));
-                    let by = (answer.generation, answer.configuration);
-                    *seen.answers.lock().unwrap().entry(by).or_default() += 1;
+                    observed.retried.fetch_add(attempt as u64, Ordering::SeqCst);
+                    observed
+                        .mismatches
+                        .lock()
+                        .unwrap()
+                        .extend(expected.find_mismatch(text, &answer));
+                    let answered_by = (answer.generation, answer.configuration);
+                    *observed.answers.lock().unwrap().entry(answered_by).or_default() += 1;
                     problems.clear();
                     break;
                 }
@@ -140,7 +146,7 @@ pub async fn query_until_stopped(
             }
         }
         if !problems.is_empty() {
-            seen.failed.lock().unwrap().push(problems.join("; "));
+            observed.failed.lock().unwrap().push(problems.join("; "));
         }
         sleep(Duration::from_millis(20)).await;
     }

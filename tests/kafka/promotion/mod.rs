@@ -1,5 +1,5 @@
-//! Prompt sets and models are switched, and back, under continuous updates and queries, while each
-//! process is killed in turn.
+//! Prompt sets and models are promoted and rolled back under continuous updates and queries, while one
+//! process after the other is killed.
 
 mod expected_answers;
 mod updates;
@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use expected_answers::{ExpectedAnswers, ExpectedModel, ObservedAnswers};
 use updates::{UpdateGenerator, image_name};
 
-use bsap::world::{AGAIN, Worker, World};
+use crate::fixture::{Fixture, REEMBED_TOPIC, WorkerProcess};
 
 const OLD_CHECKPOINT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
 /// Another model, of another dimension.
@@ -29,55 +29,55 @@ const OTHER_PROMPT_SET: &str = r#"
 name = "other"
 version = 1
 language = "en"
-notes = "Unlike what the demo has."
+notes = "Different from the demo set."
 texts = ["a thing", "a picture of a thing", "a small thing", "a large thing", "several things",
     "nothing", "a drawing", "a dark drawing", "a bright drawing", "a plain background"]
 "#;
-/// How long anything may take to come about.
+/// Limit of every wait.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(180);
-/// Pictures that images are drawn from: known by their hash, so that scores can be checked.
+/// Number of different images. Their hashes are known, so that scores can be checked.
 const PICTURE_COUNT: u64 = 12;
-/// Changes of which no event tells.
+/// Changes for which no event is sent.
 const UNANNOUNCED_DELETES: usize = 3;
 const UNANNOUNCED_UPSERTS: u64 = 5;
 
-/// A process that is killed and started again.
+/// A process that can be killed and started again.
 struct RestartableProcess {
     description: &'static str,
     arguments: &'static [&'static str],
     options: Vec<(&'static str, String)>,
-    worker: Option<Worker>,
+    worker: Option<WorkerProcess>,
 }
 
 impl RestartableProcess {
     fn start(
-        world: &mut World,
-        what: &'static str,
+        fixture: &mut Fixture,
+        description: &'static str,
         arguments: &'static [&'static str],
         options: &[(&'static str, &str)],
     ) -> Self {
         let options = options.iter().map(|(key, value)| (*key, (*value).to_owned())).collect();
-        let mut process = Self { description: what, arguments, options, worker: None };
-        process.spawn(world);
+        let mut process = Self { description, arguments, options, worker: None };
+        process.spawn(fixture);
         process
     }
 
-    fn spawn(&mut self, world: &mut World) {
+    fn spawn(&mut self, fixture: &mut Fixture) {
         let options: Vec<_> = self.options.iter().map(|(k, v)| (*k, v.as_str())).collect();
-        self.worker = Some(world.start(self.arguments, &options));
+        self.worker = Some(fixture.start_command(self.arguments, &options));
     }
 
-    fn kill_and_restart(&mut self, world: &mut World) {
+    fn kill_and_restart(&mut self, fixture: &mut Fixture) {
         println!("    kill -9 {}", self.description);
         self.worker.take().unwrap().kill();
-        self.spawn(world);
+        self.spawn(fixture);
     }
 }
 
-async fn wait_until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+async fn wait_until(condition: &str, mut done: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
     while !done().await {
-        assert!(started.elapsed() < WAIT_TIMEOUT, "waited in vain until {what}");
+        assert!(started.elapsed() < WAIT_TIMEOUT, "timed out waiting until {condition}");
         sleep(Duration::from_millis(200)).await;
     }
 }
@@ -87,7 +87,7 @@ async fn fetch_state(address: &str) -> Option<Value> {
     serde_json::from_str(&response.text().await.ok()?).ok()
 }
 
-/// Until both query workers answer, so that the next one may be killed.
+/// Waits until both query workers answer, so that the next one may be killed.
 async fn wait_until_answering(addresses: &[String; 2]) {
     for address in addresses {
         let ready =
@@ -96,9 +96,9 @@ async fn wait_until_answering(addresses: &[String; 2]) {
     }
 }
 
-/// Runs a command and kills it after a while; whether it was still running.
-async fn kill_after(world: &World, wait: Duration, arguments: &[&str]) -> bool {
-    let mut child = world.command(Path::new("")).args(arguments).spawn().unwrap();
+/// Runs a command and kills it after `wait`; returns whether it was still running.
+async fn kill_after(fixture: &Fixture, wait: Duration, arguments: &[&str]) -> bool {
+    let mut child = fixture.bsap_command(Path::new("")).args(arguments).spawn().unwrap();
     sleep(wait).await;
     let running = child.try_wait().unwrap().is_none();
     let _ = child.kill();
@@ -107,11 +107,11 @@ async fn kill_after(world: &World, wait: Duration, arguments: &[&str]) -> bool {
     running
 }
 
-/// The processes and what they are to do.
+/// The running processes and the expected answers.
 struct Scenario<'a> {
-    world: &'a mut World,
+    fixture: &'a mut Fixture,
     expected: Arc<ExpectedAnswers>,
-    /// File of the other prompt set.
+    /// File of the prompt set `other`.
     prompt_set_file: PathBuf,
     image_count: u64,
     old_workers: Vec<RestartableProcess>,
@@ -121,16 +121,21 @@ struct Scenario<'a> {
     started: Instant,
 }
 
-/// The scenario, `rounds` times over.
-pub async fn run(world: &mut World, images: u64, rounds: u32, pause: Duration) {
+/// Runs the scenario `rounds` times.
+pub async fn run(fixture: &mut Fixture, images: u64, rounds: u32, pause: Duration) {
     let pictures: Vec<Vec<u8>> = (0..PICTURE_COUNT)
         .map(|n| render_jpeg(&Scene::sample(7, n, PhotoStyle::Studio), 64).unwrap())
         .collect();
-    let folder = world.folder.path();
+    let folder = fixture.folder.path();
     let mut updates = UpdateGenerator {
         folder: folder.join("pictures"),
-        staging_file: folder.join("aside"),
-        producer: world.cluster.client().set("enable.idempotence", "true").create().unwrap(),
+        staging_file: folder.join("staging"),
+        producer: fixture
+            .cluster
+            .client_config()
+            .set("enable.idempotence", "true")
+            .create()
+            .unwrap(),
         pictures: pictures.clone(),
         image_count: images,
         pause,
@@ -140,43 +145,43 @@ pub async fn run(world: &mut World, images: u64, rounds: u32, pause: Duration) {
     for number in 0..images {
         updates.send_change(image_name(number), false).await;
     }
-    let mut scenario = Scenario::start(world, images, &pictures).await;
-    let (no_updates, no_queries) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
-    let seen = Arc::new(ObservedAnswers::default());
-    let updating = tokio::spawn(updates.run(no_updates.clone()));
-    let asking = [(); 2].map(|()| {
-        let (addresses, truth) = (scenario.addresses.clone(), scenario.expected.clone());
+    let mut scenario = Scenario::start(fixture, images, &pictures).await;
+    let (stop_updates, stop_queries) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
+    let observed = Arc::new(ObservedAnswers::default());
+    let updating = tokio::spawn(updates.run(stop_updates.clone()));
+    let querying = [(); 2].map(|()| {
+        let (addresses, expected) = (scenario.addresses.clone(), scenario.expected.clone());
         tokio::spawn(expected_answers::query_until_stopped(
             addresses,
-            truth,
-            seen.clone(),
-            no_queries.clone(),
+            expected,
+            observed.clone(),
+            stop_queries.clone(),
         ))
     });
     for round in 1..=rounds {
         scenario.switch_prompt_set(round).await;
         scenario.switch_model(round).await;
     }
-    no_updates.store(true, Ordering::SeqCst);
+    stop_updates.store(true, Ordering::SeqCst);
     let mut updates = updating.await.unwrap();
     scenario.reconcile_unannounced_changes(&mut updates).await;
     let differences = scenario.count_differences(&updates).await;
-    no_queries.store(true, Ordering::SeqCst);
-    for client in asking {
+    stop_queries.store(true, Ordering::SeqCst);
+    for client in querying {
         client.await.unwrap();
     }
-    scenario.print_and_assert_results(&updates, &seen, differences);
+    scenario.print_and_assert_results(&updates, &observed, differences);
     scenario.stop_all();
 }
 
 impl<'a> Scenario<'a> {
-    /// Until every image is searchable.
-    async fn start(world: &'a mut World, images: u64, pictures: &[Vec<u8>]) -> Self {
+    /// Starts all processes and waits until every image is searchable.
+    async fn start(fixture: &'a mut Fixture, images: u64, pictures: &[Vec<u8>]) -> Self {
         let started = Instant::now();
-        world.cluster.create(AGAIN, 6, 1 << 20).await;
-        let set = world.folder.path().join("other.toml");
+        fixture.cluster.create_topic(REEMBED_TOPIC, 6, 1 << 20).await;
+        let set = fixture.folder.path().join("other.toml");
         std::fs::write(&set, OTHER_PROMPT_SET).unwrap();
-        let truth = Arc::new(ExpectedAnswers {
+        let expected = Arc::new(ExpectedAnswers {
             models: [OLD_CHECKPOINT, NEW_CHECKPOINT]
                 .map(|checkpoint| ExpectedModel::load(checkpoint, &set, pictures)),
             configurations: [
@@ -187,10 +192,10 @@ impl<'a> Scenario<'a> {
             .into(),
         });
         let mut worker =
-            || RestartableProcess::start(world, "a worker of the old model", &["ingest"], &[]);
+            || RestartableProcess::start(fixture, "a worker of the old model", &["ingest"], &[]);
         let old_workers = vec![worker(), worker()];
-        wait_until("the catalogue is made", async || {
-            StateStore::new(&world.store()).read_newest().await.unwrap().is_some()
+        wait_until("the catalogue is created", async || {
+            StateStore::new(&fixture.store()).read_newest().await.unwrap().is_some()
         })
         .await;
         let listeners = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
@@ -199,9 +204,9 @@ impl<'a> Scenario<'a> {
         let mut query_worker = |address: &String| {
             let options = [
                 ("HTTP__LISTEN", address.as_str()),
-                ("SEARCH__CANDIDATE_CHECKPOINT", NEW_CHECKPOINT),
+                ("SEARCH__STANDBY_CHECKPOINT", NEW_CHECKPOINT),
             ];
-            RestartableProcess::start(world, "a query worker", &["serve"], &options)
+            RestartableProcess::start(fixture, "a query worker", &["serve"], &options)
         };
         let query_workers = addresses.iter().map(&mut query_worker).collect();
         for address in &addresses {
@@ -213,8 +218,8 @@ impl<'a> Scenario<'a> {
         println!("  {images} images searchable after {:.0} s", started.elapsed().as_secs_f64());
         let new_worker = None;
         Self {
-            world,
-            expected: truth,
+            fixture,
+            expected,
             prompt_set_file: set,
             image_count: images,
             old_workers,
@@ -229,64 +234,69 @@ impl<'a> Scenario<'a> {
         println!("  {step} ({:.0} s)", self.started.elapsed().as_secs_f64());
     }
 
-    /// Reindexes with another prompt set, promotes it, and rolls back.
+    /// Reindexes with another prompt set, promotes it and rolls back.
     async fn switch_prompt_set(&mut self, round: u32) {
         self.print_step(&format!("round {round}: another prompt set"));
         let reindex =
             ["reindex", "statistics", "--prompt-set", self.prompt_set_file.to_str().unwrap()];
         if round == 1 {
-            kill_after(self.world, Duration::from_millis(1500), &reindex).await;
+            kill_after(self.fixture, Duration::from_millis(1500), &reindex).await;
         }
-        self.old_workers[0].kill_and_restart(self.world);
-        self.world.bsap(&reindex);
+        self.old_workers[0].kill_and_restart(self.fixture);
+        self.fixture.run_command_ok(&reindex);
         let candidate = ["candidate", "set", "other-half", "--prompt-set", "other"];
-        let how = ["--weight", "0.5", "--share", "0.4", "--shadow", "0.5"];
-        self.world.bsap(&[&candidate[..], &how].concat());
-        self.query_workers[0].kill_and_restart(self.world);
+        let options = ["--weight", "0.5", "--traffic-share", "0.4", "--shadow", "0.5"];
+        self.fixture.run_command_ok(&[&candidate[..], &options].concat());
+        self.query_workers[0].kill_and_restart(self.fixture);
         wait_until_answering(&self.addresses).await;
-        // What has just become known may still be missing in rows that workers are about to write.
+        // Rows that workers are about to commit may still lack the new prompt set: retry.
         wait_until("the candidate is promoted", async || {
-            self.world.outcome(&["promote", "--yes"]).0 == Some(0)
+            self.fixture.run_command(&["promote", "--yes"]).0 == Some(0)
         })
         .await;
         sleep(Duration::from_secs(2)).await;
-        self.world.bsap(&["rollback"]);
+        self.fixture.run_command_ok(&["rollback"]);
     }
 
-    /// Reindexes with another model, promotes it, and rolls back.
+    /// Reindexes with another model, promotes it and rolls back.
     async fn switch_model(&mut self, round: u32) {
         self.print_step(&format!("round {round}: another model"));
         self.fill_new_generation(round).await;
         self.kill_dependencies().await;
-        let candidate = ["candidate", "set", "large", "--beside"];
-        self.world.bsap(&[&candidate[..], &["--share", "0.3", "--shadow", "0.5"]].concat());
-        println!("    {}", evaluate_candidate(self.world));
-        self.old_workers[1].kill_and_restart(self.world);
-        self.query_workers[1].kill_and_restart(self.world);
+        let candidate = ["candidate", "set", "large", "--standby"];
+        self.fixture.run_command_ok(
+            &[&candidate[..], &["--traffic-share", "0.3", "--shadow", "0.5"]].concat(),
+        );
+        println!("    {}", evaluate_candidate(self.fixture));
+        self.old_workers[1].kill_and_restart(self.fixture);
+        self.query_workers[1].kill_and_restart(self.fixture);
         wait_until_answering(&self.addresses).await;
-        let mut told = String::new();
+        let mut promotion_output = String::new();
         wait_until("the new model is promoted", async || {
-            let (code, said) = self.world.outcome(&["promote", "--yes", "--timeout", "120"]);
+            let (code, output) =
+                self.fixture.run_command(&["promote", "--yes", "--timeout", "120"]);
             if code != Some(0) {
-                println!("    not yet: {}", said.lines().last().unwrap_or_default());
+                println!("    not yet: {}", output.lines().last().unwrap_or_default());
             }
-            told = said;
+            promotion_output = output;
             code == Some(0)
         })
         .await;
-        for line in told.lines().filter(|l| l.starts_with("coverage") || l.contains("serve")) {
+        for line in
+            promotion_output.lines().filter(|l| l.starts_with("coverage") || l.contains("serve"))
+        {
             println!("    {line}");
         }
-        // One that starts now serves the new model at once.
-        self.query_workers[0].kill_and_restart(self.world);
+        // A query worker that starts now serves the new model at once.
+        self.query_workers[0].kill_and_restart(self.fixture);
         wait_until_answering(&self.addresses).await;
         sleep(Duration::from_secs(2)).await;
         let [old, new] = &self.expected.models;
         for address in &self.addresses {
             assert_eq!(fetch_state(address).await.unwrap()["generation"], new.generation);
         }
-        // Updates go on, so that the old model may lack some: nobody is there to be asked.
-        self.world.bsap(&["rollback", "--yes"]);
+        // Updates go on, so that the old generation may lack some images: confirm with --yes.
+        self.fixture.run_command_ok(&["rollback", "--yes"]);
         for address in &self.addresses {
             wait_until("the old model answers again", async || {
                 fetch_state(address).await.unwrap()["generation"] == old.generation
@@ -295,47 +305,47 @@ impl<'a> Scenario<'a> {
         }
     }
 
-    /// Until the other model's generation has all but what is on its way.
+    /// Fills the generation of the other model, except for updates in transit.
     async fn fill_new_generation(&mut self, round: u32) {
         let reindex = ["reindex", "model", "--checkpoint", NEW_CHECKPOINT, "--rate", "20"];
         if round == 1 {
-            kill_after(self.world, Duration::from_millis(3500), &reindex).await;
+            kill_after(self.fixture, Duration::from_millis(3500), &reindex).await;
         }
-        // It is set up before its first worker starts, which would not know what it is for.
-        assert_eq!(self.world.outcome(&reindex).0, Some(0));
+        // Set up the generation first: its worker would not start without it.
+        assert_eq!(self.fixture.run_command(&reindex).0, Some(0));
         let worker = self.new_worker.get_or_insert_with(|| {
             let options = [("MODEL__CHECKPOINT", NEW_CHECKPOINT)];
             RestartableProcess::start(
-                self.world,
+                self.fixture,
                 "the worker of the new model",
                 &["ingest"],
                 &options,
             )
         });
         sleep(Duration::from_secs(4)).await;
-        worker.kill_and_restart(self.world);
-        // Updates go on, so that some are always on their way.
+        worker.kill_and_restart(self.fixture);
+        // Updates go on, so that some are always in transit.
         let mut progress = String::new();
-        wait_until("the new generation has all but what is on its way", async || {
-            let told = self.world.outcome(&reindex).1;
-            let counted = told.lines().find(|line| line.contains("stand in it"));
-            counted.unwrap_or_default().clone_into(&mut progress);
-            let asked = progress.split("; ").nth(1).and_then(|rest| rest.split(' ').next());
-            let asked = asked.and_then(|n| n.parse::<u64>().ok());
-            asked.is_some_and(|n| n <= self.image_count / 10)
+        wait_until("the new generation has all images but those in transit", async || {
+            let output = self.fixture.run_command(&reindex).1;
+            let counts = output.lines().find(|line| line.contains("stand in it"));
+            counts.unwrap_or_default().clone_into(&mut progress);
+            let missing = progress.split("; ").nth(1).and_then(|rest| rest.split(' ').next());
+            let missing = missing.and_then(|n| n.parse::<u64>().ok());
+            missing.is_some_and(|n| n <= self.image_count / 10)
         })
         .await;
         println!("    {progress}");
     }
 
-    /// Kafka, and the object storage.
+    /// Kills and restarts Kafka and the object store.
     async fn kill_dependencies(&mut self) {
         println!("    kill -9 Kafka");
-        self.world.cluster.end(0, "KILL");
+        self.fixture.cluster.stop_broker(0, "KILL");
         sleep(Duration::from_secs(1)).await;
-        self.world.cluster.launch(0);
-        self.world.cluster.wait_until_ready();
-        if let Some(minio) = &mut self.world.minio {
+        self.fixture.cluster.launch_broker(0);
+        self.fixture.cluster.wait_until_ready();
+        if let Some(minio) = &mut self.fixture.minio {
             println!("    kill -9 MinIO");
             minio.kill();
             sleep(Duration::from_secs(2)).await;
@@ -343,28 +353,29 @@ impl<'a> Scenario<'a> {
         }
     }
 
-    /// The generations in the order of the models.
+    /// Returns the generations in the order of the models.
     async fn read_generations(&self) -> [Generation; 2] {
-        let state = StateStore::new(&self.world.store()).read_newest().await.unwrap().unwrap();
+        let state = StateStore::new(&self.fixture.store()).read_newest().await.unwrap().unwrap();
         [state.live, state.standby.unwrap().generation]
     }
 
+    /// Waits until the workers of both models have consumed all messages.
     async fn wait_until_caught_up(&mut self) {
         let [_, new] = self.read_generations().await;
         let workers = self.old_workers.iter_mut().map(|p| p.worker.as_mut().unwrap());
-        self.world.caught_up(&mut workers.collect::<Vec<_>>()).await;
+        self.fixture.wait_until_caught_up(&mut workers.collect::<Vec<_>>()).await;
         let worker = self.new_worker.as_mut().and_then(|p| p.worker.as_mut()).unwrap();
-        self.world.caught_up_beside(&new, &mut [worker]).await;
+        self.fixture.wait_until_standby_caught_up(&new, &mut [worker]).await;
     }
 
-    /// Changes images without telling, and mends that.
+    /// Changes images without sending events, and repairs that by reconciling.
     async fn reconcile_unannounced_changes(&mut self, updates: &mut UpdateGenerator) {
         self.print_step("reconcile");
         self.wait_until_caught_up().await;
-        let there = updates.expected_images.iter().filter(|(_, wanted)| wanted.1);
-        let there: Vec<String> =
-            there.map(|(id, _)| id.clone()).take(UNANNOUNCED_DELETES).collect();
-        for id in &there {
+        let existing = updates.expected_images.iter().filter(|(_, (_, exists))| *exists);
+        let deleted: Vec<String> =
+            existing.map(|(id, _)| id.clone()).take(UNANNOUNCED_DELETES).collect();
+        for id in &deleted {
             std::fs::remove_file(updates.folder.join(id)).unwrap();
             updates.expected_images.remove(id);
         }
@@ -373,68 +384,69 @@ impl<'a> Scenario<'a> {
             updates.expected_images.insert(image_name(number), (0, true));
         }
         let folder = updates.folder.to_str().unwrap();
-        let look = ["reconcile", folder, "--sequence-is-time", "--grace", "0"];
-        let look = [&look[..], &["--max-deletes", "0.5"]].concat();
-        let (code, told) = self.world.outcome(&look);
-        assert!(code == Some(1) && told.contains("differs"), "{told}");
-        let mended = self.world.bsap(&[&look[..], &["--repair"]].concat());
+        let reconcile = ["reconcile", folder, "--sequence-is-time", "--grace", "0"];
+        let reconcile = [&reconcile[..], &["--max-deletes", "0.5"]].concat();
+        let (code, output) = self.fixture.run_command(&reconcile);
+        assert!(code == Some(1) && output.contains("differs"), "{output}");
+        let repaired = self.fixture.run_command_ok(&[&reconcile[..], &["--repair"]].concat());
         self.wait_until_caught_up().await;
-        let after = self.world.bsap(&look);
-        for line in mended.lines().chain(after.lines()) {
+        let after = self.fixture.run_command_ok(&reconcile);
+        for line in repaired.lines().chain(after.lines()) {
             println!("    {line}");
         }
     }
 
-    /// Images missing, strange and not the newest, in each generation; until the query workers have
-    /// what must be there.
+    /// Counts the images that are missing, unexpected and outdated in each generation; waits until the query
+    /// workers have all images.
     async fn count_differences(&self, updates: &UpdateGenerator) -> [[usize; 2]; 3] {
         let live = updates.live_images();
-        let [mut missing, mut strange, mut old] = [[0; 2]; 3];
+        let [mut missing, mut unexpected, mut outdated] = [[0; 2]; 3];
         for (i, generation) in self.read_generations().await.iter().enumerate() {
-            let found = self.world.newest(generation).await;
-            let there = |id: &String| found.get(id).and_then(|(_, content)| content.as_ref());
-            missing[i] = live.keys().filter(|id| there(id).is_none()).count();
-            let stays = |id: &&String| there(id).is_some() && !live.contains_key(id);
-            strange[i] = found.keys().filter(stays).count();
-            let is_old = |(id, sequence): &(&&String, &u64)| {
-                found.get(**id).is_some_and(|(s, _)| s.parse::<u64>().unwrap() < **sequence)
+            let versions = self.fixture.newest_versions(generation).await;
+            let content = |id: &String| versions.get(id).and_then(|(_, content)| content.as_ref());
+            missing[i] = live.keys().filter(|id| content(id).is_none()).count();
+            let is_unexpected = |id: &&String| content(id).is_some() && !live.contains_key(id);
+            unexpected[i] = versions.keys().filter(is_unexpected).count();
+            let is_outdated = |(id, sequence): &(&&String, &u64)| {
+                versions.get(**id).is_some_and(|(s, _)| s.parse::<u64>().unwrap() < **sequence)
             };
-            old[i] = live.iter().filter(is_old).count();
+            outdated[i] = live.iter().filter(is_outdated).count();
         }
         for address in &self.addresses {
-            wait_until("the query workers have it all, in both generations", async || {
+            wait_until("the query workers have all images of both generations", async || {
                 let state = fetch_state(address).await.unwrap();
                 let count = json!(live.len());
-                state["images"] == count && state["beside"]["images"] == count
+                state["images"] == count && state["standby"]["images"] == count
             })
             .await;
         }
-        [missing, strange, old]
+        [missing, unexpected, outdated]
     }
 
-    /// Prints what has been, and expects that nothing was wrong.
+    /// Prints the results, and asserts that no query failed and no image differs.
     fn print_and_assert_results(
         &self,
         updates: &UpdateGenerator,
-        seen: &ObservedAnswers,
+        observed: &ObservedAnswers,
         differences: [[usize; 2]; 3],
     ) {
-        let (answers, failed, mixed) = (
-            seen.answers.lock().unwrap(),
-            seen.failed.lock().unwrap(),
-            seen.mismatches.lock().unwrap(),
+        let (answers, failed, mismatches) = (
+            observed.answers.lock().unwrap(),
+            observed.failed.lock().unwrap(),
+            observed.mismatches.lock().unwrap(),
         );
-        let [missing, strange, old] = differences;
+        let [missing, unexpected, outdated] = differences;
         println!(
             "models and prompt sets: {} updates; {} queries answered, {} of them by the other \
-             address, {} failed, {} mixed; {} live images, missing in the old and the new generation \
-             {missing:?}, strange {strange:?}, not the newest {old:?}; {} lost notifications mended; \
+             address, {} failed, {} mismatched; {} live images, missing in the old and the new generation \
+             {missing:?}, unexpected {unexpected:?}, outdated {outdated:?}; {} lost notifications \
+             repaired; \
              {:.0} s",
             updates.sent_events,
             answers.values().sum::<u64>(),
-            seen.retried.load(Ordering::SeqCst),
+            observed.retried.load(Ordering::SeqCst),
             failed.len(),
-            mixed.len(),
+            mismatches.len(),
             updates.live_images().len(),
             UNANNOUNCED_DELETES + UNANNOUNCED_UPSERTS as usize,
             self.started.elapsed().as_secs_f64(),
@@ -443,11 +455,11 @@ impl<'a> Scenario<'a> {
             println!("    {count} answers by {configuration} of {generation}");
         }
         assert_eq!(*failed, Vec::<String>::new());
-        assert_eq!(*mixed, Vec::<String>::new());
+        assert_eq!(*mismatches, Vec::<String>::new());
         assert_eq!(differences, [[0; 2]; 3]);
         let names: Vec<&str> = answers.keys().map(|(_, name)| name.as_str()).collect();
         for name in self.expected.configurations.keys() {
-            assert!(names.contains(name), "{name} answered nothing");
+            assert!(names.contains(name), "no answer by {name}");
         }
     }
 
@@ -459,20 +471,26 @@ impl<'a> Scenario<'a> {
     }
 }
 
-/// Compares what is served with the candidate of another model, as one would before promoting it.
-fn evaluate_candidate(world: &World) -> String {
-    let asked = world.folder.path().join("asked.jsonl");
+/// Evaluates the live configuration and the candidate of another model, as before a promotion.
+fn evaluate_candidate(fixture: &Fixture) -> String {
+    let query_log = fixture.folder.path().join("queries.jsonl");
     let texts = ["a red mug", "a blue chair", "a green lamp"];
     let lines = texts.map(|text| format!("{}\n", json!({ "text": text })));
-    std::fs::write(&asked, lines.concat()).unwrap();
-    let report = world.bsap(&["evaluate", "--log", asked.to_str().unwrap(), "--json", "-"]);
+    std::fs::write(&query_log, lines.concat()).unwrap();
+    let report = fixture.run_command_ok(&[
+        "evaluate",
+        "--query-log",
+        query_log.to_str().unwrap(),
+        "--json",
+        "-",
+    ]);
     let report = &report[report.find('{').unwrap()..=report.rfind('}').unwrap()];
     let report: Value = serde_json::from_str(report).unwrap();
     let models = report["models"].as_array().unwrap();
-    let told: Vec<String> = models
+    let descriptions: Vec<String> = models
         .iter()
         .map(|m| format!("{} by {}, {} images", m["role"], m["model"], m["images"]))
         .collect();
-    assert_eq!(told.len(), 2, "{told:?}");
-    format!("evaluated: {}", told.join("; "))
+    assert_eq!(descriptions.len(), 2, "{descriptions:?}");
+    format!("evaluated: {}", descriptions.join("; "))
 }

@@ -1,4 +1,4 @@
-//! Images that change without pause, and what must be there of them.
+//! Images that change continuously, and their expected state.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,25 +12,29 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use serde_json::json;
 use tokio::time::sleep;
 
-use bsap::world::TOPIC;
+use crate::fixture::TOPIC;
 
-/// Changes images without pause.
+/// Changes random images continuously.
 pub struct UpdateGenerator {
+    /// Folder of the images.
     pub folder: PathBuf,
+    /// An image is written here before it is moved to its folder.
     pub staging_file: PathBuf,
     pub pictures: Vec<Vec<u8>>,
     pub producer: FutureProducer,
     pub image_count: u64,
+    /// Time between two changes.
     pub pause: Duration,
-    /// The newest sequence of each image, and whether it is there.
+    /// Newest sequence of each image, and whether the image exists.
     pub expected_images: BTreeMap<String, (u64, bool)>,
     pub sent_events: u64,
 }
 
 impl UpdateGenerator {
+    /// Writes a random image as `id`.
     pub fn write_picture(&self, id: &str) {
         let picture = &self.pictures[rand::rng().random_range(0..self.pictures.len())];
-        // A reader sees one picture or the other.
+        // Renaming is atomic: a reader sees the old image or the new one.
         std::fs::write(&self.staging_file, picture).unwrap();
         std::fs::rename(&self.staging_file, self.folder.join(id)).unwrap();
     }
@@ -48,7 +52,7 @@ impl UpdateGenerator {
         let now = Utc::now();
         let sequence = now.timestamp_micros() as u64;
         event["sequence"] = sequence.into();
-        // As `bsap publish` does; reconciling by time relies on it.
+        // As in `bsap publish`; reconciling by time relies on it.
         event["event_time"] = now.to_rfc3339_opts(SecondsFormat::Micros, true).into();
         let event = event.to_string();
         let record = FutureRecord::to(TOPIC).key(&id).payload(&event);
@@ -57,7 +61,7 @@ impl UpdateGenerator {
         self.sent_events += 1;
     }
 
-    /// The images that must be there, with their newest sequence.
+    /// Returns the images that must exist, with their newest sequence.
     pub fn live_images(&self) -> BTreeMap<&String, u64> {
         self.expected_images.iter().filter(|(_, w)| w.1).map(|(id, w)| (id, w.0)).collect()
     }

@@ -1,8 +1,8 @@
 //! From a Kafka message to the events in it.
 //!
 //! The format is recognised for each message by itself, so that formats may be mixed in one topic. To
-//! add a format (Debezium, say), add a module next to [`image_event`] and a branch in
-//! [`Decoder::parse_events`].
+//! add a format (Debezium, say), add a module next to `image_event` and a branch in
+//! `Decoder::parse_events`.
 
 mod bucket_notification;
 mod cloud_event;
