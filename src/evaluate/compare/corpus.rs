@@ -224,8 +224,8 @@ impl CorpusTable {
         &self.embeddings
     }
 
-    /// Returns the statistics of a prompt set, one per row: the stored ones, and where a row has none,
-    /// those computed from its stored embedding, as the query worker computes them.
+    /// Returns the statistics of a prompt set, one per row: the stored ones, or if a row has none, those
+    /// computed from its stored embedding, as the query worker computes them.
     pub fn statistics(&self, set: &EmbeddedPromptSet) -> Vec<ScoreStatistics> {
         let rows = self.embeddings.par_iter().zip(&self.stored_statistics);
         rows.filter_map(|(embedding, stored)| {

@@ -164,7 +164,7 @@ fn describe_verdict(report: &EvaluationReport) -> String {
     if judged == 0 {
         let _ = write!(
             text,
-            "None of the {total} queries has a judged right image in the catalogue, so nothing is said about right and wrong. "
+            "None of the {total} queries has a judged right image in the catalogue, so right and wrong results cannot be counted. "
         );
         for result in report.non_baseline() {
             if let Some(stability) = &result.stability {
@@ -178,7 +178,7 @@ fn describe_verdict(report: &EvaluationReport) -> String {
                 );
             }
         }
-        text.push_str("Look at the queries that change most, and have them judged.");
+        text.push_str("Have the queries that change most judged.");
         return text;
     }
     let _ = write!(text, "On {judged} judged queries, compared with {baseline}: ");
