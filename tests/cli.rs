@@ -464,7 +464,12 @@ fn prompt_sets_are_listed_and_shown() {
         String::from_utf8(run_bsap(&["prompts", "show", "photographs"], &[]).stdout).unwrap();
     let set: bsap::prompts::PromptSet = toml::from_str(&shown).unwrap();
     assert_eq!(set, bsap::prompts::PromptSet::load("photographs").unwrap());
-    assert_fails(&["prompts", "show", "nowhere.toml"], &[], 2, &["nowhere.toml", "the built-in sets are"]);
+    assert_fails(
+        &["prompts", "show", "nowhere.toml"],
+        &[],
+        2,
+        &["nowhere.toml", "the built-in sets are"],
+    );
     let model = demo_checkpoint_folder();
     let variables = [("BSAP_MODEL__CHECKPOINT", model.as_str())];
     assert_fails(&["prompts", "measure", "--weight", "2"], &variables, 2, &["--weight"]);
