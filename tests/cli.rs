@@ -78,7 +78,7 @@ fn what_is_wrong_with_an_evaluation_is_told_before_any_work() {
         &["evaluate", "--from-logs", &run],
         &[],
         2,
-        &["no `shadow`", "line 1", "log.format"],
+        &["no usable `shadow.compared`", "line 1", "log.format"],
     );
     assert_fails(
         &["evaluate", "--from-logs", &run, "--runs", "x"],
@@ -464,7 +464,12 @@ fn prompt_sets_are_listed_and_shown() {
         String::from_utf8(run_bsap(&["prompts", "show", "photographs"], &[]).stdout).unwrap();
     let set: bsap::prompts::PromptSet = toml::from_str(&shown).unwrap();
     assert_eq!(set, bsap::prompts::PromptSet::load("photographs").unwrap());
-    assert_fails(&["prompts", "show", "nowhere.toml"], &[], 2, &["nowhere.toml", "shipped are"]);
+    assert_fails(
+        &["prompts", "show", "nowhere.toml"],
+        &[],
+        2,
+        &["nowhere.toml", "the built-in sets are"],
+    );
     let model = demo_checkpoint_folder();
     let variables = [("BSAP_MODEL__CHECKPOINT", model.as_str())];
     assert_fails(&["prompts", "measure", "--weight", "2"], &variables, 2, &["--weight"]);

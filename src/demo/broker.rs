@@ -1,11 +1,11 @@
-//! A Kafka broker in this process: librdkafka's mock cluster. Groups, rebalances, commits and
-//! headers work as in Kafka; nothing is kept on disk, and a partition holds 5 MiB.
+//! A Kafka broker in this process: librdkafka's mock cluster. Groups, rebalances, commits and headers
+//! work as in Kafka. Nothing is written to disk, and a partition holds at most 5 MiB.
 
 use rdkafka::error::KafkaResult;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 
-/// A running broker; ends when dropped.
+/// A running broker, which stops when it is dropped.
 pub struct MockBroker {
     cluster: MockCluster<'static, DefaultProducerContext>,
 }
@@ -20,12 +20,12 @@ impl MockBroker {
         Ok(Self { cluster })
     }
 
-    /// Lets nobody reach it any more, or everybody again: for tests of outages.
+    /// Makes the broker unreachable for all clients, or reachable; for tests of outages.
     pub fn set_reachable(&self, reachable: bool) -> KafkaResult<()> {
         if reachable { self.cluster.broker_up(-1) } else { self.cluster.broker_down(-1) }
     }
 
-    /// Where it listens: `host:port`.
+    /// Returns the address of the broker: `host:port`.
     pub fn bootstrap_servers(&self) -> String {
         self.cluster.bootstrap_servers()
     }

@@ -1,7 +1,7 @@
-//! The drawn catalogue: what is in each picture, said before a line of it is drawn.
+//! The synthetic catalogue: what each picture shows, decided before it is drawn.
 //!
-//! A scene is made from a seed and a number alone. Its attributes, its captions and the set of
-//! scenes that match a query follow from the scene, so the truth about the catalogue is exact.
+//! A scene is generated from a seed and a number alone. Its attributes, its captions and the scenes that
+//! match a query follow from the scene, so the ground truth of the catalogue is exact.
 
 use std::collections::BTreeMap;
 
@@ -11,15 +11,16 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
-macro_rules! names {
+/// Defines an enum whose variants have names, which are also their serialised form.
+macro_rules! named_enum {
     ($(#[$doc:meta])* $name:ident { $($variant:ident = $text:literal),* $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
         pub enum $name { $(#[doc = $text] #[serde(rename = $text)] #[value(name = $text)] $variant),* }
         impl $name {
-            /// All of them.
+            /// All variants.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
-            /// As it is written in attributes and captions.
+            /// Returns the name in attributes and captions.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text),* }
             }
@@ -27,8 +28,8 @@ macro_rules! names {
     };
 }
 
-names! {
-    /// What a product is.
+named_enum! {
+    /// The kind of a product.
     ProductKind {
         Mug = "mug", Shoe = "shoe", Lamp = "lamp", Chair = "chair", Bag = "bag", Bottle = "bottle",
         Clock = "clock", Hat = "hat", Umbrella = "umbrella", Teapot = "teapot", Vase = "vase",
@@ -38,8 +39,8 @@ names! {
     }
 }
 
-names! {
-    /// Its main colour.
+named_enum! {
+    /// The main colour of a product.
     Colour {
         Black = "black", White = "white", Grey = "grey", Red = "red", Orange = "orange",
         Yellow = "yellow", Green = "green", Blue = "blue", Purple = "purple", Pink = "pink",
@@ -47,30 +48,31 @@ names! {
     }
 }
 
-names! {
-    /// What its surface shows.
+named_enum! {
+    /// The pattern on a product's surface.
     Pattern {
         Plain = "plain", Striped = "striped", Dotted = "dotted", Checked = "checked",
         Zigzag = "zigzag", TwoTone = "two-tone",
     }
 }
 
-names! {
-    /// How pictures of a catalogue are taken.
+named_enum! {
+    /// How the pictures of a catalogue are taken: before a plain background, in other light and slightly
+    /// out of focus, or among other things.
     PhotoStyle {
         Studio = "studio", Shifted = "shifted", Clutter = "clutter",
     }
 }
 
-names! {
-    /// What is behind the products.
+named_enum! {
+    /// The background of a picture.
     Background {
         White = "white", Wood = "wood", Gradient = "gradient", Room = "room",
     }
 }
 
 impl ProductKind {
-    /// More than one of it.
+    /// Returns the plural of the name.
     pub fn plural(self) -> String {
         match self {
             Self::Watch => "watches".into(),
@@ -82,35 +84,36 @@ impl ProductKind {
 /// One product, once or several times in a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Product {
-    /// What it is.
+    /// The product's kind.
     pub kind: ProductKind,
-    /// Its main colour.
+    /// The product's main colour.
     pub colour: Colour,
-    /// What its surface shows.
+    /// The pattern on the product's surface.
     pub pattern: Pattern,
-    /// How many equal ones: 1 to 3.
+    /// How often it is in the picture, 1 to 3 times.
     pub count: u8,
 }
 
-/// One picture, before it is drawn.
+/// What one picture shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scene {
-    /// Decides everything that is not said below: places, sizes, light, wording.
+    /// Seed of everything that the other fields do not decide: positions, sizes, light, wording.
     pub seed: u64,
     /// How the picture is taken.
     pub style: PhotoStyle,
-    /// What is behind the products.
+    /// The background of the products.
     pub background: Background,
-    /// One product, or two of different kinds; at most three things in all.
+    /// One product, or two of different kinds; their counts add up to at most three.
     pub products: Vec<Product>,
 }
 
-/// A generator for `purpose`, so that wording does not depend on how much the drawing draws.
+/// Returns a random generator for one purpose, so that, for example, captions do not depend on how many
+/// random numbers the drawing takes.
 pub fn seeded_rng(seed: u64, purpose: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(splitmix64(seed ^ splitmix64(purpose)))
 }
 
-/// The finaliser of splitmix64: neighbouring numbers become unrelated ones.
+/// Returns one step of splitmix64, which maps neighbouring numbers to unrelated ones.
 fn splitmix64(x: u64) -> u64 {
     let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -118,12 +121,13 @@ fn splitmix64(x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-fn choose_or<T: Copy>(rng: &mut ChaCha8Rng, all: &[T], default: T) -> T {
-    all.choose(rng).copied().unwrap_or(default)
+/// Chooses one of `options` at random, or `default` if there are none.
+fn choose_or<T: Copy>(rng: &mut ChaCha8Rng, options: &[T], default: T) -> T {
+    options.choose(rng).copied().unwrap_or(default)
 }
 
 impl Scene {
-    /// The scene `number` of the catalogue `seed`.
+    /// Generates the scene `number` of the catalogue with this seed.
     pub fn sample(seed: u64, number: u64, style: PhotoStyle) -> Self {
         let seed = splitmix64(splitmix64(seed) ^ number);
         let rng = &mut seeded_rng(seed, 0);
@@ -138,20 +142,21 @@ impl Scene {
             products.push(second);
         }
         let mut background = choose_or(rng, Background::ALL, Background::White);
-        // A product must stand out from what is behind it.
+        // Products must be visible before the background.
         while products.iter().any(|p| background.hides_colour(p.colour)) {
             background = choose_or(rng, Background::ALL, Background::Room);
         }
         Self { seed, style, background, products }
     }
 
-    /// The shortest full description.
+    /// Returns the shortest complete description.
     pub fn title(&self) -> String {
-        let all: Vec<String> = self.products.iter().map(|p| p.describe(true, true)).collect();
-        all.join(" and ")
+        let descriptions: Vec<String> =
+            self.products.iter().map(|p| p.describe(true, true)).collect();
+        descriptions.join(" and ")
     }
 
-    /// Descriptions in varied words, not each with every attribute. The same scene gives the same.
+    /// Returns descriptions in varied words, some without all attributes; always the same for a scene.
     pub fn captions(&self) -> Vec<String> {
         let rng = &mut seeded_rng(self.seed, 1);
         let mut captions = vec![self.title()];
@@ -159,8 +164,8 @@ impl Scene {
             let phrases: Vec<String> =
                 self.products.iter().map(|p| p.describe_varied(rng)).collect();
             let joint = choose_or(rng, &[" and ", " next to ", " with ", " beside "], " and ");
-            let things = phrases.join(joint);
-            let place = match self.background {
+            let products = phrases.join(joint);
+            let location = match self.background {
                 Background::White => " on a white background",
                 Background::Wood => " on a wooden table",
                 Background::Gradient => " on a soft background",
@@ -176,14 +181,13 @@ impl Scene {
                 "this is {}",
             ];
             let frame = choose_or(rng, &frames, "{}");
-            captions.push(frame.replace("{}", &things).replace('@', place));
+            captions.push(frame.replace("{}", &products).replace('@', location));
         }
         captions.dedup();
         captions
     }
 
-    /// What a catalogue would say about the picture; kind, colour and pattern are those of the
-    /// first product.
+    /// Returns the attributes of the picture; kind, colour and pattern are those of the first product.
     pub fn attributes(&self) -> BTreeMap<String, String> {
         let mut attributes = BTreeMap::from([("title".to_owned(), self.title())]);
         if let Some(first) = self.products.first() {
@@ -198,14 +202,14 @@ impl Scene {
         attributes
     }
 
-    /// Whether training leaves this picture out: it shows a combination that is held out.
+    /// Returns whether the picture shows a combination that is held out from training.
     pub fn is_held_out(&self) -> bool {
         self.products.iter().any(|p| is_held_out_combination(p.kind, p.colour, p.pattern))
     }
 }
 
 impl Background {
-    /// Whether a product of this colour would be lost before it.
+    /// Returns whether a product of this colour would hardly be visible before this background.
     fn hides_colour(self, colour: Colour) -> bool {
         matches!(
             (self, colour),
@@ -215,8 +219,8 @@ impl Background {
     }
 }
 
-/// Whether training leaves out this combination: about one in twelve, fixed for all seeds, so that
-/// a model can be asked for what it has never seen together.
+/// Returns whether this combination is held out from training. About one in twelve is, the same ones for
+/// all seeds, so that a model can be tested on combinations that it has never seen.
 pub fn is_held_out_combination(kind: ProductKind, colour: Colour, pattern: Pattern) -> bool {
     let combination = (kind as u64 * 11 + colour as u64) * 6 + pattern as u64;
     splitmix64(combination).is_multiple_of(12)
@@ -232,7 +236,7 @@ impl Product {
         }
     }
 
-    /// "a red striped mug", "two mugs".
+    /// Describes the product, with its colour and pattern if asked: "a red striped mug", "two mugs".
     pub fn describe(&self, colour: bool, pattern: bool) -> String {
         let mut words = Vec::new();
         if colour {
@@ -246,13 +250,14 @@ impl Product {
         prefix_count(self.count, &words.join(" "))
     }
 
+    /// Describes the product in random words.
     fn describe_varied(&self, rng: &mut ChaCha8Rng) -> String {
         match rng.random_range(0..10) {
             0 => self.describe(false, false),
             1 | 2 => self.describe(true, false),
             3 | 4 => self.describe(false, true),
             5 => {
-                let what = self.describe(false, false);
+                let kind = self.describe(false, false);
                 let pattern = match self.pattern {
                     Pattern::Plain => "one plain colour",
                     Pattern::Striped => "stripes",
@@ -261,14 +266,14 @@ impl Product {
                     Pattern::Zigzag => "a zigzag pattern",
                     Pattern::TwoTone => "two tones",
                 };
-                format!("{what} in {} with {pattern}", self.colour.name())
+                format!("{kind} in {} with {pattern}", self.colour.name())
             }
             _ => self.describe(true, true),
         }
     }
 }
 
-/// `words` with an article or a number: "a red mug", "an orange mug", "two mugs".
+/// Prefixes `words` with an article or a number: "a red mug", "an orange mug", "two mugs".
 pub fn prefix_count(count: u8, words: &str) -> String {
     let number = match count {
         1 if words.starts_with(['a', 'e', 'i', 'o', 'u']) => "an",
@@ -285,7 +290,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn a_scene_follows_from_seed_and_number() {
+    fn a_scene_depends_on_seed_and_number_alone() {
         let scene = |n| Scene::sample(7, n, PhotoStyle::Studio);
         assert_eq!(scene(3), scene(3));
         assert_ne!(scene(3), scene(4));
@@ -294,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_occurs_and_nothing_is_hidden() {
+    fn all_kinds_colours_and_patterns_occur_and_every_product_is_visible() {
         let scenes: Vec<Scene> =
             (0..2_000).map(|n| Scene::sample(1, n, PhotoStyle::Studio)).collect();
         let products: Vec<Product> = scenes.iter().flat_map(|s| s.products.clone()).collect();
@@ -311,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptions_of_products() {
+    fn products_are_described_with_article_or_number() {
         let product = Product {
             kind: ProductKind::Watch,
             colour: Colour::Orange,

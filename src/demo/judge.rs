@@ -1,5 +1,5 @@
-//! How well a model ranks the drawn catalogue, plain and balanced: what is in each picture is
-//! known, so is every right answer.
+//! Measures how well a model ranks the synthetic catalogue, with and without balancing. What each picture
+//! shows is known, so every right answer is known too.
 
 use std::collections::BTreeMap;
 
@@ -20,18 +20,18 @@ use crate::ingest::decode::{self, DecodeError};
 use crate::prompts::EmbeddedPromptSet;
 use crate::record::{Embedding, ImageId, StoredImage};
 
-/// Pictures drawn and embedded at one time.
+/// Pictures that are drawn and embedded together.
 const IMAGES_PER_BATCH: usize = 64;
-/// Weights that are tried; 1 is the normaliser alone.
+/// Weights that are tried; at weight 1 only the balanced score counts.
 pub const TRIED_WEIGHTS: [f32; 4] = [0.1, 0.25, 0.5, 1.0];
 
-/// Why nothing can be judged.
+/// Why a model cannot be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum JudgeError {
     /// A picture could not be drawn.
     #[error(transparent)]
     Draw(#[from] DrawError),
-    /// A drawn picture could not be read.
+    /// A drawn picture could not be decoded.
     #[error(transparent)]
     Decode(#[from] DecodeError),
     /// The model failed.
@@ -39,7 +39,7 @@ pub enum JudgeError {
     Model(#[from] ClipError),
 }
 
-/// Drawn pictures with their embeddings as they would be stored.
+/// Drawn pictures with their embeddings as a table would store them.
 pub struct DrawnImages {
     scenes: Vec<Scene>,
     embeddings: Vec<Embedding>,
@@ -48,31 +48,31 @@ pub struct DrawnImages {
 /// A way to rank.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RankingSetting {
-    /// Name of the prompt set; none for plain CLIP.
+    /// Name of the prompt set; `None` for plain CLIP.
     pub prompt_set: Option<String>,
-    /// Which formula.
+    /// The formula that balances scores.
     pub normaliser: Normaliser,
-    /// Weight of the balanced score.
+    /// Weight of the balanced score, 0 to 1.
     pub weight: f32,
 }
 
-/// What a way to rank is worth, beside plain CLIP.
+/// Measures of a way to rank, compared with plain CLIP.
 #[derive(Debug, Clone, Serialize)]
 pub struct SettingResult {
-    /// The way.
+    /// The way to rank.
     pub setting: RankingSetting,
-    /// Over all queries.
+    /// Measures over all queries.
     pub overall: MeasureSummary,
-    /// Over the queries of each group.
+    /// Measures over the queries of each group.
     pub groups: BTreeMap<&'static str, MeasureSummary>,
 }
 
-/// The name of a drawn picture: its number.
+/// Returns the id of a drawn picture, which is its number.
 fn drawn_image_id(number: usize) -> Option<ImageId> {
     ImageId::new(format!("{number:07}")).ok()
 }
 
-/// A query's raw scores and right answers, one a picture.
+/// A query with the raw score of each picture, and whether it is a right answer.
 struct ScoredQuery {
     group: &'static str,
     raw_scores: Vec<f32>,
@@ -80,7 +80,7 @@ struct ScoredQuery {
 }
 
 impl DrawnImages {
-    /// Draws and embeds `count` pictures; `on_embedded` hears how many more are done.
+    /// Draws and embeds `count` pictures. `on_embedded` is called with how many more are done.
     pub fn draw(
         encoders: &dyn Encoders,
         style: PhotoStyle,
@@ -109,14 +109,14 @@ impl DrawnImages {
         Ok(Self { scenes, embeddings })
     }
 
-    /// What is in each picture.
+    /// Returns what each picture shows, in the order of their numbers.
     pub fn scenes(&self) -> &[Scene] {
         &self.scenes
     }
 
-    /// The pictures as a table would hold them, without statistics.
+    /// Returns the pictures as a table would store them, without statistics.
     pub fn images(&self) -> BTreeMap<ImageId, StoredImage> {
-        let image = |(number, (scene, embedding)): (usize, (&Scene, &Embedding))| {
+        let stored_image = |(number, (scene, embedding)): (usize, (&Scene, &Embedding))| {
             let image = StoredImage {
                 uri: None,
                 content_hash: String::new(),
@@ -129,29 +129,28 @@ impl DrawnImages {
             };
             Some((drawn_image_id(number)?, image))
         };
-        self.scenes.iter().zip(&self.embeddings).enumerate().filter_map(image).collect()
+        self.scenes.iter().zip(&self.embeddings).enumerate().filter_map(stored_image).collect()
     }
 
-    /// Queries with what is known of their right answers; those that no picture matches match
-    /// nothing. Their group is their difficulty.
+    /// Judges queries by what the pictures show. A query's group is its difficulty.
     pub fn judged_queries(&self, queries: &[AttributeQuery]) -> Vec<JudgedQuery> {
-        let ask = |query: &AttributeQuery| {
+        let judge = |query: &AttributeQuery| {
             let matching = self.scenes.iter().enumerate().filter(|(_, scene)| query.matches(scene));
             let grades: BTreeMap<ImageId, f64> =
                 matching.filter_map(|(number, _)| Some((drawn_image_id(number)?, 1.0))).collect();
-            let truth = if grades.is_empty() {
+            let judgements = if grades.is_empty() {
                 Judgements::NoMatch
             } else {
                 Judgements::Graded { grades, judged_only: false }
             };
             let group = Some(query.difficulty.name().to_owned());
-            JudgedQuery { text: query.text.clone(), group, judgements: truth }
+            JudgedQuery { text: query.text.clone(), group, judgements }
         };
-        queries.par_iter().map(ask).collect()
+        queries.par_iter().map(judge).collect()
     }
 
-    /// Judges plain CLIP and every normaliser at every weight with every one of `sets`. Queries
-    /// without a right answer here are left out; `group` names the group of the others.
+    /// Measures plain CLIP, and every normaliser at every weight with every set. Queries that no picture
+    /// matches are left out; `group` returns the name of a query's group.
     pub fn measure_settings(
         &self,
         encoders: &dyn Encoders,
@@ -169,11 +168,11 @@ impl DrawnImages {
                 raw_scores: self.embeddings.iter().map(|e| dot_product(unit, e.values())).collect(),
                 is_right: self.scenes.iter().map(|scene| query.matches(scene)).collect(),
             })
-            .filter(|asked| asked.is_right.contains(&true))
+            .filter(|query| query.is_right.contains(&true))
             .collect();
         let plain = measure_queries(&scored_queries, |_, raw| raw);
         let setting = RankingSetting { prompt_set: None, normaliser: Normaliser::Raw, weight: 0.0 };
-        let mut verdicts = vec![summarise_setting(setting, &scored_queries, &plain, &plain)];
+        let mut results = vec![summarise_setting(setting, &scored_queries, &plain, &plain)];
         let scale = encoders.card().logit_scale;
         for set in sets {
             let statistics: Vec<ScoreStatistics> =
@@ -184,20 +183,21 @@ impl DrawnImages {
                 for weight in TRIED_WEIGHTS {
                     let balance =
                         BalanceParameters { normaliser, weight, lambda: 1.0, scale: constants };
-                    let affine: Vec<_> =
+                    let affines: Vec<_> =
                         statistics.iter().map(|s| balance.affine_transform(s, scale)).collect();
                     let prompt_set = Some(set.prompt_set.name.clone());
                     let setting = RankingSetting { prompt_set, normaliser, weight };
-                    let measured = measure_queries(&scored_queries, |i, raw| affine[i].apply(raw));
-                    verdicts.push(summarise_setting(setting, &scored_queries, &measured, &plain));
+                    let measured = measure_queries(&scored_queries, |i, raw| affines[i].apply(raw));
+                    results.push(summarise_setting(setting, &scored_queries, &measured, &plain));
                 }
             }
         }
-        Ok(verdicts)
+        Ok(results)
     }
 }
 
-/// Measures of every query's ranking by `score` of a picture's index and raw score.
+/// Measures the ranking of every query; `score` returns the score of a picture from its index and raw
+/// score.
 fn measure_queries(
     scored_queries: &[ScoredQuery],
     score: impl Fn(usize, f32) -> f32 + Sync,
@@ -205,19 +205,23 @@ fn measure_queries(
     let cutoffs = Cutoffs::default();
     scored_queries
         .par_iter()
-        .filter_map(|ScoredQuery { raw_scores: raw, is_right: right, .. }| {
-            let scores: Vec<f32> = raw.iter().enumerate().map(|(i, r)| score(i, *r)).collect();
-            let grade = |right: bool| f64::from(u8::from(right));
-            let top = top_indices(&scores, cutoffs.depth());
-            let grades: Vec<f64> = top.into_iter().map(|i| grade(right[i])).collect();
-            let ideal = vec![1.0; right.iter().filter(|r| **r).count()];
-            let ahead = |a: usize, b: usize| scores[a].total_cmp(&scores[b]).then(b.cmp(&a));
-            let first = (0..right.len()).filter(|i| right[*i]).max_by(|a, b| ahead(*a, *b));
-            let place = |first| 1 + (0..right.len()).filter(|i| ahead(*i, first).is_gt()).count();
+        .filter_map(|ScoredQuery { raw_scores, is_right, .. }| {
+            let scores: Vec<f32> =
+                raw_scores.iter().enumerate().map(|(i, raw)| score(i, *raw)).collect();
+            let grade = |i: usize| f64::from(u8::from(is_right[i]));
+            let grades: Vec<f64> =
+                top_indices(&scores, cutoffs.depth()).into_iter().map(grade).collect();
+            let ideal = vec![1.0; is_right.iter().filter(|right| **right).count()];
+            let compare_rank = |a: usize, b: usize| scores[a].total_cmp(&scores[b]).then(b.cmp(&a));
+            let first_right =
+                (0..scores.len()).filter(|i| is_right[*i]).max_by(|a, b| compare_rank(*a, *b));
+            let rank_of = |image: usize| {
+                1 + (0..scores.len()).filter(|other| compare_rank(*other, image).is_gt()).count()
+            };
             let judged = JudgedRanking {
                 grades: &grades,
                 ideal_grades: &ideal,
-                first_right_rank: first.map(place),
+                first_right_rank: first_right.map(rank_of),
             };
             cutoffs.measure(&judged)
         })
@@ -232,20 +236,23 @@ fn summarise_setting(
 ) -> SettingResult {
     type MeasureRows<'a> = Vec<&'a [f64]>;
     let mut groups: BTreeMap<&'static str, (MeasureRows, MeasureRows)> = BTreeMap::new();
-    for (asked, (own, plain)) in scored_queries.iter().zip(measured.iter().zip(plain)) {
-        let (owns, plains) = groups.entry(asked.group).or_default();
-        owns.push(own);
-        plains.push(plain);
+    for (query, (row, plain_row)) in scored_queries.iter().zip(measured.iter().zip(plain)) {
+        let (rows, plain_rows) = groups.entry(query.group).or_default();
+        rows.push(row);
+        plain_rows.push(plain_row);
     }
-    let summarise = |owns: &[&[f64]], plains: &[&[f64]]| MeasureSummary {
-        queries: owns.len(),
-        measures: compare_measures(owns, plains, RESAMPLING_SEED),
+    let summarise = |rows: &[&[f64]], plain_rows: &[&[f64]]| MeasureSummary {
+        queries: rows.len(),
+        measures: compare_measures(rows, plain_rows, RESAMPLING_SEED),
     };
-    let all: (MeasureRows, MeasureRows) =
-        measured.iter().zip(plain).map(|(own, plain)| (own.as_slice(), plain.as_slice())).unzip();
+    let (rows, plain_rows): (MeasureRows, MeasureRows) =
+        measured.iter().zip(plain).map(|(row, plain)| (row.as_slice(), plain.as_slice())).unzip();
     SettingResult {
         setting,
-        overall: summarise(&all.0, &all.1),
-        groups: groups.iter().map(|(name, (o, p))| (*name, summarise(o, p))).collect(),
+        overall: summarise(&rows, &plain_rows),
+        groups: groups
+            .iter()
+            .map(|(name, (rows, plain_rows))| (*name, summarise(rows, plain_rows)))
+            .collect(),
     }
 }

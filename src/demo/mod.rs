@@ -1,4 +1,6 @@
-//! What the demo stands on: a drawn catalogue, a broker in this process, a shop that changes.
+//! What the demo is made of: a synthetic catalogue of drawn pictures (`catalogue`, `draw`), queries with
+//! known answers (`queries`) and how well a model answers them (`judge`), a Kafka broker in this process
+//! (`broker`) and a shop that publishes pictures and changes (`shop`).
 
 pub mod broker;
 pub mod catalogue;
@@ -9,7 +11,7 @@ pub mod shop;
 
 use std::path::Path;
 
-/// The demo's CLIP checkpoint, part of the program.
+/// Files of the demo's CLIP checkpoint, compiled into the program.
 const MODEL_FILES: [(&str, &[u8]); 4] = [
     ("config.json", include_bytes!("../../models/demo/config.json")),
     ("model.safetensors", include_bytes!("../../models/demo/model.safetensors")),
@@ -17,7 +19,7 @@ const MODEL_FILES: [(&str, &[u8]); 4] = [
     ("tokenizer.json", include_bytes!("../../models/demo/tokenizer.json")),
 ];
 
-/// Queries that the page offers and `--once` asks: easy and hard ones.
+/// Queries that the page offers and `bsap demo --once` runs: easy and hard ones.
 pub const EXAMPLE_QUERIES: [&str; 8] = [
     "a red mug",
     "something striped",

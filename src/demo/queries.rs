@@ -1,4 +1,4 @@
-//! Queries about the drawn catalogue whose answers are known exactly.
+//! Queries on the synthetic catalogue whose right answers are known exactly.
 
 use std::collections::HashSet;
 
@@ -10,16 +10,16 @@ use super::catalogue::{
     Colour, Pattern, Product, ProductKind, Scene, is_held_out_combination, prefix_count, seeded_rng,
 };
 
-/// What one product must be; what is left out may be anything.
+/// The attributes that a product must have; `None` allows any value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProductCondition {
-    /// What it is.
+    /// The required kind.
     pub kind: Option<ProductKind>,
-    /// Its main colour.
+    /// The required main colour.
     pub colour: Option<Colour>,
-    /// What its surface shows.
+    /// The required pattern.
     pub pattern: Option<Pattern>,
-    /// How many of it.
+    /// The required count.
     pub count: Option<u8>,
 }
 
@@ -31,7 +31,7 @@ impl ProductCondition {
             && self.count.is_none_or(|count| count == product.count)
     }
 
-    /// "a red striped mug", "something dotted", "three green candles".
+    /// Describes the condition: "a red striped mug", "something dotted", "three green candles".
     fn describe(&self) -> String {
         let mut words: Vec<&str> = Vec::new();
         words.extend(self.colour.map(Colour::name));
@@ -50,7 +50,7 @@ impl ProductCondition {
     }
 }
 
-/// How much a query asks for.
+/// How many attributes a query requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum QueryDifficulty {
@@ -60,17 +60,17 @@ pub enum QueryDifficulty {
     Two,
     /// Kind, colour and pattern.
     Three,
-    /// Kind, colour and how many.
+    /// Kind, colour and count.
     Count,
     /// Two products in one picture.
     Pair,
 }
 
 impl QueryDifficulty {
-    /// All, from easy to hard.
+    /// All difficulties, from easy to hard.
     pub const ALL: [Self; 5] = [Self::One, Self::Two, Self::Three, Self::Count, Self::Pair];
 
-    /// As it stands in reports.
+    /// Returns the name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::One => "one",
@@ -82,14 +82,14 @@ impl QueryDifficulty {
     }
 }
 
-/// A query and what matches it.
+/// A query with the conditions that a matching picture meets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttributeQuery {
-    /// What is typed.
+    /// The text that a user types.
     pub text: String,
-    /// How much it asks for.
+    /// How many attributes it requires.
     pub difficulty: QueryDifficulty,
-    /// What must be in the picture: each by a product of its own.
+    /// One or two conditions, each to be met by a different product of the picture.
     pub conditions: Vec<ProductCondition>,
 }
 
@@ -99,7 +99,7 @@ impl AttributeQuery {
         Self { text: words.join(joint), difficulty, conditions }
     }
 
-    /// Whether it asks for a combination that training leaves out.
+    /// Returns whether it requires a combination that is held out from training.
     pub fn is_held_out(&self) -> bool {
         self.conditions.iter().any(|c| match (c.kind, c.colour, c.pattern) {
             (Some(kind), Some(colour), Some(pattern)) => {
@@ -109,7 +109,7 @@ impl AttributeQuery {
         })
     }
 
-    /// Whether the scene is a right answer.
+    /// Returns whether the scene is a right answer.
     pub fn matches(&self, scene: &Scene) -> bool {
         let products = &scene.products;
         match self.conditions.as_slice() {
@@ -123,25 +123,26 @@ impl AttributeQuery {
     }
 }
 
-/// Distinct queries, up to `per_difficulty` of each difficulty; the same seed gives the same.
+/// Generates distinct queries, up to `per_difficulty` of each difficulty; the same seed gives the same
+/// queries.
 pub fn generate_queries(seed: u64, per_difficulty: usize) -> Vec<AttributeQuery> {
     let rng = &mut seeded_rng(seed, 2);
     let mut seen = HashSet::new();
     let mut queries = Vec::new();
     for difficulty in QueryDifficulty::ALL {
-        let mut made = 0;
-        // There are 41 queries of one attribute: trying for ever would not find more.
+        let mut generated = 0;
+        // The attempts are limited because there are only 41 different queries of one attribute.
         for _ in 0..per_difficulty * 50 {
-            if made == per_difficulty {
+            if generated == per_difficulty {
                 break;
             }
-            let mut any = || ProductCondition {
+            let mut random_condition = || ProductCondition {
                 kind: ProductKind::ALL.choose(rng).copied(),
                 colour: Colour::ALL.choose(rng).copied(),
                 pattern: Pattern::ALL.choose(rng).copied(),
                 count: [2, 3].choose(rng).copied(),
             };
-            let (full, second) = (any(), any());
+            let (full, second) = (random_condition(), random_condition());
             let conditions = match difficulty {
                 QueryDifficulty::One => vec![keep_attributes(full, 1 << rng.random_range(0..3))],
                 QueryDifficulty::Two => {
@@ -151,23 +152,23 @@ pub fn generate_queries(seed: u64, per_difficulty: usize) -> Vec<AttributeQuery>
                 QueryDifficulty::Count => vec![keep_attributes(full, 11)],
                 QueryDifficulty::Pair if full.kind == second.kind => continue,
                 QueryDifficulty::Pair => {
-                    let both = if rng.random_bool(0.5) { 1 } else { 3 };
-                    vec![keep_attributes(full, both), keep_attributes(second, both)]
+                    let kept = if rng.random_bool(0.5) { 1 } else { 3 };
+                    vec![keep_attributes(full, kept), keep_attributes(second, kept)]
                 }
             };
             let joint = if rng.random_bool(0.5) { " and " } else { " next to " };
             let query = AttributeQuery::new(conditions, joint, difficulty);
             if seen.insert(query.text.clone()) {
                 queries.push(query);
-                made += 1;
+                generated += 1;
             }
         }
     }
     queries
 }
 
-/// Every combination of kind, colour and pattern that training leaves out, and as many that it
-/// does not.
+/// Generates one query for every combination of kind, colour and pattern that is held out from training,
+/// and the same number for combinations that are not.
 pub fn generate_combinations(seed: u64) -> Vec<AttributeQuery> {
     let kinds = ProductKind::ALL.iter().copied();
     let surfaces = Colour::ALL.iter().flat_map(|c| Pattern::ALL.iter().map(move |p| (*c, *p)));
@@ -189,7 +190,7 @@ pub fn generate_combinations(seed: u64) -> Vec<AttributeQuery> {
     [unseen, seen].concat()
 }
 
-/// `full` with the parts whose bit is set: 1 kind, 2 colour, 4 pattern, 8 count.
+/// Returns `full` with only the attributes whose bit is set: 1 kind, 2 colour, 4 pattern, 8 count.
 fn keep_attributes(full: ProductCondition, bits: u8) -> ProductCondition {
     ProductCondition {
         kind: full.kind.filter(|_| bits & 1 != 0),
@@ -205,7 +206,7 @@ mod tests {
     use crate::demo::catalogue::{Background, PhotoStyle};
 
     #[test]
-    fn a_query_matches_what_it_says() {
+    fn a_query_matches_scenes_that_its_text_describes() {
         let mug = Product {
             kind: ProductKind::Mug,
             colour: Colour::Red,
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_are_distinct_and_follow_from_the_seed() {
+    fn queries_are_distinct_and_depend_on_the_seed_alone() {
         let all = generate_queries(1, 100);
         assert_eq!(all, generate_queries(1, 100));
         assert_eq!(all.len(), 41 + 4 * 100);
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn combinations_are_half_unseen() {
+    fn half_of_the_combinations_are_held_out() {
         let all = generate_combinations(1);
         let unseen = all.iter().filter(|q| q.is_held_out()).count();
         assert_eq!(unseen * 2, all.len());

@@ -1,4 +1,4 @@
-//! A shop that keeps its pictures in a folder and announces each change.
+//! A shop that stores its pictures in a folder and publishes an event per change.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,12 +18,12 @@ use crate::ingest::source::ImageEvent;
 use crate::publish::{PublishError, Publisher};
 use crate::record::{AttributeType, AttributeTypes, Operation};
 
-/// Side of a picture in pixels.
+/// Width and height of a picture in pixels.
 const IMAGE_SIDE_PX: u32 = 256;
-/// Pictures drawn before the next are announced: the broker holds little.
+/// Pictures that are drawn before their events are published. The mock broker holds few messages.
 const DRAW_BATCH_SIZE: u64 = 32;
 
-/// Why the shop cannot go on.
+/// Why the shop stops.
 #[derive(Debug, thiserror::Error)]
 pub enum ShopError {
     /// A picture could not be drawn.
@@ -32,28 +32,28 @@ pub enum ShopError {
     /// A picture could not be written.
     #[error("{file}: {source}")]
     Write {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// Why.
+        /// Why it could not be written.
         source: std::io::Error,
     },
-    /// A change could not be announced.
+    /// An event could not be published.
     #[error(transparent)]
     Publish(#[from] PublishError),
 }
 
-/// What a change did, for people.
+/// A change to the shop's pictures, to be shown to a user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShopChange {
     /// `added`, `changed` or `deleted`.
     pub action: &'static str,
-    /// Which image.
+    /// Id of the image.
     pub image_id: String,
-    /// What it shows, or showed.
+    /// Title of the picture, or of the deleted one.
     pub title: String,
 }
 
-/// The shop.
+/// A shop with its pictures, and the publisher of its events.
 pub struct DemoShop {
     folder: PathBuf,
     publisher: Publisher,
@@ -64,7 +64,7 @@ pub struct DemoShop {
 }
 
 impl DemoShop {
-    /// A shop whose pictures lie in `folder`, which is there.
+    /// Creates a shop without pictures. `folder` must exist.
     pub fn new(folder: &Path, publisher: Publisher, seed: u64, style: PhotoStyle) -> Self {
         Self {
             folder: folder.to_owned(),
@@ -76,7 +76,7 @@ impl DemoShop {
         }
     }
 
-    /// Attributes that the shop's events carry.
+    /// Returns the attributes of the shop's events, with their types.
     pub fn attribute_types() -> AttributeTypes {
         let text = ["title", "kind", "colour", "pattern"]
             .map(|name| (name.to_owned(), AttributeType::Text));
@@ -85,17 +85,17 @@ impl DemoShop {
         types
     }
 
-    /// What is in each picture that is on sale.
+    /// Returns what each picture shows, by image id.
     pub fn scenes(&self) -> &BTreeMap<String, Scene> {
         &self.scenes
     }
 
-    /// Draws and announces `count` pictures; `on_announced` hears of each.
+    /// Draws and publishes `count` pictures. `on_published` is called after each.
     pub async fn publish_initial_images(
         &mut self,
         count: u64,
         token: &CancellationToken,
-        mut on_announced: impl FnMut(),
+        mut on_published: impl FnMut(),
     ) -> Result<(), ShopError> {
         while self.next_number < count && !token.is_cancelled() {
             let numbers = self.next_number..(self.next_number + DRAW_BATCH_SIZE).min(count);
@@ -103,13 +103,13 @@ impl DemoShop {
             for (number, (scene, jpeg)) in numbers.zip(draw_scenes(scenes).await?) {
                 self.publish_image(&format_image_id(number), scene, &jpeg).await?;
                 self.next_number = number + 1;
-                on_announced();
+                on_published();
             }
         }
         Ok(())
     }
 
-    /// Adds, changes or deletes a picture, now and then, until `token` is cancelled.
+    /// Adds, changes or deletes one picture per `period` until `token` is cancelled.
     pub async fn publish_changes(
         &mut self,
         period: Duration,
@@ -129,28 +129,28 @@ impl DemoShop {
         let number = self.next_number;
         self.next_number += 1;
         let known_image_id = self.scenes.keys().choose(rng).cloned();
-        let (what, image_id) = match (rng.random_range(0..3), known_image_id) {
+        let (action, image_id) = match (rng.random_range(0..3), known_image_id) {
             (0, Some(id)) => ("deleted", id),
             (1, Some(id)) => ("changed", id),
             _ => ("added", format_image_id(number)),
         };
-        if what == "deleted" {
+        if action == "deleted" {
             let title = self.scenes.remove(&image_id).map(|s| s.title()).unwrap_or_default();
             self.publisher.send(&bare_event(&image_id, Operation::Delete)).await?;
             let file = self.image_file(&image_id);
             let removed = tokio::fs::remove_file(&file).await;
             removed.map_err(|source| ShopError::Write { file, source })?;
-            return Ok(ShopChange { action: what, image_id, title });
+            return Ok(ShopChange { action, image_id, title });
         }
         let scene = Scene::sample(self.seed, number, self.style);
         let title = scene.title();
         for (scene, jpeg) in draw_scenes(vec![scene]).await? {
             self.publish_image(&image_id, scene, &jpeg).await?;
         }
-        Ok(ShopChange { action: what, image_id, title })
+        Ok(ShopChange { action, image_id, title })
     }
 
-    /// Writes a picture, whole or not at all, and announces it.
+    /// Writes a picture, completely or not at all, and publishes its event.
     async fn publish_image(
         &mut self,
         image_id: &str,
@@ -158,10 +158,10 @@ impl DemoShop {
         jpeg: &[u8],
     ) -> Result<(), ShopError> {
         let file = self.image_file(image_id);
-        let part = file.with_extension("part");
+        let unfinished = file.with_extension("part");
         let write = async {
-            tokio::fs::write(&part, jpeg).await?;
-            tokio::fs::rename(&part, &file).await
+            tokio::fs::write(&unfinished, jpeg).await?;
+            tokio::fs::rename(&unfinished, &file).await
         };
         write.await.map_err(|source| ShopError::Write { file: file.clone(), source })?;
         let attributes = scene.attributes().into_iter().map(|(name, text)| {
@@ -190,6 +190,7 @@ fn format_image_id(number: u64) -> String {
     format!("p-{number:05}")
 }
 
+/// Returns an event without URI and attributes.
 fn bare_event(image_id: &str, operation: Operation) -> ImageEvent {
     ImageEvent {
         image_id: image_id.to_owned(),
@@ -202,7 +203,7 @@ fn bare_event(image_id: &str, operation: Operation) -> ImageEvent {
     }
 }
 
-/// Draws on all cores.
+/// Draws scenes in parallel.
 async fn draw_scenes(scenes: Vec<Scene>) -> Result<Vec<(Scene, Vec<u8>)>, DrawError> {
     let draw = |scene: Scene| render_jpeg(&scene, IMAGE_SIDE_PX).map(|jpeg| (scene, jpeg));
     let drawing = tokio::task::spawn_blocking(move || scenes.into_par_iter().map(draw).collect());
@@ -212,7 +213,7 @@ async fn draw_scenes(scenes: Vec<Scene>) -> Result<Vec<(Scene, Vec<u8>)>, DrawEr
     }
 }
 
-/// What is in a drawn picture, as a line of the truth file.
+/// What a drawn picture shows: a line of `truth.jsonl`.
 #[derive(Debug, Serialize)]
 struct TruthRecord<'a> {
     file: &'a str,
@@ -225,8 +226,8 @@ struct TruthRecord<'a> {
     held_out: bool,
 }
 
-/// Draws `count` pictures into `folder`, which is there, and writes `truth.jsonl` beside them;
-/// `on_drawn` hears how many more are done.
+/// Draws `count` pictures into `folder`, which must exist, and writes `truth.jsonl` next to them.
+/// `on_drawn` is called with how many more are done.
 pub fn render_catalogue(
     folder: &Path,
     seed: u64,

@@ -1,4 +1,4 @@
-//! What is usual of a configuration: kept with its calibration, so that a change shows.
+//! The usual answers of a configuration, stored with its calibration so that drift can be detected.
 
 use super::compare::{
     BaseConfiguration, ConfigurationResolver, ConfigurationSpec, RankingConfiguration,
@@ -8,8 +8,8 @@ use crate::balance::calibration::{AnswerStats, Baseline, StatisticsSummary};
 use crate::balance::normalise::Normaliser;
 use crate::catalogue::CatalogueState;
 
-/// Plain CLIP over the generation that the one of `specs` called `calibrated` reads; none where it is
-/// among them already. Without it nothing of [`Evaluated::usual`] is known.
+/// Returns plain CLIP over the generation that the spec labelled `calibrated` ranks; `None` if `specs`
+/// has it already, or has no spec of that label. [`Evaluation::drift_baseline`] needs it.
 pub fn plain_clip_counterpart(
     specs: &[ConfigurationSpec],
     calibrated: &str,
@@ -19,50 +19,48 @@ pub fn plain_clip_counterpart(
     if specs.iter().any(|spec| spec.is_raw() && spec.reads_standby(state) == reads_standby) {
         return None;
     }
-    let name = if reads_standby { "raw beside" } else { "raw live" };
+    let name = if reads_standby { "raw standby" } else { "raw live" };
     let mut plain = ConfigurationSpec::from_base(BaseConfiguration::Raw, name);
     plain.standby = reads_standby;
     Some(plain)
 }
 
 impl Evaluation {
-    /// How the configuration at `place` answers, beside plain CLIP over the same images, and the
-    /// statistics that it does so by. `None` where plain CLIP is not among the configurations, or
-    /// only judged images were looked at.
+    /// Returns how the configuration at this index answers compared with plain CLIP over the same
+    /// images, and the moments of the statistics that it uses. `None` if plain CLIP over these images
+    /// is not among the configurations, or if only judged images were ranked.
     pub fn drift_baseline(
         &self,
         resolver: &mut ConfigurationResolver,
         configurations: &[RankingConfiguration],
         configuration_index: usize,
     ) -> Option<Baseline> {
-        let own = &configurations[configuration_index];
-        let is_plain = |c: &RankingConfiguration| {
-            c.balance.normaliser == Normaliser::Raw && c.table_index == own.table_index
+        let configuration = &configurations[configuration_index];
+        let is_plain_clip = |c: &RankingConfiguration| {
+            c.balance.normaliser == Normaliser::Raw && c.table_index == configuration.table_index
         };
-        let plain = configurations.iter().position(is_plain)?;
+        let plain_clip_index = configurations.iter().position(is_plain_clip)?;
         let rule = self.report.configurations[configuration_index]
             .thresholds
             .as_ref()
             .and_then(|t| t.no_match);
-        let images = resolver.corpus.tables[own.table_index].image_positions().len();
-        let whole =
-            || self.rankings.iter().zip(&self.image_grades).filter(|(_, right)| !right.judged_only);
-        let first = whole().filter_map(|(ranked, _)| {
-            let (hit, raw) = (ranked[configuration_index].top.first()?, ranked[plain].top.first()?);
-            Some((
-                hit.0,
-                raw.0,
-                rule.map(|rule| rule.is_no_match(ranked[configuration_index].best_hit)),
-            ))
+        let images = resolver.corpus.tables[configuration.table_index].image_positions().len();
+        // Rankings have further rows for the probes, which `zip` leaves out.
+        let fully_ranked = || {
+            self.rankings.iter().zip(&self.image_grades).filter(|(_, grades)| !grades.judged_only)
+        };
+        let first_hits = fully_ranked().filter_map(|(rankings, _)| {
+            let balanced = &rankings[configuration_index];
+            let (hit, raw_hit) = (balanced.top.first()?, rankings[plain_clip_index].top.first()?);
+            Some((hit.0, raw_hit.0, rule.map(|rule| rule.is_no_match(balanced.best_hit))))
         });
-        let answers = AnswerStats::from_answers(first, images)?;
-        let set = own.prompt_set.as_ref();
-        let statistics = set.and_then(|set| {
-            StatisticsSummary::from_statistics(
-                resolver.statistics(own.table_index, set).iter().copied(),
-            )
+        let answers = AnswerStats::from_answers(first_hits, images)?;
+        let set = configuration.prompt_set.as_ref();
+        let score_moments = set.and_then(|set| {
+            let statistics = resolver.statistics(configuration.table_index, set);
+            StatisticsSummary::from_statistics(statistics.iter().copied())
         });
-        Some(Baseline { queries: whole().count(), score_moments: statistics, answers })
+        Some(Baseline { queries: fully_ranked().count(), score_moments, answers })
     }
 }
 
@@ -76,16 +74,16 @@ mod tests {
     use crate::record::VersionOrdering;
     use crate::table::Generation;
 
-    /// A catalogue whose candidate reads the generation of another model.
+    /// Returns the state of a catalogue whose candidate ranks the standby generation.
     fn catalogue_state() -> CatalogueState {
         let generation = |name: &str| {
             Generation::new(name, &name.repeat(64), 2, 100.0, VersionOrdering::Sequence)
         };
-        let (live, beside) = (generation("a"), generation("b"));
+        let (live, standby) = (generation("a"), generation("b"));
         let serving = ServingConfig::new(StatisticsKey::from_stored("k"), Normaliser::Nnn, 0.25);
         let candidate = RolloutCandidate {
             name: "new".into(),
-            generation: beside.id.clone(),
+            generation: standby.id.clone(),
             serving: serving.clone(),
             traffic_share: 0.0,
             shadow_share: 0.0,
@@ -104,7 +102,7 @@ mod tests {
             configuration_name: "initial".into(),
             change: StateChange::default(),
             standby: Some(StandbyGeneration {
-                generation: beside,
+                generation: standby,
                 checkpoint: String::new(),
                 prompt_sets: Vec::new(),
                 since: Utc::now(),
@@ -114,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_candidate_of_another_model_is_seen_beside_plain_clip_by_that_model() {
+    fn a_standby_candidate_is_compared_with_plain_clip_by_the_standby_model() {
         let mut state = catalogue_state();
         let live = ConfigurationSpec::from_base(BaseConfiguration::Live, "live");
         let candidate = ConfigurationSpec::from_base(BaseConfiguration::Candidate, "new");
@@ -124,11 +122,16 @@ mod tests {
         assert!(plain.is_raw() && plain.reads_standby(&state), "{plain:?}");
         assert_eq!(plain_clip_counterpart(&specs, "nobody", &state), None);
         specs.push(plain);
-        assert_eq!(plain_clip_counterpart(&specs, "new", &state), None, "it is there");
-        let there =
-            [ConfigurationSpec::try_from("raw,generation=beside").unwrap(), specs[1].clone()];
-        assert_eq!(plain_clip_counterpart(&there, "live", &state).unwrap().label(), "raw live");
-        // Of the live generation, one plain CLIP serves for both.
+        assert_eq!(
+            plain_clip_counterpart(&specs, "new", &state),
+            None,
+            "the specs have it already"
+        );
+        let standby_and_live =
+            [ConfigurationSpec::try_from("raw,generation=standby").unwrap(), specs[1].clone()];
+        let plain = plain_clip_counterpart(&standby_and_live, "live", &state).unwrap();
+        assert_eq!(plain.label(), "raw live");
+        // If the candidate ranks the live generation, one plain CLIP serves for both.
         state.candidate.as_mut().unwrap().generation.clone_from(&state.live.id);
         assert_eq!(plain_clip_counterpart(&specs[..3], "new", &state), None);
     }

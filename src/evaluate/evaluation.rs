@@ -1,4 +1,4 @@
-//! TODO
+//! One evaluation: ranks the queries under every configuration and compares the rankings.
 
 use chrono::Utc;
 use tokio_util::sync::CancellationToken;
@@ -14,50 +14,51 @@ use super::judgements::{
 use super::measures::Cutoffs;
 use super::report::{EvaluationReport, QueryCounts};
 
-/// What is to be found out.
+/// What an evaluation measures, and on which queries.
 pub struct EvaluationPlan {
-    /// The catalogue: its address, or what was drawn.
+    /// The catalogue as reports name it: its URL, or a description of a synthetic one.
     pub catalogue: String,
-    /// Where the queries come from.
+    /// Where the queries come from, as reports name it.
     pub query_source: String,
-    /// The queries.
+    /// The queries to rank.
     pub queries: Vec<JudgedQuery>,
-    /// With which configuration all others are compared: its name.
+    /// Name of the configuration with which all others are compared.
     pub baseline: String,
-    /// How far down is looked.
+    /// The ranks down to which the measures go.
     pub cutoffs: Cutoffs,
-    /// What thresholds are to reach.
+    /// What chosen thresholds must achieve.
     pub targets: ThresholdTargets,
-    /// What hand correction costs.
+    /// The cost of manual correction, if the owner gave it.
     pub cost: Option<CorrectionCost>,
-    /// What must be known to read the figures.
+    /// Caveats that a reader of the figures must know.
     pub notes: Vec<String>,
 }
 
 impl EvaluationPlan {
-    /// Texts that will be ranked: the queries, and probes where something is judged.
+    /// Returns how many texts will be ranked: the queries, and the no-match probes if any query is
+    /// judged.
     pub fn ranked_text_count(&self) -> usize {
         self.queries.len() + self.no_match_probes().len()
     }
 
     fn no_match_probes(&self) -> Vec<NoMatchProbe> {
-        let judged = |asked: &JudgedQuery| matches!(asked.judgements, Judgements::Graded { .. });
-        if self.queries.iter().any(judged) { builtin_probes() } else { Vec::new() }
+        let is_graded = |query: &JudgedQuery| matches!(query.judgements, Judgements::Graded { .. });
+        if self.queries.iter().any(is_graded) { builtin_probes() } else { Vec::new() }
     }
 }
 
-/// A report with the rankings that it rests on.
+/// A report with the rankings on which it is based.
 pub struct Evaluation {
     /// The report.
     pub report: EvaluationReport,
-    /// A row a query, then a row a probe; in it an entry a configuration.
+    /// One row per query, then one row per probe; each has one entry per configuration.
     pub rankings: Vec<Vec<QueryRanking>>,
-    /// The right images of each query.
+    /// Grades of the judged images of each query.
     pub image_grades: Vec<ImageGrades>,
 }
 
-/// Ranks and compares. Computes: may block for long. `progress` hears of how many more texts are
-/// ranked.
+/// Ranks the queries under every configuration and compares the rankings. Blocks for as long as the
+/// computation takes. `progress` is called with how many more texts were ranked.
 pub fn evaluate(
     resolver: &mut ConfigurationResolver,
     configurations: &[RankingConfiguration],
@@ -66,42 +67,42 @@ pub fn evaluate(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Evaluation, EvaluationError> {
     let corpus = resolver.corpus;
-    let mut queries = QueryCounts {
+    let mut query_counts = QueryCounts {
         source: plan.query_source.clone(),
         fingerprint: fingerprint_queries(&plan.queries),
         total: plan.queries.len(),
         ..QueryCounts::default()
     };
     let mut image_grades = Vec::with_capacity(plan.queries.len());
-    for asked in &plan.queries {
-        let (found, missing) = resolve_judgements(asked, corpus);
-        queries.missing_images += missing;
-        match &asked.judgements {
-            Judgements::Unjudged => queries.unjudged += 1,
-            Judgements::NoMatch => queries.judged_no_match += 1,
-            Judgements::Graded { .. } if found.ideal_grades().is_empty() => {
-                queries.without_relevant_image += 1
+    for query in &plan.queries {
+        let (grades, missing) = resolve_judgements(query, corpus);
+        query_counts.missing_images += missing;
+        match &query.judgements {
+            Judgements::Unjudged => query_counts.unjudged += 1,
+            Judgements::NoMatch => query_counts.judged_no_match += 1,
+            Judgements::Graded { .. } if grades.ideal_grades().is_empty() => {
+                query_counts.without_relevant_image += 1
             }
-            Judgements::Graded { .. } => queries.judged += 1,
+            Judgements::Graded { .. } => query_counts.judged += 1,
         }
-        image_grades.push(found);
+        image_grades.push(grades);
     }
-    if queries.missing_images > 0 {
+    if query_counts.missing_images > 0 {
         plan.notes.push(format!(
             "{} judged images are not in the catalogue and were left out.",
-            queries.missing_images
+            query_counts.missing_images
         ));
     }
     let probes = plan.no_match_probes();
-    queries.probes = probes.len();
-    let asked = plan.queries.iter().map(|asked| asked.text.as_str());
-    let texts: Vec<&str> = asked.chain(probes.iter().map(|probe| probe.text.as_str())).collect();
-    let mut all_right = image_grades.clone();
-    all_right.resize(texts.len(), ImageGrades::default());
-    let baseline = configurations.iter().position(|known| known.name == plan.baseline);
-    let baseline = baseline.unwrap_or(0);
-    let ranking = Ranker::new(resolver, configurations, plan.cutoffs.depth());
-    let ranked = ranking.rank(&texts, &all_right, token, progress)?;
+    query_counts.probes = probes.len();
+    let query_texts = plan.queries.iter().map(|query| query.text.as_str());
+    let texts: Vec<&str> =
+        query_texts.chain(probes.iter().map(|probe| probe.text.as_str())).collect();
+    let mut grades_of_texts = image_grades.clone();
+    grades_of_texts.resize(texts.len(), ImageGrades::default());
+    let baseline = configurations.iter().position(|c| c.name == plan.baseline).unwrap_or(0);
+    let ranker = Ranker::new(resolver, configurations, plan.cutoffs.depth());
+    let rankings = ranker.rank(&texts, &grades_of_texts, token, progress)?;
     let comparison = ConfigurationComparison {
         corpus,
         configurations,
@@ -109,7 +110,7 @@ pub fn evaluate(
         queries: &plan.queries,
         image_grades: &image_grades,
         probes: &probes,
-        rankings: &ranked,
+        rankings: &rankings,
         cutoffs: &plan.cutoffs,
         targets: plan.targets,
         cost: plan.cost,
@@ -120,7 +121,7 @@ pub fn evaluate(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         catalogue: plan.catalogue,
         models: corpus.tables.iter().map(|table| table.model_info.clone()).collect(),
-        queries,
+        queries: query_counts,
         measures: plan.cutoffs.measure_names(),
         baseline: configurations[baseline].name.clone(),
         cost: plan.cost,
@@ -128,5 +129,5 @@ pub fn evaluate(
         notes: plan.notes,
         configurations: comparison.compare_all(),
     };
-    Ok(Evaluation { report: report.with_verdict_and_fingerprint(), rankings: ranked, image_grades })
+    Ok(Evaluation { report: report.with_verdict_and_fingerprint(), rankings, image_grades })
 }

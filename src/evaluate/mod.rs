@@ -1,9 +1,11 @@
-//! Is a way to rank better than another, on the owner's own catalogue and queries?
+//! Compares ways to rank on the owner's own catalogue and queries.
 //!
-//! [`World`] is the stored table in memory, [`Asked`] the queries with what is known of their right
-//! answers, [`Configuration`] a way to rank. [`evaluate`] ranks every query under every configuration
-//! from one pass over the images (all are affine in the raw score) and gives a [`Report`], which is
-//! shown on a terminal, as JSON or as one HTML file. docs/evaluation.md is for users.
+//! A [`Corpus`] is the stored table in memory, a [`JudgedQuery`] a query with what is known of its
+//! right answers, a [`RankingConfiguration`] a way to rank. [`evaluate`] ranks every query under every
+//! configuration in one pass over the images (all configurations are affine in the raw score) and
+//! returns an [`EvaluationReport`], which is printed on a terminal, as JSON or as one HTML file.
+//! [`QueryLogReader`] compares configurations by what query workers logged, without a catalogue.
+//! docs/evaluation.md is the guide for users.
 
 mod baseline;
 pub(crate) mod calibrate;

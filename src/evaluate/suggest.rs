@@ -1,5 +1,5 @@
-//! Prompts for a catalogue: which texts of a pool, with which normaliser and weight, do best on one
-//! half of the queries, and what that is worth on the other.
+//! Suggests prompts for a catalogue: chooses the texts of a pool, the normaliser and the weight that do
+//! best on one half of the queries, and measures the choice on the other half.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,40 +24,43 @@ use crate::balance::normalise::{BalanceParameters, Normaliser, ScaleConstants};
 use crate::balance::statistics::dot_product;
 use crate::prompts::{EmbeddedPromptSet, MAX_PROMPT_CHARS, MAX_PROMPTS};
 
-/// Sizes of the subsets that are tried, besides the whole pool.
+/// Sizes of the subsets that are tried in addition to the whole pool.
 const TRIED_SUBSET_SIZES: [usize; 4] = [32, 128, 512, 1_024];
-/// Normalisers that are tried. `range` hangs on the two outermost prompts and did worst wherever it
-/// was measured.
+/// Normalisers that are tried. `range` depends on the two outermost prompts alone and did worst on every
+/// catalogue on which it was measured.
 const TRIED_NORMALISERS: [Normaliser; 3] =
     [Normaliser::Nnn, Normaliser::Softmax, Normaliser::Zscore];
-/// Weights that are tried; at full strength every normaliser did harm wherever it was measured.
+/// Weights that are tried. At full strength every normaliser did harm on every catalogue on which it
+/// was measured.
 const TRIED_WEIGHTS: [f32; 3] = [0.1, 0.25, 0.5];
-/// Decides the random subset that stands beside the chosen one.
+/// Seed of the random subset with which the chosen one is compared.
 const RANDOM_SUBSET_SEED: u64 = 1;
 
-/// Texts that may become prompts, each once, none of them a judged query.
+/// Texts that may become prompts: each once, and no judged query.
 #[derive(Debug, Clone, Default)]
 pub struct PromptPool {
     /// The texts.
     pub texts: Vec<String>,
-    /// How many texts were left out because they stand among the judged queries: a prompt that says
-    /// what a query says would be measured on itself.
+    /// Number of texts left out because they are judged queries: a prompt with the text of a query
+    /// would be measured on itself.
     pub excluded_as_judged: usize,
-    /// How many were left out because the pool was full.
+    /// Number of texts left out because the pool was full.
     pub excluded_as_full: usize,
+    /// Texts of the judged queries in lower case.
     judged_queries: BTreeSet<String>,
+    /// Texts that were added, in lower case.
     seen_texts: BTreeSet<String>,
 }
 
 impl PromptPool {
-    /// An empty pool, closed to the queries of which something is known.
-    pub fn without_judged_queries(asked: &[JudgedQuery]) -> Self {
-        let judged = asked.iter().filter(|asked| asked.judgements != Judgements::Unjudged);
-        let queries = judged.map(|asked| asked.text.to_lowercase()).collect();
-        Self { judged_queries: queries, ..Self::default() }
+    /// Creates an empty pool that will not accept the texts of judged queries.
+    pub fn without_judged_queries(queries: &[JudgedQuery]) -> Self {
+        let judged = queries.iter().filter(|query| query.judgements != Judgements::Unjudged);
+        let judged_queries = judged.map(|query| query.text.to_lowercase()).collect();
+        Self { judged_queries, ..Self::default() }
     }
 
-    /// Adds texts; those that are empty, too long or there already are passed over.
+    /// Adds texts. Empty texts, texts that are too long, and duplicates are skipped.
     pub fn add_texts<'a>(&mut self, texts: impl IntoIterator<Item = &'a str>) {
         for text in texts.into_iter().map(str::trim) {
             if text.is_empty() || text.chars().count() > MAX_PROMPT_CHARS {
@@ -77,73 +80,77 @@ impl PromptPool {
     }
 }
 
-/// What is suggested, and what speaks for it.
+/// The suggested prompts with the evaluations that support the suggestion.
 pub struct PromptSuggestion {
-    /// The prompts; none where plain CLIP did best.
+    /// The suggested prompts; `None` if plain CLIP did best.
     pub chosen: Option<ChosenPrompts>,
-    /// All that was tried, on the half of the queries that it was chosen on.
+    /// Everything that was tried, on the half of the queries on which the prompts were chosen.
     pub selection_report: EvaluationReport,
-    /// The chosen one beside plain CLIP, what is served, a random subset and the whole pool, on the
-    /// other half of the queries, on which nothing was chosen.
+    /// The chosen configuration compared with plain CLIP, the served one, a random subset and the whole
+    /// pool, on the other half of the queries.
     pub test_report: EvaluationReport,
 }
 
-/// A choice.
+/// Chosen prompts and how scores are balanced with them.
 #[derive(Clone)]
 pub struct ChosenPrompts {
     /// The prompts.
     pub prompt_set: Arc<EmbeddedPromptSet>,
-    /// With which formula.
+    /// The formula that balances scores.
     pub normaliser: Normaliser,
-    /// At which weight.
+    /// Weight of the balanced score, 0 to 1.
     pub weight: f32,
-    /// λ of `nnn`: the one that is served, with which the prompts will be served too.
+    /// λ of `nnn`. It is the served λ, with which the prompts will be served too.
     pub lambda: f32,
 }
 
-/// Nothing can be chosen on one half of the queries, or measured on the other.
+/// One half of the queries has no judged query with a relevant image, so that prompts cannot be chosen on
+/// one half and measured on the other.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "--queries: {in_selection_half} judged queries with a right image in the catalogue fall into the half for choosing, {in_test_half} into the half for the test, and neither half can do without; have more queries judged (`relevant`, docs/evaluation.md)"
 )]
 pub struct TooFewJudgedQueries {
-    /// Judged queries of the half for choosing.
+    /// Number of judged queries in the half on which prompts are chosen.
     pub in_selection_half: usize,
-    /// Those of the other half.
+    /// Number of judged queries in the half on which they are measured.
     pub in_test_half: usize,
 }
 
-/// Refuses queries of which one half has none with a right image in `world`.
+/// Returns an error if one half of the queries has no judged query with a relevant image in the corpus.
 pub fn check_enough_judged(
-    asked: &[JudgedQuery],
+    queries: &[JudgedQuery],
     corpus: &Corpus,
 ) -> Result<(), TooFewJudgedQueries> {
-    let judged =
-        asked.iter().filter(|asked| !resolve_judgements(asked, corpus).0.ideal_grades().is_empty());
-    let (choosing, test): (Vec<&JudgedQuery>, Vec<&JudgedQuery>) =
-        judged.partition(|asked| is_in_selection_half(&asked.text));
-    if choosing.is_empty() || test.is_empty() {
+    let has_relevant_image =
+        |query: &&JudgedQuery| !resolve_judgements(query, corpus).0.ideal_grades().is_empty();
+    let judged = queries.iter().filter(has_relevant_image);
+    let (selection, test): (Vec<&JudgedQuery>, Vec<&JudgedQuery>) =
+        judged.partition(|query| is_in_selection_half(&query.text));
+    if selection.is_empty() || test.is_empty() {
         return Err(TooFewJudgedQueries {
-            in_selection_half: choosing.len(),
+            in_selection_half: selection.len(),
             in_test_half: test.len(),
         });
     }
     Ok(())
 }
 
-/// The texts in an order in which every beginning covers all of them as well as it can: greedily,
-/// each adds most to Σ over all texts of the cosine to the nearest chosen one (facility location;
-/// within 1 − 1/e of the best, Nemhauser et al., 1978). `units` are unit-length embeddings.
+/// Orders texts so that each prefix of the order covers all of them well, and returns the first
+/// `max_count` indices: each text adds most to the sum over all texts of the cosine to the nearest
+/// chosen one (greedy facility location; within 1 − 1/e of the optimum, Nemhauser et al., 1978).
+/// `units` are unit-length embeddings.
 pub fn order_by_coverage(units: &[Vec<f32>], max_count: usize) -> Vec<usize> {
-    // Cosines below 0 cover nothing.
+    // Starts at 0: cosines below 0 cover nothing.
     let mut covered = vec![0f32; units.len()];
     let mut order = Vec::new();
     let mut remaining: Vec<usize> = (0..units.len()).collect();
     while order.len() < max_count && !remaining.is_empty() {
         let gain = |candidate: &usize| {
-            let own = &units[*candidate];
-            let more = units.iter().zip(&covered).map(|(u, c)| (dot_product(own, u) - c).max(0.0));
-            more.map(f64::from).sum::<f64>()
+            let unit = &units[*candidate];
+            let gains =
+                units.iter().zip(&covered).map(|(u, c)| (dot_product(unit, u) - c).max(0.0));
+            gains.map(f64::from).sum::<f64>()
         };
         let gains: Vec<f64> = remaining.par_iter().map(gain).collect();
         let best =
@@ -158,8 +165,9 @@ pub fn order_by_coverage(units: &[Vec<f32>], max_count: usize) -> Vec<usize> {
     order
 }
 
-/// Chooses prompts of `pool`, a set of all texts that may be prompts, for the live table, at the λ that
-/// is served. Computes: may block for long. `progress` hears of how many more texts are ranked.
+/// Chooses prompts from `pool`, the set of all texts that may become prompts, for the live table, at the
+/// served λ. Blocks for as long as the computation takes. `progress` is called with how many more texts
+/// were ranked.
 pub fn suggest_prompts(
     resolver: &mut ConfigurationResolver,
     pool: &EmbeddedPromptSet,
@@ -169,14 +177,15 @@ pub fn suggest_prompts(
     token: &CancellationToken,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<PromptSuggestion, EvaluationError> {
-    let (name, whole) = (&pool.prompt_set.name, pool.prompt_set.texts.len());
-    let sizes: Vec<usize> = TRIED_SUBSET_SIZES.into_iter().filter(|size| *size < whole).collect();
+    let (name, pool_size) = (&pool.prompt_set.name, pool.prompt_set.texts.len());
+    let sizes: Vec<usize> =
+        TRIED_SUBSET_SIZES.into_iter().filter(|size| *size < pool_size).collect();
     let order = order_by_coverage(&pool.embeddings, sizes.last().copied().unwrap_or(0));
     let mut sets: Vec<Arc<EmbeddedPromptSet>> = sizes
         .iter()
         .map(|size| Arc::new(pool.subset(&format!("{name}-{size}"), &order[..*size])))
         .collect();
-    sets.push(Arc::new(pool.subset(&format!("{name}-all"), &(0..whole).collect::<Vec<_>>())));
+    sets.push(Arc::new(pool.subset(&format!("{name}-all"), &(0..pool_size).collect::<Vec<_>>())));
 
     let raw = RankingConfiguration {
         name: "raw".into(),
@@ -194,36 +203,37 @@ pub fn suggest_prompts(
             }
         }
     }
-    let (choosing, test): (Vec<JudgedQuery>, Vec<JudgedQuery>) =
-        queries.iter().cloned().partition(|asked| is_in_selection_half(&asked.text));
-    let plan = |asked: Vec<JudgedQuery>, half: &str| EvaluationPlan {
+    let (selection_half, test_half): (Vec<JudgedQuery>, Vec<JudgedQuery>) =
+        queries.iter().cloned().partition(|query| is_in_selection_half(&query.text));
+    let plan = |queries: Vec<JudgedQuery>, half: &str| EvaluationPlan {
         catalogue: catalogue.to_owned(),
         query_source: half.to_owned(),
-        queries: asked,
+        queries,
         baseline: "raw".into(),
         cutoffs: Cutoffs::default(),
         targets: ThresholdTargets::default(),
         cost: None,
         notes: Vec::new(),
     };
-    let chosen_on = plan(choosing, "the half of the queries for choosing");
-    let choosing = evaluate(resolver, &tried, chosen_on, token, progress)?.report;
-    let best = best_configuration_index(&choosing);
+    let selection_plan = plan(selection_half, "the half of the queries for choosing");
+    let selection_report = evaluate(resolver, &tried, selection_plan, token, progress)?.report;
+    let best = best_configuration_index(&selection_report);
     let mut compared = vec![raw, RankingConfiguration { name: "live".into(), ..live.clone() }];
-    let chosen = best.map(|place| {
-        let own = &tried[place];
-        let BalanceParameters { normaliser, weight, lambda, .. } = own.balance;
-        // The whole pool is a choice as well, of which there is no random subset.
-        let place = sets.iter().position(|set| {
-            own.prompt_set.as_ref().is_some_and(|s| s.statistics_key == set.statistics_key)
-        });
-        let set = sets[place.unwrap_or(0)].clone();
+    let chosen = best.map(|best| {
+        let configuration = &tried[best];
+        let BalanceParameters { normaliser, weight, lambda, .. } = configuration.balance;
+        let is_chosen = |set: &Arc<EmbeddedPromptSet>| {
+            let chosen = configuration.prompt_set.as_ref();
+            chosen.is_some_and(|chosen| chosen.statistics_key == set.statistics_key)
+        };
+        let set = sets[sets.iter().position(is_chosen).unwrap_or(0)].clone();
         let count = set.prompt_set.texts.len();
-        compared.push(RankingConfiguration { name: "suggested".into(), ..own.clone() });
-        if count < whole {
-            let mut any: Vec<usize> = (0..whole).collect();
-            any.shuffle(&mut ChaCha8Rng::seed_from_u64(RANDOM_SUBSET_SEED));
-            let random = Arc::new(pool.subset(&format!("{name}-random"), &any[..count]));
+        compared.push(RankingConfiguration { name: "suggested".into(), ..configuration.clone() });
+        // If the whole pool was chosen, there is no random subset of the same size.
+        if count < pool_size {
+            let mut shuffled: Vec<usize> = (0..pool_size).collect();
+            shuffled.shuffle(&mut ChaCha8Rng::seed_from_u64(RANDOM_SUBSET_SEED));
+            let random = Arc::new(pool.subset(&format!("{name}-random"), &shuffled[..count]));
             let random = build_configuration(resolver, &random, normaliser, weight);
             compared.push(RankingConfiguration { name: format!("random {count}"), ..random });
             let all = build_configuration(resolver, &sets[sets.len() - 1], normaliser, weight);
@@ -231,9 +241,9 @@ pub fn suggest_prompts(
         }
         ChosenPrompts { prompt_set: set, normaliser, weight, lambda }
     });
-    let tested = plan(test, "the half of the queries that nothing was chosen on");
-    let test = evaluate(resolver, &compared, tested, token, progress)?.report;
-    Ok(PromptSuggestion { chosen, selection_report: choosing, test_report: test })
+    let test_plan = plan(test_half, "the half of the queries that nothing was chosen on");
+    let test_report = evaluate(resolver, &compared, test_plan, token, progress)?.report;
+    Ok(PromptSuggestion { chosen, selection_report, test_report })
 }
 
 fn build_configuration(
@@ -244,7 +254,7 @@ fn build_configuration(
 ) -> RankingConfiguration {
     let statistics = resolver.statistics(0, set);
     let scale = ScaleConstants::from_catalogue(normaliser, statistics.iter().copied());
-    // What is chosen takes the place of what is served, whose λ stays.
+    // λ of `nnn` is not chosen: the prompts will be served with the λ that is served now.
     let lambda = resolver.state.map_or(&resolver.default_serving, |state| &state.serving).lambda;
     RankingConfiguration {
         name: format!("{}, {} {weight}", set.prompt_set.name, normaliser.name()),
@@ -259,18 +269,18 @@ fn build_configuration(
     }
 }
 
-/// Of all that show no more false hits than plain CLIP, the one that gains most in false hits and
-/// nDCG together; none where none gains.
+/// Returns the index of the configuration that gains most in false hits and nDCG together, among those
+/// with no more false hits than plain CLIP; `None` if none gains.
 fn best_configuration_index(report: &EvaluationReport) -> Option<usize> {
     let ndcg = report.measures.iter().find(|name| name.starts_with("nDCG"))?;
-    let gain = |outcome: &ConfigurationResult| {
-        let false_hits = report.measure_comparison(outcome, FALSE_HIT_MEASURE)?.gain.mean;
-        let gain = report.measure_comparison(outcome, ndcg)?.gain.mean - false_hits;
+    let gain = |result: &ConfigurationResult| {
+        let false_hits = report.measure_comparison(result, FALSE_HIT_MEASURE)?.gain.mean;
+        let gain = report.measure_comparison(result, ndcg)?.gain.mean - false_hits;
         (false_hits <= 0.0 && gain > 0.0).then_some(gain)
     };
-    let gains = report.configurations.iter().enumerate();
-    let gains = gains.filter_map(|(place, outcome)| Some((place, gain(outcome)?)));
-    gains.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(place, _)| place)
+    let results = report.configurations.iter().enumerate();
+    let gains = results.filter_map(|(index, result)| Some((index, gain(result)?)));
+    gains.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(index, _)| index)
 }
 
 #[cfg(test)]
@@ -278,24 +288,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_beginning_covers_what_there_is() {
+    fn every_prefix_of_the_order_covers_all_texts() {
         let unit = |angle: f32| vec![angle.cos(), angle.sin()];
-        // Three near 0, two near 1.5, one at 0.75: a prompt of each bundle comes before a second one.
+        // Three near 0, two near 1.5, one at 0.75: each cluster has a prompt before one has a second.
         let units: Vec<Vec<f32>> = [0.0, 0.02, 0.04, 1.5, 1.52, 0.75].map(unit).into();
         let order = order_by_coverage(&units, 3);
-        let bundle = |i: &usize| usize::from(*i >= 3) + usize::from(*i == 5);
-        let bundles: BTreeSet<usize> = order.iter().map(bundle).collect();
-        assert_eq!(bundles.len(), 3, "{order:?}");
+        let cluster = |i: &usize| usize::from(*i >= 3) + usize::from(*i == 5);
+        let clusters: BTreeSet<usize> = order.iter().map(cluster).collect();
+        assert_eq!(clusters.len(), 3, "{order:?}");
         assert_eq!(order_by_coverage(&units, 99).len(), 6);
         assert!(order_by_coverage(&[], 3).is_empty());
     }
 
     #[test]
     fn a_pool_holds_each_text_once_and_no_judged_query() {
-        let ask =
-            |text: &str, truth| JudgedQuery { text: text.into(), group: None, judgements: truth };
-        let asked = [ask("a red mug", Judgements::NoMatch), ask("a hat", Judgements::Unjudged)];
-        let mut pool = PromptPool::without_judged_queries(&asked);
+        let query =
+            |text: &str, judgements| JudgedQuery { text: text.into(), group: None, judgements };
+        let queries =
+            [query("a red mug", Judgements::NoMatch), query("a hat", Judgements::Unjudged)];
+        let mut pool = PromptPool::without_judged_queries(&queries);
         pool.add_texts(["A red mug", "a hat", " A Hat ", "", "a shoe"]);
         assert_eq!(pool.texts, ["a hat", "a shoe"]);
         assert_eq!((pool.excluded_as_judged, pool.excluded_as_full), (1, 0));

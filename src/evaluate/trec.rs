@@ -1,5 +1,5 @@
-//! Rankings and judgements in the formats of TREC, so that rankings of any program can be measured,
-//! and ours by any other.
+//! Rankings and judgements in the formats of TREC, so that rankings of other programs can be measured
+//! here, and ours by other programs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -13,35 +13,35 @@ use super::measures::interval::{
 };
 use super::measures::{Cutoffs, JudgedRanking};
 
-/// Problems that are told at once.
+/// Maximum number of problems that one error lists.
 const MAX_REPORTED_PROBLEMS: usize = 20;
 
-/// Judgements: query to image to grade.
+/// Judgements: grade by image id, by query.
 pub type Qrels = BTreeMap<String, HashMap<String, f64>>;
-/// Rankings: query to images and scores, best first.
+/// Rankings: image ids and scores, best first, by query.
 pub type Run = BTreeMap<String, Vec<(String, f64)>>;
 
-/// Reads a file line by line, and collects what is wrong with it.
+/// Parses the fields of each line with `parse_fields` and collects the problems.
 fn parse_lines(
     content: &str,
     file: &str,
-    mut line: impl FnMut(&[&str]) -> Result<(), String>,
+    mut parse_fields: impl FnMut(&[&str]) -> Result<(), String>,
 ) -> Result<(), QueryFileError> {
-    let (mut problems, mut more) = (Vec::new(), 0);
+    let (mut problems, mut unreported_problems) = (Vec::new(), 0);
     for (i, text) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let fields: Vec<&str> = text.split_whitespace().collect();
-        if let Err(problem) = line(&fields) {
+        if let Err(problem) = parse_fields(&fields) {
             if problems.len() < MAX_REPORTED_PROBLEMS {
                 problems.push(format!("line {}: {problem}", i + 1));
             } else {
-                more += 1;
+                unreported_problems += 1;
             }
         }
     }
     if problems.is_empty() {
         return Ok(());
     }
-    Err(QueryFileError { file: file.to_owned(), problems, unreported_problems: more })
+    Err(QueryFileError { file: file.to_owned(), problems, unreported_problems })
 }
 
 fn parse_number(name: &str, text: &str) -> Result<f64, String> {
@@ -49,7 +49,7 @@ fn parse_number(name: &str, text: &str) -> Result<f64, String> {
     number.ok_or_else(|| format!("{name} {text:?} is not a number"))
 }
 
-/// Reads judgements: `query 0 image grade` a line. A grade below 0 counts as 0, as in `trec_eval`.
+/// Parses judgements: one line `query 0 image grade` each. Grades below 0 count as 0, as in `trec_eval`.
 pub fn parse_qrels(content: &str, file: &str) -> Result<Qrels, QueryFileError> {
     let mut all = Qrels::new();
     parse_lines(content, file, |fields| {
@@ -57,13 +57,15 @@ pub fn parse_qrels(content: &str, file: &str) -> Result<Qrels, QueryFileError> {
             return Err(format!("has {} fields, not the 4: query 0 image grade", fields.len()));
         };
         let grade = parse_number("grade", grade)?.max(0.0);
-        let known = all.entry((*query).to_owned()).or_default().insert((*image).to_owned(), grade);
-        known.map_or(Ok(()), |_| Err(format!("{image} was judged for {query} already")))
+        let previous =
+            all.entry((*query).to_owned()).or_default().insert((*image).to_owned(), grade);
+        previous.map_or(Ok(()), |_| Err(format!("{image} was judged for {query} already")))
     })?;
     Ok(all)
 }
 
-/// Reads rankings: `query Q0 image rank score tag` a line. The score decides; ties go by image id.
+/// Parses rankings: one line `query Q0 image rank score tag` each. Results are ordered by score, then by
+/// image id; the rank is ignored.
 pub fn parse_run(content: &str, file: &str) -> Result<Run, QueryFileError> {
     let mut all: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
     parse_lines(content, file, |fields| {
@@ -74,64 +76,66 @@ pub fn parse_run(content: &str, file: &str) -> Result<Run, QueryFileError> {
             ));
         };
         let score = parse_number("score", score)?;
-        let known = all.entry((*query).to_owned()).or_default().insert((*image).to_owned(), score);
-        known.map_or(Ok(()), |_| Err(format!("{image} was ranked for {query} already")))
+        let previous =
+            all.entry((*query).to_owned()).or_default().insert((*image).to_owned(), score);
+        previous.map_or(Ok(()), |_| Err(format!("{image} was ranked for {query} already")))
     })?;
-    let sorted = |(query, images): (String, BTreeMap<String, f64>)| {
+    let sort_by_score = |(query, images): (String, BTreeMap<String, f64>)| {
         let mut ranking: Vec<(String, f64)> = images.into_iter().collect();
-        // Images come by their ids, and the order of equal ones stays.
+        // The map yields images by id, and the sort is stable.
         ranking.sort_by(|a, b| b.1.total_cmp(&a.1));
         (query, ranking)
     };
-    Ok(all.into_iter().map(sorted).collect())
+    Ok(all.into_iter().map(sort_by_score).collect())
 }
 
-/// What a run is worth, over all queries with a right image; one that a run does not have counts as
-/// nothing found.
+/// Measures of a run over all queries with a relevant image. A query that the run does not have counts
+/// as one whose relevant images were not found.
 #[derive(Debug, Clone, Serialize)]
 pub struct MeasuredRun {
     /// Name of the run.
     pub name: String,
-    /// Queries that have a right image.
+    /// Number of queries that have a relevant image.
     pub queries: usize,
-    /// A column a measure; gains are over the first run, p corrected for the number of runs.
+    /// One comparison with the first run per measure; p is corrected for the number of runs.
     pub columns: Vec<MeasureComparison>,
-    /// Values of each query, in the order of the measures.
+    /// Values by query, in the order of the measures.
     pub by_query: BTreeMap<String, Vec<f64>>,
 }
 
-/// Measures runs; the first is the baseline.
+/// Measures runs and compares each with the first one.
 pub fn measure_runs(runs: &[(String, Run)], qrels: &Qrels, cutoffs: &Cutoffs) -> Vec<MeasuredRun> {
-    let by_query = |run: &Run| {
+    let measure_run = |run: &Run| {
         let measure_query = |(query, grades): (&String, &HashMap<String, f64>)| {
             let empty = Vec::new();
             let ranking = run.get(query).unwrap_or(&empty);
             let grade = |(image, _): &(String, f64)| grades.get(image).copied().unwrap_or(0.0);
-            let own: Vec<f64> = ranking.iter().map(grade).collect();
+            let ranked_grades: Vec<f64> = ranking.iter().map(grade).collect();
             let mut ideal: Vec<f64> = grades.values().copied().filter(|g| *g > 0.0).collect();
             ideal.sort_unstable_by(|a, b| b.total_cmp(a));
-            let first = own.iter().position(|grade| *grade > 0.0).map(|i| i + 1);
+            let first_relevant = ranked_grades.iter().position(|grade| *grade > 0.0);
             let values = cutoffs.measure(&JudgedRanking {
-                grades: &own,
+                grades: &ranked_grades,
                 ideal_grades: &ideal,
-                first_right_rank: first,
+                first_right_rank: first_relevant.map(|i| i + 1),
             })?;
             Some((query.clone(), values))
         };
         qrels.iter().filter_map(measure_query).collect::<BTreeMap<String, Vec<f64>>>()
     };
     let values: Vec<BTreeMap<String, Vec<f64>>> =
-        runs.iter().map(|(_, run)| by_query(run)).collect();
-    let rows = |of: &'_ BTreeMap<String, Vec<f64>>| of.values().cloned().collect::<Vec<_>>();
+        runs.iter().map(|(_, run)| measure_run(run)).collect();
+    let rows =
+        |by_query: &'_ BTreeMap<String, Vec<f64>>| by_query.values().cloned().collect::<Vec<_>>();
     let Some(baseline) = values.first().map(rows) else { return Vec::new() };
     let baseline: Vec<&[f64]> = baseline.iter().map(Vec::as_slice).collect();
     let mut measured: Vec<MeasuredRun> = runs
         .iter()
         .zip(values)
         .map(|((name, _), by_query)| {
-            let own: Vec<&[f64]> = by_query.values().map(Vec::as_slice).collect();
-            let columns = compare_measures(&own, &baseline, RESAMPLING_SEED);
-            MeasuredRun { name: name.clone(), queries: own.len(), columns, by_query }
+            let rows: Vec<&[f64]> = by_query.values().map(Vec::as_slice).collect();
+            let columns = compare_measures(&rows, &baseline, RESAMPLING_SEED);
+            MeasuredRun { name: name.clone(), queries: rows.len(), columns, by_query }
         })
         .collect();
     for measure in 0..cutoffs.measure_names().len() {
@@ -144,7 +148,7 @@ pub fn measure_runs(runs: &[(String, Run)], qrels: &Qrels, cutoffs: &Cutoffs) ->
     measured
 }
 
-/// A configuration's rankings as a run; queries are named by their number, from 1.
+/// Formats a configuration's rankings as a run; a query's name is its number, from 1.
 pub fn format_run(
     rankings: &[Vec<QueryRanking>],
     queries: usize,
@@ -153,33 +157,33 @@ pub fn format_run(
 ) -> String {
     let mut text = String::new();
     for (number, row) in rankings.iter().take(queries).enumerate() {
-        for (place, (picture, score)) in row[configuration].top.iter().enumerate() {
-            let id = &corpus.images[*picture as usize].image_id;
+        for (index, (position, score)) in row[configuration].top.iter().enumerate() {
+            let id = &corpus.images[*position as usize].image_id;
             let _ = writeln!(
                 text,
                 "{} Q0 {} {} {score:.9} bsap",
                 number + 1,
                 escape_id(id.as_str()),
-                place + 1
+                index + 1
             );
         }
     }
     text
 }
 
-/// Judgements of the queries, named by their number, from 1.
+/// Formats the judgements of the queries; a query's name is its number, from 1.
 pub fn format_qrels(image_grades: &[ImageGrades], corpus: &Corpus) -> String {
     let mut text = String::new();
-    for (number, right) in image_grades.iter().enumerate() {
-        for (picture, grade) in &right.grades {
-            let id = &corpus.images[*picture as usize].image_id;
+    for (number, judged) in image_grades.iter().enumerate() {
+        for (position, grade) in &judged.grades {
+            let id = &corpus.images[*position as usize].image_id;
             let _ = writeln!(text, "{} 0 {} {grade}", number + 1, escape_id(id.as_str()));
         }
     }
     text
 }
 
-/// The formats divide fields by spaces.
+/// Escapes spaces, which separate the fields of a line.
 fn escape_id(id: &str) -> String {
     id.replace('%', "%25").replace(' ', "%20")
 }
@@ -189,13 +193,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_are_measured_beside_the_first() {
+    fn runs_are_compared_with_the_first() {
         let qrels = parse_qrels("1 0 a 1\n1 0 b 2\n2 0 c 1\n3 0 d 0\n", "q").unwrap();
         let first = parse_run("1 Q0 x 1 0.9 t\n1 Q0 a 2 0.5 t\n2 Q0 c 1 0.3 t\n", "r").unwrap();
         let second = parse_run("1 Q0 b 9 0.9 t\n1 Q0 x 2 0.5 t\n", "r").unwrap();
         let runs = [("first".to_owned(), first), ("second".to_owned(), second)];
         let measured = measure_runs(&runs, &qrels, &Cutoffs::default());
-        assert_eq!(measured[0].queries, 2, "a query without a right image tells nothing");
+        assert_eq!(measured[0].queries, 2, "a query without a relevant image is not measured");
         assert_eq!(measured[0].by_query["1"][0], 0.0);
         assert_eq!(measured[1].by_query["1"][0], 1.0);
         assert_eq!(measured[1].by_query["2"][0], 0.0, "a query that is missing found nothing");
@@ -203,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_file_is_told_with_its_line() {
+    fn problems_of_a_file_are_reported_with_their_lines() {
         let error = parse_run("1 Q0 x 1 high t\n\n1 2\n", "r.run").unwrap_err().to_string();
         for word in ["r.run", "line 1: score \"high\"", "line 3: has 2 fields"] {
             assert!(error.contains(word), "{error}");

@@ -1,81 +1,84 @@
-//! What a prompt set does on a catalogue: how its scores spread, which prompts are the same, which
-//! dominate, and which images they penalise. Pure.
+//! Measures how a prompt set suits a catalogue: how its scores are distributed, which prompts are nearly
+//! equal, which dominate, and which images they penalise. Pure functions.
 
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::EmbeddedPromptSet;
+use super::embedded::EmbeddedPromptSet;
 use crate::balance::normalise::{BalanceParameters, ScaleConstants};
 use crate::balance::statistics::{ScoreStatistics, dot_product};
 use crate::record::Embedding;
 
-/// Bins of the histogram over the cosine range −1..1; a picture shows those that are used.
+/// Bins of the histogram over the cosine range −1..1.
 const HISTOGRAM_BINS: usize = 400;
-/// Images measured by one task, which share a histogram.
+/// Images per parallel task; each task has a histogram of its own.
 const IMAGES_PER_TASK: usize = 1024;
-/// Prompts of a pair whose embeddings are this near say the same thing to the model.
+/// Two prompts whose embeddings have a higher cosine are near duplicates for the model.
 pub const NEAR_DUPLICATE_COSINE: f32 = 0.95;
 
-/// What is reported of a set.
+/// How a prompt set suits a catalogue.
 #[derive(Debug, Clone, Serialize)]
 pub struct PromptSetReport {
-    /// Images that were measured.
+    /// Number of images measured.
     pub images: usize,
     /// Share of all auxiliary scores in each bin of −1..1.
     #[serde(skip)]
     histogram: Vec<f64>,
-    /// Over all auxiliary scores: 5th percentile, median, 95th percentile.
+    /// 5th percentile, median and 95th percentile of all auxiliary scores.
     pub score_percentiles: [f32; 3],
-    /// An image's own standard deviation: 5th percentile, median, 95th percentile over images.
+    /// 5th percentile, median and 95th percentile over images of the standard deviation of an image's
+    /// scores.
     pub std_percentiles: [f32; 3],
-    /// An image's mean score, likewise. Where it differs much, images score on different scales.
+    /// 5th percentile, median and 95th percentile over images of an image's mean score. If they differ
+    /// much, images score on different scales.
     pub mean_percentiles: [f32; 3],
-    /// Pairs of prompts nearer than [`NEAR`], nearest first.
+    /// Pairs of prompts with a cosine above [`NEAR_DUPLICATE_COSINE`], most similar first.
     pub near_duplicates: Vec<NearDuplicatePair>,
-    /// Prompts by how many images they are the strongest for, most first.
+    /// Prompts that are the strongest of most images.
     pub dominant_prompts: Vec<DominatingPrompt>,
-    /// How many prompts are the strongest one of no image: they say nothing about this catalogue.
+    /// Number of prompts that are the strongest of no image, and hardly matter for this catalogue.
     pub never_strongest: usize,
-    /// Images that lose most by the balance, most first.
+    /// Images whose scores balancing lowers most.
     pub penalised_images: Vec<PenalisedImage>,
 }
 
-/// Two prompts that are nearly the same to the model.
+/// Two prompts that are nearly equal for the model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NearDuplicatePair {
-    /// One.
+    /// The prompt that comes first in the set.
     pub first: String,
-    /// The other.
+    /// The prompt that comes later in the set.
     pub second: String,
     /// Cosine of their embeddings.
     pub cosine: f32,
 }
 
-/// A prompt that is the strongest one of many images.
+/// A prompt that is the strongest of many images.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DominatingPrompt {
     /// The prompt.
     pub text: String,
-    /// Images whose strongest prompt it is, of all images: 0 to 1.
+    /// Share of the images of which it is the strongest prompt, 0 to 1.
     pub share: f64,
 }
 
-/// An image that loses much by the balance.
+/// An image whose scores balancing lowers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PenalisedImage {
-    /// Its index among the images that were given.
+    /// Index of the image among those that were measured.
     pub image_index: usize,
-    /// What a raw score of the catalogue's median strongest prompt loses beside the median image,
-    /// in units of the raw score.
+    /// By how much balancing lowers a typical raw score for this image more than for the median image,
+    /// in units of the raw score. The typical score is the median of the images' strongest prompts.
     pub score_loss: f32,
-    /// The prompt that scores most on it.
+    /// The prompt with the highest score for the image.
     pub strongest_prompt: String,
-    /// That score.
+    /// The raw score of that prompt.
     pub strongest_prompt_score: f32,
 }
 
-/// Measures `set` on the stored embeddings of a catalogue, at most `limit` entries a list; the
-/// constants of `balance` are taken from this set and catalogue. `None` where there are no images.
+/// Measures `set` on the stored embeddings of a catalogue. Lists have at most `limit` entries. The scale
+/// constants of `balance` are replaced by those of this set and catalogue. Returns `None` if there are no
+/// images.
 pub fn measure_prompt_set(
     set: &EmbeddedPromptSet,
     images: &[&Embedding],
@@ -86,9 +89,9 @@ pub fn measure_prompt_set(
         statistics: ScoreStatistics,
         strongest: usize,
     }
-    let parts: Vec<(Vec<MeasuredImage>, Vec<f64>)> = images
+    let chunks: Vec<(Vec<MeasuredImage>, Vec<f64>)> = images
         .par_chunks(IMAGES_PER_TASK)
-        .map(|part| {
+        .map(|chunk| {
             let mut histogram = vec![0f64; HISTOGRAM_BINS];
             let measure = |image: &&Embedding| {
                 let scores = set.score_prompts(image);
@@ -98,13 +101,13 @@ pub fn measure_prompt_set(
                 let (strongest, _) = scores.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1))?;
                 Some(MeasuredImage { statistics: set.statistics_from_scores(&scores)?, strongest })
             };
-            (part.iter().filter_map(measure).collect(), histogram)
+            (chunk.iter().filter_map(measure).collect(), histogram)
         })
         .collect();
     let mut measured = Vec::with_capacity(images.len());
     let mut histogram = vec![0f64; HISTOGRAM_BINS];
-    for (part, counts) in parts {
-        measured.extend(part);
+    for (images_of_chunk, counts) in chunks {
+        measured.extend(images_of_chunk);
         histogram.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
     }
     if measured.is_empty() {
@@ -115,9 +118,9 @@ pub fn measure_prompt_set(
         scale: ScaleConstants::from_catalogue(balance.normaliser, statistics),
         ..*balance
     };
-    let mut wins = vec![0usize; set.embeddings.len()];
+    let mut strongest_counts = vec![0usize; set.embeddings.len()];
     for image in &measured {
-        wins[image.strongest] += 1;
+        strongest_counts[image.strongest] += 1;
     }
     let total: f64 = histogram.iter().sum();
     for share in &mut histogram {
@@ -127,16 +130,17 @@ pub fn measure_prompt_set(
     let percentiles_of = |value: fn(&ScoreStatistics) -> f32| {
         percentiles(measured.iter().map(|m| value(&m.statistics)).collect())
     };
-    // Compared at one raw score, an image's loss is what its own α and β take from it.
-    let typical = percentiles_of(|s| s.max)[1];
-    let balanced =
-        |m: &MeasuredImage| balance.affine_transform(&m.statistics, set.logit_scale).apply(typical);
+    // All images are compared at the same raw score, so that only their α and β make a difference.
+    let typical_score = percentiles_of(|s| s.max)[1];
+    let balanced = |m: &MeasuredImage| {
+        balance.affine_transform(&m.statistics, set.logit_scale).apply(typical_score)
+    };
     let median = percentiles(measured.iter().map(balanced).collect())[1];
     let mut penalised: Vec<PenalisedImage> = measured
         .iter()
         .enumerate()
-        .map(|(image, m)| PenalisedImage {
-            image_index: image,
+        .map(|(image_index, m)| PenalisedImage {
+            image_index,
             score_loss: median - balanced(m),
             strongest_prompt: set.prompt_set.texts[m.strongest].clone(),
             strongest_prompt_score: m.statistics.max,
@@ -147,12 +151,12 @@ pub fn measure_prompt_set(
     });
     penalised.truncate(limit);
 
-    let mut dominating: Vec<DominatingPrompt> = wins
+    let mut dominating: Vec<DominatingPrompt> = strongest_counts
         .iter()
         .zip(&set.prompt_set.texts)
-        .map(|(wins, text)| DominatingPrompt {
+        .map(|(count, text)| DominatingPrompt {
             text: text.clone(),
-            share: *wins as f64 / measured.len() as f64,
+            share: *count as f64 / measured.len() as f64,
         })
         .collect();
     dominating.sort_by(|a, b| b.share.total_cmp(&a.share));
@@ -166,18 +170,19 @@ pub fn measure_prompt_set(
         mean_percentiles: percentiles_of(|s| s.mean),
         near_duplicates: find_near_duplicates(set, limit),
         dominant_prompts: dominating,
-        never_strongest: wins.iter().filter(|w| **w == 0).count(),
+        never_strongest: strongest_counts.iter().filter(|count| **count == 0).count(),
         penalised_images: penalised,
     })
 }
 
 impl PromptSetReport {
-    /// The histogram of all auxiliary scores in at most `rows` rows of equal width, lowest first:
-    /// lower edge, and share of all scores.
+    /// Returns the histogram of all auxiliary scores, merged to at most `rows` rows of equal width and
+    /// without empty bins at the ends. Each row is its lower edge and its share of all scores, lowest
+    /// first.
     pub fn histogram_rows(&self, rows: usize) -> Vec<(f32, f64)> {
-        let used = |share: &f64| *share > 0.0;
-        let first = self.histogram.iter().position(used).unwrap_or(0);
-        let last = self.histogram.iter().rposition(used).unwrap_or(0);
+        let is_used = |share: &f64| *share > 0.0;
+        let first = self.histogram.iter().position(is_used).unwrap_or(0);
+        let last = self.histogram.iter().rposition(is_used).unwrap_or(0);
         let width = (last + 1 - first).div_ceil(rows.max(1));
         self.histogram[first..=last]
             .chunks(width)
@@ -187,7 +192,7 @@ impl PromptSetReport {
     }
 }
 
-/// Pairs of prompts nearer than [`NEAR`], nearest first.
+/// Returns the pairs of prompts with a cosine above [`NEAR_DUPLICATE_COSINE`], most similar first.
 fn find_near_duplicates(set: &EmbeddedPromptSet, limit: usize) -> Vec<NearDuplicatePair> {
     let mut pairs: Vec<NearDuplicatePair> = (0..set.embeddings.len())
         .into_par_iter()
@@ -208,25 +213,24 @@ fn find_near_duplicates(set: &EmbeddedPromptSet, limit: usize) -> Vec<NearDuplic
 }
 
 fn bin_of_score(score: f32) -> usize {
-    let place = f32::midpoint(score.clamp(-1.0, 1.0), 1.0) * HISTOGRAM_BINS as f32;
-    (place as usize).min(HISTOGRAM_BINS - 1)
+    let bin = f32::midpoint(score.clamp(-1.0, 1.0), 1.0) * HISTOGRAM_BINS as f32;
+    (bin as usize).min(HISTOGRAM_BINS - 1)
 }
 
-/// The lower edge of a bin.
 fn bin_lower_edge(bin: usize) -> f32 {
     bin as f32 / HISTOGRAM_BINS as f32 * 2.0 - 1.0
 }
 
 fn histogram_quantile(histogram: &[f64], share: f64) -> f32 {
     let mut sum = 0.0;
-    let found = histogram.iter().position(|s| {
+    let bin = histogram.iter().position(|s| {
         sum += s;
         sum >= share
     });
-    bin_lower_edge(found.unwrap_or(HISTOGRAM_BINS - 1))
+    bin_lower_edge(bin.unwrap_or(HISTOGRAM_BINS - 1))
 }
 
-/// 5th percentile, median, 95th percentile.
+/// Returns the 5th percentile, the median and the 95th percentile.
 fn percentiles(mut values: Vec<f32>) -> [f32; 3] {
     values.sort_unstable_by(f32::total_cmp);
     let last = values.len().saturating_sub(1);
@@ -235,36 +239,24 @@ fn percentiles(mut values: Vec<f32>) -> [f32; 3] {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::OnceLock;
-
     use super::*;
     use crate::balance::normalise::Normaliser;
-    use crate::balance::statistics::StatisticsKey;
     use crate::prompts::PromptSet;
 
     fn embedded_set(embeddings: Vec<Vec<f32>>) -> EmbeddedPromptSet {
         let texts = (0..embeddings.len()).map(|i| format!("prompt {i}")).collect();
-        let set = PromptSet::new("t", texts);
-        let key = StatisticsKey::new("t", 1, &set.fingerprint(), 10.0, 1);
-        EmbeddedPromptSet {
-            prompt_set: set,
-            statistics_key: key,
-            embeddings,
-            logit_scale: 10.0,
-            top_k: 1,
-            vocabulary: OnceLock::new(),
-        }
+        EmbeddedPromptSet::from_embeddings(PromptSet::new("t", texts), embeddings, 10.0, 1)
     }
 
     #[test]
-    fn what_a_set_does_is_found() {
-        let near = (1.0f32 - 0.001).sqrt();
+    fn a_report_finds_duplicates_dominant_prompts_and_penalised_images() {
+        let cosine = (1.0f32 - 0.001).sqrt();
         let set = embedded_set(vec![
             vec![1.0, 0.0, 0.0],
             vec![0.0, 1.0, 0.0],
-            vec![near, 0.0, (1.0 - near * near).sqrt()],
+            vec![cosine, 0.0, (1.0 - cosine * cosine).sqrt()],
         ]);
-        // Three images of the first prompt alone, and one that no prompt fits.
+        // Three images that match the first prompt alone, and one that matches no prompt.
         let images = [[1.0, 0.1, 0.0], [1.0, 0.2, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]].map(
             |v: [f32; 3]| {
                 let norm = v.iter().map(|x| x * x).sum::<f32>().sqrt();
@@ -299,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn no_images_no_report() {
+    fn there_is_no_report_without_images() {
         let balance = BalanceParameters::RAW;
         assert!(
             measure_prompt_set(&embedded_set(vec![vec![1.0], vec![-1.0]]), &[], &balance, 5)

@@ -1,4 +1,4 @@
-//! What is behind the products.
+//! Draws the background of a picture.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use super::surface::{NEAR_BLACK, NEAR_WHITE, Rgb};
 use crate::demo::catalogue::Background;
 
-/// The backdrop of a picture of 100 × 100, as SVG.
+/// Returns the background of a picture as SVG, in a view box of 100 × 100.
 pub fn draw_backdrop(background: Background, rng: &mut ChaCha8Rng) -> String {
     match background {
         Background::White => draw_gradient(NEAR_WHITE, Rgb([226.0, 227.0, 230.0]), rng),
@@ -21,10 +21,10 @@ pub fn draw_backdrop(background: Background, rng: &mut ChaCha8Rng) -> String {
     }
 }
 
-/// A quiet colour, never as strong as a product's.
+/// Returns a random colour that is less saturated than any product's.
 fn muted_colour(rng: &mut ChaCha8Rng) -> Rgb {
-    let mut any = || rng.random_range(120.0..200.0);
-    Rgb([any(), any(), any()])
+    let mut random_value = || rng.random_range(120.0..200.0);
+    Rgb([random_value(), random_value(), random_value()])
 }
 
 fn draw_gradient(inner: Rgb, outer: Rgb, rng: &mut ChaCha8Rng) -> String {

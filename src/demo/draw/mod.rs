@@ -1,7 +1,7 @@
-//! From a scene to a picture.
+//! Draws the picture of a scene.
 //!
-//! The scene is written as SVG and rendered by resvg: shapes stay readable as what they are, and
-//! the same picture can be had at any size. Everything that is not in the scene comes from its
+//! The scene is written as SVG and rendered by resvg, so that shapes stay readable in the source and the
+//! same picture can be rendered at any size. Everything that the scene does not decide comes from its
 //! seed.
 
 mod backdrop;
@@ -19,12 +19,12 @@ use resvg::usvg;
 use super::catalogue::{PhotoStyle, Product, Scene, seeded_rng};
 use surface::ProductTones;
 
-/// A picture that could not be drawn: a fault of this program.
+/// A picture could not be drawn, which is a bug of this program.
 #[derive(Debug, thiserror::Error)]
 #[error("a picture could not be drawn: {0}")]
 pub struct DrawError(String);
 
-/// The scene as a JPEG of `side` × `side` pixels.
+/// Renders a scene as a JPEG of `side_px` × `side_px` pixels.
 pub fn render_jpeg(scene: &Scene, side_px: u32) -> Result<Vec<u8>, DrawError> {
     let rng = &mut seeded_rng(scene.seed, 3);
     let svg = scene_svg(scene, rng);
@@ -48,7 +48,7 @@ pub fn render_jpeg(scene: &Scene, side_px: u32) -> Result<Vec<u8>, DrawError> {
     Ok(jpeg)
 }
 
-/// Sensor noise.
+/// Adds sensor noise.
 fn add_grain(rgb: &mut [u8], rng: &mut ChaCha8Rng) {
     let strength = rng.random_range(3..14);
     for value in rgb {
@@ -57,7 +57,7 @@ fn add_grain(rgb: &mut [u8], rng: &mut ChaCha8Rng) {
     }
 }
 
-/// A place for one thing: its centre and side, in hundredths of the picture.
+/// Centre and side length of one product, in hundredths of the picture's side.
 #[derive(Clone, Copy)]
 struct Placement {
     x: f32,
@@ -65,7 +65,7 @@ struct Placement {
     size: f32,
 }
 
-/// Places for `count` things that hardly overlap.
+/// Returns random placements for `count` products that hardly overlap.
 fn place_products(count: usize, rng: &mut ChaCha8Rng) -> Vec<Placement> {
     let (centres, sizes): (&[(f32, f32)], _) = match count {
         1 => (&[(50.0, 52.0)], 44.0..76.0),
@@ -76,7 +76,7 @@ fn place_products(count: usize, rng: &mut ChaCha8Rng) -> Vec<Placement> {
     };
     let size: f32 = rng.random_range(sizes);
     let slack = if count == 1 { (90.0 - size) / 4.0 } else { 3.0 };
-    let mut places: Vec<Placement> = centres
+    let mut placements: Vec<Placement> = centres
         .iter()
         .map(|(x, y)| Placement {
             x: x + rng.random_range(-slack..slack),
@@ -84,8 +84,8 @@ fn place_products(count: usize, rng: &mut ChaCha8Rng) -> Vec<Placement> {
             size: size * rng.random_range(0.92..1.08),
         })
         .collect();
-    places.shuffle(rng);
-    places
+    placements.shuffle(rng);
+    placements
 }
 
 fn scene_svg(scene: &Scene, rng: &mut ChaCha8Rng) -> String {
@@ -94,21 +94,21 @@ fn scene_svg(scene: &Scene, rng: &mut ChaCha8Rng) -> String {
     if cluttered {
         draw_clutter(&mut body, rng.random_range(3..6), 14.0..26.0, rng);
     }
-    let things: Vec<&Product> =
+    let products: Vec<&Product> =
         scene.products.iter().flat_map(|p| std::iter::repeat_n(p, usize::from(p.count))).collect();
-    let mut tones: Option<(&Product, ProductTones)> = None;
-    for (i, (product, mut place)) in
-        things.iter().zip(place_products(things.len(), rng)).enumerate()
+    let mut last_tones: Option<(&Product, ProductTones)> = None;
+    for (i, (product, mut placement)) in
+        products.iter().zip(place_products(products.len(), rng)).enumerate()
     {
         if cluttered {
-            place.size *= 0.86;
+            placement.size *= 0.86;
         }
-        // Equal products have equal tones, though each is its own piece of cloth.
-        let tones = match &mut tones {
+        // Equal products have equal tones, but each has its own pattern.
+        let tones = match &mut last_tones {
             Some((known, tones)) if *known == *product => tones,
             other => &mut other.insert((product, ProductTones::sample(product.colour, rng))).1,
         };
-        draw_product(&mut body, product, tones, place, i, rng);
+        draw_product(&mut body, product, tones, placement, i, rng);
     }
     if cluttered {
         draw_clutter(&mut body, rng.random_range(0..3), 9.0..15.0, rng);
@@ -123,18 +123,18 @@ fn scene_svg(scene: &Scene, rng: &mut ChaCha8Rng) -> String {
     )
 }
 
-/// One product with its shadow.
+/// Draws one product with its shadow.
 fn draw_product(
     svg: &mut String,
     product: &Product,
     tones: &ProductTones,
-    place: Placement,
+    placement: Placement,
     number: usize,
     rng: &mut ChaCha8Rng,
 ) {
     let shape = products::product_shape(product.kind);
     let (paint, shade, glow) = (format!("p{number}"), format!("s{number}"), format!("g{number}"));
-    let tones_of = |part: &str| {
+    let fill_colours = |part: &str| {
         part.replace("@c", &tones.main.to_hex())
             .replace("@d", &tones.dark.to_hex())
             .replace("@l", &tones.light.to_hex())
@@ -144,7 +144,7 @@ fn draw_product(
     };
     let rotation: f32 = rng.random_range(-12.0..12.0);
     let flip = if rng.random_bool(0.5) { -1.0 } else { 1.0 };
-    let scale = place.size / 100.0;
+    let scale = placement.size / 100.0;
     let (dark, bright) = (rng.random_range(0.18..0.34), rng.random_range(0.15..0.35));
     // Writing to a string cannot fail.
     let _ = write!(
@@ -162,34 +162,34 @@ fn draw_product(
 {front}</g>"##,
         paint_definition = surface::paint_definition(&paint, product.pattern, tones, rng),
         body = shape.body,
-        back = tones_of(shape.back),
-        front = tones_of(shape.front),
-        x = place.x,
-        y = place.y,
+        back = fill_colours(shape.back),
+        front = fill_colours(shape.front),
+        x = placement.x,
+        y = placement.y,
         sx_scale = scale * flip,
-        sx = place.x + place.size * 0.04,
-        sy = place.y + place.size * 0.46,
-        rx = place.size * 0.56,
-        ry = place.size * 0.11,
+        sx = placement.x + placement.size * 0.04,
+        sy = placement.y + placement.size * 0.46,
+        rx = placement.size * 0.56,
+        ry = placement.size * 0.11,
     );
 }
 
-/// Small things around the products.
+/// Draws small things around the products.
 fn draw_clutter(svg: &mut String, count: usize, sizes: std::ops::Range<f32>, rng: &mut ChaCha8Rng) {
     for _ in 0..count {
-        let thing = products::CLUTTER_SHAPES.choose(rng).copied().unwrap_or_default();
+        let shape = products::CLUTTER_SHAPES.choose(rng).copied().unwrap_or_default();
         let scale = rng.random_range(sizes.clone()) / 100.0;
         let (x, y) = (rng.random_range(4.0..96.0), rng.random_range(8.0..96.0));
         let rotation: f32 = rng.random_range(0.0..360.0);
         // Writing to a string cannot fail.
         let _ = write!(
             svg,
-            r#"<g transform="translate({x} {y}) rotate({rotation}) scale({scale}) translate(-50 -50)" opacity=".9">{thing}</g>"#
+            r#"<g transform="translate({x} {y}) rotate({rotation}) scale({scale}) translate(-50 -50)" opacity=".9">{shape}</g>"#
         );
     }
 }
 
-/// Light that falls from one side.
+/// Returns an overlay of light from one side.
 fn light_svg(rng: &mut ChaCha8Rng, strength: f32) -> String {
     let (x1, x2) = if rng.random_bool(0.5) { (0, 100) } else { (100, 0) };
     let strength = rng.random_range(0.0..strength);
@@ -198,7 +198,7 @@ fn light_svg(rng: &mut ChaCha8Rng, strength: f32) -> String {
     )
 }
 
-/// The same things under another light: a cast of colour, darker corners, not quite in focus.
+/// Returns the same picture in other light: with a colour cast, darker corners and slightly out of focus.
 fn shift_svg(body: &str, rng: &mut ChaCha8Rng) -> String {
     let cast =
         *["#ffd29a", "#a9c8ff", "#c9f0c4", "#8f8fa8", "#f3b7c6"].choose(rng).unwrap_or(&"#ffd29a");

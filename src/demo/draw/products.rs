@@ -1,22 +1,22 @@
-//! The shapes of the products, as SVG in a box of 100 × 100, standing at the bottom.
+//! The shapes of the products, as SVG in a box of 100 × 100 and aligned to its bottom.
 //!
-//! Each has what is behind its body, the body itself (which takes colour and pattern), and what is
-//! before it. `@c` is the product's colour, `@d` a darker and `@l` a lighter tone of it; `@m` is
-//! metal, `@k` wood, `@w` paper white.
+//! Each has three layers: what is behind its body, the body (which has the product's colour and pattern),
+//! and what is in front of it. Placeholders for colours: `@c` is the product's colour, `@d` a darker and
+//! `@l` a lighter tone of it; `@m` is metal, `@k` wood, `@w` paper white.
 
 use crate::demo::catalogue::ProductKind;
 
-/// The drawing of a product.
+/// The layers of a product's drawing, as SVG.
 pub struct ProductShape {
-    /// Behind the body.
+    /// The layer behind the body.
     pub back: &'static str,
-    /// The body, without fill.
+    /// The body, without colours.
     pub body: &'static str,
-    /// Before the body.
+    /// The layer in front of the body.
     pub front: &'static str,
 }
 
-/// The drawing of `kind`.
+/// Returns the drawing of a kind of product.
 pub fn product_shape(kind: ProductKind) -> ProductShape {
     let (back, body, front) = match kind {
         ProductKind::Mug => (
@@ -157,7 +157,7 @@ pub fn product_shape(kind: ProductKind) -> ProductShape {
     ProductShape { back, body, front }
 }
 
-/// Small things that lie around in cluttered pictures: none of them is a product.
+/// Small things in cluttered pictures, as SVG. None of them is a product.
 pub const CLUTTER_SHAPES: [&str; 8] = [
     r##"<path d="M8 92q4-70 84-84q0 78-84 84z" fill="#7c9a63"/><path d="M8 92l60-62" stroke="#56733f" stroke-width="3"/>"##,
     r##"<path d="M8 80l66-66l12 12l-66 66z" fill="#c9a24b"/><path d="M8 80l-4 16l16-4z" fill="#e8d3ac"/><path d="M74 14l8-8q8 0 12 12l-8 8z" fill="#b98a84"/>"##,

@@ -1,4 +1,4 @@
-//! Colours and surface patterns.
+//! Colours and surface patterns of products.
 
 use rand::RngExt;
 use rand::seq::IndexedRandom;
@@ -11,25 +11,25 @@ use crate::demo::catalogue::{Colour, Pattern};
 pub struct Rgb(pub [f32; 3]);
 
 impl Rgb {
-    /// As SVG writes it.
+    /// Returns the colour as SVG writes it: `#rrggbb`.
     pub fn to_hex(self) -> String {
         let [r, g, b] = self.0.map(|v| v.round().clamp(0.0, 255.0) as u8);
         format!("#{r:02x}{g:02x}{b:02x}")
     }
 
-    /// `share` of the way to `other`.
+    /// Returns the mixture with the given share (0 to 1) of `other`.
     pub fn mix_toward(self, other: Self, share: f32) -> Self {
         let mut mixed = self.0;
-        for (value, goal) in mixed.iter_mut().zip(other.0) {
-            *value += (goal - *value) * share;
+        for (value, target) in mixed.iter_mut().zip(other.0) {
+            *value += (target - *value) * share;
         }
         Self(mixed)
     }
 }
 
-/// Black and white, not quite.
+/// Black that still shows shadows.
 pub const NEAR_BLACK: Rgb = Rgb([30.0, 32.0, 38.0]);
-/// White that still shows light.
+/// White that still shows highlights.
 pub const NEAR_WHITE: Rgb = Rgb([250.0, 249.0, 245.0]);
 
 fn base_colour(colour: Colour) -> Rgb {
@@ -50,18 +50,18 @@ fn base_colour(colour: Colour) -> Rgb {
 
 /// The tones of one product.
 pub struct ProductTones {
-    /// Its colour.
+    /// The product's colour.
     pub main: Rgb,
-    /// A darker tone of it.
+    /// A darker tone of the colour.
     pub dark: Rgb,
-    /// A lighter tone of it.
+    /// A lighter tone of the colour.
     pub light: Rgb,
-    /// What the pattern is drawn with.
+    /// The second colour of the pattern.
     pub pattern: Rgb,
 }
 
 impl ProductTones {
-    /// Tones of `colour`, no two products quite alike.
+    /// Returns random tones of `colour`, which differ slightly between products.
     pub fn sample(colour: Colour, rng: &mut ChaCha8Rng) -> Self {
         let mut main = base_colour(colour);
         for value in &mut main.0 {
@@ -85,8 +85,8 @@ impl ProductTones {
     }
 }
 
-/// The definition of the paint `id` that covers a body: at most two fifths in the second tone, so
-/// that the main colour stays the main one.
+/// Returns the SVG definition of the paint `id` that covers a product's body. At most two fifths of the
+/// surface have the second colour, so that the main colour dominates.
 pub fn paint_definition(
     id: &str,
     pattern: Pattern,
@@ -96,9 +96,9 @@ pub fn paint_definition(
     let (main, second) = (tones.main.to_hex(), tones.pattern.to_hex());
     let rotation = *[0.0, 90.0, 45.0, -45.0].choose(rng).unwrap_or(&0.0);
     let step: f32 = rng.random_range(11.0..17.0);
-    let tile = |width: f32, height: f32, turn: f32, marks: String| {
+    let tile = |width: f32, height: f32, angle: f32, marks: String| {
         format!(
-            r#"<pattern id="{id}" width="{width}" height="{height}" patternUnits="userSpaceOnUse" patternTransform="rotate({turn})"><rect width="{width}" height="{height}" fill="{main}"/>{marks}</pattern>"#
+            r#"<pattern id="{id}" width="{width}" height="{height}" patternUnits="userSpaceOnUse" patternTransform="rotate({angle})"><rect width="{width}" height="{height}" fill="{main}"/>{marks}</pattern>"#
         )
     };
     match pattern {
@@ -121,11 +121,11 @@ pub fn paint_definition(
         }
         Pattern::Checked => {
             let half = step * 0.5;
-            let turn = if rotation.abs() == 45.0 { 45.0 } else { 0.0 };
+            let angle = if rotation.abs() == 45.0 { 45.0 } else { 0.0 };
             let squares = format!(
                 r#"<path d="M0 0h{half}v{half}h-{half}zM{half} {half}h{half}v{half}h-{half}z" fill="{second}"/>"#
             );
-            tile(step, step, turn, squares)
+            tile(step, step, angle, squares)
         }
         Pattern::Zigzag => {
             let (half, line) = (step * 0.5, step * 0.24);
@@ -137,7 +137,7 @@ pub fn paint_definition(
             tile(step, step * 1.1, if rotation.abs() == 45.0 { 0.0 } else { rotation }, line)
         }
         Pattern::TwoTone => {
-            // Bodies are not as high as their box: the main colour takes the lower part or one side.
+            // Bodies are lower than their box, so the main colour covers the lower part or one side.
             let (x2, y2, at) = if rng.random_bool(0.4) {
                 (0, 100, rng.random_range(0.45..0.52))
             } else {

@@ -1,4 +1,4 @@
-//! TODO
+//! Compares the rankings of all configurations with those of the baseline.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,63 +22,64 @@ use crate::evaluate::measures::interval::{
 };
 use crate::evaluate::measures::{Cutoffs, FALSE_HIT_MEASURE, JudgedRanking};
 
-/// Queries whose change is shown, of each kind and configuration.
+/// Changed queries in each list of [`RankingChanges`].
 const MAX_SHOWN_CHANGES: usize = 8;
-/// Results of a shown query.
+/// Results shown of a changed query.
 const MAX_SHOWN_RESULTS: usize = 5;
-/// Images that are told to be on top most often.
+/// Images in [`Hubness::hubs`].
 const MAX_SHOWN_HUBS: usize = 3;
-/// Groups that are told apart; smaller ones than the largest so many are told as `other`.
+/// Groups that are measured separately: the largest ones. All smaller ones together become `other`.
 const MAX_QUERY_GROUPS: usize = 20;
 
-/// What is compared.
+/// Rankings of the same queries under several configurations, ready to be compared.
 pub struct ConfigurationComparison<'a> {
-    /// The images.
+    /// The images that were ranked.
     pub corpus: &'a Corpus,
-    /// The ways to rank.
+    /// The configurations that ranked them.
     pub configurations: &'a [RankingConfiguration],
-    /// With which of them all others are compared.
+    /// Index of the configuration with which all others are compared.
     pub baseline: usize,
-    /// The queries.
+    /// The queries that were ranked.
     pub queries: &'a [JudgedQuery],
-    /// Right images of each query.
+    /// Grades of the judged images of each query.
     pub image_grades: &'a [ImageGrades],
-    /// Texts that match nothing.
+    /// Texts that match no image.
     pub probes: &'a [NoMatchProbe],
-    /// Rankings: a row a query, then a row a probe; in it an entry a configuration.
+    /// One row per query, then one row per probe; each has one entry per configuration.
     pub rankings: &'a [Vec<QueryRanking>],
-    /// How far down is looked.
+    /// The ranks down to which the measures go.
     pub cutoffs: &'a Cutoffs,
-    /// What thresholds are to reach.
+    /// What chosen thresholds must achieve.
     pub targets: ThresholdTargets,
-    /// What hand correction costs.
+    /// The cost of manual correction, if the owner gave it.
     pub cost: Option<CorrectionCost>,
 }
 
 impl ConfigurationComparison<'_> {
-    /// Compares.
+    /// Measures every configuration and compares it with the baseline.
     pub fn compare_all(&self) -> Vec<ConfigurationResult> {
         let count = self.configurations.len();
         let measured: Vec<Vec<Option<Vec<f64>>>> = (0..count)
             .map(|c| (0..self.queries.len()).map(|q| self.measure_query(q, c)).collect())
             .collect();
-        let mut outcomes: Vec<ConfigurationResult> = (0..count)
+        let mut results: Vec<ConfigurationResult> = (0..count)
             .into_par_iter()
             .map(|c| self.compare_configuration(c, &measured[c], &measured[self.baseline]))
             .collect();
-        self.correct_p_values(&mut outcomes);
-        outcomes
+        self.correct_p_values(&mut results);
+        results
     }
 
+    /// Returns the measures of one ranking; `None` if the query has no relevant image.
     fn measure_query(&self, query: usize, configuration: usize) -> Option<Vec<f64>> {
-        let (right, ranked) = (&self.image_grades[query], &self.rankings[query][configuration]);
+        let (judged, ranking) = (&self.image_grades[query], &self.rankings[query][configuration]);
         let grades: Vec<f64> =
-            ranked.top.iter().map(|(picture, _)| right.grade(*picture)).collect();
-        let ideal = right.ideal_grades();
+            ranking.top.iter().map(|(position, _)| judged.grade(*position)).collect();
+        let ideal = judged.ideal_grades();
         self.cutoffs.measure(&JudgedRanking {
             grades: &grades,
             ideal_grades: &ideal,
-            first_right_rank: ranked.first_right_rank,
+            first_right_rank: ranking.first_right_rank,
         })
     }
 
@@ -88,11 +89,12 @@ impl ConfigurationComparison<'_> {
         measured: &[Option<Vec<f64>>],
         baseline: &[Option<Vec<f64>>],
     ) -> ConfigurationResult {
-        let own = &self.configurations[configuration];
-        let all: Vec<usize> = (0..self.queries.len()).filter(|q| measured[*q].is_some()).collect();
-        let summary = |queries: &[usize]| {
-            let rows = |from: &'_ [Option<Vec<f64>>]| -> Vec<Vec<f64>> {
-                queries.iter().filter_map(|q| from[*q].clone()).collect()
+        let settings = &self.configurations[configuration];
+        let judged_queries: Vec<usize> =
+            (0..self.queries.len()).filter(|q| measured[*q].is_some()).collect();
+        let summarise = |queries: &[usize]| {
+            let rows = |measured: &'_ [Option<Vec<f64>>]| -> Vec<Vec<f64>> {
+                queries.iter().filter_map(|q| measured[*q].clone()).collect()
             };
             let (new, old) = (rows(measured), rows(baseline));
             let new: Vec<&[f64]> = new.iter().map(Vec::as_slice).collect();
@@ -101,49 +103,52 @@ impl ConfigurationComparison<'_> {
             (!columns.is_empty())
                 .then_some(MeasureSummary { queries: queries.len(), measures: columns })
         };
-        let whole = summary(&all);
-        let groups = self.group_queries(&all);
-        let groups = groups.into_iter().filter_map(|(name, qs)| Some((name, summary(&qs)?)));
-        let other = configuration != self.baseline;
+        let overall = summarise(&judged_queries);
+        let groups = self.group_queries(&judged_queries);
+        let groups = groups.into_iter().filter_map(|(name, qs)| Some((name, summarise(&qs)?)));
+        let is_baseline = configuration == self.baseline;
         let false_hit =
             self.cutoffs.measure_names().iter().position(|name| name == FALSE_HIT_MEASURE);
-        let gain = whole.as_ref().zip(false_hit).map(|(all, column)| all.measures[column].gain);
-        let savings = self.cost.zip(gain).filter(|_| other);
+        let false_hit_gain =
+            overall.as_ref().zip(false_hit).map(|(all, measure)| all.measures[measure].gain);
+        let savings = self.cost.zip(false_hit_gain).filter(|_| !is_baseline);
         ConfigurationResult {
-            name: own.name.clone(),
-            setting: own.to_reported(self.corpus),
+            name: settings.name.clone(),
+            setting: settings.to_reported(self.corpus),
             groups: groups.collect(),
-            false_hit_rate_above_min_score: self.measure_false_above(configuration, &all),
+            false_hit_rate_above_min_score: self
+                .measure_false_hits_above_min_score(configuration, &judged_queries),
             hubness: self.measure_hubness(configuration),
-            stability: other.then(|| self.measure_stability(configuration)).flatten(),
+            stability: (!is_baseline).then(|| self.measure_stability(configuration)).flatten(),
             savings: savings.map(|(cost, gain)| cost.estimate_savings(gain)),
-            thresholds: self.choose_thresholds(configuration, &all),
-            changes: if other {
-                self.largest_changes(configuration, measured, baseline)
-            } else {
+            thresholds: self.choose_thresholds(configuration, &judged_queries),
+            changes: if is_baseline {
                 RankingChanges::default()
+            } else {
+                self.largest_changes(configuration, measured, baseline)
             },
-            overall: whole,
+            overall,
         }
     }
 
-    /// p values are corrected for the number of configurations, measure by measure.
-    fn correct_p_values(&self, outcomes: &mut [ConfigurationResult]) {
-        let others: Vec<usize> = (0..outcomes.len()).filter(|c| *c != self.baseline).collect();
+    /// Corrects the p values of each measure for the number of configurations compared.
+    fn correct_p_values(&self, results: &mut [ConfigurationResult]) {
+        let others: Vec<usize> = (0..results.len()).filter(|c| *c != self.baseline).collect();
         for measure in 0..self.cutoffs.measure_names().len() {
-            let column = |outcome: &ConfigurationResult| {
-                Some(outcome.overall.as_ref()?.measures[measure].p_value)
+            let p_value = |result: &ConfigurationResult| {
+                Some(result.overall.as_ref()?.measures[measure].p_value)
             };
-            let p: Option<Vec<f64>> = others.iter().map(|c| column(&outcomes[*c])).collect();
+            let p: Option<Vec<f64>> = others.iter().map(|c| p_value(&results[*c])).collect();
             let Some(p) = p else { return };
             for (other, corrected) in others.iter().zip(correct_by_holm(&p)) {
-                if let Some(all) = &mut outcomes[*other].overall {
+                if let Some(all) = &mut results[*other].overall {
                     all.measures[measure].p_value = corrected;
                 }
             }
         }
     }
 
+    /// Returns the queries of each group, at most [`MAX_QUERY_GROUPS`] and `other`.
     fn group_queries(&self, queries: &[usize]) -> BTreeMap<String, Vec<usize>> {
         let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for query in queries {
@@ -164,91 +169,92 @@ impl ConfigurationComparison<'_> {
         groups
     }
 
-    fn measure_false_above(
+    fn measure_false_hits_above_min_score(
         &self,
         configuration: usize,
         queries: &[usize],
     ) -> Option<ConfidenceInterval> {
         let min_score = self.configurations[configuration].min_score?;
-        let ranked = |q: &usize| &self.rankings[*q][configuration];
-        let shown: Vec<f64> = queries
+        let ranking = |q: &usize| &self.rankings[*q][configuration];
+        let false_hits: Vec<f64> = queries
             .iter()
-            .filter(|q| ranked(q).best_hit.score >= min_score)
-            .map(|q| f64::from(u8::from(ranked(q).first_right_rank != Some(1))))
+            .filter(|q| ranking(q).best_hit.score >= min_score)
+            .map(|q| f64::from(u8::from(ranking(q).first_right_rank != Some(1))))
             .collect();
-        bootstrap_mean(&shown, RESAMPLING_SEED)
+        bootstrap_mean(&false_hits, RESAMPLING_SEED)
     }
 
-    /// Queries whose whole ranking is looked at.
+    /// Returns the queries for which all images are ranked, not only judged ones.
     fn fully_ranked_queries(&self) -> impl Iterator<Item = usize> {
         (0..self.queries.len()).filter(|query| !self.image_grades[*query].judged_only)
     }
 
     fn measure_hubness(&self, configuration: usize) -> Option<Hubness> {
         let table = &self.corpus.tables[self.configurations[configuration].table_index];
-        let mut among: BTreeMap<u32, u32> = BTreeMap::new();
-        let mut first: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut top_counts: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut first_counts: BTreeMap<u32, u32> = BTreeMap::new();
         let queries = self.fully_ranked_queries().count();
         if queries == 0 {
             return None;
         }
-        for ranked in self.fully_ranked_queries().map(|query| &self.rankings[query][configuration])
-        {
-            for (place, (picture, _)) in ranked.top.iter().enumerate() {
-                *among.entry(*picture).or_default() += 1;
-                if place == 0 {
-                    *first.entry(*picture).or_default() += 1;
+        for query in self.fully_ranked_queries() {
+            let top = &self.rankings[query][configuration].top;
+            for (index, (position, _)) in top.iter().enumerate() {
+                *top_counts.entry(*position).or_default() += 1;
+                if index == 0 {
+                    *first_counts.entry(*position).or_default() += 1;
                 }
             }
         }
         let images = table.image_positions().len().max(1);
-        let mut hubs: Vec<(u32, u32)> = first.into_iter().collect();
+        let mut hubs: Vec<(u32, u32)> = first_counts.into_iter().collect();
         hubs.sort_by_key(|hub| std::cmp::Reverse(hub.1));
-        let hub = |(picture, count): &(u32, u32)| HubImage {
-            image_id: self.corpus.images[*picture as usize].image_id.to_string(),
+        let hub_image = |(position, count): &(u32, u32)| HubImage {
+            image_id: self.corpus.images[*position as usize].image_id.to_string(),
             share: f64::from(*count) / queries as f64,
         };
         Some(Hubness {
             depth: self.cutoffs.depth(),
-            never_ranked_share: 1.0 - among.len() as f64 / images as f64,
-            skewness: skewness(among.into_values(), images),
-            hubs: hubs.iter().take(MAX_SHOWN_HUBS).map(hub).collect(),
+            never_ranked_share: 1.0 - top_counts.len() as f64 / images as f64,
+            skewness: skewness(top_counts.into_values(), images),
+            hubs: hubs.iter().take(MAX_SHOWN_HUBS).map(hub_image).collect(),
         })
     }
 
     fn measure_stability(&self, configuration: usize) -> Option<RankingStability> {
-        let truth = |is: bool| f64::from(u8::from(is));
-        let (mut first, mut any, mut overlaps) = (Vec::new(), Vec::new(), Vec::new());
+        let as_number = |is_true: bool| f64::from(u8::from(is_true));
+        let (mut first_changed, mut any_changed, mut overlaps) =
+            (Vec::new(), Vec::new(), Vec::new());
         for query in self.fully_ranked_queries() {
             let (old, new) = self.top_images_before_after(query, configuration);
-            first.push(truth(old.first() != new.first()));
-            any.push(truth(old != new));
+            first_changed.push(as_number(old.first() != new.first()));
+            any_changed.push(as_number(old != new));
             overlaps.push(overlap_share(&old, &new));
         }
         Some(RankingStability {
             depth: self.cutoffs.depth(),
-            queries: first.len(),
-            top_hit_changed: bootstrap_mean(&first, RESAMPLING_SEED)?,
-            any_changed: bootstrap_mean(&any, RESAMPLING_SEED)?,
+            queries: first_changed.len(),
+            top_hit_changed: bootstrap_mean(&first_changed, RESAMPLING_SEED)?,
+            any_changed: bootstrap_mean(&any_changed, RESAMPLING_SEED)?,
             overlap: bootstrap_mean(&overlaps, RESAMPLING_SEED)?,
         })
     }
 
-    /// The best images of the baseline and of a configuration.
+    /// Returns the top images under the baseline and under a configuration.
     fn top_images_before_after(&self, query: usize, configuration: usize) -> (Vec<u32>, Vec<u32>) {
         let top_images = |c: usize| self.rankings[query][c].top.iter().map(|(p, _)| *p).collect();
         (top_images(self.baseline), top_images(configuration))
     }
 
     fn choose_thresholds(&self, configuration: usize, judged: &[usize]) -> Option<Thresholds> {
-        let hit = |row: usize| &self.rankings[row][configuration];
-        // Where only judged images are looked at, the best hit is not what a user sees.
-        let whole = judged.iter().filter(|q| !self.image_grades[**q].judged_only);
-        let answers = whole.map(|q| CalibrationSample {
+        let ranking = |row: usize| &self.rankings[row][configuration];
+        // If only judged images are ranked, the first result is not the one that a user sees.
+        let fully_ranked = judged.iter().filter(|q| !self.image_grades[**q].judged_only);
+        let with_match = fully_ranked.map(|q| CalibrationSample {
             text: &self.queries[*q].text,
-            best_hit: hit(*q).best_hit,
+            best_hit: ranking(*q).best_hit,
             ground_truth: GroundTruth::HasMatch {
-                best_hit_is_right: hit(*q).first_right_rank == Some(1),
+                best_hit_is_right: ranking(*q).first_right_rank == Some(1),
             },
         });
         let absent = (0..self.queries.len())
@@ -256,14 +262,16 @@ impl ConfigurationComparison<'_> {
             .map(|q| (&self.queries[q].text, q, NoMatchKind::Absent));
         let probes = self.probes.iter().enumerate();
         let probes = probes.map(|(i, probe)| (&probe.text, self.queries.len() + i, probe.kind));
-        let nothing = absent.chain(probes).map(|(text, row, kind)| CalibrationSample {
+        let without_match = absent.chain(probes).map(|(text, row, kind)| CalibrationSample {
             text,
-            best_hit: hit(row).best_hit,
+            best_hit: ranking(row).best_hit,
             ground_truth: GroundTruth::NoMatch(kind),
         });
-        choose_thresholds(&answers.chain(nothing).collect::<Vec<_>>(), self.targets)
+        choose_thresholds(&with_match.chain(without_match).collect::<Vec<_>>(), self.targets)
     }
 
+    /// Returns the queries whose rankings differ most from the baseline's: judged ones by nDCG,
+    /// unjudged ones by overlap.
     fn largest_changes(
         &self,
         configuration: usize,
@@ -273,27 +281,27 @@ impl ConfigurationComparison<'_> {
         let ndcg = self.cutoffs.measure_names().iter().position(|name| name.starts_with("nDCG"));
         let Some(ndcg) = ndcg else { return RankingChanges::default() };
         let mut judged: Vec<(usize, f64)> = Vec::new();
-        let mut unknown: Vec<(usize, f64, bool)> = Vec::new();
+        let mut unjudged: Vec<(usize, f64, bool)> = Vec::new();
         for query in 0..self.queries.len() {
             if let (Some(new), Some(old)) = (&measured[query], &baseline[query]) {
                 judged.push((query, new[ndcg] - old[ndcg]));
             } else {
                 let (old, new) = self.top_images_before_after(query, configuration);
                 if old != new {
-                    unknown.push((query, overlap_share(&old, &new), old.first() != new.first()));
+                    unjudged.push((query, overlap_share(&old, &new), old.first() != new.first()));
                 }
             }
         }
         judged.sort_by(|a, b| b.1.total_cmp(&a.1));
-        unknown.sort_by(|a, b| a.1.total_cmp(&b.1).then(b.2.cmp(&a.2)));
-        let gain =
+        unjudged.sort_by(|a, b| a.1.total_cmp(&b.1).then(b.2.cmp(&a.2)));
+        let describe_judged =
             |(query, gain): &(usize, f64)| self.describe_change(*query, configuration, Some(*gain));
-        let up = judged.iter().filter(|(_, gain)| *gain > 0.0);
-        let down = judged.iter().rev().filter(|(_, gain)| *gain < 0.0);
+        let improved = judged.iter().filter(|(_, gain)| *gain > 0.0);
+        let worsened = judged.iter().rev().filter(|(_, gain)| *gain < 0.0);
         RankingChanges {
-            improved: up.take(MAX_SHOWN_CHANGES).map(gain).collect(),
-            worsened: down.take(MAX_SHOWN_CHANGES).map(gain).collect(),
-            unjudged: unknown
+            improved: improved.take(MAX_SHOWN_CHANGES).map(describe_judged).collect(),
+            worsened: worsened.take(MAX_SHOWN_CHANGES).map(describe_judged).collect(),
+            unjudged: unjudged
                 .iter()
                 .take(MAX_SHOWN_CHANGES)
                 .map(|(query, ..)| self.describe_change(*query, configuration, None))
@@ -307,36 +315,36 @@ impl ConfigurationComparison<'_> {
         configuration: usize,
         gain: Option<f64>,
     ) -> RankingChange {
-        let asked = &self.queries[query];
-        let shown = |c: usize| {
-            let best = self.rankings[query][c].top.iter().take(MAX_SHOWN_RESULTS);
-            best.map(|(picture, score)| {
-                let known = &self.corpus.images[*picture as usize];
+        let judged_query = &self.queries[query];
+        let shown_results = |c: usize| {
+            let top = self.rankings[query][c].top.iter().take(MAX_SHOWN_RESULTS);
+            top.map(|(position, score)| {
+                let image = &self.corpus.images[*position as usize];
                 ShownResult {
-                    image_id: known.image_id.to_string(),
-                    title: known.attributes.get("title").cloned(),
+                    image_id: image.image_id.to_string(),
+                    title: image.attributes.get("title").cloned(),
                     score: *score,
-                    is_relevant: gain.map(|_| self.image_grades[query].grade(*picture) > 0.0),
-                    image_position: *picture,
+                    is_relevant: gain.map(|_| self.image_grades[query].grade(*position) > 0.0),
+                    image_position: *position,
                 }
             })
             .collect()
         };
         let (old, new) = self.top_images_before_after(query, configuration);
         RankingChange {
-            text: asked.text.clone(),
-            group: asked.group.clone(),
+            text: judged_query.text.clone(),
+            group: judged_query.group.clone(),
             gain,
             overlap: overlap_share(&old, &new),
-            before: shown(self.baseline),
-            after: shown(configuration),
+            before: shown_results(self.baseline),
+            after: shown_results(configuration),
         }
     }
 }
 
-/// Share of the images that both have, of the longer of both.
+/// Returns the number of images that both lists have, divided by the length of the longer one.
 fn overlap_share(a: &[u32], b: &[u32]) -> f64 {
-    let set: BTreeSet<&u32> = a.iter().collect();
-    let both = b.iter().filter(|picture| set.contains(picture)).count();
-    both as f64 / a.len().max(b.len()).max(1) as f64
+    let in_a: BTreeSet<&u32> = a.iter().collect();
+    let common = b.iter().filter(|image| in_a.contains(image)).count();
+    common as f64 / a.len().max(b.len()).max(1) as f64
 }

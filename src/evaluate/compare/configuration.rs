@@ -1,4 +1,4 @@
-//! Ways to rank, as typed and as resolved.
+//! Resolves typed configurations against a catalogue.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,49 +8,49 @@ use serde::Serialize;
 use super::corpus::{Corpus, CorpusTable};
 use super::spec::{BaseConfiguration, ConfigurationSpec};
 use crate::balance::calibration::{Calibration, Vocabulary};
-use crate::balance::normalise::{BalanceParameters, Normaliser, ScaleConstants};
+use crate::balance::normalise::{AffineTransform, BalanceParameters, Normaliser, ScaleConstants};
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::catalogue::{CatalogueState, PromptSetRecord, ServingConfig};
 use crate::clip::Encoders;
 use crate::prompts::{EmbeddedPromptSet, PromptError, PromptSet};
 
-/// A way to rank.
+/// A way to rank, ready to use.
 #[derive(Clone)]
 pub struct RankingConfiguration {
     /// Name in reports.
     pub name: String,
-    /// Which of the world's tables.
+    /// Index into [`Corpus::tables`].
     pub table_index: usize,
-    /// Whose statistics; none for plain CLIP.
+    /// The prompt set whose statistics balance the scores; `None` for plain CLIP.
     pub prompt_set: Option<Arc<EmbeddedPromptSet>>,
     /// Formula, weight and constants.
     pub balance: BalanceParameters,
-    /// Hits with a lower score are not shown.
+    /// Results with a lower score are not shown.
     pub min_score: Option<f32>,
-    /// Thresholds that are stored with it.
+    /// Thresholds that are stored with it; only an unmodified base has them.
     pub calibration: Option<Calibration>,
-    /// Words of the prompt set that is served with it.
+    /// Words of the prompt set, from which no-match signals are computed.
     pub vocabulary: Arc<Vocabulary>,
 }
 
-/// A configuration in a report: enough to serve it.
+/// A configuration as a report describes it, with everything needed to serve it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ReportedConfiguration {
-    /// The generation it reads.
+    /// Id of the generation that it ranks.
     pub generation: String,
-    /// Fingerprint of the model.
+    /// Fingerprint of the generation's model.
     pub model: String,
-    /// Key of the prompt set; none for plain CLIP.
+    /// Key of the prompt set; `None` for plain CLIP.
     pub prompt_set: Option<StatisticsKey>,
     /// Formula, weight and constants.
     #[serde(flatten)]
     pub balance: BalanceParameters,
-    /// Hits with a lower score are not shown.
+    /// Results with a lower score are not shown.
     pub min_score: Option<f32>,
 }
 
 impl RankingConfiguration {
-    /// As a report has it.
+    /// Describes it for a report.
     pub fn to_reported(&self, corpus: &Corpus) -> ReportedConfiguration {
         let model_info = &corpus.tables[self.table_index].model_info;
         ReportedConfiguration {
@@ -63,66 +63,66 @@ impl RankingConfiguration {
     }
 }
 
-/// What cannot be compared.
+/// Why a typed configuration cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum RankingConfigurationError {
-    /// The text names something that is not there.
+    /// The text names something that the catalogue does not have.
     #[error("--configuration {text:?}: {reason}")]
     NotFound {
-        /// As typed.
+        /// The configuration as typed.
         text: String,
-        /// What is not there.
+        /// What is missing.
         reason: String,
     },
     /// The prompt set cannot be used.
     #[error("--configuration {text:?}: {source}")]
     InvalidPromptSet {
-        /// As typed.
+        /// The configuration as typed.
         text: String,
-        /// Why.
+        /// Why it cannot be used.
         source: PromptError,
     },
 }
 
-/// Resolves what is typed against a catalogue.
+/// Resolves typed configurations against a catalogue; caches what it embeds and computes.
 pub struct ConfigurationResolver<'a> {
-    /// The tables: the live one first, then the one beside it.
+    /// The images and embeddings: the live table first, then the standby table if there is one.
     pub corpus: &'a Corpus,
-    /// How the catalogue is served; none for a drawn one.
+    /// The catalogue's state; `None` for a synthetic catalogue.
     pub state: Option<&'a CatalogueState>,
-    /// What a drawn catalogue is served with.
+    /// The configuration that stands in for `live` in a synthetic catalogue.
     pub default_serving: ServingConfig,
-    /// Prompt sets that the rows carry.
+    /// Prompt sets whose statistics the live rows carry.
     pub stored_sets: Vec<Arc<EmbeddedPromptSet>>,
     /// k of `nnn` for prompt sets that are not stored.
     pub top_k: usize,
-    /// Statistics of the sets that were used, by table and key.
+    /// Statistics of all rows, by table index and prompt set.
     statistics_cache: BTreeMap<(usize, StatisticsKey), Arc<Vec<ScoreStatistics>>>,
+    /// Prompt sets embedded by the model of a table, by table index.
     embedded_sets: BTreeMap<(usize, StatisticsKey), Arc<EmbeddedPromptSet>>,
 }
 
 impl<'a> ConfigurationResolver<'a> {
-    /// For a world; `stored` are the prompt sets whose statistics its rows carry.
+    /// Creates a resolver with empty caches.
     pub fn new(
-        world: &'a Corpus,
+        corpus: &'a Corpus,
         state: Option<&'a CatalogueState>,
-        fallback: ServingConfig,
-        stored: Vec<Arc<EmbeddedPromptSet>>,
+        default_serving: ServingConfig,
+        stored_sets: Vec<Arc<EmbeddedPromptSet>>,
         top_k: usize,
     ) -> Self {
-        let (statistics, embedded) = (BTreeMap::new(), BTreeMap::new());
         Self {
-            corpus: world,
+            corpus,
             state,
-            default_serving: fallback,
-            stored_sets: stored,
+            default_serving,
+            stored_sets,
             top_k,
-            statistics_cache: statistics,
-            embedded_sets: embedded,
+            statistics_cache: BTreeMap::new(),
+            embedded_sets: BTreeMap::new(),
         }
     }
 
-    /// The configuration that `spec` names.
+    /// Returns the configuration that `spec` describes.
     pub fn resolve(
         &mut self,
         spec: &ConfigurationSpec,
@@ -139,16 +139,17 @@ impl<'a> ConfigurationResolver<'a> {
                 return Err(missing("the catalogue has no candidate"));
             }
             (BaseConfiguration::Candidate, Some(candidate)) => {
-                let beside = self.state.is_some_and(|state| candidate.generation != state.live.id);
-                (candidate.serving.clone(), beside)
+                let is_standby =
+                    self.state.is_some_and(|state| candidate.generation != state.live.id);
+                (candidate.serving.clone(), is_standby)
             }
             (BaseConfiguration::Live | BaseConfiguration::Raw, _) => (live, false),
         };
-        let own_table = usize::from(standby);
+        let table_of_base = usize::from(standby);
         standby |= spec.standby;
         let table = usize::from(standby);
         if table >= self.corpus.tables.len() {
-            return Err(missing("the catalogue has no generation beside the live one"));
+            return Err(missing("the catalogue has no standby generation"));
         }
         let normaliser = if base == BaseConfiguration::Raw && spec.normaliser.is_none() {
             Normaliser::Raw
@@ -164,13 +165,14 @@ impl<'a> ConfigurationResolver<'a> {
         if normaliser == Normaliser::Raw {
             balance = BalanceParameters::RAW;
         }
-        let wanted = spec.prompt_set.as_deref().unwrap_or(serving.prompt_set.as_str());
-        let served = self.find_prompt_set(wanted, table, spec)?;
-        let vocabulary = Vocabulary::from_texts(served.prompt_set.texts.iter().map(String::as_str));
-        let set = (normaliser != Normaliser::Raw).then_some(served);
+        let set_name = spec.prompt_set.as_deref().unwrap_or(serving.prompt_set.as_str());
+        let set = self.find_prompt_set(set_name, table, spec)?;
+        let vocabulary = Vocabulary::from_texts(set.prompt_set.texts.iter().map(String::as_str));
+        let set = (normaliser != Normaliser::Raw).then_some(set);
         if let Some(set) = &set {
-            // Another model's scores lie elsewhere, though its statistics may go by the same key.
-            let unchanged = table == own_table
+            // Scores of another model have another distribution, though its statistics may have the
+            // same key: frozen constants hold for the model that they were computed for.
+            let unchanged = table == table_of_base
                 && serving.prompt_set == set.statistics_key
                 && serving.normaliser == normaliser;
             let frozen = unchanged.then_some(serving.scale).flatten();
@@ -183,27 +185,27 @@ impl<'a> ConfigurationResolver<'a> {
             };
         }
         let calibration = serving.calibration.filter(|_| spec.is_unmodified_base());
-        let stored = calibration.as_ref().and_then(|calibration| calibration.min_score);
+        let calibrated_min_score = calibration.as_ref().and_then(|c| c.min_score);
         Ok(RankingConfiguration {
             name: spec.label().to_owned(),
             table_index: table,
             prompt_set: set,
             balance,
-            min_score: spec.min_score.or(stored),
+            min_score: spec.min_score.or(calibrated_min_score),
             calibration,
             vocabulary: Arc::new(vocabulary),
         })
     }
 
-    /// Statistics of a set over a table, computed once.
+    /// Returns the statistics of every row of a table for a prompt set. They are computed once.
     pub fn statistics(
         &mut self,
         table: usize,
         set: &EmbeddedPromptSet,
     ) -> Arc<Vec<ScoreStatistics>> {
-        let world = self.corpus;
-        let of = || Arc::new(world.tables[table].statistics(set));
-        self.statistics_cache.entry((table, set.statistics_key.clone())).or_insert_with(of).clone()
+        let key = (table, set.statistics_key.clone());
+        let compute = || Arc::new(self.corpus.tables[table].statistics(set));
+        self.statistics_cache.entry(key).or_insert_with(compute).clone()
     }
 
     fn find_prompt_set(
@@ -212,31 +214,31 @@ impl<'a> ConfigurationResolver<'a> {
         table: usize,
         spec: &ConfigurationSpec,
     ) -> Result<Arc<EmbeddedPromptSet>, RankingConfigurationError> {
-        let prompts = |source| RankingConfigurationError::InvalidPromptSet {
+        let invalid = |source| RankingConfigurationError::InvalidPromptSet {
             text: spec.typed_text.clone(),
             source,
         };
         let stored = EmbeddedPromptSet::find(&self.stored_sets, name).cloned();
         let encoders: &dyn Encoders = &**self.corpus.tables[table].encoders();
-        // The generation beside the live one has sets and keys of its own.
-        let beside = self.state.and_then(|state| state.standby.as_ref()).filter(|_| table > 0);
-        let record = beside.and_then(|b| PromptSetRecord::find(&b.prompt_sets, name));
+        // The standby generation has prompt sets and keys of its own.
+        let standby = self.state.and_then(|state| state.standby.as_ref()).filter(|_| table > 0);
+        let record = standby.and_then(|standby| PromptSetRecord::find(&standby.prompt_sets, name));
         if let Some(record) = record {
-            let set = EmbeddedPromptSet::from_record(record, encoders).map_err(prompts)?.prompt_set;
+            let set = EmbeddedPromptSet::from_record(record, encoders).map_err(invalid)?.prompt_set;
             let top_k = spec.top_k.unwrap_or(record.top_k);
-            return self.embed_cached(set, table, encoders, top_k).map_err(prompts);
+            return self.embed_cached(set, table, encoders, top_k).map_err(invalid);
         }
         match stored {
             Some(set) if table == 0 && spec.top_k.is_none() => Ok(set),
-            // Another model gives the prompts other embeddings, another k other statistics.
+            // Another model embeds the prompts differently, and another k changes the statistics.
             Some(set) => {
                 let top_k = spec.top_k.unwrap_or_else(|| set.to_record().top_k);
-                self.embed_cached(set.prompt_set.clone(), table, encoders, top_k).map_err(prompts)
+                self.embed_cached(set.prompt_set.clone(), table, encoders, top_k).map_err(invalid)
             }
             None => {
-                let set = PromptSet::load(name).map_err(prompts)?;
+                let set = PromptSet::load(name).map_err(invalid)?;
                 self.embed_cached(set, table, encoders, spec.top_k.unwrap_or(self.top_k))
-                    .map_err(prompts)
+                    .map_err(invalid)
             }
         }
     }
@@ -259,12 +261,12 @@ impl<'a> ConfigurationResolver<'a> {
     }
 }
 
-/// α and β of every row of a table under a configuration.
+/// Returns α and β of every row of a table under a configuration.
 pub(crate) fn compute_affines(
     table: &CorpusTable,
     configuration: &RankingConfiguration,
     statistics: &[ScoreStatistics],
-) -> Vec<crate::balance::normalise::AffineTransform> {
+) -> Vec<AffineTransform> {
     let scale = table.model_info.logit_scale;
     statistics.iter().map(|s| configuration.balance.affine_transform(s, scale)).collect()
 }

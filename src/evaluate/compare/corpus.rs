@@ -1,5 +1,5 @@
-//! The stored table in memory, as an evaluation needs it: every image once, with the embeddings of one
-//! or more models.
+//! The stored table in memory as an evaluation needs it: every image once, with the embeddings of one
+//! or two models.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::retry::{Classify, Disposition};
 use crate::store::Store;
 use crate::table::{Follower, Generation, TableError};
 
-/// Most images of a table that is evaluated: all their embeddings are held in memory, 4 bytes a value
-/// (2 GB for a million of dimension 512).
+/// Maximum number of images of a table that is evaluated. All embeddings are held in memory, 4 bytes
+/// per value (2 GB for a million embeddings of dimension 512).
 pub const MAX_IMAGES: usize = 5_000_000;
 
-/// Why an evaluation cannot go on.
+/// Why an evaluation fails.
 #[derive(Debug, thiserror::Error)]
 pub enum EvaluationError {
     /// The table cannot be read.
@@ -29,9 +29,9 @@ pub enum EvaluationError {
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ClipError),
-    /// The table is larger than what fits in memory.
+    /// The table has more images than [`MAX_IMAGES`].
     #[error(
-        "the table has more than {MAX_IMAGES} images; evaluate on a machine with more memory is not possible yet: evaluate a smaller catalogue made from a part of the images"
+        "the table has more than {MAX_IMAGES} images, which is the maximum that an evaluation holds in memory; evaluate a smaller catalogue made from a part of the images"
     )]
     TooManyImages,
     /// The work was interrupted.
@@ -48,42 +48,42 @@ impl Classify for EvaluationError {
     }
 }
 
-/// What is shown of an image.
+/// What a report shows of an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CorpusImage {
-    /// Which image.
+    /// The image's id.
     pub image_id: ImageId,
-    /// Where its bytes are; none where they came inline.
+    /// Where the image's bytes are; `None` if they came inline with the event.
     pub uri: Option<String>,
     /// Declared attributes.
     pub attributes: Attributes,
 }
 
-/// Which model filled a table, for reports.
+/// The model whose embeddings a table holds, as reports describe it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelInfo {
-    /// `live` or `beside`.
+    /// Role of the generation: `live`, `standby`, or `drawn` for a synthetic catalogue.
     pub role: String,
-    /// The generation.
+    /// Id of the generation.
     pub generation: String,
-    /// The model's name.
+    /// Name of the model.
     pub model: String,
-    /// Its fingerprint.
+    /// Fingerprint of the model.
     pub fingerprint: String,
-    /// Its logit scale L.
+    /// The model's logit scale L.
     pub logit_scale: f32,
-    /// Images in its table.
+    /// Number of images in the table.
     pub images: usize,
-    /// Version of the table.
+    /// Version of the table that was read.
     pub table_version: u64,
 }
 
-/// The live images of one generation.
+/// The images of one generation that are not deleted, with their embeddings.
 pub struct CorpusTable {
-    /// Which model filled it.
+    /// The model whose embeddings it holds.
     pub model_info: ModelInfo,
     encoders: Arc<dyn Encoders>,
-    /// Place of each row's picture in [`World::pictures`], ascending.
+    /// Index of each row's image in [`Corpus::images`], ascending.
     image_positions: Vec<u32>,
     embeddings: Vec<Embedding>,
     stored_statistics: Vec<BTreeMap<StatisticsKey, ScoreStatistics>>,
@@ -92,13 +92,13 @@ pub struct CorpusTable {
 /// Every image once, and the tables that hold it.
 #[derive(Default)]
 pub struct Corpus {
-    /// All images, by id.
+    /// All images, ordered by id.
     pub images: Vec<CorpusImage>,
-    /// One or two tables.
+    /// The live table, then the standby table if it is evaluated too.
     pub tables: Vec<CorpusTable>,
 }
 
-/// A generation with the model that fills it, and its live images by id.
+/// One generation with its model and its images that are not deleted.
 pub struct LoadedGeneration {
     model_info: ModelInfo,
     encoders: Arc<dyn Encoders>,
@@ -106,7 +106,8 @@ pub struct LoadedGeneration {
 }
 
 impl LoadedGeneration {
-    /// Reads the live images of `generation`. `progress` hears of files read and files in all.
+    /// Reads the newest version of every image of `generation`. `progress` is called with the number
+    /// of files read and the total number of files.
     pub async fn load(
         store: &Store,
         role: &str,
@@ -138,11 +139,12 @@ impl LoadedGeneration {
                 return Err(EvaluationError::TooManyImages);
             }
         }
-        let live = newest.into_values().filter_map(|row| Some((row.image_id, row.image?)));
-        Ok(Self::new(role, &generation.id, version, encoders, live.collect()))
+        // A row without an image is a tombstone.
+        let images = newest.into_values().filter_map(|row| Some((row.image_id, row.image?)));
+        Ok(Self::new(role, &generation.id, version, encoders, images.collect()))
     }
 
-    /// From images that are there already.
+    /// Creates a generation from images that are in memory already.
     pub fn new(
         role: &str,
         generation: &str,
@@ -165,7 +167,7 @@ impl LoadedGeneration {
 }
 
 impl Corpus {
-    /// Joins tables. What is shown of an image comes from the first that has it.
+    /// Joins generations. URI and attributes of an image come from the first generation that has it.
     pub fn from_generations(generations: Vec<LoadedGeneration>) -> Self {
         let mut all: BTreeMap<&ImageId, &StoredImage> = BTreeMap::new();
         for (id, image) in generations.iter().flat_map(|rows| &rows.images) {
@@ -189,8 +191,8 @@ impl Corpus {
                 stored_statistics: Vec::with_capacity(rows.images.len()),
             };
             for (id, image) in rows.images {
-                let Some(place) = corpus.image_position(&id) else { continue };
-                table.image_positions.push(place);
+                let Some(position) = corpus.image_position(&id) else { continue };
+                table.image_positions.push(position);
                 table.embeddings.push(image.embedding);
                 table.stored_statistics.push(image.statistics);
             }
@@ -199,30 +201,30 @@ impl Corpus {
         corpus
     }
 
-    /// Place of an image in [`World::pictures`].
+    /// Returns the index of an image in [`Corpus::images`].
     pub fn image_position(&self, id: &ImageId) -> Option<u32> {
         self.images.binary_search_by(|p| p.image_id.cmp(id)).ok().map(|i| i as u32)
     }
 }
 
 impl CorpusTable {
-    /// The model.
+    /// Returns the model whose embeddings the table holds.
     pub fn encoders(&self) -> &Arc<dyn Encoders> {
         &self.encoders
     }
 
-    /// Place of each row's picture in [`World::pictures`], ascending.
+    /// Returns the index of each row's image in [`Corpus::images`], ascending.
     pub fn image_positions(&self) -> &[u32] {
         &self.image_positions
     }
 
-    /// The embeddings, a row an image.
+    /// Returns the embeddings, one per row.
     pub fn embeddings(&self) -> &[Embedding] {
         &self.embeddings
     }
 
-    /// Statistics of a prompt set, a row an image: those that are stored; what is missing is computed
-    /// from the stored embedding, as the query worker does.
+    /// Returns the statistics of a prompt set, one per row: the stored ones, or if a row has none, those
+    /// computed from its stored embedding, as the query worker computes them.
     pub fn statistics(&self, set: &EmbeddedPromptSet) -> Vec<ScoreStatistics> {
         let rows = self.embeddings.par_iter().zip(&self.stored_statistics);
         rows.filter_map(|(embedding, stored)| {

@@ -1,42 +1,42 @@
-//! TODO
+//! Judgements of a query, resolved against the images of a corpus.
 
 use super::corpus::Corpus;
 use crate::evaluate::judgements::{JudgedQuery, Judgements};
 
-/// The right images of a query that are in the world.
+/// Grades of the judged images of a query that are in the corpus.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ImageGrades {
-    /// Place in [`World::pictures`] and grade, by place; 0 is judged wrong.
+    /// Index into [`Corpus::images`] and grade, ordered by index; grade 0 is judged wrong.
     pub grades: Vec<(u32, f64)>,
     /// Whether only these images are ranked.
     pub judged_only: bool,
 }
 
 impl ImageGrades {
-    /// Grade of an image; 0 where it was not judged.
+    /// Returns the grade of an image; 0 if it was not judged.
     pub fn grade(&self, image_position: u32) -> f64 {
-        let found = self.grades.binary_search_by_key(&image_position, |(place, _)| *place);
-        found.map_or(0.0, |i| self.grades[i].1)
+        let index = self.grades.binary_search_by_key(&image_position, |(position, _)| *position);
+        index.map_or(0.0, |i| self.grades[i].1)
     }
 
-    /// Grades of the right images, largest first.
+    /// Returns the grades of the relevant images, largest first.
     pub fn ideal_grades(&self) -> Vec<f64> {
-        let right = self.grades.iter().map(|(_, grade)| *grade).filter(|grade| *grade > 0.0);
-        let mut ideal: Vec<f64> = right.collect();
+        let above_zero = self.grades.iter().map(|(_, grade)| *grade).filter(|grade| *grade > 0.0);
+        let mut ideal: Vec<f64> = above_zero.collect();
         ideal.sort_unstable_by(|a, b| b.total_cmp(a));
         ideal
     }
 }
 
-/// Right images of a query that are in the world, and how many are not.
+/// Returns the grades of the judged images that are in the corpus, and how many judged images are not.
 pub fn resolve_judgements(query: &JudgedQuery, corpus: &Corpus) -> (ImageGrades, usize) {
-    let Judgements::Graded { grades, judged_only: condensed } = &query.judgements else {
+    let Judgements::Graded { grades, judged_only } = &query.judgements else {
         return (ImageGrades::default(), 0);
     };
-    let found: Vec<(u32, f64)> = grades
+    let in_corpus: Vec<(u32, f64)> = grades
         .iter()
         .filter_map(|(id, grade)| Some((corpus.image_position(id)?, *grade)))
         .collect();
-    let missing = grades.len() - found.len();
-    (ImageGrades { grades: found, judged_only: *condensed }, missing)
+    let missing = grades.len() - in_corpus.len();
+    (ImageGrades { grades: in_corpus, judged_only: *judged_only }, missing)
 }

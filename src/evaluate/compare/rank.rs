@@ -1,4 +1,4 @@
-//! Every query under every configuration, from one pass over the embeddings.
+//! Ranks every query under every configuration in one pass over the embeddings.
 
 use rayon::prelude::*;
 use tokio_util::sync::CancellationToken;
@@ -10,53 +10,53 @@ use crate::balance::calibration::{BestHitFeatures, ScoreDistribution};
 use crate::balance::normalise::AffineTransform;
 use crate::balance::statistics::dot_product;
 
-/// Queries that share one pass over the embeddings: each of their scores is held, 4 bytes an image.
+/// Queries that share one pass over the embeddings. All their scores are held in memory, 4 bytes per
+/// image and query.
 const QUERIES_PER_SCAN: usize = 8;
 
-/// One query under one configuration.
+/// The ranking of one query under one configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QueryRanking {
-    /// The best: place in [`World::pictures`] and score, best first; ties go by id.
+    /// Index into [`Corpus::images`] and score of the top results, best first; equal scores are
+    /// ordered by image id.
     pub top: Vec<(u32, f32)>,
-    /// Place of the first right image in the whole ranking, from 1.
+    /// Rank of the first relevant image in the whole ranking, from 1; `None` if no relevant image is
+    /// ranked.
     pub first_right_rank: Option<usize>,
-    /// What no-match signals are made of.
+    /// The features of the first result from which no-match signals are computed.
     pub best_hit: BestHitFeatures,
 }
 
-/// What is ranked.
+/// Ranks texts under a fixed list of configurations.
 pub struct Ranker<'a> {
     corpus: &'a Corpus,
     configurations: &'a [RankingConfiguration],
-    /// By configuration; empty for plain CLIP.
+    /// α and β of each row, by configuration; empty for plain CLIP.
     affines: Vec<Vec<AffineTransform>>,
     depth: usize,
 }
 
 impl<'a> Ranker<'a> {
-    /// Prepares α and β of every image under every configuration; looks `depth` down the rankings.
+    /// Computes α and β of every image under every configuration; rankings hold `depth` results.
     pub fn new<'w: 'a>(
         resolver: &mut ConfigurationResolver<'w>,
         configurations: &'a [RankingConfiguration],
         depth: usize,
     ) -> Self {
-        let world = resolver.corpus;
+        let corpus = resolver.corpus;
         let mut affines_of = |configuration: &RankingConfiguration| {
             configuration.prompt_set.as_ref().map_or_else(Vec::new, |set| {
                 let statistics = resolver.statistics(configuration.table_index, set);
-                compute_affines(
-                    &world.tables[configuration.table_index],
-                    configuration,
-                    &statistics,
-                )
+                let table = &corpus.tables[configuration.table_index];
+                compute_affines(table, configuration, &statistics)
             })
         };
         let affines = configurations.iter().map(&mut affines_of).collect();
-        Self { corpus: world, configurations, affines, depth }
+        Self { corpus, configurations, affines, depth }
     }
 
-    /// Ranks `texts`, whose right images are `right`. Gives a row a text, in it one entry a
-    /// configuration. `progress` hears of how many more texts are done.
+    /// Ranks `texts`; `image_grades` are the grades of each text's judged images. Returns one row per
+    /// text with one entry per configuration. `progress` is called with how many more texts are done.
     pub fn rank(
         &self,
         texts: &[&str],
@@ -64,21 +64,24 @@ impl<'a> Ranker<'a> {
         token: &CancellationToken,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Vec<Vec<QueryRanking>>, EvaluationError> {
-        // By table, for the tables that a configuration reads.
-        let mut embedded: Vec<Vec<Vec<f32>>> = Vec::new();
-        for (number, table) in self.corpus.tables.iter().enumerate() {
-            let used = self.configurations.iter().any(|c| c.table_index == number);
-            let units =
-                if used { table.encoders().embed_texts_in_batches(texts)? } else { Vec::new() };
-            embedded.push(units);
+        // Text embeddings by table; a table that no configuration ranks has none.
+        let mut text_embeddings: Vec<Vec<Vec<f32>>> = Vec::new();
+        for (index, table) in self.corpus.tables.iter().enumerate() {
+            let is_ranked = self.configurations.iter().any(|c| c.table_index == index);
+            let units = if is_ranked {
+                table.encoders().embed_texts_in_batches(texts)?
+            } else {
+                Vec::new()
+            };
+            text_embeddings.push(units);
         }
         let blocks: Vec<usize> = (0..texts.len()).step_by(QUERIES_PER_SCAN).collect();
-        let rows = blocks.into_par_iter().map(|start| {
+        let ranked_blocks = blocks.into_par_iter().map(|start| {
             if token.is_cancelled() {
                 return Err(EvaluationError::Cancelled);
             }
             let end = (start + QUERIES_PER_SCAN).min(texts.len());
-            let raw: Vec<Vec<Vec<f32>>> = embedded
+            let raw_scores: Vec<Vec<Vec<f32>>> = text_embeddings
                 .iter()
                 .zip(&self.corpus.tables)
                 .map(|(units, table)| {
@@ -94,10 +97,11 @@ impl<'a> Ranker<'a> {
             let mut scratch = Vec::new();
             let block: Vec<Vec<QueryRanking>> = (start..end)
                 .map(|query| {
-                    let rank_one = |(number, configuration): (usize, &RankingConfiguration)| {
-                        let raw = &raw[configuration.table_index][query - start];
-                        let known = configuration.vocabulary.known_word_share(texts[query]);
-                        self.rank_query(number, raw, &image_grades[query], known, &mut scratch)
+                    let rank_one = |(index, configuration): (usize, &RankingConfiguration)| {
+                        let raw = &raw_scores[configuration.table_index][query - start];
+                        let known_words = configuration.vocabulary.known_word_share(texts[query]);
+                        let grades = &image_grades[query];
+                        self.rank_query(index, raw, grades, known_words, &mut scratch)
                     };
                     self.configurations.iter().enumerate().map(rank_one).collect()
                 })
@@ -105,10 +109,11 @@ impl<'a> Ranker<'a> {
             progress(block.len() as u64);
             Ok(block)
         });
-        let blocks: Result<Vec<_>, EvaluationError> = rows.collect();
+        let blocks: Result<Vec<_>, EvaluationError> = ranked_blocks.collect();
         Ok(blocks?.into_iter().flatten().collect())
     }
 
+    /// Ranks one query by its raw scores, one per row. `scores` is scratch memory.
     fn rank_query(
         &self,
         configuration: usize,
@@ -117,7 +122,7 @@ impl<'a> Ranker<'a> {
         known_words: f32,
         scores: &mut Vec<f32>,
     ) -> QueryRanking {
-        let pictures =
+        let image_positions =
             self.corpus.tables[self.configurations[configuration].table_index].image_positions();
         let affines = &self.affines[configuration];
         scores.clear();
@@ -127,45 +132,47 @@ impl<'a> Ranker<'a> {
             scores.extend(raw.iter().zip(affines).map(|(raw, affine)| affine.apply(*raw)));
         }
         let background = measure_background(scores);
-        let row = |picture: &u32| pictures.binary_search(picture).ok();
+        let row_of = |position: &u32| image_positions.binary_search(position).ok();
         if image_grades.judged_only {
-            let judged: Vec<usize> =
-                image_grades.grades.iter().filter_map(|(p, _)| row(p)).collect();
-            let own: Vec<f32> = judged.iter().map(|row| scores[*row]).collect();
-            let order = top_indices(&own, own.len());
-            let all: Vec<(u32, f32)> =
-                order.iter().map(|i| (pictures[judged[*i]], own[*i])).collect();
-            let first = all.iter().position(|(picture, _)| image_grades.grade(*picture) > 0.0);
-            let score = all.first().map_or(f32::NEG_INFINITY, |hit| hit.1);
-            let best = all.into_iter().take(self.depth).collect();
-            let hit = BestHitFeatures { score, background, known_word_share: known_words };
+            let judged_rows: Vec<usize> =
+                image_grades.grades.iter().filter_map(|(position, _)| row_of(position)).collect();
+            let judged_scores: Vec<f32> = judged_rows.iter().map(|row| scores[*row]).collect();
+            let order = top_indices(&judged_scores, judged_scores.len());
+            let ranking: Vec<(u32, f32)> = order
+                .iter()
+                .map(|i| (image_positions[judged_rows[*i]], judged_scores[*i]))
+                .collect();
+            let first_relevant =
+                ranking.iter().position(|(position, _)| image_grades.grade(*position) > 0.0);
+            let score = ranking.first().map_or(f32::NEG_INFINITY, |hit| hit.1);
             return QueryRanking {
-                top: best,
-                first_right_rank: first.map(|i| i + 1),
-                best_hit: hit,
+                top: ranking.into_iter().take(self.depth).collect(),
+                first_right_rank: first_relevant.map(|i| i + 1),
+                best_hit: BestHitFeatures { score, background, known_word_share: known_words },
             };
         }
         let top: Vec<(u32, f32)> = top_indices(scores, self.depth)
             .into_iter()
-            .map(|row| (pictures[row], scores[row]))
+            .map(|row| (image_positions[row], scores[row]))
             .collect();
         let compare_rank = |a: usize, b: usize| scores[a].total_cmp(&scores[b]).then(b.cmp(&a));
-        let rights = image_grades.grades.iter().filter(|(_, grade)| *grade > 0.0);
-        let first =
-            rights.filter_map(|(picture, _)| row(picture)).max_by(|a, b| compare_rank(*a, *b));
-        let place = |first: usize| {
-            1 + (0..scores.len()).filter(|other| compare_rank(*other, first).is_gt()).count()
+        let relevant = image_grades.grades.iter().filter(|(_, grade)| *grade > 0.0);
+        let first_relevant = relevant
+            .filter_map(|(position, _)| row_of(position))
+            .max_by(|a, b| compare_rank(*a, *b));
+        let rank_of = |row: usize| {
+            1 + (0..scores.len()).filter(|other| compare_rank(*other, row).is_gt()).count()
         };
         let score = top.first().map_or(f32::NEG_INFINITY, |hit| hit.1);
         QueryRanking {
             top,
-            first_right_rank: first.map(place),
+            first_right_rank: first_relevant.map(rank_of),
             best_hit: BestHitFeatures { score, background, known_word_share: known_words },
         }
     }
 }
 
-/// Indices of the `depth` largest scores, best first; ties go to the smaller index.
+/// Returns the indices of the `depth` largest scores, largest first; equal scores by index.
 pub fn top_indices(scores: &[f32], depth: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     let by_score = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
@@ -177,7 +184,7 @@ pub fn top_indices(scores: &[f32], depth: usize) -> Vec<usize> {
     order
 }
 
-/// Moments over all scores.
+/// Returns mean and standard deviation of all scores.
 fn measure_background(scores: &[f32]) -> ScoreDistribution {
     let count = scores.len().max(1) as f64;
     let mean = scores.iter().map(|s| f64::from(*s)).sum::<f64>() / count;
@@ -201,7 +208,7 @@ mod tests {
     use crate::prompts::{EmbeddedPromptSet, PromptSet};
     use crate::record::{Attributes, Embedding, ImageId, StoredImage};
 
-    /// A model whose texts are their own embeddings: "0.6 0.8".
+    /// A model that embeds a text as the numbers that it spells: "0.6 0.8".
     struct LiteralEncoders(ModelCard);
 
     impl Encoders for LiteralEncoders {
@@ -209,10 +216,10 @@ mod tests {
             &self.0
         }
         fn preprocess_image(&self, _: &RgbImage) -> Result<Pixels, ClipError> {
-            Err(ClipError::InvalidInput("has no image tower".into()))
+            Err(ClipError::InvalidInput("has no image encoder".into()))
         }
         fn embed_images(&self, _: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError> {
-            Err(ClipError::InvalidInput("has no image tower".into()))
+            Err(ClipError::InvalidInput("has no image encoder".into()))
         }
         fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
             let numbers = |text: &&str| text.split(' ').map(|n| n.parse().unwrap()).collect();
@@ -223,7 +230,7 @@ mod tests {
     fn corpus_and_set() -> (Corpus, EmbeddedPromptSet) {
         let encoders = LiteralEncoders(ModelCard {
             logit_scale: 10.0,
-            ..ModelCard::without_checkpoint("spelled", 2)
+            ..ModelCard::without_checkpoint("literal", 2)
         });
         let texts = ["1 0", "0 1"].map(String::from).to_vec();
         let set = PromptSet::new("axes", texts);
@@ -254,35 +261,35 @@ mod tests {
     }
 
     #[test]
-    fn the_best_come_first() {
+    fn top_indices_are_ordered_by_score_and_then_by_index() {
         assert_eq!(top_indices(&[0.1, 0.5, 0.5, 0.9], 3), [3, 1, 2]);
         assert_eq!(top_indices(&[0.1], 3), [0]);
     }
 
     #[test]
-    fn a_ranking_is_whole_ties_go_by_id_and_only_judged_images_count_where_asked() {
-        let (world, set) = corpus_and_set();
+    fn a_ranking_covers_all_images_or_if_asked_only_judged_ones() {
+        let (corpus, set) = corpus_and_set();
         let serving = ServingConfig::new(set.statistics_key.clone(), Normaliser::Nnn, 1.0);
         let mut resolver =
-            ConfigurationResolver::new(&world, None, serving, vec![Arc::new(set)], 1);
+            ConfigurationResolver::new(&corpus, None, serving, vec![Arc::new(set)], 1);
         let specs = [ConfigurationSpec::plain_clip(), ConfigurationSpec::try_from("live").unwrap()];
         let configurations: Vec<RankingConfiguration> =
             specs.iter().map(|spec| resolver.resolve(spec).unwrap()).collect();
-        let whole = ImageGrades { grades: vec![(3, 1.0)], judged_only: false };
-        let judged = ImageGrades { grades: vec![(2, 0.0), (3, 1.0)], judged_only: true };
-        let ranking = Ranker::new(&mut resolver, &configurations, 3);
+        let of_all = ImageGrades { grades: vec![(3, 1.0)], judged_only: false };
+        let of_judged = ImageGrades { grades: vec![(2, 0.0), (3, 1.0)], judged_only: true };
+        let ranker = Ranker::new(&mut resolver, &configurations, 3);
         let token = CancellationToken::new();
         let texts = ["1 0", "1 0"];
-        let ranked = ranking.rank(&texts, &[whole, judged], &token, &|_| {}).unwrap();
+        let ranked = ranker.rank(&texts, &[of_all, of_judged], &token, &|_| {}).unwrap();
 
         let raw = &ranked[0][0];
         assert_eq!(raw.top, [(0, 1.0), (1, 0.5), (2, 0.5)]);
-        assert_eq!(raw.first_right_rank, Some(4), "found below the depth that is kept");
+        assert_eq!(raw.first_right_rank, Some(4), "its rank is below the depth");
         let background = raw.best_hit.background;
         assert!(
             (background.mean - 0.5).abs() < 1e-6 && (background.std - 0.125f32.sqrt()).abs() < 1e-6
         );
-        // Each image's largest auxiliary score is taken off: 1 − 1, 0.5 − 0.5, 0 − 0.25.
+        // Each image's largest auxiliary score is subtracted: 1 − 1, 0.5 − 0.5, 0 − 0.25.
         let balanced = &ranked[0][1];
         assert_eq!(balanced.top, [(0, 0.0), (1, 0.0), (2, 0.0)]);
         let condensed = &ranked[1][0];
@@ -290,8 +297,8 @@ mod tests {
         assert_eq!(condensed.first_right_rank, Some(2));
 
         token.cancel();
-        let none = [ImageGrades::default(), ImageGrades::default()];
-        let interrupted = ranking.rank(&texts, &none, &token, &|_| {});
+        let ungraded = [ImageGrades::default(), ImageGrades::default()];
+        let interrupted = ranker.rank(&texts, &ungraded, &token, &|_| {});
         assert!(matches!(interrupted, Err(EvaluationError::Cancelled)));
     }
 }

@@ -1,4 +1,4 @@
-//! TODO
+//! What a comparison of configurations returns; the JSON report has these fields.
 
 use std::collections::BTreeMap;
 
@@ -8,147 +8,147 @@ use super::configuration::ReportedConfiguration;
 use crate::evaluate::calibrate::Thresholds;
 use crate::evaluate::measures::interval::{ConfidenceInterval, MeasureComparison};
 
-/// What hand correction costs, by the owner's own figures.
+/// The cost of correcting wrong results by hand, by the owner's own figures.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct CorrectionCost {
-    /// Minutes that somebody spends on one false first hit.
+    /// Minutes of work per query whose first result is wrong.
     pub minutes_per_false_hit: f64,
-    /// Queries a day.
+    /// Queries per day.
     pub queries_per_day: f64,
-    /// What an hour costs; none tells minutes alone.
+    /// Cost of one hour of work, in any currency; if `None`, only minutes are reported.
     pub hourly_cost: Option<f64>,
 }
 
 impl CorrectionCost {
-    /// What a difference of the rate of false first hits saves: fewer save.
+    /// Returns what a changed rate of false first hits saves; `gain` below 0 means fewer false hits.
     pub(super) fn estimate_savings(&self, gain: ConfidenceInterval) -> CorrectionSavings {
         let minutes = gain.scaled_by(-self.minutes_per_false_hit * self.queries_per_day);
         CorrectionSavings {
             minutes_per_day: minutes,
-            money_per_day: self.hourly_cost.map(|wage| minutes.scaled_by(wage / 60.0)),
+            money_per_day: self.hourly_cost.map(|cost| minutes.scaled_by(cost / 60.0)),
         }
     }
 }
 
-/// What a configuration saves beside the baseline. Below 0: it costs more.
+/// What a configuration saves compared with the baseline. Below 0, it costs more.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct CorrectionSavings {
-    /// Minutes a day.
+    /// Minutes of work per day.
     pub minutes_per_day: ConfidenceInterval,
-    /// Money a day, in the unit of the wage.
+    /// Money per day, in the currency of the hourly cost.
     pub money_per_day: Option<ConfidenceInterval>,
 }
 
-/// Measures over some queries, in the order of the report's `measures`.
+/// Measures over some queries.
 #[derive(Debug, Clone, Serialize)]
 pub struct MeasureSummary {
-    /// Queries that have a right answer.
+    /// Number of queries that have a relevant image.
     pub queries: usize,
-    /// A column a measure.
+    /// One comparison per measure, in the order of the report's `measures`.
     pub measures: Vec<MeasureComparison>,
 }
 
-/// How evenly first places and places among the best fall on images.
+/// How evenly the images share the first ranks.
 #[derive(Debug, Clone, Serialize)]
 pub struct Hubness {
-    /// How far down a ranking was looked.
+    /// Number of results per query that are counted.
     pub depth: usize,
-    /// Skewness of how often an image is among the best (Radovanović et al., JMLR 2010): 0 is even,
-    /// far above 0 means that few images crowd out the others.
+    /// Skewness of how often an image is among these results (Radovanović et al., JMLR 2010): 0 is
+    /// even, far above 0 means that few images crowd out the others.
     pub skewness: f64,
-    /// Share of the images that are among the best of no query.
+    /// Share of the images that are among these results of no query.
     pub never_ranked_share: f64,
-    /// Images that are first most often, with the share of the queries.
+    /// The images that are the first result of most queries.
     pub hubs: Vec<HubImage>,
 }
 
-/// An image that is first of many queries.
+/// An image that is the first result of many queries.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HubImage {
-    /// Which image.
+    /// The image's id.
     pub image_id: String,
     /// Share of the queries whose first result it is.
     pub share: f64,
 }
 
-/// How much rankings differ from the baseline's, judged or not.
+/// How much rankings differ from the baseline's, for judged and unjudged queries.
 #[derive(Debug, Clone, Serialize)]
 pub struct RankingStability {
-    /// How far down rankings were compared.
+    /// Number of results per query that are compared.
     pub depth: usize,
-    /// Queries compared.
+    /// Number of queries compared.
     pub queries: usize,
     /// Share of the queries with another first result.
     pub top_hit_changed: ConfidenceInterval,
-    /// Share of the queries whose best results differ in any place.
+    /// Share of the queries with another result at any of these ranks.
     pub any_changed: ConfidenceInterval,
-    /// Share of the best results that both have, whatever their order.
+    /// Share of these results that both rankings have, in any order.
     pub overlap: ConfidenceInterval,
 }
 
 /// A query whose ranking changed.
 #[derive(Debug, Clone, Serialize)]
 pub struct RankingChange {
-    /// The query.
+    /// The query's text.
     pub text: String,
-    /// Its group.
+    /// The query's group.
     pub group: Option<String>,
-    /// Gain of nDCG; none where nothing is known of its right answers.
+    /// Change of nDCG; `None` for an unjudged query.
     pub gain: Option<f64>,
-    /// Share of the best results that both have.
+    /// Share of the top results that both rankings have.
     pub overlap: f64,
-    /// The baseline's best results.
+    /// The baseline's first results.
     pub before: Vec<ShownResult>,
-    /// This configuration's best results.
+    /// This configuration's first results.
     pub after: Vec<ShownResult>,
 }
 
 /// A result of a query whose ranking changed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ShownResult {
-    /// Which image.
+    /// The image's id.
     pub image_id: String,
-    /// Its attribute `title`, where it has one.
+    /// The image's attribute `title`, if it has one.
     pub title: Option<String>,
-    /// Its score.
+    /// The score under the configuration that ranked it.
     pub score: f32,
-    /// Whether it is right; none where that is not known.
+    /// Whether the image is a right answer; `None` for an unjudged query.
     pub is_relevant: Option<bool>,
-    /// Place in the world, for thumbnails.
+    /// Index into the images of the corpus, for thumbnails.
     #[serde(skip)]
     pub image_position: u32,
 }
 
-/// Queries that change most.
+/// The queries that change most.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct RankingChanges {
     /// Judged queries that gain most.
     pub improved: Vec<RankingChange>,
     /// Judged queries that lose most.
     pub worsened: Vec<RankingChange>,
-    /// Queries of which nothing is known that change most, for a human to look at.
+    /// Unjudged queries that change most, for a person to judge.
     pub unjudged: Vec<RankingChange>,
 }
 
-/// What a configuration is worth.
+/// All measurements of one configuration.
 #[derive(Debug, Clone, Serialize)]
 pub struct ConfigurationResult {
-    /// Its name.
+    /// The configuration's name.
     pub name: String,
-    /// What it is.
+    /// The settings that it ranks with.
     pub setting: ReportedConfiguration,
-    /// Over all judged queries; none where there are none.
+    /// Measures over all judged queries; `None` if no query is judged.
     pub overall: Option<MeasureSummary>,
-    /// Over the judged queries of each group.
+    /// Measures over the judged queries of each group.
     pub groups: BTreeMap<String, MeasureSummary>,
-    /// Share of false ones among the first hits that reach the configuration's `min_score`.
+    /// Share of wrong ones among the first results that reach the configuration's `min_score`.
     pub false_hit_rate_above_min_score: Option<ConfidenceInterval>,
-    /// How evenly places fall on images; none where only judged images are looked at.
+    /// How evenly the images share the first ranks; `None` if only judged images are ranked.
     pub hubness: Option<Hubness>,
-    /// How much differs from the baseline; none for the baseline itself, and where only judged
-    /// images are looked at.
+    /// How much the rankings differ from the baseline's; `None` for the baseline itself, and if only
+    /// judged images are ranked.
     pub stability: Option<RankingStability>,
-    /// What is saved; none without figures of the cost, judgements, or for the baseline itself.
+    /// What the configuration saves; `None` without a cost, without judgements, and for the baseline.
     pub savings: Option<CorrectionSavings>,
     /// Thresholds, chosen on one half of the queries and measured on the other.
     pub thresholds: Option<Thresholds>,

@@ -1,44 +1,44 @@
-//! TODO
+//! A configuration as it is typed on the command line.
 
 use crate::balance::normalise::Normaliser;
 use crate::catalogue::{CatalogueState, RolloutCandidate};
 
-/// Most configurations of one comparison.
+/// Maximum number of configurations in one comparison.
 pub const MAX_CONFIGURATIONS: usize = 32;
 
-/// A configuration as it is typed: `candidate`, or `set=demo,normaliser=nnn,weight=0.25`. What is not
-/// said is as the base has it, `live` unless another is named first.
+/// A configuration as it is typed: `candidate`, or `set=demo,normaliser=nnn,weight=0.25`. Omitted
+/// settings come from the base, which is `live` unless another is named first.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ConfigurationSpec {
-    /// `raw`, `live` or `candidate`.
+    /// The configuration that omitted settings come from; `None` means `live`.
     pub base: Option<BaseConfiguration>,
-    /// Name in reports.
+    /// Name in reports; `None` means the text as typed.
     pub name: Option<String>,
-    /// Prompt set: key, name or name@version of a stored one, shipped name, or path of a TOML file.
+    /// Key, name or name@version of a stored prompt set, name of a built-in one, or path of a TOML file.
     pub prompt_set: Option<String>,
-    /// Formula.
+    /// The formula that balances scores.
     pub normaliser: Option<Normaliser>,
-    /// Weight of the balanced score.
+    /// Weight of the balanced score, 0 to 1.
     pub weight: Option<f32>,
-    /// λ of `nnn`.
+    /// λ of `nnn`, 0 to 10.
     pub lambda: Option<f32>,
-    /// k of `nnn`, for sets that are not stored.
+    /// k of `nnn`, 1 to 4096.
     pub top_k: Option<usize>,
-    /// Whether the generation beside the live one is ranked.
+    /// Whether the standby generation is ranked instead of the base's.
     pub standby: bool,
-    /// Hits with a lower score are not shown.
+    /// Results with a lower score are not shown.
     pub min_score: Option<f32>,
     pub(super) typed_text: String,
 }
 
-/// What a [`Spec`] starts from.
+/// The configuration whose settings a [`ConfigurationSpec`] starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BaseConfiguration {
-    /// Plain CLIP.
+    /// Plain CLIP, without balancing.
     Raw,
-    /// What is served.
+    /// The configuration that is served.
     Live,
-    /// What may be served next.
+    /// The candidate that may be promoted to live.
     Candidate,
 }
 
@@ -77,10 +77,10 @@ impl ConfigurationSpec {
             "name" => self.name = Some(value.to_owned()),
             "set" => self.prompt_set = Some(value.to_owned()),
             "normaliser" => {
-                let found = Normaliser::ALL.into_iter().find(|n| n.name() == value);
+                let named = Normaliser::ALL.into_iter().find(|n| n.name() == value);
                 let names = Normaliser::ALL.map(Normaliser::name).join(", ");
                 let unknown = || format!("normaliser: {value:?} is not one of {names}");
-                self.normaliser = Some(found.ok_or_else(unknown)?);
+                self.normaliser = Some(named.ok_or_else(unknown)?);
             }
             "weight" => self.weight = Some(number(0.0, 1.0)?),
             "lambda" => self.lambda = Some(number(0.0, 10.0)?),
@@ -93,7 +93,7 @@ impl ConfigurationSpec {
                 self.standby = match value {
                     "live" => false,
                     "standby" => true,
-                    _ => return Err(format!("generation: {value:?} is not live or beside")),
+                    _ => return Err(format!("generation: {value:?} is not live or standby")),
                 }
             }
             "min_score" => self.min_score = Some(number(-100.0, 100.0)?),
@@ -106,49 +106,50 @@ impl ConfigurationSpec {
         Ok(())
     }
 
-    /// Whether it is plain CLIP.
+    /// Returns whether this is plain CLIP.
     pub fn is_raw(&self) -> bool {
         self.base == Some(BaseConfiguration::Raw) || self.normaliser == Some(Normaliser::Raw)
     }
 
-    /// Whether it is its base as it is, so that thresholds measured for it can be stored there.
+    /// Returns whether this is the live configuration or the candidate without changes, so that
+    /// thresholds measured for it can be stored with it.
     pub fn is_unmodified_base(&self) -> bool {
         let Self {
             base,
             name: _,
-            prompt_set: set,
+            prompt_set,
             normaliser,
             weight,
             lambda,
             top_k,
-            standby: beside,
+            standby,
             min_score,
             typed_text: _,
         } = self;
         matches!(base, Some(BaseConfiguration::Live | BaseConfiguration::Candidate))
-            && (set, normaliser, weight) == (&None, &None, &None)
-            && (lambda, top_k, min_score, *beside) == (&None, &None, &None, false)
+            && (prompt_set, normaliser, weight) == (&None, &None, &None)
+            && (lambda, top_k, min_score, *standby) == (&None, &None, &None, false)
     }
 
-    /// Its name in reports: as given, else as typed.
+    /// Returns the name in reports.
     pub fn label(&self) -> &str {
         self.name.as_deref().unwrap_or(&self.typed_text)
     }
 
-    /// Whether it reads the generation beside the live one of `state`.
+    /// Returns whether it ranks the standby generation of `state`.
     pub fn reads_standby(&self, state: &CatalogueState) -> bool {
-        let elsewhere = |candidate: &RolloutCandidate| candidate.generation != state.live.id;
+        let is_standby = |candidate: &RolloutCandidate| candidate.generation != state.live.id;
         let candidate =
             state.candidate.as_ref().filter(|_| self.base == Some(BaseConfiguration::Candidate));
-        self.standby || candidate.is_some_and(elsewhere)
+        self.standby || candidate.is_some_and(is_standby)
     }
 
-    /// Plain CLIP.
+    /// Returns plain CLIP under the name `raw`.
     pub fn plain_clip() -> Self {
         Self { base: Some(BaseConfiguration::Raw), name: Some("raw".into()), ..Self::default() }
     }
 
-    /// A base as it is.
+    /// Returns `base` without changes.
     pub fn from_base(base: BaseConfiguration, name: &str) -> Self {
         Self { base: Some(base), name: Some(name.into()), ..Self::default() }
     }
@@ -159,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_configuration_is_read_as_typed() {
+    fn a_configuration_is_parsed_and_a_wrong_one_is_rejected_with_the_reason() {
         let spec =
             ConfigurationSpec::try_from("live, set=mine.toml,normaliser=nnn,weight=0.25").unwrap();
         assert_eq!(spec.base, Some(BaseConfiguration::Live));
@@ -171,7 +172,7 @@ mod tests {
             ("weight=2", "from 0 to 1"),
             ("normaliser=bsap", "softmax"),
             ("colour=red", "one of name"),
-            ("generation=old", "live or beside"),
+            ("generation=old", "live or standby"),
             ("top_k=0", "top_k"),
         ] {
             let error = ConfigurationSpec::try_from(wrong).unwrap_err();

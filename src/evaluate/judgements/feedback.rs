@@ -1,4 +1,4 @@
-//! TODO
+//! Judged queries from the feedback that users sent.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,9 +6,9 @@ use super::judged_query::{JudgedQuery, Judgements, MAX_QUERIES};
 use crate::record::ImageId;
 use crate::serve::feedback::{Feedback, FeedbackVerdict};
 
-/// Queries from stored feedback, oldest first: JSON lines with `text`, `image_id` and `verdict`
-/// (`right` or `wrong`); the last word on an image counts. Lines that are none are counted, not
-/// refused: feedback comes from everywhere.
+/// Reads judged queries from stored feedback, oldest line first: JSON lines with `text`, `image_id`
+/// and `verdict` (`right` or `wrong`). The last verdict on an image counts. Returns the queries and
+/// the number of unusable lines, which are no error because anybody may send feedback.
 pub fn queries_from_feedback<'a>(
     lines: impl Iterator<Item = &'a str>,
 ) -> (Vec<JudgedQuery>, usize) {
@@ -37,7 +37,7 @@ pub fn queries_from_feedback<'a>(
             })
             .insert(id, grade);
     }
-    let asked = texts.into_iter().map(|text| {
+    let queries = texts.into_iter().map(|text| {
         let grades = grades_by_text.remove(&text).unwrap_or_default();
         JudgedQuery {
             text,
@@ -45,7 +45,7 @@ pub fn queries_from_feedback<'a>(
             judgements: Judgements::Graded { grades, judged_only: true },
         }
     });
-    (asked.collect(), unusable)
+    (queries.collect(), unusable)
 }
 
 #[cfg(test)]
@@ -53,16 +53,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_word_on_an_image_counts_and_only_judged_images_are_looked_at() {
+    fn the_last_verdict_on_an_image_counts_and_only_judged_images_are_ranked() {
         let lines = [
             r#"{"at":"2026-01-01T00:00:00Z","text":"a mug","image_id":"1","verdict":"right"}"#,
             r#"{"at":"2026-01-02T00:00:00Z","text":"a mug","image_id":"2","verdict":"wrong"}"#,
             r#"{"at":"2026-01-03T00:00:00Z","text":"a mug","image_id":"1","verdict":"wrong"}"#,
             "broken",
         ];
-        let (asked, unusable) = queries_from_feedback(lines.into_iter());
-        assert_eq!((asked.len(), unusable), (1, 1));
-        let Judgements::Graded { grades, judged_only: true } = &asked[0].judgements else {
+        let (queries, unusable) = queries_from_feedback(lines.into_iter());
+        assert_eq!((queries.len(), unusable), (1, 1));
+        let Judgements::Graded { grades, judged_only: true } = &queries[0].judgements else {
             panic!()
         };
         assert_eq!(grades.values().copied().collect::<Vec<_>>(), [0.0, 0.0]);

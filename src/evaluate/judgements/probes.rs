@@ -1,13 +1,13 @@
-//! Texts that match no image: unrelated ones, and gibberish.
+//! Built-in texts that match no image: unrelated sentences and gibberish.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
 
-/// Texts about things that no picture shows, a line each.
+/// Texts about things that no picture shows, one per line.
 const UNRELATED_TEXTS: &str = include_str!("../../../models/no-match/unrelated.txt");
-/// Gibberish texts: as many kinds of noise as people and programs type.
+/// Number of gibberish texts.
 const GIBBERISH_COUNT: usize = 200;
 
 /// A text that matches no image.
@@ -15,27 +15,28 @@ const GIBBERISH_COUNT: usize = 200;
 pub struct NoMatchProbe {
     /// The text.
     pub text: String,
-    /// What kind of text.
+    /// Why it matches no image.
     pub kind: NoMatchKind,
 }
 
-/// Kinds of texts that match nothing.
+/// Kinds of texts that match no image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NoMatchKind {
-    /// Whole sentences about what no picture shows.
+    /// Whole sentences about things that no picture shows.
     Unrelated,
-    /// Not a language.
+    /// Text in no language.
     Gibberish,
-    /// Queries that were judged to match nothing: the catalogue's own language, and the hardest.
+    /// Queries that were judged to match nothing. They are worded like the catalogue and are therefore
+    /// the hardest to detect.
     Absent,
 }
 
 impl NoMatchKind {
-    /// All.
+    /// All kinds, in the order of reports.
     pub const ALL: [Self; 3] = [Self::Unrelated, Self::Gibberish, Self::Absent];
 
-    /// As it stands in reports.
+    /// Returns the name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Unrelated => "unrelated",
@@ -45,21 +46,22 @@ impl NoMatchKind {
     }
 }
 
-/// The shipped probes; the same every time.
+/// Returns the built-in probes, which are the same every time.
 pub fn builtin_probes() -> Vec<NoMatchProbe> {
     let unrelated = UNRELATED_TEXTS.lines().map(str::trim).filter(|line| !line.is_empty());
     let unrelated =
         unrelated.map(|text| NoMatchProbe { text: text.to_owned(), kind: NoMatchKind::Unrelated });
     let rng = &mut ChaCha8Rng::seed_from_u64(20);
-    let gibberish = (0..GIBBERISH_COUNT).map(|number| NoMatchProbe {
-        text: generate_gibberish(number, rng),
+    let gibberish = (0..GIBBERISH_COUNT).map(|index| NoMatchProbe {
+        text: generate_gibberish(index, rng),
         kind: NoMatchKind::Gibberish,
     });
     unrelated.chain(gibberish.collect::<Vec<_>>()).collect()
 }
 
-/// Letters at random, made-up syllables, a hand on the keyboard, signs and digits, single letters.
-fn generate_gibberish(number: usize, rng: &mut ChaCha8Rng) -> String {
+/// Generates, in turn by `index`, words of random letters, words of made-up syllables, keys of the home
+/// row, signs and digits, or words of one or two letters.
+fn generate_gibberish(index: usize, rng: &mut ChaCha8Rng) -> String {
     const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz";
     const CONSONANTS: &[u8] = b"bcdfghjklmnprstvwz";
     const VOWELS: &[u8] = b"aeiou";
@@ -67,12 +69,13 @@ fn generate_gibberish(number: usize, rng: &mut ChaCha8Rng) -> String {
     const SIGNS: &[u8] = b"0123456789#?!%$-_/";
     fn random_string(
         rng: &mut ChaCha8Rng,
-        from: &[u8],
+        characters: &[u8],
         min_length: usize,
         max_length: usize,
     ) -> String {
         let length = rng.random_range(min_length..=max_length);
-        (0..length).map(|_| char::from(from[rng.random_range(0..from.len())])).collect()
+        let random_char = |_| char::from(characters[rng.random_range(0..characters.len())]);
+        (0..length).map(random_char).collect()
     }
     fn random_words(
         rng: &mut ChaCha8Rng,
@@ -82,7 +85,7 @@ fn generate_gibberish(number: usize, rng: &mut ChaCha8Rng) -> String {
         let count = rng.random_range(1..=max_words);
         (0..count).map(|_| word(rng)).collect::<Vec<_>>().join(" ")
     }
-    match number % 5 {
+    match index % 5 {
         0 => random_words(rng, 4, |rng| random_string(rng, LETTERS, 3, 9)),
         1 => random_words(rng, 4, |rng| {
             let syllables = rng.random_range(2..=4);

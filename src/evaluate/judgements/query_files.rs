@@ -1,4 +1,4 @@
-//! Queries, and what is known of their right answers: JSON lines, CSV, stored feedback.
+//! Reads judged queries from files of JSON lines or CSV.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -8,22 +8,22 @@ use serde::Deserialize;
 use super::judged_query::{JudgedQuery, Judgements, MAX_QUERIES};
 use crate::record::ImageId;
 
-/// Most problems that are told at once.
+/// Maximum number of problems that one error lists.
 const MAX_REPORTED_PROBLEMS: usize = 20;
-/// Longest query, in characters; a text tower reads 77 tokens at most.
+/// Maximum length of a query in characters; a text encoder reads at most 77 tokens.
 const MAX_QUERY_CHARS: usize = 1_000;
-/// Most right images that a query may name.
+/// Maximum number of judged images per query.
 const MAX_JUDGED_IMAGES: usize = 100_000;
 
-/// What is wrong with a file of queries; every problem at once, a line each.
+/// A file of queries that cannot be used. The message has one line per problem.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{file}: {}", format_problems(.problems, *.unreported_problems))]
 pub struct QueryFileError {
-    /// The file.
+    /// Name of the file.
     pub file: String,
-    /// What is wrong, with line numbers, the first twenty.
+    /// The first problems, each with its line number.
     pub problems: Vec<String>,
-    /// How many more problems there are.
+    /// Number of problems that are not listed.
     pub unreported_problems: usize,
 }
 
@@ -39,7 +39,7 @@ fn format_problems(problems: &[String], unreported: usize) -> String {
     }
 }
 
-/// Right images as JSON lines have them: ids alone, or ids with grades.
+/// The field `relevant` of a JSON line: image ids, or image ids with grades.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "relevant is a list of image ids, or an object of image id to grade")]
 enum RelevantJson {
@@ -47,7 +47,7 @@ enum RelevantJson {
     Grades(BTreeMap<String, f64>),
 }
 
-/// A line of a JSON-lines file.
+/// One line of a JSON-lines file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct QueryLine {
@@ -56,13 +56,14 @@ struct QueryLine {
     group: Option<String>,
 }
 
-/// Columns of a CSV file.
+/// The columns that a CSV file may have.
 const CSV_COLUMNS: [&str; 5] = ["text", "relevant", "image_id", "grade", "group"];
 
-/// Collects queries and problems, with the lines that they come from.
+/// Collects the queries of a file, and its problems with their line numbers.
 struct QueryCollector {
     file: String,
     queries: Vec<JudgedQuery>,
+    /// Line number and index in `queries` of each text.
     seen_texts: HashMap<String, (usize, usize)>,
     problems: Vec<String>,
     unreported_problems: usize,
@@ -87,12 +88,12 @@ impl QueryCollector {
         }
     }
 
-    /// The text as it is asked; `None` where it cannot be.
+    /// Returns the trimmed text; `None` if it is empty or too long, which is reported.
     fn parse_text(&mut self, line: usize, text: &str) -> Option<String> {
         let text = text.trim();
         let count = text.chars().count();
         if text.is_empty() {
-            self.report_problem(line, "text is empty; say what is looked for");
+            self.report_problem(line, "text is empty; write what is searched for");
             return None;
         }
         if count > MAX_QUERY_CHARS {
@@ -105,7 +106,7 @@ impl QueryCollector {
         Some(text.to_owned())
     }
 
-    /// The grades of ids that are ids; `None` where one is not.
+    /// Returns the grades by image id; `None` if an id or a grade is invalid, which is reported.
     fn parse_grades(
         &mut self,
         line: usize,
@@ -130,7 +131,7 @@ impl QueryCollector {
                 return None;
             }
             if grades.insert(id.clone(), grade).is_some() {
-                self.report_problem(line, format!("relevant: {id} stands twice"));
+                self.report_problem(line, format!("relevant: {id} is listed twice"));
                 return None;
             }
         }
@@ -147,8 +148,8 @@ impl QueryCollector {
 
     fn add_query(&mut self, line: usize, query: JudgedQuery) {
         let index = self.queries.len();
-        if let Some((known, _)) = self.seen_texts.get(&query.text) {
-            let problem = format!("text {:?} stands on line {known} already", query.text);
+        if let Some((first_line, _)) = self.seen_texts.get(&query.text) {
+            let problem = format!("text {:?} is on line {first_line} already", query.text);
             self.report_problem(line, problem);
             return;
         }
@@ -175,92 +176,94 @@ impl QueryCollector {
     }
 }
 
-/// What grades say: none, that nothing matches; those of wrong images alone, nothing of all others.
+/// Returns the judgements that grades express: no grades mean that nothing matches, and grades of wrong
+/// images alone say nothing about the images that were not judged.
 fn judgements_from_grades(grades: BTreeMap<ImageId, f64>) -> Judgements {
     if grades.is_empty() {
         return Judgements::NoMatch;
     }
-    let condensed = !grades.values().any(|grade| *grade > 0.0);
-    Judgements::Graded { grades, judged_only: condensed }
+    let judged_only = !grades.values().any(|grade| *grade > 0.0);
+    Judgements::Graded { grades, judged_only }
 }
 
-/// Reads JSON lines: `text`, and where known `relevant` (a list of image ids, or an object of image
-/// id to grade; empty where nothing matches) and `group`. `file` is named in errors.
+/// Reads JSON lines with `text` and, optionally, `relevant` (a list of image ids, or an object of image
+/// id to grade; empty if nothing matches) and `group`. Errors name the file as `file`.
 pub fn queries_from_json_lines(
     content: &str,
     file: &str,
 ) -> Result<Vec<JudgedQuery>, QueryFileError> {
-    let mut reader = QueryCollector::new(file);
+    let mut collector = QueryCollector::new(file);
     for (i, line) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let number = i + 1;
         let parsed: QueryLine = match serde_json::from_str(line) {
             Ok(parsed) => parsed,
             Err(error) => {
-                // Its own position is within the line, which is told already.
+                // The position in serde's message is relative to the line, whose number is reported.
                 let error = error.to_string();
                 let error = error.split(" at line ").next().unwrap_or_default();
-                reader.report_problem(number, error);
+                collector.report_problem(number, error);
                 continue;
             }
         };
-        let Some(text) = reader.parse_text(number, &parsed.text) else { continue };
-        let truth = match parsed.relevant {
+        let Some(text) = collector.parse_text(number, &parsed.text) else { continue };
+        let judgements = match parsed.relevant {
             None => Judgements::Unjudged,
             Some(relevant) => {
                 let grades = match relevant {
                     RelevantJson::Ids(ids) => {
-                        reader.parse_grades(number, ids.into_iter().map(|id| (id, 1.0)))
+                        collector.parse_grades(number, ids.into_iter().map(|id| (id, 1.0)))
                     }
-                    RelevantJson::Grades(grades) => reader.parse_grades(number, grades),
+                    RelevantJson::Grades(grades) => collector.parse_grades(number, grades),
                 };
                 let Some(grades) = grades else { continue };
                 judgements_from_grades(grades)
             }
         };
         let group = parsed.group.filter(|group| !group.trim().is_empty());
-        reader.add_query(number, JudgedQuery { text, group, judgements: truth });
+        collector.add_query(number, JudgedQuery { text, group, judgements });
     }
-    reader.finish()
+    collector.finish()
 }
 
-/// Reads CSV with a header. Either a row a query: `text`, `relevant` (image ids divided by `|`, each
-/// with `=grade` where graded; the column missing: not known, the field empty: nothing matches),
-/// `group`; or a row a judgement: `text`, `image_id`, `grade` (1 where missing), `group`.
+/// Reads CSV with a header, in one of two forms. One row per query: `text`, `relevant` (image ids
+/// separated by `|`, each optionally with `=grade`; without the column queries are unjudged, an empty
+/// field means that nothing matches), `group`. One row per judgement: `text`, `image_id`, `grade` (1 if
+/// missing), `group`.
 pub fn queries_from_csv(content: &str, file: &str) -> Result<Vec<JudgedQuery>, QueryFileError> {
-    let mut reader = QueryCollector::new(file);
+    let mut collector = QueryCollector::new(file);
     let mut table = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(content.as_bytes());
     let header = match table.headers() {
         Ok(header) => header.clone(),
         Err(error) => {
-            reader.report_problem(1, error);
-            return reader.finish();
+            collector.report_problem(1, error);
+            return collector.finish();
         }
     };
     for name in header.iter().filter(|name| !CSV_COLUMNS.contains(name)) {
         let problem = format!("column {name:?} is not one of {}", CSV_COLUMNS.join(", "));
-        reader.report_problem(1, problem);
+        collector.report_problem(1, problem);
     }
     let column_index = |name: &str| header.iter().position(|column| column == name);
     let (text, relevant, image) =
         (column_index("text"), column_index("relevant"), column_index("image_id"));
     if text.is_none() || relevant.is_some() && image.is_some() {
-        reader.report_problem(1, "a column text is needed, with relevant (a row a query) or with image_id (a row a judgement)");
+        collector.report_problem(1, "a column text is needed, with relevant (one row per query) or with image_id (one row per judgement)");
     }
-    if !reader.problems.is_empty() {
-        return reader.finish();
+    if !collector.problems.is_empty() {
+        return collector.finish();
     }
     for record in table.records() {
         let record = match record {
             Ok(record) => record,
             Err(error) => {
                 let line = error.position().map_or(0, csv::Position::line) as usize;
-                reader.report_problem(line, describe_csv_error(&error));
+                collector.report_problem(line, describe_csv_error(&error));
                 continue;
             }
         };
         let line = record.position().map_or(0, csv::Position::line) as usize;
         let field = |column: Option<usize>| column.and_then(|i| record.get(i)).unwrap_or_default();
-        let Some(text) = reader.parse_text(line, field(text)) else { continue };
+        let Some(text) = collector.parse_text(line, field(text)) else { continue };
         let group = Some(field(column_index("group")).to_owned()).filter(|group| !group.is_empty());
         if image.is_some() {
             let grade = match field(column_index("grade")) {
@@ -269,24 +272,24 @@ pub fn queries_from_csv(content: &str, file: &str) -> Result<Vec<JudgedQuery>, Q
             };
             let Ok(grade) = grade else {
                 let problem = format!("grade {:?} is not a number", field(column_index("grade")));
-                reader.report_problem(line, problem);
+                collector.report_problem(line, problem);
                 continue;
             };
             let pair = (field(image).to_owned(), grade);
-            let Some(grades) = reader.parse_grades(line, [pair]) else { continue };
-            add_judgement(&mut reader, line, text, group, grades);
+            let Some(grades) = collector.parse_grades(line, [pair]) else { continue };
+            add_judgement(&mut collector, line, text, group, grades);
             continue;
         }
-        let truth = if relevant.is_none() {
+        let judgements = if relevant.is_none() {
             Judgements::Unjudged
         } else {
             let pairs = parse_graded_ids(field(relevant));
-            let Some(grades) = reader.parse_grades(line, pairs) else { continue };
+            let Some(grades) = collector.parse_grades(line, pairs) else { continue };
             judgements_from_grades(grades)
         };
-        reader.add_query(line, JudgedQuery { text, group, judgements: truth });
+        collector.add_query(line, JudgedQuery { text, group, judgements });
     }
-    reader.finish()
+    collector.finish()
 }
 
 fn describe_csv_error(error: &csv::Error) -> String {
@@ -298,8 +301,8 @@ fn describe_csv_error(error: &csv::Error) -> String {
     }
 }
 
-/// `a|b=2` as pairs of id and grade. An id may hold `=` itself: only a number after the last one is a
-/// grade.
+/// Parses `a|b=2` into pairs of id and grade. An id may contain `=`: only a number after the last `=`
+/// is a grade.
 fn parse_graded_ids(field: &str) -> Vec<(String, f64)> {
     let ids = field.split('|').map(str::trim).filter(|part| !part.is_empty());
     let pair = |part: &str| {
@@ -309,33 +312,33 @@ fn parse_graded_ids(field: &str) -> Vec<(String, f64)> {
     ids.map(pair).collect()
 }
 
-/// Adds one judgement of a query that may have others.
+/// Adds one judgement to a query that may have others already.
 fn add_judgement(
-    reader: &mut QueryCollector,
+    collector: &mut QueryCollector,
     line: usize,
     text: String,
     group: Option<String>,
     grades: BTreeMap<ImageId, f64>,
 ) {
-    let Some((_, index)) = reader.seen_texts.get(&text).copied() else {
-        reader.add_query(
+    let Some((_, index)) = collector.seen_texts.get(&text).copied() else {
+        collector.add_query(
             line,
             JudgedQuery { text, group, judgements: judgements_from_grades(grades) },
         );
         return;
     };
-    let known = &mut reader.queries[index];
-    let Judgements::Graded { grades: all, judged_only: condensed } = &mut known.judgements else {
+    let known = &mut collector.queries[index];
+    let Judgements::Graded { grades: all, judged_only } = &mut known.judgements else {
         return;
     };
-    let twice = grades.keys().find(|id| all.contains_key(id)).cloned();
-    let other = known.group != group;
-    *condensed &= !grades.values().any(|grade| *grade > 0.0);
+    let judged_twice = grades.keys().find(|id| all.contains_key(id)).cloned();
+    let group_differs = known.group != group;
+    *judged_only &= !grades.values().any(|grade| *grade > 0.0);
     all.extend(grades);
-    if let Some(id) = twice {
-        reader.report_problem(line, format!("{id} was judged for this text already"));
-    } else if other {
-        reader.report_problem(line, "group differs from that of the text's other rows");
+    if let Some(id) = judged_twice {
+        collector.report_problem(line, format!("{id} was judged for this text already"));
+    } else if group_differs {
+        collector.report_problem(line, "group differs from that of the text's other rows");
     }
 }
 
@@ -349,16 +352,17 @@ mod tests {
     }
 
     #[test]
-    fn json_lines_and_both_forms_of_csv_say_the_same() {
+    fn json_lines_and_both_forms_of_csv_give_the_same_queries() {
         let json = r#"{"text":"a red mug","relevant":["1","2"],"group":"mugs"}
 {"text":"stripes, many","relevant":{"3":2,"4":1}}
 
 {"text":"taxes","relevant":[]}"#;
-        let wide = "text,relevant,group\na red mug,1|2,mugs\n\"stripes, many\",3=2|4,\ntaxes,,\n";
-        let long = "text,image_id,grade,group\na red mug,1,,mugs\na red mug,2,1,mugs\n\"stripes, many\",3,2,\n\"stripes, many\",4,1,\n";
+        let row_per_query =
+            "text,relevant,group\na red mug,1|2,mugs\n\"stripes, many\",3=2|4,\ntaxes,,\n";
+        let row_per_judgement = "text,image_id,grade,group\na red mug,1,,mugs\na red mug,2,1,mugs\n\"stripes, many\",3,2,\n\"stripes, many\",4,1,\n";
         let json = queries_from_json_lines(json, "q.jsonl").unwrap();
-        assert_eq!(json, queries_from_csv(wide, "q.csv").unwrap());
-        assert_eq!(json[..2], queries_from_csv(long, "q.csv").unwrap());
+        assert_eq!(json, queries_from_csv(row_per_query, "q.csv").unwrap());
+        assert_eq!(json[..2], queries_from_csv(row_per_judgement, "q.csv").unwrap());
         assert_eq!(json[0].group.as_deref(), Some("mugs"));
         assert_eq!(json[1].judgements, judgements(&[("3", 2.0), ("4", 1.0)]));
         assert_eq!(json[2].judgements, Judgements::NoMatch);
@@ -383,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn every_problem_is_told_at_once_with_its_line() {
+    fn all_problems_are_reported_at_once_with_their_lines() {
         let json = r#"{"text":"a"}
 {"text":" "}
 {"text":"a"}

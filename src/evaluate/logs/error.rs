@@ -1,35 +1,35 @@
-//! TODO
+//! Why logs cannot be evaluated.
 
 use std::io;
 
-/// Most different queries of one configuration: of each, sums are held in memory.
+/// Maximum number of different queries per configuration. Sums of each are held in memory.
 pub(super) const MAX_QUERIES_PER_CONFIGURATION: usize = 200_000;
 
-/// The logs cannot be evaluated.
+/// Why logs cannot be evaluated.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryLogError {
     /// A file cannot be read.
     #[error("--from-logs: {file}: {error}")]
     Read {
-        /// Which.
+        /// Name of the file.
         file: String,
-        /// Why.
+        /// Why it cannot be read.
         error: io::Error,
     },
-    /// Memory is bounded.
+    /// A configuration, named here, answered more than [`MAX_QUERIES_PER_CONFIGURATION`] queries.
     #[error(
         "--from-logs: more than {MAX_QUERIES_PER_CONFIGURATION} different queries of {0}; give the logs of a shorter time"
     )]
     TooManyQueries(String),
-    /// They say nothing of answers.
+    /// The logs have no lines about answers.
     #[error(
-        "--from-logs: no `shadow` and no `search` line that counts among {lines} lines{}; give the JSON log of a query worker (log.format = \"json\", level info)",
+        "--from-logs: no usable `shadow.compared` or `search` line among {lines} lines{}; give the JSON log of a query worker (log.format = \"json\", level info)",
         malformed.as_ref().map_or(String::new(), |first| format!(" ({first})"))
     )]
     NoUsableLines {
-        /// Lines read.
+        /// Number of lines read.
         lines: u64,
-        /// The first malformed one.
+        /// The problem of the first malformed line.
         malformed: Option<String>,
     },
 }

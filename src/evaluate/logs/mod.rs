@@ -1,8 +1,9 @@
-//! What the logs of query workers tell of a candidate beside what is live: no catalogue, no model.
+//! Compares a candidate with the live configuration by the logs of query workers, without a catalogue
+//! or a model.
 //!
-//! `shadow` lines say how the candidate would have answered the very query that the live configuration
-//! answered; `search` lines what each configuration answered to its own share of the queries. Lines of
-//! one query are not independent, so intervals resample queries with all of their lines.
+//! A `shadow.compared` line says how the candidate would have answered a query that the live
+//! configuration answered; `search` lines say how each configuration answered its own share of the
+//! queries. Lines of one query are not independent, so intervals resample queries with all their lines.
 
 mod error;
 mod reader;

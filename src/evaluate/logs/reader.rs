@@ -1,4 +1,4 @@
-//! Reading the logs: sums over the lines of each query.
+//! Reads logs and sums their lines by query.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, Read as _};
@@ -11,15 +11,15 @@ use sha2::{Digest, Sha256};
 use super::error::{MAX_QUERIES_PER_CONFIGURATION, QueryLogError};
 use crate::telemetry::event;
 
-/// Longest line that is read, in bytes; a longer one is malformed.
+/// Maximum length of a line in bytes; a longer line is malformed.
 pub(super) const MAX_LINE_BYTES: u64 = 1 << 20;
-/// Malformed lines that are told; the others are counted.
+/// Maximum number of malformed lines that are listed; further ones are counted.
 const MAX_REPORTED_MALFORMED: usize = 20;
 
-/// Shares of common results are counted by tenths; the last is 1, all the same.
+/// Number of bins of overlap: [0, 0.1), [0.1, 0.2), … [0.9, 1) and exactly 1.
 pub(super) const OVERLAP_BINS: usize = 11;
 
-/// A `shadow` line, as far as it is used.
+/// The fields of a `shadow.compared` line that are used.
 #[derive(Deserialize)]
 struct ShadowLine {
     query_hash: String,
@@ -30,13 +30,13 @@ struct ShadowLine {
     top_hit_changed: bool,
 }
 
-/// A `search` line, as far as it is used.
+/// The fields of a `search` line that are used.
 #[derive(Deserialize)]
 struct SearchLine {
     query_hash: String,
     query: Option<String>,
     configuration: String,
-    /// Missing in logs of older query workers.
+    /// Query workers of older versions do not log it.
     #[serde(default)]
     overrides: bool,
     input: Option<String>,
@@ -49,40 +49,49 @@ struct SearchLine {
     scan_ms: f64,
 }
 
-/// A `feedback` line, as far as it is used.
+/// The fields of a `feedback` line that are used.
 #[derive(Deserialize)]
 struct FeedbackLine {
     verdict: String,
     configuration: Option<String>,
 }
 
-/// Sums over the lines of one query.
+/// Sums over the `shadow.compared` lines of one query.
 #[derive(Default)]
 pub(super) struct ShadowSums {
-    pub count: u64,
+    pub lines: u64,
     pub overlap_sum: f64,
-    pub first_changed: u64,
+    /// Lines on which the first result changed.
+    pub top_hit_changed: u64,
+    /// Lines on which no result changed.
     pub identical: u64,
 }
 
+/// Sums over the `search` lines of one query.
 #[derive(Default)]
 pub(super) struct AnswerSums {
-    pub count: u64,
+    pub lines: u64,
     pub results: u64,
-    pub moved: u64,
-    pub first_moved_known: u64,
-    pub first_moved: u64,
+    /// Results at another rank than plain CLIP gives them.
+    pub reranked: u64,
+    /// Lines that say whether plain CLIP has the same first result.
+    pub top_hit_known: u64,
+    /// Lines on which plain CLIP has another first result.
+    pub top_hit_changed: u64,
+    /// Lines that say whether anything matches.
     pub no_match_known: u64,
+    /// Lines on which nothing matches.
     pub no_match: u64,
     pub scan_ms_sum: f64,
 }
 
+/// Sums by query hash.
 pub(super) type SumsByQuery<T> = HashMap<String, T>;
 
-/// Collects lines.
+/// Sums the lines of all logs that it reads; [`QueryLogReader::into_report`] evaluates them.
 #[derive(Default)]
 pub struct QueryLogReader {
-    pub(super) sources: Vec<String>,
+    pub(super) log_files: Vec<String>,
     pub(super) first_line_at: Option<DateTime<Utc>>,
     pub(super) last_line_at: Option<DateTime<Utc>>,
     pub(super) line_count: u64,
@@ -90,18 +99,21 @@ pub struct QueryLogReader {
     pub(super) malformed_lines: u64,
     pub(super) problems: Vec<String>,
     pub(super) hasher: Sha256,
+    /// Sums and overlap histogram by live configuration and candidate.
     pub(super) shadow_sums:
         BTreeMap<(String, String), (SumsByQuery<ShadowSums>, [u64; OVERLAP_BINS])>,
+    /// Sums by configuration.
     pub(super) answer_sums: BTreeMap<String, SumsByQuery<AnswerSums>>,
-    /// Judgements by configuration: how many, and how many "wrong".
+    /// Number of verdicts, and how many of them are "wrong", by configuration.
     pub(super) feedback_counts: BTreeMap<String, (usize, usize)>,
+    /// Texts by query hash.
     pub(super) query_texts: HashMap<String, String>,
 }
 
 impl QueryLogReader {
-    /// Reads a log to its end. Lines that cannot be used are counted, and told with their numbers.
+    /// Reads a log to its end. Malformed lines are counted and listed with their numbers.
     pub fn read_log(&mut self, mut log: impl BufRead, file: &str) -> Result<(), QueryLogError> {
-        self.sources.push(file.to_owned());
+        self.log_files.push(file.to_owned());
         let failed = |error| QueryLogError::Read { file: file.to_owned(), error };
         let mut line = Vec::new();
         for number in 1u64.. {
@@ -112,13 +124,13 @@ impl QueryLogReader {
                 break;
             }
             self.line_count += 1;
-            let used = if read as u64 == MAX_LINE_BYTES && line.last() != Some(&b'\n') {
+            let is_used = if read as u64 == MAX_LINE_BYTES && line.last() != Some(&b'\n') {
                 log.skip_until(b'\n').map_err(failed)?;
                 Err(LineError::Malformed(format!("is longer than {MAX_LINE_BYTES} bytes")))
             } else {
                 self.add_line(line.trim_ascii())
             };
-            match used {
+            match is_used {
                 Ok(true) => self.hasher.update(&line),
                 Ok(false) => self.skipped_lines += 1,
                 Err(LineError::TooManyQueries(name)) => {
@@ -135,7 +147,7 @@ impl QueryLogReader {
         Ok(())
     }
 
-    /// Whether a line counts.
+    /// Adds a line to the sums; returns whether it was used.
     fn add_line(&mut self, line: &[u8]) -> Result<bool, LineError> {
         if line.is_empty() {
             return Ok(false);
@@ -145,8 +157,8 @@ impl QueryLogReader {
         if !value.is_object() {
             return Err(LineError::Malformed("is not a JSON object".into()));
         }
-        let at = value["timestamp"].as_str().and_then(|at| at.parse::<DateTime<Utc>>().ok());
-        let counts = match value["event"].as_str() {
+        let timestamp = value["timestamp"].as_str().and_then(|t| t.parse::<DateTime<Utc>>().ok());
+        let is_used = match value["event"].as_str() {
             Some(event::SHADOW_COMPARED) => self.add_shadow_line(
                 serde_json::from_value(value)
                     .map_err(|e| malformed_line(event::SHADOW_COMPARED, &e))?,
@@ -159,42 +171,42 @@ impl QueryLogReader {
             ),
             _ => false,
         };
-        if let Some(at) = at.filter(|_| counts) {
-            self.first_line_at = Some(self.first_line_at.map_or(at, |from| from.min(at)));
-            self.last_line_at = Some(self.last_line_at.map_or(at, |to| to.max(at)));
+        if let Some(time) = timestamp.filter(|_| is_used) {
+            self.first_line_at = Some(self.first_line_at.map_or(time, |first| first.min(time)));
+            self.last_line_at = Some(self.last_line_at.map_or(time, |last| last.max(time)));
         }
-        Ok(counts)
+        Ok(is_used)
     }
 
     fn add_shadow_line(&mut self, line: ShadowLine) -> Result<bool, LineError> {
         if !(0.0..=1.0).contains(&line.overlap) {
-            return Err(LineError::Malformed(format!(
-                "shadow: overlap {} is no share",
-                line.overlap
-            )));
+            let problem =
+                format!("{}: overlap {} is not a share", event::SHADOW_COMPARED, line.overlap);
+            return Err(LineError::Malformed(problem));
         }
         let name = line.candidate.clone();
         let key = (line.configuration, line.candidate);
         let (queries, overlaps) = self.shadow_sums.entry(key).or_default();
         let query = sums_for_query(queries, line.query_hash, &name)?;
-        query.count += 1;
+        query.lines += 1;
         query.overlap_sum += line.overlap;
-        query.first_changed += u64::from(line.top_hit_changed);
+        query.top_hit_changed += u64::from(line.top_hit_changed);
         query.identical += u64::from(line.overlap >= 1.0 && line.reranked == 0);
         overlaps[(line.overlap * 10.0) as usize] += 1;
         Ok(true)
     }
 
     fn add_search_line(&mut self, line: SearchLine) -> Result<bool, LineError> {
-        // How these were answered is not what the configuration says: the request said it, or a picture
-        // was asked, which plain CLIP answers.
-        let foreign = line.overrides || matches!(line.input.as_deref(), Some("image" | "image_id"));
-        if line.offset > 0 || foreign {
+        // These answers do not depend on the configuration: the request overrode it, or searched with an
+        // image, which is always ranked by plain CLIP.
+        let ignores_configuration =
+            line.overrides || matches!(line.input.as_deref(), Some("image" | "image_id"));
+        if line.offset > 0 || ignores_configuration {
             return Ok(false);
         }
         if line.reranked > line.results {
             let problem =
-                format!("search: moved is {}, of {} results", line.reranked, line.results);
+                format!("search: reranked is {}, of {} results", line.reranked, line.results);
             return Err(LineError::Malformed(problem));
         }
         if let Some(text) =
@@ -204,11 +216,11 @@ impl QueryLogReader {
         }
         let queries = self.answer_sums.entry(line.configuration.clone()).or_default();
         let query = sums_for_query(queries, line.query_hash, &line.configuration)?;
-        query.count += 1;
+        query.lines += 1;
         query.results += line.results;
-        query.first_moved_known += u64::from(line.top_hit_changed.is_some());
-        query.first_moved += u64::from(line.top_hit_changed == Some(true));
-        query.moved += line.reranked;
+        query.top_hit_known += u64::from(line.top_hit_changed.is_some());
+        query.top_hit_changed += u64::from(line.top_hit_changed == Some(true));
+        query.reranked += line.reranked;
         query.no_match_known += u64::from(line.no_match.is_some());
         query.no_match += u64::from(line.no_match == Some(true));
         query.scan_ms_sum += line.scan_ms;
@@ -217,28 +229,29 @@ impl QueryLogReader {
 
     fn add_feedback_line(&mut self, line: FeedbackLine) -> bool {
         let Some(configuration) = line.configuration else { return false };
-        let (all, wrong) = self.feedback_counts.entry(configuration).or_default();
-        *all += 1;
+        let (total, wrong) = self.feedback_counts.entry(configuration).or_default();
+        *total += 1;
         *wrong += usize::from(line.verdict == "wrong");
         true
     }
 }
 
-/// Why a line does not count though it should.
+/// Why a line cannot be used.
 enum LineError {
-    /// It is malformed.
+    /// The line is malformed, for this reason.
     Malformed(String),
-    /// It is of one query too many of this configuration.
+    /// The configuration of this name has too many queries.
     TooManyQueries(String),
 }
 
-fn malformed_line(what: &str, error: &serde_json::Error) -> LineError {
-    // Its own position is within the line, which is told already.
+fn malformed_line(context: &str, error: &serde_json::Error) -> LineError {
+    // The position in serde's message is relative to the line, whose number is reported.
     let error = error.to_string();
-    LineError::Malformed(format!("{what}: {}", error.split(" at line ").next().unwrap_or_default()))
+    let reason = error.split(" at line ").next().unwrap_or_default();
+    LineError::Malformed(format!("{context}: {reason}"))
 }
 
-/// The sums of a query.
+/// Returns the sums of a query, which are 0 for a new one.
 fn sums_for_query<'a, T: Default>(
     queries: &'a mut SumsByQuery<T>,
     hash: String,

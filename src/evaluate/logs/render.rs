@@ -1,4 +1,4 @@
-//! The report of logs in tables and words, and as one HTML file.
+//! Renders the report on logs as tables and text for the terminal, and as one HTML file.
 
 use std::fmt::Write as _;
 
@@ -13,34 +13,36 @@ use crate::evaluate::report::html_tables::write_table;
 use crate::evaluate::report::terminal::{self, wrap_words};
 use crate::evaluate::report::{MeasuredDifference, format_percent};
 
-/// Longest query that is shown whole.
+/// Queries with more characters are truncated.
 const MAX_QUERY_CHARS: usize = 80;
 
-/// The report for a terminal.
+/// Renders the report for the terminal.
 pub fn render_terminal(report: &QueryLogReport) -> String {
     let mut parts = vec![format_head(report)];
     let tables = [shadow_table(report), overlap_table(report), answer_table(report)];
-    let most = report
+    let most_changed = report
         .shadow_comparisons
         .iter()
         .filter(|shadow| !shadow.most_changed_queries.is_empty())
         .map(most_changed_table);
-    for (title, header, rows) in tables.into_iter().chain(most).filter(|(.., r)| !r.is_empty()) {
+    for (title, header, rows) in
+        tables.into_iter().chain(most_changed).filter(|(.., r)| !r.is_empty())
+    {
         let mut table = terminal::new_table(header);
         table.add_rows(rows);
         parts.push(format!("{title}\n{table}"));
     }
     if !report.problems.is_empty() {
-        parts.push(format!("Lines that could not be used\n{}", report.problems.join("\n")));
+        parts.push(format!("Malformed lines\n{}", report.problems.join("\n")));
     }
     parts.push(wrap_words(&report.verdict));
     parts.join("\n\n")
 }
 
-/// The report as a page that needs nothing from elsewhere.
+/// Renders the report as an HTML page that loads nothing from elsewhere.
 pub fn render_html(report: &QueryLogReport) -> String {
     let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"><title>What the logs tell</title><style>{STYLESHEET}</style></head><body><main><header><h1>What would the candidate change?</h1><p class=\"muted\">{}</p></header><section class=\"verdict\"><p>{}</p></section>",
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"><title>Evaluation of query logs</title><style>{STYLESHEET}</style></head><body><main><header><h1>What would the candidate change?</h1><p class=\"muted\">{}</p></header><section class=\"verdict\"><p>{}</p></section>",
         escape_html(&format_head(report)).replace('\n', "<br>"),
         escape_html(&report.verdict)
     );
@@ -48,7 +50,7 @@ pub fn render_html(report: &QueryLogReport) -> String {
         .shadow_comparisons
         .iter()
         .map(|shadow| IntervalBar {
-            name: format!("{} beside {}", shadow.candidate, shadow.live),
+            name: format!("{} compared with {}", shadow.candidate, shadow.live),
             interval: shadow.top_hit_changed,
             difference: MeasuredDifference::NotSignificant,
         })
@@ -59,12 +61,12 @@ pub fn render_html(report: &QueryLogReport) -> String {
         let _ = write!(page, "<section><h2>{title}</h2>{chart}</section>");
     }
     let tables = [shadow_table(report), overlap_table(report), answer_table(report)];
-    let most = report
+    let most_changed = report
         .shadow_comparisons
         .iter()
         .filter(|shadow| !shadow.most_changed_queries.is_empty())
         .map(most_changed_table);
-    for (title, header, rows) in tables.into_iter().chain(most) {
+    for (title, header, rows) in tables.into_iter().chain(most_changed) {
         if !rows.is_empty() {
             let _ = write!(page, "<section><h2>{}</h2>", escape_html(&title));
             let escaped = |row: &Vec<String>| {
@@ -75,7 +77,7 @@ pub fn render_html(report: &QueryLogReport) -> String {
         }
     }
     if !report.problems.is_empty() {
-        page.push_str("<section><h2>Lines that could not be used</h2><ul class=\"facts\">");
+        page.push_str("<section><h2>Malformed lines</h2><ul class=\"facts\">");
         for problem in &report.problems {
             let _ = write!(page, "<li>{}</li>", escape_html(problem));
         }
@@ -83,7 +85,7 @@ pub fn render_html(report: &QueryLogReport) -> String {
     }
     let _ = writeln!(
         page,
-        "<section><h2>What this rests on</h2><ul class=\"facts\"><li>{}</li><li>Lines that count: <code>{}</code>, bsap {}. Intervals, 95 %: bootstrap, 1,000 samples of queries with all of their answers.</li></ul></section></main></body></html>",
+        "<section><h2>Sources and methods</h2><ul class=\"facts\"><li>{}</li><li>Fingerprint of the lines used: <code>{}</code>, bsap {}. Intervals, 95 %: bootstrap, 1,000 samples of queries with all of their answers.</li></ul></section></main></body></html>",
         report.log_files.iter().map(|file| escape_html(file)).collect::<Vec<_>>().join(", "),
         escape_html(&report.fingerprint),
         escape_html(&report.version)
@@ -91,14 +93,15 @@ pub fn render_html(report: &QueryLogReport) -> String {
     page
 }
 
+/// Title, header and rows of a table.
 type TitledTable = (String, Vec<String>, Vec<Vec<String>>);
 
 fn format_head(report: &QueryLogReport) -> String {
-    let time = |at: Option<chrono::DateTime<chrono::Utc>>| {
-        at.map_or("?".into(), |at| at.format("%Y-%m-%d %H:%M UTC").to_string())
+    let time = |time: Option<chrono::DateTime<chrono::Utc>>| {
+        time.map_or("?".into(), |time| time.format("%Y-%m-%d %H:%M UTC").to_string())
     };
     format!(
-        "{} to {}, report {:.12}\n{} lines: {} passed over, {} that could not be used",
+        "{} to {}, report {:.12}\n{} lines: {} skipped, {} malformed",
         time(report.from),
         time(report.to),
         report.fingerprint,
@@ -119,12 +122,12 @@ fn format_interval(i: &ConfidenceInterval) -> String {
 fn shadow_table(report: &QueryLogReport) -> TitledTable {
     let row = |shadow: &ShadowComparison| {
         let differs = match shadow.differs {
-            None => "too few queries to tell",
+            None => "too few queries",
             Some(true) => "answers differ",
             Some(false) => "no measurable difference",
         };
         vec![
-            format!("{} beside {}", shadow.candidate, shadow.live),
+            format!("{} compared with {}", shadow.candidate, shadow.live),
             shadow.compared.to_string(),
             shadow.queries.to_string(),
             format_interval(&shadow.top_hit_changed),
@@ -139,17 +142,17 @@ fn shadow_table(report: &QueryLogReport) -> TitledTable {
         "different queries",
         "first result changed",
         "results shared",
-        "the same in all places",
-        "found",
+        "same results in the same order",
+        "conclusion",
     ];
-    let title = "Computed in the shadow, 95 % intervals".to_owned();
+    let title = "Shadow queries, 95 % intervals".to_owned();
     (title, to_header(&names), report.shadow_comparisons.iter().map(row).collect())
 }
 
 fn overlap_table(report: &QueryLogReport) -> TitledTable {
     let mut names = to_header(&["candidate"]);
-    names.extend((0..OVERLAP_BINS).map(|tenth| match tenth * 10 {
-        100 => "all".to_owned(),
+    names.extend((0..OVERLAP_BINS).map(|bin| match bin * 10 {
+        100 => "100 %".to_owned(),
         percent => format!("{percent}–{} %", percent + 10),
     }));
     let row = |shadow: &ShadowComparison| {
@@ -158,21 +161,21 @@ fn overlap_table(report: &QueryLogReport) -> TitledTable {
         row.extend(shadow.overlap_histogram.iter().map(share));
         row
     };
-    let title = "Answers by their share of common results".to_owned();
+    let title = "Answers by the share of results that both have".to_owned();
     (title, names, report.shadow_comparisons.iter().map(row).collect())
 }
 
 fn answer_table(report: &QueryLogReport) -> TitledTable {
     let row = |answers: &ConfigurationAnswers| {
-        let share = |i: Option<ConfidenceInterval>| i.as_ref().map_or("–".into(), format_interval);
+        let share = |i: &Option<ConfidenceInterval>| i.as_ref().map_or("–".into(), format_interval);
         vec![
             answers.configuration.clone(),
             answers.answers.to_string(),
             answers.queries.to_string(),
-            share(answers.reranked),
-            share(answers.top_hit_changed),
-            share(answers.no_match),
-            share(answers.wrong),
+            share(&answers.reranked),
+            share(&answers.top_hit_changed),
+            share(&answers.no_match),
+            share(&answers.wrong),
             answers.scan_ms.map_or("–".into(), |ms| {
                 format!("{:.1} ms\n{:.1}–{:.1}", ms.mean, ms.low, ms.high)
             }),
@@ -182,13 +185,13 @@ fn answer_table(report: &QueryLogReport) -> TitledTable {
         "configuration",
         "answers",
         "different queries",
-        "results moved by balancing",
-        "first result moved",
+        "results reranked by balancing",
+        "first result changed by balancing",
         "nothing matches",
-        "of the feedback, wrong",
-        "pass over the catalogue",
+        "wrong, of the feedback",
+        "scan over the catalogue",
     ];
-    let title = "Answered, each to its own share of the queries, 95 % intervals".to_owned();
+    let title = "Answers by configuration, 95 % intervals".to_owned();
     (title, to_header(&names), report.answers.iter().map(row).collect())
 }
 

@@ -1,4 +1,4 @@
-//! TODO
+//! The report on what logs show of a candidate and of the configurations that answered.
 
 use std::collections::HashMap;
 
@@ -14,120 +14,120 @@ use crate::evaluate::measures::interval::{
 use crate::evaluate::report::format_percent;
 use crate::record::to_hex;
 
-/// Queries that change most, of each candidate.
+/// Maximum number of most-changed queries per candidate.
 pub(super) const MAX_SHOWN_QUERIES: usize = 20;
-/// Different queries below which nothing counts as measured: resampling fewer says little.
+/// Minimum number of different queries for a conclusion: resampling fewer shows little.
 pub(super) const MIN_DISTINCT_QUERIES: usize = 20;
 
-/// What the logs tell.
+/// What logs show; serialised, it is the JSON report.
 #[derive(Debug, Clone, Serialize)]
 pub struct QueryLogReport {
-    /// SHA-256 over the lines that it rests on.
+    /// SHA-256 over the lines that were used, in hexadecimal.
     pub fingerprint: String,
-    /// When it was made.
+    /// When the report was made.
     pub created_at: DateTime<Utc>,
     /// Version of this program.
     pub version: String,
-    /// The files.
+    /// Names of the files read.
     pub log_files: Vec<String>,
-    /// Time of the first line that counts.
+    /// Timestamp of the earliest line that was used.
     pub from: Option<DateTime<Utc>>,
-    /// Time of the last.
+    /// Timestamp of the latest line that was used.
     pub to: Option<DateTime<Utc>>,
-    /// Lines read.
+    /// Number of lines read.
     pub lines: u64,
-    /// Of them, lines of other events, later pages of an answer, and answers that are no configuration's:
-    /// to requests that said themselves how, and to pictures.
+    /// Number of lines of other events, of later pages of an answer, and of answers that do not depend on
+    /// a configuration: to requests with overrides and to images.
     pub skipped: u64,
-    /// Of them, lines that could not be used.
+    /// Number of malformed lines.
     pub malformed: u64,
-    /// The first of those, with file and line number.
+    /// The first malformed lines: file, line number and reason.
     pub problems: Vec<String>,
-    /// Candidates that were computed in the shadow.
+    /// Candidates that answered shadow queries.
     pub shadow_comparisons: Vec<ShadowComparison>,
-    /// Configurations that answered.
+    /// Configurations that answered users' queries.
     pub answers: Vec<ConfigurationAnswers>,
-    /// In plain words.
+    /// The result in words.
     pub verdict: String,
 }
 
-/// How a candidate would have answered, beside the live configuration, query by query.
+/// How a candidate would have answered the queries that the live configuration answered.
 #[derive(Debug, Clone, Serialize)]
 pub struct ShadowComparison {
-    /// The live configuration's name.
+    /// Name of the live configuration.
     pub live: String,
-    /// The candidate's name.
+    /// Name of the candidate.
     pub candidate: String,
-    /// Answers that were compared.
+    /// Number of answers compared.
     pub compared: u64,
-    /// Different queries among them.
+    /// Number of different queries among them.
     pub queries: usize,
-    /// Of those, queries with any answer that differs.
+    /// Number of queries with any answer that differs.
     pub changed_queries: usize,
     /// Share of the answers with another first result.
     pub top_hit_changed: ConfidenceInterval,
-    /// Mean share of results that both have.
+    /// Mean share of results that both answers have.
     pub overlap: ConfidenceInterval,
-    /// Share of the answers that are the same in every place.
+    /// Share of the answers with the same results in the same order.
     pub identical: ConfidenceInterval,
-    /// Answers by their share of common results: from 0, 0.1, … 0.9, and exactly 1.
+    /// Number of answers by overlap: [0, 0.1), [0.1, 0.2), … [0.9, 1) and exactly 1.
     pub overlap_histogram: [u64; OVERLAP_BINS],
-    /// Whether a difference is measurable; none where there are too few queries to say.
+    /// Whether a difference is significant; `None` if there are too few queries.
     pub differs: Option<bool>,
-    /// Queries that change most.
+    /// The queries whose answers differ most.
     pub most_changed_queries: Vec<ChangedQuery>,
 }
 
 /// A query whose answers differ.
 #[derive(Debug, Clone, Serialize)]
 pub struct ChangedQuery {
-    /// As the log names it.
+    /// Hash of the query, as logged.
     pub query_hash: String,
-    /// Its text, where the log has it (`log.query_text`).
+    /// The query's text, if the log has it (`log.query_text`).
     pub text: Option<String>,
-    /// Answers that were compared.
+    /// Number of answers compared.
     pub compared: u64,
-    /// Mean share of common results.
+    /// Mean share of results that both answers have.
     pub overlap: f64,
-    /// Share of its answers with another first result.
+    /// Share of the answers with another first result.
     pub top_hit_changed: f64,
 }
 
-/// What a configuration answered.
+/// How a configuration answered its share of the queries.
 #[derive(Debug, Clone, Serialize)]
 pub struct ConfigurationAnswers {
-    /// Its name.
+    /// Name of the configuration.
     pub configuration: String,
-    /// Answers.
+    /// Number of answers.
     pub answers: u64,
-    /// Different queries among them.
+    /// Number of different queries among them.
     pub queries: usize,
-    /// Share of the results that stand elsewhere than plain CLIP puts them.
+    /// Share of the results at another rank than plain CLIP gives them.
     pub reranked: Option<ConfidenceInterval>,
-    /// Share of the answers whose first result plain CLIP does not put first.
+    /// Share of the answers with another first result than plain CLIP's.
     pub top_hit_changed: Option<ConfidenceInterval>,
-    /// Share of the answers that say that nothing matches; none where no rule was calibrated.
+    /// Share of the answers that say that nothing matches; `None` if no rule was calibrated.
     pub no_match: Option<ConfidenceInterval>,
-    /// Mean milliseconds of the pass over the catalogue.
+    /// Mean duration of the scan over the catalogue, in milliseconds.
     pub scan_ms: Option<ConfidenceInterval>,
-    /// Judgements that users sent.
+    /// Number of verdicts that users sent.
     pub feedback: usize,
-    /// Share of those that are "wrong", with Wilson's interval.
+    /// Share of "wrong" among these verdicts, with Wilson's interval.
     pub wrong: Option<ConfidenceInterval>,
 }
 
 impl QueryLogReader {
-    /// What all logs tell together.
+    /// Evaluates all lines that were read.
     pub fn into_report(self) -> Result<QueryLogReport, QueryLogError> {
         if self.shadow_sums.is_empty() && self.answer_sums.is_empty() {
             let malformed = self.problems.into_iter().next();
             return Err(QueryLogError::NoUsableLines { lines: self.line_count, malformed });
         }
-        let shadows: Vec<ShadowComparison> = self
+        let shadow_comparisons: Vec<ShadowComparison> = self
             .shadow_sums
             .into_iter()
-            .filter_map(|((live, candidate), (queries, overlaps))| {
-                summarise_shadow(live, candidate, &queries, overlaps, &self.query_texts)
+            .filter_map(|((live, candidate), (queries, histogram))| {
+                summarise_shadow(live, candidate, &queries, histogram, &self.query_texts)
             })
             .collect();
         let answers = self.answer_sums.into_iter().map(|(name, queries)| {
@@ -138,14 +138,14 @@ impl QueryLogReader {
             fingerprint: to_hex(&self.hasher.finalize()),
             created_at: Utc::now(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            log_files: self.sources,
+            log_files: self.log_files,
             from: self.first_line_at,
             to: self.last_line_at,
             lines: self.line_count,
             skipped: self.skipped_lines,
             malformed: self.malformed_lines,
             problems: self.problems,
-            shadow_comparisons: shadows,
+            shadow_comparisons,
             answers: answers.collect(),
             verdict: String::new(),
         };
@@ -154,7 +154,7 @@ impl QueryLogReader {
     }
 }
 
-/// In an order of their own: samples do not depend on that of a hash map.
+/// Sorts queries by hash, so that samples do not depend on the order of the hash map.
 fn sort_by_hash<T>(queries: &SumsByQuery<T>) -> Vec<(&str, &T)> {
     let mut sorted: Vec<(&str, &T)> = queries.iter().map(|(hash, q)| (hash.as_str(), q)).collect();
     sorted.sort_unstable_by_key(|(hash, _)| *hash);
@@ -165,46 +165,46 @@ fn summarise_shadow(
     live: String,
     candidate: String,
     queries: &SumsByQuery<ShadowSums>,
-    overlaps: [u64; OVERLAP_BINS],
+    overlap_histogram: [u64; OVERLAP_BINS],
     texts: &HashMap<String, String>,
 ) -> Option<ShadowComparison> {
     let queries = sort_by_hash(queries);
     let bootstrap_ratio = |sum: fn(&ShadowSums) -> f64| {
-        let clusters: Vec<(f64, u64)> = queries.iter().map(|(_, q)| (sum(q), q.count)).collect();
+        let clusters: Vec<(f64, u64)> = queries.iter().map(|(_, q)| (sum(q), q.lines)).collect();
         bootstrap_clustered_ratio(&clusters, RESAMPLING_SEED)
     };
-    let first_changed = bootstrap_ratio(|q| q.first_changed as f64)?;
+    let top_hit_changed = bootstrap_ratio(|q| q.top_hit_changed as f64)?;
     let overlap = bootstrap_ratio(|q| q.overlap_sum)?;
-    let same = bootstrap_ratio(|q| q.identical as f64)?;
-    let changed = queries.iter().filter(|(_, q)| q.identical < q.count);
-    let mut most: Vec<ChangedQuery> = changed
+    let identical = bootstrap_ratio(|q| q.identical as f64)?;
+    let changed = queries.iter().filter(|(_, q)| q.identical < q.lines);
+    let mut changed: Vec<ChangedQuery> = changed
         .map(|(hash, q)| ChangedQuery {
             query_hash: (*hash).to_owned(),
             text: texts.get(*hash).cloned(),
-            compared: q.count,
-            overlap: q.overlap_sum / q.count as f64,
-            top_hit_changed: q.first_changed as f64 / q.count as f64,
+            compared: q.lines,
+            overlap: q.overlap_sum / q.lines as f64,
+            top_hit_changed: q.top_hit_changed as f64 / q.lines as f64,
         })
         .collect();
-    most.sort_by(|a, b| {
+    changed.sort_by(|a, b| {
         let order =
             a.overlap.total_cmp(&b.overlap).then(b.top_hit_changed.total_cmp(&a.top_hit_changed));
         order.then(b.compared.cmp(&a.compared))
     });
-    let changed = most.len();
-    most.truncate(MAX_SHOWN_QUERIES);
+    let changed_queries = changed.len();
+    changed.truncate(MAX_SHOWN_QUERIES);
     Some(ShadowComparison {
         live,
         candidate,
-        compared: queries.iter().map(|(_, q)| q.count).sum(),
+        compared: queries.iter().map(|(_, q)| q.lines).sum(),
         queries: queries.len(),
-        changed_queries: changed,
-        differs: (queries.len() >= MIN_DISTINCT_QUERIES).then_some(same.high < 1.0),
-        top_hit_changed: first_changed,
+        changed_queries,
+        differs: (queries.len() >= MIN_DISTINCT_QUERIES).then_some(identical.high < 1.0),
+        top_hit_changed,
         overlap,
-        identical: same,
-        overlap_histogram: overlaps,
-        most_changed_queries: most,
+        identical,
+        overlap_histogram,
+        most_changed_queries: changed,
     })
 }
 
@@ -220,47 +220,40 @@ fn summarise_answers(
     };
     ConfigurationAnswers {
         configuration,
-        answers: queries.iter().map(|(_, q)| q.count).sum(),
+        answers: queries.iter().map(|(_, q)| q.lines).sum(),
         queries: queries.len(),
-        reranked: bootstrap_ratio(|q| (q.moved as f64, q.results)),
-        top_hit_changed: bootstrap_ratio(|q| (q.first_moved as f64, q.first_moved_known)),
+        reranked: bootstrap_ratio(|q| (q.reranked as f64, q.results)),
+        top_hit_changed: bootstrap_ratio(|q| (q.top_hit_changed as f64, q.top_hit_known)),
         no_match: bootstrap_ratio(|q| (q.no_match as f64, q.no_match_known)),
-        scan_ms: bootstrap_ratio(|q| (q.scan_ms_sum, q.count)),
+        scan_ms: bootstrap_ratio(|q| (q.scan_ms_sum, q.lines)),
         feedback,
         wrong: wilson_interval(wrong, feedback),
     }
 }
 
-/// In plain words.
 fn describe_verdict(report: &QueryLogReport) -> String {
     let mut parts = Vec::new();
     for shadow in &report.shadow_comparisons {
         let ShadowComparison {
-            live,
-            candidate,
-            compared,
-            queries,
-            top_hit_changed: first_changed,
-            overlap,
-            ..
+            live, candidate, compared, queries, top_hit_changed, overlap, ..
         } = shadow;
-        let on = format!("On {compared} answers to {queries} different queries, {candidate}");
+        let subject = format!("On {compared} answers to {queries} different queries, {candidate}");
         parts.push(match shadow.differs {
             None => format!(
-                "{on} was compared with {live}: too few to tell anything; {MIN_DISTINCT_QUERIES} different queries are the least."
+                "{subject} was compared with {live}: too few queries for a conclusion, which takes at least {MIN_DISTINCT_QUERIES} different ones."
             ),
             Some(false) => {
                 let max_hidden_share = wilson_interval(shadow.changed_queries, *queries).map_or(1.0, |i| i.high);
                 format!(
-                    "{on} makes no measurable difference to {live}; with so many queries, another answer to up to {} of them could hide.",
+                    "{subject} makes no measurable difference to {live}; with so many queries, another answer to up to {} of them could hide.",
                     format_percent(max_hidden_share)
                 )
             }
             Some(true) => format!(
-                "{on} changes the first result of {live} in {} ({} to {}) and shares {} of the results ({} to {}).",
-                format_percent(first_changed.mean),
-                format_percent(first_changed.low),
-                format_percent(first_changed.high),
+                "{subject} changes the first result of {live} in {} ({} to {}) and shares {} of the results ({} to {}).",
+                format_percent(top_hit_changed.mean),
+                format_percent(top_hit_changed.low),
+                format_percent(top_hit_changed.high),
                 format_percent(overlap.mean),
                 format_percent(overlap.low),
                 format_percent(overlap.high)
@@ -268,12 +261,12 @@ fn describe_verdict(report: &QueryLogReport) -> String {
         });
     }
     if report.shadow_comparisons.is_empty() {
-        parts.push("No candidate was computed in the shadow: `bsap candidate set … --shadow 0.1` has one compared on the queries that come.".into());
+        parts.push("No candidate answered shadow queries: `bsap candidate set … --shadow 0.1` compares one on the queries of users.".into());
     } else {
-        parts.push("A log does not know which answer is better: have the queries that change most judged, and measure with --queries.".into());
+        parts.push("A log does not show which answer is better: have the queries that change most judged, and measure with --queries.".into());
     }
     if report.malformed > 0 {
-        parts.push(format!("{} lines could not be used.", report.malformed));
+        parts.push(format!("{} lines are malformed.", report.malformed));
     }
     parts.join(" ")
 }

@@ -1,76 +1,76 @@
-//! How sure a mean or a difference is. Pure; the same seed gives the same.
+//! Confidence intervals and significance tests. Pure functions; the same seed gives the same result.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
 
-/// Samples drawn for an interval.
+/// Number of bootstrap samples per interval.
 const BOOTSTRAP_RESAMPLES: usize = 1_000;
-/// Random assignments drawn for a test: p can be told down to 0.0005.
+/// Number of random sign assignments per test; the smallest possible p is about 0.0005.
 const RANDOMISATION_ASSIGNMENTS: usize = 2_000;
-/// Sums of the same numbers in another order differ in the last digits.
+/// Tolerance when sums are compared: sums of the same numbers in another order differ in the last digits.
 const SUM_TOLERANCE: f64 = 1e-9;
-/// Decides all samples, so that a report can be made again to the last digit.
+/// Seed of all samples, fixed so that a report can be reproduced to the last digit.
 pub const RESAMPLING_SEED: u64 = 1;
 
 /// A mean with its 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ConfidenceInterval {
-    /// The mean.
+    /// The mean over all samples, not resampled.
     pub mean: f64,
-    /// Lower end.
+    /// Lower bound of the interval.
     pub low: f64,
-    /// Upper end.
+    /// Upper bound of the interval.
     pub high: f64,
 }
 
 impl ConfidenceInterval {
-    /// Whether 0 lies outside.
+    /// Returns whether 0 is outside the interval.
     pub fn excludes_zero(&self) -> bool {
         self.low > 0.0 || self.high < 0.0
     }
 
-    /// Both ends and the mean times `factor`.
+    /// Multiplies mean and bounds by `factor`.
     pub fn scaled_by(&self, factor: f64) -> Self {
         let (a, b) = (self.low * factor, self.high * factor);
         Self { mean: self.mean * factor, low: a.min(b), high: a.max(b) }
     }
 }
 
-/// What is better of a measure.
+/// Whether higher or lower values of a measure are better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MeasureDirection {
-    /// More is better.
+    /// Higher is better.
     Higher,
-    /// Less is better.
+    /// Lower is better.
     Lower,
 }
 
-/// One measure over a set of queries, beside another way to rank the same queries.
+/// One measure over a set of queries, compared with the baseline's ranking of the same queries.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct MeasureComparison {
     /// Mean over the queries.
     pub value: ConfidenceInterval,
-    /// Mean difference to the other way, query by query: above 0 is more. Being paired, it is far
-    /// narrower than the difference of two means.
+    /// Mean difference from the baseline per query; above 0 the value is higher. Because it is paired,
+    /// its interval is far narrower than that of a difference of two means.
     pub gain: ConfidenceInterval,
-    /// How often a difference as large comes about by chance: paired randomisation test, two-sided
+    /// Probability of a difference at least as large by chance: two-sided paired randomisation test
     /// (Fisher; Smucker et al., CIKM 2007).
     pub p_value: f64,
 }
 
-/// The mean of `values` with its percentile bootstrap interval (Efron, 1979). `None` where there
+/// Returns the mean of `values` with its percentile bootstrap interval (Efron, 1979); `None` if there
 /// are no values.
 pub fn bootstrap_mean(values: &[f64], seed: u64) -> Option<ConfidenceInterval> {
     let rows: Vec<&[f64]> = values.iter().map(std::slice::from_ref).collect();
     bootstrap_columns(&rows, 1, seed).into_iter().next()
 }
 
-/// The ratio of the sums of `clusters`, (value, count) each, with its percentile interval: clusters are
-/// drawn whole, since what is in one is not independent (Davison & Hinkley, 1997, §3.8). `None` where
-/// nothing is counted.
+/// Returns the sum of the values divided by the sum of the counts, with its percentile bootstrap interval.
+/// Each cluster is a pair of value and count. Whole clusters are drawn, because the observations within
+/// one are not independent (Davison & Hinkley, 1997, §3.8). Returns `None` if all counts are 0.
 pub fn bootstrap_clustered_ratio(clusters: &[(f64, u64)], seed: u64) -> Option<ConfidenceInterval> {
     let ratio = |(value, count): (f64, u64)| value / count as f64;
     let add = |a: (f64, u64), b: &(f64, u64)| (a.0 + b.0, a.1 + b.1);
@@ -79,25 +79,27 @@ pub fn bootstrap_clustered_ratio(clusters: &[(f64, u64)], seed: u64) -> Option<C
         return None;
     }
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut drawn = || counted[rng.random_range(0..counted.len())];
-    let sample = |_| ratio((0..counted.len()).fold((0.0, 0), |sum, _| add(sum, &drawn())));
-    let mut ratios: Vec<f64> = (0..BOOTSTRAP_RESAMPLES).map(sample).collect();
+    let mut draw_cluster = || counted[rng.random_range(0..counted.len())];
+    let resample = |_| ratio((0..counted.len()).fold((0.0, 0), |sum, _| add(sum, &draw_cluster())));
+    let mut ratios: Vec<f64> = (0..BOOTSTRAP_RESAMPLES).map(resample).collect();
     ratios.sort_unstable_by(f64::total_cmp);
     let mean = ratio(counted.iter().fold((0.0, 0), add));
     Some(ConfidenceInterval { mean, low: lower_bound(&ratios), high: upper_bound(&ratios) })
 }
 
-/// Ends of the 95 % interval among sorted samples.
+/// Returns the 2.5th percentile of sorted bootstrap samples.
 fn lower_bound(samples: &[f64]) -> f64 {
     samples[BOOTSTRAP_RESAMPLES * 25 / 1_000]
 }
 
+/// Returns the 97.5th percentile of sorted bootstrap samples.
 fn upper_bound(samples: &[f64]) -> f64 {
     samples[BOOTSTRAP_RESAMPLES * 975 / 1_000 - 1]
 }
 
-/// Every measure of `measured` beside `baseline`: a row a query, the same queries in the same order,
-/// the same measures in each row. Empty where there are no queries.
+/// Compares every measure of `measured` with `baseline`. Both have one row per query, with the same
+/// queries in the same order and the same measures in each row. Returns one comparison per measure;
+/// none if there are no queries.
 pub fn compare_measures(
     measured: &[&[f64]],
     baseline: &[&[f64]],
@@ -113,12 +115,13 @@ pub fn compare_measures(
     let differences: Vec<&[f64]> = differences.iter().map(Vec::as_slice).collect();
     let values = bootstrap_columns(measured, width, seed);
     let gains = bootstrap_columns(&differences, width, seed);
-    let p = randomisation_p_values(&differences, width, seed);
-    let all = values.into_iter().zip(gains).zip(p);
-    all.map(|((value, gain), p)| MeasureComparison { value, gain, p_value: p }).collect()
+    let p_values = randomisation_p_values(&differences, width, seed);
+    let columns = values.into_iter().zip(gains).zip(p_values);
+    columns.map(|((value, gain), p_value)| MeasureComparison { value, gain, p_value }).collect()
 }
 
-/// Intervals of the means of `width` columns. All columns see the same samples of rows.
+/// Returns the intervals of the means of `width` columns. The same samples of rows are used for all
+/// columns.
 fn bootstrap_columns(rows: &[&[f64]], width: usize, seed: u64) -> Vec<ConfidenceInterval> {
     if rows.is_empty() {
         return Vec::new();
@@ -145,13 +148,14 @@ fn bootstrap_columns(rows: &[&[f64]], width: usize, seed: u64) -> Vec<Confidence
     means.into_iter().enumerate().map(interval).collect()
 }
 
-/// Two-sided p of the means of `width` columns of paired differences: if the two ways were the same,
-/// each difference could as well have the other sign.
+/// Returns the two-sided p values of the means of `width` columns of paired differences. If the two
+/// rankings were equally good, each difference could as well have the other sign.
 fn randomisation_p_values(rows: &[&[f64]], width: usize, seed: u64) -> Vec<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x5eed);
     let sum = |column: usize| rows.iter().map(|row| row[column]).sum::<f64>().abs();
     let observed: Vec<f64> = (0..width).map(sum).collect();
-    let mut as_large = vec![1usize; width];
+    // The observed assignment counts too, so that p is never 0.
+    let mut at_least_as_large = vec![1usize; width];
     for _ in 0..RANDOMISATION_ASSIGNMENTS {
         let mut sums = vec![0.0; width];
         let mut bits = 0u64;
@@ -163,41 +167,44 @@ fn randomisation_p_values(rows: &[&[f64]], width: usize, seed: u64) -> Vec<f64> 
             bits >>= 1;
             sums.iter_mut().zip(*row).for_each(|(sum, value)| *sum += sign * value);
         }
-        for (count, (sum, observed)) in as_large.iter_mut().zip(sums.iter().zip(&observed)) {
+        let counts = at_least_as_large.iter_mut();
+        for (count, (sum, observed)) in counts.zip(sums.iter().zip(&observed)) {
             *count += usize::from(sum.abs() >= observed - SUM_TOLERANCE);
         }
     }
-    as_large
+    at_least_as_large
         .into_iter()
         .map(|count| count as f64 / (RANDOMISATION_ASSIGNMENTS + 1) as f64)
         .collect()
 }
 
-/// Holm's correction (1979): p values of several comparisons, so that the chance of one false
-/// discovery among all stays as stated.
-pub fn correct_by_holm(p: &[f64]) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..p.len()).collect();
-    order.sort_unstable_by(|a, b| p[*a].total_cmp(&p[*b]));
-    let mut corrected = vec![0.0; p.len()];
+/// Corrects the p values of several comparisons by Holm's method (1979), which bounds the probability of
+/// any false discovery among all of them.
+pub fn correct_by_holm(p_values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..p_values.len()).collect();
+    order.sort_unstable_by(|a, b| p_values[*a].total_cmp(&p_values[*b]));
+    let mut corrected = vec![0.0; p_values.len()];
     let mut largest = 0f64;
-    for (place, i) in order.into_iter().enumerate() {
-        largest = largest.max(p[i] * (p.len() - place) as f64).min(1.0);
+    for (smaller, i) in order.into_iter().enumerate() {
+        largest = largest.max(p_values[i] * (p_values.len() - smaller) as f64).min(1.0);
         corrected[i] = largest;
     }
     corrected
 }
 
-/// A share with its 95 % interval by Wilson's score (1927), which holds for small counts and for
-/// shares near 0 and 1. `None` where there is nothing to count.
+/// Returns a share with its 95 % interval by Wilson's score (1927), which is valid for small counts and
+/// for shares near 0 and 1. Returns `None` if `total` is 0.
 pub fn wilson_interval(count: usize, total: usize) -> Option<ConfidenceInterval> {
     const Z: f64 = 1.959_963_984_540_054;
     if total == 0 {
         return None;
     }
     let (n, mean) = (total as f64, count as f64 / total as f64);
-    let middle = (mean + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
-    let half = Z / (1.0 + Z * Z / n) * (mean * (1.0 - mean) / n + Z * Z / (4.0 * n * n)).sqrt();
-    Some(ConfidenceInterval { mean, low: (middle - half).max(0.0), high: (middle + half).min(1.0) })
+    let centre = (mean + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
+    let half_width =
+        Z / (1.0 + Z * Z / n) * (mean * (1.0 - mean) / n + Z * Z / (4.0 * n * n)).sqrt();
+    let (low, high) = ((centre - half_width).max(0.0), (centre + half_width).min(1.0));
+    Some(ConfidenceInterval { mean, low, high })
 }
 
 #[cfg(test)]
@@ -205,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gain_is_paired() {
+    fn the_interval_of_a_paired_gain_is_narrower_than_that_of_the_mean() {
         let old: Vec<[f64; 1]> = (0..400).map(|i| [f64::from(u8::from(i % 2 == 0))]).collect();
         let new: Vec<[f64; 1]> =
             (0..400).map(|i| [f64::from(u8::from(i % 2 == 0 || i % 20 == 1))]).collect();
@@ -231,12 +238,12 @@ mod tests {
                 randomisation_p_values(&rows, 1, *seed)[0] < 0.05
             })
             .count();
-        // 5 % of 200 are 10; 22 or more would come about once in two thousand such tests.
+        // 5 % of 200 are 10; 22 or more occur about once in two thousand such tests.
         assert!((1..22).contains(&significant), "{significant}");
     }
 
     #[test]
-    fn an_interval_holds_the_mean_and_shrinks_with_more_queries() {
+    fn an_interval_contains_the_mean_and_shrinks_with_more_queries() {
         let width = |n: usize| {
             let values: Vec<f64> = (0..n).map(|i| (i % 2) as f64).collect();
             let i = bootstrap_mean(&values, 1).unwrap();
@@ -248,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_queries_make_nothing_surer() {
+    fn repeated_queries_do_not_narrow_the_interval() {
         let width = |clusters: &[(f64, u64)]| {
             let i = bootstrap_clustered_ratio(clusters, 1).unwrap();
             assert!((i.mean - 0.5).abs() < 1e-12, "{i:?}");
@@ -261,7 +268,7 @@ mod tests {
         assert_eq!(
             bootstrap_clustered_ratio(&once, 1),
             bootstrap_mean(&lines, 1),
-            "single lines: the plain bootstrap"
+            "clusters of one are the plain bootstrap"
         );
         assert!(
             bootstrap_clustered_ratio(&[(0.0, 0)], 1).is_none()
@@ -270,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn corrections_and_shares_are_those_of_the_books() {
+    fn holm_and_wilson_agree_with_published_values() {
         let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-3, "{a} {b}");
         for (corrected, expected) in
             correct_by_holm(&[0.01, 0.04, 0.03]).iter().zip([0.03, 0.06, 0.06])

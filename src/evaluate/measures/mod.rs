@@ -1,15 +1,16 @@
-//! Measures of one ranking whose right answers are known. Pure.
+//! Measures of one ranking whose relevant images are known. Pure functions; `interval` estimates how
+//! certain their means are.
 
 pub(crate) mod interval;
 
 use interval::MeasureDirection;
 
-/// Largest cut-off: how far down a ranking is ever looked.
+/// Maximum cut-off.
 pub const MAX_RANK_DEPTH: usize = 1_000;
-/// Most cut-offs of one evaluation.
+/// Maximum number of cut-offs in one evaluation.
 const MAX_CUTOFFS: usize = 8;
 
-/// How far down a ranking is looked: hit@k for each, everything else at the largest.
+/// The ranks k down to which measures go, ascending: hit@k for each, all other measures at the largest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cutoffs(Vec<usize>);
 
@@ -22,7 +23,7 @@ impl Default for Cutoffs {
 impl TryFrom<&str> for Cutoffs {
     type Error = String;
 
-    /// From `1,5,10`.
+    /// Parses `1,5,10`.
     fn try_from(text: &str) -> Result<Self, String> {
         let parse = |part: &str| {
             let number = part.trim().parse().ok().filter(|k| (1..=MAX_RANK_DEPTH).contains(k));
@@ -38,24 +39,24 @@ impl TryFrom<&str> for Cutoffs {
     }
 }
 
-/// A query's ranking seen through its judgements.
+/// The grades of a query's ranked images.
 #[derive(Debug, Clone)]
 pub struct JudgedRanking<'a> {
-    /// Grade of each of the best results, best first: 0 is wrong or not judged, above is right.
+    /// Grade of each top result, best result first: 0 is wrong or not judged, above 0 is relevant.
     pub grades: &'a [f64],
-    /// Grades of all right images, largest first.
+    /// Grades of all relevant images, largest first.
     pub ideal_grades: &'a [f64],
-    /// Place of the first right image in the whole ranking, from 1; none where it was not found.
+    /// Rank of the first relevant image in the whole ranking, from 1; `None` if none is ranked.
     pub first_right_rank: Option<usize>,
 }
 
 impl Cutoffs {
-    /// How many results the measures look at.
+    /// Returns the largest cut-off: the number of results that a ranking must have.
     pub fn depth(&self) -> usize {
         self.0.last().copied().unwrap_or(1)
     }
 
-    /// Names of the measures, in the order of [`Cutoffs::measure`].
+    /// Returns the names of the measures, in the order of [`Cutoffs::measure`].
     pub fn measure_names(&self) -> Vec<String> {
         let k = self.depth();
         let mut names: Vec<String> = self.0.iter().map(|k| format!("hit@{k}")).collect();
@@ -66,50 +67,52 @@ impl Cutoffs {
         names
     }
 
-    /// What is better of the measure of this name.
+    /// Returns whether higher or lower values of a measure are better.
     pub fn direction(name: &str) -> MeasureDirection {
         if name == FALSE_HIT_MEASURE { MeasureDirection::Lower } else { MeasureDirection::Higher }
     }
 
-    /// Measures of a ranking, each 0 to 1:
+    /// Returns the measures of a ranking, each 0 to 1:
     ///
-    /// - hit@k: 1 where one of the first k is right;
-    /// - recall@k: right ones among the first k, of all right ones;
-    /// - capped recall@k: the same, of min(k, all right ones);
-    /// - precision@k: right ones among the first k, of k;
-    /// - nDCG@k: Σ grade/log₂(place+1) over the first k, of the best possible (Järvelin and
-    ///   Kekäläinen, 2002; linear gain, as trec_eval has it);
-    /// - MRR: 1/place of the first right one in the whole ranking;
-    /// - false hit: 1 where the first result is wrong, the confident mistake that a user sees first.
+    /// - hit@k: 1 if one of the first k results is relevant;
+    /// - recall@k: relevant images among the first k, divided by all relevant images;
+    /// - capped recall@k: the same, divided by at most k;
+    /// - precision@k: relevant images among the first k, divided by k;
+    /// - nDCG@k: Σ grade/log₂(rank+1) over the first k, divided by the largest possible sum (Järvelin
+    ///   and Kekäläinen, 2002; linear gain, as in trec_eval);
+    /// - MRR: 1/rank of the first relevant image in the whole ranking;
+    /// - false hit: 1 if the first result is wrong, which is the mistake that a user sees first.
     ///
-    /// `None` where there is no right image: such a query tells nothing.
+    /// Returns `None` if there is no relevant image, because these measures are then undefined.
     pub fn measure(&self, ranking: &JudgedRanking) -> Option<Vec<f64>> {
         let JudgedRanking { grades, ideal_grades: ideal, first_right_rank: first } = ranking;
         let total = ideal.iter().filter(|grade| **grade > 0.0).count();
         if total == 0 {
             return None;
         }
-        let within = |k: usize| grades.iter().take(k).filter(|grade| **grade > 0.0).count();
-        let truth = |is: bool| f64::from(u8::from(is));
+        let relevant_in_first =
+            |k: usize| grades.iter().take(k).filter(|grade| **grade > 0.0).count();
+        let as_number = |is_true: bool| f64::from(u8::from(is_true));
         let k = self.depth();
-        let found = within(k) as f64;
-        let mut values: Vec<f64> = self.0.iter().map(|k| truth(within(*k) > 0)).collect();
+        let relevant = relevant_in_first(k) as f64;
+        let mut values: Vec<f64> =
+            self.0.iter().map(|k| as_number(relevant_in_first(*k) > 0)).collect();
         values.extend([
-            found / total as f64,
-            found / total.min(k) as f64,
-            found / k as f64,
+            relevant / total as f64,
+            relevant / total.min(k) as f64,
+            relevant / k as f64,
             discounted_cumulative_gain(grades, k) / discounted_cumulative_gain(ideal, k),
-            first.map_or(0.0, |place| 1.0 / place as f64),
-            truth(within(1) == 0),
+            first.map_or(0.0, |rank| 1.0 / rank as f64),
+            as_number(relevant_in_first(1) == 0),
         ]);
         Some(values)
     }
 }
 
-/// Name of the measure that false hits are counted by.
+/// Name of the measure that counts wrong first results.
 pub const FALSE_HIT_MEASURE: &str = "false hit";
 
-/// Discounted cumulative gain of the first `k`.
+/// Returns the discounted cumulative gain of the first `k` grades.
 fn discounted_cumulative_gain(grades: &[f64], k: usize) -> f64 {
     let discounted = |(i, grade): (usize, &f64)| grade / ((i + 2) as f64).log2();
     grades.iter().take(k).enumerate().map(discounted).sum()
@@ -150,15 +153,16 @@ mod tests {
     }
 
     #[test]
-    fn more_right_ones_than_places() {
+    fn capped_recall_is_1_if_all_results_are_relevant_and_there_are_more() {
         let (grades, ideal) = ([1.0; 10], [1.0; 500]);
         let ranking =
             JudgedRanking { grades: &grades, ideal_grades: &ideal, first_right_rank: Some(1) };
         let values = Cutoffs::default().measure(&ranking).unwrap();
         assert_eq!(measure_value(&values, "capped recall@10"), 1.0);
         assert_eq!(measure_value(&values, "recall@10"), 0.02);
-        let nothing = JudgedRanking { grades: &[0.0], ideal_grades: &[], first_right_rank: None };
-        assert!(Cutoffs::default().measure(&nothing).is_none());
+        let without_relevant =
+            JudgedRanking { grades: &[0.0], ideal_grades: &[], first_right_rank: None };
+        assert!(Cutoffs::default().measure(&without_relevant).is_none());
     }
 
     #[test]

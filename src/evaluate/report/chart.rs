@@ -1,32 +1,32 @@
-//! Charts as SVG, drawn here: a report needs nothing from elsewhere.
+//! Charts as SVG. They are drawn here because a report must not load anything from elsewhere.
 
 use std::fmt::Write as _;
 
 use super::MeasuredDifference;
 use crate::evaluate::measures::interval::ConfidenceInterval;
 
-/// Height of a row in a chart.
+/// Height of a row, in SVG units.
 const ROW_HEIGHT: usize = 26;
-/// Where the names end and the plot begins.
+/// Width of the column of names on the left, in SVG units.
 const NAMES_WIDTH: f64 = 260.0;
-/// Width of the plot.
+/// Width of the plot between names and numbers, in SVG units.
 const PLOT_WIDTH: f64 = 460.0;
-/// Room for the numbers behind it.
+/// Width of the column of numbers on the right, in SVG units.
 const NUMBERS_WIDTH: f64 = 190.0;
-/// Longest name that is shown whole.
+/// Names with more characters are truncated.
 const MAX_NAME_CHARS: usize = 38;
 
 /// A row of a chart.
 pub(crate) struct IntervalBar {
-    /// What it is of.
+    /// Name of the row.
     pub(crate) name: String,
-    /// The mean and its interval.
+    /// Mean and interval to draw.
     pub(crate) interval: ConfidenceInterval,
-    /// What it says; decides the colour.
+    /// Decides the colour.
     pub(crate) difference: MeasuredDifference,
 }
 
-/// Text that is safe within HTML and SVG, attributes included.
+/// Escapes text for HTML and SVG, including attributes.
 pub(crate) fn escape_html(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -42,7 +42,7 @@ pub(crate) fn escape_html(text: &str) -> String {
     safe
 }
 
-/// A text cut to a length, with what was cut shown as an ellipsis.
+/// Truncates a text to at most `max_chars` characters, the last of which is then an ellipsis.
 pub(crate) fn truncate_text(text: &str, max_chars: usize) -> String {
     if text.chars().count() <= max_chars {
         return text.to_owned();
@@ -50,8 +50,8 @@ pub(crate) fn truncate_text(text: &str, max_chars: usize) -> String {
     text.chars().take(max_chars - 1).chain(['…']).collect()
 }
 
-/// Means with intervals, one below the other, on a shared axis. With `zero`, the axis holds 0 and a
-/// line marks it. `scale` multiplies what is written (100 for percent).
+/// Draws means with intervals, one below the other, on a shared axis. With `include_zero`, the axis
+/// includes 0 and marks it by a line. Printed numbers are multiplied by `scale` (100 for percent).
 pub(crate) fn draw_interval_chart(
     title: &str,
     bars: &[IntervalBar],
@@ -78,16 +78,17 @@ pub(crate) fn draw_interval_chart(
     );
     let bottom = bars.len() * ROW_HEIGHT + 6;
     for tick in axis_ticks(low, high) {
-        let (at, line) = (x(tick), if include_zero && tick == 0.0 { "zero" } else { "grid" });
+        let class = if include_zero && tick == 0.0 { "zero" } else { "grid" };
+        let tick_x = x(tick);
         let _ = write!(
             svg,
-            "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"2\" y2=\"{bottom}\" class=\"{line}\"/><text x=\"{at:.1}\" y=\"{}\" class=\"tick\">{}</text>",
+            "<line x1=\"{tick_x:.1}\" x2=\"{tick_x:.1}\" y1=\"2\" y2=\"{bottom}\" class=\"{class}\"/><text x=\"{tick_x:.1}\" y=\"{}\" class=\"tick\">{}</text>",
             bottom + 16,
             format_number(tick * scale, unit)
         );
     }
-    for (place, bar) in bars.iter().enumerate() {
-        let y = place * ROW_HEIGHT + ROW_HEIGHT / 2 + 2;
+    for (index, bar) in bars.iter().enumerate() {
+        let y = index * ROW_HEIGHT + ROW_HEIGHT / 2 + 2;
         let class = match bar.difference {
             MeasuredDifference::Better => "better",
             MeasuredDifference::Worse => "worse",
@@ -115,12 +116,12 @@ pub(crate) fn draw_interval_chart(
     svg
 }
 
-/// Round values on an axis, at most seven.
+/// Returns round values on an axis, about five.
 fn axis_ticks(low: f64, high: f64) -> Vec<f64> {
-    let rough = (high - low) / 5.0;
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= rough);
-    let step = step.unwrap_or(rough);
+    let min_step = (high - low) / 5.0;
+    let power = 10f64.powf(min_step.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= min_step);
+    let step = step.unwrap_or(min_step);
     let first = (low / step).ceil() as i64;
     let last = (high / step).floor() as i64;
     (first..=last).map(|n| n as f64 * step).collect()
@@ -129,7 +130,7 @@ fn axis_ticks(low: f64, high: f64) -> Vec<f64> {
 fn format_number(value: f64, unit: &str) -> String {
     let digits = usize::from(value.abs() < 100.0);
     let rounded = format!("{value:.digits$}").replace('-', "−");
-    // −0.0 is 0.
+    // A small negative value may be rounded to −0.0, which is printed without its sign.
     let rounded = if rounded.trim_start_matches('−').parse() == Ok(0.0) {
         rounded.trim_start_matches('−').to_owned()
     } else {
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_a_name_holds_becomes_markup() {
+    fn markup_in_a_name_is_escaped() {
         let interval = ConfidenceInterval { mean: 0.1, low: 0.0, high: 0.2 };
         let name = "<script>alert('x')</script>\"".to_owned();
         let bar = IntervalBar { name, interval, difference: MeasuredDifference::NotSignificant };

@@ -1,4 +1,4 @@
-//! A report as one HTML file that needs nothing from elsewhere.
+//! Renders a report as one HTML file that loads nothing from elsewhere.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,39 +12,40 @@ use crate::evaluate::compare::{ConfigurationResult, RankingChange, ShownResult};
 use crate::evaluate::measures::FALSE_HIT_MEASURE;
 use crate::evaluate::measures::interval::{ConfidenceInterval, MeasureComparison};
 
-/// Configurations whose changed queries are shown; the others' are in the JSON report.
+/// Number of configurations whose changed queries are shown; those of all are in the JSON report.
 pub const MAX_SHOWN_CONFIGURATIONS: usize = 3;
-/// Longest query that is shown whole.
+/// Queries with more characters are truncated.
 const MAX_QUERY_CHARS: usize = 120;
+/// Stylesheet of all HTML reports.
 pub(crate) const STYLESHEET: &str = include_str!("report.css");
 
-/// Pictures by their place in the world, as `data:` URIs.
+/// Thumbnails as `data:` URIs, by index into the images of the corpus.
 pub type ThumbnailUris = BTreeMap<u32, String>;
 
-/// The results that a page of this report shows pictures of, most telling first.
+/// Returns the images for which the page of this report needs thumbnails, most important first.
 pub fn images_to_show(report: &EvaluationReport) -> Vec<u32> {
-    let mut all = Vec::new();
-    for outcome in report.non_baseline().take(MAX_SHOWN_CONFIGURATIONS) {
-        let changes = &outcome.changes;
+    let mut positions = Vec::new();
+    for result in report.non_baseline().take(MAX_SHOWN_CONFIGURATIONS) {
+        let changes = &result.changes;
         for change in changes.worsened.iter().chain(&changes.improved).chain(&changes.unjudged) {
             for shown in change.before.iter().chain(&change.after) {
-                if !all.contains(&shown.image_position) {
-                    all.push(shown.image_position);
+                if !positions.contains(&shown.image_position) {
+                    positions.push(shown.image_position);
                 }
             }
         }
     }
-    all
+    positions
 }
 
-/// The page.
+/// Renders the page.
 pub fn render_html(report: &EvaluationReport, thumbnails: &ThumbnailUris) -> String {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\"><title>Evaluation – {}</title><style>{STYLESHEET}",
         escape_html(&report.catalogue)
     );
-    for (place, uri) in thumbnails {
-        let _ = write!(page, ".p{place}{{background-image:url({uri})}}");
+    for (position, uri) in thumbnails {
+        let _ = write!(page, ".p{position}{{background-image:url({uri})}}");
     }
     page.push_str("</style></head><body><main>");
     write_head(&mut page, report);
@@ -77,38 +78,39 @@ fn write_head(page: &mut String, report: &EvaluationReport) {
     }
 }
 
-/// The few figures that a decision rests on.
+/// Writes one tile per configuration with the figures that a decision depends on.
 fn write_tiles(page: &mut String, report: &EvaluationReport) {
     page.push_str("<section class=\"tiles\">");
-    for outcome in &report.configurations {
-        let baseline = outcome.name == report.baseline;
+    for result in &report.configurations {
+        let is_baseline = result.name == report.baseline;
         let _ = write!(
             page,
             "<div class=\"tile\"><h3>{}</h3>",
-            escape_html(&truncate_text(&outcome.name, 48))
+            escape_html(&truncate_text(&result.name, 48))
         );
-        if let Some(column) = report.measure_comparison(outcome, FALSE_HIT_MEASURE) {
+        if let Some(comparison) = report.measure_comparison(result, FALSE_HIT_MEASURE) {
             let _ = write!(
                 page,
                 "<p class=\"figure\">{}</p><p class=\"muted\">of first results are wrong</p>",
-                format_percent(column.value.mean)
+                format_percent(comparison.value.mean)
             );
-            if !baseline {
-                let _ = write!(page, "<p>{}</p>", format_gain_badge(FALSE_HIT_MEASURE, &column));
+            if !is_baseline {
+                let _ =
+                    write!(page, "<p>{}</p>", format_gain_badge(FALSE_HIT_MEASURE, &comparison));
             }
-        } else if let Some(stability) = &outcome.stability {
+        } else if let Some(stability) = &result.stability {
             let _ = write!(
                 page,
                 "<p class=\"figure\">{}</p><p class=\"muted\">of first results are others</p>",
                 format_percent(stability.top_hit_changed.mean)
             );
         }
-        if baseline {
+        if is_baseline {
             page.push_str(
-                "<p><span class=\"badge none\">all others are compared with it</span></p>",
+                "<p><span class=\"badge none\">all others are compared with this one</span></p>",
             );
         }
-        if let Some(savings) = &outcome.savings {
+        if let Some(savings) = &result.savings {
             let minutes = savings.minutes_per_day;
             let money = savings.money_per_day.map_or(String::new(), |m| {
                 format!(
@@ -120,7 +122,7 @@ fn write_tiles(page: &mut String, report: &EvaluationReport) {
             });
             let _ = write!(
                 page,
-                "<p>minutes a day saved: {} ({} to {}){money}</p>",
+                "<p>minutes saved per day: {} ({} to {}){money}</p>",
                 format_whole(minutes.mean),
                 format_whole(minutes.low),
                 format_whole(minutes.high)
@@ -131,21 +133,21 @@ fn write_tiles(page: &mut String, report: &EvaluationReport) {
     page.push_str("</section>");
 }
 
-/// A gain with what it says.
-fn format_gain_badge(measure: &str, column: &MeasureComparison) -> String {
-    let (class, word) = match classify_difference(measure, column) {
+/// Formats a gain with a badge that says whether it is better, worse or not significant.
+fn format_gain_badge(measure: &str, comparison: &MeasureComparison) -> String {
+    let (class, word) = match classify_difference(measure, comparison) {
         MeasuredDifference::Better => ("better", "better"),
         MeasuredDifference::Worse => ("worse", "worse"),
         MeasuredDifference::NotSignificant => ("none", "no measurable difference"),
     };
-    format!("<span class=\"badge {class}\">{word}</span> {}", format_gain(&column.gain))
+    format!("<span class=\"badge {class}\">{word}</span> {}", format_gain(&comparison.gain))
 }
 
 fn format_points(value: f64) -> String {
     format!("{:+.1}", value * 100.0).replace('-', "−")
 }
 
-/// A whole number; below 0 nothing is saved.
+/// Formats a number without decimals.
 fn format_whole(value: f64) -> String {
     format!("{value:.0}").replace('-', "−")
 }
@@ -165,26 +167,25 @@ fn write_charts(page: &mut String, report: &EvaluationReport) {
     }
     let _ = write!(
         page,
-        "<section><h2>What changes beside {}</h2><p class=\"muted\">Differences in percentage points, query by query, with 95 % intervals. Green and red are measurable after correction for the number of configurations; grey is not.</p>",
+        "<section><h2>What changes compared with {}</h2><p class=\"muted\">Differences in percentage points, query by query, with 95 % intervals. Green and red are measurable after correction for the number of configurations; grey is not.</p>",
         escape_html(&report.baseline)
     );
-    let wanted = |name: &String| name == FALSE_HIT_MEASURE || name.starts_with("nDCG");
+    let has_chart = |name: &String| name == FALSE_HIT_MEASURE || name.starts_with("nDCG");
     let chart_title = |name: &str| match name {
         FALSE_HIT_MEASURE => "False first results (left is better)".to_owned(),
         other => format!("{other} (right is better)"),
     };
-    let mut shown: Vec<&String> = report.measures.iter().filter(|name| wanted(name)).collect();
-    shown.sort_by_key(|name| *name != FALSE_HIT_MEASURE);
-    for name in shown {
+    let mut charted: Vec<&String> = report.measures.iter().filter(|name| has_chart(name)).collect();
+    charted.sort_by_key(|name| *name != FALSE_HIT_MEASURE);
+    for name in charted {
         let bars: Vec<IntervalBar> = report
             .non_baseline()
-            .filter_map(|outcome| {
-                let column = report.measure_comparison(outcome, name)?;
-                let finding = classify_difference(name, &column);
+            .filter_map(|result| {
+                let comparison = report.measure_comparison(result, name)?;
                 Some(IntervalBar {
-                    name: outcome.name.clone(),
-                    interval: column.gain,
-                    difference: finding,
+                    name: result.name.clone(),
+                    interval: comparison.gain,
+                    difference: classify_difference(name, &comparison),
                 })
             })
             .collect();
@@ -200,20 +201,20 @@ fn write_charts(page: &mut String, report: &EvaluationReport) {
 }
 
 fn write_changes(page: &mut String, report: &EvaluationReport, thumbnails: &ThumbnailUris) {
-    for outcome in report.non_baseline().take(MAX_SHOWN_CONFIGURATIONS) {
+    for result in report.non_baseline().take(MAX_SHOWN_CONFIGURATIONS) {
         let lists = [
-            ("Queries that lose most", &outcome.changes.worsened),
-            ("Queries that gain most", &outcome.changes.improved),
-            ("Queries that change most, not judged", &outcome.changes.unjudged),
+            ("Queries that lose most", &result.changes.worsened),
+            ("Queries that gain most", &result.changes.improved),
+            ("Queries that change most, not judged", &result.changes.unjudged),
         ];
         if lists.iter().all(|(_, list)| list.is_empty()) {
             continue;
         }
-        let _ = write!(page, "<section><h2>{} at work</h2>", escape_html(&outcome.name));
+        let _ = write!(page, "<section><h2>Changes by {}</h2>", escape_html(&result.name));
         for (title, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
             let _ = write!(page, "<h3>{title}</h3>");
             for change in *list {
-                write_change(page, report, outcome, change, thumbnails);
+                write_change(page, report, result, change, thumbnails);
             }
         }
         page.push_str("</section>");
@@ -223,7 +224,7 @@ fn write_changes(page: &mut String, report: &EvaluationReport, thumbnails: &Thum
 fn write_change(
     page: &mut String,
     report: &EvaluationReport,
-    outcome: &ConfigurationResult,
+    result: &ConfigurationResult,
     change: &RankingChange,
     thumbnails: &ThumbnailUris,
 ) {
@@ -237,7 +238,7 @@ fn write_change(
         "<article><h4>“{}” <span class=\"muted\">{gain}{group}</span></h4><div class=\"pair\">",
         escape_html(&truncate_text(&change.text, MAX_QUERY_CHARS))
     );
-    for (name, results) in [(&report.baseline, &change.before), (&outcome.name, &change.after)] {
+    for (name, results) in [(&report.baseline, &change.before), (&result.name, &change.after)] {
         let _ = write!(page, "<div><h5>{}</h5><ol>", escape_html(&truncate_text(name, 48)));
         for shown in results {
             write_result(page, shown, thumbnails);

@@ -1,4 +1,4 @@
-//! TODO
+//! The tables of the HTML report.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,8 @@ use super::{EvaluationReport, MeasuredDifference, classify_difference, format_pe
 use crate::evaluate::measures::FALSE_HIT_MEASURE;
 use crate::evaluate::measures::interval::{ConfidenceInterval, MeasureComparison};
 
-/// A table whose first column names the row.
+/// Writes a table whose first column names the row. Header cells are escaped here; other cells are
+/// markup already.
 pub(crate) fn write_table(page: &mut String, header: &[String], rows: &[Vec<String>]) {
     page.push_str("<div class=\"scroll\"><table><thead><tr>");
     for cell in header {
@@ -16,9 +17,8 @@ pub(crate) fn write_table(page: &mut String, header: &[String], rows: &[Vec<Stri
     page.push_str("</tr></thead><tbody>");
     for row in rows {
         page.push_str("<tr>");
-        for (place, cell) in row.iter().enumerate() {
-            // Cells are markup already; names of rows were escaped by their makers.
-            let tag = if place == 0 { "th" } else { "td" };
+        for (index, cell) in row.iter().enumerate() {
+            let tag = if index == 0 { "th" } else { "td" };
             let _ = write!(page, "<{tag}>{cell}</{tag}>");
         }
         page.push_str("</tr>");
@@ -26,29 +26,29 @@ pub(crate) fn write_table(page: &mut String, header: &[String], rows: &[Vec<Stri
     page.push_str("</tbody></table></div>");
 }
 
-fn format_cell(measure: &str, column: &MeasureComparison, baseline: bool) -> String {
-    let mut text = format!("<b>{:.3}</b>", column.value.mean);
-    if baseline {
+fn format_cell(measure: &str, comparison: &MeasureComparison, is_baseline: bool) -> String {
+    let mut text = format!("<b>{:.3}</b>", comparison.value.mean);
+    if is_baseline {
         let _ = write!(
             text,
             "<br><span class=\"muted\">{:.3} to {:.3}</span>",
-            column.value.low, column.value.high
+            comparison.value.low, comparison.value.high
         );
         return text;
     }
-    let class = match classify_difference(measure, column) {
+    let class = match classify_difference(measure, comparison) {
         MeasuredDifference::Better => "better",
         MeasuredDifference::Worse => "worse",
         MeasuredDifference::NotSignificant => "muted",
     };
-    let three = |v: f64| format!("{v:+.3}").replace('-', "−");
+    let signed = |v: f64| format!("{v:+.3}").replace('-', "−");
     let _ = write!(
         text,
         "<br><span class=\"{class}\" title=\"p = {:.4}\">{}<br>{} to {}</span>",
-        column.p_value,
-        three(column.gain.mean),
-        three(column.gain.low),
-        three(column.gain.high)
+        comparison.p_value,
+        signed(comparison.gain.mean),
+        signed(comparison.gain.low),
+        signed(comparison.gain.high)
     );
     text
 }
@@ -67,12 +67,12 @@ pub(super) fn write_measures(page: &mut String, report: &EvaluationReport) {
     let rows: Vec<Vec<String>> = report
         .configurations
         .iter()
-        .filter_map(|outcome| {
-            let all = outcome.overall.as_ref()?;
-            let baseline = outcome.name == report.baseline;
-            let mut row = vec![escape_html(&outcome.name)];
+        .filter_map(|result| {
+            let all = result.overall.as_ref()?;
+            let is_baseline = result.name == report.baseline;
+            let mut row = vec![escape_html(&result.name)];
             let cells = report.measures.iter().zip(&all.measures);
-            row.extend(cells.map(|(name, column)| format_cell(name, column, baseline)));
+            row.extend(cells.map(|(name, cell)| format_cell(name, cell, is_baseline)));
             Some(row)
         })
         .collect();
@@ -84,7 +84,7 @@ pub(super) fn write_groups(page: &mut String, report: &EvaluationReport) {
     let Some(first) = report.configurations.first().filter(|o| !o.groups.is_empty()) else {
         return;
     };
-    let Some(place) = report.measures.iter().position(|name| name == FALSE_HIT_MEASURE) else {
+    let Some(false_hit) = report.measures.iter().position(|name| name == FALSE_HIT_MEASURE) else {
         return;
     };
     page.push_str("<section><h2>False first results by group of queries</h2>");
@@ -93,13 +93,14 @@ pub(super) fn write_groups(page: &mut String, report: &EvaluationReport) {
     let rows: Vec<Vec<String>> = report
         .configurations
         .iter()
-        .map(|outcome| {
-            let baseline = outcome.name == report.baseline;
-            let mut row = vec![escape_html(&outcome.name)];
+        .map(|result| {
+            let is_baseline = result.name == report.baseline;
+            let mut row = vec![escape_html(&result.name)];
             row.extend(first.groups.keys().map(|name| {
-                let column = outcome.groups.get(name).and_then(|s| s.measures.get(place));
-                column
-                    .map_or("–".into(), |column| format_cell(FALSE_HIT_MEASURE, column, baseline))
+                let group = result.groups.get(name).and_then(|s| s.measures.get(false_hit));
+                group.map_or("–".into(), |comparison| {
+                    format_cell(FALSE_HIT_MEASURE, comparison, is_baseline)
+                })
             }));
             row
         })
@@ -109,7 +110,7 @@ pub(super) fn write_groups(page: &mut String, report: &EvaluationReport) {
 }
 
 pub(super) fn write_rankings(page: &mut String, report: &EvaluationReport) {
-    if report.configurations.iter().all(|outcome| outcome.hubness.is_none()) {
+    if report.configurations.iter().all(|result| result.hubness.is_none()) {
         return;
     }
     page.push_str("<section><h2>How rankings behave</h2>");
@@ -125,13 +126,13 @@ pub(super) fn write_rankings(page: &mut String, report: &EvaluationReport) {
     let rows: Vec<Vec<String>> = report
         .configurations
         .iter()
-        .map(|outcome| {
+        .map(|result| {
             let share = |value: Option<f64>| value.map_or("–".into(), format_percent);
-            let stability = outcome.stability.as_ref();
-            let hubness = outcome.hubness.as_ref();
+            let stability = result.stability.as_ref();
+            let hubness = result.hubness.as_ref();
             let hub = hubness.and_then(|hubness| hubness.hubs.first());
             vec![
-                escape_html(&outcome.name),
+                escape_html(&result.name),
                 share(stability.map(|s| s.top_hit_changed.mean)),
                 share(stability.map(|s| s.any_changed.mean)),
                 share(stability.map(|s| s.overlap.mean)),
@@ -152,7 +153,7 @@ pub(super) fn write_rankings(page: &mut String, report: &EvaluationReport) {
 }
 
 pub(super) fn write_thresholds(page: &mut String, report: &EvaluationReport) {
-    if report.configurations.iter().all(|outcome| outcome.thresholds.is_none()) {
+    if report.configurations.iter().all(|result| result.thresholds.is_none()) {
         return;
     }
     page.push_str("<section><h2>When not to trust a result</h2><p class=\"muted\">Chosen on one half of the queries and texts, measured here on the other half, with 95 % intervals.</p>");
@@ -161,7 +162,7 @@ pub(super) fn write_thresholds(page: &mut String, report: &EvaluationReport) {
         "nothing matches if",
         "flags of texts that match nothing",
         "flags of good first results",
-        "least score",
+        "minimum score",
         "first results shown",
         "wrong ones among them",
     ];
@@ -173,25 +174,25 @@ pub(super) fn write_thresholds(page: &mut String, report: &EvaluationReport) {
     let rows: Vec<Vec<String>> = report
         .configurations
         .iter()
-        .filter_map(|outcome| {
-            let found = outcome.thresholds.as_ref()?;
-            let held = &found.held_out;
-            let flagged: Vec<String> = held
+        .filter_map(|result| {
+            let thresholds = result.thresholds.as_ref()?;
+            let held_out = &thresholds.held_out;
+            let flagged: Vec<String> = held_out
                 .flagged
                 .iter()
                 .map(|f| format!("{}: {}", f.kind.name(), interval(f.share)))
                 .collect();
-            let rule = found.no_match.map_or("no rule reaches it".into(), |rule| {
+            let rule = thresholds.no_match.map_or("no rule".into(), |rule| {
                 format!("{} below {:.3}", rule.signal.name(), rule.threshold)
             });
             Some(vec![
-                escape_html(&outcome.name),
+                escape_html(&result.name),
                 rule,
                 flagged.join("<br>"),
-                interval(held.lost_hits),
-                found.min_score.map_or("none reaches it".into(), |score| format!("{score:.4}")),
-                interval(held.shown_share),
-                interval(held.false_hit_rate),
+                interval(held_out.lost_hits),
+                thresholds.min_score.map_or("none".into(), |score| format!("{score:.4}")),
+                interval(held_out.shown_share),
+                interval(held_out.false_hit_rate),
             ])
         })
         .collect();
@@ -201,22 +202,31 @@ pub(super) fn write_thresholds(page: &mut String, report: &EvaluationReport) {
 
 pub(super) fn write_appendix(page: &mut String, report: &EvaluationReport) {
     page.push_str("<section><h2>What was compared</h2>");
-    let header =
-        ["", "prompt set", "normaliser", "weight", "λ", "c, m", "least score", "generation"];
+    let header = [
+        "",
+        "prompt set",
+        "normaliser",
+        "weight",
+        "λ",
+        "factor, shift",
+        "minimum score",
+        "generation",
+    ];
     let rows: Vec<Vec<String>> = report
         .configurations
         .iter()
-        .map(|outcome| {
-            let s = &outcome.setting;
+        .map(|result| {
+            let setting = &result.setting;
+            let balance = &setting.balance;
             vec![
-                escape_html(&outcome.name),
-                s.prompt_set.as_ref().map_or("–".into(), |key| escape_html(key.as_str())),
-                s.balance.normaliser.name().to_owned(),
-                format!("{}", s.balance.weight),
-                format!("{}", s.balance.lambda),
-                format!("{:.4}, {:.4}", s.balance.scale.factor, s.balance.scale.shift),
-                s.min_score.map_or("–".into(), |score| format!("{score:.4}")),
-                escape_html(&s.generation),
+                escape_html(&result.name),
+                setting.prompt_set.as_ref().map_or("–".into(), |key| escape_html(key.as_str())),
+                balance.normaliser.name().to_owned(),
+                format!("{}", balance.weight),
+                format!("{}", balance.lambda),
+                format!("{:.4}, {:.4}", balance.scale.factor, balance.scale.shift),
+                setting.min_score.map_or("–".into(), |score| format!("{score:.4}")),
+                escape_html(&setting.generation),
             ]
         })
         .collect();
@@ -238,7 +248,7 @@ pub(super) fn write_appendix(page: &mut String, report: &EvaluationReport) {
     let q = &report.queries;
     let _ = write!(
         page,
-        "<li>Queries from {}: {} in all, {} judged, {} that match nothing, {} not judged, {} left out because no right image is in the catalogue; fingerprint <code>{}</code>. Besides, {} unrelated and gibberish texts.</li>",
+        "<li>Queries from {}: {} in all, {} judged, {} that match nothing, {} not judged, {} left out because no right image is in the catalogue; fingerprint <code>{}</code>. In addition, {} unrelated and gibberish texts.</li>",
         escape_html(&q.source),
         q.total,
         q.judged,
@@ -249,10 +259,10 @@ pub(super) fn write_appendix(page: &mut String, report: &EvaluationReport) {
         q.probes
     );
     if let Some(cost) = &report.cost {
-        let wage = cost.hourly_cost.map_or(String::new(), |wage| format!(", {wage} an hour"));
+        let hourly = cost.hourly_cost.map_or(String::new(), |cost| format!(", {cost} per hour"));
         let _ = write!(
             page,
-            "<li>Figures of the cost, as given: {} minutes a false first result, {} queries a day{wage}</li>",
+            "<li>Cost figures as given: {} minutes per false first result, {} queries per day{hourly}</li>",
             cost.minutes_per_false_hit, cost.queries_per_day
         );
     }

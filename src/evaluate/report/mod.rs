@@ -1,4 +1,5 @@
-//! What an evaluation found, for machines and in words.
+//! The result of an evaluation, and its verdict in words. `terminal` and `html` render it; `chart` and
+//! `html_tables` are the parts of a page.
 
 pub(crate) mod chart;
 pub(crate) mod html;
@@ -18,58 +19,61 @@ use super::measures::interval::{
 use super::measures::{Cutoffs, FALSE_HIT_MEASURE};
 use crate::record::to_hex;
 
-/// p below which a difference counts as measured.
+/// A difference with a p value below this is significant.
 pub const SIGNIFICANCE_LEVEL: f64 = 0.05;
 
-/// What an evaluation found.
+/// The result of an evaluation; serialised, it is the JSON report.
 #[derive(Debug, Clone, Serialize)]
 pub struct EvaluationReport {
-    /// SHA-256 over everything else but `at`: what a calibration names as its evidence.
+    /// SHA-256 over all other fields except `created_at`, in hexadecimal. A stored calibration refers to
+    /// its evaluation by it.
     pub fingerprint: String,
-    /// When it was made.
+    /// When the evaluation was made.
     pub created_at: DateTime<Utc>,
     /// Version of this program.
     pub version: String,
-    /// The catalogue: its address, or what was drawn.
+    /// The catalogue: its URL, or a description of a synthetic one.
     pub catalogue: String,
-    /// Which models filled it.
+    /// The models whose embeddings were ranked.
     pub models: Vec<ModelInfo>,
-    /// What was asked.
+    /// How many queries of which kinds were ranked.
     pub queries: QueryCounts,
-    /// Names of the measures, in the order of every summary's columns.
+    /// Names of the measures, in the order of every [`MeasureSummary`].
+    ///
+    /// [`MeasureSummary`]: super::compare::MeasureSummary
     pub measures: Vec<String>,
-    /// The configuration that all others are compared with.
+    /// Name of the configuration with which all others are compared.
     pub baseline: String,
-    /// Figures of the cost, as given.
+    /// The cost of manual correction, if the owner gave it.
     pub cost: Option<CorrectionCost>,
-    /// In plain words.
+    /// The result in words.
     pub verdict: String,
-    /// What must be known to read the figures.
+    /// Caveats that a reader of the figures must know.
     pub notes: Vec<String>,
-    /// What each configuration is worth.
+    /// The measurements of each configuration.
     pub configurations: Vec<ConfigurationResult>,
 }
 
-/// What was asked.
+/// Numbers of queries, by what is known of them.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct QueryCounts {
-    /// Where they come from.
+    /// Where the queries come from.
     pub source: String,
-    /// SHA-256 over texts and judgements.
+    /// SHA-256 over texts, groups and judgements, in hexadecimal.
     pub fingerprint: String,
-    /// Queries in all.
+    /// All queries.
     pub total: usize,
-    /// With a right image in the catalogue: these are measured.
+    /// Queries with a relevant image in the catalogue, which are measured.
     pub judged: usize,
-    /// Judged to match nothing.
+    /// Queries judged to match nothing.
     pub judged_no_match: usize,
-    /// Of which nothing is known: rankings are compared only.
+    /// Unjudged queries, whose rankings are compared but not measured.
     pub unjudged: usize,
-    /// Judged, but with no right image in the catalogue: left out.
+    /// Judged queries without a relevant image in the catalogue, which are left out.
     pub without_relevant_image: usize,
     /// Judged images that are not in the catalogue.
     pub missing_images: usize,
-    /// Unrelated and gibberish texts that were asked besides.
+    /// Unrelated and gibberish texts that were ranked in addition.
     pub probes: usize,
 }
 
@@ -78,56 +82,58 @@ impl EvaluationReport {
     pub fn with_verdict_and_fingerprint(mut self) -> Self {
         self.verdict = describe_verdict(&self);
         self.fingerprint.clear();
-        let at = std::mem::take(&mut self.created_at);
+        let created_at = std::mem::take(&mut self.created_at);
         let bytes = serde_json::to_vec(&self).unwrap_or_default();
         self.fingerprint = to_hex(&Sha256::digest(&bytes));
-        self.created_at = at;
+        self.created_at = created_at;
         self
     }
 
-    /// A measure of a configuration over all judged queries.
+    /// Returns a measure of a configuration over all judged queries; `None` if there are none, or no
+    /// such measure.
     pub fn measure_comparison(
         &self,
-        outcome: &ConfigurationResult,
+        result: &ConfigurationResult,
         measure: &str,
     ) -> Option<MeasureComparison> {
-        let place = self.measures.iter().position(|name| name == measure)?;
-        Some(outcome.overall.as_ref()?.measures[place])
+        let index = self.measures.iter().position(|name| name == measure)?;
+        Some(result.overall.as_ref()?.measures[index])
     }
 
-    /// The configurations beside the baseline.
+    /// Returns all configurations except the baseline.
     pub fn non_baseline(&self) -> impl Iterator<Item = &ConfigurationResult> {
-        self.configurations.iter().filter(|outcome| outcome.name != self.baseline)
+        self.configurations.iter().filter(|result| result.name != self.baseline)
     }
 }
 
-/// What a difference says.
+/// Whether a difference from the baseline is significant, and in which direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MeasuredDifference {
-    /// Better than the baseline, measurably.
+    /// Significantly better than the baseline.
     Better,
-    /// Worse, measurably.
+    /// Significantly worse than the baseline.
     Worse,
-    /// The queries do not tell.
+    /// The queries do not show a difference.
     NotSignificant,
 }
 
-/// What a difference of a measure says: p corrected, and 0 outside the interval.
-pub fn classify_difference(measure: &str, column: &MeasureComparison) -> MeasuredDifference {
-    if column.p_value >= SIGNIFICANCE_LEVEL || !column.gain.excludes_zero() {
+/// Classifies the difference of a measure from the baseline. It is significant if the corrected p value is
+/// small and 0 is outside the interval.
+pub fn classify_difference(measure: &str, comparison: &MeasureComparison) -> MeasuredDifference {
+    if comparison.p_value >= SIGNIFICANCE_LEVEL || !comparison.gain.excludes_zero() {
         return MeasuredDifference::NotSignificant;
     }
-    let more = column.gain.mean > 0.0;
-    let better = (Cutoffs::direction(measure) == MeasureDirection::Higher) == more;
-    if better { MeasuredDifference::Better } else { MeasuredDifference::Worse }
+    let is_higher = comparison.gain.mean > 0.0;
+    let is_better = (Cutoffs::direction(measure) == MeasureDirection::Higher) == is_higher;
+    if is_better { MeasuredDifference::Better } else { MeasuredDifference::Worse }
 }
 
-/// A share as a percentage.
+/// Formats a share as a percentage.
 pub fn format_percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-/// A difference of shares in percentage points, with its interval.
+/// Formats a difference of shares in percentage points, with its interval.
 fn format_points(gain: &ConfidenceInterval) -> String {
     let signed = |v: f64| format!("{:+.1}", v * 100.0).replace('-', "−");
     format!(
@@ -138,19 +144,19 @@ fn format_points(gain: &ConfidenceInterval) -> String {
     )
 }
 
-/// The measures that the verdict speaks of: false hits, then how much of what is there is found.
+/// Returns the measures that the verdict mentions, false hits first.
 fn verdict_measures(report: &EvaluationReport) -> Vec<&String> {
-    let wanted = |name: &&String| {
+    let is_mentioned = |name: &&String| {
         *name == FALSE_HIT_MEASURE || name.starts_with("nDCG") || name.starts_with("capped")
     };
-    let mut spoken: Vec<&String> = report.measures.iter().filter(wanted).collect();
-    spoken.sort_by_key(|name| *name != FALSE_HIT_MEASURE);
-    spoken
+    let mut measures: Vec<&String> = report.measures.iter().filter(is_mentioned).collect();
+    measures.sort_by_key(|name| *name != FALSE_HIT_MEASURE);
+    measures
 }
 
 fn describe_verdict(report: &EvaluationReport) -> String {
     let mut text = String::new();
-    let QueryCounts { judged, total: asked, .. } = report.queries;
+    let QueryCounts { judged, total, .. } = report.queries;
     let baseline = &report.baseline;
     if report.non_baseline().next().is_none() {
         return format!("Only {baseline} was measured; nothing is compared.");
@@ -158,58 +164,60 @@ fn describe_verdict(report: &EvaluationReport) -> String {
     if judged == 0 {
         let _ = write!(
             text,
-            "None of the {asked} queries has a judged right image in the catalogue, so nothing is said about right and wrong. "
+            "None of the {total} queries has a judged right image in the catalogue, so right and wrong results cannot be counted. "
         );
-        for outcome in report.non_baseline() {
-            if let Some(stability) = &outcome.stability {
+        for result in report.non_baseline() {
+            if let Some(stability) = &result.stability {
                 let _ = write!(
                     text,
                     "Against {baseline}, {} changes the first result of {} of the queries and shares {} of the best {}. ",
-                    outcome.name,
+                    result.name,
                     format_percent(stability.top_hit_changed.mean),
                     format_percent(stability.overlap.mean),
                     stability.depth,
                 );
             }
         }
-        text.push_str("Look at the queries that change most, and have them judged.");
+        text.push_str("Have the queries that change most judged.");
         return text;
     }
     let _ = write!(text, "On {judged} judged queries, compared with {baseline}: ");
     let measures = verdict_measures(report);
-    let mut same = Vec::new();
-    for outcome in report.non_baseline() {
-        let found: Vec<(&String, MeasureComparison, MeasuredDifference)> = measures
+    let mut indistinguishable = Vec::new();
+    for result in report.non_baseline() {
+        let differences: Vec<Difference> = measures
             .iter()
             .filter_map(|name| {
-                let column = report.measure_comparison(outcome, name)?;
-                Some((*name, column, classify_difference(name, &column)))
+                let comparison = report.measure_comparison(result, name)?;
+                Some((*name, comparison, classify_difference(name, &comparison)))
             })
             .collect();
-        let description = describe_differences(&outcome.name, &found);
-        let Some(told) = description else {
-            same.push((outcome.name.as_str(), found.first().map(|(_, column, _)| *column)));
+        let Some(description) = describe_differences(&result.name, &differences) else {
+            let false_hits = differences.first().map(|(_, comparison, _)| *comparison);
+            indistinguishable.push((result.name.as_str(), false_hits));
             continue;
         };
-        text.push_str(&told);
-        let counts = |(name, _, finding): &(&String, MeasureComparison, MeasuredDifference)| {
-            *name == FALSE_HIT_MEASURE && *finding != MeasuredDifference::NotSignificant
+        text.push_str(&description);
+        let changes_false_hits = |(name, _, difference): &Difference| {
+            *name == FALSE_HIT_MEASURE && *difference != MeasuredDifference::NotSignificant
         };
-        if let Some(savings) = outcome.savings.filter(|_| found.iter().any(counts)) {
+        if let Some(savings) = result.savings.filter(|_| differences.iter().any(changes_false_hits))
+        {
             text.push_str(&describe_savings(savings.minutes_per_day));
         }
     }
-    if !same.is_empty() {
-        let names: Vec<&str> = same.iter().map(|(name, _)| *name).collect();
+    if !indistinguishable.is_empty() {
+        let names: Vec<&str> = indistinguishable.iter().map(|(name, _)| *name).collect();
         let word = if text.ends_with(": ") { "no" } else { "No" };
         let _ = write!(text, "{word} measurable difference for {}", names.join(", "));
-        let columns = same.iter().filter_map(|(_, column)| *column);
-        let widest =
-            columns.map(|column| undetectable_change(&column.gain, judged)).fold(0.0, f64::max);
+        let false_hits = indistinguishable.iter().filter_map(|(_, comparison)| *comparison);
+        let largest_undetectable = false_hits
+            .map(|comparison| undetectable_change(&comparison.gain, judged))
+            .fold(0.0, f64::max);
         let _ = write!(
             text,
             "; with these queries, a change of false first hits of up to {:.1} percentage points could hide. ",
-            widest * 100.0
+            largest_undetectable * 100.0
         );
     }
     if report.configurations.len() > 2 {
@@ -218,25 +226,26 @@ fn describe_verdict(report: &EvaluationReport) -> String {
     text.trim_end().to_owned()
 }
 
-/// How large a change of the share of false first hits may go unseen on so many queries. Where few or no
-/// first hits changed, samples of these queries hold no more changes than they do: Wilson's bound of the
-/// net change, whole queries of `judged`, counts those that were not asked.
+/// Returns the largest change of the share of false first hits that these queries may not show. If few or
+/// no first hits changed, bootstrap samples underestimate it, because they contain no more changes than the
+/// queries themselves. Wilson's upper bound of the net change accounts for queries that were not measured.
 fn undetectable_change(gain: &ConfidenceInterval, judged: usize) -> f64 {
-    let net = (gain.mean.abs() * judged as f64).round() as usize;
-    let counted = wilson_interval(net, judged).map_or(1.0, |share| share.high);
-    gain.low.abs().max(gain.high.abs()).max(counted)
+    let net_changes = (gain.mean.abs() * judged as f64).round() as usize;
+    let upper_bound = wilson_interval(net_changes, judged).map_or(1.0, |share| share.high);
+    gain.low.abs().max(gain.high.abs()).max(upper_bound)
 }
 
-/// What is measurable of a configuration; `None` where nothing is.
-fn describe_differences(
-    name: &str,
-    found: &[(&String, MeasureComparison, MeasuredDifference)],
-) -> Option<String> {
-    let describe_measures = |wanted: MeasuredDifference| {
-        let others = found.iter().filter(|(name, ..)| *name != FALSE_HIT_MEASURE);
+/// A measure, its comparison with the baseline, and the class of the difference.
+type Difference<'a> = (&'a String, MeasureComparison, MeasuredDifference);
+
+/// Describes the significant differences of a configuration; `None` if there are none.
+fn describe_differences(name: &str, differences: &[Difference]) -> Option<String> {
+    let describe_measures = |class: MeasuredDifference| {
+        let others = differences.iter().filter(|(name, ..)| *name != FALSE_HIT_MEASURE);
         let descriptions =
-            others.filter(|(.., finding)| *finding == wanted).map(|(name, column, _)| {
-                let (mean, before) = (column.value.mean, column.value.mean - column.gain.mean);
+            others.filter(|(.., difference)| *difference == class).map(|(name, comparison, _)| {
+                let mean = comparison.value.mean;
+                let before = mean - comparison.gain.mean;
                 format!("{name} ({mean:.3} instead of {before:.3})")
             });
         descriptions.collect::<Vec<_>>().join(" and ")
@@ -245,16 +254,16 @@ fn describe_differences(
         describe_measures(MeasuredDifference::Better),
         describe_measures(MeasuredDifference::Worse),
     );
-    let false_hits = found.iter().find(|(name, ..)| *name == FALSE_HIT_MEASURE);
+    let false_hits = differences.iter().find(|(name, ..)| *name == FALSE_HIT_MEASURE);
     let mut text = match false_hits {
-        Some((_, column, finding)) if *finding != MeasuredDifference::NotSignificant => {
-            let word = if *finding == MeasuredDifference::Better { "fewer" } else { "more" };
-            let (mean, before) = (column.value.mean, column.value.mean - column.gain.mean);
+        Some((_, comparison, difference)) if *difference != MeasuredDifference::NotSignificant => {
+            let word = if *difference == MeasuredDifference::Better { "fewer" } else { "more" };
+            let mean = comparison.value.mean;
             format!(
                 "{name} shows {word} false first hits, {} instead of {} ({})",
                 format_percent(mean),
-                format_percent(before),
-                format_points(&column.gain)
+                format_percent(mean - comparison.gain.mean),
+                format_points(&comparison.gain)
             )
         }
         _ if better.is_empty() && worse.is_empty() => return None,
@@ -271,13 +280,13 @@ fn describe_differences(
 
 fn describe_savings(minutes: ConfidenceInterval) -> String {
     let word = if minutes.mean >= 0.0 { "saves" } else { "costs" };
-    let (a, b) = if minutes.mean >= 0.0 {
+    let (low, high) = if minutes.mean >= 0.0 {
         (minutes.low, minutes.high)
     } else {
         (-minutes.high, -minutes.low)
     };
     format!(
-        "By the given figures that {word} {:.0} minutes of correction a day ({a:.0} to {b:.0}). ",
+        "By the given figures that {word} {:.0} minutes of correction per day ({low:.0} to {high:.0}). ",
         minutes.mean.abs()
     )
     .replace('-', "−")
@@ -287,40 +296,47 @@ fn describe_savings(minutes: ConfidenceInterval) -> String {
 mod tests {
     use super::*;
 
-    fn measure_comparison(mean: f64, half: f64, p: f64) -> MeasureComparison {
-        let interval = |mean: f64| ConfidenceInterval { mean, low: mean - half, high: mean + half };
-        MeasureComparison { value: interval(0.3), gain: interval(mean), p_value: p }
+    fn interval(mean: f64, half_width: f64) -> ConfidenceInterval {
+        ConfidenceInterval { mean, low: mean - half_width, high: mean + half_width }
+    }
+
+    fn measure_comparison(gain: f64, half_width: f64, p_value: f64) -> MeasureComparison {
+        MeasureComparison {
+            value: interval(0.3, half_width),
+            gain: interval(gain, half_width),
+            p_value,
+        }
     }
 
     #[test]
-    fn what_could_hide_is_never_nothing() {
-        let gain =
-            |mean: f64, half: f64| ConfidenceInterval { mean, low: mean - half, high: mean + half };
+    fn an_undetectable_change_is_never_0() {
         // No first hit changed: z²/(n + z²), Wilson's bound of 0 of 100.
-        assert!((undetectable_change(&gain(0.0, 0.0), 100) - 0.0370).abs() < 1e-4);
-        assert!((undetectable_change(&gain(0.0, 0.0), 1_000) - 0.0038).abs() < 1e-4);
-        // One more false hit of 100, of which a sample holds three at most.
-        assert!((undetectable_change(&gain(0.01, 0.02), 100) - 0.0545).abs() < 1e-4);
-        // Many changed to and fro: their samples tell.
-        assert_eq!(undetectable_change(&gain(0.0, 0.15), 100), 0.15);
+        assert!((undetectable_change(&interval(0.0, 0.0), 100) - 0.0370).abs() < 1e-4);
+        assert!((undetectable_change(&interval(0.0, 0.0), 1_000) - 0.0038).abs() < 1e-4);
+        // One more false hit of 100, of which a bootstrap sample contains three at most.
+        assert!((undetectable_change(&interval(0.01, 0.02), 100) - 0.0545).abs() < 1e-4);
+        // Many first hits changed in both directions: the bootstrap interval is wide enough.
+        assert_eq!(undetectable_change(&interval(0.0, 0.15), 100), 0.15);
     }
 
     #[test]
-    fn what_is_measurable_is_told_and_nothing_else() {
+    fn the_verdict_mentions_significant_differences_only() {
         let names = [FALSE_HIT_MEASURE.to_owned(), "nDCG@10".to_owned()];
-        let describe = |columns: [MeasureComparison; 2]| {
-            let found =
-                names.iter().zip(columns).map(|(name, c)| (name, c, classify_difference(name, &c)));
-            super::describe_differences("live", &found.collect::<Vec<_>>())
+        let describe = |comparisons: [MeasureComparison; 2]| {
+            let differences = names
+                .iter()
+                .zip(comparisons)
+                .map(|(name, c)| (name, c, classify_difference(name, &c)));
+            describe_differences("live", &differences.collect::<Vec<_>>())
         };
-        let nothing = measure_comparison(-0.01, 0.02, 0.4);
-        assert_eq!(describe([nothing, nothing]), None);
-        // An interval that leaves 0 out is not enough where the corrected p is not small.
-        assert_eq!(describe([measure_comparison(-0.04, 0.03, 0.06), nothing]), None);
-        let fewer = describe([measure_comparison(-0.1, 0.03, 0.001), nothing]).unwrap();
+        let not_significant = measure_comparison(-0.01, 0.02, 0.4);
+        assert_eq!(describe([not_significant, not_significant]), None);
+        // An interval without 0 is not enough if the corrected p is not small.
+        assert_eq!(describe([measure_comparison(-0.04, 0.03, 0.06), not_significant]), None);
+        let fewer = describe([measure_comparison(-0.1, 0.03, 0.001), not_significant]).unwrap();
         assert!(fewer.contains("fewer false first hits, 30.0 % instead of 40.0 %"), "{fewer}");
         assert!(fewer.contains("−10.0 points, 95 % interval −13.0 to −7.0"), "{fewer}");
-        let worse = describe([nothing, measure_comparison(-0.1, 0.03, 0.001)]).unwrap();
+        let worse = describe([not_significant, measure_comparison(-0.1, 0.03, 0.001)]).unwrap();
         assert!(
             worse.contains("no measurable difference in false first hits, and is worse in nDCG@10")
         );

@@ -1,14 +1,14 @@
-//! A report for the terminal.
+//! Renders a report as tables and text for the terminal.
 
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{ContentArrangement, Table};
 
 use super::{EvaluationReport, MeasuredDifference, classify_difference, format_percent};
 use crate::evaluate::compare::ConfigurationResult;
-use crate::evaluate::measures::interval::MeasureComparison;
+use crate::evaluate::measures::interval::{ConfidenceInterval, MeasureComparison};
 use crate::evaluate::trec::MeasuredRun;
 
-/// Widest line of the words around the tables.
+/// Maximum width of text around the tables, in characters.
 const LINE_WIDTH_CHARS: usize = 100;
 
 pub(crate) fn new_table(header: Vec<String>) -> Table {
@@ -22,21 +22,22 @@ fn format_signed(value: f64) -> String {
     format!("{value:+.3}").replace('-', "−")
 }
 
-/// A gain, marked where it is measurable.
-fn format_gain(measure: &str, column: &MeasureComparison) -> String {
-    let mark = match classify_difference(measure, column) {
+/// Formats a gain with its interval, marked if it is significant.
+fn format_gain(measure: &str, comparison: &MeasureComparison) -> String {
+    let mark = match classify_difference(measure, comparison) {
         MeasuredDifference::Better => " ▲",
         MeasuredDifference::Worse => " ▼",
         MeasuredDifference::NotSignificant => "",
     };
     format!(
         "{}{mark}\n{} to {}",
-        format_signed(column.gain.mean),
-        format_signed(column.gain.low),
-        format_signed(column.gain.high)
+        format_signed(comparison.gain.mean),
+        format_signed(comparison.gain.low),
+        format_signed(comparison.gain.high)
     )
 }
 
+/// Wraps text at [`LINE_WIDTH_CHARS`].
 pub(crate) fn wrap_words(text: &str) -> String {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
@@ -55,21 +56,21 @@ pub(crate) fn wrap_words(text: &str) -> String {
     lines.join("\n")
 }
 
-/// The report in tables and words.
+/// Renders the report.
 pub fn render_terminal(report: &EvaluationReport) -> String {
     let mut parts = vec![format_head(report)];
     if report.queries.judged > 0 {
         parts.push(format!("Means, 95 % intervals\n{}", value_table(report)));
         if report.non_baseline().next().is_some() {
             parts.push(format!(
-                "Gain over {}, query by query (▲ better, ▼ worse, measurably)\n{}",
+                "Gain over {}, per query (▲ significantly better, ▼ significantly worse)\n{}",
                 report.baseline,
                 gain_table(report)
             ));
         }
         parts.extend(group_table(report));
     }
-    if report.configurations.iter().any(|outcome| outcome.hubness.is_some()) {
+    if report.configurations.iter().any(|result| result.hubness.is_some()) {
         parts.push(format!("Rankings\n{}", ranking_table(report)));
     }
     parts.extend(threshold_table(report));
@@ -99,9 +100,9 @@ fn value_table(report: &EvaluationReport) -> Table {
     let mut header = vec!["configuration".to_owned()];
     header.extend(report.measures.iter().cloned());
     let mut table = new_table(header);
-    for outcome in &report.configurations {
-        let Some(all) = &outcome.overall else { continue };
-        let mut row = vec![outcome.name.clone()];
+    for result in &report.configurations {
+        let Some(all) = &result.overall else { continue };
+        let mut row = vec![result.name.clone()];
         row.extend(
             all.measures
                 .iter()
@@ -116,16 +117,16 @@ fn gain_table(report: &EvaluationReport) -> Table {
     let mut header = vec!["configuration".to_owned()];
     header.extend(report.measures.iter().cloned());
     let mut table = new_table(header);
-    for outcome in report.non_baseline() {
-        let Some(all) = &outcome.overall else { continue };
-        let mut row = vec![outcome.name.clone()];
+    for result in report.non_baseline() {
+        let Some(all) = &result.overall else { continue };
+        let mut row = vec![result.name.clone()];
         row.extend(report.measures.iter().zip(&all.measures).map(|(name, c)| format_gain(name, c)));
         table.add_row(row);
     }
     table
 }
 
-/// hit at the smallest cut-off, by group.
+/// Returns a table of hit@k at the smallest cut-off, by group.
 fn group_table(report: &EvaluationReport) -> Option<String> {
     let names: Vec<&String> = report.configurations.first()?.groups.keys().collect();
     let measure = report.measures.first()?;
@@ -133,14 +134,14 @@ fn group_table(report: &EvaluationReport) -> Option<String> {
         return None;
     }
     let mut header = vec!["configuration".to_owned()];
-    let count = |name: &String| report.configurations[0].groups[name].queries;
-    header.extend(names.iter().map(|name| format!("{name} ({})", count(name))));
+    let query_count = |name: &String| report.configurations[0].groups[name].queries;
+    header.extend(names.iter().map(|name| format!("{name} ({})", query_count(name))));
     let mut table = new_table(header);
-    for outcome in &report.configurations {
-        let mut row = vec![outcome.name.clone()];
+    for result in &report.configurations {
+        let mut row = vec![result.name.clone()];
         row.extend(names.iter().map(|name| {
-            let column = outcome.groups.get(*name).and_then(|s| s.measures.first());
-            column.map_or("–".into(), |c| {
+            let comparison = result.groups.get(*name).and_then(|s| s.measures.first());
+            comparison.map_or("–".into(), |c| {
                 format!("{:.3}\n{:.3}–{:.3}", c.value.mean, c.value.low, c.value.high)
             })
         }));
@@ -149,12 +150,12 @@ fn group_table(report: &EvaluationReport) -> Option<String> {
     Some(format!("{measure} by group (judged queries)\n{table}"))
 }
 
-/// The queries that change most.
-fn format_changes(outcome: &ConfigurationResult) -> Option<String> {
+/// Lists the queries that change most.
+fn format_changes(result: &ConfigurationResult) -> Option<String> {
     let lists = [
-        ("lose most", &outcome.changes.worsened),
-        ("gain most", &outcome.changes.improved),
-        ("change most", &outcome.changes.unjudged),
+        ("lose most", &result.changes.worsened),
+        ("gain most", &result.changes.improved),
+        ("change most", &result.changes.unjudged),
     ];
     let mut lines = Vec::new();
     for (word, list) in lists.iter().filter(|(_, list)| !list.is_empty()) {
@@ -167,7 +168,7 @@ fn format_changes(outcome: &ConfigurationResult) -> Option<String> {
             .collect();
         lines.push(wrap_words(&format!("Queries that {word}: {}", texts.join(", "))));
     }
-    (!lines.is_empty()).then(|| format!("{} at work\n{}", outcome.name, lines.join("\n")))
+    (!lines.is_empty()).then(|| format!("Changes by {}\n{}", result.name, lines.join("\n")))
 }
 
 fn ranking_table(report: &EvaluationReport) -> Table {
@@ -181,13 +182,13 @@ fn ranking_table(report: &EvaluationReport) -> Table {
         "most frequent first",
     ];
     let mut table = new_table(header.map(String::from).into());
-    for outcome in &report.configurations {
+    for result in &report.configurations {
         let share = |value: Option<f64>| value.map_or("–".into(), format_percent);
-        let stability = outcome.stability.as_ref();
-        let hubness = outcome.hubness.as_ref();
+        let stability = result.stability.as_ref();
+        let hubness = result.hubness.as_ref();
         let hub = hubness.and_then(|hubness| hubness.hubs.first());
         table.add_row([
-            outcome.name.clone(),
+            result.name.clone(),
             share(stability.map(|s| s.top_hit_changed.mean)),
             share(stability.map(|s| s.any_changed.mean)),
             share(stability.map(|s| s.overlap.mean)),
@@ -200,12 +201,12 @@ fn ranking_table(report: &EvaluationReport) -> Table {
 }
 
 fn threshold_table(report: &EvaluationReport) -> Option<String> {
-    let with: Vec<(&ConfigurationResult, _)> = report
+    let with_thresholds: Vec<(&ConfigurationResult, _)> = report
         .configurations
         .iter()
-        .filter_map(|outcome| Some((outcome, outcome.thresholds.as_ref()?)))
+        .filter_map(|result| Some((result, result.thresholds.as_ref()?)))
         .collect();
-    if with.is_empty() {
+    if with_thresholds.is_empty() {
         return None;
     }
     let header = [
@@ -218,29 +219,29 @@ fn threshold_table(report: &EvaluationReport) -> Option<String> {
         "false ones among them",
     ];
     let mut table = new_table(header.map(String::from).into());
-    for (outcome, found) in with {
-        let rule = found.no_match.map_or("no rule".into(), |rule| {
+    for (result, thresholds) in with_thresholds {
+        let rule = thresholds.no_match.map_or("no rule".into(), |rule| {
             format!("{} < {:.3}", rule.signal.name(), rule.threshold)
         });
-        let interval = |i: Option<crate::evaluate::measures::interval::ConfidenceInterval>| {
+        let interval = |i: Option<ConfidenceInterval>| {
             i.map_or("–".into(), |i| {
                 format!("{} ({:.1}–{:.1})", format_percent(i.mean), i.low * 100.0, i.high * 100.0)
             })
         };
-        let held = &found.held_out;
-        let flagged: Vec<String> = held
+        let held_out = &thresholds.held_out;
+        let flagged: Vec<String> = held_out
             .flagged
             .iter()
             .map(|f| format!("{} {}", f.kind.name(), interval(f.share)))
             .collect();
         table.add_row([
-            outcome.name.clone(),
+            result.name.clone(),
             rule,
             flagged.join("\n"),
-            interval(held.lost_hits),
-            found.min_score.map_or("none".into(), |score| format!("{score:.4}")),
-            interval(held.shown_share),
-            interval(held.false_hit_rate),
+            interval(held_out.lost_hits),
+            thresholds.min_score.map_or("none".into(), |score| format!("{score:.4}")),
+            interval(held_out.shown_share),
+            interval(held_out.false_hit_rate),
         ]);
     }
     Some(format!(
@@ -248,16 +249,16 @@ fn threshold_table(report: &EvaluationReport) -> Option<String> {
     ))
 }
 
-/// Measured runs in a table.
+/// Renders measured runs as a table; the first run is the baseline.
 pub fn render_runs_terminal(measures: &[String], runs: &[MeasuredRun]) -> String {
     let mut header = vec!["run".to_owned(), "queries".to_owned()];
     header.extend(measures.iter().cloned());
     let mut table = new_table(header);
-    for (place, run) in runs.iter().enumerate() {
+    for (index, run) in runs.iter().enumerate() {
         let mut row = vec![run.name.clone(), run.queries.to_string()];
         row.extend(measures.iter().zip(&run.columns).map(|(name, c)| {
-            let own = format!("{:.3} ({:.3}–{:.3})", c.value.mean, c.value.low, c.value.high);
-            if place == 0 { own } else { format!("{own}\n{}", format_gain(name, c)) }
+            let value = format!("{:.3} ({:.3}–{:.3})", c.value.mean, c.value.low, c.value.high);
+            if index == 0 { value } else { format!("{value}\n{}", format_gain(name, c)) }
         }));
         table.add_row(row);
     }

@@ -1,0 +1,55 @@
+//! The configured prompt sets.
+
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::embedded::EmbeddedPromptSet;
+use super::prompt_set::{MAX_PROMPTS, PromptError, PromptSet};
+use crate::clip::Encoders;
+use crate::validate;
+
+/// Options of the prompt sets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PromptOptions {
+    /// Prompt sets whose statistics are computed for every image: names of built-in sets (`photographs`,
+    /// `ecommerce-en`, `ecommerce-ja`, `demo`) or paths of TOML files. The first one is served by
+    /// default.
+    pub sets: Vec<String>,
+    /// How many of an image's largest auxiliary scores `nnn` averages.
+    pub top_k: usize,
+}
+
+impl Default for PromptOptions {
+    fn default() -> Self {
+        Self { sets: vec!["photographs".into()], top_k: 8 }
+    }
+}
+
+impl PromptOptions {
+    /// Returns one line per invalid option. Reads the files of the sets.
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.sets.is_empty() || self.sets.len() > 8 {
+            problems.push(format!("sets: {} sets; give 1 to 8", self.sets.len()));
+        }
+        validate::check_range(&mut problems, "top_k", self.top_k as u64, 1, MAX_PROMPTS as u64);
+        let errors = self.sets.iter().filter_map(|set| PromptSet::load(set).err());
+        problems.extend(errors.map(|e| format!("sets: {e}")));
+        problems
+    }
+}
+
+/// Loads and embeds the configured sets, in their order.
+pub fn load_configured_sets(
+    options: &PromptOptions,
+    encoders: &dyn Encoders,
+) -> Result<Vec<Arc<EmbeddedPromptSet>>, PromptError> {
+    options
+        .sets
+        .iter()
+        .map(|name| PromptSet::load(name)?.embed(encoders, options.top_k).map(Arc::new))
+        .collect()
+}
