@@ -1,9 +1,10 @@
 //! Adds prompt sets to a catalogue, and retires them.
 
 use super::error::BackfillError;
-use crate::catalogue::{CatalogueState, Generation, StateChange, StateStore};
+use crate::catalogue::{CatalogueState, StateChange, StateStore};
 use crate::prompts::EmbeddedPromptSet;
 use crate::store::Store;
+use crate::table::Generation;
 use crate::table::StatisticsTable;
 
 /// Adds `set` to the state for `generation`, which is live or the standby; does nothing if the state has

@@ -18,9 +18,10 @@ use tracing::info;
 
 use super::claims::ClaimStore;
 use super::error::BackfillError;
-use crate::catalogue::{Generation, StateStore};
+use crate::catalogue::StateStore;
 use crate::prompts::EmbeddedPromptSet;
 use crate::store::Store;
+use crate::table::Generation;
 use crate::table::{
     self, BackfillSource, PendingFile, StagedStatisticsFile, StatisticsCoverage, StatisticsTable,
 };

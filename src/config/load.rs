@@ -1,4 +1,4 @@
-//! Reading the file and the environment, collecting every problem.
+//! Reads the configuration file and the environment, and collects every problem.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -10,16 +10,16 @@ use super::Config;
 
 /// Prefix of environment variables: `BSAP_<SECTION>__<KEY>`.
 const ENV_PREFIX: &str = "BSAP_";
-/// A file with more wrong keys than this is not a configuration of this program.
+/// Reading stops after so many problems: the file is hardly a configuration of this program.
 const MAX_PROBLEMS: usize = 100;
 
-/// A configuration that cannot be used, with all problems.
+/// An invalid configuration, with all of its problems.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", format_problems(.source_name, .problems))]
 pub struct ConfigError {
-    /// The file, or `defaults and environment`.
+    /// Path of the file, or `defaults and environment`.
     pub source_name: String,
-    /// A line each.
+    /// One line per problem, starting with the key.
     pub problems: Vec<String>,
 }
 
@@ -35,9 +35,10 @@ fn format_problems(source: &str, problems: &[String]) -> String {
     text
 }
 
-/// Reads `file` (defaults where there is none), lets `environment` override it, and checks all.
+/// Reads `file` (the defaults if it is `None`), overrides it by `environment`, and validates all
+/// values.
 ///
-/// Variables that begin with `BSAP_` and have a `__` set a key: `BSAP_KAFKA__BROKERS` is
+/// A variable that starts with `BSAP_` and contains `__` sets a key: `BSAP_KAFKA__BROKERS` is
 /// `kafka.brokers`, `BSAP_KAFKA__PROPERTIES__SASL_PASSWORD` is `kafka.properties."sasl.password"`.
 /// A list is written `a, b` or `["a", "b"]`.
 pub fn load(
@@ -50,8 +51,8 @@ pub fn load(
     }
 }
 
-/// As [`load`], but what is right is given even where something else is wrong; only a file that
-/// cannot be read at all is an error.
+/// Does the same as [`load`], but returns the valid part of an invalid configuration with its
+/// problems. Only a file that cannot be read or is not TOML is an error.
 pub fn load_and_collect_problems(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -88,10 +89,10 @@ pub fn load_and_collect_problems(
     Ok((config, problems))
 }
 
-/// Makes `4096.0` a whole number where one is wanted: what renders a file, Helm for one, may know no
-/// other numbers than floats.
+/// Converts values such as `4096.0` to whole numbers if the option is one: tools that render the file,
+/// such as Helm, may have no other numbers than floats.
 fn convert_whole_floats(table: &mut Table, types: &Table) {
-    /// Up to here floats hold every whole number.
+    /// 2⁵³: floats represent every whole number up to it.
     const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_992.0;
     for (key, value) in table {
         match (value, types.get(key)) {
@@ -112,7 +113,7 @@ fn source_name(file: Option<&Path>) -> String {
     file.map_or("defaults and environment".into(), |f| f.display().to_string())
 }
 
-/// Reads what is right and takes out what is not, a key at a time.
+/// Deserialises the valid keys: removes one invalid key at a time and tries again.
 fn deserialise_valid_keys(mut table: Table, problems: &mut Vec<String>) -> Config {
     while problems.len() < MAX_PROBLEMS {
         let error = match serde_path_to_error::deserialize::<_, Config>(table.clone()) {
@@ -136,7 +137,7 @@ fn deserialise_valid_keys(mut table: Table, problems: &mut Vec<String>) -> Confi
     Config::default()
 }
 
-/// Removes the deepest key of `path` that there is.
+/// Removes the deepest key of `path` that exists.
 fn remove_key(table: &mut Table, path: &[String]) -> bool {
     let Some((first, rest)) = path.split_first() else { return false };
     match table.get_mut(first) {
@@ -147,26 +148,26 @@ fn remove_key(table: &mut Table, path: &[String]) -> bool {
     }
 }
 
-/// The path of the key that a variable sets; none where it is no setting.
+/// Returns the path of the key that a variable sets; `None` if it sets none.
 fn key_path_from_variable(variable: &str) -> Option<Vec<String>> {
     let name = variable.strip_prefix(ENV_PREFIX)?;
     let mut path: Vec<String> = name.split("__").map(str::to_lowercase).collect();
     if path.len() < 2 || path.iter().any(String::is_empty) {
         return None;
     }
-    // librdkafka's properties are written with dots, which variables cannot have.
+    // Names of librdkafka's properties contain dots, which names of variables cannot.
     if path[..2] == ["kafka", "properties"] && path.len() == 3 {
         path[2] = path[2].replace('_', ".");
     }
     Some(path)
 }
 
-/// Sets `path` in `table` to `text`, read as the type that stands there in `types`.
+/// Sets `path` in `table` to `text`, parsed as the type of the value at `path` in `types`.
 fn set_key(table: &mut Table, types: &Table, path: &[String], text: &str) -> Result<(), String> {
     let (first, rest) = path.split_first().ok_or("names no key")?;
-    let kind = types.get(first);
+    let expected_type = types.get(first);
     if rest.is_empty() {
-        table.insert(first.clone(), parse_value(kind, text)?);
+        table.insert(first.clone(), parse_value(expected_type, text)?);
         return Ok(());
     }
     let inner = table.entry(first.clone()).or_insert_with(|| Value::Table(Table::new()));
@@ -174,23 +175,23 @@ fn set_key(table: &mut Table, types: &Table, path: &[String], text: &str) -> Res
         return Err(format!("{first} is not a section"));
     };
     let empty = Table::new();
-    set_key(inner, kind.and_then(Value::as_table).unwrap_or(&empty), rest, text)
+    set_key(inner, expected_type.and_then(Value::as_table).unwrap_or(&empty), rest, text)
 }
 
-fn parse_value(kind: Option<&Value>, text: &str) -> Result<Value, String> {
-    let wrong = |what: &str| format!("{text:?} is not {what}");
-    Ok(match kind {
+fn parse_value(expected_type: Option<&Value>, text: &str) -> Result<Value, String> {
+    let invalid = |expected: &str| format!("{text:?} is not {expected}");
+    Ok(match expected_type {
         Some(Value::Integer(_)) => {
-            Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?)
+            Value::Integer(text.parse().map_err(|_| invalid("a whole number"))?)
         }
-        Some(Value::Float(_)) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
+        Some(Value::Float(_)) => Value::Float(text.parse().map_err(|_| invalid("a number"))?),
         Some(Value::Boolean(_)) => {
-            Value::Boolean(text.parse().map_err(|_| wrong("true or false"))?)
+            Value::Boolean(text.parse().map_err(|_| invalid("true or false"))?)
         }
         Some(Value::Array(_)) if text.trim_start().starts_with('[') => {
             let list: Table = format!("list = {text}")
                 .parse()
-                .map_err(|_| wrong("a list: write a, b or [\"a\", \"b\"]"))?;
+                .map_err(|_| invalid("a list: write a, b or [\"a\", \"b\"]"))?;
             list["list"].clone()
         }
         Some(Value::Array(_)) => {

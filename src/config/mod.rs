@@ -1,7 +1,8 @@
-//! One TOML file plus environment variables, to each module's own options.
+//! The configuration: one TOML file plus environment variables, with one section of options per
+//! module.
 //!
-//! Everything that is wrong is found at once: unknown keys, wrong types, values out of range. Each
-//! problem names the key, what is wrong and what would be right.
+//! All problems are reported at once: unknown keys, wrong types, values out of range. Each problem
+//! names the key, what is wrong and what would be accepted.
 
 pub(crate) mod load;
 mod reference;
@@ -29,9 +30,9 @@ use crate::{clip, kafka, prompts, search, table};
 pub struct Config {
     /// How to reach Kafka.
     pub kafka: kafka::KafkaOptions,
-    /// Where events come from and how they are read.
+    /// Where events come from and how they are decoded.
     pub source: source::SourceOptions,
-    /// Where messages go that can never be used.
+    /// Where messages go that can never be used (dead letters).
     pub dead_letter: dead_letter::DeadLetterOptions,
     /// Declared attributes of images, name to type (`text`, `integer`, `number`, `boolean`,
     /// `time`): only these are stored. For example `colour = "text"`.
@@ -40,15 +41,15 @@ pub struct Config {
     pub fetch: fetch::FetchOptions,
     /// Limits of image decoding.
     pub decode: decode::DecodeOptions,
-    /// Which CLIP model, and where it runs.
+    /// Which CLIP model is used, and where it runs.
     pub model: clip::ModelOptions,
     /// Which auxiliary prompt sets are used.
     pub prompts: prompts::PromptOptions,
     /// Where the catalogue is stored.
     pub table: table::TableOptions,
-    /// How workers tidy the table.
+    /// How workers maintain the table.
     pub maintenance: table::MaintenanceOptions,
-    /// How a worker batches and bounds its work.
+    /// How a worker batches and limits its work.
     pub ingest: ingest::IngestOptions,
     /// How queries are answered and the table is followed.
     pub search: search::SearchOptions,
@@ -58,12 +59,12 @@ pub struct Config {
     pub log: telemetry::LogOptions,
     /// Where traces and metrics are sent.
     pub otlp: telemetry::otlp::OtlpOptions,
-    /// Where a worker and a query worker tell how they are doing.
+    /// Where a worker and a query worker serve their metrics and probes.
     pub metrics: admin::MetricsOptions,
 }
 
 impl Config {
-    /// What is wrong with the values, each line beginning with its key.
+    /// Returns one line per invalid value, starting with its key.
     pub fn validate(&self) -> Vec<String> {
         let sections = [
             ("kafka", self.kafka.validate()),
@@ -88,7 +89,8 @@ impl Config {
         sections.into_iter().flat_map(named).chain(self.validate_distinct_topics()).collect()
     }
 
-    /// Topics that have two uses: dead letters that are events too would be consumed for ever.
+    /// Returns one line per topic with two uses. Dead letters in a topic of events, for example, would be
+    /// consumed forever.
     fn validate_distinct_topics(&self) -> Vec<String> {
         let uses = [
             ("source.topic", &self.source.topic),
@@ -98,8 +100,9 @@ impl Config {
         ];
         let mut problems = Vec::new();
         for (i, (key, topic)) in uses.into_iter().enumerate() {
-            let taken = uses[..i].iter().find(|(_, other)| *other == topic && !topic.is_empty());
-            if let Some((other, _)) = taken {
+            let same_topic =
+                uses[..i].iter().find(|(_, other)| *other == topic && !topic.is_empty());
+            if let Some((other, _)) = same_topic {
                 problems.push(format!(
                     "{key}: {topic:?} is {other} too; each needs a topic of its own"
                 ));
@@ -108,17 +111,17 @@ impl Config {
         problems
     }
 
-    /// The configuration as TOML, with secrets hidden.
+    /// Returns the configuration as TOML, with secrets hidden.
     pub fn to_redacted_toml(&self) -> String {
-        let mut shown = self.clone();
-        redact_secrets(&mut shown.kafka.properties);
-        redact_secrets(&mut shown.table.store_options);
-        redact_secrets(&mut shown.fetch.store_options);
-        toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+        let mut redacted = self.clone();
+        redact_secrets(&mut redacted.kafka.properties);
+        redact_secrets(&mut redacted.table.store_options);
+        redact_secrets(&mut redacted.fetch.store_options);
+        toml::to_string(&redacted).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
     }
 }
 
-/// Hides values whose key says that they are secret.
+/// Hides values whose key contains a word such as `password`.
 fn redact_secrets(options: &mut BTreeMap<String, String>) {
     const SECRET_KEY_WORDS: [&str; 6] = ["password", "secret", "token", "key", "credential", "sas"];
     for (key, value) in options {

@@ -1,7 +1,7 @@
-//! The configuration described: the commented example, the reference page, the JSON schema.
+//! The descriptions of the configuration: the commented example, the reference page, the JSON schema.
 //!
-//! All three come from the doc comments and defaults of the options themselves, so that they
-//! cannot say anything else.
+//! All three are generated from the doc comments and defaults of the options, so that they cannot
+//! differ from the program.
 
 use std::fmt::Write as _;
 
@@ -13,31 +13,31 @@ use super::Config;
 /// A section of the configuration.
 #[derive(Debug)]
 pub struct ConfigSection {
-    /// Its name.
+    /// Name of the TOML table.
     pub name: String,
-    /// What it is for.
+    /// What the section is for.
     pub description: String,
-    /// Its keys; none where the keys are the owner's own.
+    /// Its keys; empty if users choose the keys, as in `[attributes]`.
     pub settings: Vec<ConfigSetting>,
 }
 
-/// One key.
+/// An option of a section.
 #[derive(Debug)]
 pub struct ConfigSetting {
-    /// Its name within the section.
+    /// Name within the section.
     pub key: String,
-    /// What it is for.
+    /// What the option does.
     pub description: String,
-    /// Its default, as TOML writes it.
+    /// Default as a TOML literal.
     pub default: String,
 }
 
-/// The JSON schema of the configuration file.
+/// Returns the JSON schema of the configuration file.
 pub fn json_schema() -> Json {
     schemars::schema_for!(Config).to_value()
 }
 
-/// All sections, in the order of the pipeline.
+/// Returns all sections, in the order of the fields of [`Config`].
 pub fn describe_sections() -> Vec<ConfigSection> {
     let schema = json_schema();
     let defaults = Table::try_from(Config::default()).unwrap_or_default();
@@ -72,7 +72,7 @@ fn property_description(property: &Json) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A value as TOML writes it. Numbers that were f32 are shortened: 0.25, not 0.25000001.
+/// Returns a value as a TOML literal. Floats have the precision of f32: 0.25, not 0.25000001.
 fn toml_literal(value: &Value) -> String {
     match value {
         Value::Float(number) => format!("{:?}", *number as f32),
@@ -81,10 +81,10 @@ fn toml_literal(value: &Value) -> String {
     }
 }
 
-/// An example with every key at its default, commented.
+/// Renders an example file with every key at its default, and comments.
 pub fn example_toml() -> String {
     let mut text = String::from(
-        "# Configuration of bsap. Every key may be left out: what stands here is its default.\n\
+        "# Configuration of bsap. Every key may be left out: the values here are the defaults.\n\
          # An environment variable BSAP_<SECTION>__<KEY> overrides a key, for example\n\
          # BSAP_KAFKA__BROKERS=broker-1:9092,broker-2:9092\n",
     );
@@ -104,7 +104,7 @@ pub fn example_toml() -> String {
     text
 }
 
-/// The options of `names`, for the long help of a command.
+/// Renders the options of the sections `names`, for the long help of a command.
 pub fn help_text(names: &[&str]) -> String {
     let mut text = String::from(
         "Configuration that this command reads, with defaults (file, or variables BSAP_<SECTION>__<KEY>):\n",
@@ -123,11 +123,11 @@ pub fn help_text(names: &[&str]) -> String {
     text
 }
 
-/// `about` as comment lines of at most 100 characters.
-fn comment_lines(about: &str) -> String {
+/// Returns `description` as comment lines of at most 100 characters.
+fn comment_lines(description: &str) -> String {
     let mut text = String::new();
     let mut line = String::from("#");
-    for word in about.split(' ') {
+    for word in description.split(' ') {
         if line.chars().count() + 1 + word.chars().count() > 100 {
             text.push_str(&line);
             text.push('\n');
@@ -139,18 +139,18 @@ fn comment_lines(about: &str) -> String {
     text + &line + "\n"
 }
 
-/// The reference page, `docs/configuration.md`.
+/// Renders the reference page, `docs/configuration.md`.
 pub fn render_markdown() -> String {
     let mut text = String::from(
         "# Configuration\n\n\
-         One TOML file, given by `--config` or `BSAP_CONFIG`; without one, the defaults hold. An\n\
+         One TOML file, named by `--config` or `BSAP_CONFIG`; without one, the defaults apply. An\n\
          environment variable `BSAP_<SECTION>__<KEY>` overrides a key: `BSAP_KAFKA__BROKERS` is\n\
          `kafka.brokers`, `BSAP_TABLE__STORE_OPTIONS__AWS_REGION` is `table.store_options.aws_region`,\n\
-         `BSAP_KAFKA__PROPERTIES__SASL_PASSWORD` is `kafka.properties.\"sasl.password\"`. Lists are separated\n\
-         by commas there.\n\n\
-         `bsap config example` prints a commented file, `bsap config show` what is in effect with\n\
+         `BSAP_KAFKA__PROPERTIES__SASL_PASSWORD` is `kafka.properties.\"sasl.password\"`. In variables, the items of\n\
+         a list are separated by commas.\n\n\
+         `bsap config example` prints a commented file, `bsap config show` the effective configuration with\n\
          secrets hidden, `bsap config schema` the JSON schema for editors, and `bsap check` tries every\n\
-         connection. This page is written by `bsap config reference`.\n",
+         connection. This page is generated by `bsap config reference`.\n",
     );
     for section in describe_sections() {
         // Writing to a string cannot fail.
@@ -160,8 +160,8 @@ pub fn render_markdown() -> String {
         }
         text.push_str("\n| key | default | what it is |\n| --- | --- | --- |\n");
         for setting in section.settings {
-            let about = setting.description.replace('|', "\\|");
-            let _ = writeln!(text, "| `{}` | `{}` | {about} |", setting.key, setting.default);
+            let description = setting.description.replace('|', "\\|");
+            let _ = writeln!(text, "| `{}` | `{}` | {description} |", setting.key, setting.default);
         }
     }
     text

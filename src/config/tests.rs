@@ -9,11 +9,11 @@ fn load_text(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigErr
     load(Some(file.path()), variables)
 }
 
-/// A configuration whose only required folder is there.
+/// The shortest valid configuration: the folder of its checkpoint exists.
 const MINIMAL_CONFIG: &str = "[model]\ncheckpoint = '.'\n";
 
 #[test]
-fn every_problem_is_found_at_once_and_names_its_key() {
+fn all_problems_are_reported_at_once_and_name_their_keys() {
     let text = "
         [kafka]
         brokers = 7
@@ -31,9 +31,10 @@ fn every_problem_is_found_at_once_and_names_its_key() {
         [attributes]
         colour = 'colour'
     ";
-    let problems = load_text(text, &[("BSAP_HTTP__CONCURRENCY", "many")]).unwrap_err().problems;
+    let problems =
+        load_text(text, &[("BSAP_HTTP__MAX_CONCURRENT_REQUESTS", "many")]).unwrap_err().problems;
     for key in [
-        "BSAP_HTTP__CONCURRENCY: \"many\" is not a whole number",
+        "BSAP_HTTP__MAX_CONCURRENT_REQUESTS: \"many\" is not a whole number",
         "kafka.brokers: ",
         "kafka.brokrs: ",
         "kafka.properties.\"group.id\": ",
@@ -55,9 +56,9 @@ fn every_problem_is_found_at_once_and_names_its_key() {
 }
 
 #[test]
-fn each_use_has_a_topic_of_its_own_and_one_that_brokers_take() {
-    let topics = |table: &str| load_text(table, &[]).unwrap_err().problems;
-    let shared = topics(
+fn each_use_needs_a_topic_of_its_own_with_a_valid_name() {
+    let problems = |table: &str| load_text(table, &[]).unwrap_err().problems;
+    let shared = problems(
         "[source]
         control_topic = 'images.reindex'
         [dead_letter]
@@ -70,7 +71,7 @@ fn each_use_has_a_topic_of_its_own_and_one_that_brokers_take() {
             "dead_letter.topic: \"images\" is source.topic too; each needs a topic of its own",
         ]
     );
-    let illegal = topics(
+    let illegal = problems(
         "[source]
         topic = 'my images'
         reindex_topic = ''
@@ -91,18 +92,18 @@ fn the_environment_overrides_the_file() {
     for root in &roots {
         std::fs::create_dir(root).unwrap();
     }
-    let listed = serde_json::to_string(&roots).unwrap();
+    let root_list = serde_json::to_string(&roots).unwrap();
     let hash = http::KeyHash::from_secret("swordfish");
     let keys = format!("[{{ name = 'shop', hash = '{hash}', scopes = ['search', 'feedback'] }}]");
     let variables = [
         ("BSAP_KAFKA__BROKERS", "a:1,b:2"),
         ("BSAP_KAFKA__PROPERTIES__SASL_PASSWORD", "swordfish"),
         ("BSAP_PROMPTS__SETS", "demo, photographs"),
-        ("BSAP_FETCH__FILE_ROOTS", &listed),
+        ("BSAP_FETCH__FILE_ROOTS", &root_list),
         ("BSAP_SEARCH__WEIGHT", "0.5"),
         ("BSAP_TABLE__STORE_OPTIONS__AWS_REGION", "eu-west-1"),
         ("BSAP_HTTP__KEYS", &keys),
-        ("BSAP_CONFIG", "no setting"),
+        ("BSAP_CONFIG", "no section and key"),
         ("HOME", "/root"),
     ];
     let config =
@@ -123,12 +124,12 @@ fn secrets_are_hidden_and_the_rest_is_shown() {
     );
     let shown = load_text(&text, &[]).unwrap().to_redacted_toml();
     assert!(!shown.contains("swordfish") && shown.contains("me"), "{shown}");
-    // What is shown can be read again.
+    // The output is a valid configuration again.
     assert!(load_text(&shown, &[]).is_ok());
 }
 
 #[test]
-fn the_example_is_the_defaults() {
+fn the_example_file_has_the_defaults() {
     let mut table: toml::Table = example_toml().parse().unwrap();
     table.retain(|_, section| !section.as_table().unwrap().is_empty());
     let read: Config = table.try_into().unwrap();
@@ -136,7 +137,7 @@ fn the_example_is_the_defaults() {
 }
 
 #[test]
-fn every_setting_is_described() {
+fn every_option_is_described() {
     let sections = describe_sections();
     assert_eq!(sections.len(), 16);
     for section in sections {
@@ -153,7 +154,7 @@ fn every_setting_is_described() {
 }
 
 #[test]
-fn a_file_that_is_missing_or_no_toml_says_what_to_do() {
+fn the_error_for_a_missing_or_malformed_file_says_what_to_do() {
     let missing = load(Some("nowhere.toml".as_ref()), []).unwrap_err().to_string();
     assert!(
         missing.contains("nowhere.toml") && missing.contains("bsap config example"),
@@ -167,24 +168,24 @@ fn a_file_that_is_missing_or_no_toml_says_what_to_do() {
 fn generated_files_are_current() {
     let root = std::path::Path::new("");
     let schema = serde_json::to_string_pretty(&json_schema()).unwrap() + "\n";
-    for (file, wanted) in [
+    for (file, expected) in [
         ("docs/configuration.md", render_markdown()),
         ("schemas/config.schema.json", schema),
         ("deploy/bsap.example.toml", example_toml()),
     ] {
         let found = std::fs::read_to_string(root.join(file)).unwrap_or_default();
-        assert!(found == wanted, "{file} is not current: run `just generate`");
+        assert!(found == expected, "{file} is not current: run `just generate`");
     }
 }
 
 #[test]
-fn the_examples_that_are_shipped_load() {
+fn the_shipped_example_files_load() {
     let folders = ["deploy/config", "deploy/compose"].map(|f| std::fs::read_dir(f).unwrap());
     let files = folders.into_iter().flatten().map(|entry| entry.unwrap().path());
     let files: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "toml")).collect();
     assert!(files.len() >= 6, "{files:?}");
     for file in files {
-        // No checkpoint is where an example says.
+        // The folders of checkpoints in the examples do not exist here.
         let model = [("BSAP_MODEL__CHECKPOINT".to_owned(), ".".to_owned())];
         if let Err(error) = load(Some(&file), model) {
             panic!("{}: {error}", file.display());

@@ -18,11 +18,11 @@ use super::listing::{ListingSource, read_sorted_listing};
 use super::report::ReconcileReport;
 use super::scope::StoredScope;
 use super::sort::{SortedPairs, from_json_bytes};
-use crate::catalogue::Generation;
 use crate::ingest::source::ImageEvent;
 use crate::publish::{PublishError, PublishInput, PublishSummary, Publisher};
 use crate::record::{Operation, VersionOrdering};
 use crate::store::{Store, StoreError};
+use crate::table::Generation;
 use crate::telemetry::event;
 
 /// Objects that are checked concurrently before their deletes are sent.

@@ -7,8 +7,8 @@ use futures::StreamExt;
 
 use super::error::ReconcileError;
 use super::sort::{ExternalSorter, SORT_MEMORY_BYTES, SortedPairs, from_json_bytes, to_json_bytes};
-use crate::catalogue::Generation;
 use crate::store::Store;
+use crate::table::Generation;
 use crate::table::{self, InventoryEntry};
 
 /// The current row of each image of a table, in the order of the ids.

@@ -14,7 +14,6 @@ use url::Url;
 use super::comparison::is_absent;
 use super::scope::key_below;
 use super::{CompareRules, ListingSource, ReconcileReport, compare_with_listing};
-use crate::catalogue::Generation;
 use crate::ingest::source::{self, Decoder, ImageEvent};
 use crate::publish::{self, EventTemplate};
 use crate::record::{
@@ -22,6 +21,7 @@ use crate::record::{
     TopicPartition, VersionOrdering,
 };
 use crate::store::Store;
+use crate::table::Generation;
 use crate::table::{PartitionBatch, TableWriter};
 
 fn generation() -> Generation {

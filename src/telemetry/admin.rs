@@ -1,4 +1,4 @@
-//! What watches a process: metrics and probes, on a port of their own.
+//! Metrics and probes of a process over HTTP, on a port of their own.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use tracing::warn;
 use super::event;
 use super::metrics::{self, HealthProbe};
 
-/// Where a process tells how it is doing.
+/// Where a process serves its metrics and probes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MetricsOptions {
     /// Whether `/metrics` (Prometheus), `/livez` and `/readyz` are served.
     pub enabled: bool,
-    /// Address and port. They tell numbers and names of stages, nothing of images or queries, and
-    /// ask for no key: let only the monitor reach them. Port 0: any that is free.
+    /// Address and port. Metrics and probes show numbers and names of stages, nothing of images or
+    /// queries, and need no API key: let only the monitoring system connect. Port 0: any free port.
     pub listen: SocketAddr,
 }
 
@@ -34,8 +34,9 @@ impl Default for MetricsOptions {
     }
 }
 
-/// Serves until `token` is cancelled; returns where, once it does. A port that is in use stops no
-/// work: it is told, and the process goes on without metrics.
+/// Serves metrics and probes in the background until `token` is cancelled; returns the address.
+/// Returns `None` if they are disabled, or if the port cannot be used: that is logged, and the process
+/// works without metrics.
 pub async fn start_server(
     options: &MetricsOptions,
     health: Arc<dyn HealthProbe>,
@@ -50,7 +51,7 @@ pub async fn start_server(
         Ok(listener) => listener,
         Err(error) => {
             let error = format!("metrics.listen: {}: {error}", options.listen);
-            warn!(event = event::METRICS_UNAVAILABLE, error, "there are no metrics");
+            warn!(event = event::METRICS_UNAVAILABLE, error, "metrics are not served");
             return None;
         }
     };
@@ -62,7 +63,7 @@ pub async fn start_server(
     tokio::spawn(async move {
         let server = axum::serve(listener, router).with_graceful_shutdown(token.cancelled_owned());
         if let Err(error) = server.await {
-            warn!(event = event::METRICS_UNAVAILABLE, %error, "there are no metrics any more");
+            warn!(event = event::METRICS_UNAVAILABLE, %error, "metrics are no longer served");
         }
     });
     Some(address)

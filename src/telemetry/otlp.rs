@@ -1,8 +1,8 @@
 //! Traces and metrics for an OpenTelemetry collector, by OTLP over HTTP with JSON bodies.
 //!
-//! Spans are made of the log events that tell how long something took, so that there is one place
-//! that measures; metrics are those of Prometheus. A collector that is slow or gone costs what is
-//! waiting for it, never a commit or an answer.
+//! Spans are made from the log events that have durations, so that each duration is measured in one
+//! place; metrics are those of Prometheus. If the collector is slow or unreachable, queued spans are
+//! lost; commits and answers never wait for it.
 
 use std::time::Duration;
 
@@ -23,30 +23,30 @@ use tracing_subscriber::layer::Context;
 use super::event;
 use super::metrics::{self, otlp_metrics};
 
-/// Spans that wait to be sent; more are dropped and counted.
+/// Capacity of the queue of spans; if it is full, spans are dropped and counted.
 const SPAN_QUEUE_CAPACITY: usize = 4_096;
-/// Spans of one request.
+/// Most spans in one request to the collector.
 const MAX_SPANS_PER_REQUEST: usize = 512;
-/// How long a request may take.
+/// Timeout of a request to the collector.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// The endpoint that says that nothing is sent.
+/// Value of `otlp.endpoint` that disables the export.
 pub const ENDPOINT_OFF: &str = "off";
-/// The variable with headers of every request, such as a key: `name=value,name=value`, values escaped
-/// as in addresses.
+/// The variable with headers of every request, such as a key: `name=value,name=value`, with
+/// percent-encoded values.
 const HEADERS_VAR: &str = "OTEL_EXPORTER_OTLP_HEADERS";
-/// How long the end of a process waits until what is left is sent.
+/// How long a process waits at its end until queued spans and the last metrics are sent.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Where traces and metrics are sent.
+/// Where traces and metrics are sent, and how often.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct OtlpOptions {
-    /// Address of a collector that takes OTLP over HTTP, such as `http://collector:4318`. Empty: that
-    /// of the variable OTEL_EXPORTER_OTLP_ENDPOINT; without either nothing is sent. `off`: nothing is
-    /// sent, whatever the variable says. Headers, such as a key, come from OTEL_EXPORTER_OTLP_HEADERS
-    /// (`name=value,name=value`).
+    /// Address of a collector that accepts OTLP over HTTP, such as `http://collector:4318`. Empty: the
+    /// value of the variable OTEL_EXPORTER_OTLP_ENDPOINT; without either nothing is sent. `off`:
+    /// nothing is sent, whatever the variable says. Headers, such as a key, come from the variable
+    /// OTEL_EXPORTER_OTLP_HEADERS (`name=value,name=value`).
     pub endpoint: String,
-    /// How often, in seconds.
+    /// How often traces and metrics are sent, in seconds.
     pub interval_seconds: u64,
 }
 
@@ -57,7 +57,7 @@ impl Default for OtlpOptions {
 }
 
 impl OtlpOptions {
-    /// What is wrong with these options, a line each.
+    /// Returns one line per invalid option.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         crate::validate::check_range(
@@ -80,35 +80,34 @@ impl OtlpOptions {
         problems
     }
 
-    /// The collector's address, from here or from the environment.
+    /// Returns the address of the collector, from the options or the environment; `None` if nothing is
+    /// to be sent.
     fn collector_url(&self) -> Option<String> {
-        let named = Some(self.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
-        let endpoint = named.or_else(|| std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok())?;
+        let configured = Some(self.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
+        let endpoint = configured.or_else(|| std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok())?;
         let endpoint = endpoint.trim_end_matches('/').to_owned();
         (!endpoint.is_empty() && endpoint != ENDPOINT_OFF).then_some(endpoint)
     }
 }
 
-/// The two ends: what makes spans of events, and what sends them. `None` where nothing is sent.
+/// Creates the layer that makes spans from log events and the exporter that sends them; `None` if
+/// nothing is to be sent.
 pub fn build_layer_and_exporter(options: &OtlpOptions) -> Option<(SpanLayer, OtlpExporter)> {
     let endpoint = options.collector_url()?;
-    let (sender, waiting) = mpsc::channel(SPAN_QUEUE_CAPACITY);
+    let (sender, span_receiver) = mpsc::channel(SPAN_QUEUE_CAPACITY);
     let headers = headers_from_env().ok()?;
     let client = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).default_headers(headers);
     let client = client.build().ok()?;
-    let every = Duration::from_secs(options.interval_seconds);
-    Some((
-        SpanLayer { sender },
-        OtlpExporter { endpoint, client, span_receiver: waiting, interval: every },
-    ))
+    let interval = Duration::from_secs(options.interval_seconds);
+    Some((SpanLayer { sender }, OtlpExporter { endpoint, client, span_receiver, interval }))
 }
 
 fn headers_from_env() -> Result<HeaderMap, String> {
     parse_headers(&std::env::var(HEADERS_VAR).unwrap_or_default())
 }
 
-/// What the variable [`HEADERS`] says, as the specification of OpenTelemetry's exporters has it. What is
-/// wrong is told without its value, which may be a key.
+/// Parses the variable [`HEADERS_VAR`], as specified for exporters of OpenTelemetry. The error does not
+/// contain the value, which may be a key.
 fn parse_headers(text: &str) -> Result<HeaderMap, String> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     let header = |pair: &str| {
@@ -121,18 +120,18 @@ fn parse_headers(text: &str) -> Result<HeaderMap, String> {
     pairs
         .enumerate()
         .map(|(i, pair)| {
-            let wrong = || format!("{HEADERS_VAR}: entry {} is not name=value", i + 1);
-            header(pair).ok_or_else(wrong)
+            let invalid = || format!("{HEADERS_VAR}: entry {} is not name=value", i + 1);
+            header(pair).ok_or_else(invalid)
         })
         .collect()
 }
 
-/// Makes spans of `search` and `commit.succeeded`.
+/// Makes spans from the events `search` and `commit.succeeded`.
 pub struct SpanLayer {
     sender: mpsc::Sender<Value>,
 }
 
-/// The fields of an event.
+/// The fields of a log event by name.
 #[derive(Default)]
 struct EventFields(Map<String, Value>);
 
@@ -180,33 +179,33 @@ impl<S: Subscriber> Layer<S> for SpanLayer {
     }
 }
 
-/// The spans of an event that ended now, in nanoseconds since 1970.
+/// Returns the spans of an event that ended at `now`, in nanoseconds since 1970.
 fn spans_from_event(fields: &EventFields, now: i64) -> Vec<Value> {
     let before = |ms: f64| now - (ms * 1e6) as i64;
     match fields.text("event") {
         event::SEARCH => {
-            let parts = ["embed", "wait", "scan", "rank"];
-            let ms = parts.map(|part| fields.milliseconds(&format!("{part}_ms")));
+            let phases = ["embed", "wait", "scan", "rank"];
+            let ms = phases.map(|phase| fields.milliseconds(&format!("{phase}_ms")));
             let trace = trace_id_or_new(fields.text("trace_id"));
-            let above = Some(fields.text("parent_id")).filter(|id| !id.is_empty());
-            let time_before_end = |after: usize| before(ms[after..].iter().sum());
-            let query = span_json("search", &trace, above, (time_before_end(0), now), fields);
+            let caller = Some(fields.text("parent_id")).filter(|id| !id.is_empty());
+            let phase_start = |phase: usize| before(ms[phase..].iter().sum());
+            let query = span_json("search", &trace, caller, (phase_start(0), now), fields);
             let parent = query["spanId"].as_str().map(str::to_owned);
-            let none = EventFields::default();
-            let part = |(i, name): (usize, &&str)| {
+            let no_fields = EventFields::default();
+            let phase_span = |(i, name): (usize, &&str)| {
                 span_json(
                     name,
                     &trace,
                     parent.as_deref(),
-                    (time_before_end(i), time_before_end(i + 1)),
-                    &none,
+                    (phase_start(i), phase_start(i + 1)),
+                    &no_fields,
                 )
             };
-            parts.iter().enumerate().map(part).chain([query]).collect()
+            phases.iter().enumerate().map(phase_span).chain([query]).collect()
         }
         event::COMMIT_SUCCEEDED => {
             let commit = fields.milliseconds("commit_ms");
-            // The stages work at one time: their times stand in the attributes.
+            // The stages overlap: their durations are attributes instead of spans.
             let own_trace_id = trace_id_or_new("");
             let traces = fields.text("trace_ids").split_whitespace().map(trace_id_or_new);
             let times = (before(commit), now);
@@ -219,9 +218,13 @@ fn spans_from_event(fields: &EventFields, now: i64) -> Vec<Value> {
     }
 }
 
-/// The trace that is named, or a new one.
-fn trace_id_or_new(named: &str) -> String {
-    if named.is_empty() { format!("{:032x}", rand::random::<u128>().max(1)) } else { named.into() }
+/// Returns `trace_id`, or a random one if it is empty.
+fn trace_id_or_new(trace_id: &str) -> String {
+    if trace_id.is_empty() {
+        format!("{:032x}", rand::random::<u128>().max(1))
+    } else {
+        trace_id.into()
+    }
 }
 
 fn span_json(
@@ -253,7 +256,7 @@ fn span_json(
 fn attribute_json((key, value): (&String, &Value)) -> Value {
     let value = match value {
         Value::Bool(flag) => json!({"boolValue": flag}),
-        // 64-bit integers are text in the JSON form of protobuf.
+        // The JSON mapping of protobuf writes 64-bit integers as text.
         Value::Number(n) if !n.is_f64() => json!({"intValue": n.to_string()}),
         Value::Number(n) => json!({"doubleValue": n}),
         Value::String(text) => json!({"stringValue": text}),
@@ -262,7 +265,7 @@ fn attribute_json((key, value): (&String, &Value)) -> Value {
     json!({"key": key, "value": value})
 }
 
-/// Sends what waits.
+/// Sends queued spans and the current metrics to the collector.
 pub struct OtlpExporter {
     endpoint: String,
     client: reqwest::Client,
@@ -271,12 +274,12 @@ pub struct OtlpExporter {
 }
 
 impl OtlpExporter {
-    /// Sends until `token` is cancelled, then once more.
+    /// Sends at every interval until `token` is cancelled, then once more.
     pub async fn run(mut self, token: CancellationToken) {
         let mut due = tokio::time::interval(self.interval);
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let last = tokio::select! {
+            let is_last = tokio::select! {
                 _ = due.tick() => false,
                 () = token.cancelled() => true,
             };
@@ -286,32 +289,33 @@ impl OtlpExporter {
                 }
             }
             self.send("metrics", &otlp_metrics::export_request_json(&resource_json()), 1).await;
-            if last {
+            if is_last {
                 return;
             }
         }
     }
 
-    /// Spans of one request; none where none wait.
+    /// Takes the spans of one request from the queue; `None` if it is empty.
     fn next_spans(&mut self) -> Option<Vec<Value>> {
         let next = |_| self.span_receiver.try_recv().ok();
         let spans: Vec<Value> = (0..MAX_SPANS_PER_REQUEST).map_while(next).collect();
         (!spans.is_empty()).then_some(spans)
     }
 
-    /// Whether the collector took it. What it did not take is dropped and counted.
+    /// Sends a request, and returns whether the collector accepted it. If not, its content is dropped
+    /// and counted.
     async fn send(&self, signal: &str, body: &Value, count: usize) -> bool {
         let url = format!("{}/v1/{signal}", self.endpoint);
         let request = self.client.post(&url).header("content-type", "application/json");
         let sent = request.body(body.to_string()).send().await;
-        let Err(refused) = sent.and_then(reqwest::Response::error_for_status) else { return true };
+        let Err(error) = sent.and_then(reqwest::Response::error_for_status) else { return true };
         metrics::global().otlp_dropped.add(&[signal], count as u64);
-        warn!(event = event::OTLP_FAILED, signal, count, error = %refused, "the collector did not take it");
+        warn!(event = event::OTLP_FAILED, signal, count, %error, "the collector did not accept a request");
         false
     }
 }
 
-/// An exporter at work.
+/// A running exporter.
 pub struct ExporterHandle {
     cancel: CancellationToken,
     task: JoinHandle<()>,
@@ -324,11 +328,11 @@ impl ExporterHandle {
         Self { task: tokio::spawn(exporter.run(token.clone())), cancel: token }
     }
 
-    /// Sends what is left, for as long as `limit` ([`FLUSH`]); the rest is given up. A panic of the
-    /// exporter changes nothing for the caller.
-    pub async fn shut_down(self, limit: Duration) {
+    /// Sends what is queued, for at most `timeout` (usually [`FLUSH_TIMEOUT`]); the rest is dropped. A
+    /// panic of the exporter is ignored.
+    pub async fn shut_down(self, timeout: Duration) {
         self.cancel.cancel();
-        let _ = tokio::time::timeout(limit, self.task).await;
+        let _ = tokio::time::timeout(timeout, self.task).await;
     }
 }
 
@@ -362,19 +366,19 @@ mod tests {
 
     type ReceivedRequests = Arc<Mutex<Vec<(String, Value)>>>;
 
-    /// A collector that keeps what it is sent.
+    /// Starts a collector that keeps the requests it receives.
     async fn start_fake_collector() -> (String, ReceivedRequests) {
-        let got = ReceivedRequests::default();
-        let kept = got.clone();
+        let received = ReceivedRequests::default();
+        let requests = received.clone();
         let keep = move |uri: Uri, body: Bytes| async move {
             let body = serde_json::from_slice(&body).unwrap();
-            kept.lock().unwrap().push((uri.path().to_owned(), body));
+            requests.lock().unwrap().push((uri.path().to_owned(), body));
             "{}"
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}/", listener.local_addr().unwrap());
         tokio::spawn(axum::serve(listener, Router::new().fallback(keep)).into_future());
-        (address, got)
+        (address, received)
     }
 
     fn layer_and_exporter(endpoint: String) -> (SpanLayer, OtlpExporter) {
@@ -383,7 +387,7 @@ mod tests {
 
     #[tokio::test]
     async fn queued_spans_are_sent_as_otlp_on_shutdown() {
-        let (endpoint, got) = start_fake_collector().await;
+        let (endpoint, received) = start_fake_collector().await;
         let (spans, exporter) = layer_and_exporter(endpoint);
         let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
         let log = tracing_subscriber::registry().with(spans);
@@ -411,8 +415,8 @@ mod tests {
         let token = CancellationToken::new();
         token.cancel();
         exporter.run(token).await;
-        let got = got.lock().unwrap();
-        let (_, traces) = got.iter().find(|(path, _)| path == "/v1/traces").unwrap();
+        let received = received.lock().unwrap();
+        let (_, traces) = received.iter().find(|(path, _)| path == "/v1/traces").unwrap();
         let spans = traces["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().unwrap();
         let named = |name: &str| spans.iter().filter(|s| s["name"] == name).collect::<Vec<_>>();
         let (search, scan) = (named("search")[0], named("scan")[0]);
@@ -420,51 +424,55 @@ mod tests {
         assert_eq!(scan["parentSpanId"], search["spanId"]);
         assert_eq!(search["parentSpanId"], parent);
         let time = |s: &Value, key: &str| s[key].as_str().unwrap().parse::<i64>().unwrap();
-        let length = |s: &Value| time(s, "endTimeUnixNano") - time(s, "startTimeUnixNano");
-        assert_eq!((length(search), length(scan)), (10_000_000, 2_000_000));
+        let duration = |s: &Value| time(s, "endTimeUnixNano") - time(s, "startTimeUnixNano");
+        assert_eq!((duration(search), duration(scan)), (10_000_000, 2_000_000));
         let rank = named("rank")[0];
         assert_eq!(time(scan, "endTimeUnixNano"), time(rank, "startTimeUnixNano"));
         let k = json!({"key": "k", "value": {"intValue": "24"}});
         assert!(search["attributes"].as_array().unwrap().contains(&k));
         let commits = named("commit");
-        assert_eq!(commits.len(), 2, "one of its own, one in the trace of its message");
-        assert_eq!((&commits[1]["traceId"], length(commits[1])), (&json!(trace), 40_000_000));
+        assert_eq!(commits.len(), 2, "one in a trace of its own, one in the trace of its message");
+        assert_eq!((&commits[1]["traceId"], duration(commits[1])), (&json!(trace), 40_000_000));
         assert!(commits.iter().all(|commit| commit.get("parentSpanId").is_none()));
         assert_eq!(spans.len(), 7);
-        let (_, metrics) = got.iter().find(|(path, _)| path == "/v1/metrics").unwrap();
+        let (_, metrics) = received.iter().find(|(path, _)| path == "/v1/metrics").unwrap();
         let metrics = &metrics["resourceMetrics"][0]["scopeMetrics"][0]["metrics"];
         assert!(metrics.as_array().unwrap().iter().any(|m| m["name"] == "bsap_clock_seconds"));
     }
 
     #[tokio::test]
     async fn an_unreachable_collector_does_not_block_logging() {
-        // It takes connections and never answers.
+        // It accepts connections and never answers.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (spans, exporter) =
             layer_and_exporter(format!("http://{}", listener.local_addr().unwrap()));
         let log = tracing_subscriber::registry().with(spans);
         tracing::subscriber::with_default(log, || {
             for _ in 0..2 * SPAN_QUEUE_CAPACITY {
-                info!(event = event::COMMIT_SUCCEEDED, rows = 1, commit_ms = 1, "does not wait");
+                info!(event = event::COMMIT_SUCCEEDED, rows = 1, commit_ms = 1, "a commit");
             }
         });
-        assert_eq!(exporter.span_receiver.len(), SPAN_QUEUE_CAPACITY, "no more are kept than fit");
-        let sending = ExporterHandle::start(exporter);
-        let ending = std::time::Instant::now();
-        sending.shut_down(Duration::from_millis(300)).await;
+        assert_eq!(
+            exporter.span_receiver.len(),
+            SPAN_QUEUE_CAPACITY,
+            "no more are queued than the capacity"
+        );
+        let running = ExporterHandle::start(exporter);
+        let started = std::time::Instant::now();
+        running.shut_down(Duration::from_millis(300)).await;
         assert!(
-            (300..REQUEST_TIMEOUT.as_millis()).contains(&ending.elapsed().as_millis()),
-            "given up"
+            (300..REQUEST_TIMEOUT.as_millis()).contains(&started.elapsed().as_millis()),
+            "the export was abandoned after the timeout"
         );
 
-        let gone = layer_and_exporter("http://127.0.0.1:9".into()).1;
+        let unreachable = layer_and_exporter("http://127.0.0.1:9".into()).1;
         let token = CancellationToken::new();
         token.cancel();
-        gone.run(token).await;
+        unreachable.run(token).await;
     }
 
     #[test]
-    fn headers_are_read_from_the_variable_and_keys_are_not_revealed() {
+    fn headers_are_parsed_and_their_values_are_not_revealed() {
         let read = parse_headers("authorization=Bearer%20a%3Db , x-scope = shop,").unwrap();
         assert_eq!(read["authorization"], "Bearer a=b");
         assert_eq!(read["x-scope"], "shop");

@@ -1,4 +1,4 @@
-//! Counting events, and holding back those that come in floods.
+//! Counts log events, and suppresses those that occur too often.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,13 +11,13 @@ use tracing_subscriber::layer::{Context, Filter};
 
 use super::{event, metrics};
 
-/// Lines are counted over so long, and those held back are told at its end.
+/// Length of a window in which lines are counted; at its end the suppressed ones are reported.
 const RATE_LIMIT_WINDOW: Duration = Duration::from_secs(10);
-/// Informative events of which one a message may come.
+/// Events at level info that may occur once per message and so are limited like warnings.
 const RATE_LIMITED_INFO_EVENTS: [&str; 3] =
     [event::RETRY, event::COMMIT_CONFLICT, event::IMAGE_NOT_FOUND];
 
-/// The value of the field `event`.
+/// Reads the value of the field `event`.
 #[derive(Default)]
 struct EventNameVisitor(Option<String>);
 
@@ -36,7 +36,7 @@ fn event_name(event: &Event<'_>) -> Option<String> {
     name.0
 }
 
-/// Counts the events of this program in `bsap_log_events_total`.
+/// Counts every event in `bsap_log_events_total`, suppressed ones included.
 pub struct EventCounter;
 
 impl<S: Subscriber> Layer<S> for EventCounter {
@@ -48,14 +48,15 @@ impl<S: Subscriber> Layer<S> for EventCounter {
     }
 }
 
-/// Lets so many warnings and errors of one event through in a window. Lines of a library count by
-/// their target.
+/// Limits how many warnings and errors of one event are written per window. Lines of a library are
+/// limited per target.
 #[derive(Clone)]
 pub struct EventRateLimit {
     max_lines_per_window: u32,
     windows: Arc<Mutex<HashMap<String, RateWindow>>>,
 }
 
+/// The window of one event or target.
 struct RateWindow {
     started: Instant,
     written: u32,
@@ -63,56 +64,56 @@ struct RateWindow {
 }
 
 impl EventRateLimit {
-    /// At most `lines` in a window; 0 lets everything through.
+    /// Creates a limit per window of 10 s; 0 suppresses nothing.
     pub fn new(max_lines_per_window: u32) -> Self {
         Self { max_lines_per_window, windows: Arc::default() }
     }
 
-    /// Whether a line of `key` may be written now.
+    /// Counts a line of `key`, and returns whether it may be written.
     fn admit_line(&self, key: String, now: Instant) -> bool {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let window =
             windows.entry(key).or_insert(RateWindow { started: now, written: 0, suppressed: 0 });
-        let passes = window.written < self.max_lines_per_window;
-        if passes {
+        let admitted = window.written < self.max_lines_per_window;
+        if admitted {
             window.written += 1;
         } else {
             window.suppressed += 1;
         }
-        passes
+        admitted
     }
 
-    /// Ends the windows that are over; what was held back in them.
+    /// Removes the windows that have ended; returns the keys and counts of suppressed lines.
     fn end_expired_windows(&self, now: Instant) -> Vec<(String, u64)> {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut held = Vec::new();
+        let mut suppressed = Vec::new();
         windows.retain(|key, window| {
-            let over = now - window.started >= RATE_LIMIT_WINDOW;
-            if over && window.suppressed > 0 {
-                held.push((key.clone(), window.suppressed));
+            let expired = now - window.started >= RATE_LIMIT_WINDOW;
+            if expired && window.suppressed > 0 {
+                suppressed.push((key.clone(), window.suppressed));
             }
-            !over
+            !expired
         });
-        held
+        suppressed
     }
 
-    /// Starts the thread that tells what was held back; it ends with the process.
+    /// Starts the thread that logs how many lines were suppressed; it ends with the process.
     pub fn spawn_reporter(&self) {
         if self.max_lines_per_window == 0 {
             return;
         }
         let limit = self.clone();
-        // Where no thread can be had, nothing else works either.
+        // If no thread can be started, nothing else works either.
         let _ = std::thread::Builder::new().name("log-limit".into()).spawn(move || {
             loop {
                 std::thread::sleep(Duration::from_secs(1));
-                for (held, count) in limit.end_expired_windows(Instant::now()) {
+                for (suppressed_event, count) in limit.end_expired_windows(Instant::now()) {
                     warn!(
                         event = event::LOG_SUPPRESSED,
-                        suppressed_event = held,
+                        suppressed_event,
                         count,
                         window_seconds = RATE_LIMIT_WINDOW.as_secs(),
-                        "lines were held back"
+                        "lines were suppressed"
                     );
                 }
             }
@@ -148,12 +149,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_cut_off_and_counted_and_others_pass() {
+    fn a_flood_is_limited_and_counted_and_other_events_are_written() {
         let limit = EventRateLimit::new(2);
         let start = Instant::now();
-        let passed = (0..10).filter(|_| limit.admit_line("dead_letter".into(), start)).count();
-        assert_eq!(passed, 2);
-        assert!(limit.admit_line("shed".into(), start));
+        let written = (0..10).filter(|_| limit.admit_line("dead_letter".into(), start)).count();
+        assert_eq!(written, 2);
+        assert!(limit.admit_line("request.rejected".into(), start));
         assert!(limit.end_expired_windows(start + RATE_LIMIT_WINDOW / 2).is_empty());
         assert_eq!(
             limit.end_expired_windows(start + RATE_LIMIT_WINDOW),

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use chrono::Utc;
 
-use crate::backfill::ReindexError;
 use crate::catalogue::ServingConfig;
 use crate::commands::shared::catalogue::set_propagation_delay;
 use crate::commands::shared::error::CommandError;
 use crate::commands::shared::printing::print_line;
 use crate::config::Config;
 use crate::reconcile::default_temp_folder;
+use crate::rollout::RolloutError;
 use crate::rollout::{self, PromotionCheck, PromotionRules, ReplicaReadiness};
 use crate::store::Store;
 
@@ -24,7 +24,7 @@ pub async fn check_candidate(
     config: &Config,
     allow_missing: u64,
     folder: Option<&Path>,
-) -> Result<PromotionCheck, ReindexError> {
+) -> Result<PromotionCheck, RolloutError> {
     let temporary = default_temp_folder();
     let rules = PromotionRules {
         propagation_delay: set_propagation_delay(config),

@@ -8,7 +8,6 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::readiness::{MISSING_IMAGE_GRACE, confirm, describe_serving, print_serving_workers};
-use crate::backfill::ReindexError;
 use crate::commands::shared::catalogue::{actor, open_catalogue};
 use crate::commands::shared::configuration::{load_config_without_model, with_quiet_logging};
 use crate::commands::shared::error::CommandResult;
@@ -16,6 +15,7 @@ use crate::commands::shared::printing::print_line;
 use crate::commands::shared::runtime::run_with_logging;
 use crate::config::Config;
 use crate::reconcile::default_temp_folder;
+use crate::rollout::RolloutError;
 use crate::rollout::{self, RollbackPlan};
 use crate::store::Store;
 
@@ -73,7 +73,7 @@ async fn warn_of_missing_images(
     plan: &RollbackPlan,
     store: &Store,
     args: &RollbackArgs,
-) -> Result<bool, ReindexError> {
+) -> Result<bool, RolloutError> {
     let folder = args.temp_dir.clone().unwrap_or_else(default_temp_folder);
     let Some(gap) =
         plan.compare_generations(store, &folder, MISSING_IMAGE_GRACE, Utc::now()).await?

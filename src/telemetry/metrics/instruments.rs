@@ -1,4 +1,4 @@
-//! Counters, gauges and histograms with labels, over `prometheus-client`.
+//! Counters, gauges and histograms with labels, on top of `prometheus-client`.
 
 use std::sync::atomic::AtomicU64;
 
@@ -28,13 +28,13 @@ impl Counter {
         about: &'static str,
     ) -> Self {
         let family = Family::default();
-        // Written with both again: the suffix by the encoder, the full stop by the registry.
+        // The encoder appends the suffix `_total` again, and the registry the full stop.
         let name = name.strip_suffix("_total").unwrap_or(name);
         registry.register(name, about.trim_end_matches('.'), family.clone());
         Self { labels, family }
     }
 
-    /// Adds `n`; `values` are those of the labels, in their order.
+    /// Adds `n`; `values` are those of the labels, in the declared order.
     pub fn add(&self, values: &[&str], n: u64) {
         self.family.get_or_create(&label_pairs(self.labels, values)).inc_by(n);
     }
@@ -60,23 +60,23 @@ impl Gauge {
         Self { labels, family }
     }
 
-    /// Sets it; `values` are those of the labels, in their order.
+    /// Sets the gauge; `values` are those of the labels, in the declared order.
     pub fn set(&self, values: &[&str], value: f64) {
         self.family.get_or_create(&label_pairs(self.labels, values)).set(value);
     }
 
-    /// Its value, where it has no labels.
+    /// Returns the value of a gauge without labels.
     pub(crate) fn value(&self) -> f64 {
         self.family.get_or_create(&Vec::new()).get()
     }
 
-    /// Sets it to what is known, or to NaN.
+    /// Sets a gauge without labels; `None` (not known) becomes NaN.
     pub fn set_or_nan(&self, value: Option<f64>) {
         self.set(&[], value.unwrap_or(f64::NAN));
     }
 }
 
-/// How often a number lay in which range; all of ours are in seconds.
+/// Counts values per range; the values of all histograms are in seconds.
 pub struct Histogram {
     labels: &'static [&'static str],
     family: Family<LabelPairs, histogram::Histogram, fn() -> histogram::Histogram>,
@@ -97,13 +97,13 @@ impl Histogram {
         Self { labels, family }
     }
 
-    /// Counts a value in seconds; `values` are those of the labels, in their order.
+    /// Counts a value in seconds; `values` are those of the labels, in the declared order.
     pub fn observe(&self, values: &[&str], seconds: f64) {
         self.family.get_or_create(&label_pairs(self.labels, values)).observe(seconds);
     }
 }
 
-/// From a scan in memory to a commit that meets a store in trouble.
+/// Returns a histogram for 1 ms (a scan in memory) to 500 s (a commit to a failing store).
 fn seconds_histogram() -> histogram::Histogram {
     histogram::Histogram::new([
         0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0,

@@ -1,4 +1,5 @@
-//! The metrics of this process as OTLP has them, from the text that Prometheus reads: one truth.
+//! The metrics of this process in the JSON form of OTLP, parsed from the text for Prometheus, so that
+//! both always agree.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::{METRIC_DESCRIPTIONS, global, render_prometheus};
 
-/// Labels, as they are written.
+/// Labels without `le`, as in the text: `a="x",b="y"`.
 type LabelText = String;
 
-/// A request to `/v1/metrics`.
+/// Returns the body of a request to `/v1/metrics`.
 pub fn export_request_json(resource: &Value) -> Value {
     let start = unix_nanoseconds(global().start_time.value());
     request_from_prometheus(
@@ -24,34 +25,37 @@ fn unix_nanoseconds(seconds: f64) -> String {
     ((seconds * 1e3).round() as i64 * 1_000_000).to_string()
 }
 
-/// Series of one metric, by their labels without `le`.
+/// The values of one series: `value` of a counter or gauge, the rest of a histogram.
 #[derive(Default)]
 struct MetricSeries {
     value: f64,
     sum: f64,
     count: f64,
-    /// Upper bound and count at or below it.
+    /// Upper bound, and count of values at or below it.
     buckets: Vec<(f64, f64)>,
 }
 
 fn request_from_prometheus(text: &str, resource: &Value, start: &str, now: &str) -> Value {
-    let mut found: BTreeMap<&str, BTreeMap<LabelText, MetricSeries>> = BTreeMap::new();
+    let mut series_by_metric: BTreeMap<&str, BTreeMap<LabelText, MetricSeries>> = BTreeMap::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let Some((name, value)) = line.rsplit_once(' ') else { continue };
         let Ok(value) = value.parse::<f64>() else { continue };
         let (name, labels) = name.split_once('{').unwrap_or((name, ""));
         let labels = labels.trim_end_matches('}');
-        let part = ["_bucket", "_sum", "_count"]
+        let suffix = ["_bucket", "_sum", "_count"]
             .into_iter()
-            .find_map(|p| Some((name.strip_suffix(p)?, p)));
-        let known = |name: &str| METRIC_DESCRIPTIONS.iter().find(|metric| metric.name == name);
-        let histogram = part
-            .and_then(|(base, part)| Some((known(base).filter(|m| m.kind == "histogram")?, part)));
-        if let Some((metric, part)) = histogram {
+            .find_map(|suffix| Some((name.strip_suffix(suffix)?, suffix)));
+        let find_metric =
+            |name: &str| METRIC_DESCRIPTIONS.iter().find(|metric| metric.name == name);
+        let histogram = suffix.and_then(|(base, suffix)| {
+            Some((find_metric(base).filter(|m| m.kind == "histogram")?, suffix))
+        });
+        if let Some((metric, suffix)) = histogram {
             let (bound, rest): (Vec<&str>, Vec<&str>) =
                 labels.split(',').filter(|l| !l.is_empty()).partition(|l| l.starts_with("le="));
-            let series = found.entry(metric.name).or_default().entry(rest.join(",")).or_default();
-            match part {
+            let series =
+                series_by_metric.entry(metric.name).or_default().entry(rest.join(",")).or_default();
+            match suffix {
                 "_sum" => series.sum = value,
                 "_count" => series.count = value,
                 _ => {
@@ -59,15 +63,19 @@ fn request_from_prometheus(text: &str, resource: &Value, start: &str, now: &str)
                     series.buckets.push((bound.parse().unwrap_or(f64::INFINITY), value));
                 }
             }
-        } else if let Some(metric) = known(name).filter(|_| value.is_finite()) {
-            found.entry(metric.name).or_default().entry(labels.to_owned()).or_default().value =
-                value;
+        } else if let Some(metric) = find_metric(name).filter(|_| value.is_finite()) {
+            series_by_metric
+                .entry(metric.name)
+                .or_default()
+                .entry(labels.to_owned())
+                .or_default()
+                .value = value;
         }
     }
     let metrics: Vec<Value> = METRIC_DESCRIPTIONS
         .iter()
         .filter_map(|metric| {
-            let points: Vec<Value> = found
+            let points: Vec<Value> = series_by_metric
                 .get(metric.name)?
                 .iter()
                 .map(|(labels, series)| data_point_json(metric.kind, labels, series, start, now))
@@ -97,7 +105,7 @@ fn data_point_json(
     start: &str,
     now: &str,
 ) -> Value {
-    // Values of labels are names of ours: no commas or quotes.
+    // Label values are names from this program, without commas or quotes.
     let attribute = |label: &str| {
         let (key, value) = label.split_once('=')?;
         Some(json!({"key": key, "value": {"stringValue": value.trim_matches('"')}}))
@@ -110,18 +118,18 @@ fn data_point_json(
         });
     }
     let below = std::iter::once(0.0).chain(series.buckets.iter().map(|(_, count)| *count));
-    let own: Vec<String> = series
+    let bucket_counts: Vec<String> = series
         .buckets
         .iter()
         .zip(below)
-        .map(|((_, all), below)| format!("{}", all - below))
+        .map(|((_, at_or_below), below)| format!("{}", at_or_below - below))
         .collect();
     let bounds: Vec<f64> =
         series.buckets.iter().map(|(b, _)| *b).filter(|b| b.is_finite()).collect();
     json!({
         "attributes": attributes, "startTimeUnixNano": start, "timeUnixNano": now,
         "count": format!("{}", series.count), "sum": series.sum,
-        "bucketCounts": own, "explicitBounds": bounds,
+        "bucketCounts": bucket_counts, "explicitBounds": bounds,
     })
 }
 
@@ -130,17 +138,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prometheus_text_becomes_points() {
+    fn the_text_for_prometheus_becomes_data_points() {
         let text = "# TYPE bsap_lag_messages gauge\nbsap_lag_messages 7\nbsap_poll_age_seconds NaN\n\
             bsap_searches_total{normaliser=\"nnn\"} 3\n\
-            bsap_stage_seconds_sum{stage=\"fetch\"} 1.5\nbsap_stage_seconds_count{stage=\"fetch\"} 4\n\
-            bsap_stage_seconds_bucket{le=\"0.1\",stage=\"fetch\"} 1\n\
-            bsap_stage_seconds_bucket{le=\"+Inf\",stage=\"fetch\"} 4\n";
+            bsap_ingest_stage_seconds_sum{stage=\"fetch\"} 1.5\nbsap_ingest_stage_seconds_count{stage=\"fetch\"} 4\n\
+            bsap_ingest_stage_seconds_bucket{le=\"0.1\",stage=\"fetch\"} 1\n\
+            bsap_ingest_stage_seconds_bucket{le=\"+Inf\",stage=\"fetch\"} 4\n";
         let sent = request_from_prometheus(text, &json!({}), "1", "2");
         let metrics = sent["resourceMetrics"][0]["scopeMetrics"][0]["metrics"].as_array().unwrap();
         let named = |name: &str| metrics.iter().find(|metric| metric["name"] == name);
         assert_eq!(named("bsap_lag_messages").unwrap()["gauge"]["dataPoints"][0]["asDouble"], 7.0);
-        assert!(named("bsap_poll_age_seconds").is_none(), "what is not known is not sent");
+        assert!(named("bsap_poll_age_seconds").is_none(), "an unknown value is not sent");
         let searches = &named("bsap_searches_total").unwrap()["sum"];
         assert_eq!(
             (searches["isMonotonic"].as_bool(), searches["aggregationTemporality"].as_u64()),
