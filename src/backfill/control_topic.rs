@@ -219,7 +219,7 @@ impl ControlConsumer {
             match self.execute_request(request.clone(), cancel).await {
                 Ok(complete) => return complete,
                 Err(error) if error.disposition() == Disposition::Retry => {
-                    warn!(event = event::RETRY, stage = "control.accepted", attempt, %error, "the request is not complete; trying again");
+                    warn!(event = event::RETRY, stage = "control", attempt, %error, "the request is not complete; trying again");
                     tokio::select! {
                         () = tokio::time::sleep(backoff.random_delay(attempt)) => {}
                         () = cancel.cancelled() => return false,

@@ -44,7 +44,7 @@ pub struct BackfillResult {
     pub measured_files: usize,
     /// Number of rows for which it computed statistics.
     pub measured_rows: usize,
-    /// Whether the statistics of all stored rows are committed, whoever computed them.
+    /// Whether the statistics of all stored rows are committed, also those of other processes.
     pub complete: bool,
 }
 
@@ -75,7 +75,7 @@ struct MeasuredFile {
 
 impl StatisticsBackfill {
     /// Computes and commits missing statistics until there are none, or `cancel` is cancelled. Calls
-    /// `progress` with the coverage of the table, whoever computed it, and with the number of rows for
+    /// `progress` with the coverage of the table by all processes, and with the number of rows for
     /// which this process computed statistics.
     pub async fn run(
         &self,

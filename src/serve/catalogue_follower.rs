@@ -139,6 +139,7 @@ impl CatalogueFollower {
         Ok(self.state.revision)
     }
 
+    /// Has the engines serve `self.state`; fails if a part of it cannot be served, or not yet.
     async fn apply_state(
         &self,
         loaded: &mut LoadedGenerations,

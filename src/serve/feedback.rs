@@ -74,7 +74,7 @@ pub struct Feedback {
 /// Why feedback was not stored. All of these may be temporary: clients may send it again.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedbackError {
-    /// [`QUEUE_CAPACITY`] pieces of feedback wait to be stored.
+    /// The queue is full.
     #[error("{QUEUE_CAPACITY} pieces of feedback already wait to be stored")]
     QueueFull,
     /// The query worker shuts down.
