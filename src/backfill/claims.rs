@@ -1,8 +1,8 @@
 //! Claims of processes on units of work: small objects that expire.
 //!
-//! The process that starts a unit creates `reindex-claims/<unit>.json` with a conditional put and deletes
-//! it after the commit. An expired claim, whose holder was killed, is overwritten. Claims only avoid
-//! duplicate work: a unit that two processes compute at once is committed once.
+//! The process that starts a unit creates `reindex-claims/<unit>.json` with a conditional put and
+//! deletes it after the commit. An expired claim, whose holder was killed, is overwritten. Claims
+//! only avoid duplicate work: a unit that two processes compute at once is committed once.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::store::Store;
 use crate::table::TableError;
 
-/// How long a claim is valid unless it is renewed. The unit of the largest file takes about ten seconds.
+/// How long a claim is valid unless it is renewed. The unit of the largest file takes about ten
+/// seconds.
 const CLAIM_LIFETIME: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -63,7 +64,8 @@ impl ClaimStore {
                     return Ok(false);
                 }
             }
-            // Released in the meantime: the unit is committed, or the next list of pending files has it.
+            // Released in the meantime: the unit is committed, or the next list of pending files
+            // has it.
             Err(object_store::Error::NotFound { .. }) => return Ok(false),
             Err(error) => return Err(self.store.wrap_error(error).into()),
         }

@@ -1,9 +1,9 @@
 //! The control topic: other systems request a backfill of statistics by an event.
 //!
-//! The workers of the live generation share the topic in a consumer group of their own, so that one of them
-//! executes a request; workers of another model could not embed the prompts. The offset is committed after
-//! the request is complete: a request that a worker could not finish is executed again, without the files
-//! that are committed. An invalid request is logged and skipped.
+//! The workers of the live generation share the topic in a consumer group of their own, so that one
+//! of them executes a request; workers of another model could not embed the prompts. The offset is
+//! committed after the request is complete: a request that a worker could not finish is executed
+//! again, without the files that are committed. An invalid request is logged and skipped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,12 +31,12 @@ use crate::table::Generation;
 use crate::table::{Generation, TableError};
 use crate::telemetry::event;
 
-/// How long a request may take before the consumer group takes its worker for hung: a day, the maximum of
-/// librdkafka.
+/// How long a request may take before the consumer group takes its worker for hung: a day, the
+/// maximum of librdkafka.
 const MAX_POLL_INTERVAL_MS: &str = "86400000";
 
-/// How often a worker checks whether its generation is live. Until it notices that it no longer is, its
-/// partitions of the topic are not consumed.
+/// How often a worker checks whether its generation is live. Until it notices that it no longer is,
+/// its partitions of the topic are not consumed.
 const LIVE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A message on the control topic, JSON.
@@ -116,8 +116,8 @@ enum ControlTopicError {
 }
 
 impl ControlConsumer {
-    /// Executes requests while its generation is live, until `cancel` is cancelled. Errors are logged and
-    /// retried: ingestion must not depend on the control topic.
+    /// Executes requests while its generation is live, until `cancel` is cancelled. Errors are
+    /// logged and retried: ingestion must not depend on the control topic.
     pub async fn run(self, cancel: CancellationToken) {
         let backoff = Backoff::with_max_attempts(u32::MAX);
         let mut attempt = 0;
@@ -138,8 +138,8 @@ impl ControlConsumer {
         }
     }
 
-    /// Returns whether this worker's generation is live. `state` is the newest known revision, which is
-    /// updated.
+    /// Returns whether this worker's generation is live. `state` is the newest known revision,
+    /// which is updated.
     async fn is_generation_live(
         &self,
         state: &mut Option<CatalogueState>,
@@ -156,8 +156,8 @@ impl ControlConsumer {
         Ok(state.as_ref().is_some_and(|state| state.live.id == self.generation.id))
     }
 
-    /// Executes requests until `cancel` is cancelled or its generation is not live; then leaves the consumer
-    /// group, so that other workers get its partitions.
+    /// Executes requests until `cancel` is cancelled or its generation is not live; then leaves the
+    /// consumer group, so that other workers get its partitions.
     async fn consume_while_live(
         &self,
         state: &mut Option<CatalogueState>,
@@ -206,8 +206,8 @@ impl ControlConsumer {
         }
     }
 
-    /// Executes a request, with retries, and returns whether its offset may be committed: it is complete, or
-    /// can never succeed.
+    /// Executes a request, with retries, and returns whether its offset may be committed: it is
+    /// complete, or can never succeed.
     async fn process_request(&self, payload: &[u8], cancel: &CancellationToken) -> bool {
         let request: ControlRequest = match serde_json::from_slice(payload) {
             Ok(request) => request,
@@ -222,7 +222,7 @@ impl ControlConsumer {
             match self.execute_request(request.clone(), cancel).await {
                 Ok(complete) => return complete,
                 Err(error) if error.disposition() == Disposition::Retry => {
-                    warn!(event = event::RETRY, stage = "control.accepted", attempt, %error, "the request is not complete; trying again");
+                    warn!(event = event::RETRY, stage = "control", attempt, %error, "the request is not complete; trying again");
                     tokio::select! {
                         () = tokio::time::sleep(backoff.random_delay(attempt)) => {}
                         () = cancel.cancelled() => return false,

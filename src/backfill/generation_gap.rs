@@ -1,5 +1,5 @@
-//! Compares a generation with the live one: which images it lacks, has in an older version, or has in
-//! excess. Promotions and roll backs to another generation check this.
+//! Compares a generation with the live one: which images it lacks, has in an older version, or has
+//! in excess. Promotions and roll backs to another generation check this.
 
 use std::cmp::Ordering;
 use std::io;
@@ -26,19 +26,20 @@ pub struct GenerationGap {
     pub outdated: u64,
     /// Deleted images that the other generation still has.
     pub not_deleted: u64,
-    /// Images that only the other generation knows: the live table never had them, or has removed their
-    /// tombstones.
+    /// Images that only the other generation knows: the live table never had them, or has removed
+    /// their tombstones.
     pub extra: u64,
-    /// Rows of the live table after the cutoff that the other generation lacks. They may still be on their
-    /// way, so none of the four numbers above counts them.
+    /// Rows of the live table after the cutoff that the other generation lacks. They may still be
+    /// on their way, so none of the four numbers above counts them.
     pub too_recent: u64,
     /// Id of an image that one of the four numbers counts.
     pub example: Option<String>,
 }
 
 impl GenerationGap {
-    /// Compares `other` with `live`; their rows are sorted in temporary files in `folder`. Rows that were
-    /// embedded after `cutoff` are not counted as a difference: the other generation may get them soon.
+    /// Compares `other` with `live`; their rows are sorted in temporary files in `folder`. Rows
+    /// that were embedded after `cutoff` are not counted as a difference: the other generation may
+    /// get them soon.
     pub async fn compare(
         catalogue: &Store,
         live: &Generation,
@@ -71,8 +72,8 @@ impl GenerationGap {
         Ok(gap)
     }
 
-    /// Counts an image of which the live table has a row, perhaps a delete. `other` is the row of the other
-    /// generation.
+    /// Counts an image of which the live table has a row, perhaps a delete. `other` is the row of
+    /// the other generation.
     fn count_live_entry(
         &mut self,
         live: &InventoryEntry,
@@ -124,15 +125,15 @@ impl GenerationGap {
         )
     }
 
-    /// Returns the number of images for which the other generation does not have the live table's newest
-    /// version.
+    /// Returns the number of images for which the other generation does not have the live table's
+    /// newest version.
     pub fn out_of_date_count(&self) -> u64 {
         self.missing + self.outdated + self.not_deleted
     }
 }
 
-/// Joins the current rows of two tables, both sorted by image: returns the row of the left table, of the
-/// right table, or both, per image.
+/// Joins the current rows of two tables, both sorted by image: returns the row of the left table,
+/// of the right table, or both, per image.
 pub(crate) fn merge_join_by_image(
     left: impl Iterator<Item = io::Result<InventoryEntry>>,
     right: impl Iterator<Item = io::Result<InventoryEntry>>,
@@ -152,8 +153,8 @@ pub(crate) fn merge_join_by_image(
     })
 }
 
-/// Returns what orders the versions of an image: sequence, then delete. Unlike the order within a table it
-/// ignores when rows were embedded, which differs between generations.
+/// Returns what orders the versions of an image: sequence, then delete. Unlike the order within a
+/// table it ignores when rows were embedded, which differs between generations.
 pub(crate) fn version_key(entry: &InventoryEntry) -> (&str, bool) {
     (entry.version.sequence.as_str(), entry.version.deleted)
 }

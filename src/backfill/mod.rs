@@ -1,6 +1,7 @@
-//! Brings statistics and embeddings to images that are stored already: statistics of a new prompt set,
-//! computed from stored embeddings, and a standby generation of a new model, filled by events that have
-//! the images embedded again. Requests for statistics come from the command line or from the control topic.
+//! Brings statistics and embeddings to images that are stored already: statistics of a new prompt
+//! set, computed from stored embeddings, and a standby generation of a new model, filled by events
+//! that have the images embedded again. Requests for statistics come from the command line or from
+//! the control topic.
 
 mod claims;
 pub(crate) mod control_topic;

@@ -1,5 +1,5 @@
-//! Follows the catalogue's state so that a worker starts to use added prompt sets, and stops using retired
-//! ones, without a restart.
+//! Follows the catalogue's state so that a worker starts to use added prompt sets, and stops using
+//! retired ones, without a restart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use crate::prompts::ActivePromptSets;
 use crate::store::Store;
 use crate::telemetry::event;
 
-/// Keeps `sets` equal to the prompt sets that the state has for `generation`, until `cancel` is cancelled.
-/// The delay is at most `poll_interval` and the time to embed the prompts of new sets.
+/// Keeps `sets` equal to the prompt sets that the state has for `generation`, until `cancel` is
+/// cancelled. The delay is at most `poll_interval` and the time to embed the prompts of new sets.
 pub async fn follow_prompt_sets(
     catalogue: Store,
     generation: String,
@@ -40,7 +40,8 @@ pub async fn follow_prompt_sets(
     }
 }
 
-/// Applies the newest revision if it is later than `revision`, which it then becomes. 0 stands for none.
+/// Applies the newest revision if it is later than `revision`, which it then becomes. 0 stands for
+/// none.
 async fn apply_newest_revision(
     states: &StateStore,
     generation: &str,

@@ -7,9 +7,9 @@ use crate::store::Store;
 use crate::table::Generation;
 use crate::table::StatisticsTable;
 
-/// Adds `set` to the state for `generation`, which is live or the standby; does nothing if the state has
-/// it. Workers that fill the generation notice within `table.state_poll_ms`; the rows that they then write
-/// have the statistics of the set.
+/// Adds `set` to the state for `generation`, which is live or the standby; does nothing if the
+/// state has it. Workers that fill the generation notice within `table.state_poll_ms`; the rows
+/// that they then write have the statistics of the set.
 pub async fn add_prompt_set(
     catalogue: &Store,
     generation: &Generation,
@@ -40,8 +40,8 @@ pub async fn add_prompt_set(
 }
 
 /// Removes a prompt set from the state: new rows no longer have its statistics, and its backfilled
-/// statistics are deleted. Refused if the set is served or belongs to the candidate. `name` is a stored key,
-/// name or name@version. Returns the key and the number of deleted statistics files.
+/// statistics are deleted. Refused if the set is served or belongs to the candidate. `name` is a
+/// stored key, name or name@version. Returns the key and the number of deleted statistics files.
 pub async fn retire_prompt_set(
     catalogue: &Store,
     name: &str,

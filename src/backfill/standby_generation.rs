@@ -1,8 +1,10 @@
-//! Sets up the standby generation of another model and fills it with the images that are stored already.
+//! Sets up the standby generation of another model and fills it with the images that are stored
+//! already.
 //!
-//! Workers with the new model fill it with live events, from the positions of the live table when it is
-//! set up. Images that only the live table has are sent to them as events that keep their versions. Deletes
-//! are sent too: otherwise an older event that arrives late would bring a deleted image back.
+//! Workers with the new model fill it with live events, from the positions of the live table when
+//! it is set up. Images that only the live table has are sent to them as events that keep their
+//! versions. Deletes are sent too: otherwise an older event that arrives late would bring a deleted
+//! image back.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Seek, Write};
@@ -93,7 +95,8 @@ pub async fn set_up_standby(
         .await
 }
 
-/// Removes the standby generation from the state and returns it; `None` if there is none. Its table remains.
+/// Removes the standby generation from the state and returns it; `None` if there is none. Its table
+/// remains.
 pub async fn withdraw_standby(
     catalogue: &Store,
     actor: &str,
@@ -210,8 +213,8 @@ impl ReembedPlan {
         Ok(plan)
     }
 
-    /// Counts a row of the live table, and returns it if it must be sent. `standby` is the row of the same
-    /// image in the standby generation.
+    /// Counts a row of the live table, and returns it if it must be sent. `standby` is the row of
+    /// the same image in the standby generation.
     fn plan_entry(
         &mut self,
         live: InventoryEntry,
@@ -235,8 +238,9 @@ impl ReembedPlan {
         Some(live)
     }
 
-    /// Sends the events to the workers of `generation`, at most `rate` per second. Returns how many were sent,
-    /// which is fewer than all if `cancel` was cancelled. Calls `on_event` with that number after each batch.
+    /// Sends the events to the workers of `generation`, at most `rate` per second. Returns how many
+    /// were sent, which is fewer than all if `cancel` was cancelled. Calls `on_event` with that
+    /// number after each batch.
     pub async fn publish(
         self,
         publisher: &Publisher,
@@ -307,7 +311,8 @@ mod tests {
     use crate::backfill::generation_gap::tests::entry;
     use crate::record::SequenceKey;
 
-    /// The live generation has removed their tombstones, or its workers dead-lettered them: both are possible.
+    /// The live generation has removed their tombstones, or its workers dead-lettered them: both
+    /// are possible.
     #[test]
     fn images_only_in_the_standby_are_counted_and_not_sent() {
         let live = [entry("a", 1, false, 1), entry("c", 2, true, 1)].map(Ok).into_iter();

@@ -1,8 +1,9 @@
 //! Computes the statistics of a new prompt set for stored rows, from their stored embeddings.
 //!
-//! A unit of work is a data file. Any number of processes share the units; committed units remain if a
-//! process is killed. Workers that know the set from the state write new rows with its statistics, so the
-//! backfill is complete when the statistics of all files without them are committed.
+//! A unit of work is a data file. Any number of processes share the units; committed units remain
+//! if a process is killed. Workers that know the set from the state write new rows with its
+//! statistics, so the backfill is complete when the statistics of all files without them are
+//! committed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,13 +28,13 @@ use crate::table::{
 };
 use crate::telemetry::event;
 
-/// Maximum number of units in a commit. Units share commits because each commit takes several requests,
-/// however small it is.
+/// Maximum number of units in a commit. Units share commits because each commit takes several
+/// requests, however small it is.
 const MAX_UNITS_PER_COMMIT: usize = 64;
 /// How long a computed unit may wait for others before it is committed.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(2);
-/// How often pending files are listed again if other processes hold all of them, or if workers may still
-/// write files without the statistics.
+/// How often pending files are listed again if other processes hold all of them, or if workers may
+/// still write files without the statistics.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How often progress is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -45,7 +46,7 @@ pub struct BackfillResult {
     pub measured_files: usize,
     /// Number of rows for which it computed statistics.
     pub measured_rows: usize,
-    /// Whether the statistics of all stored rows are committed, whoever computed them.
+    /// Whether the statistics of all stored rows are committed, also those of other processes.
     pub complete: bool,
 }
 
@@ -75,9 +76,9 @@ struct MeasuredFile {
 }
 
 impl StatisticsBackfill {
-    /// Computes and commits missing statistics until there are none, or `cancel` is cancelled. Calls
-    /// `progress` with the coverage of the table, whoever computed it, and with the number of rows for
-    /// which this process computed statistics.
+    /// Computes and commits missing statistics until there are none, or `cancel` is cancelled.
+    /// Calls `progress` with the coverage of the table by all processes, and with the number of
+    /// rows for which this process computed statistics.
     pub async fn run(
         &self,
         progress: &(dyn Fn(&StatisticsCoverage, usize) + Sync),
@@ -197,8 +198,9 @@ impl StatisticsBackfill {
         self.commit_measured(&mut staged, claims, table, result).await
     }
 
-    /// Computes the statistics of the rows of `file`, and renews the claim on the unit in the meantime.
-    /// Returns them with the path of the file; `None` in their place if the file was rewritten by then.
+    /// Computes the statistics of the rows of `file`, and renews the claim on the unit in the
+    /// meantime. Returns them with the path of the file; `None` in their place if the file was
+    /// rewritten by then.
     async fn measure_file(
         &self,
         unit: String,

@@ -1,5 +1,5 @@
-//! Sets and withdraws the candidate: the configuration that may become live, and answers a share of the
-//! queries before that.
+//! Sets and withdraws the candidate: the configuration that may become live, and answers a share of
+//! the queries before that.
 
 use chrono::Utc;
 use tracing::info;
@@ -15,8 +15,8 @@ use crate::store::Store;
 use crate::table::{BackfillSource, Generation};
 use crate::telemetry::event;
 
-/// What a candidate should be. Settings that are `None` are taken from the present candidate of the same
-/// name or, if there is none, from the live configuration.
+/// What a candidate should be. Settings that are `None` are taken from the present candidate of the
+/// same name or, if there is none, from the live configuration.
 #[derive(Debug, Clone, Default)]
 pub struct CandidateSpec {
     /// Name of the configuration.
@@ -33,18 +33,19 @@ pub struct CandidateSpec {
     pub lambda: Option<f32>,
     /// Share of the queries that it answers, 0 to 1.
     pub traffic_share: f32,
-    /// Share of the live configuration's queries that it computes too, without showing the result, 0 to 1.
+    /// Share of the live configuration's queries that it computes too, without showing the result,
+    /// 0 to 1.
     pub shadow_share: f32,
-    /// `name=value`: only queries whose filter requires this value of the attribute belong to the traffic
-    /// share.
+    /// `name=value`: only queries whose filter requires this value of the attribute belong to the
+    /// traffic share.
     pub traffic_filter: Option<String>,
     /// Fingerprint of the evaluation report that supports it.
     pub evaluation_fingerprint: Option<String>,
 }
 
-/// Sets the candidate; replaces an earlier one. Its scale constants are computed from all images of its
-/// generation and frozen. If the earlier candidate has the same name and settings, its scale constants,
-/// thresholds and evaluation are kept: only its shares change.
+/// Sets the candidate; replaces an earlier one. Its scale constants are computed from all images of
+/// its generation and frozen. If the earlier candidate has the same name and settings, its scale
+/// constants, thresholds and evaluation are kept: only its shares change.
 pub async fn set_candidate(
     catalogue: &Store,
     spec: &CandidateSpec,

@@ -1,6 +1,6 @@
-//! Changes what a catalogue serves, one recorded revision per change: sets a candidate, promotes it after
-//! checks, or rolls back to what was live before. The change is a write to the catalogue's state; query
-//! workers follow it and report when they serve it.
+//! Changes what a catalogue serves, one recorded revision per change: sets a candidate, promotes it
+//! after checks, or rolls back to what was live before. The change is a write to the catalogue's
+//! state; query workers follow it and report when they serve it.
 
 pub(crate) mod candidate;
 mod error;

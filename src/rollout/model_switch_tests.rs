@@ -72,8 +72,8 @@ async fn append_images(store: &Store, model: &HashEncoders, from: u64, to: u64) 
         .unwrap();
 }
 
-/// A catalogue with a live generation of `old` that has all images, and a standby of `new` that has the images
-/// before `to`.
+/// A catalogue with a live generation of `old` that has all images, and a standby of `new` that has
+/// the images before `to`.
 async fn catalogue_with_standby(old: &HashEncoders, new: &HashEncoders, to: u64) -> Store {
     let store = Store::in_memory();
     let set = embedded_prompt_set(old).to_record();
@@ -126,7 +126,8 @@ async fn run_search(engines: &Arc<Engines>, query: Query) -> Result<SearchResult
     tokio::task::spawn_blocking(search).await.unwrap()
 }
 
-/// Asserts that prompt set, hits and scores of `results` come from the model of the generation they name.
+/// Asserts that prompt set, hits and scores of `results` come from the model of the generation they
+/// name.
 fn assert_answered_by_one_model(text: &str, results: &SearchResults, models: &[Arc<HashEncoders>]) {
     let fills_generation =
         |model: &&Arc<HashEncoders>| generation(model).id == results.serving_snapshot.generation_id;
@@ -196,7 +197,8 @@ async fn models_are_switched_and_back_while_queries_run() {
         })
     };
 
-    // A missing image blocks the promotion unless it is allowed; after it was ingested nothing is missing.
+    // A missing image blocks the promotion unless it is allowed; after it was ingested nothing is
+    // missing.
     let state = set_candidate(&store, &candidate_spec(0.5, 1.0), "test").await.unwrap();
     let check = check_promotion(&store, &promotion_rules(0), Utc::now()).await.unwrap();
     assert!(check.blockers[0].contains("lacks 1 of 30 live images"), "{:?}", check.blockers);
@@ -277,7 +279,8 @@ async fn models_are_switched_and_back_while_queries_run() {
         ("initial", &generation(old).id)
     );
 
-    // If the standby is withdrawn, there is no roll back to it, and query workers drop it from memory.
+    // If the standby is withdrawn, there is no roll back to it, and query workers drop it from
+    // memory.
     promote_large(&store, &cancel).await;
     withdraw_standby(&store, "test").await.unwrap();
     let error = roll_back(&store, "test").await.unwrap_err().to_string();

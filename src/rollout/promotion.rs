@@ -60,9 +60,9 @@ pub struct PromotionRules<'a> {
     pub temp_folder: &'a Path,
 }
 
-/// Checks whether the candidate can be promoted: its generation has the live images, its statistics are
-/// complete, its scale is frozen, an evaluation supports it, and it has answered queries. Fails if there is
-/// no candidate.
+/// Checks whether the candidate can be promoted: its generation has the live images, its statistics
+/// are complete, its scale is frozen, an evaluation supports it, and it has answered queries. Fails
+/// if there is no candidate.
 pub async fn check_promotion(
     catalogue: &Store,
     rules: &PromotionRules<'_>,
@@ -173,7 +173,8 @@ pub struct ReplicaReadiness {
     pub unresponsive: Vec<ReplicaReport>,
 }
 
-/// Waits until every responsive query worker serves `revision`, for at most `timeout`, and returns which do.
+/// Waits until every responsive query worker serves `revision`, for at most `timeout`, and returns
+/// which do.
 pub async fn wait_for_replicas(
     catalogue: &Store,
     revision: u64,
@@ -205,9 +206,9 @@ pub async fn wait_for_replicas(
     }
 }
 
-/// Makes the candidate of revision `revision` live, in one write; refused if the state has changed since
-/// then. If the candidate searches the standby generation, that becomes live and the live one becomes the
-/// standby; `live_checkpoint` is the checkpoint of the model that was live until then.
+/// Makes the candidate of revision `revision` live, in one write; refused if the state has changed
+/// since then. If the candidate searches the standby generation, that becomes live and the live one
+/// becomes the standby; `live_checkpoint` is the checkpoint of the model that was live until then.
 pub async fn promote(
     catalogue: &Store,
     revision: u64,

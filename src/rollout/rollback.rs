@@ -1,5 +1,6 @@
-//! Rolls back to the configuration that was live before the last promotion. Within a generation that is
-//! immediate and loses nothing; a roll back to another generation first reports which images it lacks.
+//! Rolls back to the configuration that was live before the last promotion. Within a generation
+//! that is immediate and loses nothing; a roll back to another generation first reports which
+//! images it lacks.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +18,8 @@ use crate::table::Generation;
 use crate::table::Generation;
 use crate::telemetry::event;
 
-/// A roll back to what was live before the last promotion. Another roll back after it goes further back.
+/// A roll back to what was live before the last promotion. Another roll back after it goes further
+/// back.
 #[derive(Debug, Clone)]
 pub struct RollbackPlan {
     /// The newest revision when the plan was made.
@@ -29,8 +31,8 @@ pub struct RollbackPlan {
 }
 
 impl RollbackPlan {
-    /// Finds the revision to restore; refused if nothing was promoted, or if its generation is no longer
-    /// filled.
+    /// Finds the revision to restore; refused if nothing was promoted, or if its generation is no
+    /// longer filled.
     pub async fn load(catalogue: &Store) -> Result<Self, RolloutError> {
         let states = StateStore::new(catalogue);
         let newest = load_newest_state(&states, catalogue).await?;
@@ -44,8 +46,9 @@ impl RollbackPlan {
         &self.target.live
     }
 
-    /// Compares the target generation with the live one, by means of temporary files in `temp_folder`; `None`
-    /// if they are the same. Differences of the last `grace_period` do not count.
+    /// Compares the target generation with the live one, by means of temporary files in
+    /// `temp_folder`; `None` if they are the same. Differences of the last `grace_period` do not
+    /// count.
     pub async fn compare_generations(
         &self,
         catalogue: &Store,
@@ -63,8 +66,8 @@ impl RollbackPlan {
         Ok(Some(gap))
     }
 
-    /// Writes the roll back as a revision, which has no candidate; refused if the state has changed since the
-    /// plan was made.
+    /// Writes the roll back as a revision, which has no candidate; refused if the state has changed
+    /// since the plan was made.
     pub async fn execute(
         &self,
         catalogue: &Store,

@@ -44,8 +44,8 @@ fn statistics(i: u64) -> ScoreStatistics {
     ScoreStatistics::from_scores(&[0.1 + 0.01 * i, 0.3 - 0.02 * i, 0.2], 100.0, 2).unwrap()
 }
 
-/// A catalogue with the sets `a` and `b` and ten images. All have the statistics of `a`, and those of `b` too
-/// if `complete`; else the first image lacks them.
+/// A catalogue with the sets `a` and `b` and ten images. All have the statistics of `a`, and those
+/// of `b` too if `complete`; else the first image lacks them.
 async fn catalogue(complete: bool) -> Store {
     let store = Store::in_memory();
     let (a, b) = (prompt_set_record("a"), prompt_set_record("b"));
@@ -128,7 +128,8 @@ async fn a_candidate_that_is_set_again_keeps_its_settings() {
     let again = set_candidate(&store, &share, "ann").await.unwrap().candidate.unwrap();
     assert_eq!((&again.serving, again.traffic_share), (&first.serving, 0.5));
     assert_eq!(again.evaluation_fingerprint.as_deref(), Some("report-1"));
-    // Other settings are not what was evaluated; a candidate of another name begins with the live ones.
+    // Other settings are not what was evaluated; a candidate of another name begins with the live
+    // ones.
     let heavier = CandidateSpec { weight: Some(0.75), ..share.clone() };
     let heavier = set_candidate(&store, &heavier, "ann").await.unwrap().candidate.unwrap();
     assert_eq!(heavier.serving.prompt_set, first.serving.prompt_set);

@@ -1,5 +1,5 @@
-//! Follows the catalogue's state and the tables that it names, so that a query worker serves a promoted
-//! configuration, and loads the generation of a candidate, without a restart.
+//! Follows the catalogue's state and the tables that it names, so that a query worker serves a
+//! promoted configuration, and loads the generation of a candidate, without a restart.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ use crate::store::Store;
 use crate::table::{Follower, Generation, TableError};
 use crate::telemetry::event;
 
-/// How long the follower waits before it retries a standby generation that could not be loaded, or a
-/// revision that could not be applied: both take all cores.
+/// How long the follower waits before it retries a standby generation that could not be loaded, or
+/// a revision that could not be applied: both take all cores.
 const RETRY_DELAY: Duration = Duration::from_secs(30);
 
 /// Keeps the engines of a query worker up to date with the catalogue.
@@ -59,10 +59,11 @@ struct LoadedGenerations {
 }
 
 impl CatalogueFollower {
-    /// Follows the state and the tables until `cancel` is cancelled; fails if the live table cannot be
-    /// followed before it was read completely. A revision is applied as a whole or not at all: while its
-    /// tables are read and its prompts are embedded, the earlier revision is served, and the switch happens
-    /// between two queries. Stores reports of what is served, for which promotions wait.
+    /// Follows the state and the tables until `cancel` is cancelled; fails if the live table cannot
+    /// be followed before it was read completely. A revision is applied as a whole or not at all:
+    /// while its tables are read and its prompts are embedded, the earlier revision is served, and
+    /// the switch happens between two queries. Stores reports of what is served, for which
+    /// promotions wait.
     pub async fn run(mut self, cancel: CancellationToken) -> Result<(), FollowError> {
         let reports = ReplicaReports::new(&self.catalogue);
         let mut loaded = LoadedGenerations::default();
@@ -139,6 +140,7 @@ impl CatalogueFollower {
         Ok(self.state.revision)
     }
 
+    /// Has the engines serve `self.state`; fails if a part of it cannot be served, or not yet.
     async fn apply_state(
         &self,
         loaded: &mut LoadedGenerations,
@@ -174,8 +176,8 @@ impl CatalogueFollower {
             standby: standby_engine.cloned(),
             candidate: state.standby_candidate().map(|(candidate, _)| candidate.clone()),
         };
-        // Before the next step: the earlier engine must not adopt the role of standby while it answers as
-        // the live one.
+        // Before the next step: the earlier engine must not adopt the role of standby while it
+        // answers as the live one.
         if promoted {
             self.engines.assign_roles(roles.clone());
         }
@@ -198,8 +200,8 @@ impl CatalogueFollower {
         }
     }
 
-    /// Returns the engine of a generation; if there is none, creates it and starts to follow the table.
-    /// `None` if none of the models filled the generation.
+    /// Returns the engine of a generation; if there is none, creates it and starts to follow the
+    /// table. `None` if none of the models filled the generation.
     async fn get_or_start_engine(
         &self,
         generation: &Generation,
@@ -259,8 +261,8 @@ impl CatalogueFollower {
 }
 
 impl LoadedGenerations {
-    /// Makes `engine` serve the live generation of `state`, or the standby generation `standby_id`. After a
-    /// failure, retries the same revision only after [`RETRY_DELAY`].
+    /// Makes `engine` serve the live generation of `state`, or the standby generation `standby_id`.
+    /// After a failure, retries the same revision only after [`RETRY_DELAY`].
     async fn apply_state_to_engine(
         &mut self,
         engine: &Arc<Engine>,
@@ -297,8 +299,8 @@ impl LoadedGenerations {
     }
 }
 
-/// Runs `work`, and stores the last report again every `interval` in the meantime: a query worker that
-/// does not report is taken for stopped, and promotions do not wait for it.
+/// Runs `work`, and stores the last report again every `interval` in the meantime: a query worker
+/// that does not report is taken for stopped, and promotions do not wait for it.
 async fn run_with_heartbeat<T>(
     reports: &ReplicaReports,
     last_report: &ReplicaReport,
@@ -316,8 +318,8 @@ async fn run_with_heartbeat<T>(
     }
 }
 
-/// Stores a report and returns whether that succeeded. A failure is only logged: queries do not depend on
-/// reports.
+/// Stores a report and returns whether that succeeded. A failure is only logged: queries do not
+/// depend on reports.
 async fn store_report(reports: &ReplicaReports, report: &ReplicaReport) -> bool {
     let stored = reports.write(report).await;
     if let Err(error) = &stored {
@@ -330,8 +332,8 @@ fn still_loading_error(generation: &str) -> ApplyStateError {
     ApplyStateError::CannotServe(format!("generation {generation} is being read"))
 }
 
-/// Embeds the prompt sets of `records` that `engine` does not have and switches to the new configuration,
-/// unless `engine` serves it already.
+/// Embeds the prompt sets of `records` that `engine` does not have and switches to the new
+/// configuration, unless `engine` serves it already.
 async fn adopt_state(
     engine: &Arc<Engine>,
     state: &CatalogueState,

@@ -3,8 +3,8 @@
 use crate::prompts::PromptError;
 use crate::table::TableError;
 
-/// Why a query worker does not serve what the newest revision of the catalogue's state says. The follower
-/// logs the error, reports it to promotions that wait, and tries again.
+/// Why a query worker does not serve what the newest revision of the catalogue's state says. The
+/// follower logs the error, reports it to promotions that wait, and tries again.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyStateError {
     /// The state or a table cannot be read.

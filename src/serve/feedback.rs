@@ -1,8 +1,8 @@
 //! Stores users' feedback on results, for evaluations.
 //!
-//! Feedback is stored in `feedback/` in the catalogue's folder, as JSON lines in small objects whose names
-//! begin with the time. It is acknowledged only after it is stored; feedback that arrives at the same
-//! time shares an object.
+//! Feedback is stored in `feedback/` in the catalogue's folder, as JSON lines in small objects
+//! whose names begin with the time. It is acknowledged only after it is stored; feedback that
+//! arrives at the same time shares an object.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use object_store::path::Path;
@@ -74,7 +74,7 @@ pub struct Feedback {
 /// Why feedback was not stored. All of these may be temporary: clients may send it again.
 #[derive(Debug, thiserror::Error)]
 pub enum FeedbackError {
-    /// [`QUEUE_CAPACITY`] pieces of feedback wait to be stored.
+    /// The queue is full.
     #[error("{QUEUE_CAPACITY} pieces of feedback already wait to be stored")]
     QueueFull,
     /// The query worker shuts down.
@@ -118,8 +118,8 @@ impl FeedbackQueue {
 }
 
 impl FeedbackWriter {
-    /// Stores feedback until `cancel` is cancelled or every queue is dropped, and until all accepted
-    /// feedback is stored.
+    /// Stores feedback until `cancel` is cancelled or every queue is dropped, and until all
+    /// accepted feedback is stored.
     pub async fn run(mut self, cancel: CancellationToken) {
         let mut batch = Vec::new();
         loop {
@@ -171,7 +171,8 @@ impl FeedbackWriter {
         let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true).replace([':', '-'], "");
         let path = Path::from(format!("{now}-{:08x}.jsonl", rand::random::<u32>()));
         let payload = PutPayload::from(lines);
-        // Not cancelled at shutdown: accepted feedback must be stored, and attempts end after seconds.
+        // Not cancelled at shutdown: accepted feedback must be stored, and attempts end after
+        // seconds.
         let never_cancelled = CancellationToken::new();
         let log_retry = |attempt, error: &StoreError| {
             info!(event = event::RETRY, stage = "feedback", attempt, %error, "feedback was not stored; trying again");

@@ -1,5 +1,6 @@
-//! The query worker: it follows the catalogue's state and tables, answers searches over HTTP with the
-//! engines of [`crate::search`], has a page for people, and stores what users say of results.
+//! The query worker: it follows the catalogue's state and tables, answers searches over HTTP with
+//! the engines of [`crate::search`], has a page for people, and stores
+//! users' feedback on results.
 
 pub(crate) mod catalogue_follower;
 mod error;

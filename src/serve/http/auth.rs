@@ -1,4 +1,5 @@
-//! Authentication and authorisation: by a key in the header `Authorization`, or by a session of the page.
+//! Authentication and authorisation: by a key in the header `Authorization`, or by a session of the
+//! page.
 
 use std::sync::Arc;
 
@@ -18,8 +19,8 @@ use super::credentials::session::COOKIE_NAME;
 use super::state::HandlerState;
 use crate::telemetry::event;
 
-/// Who sent a request: the holder of a key, or `None` if the server requires no key. [`authorise_request`]
-/// adds it to the request.
+/// Who sent a request: the holder of a key, or `None` if the server requires no key.
+/// [`authorise_request`] adds it to the request.
 #[derive(Clone)]
 pub struct Principal(Option<Arc<ApiKey>>);
 
@@ -37,8 +38,8 @@ pub struct AuthLayer {
     pub required_scope: Option<Scope>,
 }
 
-/// Rejects requests whose sender does not have the required scope; passes the [`Principal`] of others to
-/// the handler.
+/// Rejects requests whose sender does not have the required scope; passes the [`Principal`] of
+/// others to the handler.
 pub async fn authorise_request(
     State(auth): State<AuthLayer>,
     mut request: Request,
@@ -55,8 +56,8 @@ pub async fn authorise_request(
     }
 }
 
-/// Logs a rejected request, which may be an attack. A missing key is not logged: the page sends its first
-/// requests without one.
+/// Logs a rejected request, which may be an attack. A missing key is not logged: the page sends its
+/// first requests without one.
 fn log_denied(problem: Problem) -> Problem {
     let code = problem.code();
     if code != "missing_api_key" {
@@ -97,16 +98,17 @@ fn authenticate(
     }
     let key = parse_session_cookie(headers).and_then(|token| shared.sessions.find_key(token));
     let key = key.ok_or_else(Problem::missing_api_key)?;
-    // `SameSite=Strict` does not stop pages of another port, or of another subdomain of the same site.
+    // `SameSite=Strict` does not stop pages of another port, or of another subdomain of the same
+    // site.
     if !method.is_safe() && is_same_origin(headers) != Some(true) {
         return Err(Problem::cross_site_request());
     }
     Ok(Principal(Some(key)))
 }
 
-/// Returns whether the header `Host` names this machine only. Protects against DNS rebinding: another
-/// site can have its name resolved to 127.0.0.1, to read responses by a visitor's browser, but then `Host`
-/// is that name.
+/// Returns whether the header `Host` names this machine only. Protects against DNS rebinding:
+/// another site can have its name resolved to 127.0.0.1, to read responses by a visitor's browser,
+/// but then `Host` is that name.
 fn has_loopback_host(headers: &HeaderMap) -> bool {
     let Some(host) = headers.get(header::HOST) else { return true };
     let host = host.to_str().ok().and_then(|host| host.parse::<Uri>().ok());
@@ -130,9 +132,9 @@ fn parse_session_cookie(headers: &HeaderMap) -> Option<&str> {
     pairs.find(|(name, _)| *name == COOKIE_NAME).map(|(_, token)| token)
 }
 
-/// Returns whether a page of this server sent the request; `None` if the request does not say, as from
-/// programs other than browsers. Browsers set `Sec-Fetch-Site`, without TLS only `Origin`; pages cannot
-/// change either.
+/// Returns whether a page of this server sent the request; `None` if the request does not say, as
+/// from programs other than browsers. Browsers set `Sec-Fetch-Site`, without TLS only `Origin`;
+/// pages cannot change either.
 fn is_same_origin(headers: &HeaderMap) -> Option<bool> {
     const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
     if let Some(site) = headers.get(SEC_FETCH_SITE) {

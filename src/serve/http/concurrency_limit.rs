@@ -52,7 +52,8 @@ pub async fn limit_concurrency(
         return Problem::too_many_requests(max_concurrent, &format!("requests are {activity}"))
             .into_response();
     };
-    // A computation continues for a while after its caller has left, and holds the permit until then.
+    // A computation continues for a while after its caller has left, and holds the permit until
+    // then.
     request.extensions_mut().insert(ConcurrencyPermit(Arc::new(permit)));
     match tokio::time::timeout(Duration::from_millis(timeout_ms), next.run(request)).await {
         Ok(response) => response,

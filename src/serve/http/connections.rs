@@ -37,8 +37,8 @@ use crate::telemetry::event;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum size of a request's head.
 const MAX_REQUEST_HEAD_BYTES: usize = 32 << 10;
-/// Maximum number of connections over the limit that get an error response at one time; further ones
-/// are closed without a response.
+/// Maximum number of connections over the limit that get an error response at one time; further
+/// ones are closed without a response.
 const MAX_CONCURRENT_REJECTIONS: usize = 64;
 /// Pause after a connection could not be accepted, in most cases because there are no free file
 /// descriptors: open connections release some in the meantime.
@@ -58,8 +58,8 @@ impl Listener {
     }
 }
 
-/// Binds the port and reads the certificate. Called before the model and the table are loaded, so that
-/// mistakes in these options show at once.
+/// Binds the port and reads the certificate. Called before the model and the table are loaded, so
+/// that mistakes in these options show at once.
 pub async fn listen(options: &HttpOptions) -> Result<Listener, ServeError> {
     let tls = if options.is_tls_enabled() {
         Some(load_tls_acceptor(&options.tls_cert, &options.tls_key)?)
@@ -165,8 +165,8 @@ pub async fn accept_connections(
     tasks.wait().await;
 }
 
-/// Builds the router for connections over the limit: it answers every request with 429 and closes the
-/// connection.
+/// Builds the router for connections over the limit: it answers every request with 429 and closes
+/// the connection.
 fn build_rejecting_router(limit: usize) -> Router {
     let reject = move || async move {
         Problem::too_many_requests(limit, "connections are open (http.max_connections)")
@@ -203,8 +203,8 @@ async fn serve_connection(
     cancel: &CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut stream = TimeoutStream::new(stream);
-    // A client that does not read holds memory: until its response is sent, a picture counts against
-    // fetch.budget_mib.
+    // A client that does not read holds memory: until its response is sent, a picture counts
+    // against fetch.budget_mib.
     stream.set_write_timeout(Some(limits.write_timeout));
     let stream = Box::pin(stream);
     let connection = http1::Builder::new()
@@ -230,8 +230,8 @@ mod tests {
 
     use super::*;
 
-    /// Requests a response of 1 MiB over a pipe that buffers 64 KiB. Returns the client's end, and whether
-    /// the server ended the connection with an error.
+    /// Requests a response of 1 MiB over a pipe that buffers 64 KiB. Returns the client's end, and
+    /// whether the server ended the connection with an error.
     async fn request_large_body() -> (tokio::io::DuplexStream, tokio::task::JoinHandle<bool>) {
         let (mut client, server) = tokio::io::duplex(64 << 10);
         let service = Router::new().route("/", get(|| async { vec![0u8; 1 << 20] }));

@@ -1,5 +1,5 @@
-//! The OpenAPI 3.1 document of the interface. Routes are listed here; schemas of bodies come from the
-//! types that are deserialised and serialised.
+//! The OpenAPI 3.1 document of the interface. Routes are listed here; schemas of bodies come from
+//! the types that are deserialised and serialised.
 
 use schemars::generate::{Contract, SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
@@ -41,8 +41,8 @@ impl SchemaCollector {
         json!({ "description": description, "content": json_content(&self.response_schemas.subschema_for::<T>()) })
     }
 
-    /// Returns all schemas by name. If a request and a response share a name, the response's schema is
-    /// taken.
+    /// Returns all schemas by name. If a request and a response share a name, the response's schema
+    /// is taken.
     fn into_definitions(mut self) -> Map<String, Value> {
         let mut all = self.request_schemas.take_definitions(true);
         all.extend(self.response_schemas.take_definitions(true));

@@ -17,8 +17,8 @@ use crate::validate;
 pub struct HttpOptions {
     /// Address and port to listen on.
     pub listen: SocketAddr,
-    /// Accepted API keys, each `{ name, hash, scopes }` as `bsap keys new` prints it. If there is none,
-    /// requests need no key.
+    /// Accepted API keys, each `{ name, hash, scopes }` as `bsap keys new` prints it. If there is
+    /// none, requests need no key.
     pub keys: Vec<ApiKey>,
     /// Whether other machines are answered although `keys` is empty: for use behind a proxy that
     /// authenticates.
@@ -39,16 +39,17 @@ pub struct HttpOptions {
     /// How long a client may take to send the head of a request, and how long a connection may stay
     /// idle between requests, in milliseconds.
     pub header_timeout_ms: u64,
-    /// How long a client may read nothing of a response, in milliseconds; then its connection is closed.
+    /// How long a client may read nothing of a response, in milliseconds; then its connection is
+    /// closed.
     pub write_timeout_ms: u64,
-    /// Maximum number of requests that are computed at one time; further ones are answered with 429.
+    /// Maximum number of requests computed at one time; further ones are answered with 429.
     pub max_concurrent_requests: usize,
     /// How long a request may take, in milliseconds.
     pub timeout_ms: u64,
     /// Maximum size of a request body on routes that take no picture, in bytes.
     pub max_body_bytes: usize,
-    /// Maximum size of the body of a search or an explanation, in bytes: it may contain a picture in
-    /// base64, four thirds of the size of its file.
+    /// Maximum size of the body of a search or an explanation, in bytes: it may contain a picture
+    /// in base64, four thirds of the size of its file.
     pub max_search_body_bytes: usize,
     /// Maximum number of listeners of the change feed (`/v1/events`).
     pub max_event_listeners: usize,
@@ -57,9 +58,9 @@ pub struct HttpOptions {
     pub serve_pictures: bool,
     /// Example queries that the page offers.
     pub example_queries: Vec<String>,
-    /// Addresses of the workers' metrics, such as `http://worker:9464`: the backlog and the dead letters
-    /// in `/v1/state` and on the page are read from them. A name may resolve to several workers. Empty:
-    /// both are reported as unknown.
+    /// Addresses of the workers' metrics, such as `http://worker:9464`: the backlog and the dead
+    /// letters in `/v1/state` and on the page are read from them. A name may resolve to several
+    /// workers. Empty: both are reported as unknown.
     #[schemars(with = "Vec<String>")]
     pub worker_metrics_urls: Vec<Url>,
 }

@@ -8,8 +8,8 @@ use axum::response::Response;
 
 use crate::telemetry::metrics;
 
-/// Records a request under its route. Requests without a route count as `other`: clients choose paths,
-/// and each label value of a metric takes memory.
+/// Records a request under its route. Requests without a route count as `other`: clients choose
+/// paths, and each label value of a metric takes memory.
 pub async fn record_request_metrics(
     path: Option<MatchedPath>,
     request: Request,

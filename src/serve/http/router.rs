@@ -45,7 +45,8 @@ pub fn build_router(
         timeout_ms,
     );
     let compute_limit_layer = middleware::from_fn_with_state(compute_limit, limit_concurrency);
-    // Signing in has permits of its own: clients without a key must not use up those of clients with one.
+    // Signing in has permits of its own: clients without a key must not use up those of clients
+    // with one.
     let sign_in_limit = ConcurrencyLimit::new(MAX_CONCURRENT_SIGN_INS, "signing in", timeout_ms);
     let sign_in_limit_layer = middleware::from_fn_with_state(sign_in_limit, limit_concurrency);
     let require_scope = |scope| {

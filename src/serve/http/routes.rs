@@ -32,8 +32,8 @@ use crate::search::{Engines, ImageMetadata, Query, QueryError};
 use crate::serve::feedback::Feedback;
 use crate::telemetry::event;
 
-/// How often a stream of the change feed checks, if there are no changes, whether another generation has
-/// become live.
+/// How often a stream of the change feed checks, if there are no changes, whether another
+/// generation has become live.
 const LIVE_GENERATION_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 type JsonBody<T> = Result<Json<T>, JsonRejection>;
@@ -110,8 +110,8 @@ pub async fn post_feedback(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Runs `work` on a thread that may block. `permit` is held until it is done, even if the client has
-/// closed the connection.
+/// Runs `work` on a thread that may block. `permit` is held until it is done, even if the client
+/// has closed the connection.
 async fn run_blocking<T: Send + 'static>(
     shared: &HandlerState,
     permit: ConcurrencyPermit,
@@ -150,7 +150,8 @@ fn find_image(shared: &HandlerState, id: &str) -> Result<Arc<ImageMetadata>, Pro
     engines.find_image(id).ok_or_else(|| QueryError::ImageNotFound(id.to_owned()).into())
 }
 
-/// `GET /v1/images/{id}/picture`: returns an image's picture, fetched from the address in its event.
+/// `GET /v1/images/{id}/picture`: returns an image's picture, fetched from the address in its
+/// event.
 pub async fn get_picture(
     State(shared): SharedState,
     Extension(_permit): Extension<ConcurrencyPermit>,
@@ -190,12 +191,14 @@ pub async fn get_picture(
         (header::CONTENT_TYPE, HeaderValue::from_static(format.to_mime_type())),
         (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600")),
     ];
-    // The bytes count against the budget of downloads until they are sent: a client may read slowly.
+    // The bytes count against the budget of downloads until they are sent: a client may read
+    // slowly.
     Ok((headers, Bytes::from_owner(fetched)).into_response())
 }
 
-/// `GET /v1/events`: streams the changes of the live generation, as server-sent events named `change`. An
-/// event `missed` has the number of changes that were skipped because the client read too slowly.
+/// `GET /v1/events`: streams the changes of the live generation, as server-sent events named
+/// `change`. An event `missed` has the number of changes that were skipped because the client read
+/// too slowly.
 pub async fn stream_events(
     State(shared): SharedState,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
@@ -215,7 +218,8 @@ pub async fn stream_events(
                     () = tokio::time::sleep(LIVE_GENERATION_CHECK_INTERVAL) => None,
                     () = cancel.cancelled() => return None,
                 };
-                // Another generation has become live: clients reconnect, and get the changes of that one.
+                // Another generation has become live: clients reconnect, and get the changes of
+                // that one.
                 if !Arc::ptr_eq(&live, &shared.context.engines.live()) {
                     return None;
                 }

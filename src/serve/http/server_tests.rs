@@ -354,8 +354,8 @@ async fn connections_over_the_limit_are_rejected() {
     }
 }
 
-/// Returns a certificate for 127.0.0.1: the folder of its files, options that name them, and a client that
-/// trusts it.
+/// Returns a certificate for 127.0.0.1: the folder of its files, options that name them, and a
+/// client that trusts it.
 fn self_signed_certificate() -> (TempDir, HttpOptions, Client) {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();

@@ -1,5 +1,5 @@
-//! Polls the metrics of the workers for the backlog in Kafka and the dead letters, neither of which is in
-//! the table.
+//! Polls the metrics of the workers for the backlog in Kafka and the dead letters, neither of which
+//! is in the table.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -26,12 +26,13 @@ pub const MAX_WORKERS: usize = 1_000;
 /// The metrics of all workers together, from the last poll.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, JsonSchema)]
 pub struct WorkersSummary {
-    /// Number of workers that `http.worker_metrics_urls` resolves to; a name that cannot be resolved
-    /// counts as one.
+    /// Number of workers that `http.worker_metrics_urls` resolves to; a name that cannot be
+    /// resolved counts as one.
     pub discovered: usize,
     /// Number of these that responded.
     pub responding: usize,
-    /// Number of messages of their partitions that are not stored yet; null unless all workers report it.
+    /// Number of messages of their partitions that are not stored yet; null unless all workers
+    /// report it.
     pub lag_messages: Option<u64>,
     /// Number of messages that they have dead-lettered since they started.
     pub dead_letters: u64,
@@ -121,8 +122,8 @@ impl WorkerPoller {
     }
 }
 
-/// Returns the addresses of all workers behind a name, as Kubernetes' headless services have them; none if
-/// the name cannot be resolved.
+/// Returns the addresses of all workers behind a name, as Kubernetes' headless services have them;
+/// none if the name cannot be resolved.
 async fn resolve_addresses(url: &Url) -> Vec<SocketAddr> {
     let Some((host, port)) = url.host_str().zip(url.port_or_known_default()) else {
         return Vec::new();

@@ -22,7 +22,8 @@ const SCRIPT: &str = concat!(
     include_str!("start.js"),
 );
 
-/// `GET /`: returns the page. Its policy allows only the script and the style with this response's nonce.
+/// `GET /`: returns the page. Its policy allows only the script and the style with this response's
+/// nonce.
 pub async fn get_page() -> Response {
     let nonce = to_hex(&rand::random::<[u8; 16]>());
     let policy = format!(

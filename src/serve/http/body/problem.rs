@@ -179,7 +179,8 @@ impl From<FeedbackError> for Problem {
             FeedbackError::ShuttingDown => {
                 (StatusCode::SERVICE_UNAVAILABLE, "shutting_down", detail)
             }
-            // The error names paths of the store, which callers must not see; the writer has logged it.
+            // The error names paths of the store, which callers must not see; the writer has logged
+            // it.
             FeedbackError::Store(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "storage_unavailable",

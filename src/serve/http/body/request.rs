@@ -9,8 +9,8 @@ use crate::balance::normalise::Normaliser;
 use crate::search::{Filter, MinScore, Query, QueryError, QueryInput, WeightedText};
 use crate::serve::feedback::{Feedback, FeedbackVerdict, MAX_TEXT_CHARS};
 
-/// A search. Exactly one of `text`, `texts`, `image_id`, `image` and `vector` says what to search for.
-/// Settings that are missing have the values of the configuration that answers.
+/// A search. Exactly one of `text`, `texts`, `image_id`, `image` and `vector` says what to search
+/// for. Settings that are missing have the values of the configuration that answers.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SearchRequest {
@@ -42,8 +42,8 @@ pub struct SearchRequest {
     lambda: Option<f32>,
     /// Which configuration answers: `live`, `candidate`, or the name of one of them.
     configuration: Option<String>,
-    /// Identifies the caller for the candidate's share of the traffic: requests with the same key are
-    /// answered by the same configuration. It is hashed, not stored.
+    /// Identifies the caller for the candidate's share of the traffic: requests with the same key
+    /// are answered by the same configuration. It is hashed, not stored.
     traffic_key: Option<String>,
 }
 
@@ -81,7 +81,8 @@ impl TryFrom<SearchRequest> for Query {
 }
 
 /// Asks why an image has its rank. Exactly one of `text`, `texts`, `query_image_id`, `image` and
-/// `vector` is the query. Settings that are missing have the values of the configuration that answers.
+/// `vector` is the query. Settings that are missing have the values of the configuration that
+/// answers.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExplainRequest {

@@ -43,8 +43,8 @@ pub struct SearchResponse {
     pub raw_hits: Vec<SearchHit>,
     /// Why the rankings may be unreliable; null if there is no known reason.
     pub warning: Option<String>,
-    /// Whether the best hit scores no better than hits of unrelated texts do; null if no threshold is
-    /// calibrated for such a query, and on later pages.
+    /// Whether the best hit scores no better than hits of unrelated texts do; null if no threshold
+    /// is calibrated for such a query, and on later pages.
     pub no_match: Option<NoMatchVerdict>,
     /// Minimum balanced score of `hits`; null if the request set none.
     pub min_score: Option<f32>,
@@ -153,8 +153,8 @@ impl ImageInfo {
     }
 }
 
-/// Returns the path of an image's picture on this server; `None` if the picture cannot be fetched. The
-/// path contains a hash of the content, so that browsers may cache the picture.
+/// Returns the path of an image's picture on this server; `None` if the picture cannot be fetched.
+/// The path contains a hash of the content, so that browsers may cache the picture.
 fn picture_path(image: &ImageMetadata) -> Option<String> {
     image.uri.as_ref()?;
     let mut id = url::Url::parse("path:///").ok()?;
@@ -205,8 +205,8 @@ pub struct ChangeEvent {
     is_new: bool,
     picture: Option<String>,
     title: Option<String>,
-    /// When the image changed, according to the event; null if the event does not say, and if the image
-    /// was deleted.
+    /// When the image changed, according to the event; null if the event does not say, and if the
+    /// image was deleted.
     event_time: Option<DateTime<Utc>>,
     table_version: u64,
     /// When this query worker applied the change, RFC 3339.

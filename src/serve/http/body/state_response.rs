@@ -30,7 +30,8 @@ pub struct StateResponse<'a> {
     table_version: u64,
     /// Number of images in the catalogue.
     images: usize,
-    /// Number of statistics that this query worker computed because the table does not have them yet.
+    /// Number of statistics that this query worker computed because the table does not have them
+    /// yet.
     locally_computed_statistics: usize,
     memory: MemoryUsage,
     /// The attributes that filters may use, besides `event_time` and `embedded_at`.
@@ -43,8 +44,8 @@ pub struct StateResponse<'a> {
     /// Name of the live configuration.
     configuration: &'a str,
     candidate: Option<CandidateInfo<'a>>,
-    /// How many queries each configuration has answered since this query worker started, and how the
-    /// shadow answers of the candidate compare.
+    /// How many queries each configuration has answered since this query worker started, and how
+    /// the shadow answers of the candidate compare.
     traffic: TrafficCounts,
     example_queries: &'a [String],
     substitutes: &'a [Substitute],
@@ -119,8 +120,8 @@ struct AttributeInfo<'a> {
     kind: AttributeType,
     /// Number of images that have the attribute.
     images: usize,
-    /// Its values, the most frequent first; null if it has more than 50, and if it is neither text nor
-    /// boolean.
+    /// Its values, the most frequent first; null if it has more than 50, and if it is neither text
+    /// nor boolean.
     values: Option<Vec<AttributeValueInfo<'a>>>,
 }
 

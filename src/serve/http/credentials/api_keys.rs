@@ -40,8 +40,8 @@ impl Scope {
     }
 }
 
-/// The hash of a key's secret: `sha256:` and 64 hexadecimal digits. A fast hash function is enough: unlike
-/// a password, a secret of 256 random bits cannot be guessed.
+/// The hash of a key's secret: `sha256:` and 64 hexadecimal digits. A fast hash function is enough:
+/// unlike a password, a secret of 256 random bits cannot be guessed.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
@@ -122,8 +122,8 @@ pub fn random_token(prefix: &str) -> String {
     format!("{prefix}{}", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()))
 }
 
-/// Returns the key of `secret`. Every key is compared, and in constant time, so that the duration does
-/// not reveal how much of a guess is right.
+/// Returns the key of `secret`. Every key is compared, and in constant time, so that the duration
+/// does not reveal how much of a guess is right.
 pub fn find_by_secret<'a, K: AsRef<ApiKey>>(keys: &'a [K], secret: &str) -> Option<&'a K> {
     let hash = KeyHash::from_secret(secret);
     let matches = |key: &&K| bool::from(key.as_ref().hash.0.ct_eq(&hash.0));

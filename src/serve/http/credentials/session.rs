@@ -1,5 +1,5 @@
-//! Sessions of the page. Browsers cannot send a key with requests for pictures and event streams, but
-//! they send a cookie with them.
+//! Sessions of the page. Browsers cannot send a key with requests for pictures and event streams,
+//! but they send a cookie with them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,8 +29,8 @@ impl SessionStore {
         Self { max_sessions, lifetime, by_token_hash: Mutex::default() }
     }
 
-    /// Opens a session for the holder of `key` and returns its token. If there are too many sessions,
-    /// ends the oldest.
+    /// Opens a session for the holder of `key` and returns its token. If there are too many
+    /// sessions, ends the oldest.
     pub fn sign_in(&self, key: Arc<ApiKey>) -> String {
         let token = random_token("");
         let now = Instant::now();
@@ -60,9 +60,9 @@ impl SessionStore {
         self.with_sessions(|sessions| sessions.remove(&hash_token(token)));
     }
 
-    /// Returns the value of `Set-Cookie` that gives `token` to a browser or, without a token, deletes it
-    /// there. Scripts cannot read the cookie and requests of other sites do not carry it; with `secure`
-    /// it is sent by TLS only.
+    /// Returns the value of `Set-Cookie` that gives `token` to a browser or, without a token,
+    /// deletes it there. Scripts cannot read the cookie and requests of other sites do not carry
+    /// it; with `secure` it is sent by TLS only.
     pub fn set_cookie_value(&self, token: Option<&str>, secure: bool) -> String {
         let seconds = token.map_or(0, |_| self.lifetime.as_secs());
         let value = token.unwrap_or_default();
