@@ -88,6 +88,7 @@ impl Pipeline {
                 && self.in_flight_bytes < self.options.max_in_flight_mib << 20;
             tokio::select! {
                 finished = await_commit(&mut self.commit_task) => self.finish_commit(finished)?,
+                // Backpressure: while the sink is full, results wait, and then so do new messages.
                 Some(event) = self.in_flight.next(), if !self.sink.is_full() => {
                     self.handle_event(event).await?;
                 }

@@ -78,7 +78,7 @@ impl Worker {
             token.clone(),
         )?;
         self.progress.add_consumer(source.handle());
-        let model = self.encoders.card().fingerprint.clone();
+        let model_fingerprint = self.encoders.card().fingerprint.clone();
         let prompt_sets = self.prompt_sets.clone();
         let cancel_processing = CancellationToken::new();
         let embedder = Embedder::start(
@@ -99,9 +99,11 @@ impl Worker {
             progress: self.progress.clone(),
             cancel: cancel_processing.clone(),
         });
-        let sink = Sink::new(writer, &self.options, self.progress.clone(), model, prompt_sets);
+        let sink =
+            Sink::new(writer, &self.options, self.progress.clone(), model_fingerprint, prompt_sets);
         let mut pipeline = Pipeline::new(source, processor, sink, self.progress, self.options);
         let result = pipeline.run(&token).await;
+        // What did not drain is given up: its next owner processes it again.
         cancel_processing.cancel();
         let drained = pipeline.close().await;
         result.map(|()| drained)

@@ -95,15 +95,15 @@ pub fn read_dead_letters(
     token: &CancellationToken,
     mut on_letter: impl FnMut(DeadLetter) -> bool,
 ) -> Result<u64, DeadLetterReadError> {
-    let wrap = |source| DeadLetterReadError::Kafka { topic: options.topic.clone(), source };
+    let kafka_error = |source| DeadLetterReadError::Kafka { topic: options.topic.clone(), source };
     let timeout = Duration::from_millis(kafka.request_timeout_ms);
     let mut config = kafka.client_config();
     // librdkafka requires a group id. The group has no members: partitions are assigned manually and no
     // offset is committed.
     config.set("group.id", "bsap-dead-letters").set("enable.auto.commit", "false");
     let consumer: BaseConsumer =
-        config.set("enable.partition.eof", "true").create().map_err(wrap)?;
-    let metadata = consumer.fetch_metadata(Some(&options.topic), timeout).map_err(wrap)?;
+        config.set("enable.partition.eof", "true").create().map_err(kafka_error)?;
+    let metadata = consumer.fetch_metadata(Some(&options.topic), timeout).map_err(kafka_error)?;
     let count = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
     if count == 0 {
         return Err(DeadLetterReadError::TopicNotFound { topic: options.topic.clone() });
@@ -112,15 +112,15 @@ pub fn read_dead_letters(
     let (mut assignment, mut ends) = (TopicPartitionList::new(), BTreeMap::new());
     for number in 0..count as i32 {
         let (first, end) =
-            consumer.fetch_watermarks(&options.topic, number, timeout).map_err(wrap)?;
+            consumer.fetch_watermarks(&options.topic, number, timeout).map_err(kafka_error)?;
         if first < end {
             assignment
                 .add_partition_offset(&options.topic, number, Offset::Beginning)
-                .map_err(wrap)?;
+                .map_err(kafka_error)?;
             ends.insert(number, end);
         }
     }
-    consumer.assign(&assignment).map_err(wrap)?;
+    consumer.assign(&assignment).map_err(kafka_error)?;
     let (mut not_dead_letters, mut last_received_at) = (0, Instant::now());
     while !ends.is_empty() && !token.is_cancelled() {
         match consumer.poll(POLL_TIMEOUT) {
@@ -150,7 +150,7 @@ pub fn read_dead_letters(
                 last_received_at = Instant::now();
             }
             Some(Err(error)) if kafka::classify_error(&error) == Disposition::Fatal => {
-                return Err(wrap(error));
+                return Err(kafka_error(error));
             }
             Some(Err(_)) | None if last_received_at.elapsed() > timeout => {
                 let (topic, seconds) = (options.topic.clone(), timeout.as_secs());

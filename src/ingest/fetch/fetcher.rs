@@ -97,23 +97,25 @@ impl Fetcher {
             Url::parse(uri).map_err(|e| uri_rejected_error(uri, format!("is not a URI: {e}")))?;
         let host_or_bucket = url[..url::Position::BeforePath].to_owned();
         let stop_retrying = token.child_token();
-        let mut failed = 0;
+        let mut failed_attempts = 0;
         let on_retry = |attempt: u32, error: &FetchError| {
-            debug!(event = event::RETRY, stage = "fetch", attempt, error = %error, "trying again");
-            failed = attempt;
+            debug!(event = event::RETRY, stage = "fetch", attempt, error = %error, "the fetch failed; retrying");
+            failed_attempts = attempt;
             // Another image has exhausted its attempts at this host already.
             if self.lock_unresponsive_hosts().contains(&host_or_bucket) {
                 stop_retrying.cancel();
             }
         };
-        let attempts = self.options.max_attempts;
+        let max_attempts = self.options.max_attempts;
         let fetched =
-            retry(Backoff::with_max_attempts(attempts), &stop_retrying, on_retry, || async {
+            retry(Backoff::with_max_attempts(max_attempts), &stop_retrying, on_retry, || async {
                 self.fetch_once(uri, version, &url).await
             })
             .await;
         match &fetched {
-            Err(FetchError::Transient { host_responded: false, .. }) if failed + 1 >= attempts => {
+            Err(FetchError::Transient { host_responded: false, .. })
+                if failed_attempts + 1 >= max_attempts =>
+            {
                 let mut unresponsive = self.lock_unresponsive_hosts();
                 if unresponsive.len() >= MAX_UNRESPONSIVE_HOSTS {
                     unresponsive.clear();
@@ -132,6 +134,7 @@ impl Fetcher {
         self.unresponsive_hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Fetches once, by the scheme of the URI.
     async fn fetch_once(
         &self,
         uri: &str,
@@ -175,35 +178,38 @@ impl Fetcher {
         let path = url
             .to_file_path()
             .map_err(|()| uri_rejected_error(uri, "names no local file".into()))?;
-        let failed = |error: std::io::Error| match error.kind() {
+        let to_fetch_error = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::NotFound => FetchError::NotFound { uri: shorten_uri(uri) },
             std::io::ErrorKind::PermissionDenied => permanent_error(uri, error.to_string()),
             _ => transient_error_after_response(uri, error.to_string()),
         };
         // Resolve links before the check, so that none leads out of the allowed roots.
-        let real = self.with_timeout(uri, tokio::fs::canonicalize(&path)).await?;
-        let inside =
+        let resolved = self.with_timeout(uri, tokio::fs::canonicalize(&path)).await?;
+        let is_allowed =
             |p: &std::path::Path| self.allowed_roots.iter().any(|root| p.starts_with(root));
         // A missing file has no resolved path: check the path as it is given.
-        let named_inside = || self.options.file_roots.iter().any(|root| path.starts_with(root));
+        let is_below_root = || self.options.file_roots.iter().any(|root| path.starts_with(root));
         let outside = || uri_rejected_error(uri, "lies outside of fetch.file_roots".into());
-        let real = match real {
-            Ok(real) if inside(&real) => real,
-            Err(error) if inside(&path) || named_inside() => return Err(failed(error)),
+        let resolved = match resolved {
+            Ok(resolved) if is_allowed(&resolved) => resolved,
+            Err(error) if is_allowed(&path) || is_below_root() => {
+                return Err(to_fetch_error(error));
+            }
             _ => return Err(outside()),
         };
         let opened = async {
-            let file = tokio::fs::File::open(&real).await?;
+            let file = tokio::fs::File::open(&resolved).await?;
             let metadata = file.metadata().await?;
             Ok((file, metadata))
         };
         // Opening may block: on a network file system, or on a pipe without a writer.
-        let (file, metadata) = self.with_timeout(uri, opened).await?.map_err(failed)?;
+        let (file, metadata) = self.with_timeout(uri, opened).await?.map_err(to_fetch_error)?;
         if !metadata.is_file() {
             return Err(uri_rejected_error(uri, "is not a regular file".into()));
         }
         let size = metadata.len();
-        let body = tokio_util::io::ReaderStream::new(file).map(|chunk| chunk.map_err(failed));
+        let body =
+            tokio_util::io::ReaderStream::new(file).map(|chunk| chunk.map_err(to_fetch_error));
         self.read_body_within_budget(uri, Some(size), body).await
     }
 
@@ -222,7 +228,7 @@ impl Fetcher {
             self.open_bucket(uri, &format!("{}://{container}{bucket}", url.scheme())).await?;
         let key =
             Path::from_url_path(url.path()).map_err(|e| uri_rejected_error(uri, e.to_string()))?;
-        let failed = |error: object_store::Error| match error {
+        let to_fetch_error = |error: object_store::Error| match error {
             object_store::Error::NotFound { .. } => FetchError::NotFound { uri: shorten_uri(uri) },
             error if crate::store::classify_error(&error) == Disposition::Retry => {
                 transient_error(uri, error.to_string())
@@ -232,13 +238,16 @@ impl Fetcher {
         let options =
             GetOptions { version: version.map(ToOwned::to_owned), ..GetOptions::default() };
         let objects = store.object_store();
-        let object =
-            self.with_timeout(uri, objects.get_opts(&key, options)).await?.map_err(failed)?;
+        let object = self
+            .with_timeout(uri, objects.get_opts(&key, options))
+            .await?
+            .map_err(to_fetch_error)?;
         let size = object.meta.size;
-        let body = object.into_stream().map(|chunk| chunk.map_err(failed));
+        let body = object.into_stream().map(|chunk| chunk.map_err(to_fetch_error));
         self.read_body_within_budget(uri, Some(size), body).await
     }
 
+    /// Returns the client of a bucket; opens it if necessary.
     async fn open_bucket(&self, uri: &str, bucket: &str) -> Result<Store, FetchError> {
         let mut stores = self.stores.lock().await;
         if let Some(store) = stores.get(bucket) {
@@ -278,6 +287,7 @@ impl Fetcher {
         Ok(FetchedBytes { bytes, _budget_permit: Some(budget_permit) })
     }
 
+    /// Reads a body; fails if it stalls, exceeds `max_bytes` or does not have the expected size.
     async fn read_body(
         &self,
         uri: &str,
@@ -286,18 +296,19 @@ impl Fetcher {
     ) -> Result<Bytes, FetchError> {
         let mut bytes = BytesMut::with_capacity(size.unwrap_or(64 << 10) as usize);
         let mut body = std::pin::pin!(body);
-        let pause = Duration::from_millis(self.options.idle_timeout_ms);
+        let idle_timeout = Duration::from_millis(self.options.idle_timeout_ms);
         let changed = || transient_error_after_response(uri, "changed while it was read");
-        while let Some(chunk) = tokio::time::timeout(pause, body.next())
-            .await
-            .map_err(|_| transient_error(uri, "the body stalled for fetch.idle_timeout_ms"))?
+        while let Some(chunk) =
+            tokio::time::timeout(idle_timeout, body.next()).await.map_err(|_| {
+                transient_error(uri, "the body stalled for longer than fetch.idle_timeout_ms")
+            })?
         {
             let chunk = chunk?;
-            let read = bytes.len() as u64 + chunk.len() as u64;
-            if read > self.options.max_bytes {
+            let read_bytes = bytes.len() as u64 + chunk.len() as u64;
+            if read_bytes > self.options.max_bytes {
                 return Err(self.too_large_error(uri));
             }
-            if size.is_some_and(|size| read > size) {
+            if size.is_some_and(|size| read_bytes > size) {
                 return Err(changed());
             }
             bytes.extend_from_slice(&chunk);
@@ -308,14 +319,15 @@ impl Fetcher {
         Ok(bytes.freeze())
     }
 
+    /// Limits `work` to `fetch.body_timeout_ms`.
     async fn with_timeout<T>(
         &self,
         uri: &str,
         work: impl Future<Output = T>,
     ) -> Result<T, FetchError> {
         let limit = Duration::from_millis(self.options.body_timeout_ms);
-        let done = tokio::time::timeout(limit, work).await;
-        done.map_err(|_| transient_error(uri, "fetch.body_timeout_ms is over"))
+        let result = tokio::time::timeout(limit, work).await;
+        result.map_err(|_| transient_error(uri, "took longer than fetch.body_timeout_ms"))
     }
 
     fn too_large_error(&self, uri: &str) -> FetchError {

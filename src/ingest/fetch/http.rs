@@ -42,13 +42,13 @@ impl HttpClients {
                 .pool_max_idle_per_host(options.max_requests_per_host)
                 .user_agent(concat!("bsap/", env!("CARGO_PKG_VERSION")))
         };
-        let failed = |e: reqwest::Error| permanent_error("http", e.to_string());
+        let client_error = |e: reqwest::Error| permanent_error("http", e.to_string());
         Ok(Self {
             public_client: client()
                 .dns_resolver(Arc::new(PublicOnlyResolver))
                 .build()
-                .map_err(failed)?,
-            allowlisted_client: client().build().map_err(failed)?,
+                .map_err(client_error)?,
+            allowlisted_client: client().build().map_err(client_error)?,
             allowed_prefixes: options
                 .allowed_private_url_prefixes
                 .iter()
@@ -76,6 +76,7 @@ impl HttpClients {
         Err(permanent_error(url.as_str(), reason))
     }
 
+    /// Sends one GET request, once the host has a free permit.
     async fn send(&self, url: &Url) -> Result<(Response, OwnedSemaphorePermit), FetchError> {
         let client = self.client_for(url)?;
         let host = url.host_str().unwrap_or_default();
@@ -84,10 +85,10 @@ impl HttpClients {
             .acquire_owned()
             .await
             .map_err(|_| transient_error(url.as_str(), "shutting down"))?;
-        let sent = tokio::time::timeout(self.request_timeout, client.get(url.clone()).send());
-        let response = sent
+        let request = tokio::time::timeout(self.request_timeout, client.get(url.clone()).send());
+        let response = request
             .await
-            .map_err(|_| transient_error(url.as_str(), "no answer within fetch.idle_timeout_ms"))?
+            .map_err(|_| transient_error(url.as_str(), "no response within fetch.idle_timeout_ms"))?
             .map_err(|error| to_fetch_error(url, error))?;
         Ok((response, permit))
     }
@@ -116,6 +117,7 @@ impl HttpClients {
         }
     }
 
+    /// Returns the semaphore that limits concurrent requests to `host`.
     fn host_semaphore(&self, host: &str) -> Arc<Semaphore> {
         let mut hosts = self.host_semaphores.lock().unwrap_or_else(PoisonError::into_inner);
         if hosts.len() >= MAX_HOSTS {
@@ -133,6 +135,7 @@ fn normalise_prefix(prefix: &str) -> String {
     Url::parse(prefix).map_or_else(|_| prefix.to_owned(), Into::into)
 }
 
+/// Returns the response if its status is 200, otherwise an error by its status.
 fn check_status(url: &Url, response: Response) -> Result<Response, FetchError> {
     let status = response.status();
     match status {
@@ -150,6 +153,7 @@ fn check_status(url: &Url, response: Response) -> Result<Response, FetchError> {
     }
 }
 
+/// Returns the URL to which a response redirects.
 fn redirect_target(from: &Url, response: &Response) -> Result<Url, FetchError> {
     response
         .headers()
@@ -159,6 +163,7 @@ fn redirect_target(from: &Url, response: &Response) -> Result<Url, FetchError> {
         .ok_or_else(|| permanent_error(from.as_str(), "redirects without a valid location".into()))
 }
 
+/// Converts an error of the client; finds out whether the resolver rejected the host.
 fn to_fetch_error(url: &Url, error: reqwest::Error) -> FetchError {
     let mut source: Option<&dyn std::error::Error> = Some(&error);
     while let Some(inner) = source {

@@ -42,6 +42,7 @@ const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Source {
     events: mpsc::Receiver<ConsumerEvent>,
     state: Arc<ConsumerState>,
+    /// Cancelled to make the thread leave the group and end.
     finished: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -56,7 +57,7 @@ impl Source {
         offset_provider: Arc<dyn OffsetProvider>,
         token: CancellationToken,
     ) -> Result<Self, SourceError> {
-        let wrap = |source| SourceError::Kafka { brokers: kafka.brokers.clone(), source };
+        let kafka_error = |source| SourceError::Kafka { brokers: kafka.brokers.clone(), source };
         let (sender, events) = mpsc::channel(options.queue_messages);
         let state = Arc::new(ConsumerState::default());
         let context = SourceContext {
@@ -69,8 +70,8 @@ impl Source {
             drain_timeout: Duration::from_secs(options.drain_seconds),
         };
         let consumer: BaseConsumer<SourceContext> =
-            consumer_config(kafka, options).create_with_context(context).map_err(wrap)?;
-        consumer.subscribe(topics).map_err(wrap)?;
+            consumer_config(kafka, options).create_with_context(context).map_err(kafka_error)?;
+        consumer.subscribe(topics).map_err(kafka_error)?;
         let finished = CancellationToken::new();
         let polling = PollingThread {
             consumer,
@@ -86,7 +87,7 @@ impl Source {
         let thread = std::thread::Builder::new()
             .name("kafka-source".into())
             .spawn(move || polling.run())
-            .map_err(|e| wrap(KafkaError::ClientCreation(e.to_string())))?;
+            .map_err(|e| kafka_error(KafkaError::ClientCreation(e.to_string())))?;
         Ok(Self { events, state, finished, thread: Some(thread) })
     }
 
@@ -193,6 +194,7 @@ impl PollingThread {
         commit_offsets(&self.consumer, &self.state, CommitMode::Sync);
     }
 
+    /// Forwards no more messages; polling goes on, so that the worker stays in its group while it drains.
     fn stop_forwarding(&mut self) {
         self.sender = None;
         *lock_ignoring_poison(&self.consumer.context().sender) = None;
@@ -263,6 +265,7 @@ impl PollingThread {
         self.paused = pause;
     }
 
+    /// Ends consuming if the error is permanent; otherwise logs it.
     fn handle_error(&mut self, source: KafkaError) {
         let out_of_range = source.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset);
         let fatal = out_of_range

@@ -9,9 +9,9 @@
 //!
 //! 1. Read the position that the table has stored. Kafka's committed offset is not used: the table
 //!    writes rows and positions in one commit, so only its position is certain to match its rows.
-//! 2. Compare it with the beginning and end of the log. No position: start at the beginning. Before the beginning:
-//!    messages were lost, log `source.data_loss` and start at the beginning. Behind the end: the topic was
-//!    re-created, stop.
+//! 2. Compare it with the beginning and end of the log. If there is no position, start at the beginning. If
+//!    it lies before the beginning, messages were lost: log `source.data_loss` and start at the beginning.
+//!    If it lies behind the end, the topic was re-created: stop.
 //! 3. Add the partition to [`ConsumerState`] and queue [`ConsumerEvent::Assigned`], so that the pipeline
 //!    reads the position that its first commit expects before it sees a message.
 //! 4. Hand the offsets to librdkafka, which begins to fetch.
@@ -55,7 +55,7 @@ use crate::telemetry::{event, metrics};
 /// because it restarts. No poll happens in this time: well below `max.poll.interval.ms`.
 const WATERMARK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Returns from where a partition is to be read: the table's position, not Kafka's.
+/// Provides the offsets from which assigned partitions are read. The table does, not Kafka.
 #[async_trait]
 pub trait OffsetProvider: Send + Sync {
     /// Returns the offset after the last durably stored message; `None` if nothing is stored.

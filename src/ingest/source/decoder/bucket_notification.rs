@@ -134,7 +134,7 @@ fn decode_record(
         }
         _ => {
             let known = "ObjectCreated:*, ObjectRemoved:*, LifecycleExpiration:*";
-            return Err(EventDecodeError::UnknownKind(format!(
+            return Err(EventDecodeError::UnknownType(format!(
                 "eventName {:?} is not one of {known}",
                 record.event_name
             )));

@@ -24,7 +24,7 @@ pub struct CloudEvent {
     pub specversion: String,
     /// One of `source.cloud_event_types`, which maps it to `upsert` or `delete`.
     #[serde(rename = "type")]
-    pub kind: String,
+    pub event_type: String,
     /// Identifies the sender.
     pub source: String,
     /// Identifies the event at its source.
@@ -124,11 +124,11 @@ fn decode_event(
         let reason = format!("{:?} is not 1.0", cloud_event.specversion);
         return Err(InvalidField::new("specversion", reason).into());
     }
-    let operation = *rules.cloud_event_types.get(&cloud_event.kind).ok_or_else(|| {
+    let operation = *rules.cloud_event_types.get(&cloud_event.event_type).ok_or_else(|| {
         let known: Vec<&str> = rules.cloud_event_types.keys().map(String::as_str).collect();
-        EventDecodeError::UnknownKind(format!(
+        EventDecodeError::UnknownType(format!(
             "type {:?} is not one of source.cloud_event_types: {}",
-            cloud_event.kind,
+            cloud_event.event_type,
             known.join(", ")
         ))
     })?;
@@ -138,7 +138,8 @@ fn decode_event(
         Operation::Delete => "delete",
     };
     if data.insert("operation".into(), name.into()).is_some_and(|given| given != name) {
-        let reason = format!("contradicts the type {:?}, which says {name}", cloud_event.kind);
+        let reason =
+            format!("contradicts the type {:?}, which means {name}", cloud_event.event_type);
         return Err(InvalidField::new("data.operation", reason).into());
     }
     if let Some(subject) = cloud_event.subject {

@@ -10,9 +10,9 @@ pub enum EventDecodeError {
     /// The value is not in any known format.
     #[error("not a known event format: {0}")]
     UnknownFormat(String),
-    /// The format is known, but not this kind of event.
-    #[error("not a known kind of event: {0}")]
-    UnknownKind(String),
+    /// The format is known, but not the type of the event.
+    #[error("not a known event type: {0}")]
+    UnknownType(String),
     /// A field is missing or invalid.
     #[error(transparent)]
     InvalidField(#[from] InvalidField),
@@ -36,7 +36,7 @@ impl EventDecodeError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::UnknownFormat(_) => "unknown_format",
-            Self::UnknownKind(_) => "unknown_event_type",
+            Self::UnknownType(_) => "unknown_event_type",
             Self::InvalidField(_) => "invalid_field",
             Self::TooOld(..) => "too_old",
             Self::InvalidRecord { fault, .. } => fault.code(),
