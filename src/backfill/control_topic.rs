@@ -16,10 +16,8 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::ReindexError;
 use super::error::BackfillError;
 use super::prompt_sets::add_prompt_set;
-use super::statistics::{StatisticsBackfill, add_prompt_set};
 use super::statistics_backfill::StatisticsBackfill;
 use crate::catalogue::{CatalogueState, StateStore};
 use crate::clip::Encoders;
@@ -27,7 +25,6 @@ use crate::kafka;
 use crate::prompts::PromptSet;
 use crate::retry::{Backoff, Classify, Disposition};
 use crate::store::Store;
-use crate::table::Generation;
 use crate::table::{Generation, TableError};
 use crate::telemetry::event;
 

@@ -8,11 +8,9 @@ use std::path::Path;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::ReindexError;
 use super::error::BackfillError;
 use crate::reconcile::read_current_rows;
 use crate::store::Store;
-use crate::table::Generation;
 use crate::table::{Generation, InventoryEntry};
 
 /// How a generation differs from the live one, in numbers of images.

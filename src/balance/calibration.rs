@@ -236,8 +236,8 @@ impl Vocabulary {
     /// words.
     pub fn known_word_share(&self, text: &str) -> f32 {
         let words = split_words(text);
-        let known = words.iter().filter(|word| self.0.contains(*word)).count();
-        known as f32 / words.len().max(1) as f32
+        let known_words = words.iter().filter(|word| self.0.contains(*word)).count();
+        known_words as f32 / words.len().max(1) as f32
     }
 }
 

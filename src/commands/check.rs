@@ -15,7 +15,7 @@ use crate::clip::{ClipModel, Encoders, run_self_test};
 use crate::config::Config;
 use crate::kafka;
 use crate::prompts::PromptSet;
-use crate::search::{memory_limit, memory_needed};
+use crate::search::{memory_limit_bytes, memory_required_bytes};
 use crate::serve::http;
 use crate::table::TableOverview;
 
@@ -182,14 +182,14 @@ async fn check_table(config: &Config, report: &mut CheckReport) {
 
 /// What a query worker will need, and whether it may have it.
 async fn check_memory(config: &Config, dimension: usize, report: &mut CheckReport) {
-    let limit = memory_limit(generation_memory_mib(config));
+    let limit = memory_limit_bytes(generation_memory_mib(config));
     let (mut sets, mut rows) = (config.prompts.sets.len(), None);
     if let Ok((store, state)) = open_catalogue(config).await {
         sets = state.prompt_sets.len();
         let overview = TableOverview::from_log(&store, &state.live, &config.maintenance).await;
         rows = overview.ok().and_then(|overview| overview.rows);
     }
-    let memory_for = |rows| memory_needed(rows, dimension, sets);
+    let memory_for = |rows| memory_required_bytes(rows, dimension, sets);
     let estimate = format!(
         "{} bytes an image besides its id, address and attributes; {} MiB are allowed, room for about {} images",
         memory_for(1),

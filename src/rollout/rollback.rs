@@ -8,13 +8,11 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tracing::info;
 
-use super::candidate::load_newest_state;
 use super::error::RolloutError;
 use super::newest_state::load_newest_state;
-use crate::backfill::{GenerationGap, ReindexError};
+use crate::backfill::GenerationGap;
 use crate::catalogue::{CatalogueState, StateChange, StateStore};
 use crate::store::Store;
-use crate::table::Generation;
 use crate::table::Generation;
 use crate::telemetry::event;
 

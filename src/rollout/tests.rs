@@ -19,9 +19,6 @@ use crate::record::{
 };
 use crate::store::Store;
 use crate::table::{Generation, PartitionBatch, TableWriter};
-use std::path::Path;
-use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 
 fn generation() -> Generation {
     Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, VersionOrdering::Sequence)

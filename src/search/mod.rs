@@ -26,8 +26,7 @@ pub use query::{CalibratedThreshold, Filter, MinScore, Query, QueryInput, Weight
 pub use scan::{Hit, NoMatchVerdict};
 pub use snapshot::{
     AttributeFacet, ImageMetadata, MemoryLimitExceeded, Route, ServingSnapshot, Snapshot,
-    SnapshotChange, SnapshotMemory, SnapshotStore, limit_bytes as memory_limit,
-    required_bytes as memory_needed,
+    SnapshotChange, SnapshotMemory, SnapshotStore, memory_limit_bytes, memory_required_bytes,
 };
 pub use timings::Timings;
 

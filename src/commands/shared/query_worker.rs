@@ -119,7 +119,7 @@ pub fn build_app(
 /// two, each gets half.
 pub fn generation_memory_mib(config: &Config) -> u64 {
     match (config.search.memory_mib, standby_model_options(config)) {
-        (0, Some(_)) => (search::memory_limit(0) >> 21).max(1),
+        (0, Some(_)) => (search::memory_limit_bytes(0) >> 21).max(1),
         (configured, _) => configured,
     }
 }

@@ -15,7 +15,7 @@ use crate::search::query::{FilterCache, QueryEmbedder};
 use crate::search::scan::BatchScanner;
 use crate::search::snapshot::{
     AttributeFacet, MemoryLimitExceeded, ServingSnapshot, Snapshot, SnapshotStore, count_facets,
-    limit_bytes,
+    memory_limit_bytes,
 };
 
 /// Answers queries over the newest snapshot of one generation, with one model.
@@ -42,11 +42,10 @@ impl Engine {
         options: SearchOptions,
     ) -> Self {
         let cursor_lifetime = Duration::from_secs(options.cursor_seconds);
-        let memory_limit_bytes = limit_bytes(options.memory_mib);
         Self {
             embedder: QueryEmbedder::new(encoders, &options),
             declared_attributes: AttributeTypes::new(),
-            snapshots: SnapshotStore::new(serving_snapshot, memory_limit_bytes),
+            snapshots: SnapshotStore::new(serving_snapshot, memory_limit_bytes(options.memory_mib)),
             filter_cache: FilterCache::default(),
             pinned_snapshots: PinnedSnapshots::new(cursor_lifetime, options.cursor_mib << 20),
             scanner: Arc::new(BatchScanner::start(&options)),

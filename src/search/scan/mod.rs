@@ -13,8 +13,9 @@
 //!    an approximate raw score r̃. The exact score differs from it by at most the error bound b, which
 //!    depends on the query and on one number stored with the row (proof: `snapshot::quantise`).
 //! 2. Bounds. The balanced score is α·r + β, where α and β depend on the image but not on the query. It
-//!    therefore lies within |α|·b of α·r̃ + β. Every row now has a lower and an upper bound of its raw
-//!    and of its balanced score, although its embedding has not been read.
+//!    therefore lies within |α|·b of α·r̃ + β, plus a margin for rounding in f32. Every row now has a
+//!    lower and an upper bound of its raw and of its balanced score, although its embedding has not
+//!    been read.
 //! 3. The k-th lower bound. If k rows have a lower bound of at least t, the k-th best exact score is
 //!    at least t. Each task keeps its k largest lower bounds; tasks that run later start from the
 //!    largest t found so far and ignore rows below it. Merging all tasks gives the final t.
@@ -24,9 +25,9 @@
 //! 5. Rescoring. Each candidate is scored in f64 from its stored embedding, with a fixed order of
 //!    additions so that every machine gets the same score. Sorted by this score, then by id, the first
 //!    k candidates are the answer.
-//! 6. Ranks. The rank of a hit in the other ranking is one more than the number of rows above it. A row
-//!    whose lower bound is at least the score of the hit is counted, a row whose upper bound is lower
-//!    is not, and only the few rows whose bounds enclose the score are rescored.
+//! 6. Ranks. Every hit also gets its rank in the other ranking: one more than the number of rows above
+//!    it. A row whose lower bound is above the score of the hit is counted, a row whose upper bound is
+//!    below it is not, and only the few rows whose bounds enclose the score are rescored.
 //!
 //! `exactness_tests` compares thousands of random queries with a brute-force ranking in f64.
 

@@ -70,7 +70,7 @@ impl SnapshotMemory {
 
 /// Returns the bytes that `images` with embeddings of `dimension` values and `sets` prompt sets
 /// need, apart from ids, addresses and attributes.
-pub fn required_bytes(images: u64, dimension: usize, sets: usize) -> u64 {
+pub fn memory_required_bytes(images: u64, dimension: usize, sets: usize) -> u64 {
     let embedding = dimension.next_multiple_of(CODE_ALIGNMENT) + 2 * dimension;
     images
         * (embedding as u64 + ROW_BYTES + EXTRA_PROMPT_SET_BYTES * (sets as u64).saturating_sub(1))
@@ -86,7 +86,7 @@ fn check_bytes(images: usize, needed: u64, limit: u64) -> Result<(), MemoryLimit
 
 /// Returns `configured` MiB in bytes; for 0, four fifths of the memory of the machine or of its
 /// control group.
-pub fn limit_bytes(configured: u64) -> u64 {
+pub fn memory_limit_bytes(configured: u64) -> u64 {
     if configured > 0 {
         return configured.saturating_mul(MIB);
     }

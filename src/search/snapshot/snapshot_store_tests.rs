@@ -227,7 +227,7 @@ async fn a_row_takes_no_more_memory_than_documented() {
     let memory = snapshots.newest().memory_usage();
     let bytes_per_row = memory.other_bytes as f64 / rows as f64;
     assert!(bytes_per_row <= 3.5 * 512.0 + 150.0, "{bytes_per_row} bytes per row");
-    let estimated = crate::search::snapshot::required_bytes(rows, 512, 1) as f64;
+    let estimated = crate::search::snapshot::memory_required_bytes(rows, 512, 1) as f64;
     assert!(
         (estimated / memory.other_bytes as f64 - 1.0).abs() < 0.05,
         "{estimated} {}",

@@ -94,21 +94,21 @@ impl Snapshot {
 
     /// Returns the metadata of the image with this id, or `None` if it is not live.
     pub fn metadata(&self, id: &str) -> Option<Arc<ImageMetadata>> {
-        let place = self.find_row(id)?;
-        self.chunks[place.chunk].data.metadata(place.row).map(Arc::new)
+        let location = self.find_row(id)?;
+        self.chunks[location.chunk].data.metadata(location.row).map(Arc::new)
     }
 
     /// Returns the stored embedding of the image with this id, or `None` if it is not live.
     pub fn embedding(&self, id: &str) -> Option<Embedding> {
-        let place = self.find_row(id)?;
-        Some(self.chunks[place.chunk].data.embedding(place.row))
+        let location = self.find_row(id)?;
+        Some(self.chunks[location.chunk].data.embedding(location.row))
     }
 
     /// Returns the statistics of an image, or `None` if it is not live or has none for `key`.
     pub fn statistics(&self, id: &str, key: &StatisticsKey) -> Option<ScoreStatistics> {
-        let place = self.find_row(id)?;
-        let column = self.chunks[place.chunk].statistics.get(key)?;
-        Some(column[place.row]).filter(|s| s.n > 0)
+        let location = self.find_row(id)?;
+        let column = self.chunks[location.chunk].statistics.get(key)?;
+        Some(column[location.row]).filter(|s| s.n > 0)
     }
 
     /// Iterates over all live images with their embeddings, in no particular order.
@@ -127,8 +127,8 @@ impl Snapshot {
         })
     }
 
-    /// Returns the constants c and m of a normaliser over the live images. They are cached until one
-    /// row in [`SCALE_REFRESH_DIVISOR`] has changed.
+    /// Returns the constants c and m of a normaliser over the live images. They are cached until more
+    /// than one row in a hundred has changed.
     pub fn scale_constants(&self, key: &StatisticsKey, normaliser: Normaliser) -> ScaleConstants {
         if !matches!(normaliser, Normaliser::Zscore | Normaliser::Range) {
             return ScaleConstants::default();

@@ -9,7 +9,7 @@ use crate::balance::statistics::StatisticsKey;
 use crate::catalogue::ServingConfig;
 use crate::clip::ModelCard;
 use crate::record::AttributeType;
-use crate::search::memory_needed;
+use crate::search::memory_required_bytes;
 use crate::search::{
     AttributeFacet, Engine, EngineRoles, ServingSnapshot, Snapshot, TrafficCounts,
 };
@@ -200,7 +200,7 @@ impl<'a> StateResponse<'a> {
                 bytes: memory.total_bytes(),
                 metadata_bytes: memory.text_bytes as u64,
                 limit_bytes: engine.snapshots().memory_limit_bytes(),
-                bytes_per_image: memory_needed(
+                bytes_per_image: memory_required_bytes(
                     1,
                     engine.encoders().card().dimension,
                     prompt_sets.len(),
