@@ -158,7 +158,8 @@ impl ControlConsumer {
         state: &mut Option<CatalogueState>,
         token: &CancellationToken,
     ) -> Result<(), ControlTopicError> {
-        if !self.is_generation_live(state).await? {
+        let live = token.run_until_cancelled(self.is_generation_live(state)).await;
+        if !live.transpose()?.unwrap_or(false) {
             return Ok(());
         }
         let mut config: ClientConfig = self.kafka.client_config();
@@ -188,7 +189,8 @@ impl ControlConsumer {
                 () = token.cancelled() => return Ok(()),
                 () = tokio::time::sleep(LIVE_CHECK_INTERVAL) => None,
             };
-            if !self.is_generation_live(state).await? {
+            let live = token.run_until_cancelled(self.is_generation_live(state)).await;
+            if !live.transpose()?.unwrap_or(false) {
                 return Ok(());
             }
             let Some(message) = message else { continue };
@@ -218,9 +220,8 @@ impl ControlConsumer {
                 Ok(complete) => return complete,
                 Err(error) if error.disposition() == Disposition::Retry => {
                     warn!(event = event::RETRY, stage = "control.accepted", attempt, %error, "a request was not finished; trying again");
-                    tokio::select! {
-                        () = tokio::time::sleep(backoff.random_delay(attempt)) => {}
-                        () = token.cancelled() => return false,
+                    if !backoff.wait(attempt, token).await {
+                        return false;
                     }
                     attempt += 1;
                 }

@@ -27,9 +27,11 @@ pub async fn follow_prompt_sets(
     let states = StateStore::new(&catalogue);
     let mut known = 0;
     loop {
-        match apply_newest_revision(&states, &generation, &sets, &encoders, &mut known).await {
-            Ok(()) => {}
-            Err(error) => {
+        let applied = apply_newest_revision(&states, &generation, &sets, &encoders, &mut known);
+        match token.run_until_cancelled(applied).await {
+            None => return,
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
                 warn!(event = event::STATE_FAILED, %error, "the catalogue's state was not taken up; the next look tries again");
             }
         }

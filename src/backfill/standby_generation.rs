@@ -39,6 +39,7 @@ pub async fn set_up_standby(
     partitions: &[TopicPartition],
     attempts: u32,
     by: &str,
+    cancel: &CancellationToken,
 ) -> Result<CatalogueState, ReindexError> {
     let states = StateStore::new(catalogue);
     let id = &standby.generation.id;
@@ -65,18 +66,16 @@ pub async fn set_up_standby(
         let mut live = TableWriter::open(catalogue, &state.live, attempts).await?;
         let mut new = TableWriter::open(catalogue, &standby.generation, attempts).await?;
         for partition in partitions {
-            let (from, known) =
-                (live.read_position(partition).await?, new.read_position(partition).await?);
+            let (from, known) = (
+                live.read_position(partition, cancel).await?,
+                new.read_position(partition, cancel).await?,
+            );
             if let (Some(next_offset), None) = (from, known) {
                 let partition = partition.clone();
                 let rows = Vec::new();
-                new.append(vec![PartitionBatch {
-                    partition,
-                    expected_position: None,
-                    next_offset,
-                    rows,
-                }])
-                .await?;
+                let batch =
+                    PartitionBatch { partition, expected_position: None, next_offset, rows };
+                new.append(vec![batch], cancel).await?;
             }
         }
     }

@@ -24,7 +24,7 @@ use crate::prompts::EmbeddedPromptSet;
 use crate::store::Store;
 use crate::table::{
     self, BackfillSource, Generation, PendingFile, StagedStatisticsFile, StatisticsCoverage,
-    StatisticsTable,
+    StatisticsTable, TableError,
 };
 use crate::telemetry::event;
 
@@ -76,6 +76,7 @@ pub async fn retire_prompt_set(
     name: &str,
     attempts: u32,
     by: &str,
+    cancel: &CancellationToken,
 ) -> Result<(String, usize), ReindexError> {
     let states = StateStore::new(catalogue);
     let newest = states.read_newest().await?;
@@ -108,7 +109,7 @@ pub async fn retire_prompt_set(
         })
         .await?;
     let dropped = match StatisticsTable::open(catalogue, &state.live, attempts).await? {
-        Some(mut table) => table.remove_prompt_set(&key).await?,
+        Some(mut table) => table.remove_prompt_set(&key, cancel).await?,
         None => 0,
     };
     Ok((key.to_string(), dropped))
@@ -196,10 +197,16 @@ impl StatisticsBackfill {
                 return Ok(done);
             }
             let before = done.measured_files;
-            self.measure_pending(
-                pending, coverage, &stored, &claims, &mut table, &mut done, progress, token,
-            )
-            .await?;
+            let measured = self
+                .measure_pending(
+                    pending, coverage, &stored, &claims, &mut table, &mut done, progress, token,
+                )
+                .await;
+            match measured {
+                // What was not committed is measured again by whoever goes on.
+                Err(ReindexError::Table(TableError::Cancelled { .. })) => return Ok(done),
+                result => result?,
+            }
             if token.is_cancelled() {
                 return Ok(done);
             }
@@ -245,8 +252,8 @@ impl StatisticsBackfill {
             let measured = match found {
                 // Staged here, one after the other: the files are small.
                 Some((images, found)) => {
-                    let add =
-                        table.stage_file(&self.prompt_set.statistics_key, &images, &found).await?;
+                    let key = &self.prompt_set.statistics_key;
+                    let add = table.stage_file(key, &images, &found, token).await?;
                     MeasuredFile { staged_unit: Some(add), rows: found.len(), ..measured }
                 }
                 None => measured,
@@ -254,12 +261,12 @@ impl StatisticsBackfill {
             coverage.covered += rows_of.get(&measured.unit_id).copied().unwrap_or_default();
             staged.push(measured);
             if staged.len() >= MAX_UNITS_PER_COMMIT || committed.elapsed() >= COMMIT_INTERVAL {
-                self.commit_measured(&mut staged, claims, table, done).await?;
+                self.commit_measured(&mut staged, claims, table, done, token).await?;
                 committed = Instant::now();
             }
             progress(&coverage, done.measured_rows);
         }
-        self.commit_measured(&mut staged, claims, table, done).await
+        self.commit_measured(&mut staged, claims, table, done, token).await
     }
 
     async fn measure_file(
@@ -302,11 +309,12 @@ impl StatisticsBackfill {
         claims: &ClaimStore,
         table: &mut StatisticsTable,
         done: &mut BackfillResult,
+        token: &CancellationToken,
     ) -> Result<(), ReindexError> {
         let adds: Vec<_> =
             staged.iter().filter_map(|measured| measured.staged_unit.clone()).collect();
         if !adds.is_empty() {
-            table.commit_staged(adds).await?;
+            table.commit_staged(adds, token).await?;
         }
         for measured in staged.drain(..) {
             done.measured_files += 1;
@@ -335,4 +343,40 @@ fn log_progress(
         elapsed_seconds = seconds,
         "statistics of stored rows"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::normalise::Normaliser;
+    use crate::catalogue::ServingConfig;
+    use crate::search::testing::sample_prompt_set;
+    use crate::table::tests::cancellation::{MANY_ATTEMPTS, store_with_rows};
+    use crate::table::tests::faulty::{FaultKind, stops_soon};
+    use crate::table::tests::generation;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_backfill_whose_commits_fail_ends_with_its_token() {
+        let (faulty, store, _) = store_with_rows(FaultKind::LogWrites).await;
+        let set = sample_prompt_set("late", 4);
+        let serving = ServingConfig::new(set.statistics_key.clone(), Normaliser::Softmax, 0.25);
+        let states = StateStore::new(&store);
+        let records = [set.to_record()];
+        states.initialise_or_extend(&generation(), &records, &serving, "test").await.unwrap();
+        StatisticsTable::open_or_create(&store, &generation(), 1).await.unwrap();
+        let backfill = StatisticsBackfill {
+            catalogue: store,
+            generation: generation(),
+            prompt_set: set,
+            max_commit_attempts: MANY_ATTEMPTS,
+            max_concurrent_files: 2,
+            propagation_delay: Duration::ZERO,
+        };
+        let cancel = faulty.arm_and_cancel();
+        let result = stops_soon(backfill.run(&|_, _| {}, &cancel)).await.unwrap();
+        assert_eq!(result, BackfillResult::default());
+        faulty.is_armed.store(false, std::sync::atomic::Ordering::SeqCst);
+        let result = backfill.run(&|_, _| {}, &CancellationToken::new()).await.unwrap();
+        assert_eq!((result.measured_files, result.complete), (5, true));
+    }
 }

@@ -127,8 +127,8 @@ pub fn run(cli: &Cli) -> CommandResult {
                 })
             }
             PromptsAction::Retire { set } => {
-                run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, _| {
-                    prompts::retire_set(set, config)
+                run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, token| {
+                    prompts::retire_set(set, config, token)
                 })
             }
         },
@@ -180,8 +180,8 @@ pub fn run(cli: &Cli) -> CommandResult {
             run_with_logging(config, |config, token| dead_letters::run(args, config, token))
         }
         Command::Status(args) => {
-            run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, _| {
-                status::run(args, config)
+            run_with_logging(with_quiet_logging(load_without_model(cli)?), |config, token| {
+                status::run(args, config, token)
             })
         }
         Command::Verify(args) => {

@@ -119,11 +119,11 @@ pub async fn measure_sets(
 }
 
 /// Forgets a stored set.
-pub async fn retire_set(name: &str, config: Config) -> CommandResult {
+pub async fn retire_set(name: &str, config: Config, token: CancellationToken) -> CommandResult {
     let (store, _) = setup::open_catalogue(&config).await?;
     let by = setup::actor("bsap prompts retire");
     let attempts = config.table.max_commit_attempts;
-    let (key, dropped) = backfill::retire_prompt_set(&store, name, attempts, &by).await?;
+    let (key, dropped) = backfill::retire_prompt_set(&store, name, attempts, &by, &token).await?;
     say!("{key} is retired; {dropped} files of backfilled statistics are dropped");
     let configured = config.prompts.sets.iter().filter_map(|name| PromptSet::load(name).ok());
     if configured.into_iter().any(|set| key.starts_with(&format!("{}@{}:", set.name, set.version)))

@@ -5,6 +5,7 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use serde::Serialize;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::cli::table::StatusArgs;
 use super::upkeep::format_mebibytes;
@@ -40,14 +41,14 @@ impl PartitionProgress {
 }
 
 /// Prints what is stored, how it is served, and how far ingestion is behind.
-pub async fn run(args: &StatusArgs, config: Config) -> CommandResult {
+pub async fn run(args: &StatusArgs, config: Config, token: CancellationToken) -> CommandResult {
     let (store, state) = setup::open_catalogue(&config).await?;
     let overview = TableOverview::from_log(&store, &state.live, &config.maintenance).await?;
     let coverages = read_coverages(&store, &state).await?;
     let progress =
-        read_partition_progress(&config, &store, &state.live, &config.source.topic).await;
+        read_partition_progress(&config, &store, &state.live, &config.source.topic, &token).await;
     let standby = match &state.standby {
-        Some(beside) => Some(StandbyStatus::load(&config, &store, beside).await?),
+        Some(beside) => Some(StandbyStatus::load(&config, &store, beside, &token).await?),
         None => None,
     };
     if args.json {
@@ -201,10 +202,13 @@ impl StandbyStatus {
         config: &Config,
         store: &Store,
         standby: &StandbyGeneration,
+        token: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let lag = async |topic: &str| {
             let progress =
-                read_partition_progress(config, store, &standby.generation, topic).await.ok()?;
+                read_partition_progress(config, store, &standby.generation, topic, token)
+                    .await
+                    .ok()?;
             Some(progress.iter().map(PartitionProgress::lag).sum())
         };
         Ok(Self {
@@ -239,6 +243,7 @@ async fn read_partition_progress(
     store: &Store,
     generation: &Generation,
     topic: &str,
+    token: &CancellationToken,
 ) -> anyhow::Result<Vec<PartitionProgress>> {
     let logs = kafka::fetch_watermarks(&config.kafka, topic).await?;
     let positions =
@@ -247,7 +252,7 @@ async fn read_partition_progress(
     let mut progress = Vec::with_capacity(logs.len());
     for (number, log) in logs {
         let partition = TopicPartition { topic: topic.into(), number };
-        let position = positions.read_position(&partition).await?;
+        let position = positions.read_position(&partition, token).await?;
         progress.push(PartitionProgress {
             partition: number,
             next_offset: position,

@@ -67,8 +67,9 @@ pub struct IngestOptions {
     pub commit_ms: u64,
     /// How often the worker says that it is alive, in seconds: log event `heartbeat`.
     pub heartbeat_seconds: u64,
-    /// How long messages in the pipeline may take at shutdown, in seconds. What is cut off is
-    /// done again by the next owner.
+    /// How long a worker may take at shutdown to finish the messages in the pipeline and to commit them,
+    /// in seconds; a quarter of it is reserved for the last commit. What is cut off is done again by the
+    /// next owner.
     pub drain_seconds: u64,
 }
 
@@ -161,13 +162,20 @@ pub struct Worker {
 }
 
 /// Lets the consumer ask the table where a partition is to be resumed.
-struct TableOffsetProvider(Arc<Mutex<TableWriter>>);
+struct TableOffsetProvider {
+    writer: Arc<Mutex<TableWriter>>,
+    /// Cancelled when the worker is to stop: then no position is needed any more.
+    cancel: CancellationToken,
+}
 
 #[async_trait]
 impl OffsetProvider for TableOffsetProvider {
     async fn next_offset(&self, partition: &TopicPartition) -> Result<Option<i64>, String> {
-        let mut writer = self.0.lock().await;
-        writer.read_position(partition).await.map_err(|e| e.to_string())
+        let read = async { self.writer.lock().await.read_position(partition, &self.cancel).await };
+        match self.cancel.run_until_cancelled(read).await {
+            Some(position) => position.map_err(|e| e.to_string()),
+            None => Err("the worker is stopping".into()),
+        }
     }
 }
 
@@ -176,7 +184,8 @@ impl Worker {
     /// that had been taken up was settled.
     pub async fn run(self, token: CancellationToken) -> Result<bool, IngestError> {
         let writer = Arc::new(Mutex::new(self.writer));
-        let offset_provider = Arc::new(TableOffsetProvider(writer.clone()));
+        let offset_provider =
+            Arc::new(TableOffsetProvider { writer: writer.clone(), cancel: token.clone() });
         let reembed_topic = self.decoder.reembed.as_ref().map(|again| again.topic.clone());
         let topics: Vec<&str> = std::iter::once(self.source_options.topic.as_str())
             .chain(reembed_topic.as_deref())
@@ -191,7 +200,14 @@ impl Worker {
         self.progress.add_consumer(source.handle());
         let model = self.encoders.card().fingerprint.clone();
         let prompt_sets = self.prompt_sets.clone();
+        // Cancelled when the time to drain is over: no attempt and no pause outlives it.
         let cancel_processing = CancellationToken::new();
+        let draining = token.child_token();
+        let _drain_timer = start_drain_timer(
+            draining.clone(),
+            Duration::from_secs(self.options.drain_seconds),
+            cancel_processing.clone(),
+        );
         let embedder = embed::Embedder::start(
             self.encoders.clone(),
             self.prompt_sets,
@@ -217,18 +233,52 @@ impl Worker {
             in_flight_bytes: 0,
             commit_task: None,
             source_failure: None,
-            sink: Sink::new(writer, &self.options, self.progress.clone(), model, prompt_sets),
+            sink: Sink::new(
+                writer,
+                &self.options,
+                self.progress.clone(),
+                model,
+                prompt_sets,
+                cancel_processing.clone(),
+            ),
             progress: self.progress,
             options: self.options,
         };
-        let result = pipeline.run(&token).await;
+        let result = cancel_processing.run_until_cancelled(pipeline.run(&token, &draining)).await;
         cancel_processing.cancel();
-        let Pipeline { source, in_flight, .. } = pipeline;
-        let drained = in_flight.is_empty();
-        drop(in_flight);
+        let Pipeline { source, in_flight, commit_task, .. } = pipeline;
+        let result = match result {
+            Some(Err(IngestError::Table(TableError::Cancelled { .. }))) | None => {
+                warn_drain_timed_out(in_flight.len());
+                Ok(false)
+            }
+            Some(result) => result.map(|()| in_flight.is_empty()),
+        };
+        // Both end the tasks behind them.
+        drop((in_flight, commit_task));
         source.close().await;
-        result.map(|()| drained)
+        result
     }
+}
+
+/// Cancels `deadline` when `limit` has passed since `draining` was cancelled.
+fn start_drain_timer(
+    draining: CancellationToken,
+    limit: Duration,
+    deadline: CancellationToken,
+) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        draining.cancelled().await;
+        tokio::time::sleep(limit).await;
+        deadline.cancel();
+    }))
+}
+
+fn warn_drain_timed_out(remaining: usize) {
+    warn!(
+        event = event::DRAIN_TIMED_OUT,
+        remaining, "work was cut off; it is done again by the next owner"
+    );
 }
 
 /// How often the pipeline shows that it is alive where nothing comes; well below what counts as stuck.
@@ -258,8 +308,17 @@ enum PipelineEvent {
     Failed(IngestError),
 }
 
+/// Share of the time to drain that is for messages in the pipeline; the rest is for the last commit.
+const MESSAGES_SHARE_OF_DRAIN: f64 = 0.75;
+
 impl Pipeline {
-    async fn run(&mut self, token: &CancellationToken) -> Result<(), IngestError> {
+    /// Works until `token` is cancelled or something fails, cancels `draining`, finishes what is in the
+    /// pipeline, and commits it. The caller limits the time that this takes.
+    async fn run(
+        &mut self,
+        token: &CancellationToken,
+        draining: &CancellationToken,
+    ) -> Result<(), IngestError> {
         let heartbeat_interval = Duration::from_secs(self.options.heartbeat_seconds);
         let mut heartbeat_ticks =
             interval_at(Instant::now() + heartbeat_interval, heartbeat_interval);
@@ -289,8 +348,9 @@ impl Pipeline {
                 () = token.cancelled() => {}
             }
         }
+        draining.cancel();
         let limit = Duration::from_secs(self.options.drain_seconds);
-        let drained = tokio::time::timeout(limit, async {
+        let drained = tokio::time::timeout(limit.mul_f64(MESSAGES_SHARE_OF_DRAIN), async {
             while let Some(settling) = self.in_flight.next().await {
                 self.handle_event(settling).await?;
             }
@@ -298,11 +358,7 @@ impl Pipeline {
         });
         match drained.await {
             Ok(result) => result?,
-            Err(_) => warn!(
-                event = event::DRAIN_TIMED_OUT,
-                remaining = self.in_flight.len(),
-                "work was cut off; it is done again by the next owner"
-            ),
+            Err(_) => warn_drain_timed_out(self.in_flight.len()),
         }
         self.commit_all().await?;
         match self.source_failure.take() {

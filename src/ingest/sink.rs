@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
@@ -27,6 +28,8 @@ const MAX_TRACE_IDS: usize = 32;
 /// Collects outcomes and commits them.
 pub struct Sink {
     writer: Arc<Mutex<TableWriter>>,
+    /// Cancelled when the time to drain is over: ends the attempts of reads and commits.
+    cancel: CancellationToken,
     partitions: BTreeMap<TopicPartition, PendingPartition>,
     options: IngestOptions,
     progress: Arc<Progress>,
@@ -95,9 +98,11 @@ impl Sink {
         progress: Arc<Progress>,
         model_fingerprint: String,
         prompt_sets: ActivePromptSets,
+        cancel: CancellationToken,
     ) -> Self {
         Self {
             writer,
+            cancel,
             partitions: BTreeMap::new(),
             options: options.clone(),
             progress,
@@ -118,7 +123,7 @@ impl Sink {
     pub async fn assign(&mut self, partitions: Vec<TopicPartition>) -> Result<(), IngestError> {
         let mut writer = self.writer.lock().await;
         for partition in partitions {
-            let expected = writer.read_position(&partition).await?;
+            let expected = writer.read_position(&partition, &self.cancel).await?;
             let pending = PendingPartition {
                 table_position: expected,
                 next_offset: None,
@@ -237,11 +242,11 @@ impl Sink {
         if batches.is_empty() {
             return None;
         }
-        let writer = self.writer.clone();
+        let (writer, cancel) = (self.writer.clone(), self.cancel.clone());
         Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let ends = batches.iter().map(|b| (b.partition.clone(), b.next_offset)).collect();
             let started = Instant::now();
-            let done = writer.lock().await.append(batches).await?;
+            let done = writer.lock().await.append(batches, &cancel).await?;
             Ok(FinishedCommit {
                 committed: done,
                 end_offsets: ends,
@@ -333,8 +338,14 @@ mod tests {
         let generation = Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, By::EventTime);
         let writer = TableWriter::open(&Store::in_memory(), &generation, 3).await.unwrap();
         let sets = ActivePromptSets::new(Vec::new());
-        let mut sink =
-            Sink::new(Arc::new(Mutex::new(writer)), &options, Arc::default(), "m".into(), sets);
+        let mut sink = Sink::new(
+            Arc::new(Mutex::new(writer)),
+            &options,
+            Arc::default(),
+            "m".into(),
+            sets,
+            CancellationToken::new(),
+        );
         let partition = TopicPartition { topic: "images".into(), number: 0 };
         sink.assign(vec![partition.clone()]).await.unwrap();
         (sink, partition)

@@ -65,7 +65,7 @@ async fn append_images(store: &Store, model: &HashEncoders, from: u64, to: u64) 
     TableWriter::open(store, &generation(model), 5)
         .await
         .unwrap()
-        .append(vec![batch])
+        .append(vec![batch], &CancellationToken::new())
         .await
         .unwrap();
 }
@@ -86,7 +86,7 @@ async fn catalogue_with_standby(old: &HashEncoders, new: &HashEncoders, to: u64)
         prompt_sets: vec![self::embedded_prompt_set(new).to_record()],
         since: DateTime::from_timestamp(1, 0).unwrap(),
     };
-    set_up_standby(&store, &beside, &[], 5, "test").await.unwrap();
+    set_up_standby(&store, &beside, &[], 5, "test", &CancellationToken::new()).await.unwrap();
     append_images(&store, new, 0, to).await;
     store
 }

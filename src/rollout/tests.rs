@@ -79,7 +79,12 @@ async fn catalogue(whole: bool) -> Store {
         next_offset: 10,
         rows: rows.collect(),
     };
-    TableWriter::open(&store, &generation(), 5).await.unwrap().append(vec![one]).await.unwrap();
+    TableWriter::open(&store, &generation(), 5)
+        .await
+        .unwrap()
+        .append(vec![one], &CancellationToken::new())
+        .await
+        .unwrap();
     store
 }
 
@@ -247,11 +252,14 @@ async fn a_set_in_use_is_not_retired() {
     let store = catalogue(true).await;
     set_candidate(&store, &candidate_spec("one"), "ann").await.unwrap();
     for (set, why) in [("a", "is served"), ("b", "candidate"), ("c", "not a stored")] {
-        let error = retire_prompt_set(&store, set, 5, "ann").await.unwrap_err().to_string();
+        let error = retire_prompt_set(&store, set, 5, "ann", &CancellationToken::new())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(why), "{error}");
     }
     withdraw_candidate(&store, "ann").await.unwrap();
-    retire_prompt_set(&store, "b", 5, "ann").await.unwrap();
+    retire_prompt_set(&store, "b", 5, "ann", &CancellationToken::new()).await.unwrap();
     let state = StateStore::new(&store).read_newest().await.unwrap().unwrap();
     assert_eq!(state.prompt_sets.len(), 1);
 }
@@ -260,7 +268,7 @@ async fn a_set_in_use_is_not_retired() {
 async fn rolling_back_brings_a_retired_set_back() {
     let store = catalogue(true).await;
     promote_candidate(&store, "one").await;
-    retire_prompt_set(&store, "a", 5, "ann").await.unwrap();
+    retire_prompt_set(&store, "a", 5, "ann", &CancellationToken::new()).await.unwrap();
     let state = roll_back(&store, "ann").await.unwrap();
     assert_eq!(state.serving.prompt_set, prompt_set_record("a").key);
     assert!(state.prompt_sets.iter().any(|set| set.key == prompt_set_record("a").key));

@@ -84,7 +84,9 @@ impl CatalogueFollower {
         let ended = loop {
             let before = report.clone();
             let step = self.apply_newest_revision(&mut loaded, report.revision, &token);
-            match run_with_heartbeat(&readers, &report, REPLICA_REPORT_INTERVAL, step).await {
+            let step = run_with_heartbeat(&readers, &report, REPLICA_REPORT_INTERVAL, step);
+            let Some(applied) = token.run_until_cancelled(step).await else { break Ok(()) };
+            match applied {
                 Ok(revision) => {
                     report.revision = revision;
                     failed = None;

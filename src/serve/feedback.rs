@@ -134,9 +134,10 @@ impl FeedbackWriter {
             let lines: Result<Vec<String>, _> =
                 batch.iter().map(|(feedback, _)| serde_json::to_string(feedback)).collect();
             let stored = match lines {
-                Ok(lines) => {
-                    self.store_lines(lines.join("\n") + "\n").await.map_err(|e| e.to_string())
-                }
+                Ok(lines) => self
+                    .store_lines(lines.join("\n") + "\n", &token)
+                    .await
+                    .map_err(|e| e.to_string()),
                 Err(error) => Err(error.to_string()),
             };
             for (feedback, answer) in batch.drain(..) {
@@ -165,16 +166,19 @@ impl FeedbackWriter {
         }
     }
 
-    async fn store_lines(&self, lines: String) -> Result<(), StoreError> {
+    /// Retries until `cancel` is cancelled: then who sent the feedback is told that it was not stored.
+    async fn store_lines(
+        &self,
+        lines: String,
+        cancel: &CancellationToken,
+    ) -> Result<(), StoreError> {
         let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true).replace([':', '-'], "");
         let path = Path::from(format!("{now}-{:08x}.jsonl", rand::random::<u32>()));
         let payload = PutPayload::from(lines);
-        // It ends by itself soon enough, also at shutdown.
-        let never = CancellationToken::new();
         let log_retry = |attempt, error: &StoreError| {
             info!(event = event::RETRY, stage = "feedback", attempt, %error, "feedback was not stored; trying again");
         };
-        retry(Backoff::with_max_attempts(MAX_STORE_ATTEMPTS), &never, log_retry, || async {
+        retry(Backoff::with_max_attempts(MAX_STORE_ATTEMPTS), cancel, log_retry, || async {
             let put = self.store.object_store().put(&path, payload.clone()).await;
             put.map(drop).map_err(|e| self.store.wrap_error(e))
         })
@@ -184,9 +188,13 @@ impl FeedbackWriter {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+
     use futures::TryStreamExt;
 
     use super::*;
+    use crate::table::tests::faulty::{FaultKind, FaultyStore, stops_soon};
 
     fn feedback(image: &str) -> Feedback {
         Feedback {
@@ -233,6 +241,18 @@ mod tests {
         token.cancel();
         running.await.unwrap();
         assert!(matches!(inbox.submit(feedback("c")).await, Err(FeedbackError::ShuttingDown)));
+    }
+
+    #[tokio::test]
+    async fn feedback_that_cannot_be_stored_does_not_delay_a_shutdown() {
+        let faulty = Arc::new(FaultyStore::new(FaultKind::BeforeWrites(1)));
+        let (queue, writer) = feedback_channel(&Store::from_object_store(faulty.clone()));
+        let running = tokio::spawn(writer.run(faulty.arm_and_cancel()));
+        let result = stops_soon(queue.submit(feedback("a"))).await;
+        assert!(matches!(result, Err(FeedbackError::Store(_))), "who sent it is told");
+        stops_soon(running).await.unwrap();
+        let attempts = faulty.injected_faults.load(Ordering::SeqCst) as u32;
+        assert!(attempts < MAX_STORE_ATTEMPTS, "{attempts}");
     }
 
     #[tokio::test]

@@ -45,4 +45,4 @@ pub use statistics::{
 pub use writer::{CommitSummary, PartitionBatch, TableWriter};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -150,7 +150,7 @@ catalogue! {
         "`drained = false`: work was cut off; it is done again by the next owner.",
         [text_field("role", ""), flag_field("drained", "everything that was taken up is settled")];
     DRAIN_TIMED_OUT = "drain.timed_out", ["warn"],
-        "At shutdown, messages took longer than `ingest.drain_seconds` and were cut off.",
+        "At shutdown, messages or the last commit took longer than `ingest.drain_seconds` and were cut off.",
         "None: the next owner processes them again. If it stays, look at what is slow (`retry`).",
         [count_field("remaining", "messages")];
     FATAL = "fatal", ["error"],

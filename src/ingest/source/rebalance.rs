@@ -10,6 +10,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::consumer::{
@@ -55,6 +56,8 @@ pub(crate) struct SourceContext {
     pub brokers: String,
     pub request_timeout: Duration,
     pub drain_timeout: Duration,
+    /// Cancelled when the worker is to stop: then no new assignment is waited for.
+    pub cancel: CancellationToken,
 }
 
 impl ClientContext for SourceContext {
@@ -107,7 +110,9 @@ impl ConsumerContext for SourceContext {
         } else {
             self.revoke(consumer, list, cooperative)
         };
-        if let Err(failed) = result {
+        if let Err(failed) = result
+            && !self.cancel.is_cancelled()
+        {
             self.report_failure(failed);
         }
     }
@@ -182,13 +187,15 @@ impl SourceContext {
         }
     }
 
-    /// Begin and end of a partition's log. A broker that restarts is waited for.
+    /// Begin and end of a partition's log. A broker that restarts is waited for, until the worker is to
+    /// stop.
     fn fetch_watermarks(
         &self,
         consumer: &BaseConsumer<Self>,
         partition: &TopicPartition,
     ) -> Result<(i64, i64), SourceError> {
         let started = Instant::now();
+        let backoff = Backoff::with_max_attempts(u32::MAX);
         let mut attempt = 0;
         loop {
             let found =
@@ -200,7 +207,9 @@ impl SourceContext {
                         && started.elapsed() < WATERMARK_TIMEOUT =>
                 {
                     info!(event = event::RETRY, stage = "source", attempt, %error, "the end of a partition's log is not known yet");
-                    std::thread::sleep(Backoff::with_max_attempts(u32::MAX).random_delay(attempt));
+                    if !self.runtime.block_on(backoff.wait(attempt, &self.cancel)) {
+                        return Err(self.kafka_error(error));
+                    }
                     attempt += 1;
                 }
                 Err(error) => return Err(self.kafka_error(error)),

@@ -136,7 +136,7 @@ pub async fn accept_connections(
                 // One that left before it was taken is its own affair.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
                     error!(event = event::HTTP_ERROR, code = "accept", %error, "a connection could not be taken");
-                    sleep(ACCEPT_RETRY_DELAY).await;
+                    token.run_until_cancelled(sleep(ACCEPT_RETRY_DELAY)).await;
                 }
                 continue;
             }
