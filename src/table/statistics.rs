@@ -424,7 +424,7 @@ fn statistics_from_batch(batch: &RecordBatch) -> Result<Vec<BackfilledStatistics
                 image_id: ids.value(i).to_owned(),
                 sequence: SequenceKey::from_stored(sequences.value(i)),
                 embedded_at: DateTime::from_timestamp_micros(times.value(i))
-                    .ok_or("embedded_at is no time")?,
+                    .ok_or("embedded_at is not a time")?,
                 embedding_hash: hashes.value(i).to_owned(),
                 statistics: ScoreStatistics {
                     n: n.value(i) as u32,
