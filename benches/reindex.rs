@@ -152,7 +152,7 @@ async fn fill_table(
             next_offset: to as i64,
             rows: of,
         };
-        writer.append(vec![one]).await?;
+        writer.append(vec![one], &CancellationToken::new()).await?;
         expected = Some(to as i64);
     }
     Ok(())

@@ -137,7 +137,7 @@ impl PartitionAppender {
         let batch =
             PartitionBatch { partition, expected_position: self.next_offset, next_offset, rows };
         self.next_offset = Some(next_offset);
-        Ok(self.writer.append(vec![batch]).await?)
+        Ok(self.writer.append(vec![batch], &CancellationToken::new()).await?)
     }
 }
 

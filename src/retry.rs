@@ -1,24 +1,24 @@
-//! What a caller does about an error, and how it waits before it tries again.
+//! How a caller reacts to an error, and how it waits before it tries again.
 
 use std::time::Duration;
 
 use rand::RngExt;
 use tokio_util::sync::CancellationToken;
 
-/// The decision that an error carries.
+/// What the caller of a failed operation does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
-    /// It may pass: try again after a pause.
+    /// The error may pass: try again after a pause.
     Retry,
-    /// This input will never work: put it aside and go on.
+    /// This input always fails: set it aside as a dead letter and continue with the next one.
     DeadLetter,
-    /// Nothing will work until somebody changes something: stop.
+    /// Nothing works until somebody changes something: stop.
     Fatal,
 }
 
-/// An error that tells its caller what to do.
+/// An error that says what its caller should do.
 pub trait Classify {
-    /// What to do about this error.
+    /// Returns what to do about this error.
     fn disposition(&self) -> Disposition;
 }
 
@@ -30,30 +30,43 @@ pub struct Backoff {
     pub base: Duration,
     /// Upper bound of every pause.
     pub cap: Duration,
-    /// How often the work is tried in all, at least once.
+    /// Number of attempts in all, at least 1.
     pub max_attempts: u32,
 }
 
 impl Backoff {
-    /// Between 100 ms and 10 s, `attempts` times in all.
+    /// Creates a backoff with pauses of up to 100 ms at first and up to 10 s later.
     pub fn with_max_attempts(max_attempts: u32) -> Self {
         Self { base: Duration::from_millis(100), cap: Duration::from_secs(10), max_attempts }
     }
 
-    /// The pause after the failed attempt `attempt`, counted from 0.
+    /// Draws the pause after failed attempt `attempt`, counted from 0.
     pub fn random_delay(&self, attempt: u32) -> Duration {
         let bound = self.base.saturating_mul(2u32.saturating_pow(attempt)).min(self.cap);
         rand::rng().random_range(Duration::ZERO..=bound)
     }
+
+    /// Pauses after failed attempt `attempt`, counted from 0. Returns false as soon as `cancel` is
+    /// cancelled: then no further attempt is made.
+    #[must_use = "a cancelled wait ends the attempts"]
+    pub async fn wait(&self, attempt: u32, cancel: &CancellationToken) -> bool {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => false,
+            () = tokio::time::sleep(self.random_delay(attempt)) => true,
+        }
+    }
 }
 
-/// Runs `work` until it succeeds, fails with anything but [`Verdict::Retry`], or has been tried
-/// `backoff.attempts` times; `on_retry` hears of every failure that is tried again.
+/// Runs `work` until it succeeds, fails with anything but [`Disposition::Retry`], or was tried
+/// `backoff.max_attempts` times. Calls `on_retry` with the number of attempts so far and the error
+/// before each pause.
 ///
-/// A cancelled `token` ends the waiting at once with the last error: whoever cancels wants to leave.
+/// When `cancel` is cancelled, the pause ends at once and the last error is returned. `work` itself is
+/// never interrupted, and is tried once even if `cancel` is cancelled already.
 pub async fn retry<T, E, F>(
     backoff: Backoff,
-    token: &CancellationToken,
+    cancel: &CancellationToken,
     mut on_retry: impl FnMut(u32, &E),
     mut work: impl FnMut() -> F,
 ) -> Result<T, E>
@@ -67,15 +80,14 @@ where
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        attempt += 1;
-        if error.disposition() != Disposition::Retry || attempt >= backoff.max_attempts {
+        if error.disposition() != Disposition::Retry || attempt + 1 >= backoff.max_attempts {
             return Err(error);
         }
-        on_retry(attempt, &error);
-        tokio::select! {
-            () = tokio::time::sleep(backoff.random_delay(attempt - 1)) => {}
-            () = token.cancelled() => return Err(error),
+        on_retry(attempt + 1, &error);
+        if !backoff.wait(attempt, cancel).await {
+            return Err(error);
         }
+        attempt += 1;
     }
 }
 
@@ -83,7 +95,11 @@ where
 mod tests {
     use std::cell::Cell;
 
+    use tokio::time::Instant;
+
     use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
 
     #[derive(Debug, PartialEq)]
     struct TestError(Disposition);
@@ -93,21 +109,24 @@ mod tests {
         }
     }
 
-    async fn count_attempts(verdict: Disposition, succeed_at: u32) -> (u32, Result<(), TestError>) {
-        let tried = Cell::new(0);
+    async fn count_attempts(
+        disposition: Disposition,
+        succeed_at: u32,
+    ) -> (u32, Result<(), TestError>) {
+        let attempts = Cell::new(0);
         let backoff = Backoff { base: Duration::ZERO, ..Backoff::with_max_attempts(5) };
-        let token = CancellationToken::new();
+        let cancel = CancellationToken::new();
         let result = retry(
             backoff,
-            &token,
+            &cancel,
             |_, _| {},
             || async {
-                tried.set(tried.get() + 1);
-                if tried.get() == succeed_at { Ok(()) } else { Err(TestError(verdict)) }
+                attempts.set(attempts.get() + 1);
+                if attempts.get() == succeed_at { Ok(()) } else { Err(TestError(disposition)) }
             },
         )
         .await;
-        (tried.get(), result)
+        (attempts.get(), result)
     }
 
     #[tokio::test]
@@ -120,16 +139,28 @@ mod tests {
 
     #[tokio::test]
     async fn cancelling_ends_the_wait() {
-        let token = CancellationToken::new();
-        token.cancel();
-        let backoff = Backoff {
-            base: Duration::from_secs(3600),
-            cap: Duration::from_secs(3600),
-            max_attempts: 9,
-        };
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        let backoff = Backoff { base: HOUR, cap: HOUR, max_attempts: 9 };
         let result: Result<(), TestError> =
-            retry(backoff, &token, |_, _| {}, || async { Err(TestError(Disposition::Retry)) })
+            retry(backoff, &cancel, |_, _| {}, || async { Err(TestError(Disposition::Retry)) })
                 .await;
         assert!(result.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_at_the_moment_of_its_cancellation() {
+        let year = HOUR * 8_760;
+        let backoff = Backoff { base: year, cap: year, max_attempts: u32::MAX };
+        let cancel = CancellationToken::new();
+        let started = Instant::now();
+        let (lasted, ()) = tokio::join!(backoff.wait(0, &cancel), async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            cancel.cancel();
+        });
+        assert!(!lasted && started.elapsed() < Duration::from_secs(60));
+        let none = Backoff { base: Duration::ZERO, ..backoff };
+        assert!(!none.wait(0, &cancel).await, "it was cancelled before");
+        assert!(none.wait(0, &CancellationToken::new()).await);
     }
 }

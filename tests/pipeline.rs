@@ -318,6 +318,55 @@ async fn a_worker_goes_on_where_the_table_ends() {
     assert_eq!(ids.len(), 30, "no row stands twice");
 }
 
+/// No attempt to commit outlives the drain, and the next worker does what was not committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_store_fails_ends_within_its_drain_time() {
+    let house = Fixture::with_partitions(1);
+    let send = async |range: std::ops::Range<u64>| {
+        for i in range {
+            let uri = house.write_image(&format!("{i}.jpg"), i);
+            house.send_event(upsert_event(&format!("i{i}"), &uri, 1)).await;
+        }
+    };
+    let stored = |p: &Progress| p.stored_rows.load(AtomicOrdering::Relaxed);
+    let token = CancellationToken::new();
+    let (progress, running) = house.start_worker(&token).await;
+    send(0..5).await;
+    wait_until("the first images are stored", || stored(&progress) == 5).await;
+
+    // A file in the place of the catalogue's folder fails every request.
+    let (folder, saved) =
+        (house.folder.path().join("catalogue"), house.folder.path().join("saved"));
+    std::fs::rename(&folder, &saved).unwrap();
+    std::fs::write(&folder, "").unwrap();
+    send(5..10).await;
+    wait_until("the others wait for their commit", || {
+        progress.embedded.load(AtomicOrdering::Relaxed) == 10
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let stopped_at = Instant::now();
+    token.cancel();
+    let drained = running.await.unwrap();
+    let seconds = stopped_at.elapsed().as_secs();
+    // `ingest.drain_seconds`, and 15 s for a consumer that leaves its group.
+    assert!(!drained && seconds < 3 + 15, "{seconds} s");
+
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&saved, &folder).unwrap();
+    assert_eq!(house.read_rows().await.len(), 5);
+    let token = CancellationToken::new();
+    let (progress, running) = house.start_worker(&token).await;
+    wait_until("the next worker stores the others", || stored(&progress) == 5).await;
+    token.cancel();
+    assert!(running.await.unwrap());
+    let mut ids: Vec<String> =
+        house.read_rows().await.iter().map(|r| r.image_id.to_string()).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 10);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_that_come_and_go_lose_and_double_nothing() {
     let house = Fixture::with_partitions(4);
@@ -399,12 +448,31 @@ async fn another_models_generation_has_every_image_in_its_newest_version() {
         (0..2).map(|number| TopicPartition { topic: TOPIC.into(), number }).collect();
     let (store, new) = (house.open_store(), beside.generation.clone());
     for _ in 0..2 {
-        let state =
-            backfill::set_up_standby(&store, &beside, &partitions, 20, "test").await.unwrap();
+        let state = backfill::set_up_standby(
+            &store,
+            &beside,
+            &partitions,
+            20,
+            "test",
+            &CancellationToken::new(),
+        )
+        .await
+        .unwrap();
         assert!(state.revision == 2 && state.is_standby(&new), "twice is once");
     }
     let first = StandbyGeneration { generation: house.generation(), ..beside.clone() };
-    assert!(backfill::set_up_standby(&store, &first, &partitions, 20, "test").await.is_err());
+    assert!(
+        backfill::set_up_standby(
+            &store,
+            &first,
+            &partitions,
+            20,
+            "test",
+            &CancellationToken::new()
+        )
+        .await
+        .is_err()
+    );
 
     // Events go on; the deleted image's first version comes once more, late.
     house.send_event(upsert_event("i0", &house.write_image("again.jpg", 777), 6)).await;

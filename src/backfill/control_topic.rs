@@ -160,7 +160,8 @@ impl ControlConsumer {
         state: &mut Option<CatalogueState>,
         cancel: &CancellationToken,
     ) -> Result<(), ControlTopicError> {
-        if !self.is_generation_live(state).await? {
+        let live = token.run_until_cancelled(self.is_generation_live(state)).await;
+        if !live.transpose()?.unwrap_or(false) {
             return Ok(());
         }
         let mut config: ClientConfig = self.kafka.client_config();
@@ -189,7 +190,8 @@ impl ControlConsumer {
                 () = cancel.cancelled() => return Ok(()),
                 () = tokio::time::sleep(LIVE_CHECK_INTERVAL) => None,
             };
-            if !self.is_generation_live(state).await? {
+            let live = token.run_until_cancelled(self.is_generation_live(state)).await;
+            if !live.transpose()?.unwrap_or(false) {
                 return Ok(());
             }
             let Some(message) = message else { continue };

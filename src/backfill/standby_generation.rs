@@ -73,13 +73,9 @@ pub async fn set_up_standby(
             if let (Some(next_offset), None) = (live_position, new_position) {
                 let partition = partition.clone();
                 let rows = Vec::new();
-                new.append(vec![PartitionBatch {
-                    partition,
-                    expected_position: None,
-                    next_offset,
-                    rows,
-                }])
-                .await?;
+                let batch =
+                    PartitionBatch { partition, expected_position: None, next_offset, rows };
+                new.append(vec![batch], cancel).await?;
             }
         }
     }

@@ -235,7 +235,7 @@ async fn reindex_model(
         print_line!("Nothing was changed.");
         return Ok(());
     }
-    let pending = pending_messages(&config, &store, &state, &reembed_partitions).await?;
+    let pending = pending_messages(&config, &store, &state, &reembed_partitions, &token).await?;
     if pending > 0 {
         print_line!(
             "{pending} messages of {} still wait; run this again when they are done",
@@ -330,6 +330,7 @@ async fn pending_messages(
     store: &crate::store::Store,
     state: &CatalogueState,
     reembed_partitions: &[TopicPartition],
+    token: &CancellationToken,
 ) -> anyhow::Result<i64> {
     let standby = state.standby.as_ref().context("the generation was withdrawn meanwhile")?;
     let attempts = config.table.max_commit_attempts;
@@ -337,7 +338,7 @@ async fn pending_messages(
     let logs = kafka::fetch_watermarks(&config.kafka, &config.source.reindex_topic).await?;
     let mut pending = 0;
     for partition in reembed_partitions {
-        let position = positions.read_position(partition).await?.unwrap_or_default();
+        let position = positions.read_position(partition, token).await?.unwrap_or_default();
         let (low, end) = logs.get(&partition.number).copied().unwrap_or_default();
         pending += (end - position.max(low)).max(0);
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::info;
 
@@ -29,6 +30,8 @@ const MAX_TRACE_IDS: usize = 32;
 /// Collects processed messages of the assigned partitions until they are committed.
 pub struct Sink {
     writer: Arc<Mutex<TableWriter>>,
+    /// Cancelled when the time to drain is over: ends the attempts of reads and commits.
+    cancel: CancellationToken,
     partitions: BTreeMap<TopicPartition, PendingPartition>,
     options: IngestOptions,
     progress: Arc<Progress>,
@@ -98,9 +101,11 @@ impl Sink {
         progress: Arc<Progress>,
         model_fingerprint: String,
         prompt_sets: ActivePromptSets,
+        cancel: CancellationToken,
     ) -> Self {
         Self {
             writer,
+            cancel,
             partitions: BTreeMap::new(),
             options: options.clone(),
             progress,
@@ -240,7 +245,7 @@ impl Sink {
         if batches.is_empty() {
             return None;
         }
-        let writer = self.writer.clone();
+        let (writer, cancel) = (self.writer.clone(), self.cancel.clone());
         Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let end_offsets =
                 batches.iter().map(|b| (b.partition.clone(), b.next_offset)).collect();
@@ -338,8 +343,14 @@ mod tests {
         let generation = Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, By::EventTime);
         let writer = TableWriter::open(&Store::in_memory(), &generation, 3).await.unwrap();
         let sets = ActivePromptSets::new(Vec::new());
-        let mut sink =
-            Sink::new(Arc::new(Mutex::new(writer)), &options, Arc::default(), "m".into(), sets);
+        let mut sink = Sink::new(
+            Arc::new(Mutex::new(writer)),
+            &options,
+            Arc::default(),
+            "m".into(),
+            sets,
+            CancellationToken::new(),
+        );
         let partition = TopicPartition { topic: "images".into(), number: 0 };
         sink.assign(vec![partition.clone()]).await.unwrap();
         (sink, partition)

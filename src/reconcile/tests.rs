@@ -57,12 +57,15 @@ async fn store_with_rows(rows: Vec<ImageRow>) -> Store {
 async fn append(store: &Store, rows: Vec<ImageRow>) {
     let mut writer = TableWriter::open(store, &generation(), 5).await.unwrap();
     let partition = TopicPartition { topic: "images".into(), number: 0 };
-    let expected = writer.read_position(&partition).await.unwrap();
+    let expected = writer.read_position(&partition, &CancellationToken::new()).await.unwrap();
     let from = expected.unwrap_or_default();
     let next_offset = from + rows.len() as i64;
     let rows = (from..).zip(rows).collect();
     writer
-        .append(vec![PartitionBatch { partition, expected_position: expected, next_offset, rows }])
+        .append(
+            vec![PartitionBatch { partition, expected_position: expected, next_offset, rows }],
+            &CancellationToken::new(),
+        )
         .await
         .unwrap();
 }

@@ -67,7 +67,7 @@ async fn append_images(store: &Store, model: &HashEncoders, from: u64, to: u64) 
     TableWriter::open(store, &generation(model), 5)
         .await
         .unwrap()
-        .append(vec![batch])
+        .append(vec![batch], &CancellationToken::new())
         .await
         .unwrap();
 }

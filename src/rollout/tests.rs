@@ -253,7 +253,7 @@ async fn a_prompt_set_in_use_is_not_retired() {
         assert!(error.contains(reason), "{error}");
     }
     withdraw_candidate(&store, "ann").await.unwrap();
-    retire_prompt_set(&store, "b", 5, "ann").await.unwrap();
+    retire_prompt_set(&store, "b", 5, "ann", &CancellationToken::new()).await.unwrap();
     let state = StateStore::new(&store).read_newest().await.unwrap().unwrap();
     assert_eq!(state.prompt_sets.len(), 1);
 }
@@ -262,7 +262,7 @@ async fn a_prompt_set_in_use_is_not_retired() {
 async fn a_roll_back_adds_a_retired_prompt_set_again() {
     let store = catalogue(true).await;
     promote_candidate(&store, "one").await;
-    retire_prompt_set(&store, "a", 5, "ann").await.unwrap();
+    retire_prompt_set(&store, "a", 5, "ann", &CancellationToken::new()).await.unwrap();
     let state = roll_back(&store, "ann").await.unwrap();
     assert_eq!(state.serving.prompt_set, prompt_set_record("a").key);
     assert!(state.prompt_sets.iter().any(|set| set.key == prompt_set_record("a").key));

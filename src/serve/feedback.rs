@@ -136,9 +136,10 @@ impl FeedbackWriter {
             let lines: Result<Vec<String>, _> =
                 batch.iter().map(|(feedback, _)| serde_json::to_string(feedback)).collect();
             let stored = match lines {
-                Ok(lines) => {
-                    self.store_lines(lines.join("\n") + "\n").await.map_err(|e| e.to_string())
-                }
+                Ok(lines) => self
+                    .store_lines(lines.join("\n") + "\n", &token)
+                    .await
+                    .map_err(|e| e.to_string()),
                 Err(error) => Err(error.to_string()),
             };
             for (feedback, result_sender) in batch.drain(..) {
@@ -167,7 +168,12 @@ impl FeedbackWriter {
         }
     }
 
-    async fn store_lines(&self, lines: String) -> Result<(), StoreError> {
+    /// Retries until `cancel` is cancelled: then who sent the feedback is told that it was not stored.
+    async fn store_lines(
+        &self,
+        lines: String,
+        cancel: &CancellationToken,
+    ) -> Result<(), StoreError> {
         let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true).replace([':', '-'], "");
         let path = Path::from(format!("{now}-{:08x}.jsonl", rand::random::<u32>()));
         let payload = PutPayload::from(lines);
@@ -192,9 +198,13 @@ impl FeedbackWriter {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+
     use futures::TryStreamExt;
 
     use super::*;
+    use crate::table::tests::faulty::{FaultKind, FaultyStore, stops_soon};
 
     fn feedback(image: &str) -> Feedback {
         Feedback {
@@ -241,6 +251,18 @@ mod tests {
         cancel.cancel();
         writer_task.await.unwrap();
         assert!(matches!(queue.submit(feedback("c")).await, Err(FeedbackError::ShuttingDown)));
+    }
+
+    #[tokio::test]
+    async fn feedback_that_cannot_be_stored_does_not_delay_a_shutdown() {
+        let faulty = Arc::new(FaultyStore::new(FaultKind::BeforeWrites(1)));
+        let (queue, writer) = feedback_channel(&Store::from_object_store(faulty.clone()));
+        let running = tokio::spawn(writer.run(faulty.arm_and_cancel()));
+        let result = stops_soon(queue.submit(feedback("a"))).await;
+        assert!(matches!(result, Err(FeedbackError::Store(_))), "who sent it is told");
+        stops_soon(running).await.unwrap();
+        let attempts = faulty.injected_faults.load(Ordering::SeqCst) as u32;
+        assert!(attempts < MAX_STORE_ATTEMPTS, "{attempts}");
     }
 
     #[tokio::test]

@@ -1,4 +1,5 @@
-//! What a prompt set still lacks in the stored rows, and reading what measuring them needs.
+//! Which stored rows still lack the statistics of a prompt set, and reading what is needed to compute
+//! them.
 
 use std::collections::HashMap;
 
@@ -19,52 +20,52 @@ use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::record::RowVersion;
 use crate::store::Store;
 
-/// Columns that measuring a row needs: all others are not read.
+/// Columns that are needed to measure a row; all others are not read.
 const MEASUREMENT_COLUMNS: [&str; 6] =
     ["image_id", "sequence", "deleted", "embedded_at", "embedding", "statistics"];
 
-/// How much of a table has the statistics of a prompt set, by what the logs say: a file counts as a
-/// whole. Superseded rows and tombstones count too.
+/// How much of a table has the statistics of a prompt set, as far as the logs say: a file counts either
+/// as a whole or not at all. Superseded rows and tombstones count too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StatisticsCoverage {
-    /// The set.
+    /// Key of the prompt set.
     pub prompt_set: StatisticsKey,
-    /// Rows in all.
+    /// Number of rows of the table.
     pub rows: usize,
-    /// Rows in files in which every row has the statistics, by itself or backfilled.
+    /// Number of rows in files in which every row has the statistics, its own or backfilled ones.
     pub covered: usize,
-    /// Files that are still to be measured.
+    /// Number of files that are not measured yet.
     pub pending_files: usize,
 }
 
 impl StatisticsCoverage {
-    /// Whether nothing is missing.
+    /// Whether every file is measured.
     pub fn is_complete(&self) -> bool {
         self.pending_files == 0
     }
 }
 
-/// A data file that lacks the statistics of a set.
+/// A data file that lacks the statistics of a prompt set.
 #[derive(Debug, Clone)]
 pub struct PendingFile {
-    /// Its path in the `images` table.
+    /// Path in the `images` table.
     pub path: Path,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Rows in it, where the log says so.
+    /// Number of rows; 0 if the log does not say.
     pub rows: usize,
 }
 
 /// The statistics of the live images of a generation.
 #[derive(Debug, Clone, Default)]
 pub struct LiveStatistics {
-    /// Images that are there.
+    /// Number of images that are not deleted.
     pub live_images: usize,
-    /// The stored statistics of those that have them, in no particular order.
+    /// The stored statistics of the images that have them, in no particular order.
     pub statistics: Vec<ScoreStatistics>,
 }
 
-/// The stored rows of one generation, as a reindex sees them.
+/// The stored rows of one generation that a backfill reads.
 pub struct BackfillSource {
     log: DeltaLog,
     statistics_table: Option<StatisticsTable>,
@@ -73,7 +74,8 @@ pub struct BackfillSource {
 }
 
 impl BackfillSource {
-    /// Opens both tables of `generation`; `Missing` where there is no `images` table.
+    /// Opens both tables of `generation`. Fails with [`TableError::NotFound`] if there is no `images`
+    /// table.
     pub async fn open(catalogue: &Store, generation: &Generation) -> Result<Self, TableError> {
         Ok(Self {
             log: DeltaLog::open_images(catalogue, generation).await?,
@@ -83,7 +85,8 @@ impl BackfillSource {
         })
     }
 
-    /// What lacks the statistics of `key` now, the largest files first, and how much that is.
+    /// Returns the files that lack the statistics of the prompt set `key`, the largest first, and how much
+    /// of the table that is.
     pub async fn list_pending_files(
         &mut self,
         key: &StatisticsKey,
@@ -98,8 +101,10 @@ impl BackfillSource {
             coverage.rows += rows;
             let path = file.object_store_path();
             #[expect(deprecated, reason = "there is no other way to a file's tags")]
-            let carried = file::has_statistics(&file.add_action(), key.as_str());
-            if carried || units.contains_key(&statistics::backfill_unit_id(key, path.as_ref())) {
+            let has_statistics = file::has_statistics(&file.add_action(), key.as_str());
+            if has_statistics
+                || units.contains_key(&statistics::backfill_unit_id(key, path.as_ref()))
+            {
                 coverage.covered += rows;
             } else {
                 pending.push(PendingFile { path, size: file.size().unsigned_abs(), rows });
@@ -121,9 +126,9 @@ impl BackfillSource {
         }
     }
 
-    /// Statistics, by `measure`, of every image in a file that lacks those of `key`; `None` where the
-    /// file was rewritten meanwhile. Reads only the columns that this needs. Computes: call it from
-    /// a thread that may block.
+    /// Computes the statistics of every image in a file that lacks those of the prompt set `key`, by
+    /// `measure`. Returns `None` if the file was rewritten since. Computes for long: call it on a thread
+    /// that may block.
     pub async fn measure_file(
         &self,
         file: &PendingFile,
@@ -143,11 +148,11 @@ impl BackfillSource {
         };
         let mask = ProjectionMask::columns(builder.parquet_schema(), MEASUREMENT_COLUMNS);
         let mut batches = builder.with_projection(mask).build().map_err(failed)?;
-        let mut found = Vec::new();
+        let mut measured = Vec::new();
         loop {
             let batch = match batches.try_next().await {
                 Ok(Some(batch)) => batch,
-                Ok(None) => return Ok(Some(found)),
+                Ok(None) => return Ok(Some(measured)),
                 Err(error) if is_not_found(&error) => return Ok(None),
                 Err(error) => return Err(failed(error)),
             };
@@ -162,9 +167,10 @@ impl BackfillSource {
                 .ok_or_else(|| corrupt("column embedding is not a list of 32-bit floats".into()))?
                 .values();
             let offsets = embeddings.value_offsets();
-            let has = schema::has_statistics_by_row(&batch, key.as_str()).map_err(corrupt)?;
+            let has_statistics =
+                schema::has_statistics_by_row(&batch, key.as_str()).map_err(corrupt)?;
             for (i, (image_id, version)) in versions.into_iter().enumerate() {
-                if version.deleted || has[i] {
+                if version.deleted || has_statistics[i] {
                     continue;
                 }
                 let embedding = &values[offsets[i] as usize..offsets[i + 1] as usize];
@@ -176,7 +182,7 @@ impl BackfillSource {
                     )));
                 }
                 if let Some(statistics) = measure(embedding) {
-                    found.push(BackfilledStatistics {
+                    measured.push(BackfilledStatistics {
                         image_id,
                         sequence: version.sequence,
                         embedded_at: version.embedded_at,
@@ -188,8 +194,8 @@ impl BackfillSource {
         }
     }
 
-    /// The stored statistics of `key` of every live image, without its embedding. Takes about 250
-    /// bytes of memory an image.
+    /// Reads the stored statistics of every live image for the prompt set `key`. Takes about 250 bytes of
+    /// memory per image.
     pub async fn read_live_statistics(
         &mut self,
         key: &StatisticsKey,
@@ -228,29 +234,29 @@ impl BackfillSource {
             let mask = ProjectionMask::columns(builder.parquet_schema(), columns);
             let mut batches = builder.with_projection(mask).build().map_err(failed)?;
             while let Some(batch) = batches.try_next().await.map_err(failed)? {
-                let carried = schema::statistics_by_row(&batch, key).map_err(corrupt)?;
+                let own = schema::statistics_by_row(&batch, key).map_err(corrupt)?;
                 let versions = schema::keys_from_batch(&batch).map_err(corrupt)?;
-                for ((id, version), carried) in versions.into_iter().zip(carried) {
+                for ((id, version), own) in versions.into_iter().zip(own) {
                     if newest.get(&id).is_some_and(|(known, _)| *known >= version) {
                         continue;
                     }
-                    let name = (id, version.sequence.clone(), version.embedded_at);
-                    let found = carried.or_else(|| backfilled.get(&name).map(|b| b.statistics));
-                    newest.insert(name.0, (version, found));
+                    let row = (id, version.sequence.clone(), version.embedded_at);
+                    let statistics = own.or_else(|| backfilled.get(&row).map(|b| b.statistics));
+                    newest.insert(row.0, (version, statistics));
                 }
             }
         }
         let live = newest.into_values().filter(|(version, _)| !version.deleted);
-        let mut survey = LiveStatistics::default();
-        for (_, found) in live {
-            survey.live_images += 1;
-            survey.statistics.extend(found);
+        let mut result = LiveStatistics::default();
+        for (_, statistics) in live {
+            result.live_images += 1;
+            result.statistics.extend(statistics);
         }
-        Ok(survey)
+        Ok(result)
     }
 }
 
-/// Whether the store said that the file is not there.
+/// Whether the store has no such file.
 fn is_not_found(error: &ParquetError) -> bool {
     let ParquetError::External(source) = error else { return false };
     matches!(source.downcast_ref(), Some(object_store::Error::NotFound { .. }))

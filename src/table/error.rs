@@ -5,9 +5,9 @@ use deltalake_core::kernel::transaction::TransactionError;
 use deltalake_core::parquet::errors::ParquetError;
 
 use crate::retry::{Classify, Disposition};
-use crate::store::StoreError;
+use crate::store::{self, StoreError};
 
-/// Why the table cannot be read or written.
+/// Why a table, or the catalogue's state, cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     /// The store failed.
@@ -16,17 +16,17 @@ pub enum TableError {
     /// The Delta log or a data file cannot be read or written.
     #[error("{location}: {source}")]
     Delta {
-        /// Which table.
+        /// URL of the table.
         location: String,
-        /// Why.
+        /// Error of the Delta library.
         source: Box<DeltaTableError>,
     },
     /// A file does not hold what it should.
     #[error("{file}: {reason}; it is not read as data")]
     Corrupt {
-        /// The object.
+        /// URL or path of the object.
         file: String,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: String,
     },
     /// The catalogue's state has another format than the one that this program reads and writes.
@@ -45,34 +45,43 @@ pub enum TableError {
     },
     /// There is no catalogue at this place.
     #[error(
-        "{location}: there is no catalogue here; start a worker (`bsap ingest`), which makes it"
+        "{location}: there is no catalogue here; start a worker (`bsap ingest`), which creates it"
     )]
     NotFound {
-        /// Where.
+        /// URL of the folder.
         location: String,
     },
-    /// What is stored does not fit what this process was told to use.
+    /// What is stored does not match the configuration of this process.
     #[error("{property}: stored is {stored}, configured is {configured}. {remedy}")]
     Mismatch {
-        /// Which property.
+        /// The property that differs.
         property: &'static str,
-        /// As stored.
+        /// Its stored value.
         stored: String,
-        /// As configured.
+        /// Its configured value.
         configured: String,
         /// What to do.
         remedy: &'static str,
     },
-    /// Too many conflicts or passing faults in a row.
+    /// Every attempt met a conflict or a transient error.
     #[error(
-        "{location}: no commit went through in {attempts} attempts; the last fault was: {last_error}"
+        "{location}: no commit went through in {attempts} attempts; the last error was: {last_error}"
     )]
     AttemptsExhausted {
-        /// Which table.
+        /// URL of the table.
         location: String,
-        /// How often it was tried.
+        /// Attempts in a row that failed without any progress.
         attempts: u32,
-        /// The last fault.
+        /// The last error.
+        last_error: String,
+    },
+    /// The caller's token was cancelled before another attempt. Nothing is lost: whoever tries again
+    /// starts from what the table says.
+    #[error("{location}: cancelled before another attempt; the last error was: {last_error}")]
+    Cancelled {
+        /// URL of the table.
+        location: String,
+        /// The error of the last attempt.
         last_error: String,
     },
 }
@@ -92,28 +101,28 @@ impl Classify for TableError {
 }
 
 impl TableError {
-    /// Whether a commit did not go through, as when another one was first.
+    /// Whether another commit was written first.
     pub(super) fn is_commit_conflict(&self) -> bool {
         let Self::Delta { source, .. } = self else { return false };
-        let source = &**source;
         matches!(
-            source,
+            **source,
             DeltaTableError::Transaction { .. } | DeltaTableError::VersionAlreadyExists(_)
         )
     }
 }
 
+/// Returns what to do about an error of the Delta library.
 pub(super) fn classify_delta_error(error: &DeltaTableError) -> Disposition {
     match error {
-        DeltaTableError::ObjectStore { source } => crate::store::classify_error(source),
-        DeltaTableError::Transaction { source: TransactionError::ObjectStore { source } } => {
-            crate::store::classify_error(source)
+        DeltaTableError::ObjectStore { source }
+        | DeltaTableError::Transaction { source: TransactionError::ObjectStore { source } } => {
+            store::classify_error(source)
         }
         // What the Parquet writer calls external is its sink, the store.
         DeltaTableError::Parquet { source: ParquetError::External(_) } => Disposition::Retry,
         DeltaTableError::Transaction { .. }
         | DeltaTableError::VersionAlreadyExists(_)
-        // The log was cleaned up past the loaded snapshot; the next attempt loads it anew.
+        // The log was cleaned up past the loaded snapshot; the next attempt loads it again.
         | DeltaTableError::InvalidVersion(_)
         | DeltaTableError::Kernel { .. }
         | DeltaTableError::KernelError(_)

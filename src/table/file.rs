@@ -1,9 +1,8 @@
-//! Data files: Parquet, named after what they hold.
+//! Data files in Parquet: writes and reads them, and checks that they are undamaged.
 //!
-//! The name of a file ends with the SHA-256 of its bytes. Whoever reads it can tell a damaged or
-//! exchanged file from a whole one without asking anything else; Parquet itself would give wrong
-//! numbers for a flipped bit in an embedding. Files that another tool has written, and named
-//! otherwise, are read without this check.
+//! The name of a file ends with the SHA-256 of its bytes, so that every reader recognises a damaged or
+//! exchanged file; Parquet itself would return wrong numbers for a flipped bit in an embedding. Files
+//! that another tool has written, under other names, are read without this check.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops;
@@ -37,31 +36,31 @@ use super::log::DeltaLog;
 use super::schema::{self, IMAGES_INDEXED_COLUMNS};
 use crate::record::{ImageRow, to_hex};
 
-/// Digits of the checksum at the end of a name.
+/// Hexadecimal digits of the checksum at the end of a name.
 const CHECKSUM_DIGITS: usize = 64;
-/// Rows of a row group: bounds what a writer holds before it can compress it, 128 MiB at 1024
-/// dimensions.
+/// Rows of a row group. Bounds what a writer holds uncompressed: 128 MiB at 1024 dimensions.
 const MAX_ROW_GROUP_ROWS: usize = 32_768;
 
-/// Bytes read from the end of a file before it is known how long its footer is: most fit.
+/// Bytes that are read from the end of a file before the length of its footer is known: most footers
+/// fit.
 const FOOTER_PREFETCH_BYTES: usize = 64 << 10;
 
-/// Tag of a file in the log: the prompt sets whose statistics every image in it carries, by their
-/// keys, separated by spaces; `*` where no row has an image.
+/// Tag of a file in the log: the keys of the prompt sets whose statistics every image in it carries,
+/// separated by spaces; `*` if no row has an image.
 const STATISTICS_TAG: &str = "bsap.statistics_keys";
 
 /// Collects rows into one data file in memory.
 pub struct DataFileWriter {
     parquet_writer: ArrowWriter<Vec<u8>>,
     row_count: usize,
-    /// Indexed columns that the file has.
+    /// Values of the indexed columns that the file has.
     column_ranges: Vec<(&'static str, ColumnRange)>,
-    /// Prompt sets that every image so far carries; none before the first image.
+    /// Keys of the prompt sets whose statistics every image so far carries; `None` before the first image.
     statistics_keys: Option<BTreeSet<String>>,
     is_images_table: bool,
 }
 
-/// Least, greatest and missing values of one indexed column.
+/// Minimum, maximum and number of nulls of one indexed column.
 #[derive(Default)]
 struct ColumnRange {
     min: Option<String>,
@@ -70,22 +69,22 @@ struct ColumnRange {
 }
 
 impl DataFileWriter {
-    /// An empty file.
+    /// Starts an empty file.
     pub fn new(schema: SchemaRef) -> Result<Self, ParquetError> {
-        let has = |name: &&str| schema.column_with_name(name).is_some();
-        let ranges = IMAGES_INDEXED_COLUMNS
+        let has_column = |name: &&str| schema.column_with_name(name).is_some();
+        let column_ranges = IMAGES_INDEXED_COLUMNS
             .into_iter()
-            .filter(has)
-            .map(|n| (n, ColumnRange::default()))
+            .filter(has_column)
+            .map(|name| (name, ColumnRange::default()))
             .collect();
-        let images = has(&"embedding");
-        let parquet = ArrowWriter::try_new(Vec::new(), schema, Some(parquet_properties()))?;
+        let is_images_table = has_column(&"embedding");
+        let parquet_writer = ArrowWriter::try_new(Vec::new(), schema, Some(parquet_properties()))?;
         Ok(Self {
-            parquet_writer: parquet,
+            parquet_writer,
             row_count: 0,
-            column_ranges: ranges,
+            column_ranges,
             statistics_keys: None,
-            is_images_table: images,
+            is_images_table,
         })
     }
 
@@ -96,35 +95,35 @@ impl DataFileWriter {
                 range.add_values(values);
             }
         }
-        if let Some(found) = schema::common_statistics_keys(batch) {
+        if let Some(keys) = schema::common_statistics_keys(batch) {
             self.statistics_keys = Some(match self.statistics_keys.take() {
-                None => found,
-                Some(known) => known.intersection(&found).cloned().collect(),
+                None => keys,
+                Some(known) => known.intersection(&keys).cloned().collect(),
             });
         }
         self.row_count += batch.num_rows();
         self.parquet_writer.write(batch)
     }
 
-    /// Rows so far.
+    /// Returns the number of rows so far.
     pub fn row_count(&self) -> usize {
         self.row_count
     }
 
-    /// Ends the file and puts it where `log` keeps its data. No commit names it yet.
+    /// Completes the file and uploads it to the folder of `log`. The caller commits the returned action.
     pub async fn upload(self, log: &DeltaLog) -> Result<Add, TableError> {
         self.upload_with_prefix(log, &format!("{:016x}", rand::random::<u64>())).await
     }
 
-    /// The same; the file's name begins with `prefix`.
+    /// Does the same as [`Self::upload`]; the file's name begins with `prefix`.
     pub async fn upload_with_prefix(self, log: &DeltaLog, prefix: &str) -> Result<Add, TableError> {
         let stats = self.stats_json();
         let tags = self.is_images_table.then(|| {
-            let carried = self.statistics_keys.as_ref().map_or_else(
+            let keys = self.statistics_keys.as_ref().map_or_else(
                 || "*".to_owned(),
                 |keys| keys.iter().map(String::as_str).collect::<Vec<_>>().join(" "),
             );
-            HashMap::from([(STATISTICS_TAG.to_owned(), Some(carried))])
+            HashMap::from([(STATISTICS_TAG.to_owned(), Some(keys))])
         });
         let bytes = self.parquet_writer.into_inner().map_err(|e| log.wrap_error(e.into()))?;
         let checksum = to_hex(&Sha256::digest(&bytes));
@@ -147,7 +146,7 @@ impl DataFileWriter {
         })
     }
 
-    /// What the log says of the file's contents, for readers that look for few rows ("Per-file
+    /// Returns what the log says of the file's contents, for readers that need few rows ("Per-file
     /// Statistics", Delta protocol).
     fn stats_json(&self) -> String {
         let columns = || self.column_ranges.iter().map(|(name, range)| (name, range));
@@ -174,27 +173,27 @@ impl ColumnRange {
         if let Some(texts) = values.as_string_opt::<i32>() {
             self.extend_to(texts.iter().flatten().min(), texts.iter().flatten().max());
         } else if let Some(times) = values.as_primitive_opt::<TimestampMicrosecondType>() {
-            // Times of this form compare as their text does.
+            // Times in this format compare in the same order as their texts.
             let text = |micros: Option<i64>| {
                 let time = DateTime::from_timestamp_micros(micros?)?;
                 Some(time.to_rfc3339_opts(SecondsFormat::Micros, true))
             };
-            let (least, greatest) =
+            let (min, max) =
                 (text(times.iter().flatten().min()), text(times.iter().flatten().max()));
-            self.extend_to(least.as_deref(), greatest.as_deref());
+            self.extend_to(min.as_deref(), max.as_deref());
         }
     }
 
     fn extend_to(&mut self, min: Option<&str>, max: Option<&str>) {
-        if let Some(least) = min
-            && self.min.as_deref().is_none_or(|known| least < known)
+        if let Some(min) = min
+            && self.min.as_deref().is_none_or(|known| min < known)
         {
-            self.min = Some(least.to_owned());
+            self.min = Some(min.to_owned());
         }
-        if let Some(greatest) = max
-            && self.max.as_deref().is_none_or(|known| greatest > known)
+        if let Some(max) = max
+            && self.max.as_deref().is_none_or(|known| max > known)
         {
-            self.max = Some(greatest.to_owned());
+            self.max = Some(max.to_owned());
         }
     }
 }
@@ -202,16 +201,16 @@ impl ColumnRange {
 /// Why a data file was not read.
 #[derive(Debug)]
 pub enum FileReadError {
-    /// It is not there.
+    /// The store has no such file.
     NotFound,
-    /// It does not hold what was written.
+    /// The file does not hold what was written; the text says why.
     Corrupt(String),
     /// The store failed.
     Store(object_store::Error),
 }
 
 impl FileReadError {
-    /// As an error of the table.
+    /// Converts this into an error that names the file `path` of the table of `log`.
     pub fn into_table_error(self, log: &DeltaLog, path: &str) -> TableError {
         let corrupt =
             |reason| TableError::Corrupt { file: format!("{}/{path}", log.location), reason };
@@ -223,7 +222,7 @@ impl FileReadError {
     }
 }
 
-/// The bytes of a data file, after its checksum was compared.
+/// Reads a data file and compares its checksum with its name.
 pub async fn read_and_verify_checksum(log: &DeltaLog, path: &Path) -> Result<Bytes, FileReadError> {
     let bytes = match log.object_store().get(path).await {
         Ok(found) => found.bytes().await,
@@ -234,14 +233,18 @@ pub async fn read_and_verify_checksum(log: &DeltaLog, path: &Path) -> Result<Byt
         error => FileReadError::Store(error),
     })?;
     match checksum_in_name(path) {
-        Some(wanted) if to_hex(&Sha256::digest(&bytes)) != wanted => Err(FileReadError::Corrupt(
-            format!("the checksum of its {} bytes is not the one in its name", bytes.len()),
-        )),
+        Some(expected) if to_hex(&Sha256::digest(&bytes)) != expected => {
+            Err(FileReadError::Corrupt(format!(
+                "the checksum of its {} bytes is not the one in its name",
+                bytes.len()
+            )))
+        }
         _ => Ok(bytes),
     }
 }
 
-/// The rows of a file, where it is what the log says of it.
+/// Reads the rows of a file. Fails unless it has the `size` in bytes and the number of `rows` that the
+/// log says.
 pub async fn read_and_check_rows(
     log: &DeltaLog,
     path: &Path,
@@ -255,16 +258,16 @@ pub async fn read_and_check_rows(
             bytes.len()
         )));
     }
-    let found = rows_from_parquet(bytes)?;
+    let read = rows_from_parquet(bytes)?;
     match rows {
-        Some(wanted) if wanted != found.len() => {
-            Err(FileReadError::Corrupt(format!("has {} rows, the log says {wanted}", found.len())))
+        Some(expected) if expected != read.len() => {
+            Err(FileReadError::Corrupt(format!("has {} rows, the log says {expected}", read.len())))
         }
-        _ => Ok(found),
+        _ => Ok(read),
     }
 }
 
-/// All rows of a data file.
+/// Decodes all rows of a data file.
 pub fn rows_from_parquet(bytes: Bytes) -> Result<Vec<ImageRow>, FileReadError> {
     let corrupt = |e: &dyn std::fmt::Display| FileReadError::Corrupt(e.to_string());
     let mut rows = Vec::new();
@@ -275,21 +278,21 @@ pub fn rows_from_parquet(bytes: Bytes) -> Result<Vec<ImageRow>, FileReadError> {
     Ok(rows)
 }
 
-/// Whether every image in a file carries the statistics of the set `key`, as far as the log says.
+/// Whether the log says that every image in a file carries the statistics of the prompt set `key`.
 pub fn has_statistics(add: &Add, key: &str) -> bool {
     let tag =
         add.tags.as_ref().and_then(|tags| tags.get(STATISTICS_TAG)).and_then(Option::as_deref);
     tag.is_some_and(|keys| keys == "*" || keys.split(' ').any(|known| known == key))
 }
 
-/// The checksum that a file's name ends with.
+/// Returns the checksum that a file's name ends with; `None` if another tool has written the file.
 pub fn checksum_in_name(path: &Path) -> Option<&str> {
     let (_, digits) = path.filename()?.strip_suffix(".parquet")?.rsplit_once('-')?;
     (digits.len() == CHECKSUM_DIGITS && digits.bytes().all(|b| b.is_ascii_hexdigit()))
         .then_some(digits)
 }
 
-/// Reads parts of a data file from the store, without the rest.
+/// Reads ranges of a data file from the store, for a Parquet reader that needs only some columns.
 pub struct ObjectRangeReader {
     object_store: Arc<DynObjectStore>,
     path: Path,
@@ -324,13 +327,13 @@ impl AsyncFileReader for ObjectRangeReader {
     }
 }
 
-/// The columns of a data file, some thousand rows at a time.
+/// Decodes the columns of a data file, some thousand rows at a time.
 pub fn read_batches(bytes: Bytes) -> Result<ParquetRecordBatchReader, ParquetError> {
     let opened = catch_unwind(|| ParquetRecordBatchReaderBuilder::try_new(bytes));
     opened.unwrap_or_else(|_| Err(invalid_schema_error()))?.with_batch_size(4096).build()
 }
 
-/// A data file of `size` bytes in the store, of which single columns can be read. Its checksum is not
+/// Opens a data file of `size` bytes in the store, to read some of its columns. Its checksum is not
 /// compared.
 pub async fn open_column_reader(
     log: &DeltaLog,
@@ -343,13 +346,13 @@ pub async fn open_column_reader(
     opened.await.unwrap_or_else(|_| Err(invalid_schema_error()))
 }
 
-/// The library panics at a schema that it cannot make sense of.
+/// Returns the error for a schema at which the library panics.
 fn invalid_schema_error() -> ParquetError {
     ParquetError::General("its schema makes no sense".into())
 }
 
-/// Embeddings rounded to f16 leave 16 of 32 bits zero in every value; split by byte and packed by
-/// zstd they take about 1.9 bytes a value and stay plain floats to every reader.
+/// Embeddings that are rounded to f16 leave at least 13 of 32 bits zero in every value. Split by byte
+/// and compressed by zstd they take about 1.9 bytes per value, and are plain floats to every reader.
 fn parquet_properties() -> WriterProperties {
     let embedding = ColumnPath::from(vec!["embedding".into(), "list".into(), "element".into()]);
     WriterProperties::builder()

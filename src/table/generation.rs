@@ -6,25 +6,25 @@ use serde::{Deserialize, Serialize};
 use super::error::TableError;
 use crate::record::VersionOrdering;
 
-/// One pair of tables, filled by one model.
+/// The pair of tables that one model fills: images and statistics.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Generation {
-    /// Its folder: the first 16 digits of the model's fingerprint.
+    /// Name of its folder: the first 16 digits of the model's fingerprint.
     pub id: String,
-    /// Name of the model, for people.
+    /// Name of the model, for display.
     pub model_name: String,
-    /// Fingerprint of weights, preprocessing and architecture.
+    /// Fingerprint of the model's weights, preprocessing and architecture.
     pub model_fingerprint: String,
-    /// Dimension of the embeddings.
+    /// Number of values of an embedding.
     pub dimension: usize,
-    /// The model's logit scale L.
+    /// The model's logit scale *L*, by which cosines are multiplied.
     pub logit_scale: f32,
-    /// What orders the versions of an image.
+    /// How the versions of an image are ordered.
     pub ordering: VersionOrdering,
 }
 
 impl Generation {
-    /// A generation for a model.
+    /// Creates a generation for a model.
     pub fn new(
         model_name: &str,
         model_fingerprint: &str,
@@ -43,14 +43,15 @@ impl Generation {
         }
     }
 
-    /// Refuses `other` unless its rows can stand beside this generation's.
+    /// Fails with [`TableError::Mismatch`] unless rows of `other`, which is configured, can be stored in
+    /// the tables of this generation.
     pub fn ensure_compatible(&self, other: &Self) -> Result<(), TableError> {
-        let check = |what, stored: &str, configured: &str, remedy| {
+        let check = |property, stored: &str, configured: &str, remedy| {
             if stored == configured {
                 return Ok(());
             }
             let (stored, configured) = (stored.to_owned(), configured.to_owned());
-            Err(TableError::Mismatch { property: what, stored, configured, remedy })
+            Err(TableError::Mismatch { property, stored, configured, remedy })
         };
         check(
             "model fingerprint",
@@ -62,7 +63,7 @@ impl Generation {
             "ordering",
             self.ordering.as_str(),
             other.ordering.as_str(),
-            "Set source.ordering to what the catalogue was made with, or start a new catalogue (table.url)",
+            "Set source.ordering to what the catalogue was created with, or start a new catalogue (table.url)",
         )
     }
 }

@@ -1,5 +1,5 @@
-//! What is known of every image, without its embedding: for those who compare the table with the
-//! world outside, or send its images on.
+//! Reads what is known of every image except its embedding and statistics: to compare the table with
+//! a listing or another generation, or to announce its images again.
 
 use chrono::{DateTime, Utc};
 use deltalake_core::arrow::array::{Array, AsArray, RecordBatch};
@@ -18,31 +18,30 @@ use super::{file, schema};
 use crate::record::{Attributes, RowVersion};
 use crate::store::Store;
 
-/// Files read at one time.
+/// Files that are read at the same time.
 const MAX_CONCURRENT_FILES: usize = 4;
-/// What is read of each row.
+/// Columns that are read; all others stay in the store.
 const INVENTORY_COLUMNS: [&str; 8] =
     ["image_id", "sequence", "deleted", "embedded_at", "event_time", "uri", "bytes", "attributes"];
 
-/// A row without its embedding and statistics. Superseded ones are among them.
+/// A row without its embedding and statistics. It may be superseded by another row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InventoryEntry {
-    /// Which image.
+    /// Id of the image.
     pub image_id: String,
-    /// Which version of it; the greatest of an image is the current one.
+    /// Version of the image; the row with the greatest one is current.
     pub version: RowVersion,
-    /// When the change happened, where the event said so.
+    /// When the change happened; `None` if the event did not say.
     pub event_time: Option<DateTime<Utc>>,
-    /// Where it was fetched from; none where it is deleted or the bytes came inline.
+    /// URI that the image was fetched from; `None` if it is deleted or its bytes came in the event.
     pub uri: Option<String>,
-    /// Size of the bytes that were decoded; none where it is deleted.
+    /// Size of the encoded image; `None` if it is deleted.
     pub bytes: Option<u64>,
-    /// Declared attributes.
+    /// Declared attributes of the image.
     pub attributes: Attributes,
 }
 
-/// All rows of a table as its newest commit has them, some thousand at a time, in no particular
-/// order. Reads only the columns that it needs.
+/// Reads all rows of the newest version of a table, some thousand at a time, in no particular order.
 pub async fn read_inventory(
     catalogue: &Store,
     generation: &Generation,
@@ -51,8 +50,7 @@ pub async fn read_inventory(
     log.update().await?;
     let files: Vec<(Path, u64)> = {
         let files = log.snapshot()?.log_data();
-        let known = files.iter();
-        known.map(|f| (f.object_store_path(), f.size().unsigned_abs())).collect()
+        files.iter().map(|f| (f.object_store_path(), f.size().unsigned_abs())).collect()
     };
     let log = std::sync::Arc::new(log);
     let reads = stream::iter(files).map(move |(path, size)| {
@@ -62,16 +60,16 @@ pub async fn read_inventory(
     Ok(reads.flatten_unordered(MAX_CONCURRENT_FILES).boxed())
 }
 
-/// The rows of one file.
+/// Reads the rows of one file, some thousand at a time.
 async fn read_file_entries(
     log: &DeltaLog,
     path: Path,
     size: u64,
 ) -> Result<BoxStream<'static, Result<Vec<InventoryEntry>, TableError>>, TableError> {
-    let place = log.location.clone();
-    let name = format!("{place}/{path}");
+    let location = log.location.clone();
+    let name = format!("{location}/{path}");
     let failed = move |e: ParquetError| TableError::Delta {
-        location: place.clone(),
+        location: location.clone(),
         source: Box::new(e.into()),
     };
     let builder = file::open_column_reader(log, path.as_ref(), size).await.map_err(&failed)?;

@@ -1,4 +1,5 @@
-//! What is known of the rows of files by their keys: which image each is of, and which is the newest.
+//! An index of data files by their keys: which image each row belongs to, and which row of each image
+//! is the newest.
 
 use std::collections::HashMap;
 
@@ -12,23 +13,25 @@ use super::options::MaintenanceOptions;
 use super::{file, schema};
 use crate::record::RowVersion;
 
-/// Files whose keys are read at one time.
+/// Files whose keys are read at the same time.
 const MAX_CONCURRENT_FILES: usize = 8;
 
-/// Which rows of a job's files stay.
+/// Which rows of some files are kept when the files are rewritten.
 pub struct KeepMask {
-    /// A row each, a file each.
+    /// One mask per file, with one value per row.
     pub masks: Vec<Vec<bool>>,
+    /// Rows that are dropped because a newer row of their image exists.
     pub superseded_rows: usize,
+    /// Tombstones that are dropped because their retention is over.
     pub dropped_tombstones: usize,
 }
 
-/// Which image each row is of, and which row of each image is the newest. About 200 bytes an image
-/// and 4 a row.
+/// The image of each row, and the newest row of each image. Takes about 200 bytes per image and 4 bytes
+/// per row.
 pub struct KeyIndex {
-    /// The image of each row, by file.
+    /// For each file, the index of each row's image in `newest_rows`.
     image_indices: Vec<Vec<u32>>,
-    /// What is known of each image.
+    /// The newest row of each image.
     newest_rows: Vec<NewestRow>,
 }
 
@@ -36,27 +39,27 @@ struct NewestRow {
     version: RowVersion,
     file_index: u32,
     row_index: u32,
-    /// Rows of this image in all files.
+    /// Number of rows of this image in all files.
     row_count: u32,
 }
 
 impl KeyIndex {
-    /// Of files by their path and size.
+    /// Reads the keys of `files`, given by path and size in bytes.
     pub async fn read_files(log: &DeltaLog, files: Vec<(String, u64)>) -> Result<Self, TableError> {
-        let mut keys =
+        let mut index =
             Self { image_indices: Vec::with_capacity(files.len()), newest_rows: Vec::new() };
         let mut reads = stream::iter(files)
             .map(|(path, size)| read_file_keys(log, path, size))
             .buffered(MAX_CONCURRENT_FILES);
-        let mut indices: HashMap<String, u32> = HashMap::new();
-        while let Some(found) = reads.try_next().await? {
-            let file = keys.image_indices.len() as u32;
-            let mut file_image_indices = Vec::with_capacity(found.len());
-            for (row, (id, version)) in found.into_iter().enumerate() {
+        let mut image_index_by_id: HashMap<String, u32> = HashMap::new();
+        while let Some(keys) = reads.try_next().await? {
+            let file = index.image_indices.len() as u32;
+            let mut file_image_indices = Vec::with_capacity(keys.len());
+            for (row, (id, version)) in keys.into_iter().enumerate() {
                 let row = row as u32;
-                let index = *indices.entry(id).or_insert(keys.newest_rows.len() as u32);
-                match keys.newest_rows.get_mut(index as usize) {
-                    None => keys.newest_rows.push(NewestRow {
+                let image = *image_index_by_id.entry(id).or_insert(index.newest_rows.len() as u32);
+                match index.newest_rows.get_mut(image as usize) {
+                    None => index.newest_rows.push(NewestRow {
                         version,
                         file_index: file,
                         row_index: row,
@@ -70,33 +73,34 @@ impl KeyIndex {
                         }
                     }
                 }
-                file_image_indices.push(index);
+                file_image_indices.push(image);
             }
-            keys.image_indices.push(file_image_indices);
+            index.image_indices.push(file_image_indices);
         }
-        Ok(keys)
+        Ok(index)
     }
 
-    /// Files with too many rows that can go, or with an image that was erased long enough ago.
+    /// Returns the files, by index, that have too many rows to drop, or an embedding that must be erased.
     pub fn files_to_rewrite(&self, options: &MaintenanceOptions, now: DateTime<Utc>) -> Vec<usize> {
-        let stale = |file: &usize| {
-            let rows = &self.image_indices[*file];
-            let (mut dead, mut erased) = (0, false);
-            for (row, index) in rows.iter().enumerate() {
-                let newest = &self.newest_rows[*index as usize];
+        let must_be_rewritten = |file: &usize| {
+            let images = &self.image_indices[*file];
+            let (mut droppable_rows, mut has_erased_image) = (0, false);
+            for (row, image) in images.iter().enumerate() {
+                let newest = &self.newest_rows[*image as usize];
                 if self.is_newest(*file, row) {
-                    dead += usize::from(
+                    droppable_rows += usize::from(
                         newest.row_count == 1 && options.may_drop_tombstone(&newest.version, now),
                     );
                 } else {
-                    dead += 1;
-                    erased |= options.is_erasure_due(&newest.version, now);
+                    droppable_rows += 1;
+                    has_erased_image |= options.is_erasure_due(&newest.version, now);
                 }
             }
-            erased
-                || (dead > 0 && dead * 100 >= rows.len() * options.max_superseded_percent as usize)
+            let max_percent = options.max_superseded_percent as usize;
+            has_erased_image
+                || (droppable_rows > 0 && droppable_rows * 100 >= images.len() * max_percent)
         };
-        (0..self.image_indices.len()).filter(stale).collect()
+        (0..self.image_indices.len()).filter(must_be_rewritten).collect()
     }
 
     fn is_newest(&self, file: usize, row: usize) -> bool {
@@ -104,7 +108,7 @@ impl KeyIndex {
         (newest.file_index as usize, newest.row_index as usize) == (file, row)
     }
 
-    /// What stays of the files of `job` when every row of the table is known.
+    /// Returns which rows of the files of `job` are kept, if this index covers the whole table.
     pub fn keep_mask(
         &self,
         job: &[usize],
@@ -119,8 +123,8 @@ impl KeyIndex {
                     kept.superseded_rows += 1;
                     return false;
                 }
-                // While an older row is anywhere, even in this job, the tombstone stays: what is
-                // superseded leaves in one commit, the tombstone in a later one.
+                // As long as an older row exists anywhere, even in this job, the tombstone is kept:
+                // superseded rows are dropped in one commit, the tombstone in a later one.
                 let drop =
                     newest.row_count == 1 && options.may_drop_tombstone(&newest.version, now);
                 kept.dropped_tombstones += usize::from(drop);
@@ -132,7 +136,8 @@ impl KeyIndex {
         kept
     }
 
-    /// What stays of all files when nothing else is known.
+    /// Returns which rows of all files are kept, if other files of the table are not in this index: the
+    /// newest row of each image, even if it is a tombstone.
     pub fn keep_newest_mask(&self) -> KeepMask {
         let mask = |file: usize| -> Vec<bool> {
             (0..self.image_indices[file].len()).map(|row| self.is_newest(file, row)).collect()
@@ -143,7 +148,7 @@ impl KeyIndex {
     }
 }
 
-/// Image and version of every row of a file, without its embeddings.
+/// Reads the image id and version of every row of a file.
 async fn read_file_keys(
     log: &DeltaLog,
     path: String,

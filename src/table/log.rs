@@ -1,6 +1,8 @@
-//! The Delta log of one table of a generation: making it, opening it, reading single commits.
+//! The Delta log of one table of a generation: creates, opens and updates it, commits to it, and reads
+//! single commits.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use deltalake_core::arrow::datatypes::SchemaRef;
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoArrow as _;
@@ -22,32 +24,39 @@ use super::error::{TableError, classify_delta_error};
 use super::generation::Generation;
 use super::options::MaintenanceOptions;
 use super::schema::{self, IMAGES_INDEXED_COLUMNS};
-use crate::retry::Disposition;
+use crate::retry::{Backoff, Disposition};
 use crate::store::Store;
 
-/// Commits between two checkpoints. Whoever opens the table or asks for a position reads every commit
-/// since the last one, a request each, so a long tail costs money and, on a store that fails now and
-/// then, patience.
+/// Commits between two checkpoints. Whoever opens the table or looks up a position reads every commit
+/// since the last checkpoint, one request each.
 const CHECKPOINT_INTERVAL_COMMITS: u64 = 20;
 
-/// Entries of a checkpoint, each some hundred bytes, for every one of which it is written that many intervals
-/// apart: what is written for one commit stays bounded, however many files are remembered.
+/// Number of checkpoint entries, of some hundred bytes each, for which the distance between checkpoints
+/// grows by one interval: what is written per commit stays bounded, however many files the log
+/// remembers.
 const CHECKPOINT_ENTRIES_PER_INTERVAL: u64 = 10_000;
 
-/// Most intervals between two checkpoints.
+/// Largest number of intervals between two checkpoints.
 const MAX_CHECKPOINT_INTERVALS: u64 = 10;
 
-/// Versions over which a snapshot is carried on before it is loaded anew.
+/// Versions by which a snapshot is updated incrementally before it is loaded from a checkpoint again.
 const MAX_INCREMENTAL_VERSIONS: u64 = 200;
 
-/// Property of a table: how long its log remembers files that were taken away. Every checkpoint writes
-/// all of these anew, some hundred bytes each, and compaction takes files away as often as workers
-/// commit.
+/// Longest pause between two attempts to commit.
+const MAX_COMMIT_PAUSE: Duration = Duration::from_secs(2);
+
+/// Property of a table: how long its log remembers removed files. Every checkpoint repeats all of them,
+/// at some hundred bytes each, and compaction removes files as often as workers commit.
 pub const DELETED_FILE_RETENTION_PROPERTY: &str = "delta.deletedFileRetentionDuration";
 
-/// Its value.
+/// Returns the value of [`DELETED_FILE_RETENTION_PROPERTY`] for `hours`.
 pub fn retention_interval(hours: u32) -> String {
     format!("interval {hours} hours")
+}
+
+/// Returns the pauses between attempts to commit.
+pub fn commit_backoff(max_attempts: u32) -> Backoff {
+    Backoff { cap: MAX_COMMIT_PAUSE, ..Backoff::with_max_attempts(max_attempts) }
 }
 
 /// Application id under which the log keeps when files were last merged. Its version is a time in
@@ -61,9 +70,9 @@ pub const VACUUM_APP_ID: &str = "bsap:vacuum";
 /// The tables of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TableKind {
-    /// One row an accepted event.
+    /// One row per accepted event.
     Images,
-    /// Statistics computed after the rows were stored, partitioned by prompt set.
+    /// Statistics that were computed after their rows were stored, partitioned by prompt set.
     Statistics,
 }
 
@@ -76,18 +85,19 @@ impl TableKind {
     }
 }
 
-/// One table of a generation, opened.
+/// One table of a generation.
 pub struct DeltaLog {
     /// The Delta table with its newest loaded snapshot.
     pub table: DeltaTable,
-    /// Where it is, for messages.
+    /// URL of the table's folder, for messages.
     pub location: String,
-    /// Version from which on the snapshot was carried on; none where it was just loaded.
+    /// Version that was loaded in one piece; the snapshot was updated incrementally since. `None` before
+    /// the first update.
     loaded_version: Option<u64>,
 }
 
 impl DeltaLog {
-    /// Opens the `images` table of `generation` below `catalogue`; `Missing` where there is none.
+    /// Opens the `images` table of `generation`. Fails with [`TableError::NotFound`] if there is none.
     pub async fn open_images(
         catalogue: &Store,
         generation: &Generation,
@@ -95,7 +105,7 @@ impl DeltaLog {
         Self::open_table(catalogue, generation, TableKind::Images).await
     }
 
-    /// Opens the table of that kind; `Missing` where there is none.
+    /// Opens a table of `generation`. Fails with [`TableError::NotFound`] if there is none.
     pub async fn open_table(
         catalogue: &Store,
         generation: &Generation,
@@ -111,8 +121,8 @@ impl DeltaLog {
         }
     }
 
-    /// Opens the table, making it where it is missing. Two that make it at once are fine: one
-    /// wins, both open.
+    /// Opens a table of `generation` and creates it if there is none. Two processes may do so at the
+    /// same time: one creates it, both open it.
     pub async fn open_or_create(
         catalogue: &Store,
         generation: &Generation,
@@ -132,7 +142,7 @@ impl DeltaLog {
                 ),
             };
             let interval = CHECKPOINT_INTERVAL_COMMITS.to_string();
-            let remembered =
+            let retention =
                 retention_interval(MaintenanceOptions::default().deleted_file_retention_hours);
             let created = CreateBuilder::new()
                 .with_log_store(log.table.log_store())
@@ -143,7 +153,7 @@ impl DeltaLog {
                 .with_configuration([
                     ("delta.dataSkippingStatsColumns", Some(indexed.as_str())),
                     ("delta.checkpointInterval", Some(interval.as_str())),
-                    (DELETED_FILE_RETENTION_PROPERTY, Some(remembered.as_str())),
+                    (DELETED_FILE_RETENTION_PROPERTY, Some(retention.as_str())),
                     ("bsap.generation", Some(generation.id.as_str())),
                     ("bsap.model_fingerprint", Some(generation.model_fingerprint.as_str())),
                     ("bsap.ordering", Some(generation.ordering.as_str())),
@@ -151,7 +161,7 @@ impl DeltaLog {
                 .await;
             match created {
                 Ok(_) => {}
-                // Somebody else was first; any other fault shows when the table is opened.
+                // Another process was first. Any other error shows when the table is opened.
                 Err(error) if classify_delta_error(&error) == Disposition::Retry => {}
                 Err(error) => return Err(log.wrap_error(error)),
             }
@@ -159,7 +169,8 @@ impl DeltaLog {
         Self::open_table(catalogue, generation, kind).await
     }
 
-    /// The table without a snapshot, whether it is there or not: single commits can be read.
+    /// Returns a table of `generation` without loading a snapshot, whether it exists or not: only single
+    /// commits can be read.
     pub fn handle(catalogue: &Store, generation: &Generation, kind: TableKind) -> Self {
         let folder = format!("generations/{}/{}", generation.id, kind.folder_name());
         // The log store wants a root store and a URL whose path leads from that root to the table.
@@ -179,28 +190,39 @@ impl DeltaLog {
         }
     }
 
-    /// Wraps an error with the table's place.
+    /// Adds the location of the table to an error.
     pub fn wrap_error(&self, source: DeltaTableError) -> TableError {
         TableError::Delta { location: self.location.clone(), source: Box::new(source) }
     }
 
-    /// Version of the loaded snapshot.
+    /// Returns the version of the loaded snapshot; 0 if none is loaded.
     pub fn version(&self) -> u64 {
         self.table.version().unwrap_or_default()
     }
 
-    /// The log store.
     pub fn log_store(&self) -> LogStoreRef {
         self.table.log_store()
     }
 
-    /// The table's folder, in which its data files are.
+    /// Returns the table's folder, which holds the data files and the log.
     pub fn object_store(&self) -> Arc<DynObjectStore> {
         self.log_store().object_store(None)
     }
 
-    /// Loads the newest snapshot. Where that fails, the next commits may still be loaded one by one: who
-    /// tries again has a shorter way then, however long it was.
+    /// Returns the error of work that was given up because its token was cancelled.
+    pub fn cancelled_error(&self, last_error: &TableError) -> TableError {
+        let (location, last_error) = (self.location.clone(), last_error.to_string());
+        TableError::Cancelled { location, last_error }
+    }
+
+    /// Returns the error of work that failed in `attempts` attempts.
+    pub fn attempts_exhausted_error(&self, attempts: u32, last_error: &TableError) -> TableError {
+        let (location, last_error) = (self.location.clone(), last_error.to_string());
+        TableError::AttemptsExhausted { location, attempts, last_error }
+    }
+
+    /// Loads the newest snapshot. If that fails, the next commits may still be loaded one by one, so
+    /// that another call has less to load, however far behind the snapshot was.
     pub async fn update(&mut self) -> Result<(), TableError> {
         let updated = match self.table.update_state().await {
             // The log was cleaned up past the snapshot that this one would build on.
@@ -209,12 +231,12 @@ impl DeltaLog {
                 self.table.load().await
             }
             Err(error) => {
-                // One fault more says nothing new.
-                let mut faults = 0;
-                while faults < 2 {
+                let mut failures = 0;
+                while failures < 2 {
                     let before = self.version();
+                    // The first error is returned; another one adds nothing.
                     let _ = self.table.update_incremental(Some(before + 1)).await;
-                    faults += usize::from(self.version() == before);
+                    failures += usize::from(self.version() == before);
                 }
                 Err(error)
             }
@@ -225,8 +247,8 @@ impl DeltaLog {
         Ok(())
     }
 
-    /// Commits on top of the loaded snapshot, in one attempt; the new version. Retries inside would
-    /// commit against a snapshot that nobody checked.
+    /// Commits on top of the loaded snapshot, in one attempt, and returns the new version. Retries of
+    /// the library would commit against a snapshot that the caller has not checked.
     pub async fn write_commit(
         &mut self,
         actions: Vec<Action>,
@@ -247,19 +269,20 @@ impl DeltaLog {
         Ok(done.version())
     }
 
-    /// Whether the next commit may bring a checkpoint: by the table's interval, and more seldom where the
-    /// last one was large.
+    /// Whether the next commit also writes a checkpoint: once per interval, and less often if the last
+    /// checkpoint was large.
     async fn is_checkpoint_due(&self) -> bool {
         let next = self.version() + 1;
         if !(next + 1).is_multiple_of(CHECKPOINT_INTERVAL_COMMITS) {
             return false;
         }
         let entries = self.last_checkpoint_entries().await.unwrap_or_default();
-        let apart = (entries / CHECKPOINT_ENTRIES_PER_INTERVAL).clamp(1, MAX_CHECKPOINT_INTERVALS);
-        ((next + 1) / CHECKPOINT_INTERVAL_COMMITS).is_multiple_of(apart)
+        let intervals =
+            (entries / CHECKPOINT_ENTRIES_PER_INTERVAL).clamp(1, MAX_CHECKPOINT_INTERVALS);
+        ((next + 1) / CHECKPOINT_INTERVAL_COMMITS).is_multiple_of(intervals)
     }
 
-    /// Entries of the last checkpoint, as the log's hint says.
+    /// Returns the number of entries in the last checkpoint, which the log keeps as a hint.
     async fn last_checkpoint_entries(&self) -> Option<u64> {
         let hint =
             self.object_store().get(&Path::from("_delta_log/_last_checkpoint")).await.ok()?;
@@ -267,23 +290,23 @@ impl DeltaLog {
         hint.get("size")?.as_u64()
     }
 
-    /// Loads the snapshot from the newest checkpoint now and then: one that is carried on keeps some
-    /// 50 KB of each version that it went through.
+    /// Loads the snapshot from the newest checkpoint if it was updated incrementally for too long: it
+    /// keeps some 50 KB of each version.
     async fn reload_if_due(&mut self) {
         let version = self.version();
         let since = *self.loaded_version.get_or_insert(version);
         if version.saturating_sub(since) < MAX_INCREMENTAL_VERSIONS {
             return;
         }
-        let mut anew = DeltaTable::new(self.log_store());
-        // Where it fails, the old one serves, and the next versions bring another chance.
-        if anew.load().await.is_ok() && anew.version() >= Some(version) {
-            self.table = anew;
+        let mut reloaded = DeltaTable::new(self.log_store());
+        // If it fails, the old snapshot still serves, and later versions bring another chance.
+        if reloaded.load().await.is_ok() && reloaded.version() >= Some(version) {
+            self.table = reloaded;
         }
         self.loaded_version = Some(version);
     }
 
-    /// Loads the newest snapshot, also where none was loaded before; false where there is no table.
+    /// Loads the newest snapshot, even if none was loaded before. Returns false if there is no table.
     pub async fn load_if_exists(&mut self) -> Result<bool, TableError> {
         if self.table.state.is_some() {
             return self.update().await.map(|()| true);
@@ -297,12 +320,12 @@ impl DeltaLog {
         }
     }
 
-    /// The loaded snapshot.
+    /// Returns the loaded snapshot; an error if none is loaded.
     pub fn snapshot(&self) -> Result<&DeltaTableState, TableError> {
         self.table.snapshot().map_err(|e| self.wrap_error(e))
     }
 
-    /// The table's schema in Arrow's terms.
+    /// Returns the table's schema as an Arrow schema.
     pub fn arrow_schema(&self) -> Result<SchemaRef, TableError> {
         let metadata = self.snapshot()?.metadata();
         let schema = metadata.parse_schema().map_err(|e| self.wrap_error(e.into()))?;
@@ -310,18 +333,21 @@ impl DeltaLog {
         Ok(Arc::new(arrow))
     }
 
-    /// Version of an application's newest transaction as of the loaded snapshot.
-    pub async fn transaction_version(&self, application: &str) -> Result<Option<i64>, TableError> {
-        let found =
-            self.snapshot()?.transaction_version(self.log_store().as_ref(), application).await;
-        found.map_err(|e| self.wrap_error(e))
+    /// Returns the version of the newest transaction of `application_id` in the loaded snapshot.
+    pub async fn transaction_version(
+        &self,
+        application_id: &str,
+    ) -> Result<Option<i64>, TableError> {
+        let log_store = self.log_store();
+        let version = self.snapshot()?.transaction_version(log_store.as_ref(), application_id);
+        version.await.map_err(|e| self.wrap_error(e))
     }
 
-    /// Oldest version whose commit is still in the log.
+    /// Returns the oldest version whose commit is still in the log.
     pub async fn oldest_version(&self) -> Result<u64, TableError> {
-        let listed = self.object_store();
+        let object_store = self.object_store();
         let folder = Path::from("_delta_log");
-        let mut files = listed.list(Some(&folder));
+        let mut files = object_store.list(Some(&folder));
         let mut oldest = self.version();
         while let Some(file) = files.next().await {
             let file = file.map_err(|e| self.wrap_error(e.into()))?;
@@ -333,7 +359,8 @@ impl DeltaLog {
         Ok(oldest)
     }
 
-    /// The actions of commit `version`; `None` where it does not exist (yet, or any more).
+    /// Reads the actions of commit `version`. Returns `None` if there is no such commit yet, or no
+    /// longer.
     pub async fn read_commit(&self, version: u64) -> Result<Option<Vec<Action>>, TableError> {
         let entry = self.log_store().read_commit_entry(version).await;
         match entry.map_err(|e| self.wrap_error(e))? {
@@ -348,7 +375,7 @@ impl DeltaLog {
     }
 }
 
-/// The object that an `Add` names: its path is URL-encoded in the log.
+/// Returns the path of the data file that `add` names: the log URL-encodes it.
 pub fn data_file_path(add: &Add) -> Result<Path, object_store::Error> {
     Path::from_url_path(&add.path).map_err(Into::into)
 }

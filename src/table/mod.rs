@@ -1,18 +1,18 @@
-//! The stored table: what is known of every image, on object storage.
+//! The stored tables: everything that is known of every image, on object storage.
 //!
 //! A catalogue is a folder on object storage:
 //!
 //! ```text
-//! state/00000000000000000001.json     revisions of the catalogue's state, newest wins
-//! generations/<model>/images/         Delta Lake table, one row an accepted event, append-only
-//! generations/<model>/statistics/     the same, statistics of older rows by newer prompt sets
-//! claims/<unit>.json                  who computes which of them at the moment
-//! readers/<id>.json                   what each query worker serves
-//! upkeep/00000000000000000001.json    who tidies the tables at the moment
+//! state/00000000000000000001.json        revisions of the catalogue's state; the newest counts
+//! generations/<id>/images/               Delta Lake table, one row per accepted event, append-only
+//! generations/<id>/statistics/           Delta Lake table, statistics of older rows by newer prompt sets
+//! reindex-claims/<unit>.json             which process computes which of those statistics
+//! replicas/<id>.json                     what each query worker serves
+//! maintenance/00000000000000000001.json  which worker maintains the tables
 //! ```
 //!
-//! A commit holds rows and the Kafka positions up to which they were consumed, in one atomic write,
-//! so that each offset is committed at most once, whoever wins.
+//! One atomic commit holds rows and the Kafka positions up to which they were consumed, so that each
+//! offset is committed at most once, whichever writer wins.
 
 pub(crate) mod backfill_plan;
 mod error;
@@ -45,4 +45,4 @@ pub use statistics::{
 pub use writer::{CommitSummary, PartitionBatch, TableWriter};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,10 +10,10 @@ use crate::record::RowVersion;
 use crate::store;
 use crate::validate;
 
-/// Size below which files are all alike: no merge is worth telling them apart.
+/// Files up to this size, in bytes, are in the same tier.
 const SMALLEST_TIER_BYTES: u64 = 64 << 10;
 
-/// Where the catalogue is stored.
+/// Where the catalogue is stored, and how it is polled and committed to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TableOptions {
@@ -22,12 +22,12 @@ pub struct TableOptions {
     /// Options of the store, for example `aws_region` or `aws_endpoint`. Credentials are better
     /// given by the provider's standard environment variables.
     pub store_options: BTreeMap<String, String>,
-    /// How often a commit that meets another writer's, or a passing fault of the store, is tried,
-    /// with growing pauses of at most 2 s.
+    /// How often a commit is tried that conflicts with another writer's commit or meets a transient error
+    /// of the store, with growing pauses of at most 2 s.
     pub max_commit_attempts: u32,
-    /// How often workers and query workers look whether the catalogue's state has changed, in
-    /// milliseconds: one small request. A prompt set that is added is carried by new rows, and a
-    /// promotion is served, within this time and what is in the pipeline.
+    /// How often workers and query workers poll the catalogue's state, in milliseconds, with one small
+    /// request. New rows carry an added prompt set, and queries are answered as a promotion says, after
+    /// this time and the time that the pipeline takes.
     pub state_poll_ms: u64,
 }
 
@@ -43,7 +43,7 @@ impl Default for TableOptions {
 }
 
 impl TableOptions {
-    /// What is wrong with these options, a line each.
+    /// Returns one line per invalid option.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if let Err(error) = store::parse_url(&self.url) {
@@ -61,33 +61,33 @@ impl TableOptions {
     }
 }
 
-/// How the table is tidied.
+/// How the tables are maintained.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MaintenanceOptions {
-    /// How often workers tidy the table, in seconds, one of them at a time. 0: never; run
+    /// How often workers maintain the tables, in seconds; one worker at a time does it. 0: never; run
     /// `bsap compact` and `bsap vacuum` on a schedule of your own.
     pub interval_seconds: u64,
-    /// Size up to which files are merged, in MiB. Workers hold about twice as much in memory while
-    /// they write one.
+    /// Size up to which files are merged, in MiB. A worker holds about twice as much in memory while it
+    /// writes such a file.
     pub target_file_mib: u64,
-    /// Files of similar size that are merged into one. A row is rewritten about as often as this
-    /// number has to be multiplied by itself to get from a commit's file to the largest.
+    /// Number of files of similar size that are merged into one. A row is rewritten about as often as
+    /// this number must be multiplied by itself to get from the size of a commit's file to the largest.
     pub files_per_merge: usize,
-    /// Share of superseded rows, in percent, from which on a file is rewritten without them.
+    /// Percentage of superseded rows at which a file is rewritten without them.
     pub max_superseded_percent: u32,
-    /// After how many hours the embeddings of a deleted image are rewritten out of their files,
-    /// whatever the share. All keys are read that often, which costs about 200 bytes of memory an
-    /// image.
+    /// Hours after which the files that hold the embeddings of a deleted image are rewritten without
+    /// them, whatever their percentage of superseded rows. All keys are read that often, which takes
+    /// about 200 bytes of memory per image.
     pub erase_deleted_after_hours: u32,
-    /// For how many days a deleted image is remembered. An event that is older is refused as
-    /// `too_old`, since nothing could tell any more that the image was deleted after it. 0: for ever.
+    /// Days for which a deleted image is remembered. An older event is rejected as `too_old`, because
+    /// nothing would show that the image was deleted after it. 0: forever.
     pub tombstone_retention_days: u32,
-    /// For how many hours a file that is no longer part of the table stays readable, for those who
-    /// are still reading an older version. Also for how long a file may wait for its commit.
+    /// Hours for which a file that is no longer part of the table is kept, for readers of an older
+    /// version. Also the time within which an uploaded file must be committed.
     pub deleted_file_retention_hours: u32,
-    /// For how many hours the log of single commits stays. A query worker that was away for longer
-    /// reads the whole table anew.
+    /// Hours for which single commits are kept in the log. A query worker that was away for longer reads
+    /// the whole table again.
     pub log_retention_hours: u32,
 }
 
@@ -107,7 +107,7 @@ impl Default for MaintenanceOptions {
 }
 
 impl MaintenanceOptions {
-    /// What is wrong with these options, a line each.
+    /// Returns one line per invalid option.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let p = &mut problems;
@@ -150,17 +150,17 @@ impl MaintenanceOptions {
             24 * 365,
         );
         if self.tombstone_retention_days > 0
-            && self.tombstone_retention_days * 24 < self.erase_deleted_after_hours
+            && self.tombstone_retention_days.saturating_mul(24) < self.erase_deleted_after_hours
         {
             problems.push(
-                "tombstone_days: is less than erase_hours; a deleted image must be remembered until its embedding is gone".into(),
+                "tombstone_retention_days: is less than erase_deleted_after_hours; a deleted image must be remembered until its embedding is gone".into(),
             );
         }
         problems
     }
 
-    /// The tier of a file of `size` bytes: files of one tier are similar. None where it is as large
-    /// as a merge would make it.
+    /// Returns the tier of a file of `size` bytes; files of one tier have similar sizes. Returns `None` if
+    /// the file is too large to be merged.
     pub(crate) fn size_tier(&self, size: u64) -> Option<u32> {
         let target = self.target_file_mib << 20;
         let factor = self.files_per_merge as u64;
@@ -168,20 +168,21 @@ impl MaintenanceOptions {
         while size > limit {
             (tier, limit) = (tier + 1, limit.saturating_mul(factor));
         }
-        // Two of them would not fit into one.
+        // Two larger files would not fit into one of the target size.
         (size <= target / 2).then_some(tier)
     }
 
-    /// Whether the image was deleted long enough ago that its embeddings must go.
+    /// Whether the image was deleted long enough ago that its embeddings must be erased. `newest` is its
+    /// newest version.
     pub(crate) fn is_erasure_due(&self, newest: &RowVersion, now: DateTime<Utc>) -> bool {
         newest.deleted
             && now - newest.embedded_at >= TimeDelta::hours(self.erase_deleted_after_hours.into())
     }
 
-    /// Whether a tombstone has been remembered for long enough.
+    /// Whether the retention of a tombstone is over. `newest` is the newest version of its image.
     pub(crate) fn may_drop_tombstone(&self, newest: &RowVersion, now: DateTime<Utc>) -> bool {
-        // An hour more than events are refused after: clocks differ, and one may be on its way.
-        let days = TimeDelta::days(self.tombstone_retention_days.into()) + TimeDelta::hours(1);
-        newest.deleted && self.tombstone_retention_days > 0 && now - newest.embedded_at >= days
+        // One hour longer than events are accepted: clocks differ, and an event may be in the pipeline.
+        let retention = TimeDelta::days(self.tombstone_retention_days.into()) + TimeDelta::hours(1);
+        newest.deleted && self.tombstone_retention_days > 0 && now - newest.embedded_at >= retention
     }
 }

@@ -1,4 +1,4 @@
-//! What the log alone tells of a table: nothing is read but that.
+//! A summary of a table from its log alone: no data file is read.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -12,31 +12,32 @@ use super::options::MaintenanceOptions;
 use super::writer::TableWriter;
 use crate::store::Store;
 
-/// A table as its log shows it.
+/// A summary of an `images` table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TableOverview {
     /// Version of the table.
     pub version: u64,
-    /// Oldest version whose commit can still be read: a reader further behind reads all anew.
+    /// Oldest version whose commit is still in the log. A reader that is further behind reads the whole
+    /// table again.
     pub oldest_version: u64,
-    /// Data files.
+    /// Number of data files.
     pub files: usize,
-    /// Bytes of them.
+    /// Bytes of the data files.
     pub bytes: u64,
-    /// Rows in them, superseded ones included. None where a file does not say.
+    /// Number of rows, superseded ones included. `None` if the log does not say it for every file.
     pub rows: Option<usize>,
-    /// When the newest row was made.
+    /// When the newest row was created.
     pub newest_row_at: Option<DateTime<Utc>>,
-    /// Files that a merge would take now.
+    /// Number of files that a merge would rewrite now.
     pub files_to_merge: usize,
     /// When files were last merged.
     pub compacted_at: Option<DateTime<Utc>>,
-    /// When every row was last looked at.
+    /// When the keys of all rows were last checked.
     pub fully_compacted_at: Option<DateTime<Utc>>,
 }
 
 impl TableOverview {
-    /// Of the table of `generation`.
+    /// Summarises the table of `generation`.
     pub async fn from_log(
         catalogue: &Store,
         generation: &Generation,
@@ -44,14 +45,15 @@ impl TableOverview {
     ) -> Result<Self, TableError> {
         let mut log = DeltaLog::open_images(catalogue, generation).await?;
         log.update().await?;
-        let (mut files, mut bytes, mut rows, mut newest) = (0, 0, Some(0), None);
+        let (mut files, mut bytes, mut rows, mut newest_row_at) = (0, 0, Some(0), None);
         {
-            let all = log.snapshot()?.log_data();
-            for file in all.iter() {
+            let data_files = log.snapshot()?.log_data();
+            for file in data_files.iter() {
                 files += 1;
                 bytes += file.size().unsigned_abs();
                 rows = rows.zip(file.num_records()).map(|(a, b)| a + b);
-                newest = newest.max(file.stats().and_then(|stats| newest_embedded_at(&stats)));
+                newest_row_at =
+                    newest_row_at.max(file.stats().and_then(|stats| newest_embedded_at(&stats)));
             }
         }
         let time = |at: Option<i64>| at.and_then(DateTime::from_timestamp_millis);
@@ -62,7 +64,7 @@ impl TableOverview {
             files,
             bytes,
             rows,
-            newest_row_at: newest,
+            newest_row_at,
             files_to_merge: compactor.count_pending_files().await?,
             compacted_at: time(log.transaction_version(COMPACTION_APP_ID).await?),
             fully_compacted_at: time(log.transaction_version(DEEP_COMPACTION_APP_ID).await?),
@@ -70,14 +72,15 @@ impl TableOverview {
     }
 }
 
-/// The greatest `embedded_at` of a file, from its statistics in the log.
+/// Returns the greatest `embedded_at` of a file, from its statistics in the log.
 fn newest_embedded_at(stats: &str) -> Option<DateTime<Utc>> {
     let stats: Value = serde_json::from_str(stats).ok()?;
     let text = stats["maxValues"]["embedded_at"].as_str()?;
     DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc())
 }
 
-/// A writer that reads positions, where there is a table already.
+/// Opens a writer to read positions, without creating the table. Fails with [`TableError::NotFound`] if
+/// there is none.
 pub async fn open_existing_writer(
     catalogue: &Store,
     generation: &Generation,

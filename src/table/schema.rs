@@ -1,4 +1,4 @@
-//! The columns of the `images` table, and the way from rows to columns and back.
+//! The columns of both tables, and the conversion of rows to columns and back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,10 +23,11 @@ use crate::record::{
     Attributes, Embedding, ImageId, ImageRow, RowVersion, SequenceKey, StoredImage,
 };
 
-/// Where a row came from, beside the row itself: `topic[partition]@offset`.
+/// The column with the position of the message that a row came from: `topic[partition]@offset`.
 pub const SOURCE_COLUMN: &str = "source";
 
-/// The columns, in order. Names and types are a promise to every other tool that reads the table.
+/// Returns the columns of the `images` table, in order. Names and types are a promise to every other
+/// tool that reads the table.
 pub fn images_columns() -> Vec<StructField> {
     let text = DataType::STRING;
     let float = DataType::FLOAT;
@@ -62,8 +63,8 @@ pub fn images_columns() -> Vec<StructField> {
 /// The partition column of the `statistics` table: the key of the prompt set.
 pub const PROMPT_SET_COLUMN: &str = "prompt_set";
 
-/// The columns of the `statistics` table, in order, likewise a promise. `embedded_at` and
-/// `embedding_hash` tie a row to one version of one image and to the very embedding.
+/// Returns the columns of the `statistics` table, in order; they are a promise as well. `embedded_at`
+/// and `embedding_hash` tie a row to one version of one image and to its very embedding.
 pub fn statistics_columns() -> Vec<StructField> {
     let (text, float) = (DataType::STRING, DataType::FLOAT);
     let floats = ["mean", "std", "min", "max", "lse", "topk_mean"];
@@ -79,16 +80,16 @@ pub fn statistics_columns() -> Vec<StructField> {
     columns
 }
 
-/// Columns of the `statistics` table whose minimum and maximum the log keeps for every file.
+/// Columns of the `statistics` table whose minimum and maximum the log has for every file.
 pub const STATISTICS_INDEXED_COLUMNS: [&str; 3] = ["image_id", "sequence", "embedded_at"];
 
-/// Columns whose minimum and maximum the log keeps for every file.
+/// Columns of the `images` table whose minimum and maximum the log has for every file.
 pub const IMAGES_INDEXED_COLUMNS: [&str; 4] = ["image_id", "sequence", "event_time", "embedded_at"];
 
-/// Columns that say which version of which image a row is.
+/// Columns of the `images` table that say which version of which image a row is.
 pub const KEY_COLUMNS: [&str; 4] = ["image_id", "sequence", "deleted", "embedded_at"];
 
-/// Rows, each with its source, as a batch of `schema` (the Arrow form of [`columns`]).
+/// Converts rows, each with its source, to a batch of `schema`, the Arrow form of [`images_columns`].
 pub fn rows_to_batch(
     rows: &[(String, &ImageRow)],
     schema: &Arc<ArrowSchema>,
@@ -221,7 +222,7 @@ fn unexpected_type_error(column: &str, data_type: &ArrowType) -> ArrowError {
     ArrowError::SchemaError(format!("column {column} has the unexpected type {data_type}"))
 }
 
-/// The rows of a batch. The error names the column that is wrong.
+/// Converts a batch of the `images` table to rows. The error names the column that is wrong.
 pub fn rows_from_batch(batch: &RecordBatch) -> Result<Vec<ImageRow>, String> {
     let column =
         |name: &str| batch.column_by_name(name).ok_or_else(|| format!("column {name} is missing"));
@@ -281,7 +282,7 @@ pub fn rows_from_batch(batch: &RecordBatch) -> Result<Vec<ImageRow>, String> {
     Ok(rows)
 }
 
-/// Image and version of each row of a batch that has at least the columns [`KEYS`].
+/// Returns the image id and version of each row of a batch that has at least [`KEY_COLUMNS`].
 pub fn keys_from_batch(batch: &RecordBatch) -> Result<Vec<(String, RowVersion)>, String> {
     let column = |name: &str| batch.column_by_name(name);
     let text = |name: &str| {
@@ -302,33 +303,33 @@ pub fn keys_from_batch(batch: &RecordBatch) -> Result<Vec<(String, RowVersion)>,
                 sequence: SequenceKey::from_stored(sequences.value(i)),
                 deleted: deleted.value(i),
                 embedded_at: DateTime::from_timestamp_micros(embedded.value(i))
-                    .ok_or("embedded_at is no time")?,
+                    .ok_or("embedded_at is not a time")?,
             };
             Ok((ids.value(i).to_owned(), version))
         })
         .collect()
 }
 
-/// The prompt sets, by key, whose statistics every image of a batch carries; `None` where no row has
-/// an image, or the batch is not of the `images` table.
+/// Returns the keys of the prompt sets whose statistics every image of a batch carries. Returns `None`
+/// if no row has an image, or the batch is not of the `images` table.
 pub fn common_statistics_keys(batch: &RecordBatch) -> Option<BTreeSet<String>> {
     let map = batch.column_by_name("statistics")?.as_map_opt()?;
     let deleted = batch.column_by_name("deleted")?.as_boolean_opt()?;
     let keys = map.keys().as_string_opt::<i32>()?;
     let offsets = map.value_offsets();
-    let mut carried: Option<BTreeSet<&str>> = None;
+    let mut common: Option<BTreeSet<&str>> = None;
     for i in (0..batch.num_rows()).filter(|i| !deleted.value(*i)) {
         let (from, to) = (offsets[i] as usize, offsets[i + 1] as usize);
-        let of = if map.is_null(i) { from..from } else { from..to };
-        match &mut carried {
-            None => carried = Some(of.map(|j| keys.value(j)).collect()),
-            Some(known) => known.retain(|key| of.clone().any(|j| keys.value(j) == *key)),
+        let entries = if map.is_null(i) { from..from } else { from..to };
+        match &mut common {
+            None => common = Some(entries.map(|j| keys.value(j)).collect()),
+            Some(common) => common.retain(|key| entries.clone().any(|j| keys.value(j) == *key)),
         }
     }
-    Some(carried?.into_iter().map(str::to_owned).collect())
+    Some(common?.into_iter().map(str::to_owned).collect())
 }
 
-/// Whether each row of a batch carries the statistics of the set `key`.
+/// Returns for each row of a batch whether it carries the statistics of the prompt set `key`.
 pub fn has_statistics_by_row(batch: &RecordBatch, key: &str) -> Result<Vec<bool>, String> {
     let map = batch.column_by_name("statistics").and_then(|c| c.as_map_opt());
     let map = map.ok_or("column statistics is not a map")?;
@@ -341,7 +342,7 @@ pub fn has_statistics_by_row(batch: &RecordBatch, key: &str) -> Result<Vec<bool>
     Ok((0..batch.num_rows()).map(has).collect())
 }
 
-/// The statistics of the set `key` that each row of a batch carries.
+/// Returns the statistics of the prompt set `key` that each row of a batch carries.
 pub fn statistics_by_row(
     batch: &RecordBatch,
     key: &StatisticsKey,
@@ -351,7 +352,7 @@ pub fn statistics_by_row(
     (0..batch.num_rows()).map(|i| Ok(statistics_at(map, i)?.remove(key))).collect()
 }
 
-/// The attributes of row `i` of a column of attributes.
+/// Returns the attributes in row `i` of the column `attributes`.
 pub fn attributes_at(map: &MapArray, i: usize) -> Result<Attributes, String> {
     if map.is_null(i) {
         return Ok(Attributes::new());

@@ -1,15 +1,14 @@
-//! Backfilled statistics: the `statistics` table beside `images`, partitioned by prompt set.
+//! Backfilled statistics: the `statistics` table next to `images`, partitioned by prompt set.
 //!
-//! New rows carry their statistics themselves. Here are those that were computed later, from stored
-//! embeddings, for rows that were there before the prompt set was. A file of this table belongs to
-//! one file of `images` and one prompt set, its unit: its name begins with the unit's identifier,
-//! so that the snapshot alone says what is done, whoever did it, and a unit that two processes
-//! computed at once stands once. Compaction folds a unit into the rows when it rewrites their file,
-//! and removes it here.
+//! New rows carry their statistics themselves. This table holds those that were computed later, from
+//! stored embeddings, for rows that are older than the prompt set. Each of its files belongs to one unit
+//! of work, which is one file of `images` and one prompt set, and its name begins with the unit's id. So
+//! the snapshot alone says which units are done, whoever did them, and a unit that two processes
+//! computed at the same time is committed once. When compaction rewrites a file of `images`, it moves
+//! the statistics of its units into the rows and removes their files here.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use deltalake_core::arrow::array::{
@@ -24,12 +23,13 @@ use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use half::f16;
 use object_store::path::Path;
 use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::error::TableError;
 use super::file::{self, DataFileWriter, FileReadError};
 use super::generation::Generation;
-use super::log::{DeltaLog, TableKind};
+use super::log::{DeltaLog, TableKind, commit_backoff};
 use super::schema::PROMPT_SET_COLUMN;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::record::{ImageRow, SequenceKey, to_hex};
@@ -37,38 +37,40 @@ use crate::retry::{Backoff, Classify, Disposition};
 use crate::store::Store;
 use crate::telemetry::event;
 
-/// Digits of a unit's identifier.
+/// Hexadecimal digits of a unit's id.
 const UNIT_ID_DIGITS: usize = 16;
 
 /// Statistics of one version of one image, computed after its row was stored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackfilledStatistics {
-    /// Which image.
+    /// Id of the image.
     pub image_id: String,
-    /// Its version …
+    /// Version of the image.
     pub sequence: SequenceKey,
-    /// … and when that row was made: together they name one row.
+    /// When the row was created: names one row, together with the two fields above.
     pub embedded_at: DateTime<Utc>,
     /// [`embedding_hash`] of the embedding that was measured.
     pub embedding_hash: String,
-    /// The statistics.
+    /// The statistics of the row's scores.
     pub statistics: ScoreStatistics,
 }
 
-/// The first 16 hexadecimal digits of the SHA-256 of an embedding's values as f16, little-endian.
+/// Returns the first 16 hexadecimal digits of the SHA-256 of an embedding's values as f16,
+/// little-endian.
 pub fn embedding_hash(values: &[f32]) -> String {
     let mut hasher = Sha256::new();
-    let mut bytes = [0u8; 128];
-    for piece in values.chunks(bytes.len() / 2) {
-        for (two, value) in bytes.chunks_exact_mut(2).zip(piece) {
-            two.copy_from_slice(&f16::from_f32(*value).to_le_bytes());
+    let mut buffer = [0u8; 128];
+    for chunk in values.chunks(buffer.len() / 2) {
+        for (bytes, value) in buffer.chunks_exact_mut(2).zip(chunk) {
+            bytes.copy_from_slice(&f16::from_f32(*value).to_le_bytes());
         }
-        hasher.update(&bytes[..piece.len() * 2]);
+        hasher.update(&buffer[..chunk.len() * 2]);
     }
     to_hex(&hasher.finalize()[..8])
 }
 
-/// The identifier of a unit: the file `images` of the `images` table, measured with the set `key`.
+/// Returns the id of a unit: the file `data_file` of the `images` table, measured with the prompt set
+/// `key`.
 pub fn backfill_unit_id(key: &StatisticsKey, data_file: &str) -> String {
     let mut hasher = Sha256::new();
     hasher.update(key.as_str().as_bytes());
@@ -77,61 +79,63 @@ pub fn backfill_unit_id(key: &StatisticsKey, data_file: &str) -> String {
     to_hex(&hasher.finalize()[..UNIT_ID_DIGITS / 2])
 }
 
-/// Backfilled statistics by image, sequence and the time at which the row was made.
+/// Backfilled statistics by the row that they belong to: image id, sequence, and when it was created.
 pub type BackfilledByVersion = HashMap<(String, SequenceKey, DateTime<Utc>), BackfilledStatistics>;
 
-/// Backfilled statistics by the row that they name.
-pub fn index_by_version(found: Vec<BackfilledStatistics>) -> BackfilledByVersion {
+/// Indexes backfilled statistics by the row that they belong to.
+pub fn index_by_version(backfilled: Vec<BackfilledStatistics>) -> BackfilledByVersion {
     let keyed =
         |b: BackfilledStatistics| ((b.image_id.clone(), b.sequence.clone(), b.embedded_at), b);
-    found.into_iter().map(keyed).collect()
+    backfilled.into_iter().map(keyed).collect()
 }
 
-/// Gives rows the backfilled statistics of exactly their version and embedding. Returns how many.
+/// Adds backfilled statistics to the rows whose version and embedding they were computed from. Returns
+/// how many rows got some.
 pub fn attach_statistics(
     rows: &mut [ImageRow],
     key: &StatisticsKey,
-    found: &BackfilledByVersion,
+    backfilled: &BackfilledByVersion,
 ) -> usize {
     let mut attached = 0;
     for row in rows {
         let Some(image) = &mut row.image else { continue };
         let version = (row.image_id.to_string(), row.sequence.clone(), row.embedded_at);
-        if let Some(found) = found.get(&version)
+        if let Some(measured) = backfilled.get(&version)
             && !image.statistics.contains_key(key)
-            && found.embedding_hash == embedding_hash(image.embedding.values())
+            && measured.embedding_hash == embedding_hash(image.embedding.values())
         {
-            image.statistics.insert(key.clone(), found.statistics);
+            image.statistics.insert(key.clone(), measured.statistics);
             attached += 1;
         }
     }
     attached
 }
 
-/// A file of the table.
+/// A file of the `statistics` table.
 #[derive(Debug, Clone)]
 pub struct StatisticsFile {
-    /// Its path.
+    /// Path in the table.
     pub path: String,
-    /// Its prompt set.
+    /// Key of its prompt set.
     pub key: StatisticsKey,
-    /// Rows in it, where the log says so.
+    /// Number of rows; 0 if the log does not say.
     pub rows: usize,
     remove_action: Remove,
 }
 
-/// The statistics of a unit, written to a file that no commit names yet.
+/// An uploaded file with the statistics of a unit, which no commit names yet.
 #[derive(Debug, Clone)]
 pub struct StagedStatisticsFile(Add);
 
-/// The statistics table of one generation.
+/// The `statistics` table of one generation.
 pub struct StatisticsTable {
     log: DeltaLog,
     max_attempts: u32,
 }
 
 impl StatisticsTable {
-    /// Opens the table; `None` where nothing was ever backfilled. A commit is tried `attempts` times.
+    /// Opens the table. Returns `None` if nothing was ever backfilled. A commit that fails is tried
+    /// `max_attempts` times.
     pub async fn open(
         catalogue: &Store,
         generation: &Generation,
@@ -144,7 +148,7 @@ impl StatisticsTable {
         }
     }
 
-    /// Opens the table, making it where it is missing.
+    /// Opens the table and creates it if there is none.
     pub async fn open_or_create(
         catalogue: &Store,
         generation: &Generation,
@@ -154,13 +158,13 @@ impl StatisticsTable {
         Ok(Self { log, max_attempts })
     }
 
-    /// The files of the newest snapshot, by unit.
+    /// Returns the files of the newest snapshot, by unit.
     pub async fn files_by_unit(&mut self) -> Result<HashMap<String, StatisticsFile>, TableError> {
         self.log.update().await?;
         files_by_unit(&self.log)
     }
 
-    /// The rows of a file; none where the file was removed meanwhile.
+    /// Reads the rows of a file. Returns none if the file was removed since.
     pub async fn read_file_or_empty(
         &self,
         path: &str,
@@ -168,7 +172,7 @@ impl StatisticsTable {
         read_file_or_empty(&self.log, path).await
     }
 
-    /// The same; `None` where the file is not there.
+    /// Reads the rows of a file. Returns `None` if there is no such file.
     pub async fn read_file_if_exists(
         &self,
         path: &str,
@@ -176,107 +180,122 @@ impl StatisticsTable {
         read_file_if_exists(&self.log, path).await
     }
 
-    /// Writes the statistics of a unit to a file that no commit names yet. There may be none: the
-    /// file then says that the unit is done.
+    /// Uploads the statistics of a unit as a file that no commit names yet. `backfilled` may be empty:
+    /// the file then says that the unit is done. Retries transient errors until `cancel` is cancelled.
     pub async fn stage_file(
         &self,
         key: &StatisticsKey,
         data_file: &str,
-        found: &[BackfilledStatistics],
+        backfilled: &[BackfilledStatistics],
+        cancel: &CancellationToken,
     ) -> Result<StagedStatisticsFile, TableError> {
         let failed =
             |e: deltalake_core::parquet::errors::ParquetError| self.log.wrap_error(e.into());
-        let batch = statistics_to_batch(&self.log, found)?;
+        let batch = statistics_to_batch(&self.log, backfilled)?;
         let backoff = Backoff::with_max_attempts(self.max_attempts);
         let mut attempt = 0;
         loop {
             let mut file = DataFileWriter::new(batch.schema()).map_err(failed)?;
             file.write_batch(&batch).map_err(failed)?;
-            match file.upload_with_prefix(&self.log, &backfill_unit_id(key, data_file)).await {
+            let unit_id = backfill_unit_id(key, data_file);
+            let error = match file.upload_with_prefix(&self.log, &unit_id).await {
                 Ok(mut add) => {
                     add.partition_values =
                         HashMap::from([(PROMPT_SET_COLUMN.to_owned(), Some(key.to_string()))]);
                     return Ok(StagedStatisticsFile(add));
                 }
-                Err(error)
-                    if error.disposition() == Disposition::Retry
-                        && attempt + 1 < self.max_attempts =>
-                {
-                    info!(event = event::RETRY, stage = "table", attempt, %error, "a file was not written; trying again");
-                    tokio::time::sleep(backoff.random_delay(attempt)).await;
-                    attempt += 1;
-                }
-                Err(error) => return Err(error),
+                Err(error) => error,
+            };
+            if error.disposition() != Disposition::Retry || attempt + 1 >= self.max_attempts {
+                return Err(error);
             }
+            info!(event = event::RETRY, stage = "table", attempt, %error, "a file was not written; trying again");
+            if !backoff.wait(attempt, cancel).await {
+                return Err(self.log.cancelled_error(&error));
+            }
+            attempt += 1;
         }
     }
 
-    /// Commits staged files. Units that somebody else has committed meanwhile are left out.
+    /// Commits staged files. Leaves out units that another process has committed since.
     pub async fn commit_staged(
         &mut self,
         staged: Vec<StagedStatisticsFile>,
+        cancel: &CancellationToken,
     ) -> Result<(), TableError> {
-        self.commit_with_retries(staged.into_iter().map(|unit| unit.0).collect(), Vec::new()).await
+        let adds = staged.into_iter().map(|unit| unit.0).collect();
+        self.commit_with_retries(adds, Vec::new(), cancel).await
     }
 
-    /// Takes files out of the table.
-    pub async fn remove_files(&mut self, files: Vec<StatisticsFile>) -> Result<(), TableError> {
-        self.commit_with_retries(Vec::new(), files).await
+    /// Removes files from the table.
+    pub async fn remove_files(
+        &mut self,
+        files: Vec<StatisticsFile>,
+        cancel: &CancellationToken,
+    ) -> Result<(), TableError> {
+        self.commit_with_retries(Vec::new(), files, cancel).await
     }
 
-    /// Takes all files of a prompt set out of the table; returns how many.
-    pub async fn remove_prompt_set(&mut self, key: &StatisticsKey) -> Result<usize, TableError> {
+    /// Removes all files of a prompt set from the table. Returns how many there were.
+    pub async fn remove_prompt_set(
+        &mut self,
+        key: &StatisticsKey,
+        cancel: &CancellationToken,
+    ) -> Result<usize, TableError> {
         let units = self.files_by_unit().await?;
         let files: Vec<StatisticsFile> =
             units.into_values().filter(|file| file.key == *key).collect();
         let count = files.len();
-        self.remove_files(files).await?;
+        self.remove_files(files, cancel).await?;
         Ok(count)
     }
 
-    /// As the `images` table is committed: without the library's own retries, each attempt looking
-    /// at the very snapshot that it commits against. An attempt that landed without an answer shows
-    /// in the next one's snapshot.
+    /// Commits in the same way as the `images` table: without the library's own retries, so that each
+    /// attempt checks the very snapshot that it commits against. An attempt that landed without an
+    /// answer shows in the snapshot of the next one. Retries conflicts and transient errors until
+    /// `cancel` is cancelled.
     async fn commit_with_retries(
         &mut self,
         adds: Vec<Add>,
         removes: Vec<StatisticsFile>,
+        cancel: &CancellationToken,
     ) -> Result<(), TableError> {
-        let backoff = Backoff {
-            cap: Duration::from_secs(2),
-            ..Backoff::with_max_attempts(self.max_attempts)
-        };
-        let mut last = String::new();
-        for attempt in 0..self.max_attempts {
-            let result = async {
-                let live = self.files_by_unit().await?;
-                let paths: HashSet<&str> = live.values().map(|file| file.path.as_str()).collect();
-                let new = adds.iter().filter(|add| !live.contains_key(&add.path[..UNIT_ID_DIGITS]));
-                let gone = removes.iter().filter(|file| paths.contains(file.path.as_str()));
-                let actions: Vec<Action> = new
-                    .cloned()
-                    .map(Action::Add)
-                    .chain(gone.map(|file| Action::Remove(file.remove_action.clone())))
-                    .collect();
-                if actions.is_empty() { Ok(()) } else { self.commit_once(actions).await }
+        let backoff = commit_backoff(self.max_attempts);
+        let mut attempt = 0;
+        loop {
+            let error = match self.try_commit(&adds, &removes).await {
+                Err(error) if error.disposition() == Disposition::Retry => error,
+                result => return result,
             };
-            match result.await {
-                Err(error) if error.disposition() == Disposition::Retry => {
-                    last = error.to_string();
-                    info!(event = event::COMMIT_CONFLICT, attempt, reason = %last, "statistics were not committed; looking again");
-                    tokio::time::sleep(backoff.random_delay(attempt)).await;
-                }
-                other => return other,
+            if attempt + 1 >= self.max_attempts {
+                return Err(self.log.attempts_exhausted_error(self.max_attempts, &error));
             }
+            info!(event = event::COMMIT_CONFLICT, attempt, reason = %error, "statistics were not committed; trying again");
+            if !backoff.wait(attempt, cancel).await {
+                return Err(self.log.cancelled_error(&error));
+            }
+            attempt += 1;
         }
-        Err(TableError::AttemptsExhausted {
-            location: self.log.location.clone(),
-            attempts: self.max_attempts,
-            last_error: last,
-        })
     }
 
-    async fn commit_once(&mut self, actions: Vec<Action>) -> Result<(), TableError> {
+    /// Makes one attempt to commit what the newest snapshot does not show yet.
+    async fn try_commit(
+        &mut self,
+        adds: &[Add],
+        removes: &[StatisticsFile],
+    ) -> Result<(), TableError> {
+        let committed = self.files_by_unit().await?;
+        let paths: HashSet<&str> = committed.values().map(|file| file.path.as_str()).collect();
+        let new = adds.iter().filter(|add| !committed.contains_key(&add.path[..UNIT_ID_DIGITS]));
+        let present = removes.iter().filter(|file| paths.contains(file.path.as_str()));
+        let actions: Vec<Action> = new
+            .cloned()
+            .map(Action::Add)
+            .chain(present.map(|file| Action::Remove(file.remove_action.clone())))
+            .collect();
+        if actions.is_empty() {
+            return Ok(());
+        }
         let partition_by = Some(vec![PROMPT_SET_COLUMN.to_owned()]);
         let operation =
             DeltaOperation::Write { mode: SaveMode::Append, partition_by, predicate: None };
@@ -284,7 +303,7 @@ impl StatisticsTable {
     }
 }
 
-/// The files of the loaded snapshot, by unit.
+/// Returns the files of the loaded snapshot, by unit.
 pub fn files_by_unit(log: &DeltaLog) -> Result<HashMap<String, StatisticsFile>, TableError> {
     let mut units = HashMap::new();
     for file in log.snapshot()?.log_data().iter() {
@@ -292,18 +311,18 @@ pub fn files_by_unit(log: &DeltaLog) -> Result<HashMap<String, StatisticsFile>, 
         let key = file.partition_values_map().remove(PROMPT_SET_COLUMN).flatten();
         let (Some(unit), Some(key)) = (path.get(..UNIT_ID_DIGITS), key) else { continue };
         let unit = unit.to_owned();
-        let found = StatisticsFile {
+        let statistics_file = StatisticsFile {
             key: StatisticsKey::from_stored(&key),
             rows: file.num_records().unwrap_or_default(),
             remove_action: file.remove_action(true),
             path,
         };
-        units.insert(unit, found);
+        units.insert(unit, statistics_file);
     }
     Ok(units)
 }
 
-/// The rows of a file of the table; none where it was removed meanwhile.
+/// Reads the rows of a file of the table. Returns none if the file was removed since.
 pub async fn read_file_or_empty(
     log: &DeltaLog,
     path: &str,
@@ -322,30 +341,30 @@ async fn read_file_if_exists(
     };
     let corrupt =
         |reason: String| TableError::Corrupt { file: format!("{}/{path}", log.location), reason };
-    let mut found = Vec::new();
+    let mut backfilled = Vec::new();
     for batch in file::read_batches(bytes).map_err(|e| corrupt(e.to_string()))? {
         let batch = batch.map_err(|e| corrupt(e.to_string()))?;
-        found.extend(statistics_from_batch(&batch).map_err(corrupt)?);
+        backfilled.extend(statistics_from_batch(&batch).map_err(corrupt)?);
     }
-    Ok(Some(found))
+    Ok(Some(backfilled))
 }
 
 fn statistics_to_batch(
     log: &DeltaLog,
-    found: &[BackfilledStatistics],
+    backfilled: &[BackfilledStatistics],
 ) -> Result<RecordBatch, TableError> {
     let corrupt = |reason: String| TableError::Corrupt { file: log.location.clone(), reason };
-    // The partition column stands in the log, not in the files.
+    // The partition column is in the log, not in the files.
     let fields = log.arrow_schema()?;
     let fields: Vec<_> = fields.fields().iter().filter(|f| f.name() != PROMPT_SET_COLUMN).collect();
     let schema = Arc::new(ArrowSchema::new(fields.into_iter().cloned().collect::<Vec<_>>()));
     let text = |value: fn(&BackfilledStatistics) -> &str| -> ArrayRef {
-        Arc::new(StringArray::from_iter_values(found.iter().map(value)))
+        Arc::new(StringArray::from_iter_values(backfilled.iter().map(value)))
     };
     let float = |value: fn(&ScoreStatistics) -> f32| -> ArrayRef {
-        Arc::new(Float32Array::from_iter_values(found.iter().map(|b| value(&b.statistics))))
+        Arc::new(Float32Array::from_iter_values(backfilled.iter().map(|b| value(&b.statistics))))
     };
-    let times = found.iter().map(|b| b.embedded_at.timestamp_micros());
+    let times = backfilled.iter().map(|b| b.embedded_at.timestamp_micros());
     let columns: BTreeMap<&str, ArrayRef> = BTreeMap::from([
         ("image_id", text(|b| &b.image_id)),
         ("sequence", text(|b| b.sequence.as_str())),
@@ -355,7 +374,12 @@ fn statistics_to_batch(
                 as ArrayRef,
         ),
         ("embedding_hash", text(|b| &b.embedding_hash)),
-        ("n", Arc::new(Int32Array::from_iter_values(found.iter().map(|b| b.statistics.n as i32)))),
+        (
+            "n",
+            Arc::new(Int32Array::from_iter_values(
+                backfilled.iter().map(|b| b.statistics.n as i32),
+            )),
+        ),
         ("mean", float(|s| s.mean)),
         ("std", float(|s| s.std)),
         ("min", float(|s| s.min)),
@@ -400,7 +424,7 @@ fn statistics_from_batch(batch: &RecordBatch) -> Result<Vec<BackfilledStatistics
                 image_id: ids.value(i).to_owned(),
                 sequence: SequenceKey::from_stored(sequences.value(i)),
                 embedded_at: DateTime::from_timestamp_micros(times.value(i))
-                    .ok_or("embedded_at is no time")?,
+                    .ok_or("embedded_at is not a time")?,
                 embedding_hash: hashes.value(i).to_owned(),
                 statistics: ScoreStatistics {
                     n: n.value(i) as u32,

@@ -1,10 +1,11 @@
-//! Appending rows and positions in one atomic commit.
+//! Appends rows and positions in one atomic commit.
 //!
-//! The commit loop answers what goes wrong between several writers on one log. Each attempt checks,
-//! on the very snapshot that it commits against, that every partition's stored position is the
-//! expected one; a lost race refreshes and looks again instead of trusting the library's retries.
-//! An unclear answer (the write was applied, its acknowledgement was lost) is resolved the same way:
-//! if the stored position is ours and so is the file in that commit, the commit has landed.
+//! The commit loop handles what several writers on one log do to each other. Each attempt checks, on the
+//! very snapshot that it commits against, that every partition's stored position is the expected one.
+//! After a lost race the snapshot is updated and checked again; the library's own retries would skip
+//! that check. An unclear answer (the write was applied, its acknowledgement was lost) is resolved in
+//! the same way: if the stored position is the one of this commit and a commit names its file, it has
+//! landed.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -13,45 +14,47 @@ use deltalake_core::arrow::array::RecordBatch;
 use deltalake_core::kernel::{Action, Add, Transaction};
 use deltalake_core::parquet::errors::ParquetError;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::error::TableError;
 use super::file::DataFileWriter;
 use super::generation::Generation;
-use super::log::{DeltaLog, TableKind};
+use super::log::{DeltaLog, TableKind, commit_backoff};
 use super::schema;
 use crate::record::{ImageRow, TopicPartition};
 use crate::retry::{Backoff, Classify, Disposition};
 use crate::store::Store;
 use crate::telemetry::event;
 
-/// A snapshot older than this is not built upon: well below the least time that the log stays.
+/// An older snapshot is updated before a commit builds on it. Well below the shortest time for which
+/// the log is kept.
 const MAX_SNAPSHOT_AGE: Duration = Duration::from_secs(600);
-/// Commits that are looked at one by one for a position, newest first, before the log is asked: a
-/// partition that has work is in one of them.
+/// Commits that are read one by one for a position, newest first, before the whole log is searched. The
+/// position of a partition that has messages is in one of them.
 const MAX_LOOK_BACK_COMMITS: u64 = 40;
 
-/// Rows of one partition that are to be committed together with its position.
+/// Rows of one partition that are committed together with its position.
 #[derive(Debug, Clone)]
 pub struct PartitionBatch {
-    /// Which partition.
+    /// The partition.
     pub partition: TopicPartition,
-    /// The position that the table must have for this commit to be right: the offset after the
-    /// last one that is stored, `None` where nothing is stored yet.
+    /// The stored position that this commit builds on: the offset after the last stored one, `None` if
+    /// nothing is stored yet.
     pub expected_position: Option<i64>,
-    /// The position after the commit: every offset below it is done with.
+    /// The position after the commit: every lower offset is processed.
     pub next_offset: i64,
-    /// Rows with the offset of the message that each came from, in order. May be empty.
+    /// Rows, each with the offset of its message, in order. May be empty.
     pub rows: Vec<(i64, ImageRow)>,
 }
 
-/// What a commit came to.
+/// The result of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommitSummary {
-    /// Version of the table after it.
+    /// Version of the table after the commit.
     pub version: u64,
-    /// Partitions that somebody else has consumed meanwhile, with the table's position: their rows
-    /// were dropped, because they are stored already.
+    /// Partitions that another worker has consumed since, with their stored positions. Their rows were
+    /// left out, because they are stored already.
     pub fenced_partitions: Vec<(TopicPartition, i64)>,
     /// Rows written.
     pub rows: usize,
@@ -59,32 +62,33 @@ pub struct CommitSummary {
     pub bytes: u64,
 }
 
-/// Appends to the table of one generation.
+/// Appends to the `images` table of one generation.
 pub struct TableWriter {
     log: DeltaLog,
     max_attempts: u32,
-    /// Name of the replay whose positions are kept; usually empty.
+    /// Name of the replay whose positions are used; usually empty.
     replay_name: String,
-    /// Positions as of `known`. Single commits tell them, a worker's own most of the time: asking
-    /// the log for one reads all of its tail at once, each time anew.
+    /// Positions by application id, as of `positions_version`. They are collected from single commits:
+    /// the library would read the whole tail of the log for each of them.
     positions: HashMap<String, Option<i64>>,
-    /// Version that `positions` are as of; at most that of the loaded snapshot.
+    /// Version up to which commits were read for `positions`; at most that of the loaded snapshot.
     positions_version: u64,
-    /// Commits below this version have not been read for positions.
+    /// Oldest version whose commit was read for `positions`.
     scanned_from_version: u64,
-    /// When the snapshot was last compared with the log; none where that is due.
+    /// When the snapshot was last updated. `None` forces an update before the next commit.
     refreshed_at: Option<Instant>,
 }
 
-/// A batch with its staged file.
+/// A batch with its uploaded data file.
 struct StagedBatch {
     batch: PartitionBatch,
-    /// None where there are no rows.
+    /// `None` if the batch has no rows.
     add_action: Option<Add>,
 }
 
 impl TableWriter {
-    /// Opens the table of `generation`, making it where it is missing.
+    /// Opens the table of `generation` and creates it if there is none. A read or commit that fails is
+    /// tried `max_attempts` times.
     pub async fn open(
         catalogue: &Store,
         generation: &Generation,
@@ -102,15 +106,14 @@ impl TableWriter {
         })
     }
 
-    /// Keeps positions under the name of a deliberate replay, apart from the usual ones; an empty
-    /// name changes nothing.
+    /// Uses the positions of the replay `name` instead of the usual ones. An empty name changes nothing.
     #[must_use]
     pub fn with_replay_name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.replay_name);
         self
     }
 
-    /// The application id under which the Delta log keeps a partition's position.
+    /// Returns the application id under which the Delta log keeps a partition's position.
     fn application_id(&self, partition: &TopicPartition) -> String {
         let usual = format!("bsap:{}:{}", partition.topic, partition.number);
         if self.replay_name.is_empty() {
@@ -120,32 +123,33 @@ impl TableWriter {
         }
     }
 
-    /// The offset after the last stored one of `partition`, read anew from the log. Tries again
-    /// what may pass, as often as a commit; attempts that came further do not count, however long the
-    /// way is.
+    /// Reads the offset after the last stored one of `partition` from the log. Retries transient errors
+    /// until `cancel` is cancelled. Attempts that read further than the ones before do not count, so
+    /// that a store that fails now and then is outlasted, however much there is to read.
     pub async fn read_position(
         &mut self,
         partition: &TopicPartition,
+        cancel: &CancellationToken,
     ) -> Result<Option<i64>, TableError> {
-        let backoff = self.backoff();
-        let (mut attempt, mut reached) = (0, None);
+        let backoff = commit_backoff(self.max_attempts);
+        let (mut attempt, mut last_progress) = (0, None);
         loop {
-            let result = self.try_read_position(partition).await;
-            let now = Some((self.log.version(), self.positions_version, self.scanned_from_version));
-            if std::mem::replace(&mut reached, now) != now {
+            let error = match self.try_read_position(partition).await {
+                Ok(position) => return Ok(position),
+                Err(error) => error,
+            };
+            let progress = Some(self.progress());
+            if std::mem::replace(&mut last_progress, progress) != progress {
                 attempt = 0;
             }
-            match result {
-                Err(error)
-                    if error.disposition() == Disposition::Retry
-                        && attempt + 1 < self.max_attempts =>
-                {
-                    info!(event = event::RETRY, stage = "table", attempt, %error, "a position was not read; trying again");
-                    tokio::time::sleep(backoff.random_delay(attempt)).await;
-                    attempt += 1;
-                }
-                other => return other,
+            if error.disposition() != Disposition::Retry || attempt + 1 >= self.max_attempts {
+                return Err(error);
             }
+            info!(event = event::RETRY, stage = "table", attempt, %error, "a position was not read; trying again");
+            if !backoff.wait(attempt, cancel).await {
+                return Err(self.log.cancelled_error(&error));
+            }
+            attempt += 1;
         }
     }
 
@@ -157,92 +161,93 @@ impl TableWriter {
         self.stored_position(&self.application_id(partition)).await
     }
 
-    fn backoff(&self) -> Backoff {
-        Backoff { cap: Duration::from_secs(2), ..Backoff::with_max_attempts(self.max_attempts) }
+    /// Returns how far the log was read. It changes if an attempt read anything new.
+    fn progress(&self) -> (u64, u64, u64) {
+        (self.log.version(), self.positions_version, self.scanned_from_version)
     }
 
-    /// Commits `batches`, each partition at most once. Rows before the expected position are stored
-    /// already, and are left out: another worker may have come further than what had gathered here.
-    /// Attempts that came further do not count, as in [`Writer::position`].
+    /// Commits `batches`, which have each partition at most once. Rows before the expected position are
+    /// stored already and are left out: another worker may have come further than the rows that were
+    /// collected here.
+    ///
+    /// Retries conflicts and transient errors until `cancel` is cancelled. Attempts that read further
+    /// than the ones before do not count, as in [`Self::read_position`]. After an error the rows are not
+    /// lost: the stored positions say whether they were committed.
     pub async fn append(
         &mut self,
         batches: Vec<PartitionBatch>,
+        cancel: &CancellationToken,
     ) -> Result<CommitSummary, TableError> {
         let mut staged = Vec::with_capacity(batches.len());
         for mut batch in batches {
             batch.rows.retain(|(offset, _)| Some(*offset) >= batch.expected_position);
-            let add = self.stage_batch(&batch).await?;
-            staged.push(StagedBatch { batch, add_action: add });
+            let add_action = self.stage_batch(&batch, cancel).await?;
+            staged.push(StagedBatch { batch, add_action });
         }
-        let mut fenced = Vec::new();
-        let base = self.log.version();
-        let backoff = self.backoff();
-        let mut landed = Vec::new();
-        let (mut attempt, mut idle, mut reached) = (0, 0, None);
+        let base_version = self.log.version();
+        let backoff = commit_backoff(self.max_attempts);
+        let (mut fenced, mut landed) = (Vec::new(), Vec::new());
+        let (mut attempt, mut attempts_without_progress, mut last_progress) = (0, 0, None);
         loop {
-            match self.try_append(&mut staged, &mut fenced, &mut landed, base).await {
+            let result =
+                self.try_append(&mut staged, &mut fenced, &mut landed, base_version, cancel).await;
+            let error = match result {
                 Ok(version) => {
-                    let all = || landed.iter().chain(&staged);
+                    let committed = || landed.iter().chain(&staged);
                     return Ok(CommitSummary {
                         version,
                         fenced_partitions: fenced,
-                        rows: all().map(|s| s.batch.rows.len()).sum(),
-                        bytes: all()
+                        rows: committed().map(|s| s.batch.rows.len()).sum(),
+                        bytes: committed()
                             .filter_map(|s| s.add_action.as_ref())
-                            .map(|a| a.size as u64)
+                            .map(|add| add.size as u64)
                             .sum(),
                     });
                 }
-                Err(error) if error.disposition() == Disposition::Retry => {
-                    let now = Some((
-                        self.log.version(),
-                        self.positions_version,
-                        self.scanned_from_version,
-                        landed.len(),
-                    ));
-                    if std::mem::replace(&mut reached, now) != now {
-                        idle = 0;
-                        // Others commit meanwhile: who is behind must be faster. Who met them waits longer.
-                        if !error.is_commit_conflict() {
-                            attempt = 0;
-                        }
-                    }
-                    idle += 1;
-                    let last = error.to_string();
-                    if idle >= self.max_attempts {
-                        let (place, attempts) = (self.log.location.clone(), self.max_attempts);
-                        return Err(TableError::AttemptsExhausted {
-                            location: place,
-                            attempts,
-                            last_error: last,
-                        });
-                    }
-                    info!(event = event::COMMIT_CONFLICT, attempt, reason = %last, "commit did not go through; looking again");
-                    self.refreshed_at = None;
-                    tokio::time::sleep(backoff.random_delay(attempt)).await;
-                    attempt += 1;
+                Err(error) if error.disposition() != Disposition::Retry => return Err(error),
+                Err(error @ TableError::Cancelled { .. }) => return Err(error),
+                Err(error) => error,
+            };
+            let progress = Some((self.progress(), landed.len()));
+            if std::mem::replace(&mut last_progress, progress) != progress {
+                attempts_without_progress = 0;
+                // Others go on committing: a writer that is behind must be faster than they are. One
+                // that met a conflict waits longer.
+                if !error.is_commit_conflict() {
+                    attempt = 0;
                 }
-                Err(error) => return Err(error),
             }
+            attempts_without_progress += 1;
+            if attempts_without_progress >= self.max_attempts {
+                return Err(self.log.attempts_exhausted_error(self.max_attempts, &error));
+            }
+            info!(event = event::COMMIT_CONFLICT, attempt, reason = %error, "a commit did not go through; trying again");
+            self.refreshed_at = None;
+            if !backoff.wait(attempt, cancel).await {
+                return Err(self.log.cancelled_error(&error));
+            }
+            attempt += 1;
         }
     }
 
-    /// One attempt: reconcile what is staged with what is stored, then commit what is left.
+    /// Makes one attempt: compares the staged batches with the stored positions, then commits the rest.
+    /// Moves batches that an earlier attempt has committed to `landed`.
     async fn try_append(
         &mut self,
         staged: &mut Vec<StagedBatch>,
         fenced: &mut Vec<(TopicPartition, i64)>,
         landed: &mut Vec<StagedBatch>,
-        base: u64,
+        base_version: u64,
+        cancel: &CancellationToken,
     ) -> Result<u64, TableError> {
-        // A commit after a snapshot whose successors were cleaned up would be written where nobody
+        // If the log was cleaned up past the snapshot, a commit after it would be written where nobody
         // reads any more.
         if self.refreshed_at.is_none_or(|at| at.elapsed() > MAX_SNAPSHOT_AGE) {
             self.refresh_positions().await?;
         }
-        let (mut i, mut looked_again) = (0, false);
-        // Nothing leaves `staged` before the step that settles it has succeeded: a fault in between
-        // starts the next attempt with all that is left.
+        let (mut i, mut is_refreshed) = (0, false);
+        // A batch leaves `staged` only after the step that decides about it has succeeded: if one
+        // fails, the next attempt starts with all that remains.
         while let Some(one) = staged.get(i) {
             let stored = self.stored_position(&self.application_id(&one.batch.partition)).await?;
             if stored == one.batch.expected_position && stored < Some(one.batch.next_offset) {
@@ -250,13 +255,15 @@ impl TableWriter {
                 continue;
             }
             let position = stored.unwrap_or_default();
-            if position == one.batch.next_offset && self.is_already_committed(one, base).await? {
+            if position == one.batch.next_offset
+                && self.is_already_committed(one, base_version).await?
+            {
                 landed.push(staged.remove(i));
                 continue;
             }
             if stored < one.batch.expected_position {
-                // Whoever said what is expected may have seen a newer version.
-                if !std::mem::replace(&mut looked_again, true) {
+                // Whoever set the expected position may have seen a newer version.
+                if !std::mem::replace(&mut is_refreshed, true) {
                     self.refresh_positions().await?;
                     continue;
                 }
@@ -279,12 +286,12 @@ impl TableWriter {
             if (one.batch.expected_position.unwrap_or_default()..one.batch.next_offset)
                 .contains(&position)
             {
-                // Only a prefix is stored: the rest is still this worker's to write.
+                // Only a prefix is stored: this worker still has to write the rest.
                 let mut batch = one.batch.clone();
                 batch.rows.retain(|(offset, _)| *offset >= position);
                 batch.expected_position = stored;
-                let add = self.stage_batch(&batch).await?;
-                staged[i] = StagedBatch { batch, add_action: add };
+                let add_action = self.stage_batch(&batch, cancel).await?;
+                staged[i] = StagedBatch { batch, add_action };
                 i += 1;
             } else {
                 staged.remove(i);
@@ -297,8 +304,8 @@ impl TableWriter {
         let version = self.commit_staged(staged).await?;
         self.positions_version = version;
         for one in staged {
-            let application = self.application_id(&one.batch.partition);
-            self.positions.insert(application, Some(one.batch.next_offset));
+            let application_id = self.application_id(&one.batch.partition);
+            self.positions.insert(application_id, Some(one.batch.next_offset));
         }
         Ok(version)
     }
@@ -317,8 +324,13 @@ impl TableWriter {
         self.log.write_commit(actions, transactions, operation).await
     }
 
-    /// Writes the rows of a batch to a file that no commit names yet.
-    async fn stage_batch(&self, batch: &PartitionBatch) -> Result<Option<Add>, TableError> {
+    /// Uploads the rows of a batch as a file that no commit names yet. Retries transient errors until
+    /// `cancel` is cancelled.
+    async fn stage_batch(
+        &self,
+        batch: &PartitionBatch,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Add>, TableError> {
         if batch.rows.is_empty() {
             return Ok(None);
         }
@@ -334,18 +346,18 @@ impl TableWriter {
         let backoff = Backoff::with_max_attempts(self.max_attempts);
         let mut attempt = 0;
         loop {
-            match self.write_data_file(&columns).await {
+            let error = match self.write_data_file(&columns).await {
                 Ok(add) => return Ok(Some(add)),
-                Err(error)
-                    if error.disposition() == Disposition::Retry
-                        && attempt + 1 < self.max_attempts =>
-                {
-                    info!(event = event::RETRY, stage = "table", attempt, %error, "a file was not written; trying again");
-                    tokio::time::sleep(backoff.random_delay(attempt)).await;
-                    attempt += 1;
-                }
-                Err(error) => return Err(error),
+                Err(error) => error,
+            };
+            if error.disposition() != Disposition::Retry || attempt + 1 >= self.max_attempts {
+                return Err(error);
             }
+            info!(event = event::RETRY, stage = "table", attempt, %error, "a file was not written; trying again");
+            if !backoff.wait(attempt, cancel).await {
+                return Err(self.log.cancelled_error(&error));
+            }
+            attempt += 1;
         }
     }
 
@@ -356,21 +368,21 @@ impl TableWriter {
         file.upload(&self.log).await
     }
 
-    /// Loads the newest snapshot, and what its commits say of positions. Each step counts where the
-    /// next one fails, so that a store that fails now and then is outlasted.
+    /// Loads the newest snapshot and reads the positions from the commits since the last time. What was
+    /// read before an error stays read, so that a store that fails now and then is outlasted.
     async fn refresh_positions(&mut self) -> Result<(), TableError> {
         self.refreshed_at = None;
         self.log.update().await?;
         while self.positions_version < self.log.version() {
             let Some(actions) = self.log.read_commit(self.positions_version + 1).await? else {
-                // Cleaned up meanwhile: the log is asked for each position anew.
+                // The commit was cleaned up: each position is searched in the log again.
                 self.positions.clear();
                 self.positions_version = self.log.version();
                 self.scanned_from_version = self.positions_version + 1;
                 break;
             };
-            for (application, position) in positions_in_commit(actions) {
-                self.positions.insert(application, Some(position));
+            for (application_id, position) in positions_in_commit(actions) {
+                self.positions.insert(application_id, Some(position));
             }
             self.positions_version += 1;
         }
@@ -378,14 +390,15 @@ impl TableWriter {
         Ok(())
     }
 
+    /// Returns the position as of `positions_version`.
     async fn stored_position(&mut self, application_id: &str) -> Result<Option<i64>, TableError> {
-        let lowest = self.positions_version.saturating_sub(MAX_LOOK_BACK_COMMITS);
-        while !self.positions.contains_key(application_id) && self.scanned_from_version > lowest {
+        let oldest = self.positions_version.saturating_sub(MAX_LOOK_BACK_COMMITS);
+        while !self.positions.contains_key(application_id) && self.scanned_from_version > oldest {
             let Some(actions) = self.log.read_commit(self.scanned_from_version - 1).await? else {
                 break;
             };
-            for (application, position) in positions_in_commit(actions) {
-                self.positions.entry(application).or_insert(Some(position));
+            for (application_id, position) in positions_in_commit(actions) {
+                self.positions.entry(application_id).or_insert(Some(position));
             }
             self.scanned_from_version -= 1;
         }
@@ -400,18 +413,19 @@ impl TableWriter {
         Ok(position)
     }
 
-    /// Whether a commit after version `base` holds the staged files: then it is this writer's own,
-    /// of which it never heard. Without files there is nothing that could be doubled.
+    /// Whether a commit after `base_version` names the staged file: then an attempt of this writer has
+    /// landed without an answer. A batch without a file stores nothing twice, whoever committed it.
     async fn is_already_committed(
         &self,
         staged: &StagedBatch,
-        base: u64,
+        base_version: u64,
     ) -> Result<bool, TableError> {
         let Some(staged) = &staged.add_action else { return Ok(true) };
-        for version in base + 1..=self.log.version() {
+        for version in base_version + 1..=self.log.version() {
             let actions = self.log.read_commit(version).await?.unwrap_or_default();
-            let ours = |a: &Action| matches!(a, Action::Add(add) if add.path == staged.path);
-            if actions.iter().any(ours) {
+            let names_file =
+                |action: &Action| matches!(action, Action::Add(add) if add.path == staged.path);
+            if actions.iter().any(names_file) {
                 return Ok(true);
             }
         }
@@ -419,7 +433,7 @@ impl TableWriter {
     }
 }
 
-/// The positions that a commit sets.
+/// Returns the positions that a commit sets, by application id.
 fn positions_in_commit(actions: Vec<Action>) -> impl Iterator<Item = (String, i64)> {
     actions.into_iter().filter_map(|action| match action {
         Action::Txn(transaction) => Some((transaction.app_id, transaction.version)),

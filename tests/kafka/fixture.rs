@@ -15,6 +15,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Cluster, send_signal};
 use crate::events::EventGenerator;
@@ -222,7 +223,8 @@ impl Fixture {
         let mut writer = writer.with_replay_name(replay);
         let mut positions = BTreeMap::new();
         for partition in self.partitions() {
-            let position = writer.read_position(&partition).await.unwrap();
+            let position =
+                writer.read_position(&partition, &CancellationToken::new()).await.unwrap();
             positions.insert(partition.number, position.unwrap_or_default());
         }
         positions
@@ -321,8 +323,12 @@ impl Fixture {
                     kafka::fetch_watermarks(&self.kafka_options(), topic).await.unwrap()
                 {
                     let partition = TopicPartition { topic: topic.into(), number };
-                    remaining +=
-                        end - writer.read_position(&partition).await.unwrap().unwrap_or_default();
+                    remaining += end
+                        - writer
+                            .read_position(&partition, &CancellationToken::new())
+                            .await
+                            .unwrap()
+                            .unwrap_or_default();
                 }
             }
             if remaining == 0 {

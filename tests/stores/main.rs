@@ -212,16 +212,24 @@ async fn rows_and_positions(store: &Store) {
     for i in 0..4_i64 {
         let rows =
             vec![test_row(&format!("ü {i}/x"), 1, false), test_row("often", i as u64, i == 3)];
-        writer.append(vec![partition_batch(0, i * 2, rows)]).await.unwrap();
+        writer
+            .append(vec![partition_batch(0, i * 2, rows)], &CancellationToken::new())
+            .await
+            .unwrap();
         let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
         assert_eq!((changes.rows.len(), changes.is_full_snapshot), (2, false));
     }
     let partition = TopicPartition { topic: "images".into(), number: 0 };
-    assert_eq!(writer.read_position(&partition).await.unwrap(), Some(8));
+    assert_eq!(writer.read_position(&partition, &CancellationToken::new()).await.unwrap(), Some(8));
     // A writer that lost its partition writes nothing.
     let mut late = TableWriter::open(store, &generation, 100).await.unwrap();
-    let fenced =
-        late.append(vec![partition_batch(0, 0, vec![test_row("late", 1, false)])]).await.unwrap();
+    let fenced = late
+        .append(
+            vec![partition_batch(0, 0, vec![test_row("late", 1, false)])],
+            &CancellationToken::new(),
+        )
+        .await
+        .unwrap();
     assert_eq!((fenced.rows, fenced.fenced_partitions.len()), (0, 1));
 
     let done = run_compaction(store, &generation, 5).await;
@@ -245,7 +253,12 @@ async fn rows_and_positions(store: &Store) {
     assert_eq!(TableOverview::from_log(store, &generation, &options).await.unwrap().files, 2);
     assert_eq!(read_image_ids(store, &generation).await.len(), 4);
     // The log was cleaned up behind this one.
-    late.append(vec![partition_batch(1, 0, vec![test_row("new", 1, false)])]).await.unwrap();
+    late.append(
+        vec![partition_batch(1, 0, vec![test_row("new", 1, false)])],
+        &CancellationToken::new(),
+    )
+    .await
+    .unwrap();
     assert_eq!(read_image_ids(store, &generation).await.len(), 5);
 }
 
@@ -275,7 +288,7 @@ async fn a_bucket_is_reconciled(store: &Store) {
     gone.image.as_mut().unwrap().uri = Some(format!("{}/gone.jpg", pictures.url()));
     rows.push(gone);
     let mut writer = TableWriter::open(store, &generation, 100).await.unwrap();
-    writer.append(vec![partition_batch(0, 0, rows)]).await.unwrap();
+    writer.append(vec![partition_batch(0, 0, rows)], &CancellationToken::new()).await.unwrap();
     let rules = CompareRules {
         // The clocks of the servers may be ahead.
         listing_started_at: Utc::now() + TimeDelta::hours(1),
@@ -305,7 +318,10 @@ async fn writers_and_compactor_race(store: &Store) {
             let mut writer = TableWriter::open(&store, &generation, 200).await.unwrap();
             for i in 0..COMMITS {
                 let rows = vec![test_row(&format!("p{number}-{i}"), 1, false)];
-                writer.append(vec![partition_batch(number, i, rows)]).await.unwrap();
+                writer
+                    .append(vec![partition_batch(number, i, rows)], &CancellationToken::new())
+                    .await
+                    .unwrap();
             }
         })
     });

@@ -8,6 +8,7 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use serde::Serialize;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::formatting::format_mebibytes;
 use crate::catalogue::{CatalogueState, StandbyGeneration};
@@ -44,9 +45,9 @@ async fn show_status(args: &StatusArgs, config: Config) -> CommandResult {
     let overview = TableOverview::from_log(&store, &state.live, &config.maintenance).await?;
     let coverages = read_coverages(&store, &state).await?;
     let progress =
-        read_partition_progress(&config, &store, &state.live, &config.source.topic).await;
+        read_partition_progress(&config, &store, &state.live, &config.source.topic, &token).await;
     let standby = match &state.standby {
-        Some(beside) => Some(StandbyStatus::load(&config, &store, beside).await?),
+        Some(beside) => Some(StandbyStatus::load(&config, &store, beside, &token).await?),
         None => None,
     };
     if args.json {
@@ -247,10 +248,13 @@ impl StandbyStatus {
         config: &Config,
         store: &Store,
         standby: &StandbyGeneration,
+        token: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let lag = async |topic: &str| {
             let progress =
-                read_partition_progress(config, store, &standby.generation, topic).await.ok()?;
+                read_partition_progress(config, store, &standby.generation, topic, token)
+                    .await
+                    .ok()?;
             Some(progress.iter().map(PartitionProgress::lag).sum())
         };
         Ok(Self {

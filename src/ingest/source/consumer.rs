@@ -68,6 +68,7 @@ impl Source {
             brokers: kafka.brokers.clone(),
             request_timeout: Duration::from_millis(kafka.request_timeout_ms),
             drain_timeout: Duration::from_secs(options.drain_seconds),
+            cancel: token.clone(),
         };
         let consumer: BaseConsumer<SourceContext> =
             consumer_config(kafka, options).create_with_context(context).map_err(kafka_error)?;

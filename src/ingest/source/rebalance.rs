@@ -41,6 +41,7 @@ use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::error::SourceError;
@@ -94,6 +95,8 @@ pub(super) struct SourceContext {
     pub brokers: String,
     pub request_timeout: Duration,
     pub drain_timeout: Duration,
+    /// Cancelled when the worker is to stop: then no new assignment is waited for.
+    pub cancel: CancellationToken,
 }
 
 impl ClientContext for SourceContext {
@@ -204,6 +207,7 @@ impl SourceContext {
         partition: &TopicPartition,
     ) -> Result<(i64, i64), SourceError> {
         let started = Instant::now();
+        let backoff = Backoff::with_max_attempts(u32::MAX);
         let mut attempt = 0;
         loop {
             let watermarks =
@@ -215,7 +219,9 @@ impl SourceContext {
                         && started.elapsed() < WATERMARK_TIMEOUT =>
                 {
                     info!(event = event::RETRY, stage = "source", attempt, %error, "the end of a partition's log is not known yet");
-                    std::thread::sleep(Backoff::with_max_attempts(u32::MAX).random_delay(attempt));
+                    if !self.runtime.block_on(backoff.wait(attempt, &self.cancel)) {
+                        return Err(self.kafka_error(error));
+                    }
                     attempt += 1;
                 }
                 Err(error) => return Err(self.kafka_error(error)),

@@ -1,9 +1,9 @@
-//! Upkeep by one worker at a time, across the fleet.
+//! A lease that lets one worker of a catalogue at a time do the maintenance.
 //!
-//! A lease is an object that says who holds it and until when, `upkeep/<number>.json`, created and
-//! never changed: whoever creates the next number after one that has run out holds it. That needs
-//! nothing but conditional create. It only spares work: two that compact at once, because their
-//! clocks differ, do no harm (see the compaction's commit).
+//! A lease is an object that says who holds it and until when, `maintenance/<number>.json`. It is created
+//! and never changed: whoever creates the next number after an expired lease holds the new one. This
+//! needs nothing but conditional create. The lease only saves work: two workers that compact at the same
+//! time, because their clocks differ, do no harm (see the compaction's commit).
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::store::Store;
 use crate::table::error::TableError;
 
-/// The right to do the upkeep, for a while.
+/// The right to do the maintenance of a catalogue until the lease expires.
 #[derive(Debug)]
 pub struct MaintenanceLease {
     store: Store,
@@ -31,7 +31,7 @@ struct LeaseTerms {
 }
 
 impl MaintenanceLease {
-    /// Takes the lease of the catalogue for `time`; `None` while somebody else holds it.
+    /// Acquires the lease of the catalogue for `duration`. Returns `None` if another worker holds it.
     pub async fn acquire(
         catalogue: &Store,
         holder: &str,
@@ -63,13 +63,13 @@ impl MaintenanceLease {
             return Ok(None);
         }
         for old in numbers {
-            // The newest alone counts; one that is left behind is removed by the next holder.
+            // Only the newest lease counts; the next holder removes any that is left behind.
             let _ = lease.store.object_store().delete(&lease_path(old)).await;
         }
         Ok(Some(lease))
     }
 
-    /// Holds the lease for another `time`; false where somebody else has taken it.
+    /// Extends the lease to `duration` from now. Returns false if another worker has acquired it.
     pub async fn renew(&mut self, duration: Duration) -> Result<bool, TableError> {
         let terms = LeaseTerms { expires_at: Utc::now() + duration, ..self.terms.clone() };
         let next = Self { store: self.store.clone(), object_number: self.object_number + 1, terms };
@@ -77,23 +77,27 @@ impl MaintenanceLease {
             return Ok(false);
         }
         let before = std::mem::replace(self, next);
-        // One that is left behind is removed by the next holder.
+        // The next holder removes it if this fails.
         let _ = self.store.object_store().delete(&lease_path(before.object_number)).await;
         Ok(true)
     }
 
-    /// Gives the lease back before its time.
+    /// Releases the lease before it expires.
     pub async fn release(mut self) -> Result<(), TableError> {
-        let held = lease_path(self.object_number);
+        let current = lease_path(self.object_number);
         self.object_number += 1;
         self.terms.expires_at = Utc::now();
         if self.try_write().await? {
-            self.store.object_store().delete(&held).await.map_err(|e| self.store.wrap_error(e))?;
+            self.store
+                .object_store()
+                .delete(&current)
+                .await
+                .map_err(|e| self.store.wrap_error(e))?;
         }
         Ok(())
     }
 
-    /// Writes the lease; false where somebody else wrote this number first.
+    /// Writes the lease. Returns false if another worker has written this number first.
     async fn try_write(&self) -> Result<bool, TableError> {
         let bytes = serde_json::to_vec(&self.terms).map_err(|error| TableError::Corrupt {
             file: lease_path(self.object_number).to_string(),
@@ -113,10 +117,10 @@ impl MaintenanceLease {
     }
 }
 
-/// The terms of a lease; none where it was removed meanwhile or says nothing.
+/// Reads the terms of a lease. Returns `None` if it was removed since, or cannot be parsed.
 async fn read_terms(store: &Store, number: u64) -> Result<Option<LeaseTerms>, TableError> {
     let bytes = match store.object_store().get(&lease_path(number)).await {
-        Ok(found) => found.bytes().await,
+        Ok(object) => object.bytes().await,
         Err(error) => Err(error),
     };
     match bytes {

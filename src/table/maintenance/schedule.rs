@@ -1,5 +1,5 @@
-//! Tidying the table on a schedule: merging files, dropping superseded rows, removing what nobody
-//! reads any more. Every worker runs this; a lease lets one of them do it at a time.
+//! Maintenance on a schedule: merges files, drops superseded rows, and removes files that no reader
+//! needs any more. Every worker runs it; a lease lets one worker at a time do the work.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -15,49 +15,49 @@ use super::compact::{CompactionMode, CompactionSummary, Compactor};
 use super::lease::MaintenanceLease;
 use super::vacuum::{self, VacuumSummary};
 use crate::store::Store;
+use crate::table::error::TableError;
+use crate::table::generation::Generation;
 use crate::table::options::MaintenanceOptions;
-use crate::table::{Generation, TableError};
 use crate::telemetry::event;
 
-/// The upkeep of one table.
+/// The maintenance of the tables of one generation.
 pub struct TableMaintenance {
-    /// The catalogue.
+    /// The catalogue's folder.
     pub store: Store,
-    /// Whose table.
+    /// The generation.
     pub generation: Generation,
-    /// When and how.
+    /// When maintenance runs, and what it merges and keeps.
     pub options: MaintenanceOptions,
-    /// How often a commit is tried.
+    /// Number of attempts to commit, at least 1.
     pub max_commit_attempts: u32,
 }
 
 impl TableMaintenance {
-    /// Tidies now and then until `token` is cancelled. A failure is logged and tried again at the
-    /// next turn: ingestion does not depend on it.
-    pub async fn run(self, token: CancellationToken) {
+    /// Runs maintenance about once per interval until `cancel` is cancelled; then the job in progress is
+    /// finished. A failure is logged, and the next run tries again: ingestion does not depend on it.
+    pub async fn run(self, cancel: CancellationToken) {
         if self.options.interval_seconds == 0 {
             return;
         }
         let holder = format!("{:016x}", rand::random::<u64>());
         loop {
-            // Workers that were started together do not ask together.
+            // Workers that were started together do not compete for the lease.
             let jitter = rand::rng().random_range(0.5..1.5);
             let wait = Duration::from_secs(self.options.interval_seconds).mul_f64(jitter);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = token.cancelled() => return,
+                () = cancel.cancelled() => return,
             }
-            let error = match AssertUnwindSafe(self.run_under_lease(&holder, &token))
-                .catch_unwind()
-                .await
-            {
-                Ok(Ok(())) => continue,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "it panicked; standard error says where".to_owned(),
-            };
+            let error =
+                match AssertUnwindSafe(self.run_under_lease(&holder, &cancel)).catch_unwind().await
+                {
+                    Ok(Ok(()) | Err(TableError::Cancelled { .. })) => continue,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "it panicked; standard error says where".to_owned(),
+                };
             warn!(
                 event = event::MAINTENANCE_FAILED,
-                error, "the table was not tidied; the next turn tries again"
+                error, "maintenance of the table failed; the next run tries again"
             );
         }
     }
@@ -65,7 +65,7 @@ impl TableMaintenance {
     async fn run_under_lease(
         &self,
         holder: &str,
-        token: &CancellationToken,
+        cancel: &CancellationToken,
     ) -> Result<(), TableError> {
         let lease_duration = vacuum::lease_duration(&self.options);
         let Some(mut lease) =
@@ -73,72 +73,72 @@ impl TableMaintenance {
         else {
             return Ok(());
         };
-        let mut work = pin!(self.compact_and_vacuum(token));
-        let mut held = true;
-        let done = loop {
+        let mut work = pin!(self.compact_and_vacuum(cancel));
+        let mut is_held = true;
+        let result = loop {
             tokio::select! {
-                done = &mut work => break done,
-                () = tokio::time::sleep(lease_duration / 2), if held => {
-                    // A fault that may pass is no reason to break off what is being done.
-                    held = !matches!(lease.renew(lease_duration).await, Ok(false));
+                result = &mut work => break result,
+                () = tokio::time::sleep(lease_duration / 2), if is_held => {
+                    // An error that may pass is no reason to interrupt the work.
+                    is_held = !matches!(lease.renew(lease_duration).await, Ok(false));
                 }
             }
         };
         let released = lease.release().await;
-        done.and(released)
+        result.and(released)
     }
 
-    async fn compact_and_vacuum(&self, token: &CancellationToken) -> Result<(), TableError> {
+    async fn compact_and_vacuum(&self, cancel: &CancellationToken) -> Result<(), TableError> {
         let (store, generation, options) = (&self.store, &self.generation, &self.options);
         let mut compactor =
             Compactor::open(store, generation, options, self.max_commit_attempts).await?;
         let interval = TimeDelta::hours(options.erase_deleted_after_hours.into());
         let is_due =
             |last: Option<DateTime<Utc>>| last.is_none_or(|at| Utc::now() - at >= interval);
-        let depth = if is_due(compactor.last_deep_compaction().await?) {
+        let mode = if is_due(compactor.last_deep_compaction().await?) {
             CompactionMode::Deep
         } else {
             CompactionMode::Merge
         };
         let started = Instant::now();
-        let done = compactor.run(depth, Utc::now(), &|_, _| {}, token).await?;
-        if done != CompactionSummary::default() {
-            log_compaction(&done, started.elapsed());
+        let summary = compactor.run(mode, Utc::now(), &|_, _| {}, cancel).await?;
+        if summary != CompactionSummary::default() {
+            log_compaction(&summary, started.elapsed());
         }
-        // Noted apart from the look at every row: one that failed is due again at the next turn.
-        if !token.is_cancelled() && is_due(compactor.last_vacuum().await?) {
+        // Recorded apart from the compaction: a vacuum that failed is due again at the next run.
+        if !cancel.is_cancelled() && is_due(compactor.last_vacuum().await?) {
             let removed = vacuum::vacuum(store, generation, options, Utc::now(), false).await?;
-            compactor.record_vacuum(Utc::now()).await?;
+            compactor.record_vacuum(Utc::now(), cancel).await?;
             log_vacuum(&removed);
         }
         Ok(())
     }
 }
 
-/// Logs what a compaction came to.
-pub fn log_compaction(done: &CompactionSummary, took: Duration) {
+/// Logs the result of a compaction.
+pub fn log_compaction(summary: &CompactionSummary, elapsed: Duration) {
     info!(
         event = event::COMPACTION,
-        jobs = done.committed_jobs,
-        conflicts = done.conflicting_jobs,
-        files_in = done.files_in,
-        files_out = done.files_out,
-        bytes_in = done.bytes_in,
-        bytes_out = done.bytes_out,
-        superseded_rows = done.dropped_superseded_rows,
-        tombstones = done.dropped_tombstones,
-        merged_statistics = done.folded_statistics,
-        duration_ms = took.as_millis() as u64,
+        jobs = summary.committed_jobs,
+        conflicts = summary.conflicting_jobs,
+        files_in = summary.files_in,
+        files_out = summary.files_out,
+        bytes_in = summary.bytes_in,
+        bytes_out = summary.bytes_out,
+        superseded_rows = summary.dropped_superseded_rows,
+        tombstones = summary.dropped_tombstones,
+        merged_statistics = summary.folded_statistics,
+        duration_ms = elapsed.as_millis() as u64,
         "files were merged"
     );
 }
 
-/// Logs what vacuum came to.
-pub fn log_vacuum(done: &VacuumSummary) {
+/// Logs the result of a vacuum.
+pub fn log_vacuum(summary: &VacuumSummary) {
     info!(
         event = event::VACUUM,
-        files = done.removed_files.len(),
-        log_files = done.removed_log_files,
-        "files that nobody needs any more were removed"
+        files = summary.removed_files.len(),
+        log_files = summary.removed_log_files,
+        "files that no reader needs any more were removed"
     );
 }

@@ -1,4 +1,4 @@
-//! When and how thoroughly the table is tidied, and removing the files that nobody needs any more.
+//! Vacuum: removes data files and log entries that no reader needs any more.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,17 +16,18 @@ use crate::table::log::{DELETED_FILE_RETENTION_PROPERTY, DeltaLog, TableKind, re
 use crate::table::options::MaintenanceOptions;
 use crate::table::{Generation, TableError};
 
-/// What vacuum did.
+/// The result of a vacuum.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VacuumSummary {
-    /// Data files removed, or with a dry run to be removed.
+    /// Paths of the data files that were removed, or would be in a dry run.
     pub removed_files: Vec<String>,
-    /// Files of the log removed.
+    /// Number of log files that were removed.
     pub removed_log_files: usize,
 }
 
-/// Removes data files that have not been part of the table for `retention_hours`, files that no
-/// commit ever named and that are as old, and commits in the log older than `log_hours`.
+/// Removes data files that have not been part of a table of `generation` for
+/// `deleted_file_retention_hours`, files of that age that no commit ever named, and commits in the log
+/// that are older than `log_retention_hours`. Ages are as of `now`. A `dry_run` removes nothing.
 pub async fn vacuum(
     catalogue: &Store,
     generation: &Generation,
@@ -35,18 +36,19 @@ pub async fn vacuum(
     dry_run: bool,
 ) -> Result<VacuumSummary, TableError> {
     let images = DeltaLog::open_images(catalogue, generation).await?;
-    let mut done = vacuum_table(images, options, now, dry_run).await?;
+    let mut summary = vacuum_table(images, options, now, dry_run).await?;
     match DeltaLog::open_table(catalogue, generation, TableKind::Statistics).await {
         Ok(statistics) => {
             let more = vacuum_table(statistics, options, now, dry_run).await?;
-            done.removed_files
+            summary
+                .removed_files
                 .extend(more.removed_files.into_iter().map(|file| format!("statistics/{file}")));
-            done.removed_log_files += more.removed_log_files;
+            summary.removed_log_files += more.removed_log_files;
         }
         Err(TableError::NotFound { .. }) => {}
         Err(error) => return Err(error),
     }
-    Ok(done)
+    Ok(summary)
 }
 
 async fn vacuum_table(
@@ -55,56 +57,57 @@ async fn vacuum_table(
     now: DateTime<Utc>,
     dry_run: bool,
 ) -> Result<VacuumSummary, TableError> {
-    let there: BTreeSet<String> = log
+    let existing: BTreeSet<String> = log
         .object_store()
         .list(None)
         .map_ok(|object| object.location.to_string())
         .try_collect()
         .await
         .map_err(|e| log.wrap_error(e.into()))?;
-    // The library names every file that the log remembers as taken away, removed already or not.
+    // The library names every file that the log remembers as removed, even if vacuum has deleted it.
     let mut files = delete_expired_files(&log, options, now, true).await?;
-    files.retain(|file| there.contains(file));
-    let mut done = VacuumSummary { removed_files: files, removed_log_files: 0 };
+    files.retain(|file| existing.contains(file));
+    let mut summary = VacuumSummary { removed_files: files, removed_log_files: 0 };
     if !dry_run {
-        if !done.removed_files.is_empty() {
+        if !summary.removed_files.is_empty() {
             delete_expired_files(&log, options, now, false).await?;
         }
         log.update().await?;
         set_retention_property(&mut log, options).await?;
         checkpoints::create_checkpoint(&log.table, None).await.map_err(|e| log.wrap_error(e))?;
-        let before = now - TimeDelta::hours(options.log_retention_hours.into());
-        done.removed_log_files = checkpoints::cleanup_expired_logs_for(
+        let cutoff = now - TimeDelta::hours(options.log_retention_hours.into());
+        summary.removed_log_files = checkpoints::cleanup_expired_logs_for(
             log.version(),
             log.log_store().as_ref(),
-            before.timestamp_millis(),
+            cutoff.timestamp_millis(),
             None,
         )
         .await
         .map_err(|e| log.wrap_error(e))?;
     }
-    Ok(done)
+    Ok(summary)
 }
 
-/// Has the log remember files that were taken away for as long as they stay, and no longer.
+/// Makes the log remember removed files for as long as they are kept, and no longer.
 async fn set_retention_property(
     log: &mut DeltaLog,
     options: &MaintenanceOptions,
 ) -> Result<(), TableError> {
-    let wanted = retention_interval(options.deleted_file_retention_hours);
-    let known =
+    let configured = retention_interval(options.deleted_file_retention_hours);
+    let stored =
         log.snapshot()?.metadata().configuration().get(DELETED_FILE_RETENTION_PROPERTY).cloned();
-    if known.as_ref() == Some(&wanted) {
+    if stored.as_ref() == Some(&configured) {
         return Ok(());
     }
+    let properties = HashMap::from([(DELETED_FILE_RETENTION_PROPERTY.to_owned(), configured)]);
     let commit = CommitProperties::default().with_cleanup_expired_logs(Some(false));
-    let set = log.table.clone().set_tbl_properties().with_commit_properties(commit);
-    let set =
-        set.with_properties(HashMap::from([(DELETED_FILE_RETENTION_PROPERTY.to_owned(), wanted)]));
-    set.await.map_err(|e| log.wrap_error(e))?;
+    let update = log.table.clone().set_tbl_properties().with_commit_properties(commit);
+    update.with_properties(properties).await.map_err(|e| log.wrap_error(e))?;
     log.update().await
 }
 
+/// Deletes the files whose retention is over as of `now`, and returns their paths. A `dry_run` deletes
+/// nothing.
 async fn delete_expired_files(
     log: &DeltaLog,
     options: &MaintenanceOptions,
@@ -124,7 +127,7 @@ async fn delete_expired_files(
     Ok(removed.map_err(|e| log.wrap_error(e))?.1.files_deleted)
 }
 
-/// A clock that stands still.
+/// A clock that always shows the same time.
 #[derive(Debug)]
 struct FixedClock(DateTime<Utc>);
 
@@ -134,7 +137,8 @@ impl deltalake_core::operations::vacuum::Clock for FixedClock {
     }
 }
 
-/// For how long a worker may keep the others from tidying: one that dies leaves its lease behind.
+/// Returns how long a maintenance lease is valid. After a crash of its holder, no other worker maintains
+/// the table for so long.
 pub fn lease_duration(options: &MaintenanceOptions) -> Duration {
     Duration::from_secs(options.interval_seconds.clamp(60, 3_600))
 }

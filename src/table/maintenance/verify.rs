@@ -1,9 +1,9 @@
-//! Is what is stored what it should be? Checks a table in itself, without the outside world.
+//! Checks whether a table is sound in itself, without comparing it to anything outside.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use deltalake_core::kernel::Action;
+use deltalake_core::kernel::{Action, LogicalFileView};
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use serde::Serialize;
@@ -19,67 +19,68 @@ use crate::table::log::{COMPACTION_APP_ID, DEEP_COMPACTION_APP_ID, DeltaLog, VAC
 use crate::table::options::MaintenanceOptions;
 use crate::table::statistics::{self, StatisticsFile, StatisticsTable};
 
-/// Files read at one time.
+/// Files that are read at the same time.
 const MAX_CONCURRENT_FILES: usize = 4;
-/// How far from 1 the length of an embedding may be: rounding to f16 moves it by less.
+/// Largest distance of an embedding's length from 1. Rounding to f16 changes it by less.
 const UNIT_LENGTH_TOLERANCE: f32 = 2e-3;
 
-/// How bad a finding is.
+/// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Something is lost or wrong.
+    /// Data is lost or wrong.
     Error,
-    /// Something needs attention, nothing is wrong yet.
+    /// Something needs attention; no data is wrong yet.
     Warning,
 }
 
-/// Something that is not as it should be.
+/// A kind of problem in a table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct IntegrityFinding {
-    /// How bad.
+    /// How serious it is.
     pub severity: Severity,
-    /// A stable name.
+    /// Stable name of the kind, such as `file_missing`.
     pub code: &'static str,
-    /// How often it was found.
+    /// How often it occurs.
     pub count: usize,
-    /// Where, first: a file or an image.
+    /// First file or image that has it.
     pub example: String,
-    /// What is wrong and what to do.
+    /// What is wrong, and what to do.
     pub description: String,
 }
 
-/// What was looked at and what was found.
+/// The result of a verification.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct VerificationReport {
-    /// The generation whose table it is.
+    /// Id of the generation.
     pub generation: String,
-    /// Version of the table.
+    /// Version of the table that was checked.
     pub version: u64,
-    /// Data files.
+    /// Number of data files.
     pub files: usize,
-    /// Bytes of them.
+    /// Bytes of the data files.
     pub bytes: u64,
-    /// Rows in them.
+    /// Number of rows in readable files.
     pub rows: usize,
-    /// Images that are there.
+    /// Number of images that are not deleted.
     pub images: usize,
-    /// Images that are deleted.
+    /// Number of images that are deleted.
     pub deleted: usize,
-    /// Rows that a newer one of the same image has superseded.
+    /// Number of rows that a newer row of the same image supersedes.
     pub superseded: usize,
-    /// What was found, the worst first.
+    /// Findings, the most serious first.
     pub findings: Vec<IntegrityFinding>,
 }
 
 impl VerificationReport {
-    /// Whether nothing is lost or wrong.
+    /// Whether no data is lost or wrong.
     pub fn is_sound(&self) -> bool {
         self.findings.iter().all(|finding| finding.severity != Severity::Error)
     }
 }
 
-/// Collects findings, the same ones together.
+/// Collects findings and counts equal ones. Maps severity, code and description to a count and the first
+/// example.
 #[derive(Default)]
 struct FindingCollector(BTreeMap<(Severity, &'static str, String), (usize, String)>);
 
@@ -89,26 +90,27 @@ impl FindingCollector {
         severity: Severity,
         code: &'static str,
         example: impl Into<String>,
-        about: impl Into<String>,
+        description: impl Into<String>,
     ) {
-        let found = self.0.entry((severity, code, about.into()));
-        found.or_insert_with(|| (0, example.into())).0 += 1;
+        let finding = self.0.entry((severity, code, description.into()));
+        finding.or_insert_with(|| (0, example.into())).0 += 1;
     }
 
     fn into_findings(self) -> Vec<IntegrityFinding> {
-        let finding = |((severity, code, about), (count, example))| IntegrityFinding {
+        let finding = |((severity, code, description), (count, example))| IntegrityFinding {
             severity,
             code,
             count,
             example,
-            description: about,
+            description,
         };
         self.0.into_iter().map(finding).collect()
     }
 }
 
-/// Reads the whole table of `generation`, the live one or the one beside it, and says what is wrong. `None` where `token` was
-/// cancelled meanwhile; `progress` hears of files read and files in all.
+/// Reads the whole table of `generation` and reports what is wrong with it, as of `now`. `prompt_sets` are
+/// the keys of the prompt sets that the catalogue's state has for it. Returns `None` if `cancel` was
+/// cancelled. Calls `progress` with the files read and the files in all.
 pub async fn verify_table(
     catalogue: &Store,
     generation: &Generation,
@@ -116,7 +118,7 @@ pub async fn verify_table(
     options: &MaintenanceOptions,
     now: DateTime<Utc>,
     progress: &(dyn Fn(usize, usize) + Sync),
-    token: &CancellationToken,
+    cancel: &CancellationToken,
 ) -> Result<Option<VerificationReport>, TableError> {
     let mut log = DeltaLog::open_images(catalogue, generation).await?;
     log.update().await?;
@@ -124,68 +126,70 @@ pub async fn verify_table(
     check_table_properties(&log, generation, &mut findings)?;
     let files: Vec<(Path, u64, Option<usize>)> = {
         let files = log.snapshot()?.log_data();
-        let known = files.iter();
-        known.map(|f| (f.object_store_path(), f.size().unsigned_abs(), f.num_records())).collect()
+        let entry =
+            |f: LogicalFileView| (f.object_store_path(), f.size().unsigned_abs(), f.num_records());
+        files.iter().map(entry).collect()
     };
-    let mut done = VerificationReport {
+    let mut report = VerificationReport {
         generation: generation.id.clone(),
         version: log.version(),
         files: files.len(),
         bytes: files.iter().map(|(_, size, _)| size).sum(),
         ..VerificationReport::default()
     };
-    let known: BTreeSet<&str> = prompt_sets.iter().map(StatisticsKey::as_str).collect();
+    let known_sets: BTreeSet<&str> = prompt_sets.iter().map(StatisticsKey::as_str).collect();
     let mut images = ImageTally::default();
-    let mut backfill = StatisticsTable::open(catalogue, generation, 1).await?;
-    let units = match &mut backfill {
+    let mut statistics_table = StatisticsTable::open(catalogue, generation, 1).await?;
+    let units = match &mut statistics_table {
         Some(table) => table.files_by_unit().await?,
         None => HashMap::new(),
     };
     let keys: BTreeSet<&StatisticsKey> = units.values().map(|unit| &unit.key).collect();
-    let (this, keys, units, backfill) = (&log, &keys, &units, backfill.as_ref());
+    let (log, keys, units) = (&log, &keys, &units);
+    let statistics_table = statistics_table.as_ref();
     let total = files.len();
     let mut reads = stream::iter(files)
         .map(|(path, size, rows)| async move {
-            let mut read = file::read_and_check_rows(this, &path, size, rows).await;
-            let mut faults = Vec::new();
-            if let (Ok(rows), Some(table)) = (&mut read, backfill) {
-                let of = |key: &&StatisticsKey| {
+            let mut read = file::read_and_check_rows(log, &path, size, rows).await;
+            let mut damaged_files = Vec::new();
+            if let (Ok(rows), Some(table)) = (&mut read, statistics_table) {
+                let statistics_file = |key: &&StatisticsKey| {
                     units.get(&statistics::backfill_unit_id(key, path.as_ref()))
                 };
-                for unit in keys.iter().filter_map(of) {
-                    faults.extend(attach_backfilled_file(table, unit, rows).await?);
+                for unit in keys.iter().filter_map(statistics_file) {
+                    damaged_files.extend(attach_backfilled_file(table, unit, rows).await?);
                 }
             }
-            Ok::<_, TableError>((path, read, faults))
+            Ok::<_, TableError>((path, read, damaged_files))
         })
         .buffer_unordered(MAX_CONCURRENT_FILES);
-    let mut files_done = 0;
+    let mut files_read = 0;
     while let Some(read) = reads.next().await {
-        if token.is_cancelled() {
+        if cancel.is_cancelled() {
             return Ok(None);
         }
-        let (path, read, faults) = read?;
-        files_done += 1;
-        progress(files_done, total);
-        for (file, about) in faults {
-            findings.add(Severity::Error, "statistics_corrupt", &file, about);
+        let (path, read, damaged_files) = read?;
+        files_read += 1;
+        progress(files_read, total);
+        for (file, description) in damaged_files {
+            findings.add(Severity::Error, "statistics_corrupt", &file, description);
         }
-        let Some(rows) = rows_or_finding(this, &path, read, &mut findings)? else { continue };
+        let Some(rows) = rows_or_finding(log, &path, read, &mut findings)? else { continue };
         for row in &rows {
             if let Some(image) = &row.image {
-                check_image(row.image_id.as_str(), image, generation, &known, &mut findings);
+                check_image(row.image_id.as_str(), image, generation, &known_sets, &mut findings);
             }
             images.add_row(row);
         }
-        done.rows += rows.len();
+        report.rows += rows.len();
     }
     drop(reads);
-    images.add_to_report(options, now, &mut done, &mut findings);
-    if !check_positions(&log, &mut findings, token).await? {
+    images.add_to_report(options, now, &mut report, &mut findings);
+    if !check_positions(log, &mut findings, cancel).await? {
         return Ok(None);
     }
-    done.findings = findings.into_findings();
-    Ok(Some(done))
+    report.findings = findings.into_findings();
+    Ok(Some(report))
 }
 
 /// The newest version of each image, and which have an embedding.
@@ -193,7 +197,7 @@ pub async fn verify_table(
 struct ImageTally {
     newest_versions: HashMap<String, RowVersion>,
     superseded_rows: usize,
-    // When rows with an embedding were superseded is known only after all files were read.
+    /// Ids of images of which some row has an embedding, even if a newer row deletes the image.
     images_with_embedding: HashSet<String>,
 }
 
@@ -233,27 +237,27 @@ impl ImageTally {
             report.deleted += 1;
             let overdue = TimeDelta::hours(2 * i64::from(options.erase_deleted_after_hours));
             if self.images_with_embedding.contains(id) && now - version.embedded_at >= overdue {
-                let about =
+                let description =
                     "was deleted, and its embedding is still in the table; run `bsap compact`";
-                findings.add(Severity::Warning, "erasure_overdue", id, about);
+                findings.add(Severity::Warning, "erasure_overdue", id, description);
             }
         }
     }
 }
 
-/// The rows of a file; none where it cannot be used, which is found then.
+/// Returns the rows of a file. Adds a finding and returns `None` if it is missing or damaged.
 fn rows_or_finding(
     log: &DeltaLog,
     path: &Path,
     read: Result<Vec<ImageRow>, FileReadError>,
     findings: &mut FindingCollector,
 ) -> Result<Option<Vec<ImageRow>>, TableError> {
-    let (code, about) = match read {
+    let (code, damage) = match read {
         Ok(rows) => {
             if file::checksum_in_name(path).is_none() {
-                let about =
-                    "was written by another tool: damage in it cannot be told from its name";
-                findings.add(Severity::Warning, "checksum_missing", path.as_ref(), about);
+                let description =
+                    "was written by another tool: its name has no checksum that would show damage";
+                findings.add(Severity::Warning, "checksum_missing", path.as_ref(), description);
             }
             return Ok(Some(rows));
         }
@@ -261,18 +265,19 @@ fn rows_or_finding(
             return Err(FileReadError::Store(error).into_table_error(log, path.as_ref()));
         }
         Err(FileReadError::NotFound) => {
-            ("file_missing", "is named by the log and is not there".to_owned())
+            ("file_missing", "is named by the log and does not exist".to_owned())
         }
         Err(FileReadError::Corrupt(reason)) => ("file_corrupt", reason),
     };
-    let about = format!(
-        "{about}; restore it from a backup, or take it out by `bsap compact --drop-damaged` and let `bsap reconcile` announce its images again"
+    let description = format!(
+        "{damage}; restore it from a backup, or remove it by `bsap compact --drop-damaged` and let `bsap reconcile` announce its images again"
     );
-    findings.add(Severity::Error, code, path.as_ref(), about);
+    findings.add(Severity::Error, code, path.as_ref(), description);
     Ok(None)
 }
 
-/// Gives rows their backfilled statistics; the file and what is wrong with it where it is damaged.
+/// Adds the backfilled statistics of a file to its rows. Returns the file and a description of the
+/// damage if it is damaged.
 async fn attach_backfilled_file(
     table: &StatisticsTable,
     unit: &StatisticsFile,
@@ -282,33 +287,34 @@ async fn attach_backfilled_file(
         Ok(Some((file, format!("{reason}; retire its prompt set and reindex it again"))))
     };
     match table.read_file_if_exists(&unit.path).await {
-        Ok(Some(found)) => {
-            statistics::attach_statistics(rows, &unit.key, &statistics::index_by_version(found));
+        Ok(Some(backfilled)) => {
+            let by_version = statistics::index_by_version(backfilled);
+            statistics::attach_statistics(rows, &unit.key, &by_version);
             Ok(None)
         }
-        Ok(None) => damaged(unit.path.clone(), "is named by the log and is not there"),
+        Ok(None) => damaged(unit.path.clone(), "is named by the log and does not exist"),
         Err(TableError::Corrupt { file, reason }) => damaged(file, &reason),
         Err(error) => Err(error),
     }
 }
 
-/// Does the table say of itself that it is this generation's?
+/// Checks that the properties of the table are those of `generation`.
 fn check_table_properties(
     log: &DeltaLog,
     generation: &Generation,
     findings: &mut FindingCollector,
 ) -> Result<(), TableError> {
     let configuration = log.snapshot()?.metadata().configuration().clone();
-    for (key, wanted) in [
+    for (key, expected) in [
         ("bsap.model_fingerprint", generation.model_fingerprint.as_str()),
         ("bsap.ordering", generation.ordering.as_str()),
     ] {
-        let found = configuration.get(key).map_or("nothing", String::as_str);
-        if found != wanted {
-            let about = format!(
-                "the table was made for {found}, the catalogue's state says {wanted}; its rows do not belong together"
+        let stored = configuration.get(key).map_or("nothing", String::as_str);
+        if stored != expected {
+            let description = format!(
+                "the table was created for {stored}, the catalogue's state says {expected}; its rows do not belong together"
             );
-            findings.add(Severity::Error, "fingerprint_mismatch", key, about);
+            findings.add(Severity::Error, "fingerprint_mismatch", key, description);
         }
     }
     Ok(())
@@ -318,35 +324,35 @@ fn check_image(
     id: &str,
     image: &StoredImage,
     generation: &Generation,
-    known: &BTreeSet<&str>,
+    known_sets: &BTreeSet<&str>,
     findings: &mut FindingCollector,
 ) {
     let values = image.embedding.values();
     let length = values.iter().map(|v| v * v).sum::<f32>().sqrt();
     if values.len() != generation.dimension {
-        let about = format!(
+        let description = format!(
             "has an embedding of {} values, the model gives {}; publish it again",
             values.len(),
             generation.dimension
         );
-        findings.add(Severity::Error, "embedding_dimension_mismatch", id, about);
+        findings.add(Severity::Error, "embedding_dimension_mismatch", id, description);
     } else if length.is_nan() || (length - 1.0).abs() > UNIT_LENGTH_TOLERANCE {
-        let about = "has an embedding that is not of length 1; publish it again";
-        findings.add(Severity::Error, "embedding_not_normalised", id, about);
+        let description = "has an embedding that is not of length 1; publish it again";
+        findings.add(Severity::Error, "embedding_not_normalised", id, description);
     }
-    for key in known {
+    for key in known_sets {
         if !image.statistics.keys().any(|k| k.as_str() == *key) {
-            let about = format!(
-                "has no statistics of {key}: it came before the set, and no reindexing has reached it; the query worker computes them as it loads"
+            let description = format!(
+                "has no statistics of {key}: it is older than the set, and no reindex has processed it yet; query workers compute them when they load the table"
             );
-            findings.add(Severity::Warning, "statistics_missing", id, about);
+            findings.add(Severity::Warning, "statistics_missing", id, description);
         }
     }
     for (key, statistics) in &image.statistics {
-        if !known.contains(key.as_str()) {
-            let about =
+        if !known_sets.contains(key.as_str()) {
+            let description =
                 format!("has statistics of {key}, which the catalogue's state does not know");
-            findings.add(Severity::Warning, "statistics_unknown", id, about);
+            findings.add(Severity::Warning, "statistics_unknown", id, description);
         }
         let ordered = statistics.min <= statistics.mean && statistics.mean <= statistics.max;
         if !ordered
@@ -354,43 +360,48 @@ fn check_image(
             || statistics.std < 0.0
             || !statistics.lse.is_finite()
         {
-            let about =
+            let description =
                 format!("has statistics of {key} that contradict each other; publish it again");
-            findings.add(Severity::Error, "statistics_inconsistent", id, about);
+            findings.add(Severity::Error, "statistics_inconsistent", id, description);
         }
     }
 }
 
-/// Positions may only grow, as far back as the log reaches. False where `token` was cancelled.
+/// Checks that positions only grow in the commits that are still in the log. Returns false if `cancel` was
+/// cancelled.
 async fn check_positions(
     log: &DeltaLog,
     findings: &mut FindingCollector,
-    token: &CancellationToken,
+    cancel: &CancellationToken,
 ) -> Result<bool, TableError> {
-    let mut known: HashMap<String, i64> = HashMap::new();
-    let mut commits = stream::iter(log.oldest_version().await?..=log.version())
-        .map(|version| async move { log.read_commit(version).await.map(|found| (version, found)) })
-        .buffered(MAX_CONCURRENT_FILES);
+    let mut positions: HashMap<String, i64> = HashMap::new();
+    let mut commits =
+        stream::iter(log.oldest_version().await?..=log.version())
+            .map(|version| async move {
+                log.read_commit(version).await.map(|actions| (version, actions))
+            })
+            .buffered(MAX_CONCURRENT_FILES);
     while let Some((version, actions)) = commits.try_next().await? {
-        if token.is_cancelled() {
+        if cancel.is_cancelled() {
             return Ok(false);
         }
         for action in actions.unwrap_or_default() {
             let Action::Txn(transaction) = action else { continue };
-            // Times of compactions: two that run at one time may end in either order.
+            // Their versions are times, and two compactions at the same time may end in either order.
             if [COMPACTION_APP_ID, DEEP_COMPACTION_APP_ID, VACUUM_APP_ID]
                 .contains(&transaction.app_id.as_str())
             {
                 continue;
             }
-            let before = known.insert(transaction.app_id.clone(), transaction.version);
+            let before = positions.insert(transaction.app_id.clone(), transaction.version);
             if before.is_some_and(|before| before > transaction.version) {
-                let about = format!(
-                    "went back from {} to {} in version {version}: messages may stand twice",
+                let description = format!(
+                    "went back from {} to {} in version {version}: messages may be stored twice",
                     before.unwrap_or_default(),
                     transaction.version
                 );
-                findings.add(Severity::Error, "position_regressed", transaction.app_id, about);
+                let code = "position_regressed";
+                findings.add(Severity::Error, code, transaction.app_id, description);
             }
         }
     }

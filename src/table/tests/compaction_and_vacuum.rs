@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
 use object_store::path::Path;
-use tokio_util::sync::CancellationToken;
 
 use crate::table::maintenance::vacuum;
 use crate::table::tests::*;
@@ -71,7 +70,7 @@ async fn write_versions(store: &Store, images: i64, versions: u64) {
             next_offset: next,
             rows,
         };
-        writer.append(vec![one]).await.unwrap();
+        writer.append(vec![one], &CancellationToken::new()).await.unwrap();
         offset = next;
     }
 }
@@ -122,7 +121,7 @@ async fn an_erased_image_leaves_no_embedding_behind() {
         next_offset: 20,
         rows,
     };
-    writer.append(vec![one]).await.unwrap();
+    writer.append(vec![one], &CancellationToken::new()).await.unwrap();
     let lazy = MaintenanceOptions { max_superseded_percent: 100, ..options.clone() };
     assert_eq!(compact(&store, &lazy, CompactionMode::Deep, 2).await.dropped_superseded_rows, 2);
     let (rows, count) = newest_rows(&store).await;
@@ -173,7 +172,10 @@ async fn compactors_and_writers_at_once_neither_lose_nor_double() {
             for i in 0..12 {
                 let expected = (i > 0).then_some(i * 2);
                 writer
-                    .append(vec![partition_batch(number, expected, i * 2..i * 2 + 2)])
+                    .append(
+                        vec![partition_batch(number, expected, i * 2..i * 2 + 2)],
+                        &CancellationToken::new(),
+                    )
                     .await
                     .unwrap();
             }
@@ -229,7 +231,7 @@ async fn followers_reread_the_whole_table_after_the_retention() {
     let mut slow = Follower::open(&store, &generation()).await.unwrap();
     slow.next(&|_, _| {}).await.unwrap();
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
-    writer.append(vec![partition_batch(1, None, 0..3)]).await.unwrap();
+    writer.append(vec![partition_batch(1, None, 0..3)], &CancellationToken::new()).await.unwrap();
     compact(&store, &options(), CompactionMode::Deep, 0).await;
     compact(
         &store,
@@ -268,8 +270,13 @@ async fn large_checkpoints_are_written_more_seldom() {
     let hint = Path::from(format!("{log}/_last_checkpoint"));
     for offset in 0..79 {
         let expected = (offset > 0).then_some(offset);
-        let done =
-            writer.append(vec![partition_batch(1, expected, offset..offset + 1)]).await.unwrap();
+        let done = writer
+            .append(
+                vec![partition_batch(1, expected, offset..offset + 1)],
+                &CancellationToken::new(),
+            )
+            .await
+            .unwrap();
         if done.version == 39 {
             let hinted = store.object_store().get(&hint).await.unwrap().bytes().await.unwrap();
             let mut hinted: serde_json::Value = serde_json::from_slice(&hinted).unwrap();
@@ -317,7 +324,7 @@ async fn the_log_forgets_files_that_are_gone() {
     }
     // Who writes and who reads go on.
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
-    writer.append(vec![partition_batch(1, None, 0..3)]).await.unwrap();
+    writer.append(vec![partition_batch(1, None, 0..3)], &CancellationToken::new()).await.unwrap();
     let mut rows = 0;
     while let Some(changes) = reader.next(&|_, _| {}).await.unwrap() {
         rows += if changes.is_full_snapshot { changes.rows.len() - 20 } else { changes.rows.len() };
@@ -336,7 +343,7 @@ async fn an_old_generation_goes_once_nothing_is_written_to_it_any_more() {
     write_versions(&store, 3, 2).await;
     let old = Generation::new("other", &"ffff".repeat(16), 4, 100.0, VersionOrdering::Sequence);
     let mut writer = TableWriter::open(&store, &old, 5).await.unwrap();
-    writer.append(vec![partition_batch(1, None, 0..3)]).await.unwrap();
+    writer.append(vec![partition_batch(1, None, 0..3)], &CancellationToken::new()).await.unwrap();
     let objects = async || -> Vec<String> {
         let listed: Vec<_> = store.object_store().list(None).try_collect().await.unwrap();
         listed.into_iter().map(|object| object.location.to_string()).collect()
@@ -425,7 +432,7 @@ async fn verify_finds_what_is_wrong_and_only_that() {
         next_offset: 14,
         rows,
     };
-    writer.append(vec![one]).await.unwrap();
+    writer.append(vec![one], &CancellationToken::new()).await.unwrap();
     let found = verify_after_days(&store, &state, 0).await;
     assert_eq!(finding_codes(&found), ["embedding_dimension_mismatch", "embedding_not_normalised"]);
     assert!(!found.is_sound());

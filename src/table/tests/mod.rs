@@ -1,7 +1,8 @@
 //! The promises of the table, against stores in memory that fail on purpose.
 
+pub(crate) mod cancellation;
 mod compaction_and_vacuum;
-mod faulty;
+pub(crate) mod faulty;
 mod random_histories;
 mod statistics_backfill;
 
@@ -14,6 +15,7 @@ use chrono::DateTime;
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use tokio_util::sync::CancellationToken;
 
 use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
@@ -26,7 +28,7 @@ use crate::store::Store;
 use crate::table::*;
 use faulty::{FaultKind, FaultyStore};
 
-fn generation() -> Generation {
+pub(crate) fn generation() -> Generation {
     Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, VersionOrdering::Sequence)
 }
 
@@ -84,7 +86,7 @@ async fn rows_come_back_as_they_were() {
     let sent: Vec<ImageRow> = rows.iter().map(|(_, r)| r.clone()).collect();
     let one =
         PartitionBatch { partition: partition(0), expected_position: None, next_offset: 3, rows };
-    let done = writer.append(vec![one]).await.unwrap();
+    let done = writer.append(vec![one], &CancellationToken::new()).await.unwrap();
     assert_eq!((done.rows, done.fenced_partitions.len()), (3, 0));
     assert!(done.bytes > 0);
 
@@ -103,7 +105,13 @@ async fn a_reader_follows_commit_by_commit() {
     assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
     for i in 0..3 {
         let expected = (i > 0).then_some(i * 10);
-        writer.append(vec![partition_batch(0, expected, i * 10..i * 10 + 10)]).await.unwrap();
+        writer
+            .append(
+                vec![partition_batch(0, expected, i * 10..i * 10 + 10)],
+                &CancellationToken::new(),
+            )
+            .await
+            .unwrap();
         let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
         assert_eq!((changes.rows.len(), changes.is_full_snapshot), (10, false));
     }
@@ -123,7 +131,10 @@ async fn writers_and_readers_meet_in_a_local_folder() {
         for (number, writer) in writers.iter_mut().enumerate() {
             let expected = (i > 0).then_some(i * 2);
             writer
-                .append(vec![partition_batch(number as i32, expected, i * 2..i * 2 + 2)])
+                .append(
+                    vec![partition_batch(number as i32, expected, i * 2..i * 2 + 2)],
+                    &CancellationToken::new(),
+                )
                 .await
                 .unwrap();
         }
@@ -135,15 +146,24 @@ async fn writers_and_readers_meet_in_a_local_folder() {
 async fn positions_are_stored_with_the_rows_and_survive_the_writer() {
     let store = Store::in_memory();
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
-    assert_eq!(writer.read_position(&partition(0)).await.unwrap(), None);
+    assert_eq!(writer.read_position(&partition(0), &CancellationToken::new()).await.unwrap(), None);
     writer
-        .append(vec![partition_batch(0, None, 0..5), partition_batch(1, None, 7..9)])
+        .append(
+            vec![partition_batch(0, None, 0..5), partition_batch(1, None, 7..9)],
+            &CancellationToken::new(),
+        )
         .await
         .unwrap();
     drop(writer);
     let mut other = TableWriter::open(&store, &generation(), 5).await.unwrap();
-    assert_eq!(other.read_position(&partition(0)).await.unwrap(), Some(5));
-    assert_eq!(other.read_position(&partition(1)).await.unwrap(), Some(9));
+    assert_eq!(
+        other.read_position(&partition(0), &CancellationToken::new()).await.unwrap(),
+        Some(5)
+    );
+    assert_eq!(
+        other.read_position(&partition(1), &CancellationToken::new()).await.unwrap(),
+        Some(9)
+    );
 }
 
 #[tokio::test]
@@ -156,8 +176,11 @@ async fn messages_without_rows_move_the_position() {
         next_offset: 4,
         rows: vec![],
     };
-    writer.append(vec![empty]).await.unwrap();
-    assert_eq!(writer.read_position(&partition(0)).await.unwrap(), Some(4));
+    writer.append(vec![empty], &CancellationToken::new()).await.unwrap();
+    assert_eq!(
+        writer.read_position(&partition(0), &CancellationToken::new()).await.unwrap(),
+        Some(4)
+    );
     assert!(all_image_ids(&store).await.is_empty());
 }
 
@@ -166,10 +189,13 @@ async fn a_worker_that_lost_its_partition_writes_nothing_twice() {
     let store = Store::in_memory();
     let mut old = TableWriter::open(&store, &generation(), 5).await.unwrap();
     let mut new = TableWriter::open(&store, &generation(), 5).await.unwrap();
-    new.append(vec![partition_batch(0, None, 0..10)]).await.unwrap();
+    new.append(vec![partition_batch(0, None, 0..10)], &CancellationToken::new()).await.unwrap();
     // The old owner wakes up with the same messages, and with a partition that is still its own.
     let done = old
-        .append(vec![partition_batch(0, None, 0..10), partition_batch(1, None, 0..3)])
+        .append(
+            vec![partition_batch(0, None, 0..10), partition_batch(1, None, 0..3)],
+            &CancellationToken::new(),
+        )
         .await
         .unwrap();
     assert_eq!(done.fenced_partitions, [(partition(0), 10)]);
@@ -182,12 +208,15 @@ async fn a_worker_that_lost_its_partition_writes_nothing_twice() {
 async fn rows_before_the_expected_position_are_not_stored_once_more() {
     let store = Store::in_memory();
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
-    writer.append(vec![partition_batch(0, None, 0..5)]).await.unwrap();
+    writer.append(vec![partition_batch(0, None, 0..5)], &CancellationToken::new()).await.unwrap();
     let behind = PartitionBatch { expected_position: Some(5), ..partition_batch(0, None, 2..8) };
-    let done = writer.append(vec![behind]).await.unwrap();
+    let done = writer.append(vec![behind], &CancellationToken::new()).await.unwrap();
     assert_eq!((done.rows, done.fenced_partitions.len()), (3, 0));
     assert_eq!(all_image_ids(&store).await.len(), 8);
-    assert_eq!(writer.read_position(&partition(0)).await.unwrap(), Some(8));
+    assert_eq!(
+        writer.read_position(&partition(0), &CancellationToken::new()).await.unwrap(),
+        Some(8)
+    );
 }
 
 /// A worker is behind another one and its store fails now and then: attempts that come further do not count.
@@ -201,10 +230,17 @@ async fn a_commit_lands_however_far_behind_its_writer_is() {
     let mut other =
         TableWriter::open(&Store::from_object_store(memory), &generation(), 3).await.unwrap();
     for i in 0..60 {
-        other.append(vec![partition_batch(1, (i > 0).then_some(i), i..i + 1)]).await.unwrap();
+        other
+            .append(
+                vec![partition_batch(1, (i > 0).then_some(i), i..i + 1)],
+                &CancellationToken::new(),
+            )
+            .await
+            .unwrap();
     }
     faulty.is_armed.store(true, AtomicOrdering::SeqCst);
-    let done = late.append(vec![partition_batch(0, None, 0..3)]).await.unwrap();
+    let done =
+        late.append(vec![partition_batch(0, None, 0..3)], &CancellationToken::new()).await.unwrap();
     assert_eq!((done.version, done.rows), (61, 3));
 }
 
@@ -215,7 +251,13 @@ async fn a_full_read_is_complete_though_reads_of_its_parts_fail() {
         .await
         .unwrap();
     for i in 0..6 {
-        writer.append(vec![partition_batch(1, (i > 0).then_some(i), i..i + 1)]).await.unwrap();
+        writer
+            .append(
+                vec![partition_batch(1, (i > 0).then_some(i), i..i + 1)],
+                &CancellationToken::new(),
+            )
+            .await
+            .unwrap();
     }
     let faulty = Arc::new(FaultyStore::wrap(memory, FaultKind::Reads(12)));
     let follower =
@@ -238,8 +280,9 @@ async fn only_the_prefix_that_is_stored_is_dropped() {
     let store = Store::in_memory();
     let mut old = TableWriter::open(&store, &generation(), 5).await.unwrap();
     let mut new = TableWriter::open(&store, &generation(), 5).await.unwrap();
-    new.append(vec![partition_batch(0, None, 0..4)]).await.unwrap();
-    let done = old.append(vec![partition_batch(0, None, 0..10)]).await.unwrap();
+    new.append(vec![partition_batch(0, None, 0..4)], &CancellationToken::new()).await.unwrap();
+    let done =
+        old.append(vec![partition_batch(0, None, 0..10)], &CancellationToken::new()).await.unwrap();
     assert_eq!((done.rows, done.fenced_partitions.len()), (6, 1));
     let expected: Vec<String> = (0..10).map(|o| format!("p0-{o}")).collect();
     assert_eq!(all_image_ids(&store).await, expected);
@@ -255,7 +298,10 @@ async fn writers_of_different_partitions_never_lose_or_double_a_row() {
             for i in 0..10 {
                 let expected = (i > 0).then_some(i * 3);
                 let done = writer
-                    .append(vec![partition_batch(number, expected, i * 3..i * 3 + 3)])
+                    .append(
+                        vec![partition_batch(number, expected, i * 3..i * 3 + 3)],
+                        &CancellationToken::new(),
+                    )
                     .await
                     .unwrap();
                 assert!(done.fenced_partitions.is_empty());
@@ -280,14 +326,22 @@ async fn passing_faults_and_lost_answers_leave_every_row_once() {
         faulty.is_armed.store(true, AtomicOrdering::SeqCst);
         for i in 0..12 {
             let expected = (i > 0).then_some(i * 2);
-            let done =
-                writer.append(vec![partition_batch(0, expected, i * 2..i * 2 + 2)]).await.unwrap();
+            let done = writer
+                .append(
+                    vec![partition_batch(0, expected, i * 2..i * 2 + 2)],
+                    &CancellationToken::new(),
+                )
+                .await
+                .unwrap();
             assert!(done.fenced_partitions.is_empty(), "{kind:?}");
         }
         faulty.is_armed.store(false, AtomicOrdering::SeqCst);
         assert!(faulty.injected_faults.load(AtomicOrdering::SeqCst) > 5, "{kind:?}");
         assert_eq!(all_image_ids(&store).await.len(), 24, "{kind:?}");
-        assert_eq!(writer.read_position(&partition(0)).await.unwrap(), Some(24));
+        assert_eq!(
+            writer.read_position(&partition(0), &CancellationToken::new()).await.unwrap(),
+            Some(24)
+        );
     }
 }
 
@@ -296,7 +350,7 @@ async fn a_damaged_file_is_named_and_not_read() {
     let memory = Arc::new(InMemory::new());
     let store = Store::from_object_store(memory.clone());
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
-    writer.append(vec![partition_batch(0, None, 0..5)]).await.unwrap();
+    writer.append(vec![partition_batch(0, None, 0..5)], &CancellationToken::new()).await.unwrap();
     let files: Vec<ObjectMeta> = memory.list(None).try_collect().await.unwrap();
     let data = files.iter().find(|f| f.location.as_ref().ends_with(".parquet")).unwrap();
     let bytes = memory.get(&data.location).await.unwrap().bytes().await.unwrap();

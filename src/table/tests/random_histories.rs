@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use chrono::{TimeDelta, Utc};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use tokio_util::sync::CancellationToken;
 
 use crate::table::maintenance::vacuum;
 use crate::table::tests::*;
@@ -111,7 +110,11 @@ impl HistoryFixture {
         let i = self.rng.random_range(0..2);
         let expected = {
             let writer = TableWriter::open(&self.store, &generation(), 4).await.unwrap();
-            writer.with_replay_name(replay).read_position(&partition).await.unwrap()
+            writer
+                .with_replay_name(replay)
+                .read_position(&partition, &CancellationToken::new())
+                .await
+                .unwrap()
         };
         // Sometimes it believes what was true a while ago, and consumes again what is stored.
         let back = if self.rng.random_ratio(1, 4) { self.rng.random_range(0..4) } else { 0 };
@@ -126,9 +129,10 @@ impl HistoryFixture {
         let one = PartitionBatch { partition, expected_position: expected, next_offset: to, rows };
         let crashing = self.maybe_crashing_store();
         if Arc::ptr_eq(crashing.object_store(), self.store.object_store()) && replay.is_empty() {
-            workers[i].append(vec![one]).await.unwrap();
+            workers[i].append(vec![one], &CancellationToken::new()).await.unwrap();
         } else if let Ok(writer) = TableWriter::open(&crashing, &generation(), 1).await {
-            let _ = writer.with_replay_name(replay).append(vec![one]).await;
+            let _ =
+                writer.with_replay_name(replay).append(vec![one], &CancellationToken::new()).await;
         }
     }
 
@@ -174,8 +178,16 @@ impl HistoryFixture {
         let replay = TableWriter::open(&self.store, &generation(), 4).await.unwrap();
         let mut replay = replay.with_replay_name("again");
         for number in 0..PARTITION_COUNT {
-            let one = usual.read_position(&partition(number)).await.unwrap().unwrap_or_default();
-            let two = replay.read_position(&partition(number)).await.unwrap().unwrap_or_default();
+            let one = usual
+                .read_position(&partition(number), &CancellationToken::new())
+                .await
+                .unwrap()
+                .unwrap_or_default();
+            let two = replay
+                .read_position(&partition(number), &CancellationToken::new())
+                .await
+                .unwrap()
+                .unwrap_or_default();
             for row in &self.topic_rows[number as usize][..one.max(two) as usize] {
                 keep_newest(&mut wanted, row.clone());
             }

@@ -1,7 +1,6 @@
 //! The promises of backfilled statistics.
 
 use chrono::Utc;
-use tokio_util::sync::CancellationToken;
 
 use crate::table::tests::*;
 
@@ -23,9 +22,14 @@ async fn backfill_pending(store: &Store, key: &StatisticsKey) -> (usize, usize) 
     for file in &pending {
         let found = stored.measure_file(file, key, &fake_statistics).await.unwrap().unwrap();
         rows += found.len();
-        staged.push(table.stage_file(key, file.path.as_ref(), &found).await.unwrap());
+        staged.push(
+            table
+                .stage_file(key, file.path.as_ref(), &found, &CancellationToken::new())
+                .await
+                .unwrap(),
+        );
     }
-    table.commit_staged(staged).await.unwrap();
+    table.commit_staged(staged, &CancellationToken::new()).await.unwrap();
     assert!(stored.list_pending_files(key).await.unwrap().1.is_complete());
     (pending.len(), rows)
 }
@@ -50,7 +54,7 @@ async fn write_sample_rows(store: &Store) -> TableWriter {
             one.rows.push((7, row("p0-1", 99, false)));
             one.rows.push((7, row("p0-2", 99, true)));
         }
-        writer.append(vec![one]).await.unwrap();
+        writer.append(vec![one], &CancellationToken::new()).await.unwrap();
     }
     writer
 }
@@ -63,7 +67,10 @@ async fn backfilled_statistics_reach_every_row_and_a_file_is_measured_once() {
     assert_eq!(backfill_pending(&store, &statistics_key("a")).await, (0, 0));
     assert_eq!(assert_all_have_statistics(&store, &statistics_key("a")).await, 14);
     // New rows without the set make new work; the old is not done again.
-    writer.append(vec![partition_batch(0, Some(12), 12..14)]).await.unwrap();
+    writer
+        .append(vec![partition_batch(0, Some(12), 12..14)], &CancellationToken::new())
+        .await
+        .unwrap();
     assert_eq!(backfill_pending(&store, &statistics_key("a")).await, (1, 2));
     assert_eq!(backfill_pending(&store, &statistics_key("b")).await, (4, 15));
     assert_eq!(assert_all_have_statistics(&store, &statistics_key("b")).await, 16);
@@ -129,7 +136,10 @@ async fn an_idle_follower_requests_the_next_log_entry_and_nothing_else() {
     assert_eq!(recorder.take_requests(), [entry_after(whole.version)]);
 
     // A commit costs its log entry and its data file.
-    writer.append(vec![partition_batch(0, Some(12), 12..13)]).await.unwrap();
+    writer
+        .append(vec![partition_batch(0, Some(12), 12..13)], &CancellationToken::new())
+        .await
+        .unwrap();
     recorder.take_requests();
     let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
     assert_eq!((changes.rows.len(), changes.version), (1, whole.version + 1));
@@ -168,9 +178,11 @@ async fn statistics_of_another_version_or_embedding_are_never_taken() {
                 _ => one.embedding_hash = "00".repeat(8),
             }
         }
-        let staged =
-            table.stage_file(&statistics_key("a"), file.path.as_ref(), &found).await.unwrap();
-        table.commit_staged(vec![staged]).await.unwrap();
+        let staged = table
+            .stage_file(&statistics_key("a"), file.path.as_ref(), &found, &CancellationToken::new())
+            .await
+            .unwrap();
+        table.commit_staged(vec![staged], &CancellationToken::new()).await.unwrap();
     }
     let mut follower = Follower::open(&store, &generation()).await.unwrap();
     let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
@@ -188,7 +200,10 @@ async fn compaction_folds_statistics_into_rows() {
     let store = Store::in_memory();
     let mut writer = write_sample_rows(&store).await;
     backfill_pending(&store, &statistics_key("a")).await;
-    writer.append(vec![partition_batch(0, Some(12), 12..14)]).await.unwrap();
+    writer
+        .append(vec![partition_batch(0, Some(12), 12..14)], &CancellationToken::new())
+        .await
+        .unwrap();
     backfill_pending(&store, &statistics_key("a")).await;
     let options = MaintenanceOptions { files_per_merge: 2, ..MaintenanceOptions::default() };
     let mut compactor = Compactor::open(&store, &generation(), &options, 20).await.unwrap();
@@ -214,7 +229,10 @@ async fn a_retired_set_is_dropped_and_can_come_back() {
     backfill_pending(&store, &statistics_key("a")).await;
     backfill_pending(&store, &statistics_key("b")).await;
     let mut table = StatisticsTable::open(&store, &generation(), 20).await.unwrap().unwrap();
-    assert_eq!(table.remove_prompt_set(&statistics_key("a")).await.unwrap(), 3);
+    assert_eq!(
+        table.remove_prompt_set(&statistics_key("a"), &CancellationToken::new()).await.unwrap(),
+        3
+    );
     assert_eq!(assert_all_have_statistics(&store, &statistics_key("b")).await, 14);
     assert_eq!(backfill_pending(&store, &statistics_key("a")).await, (3, 13));
     assert_eq!(assert_all_have_statistics(&store, &statistics_key("a")).await, 14);

@@ -21,6 +21,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
@@ -54,7 +55,7 @@ async fn small_table() -> Vec<(Path, Vec<u8>)> {
     let partition = Partition { topic: "images".into(), number: 0 };
     let rows = (0..3).map(|offset| (offset, row(offset))).collect();
     let batch = PartitionBatch { partition, expected: None, next_offset: 3, rows };
-    writer.append(vec![batch]).await.expect("appended");
+    writer.append(vec![batch], &CancellationToken::new()).await.expect("appended");
     let objects = store.objects();
     let found: Vec<_> = objects.list(None).try_collect().await.expect("listed");
     let mut files = Vec::new();
