@@ -160,7 +160,7 @@ impl ControlConsumer {
         state: &mut Option<CatalogueState>,
         cancel: &CancellationToken,
     ) -> Result<(), ControlTopicError> {
-        let live = token.run_until_cancelled(self.is_generation_live(state)).await;
+        let live = cancel.run_until_cancelled(self.is_generation_live(state)).await;
         if !live.transpose()?.unwrap_or(false) {
             return Ok(());
         }
@@ -190,7 +190,7 @@ impl ControlConsumer {
                 () = cancel.cancelled() => return Ok(()),
                 () = tokio::time::sleep(LIVE_CHECK_INTERVAL) => None,
             };
-            let live = token.run_until_cancelled(self.is_generation_live(state)).await;
+            let live = cancel.run_until_cancelled(self.is_generation_live(state)).await;
             if !live.transpose()?.unwrap_or(false) {
                 return Ok(());
             }

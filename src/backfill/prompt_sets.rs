@@ -1,6 +1,8 @@
 //! Adds prompt sets to a catalogue, and retires them.
 
 use super::error::BackfillError;
+use tokio_util::sync::CancellationToken;
+
 use crate::catalogue::{CatalogueState, StateChange, StateStore};
 use crate::prompts::EmbeddedPromptSet;
 use crate::store::Store;
@@ -47,6 +49,7 @@ pub async fn retire_prompt_set(
     name: &str,
     max_commit_attempts: u32,
     actor: &str,
+    cancel: &CancellationToken,
 ) -> Result<(String, usize), BackfillError> {
     let states = StateStore::new(catalogue);
     let newest = states.read_newest().await?;
@@ -80,7 +83,7 @@ pub async fn retire_prompt_set(
         .await?;
     let deleted_files =
         match StatisticsTable::open(catalogue, &state.live, max_commit_attempts).await? {
-            Some(mut table) => table.remove_prompt_set(&key).await?,
+            Some(mut table) => table.remove_prompt_set(&key, cancel).await?,
             None => 0,
         };
     Ok((key.to_string(), deleted_files))

@@ -40,6 +40,7 @@ pub async fn set_up_standby(
     partitions: &[TopicPartition],
     max_commit_attempts: u32,
     actor: &str,
+    cancel: &CancellationToken,
 ) -> Result<CatalogueState, BackfillError> {
     let states = StateStore::new(catalogue);
     let id = &standby.generation.id;
@@ -68,8 +69,10 @@ pub async fn set_up_standby(
         let mut new =
             TableWriter::open(catalogue, &standby.generation, max_commit_attempts).await?;
         for partition in partitions {
-            let (live_position, new_position) =
-                (live.read_position(partition).await?, new.read_position(partition).await?);
+            let (live_position, new_position) = (
+                live.read_position(partition, cancel).await?,
+                new.read_position(partition, cancel).await?,
+            );
             if let (Some(next_offset), None) = (live_position, new_position) {
                 let partition = partition.clone();
                 let rows = Vec::new();

@@ -25,6 +25,7 @@ use crate::store::Store;
 use crate::table::Generation;
 use crate::table::{
     self, BackfillSource, PendingFile, StagedStatisticsFile, StatisticsCoverage, StatisticsTable,
+    TableError,
 };
 use crate::telemetry::event;
 
@@ -124,17 +125,23 @@ impl StatisticsBackfill {
                 return Ok(result);
             }
             let measured_before = result.measured_files;
-            self.measure_pending(
-                pending,
-                coverage,
-                &source,
-                &claims,
-                &mut table,
-                &mut result,
-                progress,
-                cancel,
-            )
-            .await?;
+            let measured = self
+                .measure_pending(
+                    pending,
+                    coverage,
+                    &source,
+                    &claims,
+                    &mut table,
+                    &mut result,
+                    progress,
+                    cancel,
+                )
+                .await;
+            match measured {
+                // What was not committed is measured again by whoever continues.
+                Err(BackfillError::Table(TableError::Cancelled { .. })) => return Ok(result),
+                measured => measured?,
+            }
             if cancel.is_cancelled() {
                 return Ok(result);
             }
@@ -181,7 +188,12 @@ impl StatisticsBackfill {
                 // Files are staged one after another: they are small.
                 Some((images_file, statistics)) => {
                     let staged = table
-                        .stage_file(&self.prompt_set.statistics_key, &images_file, &statistics)
+                        .stage_file(
+                            &self.prompt_set.statistics_key,
+                            &images_file,
+                            &statistics,
+                            cancel,
+                        )
                         .await?;
                     MeasuredFile { staged_file: Some(staged), rows: statistics.len(), ..measured }
                 }
@@ -190,12 +202,12 @@ impl StatisticsBackfill {
             coverage.covered += rows_by_unit.get(&measured.unit_id).copied().unwrap_or_default();
             staged.push(measured);
             if staged.len() >= MAX_UNITS_PER_COMMIT || last_commit.elapsed() >= COMMIT_INTERVAL {
-                self.commit_measured(&mut staged, claims, table, result).await?;
+                self.commit_measured(&mut staged, claims, table, result, cancel).await?;
                 last_commit = Instant::now();
             }
             progress(&coverage, result.measured_rows);
         }
-        self.commit_measured(&mut staged, claims, table, result).await
+        self.commit_measured(&mut staged, claims, table, result, cancel).await
     }
 
     /// Computes the statistics of the rows of `file`, and renews the claim on the unit in the
@@ -242,11 +254,12 @@ impl StatisticsBackfill {
         claims: &ClaimStore,
         table: &mut StatisticsTable,
         result: &mut BackfillResult,
+        cancel: &CancellationToken,
     ) -> Result<(), BackfillError> {
         let files: Vec<_> =
             staged.iter().filter_map(|measured| measured.staged_file.clone()).collect();
         if !files.is_empty() {
-            table.commit_staged(files).await?;
+            table.commit_staged(files, cancel).await?;
         }
         for measured in staged.drain(..) {
             result.measured_files += 1;
@@ -275,4 +288,39 @@ fn log_progress(
         elapsed_seconds = seconds,
         "statistics of stored rows"
     );
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::normalise::Normaliser;
+    use crate::catalogue::ServingConfig;
+    use crate::search::testing::sample_prompt_set;
+    use crate::table::tests::cancellation::{MANY_ATTEMPTS, store_with_rows};
+    use crate::table::tests::faulty::{FaultKind, stops_soon};
+    use crate::table::tests::generation;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_backfill_whose_commits_fail_ends_with_its_token() {
+        let (faulty, store, _) = store_with_rows(FaultKind::LogWrites).await;
+        let set = sample_prompt_set("late", 4);
+        let serving = ServingConfig::new(set.statistics_key.clone(), Normaliser::Softmax, 0.25);
+        let states = StateStore::new(&store);
+        let records = [set.to_record()];
+        states.initialise_or_extend(&generation(), &records, &serving, "test").await.unwrap();
+        StatisticsTable::open_or_create(&store, &generation(), 1).await.unwrap();
+        let backfill = StatisticsBackfill {
+            catalogue: store,
+            generation: generation(),
+            prompt_set: set,
+            max_commit_attempts: MANY_ATTEMPTS,
+            max_concurrent_files: 2,
+            propagation_delay: Duration::ZERO,
+        };
+        let cancel = faulty.arm_and_cancel();
+        let result = stops_soon(backfill.run(&|_, _| {}, &cancel)).await.unwrap();
+        assert_eq!(result, BackfillResult::default());
+        faulty.is_armed.store(false, std::sync::atomic::Ordering::SeqCst);
+        let result = backfill.run(&|_, _| {}, &CancellationToken::new()).await.unwrap();
+        assert_eq!((result.measured_files, result.complete), (5, true));
+    }
 }

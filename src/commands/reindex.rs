@@ -218,7 +218,7 @@ async fn reindex_model(
     let reembed_partitions = reindex_topic_partitions(&config).await?;
     if !args.dry_run {
         let attempts = config.table.max_commit_attempts;
-        state = set_up_standby(&store, &standby, &partitions, attempts, &by).await?;
+        state = set_up_standby(&store, &standby, &partitions, attempts, &by, &token).await?;
         print_line!(
             "generation {} ({}) stands beside the live one from revision {} of the state on; start \
              workers with model.checkpoint = {checkpoint}",

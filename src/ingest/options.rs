@@ -29,8 +29,9 @@ pub struct IngestOptions {
     pub commit_ms: u64,
     /// Interval of the log event `heartbeat`, in seconds.
     pub heartbeat_seconds: u64,
-    /// How long the messages in the pipeline may take to drain at shutdown, in seconds. The next owner of
-    /// the partition repeats the work that was cut off.
+    /// How long a worker may take at shutdown to finish the messages in the pipeline and to commit them, in
+    /// seconds; a quarter of it is reserved for the last commit. The next owner of the partition repeats
+    /// the work that was cut off.
     pub drain_seconds: u64,
 }
 

@@ -24,6 +24,10 @@ use crate::telemetry::event;
 /// `progress::STUCK_TIMEOUT`.
 const STEP_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Share of `ingest.drain_seconds` in which the messages in the pipeline are finished; the rest is for the
+/// last commit.
+const MESSAGES_SHARE_OF_DRAIN: f64 = 0.75;
+
 /// Processes messages concurrently and passes the results to the sink in the order of their arrival.
 pub struct Pipeline {
     source: Source,
@@ -71,9 +75,13 @@ impl Pipeline {
         }
     }
 
-    /// Runs until `token` is cancelled or a permanent error occurs; then drains for at most
-    /// `ingest.drain_seconds` and commits what is pending.
-    pub async fn run(&mut self, token: &CancellationToken) -> Result<(), IngestError> {
+    /// Runs until `token` is cancelled or a permanent error occurs; then cancels `draining`, finishes the
+    /// messages in the pipeline and commits what is pending. The caller limits the time that this takes.
+    pub async fn run(
+        &mut self,
+        token: &CancellationToken,
+        draining: &CancellationToken,
+    ) -> Result<(), IngestError> {
         let heartbeat_interval = Duration::from_secs(self.options.heartbeat_seconds);
         let mut heartbeat_ticks =
             interval_at(Instant::now() + heartbeat_interval, heartbeat_interval);
@@ -104,8 +112,9 @@ impl Pipeline {
                 () = token.cancelled() => {}
             }
         }
+        draining.cancel();
         let limit = Duration::from_secs(self.options.drain_seconds);
-        let drained = tokio::time::timeout(limit, async {
+        let drained = tokio::time::timeout(limit.mul_f64(MESSAGES_SHARE_OF_DRAIN), async {
             while let Some(event) = self.in_flight.next().await {
                 self.handle_event(event).await?;
             }
@@ -113,11 +122,7 @@ impl Pipeline {
         });
         match drained.await {
             Ok(result) => result?,
-            Err(_) => warn!(
-                event = event::DRAIN_TIMED_OUT,
-                remaining = self.in_flight.len(),
-                "the pipeline did not drain in time; the next owner repeats the remaining work"
-            ),
+            Err(_) => self.warn_drain_timed_out(),
         }
         self.commit_all().await?;
         match self.source_failure.take() {
@@ -127,13 +132,26 @@ impl Pipeline {
         }
     }
 
-    /// Ends the consumer; drops unprocessed messages. Returns whether there were none.
-    pub async fn close(self) -> bool {
-        let Self { source, in_flight, .. } = self;
-        let drained = in_flight.is_empty();
-        drop(in_flight);
+    /// Whether all messages were processed.
+    pub fn is_empty(&self) -> bool {
+        self.in_flight.is_empty()
+    }
+
+    /// Ends unfinished work and the consumer.
+    pub async fn close(self) {
+        let Self { source, in_flight, commit_task, .. } = self;
+        // Both end the tasks behind them.
+        drop((in_flight, commit_task));
         source.close().await;
-        drained
+    }
+
+    /// Logs that the time to drain is over.
+    pub fn warn_drain_timed_out(&self) {
+        warn!(
+            event = event::DRAIN_TIMED_OUT,
+            remaining = self.in_flight.len(),
+            "the pipeline did not drain in time; the next owner repeats the remaining work"
+        );
     }
 
     fn log_heartbeat(&self) {

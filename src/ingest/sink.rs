@@ -126,7 +126,7 @@ impl Sink {
     pub async fn assign(&mut self, partitions: Vec<TopicPartition>) -> Result<(), IngestError> {
         let mut writer = self.writer.lock().await;
         for partition in partitions {
-            let table_position = writer.read_position(&partition).await?;
+            let table_position = writer.read_position(&partition, &self.cancel).await?;
             let pending = PendingPartition {
                 table_position,
                 next_offset: None,
@@ -250,7 +250,7 @@ impl Sink {
             let end_offsets =
                 batches.iter().map(|b| (b.partition.clone(), b.next_offset)).collect();
             let started = Instant::now();
-            let committed = writer.lock().await.append(batches).await?;
+            let committed = writer.lock().await.append(batches, &cancel).await?;
             Ok(FinishedCommit {
                 committed,
                 end_offsets,

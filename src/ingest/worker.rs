@@ -1,10 +1,12 @@
 //! A worker: its parts, and how they are put together.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::dead_letter::DeadLetterWriter;
 use super::decode::DecodeOptions;
@@ -21,7 +23,7 @@ use crate::clip::Encoders;
 use crate::kafka;
 use crate::prompts::ActivePromptSets;
 use crate::record::TopicPartition;
-use crate::table::TableWriter;
+use crate::table::{TableError, TableWriter};
 
 /// A worker before it is started: its options, clients, model and table.
 pub struct Worker {
@@ -50,22 +52,31 @@ pub struct Worker {
 }
 
 /// Resumes partitions from the positions in the table.
-struct TableOffsetProvider(Arc<Mutex<TableWriter>>);
+struct TableOffsetProvider {
+    writer: Arc<Mutex<TableWriter>>,
+    /// Cancelled when the worker is to stop: then no position is needed any more.
+    cancel: CancellationToken,
+}
 
 #[async_trait]
 impl OffsetProvider for TableOffsetProvider {
     async fn next_offset(&self, partition: &TopicPartition) -> Result<Option<i64>, String> {
-        let mut writer = self.0.lock().await;
-        writer.read_position(partition).await.map_err(|e| e.to_string())
+        let read = async { self.writer.lock().await.read_position(partition, &self.cancel).await };
+        match self.cancel.run_until_cancelled(read).await {
+            Some(position) => position.map_err(|error| error.to_string()),
+            None => Err("the worker is stopping".into()),
+        }
     }
 }
 
 impl Worker {
-    /// Runs until `token` is cancelled or a permanent error occurs. Returns whether all messages in the
-    /// pipeline were processed before it ended.
+    /// Runs until `token` is cancelled or a permanent error occurs, then drains for at most
+    /// `ingest.drain_seconds`, the last commit included. Returns whether all messages in the pipeline were
+    /// processed before it ended.
     pub async fn run(self, token: CancellationToken) -> Result<bool, IngestError> {
         let writer = Arc::new(Mutex::new(self.writer));
-        let offset_provider = Arc::new(TableOffsetProvider(writer.clone()));
+        let offset_provider =
+            Arc::new(TableOffsetProvider { writer: writer.clone(), cancel: token.clone() });
         let reembed_topic = self.decoder.reembed_topic().map(str::to_owned);
         let topics: Vec<&str> = std::iter::once(self.source_options.topic.as_str())
             .chain(reembed_topic.as_deref())
@@ -80,7 +91,14 @@ impl Worker {
         self.progress.add_consumer(source.handle());
         let model_fingerprint = self.encoders.card().fingerprint.clone();
         let prompt_sets = self.prompt_sets.clone();
+        // Cancelled when the time to drain is over: no attempt and no pause outlives it.
         let cancel_processing = CancellationToken::new();
+        let draining = token.child_token();
+        let _drain_timer = start_drain_timer(
+            draining.clone(),
+            Duration::from_secs(self.options.drain_seconds),
+            cancel_processing.clone(),
+        );
         let embedder = Embedder::start(
             self.encoders.clone(),
             self.prompt_sets,
@@ -99,13 +117,39 @@ impl Worker {
             progress: self.progress.clone(),
             cancel: cancel_processing.clone(),
         });
-        let sink =
-            Sink::new(writer, &self.options, self.progress.clone(), model_fingerprint, prompt_sets);
+        let sink = Sink::new(
+            writer,
+            &self.options,
+            self.progress.clone(),
+            model_fingerprint,
+            prompt_sets,
+            cancel_processing.clone(),
+        );
         let mut pipeline = Pipeline::new(source, processor, sink, self.progress, self.options);
-        let result = pipeline.run(&token).await;
+        let result = cancel_processing.run_until_cancelled(pipeline.run(&token, &draining)).await;
         // What did not drain is given up: its next owner processes it again.
         cancel_processing.cancel();
-        let drained = pipeline.close().await;
-        result.map(|()| drained)
+        let result = match result {
+            Some(Err(IngestError::Table(TableError::Cancelled { .. }))) | None => {
+                pipeline.warn_drain_timed_out();
+                Ok(false)
+            }
+            Some(result) => result.map(|()| pipeline.is_empty()),
+        };
+        pipeline.close().await;
+        result
     }
+}
+
+/// Cancels `deadline` when `limit` has passed since `draining` was cancelled.
+fn start_drain_timer(
+    draining: CancellationToken,
+    limit: Duration,
+    deadline: CancellationToken,
+) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        draining.cancelled().await;
+        tokio::time::sleep(limit).await;
+        deadline.cancel();
+    }))
 }

@@ -89,7 +89,7 @@ async fn catalogue_with_standby(old: &HashEncoders, new: &HashEncoders, to: u64)
         prompt_sets: vec![embedded_prompt_set(new).to_record()],
         since: DateTime::from_timestamp(1, 0).unwrap(),
     };
-    set_up_standby(&store, &standby, &[], 5, "test").await.unwrap();
+    set_up_standby(&store, &standby, &[], 5, "test", &CancellationToken::new()).await.unwrap();
     append_images(&store, new, 0, to).await;
     store
 }

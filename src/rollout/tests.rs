@@ -81,7 +81,12 @@ async fn catalogue(complete: bool) -> Store {
         next_offset: 10,
         rows: rows.collect(),
     };
-    TableWriter::open(&store, &generation(), 5).await.unwrap().append(vec![batch]).await.unwrap();
+    TableWriter::open(&store, &generation(), 5)
+        .await
+        .unwrap()
+        .append(vec![batch], &CancellationToken::new())
+        .await
+        .unwrap();
     store
 }
 
@@ -249,7 +254,10 @@ async fn a_prompt_set_in_use_is_not_retired() {
     let store = catalogue(true).await;
     set_candidate(&store, &candidate_spec("one"), "ann").await.unwrap();
     for (set, reason) in [("a", "is served"), ("b", "candidate"), ("c", "not a stored")] {
-        let error = retire_prompt_set(&store, set, 5, "ann").await.unwrap_err().to_string();
+        let error = retire_prompt_set(&store, set, 5, "ann", &CancellationToken::new())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(reason), "{error}");
     }
     withdraw_candidate(&store, "ann").await.unwrap();

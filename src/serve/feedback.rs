@@ -137,7 +137,7 @@ impl FeedbackWriter {
                 batch.iter().map(|(feedback, _)| serde_json::to_string(feedback)).collect();
             let stored = match lines {
                 Ok(lines) => self
-                    .store_lines(lines.join("\n") + "\n", &token)
+                    .store_lines(lines.join("\n") + "\n", &cancel)
                     .await
                     .map_err(|e| e.to_string()),
                 Err(error) => Err(error.to_string()),
@@ -177,21 +177,13 @@ impl FeedbackWriter {
         let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true).replace([':', '-'], "");
         let path = Path::from(format!("{now}-{:08x}.jsonl", rand::random::<u32>()));
         let payload = PutPayload::from(lines);
-        // Not cancelled at shutdown: accepted feedback must be stored, and attempts end after
-        // seconds.
-        let never_cancelled = CancellationToken::new();
         let log_retry = |attempt, error: &StoreError| {
             info!(event = event::RETRY, stage = "feedback", attempt, %error, "feedback was not stored; trying again");
         };
-        retry(
-            Backoff::with_max_attempts(MAX_STORE_ATTEMPTS),
-            &never_cancelled,
-            log_retry,
-            || async {
-                let put = self.store.object_store().put(&path, payload.clone()).await;
-                put.map(drop).map_err(|e| self.store.wrap_error(e))
-            },
-        )
+        retry(Backoff::with_max_attempts(MAX_STORE_ATTEMPTS), cancel, log_retry, || async {
+            let put = self.store.object_store().put(&path, payload.clone()).await;
+            put.map(drop).map_err(|e| self.store.wrap_error(e))
+        })
         .await
     }
 }

@@ -91,7 +91,7 @@ impl Classify for TableError {
         match self {
             Self::Store(error) => error.disposition(),
             Self::Delta { source, .. } => classify_delta_error(source),
-            Self::AttemptsExhausted { .. } => Disposition::Retry,
+            Self::AttemptsExhausted { .. } | Self::Cancelled { .. } => Disposition::Retry,
             Self::Corrupt { .. }
             | Self::UnsupportedFormat { .. }
             | Self::NotFound { .. }

@@ -29,7 +29,7 @@ pub fn run(args: &PromptsArgs, config_file: Option<&Path>) -> CommandResult {
         }
         PromptsAction::Retire { set } => {
             let config = with_quiet_logging(load_config_without_model(config_file)?);
-            run_with_logging(config, |config, _| retire::retire_set(set, config))
+            run_with_logging(config, |config, token| retire::retire_set(set, config, token))
         }
     }
 }

@@ -36,11 +36,11 @@ pub struct StatusArgs {
 /// Prints what is stored, how it is served, and how far ingestion is behind.
 pub fn run(args: &StatusArgs, config_file: Option<&Path>) -> CommandResult {
     let config = with_quiet_logging(load_config_without_model(config_file)?);
-    run_with_logging(config, |config, _| show_status(args, config))
+    run_with_logging(config, |config, token| show_status(args, config, token))
 }
 
 /// Prints what is stored, how it is served, and how far ingestion is behind.
-async fn show_status(args: &StatusArgs, config: Config) -> CommandResult {
+async fn show_status(args: &StatusArgs, config: Config, token: CancellationToken) -> CommandResult {
     let (store, state) = open_catalogue(&config).await?;
     let overview = TableOverview::from_log(&store, &state.live, &config.maintenance).await?;
     let coverages = read_coverages(&store, &state).await?;
@@ -133,6 +133,7 @@ async fn read_partition_progress(
     store: &Store,
     generation: &Generation,
     topic: &str,
+    token: &CancellationToken,
 ) -> anyhow::Result<Vec<PartitionProgress>> {
     let logs = kafka::fetch_watermarks(&config.kafka, topic).await?;
     let positions =
@@ -141,7 +142,7 @@ async fn read_partition_progress(
     let mut progress = Vec::with_capacity(logs.len());
     for (number, log) in logs {
         let partition = TopicPartition { topic: topic.into(), number };
-        let position = positions.read_position(&partition).await?;
+        let position = positions.read_position(&partition, token).await?;
         progress.push(PartitionProgress {
             partition: number,
             next_offset: position,

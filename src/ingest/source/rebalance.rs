@@ -127,7 +127,10 @@ impl ConsumerContext for SourceContext {
         } else {
             self.revoke(consumer, list, cooperative)
         };
-        if let Err(error) = result {
+        // While the worker stops, no position is needed, and none is waited for.
+        if let Err(error) = result
+            && !self.cancel.is_cancelled()
+        {
             self.report_failure(error);
         }
     }
