@@ -272,7 +272,7 @@ pub type AttributeTypes = BTreeMap<String, AttributeType>;
 /// Attributes as stored: canonical texts by name. Numbers, booleans and times are written as in JSON.
 pub type Attributes = BTreeMap<String, String>;
 
-/// Where an image's bytes come from.
+/// The source of an image's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageContent {
     /// A URI that a worker fetches.

@@ -201,9 +201,9 @@ impl PromptSetRecord {
         sets.iter().filter(matches).max_by_key(|set| (set.version, set.since))
     }
 
-    /// Whether `wanted` is the key, the name or the name@version of a set.
-    pub fn matches_name(wanted: &str, key: &StatisticsKey, name: &str, version: u32) -> bool {
-        key.as_str() == wanted || name == wanted || format!("{name}@{version}") == wanted
+    /// Whether `selector` is the key, the name or the name@version of a set.
+    pub fn matches_name(selector: &str, key: &StatisticsKey, name: &str, version: u32) -> bool {
+        key.as_str() == selector || name == selector || format!("{name}@{version}") == selector
     }
 }
 

@@ -164,7 +164,7 @@ pub struct Worker {
 /// Lets the consumer ask the table where a partition is to be resumed.
 struct TableOffsetProvider {
     writer: Arc<Mutex<TableWriter>>,
-    /// Cancelled when the worker is to stop: then no position is needed any more.
+    /// Cancelled when the worker stops: then no position is needed any more.
     cancel: CancellationToken,
 }
 
@@ -184,8 +184,10 @@ impl Worker {
     /// that had been taken up was settled.
     pub async fn run(self, token: CancellationToken) -> Result<bool, IngestError> {
         let writer = Arc::new(Mutex::new(self.writer));
+        // Cancelled when nothing new is started: the worker is to stop, or its source has failed.
+        let draining = token.child_token();
         let offset_provider =
-            Arc::new(TableOffsetProvider { writer: writer.clone(), cancel: token.clone() });
+            Arc::new(TableOffsetProvider { writer: writer.clone(), cancel: draining.clone() });
         let reembed_topic = self.decoder.reembed.as_ref().map(|again| again.topic.clone());
         let topics: Vec<&str> = std::iter::once(self.source_options.topic.as_str())
             .chain(reembed_topic.as_deref())
@@ -195,14 +197,13 @@ impl Worker {
             &self.source_options,
             &topics,
             offset_provider,
-            token.clone(),
+            draining.clone(),
         )?;
         self.progress.add_consumer(source.handle());
         let model = self.encoders.card().fingerprint.clone();
         let prompt_sets = self.prompt_sets.clone();
         // Cancelled when the time to drain is over: no attempt and no pause outlives it.
         let cancel_processing = CancellationToken::new();
-        let draining = token.child_token();
         let _drain_timer = start_drain_timer(
             draining.clone(),
             Duration::from_secs(self.options.drain_seconds),
@@ -246,8 +247,8 @@ impl Worker {
         };
         let result = cancel_processing.run_until_cancelled(pipeline.run(&token, &draining)).await;
         cancel_processing.cancel();
-        let Pipeline { source, in_flight, commit_task, .. } = pipeline;
-        let result = match result {
+        let Pipeline { source, in_flight, commit_task, source_failure, .. } = pipeline;
+        let drained = match result {
             Some(Err(IngestError::Table(TableError::Cancelled { .. }))) | None => {
                 warn_drain_timed_out(in_flight.len());
                 Ok(false)
@@ -257,7 +258,12 @@ impl Worker {
         // Both end the tasks behind them.
         drop((in_flight, commit_task));
         source.close().await;
-        result
+        let drained = drained?;
+        match source_failure {
+            Some(error) => Err(error),
+            None if token.is_cancelled() => Ok(drained),
+            None => Err(IngestError::Internal("the consumer".into())),
+        }
     }
 }
 
@@ -360,12 +366,7 @@ impl Pipeline {
             Ok(result) => result?,
             Err(_) => warn_drain_timed_out(self.in_flight.len()),
         }
-        self.commit_all().await?;
-        match self.source_failure.take() {
-            Some(error) => Err(error),
-            None if token.is_cancelled() => Ok(()),
-            None => Err(IngestError::Internal("the consumer".into())),
-        }
+        self.commit_all().await
     }
 
     fn log_heartbeat(&self) {

@@ -45,8 +45,8 @@ fn row_made_now(id: &str, sequence: u64, deleted: bool) -> ImageRow {
     ImageRow { embedded_at: now, ..row(id, sequence, deleted) }
 }
 
-/// Writes `versions` versions of each of `images` images, in commits of two rows. The newest version of the
-/// first image is a delete.
+/// Writes `versions` versions of each of `images` images, in commits of two rows. The newest version of
+/// the first image is a delete.
 async fn write_versions(store: &Store, images: i64, versions: u64) {
     let mut writer = TableWriter::open(store, &generation(), 50).await.unwrap();
     let mut rows = Vec::new();
@@ -87,8 +87,8 @@ async fn small_files_are_merged_and_every_image_stays_as_it_was() {
     let mut follower = Follower::open(&store, &generation()).await.unwrap();
     follower.next(&|_, _| {}).await.unwrap();
     let before = newest_rows(&store).await;
-    let done = compact(&store, &options(), CompactionMode::Merge, 0).await;
-    assert_eq!((done.files_in, done.files_out, done.dropped_superseded_rows), (10, 1, 0));
+    let summary = compact(&store, &options(), CompactionMode::Merge, 0).await;
+    assert_eq!((summary.files_in, summary.files_out, summary.dropped_superseded_rows), (10, 1, 0));
     assert_eq!(newest_rows(&store).await, before);
     // A follower gets a new version without any rows.
     let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
@@ -105,8 +105,8 @@ async fn an_erased_image_leaves_no_embedding_behind() {
     write_versions(&store, 6, 3).await;
     let options = MaintenanceOptions { tombstone_retention_days: 30, ..options() };
     // The result is one file, which no merge rewrites and in which nothing is due for erasure.
-    let done = compact(&store, &options, CompactionMode::Merge, 0).await;
-    assert_eq!((done.dropped_superseded_rows, done.dropped_tombstones), (12, 0));
+    let summary = compact(&store, &options, CompactionMode::Merge, 0).await;
+    assert_eq!((summary.dropped_superseded_rows, summary.dropped_tombstones), (12, 0));
     let (rows, count) = newest_rows(&store).await;
     assert_eq!((rows.len(), count), (6, 6));
     assert!(rows["i0"].image.is_none(), "the tombstone stays");
@@ -271,14 +271,14 @@ async fn large_checkpoints_are_written_less_often() {
     let hint = Path::from(format!("{log}/_last_checkpoint"));
     for offset in 0..79 {
         let expected = (offset > 0).then_some(offset);
-        let done = writer
+        let summary = writer
             .append(
                 vec![partition_batch(1, expected, offset..offset + 1)],
                 &CancellationToken::new(),
             )
             .await
             .unwrap();
-        if done.version == 39 {
+        if summary.version == 39 {
             let hinted = store.object_store().get(&hint).await.unwrap().bytes().await.unwrap();
             let mut hinted: serde_json::Value = serde_json::from_slice(&hinted).unwrap();
             hinted["size"] = 25_000.into();
@@ -367,14 +367,14 @@ async fn a_retired_generation_is_removed_when_nothing_writes_to_it() {
     let before = objects().await;
 
     // Before the retention is over, a worker may still fill it.
-    let found = remove_retired_generations(&store, &options(), Utc::now(), false).await.unwrap();
-    assert_eq!((found.len(), &found[0].id, found[0].is_expired), (1, &old.id, false));
-    let found = remove_retired_generations(&store, &options(), later, true).await.unwrap();
-    assert!(found[0].is_expired && found[0].object_count > 1 && found[0].bytes > 0);
+    let retired = remove_retired_generations(&store, &options(), Utc::now(), false).await.unwrap();
+    assert_eq!((retired.len(), &retired[0].id, retired[0].is_expired), (1, &old.id, false));
+    let retired = remove_retired_generations(&store, &options(), later, true).await.unwrap();
+    assert!(retired[0].is_expired && retired[0].object_count > 1 && retired[0].bytes > 0);
     assert_eq!(objects().await, before);
 
     let removed = remove_retired_generations(&store, &options(), later, false).await.unwrap();
-    assert_eq!(removed, found);
+    assert_eq!(removed, retired);
     let folder = format!("generations/{}/", old.id);
     let kept: Vec<_> = before.into_iter().filter(|path| !path.starts_with(&folder)).collect();
     assert_eq!(objects().await, kept);
@@ -392,8 +392,8 @@ async fn verify_after_days(store: &Store, state: &CatalogueState, days: i64) -> 
     verified.unwrap().unwrap()
 }
 
-fn finding_codes(verified: &VerificationReport) -> Vec<&'static str> {
-    verified.findings.iter().map(|finding| finding.code).collect()
+fn finding_codes(report: &VerificationReport) -> Vec<&'static str> {
+    report.findings.iter().map(|finding| finding.code).collect()
 }
 
 #[tokio::test]
@@ -417,9 +417,9 @@ async fn verify_finds_what_is_wrong_and_only_that() {
         .await
         .unwrap();
     let later = CatalogueState { prompt_sets: vec![prompt_set("new")], ..other };
-    let found = verify_after_days(&store, &later, 0).await;
-    assert_eq!(finding_codes(&found), ["statistics_missing", "statistics_unknown"]);
-    assert!(found.is_sound(), "warnings alone");
+    let report = verify_after_days(&store, &later, 0).await;
+    assert_eq!(finding_codes(&report), ["statistics_missing", "statistics_unknown"]);
+    assert!(report.is_sound(), "warnings alone");
 
     // One embedding has another length than 1, and one is of another model.
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
@@ -434,9 +434,12 @@ async fn verify_finds_what_is_wrong_and_only_that() {
         rows,
     };
     writer.append(vec![one], &CancellationToken::new()).await.unwrap();
-    let found = verify_after_days(&store, &state, 0).await;
-    assert_eq!(finding_codes(&found), ["embedding_dimension_mismatch", "embedding_not_normalised"]);
-    assert!(!found.is_sound());
+    let report = verify_after_days(&store, &state, 0).await;
+    assert_eq!(
+        finding_codes(&report),
+        ["embedding_dimension_mismatch", "embedding_not_normalised"]
+    );
+    assert!(!report.is_sound());
 
     // One bit of the file is flipped, probably in an embedding.
     let files = data_files(&store).await;
@@ -445,8 +448,8 @@ async fn verify_finds_what_is_wrong_and_only_that() {
     let mut damaged = bytes.to_vec();
     damaged[bytes.len() / 3] ^= 1;
     memory.put(&file.location, damaged.into()).await.unwrap();
-    let found = verify_after_days(&store, &state, 0).await;
-    assert!(finding_codes(&found).contains(&"file_corrupt"), "{found:?}");
+    let report = verify_after_days(&store, &state, 0).await;
+    assert!(finding_codes(&report).contains(&"file_corrupt"), "{report:?}");
     let error = Follower::open(&store, &generation()).await.unwrap().next(&|_, _| {}).await;
     let error = error.unwrap_err().to_string();
     assert!(error.contains("checksum") && error.contains(file.location.filename().unwrap()));

@@ -86,14 +86,14 @@ async fn rows_come_back_as_they_were() {
     let sent: Vec<ImageRow> = rows.iter().map(|(_, r)| r.clone()).collect();
     let one =
         PartitionBatch { partition: partition(0), expected_position: None, next_offset: 3, rows };
-    let done = writer.append(vec![one], &CancellationToken::new()).await.unwrap();
-    assert_eq!((done.rows, done.fenced_partitions.len()), (3, 0));
-    assert!(done.bytes > 0);
+    let summary = writer.append(vec![one], &CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.rows, summary.fenced_partitions.len()), (3, 0));
+    assert!(summary.bytes > 0);
 
     let mut follower = Follower::open(&store, &generation()).await.unwrap();
     let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
     assert_eq!(changes.rows, sent);
-    assert_eq!(changes.version, done.version);
+    assert_eq!(changes.version, summary.version);
 }
 
 #[tokio::test]
@@ -210,8 +210,8 @@ async fn rows_before_the_expected_position_are_not_stored_again() {
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
     writer.append(vec![partition_batch(0, None, 0..5)], &CancellationToken::new()).await.unwrap();
     let behind = PartitionBatch { expected_position: Some(5), ..partition_batch(0, None, 2..8) };
-    let done = writer.append(vec![behind], &CancellationToken::new()).await.unwrap();
-    assert_eq!((done.rows, done.fenced_partitions.len()), (3, 0));
+    let summary = writer.append(vec![behind], &CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.rows, summary.fenced_partitions.len()), (3, 0));
     assert_eq!(all_image_ids(&store).await.len(), 8);
     assert_eq!(
         writer.read_position(&partition(0), &CancellationToken::new()).await.unwrap(),
@@ -240,9 +240,9 @@ async fn a_commit_lands_however_far_behind_its_writer_is() {
             .unwrap();
     }
     faulty.is_armed.store(true, AtomicOrdering::SeqCst);
-    let done =
+    let summary =
         late.append(vec![partition_batch(0, None, 0..3)], &CancellationToken::new()).await.unwrap();
-    assert_eq!((done.version, done.rows), (61, 3));
+    assert_eq!((summary.version, summary.rows), (61, 3));
 }
 
 #[tokio::test]
@@ -282,9 +282,9 @@ async fn only_the_prefix_that_is_stored_is_dropped() {
     let mut old = TableWriter::open(&store, &generation(), 5).await.unwrap();
     let mut new = TableWriter::open(&store, &generation(), 5).await.unwrap();
     new.append(vec![partition_batch(0, None, 0..4)], &CancellationToken::new()).await.unwrap();
-    let done =
+    let summary =
         old.append(vec![partition_batch(0, None, 0..10)], &CancellationToken::new()).await.unwrap();
-    assert_eq!((done.rows, done.fenced_partitions.len()), (6, 1));
+    assert_eq!((summary.rows, summary.fenced_partitions.len()), (6, 1));
     let expected: Vec<String> = (0..10).map(|o| format!("p0-{o}")).collect();
     assert_eq!(all_image_ids(&store).await, expected);
 }
@@ -298,14 +298,14 @@ async fn writers_of_different_partitions_never_lose_or_double_a_row() {
             let mut writer = TableWriter::open(&store, &generation(), 50).await.unwrap();
             for i in 0..10 {
                 let expected = (i > 0).then_some(i * 3);
-                let done = writer
+                let summary = writer
                     .append(
                         vec![partition_batch(number, expected, i * 3..i * 3 + 3)],
                         &CancellationToken::new(),
                     )
                     .await
                     .unwrap();
-                assert!(done.fenced_partitions.is_empty());
+                assert!(summary.fenced_partitions.is_empty());
             }
         })
     });
@@ -327,14 +327,14 @@ async fn transient_errors_and_lost_answers_leave_every_row_once() {
         faulty.is_armed.store(true, AtomicOrdering::SeqCst);
         for i in 0..12 {
             let expected = (i > 0).then_some(i * 2);
-            let done = writer
+            let summary = writer
                 .append(
                     vec![partition_batch(0, expected, i * 2..i * 2 + 2)],
                     &CancellationToken::new(),
                 )
                 .await
                 .unwrap();
-            assert!(done.fenced_partitions.is_empty(), "{kind:?}");
+            assert!(summary.fenced_partitions.is_empty(), "{kind:?}");
         }
         faulty.is_armed.store(false, AtomicOrdering::SeqCst);
         assert!(faulty.injected_faults.load(AtomicOrdering::SeqCst) > 5, "{kind:?}");

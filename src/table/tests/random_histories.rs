@@ -223,13 +223,13 @@ async fn run_history(seed: u64) -> usize {
 
 #[test]
 fn any_history_leaves_the_newest_of_every_image() {
-    let wanted = std::env::var("BSAP_MODEL_RUNS").ok();
-    let runs = wanted
+    let runs_variable = std::env::var("BSAP_MODEL_RUNS").ok();
+    let runs = runs_variable
         .as_ref()
         .map_or(HISTORY_COUNT, |runs| runs.parse().expect("BSAP_MODEL_RUNS: a number"));
     let seed = std::env::var("BSAP_MODEL_SEED").ok();
     let seed = seed.map(|seed| seed.parse::<u64>().expect("BSAP_MODEL_SEED: a number"));
-    let any = if wanted.is_some() { rand::random::<u32>().into() } else { 0 };
+    let any = if runs_variable.is_some() { rand::random::<u32>().into() } else { 0 };
     let base = seed.unwrap_or(any);
     println!("{runs} histories from seed {base} (BSAP_MODEL_SEED)");
     let (next, crashes) = (AtomicU64::new(base), AtomicUsize::new(0));

@@ -15,22 +15,22 @@ fn fake_statistics(values: &[f32]) -> Option<ScoreStatistics> {
 
 /// Measures all pending files, as a reindex does. Returns how many files and rows that were.
 async fn backfill_pending(store: &Store, key: &StatisticsKey) -> (usize, usize) {
-    let mut stored = BackfillSource::open(store, &generation()).await.unwrap();
+    let mut source = BackfillSource::open(store, &generation()).await.unwrap();
     let mut table = StatisticsTable::open_or_create(store, &generation(), 50).await.unwrap();
-    let (pending, _) = stored.list_pending_files(key).await.unwrap();
+    let (pending, _) = source.list_pending_files(key).await.unwrap();
     let (mut staged, mut rows) = (Vec::new(), 0);
     for file in &pending {
-        let found = stored.measure_file(file, key, &fake_statistics).await.unwrap().unwrap();
-        rows += found.len();
+        let measured = source.measure_file(file, key, &fake_statistics).await.unwrap().unwrap();
+        rows += measured.len();
         staged.push(
             table
-                .stage_file(key, file.path.as_ref(), &found, &CancellationToken::new())
+                .stage_file(key, file.path.as_ref(), &measured, &CancellationToken::new())
                 .await
                 .unwrap(),
         );
     }
     table.commit_staged(staged, &CancellationToken::new()).await.unwrap();
-    assert!(stored.list_pending_files(key).await.unwrap().1.is_complete());
+    assert!(source.list_pending_files(key).await.unwrap().1.is_complete());
     (pending.len(), rows)
 }
 
@@ -82,8 +82,8 @@ async fn rows_that_carry_a_set_need_no_backfill_and_the_log_says_so() {
     let store = Store::in_memory();
     write_sample_rows(&store).await;
     let carried = StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8);
-    let mut stored = BackfillSource::open(&store, &generation()).await.unwrap();
-    let (pending, coverage) = stored.list_pending_files(&carried).await.unwrap();
+    let mut source = BackfillSource::open(&store, &generation()).await.unwrap();
+    let (pending, coverage) = source.list_pending_files(&carried).await.unwrap();
     assert!(pending.is_empty() && coverage.is_complete());
     assert_eq!((coverage.rows, coverage.covered), (14, 14));
 }
@@ -163,16 +163,16 @@ async fn an_idle_follower_requests_the_next_log_entry_and_nothing_else() {
 async fn statistics_of_another_version_or_embedding_are_never_used() {
     let store = Store::in_memory();
     write_sample_rows(&store).await;
-    let mut stored = BackfillSource::open(&store, &generation()).await.unwrap();
-    let (pending, _) = stored.list_pending_files(&statistics_key("a")).await.unwrap();
+    let mut source = BackfillSource::open(&store, &generation()).await.unwrap();
+    let (pending, _) = source.list_pending_files(&statistics_key("a")).await.unwrap();
     let mut table = StatisticsTable::open_or_create(&store, &generation(), 50).await.unwrap();
     for (i, file) in pending.iter().enumerate() {
-        let mut found = stored
+        let mut measured = source
             .measure_file(file, &statistics_key("a"), &fake_statistics)
             .await
             .unwrap()
             .unwrap();
-        for one in &mut found {
+        for one in &mut measured {
             match i {
                 0 => one.sequence = SequenceKey::from_number(12_345),
                 1 => one.embedded_at = Utc::now(),
@@ -180,7 +180,12 @@ async fn statistics_of_another_version_or_embedding_are_never_used() {
             }
         }
         let staged = table
-            .stage_file(&statistics_key("a"), file.path.as_ref(), &found, &CancellationToken::new())
+            .stage_file(
+                &statistics_key("a"),
+                file.path.as_ref(),
+                &measured,
+                &CancellationToken::new(),
+            )
             .await
             .unwrap();
         table.commit_staged(vec![staged], &CancellationToken::new()).await.unwrap();
@@ -209,8 +214,9 @@ async fn compaction_folds_statistics_into_rows() {
     let options = MaintenanceOptions { files_per_merge: 2, ..MaintenanceOptions::default() };
     let mut compactor = Compactor::open(&store, &generation(), &options, 20).await.unwrap();
     let token = CancellationToken::new();
-    let done = compactor.run(CompactionMode::Deep, Utc::now(), &|_, _| {}, &token).await.unwrap();
-    assert!(done.folded_statistics > 0);
+    let summary =
+        compactor.run(CompactionMode::Deep, Utc::now(), &|_, _| {}, &token).await.unwrap();
+    assert!(summary.folded_statistics > 0);
     assert!(assert_all_have_statistics(&store, &statistics_key("a")).await > 0);
     let mut table = StatisticsTable::open(&store, &generation(), 20).await.unwrap().unwrap();
     assert!(table.files_by_unit().await.unwrap().is_empty(), "they are in the rows now");
