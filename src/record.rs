@@ -1,8 +1,7 @@
-//! The records handed from stage to stage.
+//! The records that the stages of the pipeline pass on.
 //!
-//! A Kafka message becomes one or more [`Event`]s, an accepted event becomes one [`Row`] of the
-//! stored table, and the query worker reads rows back. Nothing here does any work beyond checking
-//! that a value is what it says it is.
+//! A Kafka message becomes one or more [`AcceptedEvent`]s, an accepted event becomes one [`ImageRow`] of
+//! the stored table, and query workers read rows back. This module only checks and converts values.
 
 use std::cmp::Ordering as CmpOrdering;
 use std::collections::BTreeMap;
@@ -17,33 +16,33 @@ use serde::{Deserialize, Serialize};
 
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 
-/// Longest accepted image id, in bytes. Ids are primary keys that every worker holds in memory.
+/// Length of the longest accepted image id, in bytes. Query workers hold all ids in memory.
 pub const MAX_IMAGE_ID_BYTES: usize = 1024;
 
-/// A value that is not what its field requires. Permanent: the same input fails again.
+/// A value that its field does not allow. Permanent: the same input fails again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]
 pub struct InvalidField {
-    /// The field of the event that is wrong.
+    /// Name of the field.
     pub field: String,
-    /// What is wrong and what would be right.
+    /// What is wrong, and what is allowed.
     pub reason: String,
 }
 
 impl InvalidField {
-    /// An error that names `field` and says why.
+    /// Creates an error for `field`.
     pub fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Self { field: field.into(), reason: reason.into() }
     }
 }
 
-/// The catalogue's own name of an image: 1 to 1024 bytes of UTF-8 without control characters.
+/// The id of an image in the catalogue: 1 to 1024 bytes of UTF-8 without control characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ImageId(Arc<str>);
 
 impl ImageId {
-    /// Checks and wraps an id.
+    /// Checks an id.
     pub fn new(id: impl AsRef<str>) -> Result<Self, InvalidField> {
         let id = id.as_ref();
         if id.is_empty() {
@@ -61,7 +60,7 @@ impl ImageId {
         Ok(Self(id.into()))
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -86,12 +85,12 @@ impl fmt::Display for ImageId {
     }
 }
 
-/// Where a message stands in Kafka.
+/// A partition of a Kafka topic.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicPartition {
-    /// Topic name.
+    /// Name of the topic.
     pub topic: Arc<str>,
-    /// Partition number within the topic.
+    /// Number of the partition, from 0.
     pub number: i32,
 }
 
@@ -101,64 +100,66 @@ impl fmt::Display for TopicPartition {
     }
 }
 
-/// A Kafka message as it came, owned.
+/// A Kafka message, copied from the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KafkaMessage {
-    /// Where it came from.
+    /// Partition of the message.
     pub partition: TopicPartition,
-    /// Its offset there.
+    /// Offset in the partition.
     pub offset: i64,
-    /// Its key, if it has one.
+    /// Key, if it has one.
     pub key: Option<Bytes>,
-    /// Its value; none is a tombstone.
+    /// Value; `None` is a tombstone.
     pub payload: Option<Bytes>,
-    /// Its headers, in order; a name may come twice and a value may be null.
+    /// Headers, in order. A name may occur twice, and a value may be null.
     pub headers: Vec<(String, Option<Bytes>)>,
-    /// Its timestamp in milliseconds since 1970, if it has one.
+    /// Timestamp in milliseconds since 1970, if it has one.
     pub timestamp_ms: Option<i64>,
 }
 
 impl KafkaMessage {
-    /// The trace that the message belongs to: 32 hexadecimal digits from its `traceparent` header
-    /// (W3C Trace Context). None where there is none, or it is not one.
+    /// Returns the id of the trace that the message belongs to: 32 hexadecimal digits from its
+    /// `traceparent` header (W3C Trace Context). Returns `None` if the header is missing or invalid.
     pub fn trace_id(&self) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(name, _)| name == "traceparent")?;
         Some(parse_traceparent(std::str::from_utf8(value.as_deref()?).ok()?)?.0)
     }
 }
 
-/// Trace id and span id of a `traceparent` (W3C Trace Context): `00-<trace id>-<span id>-<flags>`.
+/// Returns the trace id and span id of a `traceparent` (W3C Trace Context), which has the form
+/// `00-<trace id>-<span id>-<flags>`. Returns `None` if it is invalid.
 pub fn parse_traceparent(traceparent: &str) -> Option<(&str, &str)> {
-    let digits = |text: &str, length| {
-        let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        text.len() == length && text.bytes().all(digit) && text.bytes().any(|b| b != b'0')
+    let is_id = |text: &str, length| {
+        let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        text.len() == length && text.bytes().all(is_digit) && text.bytes().any(|b| b != b'0')
     };
     let mut parts = traceparent.trim().split('-');
     let (version, trace, span) = (parts.next()?, parts.next()?, parts.next()?);
-    (version.len() == 2 && version != "ff" && digits(trace, 32) && digits(span, 16))
+    (version.len() == 2 && version != "ff" && is_id(trace, 32) && is_id(span, 16))
         .then_some((trace, span))
 }
 
-/// What orders the versions of one image. A catalogue has one ordering; two are never compared.
+/// How the versions of an image are ordered. A catalogue has one ordering; versions of different orderings
+/// are never compared.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum VersionOrdering {
-    /// The event's own `sequence`, an unsigned integer that grows with each change of an image.
+    /// By the event's `sequence`, an unsigned integer that grows with each change of an image.
     Sequence,
-    /// The event's `event_time`, to the microsecond.
+    /// By the event's `event_time`, to the microsecond.
     #[default]
     EventTime,
-    /// The Kafka offset. Only right where messages are keyed by image id, so that all events of
-    /// an image are in one partition.
+    /// By the Kafka offset. Correct only if messages are keyed by image id, so that all events of an image
+    /// are in one partition.
     Offset,
-    /// The `sequencer` of bucket notifications (S3, MinIO): nothing else can be ordered beside it.
+    /// By the `sequencer` of bucket notifications (S3, MinIO). Other events cannot be ordered with them.
     Sequencer,
 }
 
 impl VersionOrdering {
-    /// The name that stands in configuration and in the table's properties.
+    /// Returns the name that configuration and the properties of the table use.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sequence => "sequence",
@@ -169,58 +170,59 @@ impl VersionOrdering {
     }
 }
 
-/// The version of an image: text that compares, byte by byte, in the order of the versions.
+/// The version of an image, as text that compares byte by byte in the order of the versions.
 ///
-/// Numbers are written with 20 digits and sequencers without the zeros at their end, so that every
-/// tool that reads the table can order rows by the column without knowing how it was made.
+/// Numbers are written with 20 digits, and sequencers without trailing zeros, so that every tool that
+/// reads the table can order rows by this column without knowing the ordering of the catalogue.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SequenceKey(Arc<str>);
 
 impl SequenceKey {
-    /// From a number that grows with each version.
+    /// Creates a key from a number that grows with each version.
     pub fn from_number(number: u64) -> Self {
         Self(format!("{number:020}").into())
     }
 
-    /// From a time, to the microsecond. Times before 1970 are refused.
+    /// Creates a key from a time, to the microsecond. Rejects times before 1970.
     pub fn from_time(time: DateTime<Utc>) -> Result<Self, InvalidField> {
         u64::try_from(time.timestamp_micros())
             .map(Self::from_number)
             .map_err(|_| InvalidField::new("event_time", format!("{time} lies before 1970")))
     }
 
-    /// From the `sequencer` of a bucket notification, hexadecimal digits. They compare as if the
-    /// shorter one were filled up with zeros on the right ("Event message structure", Amazon S3
-    /// user guide); without the zeros at the end, plain comparison does the same.
+    /// Creates a key from the `sequencer` of a bucket notification, which is hexadecimal digits. Sequencers
+    /// compare as if the shorter one were padded with zeros on the right ("Event message structure",
+    /// Amazon S3 user guide); without trailing zeros, plain comparison gives the same order.
     pub fn from_sequencer(sequencer: &str) -> Result<Self, InvalidField> {
         const MAX_DIGITS: usize = 128;
-        let digits = !sequencer.is_empty() && sequencer.bytes().all(|b| b.is_ascii_hexdigit());
-        if !digits || sequencer.len() > MAX_DIGITS {
+        let is_hexadecimal =
+            !sequencer.is_empty() && sequencer.bytes().all(|b| b.is_ascii_hexdigit());
+        if !is_hexadecimal || sequencer.len() > MAX_DIGITS {
             let reason = format!("{sequencer:.200?} is not 1 to {MAX_DIGITS} hexadecimal digits");
             return Err(InvalidField::new("sequencer", reason));
         }
         Ok(Self(sequencer.trim_end_matches('0').to_ascii_uppercase().into()))
     }
 
-    /// As stored in the table.
+    /// Wraps a key that was read from the table.
     pub fn from_stored(text: &str) -> Self {
         Self(text.into())
     }
 
-    /// The text that is stored.
+    /// Returns the text that is stored.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Whether an event brings an image or takes it away.
+/// What an event does to an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Operation {
     /// The image is new or has changed.
     #[default]
     Upsert,
-    /// The image is gone.
+    /// The image was removed.
     Delete,
 }
 
@@ -241,7 +243,7 @@ pub enum AttributeType {
 }
 
 impl AttributeType {
-    /// The name that stands in configuration and answers.
+    /// Returns the name that configuration and answers use.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Text => "text",
@@ -252,7 +254,7 @@ impl AttributeType {
         }
     }
 
-    /// For messages: a value is none of these.
+    /// Returns a description for messages, such as "a number".
     pub fn description(self) -> &'static str {
         match self {
             Self::Text => "a text",
@@ -264,75 +266,75 @@ impl AttributeType {
     }
 }
 
-/// Declared attributes: name to type.
+/// Types of the declared attributes, by name.
 pub type AttributeTypes = BTreeMap<String, AttributeType>;
 
-/// Attributes as stored: name to canonical text (numbers, booleans and times as JSON writes them).
+/// Attributes as stored: canonical texts by name. Numbers, booleans and times are written as in JSON.
 pub type Attributes = BTreeMap<String, String>;
 
-/// Where an image's bytes come from.
+/// The source of an image's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageContent {
     /// A URI that a worker fetches.
     Uri {
         /// The URI.
         uri: String,
-        /// Which version of an object in a bucket that keeps versions; none takes the newest.
+        /// Version of an object in a versioned bucket; `None` is the newest.
         version: Option<String>,
     },
-    /// Bytes that came in the event itself.
+    /// The encoded image, which came in the event itself.
     Inline(Bytes),
 }
 
 /// One accepted change of one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcceptedEvent {
-    /// Which image.
+    /// Id of the image.
     pub image_id: ImageId,
-    /// Its version.
+    /// Version of the image.
     pub sequence: SequenceKey,
-    /// When it happened, according to whoever sent the event.
+    /// When the change happened, as the sender says; `None` if it does not.
     pub event_time: Option<DateTime<Utc>>,
-    /// What happened.
+    /// What changed.
     pub change: ImageChange,
 }
 
-/// What an [`Event`] does.
+/// What an [`AcceptedEvent`] changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageChange {
     /// A new or changed image.
     Upsert {
-        /// Where its bytes are.
+        /// Where the image is.
         content: ImageContent,
-        /// Its declared attributes.
+        /// Declared attributes of the image.
         attributes: Attributes,
     },
     /// A removed image.
     Delete,
-    /// One version of an object was removed: the image is whatever is there now, or gone.
+    /// One version of an object was removed: the image is the version that remains, if any.
     Recheck {
-        /// Where its bytes are, if they are anywhere.
+        /// Where the image is, if a version remains.
         content: ImageContent,
     },
 }
 
-/// A unit-length embedding whose values were rounded to f16, so that every reader of the stored
-/// value computes with the very same numbers.
+/// An embedding of length 1 whose values are rounded to f16, so that whoever computed it and whoever
+/// reads it from the table compute with the very same numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding(Box<[f32]>);
 
 impl Embedding {
-    /// Rounds a unit-length vector of any dimension to what is stored.
+    /// Rounds a vector of length 1 and any dimension to what is stored.
     pub fn from_unit_vector(unit: &[f32]) -> Self {
         Self(unit.iter().map(|v| f16::from_f32(*v).to_f32()).collect())
     }
 
-    /// A vector read back from the table, already rounded.
+    /// Wraps a vector that was read from the table and is rounded already.
     pub fn from_stored(values: &[f32]) -> Self {
         Self(values.into())
     }
 
-    /// The values.
+    /// Returns the values, one per dimension.
     pub fn values(&self) -> &[f32] {
         &self.0
     }
@@ -341,69 +343,70 @@ impl Embedding {
 /// One version of one image, as the table stores it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageRow {
-    /// Which image.
+    /// Id of the image.
     pub image_id: ImageId,
-    /// Its version: the newest of an image wins.
+    /// Version of the image. The row with the newest version is current.
     pub sequence: SequenceKey,
-    /// When the change happened, where the event said so.
+    /// When the change happened; `None` if the event did not say.
     pub event_time: Option<DateTime<Utc>>,
-    /// When the row was made. Breaks the tie between two rows of one version.
+    /// When the row was created. Decides between two rows of one version.
     pub embedded_at: DateTime<Utc>,
-    /// The image, or nothing where it was deleted.
+    /// The image; `None` if it was deleted.
     pub image: Option<StoredImage>,
 }
 
-/// What is known of an image that is there.
+/// An image that is not deleted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredImage {
-    /// Where it was fetched from; none where the bytes came inline.
+    /// URI that it was fetched from; `None` if its bytes came in the event.
     pub uri: Option<String>,
-    /// SHA-256 of the bytes that were decoded, in hexadecimal.
+    /// SHA-256 of the encoded image, in hexadecimal.
     pub content_hash: String,
-    /// Size of those bytes.
+    /// Size of the encoded image.
     pub bytes: u64,
-    /// Width in pixels, after the orientation was applied.
+    /// Width in pixels, with the orientation applied.
     pub width: u32,
-    /// Height in pixels, after the orientation was applied.
+    /// Height in pixels, with the orientation applied.
     pub height: u32,
     /// Declared attributes.
     pub attributes: Attributes,
-    /// The embedding.
+    /// Embedding of the image.
     pub embedding: Embedding,
-    /// Statistics of the auxiliary scores, by prompt set.
+    /// Statistics of the scores of auxiliary prompts, by prompt set.
     pub statistics: BTreeMap<StatisticsKey, ScoreStatistics>,
 }
 
 impl ImageContent {
-    /// The newest that a URI names.
+    /// Names the newest version at a URI.
     pub fn from_uri(uri: impl Into<String>) -> Self {
         Self::Uri { uri: uri.into(), version: None }
     }
 }
 
 impl ImageRow {
-    /// Whether this row replaces `other` as the current version of the same image.
+    /// Whether this row replaces `other` as the current row of the same image.
     ///
-    /// The newer sequence wins. At an equal sequence a delete wins over an image (the version is
-    /// the same, and what was asked to be gone must be gone), then the row that was made later.
+    /// The row with the newer sequence wins. Of two rows with the same sequence a delete wins over an
+    /// image, because what somebody asked to remove must not come back; otherwise the row that was
+    /// created later wins.
     pub fn supersedes(&self, other: &ImageRow) -> bool {
         RowVersion::from_row(self).cmp(&RowVersion::from_row(other)) == CmpOrdering::Greater
     }
 }
 
-/// What decides between two rows of an image; compares in the order of its fields.
+/// The part of a row that decides which row of an image is current. Compares in the order of its fields.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RowVersion {
-    /// The order of the versions of an image.
+    /// Version of the image.
     pub sequence: SequenceKey,
     /// Whether the image was deleted.
     pub deleted: bool,
-    /// When the row was made.
+    /// When the row was created.
     pub embedded_at: DateTime<Utc>,
 }
 
 impl RowVersion {
-    /// The version of a row.
+    /// Returns the version of a row.
     pub fn from_row(row: &ImageRow) -> Self {
         Self {
             sequence: row.sequence.clone(),
@@ -413,7 +416,7 @@ impl RowVersion {
     }
 }
 
-/// Lower-case hexadecimal, as hashes and fingerprints are written.
+/// Returns lower-case hexadecimal digits, as used for hashes and fingerprints.
 pub fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -423,7 +426,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_whole_traceparent_gives_a_trace_id() {
+    fn only_a_valid_traceparent_gives_a_trace_id() {
         let id = "4bf92f3577b34da6a3ce929d0e0e4736";
         let span = "00f067aa0ba902b7";
         assert_eq!(parse_traceparent(&format!("00-{id}-{span}-01")), Some((id, span)));
@@ -442,14 +445,16 @@ mod tests {
     }
 
     #[test]
-    fn hostile_ids_are_refused_by_name() {
+    fn invalid_image_ids_are_rejected() {
         for id in ["", "a\u{0}b", "line\nbreak", &"x".repeat(1025)] {
             assert_eq!(ImageId::new(id).unwrap_err().field, "image_id");
         }
         assert!(ImageId::new("ミルク/マグ 1.jpg").is_ok());
-        // Ids that only look the same are ids of two images: bytes decide, nothing is normalised.
-        for (id, alike) in [("a.jpg", "\u{430}.jpg"), ("\u{e9}", "e\u{301}"), ("a", "a\u{200b}")] {
-            assert_ne!(ImageId::new(id).unwrap(), ImageId::new(alike).unwrap());
+        // Ids that only look the same belong to two images: their bytes count, nothing is normalised.
+        for (id, lookalike) in
+            [("a.jpg", "\u{430}.jpg"), ("\u{e9}", "e\u{301}"), ("a", "a\u{200b}")]
+        {
+            assert_ne!(ImageId::new(id).unwrap(), ImageId::new(lookalike).unwrap());
         }
     }
 
@@ -462,11 +467,11 @@ mod tests {
 
     #[test]
     fn sequencers_order_by_the_padding_rule() {
-        let of = |s: &str| SequenceKey::from_sequencer(s).unwrap();
-        // From the Amazon S3 user guide's rule: fill up with zeros on the right, then compare.
-        assert_eq!(of("0055AED6DCD90281E5"), of("0055aed6dcd90281e500"));
-        assert!(of("0055AED6DCD90281E5") < of("0055AED6DCD90281E501"));
-        assert!(of("0055AED6DCD90281E5") < of("0055AED6DCD90281F"));
+        let key = |s: &str| SequenceKey::from_sequencer(s).unwrap();
+        // The rule of the Amazon S3 user guide: pad with zeros on the right, then compare.
+        assert_eq!(key("0055AED6DCD90281E5"), key("0055aed6dcd90281e500"));
+        assert!(key("0055AED6DCD90281E5") < key("0055AED6DCD90281E501"));
+        assert!(key("0055AED6DCD90281E5") < key("0055AED6DCD90281F"));
         for wrong in ["", "12G4", " 12", &"A".repeat(129)] {
             assert_eq!(SequenceKey::from_sequencer(wrong).unwrap_err().field, "sequencer");
         }

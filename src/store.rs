@@ -1,7 +1,7 @@
-//! Object storage by URL: S3 and compatible, GCS, Azure, a local folder, memory.
+//! Object storage by URL: S3 and compatible stores, GCS, Azure, a local folder, memory.
 //!
 //! Credentials come from the standard environment variables of each provider (`AWS_*`, `GOOGLE_*`,
-//! `AZURE_*`); options given in the configuration win over them.
+//! `AZURE_*`). Options in the configuration override them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,30 +22,30 @@ use crate::retry::{Classify, Disposition};
 /// Why object storage cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The URL is not one.
+    /// The URL is not valid, or of a kind that is not supported.
     #[error(
         "{url}: {reason}; use s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///folder or a path"
     )]
     InvalidUrl {
-        /// The URL as given.
+        /// The URL as configured.
         url: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// A local folder could not be made.
+    /// A local folder could not be created.
     #[error("folder {path}: {source}; choose a folder that this user may write")]
     CreateFolder {
-        /// The folder.
+        /// Path of the folder.
         path: String,
-        /// Why.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// The store answered with an error, or not at all.
+    /// The store returned an error, or could not be reached.
     #[error("{url}: {source}")]
     ObjectStore {
-        /// The store or object.
+        /// URL of the store or object.
         url: String,
-        /// Why.
+        /// Error of the store.
         source: object_store::Error,
     },
     /// The store did not answer in time.
@@ -53,17 +53,17 @@ pub enum StoreError {
         "{url}: no answer within {seconds} s; check the address, the network and the credentials"
     )]
     Timeout {
-        /// The store.
+        /// URL of the store.
         url: String,
-        /// How long was waited.
+        /// How long the answer was waited for.
         seconds: u64,
     },
-    /// The store cannot put an object conditionally, on which safe commits depend.
+    /// The store does not support conditional puts, on which safe commits depend.
     #[error(
         "{url}: this store overwrote an object that a conditional put must not touch; use one with If-None-Match support (S3, R2, MinIO, GCS, Azure, a local folder)"
     )]
     NoConditionalPut {
-        /// The store.
+        /// URL of the store.
         url: String,
     },
 }
@@ -80,7 +80,7 @@ impl Classify for StoreError {
     }
 }
 
-/// The decision for an error of the object store: what can pass is tried again, what cannot stops.
+/// Returns what to do about an error of the object store: all but errors of configuration may pass.
 pub fn classify_error(error: &object_store::Error) -> Disposition {
     use object_store::Error as E;
     match error {
@@ -94,7 +94,7 @@ pub fn classify_error(error: &object_store::Error) -> Disposition {
     }
 }
 
-/// A place in object storage: a store and a URL that names its root.
+/// A folder in object storage.
 #[derive(Clone)]
 pub struct Store {
     object_store: Arc<dyn ObjectStore>,
@@ -108,8 +108,8 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the place that `url` names; a plain path is a local folder, made where it is missing.
-    /// No request is sent: a wrong bucket shows at the first use.
+    /// Opens the folder that `url` names. A plain path is a local folder, which is created if there is
+    /// none. Sends no request: a wrong bucket shows at the first use.
     pub fn open(url: &str, options: &BTreeMap<String, String>) -> Result<Self, StoreError> {
         let url = parse_url(url)?;
         if url.scheme() == "file" {
@@ -117,12 +117,15 @@ impl Store {
         }
         let environment = std::env::vars()
             .filter(|(k, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| k.starts_with(p)));
-        let given = options.iter().map(|(k, v)| (k.clone(), v.clone()));
-        let all = environment.chain(given).map(|(key, value)| (key.to_ascii_lowercase(), value));
-        let (objects, prefix) = object_store::parse_url_opts(&url, all).map_err(|source| {
-            StoreError::InvalidUrl { url: url.to_string(), reason: source.to_string() }
-        })?;
-        Ok(Self { object_store: Arc::new(PrefixStore::new(objects, prefix)), url })
+        let configured = options.iter().map(|(k, v)| (k.clone(), v.clone()));
+        // Later options override earlier ones.
+        let merged =
+            environment.chain(configured).map(|(key, value)| (key.to_ascii_lowercase(), value));
+        let (object_store, prefix) =
+            object_store::parse_url_opts(&url, merged).map_err(|source| {
+                StoreError::InvalidUrl { url: url.to_string(), reason: source.to_string() }
+            })?;
+        Ok(Self { object_store: Arc::new(PrefixStore::new(object_store, prefix)), url })
     }
 
     fn open_local_folder(url: &Url) -> Result<Self, StoreError> {
@@ -132,23 +135,23 @@ impl Store {
         })?;
         let error = |source| StoreError::CreateFolder { path: path.display().to_string(), source };
         std::fs::create_dir_all(&path).map_err(error)?;
-        let objects = LocalFileSystem::new_with_prefix(&path)
+        let file_system = LocalFileSystem::new_with_prefix(&path)
             .map_err(|source| StoreError::ObjectStore { url: url.to_string(), source })?;
-        Ok(Self { object_store: Arc::new(objects), url: url.clone() })
+        Ok(Self { object_store: Arc::new(file_system), url: url.clone() })
     }
 
-    /// A store in memory, for tests.
+    /// Creates an empty store in memory, for tests.
     pub fn in_memory() -> Self {
         Self::from_object_store(Arc::new(InMemory::new()))
     }
 
-    /// Any store, for tests that inject faults.
+    /// Wraps any store, for tests that inject faults.
     pub fn from_object_store(object_store: Arc<dyn ObjectStore>) -> Self {
         let url = Url::parse("memory:///").unwrap_or_else(|_| unreachable!("a constant URL"));
         Self { object_store, url }
     }
 
-    /// A folder within this place.
+    /// Returns a folder within this one.
     pub fn subfolder(&self, folder: &str) -> Self {
         let mut url = self.url.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
@@ -160,25 +163,25 @@ impl Store {
         }
     }
 
-    /// The objects, rooted at this place.
+    /// Returns the underlying store. Its paths are relative to this folder.
     pub fn object_store(&self) -> &Arc<dyn ObjectStore> {
         &self.object_store
     }
 
-    /// The URL of this place.
+    /// Returns the URL of this folder.
     pub fn url(&self) -> &Url {
         &self.url
     }
 
-    /// Wraps an error of the underlying store with this place's name.
+    /// Adds the URL of this folder to an error of the underlying store.
     pub fn wrap_error(&self, source: object_store::Error) -> StoreError {
         StoreError::ObjectStore { url: self.url.to_string(), source }
     }
 
-    /// Makes sure that the store answers within `timeout`, whatever is stored there.
+    /// Checks that the store answers within `timeout`, whatever it contains.
     pub async fn check_reachable(&self, timeout: Duration) -> Result<(), StoreError> {
-        let mut listed = self.object_store.list(None);
-        match tokio::time::timeout(timeout, listed.next()).await {
+        let mut listing = self.object_store.list(None);
+        match tokio::time::timeout(timeout, listing.next()).await {
             Ok(None | Some(Ok(_))) => Ok(()),
             Ok(Some(Err(source))) => Err(self.wrap_error(source)),
             Err(_) => {
@@ -187,7 +190,8 @@ impl Store {
         }
     }
 
-    /// Proves that objects can be written, listed, read, removed, and put conditionally.
+    /// Checks that objects can be written, listed, read, removed, and put conditionally. Writes a probe
+    /// object and removes it.
     pub async fn check_capabilities(&self) -> Result<(), StoreError> {
         let probe = Path::from(format!("_bsap_probe_{:016x}", rand::random::<u64>()));
         let create = PutOptions::from(PutMode::Create);
@@ -196,13 +200,13 @@ impl Store {
             .put_opts(&probe, PutPayload::from_static(b"1"), create.clone())
             .await
             .map_err(wrap)?;
-        let second =
+        let second_put =
             self.object_store.put_opts(&probe, PutPayload::from_static(b"2"), create).await;
         let read = async { self.object_store.get(&probe).await?.bytes().await };
         let read = read.await.map_err(wrap);
         let listed = self.object_store.list(None).next().await.transpose().map_err(wrap);
         self.object_store.delete(&probe).await.map_err(wrap)?;
-        match second {
+        match second_put {
             Err(object_store::Error::AlreadyExists { .. }) => read.and(listed).map(|_| ()),
             Err(source) => Err(wrap(source)),
             Ok(_) => Err(StoreError::NoConditionalPut { url: self.url.to_string() }),
@@ -210,7 +214,7 @@ impl Store {
     }
 }
 
-/// The URL of a place: as given, or the absolute file URL of a path.
+/// Parses the URL of a folder. A plain path becomes an absolute file URL.
 pub fn parse_url(url: &str) -> Result<Url, StoreError> {
     let error = |reason: &str| StoreError::InvalidUrl { url: url.into(), reason: reason.into() };
     if url.trim().is_empty() {
@@ -224,7 +228,7 @@ pub fn parse_url(url: &str) -> Result<Url, StoreError> {
             let absolute =
                 std::path::absolute(FilePath::new(url)).map_err(|_| error("is not a path"))?;
             let url = Url::from_directory_path(absolute).map_err(|()| error("is not a path"))?;
-            // Read again, by which `a/../b` becomes `b`: addresses are compared as texts.
+            // Parsed again, because that turns `a/../b` into `b`: URLs are compared as texts.
             Url::parse(url.as_str()).map_err(|_| error("is not a path"))
         }
     }
@@ -235,7 +239,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn memory_and_folders_pass_the_check() {
+    async fn memory_and_folders_have_all_capabilities() {
         Store::in_memory().check_capabilities().await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b");
@@ -259,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_keeps_the_parents_prefix() {
+    fn a_subfolder_keeps_the_prefix_of_its_parent() {
         let store =
             Store::open("s3://bucket/a/", &BTreeMap::from([("aws_region".into(), "x".into())]))
                 .unwrap();

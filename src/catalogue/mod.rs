@@ -1,4 +1,5 @@
-//! TODO-ROOM
+//! The catalogue as a whole: its state, the reports of its query workers, and the removal of generations
+//! that it no longer uses. All of it is small JSON objects next to the tables.
 
 pub(crate) mod replicas;
 pub(crate) mod retired_generations;

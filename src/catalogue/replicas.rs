@@ -1,8 +1,8 @@
-//! Query workers say what they serve: small objects that grow old by themselves.
+//! Reports of query workers about what they serve: small objects that become stale by themselves.
 //!
-//! A promotion waits until every query worker has the candidate in memory. Each tells the revision
-//! of the state that it has taken up in `readers/<id>.json`, again and again; one that was not heard
-//! for [`STALE`] is taken to be gone.
+//! A promotion waits until every query worker has the candidate in memory. Each writes the revision of
+//! the state that it serves to `replicas/<id>.json` every few seconds. A query worker whose report is
+//! older than [`REPORT_STALE_AFTER`] is considered stopped.
 
 use std::time::Duration;
 
@@ -15,58 +15,58 @@ use serde::{Deserialize, Serialize};
 use crate::store::Store;
 use crate::table::TableError;
 
-/// How often a query worker reports, at least.
+/// Longest time between two reports of a query worker.
 pub const REPLICA_REPORT_INTERVAL: Duration = Duration::from_secs(5);
-/// A query worker that was not heard for so long is taken to be gone: some reports may be late.
+/// Age at which a report is stale. Several reports in a row may be late.
 const REPORT_STALE_AFTER: TimeDelta = TimeDelta::seconds(30);
-/// Reports this old are removed by whoever lists them.
+/// Age at which [`ReplicaReports::list`] removes a report.
 const REPORT_RETENTION: TimeDelta = TimeDelta::hours(24);
 
-/// What a query worker says of itself.
+/// The report of one query worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaReport {
-    /// Name of the process, random.
+    /// Random name of the process.
     pub id: String,
-    /// Where it runs, for people.
+    /// Name of its host, for display.
     pub host: String,
-    /// Generation that it serves.
+    /// Id of the generation that it serves.
     pub generation: String,
-    /// Revision of the state that it has taken up: all that it names is in memory.
+    /// Revision of the state that it serves: everything that the revision names is in memory.
     pub revision: u64,
     /// Whether it answers queries.
     pub ready: bool,
-    /// When this was said.
+    /// When this report was written.
     pub reported_at: DateTime<Utc>,
-    /// Why it could not take up a later revision.
+    /// Why it cannot serve a later revision; `None` if it can.
     #[serde(default)]
     pub problem: Option<String>,
 }
 
 impl ReplicaReport {
-    /// Whether it was heard too long ago to be waited for.
+    /// Whether the report is so old that nobody waits for its query worker.
     pub fn is_stale(&self, now: DateTime<Utc>) -> bool {
         now - self.reported_at > REPORT_STALE_AFTER
     }
 
-    /// Whether it serves revision `revision`, or a later one.
+    /// Whether it serves `revision` or a later one.
     pub fn serves_revision(&self, revision: u64) -> bool {
         self.ready && self.revision >= revision
     }
 }
 
-/// The reports of a catalogue's query workers.
+/// Reads and writes the reports of a catalogue's query workers.
 #[derive(Debug, Clone)]
 pub struct ReplicaReports {
     store: Store,
 }
 
 impl ReplicaReports {
-    /// Of the catalogue at `catalogue`.
+    /// Opens the reports of `catalogue`.
     pub fn new(catalogue: &Store) -> Self {
         Self { store: catalogue.subfolder("replicas") }
     }
 
-    /// Writes a report over the one before.
+    /// Writes a report. It replaces the previous one of the same query worker.
     pub async fn write(&self, report: &ReplicaReport) -> Result<(), TableError> {
         let bytes = serde_json::to_vec(report).map_err(|error| TableError::Corrupt {
             file: self.store.url().to_string(),
@@ -76,13 +76,13 @@ impl ReplicaReports {
         put.map(drop).map_err(|e| self.store.wrap_error(e).into())
     }
 
-    /// Removes a report: its query worker stops.
+    /// Removes the report of a query worker that stops.
     pub async fn remove(&self, id: &str) {
-        // One that stays grows old.
+        // If this fails, the report becomes stale.
         let _ = self.store.object_store().delete(&report_path(id)).await;
     }
 
-    /// All reports, those of query workers that are gone included, sorted by name.
+    /// Returns all reports, sorted by id, including stale ones. Removes those that are very old as of `now`.
     pub async fn list(&self, now: DateTime<Utc>) -> Result<Vec<ReplicaReport>, TableError> {
         let listed: Vec<Path> = self
             .store
@@ -95,11 +95,11 @@ impl ReplicaReports {
         let mut reports = Vec::new();
         for path in listed {
             let bytes = match self.store.object_store().get(&path).await {
-                Ok(found) => found.bytes().await,
+                Ok(object) => object.bytes().await,
                 Err(error) => Err(error),
             };
             match bytes {
-                // One that says nothing readable is not waited for.
+                // Nobody waits for a report that cannot be parsed.
                 Ok(bytes) => reports.extend(serde_json::from_slice::<ReplicaReport>(&bytes).ok()),
                 Err(object_store::Error::NotFound { .. }) => {}
                 Err(error) => return Err(self.store.wrap_error(error).into()),

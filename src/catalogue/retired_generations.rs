@@ -1,4 +1,4 @@
-//! Tables of generations that are neither live nor beside the live one: no command brings one back.
+//! Removes the tables of generations that are neither live nor standby. No command brings one back.
 
 use std::collections::BTreeMap;
 
@@ -14,21 +14,21 @@ use crate::table::{MaintenanceOptions, TableError};
 /// A generation that the catalogue's state does not name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetiredGeneration {
-    /// Its folder.
+    /// Id, which is the name of its folder.
     pub id: String,
-    /// Objects in it.
+    /// Number of objects in the folder.
     pub object_count: usize,
-    /// Their size.
+    /// Size of the objects in bytes.
     pub bytes: u64,
     /// When the newest of them was written.
     pub last_modified: DateTime<Utc>,
-    /// Whether it goes: nothing was written to it for `retention_hours`. Else a worker may still
-    /// run, or a query worker read it.
+    /// Whether nothing was written to it for `deleted_file_retention_hours`, so that it is removed. Before
+    /// that a worker may still fill it, or a query worker read it.
     pub is_expired: bool,
 }
 
-/// Finds retired generations as things are `now`; removes those whose time is over, unless it is a
-/// `dry_run`. The log goes before the files that it names, so that nobody takes half a table for a
+/// Returns the retired generations, and removes those that have expired as of `now`, unless it is a
+/// `dry_run`. Removes the log before the files that it names, so that nobody takes half a table for a
 /// whole one.
 pub async fn remove_retired_generations(
     catalogue: &Store,
@@ -38,43 +38,44 @@ pub async fn remove_retired_generations(
 ) -> Result<Vec<RetiredGeneration>, TableError> {
     let generations = catalogue.subfolder("generations");
     let failed = |error| TableError::from(generations.wrap_error(error));
-    let mut found: BTreeMap<String, Vec<ObjectMeta>> = BTreeMap::new();
+    let mut objects_by_generation: BTreeMap<String, Vec<ObjectMeta>> = BTreeMap::new();
     let mut listing = generations.object_store().list(None);
     while let Some(object) = listing.try_next().await.map_err(failed)? {
         if let Some(folder) = object.location.parts().next() {
-            found.entry(folder.as_ref().to_owned()).or_default().push(object);
+            let id = folder.as_ref().to_owned();
+            objects_by_generation.entry(id).or_default().push(object);
         }
     }
     let retention = TimeDelta::hours(options.deleted_file_retention_hours.into());
-    let mut all = Vec::new();
-    for (id, objects) in found {
-        // Read for each anew: somebody may set a generation up again meanwhile.
+    let mut retired = Vec::new();
+    for (id, objects) in objects_by_generation {
+        // Read again for each: somebody may have set up this generation in the meantime.
         let state = StateStore::new(catalogue).read_newest().await?;
         let Some(state) = state else { break };
         if state.find_generation(&id).is_some() {
             continue;
         }
-        let newest = objects.iter().map(|object| object.last_modified).max().unwrap_or(now);
+        let last_modified = objects.iter().map(|object| object.last_modified).max().unwrap_or(now);
         let bytes = objects.iter().map(|object| object.size).sum();
-        let is_over = now - newest >= retention;
-        if is_over && !dry_run {
+        let is_expired = now - last_modified >= retention;
+        if is_expired && !dry_run {
             let (logs, rest): (Vec<Path>, Vec<Path>) =
                 objects.iter().map(|object| object.location.clone()).partition(is_delta_log_path);
-            for some in [logs, rest] {
-                let paths = stream::iter(some.into_iter().map(Ok)).boxed();
+            for paths in [logs, rest] {
+                let paths = stream::iter(paths.into_iter().map(Ok)).boxed();
                 let removed = generations.object_store().delete_stream(paths);
                 removed.try_for_each(|_| async { Ok(()) }).await.map_err(failed)?;
             }
         }
-        all.push(RetiredGeneration {
+        retired.push(RetiredGeneration {
             id,
             object_count: objects.len(),
             bytes,
-            last_modified: newest,
-            is_expired: is_over,
+            last_modified,
+            is_expired,
         });
     }
-    Ok(all)
+    Ok(retired)
 }
 
 fn is_delta_log_path(path: &Path) -> bool {

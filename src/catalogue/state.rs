@@ -1,8 +1,8 @@
-//! The catalogue's state: which generation is live, which prompt sets are known, how is served.
+//! The catalogue's state: which generation is live, which prompt sets are known, how queries are answered.
 //!
-//! One small JSON object a revision, `state/<revision>.json`, created and never changed. A writer
-//! that creates revision n+1 has seen revision n, because only one writer can create it; this works
-//! on every store that can create an object conditionally, and keeps the history by itself.
+//! Each revision is a small JSON object, `state/<revision>.json`, which is created and never changed. A
+//! writer that creates revision n+1 has read revision n, and only one writer can create it. This works
+//! on every store that can create an object conditionally, and it keeps the history.
 
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
@@ -26,226 +26,228 @@ pub const STATE_FORMAT_VERSION: u32 = 3;
 pub struct CatalogueState {
     /// Version of this schema.
     pub format: u32,
-    /// Counts up by one with each change.
+    /// Number of the revision. Grows by one with each change, from 1.
     pub revision: u64,
     /// When this revision was written.
     pub created_at: DateTime<Utc>,
-    /// What wrote it, and why.
+    /// Who wrote it, and by which command.
     pub actor: String,
-    /// The generation that is served.
+    /// The generation from which queries are answered.
     pub live: Generation,
-    /// Prompt sets whose statistics every new row carries.
+    /// Prompt sets whose statistics every new row of the live generation carries.
     pub prompt_sets: Vec<PromptSetRecord>,
-    /// How queries are answered unless a request says otherwise.
+    /// How queries are answered, unless a request says otherwise.
     pub serving: ServingConfig,
-    /// Name of that configuration: that of the candidate that became it.
+    /// Name of that configuration: the name of the candidate that was promoted.
     #[serde(default = "initial_config_name")]
     pub configuration_name: String,
-    /// What this revision did.
+    /// What this revision changed.
     #[serde(default)]
     pub change: StateChange,
-    /// A generation that is filled beside the live one: by another model, or the former live one,
-    /// kept up to date so that a roll back loses nothing.
+    /// A generation that is filled in addition to the live one: that of another model, or the former live
+    /// one, which is kept up to date so that a roll back loses nothing.
     #[serde(default)]
     pub standby: Option<StandbyGeneration>,
-    /// What may become live: compared, shadowed, served to a share of the queries.
+    /// A configuration that may become live. It can be evaluated, run in the shadow, and answer a share
+    /// of the queries.
     #[serde(default)]
     pub candidate: Option<RolloutCandidate>,
 }
 
-/// A generation beside the live one.
+/// A generation that is filled in addition to the live one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StandbyGeneration {
     /// The generation.
     pub generation: Generation,
-    /// The model's checkpoint, as a worker that fills it was given it.
+    /// Checkpoint of its model, as configured for the workers that fill it.
     pub checkpoint: String,
     /// Prompt sets whose statistics its new rows carry.
     pub prompt_sets: Vec<PromptSetRecord>,
-    /// Since when live events feed it.
+    /// When live events began to fill it.
     pub since: DateTime<Utc>,
 }
 
 /// A configuration that may become live.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RolloutCandidate {
-    /// Name, for people and for requests that ask for it.
+    /// Name, for display and for requests that select it.
     pub name: String,
-    /// Which generation it reads: the live one or the one beside it.
+    /// Id of the generation that it reads: the live or the standby one.
     pub generation: String,
-    /// How it answers.
+    /// How it answers queries.
     pub serving: ServingConfig,
-    /// Share of the queries that it answers, 0..=1; who gets it is decided by the caller's key.
+    /// Share of the queries that it answers, 0..=1. The traffic key of a query decides whether it is one.
     pub traffic_share: f32,
-    /// Share of the queries that it answers in the shadow, unseen, differences being logged, 0..=1.
+    /// Share of the queries that it answers in the shadow, 0..=1: its answer is compared with the one that
+    /// is returned, and differences are logged.
     pub shadow_share: f32,
-    /// Only queries whose filter holds this attribute's value are served from it, `name=value`.
+    /// Limits it to queries whose filter has this attribute value, `name=value`.
     #[serde(default)]
     pub traffic_filter: Option<String>,
-    /// Since when.
+    /// When it was set or last changed.
     pub since: DateTime<Utc>,
-    /// The evaluation that speaks for it: the fingerprint of its report.
+    /// Fingerprint of the evaluation report that supports it.
     #[serde(default)]
     pub evaluation_fingerprint: Option<String>,
 }
 
-/// What a revision did, for `bsap history`.
+/// What a revision changed, for `bsap history`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum StateChange {
-    /// The catalogue was made, or nobody said.
+    /// The catalogue was created, or the change is not known.
     #[default]
     Created,
-    /// New rows carry the statistics of more prompt sets.
+    /// Prompt sets were added or retired.
     PromptSets {
         /// Keys of the sets that were added or retired.
         keys: Vec<String>,
-        /// The generation beside the live one, where they are its sets.
+        /// Id of the standby generation if the sets are its own; `None` for the live one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         generation: Option<String>,
     },
-    /// A generation is filled beside the live one, or no longer.
+    /// A standby generation was set up or withdrawn.
     Standby {
-        /// The generation.
+        /// Its id.
         generation: String,
     },
     /// A candidate was set, changed or withdrawn.
     Candidate {
-        /// Its name.
+        /// Name of the candidate.
         name: String,
     },
     /// A candidate became live.
     Promoted {
-        /// Its name.
+        /// Name of the candidate.
         name: String,
-        /// The revision that was live before, to which a roll back leads.
+        /// The revision before, to which a roll back returns.
         previous_revision: u64,
-        /// The evaluation that spoke for it: the fingerprint of its report.
+        /// Fingerprint of the evaluation report that supported it.
         #[serde(default)]
         evaluation_fingerprint: Option<String>,
     },
     /// An earlier revision became live again.
     RolledBack {
-        /// That revision.
+        /// The earlier revision.
         restored_revision: u64,
     },
     /// Thresholds were calibrated.
     Calibrated {
-        /// The fingerprint of the report.
+        /// Fingerprint of the evaluation report.
         evaluation_fingerprint: String,
     },
 }
 
 impl CatalogueState {
-    /// Prompt sets whose statistics new rows of the generation `id` carry; none where this state
-    /// knows no such generation.
+    /// Returns the prompt sets whose statistics new rows of the generation `id` carry. Returns `None` if
+    /// the generation is neither live nor standby.
     pub fn prompt_sets_of_generation(&self, id: &str) -> Option<&[PromptSetRecord]> {
         if self.live.id == id {
             return Some(&self.prompt_sets);
         }
-        let beside = self.standby.as_ref().filter(|beside| beside.generation.id == id);
-        beside.map(|beside| beside.prompt_sets.as_slice())
+        let standby = self.standby.as_ref().filter(|standby| standby.generation.id == id);
+        standby.map(|standby| standby.prompt_sets.as_slice())
     }
 
-    /// Whether `generation` is the one that is filled beside the live one.
+    /// Whether `generation` is the standby one.
     pub fn is_standby(&self, generation: &Generation) -> bool {
-        let beside = self.standby.as_ref().map(|beside| &beside.generation);
+        let standby = self.standby.as_ref().map(|standby| &standby.generation);
         self.live.id != generation.id
-            && beside.is_some_and(|b| b.ensure_compatible(generation).is_ok())
+            && standby.is_some_and(|standby| standby.ensure_compatible(generation).is_ok())
     }
 
-    /// The generation `id`, where it is the live one or the one beside it.
+    /// Returns the generation `id` if it is live or standby.
     pub fn find_generation(&self, id: &str) -> Option<&Generation> {
         self.generations().find(|generation| generation.id == id)
     }
 
-    /// The live generation, then the one beside it.
+    /// Returns the live generation, then the standby one if there is one.
     pub fn generations(&self) -> impl Iterator<Item = &Generation> {
-        let beside = self.standby.as_ref().map(|beside| &beside.generation);
-        std::iter::once(&self.live).chain(beside)
+        let standby = self.standby.as_ref().map(|standby| &standby.generation);
+        std::iter::once(&self.live).chain(standby)
     }
 
-    /// The candidate, where it reads the generation beside the live one.
+    /// Returns the candidate and the standby generation if the candidate reads that generation.
     pub fn standby_candidate(&self) -> Option<(&RolloutCandidate, &StandbyGeneration)> {
-        let (candidate, beside) = self.candidate.as_ref().zip(self.standby.as_ref())?;
-        (candidate.generation == beside.generation.id).then_some((candidate, beside))
+        let (candidate, standby) = self.candidate.as_ref().zip(self.standby.as_ref())?;
+        (candidate.generation == standby.generation.id).then_some((candidate, standby))
     }
 
-    /// Makes the generation beside the live one live, and has the former live one filled beside it, so
-    /// that going back loses nothing. `checkpoint` is that of the former live one. False where none
-    /// stands beside.
+    /// Makes the standby generation live, and the former live one standby, so that a roll back loses
+    /// nothing. `checkpoint` is the checkpoint of the former live model. Returns false if there is no
+    /// standby generation.
     pub fn swap_live_and_standby(&mut self, checkpoint: &str) -> bool {
-        let Some(beside) = self.standby.take() else { return false };
+        let Some(standby) = self.standby.take() else { return false };
         self.standby = Some(StandbyGeneration {
-            generation: std::mem::replace(&mut self.live, beside.generation),
+            generation: std::mem::replace(&mut self.live, standby.generation),
             checkpoint: checkpoint.to_owned(),
-            prompt_sets: std::mem::replace(&mut self.prompt_sets, beside.prompt_sets),
+            prompt_sets: std::mem::replace(&mut self.prompt_sets, standby.prompt_sets),
             since: Utc::now(),
         });
         true
     }
 
-    /// The live generation's prompt set of that key, name or name@version; the newest version of a
-    /// name.
+    /// Returns the prompt set of the live generation with this key, name or name@version; for a name, its
+    /// newest version.
     pub fn find_prompt_set(&self, name: &str) -> Option<&PromptSetRecord> {
         PromptSetRecord::find(&self.prompt_sets, name)
     }
 }
 
 impl PromptSetRecord {
-    /// That of `sets` with this key, name or name@version; the newest version of a name.
+    /// Returns the set with this key, name or name@version; for a name, its newest version.
     pub fn find<'a>(sets: &'a [Self], name: &str) -> Option<&'a Self> {
-        let fits = |set: &&Self| Self::matches_name(name, &set.key, &set.name, set.version);
-        sets.iter().filter(fits).max_by_key(|set| (set.version, set.since))
+        let matches = |set: &&Self| Self::matches_name(name, &set.key, &set.name, set.version);
+        sets.iter().filter(matches).max_by_key(|set| (set.version, set.since))
     }
 
-    /// Whether `wanted` stands for the set of that key, name and version.
-    pub fn matches_name(wanted: &str, key: &StatisticsKey, name: &str, version: u32) -> bool {
-        key.as_str() == wanted || name == wanted || format!("{name}@{version}") == wanted
+    /// Whether `selector` is the key, the name or the name@version of a set.
+    pub fn matches_name(selector: &str, key: &StatisticsKey, name: &str, version: u32) -> bool {
+        key.as_str() == selector || name == selector || format!("{name}@{version}") == selector
     }
 }
 
 /// A prompt set as it was when its statistics were computed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PromptSetRecord {
-    /// The key of its statistics in the table.
+    /// Key of its statistics in the table.
     #[schemars(with = "String")]
     pub key: StatisticsKey,
-    /// Its name.
+    /// Name of the set.
     pub name: String,
-    /// Its version.
+    /// Version of the set.
     pub version: u32,
-    /// Language of the texts, as BCP 47 writes it.
+    /// Language of the texts, as a BCP 47 tag.
     pub language: String,
-    /// How many of the largest scores `topk_mean` averages.
+    /// Number of the largest scores that `topk_mean` averages.
     pub top_k: usize,
-    /// The prompts.
+    /// The prompts, in order.
     pub texts: Vec<String>,
-    /// Since when new rows carry its statistics.
+    /// When new rows began to carry its statistics.
     pub since: DateTime<Utc>,
 }
 
 /// How queries are answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ServingConfig {
-    /// Which statistics.
+    /// Key of the prompt set whose statistics are used.
     #[schemars(with = "String")]
     pub prompt_set: StatisticsKey,
-    /// Which formula.
+    /// Formula of the balanced score.
     pub normaliser: Normaliser,
     /// Weight of the balanced score, 0..=1.
     pub weight: f32,
-    /// λ of `nnn`.
+    /// λ of the normaliser `nnn`.
     pub lambda: f32,
-    /// Constants of the hybrid score; none until they have been frozen.
+    /// Constants of the hybrid score; `None` until they are frozen.
     pub scale: Option<ScaleConstants>,
-    /// Thresholds measured for exactly this configuration; none until they were.
+    /// Thresholds that were measured for exactly this configuration; `None` before that.
     #[serde(default)]
     pub calibration: Option<Calibration>,
 }
 
 impl ServingConfig {
-    /// λ = 1, nothing frozen and nothing calibrated: how a catalogue begins.
+    /// Creates the configuration of a new catalogue: λ = 1, nothing frozen and nothing calibrated.
     pub fn new(prompt_set: StatisticsKey, normaliser: Normaliser, weight: f32) -> Self {
         Self { prompt_set, normaliser, weight, lambda: 1.0, scale: None, calibration: None }
     }
@@ -258,12 +260,12 @@ pub struct StateStore {
 }
 
 impl StateStore {
-    /// The state of the catalogue at `store`.
+    /// Opens the state of the catalogue in the folder `store`.
     pub fn new(store: &Store) -> Self {
         Self { store: store.subfolder("state") }
     }
 
-    /// The newest revision; `None` where there is no catalogue yet.
+    /// Reads the newest revision. Returns `None` if there is no catalogue yet.
     pub async fn read_newest(&self) -> Result<Option<CatalogueState>, TableError> {
         let listed: Vec<_> = self
             .store
@@ -283,7 +285,8 @@ impl StateStore {
         }
     }
 
-    /// The revision after `known`, if there is one: one request, cheap enough to poll.
+    /// Reads the revision after `known_revision`. Returns `None` if there is none yet. Costs one request, so
+    /// that it can be polled.
     pub async fn read_next(
         &self,
         known_revision: u64,
@@ -291,13 +294,13 @@ impl StateStore {
         self.read_object(known_revision + 1).await
     }
 
-    /// Revision `revision`; `None` where there is none.
+    /// Reads `revision`. Returns `None` if there is no such revision.
     pub async fn read_revision(&self, revision: u64) -> Result<Option<CatalogueState>, TableError> {
         self.read_object(revision).await
     }
 
-    /// Writes the newest revision as `change` makes it of the one before, and gives it; `None` from
-    /// `change` leaves it as it is. `change` is asked again where somebody else was faster.
+    /// Writes and returns the next revision, which `change` computes from the newest one. If `change`
+    /// returns `None`, returns the newest one unchanged. Calls `change` again if another writer was first.
     pub async fn update<E: From<TableError>>(
         &self,
         author: &str,
@@ -322,7 +325,7 @@ impl StateStore {
     async fn read_object(&self, revision: u64) -> Result<Option<CatalogueState>, TableError> {
         let file = || format!("{}/{}", self.store.url(), revision_path(revision));
         let bytes = match self.store.object_store().get(&revision_path(revision)).await {
-            Ok(found) => found.bytes().await,
+            Ok(object) => object.bytes().await,
             Err(object_store::Error::NotFound { .. }) => return Ok(None),
             Err(error) => Err(error),
         }
@@ -346,10 +349,10 @@ impl StateStore {
                 remedy,
             });
         }
-        serde_json::from_value(state).map(Some).map_err(of)
+        serde_json::from_value(state).map(Some).map_err(invalid_json)
     }
 
-    /// Writes `state` as the next revision; false where somebody else wrote that revision first.
+    /// Writes `state` as the revision that it names. Returns false if another writer was first.
     pub async fn try_write(&self, state: &CatalogueState) -> Result<bool, TableError> {
         let bytes = serde_json::to_vec_pretty(state).map_err(|error| TableError::Corrupt {
             file: revision_path(state.revision).to_string(),
@@ -363,7 +366,7 @@ impl StateStore {
             .await;
         match put {
             Ok(_) => Ok(true),
-            // It may be this one, written by an attempt whose answer was lost.
+            // An earlier attempt whose answer was lost may have written this very state.
             Err(object_store::Error::AlreadyExists { .. }) => {
                 Ok(self.read_object(state.revision).await?.as_ref() == Some(state))
             }
@@ -371,9 +374,9 @@ impl StateStore {
         }
     }
 
-    /// The newest revision after it was made sure that the live generation is `generation` and
-    /// that `prompt_sets` are known. Makes the first revision, serving as `first` says, where there
-    /// is none. Safe to be called by any number of workers at once.
+    /// Returns the newest revision, with `prompt_sets` added to it. Creates the first revision, with
+    /// `initial_serving`, if there is none. Fails if the live generation is incompatible with `generation`.
+    /// Any number of workers may call this at the same time.
     pub async fn initialise_or_extend(
         &self,
         generation: &Generation,
@@ -398,10 +401,10 @@ impl StateStore {
                 },
                 Some(newest) => {
                     newest.live.ensure_compatible(generation)?;
-                    let known = |set: &&PromptSetRecord| {
-                        newest.prompt_sets.iter().all(|k| k.key != set.key)
+                    let is_new = |set: &&PromptSetRecord| {
+                        newest.prompt_sets.iter().all(|known| known.key != set.key)
                     };
-                    let added: Vec<_> = prompt_sets.iter().filter(known).cloned().collect();
+                    let added: Vec<_> = prompt_sets.iter().filter(is_new).cloned().collect();
                     if added.is_empty() {
                         return Ok(newest);
                     }
@@ -422,7 +425,7 @@ impl StateStore {
     }
 }
 
-/// Name of what a catalogue serves from its beginning.
+/// Returns the name of the configuration of a new catalogue.
 fn initial_config_name() -> String {
     "initial".into()
 }

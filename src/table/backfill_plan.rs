@@ -234,9 +234,9 @@ impl BackfillSource {
             let mask = ProjectionMask::columns(builder.parquet_schema(), columns);
             let mut batches = builder.with_projection(mask).build().map_err(failed)?;
             while let Some(batch) = batches.try_next().await.map_err(failed)? {
-                let own = schema::statistics_by_row(&batch, key).map_err(corrupt)?;
+                let own_statistics = schema::statistics_by_row(&batch, key).map_err(corrupt)?;
                 let versions = schema::keys_from_batch(&batch).map_err(corrupt)?;
-                for ((id, version), own) in versions.into_iter().zip(own) {
+                for ((id, version), own) in versions.into_iter().zip(own_statistics) {
                     if newest.get(&id).is_some_and(|(known, _)| *known >= version) {
                         continue;
                     }

@@ -225,7 +225,7 @@ impl FileReadError {
 /// Reads a data file and compares its checksum with its name.
 pub async fn read_and_verify_checksum(log: &DeltaLog, path: &Path) -> Result<Bytes, FileReadError> {
     let bytes = match log.object_store().get(path).await {
-        Ok(found) => found.bytes().await,
+        Ok(object) => object.bytes().await,
         Err(error) => Err(error),
     };
     let bytes = bytes.map_err(|error| match error {

@@ -260,13 +260,13 @@ impl DeltaLog {
             .with_create_checkpoint(self.is_checkpoint_due().await)
             .with_cleanup_expired_logs(Some(false))
             .with_application_transactions(transactions);
-        let done = CommitBuilder::from(properties)
+        let committed = CommitBuilder::from(properties)
             .with_actions(actions)
             .build(Some(self.snapshot()?), self.log_store(), operation)
             .await
             .map_err(|e| self.wrap_error(e))?;
-        self.table.state = Some(done.snapshot());
-        Ok(done.version())
+        self.table.state = Some(committed.snapshot());
+        Ok(committed.version())
     }
 
     /// Whether the next commit also writes a checkpoint: once per interval, and less often if the last

@@ -1,4 +1,4 @@
-//! Compaction, vacuum, verification and the lease.
+//! Tests of compaction, vacuum, verification and the maintenance lease.
 
 use std::time::Duration;
 
@@ -15,15 +15,15 @@ fn options() -> MaintenanceOptions {
 async fn compact(
     store: &Store,
     options: &MaintenanceOptions,
-    depth: CompactionMode,
+    mode: CompactionMode,
     days: i64,
 ) -> CompactionSummary {
     let mut compactor = Compactor::open(store, &generation(), options, 50).await.unwrap();
     let now = Utc::now() + TimeDelta::days(days);
-    compactor.run(depth, now, &|_, _| {}, &CancellationToken::new()).await.unwrap()
+    compactor.run(mode, now, &|_, _| {}, &CancellationToken::new()).await.unwrap()
 }
 
-/// The newest version of each image, and how many rows there are.
+/// Returns the newest row of each image, and the number of rows.
 async fn newest_rows(store: &Store) -> (BTreeMap<String, ImageRow>, usize) {
     let mut follower = Follower::open(store, &generation()).await.unwrap();
     let rows = follower.next(&|_, _| {}).await.unwrap().unwrap().rows;
@@ -39,14 +39,14 @@ async fn newest_rows(store: &Store) -> (BTreeMap<String, ImageRow>, usize) {
     (newest, count)
 }
 
-/// A row that was made now.
+/// Returns a row that is created now.
 fn row_made_now(id: &str, sequence: u64, deleted: bool) -> ImageRow {
     let now = DateTime::from_timestamp_micros(Utc::now().timestamp_micros()).unwrap();
     ImageRow { embedded_at: now, ..row(id, sequence, deleted) }
 }
 
-/// Commits of two rows each: `versions` of every one of `images`, the newest one of the first
-/// deleted.
+/// Writes `versions` versions of each of `images` images, in commits of two rows. The newest version of
+/// the first image is a delete.
 async fn write_versions(store: &Store, images: i64, versions: u64) {
     let mut writer = TableWriter::open(store, &generation(), 50).await.unwrap();
     let mut rows = Vec::new();
@@ -81,16 +81,16 @@ async fn data_files(store: &Store) -> Vec<ObjectMeta> {
 }
 
 #[tokio::test]
-async fn small_files_become_few_and_every_image_stays_as_it_was() {
+async fn small_files_are_merged_and_every_image_stays_as_it_was() {
     let store = Store::in_memory();
     write_versions(&store, 20, 1).await;
     let mut follower = Follower::open(&store, &generation()).await.unwrap();
     follower.next(&|_, _| {}).await.unwrap();
     let before = newest_rows(&store).await;
-    let done = compact(&store, &options(), CompactionMode::Merge, 0).await;
-    assert_eq!((done.files_in, done.files_out, done.dropped_superseded_rows), (10, 1, 0));
+    let summary = compact(&store, &options(), CompactionMode::Merge, 0).await;
+    assert_eq!((summary.files_in, summary.files_out, summary.dropped_superseded_rows), (10, 1, 0));
     assert_eq!(newest_rows(&store).await, before);
-    // A reader that follows hears of a new version, and of no change.
+    // A follower gets a new version without any rows.
     let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
     assert_eq!((changes.rows.len(), changes.is_full_snapshot), (0, false));
     assert_eq!(
@@ -104,14 +104,14 @@ async fn an_erased_image_leaves_no_embedding_behind() {
     let store = Store::in_memory();
     write_versions(&store, 6, 3).await;
     let options = MaintenanceOptions { tombstone_retention_days: 30, ..options() };
-    // One file that is too large to be merged again, and too young to be touched.
-    let done = compact(&store, &options, CompactionMode::Merge, 0).await;
-    assert_eq!((done.dropped_superseded_rows, done.dropped_tombstones), (12, 0));
+    // The result is one file, which no merge rewrites and in which nothing is due for erasure.
+    let summary = compact(&store, &options, CompactionMode::Merge, 0).await;
+    assert_eq!((summary.dropped_superseded_rows, summary.dropped_tombstones), (12, 0));
     let (rows, count) = newest_rows(&store).await;
     assert_eq!((rows.len(), count), (6, 6));
     assert!(rows["i0"].image.is_none(), "the tombstone stays");
 
-    // Two more deletes; nothing else would have their file rewritten.
+    // Two more images are deleted. Only their erasure is a reason to rewrite the file.
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
     let rows: Vec<_> =
         (18..).zip([row_made_now("i1", 9, true), row_made_now("i2", 9, true)]).collect();
@@ -122,12 +122,15 @@ async fn an_erased_image_leaves_no_embedding_behind() {
         rows,
     };
     writer.append(vec![one], &CancellationToken::new()).await.unwrap();
-    let lazy = MaintenanceOptions { max_superseded_percent: 100, ..options.clone() };
-    assert_eq!(compact(&store, &lazy, CompactionMode::Deep, 2).await.dropped_superseded_rows, 2);
+    let erasure_only = MaintenanceOptions { max_superseded_percent: 100, ..options.clone() };
+    assert_eq!(
+        compact(&store, &erasure_only, CompactionMode::Deep, 2).await.dropped_superseded_rows,
+        2
+    );
     let (rows, count) = newest_rows(&store).await;
     assert_eq!((rows.len(), count), (6, 6));
 
-    // Their time over, the tombstones go too, and vacuum removes the files that were.
+    // After their retention the tombstones are dropped too, and vacuum removes the old files.
     assert_eq!(compact(&store, &options, CompactionMode::Deep, 40).await.dropped_tombstones, 3);
     let now = Utc::now() + TimeDelta::days(40);
     let removed = vacuum::vacuum(&store, &generation(), &options, now, false).await.unwrap();
@@ -145,7 +148,7 @@ async fn an_erased_image_leaves_no_embedding_behind() {
     }
 }
 
-/// A tombstone must not go while an older row of its image is left, or the image would come back.
+/// If a tombstone were dropped before every older row of its image, the image would come back.
 #[tokio::test]
 async fn a_tombstone_outlives_every_older_row() {
     let store = Store::in_memory();
@@ -159,10 +162,10 @@ async fn a_tombstone_outlives_every_older_row() {
     assert_eq!(newest_rows(&store).await.0.into_keys().collect::<Vec<_>>(), ["i1"]);
 }
 
-/// Hazards 1 and 2 of Delta's commits: two compactions of the same files both succeed, and an
-/// append fails against one.
+/// Two hazards of Delta's own commits: two compactions of the same files both succeed, and an append that
+/// conflicts with one fails.
 #[tokio::test(flavor = "multi_thread")]
-async fn compactors_and_writers_at_once_neither_lose_nor_double() {
+async fn concurrent_compactors_and_writers_neither_lose_nor_double_rows() {
     let store = Store::in_memory();
     write_versions(&store, 40, 1).await;
     let writers = (1..3).map(|number| {
@@ -185,11 +188,9 @@ async fn compactors_and_writers_at_once_neither_lose_nor_double() {
         let store = store.clone();
         tokio::task::spawn_blocking(move || {
             tokio::runtime::Handle::current().block_on(async {
-                let mut lost = 0;
-                for depth in [CompactionMode::Merge, CompactionMode::Deep, CompactionMode::Merge] {
-                    lost += compact(&store, &options(), depth, 0).await.conflicting_jobs;
+                for mode in [CompactionMode::Merge, CompactionMode::Deep, CompactionMode::Merge] {
+                    compact(&store, &options(), mode, 0).await;
                 }
-                lost
             })
         })
     });
@@ -205,13 +206,13 @@ async fn compactors_and_writers_at_once_neither_lose_nor_double() {
 }
 
 #[tokio::test]
-async fn passing_faults_and_lost_answers_double_nothing_in_a_merge() {
+async fn transient_errors_and_lost_answers_double_no_row_in_a_merge() {
     for kind in [FaultKind::BeforeWrites(2), FaultKind::AfterWrites(2)] {
         let faulty = Arc::new(FaultyStore::new(kind));
         let store = Store::from_object_store(faulty.clone());
         write_versions(&store, 40, 1).await;
         faulty.is_armed.store(true, AtomicOrdering::SeqCst);
-        // The file is written before the commit is tried: that fault ends this turn.
+        // An error of the upload, which is not retried, ends a run; another run follows.
         let mut compactor = Compactor::open(&store, &generation(), &options(), 50).await.unwrap();
         for _ in 0..4 {
             let token = CancellationToken::new();
@@ -241,10 +242,10 @@ async fn followers_reread_the_whole_table_after_the_retention() {
     )
     .await;
 
-    // Within the retention nothing is removed that somebody may read.
+    // Within the retention no file is removed that a reader may need.
     let kept = vacuum::vacuum(&store, &generation(), &options(), Utc::now(), false).await.unwrap();
     assert_eq!(kept.removed_files, Vec::<String>::new());
-    // After it, the commit that the slow reader reads next names a file that is gone.
+    // After it, the commit that the slow follower reads next names a file that was removed.
     let later = Utc::now() + TimeDelta::hours(25);
     let dry = vacuum::vacuum(&store, &generation(), &options(), later, true).await.unwrap();
     let removed = vacuum::vacuum(&store, &generation(), &options(), later, false).await.unwrap();
@@ -254,30 +255,30 @@ async fn followers_reread_the_whole_table_after_the_retention() {
     assert!(changes.is_full_snapshot);
     assert_eq!(changes.rows.len(), 23);
 
-    // A file that a writer left behind goes as well.
+    // A file that a writer has left behind without a commit is removed as well.
     let orphan = Path::from(format!("generations/{}/images/left.parquet", generation().id));
     store.object_store().put(&orphan, "x".into()).await.unwrap();
     let removed = vacuum::vacuum(&store, &generation(), &options(), later, false).await.unwrap();
     assert_eq!(removed.removed_files, ["left.parquet"]);
 }
 
-/// They are written anew as a whole, by whoever commits then.
+/// Each checkpoint is written as a whole, during a commit.
 #[tokio::test]
-async fn large_checkpoints_are_written_more_seldom() {
+async fn large_checkpoints_are_written_less_often() {
     let store = Store::in_memory();
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
     let log = format!("generations/{}/images/_delta_log", generation().id);
     let hint = Path::from(format!("{log}/_last_checkpoint"));
     for offset in 0..79 {
         let expected = (offset > 0).then_some(offset);
-        let done = writer
+        let summary = writer
             .append(
                 vec![partition_batch(1, expected, offset..offset + 1)],
                 &CancellationToken::new(),
             )
             .await
             .unwrap();
-        if done.version == 39 {
+        if summary.version == 39 {
             let hinted = store.object_store().get(&hint).await.unwrap().bytes().await.unwrap();
             let mut hinted: serde_json::Value = serde_json::from_slice(&hinted).unwrap();
             hinted["size"] = 25_000.into();
@@ -293,9 +294,9 @@ async fn large_checkpoints_are_written_more_seldom() {
     assert_eq!(versions, [19, 39, 79]);
 }
 
-/// Or checkpoints, which write them all anew, would grow with every commit.
+/// Otherwise checkpoints, which repeat all of them, would grow with every commit.
 #[tokio::test]
-async fn the_log_forgets_files_that_are_gone() {
+async fn the_log_forgets_removed_files() {
     use deltalake_core::arrow::array::Array;
     use deltalake_core::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
@@ -304,7 +305,7 @@ async fn the_log_forgets_files_that_are_gone() {
     let mut reader = Follower::open(&store, &generation()).await.unwrap();
     reader.next(&|_, _| {}).await.unwrap();
     compact(&store, &options(), CompactionMode::Merge, 0).await;
-    for (retention_hours, forgotten) in [(24, false), (0, true), (0, true)] {
+    for (retention_hours, is_forgotten) in [(24, false), (0, true), (0, true)] {
         let options =
             MaintenanceOptions { deleted_file_retention_hours: retention_hours, ..options() };
         vacuum::vacuum(&store, &generation(), &options, Utc::now(), false).await.unwrap();
@@ -320,9 +321,9 @@ async fn the_log_forgets_files_that_are_gone() {
                 batch.unwrap().column_by_name("remove").map_or(0, |c| c.len() - c.null_count())
             })
             .sum();
-        assert_eq!(removed == 0, forgotten, "{removed} with {retention_hours} hours");
+        assert_eq!(removed == 0, is_forgotten, "{removed} with {retention_hours} hours");
     }
-    // Who writes and who reads go on.
+    // Writers and followers continue.
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
     writer.append(vec![partition_batch(1, None, 0..3)], &CancellationToken::new()).await.unwrap();
     let mut rows = 0;
@@ -333,7 +334,7 @@ async fn the_log_forgets_files_that_are_gone() {
 }
 
 #[tokio::test]
-async fn an_old_generation_goes_once_nothing_is_written_to_it_any_more() {
+async fn a_retired_generation_is_removed_when_nothing_writes_to_it() {
     let store = Store::in_memory();
     let states = StateStore::new(&store);
     states
@@ -349,31 +350,31 @@ async fn an_old_generation_goes_once_nothing_is_written_to_it_any_more() {
         listed.into_iter().map(|object| object.location.to_string()).collect()
     };
 
-    // What stands beside the live one stays, however old it is.
+    // A standby generation is kept, however old it is.
     let later = Utc::now() + TimeDelta::hours(25);
-    let beside = |generation: Option<&Generation>| {
-        let beside = generation.map(|generation| StandbyGeneration {
+    let with_standby = |generation: Option<&Generation>| {
+        let standby = generation.map(|generation| StandbyGeneration {
             generation: generation.clone(),
             checkpoint: "c".into(),
             prompt_sets: Vec::new(),
             since: Utc::now(),
         });
-        move |state| Ok::<_, TableError>(Some(CatalogueState { standby: beside.clone(), ..state }))
+        move |state| Ok::<_, TableError>(Some(CatalogueState { standby: standby.clone(), ..state }))
     };
-    states.update("test", beside(Some(&old))).await.unwrap();
+    states.update("test", with_standby(Some(&old))).await.unwrap();
     assert_eq!(remove_retired_generations(&store, &options(), later, false).await.unwrap(), []);
-    states.update("test", beside(None)).await.unwrap();
+    states.update("test", with_standby(None)).await.unwrap();
     let before = objects().await;
 
-    // A worker may still run.
-    let found = remove_retired_generations(&store, &options(), Utc::now(), false).await.unwrap();
-    assert_eq!((found.len(), &found[0].id, found[0].is_expired), (1, &old.id, false));
-    let found = remove_retired_generations(&store, &options(), later, true).await.unwrap();
-    assert!(found[0].is_expired && found[0].object_count > 1 && found[0].bytes > 0);
+    // Before the retention is over, a worker may still fill it.
+    let retired = remove_retired_generations(&store, &options(), Utc::now(), false).await.unwrap();
+    assert_eq!((retired.len(), &retired[0].id, retired[0].is_expired), (1, &old.id, false));
+    let retired = remove_retired_generations(&store, &options(), later, true).await.unwrap();
+    assert!(retired[0].is_expired && retired[0].object_count > 1 && retired[0].bytes > 0);
     assert_eq!(objects().await, before);
 
     let removed = remove_retired_generations(&store, &options(), later, false).await.unwrap();
-    assert_eq!(removed, found);
+    assert_eq!(removed, retired);
     let folder = format!("generations/{}/", old.id);
     let kept: Vec<_> = before.into_iter().filter(|path| !path.starts_with(&folder)).collect();
     assert_eq!(objects().await, kept);
@@ -391,8 +392,8 @@ async fn verify_after_days(store: &Store, state: &CatalogueState, days: i64) -> 
     verified.unwrap().unwrap()
 }
 
-fn finding_codes(verified: &VerificationReport) -> Vec<&'static str> {
-    verified.findings.iter().map(|finding| finding.code).collect()
+fn finding_codes(report: &VerificationReport) -> Vec<&'static str> {
+    report.findings.iter().map(|finding| finding.code).collect()
 }
 
 #[tokio::test]
@@ -410,17 +411,17 @@ async fn verify_finds_what_is_wrong_and_only_that() {
     assert_eq!((sound.images, sound.deleted, sound.rows, sound.superseded), (5, 1, 12, 6));
     assert_eq!(finding_codes(&verify_after_days(&store, &state, 9).await), ["erasure_overdue"]);
 
-    // A set that came later, and one that nobody knows.
+    // Rows lack a set that came later, and have one that the state does not know.
     let other = states
         .initialise_or_extend(&generation(), &[prompt_set("new")], &serving(), "t")
         .await
         .unwrap();
     let later = CatalogueState { prompt_sets: vec![prompt_set("new")], ..other };
-    let found = verify_after_days(&store, &later, 0).await;
-    assert_eq!(finding_codes(&found), ["statistics_missing", "statistics_unknown"]);
-    assert!(found.is_sound(), "warnings alone");
+    let report = verify_after_days(&store, &later, 0).await;
+    assert_eq!(finding_codes(&report), ["statistics_missing", "statistics_unknown"]);
+    assert!(report.is_sound(), "warnings alone");
 
-    // An embedding that is not of length 1, and one of another model.
+    // One embedding has another length than 1, and one is of another model.
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
     let mut rows = [row("long", 1, false), row("short", 1, false)];
     rows[0].image.as_mut().unwrap().embedding = Embedding::from_unit_vector(&[1.0, 1.0, 0.0, 0.0]);
@@ -433,26 +434,29 @@ async fn verify_finds_what_is_wrong_and_only_that() {
         rows,
     };
     writer.append(vec![one], &CancellationToken::new()).await.unwrap();
-    let found = verify_after_days(&store, &state, 0).await;
-    assert_eq!(finding_codes(&found), ["embedding_dimension_mismatch", "embedding_not_normalised"]);
-    assert!(!found.is_sound());
+    let report = verify_after_days(&store, &state, 0).await;
+    assert_eq!(
+        finding_codes(&report),
+        ["embedding_dimension_mismatch", "embedding_not_normalised"]
+    );
+    assert!(!report.is_sound());
 
-    // One bit of one embedding.
+    // One bit of the file is flipped, probably in an embedding.
     let files = data_files(&store).await;
     let file = files.iter().find(|f| !f.location.as_ref().contains("_delta_log")).unwrap();
     let bytes = memory.get(&file.location).await.unwrap().bytes().await.unwrap();
     let mut damaged = bytes.to_vec();
     damaged[bytes.len() / 3] ^= 1;
     memory.put(&file.location, damaged.into()).await.unwrap();
-    let found = verify_after_days(&store, &state, 0).await;
-    assert!(finding_codes(&found).contains(&"file_corrupt"), "{found:?}");
+    let report = verify_after_days(&store, &state, 0).await;
+    assert!(finding_codes(&report).contains(&"file_corrupt"), "{report:?}");
     let error = Follower::open(&store, &generation()).await.unwrap().next(&|_, _| {}).await;
     let error = error.unwrap_err().to_string();
     assert!(error.contains("checksum") && error.contains(file.location.filename().unwrap()));
     memory.delete(&file.location).await.unwrap();
     assert!(finding_codes(&verify_after_days(&store, &state, 0).await).contains(&"file_missing"));
 
-    // Nothing that reads every row goes on, until the file is taken out.
+    // A deep compaction fails until the file is dropped.
     let mut compactor = Compactor::open(&store, &generation(), &options(), 5).await.unwrap();
     let token = CancellationToken::new();
     assert!(compactor.run(CompactionMode::Deep, Utc::now(), &|_, _| {}, &token).await.is_err());
@@ -466,36 +470,36 @@ async fn verify_finds_what_is_wrong_and_only_that() {
 }
 
 #[tokio::test]
-async fn one_at_a_time_holds_the_lease() {
+async fn one_worker_at_a_time_holds_the_lease() {
     let store = Store::in_memory();
     let hour = Duration::from_secs(3_600);
     let lease = MaintenanceLease::acquire(&store, "a", hour).await.unwrap().unwrap();
     assert!(MaintenanceLease::acquire(&store, "b", hour).await.unwrap().is_none());
     lease.release().await.unwrap();
     let short = MaintenanceLease::acquire(&store, "b", Duration::ZERO).await.unwrap();
-    let mut short = short.expect("given back");
-    // Who needs longer says so; who comes too late learns that.
+    let mut short = short.expect("it was released");
+    // A holder can renew its lease, but not after another worker has acquired it.
     assert!(short.renew(hour).await.unwrap());
     assert!(MaintenanceLease::acquire(&store, "a", hour).await.unwrap().is_none());
     assert!(short.renew(Duration::ZERO).await.unwrap());
-    let taken = MaintenanceLease::acquire(&store, "a", Duration::ZERO).await.unwrap();
-    assert!(taken.is_some() && !short.renew(hour).await.unwrap());
-    // It has run out: of many that ask at once, one gets it.
-    let asked = (0..8).map(|i| {
+    let acquired = MaintenanceLease::acquire(&store, "a", Duration::ZERO).await.unwrap();
+    assert!(acquired.is_some() && !short.renew(hour).await.unwrap());
+    // That one has expired: of many workers that try at the same time, one acquires it.
+    let attempts = (0..8).map(|i| {
         let store = store.clone();
         tokio::spawn(async move {
             MaintenanceLease::acquire(&store, &format!("c{i}"), hour).await.unwrap()
         })
     });
     let mut holders = 0;
-    for asked in asked.collect::<Vec<_>>() {
-        holders += usize::from(asked.await.unwrap().is_some());
+    for attempt in attempts.collect::<Vec<_>>() {
+        holders += usize::from(attempt.await.unwrap().is_some());
     }
     assert_eq!(holders, 1);
 }
 
 #[tokio::test]
-async fn an_overview_needs_the_log_alone() {
+async fn an_overview_reads_only_the_log() {
     let store = Store::in_memory();
     write_versions(&store, 20, 1).await;
     let before = TableOverview::from_log(&store, &generation(), &options()).await.unwrap();

@@ -1,4 +1,4 @@
-//! The promises of the table, against stores in memory that fail on purpose.
+//! Tests of what the tables promise, on stores in memory that fail on purpose.
 
 pub(crate) mod cancellation;
 mod compaction_and_vacuum;
@@ -86,14 +86,14 @@ async fn rows_come_back_as_they_were() {
     let sent: Vec<ImageRow> = rows.iter().map(|(_, r)| r.clone()).collect();
     let one =
         PartitionBatch { partition: partition(0), expected_position: None, next_offset: 3, rows };
-    let done = writer.append(vec![one], &CancellationToken::new()).await.unwrap();
-    assert_eq!((done.rows, done.fenced_partitions.len()), (3, 0));
-    assert!(done.bytes > 0);
+    let summary = writer.append(vec![one], &CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.rows, summary.fenced_partitions.len()), (3, 0));
+    assert!(summary.bytes > 0);
 
     let mut follower = Follower::open(&store, &generation()).await.unwrap();
     let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
     assert_eq!(changes.rows, sent);
-    assert_eq!(changes.version, done.version);
+    assert_eq!(changes.version, summary.version);
 }
 
 #[tokio::test]
@@ -118,9 +118,9 @@ async fn a_reader_follows_commit_by_commit() {
     assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
 }
 
-/// A folder lists its files in no order, unlike the memory of the other tests.
+/// A folder lists its files in no order, unlike the store in memory of the other tests.
 #[tokio::test]
-async fn writers_and_readers_meet_in_a_local_folder() {
+async fn writers_and_readers_share_a_local_folder() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
     let mut writers = Vec::new();
@@ -190,28 +190,28 @@ async fn a_worker_that_lost_its_partition_writes_nothing_twice() {
     let mut old = TableWriter::open(&store, &generation(), 5).await.unwrap();
     let mut new = TableWriter::open(&store, &generation(), 5).await.unwrap();
     new.append(vec![partition_batch(0, None, 0..10)], &CancellationToken::new()).await.unwrap();
-    // The old owner wakes up with the same messages, and with a partition that is still its own.
-    let done = old
+    // The old owner resumes with the same messages, and with a partition that it still owns.
+    let summary = old
         .append(
             vec![partition_batch(0, None, 0..10), partition_batch(1, None, 0..3)],
             &CancellationToken::new(),
         )
         .await
         .unwrap();
-    assert_eq!(done.fenced_partitions, [(partition(0), 10)]);
-    assert_eq!(done.rows, 3);
+    assert_eq!(summary.fenced_partitions, [(partition(0), 10)]);
+    assert_eq!(summary.rows, 3);
     assert_eq!(all_image_ids(&store).await.len(), 13);
 }
 
-/// A worker learns from a fenced commit that another has come further than what it holds already.
+/// A fenced commit tells a worker that another one has come further than the rows that it still holds.
 #[tokio::test]
-async fn rows_before_the_expected_position_are_not_stored_once_more() {
+async fn rows_before_the_expected_position_are_not_stored_again() {
     let store = Store::in_memory();
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
     writer.append(vec![partition_batch(0, None, 0..5)], &CancellationToken::new()).await.unwrap();
     let behind = PartitionBatch { expected_position: Some(5), ..partition_batch(0, None, 2..8) };
-    let done = writer.append(vec![behind], &CancellationToken::new()).await.unwrap();
-    assert_eq!((done.rows, done.fenced_partitions.len()), (3, 0));
+    let summary = writer.append(vec![behind], &CancellationToken::new()).await.unwrap();
+    assert_eq!((summary.rows, summary.fenced_partitions.len()), (3, 0));
     assert_eq!(all_image_ids(&store).await.len(), 8);
     assert_eq!(
         writer.read_position(&partition(0), &CancellationToken::new()).await.unwrap(),
@@ -219,7 +219,8 @@ async fn rows_before_the_expected_position_are_not_stored_once_more() {
     );
 }
 
-/// A worker is behind another one and its store fails now and then: attempts that come further do not count.
+/// A worker is behind another one, and its store fails now and then: attempts that read further do not
+/// count.
 #[tokio::test]
 async fn a_commit_lands_however_far_behind_its_writer_is() {
     let memory = Arc::new(InMemory::new());
@@ -239,9 +240,9 @@ async fn a_commit_lands_however_far_behind_its_writer_is() {
             .unwrap();
     }
     faulty.is_armed.store(true, AtomicOrdering::SeqCst);
-    let done =
+    let summary =
         late.append(vec![partition_batch(0, None, 0..3)], &CancellationToken::new()).await.unwrap();
-    assert_eq!((done.version, done.rows), (61, 3));
+    assert_eq!((summary.version, summary.rows), (61, 3));
 }
 
 #[tokio::test]
@@ -264,15 +265,15 @@ async fn a_full_read_is_complete_though_reads_of_its_parts_fail() {
         Follower::open(&Store::from_object_store(faulty.clone()), &generation()).await.unwrap();
     let mut follower = follower.with_max_part_bytes(1);
     faulty.is_armed.store(true, AtomicOrdering::SeqCst);
-    let mut faults = 0;
-    let found = loop {
+    let mut errors = 0;
+    let snapshot = loop {
         match follower.next(&|_, _| {}).await {
-            Ok(found) => break found.unwrap(),
-            Err(_) => faults += 1,
+            Ok(changes) => break changes.unwrap(),
+            Err(_) => errors += 1,
         }
     };
-    assert!(faults > 0 && found.is_full_snapshot);
-    assert_eq!(found.rows.len(), 6);
+    assert!(errors > 0 && snapshot.is_full_snapshot);
+    assert_eq!(snapshot.rows.len(), 6);
 }
 
 #[tokio::test]
@@ -281,9 +282,9 @@ async fn only_the_prefix_that_is_stored_is_dropped() {
     let mut old = TableWriter::open(&store, &generation(), 5).await.unwrap();
     let mut new = TableWriter::open(&store, &generation(), 5).await.unwrap();
     new.append(vec![partition_batch(0, None, 0..4)], &CancellationToken::new()).await.unwrap();
-    let done =
+    let summary =
         old.append(vec![partition_batch(0, None, 0..10)], &CancellationToken::new()).await.unwrap();
-    assert_eq!((done.rows, done.fenced_partitions.len()), (6, 1));
+    assert_eq!((summary.rows, summary.fenced_partitions.len()), (6, 1));
     let expected: Vec<String> = (0..10).map(|o| format!("p0-{o}")).collect();
     assert_eq!(all_image_ids(&store).await, expected);
 }
@@ -297,14 +298,14 @@ async fn writers_of_different_partitions_never_lose_or_double_a_row() {
             let mut writer = TableWriter::open(&store, &generation(), 50).await.unwrap();
             for i in 0..10 {
                 let expected = (i > 0).then_some(i * 3);
-                let done = writer
+                let summary = writer
                     .append(
                         vec![partition_batch(number, expected, i * 3..i * 3 + 3)],
                         &CancellationToken::new(),
                     )
                     .await
                     .unwrap();
-                assert!(done.fenced_partitions.is_empty());
+                assert!(summary.fenced_partitions.is_empty());
             }
         })
     });
@@ -318,7 +319,7 @@ async fn writers_of_different_partitions_never_lose_or_double_a_row() {
 }
 
 #[tokio::test]
-async fn passing_faults_and_lost_answers_leave_every_row_once() {
+async fn transient_errors_and_lost_answers_leave_every_row_once() {
     for kind in [FaultKind::BeforeWrites(3), FaultKind::AfterWrites(3)] {
         let faulty = Arc::new(FaultyStore::new(kind));
         let store = Store::from_object_store(faulty.clone());
@@ -326,14 +327,14 @@ async fn passing_faults_and_lost_answers_leave_every_row_once() {
         faulty.is_armed.store(true, AtomicOrdering::SeqCst);
         for i in 0..12 {
             let expected = (i > 0).then_some(i * 2);
-            let done = writer
+            let summary = writer
                 .append(
                     vec![partition_batch(0, expected, i * 2..i * 2 + 2)],
                     &CancellationToken::new(),
                 )
                 .await
                 .unwrap();
-            assert!(done.fenced_partitions.is_empty(), "{kind:?}");
+            assert!(summary.fenced_partitions.is_empty(), "{kind:?}");
         }
         faulty.is_armed.store(false, AtomicOrdering::SeqCst);
         assert!(faulty.injected_faults.load(AtomicOrdering::SeqCst) > 5, "{kind:?}");
@@ -401,7 +402,7 @@ async fn many_workers_that_start_at_once_agree_on_one_state() {
 }
 
 #[tokio::test]
-async fn another_model_or_ordering_is_refused_with_both_names() {
+async fn another_model_or_ordering_is_rejected_with_both_names() {
     let store = Store::in_memory();
     let state = StateStore::new(&store);
     state

@@ -1,7 +1,7 @@
-//! Random histories against a plain map: two workers that forget and crash, replays, compaction and
-//! vacuum, a reader that follows and one that comes fresh.
+//! Compares random histories with a plain map: two workers that restart and crash, replays, compaction and
+//! vacuum, one follower from the beginning and new ones at the end.
 //!
-//! `BSAP_MODEL_RUNS` sets how many histories are tried; each is named by its seed.
+//! `BSAP_MODEL_RUNS` sets the number of histories; each is identified by its seed.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
@@ -17,13 +17,13 @@ const STEPS_PER_HISTORY: usize = 24;
 const PARTITION_COUNT: i32 = 2;
 const MESSAGES_PER_PARTITION: i64 = 40;
 
-/// A history under way.
+/// A history in progress.
 struct HistoryFixture {
     seed: u64,
     rng: ChaCha8Rng,
     memory: Arc<InMemory>,
     store: Store,
-    /// What stands in Kafka, by partition.
+    /// The rows of the messages in Kafka, by partition.
     topic_rows: Vec<Vec<ImageRow>>,
     follower: Follower,
     followed_images: BTreeMap<String, ImageRow>,
@@ -48,7 +48,7 @@ impl HistoryFixture {
                     .map(|offset| {
                         let id = format!("i{}", rng.random_range(0..8));
                         let mut row = row(&id, rng.random_range(1..9), rng.random_ratio(1, 4));
-                        // No two rows are made at the same moment.
+                        // No two rows are created at the same moment.
                         row.embedded_at += TimeDelta::microseconds(offset * 10 + i64::from(p));
                         row
                     })
@@ -72,7 +72,7 @@ impl HistoryFixture {
         }
     }
 
-    /// The store, through a crash at a random write in one of three cases.
+    /// Returns the store; in one of three cases it crashes at a random write.
     fn maybe_crashing_store(&mut self) -> Store {
         if self.rng.random_ratio(2, 3) {
             return self.store.clone();
@@ -89,13 +89,13 @@ impl HistoryFixture {
         Store::from_object_store(Arc::new(faulty))
     }
 
-    async fn run_random_step(&mut self, stale: &mut [TableWriter; 2]) {
+    async fn run_random_step(&mut self, workers: &mut [TableWriter; 2]) {
         match self.rng.random_range(0..10) {
-            0..6 => self.commit_random_messages(stale).await,
+            0..6 => self.commit_random_messages(workers).await,
             6 => {
-                // A worker that comes anew.
+                // A worker is restarted.
                 let i = self.rng.random_range(0..2);
-                stale[i] = TableWriter::open(&self.store, &generation(), 4).await.unwrap();
+                workers[i] = TableWriter::open(&self.store, &generation(), 4).await.unwrap();
             }
             7 => self.run_compaction().await,
             8 => self.run_vacuum().await,
@@ -103,7 +103,7 @@ impl HistoryFixture {
         }
     }
 
-    /// A worker commits some messages of a partition, from where it believes the table to be.
+    /// Lets a worker commit some messages of a partition, from the position that it believes to be stored.
     async fn commit_random_messages(&mut self, workers: &mut [TableWriter; 2]) {
         let partition = partition(self.rng.random_range(0..PARTITION_COUNT));
         let replay = if self.rng.random_ratio(1, 6) { "again" } else { "" };
@@ -116,7 +116,7 @@ impl HistoryFixture {
                 .await
                 .unwrap()
         };
-        // Sometimes it believes what was true a while ago, and consumes again what is stored.
+        // Sometimes its position is old, and it consumes messages again that are stored.
         let back = if self.rng.random_ratio(1, 4) { self.rng.random_range(0..4) } else { 0 };
         let expected = expected.map(|e| e - back).filter(|e| *e > 0);
         let from = expected.unwrap_or_default();
@@ -143,13 +143,13 @@ impl HistoryFixture {
             tombstone_retention_days: 0,
             ..MaintenanceOptions::default()
         };
-        let depth = if self.rng.random() { CompactionMode::Deep } else { CompactionMode::Merge };
+        let mode = if self.rng.random() { CompactionMode::Deep } else { CompactionMode::Merge };
         let store = self.maybe_crashing_store();
         let Ok(mut compactor) = Compactor::open(&store, &generation(), &options, 1).await else {
             return;
         };
         let now = Utc::now() + TimeDelta::days(self.rng.random_range(0..3));
-        let _ = compactor.run(depth, now, &|_, _| {}, &CancellationToken::new()).await;
+        let _ = compactor.run(mode, now, &|_, _| {}, &CancellationToken::new()).await;
     }
 
     async fn run_vacuum(&mut self) {
@@ -171,9 +171,9 @@ impl HistoryFixture {
         }
     }
 
-    /// Compares what is stored with what the positions say is consumed.
+    /// Compares the stored rows with those that are consumed according to the positions.
     async fn compare_with_expected(&mut self) {
-        let mut wanted = BTreeMap::new();
+        let mut expected = BTreeMap::new();
         let mut usual = TableWriter::open(&self.store, &generation(), 4).await.unwrap();
         let replay = TableWriter::open(&self.store, &generation(), 4).await.unwrap();
         let mut replay = replay.with_replay_name("again");
@@ -189,47 +189,47 @@ impl HistoryFixture {
                 .unwrap()
                 .unwrap_or_default();
             for row in &self.topic_rows[number as usize][..one.max(two) as usize] {
-                keep_newest(&mut wanted, row.clone());
+                keep_newest(&mut expected, row.clone());
             }
         }
-        // A whole table of some files comes in some parts.
+        // A table of several files is read in several parts.
         let fresh = Follower::open(&self.store, &generation()).await.unwrap();
         let mut fresh = fresh.with_max_part_bytes(self.rng.random_range(1..40_000));
-        let mut found = BTreeMap::new();
+        let mut stored = BTreeMap::new();
         for row in fresh.next(&|_, _| {}).await.unwrap().unwrap().rows {
-            keep_newest(&mut found, row);
+            keep_newest(&mut stored, row);
         }
-        assert_eq!(found, wanted, "seed {}: a fresh reader", self.seed);
+        assert_eq!(stored, expected, "seed {}: a new follower", self.seed);
         self.follow_changes().await;
-        assert_eq!(self.followed_images, wanted, "seed {}: a reader that followed", self.seed);
+        assert_eq!(self.followed_images, expected, "seed {}: the old follower", self.seed);
     }
 }
 
-/// Tries one history; returns how many crashes it had.
+/// Runs one history. Returns how many crashes it had.
 async fn run_history(seed: u64) -> usize {
-    let mut world = HistoryFixture::new(seed).await;
+    let mut history = HistoryFixture::new(seed).await;
     let mut workers = [
-        TableWriter::open(&world.store, &generation(), 4).await.unwrap(),
-        TableWriter::open(&world.store, &generation(), 4).await.unwrap(),
+        TableWriter::open(&history.store, &generation(), 4).await.unwrap(),
+        TableWriter::open(&history.store, &generation(), 4).await.unwrap(),
     ];
     for step in 0..STEPS_PER_HISTORY {
-        world.run_random_step(&mut workers).await;
+        history.run_random_step(&mut workers).await;
         if step % 8 == 7 {
-            world.compare_with_expected().await;
+            history.compare_with_expected().await;
         }
     }
-    world.crash_count
+    history.crash_count
 }
 
 #[test]
 fn any_history_leaves_the_newest_of_every_image() {
-    let wanted = std::env::var("BSAP_MODEL_RUNS").ok();
-    let runs = wanted
+    let runs_variable = std::env::var("BSAP_MODEL_RUNS").ok();
+    let runs = runs_variable
         .as_ref()
         .map_or(HISTORY_COUNT, |runs| runs.parse().expect("BSAP_MODEL_RUNS: a number"));
     let seed = std::env::var("BSAP_MODEL_SEED").ok();
     let seed = seed.map(|seed| seed.parse::<u64>().expect("BSAP_MODEL_SEED: a number"));
-    let any = if wanted.is_some() { rand::random::<u32>().into() } else { 0 };
+    let any = if runs_variable.is_some() { rand::random::<u32>().into() } else { 0 };
     let base = seed.unwrap_or(any);
     println!("{runs} histories from seed {base} (BSAP_MODEL_SEED)");
     let (next, crashes) = (AtomicU64::new(base), AtomicUsize::new(0));

@@ -1,4 +1,4 @@
-//! The promises of backfilled statistics.
+//! Tests of backfilled statistics and of what a follower requests.
 
 use chrono::Utc;
 
@@ -8,33 +8,34 @@ fn statistics_key(name: &str) -> StatisticsKey {
     StatisticsKey::new(name, 1, "feedfeedfeed", 100.0, 8)
 }
 
-/// Statistics that tell from which embedding they are.
+/// Returns statistics that identify the embedding that they are of.
 fn fake_statistics(values: &[f32]) -> Option<ScoreStatistics> {
     ScoreStatistics::from_scores(&[values[3], values[0] - 1.0], 100.0, 1)
 }
 
-/// Measures everything that is left, as a reindex does; returns how many files and rows that was.
+/// Measures all pending files, as a reindex does. Returns how many files and rows that were.
 async fn backfill_pending(store: &Store, key: &StatisticsKey) -> (usize, usize) {
-    let mut stored = BackfillSource::open(store, &generation()).await.unwrap();
+    let mut source = BackfillSource::open(store, &generation()).await.unwrap();
     let mut table = StatisticsTable::open_or_create(store, &generation(), 50).await.unwrap();
-    let (pending, _) = stored.list_pending_files(key).await.unwrap();
+    let (pending, _) = source.list_pending_files(key).await.unwrap();
     let (mut staged, mut rows) = (Vec::new(), 0);
     for file in &pending {
-        let found = stored.measure_file(file, key, &fake_statistics).await.unwrap().unwrap();
-        rows += found.len();
+        let measured = source.measure_file(file, key, &fake_statistics).await.unwrap().unwrap();
+        rows += measured.len();
         staged.push(
             table
-                .stage_file(key, file.path.as_ref(), &found, &CancellationToken::new())
+                .stage_file(key, file.path.as_ref(), &measured, &CancellationToken::new())
                 .await
                 .unwrap(),
         );
     }
     table.commit_staged(staged, &CancellationToken::new()).await.unwrap();
-    assert!(stored.list_pending_files(key).await.unwrap().1.is_complete());
+    assert!(source.list_pending_files(key).await.unwrap().1.is_complete());
     (pending.len(), rows)
 }
 
-/// Every image row that a fresh reader gets carries exactly the statistics of its own embedding.
+/// Asserts that every image that a new follower reads has exactly the statistics of its own embedding.
+/// Returns the number of rows.
 async fn assert_all_have_statistics(store: &Store, key: &StatisticsKey) -> usize {
     let mut follower = Follower::open(store, &generation()).await.unwrap();
     let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
@@ -50,7 +51,7 @@ async fn write_sample_rows(store: &Store) -> TableWriter {
         let expected = (i > 0).then_some(i * 4);
         let mut one = partition_batch(0, expected, i * 4..i * 4 + 4);
         if i == 1 {
-            // Another version of an image that is stored, and a delete.
+            // Another version of a stored image, and a delete.
             one.rows.push((7, row("p0-1", 99, false)));
             one.rows.push((7, row("p0-2", 99, true)));
         }
@@ -66,7 +67,7 @@ async fn backfilled_statistics_reach_every_row_and_a_file_is_measured_once() {
     assert_eq!(backfill_pending(&store, &statistics_key("a")).await, (3, 13));
     assert_eq!(backfill_pending(&store, &statistics_key("a")).await, (0, 0));
     assert_eq!(assert_all_have_statistics(&store, &statistics_key("a")).await, 14);
-    // New rows without the set make new work; the old is not done again.
+    // New rows without the set are measured; the older ones are not measured again.
     writer
         .append(vec![partition_batch(0, Some(12), 12..14)], &CancellationToken::new())
         .await
@@ -81,8 +82,8 @@ async fn rows_that_carry_a_set_need_no_backfill_and_the_log_says_so() {
     let store = Store::in_memory();
     write_sample_rows(&store).await;
     let carried = StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8);
-    let mut stored = BackfillSource::open(&store, &generation()).await.unwrap();
-    let (pending, coverage) = stored.list_pending_files(&carried).await.unwrap();
+    let mut source = BackfillSource::open(&store, &generation()).await.unwrap();
+    let (pending, coverage) = source.list_pending_files(&carried).await.unwrap();
     assert!(pending.is_empty() && coverage.is_complete());
     assert_eq!((coverage.rows, coverage.covered), (14, 14));
 }
@@ -159,19 +160,19 @@ async fn an_idle_follower_requests_the_next_log_entry_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn statistics_of_another_version_or_embedding_are_never_taken() {
+async fn statistics_of_another_version_or_embedding_are_never_used() {
     let store = Store::in_memory();
     write_sample_rows(&store).await;
-    let mut stored = BackfillSource::open(&store, &generation()).await.unwrap();
-    let (pending, _) = stored.list_pending_files(&statistics_key("a")).await.unwrap();
+    let mut source = BackfillSource::open(&store, &generation()).await.unwrap();
+    let (pending, _) = source.list_pending_files(&statistics_key("a")).await.unwrap();
     let mut table = StatisticsTable::open_or_create(&store, &generation(), 50).await.unwrap();
     for (i, file) in pending.iter().enumerate() {
-        let mut found = stored
+        let mut measured = source
             .measure_file(file, &statistics_key("a"), &fake_statistics)
             .await
             .unwrap()
             .unwrap();
-        for one in &mut found {
+        for one in &mut measured {
             match i {
                 0 => one.sequence = SequenceKey::from_number(12_345),
                 1 => one.embedded_at = Utc::now(),
@@ -179,7 +180,12 @@ async fn statistics_of_another_version_or_embedding_are_never_taken() {
             }
         }
         let staged = table
-            .stage_file(&statistics_key("a"), file.path.as_ref(), &found, &CancellationToken::new())
+            .stage_file(
+                &statistics_key("a"),
+                file.path.as_ref(),
+                &measured,
+                &CancellationToken::new(),
+            )
             .await
             .unwrap();
         table.commit_staged(vec![staged], &CancellationToken::new()).await.unwrap();
@@ -208,11 +214,12 @@ async fn compaction_folds_statistics_into_rows() {
     let options = MaintenanceOptions { files_per_merge: 2, ..MaintenanceOptions::default() };
     let mut compactor = Compactor::open(&store, &generation(), &options, 20).await.unwrap();
     let token = CancellationToken::new();
-    let done = compactor.run(CompactionMode::Deep, Utc::now(), &|_, _| {}, &token).await.unwrap();
-    assert!(done.folded_statistics > 0);
+    let summary =
+        compactor.run(CompactionMode::Deep, Utc::now(), &|_, _| {}, &token).await.unwrap();
+    assert!(summary.folded_statistics > 0);
     assert!(assert_all_have_statistics(&store, &statistics_key("a")).await > 0);
     let mut table = StatisticsTable::open(&store, &generation(), 20).await.unwrap().unwrap();
-    assert!(table.files_by_unit().await.unwrap().is_empty(), "they stand in the rows now");
+    assert!(table.files_by_unit().await.unwrap().is_empty(), "they are in the rows now");
     let (pending, _) = BackfillSource::open(&store, &generation())
         .await
         .unwrap()
@@ -239,7 +246,7 @@ async fn a_retired_set_is_dropped_and_can_come_back() {
 }
 
 #[tokio::test]
-async fn passing_faults_lost_answers_and_rivals_leave_every_unit_once() {
+async fn transient_errors_lost_answers_and_rivals_leave_every_unit_once() {
     for kind in [FaultKind::BeforeWrites(3), FaultKind::AfterWrites(3)] {
         let faulty = Arc::new(FaultyStore::new(kind));
         let store = Store::from_object_store(faulty.clone());
