@@ -331,8 +331,8 @@ impl StateStore {
         }
         .map_err(|e| self.store.wrap_error(e))?;
         let corrupt = |reason| TableError::Corrupt { file: file(), reason };
-        let of = |error: serde_json::Error| corrupt(error.to_string());
-        let state: Value = serde_json::from_slice(&bytes).map_err(of)?;
+        let invalid_json = |error: serde_json::Error| corrupt(error.to_string());
+        let state: Value = serde_json::from_slice(&bytes).map_err(invalid_json)?;
         // Before anything else: another format has other fields.
         if let Some(stored) = state["format"].as_u64()
             && stored != u64::from(STATE_FORMAT_VERSION)

@@ -124,12 +124,7 @@ impl Pipeline {
             Ok(result) => result?,
             Err(_) => self.warn_drain_timed_out(),
         }
-        self.commit_all().await?;
-        match self.source_failure.take() {
-            Some(error) => Err(error),
-            None if token.is_cancelled() => Ok(()),
-            None => Err(IngestError::Internal("the consumer".into())),
-        }
+        self.commit_all().await
     }
 
     /// Whether all messages were processed.
@@ -137,12 +132,13 @@ impl Pipeline {
         self.in_flight.is_empty()
     }
 
-    /// Ends unfinished work and the consumer.
-    pub async fn close(self) {
-        let Self { source, in_flight, commit_task, .. } = self;
+    /// Ends unfinished work and the consumer. Returns why the source ended, if it failed.
+    pub async fn close(self) -> Option<IngestError> {
+        let Self { source, in_flight, commit_task, source_failure, .. } = self;
         // Both end the tasks behind them.
         drop((in_flight, commit_task));
         source.close().await;
+        source_failure
     }
 
     /// Logs that the time to drain is over.

@@ -75,8 +75,10 @@ impl Worker {
     /// processed before it ended.
     pub async fn run(self, token: CancellationToken) -> Result<bool, IngestError> {
         let writer = Arc::new(Mutex::new(self.writer));
+        // Cancelled when nothing new is started: the worker is to stop, or its source has failed.
+        let draining = token.child_token();
         let offset_provider =
-            Arc::new(TableOffsetProvider { writer: writer.clone(), cancel: token.clone() });
+            Arc::new(TableOffsetProvider { writer: writer.clone(), cancel: draining.clone() });
         let reembed_topic = self.decoder.reembed_topic().map(str::to_owned);
         let topics: Vec<&str> = std::iter::once(self.source_options.topic.as_str())
             .chain(reembed_topic.as_deref())
@@ -86,14 +88,13 @@ impl Worker {
             &self.source_options,
             &topics,
             offset_provider,
-            token.clone(),
+            draining.clone(),
         )?;
         self.progress.add_consumer(source.handle());
         let model_fingerprint = self.encoders.card().fingerprint.clone();
         let prompt_sets = self.prompt_sets.clone();
         // Cancelled when the time to drain is over: no attempt and no pause outlives it.
         let cancel_processing = CancellationToken::new();
-        let draining = token.child_token();
         let _drain_timer = start_drain_timer(
             draining.clone(),
             Duration::from_secs(self.options.drain_seconds),
@@ -129,15 +130,20 @@ impl Worker {
         let result = cancel_processing.run_until_cancelled(pipeline.run(&token, &draining)).await;
         // What did not drain is given up: its next owner processes it again.
         cancel_processing.cancel();
-        let result = match result {
+        let drained = match result {
             Some(Err(IngestError::Table(TableError::Cancelled { .. }))) | None => {
                 pipeline.warn_drain_timed_out();
                 Ok(false)
             }
             Some(result) => result.map(|()| pipeline.is_empty()),
         };
-        pipeline.close().await;
-        result
+        let source_failure = pipeline.close().await;
+        let drained = drained?;
+        match source_failure {
+            Some(error) => Err(error),
+            None if token.is_cancelled() => Ok(drained),
+            None => Err(IngestError::Internal("the consumer".into())),
+        }
     }
 }
 
