@@ -1,12 +1,13 @@
-//! Panics of libraries that bsap catches where it calls them: the fuzzer's hook would end the run.
+//! The fuzzer's panic hook ends the run. Some panics of libraries are caught by bsap and must not.
 
-/// Lets what panics in the sources of the package `package` pass; all else ends the run as before.
-pub fn pass_over(package: &'static str) {
-    let abort = std::panic::take_hook();
-    let sources = format!("/{package}-");
+/// Makes the panic hook ignore panics in the sources of the package `package`; all others still end the
+/// run.
+pub fn ignore_panics_of(package: &'static str) {
+    let abort_hook = std::panic::take_hook();
+    let source_path = format!("/{package}-");
     std::panic::set_hook(Box::new(move |info| {
-        if !info.location().is_some_and(|place| place.file().contains(&sources)) {
-            abort(info);
+        if !info.location().is_some_and(|location| location.file().contains(&source_path)) {
+            abort_hook(info);
         }
     }));
 }

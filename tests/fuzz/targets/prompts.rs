@@ -1,4 +1,4 @@
-//! Any text as the file of a prompt set: usable, or refused with the reason.
+//! Arbitrary text as the file of a prompt set: loaded, or rejected with a reason.
 
 #![no_main]
 
@@ -10,7 +10,7 @@ fuzz_target!(|data: &[u8]| {
     std::io::Write::write_all(&mut file, data).expect("written");
     match PromptSet::load(&file.path().display().to_string()) {
         Ok(set) => {
-            set.check().expect("what was loaded is right");
+            set.validate().expect("a loaded set is valid");
             assert_eq!(set.fingerprint().len(), 64);
         }
         Err(error) => assert!(!error.to_string().is_empty()),

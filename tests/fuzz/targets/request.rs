@@ -1,4 +1,4 @@
-//! Any body of `POST /v1/search`, answered over a small catalogue: hits or a refusal that names a
+//! An arbitrary body of `POST /v1/search`, answered over a small catalogue: hits, or an error that names a
 //! field.
 
 #![no_main]
@@ -6,27 +6,29 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
-use bsap::clip::{ClipError, ModelCard, Pixels, Towers};
-use bsap::serve::http::SearchRequest;
 use bsap::balance::normalise::Normaliser;
+use bsap::catalogue::ServingConfig;
+use bsap::clip::{ClipError, Encoders, ModelCard, Pixels};
 use bsap::prompts::PromptSet;
-use bsap::record::{AttributeType, AttributeTypes, Embedding, Image, ImageId, Row, Sequence};
-use bsap::search::{Engine, Options, Query, Route, Served};
-use bsap::table::{Changes, Part};
-use bsap::catalogue::Serving;
+use bsap::record::{
+    AttributeType, AttributeTypes, Embedding, ImageId, ImageRow, SequenceKey, StoredImage,
+};
+use bsap::search::{Engine, Query, Route, SearchOptions, ServingSnapshot};
+use bsap::serve::http::SearchRequest;
+use bsap::table::{SnapshotPart, TableChanges};
 use image::RgbImage;
 use libfuzzer_sys::fuzz_target;
 
-const K: usize = 20;
+const MAX_RESULTS: usize = 20;
 
-/// Every text and picture in the same direction, more or less.
-struct Constant(ModelCard);
+/// A model that gives all images the same embedding, and texts one of two.
+struct ConstantEncoders(ModelCard);
 
-impl Towers for Constant {
+impl Encoders for ConstantEncoders {
     fn card(&self) -> &ModelCard {
         &self.0
     }
-    fn prepare(&self, _: &RgbImage) -> Result<Pixels, ClipError> {
+    fn preprocess_image(&self, _: &RgbImage) -> Result<Pixels, ClipError> {
         Ok(Pixels(Vec::new()))
     }
     fn embed_images(&self, batch: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError> {
@@ -40,16 +42,16 @@ impl Towers for Constant {
 }
 
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
-    let towers = Arc::new(Constant(ModelCard::stand_in("constant", 4)));
+    let encoders = Arc::new(ConstantEncoders(ModelCard::without_checkpoint("constant", 4)));
     let set = PromptSet::new("two", vec!["one".into(), "four".into()]);
-    let set = Arc::new(set.embed(&*towers, 2).expect("a set"));
-    let serving = Serving::new(set.key.clone(), Normaliser::Softmax, 0.5);
-    let served = Served {
-        revision: 1,
-        generation: "g".into(),
-        name: "live".into(),
-        stands_as: Route::Live,
-        sets: vec![set],
+    let set = Arc::new(set.embed(&*encoders, 2).expect("a set"));
+    let serving = ServingConfig::new(set.statistics_key.clone(), Normaliser::Softmax, 0.5);
+    let served = ServingSnapshot {
+        state_revision: 1,
+        generation_id: "g".into(),
+        configuration_name: "live".into(),
+        role: Route::Live,
+        prompt_sets: vec![set],
         serving,
         candidate: None,
     };
@@ -57,14 +59,15 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
         ("colour".into(), AttributeType::Text),
         ("price".into(), AttributeType::Number),
     ]);
-    let options = Options { max_k: K, ..Options::default() };
-    let engine = Engine::new(towers, served, options).reading(declared, Default::default());
-    let row = |i: u64| Row {
+    let options = SearchOptions { max_k: MAX_RESULTS, ..SearchOptions::default() };
+    let engine = Engine::new(encoders, served, options)
+        .with_attributes_and_decoding(declared, Default::default());
+    let row = |i: u64| ImageRow {
         image_id: ImageId::new(format!("image-{i}")).expect("an id"),
-        sequence: Sequence::from_number(1),
+        sequence: SequenceKey::from_number(1),
         event_time: None,
         embedded_at: chrono::DateTime::UNIX_EPOCH,
-        image: Some(Image {
+        image: Some(StoredImage {
             uri: None,
             content_hash: "00".repeat(32),
             bytes: 9,
@@ -74,19 +77,19 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
                 ("colour".into(), ["red", "blue"][i as usize % 2].into()),
                 ("price".into(), format!("{i}")),
             ]),
-            embedding: Embedding::round(&[0.5, 0.5, -0.5, 0.5 - i as f32 / 50.0]),
+            embedding: Embedding::from_unit_vector(&[0.5, 0.5, -0.5, 0.5 - i as f32 / 50.0]),
             statistics: BTreeMap::new(),
         }),
     };
-    let changes = Changes {
+    let changes = TableChanges {
         version: 1,
-        whole: true,
-        part: Part::All,
+        is_full_snapshot: true,
+        part: SnapshotPart::All,
         rows: (0..50).map(row).collect(),
         statistics: Vec::new(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    runtime.block_on(engine.snapshots().apply(changes)).expect("a small catalogue");
+    runtime.block_on(engine.snapshots().apply_changes(changes)).expect("a small catalogue");
     engine
 });
 
@@ -94,7 +97,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(request) = serde_json::from_slice::<SearchRequest>(data) else { return };
     match Query::try_from(request).and_then(|query| ENGINE.search(&query)) {
         Ok(results) => {
-            assert!(results.hits.len() <= K && results.matched <= results.scanned);
+            assert!(results.hits.len() <= MAX_RESULTS && results.matched <= results.scanned);
             assert!(
                 results.hits.iter().all(|hit| hit.score.is_finite() && hit.raw_score.is_finite())
             );
