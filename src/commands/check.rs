@@ -19,34 +19,33 @@ use crate::search::{memory_limit_bytes, memory_required_bytes};
 use crate::serve::http;
 use crate::table::TableOverview;
 
+const REINDEX_TOPIC_KEY: &str = "source.reindex_topic";
+/// How many bytes larger a dead letter may be than the original message.
+const DEAD_LETTER_OVERHEAD_BYTES: i64 = 16 << 10;
+
 /// Checks the configuration and everything that it names.
 pub fn run(config_file: Option<&Path>) -> CommandResult {
     block_on(run_checks(config_file))
 }
 
-const REINDEX_TOPIC_KEY: &str = "source.reindex_topic";
-
-/// Bytes that a dead letter may be larger than the original.
-const DEAD_LETTER_OVERHEAD_BYTES: i64 = 16 << 10;
-
-/// Says what is right and what is not, a line each.
+/// Prints one line per check, and counts the failed ones.
 struct CheckReport {
     failed_checks: usize,
 }
 
 impl CheckReport {
-    fn print_result<E: Display>(&mut self, what: &str, result: Result<String, E>) {
+    fn print_result<E: Display>(&mut self, option: &str, result: Result<String, E>) {
         match result {
-            Ok(found) => print_line!("ok      {what}: {found}"),
+            Ok(description) => print_line!("ok      {option}: {description}"),
             Err(error) => {
                 self.failed_checks += 1;
-                print_line!("FAILED  {what}: {error:#}");
+                print_line!("FAILED  {option}: {error:#}");
             }
         }
     }
 }
 
-/// Checks everything that can be checked, whatever else fails.
+/// Runs all checks, even if some fail.
 async fn run_checks(file: Option<&Path>) -> CommandResult {
     let (config, problems) = crate::config::load_and_collect_problems(file, std::env::vars())
         .map_err(|e| CommandError::Usage(e.into()))?;
@@ -64,13 +63,13 @@ async fn run_checks(file: Option<&Path>) -> CommandResult {
     if let Some(dimension) = dimension {
         check_memory(&config, dimension, &mut report).await;
     }
-    let listened = http::listen(&config.http).await;
-    report.print_result("http.listen", listened.map(|_| format!("{} is free", config.http.listen)));
+    let listener = http::listen(&config.http).await;
+    report.print_result("http.listen", listener.map(|_| format!("{} is free", config.http.listen)));
     match (problems.len(), report.failed_checks) {
         (0, 0) => Ok(()),
         (0, failed) => Err(anyhow::anyhow!("{failed} checks failed").into()),
-        (wrong, failed) => Err(CommandError::usage(format!(
-            "the configuration has {wrong} problems, and {failed} checks failed"
+        (invalid, failed) => Err(CommandError::usage(format!(
+            "the configuration has {invalid} problems, and {failed} checks failed"
         ))),
     }
 }
@@ -89,8 +88,8 @@ async fn check_kafka(config: &Config, report: &mut CheckReport) {
         Err(error) => report.print_result("kafka.brokers", Err::<String, _>(error)),
         Ok(partitions) => {
             report.print_result("kafka.brokers", Ok::<_, String>(config.kafka.brokers.clone()));
-            let all = partitions[..2].iter().all(|count| *count > 0);
-            let source = partitions[0];
+            let required_topics_exist = partitions[..2].iter().all(|count| *count > 0);
+            let source_partitions = partitions[0];
             for ((key, topic), count) in topics.into_iter().zip(partitions) {
                 if key == REINDEX_TOPIC_KEY && count == 0 && !needs_reindex_topic(config).await {
                     print_line!(
@@ -98,36 +97,38 @@ async fn check_kafka(config: &Config, report: &mut CheckReport) {
                     );
                     continue;
                 }
-                let found = match count {
-                    n if key == REINDEX_TOPIC_KEY && n > 0 && n < source => Err(format!(
-                        "topic {topic} has {n} partitions, source.topic has {source}: fewer workers than could would embed images again; give it as many"
-                    )),
+                let result = match count {
+                    n if key == REINDEX_TOPIC_KEY && n > 0 && n < source_partitions => {
+                        Err(format!(
+                            "topic {topic} has {n} partitions, source.topic has {source_partitions}: only so many workers could embed images again; give it as many"
+                        ))
+                    }
                     0 => Err(format!(
                         "topic {topic} does not exist; create it, or let the brokers create topics"
                     )),
                     n => Ok(format!("topic {topic}, {n} partitions")),
                 };
-                report.print_result(key, found);
+                report.print_result(key, result);
             }
-            if all {
+            if required_topics_exist {
                 check_topic_settings(config, &names[..2], report).await;
             }
         }
     }
 }
 
-/// Whether workers read of images that are to be embedded again.
+/// Whether there are workers that consume the topic of images to be embedded again.
 async fn needs_reindex_topic(config: &Config) -> bool {
     let Ok((store, state)) = open_catalogue(config).await else { return false };
     let first = StateStore::new(&store).read_revision(1).await.ok().flatten();
     state.standby.is_some() || first.is_some_and(|first| first.live.id != state.live.id)
 }
 
-/// Settings of the topics on which it depends that nothing is lost.
+/// Checks the settings of topics that could lose dead letters.
 async fn check_topic_settings(config: &Config, names: &[&str], report: &mut CheckReport) {
     let settings = match kafka::fetch_topic_configs(&config.kafka, names).await {
         Ok(settings) => settings,
-        // The right to read settings is not needed for the work.
+        // Not a failure: workers do not need the permission to read settings.
         Err(error) => return print_line!("unknown settings of the topics: {error}"),
     };
     let [source, dead_letter] = &settings[..] else { return };
@@ -136,7 +137,7 @@ async fn check_topic_settings(config: &Config, names: &[&str], report: &mut Chec
     }
 }
 
-/// What is wrong with the settings of the source topic and of the dead letters'.
+/// Returns one line per unsuitable setting of the source topic and of the dead-letter topic.
 fn validate_topic_settings(
     source: &BTreeMap<String, String>,
     dead_letter: &BTreeMap<String, String>,
@@ -153,7 +154,7 @@ fn validate_topic_settings(
     }
     if get(dead_letter, "cleanup.policy").is_some_and(|policy| policy.contains("compact")) {
         problems.push(
-            "cleanup.policy is compact: of several dead letters with one key only the last would stay; set it to delete".into(),
+            "cleanup.policy is compact: of several dead letters with one key only the last would be kept; set it to delete".into(),
         );
     }
     if let Some((dead_letter_max, source_max)) =
@@ -169,7 +170,7 @@ fn validate_topic_settings(
 }
 
 async fn check_table(config: &Config, report: &mut CheckReport) {
-    let checked = async {
+    let result = async {
         let store = open_store(config).await?;
         store.check_capabilities().await?;
         Ok::<_, anyhow::Error>(format!(
@@ -177,10 +178,10 @@ async fn check_table(config: &Config, report: &mut CheckReport) {
             store.url()
         ))
     };
-    report.print_result("table.url", checked.await);
+    report.print_result("table.url", result.await);
 }
 
-/// What a query worker will need, and whether it may have it.
+/// Estimates the memory that a query worker needs, and compares it with the limit.
 async fn check_memory(config: &Config, dimension: usize, report: &mut CheckReport) {
     let limit = memory_limit_bytes(generation_memory_mib(config));
     let (mut sets, mut rows) = (config.prompts.sets.len(), None);
@@ -191,7 +192,7 @@ async fn check_memory(config: &Config, dimension: usize, report: &mut CheckRepor
     }
     let memory_for = |rows| memory_required_bytes(rows, dimension, sets);
     let estimate = format!(
-        "{} bytes an image besides its id, address and attributes; {} MiB are allowed, room for about {} images",
+        "{} bytes per image besides its id, address and attributes; {} MiB are allowed, enough for about {} images",
         memory_for(1),
         to_mebibytes(limit),
         limit / memory_for(1)
@@ -207,7 +208,8 @@ fn to_mebibytes(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 
-/// Loads and tests the model, and embeds the prompt sets; gives the dimension of embeddings.
+/// Loads and tests the models, and embeds the prompt sets. Returns the dimension of embeddings, `None`
+/// if the model cannot be loaded.
 async fn check_model(
     config: Config,
     report: &mut CheckReport,
@@ -240,10 +242,9 @@ async fn check_model(
             ))
         });
         let mut models = vec![("model.checkpoint", test_and_describe(&*encoders))];
-        if let Some(candidate) = standby_model_options(&config) {
-            let clip = ClipModel::load(&candidate).map_err(anyhow::Error::from);
-            let candidate = clip.and_then(|clip| test_and_describe(&clip));
-            models.push((STANDBY_CHECKPOINT_KEY, candidate));
+        if let Some(options) = standby_model_options(&config) {
+            let clip = ClipModel::load(&options).map_err(anyhow::Error::from);
+            models.push((STANDBY_CHECKPOINT_KEY, clip.and_then(|clip| test_and_describe(&clip))));
         }
         let dimension = Some(encoders.card().dimension);
         (dimension, models, sets.collect::<Vec<Result<String, anyhow::Error>>>())
@@ -269,21 +270,21 @@ mod tests {
     #[test]
     fn topics_that_would_lose_dead_letters_are_reported() {
         let source = settings(&[("max.message.bytes", "1048588")]);
-        let usual = settings(&[
+        let unsuitable = settings(&[
             ("retention.ms", "604800000"),
             ("message.timestamp.type", "CreateTime"),
             ("cleanup.policy", "compact"),
             ("max.message.bytes", "1048588"),
         ]);
-        let problems = validate_topic_settings(&source, &usual);
+        let problems = validate_topic_settings(&source, &unsuitable);
         assert_eq!(problems.len(), 3, "{problems:?}");
         assert!(problems[2].contains("1064972"), "{problems:?}");
-        let good = settings(&[
+        let suitable = settings(&[
             ("retention.ms", "-1"),
             ("message.timestamp.type", "CreateTime"),
             ("cleanup.policy", "delete"),
             ("max.message.bytes", "2000000"),
         ]);
-        assert_eq!(validate_topic_settings(&source, &good), Vec::<String>::new());
+        assert_eq!(validate_topic_settings(&source, &suitable), Vec::<String>::new());
     }
 }

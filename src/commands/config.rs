@@ -1,4 +1,4 @@
-//! `bsap config`: the configuration, and generated reference pages and schemas.
+//! `bsap config`: prints the configuration, and the generated reference pages and schemas.
 
 use std::path::Path;
 
@@ -27,29 +27,29 @@ pub struct ConfigArgs {
 pub enum ConfigOutput {
     /// A commented file with every option at its default
     Example,
-    /// What is in effect, with secrets hidden
+    /// The effective configuration, with secrets hidden
     Show,
-    /// Every option described, as Markdown
+    /// The reference of all options, as Markdown
     Reference,
     /// The JSON schema of the file, for editors
     Schema,
     /// The JSON schema of new-image events
     EventSchema,
-    /// The JSON schema of CloudEvents that bring them
+    /// The JSON schema of CloudEvents that contain them
     CloudEventSchema,
     /// The JSON schema of bucket notifications
     BucketNotificationSchema,
     /// The HTTP interface as OpenAPI 3.1
     Openapi,
-    /// Every log event with its fields and what to do about it, as Markdown
+    /// The reference of all log events, as Markdown
     LogEvents,
     /// The JSON schema of requests on the control topic
     ControlRequestSchema,
-    /// Every metric with its labels, as Markdown
+    /// The reference of all metrics, as Markdown
     Metrics,
 }
 
-/// Prints what is asked for; only what is in effect needs a configuration that is right.
+/// Prints what the argument names. Only `show` reads the configuration.
 pub fn run(args: &ConfigArgs, config_file: Option<&Path>) -> CommandResult {
     let text = match args.what {
         ConfigOutput::Example => config::example_toml(),
@@ -72,6 +72,6 @@ pub fn run(args: &ConfigArgs, config_file: Option<&Path>) -> CommandResult {
     Ok(())
 }
 
-fn to_pretty_json(schema: &impl Serialize) -> serde_json::Result<String> {
-    serde_json::to_string_pretty(schema)
+fn to_pretty_json(document: &impl Serialize) -> serde_json::Result<String> {
+    serde_json::to_string_pretty(document)
 }

@@ -1,4 +1,4 @@
-//! `bsap dead-letters`: lists, shows and replays messages that were dead-lettered.
+//! `bsap dead-letters`: lists, shows and replays dead letters, the messages that could not be used.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io::Write as _;
@@ -27,13 +27,16 @@ use crate::ingest::dead_letter::{
 };
 use crate::record::VersionOrdering;
 
+/// Dead letters that are read ahead.
+const PREFETCH: usize = 16;
+
 /// `bsap dead-letters`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  bsap dead-letters list --since 24h                 what went wrong today
+  bsap dead-letters list --since 24h                 failures of the last day
   bsap dead-letters show 'images[0]@1742'            one message with its headers
-  bsap dead-letters replay --stage fetch --dry-run   what would be sent again
+  bsap dead-letters replay --stage fetch --dry-run   show what would be sent again
   bsap dead-letters replay --stage fetch             send it again
 
 Replaying is safe to repeat: an event that is older than what is stored changes nothing.")]
@@ -46,62 +49,62 @@ pub struct DeadLettersArgs {
 /// What `bsap dead-letters` does.
 #[derive(Debug, Subcommand)]
 pub enum DeadLettersAction {
-    /// List messages that were put aside, with the reason, and count them
+    /// List dead letters with their reasons, and count them
     List {
-        /// Which.
+        /// Selects dead letters.
         #[command(flatten)]
         filter: DeadLetterFilterArgs,
-        /// Print at most so many, the newest; all are counted
+        /// Print at most so many, the newest ones; all are counted
         #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
         limit: u32,
-        /// Print JSON, a line a message
+        /// Print one line of JSON per message
         #[arg(long)]
         json: bool,
     },
     /// Print one message: reason, headers, key and value
     Show {
-        /// Where it came from, for example images[0]@1742
+        /// Origin of the message, for example images[0]@1742
         origin: String,
-        /// Print the value alone, byte for byte
+        /// Print only the value, byte for byte
         #[arg(long)]
         value: bool,
     },
     /// Send messages again to the topic and partition that they came from
     Replay {
-        /// Which.
+        /// Selects dead letters.
         #[command(flatten)]
         filter: DeadLetterFilterArgs,
-        /// Replay everything, where no filter is given
+        /// Replay everything; required if no filter is given
         #[arg(long)]
         all: bool,
-        /// Say what would be sent, and send nothing
+        /// Print what would be sent, and send nothing
         #[arg(long)]
         dry_run: bool,
     },
 }
 
-/// Which dead letters are meant.
+/// Selects dead letters; without any of these, all.
 #[derive(Debug, Args)]
 pub struct DeadLetterFilterArgs {
-    /// Where it came from, for example images[0]@1742; may be repeated
+    /// Origin of the message, for example images[0]@1742; may be repeated
     #[arg(long, value_name = "TOPIC[PARTITION]@OFFSET")]
     pub origin: Vec<String>,
-    /// Stage that gave up: decode_event, fetch, decode_image; may be repeated
+    /// Stage that failed: decode_event, fetch, decode_image; may be repeated
     #[arg(long)]
     pub stage: Vec<String>,
-    /// Code of the fault, for example image_damaged; may be repeated
+    /// Code of the error, for example image_damaged; may be repeated
     #[arg(long)]
     pub code: Vec<String>,
-    /// Put aside since: an RFC 3339 time, or an age such as 90s, 30m, 24h, 7d
+    /// Dead-lettered since: an RFC 3339 time, or an age such as 90s, 30m, 24h, 7d
     #[arg(long, value_parser = parse_time_or_age)]
     pub since: Option<DateTime<Utc>>,
-    /// Put aside before: an RFC 3339 time, or an age
+    /// Dead-lettered before: an RFC 3339 time, or an age
     #[arg(long, value_parser = parse_time_or_age)]
     pub until: Option<DateTime<Utc>>,
 }
 
 impl DeadLetterFilterArgs {
-    /// As the reader wants it.
+    /// Returns the filter for reading the topic.
     pub fn to_filter(&self) -> DeadLetterFilter {
         DeadLetterFilter {
             origins: self.origin.clone(),
@@ -113,16 +116,13 @@ impl DeadLetterFilterArgs {
     }
 }
 
-/// Letters read ahead of what is done with them.
-const PREFETCH: usize = 16;
-
 /// Lists, shows or replays dead letters.
 pub fn run(args: &DeadLettersArgs, config_file: Option<&Path>) -> CommandResult {
     let config = with_quiet_logging(load_config_without_model(config_file)?);
     run_with_logging(config, |config, token| handle_action(args, config, token))
 }
 
-/// Lists, shows or sends again.
+/// Carries out the action that the arguments name.
 pub async fn handle_action(
     args: &DeadLettersArgs,
     config: Config,
@@ -141,13 +141,13 @@ pub async fn handle_action(
             let filter = filter.to_filter();
             if filter == DeadLetterFilter::default() && !all {
                 return Err(CommandError::usage(
-                    "name what to replay (--origin, --stage, --code, --since, --until), or say --all",
+                    "name what to replay (--origin, --stage, --code, --since, --until), or give --all",
                 ));
             }
             if config.source.ordering == VersionOrdering::Offset {
                 return Err(CommandError::usage(
-                    "source.ordering is `offset`: a message that is sent again would be newer than all \
-                     that came since; publish the images anew instead (`bsap publish`)",
+                    "source.ordering is `offset`: a message that is sent again would count as newer than \
+                     all later ones; publish the images again instead (`bsap publish`)",
                 ));
             }
             replay_letters(&config, filter, *dry_run, &token).await
@@ -155,7 +155,7 @@ pub async fn handle_action(
     }
 }
 
-/// Letters as they are read, each origin once, and the reading itself.
+/// Reads the topic of dead letters in the background, and returns each origin once.
 struct DeadLetterReader {
     letters: mpsc::Receiver<DeadLetter>,
     task: JoinHandle<Result<u64, DeadLetterReadError>>,
@@ -175,8 +175,8 @@ impl DeadLetterReader {
         Self { letters, task, seen_origins: HashSet::new() }
     }
 
-    /// The next letter. One that lies there twice, because a worker ended between putting it aside
-    /// and storing its position, comes once.
+    /// Returns the next dead letter. A message may be in the topic twice, because a worker ended after
+    /// dead-lettering it and before storing its position; it is returned once.
     async fn next(&mut self) -> Option<DeadLetter> {
         loop {
             let letter = self.letters.recv().await?;
@@ -186,12 +186,13 @@ impl DeadLetterReader {
         }
     }
 
+    /// Waits for the end of the topic, and reports messages that are no dead letters.
     async fn finish(self) -> anyhow::Result<()> {
         drop(self.letters);
         let not_dead_letters = self.task.await??;
         if not_dead_letters > 0 {
             print_note!(
-                "{not_dead_letters} messages of the topic are no dead letters and were passed over"
+                "{not_dead_letters} messages of the topic are no dead letters and were skipped"
             );
         }
         Ok(())
@@ -231,7 +232,7 @@ async fn list_letters(
     table
         .load_style(UTF8_HORIZONTAL_ONLY)
         .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(["origin", "put aside", "stage", "code", "reason"]);
+        .set_header(["origin", "dead-lettered", "stage", "code", "reason"]);
     let shown = newest.len();
     for letter in newest {
         let field = |name: &str| letter[name].as_str().unwrap_or_default().to_owned();
@@ -241,7 +242,7 @@ async fn list_letters(
     for ((stage, code), count) in counts {
         print_line!("{count:>8}  {stage}  {code}");
     }
-    print_line!("{total:>8}  in all, {shown} shown");
+    print_line!("{total:>8}  in total, {shown} shown");
     Ok(())
 }
 
@@ -263,24 +264,24 @@ async fn show_letter(
     config: &Config,
     filter: DeadLetterFilter,
     origin: &str,
-    value_alone: bool,
+    value_only: bool,
     token: &CancellationToken,
 ) -> CommandResult {
     let mut reader = DeadLetterReader::start(config, filter, token);
     let letter = reader.next().await;
     reader.finish().await?;
     let letter = letter.with_context(|| {
-        format!("{origin}: no such dead letter; `bsap dead-letters list` shows what there is")
+        format!("{origin}: no such dead letter; `bsap dead-letters list` lists them")
     })?;
     let payload = letter.message.payload.as_deref();
-    if value_alone {
+    if value_only {
         std::io::stdout().write_all(payload.unwrap_or_default())?;
         return Ok(());
     }
     print_line!("origin     {}", letter.origin());
-    print_line!("place      {}", letter.position());
+    print_line!("position   {}", letter.position());
     if let Some(at) = letter.dead_lettered_at {
-        print_line!("put aside  {at}");
+        print_line!("set aside  {at}");
     }
     print_line!("stage      {}", letter.stage);
     print_line!("code       {}", letter.code);
@@ -301,7 +302,7 @@ async fn show_letter(
     Ok(())
 }
 
-/// Bytes for a terminal: text where it is some, else base64.
+/// Formats bytes for a terminal: as text if they are printable UTF-8, otherwise as base64.
 fn text_or_base64(bytes: Option<&[u8]>) -> String {
     let Some(bytes) = bytes else { return "(null)".into() };
     match std::str::from_utf8(bytes) {
@@ -316,7 +317,7 @@ async fn replay_letters(
     dry_run: bool,
     token: &CancellationToken,
 ) -> CommandResult {
-    let letters = DeadLetterWriter::new(&config.kafka, &config.dead_letter)?;
+    let writer = DeadLetterWriter::new(&config.kafka, &config.dead_letter)?;
     let mut reader = DeadLetterReader::start(config, filter, token);
     let spinner = ProgressBar::new_spinner();
     let mut replayed: BTreeMap<String, u64> = BTreeMap::new();
@@ -324,7 +325,7 @@ async fn replay_letters(
         if dry_run {
             print_line!("{}  {}  {}", letter.origin(), letter.code, letter.reason);
         } else {
-            letters.replay(&letter).await.with_context(|| letter.origin())?;
+            writer.replay(&letter).await.with_context(|| letter.origin())?;
         }
         *replayed.entry(letter.message.partition.topic.to_string()).or_default() += 1;
         spinner.inc(1);
@@ -332,17 +333,18 @@ async fn replay_letters(
     }
     spinner.finish_and_clear();
     reader.finish().await?;
-    letters.flush(Duration::from_secs(30))?;
+    writer.flush(Duration::from_secs(30))?;
     if replayed.is_empty() {
         print_line!("nothing to replay");
     }
     for (topic, count) in replayed {
-        let done = if dry_run { "would be sent" } else { "sent" };
-        print_line!("{count} messages {done} again to {topic}");
+        let action = if dry_run { "would be sent" } else { "sent" };
+        print_line!("{count} messages {action} again to {topic}");
     }
     Ok(())
 }
 
+/// Parses an RFC 3339 time, or an age before now.
 fn parse_time_or_age(text: &str) -> Result<DateTime<Utc>, String> {
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {
         return Ok(time.to_utc());
@@ -367,15 +369,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_given_as_such_or_as_an_age() {
-        let ago = Utc::now() - parse_time_or_age("36h").unwrap();
-        assert!((129_599..129_700).contains(&ago.num_seconds()));
+    fn a_time_is_given_as_rfc_3339_or_as_an_age() {
+        let age = Utc::now() - parse_time_or_age("36h").unwrap();
+        assert!((129_599..129_700).contains(&age.num_seconds()));
         assert_eq!(
             parse_time_or_age("2026-01-02T03:04:05+01:00").unwrap().timestamp(),
             1_767_319_445
         );
-        for wrong in ["", "h", "-3h", "3w", "yesterday", "99999999999d", "é"] {
-            assert!(parse_time_or_age(wrong).is_err(), "{wrong}");
+        for invalid in ["", "h", "-3h", "3w", "yesterday", "99999999999d", "é"] {
+            assert!(parse_time_or_age(invalid).is_err(), "{invalid}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `bsap embed`: embeddings of texts and images as numbers.
+//! `bsap embed`: prints embeddings of texts and images.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::ingest::decode::{self, decode};
 /// `bsap embed`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Prints a JSON line an input, texts first: kind, input, tokens of a text, embedding (unit length).
+Prints one line of JSON per input, texts first: kind, input, tokens of a text, embedding (of unit length).
 
 Example:
   bsap embed --checkpoint clip-vit-base-patch32 --text 'a red mug' --image mug.jpg")]
@@ -25,28 +25,28 @@ pub struct EmbedArgs {
     /// Folder of the checkpoint, in the Hugging Face layout, or a model of the hub
     #[arg(long, value_name = "FOLDER|ID")]
     pub checkpoint: String,
-    /// A text
+    /// A text; may be repeated
     #[arg(long, value_name = "TEXT")]
     pub text: Vec<String>,
-    /// File with a JSON string a line, each a text; `-` reads standard input
+    /// File with one text per line, as a JSON string; `-` reads standard input
     #[arg(long, value_name = "FILE")]
     pub texts: Option<PathBuf>,
-    /// An image file
+    /// An image file; may be repeated
     #[arg(long, value_name = "FILE")]
     pub image: Vec<PathBuf>,
-    /// Write the square that the image tower reads of each image into this folder, as PNG named
-    /// by its place among the images: 0.png, 1.png
+    /// Write the square that the image encoder reads of each image into this folder, as PNG named
+    /// by the position of the image among the arguments: 0.png, 1.png
     #[arg(long, value_name = "FOLDER")]
     pub pixels: Option<PathBuf>,
-    /// Most inputs computed at one time
+    /// Inputs per batch
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub batch: u16,
-    /// Where and how exactly.
+    /// Device, precision and revision.
     #[command(flatten)]
     pub model: CheckpointArgs,
 }
 
-/// Prints embeddings, a JSON line an input.
+/// Prints one line of JSON per input.
 pub fn run(args: &EmbedArgs) -> CommandResult {
     let mut texts = args.text.clone();
     if let Some(file) = &args.texts {
@@ -70,7 +70,7 @@ pub fn run(args: &EmbedArgs) -> CommandResult {
         std::fs::create_dir_all(folder)
             .with_context(|| format!("--pixels: {}", folder.display()))?;
     }
-    for (number, files) in args.image.chunks(args.batch.into()).enumerate() {
+    for (batch_number, files) in args.image.chunks(args.batch.into()).enumerate() {
         let pixels = files
             .iter()
             .map(|file| {
@@ -79,7 +79,7 @@ pub fn run(args: &EmbedArgs) -> CommandResult {
             .collect::<anyhow::Result<Vec<_>>>()?;
         if let Some(folder) = &args.pixels {
             for (i, pixels) in pixels.iter().enumerate() {
-                let name = format!("{}.png", number * usize::from(args.batch) + i);
+                let name = format!("{}.png", batch_number * usize::from(args.batch) + i);
                 save_png(pixels, clip.card().image_side, &folder.join(name))?;
             }
         }
@@ -91,7 +91,7 @@ pub fn run(args: &EmbedArgs) -> CommandResult {
     Ok(())
 }
 
-/// The JSON strings of a file.
+/// Reads a file with one JSON string per line.
 fn read_texts(file: &Path) -> Result<Vec<String>, CommandError> {
     let name = file.display();
     let mut text = String::new();
@@ -116,6 +116,6 @@ fn load_pixels(clip: &ClipModel, file: &Path) -> anyhow::Result<Pixels> {
 
 fn save_png(pixels: &Pixels, side: u32, file: &Path) -> anyhow::Result<()> {
     let square = RgbImage::from_raw(side, side, pixels.0.clone());
-    square.context("the picture is no square")?.save(file)?;
+    square.context("the pixels are not those of a square")?.save(file)?;
     Ok(())
 }

@@ -22,12 +22,12 @@ pub fn run(config_file: Option<&Path>) -> CommandResult {
     run_with_logging(load_config(config_file)?, consume_events)
 }
 
-/// Consumes events until `token` is cancelled.
+/// Consumes events until `token` is cancelled, then drains the pipeline.
 async fn consume_events(config: Config, token: CancellationToken) -> CommandResult {
     let encoders = load_encoders(&config)?;
     let progress = Arc::new(Progress::default());
     metrics::record_start("worker");
-    // Before the catalogue is opened: a probe that is refused kills a slow start.
+    // Started before the catalogue is opened: a slow start must not fail its liveness probe.
     let admin_cancel = token.child_token();
     admin::start_server(&config.metrics, progress.clone(), admin_cancel.clone()).await;
     let worker = build_worker(&config, encoders.clone(), progress).await?;
@@ -35,16 +35,16 @@ async fn consume_events(config: Config, token: CancellationToken) -> CommandResu
     let mut background_tasks = spawn_background_tasks(&config, &store, &worker, &token);
     let maintenance = build_maintenance(&config, &*encoders).await?;
     let maintenance_cancel = token.child_token();
-    // On a thread of its own: merging files computes for seconds.
+    // On a thread of its own, because merging files computes for seconds without yielding.
     let (runtime, maintenance_token) = (Handle::current(), maintenance_cancel.clone());
     let maintenance_task =
         tokio::task::spawn_blocking(move || runtime.block_on(maintenance.run(maintenance_token)));
-    let stopped = token.clone();
+    let stop_all = token.clone();
     let drained = worker.run(token).await;
-    // A worker that ends by an error takes the rest with it.
-    stopped.cancel();
+    // If the worker ended with an error, the background tasks must end too.
+    stop_all.cancel();
     while background_tasks.join_next().await.is_some() {}
-    // A merge under way is finished, the next is not begun.
+    // A running merge is finished, and no other one is started.
     maintenance_cancel.cancel();
     maintenance_task.await?;
     admin_cancel.cancel();

@@ -17,18 +17,18 @@ pub struct KeysArgs {
 /// What `bsap keys` does.
 #[derive(Debug, Subcommand)]
 pub enum KeysAction {
-    /// Print a new key, and the lines of the configuration that make it known
+    /// Print a new key, and the lines of the configuration for it
     New {
-        /// Who will hold it, for the log
+        /// Name of its holder, for the log
         #[arg(long)]
         name: String,
-        /// What it may do; may be given several times. `admin` may do everything
+        /// What the key permits; may be repeated. `admin` permits everything
         #[arg(long = "scope", required = true, value_name = "SCOPE")]
         scopes: Vec<Scope>,
     },
 }
 
-/// Makes a key: its secret is printed once and kept nowhere.
+/// Makes a key. Its secret is printed and not stored.
 pub fn run(args: &KeysArgs) -> CommandResult {
     let KeysAction::New { name, scopes } = &args.action;
     let (key, secret) = ApiKey::generate(name, scopes);
@@ -38,9 +38,9 @@ pub fn run(args: &KeysArgs) -> CommandResult {
     }
     let [key] = &options.keys[..] else { return Ok(()) };
     print_line!(
-        "The key, which is shown only now; whoever has it may do what it may:\n\n{secret}\n"
+        "The key, which is shown only now; whoever has it has its permissions:\n\n{secret}\n"
     );
-    print_line!("What the query worker knows it by, for its configuration:\n");
+    print_line!("For the configuration of the query worker:\n");
     print_line!("[[http.keys]]\n{}", toml::to_string(key)?.trim_end());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `bsap model`: what a checkpoint is.
+//! `bsap model`: describes a checkpoint, and tests it.
 
 use clap::{Args, Subcommand};
 
@@ -22,7 +22,7 @@ pub enum ModelAction {
     Inspect {
         /// Folder of the checkpoint, in the Hugging Face layout, or a model of the hub
         checkpoint: String,
-        /// Where and how exactly.
+        /// Device, precision and revision.
         #[command(flatten)]
         model: CheckpointArgs,
     },
@@ -34,7 +34,7 @@ pub fn run(args: &ModelArgs) -> CommandResult {
     inspect(&model.to_options(checkpoint))
 }
 
-/// Prints what a checkpoint is, and tests it.
+/// Prints the properties of a checkpoint, and tests it.
 pub fn inspect(options: &ModelOptions) -> CommandResult {
     let clip = ClipModel::load(options)?;
     let card = clip.card();

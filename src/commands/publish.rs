@@ -25,27 +25,27 @@ use crate::record::VersionOrdering;
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  bsap publish photos/                       every picture below a folder
+  bsap publish photos/                       every picture in a folder and its subfolders
   bsap publish s3://shop/images --id-prefix shop/
-  bsap publish --jsonl events.jsonl          events as schemas/image-event.schema.json has them
-  bsap publish --delete shop/a.jpg           say that an image is gone")]
+  bsap publish --jsonl events.jsonl          events as described by schemas/image-event.schema.json
+  bsap publish --delete shop/a.jpg           an event that deletes an image")]
 pub struct PublishArgs {
     /// Files, folders, bucket prefixes (s3://, gs://, az://) or http(s) addresses
     #[arg(value_name = "TARGET")]
     pub targets: Vec<String>,
-    /// JSON lines, an event each; `-` reads standard input
+    /// JSON lines, one event per line; `-` reads standard input
     #[arg(long, value_name = "FILE")]
     pub jsonl: Option<PathBuf>,
-    /// Image ids that are gone
+    /// Ids of images to delete
     #[arg(long, value_name = "ID", num_args = 1..)]
     pub delete: Vec<String>,
-    /// Put before each image id
+    /// Prefix of each image id
     #[arg(long, default_value = "", value_name = "TEXT")]
     pub id_prefix: String,
     /// An attribute for every listed image, for example --attribute shop=berlin
     #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = parse_name_value)]
     pub attributes: Vec<(String, String)>,
-    /// Date the events now instead of at each object's last change
+    /// Use the current time in the events instead of the last change of each object
     #[arg(long)]
     pub now: bool,
     /// Print the events as JSON lines instead of sending them
@@ -53,7 +53,7 @@ pub struct PublishArgs {
     pub dry_run: bool,
 }
 
-/// Sends, or prints, the events for everything that is named.
+/// Publishes events for everything that is named, or prints them with `--dry-run`.
 pub fn run(args: &PublishArgs, config_file: Option<&Path>) -> CommandResult {
     let config = load_config_without_model(config_file)?;
     run_with_logging(config, |config, token| publish_events(args, config, token))
@@ -72,55 +72,55 @@ async fn publish_events(
     }
     if config.source.ordering == VersionOrdering::Sequencer {
         return Err(CommandError::usage(
-            "source.ordering is `sequencer`: only the bucket's own notifications have one; let the \
+            "source.ordering is `sequencer`: only the notifications of the bucket itself have one; let the \
              bucket announce its images",
         ));
     }
-    let naming = EventTemplate {
+    let event_template = EventTemplate {
         id_prefix: args.id_prefix.clone(),
         attributes: parse_attributes(&args.attributes, &config)?,
         use_current_time: args.now,
         ordering: config.source.ordering,
     };
-    let mut candidates: Vec<BoxStream<'static, Result<PublishInput, PublishError>>> = Vec::new();
+    let mut inputs: Vec<BoxStream<'static, Result<PublishInput, PublishError>>> = Vec::new();
     for target in &args.targets {
-        let found = publish::discover(target, &config.fetch.store_options, naming.clone()).await;
-        candidates.push(found.map_err(CommandError::usage)?);
+        let discovered =
+            publish::discover(target, &config.fetch.store_options, event_template.clone()).await;
+        inputs.push(discovered.map_err(CommandError::usage)?);
     }
     if let Some(file) = &args.jsonl {
-        candidates.push(read_events(file, &config).await.map_err(CommandError::Usage)?);
+        inputs.push(read_events(file, &config).await.map_err(CommandError::Usage)?);
     }
-    let deletes: Vec<_> = args.delete.iter().map(|id| Ok(Ok(naming.delete_event(id)))).collect();
-    candidates.push(iter(deletes).boxed());
-    let candidates = iter(candidates).flatten();
+    let deletes: Vec<_> =
+        args.delete.iter().map(|id| Ok(Ok(event_template.delete_event(id)))).collect();
+    inputs.push(iter(deletes).boxed());
+    let inputs = iter(inputs).flatten();
 
     if args.dry_run {
-        return print_events(candidates).await;
+        return print_events(inputs).await;
     }
     let bar = ProgressBar::new_spinner();
     bar.set_style(ProgressStyle::with_template(
         "{spinner} {pos} events published, {per_sec}, {elapsed}",
     )?);
     let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
-    let done = publisher.send_all(candidates, &token, |candidate| match candidate {
+    let sending = publisher.send_all(inputs, &token, |input| match input {
         Ok(_) => bar.inc(1),
         Err(reason) => bar.suspend(|| print_note!("skipped: {reason}")),
     });
-    let done = done.await?;
+    let summary = sending.await?;
     tokio::task::spawn_blocking(move || publisher.flush(Duration::from_secs(30))).await??;
     bar.finish_and_clear();
     print_line!(
         "{} events published to {}, {} skipped",
-        done.published,
+        summary.published,
         config.source.topic,
-        done.skipped
+        summary.skipped
     );
     if token.is_cancelled() {
-        return Err(
-            anyhow::anyhow!("interrupted; publishing the same again brings nothing twice").into()
-        );
+        return Err(anyhow::anyhow!("interrupted; it is safe to publish the same again").into());
     }
-    fail_if_skipped(done.skipped)
+    fail_if_skipped(summary.skipped)
 }
 
 fn fail_if_skipped(count: u64) -> CommandResult {
@@ -130,36 +130,37 @@ fn fail_if_skipped(count: u64) -> CommandResult {
     }
 }
 
+/// Returns the events of a file of JSON lines, or of standard input for `-`.
 async fn read_events(
     file: &Path,
     config: &Config,
 ) -> anyhow::Result<BoxStream<'static, Result<PublishInput, PublishError>>> {
-    let rules = Decoder::new(&config.source, &config.attributes);
+    let decoder = Decoder::new(&config.source, &config.attributes);
     if file == Path::new("-") {
         return Ok(publish::parse_lines(
             "standard input",
             BufReader::new(tokio::io::stdin()),
-            rules,
+            decoder,
         ));
     }
     let name = file.display().to_string();
-    let opened = tokio::fs::File::open(file).await.with_context(|| name.clone())?;
-    Ok(publish::parse_lines(&name, BufReader::new(opened), rules))
+    let opened_file = tokio::fs::File::open(file).await.with_context(|| name.clone())?;
+    Ok(publish::parse_lines(&name, BufReader::new(opened_file), decoder))
 }
 
 async fn print_events(
-    candidates: impl StreamExt<Item = Result<PublishInput, PublishError>>,
+    inputs: impl StreamExt<Item = Result<PublishInput, PublishError>>,
 ) -> CommandResult {
-    let mut candidates = std::pin::pin!(candidates);
-    let mut count = 0;
-    while let Some(candidate) = candidates.next().await {
-        match candidate? {
+    let mut inputs = std::pin::pin!(inputs);
+    let mut skipped = 0;
+    while let Some(input) = inputs.next().await {
+        match input? {
             Ok(event) => print_line!("{}", serde_json::to_string(&event)?),
             Err(reason) => {
-                count += 1;
+                skipped += 1;
                 print_note!("skipped: {reason}");
             }
         }
     }
-    fail_if_skipped(count)
+    fail_if_skipped(skipped)
 }

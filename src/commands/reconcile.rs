@@ -1,4 +1,4 @@
-//! `bsap reconcile`: compares the table with a listing.
+//! `bsap reconcile`: compares the table with a listing, and repairs differences.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,55 +32,55 @@ use crate::store::{self, Store};
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  bsap reconcile s3://shop/images                what differs; sends nothing
-  bsap reconcile s3://shop/images --repair       and sends the events that were lost
+  bsap reconcile s3://shop/images                show what differs; send nothing
+  bsap reconcile s3://shop/images --repair       also send the events that were lost
   bsap reconcile --ids all.jsonl --as-of 2026-03-01T04:00:00Z --repair
 
-Without --repair it ends with code 1 where something differs, with --repair where something could \
-not be mended. docs/reconcile.md says what counts as new, changed and gone.")]
+Without --repair the exit code is 1 if something differs, with --repair if a difference could not \
+be repaired. docs/reconcile.md says what counts as new, changed and removed.")]
 pub struct ReconcileArgs {
-    /// Folders or bucket prefixes (s3://, gs://, az://), each compared on its own
+    /// Folders or bucket prefixes (s3://, gs://, az://), each compared separately
     #[arg(value_name = "TARGET")]
     pub targets: Vec<String>,
-    /// Compare with a list of all images that there are, a line each: an id, or an event as
-    /// `bsap publish --jsonl` takes it. `-` reads standard input
+    /// Compare with a list of all existing images, one per line: an id, or an event as for
+    /// `bsap publish --jsonl`. `-` reads standard input
     #[arg(long, value_name = "FILE", conflicts_with = "targets")]
     pub ids: Option<PathBuf>,
-    /// When the list of --ids was begun: images that it lacks are deleted as of then
+    /// When the list of --ids was started: images that it lacks are deleted as of this time
     #[arg(long, value_name = "TIME", requires = "ids")]
     pub as_of: Option<DateTime<Utc>>,
     /// Send events for everything that differs
     #[arg(long)]
     pub repair: bool,
-    /// Put before each object's key to make the image id of a new one, as for `bsap publish`; of a
-    /// list, only ids that begin so are compared
+    /// Prefix of the key of each object that makes the id of a new image, as for `bsap publish`; of a
+    /// list, only ids with this prefix are compared
     #[arg(long, default_value = "", value_name = "TEXT")]
     pub id_prefix: String,
     /// An attribute for every new image, for example --attribute shop=berlin
     #[arg(long = "attribute", value_name = "NAME=VALUE", value_parser = parse_name_value)]
     pub attributes: Vec<(String, String)>,
-    /// What changed less than so many seconds ago may still be on its way and is left alone. Longer
-    /// than ingestion usually lags
+    /// Ignore objects that changed less than so many seconds ago: their events may not be stored yet.
+    /// Set it above the usual lag of ingestion
     #[arg(long, default_value_t = 900, value_name = "SECONDS", value_parser = clap::value_parser!(u32))]
     pub grace: u32,
-    /// By how many seconds an object may be younger than the event that brought it: for producers
-    /// that date events before they upload
+    /// By how many seconds an object may be newer than the event that announced it: for producers
+    /// that set the time of an event before they upload
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     pub tolerance: u32,
-    /// Send nothing where more than this share of the stored images would be deleted
+    /// Send nothing if more than this share of the stored images would be deleted
     #[arg(long, default_value_t = 0.1, value_name = "SHARE", value_parser = parse_share)]
     pub max_deletes: f64,
-    /// Where source.ordering is `sequence`: sequences are times in microseconds since 1970, as
+    /// If source.ordering is `sequence`: sequences are times in microseconds since 1970, as
     /// `bsap publish` sets them
     #[arg(long)]
     pub sequence_is_time: bool,
-    /// Folder for sorting, some hundred bytes an image; the system's temporary folder, unless given
+    /// Folder for sorting, some hundred bytes per image; by default the system's temporary folder
     #[arg(long, value_name = "FOLDER")]
     pub temp_dir: Option<PathBuf>,
-    /// Differences shown; all of them with --json
+    /// Print at most so many differences; with --json all of them are printed
     #[arg(long, default_value_t = 20)]
     pub limit: u64,
-    /// Print JSON lines: each difference with its event, then a report for each target
+    /// Print JSON lines: each difference with its event, then one report per target
     #[arg(long)]
     pub json: bool,
 }
@@ -99,7 +99,7 @@ async fn reconcile_targets(
 ) -> CommandResult {
     let started = Utc::now();
     validate_arguments(args, &config, started)?;
-    let naming = EventTemplate {
+    let event_template = EventTemplate {
         id_prefix: args.id_prefix.clone(),
         attributes: parse_attributes(&args.attributes, &config)?,
         use_current_time: false,
@@ -112,7 +112,7 @@ async fn reconcile_targets(
         time_tolerance: TimeDelta::seconds(args.tolerance.into()),
         tombstone_retention: Some(days).filter(|days| !days.is_zero()),
         sequence_is_time: args.sequence_is_time,
-        event_template: naming,
+        event_template,
         attribute_types: config.attributes.clone(),
     };
     let (catalogue, state) = open_catalogue(&config).await?;
@@ -122,31 +122,33 @@ async fn reconcile_targets(
     if let Some(file) = &args.ids {
         let decoder = Decoder::new(&config.source, &config.attributes);
         let (name, lines) = open_list(file).await?;
-        let side = ListingSource::List { name, lines, decoder: Box::new(decoder) };
+        let listing = ListingSource::List { name, lines, decoder: Box::new(decoder) };
         is_consistent &=
-            reconcile_target(args, (&catalogue, &state), side, rules, &publisher, &token).await?;
+            reconcile_target(args, (&catalogue, &state), listing, rules, &publisher, &token)
+                .await?;
     } else {
         for target in &args.targets {
-            let side = open_target(target, &config)?;
+            let listing = open_target(target, &config)?;
             let rules = CompareRules { listing_started_at: Utc::now(), ..rules.clone() };
             is_consistent &=
-                reconcile_target(args, (&catalogue, &state), side, rules, &publisher, &token)
+                reconcile_target(args, (&catalogue, &state), listing, rules, &publisher, &token)
                     .await?;
         }
     }
     match (is_consistent, args.repair) {
         (true, _) => Ok(()),
         (false, false) => {
-            Err(anyhow::anyhow!("the table differs; --repair sends the events that mend it").into())
+            Err(anyhow::anyhow!("the table differs; --repair sends the events that repair it")
+                .into())
         }
         (false, true) => {
-            Err(anyhow::anyhow!("some differences could not be mended; the lines above say why")
+            Err(anyhow::anyhow!("some differences could not be repaired; the lines above say why")
                 .into())
         }
     }
 }
 
-/// What cannot be done whatever is found.
+/// Rejects combinations of arguments and configuration that cannot work, before anything is read.
 fn validate_arguments(args: &ReconcileArgs, config: &Config, now: DateTime<Utc>) -> CommandResult {
     if args.targets.is_empty() && args.ids.is_none() {
         return Err(CommandError::usage(
@@ -161,40 +163,41 @@ fn validate_arguments(args: &ReconcileArgs, config: &Config, now: DateTime<Utc>)
     }
     if args.ids.is_some() && args.as_of.is_none() {
         return Err(CommandError::usage(
-            "--ids with --repair needs --as-of TIME, when the list was begun: what it lacks is deleted \
-             as of then",
+            "--ids with --repair needs --as-of TIME, when the list was started: images that it lacks are \
+             deleted as of this time",
         ));
     }
     match config.source.ordering {
         VersionOrdering::Sequencer => Err(CommandError::usage(
-            "source.ordering is `sequencer`: only the bucket's own notifications have one, so nothing \
-             can be sent; without --repair the differences are shown",
+            "source.ordering is `sequencer`: only the notifications of the bucket itself have one, so \
+             nothing can be sent; without --repair the differences are shown",
         )),
         VersionOrdering::Sequence if args.ids.is_none() && !args.sequence_is_time => {
             Err(CommandError::usage(
-                "source.ordering is `sequence`, which a listing does not have; say --sequence-is-time where \
-             it is the time in microseconds, as `bsap publish` sets it, or use --ids with events",
+                "source.ordering is `sequence`, which a listing does not have; give --sequence-is-time if it \
+                 is the time in microseconds, as `bsap publish` sets it, or use --ids with events",
             ))
         }
         _ => Ok(()),
     }
 }
 
-/// Versions are compared by the table's ordering; a configuration that says another would compare
-/// wrongly.
+/// Fails if the configured ordering of versions is not that of the table: the comparison would be
+/// wrong.
 fn check_ordering(config: &Config, state: &CatalogueState) -> CommandResult {
     let (stored, configured) = (state.live.ordering, config.source.ordering);
     if stored == configured {
         return Ok(());
     }
     Err(CommandError::usage(format!(
-        "source.ordering: is `{}`, the catalogue was made with `{}`",
+        "source.ordering: is `{}`, the catalogue was created with `{}`",
         configured.as_str(),
         stored.as_str()
     )))
 }
 
-/// A folder that is not there is not an empty one.
+/// Opens a folder or bucket prefix. A missing folder is an error: as an empty listing it would delete
+/// everything.
 fn open_target(target: &str, config: &Config) -> Result<ListingSource, CommandError> {
     let url = store::parse_url(target).map_err(CommandError::usage)?;
     match url.scheme() {
@@ -215,6 +218,7 @@ fn open_target(target: &str, config: &Config) -> Result<ListingSource, CommandEr
     Ok(ListingSource::Store(store))
 }
 
+/// Opens a list of images; returns its name and its lines.
 async fn open_list(
     file: &Path,
 ) -> Result<(String, Box<dyn AsyncBufRead + Send + Unpin>), CommandError> {
@@ -226,11 +230,12 @@ async fn open_list(
     Ok((name, Box::new(BufReader::new(opened.map_err(CommandError::Usage)?))))
 }
 
-/// One comparison; whether nothing is left to be mended.
+/// Compares one target with the table, and with `--repair` sends events. Returns whether no difference
+/// remains.
 async fn reconcile_target(
     args: &ReconcileArgs,
     (catalogue, state): (&Store, &CatalogueState),
-    side: ListingSource,
+    listing: ListingSource,
     rules: CompareRules,
     publisher: &Publisher,
     token: &CancellationToken,
@@ -246,16 +251,16 @@ async fn reconcile_target(
         }
         shown += 1;
     };
-    let compared =
-        compare_with_listing(catalogue, &state.live, side, rules, &folder, show, token).await?;
-    let mut report = compared.report.clone();
+    let comparison =
+        compare_with_listing(catalogue, &state.live, listing, rules, &folder, show, token).await?;
+    let mut report = comparison.report.clone();
     if !args.repair {
         print_report(&report, args);
         return Ok(report.difference_count() == 0);
     }
-    let sent = send_repairs(compared, args, publisher, token).await;
-    if let Ok(published) = &sent {
-        (report.published, report.skipped_deletes) = (published.published, published.skipped);
+    let sent = send_repairs(comparison, args, publisher, token).await;
+    if let Ok(summary) = &sent {
+        (report.published, report.skipped_deletes) = (summary.published, summary.skipped);
     }
     print_report(&report, args);
     sent?;
@@ -263,44 +268,44 @@ async fn reconcile_target(
 }
 
 async fn send_repairs(
-    compared: Comparison,
+    comparison: Comparison,
     args: &ReconcileArgs,
     publisher: &Publisher,
     token: &CancellationToken,
 ) -> anyhow::Result<PublishSummary> {
-    compared.check_repair_is_safe(args.max_deletes)?;
-    let expected_events = compared.report.difference_count() - compared.report.unrepairable;
+    comparison.check_repair_is_safe(args.max_deletes)?;
+    let expected_events = comparison.report.difference_count() - comparison.report.unrepairable;
     let bar = ProgressBar::new(expected_events);
     bar.set_style(ProgressStyle::with_template("{spinner} {pos}/{len} events sent, {per_sec}")?);
-    let on_event = |sent: &PublishInput| {
-        if let Err(key) = sent {
+    let on_event = |input: &PublishInput| {
+        if let Err(key) = input {
             bar.suspend(|| {
-                print_note!("{key} is there, though the listing lacked it; it is not deleted");
+                print_note!("{key} exists although the listing lacked it; it is not deleted");
             });
         }
         bar.inc(1);
     };
-    let done = compared.send_repair_events(publisher, token, on_event).await?;
+    let summary = comparison.send_repair_events(publisher, token, on_event).await?;
     bar.finish_and_clear();
     publisher.flush(Duration::from_secs(30))?;
-    if done.published + done.skipped < expected_events {
+    if summary.published + summary.skipped < expected_events {
         anyhow::bail!(
-            "interrupted after {} of {expected_events} events; start again for the rest",
-            done.published
+            "interrupted after {} of {expected_events} events; run it again for the rest",
+            summary.published
         );
     }
-    Ok(done)
+    Ok(summary)
 }
 
 fn print_finding(finding: &Finding) {
-    let kind = match finding.difference {
+    let difference = match finding.difference {
         DifferenceKind::New => "new",
         DifferenceKind::Changed => "changed",
         DifferenceKind::Removed => "removed",
     };
-    print_line!("{kind:<8} {}  {}", finding.image_id, finding.reason);
-    if let Some(refused) = &finding.unrepairable_reason {
-        print_line!("         cannot be mended: {refused}");
+    print_line!("{difference:<8} {}  {}", finding.image_id, finding.reason);
+    if let Some(reason) = &finding.unrepairable_reason {
+        print_line!("         cannot be repaired: {reason}");
     }
 }
 
@@ -313,27 +318,27 @@ fn print_report(report: &ReconcileReport, args: &ReconcileArgs) {
         print_line!("… {} differences, {} shown", report.difference_count(), args.limit);
     }
     print_line!("{}", report.target);
-    for (count, what) in [
+    for (count, label) in [
         (report.listed, "listed"),
         (report.stored, "stored"),
-        (report.unchanged, "the same"),
+        (report.unchanged, "unchanged"),
         (report.new, "new: listed, not stored"),
         (report.changed, "changed since they were stored"),
-        (report.removed, "gone: stored, not listed"),
-        (report.too_recent, "too young to be judged (--grace)"),
+        (report.removed, "removed: stored, not listed"),
+        (report.too_recent, "changed too recently to be compared (--grace)"),
         (report.deleted, "listed, but deleted by an event after their last change"),
         (report.id_conflicts, "listed, but their id belongs to an image from elsewhere"),
-        (report.ignored, "listed, but no pictures by their names"),
-        (report.unrepairable, "differences that cannot be mended"),
+        (report.ignored, "listed, but not named like pictures"),
+        (report.unrepairable, "differences that cannot be repaired"),
         (
             report.skipped_deletes,
-            "deletes not sent: the object is there, though the listing lacked it",
+            "deletes not sent: the object exists although the listing lacked it",
         ),
         (report.published, "events sent"),
     ] {
-        let always = ["listed", "stored", "the same"].contains(&what);
-        if count > 0 || always {
-            print_line!("{count:>10}  {what}");
+        let is_always_shown = ["listed", "stored", "unchanged"].contains(&label);
+        if count > 0 || is_always_shown {
+            print_line!("{count:>10}  {label}");
         }
     }
 }

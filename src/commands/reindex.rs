@@ -31,11 +31,11 @@ use crate::table::{self, BackfillSource};
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  bsap reindex statistics --prompt-set mine.toml --dry-run    what it would do
-  bsap reindex statistics --prompt-set mine.toml              do it, beside running workers
-  bsap reindex model --checkpoint openai/clip-vit-large-patch14   another model, beside the live one
+  bsap reindex statistics --prompt-set mine.toml --dry-run    show what it would do
+  bsap reindex statistics --prompt-set mine.toml              do it, while workers run
+  bsap reindex model --checkpoint openai/clip-vit-large-patch14   another model, as the standby
 
-Safe to stop at any time and to start again, on several machines at once: what is committed stays.")]
+Safe to stop at any time and to run again, also on several machines at once: committed work is kept.")]
 pub struct ReindexArgs {
     /// What to do.
     #[command(subcommand)]
@@ -46,26 +46,26 @@ pub struct ReindexArgs {
 #[derive(Debug, Subcommand)]
 pub enum ReindexAction {
     /// Compute the statistics of every stored row for a prompt set, from stored embeddings; no image
-    /// is fetched. Workers carry the set for new rows from the start on
+    /// is fetched. Workers compute them for new rows as soon as it starts
     Statistics(ReindexStatisticsArgs),
-    /// Fill a generation by another model beside the live one: live events feed it from the start on,
-    /// stored images are embedded again by workers of that model
+    /// Fill a standby generation by another model: workers of that model consume the live events, and
+    /// embed the stored images again
     Model(ReindexModelArgs),
 }
 
 /// `bsap reindex statistics`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-The model says whose rows: model.checkpoint is the live generation's, or that of the one beside it \
-(`bsap reindex model`), which has prompt sets of its own.")]
+The model selects the generation: model.checkpoint is that of the live generation, or that of the \
+standby generation (`bsap reindex model`), which has prompt sets of its own.")]
 pub struct ReindexStatisticsArgs {
-    /// Shipped name or path of a TOML file
+    /// Name of a shipped set, or path of a TOML file
     #[arg(long, value_name = "NAME|FILE")]
     pub prompt_set: String,
-    /// How many of an image's largest scores `nnn` averages; prompts.top_k unless given
+    /// How many of the largest scores of an image `nnn` averages; by default prompts.top_k
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub top_k: Option<u16>,
-    /// Say what would be done, and change nothing
+    /// Print what would be done, and change nothing
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -73,31 +73,31 @@ pub struct ReindexStatisticsArgs {
 /// `bsap reindex model`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Sets the generation up, then asks for every stored image that it lacks to be embedded again, on \
-source.reindex_topic. Workers with this checkpoint as model.checkpoint do it: start some. Run it again \
-once they are done: it asks for what is still missing, and says what cannot be had. Images that only \
-the other generation has are counted and left alone.
+Sets up the generation, then requests on source.reindex_topic that every stored image that it lacks \
+be embedded again. Workers with this checkpoint as model.checkpoint do it: start some. Run the command \
+again when they are done: it requests what is still missing, and reports what cannot be fetched. Images \
+that only the standby generation has are counted and not changed.
 
-Ends with code 1 where stored images cannot be embedded again.")]
+The exit code is 1 if stored images cannot be embedded again.")]
 pub struct ReindexModelArgs {
     /// The new model: a folder in the Hugging Face layout, or a model of the hub
     #[arg(long, value_name = "FOLDER|ID", required_unless_present = "withdraw")]
     pub checkpoint: Option<String>,
-    /// Images asked for a second, at most
+    /// Images requested per second, at most
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub rate: u32,
-    /// Say what is missing, and change and send nothing
+    /// Print what is missing; change and send nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Fill the generation beside the live one no longer; its table stays
+    /// Stop filling the standby generation; its table is kept
     #[arg(long, conflicts_with_all = ["checkpoint", "dry_run"])]
     pub withdraw: bool,
-    /// Folder for sorting, some hundred bytes an image; the system's temporary folder, unless given
+    /// Folder for sorting, some hundred bytes per image; by default the system's temporary folder
     #[arg(long, value_name = "FOLDER")]
     pub temp_dir: Option<std::path::PathBuf>,
 }
 
-/// Computes statistics, or fills a generation by another model.
+/// Computes statistics of stored rows, or fills a standby generation by another model.
 pub fn run(args: &ReindexArgs, config_file: Option<&Path>) -> CommandResult {
     let config = with_quiet_logging(load_config(config_file)?);
     match &args.action {
@@ -110,8 +110,8 @@ pub fn run(args: &ReindexArgs, config_file: Option<&Path>) -> CommandResult {
     }
 }
 
-/// Computes the statistics of every stored row for a prompt set: of the live generation, or of the one
-/// beside it where the model is that one's.
+/// Computes the statistics of every stored row for a prompt set: of the standby generation if the
+/// configured model is that of it, otherwise of the live one.
 async fn reindex_statistics(
     args: &ReindexStatisticsArgs,
     config: Config,
@@ -122,11 +122,7 @@ async fn reindex_statistics(
     let encoders = load_encoders(&config)?;
     let generation = configured_generation(&config, &*encoders);
     if state.is_standby(&generation) {
-        print_line!(
-            "generation {} ({}), beside the live one:",
-            generation.id,
-            generation.model_name
-        );
+        print_line!("standby generation {} ({}):", generation.id, generation.model_name);
     } else {
         state.live.ensure_compatible(&generation)?;
     }
@@ -136,7 +132,7 @@ async fn reindex_statistics(
     let top_k = args.top_k.map_or(config.prompts.top_k, usize::from);
     let set = set.embed(&*encoders, top_k)?;
     let stored = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
-    let known = stored.iter().any(|record| record.key == set.statistics_key);
+    let is_known = stored.iter().any(|record| record.key == set.statistics_key);
     let (pending, coverage) = BackfillSource::open(&store, &generation)
         .await?
         .list_pending_files(&set.statistics_key)
@@ -150,17 +146,19 @@ async fn reindex_statistics(
         pending.len()
     );
     if args.dry_run {
-        if !known {
-            print_line!("The set would be made known to the catalogue, so that new rows carry it.");
+        if !is_known {
+            print_line!(
+                "The set would be added to the catalogue, so that new rows have its statistics."
+            );
         }
         print_line!("Nothing was changed.");
         return Ok(());
     }
-    if !known {
-        let by = actor("bsap reindex statistics");
-        let state = add_prompt_set(&store, &generation, &set, &by).await?;
+    if !is_known {
+        let changed_by = actor("bsap reindex statistics");
+        let state = add_prompt_set(&store, &generation, &set, &changed_by).await?;
         print_line!(
-            "The set is known from revision {} of the state on: new rows carry it.",
+            "The set is added by revision {} of the state: new rows will have its statistics.",
             state.revision
         );
     }
@@ -178,59 +176,62 @@ async fn reindex_statistics(
         bar.set_position(coverage.covered as u64);
     };
     let started = std::time::Instant::now();
-    let done = job.run(&progress, &token).await?;
+    let summary = job.run(&progress, &token).await?;
     bar.finish_and_clear();
     print_line!(
         "{} rows in {} files were measured here in {:.1} s",
-        done.measured_rows,
-        done.measured_files,
+        summary.measured_rows,
+        summary.measured_files,
         started.elapsed().as_secs_f64()
     );
-    if done.complete {
+    if summary.complete {
         print_line!("Every stored row has the statistics of {}.", job.prompt_set.statistics_key);
     } else {
-        print_line!("interrupted; what is done is done, run it again for the rest");
+        print_line!("interrupted; committed work is kept, run it again for the rest");
     }
     Ok(())
 }
 
-/// Sets up a generation by another model, and asks for what it lacks.
+/// Sets up a standby generation by another model, and requests the images that it lacks; with
+/// `--withdraw` stops filling it.
 async fn reindex_model(
     args: &ReindexModelArgs,
     config: Config,
     token: CancellationToken,
 ) -> CommandResult {
     let (store, mut state) = open_catalogue(&config).await?;
-    let by = actor("bsap reindex model");
+    let changed_by = actor("bsap reindex model");
     let Some(checkpoint) = &args.checkpoint else {
-        match withdraw_standby(&store, &by).await? {
-            Some(before) => print_line!("{} is filled no longer; its table stays", before.id),
-            None => print_line!("no generation stands beside the live one"),
+        match withdraw_standby(&store, &changed_by).await? {
+            Some(withdrawn) => {
+                print_line!("{} is no longer filled; its table is kept", withdrawn.id);
+            }
+            None => print_line!("there is no standby generation"),
         }
         return Ok(());
     };
     let mut standby_config = config.clone();
     standby_config.model.checkpoint.clone_from(checkpoint);
     standby_config.model.revision.clone_from(&config.search.standby_revision);
-    let standby = standby_generation(&standby_config, &state)?;
-    let new = &standby.generation;
+    let standby = build_standby(&standby_config, &state)?;
+    let standby_generation = &standby.generation;
     let partitions = topic_partitions(&config, &config.source.topic).await?;
     let reembed_partitions = reindex_topic_partitions(&config).await?;
     if !args.dry_run {
         let attempts = config.table.max_commit_attempts;
-        state = set_up_standby(&store, &standby, &partitions, attempts, &by, &token).await?;
+        state = set_up_standby(&store, &standby, &partitions, attempts, &changed_by, &token).await?;
         print_line!(
-            "generation {} ({}) stands beside the live one from revision {} of the state on; start \
-             workers with model.checkpoint = {checkpoint}",
-            new.id,
-            new.model_name,
+            "generation {} ({}) is the standby from revision {} of the state on; start workers with \
+             model.checkpoint = {checkpoint}",
+            standby_generation.id,
+            standby_generation.model_name,
             state.revision
         );
     } else if state.standby.is_none() {
         print_line!(
-            "generation {} ({}) would be set up beside the live one",
-            new.id,
-            new.model_name
+            "generation {} ({}) would be set up as the standby",
+            standby_generation.id,
+            standby_generation.model_name
         );
         print_line!("Nothing was changed.");
         return Ok(());
@@ -238,41 +239,43 @@ async fn reindex_model(
     let pending = pending_messages(&config, &store, &state, &reembed_partitions, &token).await?;
     if pending > 0 {
         print_line!(
-            "{pending} messages of {} still wait; run this again when they are done",
+            "{pending} messages of {} are not processed yet; run this again when they are",
             config.source.reindex_topic
         );
         return Ok(());
     }
     let folder = args.temp_dir.clone().unwrap_or_else(default_temp_folder);
-    let missing =
-        ReembedPlan::compare(&store, &state.live, new, &config.attributes, &folder).await?;
+    let plan =
+        ReembedPlan::compare(&store, &state.live, standby_generation, &config.attributes, &folder)
+            .await?;
     print_line!(
-        "{} of {} images stand in it; {} are to be embedded again, {} deletes to be told",
-        missing.up_to_date_images,
-        missing.live_images,
-        missing.images_to_reembed,
-        missing.deletes_to_send
+        "{} of {} images are up to date in it; {} are to be embedded again, {} to be deleted",
+        plan.up_to_date_images,
+        plan.live_images,
+        plan.images_to_reembed,
+        plan.deletes_to_send
     );
-    if missing.standby_only_images > 0 {
+    if plan.standby_only_images > 0 {
         print_line!(
-            "{} more stand in it alone, for example {}: deleted in the live table and forgotten since \
-             (maintenance.tombstone_retention_days), put aside by its workers (bsap dead-letters), or not yet come to. What \
-             is to go, delete by `bsap publish --delete`",
-            missing.standby_only_images,
-            missing.standby_only_example.as_deref().unwrap_or_default()
+            "{} more images are only in it, for example {}: deleted in the live table so long ago that the \
+             tombstone is gone (maintenance.tombstone_retention_days), dead-lettered by the live workers \
+             (bsap dead-letters), or not processed by them yet. Delete unwanted ones by \
+             `bsap publish --delete`",
+            plan.standby_only_images,
+            plan.standby_only_example.as_deref().unwrap_or_default()
         );
     }
     let (expected_messages, inline) =
-        (missing.images_to_reembed + missing.deletes_to_send, missing.inline_images);
-    let example = missing.inline_example.clone().unwrap_or_default();
+        (plan.images_to_reembed + plan.deletes_to_send, plan.inline_images);
+    let example = plan.inline_example.clone().unwrap_or_default();
     if args.dry_run {
         print_line!("Nothing was changed.");
     } else if expected_messages > 0 {
         let publisher = Publisher::new(&config.kafka, &config.source.reindex_topic)?;
-        let bar = progress_bar("asked for", expected_messages)?;
+        let bar = progress_bar("requested", expected_messages)?;
+        let on_sent = |sent| bar.set_position(sent);
         let sent =
-            missing.publish(&publisher, &new.id, args.rate, &token, |sent| bar.set_position(sent));
-        let sent = sent.await?;
+            plan.publish(&publisher, &standby_generation.id, args.rate, &token, on_sent).await?;
         bar.finish_and_clear();
         print_line!("{sent} messages sent to {}", config.source.reindex_topic);
         if sent < expected_messages {
@@ -281,19 +284,16 @@ async fn reindex_model(
     }
     if inline > 0 {
         return Err(anyhow::anyhow!(
-            "{inline} images came inline, for example {example}: nobody can fetch them again; publish \
-             them anew"
+            "{inline} images were sent inline, for example {example}, and cannot be fetched again; publish \
+             them again"
         )
         .into());
     }
     Ok(())
 }
 
-/// The generation of the model of `config`, with the prompt sets of the live one.
-fn standby_generation(
-    config: &Config,
-    state: &CatalogueState,
-) -> anyhow::Result<StandbyGeneration> {
+/// Returns the generation of the model of `config`, with the prompt sets of the live one.
+fn build_standby(config: &Config, state: &CatalogueState) -> anyhow::Result<StandbyGeneration> {
     let encoders = load_encoders(config)?;
     let mut prompt_sets = Vec::with_capacity(state.prompt_sets.len());
     for record in &state.prompt_sets {
@@ -307,24 +307,29 @@ fn standby_generation(
     })
 }
 
+/// Returns all partitions of a topic; none if it does not exist.
 async fn topic_partitions(config: &Config, topic: &str) -> anyhow::Result<Vec<TopicPartition>> {
-    let logs = kafka::fetch_watermarks(&config.kafka, topic).await?;
-    Ok(logs.into_keys().map(|number| TopicPartition { topic: topic.into(), number }).collect())
+    let watermarks = kafka::fetch_watermarks(&config.kafka, topic).await?;
+    Ok(watermarks
+        .into_keys()
+        .map(|number| TopicPartition { topic: topic.into(), number })
+        .collect())
 }
 
+/// Returns the partitions of `source.reindex_topic`; an error if it does not exist.
 async fn reindex_topic_partitions(config: &Config) -> Result<Vec<TopicPartition>, CommandError> {
     let topic = &config.source.reindex_topic;
-    let found = topic_partitions(config, topic).await?;
-    if found.is_empty() {
+    let partitions = topic_partitions(config, topic).await?;
+    if partitions.is_empty() {
         return Err(CommandError::usage(format!(
             "source.reindex_topic: there is no topic {topic}; create it, with as many partitions as {}",
             config.source.topic
         )));
     }
-    Ok(found)
+    Ok(partitions)
 }
 
-/// Messages of the topic of images to be embedded again that the new generation has not stored.
+/// Returns how many messages of `source.reindex_topic` the standby generation has not stored yet.
 async fn pending_messages(
     config: &Config,
     store: &crate::store::Store,
@@ -332,14 +337,14 @@ async fn pending_messages(
     reembed_partitions: &[TopicPartition],
     token: &CancellationToken,
 ) -> anyhow::Result<i64> {
-    let standby = state.standby.as_ref().context("the generation was withdrawn meanwhile")?;
+    let standby = state.standby.as_ref().context("the generation was withdrawn in the meantime")?;
     let attempts = config.table.max_commit_attempts;
     let mut positions = table::open_existing_writer(store, &standby.generation, attempts).await?;
-    let logs = kafka::fetch_watermarks(&config.kafka, &config.source.reindex_topic).await?;
+    let watermarks = kafka::fetch_watermarks(&config.kafka, &config.source.reindex_topic).await?;
     let mut pending = 0;
     for partition in reembed_partitions {
         let position = positions.read_position(partition, token).await?.unwrap_or_default();
-        let (low, end) = logs.get(&partition.number).copied().unwrap_or_default();
+        let (low, end) = watermarks.get(&partition.number).copied().unwrap_or_default();
         pending += (end - position.max(low)).max(0);
     }
     Ok(pending)

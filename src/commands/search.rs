@@ -23,56 +23,56 @@ use crate::config::Config;
 use crate::search::{Query, QueryError};
 use crate::serve::http::{SearchRequest, SearchResponse};
 
+/// Timeout of the request to a server.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// `bsap search`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   bsap search 'a red mug' --filter '{\"lte\": {\"price\": 20}}'
-  bsap search --image photo.jpg                 what is like a picture
-  bsap search --like shop/a.jpg -k 5            what is like an image of the catalogue")]
+  bsap search --image photo.jpg                 images similar to a picture
+  bsap search --similar-to shop/a.jpg -k 5      images similar to one of the catalogue")]
 #[command(group(clap::ArgGroup::new("input").required(true).args(["text", "image", "similar_to"])))]
 pub struct SearchArgs {
-    /// What to look for
+    /// Text to search for
     pub text: Option<String>,
-    /// A picture's file: find what is like it
+    /// File of a picture: find similar images
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
-    /// An image of the catalogue: find what is like it
+    /// Id of an image of the catalogue: find similar ones
     #[arg(long, value_name = "ID")]
     pub similar_to: Option<String>,
-    /// Which images may be found: JSON as in docs/api.md
+    /// Filter that images must match: JSON as in docs/api.md
     #[arg(long, value_name = "JSON")]
     pub filter: Option<String>,
-    /// Balanced score that hits must have: a number, or `calibrated`
+    /// Minimum balanced score of a hit: a number, or `calibrated`
     #[arg(long, value_name = "SCORE", allow_hyphen_values = true)]
     pub min_score: Option<String>,
-    /// A running server, for example http://127.0.0.1:8080; without it the table is read
+    /// Address of a running server, for example http://127.0.0.1:8080; without it the table is read
     #[arg(long, value_name = "URL")]
     pub server: Option<String>,
-    /// How many results
+    /// Number of results
     #[arg(short, long, default_value_t = 10)]
     pub k: usize,
-    /// Formula; what is served, unless given
+    /// Normaliser; by default the one that is served
     #[arg(long)]
     pub normaliser: Option<Normaliser>,
-    /// Weight of the balanced score, 0 (plain CLIP) to 1; what is served, unless given
+    /// Weight of the balanced score, 0 (plain CLIP) to 1; by default the one that is served
     #[arg(long)]
     pub weight: Option<f32>,
-    /// Prompt set by name; what is served, unless given
+    /// Name of a prompt set; by default the one that is served
     #[arg(long, value_name = "NAME")]
     pub prompt_set: Option<String>,
-    /// Print the answer as JSON, as the server gives it
+    /// Print the answer as JSON, as the server returns it
     #[arg(long)]
     pub json: bool,
-    /// API key for the server; better in the variable, where no list of processes shows it
+    /// API key for the server; safer in the variable, because lists of processes show arguments
     #[arg(long, env = "BSAP_KEY", hide_env_values = true, value_name = "KEY")]
     pub key: Option<String>,
 }
 
-/// How long a server may take to answer.
-const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Searches by a running server if `--server` names one, otherwise by reading the table.
+/// Searches through a running server if `--server` is given, otherwise by reading the table.
 pub fn run(args: &SearchArgs, config_file: Option<&Path>) -> CommandResult {
     if args.server.is_some() {
         return block_on(search_server(args));
@@ -81,7 +81,7 @@ pub fn run(args: &SearchArgs, config_file: Option<&Path>) -> CommandResult {
     run_with_logging(config, |config, token| search_table(args, config, token))
 }
 
-/// Asks a running server.
+/// Sends the query to a running server, and prints the answer.
 async fn search_server(args: &SearchArgs) -> CommandResult {
     let server = args.server.as_deref().unwrap_or_default();
     let base = url::Url::parse(server).ok().filter(|url| url.has_host()).ok_or_else(|| {
@@ -93,7 +93,7 @@ async fn search_server(args: &SearchArgs) -> CommandResult {
     print_answer(args, &answer)
 }
 
-/// What the arguments ask for, as the server hears it.
+/// Returns the arguments as the body of `POST /v1/search`.
 fn request_body(args: &SearchArgs) -> Result<Value, CommandError> {
     let image = args.image.as_ref().map(|file| {
         let bytes = std::fs::read(file);
@@ -142,15 +142,19 @@ async fn post_search(
         .await
         .with_context(|| format!("{base}: no answer; is a server running (`bsap serve`)?"))?;
     let status = response.status();
-    let bytes = response.bytes().await.with_context(|| format!("{base}: the answer broke off"))?;
+    let bytes = response
+        .bytes()
+        .await
+        .with_context(|| format!("{base}: the connection broke off during the answer"))?;
     if !status.is_success() {
         let problem: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
         bail!("{base}: {status}: {}", problem["detail"].as_str().unwrap_or("no reason given"));
     }
-    serde_json::from_slice(&bytes).with_context(|| format!("{base}: this is no answer of bsap"))
+    serde_json::from_slice(&bytes)
+        .with_context(|| format!("{base}: the answer is not that of a bsap server"))
 }
 
-/// Asks the table itself.
+/// Loads the table into memory, searches it, and prints the answer.
 async fn search_table(
     args: &SearchArgs,
     config: Config,

@@ -13,7 +13,7 @@ use super::shared::configuration::load_config;
 use super::shared::error::{CommandError, CommandResult};
 use super::shared::models::load_models;
 use super::shared::printing::print_line;
-use super::shared::query_worker::{QueryWorker, build_app, build_query_worker};
+use super::shared::query_worker::{QueryWorker, build_query_worker, build_server_context};
 use super::shared::runtime::run_with_logging;
 use crate::clip::Encoders;
 use crate::config::Config;
@@ -23,6 +23,12 @@ use crate::table::TableError;
 use crate::telemetry::metrics::{self, HealthProbe};
 use crate::telemetry::{admin, event};
 
+/// How often a query worker checks whether its catalogue has been created.
+const CATALOGUE_POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Consecutive failures after which the device of the model counts as lost. CUDA never recovers a lost
+/// device within the process; a new process may open it.
+const MAX_CONSECUTIVE_FAILURES: u32 = 3;
+
 /// `bsap serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
@@ -31,13 +37,6 @@ pub struct ServeArgs {
     pub listen: Option<SocketAddr>,
 }
 
-/// How often a query worker looks whether its catalogue has been made.
-const CATALOGUE_POLL_INTERVAL: Duration = Duration::from_secs(2);
-
-/// Failures in a row after which the model's device is taken for lost. CUDA gives up a device for
-/// good: only a new process may get it back.
-const MAX_CONSECUTIVE_FAILURES: u32 = 3;
-
 /// Runs a query worker until it is stopped by a signal.
 pub fn run(args: &ServeArgs, config_file: Option<&Path>) -> CommandResult {
     let mut config = load_config(config_file)?;
@@ -45,7 +44,7 @@ pub fn run(args: &ServeArgs, config_file: Option<&Path>) -> CommandResult {
     run_with_logging(config, serve_queries)
 }
 
-/// `--listen` wins over `http.listen`, and obeys the same rules.
+/// Sets `http.listen` to `--listen`, if given, and validates it in the same way.
 fn override_listen(args: &ServeArgs, config: &mut Config) -> Result<(), CommandError> {
     let Some(listen) = args.listen else { return Ok(()) };
     config.http.listen = listen;
@@ -55,7 +54,7 @@ fn override_listen(args: &ServeArgs, config: &mut Config) -> Result<(), CommandE
     }
 }
 
-/// Serves until `token` is cancelled. Waits where no worker has made the catalogue yet.
+/// Serves until `token` is cancelled. If no worker has created the catalogue yet, waits for it.
 async fn serve_queries(config: Config, token: CancellationToken) -> CommandResult {
     let listener = http::listen(&config.http).await.map_err(CommandError::usage)?;
     let url = listener.url()?;
@@ -64,27 +63,27 @@ async fn serve_queries(config: Config, token: CancellationToken) -> CommandResul
     admin::start_server(&config.metrics, health.clone(), token.child_token()).await;
     let models = load_models(&config)?;
     let Some(worker) = wait_for_catalogue(&config, &models, &token).await? else { return Ok(()) };
-    let app = build_app(&config, &worker, Vec::new())?;
-    // The worker is opened once.
+    let context = build_server_context(&config, &worker, Vec::new())?;
+    // Setting it fails only the second time.
     let _ = health.0.set(worker.engines.clone());
     print_line!("serving on {url}");
-    let QueryWorker { engines, catalogue_follower: reader, feedback_writer: feedback, .. } = worker;
-    let feedback_task = tokio::spawn(feedback.run(token.child_token()));
+    let QueryWorker { engines, catalogue_follower, feedback_writer, .. } = worker;
+    let feedback_task = tokio::spawn(feedback_writer.run(token.child_token()));
     tokio::spawn(engines.monitor_drift(token.child_token()));
     let follower_token = token.clone();
     let follower_task = tokio::spawn(async move {
-        // Without the table there is nothing to serve, however following it ended.
-        let _ended = follower_token.clone().drop_guard();
-        reader.run(follower_token).await
+        // However following the table ends, serving ends too.
+        let _stop_serving = follower_token.clone().drop_guard();
+        catalogue_follower.run(follower_token).await
     });
-    http::serve(app, listener, token).await;
+    http::serve(context, listener, token).await;
     follower_task.await??;
     feedback_task.await?;
     info!(event = event::STOP, role = "query worker", drained = true, "stopped");
     Ok(())
 }
 
-/// How a query worker is doing, once its engines are there.
+/// Health of a query worker; the engines are set once the catalogue is open.
 #[derive(Default)]
 struct QueryWorkerHealth(OnceLock<Arc<Engines>>);
 
@@ -101,18 +100,21 @@ impl HealthProbe for QueryWorkerHealth {
         if failures < MAX_CONSECUTIVE_FAILURES {
             return Ok(());
         }
-        Err(format!("the model's device failed {failures} times in a row; opened anew it may work"))
+        Err(format!(
+            "the model's device failed {failures} times in a row; a restart opens it again"
+        ))
     }
 
     fn check_readiness(&self) -> Result<(), String> {
         match self.0.get() {
             Some(engines) if engines.live().snapshots().is_ready() => Ok(()),
             Some(_) => Err("the table is being read".into()),
-            None => Err("the model or the catalogue is not there yet".into()),
+            None => Err("the model or the catalogue is not loaded yet".into()),
         }
     }
 }
 
+/// Builds the query worker; `None` if `token` was cancelled before a worker created the catalogue.
 async fn wait_for_catalogue(
     config: &Config,
     models: &[(&'static str, Arc<dyn Encoders>)],
@@ -128,7 +130,7 @@ async fn wait_for_catalogue(
             return Err(error);
         }
         if !warned {
-            warn!(event = event::TABLE_REFRESH_FAILED, %error, "waiting for a worker to make the catalogue");
+            warn!(event = event::TABLE_REFRESH_FAILED, %error, "waiting for a worker to create the catalogue");
             warned = true;
         }
         tokio::select! {
@@ -147,7 +149,7 @@ mod tests {
     use crate::search::{Engine, SearchOptions};
 
     #[test]
-    fn a_lost_device_asks_for_a_restart() {
+    fn the_liveness_probe_fails_while_the_device_is_lost() {
         let health = QueryWorkerHealth::default();
         assert!(health.check_liveness().is_ok(), "nothing is loaded yet");
         let model = HashEncoders::new(8);
@@ -157,9 +159,9 @@ mod tests {
             SearchOptions::default(),
         );
         assert!(health.0.set(Arc::new(Engines::new(Arc::new(engine)))).is_ok());
-        for (failures, lives) in [(0, true), (2, true), (3, false), (0, true)] {
+        for (failures, is_alive) in [(0, true), (2, true), (3, false), (0, true)] {
             model.failures.store(failures, Ordering::Relaxed);
-            assert_eq!(health.check_liveness().is_ok(), lives, "{failures}");
+            assert_eq!(health.check_liveness().is_ok(), is_alive, "{failures}");
         }
     }
 }

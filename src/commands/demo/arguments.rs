@@ -12,7 +12,7 @@ use crate::demo::catalogue::PhotoStyle;
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct DemoArgs {
-    /// Draw pictures without starting anything.
+    /// Another action than running the demo.
     #[command(subcommand)]
     pub action: Option<DemoAction>,
     /// Folder for pictures, table, model and log; an earlier demo in it is replaced
@@ -21,22 +21,22 @@ pub struct DemoArgs {
     /// Pictures in the catalogue
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub images: u32,
-    /// Port of the page on 127.0.0.1; 0 takes any free one
+    /// Port of the page on 127.0.0.1; 0: any free port
     #[arg(long, default_value_t = 8080)]
     pub port: u16,
-    /// How the catalogue's pictures are taken; the model was trained on `studio`
+    /// Style of the pictures; the model was trained on `studio`
     #[arg(long, default_value = "studio")]
     pub style: PhotoStyle,
-    /// Ingest all, print sample queries raw and balanced, and end
+    /// Ingest everything, print the results of example queries raw and balanced, and exit
     #[arg(long)]
     pub once: bool,
 }
 
-/// What `bsap demo` does besides.
+/// Actions of `bsap demo` that start nothing.
 #[derive(Debug, Subcommand)]
 pub enum DemoAction {
-    /// Draw pictures and a JSON-lines file that says what is in each
+    /// Draw pictures, and write a JSON-lines file that says what is in each
     Render(DemoRenderArgs),
-    /// Measure how well a model ranks drawn catalogues, plain and balanced
+    /// Measure how well a model ranks synthetic catalogues, raw and balanced
     Evaluate(DemoEvaluateArgs),
 }

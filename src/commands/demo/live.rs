@@ -1,4 +1,4 @@
-//! `bsap demo`: broker, storage, workers and page in one process.
+//! `bsap demo` itself: broker, storage, workers and page in one process.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,9 @@ use crate::commands::shared::error::{CommandError, CommandResult};
 use crate::commands::shared::models::load_encoders;
 use crate::commands::shared::printing::print_line;
 use crate::commands::shared::progress::progress_bar;
-use crate::commands::shared::query_worker::{QueryWorker, build_app, build_query_worker};
+use crate::commands::shared::query_worker::{
+    QueryWorker, build_query_worker, build_server_context,
+};
 use crate::commands::shared::result_table::render_side_by_side;
 use crate::commands::shared::runtime::run_with_logging;
 use crate::commands::shared::worker::{build_worker, spawn_background_tasks};
@@ -31,13 +33,13 @@ use crate::search::{Engine, Query};
 use crate::serve::http::{self, SearchResponse, Substitute};
 use crate::telemetry::{admin, metrics};
 
-/// Marks a folder as a demo's, which the next demo may replace.
+/// Marks a folder as created by a demo, so that the next demo may replace it.
 const MARKER_FILE: &str = "made-by-bsap-demo";
 
-/// The model's folder gives it its name.
+/// Name of the model: that of its folder.
 const MODEL_FOLDER: &str = "demo-clip";
 
-/// The same pictures every time.
+/// The same seed gives the same pictures at every run.
 const SEED: u64 = 20;
 
 /// Workers that share the topic, as they would on several machines.
@@ -45,25 +47,25 @@ const WORKER_COUNT: usize = 2;
 
 const PARTITION_COUNT: i32 = 4;
 
-/// A change of the catalogue every so often.
+/// Time between two changes of the catalogue.
 const CHANGE_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Catching up is given up when nothing is stored for so long.
+/// The demo fails if no further image becomes searchable for this long.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Runs the demo.
+/// Runs the demo until it is stopped by a signal, or with `--once` until the examples are printed.
 pub fn run(args: &DemoArgs) -> CommandResult {
     prepare_folder(&args.dir).map_err(CommandError::Usage)?;
     let config = demo_config(args).map_err(CommandError::Usage)?;
     run_with_logging(config, |config, token| run_demo(args, config, token))
 }
 
-/// Empties an earlier demo's folder; never anybody else's.
+/// Creates the folder, or removes an earlier demo from it. A folder with other files is an error.
 fn prepare_folder(dir: &Path) -> anyhow::Result<()> {
     let problem = || format!("--dir: {}", dir.display());
     std::fs::create_dir_all(dir).with_context(problem)?;
-    let used = std::fs::read_dir(dir).with_context(problem)?.next().is_some();
-    if used && !dir.join(MARKER_FILE).exists() {
+    let is_used = std::fs::read_dir(dir).with_context(problem)?.next().is_some();
+    if is_used && !dir.join(MARKER_FILE).exists() {
         bail!(
             "--dir: {} is not empty and was not made by bsap demo; choose another folder",
             dir.display()
@@ -83,19 +85,19 @@ fn prepare_folder(dir: &Path) -> anyhow::Result<()> {
     write_checkpoint(&dir.join(MODEL_FOLDER)).with_context(problem)
 }
 
-/// What the demo sets; everything else is as it is by default.
+/// Returns the configuration of the demo; everything that is not set here has its default.
 fn demo_config(args: &DemoArgs) -> anyhow::Result<Config> {
     let dir = args.dir.canonicalize().with_context(|| format!("--dir: {}", args.dir.display()))?;
     let mut config = Config { attributes: DemoShop::attribute_types(), ..Config::default() };
     config.model.checkpoint = dir.join(MODEL_FOLDER).display().to_string();
     config.prompts.sets = vec!["demo".into(), "photographs".into()];
-    // Chosen on the validation split of drawn catalogues (docs/balancing.md); photographs need
-    // their own choice.
+    // Chosen on the validation split of synthetic catalogues (docs/balancing.md); a catalogue of
+    // photographs needs a choice of its own.
     config.search.normaliser = Normaliser::Nnn;
     config.table.url = dir.join("catalogue").display().to_string();
     config.fetch.file_roots = vec![dir.join("pictures")];
     config.source.drain_seconds = 3;
-    // The mock cluster makes everybody wait for a session when a worker joins late.
+    // In the mock cluster, a worker that joins late makes all others wait for a session timeout.
     config.source.session_timeout_ms = 6_000;
     config.ingest.drain_seconds = 3;
     config.http.listen.set_port(if args.once { 0 } else { args.port });
@@ -104,9 +106,12 @@ fn demo_config(args: &DemoArgs) -> anyhow::Result<Config> {
     Ok(config)
 }
 
+/// Returns what the demo has in place of real parts, for the terminal and the page.
 fn substitutes(config: &Config) -> Vec<Substitute> {
-    let substitute =
-        |what: &str, real: &str| Substitute { component: what.into(), how_to_replace: real.into() };
+    let substitute = |component: &str, how_to_replace: &str| Substitute {
+        component: component.into(),
+        how_to_replace: how_to_replace.into(),
+    };
     vec![
         substitute(
             "Kafka is librdkafka's mock cluster in this process; it keeps nothing",
@@ -128,7 +133,7 @@ fn substitutes(config: &Config) -> Vec<Substitute> {
 }
 
 async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> CommandResult {
-    // A port in use shows before anything is drawn.
+    // A port in use is reported before anything is drawn.
     let listener = http::listen(&config.http).await.map_err(CommandError::usage)?;
     let url = listener.url()?;
     let broker = MockBroker::start(&[
@@ -139,8 +144,12 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
     let encoders = load_encoders(&config)?;
     let notice = encoders.card().notice.clone();
     print_line!("bsap demo: {} drawn pictures, everything in this process", args.images);
-    for part in substitutes(&config) {
-        print_line!("  {}\n    for the real one set {}", part.component, part.how_to_replace);
+    for substitute in substitutes(&config) {
+        print_line!(
+            "  {}\n    for the real one set {}",
+            substitute.component,
+            substitute.how_to_replace
+        );
     }
     if let Some(notice) = &notice {
         print_line!("\nNOTE: {notice}\n");
@@ -154,30 +163,31 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
         spawn_background_tasks(&config, &store, &worker, &token).detach_all();
         workers.spawn(worker.run(token.clone()));
     }
-    // For the page, which asks the workers what waits.
-    let watch = admin::MetricsOptions {
+    // The page shows the lag, which it reads from the metrics of the workers.
+    let metrics_options = admin::MetricsOptions {
         listen: ([127, 0, 0, 1], 0).into(),
         ..admin::MetricsOptions::default()
     };
-    let address = admin::start_server(&watch, progress.clone(), token.child_token()).await;
+    let address =
+        admin::start_server(&metrics_options, progress.clone(), token.child_token()).await;
     metrics::record_start("worker");
     let metrics_url = address.map(|address| format!("http://{address}").parse());
     config.http.worker_metrics_urls = metrics_url.transpose()?.into_iter().collect();
     let worker = build_query_worker(&config, &[("model.checkpoint", encoders)]).await?;
-    let app = build_app(&config, &worker, substitutes(&config))?;
-    let QueryWorker { engines, catalogue_follower: reader, feedback_writer: feedback, .. } = worker;
-    tokio::spawn(feedback.run(token.clone()));
+    let context = build_server_context(&config, &worker, substitutes(&config))?;
+    let QueryWorker { engines, catalogue_follower, feedback_writer, .. } = worker;
+    tokio::spawn(feedback_writer.run(token.clone()));
     tokio::spawn(engines.clone().monitor_drift(token.clone()));
     let engine = engines.live();
     let mut server = JoinSet::new();
     {
         let token = token.clone();
-        server.spawn(async move { Ok(reader.run(token).await?) });
+        server.spawn(async move { Ok(catalogue_follower.run(token).await?) });
     }
     {
         let token = token.clone();
         server.spawn(async move {
-            http::serve(app, listener, token).await;
+            http::serve(context, listener, token).await;
             anyhow::Ok(())
         });
     }
@@ -200,11 +210,11 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
             Ok(())
         } else if args.once {
             let snapshot = engine.snapshots().newest();
-            let is_there = |id: &str| snapshot.metadata(id).is_some();
+            let is_searchable = |id: &str| snapshot.metadata(id).is_some();
             verify_all_searchable(
                 shop.scenes().keys().map(String::as_str),
                 snapshot.len(),
-                is_there,
+                is_searchable,
             )?;
             print_example_searches(&shop, engine).await
         } else {
@@ -224,7 +234,7 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
             Ok(shop.publish_changes(CHANGE_INTERVAL, &token, print_change).await?)
         }
     };
-    // Whatever ends first ends the demo; all the others drain.
+    // Whatever ends first ends the demo; all other tasks drain.
     let result = tokio::select! {
         result = work => result,
         Some(ended) = workers.join_next() => worker_result(ended),
@@ -248,7 +258,7 @@ fn worker_result(
     Ok(())
 }
 
-/// Draws and announces the catalogue, and returns when all of it is searchable.
+/// Draws and publishes the catalogue, and returns when all of it is searchable.
 async fn publish_and_wait_until_searchable(
     count: u64,
     shop: &mut DemoShop,
@@ -258,31 +268,32 @@ async fn publish_and_wait_until_searchable(
 ) -> anyhow::Result<()> {
     let started = Instant::now();
     let bars = MultiProgress::new();
-    let announced = bars.add(progress_bar("announced", count)?);
-    let stored = bars.add(progress_bar("searchable", count)?);
-    let watch = async {
-        let mut last = (0, Instant::now());
+    let published_bar = bars.add(progress_bar("announced", count)?);
+    let searchable_bar = bars.add(progress_bar("searchable", count)?);
+    let wait_until_searchable = async {
+        let mut last_increase = (0, Instant::now());
         loop {
-            let done = engine.snapshots().newest().len() as u64;
-            stored.set_position(done);
+            let searchable = engine.snapshots().newest().len() as u64;
+            searchable_bar.set_position(searchable);
             let dropped = progress.dead_lettered.load(Ordering::Relaxed)
                 + progress.not_found.load(Ordering::Relaxed);
-            if done + dropped >= count || token.is_cancelled() {
+            if searchable + dropped >= count || token.is_cancelled() {
                 return Ok(());
             }
-            if done > last.0 {
-                last = (done, Instant::now());
-            } else if last.1.elapsed() > STALL_TIMEOUT {
+            if searchable > last_increase.0 {
+                last_increase = (searchable, Instant::now());
+            } else if last_increase.1.elapsed() > STALL_TIMEOUT {
                 bail!(
-                    "only {done} of {count} pictures are searchable, and nothing has moved for {} s; see the log",
+                    "only {searchable} of {count} pictures are searchable, and their number has not grown for {} s; see the log",
                     STALL_TIMEOUT.as_secs()
                 );
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    let open = async { Ok(shop.publish_initial_images(count, token, || announced.inc(1)).await?) };
-    tokio::try_join!(open, watch)?;
+    let publish =
+        async { Ok(shop.publish_initial_images(count, token, || published_bar.inc(1)).await?) };
+    tokio::try_join!(publish, wait_until_searchable)?;
     bars.clear()?;
     if !token.is_cancelled() {
         let seconds = started.elapsed().as_secs_f64();
@@ -291,17 +302,17 @@ async fn publish_and_wait_until_searchable(
     Ok(())
 }
 
-/// Every picture that was announced must be found, and no other.
+/// Fails unless exactly the published pictures are searchable.
 fn verify_all_searchable<'a>(
-    announced: impl ExactSizeIterator<Item = &'a str>,
+    published: impl ExactSizeIterator<Item = &'a str>,
     searchable: usize,
-    is_there: impl Fn(&str) -> bool,
+    is_searchable: impl Fn(&str) -> bool,
 ) -> anyhow::Result<()> {
-    let total = announced.len();
-    let missing: Vec<&str> = announced.filter(|id| !is_there(id)).collect();
+    let total = published.len();
+    let missing: Vec<&str> = published.filter(|id| !is_searchable(id)).collect();
     if !missing.is_empty() {
-        let some = missing[..missing.len().min(10)].join(", ");
-        bail!("{} of {total} images are missing: {some}; the log says why", missing.len());
+        let examples = missing[..missing.len().min(10)].join(", ");
+        bail!("{} of {total} images are missing: {examples}; the log says why", missing.len());
     }
     if searchable != total {
         bail!("{searchable} images are searchable, but {total} were announced");
@@ -326,7 +337,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_that_is_missing_is_named() {
+    fn the_error_names_missing_images() {
         let error =
             verify_all_searchable(["p-00001", "p-00002"].into_iter(), 0, |_| false).unwrap_err();
         assert!(error.to_string().contains("2 of 2") && error.to_string().contains("p-00002"));

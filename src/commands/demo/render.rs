@@ -14,24 +14,24 @@ use crate::demo::shop::render_catalogue;
 /// `bsap demo render`.
 #[derive(Debug, Args)]
 pub struct DemoRenderArgs {
-    /// How many
+    /// Number of pictures
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub count: u64,
     /// The same seed draws the same pictures
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// How they are taken
+    /// Style of the pictures
     #[arg(long, default_value = "studio")]
     pub style: PhotoStyle,
     /// Width and height in pixels
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=4096))]
     pub side: u32,
-    /// Folder, made where it is missing
+    /// Folder, created if it is missing
     #[arg(long, value_name = "FOLDER")]
     pub out: PathBuf,
 }
 
-/// Draws pictures only.
+/// Draws pictures into a folder.
 pub fn run(args: &DemoRenderArgs) -> CommandResult {
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("--out: {}", args.out.display()))

@@ -58,9 +58,9 @@ pub async fn store_calibration(
             "--store: thresholds hold for one configuration; only live and candidate are stored: calibrate one of these as it is",
         ));
     }
-    let by = actor("bsap evaluate --calibrate");
+    let changed_by = actor("bsap evaluate --calibrate");
     let state = StateStore::new(store)
-        .update(&by, |mut next| {
+        .update(&changed_by, |mut next| {
             let evaluation = calibration.evaluation_fingerprint.clone();
             // Another model's scores may go by the same name of a prompt set, and the same constants.
             let generation = |state: &CatalogueState| match (spec.base, &state.candidate) {

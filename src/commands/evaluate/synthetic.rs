@@ -25,6 +25,11 @@ use crate::demo::queries::generate_queries;
 use crate::evaluate::{ConfigurationResolver, Corpus, JudgedQuery, LoadedGeneration};
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
 
+/// Side of the drawn pictures in pixels, as in the demo.
+const IMAGE_SIDE_PIXELS: u32 = 256;
+/// k of `nnn`, as by default.
+const NNN_TOP_K: usize = 8;
+
 /// Evaluates on pictures that are drawn now.
 pub async fn run_on_synthetic_catalogue(
     args: &EvaluateArgs,
@@ -73,12 +78,6 @@ pub async fn run_on_synthetic_catalogue(
     }
     Ok(())
 }
-
-/// Side of the drawn pictures in pixels, as in the demo.
-const IMAGE_SIDE_PIXELS: u32 = 256;
-
-/// k of `nnn`, as by default.
-const NNN_TOP_K: usize = 8;
 
 /// A drawn catalogue.
 struct SyntheticCatalogue {

@@ -17,6 +17,12 @@ use crate::prompts::{self, EmbeddedPromptSet, NEAR_DUPLICATE_COSINE, PromptSet, 
 use crate::record::Embedding;
 use crate::search::{Engine, ImageMetadata};
 
+/// Rows of a histogram, and columns of its longest bar.
+const HISTOGRAM_ROWS: usize = 16;
+const HISTOGRAM_COLUMNS: f64 = 48.0;
+/// A prompt that is the strongest one of so many images outweighs all others.
+const DOMINATING_SHARE: f64 = 0.2;
+
 /// `bsap prompts measure`.
 #[derive(Debug, Args)]
 pub struct PromptsMeasureArgs {
@@ -35,14 +41,6 @@ pub struct PromptsMeasureArgs {
     #[arg(long)]
     pub json: bool,
 }
-
-/// Rows of a histogram, and columns of its longest bar.
-const HISTOGRAM_ROWS: usize = 16;
-
-const HISTOGRAM_COLUMNS: f64 = 48.0;
-
-/// A prompt that is the strongest one of so many images outweighs all others.
-const DOMINATING_SHARE: f64 = 0.2;
 
 /// Measures sets on the live images of the table.
 pub async fn measure_sets(

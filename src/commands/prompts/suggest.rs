@@ -22,6 +22,9 @@ use crate::evaluate::{
 };
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
 
+/// Shipped sets whose texts may be taken: general captions, in the language of the model.
+const BUILTIN_SETS: [&str; 2] = ["photographs", "ecommerce-en"];
+
 /// `bsap prompts suggest`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
@@ -59,9 +62,6 @@ pub struct PromptsSuggestArgs {
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 }
-
-/// Shipped sets whose texts may be taken: general captions, in the language of the model.
-const BUILTIN_SETS: [&str; 2] = ["photographs", "ecommerce-en"];
 
 /// Chooses prompts for the stored catalogue, and writes them.
 pub async fn suggest_set(

@@ -22,14 +22,14 @@ use crate::rollout::{self, CandidateSpec};
 #[command(after_long_help = "\
 Examples:
   bsap candidate set mine --prompt-set mine --normaliser nnn --weight 0.5 --shadow 0.05
-  bsap candidate set mine --prompt-set mine --weight 0.5 --share 0.1
-  bsap candidate set large --beside --share 0.1 --only category=shoes
+  bsap candidate set mine --prompt-set mine --weight 0.5 --traffic-share 0.1
+  bsap candidate set large --standby --traffic-share 0.1 --traffic-filter category=shoes
   bsap candidate show
   bsap candidate withdraw
 
-A candidate is in the memory of every query worker. Requests may ask for it by name; it may answer a
-share of the others, or be computed unseen beside the live one (log event `shadow`). `bsap promote`
-makes it live.")]
+Every query worker has the candidate in memory. Requests may select it by name; it may answer a share
+of the other requests, or be computed as a shadow of the live configuration, whose results are compared
+and not shown (log event `shadow.compared`). `bsap promote` makes it live.")]
 pub struct CandidateArgs {
     /// What to do.
     #[command(subcommand)]
@@ -39,9 +39,9 @@ pub struct CandidateArgs {
 /// What `bsap candidate` does.
 #[derive(Debug, Subcommand)]
 pub enum CandidateAction {
-    /// Set the candidate, in the place of an earlier one
+    /// Set the candidate, replacing an earlier one
     Set(CandidateSetArgs),
-    /// Print the candidate, how far its statistics are and what stands against promoting it
+    /// Print the candidate, how complete its statistics are, and what blocks its promotion
     Show {
         /// Print JSON
         #[arg(long)]
@@ -51,19 +51,20 @@ pub enum CandidateAction {
     Withdraw,
 }
 
-/// `bsap candidate set`. How it answers is, where it is left out, as the candidate of that name has it, or
-/// as it is served; `--share`, `--shadow` and `--only` are given anew each time.
+/// `bsap candidate set`. Options for ranking that are left out keep the value of an existing candidate of
+/// that name, otherwise that of the live configuration; `--traffic-share`, `--shadow` and
+/// `--traffic-filter` must be given each time.
 #[derive(Debug, Args)]
 pub struct CandidateSetArgs {
-    /// Its name, for people and for requests that ask for it
+    /// Name of the candidate, for people and for requests that select it
     pub name: String,
-    /// Read the generation beside the live one, another model's (`bsap reindex model`)
+    /// Search the standby generation, by another model (`bsap reindex model`)
     #[arg(long)]
     pub standby: bool,
-    /// Stored prompt set, by name, name@version or key
+    /// Stored prompt set: its name, name@version or key
     #[arg(long, value_name = "SET")]
     pub prompt_set: Option<String>,
-    /// Formula
+    /// Normaliser
     #[arg(long)]
     pub normaliser: Option<Normaliser>,
     /// Weight of the balanced score, 0 (plain CLIP) to 1
@@ -72,16 +73,17 @@ pub struct CandidateSetArgs {
     /// λ of `nnn`, 0 to 10
     #[arg(long, value_parser = parse_lambda)]
     pub lambda: Option<f32>,
-    /// Share of the queries that it answers, 0 to 1, by the key that the caller gives
+    /// Share of the queries that it answers, 0 to 1, chosen by the traffic key of the request
     #[arg(long, default_value = "0", value_parser = parse_share)]
     pub traffic_share: f32,
-    /// Share of the queries that it answers unseen, differences being logged, 0 to 1
+    /// Share of the queries that it computes as a shadow, 0 to 1: results are compared, not shown
     #[arg(long, default_value = "0", value_parser = parse_share)]
     pub shadow: f32,
-    /// Of the share, only queries whose filter asks for this attribute's value: one category first
+    /// Restrict the share to queries whose filter has this value of an attribute, for example one
+    /// category
     #[arg(long, value_name = "NAME=VALUE", value_parser = validate_name_value)]
     pub traffic_filter: Option<String>,
-    /// Fingerprint of the evaluation that speaks for it
+    /// Fingerprint of the evaluation that supports it
     #[arg(long, value_name = "FINGERPRINT")]
     pub evaluation: Option<String>,
 }
@@ -92,15 +94,15 @@ pub fn run(args: &CandidateArgs, config_file: Option<&Path>) -> CommandResult {
     run_with_logging(config, |config, _| handle_action(args, config))
 }
 
-/// `bsap candidate`.
+/// Carries out the action that the arguments name.
 async fn handle_action(args: &CandidateArgs, config: Config) -> CommandResult {
     match &args.action {
         CandidateAction::Set(args) => set_candidate(args, config).await,
         CandidateAction::Show { json } => show_candidate(*json, config).await,
         CandidateAction::Withdraw => {
             let (store, _) = open_catalogue(&config).await?;
-            let by = actor("bsap candidate withdraw");
-            let state = rollout::withdraw_candidate(&store, &by).await?;
+            let changed_by = actor("bsap candidate withdraw");
+            let state = rollout::withdraw_candidate(&store, &changed_by).await?;
             print_line!("The candidate is withdrawn (revision {} of the state).", state.revision);
             Ok(())
         }
@@ -121,8 +123,8 @@ async fn set_candidate(args: &CandidateSetArgs, config: Config) -> CommandResult
         traffic_filter: args.traffic_filter.clone(),
         evaluation_fingerprint: args.evaluation.clone(),
     };
-    let by = actor("bsap candidate set");
-    let state = rollout::set_candidate(&store, &request, &by).await?;
+    let changed_by = actor("bsap candidate set");
+    let state = rollout::set_candidate(&store, &request, &changed_by).await?;
     print_line!("{} is the candidate (revision {} of the state).", args.name, state.revision);
     print_promotion(&check_candidate(&store, &config, 0, None).await?);
     Ok(())
@@ -131,15 +133,14 @@ async fn set_candidate(args: &CandidateSetArgs, config: Config) -> CommandResult
 async fn show_candidate(as_json: bool, config: Config) -> CommandResult {
     let (store, _) = open_catalogue(&config).await?;
     let promotion = check_candidate(&store, &config, 0, None).await?;
-    let none = Duration::ZERO;
     let (revision, token) = (promotion.revision, CancellationToken::new());
-    let standing = rollout::wait_for_replicas(&store, revision, none, &token).await?;
+    let readiness = rollout::wait_for_replicas(&store, revision, Duration::ZERO, &token).await?;
     if as_json {
-        print_line!("{}", json!({"promotion": promotion, "query_workers": standing}));
+        print_line!("{}", json!({"promotion": promotion, "query_workers": readiness}));
         return Ok(());
     }
     print_promotion(&promotion);
-    print_readiness(&standing);
+    print_readiness(&readiness);
     Ok(())
 }
 
@@ -152,6 +153,7 @@ fn parse_number_up_to(text: &str, max: f32) -> Result<f32, String> {
     }
 }
 
+/// Checks that `text` is NAME=VALUE.
 fn validate_name_value(text: &str) -> Result<String, String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() && !value.is_empty() => Ok(text.to_owned()),

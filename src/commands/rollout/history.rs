@@ -23,7 +23,7 @@ pub struct HistoryArgs {
     /// Print at most so many changes, the newest first
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub limit: u32,
-    /// Print JSON, a line a change
+    /// Print one line of JSON per change
     #[arg(long)]
     pub json: bool,
 }
@@ -34,7 +34,7 @@ pub fn run(args: &HistoryArgs, config_file: Option<&Path>) -> CommandResult {
     run_with_logging(config, |config, _| print_history(args, config))
 }
 
-/// `bsap history`.
+/// Prints the newest revisions.
 async fn print_history(args: &HistoryArgs, config: Config) -> CommandResult {
     let (store, _) = open_catalogue(&config).await?;
     let changes = rollout::list_revisions(&store, args.limit as usize).await?;
@@ -53,7 +53,7 @@ async fn print_history(args: &HistoryArgs, config: Config) -> CommandResult {
     }
     let mut table = Table::new();
     table.load_style(UTF8_HORIZONTAL_ONLY);
-    table.set_header(["revision", "when", "who", "what", "then served"]);
+    table.set_header(["revision", "when", "who", "what", "served from then on"]);
     for state in &changes {
         table.add_row([
             state.revision.to_string(),
@@ -68,21 +68,22 @@ async fn print_history(args: &HistoryArgs, config: Config) -> CommandResult {
     Ok(())
 }
 
+/// Describes the change that a revision made.
 fn describe_change(state: &CatalogueState) -> String {
     match &state.change {
-        StateChange::Created => "the catalogue was made".into(),
+        StateChange::Created => "the catalogue was created".into(),
         StateChange::PromptSets { keys, generation } => {
             let sets =
                 state.prompt_sets_of_generation(generation.as_ref().unwrap_or(&state.live.id));
             let sets = sets.unwrap_or_default();
-            let here = |key: &String| sets.iter().any(|set| set.key.as_str() == key);
-            let what = if keys.iter().all(here) { "added" } else { "retired" };
+            let is_stored = |key: &String| sets.iter().any(|set| set.key.as_str() == key);
+            let action = if keys.iter().all(is_stored) { "added" } else { "retired" };
             let for_generation =
                 generation.as_ref().map_or(String::new(), |id| format!(" for generation {id}"));
-            format!("prompt sets {what}{for_generation}: {}", keys.join(", "))
+            format!("prompt sets {action}{for_generation}: {}", keys.join(", "))
         }
         StateChange::Standby { generation } => match &state.standby {
-            Some(_) => format!("generation {generation} is filled beside the live one"),
+            Some(_) => format!("generation {generation} is filled as the standby"),
             None => format!("generation {generation} is no longer filled"),
         },
         StateChange::Candidate { name } => match &state.candidate {
@@ -91,16 +92,14 @@ fn describe_change(state: &CatalogueState) -> String {
             }
             None => format!("candidate {name} withdrawn"),
         },
-        StateChange::Promoted {
-            name,
-            previous_revision: from,
-            evaluation_fingerprint: evaluation,
-        } => {
+        StateChange::Promoted { name, previous_revision, evaluation_fingerprint: evaluation } => {
             let evaluation = evaluation.as_deref().unwrap_or("none");
-            format!("{name} promoted in the place of revision {from}, evaluation {evaluation}")
+            format!(
+                "{name} promoted, replacing revision {previous_revision}, evaluation {evaluation}"
+            )
         }
-        StateChange::RolledBack { restored_revision: to } => {
-            format!("rolled back to revision {to}")
+        StateChange::RolledBack { restored_revision } => {
+            format!("rolled back to revision {restored_revision}")
         }
         StateChange::Calibrated { evaluation_fingerprint: evaluation } => {
             format!("thresholds calibrated, evaluation {evaluation}")

@@ -28,24 +28,25 @@ use crate::table::Generation;
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Checks that the candidate is complete, waits until every query worker has it in memory, and makes it
-live in one write. No query fails meanwhile and no answer mixes the two. `bsap rollback` goes back.
+live in one write. No query fails during the change, and no answer mixes the two configurations.
+`bsap rollback` undoes it.
 
-Who did it is BSAP_ACTOR, or the user of this process; `bsap history` prints it.")]
+The history records BSAP_ACTOR, or the user of this process; `bsap history` prints it.")]
 pub struct PromoteArgs {
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     pub yes: bool,
-    /// Longest wait for the query workers, in seconds; nothing is changed when it is over
+    /// Longest wait for the query workers, in seconds; after it nothing is changed
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout: u64,
-    /// Print what stands against it and what would change, and change nothing
+    /// Print what blocks the promotion and what would change, and change nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Live images that the candidate's generation may lack, for example because their addresses are
-    /// dead
+    /// Number of live images that the candidate's generation may lack, for example because they cannot be
+    /// fetched any more
     #[arg(long, value_name = "IMAGES", default_value_t = 0)]
     pub allow_missing: u64,
-    /// Folder for sorting, some hundred bytes an image; the system's temporary folder, unless given
+    /// Folder for sorting, some hundred bytes per image; by default the system's temporary folder
     #[arg(long, value_name = "FOLDER")]
     pub temp_dir: Option<std::path::PathBuf>,
 }
@@ -56,7 +57,7 @@ pub fn run(args: &PromoteArgs, config_file: Option<&Path>) -> CommandResult {
     run_with_logging(config, |config, token| promote_candidate(args, config, token))
 }
 
-/// `bsap promote`.
+/// Promotes the candidate, unless it is blocked or not confirmed, and waits for the query workers.
 async fn promote_candidate(
     args: &PromoteArgs,
     config: Config,
@@ -66,26 +67,26 @@ async fn promote_candidate(
     let folder = args.temp_dir.as_deref();
     let promotion = check_candidate(&store, &config, args.allow_missing, folder).await?;
     print_promotion(&promotion);
-    let live = test_candidate_model(&config, &state, &promotion.candidate_generation)?;
+    let live_checkpoint = test_candidate_model(&config, &state, &promotion.candidate_generation)?;
     print_line!("model       {} passes its self-test", promotion.candidate_generation.model_name);
-    if let Some(problem) = promotion.blockers.first() {
+    if let Some(blocker) = promotion.blockers.first() {
         let more = promotion.blockers.len() - 1;
         let more = if more == 0 { String::new() } else { format!(" (and {more} more, above)") };
-        return Err(anyhow::anyhow!("the candidate cannot be promoted: {problem}{more}").into());
+        return Err(anyhow::anyhow!("the candidate cannot be promoted: {blocker}{more}").into());
     }
-    let limit = Duration::from_secs(args.timeout);
-    let wait_limit = if args.dry_run { Duration::ZERO } else { limit };
-    let standing =
-        rollout::wait_for_replicas(&store, promotion.revision, wait_limit, &token).await?;
-    print_readiness(&standing);
+    let timeout = Duration::from_secs(args.timeout);
+    let preparation_timeout = if args.dry_run { Duration::ZERO } else { timeout };
+    let readiness =
+        rollout::wait_for_replicas(&store, promotion.revision, preparation_timeout, &token).await?;
+    print_readiness(&readiness);
     if args.dry_run {
         print_line!("Nothing was changed.");
         return Ok(());
     }
-    if !standing.not_ready.is_empty() {
+    if !readiness.not_ready.is_empty() {
         return Err(anyhow::anyhow!(
             "{} query workers do not have the candidate in memory after {} s; nothing was changed",
-            standing.not_ready.len(),
+            readiness.not_ready.len(),
             args.timeout
         )
         .into());
@@ -94,38 +95,40 @@ async fn promote_candidate(
         print_line!("Nothing was changed.");
         return Ok(());
     }
-    let by = actor("bsap promote");
-    let state = rollout::promote(&store, promotion.revision, &live, &by).await?;
+    let changed_by = actor("bsap promote");
+    let state = rollout::promote(&store, promotion.revision, &live_checkpoint, &changed_by).await?;
     print_line!(
-        "{} is live (revision {} of the state, by {by}).",
+        "{} is live (revision {} of the state, by {changed_by}).",
         state.configuration_name,
         state.revision
     );
-    let standing = rollout::wait_for_replicas(&store, state.revision, limit, &token).await?;
-    print_serving_workers(&standing);
+    let readiness = rollout::wait_for_replicas(&store, state.revision, timeout, &token).await?;
+    print_serving_workers(&readiness);
     Ok(())
 }
 
-/// Makes sure that the model of the candidate's generation `to` is there, is the one that filled it,
-/// and works. Gives the checkpoint of the live one.
+/// Checks that the model of the candidate's generation can be loaded, is the one that filled it, and
+/// passes its self-test. Returns the checkpoint of the live model.
 fn test_candidate_model(
     config: &Config,
     state: &CatalogueState,
-    to: &Generation,
+    candidate_generation: &Generation,
 ) -> anyhow::Result<String> {
     let models = load_models(config)?;
     let live = find_live_model(config, state, &models)?;
-    let candidate = &config.search.standby_checkpoint;
     let is_first = models[0].1.card().fingerprint == live.card().fingerprint;
-    let checkpoint = if is_first { &config.model.checkpoint } else { candidate };
-    let fits = |towers: &&Arc<dyn Encoders>| towers.card().fingerprint == to.model_fingerprint;
-    let known = models.iter().map(|(_, towers)| towers).find(fits).cloned();
-    let encoders = match (known, &state.standby) {
-        (Some(towers), _) => towers,
+    let live_checkpoint =
+        if is_first { &config.model.checkpoint } else { &config.search.standby_checkpoint };
+    let matches = |encoders: &&Arc<dyn Encoders>| {
+        encoders.card().fingerprint == candidate_generation.model_fingerprint
+    };
+    let loaded = models.iter().map(|(_, encoders)| encoders).find(matches).cloned();
+    let encoders = match (loaded, &state.standby) {
+        (Some(encoders), _) => encoders,
         (None, Some(standby)) => load_standby_model(config, standby)?,
         (None, None) => live,
     };
-    to.ensure_compatible(&configured_generation(config, &*encoders))?;
+    candidate_generation.ensure_compatible(&configured_generation(config, &*encoders))?;
     run_self_test(&*encoders)?;
-    Ok(checkpoint.clone())
+    Ok(live_checkpoint.clone())
 }

@@ -1,4 +1,4 @@
-//! Whether a candidate can be promoted and the query workers are ready, checked and printed.
+//! Checks and prints whether the candidate can be promoted and which query workers are ready for it.
 
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -16,25 +16,28 @@ use crate::rollout::RolloutError;
 use crate::rollout::{self, PromotionCheck, PromotionRules, ReplicaReadiness};
 use crate::store::Store;
 
-/// How long after the live generation took an image in another one may still lack it.
+/// An image that the live generation stored less than this long ago does not count as missing in
+/// another one.
 pub const MISSING_IMAGE_GRACE: Duration = Duration::from_secs(60);
 
+/// Checks whether the candidate can be promoted; its generation may lack `max_missing` live images.
 pub async fn check_candidate(
     store: &Store,
     config: &Config,
-    allow_missing: u64,
-    folder: Option<&Path>,
+    max_missing: u64,
+    temp_folder: Option<&Path>,
 ) -> Result<PromotionCheck, RolloutError> {
-    let temporary = default_temp_folder();
+    let default_folder = default_temp_folder();
     let rules = PromotionRules {
         propagation_delay: set_propagation_delay(config),
         grace_period: MISSING_IMAGE_GRACE,
-        max_missing: allow_missing,
-        temp_folder: folder.unwrap_or(&temporary),
+        max_missing,
+        temp_folder: temp_folder.unwrap_or(&default_folder),
     };
     rollout::check_promotion(store, &rules, Utc::now()).await
 }
 
+/// Prints the live configuration, the candidate, and what blocks its promotion.
 pub fn print_promotion(promotion: &PromotionCheck) {
     let candidate = &promotion.candidate;
     print_line!(
@@ -46,7 +49,7 @@ pub fn print_promotion(promotion: &PromotionCheck) {
     let (from, to) = (&promotion.live_generation, &promotion.candidate_generation);
     if let Some(gap) = &promotion.coverage_gap {
         print_line!(
-            "generation  {} ({}, dimension {}) in the place of {} ({}, dimension {})",
+            "generation  {} ({}, dimension {}) instead of {} ({}, dimension {})",
             to.id,
             to.model_name,
             to.dimension,
@@ -55,16 +58,16 @@ pub fn print_promotion(promotion: &PromotionCheck) {
             from.dimension
         );
         print_line!(
-            "coverage    {} of {} live images; {} on their way",
+            "coverage    {} of {} live images; {} too recent to be counted",
             gap.live.saturating_sub(gap.missing + gap.outdated),
             gap.live,
             gap.too_recent
         );
     }
-    let only =
-        candidate.traffic_filter.as_ref().map_or(String::new(), |only| format!(" of {only}"));
+    let filter =
+        candidate.traffic_filter.as_ref().map_or(String::new(), |filter| format!(" of {filter}"));
     print_line!(
-        "traffic     share {}{only}, shadow {}",
+        "traffic     share {}{filter}, shadow {}",
         candidate.traffic_share,
         candidate.shadow_share
     );
@@ -73,14 +76,15 @@ pub fn print_promotion(promotion: &PromotionCheck) {
     for warning in &promotion.warnings {
         print_line!("WARNING     {warning}");
     }
-    for problem in &promotion.blockers {
-        print_line!("PROBLEM     {problem}");
+    for blocker in &promotion.blockers {
+        print_line!("PROBLEM     {blocker}");
     }
 }
 
+/// Prints which query workers have the candidate in memory.
 pub fn print_readiness(readiness: &ReplicaReadiness) {
     print_line!(
-        "readers     {} query workers have it in memory, {} do not yet",
+        "replicas    {} query workers have it in memory, {} do not yet",
         readiness.ready.len(),
         readiness.not_ready.len()
     );
@@ -91,25 +95,28 @@ pub fn print_readiness(readiness: &ReplicaReadiness) {
     print_stale_workers(readiness);
 }
 
+/// Prints the query workers that have stopped reporting.
 fn print_stale_workers(readiness: &ReplicaReadiness) {
     for report in &readiness.unresponsive {
         let at = report.reported_at.format("%Y-%m-%d %H:%M:%S UTC");
         print_line!(
-            "            {} on {} was last heard at {at}; not waited for",
+            "            {} on {} last reported at {at}; not waited for",
             report.id,
             report.host
         );
     }
 }
 
+/// Prints how many query workers serve the new configuration, and which do not.
 pub fn print_serving_workers(readiness: &ReplicaReadiness) {
     print_line!("{} query workers serve it.", readiness.ready.len());
     for report in &readiness.not_ready {
-        let problem = report.problem.as_deref().unwrap_or("not heard of it yet");
+        let problem = report.problem.as_deref().unwrap_or("not loaded yet");
         print_line!("WARNING: {} on {} does not yet: {problem}", report.id, report.host);
     }
 }
 
+/// Describes how a configuration ranks.
 pub fn describe_serving(serving: &ServingConfig) -> String {
     format!(
         "{} at weight {}, λ {}, {}",
@@ -120,10 +127,10 @@ pub fn describe_serving(serving: &ServingConfig) -> String {
     )
 }
 
-/// Asks on the terminal; refused where there is none.
+/// Asks for confirmation on the terminal; an error if there is none.
 pub fn confirm() -> Result<bool, CommandError> {
     if !std::io::stdin().is_terminal() {
-        return Err(CommandError::usage("there is no terminal to ask on; give --yes"));
+        return Err(CommandError::usage("there is no terminal for the confirmation; give --yes"));
     }
     let mut out = std::io::stdout();
     write!(out, "Make it live? [y/N] ")?;

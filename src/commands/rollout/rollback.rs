@@ -19,17 +19,20 @@ use crate::rollout::RolloutError;
 use crate::rollout::{self, RollbackPlan};
 use crate::store::Store;
 
+/// How long a rollback waits until the query workers serve the restored configuration.
+const REPLICA_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// `bsap rollback`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Within a generation it goes back at once. To another model's it first looks whether the workers of that \
-model have kept up: images that it lacks would no longer be found, deleted ones would come back. \
-Where there are any, it says so and asks.")]
+Within a generation the change is immediate. Before a change to the generation of another model it checks \
+whether the workers of that model have kept up: images that the generation lacks would no longer be found, \
+deleted ones would come back. If there are any, it says so and asks for confirmation.")]
 pub struct RollbackArgs {
-    /// Do not look and do not ask: go back at once, and say afterwards what is lacking
+    /// Go back at once without a check or confirmation, and report missing images afterwards
     #[arg(long)]
     pub yes: bool,
-    /// Folder for sorting, some hundred bytes an image; the system's temporary folder, unless given
+    /// Folder for sorting, some hundred bytes per image; by default the system's temporary folder
     #[arg(long, value_name = "FOLDER")]
     pub temp_dir: Option<std::path::PathBuf>,
 }
@@ -40,7 +43,7 @@ pub fn run(args: &RollbackArgs, config_file: Option<&Path>) -> CommandResult {
     run_with_logging(config, |config, token| roll_back(args, config, token))
 }
 
-/// `bsap rollback`.
+/// Checks for missing images, unless `--yes` is given, goes back, and waits for the query workers.
 async fn roll_back(args: &RollbackArgs, config: Config, token: CancellationToken) -> CommandResult {
     let (store, _) = open_catalogue(&config).await?;
     let plan = RollbackPlan::load(&store).await?;
@@ -48,27 +51,28 @@ async fn roll_back(args: &RollbackArgs, config: Config, token: CancellationToken
         print_line!("Nothing was changed.");
         return Ok(());
     }
-    let by = actor("bsap rollback");
-    let state = plan.execute(&store, &by).await?;
+    let changed_by = actor("bsap rollback");
+    let state = plan.execute(&store, &changed_by).await?;
     print_line!(
-        "{} is live again (revision {} of the state, by {by}): {}",
+        "{} is live again (revision {} of the state, by {changed_by}): {}",
         state.configuration_name,
         state.revision,
         describe_serving(&state.serving)
     );
-    let limit = Duration::from_secs(60);
-    let standing = rollout::wait_for_replicas(&store, state.revision, limit, &token).await?;
-    print_serving_workers(&standing);
-    // In an emergency it is done first; what it costs is said all the same.
+    let readiness =
+        rollout::wait_for_replicas(&store, state.revision, REPLICA_TIMEOUT, &token).await?;
+    print_serving_workers(&readiness);
+    // In an emergency the check must not delay the change, so it is done afterwards.
     if args.yes
         && let Err(error) = warn_of_missing_images(&plan, &store, args).await
     {
-        print_line!("WARNING     whether images are lacking now is not known: {error}");
+        print_line!("WARNING     it is not known whether images are missing now: {error}");
     }
     Ok(())
 }
 
-/// Says what the generation that a roll back leads to lacks; whether it lacks anything.
+/// Prints a warning if the generation that becomes live again lacks images or deletes of the current
+/// one; returns whether it does.
 async fn warn_of_missing_images(
     plan: &RollbackPlan,
     store: &Store,
@@ -80,13 +84,13 @@ async fn warn_of_missing_images(
     else {
         return Ok(false);
     };
-    let lacks = gap.out_of_date_count() > 0;
-    if lacks {
+    let has_gap = gap.out_of_date_count() > 0;
+    if has_gap {
         let (summary, model) =
             (gap.summary(&plan.target_generation().id), &plan.target_generation().model_name);
         print_line!(
-            "WARNING     {summary}; have workers of {model} run? `bsap status` says what waits for them"
+            "WARNING     {summary}; have workers of {model} been running? `bsap status` shows their lag"
         );
     }
-    Ok(lacks)
+    Ok(has_gap)
 }

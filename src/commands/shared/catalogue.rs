@@ -1,4 +1,4 @@
-//! Opening the catalogue, and what commands that change it need.
+//! Opens the catalogue, and provides what commands that change it need.
 
 use std::time::Duration;
 
@@ -9,17 +9,18 @@ use crate::config::Config;
 use crate::store::Store;
 use crate::table::TableError;
 
-/// How long the store may take to answer at the start. Later faults are waited out.
+/// How long the store may take to answer at the start of a command. Later failures are retried.
 const STORE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Opens the catalogue's folder and makes sure that the store answers.
+/// Opens the store of `table.url` and checks that it answers.
 pub async fn open_store(config: &Config) -> anyhow::Result<Store> {
     let store = Store::open(&config.table.url, &config.table.store_options).context("table.url")?;
     store.check_reachable(STORE_TIMEOUT).await.context("table.url")?;
     Ok(store)
 }
 
-/// The catalogue's folder and its state; `Missing` where no worker has made it yet.
+/// Returns the store of the catalogue and its newest state; [`TableError::NotFound`] if no worker has
+/// created the catalogue yet.
 pub async fn open_catalogue(config: &Config) -> anyhow::Result<(Store, CatalogueState)> {
     let store = open_store(config).await?;
     let state = StateStore::new(&store).read_newest().await.context("table.url")?;
@@ -27,20 +28,23 @@ pub async fn open_catalogue(config: &Config) -> anyhow::Result<(Store, Catalogue
     Ok((store, state))
 }
 
-/// Who changes the catalogue: `BSAP_ACTOR`, or the user of this process.
+/// Returns who changes the catalogue, for its history: `BSAP_ACTOR` or the user of this process, and
+/// the command.
 pub fn actor(command: &str) -> String {
-    let named = |name| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-    let who = named("BSAP_ACTOR").or_else(|| named("USER")).unwrap_or_else(|| "unknown".into());
-    format!("{who} ({command})")
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+    let user =
+        variable("BSAP_ACTOR").or_else(|| variable("USER")).unwrap_or_else(|| "unknown".into());
+    format!("{user} ({command})")
 }
 
-/// Files that a reindex measures at one time.
+/// Returns how many files a statistics backfill measures concurrently.
 pub fn reindex_parallelism() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// How long after a set was made known workers may still write rows without it: they look every
-/// `table.state_poll_ms`, embed the prompts, and commit what they have.
+/// Returns for how long after a prompt set was added workers may still write rows without its
+/// statistics: they poll the state every `table.state_poll_ms`, embed the prompts, and commit the rows
+/// that they have.
 pub fn set_propagation_delay(config: &Config) -> Duration {
     Duration::from_millis(2 * config.table.state_poll_ms + config.ingest.commit_ms + 1_000)
 }

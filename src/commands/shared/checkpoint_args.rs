@@ -4,25 +4,25 @@ use clap::Args;
 
 use crate::clip::{self, DeviceChoice, Precision};
 
-/// Which model, for commands that need no configuration file.
+/// Device, precision and revision of a model.
 #[derive(Debug, Args)]
 pub struct CheckpointArgs {
-    /// Where it runs: auto, cpu or cuda:0
+    /// Device: auto, cpu or cuda:0
     #[arg(long, default_value = "auto", value_parser = |text: &str| DeviceChoice::try_from(text.to_owned()))]
     pub device: DeviceChoice,
-    /// Precision of the towers
+    /// Precision of the image and text encoders
     #[arg(long, default_value = "f32")]
     pub dtype: Precision,
     /// Branch, tag or commit of a model of the hub
     #[arg(long, default_value = "main")]
     pub revision: String,
-    /// Take a model of the hub from the cache only
+    /// Read a model of the hub from the cache only
     #[arg(long)]
     pub offline: bool,
 }
 
 impl CheckpointArgs {
-    /// As options of the model in `checkpoint`.
+    /// Returns the options of the model in `checkpoint`.
     pub fn to_options(&self, checkpoint: &str) -> clip::ModelOptions {
         clip::ModelOptions {
             checkpoint: checkpoint.to_owned(),

@@ -1,4 +1,4 @@
-//! The configuration as the commands load it.
+//! Loads the configuration, as each kind of command needs it.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ pub fn load_config(file: Option<&Path>) -> Result<Config, ConfigError> {
     config::load(file, std::env::vars())
 }
 
-/// Loads the configuration for a command that loads no model: `model.checkpoint` need not be valid.
+/// Loads the configuration for a command that loads no model: `model.checkpoint` is not validated.
 pub fn load_config_without_model(file: Option<&Path>) -> Result<Config, ConfigError> {
     const CHECKPOINT_VAR: &str = "BSAP_MODEL__CHECKPOINT";
     let others = std::env::vars().filter(|(name, _)| name != CHECKPOINT_VAR);
@@ -18,14 +18,14 @@ pub fn load_config_without_model(file: Option<&Path>) -> Result<Config, ConfigEr
     config::load(file, environment)
 }
 
-/// For a command whose answer stands on the terminal: what it logs goes there only where it warns. A file has
-/// all.
+/// Returns the configuration of a command whose results are printed: the terminal gets only warnings,
+/// a log file gets everything, and nothing is exported to a collector.
 pub fn with_quiet_logging(mut config: Config) -> Config {
     config.otlp.endpoint = ENDPOINT_OFF.into();
     if !config.log.file.as_os_str().is_empty() {
         return config;
     }
-    // The kernel logs as an error that a table is not there, which is told better by who asked for it.
+    // The kernel logs a missing table as an error; the command reports it with a remedy.
     config.log.level = "warn,deltalake_core=error,delta_kernel=off,buoyant_kernel=off".into();
     config
 }

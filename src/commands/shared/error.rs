@@ -6,17 +6,18 @@ use std::process::ExitCode;
 use super::printing::print_note;
 use crate::config::ConfigError;
 
-/// How a command failed: decides the exit code.
+/// The error of a command; decides the exit code.
 #[derive(Debug)]
 pub enum CommandError {
-    /// Arguments or configuration are wrong; nothing was done.
+    /// Arguments or configuration are invalid; nothing was done.
     Usage(anyhow::Error),
-    /// The work failed.
+    /// The command started its work and failed.
     Failed(anyhow::Error),
 }
 
 impl CommandError {
-    /// Says it on standard error. The exit code: 2 for usage and configuration, 1 for work.
+    /// Prints the error on standard error; returns the exit code, 2 for usage and configuration, 1 for
+    /// failed work.
     pub fn report(&self) -> ExitCode {
         print_note!("error: {self}");
         match self {
@@ -25,7 +26,7 @@ impl CommandError {
         }
     }
 
-    /// A failure of usage with this message.
+    /// Returns a usage error with this message.
     pub fn usage(message: impl fmt::Display) -> Self {
         Self::Usage(anyhow::Error::msg(message.to_string()))
     }
@@ -45,4 +46,5 @@ impl<E: Into<anyhow::Error>> From<E> for CommandError {
     }
 }
 
+/// The result of a command; its output is already printed.
 pub type CommandResult = Result<(), CommandError>;

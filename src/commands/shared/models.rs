@@ -1,4 +1,4 @@
-//! Loading CLIP models, and matching them with the generations that they fill.
+//! Loads CLIP models, and matches them with the generations that they fill.
 
 use std::sync::Arc;
 
@@ -10,16 +10,19 @@ use crate::config::Config;
 use crate::demo::write_checkpoint;
 use crate::table::Generation;
 
-/// The setting that names the model of another generation.
+/// The option that names the model of the standby generation.
 pub const STANDBY_CHECKPOINT_KEY: &str = "search.standby_checkpoint";
 
-/// Loads the model. Blocks for as long as reading the weights takes.
+/// Name of the demo model: that of its folder.
+const MODEL_FOLDER: &str = "demo-clip";
+
+/// Loads the model of `model.checkpoint`. Blocks while the weights are read.
 pub fn load_encoders(config: &Config) -> anyhow::Result<Arc<dyn Encoders>> {
     let clip = ClipModel::load(&config.model).context("model.checkpoint")?;
     Ok(Arc::new(clip))
 }
 
-/// The generation that this configuration fills and reads.
+/// Returns the generation that a worker with this configuration and model fills.
 pub fn configured_generation(config: &Config, encoders: &dyn Encoders) -> Generation {
     let card = encoders.card();
     Generation::new(
@@ -31,17 +34,18 @@ pub fn configured_generation(config: &Config, encoders: &dyn Encoders) -> Genera
     )
 }
 
-/// The models of a query worker, of promotions and of checks, each with the setting that names it.
+/// Loads the models of `model.checkpoint` and, if set, of `search.standby_checkpoint`; returns each with
+/// the option that names it.
 pub fn load_models(config: &Config) -> anyhow::Result<Vec<(&'static str, Arc<dyn Encoders>)>> {
     let mut models = vec![("model.checkpoint", load_encoders(config)?)];
-    if let Some(candidate) = standby_model_options(config) {
-        let clip = ClipModel::load(&candidate).context(STANDBY_CHECKPOINT_KEY)?;
+    if let Some(options) = standby_model_options(config) {
+        let clip = ClipModel::load(&options).context(STANDBY_CHECKPOINT_KEY)?;
         models.push((STANDBY_CHECKPOINT_KEY, Arc::new(clip)));
     }
     Ok(models)
 }
 
-/// Where the model of another generation is, if one is named.
+/// Returns the options of the model of the standby generation; `None` if none is configured.
 pub fn standby_model_options(config: &Config) -> Option<clip::ModelOptions> {
     let checkpoint = config.search.standby_checkpoint.clone();
     let revision = config.search.standby_revision.clone();
@@ -52,8 +56,8 @@ pub fn standby_model_options(config: &Config) -> Option<clip::ModelOptions> {
     })
 }
 
-/// The model that fills the generation beside the live one, by the checkpoint that it was set up with
-/// and `search.candidate_revision`. Refused where that is another model now.
+/// Loads the model of the standby generation: the checkpoint that it was set up with, at
+/// `search.standby_revision`. An error if that is a different model now.
 pub fn load_standby_model(
     config: &Config,
     standby: &StandbyGeneration,
@@ -61,14 +65,13 @@ pub fn load_standby_model(
     let mut config = config.clone();
     config.model.checkpoint.clone_from(&standby.checkpoint);
     config.model.revision.clone_from(&config.search.standby_revision);
-    let encoders =
-        load_encoders(&config).context("the model of the generation beside the live one")?;
+    let encoders = load_encoders(&config).context("the model of the standby generation")?;
     standby.generation.ensure_compatible(&configured_generation(&config, &*encoders))?;
     Ok(encoders)
 }
 
-/// That of `models` which filled the live generation. Refused where none did, and where one fits
-/// nothing that there is.
+/// Returns the model among `models` that filled the live generation. An error if there is none, or if
+/// one of `models` matches no generation of the catalogue.
 pub fn find_live_model(
     config: &Config,
     state: &CatalogueState,
@@ -85,7 +88,7 @@ pub fn find_live_model(
             None if *setting == STANDBY_CHECKPOINT_KEY => {
                 let Some(standby) = &state.standby else { continue };
                 anyhow::bail!(
-                    "{setting}: generation {} (model fingerprint {}) is live and {} ({}) stands beside it, but {} has the fingerprint {}. Set {setting} to {}, or leave it empty",
+                    "{setting}: generation {} (model fingerprint {}) is live and {} ({}) is the standby, but {} has the fingerprint {}. Set {setting} to {}, or leave it empty",
                     state.live.id,
                     state.live.model_fingerprint,
                     standby.generation.id,
@@ -104,7 +107,7 @@ pub fn find_live_model(
     let configured = configured_generation(config, &*models[0].1);
     if state.is_standby(&configured) {
         anyhow::bail!(
-            "model.checkpoint: {} fills generation {}, which stands beside the live one, {} ({}, model fingerprint {}). Set model.checkpoint to the live model and search.standby_checkpoint to this one, or make it live (bsap candidate set --beside, bsap promote)",
+            "model.checkpoint: {} fills the standby generation {}; live is {} ({}, model fingerprint {}). Set model.checkpoint to the live model and search.standby_checkpoint to this one, or make it live (bsap candidate set --standby, bsap promote)",
             configured.model_name,
             configured.id,
             state.live.id,
@@ -116,21 +119,18 @@ pub fn find_live_model(
     Ok(models[0].1.clone())
 }
 
-/// The model's folder gives it its name.
-const MODEL_FOLDER: &str = "demo-clip";
-
-/// The demo's model, or another checkpoint.
+/// Loads `checkpoint`, or the model of the demo if it is `None`.
 pub fn load_demo_model(checkpoint: Option<&str>) -> anyhow::Result<ClipModel> {
-    let scratch = std::env::temp_dir().join(format!("bsap-evaluate-{}", std::process::id()));
+    let temp_folder = std::env::temp_dir().join(format!("bsap-evaluate-{}", std::process::id()));
     let checkpoint = if let Some(checkpoint) = checkpoint {
         checkpoint.to_owned()
     } else {
-        let folder = scratch.join(MODEL_FOLDER);
+        let folder = temp_folder.join(MODEL_FOLDER);
         write_checkpoint(&folder)?;
         folder.display().to_string()
     };
     let clip = ClipModel::load(&ModelOptions { checkpoint, ..ModelOptions::default() });
-    // Only what this made itself; where there is nothing, nothing is left to do.
-    let _ = std::fs::remove_dir_all(&scratch);
+    // It fails if another checkpoint was loaded: then there is no folder.
+    let _ = std::fs::remove_dir_all(&temp_folder);
     Ok(clip?)
 }

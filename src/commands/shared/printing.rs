@@ -24,35 +24,36 @@ macro_rules! print_note {
 }
 pub(crate) use print_note;
 
-/// Writes a line. Unlike `println!` it does not panic where nobody reads any more (`bsap … | head`).
-pub fn write_line(mut to: impl Write, text: Arguments<'_>) {
-    let _ = writeln!(to, "{}", escape_control_characters(&text.to_string()));
+/// Writes a line. Unlike `println!` it does not panic if the reader has closed the pipe
+/// (`bsap … | head`).
+pub fn write_line(mut output: impl Write, text: Arguments<'_>) {
+    let _ = writeln!(output, "{}", escape_control_characters(&text.to_string()));
 }
 
-/// `text` with what acts on a terminal as `\uXXXX`, which is the same to those who read it as JSON.
-/// Line breaks, tabs and colours stay.
+/// Replaces characters that control a terminal by `\uXXXX`, which a JSON parser reads as the same
+/// character. Line breaks, tabs and colours stay.
 fn escape_control_characters(text: &str) -> Cow<'_, str> {
-    if !text.contains(acts_on_terminal) {
+    if !text.contains(controls_terminal) {
         return text.into();
     }
-    let mut shown = String::with_capacity(text.len());
+    let mut escaped = String::with_capacity(text.len());
     for (at, c) in text.char_indices() {
         let rest = &text[at..];
-        if acts_on_terminal(c) && !starts_with_colour_code(rest) && !rest.starts_with("\r\n") {
-            let _ = write!(shown, "\\u{:04x}", u32::from(c));
+        if controls_terminal(c) && !starts_with_colour_code(rest) && !rest.starts_with("\r\n") {
+            let _ = write!(escaped, "\\u{:04x}", u32::from(c));
         } else {
-            shown.push(c);
+            escaped.push(c);
         }
     }
-    shown.into()
+    escaped.into()
 }
 
-fn acts_on_terminal(c: char) -> bool {
+fn controls_terminal(c: char) -> bool {
     let changes_direction = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     changes_direction || (c.is_control() && !matches!(c, '\n' | '\t'))
 }
 
-/// Whether `text` begins with "select graphic rendition" of ECMA-48.
+/// Whether `text` starts with the control sequence "select graphic rendition" of ECMA-48.
 fn starts_with_colour_code(text: &str) -> bool {
     let code = text.strip_prefix("\u{1b}[");
     code.is_some_and(|c| {
@@ -71,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_text_does_not_act_on_the_terminal() {
+    fn text_from_outside_does_not_control_the_terminal() {
         for (hostile, harmless) in [
             ("mug\u{1b}[2J\u{1b}[1;1H", "mug\\u001b[2J\\u001b[1;1H\n"),
             ("\u{1b}]52;c;cm0=\u{7}", "\\u001b]52;c;cm0=\\u0007\n"),
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn layout_colours_and_other_scripts_stay() {
+    fn layout_colours_and_all_scripts_are_kept() {
         for text in ["a\tb\nc\r\nd", "\u{1b}[1;38;5;10mgreen\u{1b}[0m", "ミルク مرحبا 👩‍🎨"]
         {
             assert_eq!(printed(text), format!("{text}\n"));

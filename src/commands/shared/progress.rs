@@ -2,17 +2,17 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A progress bar for work whose length is known.
-pub fn progress_bar(what: &str, length: u64) -> anyhow::Result<ProgressBar> {
-    let template = format!("{what:>10} [{{bar:40}}] {{pos}}/{{len}} {{per_sec}} {{eta}}");
+/// Creates a progress bar with a label of at most 10 characters.
+pub fn progress_bar(label: &str, length: u64) -> anyhow::Result<ProgressBar> {
+    let template = format!("{label:>10} [{{bar:40}}] {{pos}}/{{len}} {{per_sec}} {{eta}}");
     let style = ProgressStyle::with_template(&template)?.progress_chars("=> ");
     Ok(ProgressBar::new(length).with_style(style))
 }
 
-/// Shows how much of how much is done.
+/// Returns a callback that shows how many of how many items are done.
 pub fn progress_callback(bar: &ProgressBar) -> impl Fn(usize, usize) + Sync {
-    |done, all| {
-        bar.set_length(all as u64);
+    |done, total| {
+        bar.set_length(total as u64);
         bar.set_position(done as u64);
     }
 }

@@ -1,4 +1,4 @@
-//! Files of queries and texts named by arguments.
+//! Reads files of queries and texts that arguments name.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use anyhow::Context;
 use super::error::CommandError;
 use crate::evaluate::{self, JudgedQuery};
 
-/// Largest file of queries, and most bytes of stored feedback that are read: it is held in memory.
+/// Largest file of queries, and largest total of stored feedback: both are read into memory.
 pub const MAX_INPUT_BYTES: u64 = 256 << 20;
 
-/// A file's text.
-pub(crate) fn read_text_file(path: &Path, option: &str) -> Result<String, CommandError> {
+/// Reads a text file; `option` names it in errors.
+pub fn read_text_file(path: &Path, option: &str) -> Result<String, CommandError> {
     let problem = || format!("{option}: {}", path.display());
     let size = std::fs::metadata(path).with_context(problem).map_err(CommandError::Usage)?.len();
     if size > MAX_INPUT_BYTES {
@@ -23,11 +23,11 @@ pub(crate) fn read_text_file(path: &Path, option: &str) -> Result<String, Comman
     std::fs::read_to_string(path).with_context(problem).map_err(CommandError::Usage)
 }
 
-/// The queries of a file: CSV by its name, else JSON lines.
-pub(crate) fn read_queries(path: &Path, option: &str) -> Result<Vec<JudgedQuery>, CommandError> {
+/// Reads judged queries: CSV if the file name ends in `.csv`, otherwise JSON lines.
+pub fn read_queries(path: &Path, option: &str) -> Result<Vec<JudgedQuery>, CommandError> {
     let text = read_text_file(path, option)?;
     let name = path.display().to_string();
-    let csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-    let read = if csv { evaluate::queries_from_csv } else { evaluate::queries_from_json_lines };
-    read(&text, &name).map_err(CommandError::usage)
+    let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
+    let parse = if is_csv { evaluate::queries_from_csv } else { evaluate::queries_from_json_lines };
+    parse(&text, &name).map_err(CommandError::usage)
 }

@@ -1,4 +1,4 @@
-//! Building a query worker from configuration.
+//! Builds a query worker, or an engine that reads the table once, from the configuration.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,19 +20,19 @@ use crate::serve::feedback::{self, FeedbackQueue, FeedbackWriter};
 use crate::serve::http::{ServerContext, Substitute};
 use crate::table::Follower;
 
-/// A query worker: its engines, and what keeps them up to date.
+/// The parts of a query worker, to be run by the caller.
 pub struct QueryWorker {
-    /// Answer queries, once the table has been read to its end.
+    /// Answer queries, as soon as the table has been read completely.
     pub engines: Arc<Engines>,
-    /// Follows state and tables.
+    /// Follows the catalogue state and the tables, and updates the engines.
     pub catalogue_follower: CatalogueFollower,
-    /// Takes in what users say of results.
+    /// Accepts the feedback of users.
     pub feedback_sender: FeedbackQueue,
-    /// Stores it.
+    /// Stores the accepted feedback.
     pub feedback_writer: FeedbackWriter,
 }
 
-/// A query worker for the catalogue that is there; `Missing` where there is none yet.
+/// Builds a query worker; `TableError::NotFound` if there is no catalogue yet.
 pub async fn build_query_worker(
     config: &Config,
     models: &[(&'static str, Arc<dyn Encoders>)],
@@ -53,14 +53,14 @@ pub async fn build_query_worker(
     };
     let engine = build_engine(config, &state, encoders, options)?;
     let engines = Arc::new(Engines::new(Arc::new(engine)));
-    let (inbox, feedback) = feedback::feedback_channel(&store);
+    let (feedback_sender, feedback_writer) = feedback::feedback_channel(&store);
     Ok(QueryWorker {
-        feedback_sender: inbox,
-        feedback_writer: feedback,
+        feedback_sender,
+        feedback_writer,
         catalogue_follower: CatalogueFollower {
             catalogue: store,
             engines: engines.clone(),
-            models: models.iter().map(|(_, towers)| towers.clone()).collect(),
+            models: models.iter().map(|(_, encoders)| encoders.clone()).collect(),
             state,
             poll_interval: Duration::from_millis(config.table.state_poll_ms),
         },
@@ -80,8 +80,8 @@ fn build_engine(
         .with_attributes_and_decoding(config.attributes.clone(), config.decode.clone()))
 }
 
-/// An engine with the whole live table in memory, as it is now. `None` where `token` was cancelled
-/// meanwhile.
+/// Returns an engine with the current version of the live table in memory; `None` if `token` was
+/// cancelled before all of it was read.
 pub async fn load_table_engine(
     config: &Config,
     encoders: Arc<dyn Encoders>,
@@ -100,8 +100,8 @@ pub async fn load_table_engine(
     Ok(Some(Arc::new(engine)))
 }
 
-/// What the HTTP server answers from.
-pub fn build_app(
+/// Returns what the HTTP server needs to answer requests.
+pub fn build_server_context(
     config: &Config,
     worker: &QueryWorker,
     substitutes: Vec<Substitute>,
@@ -115,8 +115,8 @@ pub fn build_app(
     })
 }
 
-/// Most memory of a generation of a query worker, in MiB: where nothing is configured and there may be
-/// two, each gets half.
+/// Returns the memory limit of one generation in a query worker, in MiB. If no limit is configured and
+/// there may be a standby generation, each gets half of the default.
 pub fn generation_memory_mib(config: &Config) -> u64 {
     match (config.search.memory_mib, standby_model_options(config)) {
         (0, Some(_)) => (search::memory_limit_bytes(0) >> 21).max(1),

@@ -5,7 +5,7 @@ use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
 
 use crate::serve::http::{SearchHit, SearchResponse};
 
-/// Plain CLIP to the left, balanced to the right, each with what moved.
+/// Renders plain CLIP on the left and the balanced ranking on the right, with the change of rank.
 pub fn render_side_by_side(answer: &SearchResponse) -> String {
     let balanced = format!("balanced ({}, weight {})", answer.normaliser.name(), answer.weight);
     let bold = |text: &str| Cell::new(text).add_attribute(Attribute::Bold);
@@ -14,14 +14,14 @@ pub fn render_side_by_side(answer: &SearchResponse) -> String {
         .load_style(UTF8_BORDERS_ONLY)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(["", "plain CLIP", "score", &balanced, "score", "moved"].map(bold));
-    for (place, raw) in answer.raw_hits.iter().enumerate() {
+    for (index, raw) in answer.raw_hits.iter().enumerate() {
         let mut row = vec![
-            Cell::new(place + 1),
+            Cell::new(index + 1),
             Cell::new(image_label(raw)),
             Cell::new(format!("{:.4}", raw.raw_score)),
         ];
-        // A least score leaves fewer on this side.
-        if let Some(hit) = answer.hits.get(place) {
+        // With a minimum score there may be fewer balanced hits.
+        if let Some(hit) = answer.hits.get(index) {
             row.extend([
                 Cell::new(image_label(hit)),
                 Cell::new(format!("{:.4}", hit.score)),
@@ -31,12 +31,12 @@ pub fn render_side_by_side(answer: &SearchResponse) -> String {
         table.add_row(row);
     }
     let timings = answer.timings;
-    let nothing = answer.no_match.as_ref().filter(|no_match| no_match.nothing_matches);
-    let nothing = nothing.map(|no_match| format!("nothing matches: {}", no_match.reason));
-    let warnings = answer.warning.iter().chain(&nothing);
-    let warning: String = warnings.map(|w| format!("WARNING: {w}\n")).collect();
+    let no_match = answer.no_match.as_ref().filter(|no_match| no_match.nothing_matches);
+    let no_match = no_match.map(|no_match| format!("nothing matches: {}", no_match.reason));
+    let warnings = answer.warning.iter().chain(&no_match);
+    let warning_lines: String = warnings.map(|w| format!("WARNING: {w}\n")).collect();
     format!(
-        "{warning}{table}\n{} of {} images ranked in {:.2} ms, query embedded in {:.2} ms; table version {}, prompt set {}",
+        "{warning_lines}{table}\n{} of {} images ranked in {:.2} ms, query embedded in {:.2} ms; table version {}, prompt set {}",
         answer.matched,
         answer.scanned,
         timings.scan_ms + timings.rank_ms,

@@ -1,4 +1,4 @@
-//! Running a command: the async runtime, logging and signals.
+//! Runs a command: the async runtime, logging and signals.
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -11,7 +11,7 @@ use crate::table::Generation;
 use crate::telemetry::otlp::{ExporterHandle, FLUSH_TIMEOUT};
 use crate::telemetry::{self, event};
 
-/// Starts logging, then runs `work` with a token that SIGINT and SIGTERM cancel.
+/// Starts logging, then runs `work` to its end with a token that SIGINT and SIGTERM cancel.
 pub fn run_with_logging<W>(
     config: Config,
     work: impl FnOnce(Config, CancellationToken) -> W,
@@ -24,24 +24,24 @@ where
     let token = CancellationToken::new();
     block_on(async {
         tokio::spawn(cancel_on_signal(token.clone()));
-        let sending = exporter.map(ExporterHandle::start);
-        let done = work(config, token).await;
-        if let Err(failure) = &done {
-            error!(event = event::FATAL, error = %failure, "ended by an error");
+        let exporter = exporter.map(ExporterHandle::start);
+        let result = work(config, token).await;
+        if let Err(error) = &result {
+            error!(event = event::FATAL, %error, "ended by an error");
         }
-        if let Some(sending) = sending {
-            sending.shut_down(FLUSH_TIMEOUT).await;
+        if let Some(exporter) = exporter {
+            exporter.shut_down(FLUSH_TIMEOUT).await;
         }
-        done
+        result
     })
 }
 
-/// Runs on all cores. What still blocks a thread when `work` is done is not waited for.
+/// Runs `work` to its end on all cores. Does not wait for threads that are still blocked then.
 pub fn block_on(work: impl Future<Output = CommandResult>) -> CommandResult {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let done = runtime.block_on(work);
+    let result = runtime.block_on(work);
     runtime.shutdown_background();
-    done
+    result
 }
 
 /// Cancels `token` at the first SIGINT or SIGTERM; a second one ends the process at once.
@@ -52,18 +52,19 @@ async fn cancel_on_signal(token: CancellationToken) {
     else {
         return;
     };
-    let mut wait = async || {
+    let mut wait_for_signal = async || {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
     };
-    wait().await;
+    wait_for_signal().await;
     token.cancel();
-    wait().await;
+    wait_for_signal().await;
     std::process::exit(130);
 }
 
+/// Logs the event `start`; `limits` are the options that bound memory and concurrency.
 pub fn log_start(
     role: &str,
     encoders: &dyn Encoders,

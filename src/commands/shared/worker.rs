@@ -1,4 +1,4 @@
-//! Building a worker from configuration.
+//! Builds a worker from the configuration.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,8 @@ use crate::table::TableWriter;
 use crate::table::maintenance::schedule::TableMaintenance;
 use crate::telemetry::event;
 
-/// A worker, with the catalogue made or joined.
+/// Builds a worker. Creates the catalogue if there is none; otherwise adds the configured prompt sets
+/// to it, unless the worker fills the standby generation, which has prompt sets of its own.
 pub async fn build_worker(
     config: &Config,
     encoders: Arc<dyn Encoders>,
@@ -64,10 +65,10 @@ pub async fn build_worker(
     let mut topics = vec![config.source.topic.as_str(), config.dead_letter.topic.as_str()];
     topics.extend(worker_source.decoder.reembed_topic());
     kafka::fetch_partition_counts(&config.kafka, &topics).await?;
-    // What others have added to the catalogue counts as well as what is configured here.
-    let active = ActivePromptSets::new(sets);
-    let known = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
-    active.replace(active.resolve_records(known, &*encoders)?);
+    // Prompt sets that were added to the catalogue by others are active as well.
+    let active_sets = ActivePromptSets::new(sets);
+    let stored_sets = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
+    active_sets.replace(active_sets.resolve_records(stored_sets, &*encoders)?);
     let writer = TableWriter::open(&store, &generation, config.table.max_commit_attempts)
         .await
         .context("table.url")?
@@ -90,24 +91,24 @@ pub async fn build_worker(
         fetcher: Fetcher::new(&config.fetch)?,
         decode_options: config.decode.clone(),
         encoders,
-        prompt_sets: active,
+        prompt_sets: active_sets,
         writer,
         options: config.ingest.clone(),
         progress,
     })
 }
 
-/// What a worker reads, and how.
+/// The topics that a worker consumes, with its consumer group, and their decoder.
 struct WorkerSource {
     source: source::SourceOptions,
     decoder: Decoder,
 }
 
 impl WorkerSource {
-    /// Every generation but the first has a consumer group of its own, so that each message comes to
-    /// all of them. That stays so whichever is live: a promotion moves no worker from one group to
-    /// another. They, and the first where it stands `beside` the live one, read of images that are to be
-    /// embedded again.
+    /// Returns the source of a worker of `generation`. Every generation but the first has a consumer
+    /// group of its own, so that all of them get each message. The group does not depend on which one
+    /// is live: a promotion moves no worker to another group. Workers of a later generation, and of the
+    /// first if it is standby, also consume the topic of images to be embedded again.
     async fn for_generation(
         config: &Config,
         states: &StateStore,
@@ -129,7 +130,8 @@ impl WorkerSource {
     }
 }
 
-/// What a worker does beside ingesting: it follows the state, and hears the control topic.
+/// Starts the background tasks of a worker: following the prompt sets of the catalogue state, and
+/// consuming the control topic if there is one.
 pub fn spawn_background_tasks(
     config: &Config,
     store: &Store,
@@ -164,7 +166,7 @@ pub fn spawn_background_tasks(
     tasks
 }
 
-/// The upkeep of the table that a worker fills.
+/// Builds the maintenance of the table that a worker fills.
 pub async fn build_maintenance(
     config: &Config,
     encoders: &dyn Encoders,

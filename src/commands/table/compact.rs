@@ -23,19 +23,19 @@ use crate::telemetry::event;
 /// `bsap compact`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Workers do this by themselves (maintenance.interval_seconds), one of them at a time. By hand it is safe at any \
-time, beside workers, query workers and another compaction. The generation beside the live one is \
-compacted too.
+Workers do this by themselves (maintenance.interval_seconds), one of them at a time. The command is safe at \
+any time, while workers, query workers and other compactions run. The standby generation is compacted \
+too.
 
-With --drop-damaged every file is read, and what is not there or not what was written leaves the table: \
-query workers that start, and merging, would stop at it. What it held is then not stored any more, and \
-a deleted image may be back in an older version, until `bsap reconcile --repair` has run. A query \
-worker that runs serves what it holds until it starts anew.")]
+With --drop-damaged every file is read, and files that are missing or damaged are removed from the table: \
+query workers that start, and merges, would fail because of them. Their rows are then no longer stored, and \
+an older version of a deleted image may reappear, until `bsap reconcile --repair` has run. A running query \
+worker serves what it has loaded until it is restarted.")]
 pub struct CompactArgs {
     /// Merge small files only, without reading the keys of all rows
     #[arg(long)]
     pub merge: bool,
-    /// Only take out files that are missing or damaged, after `bsap verify` found some
+    /// Only remove files that are missing or damaged, after `bsap verify` found some
     #[arg(long, conflicts_with = "merge")]
     pub drop_damaged: bool,
 }
@@ -46,7 +46,7 @@ pub fn run(args: &CompactArgs, config_file: Option<&Path>) -> CommandResult {
     run_with_logging(config, |config, token| compact_tables(args, config, token))
 }
 
-/// Compacts the tables of the live generation and of the one beside it once.
+/// Compacts one generation after another.
 async fn compact_tables(
     args: &CompactArgs,
     config: Config,
@@ -64,7 +64,7 @@ async fn compact_tables(
         }
     }
     if token.is_cancelled() && !args.drop_damaged {
-        print_line!("interrupted; what is done is done, run it again for the rest");
+        print_line!("interrupted; committed work is kept, run it again for the rest");
     }
     Ok(())
 }
@@ -75,36 +75,36 @@ async fn compact_generation(
     config: &Config,
     token: &CancellationToken,
 ) -> CommandResult {
-    let depth = if args.merge { CompactionMode::Merge } else { CompactionMode::Deep };
+    let mode = if args.merge { CompactionMode::Merge } else { CompactionMode::Deep };
     let bar = progress_bar("compacting", 0)?;
     let started = Instant::now();
-    let done = compactor.run(depth, Utc::now(), &progress_callback(&bar), token).await?;
+    let summary = compactor.run(mode, Utc::now(), &progress_callback(&bar), token).await?;
     bar.finish_and_clear();
-    log_compaction(&done, started.elapsed());
-    if done.committed_jobs == 0 {
+    log_compaction(&summary, started.elapsed());
+    if summary.committed_jobs == 0 {
         print_line!(
-            "nothing to do: {} files wait for others of their size",
+            "nothing to do: {} files are too few of their size to be merged",
             compactor.count_files().await?
         );
     } else {
         print_line!(
             "{} files of {} became {} of {}; {} superseded rows and {} tombstones are gone",
-            done.files_in,
-            format_mebibytes(done.bytes_in),
-            done.files_out,
-            format_mebibytes(done.bytes_out),
-            done.dropped_superseded_rows,
-            done.dropped_tombstones
+            summary.files_in,
+            format_mebibytes(summary.bytes_in),
+            summary.files_out,
+            format_mebibytes(summary.bytes_out),
+            summary.dropped_superseded_rows,
+            summary.dropped_tombstones
         );
         print_line!(
-            "The old files stay for {} hours for those who read an older version; then `bsap vacuum` removes them.",
+            "The old files are kept for {} hours for readers of older versions; then `bsap vacuum` removes them.",
             config.maintenance.deleted_file_retention_hours
         );
     }
-    if done.conflicting_jobs > 0 {
+    if summary.conflicting_jobs > 0 {
         print_line!(
-            "{} merges were given up: another compactor had taken a file",
-            done.conflicting_jobs
+            "{} merges were abandoned: another compactor had already replaced a file",
+            summary.conflicting_jobs
         );
     }
     Ok(())
@@ -116,18 +116,18 @@ async fn drop_damaged(mut compactor: Compactor, token: &CancellationToken) -> Co
     bar.finish_and_clear();
     let Some(dropped) = dropped else {
         print_line!(
-            "nothing was done: it was interrupted, or another compactor took a file; run it again"
+            "nothing was done: it was interrupted, or another compactor replaced a file; run it again"
         );
         return Ok(());
     };
     for file in &dropped {
-        warn!(event = event::FILE_DROPPED, file, "a damaged file was taken out of the table");
+        warn!(event = event::FILE_DROPPED, file, "a damaged file was removed from the table");
         print_line!("{file}");
     }
     match dropped.len() {
-        0 => print_line!("nothing to do: every file is what was written"),
+        0 => print_line!("nothing to do: no file is missing or damaged"),
         files => print_line!(
-            "{files} files are no longer part of the table. `bsap reconcile --repair` announces what they held, and deletes what was deleted in them."
+            "{files} files are no longer part of the table. `bsap reconcile --repair` announces the images of their rows, and deletes those that they had deleted."
         ),
     }
     Ok(())

@@ -47,13 +47,13 @@ async fn show_status(args: &StatusArgs, config: Config, token: CancellationToken
     let progress =
         read_partition_progress(&config, &store, &state.live, &config.source.topic, &token).await;
     let standby = match &state.standby {
-        Some(beside) => Some(StandbyStatus::load(&config, &store, beside, &token).await?),
+        Some(standby) => Some(StandbyStatus::load(&config, &store, standby, &token).await?),
         None => None,
     };
     if args.json {
         let partitions = match &progress {
-            Ok(standings) => json!(
-                standings
+            Ok(partitions) => json!(
+                partitions
                     .iter()
                     .map(|s| json!({
                         "partition": s.partition, "position": s.next_offset,
@@ -71,35 +71,40 @@ async fn show_status(args: &StatusArgs, config: Config, token: CancellationToken
         return Ok(());
     }
     print_catalogue(&config, &store, &state, &overview, &coverages);
-    if let (Some(beside), Some(status)) = (&state.standby, &standby) {
-        status.print(beside);
+    if let (Some(standby), Some(status)) = (&state.standby, &standby) {
+        status.print(standby);
     }
     match progress {
         Err(error) => print_line!("\nlag         unknown: {error:#}"),
-        Ok(standings) => {
-            let lag: i64 = standings.iter().map(PartitionProgress::lag).sum();
+        Ok(partitions) => {
+            let lag: i64 = partitions.iter().map(PartitionProgress::lag).sum();
             print_line!(
                 "\nlag         {lag} messages of {} are not stored yet",
                 config.source.topic
             );
             if !config.source.replay_name.is_empty() {
                 print_line!(
-                    "            as the replay {} has come (source.replay_name)",
+                    "            by the positions of the replay {} (source.replay_name)",
                     config.source.replay_name
                 );
             }
-            if standings.iter().any(PartitionProgress::is_beyond_log_end) {
+            if partitions.iter().any(PartitionProgress::is_beyond_log_end) {
                 print_line!(
-                    "            some positions lie beyond Kafka's end: the topic was made anew, and workers refuse it; docs/ingestion.md says what to do"
+                    "            some positions are beyond the end in Kafka: the topic was created again, and workers reject it; docs/ingestion.md says what to do"
                 );
             }
             let mut table = Table::new();
             table.load_style(UTF8_HORIZONTAL_ONLY);
             table.set_header(["partition", "stored up to", "Kafka has", "lag"]);
-            for s in standings {
-                let position = s.next_offset.map_or("nothing".into(), |p| p.to_string());
-                let log = format!("{} to {}", s.log_range.0, s.log_range.1);
-                table.add_row([s.partition.to_string(), position, log, s.lag().to_string()]);
+            for partition in partitions {
+                let position = partition.next_offset.map_or("nothing".into(), |p| p.to_string());
+                let log = format!("{} to {}", partition.log_range.0, partition.log_range.1);
+                table.add_row([
+                    partition.partition.to_string(),
+                    position,
+                    log,
+                    partition.lag().to_string(),
+                ]);
             }
             print_line!("{table}");
         }
@@ -107,27 +112,28 @@ async fn show_status(args: &StatusArgs, config: Config, token: CancellationToken
     Ok(())
 }
 
-/// Where one partition stands.
+/// How much of one partition is stored.
 struct PartitionProgress {
     partition: i32,
-    /// The offset after the last stored one.
+    /// The offset after the last stored one; `None` if nothing is stored.
     next_offset: Option<i64>,
-    /// Begin and end of Kafka's log.
+    /// Earliest offset and end offset of the partition in Kafka.
     log_range: (i64, i64),
 }
 
 impl PartitionProgress {
-    /// Messages that are not stored yet.
+    /// Returns how many messages are not stored yet.
     fn lag(&self) -> i64 {
         (self.log_range.1 - self.next_offset.unwrap_or_default().max(self.log_range.0)).max(0)
     }
 
-    /// Whether more was stored than Kafka has: the topic is another one of the same name.
+    /// Whether the stored position is beyond the end in Kafka: the topic was deleted and created again.
     fn is_beyond_log_end(&self) -> bool {
         self.next_offset.is_some_and(|position| position > self.log_range.1)
     }
 }
 
+/// Returns the progress of a generation in each partition of `topic`.
 async fn read_partition_progress(
     config: &Config,
     store: &Store,
@@ -135,24 +141,21 @@ async fn read_partition_progress(
     topic: &str,
     token: &CancellationToken,
 ) -> anyhow::Result<Vec<PartitionProgress>> {
-    let logs = kafka::fetch_watermarks(&config.kafka, topic).await?;
+    let watermarks = kafka::fetch_watermarks(&config.kafka, topic).await?;
     let positions =
         table::open_existing_writer(store, generation, config.table.max_commit_attempts).await?;
     let mut positions = positions.with_replay_name(&config.source.replay_name);
-    let mut progress = Vec::with_capacity(logs.len());
-    for (number, log) in logs {
+    let mut progress = Vec::with_capacity(watermarks.len());
+    for (number, log_range) in watermarks {
         let partition = TopicPartition { topic: topic.into(), number };
-        let position = positions.read_position(&partition, token).await?;
-        progress.push(PartitionProgress {
-            partition: number,
-            next_offset: position,
-            log_range: log,
-        });
+        let next_offset = positions.read_position(&partition, token).await?;
+        progress.push(PartitionProgress { partition: number, next_offset, log_range });
     }
     Ok(progress)
 }
 
-/// How much of the table has the statistics of each known prompt set.
+/// Returns how many rows of the table have the statistics of each prompt set, in the order of the
+/// state.
 async fn read_coverages(
     store: &Store,
     state: &CatalogueState,
@@ -165,6 +168,7 @@ async fn read_coverages(
     Ok(coverages)
 }
 
+/// Prints the catalogue state and its live table.
 fn print_catalogue(
     config: &Config,
     store: &Store,
@@ -213,7 +217,7 @@ fn print_catalogue(
     );
     print_line!("newest row  {}", format_age(overview.newest_row_at));
     print_line!(
-        "compaction  {} files wait; last merge {}, last look at every row {}",
+        "compaction  {} files to merge; last merge {}, last full compaction {}",
         overview.files_to_merge,
         format_age(overview.compacted_at),
         format_age(overview.fully_compacted_at)
@@ -223,6 +227,7 @@ fn print_catalogue(
     }
 }
 
+/// Formats how long ago a time was; `None` is "never".
 fn format_age(time: Option<DateTime<Utc>>) -> String {
     let Some(time) = time else { return "never".into() };
     let seconds = (Utc::now() - time).num_seconds().max(0);
@@ -234,13 +239,13 @@ fn format_age(time: Option<DateTime<Utc>>) -> String {
     }
 }
 
-/// How far the generation beside the live one is.
+/// How far workers have filled the standby generation.
 #[derive(Serialize)]
 struct StandbyStatus {
     table: TableOverview,
-    /// Live events that it has not stored; none where Kafka does not say.
+    /// Live events that it has not stored yet; `None` if Kafka cannot be reached.
     live_lag_messages: Option<i64>,
-    /// Images that it is asked for and has not stored; none where Kafka does not say.
+    /// Requested images that it has not stored yet; `None` if Kafka cannot be reached.
     reembed_lag_messages: Option<i64>,
 }
 
@@ -266,21 +271,22 @@ impl StandbyStatus {
     }
 
     fn print(&self, standby: &StandbyGeneration) {
-        let number = |n: Option<i64>| n.map_or("an unknown number of".into(), |n| n.to_string());
+        let format_count =
+            |n: Option<i64>| n.map_or("an unknown number of".into(), |n| n.to_string());
         let rows = self.table.rows.map(|rows| rows as i64);
         print_line!(
-            "beside      {} ({}, since {}), filled by workers with model.checkpoint = {}",
+            "standby     {} ({}, since {}), filled by workers with model.checkpoint = {}",
             standby.generation.id,
             standby.generation.model_name,
             standby.since.format("%Y-%m-%d %H:%M UTC"),
             standby.checkpoint
         );
         print_line!(
-            "            {} rows with superseded ones, newest {}; {} live events and {} images to be embedded again wait",
-            number(rows),
+            "            {} rows with superseded ones, newest {}; {} live events and {} images to be embedded again are not stored yet",
+            format_count(rows),
             format_age(self.table.newest_row_at),
-            number(self.live_lag_messages),
-            number(self.reembed_lag_messages)
+            format_count(self.live_lag_messages),
+            format_count(self.reembed_lag_messages)
         );
     }
 }

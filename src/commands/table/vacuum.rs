@@ -24,16 +24,16 @@ use crate::telemetry::event;
 #[command(after_long_help = "\
 Removes data files that have not been part of the table for maintenance.deleted_file_retention_hours, leftovers of \
 crashes that are as old, and the log of commits older than maintenance.log_retention_hours. Workers do this by \
-themselves (upkeep.every_seconds).
+themselves (maintenance.interval_seconds).
 
-With --generations it removes instead the tables of generations that are neither live nor beside the \
-live one, and to which nothing was written for maintenance.deleted_file_retention_hours. `bsap rollback` cannot go back \
-to these, and nobody tidies them: embeddings of deleted images stay in them.")]
+With --generations it removes instead the tables of generations that are neither live nor standby, and to \
+which nothing was written for maintenance.deleted_file_retention_hours. `bsap rollback` cannot go back to \
+them, and nothing maintains them: embeddings of deleted images would remain in them.")]
 pub struct VacuumArgs {
     /// Remove the tables of old generations instead
     #[arg(long)]
     pub generations: bool,
-    /// Say what would be removed, and remove nothing
+    /// Print what would be removed, and remove nothing
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -44,7 +44,7 @@ pub fn run(args: &VacuumArgs, config_file: Option<&Path>) -> CommandResult {
     run_with_logging(config, |config, _| vacuum_tables(args, config))
 }
 
-/// Removes what is older than the retention.
+/// Removes files of each generation, or retired generations, that are older than the retention.
 async fn vacuum_tables(args: &VacuumArgs, config: Config) -> CommandResult {
     let (store, state) = open_catalogue(&config).await?;
     if args.generations {
@@ -74,19 +74,20 @@ async fn vacuum_tables(args: &VacuumArgs, config: Config) -> CommandResult {
 
 async fn vacuum_generations(store: &Store, dry_run: bool, config: &Config) -> CommandResult {
     let hours = config.maintenance.deleted_file_retention_hours;
-    let found = remove_retired_generations(store, &config.maintenance, Utc::now(), dry_run).await?;
+    let retired =
+        remove_retired_generations(store, &config.maintenance, Utc::now(), dry_run).await?;
     for RetiredGeneration { id, object_count: objects, bytes, last_modified: newest, is_expired } in
-        &found
+        &retired
     {
-        let what = match (is_expired, dry_run) {
+        let outcome = match (is_expired, dry_run) {
             (true, true) => "would be removed".to_owned(),
             (true, false) => "removed".to_owned(),
             (false, _) => {
-                format!("stays until nothing was written to it for {hours} hours; stop its workers")
+                format!("kept until nothing was written to it for {hours} hours; stop its workers")
             }
         };
         let (size, newest) = (format_mebibytes(*bytes), newest.format("%F %T UTC"));
-        print_line!("{id}: {objects} objects, {size}, last written {newest}: {what}");
+        print_line!("{id}: {objects} objects, {size}, last written {newest}: {outcome}");
         if *is_expired && !dry_run {
             info!(
                 event = event::GENERATION_REMOVED,
@@ -97,8 +98,8 @@ async fn vacuum_generations(store: &Store, dry_run: bool, config: &Config) -> Co
             );
         }
     }
-    if found.is_empty() {
-        print_line!("nothing to do: every generation is live or beside the live one");
+    if retired.is_empty() {
+        print_line!("nothing to do: every generation is live or standby");
     }
     Ok(())
 }

@@ -19,13 +19,12 @@ use crate::table::{self, Severity, VerificationReport};
 /// `bsap verify`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Every file is read and compared with its checksum and with what the log says of it; every row is \
-looked at, those of the generation beside the live one too. Ends with code 1 where something is lost \
-or wrong; warnings alone do not fail it.
+Every file is read and compared with its checksum and its entry in the log; every row is checked. The \
+standby generation is verified too. The exit code is 1 if there is an error; warnings alone do not change it.
 
-Whether the table holds what the bucket holds is another question: `bsap reconcile` answers it.")]
+Whether the table has the same images as the bucket is another question, which `bsap reconcile` answers.")]
 pub struct VerifyArgs {
-    /// Print a JSON object a generation
+    /// Print one line of JSON per generation
     #[arg(long)]
     pub json: bool,
 }
@@ -36,7 +35,7 @@ pub fn run(args: &VerifyArgs, config_file: Option<&Path>) -> CommandResult {
     run_with_logging(config, |config, token| verify_tables(args, config, token))
 }
 
-/// Reads the tables of the live generation and of the one beside it, and says what is wrong.
+/// Reads the tables of all generations that are in use, and prints what is wrong with them.
 async fn verify_tables(
     args: &VerifyArgs,
     config: Config,
@@ -49,36 +48,36 @@ async fn verify_tables(
         let prompt_sets: Vec<_> = records.iter().map(|set| set.key.clone()).collect();
         let bar = progress_bar("reading", 0)?;
         let (options, now, progress) = (&config.maintenance, Utc::now(), progress_callback(&bar));
-        let verified =
+        let report =
             table::verify_table(&store, generation, &prompt_sets, options, now, &progress, &token)
                 .await?;
         bar.finish_and_clear();
-        let Some(verified) = verified else {
-            return Err(anyhow::anyhow!("interrupted before all was read").into());
+        let Some(report) = report else {
+            return Err(anyhow::anyhow!("interrupted before everything was read").into());
         };
         if args.json {
-            print_line!("{}", serde_json::to_string(&verified)?);
+            print_line!("{}", serde_json::to_string(&report)?);
         } else {
             print_generation(&state, generation);
-            print_verified(&verified);
+            print_report(&report);
         }
-        is_sound &= verified.is_sound();
+        is_sound &= report.is_sound();
     }
     if is_sound { Ok(()) } else { Err(anyhow::anyhow!("the table is not sound").into()) }
 }
 
-fn print_verified(verified: &VerificationReport) {
+fn print_report(report: &VerificationReport) {
     print_line!(
         "version {}: {} files of {}, {} rows: {} images, {} deleted, {} rows superseded",
-        verified.version,
-        verified.files,
-        format_mebibytes(verified.bytes),
-        verified.rows,
-        verified.images,
-        verified.deleted,
-        verified.superseded
+        report.version,
+        report.files,
+        format_mebibytes(report.bytes),
+        report.rows,
+        report.images,
+        report.deleted,
+        report.superseded
     );
-    for finding in &verified.findings {
+    for finding in &report.findings {
         let severity = match finding.severity {
             Severity::Error => "ERROR  ",
             Severity::Warning => "warning",
@@ -94,7 +93,7 @@ fn print_verified(verified: &VerificationReport) {
             finding.description
         );
     }
-    if verified.findings.is_empty() {
+    if report.findings.is_empty() {
         print_line!("nothing is wrong");
     }
 }
