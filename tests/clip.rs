@@ -1,5 +1,5 @@
-//! Small checkpoints with random weights against what Hugging Face transformers and PIL made of
-//! them (`tests/parity/fixtures.py`), and checkpoints that must be refused.
+//! Small checkpoints with random weights, compared with the results of Hugging Face transformers and
+//! PIL (`tests/parity/fixtures.py`), and checkpoints that must be rejected.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -11,7 +11,7 @@ use bsap::clip::{
 use bsap::ingest::decode::{self, decode};
 use serde_json::Value;
 
-/// A tensor of every fixture.
+/// A tensor that every fixture has.
 const SAMPLE_TENSOR: &str = "vision_model.encoder.layers.1.mlp.fc1.weight";
 const FIXTURE_MODELS: [&str; 3] = ["clip-quick-gelu", "clip-gelu", "siglip"];
 
@@ -29,7 +29,7 @@ fn load_expected_outputs(model: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// Largest difference of a value between an embedding and the reference's.
+/// Returns the largest difference of a value between an embedding and that of the reference.
 fn max_difference(embedding: &[f32], reference: &Value) -> f64 {
     let reference = reference.as_array().unwrap();
     assert_eq!(embedding.len(), reference.len());
@@ -37,7 +37,7 @@ fn max_difference(embedding: &[f32], reference: &Value) -> f64 {
     pairs.map(|(a, b)| (f64::from(*a) - b.as_f64().unwrap()).abs()).fold(0.0, f64::max)
 }
 
-fn prepare_file(file: &Path, clip: &ClipModel) -> Pixels {
+fn preprocess_file(file: &Path, clip: &ClipModel) -> Pixels {
     let picture = decode(&std::fs::read(file).unwrap(), &decode::DecodeOptions::default()).unwrap();
     clip.preprocess_image(&picture).unwrap()
 }
@@ -63,14 +63,14 @@ fn pictures_have_the_pixels_and_embeddings_of_the_reference() {
         let clip = load_checkpoint(&fixture_folder().join(model)).unwrap();
         for case in load_expected_outputs(model)["images"].as_array().unwrap() {
             let file = case["file"].as_str().unwrap();
-            let ours = prepare_file(&fixture_folder().join("pictures").join(file), &clip);
+            let ours = preprocess_file(&fixture_folder().join("pictures").join(file), &clip);
             let square = fixture_folder().join(model).join(case["pixels"].as_str().unwrap());
             let theirs = decode(&std::fs::read(square).unwrap(), &decode::DecodeOptions::default());
             let theirs = theirs.unwrap().into_raw();
             let worst = ours.0.iter().zip(&theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
             assert_eq!(ours.0.len(), theirs.len());
             assert!(worst <= 1, "{model}: {file}: a pixel differs by {worst}");
-            // The towers are compared on the reference's own pixels.
+            // The encoders are compared on the pixels of the reference.
             let embedding = &clip.embed_images(&[Pixels(theirs)]).unwrap()[0];
             let difference = max_difference(embedding, &case["embedding"]);
             assert!(difference < 1e-5, "{model}: {file} differs by {difference}");
@@ -80,7 +80,7 @@ fn pictures_have_the_pixels_and_embeddings_of_the_reference() {
 
 #[test]
 fn bf16_on_the_cpu_stays_close_to_f32() {
-    let cosine = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    let dot_product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
     for model in FIXTURE_MODELS
         .map(|model| fixture_folder().join(model))
         .into_iter()
@@ -93,7 +93,7 @@ fn bf16_on_the_cpu_stays_close_to_f32() {
         let reduced = ClipModel::load(&ModelOptions { dtype: Precision::Bf16, ..options }).unwrap();
         let folder = std::fs::read_dir(fixture_folder().join("pictures")).unwrap();
         let pictures: Vec<Pixels> =
-            folder.map(|f| prepare_file(&f.unwrap().path(), &whole)).collect();
+            folder.map(|f| preprocess_file(&f.unwrap().path(), &whole)).collect();
         let texts = ["a red mug on a table", "a", "blue shoes, side view", "an old map of a city"];
         let [a, b] = [&whole, &reduced].map(|clip| {
             let mut all = clip.embed_images(&pictures).unwrap();
@@ -101,10 +101,10 @@ fn bf16_on_the_cpu_stays_close_to_f32() {
             all
         });
         for (a, b) in a.iter().zip(&b) {
-            let cosine = cosine(a, b);
+            let cosine = dot_product(a, b);
             assert!(cosine > 0.999, "{}: {cosine}", model.display());
         }
-        assert_ne!(a, b, "it is another precision");
+        assert_ne!(a, b, "the precisions differ");
         let single = reduced.embed_images(&pictures[..1]).unwrap();
         let worst = single[0].iter().zip(&b[0]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-6, "{}: a batch differs by {worst}", model.display());
@@ -119,7 +119,7 @@ fn a_batch_gives_what_single_inputs_give() {
     }
 }
 
-/// What is said of a copy of a fixture, with one file changed.
+/// Returns the error of loading a copy of a fixture in which one file was changed or removed.
 #[track_caller]
 fn load_error_with_changed_file(
     model: &str,
@@ -142,7 +142,7 @@ fn load_error_with_changed_file(
     text
 }
 
-/// The file with `from` written as `to`.
+/// Returns a change that replaces the first `from` by `to`.
 fn replace_text(from: &str, to: &str) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
     move |bytes| {
         let text = String::from_utf8(bytes).unwrap();
@@ -151,8 +151,7 @@ fn replace_text(from: &str, to: &str) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>>
     }
 }
 
-/// The weights without one tensor, or with another shape: the header of a safetensors file is JSON
-/// behind its length.
+/// Returns a change of the header of a safetensors file, which is its length followed by JSON.
 fn edit_weights_header(change: impl FnOnce(&mut Value)) -> impl FnOnce(Vec<u8>) -> Option<Vec<u8>> {
     move |bytes| {
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -168,7 +167,7 @@ fn edit_weights_header(change: impl FnOnce(&mut Value)) -> impl FnOnce(Vec<u8>) 
 }
 
 #[test]
-fn what_does_not_fit_is_refused_by_file_tensor_and_shapes() {
+fn an_unsuitable_checkpoint_is_rejected_by_file_tensor_and_shapes() {
     let config =
         |from, to| load_error_with_changed_file("clip-gelu", "config.json", replace_text(from, to));
     let text = config("\"model_type\": \"clip\"", "\"model_type\": \"blip\"");
@@ -212,7 +211,7 @@ fn what_does_not_fit_is_refused_by_file_tensor_and_shapes() {
         "tokenizer.json",
         replace_text("\"normalizer\"", "\"other\""),
     );
-    // The library would panic at these.
+    // The library would panic at the following two.
     load_error_with_changed_file("clip-gelu", "tokenizer.json", |_| {
         Some(b"{\"version\": \"1.0\", \"decoder\": {\"a\"}}".into())
     });
@@ -226,7 +225,7 @@ fn what_does_not_fit_is_refused_by_file_tensor_and_shapes() {
     assert!(text.contains("514"), "{text}");
 }
 
-/// A hub on loopback with one model, and what `bsap` says of a model of it.
+/// A Hugging Face hub on loopback with the fixtures as its models, and `bsap` run against it.
 mod hub {
     use std::net::SocketAddr;
     use std::process::Output;
@@ -241,7 +240,7 @@ mod hub {
 
     use super::fixture_folder;
 
-    /// Answers ranges, as the hub's client asks for them.
+    /// Answers range requests, as the client of the hub sends them.
     async fn serve_file(
         State(request_count): State<Arc<AtomicUsize>>,
         Path((name, revision, file)): Path<(String, String, String)>,
@@ -279,14 +278,14 @@ mod hub {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_model_of_the_hub_is_downloaded_once_and_found_offline() {
-        let asked = Arc::new(AtomicUsize::new(0));
+        let request_count = Arc::new(AtomicUsize::new(0));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let hub = listener.local_addr().unwrap();
         let path = "/test/{name}/resolve/{revision}/{file}";
-        let app = Router::new().route(path, get(serve_file)).with_state(asked.clone());
+        let app = Router::new().route(path, get(serve_file)).with_state(request_count.clone());
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         let home = tempfile::tempdir().unwrap();
-        let says = |output: Output, code: i32, words: &[&str]| {
+        let assert_output = |output: Output, code: i32, words: &[&str]| {
             let text = String::from_utf8_lossy(&output.stdout).into_owned()
                 + &String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(code), "{text}");
@@ -296,28 +295,40 @@ mod hub {
         };
         let inspect = ["model", "inspect", "test/siglip", "--revision", "v1"];
         let offline = [&inspect[..], &["--offline"]].concat();
-        says(run_bsap(&offline, hub, home.path()).await, 1, &["config.json", "offline"]);
-        assert_eq!(asked.load(Ordering::Relaxed), 0);
-        says(
+        assert_output(run_bsap(&offline, hub, home.path()).await, 1, &["config.json", "offline"]);
+        assert_eq!(request_count.load(Ordering::Relaxed), 0);
+        assert_output(
             run_bsap(&inspect, hub, home.path()).await,
             0,
             &["test/siglip", "siglip", "logit bias     -12.9", "self-test      ok"],
         );
-        let after = asked.load(Ordering::Relaxed);
-        assert!(after >= 5, "{after}");
-        says(run_bsap(&inspect, hub, home.path()).await, 0, &["self-test      ok"]);
-        says(run_bsap(&offline, hub, home.path()).await, 0, &["self-test      ok"]);
-        assert_eq!(asked.load(Ordering::Relaxed), after, "the cache is used");
+        let requests_after_download = request_count.load(Ordering::Relaxed);
+        assert!(requests_after_download >= 5, "{requests_after_download}");
+        assert_output(run_bsap(&inspect, hub, home.path()).await, 0, &["self-test      ok"]);
+        assert_output(run_bsap(&offline, hub, home.path()).await, 0, &["self-test      ok"]);
+        assert_eq!(
+            request_count.load(Ordering::Relaxed),
+            requests_after_download,
+            "the cache is used"
+        );
         let other = ["model", "inspect", "test/siglip"];
-        says(run_bsap(&other, hub, home.path()).await, 1, &["test/siglip", "config.json", "main"]);
+        assert_output(
+            run_bsap(&other, hub, home.path()).await,
+            1,
+            &["test/siglip", "config.json", "main"],
+        );
         let nobody = ["model", "inspect", "test/nobody", "--revision", "v1"];
-        says(run_bsap(&nobody, hub, home.path()).await, 1, &["test/nobody", "config.json", "404"]);
-        let wrong = ["model", "inspect", "no such folder"];
-        says(run_bsap(&wrong, hub, home.path()).await, 1, &["neither a folder nor"]);
+        assert_output(
+            run_bsap(&nobody, hub, home.path()).await,
+            1,
+            &["test/nobody", "config.json", "404"],
+        );
+        let invalid = ["model", "inspect", "no such folder"];
+        assert_output(run_bsap(&invalid, hub, home.path()).await, 1, &["neither a folder nor"]);
     }
 
     #[tokio::test]
-    async fn embeddings_are_printed_a_line_an_input() {
+    async fn embeddings_are_printed_one_line_per_input() {
         let model = fixture_folder().join("clip-gelu");
         let picture = fixture_folder().join("pictures/9x7.png");
         let home = tempfile::tempdir().unwrap();
@@ -333,8 +344,8 @@ mod hub {
             "--pixels",
             pixels.to_str().unwrap(),
         ];
-        let nowhere = "127.0.0.1:9".parse().unwrap();
-        let output = run_bsap(&arguments, nowhere, home.path()).await;
+        let unreachable_hub = "127.0.0.1:9".parse().unwrap();
+        let output = run_bsap(&arguments, unreachable_hub, home.path()).await;
         let text = String::from_utf8(output.stdout).unwrap();
         let lines: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -350,7 +361,7 @@ mod hub {
         );
         assert_eq!(lines[1]["embedding"].as_array().unwrap().len(), 24);
         assert!(pixels.join("0.png").exists());
-        let nothing = run_bsap(&arguments[..3], nowhere, home.path()).await;
-        assert_eq!(nothing.status.code(), Some(2));
+        let without_inputs = run_bsap(&arguments[..3], unreachable_hub, home.path()).await;
+        assert_eq!(without_inputs.status.code(), Some(2));
     }
 }

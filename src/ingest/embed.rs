@@ -117,7 +117,7 @@ impl BatchEncoder {
             if pixels.is_empty() {
                 continue;
             }
-            let embedded = trace_span!("towers").in_scope(|| self.encoders.embed_images(&pixels));
+            let embedded = trace_span!("model").in_scope(|| self.encoders.embed_images(&pixels));
             Progress::add_to(&self.progress.model_us, started.elapsed().as_micros() as u64);
             metrics::global().model_batch_seconds.observe(&[], started.elapsed().as_secs_f64());
             idle_since = Some(Instant::now());

@@ -1,8 +1,8 @@
-//! An arbitrary Kafka message: it becomes events or is rejected with a reason, and never both.
+//! Decodes any Kafka message: it must yield valid events or a reason for the rejection.
 //!
-//! The first byte decides whether the message has a key and a value, its headers, the version ordering of
-//! the catalogue, and whether the message is on the topic of images to be embedded again; the rest is its
-//! value.
+//! The bits of the first byte decide whether the message has a key and a value, which headers it has, which
+//! ordering the catalogue uses, and whether the message is in the topic of images to be embedded again. The
+//! other bytes are its value.
 
 #![no_main]
 
@@ -24,7 +24,7 @@ static DECODERS: LazyLock<[Decoder; 4]> = LazyLock::new(|| {
         AttributeType::Boolean,
         AttributeType::Time,
     ];
-    let attributes: AttributeTypes = types.map(|t| (t.as_str().to_owned(), t)).into();
+    let attributes: AttributeTypes = types.map(|one| (one.as_str().to_owned(), one)).into();
     [
         VersionOrdering::Sequence,
         VersionOrdering::EventTime,
@@ -77,6 +77,6 @@ fuzz_target!(|data: &[u8]| {
                 assert!(!id.is_empty() && id.len() <= 1024 && !id.chars().any(char::is_control));
             }
         }
-        Err(error) => assert!(!error.to_string().is_empty()),
+        Err(rejected) => assert!(!rejected.to_string().is_empty()),
     }
 });
