@@ -1,5 +1,5 @@
-//! Compares batching, balancing and stored statistics with their simple alternatives. Both sides alternate
-//! in one run. Prints medians and their ratio.
+//! Compares batching, balancing and stored statistics with their simple alternatives. Both sides
+//! alternate in one run. Prints medians and their ratio.
 //!
 //!     just bench
 

@@ -1,6 +1,6 @@
-//! Times the encoders on request, for `tests/parity/speed.py`, which alternates them with other programs in
-//! one run. Each line on standard input is `image N` or `text N`; the answer is the time that one batch of N
-//! inputs took, in milliseconds.
+//! Times the encoders on request, for `tests/parity/speed.py`, which alternates them with other
+//! programs in one run. Each line on standard input is `image N` or `text N`; the answer is the
+//! time that one batch of N inputs took, in milliseconds.
 //!
 //!     cargo bench --bench encoders -- FOLDER [PRECISION [DEVICE]]
 

@@ -1,5 +1,5 @@
-//! Compares a backfill of statistics (64 prompts, 512 dimensions) with reading the same columns alone. Both
-//! sides alternate in one run.
+//! Compares a backfill of statistics (64 prompts, 512 dimensions) with reading the same columns
+//! alone. Both sides alternate in one run.
 //!
 //!     cargo bench --bench reindex -- [ROWS [FOLDER]]
 
@@ -27,7 +27,8 @@ const PROMPT_COUNT: usize = 64;
 const ROWS_PER_FILE: usize = 32_768;
 const MEASURED_ROUNDS: u32 = 3;
 
-/// A model that returns random unit vectors: computations with them cost the same as with real ones.
+/// A model that returns random unit vectors: computations with them cost the same as with real
+/// ones.
 struct RandomEncoders(ModelCard);
 
 impl Encoders for RandomEncoders {

@@ -1,12 +1,13 @@
-//! Measures the exact search of query workers over synthetic vectors that are distributed like CLIP's:
-//! images in one cone with clusters and a few dimensions that spread ten times as far, texts in another cone.
+//! Measures the exact search of query workers over synthetic vectors that are distributed like
+//! CLIP's: images in one cone with clusters and a few dimensions that spread ten times as far,
+//! texts in another cone.
 //!
 //!     just bench --bench search [-- ROWS ...]
 //!
-//! Compares one query with one pass over as much memory as the codes of all rows take, sixteen concurrent
-//! queries with sequential ones, filtered queries with unfiltered ones, and the top 100 with scores in f64
-//! over the stored vectors. With BSAP_BENCH_PEERS=FOLDER it writes its vectors there and answers the
-//! requests of `benches/peers/search.py` instead.
+//! Compares one query with one pass over as much memory as the codes of all rows take, sixteen
+//! concurrent queries with sequential ones, filtered queries with unfiltered ones, and the top 100
+//! with scores in f64 over the stored vectors. With BSAP_BENCH_PEERS=FOLDER it writes its vectors
+//! there and answers the requests of `benches/peers/search.py` instead.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufWriter, Write};
@@ -90,8 +91,8 @@ fn time_ms<T>(work: impl FnOnce() -> T) -> (f64, T) {
     (started.elapsed().as_secs_f64() * 1e3, result)
 }
 
-/// Returns the CPU time of this process over all cores, in milliseconds. If other processes use the machine,
-/// ratios of CPU times are more reliable than ratios of wall-clock times.
+/// Returns the CPU time of this process over all cores, in milliseconds. If other processes use the
+/// machine, ratios of CPU times are more reliable than ratios of wall-clock times.
 fn cpu_ms() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields = stat.rsplit(')').next().unwrap_or_default();
@@ -262,9 +263,9 @@ fn measure_recall(engine: &Engine) -> Result<()> {
     Ok(())
 }
 
-/// Writes vectors and queries for other programs to search, as f32: α·v and β of each row, so that its
-/// balanced score is the dot product with the query followed by a 1. Then, for each line of standard input,
-/// answers all queries once and prints their times and results.
+/// Writes vectors and queries for other programs to search, as f32: α·v and β of each row, so that
+/// its balanced score is the dot product with the query followed by a 1. Then, for each line of
+/// standard input, answers all queries once and prints their times and results.
 fn answer_peers(engine: &Engine, folder: &Path) -> Result<()> {
     let snapshot = engine.snapshots().newest();
     let first = engine.search(&nth_query(0))?;

@@ -1,10 +1,11 @@
-//! Measures searches over HTTP from end to end, including the text encoder: latency and throughput for 1, 16
-//! and 64 concurrent callers, each sending one new text after the other, and the share of each phase.
+//! Measures searches over HTTP from end to end, including the text encoder: latency and throughput
+//! for 1, 16 and 64 concurrent callers, each sending one new text after the other, and the share of
+//! each phase.
 //!
 //!     just bench --bench serve [-- ROWS]
 //!
-//! The text encoder is that of the demo's small model, or of the checkpoint BSAP_BENCH_CHECKPOINT. The
-//! vectors of the catalogue are random, with the dimension of the model.
+//! The text encoder is that of the demo's small model, or of the checkpoint BSAP_BENCH_CHECKPOINT.
+//! The vectors of the catalogue are random, with the dimension of the model.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -95,7 +96,8 @@ async fn measure_latency(context: ServerContext) -> Result<()> {
     Ok(())
 }
 
-/// Total time of a query, and the times of embedding, waiting, scanning and ranking, in milliseconds.
+/// Total time of a query, and the times of embedding, waiting, scanning and ranking, in
+/// milliseconds.
 type QueryTimesMs = [f64; 5];
 
 async fn send_query(

@@ -1,5 +1,5 @@
-//! Measures the stored table: the cost of writing, compacting, loading and following it, in time, bytes and
-//! requests. Loading is compared with reading the same bytes in one run.
+//! Measures the stored table: the cost of writing, compacting, loading and following it, in time,
+//! bytes and requests. Loading is compared with reading the same bytes in one run.
 //!
 //!     just bench --bench table [-- ROWS [FOLDER or URL]]
 
@@ -255,7 +255,8 @@ async fn read_all_files(store: &Store) -> Result<usize> {
     Ok(bytes)
 }
 
-/// Commits new versions of 1,000 images, and follows each commit in a reader that has loaded the table.
+/// Commits new versions of 1,000 images, and follows each commit in a reader that has loaded the
+/// table.
 async fn measure_following(
     store: &Store,
     generation: &Generation,

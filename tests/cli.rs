@@ -1,5 +1,5 @@
-//! The command line: bad input is answered with one message that names problem and remedy, and with the
-//! right exit code; the demo runs from end to end.
+//! The command line: bad input is answered with one message that names problem and remedy, and with
+//! the right exit code; the demo runs from end to end.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -28,8 +28,8 @@ fn assert_fails(arguments: &[&str], variables: &[(&str, &str)], code: i32, words
     assert!(!text.contains("panicked") && !text.contains("backtrace"), "{text}");
 }
 
-/// Returns the absolute path of a checkpoint that loads; the program runs in another folder. The path does
-/// not come from `CARGO_MANIFEST_DIR`, which is wrong if several checkouts share a build.
+/// Returns the absolute path of a checkpoint that loads; the program runs in another folder. The
+/// path does not come from `CARGO_MANIFEST_DIR`, which is wrong if several checkouts share a build.
 fn demo_checkpoint_folder() -> String {
     std::fs::canonicalize("models/demo").unwrap().display().to_string()
 }
@@ -299,7 +299,8 @@ fn the_example_configuration_is_accepted() {
     assert!(!shown.contains("swordfish") && shown.contains("(hidden)"), "{shown}");
 }
 
-/// The whole pipeline in one process. The log is a documented interface, so its events are checked too.
+/// The whole pipeline in one process. The log is a documented interface, so its events are checked
+/// too.
 #[test]
 fn the_demo_finds_every_image_and_logs_documented_events() {
     let folder = tempfile::tempdir().unwrap();
@@ -368,7 +369,8 @@ fn check_prompt_sets_and_search(dir: &std::path::Path) {
     check_filters_and_image_queries(dir, &variables);
 }
 
-/// Checks filters, images as queries and calibrated no-match rules on the table that a demo has written.
+/// Checks filters, images as queries and calibrated no-match rules on the table that a demo has
+/// written.
 fn check_filters_and_image_queries(dir: &std::path::Path, variables: &[(&str, &str)]) {
     let declared = [variables, &[("BSAP_ATTRIBUTES__TITLE", "text")]].concat();
     let answer = |arguments: &[&str]| -> serde_json::Value {

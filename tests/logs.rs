@@ -1,5 +1,5 @@
-//! Logs and metrics are documented interfaces: runs the real program and checks its events and metrics
-//! against their definitions.
+//! Logs and metrics are documented interfaces: runs the real program and checks its events and
+//! metrics against their definitions.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

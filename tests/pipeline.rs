@@ -1,4 +1,5 @@
-//! The whole pipeline with a Kafka broker in this process: from messages to rows of the table and answers.
+//! The whole pipeline with a Kafka broker in this process: from messages to rows of the table and
+//! answers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -128,7 +129,8 @@ impl Fixture {
             ordering: VersionOrdering::Sequence,
             group: group.into(),
             drain_seconds: 3,
-            // In the mock cluster, a member that has left blocks the group until its session times out.
+            // In the mock cluster, a member that has left blocks the group until its session times
+            // out.
             session_timeout_ms: 6_000,
             ..source::SourceOptions::default()
         };
@@ -364,7 +366,8 @@ async fn workers_that_join_and_leave_lose_and_duplicate_nothing() {
     assert_eq!(ids.len() as u64, total);
 }
 
-/// A worker fills the standby generation of another model while events keep coming, and is killed once.
+/// A worker fills the standby generation of another model while events keep coming, and is killed
+/// once.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_generation_has_the_newest_version_of_every_image() {
     let fixture = Fixture::with_partitions(2);

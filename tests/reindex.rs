@@ -1,5 +1,6 @@
-//! Prompt sets are switched during continuous updates and queries: no query fails, no image is missing, no
-//! answer mixes two configurations, a killed backfill is resumed, and the switch is rolled back.
+//! Prompt sets are switched during continuous updates and queries: no query fails, no image is
+//! missing, no answer mixes two configurations, a killed backfill is resumed, and the switch is
+//! rolled back.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -319,7 +320,8 @@ async fn prompt_sets_are_switched_during_updates_and_queries() {
         tokio::join!(first.run(&|_, _| {}, &token), second.run(&|_, _| {}, &token));
     assert!(first_result.unwrap().complete && second_result.unwrap().complete);
 
-    // A candidate that answers a share of the queries and shadow queries, then is promoted and rolled back.
+    // A candidate that answers a share of the queries and shadow queries, then is promoted and
+    // rolled back.
     let candidate = CandidateSpec {
         name: "newer".into(),
         prompt_set: Some("new".into()),

@@ -1,6 +1,6 @@
-//! Measures what the pipeline costs on top of decoding: from events in Kafka to committed rows, with a model
-//! that returns a constant, compared with decoding the same files on the same cores. Both sides alternate in
-//! one run. Prints medians and their ratio.
+//! Measures what the pipeline costs on top of decoding: from events in Kafka to committed rows,
+//! with a model that returns a constant, compared with decoding the same files on the same cores.
+//! Both sides alternate in one run. Prints medians and their ratio.
 //!
 //!     just bench --bench pipeline [-- PICTURES [ROUNDS]]
 //!
@@ -9,8 +9,8 @@
 //! uses the model of a checkpoint instead and shows where time is spent: it writes a trace for
 //! <https://ui.perfetto.dev> to FILE and draws two seconds of it.
 //!
-//! Kafka is librdkafka's mock cluster in this process, on the same cores. Pictures are drawn JPEGs of
-//! 640×640 pixels in a local folder.
+//! Kafka is librdkafka's mock cluster in this process, on the same cores. Pictures are drawn JPEGs
+//! of 640×640 pixels in a local folder.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -47,8 +47,8 @@ const IMAGE_SIDE_PX: u32 = 640;
 const TRACED_IMAGES: usize = 640;
 /// Number of partitions of the topic.
 const PARTITIONS: i32 = 4;
-/// Pictures that are embedded before the measurement starts, so that it excludes joining the consumer group.
-/// It ends when the last row is committed.
+/// Pictures that are embedded before the measurement starts, so that it excludes joining the
+/// consumer group. It ends when the last row is committed.
 const WARM_UP_IMAGES: u64 = 64;
 
 /// A model that returns a constant.
@@ -108,7 +108,8 @@ fn load_clip(checkpoint: &str) -> Result<ClipModel> {
 /// Draws this number of pictures into `folder` and returns their files.
 fn draw_files(folder: &Path, pictures: usize) -> Result<Vec<PathBuf>> {
     let files: Vec<PathBuf> = (0..pictures).map(|n| folder.join(format!("{n}.jpg"))).collect();
-    // 200 different pictures do not fit into the CPU's cache, so that copies are as good as new ones.
+    // 200 different pictures do not fit into the CPU's cache, so that copies are as good as new
+    // ones.
     for (n, file) in files.iter().enumerate() {
         match n.checked_sub(200) {
             None => {
@@ -167,7 +168,8 @@ async fn ingest_all(files: &[PathBuf], encoders: Arc<dyn Encoders>) -> Result<f6
         let event = json!({"image_id": id, "sequence": 1, "uri": uri.as_str()}).to_string();
         Result::<_>::Ok((id, event))
     });
-    // Sent concurrently, because a fetch from the mock cluster returns one batch per partition, however small.
+    // Sent concurrently, because a fetch from the mock cluster returns one batch per partition,
+    // however small.
     let sent = futures::stream::iter(events).map(|event| async {
         let (id, event) = event?;
         let record = FutureRecord::to("images").key(&id).payload(&event);

@@ -76,7 +76,8 @@ pub fn trace_pipeline(files: &[PathBuf], checkpoint: &str, file: &Path) -> Resul
     Ok(())
 }
 
-/// Reads the spans of a trace in the order of their ends: those of the model, and those of decoding.
+/// Reads the spans of a trace in the order of their ends: those of the model, and those of
+/// decoding.
 fn read_spans(file: &Path) -> Result<[Vec<TimeSpan>; 2]> {
     let lines: Vec<TraceEvent> = serde_json::from_slice(&std::fs::read(file)?)?;
     // A thread has at most one open span of a name.

@@ -1,5 +1,5 @@
-//! Synthetic vectors that are distributed like CLIP's: images and texts in one cone each, clusters, and a few
-//! dimensions that spread ten times as far as the others.
+//! Synthetic vectors that are distributed like CLIP's: images and texts in one cone each, clusters,
+//! and a few dimensions that spread ten times as far as the others.
 
 use std::sync::Arc;
 

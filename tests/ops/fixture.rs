@@ -1,5 +1,5 @@
-//! What runs in production, on this machine: a Kafka broker in this process, a folder as object storage, and
-//! the real program as separate processes that log JSON.
+//! What runs in production, on this machine: a Kafka broker in this process, a folder as object
+//! storage, and the real program as separate processes that log JSON.
 
 #![allow(dead_code, reason = "several tests share it and use different parts")]
 
@@ -48,7 +48,8 @@ impl Fixture {
             ("FETCH__FILE_ROOTS", to_text(&folder.path().join("pictures"))),
             ("FETCH__MAX_ATTEMPTS", "2".into()),
             ("SOURCE__ORDERING", "sequence".into()),
-            // In the mock cluster, a member that has left blocks the group until its session times out.
+            // In the mock cluster, a member that has left blocks the group until its session times
+            // out.
             ("SOURCE__SESSION_TIMEOUT_MS", "6000".into()),
             ("SOURCE__DRAIN_SECONDS", "3".into()),
             ("INGEST__DRAIN_SECONDS", "3".into()),

@@ -2,9 +2,9 @@
 //!
 //!     tests/run stores
 //!
-//! Memory and a local folder are always tested; S3 (MinIO) and Azure (Azurite) if `tests/run` could start a
-//! server: BSAP_S3 and BSAP_AZURE are the URLs of empty folders. Google Cloud Storage is not tested, because
-//! its emulators do not check generations.
+//! Memory and a local folder are always tested; S3 (MinIO) and Azure (Azurite) if `tests/run` could
+//! start a server: BSAP_S3 and BSAP_AZURE are the URLs of empty folders. Google Cloud Storage is
+//! not tested, because its emulators do not check generations.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -246,8 +246,8 @@ async fn rows_and_positions_survive_compaction_and_vacuum(store: &Store) {
     assert_eq!(read_image_ids(store, &generation).await.len(), 5);
 }
 
-/// Listings of every store have the same object names as events, and modification times with which stored
-/// versions can be compared.
+/// Listings of every store have the same object names as events, and modification times with which
+/// stored versions can be compared.
 async fn a_listing_of_the_store_can_be_reconciled(store: &Store) {
     let generation = Generation::new("tiny", &"c".repeat(64), 4, 100.0, VersionOrdering::EventTime);
     let pictures = store.subfolder("pictures");
