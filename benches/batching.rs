@@ -1,5 +1,5 @@
-//! What the pipeline's batching and the snapshot's single scan are worth, each against its plain
-//! alternative, alternating in one run. Prints medians and their ratio.
+//! Compares batching, balancing and stored statistics with their simple alternatives. Both sides
+//! alternate in one run. Prints medians and their ratio.
 //!
 //!     just bench
 
@@ -19,31 +19,31 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").to_owned();
     let clip = ClipModel::load(&ModelOptions { checkpoint, ..ModelOptions::default() })?;
 
-    let pictures = (0..32)
+    let images = (0..32)
         .map(|n| {
             let jpeg = render_jpeg(&Scene::sample(1, n, PhotoStyle::Studio), 256)?;
-            let picture = bsap::ingest::decode::decode(
+            let image = bsap::ingest::decode::decode(
                 &jpeg,
                 &bsap::ingest::decode::DecodeOptions::default(),
             )?;
-            Ok(clip.preprocess_image(&picture)?)
+            Ok(clip.preprocess_image(&image)?)
         })
         .collect::<Result<Vec<_>, Box<dyn std::error::Error>>>()?;
     compare_medians(
-        "32 pictures through the image tower",
+        "32 images embedded",
         ("one by one", || {
-            for picture in &pictures {
-                consume(clip.embed_images(std::slice::from_ref(picture)));
+            for image in &images {
+                consume(clip.embed_images(std::slice::from_ref(image)));
             }
         }),
-        ("one batch", || consume(clip.embed_images(&pictures))),
+        ("one batch", || consume(clip.embed_images(&images))),
     );
 
     let texts: Vec<String> =
         (0..32).map(|n| Scene::sample(1, n, PhotoStyle::Studio).title()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     compare_medians(
-        "32 texts through the text tower",
+        "32 texts embedded",
         ("one by one", || {
             for text in &texts {
                 consume(clip.embed_texts(&[text]));
@@ -97,8 +97,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Runs both sides in turn and prints their medians.
-fn compare_medians(what: &str, plain: (&str, impl FnMut()), ours: (&str, impl FnMut())) {
+/// Runs both sides alternately and prints their medians.
+fn compare_medians(title: &str, plain: (&str, impl FnMut()), ours: (&str, impl FnMut())) {
     let ((plain_name, mut plain), (our_name, mut ours)) = (plain, ours);
     let (mut plain_times, mut our_times) = (Vec::new(), Vec::new());
     plain();
@@ -107,10 +107,11 @@ fn compare_medians(what: &str, plain: (&str, impl FnMut()), ours: (&str, impl Fn
         plain_times.push(time_once(&mut plain));
         our_times.push(time_once(&mut ours));
     }
-    let (a, b) = (median(plain_times), median(our_times));
-    println!("{what}");
-    println!("  {plain_name:<36} {a:>10.2?}");
-    println!("  {our_name:<36} {b:>10.2?}   ratio {:.2}", a.as_secs_f64() / b.as_secs_f64());
+    let (plain_median, our_median) = (median(plain_times), median(our_times));
+    let ratio = plain_median.as_secs_f64() / our_median.as_secs_f64();
+    println!("{title}");
+    println!("  {plain_name:<36} {plain_median:>10.2?}");
+    println!("  {our_name:<36} {our_median:>10.2?}   ratio {ratio:.2}");
 }
 
 fn time_once(work: &mut impl FnMut()) -> Duration {
@@ -124,11 +125,12 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+/// Keeps the compiler from removing the computation of `value`.
 fn consume<T>(value: T) {
     std::hint::black_box(value);
 }
 
-/// A unit vector that follows from `seed`.
+/// Returns a unit vector that depends on `seed` alone.
 fn unit_vector(seed: usize) -> Vec<f32> {
     let values: Vec<f32> =
         (0..DIMENSION).map(|i| ((seed * 7_919 + i * 104_729) as f32 * 0.618).sin()).collect();

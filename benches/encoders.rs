@@ -1,8 +1,8 @@
-//! The towers on demand, for a bench that times them beside another program in one run
-//! (`tests/parity/speed.py`): each line on standard input is `image N` or `text N`, and is answered
-//! with the milliseconds that N inputs in one batch took.
+//! Times the encoders on request, for `tests/parity/speed.py`, which alternates them with other
+//! programs in one run. Each line on standard input is `image N` or `text N`; the answer is the
+//! time that one batch of N inputs took, in milliseconds.
 //!
-//!     cargo bench --bench towers -- FOLDER [PRECISION [DEVICE]]
+//!     cargo bench --bench encoders -- FOLDER [PRECISION [DEVICE]]
 
 use std::error::Error;
 use std::io::BufRead;
@@ -12,14 +12,14 @@ use bsap::clip::{ClipModel, DeviceChoice, Encoders, ModelOptions, Precision};
 use clap::ValueEnum;
 use image::RgbImage;
 
-/// Eight tokens with start and end, as most queries have.
+/// Eight tokens including start and end, about as many as most queries have.
 const SAMPLE_TEXT: &str = "a red mug on the table";
 
 fn main() -> Result<(), Box<dyn Error>> {
     // `cargo bench` adds --bench.
     let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
     let Some(checkpoint) = arguments.next() else {
-        println!("towers: name a checkpoint's folder; `just speed` does");
+        println!("encoders: give the folder of a checkpoint, as `just speed` does");
         return Ok(());
     };
     let dtype =
@@ -27,8 +27,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = DeviceChoice::try_from(arguments.next().unwrap_or_else(|| "cpu".into()))?;
     let clip =
         ClipModel::load(&ModelOptions { checkpoint, dtype, device, ..ModelOptions::default() })?;
-    let picture = RgbImage::from_fn(256, 256, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
-    let pixels = clip.preprocess_image(&picture)?;
+    let image = RgbImage::from_fn(256, 256, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]));
+    let pixels = clip.preprocess_image(&image)?;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let (kind, count) = line.split_once(' ').ok_or("not `image N` or `text N`")?;

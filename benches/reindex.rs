@@ -1,5 +1,5 @@
-//! Statistics of stored rows for 64 prompts at 512 dimensions, against reading the same columns
-//! alone: both sides in one run, alternating.
+//! Compares a backfill of statistics (64 prompts, 512 dimensions) with reading the same columns
+//! alone. Both sides alternate in one run.
 //!
 //!     cargo bench --bench reindex -- [ROWS [FOLDER]]
 
@@ -27,7 +27,8 @@ const PROMPT_COUNT: usize = 64;
 const ROWS_PER_FILE: usize = 32_768;
 const MEASURED_ROUNDS: u32 = 3;
 
-/// Random directions in the place of a model: what is computed with them costs the same.
+/// A model that returns random unit vectors: computations with them cost the same as with real
+/// ones.
 struct RandomEncoders(ModelCard);
 
 impl Encoders for RandomEncoders {
@@ -80,19 +81,19 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let threads = std::thread::available_parallelism()?.get();
     let per_minute = |time: Duration| rows as f64 / time.as_secs_f64() * 60.0 / 1e6;
-    let (mut reading, mut measuring) = (Duration::MAX, Duration::MAX);
+    let (mut reading, mut backfilling) = (Duration::MAX, Duration::MAX);
     for round in 0..MEASURED_ROUNDS {
-        let own = Arc::new(set("bench", round + 2).embed(&encoders, 8)?);
+        let prompt_set = Arc::new(set("bench", round + 2).embed(&encoders, 8)?);
         let started = Instant::now();
-        let mut stored = BackfillSource::open(&store, &generation).await?;
-        let (pending, _) = stored.list_pending_files(&own.statistics_key).await?;
-        let (stored, own_key) = (Arc::new(stored), own.statistics_key.clone());
+        let mut source = BackfillSource::open(&store, &generation).await?;
+        let (pending, _) = source.list_pending_files(&prompt_set.statistics_key).await?;
+        let (source, key) = (Arc::new(source), prompt_set.statistics_key.clone());
         let reads = pending.into_iter().map(|file| {
-            let (stored, key, runtime) =
-                (stored.clone(), own_key.clone(), tokio::runtime::Handle::current());
+            let (source, key, runtime) =
+                (source.clone(), key.clone(), tokio::runtime::Handle::current());
             tokio::task::spawn_blocking(move || {
                 runtime.block_on(async {
-                    stored
+                    source
                         .measure_file(&file, &key, &|values| {
                             std::hint::black_box(values);
                             None
@@ -107,29 +108,29 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
         reading = reading.min(started.elapsed());
 
-        add_prompt_set(&store, &generation, &own, "bench").await?;
+        add_prompt_set(&store, &generation, &prompt_set, "bench").await?;
         let job = StatisticsBackfill {
             catalogue: store.clone(),
             generation: generation.clone(),
-            prompt_set: own,
+            prompt_set,
             max_commit_attempts: 10,
             max_concurrent_files: threads,
             propagation_delay: Duration::ZERO,
         };
         let started = Instant::now();
-        let done = job.run(&|_, _| {}, &CancellationToken::new()).await?;
-        assert_eq!(done.measured_rows, rows);
-        measuring = measuring.min(started.elapsed());
+        let result = job.run(&|_, _| {}, &CancellationToken::new()).await?;
+        assert_eq!(result.measured_rows, rows);
+        backfilling = backfilling.min(started.elapsed());
     }
     println!(
-        "{rows} rows, {DIMENSION} dimensions, {PROMPT_COUNT} prompts, {threads} at one time, best of {MEASURED_ROUNDS}"
+        "{rows} rows, {DIMENSION} dimensions, {PROMPT_COUNT} prompts, {threads} threads, best of {MEASURED_ROUNDS}"
     );
     println!("  reading alone            {reading:>8.2?}  {:.2} M rows/min", per_minute(reading));
     println!(
-        "  reindex, reading included{measuring:>8.2?}  {:.2} M rows/min",
-        per_minute(measuring)
+        "  backfill, reading incl.  {backfilling:>8.2?}  {:.2} M rows/min",
+        per_minute(backfilling)
     );
-    println!("  ratio {:.2}", measuring.as_secs_f64() / reading.as_secs_f64());
+    println!("  ratio {:.2}", backfilling.as_secs_f64() / reading.as_secs_f64());
     Ok(())
 }
 
@@ -140,20 +141,19 @@ async fn fill_table(
 ) -> Result<(), Box<dyn Error>> {
     let mut writer = TableWriter::open(store, generation, 10).await?;
     let partition = TopicPartition { topic: "images".into(), number: 0 };
-    let mut expected = None;
+    let mut expected_position = None;
     for from in (0..rows).step_by(ROWS_PER_FILE) {
         let to = (from + ROWS_PER_FILE).min(rows);
         let batch_rows =
             (from..to).map(|i| Ok((i as i64, rows::random_row(i, 1, DIMENSION, &[])?)));
-        let of = batch_rows.collect::<Result<Vec<_>, Box<dyn Error>>>()?;
-        let one = PartitionBatch {
+        let batch = PartitionBatch {
             partition: partition.clone(),
-            expected_position: expected,
+            expected_position,
             next_offset: to as i64,
-            rows: of,
+            rows: batch_rows.collect::<Result<Vec<_>, Box<dyn Error>>>()?,
         };
-        writer.append(vec![one], &CancellationToken::new()).await?;
-        expected = Some(to as i64);
+        writer.append(vec![batch]).await?;
+        expected_position = Some(to as i64);
     }
     Ok(())
 }

@@ -1,12 +1,13 @@
-//! The query worker's search, exact over vectors like CLIP's: a cone of clusters with a few dimensions
-//! that spread ten times as far, asked by texts from a cone of their own.
+//! Measures the exact search of query workers over synthetic vectors that are distributed like
+//! CLIP's: images in one cone with clusters and a few dimensions that spread ten times as far,
+//! texts in another cone.
 //!
 //!     just bench --bench search [-- ROWS ...]
 //!
-//! One query against one pass over as much memory as its codes take; sixteen at one time against one
-//! after the other; filters against none; and the hundred best against all scores in f64 over the
-//! stored vectors. With BSAP_BENCH_PEERS=FOLDER it writes its vectors there and answers the lines of
-//! `benches/peers/search.py` instead.
+//! Compares one query with one pass over as much memory as the codes of all rows take, sixteen
+//! concurrent queries with sequential ones, filtered queries with unfiltered ones, and the top 100
+//! with scores in f64 over the stored vectors. With BSAP_BENCH_PEERS=FOLDER it writes its vectors
+//! there and answers the requests of `benches/peers/search.py` instead.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufWriter, Write};
@@ -27,7 +28,7 @@ use vectors::{cone_centre, load_engine, text_vector};
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 const DIMENSION: usize = 512;
-/// Results of a query.
+/// k of every query.
 const RESULTS_PER_QUERY: usize = 100;
 const QUERY_COUNT: u64 = 20;
 const CONCURRENT_CALLERS: usize = 16;
@@ -43,7 +44,7 @@ fn main() -> Result<()> {
         }
         let memory = engine.snapshots().newest().memory_usage();
         println!(
-            "{rows} rows of {DIMENSION}: {:.0} bytes a row, {:.0} of them id and attributes",
+            "{rows} rows of {DIMENSION}: {:.0} bytes per row, {:.0} of them id and attributes",
             memory.total_bytes() as f64 / rows as f64,
             memory.text_bytes as f64 / rows as f64
         );
@@ -55,7 +56,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Vectors are asked for; nothing is embedded.
+/// A model that embeds nothing: all queries are vectors.
 struct NoEncoders(ModelCard);
 
 impl Encoders for NoEncoders {
@@ -63,13 +64,13 @@ impl Encoders for NoEncoders {
         &self.0
     }
     fn preprocess_image(&self, _: &RgbImage) -> Result<Pixels, ClipError> {
-        Err(ClipError::InvalidInput("no pictures here".into()))
+        Err(ClipError::InvalidInput("embeds no images".into()))
     }
     fn embed_images(&self, _: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError> {
-        Err(ClipError::InvalidInput("no pictures here".into()))
+        Err(ClipError::InvalidInput("embeds no images".into()))
     }
     fn embed_texts(&self, _: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
-        Err(ClipError::InvalidInput("no texts here".into()))
+        Err(ClipError::InvalidInput("embeds no texts".into()))
     }
 }
 
@@ -90,17 +91,17 @@ fn time_ms<T>(work: impl FnOnce() -> T) -> (f64, T) {
     (started.elapsed().as_secs_f64() * 1e3, result)
 }
 
-/// Milliseconds of all cores that this process has used; where others use the machine too, ratios of
-/// these say more than those of the clock.
+/// Returns the CPU time of this process over all cores, in milliseconds. If other processes use the
+/// machine, ratios of CPU times are more reliable than ratios of wall-clock times.
 fn cpu_ms() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields = stat.rsplit(')').next().unwrap_or_default();
     let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|t| t.parse::<f64>().ok());
-    // Linux tells them in hundredths of a second.
+    // Linux counts ticks of 10 ms.
     10.0 * ticks.sum::<f64>()
 }
 
-/// Milliseconds by the clock and of all cores, each time.
+/// Returns the wall-clock time and the CPU time of `work`, in milliseconds.
 fn wall_and_cpu_ms(work: impl FnOnce()) -> [f64; 2] {
     let before = cpu_ms();
     let (ms, ()) = time_ms(work);
@@ -112,7 +113,7 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// Queries one after the other, and as many passes over as much memory as their codes take, in turn.
+/// Alternates sequential queries with passes over as much memory as the codes of all rows take.
 fn compare_with_memory_pass(engine: &Engine, rows: u64) {
     let memory = vec![1u64; rows as usize * DIMENSION / 8];
     let pass = || memory.par_chunks(1 << 16).map(|part| part.iter().sum::<u64>()).sum::<u64>();
@@ -134,7 +135,7 @@ fn compare_with_memory_pass(engine: &Engine, rows: u64) {
     );
 }
 
-/// Medians of measurements of `of` queries each, for one.
+/// Returns the medians per query of measurements of `query_count` queries each.
 fn median_per_query(measured: &[[f64; 2]], query_count: u64) -> [f64; 2] {
     [0, 1].map(|i| median(measured.iter().map(|m| m[i]).collect()) / query_count as f64)
 }
@@ -145,27 +146,27 @@ fn search_one_by_one(engine: &Engine) {
     }
 }
 
-/// Sixteen callers at one time, and one after the other, in turn.
+/// Alternates concurrent queries with sequential ones.
 fn compare_concurrent(engine: &Engine) {
-    let (mut alone, mut together) = (Vec::new(), Vec::new());
+    let (mut sequential, mut concurrent) = (Vec::new(), Vec::new());
     for _ in 0..MEASURED_ROUNDS {
-        alone.push(wall_and_cpu_ms(|| search_one_by_one(engine)));
-        together.push(wall_and_cpu_ms(|| search_concurrently(engine, 4)));
+        sequential.push(wall_and_cpu_ms(|| search_one_by_one(engine)));
+        concurrent.push(wall_and_cpu_ms(|| search_concurrently(engine, 4)));
     }
-    let [alone, alone_cpu] = median_per_query(&alone, QUERY_COUNT);
-    let [together, together_cpu] = median_per_query(&together, CONCURRENT_CALLERS as u64 * 4);
+    let [sequential, sequential_cpu] = median_per_query(&sequential, QUERY_COUNT);
+    let [concurrent, concurrent_cpu] = median_per_query(&concurrent, CONCURRENT_CALLERS as u64 * 4);
     println!(
-        "  {CONCURRENT_CALLERS} callers at once    {together:8.2} ms a query, CPU {together_cpu:.2}; one after the other {alone:.2}, CPU {alone_cpu:.2}: {:.1} times the throughput, by CPU {:.1}",
-        alone / together,
-        alone_cpu / together_cpu
+        "  {CONCURRENT_CALLERS} callers at once    {concurrent:8.2} ms per query, CPU {concurrent_cpu:.2}; one after the other {sequential:.2}, CPU {sequential_cpu:.2}: {:.1} times the throughput, by CPU {:.1}",
+        sequential / concurrent,
+        sequential_cpu / concurrent_cpu
     );
 }
 
-fn search_concurrently(engine: &Engine, each: usize) {
+fn search_concurrently(engine: &Engine, queries_per_caller: usize) {
     std::thread::scope(|scope| {
         for caller in 0..CONCURRENT_CALLERS as u64 {
             scope.spawn(move || {
-                for n in 0..each as u64 {
+                for n in 0..queries_per_caller as u64 {
                     std::hint::black_box(engine.search(&nth_query(caller + n)).map(|r| r.matched))
                         .ok();
                 }
@@ -174,35 +175,35 @@ fn search_concurrently(engine: &Engine, each: usize) {
     });
 }
 
-/// Queries with filters, and without, in turn. A filter's first query evaluates it.
+/// Alternates filtered queries with unfiltered ones. The first query with a filter evaluates it.
 fn compare_filtered(engine: &Engine) -> Result<()> {
     for part in [500, 100, 10, 1] {
-        let with = |number: u64| -> Result<Query> {
+        let filtered_query = |number: u64| -> Result<Query> {
             let filter = json!({"lt": {"part": part}});
             Ok(Query { filter: Some(serde_json::from_value(filter)?), ..nth_query(number) })
         };
-        let (first, results) = time_ms(|| engine.search(&with(0)?).map_err(Box::from));
+        let (first_ms, results) = time_ms(|| engine.search(&filtered_query(0)?).map_err(Box::from));
         let results: Result<SearchResults> = results;
         let matched = results?.matched;
-        let (mut all, mut some) = (Vec::new(), Vec::new());
+        let (mut unfiltered_times, mut filtered_times) = (Vec::new(), Vec::new());
         for number in 0..QUERY_COUNT {
-            let (plain, filtered) = (nth_query(number), with(number)?);
-            all.push(time_ms(|| engine.search(&plain)).0);
-            let (ms, found) = time_ms(|| engine.search(&filtered));
-            some.push(ms);
-            assert_eq!(found?.hits.len(), RESULTS_PER_QUERY.min(matched));
+            let (unfiltered, filtered) = (nth_query(number), filtered_query(number)?);
+            unfiltered_times.push(time_ms(|| engine.search(&unfiltered)).0);
+            let (ms, results) = time_ms(|| engine.search(&filtered));
+            filtered_times.push(ms);
+            assert_eq!(results?.hits.len(), RESULTS_PER_QUERY.min(matched));
         }
-        let (all, some) = (median(all), median(some));
+        let (unfiltered_ms, filtered_ms) = (median(unfiltered_times), median(filtered_times));
         println!(
-            "  filter, {:5.1} %      {some:8.2} ms, {first:.2} the first time ({matched} match); none {all:.2} ms: ratio {:.2}",
+            "  filter, {:5.1} %      {filtered_ms:8.2} ms, {first_ms:.2} the first time ({matched} match); no filter {unfiltered_ms:.2} ms: ratio {:.2}",
             f64::from(part) / 10.0,
-            some / all
+            filtered_ms / unfiltered_ms
         );
     }
     Ok(())
 }
 
-/// The hundred best of each query, against all scores in f64.
+/// Compares the results of each query with the scores of all images in f64.
 fn measure_recall(engine: &Engine) -> Result<()> {
     let snapshot = engine.snapshots().newest();
     let settings = [
@@ -214,14 +215,14 @@ fn measure_recall(engine: &Engine) -> Result<()> {
     let mut answers: Vec<(Vec<f64>, SearchResults)> = Vec::new();
     for number in 0..QUERY_COUNT / 2 {
         for (normaliser, weight) in settings {
-            let own =
+            let query =
                 Query { normaliser: Some(normaliser), weight: Some(weight), ..nth_query(number) };
-            let QueryInput::Vector(values) = &own.input else { continue };
-            // As the engine makes it of unit length.
-            let wide: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
-            let norm = wide.iter().map(|v| v * v).sum::<f64>().sqrt();
-            let wide = wide.into_iter().map(|v| f64::from((v / norm) as f32)).collect();
-            answers.push((wide, engine.search(&own)?));
+            let QueryInput::Vector(values) = &query.input else { continue };
+            // Scaled to unit length and rounded to f32 as the engine does it.
+            let exact: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
+            let norm = exact.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let unit = exact.into_iter().map(|v| f64::from((v / norm) as f32)).collect();
+            answers.push((unit, engine.search(&query)?));
         }
     }
     let scored: Vec<(String, Vec<f64>)> = snapshot
@@ -239,32 +240,32 @@ fn measure_recall(engine: &Engine) -> Result<()> {
             (id.to_owned(), answers.iter().map(score).collect())
         })
         .collect();
-    let (mut found, mut wanted) = (0, 0);
-    for (place, (_, results)) in answers.iter().enumerate() {
-        let mut scores: Vec<f64> = scored.iter().map(|(_, scores)| scores[place]).collect();
+    let (mut correct, mut total) = (0, 0);
+    for (index, (_, results)) in answers.iter().enumerate() {
+        let mut scores: Vec<f64> = scored.iter().map(|(_, scores)| scores[index]).collect();
         let last = RESULTS_PER_QUERY.min(scores.len()) - 1;
-        let (_, kth, _) = scores.select_nth_unstable_by(last, |a, b| b.total_cmp(a));
-        // Sums in another order differ by less; images that near to the last are ties.
-        let min_score = *kth - 1e-12;
+        let (_, kth_score, _) = scores.select_nth_unstable_by(last, |a, b| b.total_cmp(a));
+        // Sums in another order differ by less than this, so that nearer scores count as ties.
+        let min_score = *kth_score - 1e-12;
         let best: HashMap<&str, f64> = scored
             .iter()
-            .filter(|(_, scores)| scores[place] >= min_score)
-            .map(|(id, scores)| (id.as_str(), scores[place]))
+            .filter(|(_, scores)| scores[index] >= min_score)
+            .map(|(id, scores)| (id.as_str(), scores[index]))
             .collect();
-        found +=
+        correct +=
             results.hits.iter().filter(|h| best.contains_key(h.image.image_id.as_str())).count();
-        wanted += last + 1;
+        total += last + 1;
     }
     println!(
-        "  recall@{RESULTS_PER_QUERY}          {:8.4} of {wanted} places, against f64",
-        found as f64 / wanted as f64
+        "  recall@{RESULTS_PER_QUERY}          {:8.4} of {total} results, compared with f64",
+        correct as f64 / total as f64
     );
     Ok(())
 }
 
-/// Writes vectors and queries for others to search, as f32: α·v and β of each row, which makes its
-/// balanced score a dot product with the query and a 1. Then, for each line of the input, answers all
-/// queries once and prints how long each took.
+/// Writes vectors and queries for other programs to search, as f32: α·v and β of each row, so that
+/// its balanced score is the dot product with the query followed by a 1. Then, for each line of
+/// standard input, answers all queries once and prints their times and results.
 fn answer_peers(engine: &Engine, folder: &Path) -> Result<()> {
     let snapshot = engine.snapshots().newest();
     let first = engine.search(&nth_query(0))?;
@@ -302,7 +303,7 @@ fn answer_peers(engine: &Engine, folder: &Path) -> Result<()> {
             println!("{}", json!({"ms": ms / (CONCURRENT_CALLERS * 4) as f64}));
             continue;
         }
-        let (mut times, mut found) = (Vec::new(), Vec::new());
+        let (mut times, mut ids_by_query) = (Vec::new(), Vec::new());
         for number in 0..QUERY_COUNT {
             let query = nth_query(number);
             let (ms, results) = time_ms(|| engine.search(&query));
@@ -312,9 +313,9 @@ fn answer_peers(engine: &Engine, folder: &Path) -> Result<()> {
                 .iter()
                 .map(|h| h.image.image_id.as_str().parse::<u32>())
                 .collect::<Result<Vec<_>, _>>()?;
-            found.push(ids);
+            ids_by_query.push(ids);
         }
-        println!("{}", json!({"ms": times, "ids": found}));
+        println!("{}", json!({"ms": times, "ids": ids_by_query}));
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
-//! Answers over HTTP from end to end, text tower included: how long 1, 16 and 64 callers wait, each
-//! asking for one text after the other that nobody asked for before, and which part takes how much.
+//! Measures searches over HTTP from end to end, including the text encoder: latency and throughput
+//! for 1, 16 and 64 concurrent callers, each sending one new text after the other, and the share of
+//! each phase.
 //!
 //!     just bench --bench serve [-- ROWS]
 //!
-//! The text tower is that of the demo's small model, or of the checkpoint that BSAP_BENCH_CHECKPOINT
-//! names; the catalogue's vectors are drawn at random, of its dimension.
+//! The text encoder is that of the demo's small model, or of the checkpoint BSAP_BENCH_CHECKPOINT.
+//! The vectors of the catalogue are random, with the dimension of the model.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,15 +26,15 @@ mod vectors;
 
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
-/// How long each number of callers asks.
+/// Duration of the measurement for each number of callers.
 const MEASURED_TIME: Duration = Duration::from_secs(10);
-/// Asked for before the clock starts.
+/// Queries before the measurement starts.
 const WARM_UP_QUERIES: u64 = 20;
 
 fn main() -> Result<()> {
     let rows = std::env::args().find_map(|a| a.parse().ok()).unwrap_or(100_000);
-    let demo = || concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").to_owned();
-    let checkpoint = std::env::var("BSAP_BENCH_CHECKPOINT").unwrap_or_else(|_| demo());
+    let demo_checkpoint = || concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo").to_owned();
+    let checkpoint = std::env::var("BSAP_BENCH_CHECKPOINT").unwrap_or_else(|_| demo_checkpoint());
     let encoders =
         ClipModel::load(&clip::ModelOptions { checkpoint, ..clip::ModelOptions::default() })?;
     let card = encoders.card().clone();
@@ -42,10 +43,10 @@ fn main() -> Result<()> {
     println!("{rows} rows of {}, texts by {}", card.dimension, card.name);
     let folder = tempfile::tempdir()?;
     let store = Store::open(&folder.path().to_string_lossy(), &BTreeMap::new())?;
-    let app = ServerContext {
+    let context = ServerContext {
         engines: Arc::new(Engines::new(Arc::new(engine))),
         fetcher: Fetcher::new(&fetch::FetchOptions::default())?,
-        // Nobody says what they think of these answers.
+        // No feedback is sent, so the receiver is dropped.
         feedback_queue: feedback::feedback_channel(&store).0,
         substitutes: Vec::new(),
         options: http::HttpOptions {
@@ -53,18 +54,18 @@ fn main() -> Result<()> {
             ..http::HttpOptions::default()
         },
     };
-    tokio::runtime::Runtime::new()?.block_on(measure_latency(app))
+    tokio::runtime::Runtime::new()?.block_on(measure_latency(context))
 }
 
-async fn measure_latency(app: ServerContext) -> Result<()> {
-    let listener = http::listen(&app.options).await?;
+async fn measure_latency(context: ServerContext) -> Result<()> {
+    let listener = http::listen(&context.options).await?;
     let url = format!("{}v1/search", listener.url()?);
     let token = CancellationToken::new();
-    let serving = tokio::spawn(http::serve(app, listener, token.clone()));
-    let number = Arc::new(AtomicU64::new(0));
+    let serving = tokio::spawn(http::serve(context, listener, token.clone()));
+    let next_query = Arc::new(AtomicU64::new(0));
     let client = reqwest::Client::new();
     for _ in 0..WARM_UP_QUERIES {
-        send_query(&client, &url, &number).await?;
+        send_query(&client, &url, &next_query).await?;
     }
     println!(
         "| callers | answers/s | p50 ms | p99 ms | embedding | waiting | scanning | ranking | the rest |"
@@ -72,21 +73,21 @@ async fn measure_latency(app: ServerContext) -> Result<()> {
     println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- |");
     for callers in [1, 16, 64] {
         let until = Instant::now() + MEASURED_TIME;
-        let all: Vec<_> = (0..callers)
+        let tasks: Vec<_> = (0..callers)
             .map(|_| {
-                let (client, url, number) = (client.clone(), url.clone(), number.clone());
+                let (client, url, next_query) = (client.clone(), url.clone(), next_query.clone());
                 tokio::spawn(async move {
-                    let mut asked = Vec::new();
+                    let mut times = Vec::new();
                     while Instant::now() < until {
-                        asked.push(send_query(&client, &url, &number).await?);
+                        times.push(send_query(&client, &url, &next_query).await?);
                     }
-                    Ok::<_, Box<dyn std::error::Error + Send + Sync>>(asked)
+                    Ok::<_, Box<dyn std::error::Error + Send + Sync>>(times)
                 })
             })
             .collect();
         let mut times = Vec::new();
-        for one in all {
-            times.extend(one.await??);
+        for task in tasks {
+            times.extend(task.await??);
         }
         print_row(callers, &mut times);
     }
@@ -95,18 +96,19 @@ async fn measure_latency(app: ServerContext) -> Result<()> {
     Ok(())
 }
 
-/// Milliseconds in all, embedding, waiting, scanning, ranking.
+/// Total time of a query, and the times of embedding, waiting, scanning and ranking, in
+/// milliseconds.
 type QueryTimesMs = [f64; 5];
 
 async fn send_query(
     client: &reqwest::Client,
     url: &str,
-    number: &AtomicU64,
+    next_query: &AtomicU64,
 ) -> Result<QueryTimesMs> {
-    let number = number.fetch_add(1, Ordering::Relaxed);
+    let number = next_query.fetch_add(1, Ordering::Relaxed);
     let body = json!({"text": format!("a red mug on a wooden table {number}")}).to_string();
     let started = Instant::now();
-    let response = client.post(url).header(CONTENT_TYPE, "application/json").body(body).send();
+    let response = client.post(url).header(CONTENT_TYPE, "contextlication/json").body(body).send();
     let bytes = response.await?.error_for_status()?.bytes().await?;
     let ms = started.elapsed().as_secs_f64() * 1e3;
     let timings = serde_json::from_slice::<SearchResponse>(&bytes)?.timings;
@@ -115,15 +117,15 @@ async fn send_query(
 
 fn print_row(callers: usize, times: &mut [QueryTimesMs]) {
     times.sort_unstable_by(|a, b| a[0].total_cmp(&b[0]));
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize][0];
-    let sum = |part: usize| times.iter().map(|times| times[part]).sum::<f64>();
-    let parts = [1, 2, 3, 4].map(|part| 100.0 * sum(part) / sum(0));
-    let [text, wait, scan, rank] = parts.map(|share| format!("{share:.0} %"));
+    let quantile = |share: f64| times[((times.len() - 1) as f64 * share) as usize][0];
+    let sum = |phase: usize| times.iter().map(|times| times[phase]).sum::<f64>();
+    let shares = [1, 2, 3, 4].map(|phase| 100.0 * sum(phase) / sum(0));
+    let [embed, wait, scan, rank] = shares.map(|share| format!("{share:.0} %"));
     println!(
-        "| {callers} | {:.0} | {:.1} | {:.1} | {text} | {wait} | {scan} | {rank} | {:.0} % |",
+        "| {callers} | {:.0} | {:.1} | {:.1} | {embed} | {wait} | {scan} | {rank} | {:.0} % |",
         times.len() as f64 / MEASURED_TIME.as_secs_f64(),
-        at(0.5),
-        at(0.99),
-        100.0 - parts.iter().sum::<f64>()
+        quantile(0.5),
+        quantile(0.99),
+        100.0 - shares.iter().sum::<f64>()
     );
 }

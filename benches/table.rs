@@ -1,5 +1,5 @@
-//! The stored table: what writing, tidying, loading and following it cost, in time, bytes and
-//! requests. Loading is compared with reading the same bytes, in one run.
+//! Measures the stored table: the cost of writing, compacting, loading and following it, in time,
+//! bytes and requests. Loading is compared with reading the same bytes in one run.
 //!
 //!     just bench --bench table [-- ROWS [FOLDER or URL]]
 
@@ -33,17 +33,17 @@ use tokio_util::sync::CancellationToken;
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 const DIMENSION: usize = 512;
-/// Rows of a commit while the table is filled: the most that a worker puts into one.
+/// Rows per commit while the table is filled, which is a worker's maximum.
 const ROWS_PER_COMMIT: usize = 10_000;
-/// Commits between two looks of the compactor.
+/// Commits between two runs of the compactor.
 const COMMITS_PER_COMPACTION: usize = 8;
 const MEASURED_ROUNDS: usize = 3;
-/// Commits that are followed one by one.
+/// Commits that a loaded reader follows one by one.
 const FOLLOWED_COMMITS: u64 = 40;
-/// Files read at one time, as a fresh reader does it.
+/// Files read concurrently, as many as a new reader reads.
 const CONCURRENT_READS: usize = 8;
 
-/// A store that counts what would be paid for.
+/// A store that counts the requests that cloud storage charges for.
 #[derive(Debug)]
 struct CountingStore {
     inner: Arc<dyn ObjectStore>,
@@ -53,7 +53,7 @@ struct CountingStore {
 }
 
 impl CountingStore {
-    /// GET, PUT and LIST requests since the last call.
+    /// Returns the numbers of GET, PUT and LIST requests since the last call.
     fn take_request_counts(&self) -> [u64; 3] {
         [&self.gets, &self.puts, &self.lists].map(|n| n.swap(0, Relaxed))
     }
@@ -81,7 +81,7 @@ impl ObjectStore for CountingStore {
         path: &Path,
         options: PutMultipartOptions,
     ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        // Begin, one part, complete; larger files have more parts.
+        // A start, one part and a completion. Larger files have more parts.
         self.puts.fetch_add(3, Relaxed);
         self.inner.put_multipart_opts(path, options).await
     }
@@ -122,7 +122,7 @@ impl ObjectStore for CountingStore {
     }
 }
 
-/// A worker with one partition.
+/// Appends rows as a worker of one partition does.
 struct PartitionAppender {
     writer: TableWriter,
     next_offset: Option<i64>,
@@ -163,14 +163,14 @@ async fn main() -> Result<()> {
     let writer = TableWriter::open(&store, &generation, 10).await?;
     let mut appender = PartitionAppender { writer, next_offset: None };
     fill_table(&store, &generation, &sets, &mut appender, count).await?;
-    // What compaction has replaced is not read again.
+    // Removes the files that compaction has replaced.
     let later = chrono::Utc::now() + chrono::TimeDelta::days(9);
     vacuum(&store, &generation, &MaintenanceOptions::default(), later, false).await?;
     measure_cold_load(&store, &generation, count).await?;
     measure_following(&store, &generation, &sets, &mut appender, &requests).await
 }
 
-/// Writes all rows in commits of a worker's size, and tidies as a worker would.
+/// Writes all rows in commits, and compacts the table in between as a worker does.
 async fn fill_table(
     store: &Store,
     generation: &Generation,
@@ -180,7 +180,7 @@ async fn fill_table(
 ) -> Result<()> {
     let options = MaintenanceOptions::default();
     let mut compactor = Compactor::open(store, generation, &options, 10).await?;
-    let (mut writing, mut tidying) = (Duration::ZERO, Duration::ZERO);
+    let (mut writing, mut compacting) = (Duration::ZERO, Duration::ZERO);
     let (mut appended, mut rewritten, mut commits) = (0, 0, 0);
     for from in (0..count).step_by(ROWS_PER_COMMIT) {
         let rows = (from..(from + ROWS_PER_COMMIT).min(count))
@@ -195,7 +195,7 @@ async fn fill_table(
             let (now, token) = (chrono::Utc::now(), CancellationToken::new());
             rewritten +=
                 compactor.run(CompactionMode::Merge, now, &|_, _| {}, &token).await?.bytes_out;
-            tidying += started.elapsed();
+            compacting += started.elapsed();
         }
     }
     let per_second = count as f64 / writing.as_secs_f64();
@@ -203,18 +203,18 @@ async fn fill_table(
     let bytes = appended as f64 / count as f64;
     let values = (2 * DIMENSION) as f64;
     println!(
-        "on disk              {bytes:>9.0} bytes a row; {:.2} × its f16 values",
+        "on disk              {bytes:>9.0} bytes per row; {:.2} × its f16 values",
         bytes / values
     );
     println!(
-        "compaction           {tidying:>9.2?}  {:.2} bytes rewritten for each appended, {} files left",
+        "compaction           {compacting:>9.2?}  {:.2} bytes rewritten per appended byte, {} files",
         rewritten as f64 / appended as f64,
         compactor.count_files().await?
     );
     Ok(())
 }
 
-/// A reader that starts with nothing, against reading the same bytes.
+/// Compares loading the table in a new reader with reading the same bytes.
 async fn measure_cold_load(store: &Store, generation: &Generation, count: usize) -> Result<()> {
     let mut follower = Follower::open(store, generation).await?;
     let first = follower.next(&|_, _| {}).await?.ok_or("an empty table")?;
@@ -227,9 +227,9 @@ async fn measure_cold_load(store: &Store, generation: &Generation, count: usize)
         reading.push(started.elapsed());
         let started = Instant::now();
         let mut follower = Follower::open(store, generation).await?;
-        let whole = follower.next(&|_, _| {}).await?;
+        let snapshot = follower.next(&|_, _| {}).await?;
         loading.push(started.elapsed());
-        drop(whole);
+        drop(snapshot);
     }
     let (reading, loading) = (median(reading), median(loading));
     println!("reading all files    {reading:>9.2?}  {:.0} MB", bytes as f64 / 1e6);
@@ -255,7 +255,8 @@ async fn read_all_files(store: &Store) -> Result<usize> {
     Ok(bytes)
 }
 
-/// New versions of 1,000 images in a table that a reader has loaded.
+/// Commits new versions of 1,000 images, and follows each commit in a reader that has loaded the
+/// table.
 async fn measure_following(
     store: &Store,
     generation: &Generation,
@@ -266,8 +267,8 @@ async fn measure_following(
     let mut follower = Follower::open(store, generation).await?;
     follower.next(&|_, _| {}).await?;
     let (mut committing, mut following) = (Vec::new(), Vec::new());
-    let (mut of_commit, mut of_follow) = (Vec::new(), Vec::new());
-    // Long enough that a checkpoint is among them.
+    let (mut commit_requests, mut follow_requests) = (Vec::new(), Vec::new());
+    // There are enough commits that one writes a checkpoint of the log.
     for round in 0..FOLLOWED_COMMITS {
         let rows = (0..1000).map(|i| rows::random_row(i, 2 + round, DIMENSION, sets));
         let rows = rows.collect::<Result<Vec<_>>>()?;
@@ -275,22 +276,22 @@ async fn measure_following(
         let started = Instant::now();
         appender.append(rows).await?;
         committing.push(started.elapsed());
-        of_commit.push(requests.take_request_counts());
+        commit_requests.push(requests.take_request_counts());
         let started = Instant::now();
         let changes = follower.next(&|_, _| {}).await?.ok_or("nothing to follow")?;
         following.push(started.elapsed());
         assert_eq!(changes.rows.len(), 1000);
-        of_follow.push(requests.take_request_counts());
+        follow_requests.push(requests.take_request_counts());
     }
     println!(
         "committing 1,000     {:>9.2?}  {}",
         median(committing),
-        format_request_counts(of_commit)
+        format_request_counts(commit_requests)
     );
     println!(
         "following 1,000      {:>9.2?}  {}",
         median(following),
-        format_request_counts(of_follow)
+        format_request_counts(follow_requests)
     );
     assert!(follower.next(&|_, _| {}).await?.is_none());
     println!(
@@ -300,7 +301,7 @@ async fn measure_following(
     Ok(())
 }
 
-/// The usual numbers of requests, and their mean, in which checkpoints are.
+/// Formats the median numbers of requests, and their means, which include checkpoints.
 fn format_request_counts(mut requests: Vec<[u64; 3]>) -> String {
     requests.sort_unstable();
     let [gets, puts, lists] = requests[requests.len() / 2];

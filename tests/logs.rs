@@ -1,4 +1,5 @@
-//! Logs and metrics are interfaces: the real program runs, and what it tells is as declared.
+//! Logs and metrics are documented interfaces: runs the real program and checks its events and
+//! metrics against their definitions.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -13,46 +14,50 @@ use fixture::{BsapProcess, Fixture, LogLine, free_port, is_event, read_log_lines
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_line_is_as_the_catalogue_of_events_declares_it() {
-    let mut world = Fixture::with_partitions(2);
+async fn every_log_line_matches_the_definition_of_its_event() {
+    let mut fixture = Fixture::with_partitions(2);
     let port = free_port();
-    world.set_option("HTTP__LISTEN", &format!("127.0.0.1:{port}"));
-    world.set_option("SEARCH__WATCH_SECONDS", "1");
-    let mut query_worker = world.start_process("serve", &["serve"]);
-    let mut worker = world.start_process("ingest", &["ingest"]);
+    fixture.set_option("HTTP__LISTEN", &format!("127.0.0.1:{port}"));
+    fixture.set_option("SEARCH__DRIFT_INTERVAL_SECONDS", "1");
+    let mut query_worker = fixture.start_process("serve", &["serve"]);
+    let mut worker = fixture.start_process("ingest", &["ingest"]);
     for i in 0..20 {
-        let uri = world.write_image(&format!("{i}.jpg"), i);
-        world.send_upsert(&format!("i{i}"), &uri, 1).await;
+        let uri = fixture.write_image(&format!("{i}.jpg"), i);
+        fixture.send_upsert(&format!("i{i}"), &uri, 1).await;
     }
-    world
-        .send_upsert("broken", &world.write_file("broken.jpg", b"\xff\xd8\xff\xe0 no picture"), 1)
+    fixture
+        .send_upsert("broken", &fixture.write_file("broken.jpg", b"\xff\xd8\xff\xe0 no picture"), 1)
         .await;
-    world.send_upsert("outside", "file:///etc/passwd", 1).await;
+    fixture.send_upsert("outside", "file:///etc/passwd", 1).await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let traceparent = format!("00-{trace}-00f067aa0ba902b7-01");
-    world.send_traced("x", "this is no event", &traceparent).await;
-    let never = world.write_file("never.jpg", b"");
-    std::fs::remove_file(world.folder.path().join("pictures/never.jpg")).unwrap();
-    world.send_upsert("gone", &never, 1).await;
-    world
+    fixture.send_traced("x", "this is no event", &traceparent).await;
+    let removed = fixture.write_file("removed.jpg", b"");
+    std::fs::remove_file(fixture.folder.path().join("pictures/removed.jpg")).unwrap();
+    fixture.send_upsert("removed", &removed, 1).await;
+    fixture
         .send_message(
             "i1",
             &json!({"image_id": "i1", "operation": "delete", "sequence": 2}).to_string(),
         )
         .await;
-    worker.wait_for_line("a batch is stored", |line| is_event(line, event::COMMIT_SUCCEEDED)).await;
-    worker.wait_for_line("an image is gone", |line| is_event(line, event::IMAGE_NOT_FOUND)).await;
-    worker.wait_for_line("a message is put aside", |line| is_event(line, event::DEAD_LETTER)).await;
-    worker.wait_for_line("it says that it is alive", |line| is_event(line, event::HEARTBEAT)).await;
+    worker.wait_for_line("a commit succeeds", |line| is_event(line, event::COMMIT_SUCCEEDED)).await;
+    worker.wait_for_line("a file is missing", |line| is_event(line, event::IMAGE_NOT_FOUND)).await;
+    worker
+        .wait_for_line("a message is dead-lettered", |line| is_event(line, event::DEAD_LETTER))
+        .await;
+    worker
+        .wait_for_line("the worker logs a heartbeat", |line| is_event(line, event::HEARTBEAT))
+        .await;
     query_worker
         .wait_for_line("the table is in memory", |line| is_event(line, event::SNAPSHOT_READY))
         .await;
-    let filled = |line: &LogLine| {
+    let has_images = |line: &LogLine| {
         is_event(line, event::TABLE_REFRESHED) && line["images"].as_u64() > Some(0)
     };
-    query_worker.wait_for_line("images are in memory", filled).await;
-    let secret = "a text that nobody else may read";
-    let answer = reqwest::Client::new()
+    query_worker.wait_for_line("images are in memory", has_images).await;
+    let secret = "a text that must not be logged";
+    let response = reqwest::Client::new()
         .post(format!("http://127.0.0.1:{port}/v1/search"))
         .header("content-type", "application/json")
         .header("traceparent", &traceparent)
@@ -60,45 +65,46 @@ async fn every_line_is_as_the_catalogue_of_events_declares_it() {
         .send()
         .await
         .unwrap();
-    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    assert!(response.status().is_success(), "{}", response.text().await.unwrap());
     let line = query_worker
         .wait_for_line("a query is answered", |line| is_event(line, event::SEARCH))
         .await;
     assert_eq!(line["trace_id"], trace, "the trace of the request");
-    let watched = |line: &LogLine| is_event(line, event::BALANCE_DRIFT) && line["queries"] == 1;
-    let line = query_worker.wait_for_line("how far balancing goes", watched).await;
-    assert_eq!((&line["calibrated"], line.get("first_moved_then")), (&json!(false), None));
-    let put_aside =
+    let has_query = |line: &LogLine| is_event(line, event::BALANCE_DRIFT) && line["queries"] == 1;
+    let line = query_worker.wait_for_line("drift is measured", has_query).await;
+    assert_eq!((&line["calibrated"], line.get("top_hit_changed_baseline")), (&json!(false), None));
+    let is_invalid_event =
         |line: &LogLine| is_event(line, event::DEAD_LETTER) && line["stage"] == "decode_event";
-    let line = worker.wait_for_line("the message that is no event is put aside", put_aside).await;
+    let line = worker.wait_for_line("the invalid event is dead-lettered", is_invalid_event).await;
     assert_eq!(line["trace_id"], trace, "the trace of the message");
     worker
-        .wait_for_line("how far it is behind", |line| {
-            is_event(line, event::LAG) && line["known"] == true
+        .wait_for_line("the lag is known", |line| {
+            is_event(line, event::LAG) && line["end_offsets_known"] == true
         })
         .await;
-    let settled = |lines: &[LogLine]| {
-        ["ok", "dead_lettered", "skipped"].map(|f| sum_field(lines, event::COMMIT_SUCCEEDED, f))
+    let outcomes = |lines: &[LogLine]| {
+        ["succeeded", "dead_lettered", "not_found"]
+            .map(|field| sum_field(lines, event::COMMIT_SUCCEEDED, field))
     };
     for _ in 0..200 {
-        if settled(&worker.log_lines()) == [21, 3, 1] {
+        if outcomes(&worker.log_lines()) == [21, 3, 1] {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(settled(&worker.log_lines()), [21, 3, 1], "what became of every event");
+    assert_eq!(outcomes(&worker.log_lines()), [21, 3, 1], "every event has one outcome");
     check_metrics_agree_with_log(&worker, &query_worker).await;
     let (worker_log, query_log) = (worker.log.clone(), query_worker.log.clone());
     assert!(worker.stop_gracefully() && query_worker.stop_gracefully());
 
-    world.set_option("LOG__LEVEL", "info");
-    let (published, publish_log) = world.run_command(
+    fixture.set_option("LOG__LEVEL", "info");
+    let (published, publish_log) = fixture.run_command(
         "publish",
-        &["publish", world.folder.path().join("pictures").to_str().unwrap()],
+        &["publish", fixture.folder.path().join("pictures").to_str().unwrap()],
     );
     assert!(published.status.success(), "{}", String::from_utf8_lossy(&published.stderr));
-    world.set_option("TABLE__URL", "/dev/null/nowhere");
-    let (failed, failed_log) = world.run_command("failed", &["ingest"]);
+    fixture.set_option("TABLE__URL", "/dev/null/nowhere");
+    let (failed, failed_log) = fixture.run_command("failed", &["ingest"]);
     assert!(!failed.status.success());
 
     let all: Vec<LogLine> =
@@ -126,12 +132,12 @@ async fn every_line_is_as_the_catalogue_of_events_declares_it() {
     ] {
         assert!(seen.contains(name), "{name} was not seen, only {seen:?}");
     }
-    // What is asked is nobody's business.
+    // By default, texts of queries are not logged.
     let text = std::fs::read_to_string(query_log).unwrap();
-    assert!(!text.contains("nobody else may read"), "{text}");
+    assert!(!text.contains("must not be logged"), "{text}");
 }
 
-/// What the log told, the metrics tell too, by names that are declared.
+/// Checks that the metrics agree with the log, and that all of them are declared.
 async fn check_metrics_agree_with_log(worker: &BsapProcess, query_worker: &BsapProcess) {
     for (process, path, status) in [
         (worker, "/livez", 200),
@@ -142,40 +148,54 @@ async fn check_metrics_agree_with_log(worker: &BsapProcess, query_worker: &BsapP
     ] {
         assert_eq!(process.http_get(path).await.0, status, "{path}");
     }
-    // Where the logs end is told every 5 s; until then the lag is not known.
-    let mut of_worker = String::new();
+    // Kafka reports the end offsets every 5 s; until then the lag is not known.
+    let mut worker_metrics = String::new();
     for _ in 0..200 {
-        of_worker = worker.http_get("/metrics").await.1;
-        if of_worker.lines().any(|line| line == "bsap_lag_messages 0") {
+        worker_metrics = worker.http_get("/metrics").await.1;
+        if worker_metrics.lines().any(|line| line == "bsap_lag_messages 0") {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let (_, of_queries) = query_worker.http_get("/metrics").await;
-    let has = |text: &str, line: &str| {
+    let (_, query_worker_metrics) = query_worker.http_get("/metrics").await;
+    let assert_has = |text: &str, line: &str| {
         assert!(text.lines().any(|l| l.starts_with(line)), "{line} is not in {text}");
     };
-    has(&of_worker, "bsap_build_info{version=");
-    has(&of_worker, "bsap_ingest_events_total{outcome=\"embedded\"} 20");
-    has(&of_worker, "bsap_ingest_events_total{outcome=\"deleted\"} 1");
-    has(&of_worker, "bsap_ingest_events_total{outcome=\"gone\"} 1");
-    has(&of_worker, "bsap_ingest_events_total{outcome=\"dead_lettered\"} 3");
-    has(&of_worker, "bsap_dead_letters_total{stage=\"decode_image\",code=\"image_damaged\"} 1");
-    has(&of_worker, "bsap_log_events_total{event=\"dead_letter\",level=\"warn\"} 3");
-    has(&of_worker, "bsap_rows_stored_total 21");
-    has(&of_worker, "bsap_lag_messages 0");
-    has(&of_worker, "bsap_partitions 2");
-    has(&of_worker, "bsap_stage_seconds_count{stage=\"embed\"} 20");
-    has(&of_queries, "bsap_snapshot_ready 1");
-    for part in ["text", "wait", "scan", "rank"] {
-        has(&of_queries, &format!("bsap_search_seconds_count{{part=\"{part}\"}} 1"));
+    assert_has(&worker_metrics, "bsap_build_info{version=");
+    assert_has(&worker_metrics, "bsap_ingest_events_total{outcome=\"embedded\"} 20");
+    assert_has(&worker_metrics, "bsap_ingest_events_total{outcome=\"deleted\"} 1");
+    assert_has(&worker_metrics, "bsap_ingest_events_total{outcome=\"not_found\"} 1");
+    assert_has(&worker_metrics, "bsap_ingest_events_total{outcome=\"dead_lettered\"} 3");
+    assert_has(
+        &worker_metrics,
+        "bsap_dead_letters_total{stage=\"decode_image\",code=\"image_damaged\"} 1",
+    );
+    assert_has(&worker_metrics, "bsap_log_events_total{event=\"dead_letter\",level=\"warn\"} 3");
+    assert_has(&worker_metrics, "bsap_rows_stored_total 21");
+    assert_has(&worker_metrics, "bsap_lag_messages 0");
+    assert_has(&worker_metrics, "bsap_assigned_partitions 2");
+    assert_has(&worker_metrics, "bsap_ingest_stage_seconds_count{stage=\"embed\"} 20");
+    assert_has(&query_worker_metrics, "bsap_snapshot_ready 1");
+    for phase in ["embed", "wait", "scan", "rank"] {
+        assert_has(
+            &query_worker_metrics,
+            &format!("bsap_search_seconds_count{{phase=\"{phase}\"}} 1"),
+        );
     }
-    has(&of_queries, "bsap_http_requests_total{route=\"/v1/search\",status=\"200\"} 1");
-    for line in of_worker.lines().chain(of_queries.lines()).filter(|line| !line.starts_with('#')) {
+    assert_has(
+        &query_worker_metrics,
+        "bsap_http_requests_total{route=\"/v1/search\",status=\"200\"} 1",
+    );
+    for line in worker_metrics
+        .lines()
+        .chain(query_worker_metrics.lines())
+        .filter(|line| !line.starts_with('#'))
+    {
         let name = line.split(['{', ' ']).next().unwrap();
-        let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
-        let known =
+        let base_name =
+            ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+        let is_declared =
             |name: &str| metrics::METRIC_DESCRIPTIONS.iter().any(|metric| metric.name == name);
-        assert!(known(name) || base.is_some_and(known), "{name} is not declared");
+        assert!(is_declared(name) || base_name.is_some_and(is_declared), "{name} is not declared");
     }
 }

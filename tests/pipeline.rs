@@ -1,4 +1,5 @@
-//! The main job against a broker in this process: messages in, rows in the table, answers out.
+//! The whole pipeline with a Kafka broker in this process: from messages to rows of the table and
+//! answers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -37,7 +38,7 @@ const TOPIC: &str = "images";
 const DEAD_LETTER_TOPIC: &str = "images.dead-letters";
 const REEMBED_TOPIC: &str = "images.reindex";
 
-/// A broker, a folder for pictures and table, a model.
+/// A broker, a folder for pictures and table, and a model.
 struct Fixture {
     broker: MockBroker,
     folder: tempfile::TempDir,
@@ -108,7 +109,7 @@ impl Fixture {
         self.start_worker_with_model(&self.encoders, &self.sets, "bsap", token).await
     }
 
-    /// A worker of a model, in a consumer group; the first model's is `bsap`.
+    /// Starts a worker of a model in a consumer group; the live model's group is `bsap`.
     async fn start_worker_with_model(
         &self,
         encoders: &Arc<dyn Encoders>,
@@ -128,7 +129,8 @@ impl Fixture {
             ordering: VersionOrdering::Sequence,
             group: group.into(),
             drain_seconds: 3,
-            // The mock cluster makes a group wait for a member that has left until its session ends.
+            // In the mock cluster, a member that has left blocks the group until its session times
+            // out.
             session_timeout_ms: 6_000,
             ..source::SourceOptions::default()
         };
@@ -207,34 +209,34 @@ fn upsert_event(id: &str, uri: &str, sequence: u64) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_message_ends_in_the_table_or_among_the_dead_letters() {
-    let house = Fixture::with_partitions(3);
-    let good = 40u64;
-    for i in 0..good {
-        let uri = house.write_image(&format!("{i}.jpg"), i);
-        house.send_event(upsert_event(&format!("i{i}"), &uri, 1)).await;
+async fn every_message_becomes_a_row_or_a_dead_letter() {
+    let fixture = Fixture::with_partitions(3);
+    let image_count = 40u64;
+    for i in 0..image_count {
+        let uri = fixture.write_image(&format!("{i}.jpg"), i);
+        fixture.send_event(upsert_event(&format!("i{i}"), &uri, 1)).await;
     }
-    let broken = house.folder.path().join("broken.jpg");
+    let broken = fixture.folder.path().join("broken.jpg");
     std::fs::write(&broken, b"\xff\xd8\xff\xe0 no picture").unwrap();
-    house
+    fixture
         .send_event(upsert_event("broken", url::Url::from_file_path(&broken).unwrap().as_str(), 1))
         .await;
-    house.send_event(upsert_event("outside", "file:///etc/passwd", 1)).await;
-    house.send_event(json!({"image_id": "no-sequence", "uri": "file:///x"})).await;
-    house.send_message(None, Some("this is no event")).await;
-    let never = url::Url::from_file_path(house.folder.path().join("never.jpg")).unwrap();
-    house.send_event(upsert_event("gone", never.as_str(), 1)).await;
-    // A newer version, an older one that comes late, a delete.
-    let again = house.write_image("again.jpg", 777);
-    house.send_event(upsert_event("i0", &again, 3)).await;
-    house.send_event(upsert_event("i0", &house.write_image("late.jpg", 778), 2)).await;
-    house.send_event(json!({"image_id": "i1", "operation": "delete", "sequence": 5})).await;
+    fixture.send_event(upsert_event("outside", "file:///etc/passwd", 1)).await;
+    fixture.send_event(json!({"image_id": "no-sequence", "uri": "file:///x"})).await;
+    fixture.send_message(None, Some("this is no event")).await;
+    let missing = url::Url::from_file_path(fixture.folder.path().join("missing.jpg")).unwrap();
+    fixture.send_event(upsert_event("missing", missing.as_str(), 1)).await;
+    // A newer version, an older version that arrives late, a delete.
+    let newer = fixture.write_image("newer.jpg", 777);
+    fixture.send_event(upsert_event("i0", &newer, 3)).await;
+    fixture.send_event(upsert_event("i0", &fixture.write_image("late.jpg", 778), 2)).await;
+    fixture.send_event(json!({"image_id": "i1", "operation": "delete", "sequence": 5})).await;
 
     let token = CancellationToken::new();
-    let (progress, running) = house.start_worker(&token).await;
+    let (progress, running) = fixture.start_worker(&token).await;
     let stored = || progress.stored_rows.load(AtomicOrdering::Relaxed);
-    wait_until("all rows are stored", || stored() == good + 3).await;
-    wait_until("all others are settled", || {
+    wait_until("all rows are stored", || stored() == image_count + 3).await;
+    wait_until("all other messages are processed", || {
         progress.dead_lettered.load(AtomicOrdering::Relaxed) == 4
             && progress.not_found.load(AtomicOrdering::Relaxed) == 1
     })
@@ -242,29 +244,32 @@ async fn every_message_ends_in_the_table_or_among_the_dead_letters() {
     token.cancel();
     assert!(running.await.unwrap(), "drained");
 
-    let engine = house.load_engine().await;
+    let engine = fixture.load_engine().await;
     let snapshot = engine.snapshots().newest();
-    assert_eq!(snapshot.len() as u64, good - 1);
+    assert_eq!(snapshot.len() as u64, image_count - 1);
     assert!(snapshot.metadata("i1").is_none());
-    assert_eq!(snapshot.metadata("i0").unwrap().uri.as_deref(), Some(again.as_str()));
-    assert_eq!(snapshot.computed_statistics, 0, "statistics come with the rows");
+    assert_eq!(snapshot.metadata("i0").unwrap().uri.as_deref(), Some(newer.as_str()));
+    assert_eq!(snapshot.computed_statistics, 0, "all statistics were read from the rows");
     for (entry, embedding) in snapshot.images() {
         assert_eq!(entry.attributes, BTreeMap::from([("colour".into(), "red".into())]));
-        let anew = house.sets[0].statistics(&embedding).unwrap();
+        let computed = fixture.sets[0].statistics(&embedding).unwrap();
         let stored =
-            snapshot.statistics(entry.image_id.as_str(), &house.sets[0].statistics_key).unwrap();
-        assert_eq!(stored, anew, "to the bit");
+            snapshot.statistics(entry.image_id.as_str(), &fixture.sets[0].statistics_key).unwrap();
+        assert_eq!(
+            stored, computed,
+            "stored statistics are those of the stored embedding, bit by bit"
+        );
     }
     let query = Query { input: "a mug".into(), k: Some(100), ..Query::default() };
     let results = engine.search(&query).unwrap();
-    assert_eq!(results.hits.len() as u64, good - 1);
+    assert_eq!(results.hits.len() as u64, image_count - 1);
 
-    let mut codes = read_dead_letter_codes(&house);
+    let mut codes = read_dead_letter_codes(&fixture);
     codes.sort();
-    assert_eq!(codes, ["image_damaged", "invalid_field", "unknown_format", "uri_refused"]);
+    assert_eq!(codes, ["image_damaged", "invalid_field", "unknown_format", "uri_not_allowed"]);
 }
 
-/// The codes among the dead letters.
+/// Returns the codes of all dead letters.
 fn read_dead_letter_codes(fixture: &Fixture) -> Vec<String> {
     let consumer: BaseConsumer = kafka_options(&fixture.broker)
         .client_config()
@@ -279,43 +284,47 @@ fn read_dead_letter_codes(fixture: &Fixture) -> Vec<String> {
     let mut codes = Vec::new();
     while let Some(Ok(message)) = consumer.poll(Duration::from_secs(5)) {
         let headers = message.headers().unwrap();
-        let find = |name: &str| {
+        let header_text = |name: &str| {
             let header =
                 headers.iter().find(|h| h.key == format!("__connect.errors.{name}")).unwrap();
             String::from_utf8(header.value.unwrap().to_vec()).unwrap()
         };
-        assert_eq!(find("topic"), TOPIC);
-        assert!(!find("exception.message").is_empty());
-        codes.push(find("exception.class.name"));
+        assert_eq!(header_text("topic"), TOPIC);
+        assert!(!header_text("exception.message").is_empty());
+        codes.push(header_text("exception.class.name"));
     }
     codes
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_goes_on_where_the_table_ends() {
-    let house = Fixture::with_partitions(2);
+async fn a_worker_resumes_at_the_position_stored_in_the_table() {
+    let fixture = Fixture::with_partitions(2);
     for round in 0..3u64 {
         for i in 0..10 {
             let id = format!("r{round}-{i}");
-            let uri = house.write_image(&format!("{id}.jpg"), round * 10 + i);
-            house.send_event(upsert_event(&id, &uri, 1)).await;
+            let uri = fixture.write_image(&format!("{id}.jpg"), round * 10 + i);
+            fixture.send_event(upsert_event(&id, &uri, 1)).await;
         }
         let token = CancellationToken::new();
-        let (progress, running) = house.start_worker(&token).await;
+        let (progress, running) = fixture.start_worker(&token).await;
         wait_until("the round is stored", || {
             progress.stored_rows.load(AtomicOrdering::Relaxed) == 10
         })
         .await;
         token.cancel();
         running.await.unwrap();
-        assert_eq!(progress.embedded.load(AtomicOrdering::Relaxed), 10, "nothing is done twice");
+        assert_eq!(
+            progress.embedded.load(AtomicOrdering::Relaxed),
+            10,
+            "no image is embedded twice"
+        );
     }
     let mut ids: Vec<String> =
-        house.read_rows().await.iter().map(|r| r.image_id.to_string()).collect();
+        fixture.read_rows().await.iter().map(|r| r.image_id.to_string()).collect();
     assert_eq!(ids.len(), 30);
     ids.sort();
     ids.dedup();
-    assert_eq!(ids.len(), 30, "no row stands twice");
+    assert_eq!(ids.len(), 30, "no row is stored twice");
 }
 
 /// No attempt to commit outlives the drain, and the next worker does what was not committed.
@@ -368,62 +377,63 @@ async fn a_worker_whose_store_fails_ends_within_its_drain_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn workers_that_come_and_go_lose_and_double_nothing() {
-    let house = Fixture::with_partitions(4);
+async fn workers_that_join_and_leave_lose_and_duplicate_nothing() {
+    let fixture = Fixture::with_partitions(4);
     let total = 120u64;
     let send = async |range: std::ops::Range<u64>| {
         for i in range {
-            let uri = house.write_image(&format!("{i}.jpg"), i);
-            house.send_event(upsert_event(&format!("i{i}"), &uri, 1)).await;
+            let uri = fixture.write_image(&format!("{i}.jpg"), i);
+            fixture.send_event(upsert_event(&format!("i{i}"), &uri, 1)).await;
         }
     };
     let stored = |p: &Progress| p.stored_rows.load(AtomicOrdering::Relaxed);
-    let (first, second) = (CancellationToken::new(), CancellationToken::new());
-    let (a, running_a) = house.start_worker(&first).await;
+    let (stop_first, stop_second) = (CancellationToken::new(), CancellationToken::new());
+    let (first, first_running) = fixture.start_worker(&stop_first).await;
     send(0..total / 4).await;
-    // A second worker joins in the middle of the stream, and takes some of the partitions.
-    let (b, running_b) = house.start_worker(&second).await;
+    // A second worker joins in the middle of the stream and is assigned some of the partitions.
+    let (second, second_running) = fixture.start_worker(&stop_second).await;
     let mut sent = total / 4;
-    while stored(&b) == 0 {
-        assert!(sent < total / 2, "the second worker gets nothing");
+    while stored(&second) == 0 {
+        assert!(sent < total / 2, "the second worker gets no messages");
         send(sent..sent + 1).await;
         sent += 1;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     send(sent..total * 3 / 4).await;
-    first.cancel();
+    stop_first.cancel();
     send(total * 3 / 4..total).await;
-    running_a.await.unwrap();
-    wait_until("everything is stored", || stored(&a) + stored(&b) >= total).await;
-    second.cancel();
-    running_b.await.unwrap();
-    assert!(stored(&a) > 0 && stored(&b) > 0, "{} {}", stored(&a), stored(&b));
+    first_running.await.unwrap();
+    wait_until("everything is stored", || stored(&first) + stored(&second) >= total).await;
+    stop_second.cancel();
+    second_running.await.unwrap();
+    assert!(stored(&first) > 0 && stored(&second) > 0, "{} {}", stored(&first), stored(&second));
     let mut ids: Vec<String> =
-        house.read_rows().await.iter().map(|r| r.image_id.to_string()).collect();
+        fixture.read_rows().await.iter().map(|r| r.image_id.to_string()).collect();
     assert_eq!(ids.len() as u64, total);
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len() as u64, total);
 }
 
-/// Another model's generation, built while events go on, by a worker that is killed meanwhile.
+/// A worker fills the standby generation of another model while events keep coming, and is killed
+/// once.
 #[tokio::test(flavor = "multi_thread")]
-async fn another_models_generation_has_every_image_in_its_newest_version() {
-    let house = Fixture::with_partitions(2);
+async fn a_standby_generation_has_the_newest_version_of_every_image() {
+    let fixture = Fixture::with_partitions(2);
     let count = 24u64;
     for i in 0..count {
-        let uri = house.write_image(&format!("{i}.jpg"), i);
-        house.send_event(upsert_event(&format!("i{i}"), &uri, 5)).await;
+        let uri = fixture.write_image(&format!("{i}.jpg"), i);
+        fixture.send_event(upsert_event(&format!("i{i}"), &uri, 5)).await;
     }
-    house.write_image("inline.jpg", 99);
-    let inline = std::fs::read(house.folder.path().join("inline.jpg")).unwrap();
+    fixture.write_image("inline.jpg", 99);
+    let inline = std::fs::read(fixture.folder.path().join("inline.jpg")).unwrap();
     let inline = base64::engine::general_purpose::STANDARD.encode(inline);
-    house.send_event(json!({"image_id": "inline", "data": inline, "sequence": 1})).await;
-    house.send_event(json!({"image_id": "i1", "operation": "delete", "sequence": 9})).await;
+    fixture.send_event(json!({"image_id": "inline", "data": inline, "sequence": 1})).await;
+    fixture.send_event(json!({"image_id": "i1", "operation": "delete", "sequence": 9})).await;
     let token = CancellationToken::new();
-    let (progress, running) = house.start_worker(&token).await;
+    let (progress, running) = fixture.start_worker(&token).await;
     let stored = |progress: &Progress| progress.stored_rows.load(AtomicOrdering::Relaxed);
-    wait_until("the first model has all", || stored(&progress) == count + 2).await;
+    wait_until("the live generation has all images", || stored(&progress) == count + 2).await;
 
     let checkpoint = "tests/fixtures/clip-gelu".to_owned();
     let encoders: Arc<dyn Encoders> = Arc::new(
@@ -433,12 +443,12 @@ async fn another_models_generation_has_every_image_in_its_newest_version() {
         })
         .unwrap(),
     );
-    let sets: Vec<_> = house
+    let sets: Vec<_> = fixture
         .sets
         .iter()
         .map(|set| Arc::new(EmbeddedPromptSet::from_record(&set.to_record(), &*encoders).unwrap()))
         .collect();
-    let beside = StandbyGeneration {
+    let standby = StandbyGeneration {
         generation: generation_of_model(&*encoders),
         checkpoint,
         prompt_sets: sets.iter().map(|set| set.to_record()).collect(),
@@ -446,76 +456,53 @@ async fn another_models_generation_has_every_image_in_its_newest_version() {
     };
     let partitions: Vec<_> =
         (0..2).map(|number| TopicPartition { topic: TOPIC.into(), number }).collect();
-    let (store, new) = (house.open_store(), beside.generation.clone());
+    let (store, new) = (fixture.open_store(), standby.generation.clone());
     for _ in 0..2 {
-        let state = backfill::set_up_standby(
-            &store,
-            &beside,
-            &partitions,
-            20,
-            "test",
-            &CancellationToken::new(),
-        )
-        .await
-        .unwrap();
-        assert!(state.revision == 2 && state.is_standby(&new), "twice is once");
+        let state =
+            backfill::set_up_standby(&store, &standby, &partitions, 20, "test").await.unwrap();
+        assert!(state.revision == 2 && state.is_standby(&new), "the second call changes nothing");
     }
-    let first = StandbyGeneration { generation: house.generation(), ..beside.clone() };
-    assert!(
-        backfill::set_up_standby(
-            &store,
-            &first,
-            &partitions,
-            20,
-            "test",
-            &CancellationToken::new()
-        )
-        .await
-        .is_err()
-    );
+    let live = StandbyGeneration { generation: fixture.generation(), ..standby.clone() };
+    assert!(backfill::set_up_standby(&store, &live, &partitions, 20, "test").await.is_err());
 
-    // Events go on; the deleted image's first version comes once more, late.
-    house.send_event(upsert_event("i0", &house.write_image("again.jpg", 777), 6)).await;
-    house.send_event(json!({"image_id": "i2", "operation": "delete", "sequence": 6})).await;
-    house.send_event(upsert_event("i1", &house.write_image("late.jpg", 778), 5)).await;
-    wait_until("the first model has those", || stored(&progress) == count + 5).await;
+    // Events keep coming; the first version of the deleted image arrives again, late.
+    fixture.send_event(upsert_event("i0", &fixture.write_image("newer.jpg", 777), 6)).await;
+    fixture.send_event(json!({"image_id": "i2", "operation": "delete", "sequence": 6})).await;
+    fixture.send_event(upsert_event("i1", &fixture.write_image("late.jpg", 778), 5)).await;
+    wait_until("the live generation has those too", || stored(&progress) == count + 5).await;
 
     let folder = tempfile::tempdir().unwrap();
-    let missing = async || {
+    let plan_reembedding = async || {
         let types =
             AttributeTypes::from([("colour".to_owned(), bsap::record::AttributeType::Text)]);
-        let live = house.generation();
+        let live = fixture.generation();
         ReembedPlan::compare(&store, &live, &new, &types, folder.path()).await.unwrap()
     };
-    let wanted = missing().await;
+    let plan = plan_reembedding().await;
     assert_eq!(
-        (
-            wanted.live_images,
-            wanted.images_to_reembed,
-            wanted.deletes_to_send,
-            wanted.inline_images
-        ),
+        (plan.live_images, plan.images_to_reembed, plan.deletes_to_send, plan.inline_images),
         (23, 22, 2, 1)
     );
-    let publisher = Publisher::new(&kafka_options(&house.broker), REEMBED_TOPIC).unwrap();
-    // For some other generation: not this one's to do.
-    missing().await.publish(&publisher, "00112233", 10_000, &token, |_| {}).await.unwrap();
-    assert_eq!(wanted.publish(&publisher, &new.id, 10_000, &token, |_| {}).await.unwrap(), 24);
+    let publisher = Publisher::new(&kafka_options(&fixture.broker), REEMBED_TOPIC).unwrap();
+    // Requests for another generation are ignored by the worker.
+    let other_plan = plan_reembedding().await;
+    other_plan.publish(&publisher, "00112233", 10_000, &token, |_| {}).await.unwrap();
+    assert_eq!(plan.publish(&publisher, &new.id, 10_000, &token, |_| {}).await.unwrap(), 24);
 
-    let killed = CancellationToken::new();
+    let never_cancelled = CancellationToken::new();
     let (progress, second) =
-        house.start_worker_with_model(&encoders, &sets, "bsap.new", &killed).await;
-    wait_until("the second model has some", || stored(&progress) > 0).await;
+        fixture.start_worker_with_model(&encoders, &sets, "bsap.new", &never_cancelled).await;
+    wait_until("the standby generation has some images", || stored(&progress) > 0).await;
     second.abort();
-    let (_, second) = house.start_worker_with_model(&encoders, &sets, "bsap.new", &token).await;
+    let (_, second) = fixture.start_worker_with_model(&encoders, &sets, "bsap.new", &token).await;
     let started = Instant::now();
     loop {
-        let left = missing().await;
-        if left.images_to_reembed + left.deletes_to_send == 0 {
-            assert_eq!((left.up_to_date_images, left.inline_images), (22, 1));
+        let remaining = plan_reembedding().await;
+        if remaining.images_to_reembed + remaining.deletes_to_send == 0 {
+            assert_eq!((remaining.up_to_date_images, remaining.inline_images), (22, 1));
             break;
         }
-        assert!(started.elapsed() < Duration::from_secs(90), "{left:?}");
+        assert!(started.elapsed() < Duration::from_secs(90), "{remaining:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     token.cancel();
@@ -529,7 +516,7 @@ async fn another_models_generation_has_every_image_in_its_newest_version() {
             newest.insert(id, row);
         }
     }
-    for row in house.read_rows().await {
+    for row in fixture.read_rows().await {
         let id = row.image_id.to_string();
         let other = newest.get(&id);
         if id == "inline" {

@@ -1,5 +1,6 @@
-//! Prompt sets are switched under continuous updates and continuous queries: no query fails, no
-//! image is missing, no answer mixes two configurations, a killed reindex goes on, and all goes back.
+//! Prompt sets are switched during continuous updates and queries: no query fails, no image is
+//! missing, no answer mixes two configurations, a killed backfill is resumed, and the switch is
+//! rolled back.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -42,7 +43,7 @@ const DIMENSION: usize = 32;
 const IMAGE_COUNT: u64 = 60;
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Directions that follow from the bytes, in the place of a model: quick, and the same every time.
+/// A model that embeds inputs by hashing their bytes: fast and deterministic.
 struct HashedEncoders(ModelCard);
 
 fn hash_to_unit_vector(bytes: &[u8]) -> Vec<f32> {
@@ -140,7 +141,7 @@ async fn new_worker(
     }
 }
 
-/// Sends new versions of the images, round after round, until `stop`; gives the newest of each.
+/// Sends new versions of all images until `stop`; returns the newest version.
 async fn send_updates(
     producer: FutureProducer,
     stop: Arc<AtomicBool>,
@@ -167,10 +168,10 @@ async fn send_updates(
     version
 }
 
-/// What each configuration answers with.
+/// Prompt set and weight with which each configuration answers.
 type ExpectedAnswers = BTreeMap<&'static str, (StatisticsKey, f32)>;
 
-/// Asks without pause until `stop`; gives how many answers each configuration made.
+/// Sends queries without pause until `stop`; returns the number of answers by configuration.
 async fn send_queries(
     engine: Arc<Engine>,
     expected: Arc<ExpectedAnswers>,
@@ -186,27 +187,26 @@ async fn send_queries(
             traffic_key: Some(format!("user {}", number % 31)),
             ..Query::default()
         };
-        let engine_of_query = engine.clone();
-        let results =
-            tokio::task::spawn_blocking(move || engine_of_query.search(&query)).await.unwrap();
+        let engine = engine.clone();
+        let results = tokio::task::spawn_blocking(move || engine.search(&query)).await.unwrap();
         let results = results.expect("no query fails");
         let (key, weight) = &expected[results.configuration.as_str()];
         assert_eq!(
             (&results.prompt_set.statistics_key, results.balance.weight),
             (key, *weight),
-            "not mixed"
+            "no answer mixes two configurations"
         );
         for hit in &results.hits {
             let score = hit.affine.alpha.mul_add(hit.raw_score, hit.affine.beta);
             assert!((hit.score - score).abs() < 1e-6, "{} {score}", hit.score);
         }
-        assert_eq!(results.hits.len(), 20, "nothing is missing");
+        assert_eq!(results.hits.len(), 20, "no image is missing");
         *answers.entry(results.configuration).or_default() += 1;
     }
     answers
 }
 
-/// Without waiting for anything, so that the test is short.
+/// Returns rules without waiting times, so that the test is short.
 fn immediate_rules(folder: &Path) -> PromotionRules<'_> {
     PromotionRules {
         propagation_delay: Duration::ZERO,
@@ -225,7 +225,7 @@ async fn wait_until(what: &str, mut done: impl AsyncFnMut() -> bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn prompt_sets_are_switched_under_updates_and_queries() {
+async fn prompt_sets_are_switched_during_updates_and_queries() {
     let broker = MockBroker::start(&[(TOPIC, 3), ("images.dead-letters", 1)]).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
@@ -239,11 +239,11 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
         .await
         .unwrap();
 
-    // A worker that is fed without pause, and takes up sets from the state.
+    // A worker that gets updates without pause and follows the prompt sets of the state.
     let (token, progress) = (CancellationToken::new(), Arc::new(Progress::default()));
     let sets = ActivePromptSets::new(vec![old.clone()]);
-    let working = new_worker(&broker, &store, &encoders, &sets, &progress).await;
-    let working = tokio::spawn(working.run(token.clone()));
+    let worker = new_worker(&broker, &store, &encoders, &sets, &progress).await;
+    let worker_task = tokio::spawn(worker.run(token.clone()));
     tokio::spawn(follow_prompt_sets(
         store.clone(),
         generation.id.clone(),
@@ -258,15 +258,15 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
         ..kafka::KafkaOptions::default()
     };
     let producer: FutureProducer = kafka.producer_config().create().unwrap();
-    let updating = tokio::spawn(send_updates(producer, stop_updates.clone(), sent.clone()));
+    let update_task = tokio::spawn(send_updates(producer, stop_updates.clone(), sent.clone()));
 
-    // Two query workers that follow table and state, asked without pause.
-    let wanted: Arc<ExpectedAnswers> = Arc::new(BTreeMap::from([
+    // Two query workers that follow table and state, and get queries without pause.
+    let expected: Arc<ExpectedAnswers> = Arc::new(BTreeMap::from([
         ("initial", (old.statistics_key.clone(), 0.25)),
         ("newer", (new.statistics_key.clone(), 0.5)),
     ]));
     let stop_queries = Arc::new(AtomicBool::new(false));
-    let (mut engines, mut asking) = (Vec::new(), Vec::new());
+    let (mut engines, mut query_tasks) = (Vec::new(), Vec::new());
     wait_until("all images are stored once", async || {
         progress.stored_rows.load(AtomicOrdering::SeqCst) > IMAGE_COUNT
     })
@@ -275,14 +275,14 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
         let served = ServingSnapshot::from_state(&state, vec![old.clone()]);
         let options = search::SearchOptions { poll_ms: 100, ..search::SearchOptions::default() };
         let engine = Arc::new(Engine::new(encoders.clone(), served, options));
-        let reader = CatalogueFollower {
+        let follower = CatalogueFollower {
             catalogue: store.clone(),
             engines: Arc::new(Engines::new(engine.clone())),
             models: vec![encoders.clone()],
             state: state.clone(),
             poll_interval: POLL_INTERVAL,
         };
-        tokio::spawn(reader.run(token.clone()));
+        tokio::spawn(follower.run(token.clone()));
         engines.push(engine);
     }
     wait_until("the query workers are ready", async || {
@@ -290,14 +290,14 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
     })
     .await;
     for engine in &engines {
-        asking.push(tokio::spawn(send_queries(
+        query_tasks.push(tokio::spawn(send_queries(
             engine.clone(),
-            wanted.clone(),
+            expected.clone(),
             stop_queries.clone(),
         )));
     }
 
-    // A reindex that is killed in the middle, then two at once that do the rest.
+    // A backfill that is killed in the middle, then two concurrent ones that do the rest.
     add_prompt_set(&store, &generation, &new, "test").await.unwrap();
     let job = || StatisticsBackfill {
         catalogue: store.clone(),
@@ -307,19 +307,22 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
         max_concurrent_files: 2,
         propagation_delay: Duration::from_secs(2),
     };
-    let (killed, never) = (job(), CancellationToken::new());
-    let killed = tokio::spawn(async move { killed.run(&|_, _| {}, &never).await.map(drop) });
+    let (killed, never_cancelled) = (job(), CancellationToken::new());
+    let killed =
+        tokio::spawn(async move { killed.run(&|_, _| {}, &never_cancelled).await.map(drop) });
     tokio::time::sleep(Duration::from_millis(150)).await;
     killed.abort();
     let rules = immediate_rules(folder.path());
     let error = check_promotion(&store, &rules, chrono::Utc::now()).await.unwrap_err();
     assert!(error.to_string().contains("no candidate"), "{error}");
     let (first, second) = (job(), job());
-    let (one, other) = tokio::join!(first.run(&|_, _| {}, &token), second.run(&|_, _| {}, &token));
-    assert!(one.unwrap().complete && other.unwrap().complete);
+    let (first_result, second_result) =
+        tokio::join!(first.run(&|_, _| {}, &token), second.run(&|_, _| {}, &token));
+    assert!(first_result.unwrap().complete && second_result.unwrap().complete);
 
-    // A candidate, for a share and in the shadow, then live, then back.
-    let wish = CandidateSpec {
+    // A candidate that answers a share of the queries and shadow queries, then is promoted and
+    // rolled back.
+    let candidate = CandidateSpec {
         name: "newer".into(),
         prompt_set: Some("new".into()),
         weight: Some(0.5),
@@ -328,10 +331,10 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
         ..CandidateSpec::default()
     };
     let limit = Duration::from_secs(30);
-    let state = set_candidate(&store, &wish, "test").await.unwrap();
-    let standing = wait_for_replicas(&store, state.revision, limit, &token).await.unwrap();
-    assert_eq!((standing.ready.len(), standing.not_ready.len()), (2, 0));
-    let asks = |configuration: Option<&str>| Query {
+    let state = set_candidate(&store, &candidate, "test").await.unwrap();
+    let readiness = wait_for_replicas(&store, state.revision, limit, &token).await.unwrap();
+    assert_eq!((readiness.ready.len(), readiness.not_ready.len()), (2, 0));
+    let query_for = |configuration: Option<&str>| Query {
         input: "query 1".into(),
         configuration: configuration.map(Into::into),
         ..Query::default()
@@ -339,63 +342,65 @@ async fn prompt_sets_are_switched_under_updates_and_queries() {
     let answer = |configuration: Option<&'static str>| {
         let engine = engines[0].clone();
         async move {
-            let query = asks(configuration);
+            let query = query_for(configuration);
             tokio::task::spawn_blocking(move || engine.search(&query)).await.unwrap()
         }
     };
     assert_eq!(answer(Some("candidate")).await.unwrap().configuration, "newer");
     assert_eq!(answer(None).await.unwrap().configuration, "initial");
     assert!(answer(Some("nobody")).await.unwrap_err().to_string().contains("newer"));
-    wait_until("the shadow was computed", async || engines[0].traffic_counts().shadow_queries > 3)
-        .await;
+    wait_until("shadow queries were answered", async || {
+        engines[0].traffic_counts().shadow_queries > 3
+    })
+    .await;
     assert!(engines[0].traffic_counts().candidate > 0);
 
-    let found = check_promotion(&store, &rules, chrono::Utc::now()).await.unwrap();
-    assert_eq!(found.blockers, Vec::<String>::new());
-    let live = promote(&store, found.revision, "hashed", "test").await.unwrap();
-    let standing = wait_for_replicas(&store, live.revision, limit, &token).await.unwrap();
-    assert_eq!(standing.ready.len(), 2);
+    let promotion = check_promotion(&store, &rules, chrono::Utc::now()).await.unwrap();
+    assert_eq!(promotion.blockers, Vec::<String>::new());
+    let live = promote(&store, promotion.revision, "hashed", "test").await.unwrap();
+    let readiness = wait_for_replicas(&store, live.revision, limit, &token).await.unwrap();
+    assert_eq!(readiness.ready.len(), 2);
     assert_eq!(answer(None).await.unwrap().configuration, "newer");
-    let way = RollbackPlan::load(&store).await.unwrap();
-    let back = way.execute(&store, "test").await.unwrap();
-    let standing = wait_for_replicas(&store, back.revision, limit, &token).await.unwrap();
-    assert_eq!(standing.ready.len(), 2);
+    let rollback = RollbackPlan::load(&store).await.unwrap();
+    let rolled_back = rollback.execute(&store, "test").await.unwrap();
+    let readiness = wait_for_replicas(&store, rolled_back.revision, limit, &token).await.unwrap();
+    assert_eq!(readiness.ready.len(), 2);
     assert_eq!(answer(None).await.unwrap().configuration, "initial");
 
     stop_queries.store(true, AtomicOrdering::SeqCst);
-    for asked in asking {
-        let answers = asked.await.expect("no answer is mixed");
+    for task in query_tasks {
+        let answers = task.await.expect("no query fails or mixes configurations");
         assert!(answers["initial"] > 0 && answers["newer"] > 0, "{answers:?}");
     }
     stop_updates.store(true, AtomicOrdering::SeqCst);
-    let newest = updating.await.unwrap();
-    let all = sent.load(AtomicOrdering::SeqCst);
+    let newest = update_task.await.unwrap();
+    let sent = sent.load(AtomicOrdering::SeqCst);
     wait_until("everything is stored", async || {
-        progress.stored_rows.load(AtomicOrdering::SeqCst) == all
+        progress.stored_rows.load(AtomicOrdering::SeqCst) == sent
     })
     .await;
 
-    // Every row carries both sets, and every image is there in its newest version.
-    let mut stored = BackfillSource::open(&store, &generation).await.unwrap();
+    // Every row has the statistics of both sets, and the newest version of every image is served.
+    let mut source = BackfillSource::open(&store, &generation).await.unwrap();
     for key in [&old.statistics_key, &new.statistics_key] {
-        assert!(stored.list_pending_files(key).await.unwrap().1.is_complete(), "{key}");
+        assert!(source.list_pending_files(key).await.unwrap().1.is_complete(), "{key}");
     }
-    let wanted = SequenceKey::from_number(newest);
+    let newest = SequenceKey::from_number(newest);
     wait_until("the query workers have the newest versions", async || {
         engines.iter().all(|engine| {
             let snapshot = engine.snapshots().newest();
             snapshot.len() as u64 == IMAGE_COUNT
-                && snapshot.images().all(|(entry, _)| entry.version.sequence == wanted)
+                && snapshot.images().all(|(entry, _)| entry.version.sequence == newest)
         })
     })
     .await;
     let snapshot = engines[0].snapshots().newest();
     for (entry, embedding) in snapshot.images() {
         for set in [&old, &new] {
-            let found = snapshot.statistics(entry.image_id.as_str(), &set.statistics_key);
-            assert_eq!(found, set.statistics(&embedding), "to the bit");
+            let stored = snapshot.statistics(entry.image_id.as_str(), &set.statistics_key);
+            assert_eq!(stored, set.statistics(&embedding), "equal bit by bit");
         }
     }
     token.cancel();
-    assert!(working.await.unwrap().unwrap(), "drained");
+    assert!(worker_task.await.unwrap().unwrap(), "drained");
 }

@@ -1,16 +1,16 @@
-//! What the pipeline adds to plain decoding: events from Kafka to committed rows, the towers stubbed
-//! by a constant, against decoding the same files on the same cores. Alternating in one run; prints
-//! medians and the share of plain decoding's speed that the pipeline reaches.
+//! Measures what the pipeline costs on top of decoding: from events in Kafka to committed rows,
+//! with a model that returns a constant, compared with decoding the same files on the same cores.
+//! Both sides alternate in one run. Prints medians and their ratio.
 //!
 //!     just bench --bench pipeline [-- PICTURES [ROUNDS]]
 //!
 //!     just bench --bench pipeline -- trace CHECKPOINT FILE
 //!
-//! runs it with the towers of a checkpoint instead, and shows where time goes: a trace for
-//! <https://ui.perfetto.dev> is written to FILE, and two seconds of it are drawn.
+//! uses the model of a checkpoint instead and shows where time is spent: it writes a trace for
+//! <https://ui.perfetto.dev> to FILE and draws two seconds of it.
 //!
-//! Kafka is librdkafka's mock cluster, in this process and on these cores; pictures are drawn JPEGs
-//! of 640×640 in a local folder.
+//! Kafka is librdkafka's mock cluster in this process, on the same cores. Pictures are drawn JPEGs
+//! of 640×640 pixels in a local folder.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,17 +40,17 @@ mod trace;
 
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
-/// Edge of a picture in pixels.
+/// Width and height of a picture in pixels.
 const IMAGE_SIDE_PX: u32 = 640;
-/// Pictures of a trace.
+/// Number of pictures of a traced run.
 const TRACED_IMAGES: usize = 640;
-/// Partitions of the topic.
+/// Number of partitions of the topic.
 const PARTITIONS: i32 = 4;
-/// Pictures done before the clock starts: joining the group is not what is measured. It stops when
-/// the last row is committed.
+/// Pictures that are embedded before the measurement starts, so that it excludes joining the
+/// consumer group. It ends when the last row is committed.
 const WARM_UP_IMAGES: u64 = 64;
 
-/// A model that computes nothing.
+/// A model that returns a constant.
 struct ConstantEncoders(ModelCard);
 
 impl Encoders for ConstantEncoders {
@@ -83,18 +83,18 @@ fn main() -> Result<()> {
     let pictures = numbers.first().copied().unwrap_or(3_000);
     let rounds = numbers.get(1).copied().unwrap_or(3);
     let files = draw_files(folder.path(), pictures)?;
-    let (mut plain, mut whole) = (Vec::new(), Vec::new());
+    let (mut decode_rates, mut pipeline_rates) = (Vec::new(), Vec::new());
     let demo = load_clip(concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo"))?;
     let encoders = Arc::new(ConstantEncoders(ModelCard { dimension: 512, ..demo.card().clone() }));
     for _ in 0..rounds {
-        plain.push(decode_all(&files));
+        decode_rates.push(decode_all(&files));
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        whole.push(runtime.block_on(ingest_all(&files, encoders.clone()))?);
+        pipeline_rates.push(runtime.block_on(ingest_all(&files, encoders.clone()))?);
     }
-    let (plain, whole) = (median(plain), median(whole));
-    println!("plain decoding      {plain:8.1} pictures/s");
-    println!("events to rows      {whole:8.1} pictures/s");
-    println!("share               {:8.2}", whole / plain);
+    let (decode_rate, pipeline_rate) = (median(decode_rates), median(pipeline_rates));
+    println!("decoding alone      {decode_rate:8.1} pictures/s");
+    println!("events to rows      {pipeline_rate:8.1} pictures/s");
+    println!("ratio               {:8.2}", pipeline_rate / decode_rate);
     Ok(())
 }
 
@@ -104,10 +104,11 @@ fn load_clip(checkpoint: &str) -> Result<ClipModel> {
     Ok(ClipModel::load(&options)?)
 }
 
-/// So many files in `folder`.
+/// Draws this number of pictures into `folder` and returns their files.
 fn draw_files(folder: &Path, pictures: usize) -> Result<Vec<PathBuf>> {
     let files: Vec<PathBuf> = (0..pictures).map(|n| folder.join(format!("{n}.jpg"))).collect();
-    // A few hundred different ones are enough for the cache to be of no help.
+    // 200 different pictures do not fit into the CPU's cache, so that copies are as good as new
+    // ones.
     for (n, file) in files.iter().enumerate() {
         match n.checked_sub(200) {
             None => {
@@ -115,8 +116,8 @@ fn draw_files(folder: &Path, pictures: usize) -> Result<Vec<PathBuf>> {
                     render_jpeg(&Scene::sample(1, n as u64, PhotoStyle::Studio), IMAGE_SIDE_PX)?;
                 std::fs::write(file, jpeg)?;
             }
-            Some(same) => {
-                std::fs::copy(&files[same], file)?;
+            Some(original) => {
+                std::fs::copy(&files[original], file)?;
             }
         }
     }
@@ -133,7 +134,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Pictures a second of reading and decoding alone, on all cores.
+/// Reads and decodes all files on all cores; returns pictures per second.
 #[allow(clippy::expect_used)]
 fn decode_all(files: &[PathBuf]) -> f64 {
     let next = AtomicUsize::new(0);
@@ -152,7 +153,7 @@ fn decode_all(files: &[PathBuf]) -> f64 {
     files.len() as f64 / started.elapsed().as_secs_f64()
 }
 
-/// Pictures a second from the topic to the table.
+/// Ingests all files from the topic to the table; returns pictures per second.
 async fn ingest_all(files: &[PathBuf], encoders: Arc<dyn Encoders>) -> Result<f64> {
     let broker = MockBroker::start(&[("images", PARTITIONS), ("images.dead-letters", 1)])?;
     let kafka = kafka::KafkaOptions {
@@ -166,7 +167,8 @@ async fn ingest_all(files: &[PathBuf], encoders: Arc<dyn Encoders>) -> Result<f6
         let event = json!({"image_id": id, "sequence": 1, "uri": uri.as_str()}).to_string();
         Result::<_>::Ok((id, event))
     });
-    // Many at one time: a fetch of the mock cluster brings one batch a partition, however small.
+    // Sent concurrently, because a fetch from the mock cluster returns one batch per partition,
+    // however small.
     let sent = futures::stream::iter(events).map(|event| async {
         let (id, event) = event?;
         let record = FutureRecord::to("images").key(&id).payload(&event);
@@ -217,18 +219,18 @@ async fn ingest_all(files: &[PathBuf], encoders: Arc<dyn Encoders>) -> Result<f6
     let token = CancellationToken::new();
     let running = tokio::spawn(worker.run(token.clone()));
     let count = |counter: &AtomicU64| counter.load(AtomicOrdering::Relaxed);
-    let (mut first, mut before) = (None, 0);
+    let (mut started, mut embedded_before) = (None, 0);
     while count(&progress.stored_rows) < files.len() as u64 {
-        if first.is_none() && count(&progress.embedded) >= WARM_UP_IMAGES {
-            (first, before) = (Some(Instant::now()), count(&progress.embedded));
+        if started.is_none() && count(&progress.embedded) >= WARM_UP_IMAGES {
+            (started, embedded_before) = (Some(Instant::now()), count(&progress.embedded));
         }
         if running.is_finished() {
             return Err(format!("the worker ended: {:?}", running.await).into());
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    let first = first.ok_or("too few pictures")?;
-    let rate = (files.len() as u64 - before) as f64 / first.elapsed().as_secs_f64();
+    let started = started.ok_or("too few pictures")?;
+    let rate = (files.len() as u64 - embedded_before) as f64 / started.elapsed().as_secs_f64();
     token.cancel();
     running.await??;
     Ok(rate)

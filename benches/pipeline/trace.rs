@@ -1,4 +1,4 @@
-//! Where the time of an image goes: decoding and resizing beside the towers.
+//! Traces how the pipeline overlaps decoding and resizing with the model.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,12 @@ use tracing_subscriber::prelude::*;
 
 use super::{Result, ingest_all, load_clip};
 
-/// Of the drawn part of the trace, in microseconds, and its columns.
+/// Duration of the part of the trace that is drawn.
 const DRAWN_MICROSECONDS: f64 = 2e6;
+/// Number of characters per drawn line.
 const DRAWN_COLUMNS: usize = 100;
 
-/// What a line of the trace holds.
+/// The fields of an event in Chrome's trace format that are used.
 #[derive(Deserialize)]
 struct TraceEvent {
     ph: String,
@@ -26,47 +27,47 @@ struct TraceEvent {
     tid: u64,
 }
 
-/// From when to when, in microseconds.
+/// Start and end in microseconds.
 type TimeSpan = (f64, f64);
 
-/// Ingests `files` with the towers of `checkpoint`, writes the trace to `file` and tells what it says.
+/// Ingests `files` with the model of `checkpoint`, writes the trace to `file` and prints a summary.
 pub fn trace_pipeline(files: &[PathBuf], checkpoint: &str, file: &Path) -> Result<()> {
-    let (layer, writing) = ChromeLayerBuilder::new().file(file).build();
-    let ours = Targets::new().with_target("bsap::ingest", LevelFilter::TRACE);
-    tracing_subscriber::registry().with(layer.with_filter(ours)).try_init()?;
+    let (layer, flush_guard) = ChromeLayerBuilder::new().file(file).build();
+    let ingest_spans = Targets::new().with_target("bsap::ingest", LevelFilter::TRACE);
+    tracing_subscriber::registry().with(layer.with_filter(ingest_spans)).try_init()?;
     let encoders = Arc::new(load_clip(checkpoint)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let rate = runtime.block_on(ingest_all(files, encoders))?;
-    drop(writing);
-    let [encoder_spans, decoded] = read_spans(file)?;
+    drop(flush_guard);
+    let [encoder_spans, decode_spans] = read_spans(file)?;
     let (Some(first), Some(last)) = (encoder_spans.first(), encoder_spans.last()) else {
         return Err("no batch was traced".into());
     };
-    // Until the first batch is there, the towers have nothing to do whatever the pipeline is like.
+    // Before the first batch is complete, the model must wait, however good the pipeline is.
     let (from, to) = (first.0, last.1);
     let busy = total_duration(&encoder_spans);
-    let overlapping: f64 = decoded
+    let overlapping: f64 = decode_spans
         .iter()
         .map(|span| encoder_spans.iter().map(|t| overlap_duration(*t, *span)).sum::<f64>())
         .sum();
     println!("{rate:.1} pictures/s with {checkpoint}; {} batches", encoder_spans.len());
     println!(
-        "the towers computed {:.1} % of the time and waited {:.1} %",
+        "the model computed {:.1} % of the time and waited {:.1} %",
         100.0 * busy / (to - from),
         100.0 - 100.0 * busy / (to - from)
     );
     println!(
-        "decoding and resizing took {:.1} ms a picture, {:.0} % of it while the towers computed",
-        total_duration(&decoded) / 1e3 / decoded.len() as f64,
-        100.0 * overlapping / total_duration(&decoded)
+        "decoding and resizing took {:.1} ms per picture, {:.0} % of it while the model computed",
+        total_duration(&decode_spans) / 1e3 / decode_spans.len() as f64,
+        100.0 * overlapping / total_duration(&decode_spans)
     );
     let middle = f64::midpoint(from, to);
     println!(
-        "{:.0} seconds of it, a column {:.0} ms; █ ▒ ·: all, half, little of it; a digit: so many at once:",
+        "{:.0} seconds of the trace, {:.0} ms per column; █ ▒ ·: busy for all, half, little of the time; a digit: that many at once:",
         DRAWN_MICROSECONDS / 1e6,
         DRAWN_MICROSECONDS / 1e3 / DRAWN_COLUMNS as f64
     );
-    for (name, spans) in [("model", &encoder_spans), ("decode", &decoded)] {
+    for (name, spans) in [("model", &encoder_spans), ("decode", &decode_spans)] {
         let columns: String =
             (0..DRAWN_COLUMNS).map(|column| column_symbol(spans, middle, column)).collect();
         println!("{name} {columns}");
@@ -75,26 +76,27 @@ pub fn trace_pipeline(files: &[PathBuf], checkpoint: &str, file: &Path) -> Resul
     Ok(())
 }
 
-/// The spans of a trace in the order of their ends: of the towers, and of decoding.
+/// Reads the spans of a trace in the order of their ends: those of the model, and those of
+/// decoding.
 fn read_spans(file: &Path) -> Result<[Vec<TimeSpan>; 2]> {
     let lines: Vec<TraceEvent> = serde_json::from_slice(&std::fs::read(file)?)?;
-    // A thread has one of a name open at a time.
+    // A thread has at most one open span of a name.
     let mut open: BTreeMap<(String, u64), f64> = BTreeMap::new();
-    let (mut encoder_spans, mut decoded) = (Vec::new(), Vec::new());
+    let (mut encoder_spans, mut decode_spans) = (Vec::new(), Vec::new());
     for line in lines {
         let spans = match line.name.as_str() {
             "model" => &mut encoder_spans,
-            "decode" => &mut decoded,
+            "decode" => &mut decode_spans,
             _ => continue,
         };
         let key = (line.name, line.tid);
         if line.ph == "B" {
             open.insert(key, line.ts);
-        } else if let Some(began) = open.remove(&key) {
-            spans.push((began, line.ts));
+        } else if let Some(start) = open.remove(&key) {
+            spans.push((start, line.ts));
         }
     }
-    Ok([encoder_spans, decoded])
+    Ok([encoder_spans, decode_spans])
 }
 
 fn total_duration(spans: &[TimeSpan]) -> f64 {
@@ -105,7 +107,7 @@ fn overlap_duration(a: TimeSpan, b: TimeSpan) -> f64 {
     (a.1.min(b.1) - a.0.max(b.0)).max(0.0)
 }
 
-/// How much of a column's time lies in spans.
+/// Returns the character for how much of a column's time is within spans.
 fn column_symbol(spans: &[TimeSpan], from: f64, column: usize) -> char {
     let width = DRAWN_MICROSECONDS / DRAWN_COLUMNS as f64;
     let from = from + width * column as f64;

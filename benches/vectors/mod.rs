@@ -1,5 +1,5 @@
-//! Vectors like CLIP's: images and texts in a cone each, clusters, and a few dimensions that spread ten
-//! times as far as the others.
+//! Synthetic vectors that are distributed like CLIP's: images and texts in one cone each, clusters,
+//! and a few dimensions that spread ten times as far as the others.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ use rayon::prelude::*;
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
-/// Dimensions that spread further, and stand further from 0.
+/// Dimensions with a larger spread and a mean further from 0.
 const OUTLIER_DIMENSIONS: [usize; 4] = [1, 33, 50, 77];
 const CLUSTER_COUNT: u64 = 1000;
 const PROMPT_COUNT: u64 = 64;
-/// Rows of a commit: whole chunks.
+/// Rows per commit, a multiple of the snapshot's chunk size.
 const ROWS_PER_COMMIT: u64 = 1 << 16;
 
 /// A xorshift generator; the same seed gives the same numbers.
@@ -37,19 +37,19 @@ impl XorShift {
         self.0
     }
 
-    /// Nearly normal: the sum of four even numbers, with variance 1.
+    /// Returns a nearly normal number with variance 1: the scaled sum of four uniform numbers.
     fn next_normal(&mut self) -> f32 {
         let bits = self.next_u64();
-        let part = |i: u64| (bits >> (16 * i) & 0xffff) as f32 / 65_536.0 - 0.5;
-        (part(0) + part(1) + part(2) + part(3)) * 3f32.sqrt()
+        let uniform = |i: u64| (bits >> (16 * i) & 0xffff) as f32 / 65_536.0 - 0.5;
+        (uniform(0) + uniform(1) + uniform(2) + uniform(3)) * 3f32.sqrt()
     }
 }
 
-/// How far a dimension spreads: a falling spectrum, and the outliers.
+/// Returns the spread of a dimension: a decreasing spectrum, and larger values for the outliers.
 fn dimension_spread(j: usize, dimension: usize) -> f32 {
     let order = (j * 197 + 31) % dimension;
-    let falling = 1.0 / (1.0 + 5.0 * order as f32 / dimension as f32);
-    if OUTLIER_DIMENSIONS.contains(&j) { 4.0 } else { falling }
+    let decreasing = 1.0 / (1.0 + 5.0 * order as f32 / dimension as f32);
+    if OUTLIER_DIMENSIONS.contains(&j) { 4.0 } else { decreasing }
 }
 
 fn random_direction(seed: u64, dimension: usize) -> impl Iterator<Item = f32> {
@@ -63,37 +63,36 @@ fn to_unit_vector(values: impl Iterator<Item = f32>) -> Vec<f32> {
     values.into_iter().map(|v| v / norm).collect()
 }
 
-/// The middle of a cone: images and texts have different ones.
+/// Returns the centre of a cone; images and texts have different ones.
 pub fn cone_centre(seed: u64, dimension: usize) -> Vec<f32> {
     let mut random = XorShift::new(seed);
     let value = |j: usize| {
-        let far = if OUTLIER_DIMENSIONS.contains(&j) { 10.0 } else { 1.0 };
-        0.6 * far * random.next_normal()
+        let distance = if OUTLIER_DIMENSIONS.contains(&j) { 10.0 } else { 1.0 };
+        0.6 * distance * random.next_normal()
     };
     (0..dimension).map(value).collect()
 }
 
 fn image_vector(number: u64, cone: &[f32]) -> Vec<f32> {
     let mut random = XorShift::new(number ^ 0xabcd_0000);
-    // A few clusters are large, most are small.
-    let place = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-    let cluster = (place * place * CLUSTER_COUNT as f64) as u64;
-    let own = random_direction(number + 1_000_000, cone.len());
-    to_unit_vector(
-        cone.iter()
-            .zip(random_direction(cluster + 50, cone.len()).zip(own))
-            .map(|(m, (c, o))| m + 0.8 * c + 0.6 * o),
-    )
+    // The square makes a few clusters large and most of them small.
+    let uniform = (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+    let cluster = (uniform * uniform * CLUSTER_COUNT as f64) as u64;
+    let towards_cluster = random_direction(cluster + 50, cone.len());
+    let deviation = random_direction(number + 1_000_000, cone.len());
+    let values = cone.iter().zip(towards_cluster.zip(deviation));
+    to_unit_vector(values.map(|(centre, (cluster, own))| centre + 0.8 * cluster + 0.6 * own))
 }
 
-/// Near a cluster, from the other cone.
+/// Returns a text's vector in `cone`, in the direction of one of the images' clusters.
 pub fn text_vector(number: u64, cone: &[f32]) -> Vec<f32> {
-    let own = random_direction(number + 900_000_000, cone.len());
-    let near = random_direction(number * 37 % CLUSTER_COUNT + 50, cone.len());
-    to_unit_vector(cone.iter().zip(near.zip(own)).map(|(m, (c, o))| m + 0.5 * c + 0.7 * o))
+    let towards_cluster = random_direction(number * 37 % CLUSTER_COUNT + 50, cone.len());
+    let deviation = random_direction(number + 900_000_000, cone.len());
+    let values = cone.iter().zip(towards_cluster.zip(deviation));
+    to_unit_vector(values.map(|(centre, (cluster, own))| centre + 0.5 * cluster + 0.7 * own))
 }
 
-/// An engine with this many rows, whose vectors are of the model's dimension.
+/// Loads an engine with this number of rows, whose vectors have the model's dimension.
 pub fn load_engine(
     encoders: Arc<dyn Encoders>,
     rows: u64,
@@ -119,12 +118,17 @@ pub fn load_engine(
         .with_attributes_and_decoding(declared, decode::DecodeOptions::default());
     let runtime = tokio::runtime::Runtime::new()?;
     for (commit, first) in (0..rows).step_by(ROWS_PER_COMMIT as usize).enumerate() {
-        let some = (first..rows.min(first + ROWS_PER_COMMIT)).into_par_iter();
-        let some = some.map(|i| image_row(i, &image_vector(i, &images)));
-        let rows = some.collect::<Result<Vec<ImageRow>, String>>()?;
-        let (version, whole) = (commit as u64 + 1, commit == 0);
-        let changes =
-            TableChanges { version, is_full_snapshot: whole, part: SnapshotPart::All, rows };
+        let numbers = (first..rows.min(first + ROWS_PER_COMMIT)).into_par_iter();
+        let rows = numbers
+            .map(|i| image_row(i, &image_vector(i, &images)))
+            .collect::<Result<Vec<ImageRow>, String>>()?;
+        let changes = TableChanges {
+            version: commit as u64 + 1,
+            is_full_snapshot: commit == 0,
+            part: SnapshotPart::All,
+            rows,
+            statistics: Vec::new(),
+        };
         runtime.block_on(engine.snapshots().apply_changes(changes))?;
     }
     Ok(engine)
@@ -137,7 +141,7 @@ fn image_row(number: u64, embedding: &[f32]) -> Result<ImageRow, String> {
         bytes: 100_000,
         width: 640,
         height: 480,
-        // A thousandth of the images each.
+        // Each of 1,000 values is that of a thousandth of the images.
         attributes: [("part".into(), (XorShift::new(number).next_u64() % 1000).to_string())].into(),
         embedding: Embedding::from_unit_vector(embedding),
         statistics: [].into(),

@@ -1,5 +1,5 @@
-//! A Kafka broker in this process: librdkafka's mock cluster. Groups, rebalances, commits and headers
-//! work as in Kafka. Nothing is written to disk, and a partition holds at most 5 MiB.
+//! A Kafka broker in this process: librdkafka's mock cluster. Groups, rebalances, commits and
+//! headers work as in Kafka. Nothing is written to disk, and a partition holds at most 5 MiB.
 
 use rdkafka::error::KafkaResult;
 use rdkafka::mocking::MockCluster;

@@ -1,7 +1,7 @@
 //! The synthetic catalogue: what each picture shows, decided before it is drawn.
 //!
-//! A scene is generated from a seed and a number alone. Its attributes, its captions and the scenes that
-//! match a query follow from the scene, so the ground truth of the catalogue is exact.
+//! A scene is generated from a seed and a number alone. Its attributes, its captions and the scenes
+//! that match a query follow from the scene, so the ground truth of the catalogue is exact.
 
 use std::collections::BTreeMap;
 
@@ -57,8 +57,8 @@ named_enum! {
 }
 
 named_enum! {
-    /// How the pictures of a catalogue are taken: before a plain background, in other light and slightly
-    /// out of focus, or among other things.
+    /// How the pictures of a catalogue are taken: before a plain background, in other light and
+    /// slightly out of focus, or among other things.
     PhotoStyle {
         Studio = "studio", Shifted = "shifted", Clutter = "clutter",
     }
@@ -107,8 +107,8 @@ pub struct Scene {
     pub products: Vec<Product>,
 }
 
-/// Returns a random generator for one purpose, so that, for example, captions do not depend on how many
-/// random numbers the drawing takes.
+/// Returns a random generator for one purpose, so that, for example, captions do not depend on how
+/// many random numbers the drawing takes.
 pub fn seeded_rng(seed: u64, purpose: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(splitmix64(seed ^ splitmix64(purpose)))
 }
@@ -156,7 +156,8 @@ impl Scene {
         descriptions.join(" and ")
     }
 
-    /// Returns descriptions in varied words, some without all attributes; always the same for a scene.
+    /// Returns descriptions in varied words, some without all attributes; always the same for a
+    /// scene.
     pub fn captions(&self) -> Vec<String> {
         let rng = &mut seeded_rng(self.seed, 1);
         let mut captions = vec![self.title()];
@@ -187,7 +188,8 @@ impl Scene {
         captions
     }
 
-    /// Returns the attributes of the picture; kind, colour and pattern are those of the first product.
+    /// Returns the attributes of the picture; kind, colour and pattern are those of the first
+    /// product.
     pub fn attributes(&self) -> BTreeMap<String, String> {
         let mut attributes = BTreeMap::from([("title".to_owned(), self.title())]);
         if let Some(first) = self.products.first() {
@@ -219,8 +221,8 @@ impl Background {
     }
 }
 
-/// Returns whether this combination is held out from training. About one in twelve is, the same ones for
-/// all seeds, so that a model can be tested on combinations that it has never seen.
+/// Returns whether this combination is held out from training. About one in twelve is, the same
+/// ones for all seeds, so that a model can be tested on combinations that it has never seen.
 pub fn is_held_out_combination(kind: ProductKind, colour: Colour, pattern: Pattern) -> bool {
     let combination = (kind as u64 * 11 + colour as u64) * 6 + pattern as u64;
     splitmix64(combination).is_multiple_of(12)
@@ -236,7 +238,8 @@ impl Product {
         }
     }
 
-    /// Describes the product, with its colour and pattern if asked: "a red striped mug", "two mugs".
+    /// Describes the product, with its colour and pattern if asked: "a red striped mug", "two
+    /// mugs".
     pub fn describe(&self, colour: bool, pattern: bool) -> String {
         let mut words = Vec::new();
         if colour {

@@ -1,5 +1,5 @@
-//! Measures how well a model ranks the synthetic catalogue, with and without balancing. What each picture
-//! shows is known, so every right answer is known too.
+//! Measures how well a model ranks the synthetic catalogue, with and without balancing. What each
+//! picture shows is known, so every right answer is known too.
 
 use std::collections::BTreeMap;
 
@@ -149,8 +149,8 @@ impl DrawnImages {
         queries.par_iter().map(judge).collect()
     }
 
-    /// Measures plain CLIP, and every normaliser at every weight with every set. Queries that no picture
-    /// matches are left out; `group` returns the name of a query's group.
+    /// Measures plain CLIP, and every normaliser at every weight with every set. Queries that no
+    /// picture matches are left out; `group` returns the name of a query's group.
     pub fn measure_settings(
         &self,
         encoders: &dyn Encoders,
@@ -196,8 +196,8 @@ impl DrawnImages {
     }
 }
 
-/// Measures the ranking of every query; `score` returns the score of a picture from its index and raw
-/// score.
+/// Measures the ranking of every query; `score` returns the score of a picture from its index and
+/// raw score.
 fn measure_queries(
     scored_queries: &[ScoredQuery],
     score: impl Fn(usize, f32) -> f32 + Sync,

@@ -1,6 +1,6 @@
-//! What the demo is made of: a synthetic catalogue of drawn pictures (`catalogue`, `draw`), queries with
-//! known answers (`queries`) and how well a model answers them (`judge`), a Kafka broker in this process
-//! (`broker`) and a shop that publishes pictures and changes (`shop`).
+//! What the demo is made of: a synthetic catalogue of drawn pictures (`catalogue`, `draw`), queries
+//! with known answers (`queries`) and how well a model answers them (`judge`), a Kafka broker in
+//! this process (`broker`) and a shop that publishes pictures and changes (`shop`).
 
 pub mod broker;
 pub mod catalogue;

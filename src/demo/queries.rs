@@ -123,8 +123,8 @@ impl AttributeQuery {
     }
 }
 
-/// Generates distinct queries, up to `per_difficulty` of each difficulty; the same seed gives the same
-/// queries.
+/// Generates distinct queries, up to `per_difficulty` of each difficulty; the same seed gives the
+/// same queries.
 pub fn generate_queries(seed: u64, per_difficulty: usize) -> Vec<AttributeQuery> {
     let rng = &mut seeded_rng(seed, 2);
     let mut seen = HashSet::new();
@@ -167,8 +167,8 @@ pub fn generate_queries(seed: u64, per_difficulty: usize) -> Vec<AttributeQuery>
     queries
 }
 
-/// Generates one query for every combination of kind, colour and pattern that is held out from training,
-/// and the same number for combinations that are not.
+/// Generates one query for every combination of kind, colour and pattern that is held out from
+/// training, and the same number for combinations that are not.
 pub fn generate_combinations(seed: u64) -> Vec<AttributeQuery> {
     let kinds = ProductKind::ALL.iter().copied();
     let surfaces = Colour::ALL.iter().flat_map(|c| Pattern::ALL.iter().map(move |p| (*c, *p)));

@@ -8,8 +8,8 @@ use crate::balance::calibration::{AnswerStats, Baseline, StatisticsSummary};
 use crate::balance::normalise::Normaliser;
 use crate::catalogue::CatalogueState;
 
-/// Returns plain CLIP over the generation that the spec labelled `calibrated` ranks; `None` if `specs`
-/// has it already, or has no spec of that label. [`Evaluation::drift_baseline`] needs it.
+/// Returns plain CLIP over the generation that the spec labelled `calibrated` ranks; `None` if
+/// `specs` has it already, or has no spec of that label. [`Evaluation::drift_baseline`] needs it.
 pub fn plain_clip_counterpart(
     specs: &[ConfigurationSpec],
     calibrated: &str,
@@ -27,8 +27,8 @@ pub fn plain_clip_counterpart(
 
 impl Evaluation {
     /// Returns how the configuration at this index answers compared with plain CLIP over the same
-    /// images, and the moments of the statistics that it uses. `None` if plain CLIP over these images
-    /// is not among the configurations, or if only judged images were ranked.
+    /// images, and the moments of the statistics that it uses. `None` if plain CLIP over these
+    /// images is not among the configurations, or if only judged images were ranked.
     pub fn drift_baseline(
         &self,
         resolver: &mut ConfigurationResolver,

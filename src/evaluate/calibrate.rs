@@ -1,4 +1,5 @@
-//! Chooses the thresholds of a configuration on one half of the queries and measures them on the other.
+//! Chooses the thresholds of a configuration on one half of the queries and measures them on the
+//! other.
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -9,8 +10,8 @@ use crate::balance::calibration::{BestHitFeatures, NoMatchRule, NoMatchSignal};
 
 /// Minimum number of hits on which a threshold is based.
 const MIN_SHOWN_HITS: usize = 20;
-/// Share of unrelated and gibberish texts that is enough to flag; losing fewer good hits is worth more
-/// than flagging more texts.
+/// Share of unrelated and gibberish texts that is enough to flag; losing fewer good hits is worth
+/// more than flagging more texts.
 const SUFFICIENT_FLAGGED_SHARE: f64 = 0.97;
 
 /// What chosen thresholds must achieve.
@@ -56,7 +57,8 @@ pub enum GroundTruth {
 pub struct Thresholds {
     /// What the thresholds must achieve.
     pub targets: ThresholdTargets,
-    /// The lowest score from which the rate of false hits meets its target; `None` if no score does.
+    /// The lowest score from which the rate of false hits meets its target; `None` if no score
+    /// does.
     pub min_score: Option<f32>,
     /// The rule by which nothing matches; `None` if there are too few right hits, or no texts that
     /// match nothing.
@@ -115,14 +117,14 @@ pub struct SignalResult {
     pub lost_hits: f64,
 }
 
-/// Returns whether a text belongs to the half on which thresholds are chosen. A hash of the text decides,
-/// so that the halves are the same in every evaluation.
+/// Returns whether a text belongs to the half on which thresholds are chosen. A hash of the text
+/// decides, so that the halves are the same in every evaluation.
 pub fn is_in_selection_half(text: &str) -> bool {
     Sha256::digest(text.as_bytes()).first().is_some_and(|byte| byte % 2 == 0)
 }
 
-/// Chooses thresholds on one half of `samples` and measures them on the other. Returns `None` if one half
-/// has no text that some image matches.
+/// Chooses thresholds on one half of `samples` and measures them on the other. Returns `None` if
+/// one half has no text that some image matches.
 pub fn choose_thresholds(
     samples: &[CalibrationSample],
     targets: ThresholdTargets,
@@ -136,7 +138,8 @@ pub fn choose_thresholds(
     }
     let rules = NoMatchSignal::ALL
         .map(|signal| choose_signal_threshold(signal, &selection, targets.max_lost_hits));
-    // Signals are ordered from the simplest: the first one that flags about as much as the best is taken.
+    // Signals are ordered from the simplest: the first one that flags about as much as the best is
+    // taken.
     let max_flagged = rules.iter().flatten().map(|(_, flagged)| *flagged).fold(0.0, f64::max);
     let no_match = rules.iter().flatten().find(|(_, flagged)| *flagged > max_flagged - 0.005);
     let no_match = no_match.map(|(rule, _)| *rule);
@@ -182,8 +185,8 @@ fn share_below(values: &[f32], threshold: f32) -> f64 {
     values.partition_point(|value| *value < threshold) as f64 / values.len().max(1) as f64
 }
 
-/// Returns the rule of a signal that loses at most the share `max_lost` of right first hits, and the share
-/// of unrelated and gibberish texts that it flags. `None` if there are too few samples.
+/// Returns the rule of a signal that loses at most the share `max_lost` of right first hits, and
+/// the share of unrelated and gibberish texts that it flags. `None` if there are too few samples.
 fn choose_signal_threshold(
     signal: NoMatchSignal,
     samples: &[&CalibrationSample],
@@ -224,8 +227,8 @@ fn measure_signal(rule: &NoMatchRule, samples: &[&CalibrationSample]) -> SignalR
     }
 }
 
-/// Returns the lowest score such that at most the share `max_false_share` of the first hits with this or a
-/// higher score is wrong; `None` if there is no such score.
+/// Returns the lowest score such that at most the share `max_false_share` of the first hits with
+/// this or a higher score is wrong; `None` if there is no such score.
 fn choose_min_score(samples: &[&CalibrationSample], max_false_share: f64) -> Option<f32> {
     let mut scored: Vec<(f32, bool)> =
         samples.iter().filter_map(|s| Some((s.best_hit.score, is_best_hit_right(s)?))).collect();

@@ -1,9 +1,10 @@
 //! Compares ways to rank on the owner's own catalogue and queries.
 //!
 //! A [`Corpus`] is the stored table in memory, a [`JudgedQuery`] a query with what is known of its
-//! right answers, a [`RankingConfiguration`] a way to rank. [`evaluate`] ranks every query under every
-//! configuration in one pass over the images (all configurations are affine in the raw score) and
-//! returns an [`EvaluationReport`], which is printed on a terminal, as JSON or as one HTML file.
+//! right answers, a [`RankingConfiguration`] a way to rank. [`evaluate`] ranks every query under
+//! every configuration in one pass over the images (all configurations are affine in the raw score)
+//! and returns an [`EvaluationReport`], which is printed on a terminal, as JSON or as one HTML
+//! file.
 //! [`QueryLogReader`] compares configurations by what query workers logged, without a catalogue.
 //! docs/evaluation.md is the guide for users.
 

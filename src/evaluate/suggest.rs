@@ -1,5 +1,5 @@
-//! Suggests prompts for a catalogue: chooses the texts of a pool, the normaliser and the weight that do
-//! best on one half of the queries, and measures the choice on the other half.
+//! Suggests prompts for a catalogue: chooses the texts of a pool, the normaliser and the weight
+//! that do best on one half of the queries, and measures the choice on the other half.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,12 +26,12 @@ use crate::prompts::{EmbeddedPromptSet, MAX_PROMPT_CHARS, MAX_PROMPTS};
 
 /// Sizes of the subsets that are tried in addition to the whole pool.
 const TRIED_SUBSET_SIZES: [usize; 4] = [32, 128, 512, 1_024];
-/// Normalisers that are tried. `range` depends on the two outermost prompts alone and did worst on every
-/// catalogue on which it was measured.
+/// Normalisers that are tried. `range` depends on the two outermost prompts alone and did worst on
+/// every catalogue on which it was measured.
 const TRIED_NORMALISERS: [Normaliser; 3] =
     [Normaliser::Nnn, Normaliser::Softmax, Normaliser::Zscore];
-/// Weights that are tried. At full strength every normaliser did harm on every catalogue on which it
-/// was measured.
+/// Weights that are tried. At full strength every normaliser did harm on every catalogue on which
+/// it was measured.
 const TRIED_WEIGHTS: [f32; 3] = [0.1, 0.25, 0.5];
 /// Seed of the random subset with which the chosen one is compared.
 const RANDOM_SUBSET_SEED: u64 = 1;
@@ -86,8 +86,8 @@ pub struct PromptSuggestion {
     pub chosen: Option<ChosenPrompts>,
     /// Everything that was tried, on the half of the queries on which the prompts were chosen.
     pub selection_report: EvaluationReport,
-    /// The chosen configuration compared with plain CLIP, the served one, a random subset and the whole
-    /// pool, on the other half of the queries.
+    /// The chosen configuration compared with plain CLIP, the served one, a random subset and the
+    /// whole pool, on the other half of the queries.
     pub test_report: EvaluationReport,
 }
 
@@ -104,8 +104,8 @@ pub struct ChosenPrompts {
     pub lambda: f32,
 }
 
-/// One half of the queries has no judged query with a relevant image, so that prompts cannot be chosen on
-/// one half and measured on the other.
+/// One half of the queries has no judged query with a relevant image, so that prompts cannot be
+/// chosen on one half and measured on the other.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "--queries: {in_selection_half} judged queries with a right image in the catalogue fall into the half for choosing, {in_test_half} into the half for the test, and neither half can do without; have more queries judged (`relevant`, docs/evaluation.md)"
@@ -117,7 +117,8 @@ pub struct TooFewJudgedQueries {
     pub in_test_half: usize,
 }
 
-/// Returns an error if one half of the queries has no judged query with a relevant image in the corpus.
+/// Returns an error if one half of the queries has no judged query with a relevant image in the
+/// corpus.
 pub fn check_enough_judged(
     queries: &[JudgedQuery],
     corpus: &Corpus,
@@ -165,9 +166,9 @@ pub fn order_by_coverage(units: &[Vec<f32>], max_count: usize) -> Vec<usize> {
     order
 }
 
-/// Chooses prompts from `pool`, the set of all texts that may become prompts, for the live table, at the
-/// served λ. Blocks for as long as the computation takes. `progress` is called with how many more texts
-/// were ranked.
+/// Chooses prompts from `pool`, the set of all texts that may become prompts, for the live table,
+/// at the served λ. Blocks for as long as the computation takes. `progress` is called with how many
+/// more texts were ranked.
 pub fn suggest_prompts(
     resolver: &mut ConfigurationResolver,
     pool: &EmbeddedPromptSet,
@@ -269,8 +270,8 @@ fn build_configuration(
     }
 }
 
-/// Returns the index of the configuration that gains most in false hits and nDCG together, among those
-/// with no more false hits than plain CLIP; `None` if none gains.
+/// Returns the index of the configuration that gains most in false hits and nDCG together, among
+/// those with no more false hits than plain CLIP; `None` if none gains.
 fn best_configuration_index(report: &EvaluationReport) -> Option<usize> {
     let ndcg = report.measures.iter().find(|name| name.starts_with("nDCG"))?;
     let gain = |result: &ConfigurationResult| {
@@ -290,7 +291,8 @@ mod tests {
     #[test]
     fn every_prefix_of_the_order_covers_all_texts() {
         let unit = |angle: f32| vec![angle.cos(), angle.sin()];
-        // Three near 0, two near 1.5, one at 0.75: each cluster has a prompt before one has a second.
+        // Three near 0, two near 1.5, one at 0.75: each cluster has a prompt before one has a
+        // second.
         let units: Vec<Vec<f32>> = [0.0, 0.02, 0.04, 1.5, 1.52, 0.75].map(unit).into();
         let order = order_by_coverage(&units, 3);
         let cluster = |i: &usize| usize::from(*i >= 3) + usize::from(*i == 5);

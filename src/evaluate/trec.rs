@@ -1,5 +1,5 @@
-//! Rankings and judgements in the formats of TREC, so that rankings of other programs can be measured
-//! here, and ours by other programs.
+//! Rankings and judgements in the formats of TREC, so that rankings of other programs can be
+//! measured here, and ours by other programs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -49,7 +49,8 @@ fn parse_number(name: &str, text: &str) -> Result<f64, String> {
     number.ok_or_else(|| format!("{name} {text:?} is not a number"))
 }
 
-/// Parses judgements: one line `query 0 image grade` each. Grades below 0 count as 0, as in `trec_eval`.
+/// Parses judgements: one line `query 0 image grade` each. Grades below 0 count as 0, as in
+/// `trec_eval`.
 pub fn parse_qrels(content: &str, file: &str) -> Result<Qrels, QueryFileError> {
     let mut all = Qrels::new();
     parse_lines(content, file, |fields| {
@@ -64,8 +65,8 @@ pub fn parse_qrels(content: &str, file: &str) -> Result<Qrels, QueryFileError> {
     Ok(all)
 }
 
-/// Parses rankings: one line `query Q0 image rank score tag` each. Results are ordered by score, then by
-/// image id; the rank is ignored.
+/// Parses rankings: one line `query Q0 image rank score tag` each. Results are ordered by score,
+/// then by image id; the rank is ignored.
 pub fn parse_run(content: &str, file: &str) -> Result<Run, QueryFileError> {
     let mut all: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
     parse_lines(content, file, |fields| {
@@ -89,8 +90,8 @@ pub fn parse_run(content: &str, file: &str) -> Result<Run, QueryFileError> {
     Ok(all.into_iter().map(sort_by_score).collect())
 }
 
-/// Measures of a run over all queries with a relevant image. A query that the run does not have counts
-/// as one whose relevant images were not found.
+/// Measures of a run over all queries with a relevant image. A query that the run does not have
+/// counts as one whose relevant images were not found.
 #[derive(Debug, Clone, Serialize)]
 pub struct MeasuredRun {
     /// Name of the run.

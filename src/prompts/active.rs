@@ -9,8 +9,8 @@ use super::prompt_set::PromptError;
 use crate::catalogue::PromptSetRecord;
 use crate::clip::Encoders;
 
-/// The prompt sets that are in use, shared between the tasks that use them and the task that follows the
-/// catalogue's state.
+/// The prompt sets that are in use, shared between the tasks that use them and the task that
+/// follows the catalogue's state.
 #[derive(Debug, Clone, Default)]
 pub struct ActivePromptSets(Arc<ArcSwap<Vec<Arc<EmbeddedPromptSet>>>>);
 
@@ -30,8 +30,8 @@ impl ActivePromptSets {
         self.0.store(Arc::new(sets));
     }
 
-    /// Returns the sets of `records`. Sets in use are taken as they are; the others are embedded, which
-    /// blocks for as long as the computation takes.
+    /// Returns the sets of `records`. Sets in use are taken as they are; the others are embedded,
+    /// which blocks for as long as the computation takes.
     pub fn resolve_records(
         &self,
         records: &[PromptSetRecord],

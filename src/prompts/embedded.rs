@@ -119,8 +119,9 @@ impl EmbeddedPromptSet {
         }
     }
 
-    /// Finds a set by key, name or name@version, by the same rules as [`PromptSetRecord::find`]: a name
-    /// means its newest version, and among sets of one version the last, which was added latest.
+    /// Finds a set by key, name or name@version, by the same rules as [`PromptSetRecord::find`]: a
+    /// name means its newest version, and among sets of one version the last, which was added
+    /// latest.
     pub fn find<'a>(sets: &'a [Arc<Self>], name: &str) -> Option<&'a Arc<Self>> {
         let matches = |set: &&Arc<Self>| {
             PromptSetRecord::matches_name(

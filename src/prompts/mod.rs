@@ -1,5 +1,6 @@
-//! Auxiliary prompt sets. A [`PromptSet`] is a list of texts, built in or from a TOML file of the owner; a
-//! model embeds it once into an [`EmbeddedPromptSet`], which computes the statistics of images.
+//! Auxiliary prompt sets. A [`PromptSet`] is a list of texts, built in or from a TOML file of the
+//! owner; a model embeds it once into an [`EmbeddedPromptSet`], which computes the statistics of
+//! images.
 //! [`ActivePromptSets`] are those that the catalogue's state names now, and [`measure_prompt_set`] reports
 //! how a set suits a catalogue.
 

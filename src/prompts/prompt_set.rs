@@ -99,8 +99,8 @@ impl PromptSet {
             .map_err(|reason| PromptError::Invalid { file: file.to_owned(), reason })
     }
 
-    /// Loads a built-in set by name. Unlike [`PromptSet::load`], it never reads a file, so that it is safe
-    /// for names from untrusted sources.
+    /// Loads a built-in set by name. Unlike [`PromptSet::load`], it never reads a file, so that it
+    /// is safe for names from untrusted sources.
     pub fn load_builtin(name: &str) -> Option<Self> {
         let (_, text) = BUILTIN_SETS.iter().find(|(builtin, _)| *builtin == name)?;
         Self::parse(text, Path::new(name)).ok()
@@ -132,8 +132,8 @@ impl PromptSet {
         Ok(())
     }
 
-    /// Returns the SHA-256 over the texts in hexadecimal. Statistics depend on the texts alone: their
-    /// order, the name and the notes do not change the fingerprint.
+    /// Returns the SHA-256 over the texts in hexadecimal. Statistics depend on the texts alone:
+    /// their order, the name and the notes do not change the fingerprint.
     pub fn fingerprint(&self) -> String {
         let mut sorted: Vec<&str> = self.texts.iter().map(String::as_str).collect();
         sorted.sort_unstable();

@@ -1,5 +1,5 @@
-//! Measures how a prompt set suits a catalogue: how its scores are distributed, which prompts are nearly
-//! equal, which dominate, and which images they penalise. Pure functions.
+//! Measures how a prompt set suits a catalogue: how its scores are distributed, which prompts are
+//! nearly equal, which dominate, and which images they penalise. Pure functions.
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -26,11 +26,11 @@ pub struct PromptSetReport {
     histogram: Vec<f64>,
     /// 5th percentile, median and 95th percentile of all auxiliary scores.
     pub score_percentiles: [f32; 3],
-    /// 5th percentile, median and 95th percentile over images of the standard deviation of an image's
-    /// scores.
+    /// 5th percentile, median and 95th percentile over images of the standard deviation of an
+    /// image's scores.
     pub std_percentiles: [f32; 3],
-    /// 5th percentile, median and 95th percentile over images of an image's mean score. If they differ
-    /// much, images score on different scales.
+    /// 5th percentile, median and 95th percentile over images of an image's mean score. If they
+    /// differ much, images score on different scales.
     pub mean_percentiles: [f32; 3],
     /// Pairs of prompts with a cosine above [`NEAR_DUPLICATE_COSINE`], most similar first.
     pub near_duplicates: Vec<NearDuplicatePair>,
@@ -67,8 +67,9 @@ pub struct DominatingPrompt {
 pub struct PenalisedImage {
     /// Index of the image among those that were measured.
     pub image_index: usize,
-    /// By how much balancing lowers a typical raw score for this image more than for the median image,
-    /// in units of the raw score. The typical score is the median of the images' strongest prompts.
+    /// By how much balancing lowers a typical raw score for this image more than for the median
+    /// image, in units of the raw score. The typical score is the median of the images' strongest
+    /// prompts.
     pub score_loss: f32,
     /// The prompt with the highest score for the image.
     pub strongest_prompt: String,
@@ -76,9 +77,9 @@ pub struct PenalisedImage {
     pub strongest_prompt_score: f32,
 }
 
-/// Measures `set` on the stored embeddings of a catalogue. Lists have at most `limit` entries. The scale
-/// constants of `balance` are replaced by those of this set and catalogue. Returns `None` if there are no
-/// images.
+/// Measures `set` on the stored embeddings of a catalogue. Lists have at most `limit` entries. The
+/// scale constants of `balance` are replaced by those of this set and catalogue. Returns `None` if
+/// there are no images.
 pub fn measure_prompt_set(
     set: &EmbeddedPromptSet,
     images: &[&Embedding],
@@ -176,9 +177,9 @@ pub fn measure_prompt_set(
 }
 
 impl PromptSetReport {
-    /// Returns the histogram of all auxiliary scores, merged to at most `rows` rows of equal width and
-    /// without empty bins at the ends. Each row is its lower edge and its share of all scores, lowest
-    /// first.
+    /// Returns the histogram of all auxiliary scores, merged to at most `rows` rows of equal width
+    /// and without empty bins at the ends. Each row is its lower edge and its share of all scores,
+    /// lowest first.
     pub fn histogram_rows(&self, rows: usize) -> Vec<(f32, f64)> {
         let is_used = |share: &f64| *share > 0.0;
         let first = self.histogram.iter().position(is_used).unwrap_or(0);

@@ -1,7 +1,7 @@
-//! Everything that runs in production, on this machine: a broker in this process, a folder as object
-//! storage, and the real program as processes of its own that log JSON.
+//! What runs in production, on this machine: a Kafka broker in this process, a folder as object
+//! storage, and the real program as separate processes that log JSON.
 
-#![allow(dead_code, reason = "two tests share it, and use different parts")]
+#![allow(dead_code, reason = "several tests share it and use different parts")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -21,7 +21,7 @@ pub const DEAD_LETTER_TOPIC: &str = "images.dead-letters";
 /// A line of a log.
 pub type LogLine = Map<String, Value>;
 
-/// Broker, folder and settings.
+/// A broker, a folder, and the settings of the processes.
 pub struct Fixture {
     pub broker: MockBroker,
     pub folder: tempfile::TempDir,
@@ -39,16 +39,17 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("pictures")).unwrap();
         let model = std::fs::canonicalize("models/demo").unwrap();
-        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let to_text = |path: &Path| path.to_str().unwrap().to_owned();
         let settings = [
             ("KAFKA__BROKERS", broker.bootstrap_servers()),
-            ("TABLE__URL", text(&folder.path().join("catalogue"))),
-            ("MODEL__CHECKPOINT", text(&model)),
+            ("TABLE__URL", to_text(&folder.path().join("catalogue"))),
+            ("MODEL__CHECKPOINT", to_text(&model)),
             ("PROMPTS__SETS", "demo".into()),
-            ("FETCH__FILE_ROOTS", text(&folder.path().join("pictures"))),
-            ("FETCH__ATTEMPTS", "2".into()),
+            ("FETCH__FILE_ROOTS", to_text(&folder.path().join("pictures"))),
+            ("FETCH__MAX_ATTEMPTS", "2".into()),
             ("SOURCE__ORDERING", "sequence".into()),
-            // The mock cluster makes a group wait for a member that has left until its session ends.
+            // In the mock cluster, a member that has left blocks the group until its session times
+            // out.
             ("SOURCE__SESSION_TIMEOUT_MS", "6000".into()),
             ("SOURCE__DRAIN_SECONDS", "3".into()),
             ("INGEST__DRAIN_SECONDS", "3".into()),
@@ -66,7 +67,7 @@ impl Fixture {
         Self { broker, folder, producer, settings }
     }
 
-    /// Changes a setting of what is started from now on: `INGEST__COMMIT_MS`.
+    /// Sets an option of all processes that are started later. `key` is like `INGEST__COMMIT_MS`.
     pub fn set_option(&mut self, key: &str, value: &str) {
         let key = format!("BSAP_{key}");
         self.settings.retain(|(known, _)| *known != key);
@@ -82,12 +83,12 @@ impl Fixture {
         command
     }
 
-    /// Starts a process whose log goes to `<name>.log`, with metrics on a port of its own.
+    /// Starts a process that logs to `<name>.log` and serves metrics on a free port.
     pub fn start_process(&self, name: &str, arguments: &[&str]) -> BsapProcess {
         self.start_process_with_metrics_at(name, arguments, &format!("127.0.0.1:{}", free_port()))
     }
 
-    /// Starts a process with its metrics there.
+    /// Starts a process that logs to `<name>.log` and serves metrics at this address.
     pub fn start_process_with_metrics_at(
         &self,
         name: &str,
@@ -106,12 +107,12 @@ impl Fixture {
         }
     }
 
-    /// Runs a command to its end; its log goes to `<name>.log`.
+    /// Runs a command until it ends, and returns its output and its log, which is in `<name>.log`.
     pub fn run_command(&self, name: &str, arguments: &[&str]) -> (Output, Vec<LogLine>) {
         self.run_command_with_env(name, arguments, &[])
     }
 
-    /// Runs a command to its end, with further variables.
+    /// Runs a command like [`Fixture::run_command`], with further environment variables.
     pub fn run_command_with_env(
         &self,
         name: &str,
@@ -120,12 +121,12 @@ impl Fixture {
     ) -> (Output, Vec<LogLine>) {
         let log = self.folder.path().join(format!("{name}.log"));
         let mut command = self.command(arguments);
-        command.env("BSAP_METRICS__SERVE", "false").env("BSAP_LOG__FILE", &log);
+        command.env("BSAP_METRICS__ENABLED", "false").env("BSAP_LOG__FILE", &log);
         let output = command.envs(variables.iter().copied()).output().unwrap();
         (output, read_log_lines(&log))
     }
 
-    /// A drawn picture; its URI.
+    /// Draws a picture and returns its URI.
     pub fn write_image(&self, name: &str, number: u64) -> String {
         self.write_file(
             name,
@@ -133,7 +134,7 @@ impl Fixture {
         )
     }
 
-    /// A file among the pictures; its URI.
+    /// Writes a file into the folder of pictures and returns its URI.
     pub fn write_file(&self, name: &str, bytes: &[u8]) -> String {
         let file = self.folder.path().join("pictures").join(name);
         std::fs::write(&file, bytes).unwrap();
@@ -145,14 +146,14 @@ impl Fixture {
         self.producer.send(record, Duration::from_secs(10)).await.unwrap();
     }
 
-    /// Announces an image that is there.
+    /// Sends an upsert event.
     pub async fn send_upsert(&self, id: &str, uri: &str, sequence: u64) {
         let event =
             json!({"image_id": id, "uri": uri, "sequence": sequence, "event_time": now_rfc3339()});
         self.send_message(id, &event.to_string()).await;
     }
 
-    /// A message that belongs to a trace.
+    /// Sends a message with a `traceparent` header.
     pub async fn send_traced(&self, key: &str, value: &str, traceparent: &str) {
         let header = Header { key: "traceparent", value: Some(traceparent) };
         let headers = OwnedHeaders::new().insert(header);
@@ -161,16 +162,16 @@ impl Fixture {
     }
 }
 
-/// The time as events write it.
+/// Returns the current time in the format of events.
 pub fn now_rfc3339() -> String {
     chrono::Utc::now().to_rfc3339()
 }
 
-/// A running process of the program. Killed when dropped.
+/// A running process of the program, which is killed when it is dropped.
 pub struct BsapProcess {
     pub child: Child,
     pub log: PathBuf,
-    /// Where its metrics are served.
+    /// Address at which it serves metrics and probes.
     pub metrics_address: String,
 }
 
@@ -179,19 +180,20 @@ impl BsapProcess {
         read_log_lines(&self.log)
     }
 
-    /// What it answers to a probe or a scrape: status and text.
+    /// Requests a path of the metrics server; returns status and body.
     pub async fn http_get(&self, path: &str) -> (u16, String) {
-        let answer = reqwest::get(format!("http://{}{path}", self.metrics_address)).await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+        let url = format!("http://{}{path}", self.metrics_address);
+        let response = reqwest::get(url).await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
     }
 
-    /// Sends a signal by its name.
+    /// Sends a signal by its name, such as `TERM`.
     pub fn send_signal(&self, name: &str) {
         let arguments = [format!("-{name}"), self.child.id().to_string()];
         assert!(Command::new("kill").args(arguments).status().unwrap().success());
     }
 
-    /// Asks it to end, and waits; whether it ended well.
+    /// Sends SIGTERM and waits for the end of the process; returns whether it exited successfully.
     pub fn stop_gracefully(mut self) -> bool {
         self.send_signal("TERM");
         let started = Instant::now();
@@ -199,12 +201,12 @@ impl BsapProcess {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.success();
             }
-            assert!(started.elapsed() < Duration::from_secs(30), "it does not end");
+            assert!(started.elapsed() < Duration::from_secs(30), "the process does not end");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Waits until a line is as `wanted` says.
+    /// Waits until a line of the log matches, and returns it.
     pub async fn wait_for_line(
         &mut self,
         what: &str,
@@ -235,24 +237,24 @@ impl Drop for BsapProcess {
     }
 }
 
-/// The whole lines of a log; the last one may be on its way.
+/// Returns the complete lines of a log; the last line may be incomplete while a process writes it.
 pub fn read_log_lines(log: &Path) -> Vec<LogLine> {
     let text = std::fs::read_to_string(log).unwrap_or_default();
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+    let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+    complete.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
 }
 
-/// Whether a line is of that event.
+/// Returns whether a line is of this event.
 pub fn is_event(line: &LogLine, event: &str) -> bool {
     line.get("event").is_some_and(|name| name == event)
 }
 
-/// The sum of a field over all lines of an event.
+/// Returns the sum of a field over all lines of an event.
 pub fn sum_field(lines: &[LogLine], event: &str, field: &str) -> u64 {
     lines.iter().filter(|line| is_event(line, event)).filter_map(|line| line[field].as_u64()).sum()
 }
 
-/// A port that nobody listens on.
+/// Returns a free port.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -1,10 +1,10 @@
-//! One suite for every kind of store: what the table relies on, and the table on it.
+//! One suite for every kind of store: the guarantees that the table needs, and the table itself.
 //!
 //!     tests/run stores
 //!
-//! Memory and a local folder are always tried; S3 (MinIO) and Azure (Azurite) where `tests/run` could
-//! start a server: BSAP_S3 and BSAP_AZURE hold the URL of an empty place. Google's store cannot be
-//! run outside of Google, and its emulators do not check generations: it is not proved here.
+//! Memory and a local folder are always tested; S3 (MinIO) and Azure (Azurite) if `tests/run` could
+//! start a server: BSAP_S3 and BSAP_AZURE are the URLs of empty folders. Google Cloud Storage is
+//! not tested, because its emulators do not check generations.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -33,7 +33,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use tokio_util::sync::CancellationToken;
 
-/// Workers that race.
+/// Number of workers that race for the same object.
 const CONCURRENT_WORKERS: usize = 8;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,26 +62,26 @@ async fn azure() {
 async fn run_suite_on_server(variable: &str) {
     let url = std::env::var(variable);
     let url = url.unwrap_or_else(|_| panic!("{variable} names a bucket; run `tests/run stores`"));
-    let place = format!("{}/{:016x}", url.trim_end_matches('/'), rand::random::<u64>());
-    run_suite(&Store::open(&place, &BTreeMap::new()).unwrap()).await;
+    let folder = format!("{}/{:016x}", url.trim_end_matches('/'), rand::random::<u64>());
+    run_suite(&Store::open(&folder, &BTreeMap::new()).unwrap()).await;
 }
 
 async fn run_suite(store: &Store) {
     store.check_capabilities().await.unwrap();
-    one_creator_wins(store).await;
-    one_state_of_many(store).await;
-    one_lease_holder(store).await;
-    rows_and_positions(store).await;
-    writers_and_compactor_race(store).await;
-    a_bucket_is_reconciled(store).await;
+    exactly_one_creator_wins(store).await;
+    concurrent_state_changes_are_all_kept(store).await;
+    exactly_one_worker_holds_the_lease(store).await;
+    rows_and_positions_survive_compaction_and_vacuum(store).await;
+    racing_writers_and_compactor_lose_nothing(store).await;
+    a_listing_of_the_store_can_be_reconciled(store).await;
 }
 
 fn test_generation(name: char) -> Generation {
     Generation::new("tiny", &name.to_string().repeat(64), 4, 100.0, VersionOrdering::Sequence)
 }
 
-/// The ground that everything stands on: of many that create an object, exactly one does.
-async fn one_creator_wins(store: &Store) {
+/// The guarantee that everything else needs: if many create the same object, exactly one succeeds.
+async fn exactly_one_creator_wins(store: &Store) {
     for round in 0..10 {
         let path = Path::from(format!("race/{round}"));
         let racers = (0..CONCURRENT_WORKERS).map(|i| {
@@ -109,7 +109,7 @@ fn statistics_key() -> StatisticsKey {
     StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8)
 }
 
-async fn one_state_of_many(store: &Store) {
+async fn concurrent_state_changes_are_all_kept(store: &Store) {
     let serving = ServingConfig::new(statistics_key(), Normaliser::Softmax, 0.25);
     let set = |name: &str| PromptSetRecord {
         key: StatisticsKey::new(name, 1, "0123456789ab", 100.0, 8),
@@ -123,7 +123,7 @@ async fn one_state_of_many(store: &Store) {
     let racers = (0..CONCURRENT_WORKERS).map(|i| {
         let (state, serving) = (StateStore::new(store), serving.clone());
         tokio::spawn(async move {
-            let sets = [set("demo"), set(&format!("own-{i}"))];
+            let sets = [set("demo"), set(&format!("set-{i}"))];
             state
                 .initialise_or_extend(&test_generation('a'), &sets, &serving, "test")
                 .await
@@ -134,10 +134,10 @@ async fn one_state_of_many(store: &Store) {
         racer.await.unwrap();
     }
     let newest = StateStore::new(store).read_newest().await.unwrap().unwrap();
-    assert_eq!(newest.prompt_sets.len(), CONCURRENT_WORKERS + 1, "nobody's set was lost");
+    assert_eq!(newest.prompt_sets.len(), CONCURRENT_WORKERS + 1, "no set was lost");
 }
 
-async fn one_lease_holder(store: &Store) {
+async fn exactly_one_worker_holds_the_lease(store: &Store) {
     let hour = Duration::from_secs(3_600);
     let racers = (0..CONCURRENT_WORKERS).map(|i| {
         let store = store.clone();
@@ -145,12 +145,12 @@ async fn one_lease_holder(store: &Store) {
             MaintenanceLease::acquire(&store, &format!("w{i}"), hour).await.unwrap()
         })
     });
-    let mut held = Vec::new();
+    let mut leases = Vec::new();
     for racer in racers.collect::<Vec<_>>() {
-        held.extend(racer.await.unwrap());
+        leases.extend(racer.await.unwrap());
     }
-    assert_eq!(held.len(), 1);
-    held.remove(0).release().await.unwrap();
+    assert_eq!(leases.len(), 1);
+    leases.remove(0).release().await.unwrap();
     assert!(MaintenanceLease::acquire(store, "next", hour).await.unwrap().is_some());
 }
 
@@ -204,7 +204,7 @@ async fn run_compaction(
     compactor.run(CompactionMode::Deep, now, &|_, _| {}, &CancellationToken::new()).await.unwrap()
 }
 
-async fn rows_and_positions(store: &Store) {
+async fn rows_and_positions_survive_compaction_and_vacuum(store: &Store) {
     let generation = test_generation('a');
     let mut writer = TableWriter::open(store, &generation, 100).await.unwrap();
     let mut follower = Follower::open(store, &generation).await.unwrap();
@@ -220,50 +220,39 @@ async fn rows_and_positions(store: &Store) {
         assert_eq!((changes.rows.len(), changes.is_full_snapshot), (2, false));
     }
     let partition = TopicPartition { topic: "images".into(), number: 0 };
-    assert_eq!(writer.read_position(&partition, &CancellationToken::new()).await.unwrap(), Some(8));
-    // A writer that lost its partition writes nothing.
-    let mut late = TableWriter::open(store, &generation, 100).await.unwrap();
-    let fenced = late
-        .append(
-            vec![partition_batch(0, 0, vec![test_row("late", 1, false)])],
-            &CancellationToken::new(),
-        )
-        .await
-        .unwrap();
+    assert_eq!(writer.read_position(&partition).await.unwrap(), Some(8));
+    // A writer that has lost its partition is fenced and adds no rows.
+    let mut late_writer = TableWriter::open(store, &generation, 100).await.unwrap();
+    let late_batch = partition_batch(0, 0, vec![test_row("late", 1, false)]);
+    let fenced = late_writer.append(vec![late_batch]).await.unwrap();
     assert_eq!((fenced.rows, fenced.fenced_partitions.len()), (0, 1));
 
-    let done = run_compaction(store, &generation, 5).await;
-    assert_eq!((done.files_in, done.dropped_superseded_rows), (3, 3));
+    let summary = run_compaction(store, &generation, 5).await;
+    assert_eq!((summary.files_in, summary.dropped_superseded_rows), (3, 3));
     assert_eq!(run_compaction(store, &generation, 5).await.dropped_tombstones, 1);
     assert_eq!(read_image_ids(store, &generation).await.len(), 4);
     let state = StateStore::new(store).read_newest().await.unwrap().unwrap();
     let sets: Vec<_> = state.prompt_sets.iter().map(|set| set.key.clone()).collect();
     let options = MaintenanceOptions::default();
     let token = CancellationToken::new();
-    let verified =
-        verify_table(store, &state.live, &sets, &options, Utc::now(), &|_, _| {}, &token)
-            .await
-            .unwrap();
-    let verified = verified.unwrap();
-    assert!(verified.is_sound() && verified.images == 4, "{verified:?}");
+    let report =
+        verify(store, &state, &state.live, &options, Utc::now(), &|_, _| {}, &token).await.unwrap();
+    let report = report.unwrap();
+    assert!(report.is_sound() && report.images == 4, "{report:?}");
     let later = Utc::now() + TimeDelta::days(5);
     let removed = vacuum::vacuum(store, &generation, &options, later, false).await.unwrap();
-    // Four were merged away, one the late writer left behind.
+    // Four files were merged, and one was left by the fenced writer.
     assert_eq!(removed.removed_files.len(), 5, "{removed:?}");
     assert_eq!(TableOverview::from_log(store, &generation, &options).await.unwrap().files, 2);
     assert_eq!(read_image_ids(store, &generation).await.len(), 4);
-    // The log was cleaned up behind this one.
-    late.append(
-        vec![partition_batch(1, 0, vec![test_row("new", 1, false)])],
-        &CancellationToken::new(),
-    )
-    .await
-    .unwrap();
+    // The late writer has an older version of the log, whose first entries were removed by now.
+    late_writer.append(vec![partition_batch(1, 0, vec![test_row("new", 1, false)])]).await.unwrap();
     assert_eq!(read_image_ids(store, &generation).await.len(), 5);
 }
 
-/// Listings of every store name objects as events do, and date them so that they can be compared.
-async fn a_bucket_is_reconciled(store: &Store) {
+/// Listings of every store have the same object names as events, and modification times with which
+/// stored versions can be compared.
+async fn a_listing_of_the_store_can_be_reconciled(store: &Store) {
     let generation = Generation::new("tiny", &"c".repeat(64), 4, 100.0, VersionOrdering::EventTime);
     let pictures = store.subfolder("pictures");
     for name in ["a.jpg", "ü b/100%.png", "resized.jpg", "new.jpg"] {
@@ -283,14 +272,14 @@ async fn a_bucket_is_reconciled(store: &Store) {
         row
     });
     let mut rows: Vec<ImageRow> = stored.collect();
-    let mut gone = rows[0].clone();
-    gone.image_id = ImageId::new("gone.jpg").unwrap();
-    gone.image.as_mut().unwrap().uri = Some(format!("{}/gone.jpg", pictures.url()));
-    rows.push(gone);
+    let mut removed = rows[0].clone();
+    removed.image_id = ImageId::new("removed.jpg").unwrap();
+    removed.image.as_mut().unwrap().uri = Some(format!("{}/removed.jpg", pictures.url()));
+    rows.push(removed);
     let mut writer = TableWriter::open(store, &generation, 100).await.unwrap();
     writer.append(vec![partition_batch(0, 0, rows)], &CancellationToken::new()).await.unwrap();
     let rules = CompareRules {
-        // The clocks of the servers may be ahead.
+        // The clock of the server may be ahead.
         listing_started_at: Utc::now() + TimeDelta::hours(1),
         grace_period: TimeDelta::seconds(1),
         time_tolerance: TimeDelta::zero(),
@@ -299,16 +288,18 @@ async fn a_bucket_is_reconciled(store: &Store) {
         event_template: EventTemplate::default(),
         attribute_types: AttributeTypes::new(),
     };
-    let (folder, token) = (tempfile::tempdir().unwrap(), CancellationToken::new());
-    let (side, here) = (ListingSource::Store(pictures), folder.path());
-    let done =
-        compare_with_listing(store, &generation, side, rules, here, |_| {}, &token).await.unwrap();
-    let report = done.report;
+    let (temp, token) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+    let listing = ListingSource::Store(pictures);
+    let comparison =
+        compare_with_listing(store, &generation, listing, rules, temp.path(), |_| {}, &token)
+            .await
+            .unwrap();
+    let report = comparison.report;
     let counts = (report.unchanged, report.new, report.changed, report.removed);
     assert_eq!(counts, (2, 1, 1, 1), "{report:?}");
 }
 
-async fn writers_and_compactor_race(store: &Store) {
+async fn racing_writers_and_compactor_lose_nothing(store: &Store) {
     const COMMITS: i64 = 12;
     let generation = Arc::new(test_generation('b'));
     TableWriter::open(store, &generation, 100).await.unwrap();

@@ -1,8 +1,8 @@
 //! Draws the picture of a scene.
 //!
-//! The scene is written as SVG and rendered by resvg, so that shapes stay readable in the source and the
-//! same picture can be rendered at any size. Everything that the scene does not decide comes from its
-//! seed.
+//! The scene is written as SVG and rendered by resvg, so that shapes stay readable in the source
+//! and the same picture can be rendered at any size. Everything that the scene does not decide
+//! comes from its seed.
 
 mod backdrop;
 mod products;
@@ -198,7 +198,8 @@ fn light_svg(rng: &mut ChaCha8Rng, strength: f32) -> String {
     )
 }
 
-/// Returns the same picture in other light: with a colour cast, darker corners and slightly out of focus.
+/// Returns the same picture in other light: with a colour cast, darker corners and slightly out of
+/// focus.
 fn shift_svg(body: &str, rng: &mut ChaCha8Rng) -> String {
     let cast =
         *["#ffd29a", "#a9c8ff", "#c9f0c4", "#8f8fa8", "#f3b7c6"].choose(rng).unwrap_or(&"#ffd29a");

@@ -1,8 +1,8 @@
 //! The shapes of the products, as SVG in a box of 100 × 100 and aligned to its bottom.
 //!
-//! Each has three layers: what is behind its body, the body (which has the product's colour and pattern),
-//! and what is in front of it. Placeholders for colours: `@c` is the product's colour, `@d` a darker and
-//! `@l` a lighter tone of it; `@m` is metal, `@k` wood, `@w` paper white.
+//! Each has three layers: what is behind its body, the body (which has the product's colour and
+//! pattern), and what is in front of it. Placeholders for colours: `@c` is the product's colour,
+//! `@d` a darker and `@l` a lighter tone of it; `@m` is metal, `@k` wood, `@w` paper white.
 
 use crate::demo::catalogue::ProductKind;
 

@@ -85,8 +85,8 @@ impl ProductTones {
     }
 }
 
-/// Returns the SVG definition of the paint `id` that covers a product's body. At most two fifths of the
-/// surface have the second colour, so that the main colour dominates.
+/// Returns the SVG definition of the paint `id` that covers a product's body. At most two fifths of
+/// the surface have the second colour, so that the main colour dominates.
 pub fn paint_definition(
     id: &str,
     pattern: Pattern,
@@ -137,7 +137,8 @@ pub fn paint_definition(
             tile(step, step * 1.1, if rotation.abs() == 45.0 { 0.0 } else { rotation }, line)
         }
         Pattern::TwoTone => {
-            // Bodies are lower than their box, so the main colour covers the lower part or one side.
+            // Bodies are lower than their box, so the main colour covers the lower part or one
+            // side.
             let (x2, y2, at) = if rng.random_bool(0.4) {
                 (0, 100, rng.random_range(0.45..0.52))
             } else {

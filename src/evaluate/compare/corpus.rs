@@ -1,5 +1,5 @@
-//! The stored table in memory as an evaluation needs it: every image once, with the embeddings of one
-//! or two models.
+//! The stored table in memory as an evaluation needs it: every image once, with the embeddings of
+//! one or two models.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::retry::{Classify, Disposition};
 use crate::store::Store;
 use crate::table::{Follower, Generation, TableError};
 
-/// Maximum number of images of a table that is evaluated. All embeddings are held in memory, 4 bytes
-/// per value (2 GB for a million embeddings of dimension 512).
+/// Maximum number of images of a table that is evaluated. All embeddings are held in memory, 4
+/// bytes per value (2 GB for a million embeddings of dimension 512).
 pub const MAX_IMAGES: usize = 5_000_000;
 
 /// Why an evaluation fails.
@@ -106,8 +106,8 @@ pub struct LoadedGeneration {
 }
 
 impl LoadedGeneration {
-    /// Reads the newest version of every image of `generation`. `progress` is called with the number
-    /// of files read and the total number of files.
+    /// Reads the newest version of every image of `generation`. `progress` is called with the
+    /// number of files read and the total number of files.
     pub async fn load(
         store: &Store,
         role: &str,
@@ -167,7 +167,8 @@ impl LoadedGeneration {
 }
 
 impl Corpus {
-    /// Joins generations. URI and attributes of an image come from the first generation that has it.
+    /// Joins generations. URI and attributes of an image come from the first generation that has
+    /// it.
     pub fn from_generations(generations: Vec<LoadedGeneration>) -> Self {
         let mut all: BTreeMap<&ImageId, &StoredImage> = BTreeMap::new();
         for (id, image) in generations.iter().flat_map(|rows| &rows.images) {
@@ -223,8 +224,8 @@ impl CorpusTable {
         &self.embeddings
     }
 
-    /// Returns the statistics of a prompt set, one per row: the stored ones, or if a row has none, those
-    /// computed from its stored embedding, as the query worker computes them.
+    /// Returns the statistics of a prompt set, one per row: the stored ones, or if a row has none,
+    /// those computed from its stored embedding, as the query worker computes them.
     pub fn statistics(&self, set: &EmbeddedPromptSet) -> Vec<ScoreStatistics> {
         let rows = self.embeddings.par_iter().zip(&self.stored_statistics);
         rows.filter_map(|(embedding, stored)| {

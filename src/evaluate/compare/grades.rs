@@ -28,7 +28,8 @@ impl ImageGrades {
     }
 }
 
-/// Returns the grades of the judged images that are in the corpus, and how many judged images are not.
+/// Returns the grades of the judged images that are in the corpus, and how many judged images are
+/// not.
 pub fn resolve_judgements(query: &JudgedQuery, corpus: &Corpus) -> (ImageGrades, usize) {
     let Judgements::Graded { grades, judged_only } = &query.judgements else {
         return (ImageGrades::default(), 0);

@@ -1,7 +1,7 @@
-//! Ranks the same queries under several configurations and compares the rankings. `corpus` holds the
-//! images and embeddings, `spec` parses a configuration from the command line and `configuration`
-//! resolves it against the catalogue, `rank` ranks, and `comparison` compares the rankings and fills
-//! the types of `result`.
+//! Ranks the same queries under several configurations and compares the rankings. `corpus` holds
+//! the images and embeddings, `spec` parses a configuration from the command line and
+//! `configuration` resolves it against the catalogue, `rank` ranks, and `comparison` compares the
+//! rankings and fills the types of `result`.
 
 mod comparison;
 mod configuration;

@@ -10,8 +10,8 @@ use crate::balance::calibration::{BestHitFeatures, ScoreDistribution};
 use crate::balance::normalise::AffineTransform;
 use crate::balance::statistics::dot_product;
 
-/// Queries that share one pass over the embeddings. All their scores are held in memory, 4 bytes per
-/// image and query.
+/// Queries that share one pass over the embeddings. All their scores are held in memory, 4 bytes
+/// per image and query.
 const QUERIES_PER_SCAN: usize = 8;
 
 /// The ranking of one query under one configuration.
@@ -20,8 +20,8 @@ pub struct QueryRanking {
     /// Index into [`Corpus::images`] and score of the top results, best first; equal scores are
     /// ordered by image id.
     pub top: Vec<(u32, f32)>,
-    /// Rank of the first relevant image in the whole ranking, from 1; `None` if no relevant image is
-    /// ranked.
+    /// Rank of the first relevant image in the whole ranking, from 1; `None` if no relevant image
+    /// is ranked.
     pub first_right_rank: Option<usize>,
     /// The features of the first result from which no-match signals are computed.
     pub best_hit: BestHitFeatures,
@@ -55,8 +55,9 @@ impl<'a> Ranker<'a> {
         Self { corpus, configurations, affines, depth }
     }
 
-    /// Ranks `texts`; `image_grades` are the grades of each text's judged images. Returns one row per
-    /// text with one entry per configuration. `progress` is called with how many more texts are done.
+    /// Ranks `texts`; `image_grades` are the grades of each text's judged images. Returns one row
+    /// per text with one entry per configuration. `progress` is called with how many more texts are
+    /// done.
     pub fn rank(
         &self,
         texts: &[&str],

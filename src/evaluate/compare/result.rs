@@ -20,7 +20,8 @@ pub struct CorrectionCost {
 }
 
 impl CorrectionCost {
-    /// Returns what a changed rate of false first hits saves; `gain` below 0 means fewer false hits.
+    /// Returns what a changed rate of false first hits saves; `gain` below 0 means fewer false
+    /// hits.
     pub(super) fn estimate_savings(&self, gain: ConfidenceInterval) -> CorrectionSavings {
         let minutes = gain.scaled_by(-self.minutes_per_false_hit * self.queries_per_day);
         CorrectionSavings {
@@ -145,10 +146,11 @@ pub struct ConfigurationResult {
     pub false_hit_rate_above_min_score: Option<ConfidenceInterval>,
     /// How evenly the images share the first ranks; `None` if only judged images are ranked.
     pub hubness: Option<Hubness>,
-    /// How much the rankings differ from the baseline's; `None` for the baseline itself, and if only
-    /// judged images are ranked.
+    /// How much the rankings differ from the baseline's; `None` for the baseline itself, and if
+    /// only judged images are ranked.
     pub stability: Option<RankingStability>,
-    /// What the configuration saves; `None` without a cost, without judgements, and for the baseline.
+    /// What the configuration saves; `None` without a cost, without judgements, and for the
+    /// baseline.
     pub savings: Option<CorrectionSavings>,
     /// Thresholds, chosen on one half of the queries and measured on the other.
     pub thresholds: Option<Thresholds>,

@@ -14,7 +14,8 @@ pub struct ConfigurationSpec {
     pub base: Option<BaseConfiguration>,
     /// Name in reports; `None` means the text as typed.
     pub name: Option<String>,
-    /// Key, name or name@version of a stored prompt set, name of a built-in one, or path of a TOML file.
+    /// Key, name or name@version of a stored prompt set, name of a built-in one, or path of a TOML
+    /// file.
     pub prompt_set: Option<String>,
     /// The formula that balances scores.
     pub normaliser: Option<Normaliser>,

@@ -33,8 +33,8 @@ pub enum Judgements {
         /// Grade of each judged image: 0 is wrong, above 0 is right, and a higher grade is a better
         /// answer.
         grades: BTreeMap<ImageId, f64>,
-        /// Whether only the judged images are ranked, because it is not known whether the others are
-        /// right ("condensed lists"; Sakai, SIGIR 2007). If false, all others count as wrong.
+        /// Whether only the judged images are ranked, because it is not known whether the others
+        /// are right ("condensed lists"; Sakai, SIGIR 2007). If false, all others count as wrong.
         judged_only: bool,
     },
 }
@@ -50,8 +50,8 @@ struct FingerprintLine<'a> {
     judged_only: bool,
 }
 
-/// Returns the SHA-256 over texts, groups and judgements in hexadecimal: one line of JSON per query,
-/// in the given order.
+/// Returns the SHA-256 over texts, groups and judgements in hexadecimal: one line of JSON per
+/// query, in the given order.
 pub fn fingerprint_queries(queries: &[JudgedQuery]) -> String {
     let no_grades = BTreeMap::new();
     let mut hasher = Sha256::new();

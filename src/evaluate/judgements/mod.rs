@@ -1,5 +1,6 @@
-//! Queries with what is known of their right answers: read from JSON lines or CSV (`query_files`) or
-//! from the feedback that users sent (`feedback`), and built-in texts that match no image (`probes`).
+//! Queries with what is known of their right answers: read from JSON lines or CSV (`query_files`)
+//! or from the feedback that users sent (`feedback`), and built-in texts that match no image
+//! (`probes`).
 
 mod feedback;
 mod judged_query;

@@ -27,8 +27,8 @@ pub enum NoMatchKind {
     Unrelated,
     /// Text in no language.
     Gibberish,
-    /// Queries that were judged to match nothing. They are worded like the catalogue and are therefore
-    /// the hardest to detect.
+    /// Queries that were judged to match nothing. They are worded like the catalogue and are
+    /// therefore the hardest to detect.
     Absent,
 }
 
@@ -59,8 +59,8 @@ pub fn builtin_probes() -> Vec<NoMatchProbe> {
     unrelated.chain(gibberish.collect::<Vec<_>>()).collect()
 }
 
-/// Generates, in turn by `index`, words of random letters, words of made-up syllables, keys of the home
-/// row, signs and digits, or words of one or two letters.
+/// Generates, in turn by `index`, words of random letters, words of made-up syllables, keys of the
+/// home row, signs and digits, or words of one or two letters.
 fn generate_gibberish(index: usize, rng: &mut ChaCha8Rng) -> String {
     const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz";
     const CONSONANTS: &[u8] = b"bcdfghjklmnprstvwz";

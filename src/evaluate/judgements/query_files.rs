@@ -176,8 +176,8 @@ impl QueryCollector {
     }
 }
 
-/// Returns the judgements that grades express: no grades mean that nothing matches, and grades of wrong
-/// images alone say nothing about the images that were not judged.
+/// Returns the judgements that grades express: no grades mean that nothing matches, and grades of
+/// wrong images alone say nothing about the images that were not judged.
 fn judgements_from_grades(grades: BTreeMap<ImageId, f64>) -> Judgements {
     if grades.is_empty() {
         return Judgements::NoMatch;
@@ -186,8 +186,8 @@ fn judgements_from_grades(grades: BTreeMap<ImageId, f64>) -> Judgements {
     Judgements::Graded { grades, judged_only }
 }
 
-/// Reads JSON lines with `text` and, optionally, `relevant` (a list of image ids, or an object of image
-/// id to grade; empty if nothing matches) and `group`. Errors name the file as `file`.
+/// Reads JSON lines with `text` and, optionally, `relevant` (a list of image ids, or an object of
+/// image id to grade; empty if nothing matches) and `group`. Errors name the file as `file`.
 pub fn queries_from_json_lines(
     content: &str,
     file: &str,
@@ -198,7 +198,8 @@ pub fn queries_from_json_lines(
         let parsed: QueryLine = match serde_json::from_str(line) {
             Ok(parsed) => parsed,
             Err(error) => {
-                // The position in serde's message is relative to the line, whose number is reported.
+                // The position in serde's message is relative to the line, whose number is
+                // reported.
                 let error = error.to_string();
                 let error = error.split(" at line ").next().unwrap_or_default();
                 collector.report_problem(number, error);
@@ -226,9 +227,9 @@ pub fn queries_from_json_lines(
 }
 
 /// Reads CSV with a header, in one of two forms. One row per query: `text`, `relevant` (image ids
-/// separated by `|`, each optionally with `=grade`; without the column queries are unjudged, an empty
-/// field means that nothing matches), `group`. One row per judgement: `text`, `image_id`, `grade` (1 if
-/// missing), `group`.
+/// separated by `|`, each optionally with `=grade`; without the column queries are unjudged, an
+/// empty field means that nothing matches), `group`. One row per judgement: `text`, `image_id`,
+/// `grade` (1 if missing), `group`.
 pub fn queries_from_csv(content: &str, file: &str) -> Result<Vec<JudgedQuery>, QueryFileError> {
     let mut collector = QueryCollector::new(file);
     let mut table = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(content.as_bytes());
@@ -301,8 +302,8 @@ fn describe_csv_error(error: &csv::Error) -> String {
     }
 }
 
-/// Parses `a|b=2` into pairs of id and grade. An id may contain `=`: only a number after the last `=`
-/// is a grade.
+/// Parses `a|b=2` into pairs of id and grade. An id may contain `=`: only a number after the last
+/// `=` is a grade.
 fn parse_graded_ids(field: &str) -> Vec<(String, f64)> {
     let ids = field.split('|').map(str::trim).filter(|part| !part.is_empty());
     let pair = |part: &str| {

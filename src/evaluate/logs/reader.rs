@@ -197,8 +197,8 @@ impl QueryLogReader {
     }
 
     fn add_search_line(&mut self, line: SearchLine) -> Result<bool, LineError> {
-        // These answers do not depend on the configuration: the request overrode it, or searched with an
-        // image, which is always ranked by plain CLIP.
+        // These answers do not depend on the configuration: the request overrode it, or searched
+        // with an image, which is always ranked by plain CLIP.
         let ignores_configuration =
             line.overrides || matches!(line.input.as_deref(), Some("image" | "image_id"));
         if line.offset > 0 || ignores_configuration {

@@ -36,8 +36,8 @@ pub struct QueryLogReport {
     pub to: Option<DateTime<Utc>>,
     /// Number of lines read.
     pub lines: u64,
-    /// Number of lines of other events, of later pages of an answer, and of answers that do not depend on
-    /// a configuration: to requests with overrides and to images.
+    /// Number of lines of other events, of later pages of an answer, and of answers that do not
+    /// depend on a configuration: to requests with overrides and to images.
     pub skipped: u64,
     /// Number of malformed lines.
     pub malformed: u64,

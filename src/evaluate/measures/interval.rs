@@ -1,4 +1,5 @@
-//! Confidence intervals and significance tests. Pure functions; the same seed gives the same result.
+//! Confidence intervals and significance tests. Pure functions; the same seed gives the same
+//! result.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -9,7 +10,8 @@ use serde::Serialize;
 const BOOTSTRAP_RESAMPLES: usize = 1_000;
 /// Number of random sign assignments per test; the smallest possible p is about 0.0005.
 const RANDOMISATION_ASSIGNMENTS: usize = 2_000;
-/// Tolerance when sums are compared: sums of the same numbers in another order differ in the last digits.
+/// Tolerance when sums are compared: sums of the same numbers in another order differ in the last
+/// digits.
 const SUM_TOLERANCE: f64 = 1e-9;
 /// Seed of all samples, fixed so that a report can be reproduced to the last digit.
 pub const RESAMPLING_SEED: u64 = 1;
@@ -53,24 +55,25 @@ pub enum MeasureDirection {
 pub struct MeasureComparison {
     /// Mean over the queries.
     pub value: ConfidenceInterval,
-    /// Mean difference from the baseline per query; above 0 the value is higher. Because it is paired,
-    /// its interval is far narrower than that of a difference of two means.
+    /// Mean difference from the baseline per query; above 0 the value is higher. Because it is
+    /// paired, its interval is far narrower than that of a difference of two means.
     pub gain: ConfidenceInterval,
     /// Probability of a difference at least as large by chance: two-sided paired randomisation test
     /// (Fisher; Smucker et al., CIKM 2007).
     pub p_value: f64,
 }
 
-/// Returns the mean of `values` with its percentile bootstrap interval (Efron, 1979); `None` if there
-/// are no values.
+/// Returns the mean of `values` with its percentile bootstrap interval (Efron, 1979); `None` if
+/// there are no values.
 pub fn bootstrap_mean(values: &[f64], seed: u64) -> Option<ConfidenceInterval> {
     let rows: Vec<&[f64]> = values.iter().map(std::slice::from_ref).collect();
     bootstrap_columns(&rows, 1, seed).into_iter().next()
 }
 
-/// Returns the sum of the values divided by the sum of the counts, with its percentile bootstrap interval.
-/// Each cluster is a pair of value and count. Whole clusters are drawn, because the observations within
-/// one are not independent (Davison & Hinkley, 1997, §3.8). Returns `None` if all counts are 0.
+/// Returns the sum of the values divided by the sum of the counts, with its percentile bootstrap
+/// interval. Each cluster is a pair of value and count. Whole clusters are drawn, because the
+/// observations within one are not independent (Davison & Hinkley, 1997, §3.8). Returns `None` if
+/// all counts are 0.
 pub fn bootstrap_clustered_ratio(clusters: &[(f64, u64)], seed: u64) -> Option<ConfidenceInterval> {
     let ratio = |(value, count): (f64, u64)| value / count as f64;
     let add = |a: (f64, u64), b: &(f64, u64)| (a.0 + b.0, a.1 + b.1);
@@ -178,8 +181,8 @@ fn randomisation_p_values(rows: &[&[f64]], width: usize, seed: u64) -> Vec<f64> 
         .collect()
 }
 
-/// Corrects the p values of several comparisons by Holm's method (1979), which bounds the probability of
-/// any false discovery among all of them.
+/// Corrects the p values of several comparisons by Holm's method (1979), which bounds the
+/// probability of any false discovery among all of them.
 pub fn correct_by_holm(p_values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p_values.len()).collect();
     order.sort_unstable_by(|a, b| p_values[*a].total_cmp(&p_values[*b]));
@@ -192,8 +195,8 @@ pub fn correct_by_holm(p_values: &[f64]) -> Vec<f64> {
     corrected
 }
 
-/// Returns a share with its 95 % interval by Wilson's score (1927), which is valid for small counts and
-/// for shares near 0 and 1. Returns `None` if `total` is 0.
+/// Returns a share with its 95 % interval by Wilson's score (1927), which is valid for small counts
+/// and for shares near 0 and 1. Returns `None` if `total` is 0.
 pub fn wilson_interval(count: usize, total: usize) -> Option<ConfidenceInterval> {
     const Z: f64 = 1.959_963_984_540_054;
     if total == 0 {

@@ -1,5 +1,5 @@
-//! Measures of one ranking whose relevant images are known. Pure functions; `interval` estimates how
-//! certain their means are.
+//! Measures of one ranking whose relevant images are known. Pure functions; `interval` estimates
+//! how certain their means are.
 
 pub(crate) mod interval;
 
@@ -10,7 +10,8 @@ pub const MAX_RANK_DEPTH: usize = 1_000;
 /// Maximum number of cut-offs in one evaluation.
 const MAX_CUTOFFS: usize = 8;
 
-/// The ranks k down to which measures go, ascending: hit@k for each, all other measures at the largest.
+/// The ranks k down to which measures go, ascending: hit@k for each, all other measures at the
+/// largest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cutoffs(Vec<usize>);
 
@@ -78,8 +79,8 @@ impl Cutoffs {
     /// - recall@k: relevant images among the first k, divided by all relevant images;
     /// - capped recall@k: the same, divided by at most k;
     /// - precision@k: relevant images among the first k, divided by k;
-    /// - nDCG@k: Σ grade/log₂(rank+1) over the first k, divided by the largest possible sum (Järvelin
-    ///   and Kekäläinen, 2002; linear gain, as in trec_eval);
+    /// - nDCG@k: Σ grade/log₂(rank+1) over the first k, divided by the largest possible sum
+    ///   (Järvelin and Kekäläinen, 2002; linear gain, as in trec_eval);
     /// - MRR: 1/rank of the first relevant image in the whole ranking;
     /// - false hit: 1 if the first result is wrong, which is the mistake that a user sees first.
     ///

@@ -1,5 +1,5 @@
-//! The result of an evaluation, and its verdict in words. `terminal` and `html` render it; `chart` and
-//! `html_tables` are the parts of a page.
+//! The result of an evaluation, and its verdict in words. `terminal` and `html` render it; `chart`
+//! and `html_tables` are the parts of a page.
 
 pub(crate) mod chart;
 pub(crate) mod html;
@@ -25,8 +25,8 @@ pub const SIGNIFICANCE_LEVEL: f64 = 0.05;
 /// The result of an evaluation; serialised, it is the JSON report.
 #[derive(Debug, Clone, Serialize)]
 pub struct EvaluationReport {
-    /// SHA-256 over all other fields except `created_at`, in hexadecimal. A stored calibration refers to
-    /// its evaluation by it.
+    /// SHA-256 over all other fields except `created_at`, in hexadecimal. A stored calibration
+    /// refers to its evaluation by it.
     pub fingerprint: String,
     /// When the evaluation was made.
     pub created_at: DateTime<Utc>,
@@ -89,8 +89,8 @@ impl EvaluationReport {
         self
     }
 
-    /// Returns a measure of a configuration over all judged queries; `None` if there are none, or no
-    /// such measure.
+    /// Returns a measure of a configuration over all judged queries; `None` if there are none, or
+    /// no such measure.
     pub fn measure_comparison(
         &self,
         result: &ConfigurationResult,
@@ -117,8 +117,8 @@ pub enum MeasuredDifference {
     NotSignificant,
 }
 
-/// Classifies the difference of a measure from the baseline. It is significant if the corrected p value is
-/// small and 0 is outside the interval.
+/// Classifies the difference of a measure from the baseline. It is significant if the corrected p
+/// value is small and 0 is outside the interval.
 pub fn classify_difference(measure: &str, comparison: &MeasureComparison) -> MeasuredDifference {
     if comparison.p_value >= SIGNIFICANCE_LEVEL || !comparison.gain.excludes_zero() {
         return MeasuredDifference::NotSignificant;
@@ -226,9 +226,10 @@ fn describe_verdict(report: &EvaluationReport) -> String {
     text.trim_end().to_owned()
 }
 
-/// Returns the largest change of the share of false first hits that these queries may not show. If few or
-/// no first hits changed, bootstrap samples underestimate it, because they contain no more changes than the
-/// queries themselves. Wilson's upper bound of the net change accounts for queries that were not measured.
+/// Returns the largest change of the share of false first hits that these queries may not show. If
+/// few or no first hits changed, bootstrap samples underestimate it, because they contain no more
+/// changes than the queries themselves. Wilson's upper bound of the net change accounts for queries
+/// that were not measured.
 fn undetectable_change(gain: &ConfidenceInterval, judged: usize) -> f64 {
     let net_changes = (gain.mean.abs() * judged as f64).round() as usize;
     let upper_bound = wilson_interval(net_changes, judged).map_or(1.0, |share| share.high);

@@ -1,7 +1,7 @@
 //! A checkpoint of which one file has arbitrary bytes: it is loaded, or rejected with an error.
 //!
-//! The first byte chooses the file and the model; the rest is the file's content. Of the weights it is
-//! only the header, which is followed by the fixture's tensor data.
+//! The first byte chooses the file and the model; the rest is the file's content. Of the weights it
+//! is only the header, which is followed by the fixture's tensor data.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! An arbitrary body of `POST /v1/search`, answered over a small catalogue: hits, or an error that names a
-//! field.
+//! An arbitrary body of `POST /v1/search`, answered over a small catalogue: hits, or an error that
+//! names a field.
 
 #![no_main]
 

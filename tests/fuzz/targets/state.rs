@@ -1,5 +1,6 @@
-//! Arbitrary bytes as what other programs write for a catalogue: a revision of its state, the report of a
-//! query worker, a request on the control topic. They are read, or rejected with a reason.
+//! Arbitrary bytes as what other programs write for a catalogue: a revision of its state, the
+//! report of a query worker, a request on the control topic. They are read, or rejected with a
+//! reason.
 //!
 //! The first byte chooses the kind of object; the rest is its content.
 

@@ -1,8 +1,8 @@
-//! A table of which one file has arbitrary bytes, under a name with the right checksum, as a faulty writer
-//! would leave it: readers accept it or return an error, and never panic.
+//! A table of which one file has arbitrary bytes, under a name with the right checksum, as a faulty
+//! writer would leave it: readers accept it or return an error, and never panic.
 //!
-//! The first byte chooses the file: a data file, or the commit that adds it. With BSAP_SEEDS=<folder>, the
-//! files of a small table are written there as seeds of the corpus.
+//! The first byte chooses the file: a data file, or the commit that adds it. With
+//! BSAP_SEEDS=<folder>, the files of a small table are written there as seeds of the corpus.
 
 #![no_main]
 
