@@ -1,4 +1,5 @@
-//! Bad input: one clear message that names what is wrong and the remedy, and the right exit code.
+//! The command line: invalid input ends with one message that names the problem and the remedy, and
+//! with the documented exit code; the demo and the commands on its table work.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -11,8 +12,13 @@ fn run_bsap(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BSAP_")) {
         command.env_remove(name);
     }
-    let here = tempfile::tempdir().unwrap();
-    command.args(arguments).envs(variables.iter().copied()).current_dir(&here).output().unwrap()
+    let working_dir = tempfile::tempdir().unwrap();
+    command
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .current_dir(&working_dir)
+        .output()
+        .unwrap()
 }
 
 #[track_caller]
@@ -27,8 +33,8 @@ fn assert_fails(arguments: &[&str], variables: &[(&str, &str)], code: i32, words
     assert!(!text.contains("panicked") && !text.contains("backtrace"), "{text}");
 }
 
-/// A folder with a checkpoint that loads, as an absolute path: programs are started elsewhere. Not
-/// from `CARGO_MANIFEST_DIR`, which a build that is shared between checkouts remembers wrongly.
+/// Returns the absolute path of a valid checkpoint; `run_bsap` runs in another folder.
+/// `CARGO_MANIFEST_DIR` would be wrong in a target folder shared by several checkouts.
 fn demo_checkpoint_folder() -> String {
     std::fs::canonicalize("models/demo").unwrap().display().to_string()
 }
@@ -40,7 +46,7 @@ fn config_file(text: &str) -> tempfile::NamedTempFile {
 }
 
 #[test]
-fn help_teaches_and_version_is_told() {
+fn help_and_version_are_printed() {
     let help = String::from_utf8(run_bsap(&["--help"], &[]).stdout).unwrap();
     for word in
         ["demo", "ingest", "serve", "publish", "search", "evaluate", "prompts", "check", "config"]
@@ -55,19 +61,24 @@ fn help_teaches_and_version_is_told() {
 }
 
 #[test]
-fn what_is_wrong_with_an_evaluation_is_told_before_any_work() {
-    assert_fails(&["evaluate"], &[], 2, &["--queries", "--drawn"]);
-    assert_fails(&["evaluate", "--log", "x", "--feedback"], &[], 2, &["cannot be used with"]);
+fn invalid_evaluations_are_rejected_before_any_work() {
+    assert_fails(&["evaluate"], &[], 2, &["--queries", "--synthetic"]);
+    assert_fails(&["evaluate", "--query-log", "x", "--feedback"], &[], 2, &["cannot be used with"]);
     assert_fails(&["evaluate", "--feedback", "--store"], &[], 2, &["--calibrate"]);
-    let wrong = "live,weight=2";
+    let invalid = "live,weight=2";
     assert_fails(
-        &["evaluate", "--feedback", "--configuration", wrong],
+        &["evaluate", "--feedback", "--configuration", invalid],
         &[],
         2,
         &["weight", "0 to 1"],
     );
     assert_fails(&["evaluate", "--feedback", "--k", "0"], &[], 2, &["1 to 1000"]);
-    assert_fails(&["evaluate", "--feedback", "--wage", "30"], &[], 2, &["--minutes-per-false-hit"]);
+    assert_fails(
+        &["evaluate", "--feedback", "--hourly-cost", "30"],
+        &[],
+        2,
+        &["--minutes-per-false-hit"],
+    );
     let run = config_file("1 Q0 a 1 high t\n");
     let qrels = config_file("1 0 a 1\n");
     let [run, qrels] = [run.path(), qrels.path()].map(|path| path.to_str().unwrap().to_owned());
@@ -122,7 +133,7 @@ fn usage_errors_exit_with_2() {
 }
 
 #[test]
-fn all_problems_of_a_configuration_are_told_at_once() {
+fn all_problems_of_a_configuration_are_reported_at_once() {
     let config = config_file(
         "[kafka]\nbroker = 'x'\n[source]\nqueue_messages = 'many'\n[http]\nlisten = '0.0.0.0:1'\n[model]\ncheckpoint = 'nowhere'\n",
     );
@@ -145,7 +156,7 @@ fn all_problems_of_a_configuration_are_told_at_once() {
 }
 
 #[test]
-fn an_unreachable_broker_is_named() {
+fn the_error_names_an_unreachable_broker() {
     let model = demo_checkpoint_folder();
     let variables = [
         ("BSAP_MODEL__CHECKPOINT", model.as_str()),
@@ -167,7 +178,7 @@ fn an_unreachable_broker_is_named() {
 }
 
 #[test]
-fn a_bucket_that_cannot_be_reached_is_named() {
+fn the_error_names_an_unreachable_bucket() {
     let model = demo_checkpoint_folder();
     let variables = [
         ("BSAP_MODEL__CHECKPOINT", model.as_str()),
@@ -189,9 +200,9 @@ fn a_bucket_that_cannot_be_reached_is_named() {
 }
 
 #[test]
-fn a_port_in_use_is_named() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap();
+fn the_error_names_a_port_in_use() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
     let model = demo_checkpoint_folder();
     let variables = [("BSAP_MODEL__CHECKPOINT", model.as_str())];
     assert_fails(
@@ -210,18 +221,18 @@ fn a_port_in_use_is_named() {
         &["serve", "--listen", "0.0.0.0:0"],
         &variables,
         2,
-        &["http.listen", "http.keys", "http.open"],
+        &["http.listen", "http.keys", "http.allow_unauthenticated"],
     );
 }
 
 #[test]
-fn folders_that_cannot_be_used_are_named() {
+fn the_error_names_an_unusable_folder() {
     let used = tempfile::tempdir().unwrap();
     std::fs::write(used.path().join("thesis.doc"), "years of work").unwrap();
     let path = used.path().to_str().unwrap();
     assert_fails(&["demo", "--once", "--dir", path], &[], 2, &[path, "not empty"]);
     assert!(used.path().join("thesis.doc").exists());
-    // No user may make folders there, root neither.
+    // No user can create folders there, not even root.
     assert_fails(&["demo", "--once", "--dir", "/proc/bsap"], &[], 2, &["--dir", "/proc/bsap"]);
     let model = demo_checkpoint_folder();
     let variables = [("BSAP_MODEL__CHECKPOINT", model.as_str()), ("BSAP_TABLE__URL", "/proc/bsap")];
@@ -229,7 +240,7 @@ fn folders_that_cannot_be_used_are_named() {
 }
 
 #[test]
-fn a_checkpoint_that_is_none_is_named() {
+fn the_error_names_an_invalid_checkpoint() {
     let empty = tempfile::tempdir().unwrap();
     let path = empty.path().to_str().unwrap();
     let variables = [("BSAP_MODEL__CHECKPOINT", path)];
@@ -237,17 +248,17 @@ fn a_checkpoint_that_is_none_is_named() {
 }
 
 #[test]
-fn a_table_that_is_not_there_is_named() {
-    let (model, nothing) = (demo_checkpoint_folder(), tempfile::tempdir().unwrap());
+fn the_error_for_a_missing_table_names_the_command_that_creates_it() {
+    let (model, empty_folder) = (demo_checkpoint_folder(), tempfile::tempdir().unwrap());
     let variables = [
         ("BSAP_MODEL__CHECKPOINT", model.as_str()),
-        ("BSAP_TABLE__URL", nothing.path().to_str().unwrap()),
+        ("BSAP_TABLE__URL", empty_folder.path().to_str().unwrap()),
     ];
     assert_fails(&["search", "a mug"], &variables, 1, &["no catalogue", "bsap ingest"]);
 }
 
 #[test]
-fn events_are_listed_without_sending_any() {
+fn a_dry_run_prints_events_without_sending_them() {
     let shop = tempfile::tempdir().unwrap();
     std::fs::write(shop.path().join("a.jpg"), b"x").unwrap();
     let output = run_bsap(
@@ -260,7 +271,7 @@ fn events_are_listed_without_sending_any() {
 }
 
 #[test]
-fn a_hostile_name_does_not_act_on_the_terminal() {
+fn a_hostile_file_name_does_not_control_the_terminal() {
     let shop = tempfile::tempdir().unwrap();
     let publish = || run_bsap(&["publish", shop.path().to_str().unwrap(), "--dry-run"], &[]);
     std::fs::write(shop.path().join("\u{202e}gpj.png"), b"x").unwrap();
@@ -268,13 +279,13 @@ fn a_hostile_name_does_not_act_on_the_terminal() {
     assert!(listed.contains(r"\u202egpj.png"), "{listed}");
     let line: serde_json::Value = serde_json::from_str(&listed).unwrap();
     assert_eq!(line["image_id"], "\u{202e}gpj.png");
-    // No store takes this one, and what comes after it would not be listed: that is told.
+    // No store accepts this name, and later files would be missing from the listing: an error.
     std::fs::write(shop.path().join("\u{1b}[2J.jpg"), b"x").unwrap();
     let output = publish();
     assert_eq!(output.status.code(), Some(1));
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains(r"error: ") && told.contains(r"\u001b[2J.jpg"), "{told}");
-    assert!(!told.contains('\u{1b}') && !listed.contains('\u{202e}'), "{told}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains(r"error: ") && message.contains(r"\u001b[2J.jpg"), "{message}");
+    assert!(!message.contains('\u{1b}') && !listed.contains('\u{202e}'), "{message}");
 }
 
 #[test]
@@ -294,9 +305,9 @@ fn the_example_configuration_is_accepted() {
     assert!(!shown.contains("swordfish") && shown.contains("(hidden)"), "{shown}");
 }
 
-/// The main job in one process; the log is an interface, so its lines are checked as one.
+/// Runs the whole system in one process, and checks the log, which is an interface.
 #[test]
-fn the_demo_finds_every_image_and_logs_events_by_their_names() {
+fn the_demo_finds_every_image_and_logs_declared_events() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("demo");
     let output =
@@ -320,23 +331,23 @@ fn the_demo_finds_every_image_and_logs_events_by_their_names() {
             seen.insert(event.to_owned());
         }
     }
-    for event in ["start", "rebalance", "batch.done", "snapshot.ready", "search"] {
+    for event in ["start", "rebalance", "commit.succeeded", "snapshot.ready", "search"] {
         assert!(seen.contains(event), "{event} was not logged: {seen:?}");
     }
     check_prompt_sets_and_search(&dir);
 }
 
-/// `bsap prompts measure` and `bsap search` on the table that a demo left behind.
+/// Checks `bsap prompts measure` and `bsap search` on the table of a finished demo.
 fn check_prompt_sets_and_search(dir: &std::path::Path) {
     let (table, model) = (dir.join("catalogue"), dir.join("demo-clip"));
     let variables = [
         ("BSAP_MODEL__CHECKPOINT", model.to_str().unwrap()),
         ("BSAP_TABLE__URL", table.to_str().unwrap()),
     ];
-    let strange = config_file(
+    let mixed_script_set = config_file(
         "name = 'mixed'\nversion = 1\nlanguage = 'ru'\nnotes = ''\ntexts = ['кружка', 'a mug', 'a red mug']\n",
     );
-    let sets = ["demo", strange.path().to_str().unwrap()];
+    let sets = ["demo", mixed_script_set.path().to_str().unwrap()];
     let output =
         run_bsap(&["prompts", "measure", sets[0], sets[1], "--json", "--limit", "3"], &variables);
     let text = String::from_utf8(output.stdout).unwrap();
@@ -347,27 +358,27 @@ fn check_prompt_sets_and_search(dir: &std::path::Path) {
     for report in &reports {
         assert_eq!(report["report"]["images"], 40);
         assert_eq!(report["normaliser"], "nnn");
-        assert_eq!(report["penalised_ids"].as_array().unwrap().len(), 3);
+        assert_eq!(report["penalised_image_ids"].as_array().unwrap().len(), 3);
     }
     assert!(reports[0]["warning"].is_null());
     let warning = reports[1]["warning"].as_str().unwrap();
     assert!(warning.contains("not multilingual") && warning.contains("1 of 3"), "{warning}");
 
-    let page = run_bsap(&["prompts", "measure", "--normaliser", "softmax"], &variables);
-    let page = String::from_utf8(page.stdout).unwrap();
+    let output = run_bsap(&["prompts", "measure", "--normaliser", "softmax"], &variables);
+    let report = String::from_utf8(output.stdout).unwrap();
     for words in ["demo@", "photographs@", "█", "Strongest prompt", "lose most", "softmax"] {
-        assert!(page.contains(words), "{words} is not in {page}");
+        assert!(report.contains(words), "{words} is not in {report}");
     }
     let search = run_bsap(&["search", "赤いマグカップ"], &variables);
     assert!(String::from_utf8(search.stdout).unwrap().contains("WARNING"));
     check_filters_and_image_queries(dir, &variables);
 }
 
-/// Filters, pictures as queries, and whether anything matches, on what a demo left behind.
+/// Checks filters, pictures as queries and the no-match rule on the table of a finished demo.
 fn check_filters_and_image_queries(dir: &std::path::Path, variables: &[(&str, &str)]) {
-    let declared = [variables, &[("BSAP_ATTRIBUTES__TITLE", "text")]].concat();
+    let with_attribute = [variables, &[("BSAP_ATTRIBUTES__TITLE", "text")]].concat();
     let answer = |arguments: &[&str]| -> serde_json::Value {
-        let output = run_bsap(&[&["search", "--json", "-k", "40"], arguments].concat(), &declared);
+        let output = run_bsap(&[&["search", "--json", "-k", "40"], arguments].concat(), &with_attribute);
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_str(&text).unwrap()
@@ -377,38 +388,41 @@ fn check_filters_and_image_queries(dir: &std::path::Path, variables: &[(&str, &s
     assert_eq!((hits.len(), &all["no_match"]), (40, &serde_json::Value::Null));
     let (id, title) = (hits[3]["image_id"].as_str().unwrap(), &hits[3]["attributes"]["title"]);
     let filter = json!({"eq": {"title": title}}).to_string();
-    let some = answer(&["a mug", "--filter", &filter]);
+    let filtered = answer(&["a mug", "--filter", &filter]);
     let titled = hits.iter().filter(|hit| hit["attributes"]["title"] == *title).count();
-    assert_eq!(some["hits"].as_array().unwrap().len(), titled);
-    assert_eq!(some["matched"], titled);
-    let least = hits[5]["score"].to_string();
-    let above = answer(&["a mug", "--min-score", &least]);
-    assert_eq!(above["hits"].as_array().unwrap().len(), 6);
-    let like = answer(&["--like", id]);
-    assert_eq!((like["matched"].as_u64(), like["normaliser"].as_str()), (Some(39), Some("raw")));
+    assert_eq!(filtered["hits"].as_array().unwrap().len(), titled);
+    assert_eq!(filtered["matched"], titled);
+    let min_score = hits[5]["score"].to_string();
+    let above_min_score = answer(&["a mug", "--min-score", &min_score]);
+    assert_eq!(above_min_score["hits"].as_array().unwrap().len(), 6);
+    let similar = answer(&["--similar-to", id]);
+    assert_eq!(
+        (similar["matched"].as_u64(), similar["normaliser"].as_str()),
+        (Some(39), Some("raw"))
+    );
     let picture = dir.join("pictures").join(format!("{id}.jpg"));
-    let same = answer(&["--image", picture.to_str().unwrap()]);
-    assert_eq!(same["hits"][0]["image_id"], id);
-    assert_eq!(same["hits"][1]["image_id"], like["hits"][0]["image_id"]);
-    assert_fails(&["search", "a", "--filter", "{"], &declared, 2, &["--filter"]);
+    let by_picture = answer(&["--image", picture.to_str().unwrap()]);
+    assert_eq!(by_picture["hits"][0]["image_id"], id);
+    assert_eq!(by_picture["hits"][1]["image_id"], similar["hits"][0]["image_id"]);
+    assert_fails(&["search", "a", "--filter", "{"], &with_attribute, 2, &["--filter"]);
     assert_fails(
         &["search", "a", "--filter", r#"{"exists":"size"}"#],
-        &declared,
+        &with_attribute,
         2,
         &["size", "title"],
     );
     assert_fails(
-        &["search", "--like", "nobody"],
-        &declared,
+        &["search", "--similar-to", "nobody"],
+        &with_attribute,
         2,
         &["nobody", "not in the catalogue"],
     );
-    assert_fails(&["search", "a", "--like", id], &declared, 2, &["cannot be used with"]);
-    assert_fails(&["search", "a", "--min-score", "calibrated"], &declared, 2, &["min_score"]);
+    assert_fails(&["search", "a", "--similar-to", id], &with_attribute, 2, &["cannot be used with"]);
+    assert_fails(&["search", "a", "--min-score", "calibrated"], &with_attribute, 2, &["min_score"]);
 
-    check_candidate_traffic_filter(title.as_str().unwrap(), &declared);
+    check_candidate_traffic_filter(title.as_str().unwrap(), &with_attribute);
 
-    // Once thresholds are calibrated, gibberish is told from what is there.
+    // After calibration, the no-match rule distinguishes gibberish from titles in the catalogue.
     let mut judged = std::collections::BTreeSet::new();
     for hit in hits {
         let title = hit["attributes"]["title"].as_str().unwrap();
@@ -423,34 +437,40 @@ fn check_filters_and_image_queries(dir: &std::path::Path, variables: &[(&str, &s
     std::fs::write(&queries, judged).unwrap();
     let queries = queries.to_str().unwrap();
     let output =
-        run_bsap(&["evaluate", "--queries", queries, "--calibrate", "live", "--store"], &declared);
+        run_bsap(&["evaluate", "--queries", queries, "--calibrate", "live", "--store"], &with_attribute);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let gibberish = answer(&["qwv xlkjh zzkw"]);
-    assert_eq!(gibberish["no_match"]["holds"], true, "{gibberish}");
+    assert_eq!(gibberish["no_match"]["nothing_matches"], true, "{gibberish}");
     let title = answer(&[title.as_str().unwrap()]);
-    assert_eq!(title["no_match"]["holds"], false, "{}", title["no_match"]);
-    let page = run_bsap(&["search", "qwv xlkjh zzkw"], &declared);
-    assert!(String::from_utf8(page.stdout).unwrap().contains("nothing matches: the best hit"));
+    assert_eq!(title["no_match"]["nothing_matches"], false, "{}", title["no_match"]);
+    let output = run_bsap(&["search", "qwv xlkjh zzkw"], &with_attribute);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("nothing matches: the best hit"));
 }
 
-/// `--only` keeps a candidate's share to the requests whose filter asks for one value.
+/// Checks that `--traffic-filter` is validated, stored and shown.
 fn check_candidate_traffic_filter(title: &str, variables: &[(&str, &str)]) {
-    let set = ["candidate", "set", "half", "--weight", "0.5", "--share", "1", "--only"];
-    assert_fails(&[&set[..], &["title"]].concat(), variables, 2, &["--only", "name", "value"]);
-    let done = |arguments: &[&str]| -> String {
+    let set =
+        ["candidate", "set", "half", "--weight", "0.5", "--traffic-share", "1", "--traffic-filter"];
+    assert_fails(
+        &[&set[..], &["title"]].concat(),
+        variables,
+        2,
+        &["--traffic-filter", "name", "value"],
+    );
+    let run = |arguments: &[&str]| -> String {
         let output = run_bsap(arguments, variables);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    let only = format!("title={title}");
-    done(&[&set[..], &[&only]].concat());
-    let shown = done(&["candidate", "show"]);
-    assert!(shown.contains(&only), "{shown}");
-    done(&["candidate", "withdraw"]);
-    let history = done(&["history", "--limit", "2"]);
+    let filter = format!("title={title}");
+    run(&[&set[..], &[&filter]].concat());
+    let shown = run(&["candidate", "show"]);
+    assert!(shown.contains(&filter), "{shown}");
+    run(&["candidate", "withdraw"]);
+    let history = run(&["history", "--limit", "2"]);
     assert!(history.contains("half"), "{history}");
-    // The live one stays, however often generations are removed.
-    let removed = done(&["vacuum", "--generations"]);
+    // The live generation is never removed.
+    let removed = run(&["vacuum", "--generations"]);
     assert!(removed.contains("nothing to do"), "{removed}");
 }
 
@@ -471,13 +491,13 @@ fn prompt_sets_are_listed_and_shown() {
 }
 
 #[test]
-fn a_new_key_comes_with_the_lines_that_make_it_known() {
+fn a_new_key_is_printed_with_the_configuration_that_accepts_it() {
     let new = ["keys", "new", "--name", "shop", "--scope", "search", "--scope", "feedback"];
     let printed = String::from_utf8(run_bsap(&new, &[]).stdout).unwrap();
     let secret = printed.split_whitespace().find(|word| word.starts_with("bsap_")).unwrap();
-    let at = printed.find("[[http.keys]]").unwrap();
-    let known = config_file(&printed[at..]);
-    let config = known.path().display().to_string();
+    let start = printed.find("[[http.keys]]").unwrap();
+    let config_with_key = config_file(&printed[start..]);
+    let config = config_with_key.path().display().to_string();
     let variables = [("BSAP_CONFIG", config.as_str()), ("BSAP_HTTP__LISTEN", "0.0.0.0:8080")];
     let shown = run_bsap(&["config", "show"], &variables);
     let shown =

@@ -323,8 +323,8 @@ mod hub {
             1,
             &["test/nobody", "config.json", "404"],
         );
-        let wrong = ["model", "inspect", "no such folder"];
-        assert_output(run_bsap(&wrong, hub, home.path()).await, 1, &["neither a folder nor"]);
+        let invalid = ["model", "inspect", "no such folder"];
+        assert_output(run_bsap(&invalid, hub, home.path()).await, 1, &["neither a folder nor"]);
     }
 
     #[tokio::test]
