@@ -317,7 +317,7 @@ impl<'a> Scenario<'a> {
         let mut progress = String::new();
         wait_until("the new generation has all but what is on its way", async || {
             let told = self.world.outcome(&reindex).1;
-            let counted = told.lines().find(|line| line.contains("stand in it"));
+            let counted = told.lines().find(|line| line.contains("are up to date in it"));
             counted.unwrap_or_default().clone_into(&mut progress);
             let asked = progress.split("; ").nth(1).and_then(|rest| rest.split(' ').next());
             let asked = asked.and_then(|n| n.parse::<u64>().ok());
