@@ -1,5 +1,5 @@
-//! The command line: bad input is answered with one message that names problem and remedy, and with
-//! the right exit code; the demo runs from end to end.
+//! The command line: invalid input ends with one message that names the problem and the remedy, and
+//! with the documented exit code; the demo and the commands on its table work.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -12,8 +12,13 @@ fn run_bsap(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BSAP_")) {
         command.env_remove(name);
     }
-    let folder = tempfile::tempdir().unwrap();
-    command.args(arguments).envs(variables.iter().copied()).current_dir(&folder).output().unwrap()
+    let working_dir = tempfile::tempdir().unwrap();
+    command
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .current_dir(&working_dir)
+        .output()
+        .unwrap()
 }
 
 #[track_caller]
@@ -28,8 +33,8 @@ fn assert_fails(arguments: &[&str], variables: &[(&str, &str)], code: i32, words
     assert!(!text.contains("panicked") && !text.contains("backtrace"), "{text}");
 }
 
-/// Returns the absolute path of a checkpoint that loads; the program runs in another folder. The
-/// path does not come from `CARGO_MANIFEST_DIR`, which is wrong if several checkouts share a build.
+/// Returns the absolute path of a valid checkpoint; `run_bsap` runs in another folder.
+/// `CARGO_MANIFEST_DIR` would be wrong in a target folder shared by several checkouts.
 fn demo_checkpoint_folder() -> String {
     std::fs::canonicalize("models/demo").unwrap().display().to_string()
 }
@@ -41,7 +46,7 @@ fn config_file(text: &str) -> tempfile::NamedTempFile {
 }
 
 #[test]
-fn help_lists_the_commands_and_exit_codes_and_version_succeeds() {
+fn help_and_version_are_printed() {
     let help = String::from_utf8(run_bsap(&["--help"], &[]).stdout).unwrap();
     for word in
         ["demo", "ingest", "serve", "publish", "search", "evaluate", "prompts", "check", "config"]
@@ -56,12 +61,13 @@ fn help_lists_the_commands_and_exit_codes_and_version_succeeds() {
 }
 
 #[test]
-fn invalid_arguments_of_evaluate_are_reported_before_any_work() {
+fn invalid_evaluations_are_rejected_before_any_work() {
     assert_fails(&["evaluate"], &[], 2, &["--queries", "--synthetic"]);
     assert_fails(&["evaluate", "--query-log", "x", "--feedback"], &[], 2, &["cannot be used with"]);
     assert_fails(&["evaluate", "--feedback", "--store"], &[], 2, &["--calibrate"]);
+    let invalid = "live,weight=2";
     assert_fails(
-        &["evaluate", "--feedback", "--configuration", "live,weight=2"],
+        &["evaluate", "--feedback", "--configuration", invalid],
         &[],
         2,
         &["weight", "0 to 1"],
@@ -150,7 +156,7 @@ fn all_problems_of_a_configuration_are_reported_at_once() {
 }
 
 #[test]
-fn an_unreachable_broker_is_named() {
+fn the_error_names_an_unreachable_broker() {
     let model = demo_checkpoint_folder();
     let variables = [
         ("BSAP_MODEL__CHECKPOINT", model.as_str()),
@@ -172,7 +178,7 @@ fn an_unreachable_broker_is_named() {
 }
 
 #[test]
-fn a_bucket_that_cannot_be_reached_is_named() {
+fn the_error_names_an_unreachable_bucket() {
     let model = demo_checkpoint_folder();
     let variables = [
         ("BSAP_MODEL__CHECKPOINT", model.as_str()),
@@ -194,7 +200,7 @@ fn a_bucket_that_cannot_be_reached_is_named() {
 }
 
 #[test]
-fn a_port_in_use_is_named() {
+fn the_error_names_a_port_in_use() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let model = demo_checkpoint_folder();
@@ -220,13 +226,13 @@ fn a_port_in_use_is_named() {
 }
 
 #[test]
-fn folders_that_cannot_be_used_are_named() {
-    let not_empty = tempfile::tempdir().unwrap();
-    std::fs::write(not_empty.path().join("thesis.doc"), "years of work").unwrap();
-    let path = not_empty.path().to_str().unwrap();
+fn the_error_names_an_unusable_folder() {
+    let used = tempfile::tempdir().unwrap();
+    std::fs::write(used.path().join("thesis.doc"), "years of work").unwrap();
+    let path = used.path().to_str().unwrap();
     assert_fails(&["demo", "--once", "--dir", path], &[], 2, &[path, "not empty"]);
-    assert!(not_empty.path().join("thesis.doc").exists());
-    // Nobody may create folders in /proc, not even root.
+    assert!(used.path().join("thesis.doc").exists());
+    // No user can create folders there, not even root.
     assert_fails(&["demo", "--once", "--dir", "/proc/bsap"], &[], 2, &["--dir", "/proc/bsap"]);
     let model = demo_checkpoint_folder();
     let variables = [("BSAP_MODEL__CHECKPOINT", model.as_str()), ("BSAP_TABLE__URL", "/proc/bsap")];
@@ -234,7 +240,7 @@ fn folders_that_cannot_be_used_are_named() {
 }
 
 #[test]
-fn a_folder_without_a_checkpoint_is_named() {
+fn the_error_names_an_invalid_checkpoint() {
     let empty = tempfile::tempdir().unwrap();
     let path = empty.path().to_str().unwrap();
     let variables = [("BSAP_MODEL__CHECKPOINT", path)];
@@ -242,17 +248,17 @@ fn a_folder_without_a_checkpoint_is_named() {
 }
 
 #[test]
-fn a_missing_catalogue_is_reported_with_the_command_that_creates_one() {
-    let (model, empty) = (demo_checkpoint_folder(), tempfile::tempdir().unwrap());
+fn the_error_for_a_missing_table_names_the_command_that_creates_it() {
+    let (model, empty_folder) = (demo_checkpoint_folder(), tempfile::tempdir().unwrap());
     let variables = [
         ("BSAP_MODEL__CHECKPOINT", model.as_str()),
-        ("BSAP_TABLE__URL", empty.path().to_str().unwrap()),
+        ("BSAP_TABLE__URL", empty_folder.path().to_str().unwrap()),
     ];
     assert_fails(&["search", "a mug"], &variables, 1, &["no catalogue", "bsap ingest"]);
 }
 
 #[test]
-fn publish_dry_run_prints_events_without_sending_them() {
+fn a_dry_run_prints_events_without_sending_them() {
     let shop = tempfile::tempdir().unwrap();
     std::fs::write(shop.path().join("a.jpg"), b"x").unwrap();
     let output = run_bsap(
@@ -265,7 +271,7 @@ fn publish_dry_run_prints_events_without_sending_them() {
 }
 
 #[test]
-fn control_characters_in_file_names_are_escaped_on_the_terminal() {
+fn a_hostile_file_name_does_not_control_the_terminal() {
     let shop = tempfile::tempdir().unwrap();
     let publish = || run_bsap(&["publish", shop.path().to_str().unwrap(), "--dry-run"], &[]);
     std::fs::write(shop.path().join("\u{202e}gpj.png"), b"x").unwrap();
@@ -273,13 +279,13 @@ fn control_characters_in_file_names_are_escaped_on_the_terminal() {
     assert!(listed.contains(r"\u202egpj.png"), "{listed}");
     let line: serde_json::Value = serde_json::from_str(&listed).unwrap();
     assert_eq!(line["image_id"], "\u{202e}gpj.png");
-    // No store accepts this name, and files listed after it would be missing, so publishing fails.
+    // No store accepts this name, and later files would be missing from the listing: an error.
     std::fs::write(shop.path().join("\u{1b}[2J.jpg"), b"x").unwrap();
     let output = publish();
     assert_eq!(output.status.code(), Some(1));
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(error.contains(r"error: ") && error.contains(r"\u001b[2J.jpg"), "{error}");
-    assert!(!error.contains('\u{1b}') && !listed.contains('\u{202e}'), "{error}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains(r"error: ") && message.contains(r"\u001b[2J.jpg"), "{message}");
+    assert!(!message.contains('\u{1b}') && !listed.contains('\u{202e}'), "{message}");
 }
 
 #[test]
@@ -299,10 +305,9 @@ fn the_example_configuration_is_accepted() {
     assert!(!shown.contains("swordfish") && shown.contains("(hidden)"), "{shown}");
 }
 
-/// The whole pipeline in one process. The log is a documented interface, so its events are checked
-/// too.
+/// Runs the whole system in one process, and checks the log, which is an interface.
 #[test]
-fn the_demo_finds_every_image_and_logs_documented_events() {
+fn the_demo_finds_every_image_and_logs_declared_events() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("demo");
     let output =
@@ -332,17 +337,17 @@ fn the_demo_finds_every_image_and_logs_documented_events() {
     check_prompt_sets_and_search(&dir);
 }
 
-/// Checks `bsap prompts measure` and `bsap search` on the table that a demo has written.
+/// Checks `bsap prompts measure` and `bsap search` on the table of a finished demo.
 fn check_prompt_sets_and_search(dir: &std::path::Path) {
     let (table, model) = (dir.join("catalogue"), dir.join("demo-clip"));
     let variables = [
         ("BSAP_MODEL__CHECKPOINT", model.to_str().unwrap()),
         ("BSAP_TABLE__URL", table.to_str().unwrap()),
     ];
-    let mixed_scripts = config_file(
+    let mixed_script_set = config_file(
         "name = 'mixed'\nversion = 1\nlanguage = 'ru'\nnotes = ''\ntexts = ['кружка', 'a mug', 'a red mug']\n",
     );
-    let sets = ["demo", mixed_scripts.path().to_str().unwrap()];
+    let sets = ["demo", mixed_script_set.path().to_str().unwrap()];
     let output =
         run_bsap(&["prompts", "measure", sets[0], sets[1], "--json", "--limit", "3"], &variables);
     let text = String::from_utf8(output.stdout).unwrap();
@@ -359,22 +364,21 @@ fn check_prompt_sets_and_search(dir: &std::path::Path) {
     let warning = reports[1]["warning"].as_str().unwrap();
     assert!(warning.contains("not multilingual") && warning.contains("1 of 3"), "{warning}");
 
-    let page = run_bsap(&["prompts", "measure", "--normaliser", "softmax"], &variables);
-    let page = String::from_utf8(page.stdout).unwrap();
+    let output = run_bsap(&["prompts", "measure", "--normaliser", "softmax"], &variables);
+    let report = String::from_utf8(output.stdout).unwrap();
     for words in ["demo@", "photographs@", "█", "Strongest prompt", "lose most", "softmax"] {
-        assert!(page.contains(words), "{words} is not in {page}");
+        assert!(report.contains(words), "{words} is not in {report}");
     }
     let search = run_bsap(&["search", "赤いマグカップ"], &variables);
     assert!(String::from_utf8(search.stdout).unwrap().contains("WARNING"));
     check_filters_and_image_queries(dir, &variables);
 }
 
-/// Checks filters, images as queries and calibrated no-match rules on the table that a demo has
-/// written.
+/// Checks filters, pictures as queries and the no-match rule on the table of a finished demo.
 fn check_filters_and_image_queries(dir: &std::path::Path, variables: &[(&str, &str)]) {
-    let declared = [variables, &[("BSAP_ATTRIBUTES__TITLE", "text")]].concat();
+    let with_attribute = [variables, &[("BSAP_ATTRIBUTES__TITLE", "text")]].concat();
     let answer = |arguments: &[&str]| -> serde_json::Value {
-        let output = run_bsap(&[&["search", "--json", "-k", "40"], arguments].concat(), &declared);
+        let output = run_bsap(&[&["search", "--json", "-k", "40"], arguments].concat(), &with_attribute);
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_str(&text).unwrap()
@@ -385,38 +389,40 @@ fn check_filters_and_image_queries(dir: &std::path::Path, variables: &[(&str, &s
     let (id, title) = (hits[3]["image_id"].as_str().unwrap(), &hits[3]["attributes"]["title"]);
     let filter = json!({"eq": {"title": title}}).to_string();
     let filtered = answer(&["a mug", "--filter", &filter]);
-    let with_title = hits.iter().filter(|hit| hit["attributes"]["title"] == *title).count();
-    assert_eq!(filtered["hits"].as_array().unwrap().len(), with_title);
-    assert_eq!(filtered["matched"], with_title);
+    let titled = hits.iter().filter(|hit| hit["attributes"]["title"] == *title).count();
+    assert_eq!(filtered["hits"].as_array().unwrap().len(), titled);
+    assert_eq!(filtered["matched"], titled);
     let min_score = hits[5]["score"].to_string();
-    let above = answer(&["a mug", "--min-score", &min_score]);
-    assert_eq!(above["hits"].as_array().unwrap().len(), 6);
+    let above_min_score = answer(&["a mug", "--min-score", &min_score]);
+    assert_eq!(above_min_score["hits"].as_array().unwrap().len(), 6);
     let similar = answer(&["--similar-to", id]);
-    let (matched, normaliser) = (similar["matched"].as_u64(), similar["normaliser"].as_str());
-    assert_eq!((matched, normaliser), (Some(39), Some("raw")));
+    assert_eq!(
+        (similar["matched"].as_u64(), similar["normaliser"].as_str()),
+        (Some(39), Some("raw"))
+    );
     let picture = dir.join("pictures").join(format!("{id}.jpg"));
-    let by_image = answer(&["--image", picture.to_str().unwrap()]);
-    assert_eq!(by_image["hits"][0]["image_id"], id);
-    assert_eq!(by_image["hits"][1]["image_id"], similar["hits"][0]["image_id"]);
-    assert_fails(&["search", "a", "--filter", "{"], &declared, 2, &["--filter"]);
+    let by_picture = answer(&["--image", picture.to_str().unwrap()]);
+    assert_eq!(by_picture["hits"][0]["image_id"], id);
+    assert_eq!(by_picture["hits"][1]["image_id"], similar["hits"][0]["image_id"]);
+    assert_fails(&["search", "a", "--filter", "{"], &with_attribute, 2, &["--filter"]);
     assert_fails(
         &["search", "a", "--filter", r#"{"exists":"size"}"#],
-        &declared,
+        &with_attribute,
         2,
         &["size", "title"],
     );
     assert_fails(
         &["search", "--similar-to", "nobody"],
-        &declared,
+        &with_attribute,
         2,
         &["nobody", "not in the catalogue"],
     );
-    assert_fails(&["search", "a", "--similar-to", id], &declared, 2, &["cannot be used with"]);
-    assert_fails(&["search", "a", "--min-score", "calibrated"], &declared, 2, &["min_score"]);
+    assert_fails(&["search", "a", "--similar-to", id], &with_attribute, 2, &["cannot be used with"]);
+    assert_fails(&["search", "a", "--min-score", "calibrated"], &with_attribute, 2, &["min_score"]);
 
-    check_candidate_traffic_filter(title.as_str().unwrap(), &declared);
+    check_candidate_traffic_filter(title.as_str().unwrap(), &with_attribute);
 
-    // With calibrated thresholds, gibberish is answered with no match, and titles are not.
+    // After calibration, the no-match rule distinguishes gibberish from titles in the catalogue.
     let mut judged = std::collections::BTreeSet::new();
     for hit in hits {
         let title = hit["attributes"]["title"].as_str().unwrap();
@@ -431,31 +437,35 @@ fn check_filters_and_image_queries(dir: &std::path::Path, variables: &[(&str, &s
     std::fs::write(&queries, judged).unwrap();
     let queries = queries.to_str().unwrap();
     let output =
-        run_bsap(&["evaluate", "--queries", queries, "--calibrate", "live", "--store"], &declared);
+        run_bsap(&["evaluate", "--queries", queries, "--calibrate", "live", "--store"], &with_attribute);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let gibberish = answer(&["qwv xlkjh zzkw"]);
     assert_eq!(gibberish["no_match"]["nothing_matches"], true, "{gibberish}");
     let title = answer(&[title.as_str().unwrap()]);
     assert_eq!(title["no_match"]["nothing_matches"], false, "{}", title["no_match"]);
-    let page = run_bsap(&["search", "qwv xlkjh zzkw"], &declared);
-    assert!(String::from_utf8(page.stdout).unwrap().contains("nothing matches: the best hit"));
+    let output = run_bsap(&["search", "qwv xlkjh zzkw"], &with_attribute);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("nothing matches: the best hit"));
 }
 
-/// Checks that `--traffic-filter` limits a candidate to requests whose filter requires one value.
+/// Checks that `--traffic-filter` is validated, stored and shown.
 fn check_candidate_traffic_filter(title: &str, variables: &[(&str, &str)]) {
     let set =
         ["candidate", "set", "half", "--weight", "0.5", "--traffic-share", "1", "--traffic-filter"];
-    let without_value = [&set[..], &["title"]].concat();
-    assert_fails(&without_value, variables, 2, &["--traffic-filter", "name", "value"]);
+    assert_fails(
+        &[&set[..], &["title"]].concat(),
+        variables,
+        2,
+        &["--traffic-filter", "name", "value"],
+    );
     let run = |arguments: &[&str]| -> String {
         let output = run_bsap(arguments, variables);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    let traffic_filter = format!("title={title}");
-    run(&[&set[..], &[&traffic_filter]].concat());
+    let filter = format!("title={title}");
+    run(&[&set[..], &[&filter]].concat());
     let shown = run(&["candidate", "show"]);
-    assert!(shown.contains(&traffic_filter), "{shown}");
+    assert!(shown.contains(&filter), "{shown}");
     run(&["candidate", "withdraw"]);
     let history = run(&["history", "--limit", "2"]);
     assert!(history.contains("half"), "{history}");
@@ -491,9 +501,9 @@ fn a_new_key_is_printed_with_the_configuration_that_accepts_it() {
     let printed = String::from_utf8(run_bsap(&new, &[]).stdout).unwrap();
     let secret = printed.split_whitespace().find(|word| word.starts_with("bsap_")).unwrap();
     let start = printed.find("[[http.keys]]").unwrap();
-    let config = config_file(&printed[start..]);
-    let path = config.path().display().to_string();
-    let variables = [("BSAP_CONFIG", path.as_str()), ("BSAP_HTTP__LISTEN", "0.0.0.0:8080")];
+    let config_with_key = config_file(&printed[start..]);
+    let config = config_with_key.path().display().to_string();
+    let variables = [("BSAP_CONFIG", config.as_str()), ("BSAP_HTTP__LISTEN", "0.0.0.0:8080")];
     let shown = run_bsap(&["config", "show"], &variables);
     let shown =
         String::from_utf8(shown.stdout).unwrap() + &String::from_utf8(shown.stderr).unwrap();

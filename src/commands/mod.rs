@@ -40,7 +40,7 @@ each image's own score distribution.
 Start with `bsap demo`: everything in one process, nothing to set up.";
 
 const AFTER_LONG_HELP: &str = "\
-Exit codes: 0 done, 1 the work failed, 2 usage or configuration is wrong.
+Exit codes: 0 done, 1 the work failed, 2 usage or configuration is invalid.
 
 Every option of the configuration file can be set by an environment variable \
 BSAP_<SECTION>__<KEY>. `bsap config reference` describes all of them.";
@@ -102,10 +102,10 @@ const CONFIG_SECTIONS: [(&str, &[&str]); 17] = [
 #[derive(Debug, Parser)]
 #[command(name = "bsap", version, about = "Text→image search that can be trusted", long_about = LONG_ABOUT, after_long_help = AFTER_LONG_HELP)]
 pub struct Cli {
-    /// Configuration file; without one, the defaults hold.
+    /// Configuration file; without one, the defaults apply.
     #[arg(long, short, global = true, env = "BSAP_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -129,7 +129,7 @@ impl Cli {
     }
 }
 
-/// What to do.
+/// The subcommands, in the order of the help.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show everything at work: broker, storage, workers and page in one process

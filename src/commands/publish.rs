@@ -59,7 +59,7 @@ pub fn run(args: &PublishArgs, config_file: Option<&Path>) -> CommandResult {
     run_with_logging(config, |config, token| publish_events(args, config, token))
 }
 
-/// Sends, or prints, the events for everything that is named.
+/// Collects the inputs of all arguments, and sends or prints their events.
 async fn publish_events(
     args: &PublishArgs,
     config: Config,

@@ -49,7 +49,7 @@ pub struct ReconcileArgs {
     /// When the list of --ids was started: images that it lacks are deleted as of this time
     #[arg(long, value_name = "TIME", requires = "ids")]
     pub as_of: Option<DateTime<Utc>>,
-    /// Send events for everything that differs
+    /// Send an event for each difference
     #[arg(long)]
     pub repair: bool,
     /// Prefix of the key of each object that makes the id of a new image, as for `bsap publish`; of a
@@ -91,7 +91,7 @@ pub fn run(args: &ReconcileArgs, config_file: Option<&Path>) -> CommandResult {
     run_with_logging(config, |config, token| reconcile_targets(args, config, token))
 }
 
-/// Compares each target with the table, and sends what is missing where that is asked for.
+/// Compares the targets one after another.
 async fn reconcile_targets(
     args: &ReconcileArgs,
     config: Config,

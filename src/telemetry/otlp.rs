@@ -477,8 +477,8 @@ mod tests {
         assert_eq!(read["authorization"], "Bearer a=b");
         assert_eq!(read["x-scope"], "shop");
         assert!(!format!("{read:?}").contains("Bearer"));
-        for wrong in ["secret", "a=b,no name=secret", "a=secret%0D%0Ab"] {
-            let message = parse_headers(wrong).unwrap_err();
+        for invalid in ["secret", "a=b,no name=secret", "a=secret%0D%0Ab"] {
+            let message = parse_headers(invalid).unwrap_err();
             assert!(
                 message.contains("is not name=value") && !message.contains("secret"),
                 "{message}"

@@ -10,7 +10,8 @@ use hf_hub::{Cache, Repo, RepoType};
 use super::location::CheckpointLocation;
 use crate::clip::error::ClipError;
 
-/// The files of a checkpoint, the small ones first: a wrong name then fails before gigabytes are downloaded.
+/// The files of a checkpoint, the small ones first: a misspelt name then fails before
+/// gigabytes are downloaded.
 const CHECKPOINT_FILES: [&str; 4] =
     ["config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"];
 

@@ -58,8 +58,8 @@ mod tests {
         );
         let id = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K";
         assert_eq!(CheckpointLocation::parse(id), Ok(CheckpointLocation::Hub(id.into())));
-        for wrong in ["", "clip", "/nowhere/clip", "../clip", "a/b/c", "a/", "a b/c"] {
-            assert!(CheckpointLocation::parse(wrong).is_err(), "{wrong}");
+        for invalid in ["", "clip", "/nowhere/clip", "../clip", "a/b/c", "a/", "a b/c"] {
+            assert!(CheckpointLocation::parse(invalid).is_err(), "{invalid}");
         }
     }
 }

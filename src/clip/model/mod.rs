@@ -61,17 +61,20 @@ impl ClipModel {
             })?;
         let tokenizer = TextTokenizer::load(&checkpoint.folder, &config)?;
         let tensors = checkpoint.build_tensors(dtype, device)?;
-        let wrong = |e| checkpoint.weights_error(&e);
-        let mut image = ImageEncoder::load(&config, &tensors).map_err(wrong)?;
-        let mut text = TextEncoder::load(&config, &tensors, device, dtype).map_err(wrong)?;
+        let weights_error = |e| checkpoint.weights_error(&e);
+        let mut image = ImageEncoder::load(&config, &tensors).map_err(weights_error)?;
+        let mut text =
+            TextEncoder::load(&config, &tensors, device, dtype).map_err(weights_error)?;
         if device.is_cpu() && options.dtype == Precision::Bf16 {
             image.convert_to_bf16()?;
             text.convert_to_bf16()?;
         }
-        let logit_scale = load_scalar(&tensors, "logit_scale").map_err(wrong)?.exp();
+        let logit_scale = load_scalar(&tensors, "logit_scale").map_err(weights_error)?.exp();
         let logit_bias = match config.architecture {
             Architecture::Clip => None,
-            Architecture::Siglip => Some(load_scalar(&tensors, "logit_bias").map_err(wrong)?),
+            Architecture::Siglip => {
+                Some(load_scalar(&tensors, "logit_bias").map_err(weights_error)?)
+            }
         };
         let card = ModelCard {
             name,

@@ -32,10 +32,10 @@ impl Charsmap {
             })
         };
         let Some(found) = found else { return Ok(None) };
-        let wrong = || "normalizer.precompiled_charsmap cannot be read".to_owned();
-        let written = found["precompiled_charsmap"].as_str().ok_or_else(wrong)?;
-        let bytes = STANDARD.decode(written).map_err(|_| wrong())?;
-        Self::parse(&bytes).map(Some).ok_or_else(wrong)
+        let unreadable = || "normalizer.precompiled_charsmap cannot be read".to_owned();
+        let written = found["precompiled_charsmap"].as_str().ok_or_else(unreadable)?;
+        let bytes = STANDARD.decode(written).map_err(|_| unreadable())?;
+        Self::parse(&bytes).map(Some).ok_or_else(unreadable)
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {

@@ -1,4 +1,4 @@
-//! `--calibrate` and `--store`: thresholds of a configuration.
+//! `bsap evaluate --calibrate` and `--store`: the thresholds of a configuration.
 
 use anyhow::bail;
 use chrono::Utc;
@@ -14,7 +14,7 @@ use crate::evaluate::{
 };
 use crate::store::Store;
 
-/// The thresholds of a configuration, as the state keeps them.
+/// Returns the thresholds of a configuration, in the form that the catalogue state has.
 pub fn build_calibration(
     evaluated: &Evaluation,
     resolver: &mut ConfigurationResolver,
@@ -23,7 +23,7 @@ pub fn build_calibration(
 ) -> Result<Calibration, CommandError> {
     let report = &evaluated.report;
     let outcome = &report.configurations[index];
-    let found = outcome.thresholds.as_ref().ok_or_else(|| {
+    let thresholds = outcome.thresholds.as_ref().ok_or_else(|| {
         CommandError::usage(format!(
             "--calibrate: {} judged queries are too few; there must be some in both halves",
             report.queries.judged
@@ -32,20 +32,20 @@ pub fn build_calibration(
     let baseline = evaluated.drift_baseline(resolver, configurations, index);
     if baseline.is_none() {
         print_note!(
-            "--calibrate: what is usual cannot be told from these queries, so that query workers have nothing to compare with (balance.watch); calibrate with --queries"
+            "--calibrate: these queries give no baseline, so that query workers have nothing to compare with (balance.drift); calibrate with --queries"
         );
     }
     Ok(Calibration {
-        min_score: found.min_score,
-        no_match: found.no_match,
+        min_score: thresholds.min_score,
+        no_match: thresholds.no_match,
         measured_at: Utc::now(),
         evaluation_fingerprint: report.fingerprint.clone(),
         baseline,
     })
 }
 
-/// Writes a calibration with the configuration that it was measured for in the state `measured`, in one
-/// revision.
+/// Stores a calibration with the configuration that it was measured for, in a new revision of the
+/// catalogue state. An error if the configuration has changed since `measured_state`.
 pub async fn store_calibration(
     store: &Store,
     measured_state: &CatalogueState,
@@ -55,14 +55,14 @@ pub async fn store_calibration(
 ) -> CommandResult {
     if !spec.is_unmodified_base() {
         return Err(CommandError::usage(
-            "--store: thresholds hold for one configuration; only live and candidate are stored: calibrate one of these as it is",
+            "--store: thresholds hold for one configuration, and only live and candidate are stored: calibrate one of these unchanged",
         ));
     }
     let changed_by = actor("bsap evaluate --calibrate");
     let state = StateStore::new(store)
         .update(&changed_by, |mut next| {
             let evaluation = calibration.evaluation_fingerprint.clone();
-            // Another model's scores may go by the same name of a prompt set, and the same constants.
+            // Another model may have the same prompt set and constants, but has other scores.
             let generation = |state: &CatalogueState| match (spec.base, &state.candidate) {
                 (Some(BaseConfiguration::Candidate), Some(candidate)) => {
                     candidate.generation.clone()
@@ -76,25 +76,25 @@ pub async fn store_calibration(
                     &mut candidate.serving
                 }
                 (Some(BaseConfiguration::Candidate), None) => {
-                    bail!("--store: the candidate is gone")
+                    bail!("--store: the candidate was withdrawn")
                 }
                 _ => &mut next.serving,
             };
             let balance = &configuration.balance;
             let raw = balance.normaliser == Normaliser::Raw;
             let key = configuration.prompt_set.as_ref().map(|set| &set.statistics_key);
-            let same = same_generation
+            let is_unchanged = same_generation
                 && serving.normaliser == balance.normaliser
                 && key.is_none_or(|key| *key == serving.prompt_set)
                 && (raw || (serving.weight, serving.lambda) == (balance.weight, balance.lambda))
                 && serving.scale.is_none_or(|scale| scale == balance.scale);
-            if !same {
+            if !is_unchanged {
                 bail!(
                     "--store: the configuration was changed while it was measured; measure again"
                 );
             }
             serving.calibration = Some(calibration.clone());
-            // Scores keep the meaning that the thresholds were measured at.
+            // Thresholds hold only for the scale at which they were measured.
             serving.scale = Some(balance.scale);
             next.change = StateChange::Calibrated { evaluation_fingerprint: evaluation };
             Ok(Some(next))

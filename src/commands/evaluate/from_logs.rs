@@ -10,7 +10,7 @@ use crate::commands::shared::printing::print_note;
 use crate::evaluate::QueryLogError;
 use crate::evaluate::logs::{QueryLogReader, render_html, render_terminal};
 
-/// Reads the logs, prints and writes what was asked for.
+/// Reads the logs, and prints and writes the report.
 pub fn evaluate_logs(args: &EvaluateArgs) -> CommandResult {
     let mut reader = QueryLogReader::default();
     for path in &args.from_logs {

@@ -1,4 +1,4 @@
-//! What is compared, and how: from arguments to configurations and a plan.
+//! Turns arguments into the configurations to compare and the plan of the evaluation.
 
 use tokio_util::sync::CancellationToken;
 
@@ -11,8 +11,9 @@ use crate::evaluate::{
     EvaluationPlan, JudgedQuery, MAX_CONFIGURATIONS, RankingConfiguration, ThresholdTargets,
 };
 
-/// What is compared: raw first unless it was given, then what was asked for, or what is served and
-/// what may be; last, plain CLIP of the generation that is calibrated, where that is another one.
+/// Returns the configurations to compare: first raw, unless it is given; then the given ones, by default
+/// live and the candidate; last plain CLIP on the generation of the configuration to be calibrated, if
+/// that is another generation.
 pub fn configuration_specs(
     args: &EvaluateArgs,
     state: Option<&CatalogueState>,
@@ -40,6 +41,7 @@ pub fn configuration_specs(
     Ok(specs)
 }
 
+/// Resolves the configurations; their names must be unique and include the baseline.
 pub fn resolve_configurations(
     args: &EvaluateArgs,
     specs: &[ConfigurationSpec],
@@ -50,7 +52,7 @@ pub fn resolve_configurations(
         let configuration = resolver.resolve(spec).map_err(CommandError::usage)?;
         if configurations.iter().any(|known| known.name == configuration.name) {
             return Err(CommandError::usage(format!(
-                "--configuration: {:?} stands twice; give one a name=",
+                "--configuration: {:?} is given twice; give one a name=",
                 configuration.name
             )));
         }
@@ -60,6 +62,7 @@ pub fn resolve_configurations(
     Ok(configurations)
 }
 
+/// Returns the index of the configuration `name`.
 pub fn configuration_index(
     configurations: &[RankingConfiguration],
     name: &str,
@@ -70,6 +73,7 @@ pub fn configuration_index(
     })
 }
 
+/// Builds the plan from the arguments and the queries.
 pub fn build_plan(
     args: &EvaluateArgs,
     catalogue: String,
@@ -97,6 +101,7 @@ pub fn build_plan(
     }
 }
 
+/// Runs the evaluation, and shows its progress. Blocks while it computes.
 pub fn evaluate_with_progress(
     resolver: &mut ConfigurationResolver,
     configurations: &[RankingConfiguration],

@@ -12,13 +12,13 @@ use crate::evaluate::{self, Cutoffs, trec};
 /// `bsap evaluate rankings`.
 #[derive(Debug, Args)]
 pub struct EvaluateRankingsArgs {
-    /// Judgements: `query 0 image grade` a line
+    /// Judgements: one line `query 0 image grade` each
     #[arg(long, value_name = "FILE")]
     pub qrels: PathBuf,
-    /// Rankings: `query Q0 image rank score tag` a line; the first file is compared with the others
+    /// Rankings: one line `query Q0 image rank score tag` each; the first file is compared with the others
     #[arg(long = "run", value_name = "FILE", required = true)]
     pub runs: Vec<PathBuf>,
-    /// Cut-offs: hit@k for each, the other measures at the largest
+    /// Cut-offs: hit@k for each of them, other measures at the largest
     #[arg(short, long, default_value = "1,5,10", value_name = "K,…", value_parser = |text: &str| Cutoffs::try_from(text))]
     pub k: Cutoffs,
     /// Print JSON, with the values of every query
@@ -26,7 +26,7 @@ pub struct EvaluateRankingsArgs {
     pub json: bool,
 }
 
-/// Measures rankings of any program.
+/// Measures TREC runs, and prints the measures.
 pub fn evaluate_rankings(args: &EvaluateRankingsArgs) -> CommandResult {
     let name = |path: &Path| path.display().to_string();
     let qrels = trec::parse_qrels(&read_text_file(&args.qrels, "--qrels")?, &name(&args.qrels));

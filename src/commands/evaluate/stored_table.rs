@@ -30,7 +30,7 @@ use crate::prompts::EmbeddedPromptSet;
 use crate::serve::feedback;
 use crate::store::Store;
 
-/// Evaluates on the stored table.
+/// Evaluates on the stored table, and calibrates if `--calibrate` is given.
 pub async fn run_on_table(
     args: &EvaluateArgs,
     config: Config,
@@ -48,16 +48,16 @@ pub async fn run_on_table(
     let embed = |record| EmbeddedPromptSet::from_record(record, &*encoders).map(Arc::new);
     let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
 
-    let mut tables = Vec::new();
-    let progress = progress_bar("read", 0)?;
-    let on_read = progress_callback(&progress);
-    tables.push(
+    let mut generations = Vec::new();
+    let bar = progress_bar("read", 0)?;
+    let on_read = progress_callback(&bar);
+    generations.push(
         LoadedGeneration::load(&store, "live", &state.live, encoders, &token, &on_read).await?,
     );
     if let Some(standby) = state.standby.as_ref().filter(|_| needs_standby(&specs, &state)) {
         let standby_encoders = load_standby_model(&config, standby)?;
         let generation = &standby.generation;
-        tables.push(
+        generations.push(
             LoadedGeneration::load(
                 &store,
                 "standby",
@@ -69,10 +69,10 @@ pub async fn run_on_table(
             .await?,
         );
     }
-    progress.finish_and_clear();
-    let world = Corpus::from_generations(tables);
+    bar.finish_and_clear();
+    let corpus = Corpus::from_generations(generations);
     let mut resolver = ConfigurationResolver::new(
-        &world,
+        &corpus,
         Some(&state),
         state.serving.clone(),
         sets,
@@ -83,8 +83,8 @@ pub async fn run_on_table(
     let evaluated = tokio::task::block_in_place(|| {
         evaluate_with_progress(&mut resolver, &configurations, plan, &token)
     })?;
-    write_outputs(args, &evaluated, &world, &configurations)?;
-    write_html_report(args, &evaluated.report, &world, ThumbnailSource::Fetched(&config), &token)
+    write_outputs(args, &evaluated, &corpus, &configurations)?;
+    write_html_report(args, &evaluated.report, &corpus, ThumbnailSource::Fetched(&config), &token)
         .await?;
     if let Some(name) = &args.calibrate {
         let index = configuration_index(&configurations, name)?;
@@ -99,21 +99,22 @@ pub async fn run_on_table(
     Ok(())
 }
 
+/// Whether one of the configurations ranks the standby generation.
 fn needs_standby(specs: &[ConfigurationSpec], state: &CatalogueState) -> bool {
     specs.iter().any(|spec| spec.reads_standby(state))
 }
 
-/// The queries of the file that was given; none where the stored feedback is asked for.
+/// Returns the queries of the given file, with its name; `None` if the stored feedback is to be used.
 fn queries_from_arguments(
     args: &EvaluateArgs,
 ) -> Result<Option<(String, Vec<JudgedQuery>)>, CommandError> {
     let (path, option) = match (&args.queries, &args.query_log) {
         (Some(path), _) => (path, "--queries"),
-        (None, Some(path)) => (path, "--log"),
+        (None, Some(path)) => (path, "--query-log"),
         (None, None) => return Ok(None),
     };
     let mut judged_queries = read_queries(path, option)?;
-    if option == "--log" {
+    if option == "--query-log" {
         for query in &mut judged_queries {
             query.judgements = evaluate::Judgements::Unjudged;
         }
@@ -121,7 +122,8 @@ fn queries_from_arguments(
     Ok(Some((path.display().to_string(), judged_queries)))
 }
 
-/// Stored feedback, in the order of its objects' names, which are their times.
+/// Returns the stored feedback as judged queries, with its address and notes for the report. Objects
+/// are read in the order of their names, which are times.
 async fn queries_from_feedback(
     store: &Store,
 ) -> anyhow::Result<(String, Vec<JudgedQuery>, Vec<String>)> {
@@ -139,21 +141,21 @@ async fn queries_from_feedback(
     }
     let mut text = String::new();
     for object in &objects {
-        let got =
+        let object_content =
             folder.object_store().get(&object.location).await.map_err(|e| folder.wrap_error(e))?;
-        let bytes = got.bytes().await.map_err(|e| folder.wrap_error(e))?;
+        let bytes = object_content.bytes().await.map_err(|e| folder.wrap_error(e))?;
         text.push_str(&String::from_utf8_lossy(&bytes));
         text.push('\n');
     }
-    let (judged_queries, unusable) = evaluate::queries_from_feedback(text.lines());
+    let (judged_queries, unusable_lines) = evaluate::queries_from_feedback(text.lines());
     if judged_queries.is_empty() {
-        bail!("{}: holds no feedback yet; POST /v1/feedback stores it", folder.url());
+        bail!("{}: has no feedback yet; POST /v1/feedback stores it", folder.url());
     }
     let mut notes = vec![
-        "Feedback knows only images that were shown: rankings are looked at without all others, and a query counts where something right was said of it.".to_owned(),
+        "Feedback judges only images that were shown: all others are removed from the rankings, and a query counts only if an image was judged right for it.".to_owned(),
     ];
-    if unusable > 0 {
-        notes.push(format!("{unusable} lines of the feedback could not be used."));
+    if unusable_lines > 0 {
+        notes.push(format!("{unusable_lines} lines of the feedback could not be used."));
     }
     Ok((folder.url().to_string(), judged_queries, notes))
 }

@@ -1,4 +1,5 @@
-//! `bsap evaluate --synthetic`: a catalogue drawn by the program, so that every right answer is known.
+//! `bsap evaluate --synthetic`: evaluates on pictures that the program draws, for which every relevant
+//! image is known.
 
 use std::sync::Arc;
 
@@ -25,19 +26,19 @@ use crate::demo::queries::generate_queries;
 use crate::evaluate::{ConfigurationResolver, Corpus, JudgedQuery, LoadedGeneration};
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
 
-/// Side of the drawn pictures in pixels, as in the demo.
+/// Side of the pictures in pixels, as in the demo.
 const IMAGE_SIDE_PIXELS: u32 = 256;
-/// k of `nnn`, as by default.
+/// `prompts.top_k`, the default.
 const NNN_TOP_K: usize = 8;
 
-/// Evaluates on pictures that are drawn now.
+/// Draws a catalogue and evaluates on it.
 pub async fn run_on_synthetic_catalogue(
     args: &EvaluateArgs,
     token: CancellationToken,
 ) -> CommandResult {
     if args.store {
         return Err(CommandError::usage(
-            "--store: a drawn catalogue has no state; evaluate the stored one",
+            "--store: a synthetic catalogue has no state; evaluate the stored one",
         ));
     }
     let specs = configuration_specs(args, None)?;
@@ -50,9 +51,9 @@ pub async fn run_on_synthetic_catalogue(
         catalogue.judged_queries(),
         SyntheticCatalogue::report_notes(),
     );
-    let world = catalogue.to_evaluation_catalogue();
+    let corpus = catalogue.to_corpus();
     let mut resolver = ConfigurationResolver::new(
-        &world,
+        &corpus,
         None,
         catalogue.serving_config(),
         catalogue.prompt_sets().to_vec(),
@@ -62,11 +63,11 @@ pub async fn run_on_synthetic_catalogue(
     let evaluated = tokio::task::block_in_place(|| {
         evaluate_with_progress(&mut resolver, &configurations, plan, &token)
     })?;
-    write_outputs(args, &evaluated, &world, &configurations)?;
+    write_outputs(args, &evaluated, &corpus, &configurations)?;
     write_html_report(
         args,
         &evaluated.report,
-        &world,
+        &corpus,
         ThumbnailSource::Synthetic(catalogue.scenes()),
         &token,
     )
@@ -79,7 +80,7 @@ pub async fn run_on_synthetic_catalogue(
     Ok(())
 }
 
-/// A drawn catalogue.
+/// Drawn pictures with their embeddings, and what is needed to evaluate on them.
 struct SyntheticCatalogue {
     encoders: Arc<dyn Encoders>,
     images: DrawnImages,
@@ -89,14 +90,14 @@ struct SyntheticCatalogue {
     prompt_sets: Vec<Arc<EmbeddedPromptSet>>,
 }
 
-/// Draws and embeds what the arguments ask for. Computes: blocks for long.
+/// Draws and embeds the pictures. Blocks while it computes.
 fn draw_catalogue(args: &EvaluateArgs) -> anyhow::Result<SyntheticCatalogue> {
     let drawing = &args.drawing;
     let style = args.synthetic.unwrap_or(PhotoStyle::Studio);
     let encoders: Arc<dyn Encoders> = Arc::new(load_demo_model(drawing.checkpoint.as_deref())?);
     let bar = progress_bar(style.name(), drawing.count)?;
     let on_embedded = |n| bar.inc(n);
-    let drawn = DrawnImages::draw(
+    let images = DrawnImages::draw(
         &*encoders,
         style,
         drawing.seed,
@@ -110,7 +111,7 @@ fn draw_catalogue(args: &EvaluateArgs) -> anyhow::Result<SyntheticCatalogue> {
     let (seed, per_difficulty) = (drawing.seed, drawing.per_difficulty);
     Ok(SyntheticCatalogue {
         encoders,
-        images: drawn,
+        images,
         style,
         seed,
         queries_per_difficulty: per_difficulty,
@@ -119,7 +120,7 @@ fn draw_catalogue(args: &EvaluateArgs) -> anyhow::Result<SyntheticCatalogue> {
 }
 
 impl SyntheticCatalogue {
-    /// What the catalogue and its queries are called in a report.
+    /// Returns the names of the catalogue and of its queries for the report.
     pub fn report_names(&self) -> (String, String) {
         let count = self.images.scenes().len();
         let catalogue =
@@ -127,23 +128,23 @@ impl SyntheticCatalogue {
         (catalogue, "what is in the drawn pictures".to_owned())
     }
 
-    /// What must be known to read the figures.
+    /// Returns what readers of the report must know.
     pub fn report_notes() -> Vec<String> {
-        vec!["Drawn pictures and the words that describe them are few; a drawn catalogue must not decide for photographs.".to_owned()]
+        vec!["There are few kinds of drawn pictures and few words that describe them; do not choose a configuration for photographs by a synthetic catalogue.".to_owned()]
     }
 
-    /// The queries, with what matches them.
+    /// Returns the queries with their relevant pictures.
     pub fn judged_queries(&self) -> Vec<JudgedQuery> {
         self.images.judged_queries(&generate_queries(self.seed, self.queries_per_difficulty))
     }
 
-    /// What is in each picture.
+    /// Returns the content of each picture.
     pub fn scenes(&self) -> &[Scene] {
         self.images.scenes()
     }
 
-    /// The pictures in memory.
-    pub fn to_evaluation_catalogue(&self) -> Corpus {
+    /// Returns the pictures as a corpus in memory.
+    pub fn to_corpus(&self) -> Corpus {
         let images = self.images.images();
         Corpus::from_generations(vec![LoadedGeneration::new(
             "live",
@@ -154,12 +155,12 @@ impl SyntheticCatalogue {
         )])
     }
 
-    /// The demo's prompt sets.
+    /// Returns the prompt sets of the demo.
     pub fn prompt_sets(&self) -> &[Arc<EmbeddedPromptSet>] {
         &self.prompt_sets
     }
 
-    /// What the demo serves.
+    /// Returns the configuration that the demo serves.
     pub fn serving_config(&self) -> ServingConfig {
         ServingConfig::new(self.prompt_sets[0].statistics_key.clone(), Normaliser::Nnn, 0.25)
     }

@@ -1,4 +1,4 @@
-//! Small pictures for the HTML report, embedded in it as data URIs.
+//! Thumbnails for the HTML report, embedded in it as data URIs.
 
 use std::sync::Arc;
 
@@ -25,28 +25,28 @@ const THUMBNAIL_SIDE_PIXELS: u32 = 112;
 /// JPEG quality of a thumbnail.
 const JPEG_QUALITY: u8 = 72;
 
-/// Most pictures of a report: at some 4 KB each it stays small enough to be mailed.
+/// Most pictures in a report: at some 4 KB each, it can still be sent by email.
 const MAX_THUMBNAILS: usize = 400;
 
-/// Pictures fetched at one time.
+/// Pictures fetched concurrently.
 const MAX_CONCURRENT_FETCHES: usize = 8;
 
 /// Where thumbnails come from.
 pub enum ThumbnailSource<'a> {
-    /// Nowhere.
+    /// There are none.
     None,
-    /// From where the images are, as workers fetch them.
+    /// Fetched from the addresses of the images, as workers do it.
     Fetched(&'a Config),
-    /// Drawn again.
+    /// Drawn again from their content.
     Synthetic(&'a [Scene]),
 }
 
 impl ThumbnailSource<'_> {
-    /// Thumbnails of the pictures that a report shows, and how many could not be had.
+    /// Returns thumbnails of the pictures that a report shows, and how many could not be loaded.
     pub async fn load_thumbnails(
         &self,
         report: &EvaluationReport,
-        world: &Corpus,
+        corpus: &Corpus,
         token: &CancellationToken,
     ) -> anyhow::Result<(ThumbnailUris, usize)> {
         let mut image_indices = images_to_show(report);
@@ -54,18 +54,18 @@ impl ThumbnailSource<'_> {
         let pictures: ThumbnailUris = match self {
             Self::None => return Ok((ThumbnailUris::new(), 0)),
             Self::Synthetic(scenes) => {
-                let drawn = |place: &u32| {
+                let draw = |index: &u32| {
                     let jpeg =
-                        render_jpeg(scenes.get(*place as usize)?, THUMBNAIL_SIDE_PIXELS).ok()?;
-                    Some((*place, data_uri(&jpeg)))
+                        render_jpeg(scenes.get(*index as usize)?, THUMBNAIL_SIDE_PIXELS).ok()?;
+                    Some((*index, data_uri(&jpeg)))
                 };
-                tokio::task::block_in_place(|| image_indices.iter().filter_map(drawn).collect())
+                tokio::task::block_in_place(|| image_indices.iter().filter_map(draw).collect())
             }
             Self::Fetched(config) => {
                 let fetcher = Arc::new(Fetcher::new(&config.fetch)?);
                 let bar = progress_bar("pictures", image_indices.len() as u64)?;
-                let one = |place: u32| {
-                    let uri = world.images[place as usize].uri.clone();
+                let load = |index: u32| {
+                    let uri = corpus.images[index as usize].uri.clone();
                     let (fetcher, bar) = (fetcher.clone(), bar.clone());
                     let options = config.decode.clone();
                     async move {
@@ -73,15 +73,15 @@ impl ThumbnailSource<'_> {
                         let fetched = fetcher.fetch(&content, token).await;
                         bar.inc(1);
                         let bytes = fetched.ok()?.bytes;
-                        let small =
+                        let encode =
                             move || encode_thumbnail(&decode::decode(&bytes, &options).ok()?);
-                        let jpeg = tokio::task::spawn_blocking(small).await.ok()??;
-                        Some((place, data_uri(&jpeg)))
+                        let jpeg = tokio::task::spawn_blocking(encode).await.ok()??;
+                        Some((index, data_uri(&jpeg)))
                     }
                 };
-                let all = stream::iter(image_indices.iter().copied().map(one))
+                let loaded = stream::iter(image_indices.iter().copied().map(load))
                     .buffer_unordered(MAX_CONCURRENT_FETCHES);
-                let pictures = all.filter_map(async |found| found).collect().await;
+                let pictures = loaded.filter_map(async |thumbnail| thumbnail).collect().await;
                 bar.finish_and_clear();
                 pictures
             }
@@ -95,7 +95,7 @@ fn data_uri(jpeg: &[u8]) -> String {
     format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg))
 }
 
-/// A picture within a square of [`SIDE`], as JPEG.
+/// Scales a picture down to fit a square of [`THUMBNAIL_SIDE_PIXELS`], and encodes it as JPEG.
 fn encode_thumbnail(picture: &RgbImage) -> Option<Vec<u8>> {
     let (width, height) = picture.dimensions();
     let longest = width.max(height).max(1);
@@ -116,12 +116,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thumbnail_keeps_the_shape_and_never_grows() {
+    fn a_thumbnail_keeps_the_shape_and_is_never_enlarged() {
         for (size, expected) in [((400, 200), (112, 56)), ((10, 5), (10, 5)), ((5000, 1), (112, 1))]
         {
             let jpeg = encode_thumbnail(&RgbImage::new(size.0, size.1)).unwrap();
-            let back = decode::decode(&jpeg, &decode::DecodeOptions::default()).unwrap();
-            assert_eq!(back.dimensions(), expected);
+            let decoded = decode::decode(&jpeg, &decode::DecodeOptions::default()).unwrap();
+            assert_eq!(decoded.dimensions(), expected);
         }
     }
 }

@@ -10,11 +10,11 @@ use super::suggest::PromptsSuggestArgs;
 #[command(after_long_help = "\
 Examples:
   bsap prompts list
-  bsap prompts show photographs > mine.toml     a start for a set of your own
-  bsap prompts measure mine.toml                what it would do on the stored images
-  bsap prompts suggest --queries judged.jsonl --log queries.jsonl --attribute title --name mine --out mine.toml
-  bsap reindex statistics --prompt-set mine.toml   have it for every stored image
-  bsap prompts retire mine                      and be rid of it again")]
+  bsap prompts show photographs > mine.toml     a template for a set of your own
+  bsap prompts measure mine.toml                its effect on the stored images
+  bsap prompts suggest --queries judged.jsonl --query-log queries.jsonl --attribute title --name mine --out mine.toml
+  bsap reindex statistics --prompt-set mine.toml   its statistics for every stored image
+  bsap prompts retire mine                      remove it from the catalogue")]
 pub struct PromptsArgs {
     /// What to do.
     #[command(subcommand)]
@@ -26,18 +26,18 @@ pub struct PromptsArgs {
 pub enum PromptsAction {
     /// List the shipped and the configured sets with their fingerprints
     List,
-    /// Print a set as its TOML file has it
+    /// Print a set as a TOML file
     Show {
-        /// Shipped name or path of a TOML file
+        /// Name of a shipped set, or path of a TOML file
         set: String,
     },
-    /// Measure sets on the stored images: how scores spread, near-duplicate and dominating
+    /// Measure sets on the stored images: distribution of scores, near-duplicate and dominating
     /// prompts, penalised images. Changes nothing
     Measure(PromptsMeasureArgs),
-    /// Choose prompts, formula and weight by judged queries, from your own texts, and write the set
+    /// Choose prompts, normaliser and weight by judged queries, from your own texts, and write the set
     Suggest(PromptsSuggestArgs),
-    /// Forget a stored set: new rows no longer carry it, backfilled statistics of it are dropped.
-    /// Refused while it is served or a candidate's
+    /// Remove a stored set: new rows no longer have its statistics, and backfilled ones are dropped.
+    /// An error if the live configuration or the candidate uses it
     Retire {
         /// Its name, name@version or key
         set: String,

@@ -1,4 +1,4 @@
-//! `bsap prompts list` and `bsap prompts show`: the sets that there are.
+//! `bsap prompts list` and `bsap prompts show`: the shipped and the configured sets.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::commands::shared::printing::print_line;
 use crate::config::Config;
 use crate::prompts::PromptSet;
 
-/// Prints the shipped sets and those that the configuration names.
+/// Prints the shipped and the configured sets.
 pub fn list_sets(config: &Config) -> CommandResult {
     let configured = &config.prompts.sets;
     let names: BTreeSet<&str> = PromptSet::builtin_names()
@@ -32,7 +32,7 @@ pub fn list_sets(config: &Config) -> CommandResult {
         let used = configured
             .iter()
             .position(|c| c == name)
-            .map_or("", |place| if place == 0 { "served first" } else { "yes" });
+            .map_or("", |index| if index == 0 { "served first" } else { "yes" });
         table.add_row([
             name.to_owned(),
             set.version.to_string(),
@@ -48,7 +48,7 @@ pub fn list_sets(config: &Config) -> CommandResult {
     Ok(())
 }
 
-/// Prints a set as its file has it.
+/// Prints a set as a TOML file.
 pub fn show_set(name: &str) -> CommandResult {
     let set = PromptSet::load(name).map_err(CommandError::usage)?;
     print_line!("{}", toml::to_string_pretty(&set)?.trim_end());

@@ -1,4 +1,4 @@
-//! `bsap prompts measure`: what prompt sets do on the stored images.
+//! `bsap prompts measure`: the effect of prompt sets on the stored images.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -17,32 +17,32 @@ use crate::prompts::{self, EmbeddedPromptSet, NEAR_DUPLICATE_COSINE, PromptSet, 
 use crate::record::Embedding;
 use crate::search::{Engine, ImageMetadata};
 
-/// Rows of a histogram, and columns of its longest bar.
+/// Rows of a histogram, and characters of its longest bar.
 const HISTOGRAM_ROWS: usize = 16;
 const HISTOGRAM_COLUMNS: f64 = 48.0;
-/// A prompt that is the strongest one of so many images outweighs all others.
+/// A prompt that is the strongest one for a larger share of the images dominates the set.
 const DOMINATING_SHARE: f64 = 0.2;
 
 /// `bsap prompts measure`.
 #[derive(Debug, Args)]
 pub struct PromptsMeasureArgs {
-    /// Names of stored or shipped sets, or paths of TOML files; without any, the stored sets
+    /// Names of stored or shipped sets, or paths of TOML files; without any, all stored sets
     pub sets: Vec<String>,
-    /// Longest list of prompts or images in the report
+    /// Length of the lists of prompts and images in the report
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub limit: u16,
-    /// Formula whose penalty is shown; what is served, unless given
+    /// Normaliser whose penalty is shown; by default the one that is served
     #[arg(long)]
     pub normaliser: Option<Normaliser>,
-    /// Its weight, 0 to 1; what is served, unless given
+    /// Its weight, 0 to 1; by default the one that is served
     #[arg(long)]
     pub weight: Option<f32>,
-    /// Print JSON, a line a set
+    /// Print one line of JSON per set
     #[arg(long)]
     pub json: bool,
 }
 
-/// Measures sets on the live images of the table.
+/// Measures sets on all images of the live generation, and prints a report per set.
 pub async fn measure_sets(
     args: &PromptsMeasureArgs,
     config: Config,
@@ -91,7 +91,8 @@ pub async fn measure_sets(
     Ok(())
 }
 
-/// The sets that were asked for: stored ones by key, name or name@version, others from their files.
+/// Returns the sets that the arguments name: stored ones by key, name or name@version, others from their
+/// files.
 fn selected_sets(
     args: &PromptsMeasureArgs,
     config: &Config,
@@ -111,7 +112,7 @@ fn selected_sets(
     args.sets.iter().map(find).collect()
 }
 
-/// The report for people. Writing to a string cannot fail.
+/// Renders the report as text. Writing to a string cannot fail.
 fn render_report(
     set: &EmbeddedPromptSet,
     report: &PromptSetReport,
@@ -129,10 +130,10 @@ fn render_report(
         let _ = writeln!(text, "WARNING: {warning}");
     }
     let format_range =
-        |[low, middle, high]: [f32; 3]| format!("{middle:.3} ({low:.3} to {high:.3})");
+        |[low, median, high]: [f32; 3]| format!("{median:.3} ({low:.3} to {high:.3})");
     let _ = writeln!(
         text,
-        "\nScores of all prompts on all images, median (5 % to 95 %): {}\nmean of an image: {}, its spread σ: {}\n",
+        "\nScores of all prompts on all images, median (5 % to 95 %): {}\nmean per image: {}, standard deviation σ per image: {}\n",
         format_range(report.score_percentiles),
         format_range(report.mean_percentiles),
         format_range(report.std_percentiles),
@@ -146,11 +147,8 @@ fn render_report(
 
     let _ = writeln!(text, "\nStrongest prompt of most images");
     for prompt in &report.dominant_prompts {
-        let mark = if prompt.share > DOMINATING_SHARE {
-            "  dominates: take it out or say it otherwise"
-        } else {
-            ""
-        };
+        let mark =
+            if prompt.share > DOMINATING_SHARE { "  dominates: remove or reword it" } else { "" };
         let _ = writeln!(text, "  {:>5.1} %  {}{mark}", prompt.share * 100.0, prompt.text);
     }
     let _ = writeln!(
@@ -162,7 +160,7 @@ fn render_report(
 
     let _ = writeln!(
         text,
-        "\nPrompts that are nearly the same to the model (cosine above {NEAR_DUPLICATE_COSINE})"
+        "\nPrompts that are nearly the same for the model (cosine above {NEAR_DUPLICATE_COSINE})"
     );
     if report.near_duplicates.is_empty() {
         let _ = writeln!(text, "  none");
@@ -173,7 +171,7 @@ fn render_report(
 
     let _ = writeln!(
         text,
-        "\nImages that lose most beside the median image ({}, weight {})",
+        "\nImages that lose most compared with the median image ({}, weight {})",
         balance.normaliser.name(),
         balance.weight
     );

@@ -9,8 +9,8 @@ use crate::commands::shared::printing::print_line;
 use crate::config::Config;
 use crate::prompts::PromptSet;
 
-/// Forgets a stored set.
-pub async fn retire_set(name: &str, config: Config, token: CancellationToken) -> CommandResult {
+/// Removes a stored set and its backfilled statistics from the catalogue.
+pub async fn retire_set(name: &str, config: Config) -> CommandResult {
     let (store, _) = open_catalogue(&config).await?;
     let changed_by = actor("bsap prompts retire");
     let attempts = config.table.max_commit_attempts;
@@ -20,9 +20,7 @@ pub async fn retire_set(name: &str, config: Config, token: CancellationToken) ->
     let configured = config.prompts.sets.iter().filter_map(|name| PromptSet::load(name).ok());
     if configured.into_iter().any(|set| key.starts_with(&format!("{}@{}:", set.name, set.version)))
     {
-        print_line!(
-            "Take it out of prompts.sets too: a worker that starts with it makes it known again."
-        );
+        print_line!("Remove it from prompts.sets too: a worker that starts with it adds it again.");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `bsap prompts suggest`: chooses prompts from your own texts by judged queries.
+//! `bsap prompts suggest`: chooses prompts from the texts of a domain by judged queries.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,31 +22,31 @@ use crate::evaluate::{
 };
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
 
-/// Shipped sets whose texts may be taken: general captions, in the language of the model.
+/// Shipped sets for `--include-builtin`: general captions in English.
 const BUILTIN_SETS: [&str; 2] = ["photographs", "ecommerce-en"];
 
 /// `bsap prompts suggest`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Texts of your own domain as prompts are what wins most: the queries that people type (--log), the words \
-that describe your images (--attribute). The pool is ordered so that every beginning covers it as well as \
-it can; beginnings of several sizes are tried with several formulas and weights on one half of the judged \
-queries, and the choice is measured on the other half, beside plain CLIP, what is served, a random subset \
-and the whole pool. Changes nothing but the file. docs/evaluation.md has more.")]
+The most effective prompts are texts of your own domain: the queries that people type (--query-log), and \
+the words that describe your images (--attribute). The pool of texts is ordered so that its first N texts \
+cover it as well as possible for every N; several N are tried with several normalisers and weights on one \
+half of the judged queries, and the choice is measured on the other half, together with plain CLIP, the live \
+configuration, a random subset and the whole pool. Only the file is written. docs/evaluation.md has more.")]
 pub struct PromptsSuggestArgs {
     /// Judged queries, as for `bsap evaluate`
     #[arg(long, value_name = "FILE")]
     pub queries: PathBuf,
-    /// Texts that people typed: JSON lines or CSV with `text`
+    /// Queries that people typed: JSON lines or CSV with `text`
     #[arg(long, value_name = "FILE")]
     pub query_log: Vec<PathBuf>,
-    /// Attribute of the images whose values are taken, for example title or category
+    /// Attribute of the images whose values are added to the pool, for example title or category
     #[arg(long = "attribute", value_name = "NAME")]
     pub attributes: Vec<String>,
-    /// File with a text a line
+    /// File with one text per line
     #[arg(long, value_name = "FILE")]
     pub pool: Vec<PathBuf>,
-    /// Take the shipped general captions too
+    /// Add the shipped general captions to the pool
     #[arg(long)]
     pub include_builtin: bool,
     /// Name of the set
@@ -58,7 +58,7 @@ pub struct PromptsSuggestArgs {
     /// Language of the texts
     #[arg(long, default_value = "en", value_name = "TAG")]
     pub language: String,
-    /// Where the set is written
+    /// File that the set is written to
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 }
@@ -75,29 +75,29 @@ pub async fn suggest_set(
     state.live.ensure_compatible(&configured_generation(&config, &*encoders))?;
     let embed = |record| EmbeddedPromptSet::from_record(record, &*encoders).map(Arc::new);
     let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
-    let progress = progress_bar("read", 0)?;
-    let on_read = progress_callback(&progress);
+    let bar = progress_bar("read", 0)?;
+    let on_read = progress_callback(&bar);
     let rows =
         LoadedGeneration::load(&store, "live", &state.live, encoders.clone(), &token, &on_read)
             .await?;
-    progress.finish_and_clear();
-    let world = Corpus::from_generations(vec![rows]);
-    evaluate::check_enough_judged(&judged_queries, &world).map_err(CommandError::usage)?;
+    bar.finish_and_clear();
+    let corpus = Corpus::from_generations(vec![rows]);
+    evaluate::check_enough_judged(&judged_queries, &corpus).map_err(CommandError::usage)?;
 
     let mut pool = PromptPool::without_judged_queries(&judged_queries);
     for path in &args.query_log {
-        let log = read_queries(path, "--log")?;
-        pool.add_texts(log.iter().map(|asked| asked.text.as_str()));
+        let logged_queries = read_queries(path, "--query-log")?;
+        pool.add_texts(logged_queries.iter().map(|query| query.text.as_str()));
     }
     for path in &args.pool {
         pool.add_texts(read_text_file(path, "--pool")?.lines());
     }
     for name in &args.attributes {
-        let values = world.images.iter().filter_map(|picture| picture.attributes.get(name));
-        let before = pool.texts.len();
+        let values = corpus.images.iter().filter_map(|image| image.attributes.get(name));
+        let previous_count = pool.texts.len();
         pool.add_texts(values.map(String::as_str));
-        if pool.texts.len() == before {
-            print_line!("Note: no image has an attribute {name:?} with a text that is new.");
+        if pool.texts.len() == previous_count {
+            print_line!("Note: no image has an attribute {name:?} with a new text.");
         }
     }
     if args.include_builtin {
@@ -107,11 +107,11 @@ pub async fn suggest_set(
     }
     if pool.texts.len() < 2 {
         return Err(CommandError::usage(
-            "the pool has fewer than 2 texts that are no judged queries; give --log, --attribute, --pool or --shipped",
+            "the pool has fewer than 2 texts that are no judged queries; give --query-log, --attribute, --pool or --include-builtin",
         ));
     }
     print_line!(
-        "{} texts in the pool; {} stand among the judged queries and {} are beyond the largest set",
+        "{} texts in the pool; {} are left out as judged queries, and {} as beyond the largest set",
         pool.texts.len(),
         pool.excluded_as_judged,
         pool.excluded_as_full
@@ -127,12 +127,12 @@ pub async fn suggest_set(
     let suggestion = tokio::task::block_in_place(|| {
         let pool = set.embed(&*encoders, top_k)?;
         let mut resolver =
-            ConfigurationResolver::new(&world, Some(&state), state.serving.clone(), sets, top_k);
+            ConfigurationResolver::new(&corpus, Some(&state), state.serving.clone(), sets, top_k);
         let live =
             resolver.resolve(&ConfigurationSpec::from_base(BaseConfiguration::Live, "live"))?;
         let bar = progress_bar("ranked", judged_queries.len() as u64)?;
         let catalogue = store.url().to_string();
-        let found = evaluate::suggest_prompts(
+        let suggestion = evaluate::suggest_prompts(
             &mut resolver,
             &pool,
             &live,
@@ -144,73 +144,76 @@ pub async fn suggest_set(
             },
         );
         bar.finish_and_clear();
-        anyhow::Ok(found?)
+        anyhow::Ok(suggestion?)
     })?;
     print_suggestion(args, &suggestion)
 }
 
+/// Prints the evaluation of the choice, and writes the chosen set.
 fn print_suggestion(args: &PromptsSuggestArgs, suggestion: &PromptSuggestion) -> CommandResult {
     print_line!("{}\n", evaluate::render_terminal(&suggestion.test_report));
-    let tried = suggestion.selection_report.non_baseline().count();
+    let tried_count = suggestion.selection_report.non_baseline().count();
     let queries = suggestion.selection_report.queries.judged;
     let Some(chosen) = &suggestion.chosen else {
         print_line!(
-            "Of {tried} ways none was better than plain CLIP on the {queries} queries for choosing: serve with weight 0."
+            "None of {tried_count} combinations was better than plain CLIP on the {queries} queries for choosing: serve with weight 0."
         );
         return Ok(());
     };
-    let figures = suggestion.test_report.configurations.iter().find(|o| o.name == "suggested");
-    let column = figures
+    let outcome = suggestion.test_report.configurations.iter().find(|o| o.name == "suggested");
+    let false_hits = outcome
         .and_then(|outcome| suggestion.test_report.measure_comparison(outcome, FALSE_HIT_MEASURE));
-    let gain = column.map_or(String::new(), |c| {
+    let gain = false_hits.map_or(String::new(), |c| {
         format!(
-            " On the other {} queries its false first hits differ from plain CLIP's by {:+.3} ({:+.3} to {:+.3}).",
+            " On the other {} queries its rate of false first hits differs from that of plain CLIP by {:+.3} ({:+.3} to {:+.3}).",
             suggestion.test_report.queries.judged, c.gain.mean, c.gain.low, c.gain.high
         )
     });
     let notes = format!(
-        "Chosen by bsap prompts suggest out of {tried} ways on {queries} queries, for {}.{gain}\n",
+        "Chosen by bsap prompts suggest out of {tried_count} combinations on {queries} queries, for {}.{gain}\n",
         describe_choice(chosen)
     );
     let set = PromptSet { name: args.name.clone(), notes, ..chosen.prompt_set.prompt_set.clone() };
     write_set(&args.out, &toml::to_string_pretty(&set)?)?;
     print_line!(
-        "{} of the texts are in {}, for {}. The row live is what is served now.",
+        "{} of the texts are in {}, for {}. The row live is the configuration that is served now.",
         set.texts.len(),
         args.out.display(),
         describe_choice(chosen)
     );
-    let better = |name: &String| {
-        let column =
-            figures.and_then(|outcome| suggestion.test_report.measure_comparison(outcome, name));
-        column
-            .is_some_and(|column| classify_difference(name, &column) == MeasuredDifference::Better)
+    let is_better = |name: &String| {
+        let comparison =
+            outcome.and_then(|outcome| suggestion.test_report.measure_comparison(outcome, name));
+        comparison.is_some_and(|comparison| {
+            classify_difference(name, &comparison) == MeasuredDifference::Better
+        })
     };
-    if !suggestion.test_report.measures.iter().any(better) {
+    if !suggestion.test_report.measures.iter().any(is_better) {
         print_line!(
-            "On the half that nothing was chosen on, no measure is measurably better than plain CLIP's: have more queries judged before you switch."
+            "On the half of the queries that was not used for choosing, no measure is measurably better than that of plain CLIP: have more queries judged before you switch."
         );
     }
     Ok(())
 }
 
-/// How the prompts are to be used.
+/// Describes the configuration for which the prompts were chosen.
 fn describe_choice(chosen: &ChosenPrompts) -> String {
     let ChosenPrompts { normaliser, weight, lambda, .. } = chosen;
-    let strength = match normaliser {
+    let lambda = match normaliser {
         Normaliser::Nnn => format!(" and λ {lambda}"),
         _ => String::new(),
     };
-    format!("normaliser {} with weight {weight}{strength}", normaliser.name())
+    format!("normaliser {} with weight {weight}{lambda}", normaliser.name())
 }
 
 fn write_set(path: &Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| format!("--out: {}", path.display()))
 }
 
+/// Checks that `text` can be the name of a set.
 fn parse_set_name(text: &str) -> Result<String, String> {
-    let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if text.is_empty() || !text.chars().all(legal) {
+    let is_legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if text.is_empty() || !text.chars().all(is_legal) {
         return Err(format!("{text:?} has characters other than letters, digits, - and _"));
     }
     Ok(text.to_owned())
