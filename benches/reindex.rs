@@ -152,7 +152,7 @@ async fn fill_table(
             next_offset: to as i64,
             rows: batch_rows.collect::<Result<Vec<_>, Box<dyn Error>>>()?,
         };
-        writer.append(vec![batch]).await?;
+        writer.append(vec![batch], &CancellationToken::new()).await?;
         expected_position = Some(to as i64);
     }
     Ok(())

@@ -378,7 +378,8 @@ fn check_prompt_sets_and_search(dir: &std::path::Path) {
 fn check_filters_and_image_queries(dir: &std::path::Path, variables: &[(&str, &str)]) {
     let with_attribute = [variables, &[("BSAP_ATTRIBUTES__TITLE", "text")]].concat();
     let answer = |arguments: &[&str]| -> serde_json::Value {
-        let output = run_bsap(&[&["search", "--json", "-k", "40"], arguments].concat(), &with_attribute);
+        let output =
+            run_bsap(&[&["search", "--json", "-k", "40"], arguments].concat(), &with_attribute);
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_str(&text).unwrap()
@@ -417,7 +418,12 @@ fn check_filters_and_image_queries(dir: &std::path::Path, variables: &[(&str, &s
         2,
         &["nobody", "not in the catalogue"],
     );
-    assert_fails(&["search", "a", "--similar-to", id], &with_attribute, 2, &["cannot be used with"]);
+    assert_fails(
+        &["search", "a", "--similar-to", id],
+        &with_attribute,
+        2,
+        &["cannot be used with"],
+    );
     assert_fails(&["search", "a", "--min-score", "calibrated"], &with_attribute, 2, &["min_score"]);
 
     check_candidate_traffic_filter(title.as_str().unwrap(), &with_attribute);
@@ -436,8 +442,10 @@ fn check_filters_and_image_queries(dir: &std::path::Path, variables: &[(&str, &s
     let queries = dir.join("judged.jsonl");
     std::fs::write(&queries, judged).unwrap();
     let queries = queries.to_str().unwrap();
-    let output =
-        run_bsap(&["evaluate", "--queries", queries, "--calibrate", "live", "--store"], &with_attribute);
+    let output = run_bsap(
+        &["evaluate", "--queries", queries, "--calibrate", "live", "--store"],
+        &with_attribute,
+    );
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let gibberish = answer(&["qwv xlkjh zzkw"]);
     assert_eq!(gibberish["no_match"]["nothing_matches"], true, "{gibberish}");

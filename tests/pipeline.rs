@@ -458,12 +458,24 @@ async fn a_standby_generation_has_the_newest_version_of_every_image() {
         (0..2).map(|number| TopicPartition { topic: TOPIC.into(), number }).collect();
     let (store, new) = (fixture.open_store(), standby.generation.clone());
     for _ in 0..2 {
-        let state =
-            backfill::set_up_standby(&store, &standby, &partitions, 20, "test").await.unwrap();
+        let state = backfill::set_up_standby(
+            &store,
+            &standby,
+            &partitions,
+            20,
+            "test",
+            &CancellationToken::new(),
+        )
+        .await
+        .unwrap();
         assert!(state.revision == 2 && state.is_standby(&new), "the second call changes nothing");
     }
     let live = StandbyGeneration { generation: fixture.generation(), ..standby.clone() };
-    assert!(backfill::set_up_standby(&store, &live, &partitions, 20, "test").await.is_err());
+    assert!(
+        backfill::set_up_standby(&store, &live, &partitions, 20, "test", &CancellationToken::new())
+            .await
+            .is_err()
+    );
 
     // Events keep coming; the first version of the deleted image arrives again, late.
     fixture.send_event(upsert_event("i0", &fixture.write_image("newer.jpg", 777), 6)).await;

@@ -127,7 +127,6 @@ pub fn load_engine(
             is_full_snapshot: commit == 0,
             part: SnapshotPart::All,
             rows,
-            statistics: Vec::new(),
         };
         runtime.block_on(engine.snapshots().apply_changes(changes))?;
     }

@@ -219,7 +219,8 @@ async fn reindex_model(
     let reembed_partitions = reindex_topic_partitions(&config).await?;
     if !args.dry_run {
         let attempts = config.table.max_commit_attempts;
-        state = set_up_standby(&store, &standby, &partitions, attempts, &changed_by, &token).await?;
+        state =
+            set_up_standby(&store, &standby, &partitions, attempts, &changed_by, &token).await?;
         print_line!(
             "generation {} ({}) is the standby from revision {} of the state on; start workers with \
              model.checkpoint = {checkpoint}",

@@ -227,18 +227,18 @@ async fn another_models_generation_is_complete_after_worker_kills() {
     let mut live = fixture.start_worker();
     fixture.wait_until_caught_up(&mut [&mut live]).await;
     let other = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/clip-gelu");
-    let ask = ["reindex", "model", "--checkpoint", other];
-    let (_, told) = world.run_command(&["ingest", "--help"]);
-    assert!(told.contains("reindex_topic"));
-    // A worker of a model that the catalogue does not know says what to do.
-    let (code, told) = world.run_worker_to_exit(&[("MODEL__CHECKPOINT", other)]);
-    assert!(code == Some(1) && told.contains("bsap reindex model"), "{told}");
-    let (code, told) = world.run_command(&ask);
-    // Most pictures came inline: nobody can fetch those again.
-    assert!(code == Some(1) && told.contains("were sent inline"), "{told}");
-    assert!(told.contains("is the standby from revision"), "{told}");
-    let state = StateStore::new(&world.store()).read_newest().await.unwrap().unwrap();
-    let new = state.standby.unwrap().generation;
+    let reindex = ["reindex", "model", "--checkpoint", other];
+    let (_, help) = fixture.run_command(&["ingest", "--help"]);
+    assert!(help.contains("reindex_topic"));
+    // A worker whose model the catalogue does not know reports what to do.
+    let (code, output) = fixture.run_worker_to_exit(&[("MODEL__CHECKPOINT", other)]);
+    assert!(code == Some(1) && output.contains("bsap reindex model"), "{output}");
+    let (code, output) = fixture.run_command(&reindex);
+    // Most events contain the image itself, which cannot be fetched again.
+    assert!(code == Some(1) && output.contains("were sent inline"), "{output}");
+    assert!(output.contains("is the standby from revision"), "{output}");
+    let state = StateStore::new(&fixture.store()).read_newest().await.unwrap().unwrap();
+    let standby = state.standby.unwrap().generation;
 
     let before = fixture.newest_versions(&fixture.generation).await;
     let model = [("MODEL__CHECKPOINT", other)];
@@ -253,12 +253,15 @@ async fn another_models_generation_is_complete_after_worker_kills() {
         )
         .kill();
     }
-    world.wait_until_caught_up(&mut [&mut live]).await;
-    world.wait_until_standby_caught_up(&new, &mut [&mut victim, &mut steady]).await;
-    let status = world.run_command_ok(&["status"]);
-    assert!(status.contains("0 live events and 0 images to be embedded again are not stored yet"), "{status}");
-    let (_, told) = world.run_command(&ask);
-    assert!(told.contains("0 are to be embedded again, 0 to be deleted"), "{told}");
+    fixture.wait_until_caught_up(&mut [&mut live]).await;
+    fixture.wait_until_standby_caught_up(&standby, &mut [&mut victim, &mut steady]).await;
+    let status = fixture.run_command_ok(&["status"]);
+    assert!(
+        status.contains("0 live events and 0 images to be embedded again are not stored yet"),
+        "{status}"
+    );
+    let (_, output) = fixture.run_command(&reindex);
+    assert!(output.contains("0 are to be embedded again, 0 to be deleted"), "{output}");
     for worker in [live, victim, steady] {
         worker.stop();
     }
@@ -272,9 +275,9 @@ async fn another_models_generation_is_complete_after_worker_kills() {
             inline += 1;
         }
     }
-    assert!(told.contains(&format!("{inline} images were sent inline")), "{inline}: {told}");
+    assert!(output.contains(&format!("{inline} images were sent inline")), "{inline}: {output}");
     println!(
-        "another model: {} images and deletes, {} in the new generation, {inline} came inline before",
+        "another model: {} images and deletes, {} in the new generation, {inline} were sent inline before",
         live_versions.len(),
         standby_versions.len()
     );
@@ -304,9 +307,9 @@ async fn dead_letters_are_listed_shown_and_sent_again() {
     let checked = fixture.run_command_ok(&["check"]);
     assert!(checked.contains("ok      kafka.brokers"), "{checked}");
     assert!(!checked.contains("FAILED  dead_letter"), "{checked}");
-    let table = world.run_command_ok(&["dead-letters", "list"]);
-    for words in ["unknown_image_format", "3  in total"] {
-        assert!(table.contains(words), "{table}");
+    let table = fixture.run_command_ok(&["dead-letters", "list"]);
+    for text in ["unknown_image_format", "3  in total"] {
+        assert!(table.contains(text), "{table}");
     }
     let listed = fixture.run_command_ok(&["dead-letters", "list", "--json"]);
     let letters: Vec<Value> = listed.lines().map(|l| serde_json::from_str(l).unwrap()).collect();

@@ -220,11 +220,11 @@ async fn rows_and_positions_survive_compaction_and_vacuum(store: &Store) {
         assert_eq!((changes.rows.len(), changes.is_full_snapshot), (2, false));
     }
     let partition = TopicPartition { topic: "images".into(), number: 0 };
-    assert_eq!(writer.read_position(&partition).await.unwrap(), Some(8));
+    assert_eq!(writer.read_position(&partition, &CancellationToken::new()).await.unwrap(), Some(8));
     // A writer that has lost its partition is fenced and adds no rows.
     let mut late_writer = TableWriter::open(store, &generation, 100).await.unwrap();
     let late_batch = partition_batch(0, 0, vec![test_row("late", 1, false)]);
-    let fenced = late_writer.append(vec![late_batch]).await.unwrap();
+    let fenced = late_writer.append(vec![late_batch], &CancellationToken::new()).await.unwrap();
     assert_eq!((fenced.rows, fenced.fenced_partitions.len()), (0, 1));
 
     let summary = run_compaction(store, &generation, 5).await;
@@ -235,8 +235,9 @@ async fn rows_and_positions_survive_compaction_and_vacuum(store: &Store) {
     let sets: Vec<_> = state.prompt_sets.iter().map(|set| set.key.clone()).collect();
     let options = MaintenanceOptions::default();
     let token = CancellationToken::new();
-    let report =
-        verify(store, &state, &state.live, &options, Utc::now(), &|_, _| {}, &token).await.unwrap();
+    let report = verify_table(store, &state.live, &sets, &options, Utc::now(), &|_, _| {}, &token)
+        .await
+        .unwrap();
     let report = report.unwrap();
     assert!(report.is_sound() && report.images == 4, "{report:?}");
     let later = Utc::now() + TimeDelta::days(5);
@@ -246,7 +247,13 @@ async fn rows_and_positions_survive_compaction_and_vacuum(store: &Store) {
     assert_eq!(TableOverview::from_log(store, &generation, &options).await.unwrap().files, 2);
     assert_eq!(read_image_ids(store, &generation).await.len(), 4);
     // The late writer has an older version of the log, whose first entries were removed by now.
-    late_writer.append(vec![partition_batch(1, 0, vec![test_row("new", 1, false)])]).await.unwrap();
+    late_writer
+        .append(
+            vec![partition_batch(1, 0, vec![test_row("new", 1, false)])],
+            &CancellationToken::new(),
+        )
+        .await
+        .unwrap();
     assert_eq!(read_image_ids(store, &generation).await.len(), 5);
 }
 

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::prompts::PromptSet;
 
 /// Removes a stored set and its backfilled statistics from the catalogue.
-pub async fn retire_set(name: &str, config: Config) -> CommandResult {
+pub async fn retire_set(name: &str, config: Config, token: CancellationToken) -> CommandResult {
     let (store, _) = open_catalogue(&config).await?;
     let changed_by = actor("bsap prompts retire");
     let attempts = config.table.max_commit_attempts;

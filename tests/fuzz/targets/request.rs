@@ -86,7 +86,6 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
         is_full_snapshot: true,
         part: SnapshotPart::All,
         rows: (0..50).map(row).collect(),
-        statistics: Vec::new(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(engine.snapshots().apply_changes(changes)).expect("a small catalogue");

@@ -326,13 +326,13 @@ impl<'a> Scenario<'a> {
         worker.kill_and_restart(self.fixture);
         // Updates go on, so that some are always in transit.
         let mut progress = String::new();
-        wait_until("the new generation has all but what is on its way", async || {
-            let told = self.world.outcome(&reindex).1;
-            let counted = told.lines().find(|line| line.contains("are up to date in it"));
-            counted.unwrap_or_default().clone_into(&mut progress);
-            let asked = progress.split("; ").nth(1).and_then(|rest| rest.split(' ').next());
-            let asked = asked.and_then(|n| n.parse::<u64>().ok());
-            asked.is_some_and(|n| n <= self.image_count / 10)
+        wait_until("the new generation has all images but those in transit", async || {
+            let output = self.fixture.run_command(&reindex).1;
+            let counts = output.lines().find(|line| line.contains("are up to date in it"));
+            counts.unwrap_or_default().clone_into(&mut progress);
+            let missing = progress.split("; ").nth(1).and_then(|rest| rest.split(' ').next());
+            let missing = missing.and_then(|n| n.parse::<u64>().ok());
+            missing.is_some_and(|n| n <= self.image_count / 10)
         })
         .await;
         println!("    {progress}");
