@@ -40,7 +40,7 @@ kafka form="":
 chaos rounds="200" seed="1":
     BSAP_CHAOS_ROUNDS={{ rounds }} BSAP_CHAOS_SEED={{ seed }} tests/run chaos
 
-# Steady load at 80 % of what the machine can do, with queries, and what grows meanwhile
+# Steady load at 80 % of what the machine can do, with queries, and what grows under it
 soak minutes="30":
     BSAP_SOAK_MINUTES={{ minutes }} tests/run soak
 

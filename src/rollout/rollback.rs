@@ -129,10 +129,10 @@ fn restore_generation(
 ) -> Result<(), RolloutError> {
     ensure_generation_is_filled(state, &target.live)?;
     // The generation that is live now was the standby then, so `target` has its checkpoint.
-    let standby_then =
+    let previous_standby =
         target.standby.as_ref().filter(|standby| standby.generation.id == state.live.id);
     let checkpoint =
-        standby_then.map_or(state.live.model_name.clone(), |standby| standby.checkpoint.clone());
+        previous_standby.map_or(state.live.model_name.clone(), |standby| standby.checkpoint.clone());
     state.swap_live_and_standby(&checkpoint);
     Ok(())
 }

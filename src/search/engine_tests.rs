@@ -161,7 +161,7 @@ async fn a_picture_is_decoded_within_the_limits_and_embedded_once() {
     assert!(error.to_string().starts_with("image: 64×32 pixels are more"), "{error}");
     let error =
         strict.search(&query_for(QueryInput::ImageBytes(b"no picture".to_vec()))).unwrap_err();
-    assert!(error.to_string().starts_with("image: not a picture"), "{error}");
+    assert!(error.to_string().starts_with("image: not an image"), "{error}");
 }
 
 async fn engine_with_decoding(decode: decode::DecodeOptions) -> Engine {

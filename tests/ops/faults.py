@@ -1,6 +1,6 @@
 """Breaks one thing at a time in a running system, and asserts that the log event, the metric and the
 alert that the runbook names come within the time that it promises, and that the alert ends once the
-thing is mended. Everything is real: Apache Kafka, MinIO, workers and a query worker as processes of
+thing is fixed. Everything is real: Apache Kafka, MinIO, workers and a query worker as processes of
 their own, Prometheus with the rules of ops/prometheus.
 
 Arguments: the program `bsap`, the folder of Kafka's jars, the program `minio`. In the short form all
@@ -337,7 +337,7 @@ class Faults(unittest.TestCase):
         for row in rows:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)), file=sys.stderr)
 
-    def prove(self, fault, process, event, metric, alert, broken, mended):
+    def prove(self, fault, process, event, metric, alert, broken, fixed):
         """`event` is a name, what a line of it must be like, and how that is shown."""
         fixture = self.fixture
         wait(f"{alert} is quiet before", 90, lambda: not fixture.fires(alert, process))
@@ -354,7 +354,7 @@ class Faults(unittest.TestCase):
             # How long a store is tried before the log tells does not shrink with the rules.
             wait(f"{process.log.name} has {shown}", promised(alert), logged)
         finally:
-            mended()
+            fixed()
         cleared = wait(f"{alert} ends", within + 60, lambda: not fixture.fires(alert, process))
         self.assertLessEqual(fired, promised(alert))
         self.rows.append((fault, shown, metric, alert, promised(alert), f"{fired:.0f}", f"{cleared:.0f}"))
