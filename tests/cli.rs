@@ -257,6 +257,78 @@ fn the_error_for_a_missing_table_names_the_command_that_creates_it() {
     assert_fails(&["search", "a mug"], &variables, 1, &["no catalogue", "bsap ingest"]);
 }
 
+/// Six images of the demo, stored by the last program that wrote format 2.
+#[test]
+fn every_command_refuses_a_catalogue_of_an_older_format_and_leaves_it_unchanged() {
+    let files = |folder: &str| {
+        let mut files = read_files(std::path::Path::new(folder));
+        files.sort();
+        files
+    };
+    let (model, folder) = (demo_checkpoint_folder(), tempfile::tempdir().unwrap());
+    let catalogue = folder.path().join("catalogue").display().to_string();
+    let copy = Command::new("cp")
+        .args(["-r", "tests/fixtures/catalogue-format-2", &catalogue])
+        .status()
+        .unwrap();
+    assert!(copy.success());
+    let stored = files(&catalogue);
+    assert_eq!(stored.len(), 8);
+    let queries = config_file("{\"text\": \"a mug\", \"relevant\": [\"a\"]}");
+    let queries = queries.path().to_str().unwrap();
+    let variables = [
+        ("BSAP_MODEL__CHECKPOINT", model.as_str()),
+        ("BSAP_TABLE__URL", catalogue.as_str()),
+        ("BSAP_PROMPTS__SETS", "[\"demo\"]"),
+        ("BSAP_KAFKA__BROKERS", "127.0.0.1:1"),
+        ("BSAP_KAFKA__REQUEST_TIMEOUT_MS", "1000"),
+        ("BSAP_HTTP__LISTEN", "127.0.0.1:0"),
+    ];
+    for arguments in [
+        &["ingest"][..],
+        &["serve"],
+        &["check"],
+        &["status"],
+        &["verify"],
+        &["compact"],
+        &["vacuum"],
+        &["vacuum", "--generations"],
+        &["reconcile", "."],
+        &["history"],
+        &["candidate", "show"],
+        &["candidate", "set", "x", "--weight", "0.5"],
+        &["candidate", "withdraw"],
+        &["promote"],
+        &["rollback", "--yes"],
+        &["reindex", "statistics", "--prompt-set", "demo"],
+        &["reindex", "model", "--checkpoint", &model],
+        &["search", "a mug"],
+        &["evaluate", "--queries", queries],
+        &["evaluate", "--feedback"],
+        &["prompts", "measure"],
+        &["prompts", "suggest", "--queries", queries, "--name", "own", "--out", "own.toml"],
+        &["prompts", "retire", "demo"],
+    ] {
+        let words = ["has format 2, this program reads format 3", "bsap publish"];
+        assert_fails(arguments, &variables, 1, &words);
+    }
+    assert_eq!(files(&catalogue), stored);
+}
+
+/// Reads all files below a folder.
+fn read_files(folder: &std::path::Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| {
+            if path.is_dir() {
+                read_files(&path)
+            } else {
+                vec![(path.clone(), std::fs::read(path).unwrap())]
+            }
+        })
+        .collect()
+}
+
 #[test]
 fn a_dry_run_prints_events_without_sending_them() {
     let shop = tempfile::tempdir().unwrap();

@@ -173,6 +173,8 @@ async fn check_table(config: &Config, report: &mut CheckReport) {
     let result = async {
         let store = open_store(config).await?;
         store.check_capabilities().await?;
+        // A catalogue that is there must be one that this program reads.
+        StateStore::new(&store).read_newest().await?;
         Ok::<_, anyhow::Error>(format!(
             "{} can be written, read and put conditionally",
             store.url()

@@ -131,8 +131,8 @@ fn restore_generation(
     // The generation that is live now was the standby then, so `target` has its checkpoint.
     let previous_standby =
         target.standby.as_ref().filter(|standby| standby.generation.id == state.live.id);
-    let checkpoint =
-        previous_standby.map_or(state.live.model_name.clone(), |standby| standby.checkpoint.clone());
+    let checkpoint = previous_standby
+        .map_or(state.live.model_name.clone(), |standby| standby.checkpoint.clone());
     state.swap_live_and_standby(&checkpoint);
     Ok(())
 }
