@@ -184,19 +184,19 @@ impl WithSimd for AffineTransforms<'_> {
         // One loop per normaliser, so that no loop branches on the formula.
         match balance.normaliser {
             Normaliser::Raw => {
-                self.compute_all(BalanceParameters { normaliser: Normaliser::Raw, ..balance })
+                self.compute_all(BalanceParameters { normaliser: Normaliser::Raw, ..balance });
             }
             Normaliser::Softmax => {
                 self.compute_all(BalanceParameters { normaliser: Normaliser::Softmax, ..balance });
             }
             Normaliser::Zscore => {
-                self.compute_all(BalanceParameters { normaliser: Normaliser::Zscore, ..balance })
+                self.compute_all(BalanceParameters { normaliser: Normaliser::Zscore, ..balance });
             }
             Normaliser::Range => {
-                self.compute_all(BalanceParameters { normaliser: Normaliser::Range, ..balance })
+                self.compute_all(BalanceParameters { normaliser: Normaliser::Range, ..balance });
             }
             Normaliser::Nnn => {
-                self.compute_all(BalanceParameters { normaliser: Normaliser::Nnn, ..balance })
+                self.compute_all(BalanceParameters { normaliser: Normaliser::Nnn, ..balance });
             }
         }
     }

@@ -81,7 +81,7 @@ pub fn evaluate(
             Judgements::Unjudged => query_counts.unjudged += 1,
             Judgements::NoMatch => query_counts.judged_no_match += 1,
             Judgements::Graded { .. } if grades.ideal_grades().is_empty() => {
-                query_counts.without_relevant_image += 1
+                query_counts.without_relevant_image += 1;
             }
             Judgements::Graded { .. } => query_counts.judged += 1,
         }

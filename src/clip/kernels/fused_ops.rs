@@ -141,7 +141,7 @@ impl WithSimd for BiasActivationKernel<'_> {
                 v / (1.0 + exp(-2.0 * u))
             }),
             Some(Activation::Gelu) => {
-                map_with_bias(x, bias, |v| 0.5 * v * (1.0 + erf(v * 0.707_106_77)))
+                map_with_bias(x, bias, |v| 0.5 * v * (1.0 + erf(v * 0.707_106_77)));
             }
         }
     }

@@ -55,7 +55,7 @@ pub fn run(args: &DemoEvaluateArgs) -> CommandResult {
         let bar = progress_bar(style.name(), args.count)?;
         let images =
             DrawnImages::draw(&clip, *style, args.seed, args.count, IMAGE_SIDE_PIXELS, |n| {
-                bar.inc(n)
+                bar.inc(n);
             })?;
         bar.finish_and_clear();
         let by_difficulty =

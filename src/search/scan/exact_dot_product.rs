@@ -1,10 +1,5 @@
 //! Dot product of a query and a stored embedding in f64.
 
-#![expect(
-    clippy::inline_always,
-    reason = "vector code is compiled for the caller's target features"
-)]
-
 use half::f16;
 use pulp::WithSimd;
 

@@ -96,7 +96,7 @@ impl<'a> ExactRanker<'a> {
         let score_candidates = |(task, result): (&ScanTask, &TaskResult)| {
             let mut candidates = Vec::new();
             self.for_each_candidate(*task, result, &thresholds, |row| {
-                candidates.push(self.exact_scores(row.location))
+                candidates.push(self.exact_scores(row.location));
             });
             candidates
         };

@@ -216,7 +216,7 @@ impl Compactor {
                     );
                 }
                 Err(FileReadError::NotFound | FileReadError::Corrupt(_)) => {
-                    damaged.push(input.clone())
+                    damaged.push(input.clone());
                 }
             }
             progress(i + 1, inputs.len());

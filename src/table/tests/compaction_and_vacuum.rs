@@ -191,7 +191,7 @@ async fn concurrent_compactors_and_writers_neither_lose_nor_double_rows() {
                 for mode in [CompactionMode::Merge, CompactionMode::Deep, CompactionMode::Merge] {
                     compact(&store, &options(), mode, 0).await;
                 }
-            })
+            });
         })
     });
     let (writers, compactors): (Vec<_>, Vec<_>) = (writers.collect(), compactors.collect());

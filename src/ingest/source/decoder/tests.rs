@@ -100,7 +100,7 @@ fn errors_name_the_invalid_field() {
     for (ordering, text, field) in cases {
         match decode_with_ordering(ordering, &message(Some("a"), Some(text))) {
             Err(EventDecodeError::InvalidField(invalid)) => {
-                assert_eq!(invalid.field, field, "{text}")
+                assert_eq!(invalid.field, field, "{text}");
             }
             other => panic!("{text}: {other:?}"),
         }
