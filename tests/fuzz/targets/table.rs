@@ -12,19 +12,19 @@ mod panic_filter;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use bsap::catalogue::Generation;
 use bsap::record::{
     Embedding, ImageId, ImageRow, SequenceKey, StoredImage, TopicPartition, VersionOrdering,
 };
 use bsap::store::Store;
+use bsap::table::Generation;
 use bsap::table::{Follower, PartitionBatch, TableWriter};
 use futures::TryStreamExt;
 use libfuzzer_sys::fuzz_target;
-use tokio_util::sync::CancellationToken;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
 
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
