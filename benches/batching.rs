@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let images = (0..32)
         .map(|n| {
             let jpeg = render_jpeg(&Scene::sample(1, n, PhotoStyle::Studio), 256)?;
-            let image = bsap::ingest::decode::decode(
+            let image = bsap::ingest::decode::decode_image(
                 &jpeg,
                 &bsap::ingest::decode::DecodeOptions::default(),
             )?;

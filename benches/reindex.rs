@@ -86,7 +86,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let prompt_set = Arc::new(set("bench", round + 2).embed(&encoders, 8)?);
         let started = Instant::now();
         let mut source = BackfillSource::open(&store, &generation).await?;
-        let (pending, _) = source.list_pending_files(&prompt_set.statistics_key).await?;
+        let (pending, _) =
+            source.list_pending_files_and_coverage(&prompt_set.statistics_key).await?;
         let (source, key) = (Arc::new(source), prompt_set.statistics_key.clone());
         let reads = pending.into_iter().map(|file| {
             let (source, key, runtime) =
@@ -94,7 +95,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             tokio::task::spawn_blocking(move || {
                 runtime.block_on(async {
                     source
-                        .measure_file(&file, &key, &|values| {
+                        .compute_file_statistics(&file, &key, &|values| {
                             std::hint::black_box(values);
                             None
                         })
@@ -119,7 +120,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         };
         let started = Instant::now();
         let result = job.run(&|_, _| {}, &CancellationToken::new()).await?;
-        assert_eq!(result.measured_rows, rows);
+        assert_eq!(result.measured_row_count, rows);
         backfilling = backfilling.min(started.elapsed());
     }
     println!(

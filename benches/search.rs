@@ -142,7 +142,7 @@ fn median_per_query(measured: &[[f64; 2]], query_count: u64) -> [f64; 2] {
 
 fn search_one_by_one(engine: &Engine) {
     for number in 0..QUERY_COUNT {
-        std::hint::black_box(engine.search(&nth_query(number)).map(|r| r.matched)).ok();
+        std::hint::black_box(engine.search(&nth_query(number)).map(|r| r.matched_image_count)).ok();
     }
 }
 
@@ -167,8 +167,10 @@ fn search_concurrently(engine: &Engine, queries_per_caller: usize) {
         for caller in 0..CONCURRENT_CALLERS as u64 {
             scope.spawn(move || {
                 for n in 0..queries_per_caller as u64 {
-                    std::hint::black_box(engine.search(&nth_query(caller + n)).map(|r| r.matched))
-                        .ok();
+                    std::hint::black_box(
+                        engine.search(&nth_query(caller + n)).map(|r| r.matched_image_count),
+                    )
+                    .ok();
                 }
             });
         }
@@ -184,7 +186,7 @@ fn compare_filtered(engine: &Engine) -> Result<()> {
         };
         let (first_ms, results) = time_ms(|| engine.search(&filtered_query(0)?).map_err(Box::from));
         let results: Result<SearchResults> = results;
-        let matched = results?.matched;
+        let matched = results?.matched_image_count;
         let (mut unfiltered_times, mut filtered_times) = (Vec::new(), Vec::new());
         for number in 0..QUERY_COUNT {
             let (unfiltered, filtered) = (nth_query(number), filtered_query(number)?);
@@ -226,7 +228,7 @@ fn measure_recall(engine: &Engine) -> Result<()> {
         }
     }
     let scored: Vec<(String, Vec<f64>)> = snapshot
-        .images()
+        .images_with_embeddings()
         .par_bridge()
         .map(|(entry, embedding)| {
             let id = entry.image_id.as_str();
@@ -252,8 +254,11 @@ fn measure_recall(engine: &Engine) -> Result<()> {
             .filter(|(_, scores)| scores[index] >= min_score)
             .map(|(id, scores)| (id.as_str(), scores[index]))
             .collect();
-        correct +=
-            results.hits.iter().filter(|h| best.contains_key(h.image.image_id.as_str())).count();
+        correct += results
+            .hits
+            .iter()
+            .filter(|h| best.contains_key(h.image_metadata.image_id.as_str()))
+            .count();
         total += last + 1;
     }
     println!(
@@ -274,7 +279,7 @@ fn answer_peers(engine: &Engine, folder: &Path) -> Result<()> {
     };
     let mut rows = file("rows.f32")?;
     let mut ids = file("ids.u32")?;
-    for (entry, embedding) in snapshot.images() {
+    for (entry, embedding) in snapshot.images_with_embeddings() {
         let id = entry.image_id.as_str();
         let statistics =
             snapshot.statistics(id, &first.prompt_set.statistics_key).ok_or("no statistics")?;
@@ -311,7 +316,7 @@ fn answer_peers(engine: &Engine, folder: &Path) -> Result<()> {
             let ids = results?
                 .hits
                 .iter()
-                .map(|h| h.image.image_id.as_str().parse::<u32>())
+                .map(|h| h.image_metadata.image_id.as_str().parse::<u32>())
                 .collect::<Result<Vec<_>, _>>()?;
             ids_by_query.push(ids);
         }

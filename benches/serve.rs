@@ -58,7 +58,7 @@ fn main() -> Result<()> {
 }
 
 async fn measure_latency(context: ServerContext) -> Result<()> {
-    let listener = http::listen(&context.options).await?;
+    let listener = http::bind_listener(&context.options).await?;
     let url = format!("{}v1/search", listener.url()?);
     let token = CancellationToken::new();
     let serving = tokio::spawn(http::serve(context, listener, token.clone()));

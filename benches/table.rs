@@ -187,7 +187,7 @@ async fn fill_table(
             .map(|i| rows::random_row(i, 1, DIMENSION, sets));
         let rows = rows.collect::<Result<Vec<_>>>()?;
         let started = Instant::now();
-        appended += appender.append(rows).await?.bytes;
+        appended += appender.append(rows).await?.written_bytes;
         writing += started.elapsed();
         commits += 1;
         if commits % COMMITS_PER_COMPACTION == 0 {

@@ -128,7 +128,7 @@ impl KafkaOptions {
 }
 
 /// Replaces a header name that is not UTF-8.
-const UNREADABLE_HEADER_NAME: &str = "\u{fffd}";
+const UNREADABLE_HEADER_PLACEHOLDER: &str = "\u{fffd}";
 
 /// No broker answered a request.
 #[derive(Debug, thiserror::Error)]
@@ -250,7 +250,7 @@ pub fn to_owned_message(message: &BorrowedMessage<'_>) -> KafkaMessage {
         let value = |value: Option<&[u8]>| value.map(Bytes::copy_from_slice);
         let read = || headers.try_get(i).map(|h| (h.key.to_owned(), value(h.value)));
         let read = catch_unwind(AssertUnwindSafe(read));
-        read.unwrap_or_else(|_| Some((UNREADABLE_HEADER_NAME.to_owned(), None)))
+        read.unwrap_or_else(|_| Some((UNREADABLE_HEADER_PLACEHOLDER.to_owned(), None)))
     };
     let headers = message.headers().map_or_else(Vec::new, |headers| {
         (0..headers.count()).filter_map(|i| header(headers, i)).collect()

@@ -85,13 +85,13 @@ impl Classify for PublishError {
 /// An event to send, or why an input is not an event.
 pub type PublishInput = Result<ImageEvent, String>;
 
-/// Counts of published events.
+/// Counts of published events and of skipped inputs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PublishSummary {
     /// Events acknowledged by Kafka.
-    pub published: u64,
+    pub published_events: u64,
     /// Inputs that are not events.
-    pub skipped: u64,
+    pub skipped_inputs: u64,
 }
 
 /// Sends events to a topic, keyed by image id.
@@ -165,15 +165,15 @@ impl Publisher {
         while let Some(input) = sent.next().await {
             let input = input?;
             match input {
-                Ok(_) => summary.published += 1,
-                Err(_) => summary.skipped += 1,
+                Ok(_) => summary.published_events += 1,
+                Err(_) => summary.skipped_inputs += 1,
             }
             on_input(&input);
         }
         info!(
             event = event::PUBLISH,
-            published = summary.published,
-            skipped = summary.skipped,
+            published = summary.published_events,
+            skipped = summary.skipped_inputs,
             "events published"
         );
         Ok(summary)
@@ -209,17 +209,22 @@ impl EventTemplate {
         ImageEvent {
             uri: Some(uri.to_owned()),
             attributes: self.attributes.clone(),
-            ..self.base_event(id, Operation::Upsert, time)
+            ..self.event_without_content(id, Operation::Upsert, time)
         }
     }
 
     /// Builds the delete of an image, dated now.
     pub fn delete_event(&self, id: &str) -> ImageEvent {
-        self.base_event(id, Operation::Delete, Utc::now())
+        self.event_without_content(id, Operation::Delete, Utc::now())
     }
 
     /// Builds an event for `id` dated at `time`, without address and attributes.
-    pub fn base_event(&self, id: &str, operation: Operation, time: DateTime<Utc>) -> ImageEvent {
+    pub fn event_without_content(
+        &self,
+        id: &str,
+        operation: Operation,
+        time: DateTime<Utc>,
+    ) -> ImageEvent {
         let sequence = u64::try_from(time.timestamp_micros()).ok();
         ImageEvent {
             image_id: format!("{}{id}", self.id_prefix),
@@ -252,7 +257,7 @@ pub fn attributes_to_json(
 }
 
 /// Returns the events for a file, a folder, a bucket prefix, or a single http(s) URL.
-pub async fn discover(
+pub async fn discover_events(
     target: &str,
     options: &BTreeMap<String, String>,
     template: EventTemplate,
@@ -268,13 +273,13 @@ pub async fn discover(
             );
             Ok(once(async { Ok(Ok(event)) }).boxed())
         }
-        "file" => discover_local(target, &url, template).await,
+        "file" => discover_local_events(target, &url, template).await,
         _ => Ok(list_image_events(Store::open(target, options)?, template)),
     }
 }
 
 /// Returns the events for a local file or folder.
-async fn discover_local(
+async fn discover_local_events(
     target: &str,
     url: &Url,
     template: EventTemplate,
@@ -374,7 +379,7 @@ fn has_image_extension(meta: &ObjectMeta) -> bool {
 
 /// Reads events from JSON lines. A line that a worker would reject yields the reason, with `name` and the
 /// number of the line.
-pub fn parse_lines(
+pub fn parse_event_lines(
     name: &str,
     reader: impl AsyncBufRead + Unpin + Send + 'static,
     decoder: Decoder,
@@ -396,7 +401,7 @@ pub fn parse_lines(
                 break;
             }
         }
-        let input = parse_line(line.trim(), &decoder)
+        let input = parse_event_line(line.trim(), &decoder)
             .map(|(event, _)| event)
             .map_err(|reason| format!("{name}:{number}: {reason}"));
         Ok(Some((input, (reader, decoder, name, number))))
@@ -406,7 +411,10 @@ pub fn parse_lines(
 
 /// Parses a line as an event and checks it as a worker would. Returns it with its version by the catalogue's
 /// ordering.
-pub fn parse_line(line: &str, decoder: &Decoder) -> Result<(ImageEvent, SequenceKey), String> {
+pub fn parse_event_line(
+    line: &str,
+    decoder: &Decoder,
+) -> Result<(ImageEvent, SequenceKey), String> {
     if line.len() > MAX_LINE_BYTES {
         return Err(format!(
             "has {} bytes, more than {MAX_LINE_BYTES}; give a uri instead of data",
@@ -461,12 +469,14 @@ mod tests {
             std::fs::write(folder.path().join(name), b"x").unwrap();
         }
         let target = folder.path().to_str().unwrap();
-        let events =
-            collect_sorted(discover(target, &BTreeMap::new(), event_template()).await.unwrap())
-                .await;
-        let again =
-            collect_sorted(discover(target, &BTreeMap::new(), event_template()).await.unwrap())
-                .await;
+        let events = collect_sorted(
+            discover_events(target, &BTreeMap::new(), event_template()).await.unwrap(),
+        )
+        .await;
+        let again = collect_sorted(
+            discover_events(target, &BTreeMap::new(), event_template()).await.unwrap(),
+        )
+        .await;
         assert_eq!(events, again, "publishing twice creates no new versions");
         let events: Vec<&ImageEvent> = events.iter().map(|e| e.as_ref().unwrap()).collect();
         let ids: Vec<&str> = events.iter().map(|e| e.image_id.as_str()).collect();
@@ -478,11 +488,17 @@ mod tests {
         }
         let file = folder.path().join("x.JPG");
         let single = collect_sorted(
-            discover(file.to_str().unwrap(), &BTreeMap::new(), event_template()).await.unwrap(),
+            discover_events(file.to_str().unwrap(), &BTreeMap::new(), event_template())
+                .await
+                .unwrap(),
         )
         .await;
         assert_eq!(single.len(), 1);
-        assert!(discover("nowhere/at/all.jpg", &BTreeMap::new(), event_template()).await.is_err());
+        assert!(
+            discover_events("nowhere/at/all.jpg", &BTreeMap::new(), event_template())
+                .await
+                .is_err()
+        );
     }
 
     #[tokio::test]
@@ -493,8 +509,10 @@ mod tests {
         };
         let decoder = Decoder::new(&options, &AttributeTypes::new());
         let text = "{\"image_id\":\"a\",\"uri\":\"u\",\"sequence\":1}\n\nnonsense\n{\"image_id\":\"b\",\"uri\":\"u\"}\n";
-        let all: Vec<PublishInput> =
-            parse_lines("f.jsonl", text.as_bytes(), decoder).map(Result::unwrap).collect().await;
+        let all: Vec<PublishInput> = parse_event_lines("f.jsonl", text.as_bytes(), decoder)
+            .map(Result::unwrap)
+            .collect()
+            .await;
         assert_eq!(all[0].as_ref().unwrap().image_id, "a");
         assert!(all[1].as_ref().unwrap_err().starts_with("f.jsonl:3: not a known"));
         assert!(all[2].as_ref().unwrap_err().starts_with("f.jsonl:4: sequence: is missing"));

@@ -274,7 +274,7 @@ pub type Attributes = BTreeMap<String, String>;
 
 /// The source of an image's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ImageContent {
+pub enum ImageSource {
     /// A URI that a worker fetches.
     Uri {
         /// The URI.
@@ -305,7 +305,7 @@ pub enum ImageChange {
     /// A new or changed image.
     Upsert {
         /// Where the image is.
-        content: ImageContent,
+        content: ImageSource,
         /// Declared attributes of the image.
         attributes: Attributes,
     },
@@ -314,7 +314,7 @@ pub enum ImageChange {
     /// One version of an object was removed: the image is the version that remains, if any.
     Recheck {
         /// Where the image is, if a version remains.
-        content: ImageContent,
+        content: ImageSource,
     },
 }
 
@@ -363,7 +363,7 @@ pub struct StoredImage {
     /// SHA-256 of the encoded image, in hexadecimal.
     pub content_hash: String,
     /// Size of the encoded image.
-    pub bytes: u64,
+    pub byte_size: u64,
     /// Width in pixels, with the orientation applied.
     pub width: u32,
     /// Height in pixels, with the orientation applied.
@@ -376,7 +376,7 @@ pub struct StoredImage {
     pub statistics: BTreeMap<StatisticsKey, ScoreStatistics>,
 }
 
-impl ImageContent {
+impl ImageSource {
     /// Names the newest version at a URI.
     pub fn from_uri(uri: impl Into<String>) -> Self {
         Self::Uri { uri: uri.into(), version: None }
@@ -487,7 +487,7 @@ mod tests {
             image: (!deleted).then(|| StoredImage {
                 uri: None,
                 content_hash: String::new(),
-                bytes: 0,
+                byte_size: 0,
                 width: 1,
                 height: 1,
                 attributes: Attributes::new(),

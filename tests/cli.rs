@@ -397,7 +397,7 @@ fn the_demo_finds_every_image_and_logs_declared_events() {
         if line["target"].as_str().unwrap().starts_with("bsap") {
             let event = line["event"].as_str().unwrap_or_else(|| panic!("no event in {line}"));
             assert!(
-                bsap::telemetry::event::find_definition(event).is_some(),
+                bsap::telemetry::event::find_log_event_definition(event).is_some(),
                 "{event} is not documented"
             );
             seen.insert(event.to_owned());
@@ -563,7 +563,7 @@ fn prompt_sets_are_listed_and_shown() {
     let shown =
         String::from_utf8(run_bsap(&["prompts", "show", "photographs"], &[]).stdout).unwrap();
     let set: bsap::prompts::PromptSet = toml::from_str(&shown).unwrap();
-    assert_eq!(set, bsap::prompts::PromptSet::load("photographs").unwrap());
+    assert_eq!(set, bsap::prompts::PromptSet::load_builtin_or_file("photographs").unwrap());
     assert_fails(
         &["prompts", "show", "nowhere.toml"],
         &[],

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use bsap::clip::{
     ClipError, ClipModel, DeviceChoice, Encoders, ModelOptions, Pixels, Precision, run_self_test,
 };
-use bsap::ingest::decode::{self, decode};
+use bsap::ingest::decode::{self, decode_image};
 use serde_json::Value;
 
 /// A tensor that every fixture has.
@@ -38,7 +38,8 @@ fn max_difference(embedding: &[f32], reference: &Value) -> f64 {
 }
 
 fn preprocess_file(file: &Path, clip: &ClipModel) -> Pixels {
-    let picture = decode(&std::fs::read(file).unwrap(), &decode::DecodeOptions::default()).unwrap();
+    let picture =
+        decode_image(&std::fs::read(file).unwrap(), &decode::DecodeOptions::default()).unwrap();
     clip.preprocess_image(&picture).unwrap()
 }
 
@@ -65,7 +66,8 @@ fn pictures_have_the_pixels_and_embeddings_of_the_reference() {
             let file = case["file"].as_str().unwrap();
             let ours = preprocess_file(&fixture_folder().join("pictures").join(file), &clip);
             let square = fixture_folder().join(model).join(case["pixels"].as_str().unwrap());
-            let theirs = decode(&std::fs::read(square).unwrap(), &decode::DecodeOptions::default());
+            let theirs =
+                decode_image(&std::fs::read(square).unwrap(), &decode::DecodeOptions::default());
             let theirs = theirs.unwrap().into_raw();
             let worst = ours.0.iter().zip(&theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
             assert_eq!(ours.0.len(), theirs.len());

@@ -112,7 +112,7 @@ async fn every_log_line_matches_the_definition_of_its_event() {
             .into_iter()
             .flatten()
             .collect();
-    let problems: BTreeSet<String> = all.iter().flat_map(event::validate_line).collect();
+    let problems: BTreeSet<String> = all.iter().flat_map(event::validate_log_line).collect();
     assert!(problems.is_empty(), "{problems:#?}");
     let seen: BTreeSet<&str> = all.iter().filter_map(|line| line.get("event")?.as_str()).collect();
     for name in [

@@ -147,13 +147,13 @@ impl Fixture {
                 &dead_letter::DeadLetterOptions::default(),
             )
             .unwrap(),
-            kafka,
+            kafka_options: kafka,
             fetcher: Fetcher::new(&fetch).unwrap(),
             decode_options: decode::DecodeOptions::default(),
             encoders: encoders.clone(),
             prompt_sets: ActivePromptSets::new(sets.to_vec()),
-            writer: TableWriter::open(&store, &generation, 20).await.unwrap(),
-            options: ingest::IngestOptions {
+            table_writer: TableWriter::open(&store, &generation, 20).await.unwrap(),
+            ingest_options: ingest::IngestOptions {
                 commit_ms: 200,
                 drain_seconds: 3,
                 ..ingest::IngestOptions::default()
@@ -237,8 +237,8 @@ async fn every_message_becomes_a_row_or_a_dead_letter() {
     let stored = || progress.stored_rows.load(AtomicOrdering::Relaxed);
     wait_until("all rows are stored", || stored() == image_count + 3).await;
     wait_until("all other messages are processed", || {
-        progress.dead_lettered.load(AtomicOrdering::Relaxed) == 4
-            && progress.not_found.load(AtomicOrdering::Relaxed) == 1
+        progress.dead_lettered_messages.load(AtomicOrdering::Relaxed) == 4
+            && progress.not_found_images.load(AtomicOrdering::Relaxed) == 1
     })
     .await;
     token.cancel();
@@ -249,10 +249,10 @@ async fn every_message_becomes_a_row_or_a_dead_letter() {
     assert_eq!(snapshot.len() as u64, image_count - 1);
     assert!(snapshot.metadata("i1").is_none());
     assert_eq!(snapshot.metadata("i0").unwrap().uri.as_deref(), Some(newer.as_str()));
-    assert_eq!(snapshot.computed_statistics, 0, "all statistics were read from the rows");
-    for (entry, embedding) in snapshot.images() {
+    assert_eq!(snapshot.computed_statistics_count, 0, "all statistics were read from the rows");
+    for (entry, embedding) in snapshot.images_with_embeddings() {
         assert_eq!(entry.attributes, BTreeMap::from([("colour".into(), "red".into())]));
-        let computed = fixture.sets[0].statistics(&embedding).unwrap();
+        let computed = fixture.sets[0].compute_statistics(&embedding).unwrap();
         let stored =
             snapshot.statistics(entry.image_id.as_str(), &fixture.sets[0].statistics_key).unwrap();
         assert_eq!(
@@ -314,7 +314,7 @@ async fn a_worker_resumes_at_the_position_stored_in_the_table() {
         token.cancel();
         running.await.unwrap();
         assert_eq!(
-            progress.embedded.load(AtomicOrdering::Relaxed),
+            progress.embedded_images.load(AtomicOrdering::Relaxed),
             10,
             "no image is embedded twice"
         );
@@ -350,7 +350,7 @@ async fn a_worker_whose_store_fails_ends_within_its_drain_time() {
     std::fs::write(&folder, "").unwrap();
     send(5..10).await;
     wait_until("the others wait for their commit", || {
-        progress.embedded.load(AtomicOrdering::Relaxed) == 10
+        progress.embedded_images.load(AtomicOrdering::Relaxed) == 10
     })
     .await;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -488,7 +488,7 @@ async fn a_standby_generation_has_the_newest_version_of_every_image() {
         let types =
             AttributeTypes::from([("colour".to_owned(), bsap::record::AttributeType::Text)]);
         let live = fixture.generation();
-        ReembedPlan::compare(&store, &live, &new, &types, folder.path()).await.unwrap()
+        ReembedPlan::from_generations(&store, &live, &new, &types, folder.path()).await.unwrap()
     };
     let plan = plan_reembedding().await;
     assert_eq!(
@@ -498,8 +498,8 @@ async fn a_standby_generation_has_the_newest_version_of_every_image() {
     let publisher = Publisher::new(&kafka_options(&fixture.broker), REEMBED_TOPIC).unwrap();
     // Requests for another generation are ignored by the worker.
     let other_plan = plan_reembedding().await;
-    other_plan.publish(&publisher, "00112233", 10_000, &token, |_| {}).await.unwrap();
-    assert_eq!(plan.publish(&publisher, &new.id, 10_000, &token, |_| {}).await.unwrap(), 24);
+    other_plan.publish_events(&publisher, "00112233", 10_000, &token, |_| {}).await.unwrap();
+    assert_eq!(plan.publish_events(&publisher, &new.id, 10_000, &token, |_| {}).await.unwrap(), 24);
 
     let never_cancelled = CancellationToken::new();
     let (progress, second) =

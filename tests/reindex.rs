@@ -126,13 +126,15 @@ async fn new_worker(
             &dead_letter::DeadLetterOptions::default(),
         )
         .unwrap(),
-        kafka,
+        kafka_options: kafka,
         fetcher: Fetcher::new(&fetch::FetchOptions::default()).unwrap(),
         decode_options: decode::DecodeOptions::default(),
         encoders: encoders.clone(),
         prompt_sets: sets.clone(),
-        writer: TableWriter::open(store, &generation_of_model(&**encoders), 50).await.unwrap(),
-        options: ingest::IngestOptions {
+        table_writer: TableWriter::open(store, &generation_of_model(&**encoders), 50)
+            .await
+            .unwrap(),
+        ingest_options: ingest::IngestOptions {
             commit_ms: 150,
             drain_seconds: 3,
             ..ingest::IngestOptions::default()
@@ -190,7 +192,7 @@ async fn send_queries(
         let engine = engine.clone();
         let results = tokio::task::spawn_blocking(move || engine.search(&query)).await.unwrap();
         let results = results.expect("no query fails");
-        let (key, weight) = &expected[results.configuration.as_str()];
+        let (key, weight) = &expected[results.configuration_name.as_str()];
         assert_eq!(
             (&results.prompt_set.statistics_key, results.balance.weight),
             (key, *weight),
@@ -201,7 +203,7 @@ async fn send_queries(
             assert!((hit.score - score).abs() < 1e-6, "{} {score}", hit.score);
         }
         assert_eq!(results.hits.len(), 20, "no image is missing");
-        *answers.entry(results.configuration).or_default() += 1;
+        *answers.entry(results.configuration_name).or_default() += 1;
     }
     answers
 }
@@ -211,7 +213,7 @@ fn immediate_rules(folder: &Path) -> PromotionRules<'_> {
     PromotionRules {
         propagation_delay: Duration::ZERO,
         grace_period: Duration::ZERO,
-        max_missing: 0,
+        max_differing_images: 0,
         temp_folder: folder,
     }
 }
@@ -318,7 +320,7 @@ async fn prompt_sets_are_switched_during_updates_and_queries() {
     let (first, second) = (job(), job());
     let (first_result, second_result) =
         tokio::join!(first.run(&|_, _| {}, &token), second.run(&|_, _| {}, &token));
-    assert!(first_result.unwrap().complete && second_result.unwrap().complete);
+    assert!(first_result.unwrap().is_complete && second_result.unwrap().is_complete);
 
     // A candidate that answers a share of the queries and shadow queries, then is promoted and
     // rolled back.
@@ -336,7 +338,7 @@ async fn prompt_sets_are_switched_during_updates_and_queries() {
     assert_eq!((readiness.ready.len(), readiness.not_ready.len()), (2, 0));
     let query_for = |configuration: Option<&str>| Query {
         input: "query 1".into(),
-        configuration: configuration.map(Into::into),
+        requested_configuration: configuration.map(Into::into),
         ..Query::default()
     };
     let answer = |configuration: Option<&'static str>| {
@@ -346,8 +348,8 @@ async fn prompt_sets_are_switched_during_updates_and_queries() {
             tokio::task::spawn_blocking(move || engine.search(&query)).await.unwrap()
         }
     };
-    assert_eq!(answer(Some("candidate")).await.unwrap().configuration, "newer");
-    assert_eq!(answer(None).await.unwrap().configuration, "initial");
+    assert_eq!(answer(Some("candidate")).await.unwrap().configuration_name, "newer");
+    assert_eq!(answer(None).await.unwrap().configuration_name, "initial");
     assert!(answer(Some("nobody")).await.unwrap_err().to_string().contains("newer"));
     wait_until("shadow queries were answered", async || {
         engines[0].traffic_counts().shadow_queries > 3
@@ -360,12 +362,12 @@ async fn prompt_sets_are_switched_during_updates_and_queries() {
     let live = promote(&store, promotion.revision, "hashed", "test").await.unwrap();
     let readiness = wait_for_replicas(&store, live.revision, limit, &token).await.unwrap();
     assert_eq!(readiness.ready.len(), 2);
-    assert_eq!(answer(None).await.unwrap().configuration, "newer");
-    let rollback = RollbackPlan::load(&store).await.unwrap();
+    assert_eq!(answer(None).await.unwrap().configuration_name, "newer");
+    let rollback = RollbackPlan::prepare(&store).await.unwrap();
     let rolled_back = rollback.execute(&store, "test").await.unwrap();
     let readiness = wait_for_replicas(&store, rolled_back.revision, limit, &token).await.unwrap();
     assert_eq!(readiness.ready.len(), 2);
-    assert_eq!(answer(None).await.unwrap().configuration, "initial");
+    assert_eq!(answer(None).await.unwrap().configuration_name, "initial");
 
     stop_queries.store(true, AtomicOrdering::SeqCst);
     for task in query_tasks {
@@ -383,22 +385,27 @@ async fn prompt_sets_are_switched_during_updates_and_queries() {
     // Every row has the statistics of both sets, and the newest version of every image is served.
     let mut source = BackfillSource::open(&store, &generation).await.unwrap();
     for key in [&old.statistics_key, &new.statistics_key] {
-        assert!(source.list_pending_files(key).await.unwrap().1.is_complete(), "{key}");
+        assert!(
+            source.list_pending_files_and_coverage(key).await.unwrap().1.is_complete(),
+            "{key}"
+        );
     }
     let newest = SequenceKey::from_number(newest);
     wait_until("the query workers have the newest versions", async || {
         engines.iter().all(|engine| {
             let snapshot = engine.snapshots().newest();
             snapshot.len() as u64 == IMAGE_COUNT
-                && snapshot.images().all(|(entry, _)| entry.version.sequence == newest)
+                && snapshot
+                    .images_with_embeddings()
+                    .all(|(entry, _)| entry.version.sequence == newest)
         })
     })
     .await;
     let snapshot = engines[0].snapshots().newest();
-    for (entry, embedding) in snapshot.images() {
+    for (entry, embedding) in snapshot.images_with_embeddings() {
         for set in [&old, &new] {
             let stored = snapshot.statistics(entry.image_id.as_str(), &set.statistics_key);
-            assert_eq!(stored, set.statistics(&embedding), "equal bit by bit");
+            assert_eq!(stored, set.compute_statistics(&embedding), "equal bit by bit");
         }
     }
     token.cancel();

@@ -145,7 +145,9 @@ fn decode_all(files: &[PathBuf]) -> f64 {
             scope.spawn(|| {
                 while let Some(file) = files.get(next.fetch_add(1, AtomicOrdering::Relaxed)) {
                     let bytes = std::fs::read(file).expect("the file was written above");
-                    std::hint::black_box(decode::decode(&bytes, &options).expect("a picture"));
+                    std::hint::black_box(
+                        decode::decode_image(&bytes, &options).expect("a picture"),
+                    );
                 }
             });
         }
@@ -202,18 +204,18 @@ async fn ingest_all(files: &[PathBuf], encoders: Arc<dyn Encoders>) -> Result<f6
             &kafka,
             &dead_letter::DeadLetterOptions::default(),
         )?,
-        kafka,
+        kafka_options: kafka,
         fetcher: Fetcher::new(&fetch)?,
         decode_options: decode::DecodeOptions::default(),
         encoders,
         prompt_sets: bsap::prompts::ActivePromptSets::default(),
-        writer: TableWriter::open(
+        table_writer: TableWriter::open(
             &store,
             &generation,
             table::TableOptions::default().max_commit_attempts,
         )
         .await?,
-        options: ingest::IngestOptions::default(),
+        ingest_options: ingest::IngestOptions::default(),
         progress: progress.clone(),
     };
     let token = CancellationToken::new();
@@ -221,8 +223,8 @@ async fn ingest_all(files: &[PathBuf], encoders: Arc<dyn Encoders>) -> Result<f6
     let count = |counter: &AtomicU64| counter.load(AtomicOrdering::Relaxed);
     let (mut started, mut embedded_before) = (None, 0);
     while count(&progress.stored_rows) < files.len() as u64 {
-        if started.is_none() && count(&progress.embedded) >= WARM_UP_IMAGES {
-            (started, embedded_before) = (Some(Instant::now()), count(&progress.embedded));
+        if started.is_none() && count(&progress.embedded_images) >= WARM_UP_IMAGES {
+            (started, embedded_before) = (Some(Instant::now()), count(&progress.embedded_images));
         }
         if running.is_finished() {
             return Err(format!("the worker ended: {:?}", running.await).into());

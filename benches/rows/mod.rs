@@ -52,7 +52,7 @@ pub fn random_row(
                 .take(32)
                 .map(|v| format!("{:02x}", v.to_bits() & 0xff))
                 .collect(),
-            bytes: 100_000 + i as u64 % 5_000,
+            byte_size: 100_000 + i as u64 % 5_000,
             width: 640,
             height: 480,
             attributes: BTreeMap::from([("category".into(), format!("category {}", i % 40))]),

@@ -9,7 +9,7 @@ use bsap::clip::Encoders;
 use bsap::ingest::decode;
 use bsap::prompts::{EmbeddedPromptSet, PromptSet};
 use bsap::record::{AttributeType, Embedding, ImageId, ImageRow, SequenceKey, StoredImage};
-use bsap::search::{Engine, Route, SearchOptions, ServingSnapshot};
+use bsap::search::{Engine, SearchOptions, ServingRole, ServingSnapshot};
 use bsap::table::{SnapshotPart, TableChanges};
 use rayon::prelude::*;
 
@@ -108,7 +108,7 @@ pub fn load_engine(
         state_revision: 1,
         generation_id: "bench".into(),
         configuration_name: "bench".into(),
-        role: Route::Live,
+        role: ServingRole::Live,
         prompt_sets: vec![set],
         serving,
         candidate: None,
@@ -123,7 +123,7 @@ pub fn load_engine(
             .map(|i| image_row(i, &image_vector(i, &images)))
             .collect::<Result<Vec<ImageRow>, String>>()?;
         let changes = TableChanges {
-            version: commit as u64 + 1,
+            table_version: commit as u64 + 1,
             is_full_snapshot: commit == 0,
             part: SnapshotPart::All,
             rows,
@@ -137,7 +137,7 @@ fn image_row(number: u64, embedding: &[f32]) -> Result<ImageRow, String> {
     let image = StoredImage {
         uri: None,
         content_hash: String::new(),
-        bytes: 100_000,
+        byte_size: 100_000,
         width: 640,
         height: 480,
         // Each of 1,000 values is that of a thousandth of the images.

@@ -4,7 +4,7 @@
     python models/demo/rules.py --bsap target/release/bsap --work /tmp/rules
 
 Draws 2,000 pictures a style, embeds them and some 480 queries with the demo's model, and prints what each
-rule gains over plain CLIP, query by query, with 95 % bootstrap intervals. Rules were chosen with the
+rule gains over plain CLIP on average, paired by query, with 95 % bootstrap intervals. Rules were chosen with the
 seeds 31 and 32; the figures are those of seed 33.
 """
 

@@ -34,7 +34,7 @@ const MAX_POLL_INTERVAL_MS: &str = "86400000";
 
 /// How often a worker checks whether its generation is live. Until it notices that it no longer is,
 /// its partitions of the topic are not consumed.
-const LIVE_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+const LIVE_GENERATION_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A message on the control topic, JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -82,7 +82,7 @@ impl PromptSetSelector {
 /// Consumes the control topic and executes its requests.
 pub struct ControlConsumer {
     /// Connection to Kafka.
-    pub kafka: kafka::KafkaOptions,
+    pub kafka_options: kafka::KafkaOptions,
     /// Name of the control topic.
     pub topic: String,
     /// Consumer group of the control topic.
@@ -121,7 +121,7 @@ impl ControlConsumer {
         let mut state = None;
         while !cancel.is_cancelled() {
             let pause = match self.consume_while_live(&mut state, &cancel).await {
-                Ok(()) => LIVE_CHECK_INTERVAL,
+                Ok(()) => LIVE_GENERATION_CHECK_INTERVAL,
                 Err(error) => {
                     warn!(event = event::CONTROL_FAILED, %error, "the control topic cannot be consumed; trying again");
                     attempt += 1;
@@ -137,7 +137,7 @@ impl ControlConsumer {
 
     /// Returns whether this worker's generation is live. `state` is the newest known revision,
     /// which is updated.
-    async fn is_generation_live(
+    async fn update_state_and_check_live(
         &self,
         state: &mut Option<CatalogueState>,
     ) -> Result<bool, TableError> {
@@ -160,11 +160,11 @@ impl ControlConsumer {
         state: &mut Option<CatalogueState>,
         cancel: &CancellationToken,
     ) -> Result<(), ControlTopicError> {
-        let live = cancel.run_until_cancelled(self.is_generation_live(state)).await;
+        let live = cancel.run_until_cancelled(self.update_state_and_check_live(state)).await;
         if !live.transpose()?.unwrap_or(false) {
             return Ok(());
         }
-        let mut config: ClientConfig = self.kafka.client_config();
+        let mut config: ClientConfig = self.kafka_options.client_config();
         config
             .set("group.id", &self.group)
             .set("auto.offset.reset", "earliest")
@@ -188,15 +188,15 @@ impl ControlConsumer {
             let message = tokio::select! {
                 message = consumer.recv() => Some(message?),
                 () = cancel.cancelled() => return Ok(()),
-                () = tokio::time::sleep(LIVE_CHECK_INTERVAL) => None,
+                () = tokio::time::sleep(LIVE_GENERATION_CHECK_INTERVAL) => None,
             };
-            let live = cancel.run_until_cancelled(self.is_generation_live(state)).await;
+            let live = cancel.run_until_cancelled(self.update_state_and_check_live(state)).await;
             if !live.transpose()?.unwrap_or(false) {
                 return Ok(());
             }
             let Some(message) = message else { continue };
             let payload = message.payload().unwrap_or_default().to_vec();
-            if self.process_request(&payload, cancel).await {
+            if self.execute_request_until_committable(&payload, cancel).await {
                 consumer.commit_message(&message, CommitMode::Sync)?;
             }
             if cancel.is_cancelled() {
@@ -207,7 +207,11 @@ impl ControlConsumer {
 
     /// Executes a request, with retries, and returns whether its offset may be committed: it is
     /// complete, or can never succeed.
-    async fn process_request(&self, payload: &[u8], cancel: &CancellationToken) -> bool {
+    async fn execute_request_until_committable(
+        &self,
+        payload: &[u8],
+        cancel: &CancellationToken,
+    ) -> bool {
         let request: ControlRequest = match serde_json::from_slice(payload) {
             Ok(request) => request,
             Err(error) => {
@@ -218,7 +222,7 @@ impl ControlConsumer {
         let backoff = Backoff::with_max_attempts(u32::MAX);
         let mut attempt = 0;
         loop {
-            match self.execute_request(request.clone(), cancel).await {
+            match self.try_complete_request(request.clone(), cancel).await {
                 Ok(complete) => return complete,
                 Err(error) if error.disposition() == Disposition::Retry => {
                     warn!(event = event::RETRY, stage = "control", attempt, %error, "the request is not complete; trying again");
@@ -237,7 +241,7 @@ impl ControlConsumer {
     }
 
     /// Returns whether the request is complete; if not, `cancel` was cancelled.
-    async fn execute_request(
+    async fn try_complete_request(
         &self,
         request: ControlRequest,
         cancel: &CancellationToken,
@@ -260,7 +264,7 @@ impl ControlConsumer {
             max_concurrent_files: self.max_concurrent_files,
             propagation_delay: self.propagation_delay,
         };
-        Ok(backfill.run(&|_, _| {}, cancel).await?.complete)
+        Ok(backfill.run(&|_, _| {}, cancel).await?.is_complete)
     }
 }
 

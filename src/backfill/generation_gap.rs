@@ -48,13 +48,13 @@ impl GenerationGap {
         let live = read_current_rows(catalogue, live, folder).await?;
         let other = read_current_rows(catalogue, other, folder).await?;
         let compared =
-            tokio::task::spawn_blocking(move || Self::compare_sorted(live, other, cutoff));
+            tokio::task::spawn_blocking(move || Self::compare_sorted_rows(live, other, cutoff));
         let compared =
             compared.await.map_err(|panic| BackfillError::Panicked(panic.to_string()))?;
         compared.map_err(BackfillError::TempFolder)
     }
 
-    fn compare_sorted(
+    fn compare_sorted_rows(
         live: impl Iterator<Item = io::Result<InventoryEntry>>,
         other: impl Iterator<Item = io::Result<InventoryEntry>>,
         cutoff: DateTime<Utc>,
@@ -180,8 +180,12 @@ pub(crate) mod tests {
 
     fn gap_between(live: Vec<InventoryEntry>, other: Vec<InventoryEntry>) -> GenerationGap {
         let cutoff = DateTime::from_timestamp(100, 0).unwrap();
-        GenerationGap::compare_sorted(live.into_iter().map(Ok), other.into_iter().map(Ok), cutoff)
-            .unwrap()
+        GenerationGap::compare_sorted_rows(
+            live.into_iter().map(Ok),
+            other.into_iter().map(Ok),
+            cutoff,
+        )
+        .unwrap()
     }
 
     #[test]
@@ -242,7 +246,7 @@ pub(crate) mod tests {
             let (live, other) = if live_fails { (error(), row()) } else { (row(), error()) };
             let cutoff = DateTime::from_timestamp(100, 0).unwrap();
             let result =
-                GenerationGap::compare_sorted([live].into_iter(), [other].into_iter(), cutoff);
+                GenerationGap::compare_sorted_rows([live].into_iter(), [other].into_iter(), cutoff);
             assert!(result.unwrap_err().to_string().contains("torn"));
         }
     }

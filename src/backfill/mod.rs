@@ -18,4 +18,4 @@ pub use generation_gap::GenerationGap;
 pub use prompt_set_follower::follow_prompt_sets;
 pub use prompt_sets::{add_prompt_set, retire_prompt_set};
 pub use standby_generation::{ReembedPlan, set_up_standby, withdraw_standby};
-pub use statistics_backfill::{BackfillResult, StatisticsBackfill};
+pub use statistics_backfill::{StatisticsBackfill, StatisticsBackfillResult};

@@ -82,7 +82,7 @@ pub async fn retire_prompt_set(
         })
         .await?;
     let deleted_files =
-        match StatisticsTable::open(catalogue, &state.live, max_commit_attempts).await? {
+        match StatisticsTable::open_if_exists(catalogue, &state.live, max_commit_attempts).await? {
             Some(mut table) => table.remove_prompt_set(&key, cancel).await?,
             None => 0,
         };

@@ -30,7 +30,7 @@ use crate::table::{Generation, InventoryEntry, PartitionBatch, TableWriter};
 use crate::telemetry::event;
 
 /// The rate of events is divided into this many batches per second.
-const TICKS_PER_SECOND: u32 = 10;
+const SEND_BATCHES_PER_SECOND: u32 = 10;
 
 /// Adds `standby` to the state, and starts its table at the positions that the live table has in
 /// `partitions` now. Does nothing if the state has it already.
@@ -132,7 +132,7 @@ pub struct ReembedPlan {
     /// Number of the others whose bytes came in the event, so that they cannot be fetched again.
     pub inline_images: u64,
     /// Id of one of these.
-    pub inline_example: Option<String>,
+    pub inline_example_id: Option<String>,
     /// Number of images to embed again.
     pub images_to_reembed: u64,
     /// Number of deletes that the standby generation lacks.
@@ -140,7 +140,7 @@ pub struct ReembedPlan {
     /// Number of images that only the standby generation has.
     pub standby_only_images: u64,
     /// Id of one of these.
-    pub standby_only_example: Option<String>,
+    pub standby_only_example_id: Option<String>,
     /// One [`ReembedEvent`] per line, JSON.
     event_lines: BufReader<File>,
 }
@@ -154,7 +154,7 @@ struct ReembedEvent {
 
 impl ReembedPlan {
     /// Compares two generations; rows and events are stored in temporary files in `folder`.
-    pub async fn compare(
+    pub async fn from_generations(
         catalogue: &Store,
         live: &Generation,
         standby: &Generation,
@@ -166,7 +166,7 @@ impl ReembedPlan {
         let (attributes, folder) = (attributes.clone(), folder.to_owned());
         let compared = tokio::task::spawn_blocking(move || {
             let file = tempfile::tempfile_in(folder)?;
-            Self::compare_sorted(live, standby, &attributes, file)
+            Self::from_sorted_rows(live, standby, &attributes, file)
         });
         let compared =
             compared.await.map_err(|panic| BackfillError::Panicked(panic.to_string()))?;
@@ -174,7 +174,7 @@ impl ReembedPlan {
     }
 
     /// Compares rows that are sorted by image, and writes the events to `file`.
-    fn compare_sorted(
+    fn from_sorted_rows(
         live: impl Iterator<Item = io::Result<InventoryEntry>>,
         standby: impl Iterator<Item = io::Result<InventoryEntry>>,
         attributes: &AttributeTypes,
@@ -185,19 +185,19 @@ impl ReembedPlan {
             live_images: 0,
             up_to_date_images: 0,
             inline_images: 0,
-            inline_example: None,
+            inline_example_id: None,
             images_to_reembed: 0,
             deletes_to_send: 0,
             standby_only_images: 0,
-            standby_only_example: None,
+            standby_only_example_id: None,
             event_lines: BufReader::new(file),
         };
         for pair in merge_join_by_image(live, standby) {
             let to_send = match pair? {
-                (Some(live), standby) => plan.plan_entry(live, standby.as_ref()),
+                (Some(live), standby) => plan.select_entry_to_send(live, standby.as_ref()),
                 (None, Some(standby)) if !standby.version.deleted => {
                     plan.standby_only_images += 1;
-                    plan.standby_only_example.get_or_insert(standby.image_id);
+                    plan.standby_only_example_id.get_or_insert(standby.image_id);
                     None
                 }
                 (None, _) => None,
@@ -214,7 +214,7 @@ impl ReembedPlan {
 
     /// Counts a row of the live table, and returns it if it must be sent. `standby` is the row of
     /// the same image in the standby generation.
-    fn plan_entry(
+    fn select_entry_to_send(
         &mut self,
         live: InventoryEntry,
         standby: Option<&InventoryEntry>,
@@ -231,7 +231,7 @@ impl ReembedPlan {
             self.images_to_reembed += 1;
         } else {
             self.inline_images += 1;
-            self.inline_example.get_or_insert(live.image_id);
+            self.inline_example_id.get_or_insert(live.image_id);
             return None;
         }
         Some(live)
@@ -240,7 +240,7 @@ impl ReembedPlan {
     /// Sends the events to the workers of `generation`, at most `rate` per second. Returns how many
     /// were sent, which is fewer than all if `cancel` was cancelled. Calls `on_event` with that
     /// number after each batch.
-    pub async fn publish(
+    pub async fn publish_events(
         self,
         publisher: &Publisher,
         generation: &str,
@@ -248,7 +248,7 @@ impl ReembedPlan {
         cancel: &CancellationToken,
         mut on_event: impl FnMut(u64),
     ) -> Result<u64, BackfillError> {
-        let mut tick = interval(Duration::from_secs(1) / TICKS_PER_SECOND);
+        let mut tick = interval(Duration::from_secs(1) / SEND_BATCHES_PER_SECOND);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut lines = self.event_lines.lines();
         let (mut sent, mut due) = (0, 0);
@@ -259,8 +259,8 @@ impl ReembedPlan {
             }
             // Rates below one event per batch add up until an event is due.
             due += rate;
-            let now = due / TICKS_PER_SECOND;
-            due %= TICKS_PER_SECOND;
+            let now = due / SEND_BATCHES_PER_SECOND;
+            due %= SEND_BATCHES_PER_SECOND;
             if now == 0 {
                 continue;
             }
@@ -319,7 +319,7 @@ mod tests {
         let standby = standby.map(Ok).into_iter();
         let file = tempfile::tempfile().unwrap();
         let plan =
-            ReembedPlan::compare_sorted(live, standby, &AttributeTypes::new(), file).unwrap();
+            ReembedPlan::from_sorted_rows(live, standby, &AttributeTypes::new(), file).unwrap();
         assert_eq!(
             (
                 plan.live_images,
@@ -329,7 +329,7 @@ mod tests {
             ),
             (1, 1, 1, 1)
         );
-        assert_eq!(plan.standby_only_example.as_deref(), Some("b"));
+        assert_eq!(plan.standby_only_example_id.as_deref(), Some("b"));
         let events = plan.event_lines.lines().map(|line| {
             let ReembedEvent { event, sequence } = serde_json::from_str(&line.unwrap()).unwrap();
             (event.image_id, event.operation, sequence)

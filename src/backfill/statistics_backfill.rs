@@ -24,14 +24,14 @@ use crate::prompts::EmbeddedPromptSet;
 use crate::store::Store;
 use crate::table::Generation;
 use crate::table::{
-    self, BackfillSource, PendingFile, StagedStatisticsFile, StatisticsCoverage, StatisticsTable,
-    TableError,
+    self, BackfillSource, PendingBackfillFile, StagedStatisticsFile, StatisticsCoverage,
+    StatisticsTable, TableError,
 };
 use crate::telemetry::event;
 
 /// Maximum number of units in a commit. Units share commits because each commit takes several
 /// requests, however small it is.
-const MAX_UNITS_PER_COMMIT: usize = 64;
+const MAX_FILES_PER_COMMIT: usize = 64;
 /// How long a computed unit may wait for others before it is committed.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(2);
 /// How often pending files are listed again if other processes hold all of them, or if workers may
@@ -42,13 +42,13 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Result of [`StatisticsBackfill::run`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct BackfillResult {
+pub struct StatisticsBackfillResult {
     /// Number of files whose statistics this process computed.
-    pub measured_files: usize,
-    /// Number of rows for which it computed statistics.
-    pub measured_rows: usize,
+    pub measured_file_count: usize,
+    /// Number of rows for which this process computed statistics.
+    pub measured_row_count: usize,
     /// Whether the statistics of all stored rows are committed, also those of other processes.
-    pub complete: bool,
+    pub is_complete: bool,
 }
 
 /// A backfill of the statistics of one prompt set.
@@ -71,7 +71,7 @@ pub struct StatisticsBackfill {
 struct MeasuredFile {
     unit_id: String,
     /// Number of rows for which statistics were computed.
-    rows: usize,
+    measured_row_count: usize,
     /// The statistics file to commit; `None` if the data file was rewritten in the meantime.
     staged_file: Option<StagedStatisticsFile>,
 }
@@ -84,7 +84,7 @@ impl StatisticsBackfill {
         &self,
         progress: &(dyn Fn(&StatisticsCoverage, usize) + Sync),
         cancel: &CancellationToken,
-    ) -> Result<BackfillResult, BackfillError> {
+    ) -> Result<StatisticsBackfillResult, BackfillError> {
         let key = &self.prompt_set.statistics_key;
         let since = StateStore::new(&self.catalogue).read_newest().await?.and_then(|state| {
             let sets = state.prompt_sets_of_generation(&self.generation.id)?;
@@ -104,10 +104,11 @@ impl StatisticsBackfill {
         .await?;
         let started = Instant::now();
         let mut last_logged: Option<Instant> = None;
-        let mut result = BackfillResult::default();
+        let mut result = StatisticsBackfillResult::default();
         loop {
-            let (pending, coverage) = source.write().await.list_pending_files(key).await?;
-            progress(&coverage, result.measured_rows);
+            let (pending, coverage) =
+                source.write().await.list_pending_files_and_coverage(key).await?;
+            progress(&coverage, result.measured_row_count);
             if last_logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) || pending.is_empty() {
                 log_progress(
                     if last_logged.is_none() { "started" } else { "running" },
@@ -120,13 +121,13 @@ impl StatisticsBackfill {
             let is_propagated = Utc::now() - since
                 >= TimeDelta::from_std(self.propagation_delay).unwrap_or(TimeDelta::MAX);
             if pending.is_empty() && is_propagated {
-                result.complete = true;
+                result.is_complete = true;
                 log_progress("done", &coverage, &result, started);
                 return Ok(result);
             }
-            let measured_before = result.measured_files;
+            let measured_before = result.measured_file_count;
             let measured = self
-                .measure_pending(
+                .measure_and_commit_pending_files(
                     pending,
                     coverage,
                     &source,
@@ -145,7 +146,7 @@ impl StatisticsBackfill {
             if cancel.is_cancelled() {
                 return Ok(result);
             }
-            if result.measured_files == measured_before {
+            if result.measured_file_count == measured_before {
                 tokio::select! {
                     () = tokio::time::sleep(POLL_INTERVAL) => {}
                     () = cancel.cancelled() => return Ok(result),
@@ -156,14 +157,14 @@ impl StatisticsBackfill {
 
     /// Computes and commits the statistics of those `pending` files that no other process holds.
     #[allow(clippy::too_many_arguments)]
-    async fn measure_pending(
+    async fn measure_and_commit_pending_files(
         &self,
-        pending: Vec<PendingFile>,
+        pending: Vec<PendingBackfillFile>,
         mut coverage: StatisticsCoverage,
         source: &Arc<RwLock<BackfillSource>>,
         claims: &ClaimStore,
         table: &mut StatisticsTable,
-        result: &mut BackfillResult,
+        result: &mut StatisticsBackfillResult,
         progress: &(dyn Fn(&StatisticsCoverage, usize) + Sync),
         cancel: &CancellationToken,
     ) -> Result<(), BackfillError> {
@@ -178,7 +179,7 @@ impl StatisticsBackfill {
                 let unit =
                     table::backfill_unit_id(&self.prompt_set.statistics_key, file.path.as_ref());
                 if claims.try_acquire(&unit).await? {
-                    rows_by_unit.insert(unit.clone(), file.rows);
+                    rows_by_unit.insert(unit.clone(), file.row_count);
                     running.push(self.measure_file(unit, file, source.clone(), claims.clone()));
                 }
             }
@@ -195,19 +196,23 @@ impl StatisticsBackfill {
                             cancel,
                         )
                         .await?;
-                    MeasuredFile { staged_file: Some(staged), rows: statistics.len(), ..measured }
+                    MeasuredFile {
+                        staged_file: Some(staged),
+                        measured_row_count: statistics.len(),
+                        ..measured
+                    }
                 }
                 None => measured,
             };
             coverage.covered += rows_by_unit.get(&measured.unit_id).copied().unwrap_or_default();
             staged.push(measured);
-            if staged.len() >= MAX_UNITS_PER_COMMIT || last_commit.elapsed() >= COMMIT_INTERVAL {
-                self.commit_measured(&mut staged, claims, table, result, cancel).await?;
+            if staged.len() >= MAX_FILES_PER_COMMIT || last_commit.elapsed() >= COMMIT_INTERVAL {
+                self.commit_measured_files(&mut staged, claims, table, result, cancel).await?;
                 last_commit = Instant::now();
             }
-            progress(&coverage, result.measured_rows);
+            progress(&coverage, result.measured_row_count);
         }
-        self.commit_measured(&mut staged, claims, table, result, cancel).await
+        self.commit_measured_files(&mut staged, claims, table, result, cancel).await
     }
 
     /// Computes the statistics of the rows of `file`, and renews the claim on the unit in the
@@ -216,7 +221,7 @@ impl StatisticsBackfill {
     async fn measure_file(
         &self,
         unit: String,
-        file: PendingFile,
+        file: PendingBackfillFile,
         source: Arc<RwLock<BackfillSource>>,
         claims: ClaimStore,
     ) -> Result<(MeasuredFile, Option<(String, Vec<table::BackfilledStatistics>)>), BackfillError>
@@ -227,8 +232,8 @@ impl StatisticsBackfill {
             runtime.block_on(async {
                 let source = source.read().await;
                 source
-                    .measure_file(&file, &set.statistics_key, &|values| {
-                        set.statistics_of_values(values)
+                    .compute_file_statistics(&file, &set.statistics_key, &|values| {
+                        set.compute_statistics_of_values(values)
                     })
                     .await
             })
@@ -242,18 +247,18 @@ impl StatisticsBackfill {
             }
         };
         Ok((
-            MeasuredFile { unit_id: unit, rows: 0, staged_file: None },
+            MeasuredFile { unit_id: unit, measured_row_count: 0, staged_file: None },
             statistics.map(|statistics| (images_file, statistics)),
         ))
     }
 
     /// Commits the staged files in one commit and releases their claims.
-    async fn commit_measured(
+    async fn commit_measured_files(
         &self,
         staged: &mut Vec<MeasuredFile>,
         claims: &ClaimStore,
         table: &mut StatisticsTable,
-        result: &mut BackfillResult,
+        result: &mut StatisticsBackfillResult,
         cancel: &CancellationToken,
     ) -> Result<(), BackfillError> {
         let files: Vec<_> =
@@ -262,8 +267,8 @@ impl StatisticsBackfill {
             table.commit_staged(files, cancel).await?;
         }
         for measured in staged.drain(..) {
-            result.measured_files += 1;
-            result.measured_rows += measured.rows;
+            result.measured_file_count += 1;
+            result.measured_row_count += measured.measured_row_count;
             claims.release(&measured.unit_id).await;
         }
         Ok(())
@@ -273,7 +278,7 @@ impl StatisticsBackfill {
 fn log_progress(
     phase: &str,
     coverage: &StatisticsCoverage,
-    result: &BackfillResult,
+    result: &StatisticsBackfillResult,
     started: Instant,
 ) {
     let seconds = started.elapsed().as_secs_f64();
@@ -284,7 +289,7 @@ fn log_progress(
         rows = coverage.rows,
         covered_rows = coverage.covered,
         pending_files = coverage.pending_files,
-        measured_rows = result.measured_rows,
+        measured_rows = result.measured_row_count,
         elapsed_seconds = seconds,
         "statistics of stored rows"
     );
@@ -318,9 +323,9 @@ mod tests {
         };
         let cancel = faulty.arm_and_cancel();
         let result = stops_soon(backfill.run(&|_, _| {}, &cancel)).await.unwrap();
-        assert_eq!(result, BackfillResult::default());
+        assert_eq!(result, StatisticsBackfillResult::default());
         faulty.is_armed.store(false, std::sync::atomic::Ordering::SeqCst);
         let result = backfill.run(&|_, _| {}, &CancellationToken::new()).await.unwrap();
-        assert_eq!((result.measured_files, result.complete), (5, true));
+        assert_eq!((result.measured_file_count, result.is_complete), (5, true));
     }
 }

@@ -138,7 +138,7 @@ impl StatisticsSummary {
 
     /// Returns how far the mean has moved from that of `baseline`, in standard deviations of the image
     /// means of `baseline`. Returns `None` if these do not vary.
-    pub fn drift_from(&self, baseline: &Self) -> Option<f64> {
+    pub fn mean_drift_from(&self, baseline: &Self) -> Option<f64> {
         (baseline.std_of_means > 0.0).then(|| (self.mean - baseline.mean) / baseline.std_of_means)
     }
 }
@@ -314,8 +314,8 @@ mod tests {
         }
         let current =
             StatisticsSummary::from_statistics([statistics(0.35, 0.03, 5)].into_iter()).unwrap();
-        assert!((current.drift_from(&baseline).unwrap() - 1.5).abs() < 1e-6);
-        assert_eq!(baseline.drift_from(&current), None, "one image has no spread");
+        assert!((current.mean_drift_from(&baseline).unwrap() - 1.5).abs() < 1e-6);
+        assert_eq!(baseline.mean_drift_from(&current), None, "one image has no spread");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! BSAP: balancing the scores of images with auxiliary prompts (Balanced Similarity with Auxiliary
+//! BSAP: balancing the scores of images with auxiliary prompts (Balanced Score with Auxiliary
 //! Prompts, arXiv 2402.18400). Pure computations, without I/O.
 //!
 //! Some images score high for almost any text, so that plain CLIP returns them for queries that they

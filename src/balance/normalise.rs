@@ -72,7 +72,7 @@ impl Normaliser {
 pub struct BalanceParameters {
     /// Formula of α and β.
     pub normaliser: Normaliser,
-    /// Weight w of the balanced score, 0 to 1, in the hybrid score w·c·(αs+β) + w·m + (1−w)·s (after
+    /// Weight w of the normalised score αs+β in the balanced score w·c·(αs+β) + w·m + (1−w)·s, 0 to 1 (after
     /// BSAP-H). 0 is plain CLIP, 1 is the normaliser alone.
     pub weight: f32,
     /// λ of `nnn`; the other normalisers ignore it.
@@ -82,7 +82,7 @@ pub struct BalanceParameters {
     pub scale: ScaleConstants,
 }
 
-/// The constants c and m of the hybrid score.
+/// The constants c and m of the balanced score w·c·(αs+β) + w·m + (1−w)·s.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ScaleConstants {
     /// Factor c: the median σ (`zscore`) or median max−min (`range`) of the catalogue, otherwise 1.
@@ -106,7 +106,7 @@ impl ScaleConstants {
     ) -> Self {
         let (mut factors, mut shifts): (Vec<f32>, Vec<f32>) = match normaliser {
             Normaliser::Zscore => catalogue.map(|s| (s.std.max(MIN_SPREAD), s.mean)).unzip(),
-            Normaliser::Range => catalogue.map(|s| (score_range(&s), s.min)).unzip(),
+            Normaliser::Range => catalogue.map(|s| (clamped_score_range(&s), s.min)).unzip(),
             Normaliser::Raw | Normaliser::Softmax | Normaliser::Nnn => return Self::default(),
         };
         match (median(&mut factors), median(&mut shifts)) {
@@ -116,12 +116,12 @@ impl ScaleConstants {
     }
 }
 
-/// The affine function αs + β that balances the scores of one image.
+/// The affine function αs + β from the raw to the balanced score of one image. Its factor and shift include weight and scale constants.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct AffineTransform {
-    /// Factor α of the raw score.
+    /// Factor α of the raw score, with weight w and scale constant c included.
     pub alpha: f32,
-    /// Constant β.
+    /// Shift β, with weight w and scale constants c and m included.
     pub beta: f32,
 }
 
@@ -141,7 +141,7 @@ impl BalanceParameters {
         scale: ScaleConstants { factor: 1.0, shift: 0.0 },
     };
 
-    /// Returns α and β of an image with these statistics, weight included. `logit_scale` is the L at
+    /// Returns α and β of an image with these statistics, weight and scale constants included. `logit_scale` is the L at
     /// which the log-sum-exp was computed.
     #[inline(always)]
     pub fn affine_transform(&self, s: &ScoreStatistics, logit_scale: f32) -> AffineTransform {
@@ -152,7 +152,7 @@ impl BalanceParameters {
                 let std = s.std.max(MIN_SPREAD);
                 (1.0 / std, -s.mean / std)
             }
-            Normaliser::Range => (1.0 / score_range(s), -s.min / score_range(s)),
+            Normaliser::Range => (1.0 / clamped_score_range(s), -s.min / clamped_score_range(s)),
             Normaliser::Nnn => (1.0, -self.lambda * s.topk_mean),
         };
         let w = self.weight;
@@ -165,7 +165,7 @@ impl BalanceParameters {
 
 /// Computes α and β of many images, bit for bit as [`BalanceParameters::affine_transform`] does; 1 and 0
 /// for images without statistics.
-pub struct AffineTransforms<'a> {
+pub struct AffineTransformKernel<'a> {
     /// Normaliser, weight and constants.
     pub balance: BalanceParameters,
     /// Statistics of each image.
@@ -176,7 +176,7 @@ pub struct AffineTransforms<'a> {
     pub alpha_beta: [&'a mut [f32]; 2],
 }
 
-impl WithSimd for AffineTransforms<'_> {
+impl WithSimd for AffineTransformKernel<'_> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) {
@@ -202,7 +202,7 @@ impl WithSimd for AffineTransforms<'_> {
     }
 }
 
-impl AffineTransforms<'_> {
+impl AffineTransformKernel<'_> {
     #[inline(always)]
     fn compute_all(self, balance: BalanceParameters) {
         let [alpha, beta] = self.alpha_beta;
@@ -215,7 +215,7 @@ impl AffineTransforms<'_> {
 
 /// Returns max − min, but at least [`MIN_SPREAD`].
 #[inline(always)]
-fn score_range(s: &ScoreStatistics) -> f32 {
+fn clamped_score_range(s: &ScoreStatistics) -> f32 {
     (s.max - s.min).max(MIN_SPREAD)
 }
 
@@ -256,7 +256,7 @@ mod tests {
         for normaliser in Normaliser::ALL {
             let balance = parameters_with(normaliser, 0.3);
             let (mut alpha, mut beta) = (vec![0.0; 67], vec![0.0; 67]);
-            let transforms = AffineTransforms {
+            let transforms = AffineTransformKernel {
                 balance,
                 statistics: &statistics,
                 logit_scale: LOGIT_SCALE,

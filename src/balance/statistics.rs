@@ -78,7 +78,7 @@ pub struct ScoreStatistics {
 const LANES: usize = 16;
 /// Number of prompts whose scores are computed together: their partial sums fit into the registers, and
 /// each block of the image embedding is loaded once for all of them.
-const PROMPT_BLOCK: usize = 4;
+const PROMPTS_PER_BLOCK: usize = 4;
 
 /// Returns the dot product of two vectors of equal length, in f32.
 ///
@@ -103,7 +103,7 @@ pub fn score_prompts(image: &[f32], prompts: &[Vec<f32>]) -> Vec<f32> {
     Arch::new().dispatch(PromptScoring { image, prompts })
 }
 
-/// Computes [`dot_product`] for all prompts, [`PROMPT_BLOCK`] at a time, with the same order of additions
+/// Computes [`dot_product`] for all prompts, [`PROMPTS_PER_BLOCK`] at a time, with the same order of additions
 /// and therefore with the same bits.
 struct PromptScoring<'a> {
     image: &'a [f32],
@@ -116,7 +116,7 @@ impl WithSimd for PromptScoring<'_> {
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) -> Vec<f32> {
         let mut scores = Vec::with_capacity(self.prompts.len());
-        let (blocks, remainder) = self.prompts.as_chunks::<PROMPT_BLOCK>();
+        let (blocks, remainder) = self.prompts.as_chunks::<PROMPTS_PER_BLOCK>();
         for block in blocks {
             scores.extend(score_prompt_block(self.image, block));
         }
@@ -127,11 +127,14 @@ impl WithSimd for PromptScoring<'_> {
 
 /// Returns the scores of an image for four prompts.
 #[inline(always)]
-fn score_prompt_block(image: &[f32], prompts: &[Vec<f32>; PROMPT_BLOCK]) -> [f32; PROMPT_BLOCK] {
+fn score_prompt_block(
+    image: &[f32],
+    prompts: &[Vec<f32>; PROMPTS_PER_BLOCK],
+) -> [f32; PROMPTS_PER_BLOCK] {
     let (image_blocks, image_remainder) = image.as_chunks::<LANES>();
     let split_prompts = prompts.each_ref().map(|prompt| prompt.as_chunks::<LANES>());
     let [a, b, c, d] = split_prompts.map(|(blocks, _)| blocks);
-    let mut sums = [[0f32; LANES]; PROMPT_BLOCK];
+    let mut sums = [[0f32; LANES]; PROMPTS_PER_BLOCK];
     for ((((x, a), b), c), d) in image_blocks.iter().zip(a).zip(b).zip(c).zip(d) {
         for (sum, y) in sums.iter_mut().zip([a, b, c, d]) {
             for lane in 0..LANES {
@@ -140,7 +143,7 @@ fn score_prompt_block(image: &[f32], prompts: &[Vec<f32>; PROMPT_BLOCK]) -> [f32
             }
         }
     }
-    let mut scores = [0f32; PROMPT_BLOCK];
+    let mut scores = [0f32; PROMPTS_PER_BLOCK];
     for ((score, sum), (_, remainder)) in scores.iter_mut().zip(&sums).zip(split_prompts) {
         let remainder: f32 = remainder.iter().zip(image_remainder).map(|(x, y)| x * y).sum();
         *score = sum.iter().sum::<f32>() + remainder;

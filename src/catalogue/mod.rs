@@ -6,7 +6,7 @@ pub(crate) mod retired_generations;
 pub(crate) mod state;
 
 pub use replicas::{REPLICA_REPORT_INTERVAL, ReplicaReport, ReplicaReports};
-pub use retired_generations::{RetiredGeneration, remove_retired_generations};
+pub use retired_generations::{RetiredGeneration, list_retired_and_remove_expired};
 pub use state::{
     CatalogueState, PromptSetRecord, RolloutCandidate, ServingConfig, StandbyGeneration,
     StateChange, StateStore,

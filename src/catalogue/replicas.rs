@@ -19,7 +19,7 @@ use crate::table::TableError;
 pub const REPLICA_REPORT_INTERVAL: Duration = Duration::from_secs(5);
 /// Age at which a report is stale. Several reports in a row may be late.
 const REPORT_STALE_AFTER: TimeDelta = TimeDelta::seconds(30);
-/// Age at which [`ReplicaReports::list`] removes a report.
+/// Age at which [`ReplicaReports::list_and_remove_expired`] removes a report.
 const REPORT_RETENTION: TimeDelta = TimeDelta::hours(24);
 
 /// The report of one query worker.
@@ -49,7 +49,7 @@ impl ReplicaReport {
     }
 
     /// Whether it serves `revision` or a later one.
-    pub fn serves_revision(&self, revision: u64) -> bool {
+    pub fn serves_revision_or_later(&self, revision: u64) -> bool {
         self.ready && self.revision >= revision
     }
 }
@@ -83,7 +83,10 @@ impl ReplicaReports {
     }
 
     /// Returns all reports, sorted by id, including stale ones. Removes those that are very old as of `now`.
-    pub async fn list(&self, now: DateTime<Utc>) -> Result<Vec<ReplicaReport>, TableError> {
+    pub async fn list_and_remove_expired(
+        &self,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<ReplicaReport>, TableError> {
         let listed: Vec<Path> = self
             .store
             .object_store()

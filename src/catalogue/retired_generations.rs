@@ -19,8 +19,8 @@ pub struct RetiredGeneration {
     /// Number of objects in the folder.
     pub object_count: usize,
     /// Size of the objects in bytes.
-    pub bytes: u64,
-    /// When the newest of them was written.
+    pub byte_size: u64,
+    /// When the newest object of the folder was written.
     pub last_modified: DateTime<Utc>,
     /// Whether nothing was written to it for `deleted_file_retention_hours`, so that it is removed. Before
     /// that a worker may still fill it, or a query worker read it.
@@ -28,9 +28,9 @@ pub struct RetiredGeneration {
 }
 
 /// Returns the retired generations, and removes those that have expired as of `now`, unless it is a
-/// `dry_run`. Removes the log before the files that it names, so that nobody takes half a table for a
+/// `dry_run`. Removes the Delta log before the data files that it names, so that nobody takes half a table for a
 /// whole one.
-pub async fn remove_retired_generations(
+pub async fn list_retired_and_remove_expired(
     catalogue: &Store,
     options: &MaintenanceOptions,
     now: DateTime<Utc>,
@@ -70,7 +70,7 @@ pub async fn remove_retired_generations(
         retired.push(RetiredGeneration {
             id,
             object_count: objects.len(),
-            bytes,
+            byte_size: bytes,
             last_modified,
             is_expired,
         });

@@ -190,19 +190,19 @@ impl CatalogueState {
     /// Returns the prompt set of the live generation with this key, name or name@version; for a name, its
     /// newest version.
     pub fn find_prompt_set(&self, name: &str) -> Option<&PromptSetRecord> {
-        PromptSetRecord::find(&self.prompt_sets, name)
+        PromptSetRecord::find_by_selector(&self.prompt_sets, name)
     }
 }
 
 impl PromptSetRecord {
     /// Returns the set with this key, name or name@version; for a name, its newest version.
-    pub fn find<'a>(sets: &'a [Self], name: &str) -> Option<&'a Self> {
-        let matches = |set: &&Self| Self::matches_name(name, &set.key, &set.name, set.version);
+    pub fn find_by_selector<'a>(sets: &'a [Self], name: &str) -> Option<&'a Self> {
+        let matches = |set: &&Self| Self::matches_selector(name, &set.key, &set.name, set.version);
         sets.iter().filter(matches).max_by_key(|set| (set.version, set.since))
     }
 
     /// Whether `selector` is the key, the name or the name@version of a set.
-    pub fn matches_name(selector: &str, key: &StatisticsKey, name: &str, version: u32) -> bool {
+    pub fn matches_selector(selector: &str, key: &StatisticsKey, name: &str, version: u32) -> bool {
         key.as_str() == selector || name == selector || format!("{name}@{version}") == selector
     }
 }
@@ -233,13 +233,13 @@ pub struct ServingConfig {
     /// Key of the prompt set whose statistics are used.
     #[schemars(with = "String")]
     pub prompt_set: StatisticsKey,
-    /// Formula of the balanced score.
+    /// Formula of the normalised score.
     pub normaliser: Normaliser,
-    /// Weight of the balanced score, 0..=1.
+    /// Weight of the normalised score in the balanced score, 0..=1.
     pub weight: f32,
     /// λ of the normaliser `nnn`.
     pub lambda: f32,
-    /// Constants of the hybrid score; `None` until they are frozen.
+    /// Scale constants of the balanced score; `None` until they are frozen.
     pub scale: Option<ScaleConstants>,
     /// Thresholds that were measured for exactly this configuration; `None` before that.
     #[serde(default)]

@@ -32,7 +32,7 @@ enum ResizeMode {
 /// Resizes and crops pictures as a checkpoint configures it.
 #[derive(Debug, Clone)]
 pub struct ImagePreprocessor {
-    resize: ResizeMode,
+    resize_mode: ResizeMode,
     /// Side of the centre crop, in pixels.
     crop_side: u32,
     resize_filter: FilterType,
@@ -89,7 +89,7 @@ impl ImagePreprocessor {
             shift[channel] = config.image_mean[channel] / config.image_std[channel];
         }
         Ok(Self {
-            resize,
+            resize_mode: resize,
             crop_side: crop,
             resize_filter: filter,
             channel_scale: factor,
@@ -105,7 +105,7 @@ impl ImagePreprocessor {
             _ => "Lanczos",
         };
         let crop = self.crop_side;
-        match self.resize {
+        match self.resize_mode {
             ResizeMode::Square(side) if side == crop => {
                 format!("{filter} to {crop} × {crop} whatever the shape")
             }
@@ -120,7 +120,7 @@ impl ImagePreprocessor {
 
     /// Resizes, then crops the centre. Only the part of the picture that the crop shows is resized,
     /// so that a very long picture costs no more than a square one.
-    pub fn apply(&self, picture: &RgbImage) -> Result<Pixels, ClipError> {
+    pub fn resize_and_crop(&self, picture: &RgbImage) -> Result<Pixels, ClipError> {
         let (width, height) = picture.dimensions();
         if width == 0 || height == 0 {
             return Err(ClipError::InvalidInput("the picture has no pixels".into()));
@@ -128,7 +128,7 @@ impl ImagePreprocessor {
         let long = |edge: u32, side: u32, short: u32| {
             (u64::from(edge) * u64::from(side) / u64::from(short)) as f64
         };
-        let (out_width, out_height) = match self.resize {
+        let (out_width, out_height) = match self.resize_mode {
             ResizeMode::Square(side) => (f64::from(side), f64::from(side)),
             ResizeMode::ShortEdge(edge) if width <= height => {
                 (f64::from(edge), long(edge, height, width))
@@ -246,7 +246,7 @@ mod tests {
             lengths.map(ResizeMode::Square).into_iter().chain(lengths.map(ResizeMode::ShortEdge))
         {
             let preprocess = ImagePreprocessor {
-                resize,
+                resize_mode: resize,
                 crop_side: SIDE,
                 resize_filter: filter,
                 channel_scale: factor,
@@ -255,7 +255,7 @@ mod tests {
             for long in 1..260 {
                 for (width, height) in [(long, 3), (3, long), (long, 29)] {
                     let picture = RgbImage::from_pixel(width, height, image::Rgb([10, 128, 250]));
-                    let pixels = preprocess.apply(&picture);
+                    let pixels = preprocess.resize_and_crop(&picture);
                     let pixels = pixels.unwrap_or_else(|e| panic!("{width}×{height}: {e}"));
                     assert_eq!(pixels.0, [10, 128, 250].repeat((SIDE * SIDE) as usize));
                 }
@@ -277,8 +277,8 @@ mod tests {
             );
             let written: PreprocessorConfig = serde_json::from_str(&written).unwrap();
             let preprocess = ImagePreprocessor::new(&written, 32).unwrap();
-            let pixels = preprocess.apply(&stripes).unwrap();
-            (pixels.0[..3].to_vec(), preprocess.resize)
+            let pixels = preprocess.resize_and_crop(&stripes).unwrap();
+            (pixels.0[..3].to_vec(), preprocess.resize_mode)
         };
         for (size, colour, resize) in [
             ("32", [0u8, 255, 0], ResizeMode::ShortEdge(32)),

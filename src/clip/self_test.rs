@@ -20,9 +20,9 @@ pub struct SelfTestReport {
     /// Largest difference of a value between an embedding computed alone and in a batch.
     pub max_batch_difference: f32,
     /// Time for one picture alone, after the first ones warmed up.
-    pub image_time: Duration,
+    pub single_image_time: Duration,
     /// Time for one text alone, likewise.
-    pub text_time: Duration,
+    pub single_text_time: Duration,
 }
 
 /// Embeds test patterns and texts and checks that embeddings are of unit length, differ between
@@ -63,7 +63,11 @@ pub fn run_self_test(encoders: &dyn Encoders) -> Result<SelfTestReport, ClipErro
             "an embedding alone and in a batch differ by {batch_difference}"
         )));
     }
-    Ok(SelfTestReport { max_batch_difference: batch_difference, image_time, text_time })
+    Ok(SelfTestReport {
+        max_batch_difference: batch_difference,
+        single_image_time: image_time,
+        single_text_time: text_time,
+    })
 }
 
 /// Embeds each input alone; returns the embeddings and the time of the last one.

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use super::shared::catalogue::{open_catalogue, open_store};
 use super::shared::error::{CommandError, CommandResult};
-use super::shared::models::{STANDBY_CHECKPOINT_KEY, load_encoders, standby_model_options};
+use super::shared::models::{STANDBY_CHECKPOINT_KEY, load_configured_model, standby_model_options};
 use super::shared::printing::print_line;
-use super::shared::query_worker::generation_memory_mib;
+use super::shared::query_worker::generation_memory_limit_mib;
 use super::shared::runtime::block_on;
 use crate::catalogue::StateStore;
 use crate::clip::{ClipModel, Encoders, run_self_test};
@@ -29,12 +29,12 @@ pub fn run(config_file: Option<&Path>) -> CommandResult {
 }
 
 /// Prints one line per check, and counts the failed ones.
-struct CheckReport {
+struct CheckPrinter {
     failed_checks: usize,
 }
 
-impl CheckReport {
-    fn print_result<E: Display>(&mut self, option: &str, result: Result<String, E>) {
+impl CheckPrinter {
+    fn print_and_count<E: Display>(&mut self, option: &str, result: Result<String, E>) {
         match result {
             Ok(description) => print_line!("ok      {option}: {description}"),
             Err(error) => {
@@ -47,9 +47,9 @@ impl CheckReport {
 
 /// Runs all checks, even if some fail.
 async fn run_checks(file: Option<&Path>) -> CommandResult {
-    let (config, problems) = crate::config::load_and_collect_problems(file, std::env::vars())
+    let (config, problems) = crate::config::load_valid_part(file, std::env::vars())
         .map_err(|e| CommandError::Usage(e.into()))?;
-    let mut report = CheckReport { failed_checks: 0 };
+    let mut report = CheckPrinter { failed_checks: 0 };
     for problem in &problems {
         print_line!("FAILED  configuration: {problem}");
     }
@@ -63,8 +63,11 @@ async fn run_checks(file: Option<&Path>) -> CommandResult {
     if let Some(dimension) = dimension {
         check_memory(&config, dimension, &mut report).await;
     }
-    let listener = http::listen(&config.http).await;
-    report.print_result("http.listen", listener.map(|_| format!("{} is free", config.http.listen)));
+    let listener = http::bind_listener(&config.http).await;
+    report.print_and_count(
+        "http.listen",
+        listener.map(|_| format!("{} is free", config.http.listen)),
+    );
     match (problems.len(), report.failed_checks) {
         (0, 0) => Ok(()),
         (0, failed) => Err(anyhow::anyhow!("{failed} checks failed").into()),
@@ -74,7 +77,7 @@ async fn run_checks(file: Option<&Path>) -> CommandResult {
     }
 }
 
-async fn check_kafka(config: &Config, report: &mut CheckReport) {
+async fn check_kafka(config: &Config, report: &mut CheckPrinter) {
     let mut topics = vec![
         ("source.topic", config.source.topic.as_str()),
         ("dead_letter.topic", config.dead_letter.topic.as_str()),
@@ -85,9 +88,9 @@ async fn check_kafka(config: &Config, report: &mut CheckReport) {
     }
     let names: Vec<&str> = topics.iter().map(|(_, topic)| *topic).collect();
     match kafka::fetch_partition_counts(&config.kafka, &names).await {
-        Err(error) => report.print_result("kafka.brokers", Err::<String, _>(error)),
+        Err(error) => report.print_and_count("kafka.brokers", Err::<String, _>(error)),
         Ok(partitions) => {
-            report.print_result("kafka.brokers", Ok::<_, String>(config.kafka.brokers.clone()));
+            report.print_and_count("kafka.brokers", Ok::<_, String>(config.kafka.brokers.clone()));
             let required_topics_exist = partitions[..2].iter().all(|count| *count > 0);
             let source_partitions = partitions[0];
             for ((key, topic), count) in topics.into_iter().zip(partitions) {
@@ -108,7 +111,7 @@ async fn check_kafka(config: &Config, report: &mut CheckReport) {
                     )),
                     n => Ok(format!("topic {topic}, {n} partitions")),
                 };
-                report.print_result(key, result);
+                report.print_and_count(key, result);
             }
             if required_topics_exist {
                 check_topic_settings(config, &names[..2], report).await;
@@ -125,7 +128,7 @@ async fn needs_reindex_topic(config: &Config) -> bool {
 }
 
 /// Checks the settings of topics that could lose dead letters.
-async fn check_topic_settings(config: &Config, names: &[&str], report: &mut CheckReport) {
+async fn check_topic_settings(config: &Config, names: &[&str], report: &mut CheckPrinter) {
     let settings = match kafka::fetch_topic_configs(&config.kafka, names).await {
         Ok(settings) => settings,
         // Not a failure: workers do not need the permission to read settings.
@@ -133,7 +136,7 @@ async fn check_topic_settings(config: &Config, names: &[&str], report: &mut Chec
     };
     let [source, dead_letter] = &settings[..] else { return };
     for problem in validate_topic_settings(source, dead_letter) {
-        report.print_result("dead_letter.topic", Err::<String, _>(problem));
+        report.print_and_count("dead_letter.topic", Err::<String, _>(problem));
     }
 }
 
@@ -169,7 +172,7 @@ fn validate_topic_settings(
     problems
 }
 
-async fn check_table(config: &Config, report: &mut CheckReport) {
+async fn check_table(config: &Config, report: &mut CheckPrinter) {
     let result = async {
         let store = open_store(config).await?;
         store.check_capabilities().await?;
@@ -180,12 +183,12 @@ async fn check_table(config: &Config, report: &mut CheckReport) {
             store.url()
         ))
     };
-    report.print_result("table.url", result.await);
+    report.print_and_count("table.url", result.await);
 }
 
 /// Estimates the memory that a query worker needs, and compares it with the limit.
-async fn check_memory(config: &Config, dimension: usize, report: &mut CheckReport) {
-    let limit = memory_limit_bytes(generation_memory_mib(config));
+async fn check_memory(config: &Config, dimension: usize, report: &mut CheckPrinter) {
+    let limit = memory_limit_bytes(generation_memory_limit_mib(config));
     let (mut sets, mut rows) = (config.prompts.sets.len(), None);
     if let Ok((store, state)) = open_catalogue(config).await {
         sets = state.prompt_sets.len();
@@ -203,7 +206,7 @@ async fn check_memory(config: &Config, dimension: usize, report: &mut CheckRepor
     let needed =
         format!("{estimate}; {rows} stored rows need up to {} MiB", to_mebibytes(memory_for(rows)));
     let fits = memory_for(rows) <= limit;
-    report.print_result("search.memory_mib", if fits { Ok(needed) } else { Err(needed) });
+    report.print_and_count("search.memory_mib", if fits { Ok(needed) } else { Err(needed) });
 }
 
 fn to_mebibytes(bytes: u64) -> u64 {
@@ -214,10 +217,10 @@ fn to_mebibytes(bytes: u64) -> u64 {
 /// if the model cannot be loaded.
 async fn check_model(
     config: Config,
-    report: &mut CheckReport,
+    report: &mut CheckPrinter,
 ) -> Result<Option<usize>, CommandError> {
     let (dimension, models, prompts) = tokio::task::spawn_blocking(move || {
-        let encoders = match load_encoders(&config) {
+        let encoders = match load_configured_model(&config) {
             Ok(encoders) => encoders,
             Err(error) => return (None, vec![("model.checkpoint", Err(error))], Vec::new()),
         };
@@ -231,7 +234,8 @@ async fn check_model(
             ))
         };
         let sets = config.prompts.sets.iter().map(|name| {
-            let set = PromptSet::load(name)?.embed(&*encoders, config.prompts.top_k)?;
+            let set =
+                PromptSet::load_builtin_or_file(name)?.embed(&*encoders, config.prompts.top_k)?;
             let warning = set
                 .prompt_set
                 .script_warning(&*encoders)
@@ -253,10 +257,10 @@ async fn check_model(
     })
     .await?;
     for (setting, model) in models {
-        report.print_result(setting, model);
+        report.print_and_count(setting, model);
     }
     for set in prompts {
-        report.print_result("prompts.sets", set);
+        report.print_and_count("prompts.sets", set);
     }
     Ok(dimension)
 }

@@ -54,8 +54,8 @@ pub fn run(args: &ConfigArgs, config_file: Option<&Path>) -> CommandResult {
     let text = match args.what {
         ConfigOutput::Example => config::example_toml(),
         ConfigOutput::Show => load_config(config_file)?.to_redacted_toml(),
-        ConfigOutput::Reference => config::render_markdown(),
-        ConfigOutput::Schema => to_pretty_json(&config::json_schema())?,
+        ConfigOutput::Reference => config::render_config_reference(),
+        ConfigOutput::Schema => to_pretty_json(&config::config_json_schema())?,
         ConfigOutput::EventSchema => to_pretty_json(&schemars::schema_for!(ImageEvent))?,
         ConfigOutput::CloudEventSchema => to_pretty_json(&schemars::schema_for!(CloudEvent))?,
         ConfigOutput::ControlRequestSchema => {
@@ -65,8 +65,8 @@ pub fn run(args: &ConfigArgs, config_file: Option<&Path>) -> CommandResult {
             to_pretty_json(&schemars::schema_for!(BucketNotification))?
         }
         ConfigOutput::Openapi => to_pretty_json(&http::openapi())?,
-        ConfigOutput::LogEvents => event::render_markdown(),
-        ConfigOutput::Metrics => metrics::render_markdown(),
+        ConfigOutput::LogEvents => event::render_log_event_reference(),
+        ConfigOutput::Metrics => metrics::render_metric_reference(),
     };
     print_line!("{}", text.trim_end());
     Ok(())

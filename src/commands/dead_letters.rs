@@ -28,7 +28,7 @@ use crate::ingest::dead_letter::{
 use crate::record::VersionOrdering;
 
 /// Dead letters that are read ahead.
-const PREFETCH: usize = 16;
+const PREFETCHED_LETTERS: usize = 16;
 
 /// `bsap dead-letters`.
 #[derive(Debug, Args)]
@@ -130,12 +130,12 @@ pub async fn handle_action(
 ) -> CommandResult {
     match &args.action {
         DeadLettersAction::List { filter, limit, json } => {
-            list_letters(&config, filter.to_filter(), *limit as usize, *json, &token).await
+            print_letters(&config, filter.to_filter(), *limit as usize, *json, &token).await
         }
         DeadLettersAction::Show { origin, value } => {
             let filter =
                 DeadLetterFilter { origins: vec![origin.clone()], ..DeadLetterFilter::default() };
-            show_letter(&config, filter, origin, *value, &token).await
+            print_letter(&config, filter, origin, *value, &token).await
         }
         DeadLettersAction::Replay { filter, all, dry_run } => {
             let filter = filter.to_filter();
@@ -164,7 +164,7 @@ struct DeadLetterReader {
 
 impl DeadLetterReader {
     fn start(config: &Config, filter: DeadLetterFilter, token: &CancellationToken) -> Self {
-        let (sender, letters) = mpsc::channel(PREFETCH);
+        let (sender, letters) = mpsc::channel(PREFETCHED_LETTERS);
         let (kafka, options) = (config.kafka.clone(), config.dead_letter.clone());
         let token = token.clone();
         let task = tokio::task::spawn_blocking(move || {
@@ -177,7 +177,7 @@ impl DeadLetterReader {
 
     /// Returns the next dead letter. A message may be in the topic twice, because a worker ended after
     /// dead-lettering it and before storing its position; it is returned once.
-    async fn next(&mut self) -> Option<DeadLetter> {
+    async fn next_unseen(&mut self) -> Option<DeadLetter> {
         loop {
             let letter = self.letters.recv().await?;
             if self.seen_origins.insert(letter.origin()) {
@@ -187,7 +187,7 @@ impl DeadLetterReader {
     }
 
     /// Waits for the end of the topic, and reports messages that are no dead letters.
-    async fn finish(self) -> anyhow::Result<()> {
+    async fn wait_for_topic_end(self) -> anyhow::Result<()> {
         drop(self.letters);
         let not_dead_letters = self.task.await??;
         if not_dead_letters > 0 {
@@ -199,7 +199,7 @@ impl DeadLetterReader {
     }
 }
 
-async fn list_letters(
+async fn print_letters(
     config: &Config,
     filter: DeadLetterFilter,
     limit: usize,
@@ -209,14 +209,14 @@ async fn list_letters(
     let mut reader = DeadLetterReader::start(config, filter, token);
     let mut counts: BTreeMap<(String, String), u64> = BTreeMap::new();
     let mut newest = VecDeque::new();
-    while let Some(letter) = reader.next().await {
+    while let Some(letter) = reader.next_unseen().await {
         *counts.entry((letter.stage.clone(), letter.code.clone())).or_default() += 1;
         if newest.len() == limit {
             newest.pop_front();
         }
-        newest.push_back(summary_json(&letter));
+        newest.push_back(letter_summary_json(&letter));
     }
-    reader.finish().await?;
+    reader.wait_for_topic_end().await?;
     if json {
         for letter in newest {
             print_line!("{letter}");
@@ -246,21 +246,21 @@ async fn list_letters(
     Ok(())
 }
 
-fn summary_json(letter: &DeadLetter) -> Value {
+fn letter_summary_json(letter: &DeadLetter) -> Value {
     json!({
         "origin": letter.origin(),
-        "dead_letter_position": letter.position(),
+        "dead_letter_position": letter.dead_letter_position(),
         "dead_lettered_at": letter.dead_lettered_at.map(|at| at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)),
         "stage": letter.stage,
         "code": letter.code,
         "reason": letter.reason,
-        "record_index": letter.record,
-        "key": letter.message.key.as_deref().map(String::from_utf8_lossy),
-        "bytes": letter.message.payload.as_ref().map(|payload| payload.len()),
+        "record_index": letter.record_index,
+        "key": letter.original_message.key.as_deref().map(String::from_utf8_lossy),
+        "bytes": letter.original_message.payload.as_ref().map(|payload| payload.len()),
     })
 }
 
-async fn show_letter(
+async fn print_letter(
     config: &Config,
     filter: DeadLetterFilter,
     origin: &str,
@@ -268,34 +268,34 @@ async fn show_letter(
     token: &CancellationToken,
 ) -> CommandResult {
     let mut reader = DeadLetterReader::start(config, filter, token);
-    let letter = reader.next().await;
-    reader.finish().await?;
+    let letter = reader.next_unseen().await;
+    reader.wait_for_topic_end().await?;
     let letter = letter.with_context(|| {
         format!("{origin}: no such dead letter; `bsap dead-letters list` lists them")
     })?;
-    let payload = letter.message.payload.as_deref();
+    let payload = letter.original_message.payload.as_deref();
     if value_only {
         std::io::stdout().write_all(payload.unwrap_or_default())?;
         return Ok(());
     }
     print_line!("origin     {}", letter.origin());
-    print_line!("position   {}", letter.position());
+    print_line!("position   {}", letter.dead_letter_position());
     if let Some(at) = letter.dead_lettered_at {
         print_line!("set aside  {at}");
     }
     print_line!("stage      {}", letter.stage);
     print_line!("code       {}", letter.code);
     print_line!("reason     {}", letter.reason);
-    if let Some(record) = letter.record {
+    if let Some(record) = letter.record_index {
         print_line!("record     {record}, counted from 0");
     }
     if let Some(time) =
-        letter.message.timestamp_ms.and_then(chrono::DateTime::from_timestamp_millis)
+        letter.original_message.timestamp_ms.and_then(chrono::DateTime::from_timestamp_millis)
     {
         print_line!("timestamp  {time}");
     }
-    print_line!("key        {}", text_or_base64(letter.message.key.as_deref()));
-    for (name, value) in &letter.message.headers {
+    print_line!("key        {}", text_or_base64(letter.original_message.key.as_deref()));
+    for (name, value) in &letter.original_message.headers {
         print_line!("header     {name}: {}", text_or_base64(value.as_deref()));
     }
     print_line!("value      {}", text_or_base64(payload));
@@ -321,18 +321,18 @@ async fn replay_letters(
     let mut reader = DeadLetterReader::start(config, filter, token);
     let spinner = ProgressBar::new_spinner();
     let mut replayed: BTreeMap<String, u64> = BTreeMap::new();
-    while let Some(letter) = reader.next().await {
+    while let Some(letter) = reader.next_unseen().await {
         if dry_run {
             print_line!("{}  {}  {}", letter.origin(), letter.code, letter.reason);
         } else {
             writer.replay(&letter).await.with_context(|| letter.origin())?;
         }
-        *replayed.entry(letter.message.partition.topic.to_string()).or_default() += 1;
+        *replayed.entry(letter.original_message.partition.topic.to_string()).or_default() += 1;
         spinner.inc(1);
         spinner.set_message(format!("{} messages", spinner.position()));
     }
     spinner.finish_and_clear();
-    reader.finish().await?;
+    reader.wait_for_topic_end().await?;
     writer.flush(Duration::from_secs(30))?;
     if replayed.is_empty() {
         print_line!("nothing to replay");

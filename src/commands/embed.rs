@@ -12,7 +12,7 @@ use super::shared::checkpoint_args::CheckpointArgs;
 use super::shared::error::{CommandError, CommandResult};
 use super::shared::printing::print_line;
 use crate::clip::{ClipModel, Encoders, Pixels};
-use crate::ingest::decode::{self, decode};
+use crate::ingest::decode::{self, decode_image};
 
 /// `bsap embed`.
 #[derive(Debug, Args)]
@@ -55,7 +55,7 @@ pub fn run(args: &EmbedArgs) -> CommandResult {
     if texts.is_empty() && args.image.is_empty() {
         return Err(CommandError::usage("nothing to embed: give --text, --texts or --image"));
     }
-    let clip = ClipModel::load(&args.model.to_options(&args.checkpoint))?;
+    let clip = ClipModel::load(&args.model.to_model_options(&args.checkpoint))?;
     for batch in texts.chunks(args.batch.into()) {
         let inputs: Vec<&str> = batch.iter().map(String::as_str).collect();
         for (text, embedding) in inputs.iter().zip(clip.embed_texts(&inputs)?) {
@@ -110,7 +110,7 @@ fn read_texts(file: &Path) -> Result<Vec<String>, CommandError> {
 }
 
 fn load_pixels(clip: &ClipModel, file: &Path) -> anyhow::Result<Pixels> {
-    let picture = decode(&std::fs::read(file)?, &decode::DecodeOptions::default())?;
+    let picture = decode_image(&std::fs::read(file)?, &decode::DecodeOptions::default())?;
     Ok(clip.preprocess_image(&picture)?)
 }
 

@@ -10,9 +10,9 @@ use tracing::info;
 use super::shared::catalogue::open_store;
 use super::shared::configuration::load_config;
 use super::shared::error::CommandResult;
-use super::shared::models::load_encoders;
+use super::shared::models::load_configured_model;
 use super::shared::runtime::run_with_logging;
-use super::shared::worker::{build_maintenance, build_worker, spawn_background_tasks};
+use super::shared::worker::{build_ingest_worker, build_table_maintenance, spawn_background_tasks};
 use crate::config::Config;
 use crate::ingest::Progress;
 use crate::telemetry::{admin, event, metrics};
@@ -24,16 +24,16 @@ pub fn run(config_file: Option<&Path>) -> CommandResult {
 
 /// Consumes events until `token` is cancelled, then drains the pipeline.
 async fn consume_events(config: Config, token: CancellationToken) -> CommandResult {
-    let encoders = load_encoders(&config)?;
+    let encoders = load_configured_model(&config)?;
     let progress = Arc::new(Progress::default());
-    metrics::record_start("worker");
+    metrics::record_process_start("worker");
     // Started before the catalogue is opened: a slow start must not fail its liveness probe.
     let admin_cancel = token.child_token();
-    admin::start_server(&config.metrics, progress.clone(), admin_cancel.clone()).await;
-    let worker = build_worker(&config, encoders.clone(), progress).await?;
+    admin::start_admin_server(&config.metrics, progress.clone(), admin_cancel.clone()).await;
+    let worker = build_ingest_worker(&config, encoders.clone(), progress).await?;
     let store = open_store(&config).await?;
     let mut background_tasks = spawn_background_tasks(&config, &store, &worker, &token);
-    let maintenance = build_maintenance(&config, &*encoders).await?;
+    let maintenance = build_table_maintenance(&config, &*encoders).await?;
     let maintenance_cancel = token.child_token();
     // On a thread of its own, because merging files computes for seconds without yielding.
     let (runtime, maintenance_token) = (Handle::current(), maintenance_cancel.clone());

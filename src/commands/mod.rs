@@ -28,7 +28,7 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::help_text;
+use crate::config::section_help_text;
 use shared::error::CommandResult;
 
 const LONG_ABOUT: &str = "\
@@ -116,7 +116,7 @@ impl Cli {
     pub fn from_process() -> Self {
         let mut command = Self::command();
         for (name, sections) in CONFIG_SECTIONS {
-            let options = help_text(sections);
+            let options = section_help_text(sections);
             command = command.mut_subcommand(name, |command| {
                 let help = match command.get_after_long_help() {
                     Some(examples) => format!("{examples}\n\n{options}"),

@@ -31,11 +31,11 @@ pub enum ModelAction {
 /// Inspects a checkpoint.
 pub fn run(args: &ModelArgs) -> CommandResult {
     let ModelAction::Inspect { checkpoint, model } = &args.action;
-    inspect(&model.to_options(checkpoint))
+    inspect_model(&model.to_model_options(checkpoint))
 }
 
 /// Prints the properties of a checkpoint, and tests it.
-pub fn inspect(options: &ModelOptions) -> CommandResult {
+pub fn inspect_model(options: &ModelOptions) -> CommandResult {
     let clip = ClipModel::load(options)?;
     let card = clip.card();
     let memory = |bytes: f64| format!("{:.1} MB", card.parameters as f64 * bytes / 1e6);
@@ -63,8 +63,8 @@ pub fn inspect(options: &ModelOptions) -> CommandResult {
         format!(
             "ok; alone and in a batch differ by {:.1e} at most; one picture {:.1} ms, one text {:.1} ms",
             test.max_batch_difference,
-            test.image_time.as_secs_f64() * 1e3,
-            test.text_time.as_secs_f64() * 1e3,
+            test.single_image_time.as_secs_f64() * 1e3,
+            test.single_text_time.as_secs_f64() * 1e3,
         ),
     );
     Ok(())

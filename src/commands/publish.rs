@@ -85,11 +85,12 @@ async fn publish_events(
     let mut inputs: Vec<BoxStream<'static, Result<PublishInput, PublishError>>> = Vec::new();
     for target in &args.targets {
         let discovered =
-            publish::discover(target, &config.fetch.store_options, event_template.clone()).await;
+            publish::discover_events(target, &config.fetch.store_options, event_template.clone())
+                .await;
         inputs.push(discovered.map_err(CommandError::usage)?);
     }
     if let Some(file) = &args.jsonl {
-        inputs.push(read_events(file, &config).await.map_err(CommandError::Usage)?);
+        inputs.push(open_event_stream(file, &config).await.map_err(CommandError::Usage)?);
     }
     let deletes: Vec<_> =
         args.delete.iter().map(|id| Ok(Ok(event_template.delete_event(id)))).collect();
@@ -113,14 +114,14 @@ async fn publish_events(
     bar.finish_and_clear();
     print_line!(
         "{} events published to {}, {} skipped",
-        summary.published,
+        summary.published_events,
         config.source.topic,
-        summary.skipped
+        summary.skipped_inputs
     );
     if token.is_cancelled() {
         return Err(anyhow::anyhow!("interrupted; it is safe to publish the same again").into());
     }
-    fail_if_skipped(summary.skipped)
+    fail_if_skipped(summary.skipped_inputs)
 }
 
 fn fail_if_skipped(count: u64) -> CommandResult {
@@ -131,13 +132,13 @@ fn fail_if_skipped(count: u64) -> CommandResult {
 }
 
 /// Returns the events of a file of JSON lines, or of standard input for `-`.
-async fn read_events(
+async fn open_event_stream(
     file: &Path,
     config: &Config,
 ) -> anyhow::Result<BoxStream<'static, Result<PublishInput, PublishError>>> {
     let decoder = Decoder::new(&config.source, &config.attributes);
     if file == Path::new("-") {
-        return Ok(publish::parse_lines(
+        return Ok(publish::parse_event_lines(
             "standard input",
             BufReader::new(tokio::io::stdin()),
             decoder,
@@ -145,7 +146,7 @@ async fn read_events(
     }
     let name = file.display().to_string();
     let opened_file = tokio::fs::File::open(file).await.with_context(|| name.clone())?;
-    Ok(publish::parse_lines(&name, BufReader::new(opened_file), decoder))
+    Ok(publish::parse_event_lines(&name, BufReader::new(opened_file), decoder))
 }
 
 async fn print_events(

@@ -88,11 +88,11 @@ pub struct ReconcileArgs {
 /// Compares each target with the table, and with `--repair` sends the events that were lost.
 pub fn run(args: &ReconcileArgs, config_file: Option<&Path>) -> CommandResult {
     let config = load_config_without_model(config_file)?;
-    run_with_logging(config, |config, token| reconcile_targets(args, config, token))
+    run_with_logging(config, |config, token| reconcile_listings(args, config, token))
 }
 
 /// Compares the targets one after another.
-async fn reconcile_targets(
+async fn reconcile_listings(
     args: &ReconcileArgs,
     config: Config,
     token: CancellationToken,
@@ -121,17 +121,17 @@ async fn reconcile_targets(
     let mut is_consistent = true;
     if let Some(file) = &args.ids {
         let decoder = Decoder::new(&config.source, &config.attributes);
-        let (name, lines) = open_list(file).await?;
+        let (name, lines) = open_image_list(file).await?;
         let listing = ListingSource::List { name, lines, decoder: Box::new(decoder) };
         is_consistent &=
-            reconcile_target(args, (&catalogue, &state), listing, rules, &publisher, &token)
+            reconcile_listing(args, (&catalogue, &state), listing, rules, &publisher, &token)
                 .await?;
     } else {
         for target in &args.targets {
-            let listing = open_target(target, &config)?;
+            let listing = open_listing_store(target, &config)?;
             let rules = CompareRules { listing_started_at: Utc::now(), ..rules.clone() };
             is_consistent &=
-                reconcile_target(args, (&catalogue, &state), listing, rules, &publisher, &token)
+                reconcile_listing(args, (&catalogue, &state), listing, rules, &publisher, &token)
                     .await?;
         }
     }
@@ -198,7 +198,7 @@ fn check_ordering(config: &Config, state: &CatalogueState) -> CommandResult {
 
 /// Opens a folder or bucket prefix. A missing folder is an error: as an empty listing it would delete
 /// everything.
-fn open_target(target: &str, config: &Config) -> Result<ListingSource, CommandError> {
+fn open_listing_store(target: &str, config: &Config) -> Result<ListingSource, CommandError> {
     let url = store::parse_url(target).map_err(CommandError::usage)?;
     match url.scheme() {
         "http" | "https" => {
@@ -219,7 +219,7 @@ fn open_target(target: &str, config: &Config) -> Result<ListingSource, CommandEr
 }
 
 /// Opens a list of images; returns its name and its lines.
-async fn open_list(
+async fn open_image_list(
     file: &Path,
 ) -> Result<(String, Box<dyn AsyncBufRead + Send + Unpin>), CommandError> {
     if file == Path::new("-") {
@@ -232,7 +232,7 @@ async fn open_list(
 
 /// Compares one target with the table, and with `--repair` sends events. Returns whether no difference
 /// remains.
-async fn reconcile_target(
+async fn reconcile_listing(
     args: &ReconcileArgs,
     (catalogue, state): (&Store, &CatalogueState),
     listing: ListingSource,
@@ -260,7 +260,8 @@ async fn reconcile_target(
     }
     let sent = send_repairs(comparison, args, publisher, token).await;
     if let Ok(summary) = &sent {
-        (report.published, report.skipped_deletes) = (summary.published, summary.skipped);
+        (report.published, report.skipped_deletes) =
+            (summary.published_events, summary.skipped_inputs);
     }
     print_report(&report, args);
     sent?;
@@ -288,10 +289,10 @@ async fn send_repairs(
     let summary = comparison.send_repair_events(publisher, token, on_event).await?;
     bar.finish_and_clear();
     publisher.flush(Duration::from_secs(30))?;
-    if summary.published + summary.skipped < expected_events {
+    if summary.published_events + summary.skipped_inputs < expected_events {
         anyhow::bail!(
             "interrupted after {} of {expected_events} events; run it again for the rest",
-            summary.published
+            summary.published_events
         );
     }
     Ok(summary)

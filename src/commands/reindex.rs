@@ -8,10 +8,12 @@ use chrono::Utc;
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
-use super::shared::catalogue::{actor, open_catalogue, reindex_parallelism, set_propagation_delay};
+use super::shared::catalogue::{
+    actor, backfill_parallelism, open_catalogue, prompt_set_propagation_delay,
+};
 use super::shared::configuration::{load_config, with_quiet_logging};
 use super::shared::error::{CommandError, CommandResult};
-use super::shared::models::{configured_generation, load_encoders};
+use super::shared::models::{configured_generation, load_configured_model};
 use super::shared::printing::print_line;
 use super::shared::progress::progress_bar;
 use super::shared::runtime::run_with_logging;
@@ -117,9 +119,9 @@ async fn reindex_statistics(
     config: Config,
     token: CancellationToken,
 ) -> CommandResult {
-    let set = PromptSet::load(&args.prompt_set).map_err(CommandError::usage)?;
+    let set = PromptSet::load_builtin_or_file(&args.prompt_set).map_err(CommandError::usage)?;
     let (store, state) = open_catalogue(&config).await?;
-    let encoders = load_encoders(&config)?;
+    let encoders = load_configured_model(&config)?;
     let generation = configured_generation(&config, &*encoders);
     if state.is_standby(&generation) {
         print_line!("standby generation {} ({}):", generation.id, generation.model_name);
@@ -135,7 +137,7 @@ async fn reindex_statistics(
     let is_known = stored.iter().any(|record| record.key == set.statistics_key);
     let (pending, coverage) = BackfillSource::open(&store, &generation)
         .await?
-        .list_pending_files(&set.statistics_key)
+        .list_pending_files_and_coverage(&set.statistics_key)
         .await?;
     print_line!(
         "{}: {} prompts; {} of {} rows have its statistics, {} files are to be measured",
@@ -163,9 +165,9 @@ async fn reindex_statistics(
         );
     }
     let job = StatisticsBackfill {
-        propagation_delay: set_propagation_delay(&config),
+        propagation_delay: prompt_set_propagation_delay(&config),
         max_commit_attempts: config.table.max_commit_attempts,
-        max_concurrent_files: reindex_parallelism(),
+        max_concurrent_files: backfill_parallelism(),
         catalogue: store,
         generation,
         prompt_set: Arc::new(set),
@@ -180,11 +182,11 @@ async fn reindex_statistics(
     bar.finish_and_clear();
     print_line!(
         "{} rows in {} files were measured here in {:.1} s",
-        summary.measured_rows,
-        summary.measured_files,
+        summary.measured_row_count,
+        summary.measured_file_count,
         started.elapsed().as_secs_f64()
     );
-    if summary.complete {
+    if summary.is_complete {
         print_line!("Every stored row has the statistics of {}.", job.prompt_set.statistics_key);
     } else {
         print_line!("interrupted; committed work is kept, run it again for the rest");
@@ -213,7 +215,7 @@ async fn reindex_model(
     let mut standby_config = config.clone();
     standby_config.model.checkpoint.clone_from(checkpoint);
     standby_config.model.revision.clone_from(&config.search.standby_revision);
-    let standby = build_standby(&standby_config, &state)?;
+    let standby = build_standby_generation(&standby_config, &state)?;
     let standby_generation = &standby.generation;
     let partitions = topic_partitions(&config, &config.source.topic).await?;
     let reembed_partitions = reindex_topic_partitions(&config).await?;
@@ -237,7 +239,8 @@ async fn reindex_model(
         print_line!("Nothing was changed.");
         return Ok(());
     }
-    let pending = pending_messages(&config, &store, &state, &reembed_partitions, &token).await?;
+    let pending =
+        count_pending_messages(&config, &store, &state, &reembed_partitions, &token).await?;
     if pending > 0 {
         print_line!(
             "{pending} messages of {} are not processed yet; run this again when they are",
@@ -246,9 +249,14 @@ async fn reindex_model(
         return Ok(());
     }
     let folder = args.temp_dir.clone().unwrap_or_else(default_temp_folder);
-    let plan =
-        ReembedPlan::compare(&store, &state.live, standby_generation, &config.attributes, &folder)
-            .await?;
+    let plan = ReembedPlan::from_generations(
+        &store,
+        &state.live,
+        standby_generation,
+        &config.attributes,
+        &folder,
+    )
+    .await?;
     print_line!(
         "{} of {} images are up to date in it; {} are to be embedded again, {} to be deleted",
         plan.up_to_date_images,
@@ -263,20 +271,21 @@ async fn reindex_model(
              (bsap dead-letters), or not processed by them yet. Delete unwanted ones by \
              `bsap publish --delete`",
             plan.standby_only_images,
-            plan.standby_only_example.as_deref().unwrap_or_default()
+            plan.standby_only_example_id.as_deref().unwrap_or_default()
         );
     }
     let (expected_messages, inline) =
         (plan.images_to_reembed + plan.deletes_to_send, plan.inline_images);
-    let example = plan.inline_example.clone().unwrap_or_default();
+    let example = plan.inline_example_id.clone().unwrap_or_default();
     if args.dry_run {
         print_line!("Nothing was changed.");
     } else if expected_messages > 0 {
         let publisher = Publisher::new(&config.kafka, &config.source.reindex_topic)?;
         let bar = progress_bar("requested", expected_messages)?;
         let on_sent = |sent| bar.set_position(sent);
-        let sent =
-            plan.publish(&publisher, &standby_generation.id, args.rate, &token, on_sent).await?;
+        let sent = plan
+            .publish_events(&publisher, &standby_generation.id, args.rate, &token, on_sent)
+            .await?;
         bar.finish_and_clear();
         print_line!("{sent} messages sent to {}", config.source.reindex_topic);
         if sent < expected_messages {
@@ -294,8 +303,11 @@ async fn reindex_model(
 }
 
 /// Returns the generation of the model of `config`, with the prompt sets of the live one.
-fn build_standby(config: &Config, state: &CatalogueState) -> anyhow::Result<StandbyGeneration> {
-    let encoders = load_encoders(config)?;
+fn build_standby_generation(
+    config: &Config,
+    state: &CatalogueState,
+) -> anyhow::Result<StandbyGeneration> {
+    let encoders = load_configured_model(config)?;
     let mut prompt_sets = Vec::with_capacity(state.prompt_sets.len());
     for record in &state.prompt_sets {
         prompt_sets.push(EmbeddedPromptSet::from_record(record, &*encoders)?.to_record());
@@ -331,7 +343,7 @@ async fn reindex_topic_partitions(config: &Config) -> Result<Vec<TopicPartition>
 }
 
 /// Returns how many messages of `source.reindex_topic` the standby generation has not stored yet.
-async fn pending_messages(
+async fn count_pending_messages(
     config: &Config,
     store: &crate::store::Store,
     state: &CatalogueState,

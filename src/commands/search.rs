@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::shared::configuration::{load_config, with_quiet_logging};
 use super::shared::error::{CommandError, CommandResult};
-use super::shared::models::load_encoders;
+use super::shared::models::load_configured_model;
 use super::shared::printing::print_line;
-use super::shared::query_worker::load_table_engine;
+use super::shared::query_worker::load_live_engine;
 use super::shared::result_table::render_side_by_side;
 use super::shared::runtime::{block_on, run_with_logging};
 use crate::balance::normalise::Normaliser;
@@ -58,7 +58,7 @@ pub struct SearchArgs {
     /// Normaliser; by default the one that is served
     #[arg(long)]
     pub normaliser: Option<Normaliser>,
-    /// Weight of the balanced score, 0 (plain CLIP) to 1; by default the one that is served
+    /// Weight of the normalised score in the balanced score, 0 (plain CLIP) to 1; by default the one that is served
     #[arg(long)]
     pub weight: Option<f32>,
     /// Name of a prompt set; by default the one that is served
@@ -163,8 +163,8 @@ async fn search_table(
     let request = serde_json::from_value::<SearchRequest>(request_body(args)?);
     let query =
         Query::try_from(request.map_err(CommandError::usage)?).map_err(CommandError::usage)?;
-    let encoders = load_encoders(&config)?;
-    let Some(engine) = load_table_engine(&config, encoders, &token).await? else {
+    let encoders = load_configured_model(&config)?;
+    let Some(engine) = load_live_engine(&config, encoders, &token).await? else {
         return Ok(());
     };
     let results = tokio::task::spawn_blocking(move || engine.search(&query)).await?;

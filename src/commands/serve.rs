@@ -27,7 +27,7 @@ use crate::telemetry::{admin, event};
 const CATALOGUE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Consecutive failures after which the device of the model counts as lost. CUDA never recovers a lost
 /// device within the process; a new process may open it.
-const MAX_CONSECUTIVE_FAILURES: u32 = 3;
+const MAX_CONSECUTIVE_MODEL_FAILURES: u32 = 3;
 
 /// `bsap serve`.
 #[derive(Debug, Args)]
@@ -56,11 +56,11 @@ fn override_listen(args: &ServeArgs, config: &mut Config) -> Result<(), CommandE
 
 /// Serves until `token` is cancelled. If no worker has created the catalogue yet, waits for it.
 async fn serve_queries(config: Config, token: CancellationToken) -> CommandResult {
-    let listener = http::listen(&config.http).await.map_err(CommandError::usage)?;
+    let listener = http::bind_listener(&config.http).await.map_err(CommandError::usage)?;
     let url = listener.url()?;
-    metrics::record_start("query worker");
+    metrics::record_process_start("query worker");
     let health = Arc::new(QueryWorkerHealth::default());
-    admin::start_server(&config.metrics, health.clone(), token.child_token()).await;
+    admin::start_admin_server(&config.metrics, health.clone(), token.child_token()).await;
     let models = load_models(&config)?;
     let Some(worker) = wait_for_catalogue(&config, &models, &token).await? else { return Ok(()) };
     let context = build_server_context(&config, &worker, Vec::new())?;
@@ -97,7 +97,7 @@ impl HealthProbe for QueryWorkerHealth {
     fn check_liveness(&self) -> Result<(), String> {
         let failures =
             self.0.get().map_or(0, |engines| engines.live().encoders().consecutive_failures());
-        if failures < MAX_CONSECUTIVE_FAILURES {
+        if failures < MAX_CONSECUTIVE_MODEL_FAILURES {
             return Ok(());
         }
         Err(format!(

@@ -11,7 +11,7 @@ use super::Config;
 /// Prefix of environment variables: `BSAP_<SECTION>__<KEY>`.
 const ENV_PREFIX: &str = "BSAP_";
 /// Reading stops after so many problems: the file is hardly a configuration of this program.
-const MAX_PROBLEMS: usize = 100;
+const MAX_REPORTED_PROBLEMS: usize = 100;
 
 /// An invalid configuration, with all of its problems.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,23 +41,23 @@ fn format_problems(source: &str, problems: &[String]) -> String {
 /// A variable that starts with `BSAP_` and contains `__` sets a key: `BSAP_KAFKA__BROKERS` is
 /// `kafka.brokers`, `BSAP_KAFKA__PROPERTIES__SASL_PASSWORD` is `kafka.properties."sasl.password"`.
 /// A list is written `a, b` or `["a", "b"]`.
-pub fn load(
+pub fn load_valid_config(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Config, ConfigError> {
-    match load_and_collect_problems(file, environment)? {
+    match load_valid_part(file, environment)? {
         (config, problems) if problems.is_empty() => Ok(config),
-        (_, problems) => Err(ConfigError { source_name: source_name(file), problems }),
+        (_, problems) => Err(ConfigError { source_name: describe_source(file), problems }),
     }
 }
 
-/// Does the same as [`load`], but returns the valid part of an invalid configuration with its
+/// Does the same as [`load_valid_config`], but returns the valid part of an invalid configuration with its
 /// problems. Only a file that cannot be read or is not TOML is an error.
-pub fn load_and_collect_problems(
+pub fn load_valid_part(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<(Config, Vec<String>), ConfigError> {
-    let error = |problems| ConfigError { source_name: source_name(file), problems };
+    let error = |problems| ConfigError { source_name: describe_source(file), problems };
     let mut table = match file {
         None => Table::new(),
         Some(file) => {
@@ -79,7 +79,7 @@ pub fn load_and_collect_problems(
     variables.sort();
     for (name, text) in &variables {
         if let Some(path) = key_path_from_variable(name)
-            && let Err(problem) = set_key(&mut table, &types, &path, text)
+            && let Err(problem) = set_key_from_text(&mut table, &types, &path, text)
         {
             problems.push(format!("{name}: {problem}"));
         }
@@ -109,13 +109,13 @@ fn convert_whole_floats(table: &mut Table, types: &Table) {
     }
 }
 
-fn source_name(file: Option<&Path>) -> String {
+fn describe_source(file: Option<&Path>) -> String {
     file.map_or("defaults and environment".into(), |f| f.display().to_string())
 }
 
 /// Deserialises the valid keys: removes one invalid key at a time and tries again.
 fn deserialise_valid_keys(mut table: Table, problems: &mut Vec<String>) -> Config {
-    while problems.len() < MAX_PROBLEMS {
+    while problems.len() < MAX_REPORTED_PROBLEMS {
         let error = match serde_path_to_error::deserialize::<_, Config>(table.clone()) {
             Ok(config) => return config,
             Err(error) => error,
@@ -163,7 +163,12 @@ fn key_path_from_variable(variable: &str) -> Option<Vec<String>> {
 }
 
 /// Sets `path` in `table` to `text`, parsed as the type of the value at `path` in `types`.
-fn set_key(table: &mut Table, types: &Table, path: &[String], text: &str) -> Result<(), String> {
+fn set_key_from_text(
+    table: &mut Table,
+    types: &Table,
+    path: &[String],
+    text: &str,
+) -> Result<(), String> {
     let (first, rest) = path.split_first().ok_or("names no key")?;
     let expected_type = types.get(first);
     if rest.is_empty() {
@@ -175,7 +180,7 @@ fn set_key(table: &mut Table, types: &Table, path: &[String], text: &str) -> Res
         return Err(format!("{first} is not a section"));
     };
     let empty = Table::new();
-    set_key(inner, expected_type.and_then(Value::as_table).unwrap_or(&empty), rest, text)
+    set_key_from_text(inner, expected_type.and_then(Value::as_table).unwrap_or(&empty), rest, text)
 }
 
 fn parse_value(expected_type: Option<&Value>, text: &str) -> Result<Value, String> {

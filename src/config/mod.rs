@@ -12,10 +12,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use load::{ConfigError, load, load_and_collect_problems};
+pub use load::{ConfigError, load_valid_config, load_valid_part};
 pub use reference::{
-    ConfigSection, ConfigSetting, describe_sections, example_toml, help_text, json_schema,
-    render_markdown,
+    ConfigSection, ConfigSetting, config_json_schema, describe_sections, example_toml,
+    render_config_reference, section_help_text,
 };
 
 use crate::ingest::{self, dead_letter, decode, fetch, source};

@@ -33,13 +33,13 @@ pub struct ConfigSetting {
 }
 
 /// Returns the JSON schema of the configuration file.
-pub fn json_schema() -> Json {
+pub fn config_json_schema() -> Json {
     schemars::schema_for!(Config).to_value()
 }
 
 /// Returns all sections, in the order of the fields of [`Config`].
 pub fn describe_sections() -> Vec<ConfigSection> {
-    let schema = json_schema();
+    let schema = config_json_schema();
     let defaults = Table::try_from(Config::default()).unwrap_or_default();
     let Some(properties) = schema["properties"].as_object() else { return Vec::new() };
     let section = |(name, property): (&String, &Json)| {
@@ -105,7 +105,7 @@ pub fn example_toml() -> String {
 }
 
 /// Renders the options of the sections `names`, for the long help of a command.
-pub fn help_text(names: &[&str]) -> String {
+pub fn section_help_text(names: &[&str]) -> String {
     let mut text = String::from(
         "Configuration that this command reads, with defaults (file, or variables BSAP_<SECTION>__<KEY>):\n",
     );
@@ -140,7 +140,7 @@ fn comment_lines(description: &str) -> String {
 }
 
 /// Renders the reference page, `docs/configuration.md`.
-pub fn render_markdown() -> String {
+pub fn render_config_reference() -> String {
     let mut text = String::from(
         "# Configuration\n\n\
          One TOML file, named by `--config` or `BSAP_CONFIG`; without one, the defaults apply. An\n\

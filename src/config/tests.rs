@@ -6,7 +6,7 @@ fn load_text(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigErr
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-    load(Some(file.path()), variables)
+    load_valid_config(Some(file.path()), variables)
 }
 
 /// The shortest valid configuration: the folder of its checkpoint exists.
@@ -155,7 +155,7 @@ fn every_option_is_described() {
 
 #[test]
 fn the_error_for_a_missing_or_malformed_file_says_what_to_do() {
-    let missing = load(Some("nowhere.toml".as_ref()), []).unwrap_err().to_string();
+    let missing = load_valid_config(Some("nowhere.toml".as_ref()), []).unwrap_err().to_string();
     assert!(
         missing.contains("nowhere.toml") && missing.contains("bsap config example"),
         "{missing}"
@@ -167,9 +167,9 @@ fn the_error_for_a_missing_or_malformed_file_says_what_to_do() {
 #[test]
 fn generated_files_are_current() {
     let root = std::path::Path::new("");
-    let schema = serde_json::to_string_pretty(&json_schema()).unwrap() + "\n";
+    let schema = serde_json::to_string_pretty(&config_json_schema()).unwrap() + "\n";
     for (file, expected) in [
-        ("docs/configuration.md", render_markdown()),
+        ("docs/configuration.md", render_config_reference()),
         ("schemas/config.schema.json", schema),
         ("deploy/bsap.example.toml", example_toml()),
     ] {
@@ -187,7 +187,7 @@ fn the_shipped_example_files_load() {
     for file in files {
         // The folders of checkpoints in the examples do not exist here.
         let model = [("BSAP_MODEL__CHECKPOINT".to_owned(), ".".to_owned())];
-        if let Err(error) = load(Some(&file), model) {
+        if let Err(error) = load_valid_config(Some(&file), model) {
             panic!("{}: {error}", file.display());
         }
     }

@@ -163,7 +163,7 @@ impl Scene {
         let mut captions = vec![self.title()];
         for _ in 0..7 {
             let phrases: Vec<String> =
-                self.products.iter().map(|p| p.describe_varied(rng)).collect();
+                self.products.iter().map(|p| p.describe_randomly(rng)).collect();
             let joint = choose_or(rng, &[" and ", " next to ", " with ", " beside "], " and ");
             let products = phrases.join(joint);
             let location = match self.background {
@@ -250,11 +250,11 @@ impl Product {
         }
         let kind = if self.count == 1 { self.kind.name().to_owned() } else { self.kind.plural() };
         words.push(&kind);
-        prefix_count(self.count, &words.join(" "))
+        with_article_or_number(self.count, &words.join(" "))
     }
 
     /// Describes the product in random words.
-    fn describe_varied(&self, rng: &mut ChaCha8Rng) -> String {
+    fn describe_randomly(&self, rng: &mut ChaCha8Rng) -> String {
         match rng.random_range(0..10) {
             0 => self.describe(false, false),
             1 | 2 => self.describe(true, false),
@@ -277,7 +277,7 @@ impl Product {
 }
 
 /// Prefixes `words` with an article or a number: "a red mug", "an orange mug", "two mugs".
-pub fn prefix_count(count: u8, words: &str) -> String {
+pub fn with_article_or_number(count: u8, words: &str) -> String {
     let number = match count {
         1 if words.starts_with(['a', 'e', 'i', 'o', 'u']) => "an",
         1 => "a",

@@ -16,7 +16,7 @@ use crate::evaluate::{
     Cutoffs, JudgedQuery, JudgedRanking, Judgements, MeasureSummary, RESAMPLING_SEED,
     compare_measures, top_indices,
 };
-use crate::ingest::decode::{self, DecodeError};
+use crate::ingest::decode::{self, ImageDecodeError};
 use crate::prompts::EmbeddedPromptSet;
 use crate::record::{Embedding, ImageId, StoredImage};
 
@@ -33,7 +33,7 @@ pub enum JudgeError {
     Draw(#[from] DrawError),
     /// A drawn picture could not be decoded.
     #[error(transparent)]
-    Decode(#[from] DecodeError),
+    Decode(#[from] ImageDecodeError),
     /// The model failed.
     #[error(transparent)]
     Model(#[from] ClipError),
@@ -52,7 +52,7 @@ pub struct RankingSetting {
     pub prompt_set: Option<String>,
     /// The formula that balances scores.
     pub normaliser: Normaliser,
-    /// Weight of the balanced score, 0 to 1.
+    /// Weight of the normalised score in the balanced score, 0 to 1.
     pub weight: f32,
 }
 
@@ -68,7 +68,7 @@ pub struct SettingResult {
 }
 
 /// Returns the id of a drawn picture, which is its number.
-fn drawn_image_id(number: usize) -> Option<ImageId> {
+fn picture_id(number: usize) -> Option<ImageId> {
     ImageId::new(format!("{number:07}")).ok()
 }
 
@@ -76,12 +76,12 @@ fn drawn_image_id(number: usize) -> Option<ImageId> {
 struct ScoredQuery {
     group: &'static str,
     raw_scores: Vec<f32>,
-    is_right: Vec<bool>,
+    relevance_by_picture: Vec<bool>,
 }
 
 impl DrawnImages {
     /// Draws and embeds `count` pictures. `on_embedded` is called with how many more are done.
-    pub fn draw(
+    pub fn draw_and_embed(
         encoders: &dyn Encoders,
         style: PhotoStyle,
         seed: u64,
@@ -96,7 +96,7 @@ impl DrawnImages {
                 .par_iter()
                 .map(|scene| {
                     let jpeg = render_jpeg(scene, side)?;
-                    Ok(encoders.preprocess_image(&decode::decode(
+                    Ok(encoders.preprocess_image(&decode::decode_image(
                         &jpeg,
                         &decode::DecodeOptions::default(),
                     )?)?)
@@ -115,29 +115,29 @@ impl DrawnImages {
     }
 
     /// Returns the pictures as a table would store them, without statistics.
-    pub fn images(&self) -> BTreeMap<ImageId, StoredImage> {
+    pub fn to_stored_images(&self) -> BTreeMap<ImageId, StoredImage> {
         let stored_image = |(number, (scene, embedding)): (usize, (&Scene, &Embedding))| {
             let image = StoredImage {
                 uri: None,
                 content_hash: String::new(),
-                bytes: 0,
+                byte_size: 0,
                 width: 0,
                 height: 0,
                 attributes: scene.attributes(),
                 embedding: embedding.clone(),
                 statistics: BTreeMap::new(),
             };
-            Some((drawn_image_id(number)?, image))
+            Some((picture_id(number)?, image))
         };
         self.scenes.iter().zip(&self.embeddings).enumerate().filter_map(stored_image).collect()
     }
 
     /// Judges queries by what the pictures show. A query's group is its difficulty.
-    pub fn judged_queries(&self, queries: &[AttributeQuery]) -> Vec<JudgedQuery> {
+    pub fn judge_queries(&self, queries: &[AttributeQuery]) -> Vec<JudgedQuery> {
         let judge = |query: &AttributeQuery| {
             let matching = self.scenes.iter().enumerate().filter(|(_, scene)| query.matches(scene));
             let grades: BTreeMap<ImageId, f64> =
-                matching.filter_map(|(number, _)| Some((drawn_image_id(number)?, 1.0))).collect();
+                matching.filter_map(|(number, _)| Some((picture_id(number)?, 1.0))).collect();
             let judgements = if grades.is_empty() {
                 Judgements::NoMatch
             } else {
@@ -166,9 +166,13 @@ impl DrawnImages {
             .map(|(query, unit)| ScoredQuery {
                 group: group(query),
                 raw_scores: self.embeddings.iter().map(|e| dot_product(unit, e.values())).collect(),
-                is_right: self.scenes.iter().map(|scene| query.matches(scene)).collect(),
+                relevance_by_picture: self
+                    .scenes
+                    .iter()
+                    .map(|scene| query.matches(scene))
+                    .collect(),
             })
-            .filter(|query| query.is_right.contains(&true))
+            .filter(|query| query.relevance_by_picture.contains(&true))
             .collect();
         let plain = measure_queries(&scored_queries, |_, raw| raw);
         let setting = RankingSetting { prompt_set: None, normaliser: Normaliser::Raw, weight: 0.0 };
@@ -176,7 +180,7 @@ impl DrawnImages {
         let scale = encoders.card().logit_scale;
         for set in sets {
             let statistics: Vec<ScoreStatistics> =
-                self.embeddings.iter().filter_map(|e| set.statistics(e)).collect();
+                self.embeddings.iter().filter_map(|e| set.compute_statistics(e)).collect();
             for normaliser in Normaliser::ALL.into_iter().filter(|n| *n != Normaliser::Raw) {
                 let constants =
                     ScaleConstants::from_catalogue(normaliser, statistics.iter().copied());
@@ -205,7 +209,7 @@ fn measure_queries(
     let cutoffs = Cutoffs::default();
     scored_queries
         .par_iter()
-        .filter_map(|ScoredQuery { raw_scores, is_right, .. }| {
+        .filter_map(|ScoredQuery { raw_scores, relevance_by_picture: is_right, .. }| {
             let scores: Vec<f32> =
                 raw_scores.iter().enumerate().map(|(i, raw)| score(i, *raw)).collect();
             let grade = |i: usize| f64::from(u8::from(is_right[i]));
@@ -219,11 +223,11 @@ fn measure_queries(
                 1 + (0..scores.len()).filter(|other| compare_rank(*other, image).is_gt()).count()
             };
             let judged = JudgedRanking {
-                grades: &grades,
+                top_grades: &grades,
                 ideal_grades: &ideal,
                 first_right_rank: first_right.map(rank_of),
             };
-            cutoffs.measure(&judged)
+            cutoffs.measure_ranking(&judged)
         })
         .collect()
 }

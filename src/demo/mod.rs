@@ -12,7 +12,7 @@ pub mod shop;
 use std::path::Path;
 
 /// Files of the demo's CLIP checkpoint, compiled into the program.
-const MODEL_FILES: [(&str, &[u8]); 4] = [
+const DEMO_CHECKPOINT_FILES: [(&str, &[u8]); 4] = [
     ("config.json", include_bytes!("../../models/demo/config.json")),
     ("model.safetensors", include_bytes!("../../models/demo/model.safetensors")),
     ("preprocessor_config.json", include_bytes!("../../models/demo/preprocessor_config.json")),
@@ -32,7 +32,9 @@ pub const EXAMPLE_QUERIES: [&str; 8] = [
 ];
 
 /// Writes the demo's checkpoint into `folder`, in the Hugging Face layout.
-pub fn write_checkpoint(folder: &Path) -> std::io::Result<()> {
+pub fn write_demo_checkpoint(folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
-    MODEL_FILES.iter().try_for_each(|(name, bytes)| std::fs::write(folder.join(name), bytes))
+    DEMO_CHECKPOINT_FILES
+        .iter()
+        .try_for_each(|(name, bytes)| std::fs::write(folder.join(name), bytes))
 }

@@ -7,7 +7,8 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use serde::{Deserialize, Serialize};
 
 use super::catalogue::{
-    Colour, Pattern, Product, ProductKind, Scene, is_held_out_combination, prefix_count, seeded_rng,
+    Colour, Pattern, Product, ProductKind, Scene, is_held_out_combination, seeded_rng,
+    with_article_or_number,
 };
 
 /// The attributes that a product must have; `None` allows any value.
@@ -41,12 +42,12 @@ impl ProductCondition {
             return if words.len() == 1 {
                 format!("something {}", words[0])
             } else {
-                prefix_count(1, &format!("{} product", words.join(" ")))
+                with_article_or_number(1, &format!("{} product", words.join(" ")))
             };
         };
         let kind = if count == 1 { kind.name().to_owned() } else { kind.plural() };
         words.push(&kind);
-        prefix_count(count, &words.join(" "))
+        with_article_or_number(count, &words.join(" "))
     }
 }
 
@@ -169,7 +170,7 @@ pub fn generate_queries(seed: u64, per_difficulty: usize) -> Vec<AttributeQuery>
 
 /// Generates one query for every combination of kind, colour and pattern that is held out from
 /// training, and the same number for combinations that are not.
-pub fn generate_combinations(seed: u64) -> Vec<AttributeQuery> {
+pub fn generate_combination_queries(seed: u64) -> Vec<AttributeQuery> {
     let kinds = ProductKind::ALL.iter().copied();
     let surfaces = Colour::ALL.iter().flat_map(|c| Pattern::ALL.iter().map(move |p| (*c, *p)));
     let (unseen, mut seen): (Vec<_>, Vec<_>) = kinds
@@ -259,7 +260,7 @@ mod tests {
 
     #[test]
     fn half_of_the_combinations_are_held_out() {
-        let all = generate_combinations(1);
+        let all = generate_combination_queries(1);
         let unseen = all.iter().filter(|q| q.is_held_out()).count();
         assert_eq!(unseen * 2, all.len());
         assert!((100..170).contains(&unseen), "{unseen}");

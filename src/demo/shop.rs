@@ -59,7 +59,7 @@ pub struct DemoShop {
     publisher: Publisher,
     seed: u64,
     style: PhotoStyle,
-    next_number: u64,
+    next_image_number: u64,
     scenes: BTreeMap<String, Scene>,
 }
 
@@ -71,7 +71,7 @@ impl DemoShop {
             publisher,
             seed,
             style,
-            next_number: 0,
+            next_image_number: 0,
             scenes: BTreeMap::new(),
         }
     }
@@ -97,12 +97,13 @@ impl DemoShop {
         token: &CancellationToken,
         mut on_published: impl FnMut(),
     ) -> Result<(), ShopError> {
-        while self.next_number < count && !token.is_cancelled() {
-            let numbers = self.next_number..(self.next_number + DRAW_BATCH_SIZE).min(count);
+        while self.next_image_number < count && !token.is_cancelled() {
+            let numbers =
+                self.next_image_number..(self.next_image_number + DRAW_BATCH_SIZE).min(count);
             let scenes = numbers.clone().map(|n| Scene::sample(self.seed, n, self.style)).collect();
             for (number, (scene, jpeg)) in numbers.zip(draw_scenes(scenes).await?) {
                 self.publish_image(&format_image_id(number), scene, &jpeg).await?;
-                self.next_number = number + 1;
+                self.next_image_number = number + 1;
                 on_published();
             }
         }
@@ -125,9 +126,9 @@ impl DemoShop {
     }
 
     async fn publish_one_change(&mut self) -> Result<ShopChange, ShopError> {
-        let rng = &mut seeded_rng(self.seed, 100 + self.next_number);
-        let number = self.next_number;
-        self.next_number += 1;
+        let rng = &mut seeded_rng(self.seed, 100 + self.next_image_number);
+        let number = self.next_image_number;
+        self.next_image_number += 1;
         let known_image_id = self.scenes.keys().choose(rng).cloned();
         let (action, image_id) = match (rng.random_range(0..3), known_image_id) {
             (0, Some(id)) => ("deleted", id),
@@ -137,7 +138,7 @@ impl DemoShop {
         if action == "deleted" {
             let title = self.scenes.remove(&image_id).map(|s| s.title()).unwrap_or_default();
             self.publisher.send(&bare_event(&image_id, Operation::Delete)).await?;
-            let file = self.image_file(&image_id);
+            let file = self.image_path(&image_id);
             let removed = tokio::fs::remove_file(&file).await;
             removed.map_err(|source| ShopError::Write { file, source })?;
             return Ok(ShopChange { action, image_id, title });
@@ -157,7 +158,7 @@ impl DemoShop {
         scene: Scene,
         jpeg: &[u8],
     ) -> Result<(), ShopError> {
-        let file = self.image_file(image_id);
+        let file = self.image_path(image_id);
         let unfinished = file.with_extension("part");
         let write = async {
             tokio::fs::write(&unfinished, jpeg).await?;
@@ -181,7 +182,7 @@ impl DemoShop {
         Ok(())
     }
 
-    fn image_file(&self, image_id: &str) -> PathBuf {
+    fn image_path(&self, image_id: &str) -> PathBuf {
         self.folder.join(format!("{image_id}.jpg"))
     }
 }

@@ -51,13 +51,14 @@ impl Evaluation {
         };
         let first_hits = fully_ranked().filter_map(|(rankings, _)| {
             let balanced = &rankings[configuration_index];
-            let (hit, raw_hit) = (balanced.top.first()?, rankings[plain_clip_index].top.first()?);
-            Some((hit.0, raw_hit.0, rule.map(|rule| rule.is_no_match(balanced.best_hit))))
+            let (hit, raw_hit) =
+                (balanced.top_results.first()?, rankings[plain_clip_index].top_results.first()?);
+            Some((hit.0, raw_hit.0, rule.map(|rule| rule.is_no_match(balanced.best_hit_features))))
         });
         let answers = AnswerStats::from_answers(first_hits, images)?;
         let set = configuration.prompt_set.as_ref();
         let score_moments = set.and_then(|set| {
-            let statistics = resolver.statistics(configuration.table_index, set);
+            let statistics = resolver.cached_statistics(configuration.table_index, set);
             StatisticsSummary::from_statistics(statistics.iter().copied())
         });
         Some(Baseline { queries: fully_ranked().count(), score_moments, answers })

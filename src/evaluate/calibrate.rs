@@ -54,7 +54,7 @@ pub enum GroundTruth {
 
 /// Chosen thresholds with their measurements.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Thresholds {
+pub struct ThresholdReport {
     /// What the thresholds must achieve.
     pub targets: ThresholdTargets,
     /// The lowest score from which the rate of false hits meets its target; `None` if no score
@@ -66,14 +66,14 @@ pub struct Thresholds {
     /// Number of texts on which the thresholds were chosen.
     pub chosen_on_texts: usize,
     /// What the thresholds achieve on the other half.
-    pub held_out: HeldOutResult,
+    pub held_out: HeldOutThresholdResult,
     /// What each signal alone would achieve on the other half.
-    pub signals: Vec<SignalResult>,
+    pub signals: Vec<NoMatchSignalResult>,
 }
 
 /// What thresholds achieve on texts on which nothing was chosen. Intervals are Wilson's.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct HeldOutResult {
+pub struct HeldOutThresholdResult {
     /// Share of the texts that match nothing that are flagged as no match, by kind.
     pub flagged: Vec<FlaggedShare>,
     /// Share of right first hits that are flagged as no match.
@@ -103,7 +103,7 @@ pub struct FlaggedShare {
 
 /// What a no-match signal achieves.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct SignalResult {
+pub struct NoMatchSignalResult {
     /// The signal.
     pub signal: NoMatchSignal,
     /// The threshold that was chosen for it.
@@ -128,7 +128,7 @@ pub fn is_in_selection_half(text: &str) -> bool {
 pub fn choose_thresholds(
     samples: &[CalibrationSample],
     targets: ThresholdTargets,
-) -> Option<Thresholds> {
+) -> Option<ThresholdReport> {
     let (selection, held_out): (Vec<&CalibrationSample>, Vec<&CalibrationSample>) =
         samples.iter().partition(|sample| is_in_selection_half(sample.text));
     let has_match =
@@ -137,7 +137,7 @@ pub fn choose_thresholds(
         return None;
     }
     let rules = NoMatchSignal::ALL
-        .map(|signal| choose_signal_threshold(signal, &selection, targets.max_lost_hits));
+        .map(|signal| choose_signal_rule(signal, &selection, targets.max_lost_hits));
     // Signals are ordered from the simplest: the first one that flags about as much as the best is
     // taken.
     let max_flagged = rules.iter().flatten().map(|(_, flagged)| *flagged).fold(0.0, f64::max);
@@ -145,12 +145,12 @@ pub fn choose_thresholds(
     let no_match = no_match.map(|(rule, _)| *rule);
     let signals = rules.iter().flatten().map(|(rule, _)| measure_signal(rule, &held_out)).collect();
     let min_score = choose_min_score(&selection, targets.target_false_hit_rate);
-    Some(Thresholds {
+    Some(ThresholdReport {
         targets,
         min_score,
         no_match,
         chosen_on_texts: selection.len(),
-        held_out: measure_held_out(&held_out, min_score, no_match),
+        held_out: measure_on_held_out_half(&held_out, min_score, no_match),
         signals,
     })
 }
@@ -187,7 +187,7 @@ fn share_below(values: &[f32], threshold: f32) -> f64 {
 
 /// Returns the rule of a signal that loses at most the share `max_lost` of right first hits, and
 /// the share of unrelated and gibberish texts that it flags. `None` if there are too few samples.
-fn choose_signal_threshold(
+fn choose_signal_rule(
     signal: NoMatchSignal,
     samples: &[&CalibrationSample],
     max_lost: f64,
@@ -209,7 +209,7 @@ fn choose_signal_threshold(
     Some((NoMatchRule { signal, threshold }, share_below(&probes, threshold)))
 }
 
-fn measure_signal(rule: &NoMatchRule, samples: &[&CalibrationSample]) -> SignalResult {
+fn measure_signal(rule: &NoMatchRule, samples: &[&CalibrationSample]) -> NoMatchSignalResult {
     let (right_hits, probes) = signal_values(rule.signal, samples);
     // Equal values count half, as in the Mann–Whitney statistic.
     let probes_below = |value: f32| {
@@ -218,7 +218,7 @@ fn measure_signal(rule: &NoMatchRule, samples: &[&CalibrationSample]) -> SignalR
         less as f64 + equal as f64 / 2.0
     };
     let pairs = (right_hits.len() * probes.len()).max(1) as f64;
-    SignalResult {
+    NoMatchSignalResult {
         signal: rule.signal,
         threshold: rule.threshold,
         auc: right_hits.iter().map(|value| probes_below(*value)).sum::<f64>() / pairs,
@@ -251,11 +251,11 @@ fn choose_min_score(samples: &[&CalibrationSample], max_false_share: f64) -> Opt
     lowest
 }
 
-fn measure_held_out(
+fn measure_on_held_out_half(
     samples: &[&CalibrationSample],
     min_score: Option<f32>,
     rule: Option<NoMatchRule>,
-) -> HeldOutResult {
+) -> HeldOutThresholdResult {
     let is_flagged =
         |sample: &CalibrationSample| rule.is_some_and(|rule| rule.is_no_match(sample.best_hit));
     // How many of the matching samples are flagged, and how many there are.
@@ -280,7 +280,7 @@ fn measure_held_out(
         .collect();
     let count_wrong = |hits: &[bool]| hits.iter().filter(|right| !**right).count();
     let unfiltered: Vec<bool> = with_match.iter().map(|(_, right)| *right).collect();
-    HeldOutResult {
+    HeldOutThresholdResult {
         flagged: NoMatchKind::ALL.map(flagged_share).into_iter().filter(|f| f.texts > 0).collect(),
         lost_hits: rate(count_flagged(&|s| is_best_hit_right(s) == Some(true))),
         wrong_flagged: rate(count_flagged(&|s| is_best_hit_right(s) == Some(false))),

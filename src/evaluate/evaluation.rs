@@ -9,7 +9,7 @@ use super::compare::{
     QueryRanking, Ranker, RankingConfiguration, resolve_judgements,
 };
 use super::judgements::{
-    JudgedQuery, Judgements, NoMatchProbe, builtin_probes, fingerprint_queries,
+    JudgedQuery, Judgements, NoMatchProbe, builtin_no_match_probes, fingerprint_queries,
 };
 use super::measures::Cutoffs;
 use super::report::{EvaluationReport, QueryCounts};
@@ -17,19 +17,19 @@ use super::report::{EvaluationReport, QueryCounts};
 /// What an evaluation measures, and on which queries.
 pub struct EvaluationPlan {
     /// The catalogue as reports name it: its URL, or a description of a synthetic one.
-    pub catalogue: String,
+    pub catalogue_name: String,
     /// Where the queries come from, as reports name it.
     pub query_source: String,
     /// The queries to rank.
     pub queries: Vec<JudgedQuery>,
     /// Name of the configuration with which all others are compared.
-    pub baseline: String,
+    pub baseline_name: String,
     /// The ranks down to which the measures go.
     pub cutoffs: Cutoffs,
     /// What chosen thresholds must achieve.
-    pub targets: ThresholdTargets,
+    pub threshold_targets: ThresholdTargets,
     /// The cost of manual correction, if the owner gave it.
-    pub cost: Option<CorrectionCost>,
+    pub correction_cost: Option<CorrectionCost>,
     /// Caveats that a reader of the figures must know.
     pub notes: Vec<String>,
 }
@@ -43,7 +43,7 @@ impl EvaluationPlan {
 
     fn no_match_probes(&self) -> Vec<NoMatchProbe> {
         let is_graded = |query: &JudgedQuery| matches!(query.judgements, Judgements::Graded { .. });
-        if self.queries.iter().any(is_graded) { builtin_probes() } else { Vec::new() }
+        if self.queries.iter().any(is_graded) { builtin_no_match_probes() } else { Vec::new() }
     }
 }
 
@@ -59,7 +59,7 @@ pub struct Evaluation {
 
 /// Ranks the queries under every configuration and compares the rankings. Blocks for as long as the
 /// computation takes. `progress` is called with how many more texts were ranked.
-pub fn evaluate(
+pub fn evaluate_configurations(
     resolver: &mut ConfigurationResolver,
     configurations: &[RankingConfiguration],
     mut plan: EvaluationPlan,
@@ -100,31 +100,31 @@ pub fn evaluate(
         query_texts.chain(probes.iter().map(|probe| probe.text.as_str())).collect();
     let mut grades_of_texts = image_grades.clone();
     grades_of_texts.resize(texts.len(), ImageGrades::default());
-    let baseline = configurations.iter().position(|c| c.name == plan.baseline).unwrap_or(0);
+    let baseline = configurations.iter().position(|c| c.name == plan.baseline_name).unwrap_or(0);
     let ranker = Ranker::new(resolver, configurations, plan.cutoffs.depth());
-    let rankings = ranker.rank(&texts, &grades_of_texts, token, progress)?;
+    let rankings = ranker.rank_texts(&texts, &grades_of_texts, token, progress)?;
     let comparison = ConfigurationComparison {
         corpus,
         configurations,
-        baseline,
+        baseline_index: baseline,
         queries: &plan.queries,
         image_grades: &image_grades,
         probes: &probes,
         rankings: &rankings,
         cutoffs: &plan.cutoffs,
-        targets: plan.targets,
-        cost: plan.cost,
+        threshold_targets: plan.threshold_targets,
+        correction_cost: plan.correction_cost,
     };
     let report = EvaluationReport {
         fingerprint: String::new(),
         created_at: Utc::now(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        catalogue: plan.catalogue,
+        catalogue: plan.catalogue_name,
         models: corpus.tables.iter().map(|table| table.model_info.clone()).collect(),
         queries: query_counts,
         measures: plan.cutoffs.measure_names(),
         baseline: configurations[baseline].name.clone(),
-        cost: plan.cost,
+        cost: plan.correction_cost,
         verdict: String::new(),
         notes: plan.notes,
         configurations: comparison.compare_all(),

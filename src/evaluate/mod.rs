@@ -20,14 +20,14 @@ pub(crate) mod suggest;
 pub mod trec;
 
 pub use baseline::plain_clip_counterpart;
-pub use calibrate::{ThresholdTargets, Thresholds};
+pub use calibrate::{ThresholdReport, ThresholdTargets};
 pub use compare::{
     BaseConfiguration, ConfigurationResolver, ConfigurationResult, ConfigurationSpec, Corpus,
     CorpusImage, CorpusTable, CorrectionCost, EvaluationError, ImageGrades, LoadedGeneration,
     MAX_CONFIGURATIONS, MeasureSummary, QueryRanking, Ranker, RankingChange, RankingConfiguration,
     RankingConfigurationError, ReportedConfiguration, ShownResult, top_indices,
 };
-pub use evaluation::{Evaluation, EvaluationPlan, evaluate};
+pub use evaluation::{Evaluation, EvaluationPlan, evaluate_configurations};
 pub use judgements::{
     JudgedQuery, Judgements, QueryFileError, queries_from_csv, queries_from_feedback,
     queries_from_json_lines,
@@ -45,8 +45,8 @@ pub use report::html::{ThumbnailUris, images_to_show, render_html};
 pub use report::terminal::{render_runs_terminal, render_terminal};
 pub use report::{EvaluationReport, MeasuredDifference, QueryCounts, classify_difference};
 pub use suggest::{
-    ChosenPrompts, PromptPool, PromptSuggestion, TooFewJudgedQueries, check_enough_judged,
-    suggest_prompts,
+    ChosenPrompts, HalfWithoutJudgedQueries, PromptPool, PromptSuggestion,
+    check_both_halves_judged, suggest_prompts,
 };
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::compare::{
     ConfigurationResolver, ConfigurationResult, Corpus, EvaluationError, RankingConfiguration,
     resolve_judgements,
 };
-use super::evaluation::{EvaluationPlan, evaluate};
+use super::evaluation::{EvaluationPlan, evaluate_configurations};
 use super::judgements::{JudgedQuery, Judgements};
 use super::measures::{Cutoffs, FALSE_HIT_MEASURE};
 use super::report::EvaluationReport;
@@ -43,11 +43,11 @@ pub struct PromptPool {
     pub texts: Vec<String>,
     /// Number of texts left out because they are judged queries: a prompt with the text of a query
     /// would be measured on itself.
-    pub excluded_as_judged: usize,
+    pub excluded_judged_count: usize,
     /// Number of texts left out because the pool was full.
-    pub excluded_as_full: usize,
+    pub excluded_overflow_count: usize,
     /// Texts of the judged queries in lower case.
-    judged_queries: BTreeSet<String>,
+    judged_texts: BTreeSet<String>,
     /// Texts that were added, in lower case.
     seen_texts: BTreeSet<String>,
 }
@@ -57,7 +57,7 @@ impl PromptPool {
     pub fn without_judged_queries(queries: &[JudgedQuery]) -> Self {
         let judged = queries.iter().filter(|query| query.judgements != Judgements::Unjudged);
         let judged_queries = judged.map(|query| query.text.to_lowercase()).collect();
-        Self { judged_queries, ..Self::default() }
+        Self { judged_texts: judged_queries, ..Self::default() }
     }
 
     /// Adds texts. Empty texts, texts that are too long, and duplicates are skipped.
@@ -67,11 +67,11 @@ impl PromptPool {
                 continue;
             }
             let key = text.to_lowercase();
-            if self.judged_queries.contains(&key) {
-                self.excluded_as_judged += 1;
+            if self.judged_texts.contains(&key) {
+                self.excluded_judged_count += 1;
             } else if self.seen_texts.insert(key) {
                 if self.texts.len() == MAX_PROMPTS {
-                    self.excluded_as_full += 1;
+                    self.excluded_overflow_count += 1;
                 } else {
                     self.texts.push(text.to_owned());
                 }
@@ -83,7 +83,7 @@ impl PromptPool {
 /// The suggested prompts with the evaluations that support the suggestion.
 pub struct PromptSuggestion {
     /// The suggested prompts; `None` if plain CLIP did best.
-    pub chosen: Option<ChosenPrompts>,
+    pub chosen_prompts: Option<ChosenPrompts>,
     /// Everything that was tried, on the half of the queries on which the prompts were chosen.
     pub selection_report: EvaluationReport,
     /// The chosen configuration compared with plain CLIP, the served one, a random subset and the
@@ -98,7 +98,7 @@ pub struct ChosenPrompts {
     pub prompt_set: Arc<EmbeddedPromptSet>,
     /// The formula that balances scores.
     pub normaliser: Normaliser,
-    /// Weight of the balanced score, 0 to 1.
+    /// Weight of the normalised score in the balanced score, 0 to 1.
     pub weight: f32,
     /// λ of `nnn`. It is the served λ, with which the prompts will be served too.
     pub lambda: f32,
@@ -110,7 +110,7 @@ pub struct ChosenPrompts {
 #[error(
     "--queries: {in_selection_half} judged queries with a right image in the catalogue fall into the half for choosing, {in_test_half} into the half for the test, and neither half can do without; have more queries judged (`relevant`, docs/evaluation.md)"
 )]
-pub struct TooFewJudgedQueries {
+pub struct HalfWithoutJudgedQueries {
     /// Number of judged queries in the half on which prompts are chosen.
     pub in_selection_half: usize,
     /// Number of judged queries in the half on which they are measured.
@@ -119,17 +119,17 @@ pub struct TooFewJudgedQueries {
 
 /// Returns an error if one half of the queries has no judged query with a relevant image in the
 /// corpus.
-pub fn check_enough_judged(
+pub fn check_both_halves_judged(
     queries: &[JudgedQuery],
     corpus: &Corpus,
-) -> Result<(), TooFewJudgedQueries> {
+) -> Result<(), HalfWithoutJudgedQueries> {
     let has_relevant_image =
         |query: &&JudgedQuery| !resolve_judgements(query, corpus).0.ideal_grades().is_empty();
     let judged = queries.iter().filter(has_relevant_image);
     let (selection, test): (Vec<&JudgedQuery>, Vec<&JudgedQuery>) =
         judged.partition(|query| is_in_selection_half(&query.text));
     if selection.is_empty() || test.is_empty() {
-        return Err(TooFewJudgedQueries {
+        return Err(HalfWithoutJudgedQueries {
             in_selection_half: selection.len(),
             in_test_half: test.len(),
         });
@@ -141,7 +141,7 @@ pub fn check_enough_judged(
 /// `max_count` indices: each text adds most to the sum over all texts of the cosine to the nearest
 /// chosen one (greedy facility location; within 1 − 1/e of the optimum, Nemhauser et al., 1978).
 /// `units` are unit-length embeddings.
-pub fn order_by_coverage(units: &[Vec<f32>], max_count: usize) -> Vec<usize> {
+pub fn select_by_coverage(units: &[Vec<f32>], max_count: usize) -> Vec<usize> {
     // Starts at 0: cosines below 0 cover nothing.
     let mut covered = vec![0f32; units.len()];
     let mut order = Vec::new();
@@ -181,7 +181,7 @@ pub fn suggest_prompts(
     let (name, pool_size) = (&pool.prompt_set.name, pool.prompt_set.texts.len());
     let sizes: Vec<usize> =
         TRIED_SUBSET_SIZES.into_iter().filter(|size| *size < pool_size).collect();
-    let order = order_by_coverage(&pool.embeddings, sizes.last().copied().unwrap_or(0));
+    let order = select_by_coverage(&pool.prompt_embeddings, sizes.last().copied().unwrap_or(0));
     let mut sets: Vec<Arc<EmbeddedPromptSet>> = sizes
         .iter()
         .map(|size| Arc::new(pool.subset(&format!("{name}-{size}"), &order[..*size])))
@@ -207,17 +207,18 @@ pub fn suggest_prompts(
     let (selection_half, test_half): (Vec<JudgedQuery>, Vec<JudgedQuery>) =
         queries.iter().cloned().partition(|query| is_in_selection_half(&query.text));
     let plan = |queries: Vec<JudgedQuery>, half: &str| EvaluationPlan {
-        catalogue: catalogue.to_owned(),
+        catalogue_name: catalogue.to_owned(),
         query_source: half.to_owned(),
         queries,
-        baseline: "raw".into(),
+        baseline_name: "raw".into(),
         cutoffs: Cutoffs::default(),
-        targets: ThresholdTargets::default(),
-        cost: None,
+        threshold_targets: ThresholdTargets::default(),
+        correction_cost: None,
         notes: Vec::new(),
     };
     let selection_plan = plan(selection_half, "the half of the queries for choosing");
-    let selection_report = evaluate(resolver, &tried, selection_plan, token, progress)?.report;
+    let selection_report =
+        evaluate_configurations(resolver, &tried, selection_plan, token, progress)?.report;
     let best = best_configuration_index(&selection_report);
     let mut compared = vec![raw, RankingConfiguration { name: "live".into(), ..live.clone() }];
     let chosen = best.map(|best| {
@@ -243,8 +244,9 @@ pub fn suggest_prompts(
         ChosenPrompts { prompt_set: set, normaliser, weight, lambda }
     });
     let test_plan = plan(test_half, "the half of the queries that nothing was chosen on");
-    let test_report = evaluate(resolver, &compared, test_plan, token, progress)?.report;
-    Ok(PromptSuggestion { chosen, selection_report, test_report })
+    let test_report =
+        evaluate_configurations(resolver, &compared, test_plan, token, progress)?.report;
+    Ok(PromptSuggestion { chosen_prompts: chosen, selection_report, test_report })
 }
 
 fn build_configuration(
@@ -253,7 +255,7 @@ fn build_configuration(
     normaliser: Normaliser,
     weight: f32,
 ) -> RankingConfiguration {
-    let statistics = resolver.statistics(0, set);
+    let statistics = resolver.cached_statistics(0, set);
     let scale = ScaleConstants::from_catalogue(normaliser, statistics.iter().copied());
     // λ of `nnn` is not chosen: the prompts will be served with the λ that is served now.
     let lambda = resolver.state.map_or(&resolver.default_serving, |state| &state.serving).lambda;
@@ -294,12 +296,12 @@ mod tests {
         // Three near 0, two near 1.5, one at 0.75: each cluster has a prompt before one has a
         // second.
         let units: Vec<Vec<f32>> = [0.0, 0.02, 0.04, 1.5, 1.52, 0.75].map(unit).into();
-        let order = order_by_coverage(&units, 3);
+        let order = select_by_coverage(&units, 3);
         let cluster = |i: &usize| usize::from(*i >= 3) + usize::from(*i == 5);
         let clusters: BTreeSet<usize> = order.iter().map(cluster).collect();
         assert_eq!(clusters.len(), 3, "{order:?}");
-        assert_eq!(order_by_coverage(&units, 99).len(), 6);
-        assert!(order_by_coverage(&[], 3).is_empty());
+        assert_eq!(select_by_coverage(&units, 99).len(), 6);
+        assert!(select_by_coverage(&[], 3).is_empty());
     }
 
     #[test]
@@ -311,6 +313,6 @@ mod tests {
         let mut pool = PromptPool::without_judged_queries(&queries);
         pool.add_texts(["A red mug", "a hat", " A Hat ", "", "a shoe"]);
         assert_eq!(pool.texts, ["a hat", "a shoe"]);
-        assert_eq!((pool.excluded_as_judged, pool.excluded_as_full), (1, 0));
+        assert_eq!((pool.excluded_judged_count, pool.excluded_overflow_count), (1, 0));
     }
 }

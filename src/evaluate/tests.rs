@@ -43,7 +43,8 @@ fn a_prompt_set_name_resolves_to_its_newest_version_unless_another_is_named() {
     let corpus = corpus(&["live"]);
     let old = sample_prompt_set("one", DIMENSION);
     let new = PromptSet { version: 2, ..old.prompt_set.clone() };
-    let new = Arc::new(EmbeddedPromptSet::from_embeddings(new, old.embeddings.clone(), 100.0, 3));
+    let new =
+        Arc::new(EmbeddedPromptSet::from_embeddings(new, old.prompt_embeddings.clone(), 100.0, 3));
     let serving = ServingConfig::new(old.statistics_key.clone(), Normaliser::Nnn, 0.25);
     let mut resolver = ConfigurationResolver::new(&corpus, None, serving, vec![old, new], 3);
     let mut version = |text: &str| {
@@ -88,16 +89,16 @@ fn prompts_are_chosen_at_the_served_lambda() {
     let tried = suggestion.selection_report.configurations.iter().map(|c| c.setting.balance);
     let nnn = tried.filter(|balance| balance.normaliser == Normaliser::Nnn);
     assert_eq!(nnn.map(|balance| balance.lambda).collect::<Vec<_>>(), [0.5; 3]);
-    assert!(suggestion.chosen.is_none_or(|chosen| chosen.lambda == 0.5));
+    assert!(suggestion.chosen_prompts.is_none_or(|chosen| chosen.lambda == 0.5));
 }
 
 #[test]
 fn prompts_cannot_be_chosen_if_one_half_of_the_queries_is_not_judged() {
     let corpus = corpus(&["live"]);
     let mut queries = judged_queries(20);
-    assert!(check_enough_judged(&queries, &corpus).is_ok());
+    assert!(check_both_halves_judged(&queries, &corpus).is_ok());
     queries.retain(|query| is_in_selection_half(&query.text));
-    let error = check_enough_judged(&queries, &corpus).unwrap_err();
+    let error = check_both_halves_judged(&queries, &corpus).unwrap_err();
     assert_eq!((error.in_selection_half, error.in_test_half), (queries.len(), 0));
     assert!(error.to_string().starts_with("--queries: "), "{error}");
     for query in &mut queries {
@@ -108,6 +109,6 @@ fn prompts_cannot_be_chosen_if_one_half_of_the_queries_is_not_judged() {
             .into_iter()
             .map(|query| JudgedQuery { judgements: Judgements::NoMatch, ..query }),
     );
-    let error = check_enough_judged(&queries, &corpus).unwrap_err();
+    let error = check_both_halves_judged(&queries, &corpus).unwrap_err();
     assert_eq!((error.in_selection_half, error.in_test_half), (0, 0));
 }

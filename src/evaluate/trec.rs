@@ -19,7 +19,7 @@ const MAX_REPORTED_PROBLEMS: usize = 20;
 /// Judgements: grade by image id, by query.
 pub type Qrels = BTreeMap<String, HashMap<String, f64>>;
 /// Rankings: image ids and scores, best first, by query.
-pub type Run = BTreeMap<String, Vec<(String, f64)>>;
+pub type TrecRun = BTreeMap<String, Vec<(String, f64)>>;
 
 /// Parses the fields of each line with `parse_fields` and collects the problems.
 fn parse_lines(
@@ -67,7 +67,7 @@ pub fn parse_qrels(content: &str, file: &str) -> Result<Qrels, QueryFileError> {
 
 /// Parses rankings: one line `query Q0 image rank score tag` each. Results are ordered by score,
 /// then by image id; the rank is ignored.
-pub fn parse_run(content: &str, file: &str) -> Result<Run, QueryFileError> {
+pub fn parse_run(content: &str, file: &str) -> Result<TrecRun, QueryFileError> {
     let mut all: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
     parse_lines(content, file, |fields| {
         let [query, _, image, _, score, _] = fields else {
@@ -93,7 +93,7 @@ pub fn parse_run(content: &str, file: &str) -> Result<Run, QueryFileError> {
 /// Measures of a run over all queries with a relevant image. A query that the run does not have
 /// counts as one whose relevant images were not found.
 #[derive(Debug, Clone, Serialize)]
-pub struct MeasuredRun {
+pub struct MeasuredTrecRun {
     /// Name of the run.
     pub name: String,
     /// Number of queries that have a relevant image.
@@ -105,8 +105,12 @@ pub struct MeasuredRun {
 }
 
 /// Measures runs and compares each with the first one.
-pub fn measure_runs(runs: &[(String, Run)], qrels: &Qrels, cutoffs: &Cutoffs) -> Vec<MeasuredRun> {
-    let measure_run = |run: &Run| {
+pub fn measure_runs(
+    runs: &[(String, TrecRun)],
+    qrels: &Qrels,
+    cutoffs: &Cutoffs,
+) -> Vec<MeasuredTrecRun> {
+    let measure_run = |run: &TrecRun| {
         let measure_query = |(query, grades): (&String, &HashMap<String, f64>)| {
             let empty = Vec::new();
             let ranking = run.get(query).unwrap_or(&empty);
@@ -115,8 +119,8 @@ pub fn measure_runs(runs: &[(String, Run)], qrels: &Qrels, cutoffs: &Cutoffs) ->
             let mut ideal: Vec<f64> = grades.values().copied().filter(|g| *g > 0.0).collect();
             ideal.sort_unstable_by(|a, b| b.total_cmp(a));
             let first_relevant = ranked_grades.iter().position(|grade| *grade > 0.0);
-            let values = cutoffs.measure(&JudgedRanking {
-                grades: &ranked_grades,
+            let values = cutoffs.measure_ranking(&JudgedRanking {
+                top_grades: &ranked_grades,
                 ideal_grades: &ideal,
                 first_right_rank: first_relevant.map(|i| i + 1),
             })?;
@@ -130,17 +134,17 @@ pub fn measure_runs(runs: &[(String, Run)], qrels: &Qrels, cutoffs: &Cutoffs) ->
         |by_query: &'_ BTreeMap<String, Vec<f64>>| by_query.values().cloned().collect::<Vec<_>>();
     let Some(baseline) = values.first().map(rows) else { return Vec::new() };
     let baseline: Vec<&[f64]> = baseline.iter().map(Vec::as_slice).collect();
-    let mut measured: Vec<MeasuredRun> = runs
+    let mut measured: Vec<MeasuredTrecRun> = runs
         .iter()
         .zip(values)
         .map(|((name, _), by_query)| {
             let rows: Vec<&[f64]> = by_query.values().map(Vec::as_slice).collect();
             let columns = compare_measures(&rows, &baseline, RESAMPLING_SEED);
-            MeasuredRun { name: name.clone(), queries: rows.len(), columns, by_query }
+            MeasuredTrecRun { name: name.clone(), queries: rows.len(), columns, by_query }
         })
         .collect();
     for measure in 0..cutoffs.measure_names().len() {
-        let p_value = |m: &MeasuredRun| m.columns.get(measure).map(|column| column.p_value);
+        let p_value = |m: &MeasuredTrecRun| m.columns.get(measure).map(|column| column.p_value);
         let p: Vec<f64> = measured.iter().skip(1).filter_map(p_value).collect();
         for (other, corrected) in measured.iter_mut().skip(1).zip(correct_by_holm(&p)) {
             other.columns[measure].p_value = corrected;
@@ -158,7 +162,7 @@ pub fn format_run(
 ) -> String {
     let mut text = String::new();
     for (number, row) in rankings.iter().take(queries).enumerate() {
-        for (index, (position, score)) in row[configuration].top.iter().enumerate() {
+        for (index, (position, score)) in row[configuration].top_results.iter().enumerate() {
             let id = &corpus.images[*position as usize].image_id;
             let _ = writeln!(
                 text,
@@ -176,7 +180,7 @@ pub fn format_run(
 pub fn format_qrels(image_grades: &[ImageGrades], corpus: &Corpus) -> String {
     let mut text = String::new();
     for (number, judged) in image_grades.iter().enumerate() {
-        for (position, grade) in &judged.grades {
+        for (position, grade) in &judged.grades_by_position {
             let id = &corpus.images[*position as usize].image_id;
             let _ = writeln!(text, "{} 0 {} {grade}", number + 1, escape_id(id.as_str()));
         }

@@ -45,7 +45,7 @@ impl DecodeOptions {
 
 /// Why bytes cannot be decoded as an image. Permanent: the same bytes fail again.
 #[derive(Debug, thiserror::Error)]
-pub enum DecodeError {
+pub enum ImageDecodeError {
     /// Not an image of a known format.
     #[error("not an image of a known format (JPEG, PNG, WebP, GIF, BMP, TIFF)")]
     UnknownFormat,
@@ -68,7 +68,7 @@ pub enum DecodeError {
     Damaged(image::ImageError),
 }
 
-impl DecodeError {
+impl ImageDecodeError {
     /// Stable code for headers, logs and metrics.
     pub fn code(&self) -> &'static str {
         match self {
@@ -80,8 +80,11 @@ impl DecodeError {
 }
 
 /// Estimates the memory that decoding needs, in bytes, from the header of the image. Fails if the
-/// dimensions exceed the limits, as [`decode`] would.
-pub fn estimate_memory_bytes(bytes: &[u8], options: &DecodeOptions) -> Result<u64, DecodeError> {
+/// dimensions exceed the limits, as [`decode_image`] would.
+pub fn estimate_decode_memory_bytes(
+    bytes: &[u8],
+    options: &DecodeOptions,
+) -> Result<u64, ImageDecodeError> {
     let decoder = open_decoder(bytes, options)?;
     let (width, height) = decoder.dimensions();
     // The pixels in their own format, and again as 8-bit RGB or RGBA.
@@ -89,18 +92,18 @@ pub fn estimate_memory_bytes(bytes: &[u8], options: &DecodeOptions) -> Result<u6
 }
 
 /// Decodes an image to 8-bit RGB, with its EXIF orientation applied.
-pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeError> {
+pub fn decode_image(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, ImageDecodeError> {
     let mut decoder = open_decoder(bytes, options)?;
     let mut limits = Limits::default();
     // Enough for 16-bit RGBA and the decoder's own buffers.
     limits.max_alloc = Some(options.max_pixels.saturating_mul(16).max(64 << 20));
-    decoder.set_limits(limits).map_err(DecodeError::Damaged)?;
-    let orientation = decoder.orientation().map_err(DecodeError::Damaged)?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(DecodeError::Damaged)?;
+    decoder.set_limits(limits).map_err(ImageDecodeError::Damaged)?;
+    let orientation = decoder.orientation().map_err(ImageDecodeError::Damaged)?;
+    let mut image = DynamicImage::from_decoder(decoder).map_err(ImageDecodeError::Damaged)?;
     // The first frame of a GIF may be empty, whatever the header states for the whole image.
     if image.width() == 0 || image.height() == 0 {
         let reason = DecodingError::new(ImageFormatHint::Unknown, "the image has no pixels");
-        return Err(DecodeError::Damaged(ImageError::Decoding(reason)));
+        return Err(ImageDecodeError::Damaged(ImageError::Decoding(reason)));
     }
     image.apply_orientation(orientation);
     Ok(flatten_onto_white(image))
@@ -110,20 +113,20 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeE
 fn open_decoder<'a>(
     bytes: &'a [u8],
     options: &DecodeOptions,
-) -> Result<impl ImageDecoder + use<'a>, DecodeError> {
+) -> Result<impl ImageDecoder + use<'a>, ImageDecodeError> {
     let reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
-        .map_err(|e| DecodeError::Damaged(e.into()))?;
+        .map_err(|e| ImageDecodeError::Damaged(e.into()))?;
     if reader.format().is_none() {
-        return Err(DecodeError::UnknownFormat);
+        return Err(ImageDecodeError::UnknownFormat);
     }
-    let decoder = reader.into_decoder().map_err(DecodeError::Damaged)?;
+    let decoder = reader.into_decoder().map_err(ImageDecodeError::Damaged)?;
     let (width, height) = decoder.dimensions();
     let too_large = width > options.max_side
         || height > options.max_side
         || u64::from(width) * u64::from(height) > options.max_pixels;
     if too_large {
-        return Err(DecodeError::TooLarge {
+        return Err(ImageDecodeError::TooLarge {
             width,
             height,
             max_side: options.max_side,
@@ -170,7 +173,8 @@ mod tests {
             ImageFormat::Bmp,
             ImageFormat::Tiff,
         ] {
-            let decoded = decode(&encode_image(&image, format), &DecodeOptions::default()).unwrap();
+            let decoded =
+                decode_image(&encode_image(&image, format), &DecodeOptions::default()).unwrap();
             assert_eq!(decoded.dimensions(), (9, 7), "{format:?}");
             let is_red_kept = decoded.get_pixel(4, 3).0[0].abs_diff(200) < 6;
             assert!(is_red_kept, "{format:?}");
@@ -182,7 +186,7 @@ mod tests {
         let mut image = RgbaImage::from_pixel(2, 1, Rgba([0, 0, 0, 0]));
         image.put_pixel(1, 0, Rgba([0, 0, 0, 128]));
         let decoded =
-            decode(&encode_image(&image.into(), ImageFormat::Png), &DecodeOptions::default())
+            decode_image(&encode_image(&image.into(), ImageFormat::Png), &DecodeOptions::default())
                 .unwrap();
         assert_eq!(decoded.get_pixel(0, 0).0, [255; 3]);
         assert_eq!(decoded.get_pixel(1, 0).0, [127; 3]);
@@ -196,7 +200,7 @@ mod tests {
         png[20..24].copy_from_slice(&50_000u32.to_be_bytes());
         let crc = crc32(&png[12..29]);
         png[29..33].copy_from_slice(&crc.to_be_bytes());
-        let error = decode(&png, &DecodeOptions::default()).unwrap_err();
+        let error = decode_image(&png, &DecodeOptions::default()).unwrap_err();
         assert_eq!(error.code(), "image_too_large");
     }
 
@@ -209,7 +213,7 @@ mod tests {
             (b"\xff\xd8\xff\xe0", "image_damaged"),
             (&std::fs::read("tests/fuzz/corpus/picture/no-pixels").unwrap(), "image_damaged"),
         ] {
-            assert_eq!(decode(bytes, &DecodeOptions::default()).unwrap_err().code(), code);
+            assert_eq!(decode_image(bytes, &DecodeOptions::default()).unwrap_err().code(), code);
         }
     }
 

@@ -111,8 +111,8 @@ impl BatchEncoder {
             let started = Instant::now();
             // Waiting for the first batch does not show how busy the pipeline is.
             let waited = idle_since.map_or(Duration::ZERO, |since| started - since);
-            Progress::add_to(&self.progress.model_wait_us, waited.as_micros() as u64);
-            metrics::global().model_wait_seconds.observe(&[], waited.as_secs_f64());
+            Progress::add_to_counter(&self.progress.model_wait_us, waited.as_micros() as u64);
+            metrics::global().model_wait_seconds.observe_seconds(&[], waited.as_secs_f64());
             // Skip images whose callers were cancelled.
             let (pixels, replies): (Vec<Pixels>, Vec<ReplySender>) =
                 batch.into_iter().filter(|(_, reply)| !reply.is_closed()).unzip();
@@ -120,15 +120,20 @@ impl BatchEncoder {
                 continue;
             }
             let embedded = trace_span!("model").in_scope(|| self.encoders.embed_images(&pixels));
-            Progress::add_to(&self.progress.model_us, started.elapsed().as_micros() as u64);
-            metrics::global().model_batch_seconds.observe(&[], started.elapsed().as_secs_f64());
+            Progress::add_to_counter(
+                &self.progress.model_busy_us,
+                started.elapsed().as_micros() as u64,
+            );
+            metrics::global()
+                .model_batch_seconds
+                .observe_seconds(&[], started.elapsed().as_secs_f64());
             idle_since = Some(Instant::now());
             match embedded {
                 Ok(units) => {
                     let sets = self.prompt_sets.current();
                     for (unit, reply) in units.iter().zip(replies) {
                         // Fails if the caller was cancelled in the meantime.
-                        let _ = reply.send(Ok(with_statistics(unit, &sets)));
+                        let _ = reply.send(Ok(build_embedded_image(unit, &sets)));
                     }
                 }
                 Err(error) => {
@@ -144,11 +149,11 @@ impl BatchEncoder {
 
 /// Computes statistics from the embedding as it is stored, so that ingestion, reindexing and search
 /// agree.
-fn with_statistics(unit: &[f32], sets: &[Arc<EmbeddedPromptSet>]) -> EmbeddedImage {
+fn build_embedded_image(unit: &[f32], sets: &[Arc<EmbeddedPromptSet>]) -> EmbeddedImage {
     let embedding = Embedding::from_unit_vector(unit);
     let statistics = sets
         .iter()
-        .filter_map(|set| Some((set.statistics_key.clone(), set.statistics(&embedding)?)))
+        .filter_map(|set| Some((set.statistics_key.clone(), set.compute_statistics(&embedding)?)))
         .collect();
     EmbeddedImage { embedding, statistics }
 }

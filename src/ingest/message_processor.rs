@@ -22,14 +22,14 @@ use super::source::Decoder;
 use super::tally::{Tally, TallyRecorder};
 use crate::clip::Encoders;
 use crate::record::{
-    AcceptedEvent, Attributes, ImageChange, ImageContent, ImageRow, KafkaMessage, StoredImage,
+    AcceptedEvent, Attributes, ImageChange, ImageRow, ImageSource, KafkaMessage, StoredImage,
     TopicPartition, to_hex,
 };
 use crate::retry::{Backoff, Classify, Disposition, retry};
 use crate::telemetry::event;
 
-/// Records of one message that are processed concurrently.
-const MAX_CONCURRENT_RECORDS: usize = 16;
+/// Maximum number of events of one message that are processed concurrently.
+const MAX_CONCURRENT_EVENTS: usize = 16;
 
 /// The result of processing one message.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct ProcessedMessage {
     /// Offset of the message.
     pub offset: i64,
     /// Time of its oldest event; `None` if no event states one.
-    pub event_time: Option<DateTime<Utc>>,
+    pub oldest_event_time: Option<DateTime<Utc>>,
     /// Counts of its events, and the time spent in each stage.
     pub tally: Tally,
     /// The trace that the message belongs to.
@@ -79,7 +79,7 @@ pub struct MessageProcessor {
     pub embedder: Embedder,
     pub progress: Arc<Progress>,
     /// Cancelled when the worker gives up messages in flight.
-    pub cancel: CancellationToken,
+    pub processing_cancel: CancellationToken,
 }
 
 /// Creates the memory budget for decoding, one permit per MiB.
@@ -101,25 +101,25 @@ impl MessageProcessor {
         let event_time = events.iter().flatten().filter_map(|e| e.event_time).min();
         let recorder = TallyRecorder::default();
         let rows = match events {
-            Ok(events) => self.build_rows(&message, events, &recorder).await,
+            Ok(events) => self.process_events(&message, events, &recorder).await,
             Err(rejected) => {
                 let reason = DeadLetterReason {
                     stage: "decode_event",
                     code: rejected.code(),
-                    message: rejected.to_string(),
-                    record: rejected.record_index(),
+                    explanation: rejected.to_string(),
+                    record_index: rejected.record_index(),
                 };
-                self.dead_letter(&message, reason, &recorder).await
+                self.write_dead_letter(&message, reason, &recorder).await
             }
         };
         let tally = recorder.tally();
         let trace_id = message.trace_id().map(str::to_owned);
         let KafkaMessage { partition, offset, .. } = message;
-        ProcessedMessage { partition, offset, event_time, tally, trace_id, rows }
+        ProcessedMessage { partition, offset, oldest_event_time: event_time, tally, trace_id, rows }
     }
 
     /// Processes the events of a message; dead-letters the whole message if one of them fails for good.
-    async fn build_rows(
+    async fn process_events(
         &self,
         message: &KafkaMessage,
         events: Vec<AcceptedEvent>,
@@ -132,10 +132,10 @@ impl MessageProcessor {
                 ImageChange::Delete => String::new(),
             };
             let image_id = event.image_id.clone();
-            match self.build_row(event, recorder).await {
+            match self.process_event(event, recorder).await {
                 Err(EventFailure::NotFound) => {
-                    Progress::add_to(&self.progress.not_found, 1);
-                    recorder.record_not_found();
+                    Progress::add_to_counter(&self.progress.not_found_images, 1);
+                    recorder.count_not_found_image();
                     info!(
                         event = event::IMAGE_NOT_FOUND, partition = %message.partition, offset = message.offset,
                         %image_id, uri = uri, trace_id = message.trace_id(), "the image was not found; no row is stored"
@@ -143,34 +143,34 @@ impl MessageProcessor {
                     Ok(None)
                 }
                 Err(EventFailure::DeadLetter(reason)) if has_several_events => {
-                    Err(EventFailure::DeadLetter(DeadLetterReason { record: Some(index), ..reason }))
+                    Err(EventFailure::DeadLetter(DeadLetterReason { record_index: Some(index), ..reason }))
                 }
                 other => other.map(Some),
             }
         });
-        let rows: Result<Vec<_>, _> = rows.buffered(MAX_CONCURRENT_RECORDS).try_collect().await;
+        let rows: Result<Vec<_>, _> = rows.buffered(MAX_CONCURRENT_EVENTS).try_collect().await;
         let rows: Vec<ImageRow> = match rows {
             Ok(rows) => rows.into_iter().flatten().collect(),
             Err(EventFailure::DeadLetter(reason)) => {
-                return self.dead_letter(message, reason, recorder).await;
+                return self.write_dead_letter(message, reason, recorder).await;
             }
             Err(EventFailure::Incomplete(incomplete)) => return Err(incomplete),
             Err(EventFailure::NotFound) => Vec::new(), // handled above
         };
         for row in &rows {
             let counter = if row.image.is_some() {
-                recorder.record_embedded();
-                &self.progress.embedded
+                recorder.count_embedded_image();
+                &self.progress.embedded_images
             } else {
-                recorder.record_deleted();
-                &self.progress.deleted
+                recorder.count_stored_delete();
+                &self.progress.stored_deletes
             };
-            Progress::add_to(counter, 1);
+            Progress::add_to_counter(counter, 1);
         }
         Ok(rows)
     }
 
-    async fn build_row(
+    async fn process_event(
         &self,
         event: AcceptedEvent,
         recorder: &TallyRecorder,
@@ -178,10 +178,10 @@ impl MessageProcessor {
         let image = match event.change {
             ImageChange::Delete => None,
             ImageChange::Upsert { content, attributes } => {
-                Some(self.build_image(&content, attributes, recorder).await?)
+                Some(self.fetch_and_embed_image(&content, attributes, recorder).await?)
             }
             ImageChange::Recheck { content } => {
-                match self.build_image(&content, Attributes::new(), recorder).await {
+                match self.fetch_and_embed_image(&content, Attributes::new(), recorder).await {
                     Ok(image) => Some(image),
                     Err(EventFailure::NotFound) => None,
                     Err(failure) => return Err(failure),
@@ -197,25 +197,28 @@ impl MessageProcessor {
         })
     }
 
-    async fn build_image(
+    async fn fetch_and_embed_image(
         &self,
-        content: &ImageContent,
+        content: &ImageSource,
         attributes: Attributes,
         recorder: &TallyRecorder,
     ) -> Result<StoredImage, EventFailure> {
         let started = Instant::now();
-        let fetched = self.fetcher.fetch(content, &self.cancel).await;
+        let fetched = self.fetcher.fetch(content, &self.processing_cancel).await;
         let fetched = fetched.map_err(|error| self.classify_fetch_error(&error))?;
         let size = fetched.bytes.len() as u64;
         recorder.record_fetch(started, size);
         let started = Instant::now();
         let (bytes, options) = (&fetched.bytes, &self.decode_options);
         let memory_bytes =
-            catch_unwind(AssertUnwindSafe(|| decode::estimate_memory_bytes(bytes, options)))
+            catch_unwind(AssertUnwindSafe(|| decode::estimate_decode_memory_bytes(bytes, options)))
                 .map_err(|_| {
-                    undecodable_image("decoder_panicked", "its header cannot be read".into())
+                    undecodable_image_failure(
+                        "decoder_panicked",
+                        "its header cannot be read".into(),
+                    )
                 })?
-                .map_err(|e| undecodable_image(e.code(), e.to_string()))?;
+                .map_err(|e| undecodable_image_failure(e.code(), e.to_string()))?;
         let mib = u32::try_from(memory_bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX);
         let memory_permit = self.decode_memory_budget.clone();
         let memory_permit =
@@ -227,34 +230,37 @@ impl MessageProcessor {
             // Move the whole value in: dropping it here releases its share of the download budget.
             let fetched = fetched;
             let _span = trace_span!("decode").entered();
-            let image = decode::decode(&fetched.bytes, &options)
-                .map_err(|e| undecodable_image(e.code(), e.to_string()))?;
+            let image = decode::decode_image(&fetched.bytes, &options)
+                .map_err(|e| undecodable_image_failure(e.code(), e.to_string()))?;
             let pixels = encoders
                 .preprocess_image(&image)
-                .map_err(|e| undecodable_image("preprocess_failed", e.to_string()))?;
+                .map_err(|e| undecodable_image_failure("preprocess_failed", e.to_string()))?;
             let hash = to_hex(&Sha256::digest(&fetched.bytes));
             Ok((pixels, image.width(), image.height(), hash))
         });
         let (pixels, width, height, content_hash) = decoded.await.map_err(|error| {
             // Not fatal: after a restart, the worker would fail at the same image again.
             if error.is_panic() {
-                undecodable_image("decoder_panicked", format!("the decoder failed: {error}"))
+                undecodable_image_failure(
+                    "decoder_panicked",
+                    format!("the decoder failed: {error}"),
+                )
             } else {
                 fatal_failure(IngestError::Internal(error.to_string()))
             }
         })??;
-        recorder.record_decode(started);
+        recorder.record_decode_duration(started);
         let started = Instant::now();
         let embedded = self.embedder.embed(pixels).await.map_err(fatal_failure)?;
-        recorder.record_embed(started);
+        recorder.record_embed_duration(started);
         Ok(StoredImage {
             uri: match content {
                 // A data URL is the image itself, not an address to store.
-                ImageContent::Uri { uri, .. } => Some(uri.clone()).filter(|uri| !is_data_url(uri)),
-                ImageContent::Inline(_) => None,
+                ImageSource::Uri { uri, .. } => Some(uri.clone()).filter(|uri| !is_data_url(uri)),
+                ImageSource::Inline(_) => None,
             },
             content_hash,
-            bytes: size,
+            byte_size: size,
             width,
             height,
             attributes,
@@ -267,20 +273,23 @@ impl MessageProcessor {
         match error {
             FetchError::NotFound { .. } => EventFailure::NotFound,
             // Cancelled between attempts: a later one might have succeeded.
-            error if error.disposition() == Disposition::Retry && self.cancel.is_cancelled() => {
+            error
+                if error.disposition() == Disposition::Retry
+                    && self.processing_cancel.is_cancelled() =>
+            {
                 EventFailure::Incomplete(Incomplete::Abandoned)
             }
             error => EventFailure::DeadLetter(DeadLetterReason {
                 stage: "fetch",
                 code: error.code(),
-                message: error.to_string(),
-                record: None,
+                explanation: error.to_string(),
+                record_index: None,
             }),
         }
     }
 
-    /// Dead-letters a message. It counts as processed only when the dead letter is durable.
-    async fn dead_letter(
+    /// Dead-letters a message. The message counts as processed only when the dead letter is durable.
+    async fn write_dead_letter(
         &self,
         message: &KafkaMessage,
         reason: DeadLetterReason,
@@ -289,34 +298,36 @@ impl MessageProcessor {
         let on_retry = |attempt: u32, error: &DeadLetterWriteError| {
             info!(event = event::RETRY, stage = "dead_letter", attempt, %error, "the dead letter was not written; retrying");
         };
-        let written = retry(Backoff::with_max_attempts(10), &self.cancel, on_retry, || async {
-            self.dead_letter_writer.write(message, &reason).await
-        });
+        let written =
+            retry(Backoff::with_max_attempts(10), &self.processing_cancel, on_retry, || async {
+                self.dead_letter_writer.write(message, &reason).await
+            });
         if let Err(error) = written.await {
-            let cancelled = error.disposition() == Disposition::Retry && self.cancel.is_cancelled();
+            let cancelled =
+                error.disposition() == Disposition::Retry && self.processing_cancel.is_cancelled();
             return Err(if cancelled {
                 Incomplete::Abandoned
             } else {
                 Incomplete::Fatal(Box::new(error.into()))
             });
         }
-        Progress::add_to(&self.progress.dead_lettered, 1);
-        recorder.record_dead_lettered(reason.stage, reason.code);
+        Progress::add_to_counter(&self.progress.dead_lettered_messages, 1);
+        recorder.count_dead_lettered_message(reason.stage, reason.code);
         warn!(
             event = event::DEAD_LETTER, partition = %message.partition, offset = message.offset,
-            stage = reason.stage, code = reason.code, reason = %reason.message,
+            stage = reason.stage, code = reason.code, reason = %reason.explanation,
             trace_id = message.trace_id(), "a message can never be processed and was dead-lettered"
         );
         Ok(Vec::new())
     }
 }
 
-fn undecodable_image(code: &'static str, message: String) -> EventFailure {
+fn undecodable_image_failure(code: &'static str, message: String) -> EventFailure {
     EventFailure::DeadLetter(DeadLetterReason {
         stage: "decode_image",
         code,
-        message,
-        record: None,
+        explanation: message,
+        record_index: None,
     })
 }
 
@@ -325,10 +336,10 @@ fn is_data_url(uri: &str) -> bool {
 }
 
 /// Returns the address of an image for log lines; empty if the message contains the image.
-fn loggable_uri(content: &ImageContent) -> String {
+fn loggable_uri(content: &ImageSource) -> String {
     match content {
-        ImageContent::Uri { uri, .. } => shorten_uri(uri),
-        ImageContent::Inline(_) => String::new(),
+        ImageSource::Uri { uri, .. } => shorten_uri(uri),
+        ImageSource::Inline(_) => String::new(),
     }
 }
 

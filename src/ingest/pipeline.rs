@@ -22,18 +22,18 @@ use crate::telemetry::event;
 
 /// How often the pipeline records that it is alive while no message arrives; well below
 /// `progress::STUCK_TIMEOUT`.
-const STEP_INTERVAL: Duration = Duration::from_secs(10);
+const IDLE_STEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Share of `ingest.drain_seconds` in which the messages in the pipeline are finished; the rest is for the
 /// last commit.
-const MESSAGES_SHARE_OF_DRAIN: f64 = 0.75;
+const DRAIN_TIME_SHARE_FOR_MESSAGES: f64 = 0.75;
 
 /// Processes messages concurrently and passes the results to the sink in the order of their arrival.
 pub struct Pipeline {
     source: Source,
     processor: Arc<MessageProcessor>,
     /// Yields results in the order in which the work was started, whichever ends first.
-    in_flight: FuturesOrdered<BoxFuture<'static, PipelineEvent>>,
+    in_flight_events: FuturesOrdered<BoxFuture<'static, PipelineEvent>>,
     /// Size of the messages in flight.
     in_flight_bytes: usize,
     sink: Sink,
@@ -65,7 +65,7 @@ impl Pipeline {
         Self {
             source,
             processor,
-            in_flight: FuturesOrdered::new(),
+            in_flight_events: FuturesOrdered::new(),
             in_flight_bytes: 0,
             sink,
             commit_task: None,
@@ -86,25 +86,25 @@ impl Pipeline {
         let mut heartbeat_ticks =
             interval_at(Instant::now() + heartbeat_interval, heartbeat_interval);
         heartbeat_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut step_ticks = interval(STEP_INTERVAL);
+        let mut step_ticks = interval(IDLE_STEP_INTERVAL);
         while !token.is_cancelled() && self.source_failure.is_none() {
-            self.progress.record_step(self.in_flight.len());
+            self.progress.record_step(self.in_flight_events.len());
             if self.sink.is_full() && self.commit_task.is_none() {
                 self.commit_task = self.sink.start_commit();
             }
-            let has_capacity = self.in_flight.len() < self.options.max_in_flight_messages
+            let has_capacity = self.in_flight_events.len() < self.options.max_in_flight_messages
                 && self.in_flight_bytes < self.options.max_in_flight_mib << 20;
             tokio::select! {
-                finished = await_commit(&mut self.commit_task) => self.finish_commit(finished)?,
+                finished = await_commit(&mut self.commit_task) => self.record_finished_commit(finished)?,
                 // Backpressure: while the sink is full, results wait, and then so do new messages.
-                Some(event) = self.in_flight.next(), if !self.sink.is_full() => {
-                    self.handle_event(event).await?;
+                Some(event) = self.in_flight_events.next(), if !self.sink.is_full() => {
+                    self.handle_pipeline_event(event).await?;
                 }
-                event = self.source.next(), if has_capacity => match event {
-                    Some(event) => self.start_event(event),
+                event = self.source.next_event(), if has_capacity => match event {
+                    Some(event) => self.enqueue_consumer_event(event),
                     None => break,
                 },
-                () = self.sink.wait_until_due(), if self.commit_task.is_none() => {
+                () = self.sink.wait_until_commit_due(), if self.commit_task.is_none() => {
                     self.commit_task = self.sink.start_commit();
                 }
                 _ = heartbeat_ticks.tick() => self.log_heartbeat(),
@@ -114,9 +114,9 @@ impl Pipeline {
         }
         draining.cancel();
         let limit = Duration::from_secs(self.options.drain_seconds);
-        let drained = tokio::time::timeout(limit.mul_f64(MESSAGES_SHARE_OF_DRAIN), async {
-            while let Some(event) = self.in_flight.next().await {
-                self.handle_event(event).await?;
+        let drained = tokio::time::timeout(limit.mul_f64(DRAIN_TIME_SHARE_FOR_MESSAGES), async {
+            while let Some(event) = self.in_flight_events.next().await {
+                self.handle_pipeline_event(event).await?;
             }
             Ok::<_, IngestError>(())
         });
@@ -129,12 +129,12 @@ impl Pipeline {
 
     /// Whether all messages were processed.
     pub fn is_empty(&self) -> bool {
-        self.in_flight.is_empty()
+        self.in_flight_events.is_empty()
     }
 
     /// Ends unfinished work and the consumer. Returns why the source ended, if it failed.
     pub async fn close(self) -> Option<IngestError> {
-        let Self { source, in_flight, commit_task, source_failure, .. } = self;
+        let Self { source, in_flight_events: in_flight, commit_task, source_failure, .. } = self;
         // Both end the tasks behind them.
         drop((in_flight, commit_task));
         source.close().await;
@@ -145,7 +145,7 @@ impl Pipeline {
     pub fn warn_drain_timed_out(&self) {
         warn!(
             event = event::DRAIN_TIMED_OUT,
-            remaining = self.in_flight.len(),
+            remaining = self.in_flight_events.len(),
             "the pipeline did not drain in time; the next owner repeats the remaining work"
         );
     }
@@ -156,25 +156,25 @@ impl Pipeline {
             event = event::HEARTBEAT,
             role = "worker",
             poll_age_ms = status.poll_age_ms,
-            assigned_partitions = status.partitions,
-            in_flight_messages = self.in_flight.len(),
+            assigned_partitions = status.assigned_partition_count,
+            in_flight_messages = self.in_flight_events.len(),
             pending_rows = self.sink.pending_rows(),
             committing = self.commit_task.is_some(),
             "alive"
         );
-        let in_flight = self.in_flight.len() as i64;
+        let in_flight = self.in_flight_events.len() as i64;
         info!(
             event = event::LAG,
-            end_offsets_known = status.lag.is_some(),
-            lag_messages = status.lag,
-            unread_messages = status.lag.map(|lag| (lag - in_flight).max(0)),
-            event_age_ms = self.sink.event_age_ms(),
+            end_offsets_known = status.lag_messages.is_some(),
+            lag_messages = status.lag_messages,
+            unread_messages = status.lag_messages.map(|lag| (lag - in_flight).max(0)),
+            event_age_ms = self.sink.last_commit_event_age_ms(),
             "how far behind"
         );
     }
 
     /// Starts the work for one event of the consumer.
-    fn start_event(&mut self, event: ConsumerEvent) {
+    fn enqueue_consumer_event(&mut self, event: ConsumerEvent) {
         let pending_event: BoxFuture<'static, PipelineEvent> = match event {
             ConsumerEvent::Message(message) => {
                 let size = message.payload.as_ref().map_or(0, |payload| payload.len());
@@ -200,7 +200,7 @@ impl Pipeline {
                 return;
             }
         };
-        self.in_flight.push_back(pending_event);
+        self.in_flight_events.push_back(pending_event);
     }
 
     fn spawn_processing(&self, message: KafkaMessage) -> AbortOnDropHandle<ProcessedMessage> {
@@ -208,21 +208,21 @@ impl Pipeline {
         AbortOnDropHandle::new(tokio::spawn(async move { processor.process(message).await }))
     }
 
-    async fn handle_event(&mut self, event: PipelineEvent) -> Result<(), IngestError> {
+    async fn handle_pipeline_event(&mut self, event: PipelineEvent) -> Result<(), IngestError> {
         match event {
             PipelineEvent::Processed(message, size) => {
                 self.in_flight_bytes -= size;
-                let added = self.sink.add(message);
+                let added = self.sink.add_message(message);
                 if added.is_err() {
                     // Commit the messages before the failed one, so that they are not repeated.
                     self.commit_all().await?;
                 }
                 added
             }
-            PipelineEvent::Assigned(partitions) => self.sink.assign(partitions).await,
+            PipelineEvent::Assigned(partitions) => self.sink.add_partitions(partitions).await,
             PipelineEvent::Revoked(partitions, ack) => {
                 self.commit_all().await?;
-                self.sink.revoke(&partitions);
+                self.sink.remove_partitions(&partitions);
                 drop(ack);
                 Ok(())
             }
@@ -244,16 +244,16 @@ impl Pipeline {
                 return Ok(());
             }
             let finished = await_commit(&mut self.commit_task).await;
-            self.finish_commit(finished)?;
+            self.record_finished_commit(finished)?;
         }
     }
 
-    fn finish_commit(
+    fn record_finished_commit(
         &mut self,
         finished: Result<FinishedCommit, IngestError>,
     ) -> Result<(), IngestError> {
         self.commit_task = None;
-        self.sink.finish_commit(finished?, &self.source);
+        self.sink.record_finished_commit(finished?, &self.source);
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 
-use super::source::{ConsumerHandle, ConsumerStatus};
+use super::source::{ConsumerStatus, ConsumerStatusHandle};
 use crate::telemetry::metrics::{self, HealthProbe};
 
 /// A consumer that has not polled for this long was excluded from its group (`max.poll.interval.ms`); a
@@ -17,57 +17,57 @@ const STUCK_TIMEOUT: Duration = Duration::from_secs(300);
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Images embedded.
-    pub embedded: AtomicU64,
+    pub embedded_images: AtomicU64,
     /// Deletes stored.
-    pub deleted: AtomicU64,
+    pub stored_deletes: AtomicU64,
     /// Messages dead-lettered.
-    pub dead_lettered: AtomicU64,
+    pub dead_lettered_messages: AtomicU64,
     /// Images that were not found when they were fetched.
-    pub not_found: AtomicU64,
+    pub not_found_images: AtomicU64,
     /// Rows stored.
     pub stored_rows: AtomicU64,
     /// Time that the image encoder computed, in microseconds.
-    pub model_us: AtomicU64,
+    pub model_busy_us: AtomicU64,
     /// Time that the image encoder waited for images between batches, in microseconds.
     pub model_wait_us: AtomicU64,
     /// Version of the table after the last commit.
     pub table_version: AtomicU64,
     /// Messages in the pipeline.
-    in_flight: AtomicU64,
+    in_flight_messages: AtomicU64,
     /// When the pipeline last took a step, in milliseconds since 1970; 0 before the first step.
-    last_step_ms: AtomicI64,
+    last_step_unix_ms: AtomicI64,
     /// The consumers of the workers that were started.
-    consumers: Mutex<Vec<ConsumerHandle>>,
+    consumer_handles: Mutex<Vec<ConsumerStatusHandle>>,
 }
 
 impl Progress {
-    pub(super) fn add_to(counter: &AtomicU64, n: u64) {
+    pub(super) fn add_to_counter(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
     }
 
-    pub(super) fn add_consumer(&self, consumer: ConsumerHandle) {
-        self.consumers.lock().unwrap_or_else(PoisonError::into_inner).push(consumer);
+    pub(super) fn add_consumer(&self, consumer: ConsumerStatusHandle) {
+        self.consumer_handles.lock().unwrap_or_else(PoisonError::into_inner).push(consumer);
     }
 
     /// Records that the pipeline has taken a step and holds `in_flight` messages.
     pub(super) fn record_step(&self, in_flight: usize) {
-        self.in_flight.store(in_flight as u64, Ordering::Relaxed);
-        self.last_step_ms.store(Utc::now().timestamp_millis(), Ordering::Relaxed);
+        self.in_flight_messages.store(in_flight as u64, Ordering::Relaxed);
+        self.last_step_unix_ms.store(Utc::now().timestamp_millis(), Ordering::Relaxed);
     }
 
     /// Combines the status of all consumers; `None` before one was started.
     fn consumer_status(&self) -> Option<ConsumerStatus> {
-        let consumers = self.consumers.lock().unwrap_or_else(PoisonError::into_inner);
-        consumers.iter().map(ConsumerHandle::status).reduce(|a, b| ConsumerStatus {
+        let consumers = self.consumer_handles.lock().unwrap_or_else(PoisonError::into_inner);
+        consumers.iter().map(ConsumerStatusHandle::status).reduce(|a, b| ConsumerStatus {
             // The oldest poll; `None` while one consumer has not polled.
             poll_age_ms: a.poll_age_ms.zip(b.poll_age_ms).map(|(a, b)| a.max(b)),
-            partitions: a.partitions + b.partitions,
-            lag: a.lag.zip(b.lag).map(|(a, b)| a + b),
+            assigned_partition_count: a.assigned_partition_count + b.assigned_partition_count,
+            lag_messages: a.lag_messages.zip(b.lag_messages).map(|(a, b)| a + b),
         })
     }
 
     fn step_age_ms(&self) -> Option<i64> {
-        let last = self.last_step_ms.load(Ordering::Relaxed);
+        let last = self.last_step_unix_ms.load(Ordering::Relaxed);
         (last > 0).then(|| Utc::now().timestamp_millis() - last)
     }
 }
@@ -77,11 +77,11 @@ impl HealthProbe for Progress {
         let metrics = metrics::global();
         let seconds = |ms: Option<i64>| ms.map(|ms| ms as f64 / 1e3);
         let status = self.consumer_status();
-        metrics.lag_messages.set_or_nan(status.and_then(|p| p.lag).map(|lag| lag as f64));
-        metrics.assigned_partitions.set_or_nan(status.map(|p| p.partitions as f64));
+        metrics.lag_messages.set_or_nan(status.and_then(|p| p.lag_messages).map(|lag| lag as f64));
+        metrics.assigned_partitions.set_or_nan(status.map(|p| p.assigned_partition_count as f64));
         metrics.poll_age.set_or_nan(seconds(status.and_then(|p| p.poll_age_ms)));
         metrics.pipeline_age.set_or_nan(seconds(self.step_age_ms()));
-        metrics.in_flight_messages.set(&[], self.in_flight.load(Ordering::Relaxed) as f64);
+        metrics.in_flight_messages.set(&[], self.in_flight_messages.load(Ordering::Relaxed) as f64);
     }
 
     fn check_liveness(&self) -> Result<(), String> {

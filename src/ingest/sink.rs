@@ -29,10 +29,10 @@ const MAX_TRACE_IDS: usize = 32;
 
 /// Collects processed messages of the assigned partitions until they are committed.
 pub struct Sink {
-    writer: Arc<Mutex<TableWriter>>,
+    table_writer: Arc<Mutex<TableWriter>>,
     /// Cancelled when the time to drain is over: ends the attempts of reads and commits.
-    cancel: CancellationToken,
-    partitions: BTreeMap<TopicPartition, PendingPartition>,
+    processing_cancel: CancellationToken,
+    pending_partitions: BTreeMap<TopicPartition, PendingPartition>,
     options: IngestOptions,
     progress: Arc<Progress>,
     pending_rows: usize,
@@ -40,18 +40,18 @@ pub struct Sink {
     /// When the oldest pending message was added.
     pending_since: Option<Instant>,
     /// Time of the oldest pending event.
-    oldest_event_time: Option<DateTime<Utc>>,
+    oldest_pending_event_time: Option<DateTime<Utc>>,
     /// Sums over the pending messages.
-    tally: Tally,
+    pending_tally: Tally,
     /// Trace ids of pending messages, at most [`MAX_TRACE_IDS`].
-    trace_ids: Vec<String>,
+    pending_trace_ids: Vec<String>,
     /// Logged with each commit, like the first prompt set.
     model_fingerprint: String,
     prompt_sets: ActivePromptSets,
     /// Age of the oldest event of the last commit when it was stored, in milliseconds.
-    event_age_ms: Option<i64>,
-    /// [`Progress::model_us`] and [`Progress::model_wait_us`] at the last commit.
-    model_us_at_last_commit: [u64; 2],
+    last_commit_event_age_ms: Option<i64>,
+    /// [`Progress::model_busy_us`] and [`Progress::model_wait_us`] at the last commit.
+    model_busy_and_wait_us_at_last_commit: [u64; 2],
 }
 
 /// A commit in progress.
@@ -59,9 +59,9 @@ pub type CommitTask = AbortOnDropHandle<Result<FinishedCommit, TableError>>;
 
 /// A commit that the table has stored.
 pub struct FinishedCommit {
-    committed: CommitSummary,
+    commit_summary: CommitSummary,
     /// The offset after the last message of each partition in the commit.
-    end_offsets: Vec<(TopicPartition, i64)>,
+    next_offsets: Vec<(TopicPartition, i64)>,
     oldest_event_time: Option<DateTime<Utc>>,
     tally: Tally,
     trace_ids: Vec<String>,
@@ -73,20 +73,20 @@ struct PendingPartition {
     /// The position in the table, which the next commit expects; `None` if there is none yet.
     table_position: Option<i64>,
     /// The position that the next commit will store; `None` if no message is pending.
-    next_offset: Option<i64>,
+    position_to_commit: Option<i64>,
     /// Pending rows with the offsets of their messages.
     rows: Vec<(i64, ImageRow)>,
     /// The offset after the last added message.
     next_expected_offset: i64,
-    /// `embedded_at` of the last row. Each row gets a later one, because it decides between two rows of
+    /// `embedded_at` of the partition's last added row. Each row gets a later one, because it decides between two rows of
     /// equal version, and there the later message must win.
     last_embedded_at: DateTime<Utc>,
     /// Whether a message was abandoned. Nothing after it may be committed, or it would be lost.
-    has_abandoned: bool,
+    has_abandoned_message: bool,
 }
 
 /// Estimates the memory of a row: its embedding, and the texts whose size the event determines.
-fn row_bytes(row: &ImageRow) -> usize {
+fn estimate_row_bytes(row: &ImageRow) -> usize {
     let Some(image) = &row.image else { return 0 };
     let texts =
         image.attributes.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
@@ -104,56 +104,59 @@ impl Sink {
         cancel: CancellationToken,
     ) -> Self {
         Self {
-            writer,
-            cancel,
-            partitions: BTreeMap::new(),
+            table_writer: writer,
+            processing_cancel: cancel,
+            pending_partitions: BTreeMap::new(),
             options: options.clone(),
             progress,
             pending_rows: 0,
             pending_bytes: 0,
             pending_since: None,
-            oldest_event_time: None,
-            tally: Tally::default(),
-            trace_ids: Vec::new(),
+            oldest_pending_event_time: None,
+            pending_tally: Tally::default(),
+            pending_trace_ids: Vec::new(),
             model_fingerprint,
             prompt_sets,
-            event_age_ms: None,
-            model_us_at_last_commit: [0; 2],
+            last_commit_event_age_ms: None,
+            model_busy_and_wait_us_at_last_commit: [0; 2],
         }
     }
 
     /// Adds partitions with their positions in the table.
-    pub async fn assign(&mut self, partitions: Vec<TopicPartition>) -> Result<(), IngestError> {
-        let mut writer = self.writer.lock().await;
+    pub async fn add_partitions(
+        &mut self,
+        partitions: Vec<TopicPartition>,
+    ) -> Result<(), IngestError> {
+        let mut writer = self.table_writer.lock().await;
         for partition in partitions {
-            let table_position = writer.read_position(&partition, &self.cancel).await?;
+            let table_position = writer.read_position(&partition, &self.processing_cancel).await?;
             let pending = PendingPartition {
                 table_position,
-                next_offset: None,
+                position_to_commit: None,
                 rows: Vec::new(),
                 next_expected_offset: 0,
                 last_embedded_at: DateTime::UNIX_EPOCH,
-                has_abandoned: false,
+                has_abandoned_message: false,
             };
-            self.partitions.insert(partition, pending);
+            self.pending_partitions.insert(partition, pending);
         }
         Ok(())
     }
 
     /// Removes partitions and what is pending for them: call it after the last commit.
-    pub fn revoke(&mut self, partitions: &[TopicPartition]) {
+    pub fn remove_partitions(&mut self, partitions: &[TopicPartition]) {
         for partition in partitions {
-            self.partitions.remove(partition);
+            self.pending_partitions.remove(partition);
         }
     }
 
     /// Adds the next message of a partition.
-    pub fn add(&mut self, message: ProcessedMessage) -> Result<(), IngestError> {
-        let Some(pending) = self.partitions.get_mut(&message.partition) else {
+    pub fn add_message(&mut self, message: ProcessedMessage) -> Result<(), IngestError> {
+        let Some(pending) = self.pending_partitions.get_mut(&message.partition) else {
             return Ok(()); // revoked: the next owner processes the message
         };
         let is_stored = pending.table_position.is_some_and(|position| message.offset < position);
-        if pending.has_abandoned || is_stored {
+        if pending.has_abandoned_message || is_stored {
             return Ok(());
         }
         if message.offset < pending.next_expected_offset {
@@ -168,11 +171,11 @@ impl Sink {
             Ok(rows) => rows,
             Err(Incomplete::Fatal(error)) => return Err(*error),
             Err(Incomplete::Abandoned) => {
-                pending.has_abandoned = true;
+                pending.has_abandoned_message = true;
                 return Ok(());
             }
         };
-        pending.next_offset = Some(message.offset + 1);
+        pending.position_to_commit = Some(message.offset + 1);
         pending.next_expected_offset = message.offset + 1;
         for row in &mut rows {
             // Not monotonic by itself: downloads overtake each other, and clocks are set back.
@@ -180,24 +183,25 @@ impl Sink {
                 row.embedded_at.max(pending.last_embedded_at + TimeDelta::microseconds(1));
             pending.last_embedded_at = row.embedded_at;
         }
-        self.tally += message.tally;
-        if self.trace_ids.len() < MAX_TRACE_IDS {
-            self.trace_ids.extend(message.trace_id);
+        self.pending_tally += message.tally;
+        if self.pending_trace_ids.len() < MAX_TRACE_IDS {
+            self.pending_trace_ids.extend(message.trace_id);
         }
         self.pending_rows += rows.len();
-        self.pending_bytes += rows.iter().map(row_bytes).sum::<usize>();
+        self.pending_bytes += rows.iter().map(estimate_row_bytes).sum::<usize>();
         pending.rows.extend(rows.into_iter().map(|row| (message.offset, row)));
         self.pending_since.get_or_insert_with(Instant::now);
-        self.oldest_event_time = match (self.oldest_event_time, message.event_time) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        self.oldest_pending_event_time =
+            match (self.oldest_pending_event_time, message.oldest_event_time) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
         Ok(())
     }
 
     /// Returns the age of the oldest event of the last commit, in milliseconds; `None` if it is unknown.
-    pub fn event_age_ms(&self) -> Option<i64> {
-        self.event_age_ms
+    pub fn last_commit_event_age_ms(&self) -> Option<i64> {
+        self.last_commit_event_age_ms
     }
 
     /// Returns how many rows wait for the next commit.
@@ -212,7 +216,7 @@ impl Sink {
     }
 
     /// Returns when the oldest pending message has waited for `ingest.commit_ms`; never if none is pending.
-    pub async fn wait_until_due(&self) {
+    pub async fn wait_until_commit_due(&self) {
         match self.pending_since {
             Some(since) => {
                 let wait = Duration::from_millis(self.options.commit_ms);
@@ -223,37 +227,37 @@ impl Sink {
     }
 
     /// Starts to commit everything that is pending; `None` if there is nothing. The commit runs in a task;
-    /// its result must be passed to [`Sink::finish_commit`] before the next commit starts.
+    /// its result must be passed to [`Sink::record_finished_commit`] before the next commit starts.
     pub fn start_commit(&mut self) -> Option<CommitTask> {
         let batches: Vec<PartitionBatch> = self
-            .partitions
+            .pending_partitions
             .iter_mut()
             .filter_map(|(partition, pending)| {
                 Some(PartitionBatch {
                     partition: partition.clone(),
                     expected_position: pending.table_position,
-                    next_offset: pending.next_offset.take()?,
+                    next_offset: pending.position_to_commit.take()?,
                     rows: std::mem::take(&mut pending.rows),
                 })
             })
             .collect();
         self.pending_since = None;
         (self.pending_rows, self.pending_bytes) = (0, 0);
-        let oldest_event_time = self.oldest_event_time.take();
-        let tally = std::mem::take(&mut self.tally);
-        let trace_ids = std::mem::take(&mut self.trace_ids);
+        let oldest_event_time = self.oldest_pending_event_time.take();
+        let tally = std::mem::take(&mut self.pending_tally);
+        let trace_ids = std::mem::take(&mut self.pending_trace_ids);
         if batches.is_empty() {
             return None;
         }
-        let (writer, cancel) = (self.writer.clone(), self.cancel.clone());
+        let (writer, cancel) = (self.table_writer.clone(), self.processing_cancel.clone());
         Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let end_offsets =
                 batches.iter().map(|b| (b.partition.clone(), b.next_offset)).collect();
             let started = Instant::now();
             let committed = writer.lock().await.append(batches, &cancel).await?;
             Ok(FinishedCommit {
-                committed,
-                end_offsets,
+                commit_summary: committed,
+                next_offsets: end_offsets,
                 oldest_event_time,
                 tally,
                 trace_ids,
@@ -263,10 +267,10 @@ impl Sink {
     }
 
     /// Records the new positions, reports them to `source`, and logs the commit.
-    pub fn finish_commit(&mut self, finished: FinishedCommit, source: &Source) {
+    pub fn record_finished_commit(&mut self, finished: FinishedCommit, source: &Source) {
         let FinishedCommit {
-            committed,
-            end_offsets,
+            commit_summary: committed,
+            next_offsets: end_offsets,
             oldest_event_time,
             tally,
             trace_ids,
@@ -277,53 +281,55 @@ impl Sink {
             // A fenced partition continues from the position that another worker has stored.
             let fenced = committed.fenced_partitions.iter().find(|(p, _)| *p == partition);
             let position = fenced.map_or(next_offset, |(_, position)| *position.max(&next_offset));
-            if let Some(pending) = self.partitions.get_mut(&partition) {
+            if let Some(pending) = self.pending_partitions.get_mut(&partition) {
                 pending.table_position = Some(position);
             }
             positions.push(format!("{partition}@{position}"));
             source.mark_durable(partition, position);
         }
-        Progress::add_to(&self.progress.stored_rows, committed.rows as u64);
-        self.progress.table_version.store(committed.version, Ordering::Relaxed);
-        self.event_age_ms = oldest_event_time.map(|t| (Utc::now() - t).num_milliseconds());
+        Progress::add_to_counter(&self.progress.stored_rows, committed.written_row_count as u64);
+        self.progress.table_version.store(committed.table_version, Ordering::Relaxed);
+        self.last_commit_event_age_ms =
+            oldest_event_time.map(|t| (Utc::now() - t).num_milliseconds());
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        let model_us = [count(&self.progress.model_us), count(&self.progress.model_wait_us)];
-        let model_ms = |i: usize| (model_us[i] - self.model_us_at_last_commit[i]) / 1_000;
+        let model_us = [count(&self.progress.model_busy_us), count(&self.progress.model_wait_us)];
+        let model_ms =
+            |i: usize| (model_us[i] - self.model_busy_and_wait_us_at_last_commit[i]) / 1_000;
         let ms = |time: Duration| time.as_millis() as u64;
         info!(
             event = event::COMMIT_SUCCEEDED,
-            table_version = committed.version,
+            table_version = committed.table_version,
             positions = positions.join(" "),
             model_fingerprint = self.model_fingerprint,
             prompt_set =
                 self.prompt_sets.current().first().map(|set| set.statistics_key.to_string()),
-            rows = committed.rows,
-            bytes = committed.bytes,
-            succeeded = tally.embedded + tally.deleted,
-            deleted = tally.deleted,
-            dead_lettered = tally.dead_lettered,
-            not_found = tally.not_found,
-            image_bytes = tally.image_bytes,
-            fetch_ms = ms(tally.fetch_time),
-            decode_ms = ms(tally.decode_time),
-            embed_ms = ms(tally.embed_time),
+            rows = committed.written_row_count,
+            bytes = committed.written_bytes,
+            succeeded = tally.embedded_images + tally.stored_deletes,
+            deleted = tally.stored_deletes,
+            dead_lettered = tally.dead_lettered_messages,
+            not_found = tally.not_found_images,
+            image_bytes = tally.fetched_bytes,
+            fetch_ms = ms(tally.fetch_duration),
+            decode_ms = ms(tally.decode_duration),
+            embed_ms = ms(tally.embed_duration),
             model_ms = model_ms(0),
             model_wait_ms = model_ms(1),
             fenced_partitions = committed.fenced_partitions.len(),
             commit_ms = ms(duration),
-            event_age_ms = self.event_age_ms,
+            event_age_ms = self.last_commit_event_age_ms,
             trace_ids = (!trace_ids.is_empty()).then(|| trace_ids.join(" ")),
             "rows and positions stored"
         );
-        self.model_us_at_last_commit = model_us;
+        self.model_busy_and_wait_us_at_last_commit = model_us;
         let metrics = metrics::global();
-        metrics.rows_stored.add(&[], committed.rows as u64);
-        metrics.commit_bytes.add(&[], committed.bytes);
-        metrics.commit_seconds.observe(&[], duration.as_secs_f64());
-        metrics.last_commit.set(&[], metrics::unix_seconds());
-        metrics.table_version.set(&[], committed.version as f64);
-        if let Some(age) = self.event_age_ms {
-            metrics.event_age_seconds.observe(&[], age as f64 / 1e3);
+        metrics.rows_stored.add(&[], committed.written_row_count as u64);
+        metrics.commit_bytes.add(&[], committed.written_bytes);
+        metrics.commit_seconds.observe_seconds(&[], duration.as_secs_f64());
+        metrics.last_commit.set(&[], metrics::unix_seconds_now());
+        metrics.table_version.set(&[], committed.table_version as f64);
+        if let Some(age) = self.last_commit_event_age_ms {
+            metrics.event_age_seconds.observe_seconds(&[], age as f64 / 1e3);
         }
     }
 }
@@ -352,7 +358,7 @@ mod tests {
             CancellationToken::new(),
         );
         let partition = TopicPartition { topic: "images".into(), number: 0 };
-        sink.assign(vec![partition.clone()]).await.unwrap();
+        sink.add_partitions(vec![partition.clone()]).await.unwrap();
         (sink, partition)
     }
 
@@ -364,7 +370,7 @@ mod tests {
         ProcessedMessage {
             partition: partition.clone(),
             offset,
-            event_time: None,
+            oldest_event_time: None,
             tally: Tally::default(),
             trace_id: None,
             rows: Ok(rows),
@@ -380,7 +386,7 @@ mod tests {
             image: Some(StoredImage {
                 uri: Some(uri.into()),
                 content_hash: String::new(),
-                bytes: 1,
+                byte_size: 1,
                 width: 1,
                 height: 1,
                 attributes: [("title".into(), "t".repeat(1 << 20))].into(),
@@ -394,14 +400,15 @@ mod tests {
     async fn of_two_equal_versions_the_later_message_wins_even_if_it_was_embedded_first() {
         let (mut sink, partition) = new_sink(IngestOptions::default()).await;
         let late = EVENT_TIME + TimeDelta::seconds(9);
-        sink.add(processed_message(&partition, 0, vec![row_with_uri(late, "slow")])).unwrap();
-        sink.add(processed_message(
+        sink.add_message(processed_message(&partition, 0, vec![row_with_uri(late, "slow")]))
+            .unwrap();
+        sink.add_message(processed_message(
             &partition,
             1,
             vec![row_with_uri(EVENT_TIME, "quick"), row_with_uri(EVENT_TIME, "last")],
         ))
         .unwrap();
-        let rows = &sink.partitions[&partition].rows;
+        let rows = &sink.pending_partitions[&partition].rows;
         let newest = rows.iter().max_by_key(|(_, row)| RowVersion::from_row(row)).unwrap();
         assert_eq!(newest.1.image.as_ref().unwrap().uri.as_deref(), Some("last"));
     }
@@ -410,11 +417,14 @@ mod tests {
     async fn attributes_count_towards_commit_size_and_repeated_offsets_are_rejected() {
         let (mut sink, partition) =
             new_sink(IngestOptions { commit_mib: 2, ..IngestOptions::default() }).await;
-        sink.add(processed_message(&partition, 4, vec![row_with_uri(EVENT_TIME, "a")])).unwrap();
+        sink.add_message(processed_message(&partition, 4, vec![row_with_uri(EVENT_TIME, "a")]))
+            .unwrap();
         assert!(!sink.is_full());
-        sink.add(processed_message(&partition, 6, vec![row_with_uri(EVENT_TIME, "b")])).unwrap();
+        sink.add_message(processed_message(&partition, 6, vec![row_with_uri(EVENT_TIME, "b")]))
+            .unwrap();
         assert!(sink.is_full(), "two titles of 1 MiB fill 2 MiB");
-        let error = sink.add(processed_message(&partition, 6, Vec::new())).unwrap_err().to_string();
+        let error =
+            sink.add_message(processed_message(&partition, 6, Vec::new())).unwrap_err().to_string();
         assert!(error.contains("offset 6 came after 6"), "{error}");
     }
 }

@@ -28,7 +28,7 @@ use crate::table::{TableError, TableWriter};
 /// A worker before it is started: its options, clients, model and table.
 pub struct Worker {
     /// Connection to Kafka.
-    pub kafka: kafka::KafkaOptions,
+    pub kafka_options: kafka::KafkaOptions,
     /// Topics and consumer group.
     pub source_options: SourceOptions,
     /// Turns messages into events.
@@ -44,25 +44,27 @@ pub struct Worker {
     /// Prompt sets whose statistics are computed for each image; they may change while the worker runs.
     pub prompt_sets: ActivePromptSets,
     /// Writes rows and positions to the table.
-    pub writer: TableWriter,
+    pub table_writer: TableWriter,
     /// Batch sizes and limits.
-    pub options: IngestOptions,
+    pub ingest_options: IngestOptions,
     /// Counters and health, shared with metrics.
     pub progress: Arc<Progress>,
 }
 
 /// Resumes partitions from the positions in the table.
 struct TableOffsetProvider {
-    writer: Arc<Mutex<TableWriter>>,
+    table_writer: Arc<Mutex<TableWriter>>,
     /// Cancelled when the worker is to stop: then no position is needed any more.
-    cancel: CancellationToken,
+    worker_cancel: CancellationToken,
 }
 
 #[async_trait]
 impl OffsetProvider for TableOffsetProvider {
     async fn next_offset(&self, partition: &TopicPartition) -> Result<Option<i64>, String> {
-        let read = async { self.writer.lock().await.read_position(partition, &self.cancel).await };
-        match self.cancel.run_until_cancelled(read).await {
+        let read = async {
+            self.table_writer.lock().await.read_position(partition, &self.worker_cancel).await
+        };
+        match self.worker_cancel.run_until_cancelled(read).await {
             Some(position) => position.map_err(|error| error.to_string()),
             None => Err("the worker is stopping".into()),
         }
@@ -74,59 +76,62 @@ impl Worker {
     /// `ingest.drain_seconds`, the last commit included. Returns whether all messages in the pipeline were
     /// processed before it ended.
     pub async fn run(self, token: CancellationToken) -> Result<bool, IngestError> {
-        let writer = Arc::new(Mutex::new(self.writer));
+        let writer = Arc::new(Mutex::new(self.table_writer));
         // Cancelled when nothing new is started: the worker is to stop, or its source has failed.
         let draining = token.child_token();
-        let offset_provider =
-            Arc::new(TableOffsetProvider { writer: writer.clone(), cancel: draining.clone() });
-        let reembed_topic = self.decoder.reembed_topic().map(str::to_owned);
+        let offset_provider = Arc::new(TableOffsetProvider {
+            table_writer: writer.clone(),
+            worker_cancel: draining.clone(),
+        });
+        let reembed_topic = self.decoder.reembed_topic_name().map(str::to_owned);
         let topics: Vec<&str> = std::iter::once(self.source_options.topic.as_str())
             .chain(reembed_topic.as_deref())
             .collect();
         let source = Source::start(
-            &self.kafka,
+            &self.kafka_options,
             &self.source_options,
             &topics,
             offset_provider,
             draining.clone(),
         )?;
-        self.progress.add_consumer(source.handle());
+        self.progress.add_consumer(source.status_handle());
         let model_fingerprint = self.encoders.card().fingerprint.clone();
         let prompt_sets = self.prompt_sets.clone();
         // Cancelled when the time to drain is over: no attempt and no pause outlives it.
         let cancel_processing = CancellationToken::new();
         let _drain_timer = start_drain_timer(
             draining.clone(),
-            Duration::from_secs(self.options.drain_seconds),
+            Duration::from_secs(self.ingest_options.drain_seconds),
             cancel_processing.clone(),
         );
         let embedder = Embedder::start(
             self.encoders.clone(),
             self.prompt_sets,
-            &self.options,
+            &self.ingest_options,
             self.progress.clone(),
         );
         let processor = Arc::new(MessageProcessor {
             decoder: self.decoder,
             dead_letter_writer: self.dead_letter_writer,
             fetcher: self.fetcher,
-            decode_permits: new_decode_permits(self.options.decode_threads),
+            decode_permits: new_decode_permits(self.ingest_options.decode_threads),
             decode_memory_budget: new_decode_memory_budget(&self.decode_options),
             decode_options: self.decode_options,
             encoders: self.encoders,
             embedder,
             progress: self.progress.clone(),
-            cancel: cancel_processing.clone(),
+            processing_cancel: cancel_processing.clone(),
         });
         let sink = Sink::new(
             writer,
-            &self.options,
+            &self.ingest_options,
             self.progress.clone(),
             model_fingerprint,
             prompt_sets,
             cancel_processing.clone(),
         );
-        let mut pipeline = Pipeline::new(source, processor, sink, self.progress, self.options);
+        let mut pipeline =
+            Pipeline::new(source, processor, sink, self.progress, self.ingest_options);
         let result = cancel_processing.run_until_cancelled(pipeline.run(&token, &draining)).await;
         // What did not drain is given up: its next owner processes it again.
         cancel_processing.cancel();

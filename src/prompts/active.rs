@@ -15,7 +15,7 @@ use crate::clip::Encoders;
 pub struct ActivePromptSets(Arc<ArcSwap<Vec<Arc<EmbeddedPromptSet>>>>);
 
 impl ActivePromptSets {
-    /// Creates it with these sets.
+    /// Creates the active prompt sets, initially `sets`.
     pub fn new(sets: Vec<Arc<EmbeddedPromptSet>>) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(sets)))
     }

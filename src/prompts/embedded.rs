@@ -19,7 +19,7 @@ pub struct EmbeddedPromptSet {
     /// Key under which rows store the statistics of this set.
     pub statistics_key: StatisticsKey,
     /// One unit-length embedding per text.
-    pub embeddings: Vec<Vec<f32>>,
+    pub prompt_embeddings: Vec<Vec<f32>>,
     /// The model's logit scale L.
     pub(super) logit_scale: f32,
     /// k of `nnn`.
@@ -41,7 +41,7 @@ impl EmbeddedPromptSet {
         Self {
             prompt_set,
             statistics_key,
-            embeddings,
+            prompt_embeddings: embeddings,
             logit_scale,
             top_k,
             vocabulary: OnceLock::new(),
@@ -56,16 +56,16 @@ impl EmbeddedPromptSet {
 
     /// Returns the raw score of each prompt for an image, from its embedding as stored.
     pub(super) fn score_prompts(&self, image: &Embedding) -> Vec<f32> {
-        score_prompts(image.values(), &self.embeddings)
+        score_prompts(image.values(), &self.prompt_embeddings)
     }
 
     /// Returns the statistics of an image, from the values of its embedding as stored.
-    pub fn statistics_of_values(&self, embedding: &[f32]) -> Option<ScoreStatistics> {
-        self.statistics_from_scores(&score_prompts(embedding, &self.embeddings))
+    pub fn compute_statistics_of_values(&self, embedding: &[f32]) -> Option<ScoreStatistics> {
+        self.statistics_from_scores(&score_prompts(embedding, &self.prompt_embeddings))
     }
 
     /// Returns the statistics of an image, from its embedding as stored.
-    pub fn statistics(&self, image: &Embedding) -> Option<ScoreStatistics> {
+    pub fn compute_statistics(&self, image: &Embedding) -> Option<ScoreStatistics> {
         self.statistics_from_scores(&self.score_prompts(image))
     }
 
@@ -87,7 +87,7 @@ impl EmbeddedPromptSet {
         let texts: Vec<String> =
             indices.iter().map(|i| self.prompt_set.texts[*i].clone()).collect();
         let set = PromptSet { name: name.to_owned(), texts, ..self.prompt_set.clone() };
-        let embeddings = indices.iter().map(|i| self.embeddings[*i].clone()).collect();
+        let embeddings = indices.iter().map(|i| self.prompt_embeddings[*i].clone()).collect();
         Self::from_embeddings(set, embeddings, self.logit_scale, self.top_k)
     }
 
@@ -119,12 +119,12 @@ impl EmbeddedPromptSet {
         }
     }
 
-    /// Finds a set by key, name or name@version, by the same rules as [`PromptSetRecord::find`]: a
+    /// Finds a set by key, name or name@version, by the same rules as [`PromptSetRecord::find_by_selector`]: a
     /// name means its newest version, and among sets of one version the last, which was added
     /// latest.
-    pub fn find<'a>(sets: &'a [Arc<Self>], name: &str) -> Option<&'a Arc<Self>> {
+    pub fn find_by_name<'a>(sets: &'a [Arc<Self>], name: &str) -> Option<&'a Arc<Self>> {
         let matches = |set: &&Arc<Self>| {
-            PromptSetRecord::matches_name(
+            PromptSetRecord::matches_selector(
                 name,
                 &set.statistics_key,
                 &set.prompt_set.name,
@@ -171,15 +171,17 @@ mod tests {
             embedded_set("other", 9, ["a", "d"]),
             embedded_set("mine", 1, ["a", "e"]),
         ];
-        let found =
-            |name: &str| EmbeddedPromptSet::find(&sets, name).map(|set| set.statistics_key.clone());
+        let found = |name: &str| {
+            EmbeddedPromptSet::find_by_name(&sets, name).map(|set| set.statistics_key.clone())
+        };
         assert_eq!(found("mine"), Some(sets[1].statistics_key.clone()));
         assert_eq!(found("mine@2"), Some(sets[1].statistics_key.clone()));
         assert_eq!(found("mine@1"), Some(sets[3].statistics_key.clone()), "added last");
         assert_eq!(found(sets[0].statistics_key.as_str()), Some(sets[0].statistics_key.clone()));
         assert_eq!((found("mine@3"), found("min")), (None, None));
         let records: Vec<PromptSetRecord> = sets.iter().map(|set| set.to_record()).collect();
-        let record = PromptSetRecord::find(&records, "mine").map(|record| record.key.clone());
+        let record =
+            PromptSetRecord::find_by_selector(&records, "mine").map(|record| record.key.clone());
         assert_eq!(record, found("mine"), "records are found by the same rules");
     }
 }

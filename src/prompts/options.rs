@@ -36,7 +36,7 @@ impl PromptOptions {
             problems.push(format!("sets: {} sets; give 1 to 8", self.sets.len()));
         }
         validate::check_range(&mut problems, "top_k", self.top_k as u64, 1, MAX_PROMPTS as u64);
-        let errors = self.sets.iter().filter_map(|set| PromptSet::load(set).err());
+        let errors = self.sets.iter().filter_map(|set| PromptSet::load_builtin_or_file(set).err());
         problems.extend(errors.map(|e| format!("sets: {e}")));
         problems
     }
@@ -50,6 +50,8 @@ pub fn load_configured_sets(
     options
         .sets
         .iter()
-        .map(|name| PromptSet::load(name)?.embed(encoders, options.top_k).map(Arc::new))
+        .map(|name| {
+            PromptSet::load_builtin_or_file(name)?.embed(encoders, options.top_k).map(Arc::new)
+        })
         .collect()
 }

@@ -83,7 +83,7 @@ impl PromptSet {
     }
 
     /// Loads a built-in set by name, or a file by path.
-    pub fn load(name: &str) -> Result<Self, PromptError> {
+    pub fn load_builtin_or_file(name: &str) -> Result<Self, PromptError> {
         if let Some((_, text)) = BUILTIN_SETS.iter().find(|(builtin, _)| *builtin == name) {
             return Self::parse(text, Path::new(name));
         }
@@ -99,7 +99,7 @@ impl PromptSet {
             .map_err(|reason| PromptError::Invalid { file: file.to_owned(), reason })
     }
 
-    /// Loads a built-in set by name. Unlike [`PromptSet::load`], it never reads a file, so that it
+    /// Loads a built-in set by name. Unlike [`PromptSet::load_builtin_or_file`], it never reads a file, so that it
     /// is safe for names from untrusted sources.
     pub fn load_builtin(name: &str) -> Option<Self> {
         let (_, text) = BUILTIN_SETS.iter().find(|(builtin, _)| *builtin == name)?;
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn built_in_sets_are_valid_and_have_the_names_by_which_they_are_loaded() {
         for (name, _) in BUILTIN_SETS {
-            let set = PromptSet::load(name).unwrap();
+            let set = PromptSet::load_builtin_or_file(name).unwrap();
             assert_eq!(set.name, name);
             assert!(set.texts.len() >= 24 && !set.notes.is_empty());
         }
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_fingerprint_depends_on_the_texts_alone() {
-        let set = PromptSet::load("photographs").unwrap();
+        let set = PromptSet::load_builtin_or_file("photographs").unwrap();
         let mut other = set.clone();
         other.notes = "other".into();
         other.texts.reverse();
@@ -198,7 +198,7 @@ mod tests {
                 PromptSet::parse(&format!("{head}{texts}"), Path::new("f.toml")).unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
         }
-        let missing = PromptSet::load("nowhere.toml").unwrap_err().to_string();
+        let missing = PromptSet::load_builtin_or_file("nowhere.toml").unwrap_err().to_string();
         assert!(missing.contains("photographs"), "{missing}");
     }
 }

@@ -65,7 +65,7 @@ pub struct DominatingPrompt {
 /// An image whose scores balancing lowers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PenalisedImage {
-    /// Index of the image among those that were measured.
+    /// Index of the image in the `images` given to [`measure_prompt_set`].
     pub image_index: usize,
     /// By how much balancing lowers a typical raw score for this image more than for the median
     /// image, in units of the raw score. The typical score is the median of the images' strongest
@@ -119,7 +119,7 @@ pub fn measure_prompt_set(
         scale: ScaleConstants::from_catalogue(balance.normaliser, statistics),
         ..*balance
     };
-    let mut strongest_counts = vec![0usize; set.embeddings.len()];
+    let mut strongest_counts = vec![0usize; set.prompt_embeddings.len()];
     for image in &measured {
         strongest_counts[image.strongest] += 1;
     }
@@ -195,11 +195,11 @@ impl PromptSetReport {
 
 /// Returns the pairs of prompts with a cosine above [`NEAR_DUPLICATE_COSINE`], most similar first.
 fn find_near_duplicates(set: &EmbeddedPromptSet, limit: usize) -> Vec<NearDuplicatePair> {
-    let mut pairs: Vec<NearDuplicatePair> = (0..set.embeddings.len())
+    let mut pairs: Vec<NearDuplicatePair> = (0..set.prompt_embeddings.len())
         .into_par_iter()
         .flat_map_iter(|i| {
             (0..i).filter_map(move |j| {
-                let cosine = dot_product(&set.embeddings[i], &set.embeddings[j]);
+                let cosine = dot_product(&set.prompt_embeddings[i], &set.prompt_embeddings[j]);
                 (cosine > NEAR_DUPLICATE_COSINE).then(|| NearDuplicatePair {
                     first: set.prompt_set.texts[j].clone(),
                     second: set.prompt_set.texts[i].clone(),

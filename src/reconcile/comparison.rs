@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::current_rows::read_current_rows;
-use super::difference::{CompareRules, DifferenceKind, Finding, compare_key};
+use super::difference::{CompareRules, DifferenceKind, Finding, compare_images_under_key};
 use super::error::ReconcileError;
 use super::images::{IdScheme, TableImage, TableImageStatus};
 use super::listing::{ListingSource, read_sorted_listing};
@@ -26,14 +26,14 @@ use crate::table::Generation;
 use crate::telemetry::event;
 
 /// Objects that are checked concurrently before their deletes are sent.
-const MAX_CONCURRENT_CHECKS: usize = 32;
+const MAX_CONCURRENT_ABSENCE_CHECKS: usize = 32;
 
 /// The result of a comparison, with the events that repair the differences.
 pub struct Comparison {
     /// Counts of what was compared.
     pub report: ReconcileReport,
     /// Lines of JSON, each an array of a key and the event that repairs it.
-    pub(super) events: BufReader<File>,
+    pub(super) repair_event_lines: BufReader<File>,
     temp_folder: String,
     /// The store that was listed, to check an object before its delete is sent; `None` for a list.
     listed_store: Option<Store>,
@@ -105,7 +105,7 @@ pub async fn compare_with_listing(
     );
     Ok(Comparison {
         report,
-        events: BufReader::new(events),
+        repair_event_lines: BufReader::new(events),
         temp_folder,
         listed_store,
         sequence_not_time_example,
@@ -146,19 +146,20 @@ impl Comparison {
             };
             match listed_store {
                 Some(store) if event.operation == Operation::Delete => {
-                    Ok(is_absent(store, &key).await?.then_some(event).ok_or(key))
+                    Ok(is_object_absent(store, &key).await?.then_some(event).ok_or(key))
                 }
                 _ => Ok(Ok(event)),
             }
         };
-        let events =
-            stream::iter(self.events.lines()).map(read_event).buffered(MAX_CONCURRENT_CHECKS);
+        let events = stream::iter(self.repair_event_lines.lines())
+            .map(read_event)
+            .buffered(MAX_CONCURRENT_ABSENCE_CHECKS);
         Ok(publisher.send_all(events, token, on_event).await?)
     }
 }
 
 /// Whether no object has the key `key`, by a request for that object.
-pub(super) async fn is_absent(store: &Store, key: &str) -> Result<bool, StoreError> {
+pub(super) async fn is_object_absent(store: &Store, key: &str) -> Result<bool, StoreError> {
     // No object can have a key that the store does not allow.
     let Ok(path) = object_store::path::Path::parse(key) else { return Ok(true) };
     match store.object_store().head(&path).await {
@@ -219,9 +220,14 @@ fn merge_and_compare(
             }
         }
         let key = String::from_utf8_lossy(&key);
-        for finding in
-            compare_key(&key, listed_image, &table_images, &id_scheme, rules, &mut report)
-        {
+        for finding in compare_images_under_key(
+            &key,
+            listed_image,
+            &table_images,
+            &id_scheme,
+            rules,
+            &mut report,
+        ) {
             match &finding.event {
                 Some(event) => {
                     report.delete_events +=

@@ -60,7 +60,7 @@ pub struct Finding {
 
 /// Compares the listed image of one key with the images that the table knows under it. Adds to the
 /// counts of `report`.
-pub(super) fn compare_key(
+pub(super) fn compare_images_under_key(
     key: &str,
     listed: Option<ListedImage>,
     table_images: &[TableImage],
@@ -72,22 +72,23 @@ pub(super) fn compare_key(
         table_images.iter().filter(|image| image.status == TableImageStatus::Present).collect();
     report.stored += present.len() as u64;
     match listed {
-        None => {
-            present.into_iter().filter_map(|image| check_removed(image, rules, report)).collect()
-        }
+        None => present
+            .into_iter()
+            .filter_map(|image| check_removed_image(image, rules, report))
+            .collect(),
         Some(listed) => {
             report.listed += 1;
             if present.is_empty() {
-                return check_new(key, &listed, table_images, id_scheme, rules, report)
+                return check_new_image(key, &listed, table_images, id_scheme, rules, report)
                     .into_iter()
                     .collect();
             }
             let changed = present.into_iter().filter_map(|image| {
-                let check = check_changed(&listed, image, rules);
+                let check = check_changed_image(&listed, image, rules);
                 match &check {
-                    ChangeCheck::Same => report.unchanged += 1,
-                    ChangeCheck::Recent => report.too_recent += 1,
-                    ChangeCheck::Changed(_) => report.changed += 1,
+                    ChangeCheckResult::Same => report.unchanged += 1,
+                    ChangeCheckResult::Recent => report.too_recent += 1,
+                    ChangeCheckResult::Changed(_) => report.changed += 1,
                 }
                 check.into_finding()
             });
@@ -97,13 +98,13 @@ pub(super) fn compare_key(
 }
 
 /// Result of comparing a listed image with its stored version.
-enum ChangeCheck {
+enum ChangeCheckResult {
     Same,
     Recent,
     Changed(Box<Finding>),
 }
 
-impl ChangeCheck {
+impl ChangeCheckResult {
     fn into_finding(self) -> Option<Finding> {
         match self {
             Self::Changed(finding) => Some(*finding),
@@ -113,7 +114,7 @@ impl ChangeCheck {
 }
 
 /// Checks a listed image that is not stored under its key.
-fn check_new(
+fn check_new_image(
     key: &str,
     listed: &ListedImage,
     table_images: &[TableImage],
@@ -122,7 +123,7 @@ fn check_new(
     report: &mut ReconcileReport,
 ) -> Option<Finding> {
     let deleted = table_images.iter().find(|image| image.status == TableImageStatus::Deleted);
-    if table_images.iter().any(|image| image.status == TableImageStatus::Elsewhere) {
+    if table_images.iter().any(|image| image.status == TableImageStatus::FetchedElsewhere) {
         report.id_conflicts += 1;
         return None;
     }
@@ -185,7 +186,7 @@ fn check_new(
                 report.deleted += 1;
                 return None;
             }
-            new_finding(key, event.uri.as_ref(), rules.listed_event(event))
+            new_finding(key, event.uri.as_ref(), rules.require_acceptable_event(event))
         }
     };
     report.new += 1;
@@ -193,17 +194,21 @@ fn check_new(
 }
 
 /// Checks whether a stored image differs from the listed one.
-fn check_changed(listed: &ListedImage, image: &TableImage, rules: &CompareRules) -> ChangeCheck {
+fn check_changed_image(
+    listed: &ListedImage,
+    image: &TableImage,
+    rules: &CompareRules,
+) -> ChangeCheckResult {
     let (reason, repair) = match listed {
-        ListedImage::Object { modified_at, bytes, .. } => {
+        ListedImage::Object { modified_at, size_bytes: bytes, .. } => {
             let modified_at = modified_at.trunc_subsecs(6);
-            let other_size = image.bytes.filter(|stored| stored != bytes);
+            let other_size = image.size_bytes.filter(|stored| stored != bytes);
             let is_later = modified_at > image.event_time + rules.time_tolerance;
             if !is_later && other_size.is_none() {
-                return ChangeCheck::Same;
+                return ChangeCheckResult::Same;
             }
             if rules.is_recent(modified_at) || rules.is_recent(image.event_time) {
-                return ChangeCheck::Recent;
+                return ChangeCheckResult::Recent;
             }
             let reason = match other_size {
                 Some(stored) => format!("has {bytes} bytes, but {stored} bytes are stored"),
@@ -228,31 +233,31 @@ fn check_changed(listed: &ListedImage, image: &TableImage, rules: &CompareRules)
             });
             (reason, repair)
         }
-        ListedImage::Id => return ChangeCheck::Same,
+        ListedImage::Id => return ChangeCheckResult::Same,
         ListedImage::Event(event, sequence) => {
             if !rules.is_newer(event, sequence, image) {
-                return ChangeCheck::Same;
+                return ChangeCheckResult::Same;
             }
             if event.event_time.is_some_and(|time| rules.is_recent(time)) {
-                return ChangeCheck::Recent;
+                return ChangeCheckResult::Recent;
             }
-            ("the list has a later version".into(), rules.listed_event(event))
+            ("the list has a later version".into(), rules.require_acceptable_event(event))
         }
     };
     let repair = repair.map(|event| ImageEvent { image_id: image.image_id.clone(), ..event });
     let finding =
         Finding::new(DifferenceKind::Changed, &image.image_id, image.uri.as_ref(), reason, repair);
-    ChangeCheck::Changed(Box::new(finding))
+    ChangeCheckResult::Changed(Box::new(finding))
 }
 
 /// Checks a stored image that is not listed.
-fn check_removed(
+fn check_removed_image(
     image: &TableImage,
     rules: &CompareRules,
     report: &mut ReconcileReport,
 ) -> Option<Finding> {
     // Events may be dated long before they arrive: check when the image was stored, too.
-    if rules.is_recent(image.event_time) || rules.is_recent(image.stored_at) {
+    if rules.is_recent(image.event_time) || rules.is_recent(image.embedded_at) {
         report.too_recent += 1;
         return None;
     }
@@ -265,7 +270,7 @@ fn check_removed(
         ),
         _ => rules.require_time_sequence(Some(image), || {
             let event =
-                rules.event_template.base_event("", Operation::Delete, rules.listing_started_at);
+                rules.event_template.event_without_content("", Operation::Delete, rules.listing_started_at);
             ImageEvent { image_id: image.image_id.clone(), ..event }
         }),
     };
@@ -328,7 +333,7 @@ impl CompareRules {
     }
 
     /// Returns a listed event unchanged; if workers would reject it, why.
-    fn listed_event(&self, event: &ImageEvent) -> Result<ImageEvent, String> {
+    fn require_acceptable_event(&self, event: &ImageEvent) -> Result<ImageEvent, String> {
         match event.event_time {
             Some(time) if self.is_past_tombstone_retention(time) => Err(format!(
                 "is dated {}, before the time for which deletes are remembered (maintenance.tombstone_retention_days); list a later version",
@@ -398,9 +403,9 @@ mod tests {
             sequence: SequenceKey::from_time(time_at(seconds)).unwrap(),
             event_time: time_at(seconds),
             has_event_time: true,
-            stored_at: time_at(seconds),
+            embedded_at: time_at(seconds),
             uri: Some("s3://b/a.jpg".into()),
-            bytes: Some(7),
+            size_bytes: Some(7),
             attributes: [("size".to_owned(), "3".to_owned())].into(),
         }
     }
@@ -408,7 +413,12 @@ mod tests {
     #[expect(clippy::unnecessary_wraps, reason = "tests pass it as the optional listed image")]
     fn listed_object(seconds: i64, bytes: u64) -> Option<ListedImage> {
         let uri = "s3://b/a.jpg".to_owned();
-        Some(ListedImage::Object { uri, modified_at: time_at(seconds), bytes, is_image: true })
+        Some(ListedImage::Object {
+            uri,
+            modified_at: time_at(seconds),
+            size_bytes: bytes,
+            is_image: true,
+        })
     }
 
     fn compare_one(
@@ -419,7 +429,7 @@ mod tests {
         let mut report = ReconcileReport::default();
         let id_scheme = IdScheme::default();
         let mut findings =
-            compare_key("a.jpg", listed, table_images, &id_scheme, rules, &mut report);
+            compare_images_under_key("a.jpg", listed, table_images, &id_scheme, rules, &mut report);
         assert!(findings.len() <= 1);
         (findings.pop(), report)
     }
@@ -490,7 +500,7 @@ mod tests {
             (
                 None,
                 vec![TableImage {
-                    stored_at: time_at(10_001),
+                    embedded_at: time_at(10_001),
                     ..table_image(TableImageStatus::Present, 50)
                 }],
             ),
@@ -526,7 +536,7 @@ mod tests {
     fn an_id_of_an_image_from_another_address_is_a_conflict() {
         let (finding, report) = compare_one(
             listed_object(60, 7),
-            &[table_image(TableImageStatus::Elsewhere, 50)],
+            &[table_image(TableImageStatus::FetchedElsewhere, 50)],
             &compare_rules(VersionOrdering::EventTime),
         );
         assert_eq!((finding, report.id_conflicts), (None, 1));
@@ -536,7 +546,7 @@ mod tests {
     fn new_objects_are_unrepairable_when_most_ids_are_custom() {
         let id_scheme = IdScheme { custom_id_example: Some(("SKU-1".into(), "b.jpg".into())) };
         let rules = compare_rules(VersionOrdering::EventTime);
-        let finding = compare_key(
+        let finding = compare_images_under_key(
             "a.jpg",
             listed_object(5, 7),
             &[],
@@ -556,7 +566,11 @@ mod tests {
         let listed = |seconds| {
             let event = ImageEvent {
                 uri: Some("s3://b/a.jpg".into()),
-                ..rules.event_template.base_event("a", Operation::Upsert, time_at(seconds))
+                ..rules.event_template.event_without_content(
+                    "a",
+                    Operation::Upsert,
+                    time_at(seconds),
+                )
             };
             Some(ListedImage::Event(Box::new(event), SequenceKey::from_number(0)))
         };
@@ -628,7 +642,7 @@ mod tests {
             let event = ImageEvent {
                 uri: Some("s3://b/a.jpg".into()),
                 sequence: Some(sequence),
-                ..rules.event_template.base_event("a", Operation::Upsert, time_at(60))
+                ..rules.event_template.event_without_content("a", Operation::Upsert, time_at(60))
             };
             Some(ListedImage::Event(Box::new(event), SequenceKey::from_number(sequence)))
         };

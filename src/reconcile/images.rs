@@ -16,7 +16,7 @@ pub enum ListedImage {
         /// Time of the last change.
         modified_at: DateTime<Utc>,
         /// Size of the object.
-        bytes: u64,
+        size_bytes: u64,
         /// Whether its extension is that of an image.
         is_image: bool,
     },
@@ -40,11 +40,11 @@ pub struct TableImage {
     /// Whether the event states its time.
     pub has_event_time: bool,
     /// When the row was embedded, shortly before it was stored.
-    pub stored_at: DateTime<Utc>,
+    pub embedded_at: DateTime<Utc>,
     /// Address of the image; `None` if it is deleted, or its event contained it.
     pub uri: Option<String>,
     /// Size of the image as fetched; `None` if it is deleted.
-    pub bytes: Option<u64>,
+    pub size_bytes: Option<u64>,
     /// Stored attributes.
     pub attributes: Attributes,
 }
@@ -57,7 +57,7 @@ pub enum TableImageStatus {
     /// It was deleted.
     Deleted,
     /// It has the id that an object with this key would get, but was fetched from another address.
-    Elsewhere,
+    FetchedElsewhere,
 }
 
 impl TableImage {

@@ -55,7 +55,7 @@ pub(super) async fn read_sorted_listing(
                 let listed = ListedImage::Object {
                     uri: object.uri.into(),
                     modified_at: object.last_modified,
-                    bytes: object.size_bytes,
+                    size_bytes: object.size_bytes,
                     is_image: object.is_image,
                 };
                 sorter.push(object.key.as_bytes(), &to_json_bytes(&listed)).map_err(temp_error)?;
@@ -102,7 +102,7 @@ fn parse_list_line(line: &str, decoder: &Decoder) -> Result<(String, ListedImage
         }
         (event, SequenceKey::from_number(0))
     } else {
-        publish::parse_line(line, decoder)?
+        publish::parse_event_line(line, decoder)?
     };
     if event.operation == Operation::Delete {
         return Err("operation: is delete; a list contains only existing images".into());

@@ -39,7 +39,7 @@ impl StoredScope {
         let mut sorter = ExternalSorter::new(folder, SORT_MEMORY_BYTES);
         let (mut key_ids, mut custom_ids, mut custom_id_example) = (0u64, 0u64, None);
         for row in rows {
-            for (key, image) in self.images_by_key(&row?) {
+            for (key, image) in self.keyed_images_of_row(&row?) {
                 sorter.push(key.as_bytes(), &to_json_bytes(&image))?;
                 match self {
                     Self::BelowUrl { id_prefix, .. }
@@ -61,16 +61,16 @@ impl StoredScope {
     }
 
     /// Returns the keys under which the image of a row is compared, at most two.
-    fn images_by_key(&self, row: &InventoryEntry) -> Vec<(String, TableImage)> {
+    fn keyed_images_of_row(&self, row: &InventoryEntry) -> Vec<(String, TableImage)> {
         let image_with_status = |status| TableImage {
             image_id: row.image_id.clone(),
             status,
             sequence: row.version.sequence.clone(),
             event_time: row.event_time.unwrap_or(row.version.embedded_at),
             has_event_time: row.event_time.is_some(),
-            stored_at: row.version.embedded_at,
+            embedded_at: row.version.embedded_at,
             uri: row.uri.clone(),
-            bytes: row.bytes,
+            size_bytes: row.bytes,
             attributes: row.attributes.clone(),
         };
         let deleted = row.version.deleted;
@@ -87,9 +87,12 @@ impl StoredScope {
             Self::BelowUrl { url, id_prefix } => {
                 let key_of_id = row.image_id.strip_prefix(id_prefix.as_str()).map(str::to_owned);
                 let uri = row.uri.as_deref().filter(|_| !deleted);
-                let key_of_uri = uri.and_then(|uri| key_below(url, uri));
-                let status =
-                    if deleted { TableImageStatus::Deleted } else { TableImageStatus::Elsewhere };
+                let key_of_uri = uri.and_then(|uri| key_below_url(url, uri));
+                let status = if deleted {
+                    TableImageStatus::Deleted
+                } else {
+                    TableImageStatus::FetchedElsewhere
+                };
                 let other_key = key_of_id.filter(|key| key_of_uri.as_ref() != Some(key));
                 let other = other_key.map(|key| (key, image_with_status(status)));
                 key_of_uri
@@ -103,7 +106,7 @@ impl StoredScope {
 }
 
 /// Returns the key of `uri` below the URL `base`; `None` if it is not below it.
-pub(super) fn key_below(base: &Url, uri: &str) -> Option<String> {
+pub(super) fn key_below_url(base: &Url, uri: &str) -> Option<String> {
     let uri = Url::parse(uri).ok()?;
     let scheme =
         |url: &Url| if url.scheme() == "s3a" { "s3".into() } else { url.scheme().to_owned() };

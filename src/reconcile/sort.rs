@@ -22,7 +22,7 @@ pub struct ExternalSorter {
     /// Keys and values of the run in memory, concatenated.
     arena: Vec<u8>,
     /// Start of each pair in the arena, and the lengths of its key and value.
-    pairs: Vec<(usize, u32, u32)>,
+    pair_positions: Vec<(usize, u32, u32)>,
     /// Sorted runs on disk.
     runs: Vec<File>,
     max_runs: usize,
@@ -36,7 +36,7 @@ impl ExternalSorter {
             temp_folder: folder.to_owned(),
             memory_limit_bytes,
             arena: Vec::new(),
-            pairs: Vec::new(),
+            pair_positions: Vec::new(),
             runs: Vec::new(),
             max_runs: MAX_RUNS,
         }
@@ -49,10 +49,10 @@ impl ExternalSorter {
             u32::try_from(key.len()).map_err(too_long)?,
             u32::try_from(value.len()).map_err(too_long)?,
         );
-        self.pairs.push((self.arena.len(), lengths.0, lengths.1));
+        self.pair_positions.push((self.arena.len(), lengths.0, lengths.1));
         self.arena.extend_from_slice(key);
         self.arena.extend_from_slice(value);
-        if self.arena.len() + self.pairs.len() * size_of::<(usize, u32, u32)>()
+        if self.arena.len() + self.pair_positions.len() * size_of::<(usize, u32, u32)>()
             >= self.memory_limit_bytes
         {
             self.spill()?;
@@ -62,7 +62,7 @@ impl ExternalSorter {
 
     /// Writes the pairs in memory as a run; merges all runs if there are too many.
     fn spill(&mut self) -> io::Result<()> {
-        if self.pairs.is_empty() {
+        if self.pair_positions.is_empty() {
             return Ok(());
         }
         let arena = &self.arena;
@@ -70,15 +70,15 @@ impl ExternalSorter {
             let middle = start + key as usize;
             (&arena[start..middle], &arena[middle..middle + value as usize])
         };
-        self.pairs.sort_unstable_by(|a, b| key_and_value(a).cmp(&key_and_value(b)));
+        self.pair_positions.sort_unstable_by(|a, b| key_and_value(a).cmp(&key_and_value(b)));
         let mut run = BufWriter::new(tempfile::tempfile_in(&self.temp_folder)?);
-        for pair in &self.pairs {
+        for pair in &self.pair_positions {
             let (key, value) = key_and_value(pair);
             write_pair(&mut run, key, value)?;
         }
         self.runs.push(finish_run(run)?);
         self.arena.clear();
-        self.pairs.clear();
+        self.pair_positions.clear();
         if self.runs.len() >= self.max_runs {
             let mut merged = BufWriter::new(tempfile::tempfile_in(&self.temp_folder)?);
             for pair in SortedPairs::from_runs(std::mem::take(&mut self.runs))? {

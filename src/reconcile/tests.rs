@@ -11,8 +11,8 @@ use object_store::ObjectStoreExt;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::comparison::is_absent;
-use super::scope::key_below;
+use super::comparison::is_object_absent;
+use super::scope::key_below_url;
 use super::{CompareRules, ListingSource, ReconcileReport, compare_with_listing};
 use crate::ingest::source::{self, Decoder, ImageEvent};
 use crate::publish::{self, EventTemplate};
@@ -38,7 +38,7 @@ fn stored_row(id: &str, uri: Option<String>, time: DateTime<Utc>, bytes: u64) ->
         image: uri.map(|uri| StoredImage {
             uri: Some(uri),
             content_hash: "00ff".into(),
-            bytes,
+            byte_size: bytes,
             width: 1,
             height: 1,
             attributes: Attributes::new(),
@@ -104,7 +104,7 @@ async fn run_comparison(
         let (_, event): (String, ImageEvent) = serde_json::from_str(&line.unwrap()).unwrap();
         event
     };
-    let events = comparison.events.lines().map(event).collect();
+    let events = comparison.repair_event_lines.lines().map(event).collect();
     (comparison.report, events)
 }
 
@@ -198,8 +198,8 @@ async fn objects_missing_from_a_listing_are_checked_before_deletion() {
     let store = Store::in_memory();
     let put = object_store::PutPayload::from_static(b"1");
     store.object_store().put(&"a/1.jpg".into(), put).await.unwrap();
-    assert!(!is_absent(&store, "a/1.jpg").await.unwrap());
-    assert!(is_absent(&store, "a/2.jpg").await.unwrap());
+    assert!(!is_object_absent(&store, "a/1.jpg").await.unwrap());
+    assert!(is_object_absent(&store, "a/2.jpg").await.unwrap());
 }
 
 #[tokio::test]
@@ -284,7 +284,7 @@ fn keys_are_found_below_a_url_whatever_the_encoding() {
         ("s3://bucket/a%20b", None),
         ("nonsense", None),
     ] {
-        assert_eq!(key_below(&base, uri).as_deref(), key, "{uri}");
+        assert_eq!(key_below_url(&base, uri).as_deref(), key, "{uri}");
     }
 }
 

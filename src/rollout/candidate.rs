@@ -22,12 +22,12 @@ pub struct CandidateSpec {
     /// Name of the configuration.
     pub name: String,
     /// Whether it searches the standby generation instead of the live one.
-    pub standby: bool,
+    pub use_standby_generation: bool,
     /// Key, name or name@version of a prompt set of its generation.
     pub prompt_set: Option<String>,
     /// Normaliser of the scores.
     pub normaliser: Option<Normaliser>,
-    /// Weight of the balanced score, 0 to 1.
+    /// Weight of the normalised score in the balanced score, 0 to 1.
     pub weight: Option<f32>,
     /// λ of `nnn`.
     pub lambda: Option<f32>,
@@ -68,7 +68,7 @@ pub async fn set_candidate(
         .as_ref()
         .zip(previous)
         .is_some_and(|(standby, previous)| standby.generation.id == previous.generation);
-    let generation = match (&newest.standby, spec.standby || was_on_standby) {
+    let generation = match (&newest.standby, spec.use_standby_generation || was_on_standby) {
         (_, false) => newest.live.clone(),
         (Some(standby), true) => standby.generation.clone(),
         (None, true) => {
@@ -79,14 +79,14 @@ pub async fn set_candidate(
         }
     };
     let sets = newest.prompt_sets_of_generation(&generation.id).unwrap_or_default();
-    let reindex = reindex_command(&newest, &generation.id);
+    let reindex = reindex_statistics_command(&newest, &generation.id);
     let previous = previous.filter(|previous| previous.generation == generation.id);
     // Keys differ between models, so the live configuration's set is looked up by name and version.
     let live_set = newest.find_prompt_set(newest.serving.prompt_set.as_str());
     let live_set = live_set.map(|set| format!("{}@{}", set.name, set.version));
     let previous_set = previous.map(|previous| previous.serving.prompt_set.as_str().to_owned());
     let name = spec.prompt_set.clone().or(previous_set).or(live_set).unwrap_or_default();
-    let set = PromptSetRecord::find(sets, &name).map(|set| set.key.clone()).ok_or_else(|| {
+    let set = PromptSetRecord::find_by_selector(sets, &name).map(|set| set.key.clone()).ok_or_else(|| {
         let stored_keys: Vec<&str> = sets.iter().map(|set| set.key.as_str()).collect();
         refused(format!(
             "--prompt-set: {name:?} is not stored in generation {}; stored are {}; {reindex} adds one",
@@ -107,7 +107,9 @@ pub async fn set_candidate(
     let serving = match unchanged {
         Some(unchanged) => unchanged.serving.clone(),
         None => ServingConfig {
-            scale: Some(freeze_scale(catalogue, &generation, &set, normaliser, &reindex).await?),
+            scale: Some(
+                compute_scale_constants(catalogue, &generation, &set, normaliser, &reindex).await?,
+            ),
             prompt_set: set,
             normaliser,
             weight,
@@ -151,7 +153,7 @@ pub async fn set_candidate(
 }
 
 /// Computes the scale constants of a normaliser from the present images of `generation`.
-async fn freeze_scale(
+async fn compute_scale_constants(
     catalogue: &Store,
     generation: &Generation,
     set: &StatisticsKey,
@@ -162,18 +164,18 @@ async fn freeze_scale(
         return Ok(ScaleConstants::default());
     }
     let live = BackfillSource::open(catalogue, generation).await?.read_live_statistics(set).await?;
-    if live.live_images == 0 || live.statistics.len() < live.live_images {
+    if live.live_image_count == 0 || live.statistics.len() < live.live_image_count {
         return Err(RolloutError::Refused(format!(
             "{} of {} live images have the statistics of {set}; run {reindex_command} first, so that the scale is taken from all of them",
             live.statistics.len(),
-            live.live_images
+            live.live_image_count
         )));
     }
     Ok(ScaleConstants::from_catalogue(normaliser, live.statistics.into_iter()))
 }
 
 /// Returns the command that adds a prompt set and its statistics to `generation`.
-pub fn reindex_command(state: &CatalogueState, generation: &str) -> String {
+pub fn reindex_statistics_command(state: &CatalogueState, generation: &str) -> String {
     match &state.standby {
         Some(standby) if standby.generation.id == generation => format!(
             "`bsap reindex statistics` with model.checkpoint = {:?} (BSAP_MODEL__CHECKPOINT)",

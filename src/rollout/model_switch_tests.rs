@@ -53,7 +53,7 @@ fn stored_row(model: &HashEncoders, id: u64) -> ImageRow {
         sample_row(&format!("i{id}"), 1, Some(clip_like_embedding(id, model.card.dimension)));
     let image = row.image.as_mut().unwrap();
     let set = embedded_prompt_set(model);
-    let statistics = set.statistics(&image.embedding).unwrap();
+    let statistics = set.compute_statistics(&image.embedding).unwrap();
     image.statistics = [(set.statistics_key.clone(), statistics)].into_iter().collect();
     row
 }
@@ -138,7 +138,7 @@ fn assert_answered_by_one_model(text: &str, results: &SearchResults, models: &[A
     );
     let query = model.embed_bytes(text.as_bytes());
     for hit in &results.hits {
-        let id: u64 = hit.image.image_id.as_str()[1..].parse().unwrap();
+        let id: u64 = hit.image_metadata.image_id.as_str()[1..].parse().unwrap();
         let image = Embedding::from_unit_vector(&clip_like_embedding(id, model.card.dimension));
         let raw: f32 = query.iter().zip(image.values()).map(|(a, b)| a * b).sum();
         assert!((raw - hit.raw_score).abs() < 1e-4, "{raw} {}", hit.raw_score);
@@ -148,7 +148,7 @@ fn assert_answered_by_one_model(text: &str, results: &SearchResults, models: &[A
 fn candidate_spec(traffic_share: f32, shadow_share: f32) -> CandidateSpec {
     CandidateSpec {
         name: "large".into(),
-        standby: true,
+        use_standby_generation: true,
         traffic_share,
         shadow_share,
         ..CandidateSpec::default()
@@ -159,7 +159,7 @@ fn promotion_rules(max_missing: u64) -> PromotionRules<'static> {
     PromotionRules {
         propagation_delay: Duration::ZERO,
         grace_period: Duration::ZERO,
-        max_missing,
+        max_differing_images: max_missing,
         temp_folder: Path::new("/tmp"),
     }
 }
@@ -190,7 +190,7 @@ async fn models_are_switched_and_back_while_queries_run() {
                 let results = run_search(&engines, query).await.expect("no query fails");
                 assert_answered_by_one_model(&text, &results, &models);
                 let answered_by =
-                    (results.serving_snapshot.generation_id.clone(), results.configuration);
+                    (results.serving_snapshot.generation_id.clone(), results.configuration_name);
                 *answers.entry(answered_by).or_default() += 1;
             }
             answers
@@ -220,12 +220,12 @@ async fn models_are_switched_and_back_while_queries_run() {
     let query = |configuration: Option<&str>| Query {
         input: "query 1".into(),
         k: Some(20),
-        configuration: configuration.map(Into::into),
+        requested_configuration: configuration.map(Into::into),
         ..Query::default()
     };
     let by_name = run_search(&engines, query(Some("candidate"))).await.unwrap();
     assert_eq!(
-        (by_name.configuration.as_str(), &by_name.serving_snapshot.generation_id),
+        (by_name.configuration_name.as_str(), &by_name.serving_snapshot.generation_id),
         ("large", &generation(new).id)
     );
     let vector = Query {
@@ -234,7 +234,7 @@ async fn models_are_switched_and_back_while_queries_run() {
         ..query(None)
     };
     assert_eq!(
-        run_search(&engines, vector).await.unwrap().configuration,
+        run_search(&engines, vector).await.unwrap().configuration_name,
         "initial",
         "a vector is of the live model"
     );
@@ -254,7 +254,7 @@ async fn models_are_switched_and_back_while_queries_run() {
     wait_for_replicas(&store, live.revision, TEST_TIMEOUT, &cancel).await.unwrap();
     let results = run_search(&engines, query(None)).await.unwrap();
     assert_eq!(
-        (results.configuration.as_str(), &results.serving_snapshot.generation_id),
+        (results.configuration_name.as_str(), &results.serving_snapshot.generation_id),
         ("large", &generation(new).id)
     );
     // The next page of an earlier search comes from the generation of its first page.
@@ -275,7 +275,7 @@ async fn models_are_switched_and_back_while_queries_run() {
     wait_for_replicas(&store, back.revision, TEST_TIMEOUT, &cancel).await.unwrap();
     let results = run_search(&engines, query(None)).await.unwrap();
     assert_eq!(
-        (results.configuration.as_str(), &results.serving_snapshot.generation_id),
+        (results.configuration_name.as_str(), &results.serving_snapshot.generation_id),
         ("initial", &generation(old).id)
     );
 
@@ -306,11 +306,11 @@ async fn queries_by_an_image_that_only_the_live_generation_has_are_answered_by_i
     let similar_to = |id: &str, configuration: Option<&str>| Query {
         input: QueryInput::ImageId(id.into()),
         traffic_key: Some("user".into()),
-        configuration: configuration.map(Into::into),
+        requested_configuration: configuration.map(Into::into),
         ..Query::default()
     };
     let answering_configuration =
-        async |query| run_search(&engines, query).await.map(|results| results.configuration);
+        async |query| run_search(&engines, query).await.map(|results| results.configuration_name);
     assert_eq!(answering_configuration(similar_to("i28", None)).await.unwrap(), "large");
     assert_eq!(answering_configuration(similar_to("i29", None)).await.unwrap(), "initial");
     for (id, configuration) in [("i29", Some("large")), ("i30", None)] {
@@ -347,7 +347,7 @@ async fn a_query_worker_without_the_candidate_model_reports_it_and_keeps_answeri
     assert!(problem.contains("search.standby_checkpoint"), "{problem}");
     let query =
         Query { input: "query".into(), traffic_key: Some("user".into()), ..Query::default() };
-    assert_eq!(run_search(&engines, query).await.unwrap().configuration, "initial");
+    assert_eq!(run_search(&engines, query).await.unwrap().configuration_name, "initial");
     cancel.cancel();
 }
 
@@ -359,7 +359,7 @@ async fn a_rollback_to_another_model_reports_missing_images() {
     promote(&store, state.revision, "old checkpoint", "test").await.unwrap();
     // The workers of the old model are stopped, those of the new one continue.
     append_images(&store, &new, IMAGE_COUNT, IMAGE_COUNT + 2).await;
-    let plan = RollbackPlan::load(&store).await.unwrap();
+    let plan = RollbackPlan::prepare(&store).await.unwrap();
     assert_eq!(plan.target_generation(), &generation(&old));
     let gap = plan
         .compare_generations(&store, Path::new("/tmp"), Duration::ZERO, Utc::now())
@@ -412,7 +412,7 @@ async fn the_standby_generation_has_its_own_prompt_sets() {
         propagation_delay: Duration::ZERO,
     };
     let result = backfill.run(&|_, _| {}, &CancellationToken::new()).await.unwrap();
-    assert!(result.complete && result.measured_rows == IMAGE_COUNT as usize, "{result:?}");
+    assert!(result.is_complete && result.measured_row_count == IMAGE_COUNT as usize, "{result:?}");
     set_candidate(&store, &spec, "test").await.unwrap();
     let check = check_promotion(&store, &promotion_rules(0), Utc::now()).await.unwrap();
     assert_eq!(check.blockers, Vec::<String>::new());

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::candidate::reindex_command;
+use super::candidate::reindex_statistics_command;
 use super::error::RolloutError;
 use super::newest_state::load_newest_state;
 use crate::backfill::GenerationGap;
@@ -55,13 +55,13 @@ pub struct PromotionRules<'a> {
     /// How long after the live generation got a row the candidate's generation may lack it.
     pub grace_period: Duration,
     /// Maximum number of images in which the candidate's generation may differ from the live one.
-    pub max_missing: u64,
+    pub max_differing_images: u64,
     /// Folder of temporary files for the comparison of generations.
     pub temp_folder: &'a Path,
 }
 
 /// Checks whether the candidate can be promoted: its generation has the live images, its statistics
-/// are complete, its scale is frozen, an evaluation supports it, and it has answered queries. Fails
+/// are complete, and its scale is frozen; what is not fulfilled becomes a blocker. Only warns if no evaluation supports the candidate, or if it has neither a share of the traffic nor of shadow queries. Fails
 /// if there is no candidate.
 pub async fn check_promotion(
     catalogue: &Store,
@@ -93,7 +93,7 @@ pub async fn check_promotion(
         let summary = gap.summary(&candidate_generation.id);
         // Extra images count too: searches would find them, although they may be deleted.
         let difference_count = gap.out_of_date_count() + gap.extra;
-        if difference_count > rules.max_missing {
+        if difference_count > rules.max_differing_images {
             blockers.push(format!(
                 "{summary}; are workers of {} running? `bsap reindex model` requests what is missing, `bsap dead-letters` and `bsap status` show what failed or waits",
                 candidate_generation.model_name
@@ -113,13 +113,13 @@ pub async fn check_promotion(
     let propagation_delay = rules.propagation_delay;
     let key = &candidate.serving.prompt_set;
     let sets = state.prompt_sets_of_generation(&candidate_generation.id).unwrap_or_default();
-    let reindex = reindex_command(&state, &candidate_generation.id);
+    let reindex = reindex_statistics_command(&state, &candidate_generation.id);
     match sets.iter().find(|set| set.key == *key) {
         None => blockers.push(format!("the prompt set {key} is not stored; {reindex} adds it")),
         Some(set) => {
             let (_, coverage) = BackfillSource::open(catalogue, &candidate_generation)
                 .await?
-                .list_pending_files(key)
+                .list_pending_files_and_coverage(key)
                 .await?;
             if !coverage.is_complete() {
                 blockers.push(format!(
@@ -186,10 +186,10 @@ pub async fn wait_for_replicas(
     loop {
         let now = Utc::now();
         let mut readiness = ReplicaReadiness::default();
-        for report in reports.list(now).await? {
+        for report in reports.list_and_remove_expired(now).await? {
             if report.is_stale(now) {
                 readiness.unresponsive.push(report);
-            } else if report.serves_revision(revision) {
+            } else if report.serves_revision_or_later(revision) {
                 readiness.ready.push(report);
             } else {
                 readiness.not_ready.push(report);

@@ -23,25 +23,29 @@ pub struct RollbackPlan {
     /// The newest revision when the plan was made.
     base_revision: u64,
     /// The live generation of that revision.
-    live: Generation,
+    live_generation: Generation,
     /// The revision whose configuration is restored.
-    target: CatalogueState,
+    target_state: CatalogueState,
 }
 
 impl RollbackPlan {
     /// Finds the revision to restore; refused if nothing was promoted, or if its generation is no
     /// longer filled.
-    pub async fn load(catalogue: &Store) -> Result<Self, RolloutError> {
+    pub async fn prepare(catalogue: &Store) -> Result<Self, RolloutError> {
         let states = StateStore::new(catalogue);
         let newest = load_newest_state(&states, catalogue).await?;
-        let target = find_previous_state(&states, &newest).await?;
+        let target = find_state_before_promotion(&states, &newest).await?;
         ensure_generation_is_filled(&newest, &target.live)?;
-        Ok(Self { base_revision: newest.revision, live: newest.live, target })
+        Ok(Self {
+            base_revision: newest.revision,
+            live_generation: newest.live,
+            target_state: target,
+        })
     }
 
     /// Returns the generation that becomes live.
     pub fn target_generation(&self) -> &Generation {
-        &self.target.live
+        &self.target_state.live
     }
 
     /// Compares the target generation with the live one, by means of temporary files in
@@ -54,13 +58,14 @@ impl RollbackPlan {
         grace_period: Duration,
         now: DateTime<Utc>,
     ) -> Result<Option<GenerationGap>, RolloutError> {
-        if self.live.id == self.target_generation().id {
+        if self.live_generation.id == self.target_generation().id {
             return Ok(None);
         }
         let cutoff = now - TimeDelta::from_std(grace_period).unwrap_or(TimeDelta::MAX);
         let target = self.target_generation();
         let gap =
-            GenerationGap::compare(catalogue, &self.live, target, temp_folder, cutoff).await?;
+            GenerationGap::compare(catalogue, &self.live_generation, target, temp_folder, cutoff)
+                .await?;
         Ok(Some(gap))
     }
 
@@ -79,12 +84,12 @@ impl RollbackPlan {
                         state.revision, state.actor
                     )));
                 }
-                restore_serving(state, &self.target).map(Some)
+                restore_serving(state, &self.target_state).map(Some)
             })
             .await?;
         info!(
             event = event::ROLLBACK,
-            restored_revision = self.target.revision,
+            restored_revision = self.target_state.revision,
             name = state.configuration_name,
             revision = state.revision,
             generation = state.live.id,
@@ -152,7 +157,7 @@ fn ensure_generation_is_filled(
 }
 
 /// Returns the revision that was live before the promotion that led to what is live at `state`.
-async fn find_previous_state(
+async fn find_state_before_promotion(
     states: &StateStore,
     state: &CatalogueState,
 ) -> Result<CatalogueState, RolloutError> {

@@ -65,7 +65,7 @@ async fn catalogue(complete: bool) -> Store {
             image: Some(StoredImage {
                 uri: None,
                 content_hash: String::new(),
-                bytes: 1,
+                byte_size: 1,
                 width: 1,
                 height: 1,
                 attributes: [].into(),
@@ -105,14 +105,14 @@ fn promotion_rules() -> PromotionRules<'static> {
     PromotionRules {
         propagation_delay: Duration::from_secs(3),
         grace_period: Duration::from_secs(60),
-        max_missing: 0,
+        max_differing_images: 0,
         temp_folder: Path::new("/tmp"),
     }
 }
 
 /// Rolls back without a check of what that loses.
 pub(crate) async fn roll_back(store: &Store, actor: &str) -> Result<CatalogueState, RolloutError> {
-    RollbackPlan::load(store).await?.execute(store, actor).await
+    RollbackPlan::prepare(store).await?.execute(store, actor).await
 }
 
 async fn promote_candidate(store: &Store, name: &str) -> u64 {
@@ -156,7 +156,7 @@ async fn a_promotion_is_one_revision_and_a_roll_back_restores_the_previous_one()
     assert_eq!(state.serving.weight, 0.5);
 
     // Within a generation nothing is lost.
-    let plan = RollbackPlan::load(&store).await.unwrap();
+    let plan = RollbackPlan::prepare(&store).await.unwrap();
     let gap = plan
         .compare_generations(&store, Path::new("/tmp"), Duration::ZERO, Utc::now())
         .await

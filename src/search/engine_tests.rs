@@ -46,8 +46,12 @@ fn empty_engine(options: SearchOptions) -> Engine {
 }
 
 async fn apply_rows(engine: &Engine, version: u64, rows: Vec<ImageRow>) {
-    let changes =
-        TableChanges { version, is_full_snapshot: version == 1, part: SnapshotPart::All, rows };
+    let changes = TableChanges {
+        table_version: version,
+        is_full_snapshot: version == 1,
+        part: SnapshotPart::All,
+        rows,
+    };
     engine.snapshots().apply_changes(changes).await.unwrap();
 }
 
@@ -80,7 +84,7 @@ async fn engine_with_images(options: SearchOptions, count: u64) -> Engine {
 }
 
 fn hit_ids(hits: &[Hit]) -> Vec<String> {
-    hits.iter().map(|hit| hit.image.image_id.to_string()).collect()
+    hits.iter().map(|hit| hit.image_metadata.image_id.to_string()).collect()
 }
 
 fn query_for(input: impl Into<QueryInput>) -> Query {
@@ -117,7 +121,7 @@ async fn an_image_query_includes_itself_only_when_requested() {
         |include_self| Query { include_self, ..query_for(QueryInput::ImageId("i0007".into())) };
     let without_self = engine.search(&query_with(false)).unwrap();
     assert!(!hit_ids(&without_self.hits).contains(&"i0007".to_owned()));
-    assert_eq!((without_self.scanned, without_self.matched), (200, 199));
+    assert_eq!((without_self.scanned_image_count, without_self.matched_image_count), (200, 199));
     // The prompts are texts, so that image queries are not balanced.
     let balance = without_self.balance;
     assert_eq!((balance.normaliser, balance.weight), (Normaliser::Raw, 0.0));
@@ -200,16 +204,14 @@ async fn cancelled_queries_compute_nothing_and_filtered_images_have_no_rank() {
         ..query_for("a mug")
     };
     let hits = engine.search(&red).unwrap().hits;
-    let explanation = engine.explain(&red, hits[0].image.image_id.as_str(), &cancel).unwrap();
+    let explanation =
+        engine.explain(&red, hits[0].image_metadata.image_id.as_str(), &cancel).unwrap();
     assert_eq!((explanation.hit.rank, explanation.hit.raw_rank), (hits[0].rank, hits[0].raw_rank));
     let all = Query { k: Some(30), ..query_for("a mug") };
-    let other = engine
-        .search(&all)
-        .unwrap()
-        .hits
-        .into_iter()
-        .find(|hit| hit.image.attributes.get("colour").is_none_or(|colour| colour != "red"));
-    let other = other.unwrap().image.image_id.to_string();
+    let other = engine.search(&all).unwrap().hits.into_iter().find(|hit| {
+        hit.image_metadata.attributes.get("colour").is_none_or(|colour| colour != "red")
+    });
+    let other = other.unwrap().image_metadata.image_id.to_string();
     let error = engine.explain(&red, &other, &cancel).unwrap_err().to_string();
     assert!(error.starts_with("image_id: is excluded"), "{error}");
     cancel.cancel();
@@ -340,7 +342,7 @@ async fn a_filter_keeps_exactly_the_matching_images() {
             let mut expected: Vec<String> = expected.map(|row| row.image_id.to_string()).collect();
             expected.sort();
             assert_eq!(ids, expected, "{filter}");
-            assert_eq!(results.matched, expected.len());
+            assert_eq!(results.matched_image_count, expected.len());
             selective_filters += usize::from(!expected.is_empty() && expected.len() < rows.len());
         }
     }
@@ -506,20 +508,20 @@ async fn calibrated_thresholds_apply_only_to_the_configuration_that_answers() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     apply_rows(&engine, 1, (0..90).map(|i| sample_image_row(i, &mut rng)).collect()).await;
     let results = engine.search(&query_for("one 1")).unwrap();
-    let no_match = results.no_match.unwrap();
+    let no_match = results.no_match_verdict.unwrap();
     assert!(
         no_match.nothing_matches && no_match.reason.contains("100 % of the query's words"),
         "{}",
         no_match.reason
     );
     let next = Query { cursor: results.next_cursor, ..query_for("one 1") };
-    assert_eq!(engine.search(&next).unwrap().no_match, None, "later pages have no verdict");
+    assert_eq!(engine.search(&next).unwrap().no_match_verdict, None, "later pages have no verdict");
     for other in [
         Query { weight: Some(0.1), ..query_for("one 1") },
         query_for(QueryInput::Vector(vec![1.0; DIMENSION])),
         query_for(QueryInput::ImageId("i0001".into())),
     ] {
-        assert_eq!(engine.search(&other).unwrap().no_match, None);
+        assert_eq!(engine.search(&other).unwrap().no_match_verdict, None);
         let calibrated = Some(MinScore::Calibrated(CalibratedThreshold::Calibrated));
         let error = engine.search(&Query { min_score: calibrated, ..other }).unwrap_err();
         assert!(error.to_string().starts_with("min_score: no threshold"), "{error}");
@@ -553,7 +555,10 @@ async fn facets_count_live_images_per_attribute_value() {
     for attribute in all {
         let has_attribute =
             |(image, _): &(ImageMetadata, _)| image.attributes.contains_key(&attribute.name);
-        assert_eq!(attribute.image_count, snapshot.images().filter(has_attribute).count());
+        assert_eq!(
+            attribute.image_count,
+            snapshot.images_with_embeddings().filter(has_attribute).count()
+        );
         let lists_values =
             matches!(attribute.attribute_type, AttributeType::Text | AttributeType::Boolean);
         assert_eq!(attribute.value_counts.is_some(), lists_values);
@@ -563,7 +568,10 @@ async fn facets_count_live_images_per_attribute_value() {
                 _ => json!({"eq": {&attribute.name: value}}),
             };
             let filter = Some(serde_json::from_value(filter).unwrap());
-            assert_eq!(engine.search(&Query { filter, ..query_for("a") }).unwrap().matched, *count);
+            assert_eq!(
+                engine.search(&Query { filter, ..query_for("a") }).unwrap().matched_image_count,
+                *count
+            );
         }
     }
 }

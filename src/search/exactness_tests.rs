@@ -24,7 +24,7 @@ fn rank_by_brute_force(
     is_allowed: &dyn Fn(&str) -> bool,
 ) -> [Vec<(String, f64)>; 2] {
     let mut lists: [Vec<(String, f64)>; 2] = Default::default();
-    for (image, embedding) in request.snapshot.images() {
+    for (image, embedding) in request.snapshot.images_with_embeddings() {
         let id = image.image_id.as_str();
         if !is_allowed(id) {
             continue;
@@ -62,7 +62,7 @@ fn assert_ranking_agrees(
         for (list, (rank, score)) in
             expected.iter().zip(ranks.into_iter().zip([hit.score, hit.raw_score]))
         {
-            let id = hit.image.image_id.as_str();
+            let id = hit.image_metadata.image_id.as_str();
             let (id_at_rank, score_at_rank) = &list[rank - 1];
             let exact = list.iter().find(|(other, _)| other == id).unwrap().1;
             assert!(
@@ -92,7 +92,7 @@ async fn build_snapshot(rng: &mut ChaCha8Rng, dimension: usize, rows: u64) -> Ar
         (0..rows).map(|i| sample_row(&format!("i{i:05}"), 1, Some(random_vector(rng)))).collect();
     snapshots
         .apply_changes(TableChanges {
-            version: 1,
+            table_version: 1,
             is_full_snapshot: true,
             part: SnapshotPart::All,
             rows: first_rows,
@@ -109,7 +109,7 @@ async fn build_snapshot(rng: &mut ChaCha8Rng, dimension: usize, rows: u64) -> Ar
         let rows = changed_rows.collect();
         snapshots
             .apply_changes(TableChanges {
-                version,
+                table_version: version,
                 is_full_snapshot: false,
                 part: SnapshotPart::All,
                 rows,
@@ -151,7 +151,7 @@ async fn every_answer_equals_the_brute_force_answer() {
                     let query = match rng.random_range(0..4) {
                         // A query that is an image of the catalogue, and one that is like no image.
                         0 => snapshot
-                            .images()
+                            .images_with_embeddings()
                             .next()
                             .map_or(vec![0.0; dimension], |i| i.1.values().to_vec()),
                         1 => clip_like_embedding(rng.random(), dimension)
@@ -177,10 +177,10 @@ async fn every_answer_equals_the_brute_force_answer() {
                 let location = snapshot.find_row(id).unwrap();
                 let first_group = tasks
                     .iter()
-                    .find(|t| t.chunk_index == location.chunk && t.first_group == 0)
+                    .find(|t| t.chunk_index == location.chunk_index && t.first_group == 0)
                     .unwrap()
                     .global_first_group;
-                (first_group + location.row / 64, location.row % 64)
+                (first_group + location.row_index / 64, location.row_index % 64)
             };
             let results = scan_snapshot(&snapshot, &tasks, &request_refs);
             for (request, result) in requests.iter().zip(&results) {
@@ -192,7 +192,7 @@ async fn every_answer_equals_the_brute_force_answer() {
                 let ranker = ExactRanker::new(request, &tasks, result);
                 let offset = rng.random_range(0..request.depth);
                 let top_k = ranker.top_k(offset);
-                assert_eq!(top_k.matched, expected[0].len());
+                assert_eq!(top_k.matched_image_count, expected[0].len());
                 assert_ranking_agrees(request, &top_k.hits, offset, 0, &expected);
                 assert_ranking_agrees(request, &top_k.raw_hits, offset, 1, &expected);
                 let background = rank_by_brute_force(request, &|id| {
@@ -208,7 +208,7 @@ async fn every_answer_equals_the_brute_force_answer() {
                     );
                 }
                 if let Some((id, _)) = expected[0].choose(&mut rng) {
-                    let hit = ranker.rank_of(snapshot.find_row(id).unwrap()).unwrap();
+                    let hit = ranker.ranked_hit(snapshot.find_row(id).unwrap()).unwrap();
                     let expected_rank = |list: &[(String, f64)]| {
                         list.iter().position(|(other, _)| other == id).unwrap() + 1
                     };

@@ -25,8 +25,8 @@ pub use options::SearchOptions;
 pub use query::{CalibratedThreshold, Filter, MinScore, Query, QueryInput, WeightedText};
 pub use scan::{Hit, NoMatchVerdict};
 pub use snapshot::{
-    AttributeFacet, ImageMetadata, MemoryLimitExceeded, Route, ServingSnapshot, Snapshot,
-    SnapshotChange, SnapshotMemory, SnapshotStore, memory_limit_bytes, memory_required_bytes,
+    AttributeFacet, ImageMetadata, MemoryLimitExceeded, ServingRole, ServingSnapshot, Snapshot,
+    SnapshotImageChange, SnapshotMemory, SnapshotStore, memory_limit_bytes, memory_required_bytes,
 };
 pub use timings::Timings;
 

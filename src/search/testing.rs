@@ -8,7 +8,7 @@ use image::RgbImage;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::snapshot::{Route, ServingSnapshot};
+use super::snapshot::{ServingRole, ServingSnapshot};
 use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::StatisticsKey;
 use crate::catalogue::ServingConfig;
@@ -43,7 +43,7 @@ pub fn sample_row(id: &str, sequence: u64, embedding: Option<Vec<f32>>) -> Image
         image: embedding.map(|embedding| StoredImage {
             uri: None,
             content_hash: String::new(),
-            bytes: 0,
+            byte_size: 0,
             width: 1,
             height: 1,
             attributes: Attributes::new(),
@@ -124,7 +124,7 @@ pub fn sample_serving_snapshot(sets: Vec<Arc<EmbeddedPromptSet>>) -> ServingSnap
         state_revision: 1,
         generation_id: "g".into(),
         configuration_name: "live".into(),
-        role: Route::Live,
+        role: ServingRole::Live,
         prompt_sets: sets,
         serving,
         candidate: None,

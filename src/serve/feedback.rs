@@ -95,19 +95,22 @@ pub struct FeedbackQueue(mpsc::Sender<PendingFeedback>);
 #[derive(Debug)]
 pub struct FeedbackWriter {
     store: Store,
-    pending: mpsc::Receiver<PendingFeedback>,
+    pending_feedback: mpsc::Receiver<PendingFeedback>,
 }
 
 /// Returns a queue for feedback and its writer, which must be run, for the catalogue in the folder
 /// `catalogue`.
 pub fn feedback_channel(catalogue: &Store) -> (FeedbackQueue, FeedbackWriter) {
     let (sender, pending) = mpsc::channel(QUEUE_CAPACITY);
-    (FeedbackQueue(sender), FeedbackWriter { store: catalogue.subfolder(FEEDBACK_FOLDER), pending })
+    (
+        FeedbackQueue(sender),
+        FeedbackWriter { store: catalogue.subfolder(FEEDBACK_FOLDER), pending_feedback: pending },
+    )
 }
 
 impl FeedbackQueue {
     /// Returns when the feedback is stored.
-    pub async fn submit(&self, feedback: Feedback) -> Result<(), FeedbackError> {
+    pub async fn submit_and_wait(&self, feedback: Feedback) -> Result<(), FeedbackError> {
         let (result_sender, result) = oneshot::channel();
         self.0.try_send((feedback, result_sender)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => FeedbackError::QueueFull,
@@ -124,9 +127,9 @@ impl FeedbackWriter {
         let mut batch = Vec::new();
         loop {
             let received = tokio::select! {
-                count = self.pending.recv_many(&mut batch, MAX_LINES_PER_OBJECT) => count,
-                () = cancel.cancelled(), if !self.pending.is_closed() => {
-                    self.pending.close();
+                count = self.pending_feedback.recv_many(&mut batch, MAX_LINES_PER_OBJECT) => count,
+                () = cancel.cancelled(), if !self.pending_feedback.is_closed() => {
+                    self.pending_feedback.close();
                     continue;
                 }
             };
@@ -229,11 +232,11 @@ mod tests {
         let (queue, writer) = feedback_channel(&store);
         let cancel = CancellationToken::new();
         let writer_task = tokio::spawn(writer.run(cancel.clone()));
-        queue.submit(feedback("a")).await.unwrap();
+        queue.submit_and_wait(feedback("a")).await.unwrap();
         assert_eq!(read_stored_feedback(&store).await, [feedback("a")]);
         let all = (0..50).map(|i| {
             let queue = queue.clone();
-            async move { queue.submit(feedback(&format!("b{i}"))).await }
+            async move { queue.submit_and_wait(feedback(&format!("b{i}"))).await }
         });
         futures::future::try_join_all(all).await.unwrap();
         assert_eq!(read_stored_feedback(&store).await.len(), 51);
@@ -242,7 +245,10 @@ mod tests {
         assert!(objects.len() < 51, "feedback that arrives at the same time shares an object");
         cancel.cancel();
         writer_task.await.unwrap();
-        assert!(matches!(queue.submit(feedback("c")).await, Err(FeedbackError::ShuttingDown)));
+        assert!(matches!(
+            queue.submit_and_wait(feedback("c")).await,
+            Err(FeedbackError::ShuttingDown)
+        ));
     }
 
     #[tokio::test]
@@ -250,7 +256,7 @@ mod tests {
         let faulty = Arc::new(FaultyStore::new(FaultKind::BeforeWrites(1)));
         let (queue, writer) = feedback_channel(&Store::from_object_store(faulty.clone()));
         let running = tokio::spawn(writer.run(faulty.arm_and_cancel()));
-        let result = stops_soon(queue.submit(feedback("a"))).await;
+        let result = stops_soon(queue.submit_and_wait(feedback("a"))).await;
         assert!(matches!(result, Err(FeedbackError::Store(_))), "who sent it is told");
         stops_soon(running).await.unwrap();
         let attempts = faulty.injected_faults.load(Ordering::SeqCst) as u32;
@@ -263,18 +269,24 @@ mod tests {
         let waiting: Vec<_> = (0..QUEUE_CAPACITY)
             .map(|_| {
                 let queue = queue.clone();
-                tokio::spawn(async move { queue.submit(feedback("a")).await })
+                tokio::spawn(async move { queue.submit_and_wait(feedback("a")).await })
             })
             .collect();
         tokio::task::yield_now().await;
         while queue.0.capacity() > 0 {
             tokio::task::yield_now().await;
         }
-        assert!(matches!(queue.submit(feedback("b")).await, Err(FeedbackError::QueueFull)));
+        assert!(matches!(
+            queue.submit_and_wait(feedback("b")).await,
+            Err(FeedbackError::QueueFull)
+        ));
         drop(writer);
         for submission in waiting {
             assert!(matches!(submission.await.unwrap(), Err(FeedbackError::ShuttingDown)));
         }
-        assert!(matches!(queue.submit(feedback("c")).await, Err(FeedbackError::ShuttingDown)));
+        assert!(matches!(
+            queue.submit_and_wait(feedback("c")).await,
+            Err(FeedbackError::ShuttingDown)
+        ));
     }
 }

@@ -47,20 +47,20 @@ impl StatisticsCoverage {
 
 /// A data file that lacks the statistics of a prompt set.
 #[derive(Debug, Clone)]
-pub struct PendingFile {
+pub struct PendingBackfillFile {
     /// Path in the `images` table.
     pub path: Path,
     /// Size in bytes.
-    pub size: u64,
-    /// Number of rows; 0 if the log does not say.
-    pub rows: usize,
+    pub byte_size: u64,
+    /// Number of rows; 0 if the Delta log does not say.
+    pub row_count: usize,
 }
 
 /// The statistics of the live images of a generation.
 #[derive(Debug, Clone, Default)]
 pub struct LiveStatistics {
     /// Number of images that are not deleted.
-    pub live_images: usize,
+    pub live_image_count: usize,
     /// The stored statistics of the images that have them, in no particular order.
     pub statistics: Vec<ScoreStatistics>,
 }
@@ -79,7 +79,7 @@ impl BackfillSource {
     pub async fn open(catalogue: &Store, generation: &Generation) -> Result<Self, TableError> {
         Ok(Self {
             log: DeltaLog::open_images(catalogue, generation).await?,
-            statistics_table: StatisticsTable::open(catalogue, generation, 1).await?,
+            statistics_table: StatisticsTable::open_if_exists(catalogue, generation, 1).await?,
             catalogue: catalogue.clone(),
             generation: generation.clone(),
         })
@@ -87,11 +87,11 @@ impl BackfillSource {
 
     /// Returns the files that lack the statistics of the prompt set `key`, the largest first, and how much
     /// of the table that is.
-    pub async fn list_pending_files(
+    pub async fn list_pending_files_and_coverage(
         &mut self,
         key: &StatisticsKey,
-    ) -> Result<(Vec<PendingFile>, StatisticsCoverage), TableError> {
-        self.log.update().await?;
+    ) -> Result<(Vec<PendingBackfillFile>, StatisticsCoverage), TableError> {
+        self.log.load_newest_snapshot().await?;
         let units = self.statistics_files().await?;
         let mut coverage =
             StatisticsCoverage { prompt_set: key.clone(), rows: 0, covered: 0, pending_files: 0 };
@@ -107,18 +107,22 @@ impl BackfillSource {
             {
                 coverage.covered += rows;
             } else {
-                pending.push(PendingFile { path, size: file.size().unsigned_abs(), rows });
+                pending.push(PendingBackfillFile {
+                    path,
+                    byte_size: file.size().unsigned_abs(),
+                    row_count: rows,
+                });
             }
         }
         coverage.pending_files = pending.len();
-        pending.sort_by_key(|file| std::cmp::Reverse(file.size));
+        pending.sort_by_key(|file| std::cmp::Reverse(file.byte_size));
         Ok((pending, coverage))
     }
 
     async fn statistics_files(&mut self) -> Result<HashMap<String, StatisticsFile>, TableError> {
         if self.statistics_table.is_none() {
             self.statistics_table =
-                StatisticsTable::open(&self.catalogue, &self.generation, 1).await?;
+                StatisticsTable::open_if_exists(&self.catalogue, &self.generation, 1).await?;
         }
         match &mut self.statistics_table {
             None => Ok(HashMap::new()),
@@ -129,9 +133,9 @@ impl BackfillSource {
     /// Computes the statistics of every image in a file that lacks those of the prompt set `key`, by
     /// `measure`. Returns `None` if the file was rewritten since. Computes for long: call it on a thread
     /// that may block.
-    pub async fn measure_file(
+    pub async fn compute_file_statistics(
         &self,
-        file: &PendingFile,
+        file: &PendingBackfillFile,
         key: &StatisticsKey,
         measure: &(dyn Fn(&[f32]) -> Option<ScoreStatistics> + Sync),
     ) -> Result<Option<Vec<BackfilledStatistics>>, TableError> {
@@ -140,12 +144,12 @@ impl BackfillSource {
             reason,
         };
         let failed = |e: ParquetError| self.log.wrap_error(e.into());
-        let builder = match file::open_column_reader(&self.log, file.path.as_ref(), file.size).await
-        {
-            Ok(builder) => builder,
-            Err(error) if is_not_found(&error) => return Ok(None),
-            Err(error) => return Err(failed(error)),
-        };
+        let builder =
+            match file::open_column_reader(&self.log, file.path.as_ref(), file.byte_size).await {
+                Ok(builder) => builder,
+                Err(error) if is_not_found(&error) => return Ok(None),
+                Err(error) => return Err(failed(error)),
+            };
         let mask = ProjectionMask::columns(builder.parquet_schema(), MEASUREMENT_COLUMNS);
         let mut batches = builder.with_projection(mask).build().map_err(failed)?;
         let mut measured = Vec::new();
@@ -200,17 +204,17 @@ impl BackfillSource {
         &mut self,
         key: &StatisticsKey,
     ) -> Result<LiveStatistics, TableError> {
-        self.log.update().await?;
+        self.log.load_newest_snapshot().await?;
         let units = self.statistics_files().await?;
-        let files: Vec<PendingFile> = self
+        let files: Vec<PendingBackfillFile> = self
             .log
             .snapshot()?
             .log_data()
             .iter()
-            .map(|file| PendingFile {
+            .map(|file| PendingBackfillFile {
                 path: file.object_store_path(),
-                size: file.size().unsigned_abs(),
-                rows: file.num_records().unwrap_or_default(),
+                byte_size: file.size().unsigned_abs(),
+                row_count: file.num_records().unwrap_or_default(),
             })
             .collect();
         let mut newest: HashMap<String, (RowVersion, Option<ScoreStatistics>)> = HashMap::new();
@@ -228,7 +232,7 @@ impl BackfillSource {
                 reason,
             };
             let failed = |e: ParquetError| self.log.wrap_error(e.into());
-            let builder = file::open_column_reader(&self.log, file.path.as_ref(), file.size);
+            let builder = file::open_column_reader(&self.log, file.path.as_ref(), file.byte_size);
             let builder = builder.await.map_err(failed)?;
             let columns = schema::KEY_COLUMNS.into_iter().chain(["statistics"]);
             let mask = ProjectionMask::columns(builder.parquet_schema(), columns);
@@ -249,7 +253,7 @@ impl BackfillSource {
         let live = newest.into_values().filter(|(version, _)| !version.deleted);
         let mut result = LiveStatistics::default();
         for (_, statistics) in live {
-            result.live_images += 1;
+            result.live_image_count += 1;
             result.statistics.extend(statistics);
         }
         Ok(result)

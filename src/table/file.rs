@@ -47,7 +47,7 @@ const FOOTER_PREFETCH_BYTES: usize = 64 << 10;
 
 /// Tag of a file in the log: the keys of the prompt sets whose statistics every image in it carries,
 /// separated by spaces; `*` if no row has an image.
-const STATISTICS_TAG: &str = "bsap.statistics_keys";
+const STATISTICS_KEYS_TAG: &str = "bsap.statistics_keys";
 
 /// Collects rows into one data file in memory.
 pub struct DataFileWriter {
@@ -123,7 +123,7 @@ impl DataFileWriter {
                 || "*".to_owned(),
                 |keys| keys.iter().map(String::as_str).collect::<Vec<_>>().join(" "),
             );
-            HashMap::from([(STATISTICS_TAG.to_owned(), Some(keys))])
+            HashMap::from([(STATISTICS_KEYS_TAG.to_owned(), Some(keys))])
         });
         let bytes = self.parquet_writer.into_inner().map_err(|e| log.wrap_error(e.into()))?;
         let checksum = to_hex(&Sha256::digest(&bytes));
@@ -281,7 +281,7 @@ pub fn rows_from_parquet(bytes: Bytes) -> Result<Vec<ImageRow>, FileReadError> {
 /// Whether the log says that every image in a file carries the statistics of the prompt set `key`.
 pub fn has_statistics(add: &Add, key: &str) -> bool {
     let tag =
-        add.tags.as_ref().and_then(|tags| tags.get(STATISTICS_TAG)).and_then(Option::as_deref);
+        add.tags.as_ref().and_then(|tags| tags.get(STATISTICS_KEYS_TAG)).and_then(Option::as_deref);
     tag.is_some_and(|keys| keys == "*" || keys.split(' ').any(|known| known == key))
 }
 

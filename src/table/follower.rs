@@ -36,7 +36,7 @@ const RESYNC_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct TableChanges {
     /// Version of the table after these rows.
-    pub version: u64,
+    pub table_version: u64,
     /// Whether `rows` belong to a whole table and replace everything that was read before.
     pub is_full_snapshot: bool,
     /// Position of `rows` among the parts of a whole table; [`SnapshotPart::All`] for a commit.
@@ -85,8 +85,8 @@ pub struct Follower {
     /// The table of backfilled statistics. It may not exist yet.
     statistics_log: DeltaLog,
     /// Version of the `images` table up to which everything was returned.
-    images_version: Option<u64>,
-    last_commit_at: Instant,
+    images_table_version: Option<u64>,
+    last_commit_or_resync_at: Instant,
     /// A whole table of which some parts were not returned yet.
     pending_snapshot: Option<PendingSnapshot>,
     max_part_bytes: u64,
@@ -97,12 +97,12 @@ type MaskedFile = (Path, Option<Vec<bool>>);
 
 /// A whole table that is returned in parts.
 struct PendingSnapshot {
-    version: u64,
+    table_version: u64,
     parts: VecDeque<Vec<MaskedFile>>,
     /// Paths of the files of backfilled statistics, by prompt set and unit.
     statistics_files: HashMap<StatisticsKey, HashMap<String, String>>,
-    is_started: bool,
-    files_read: usize,
+    is_first_part_read: bool,
+    read_file_count: usize,
     total_files: usize,
 }
 
@@ -113,8 +113,8 @@ impl Follower {
         Ok(Self {
             log: DeltaLog::open_images(catalogue, generation).await?,
             statistics_log: DeltaLog::handle(catalogue, generation, TableKind::Statistics),
-            images_version: None,
-            last_commit_at: Instant::now(),
+            images_table_version: None,
+            last_commit_or_resync_at: Instant::now(),
             pending_snapshot: None,
             max_part_bytes: MAX_PART_BYTES,
         })
@@ -134,7 +134,7 @@ impl Follower {
                 Err(error) => {
                     // The parts before it are lost with `all`: the next call reads the table again.
                     if self.pending_snapshot.take().is_some() {
-                        self.images_version = None;
+                        self.images_table_version = None;
                     }
                     return Err(error);
                 }
@@ -160,7 +160,7 @@ impl Follower {
         if let Some(snapshot) = self.pending_snapshot.take() {
             return self.read_snapshot_part(snapshot, progress).await.map(Some);
         }
-        let Some(seen) = self.images_version else {
+        let Some(seen) = self.images_table_version else {
             return self.start_snapshot(progress).await.map(Some);
         };
         let version = seen + 1;
@@ -185,7 +185,12 @@ impl Follower {
             }
         }
         self.advance_to(version);
-        Ok(Some(TableChanges { version, is_full_snapshot: false, part: SnapshotPart::All, rows }))
+        Ok(Some(TableChanges {
+            table_version: version,
+            is_full_snapshot: false,
+            part: SnapshotPart::All,
+            rows,
+        }))
     }
 
     /// Limits the files of one part of a whole table to `bytes`.
@@ -199,7 +204,7 @@ impl Follower {
     #[cfg(test)]
     pub(super) fn expire_resync_timeout(&mut self) {
         if let Some(earlier) = Instant::now().checked_sub(RESYNC_TIMEOUT) {
-            self.last_commit_at = earlier;
+            self.last_commit_or_resync_at = earlier;
         }
     }
 
@@ -210,11 +215,11 @@ impl Follower {
         seen: u64,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Option<TableChanges>, TableError> {
-        if self.last_commit_at.elapsed() < RESYNC_TIMEOUT {
+        if self.last_commit_or_resync_at.elapsed() < RESYNC_TIMEOUT {
             return Ok(None);
         }
-        self.last_commit_at = Instant::now();
-        self.log.update().await?;
+        self.last_commit_or_resync_at = Instant::now();
+        self.log.load_newest_snapshot().await?;
         // A commit may have come since the poll: the next call reads it.
         if self.log.version() == seen || self.log.read_commit(seen + 1).await?.is_some() {
             return Ok(None);
@@ -233,7 +238,7 @@ impl Follower {
     /// Splits the newest version of the table into parts. The keys of a table that is larger than one
     /// part are read first, so that no image is in two parts and superseded rows take no memory.
     async fn plan_snapshot(&mut self) -> Result<PendingSnapshot, TableError> {
-        self.log.update().await?;
+        self.log.load_newest_snapshot().await?;
         let version = self.log.version();
         let state = self.log.snapshot()?;
         let files: Vec<(Path, String, u64)> = state
@@ -246,7 +251,7 @@ impl Follower {
         let mut units: HashMap<StatisticsKey, HashMap<String, String>> = HashMap::new();
         if self.statistics_log.load_if_exists().await? {
             for (unit, file) in statistics::files_by_unit(&self.statistics_log)? {
-                units.entry(file.key).or_default().insert(unit, file.path);
+                units.entry(file.prompt_set_key).or_default().insert(unit, file.path);
             }
         }
         let is_large = files.iter().map(|(_, _, size)| size).sum::<u64>() > self.max_part_bytes;
@@ -271,11 +276,11 @@ impl Follower {
             }
         }
         Ok(PendingSnapshot {
-            version,
+            table_version: version,
             parts,
             statistics_files: units,
-            is_started: false,
-            files_read: 0,
+            is_first_part_read: false,
+            read_file_count: 0,
             total_files,
         })
     }
@@ -291,23 +296,23 @@ impl Follower {
         // Boxed, or the compiler does not see that it may be sent to another thread.
         match self.read_part_rows(&snapshot, &files, progress).boxed().await {
             Ok(rows) => {
-                snapshot.files_read += files.len();
-                let is_first = !std::mem::replace(&mut snapshot.is_started, true);
-                let (version, is_last) = (snapshot.version, snapshot.parts.is_empty());
+                snapshot.read_file_count += files.len();
+                let is_first = !std::mem::replace(&mut snapshot.is_first_part_read, true);
+                let (version, is_last) = (snapshot.table_version, snapshot.parts.is_empty());
                 if is_last {
                     self.advance_to(version);
                 } else {
                     self.pending_snapshot = Some(snapshot);
                 }
                 let part = SnapshotPart::from_first_and_last(is_first, is_last);
-                Ok(TableChanges { version, is_full_snapshot: true, part, rows })
+                Ok(TableChanges { table_version: version, is_full_snapshot: true, part, rows })
             }
             Err(error) => {
                 if error.disposition() == Disposition::Retry {
                     snapshot.parts.push_front(files);
                     self.pending_snapshot = Some(snapshot);
                 } else {
-                    self.images_version = None;
+                    self.images_table_version = None;
                 }
                 Err(error)
             }
@@ -348,7 +353,7 @@ impl Follower {
                 Ok::<_, TableError>(rows)
             })
             .buffer_unordered(MAX_CONCURRENT_FILES);
-        let (mut rows, mut files_read) = (Vec::new(), snapshot.files_read);
+        let (mut rows, mut files_read) = (Vec::new(), snapshot.read_file_count);
         while let Some(more) = reads.try_next().await? {
             rows.extend(more);
             files_read += 1;
@@ -358,8 +363,8 @@ impl Follower {
     }
 
     fn advance_to(&mut self, version: u64) {
-        self.images_version = Some(version);
-        self.last_commit_at = Instant::now();
+        self.images_table_version = Some(version);
+        self.last_commit_or_resync_at = Instant::now();
     }
 
     async fn read_file(&self, path: &Path) -> Result<Vec<ImageRow>, FileReadError> {

@@ -47,7 +47,7 @@ pub async fn read_inventory(
     generation: &Generation,
 ) -> Result<BoxStream<'static, Result<Vec<InventoryEntry>, TableError>>, TableError> {
     let mut log = DeltaLog::open_images(catalogue, generation).await?;
-    log.update().await?;
+    log.load_newest_snapshot().await?;
     let files: Vec<(Path, u64)> = {
         let files = log.snapshot()?.log_data();
         files.iter().map(|f| (f.object_store_path(), f.size().unsigned_abs())).collect()

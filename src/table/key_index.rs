@@ -21,9 +21,9 @@ pub struct KeepMask {
     /// One mask per file, with one value per row.
     pub masks: Vec<Vec<bool>>,
     /// Rows that are dropped because a newer row of their image exists.
-    pub superseded_rows: usize,
+    pub superseded_row_count: usize,
     /// Tombstones that are dropped because their retention is over.
-    pub dropped_tombstones: usize,
+    pub dropped_tombstone_count: usize,
 }
 
 /// The image of each row, and the newest row of each image. Takes about 200 bytes per image and 4 bytes
@@ -40,7 +40,7 @@ struct NewestRow {
     file_index: u32,
     row_index: u32,
     /// Number of rows of this image in all files.
-    row_count: u32,
+    image_row_count: u32,
 }
 
 impl KeyIndex {
@@ -63,10 +63,10 @@ impl KeyIndex {
                         version,
                         file_index: file,
                         row_index: row,
-                        row_count: 1,
+                        image_row_count: 1,
                     }),
                     Some(known) => {
-                        known.row_count += 1;
+                        known.image_row_count += 1;
                         if version > known.version {
                             (known.version, known.file_index, known.row_index) =
                                 (version, file, row);
@@ -81,7 +81,11 @@ impl KeyIndex {
     }
 
     /// Returns the files, by index, that have too many rows to drop, or an embedding that must be erased.
-    pub fn files_to_rewrite(&self, options: &MaintenanceOptions, now: DateTime<Utc>) -> Vec<usize> {
+    pub fn file_indices_to_rewrite(
+        &self,
+        options: &MaintenanceOptions,
+        now: DateTime<Utc>,
+    ) -> Vec<usize> {
         let must_be_rewritten = |file: &usize| {
             let images = &self.image_indices[*file];
             let (mut droppable_rows, mut has_erased_image) = (0, false);
@@ -89,7 +93,8 @@ impl KeyIndex {
                 let newest = &self.newest_rows[*image as usize];
                 if self.is_newest(*file, row) {
                     droppable_rows += usize::from(
-                        newest.row_count == 1 && options.may_drop_tombstone(&newest.version, now),
+                        newest.image_row_count == 1
+                            && options.may_drop_tombstone(&newest.version, now),
                     );
                 } else {
                     droppable_rows += 1;
@@ -115,19 +120,20 @@ impl KeyIndex {
         options: &MaintenanceOptions,
         now: DateTime<Utc>,
     ) -> KeepMask {
-        let mut kept = KeepMask { masks: Vec::new(), superseded_rows: 0, dropped_tombstones: 0 };
+        let mut kept =
+            KeepMask { masks: Vec::new(), superseded_row_count: 0, dropped_tombstone_count: 0 };
         for file in job {
             let mask = (0..self.image_indices[*file].len()).map(|row| {
                 let newest = &self.newest_rows[self.image_indices[*file][row] as usize];
                 if !self.is_newest(*file, row) {
-                    kept.superseded_rows += 1;
+                    kept.superseded_row_count += 1;
                     return false;
                 }
                 // As long as an older row exists anywhere, even in this job, the tombstone is kept:
                 // superseded rows are dropped in one commit, the tombstone in a later one.
                 let drop =
-                    newest.row_count == 1 && options.may_drop_tombstone(&newest.version, now);
-                kept.dropped_tombstones += usize::from(drop);
+                    newest.image_row_count == 1 && options.may_drop_tombstone(&newest.version, now);
+                kept.dropped_tombstone_count += usize::from(drop);
                 !drop
             });
             let mask = mask.collect();
@@ -144,7 +150,7 @@ impl KeyIndex {
         };
         let masks: Vec<Vec<bool>> = (0..self.image_indices.len()).map(mask).collect();
         let superseded = masks.iter().flatten().filter(|kept| !**kept).count();
-        KeepMask { masks, superseded_rows: superseded, dropped_tombstones: 0 }
+        KeepMask { masks, superseded_row_count: superseded, dropped_tombstone_count: 0 }
     }
 }
 

@@ -50,7 +50,7 @@ const MAX_COMMIT_PAUSE: Duration = Duration::from_secs(2);
 pub const DELETED_FILE_RETENTION_PROPERTY: &str = "delta.deletedFileRetentionDuration";
 
 /// Returns the value of [`DELETED_FILE_RETENTION_PROPERTY`] for `hours`.
-pub fn retention_interval(hours: u32) -> String {
+pub fn format_retention_interval(hours: u32) -> String {
     format!("interval {hours} hours")
 }
 
@@ -59,8 +59,8 @@ pub fn commit_backoff(max_attempts: u32) -> Backoff {
     Backoff { cap: MAX_COMMIT_PAUSE, ..Backoff::with_max_attempts(max_attempts) }
 }
 
-/// Application id under which the log keeps when files were last merged. Its version is a time in
-/// milliseconds since 1970, as with the two below.
+/// Application id under which the Delta log keeps when files were last merged. Its version is a time in
+/// milliseconds since 1970, as are those of `DEEP_COMPACTION_APP_ID` and `VACUUM_APP_ID`.
 pub const COMPACTION_APP_ID: &str = "bsap:compact";
 /// Application id of the last compaction that read the keys of all rows.
 pub const DEEP_COMPACTION_APP_ID: &str = "bsap:compact:full";
@@ -93,7 +93,7 @@ pub struct DeltaLog {
     pub location: String,
     /// Version that was loaded in one piece; the snapshot was updated incrementally since. `None` before
     /// the first update.
-    loaded_version: Option<u64>,
+    fully_loaded_version: Option<u64>,
 }
 
 impl DeltaLog {
@@ -142,8 +142,9 @@ impl DeltaLog {
                 ),
             };
             let interval = CHECKPOINT_INTERVAL_COMMITS.to_string();
-            let retention =
-                retention_interval(MaintenanceOptions::default().deleted_file_retention_hours);
+            let retention = format_retention_interval(
+                MaintenanceOptions::default().deleted_file_retention_hours,
+            );
             let created = CreateBuilder::new()
                 .with_log_store(log.table.log_store())
                 .with_save_mode(SaveMode::Ignore)
@@ -186,7 +187,7 @@ impl DeltaLog {
         Self {
             table: DeltaTable::new(log_store),
             location: format!("{}/{folder}", catalogue.url().as_str().trim_end_matches('/')),
-            loaded_version: None,
+            fully_loaded_version: None,
         }
     }
 
@@ -223,7 +224,7 @@ impl DeltaLog {
 
     /// Loads the newest snapshot. If that fails, the next commits may still be loaded one by one, so
     /// that another call has less to load, however far behind the snapshot was.
-    pub async fn update(&mut self) -> Result<(), TableError> {
+    pub async fn load_newest_snapshot(&mut self) -> Result<(), TableError> {
         let updated = match self.table.update_state().await {
             // The log was cleaned up past the snapshot that this one would build on.
             Err(DeltaTableError::InvalidVersion(_)) => {
@@ -276,14 +277,14 @@ impl DeltaLog {
         if !(next + 1).is_multiple_of(CHECKPOINT_INTERVAL_COMMITS) {
             return false;
         }
-        let entries = self.last_checkpoint_entries().await.unwrap_or_default();
+        let entries = self.last_checkpoint_entry_count().await.unwrap_or_default();
         let intervals =
             (entries / CHECKPOINT_ENTRIES_PER_INTERVAL).clamp(1, MAX_CHECKPOINT_INTERVALS);
         ((next + 1) / CHECKPOINT_INTERVAL_COMMITS).is_multiple_of(intervals)
     }
 
     /// Returns the number of entries in the last checkpoint, which the log keeps as a hint.
-    async fn last_checkpoint_entries(&self) -> Option<u64> {
+    async fn last_checkpoint_entry_count(&self) -> Option<u64> {
         let hint =
             self.object_store().get(&Path::from("_delta_log/_last_checkpoint")).await.ok()?;
         let hint: Value = serde_json::from_slice(&hint.bytes().await.ok()?).ok()?;
@@ -294,7 +295,7 @@ impl DeltaLog {
     /// keeps some 50 KB of each version.
     async fn reload_if_due(&mut self) {
         let version = self.version();
-        let since = *self.loaded_version.get_or_insert(version);
+        let since = *self.fully_loaded_version.get_or_insert(version);
         if version.saturating_sub(since) < MAX_INCREMENTAL_VERSIONS {
             return;
         }
@@ -303,13 +304,13 @@ impl DeltaLog {
         if reloaded.load().await.is_ok() && reloaded.version() >= Some(version) {
             self.table = reloaded;
         }
-        self.loaded_version = Some(version);
+        self.fully_loaded_version = Some(version);
     }
 
     /// Loads the newest snapshot, even if none was loaded before. Returns false if there is no table.
     pub async fn load_if_exists(&mut self) -> Result<bool, TableError> {
         if self.table.state.is_some() {
-            return self.update().await.map(|()| true);
+            return self.load_newest_snapshot().await.map(|()| true);
         }
         match self.table.load().await {
             Ok(()) => Ok(true),

@@ -29,7 +29,7 @@ mod schema;
 pub(crate) mod statistics;
 pub(crate) mod writer;
 
-pub use backfill_plan::{BackfillSource, LiveStatistics, PendingFile, StatisticsCoverage};
+pub use backfill_plan::{BackfillSource, LiveStatistics, PendingBackfillFile, StatisticsCoverage};
 pub use error::TableError;
 pub use follower::{Follower, SnapshotPart, TableChanges};
 pub use generation::Generation;

@@ -17,14 +17,14 @@ use crate::store::Store;
 pub struct TableOverview {
     /// Version of the table.
     pub version: u64,
-    /// Oldest version whose commit is still in the log. A reader that is further behind reads the whole
+    /// Oldest version whose commit is still in the Delta log. A reader that is further behind reads the whole
     /// table again.
     pub oldest_version: u64,
     /// Number of data files.
     pub files: usize,
     /// Bytes of the data files.
     pub bytes: u64,
-    /// Number of rows, superseded ones included. `None` if the log does not say it for every file.
+    /// Number of rows, superseded ones included. `None` if the Delta log does not say it for every file.
     pub rows: Option<usize>,
     /// When the newest row was created.
     pub newest_row_at: Option<DateTime<Utc>>,
@@ -44,7 +44,7 @@ impl TableOverview {
         options: &MaintenanceOptions,
     ) -> Result<Self, TableError> {
         let mut log = DeltaLog::open_images(catalogue, generation).await?;
-        log.update().await?;
+        log.load_newest_snapshot().await?;
         let (mut files, mut bytes, mut rows, mut newest_row_at) = (0, 0, Some(0), None);
         {
             let data_files = log.snapshot()?.log_data();
@@ -65,7 +65,7 @@ impl TableOverview {
             bytes,
             rows,
             newest_row_at,
-            files_to_merge: compactor.count_pending_files().await?,
+            files_to_merge: compactor.count_files_to_merge().await?,
             compacted_at: time(log.transaction_version(COMPACTION_APP_ID).await?),
             fully_compacted_at: time(log.transaction_version(DEEP_COMPACTION_APP_ID).await?),
         })

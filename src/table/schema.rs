@@ -63,7 +63,7 @@ pub fn images_columns() -> Vec<StructField> {
 /// The partition column of the `statistics` table: the key of the prompt set.
 pub const PROMPT_SET_COLUMN: &str = "prompt_set";
 
-/// Returns the columns of the `statistics` table, in order; they are a promise as well. `embedded_at`
+/// Returns the columns of the `statistics` table, in order; their names and types may not change either. `embedded_at`
 /// and `embedding_hash` tie a row to one version of one image and to its very embedding.
 pub fn statistics_columns() -> Vec<StructField> {
     let (text, float) = (DataType::STRING, DataType::FLOAT);
@@ -118,7 +118,7 @@ pub fn rows_to_batch(
                 "content_hash" => Arc::new(StringArray::from_iter(
                     image().map(|i| i.map(|i| i.content_hash.as_str())),
                 )),
-                "bytes" => Arc::new(Int64Array::from_iter(image().map(|i| i.map(|i| i.bytes as i64)))),
+                "bytes" => Arc::new(Int64Array::from_iter(image().map(|i| i.map(|i| i.byte_size as i64)))),
                 "width" => Arc::new(Int32Array::from_iter(image().map(|i| i.map(|i| i.width as i32)))),
                 "height" => Arc::new(Int32Array::from_iter(image().map(|i| i.map(|i| i.height as i32)))),
                 "attributes" => attributes_column(image(), field.data_type())?,
@@ -263,7 +263,7 @@ pub fn rows_from_batch(batch: &RecordBatch) -> Result<Vec<ImageRow>, String> {
             Some(StoredImage {
                 uri: (!uris.is_null(i)).then(|| uris.value(i).to_owned()),
                 content_hash: hashes.value(i).to_owned(),
-                bytes: bytes.value(i) as u64,
+                byte_size: bytes.value(i) as u64,
                 width: widths.value(i) as u32,
                 height: heights.value(i) as u32,
                 attributes: attributes_at(attributes, i)?,

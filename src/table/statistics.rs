@@ -117,9 +117,9 @@ pub struct StatisticsFile {
     /// Path in the table.
     pub path: String,
     /// Key of its prompt set.
-    pub key: StatisticsKey,
-    /// Number of rows; 0 if the log does not say.
-    pub rows: usize,
+    pub prompt_set_key: StatisticsKey,
+    /// Number of rows; 0 if the Delta log does not say.
+    pub row_count: usize,
     remove_action: Remove,
 }
 
@@ -136,7 +136,7 @@ pub struct StatisticsTable {
 impl StatisticsTable {
     /// Opens the table. Returns `None` if nothing was ever backfilled. A commit that fails is tried
     /// `max_attempts` times.
-    pub async fn open(
+    pub async fn open_if_exists(
         catalogue: &Store,
         generation: &Generation,
         max_attempts: u32,
@@ -160,7 +160,7 @@ impl StatisticsTable {
 
     /// Returns the files of the newest snapshot, by unit.
     pub async fn files_by_unit(&mut self) -> Result<HashMap<String, StatisticsFile>, TableError> {
-        self.log.update().await?;
+        self.log.load_newest_snapshot().await?;
         files_by_unit(&self.log)
     }
 
@@ -244,7 +244,7 @@ impl StatisticsTable {
     ) -> Result<usize, TableError> {
         let units = self.files_by_unit().await?;
         let files: Vec<StatisticsFile> =
-            units.into_values().filter(|file| file.key == *key).collect();
+            units.into_values().filter(|file| file.prompt_set_key == *key).collect();
         let count = files.len();
         self.remove_files(files, cancel).await?;
         Ok(count)
@@ -312,8 +312,8 @@ pub fn files_by_unit(log: &DeltaLog) -> Result<HashMap<String, StatisticsFile>, 
         let (Some(unit), Some(key)) = (path.get(..UNIT_ID_DIGITS), key) else { continue };
         let unit = unit.to_owned();
         let statistics_file = StatisticsFile {
-            key: StatisticsKey::from_stored(&key),
-            rows: file.num_records().unwrap_or_default(),
+            prompt_set_key: StatisticsKey::from_stored(&key),
+            row_count: file.num_records().unwrap_or_default(),
             remove_action: file.remove_action(true),
             path,
         };

@@ -52,14 +52,14 @@ pub struct PartitionBatch {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommitSummary {
     /// Version of the table after the commit.
-    pub version: u64,
+    pub table_version: u64,
     /// Partitions that another worker has consumed since, with their stored positions. Their rows were
     /// left out, because they are stored already.
     pub fenced_partitions: Vec<(TopicPartition, i64)>,
     /// Rows written.
-    pub rows: usize,
+    pub written_row_count: usize,
     /// Bytes of the files written.
-    pub bytes: u64,
+    pub written_bytes: u64,
 }
 
 /// Appends to the `images` table of one generation.
@@ -138,7 +138,7 @@ impl TableWriter {
                 Ok(position) => return Ok(position),
                 Err(error) => error,
             };
-            let progress = Some(self.progress());
+            let progress = Some(self.log_read_progress());
             if std::mem::replace(&mut last_progress, progress) != progress {
                 attempt = 0;
             }
@@ -162,7 +162,7 @@ impl TableWriter {
     }
 
     /// Returns how far the log was read. It changes if an attempt read anything new.
-    fn progress(&self) -> (u64, u64, u64) {
+    fn log_read_progress(&self) -> (u64, u64, u64) {
         (self.log.version(), self.positions_version, self.scanned_from_version)
     }
 
@@ -195,10 +195,10 @@ impl TableWriter {
                 Ok(version) => {
                     let committed = || landed.iter().chain(&staged);
                     return Ok(CommitSummary {
-                        version,
+                        table_version: version,
                         fenced_partitions: fenced,
-                        rows: committed().map(|s| s.batch.rows.len()).sum(),
-                        bytes: committed()
+                        written_row_count: committed().map(|s| s.batch.rows.len()).sum(),
+                        written_bytes: committed()
                             .filter_map(|s| s.add_action.as_ref())
                             .map(|add| add.size as u64)
                             .sum(),
@@ -208,7 +208,7 @@ impl TableWriter {
                 Err(error @ TableError::Cancelled { .. }) => return Err(error),
                 Err(error) => error,
             };
-            let progress = Some((self.progress(), landed.len()));
+            let progress = Some((self.log_read_progress(), landed.len()));
             if std::mem::replace(&mut last_progress, progress) != progress {
                 attempts_without_progress = 0;
                 // Others go on committing: a writer that is behind must be faster than they are. One
@@ -372,7 +372,7 @@ impl TableWriter {
     /// read before an error stays read, so that a store that fails now and then is outlasted.
     async fn refresh_positions(&mut self) -> Result<(), TableError> {
         self.refreshed_at = None;
-        self.log.update().await?;
+        self.log.load_newest_snapshot().await?;
         while self.positions_version < self.log.version() {
             let Some(actions) = self.log.read_commit(self.positions_version + 1).await? else {
                 // The commit was cleaned up: each position is searched in the log again.

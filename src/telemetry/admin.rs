@@ -37,7 +37,7 @@ impl Default for MetricsOptions {
 /// Serves metrics and probes in the background until `token` is cancelled; returns the address.
 /// Returns `None` if they are disabled, or if the port cannot be used: that is logged, and the process
 /// works without metrics.
-pub async fn start_server(
+pub async fn start_admin_server(
     options: &MetricsOptions,
     health: Arc<dyn HealthProbe>,
     token: CancellationToken,

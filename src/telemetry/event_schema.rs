@@ -42,7 +42,7 @@ impl FieldType {
 /// A field of an event. The value is in milliseconds if the name ends in `_ms`, in seconds if it ends
 /// in `_seconds`, in bytes if the name contains `bytes`.
 #[derive(Debug, Clone, Copy)]
-pub struct EventField {
+pub struct LogEventField {
     /// Key in the JSON log.
     pub name: &'static str,
     /// Type of the value.
@@ -53,40 +53,40 @@ pub struct EventField {
     pub optional: bool,
 }
 
-impl EventField {
+impl LogEventField {
     /// Returns the field as one that may be missing.
     pub(super) const fn optional(self) -> Self {
         Self { optional: true, ..self }
     }
 }
 
-const fn new_field(name: &'static str, kind: FieldType, about: &'static str) -> EventField {
-    EventField { name, field_type: kind, description: about, optional: false }
+const fn required_field(name: &'static str, kind: FieldType, about: &'static str) -> LogEventField {
+    LogEventField { name, field_type: kind, description: about, optional: false }
 }
 
-pub(super) const fn text_field(name: &'static str, about: &'static str) -> EventField {
-    new_field(name, FieldType::Text, about)
+pub(super) const fn text_field(name: &'static str, about: &'static str) -> LogEventField {
+    required_field(name, FieldType::Text, about)
 }
 
-pub(super) const fn count_field(name: &'static str, about: &'static str) -> EventField {
-    new_field(name, FieldType::Count, about)
+pub(super) const fn count_field(name: &'static str, about: &'static str) -> LogEventField {
+    required_field(name, FieldType::Count, about)
 }
 
-pub(super) const fn integer_field(name: &'static str, about: &'static str) -> EventField {
-    new_field(name, FieldType::Integer, about)
+pub(super) const fn integer_field(name: &'static str, about: &'static str) -> LogEventField {
+    required_field(name, FieldType::Integer, about)
 }
 
-pub(super) const fn number_field(name: &'static str, about: &'static str) -> EventField {
-    new_field(name, FieldType::Number, about)
+pub(super) const fn number_field(name: &'static str, about: &'static str) -> LogEventField {
+    required_field(name, FieldType::Number, about)
 }
 
-pub(super) const fn flag_field(name: &'static str, about: &'static str) -> EventField {
-    new_field(name, FieldType::Flag, about)
+pub(super) const fn flag_field(name: &'static str, about: &'static str) -> LogEventField {
+    required_field(name, FieldType::Flag, about)
 }
 
 /// The declaration of an event.
 #[derive(Debug, Clone, Copy)]
-pub struct EventDefinition {
+pub struct LogEventDefinition {
     /// The value of the field `event`.
     pub name: &'static str,
     /// The levels that it is logged at, in lower case.
@@ -95,12 +95,12 @@ pub struct EventDefinition {
     pub meaning: &'static str,
     /// What the operator should do.
     pub remedy: &'static str,
-    /// Its fields, in addition to [`COMMON_FIELDS`].
-    pub fields: &'static [EventField],
+    /// Its fields, in addition to [`COMMON_LOG_FIELDS`].
+    pub fields: &'static [LogEventField],
 }
 
 /// Fields that every line has or may have.
-pub const COMMON_FIELDS: &[EventField] = &[
+pub const COMMON_LOG_FIELDS: &[LogEventField] = &[
     text_field("timestamp", "RFC 3339, UTC"),
     text_field("level", "`ERROR`, `WARN`, `INFO`, `DEBUG`"),
     text_field("event", "one of the names below"),

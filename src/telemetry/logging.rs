@@ -104,7 +104,7 @@ pub fn init_logging(
         LogFormat::Auto => !to_file && std::io::stderr().is_terminal(),
     };
     LOG_QUERY_TEXT.store(options.query_text, Ordering::Relaxed);
-    let rate_limit = rate_limit::EventRateLimit::new(options.burst);
+    let rate_limit = rate_limit::LogEventRateLimit::new(options.burst);
     let filter = filter.and(rate_limit.clone());
     let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     let lines = if as_text {
@@ -119,7 +119,7 @@ pub fn init_logging(
     let installed = tracing_subscriber::registry()
         .with(lines)
         .with(spans)
-        .with(rate_limit::EventCounter.with_filter(own_targets))
+        .with(rate_limit::LogEventCounter.with_filter(own_targets))
         .try_init();
     // An error means that logging is initialised already, as by another test of the process.
     if installed.is_err() {

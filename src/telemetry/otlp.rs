@@ -99,7 +99,10 @@ pub fn build_layer_and_exporter(options: &OtlpOptions) -> Option<(SpanLayer, Otl
     let client = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).default_headers(headers);
     let client = client.build().ok()?;
     let interval = Duration::from_secs(options.interval_seconds);
-    Some((SpanLayer { sender }, OtlpExporter { endpoint, client, span_receiver, interval }))
+    Some((
+        SpanLayer { sender },
+        OtlpExporter { endpoint, client, span_receiver, send_interval: interval },
+    ))
 }
 
 fn headers_from_env() -> Result<HeaderMap, String> {
@@ -270,25 +273,26 @@ pub struct OtlpExporter {
     endpoint: String,
     client: reqwest::Client,
     span_receiver: mpsc::Receiver<Value>,
-    interval: Duration,
+    send_interval: Duration,
 }
 
 impl OtlpExporter {
     /// Sends at every interval until `token` is cancelled, then once more.
     pub async fn run(mut self, token: CancellationToken) {
-        let mut due = tokio::time::interval(self.interval);
+        let mut due = tokio::time::interval(self.send_interval);
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let is_last = tokio::select! {
                 _ = due.tick() => false,
                 () = token.cancelled() => true,
             };
-            while let Some(spans) = self.next_spans() {
-                if !self.send("traces", &trace_request_json(&spans), spans.len()).await {
+            while let Some(spans) = self.take_span_batch() {
+                if !self.send_request("traces", &trace_request_json(&spans), spans.len()).await {
                     break;
                 }
             }
-            self.send("metrics", &otlp_metrics::export_request_json(&resource_json()), 1).await;
+            self.send_request("metrics", &otlp_metrics::metrics_request_json(&resource_json()), 1)
+                .await;
             if is_last {
                 return;
             }
@@ -296,7 +300,7 @@ impl OtlpExporter {
     }
 
     /// Takes the spans of one request from the queue; `None` if it is empty.
-    fn next_spans(&mut self) -> Option<Vec<Value>> {
+    fn take_span_batch(&mut self) -> Option<Vec<Value>> {
         let next = |_| self.span_receiver.try_recv().ok();
         let spans: Vec<Value> = (0..MAX_SPANS_PER_REQUEST).map_while(next).collect();
         (!spans.is_empty()).then_some(spans)
@@ -304,7 +308,7 @@ impl OtlpExporter {
 
     /// Sends a request, and returns whether the collector accepted it. If not, its content is dropped
     /// and counted.
-    async fn send(&self, signal: &str, body: &Value, count: usize) -> bool {
+    async fn send_request(&self, signal: &str, body: &Value, count: usize) -> bool {
         let url = format!("{}/v1/{signal}", self.endpoint);
         let request = self.client.post(&url).header("content-type", "application/json");
         let sent = request.body(body.to_string()).send().await;
@@ -317,7 +321,7 @@ impl OtlpExporter {
 
 /// A running exporter.
 pub struct ExporterHandle {
-    cancel: CancellationToken,
+    cancellation_token: CancellationToken,
     task: JoinHandle<()>,
 }
 
@@ -325,13 +329,13 @@ impl ExporterHandle {
     /// Starts sending, in the background.
     pub fn start(exporter: OtlpExporter) -> Self {
         let token = CancellationToken::new();
-        Self { task: tokio::spawn(exporter.run(token.clone())), cancel: token }
+        Self { task: tokio::spawn(exporter.run(token.clone())), cancellation_token: token }
     }
 
     /// Sends what is queued, for at most `timeout` (usually [`FLUSH_TIMEOUT`]); the rest is dropped. A
     /// panic of the exporter is ignored.
     pub async fn shut_down(self, timeout: Duration) {
-        self.cancel.cancel();
+        self.cancellation_token.cancel();
         let _ = tokio::time::timeout(timeout, self.task).await;
     }
 }

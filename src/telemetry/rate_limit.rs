@@ -37,9 +37,9 @@ fn event_name(event: &Event<'_>) -> Option<String> {
 }
 
 /// Counts every event in `bsap_log_events_total`, suppressed ones included.
-pub struct EventCounter;
+pub struct LogEventCounter;
 
-impl<S: Subscriber> Layer<S> for EventCounter {
+impl<S: Subscriber> Layer<S> for LogEventCounter {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if let Some(name) = event_name(event) {
             let level = event.metadata().level().as_str().to_ascii_lowercase();
@@ -51,46 +51,49 @@ impl<S: Subscriber> Layer<S> for EventCounter {
 /// Limits how many warnings and errors of one event are written per window. Lines of a library are
 /// limited per target.
 #[derive(Clone)]
-pub struct EventRateLimit {
+pub struct LogEventRateLimit {
     max_lines_per_window: u32,
-    windows: Arc<Mutex<HashMap<String, RateWindow>>>,
+    windows_by_key: Arc<Mutex<HashMap<String, RateWindow>>>,
 }
 
 /// The window of one event or target.
 struct RateWindow {
-    started: Instant,
-    written: u32,
-    suppressed: u64,
+    started_at: Instant,
+    written_lines: u32,
+    suppressed_lines: u64,
 }
 
-impl EventRateLimit {
+impl LogEventRateLimit {
     /// Creates a limit per window of 10 s; 0 suppresses nothing.
     pub fn new(max_lines_per_window: u32) -> Self {
-        Self { max_lines_per_window, windows: Arc::default() }
+        Self { max_lines_per_window, windows_by_key: Arc::default() }
     }
 
     /// Counts a line of `key`, and returns whether it may be written.
     fn admit_line(&self, key: String, now: Instant) -> bool {
-        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        let window =
-            windows.entry(key).or_insert(RateWindow { started: now, written: 0, suppressed: 0 });
-        let admitted = window.written < self.max_lines_per_window;
+        let mut windows = self.windows_by_key.lock().unwrap_or_else(PoisonError::into_inner);
+        let window = windows.entry(key).or_insert(RateWindow {
+            started_at: now,
+            written_lines: 0,
+            suppressed_lines: 0,
+        });
+        let admitted = window.written_lines < self.max_lines_per_window;
         if admitted {
-            window.written += 1;
+            window.written_lines += 1;
         } else {
-            window.suppressed += 1;
+            window.suppressed_lines += 1;
         }
         admitted
     }
 
     /// Removes the windows that have ended; returns the keys and counts of suppressed lines.
-    fn end_expired_windows(&self, now: Instant) -> Vec<(String, u64)> {
-        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+    fn take_suppressed_counts(&self, now: Instant) -> Vec<(String, u64)> {
+        let mut windows = self.windows_by_key.lock().unwrap_or_else(PoisonError::into_inner);
         let mut suppressed = Vec::new();
         windows.retain(|key, window| {
-            let expired = now - window.started >= RATE_LIMIT_WINDOW;
-            if expired && window.suppressed > 0 {
-                suppressed.push((key.clone(), window.suppressed));
+            let expired = now - window.started_at >= RATE_LIMIT_WINDOW;
+            if expired && window.suppressed_lines > 0 {
+                suppressed.push((key.clone(), window.suppressed_lines));
             }
             !expired
         });
@@ -107,7 +110,7 @@ impl EventRateLimit {
         let _ = std::thread::Builder::new().name("log-limit".into()).spawn(move || {
             loop {
                 std::thread::sleep(Duration::from_secs(1));
-                for (suppressed_event, count) in limit.end_expired_windows(Instant::now()) {
+                for (suppressed_event, count) in limit.take_suppressed_counts(Instant::now()) {
                     warn!(
                         event = event::LOG_SUPPRESSED,
                         suppressed_event,
@@ -121,7 +124,7 @@ impl EventRateLimit {
     }
 }
 
-impl<S> Filter<S> for EventRateLimit {
+impl<S> Filter<S> for LogEventRateLimit {
     fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
         true
     }
@@ -150,14 +153,14 @@ mod tests {
 
     #[test]
     fn a_flood_is_limited_and_counted_and_other_events_are_written() {
-        let limit = EventRateLimit::new(2);
+        let limit = LogEventRateLimit::new(2);
         let start = Instant::now();
         let written = (0..10).filter(|_| limit.admit_line("dead_letter".into(), start)).count();
         assert_eq!(written, 2);
         assert!(limit.admit_line("request.rejected".into(), start));
-        assert!(limit.end_expired_windows(start + RATE_LIMIT_WINDOW / 2).is_empty());
+        assert!(limit.take_suppressed_counts(start + RATE_LIMIT_WINDOW / 2).is_empty());
         assert_eq!(
-            limit.end_expired_windows(start + RATE_LIMIT_WINDOW),
+            limit.take_suppressed_counts(start + RATE_LIMIT_WINDOW),
             [("dead_letter".to_owned(), 8)]
         );
         assert!(limit.admit_line("dead_letter".into(), start + RATE_LIMIT_WINDOW));

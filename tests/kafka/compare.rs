@@ -177,8 +177,8 @@ impl Fixture {
             &token,
             |letter| {
                 letter_count += 1;
-                assert_eq!(&*letter.message.partition.topic, TOPIC);
-                let message = letter.message;
+                assert_eq!(&*letter.original_message.partition.topic, TOPIC);
+                let message = letter.original_message;
                 let sent = SentMessage {
                     key: message.key.map(Into::into),
                     value: message.payload.map(Into::into),

@@ -93,7 +93,7 @@ async fn new_worker(
     };
     Worker {
         decoder: Decoder::new(&source, &AttributeTypes::new()),
-        kafka: fixture.kafka_options(),
+        kafka_options: fixture.kafka_options(),
         source_options: source,
         dead_letter_writer: DeadLetterWriter::new(
             &fixture.kafka_options(),
@@ -104,14 +104,17 @@ async fn new_worker(
         decode_options: decode::DecodeOptions::default(),
         encoders,
         prompt_sets: ActivePromptSets::new(sets),
-        writer: TableWriter::open(
+        table_writer: TableWriter::open(
             store,
             &fixture.generation,
             table::TableOptions::default().max_commit_attempts,
         )
         .await
         .unwrap(),
-        options: ingest::IngestOptions { commit_ms: 200, ..ingest::IngestOptions::default() },
+        ingest_options: ingest::IngestOptions {
+            commit_ms: 200,
+            ..ingest::IngestOptions::default()
+        },
         progress: Arc::new(Progress::default()),
     }
 }

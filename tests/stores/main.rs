@@ -164,7 +164,7 @@ fn test_row(id: &str, sequence: u64, deleted: bool) -> ImageRow {
         image: (!deleted).then(|| StoredImage {
             uri: None,
             content_hash: "00ff".into(),
-            bytes: 1,
+            byte_size: 1,
             width: 1,
             height: 1,
             attributes: Attributes::new(),
@@ -225,11 +225,11 @@ async fn rows_and_positions_survive_compaction_and_vacuum(store: &Store) {
     let mut late_writer = TableWriter::open(store, &generation, 100).await.unwrap();
     let late_batch = partition_batch(0, 0, vec![test_row("late", 1, false)]);
     let fenced = late_writer.append(vec![late_batch], &CancellationToken::new()).await.unwrap();
-    assert_eq!((fenced.rows, fenced.fenced_partitions.len()), (0, 1));
+    assert_eq!((fenced.written_row_count, fenced.fenced_partitions.len()), (0, 1));
 
     let summary = run_compaction(store, &generation, 5).await;
-    assert_eq!((summary.files_in, summary.dropped_superseded_rows), (3, 3));
-    assert_eq!(run_compaction(store, &generation, 5).await.dropped_tombstones, 1);
+    assert_eq!((summary.removed_file_count, summary.dropped_superseded_row_count), (3, 3));
+    assert_eq!(run_compaction(store, &generation, 5).await.dropped_tombstone_count, 1);
     assert_eq!(read_image_ids(store, &generation).await.len(), 4);
     let state = StateStore::new(store).read_newest().await.unwrap().unwrap();
     let sets: Vec<_> = state.prompt_sets.iter().map(|set| set.key.clone()).collect();
@@ -243,7 +243,7 @@ async fn rows_and_positions_survive_compaction_and_vacuum(store: &Store) {
     let later = Utc::now() + TimeDelta::days(5);
     let removed = vacuum::vacuum(store, &generation, &options, later, false).await.unwrap();
     // Four files were merged, and one was left by the fenced writer.
-    assert_eq!(removed.removed_files.len(), 5, "{removed:?}");
+    assert_eq!(removed.removed_file_paths.len(), 5, "{removed:?}");
     assert_eq!(TableOverview::from_log(store, &generation, &options).await.unwrap().files, 2);
     assert_eq!(read_image_ids(store, &generation).await.len(), 4);
     // The late writer has an older version of the log, whose first entries were removed by now.
@@ -274,7 +274,7 @@ async fn a_listing_of_the_store_can_be_reconciled(store: &Store) {
         (row.sequence, row.event_time) = (SequenceKey::from_time(time).unwrap(), Some(time));
         if let Some(image) = &mut row.image {
             image.uri = Some(object.uri.to_string());
-            image.bytes = if object.key == "resized.jpg" { 1 } else { object.size_bytes };
+            image.byte_size = if object.key == "resized.jpg" { 1 } else { object.size_bytes };
         }
         row
     });
@@ -326,12 +326,12 @@ async fn racing_writers_and_compactor_lose_nothing(store: &Store) {
     let writers: Vec<_> = writers.collect();
     let mut merged = 0;
     for _ in 0..4 {
-        merged += run_compaction(store, &generation, 0).await.files_in;
+        merged += run_compaction(store, &generation, 0).await.removed_file_count;
     }
     for writer in writers {
         writer.await.unwrap();
     }
-    merged += run_compaction(store, &generation, 0).await.files_in;
+    merged += run_compaction(store, &generation, 0).await.removed_file_count;
     assert!(merged > 0, "nothing was compacted");
     let ids = read_image_ids(store, &generation).await;
     let unique: BTreeSet<&String> = ids.iter().collect();

@@ -16,8 +16,8 @@ use crate::record::to_hex;
 /// A checkpoint with its configuration parsed and its weights in memory.
 pub struct Checkpoint {
     pub folder: PathBuf,
-    pub config: ModelConfig,
-    pub preprocessor: PreprocessorConfig,
+    pub model_config: ModelConfig,
+    pub preprocessor_config: PreprocessorConfig,
     pub fingerprint: String,
     pub parameter_count: u64,
     weight_bytes: Vec<u8>,
@@ -50,8 +50,8 @@ impl Checkpoint {
             .map_err(|reason| ClipError::InvalidCheckpoint { file, reason })?;
         Ok(Self {
             folder: folder.to_owned(),
-            config,
-            preprocessor,
+            model_config: config,
+            preprocessor_config: preprocessor,
             fingerprint: to_hex(&hasher.finalize()),
             parameter_count: parameters,
             weight_bytes: weights,
@@ -60,7 +60,7 @@ impl Checkpoint {
 
     /// Returns the tensors for building the encoders, and releases the raw bytes: a second call
     /// fails.
-    pub fn build_tensors(
+    pub fn take_tensors(
         &mut self,
         dtype: DType,
         device: &Device,

@@ -27,7 +27,7 @@ const MAX_DOWNLOAD_RETRIES: usize = 5;
 /// Returns the name and the folder of a checkpoint. A model of the hub that is not in the cache is
 /// downloaded first, unless `offline` forbids it. The variables `HF_HOME`, `HF_ENDPOINT` and
 /// `HF_TOKEN` apply as for the tools of Hugging Face.
-pub fn locate_checkpoint(
+pub fn find_or_download_checkpoint(
     checkpoint: &str,
     revision: &str,
     offline: bool,

@@ -61,16 +61,16 @@ pub struct ModelConfig {
     /// Dimension of an embedding.
     pub dimension: usize,
     /// Sizes of the text encoder.
-    pub text: TextConfig,
+    pub text_encoder: TextEncoderConfig,
     /// Sizes of the image encoder.
-    pub image: ImageConfig,
+    pub image_encoder: ImageEncoderConfig,
     /// What users must know of the model; a field of this project, not of Hugging Face.
     pub notice: Option<String>,
 }
 
 /// Sizes of the text encoder.
 #[derive(Debug, Clone)]
-pub struct TextConfig {
+pub struct TextEncoderConfig {
     pub vocabulary_size: usize,
     pub context_length: usize,
     pub end_of_text_id: u32,
@@ -79,7 +79,7 @@ pub struct TextConfig {
 
 /// Sizes of the image encoder, in pixels.
 #[derive(Debug, Clone)]
-pub struct ImageConfig {
+pub struct ImageEncoderConfig {
     pub image_side: usize,
     pub patch_side: usize,
     pub transformer: TransformerConfig,
@@ -191,7 +191,7 @@ impl ModelConfig {
             ));
         }
         let text_projection = text.projection_size;
-        let text = TextConfig {
+        let text = TextEncoderConfig {
             vocabulary_size: text.vocab_size.unwrap_or(vocabulary),
             context_length: text.max_position_embeddings.unwrap_or(context),
             end_of_text_id: text.eos_token_id.unwrap_or(49_407),
@@ -199,7 +199,7 @@ impl ModelConfig {
                 .into_transformer_config(text_default)
                 .map_err(|e| format!("text_config: {e}"))?,
         };
-        let image = ImageConfig {
+        let image = ImageEncoderConfig {
             image_side: side,
             patch_side: patch,
             transformer: image
@@ -216,6 +216,12 @@ impl ModelConfig {
                 "text_config: projection_size {text_projection} differs from the image encoder's hidden_size {dimension}"
             ));
         }
-        Ok(Self { architecture, dimension, text, image, notice: written.notice })
+        Ok(Self {
+            architecture,
+            dimension,
+            text_encoder: text,
+            image_encoder: image,
+            notice: written.notice,
+        })
     }
 }

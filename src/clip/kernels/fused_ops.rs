@@ -25,7 +25,7 @@ pub fn add_bias_and_activate(
     activation: Option<Activation>,
 ) -> Result<Tensor> {
     if is_contiguous_cpu_f32(&x) {
-        x.inplace_op2(bias, &BiasActivation(activation))?;
+        x.inplace_op2(bias, &AddBiasAndActivateOp(activation))?;
         return Ok(x);
     }
     let x = x.broadcast_add(bias)?;
@@ -40,7 +40,7 @@ pub fn add_bias_and_activate(
 /// Returns x + bias + residual; `x` is overwritten, as above.
 pub fn add_bias_and_residual(x: Tensor, bias: &Tensor, residual: &Tensor) -> Result<Tensor> {
     if is_contiguous_cpu_f32(&x) && residual.is_contiguous() {
-        x.inplace_op3(bias, residual, &BiasResidual)?;
+        x.inplace_op3(bias, residual, &AddBiasAndResidualOp)?;
         return Ok(x);
     }
     x.broadcast_add(bias)? + residual
@@ -56,9 +56,9 @@ fn values_per_task(width: usize) -> usize {
     (VALUES_PER_TASK / width).max(1) * width
 }
 
-struct BiasActivation(Option<Activation>);
+struct AddBiasAndActivateOp(Option<Activation>);
 
-impl InplaceOp2 for BiasActivation {
+impl InplaceOp2 for AddBiasAndActivateOp {
     fn name(&self) -> &'static str {
         "bias-activation"
     }
@@ -79,9 +79,9 @@ impl InplaceOp2 for BiasActivation {
     }
 }
 
-struct BiasResidual;
+struct AddBiasAndResidualOp;
 
-impl InplaceOp3 for BiasResidual {
+impl InplaceOp3 for AddBiasAndResidualOp {
     fn name(&self) -> &'static str {
         "bias-residual"
     }

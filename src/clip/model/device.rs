@@ -13,15 +13,15 @@ use crate::telemetry::event;
 
 /// In builds with debug assertions, every computation fails while the file named by this variable
 /// exists, as on a GPU that has fallen off the bus. `tests/ops` injects the fault this way.
-const DEVICE_LOSS_FILE_VAR: &str = "LOSE_DEVICE_WHILE";
+const SIMULATED_DEVICE_LOSS_VAR: &str = "LOSE_DEVICE_WHILE";
 
 /// An open device, with its CPU shards and its count of failures.
 pub struct ComputeDevice {
     device: Device,
-    shards: CpuShards,
+    cpu_shards: CpuShards,
     /// Number of computations that have failed since the last one that succeeded.
     consecutive_failures: AtomicU32,
-    device_loss_file: Option<PathBuf>,
+    simulated_loss_file: Option<PathBuf>,
 }
 
 impl ComputeDevice {
@@ -33,12 +33,12 @@ impl ComputeDevice {
             DeviceChoice::Cuda(n) => open_cuda(n)?,
         };
         let device_loss_file =
-            std::env::var_os(DEVICE_LOSS_FILE_VAR).filter(|_| cfg!(debug_assertions));
+            std::env::var_os(SIMULATED_DEVICE_LOSS_VAR).filter(|_| cfg!(debug_assertions));
         Ok(Self {
-            shards: CpuShards::new(&device)?,
+            cpu_shards: CpuShards::new(&device)?,
             device,
             consecutive_failures: AtomicU32::new(0),
-            device_loss_file: device_loss_file.map(PathBuf::from),
+            simulated_loss_file: device_loss_file.map(PathBuf::from),
         })
     }
 
@@ -54,12 +54,12 @@ impl ComputeDevice {
         inputs: &[T],
         work: impl Fn(&[T]) -> candle_core::Result<Vec<R>> + Sync,
     ) -> Result<Vec<R>, ClipError> {
-        let lost = self.device_loss_file.as_deref().is_some_and(Path::exists);
+        let lost = self.simulated_loss_file.as_deref().is_some_and(Path::exists);
         let result = if lost {
-            let reason = format!("the device is lost ({DEVICE_LOSS_FILE_VAR})");
+            let reason = format!("the device is lost ({SIMULATED_DEVICE_LOSS_VAR})");
             Err(candle_core::Error::Msg(reason).into())
         } else {
-            self.shards.run_sharded(inputs, work)
+            self.cpu_shards.run_sharded(inputs, work)
         };
         match &result {
             Ok(_) => self.consecutive_failures.store(0, Ordering::Relaxed),
@@ -109,7 +109,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let lost = folder.path().join("lost");
         let mut compute_device = ComputeDevice::open(DeviceChoice::Cpu).unwrap();
-        compute_device.device_loss_file = Some(lost.clone());
+        compute_device.simulated_loss_file = Some(lost.clone());
         let run = || compute_device.run_batch(&[1, 2], |part| Ok(part.to_vec()));
         assert_eq!((run().unwrap(), compute_device.consecutive_failures()), (vec![1, 2], 0));
         std::fs::write(&lost, "").unwrap();

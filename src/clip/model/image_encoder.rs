@@ -32,7 +32,7 @@ enum ImagePooling {
 impl ImageEncoder {
     /// Loads `vision_model.*` and the projection.
     pub fn load(config: &ModelConfig, vb: &VarBuilder) -> Result<Self> {
-        let image = &config.image;
+        let image = &config.image_encoder;
         let (hidden, patch, eps) =
             (image.transformer.hidden_size, image.patch_side, image.transformer.layer_norm_eps);
         let weights = vb.pp("vision_model");
@@ -84,7 +84,7 @@ impl ImageEncoder {
     }
 
     /// Maps [batch, 3, side, side] to [batch, dimension], not yet of unit length.
-    pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+    pub fn encode_pixels(&self, pixels: &Tensor) -> Result<Tensor> {
         let (batch, channels, side, _) = pixels.dims4()?;
         let (patch, across) = (self.patch_side, side / self.patch_side);
         // Pixels that fill no whole patch are ignored, as by a convolution.

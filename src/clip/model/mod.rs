@@ -47,20 +47,23 @@ impl ClipModel {
             return Err(ClipError::Device { device: "cpu".into(), reason });
         }
         let dtype = options.dtype.tensor_dtype(device);
-        let (name, folder) =
-            hub::locate_checkpoint(&options.checkpoint, &options.revision, options.offline)?;
+        let (name, folder) = hub::find_or_download_checkpoint(
+            &options.checkpoint,
+            &options.revision,
+            options.offline,
+        )?;
         let mut checkpoint = Checkpoint::read(&folder)?;
-        let config = checkpoint.config.clone();
-        let side = config.image.image_side as u32;
+        let config = checkpoint.model_config.clone();
+        let side = config.image_encoder.image_side as u32;
         let preprocess =
-            ImagePreprocessor::new(&checkpoint.preprocessor, side).map_err(|reason| {
+            ImagePreprocessor::new(&checkpoint.preprocessor_config, side).map_err(|reason| {
                 ClipError::InvalidCheckpoint {
                     file: checkpoint.folder.join("preprocessor_config.json"),
                     reason,
                 }
             })?;
         let tokenizer = TextTokenizer::load(&checkpoint.folder, &config)?;
-        let tensors = checkpoint.build_tensors(dtype, device)?;
+        let tensors = checkpoint.take_tensors(dtype, device)?;
         let weights_error = |e| checkpoint.weights_error(&e);
         let mut image = ImageEncoder::load(&config, &tensors).map_err(weights_error)?;
         let mut text =
@@ -82,7 +85,7 @@ impl ClipModel {
             fingerprint: checkpoint.fingerprint.clone(),
             dimension: config.dimension,
             image_side: side,
-            context_length: config.text.context_length,
+            context_length: config.text_encoder.context_length,
             preprocessing: preprocess.describe(),
             logit_scale,
             logit_bias,
@@ -140,7 +143,7 @@ impl Encoders for ClipModel {
     }
 
     fn preprocess_image(&self, image: &RgbImage) -> std::result::Result<Pixels, ClipError> {
-        self.preprocessor.apply(image)
+        self.preprocessor.resize_and_crop(image)
     }
 
     fn concurrent_batches(&self) -> usize {
@@ -157,7 +160,7 @@ impl Encoders for ClipModel {
 
     fn embed_images(&self, batch: &[Pixels]) -> std::result::Result<Vec<Vec<f32>>, ClipError> {
         self.device.run_batch(batch, |part| {
-            let embedded = self.image_encoder.forward(&self.pixels_to_tensor(part)?)?;
+            let embedded = self.image_encoder.encode_pixels(&self.pixels_to_tensor(part)?)?;
             normalise_rows(&embedded.to_dtype(DType::F32)?)?.to_vec2()
         })
     }
@@ -168,7 +171,7 @@ impl Encoders for ClipModel {
             .map(|text| self.tokenizer.tokenise(text))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         self.device.run_batch(&tokens, |part| {
-            let embedded = self.text_encoder.forward(part)?;
+            let embedded = self.text_encoder.encode_token_rows(part)?;
             normalise_rows(&embedded.to_dtype(DType::F32)?)?.to_vec2()
         })
     }

@@ -27,7 +27,7 @@ impl TextEncoder {
         device: &Device,
         dtype: DType,
     ) -> Result<Self> {
-        let text = &config.text;
+        let text = &config.text_encoder;
         let (hidden, context) = (text.transformer.hidden_size, text.context_length);
         let weights = vb.pp("text_model");
         let embeddings = weights.pp("embeddings");
@@ -68,7 +68,7 @@ impl TextEncoder {
 
     /// Maps rows of token ids to [batch, dimension], not yet of unit length. The output is taken at
     /// the last token of each row; rows of different lengths need a causal mask.
-    pub fn forward(&self, rows: &[Vec<u32>]) -> Result<Tensor> {
+    pub fn encode_token_rows(&self, rows: &[Vec<u32>]) -> Result<Tensor> {
         let longest = rows.iter().map(Vec::len).max().unwrap_or_default();
         let mut ids = Vec::with_capacity(rows.len() * longest);
         let mut ends = Vec::with_capacity(rows.len());

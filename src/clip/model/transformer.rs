@@ -37,7 +37,7 @@ impl LinearLayer {
     }
 
     /// Maps [.., in] to [.., out], without the bias.
-    fn multiply(&self, x: &Tensor) -> Result<Tensor> {
+    fn multiply_without_bias(&self, x: &Tensor) -> Result<Tensor> {
         let mut shape = x.dims().to_vec();
         let width = shape.pop().unwrap_or_default();
         let x = x.reshape(((), width))?;
@@ -63,16 +63,16 @@ impl LinearLayer {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        add_bias_and_activate(self.multiply(x)?, &self.bias, None)
+        add_bias_and_activate(self.multiply_without_bias(x)?, &self.bias, None)
     }
 
-    fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        add_bias_and_activate(self.multiply(x)?, &self.bias, Some(activation))
+    fn forward_with_activation(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        add_bias_and_activate(self.multiply_without_bias(x)?, &self.bias, Some(activation))
     }
 
     /// Adds the output for `x` to `residual`.
-    fn forward_residual(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
-        add_bias_and_residual(self.multiply(x)?, &self.bias, residual)
+    fn forward_plus_residual(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        add_bias_and_residual(self.multiply_without_bias(x)?, &self.bias, residual)
     }
 }
 
@@ -99,8 +99,9 @@ impl Mlp {
     }
 
     /// Adds the output for `x` to `residual`; both are [.., hidden].
-    fn forward_residual(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
-        self.fc2.forward_residual(residual, &self.fc1.forward_activated(x, self.activation)?)
+    fn forward_plus_residual(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        self.fc2
+            .forward_plus_residual(residual, &self.fc1.forward_with_activation(x, self.activation)?)
     }
 }
 
@@ -129,11 +130,11 @@ fn multi_head_attention(
 struct TransformerBlock {
     norm1: LayerNorm,
     /// Queries, keys and values in one product: weight [3·hidden, hidden].
-    qkv: LinearLayer,
+    qkv_projection: LinearLayer,
     output_projection: LinearLayer,
     norm2: LayerNorm,
     mlp: Mlp,
-    heads: usize,
+    head_count: usize,
 }
 
 impl TransformerBlock {
@@ -149,28 +150,28 @@ impl TransformerBlock {
         }
         Ok(Self {
             norm1: layer_norm(hidden, config.layer_norm_eps, vb.pp("layer_norm1"))?,
-            qkv: LinearLayer::new(Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?),
+            qkv_projection: LinearLayer::new(Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?),
             output_projection: LinearLayer::load(hidden, hidden, &attention.pp("out_proj"))?,
             norm2: layer_norm(hidden, config.layer_norm_eps, vb.pp("layer_norm2"))?,
             mlp: Mlp::load(config, &vb.pp("mlp"))?,
-            heads: config.head_count,
+            head_count: config.head_count,
         })
     }
 
     fn convert_to_bf16(&mut self) -> Result<()> {
-        self.qkv.convert_to_bf16()?;
+        self.qkv_projection.convert_to_bf16()?;
         self.output_projection.convert_to_bf16()?;
         self.mlp.convert_to_bf16()
     }
 
     /// `x` and the result are [batch, tokens, hidden].
     fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-        let qkv = self.qkv.forward(&self.norm1.forward(x)?)?.chunk(3, 2)?;
-        let x = self.output_projection.forward_residual(
+        let qkv = self.qkv_projection.forward(&self.norm1.forward(x)?)?.chunk(3, 2)?;
+        let x = self.output_projection.forward_plus_residual(
             x,
-            &multi_head_attention(&qkv[0], &qkv[1], &qkv[2], self.heads, mask)?,
+            &multi_head_attention(&qkv[0], &qkv[1], &qkv[2], self.head_count, mask)?,
         )?;
-        self.mlp.forward_residual(&x, &self.norm2.forward(&x)?)
+        self.mlp.forward_plus_residual(&x, &self.norm2.forward(&x)?)
     }
 }
 
@@ -206,14 +207,14 @@ impl TransformerEncoder {
 
 /// The pooling of SigLIP: one learned query attends to all tokens, then a residual MLP.
 pub struct AttentionPool {
-    probe: Tensor,
-    query: LinearLayer,
+    learned_query: Tensor,
+    query_projection: LinearLayer,
     /// Keys and values in one product.
-    kv: LinearLayer,
+    key_value_projection: LinearLayer,
     output_projection: LinearLayer,
     norm: LayerNorm,
     mlp: Mlp,
-    heads: usize,
+    head_count: usize,
 }
 
 impl AttentionPool {
@@ -229,19 +230,23 @@ impl AttentionPool {
             Ok::<_, candle_core::Error>(LinearLayer::new(weight, bias))
         };
         Ok(Self {
-            probe: vb.get((1, 1, hidden), "probe")?,
-            query: part(0, 1)?,
-            kv: part(1, 2)?,
+            learned_query: vb.get((1, 1, hidden), "probe")?,
+            query_projection: part(0, 1)?,
+            key_value_projection: part(1, 2)?,
             output_projection: LinearLayer::load(hidden, hidden, &attention.pp("out_proj"))?,
             norm: layer_norm(hidden, config.layer_norm_eps, vb.pp("layernorm"))?,
             mlp: Mlp::load(config, &vb.pp("mlp"))?,
-            heads: config.head_count,
+            head_count: config.head_count,
         })
     }
 
     /// Rounds the weights to bfloat16, for a CPU.
     pub fn convert_to_bf16(&mut self) -> Result<()> {
-        for projection in [&mut self.query, &mut self.kv, &mut self.output_projection] {
+        for projection in [
+            &mut self.query_projection,
+            &mut self.key_value_projection,
+            &mut self.output_projection,
+        ] {
             projection.convert_to_bf16()?;
         }
         self.mlp.convert_to_bf16()
@@ -250,12 +255,17 @@ impl AttentionPool {
     /// Maps [batch, tokens, hidden] to [batch, hidden].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, _, hidden) = x.dims3()?;
-        let query = self.query.forward(&self.probe)?.expand((batch, 1, hidden))?;
-        let kv = self.kv.forward(x)?.chunk(2, 2)?;
-        let pooled = self
-            .output_projection
-            .forward(&multi_head_attention(&query, &kv[0], &kv[1], self.heads, None)?)?;
-        self.mlp.forward_residual(&pooled, &self.norm.forward(&pooled)?)?.squeeze(1)
+        let query =
+            self.query_projection.forward(&self.learned_query)?.expand((batch, 1, hidden))?;
+        let kv = self.key_value_projection.forward(x)?.chunk(2, 2)?;
+        let pooled = self.output_projection.forward(&multi_head_attention(
+            &query,
+            &kv[0],
+            &kv[1],
+            self.head_count,
+            None,
+        )?)?;
+        self.mlp.forward_plus_residual(&pooled, &self.norm.forward(&pooled)?)?.squeeze(1)
     }
 }
 

@@ -16,14 +16,14 @@ use charsmap::Charsmap;
 /// The tokenizer of a checkpoint, truncating to the context length.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
-    end_token: EndToken,
+    end_token_rule: EndTokenRule,
     /// Applied to a text first, as in the training of SigLIP; `None` for CLIP, whose `tokenizer.json`
     /// has all rules.
     normalisation: Option<TextNormalisation>,
 }
 
 /// How the end-of-text token is found.
-enum EndToken {
+enum EndTokenRule {
     /// The largest id: configurations before transformers 4.31 named id 2 by mistake.
     LargestId,
     /// The first token with this id.
@@ -57,7 +57,7 @@ impl TextTokenizer {
     pub fn load(folder: &Path, config: &ModelConfig) -> Result<Self, ClipError> {
         let file = folder.join("tokenizer.json");
         let invalid = |reason: String| ClipError::InvalidCheckpoint { file: file.clone(), reason };
-        let text = &config.text;
+        let text = &config.text_encoder;
         let (tokenizer, normalisation) = match config.architecture {
             Architecture::Siglip if is_siglip_v1_tokenizer(folder)? => {
                 let (mut written, _): (serde_json::Value, _) = read_json(&file)?;
@@ -87,15 +87,15 @@ impl TextTokenizer {
             TruncationParams { max_length: text.context_length, ..TruncationParams::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(|e| invalid(e.to_string()))?;
         let (padding, end_token) = match config.architecture {
-            Architecture::Clip if text.end_of_text_id == 2 => (None, EndToken::LargestId),
-            Architecture::Clip => (None, EndToken::FirstWithId(text.end_of_text_id)),
+            Architecture::Clip if text.end_of_text_id == 2 => (None, EndTokenRule::LargestId),
+            Architecture::Clip => (None, EndTokenRule::FirstWithId(text.end_of_text_id)),
             Architecture::Siglip => (
                 Some(read_padding(folder, &tokenizer, text.context_length)?),
-                EndToken::LastPosition,
+                EndTokenRule::LastPosition,
             ),
         };
         tokenizer.with_padding(padding);
-        let tokenizer = Self { tokenizer, end_token, normalisation };
+        let tokenizer = Self { tokenizer, end_token_rule: end_token, normalisation };
         if tokenizer.tokenise("a").is_err() {
             return Err(invalid(format!(
                 "adds no end-of-text token {} (text_config.eos_token_id)",
@@ -116,11 +116,11 @@ impl TextTokenizer {
             .encode(text, true)
             .map_err(|e| ClipError::InvalidInput(format!("the text cannot be tokenized: {e}")))?;
         let ids = encoding.get_ids();
-        let end = match self.end_token {
-            EndToken::FirstWithId(id) => ids.iter().position(|i| *i == id),
-            EndToken::LastPosition => ids.len().checked_sub(1),
+        let end = match self.end_token_rule {
+            EndTokenRule::FirstWithId(id) => ids.iter().position(|i| *i == id),
+            EndTokenRule::LastPosition => ids.len().checked_sub(1),
             // The first token with the largest id, as argmax returns it.
-            EndToken::LargestId => {
+            EndTokenRule::LargestId => {
                 ids.iter().max().and_then(|max| ids.iter().position(|i| i == max))
             }
         };

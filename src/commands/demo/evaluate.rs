@@ -12,7 +12,7 @@ use crate::commands::shared::progress::progress_bar;
 use crate::demo::catalogue::PhotoStyle;
 use crate::demo::judge::{DrawnImages, RankingSetting, SettingResult};
 use crate::demo::queries::{
-    AttributeQuery, QueryDifficulty, generate_combinations, generate_queries,
+    AttributeQuery, QueryDifficulty, generate_combination_queries, generate_queries,
 };
 use crate::evaluate::{ConfidenceInterval, Cutoffs, MeasureComparison};
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
@@ -46,17 +46,23 @@ pub struct DemoEvaluateArgs {
 pub fn run(args: &DemoEvaluateArgs) -> CommandResult {
     let clip = load_demo_model(args.checkpoint.as_deref())?;
     let sets = ["demo", "photographs"]
-        .map(|name| PromptSet::load(name)?.embed(&clip, 8))
+        .map(|name| PromptSet::load_builtin_or_file(name)?.embed(&clip, 8))
         .into_iter()
         .collect::<Result<Vec<EmbeddedPromptSet>, _>>()?;
     let judged_queries = generate_queries(args.seed, args.queries);
-    let combination_queries = generate_combinations(args.seed);
+    let combination_queries = generate_combination_queries(args.seed);
     for style in PhotoStyle::ALL {
         let bar = progress_bar(style.name(), args.count)?;
-        let images =
-            DrawnImages::draw(&clip, *style, args.seed, args.count, IMAGE_SIDE_PIXELS, |n| {
+        let images = DrawnImages::draw_and_embed(
+            &clip,
+            *style,
+            args.seed,
+            args.count,
+            IMAGE_SIDE_PIXELS,
+            |n| {
                 bar.inc(n);
-            })?;
+            },
+        )?;
         bar.finish_and_clear();
         let by_difficulty =
             images.measure_settings(&clip, &judged_queries, &sets, |q| q.difficulty.name())?;
@@ -101,7 +107,7 @@ fn render_tables(
     render_table(&mut text, &measures, by_difficulty, |result| {
         cells(result, &|measure| format_interval(&measure.value))
     });
-    text.push_str("\nGain over plain CLIP, query by query:\n\n");
+    text.push_str("\nMean gain over plain CLIP, paired by query (95 % intervals):\n\n");
     render_table(&mut text, &measures, by_difficulty, |result| {
         cells(result, &|measure| format_gain(&measure.gain))
     });

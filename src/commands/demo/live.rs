@@ -14,7 +14,7 @@ use super::arguments::DemoArgs;
 use crate::balance::normalise::Normaliser;
 use crate::commands::shared::catalogue::open_store;
 use crate::commands::shared::error::{CommandError, CommandResult};
-use crate::commands::shared::models::load_encoders;
+use crate::commands::shared::models::load_configured_model;
 use crate::commands::shared::printing::print_line;
 use crate::commands::shared::progress::progress_bar;
 use crate::commands::shared::query_worker::{
@@ -22,11 +22,11 @@ use crate::commands::shared::query_worker::{
 };
 use crate::commands::shared::result_table::render_side_by_side;
 use crate::commands::shared::runtime::run_with_logging;
-use crate::commands::shared::worker::{build_worker, spawn_background_tasks};
+use crate::commands::shared::worker::{build_ingest_worker, spawn_background_tasks};
 use crate::config::Config;
 use crate::demo::broker::MockBroker;
 use crate::demo::shop::DemoShop;
-use crate::demo::{EXAMPLE_QUERIES, write_checkpoint};
+use crate::demo::{EXAMPLE_QUERIES, write_demo_checkpoint};
 use crate::ingest::{IngestError, Progress};
 use crate::publish::Publisher;
 use crate::search::{Engine, Query};
@@ -37,10 +37,10 @@ use crate::telemetry::{admin, metrics};
 const MARKER_FILE: &str = "made-by-bsap-demo";
 
 /// Name of the model: that of its folder.
-const MODEL_FOLDER: &str = "demo-clip";
+const DEMO_MODEL_FOLDER: &str = "demo-clip";
 
 /// The same seed gives the same pictures at every run.
-const SEED: u64 = 20;
+const CATALOGUE_SEED: u64 = 20;
 
 /// Workers that share the topic, as they would on several machines.
 const WORKER_COUNT: usize = 2;
@@ -71,7 +71,7 @@ fn prepare_folder(dir: &Path) -> anyhow::Result<()> {
             dir.display()
         );
     }
-    for part in ["pictures", "catalogue", MODEL_FOLDER] {
+    for part in ["pictures", "catalogue", DEMO_MODEL_FOLDER] {
         match std::fs::remove_dir_all(dir.join(part)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(problem);
@@ -82,14 +82,14 @@ fn prepare_folder(dir: &Path) -> anyhow::Result<()> {
     std::fs::write(dir.join(MARKER_FILE), "bsap demo replaces what is in this folder.\n")
         .with_context(problem)?;
     std::fs::create_dir_all(dir.join("pictures")).with_context(problem)?;
-    write_checkpoint(&dir.join(MODEL_FOLDER)).with_context(problem)
+    write_demo_checkpoint(&dir.join(DEMO_MODEL_FOLDER)).with_context(problem)
 }
 
 /// Returns the configuration of the demo; everything that is not set here has its default.
 fn demo_config(args: &DemoArgs) -> anyhow::Result<Config> {
     let dir = args.dir.canonicalize().with_context(|| format!("--dir: {}", args.dir.display()))?;
     let mut config = Config { attributes: DemoShop::attribute_types(), ..Config::default() };
-    config.model.checkpoint = dir.join(MODEL_FOLDER).display().to_string();
+    config.model.checkpoint = dir.join(DEMO_MODEL_FOLDER).display().to_string();
     config.prompts.sets = vec!["demo".into(), "photographs".into()];
     // Chosen on the validation split of synthetic catalogues (docs/balancing.md); a catalogue of
     // photographs needs a choice of its own.
@@ -107,7 +107,7 @@ fn demo_config(args: &DemoArgs) -> anyhow::Result<Config> {
 }
 
 /// Returns what the demo has in place of real parts, for the terminal and the page.
-fn substitutes(config: &Config) -> Vec<Substitute> {
+fn describe_substitutes(config: &Config) -> Vec<Substitute> {
     let substitute = |component: &str, how_to_replace: &str| Substitute {
         component: component.into(),
         how_to_replace: how_to_replace.into(),
@@ -134,17 +134,17 @@ fn substitutes(config: &Config) -> Vec<Substitute> {
 
 async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken) -> CommandResult {
     // A port in use is reported before anything is drawn.
-    let listener = http::listen(&config.http).await.map_err(CommandError::usage)?;
+    let listener = http::bind_listener(&config.http).await.map_err(CommandError::usage)?;
     let url = listener.url()?;
     let broker = MockBroker::start(&[
         (&config.source.topic, PARTITION_COUNT),
         (&config.dead_letter.topic, 1),
     ])?;
     config.kafka.brokers = broker.bootstrap_servers();
-    let encoders = load_encoders(&config)?;
+    let encoders = load_configured_model(&config)?;
     let notice = encoders.card().notice.clone();
     print_line!("bsap demo: {} drawn pictures, everything in this process", args.images);
-    for substitute in substitutes(&config) {
+    for substitute in describe_substitutes(&config) {
         print_line!(
             "  {}\n    for the real one set {}",
             substitute.component,
@@ -158,7 +158,7 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
     let progress = Arc::new(Progress::default());
     let mut workers = JoinSet::new();
     for _ in 0..WORKER_COUNT {
-        let worker = build_worker(&config, encoders.clone(), progress.clone()).await?;
+        let worker = build_ingest_worker(&config, encoders.clone(), progress.clone()).await?;
         let store = open_store(&config).await?;
         spawn_background_tasks(&config, &store, &worker, &token).detach_all();
         workers.spawn(worker.run(token.clone()));
@@ -169,12 +169,12 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
         ..admin::MetricsOptions::default()
     };
     let address =
-        admin::start_server(&metrics_options, progress.clone(), token.child_token()).await;
-    metrics::record_start("worker");
+        admin::start_admin_server(&metrics_options, progress.clone(), token.child_token()).await;
+    metrics::record_process_start("worker");
     let metrics_url = address.map(|address| format!("http://{address}").parse());
     config.http.worker_metrics_urls = metrics_url.transpose()?.into_iter().collect();
     let worker = build_query_worker(&config, &[("model.checkpoint", encoders)]).await?;
-    let context = build_server_context(&config, &worker, substitutes(&config))?;
+    let context = build_server_context(&config, &worker, describe_substitutes(&config))?;
     let QueryWorker { engines, catalogue_follower, feedback_writer, .. } = worker;
     tokio::spawn(feedback_writer.run(token.clone()));
     tokio::spawn(engines.clone().monitor_drift(token.clone()));
@@ -196,7 +196,8 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
     }
 
     let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
-    let mut shop = DemoShop::new(&config.fetch.file_roots[0], publisher, SEED, args.style);
+    let mut shop =
+        DemoShop::new(&config.fetch.file_roots[0], publisher, CATALOGUE_SEED, args.style);
     let work = async {
         publish_and_wait_until_searchable(
             args.images.into(),
@@ -237,12 +238,12 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
     // Whatever ends first ends the demo; all other tasks drain.
     let result = tokio::select! {
         result = work => result,
-        Some(ended) = workers.join_next() => worker_result(ended),
+        Some(ended) = workers.join_next() => flatten_worker_result(ended),
         Some(ended) = server.join_next() => ended.map_err(anyhow::Error::from).flatten(),
     };
     token.cancel();
     while let Some(ended) = workers.join_next().await {
-        worker_result(ended)?;
+        flatten_worker_result(ended)?;
     }
     while let Some(ended) = server.join_next().await {
         ended??;
@@ -251,7 +252,7 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
     Ok(result?)
 }
 
-fn worker_result(
+fn flatten_worker_result(
     ended: Result<Result<bool, IngestError>, tokio::task::JoinError>,
 ) -> anyhow::Result<()> {
     ended??;
@@ -275,8 +276,8 @@ async fn publish_and_wait_until_searchable(
         loop {
             let searchable = engine.snapshots().newest().len() as u64;
             searchable_bar.set_position(searchable);
-            let dropped = progress.dead_lettered.load(Ordering::Relaxed)
-                + progress.not_found.load(Ordering::Relaxed);
+            let dropped = progress.dead_lettered_messages.load(Ordering::Relaxed)
+                + progress.not_found_images.load(Ordering::Relaxed);
             if searchable + dropped >= count || token.is_cancelled() {
                 return Ok(());
             }

@@ -30,9 +30,9 @@ pub fn run(args: &EvaluateArgs, config_file: Option<&Path>) -> CommandResult {
     if args.synthetic.is_some() {
         let config = with_quiet_logging(Config::default());
         return run_with_logging(config, |_, token| {
-            synthetic::run_on_synthetic_catalogue(args, token)
+            synthetic::evaluate_on_synthetic_catalogue(args, token)
         });
     }
     let config = with_quiet_logging(load_config(config_file)?);
-    run_with_logging(config, |config, token| stored_table::run_on_table(args, config, token))
+    run_with_logging(config, |config, token| stored_table::evaluate_on_table(args, config, token))
 }

@@ -74,7 +74,7 @@ pub fn configuration_index(
 }
 
 /// Builds the plan from the arguments and the queries.
-pub fn build_plan(
+pub fn build_evaluation_plan(
     args: &EvaluateArgs,
     catalogue: String,
     source: String,
@@ -83,16 +83,16 @@ pub fn build_plan(
 ) -> EvaluationPlan {
     let cost = args.minutes_per_false_hit.zip(args.queries_per_day);
     EvaluationPlan {
-        catalogue,
+        catalogue_name: catalogue,
         query_source: source,
         queries: judged_queries,
-        baseline: args.baseline.clone(),
+        baseline_name: args.baseline.clone(),
         cutoffs: args.k.clone(),
-        targets: ThresholdTargets {
+        threshold_targets: ThresholdTargets {
             target_false_hit_rate: args.target_false_hit_rate,
             max_lost_hits: args.max_lost_hits,
         },
-        cost: cost.map(|(minutes_per_false_hit, queries_per_day)| CorrectionCost {
+        correction_cost: cost.map(|(minutes_per_false_hit, queries_per_day)| CorrectionCost {
             minutes_per_false_hit,
             queries_per_day,
             hourly_cost: args.hourly_cost,
@@ -109,7 +109,8 @@ pub fn evaluate_with_progress(
     token: &CancellationToken,
 ) -> anyhow::Result<Evaluation> {
     let bar = progress_bar("ranked", plan.ranked_text_count() as u64)?;
-    let evaluated = evaluate::evaluate(resolver, configurations, plan, token, &|n| bar.inc(n));
+    let evaluated =
+        evaluate::evaluate_configurations(resolver, configurations, plan, token, &|n| bar.inc(n));
     bar.finish_and_clear();
     Ok(evaluated?)
 }

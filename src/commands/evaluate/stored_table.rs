@@ -11,17 +11,19 @@ use super::arguments::EvaluateArgs;
 use super::calibration::{build_calibration, store_calibration};
 use super::output::{write_html_report, write_outputs};
 use super::plan::{
-    build_plan, configuration_index, configuration_specs, evaluate_with_progress,
+    build_evaluation_plan, configuration_index, configuration_specs, evaluate_with_progress,
     resolve_configurations,
 };
 use super::thumbnails::ThumbnailSource;
 use crate::catalogue::CatalogueState;
 use crate::commands::shared::catalogue::open_catalogue;
 use crate::commands::shared::error::{CommandError, CommandResult};
-use crate::commands::shared::models::{configured_generation, load_encoders, load_standby_model};
+use crate::commands::shared::models::{
+    configured_generation, load_configured_model, load_standby_model,
+};
 use crate::commands::shared::printing::print_line;
 use crate::commands::shared::progress::{progress_bar, progress_callback};
-use crate::commands::shared::query_files::{MAX_INPUT_BYTES, read_queries};
+use crate::commands::shared::query_files::{MAX_INPUT_BYTES, read_judged_queries};
 use crate::config::Config;
 use crate::evaluate::{
     self, ConfigurationResolver, ConfigurationSpec, Corpus, JudgedQuery, LoadedGeneration,
@@ -31,7 +33,7 @@ use crate::serve::feedback;
 use crate::store::Store;
 
 /// Evaluates on the stored table, and calibrates if `--calibrate` is given.
-pub async fn run_on_table(
+pub async fn evaluate_on_table(
     args: &EvaluateArgs,
     config: Config,
     token: CancellationToken,
@@ -40,9 +42,9 @@ pub async fn run_on_table(
     let (store, state) = open_catalogue(&config).await?;
     let (source, judged_queries, notes) = match given_queries {
         Some((source, judged_queries)) => (source, judged_queries, Vec::new()),
-        None => queries_from_feedback(&store).await?,
+        None => read_feedback_queries(&store).await?,
     };
-    let encoders = load_encoders(&config)?;
+    let encoders = load_configured_model(&config)?;
     state.live.ensure_compatible(&configured_generation(&config, &*encoders))?;
     let specs = configuration_specs(args, Some(&state))?;
     let embed = |record| EmbeddedPromptSet::from_record(record, &*encoders).map(Arc::new);
@@ -78,7 +80,7 @@ pub async fn run_on_table(
         sets,
         config.prompts.top_k,
     );
-    let plan = build_plan(args, store.url().to_string(), source, judged_queries, notes);
+    let plan = build_evaluation_plan(args, store.url().to_string(), source, judged_queries, notes);
     let configurations = resolve_configurations(args, &specs, &mut resolver)?;
     let evaluated = tokio::task::block_in_place(|| {
         evaluate_with_progress(&mut resolver, &configurations, plan, &token)
@@ -113,7 +115,7 @@ fn queries_from_arguments(
         (None, Some(path)) => (path, "--query-log"),
         (None, None) => return Ok(None),
     };
-    let mut judged_queries = read_queries(path, option)?;
+    let mut judged_queries = read_judged_queries(path, option)?;
     if option == "--query-log" {
         for query in &mut judged_queries {
             query.judgements = evaluate::Judgements::Unjudged;
@@ -124,7 +126,7 @@ fn queries_from_arguments(
 
 /// Returns the stored feedback as judged queries, with its address and notes for the report. Objects
 /// are read in the order of their names, which are times.
-async fn queries_from_feedback(
+async fn read_feedback_queries(
     store: &Store,
 ) -> anyhow::Result<(String, Vec<JudgedQuery>, Vec<String>)> {
     let folder = store.subfolder(feedback::FEEDBACK_FOLDER);

@@ -10,7 +10,7 @@ use super::arguments::EvaluateArgs;
 use super::calibration::build_calibration;
 use super::output::{write_html_report, write_outputs};
 use super::plan::{
-    build_plan, configuration_index, configuration_specs, evaluate_with_progress,
+    build_evaluation_plan, configuration_index, configuration_specs, evaluate_with_progress,
     resolve_configurations,
 };
 use super::thumbnails::ThumbnailSource;
@@ -32,7 +32,7 @@ const IMAGE_SIDE_PIXELS: u32 = 256;
 const NNN_TOP_K: usize = 8;
 
 /// Draws a catalogue and evaluates on it.
-pub async fn run_on_synthetic_catalogue(
+pub async fn evaluate_on_synthetic_catalogue(
     args: &EvaluateArgs,
     token: CancellationToken,
 ) -> CommandResult {
@@ -44,7 +44,7 @@ pub async fn run_on_synthetic_catalogue(
     let specs = configuration_specs(args, None)?;
     let catalogue = tokio::task::block_in_place(|| draw_catalogue(args))?;
     let (name, source) = catalogue.report_names();
-    let plan = build_plan(
+    let plan = build_evaluation_plan(
         args,
         name,
         source,
@@ -83,7 +83,7 @@ pub async fn run_on_synthetic_catalogue(
 /// Drawn pictures with their embeddings, and what is needed to evaluate on them.
 struct SyntheticCatalogue {
     encoders: Arc<dyn Encoders>,
-    images: DrawnImages,
+    drawn_images: DrawnImages,
     style: PhotoStyle,
     seed: u64,
     queries_per_difficulty: usize,
@@ -97,7 +97,7 @@ fn draw_catalogue(args: &EvaluateArgs) -> anyhow::Result<SyntheticCatalogue> {
     let encoders: Arc<dyn Encoders> = Arc::new(load_demo_model(drawing.checkpoint.as_deref())?);
     let bar = progress_bar(style.name(), drawing.count)?;
     let on_embedded = |n| bar.inc(n);
-    let images = DrawnImages::draw(
+    let images = DrawnImages::draw_and_embed(
         &*encoders,
         style,
         drawing.seed,
@@ -106,12 +106,14 @@ fn draw_catalogue(args: &EvaluateArgs) -> anyhow::Result<SyntheticCatalogue> {
         on_embedded,
     )?;
     bar.finish_and_clear();
-    let embed = |name: &str| PromptSet::load(name)?.embed(&*encoders, NNN_TOP_K).map(Arc::new);
+    let embed = |name: &str| {
+        PromptSet::load_builtin_or_file(name)?.embed(&*encoders, NNN_TOP_K).map(Arc::new)
+    };
     let sets = ["demo", "photographs"].into_iter().map(embed).collect::<Result<Vec<_>, _>>()?;
     let (seed, per_difficulty) = (drawing.seed, drawing.per_difficulty);
     Ok(SyntheticCatalogue {
         encoders,
-        images,
+        drawn_images: images,
         style,
         seed,
         queries_per_difficulty: per_difficulty,
@@ -122,7 +124,7 @@ fn draw_catalogue(args: &EvaluateArgs) -> anyhow::Result<SyntheticCatalogue> {
 impl SyntheticCatalogue {
     /// Returns the names of the catalogue and of its queries for the report.
     pub fn report_names(&self) -> (String, String) {
-        let count = self.images.scenes().len();
+        let count = self.drawn_images.scenes().len();
         let catalogue =
             format!("{count} drawn pictures ({}, seed {})", self.style.name(), self.seed);
         (catalogue, "what is in the drawn pictures".to_owned())
@@ -135,17 +137,17 @@ impl SyntheticCatalogue {
 
     /// Returns the queries with their relevant pictures.
     pub fn judged_queries(&self) -> Vec<JudgedQuery> {
-        self.images.judged_queries(&generate_queries(self.seed, self.queries_per_difficulty))
+        self.drawn_images.judge_queries(&generate_queries(self.seed, self.queries_per_difficulty))
     }
 
     /// Returns the content of each picture.
     pub fn scenes(&self) -> &[Scene] {
-        self.images.scenes()
+        self.drawn_images.scenes()
     }
 
     /// Returns the pictures as a corpus in memory.
     pub fn to_corpus(&self) -> Corpus {
-        let images = self.images.images();
+        let images = self.drawn_images.to_stored_images();
         Corpus::from_generations(vec![LoadedGeneration::new(
             "live",
             "drawn",

@@ -17,7 +17,7 @@ use crate::demo::draw::render_jpeg;
 use crate::evaluate::{Corpus, EvaluationReport, ThumbnailUris, images_to_show};
 use crate::ingest::decode;
 use crate::ingest::fetch::Fetcher;
-use crate::record::ImageContent;
+use crate::record::ImageSource;
 
 /// Side of a thumbnail in pixels.
 const THUMBNAIL_SIDE_PIXELS: u32 = 112;
@@ -69,12 +69,12 @@ impl ThumbnailSource<'_> {
                     let (fetcher, bar) = (fetcher.clone(), bar.clone());
                     let options = config.decode.clone();
                     async move {
-                        let content = ImageContent::from_uri(uri?);
+                        let content = ImageSource::from_uri(uri?);
                         let fetched = fetcher.fetch(&content, token).await;
                         bar.inc(1);
                         let bytes = fetched.ok()?.bytes;
                         let encode =
-                            move || encode_thumbnail(&decode::decode(&bytes, &options).ok()?);
+                            move || encode_thumbnail(&decode::decode_image(&bytes, &options).ok()?);
                         let jpeg = tokio::task::spawn_blocking(encode).await.ok()??;
                         Some((index, data_uri(&jpeg)))
                     }
@@ -120,7 +120,7 @@ mod tests {
         for (size, expected) in [((400, 200), (112, 56)), ((10, 5), (10, 5)), ((5000, 1), (112, 1))]
         {
             let jpeg = encode_thumbnail(&RgbImage::new(size.0, size.1)).unwrap();
-            let decoded = decode::decode(&jpeg, &decode::DecodeOptions::default()).unwrap();
+            let decoded = decode::decode_image(&jpeg, &decode::DecodeOptions::default()).unwrap();
             assert_eq!(decoded.dimensions(), expected);
         }
     }

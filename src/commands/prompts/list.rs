@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::prompts::PromptSet;
 
 /// Prints the shipped and the configured sets.
-pub fn list_sets(config: &Config) -> CommandResult {
+pub fn print_sets(config: &Config) -> CommandResult {
     let configured = &config.prompts.sets;
     let names: BTreeSet<&str> = PromptSet::builtin_names()
         .into_iter()
@@ -28,7 +28,7 @@ pub fn list_sets(config: &Config) -> CommandResult {
         "for",
     ]);
     for name in names {
-        let set = PromptSet::load(name).map_err(CommandError::usage)?;
+        let set = PromptSet::load_builtin_or_file(name).map_err(CommandError::usage)?;
         let used = configured
             .iter()
             .position(|c| c == name)
@@ -49,8 +49,8 @@ pub fn list_sets(config: &Config) -> CommandResult {
 }
 
 /// Prints a set as a TOML file.
-pub fn show_set(name: &str) -> CommandResult {
-    let set = PromptSet::load(name).map_err(CommandError::usage)?;
+pub fn print_set(name: &str) -> CommandResult {
+    let set = PromptSet::load_builtin_or_file(name).map_err(CommandError::usage)?;
     print_line!("{}", toml::to_string_pretty(&set)?.trim_end());
     Ok(())
 }

@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::balance::normalise::{BalanceParameters, Normaliser, ScaleConstants};
 use crate::commands::shared::error::{CommandError, CommandResult};
-use crate::commands::shared::models::load_encoders;
+use crate::commands::shared::models::load_configured_model;
 use crate::commands::shared::printing::print_line;
-use crate::commands::shared::query_worker::load_table_engine;
+use crate::commands::shared::query_worker::load_live_engine;
 use crate::config::Config;
 use crate::prompts::{self, EmbeddedPromptSet, NEAR_DUPLICATE_COSINE, PromptSet, PromptSetReport};
 use crate::record::Embedding;
@@ -51,8 +51,8 @@ pub async fn measure_sets(
     if let Some(weight) = args.weight.filter(|w| !(0.0..=1.0).contains(w)) {
         return Err(CommandError::usage(format!("--weight: {weight} is not between 0 and 1")));
     }
-    let encoders = load_encoders(&config)?;
-    let Some(engine) = load_table_engine(&config, encoders, &token).await? else {
+    let encoders = load_configured_model(&config)?;
+    let Some(engine) = load_live_engine(&config, encoders, &token).await? else {
         return Ok(());
     };
     let sets = selected_sets(args, &config, &engine)?;
@@ -65,7 +65,8 @@ pub async fn measure_sets(
         scale: ScaleConstants::default(),
     };
     let snapshot = engine.snapshots().newest();
-    let (entries, embeddings): (Vec<ImageMetadata>, Vec<Embedding>) = snapshot.images().unzip();
+    let (entries, embeddings): (Vec<ImageMetadata>, Vec<Embedding>) =
+        snapshot.images_with_embeddings().unzip();
     let embeddings: Vec<&Embedding> = embeddings.iter().collect();
     for set in sets {
         let report = prompts::measure_prompt_set(&set, &embeddings, &balance, args.limit.into());
@@ -103,10 +104,10 @@ fn selected_sets(
     }
     let served = engine.serving_snapshot();
     let find = |name: &String| {
-        if let Some(stored) = EmbeddedPromptSet::find(&served.prompt_sets, name) {
+        if let Some(stored) = EmbeddedPromptSet::find_by_name(&served.prompt_sets, name) {
             return Ok(stored.clone());
         }
-        let set = PromptSet::load(name).map_err(CommandError::usage)?;
+        let set = PromptSet::load_builtin_or_file(name).map_err(CommandError::usage)?;
         Ok(Arc::new(set.embed(engine.encoders(), config.prompts.top_k)?))
     };
     args.sets.iter().map(find).collect()

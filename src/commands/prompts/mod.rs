@@ -17,8 +17,8 @@ use super::shared::runtime::run_with_logging;
 /// Lists, shows, measures, suggests or retires prompt sets.
 pub fn run(args: &PromptsArgs, config_file: Option<&Path>) -> CommandResult {
     match &args.action {
-        PromptsAction::List => list::list_sets(&load_config_without_model(config_file)?),
-        PromptsAction::Show { set } => list::show_set(set),
+        PromptsAction::List => list::print_sets(&load_config_without_model(config_file)?),
+        PromptsAction::Show { set } => list::print_set(set),
         PromptsAction::Measure(args) => {
             let config = with_quiet_logging(load_config(config_file)?);
             run_with_logging(config, |config, token| measure::measure_sets(args, config, token))

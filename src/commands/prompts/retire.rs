@@ -17,7 +17,8 @@ pub async fn retire_set(name: &str, config: Config, token: CancellationToken) ->
     let (key, dropped) =
         backfill::retire_prompt_set(&store, name, attempts, &changed_by, &token).await?;
     print_line!("{key} is retired; {dropped} files of backfilled statistics are dropped");
-    let configured = config.prompts.sets.iter().filter_map(|name| PromptSet::load(name).ok());
+    let configured =
+        config.prompts.sets.iter().filter_map(|name| PromptSet::load_builtin_or_file(name).ok());
     if configured.into_iter().any(|set| key.starts_with(&format!("{}@{}:", set.name, set.version)))
     {
         print_line!("Remove it from prompts.sets too: a worker that starts with it adds it again.");

@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 use crate::balance::normalise::Normaliser;
 use crate::commands::shared::catalogue::open_catalogue;
 use crate::commands::shared::error::{CommandError, CommandResult};
-use crate::commands::shared::models::{configured_generation, load_encoders};
+use crate::commands::shared::models::{configured_generation, load_configured_model};
 use crate::commands::shared::printing::print_line;
 use crate::commands::shared::progress::{progress_bar, progress_callback};
-use crate::commands::shared::query_files::{read_queries, read_text_file};
+use crate::commands::shared::query_files::{read_judged_queries, read_text_file};
 use crate::config::Config;
 use crate::evaluate::{
     self, BaseConfiguration, ChosenPrompts, ConfigurationResolver, ConfigurationSpec, Corpus,
@@ -69,9 +69,9 @@ pub async fn suggest_set(
     config: Config,
     token: CancellationToken,
 ) -> CommandResult {
-    let judged_queries = read_queries(&args.queries, "--queries")?;
+    let judged_queries = read_judged_queries(&args.queries, "--queries")?;
     let (store, state) = open_catalogue(&config).await?;
-    let encoders = load_encoders(&config)?;
+    let encoders = load_configured_model(&config)?;
     state.live.ensure_compatible(&configured_generation(&config, &*encoders))?;
     let embed = |record| EmbeddedPromptSet::from_record(record, &*encoders).map(Arc::new);
     let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
@@ -82,11 +82,11 @@ pub async fn suggest_set(
             .await?;
     bar.finish_and_clear();
     let corpus = Corpus::from_generations(vec![rows]);
-    evaluate::check_enough_judged(&judged_queries, &corpus).map_err(CommandError::usage)?;
+    evaluate::check_both_halves_judged(&judged_queries, &corpus).map_err(CommandError::usage)?;
 
     let mut pool = PromptPool::without_judged_queries(&judged_queries);
     for path in &args.query_log {
-        let logged_queries = read_queries(path, "--query-log")?;
+        let logged_queries = read_judged_queries(path, "--query-log")?;
         pool.add_texts(logged_queries.iter().map(|query| query.text.as_str()));
     }
     for path in &args.pool {
@@ -102,7 +102,7 @@ pub async fn suggest_set(
     }
     if args.include_builtin {
         for name in BUILTIN_SETS {
-            pool.add_texts(PromptSet::load(name)?.texts.iter().map(String::as_str));
+            pool.add_texts(PromptSet::load_builtin_or_file(name)?.texts.iter().map(String::as_str));
         }
     }
     if pool.texts.len() < 2 {
@@ -113,8 +113,8 @@ pub async fn suggest_set(
     print_line!(
         "{} texts in the pool; {} are left out as judged queries, and {} as beyond the largest set",
         pool.texts.len(),
-        pool.excluded_as_judged,
-        pool.excluded_as_full
+        pool.excluded_judged_count,
+        pool.excluded_overflow_count
     );
     let set = PromptSet {
         name: args.name.clone(),
@@ -152,9 +152,9 @@ pub async fn suggest_set(
 /// Prints the evaluation of the choice, and writes the chosen set.
 fn print_suggestion(args: &PromptsSuggestArgs, suggestion: &PromptSuggestion) -> CommandResult {
     print_line!("{}\n", evaluate::render_terminal(&suggestion.test_report));
-    let tried_count = suggestion.selection_report.non_baseline().count();
+    let tried_count = suggestion.selection_report.non_baseline_results().count();
     let queries = suggestion.selection_report.queries.judged;
-    let Some(chosen) = &suggestion.chosen else {
+    let Some(chosen) = &suggestion.chosen_prompts else {
         print_line!(
             "None of {tried_count} combinations was better than plain CLIP on the {queries} queries for choosing: serve with weight 0."
         );

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::readiness::{check_candidate, print_promotion, print_readiness};
+use super::readiness::{check_candidate, print_promotion_check, print_readiness};
 use crate::balance::normalise::Normaliser;
 use crate::commands::shared::catalogue::{actor, open_catalogue};
 use crate::commands::shared::configuration::{load_config_without_model, with_quiet_logging};
@@ -67,7 +67,7 @@ pub struct CandidateSetArgs {
     /// Normaliser
     #[arg(long)]
     pub normaliser: Option<Normaliser>,
-    /// Weight of the balanced score, 0 (plain CLIP) to 1
+    /// Weight of the normalised score in the balanced score, 0 (plain CLIP) to 1
     #[arg(long, value_parser = parse_share)]
     pub weight: Option<f32>,
     /// λ of `nnn`, 0 to 10
@@ -113,7 +113,7 @@ async fn set_candidate(args: &CandidateSetArgs, config: Config) -> CommandResult
     let (store, _) = open_catalogue(&config).await?;
     let request = CandidateSpec {
         name: args.name.clone(),
-        standby: args.standby,
+        use_standby_generation: args.standby,
         prompt_set: args.prompt_set.clone(),
         normaliser: args.normaliser,
         weight: args.weight,
@@ -126,7 +126,7 @@ async fn set_candidate(args: &CandidateSetArgs, config: Config) -> CommandResult
     let changed_by = actor("bsap candidate set");
     let state = rollout::set_candidate(&store, &request, &changed_by).await?;
     print_line!("{} is the candidate (revision {} of the state).", args.name, state.revision);
-    print_promotion(&check_candidate(&store, &config, 0, None).await?);
+    print_promotion_check(&check_candidate(&store, &config, 0, None).await?);
     Ok(())
 }
 
@@ -139,7 +139,7 @@ async fn show_candidate(as_json: bool, config: Config) -> CommandResult {
         print_line!("{}", json!({"promotion": promotion, "query_workers": readiness}));
         return Ok(());
     }
-    print_promotion(&promotion);
+    print_promotion_check(&promotion);
     print_readiness(&readiness);
     Ok(())
 }

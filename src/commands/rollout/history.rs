@@ -7,7 +7,7 @@ use comfy_table::Table;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use serde_json::json;
 
-use super::readiness::describe_serving;
+use super::readiness::describe_serving_config;
 use crate::catalogue::{CatalogueState, StateChange};
 use crate::commands::shared::catalogue::open_catalogue;
 use crate::commands::shared::configuration::{load_config_without_model, with_quiet_logging};
@@ -60,7 +60,7 @@ async fn print_history(args: &HistoryArgs, config: Config) -> CommandResult {
             state.created_at.format("%Y-%m-%d %H:%M:%S UTC").to_string(),
             state.actor.clone(),
             describe_change(state),
-            format!("{}: {}", state.configuration_name, describe_serving(&state.serving)),
+            format!("{}: {}", state.configuration_name, describe_serving_config(&state.serving)),
         ]);
     }
     table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
@@ -88,7 +88,7 @@ fn describe_change(state: &CatalogueState) -> String {
         },
         StateChange::Candidate { name } => match &state.candidate {
             Some(candidate) => {
-                format!("candidate {name}: {}", describe_serving(&candidate.serving))
+                format!("candidate {name}: {}", describe_serving_config(&candidate.serving))
             }
             None => format!("candidate {name} withdrawn"),
         },

@@ -8,7 +8,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::readiness::{
-    check_candidate, confirm, print_promotion, print_readiness, print_serving_workers,
+    check_candidate, confirm, print_promotion_check, print_readiness, print_serving_workers,
 };
 use crate::catalogue::CatalogueState;
 use crate::clip::{Encoders, run_self_test};
@@ -66,7 +66,7 @@ async fn promote_candidate(
     let (store, state) = open_catalogue(&config).await?;
     let folder = args.temp_dir.as_deref();
     let promotion = check_candidate(&store, &config, args.allow_missing, folder).await?;
-    print_promotion(&promotion);
+    print_promotion_check(&promotion);
     let live_checkpoint = test_candidate_model(&config, &state, &promotion.candidate_generation)?;
     print_line!("model       {} passes its self-test", promotion.candidate_generation.model_name);
     if let Some(blocker) = promotion.blockers.first() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::Utc;
 
 use crate::catalogue::ServingConfig;
-use crate::commands::shared::catalogue::set_propagation_delay;
+use crate::commands::shared::catalogue::prompt_set_propagation_delay;
 use crate::commands::shared::error::CommandError;
 use crate::commands::shared::printing::print_line;
 use crate::config::Config;
@@ -29,23 +29,23 @@ pub async fn check_candidate(
 ) -> Result<PromotionCheck, RolloutError> {
     let default_folder = default_temp_folder();
     let rules = PromotionRules {
-        propagation_delay: set_propagation_delay(config),
+        propagation_delay: prompt_set_propagation_delay(config),
         grace_period: MISSING_IMAGE_GRACE,
-        max_missing,
+        max_differing_images: max_missing,
         temp_folder: temp_folder.unwrap_or(&default_folder),
     };
     rollout::check_promotion(store, &rules, Utc::now()).await
 }
 
 /// Prints the live configuration, the candidate, and what blocks its promotion.
-pub fn print_promotion(promotion: &PromotionCheck) {
+pub fn print_promotion_check(promotion: &PromotionCheck) {
     let candidate = &promotion.candidate;
     print_line!(
         "live        {}: {}",
         promotion.live_configuration_name,
-        describe_serving(&promotion.live)
+        describe_serving_config(&promotion.live)
     );
-    print_line!("candidate   {}: {}", candidate.name, describe_serving(&candidate.serving));
+    print_line!("candidate   {}: {}", candidate.name, describe_serving_config(&candidate.serving));
     let (from, to) = (&promotion.live_generation, &promotion.candidate_generation);
     if let Some(gap) = &promotion.coverage_gap {
         print_line!(
@@ -117,7 +117,7 @@ pub fn print_serving_workers(readiness: &ReplicaReadiness) {
 }
 
 /// Describes how a configuration ranks.
-pub fn describe_serving(serving: &ServingConfig) -> String {
+pub fn describe_serving_config(serving: &ServingConfig) -> String {
     format!(
         "{} at weight {}, λ {}, {}",
         serving.normaliser.name(),

@@ -7,7 +7,9 @@ use chrono::Utc;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::readiness::{MISSING_IMAGE_GRACE, confirm, describe_serving, print_serving_workers};
+use super::readiness::{
+    MISSING_IMAGE_GRACE, confirm, describe_serving_config, print_serving_workers,
+};
 use crate::commands::shared::catalogue::{actor, open_catalogue};
 use crate::commands::shared::configuration::{load_config_without_model, with_quiet_logging};
 use crate::commands::shared::error::CommandResult;
@@ -46,7 +48,7 @@ pub fn run(args: &RollbackArgs, config_file: Option<&Path>) -> CommandResult {
 /// Checks for missing images, unless `--yes` is given, goes back, and waits for the query workers.
 async fn roll_back(args: &RollbackArgs, config: Config, token: CancellationToken) -> CommandResult {
     let (store, _) = open_catalogue(&config).await?;
-    let plan = RollbackPlan::load(&store).await?;
+    let plan = RollbackPlan::prepare(&store).await?;
     if !args.yes && warn_of_missing_images(&plan, &store, args).await? && !confirm()? {
         print_line!("Nothing was changed.");
         return Ok(());
@@ -57,7 +59,7 @@ async fn roll_back(args: &RollbackArgs, config: Config, token: CancellationToken
         "{} is live again (revision {} of the state, by {changed_by}): {}",
         state.configuration_name,
         state.revision,
-        describe_serving(&state.serving)
+        describe_serving_config(&state.serving)
     );
     let readiness =
         rollout::wait_for_replicas(&store, state.revision, REPLICA_TIMEOUT, &token).await?;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::error::CommandError;
 use crate::config::Config;
-use crate::ingest::source::canonical_text;
+use crate::ingest::source::canonical_attribute_text;
 use crate::record::AttributeType;
 
 /// Parses `NAME=VALUE`.
@@ -34,7 +34,7 @@ pub fn parse_attributes(
             _ => serde_json::from_str(text).ok(),
         };
         let value = value
-            .filter(|value| canonical_text(*attribute_type, value).is_some())
+            .filter(|value| canonical_attribute_text(*attribute_type, value).is_some())
             .ok_or_else(|| {
                 let description = attribute_type.description();
                 CommandError::usage(format!(

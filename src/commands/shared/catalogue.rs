@@ -38,13 +38,13 @@ pub fn actor(command: &str) -> String {
 }
 
 /// Returns how many files a statistics backfill measures concurrently.
-pub fn reindex_parallelism() -> usize {
+pub fn backfill_parallelism() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Returns for how long after a prompt set was added workers may still write rows without its
 /// statistics: they poll the state every `table.state_poll_ms`, embed the prompts, and commit the rows
 /// that they have.
-pub fn set_propagation_delay(config: &Config) -> Duration {
+pub fn prompt_set_propagation_delay(config: &Config) -> Duration {
     Duration::from_millis(2 * config.table.state_poll_ms + config.ingest.commit_ms + 1_000)
 }

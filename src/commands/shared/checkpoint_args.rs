@@ -23,7 +23,7 @@ pub struct CheckpointArgs {
 
 impl CheckpointArgs {
     /// Returns the options of the model in `checkpoint`.
-    pub fn to_options(&self, checkpoint: &str) -> clip::ModelOptions {
+    pub fn to_model_options(&self, checkpoint: &str) -> clip::ModelOptions {
         clip::ModelOptions {
             checkpoint: checkpoint.to_owned(),
             revision: self.revision.clone(),

@@ -7,7 +7,7 @@ use crate::telemetry::otlp::ENDPOINT_OFF;
 
 /// Loads the configuration from `file` and the environment.
 pub fn load_config(file: Option<&Path>) -> Result<Config, ConfigError> {
-    config::load(file, std::env::vars())
+    config::load_valid_config(file, std::env::vars())
 }
 
 /// Loads the configuration for a command that loads no model: `model.checkpoint` is not validated.
@@ -15,7 +15,7 @@ pub fn load_config_without_model(file: Option<&Path>) -> Result<Config, ConfigEr
     const CHECKPOINT_VAR: &str = "BSAP_MODEL__CHECKPOINT";
     let others = std::env::vars().filter(|(name, _)| name != CHECKPOINT_VAR);
     let environment = others.chain([(CHECKPOINT_VAR.to_owned(), ".".to_owned())]);
-    config::load(file, environment)
+    config::load_valid_config(file, environment)
 }
 
 /// Returns the configuration of a command whose results are printed: the terminal gets only warnings,

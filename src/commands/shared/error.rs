@@ -18,7 +18,7 @@ pub enum CommandError {
 impl CommandError {
     /// Prints the error on standard error; returns the exit code, 2 for usage and configuration, 1 for
     /// failed work.
-    pub fn report(&self) -> ExitCode {
+    pub fn print_and_exit_code(&self) -> ExitCode {
         print_note!("error: {self}");
         match self {
             Self::Usage(_) => ExitCode::from(2),

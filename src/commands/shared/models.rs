@@ -7,17 +7,17 @@ use anyhow::Context;
 use crate::catalogue::{CatalogueState, StandbyGeneration};
 use crate::clip::{self, ClipModel, Encoders, ModelOptions};
 use crate::config::Config;
-use crate::demo::write_checkpoint;
+use crate::demo::write_demo_checkpoint;
 use crate::table::Generation;
 
 /// The option that names the model of the standby generation.
 pub const STANDBY_CHECKPOINT_KEY: &str = "search.standby_checkpoint";
 
 /// Name of the demo model: that of its folder.
-const MODEL_FOLDER: &str = "demo-clip";
+const DEMO_MODEL_FOLDER: &str = "demo-clip";
 
 /// Loads the model of `model.checkpoint`. Blocks while the weights are read.
-pub fn load_encoders(config: &Config) -> anyhow::Result<Arc<dyn Encoders>> {
+pub fn load_configured_model(config: &Config) -> anyhow::Result<Arc<dyn Encoders>> {
     let clip = ClipModel::load(&config.model).context("model.checkpoint")?;
     Ok(Arc::new(clip))
 }
@@ -37,7 +37,7 @@ pub fn configured_generation(config: &Config, encoders: &dyn Encoders) -> Genera
 /// Loads the models of `model.checkpoint` and, if set, of `search.standby_checkpoint`; returns each with
 /// the option that names it.
 pub fn load_models(config: &Config) -> anyhow::Result<Vec<(&'static str, Arc<dyn Encoders>)>> {
-    let mut models = vec![("model.checkpoint", load_encoders(config)?)];
+    let mut models = vec![("model.checkpoint", load_configured_model(config)?)];
     if let Some(options) = standby_model_options(config) {
         let clip = ClipModel::load(&options).context(STANDBY_CHECKPOINT_KEY)?;
         models.push((STANDBY_CHECKPOINT_KEY, Arc::new(clip)));
@@ -65,7 +65,7 @@ pub fn load_standby_model(
     let mut config = config.clone();
     config.model.checkpoint.clone_from(&standby.checkpoint);
     config.model.revision.clone_from(&config.search.standby_revision);
-    let encoders = load_encoders(&config).context("the model of the standby generation")?;
+    let encoders = load_configured_model(&config).context("the model of the standby generation")?;
     standby.generation.ensure_compatible(&configured_generation(&config, &*encoders))?;
     Ok(encoders)
 }
@@ -125,8 +125,8 @@ pub fn load_demo_model(checkpoint: Option<&str>) -> anyhow::Result<ClipModel> {
     let checkpoint = if let Some(checkpoint) = checkpoint {
         checkpoint.to_owned()
     } else {
-        let folder = temp_folder.join(MODEL_FOLDER);
-        write_checkpoint(&folder)?;
+        let folder = temp_folder.join(DEMO_MODEL_FOLDER);
+        write_demo_checkpoint(&folder)?;
         folder.display().to_string()
     };
     let clip = ClipModel::load(&ModelOptions { checkpoint, ..ModelOptions::default() });

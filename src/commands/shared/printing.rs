@@ -11,7 +11,7 @@ use std::io::Write;
 /// Prints a line on standard output: the result of a command, for people or for another program.
 macro_rules! print_line {
     ($($text:tt)*) => {
-        $crate::commands::shared::printing::write_line(std::io::stdout(), format_args!($($text)*))
+        $crate::commands::shared::printing::write_escaped_line(std::io::stdout(), format_args!($($text)*))
     };
 }
 pub(crate) use print_line;
@@ -19,14 +19,14 @@ pub(crate) use print_line;
 /// Prints a line on standard error: a note that is not part of the result.
 macro_rules! print_note {
     ($($text:tt)*) => {
-        $crate::commands::shared::printing::write_line(std::io::stderr(), format_args!($($text)*))
+        $crate::commands::shared::printing::write_escaped_line(std::io::stderr(), format_args!($($text)*))
     };
 }
 pub(crate) use print_note;
 
 /// Writes a line. Unlike `println!` it does not panic if the reader has closed the pipe
 /// (`bsap … | head`).
-pub fn write_line(mut output: impl Write, text: Arguments<'_>) {
+pub fn write_escaped_line(mut output: impl Write, text: Arguments<'_>) {
     let _ = writeln!(output, "{}", escape_control_characters(&text.to_string()));
 }
 
@@ -67,7 +67,7 @@ mod tests {
 
     fn printed(text: &str) -> String {
         let mut out = Vec::new();
-        write_line(&mut out, format_args!("{text}"));
+        write_escaped_line(&mut out, format_args!("{text}"));
         String::from_utf8(out).unwrap()
     }
 

@@ -24,7 +24,7 @@ pub fn read_text_file(path: &Path, option: &str) -> Result<String, CommandError>
 }
 
 /// Reads judged queries: CSV if the file name ends in `.csv`, otherwise JSON lines.
-pub fn read_queries(path: &Path, option: &str) -> Result<Vec<JudgedQuery>, CommandError> {
+pub fn read_judged_queries(path: &Path, option: &str) -> Result<Vec<JudgedQuery>, CommandError> {
     let text = read_text_file(path, option)?;
     let name = path.display().to_string();
     let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));

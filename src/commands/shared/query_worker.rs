@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::catalogue::open_catalogue;
 use super::models::{configured_generation, find_live_model, standby_model_options};
-use super::runtime::log_start;
+use super::runtime::log_worker_start;
 use crate::catalogue::CatalogueState;
 use crate::clip::Encoders;
 use crate::config::Config;
@@ -27,7 +27,7 @@ pub struct QueryWorker {
     /// Follows the catalogue state and the tables, and updates the engines.
     pub catalogue_follower: CatalogueFollower,
     /// Accepts the feedback of users.
-    pub feedback_sender: FeedbackQueue,
+    pub feedback_queue: FeedbackQueue,
     /// Stores the accepted feedback.
     pub feedback_writer: FeedbackWriter,
 }
@@ -46,16 +46,16 @@ pub async fn build_query_worker(
         config.search.poll_ms,
         config.search.max_k,
     );
-    log_start("query worker", &*encoders, &state.live, &store, &limits);
+    log_worker_start("query worker", &*encoders, &state.live, &store, &limits);
     let options = search::SearchOptions {
-        memory_mib: generation_memory_mib(config),
+        memory_mib: generation_memory_limit_mib(config),
         ..config.search.clone()
     };
     let engine = build_engine(config, &state, encoders, options)?;
     let engines = Arc::new(Engines::new(Arc::new(engine)));
     let (feedback_sender, feedback_writer) = feedback::feedback_channel(&store);
     Ok(QueryWorker {
-        feedback_sender,
+        feedback_queue: feedback_sender,
         feedback_writer,
         catalogue_follower: CatalogueFollower {
             catalogue: store,
@@ -82,7 +82,7 @@ fn build_engine(
 
 /// Returns an engine with the current version of the live table in memory; `None` if `token` was
 /// cancelled before all of it was read.
-pub async fn load_table_engine(
+pub async fn load_live_engine(
     config: &Config,
     encoders: Arc<dyn Encoders>,
     token: &CancellationToken,
@@ -108,7 +108,7 @@ pub fn build_server_context(
 ) -> anyhow::Result<ServerContext> {
     Ok(ServerContext {
         engines: worker.engines.clone(),
-        feedback_queue: worker.feedback_sender.clone(),
+        feedback_queue: worker.feedback_queue.clone(),
         fetcher: Fetcher::new(&config.fetch)?,
         substitutes,
         options: config.http.clone(),
@@ -117,7 +117,7 @@ pub fn build_server_context(
 
 /// Returns the memory limit of one generation in a query worker, in MiB. If no limit is configured and
 /// there may be a standby generation, each gets half of the default.
-pub fn generation_memory_mib(config: &Config) -> u64 {
+pub fn generation_memory_limit_mib(config: &Config) -> u64 {
     match (config.search.memory_mib, standby_model_options(config)) {
         (0, Some(_)) => (search::memory_limit_bytes(0) >> 21).max(1),
         (configured, _) => configured,

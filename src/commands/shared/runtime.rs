@@ -65,7 +65,7 @@ async fn cancel_on_signal(token: CancellationToken) {
 }
 
 /// Logs the event `start`; `limits` are the options that bound memory and concurrency.
-pub fn log_start(
+pub fn log_worker_start(
     role: &str,
     encoders: &dyn Encoders,
     generation: &Generation,

@@ -8,9 +8,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::catalogue::{open_store, reindex_parallelism, set_propagation_delay};
+use super::catalogue::{backfill_parallelism, open_store, prompt_set_propagation_delay};
 use super::models::configured_generation;
-use super::runtime::log_start;
+use super::runtime::log_worker_start;
 use crate::backfill::{self, ControlConsumer};
 use crate::catalogue::{ServingConfig, StateStore};
 use crate::clip::Encoders;
@@ -29,7 +29,7 @@ use crate::telemetry::event;
 
 /// Builds a worker. Creates the catalogue if there is none; otherwise adds the configured prompt sets
 /// to it, unless the worker fills the standby generation, which has prompt sets of its own.
-pub async fn build_worker(
+pub async fn build_ingest_worker(
     config: &Config,
     encoders: Arc<dyn Encoders>,
     progress: Arc<Progress>,
@@ -63,7 +63,7 @@ pub async fn build_worker(
     let worker_source =
         WorkerSource::for_generation(config, &states, &generation, is_standby).await?;
     let mut topics = vec![config.source.topic.as_str(), config.dead_letter.topic.as_str()];
-    topics.extend(worker_source.decoder.reembed_topic());
+    topics.extend(worker_source.decoder.reembed_topic_name());
     kafka::fetch_partition_counts(&config.kafka, &topics).await?;
     // Prompt sets that were added to the catalogue by others are active as well.
     let active_sets = ActivePromptSets::new(sets);
@@ -82,25 +82,25 @@ pub async fn build_worker(
         config.fetch.budget_mib,
         config.decode.budget_mib,
     );
-    log_start("worker", &*encoders, &generation, &store, &limits);
+    log_worker_start("worker", &*encoders, &generation, &store, &limits);
     Ok(Worker {
-        kafka: config.kafka.clone(),
-        source_options: worker_source.source,
+        kafka_options: config.kafka.clone(),
+        source_options: worker_source.source_options,
         decoder: worker_source.decoder,
         dead_letter_writer: DeadLetterWriter::new(&config.kafka, &config.dead_letter)?,
         fetcher: Fetcher::new(&config.fetch)?,
         decode_options: config.decode.clone(),
         encoders,
         prompt_sets: active_sets,
-        writer,
-        options: config.ingest.clone(),
+        table_writer: writer,
+        ingest_options: config.ingest.clone(),
         progress,
     })
 }
 
 /// The topics that a worker consumes, with its consumer group, and their decoder.
 struct WorkerSource {
-    source: source::SourceOptions,
+    source_options: source::SourceOptions,
     decoder: Decoder,
 }
 
@@ -117,7 +117,7 @@ impl WorkerSource {
     ) -> anyhow::Result<Self> {
         let mut source = config.source.clone();
         let mut decoder = Decoder::new(&config.source, &config.attributes)
-            .with_tombstone_days(config.maintenance.tombstone_retention_days);
+            .with_tombstone_retention_days(config.maintenance.tombstone_retention_days);
         let first = states.read_revision(1).await.context("table.url")?;
         let is_later_generation = first.is_some_and(|first| first.live.id != generation.id);
         if is_later_generation {
@@ -126,7 +126,7 @@ impl WorkerSource {
         if is_later_generation || is_standby {
             decoder = decoder.with_reembed_topic(&source.reindex_topic, &generation.id);
         }
-        Ok(Self { source, decoder })
+        Ok(Self { source_options: source, decoder })
     }
 }
 
@@ -150,7 +150,7 @@ pub fn spawn_background_tasks(
     ));
     if !config.source.control_topic.is_empty() {
         let control = ControlConsumer {
-            kafka: config.kafka.clone(),
+            kafka_options: config.kafka.clone(),
             topic: config.source.control_topic.clone(),
             group: format!("{}.control", config.source.group),
             catalogue: store.clone(),
@@ -158,8 +158,8 @@ pub fn spawn_background_tasks(
             encoders: worker.encoders.clone(),
             default_top_k: config.prompts.top_k,
             max_commit_attempts: config.table.max_commit_attempts,
-            max_concurrent_files: reindex_parallelism(),
-            propagation_delay: set_propagation_delay(config),
+            max_concurrent_files: backfill_parallelism(),
+            propagation_delay: prompt_set_propagation_delay(config),
         };
         tasks.spawn(control.run(token.clone()));
     }
@@ -167,7 +167,7 @@ pub fn spawn_background_tasks(
 }
 
 /// Builds the maintenance of the table that a worker fills.
-pub async fn build_maintenance(
+pub async fn build_table_maintenance(
     config: &Config,
     encoders: &dyn Encoders,
 ) -> anyhow::Result<TableMaintenance> {

@@ -81,7 +81,7 @@ async fn compact_generation(
     let summary = compactor.run(mode, Utc::now(), &progress_callback(&bar), token).await?;
     bar.finish_and_clear();
     log_compaction(&summary, started.elapsed());
-    if summary.committed_jobs == 0 {
+    if summary.committed_job_count == 0 {
         print_line!(
             "nothing to do: {} files are too few of their size to be merged",
             compactor.count_files().await?
@@ -89,22 +89,22 @@ async fn compact_generation(
     } else {
         print_line!(
             "{} files of {} became {} of {}; {} superseded rows and {} tombstones are gone",
-            summary.files_in,
+            summary.removed_file_count,
             format_mebibytes(summary.bytes_in),
-            summary.files_out,
+            summary.written_file_count,
             format_mebibytes(summary.bytes_out),
-            summary.dropped_superseded_rows,
-            summary.dropped_tombstones
+            summary.dropped_superseded_row_count,
+            summary.dropped_tombstone_count
         );
         print_line!(
             "The old files are kept for {} hours for readers of older versions; then `bsap vacuum` removes them.",
             config.maintenance.deleted_file_retention_hours
         );
     }
-    if summary.conflicting_jobs > 0 {
+    if summary.conflicting_job_count > 0 {
         print_line!(
             "{} merges were abandoned: another compactor had already replaced a file",
-            summary.conflicting_jobs
+            summary.conflicting_job_count
         );
     }
     Ok(())

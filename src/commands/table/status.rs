@@ -43,7 +43,7 @@ pub fn run(args: &StatusArgs, config_file: Option<&Path>) -> CommandResult {
 async fn show_status(args: &StatusArgs, config: Config, token: CancellationToken) -> CommandResult {
     let (store, state) = open_catalogue(&config).await?;
     let overview = TableOverview::from_log(&store, &state.live, &config.maintenance).await?;
-    let coverages = read_coverages(&store, &state).await?;
+    let coverages = read_statistics_coverages(&store, &state).await?;
     let progress =
         read_partition_progress(&config, &store, &state.live, &config.source.topic, &token).await;
     let standby = match &state.standby {
@@ -57,7 +57,7 @@ async fn show_status(args: &StatusArgs, config: Config, token: CancellationToken
                     .iter()
                     .map(|s| json!({
                         "partition": s.partition, "position": s.next_offset,
-                        "earliest_offset": s.log_range.0, "end_offset": s.log_range.1, "lag": s.lag(), "beyond_end": s.is_beyond_log_end(),
+                        "earliest_offset": s.kafka_offset_range.0, "end_offset": s.kafka_offset_range.1, "lag": s.lag_messages(), "beyond_end": s.is_beyond_log_end(),
                     }))
                     .collect::<Vec<_>>()
             ),
@@ -77,7 +77,7 @@ async fn show_status(args: &StatusArgs, config: Config, token: CancellationToken
     match progress {
         Err(error) => print_line!("\nlag         unknown: {error:#}"),
         Ok(partitions) => {
-            let lag: i64 = partitions.iter().map(PartitionProgress::lag).sum();
+            let lag: i64 = partitions.iter().map(PartitionProgress::lag_messages).sum();
             print_line!(
                 "\nlag         {lag} messages of {} are not stored yet",
                 config.source.topic
@@ -98,12 +98,15 @@ async fn show_status(args: &StatusArgs, config: Config, token: CancellationToken
             table.set_header(["partition", "stored up to", "Kafka has", "lag"]);
             for partition in partitions {
                 let position = partition.next_offset.map_or("nothing".into(), |p| p.to_string());
-                let log = format!("{} to {}", partition.log_range.0, partition.log_range.1);
+                let log = format!(
+                    "{} to {}",
+                    partition.kafka_offset_range.0, partition.kafka_offset_range.1
+                );
                 table.add_row([
                     partition.partition.to_string(),
                     position,
                     log,
-                    partition.lag().to_string(),
+                    partition.lag_messages().to_string(),
                 ]);
             }
             print_line!("{table}");
@@ -118,18 +121,20 @@ struct PartitionProgress {
     /// The offset after the last stored one; `None` if nothing is stored.
     next_offset: Option<i64>,
     /// Earliest offset and end offset of the partition in Kafka.
-    log_range: (i64, i64),
+    kafka_offset_range: (i64, i64),
 }
 
 impl PartitionProgress {
     /// Returns how many messages are not stored yet.
-    fn lag(&self) -> i64 {
-        (self.log_range.1 - self.next_offset.unwrap_or_default().max(self.log_range.0)).max(0)
+    fn lag_messages(&self) -> i64 {
+        (self.kafka_offset_range.1
+            - self.next_offset.unwrap_or_default().max(self.kafka_offset_range.0))
+        .max(0)
     }
 
     /// Whether the stored position is beyond the end in Kafka: the topic was deleted and created again.
     fn is_beyond_log_end(&self) -> bool {
-        self.next_offset.is_some_and(|position| position > self.log_range.1)
+        self.next_offset.is_some_and(|position| position > self.kafka_offset_range.1)
     }
 }
 
@@ -149,21 +154,25 @@ async fn read_partition_progress(
     for (number, log_range) in watermarks {
         let partition = TopicPartition { topic: topic.into(), number };
         let next_offset = positions.read_position(&partition, token).await?;
-        progress.push(PartitionProgress { partition: number, next_offset, log_range });
+        progress.push(PartitionProgress {
+            partition: number,
+            next_offset,
+            kafka_offset_range: log_range,
+        });
     }
     Ok(progress)
 }
 
 /// Returns how many rows of the table have the statistics of each prompt set, in the order of the
 /// state.
-async fn read_coverages(
+async fn read_statistics_coverages(
     store: &Store,
     state: &CatalogueState,
 ) -> Result<Vec<StatisticsCoverage>, TableError> {
     let mut stored = BackfillSource::open(store, &state.live).await?;
     let mut coverages = Vec::with_capacity(state.prompt_sets.len());
     for set in &state.prompt_sets {
-        coverages.push(stored.list_pending_files(&set.key).await?.1);
+        coverages.push(stored.list_pending_files_and_coverage(&set.key).await?.1);
     }
     Ok(coverages)
 }
@@ -261,7 +270,7 @@ impl StandbyStatus {
                 read_partition_progress(config, store, &standby.generation, topic, token)
                     .await
                     .ok()?;
-            Some(progress.iter().map(PartitionProgress::lag).sum())
+            Some(progress.iter().map(PartitionProgress::lag_messages).sum())
         };
         Ok(Self {
             table: TableOverview::from_log(store, &standby.generation, &config.maintenance).await?,

@@ -7,7 +7,7 @@ use clap::Args;
 use tracing::info;
 
 use super::formatting::{format_mebibytes, print_generation};
-use crate::catalogue::{RetiredGeneration, remove_retired_generations};
+use crate::catalogue::{RetiredGeneration, list_retired_and_remove_expired};
 use crate::commands::shared::catalogue::open_catalogue;
 use crate::commands::shared::configuration::{load_config_without_model, with_quiet_logging};
 use crate::commands::shared::error::CommandResult;
@@ -56,16 +56,16 @@ async fn vacuum_tables(args: &VacuumArgs, config: Config) -> CommandResult {
             vacuum::vacuum(&store, generation, &config.maintenance, Utc::now(), args.dry_run)
                 .await?;
         if args.dry_run {
-            for file in &removed.removed_files {
+            for file in &removed.removed_file_paths {
                 print_line!("{file}");
             }
-            print_line!("{} data files would be removed", removed.removed_files.len());
+            print_line!("{} data files would be removed", removed.removed_file_paths.len());
         } else {
             log_vacuum(&removed);
             print_line!(
                 "{} data files and {} files of the log removed",
-                removed.removed_files.len(),
-                removed.removed_log_files
+                removed.removed_file_paths.len(),
+                removed.removed_log_file_count
             );
         }
     }
@@ -75,9 +75,14 @@ async fn vacuum_tables(args: &VacuumArgs, config: Config) -> CommandResult {
 async fn vacuum_generations(store: &Store, dry_run: bool, config: &Config) -> CommandResult {
     let hours = config.maintenance.deleted_file_retention_hours;
     let retired =
-        remove_retired_generations(store, &config.maintenance, Utc::now(), dry_run).await?;
-    for RetiredGeneration { id, object_count: objects, bytes, last_modified: newest, is_expired } in
-        &retired
+        list_retired_and_remove_expired(store, &config.maintenance, Utc::now(), dry_run).await?;
+    for RetiredGeneration {
+        id,
+        object_count: objects,
+        byte_size: bytes,
+        last_modified: newest,
+        is_expired,
+    } in &retired
     {
         let outcome = match (is_expired, dry_run) {
             (true, true) => "would be removed".to_owned(),

@@ -60,9 +60,9 @@ fn add_grain(rgb: &mut [u8], rng: &mut ChaCha8Rng) {
 /// Centre and side length of one product, in hundredths of the picture's side.
 #[derive(Clone, Copy)]
 struct Placement {
-    x: f32,
-    y: f32,
-    size: f32,
+    centre_x: f32,
+    centre_y: f32,
+    side: f32,
 }
 
 /// Returns random placements for `count` products that hardly overlap.
@@ -79,9 +79,9 @@ fn place_products(count: usize, rng: &mut ChaCha8Rng) -> Vec<Placement> {
     let mut placements: Vec<Placement> = centres
         .iter()
         .map(|(x, y)| Placement {
-            x: x + rng.random_range(-slack..slack),
-            y: y + rng.random_range(-slack..slack),
-            size: size * rng.random_range(0.92..1.08),
+            centre_x: x + rng.random_range(-slack..slack),
+            centre_y: y + rng.random_range(-slack..slack),
+            side: size * rng.random_range(0.92..1.08),
         })
         .collect();
     placements.shuffle(rng);
@@ -101,7 +101,7 @@ fn scene_svg(scene: &Scene, rng: &mut ChaCha8Rng) -> String {
         products.iter().zip(place_products(products.len(), rng)).enumerate()
     {
         if cluttered {
-            placement.size *= 0.86;
+            placement.side *= 0.86;
         }
         // Equal products have equal tones, but each has its own pattern.
         let tones = match &mut last_tones {
@@ -144,7 +144,7 @@ fn draw_product(
     };
     let rotation: f32 = rng.random_range(-12.0..12.0);
     let flip = if rng.random_bool(0.5) { -1.0 } else { 1.0 };
-    let scale = placement.size / 100.0;
+    let scale = placement.side / 100.0;
     let (dark, bright) = (rng.random_range(0.18..0.34), rng.random_range(0.15..0.35));
     // Writing to a string cannot fail.
     let _ = write!(
@@ -161,16 +161,16 @@ fn draw_product(
 <use href="#b{number}" fill="url(#{glow})" stroke="url(#{glow})" stroke-width="0"/>
 {front}</g>"##,
         paint_definition = surface::paint_definition(&paint, product.pattern, tones, rng),
-        body = shape.body,
-        back = fill_colours(shape.back),
-        front = fill_colours(shape.front),
-        x = placement.x,
-        y = placement.y,
+        body = shape.body_layer,
+        back = fill_colours(shape.back_layer),
+        front = fill_colours(shape.front_layer),
+        x = placement.centre_x,
+        y = placement.centre_y,
         sx_scale = scale * flip,
-        sx = placement.x + placement.size * 0.04,
-        sy = placement.y + placement.size * 0.46,
-        rx = placement.size * 0.56,
-        ry = placement.size * 0.11,
+        sx = placement.centre_x + placement.side * 0.04,
+        sy = placement.centre_y + placement.side * 0.46,
+        rx = placement.side * 0.56,
+        ry = placement.side * 0.11,
     );
 }
 

@@ -9,11 +9,11 @@ use crate::demo::catalogue::ProductKind;
 /// The layers of a product's drawing, as SVG.
 pub struct ProductShape {
     /// The layer behind the body.
-    pub back: &'static str,
+    pub back_layer: &'static str,
     /// The body, without colours.
-    pub body: &'static str,
+    pub body_layer: &'static str,
     /// The layer in front of the body.
-    pub front: &'static str,
+    pub front_layer: &'static str,
 }
 
 /// Returns the drawing of a kind of product.
@@ -154,7 +154,7 @@ pub fn product_shape(kind: ProductKind) -> ProductShape {
             r##"<ellipse cx="50" cy="36" rx="38" ry="12" fill="#f7f1e3" stroke="@m" stroke-width="3.5"/><path d="M12 78q38 19 76 0" fill="none" stroke="@m" stroke-width="4"/>"##,
         ),
     };
-    ProductShape { back, body, front }
+    ProductShape { back_layer: back, body_layer: body, front_layer: front }
 }
 
 /// Small things in cluttered pictures, as SVG. None of them is a product.

@@ -14,7 +14,7 @@ use super::result::{
 };
 use crate::balance::calibration::skewness;
 use crate::evaluate::calibrate::{
-    CalibrationSample, GroundTruth, ThresholdTargets, Thresholds, choose_thresholds,
+    CalibrationSample, GroundTruth, ThresholdReport, ThresholdTargets, choose_thresholds,
 };
 use crate::evaluate::judgements::{JudgedQuery, Judgements, NoMatchKind, NoMatchProbe};
 use crate::evaluate::measures::interval::{
@@ -38,7 +38,7 @@ pub struct ConfigurationComparison<'a> {
     /// The configurations that ranked them.
     pub configurations: &'a [RankingConfiguration],
     /// Index of the configuration with which all others are compared.
-    pub baseline: usize,
+    pub baseline_index: usize,
     /// The queries that were ranked.
     pub queries: &'a [JudgedQuery],
     /// Grades of the judged images of each query.
@@ -50,9 +50,9 @@ pub struct ConfigurationComparison<'a> {
     /// The ranks down to which the measures go.
     pub cutoffs: &'a Cutoffs,
     /// What chosen thresholds must achieve.
-    pub targets: ThresholdTargets,
+    pub threshold_targets: ThresholdTargets,
     /// The cost of manual correction, if the owner gave it.
-    pub cost: Option<CorrectionCost>,
+    pub correction_cost: Option<CorrectionCost>,
 }
 
 impl ConfigurationComparison<'_> {
@@ -64,7 +64,7 @@ impl ConfigurationComparison<'_> {
             .collect();
         let mut results: Vec<ConfigurationResult> = (0..count)
             .into_par_iter()
-            .map(|c| self.compare_configuration(c, &measured[c], &measured[self.baseline]))
+            .map(|c| self.compare_configuration(c, &measured[c], &measured[self.baseline_index]))
             .collect();
         self.correct_p_values(&mut results);
         results
@@ -74,10 +74,10 @@ impl ConfigurationComparison<'_> {
     fn measure_query(&self, query: usize, configuration: usize) -> Option<Vec<f64>> {
         let (judged, ranking) = (&self.image_grades[query], &self.rankings[query][configuration]);
         let grades: Vec<f64> =
-            ranking.top.iter().map(|(position, _)| judged.grade(*position)).collect();
+            ranking.top_results.iter().map(|(position, _)| judged.grade_of(*position)).collect();
         let ideal = judged.ideal_grades();
-        self.cutoffs.measure(&JudgedRanking {
-            grades: &grades,
+        self.cutoffs.measure_ranking(&JudgedRanking {
+            top_grades: &grades,
             ideal_grades: &ideal,
             first_right_rank: ranking.first_right_rank,
         })
@@ -106,12 +106,12 @@ impl ConfigurationComparison<'_> {
         let overall = summarise(&judged_queries);
         let groups = self.group_queries(&judged_queries);
         let groups = groups.into_iter().filter_map(|(name, qs)| Some((name, summarise(&qs)?)));
-        let is_baseline = configuration == self.baseline;
+        let is_baseline = configuration == self.baseline_index;
         let false_hit =
             self.cutoffs.measure_names().iter().position(|name| name == FALSE_HIT_MEASURE);
         let false_hit_gain =
             overall.as_ref().zip(false_hit).map(|(all, measure)| all.measures[measure].gain);
-        let savings = self.cost.zip(false_hit_gain).filter(|_| !is_baseline);
+        let savings = self.correction_cost.zip(false_hit_gain).filter(|_| !is_baseline);
         ConfigurationResult {
             name: settings.name.clone(),
             setting: settings.to_reported(self.corpus),
@@ -133,7 +133,7 @@ impl ConfigurationComparison<'_> {
 
     /// Corrects the p values of each measure for the number of configurations compared.
     fn correct_p_values(&self, results: &mut [ConfigurationResult]) {
-        let others: Vec<usize> = (0..results.len()).filter(|c| *c != self.baseline).collect();
+        let others: Vec<usize> = (0..results.len()).filter(|c| *c != self.baseline_index).collect();
         for measure in 0..self.cutoffs.measure_names().len() {
             let p_value = |result: &ConfigurationResult| {
                 Some(result.overall.as_ref()?.measures[measure].p_value)
@@ -178,7 +178,7 @@ impl ConfigurationComparison<'_> {
         let ranking = |q: &usize| &self.rankings[*q][configuration];
         let false_hits: Vec<f64> = queries
             .iter()
-            .filter(|q| ranking(q).best_hit.score >= min_score)
+            .filter(|q| ranking(q).best_hit_features.score >= min_score)
             .map(|q| f64::from(u8::from(ranking(q).first_right_rank != Some(1))))
             .collect();
         bootstrap_mean(&false_hits, RESAMPLING_SEED)
@@ -198,7 +198,7 @@ impl ConfigurationComparison<'_> {
             return None;
         }
         for query in self.fully_ranked_queries() {
-            let top = &self.rankings[query][configuration].top;
+            let top = &self.rankings[query][configuration].top_results;
             for (index, (position, _)) in top.iter().enumerate() {
                 *top_counts.entry(*position).or_default() += 1;
                 if index == 0 {
@@ -226,7 +226,7 @@ impl ConfigurationComparison<'_> {
         let (mut first_changed, mut any_changed, mut overlaps) =
             (Vec::new(), Vec::new(), Vec::new());
         for query in self.fully_ranked_queries() {
-            let (old, new) = self.top_images_before_after(query, configuration);
+            let (old, new) = self.baseline_and_new_top_images(query, configuration);
             first_changed.push(as_number(old.first() != new.first()));
             any_changed.push(as_number(old != new));
             overlaps.push(overlap_share(&old, &new));
@@ -241,18 +241,23 @@ impl ConfigurationComparison<'_> {
     }
 
     /// Returns the top images under the baseline and under a configuration.
-    fn top_images_before_after(&self, query: usize, configuration: usize) -> (Vec<u32>, Vec<u32>) {
-        let top_images = |c: usize| self.rankings[query][c].top.iter().map(|(p, _)| *p).collect();
-        (top_images(self.baseline), top_images(configuration))
+    fn baseline_and_new_top_images(
+        &self,
+        query: usize,
+        configuration: usize,
+    ) -> (Vec<u32>, Vec<u32>) {
+        let top_images =
+            |c: usize| self.rankings[query][c].top_results.iter().map(|(p, _)| *p).collect();
+        (top_images(self.baseline_index), top_images(configuration))
     }
 
-    fn choose_thresholds(&self, configuration: usize, judged: &[usize]) -> Option<Thresholds> {
+    fn choose_thresholds(&self, configuration: usize, judged: &[usize]) -> Option<ThresholdReport> {
         let ranking = |row: usize| &self.rankings[row][configuration];
         // If only judged images are ranked, the first result is not the one that a user sees.
         let fully_ranked = judged.iter().filter(|q| !self.image_grades[**q].judged_only);
         let with_match = fully_ranked.map(|q| CalibrationSample {
             text: &self.queries[*q].text,
-            best_hit: ranking(*q).best_hit,
+            best_hit: ranking(*q).best_hit_features,
             ground_truth: GroundTruth::HasMatch {
                 best_hit_is_right: ranking(*q).first_right_rank == Some(1),
             },
@@ -264,10 +269,13 @@ impl ConfigurationComparison<'_> {
         let probes = probes.map(|(i, probe)| (&probe.text, self.queries.len() + i, probe.kind));
         let without_match = absent.chain(probes).map(|(text, row, kind)| CalibrationSample {
             text,
-            best_hit: ranking(row).best_hit,
+            best_hit: ranking(row).best_hit_features,
             ground_truth: GroundTruth::NoMatch(kind),
         });
-        choose_thresholds(&with_match.chain(without_match).collect::<Vec<_>>(), self.targets)
+        choose_thresholds(
+            &with_match.chain(without_match).collect::<Vec<_>>(),
+            self.threshold_targets,
+        )
     }
 
     /// Returns the queries whose rankings differ most from the baseline's: judged ones by nDCG,
@@ -286,7 +294,7 @@ impl ConfigurationComparison<'_> {
             if let (Some(new), Some(old)) = (&measured[query], &baseline[query]) {
                 judged.push((query, new[ndcg] - old[ndcg]));
             } else {
-                let (old, new) = self.top_images_before_after(query, configuration);
+                let (old, new) = self.baseline_and_new_top_images(query, configuration);
                 if old != new {
                     unjudged.push((query, overlap_share(&old, &new), old.first() != new.first()));
                 }
@@ -317,26 +325,26 @@ impl ConfigurationComparison<'_> {
     ) -> RankingChange {
         let judged_query = &self.queries[query];
         let shown_results = |c: usize| {
-            let top = self.rankings[query][c].top.iter().take(MAX_SHOWN_RESULTS);
+            let top = self.rankings[query][c].top_results.iter().take(MAX_SHOWN_RESULTS);
             top.map(|(position, score)| {
                 let image = &self.corpus.images[*position as usize];
                 ShownResult {
                     image_id: image.image_id.to_string(),
                     title: image.attributes.get("title").cloned(),
                     score: *score,
-                    is_relevant: gain.map(|_| self.image_grades[query].grade(*position) > 0.0),
+                    is_relevant: gain.map(|_| self.image_grades[query].grade_of(*position) > 0.0),
                     image_position: *position,
                 }
             })
             .collect()
         };
-        let (old, new) = self.top_images_before_after(query, configuration);
+        let (old, new) = self.baseline_and_new_top_images(query, configuration);
         RankingChange {
             text: judged_query.text.clone(),
             group: judged_query.group.clone(),
             gain,
             overlap: overlap_share(&old, &new),
-            before: shown_results(self.baseline),
+            before: shown_results(self.baseline_index),
             after: shown_results(configuration),
         }
     }

@@ -95,7 +95,7 @@ pub struct ConfigurationResolver<'a> {
     /// Prompt sets whose statistics the live rows carry.
     pub stored_sets: Vec<Arc<EmbeddedPromptSet>>,
     /// k of `nnn` for prompt sets that are not stored.
-    pub top_k: usize,
+    pub default_top_k: usize,
     /// Statistics of all rows, by table index and prompt set.
     statistics_cache: BTreeMap<(usize, StatisticsKey), Arc<Vec<ScoreStatistics>>>,
     /// Prompt sets embedded by the model of a table, by table index.
@@ -116,7 +116,7 @@ impl<'a> ConfigurationResolver<'a> {
             state,
             default_serving,
             stored_sets,
-            top_k,
+            default_top_k: top_k,
             statistics_cache: BTreeMap::new(),
             embedded_sets: BTreeMap::new(),
         }
@@ -180,7 +180,7 @@ impl<'a> ConfigurationResolver<'a> {
                 Some(scale) => scale,
                 None => ScaleConstants::from_catalogue(
                     normaliser,
-                    self.statistics(table, set).iter().copied(),
+                    self.cached_statistics(table, set).iter().copied(),
                 ),
             };
         }
@@ -198,13 +198,13 @@ impl<'a> ConfigurationResolver<'a> {
     }
 
     /// Returns the statistics of every row of a table for a prompt set. They are computed once.
-    pub fn statistics(
+    pub fn cached_statistics(
         &mut self,
         table: usize,
         set: &EmbeddedPromptSet,
     ) -> Arc<Vec<ScoreStatistics>> {
         let key = (table, set.statistics_key.clone());
-        let compute = || Arc::new(self.corpus.tables[table].statistics(set));
+        let compute = || Arc::new(self.corpus.tables[table].statistics_of_set(set));
         self.statistics_cache.entry(key).or_insert_with(compute).clone()
     }
 
@@ -218,11 +218,12 @@ impl<'a> ConfigurationResolver<'a> {
             text: spec.typed_text.clone(),
             source,
         };
-        let stored = EmbeddedPromptSet::find(&self.stored_sets, name).cloned();
+        let stored = EmbeddedPromptSet::find_by_name(&self.stored_sets, name).cloned();
         let encoders: &dyn Encoders = &**self.corpus.tables[table].encoders();
         // The standby generation has prompt sets and keys of its own.
         let standby = self.state.and_then(|state| state.standby.as_ref()).filter(|_| table > 0);
-        let record = standby.and_then(|standby| PromptSetRecord::find(&standby.prompt_sets, name));
+        let record = standby
+            .and_then(|standby| PromptSetRecord::find_by_selector(&standby.prompt_sets, name));
         if let Some(record) = record {
             let set = EmbeddedPromptSet::from_record(record, encoders).map_err(invalid)?.prompt_set;
             let top_k = spec.top_k.unwrap_or(record.top_k);
@@ -236,8 +237,8 @@ impl<'a> ConfigurationResolver<'a> {
                 self.embed_cached(set.prompt_set.clone(), table, encoders, top_k).map_err(invalid)
             }
             None => {
-                let set = PromptSet::load(name).map_err(invalid)?;
-                self.embed_cached(set, table, encoders, spec.top_k.unwrap_or(self.top_k))
+                let set = PromptSet::load_builtin_or_file(name).map_err(invalid)?;
+                self.embed_cached(set, table, encoders, spec.top_k.unwrap_or(self.default_top_k))
                     .map_err(invalid)
             }
         }

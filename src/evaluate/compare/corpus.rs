@@ -126,7 +126,7 @@ impl LoadedGeneration {
             if changes.is_full_snapshot {
                 newest.clear();
             }
-            version = changes.version;
+            version = changes.table_version;
             for row in changes.rows {
                 let newer = newest
                     .get(&row.image_id)
@@ -226,10 +226,10 @@ impl CorpusTable {
 
     /// Returns the statistics of a prompt set, one per row: the stored ones, or if a row has none,
     /// those computed from its stored embedding, as the query worker computes them.
-    pub fn statistics(&self, set: &EmbeddedPromptSet) -> Vec<ScoreStatistics> {
+    pub fn statistics_of_set(&self, set: &EmbeddedPromptSet) -> Vec<ScoreStatistics> {
         let rows = self.embeddings.par_iter().zip(&self.stored_statistics);
         rows.filter_map(|(embedding, stored)| {
-            stored.get(&set.statistics_key).copied().or_else(|| set.statistics(embedding))
+            stored.get(&set.statistics_key).copied().or_else(|| set.compute_statistics(embedding))
         })
         .collect()
     }

@@ -19,12 +19,12 @@ const QUERIES_PER_SCAN: usize = 8;
 pub struct QueryRanking {
     /// Index into [`Corpus::images`] and score of the top results, best first; equal scores are
     /// ordered by image id.
-    pub top: Vec<(u32, f32)>,
+    pub top_results: Vec<(u32, f32)>,
     /// Rank of the first relevant image in the whole ranking, from 1; `None` if no relevant image
     /// is ranked.
     pub first_right_rank: Option<usize>,
     /// The features of the first result from which no-match signals are computed.
-    pub best_hit: BestHitFeatures,
+    pub best_hit_features: BestHitFeatures,
 }
 
 /// Ranks texts under a fixed list of configurations.
@@ -46,7 +46,7 @@ impl<'a> Ranker<'a> {
         let corpus = resolver.corpus;
         let mut affines_of = |configuration: &RankingConfiguration| {
             configuration.prompt_set.as_ref().map_or_else(Vec::new, |set| {
-                let statistics = resolver.statistics(configuration.table_index, set);
+                let statistics = resolver.cached_statistics(configuration.table_index, set);
                 let table = &corpus.tables[configuration.table_index];
                 compute_affines(table, configuration, &statistics)
             })
@@ -58,7 +58,7 @@ impl<'a> Ranker<'a> {
     /// Ranks `texts`; `image_grades` are the grades of each text's judged images. Returns one row
     /// per text with one entry per configuration. `progress` is called with how many more texts are
     /// done.
-    pub fn rank(
+    pub fn rank_texts(
         &self,
         texts: &[&str],
         image_grades: &[ImageGrades],
@@ -132,11 +132,14 @@ impl<'a> Ranker<'a> {
         } else {
             scores.extend(raw.iter().zip(affines).map(|(raw, affine)| affine.apply(*raw)));
         }
-        let background = measure_background(scores);
+        let background = score_distribution(scores);
         let row_of = |position: &u32| image_positions.binary_search(position).ok();
         if image_grades.judged_only {
-            let judged_rows: Vec<usize> =
-                image_grades.grades.iter().filter_map(|(position, _)| row_of(position)).collect();
+            let judged_rows: Vec<usize> = image_grades
+                .grades_by_position
+                .iter()
+                .filter_map(|(position, _)| row_of(position))
+                .collect();
             let judged_scores: Vec<f32> = judged_rows.iter().map(|row| scores[*row]).collect();
             let order = top_indices(&judged_scores, judged_scores.len());
             let ranking: Vec<(u32, f32)> = order
@@ -144,12 +147,16 @@ impl<'a> Ranker<'a> {
                 .map(|i| (image_positions[judged_rows[*i]], judged_scores[*i]))
                 .collect();
             let first_relevant =
-                ranking.iter().position(|(position, _)| image_grades.grade(*position) > 0.0);
+                ranking.iter().position(|(position, _)| image_grades.grade_of(*position) > 0.0);
             let score = ranking.first().map_or(f32::NEG_INFINITY, |hit| hit.1);
             return QueryRanking {
-                top: ranking.into_iter().take(self.depth).collect(),
+                top_results: ranking.into_iter().take(self.depth).collect(),
                 first_right_rank: first_relevant.map(|i| i + 1),
-                best_hit: BestHitFeatures { score, background, known_word_share: known_words },
+                best_hit_features: BestHitFeatures {
+                    score,
+                    background,
+                    known_word_share: known_words,
+                },
             };
         }
         let top: Vec<(u32, f32)> = top_indices(scores, self.depth)
@@ -157,7 +164,7 @@ impl<'a> Ranker<'a> {
             .map(|row| (image_positions[row], scores[row]))
             .collect();
         let compare_rank = |a: usize, b: usize| scores[a].total_cmp(&scores[b]).then(b.cmp(&a));
-        let relevant = image_grades.grades.iter().filter(|(_, grade)| *grade > 0.0);
+        let relevant = image_grades.grades_by_position.iter().filter(|(_, grade)| *grade > 0.0);
         let first_relevant = relevant
             .filter_map(|(position, _)| row_of(position))
             .max_by(|a, b| compare_rank(*a, *b));
@@ -166,9 +173,9 @@ impl<'a> Ranker<'a> {
         };
         let score = top.first().map_or(f32::NEG_INFINITY, |hit| hit.1);
         QueryRanking {
-            top,
+            top_results: top,
             first_right_rank: first_relevant.map(rank_of),
-            best_hit: BestHitFeatures { score, background, known_word_share: known_words },
+            best_hit_features: BestHitFeatures { score, background, known_word_share: known_words },
         }
     }
 }
@@ -186,7 +193,7 @@ pub fn top_indices(scores: &[f32], depth: usize) -> Vec<usize> {
 }
 
 /// Returns mean and standard deviation of all scores.
-fn measure_background(scores: &[f32]) -> ScoreDistribution {
+fn score_distribution(scores: &[f32]) -> ScoreDistribution {
     let count = scores.len().max(1) as f64;
     let mean = scores.iter().map(|s| f64::from(*s)).sum::<f64>() / count;
     let square = scores.iter().map(|s| (f64::from(*s) - mean).powi(2)).sum::<f64>() / count;
@@ -239,7 +246,7 @@ mod tests {
         let image = |values: &[f32]| StoredImage {
             uri: None,
             content_hash: String::new(),
-            bytes: 0,
+            byte_size: 0,
             width: 1,
             height: 1,
             attributes: Attributes::new(),
@@ -276,30 +283,31 @@ mod tests {
         let specs = [ConfigurationSpec::plain_clip(), ConfigurationSpec::try_from("live").unwrap()];
         let configurations: Vec<RankingConfiguration> =
             specs.iter().map(|spec| resolver.resolve(spec).unwrap()).collect();
-        let of_all = ImageGrades { grades: vec![(3, 1.0)], judged_only: false };
-        let of_judged = ImageGrades { grades: vec![(2, 0.0), (3, 1.0)], judged_only: true };
+        let of_all = ImageGrades { grades_by_position: vec![(3, 1.0)], judged_only: false };
+        let of_judged =
+            ImageGrades { grades_by_position: vec![(2, 0.0), (3, 1.0)], judged_only: true };
         let ranker = Ranker::new(&mut resolver, &configurations, 3);
         let token = CancellationToken::new();
         let texts = ["1 0", "1 0"];
-        let ranked = ranker.rank(&texts, &[of_all, of_judged], &token, &|_| {}).unwrap();
+        let ranked = ranker.rank_texts(&texts, &[of_all, of_judged], &token, &|_| {}).unwrap();
 
         let raw = &ranked[0][0];
-        assert_eq!(raw.top, [(0, 1.0), (1, 0.5), (2, 0.5)]);
+        assert_eq!(raw.top_results, [(0, 1.0), (1, 0.5), (2, 0.5)]);
         assert_eq!(raw.first_right_rank, Some(4), "its rank is below the depth");
-        let background = raw.best_hit.background;
+        let background = raw.best_hit_features.background;
         assert!(
             (background.mean - 0.5).abs() < 1e-6 && (background.std - 0.125f32.sqrt()).abs() < 1e-6
         );
         // Each image's largest auxiliary score is subtracted: 1 − 1, 0.5 − 0.5, 0 − 0.25.
         let balanced = &ranked[0][1];
-        assert_eq!(balanced.top, [(0, 0.0), (1, 0.0), (2, 0.0)]);
+        assert_eq!(balanced.top_results, [(0, 0.0), (1, 0.0), (2, 0.0)]);
         let condensed = &ranked[1][0];
-        assert_eq!(condensed.top, [(2, 0.5), (3, 0.0)]);
+        assert_eq!(condensed.top_results, [(2, 0.5), (3, 0.0)]);
         assert_eq!(condensed.first_right_rank, Some(2));
 
         token.cancel();
         let ungraded = [ImageGrades::default(), ImageGrades::default()];
-        let interrupted = ranker.rank(&texts, &ungraded, &token, &|_| {});
+        let interrupted = ranker.rank_texts(&texts, &ungraded, &token, &|_| {});
         assert!(matches!(interrupted, Err(EvaluationError::Cancelled)));
     }
 }

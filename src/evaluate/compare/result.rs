@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::configuration::ReportedConfiguration;
-use crate::evaluate::calibrate::Thresholds;
+use crate::evaluate::calibrate::ThresholdReport;
 use crate::evaluate::measures::interval::{ConfidenceInterval, MeasureComparison};
 
 /// The cost of correcting wrong results by hand, by the owner's own figures.
@@ -153,7 +153,7 @@ pub struct ConfigurationResult {
     /// baseline.
     pub savings: Option<CorrectionSavings>,
     /// Thresholds, chosen on one half of the queries and measured on the other.
-    pub thresholds: Option<Thresholds>,
+    pub thresholds: Option<ThresholdReport>,
     /// The queries that change most.
     pub changes: RankingChanges,
 }

@@ -19,7 +19,7 @@ pub struct ConfigurationSpec {
     pub prompt_set: Option<String>,
     /// The formula that balances scores.
     pub normaliser: Option<Normaliser>,
-    /// Weight of the balanced score, 0 to 1.
+    /// Weight of the normalised score in the balanced score, 0 to 1.
     pub weight: Option<f32>,
     /// λ of `nnn`, 0 to 10.
     pub lambda: Option<f32>,

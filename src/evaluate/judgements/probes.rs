@@ -47,7 +47,7 @@ impl NoMatchKind {
 }
 
 /// Returns the built-in probes, which are the same every time.
-pub fn builtin_probes() -> Vec<NoMatchProbe> {
+pub fn builtin_no_match_probes() -> Vec<NoMatchProbe> {
     let unrelated = UNRELATED_TEXTS.lines().map(str::trim).filter(|line| !line.is_empty());
     let unrelated =
         unrelated.map(|text| NoMatchProbe { text: text.to_owned(), kind: NoMatchKind::Unrelated });
@@ -106,8 +106,8 @@ mod tests {
 
     #[test]
     fn probes_are_many_distinct_and_the_same_every_time() {
-        let all = builtin_probes();
-        assert_eq!(all, builtin_probes());
+        let all = builtin_no_match_probes();
+        assert_eq!(all, builtin_no_match_probes());
         let texts: BTreeSet<&str> = all.iter().map(|probe| probe.text.as_str()).collect();
         assert_eq!(texts.len(), all.len());
         assert!(all.len() >= 300, "{}", all.len());

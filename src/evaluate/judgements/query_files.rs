@@ -50,7 +50,7 @@ enum RelevantJson {
 /// One line of a JSON-lines file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct QueryLine {
+struct JudgedQueryJson {
     text: String,
     relevant: Option<RelevantJson>,
     group: Option<String>,
@@ -64,7 +64,7 @@ struct QueryCollector {
     file: String,
     queries: Vec<JudgedQuery>,
     /// Line number and index in `queries` of each text.
-    seen_texts: HashMap<String, (usize, usize)>,
+    line_and_index_by_text: HashMap<String, (usize, usize)>,
     problems: Vec<String>,
     unreported_problems: usize,
 }
@@ -74,7 +74,7 @@ impl QueryCollector {
         Self {
             file: file.to_owned(),
             queries: Vec::new(),
-            seen_texts: HashMap::new(),
+            line_and_index_by_text: HashMap::new(),
             problems: Vec::new(),
             unreported_problems: 0,
         }
@@ -89,7 +89,7 @@ impl QueryCollector {
     }
 
     /// Returns the trimmed text; `None` if it is empty or too long, which is reported.
-    fn parse_text(&mut self, line: usize, text: &str) -> Option<String> {
+    fn parse_query_text(&mut self, line: usize, text: &str) -> Option<String> {
         let text = text.trim();
         let count = text.chars().count();
         if text.is_empty() {
@@ -148,7 +148,7 @@ impl QueryCollector {
 
     fn add_query(&mut self, line: usize, query: JudgedQuery) {
         let index = self.queries.len();
-        if let Some((first_line, _)) = self.seen_texts.get(&query.text) {
+        if let Some((first_line, _)) = self.line_and_index_by_text.get(&query.text) {
             let problem = format!("text {:?} is on line {first_line} already", query.text);
             self.report_problem(line, problem);
             return;
@@ -157,11 +157,11 @@ impl QueryCollector {
             self.report_problem(line, format!("more than {MAX_QUERIES} queries; take a sample"));
             return;
         }
-        self.seen_texts.insert(query.text.clone(), (line, index));
+        self.line_and_index_by_text.insert(query.text.clone(), (line, index));
         self.queries.push(query);
     }
 
-    fn finish(mut self) -> Result<Vec<JudgedQuery>, QueryFileError> {
+    fn into_queries(mut self) -> Result<Vec<JudgedQuery>, QueryFileError> {
         if self.problems.is_empty() && self.queries.is_empty() {
             self.problems.push("has no queries".into());
         }
@@ -195,7 +195,7 @@ pub fn queries_from_json_lines(
     let mut collector = QueryCollector::new(file);
     for (i, line) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let number = i + 1;
-        let parsed: QueryLine = match serde_json::from_str(line) {
+        let parsed: JudgedQueryJson = match serde_json::from_str(line) {
             Ok(parsed) => parsed,
             Err(error) => {
                 // The position in serde's message is relative to the line, whose number is
@@ -206,7 +206,7 @@ pub fn queries_from_json_lines(
                 continue;
             }
         };
-        let Some(text) = collector.parse_text(number, &parsed.text) else { continue };
+        let Some(text) = collector.parse_query_text(number, &parsed.text) else { continue };
         let judgements = match parsed.relevant {
             None => Judgements::Unjudged,
             Some(relevant) => {
@@ -223,7 +223,7 @@ pub fn queries_from_json_lines(
         let group = parsed.group.filter(|group| !group.trim().is_empty());
         collector.add_query(number, JudgedQuery { text, group, judgements });
     }
-    collector.finish()
+    collector.into_queries()
 }
 
 /// Reads CSV with a header, in one of two forms. One row per query: `text`, `relevant` (image ids
@@ -237,7 +237,7 @@ pub fn queries_from_csv(content: &str, file: &str) -> Result<Vec<JudgedQuery>, Q
         Ok(header) => header.clone(),
         Err(error) => {
             collector.report_problem(1, error);
-            return collector.finish();
+            return collector.into_queries();
         }
     };
     for name in header.iter().filter(|name| !CSV_COLUMNS.contains(name)) {
@@ -251,7 +251,7 @@ pub fn queries_from_csv(content: &str, file: &str) -> Result<Vec<JudgedQuery>, Q
         collector.report_problem(1, "a column text is needed, with relevant (one row per query) or with image_id (one row per judgement)");
     }
     if !collector.problems.is_empty() {
-        return collector.finish();
+        return collector.into_queries();
     }
     for record in table.records() {
         let record = match record {
@@ -264,7 +264,7 @@ pub fn queries_from_csv(content: &str, file: &str) -> Result<Vec<JudgedQuery>, Q
         };
         let line = record.position().map_or(0, csv::Position::line) as usize;
         let field = |column: Option<usize>| column.and_then(|i| record.get(i)).unwrap_or_default();
-        let Some(text) = collector.parse_text(line, field(text)) else { continue };
+        let Some(text) = collector.parse_query_text(line, field(text)) else { continue };
         let group = Some(field(column_index("group")).to_owned()).filter(|group| !group.is_empty());
         if image.is_some() {
             let grade = match field(column_index("grade")) {
@@ -278,7 +278,7 @@ pub fn queries_from_csv(content: &str, file: &str) -> Result<Vec<JudgedQuery>, Q
             };
             let pair = (field(image).to_owned(), grade);
             let Some(grades) = collector.parse_grades(line, [pair]) else { continue };
-            add_judgement(&mut collector, line, text, group, grades);
+            merge_grades(&mut collector, line, text, group, grades);
             continue;
         }
         let judgements = if relevant.is_none() {
@@ -290,7 +290,7 @@ pub fn queries_from_csv(content: &str, file: &str) -> Result<Vec<JudgedQuery>, Q
         };
         collector.add_query(line, JudgedQuery { text, group, judgements });
     }
-    collector.finish()
+    collector.into_queries()
 }
 
 fn describe_csv_error(error: &csv::Error) -> String {
@@ -313,15 +313,15 @@ fn parse_graded_ids(field: &str) -> Vec<(String, f64)> {
     ids.map(pair).collect()
 }
 
-/// Adds one judgement to a query that may have others already.
-fn add_judgement(
+/// Adds grades to a query that may have others already.
+fn merge_grades(
     collector: &mut QueryCollector,
     line: usize,
     text: String,
     group: Option<String>,
     grades: BTreeMap<ImageId, f64>,
 ) {
-    let Some((_, index)) = collector.seen_texts.get(&text).copied() else {
+    let Some((_, index)) = collector.line_and_index_by_text.get(&text).copied() else {
         collector.add_query(
             line,
             JudgedQuery { text, group, judgements: judgements_from_grades(grades) },

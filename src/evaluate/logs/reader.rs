@@ -59,29 +59,29 @@ struct FeedbackLine {
 /// Sums over the `shadow.compared` lines of one query.
 #[derive(Default)]
 pub(super) struct ShadowSums {
-    pub lines: u64,
+    pub line_count: u64,
     pub overlap_sum: f64,
     /// Lines on which the first result changed.
-    pub top_hit_changed: u64,
+    pub top_hit_changed_lines: u64,
     /// Lines on which no result changed.
-    pub identical: u64,
+    pub identical_lines: u64,
 }
 
 /// Sums over the `search` lines of one query.
 #[derive(Default)]
 pub(super) struct AnswerSums {
-    pub lines: u64,
-    pub results: u64,
+    pub line_count: u64,
+    pub result_count: u64,
     /// Results at another rank than plain CLIP gives them.
-    pub reranked: u64,
+    pub reranked_results: u64,
     /// Lines that say whether plain CLIP has the same first result.
-    pub top_hit_known: u64,
+    pub top_hit_reporting_lines: u64,
     /// Lines on which plain CLIP has another first result.
-    pub top_hit_changed: u64,
+    pub top_hit_changed_lines: u64,
     /// Lines that say whether anything matches.
-    pub no_match_known: u64,
+    pub no_match_reporting_lines: u64,
     /// Lines on which nothing matches.
-    pub no_match: u64,
+    pub no_match_lines: u64,
     pub scan_ms_sum: f64,
 }
 
@@ -153,7 +153,7 @@ impl QueryLogReader {
             return Ok(false);
         }
         let value: Value =
-            serde_json::from_slice(line).map_err(|e| malformed_line("is not JSON", &e))?;
+            serde_json::from_slice(line).map_err(|e| malformed_line_error("is not JSON", &e))?;
         if !value.is_object() {
             return Err(LineError::Malformed("is not a JSON object".into()));
         }
@@ -161,13 +161,15 @@ impl QueryLogReader {
         let is_used = match value["event"].as_str() {
             Some(event::SHADOW_COMPARED) => self.add_shadow_line(
                 serde_json::from_value(value)
-                    .map_err(|e| malformed_line(event::SHADOW_COMPARED, &e))?,
+                    .map_err(|e| malformed_line_error(event::SHADOW_COMPARED, &e))?,
             )?,
             Some(event::SEARCH) => self.add_search_line(
-                serde_json::from_value(value).map_err(|e| malformed_line(event::SEARCH, &e))?,
+                serde_json::from_value(value)
+                    .map_err(|e| malformed_line_error(event::SEARCH, &e))?,
             )?,
             Some(event::FEEDBACK) => self.add_feedback_line(
-                serde_json::from_value(value).map_err(|e| malformed_line(event::FEEDBACK, &e))?,
+                serde_json::from_value(value)
+                    .map_err(|e| malformed_line_error(event::FEEDBACK, &e))?,
             ),
             _ => false,
         };
@@ -188,10 +190,10 @@ impl QueryLogReader {
         let key = (line.configuration, line.candidate);
         let (queries, overlaps) = self.shadow_sums.entry(key).or_default();
         let query = sums_for_query(queries, line.query_hash, &name)?;
-        query.lines += 1;
+        query.line_count += 1;
         query.overlap_sum += line.overlap;
-        query.top_hit_changed += u64::from(line.top_hit_changed);
-        query.identical += u64::from(line.overlap >= 1.0 && line.reranked == 0);
+        query.top_hit_changed_lines += u64::from(line.top_hit_changed);
+        query.identical_lines += u64::from(line.overlap >= 1.0 && line.reranked == 0);
         overlaps[(line.overlap * 10.0) as usize] += 1;
         Ok(true)
     }
@@ -216,13 +218,13 @@ impl QueryLogReader {
         }
         let queries = self.answer_sums.entry(line.configuration.clone()).or_default();
         let query = sums_for_query(queries, line.query_hash, &line.configuration)?;
-        query.lines += 1;
-        query.results += line.results;
-        query.top_hit_known += u64::from(line.top_hit_changed.is_some());
-        query.top_hit_changed += u64::from(line.top_hit_changed == Some(true));
-        query.reranked += line.reranked;
-        query.no_match_known += u64::from(line.no_match.is_some());
-        query.no_match += u64::from(line.no_match == Some(true));
+        query.line_count += 1;
+        query.result_count += line.results;
+        query.top_hit_reporting_lines += u64::from(line.top_hit_changed.is_some());
+        query.top_hit_changed_lines += u64::from(line.top_hit_changed == Some(true));
+        query.reranked_results += line.reranked;
+        query.no_match_reporting_lines += u64::from(line.no_match.is_some());
+        query.no_match_lines += u64::from(line.no_match == Some(true));
         query.scan_ms_sum += line.scan_ms;
         Ok(true)
     }
@@ -244,7 +246,7 @@ enum LineError {
     TooManyQueries(String),
 }
 
-fn malformed_line(context: &str, error: &serde_json::Error) -> LineError {
+fn malformed_line_error(context: &str, error: &serde_json::Error) -> LineError {
     // The position in serde's message is relative to the line, whose number is reported.
     let error = error.to_string();
     let reason = error.split(" at line ").next().unwrap_or_default();

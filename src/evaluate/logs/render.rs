@@ -14,7 +14,7 @@ use crate::evaluate::report::terminal::{self, wrap_words};
 use crate::evaluate::report::{MeasuredDifference, format_percent};
 
 /// Queries with more characters are truncated.
-const MAX_QUERY_CHARS: usize = 80;
+const MAX_SHOWN_QUERY_CHARS: usize = 80;
 
 /// Renders the report for the terminal.
 pub fn render_terminal(report: &QueryLogReport) -> String {
@@ -50,7 +50,7 @@ pub fn render_html(report: &QueryLogReport) -> String {
         .shadow_comparisons
         .iter()
         .map(|shadow| IntervalBar {
-            name: format!("{} compared with {}", shadow.candidate, shadow.live),
+            row_label: format!("{} compared with {}", shadow.candidate, shadow.live),
             interval: shadow.top_hit_changed,
             difference: MeasuredDifference::NotSignificant,
         })
@@ -198,10 +198,10 @@ fn answer_table(report: &QueryLogReport) -> TitledTable {
 fn most_changed_table(shadow: &ShadowComparison) -> TitledTable {
     let rows = shadow.most_changed_queries.iter().map(|changed| {
         vec![
-            changed
-                .text
-                .as_ref()
-                .map_or_else(|| changed.query_hash.clone(), |t| truncate_text(t, MAX_QUERY_CHARS)),
+            changed.text.as_ref().map_or_else(
+                || changed.query_hash.clone(),
+                |t| truncate_text(t, MAX_SHOWN_QUERY_CHARS),
+            ),
             changed.compared.to_string(),
             format_percent(changed.overlap),
             format_percent(changed.top_hit_changed),

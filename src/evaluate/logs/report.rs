@@ -170,20 +170,21 @@ fn summarise_shadow(
 ) -> Option<ShadowComparison> {
     let queries = sort_by_hash(queries);
     let bootstrap_ratio = |sum: fn(&ShadowSums) -> f64| {
-        let clusters: Vec<(f64, u64)> = queries.iter().map(|(_, q)| (sum(q), q.lines)).collect();
+        let clusters: Vec<(f64, u64)> =
+            queries.iter().map(|(_, q)| (sum(q), q.line_count)).collect();
         bootstrap_clustered_ratio(&clusters, RESAMPLING_SEED)
     };
-    let top_hit_changed = bootstrap_ratio(|q| q.top_hit_changed as f64)?;
+    let top_hit_changed = bootstrap_ratio(|q| q.top_hit_changed_lines as f64)?;
     let overlap = bootstrap_ratio(|q| q.overlap_sum)?;
-    let identical = bootstrap_ratio(|q| q.identical as f64)?;
-    let changed = queries.iter().filter(|(_, q)| q.identical < q.lines);
+    let identical = bootstrap_ratio(|q| q.identical_lines as f64)?;
+    let changed = queries.iter().filter(|(_, q)| q.identical_lines < q.line_count);
     let mut changed: Vec<ChangedQuery> = changed
         .map(|(hash, q)| ChangedQuery {
             query_hash: (*hash).to_owned(),
             text: texts.get(*hash).cloned(),
-            compared: q.lines,
-            overlap: q.overlap_sum / q.lines as f64,
-            top_hit_changed: q.top_hit_changed as f64 / q.lines as f64,
+            compared: q.line_count,
+            overlap: q.overlap_sum / q.line_count as f64,
+            top_hit_changed: q.top_hit_changed_lines as f64 / q.line_count as f64,
         })
         .collect();
     changed.sort_by(|a, b| {
@@ -196,7 +197,7 @@ fn summarise_shadow(
     Some(ShadowComparison {
         live,
         candidate,
-        compared: queries.iter().map(|(_, q)| q.lines).sum(),
+        compared: queries.iter().map(|(_, q)| q.line_count).sum(),
         queries: queries.len(),
         changed_queries,
         differs: (queries.len() >= MIN_DISTINCT_QUERIES).then_some(identical.high < 1.0),
@@ -220,12 +221,14 @@ fn summarise_answers(
     };
     ConfigurationAnswers {
         configuration,
-        answers: queries.iter().map(|(_, q)| q.lines).sum(),
+        answers: queries.iter().map(|(_, q)| q.line_count).sum(),
         queries: queries.len(),
-        reranked: bootstrap_ratio(|q| (q.reranked as f64, q.results)),
-        top_hit_changed: bootstrap_ratio(|q| (q.top_hit_changed as f64, q.top_hit_known)),
-        no_match: bootstrap_ratio(|q| (q.no_match as f64, q.no_match_known)),
-        scan_ms: bootstrap_ratio(|q| (q.scan_ms_sum, q.lines)),
+        reranked: bootstrap_ratio(|q| (q.reranked_results as f64, q.result_count)),
+        top_hit_changed: bootstrap_ratio(|q| {
+            (q.top_hit_changed_lines as f64, q.top_hit_reporting_lines)
+        }),
+        no_match: bootstrap_ratio(|q| (q.no_match_lines as f64, q.no_match_reporting_lines)),
+        scan_ms: bootstrap_ratio(|q| (q.scan_ms_sum, q.line_count)),
         feedback,
         wrong: wilson_interval(wrong, feedback),
     }

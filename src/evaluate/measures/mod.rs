@@ -44,7 +44,7 @@ impl TryFrom<&str> for Cutoffs {
 #[derive(Debug, Clone)]
 pub struct JudgedRanking<'a> {
     /// Grade of each top result, best result first: 0 is wrong or not judged, above 0 is relevant.
-    pub grades: &'a [f64],
+    pub top_grades: &'a [f64],
     /// Grades of all relevant images, largest first.
     pub ideal_grades: &'a [f64],
     /// Rank of the first relevant image in the whole ranking, from 1; `None` if none is ranked.
@@ -57,7 +57,7 @@ impl Cutoffs {
         self.0.last().copied().unwrap_or(1)
     }
 
-    /// Returns the names of the measures, in the order of [`Cutoffs::measure`].
+    /// Returns the names of the measures, in the order of [`Cutoffs::measure_ranking`].
     pub fn measure_names(&self) -> Vec<String> {
         let k = self.depth();
         let mut names: Vec<String> = self.0.iter().map(|k| format!("hit@{k}")).collect();
@@ -69,7 +69,7 @@ impl Cutoffs {
     }
 
     /// Returns whether higher or lower values of a measure are better.
-    pub fn direction(name: &str) -> MeasureDirection {
+    pub fn measure_direction(name: &str) -> MeasureDirection {
         if name == FALSE_HIT_MEASURE { MeasureDirection::Lower } else { MeasureDirection::Higher }
     }
 
@@ -85,8 +85,9 @@ impl Cutoffs {
     /// - false hit: 1 if the first result is wrong, which is the mistake that a user sees first.
     ///
     /// Returns `None` if there is no relevant image, because these measures are then undefined.
-    pub fn measure(&self, ranking: &JudgedRanking) -> Option<Vec<f64>> {
-        let JudgedRanking { grades, ideal_grades: ideal, first_right_rank: first } = ranking;
+    pub fn measure_ranking(&self, ranking: &JudgedRanking) -> Option<Vec<f64>> {
+        let JudgedRanking { top_grades: grades, ideal_grades: ideal, first_right_rank: first } =
+            ranking;
         let total = ideal.iter().filter(|grade| **grade > 0.0).count();
         if total == 0 {
             return None;
@@ -132,11 +133,11 @@ mod tests {
     fn measures_of_a_known_ranking() {
         let grades = [0.0, 1.0, 0.0, 2.0];
         let ranking = JudgedRanking {
-            grades: &grades,
+            top_grades: &grades,
             ideal_grades: &[2.0, 1.0, 1.0],
             first_right_rank: Some(2),
         };
-        let values = Cutoffs::default().measure(&ranking).unwrap();
+        let values = Cutoffs::default().measure_ranking(&ranking).unwrap();
         assert_eq!(values.len(), Cutoffs::default().measure_names().len());
         let best = 2.0 + 1.0 / 3f64.log2() + 0.5;
         for (name, expected) in [
@@ -157,13 +158,13 @@ mod tests {
     fn capped_recall_is_1_if_all_results_are_relevant_and_there_are_more() {
         let (grades, ideal) = ([1.0; 10], [1.0; 500]);
         let ranking =
-            JudgedRanking { grades: &grades, ideal_grades: &ideal, first_right_rank: Some(1) };
-        let values = Cutoffs::default().measure(&ranking).unwrap();
+            JudgedRanking { top_grades: &grades, ideal_grades: &ideal, first_right_rank: Some(1) };
+        let values = Cutoffs::default().measure_ranking(&ranking).unwrap();
         assert_eq!(measure_value(&values, "capped recall@10"), 1.0);
         assert_eq!(measure_value(&values, "recall@10"), 0.02);
         let without_relevant =
-            JudgedRanking { grades: &[0.0], ideal_grades: &[], first_right_rank: None };
-        assert!(Cutoffs::default().measure(&without_relevant).is_none());
+            JudgedRanking { top_grades: &[0.0], ideal_grades: &[], first_right_rank: None };
+        assert!(Cutoffs::default().measure_ranking(&without_relevant).is_none());
     }
 
     #[test]

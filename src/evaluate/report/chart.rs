@@ -19,7 +19,7 @@ const MAX_NAME_CHARS: usize = 38;
 /// A row of a chart.
 pub(crate) struct IntervalBar {
     /// Name of the row.
-    pub(crate) name: String,
+    pub(crate) row_label: String,
     /// Mean and interval to draw.
     pub(crate) interval: ConfidenceInterval,
     /// Decides the colour.
@@ -100,8 +100,8 @@ pub(crate) fn draw_interval_chart(
             "<text x=\"{}\" y=\"{}\" class=\"name\"><title>{}</title>{}</text><line x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{y}\" y2=\"{y}\" class=\"range {class}\"/><circle cx=\"{:.1}\" cy=\"{y}\" r=\"5\" class=\"dot {class}\"/><text x=\"{}\" y=\"{}\" class=\"value\">{} ({} to {})</text>",
             NAMES_WIDTH - 12.0,
             y + 4,
-            escape_html(&bar.name),
-            escape_html(&truncate_text(&bar.name, MAX_NAME_CHARS)),
+            escape_html(&bar.row_label),
+            escape_html(&truncate_text(&bar.row_label, MAX_NAME_CHARS)),
             x(low),
             x(high),
             x(mean),
@@ -156,7 +156,11 @@ mod tests {
     fn markup_in_a_name_is_escaped() {
         let interval = ConfidenceInterval { mean: 0.1, low: 0.0, high: 0.2 };
         let name = "<script>alert('x')</script>\"".to_owned();
-        let bar = IntervalBar { name, interval, difference: MeasuredDifference::NotSignificant };
+        let bar = IntervalBar {
+            row_label: name,
+            interval,
+            difference: MeasuredDifference::NotSignificant,
+        };
         let svg = draw_interval_chart("a & b", &[bar], true, "", 1.0);
         assert!(!svg.contains("<script") && svg.contains("&lt;script"), "{svg}");
     }

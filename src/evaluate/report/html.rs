@@ -15,7 +15,7 @@ use crate::evaluate::measures::interval::{ConfidenceInterval, MeasureComparison}
 /// Number of configurations whose changed queries are shown; those of all are in the JSON report.
 pub const MAX_SHOWN_CONFIGURATIONS: usize = 3;
 /// Queries with more characters are truncated.
-const MAX_QUERY_CHARS: usize = 120;
+const MAX_SHOWN_QUERY_CHARS: usize = 120;
 /// Stylesheet of all HTML reports.
 pub(crate) const STYLESHEET: &str = include_str!("report.css");
 
@@ -25,7 +25,7 @@ pub type ThumbnailUris = BTreeMap<u32, String>;
 /// Returns the images for which the page of this report needs thumbnails, most important first.
 pub fn images_to_show(report: &EvaluationReport) -> Vec<u32> {
     let mut positions = Vec::new();
-    for result in report.non_baseline().take(MAX_SHOWN_CONFIGURATIONS) {
+    for result in report.non_baseline_results().take(MAX_SHOWN_CONFIGURATIONS) {
         let changes = &result.changes;
         for change in changes.worsened.iter().chain(&changes.improved).chain(&changes.unjudged) {
             for shown in change.before.iter().chain(&change.after) {
@@ -162,12 +162,12 @@ fn format_gain(i: &ConfidenceInterval) -> String {
 }
 
 fn write_charts(page: &mut String, report: &EvaluationReport) {
-    if report.queries.judged == 0 || report.non_baseline().next().is_none() {
+    if report.queries.judged == 0 || report.non_baseline_results().next().is_none() {
         return;
     }
     let _ = write!(
         page,
-        "<section><h2>What changes compared with {}</h2><p class=\"muted\">Differences in percentage points, query by query, with 95 % intervals. Green and red are measurable after correction for the number of configurations; grey is not.</p>",
+        "<section><h2>What changes compared with {}</h2><p class=\"muted\">Mean differences in percentage points, paired by query, with 95 % intervals. Green and red are measurable after correction for the number of configurations; grey is not.</p>",
         escape_html(&report.baseline)
     );
     let has_chart = |name: &String| name == FALSE_HIT_MEASURE || name.starts_with("nDCG");
@@ -179,11 +179,11 @@ fn write_charts(page: &mut String, report: &EvaluationReport) {
     charted.sort_by_key(|name| *name != FALSE_HIT_MEASURE);
     for name in charted {
         let bars: Vec<IntervalBar> = report
-            .non_baseline()
+            .non_baseline_results()
             .filter_map(|result| {
                 let comparison = report.measure_comparison(result, name)?;
                 Some(IntervalBar {
-                    name: result.name.clone(),
+                    row_label: result.name.clone(),
                     interval: comparison.gain,
                     difference: classify_difference(name, &comparison),
                 })
@@ -201,7 +201,7 @@ fn write_charts(page: &mut String, report: &EvaluationReport) {
 }
 
 fn write_changes(page: &mut String, report: &EvaluationReport, thumbnails: &ThumbnailUris) {
-    for result in report.non_baseline().take(MAX_SHOWN_CONFIGURATIONS) {
+    for result in report.non_baseline_results().take(MAX_SHOWN_CONFIGURATIONS) {
         let lists = [
             ("Queries that lose most", &result.changes.worsened),
             ("Queries that gain most", &result.changes.improved),
@@ -236,7 +236,7 @@ fn write_change(
     let _ = write!(
         page,
         "<article><h4>“{}” <span class=\"muted\">{gain}{group}</span></h4><div class=\"pair\">",
-        escape_html(&truncate_text(&change.text, MAX_QUERY_CHARS))
+        escape_html(&truncate_text(&change.text, MAX_SHOWN_QUERY_CHARS))
     );
     for (name, results) in [(&report.baseline, &change.before), (&result.name, &change.after)] {
         let _ = write!(page, "<div><h5>{}</h5><ol>", escape_html(&truncate_text(name, 48)));

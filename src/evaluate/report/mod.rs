@@ -101,7 +101,7 @@ impl EvaluationReport {
     }
 
     /// Returns all configurations except the baseline.
-    pub fn non_baseline(&self) -> impl Iterator<Item = &ConfigurationResult> {
+    pub fn non_baseline_results(&self) -> impl Iterator<Item = &ConfigurationResult> {
         self.configurations.iter().filter(|result| result.name != self.baseline)
     }
 }
@@ -124,7 +124,7 @@ pub fn classify_difference(measure: &str, comparison: &MeasureComparison) -> Mea
         return MeasuredDifference::NotSignificant;
     }
     let is_higher = comparison.gain.mean > 0.0;
-    let is_better = (Cutoffs::direction(measure) == MeasureDirection::Higher) == is_higher;
+    let is_better = (Cutoffs::measure_direction(measure) == MeasureDirection::Higher) == is_higher;
     if is_better { MeasuredDifference::Better } else { MeasuredDifference::Worse }
 }
 
@@ -158,7 +158,7 @@ fn describe_verdict(report: &EvaluationReport) -> String {
     let mut text = String::new();
     let QueryCounts { judged, total, .. } = report.queries;
     let baseline = &report.baseline;
-    if report.non_baseline().next().is_none() {
+    if report.non_baseline_results().next().is_none() {
         return format!("Only {baseline} was measured; nothing is compared.");
     }
     if judged == 0 {
@@ -166,7 +166,7 @@ fn describe_verdict(report: &EvaluationReport) -> String {
             text,
             "None of the {total} queries has a judged right image in the catalogue, so right and wrong results cannot be counted. "
         );
-        for result in report.non_baseline() {
+        for result in report.non_baseline_results() {
             if let Some(stability) = &result.stability {
                 let _ = write!(
                     text,
@@ -184,7 +184,7 @@ fn describe_verdict(report: &EvaluationReport) -> String {
     let _ = write!(text, "On {judged} judged queries, compared with {baseline}: ");
     let measures = verdict_measures(report);
     let mut indistinguishable = Vec::new();
-    for result in report.non_baseline() {
+    for result in report.non_baseline_results() {
         let differences: Vec<Difference> = measures
             .iter()
             .filter_map(|name| {

@@ -6,7 +6,7 @@ use comfy_table::{ContentArrangement, Table};
 use super::{EvaluationReport, MeasuredDifference, classify_difference, format_percent};
 use crate::evaluate::compare::ConfigurationResult;
 use crate::evaluate::measures::interval::{ConfidenceInterval, MeasureComparison};
-use crate::evaluate::trec::MeasuredRun;
+use crate::evaluate::trec::MeasuredTrecRun;
 
 /// Maximum width of text around the tables, in characters.
 const LINE_WIDTH_CHARS: usize = 100;
@@ -61,7 +61,7 @@ pub fn render_terminal(report: &EvaluationReport) -> String {
     let mut parts = vec![format_head(report)];
     if report.queries.judged > 0 {
         parts.push(format!("Means, 95 % intervals\n{}", value_table(report)));
-        if report.non_baseline().next().is_some() {
+        if report.non_baseline_results().next().is_some() {
             parts.push(format!(
                 "Gain over {}, per query (▲ significantly better, ▼ significantly worse)\n{}",
                 report.baseline,
@@ -74,7 +74,7 @@ pub fn render_terminal(report: &EvaluationReport) -> String {
         parts.push(format!("Rankings\n{}", ranking_table(report)));
     }
     parts.extend(threshold_table(report));
-    parts.extend(report.non_baseline().filter_map(format_changes));
+    parts.extend(report.non_baseline_results().filter_map(format_changes));
     parts.push(wrap_words(&report.verdict));
     parts.join("\n\n")
 }
@@ -117,7 +117,7 @@ fn gain_table(report: &EvaluationReport) -> Table {
     let mut header = vec!["configuration".to_owned()];
     header.extend(report.measures.iter().cloned());
     let mut table = new_table(header);
-    for result in report.non_baseline() {
+    for result in report.non_baseline_results() {
         let Some(all) = &result.overall else { continue };
         let mut row = vec![result.name.clone()];
         row.extend(report.measures.iter().zip(&all.measures).map(|(name, c)| format_gain(name, c)));
@@ -250,7 +250,7 @@ fn threshold_table(report: &EvaluationReport) -> Option<String> {
 }
 
 /// Renders measured runs as a table; the first run is the baseline.
-pub fn render_runs_terminal(measures: &[String], runs: &[MeasuredRun]) -> String {
+pub fn render_runs_terminal(measures: &[String], runs: &[MeasuredTrecRun]) -> String {
     let mut header = vec!["run".to_owned(), "queries".to_owned()];
     header.extend(measures.iter().cloned());
     let mut table = new_table(header);

@@ -8,11 +8,11 @@ use crate::record::{KafkaMessage, TopicPartition};
 pub(super) const CONNECT_HEADER_PREFIX: &str = "__connect.errors.";
 /// Header with the time at which the message was dead-lettered, as RFC 3339. The timestamp of the Kafka
 /// message is the original's.
-pub(super) const TIME_HEADER: &str = "bsap.dead_letter.timestamp";
-/// Header with [`DeadLetterReason::record`].
-pub(super) const RECORD_HEADER: &str = "bsap.dead_letter.record_index";
+pub(super) const DEAD_LETTERED_AT_HEADER: &str = "bsap.dead_letter.timestamp";
+/// Header with [`DeadLetterReason::record_index`].
+pub(super) const RECORD_INDEX_HEADER: &str = "bsap.dead_letter.record_index";
 /// Header of a replayed message: its position in the dead-letter topic.
-pub(super) const REPLAYED_HEADER: &str = "bsap.dead_letter.replayed_from";
+pub(super) const REPLAYED_FROM_HEADER: &str = "bsap.dead_letter.replayed_from";
 
 /// Why a message is dead-lettered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,30 +22,30 @@ pub struct DeadLetterReason {
     /// Stable code of the fault.
     pub code: &'static str,
     /// Why, for people.
-    pub message: String,
-    /// Position of the invalid record in the message, counted from 0; `None` if it holds a single event.
-    pub record: Option<usize>,
+    pub explanation: String,
+    /// Position of the rejected event in the message, counted from 0; `None` if the message holds a single event.
+    pub record_index: Option<usize>,
 }
 
 /// A message of the dead-letter topic, split into the original message and why it was rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     /// Partition of the dead-letter topic.
-    pub partition: TopicPartition,
+    pub dead_letter_partition: TopicPartition,
     /// Offset in the dead-letter topic.
-    pub offset: i64,
+    pub dead_letter_offset: i64,
     /// The stage that rejected the message.
     pub stage: String,
     /// Stable code of the fault.
     pub code: String,
     /// Why, for people.
     pub reason: String,
-    /// Position of the invalid record in the message, counted from 0; `None` if it holds a single event.
-    pub record: Option<usize>,
+    /// Position of the rejected event in the message, counted from 0; `None` if the message holds a single event.
+    pub record_index: Option<usize>,
     /// When it was dead-lettered.
     pub dead_lettered_at: Option<DateTime<Utc>>,
     /// The original message, with its original partition and offset.
-    pub message: KafkaMessage,
+    pub original_message: KafkaMessage,
 }
 
 impl DeadLetter {
@@ -64,33 +64,35 @@ impl DeadLetter {
         let offset = connect("offset")?.parse().ok()?;
         let (stage, code) = (connect("stage"), connect("exception.class.name"));
         let reason = connect("exception.message");
-        let record = last_header(RECORD_HEADER).and_then(|index| index.parse().ok());
-        let dead_lettered_at = last_header(TIME_HEADER)
+        let record = last_header(RECORD_INDEX_HEADER).and_then(|index| index.parse().ok());
+        let dead_lettered_at = last_header(DEAD_LETTERED_AT_HEADER)
             .and_then(|time| Some(DateTime::parse_from_rfc3339(&time).ok()?.to_utc()));
         let is_dead_letter_header = |name: &str| {
-            name.starts_with(CONNECT_HEADER_PREFIX) || name == TIME_HEADER || name == RECORD_HEADER
+            name.starts_with(CONNECT_HEADER_PREFIX)
+                || name == DEAD_LETTERED_AT_HEADER
+                || name == RECORD_INDEX_HEADER
         };
         let mut headers = stored.headers;
         headers.retain(|(name, _)| !is_dead_letter_header(name));
         Some(Self {
-            partition: stored.partition,
-            offset: stored.offset,
+            dead_letter_partition: stored.partition,
+            dead_letter_offset: stored.offset,
             stage: stage.unwrap_or_default(),
             code: code.unwrap_or_default(),
             reason: reason.unwrap_or_default(),
-            record,
+            record_index: record,
             dead_lettered_at,
-            message: KafkaMessage { partition, offset, headers, ..stored },
+            original_message: KafkaMessage { partition, offset, headers, ..stored },
         })
     }
 
     /// Returns the position of the original message: `topic[partition]@offset`.
     pub fn origin(&self) -> String {
-        format!("{}@{}", self.message.partition, self.message.offset)
+        format!("{}@{}", self.original_message.partition, self.original_message.offset)
     }
 
     /// Returns the position in the dead-letter topic: `topic[partition]@offset`.
-    pub fn position(&self) -> String {
-        format!("{}@{}", self.partition, self.offset)
+    pub fn dead_letter_position(&self) -> String {
+        format!("{}@{}", self.dead_letter_partition, self.dead_letter_offset)
     }
 }

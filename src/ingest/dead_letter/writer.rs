@@ -7,8 +7,8 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 
 use super::letter::{
-    CONNECT_HEADER_PREFIX, DeadLetter, DeadLetterReason, RECORD_HEADER, REPLAYED_HEADER,
-    TIME_HEADER,
+    CONNECT_HEADER_PREFIX, DEAD_LETTERED_AT_HEADER, DeadLetter, DeadLetterReason,
+    RECORD_INDEX_HEADER, REPLAYED_FROM_HEADER,
 };
 use super::options::DeadLetterOptions;
 use crate::kafka;
@@ -74,17 +74,18 @@ impl DeadLetterWriter {
             ("offset", message.offset.to_string()),
             ("stage", reason.stage.to_string()),
             ("exception.class.name", reason.code.to_string()),
-            ("exception.message", reason.message.chars().take(MAX_REASON_CHARS).collect()),
+            ("exception.message", reason.explanation.chars().take(MAX_REASON_CHARS).collect()),
         ];
         for (name, value) in &connect_headers {
             let key = format!("{CONNECT_HEADER_PREFIX}{name}");
             headers = headers.insert(Header { key: &key, value: Some(value) });
         }
         let dead_lettered_at = Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true);
-        headers = headers.insert(Header { key: TIME_HEADER, value: Some(&dead_lettered_at) });
-        if let Some(record) = reason.record {
-            headers =
-                headers.insert(Header { key: RECORD_HEADER, value: Some(&record.to_string()) });
+        headers =
+            headers.insert(Header { key: DEAD_LETTERED_AT_HEADER, value: Some(&dead_lettered_at) });
+        if let Some(record) = reason.record_index {
+            headers = headers
+                .insert(Header { key: RECORD_INDEX_HEADER, value: Some(&record.to_string()) });
         }
         let mut record = FutureRecord::to(&self.topic).headers(headers);
         record.key = message.key.as_deref();
@@ -100,13 +101,13 @@ impl DeadLetterWriter {
     /// Sends the original message to its topic again, with one more header. Returns when all in-sync
     /// replicas have it.
     pub async fn replay(&self, letter: &DeadLetter) -> Result<(), DeadLetterWriteError> {
-        let original = &letter.message;
+        let original = &letter.original_message;
         let mut headers = OwnedHeaders::new();
-        for (key, value) in original.headers.iter().filter(|(key, _)| key != REPLAYED_HEADER) {
+        for (key, value) in original.headers.iter().filter(|(key, _)| key != REPLAYED_FROM_HEADER) {
             headers = headers.insert(Header { key, value: value.as_deref() });
         }
-        let position = letter.position();
-        headers = headers.insert(Header { key: REPLAYED_HEADER, value: Some(&position) });
+        let position = letter.dead_letter_position();
+        headers = headers.insert(Header { key: REPLAYED_FROM_HEADER, value: Some(&position) });
         let topic = &original.partition.topic;
         // To the same partition, so that the events of an image stay in order.
         let mut record =

@@ -20,13 +20,13 @@ use super::error::{
 };
 use super::http::HttpClients;
 use super::options::FetchOptions;
-use crate::record::ImageContent;
+use crate::record::ImageSource;
 use crate::retry::{Backoff, Disposition, retry};
 use crate::store::{Store, StoreError};
 use crate::telemetry::event;
 
 /// Maximum number of buckets with an open client; beyond it, all clients are closed.
-const MAX_STORES: usize = 256;
+const MAX_BUCKET_STORES: usize = 256;
 
 /// Maximum number of hosts and buckets remembered as unresponsive; beyond it, all are forgotten.
 const MAX_UNRESPONSIVE_HOSTS: usize = 10_000;
@@ -48,13 +48,13 @@ impl AsRef<[u8]> for FetchedBytes {
 /// Fetches images from all kinds of sources, within the limits of [`FetchOptions`].
 pub struct Fetcher {
     options: FetchOptions,
-    allowed_roots: Vec<PathBuf>,
-    http: HttpClients,
-    stores: Mutex<HashMap<String, Store>>,
+    allowed_file_roots: Vec<PathBuf>,
+    http_clients: HttpClients,
+    bucket_stores: Mutex<HashMap<String, Store>>,
     /// Hosts and buckets that failed in all attempts and have not answered since.
     unresponsive_hosts: sync::Mutex<HashSet<String>>,
     /// One permit per KiB of downloaded bytes.
-    byte_budget: Arc<Semaphore>,
+    download_budget_kib: Arc<Semaphore>,
 }
 
 impl Fetcher {
@@ -71,11 +71,11 @@ impl Fetcher {
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
-            allowed_roots: roots,
-            http: HttpClients::new(options)?,
-            stores: Mutex::new(HashMap::new()),
+            allowed_file_roots: roots,
+            http_clients: HttpClients::new(options)?,
+            bucket_stores: Mutex::new(HashMap::new()),
             unresponsive_hosts: sync::Mutex::new(HashSet::new()),
-            byte_budget: Arc::new(Semaphore::new(options.budget_mib as usize * 1024)),
+            download_budget_kib: Arc::new(Semaphore::new(options.budget_mib as usize * 1024)),
             options: options.clone(),
         })
     }
@@ -84,14 +84,14 @@ impl Fetcher {
     /// host or bucket is known to be unresponsive: its outage must not delay images from others.
     pub async fn fetch(
         &self,
-        content: &ImageContent,
+        content: &ImageSource,
         token: &CancellationToken,
     ) -> Result<FetchedBytes, FetchError> {
         let (uri, version) = match content {
-            ImageContent::Inline(bytes) => {
+            ImageSource::Inline(bytes) => {
                 return Ok(FetchedBytes { bytes: bytes.clone(), _budget_permit: None });
             }
-            ImageContent::Uri { uri, version } => (uri, version.as_deref()),
+            ImageSource::Uri { uri, version } => (uri, version.as_deref()),
         };
         let url =
             Url::parse(uri).map_err(|e| uri_rejected_error(uri, format!("is not a URI: {e}")))?;
@@ -145,7 +145,8 @@ impl Fetcher {
             "data" => self.fetch_data_url(uri),
             "file" => self.fetch_file(uri, url).await,
             "http" | "https" => {
-                let (response, _host_permit) = self.http.get(url).await?;
+                let (response, _host_permit) =
+                    self.http_clients.get_following_redirects(url).await?;
                 let size = response.content_length();
                 let body = response.bytes_stream().map(|chunk| {
                     chunk.map_err(|e| transient_error(uri, e.without_url().to_string()))
@@ -186,7 +187,7 @@ impl Fetcher {
         // Resolve links before the check, so that none leads out of the allowed roots.
         let resolved = self.with_timeout(uri, tokio::fs::canonicalize(&path)).await?;
         let is_allowed =
-            |p: &std::path::Path| self.allowed_roots.iter().any(|root| p.starts_with(root));
+            |p: &std::path::Path| self.allowed_file_roots.iter().any(|root| p.starts_with(root));
         // A missing file has no resolved path: check the path as it is given.
         let is_below_root = || self.options.file_roots.iter().any(|root| path.starts_with(root));
         let outside = || uri_rejected_error(uri, "lies outside of fetch.file_roots".into());
@@ -249,11 +250,11 @@ impl Fetcher {
 
     /// Returns the client of a bucket; opens it if necessary.
     async fn open_bucket(&self, uri: &str, bucket: &str) -> Result<Store, FetchError> {
-        let mut stores = self.stores.lock().await;
+        let mut stores = self.bucket_stores.lock().await;
         if let Some(store) = stores.get(bucket) {
             return Ok(store.clone());
         }
-        if stores.len() >= MAX_STORES {
+        if stores.len() >= MAX_BUCKET_STORES {
             stores.clear();
         }
         let store = Store::open(bucket, &self.options.store_options)
@@ -275,7 +276,7 @@ impl Fetcher {
         }
         let expected = size.unwrap_or(limit);
         let mut budget_permit = self
-            .byte_budget
+            .download_budget_kib
             .clone()
             .acquire_many_owned((expected.div_ceil(1024)) as u32)
             .await

@@ -16,7 +16,7 @@ use super::error::{
 use super::options::FetchOptions;
 
 /// Maximum number of hosts with a semaphore; beyond it, all are dropped and counting starts again.
-const MAX_HOSTS: usize = 10_000;
+const MAX_HOST_SEMAPHORES: usize = 10_000;
 
 /// Two clients: one that only connects to public addresses, one for the allowed private prefixes.
 pub struct HttpClients {
@@ -24,7 +24,7 @@ pub struct HttpClients {
     allowlisted_client: Client,
     allowed_prefixes: Vec<String>,
     max_redirects: u32,
-    request_timeout: Duration,
+    response_head_timeout: Duration,
     max_requests_per_host: usize,
     host_semaphores: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
@@ -55,7 +55,7 @@ impl HttpClients {
                 .map(|prefix| normalise_prefix(prefix))
                 .collect(),
             max_redirects: options.max_redirects,
-            request_timeout: timeout,
+            response_head_timeout: timeout,
             max_requests_per_host: options.max_requests_per_host,
             host_semaphores: Mutex::new(HashMap::new()),
         })
@@ -63,10 +63,13 @@ impl HttpClients {
 
     /// Sends a GET request and follows redirects. Returns the response with status 200 before its body is
     /// read, and the host's permit, which the caller holds until it has read the body.
-    pub async fn get(&self, url: &Url) -> Result<(Response, OwnedSemaphorePermit), FetchError> {
+    pub async fn get_following_redirects(
+        &self,
+        url: &Url,
+    ) -> Result<(Response, OwnedSemaphorePermit), FetchError> {
         let mut url = url.clone();
         for _ in 0..=self.max_redirects {
-            let (response, permit) = self.send(&url).await?;
+            let (response, permit) = self.send_single_request(&url).await?;
             if !response.status().is_redirection() {
                 return check_status(&url, response).map(|response| (response, permit));
             }
@@ -77,7 +80,10 @@ impl HttpClients {
     }
 
     /// Sends one GET request, once the host has a free permit.
-    async fn send(&self, url: &Url) -> Result<(Response, OwnedSemaphorePermit), FetchError> {
+    async fn send_single_request(
+        &self,
+        url: &Url,
+    ) -> Result<(Response, OwnedSemaphorePermit), FetchError> {
         let client = self.client_for(url)?;
         let host = url.host_str().unwrap_or_default();
         let permit = self
@@ -85,7 +91,8 @@ impl HttpClients {
             .acquire_owned()
             .await
             .map_err(|_| transient_error(url.as_str(), "shutting down"))?;
-        let request = tokio::time::timeout(self.request_timeout, client.get(url.clone()).send());
+        let request =
+            tokio::time::timeout(self.response_head_timeout, client.get(url.clone()).send());
         let response = request
             .await
             .map_err(|_| transient_error(url.as_str(), "no response within fetch.idle_timeout_ms"))?
@@ -120,7 +127,7 @@ impl HttpClients {
     /// Returns the semaphore that limits concurrent requests to `host`.
     fn host_semaphore(&self, host: &str) -> Arc<Semaphore> {
         let mut hosts = self.host_semaphores.lock().unwrap_or_else(PoisonError::into_inner);
-        if hosts.len() >= MAX_HOSTS {
+        if hosts.len() >= MAX_HOST_SEMAPHORES {
             hosts.clear();
         }
         hosts

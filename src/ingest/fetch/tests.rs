@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::{FetchError, FetchOptions, Fetcher, shorten_uri};
-use crate::record::ImageContent;
+use crate::record::ImageSource;
 use crate::retry::{Classify as _, Disposition};
 
 fn new_fetcher(options: FetchOptions) -> Fetcher {
@@ -15,7 +15,7 @@ fn new_fetcher(options: FetchOptions) -> Fetcher {
 
 async fn fetch_uri(fetcher: &Fetcher, uri: &str) -> Result<Bytes, FetchError> {
     let token = CancellationToken::new();
-    let content = ImageContent::from_uri(uri);
+    let content = ImageSource::from_uri(uri);
     fetcher.fetch(&content, &token).await.map(|f| f.bytes)
 }
 

@@ -23,7 +23,7 @@ use super::error::SourceError;
 use super::event::ConsumerEvent;
 use super::options::SourceOptions;
 use super::rebalance::{OffsetProvider, SourceContext, commit_offsets};
-use super::state::{ConsumerHandle, ConsumerState, ConsumerStatus, lock_ignoring_poison};
+use super::state::{ConsumerState, ConsumerStatus, ConsumerStatusHandle, lock_ignoring_poison};
 use crate::kafka;
 use crate::record::{KafkaMessage, TopicPartition};
 use crate::retry::Disposition;
@@ -36,14 +36,14 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 const QUEUE_FULL_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often durable offsets are committed to Kafka. Only lag monitors read them: a worker resumes from
 /// the table's positions.
-const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+const OFFSET_COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A running consumer. The pipeline receives its events by [`Source::next`].
+/// A running consumer. The pipeline receives its events by [`Source::next_event`].
 pub struct Source {
     events: mpsc::Receiver<ConsumerEvent>,
     state: Arc<ConsumerState>,
     /// Cancelled to make the thread leave the group and end.
-    finished: CancellationToken,
+    leave_group_token: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -61,14 +61,14 @@ impl Source {
         let (sender, events) = mpsc::channel(options.queue_messages);
         let state = Arc::new(ConsumerState::default());
         let context = SourceContext {
-            sender: Mutex::new(Some(sender.clone())),
+            event_sender: Mutex::new(Some(sender.clone())),
             state: state.clone(),
             offset_provider,
             runtime: Handle::current(),
             brokers: kafka.brokers.clone(),
             request_timeout: Duration::from_millis(kafka.request_timeout_ms),
             drain_timeout: Duration::from_secs(options.drain_seconds),
-            cancel: token.clone(),
+            worker_cancel: token.clone(),
         };
         let consumer: BaseConsumer<SourceContext> =
             consumer_config(kafka, options).create_with_context(context).map_err(kafka_error)?;
@@ -76,10 +76,10 @@ impl Source {
         let finished = CancellationToken::new();
         let polling = PollingThread {
             consumer,
-            sender: Some(sender),
+            event_sender: Some(sender),
             state: state.clone(),
-            token,
-            finished: finished.clone(),
+            worker_cancel: token,
+            leave_group_token: finished.clone(),
             pending_messages: VecDeque::new(),
             paused: false,
             brokers: kafka.brokers.clone(),
@@ -89,27 +89,27 @@ impl Source {
             .name("kafka-source".into())
             .spawn(move || polling.run())
             .map_err(|e| kafka_error(KafkaError::ClientCreation(e.to_string())))?;
-        Ok(Self { events, state, finished, thread: Some(thread) })
+        Ok(Self { events, state, leave_group_token: finished, thread: Some(thread) })
     }
 
     /// Returns the next event; `None` once the token is cancelled and the queue is empty.
-    pub async fn next(&mut self) -> Option<ConsumerEvent> {
+    pub async fn next_event(&mut self) -> Option<ConsumerEvent> {
         self.events.recv().await
     }
 
     /// Records that everything below `next_offset` of `partition` is durable.
     pub fn mark_durable(&self, partition: TopicPartition, next_offset: i64) {
-        self.state.record_durable(partition, next_offset);
+        self.state.record_durable_position(partition, next_offset);
     }
 
     /// Returns how the consumer is doing.
     pub fn status(&self) -> ConsumerStatus {
-        self.handle().status()
+        self.status_handle().status()
     }
 
     /// Returns a handle that reads the status even while the pipeline is blocked.
-    pub fn handle(&self) -> ConsumerHandle {
-        ConsumerHandle(self.state.clone())
+    pub fn status_handle(&self) -> ConsumerStatusHandle {
+        ConsumerStatusHandle(self.state.clone())
     }
 
     /// Commits the last durable offsets to Kafka and leaves the group, if a broker answers.
@@ -117,7 +117,7 @@ impl Source {
         self.events.close();
         // A revocation in the queue would wait for an acknowledgement that nobody sends any more.
         while self.events.try_recv().is_ok() {}
-        self.finished.cancel();
+        self.leave_group_token.cancel();
         if let Some(thread) = self.thread.take()
             && let Some(Err(_)) = kafka::leave_group(move || thread.join()).await
         {
@@ -128,7 +128,7 @@ impl Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
-        self.finished.cancel();
+        self.leave_group_token.cancel();
     }
 }
 
@@ -156,12 +156,12 @@ fn consumer_config(kafka: &kafka::KafkaOptions, options: &SourceOptions) -> rdka
 struct PollingThread {
     consumer: BaseConsumer<SourceContext>,
     /// The queue to the pipeline; `None` once no more messages are forwarded.
-    sender: Option<mpsc::Sender<ConsumerEvent>>,
+    event_sender: Option<mpsc::Sender<ConsumerEvent>>,
     state: Arc<ConsumerState>,
     /// Cancelled when no more messages are wanted.
-    token: CancellationToken,
+    worker_cancel: CancellationToken,
     /// Cancelled when the pipeline has ended and the consumer may leave its group.
-    finished: CancellationToken,
+    leave_group_token: CancellationToken,
     /// Messages that were polled while the queue was full.
     pending_messages: VecDeque<KafkaMessage>,
     paused: bool,
@@ -172,21 +172,21 @@ struct PollingThread {
 impl PollingThread {
     fn run(mut self) {
         let mut last_commit = Instant::now();
-        while !self.finished.is_cancelled() {
-            if self.token.is_cancelled() && self.sender.is_some() {
+        while !self.leave_group_token.is_cancelled() {
+            if self.worker_cancel.is_cancelled() && self.event_sender.is_some() {
                 self.stop_forwarding();
             }
             match self.consumer.poll(POLL_TIMEOUT) {
                 Some(Ok(message)) => {
                     let message = kafka::to_owned_message(&message);
-                    self.state.record_polled(&message.partition, message.offset + 1);
-                    self.forward(Some(message));
+                    self.state.record_polled_position(&message.partition, message.offset + 1);
+                    self.forward_messages(Some(message));
                 }
                 Some(Err(error)) => self.handle_error(error),
-                None => self.forward(None),
+                None => self.forward_messages(None),
             }
-            self.state.record_poll();
-            if last_commit.elapsed() >= COMMIT_INTERVAL {
+            self.state.record_poll_time();
+            if last_commit.elapsed() >= OFFSET_COMMIT_INTERVAL {
                 commit_offsets(&self.consumer, &self.state, CommitMode::Async);
                 last_commit = Instant::now();
             }
@@ -197,15 +197,15 @@ impl PollingThread {
 
     /// Forwards no more messages; polling goes on, so that the worker stays in its group while it drains.
     fn stop_forwarding(&mut self) {
-        self.sender = None;
-        *lock_ignoring_poison(&self.consumer.context().sender) = None;
+        self.event_sender = None;
+        *lock_ignoring_poison(&self.consumer.context().event_sender) = None;
         self.pending_messages.clear();
         self.set_paused(true);
     }
 
     /// Queues the pending messages, then `message`; pauses the assignment while the queue is full.
-    fn forward(&mut self, message: Option<KafkaMessage>) {
-        let Some(sender) = &self.sender else {
+    fn forward_messages(&mut self, message: Option<KafkaMessage>) {
+        let Some(sender) = &self.event_sender else {
             return; // shutting down: the next owner processes the message
         };
         self.pending_messages.extend(message);
@@ -246,7 +246,7 @@ impl PollingThread {
             tokio::select! {
                 permit = sender.reserve() => permit.map(Some),
                 () = tokio::time::sleep_until(deadline.into()) => Ok(None),
-                () = self.token.cancelled() => Ok(None),
+                () = self.worker_cancel.cancelled() => Ok(None),
             }
         })
     }

@@ -88,7 +88,7 @@ pub(super) fn commit_offsets(
 /// Callbacks from librdkafka; they run inside of `poll`, on the consumer thread.
 pub(super) struct SourceContext {
     /// The queue to the pipeline; `None` once the worker is shutting down.
-    pub sender: Mutex<Option<mpsc::Sender<ConsumerEvent>>>,
+    pub event_sender: Mutex<Option<mpsc::Sender<ConsumerEvent>>>,
     pub state: Arc<ConsumerState>,
     pub offset_provider: Arc<dyn OffsetProvider>,
     pub runtime: Handle,
@@ -96,7 +96,7 @@ pub(super) struct SourceContext {
     pub request_timeout: Duration,
     pub drain_timeout: Duration,
     /// Cancelled when the worker is to stop: then no new assignment is waited for.
-    pub cancel: CancellationToken,
+    pub worker_cancel: CancellationToken,
 }
 
 impl ClientContext for SourceContext {
@@ -123,13 +123,13 @@ impl ConsumerContext for SourceContext {
     ) {
         let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
         let result = if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            self.assign(consumer, list, cooperative)
+            self.assign_partitions(consumer, list, cooperative)
         } else {
-            self.revoke(consumer, list, cooperative)
+            self.revoke_partitions(consumer, list, cooperative)
         };
         // While the worker stops, no position is needed, and none is waited for.
         if let Err(error) = result
-            && !self.cancel.is_cancelled()
+            && !self.worker_cancel.is_cancelled()
         {
             self.report_failure(error);
         }
@@ -143,7 +143,7 @@ impl ConsumerContext for SourceContext {
 }
 
 impl SourceContext {
-    fn assign(
+    fn assign_partitions(
         &self,
         consumer: &BaseConsumer<Self>,
         list: &mut TopicPartitionList,
@@ -156,7 +156,7 @@ impl SourceContext {
                 .map_err(|source| self.kafka_error(source))?;
             start_offsets.push((partition, offset));
         }
-        self.state.assign(&start_offsets);
+        self.state.add_partitions(&start_offsets);
         let names: Vec<String> = start_offsets.iter().map(|(p, o)| format!("{p}@{o}")).collect();
         let assigned: Vec<TopicPartition> = start_offsets.into_iter().map(|(p, _)| p).collect();
         info!(
@@ -166,7 +166,7 @@ impl SourceContext {
             "partitions assigned"
         );
         if !assigned.is_empty() {
-            self.send(ConsumerEvent::Assigned(assigned));
+            self.send_event(ConsumerEvent::Assigned(assigned));
         }
         let done =
             if cooperative { consumer.incremental_assign(list) } else { consumer.assign(list) };
@@ -222,7 +222,7 @@ impl SourceContext {
                         && started.elapsed() < WATERMARK_TIMEOUT =>
                 {
                     info!(event = event::RETRY, stage = "source", attempt, %error, "the end of a partition's log is not known yet");
-                    if !self.runtime.block_on(backoff.wait(attempt, &self.cancel)) {
+                    if !self.runtime.block_on(backoff.wait(attempt, &self.worker_cancel)) {
                         return Err(self.kafka_error(error));
                     }
                     attempt += 1;
@@ -232,7 +232,7 @@ impl SourceContext {
         }
     }
 
-    fn revoke(
+    fn revoke_partitions(
         &self,
         consumer: &BaseConsumer<Self>,
         list: &TopicPartitionList,
@@ -242,7 +242,7 @@ impl SourceContext {
         let names: Vec<String> = revoked.iter().map(ToString::to_string).collect();
         let (ack, acknowledged) = sync_mpsc::sync_channel(0);
         let started = Instant::now();
-        let send_result = self.send_with_timeout(
+        let send_result = self.send_event_with_timeout(
             ConsumerEvent::Revoked(revoked.clone(), RevokeAck(ack)),
             self.drain_timeout,
         );
@@ -265,7 +265,7 @@ impl SourceContext {
         if !consumer.assignment_lost() {
             commit_offsets(consumer, &self.state, CommitMode::Sync);
         }
-        self.state.revoke(&revoked);
+        self.state.remove_partitions(&revoked);
         let done =
             if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() };
         done.map_err(|source| self.kafka_error(source))
@@ -278,12 +278,12 @@ impl SourceContext {
     /// Logs that consuming cannot go on and queues the reason for the pipeline.
     pub(super) fn report_failure(&self, error: SourceError) {
         error!(event = event::SOURCE_FAILED, %error, "consuming cannot go on");
-        self.send(ConsumerEvent::Failed(error));
+        self.send_event(ConsumerEvent::Failed(error));
     }
 
     /// Queues `item` behind what was queued before; waits at most `limit` while the queue is full.
-    fn send_with_timeout(&self, item: ConsumerEvent, limit: Duration) -> SendResult {
-        let Some(sender) = lock_ignoring_poison(&self.sender).clone() else {
+    fn send_event_with_timeout(&self, item: ConsumerEvent, limit: Duration) -> SendResult {
+        let Some(sender) = lock_ignoring_poison(&self.event_sender).clone() else {
             return SendResult::ReceiverGone;
         };
         let sending = async { tokio::time::timeout(limit, sender.send(item)).await };
@@ -296,8 +296,8 @@ impl SourceContext {
 
     /// Queues `item` behind what was queued before; waits while the queue is full. Returns false if the
     /// pipeline has ended.
-    fn send(&self, item: ConsumerEvent) -> bool {
-        let sender = lock_ignoring_poison(&self.sender).clone();
+    fn send_event(&self, item: ConsumerEvent) -> bool {
+        let sender = lock_ignoring_poison(&self.event_sender).clone();
         sender.is_some_and(|sender| sender.blocking_send(item).is_ok())
     }
 }

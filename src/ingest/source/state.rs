@@ -13,15 +13,15 @@ use crate::record::TopicPartition;
 #[derive(Default)]
 pub(super) struct ConsumerState {
     /// When Kafka was last polled, in milliseconds since 1970; 0 before the first poll.
-    last_poll_ms: AtomicI64,
-    partitions: Mutex<PartitionTable>,
+    last_poll_unix_ms: AtomicI64,
+    partition_offsets: Mutex<PartitionOffsets>,
 }
 
 /// The partitions of the consumed topics. The three maps have different keys: an offset can become
 /// durable after its partition was revoked, and brokers report the ends of logs that other workers read.
 #[derive(Default)]
-struct PartitionTable {
-    assigned: BTreeMap<TopicPartition, AssignedPartition>,
+struct PartitionOffsets {
+    assigned_partitions: BTreeMap<TopicPartition, AssignedPartition>,
     /// Offsets after the last durable message that are not committed to Kafka yet.
     uncommitted_offsets: BTreeMap<TopicPartition, i64>,
     /// Ends of the logs as of librdkafka's last statistics; empty while no broker is connected.
@@ -31,54 +31,54 @@ struct PartitionTable {
 /// A partition between its assignment and its revocation. Both offsets begin where reading started.
 struct AssignedPartition {
     /// The offset after the last message that the table has stored.
-    stored_offset: i64,
+    stored_position: i64,
     /// The offset after the last message that librdkafka returned from a poll.
-    polled_offset: i64,
+    polled_position: i64,
 }
 
 impl ConsumerState {
-    fn lock_partitions(&self) -> MutexGuard<'_, PartitionTable> {
-        lock_ignoring_poison(&self.partitions)
+    fn lock_partitions(&self) -> MutexGuard<'_, PartitionOffsets> {
+        lock_ignoring_poison(&self.partition_offsets)
     }
 
-    pub(super) fn record_poll(&self) {
+    pub(super) fn record_poll_time(&self) {
         let now = chrono::Utc::now().timestamp_millis();
-        self.last_poll_ms.store(now, Ordering::Relaxed);
+        self.last_poll_unix_ms.store(now, Ordering::Relaxed);
     }
 
     /// Adds partitions with the offsets from which they are read.
-    pub(super) fn assign(&self, start_offsets: &[(TopicPartition, i64)]) {
+    pub(super) fn add_partitions(&self, start_offsets: &[(TopicPartition, i64)]) {
         let assigned = start_offsets.iter().map(|(partition, offset)| {
-            let state = AssignedPartition { stored_offset: *offset, polled_offset: *offset };
+            let state = AssignedPartition { stored_position: *offset, polled_position: *offset };
             (partition.clone(), state)
         });
-        self.lock_partitions().assigned.extend(assigned);
+        self.lock_partitions().assigned_partitions.extend(assigned);
     }
 
-    pub(super) fn revoke(&self, revoked: &[TopicPartition]) {
+    pub(super) fn remove_partitions(&self, revoked: &[TopicPartition]) {
         let mut partitions = self.lock_partitions();
         for partition in revoked {
-            partitions.assigned.remove(partition);
+            partitions.assigned_partitions.remove(partition);
             partitions.uncommitted_offsets.remove(partition);
         }
     }
 
     pub(super) fn is_assigned(&self, partition: &TopicPartition) -> bool {
-        self.lock_partitions().assigned.contains_key(partition)
+        self.lock_partitions().assigned_partitions.contains_key(partition)
     }
 
     /// Records that a poll returned the message before `next_offset`.
-    pub(super) fn record_polled(&self, partition: &TopicPartition, next_offset: i64) {
-        if let Some(assigned) = self.lock_partitions().assigned.get_mut(partition) {
-            assigned.polled_offset = next_offset;
+    pub(super) fn record_polled_position(&self, partition: &TopicPartition, next_offset: i64) {
+        if let Some(assigned) = self.lock_partitions().assigned_partitions.get_mut(partition) {
+            assigned.polled_position = next_offset;
         }
     }
 
     /// Records that everything below `next_offset` is durable.
-    pub(super) fn record_durable(&self, partition: TopicPartition, next_offset: i64) {
+    pub(super) fn record_durable_position(&self, partition: TopicPartition, next_offset: i64) {
         let mut partitions = self.lock_partitions();
-        if let Some(assigned) = partitions.assigned.get_mut(&partition) {
-            assigned.stored_offset = next_offset;
+        if let Some(assigned) = partitions.assigned_partitions.get_mut(&partition) {
+            assigned.stored_position = next_offset;
         }
         partitions.uncommitted_offsets.insert(partition, next_offset);
     }
@@ -96,7 +96,8 @@ impl ConsumerState {
                 // Below zero: librdkafka does not know the end yet.
                 if statistics.hi_offset >= 0 {
                     let partition = TopicPartition { topic: name.as_str().into(), number: *number };
-                    let polled_offset = table.assigned.get(&partition).map(|p| p.polled_offset);
+                    let polled_offset =
+                        table.assigned_partitions.get(&partition).map(|p| p.polled_position);
                     let end = readable_end_offset(statistics, polled_offset);
                     table.end_offsets.insert(partition, end);
                 }
@@ -110,16 +111,16 @@ impl ConsumerState {
     }
 
     fn status(&self) -> ConsumerStatus {
-        let last_poll_ms = self.last_poll_ms.load(Ordering::Relaxed);
+        let last_poll_ms = self.last_poll_unix_ms.load(Ordering::Relaxed);
         let now = chrono::Utc::now().timestamp_millis();
         let table = self.lock_partitions();
         let lag = |(partition, state): (&TopicPartition, &AssignedPartition)| {
-            table.end_offsets.get(partition).map(|end| (end - state.stored_offset).max(0))
+            table.end_offsets.get(partition).map(|end| (end - state.stored_position).max(0))
         };
         ConsumerStatus {
             poll_age_ms: (last_poll_ms > 0).then_some(now - last_poll_ms),
-            partitions: table.assigned.len(),
-            lag: table.assigned.iter().map(lag).sum(),
+            assigned_partition_count: table.assigned_partitions.len(),
+            lag_messages: table.assigned_partitions.iter().map(lag).sum(),
         }
     }
 }
@@ -140,23 +141,23 @@ pub struct ConsumerStatus {
     /// Milliseconds since Kafka was last polled; `None` before the first poll.
     pub poll_age_ms: Option<i64>,
     /// Number of partitions assigned to this worker.
-    pub partitions: usize,
-    /// Messages of these partitions that are not stored yet; `None` if the end of one is not known.
-    pub lag: Option<i64>,
+    pub assigned_partition_count: usize,
+    /// Messages of these partitions that are not stored yet; `None` if the end of the log of one of them is not known.
+    pub lag_messages: Option<i64>,
 }
 
 /// Reads the status of a consumer from another task, even while the pipeline is blocked.
 #[derive(Clone)]
-pub struct ConsumerHandle(pub(super) Arc<ConsumerState>);
+pub struct ConsumerStatusHandle(pub(super) Arc<ConsumerState>);
 
-impl ConsumerHandle {
+impl ConsumerStatusHandle {
     /// Returns how the consumer is doing.
     pub fn status(&self) -> ConsumerStatus {
         self.0.status()
     }
 }
 
-impl std::fmt::Debug for ConsumerHandle {
+impl std::fmt::Debug for ConsumerStatusHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.status().fmt(f)
     }

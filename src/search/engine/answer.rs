@@ -17,7 +17,7 @@ use crate::prompts::EmbeddedPromptSet;
 use crate::search::error::QueryError;
 use crate::search::query::{Query, QueryInput};
 use crate::search::scan::{Hit, NoMatchVerdict, ScanGoal, ScanReply, ScanRequest, TopK};
-use crate::search::snapshot::{Route, ServingSnapshot};
+use crate::search::snapshot::{ServingRole, ServingSnapshot};
 use crate::search::timings::Timings;
 
 /// An answer: the best hits by balanced and by raw score, from one scan.
@@ -30,16 +30,16 @@ pub struct SearchResults {
     /// Normaliser, weight and constants that were used.
     pub balance: BalanceParameters,
     /// Number of images in the catalogue.
-    pub scanned: usize,
+    pub scanned_image_count: usize,
     /// Number of images that were ranked: those that the filter allows.
-    pub matched: usize,
+    pub matched_image_count: usize,
     /// Mean and standard deviation of the balanced scores of all images; with a filter, of a sample of
     /// them.
     pub score_distribution: ScoreDistribution,
     /// Configurations that were served at that time.
     pub serving_snapshot: Arc<ServingSnapshot>,
     /// Name of the configuration that answered, one of those in `serving_snapshot`.
-    pub configuration: String,
+    pub configuration_name: String,
     /// Best hits by balanced score.
     pub hits: Vec<Hit>,
     /// Best hits by raw score.
@@ -50,7 +50,7 @@ pub struct SearchResults {
     pub warning: Option<String>,
     /// Whether the best hit is no better than those of unrelated texts. `None` if nothing is calibrated
     /// for such a query, and on later pages.
-    pub no_match: Option<NoMatchVerdict>,
+    pub no_match_verdict: Option<NoMatchVerdict>,
     /// Smallest balanced score that hits had to have.
     pub min_score: Option<f32>,
     /// Cursor of the next page; `None` on the last page.
@@ -82,7 +82,7 @@ impl Engine {
         let configuration = snapshot.serving_snapshot.configuration_for(route).to_owned();
         let is_first_page = offset == 0;
         let can_be_shadowed = is_first_page
-            && route == Route::Live
+            && route == ServingRole::Live
             && !query.input.is_image()
             && !query.has_overrides();
         let shadow_request = can_be_shadowed.then(|| request.clone());
@@ -90,22 +90,22 @@ impl Engine {
             self.scanner.scan_and_wait(request, ScanGoal::TopHits { offset }, cancel)?;
         let timings = Timings { embed_ms, ..timings };
         self.traffic_counters.count_answer(match route {
-            Route::Live => snapshot.serving_snapshot.role,
-            Route::Candidate => Route::Candidate,
+            ServingRole::Live => snapshot.serving_snapshot.role,
+            ServingRole::Candidate => ServingRole::Candidate,
         });
         let no_match = calibration.filter(|_| is_first_page).and_then(|calibration| {
             check_no_match(&query.input, &top_k, &prompt_set, &calibration)
         });
-        if is_first_page && route == Route::Live {
+        if is_first_page && route == ServingRole::Live {
             let serving = &snapshot.serving_snapshot.serving;
-            self.observe_answer(query, serving, &top_k, no_match.as_ref());
+            self.record_answer_for_drift(query, serving, &top_k, no_match.as_ref());
         }
         if let Some(request) = shadow_request {
             self.start_shadow(request, query, k, &top_k.hits);
         }
         top_k.hits.retain(|hit| min_score.is_none_or(|min_score| hit.score >= min_score));
-        let has_next_page =
-            top_k.hits.len() == depth - offset && depth < top_k.matched.min(self.options.max_depth);
+        let has_next_page = top_k.hits.len() == depth - offset
+            && depth < top_k.matched_image_count.min(self.options.max_depth);
         let next_cursor = has_next_page.then(|| {
             self.pinned_snapshots.pin(&snapshot, &self.snapshots.newest());
             let cursor = Cursor {
@@ -119,15 +119,15 @@ impl Engine {
         });
         let query_log = QueryLog {
             query,
-            configuration: &configuration,
+            configuration_name: &configuration,
             balance: &balance,
             k,
             offset,
-            scanned: snapshot.len(),
-            matched: top_k.matched,
+            scanned_image_count: snapshot.len(),
+            matched_image_count: top_k.matched_image_count,
             hits: &top_k.hits,
             raw_hits: &top_k.raw_hits,
-            no_match: no_match.as_ref(),
+            no_match_verdict: no_match.as_ref(),
             timings: &timings,
             table_version: snapshot.table_version,
             started_at,
@@ -137,16 +137,16 @@ impl Engine {
             table_version: snapshot.table_version,
             prompt_set,
             balance,
-            scanned: snapshot.len(),
-            matched: top_k.matched,
+            scanned_image_count: snapshot.len(),
+            matched_image_count: top_k.matched_image_count,
             score_distribution: top_k.score_distribution,
             serving_snapshot: snapshot.serving_snapshot.clone(),
-            configuration,
+            configuration_name: configuration,
             hits: top_k.hits,
             raw_hits: top_k.raw_hits,
             timings,
             warning: self.script_warning(&query.input),
-            no_match,
+            no_match_verdict: no_match,
             min_score,
             next_cursor,
         })
@@ -154,7 +154,7 @@ impl Engine {
 
     /// Reports the first hits of a text query to the drift monitor, if neither a filter nor overrides
     /// make the answer special.
-    fn observe_answer(
+    fn record_answer_for_drift(
         &self,
         query: &Query,
         serving: &ServingConfig,
@@ -166,8 +166,9 @@ impl Engine {
             && !query.has_overrides()
             && let (Some(hit), Some(raw_hit)) = (top_k.hits.first(), top_k.raw_hits.first())
         {
-            let first_hits = (hit.image.image_id.clone(), raw_hit.image.image_id.clone());
-            self.drift_monitor.observe(
+            let first_hits =
+                (hit.image_metadata.image_id.clone(), raw_hit.image_metadata.image_id.clone());
+            self.drift_monitor.record_answer(
                 serving,
                 text,
                 first_hits,
@@ -181,7 +182,7 @@ impl Engine {
     fn start_shadow(&self, mut request: ScanRequest, query: &Query, k: usize, hits: &[Hit]) {
         let serving_snapshot = request.snapshot.serving_snapshot.clone();
         let Some(candidate) = &serving_snapshot.candidate else { return };
-        let Some(shadow) = ShadowQuery::try_start(
+        let Some(shadow) = ShadowQuery::try_acquire(
             &self.traffic_counters,
             candidate,
             &serving_snapshot.configuration_name,

@@ -64,7 +64,7 @@ pub(crate) struct DriftMonitor(Mutex<AnswerWindow>);
 impl DriftMonitor {
     /// Adds an answer of the live configuration to a text query without a filter: its first hit, and the
     /// first hit by plain CLIP.
-    pub fn observe(
+    pub fn record_answer(
         &self,
         serving: &ServingConfig,
         text: &str,
@@ -99,7 +99,7 @@ impl DriftMonitor {
     }
 
     /// Logs `balance.drift` and sets the metrics of the same name. Reads the statistics of all images.
-    pub fn log_drift(&self, snapshot: &Snapshot) {
+    pub fn report_drift(&self, snapshot: &Snapshot) {
         let serving_snapshot = &snapshot.serving_snapshot;
         let serving = &serving_snapshot.serving;
         let baseline: Option<Baseline> = serving.calibration.as_ref().and_then(|c| c.baseline);
@@ -109,7 +109,7 @@ impl DriftMonitor {
         let summary = StatisticsSummary::from_statistics(statistics);
         let baseline_summary = baseline.and_then(|baseline| baseline.score_moments);
         let summaries = summary.as_ref().zip(baseline_summary.as_ref());
-        let drift = summaries.and_then(|(current, baseline)| current.drift_from(baseline));
+        let drift = summaries.and_then(|(current, baseline)| current.mean_drift_from(baseline));
         let std_ratio = summaries
             .filter(|(_, baseline)| baseline.mean_of_stds > 0.0)
             .map(|(current, baseline)| current.mean_of_stds / baseline.mean_of_stds);
@@ -162,7 +162,12 @@ mod tests {
         first_raw_hit: usize,
     ) {
         let id = |n: usize| ImageId::new(n.to_string()).unwrap();
-        monitor.observe(serving, &query.to_string(), (id(first_hit), id(first_raw_hit)), None);
+        monitor.record_answer(
+            serving,
+            &query.to_string(),
+            (id(first_hit), id(first_raw_hit)),
+            None,
+        );
     }
 
     #[test]

@@ -15,14 +15,14 @@ use super::traffic::{RoutingRequest, choose_route};
 use crate::catalogue::RolloutCandidate;
 use crate::search::error::QueryError;
 use crate::search::query::{Query, QueryInput};
-use crate::search::snapshot::{ImageMetadata, Route};
+use crate::search::snapshot::{ImageMetadata, ServingRole};
 
 /// The roles of the engines at one moment.
 #[derive(Clone)]
 pub struct EngineRoles {
     /// Engine of the live generation, which answers by default.
     pub live: Arc<Engine>,
-    /// Engine of another generation that may become live. It follows its own table and serves its own
+    /// Engine of another generation that may become live. This engine follows its own table and serves its own
     /// configuration.
     pub standby: Option<Arc<Engine>>,
     /// Configuration that `standby` serves, and its share of the traffic; `None` while it answers no
@@ -84,9 +84,9 @@ impl Engines {
         cancel: &CancellationToken,
     ) -> Result<SearchResults, QueryError> {
         let roles = self.roles();
-        let (engine, routed_query) = roles.choose_engine(query)?;
+        let (engine, routed_query) = roles.route_query(query)?;
         let answer = engine.search_with_cancel(&routed_query, cancel);
-        if roles.is_missing_in_standby(engine, query, &answer) {
+        if roles.is_image_missing_in_standby(engine, query, &answer) {
             return roles.live.search_with_cancel(query, cancel);
         }
         if query.cursor.is_some()
@@ -116,9 +116,9 @@ impl Engines {
         cancel: &CancellationToken,
     ) -> Result<Explanation, QueryError> {
         let roles = self.roles();
-        let (engine, routed_query) = roles.choose_engine(query)?;
+        let (engine, routed_query) = roles.route_query(query)?;
         let answer = engine.explain(&routed_query, image_id, cancel);
-        if roles.is_missing_in_standby(engine, query, &answer) {
+        if roles.is_image_missing_in_standby(engine, query, &answer) {
             return roles.live.explain(query, image_id, cancel);
         }
         answer
@@ -140,7 +140,7 @@ impl Engines {
             // Reads the statistics of all images.
             let logging = tokio::task::spawn_blocking(move || {
                 if engine.snapshots().is_ready() {
-                    engine.drift_monitor.log_drift(&engine.snapshots().newest());
+                    engine.drift_monitor.report_drift(&engine.snapshots().newest());
                 }
             });
             if let Err(error) = logging.await {
@@ -159,19 +159,19 @@ impl EngineRoles {
     /// Returns whether `engine`, as the standby, did not find the image of the query, which may not have
     /// been embedded in that generation yet. The live engine answers then, unless the query names its
     /// configuration.
-    fn is_missing_in_standby<T>(
+    fn is_image_missing_in_standby<T>(
         &self,
         engine: &Arc<Engine>,
         query: &Query,
         answer: &Result<T, QueryError>,
     ) -> bool {
         !Arc::ptr_eq(engine, &self.live)
-            && query.configuration.is_none()
+            && query.requested_configuration.is_none()
             && matches!(answer, Err(QueryError::ImageNotFound(_)))
     }
 
     /// Chooses the engine that answers, and the query that it gets.
-    fn choose_engine<'a>(
+    fn route_query<'a>(
         &self,
         query: &'a Query,
     ) -> Result<(&Arc<Engine>, Cow<'a, Query>), QueryError> {
@@ -179,7 +179,7 @@ impl EngineRoles {
             return Ok((&self.live, Cow::Borrowed(query)));
         };
         let request = RoutingRequest {
-            configuration: query.configuration.as_deref(),
+            requested_configuration: query.requested_configuration.as_deref(),
             traffic_key: query.traffic_key.as_deref(),
             // A vector is an embedding of the live model, so that another model cannot answer it.
             has_overrides: query.has_overrides() || matches!(query.input, QueryInput::Vector(_)),
@@ -187,7 +187,8 @@ impl EngineRoles {
         };
         // The candidate gets its share of the traffic only after its whole table is loaded. A query
         // that names its configuration is answered with `NotReady` until then.
-        let is_available = standby.snapshots().is_ready() || query.configuration.is_some();
+        let is_available =
+            standby.snapshots().is_ready() || query.requested_configuration.is_some();
         let route = choose_route(
             &self.live.serving_snapshot().configuration_name,
             Some(candidate).filter(|_| is_available),
@@ -195,8 +196,8 @@ impl EngineRoles {
         )
         .map_err(|reason| QueryError::invalid_field("configuration", reason))?;
         Ok(match route {
-            Route::Live => (&self.live, Cow::Borrowed(query)),
-            Route::Candidate => (standby, Cow::Owned(query.without_routing())),
+            ServingRole::Live => (&self.live, Cow::Borrowed(query)),
+            ServingRole::Candidate => (standby, Cow::Owned(query.without_routing())),
         })
     }
 
@@ -213,9 +214,9 @@ impl EngineRoles {
             return;
         }
         let k = query.k.unwrap_or(standby.options().default_k);
-        let live_configuration = &results.configuration;
+        let live_configuration = &results.configuration_name;
         let counters = standby.traffic_counters();
-        let shadow = ShadowQuery::try_start(counters, candidate, live_configuration, query, k);
+        let shadow = ShadowQuery::try_acquire(counters, candidate, live_configuration, query, k);
         if let Some(shadow) = shadow {
             standby.start_standby_shadow(shadow, query, &results.hits);
         }

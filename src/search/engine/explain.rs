@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::generation_engine::Engine;
-use super::query_plan::{QueryPlan, is_allowed};
+use super::query_plan::{QueryPlan, is_row_allowed};
 use crate::balance::normalise::{AffineTransform, BalanceParameters};
 use crate::balance::statistics::ScoreStatistics;
 use crate::prompts::EmbeddedPromptSet;
@@ -35,7 +35,7 @@ pub struct Explanation {
     /// All prompts with their scores for the image, highest first.
     pub scored_prompts: Vec<ScoredPrompt>,
     /// Number of images in the catalogue.
-    pub scanned: usize,
+    pub scanned_image_count: usize,
     /// Normaliser, weight and constants that were used.
     pub balance: BalanceParameters,
     /// Prompt set whose statistics were used.
@@ -43,7 +43,7 @@ pub struct Explanation {
     /// Configurations that were served at that time.
     pub serving_snapshot: Arc<ServingSnapshot>,
     /// Name of the configuration that is explained, one of those in `serving_snapshot`.
-    pub configuration: String,
+    pub configuration_name: String,
     /// The explanation as a sentence.
     pub summary: String,
 }
@@ -61,7 +61,7 @@ impl Engine {
         let (snapshot, balance) = (request.snapshot.clone(), request.balance);
         let not_found = || QueryError::ImageNotFound(image_id.to_owned());
         let location = snapshot.find_row(image_id).ok_or_else(not_found)?;
-        if !is_allowed(&request, location) {
+        if !is_row_allowed(&request, location) {
             let reason = "is excluded by the filter of this query, or is the query itself";
             return Err(QueryError::invalid_field("image_id", reason));
         }
@@ -80,15 +80,15 @@ impl Engine {
                 &hit,
                 statistics.as_ref(),
                 &scored_prompts,
-                reply.top_k.matched,
+                reply.top_k.matched_image_count,
             ),
             hit,
             statistics,
             scored_prompts,
-            scanned: snapshot.len(),
+            scanned_image_count: snapshot.len(),
             balance,
             prompt_set,
-            configuration: snapshot.serving_snapshot.configuration_for(route).to_owned(),
+            configuration_name: snapshot.serving_snapshot.configuration_for(route).to_owned(),
             serving_snapshot: snapshot.serving_snapshot.clone(),
         })
     }

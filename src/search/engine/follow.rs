@@ -8,7 +8,7 @@ use tracing::{debug, error, info};
 
 use super::generation_engine::Engine;
 use crate::retry::{Backoff, Classify, Disposition};
-use crate::search::snapshot::{MemoryLimitExceeded, Route};
+use crate::search::snapshot::{MemoryLimitExceeded, ServingRole};
 use crate::search::timings::to_milliseconds;
 use crate::table::{Follower, TableChanges, TableError};
 use crate::telemetry::{event, metrics};
@@ -52,10 +52,10 @@ impl Engine {
             };
             self.evict_pinned_snapshots();
             if changes.is_ok() {
-                *self.last_refreshed_at.lock().unwrap_or_else(PoisonError::into_inner) =
+                *self.last_polled_at.lock().unwrap_or_else(PoisonError::into_inner) =
                     Instant::now();
-                if self.serving_snapshot().role == Route::Live {
-                    metrics::global().last_table_refresh.set(&[], metrics::unix_seconds());
+                if self.serving_snapshot().role == ServingRole::Live {
+                    metrics::global().last_table_refresh.set(&[], metrics::unix_seconds_now());
                 }
             }
             let pause = match changes {
@@ -98,19 +98,18 @@ impl Engine {
     /// because the store fails or because the changes do not fit into memory.
     pub fn is_stale(&self) -> bool {
         let poll = Duration::from_millis(self.options.poll_ms);
-        let last_refreshed_at =
-            *self.last_refreshed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let last_refreshed_at = *self.last_polled_at.lock().unwrap_or_else(PoisonError::into_inner);
         self.snapshots.is_ready() && last_refreshed_at.elapsed() > STALE_TIMEOUT.max(3 * poll)
     }
 
-    /// Applies the changes, and logs it with the time since `started_at`, when reading them started.
+    /// Applies the changes, and logs how long that took since `started_at`, when reading them started.
     async fn apply_changes(
         &self,
         changes: TableChanges,
         started_at: Instant,
     ) -> Result<(), MemoryLimitExceeded> {
         let (table_version, rows, is_full_snapshot) =
-            (changes.version, changes.rows.len(), changes.is_full_snapshot);
+            (changes.table_version, changes.rows.len(), changes.is_full_snapshot);
         let is_last_part = changes.part.is_last();
         if let Err(error) = self.snapshots.apply_changes(changes).await {
             error!(event = event::SNAPSHOT_MEMORY_EXCEEDED, %error, table_version, "the changes are not applied; the last snapshot is served");
@@ -121,7 +120,7 @@ impl Engine {
         }
         let images = self.snapshots.newest().len();
         let duration_ms = to_milliseconds(started_at.elapsed());
-        if self.serving_snapshot().role == Route::Live {
+        if self.serving_snapshot().role == ServingRole::Live {
             metrics::global().snapshot_images.set(&[], images as f64);
             metrics::global().table_version.set(&[], table_version as f64);
         }

@@ -29,7 +29,7 @@ pub struct Engine {
     pub(super) scanner: Arc<BatchScanner>,
     pub(super) traffic_counters: Arc<TrafficCounters>,
     /// When the table was last polled successfully.
-    pub(super) last_refreshed_at: Mutex<Instant>,
+    pub(super) last_polled_at: Mutex<Instant>,
     pub(super) drift_monitor: DriftMonitor,
 }
 
@@ -50,7 +50,7 @@ impl Engine {
             pinned_snapshots: PinnedSnapshots::new(cursor_lifetime, options.cursor_mib << 20),
             scanner: Arc::new(BatchScanner::start(&options)),
             traffic_counters: Arc::default(),
-            last_refreshed_at: Mutex::new(Instant::now()),
+            last_polled_at: Mutex::new(Instant::now()),
             drift_monitor: DriftMonitor::default(),
             options,
         }

@@ -16,18 +16,18 @@ use crate::telemetry::{self, event, metrics};
 pub struct QueryLog<'a> {
     pub query: &'a Query,
     /// Name of the configuration that answered.
-    pub configuration: &'a str,
+    pub configuration_name: &'a str,
     pub balance: &'a BalanceParameters,
     pub k: usize,
     /// Number of results on earlier pages.
     pub offset: usize,
     /// Number of images in the catalogue.
-    pub scanned: usize,
-    /// Number of images that were ranked.
-    pub matched: usize,
+    pub scanned_image_count: usize,
+    /// Number of images that the filter allows: these were ranked.
+    pub matched_image_count: usize,
     pub hits: &'a [Hit],
     pub raw_hits: &'a [Hit],
-    pub no_match: Option<&'a NoMatchVerdict>,
+    pub no_match_verdict: Option<&'a NoMatchVerdict>,
     pub timings: &'a Timings,
     pub table_version: u64,
     /// When the query arrived.
@@ -44,27 +44,28 @@ impl QueryLog<'_> {
         let normaliser = self.balance.normaliser.name();
         let description = self.query.input.description();
         let query_hash = query_hash(&description);
-        let (trace_id, parent_id) = self.query.trace_ids.as_ref().map(|(t, p)| (t, p)).unzip();
+        let (trace_id, parent_id) =
+            self.query.trace_and_span_id.as_ref().map(|(t, p)| (t, p)).unzip();
         info!(
             event = event::SEARCH,
             query_hash,
             query = telemetry::loggable_query_text(&description),
-            input = self.query.input.name(),
+            input = self.query.input.kind_name(),
             trace_id,
             parent_id,
             api_key_name = self.query.api_key_name,
-            configuration = self.configuration,
+            configuration = self.configuration_name,
             overrides = self.query.has_overrides(),
             normaliser,
             weight = self.balance.weight,
             k = self.k,
             offset = self.offset,
             filtered = self.query.filter.is_some(),
-            scanned = self.scanned,
-            matched = self.matched,
+            scanned = self.scanned_image_count,
+            matched = self.matched_image_count,
             top_score = self.hits.first().map(|hit| hit.score),
             top_raw_score = self.raw_hits.first().map(|hit| hit.raw_score),
-            no_match = self.no_match.map(|verdict| verdict.nothing_matches),
+            no_match = self.no_match_verdict.map(|verdict| verdict.nothing_matches),
             reranked,
             results = self.hits.len(),
             top_hit_changed = top_hit_changed.filter(|_| self.offset == 0),
@@ -85,7 +86,7 @@ impl QueryLog<'_> {
                 wait_ms = self.timings.wait_ms,
                 scan_ms = self.timings.scan_ms,
                 rank_ms = self.timings.rank_ms,
-                scanned = self.scanned,
+                scanned = self.scanned_image_count,
                 limit_ms = options.slow_ms,
                 "the query was slow"
             );
@@ -98,7 +99,7 @@ impl QueryLog<'_> {
         for (phase, ms) in
             [("embed", embed_ms), ("wait", wait_ms), ("scan", scan_ms), ("rank", rank_ms)]
         {
-            metrics.search_seconds.observe(&[phase], ms / 1e3);
+            metrics.search_seconds.observe_seconds(&[phase], ms / 1e3);
         }
     }
 }

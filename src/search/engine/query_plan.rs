@@ -15,7 +15,7 @@ use crate::prompts::EmbeddedPromptSet;
 use crate::search::error::QueryError;
 use crate::search::query::{MinScore, Query, QueryInput, ValidatedFilter};
 use crate::search::scan::ScanRequest;
-use crate::search::snapshot::{ROWS_PER_GROUP, Route, RowLocation, Snapshot};
+use crate::search::snapshot::{ROWS_PER_GROUP, RowLocation, ServingRole, Snapshot};
 use crate::search::timings::to_milliseconds;
 
 /// A validated and embedded query.
@@ -25,7 +25,7 @@ pub(super) struct QueryPlan {
     pub prompt_set: Arc<EmbeddedPromptSet>,
     pub embed_ms: f64,
     /// Configuration that answers.
-    pub route: Route,
+    pub route: ServingRole,
     /// Number of results on earlier pages.
     pub offset: usize,
     /// Digest by which a cursor belongs to this query.
@@ -59,7 +59,7 @@ impl Engine {
         }
         let serving_snapshot = &snapshot.serving_snapshot;
         let routing_request = RoutingRequest {
-            configuration: query.configuration.as_deref(),
+            requested_configuration: query.requested_configuration.as_deref(),
             traffic_key: query.traffic_key.as_deref(),
             has_overrides: query.has_overrides(),
             filter: query.filter.as_ref(),
@@ -69,7 +69,7 @@ impl Engine {
         let route = choose_route(live_configuration, candidate, routing_request)
             .map_err(|reason| QueryError::invalid_field("configuration", reason))?;
         let serving = match (candidate, route) {
-            (Some(candidate), Route::Candidate) => &candidate.serving,
+            (Some(candidate), ServingRole::Candidate) => &candidate.serving,
             _ => &serving_snapshot.serving,
         };
         let (prompt_set, mut balance) = resolve_configuration(&snapshot, serving, query)?;
@@ -132,7 +132,7 @@ impl Engine {
         let mut mask =
             filter.map_or_else(all_live, |filter| self.filter_cache.row_mask(filter, snapshot));
         if let Some(location) = excluded_row {
-            let (word, bit) = mask_bit(snapshot, location);
+            let (word, bit) = mask_word_and_bit(snapshot, location);
             mask[word] &= !bit;
         }
         Some(mask.into())
@@ -140,15 +140,15 @@ impl Engine {
 }
 
 /// Returns the index of the word of a row in a mask, and the bit of the row in that word.
-fn mask_bit(snapshot: &Snapshot, location: RowLocation) -> (usize, u64) {
-    let words = snapshot.chunks[..location.chunk].iter().map(|chunk| chunk.live_bitmap.len());
-    let word = words.sum::<usize>() + location.row / ROWS_PER_GROUP;
-    (word, 1 << (location.row % ROWS_PER_GROUP))
+fn mask_word_and_bit(snapshot: &Snapshot, location: RowLocation) -> (usize, u64) {
+    let words = snapshot.chunks[..location.chunk_index].iter().map(|chunk| chunk.live_bitmap.len());
+    let word = words.sum::<usize>() + location.row_index / ROWS_PER_GROUP;
+    (word, 1 << (location.row_index % ROWS_PER_GROUP))
 }
 
 /// Returns whether the image at `location` may be a hit of `request`.
-pub(super) fn is_allowed(request: &ScanRequest, location: RowLocation) -> bool {
-    let (word, bit) = mask_bit(&request.snapshot, location);
+pub(super) fn is_row_allowed(request: &ScanRequest, location: RowLocation) -> bool {
+    let (word, bit) = mask_word_and_bit(&request.snapshot, location);
     request.row_mask.as_ref().is_none_or(|mask| mask[word] & bit != 0)
 }
 
@@ -211,9 +211,8 @@ pub(super) fn resolve_configuration(
         ));
     }
     let prompt_set = match query.prompt_set.as_deref() {
-        Some(name) => {
-            EmbeddedPromptSet::find(sets, name).ok_or_else(|| unknown_prompt_set(name, sets))
-        }
+        Some(name) => EmbeddedPromptSet::find_by_name(sets, name)
+            .ok_or_else(|| unknown_prompt_set(name, sets)),
         None => sets
             .iter()
             .find(|set| set.statistics_key == serving.prompt_set)
@@ -261,8 +260,12 @@ mod tests {
     fn a_name_means_the_newest_version_of_a_set_and_no_name_means_the_served_set() {
         let old = sample_prompt_set("one", 4);
         let new = PromptSet { version: 2, ..old.prompt_set.clone() };
-        let new =
-            Arc::new(EmbeddedPromptSet::from_embeddings(new, old.embeddings.clone(), 100.0, 3));
+        let new = Arc::new(EmbeddedPromptSet::from_embeddings(
+            new,
+            old.prompt_embeddings.clone(),
+            100.0,
+            3,
+        ));
         let snapshot =
             Snapshot::empty(Arc::new(sample_serving_snapshot(vec![old.clone(), new.clone()])));
         assert_eq!(

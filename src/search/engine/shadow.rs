@@ -16,8 +16,8 @@ use crate::telemetry::event;
 /// A shadow query that may run. It holds the only permit, which is released when this is dropped.
 pub struct ShadowQuery {
     permit: ShadowPermit,
-    live_configuration: String,
-    candidate: String,
+    live_configuration_name: String,
+    candidate_name: String,
     query_hash: String,
     /// Number of results to compare.
     pub k: usize,
@@ -39,7 +39,7 @@ impl ShadowQuery {
     /// Starts a shadow query to compare with the `k` results of `live_configuration`. Returns `None` if
     /// the query does not belong to the shadow share of `candidate`, which is decided at random, or if
     /// another shadow query is running.
-    pub fn try_start(
+    pub fn try_acquire(
         counters: &Arc<TrafficCounters>,
         candidate: &RolloutCandidate,
         live_configuration: &str,
@@ -51,8 +51,8 @@ impl ShadowQuery {
         }
         Some(Self {
             permit: ShadowPermit { counters: counters.clone(), difference: None },
-            live_configuration: live_configuration.to_owned(),
-            candidate: candidate.name.clone(),
+            live_configuration_name: live_configuration.to_owned(),
+            candidate_name: candidate.name.clone(),
             query_hash: query_hash(&query.input.description()),
             k,
         })
@@ -66,10 +66,17 @@ impl ShadowQuery {
         hits: &[Hit],
         build_request: impl FnOnce() -> Option<ScanRequest> + Send + 'static,
     ) {
-        let live_ids: Vec<String> = hits.iter().map(|h| h.image.image_id.to_string()).collect();
+        let live_ids: Vec<String> =
+            hits.iter().map(|h| h.image_metadata.image_id.to_string()).collect();
         let scanner = scanner.clone();
         std::thread::spawn(move || {
-            let Self { mut permit, live_configuration, candidate, query_hash, k } = self;
+            let Self {
+                mut permit,
+                live_configuration_name: live_configuration,
+                candidate_name: candidate,
+                query_hash,
+                k,
+            } = self;
             let Some(request) = build_request() else { return };
             let table_version = request.snapshot.table_version;
             let goal = ScanGoal::TopHits { offset: 0 };
@@ -77,7 +84,8 @@ impl ShadowQuery {
                 return;
             };
             let hits = &reply.top_k.hits;
-            let candidate_ids: Vec<&str> = hits.iter().map(|h| h.image.image_id.as_str()).collect();
+            let candidate_ids: Vec<&str> =
+                hits.iter().map(|h| h.image_metadata.image_id.as_str()).collect();
             let live_ids: Vec<&str> = live_ids.iter().map(String::as_str).collect();
             let difference = RankingDifference::from_rankings(&live_ids, &candidate_ids);
             info!(
@@ -87,7 +95,7 @@ impl ShadowQuery {
                 candidate,
                 k,
                 overlap = difference.overlap,
-                reranked = difference.moved_results,
+                reranked = difference.moved_result_count,
                 top_hit_changed = difference.top_hit_changed,
                 table_version,
                 "the candidate's ranking is compared with the live answer"

@@ -13,13 +13,13 @@ use sha2::{Digest, Sha256};
 
 use crate::catalogue::{RolloutCandidate, ServingConfig};
 use crate::search::query::Filter;
-use crate::search::snapshot::Route;
+use crate::search::snapshot::ServingRole;
 
 /// The properties of a query that decide which configuration answers it.
 #[derive(Debug, Clone, Copy)]
 pub struct RoutingRequest<'a> {
     /// Configuration that the query names.
-    pub configuration: Option<&'a str>,
+    pub requested_configuration: Option<&'a str>,
     /// Identifies the caller: the same key always gets the same configuration.
     pub traffic_key: Option<&'a str>,
     /// Whether the query sets its own prompt set, normaliser, weight or λ.
@@ -34,12 +34,14 @@ pub fn choose_route(
     live: &str,
     candidate: Option<&RolloutCandidate>,
     request: RoutingRequest<'_>,
-) -> Result<Route, String> {
-    match (request.configuration, candidate) {
-        (Some("live"), _) => return Ok(Route::Live),
-        (Some(name), _) if name == live => return Ok(Route::Live),
-        (Some("candidate"), Some(_)) => return Ok(Route::Candidate),
-        (Some(name), Some(candidate)) if name == candidate.name => return Ok(Route::Candidate),
+) -> Result<ServingRole, String> {
+    match (request.requested_configuration, candidate) {
+        (Some("live"), _) => return Ok(ServingRole::Live),
+        (Some(name), _) if name == live => return Ok(ServingRole::Live),
+        (Some("candidate"), Some(_)) => return Ok(ServingRole::Candidate),
+        (Some(name), Some(candidate)) if name == candidate.name => {
+            return Ok(ServingRole::Candidate);
+        }
         (Some(name), _) => {
             let existing = candidate.map_or_else(
                 || format!("live ({live}); there is no candidate"),
@@ -52,7 +54,7 @@ pub fn choose_route(
     let (Some(candidate), Some(key), false) =
         (candidate, request.traffic_key, request.has_overrides)
     else {
-        return Ok(Route::Live);
+        return Ok(ServingRole::Live);
     };
     // The share may be restricted to queries whose filter requires a certain value of an attribute.
     let is_required_by_filter = |attribute_value: &String| {
@@ -61,7 +63,7 @@ pub fn choose_route(
     };
     let in_share = candidate.traffic_filter.as_ref().is_none_or(is_required_by_filter)
         && hash_to_unit_interval(&candidate.name, key) < f64::from(candidate.traffic_share);
-    Ok(if in_share { Route::Candidate } else { Route::Live })
+    Ok(if in_share { ServingRole::Candidate } else { ServingRole::Live })
 }
 
 /// Maps a key to a number from 0 to less than 1, evenly spread and the same on every query worker. It
@@ -87,7 +89,7 @@ pub struct TrafficCounters {
     skipped_shadow_queries: AtomicU64,
     /// Sum of the overlaps of all shadow queries, in millionths.
     overlap_millionths: AtomicU64,
-    top_hit_changed: AtomicU64,
+    top_hit_change_count: AtomicU64,
     is_shadow_running: AtomicBool,
     /// Name and configuration of the candidate that is counted.
     counted_candidate: Mutex<Option<(String, ServingConfig)>>,
@@ -126,7 +128,7 @@ impl TrafficCounters {
             &self.shadow_queries,
             &self.skipped_shadow_queries,
             &self.overlap_millionths,
-            &self.top_hit_changed,
+            &self.top_hit_change_count,
         ];
         for counter in counters {
             counter.store(0, Ordering::Relaxed);
@@ -134,10 +136,10 @@ impl TrafficCounters {
     }
 
     /// Counts one answer.
-    pub fn count_answer(&self, route: Route) {
+    pub fn count_answer(&self, route: ServingRole) {
         let counter = match route {
-            Route::Live => &self.live_answers,
-            Route::Candidate => &self.candidate_answers,
+            ServingRole::Live => &self.live_answers,
+            ServingRole::Candidate => &self.candidate_answers,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
@@ -157,7 +159,7 @@ impl TrafficCounters {
         if let Some(difference) = difference {
             self.shadow_queries.fetch_add(1, Ordering::Relaxed);
             self.overlap_millionths.fetch_add((difference.overlap * 1e6) as u64, Ordering::Relaxed);
-            self.top_hit_changed
+            self.top_hit_change_count
                 .fetch_add(u64::from(difference.top_hit_changed), Ordering::Relaxed);
         }
         self.is_shadow_running.store(false, Ordering::Release);
@@ -174,7 +176,7 @@ impl TrafficCounters {
             shadow_queries_skipped: load(&self.skipped_shadow_queries),
             mean_overlap: (shadow_queries > 0)
                 .then(|| load(&self.overlap_millionths) as f64 / 1e6 / shadow_queries as f64),
-            top_hit_changed: load(&self.top_hit_changed),
+            top_hit_changed: load(&self.top_hit_change_count),
         }
     }
 }
@@ -185,7 +187,7 @@ pub struct RankingDifference {
     /// Number of common results, relative to the longer of the two answers, 0 to 1.
     pub overlap: f64,
     /// Number of common results whose rank differs.
-    pub moved_results: usize,
+    pub moved_result_count: usize,
     /// Whether the best results differ.
     pub top_hit_changed: bool,
 }
@@ -204,7 +206,7 @@ impl RankingDifference {
         let both_empty = live.is_empty() && candidate.is_empty();
         Self {
             overlap: if both_empty { 1.0 } else { common_ranks.len() as f64 / longest as f64 },
-            moved_results: common_ranks
+            moved_result_count: common_ranks
                 .iter()
                 .filter(|(live, candidate)| live != candidate)
                 .count(),
@@ -235,7 +237,12 @@ mod tests {
     }
 
     fn request_with_key(key: Option<&str>) -> RoutingRequest<'_> {
-        RoutingRequest { configuration: None, traffic_key: key, has_overrides: false, filter: None }
+        RoutingRequest {
+            requested_configuration: None,
+            traffic_key: key,
+            has_overrides: false,
+            filter: None,
+        }
     }
 
     #[test]
@@ -245,7 +252,7 @@ mod tests {
             let candidate = candidate_with_share(share);
             let is_in_share = |key: &&String| {
                 choose_route("old", Some(&candidate), request_with_key(Some(key))).unwrap()
-                    == Route::Candidate
+                    == ServingRole::Candidate
             };
             keys.iter().filter(is_in_share).collect()
         };
@@ -255,13 +262,13 @@ mod tests {
         assert_eq!((keys_in_share(0.0).len(), keys_in_share(1.0).len()), (0, 4_000));
         assert_eq!(
             choose_route("old", Some(&candidate_with_share(1.0)), request_with_key(None)),
-            Ok(Route::Live)
+            Ok(ServingRole::Live)
         );
         let with_overrides =
             RoutingRequest { has_overrides: true, ..request_with_key(Some("user-1")) };
         assert_eq!(
             choose_route("old", Some(&candidate_with_share(1.0)), with_overrides),
-            Ok(Route::Live)
+            Ok(ServingRole::Live)
         );
     }
 
@@ -272,14 +279,14 @@ mod tests {
             choose_route(
                 "old",
                 candidate,
-                RoutingRequest { configuration: Some(name), ..request_with_key(None) },
+                RoutingRequest { requested_configuration: Some(name), ..request_with_key(None) },
             )
         };
         for (name, expected) in [
-            ("live", Route::Live),
-            ("old", Route::Live),
-            ("candidate", Route::Candidate),
-            ("new", Route::Candidate),
+            ("live", ServingRole::Live),
+            ("old", ServingRole::Live),
+            ("candidate", ServingRole::Candidate),
+            ("new", ServingRole::Candidate),
         ] {
             assert_eq!(route_for(name, Some(&new)), Ok(expected));
         }
@@ -292,12 +299,12 @@ mod tests {
         let same = RankingDifference::from_rankings(&["a", "b"], &["a", "b"]);
         assert_eq!(
             same,
-            RankingDifference { overlap: 1.0, moved_results: 0, top_hit_changed: false }
+            RankingDifference { overlap: 1.0, moved_result_count: 0, top_hit_changed: false }
         );
         let other = RankingDifference::from_rankings(&["a", "b", "c", "d"], &["b", "a", "e", "d"]);
         assert_eq!(
             other,
-            RankingDifference { overlap: 0.75, moved_results: 2, top_hit_changed: true }
+            RankingDifference { overlap: 0.75, moved_result_count: 2, top_hit_changed: true }
         );
         assert!((RankingDifference::from_rankings(&[], &[]).overlap - 1.0).abs() < f64::EPSILON);
     }
@@ -309,7 +316,7 @@ mod tests {
         assert!(!traffic.try_begin_shadow());
         traffic.end_shadow(Some(&RankingDifference {
             overlap: 0.5,
-            moved_results: 1,
+            moved_result_count: 1,
             top_hit_changed: true,
         }));
         assert!(traffic.try_begin_shadow());
@@ -331,7 +338,7 @@ mod tests {
         let mut counted = Vec::new();
         for next in [Some(candidate_with_share(0.1)), Some(larger), Some(heavier), None] {
             traffic.reset_for(next.as_ref());
-            traffic.count_answer(Route::Candidate);
+            traffic.count_answer(ServingRole::Candidate);
             counted.push(traffic.counts().candidate);
         }
         assert_eq!(counted, [1, 2, 1, 1]);

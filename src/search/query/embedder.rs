@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::request::{MAX_WEIGHTED_TEXTS, QueryInput, WeightedText};
 use crate::clip::Encoders;
-use crate::ingest::decode::{self, decode};
+use crate::ingest::decode::{self, decode_image};
 use crate::record::to_hex;
 use crate::search::error::QueryError;
 use crate::search::options::SearchOptions;
@@ -25,7 +25,7 @@ pub struct QueryEmbedder {
     decode_options: decode::DecodeOptions,
     max_text_chars: usize,
     /// Number of embeddings after which a cache is emptied; 0 disables both caches.
-    max_cached: usize,
+    max_cached_embeddings: usize,
     text_cache: Mutex<HashMap<String, Arc<Vec<f32>>>>,
     /// By SHA-256 of the file. The lock is held while a picture is decoded and embedded, so that this
     /// is done for one picture at a time: decoding takes all the memory, and embedding all the cores,
@@ -40,7 +40,7 @@ impl QueryEmbedder {
             encoders,
             decode_options: decode::DecodeOptions::default(),
             max_text_chars: options.max_text_chars,
-            max_cached: options.cached_queries,
+            max_cached_embeddings: options.cached_queries,
             text_cache: Mutex::default(),
             image_cache: Mutex::default(),
         }
@@ -101,7 +101,7 @@ impl QueryEmbedder {
         }
         let embedding = self.encoders.embed_texts(&[text])?.into_iter().next();
         let embedding = Arc::new(embedding.unwrap_or_default());
-        cache_embedding(&mut cache(), self.max_cached, text, &embedding);
+        cache_embedding(&mut cache(), self.max_cached_embeddings, text, &embedding);
         Ok(embedding)
     }
 
@@ -141,13 +141,13 @@ impl QueryEmbedder {
         if cancel.is_cancelled() {
             return Err(QueryError::Cancelled);
         }
-        let picture = decode(bytes, &self.decode_options);
+        let picture = decode_image(bytes, &self.decode_options);
         let picture = picture.map_err(|e| QueryError::invalid_field("image", e.to_string()))?;
         let pixels = self.encoders.preprocess_image(&picture)?;
         drop(picture);
         let embedding = self.encoders.embed_images(&[pixels])?.into_iter().next();
         let embedding = Arc::new(embedding.unwrap_or_default());
-        cache_embedding(&mut cache, self.max_cached, &hash, &embedding);
+        cache_embedding(&mut cache, self.max_cached_embeddings, &hash, &embedding);
         Ok(embedding)
     }
 

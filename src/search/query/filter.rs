@@ -84,7 +84,7 @@ impl Filter {
     pub(crate) fn validate(&self, declared: &AttributeTypes) -> Result<ValidatedFilter, String> {
         let mut value_count = 0;
         let root = FilterValidator { declared_types: declared, value_count: &mut value_count }
-            .validate_node(self, MAX_FILTER_DEPTH)?;
+            .resolve_node(self, MAX_FILTER_DEPTH)?;
         Ok(ValidatedFilter { json: self.to_json(), root })
     }
 }
@@ -138,7 +138,7 @@ struct FilterValidator<'a> {
 }
 
 impl FilterValidator<'_> {
-    fn validate_node(&mut self, filter: &Filter, depth: usize) -> Result<FilterNode, String> {
+    fn resolve_node(&mut self, filter: &Filter, depth: usize) -> Result<FilterNode, String> {
         let inner_depth = depth.checked_sub(1).ok_or_else(|| {
             format!("`and`, `or` and `not` are nested deeper than {MAX_FILTER_DEPTH} times")
         })?;
@@ -146,35 +146,35 @@ impl FilterValidator<'_> {
             if filters.is_empty() {
                 return Err(format!("`{operator}` is empty; name a condition"));
             }
-            let nodes = filters.iter().map(|filter| self.validate_node(filter, inner_depth));
+            let nodes = filters.iter().map(|filter| self.resolve_node(filter, inner_depth));
             nodes.collect::<Result<Vec<_>, _>>()
         };
         match filter {
             Filter::And(filters) => validate_all(filters, "and").map(FilterNode::And),
             Filter::Or(filters) => validate_all(filters, "or").map(FilterNode::Or),
             Filter::Not(filter) => {
-                Ok(FilterNode::Not(Box::new(self.validate_node(filter, inner_depth)?)))
+                Ok(FilterNode::Not(Box::new(self.resolve_node(filter, inner_depth)?)))
             }
             Filter::Eq(terms) => {
-                self.validate_terms("eq", terms, Self::comparison(Ordering::is_eq))
+                self.resolve_terms("eq", terms, Self::comparison_resolver(Ordering::is_eq))
             }
-            Filter::Ne(terms) => self.validate_terms("ne", terms, |validator, name, value| {
-                let equal = Self::comparison(Ordering::is_eq)(validator, name, value)?;
+            Filter::Ne(terms) => self.resolve_terms("ne", terms, |validator, name, value| {
+                let equal = Self::comparison_resolver(Ordering::is_eq)(validator, name, value)?;
                 Ok(FilterNode::Not(Box::new(equal)))
             }),
             Filter::Lt(terms) => {
-                self.validate_terms("lt", terms, Self::comparison(Ordering::is_lt))
+                self.resolve_terms("lt", terms, Self::comparison_resolver(Ordering::is_lt))
             }
             Filter::Lte(terms) => {
-                self.validate_terms("lte", terms, Self::comparison(Ordering::is_le))
+                self.resolve_terms("lte", terms, Self::comparison_resolver(Ordering::is_le))
             }
             Filter::Gt(terms) => {
-                self.validate_terms("gt", terms, Self::comparison(Ordering::is_gt))
+                self.resolve_terms("gt", terms, Self::comparison_resolver(Ordering::is_gt))
             }
             Filter::Gte(terms) => {
-                self.validate_terms("gte", terms, Self::comparison(Ordering::is_ge))
+                self.resolve_terms("gte", terms, Self::comparison_resolver(Ordering::is_ge))
             }
-            Filter::In(terms) => self.validate_terms("in", terms, |validator, name, values| {
+            Filter::In(terms) => self.resolve_terms("in", terms, |validator, name, values| {
                 let field = validator.resolve_field(name)?;
                 if values.is_empty() {
                     return Err(format!("`in` has no values for {name}"));
@@ -185,7 +185,7 @@ impl FilterValidator<'_> {
                 Ok(FilterNode::Condition(field, Predicate::In(literals)))
             }),
             Filter::Prefix(terms) => {
-                self.validate_terms("prefix", terms, |validator, name, prefix| {
+                self.resolve_terms("prefix", terms, |validator, name, prefix| {
                     let field = validator.resolve_field(name)?;
                     if !matches!(field, FilterField::Attribute(_, AttributeType::Text)) {
                         return Err(format!(
@@ -205,7 +205,7 @@ impl FilterValidator<'_> {
     }
 
     /// Requires all terms of the comparison `operator`, each validated by `validate_term`.
-    fn validate_terms<T>(
+    fn resolve_terms<T>(
         &mut self,
         operator: &str,
         terms: &BTreeMap<String, T>,
@@ -219,7 +219,7 @@ impl FilterValidator<'_> {
     }
 
     /// Returns a function that validates one term of a comparison.
-    fn comparison(
+    fn comparison_resolver(
         holds: fn(Ordering) -> bool,
     ) -> impl Fn(&mut Self, &str, &Value) -> Result<FilterNode, String> {
         move |validator, name, value| {

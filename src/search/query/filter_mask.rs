@@ -31,9 +31,9 @@ impl FilterNode {
             Self::Or(nodes) => combine(nodes, |a, b| a | b).unwrap_or_default(),
             Self::Not(node) => node.to_bitmap(data).into_iter().map(|word| !word).collect(),
             Self::Condition(FilterField::Attribute(name, declared), predicate) => {
-                match data.attributes.get(name) {
+                match data.attribute_columns.get(name) {
                     Some(column) => column_bitmap(column, *declared, predicate),
-                    None => vec![0; data.len.div_ceil(ROWS_PER_GROUP)],
+                    None => vec![0; data.row_count.div_ceil(ROWS_PER_GROUP)],
                 }
             }
             Self::Condition(FilterField::EventTime, predicate) => {
@@ -85,14 +85,14 @@ type ChunkBitmap = (Weak<ChunkData>, Arc<[u64]>);
 #[derive(Debug, Default)]
 pub(crate) struct FilterCache {
     /// By the JSON of the filter; the most recently used is last.
-    recent: Mutex<VecDeque<(String, Vec<ChunkBitmap>)>>,
+    recent_bitmaps: Mutex<VecDeque<(String, Vec<ChunkBitmap>)>>,
 }
 
 impl FilterCache {
     /// Returns the live rows of `snapshot` that fulfil `filter`: one bit per row and one word per
     /// group, over all chunks.
     pub fn row_mask(&self, filter: &ValidatedFilter, snapshot: &Snapshot) -> Vec<u64> {
-        let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = || self.recent_bitmaps.lock().unwrap_or_else(PoisonError::into_inner);
         let cached: Vec<ChunkBitmap> = recent()
             .iter()
             .find(|(json, _)| json == filter.as_json())

@@ -24,7 +24,7 @@ pub struct Query {
     pub prompt_set: Option<String>,
     /// Formula that balances raw scores.
     pub normaliser: Option<Normaliser>,
-    /// Weight of the balanced score, 0 to 1.
+    /// Weight of the normalised score in the balanced score, 0 to 1.
     pub weight: Option<f32>,
     /// λ of the normaliser `nnn`, 0 to 10.
     pub lambda: Option<f32>,
@@ -37,11 +37,11 @@ pub struct Query {
     /// Whether the image of [`QueryInput::ImageId`] may be among the hits.
     pub include_self: bool,
     /// Ids of the trace and of the span that the query belongs to, for the log.
-    pub trace_ids: Option<(String, String)>,
+    pub trace_and_span_id: Option<(String, String)>,
     /// Name of the API key of the caller, for the log.
     pub api_key_name: Option<String>,
     /// Configuration that must answer: `live`, `candidate`, or the name of one of them.
-    pub configuration: Option<String>,
+    pub requested_configuration: Option<String>,
     /// Identifies the caller for the candidate's share of the traffic: the same key is always
     /// answered by the same configuration.
     pub traffic_key: Option<String>,
@@ -98,7 +98,7 @@ pub enum CalibratedThreshold {
 impl Query {
     /// Returns the same query for the engine of another generation, which has only one configuration.
     pub(crate) fn without_routing(&self) -> Self {
-        Self { configuration: None, traffic_key: None, ..self.clone() }
+        Self { requested_configuration: None, traffic_key: None, ..self.clone() }
     }
 
     /// Returns whether the query sets its own prompt set, normaliser, weight or λ. Such a query is not
@@ -131,7 +131,7 @@ impl From<String> for QueryInput {
 
 impl QueryInput {
     /// Returns the name of this kind of input in requests and in the log.
-    pub fn name(&self) -> &'static str {
+    pub fn kind_name(&self) -> &'static str {
         match self {
             Self::Text(_) => "text",
             Self::WeightedTexts(_) => "texts",

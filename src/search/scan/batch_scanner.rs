@@ -136,9 +136,9 @@ fn answer_batch(mut batch: Vec<ScanJob>) {
             let top_k = match job.goal {
                 ScanGoal::TopHits { offset } => ranker.top_k(offset),
                 ScanGoal::RankOf(location) => TopK {
-                    hits: ranker.rank_of(location).into_iter().collect(),
+                    hits: ranker.ranked_hit(location).into_iter().collect(),
                     raw_hits: Vec::new(),
-                    matched: result.matched,
+                    matched_image_count: result.matched_row_count,
                     score_distribution: result.score_distribution,
                 },
             };

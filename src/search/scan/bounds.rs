@@ -62,7 +62,7 @@ impl Default for ScoreBounds {
 impl ScoreBounds {
     /// Excludes the rows outside of `bitmap_word` by setting their bounds to −∞.
     #[inline(always)]
-    fn exclude_rows(&mut self, bitmap_word: u64, n: usize) {
+    fn exclude_rows_outside(&mut self, bitmap_word: u64, n: usize) {
         if bitmap_word != full_bitmap_word(n) {
             for i in (0..n).filter(|i| bitmap_word >> i & 1 == 0) {
                 for values in self.lower.iter_mut().chain(&mut self.upper) {
@@ -145,7 +145,7 @@ impl WithSimd for BoundsKernel<'_> {
             out.upper[1][i] = raw + error_bound;
         }
         let sums = out.sum_scores(self.background_word, n);
-        out.exclude_rows(self.bitmap_word, n);
+        out.exclude_rows_outside(self.bitmap_word, n);
         out.max_lower = [max_value(&out.lower[0][..n]), max_value(&out.lower[1][..n])];
         out.max_upper = [max_value(&out.upper[0][..n]), max_value(&out.upper[1][..n])];
         sums

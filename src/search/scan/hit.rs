@@ -10,7 +10,7 @@ use crate::search::snapshot::ImageMetadata;
 #[derive(Debug, Clone)]
 pub struct Hit {
     /// Metadata of the image.
-    pub image: Arc<ImageMetadata>,
+    pub image_metadata: Arc<ImageMetadata>,
     /// Cosine similarity of query and image, as plain CLIP scores it.
     pub raw_score: f32,
     /// Rank by raw score, from 1.
@@ -31,7 +31,7 @@ pub struct TopK {
     /// Best hits by raw score, without those of earlier pages.
     pub raw_hits: Vec<Hit>,
     /// Number of images that were ranked.
-    pub matched: usize,
+    pub matched_image_count: usize,
     /// Mean and standard deviation of the balanced scores of all images; with a filter, of a sample of
     /// them.
     pub score_distribution: ScoreDistribution,

@@ -23,9 +23,9 @@ pub struct TaskResult {
     pub upper_bounds: Vec<[f32; 2]>,
     /// Largest lower bounds of the balanced and of the raw scores, at most `depth` of each. Values below
     /// the k-th bound of another task are left out.
-    lower_bounds: [Vec<f32>; 2],
+    largest_lower_bounds: [Vec<f32>; 2],
     /// Number of rows that may be hits.
-    matched: usize,
+    matched_row_count: usize,
     background_sums: ScoreSums,
 }
 
@@ -37,7 +37,7 @@ pub struct ScanResult {
     /// Lower bounds of the k-th best balanced and of the k-th best raw score.
     pub kth_bounds: [f32; 2],
     /// Number of rows that may be hits.
-    pub matched: usize,
+    pub matched_row_count: usize,
     /// Mean and standard deviation of the balanced scores of all live rows; with a filter, of a sample
     /// of them.
     pub score_distribution: ScoreDistribution,
@@ -97,13 +97,13 @@ fn merge_task_results(mut task_results: Vec<TaskResult>, depth: usize) -> ScanRe
     let kth_bounds = [0, 1].map(|score_index: usize| {
         let mut top = TopScores::new(depth, f32::NEG_INFINITY);
         for result in &mut task_results {
-            for lower_bound in std::mem::take(&mut result.lower_bounds[score_index]) {
+            for lower_bound in std::mem::take(&mut result.largest_lower_bounds[score_index]) {
                 top.push(lower_bound);
             }
         }
         top.kth_bound()
     });
-    let matched = task_results.iter().map(|result| result.matched).sum();
+    let matched = task_results.iter().map(|result| result.matched_row_count).sum();
     let total = |part: fn(&ScoreSums) -> f64| {
         task_results.iter().map(|result| part(&result.background_sums)).sum::<f64>()
     };
@@ -112,7 +112,7 @@ fn merge_task_results(mut task_results: Vec<TaskResult>, depth: usize) -> ScanRe
     let variance = total(|sums| sums.sum_of_squares) / n - mean * mean;
     let score_distribution =
         ScoreDistribution { mean: mean as f32, std: variance.max(0.0).sqrt() as f32 };
-    ScanResult { task_results, kth_bounds, matched, score_distribution }
+    ScanResult { task_results, kth_bounds, matched_row_count: matched, score_distribution }
 }
 
 /// Scans the rows of one task for all requests. `kth_bounds` are shared by all tasks of a request and
@@ -126,16 +126,16 @@ fn scan_task(
     kth_bounds: &[[AtomicU32; 2]],
 ) -> Vec<TaskResult> {
     let codes = &chunk.data.quantised;
-    let rows =
-        chunk.data.len.min(task.end_group * ROWS_PER_GROUP) - task.first_group * ROWS_PER_GROUP;
+    let rows = chunk.data.row_count.min(task.end_group * ROWS_PER_GROUP)
+        - task.first_group * ROWS_PER_GROUP;
     let groups = task.end_group - task.first_group;
     let mut task_results: Vec<TaskResult> = requests
         .iter()
         .map(|_| TaskResult {
             raw_scores: vec![0.0; rows],
             upper_bounds: vec![[f32::NEG_INFINITY; 2]; groups],
-            lower_bounds: Default::default(),
-            matched: 0,
+            largest_lower_bounds: Default::default(),
+            matched_row_count: 0,
             background_sums: ScoreSums::default(),
         })
         .collect();
@@ -159,7 +159,7 @@ fn scan_task(
     let arch = Arch::new();
     for g in 0..groups {
         let from = (task.first_group + g) * ROWS_PER_GROUP;
-        let to = (from + ROWS_PER_GROUP).min(chunk.data.len);
+        let to = (from + ROWS_PER_GROUP).min(chunk.data.row_count);
         let n = to - from;
         let words = requests.iter().map(|request| {
             (task.bitmap_word(request, chunk, g), task.background_word(request, chunk, g))
@@ -203,14 +203,14 @@ fn scan_task(
             for ((top, lower), max) in tops[q].iter_mut().zip(&bounds.lower).zip(bounds.max_lower) {
                 top.push_all(&lower[..n], max);
             }
-            result.matched += word.count_ones() as usize;
+            result.matched_row_count += word.count_ones() as usize;
         }
     }
     for (((result, tops), kth_bounds), request) in
         task_results.iter_mut().zip(tops).zip(kth_bounds).zip(requests)
     {
-        result.lower_bounds = tops.map(|top| top.values);
-        for (lower, kth_bound) in result.lower_bounds.iter_mut().zip(kth_bounds) {
+        result.largest_lower_bounds = tops.map(|top| top.values);
+        for (lower, kth_bound) in result.largest_lower_bounds.iter_mut().zip(kth_bounds) {
             if lower.len() >= request.depth {
                 let order = |a: &f32, b: &f32| b.total_cmp(a);
                 let (_, kth, _) = lower.select_nth_unstable_by(request.depth - 1, order);

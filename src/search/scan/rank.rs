@@ -33,7 +33,7 @@ const RAW_INDEX: usize = 1;
 
 /// A row with its exact scores.
 #[derive(Debug, Clone, Copy)]
-struct ExactScores {
+struct ExactlyScoredRow {
     location: RowLocation,
     /// Balanced score, raw score.
     scores: [f64; 2],
@@ -71,26 +71,26 @@ impl<'a> ExactRanker<'a> {
         let candidates = self.candidates();
         let lists =
             [BALANCED_INDEX, RAW_INDEX].map(|index| self.sort_candidates(&candidates, index));
-        let page = |list: &[ExactScores]| list.get(offset..).unwrap_or_default().to_vec();
+        let page = |list: &[ExactlyScoredRow]| list.get(offset..).unwrap_or_default().to_vec();
         let [hits, raw_hits] = lists.each_ref().map(|list| page(list));
         let known_ranks: [HashMap<RowLocation, usize>; 2] = lists
             .map(|list| list.iter().enumerate().map(|(i, row)| (row.location, i + 1)).collect());
         TopK {
             hits: self.assign_ranks(&hits, &known_ranks),
             raw_hits: self.assign_ranks(&raw_hits, &known_ranks),
-            matched: self.scan_result.matched,
+            matched_image_count: self.scan_result.matched_row_count,
             score_distribution: self.scan_result.score_distribution,
         }
     }
 
     /// Returns one image with its ranks.
-    pub fn rank_of(&self, location: RowLocation) -> Option<Hit> {
+    pub fn ranked_hit(&self, location: RowLocation) -> Option<Hit> {
         let row = [self.exact_scores(location)];
         self.assign_ranks(&row, &Default::default()).pop()
     }
 
     /// Returns every row that can be among the best by the balanced or by the raw score.
-    fn candidates(&self) -> Vec<ExactScores> {
+    fn candidates(&self) -> Vec<ExactlyScoredRow> {
         let thresholds = [BALANCED_INDEX, RAW_INDEX]
             .map(|score_index| (score_index, self.scan_result.kth_bounds[score_index]));
         let score_candidates = |(task, result): (&ScanTask, &TaskResult)| {
@@ -105,10 +105,14 @@ impl<'a> ExactRanker<'a> {
     }
 
     /// Returns the best candidates by one of the scores, at most as many as the depth of the request.
-    fn sort_candidates(&self, candidates: &[ExactScores], score_index: usize) -> Vec<ExactScores> {
+    fn sort_candidates(
+        &self,
+        candidates: &[ExactlyScoredRow],
+        score_index: usize,
+    ) -> Vec<ExactlyScoredRow> {
         let mut list = candidates.to_vec();
-        let order = |a: &ExactScores, b: &ExactScores| {
-            self.compare(score_index, (a.scores[score_index], a.location), b)
+        let order = |a: &ExactlyScoredRow, b: &ExactlyScoredRow| {
+            self.rank_order(score_index, (a.scores[score_index], a.location), b)
         };
         let depth = self.request.depth;
         if list.len() > depth {
@@ -120,13 +124,14 @@ impl<'a> ExactRanker<'a> {
     }
 
     /// Orders a row with this exact score relative to `other`; `Less` if it ranks higher.
-    fn compare(
+    fn rank_order(
         &self,
         score_index: usize,
         (score, location): (f64, RowLocation),
-        other: &ExactScores,
+        other: &ExactlyScoredRow,
     ) -> Ordering {
-        let id = |at: RowLocation| self.request.snapshot.chunks[at.chunk].data.id(at.row);
+        let id =
+            |at: RowLocation| self.request.snapshot.chunks[at.chunk_index].data.id(at.row_index);
         let by_score = other.scores[score_index].total_cmp(&score);
         by_score.then_with(|| id(location).cmp(id(other.location)))
     }
@@ -134,30 +139,31 @@ impl<'a> ExactRanker<'a> {
     /// Returns `rows` as hits with both ranks, taken from `known_ranks` or counted.
     fn assign_ranks(
         &self,
-        rows: &[ExactScores],
+        rows: &[ExactlyScoredRow],
         known_ranks: &[HashMap<RowLocation, usize>; 2],
     ) -> Vec<Hit> {
         let counted_ranks = [BALANCED_INDEX, RAW_INDEX].map(|index| {
-            let mut unknown: Vec<ExactScores> = rows
+            let mut unknown: Vec<ExactlyScoredRow> = rows
                 .iter()
                 .filter(|r| !known_ranks[index].contains_key(&r.location))
                 .copied()
                 .collect();
-            unknown.sort_unstable_by(|a, b| self.compare(index, (a.scores[index], a.location), b));
+            unknown
+                .sort_unstable_by(|a, b| self.rank_order(index, (a.scores[index], a.location), b));
             let counted = self.count_ranks(index, &unknown);
             unknown.iter().map(|r| r.location).zip(counted).collect::<HashMap<_, _>>()
         });
-        let rank = |index: usize, row: &ExactScores| {
+        let rank = |index: usize, row: &ExactlyScoredRow| {
             known_ranks[index]
                 .get(&row.location)
                 .or_else(|| counted_ranks[index].get(&row.location))
                 .copied()
                 .unwrap_or(0)
         };
-        let hit = |row: &ExactScores| {
-            let chunk = &self.request.snapshot.chunks[row.location.chunk];
+        let hit = |row: &ExactlyScoredRow| {
+            let chunk = &self.request.snapshot.chunks[row.location.chunk_index];
             Some(Hit {
-                image: Arc::new(chunk.data.metadata(row.location.row)?),
+                image_metadata: Arc::new(chunk.data.metadata(row.location.row_index)?),
                 raw_score: row.scores[RAW_INDEX] as f32,
                 raw_rank: rank(RAW_INDEX, row),
                 score: row.scores[BALANCED_INDEX] as f32,
@@ -169,9 +175,9 @@ impl<'a> ExactRanker<'a> {
     }
 
     /// Returns the ranks of `rows`, which must be sorted best first.
-    fn count_ranks(&self, score_index: usize, rows: &[ExactScores]) -> Vec<usize> {
+    fn count_ranks(&self, score_index: usize, rows: &[ExactlyScoredRow]) -> Vec<usize> {
         let Some(last) = rows.last() else { return Vec::new() };
-        // Rounded down in f32, so that a row whose upper bound is lower cannot rank above the last row.
+        // Rounded down in f32, so that a row whose upper bound is lower cannot rank above the last of `rows`.
         let threshold = (last.scores[score_index] as f32).next_down();
         let scores: Vec<f64> = rows.iter().map(|row| row.scores[score_index]).collect();
         // above[i] counts the rows that rank above rows[i..] but not above any of rows[..i].
@@ -187,8 +193,8 @@ impl<'a> ExactRanker<'a> {
                     certain
                 } else {
                     let exact = self.exact_scores(row.location).scores[score_index];
-                    let ranks_above = |r: &ExactScores| {
-                        self.compare(score_index, (exact, row.location), r).is_lt()
+                    let ranks_above = |r: &ExactlyScoredRow| {
+                        self.rank_order(score_index, (exact, row.location), r).is_lt()
                     };
                     possible + rows[possible..certain].partition_point(|r| !ranks_above(r))
                 };
@@ -261,7 +267,7 @@ impl<'a> ExactRanker<'a> {
                 let i = bitmap_word.trailing_zeros() as usize;
                 bitmap_word &= bitmap_word - 1;
                 visit(BoundedRow {
-                    location: RowLocation { chunk: task.chunk_index, row: from + i },
+                    location: RowLocation { chunk_index: task.chunk_index, row_index: from + i },
                     lower: [bounds.lower[0][i], bounds.lower[1][i]],
                     upper: [bounds.upper[0][i], bounds.upper[1][i]],
                 });
@@ -270,15 +276,15 @@ impl<'a> ExactRanker<'a> {
     }
 
     /// Computes the exact scores of a row.
-    fn exact_scores(&self, location: RowLocation) -> ExactScores {
-        let chunk = &self.request.snapshot.chunks[location.chunk];
-        let (query, row) = (&self.request.embedding, chunk.data.stored_vector(location.row));
+    fn exact_scores(&self, location: RowLocation) -> ExactlyScoredRow {
+        let chunk = &self.request.snapshot.chunks[location.chunk_index];
+        let (query, row) = (&self.request.embedding, chunk.data.stored_vector(location.row_index));
         let raw = Arch::new().dispatch(ExactDotProduct { query, row });
         let column = chunk.statistics.get(&self.request.statistics_key);
-        let statistics = column.map_or(&NO_STATISTICS, |column| &column[location.row]);
+        let statistics = column.map_or(&NO_STATISTICS, |column| &column[location.row_index]);
         let affine = self.request.affine_transform(statistics);
         let score = f64::from(affine.alpha) * raw + f64::from(affine.beta);
-        ExactScores { location, scores: [score, raw], affine }
+        ExactlyScoredRow { location, scores: [score, raw], affine }
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pulp::Arch;
 
-use crate::balance::normalise::{AffineTransform, AffineTransforms, BalanceParameters};
+use crate::balance::normalise::{AffineTransform, AffineTransformKernel, BalanceParameters};
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::search::snapshot::{ROWS_PER_GROUP, Snapshot};
 
@@ -46,7 +46,7 @@ impl ScanRequest {
     ) {
         let Some(statistics) = statistics else { return };
         let [alpha, beta] = out;
-        Arch::new().dispatch(AffineTransforms {
+        Arch::new().dispatch(AffineTransformKernel {
             balance: self.balance,
             statistics,
             logit_scale: self.logit_scale,

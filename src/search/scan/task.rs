@@ -32,7 +32,7 @@ impl ScanTask {
         }
     }
 
-    /// Returns the rows of that group over which the score distribution is measured.
+    /// Returns the rows of the `g`-th group of this task over which the score distribution is measured.
     pub fn background_word(&self, request: &ScanRequest, chunk: &Chunk, g: usize) -> u64 {
         let is_measured = request.row_mask.is_none()
             || (self.global_first_group + g).is_multiple_of(BACKGROUND_GROUP_STRIDE);

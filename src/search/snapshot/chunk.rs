@@ -99,7 +99,7 @@ impl AttributeColumn {
 #[derive(Debug)]
 pub struct ChunkData {
     /// Number of rows.
-    pub len: usize,
+    pub row_count: usize,
     /// Number of values of an embedding.
     pub dimension: usize,
     /// One-byte codes of the embeddings.
@@ -117,9 +117,9 @@ pub struct ChunkData {
     /// SHA-256 of each file; zeros if unknown.
     content_hashes: Box<[[u8; 32]]>,
     /// Bytes of the file, width and height in pixels.
-    image_sizes: Box<[(u64, u32, u32)]>,
+    byte_sizes_and_dimensions: Box<[(u64, u32, u32)]>,
     /// Columns of the attributes that at least one row has.
-    pub attributes: BTreeMap<String, AttributeColumn>,
+    pub attribute_columns: BTreeMap<String, AttributeColumn>,
 }
 
 impl ChunkData {
@@ -133,7 +133,7 @@ impl ChunkData {
 
     /// Finds the row of an id, live or not.
     pub fn find_row(&self, id: &str) -> Option<usize> {
-        let (mut low, mut high) = (0, self.len);
+        let (mut low, mut high) = (0, self.row_count);
         while low < high {
             let middle = usize::midpoint(low, high);
             match self.id(middle).cmp(id) {
@@ -171,10 +171,12 @@ impl ChunkData {
             let has_value = index != AttributeColumn::MISSING;
             has_value.then(|| column.values.get(index as usize).to_owned())
         };
-        let attributes =
-            self.attributes.iter().filter_map(|(name, c)| Some((name.clone(), value_in(c)?)));
+        let attributes = self
+            .attribute_columns
+            .iter()
+            .filter_map(|(name, c)| Some((name.clone(), value_in(c)?)));
         let hash = &self.content_hashes[row];
-        let (byte_size, width, height) = self.image_sizes[row];
+        let (byte_size, width, height) = self.byte_sizes_and_dimensions[row];
         let uri = self.uris.get(row);
         Some(ImageMetadata {
             image_id: ImageId::new(self.id(row)).ok()?,
@@ -206,7 +208,7 @@ impl ChunkData {
             image: Some(StoredImage {
                 uri: image.uri,
                 content_hash: image.content_hash,
-                bytes: image.byte_size,
+                byte_size: image.byte_size,
                 width: image.width,
                 height: image.height,
                 attributes: image.attributes,
@@ -217,8 +219,8 @@ impl ChunkData {
     }
 
     /// Returns the bytes of ids, addresses and attributes, and the bytes of everything else.
-    fn memory_bytes(&self) -> (usize, usize) {
-        let attributes = self.attributes.values();
+    fn text_and_other_bytes(&self) -> (usize, usize) {
+        let attributes = self.attribute_columns.values();
         let text_bytes = self.ids.memory_bytes()
             + self.uris.memory_bytes()
             + attributes
@@ -227,7 +229,7 @@ impl ChunkData {
         let other_bytes = self.quantised.memory_bytes()
             + 2 * self.vectors.len()
             + self.sequences.memory_bytes()
-            + self.len * (8 + 8 + 32 + 16);
+            + self.row_count * (8 + 8 + 32 + 16);
         (text_bytes, other_bytes)
     }
 }
@@ -268,7 +270,7 @@ impl Chunk {
             .collect();
         let micros = |time: DateTime<Utc>| time.timestamp_micros();
         let data = ChunkData {
-            len,
+            row_count: len,
             dimension,
             quantised: QuantisedVectors::from_vectors(&vectors, dimension),
             vectors: vectors.into(),
@@ -286,8 +288,11 @@ impl Chunk {
                 .iter()
                 .map(|image| parse_hex_hash(&image.content_hash))
                 .collect(),
-            image_sizes: images.iter().map(|i| (i.bytes, i.width, i.height)).collect(),
-            attributes: build_attribute_columns(&images),
+            byte_sizes_and_dimensions: images
+                .iter()
+                .map(|i| (i.byte_size, i.width, i.height))
+                .collect(),
+            attribute_columns: build_attribute_columns(&images),
         };
         let mut live = vec![u64::MAX; len.div_ceil(ROWS_PER_GROUP)];
         if let Some(last) = live.last_mut().filter(|_| !len.is_multiple_of(ROWS_PER_GROUP)) {
@@ -303,7 +308,7 @@ impl Chunk {
 
     /// Iterates over the indices of the live rows.
     pub fn live_rows(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.data.len).filter(|row| self.is_live(*row))
+        (0..self.data.row_count).filter(|row| self.is_live(*row))
     }
 
     /// Returns the same chunk with `rows` marked as not live.
@@ -329,7 +334,7 @@ impl Chunk {
     /// Returns the parts that clones share, each with its address and its bytes: the stored rows, and
     /// the statistics of each prompt set.
     pub fn shared_parts(&self) -> impl Iterator<Item = (*const (), u64)> + '_ {
-        let (text_bytes, other_bytes) = self.data.memory_bytes();
+        let (text_bytes, other_bytes) = self.data.text_and_other_bytes();
         let data = (Arc::as_ptr(&self.data).cast(), (text_bytes + other_bytes) as u64);
         let column_part = |column: &Arc<[ScoreStatistics]>| {
             (column.as_ptr().cast(), size_of_val(&**column) as u64)
@@ -338,9 +343,9 @@ impl Chunk {
     }
 
     /// Returns the bytes of ids, addresses and attributes, and the bytes of everything else.
-    pub fn memory_bytes(&self) -> (usize, usize) {
-        let (text_bytes, other_bytes) = self.data.memory_bytes();
-        let statistics = self.statistics.len() * self.data.len * size_of::<ScoreStatistics>();
+    pub fn text_and_other_bytes(&self) -> (usize, usize) {
+        let (text_bytes, other_bytes) = self.data.text_and_other_bytes();
+        let statistics = self.statistics.len() * self.data.row_count * size_of::<ScoreStatistics>();
         (text_bytes, other_bytes + statistics + 8 * self.live_bitmap.len())
     }
 }

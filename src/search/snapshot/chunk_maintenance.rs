@@ -18,7 +18,7 @@ pub fn add_missing_statistics(rows: &mut [ImageRow], sets: &[Arc<EmbeddedPromptS
             if image.statistics.contains_key(&set.statistics_key) {
                 continue;
             }
-            if let Some(statistics) = set.statistics(&image.embedding) {
+            if let Some(statistics) = set.compute_statistics(&image.embedding) {
                 image.statistics.insert(set.statistics_key.clone(), statistics);
                 computed += 1;
             }
@@ -33,7 +33,7 @@ pub type StatisticsColumns = HashMap<(*const ChunkData, StatisticsKey), Arc<[Sco
 
 /// Makes a chunk carry the statistics of exactly `sets`. Columns that it lacks are taken from `columns`
 /// or computed. Returns how many statistics were added.
-pub fn complete_statistics(
+pub fn sync_statistics_columns(
     chunk: &mut Chunk,
     sets: &[Arc<EmbeddedPromptSet>],
     columns: &mut StatisticsColumns,
@@ -56,10 +56,11 @@ pub fn complete_statistics(
 /// [`NO_STATISTICS`].
 pub fn compute_statistics_column(chunk: &Chunk, set: &EmbeddedPromptSet) -> Arc<[ScoreStatistics]> {
     let statistics_of = |row: usize| {
-        let statistics = chunk.is_live(row).then(|| set.statistics(&chunk.data.embedding(row)));
+        let statistics =
+            chunk.is_live(row).then(|| set.compute_statistics(&chunk.data.embedding(row)));
         statistics.flatten().unwrap_or(NO_STATISTICS)
     };
-    (0..chunk.data.len).into_par_iter().map(statistics_of).collect::<Vec<_>>().into()
+    (0..chunk.data.row_count).into_par_iter().map(statistics_of).collect::<Vec<_>>().into()
 }
 
 /// Drops empty chunks, rebuilds half-empty ones, and merges the last two chunks as long as the first
@@ -75,7 +76,7 @@ pub fn compact_chunks(chunks: &mut Vec<Chunk>, sets: &[Arc<EmbeddedPromptSet>]) 
     };
     chunks.retain(|chunk| chunk.live_count > 0);
     for chunk in chunks.iter_mut() {
-        if chunk.data.len > ROWS_PER_GROUP && chunk.live_count * 2 < chunk.data.len {
+        if chunk.data.row_count > ROWS_PER_GROUP && chunk.live_count * 2 < chunk.data.row_count {
             *chunk = rebuild(chunk.to_rows());
         }
     }

@@ -29,7 +29,7 @@ pub fn count_facets(declared: &AttributeTypes, chunks: &[Chunk]) -> Vec<Attribut
         let mut values: Option<BTreeMap<&str, usize>> = lists_values.then(BTreeMap::new);
         let mut image_count = 0;
         for chunk in chunks {
-            let Some(column) = chunk.data.attributes.get(name) else { continue };
+            let Some(column) = chunk.data.attribute_columns.get(name) else { continue };
             image_count += live_value_indices(chunk, column).count();
             if column.values.len() > MAX_FACET_VALUES {
                 values = None;

@@ -5,9 +5,9 @@ use crate::record::ImageRow;
 use crate::retry::{Classify, Disposition};
 
 /// Bytes of a row with one prompt set, apart from its embedding, ids, address and attributes.
-pub const ROW_BYTES: u64 = 150;
+pub const ROW_OVERHEAD_BYTES: u64 = 150;
 /// Bytes that each prompt set after the first adds to a row.
-pub const EXTRA_PROMPT_SET_BYTES: u64 = 28;
+pub const EXTRA_PROMPT_SET_BYTES_PER_ROW: u64 = 28;
 const MIB: u64 = 1 << 20;
 
 /// Memory of a snapshot.
@@ -24,11 +24,11 @@ pub struct SnapshotMemory {
 /// The generation does not fit into the memory limit.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "{images} images need {needed_mib} MiB, and search.memory_mib allows {limit_mib} MiB; nothing more is loaded. Raise the limit, give the machine more memory, or serve fewer images or prompt sets"
+    "{image_count} images need {needed_mib} MiB, and search.memory_mib allows {limit_mib} MiB; nothing more is loaded. Raise the limit, give the machine more memory, or serve fewer images or prompt sets"
 )]
 pub struct MemoryLimitExceeded {
     /// Number of images that were to be loaded.
-    pub images: usize,
+    pub image_count: usize,
     /// Memory that they need, in MiB, rounded up.
     pub needed_mib: u64,
     /// Memory limit, in MiB.
@@ -73,7 +73,9 @@ impl SnapshotMemory {
 pub fn memory_required_bytes(images: u64, dimension: usize, sets: usize) -> u64 {
     let embedding = dimension.next_multiple_of(CODE_ALIGNMENT) + 2 * dimension;
     images
-        * (embedding as u64 + ROW_BYTES + EXTRA_PROMPT_SET_BYTES * (sets as u64).saturating_sub(1))
+        * (embedding as u64
+            + ROW_OVERHEAD_BYTES
+            + EXTRA_PROMPT_SET_BYTES_PER_ROW * (sets as u64).saturating_sub(1))
 }
 
 /// Returns an error if `needed` is above `limit`, both in bytes.
@@ -81,7 +83,11 @@ fn check_bytes(images: usize, needed: u64, limit: u64) -> Result<(), MemoryLimit
     if needed <= limit {
         return Ok(());
     }
-    Err(MemoryLimitExceeded { images, needed_mib: needed.div_ceil(MIB), limit_mib: limit / MIB })
+    Err(MemoryLimitExceeded {
+        image_count: images,
+        needed_mib: needed.div_ceil(MIB),
+        limit_mib: limit / MIB,
+    })
 }
 
 /// Returns `configured` MiB in bytes; for 0, four fifths of the memory of the machine or of its

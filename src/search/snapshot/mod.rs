@@ -26,8 +26,8 @@ pub(crate) use table_snapshot::RowLocation;
 pub use chunk::ImageMetadata;
 pub use facets::AttributeFacet;
 pub use memory::{MemoryLimitExceeded, SnapshotMemory, memory_limit_bytes, memory_required_bytes};
-pub use serving::{Route, ServingSnapshot};
-pub use snapshot_store::{SnapshotChange, SnapshotStore};
+pub use serving::{ServingRole, ServingSnapshot};
+pub use snapshot_store::{SnapshotImageChange, SnapshotStore};
 pub use table_snapshot::Snapshot;
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::prompts::EmbeddedPromptSet;
 
 /// Which configuration answers a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route {
+pub enum ServingRole {
     /// The live configuration, which answers by default.
     Live,
     /// The configuration that may become live.
@@ -23,8 +23,8 @@ pub struct ServingSnapshot {
     pub generation_id: String,
     /// Name of the configuration in answers, logs and requests.
     pub configuration_name: String,
-    /// Role in the catalogue: [`Route::Candidate`] if another generation is live.
-    pub role: Route,
+    /// Role in the catalogue: [`ServingRole::Candidate`] if another generation is live.
+    pub role: ServingRole,
     /// Prompt sets that a query may name. Statistics that rows lack are computed for each of them.
     pub prompt_sets: Vec<Arc<EmbeddedPromptSet>>,
     /// Prompt set, normaliser and weight of queries that do not set their own.
@@ -42,7 +42,7 @@ impl ServingSnapshot {
             state_revision: state.revision,
             generation_id: state.live.id.clone(),
             configuration_name: state.configuration_name.clone(),
-            role: Route::Live,
+            role: ServingRole::Live,
             prompt_sets: sets,
             serving: state.serving.clone(),
             // A candidate that reads another generation belongs to that generation's snapshot.
@@ -67,7 +67,7 @@ impl ServingSnapshot {
             state_revision: state.revision,
             generation_id: generation.to_owned(),
             configuration_name: name.clone(),
-            role: Route::Candidate,
+            role: ServingRole::Candidate,
             prompt_sets: sets,
             serving: serving.clone(),
             candidate: None,
@@ -75,9 +75,9 @@ impl ServingSnapshot {
     }
 
     /// Returns the name of the configuration that `route` leads to.
-    pub(crate) fn configuration_for(&self, route: Route) -> &str {
+    pub(crate) fn configuration_for(&self, route: ServingRole) -> &str {
         match (&self.candidate, route) {
-            (Some(candidate), Route::Candidate) => &candidate.name,
+            (Some(candidate), ServingRole::Candidate) => &candidate.name,
             _ => &self.configuration_name,
         }
     }

@@ -16,7 +16,7 @@ use tokio::sync::broadcast;
 
 use super::chunk::{Chunk, ImageMetadata, MAX_CHUNK_ROWS};
 use super::chunk_maintenance::{
-    add_missing_statistics, compact_chunks, complete_statistics, compute_statistics_column,
+    add_missing_statistics, compact_chunks, compute_statistics_column, sync_statistics_columns,
 };
 use super::memory::MemoryLimitExceeded;
 use super::serving::ServingSnapshot;
@@ -32,13 +32,13 @@ const CHANGE_BUFFER_CAPACITY: usize = 1024;
 
 /// One changed image, as it is sent to listeners.
 #[derive(Debug, Clone)]
-pub struct SnapshotChange {
+pub struct SnapshotImageChange {
     /// Id of the image.
     pub image_id: ImageId,
     /// The image after the change; `None` if it was deleted.
-    pub after: Option<Arc<ImageMetadata>>,
+    pub image_after: Option<Arc<ImageMetadata>>,
     /// The image before the change; `None` if it is new.
-    pub before: Option<Arc<ImageMetadata>>,
+    pub image_before: Option<Arc<ImageMetadata>>,
     /// Version of the table that contains the change.
     pub table_version: u64,
 }
@@ -52,15 +52,15 @@ pub struct SnapshotStore {
 struct SharedSnapshots {
     newest: ArcSwap<Snapshot>,
     /// Whether the whole table has been applied once.
-    ready: AtomicBool,
-    changes: broadcast::Sender<SnapshotChange>,
+    is_table_loaded: AtomicBool,
+    changes: broadcast::Sender<SnapshotImageChange>,
     memory_limit_bytes: u64,
     /// Locked while the next snapshot is built.
-    writer: Mutex<WriterState>,
+    builder_state: Mutex<SnapshotBuilderState>,
 }
 
 /// What is needed to build the next snapshot.
-struct WriterState {
+struct SnapshotBuilderState {
     /// Prompt sets whose statistics are computed for new rows that were stored without them.
     prompt_sets: Vec<Arc<EmbeddedPromptSet>>,
     /// Newest version of each deleted image: an older row of it may still arrive.
@@ -68,10 +68,10 @@ struct WriterState {
     /// Memory of the tombstones.
     tombstone_bytes: usize,
     /// A whole table that is being loaded and of which parts are still missing.
-    partial_load: Option<Snapshot>,
+    partial_snapshot: Option<Snapshot>,
 }
 
-impl WriterState {
+impl SnapshotBuilderState {
     fn add_tombstone(&mut self, id: ImageId, version: RowVersion) {
         self.remove_tombstone(&id);
         self.tombstone_bytes += tombstone_bytes(&id, &version);
@@ -99,18 +99,18 @@ impl SnapshotStore {
     /// Creates a store whose snapshot is empty until the first [`SnapshotStore::apply_changes`]. It
     /// loads at most `memory_limit_bytes`.
     pub fn new(serving_snapshot: ServingSnapshot, memory_limit_bytes: u64) -> Self {
-        let writer = WriterState {
+        let writer = SnapshotBuilderState {
             prompt_sets: serving_snapshot.prompt_sets.clone(),
             tombstones: HashMap::new(),
             tombstone_bytes: 0,
-            partial_load: None,
+            partial_snapshot: None,
         };
         let inner = SharedSnapshots {
             newest: ArcSwap::from_pointee(Snapshot::empty(serving_snapshot.into())),
-            ready: false.into(),
+            is_table_loaded: false.into(),
             changes: broadcast::channel(CHANGE_BUFFER_CAPACITY).0,
             memory_limit_bytes,
-            writer: writer.into(),
+            builder_state: writer.into(),
         };
         Self { inner: inner.into() }
     }
@@ -122,7 +122,7 @@ impl SnapshotStore {
 
     /// Returns whether the whole table has been applied once.
     pub fn is_ready(&self) -> bool {
-        self.inner.ready.load(Ordering::Acquire)
+        self.inner.is_table_loaded.load(Ordering::Acquire)
     }
 
     /// Returns the maximum number of bytes that are loaded.
@@ -131,7 +131,7 @@ impl SnapshotStore {
     }
 
     /// Returns a receiver of all changes from now on, except those of a whole table.
-    pub fn subscribe(&self) -> broadcast::Receiver<SnapshotChange> {
+    pub fn subscribe(&self) -> broadcast::Receiver<SnapshotImageChange> {
         self.inner.changes.subscribe()
     }
 
@@ -158,17 +158,17 @@ impl SnapshotStore {
 }
 
 impl SharedSnapshots {
-    fn lock_writer(&self) -> std::sync::MutexGuard<'_, WriterState> {
+    fn lock_builder_state(&self) -> std::sync::MutexGuard<'_, SnapshotBuilderState> {
         // A writer that panicked has published nothing; its tombstones may be ahead, which keeps
         // deleted images deleted.
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.builder_state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn apply_changes(&self, changes: TableChanges) -> Result<(), MemoryLimitExceeded> {
-        let mut writer = self.lock_writer();
+        let mut writer = self.lock_builder_state();
         let old = self.newest.load_full();
         let has_listeners = !changes.is_full_snapshot && self.changes.receiver_count() > 0;
-        let partial_load = writer.partial_load.take().filter(|_| !changes.part.is_first());
+        let partial_load = writer.partial_snapshot.take().filter(|_| !changes.part.is_first());
         let mut next = match partial_load {
             _ if !changes.is_full_snapshot => old.clone_for_update(),
             Some(partial_load) => partial_load,
@@ -176,13 +176,13 @@ impl SharedSnapshots {
                 (writer.tombstones, writer.tombstone_bytes) = (HashMap::new(), 0);
                 Snapshot {
                     chunks: Vec::new(),
-                    computed_statistics: 0,
+                    computed_statistics_count: 0,
                     live_count: 0,
                     ..old.clone_for_update()
                 }
             }
         };
-        next.table_version = changes.version;
+        next.table_version = changes.table_version;
         next.applied_at = Some(Utc::now());
         let mut changed_images = Vec::new();
         // Rows that stop being live, by chunk.
@@ -193,17 +193,18 @@ impl SharedSnapshots {
             // A whole table has each image only once, so that there is no earlier row to find.
             let location =
                 (!changes.is_full_snapshot).then(|| next.find_row(row.image_id.as_str())).flatten();
-            let known = location.map(|l| next.chunks[l.chunk].data.version(l.row));
+            let known = location.map(|l| next.chunks[l.chunk_index].data.version(l.row_index));
             let known = known.as_ref().or_else(|| writer.tombstones.get(&row.image_id));
             if known.is_some_and(|known| *known >= version) {
                 continue;
             }
-            next.changed_rows += 1;
+            next.applied_row_count += 1;
             if let Some(location) = location {
-                replaced_rows.entry(location.chunk).or_default().push(location.row);
+                replaced_rows.entry(location.chunk_index).or_default().push(location.row_index);
             }
             if has_listeners {
-                let before = location.and_then(|l| next.chunks[l.chunk].data.metadata(l.row));
+                let before =
+                    location.and_then(|l| next.chunks[l.chunk_index].data.metadata(l.row_index));
                 changed_images.push((row.image_id.clone(), before));
             }
             if row.image.is_some() {
@@ -218,7 +219,8 @@ impl SharedSnapshots {
             next.chunks[chunk] = next.chunks[chunk].without_rows(&rows);
         }
         next.memory_usage().check_limit_with_rows(&new_rows, self.memory_limit_bytes)?;
-        next.computed_statistics += add_missing_statistics(&mut new_rows, &writer.prompt_sets);
+        next.computed_statistics_count +=
+            add_missing_statistics(&mut new_rows, &writer.prompt_sets);
         let keys: Vec<StatisticsKey> =
             writer.prompt_sets.iter().map(|set| set.statistics_key.clone()).collect();
         let mut rows_per_chunk = Vec::new();
@@ -228,10 +230,10 @@ impl SharedSnapshots {
         }
         let new_chunks = rows_per_chunk.into_par_iter().map(|rows| Chunk::from_rows(&rows, &keys));
         next.chunks.par_extend(new_chunks);
-        next.computed_statistics += compact_chunks(&mut next.chunks, &writer.prompt_sets);
+        next.computed_statistics_count += compact_chunks(&mut next.chunks, &writer.prompt_sets);
         if !changes.part.is_last() {
             self.count_and_check_memory(&mut next)?;
-            writer.partial_load = Some(next);
+            writer.partial_snapshot = Some(next);
             return Ok(());
         }
         if changes.part == SnapshotPart::Last {
@@ -239,21 +241,21 @@ impl SharedSnapshots {
             let newest = self.newest.load();
             (next.serving_snapshot, next.serial) = (newest.serving_snapshot.clone(), newest.serial);
             for chunk in &mut next.chunks {
-                next.computed_statistics +=
-                    complete_statistics(chunk, &writer.prompt_sets, &mut HashMap::new());
+                next.computed_statistics_count +=
+                    sync_statistics_columns(chunk, &writer.prompt_sets, &mut HashMap::new());
             }
         }
         self.publish(next)?;
-        self.ready.store(true, Ordering::Release);
+        self.is_table_loaded.store(true, Ordering::Release);
         let newest = self.newest.load();
         for (image_id, before) in changed_images {
             let after = newest.metadata(image_id.as_str());
             let before = before.map(Arc::new);
             // An error means that there are no listeners any more.
-            let _ = self.changes.send(SnapshotChange {
+            let _ = self.changes.send(SnapshotImageChange {
                 image_id,
-                after,
-                before,
+                image_after: after,
+                image_before: before,
                 table_version: newest.table_version,
             });
         }
@@ -266,7 +268,7 @@ impl SharedSnapshots {
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<(), MemoryLimitExceeded> {
         let previous_sets = {
-            let mut writer = self.lock_writer();
+            let mut writer = self.lock_builder_state();
             // Checked before anything is computed, because a caller may retry without end.
             self.newest
                 .load()
@@ -297,11 +299,11 @@ impl SharedSnapshots {
             completed += chunk.live_count;
             progress(completed, total);
         }
-        let mut writer = self.lock_writer();
+        let mut writer = self.lock_builder_state();
         let mut next = self.newest.load_full().clone_for_update();
         for chunk in &mut next.chunks {
-            next.computed_statistics +=
-                complete_statistics(chunk, &serving_snapshot.prompt_sets, &mut columns);
+            next.computed_statistics_count +=
+                sync_statistics_columns(chunk, &serving_snapshot.prompt_sets, &mut columns);
         }
         let sets = serving_snapshot.prompt_sets.clone();
         next.serving_snapshot = serving_snapshot.into();

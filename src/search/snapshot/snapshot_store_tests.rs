@@ -11,12 +11,16 @@ use crate::table::{SnapshotPart, TableChanges};
 
 /// Applies one commit, and returns the live images as `id@sequence`.
 async fn apply_rows(snapshots: &SnapshotStore, version: u64, rows: Vec<ImageRow>) -> Vec<String> {
-    let changes =
-        TableChanges { version, is_full_snapshot: version == 1, part: SnapshotPart::All, rows };
+    let changes = TableChanges {
+        table_version: version,
+        is_full_snapshot: version == 1,
+        part: SnapshotPart::All,
+        rows,
+    };
     snapshots.apply_changes(changes).await.unwrap();
     let newest = snapshots.newest();
     let mut ids = Vec::new();
-    for (image, embedding) in newest.images() {
+    for (image, embedding) in newest.images_with_embeddings() {
         let id = image.image_id.as_str();
         assert_eq!(newest.embedding(id).unwrap(), embedding);
         assert_eq!(newest.metadata(id).unwrap().version, image.version);
@@ -54,7 +58,7 @@ async fn a_reader_keeps_its_snapshot() {
     apply_rows(&snapshots, 1, vec![upsert("a", 1)]).await;
     let held = snapshots.newest();
     apply_rows(&snapshots, 2, vec![sample_row("a", 2, None)]).await;
-    assert_eq!((held.table_version, held.len(), held.images().count()), (1, 1, 1));
+    assert_eq!((held.table_version, held.len(), held.images_with_embeddings().count()), (1, 1, 1));
     assert_eq!(snapshots.newest().len(), 0);
 }
 
@@ -76,14 +80,14 @@ async fn many_small_commits_leave_few_chunks() {
     let newest = snapshots.newest();
     assert_eq!(newest.len(), 150);
     assert!(newest.chunks.len() <= 9, "{} chunks", newest.chunks.len());
-    for (image, embedding) in newest.images() {
+    for (image, embedding) in newest.images_with_embeddings() {
         let version: u64 = image.version.sequence.as_str().parse().unwrap();
         assert_eq!(image.uri, version.is_multiple_of(2).then(|| format!("file:///{version}")));
         assert_eq!(image.content_hash, padded_hex(version));
         assert_eq!(image.attributes["n"], version.to_string());
         let set = &newest.serving_snapshot.prompt_sets[0];
         let statistics = newest.statistics(image.image_id.as_str(), &set.statistics_key);
-        assert_eq!(statistics, set.statistics(&embedding), "to the bit");
+        assert_eq!(statistics, set.compute_statistics(&embedding), "to the bit");
     }
 }
 
@@ -105,9 +109,12 @@ async fn a_new_configuration_replaces_the_old_one_atomically() {
     snapshots.switch_serving(next, &|completed, _| *reported.lock().unwrap() = completed).unwrap();
     let newest = snapshots.newest();
     assert_eq!((newest.serving_snapshot.state_revision, *reported.lock().unwrap()), (7, 300));
-    for (image, embedding) in newest.images() {
+    for (image, embedding) in newest.images_with_embeddings() {
         let id = image.image_id.as_str();
-        assert_eq!(newest.statistics(id, &other.statistics_key), other.statistics(&embedding));
+        assert_eq!(
+            newest.statistics(id, &other.statistics_key),
+            other.compute_statistics(&embedding)
+        );
         let old = &held.serving_snapshot.prompt_sets[0].statistics_key;
         assert!(
             held.statistics(id, old).is_some()
@@ -137,9 +144,9 @@ async fn a_new_configuration_replaces_the_old_one_atomically() {
     tokio::task::spawn_blocking(switch).await.unwrap();
     let newest = snapshots.newest();
     assert!(newest.len() > 300);
-    for (image, embedding) in newest.images() {
+    for (image, embedding) in newest.images_with_embeddings() {
         let statistics = newest.statistics(image.image_id.as_str(), &third.statistics_key);
-        assert_eq!(statistics, third.statistics(&embedding), "{}", image.image_id.as_str());
+        assert_eq!(statistics, third.compute_statistics(&embedding), "{}", image.image_id.as_str());
     }
     // Later rows get the statistics of the served sets.
     apply_rows(&snapshots, newest.table_version + 1, vec![upsert("late", 1)]).await;
@@ -154,7 +161,7 @@ async fn a_whole_table_loaded_in_parts_is_served_after_the_last_part() {
     let part = async |part, ids: std::ops::Range<u64>| {
         let mut rows: Vec<ImageRow> = ids.clone().map(|i| upsert(&format!("i{i}"), 9)).collect();
         rows.push(sample_row(&format!("deleted-{}", ids.start), 9, None));
-        let changes = TableChanges { version: 5, is_full_snapshot: true, part, rows };
+        let changes = TableChanges { table_version: 5, is_full_snapshot: true, part, rows };
         snapshots.apply_changes(changes).await.unwrap();
         (snapshots.newest().table_version, snapshots.newest().len())
     };
@@ -168,9 +175,13 @@ async fn a_whole_table_loaded_in_parts_is_served_after_the_last_part() {
     assert_eq!(part(SnapshotPart::Last, 200..300).await, (5, 300));
     let newest = snapshots.newest();
     assert_eq!((newest.serving_snapshot.state_revision, newest.serial), (7, serial + 1));
-    for (image, embedding) in newest.images() {
+    for (image, embedding) in newest.images_with_embeddings() {
         let id = image.image_id.as_str();
-        assert_eq!(newest.statistics(id, &two.statistics_key), two.statistics(&embedding), "{id}");
+        assert_eq!(
+            newest.statistics(id, &two.statistics_key),
+            two.compute_statistics(&embedding),
+            "{id}"
+        );
         assert!(newest.statistics(id, &one.statistics_key).is_none());
     }
     // There are tombstones of the deletes of every part.
@@ -187,14 +198,14 @@ async fn changes_over_the_memory_limit_are_rejected_with_figures_and_the_old_sna
         .collect();
     let error = snapshots
         .apply_changes(TableChanges {
-            version: 2,
+            table_version: 2,
             is_full_snapshot: false,
             part: SnapshotPart::All,
             rows: rows_over_limit,
         })
         .await;
     let error = error.unwrap_err();
-    assert_eq!((error.images, error.limit_mib), (2001, 4));
+    assert_eq!((error.image_count, error.limit_mib), (2001, 4));
     assert!(error.to_string().contains("search.memory_mib"), "{error}");
     assert_eq!((snapshots.newest().table_version, snapshots.newest().len()), (1, 1));
 
@@ -209,7 +220,7 @@ async fn changes_over_the_memory_limit_are_rejected_with_figures_and_the_old_sna
     let error = small
         .switch_serving(sample_serving_snapshot(sets), &|_, _| panic!("statistics were computed"))
         .unwrap_err();
-    assert_eq!(error.images, 1000);
+    assert_eq!(error.image_count, 1000);
     apply_rows(&small, 2, vec![upsert("late", 1)]).await;
     assert_eq!(small.newest().chunks.iter().map(|c| c.statistics.len()).sum::<usize>(), 0);
 }

@@ -31,11 +31,11 @@ pub struct Snapshot {
     pub serving_snapshot: Arc<ServingSnapshot>,
     /// Number of statistics that were computed here because the row was stored without them, one per
     /// image and prompt set.
-    pub computed_statistics: usize,
+    pub computed_statistics_count: usize,
     pub(crate) chunks: Vec<Chunk>,
     pub(crate) live_count: usize,
     /// Number of rows that were applied since the start.
-    pub(crate) changed_rows: u64,
+    pub(crate) applied_row_count: u64,
     /// Bytes of the tombstones of deleted images.
     pub(crate) tombstone_bytes: usize,
     pub(crate) scale_cache: ScaleCache,
@@ -50,8 +50,8 @@ pub(crate) type ScaleCache =
 /// Position of a row: the index of its chunk, and of the row in that chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct RowLocation {
-    pub chunk: usize,
-    pub row: usize,
+    pub chunk_index: usize,
+    pub row_index: usize,
 }
 
 impl Snapshot {
@@ -61,10 +61,10 @@ impl Snapshot {
             serial: 0,
             applied_at: None,
             serving_snapshot,
-            computed_statistics: 0,
+            computed_statistics_count: 0,
             chunks: Vec::new(),
             live_count: 0,
-            changed_rows: 0,
+            applied_row_count: 0,
             tombstone_bytes: 0,
             scale_cache: ScaleCache::default(),
             facets: OnceLock::new(),
@@ -95,24 +95,24 @@ impl Snapshot {
     /// Returns the metadata of the image with this id, or `None` if it is not live.
     pub fn metadata(&self, id: &str) -> Option<Arc<ImageMetadata>> {
         let location = self.find_row(id)?;
-        self.chunks[location.chunk].data.metadata(location.row).map(Arc::new)
+        self.chunks[location.chunk_index].data.metadata(location.row_index).map(Arc::new)
     }
 
     /// Returns the stored embedding of the image with this id, or `None` if it is not live.
     pub fn embedding(&self, id: &str) -> Option<Embedding> {
         let location = self.find_row(id)?;
-        Some(self.chunks[location.chunk].data.embedding(location.row))
+        Some(self.chunks[location.chunk_index].data.embedding(location.row_index))
     }
 
     /// Returns the statistics of an image, or `None` if it is not live or has none for `key`.
     pub fn statistics(&self, id: &str, key: &StatisticsKey) -> Option<ScoreStatistics> {
         let location = self.find_row(id)?;
-        let column = self.chunks[location.chunk].statistics.get(key)?;
-        Some(column[location.row]).filter(|s| s.n > 0)
+        let column = self.chunks[location.chunk_index].statistics.get(key)?;
+        Some(column[location.row_index]).filter(|s| s.n > 0)
     }
 
     /// Iterates over all live images with their embeddings, in no particular order.
-    pub fn images(&self) -> impl Iterator<Item = (ImageMetadata, Embedding)> + '_ {
+    pub fn images_with_embeddings(&self) -> impl Iterator<Item = (ImageMetadata, Embedding)> + '_ {
         let image = |chunk: &'_ Chunk, row: usize| {
             Some((chunk.data.metadata(row)?, chunk.data.embedding(row)))
         };
@@ -123,7 +123,7 @@ impl Snapshot {
     pub(crate) fn find_row(&self, id: &str) -> Option<RowLocation> {
         self.chunks.iter().enumerate().find_map(|(chunk, c)| {
             let row = c.data.find_row(id).filter(|row| c.is_live(*row))?;
-            Some(RowLocation { chunk, row })
+            Some(RowLocation { chunk_index: chunk, row_index: row })
         })
     }
 
@@ -137,14 +137,14 @@ impl Snapshot {
         let cache = || self.scale_cache.lock().unwrap_or_else(PoisonError::into_inner);
         let cached = cache().get(&cache_key).copied();
         let is_fresh = |computed_at: u64| {
-            let changed = self.changed_rows.abs_diff(computed_at);
+            let changed = self.applied_row_count.abs_diff(computed_at);
             changed <= self.live_count as u64 / SCALE_REFRESH_DIVISOR
         };
         if let Some((_, scale)) = cached.filter(|(computed_at, _)| is_fresh(*computed_at)) {
             return scale;
         }
         let scale = ScaleConstants::from_catalogue(normaliser, self.live_statistics(key));
-        cache().insert(cache_key, (self.changed_rows, scale));
+        cache().insert(cache_key, (self.applied_row_count, scale));
         scale
     }
 
@@ -161,7 +161,7 @@ impl Snapshot {
     pub fn memory_usage(&self) -> SnapshotMemory {
         let (mut text_bytes, mut other_bytes) = (self.tombstone_bytes, 0);
         for chunk in &self.chunks {
-            let (text, other) = chunk.memory_bytes();
+            let (text, other) = chunk.text_and_other_bytes();
             text_bytes += text;
             other_bytes += other;
         }
@@ -172,7 +172,7 @@ impl Snapshot {
     /// sets.
     pub(crate) fn memory_usage_with_sets(&self, sets: usize) -> SnapshotMemory {
         let memory = self.memory_usage();
-        let column_bytes = |chunk: &Chunk| chunk.data.len * size_of::<ScoreStatistics>();
+        let column_bytes = |chunk: &Chunk| chunk.data.row_count * size_of::<ScoreStatistics>();
         let current: usize = self.chunks.iter().map(|c| c.statistics.len() * column_bytes(c)).sum();
         let future = sets * self.chunks.iter().map(column_bytes).sum::<usize>();
         SnapshotMemory { other_bytes: memory.other_bytes - current + future, ..memory }

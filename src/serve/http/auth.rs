@@ -15,7 +15,7 @@ use tracing::warn;
 
 use super::body::problem::Problem;
 use super::credentials::api_keys::{self, ApiKey, Scope};
-use super::credentials::session::COOKIE_NAME;
+use super::credentials::session::SESSION_COOKIE_NAME;
 use super::state::HandlerState;
 use crate::telemetry::event;
 
@@ -33,7 +33,7 @@ impl Principal {
 /// What [`authorise_request`] needs to know about a route.
 #[derive(Clone)]
 pub struct AuthLayer {
-    pub state: Arc<HandlerState>,
+    pub handler_state: Arc<HandlerState>,
     /// `None`: a key with any scope is enough.
     pub required_scope: Option<Scope>,
 }
@@ -45,20 +45,20 @@ pub async fn authorise_request(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let principal = authenticate(&auth.state, request.method(), request.headers())
-        .and_then(|principal| check_scope(principal, auth.required_scope));
+    let principal = authenticate(&auth.handler_state, request.method(), request.headers())
+        .and_then(|principal| require_scope(principal, auth.required_scope));
     match principal {
         Ok(principal) => {
             request.extensions_mut().insert(principal);
             next.run(request).await
         }
-        Err(problem) => log_denied(problem).into_response(),
+        Err(problem) => log_denied_request(problem).into_response(),
     }
 }
 
 /// Logs a rejected request, which may be an attack. A missing key is not logged: the page sends its
 /// first requests without one.
-fn log_denied(problem: Problem) -> Problem {
+fn log_denied_request(problem: Problem) -> Problem {
     let code = problem.code();
     if code != "missing_api_key" {
         warn!(event = event::ACCESS_DENIED, code, "a request was denied");
@@ -66,7 +66,7 @@ fn log_denied(problem: Problem) -> Problem {
     problem
 }
 
-fn check_scope(principal: Principal, scope: Option<Scope>) -> Result<Principal, Problem> {
+fn require_scope(principal: Principal, scope: Option<Scope>) -> Result<Principal, Problem> {
     match (&principal.0, scope) {
         (Some(key), Some(scope)) if !key.allows(scope) => {
             Err(Problem::insufficient_scope(&key.name, scope))
@@ -92,11 +92,12 @@ fn authenticate(
         };
     }
     if let Some(secret) = parse_bearer_key(headers) {
-        let key = api_keys::find_by_secret(&shared.api_keys, secret?)
+        let key = api_keys::find_key_by_secret(&shared.api_keys, secret?)
             .ok_or_else(Problem::invalid_api_key)?;
         return Ok(Principal(Some(key.clone())));
     }
-    let key = parse_session_cookie(headers).and_then(|token| shared.sessions.find_key(token));
+    let key = parse_session_cookie(headers)
+        .and_then(|token| shared.session_store.find_session_key(token));
     let key = key.ok_or_else(Problem::missing_api_key)?;
     // `SameSite=Strict` does not stop pages of another port, or of another subdomain of the same
     // site.
@@ -129,7 +130,7 @@ fn parse_session_cookie(headers: &HeaderMap) -> Option<&str> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs =
         cookies.flat_map(|value| value.split(';')).filter_map(|p| p.trim().split_once('='));
-    pairs.find(|(name, _)| *name == COOKIE_NAME).map(|(_, token)| token)
+    pairs.find(|(name, _)| *name == SESSION_COOKIE_NAME).map(|(_, token)| token)
 }
 
 /// Returns whether a page of this server sent the request; `None` if the request does not say, as
@@ -193,7 +194,7 @@ pub async fn sign_in(
     let headers = request.headers().clone();
     // Another site must not sign a visitor in with a key that is not the visitor's.
     if is_same_origin(&headers) == Some(false) {
-        return Err(log_denied(Problem::cross_site_request()));
+        return Err(log_denied_request(Problem::cross_site_request()));
     }
     let secret = match parse_bearer_key(&headers) {
         Some(secret) => secret?.to_owned(),
@@ -202,10 +203,10 @@ pub async fn sign_in(
             body?.0.api_key
         }
     };
-    let key = api_keys::find_by_secret(&shared.api_keys, secret.trim())
-        .ok_or_else(|| log_denied(Problem::invalid_api_key()))?
+    let key = api_keys::find_key_by_secret(&shared.api_keys, secret.trim())
+        .ok_or_else(|| log_denied_request(Problem::invalid_api_key()))?
         .clone();
-    let token = shared.sessions.sign_in(key.clone());
+    let token = shared.session_store.open_session(key.clone());
     let body = Json(SessionResponse::new(&Principal(Some(key))));
     Ok(([(header::SET_COOKIE, build_session_cookie(&shared, &headers, Some(&token))?)], body)
         .into_response())
@@ -217,7 +218,7 @@ pub async fn sign_out(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     if let Some(token) = parse_session_cookie(&headers) {
-        shared.sessions.sign_out(token);
+        shared.session_store.end_session(token);
     }
     let cookie = [(header::SET_COOKIE, build_session_cookie(&shared, &headers, None)?)];
     Ok((StatusCode::NO_CONTENT, cookie).into_response())
@@ -232,7 +233,13 @@ fn build_session_cookie(
     // A client that forges this header harms only itself: its cookie is then sent by TLS only.
     let secure = shared.context.options.is_tls_enabled()
         || headers.get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https");
-    HeaderValue::from_str(&shared.sessions.set_cookie_value(token, secure)).map_err(|_| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the cookie cannot be written")
-    })
+    HeaderValue::from_str(&shared.session_store.session_cookie_header_value(token, secure)).map_err(
+        |_| {
+            Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "the cookie cannot be written",
+            )
+        },
+    )
 }

@@ -23,26 +23,36 @@ pub struct ConcurrencyPermit(
 #[derive(Clone)]
 pub struct ConcurrencyLimit {
     permits: Arc<Semaphore>,
-    max_concurrent: usize,
+    max_concurrent_requests: usize,
     /// What the requests do, for the error message: "<n> requests are <activity>".
-    activity: &'static str,
-    timeout_ms: u64,
+    activity_description: &'static str,
+    request_timeout_ms: u64,
 }
 
 impl ConcurrencyLimit {
     pub fn new(max_concurrent: usize, activity: &'static str, timeout_ms: u64) -> Self {
         let permits = Arc::new(Semaphore::new(max_concurrent));
-        Self { permits, max_concurrent, activity, timeout_ms }
+        Self {
+            permits,
+            max_concurrent_requests: max_concurrent,
+            activity_description: activity,
+            request_timeout_ms: timeout_ms,
+        }
     }
 }
 
 /// Rejects a request if the limit is reached, and answers with an error if it takes too long.
-pub async fn limit_concurrency(
+pub async fn limit_concurrency_and_duration(
     State(concurrency): State<ConcurrencyLimit>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let ConcurrencyLimit { permits, max_concurrent, activity, timeout_ms } = concurrency;
+    let ConcurrencyLimit {
+        permits,
+        max_concurrent_requests: max_concurrent,
+        activity_description: activity,
+        request_timeout_ms: timeout_ms,
+    } = concurrency;
     let Ok(permit) = permits.try_acquire_owned() else {
         warn!(
             event = event::REQUEST_REJECTED,

@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use super::body::problem::Problem;
-use super::error::ServeError;
+use super::error::ServerStartError;
 use super::options::HttpOptions;
 use crate::telemetry::event;
 
@@ -60,7 +60,7 @@ impl Listener {
 
 /// Binds the port and reads the certificate. Called before the model and the table are loaded, so
 /// that mistakes in these options show at once.
-pub async fn listen(options: &HttpOptions) -> Result<Listener, ServeError> {
+pub async fn bind_listener(options: &HttpOptions) -> Result<Listener, ServerStartError> {
     let tls = if options.is_tls_enabled() {
         Some(load_tls_acceptor(&options.tls_cert, &options.tls_key)?)
     } else {
@@ -69,12 +69,12 @@ pub async fn listen(options: &HttpOptions) -> Result<Listener, ServeError> {
     let address: SocketAddr = options.listen;
     let tcp = TcpListener::bind(address)
         .await
-        .map_err(|source| ServeError::Listen { address, source })?;
+        .map_err(|source| ServerStartError::Listen { address, source })?;
     Ok(Listener { tcp_listener: tcp, tls_acceptor: tls })
 }
 
-fn load_tls_acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServeError> {
-    let tls_error = |option, file: &Path, reason: String| ServeError::Tls {
+fn load_tls_acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServerStartError> {
+    let tls_error = |option, file: &Path, reason: String| ServerStartError::Tls {
         option,
         file: file.to_owned(),
         reason,
@@ -101,7 +101,7 @@ fn load_tls_acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServeError>
 pub struct ConnectionLimits {
     max_connections: usize,
     /// For a request's head, and for the TLS handshake.
-    head_timeout: Duration,
+    request_head_timeout: Duration,
     /// For the client to read a part of the response.
     write_timeout: Duration,
 }
@@ -110,7 +110,7 @@ impl ConnectionLimits {
     pub fn new(options: &HttpOptions) -> Self {
         Self {
             max_connections: options.max_connections,
-            head_timeout: Duration::from_millis(options.header_timeout_ms),
+            request_head_timeout: Duration::from_millis(options.header_timeout_ms),
             write_timeout: Duration::from_millis(options.write_timeout_ms),
         }
     }
@@ -190,7 +190,7 @@ async fn handle_connection(
     stream.set_nodelay(true)?;
     let Some(tls) = tls else { return serve_connection(stream, service, limits, cancel).await };
     let stream = tokio::select! {
-        stream = timeout(limits.head_timeout, tls.accept(stream)) => stream??,
+        stream = timeout(limits.request_head_timeout, tls.accept(stream)) => stream??,
         () = cancel.cancelled() => return Ok(()),
     };
     serve_connection(stream, service, limits, cancel).await
@@ -209,7 +209,7 @@ async fn serve_connection(
     let stream = Box::pin(stream);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.head_timeout)
+        .header_read_timeout(limits.request_head_timeout)
         .max_buf_size(MAX_REQUEST_HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut connection = pin!(connection);
@@ -237,7 +237,7 @@ mod tests {
         let service = Router::new().route("/", get(|| async { vec![0u8; 1 << 20] }));
         let limits = ConnectionLimits {
             max_connections: 1,
-            head_timeout: Duration::from_secs(60),
+            request_head_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_millis(300),
         };
         let cancel = CancellationToken::new();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// Why the HTTP server cannot start.
 #[derive(Debug, thiserror::Error)]
-pub enum ServeError {
+pub enum ServerStartError {
     /// The address cannot be listened on.
     #[error("http.listen: {address}: {source}; choose a free port, or stop what uses it")]
     Listen {

@@ -1,7 +1,7 @@
 //! The HTTP interface of the query worker: JSON, a feed of changes, and one page.
 //!
 //! `connections` accepts and limits connections, `router` combines the routes with their limits and
-//! scopes, `routes` and `auth` answer requests, `body` has the JSON that they read and write, and
+//! scopes, `routes` and `auth` answer requests, `body` has that JSON (`body/request.rs`: a search's JSON becomes a `Query`), and
 //! `credentials` has keys and sessions.
 
 mod auth;
@@ -24,9 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use body::request::SearchRequest;
 pub use body::response::{ImageInfo, SearchHit, SearchResponse};
-pub use connections::{Listener, listen};
+pub use connections::{Listener, bind_listener};
 pub use credentials::api_keys::{ApiKey, KeyHash, Scope};
-pub use error::ServeError;
+pub use error::ServerStartError;
 pub use openapi::build_document as openapi;
 pub use options::HttpOptions;
 pub use state::{ServerContext, Substitute};

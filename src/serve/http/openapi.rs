@@ -10,7 +10,7 @@ use super::body::problem::Problem;
 use super::body::request::{ExplainRequest, FeedbackRequest, SearchRequest};
 use super::body::response::{ExplainResponse, ImageInfo, SearchResponse};
 use super::body::state_response::StateResponse;
-use super::credentials::session::COOKIE_NAME;
+use super::credentials::session::SESSION_COOKIE_NAME;
 
 /// Collects the schemas of bodies. Requests may omit fields that have a default, responses have all
 /// fields.
@@ -33,11 +33,11 @@ impl SchemaCollector {
         }
     }
 
-    fn request_body<T: JsonSchema>(&mut self) -> Value {
+    fn describe_request_body<T: JsonSchema>(&mut self) -> Value {
         json!({ "required": true, "content": json_content(&self.request_schemas.subschema_for::<T>()) })
     }
 
-    fn response<T: JsonSchema>(&mut self, description: &str) -> Value {
+    fn describe_response<T: JsonSchema>(&mut self, description: &str) -> Value {
         json!({ "description": description, "content": json_content(&self.response_schemas.subschema_for::<T>()) })
     }
 
@@ -66,15 +66,16 @@ pub fn build_document() -> Value {
         "description": "An image's id, percent-encoded.", "schema": { "type": "string", "minLength": 1 },
     });
     let text = |description: &str| json!({ "description": description, "content": { "text/plain": { "schema": { "type": "string" } } } });
-    let search = schemas.request_body::<SearchRequest>();
-    let search_response = schemas.response::<SearchResponse>("The hits of both rankings.");
-    let explain = schemas.request_body::<ExplainRequest>();
-    let explain_response = schemas.response::<ExplainResponse>("The explanation.");
-    let image = schemas.response::<ImageInfo>("The image.");
-    let feedback = schemas.request_body::<FeedbackRequest>();
-    let state = schemas.response::<StateResponse<'static>>("The state.");
-    let sign_in = schemas.request_body::<SignInRequest>();
-    let session = schemas.response::<SessionResponse>("The name of the key, and its scopes.");
+    let search = schemas.describe_request_body::<SearchRequest>();
+    let search_response = schemas.describe_response::<SearchResponse>("The hits of both rankings.");
+    let explain = schemas.describe_request_body::<ExplainRequest>();
+    let explain_response = schemas.describe_response::<ExplainResponse>("The explanation.");
+    let image = schemas.describe_response::<ImageInfo>("The image.");
+    let feedback = schemas.describe_request_body::<FeedbackRequest>();
+    let state = schemas.describe_response::<StateResponse<'static>>("The state.");
+    let sign_in = schemas.describe_request_body::<SignInRequest>();
+    let session =
+        schemas.describe_response::<SessionResponse>("The name of the key, and its scopes.");
     let mut paths = json!({
         "/v1/search": { "post": {
             "operationId": "search", "summary": "Searches for images; returns the rankings by plain CLIP and by balanced scores",
@@ -145,7 +146,7 @@ pub fn build_document() -> Value {
             "schemas": schemas.into_definitions(),
             "securitySchemes": {
                 "key": { "type": "http", "scheme": "bearer" },
-                "session": { "type": "apiKey", "in": "cookie", "name": COOKIE_NAME },
+                "session": { "type": "apiKey", "in": "cookie", "name": SESSION_COOKIE_NAME },
             },
         },
     })

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::credentials::api_keys::{self, ApiKey};
-use super::worker_metrics::MAX_WORKERS;
+use super::worker_metrics::MAX_POLLED_WORKERS;
 use crate::validate;
 
 /// Options of the HTTP server.
@@ -94,7 +94,7 @@ impl Default for HttpOptions {
 impl HttpOptions {
     /// Returns one line per invalid option.
     pub fn validate(&self) -> Vec<String> {
-        let mut problems = api_keys::validate(&self.keys);
+        let mut problems = api_keys::validate_keys(&self.keys);
         if self.keys.is_empty() && !self.allow_unauthenticated && !self.listen.ip().is_loopback() {
             problems.push(format!(
                 "listen: {} can be reached by other machines, and no key is required; add one to http.keys (`bsap keys new`), use 127.0.0.1, or set http.allow_unauthenticated = true behind a proxy that authenticates",
@@ -129,7 +129,7 @@ impl HttpOptions {
             "worker_metrics_urls",
             self.worker_metrics_urls.len() as u64,
             0,
-            MAX_WORKERS as u64,
+            MAX_POLLED_WORKERS as u64,
         );
         validate::check_range(
             p,

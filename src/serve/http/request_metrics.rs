@@ -19,6 +19,8 @@ pub async fn record_request_metrics(
     let response = next.run(request).await;
     let route = path.as_ref().map_or("other", MatchedPath::as_str);
     metrics::global().http_requests.add(&[route, response.status().as_str()], 1);
-    metrics::global().http_request_seconds.observe(&[route], started.elapsed().as_secs_f64());
+    metrics::global()
+        .http_request_seconds
+        .observe_seconds(&[route], started.elapsed().as_secs_f64());
     response
 }

@@ -16,7 +16,7 @@ use tracing::error;
 
 use super::auth::{self, AuthLayer};
 use super::body::problem::Problem;
-use super::concurrency_limit::{ConcurrencyLimit, limit_concurrency};
+use super::concurrency_limit::{ConcurrencyLimit, limit_concurrency_and_duration};
 use super::credentials::api_keys::Scope;
 use super::request_metrics::record_request_metrics;
 use super::state::{HandlerState, ServerContext};
@@ -44,13 +44,15 @@ pub fn build_router(
         "being computed (http.max_concurrent_requests)",
         timeout_ms,
     );
-    let compute_limit_layer = middleware::from_fn_with_state(compute_limit, limit_concurrency);
+    let compute_limit_layer =
+        middleware::from_fn_with_state(compute_limit, limit_concurrency_and_duration);
     // Signing in has permits of its own: clients without a key must not use up those of clients
     // with one.
     let sign_in_limit = ConcurrencyLimit::new(MAX_CONCURRENT_SIGN_INS, "signing in", timeout_ms);
-    let sign_in_limit_layer = middleware::from_fn_with_state(sign_in_limit, limit_concurrency);
+    let sign_in_limit_layer =
+        middleware::from_fn_with_state(sign_in_limit, limit_concurrency_and_duration);
     let require_scope = |scope| {
-        let auth_layer = AuthLayer { state: shared.clone(), required_scope: scope };
+        let auth_layer = AuthLayer { handler_state: shared.clone(), required_scope: scope };
         middleware::from_fn_with_state(auth_layer, auth::authorise_request)
     };
     let compute_routes = Router::new()

@@ -26,7 +26,7 @@ use super::body::state_response::StateResponse;
 use super::concurrency_limit::ConcurrencyPermit;
 use super::state::HandlerState;
 use crate::ingest::fetch::FetchError;
-use crate::record::{self, ImageContent};
+use crate::record::{self, ImageSource};
 use crate::retry::{Classify, Disposition};
 use crate::search::{Engines, ImageMetadata, Query, QueryError};
 use crate::serve::feedback::Feedback;
@@ -73,7 +73,7 @@ pub async fn search(
         let (trace, span) = record::parse_traceparent(value.to_str().ok()?)?;
         Some((trace.to_owned(), span.to_owned()))
     };
-    query.trace_ids = headers.get("traceparent").and_then(parse_trace_ids);
+    query.trace_and_span_id = headers.get("traceparent").and_then(parse_trace_ids);
     query.api_key_name = principal.key_name();
     let cancel = CancellationToken::new();
     // Dropped, and so cancelled, if the client closes the connection.
@@ -106,7 +106,7 @@ pub async fn post_feedback(
 ) -> Result<StatusCode, Problem> {
     let feedback = Feedback { api_key_name: principal.key_name(), ..body?.0.try_into_feedback()? };
     find_image(&shared, &feedback.image_id)?;
-    shared.context.feedback_queue.submit(feedback).await?;
+    shared.context.feedback_queue.submit_and_wait(feedback).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -163,7 +163,8 @@ pub async fn get_picture(
             "there is no picture to show: its bytes came in the event, or http.serve_pictures is off",
         )
     })?;
-    let fetched = shared.context.fetcher.fetch(&ImageContent::from_uri(uri), &shared.cancel).await;
+    let fetched =
+        shared.context.fetcher.fetch(&ImageSource::from_uri(uri), &shared.shutdown_cancel).await;
     let fetched = fetched.map_err(|error| {
         let status = match error.disposition() {
             Disposition::DeadLetter => StatusCode::NOT_FOUND,
@@ -208,7 +209,7 @@ pub async fn stream_events(
     })?;
     let live = shared.context.engines.live();
     let changes = live.snapshots().subscribe();
-    let cancel = shared.cancel.clone();
+    let cancel = shared.shutdown_cancel.clone();
     let state = (changes, live, permit, cancel);
     let stream =
         unfold((state, shared), |((mut changes, live, permit, cancel), shared)| async move {

@@ -48,14 +48,14 @@ impl TestServer {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let options = HttpOptions { listen, keys, ..options };
         assert_eq!(options.validate(), Vec::<String>::new());
-        let listener = connections::listen(&options).await.unwrap();
+        let listener = connections::bind_listener(&options).await.unwrap();
         let serving = sample_serving_snapshot(vec![sample_prompt_set("one", DIMENSION)]);
         let engine = Engine::new(HashEncoders::new(DIMENSION), serving, SearchOptions::default())
             .with_attributes_and_decoding([].into(), DecodeOptions::default());
         let rows = (0..3)
             .map(|i| sample_row(&format!("i{i}"), 1, Some(clip_like_embedding(i, DIMENSION))));
         let changes = TableChanges {
-            version: 1,
+            table_version: 1,
             is_full_snapshot: true,
             part: SnapshotPart::All,
             rows: rows.collect(),
@@ -400,8 +400,10 @@ async fn connections_use_tls_if_a_certificate_is_configured() {
     let missing = HttpOptions { tls_cert: folder.path().join("none.pem"), ..swapped.clone() };
     for wrong in [swapped, missing] {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let error =
-            connections::listen(&HttpOptions { listen, ..wrong }).await.map(|_| ()).unwrap_err();
+        let error = connections::bind_listener(&HttpOptions { listen, ..wrong })
+            .await
+            .map(|_| ())
+            .unwrap_err();
         assert!(error.to_string().starts_with("http.tls_cert: "), "{error}");
     }
 }

@@ -45,10 +45,10 @@ pub struct HandlerState {
     /// One permit per listener of the change feed.
     pub event_listener_permits: Arc<Semaphore>,
     pub api_keys: Vec<Arc<ApiKey>>,
-    pub sessions: SessionStore,
+    pub session_store: SessionStore,
     pub worker_poller: Arc<WorkerPoller>,
     /// Cancelled at shutdown.
-    pub cancel: CancellationToken,
+    pub shutdown_cancel: CancellationToken,
 }
 
 impl HandlerState {
@@ -61,13 +61,13 @@ impl HandlerState {
         Self {
             event_listener_permits: Arc::new(Semaphore::new(options.max_event_listeners)),
             api_keys: options.keys.iter().cloned().map(Arc::new).collect(),
-            sessions: SessionStore::new(
+            session_store: SessionStore::new(
                 options.max_sessions,
                 Duration::from_secs(60 * options.session_minutes),
             ),
             context,
             worker_poller,
-            cancel,
+            shutdown_cancel: cancel,
         }
     }
 }

@@ -41,7 +41,7 @@ pub async fn start_server(options: HttpOptions) -> (Router, Store) {
         .map(|i| sample_row(&format!("image-{i}"), 1, Some(clip_like_embedding(i, DIMENSION))))
         .collect();
     let changes =
-        TableChanges { version: 1, is_full_snapshot: true, part: SnapshotPart::All, rows };
+        TableChanges { table_version: 1, is_full_snapshot: true, part: SnapshotPart::All, rows };
     engine.snapshots().apply_changes(changes).await.unwrap();
     let context = ServerContext {
         engines: Arc::new(Engines::new(Arc::new(engine))),

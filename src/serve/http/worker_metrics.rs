@@ -21,7 +21,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum size of a worker's metrics.
 const MAX_RESPONSE_BYTES: usize = 4 << 20;
 /// Maximum number of workers that are polled.
-pub const MAX_WORKERS: usize = 1_000;
+pub const MAX_POLLED_WORKERS: usize = 1_000;
 
 /// The metrics of all workers together, from the last poll.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, JsonSchema)]
@@ -44,8 +44,8 @@ pub struct WorkersSummary {
 
 /// Polls the workers and keeps the newest summary.
 pub struct WorkerPoller {
-    urls: Vec<Url>,
-    latest: Mutex<WorkersSummary>,
+    metrics_urls: Vec<Url>,
+    latest_summary: Mutex<WorkersSummary>,
 }
 
 /// The metrics of one worker.
@@ -53,25 +53,25 @@ pub struct WorkerPoller {
 struct WorkerMetrics {
     /// `None` if the worker does not know its lag yet.
     lag_messages: Option<u64>,
-    dead_letters: u64,
+    dead_letter_count: u64,
 }
 
 impl WorkerPoller {
     pub fn new(urls: &[Url]) -> Self {
-        Self { urls: urls.to_vec(), latest: Mutex::default() }
+        Self { metrics_urls: urls.to_vec(), latest_summary: Mutex::default() }
     }
 
     /// Returns the newest summary; `None` if no address is configured.
     pub fn latest_summary(&self) -> Option<WorkersSummary> {
-        let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        (!self.urls.is_empty()).then(|| latest.clone())
+        let latest = self.latest_summary.lock().unwrap_or_else(PoisonError::into_inner);
+        (!self.metrics_urls.is_empty()).then(|| latest.clone())
     }
 
     /// Polls until `cancel` is cancelled; returns at once if no address is configured.
     pub async fn run(&self, cancel: CancellationToken) {
         // Names are resolved to the addresses of all workers, which a proxy may not reach.
         let client = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).no_proxy().build();
-        let (false, Ok(client)) = (self.urls.is_empty(), client) else { return };
+        let (false, Ok(client)) = (self.metrics_urls.is_empty(), client) else { return };
         let mut ticks = interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -80,7 +80,7 @@ impl WorkerPoller {
                 () = cancel.cancelled() => return,
             }
             let summary = self.poll(&client).await;
-            *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = summary;
+            *self.latest_summary.lock().unwrap_or_else(PoisonError::into_inner) = summary;
         }
     }
 
@@ -91,7 +91,7 @@ impl WorkerPoller {
             ..Default::default()
         };
         let mut addresses = BTreeSet::new();
-        for url in &self.urls {
+        for url in &self.metrics_urls {
             match resolve_addresses(url).await {
                 resolved if resolved.is_empty() => {
                     summary.discovered += 1;
@@ -100,8 +100,10 @@ impl WorkerPoller {
                 resolved => addresses.extend(resolved),
             }
         }
-        let scrapes =
-            addresses.iter().take(MAX_WORKERS).map(|address| scrape_metrics(client, *address));
+        let scrapes = addresses
+            .iter()
+            .take(MAX_POLLED_WORKERS)
+            .map(|address| scrape_metrics(client, *address));
         for (address, metrics) in addresses.iter().zip(join_all(scrapes).await) {
             summary.discovered += 1;
             if metrics.is_some() {
@@ -112,7 +114,7 @@ impl WorkerPoller {
             // If one worker's lag is unknown, so is the sum.
             let lag = metrics.as_ref().and_then(|metrics| metrics.lag_messages);
             summary.lag_messages = summary.lag_messages.zip(lag).map(|(sum, lag)| sum + lag);
-            summary.dead_letters += metrics.map_or(0, |metrics| metrics.dead_letters);
+            summary.dead_letters += metrics.map_or(0, |metrics| metrics.dead_letter_count);
         }
         if summary.responding < summary.discovered {
             summary.lag_messages = None;
@@ -168,7 +170,7 @@ fn parse_metrics(text: &str) -> Option<WorkerMetrics> {
     let lag = values("bsap_lag_messages").next().filter(|lag| *lag >= 0.0);
     Some(WorkerMetrics {
         lag_messages: lag.map(|lag| lag as u64),
-        dead_letters: values("bsap_dead_letters_total").sum::<f64>() as u64,
+        dead_letter_count: values("bsap_dead_letters_total").sum::<f64>() as u64,
     })
 }
 

@@ -50,23 +50,23 @@ pub enum CompactionMode {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CompactionSummary {
     /// Jobs that were committed.
-    pub committed_jobs: usize,
+    pub committed_job_count: usize,
     /// Jobs that were given up because another compactor had replaced one of their files.
-    pub conflicting_jobs: usize,
+    pub conflicting_job_count: usize,
     /// Files removed.
-    pub files_in: usize,
+    pub removed_file_count: usize,
     /// Files written in their place.
-    pub files_out: usize,
+    pub written_file_count: usize,
     /// Bytes of the files removed.
     pub bytes_in: u64,
     /// Bytes written.
     pub bytes_out: u64,
     /// Superseded rows that were dropped.
-    pub dropped_superseded_rows: usize,
+    pub dropped_superseded_row_count: usize,
     /// Tombstones that were dropped: nothing older was left, and their retention was over.
-    pub dropped_tombstones: usize,
+    pub dropped_tombstone_count: usize,
     /// Backfilled statistics that were moved into the rows.
-    pub folded_statistics: usize,
+    pub folded_statistics_count: usize,
 }
 
 /// Compacts the `images` table of one generation.
@@ -82,18 +82,18 @@ pub struct Compactor {
 #[derive(Clone)]
 struct InputFile {
     path: String,
-    size: u64,
+    byte_size: u64,
     /// Number of rows, if the log says so.
-    rows: Option<usize>,
+    row_count: Option<usize>,
     remove_action: Remove,
 }
 
 fn paths_and_sizes(inputs: &[InputFile]) -> Vec<(String, u64)> {
-    inputs.iter().map(|input| (input.path.clone(), input.size)).collect()
+    inputs.iter().map(|input| (input.path.clone(), input.byte_size)).collect()
 }
 
 fn file_sizes(inputs: &[InputFile]) -> Vec<u64> {
-    inputs.iter().map(|input| input.size).collect()
+    inputs.iter().map(|input| input.byte_size).collect()
 }
 
 /// What all jobs of one compaction share.
@@ -101,7 +101,7 @@ struct JobContext<'a> {
     /// Files of the table, which jobs name by index.
     inputs: &'a [InputFile],
     /// Keys of all rows. `None` if only the files of a job are known: then tombstones stay.
-    keys: Option<&'a KeyIndex>,
+    key_index: Option<&'a KeyIndex>,
     now: DateTime<Utc>,
     progress: &'a (dyn Fn(usize, usize) + Sync),
     cancel: &'a CancellationToken,
@@ -122,17 +122,17 @@ impl Compactor {
     }
 
     /// Returns when the keys of all rows were last checked.
-    pub async fn last_deep_compaction(&mut self) -> Result<Option<DateTime<Utc>>, TableError> {
+    pub async fn last_deep_compaction_time(&mut self) -> Result<Option<DateTime<Utc>>, TableError> {
         self.last_recorded_time(DEEP_COMPACTION_APP_ID).await
     }
 
     /// Returns when files that no reader needs any more were last removed.
-    pub async fn last_vacuum(&mut self) -> Result<Option<DateTime<Utc>>, TableError> {
+    pub async fn last_vacuum_time(&mut self) -> Result<Option<DateTime<Utc>>, TableError> {
         self.last_recorded_time(VACUUM_APP_ID).await
     }
 
-    /// Records in the log that such files were removed at `now`.
-    pub async fn record_vacuum(
+    /// Records in the Delta log that a vacuum was done at `now`.
+    pub async fn record_vacuum_time(
         &mut self,
         now: DateTime<Utc>,
         cancel: &CancellationToken,
@@ -144,7 +144,7 @@ impl Compactor {
         &mut self,
         application_id: &str,
     ) -> Result<Option<DateTime<Utc>>, TableError> {
-        self.log.update().await?;
+        self.log.load_newest_snapshot().await?;
         let at = self.log.transaction_version(application_id).await?;
         Ok(at.and_then(DateTime::from_timestamp_millis))
     }
@@ -178,9 +178,10 @@ impl Compactor {
         if mode == CompactionMode::Deep {
             let inputs = self.list_input_files().await?;
             let keys = KeyIndex::read_files(&self.log, paths_and_sizes(&inputs)).await?;
-            let files = keys.files_to_rewrite(&self.options, now);
+            let files = keys.file_indices_to_rewrite(&self.options, now);
             let jobs = bin_pack(&self.options, &file_sizes(&inputs), files);
-            let context = JobContext { inputs: &inputs, keys: Some(&keys), now, progress, cancel };
+            let context =
+                JobContext { inputs: &inputs, key_index: Some(&keys), now, progress, cancel };
             self.run_jobs(jobs, &context, summary).await?;
             if !cancel.is_cancelled() {
                 self.record_time(DEEP_COMPACTION_APP_ID, now, cancel).await?;
@@ -188,7 +189,7 @@ impl Compactor {
         }
         let inputs = self.list_input_files().await?;
         let jobs = plan_size_tiers(&self.options, &file_sizes(&inputs));
-        let context = JobContext { inputs: &inputs, keys: None, now, progress, cancel };
+        let context = JobContext { inputs: &inputs, key_index: None, now, progress, cancel };
         self.run_jobs(jobs, &context, summary).await
     }
 
@@ -208,7 +209,9 @@ impl Compactor {
                 return Ok(None);
             }
             let path = Path::from(input.path.as_str());
-            match file::read_and_check_rows(&self.log, &path, input.size, input.rows).await {
+            match file::read_and_check_rows(&self.log, &path, input.byte_size, input.row_count)
+                .await
+            {
                 Ok(_) => {}
                 Err(FileReadError::Store(error)) => {
                     return Err(
@@ -232,7 +235,7 @@ impl Compactor {
     }
 
     /// Returns the number of files that the next merge would rewrite.
-    pub async fn count_pending_files(&mut self) -> Result<usize, TableError> {
+    pub async fn count_files_to_merge(&mut self) -> Result<usize, TableError> {
         let inputs = self.list_input_files().await?;
         Ok(plan_size_tiers(&self.options, &file_sizes(&inputs)).iter().map(Vec::len).sum())
     }
@@ -244,16 +247,16 @@ impl Compactor {
 
     /// Lists the data files of the newest snapshot, the smallest first.
     async fn list_input_files(&mut self) -> Result<Vec<InputFile>, TableError> {
-        self.log.update().await?;
+        self.log.load_newest_snapshot().await?;
         let files = self.log.snapshot()?.log_data();
         let input = |file: LogicalFileView| InputFile {
             path: file.path().into_owned(),
-            size: file.size().unsigned_abs(),
-            rows: file.num_records(),
+            byte_size: file.size().unsigned_abs(),
+            row_count: file.num_records(),
             remove_action: file.remove_action(false),
         };
         let mut inputs: Vec<InputFile> = files.iter().map(input).collect();
-        inputs.sort_by(|a, b| (a.size, &a.path).cmp(&(b.size, &b.path)));
+        inputs.sort_by(|a, b| (a.byte_size, &a.path).cmp(&(b.byte_size, &b.path)));
         Ok(inputs)
     }
 
@@ -265,7 +268,8 @@ impl Compactor {
     ) -> Result<(), TableError> {
         let total = jobs.len();
         let mut statistics =
-            StatisticsTable::open(&self.catalogue, &self.generation, self.max_attempts).await?;
+            StatisticsTable::open_if_exists(&self.catalogue, &self.generation, self.max_attempts)
+                .await?;
         for (i, job) in jobs.iter().enumerate() {
             if context.cancel.is_cancelled() {
                 break;
@@ -284,7 +288,7 @@ impl Compactor {
         summary: &mut CompactionSummary,
     ) -> Result<(), TableError> {
         let files: Vec<InputFile> = job.iter().map(|i| context.inputs[*i].clone()).collect();
-        let kept = match context.keys {
+        let kept = match context.key_index {
             Some(keys) => keys.keep_mask(job, &self.options, context.now),
             None => {
                 KeyIndex::read_files(&self.log, paths_and_sizes(&files)).await?.keep_newest_mask()
@@ -299,17 +303,17 @@ impl Compactor {
         let bytes_out = output.as_ref().map_or(0, |add| add.size.unsigned_abs());
         let files_out = usize::from(output.is_some());
         if !self.commit_rewrite(&files, output, context.now, context.cancel).await? {
-            summary.conflicting_jobs += 1;
+            summary.conflicting_job_count += 1;
             return Ok(());
         }
-        summary.committed_jobs += 1;
-        summary.files_in += files.len();
-        summary.files_out += files_out;
-        summary.bytes_in += files.iter().map(|f| f.size).sum::<u64>();
+        summary.committed_job_count += 1;
+        summary.removed_file_count += files.len();
+        summary.written_file_count += files_out;
+        summary.bytes_in += files.iter().map(|f| f.byte_size).sum::<u64>();
         summary.bytes_out += bytes_out;
-        summary.dropped_superseded_rows += kept.superseded_rows;
-        summary.dropped_tombstones += kept.dropped_tombstones;
-        summary.folded_statistics += folded;
+        summary.dropped_superseded_row_count += kept.superseded_row_count;
+        summary.dropped_tombstone_count += kept.dropped_tombstone_count;
+        summary.folded_statistics_count += folded;
         // They belong to files that are gone. If a crash leaves them behind, they do no harm, and a
         // reader that has not seen the new file yet computes what it lacks.
         if let Some(table) = statistics.as_mut().filter(|_| !units.is_empty()) {
@@ -339,7 +343,8 @@ impl Compactor {
             if let Some((table, units)) = backfilled {
                 for (_, unit) in units.iter().filter(|(file, _)| *file == i) {
                     let rows = table.read_file_or_empty(&unit.path).await?;
-                    by_version.push((unit.key.clone(), statistics::index_by_version(rows)));
+                    by_version
+                        .push((unit.prompt_set_key.clone(), statistics::index_by_version(rows)));
                 }
             }
             let corrupt = |reason: String| TableError::Corrupt {
@@ -410,7 +415,7 @@ impl Compactor {
         now: DateTime<Utc>,
         is_attempted: &mut bool,
     ) -> Result<bool, TableError> {
-        self.log.update().await?;
+        self.log.load_newest_snapshot().await?;
         let current: HashSet<String> = {
             let files = self.log.snapshot()?.log_data();
             files.iter().map(|file| file.path().into_owned()).collect()
@@ -460,7 +465,7 @@ impl Compactor {
         application_id: &str,
         time: DateTime<Utc>,
     ) -> Result<(), TableError> {
-        self.log.update().await?;
+        self.log.load_newest_snapshot().await?;
         self.commit_once(Vec::new(), application_id, time).await
     }
 
@@ -486,7 +491,7 @@ async fn statistics_files_of(
     files: &[InputFile],
 ) -> Result<Vec<(usize, StatisticsFile)>, TableError> {
     let all = table.files_by_unit().await?;
-    let keys: HashSet<&StatisticsKey> = all.values().map(|unit| &unit.key).collect();
+    let keys: HashSet<&StatisticsKey> = all.values().map(|unit| &unit.prompt_set_key).collect();
     let mut units = Vec::new();
     for (i, file) in files.iter().enumerate() {
         let units_of_file =

@@ -95,7 +95,7 @@ impl TableMaintenance {
         let interval = TimeDelta::hours(options.erase_deleted_after_hours.into());
         let is_due =
             |last: Option<DateTime<Utc>>| last.is_none_or(|at| Utc::now() - at >= interval);
-        let mode = if is_due(compactor.last_deep_compaction().await?) {
+        let mode = if is_due(compactor.last_deep_compaction_time().await?) {
             CompactionMode::Deep
         } else {
             CompactionMode::Merge
@@ -106,9 +106,9 @@ impl TableMaintenance {
             log_compaction(&summary, started.elapsed());
         }
         // Recorded apart from the compaction: a vacuum that failed is due again at the next run.
-        if !cancel.is_cancelled() && is_due(compactor.last_vacuum().await?) {
+        if !cancel.is_cancelled() && is_due(compactor.last_vacuum_time().await?) {
             let removed = vacuum::vacuum(store, generation, options, Utc::now(), false).await?;
-            compactor.record_vacuum(Utc::now(), cancel).await?;
+            compactor.record_vacuum_time(Utc::now(), cancel).await?;
             log_vacuum(&removed);
         }
         Ok(())
@@ -119,15 +119,15 @@ impl TableMaintenance {
 pub fn log_compaction(summary: &CompactionSummary, elapsed: Duration) {
     info!(
         event = event::COMPACTION,
-        jobs = summary.committed_jobs,
-        conflicts = summary.conflicting_jobs,
-        files_in = summary.files_in,
-        files_out = summary.files_out,
+        jobs = summary.committed_job_count,
+        conflicts = summary.conflicting_job_count,
+        files_in = summary.removed_file_count,
+        files_out = summary.written_file_count,
         bytes_in = summary.bytes_in,
         bytes_out = summary.bytes_out,
-        superseded_rows = summary.dropped_superseded_rows,
-        tombstones = summary.dropped_tombstones,
-        merged_statistics = summary.folded_statistics,
+        superseded_rows = summary.dropped_superseded_row_count,
+        tombstones = summary.dropped_tombstone_count,
+        merged_statistics = summary.folded_statistics_count,
         duration_ms = elapsed.as_millis() as u64,
         "files were merged"
     );
@@ -137,8 +137,8 @@ pub fn log_compaction(summary: &CompactionSummary, elapsed: Duration) {
 pub fn log_vacuum(summary: &VacuumSummary) {
     info!(
         event = event::VACUUM,
-        files = summary.removed_files.len(),
-        log_files = summary.removed_log_files,
+        files = summary.removed_file_paths.len(),
+        log_files = summary.removed_log_file_count,
         "files that no reader needs any more were removed"
     );
 }

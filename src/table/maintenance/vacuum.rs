@@ -12,7 +12,9 @@ use futures::TryStreamExt;
 use object_store::ObjectStore;
 
 use crate::store::Store;
-use crate::table::log::{DELETED_FILE_RETENTION_PROPERTY, DeltaLog, TableKind, retention_interval};
+use crate::table::log::{
+    DELETED_FILE_RETENTION_PROPERTY, DeltaLog, TableKind, format_retention_interval,
+};
 use crate::table::options::MaintenanceOptions;
 use crate::table::{Generation, TableError};
 
@@ -20,9 +22,9 @@ use crate::table::{Generation, TableError};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VacuumSummary {
     /// Paths of the data files that were removed, or would be in a dry run.
-    pub removed_files: Vec<String>,
+    pub removed_file_paths: Vec<String>,
     /// Number of log files that were removed.
-    pub removed_log_files: usize,
+    pub removed_log_file_count: usize,
 }
 
 /// Removes data files that have not been part of a table of `generation` for
@@ -40,10 +42,10 @@ pub async fn vacuum(
     match DeltaLog::open_table(catalogue, generation, TableKind::Statistics).await {
         Ok(statistics) => {
             let more = vacuum_table(statistics, options, now, dry_run).await?;
-            summary
-                .removed_files
-                .extend(more.removed_files.into_iter().map(|file| format!("statistics/{file}")));
-            summary.removed_log_files += more.removed_log_files;
+            summary.removed_file_paths.extend(
+                more.removed_file_paths.into_iter().map(|file| format!("statistics/{file}")),
+            );
+            summary.removed_log_file_count += more.removed_log_file_count;
         }
         Err(TableError::NotFound { .. }) => {}
         Err(error) => return Err(error),
@@ -67,16 +69,16 @@ async fn vacuum_table(
     // The library names every file that the log remembers as removed, even if vacuum has deleted it.
     let mut files = delete_expired_files(&log, options, now, true).await?;
     files.retain(|file| existing.contains(file));
-    let mut summary = VacuumSummary { removed_files: files, removed_log_files: 0 };
+    let mut summary = VacuumSummary { removed_file_paths: files, removed_log_file_count: 0 };
     if !dry_run {
-        if !summary.removed_files.is_empty() {
+        if !summary.removed_file_paths.is_empty() {
             delete_expired_files(&log, options, now, false).await?;
         }
-        log.update().await?;
+        log.load_newest_snapshot().await?;
         set_retention_property(&mut log, options).await?;
         checkpoints::create_checkpoint(&log.table, None).await.map_err(|e| log.wrap_error(e))?;
         let cutoff = now - TimeDelta::hours(options.log_retention_hours.into());
-        summary.removed_log_files = checkpoints::cleanup_expired_logs_for(
+        summary.removed_log_file_count = checkpoints::cleanup_expired_logs_for(
             log.version(),
             log.log_store().as_ref(),
             cutoff.timestamp_millis(),
@@ -93,7 +95,7 @@ async fn set_retention_property(
     log: &mut DeltaLog,
     options: &MaintenanceOptions,
 ) -> Result<(), TableError> {
-    let configured = retention_interval(options.deleted_file_retention_hours);
+    let configured = format_retention_interval(options.deleted_file_retention_hours);
     let stored =
         log.snapshot()?.metadata().configuration().get(DELETED_FILE_RETENTION_PROPERTY).cloned();
     if stored.as_ref() == Some(&configured) {
@@ -103,7 +105,7 @@ async fn set_retention_property(
     let commit = CommitProperties::default().with_cleanup_expired_logs(Some(false));
     let update = log.table.clone().set_tbl_properties().with_commit_properties(commit);
     update.with_properties(properties).await.map_err(|e| log.wrap_error(e))?;
-    log.update().await
+    log.load_newest_snapshot().await
 }
 
 /// Deletes the files whose retention is over as of `now`, and returns their paths. A `dry_run` deletes

@@ -121,7 +121,7 @@ pub async fn verify_table(
     cancel: &CancellationToken,
 ) -> Result<Option<VerificationReport>, TableError> {
     let mut log = DeltaLog::open_images(catalogue, generation).await?;
-    log.update().await?;
+    log.load_newest_snapshot().await?;
     let mut findings = FindingCollector::default();
     check_table_properties(&log, generation, &mut findings)?;
     let files: Vec<(Path, u64, Option<usize>)> = {
@@ -139,12 +139,12 @@ pub async fn verify_table(
     };
     let known_sets: BTreeSet<&str> = prompt_sets.iter().map(StatisticsKey::as_str).collect();
     let mut images = ImageTally::default();
-    let mut statistics_table = StatisticsTable::open(catalogue, generation, 1).await?;
+    let mut statistics_table = StatisticsTable::open_if_exists(catalogue, generation, 1).await?;
     let units = match &mut statistics_table {
         Some(table) => table.files_by_unit().await?,
         None => HashMap::new(),
     };
-    let keys: BTreeSet<&StatisticsKey> = units.values().map(|unit| &unit.key).collect();
+    let keys: BTreeSet<&StatisticsKey> = units.values().map(|unit| &unit.prompt_set_key).collect();
     let (log, keys, units) = (&log, &keys, &units);
     let statistics_table = statistics_table.as_ref();
     let total = files.len();
@@ -185,7 +185,7 @@ pub async fn verify_table(
     }
     drop(reads);
     images.add_to_report(options, now, &mut report, &mut findings);
-    if !check_positions(log, &mut findings, cancel).await? {
+    if !check_positions_grow(log, &mut findings, cancel).await? {
         return Ok(None);
     }
     report.findings = findings.into_findings();
@@ -289,7 +289,7 @@ async fn attach_backfilled_file(
     match table.read_file_if_exists(&unit.path).await {
         Ok(Some(backfilled)) => {
             let by_version = statistics::index_by_version(backfilled);
-            statistics::attach_statistics(rows, &unit.key, &by_version);
+            statistics::attach_statistics(rows, &unit.prompt_set_key, &by_version);
             Ok(None)
         }
         Ok(None) => damaged(unit.path.clone(), "is named by the log and does not exist"),
@@ -369,7 +369,7 @@ fn check_image(
 
 /// Checks that positions only grow in the commits that are still in the log. Returns false if `cancel` was
 /// cancelled.
-async fn check_positions(
+async fn check_positions_grow(
     log: &DeltaLog,
     findings: &mut FindingCollector,
     cancel: &CancellationToken,

@@ -70,8 +70,8 @@ async fn staging_and_committing_statistics_end_with_their_tokens() {
     let table = StatisticsTable::open_or_create(&store, &generation(), MANY_ATTEMPTS).await;
     let mut table = table.unwrap();
     let mut staged = Vec::new();
-    for file in source.list_pending_files(&key).await.unwrap().0 {
-        let rows = source.measure_file(&file, &key, &measure).await.unwrap().unwrap();
+    for file in source.list_pending_files_and_coverage(&key).await.unwrap().0 {
+        let rows = source.compute_file_statistics(&file, &key, &measure).await.unwrap().unwrap();
         staged.push(table.stage_file(&key, file.path.as_ref(), &rows, &never).await.unwrap());
     }
     let cancel = faulty.arm_and_cancel();
@@ -104,7 +104,7 @@ async fn compaction_ends_with_its_token_and_returns_what_was_done() {
     }
     faulty.injected_faults.store(0, AtomicOrdering::SeqCst);
     let cancel = faulty.arm_and_cancel();
-    let result = stops_soon(compactor.record_vacuum(Utc::now(), &cancel)).await;
+    let result = stops_soon(compactor.record_vacuum_time(Utc::now(), &cancel)).await;
     assert!(is_cancelled(&result), "{result:?}");
     faulty.is_armed.store(false, AtomicOrdering::SeqCst);
     assert_eq!(all_image_ids(&store).await.len(), 5);

@@ -88,7 +88,14 @@ async fn small_files_are_merged_and_every_image_stays_as_it_was() {
     follower.next(&|_, _| {}).await.unwrap();
     let before = newest_rows(&store).await;
     let summary = compact(&store, &options(), CompactionMode::Merge, 0).await;
-    assert_eq!((summary.files_in, summary.files_out, summary.dropped_superseded_rows), (10, 1, 0));
+    assert_eq!(
+        (
+            summary.removed_file_count,
+            summary.written_file_count,
+            summary.dropped_superseded_row_count
+        ),
+        (10, 1, 0)
+    );
     assert_eq!(newest_rows(&store).await, before);
     // A follower gets a new version without any rows.
     let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
@@ -106,7 +113,7 @@ async fn an_erased_image_leaves_no_embedding_behind() {
     let options = MaintenanceOptions { tombstone_retention_days: 30, ..options() };
     // The result is one file, which no merge rewrites and in which nothing is due for erasure.
     let summary = compact(&store, &options, CompactionMode::Merge, 0).await;
-    assert_eq!((summary.dropped_superseded_rows, summary.dropped_tombstones), (12, 0));
+    assert_eq!((summary.dropped_superseded_row_count, summary.dropped_tombstone_count), (12, 0));
     let (rows, count) = newest_rows(&store).await;
     assert_eq!((rows.len(), count), (6, 6));
     assert!(rows["i0"].image.is_none(), "the tombstone stays");
@@ -124,17 +131,20 @@ async fn an_erased_image_leaves_no_embedding_behind() {
     writer.append(vec![one], &CancellationToken::new()).await.unwrap();
     let erasure_only = MaintenanceOptions { max_superseded_percent: 100, ..options.clone() };
     assert_eq!(
-        compact(&store, &erasure_only, CompactionMode::Deep, 2).await.dropped_superseded_rows,
+        compact(&store, &erasure_only, CompactionMode::Deep, 2).await.dropped_superseded_row_count,
         2
     );
     let (rows, count) = newest_rows(&store).await;
     assert_eq!((rows.len(), count), (6, 6));
 
     // After their retention the tombstones are dropped too, and vacuum removes the old files.
-    assert_eq!(compact(&store, &options, CompactionMode::Deep, 40).await.dropped_tombstones, 3);
+    assert_eq!(
+        compact(&store, &options, CompactionMode::Deep, 40).await.dropped_tombstone_count,
+        3
+    );
     let now = Utc::now() + TimeDelta::days(40);
     let removed = vacuum::vacuum(&store, &generation(), &options, now, false).await.unwrap();
-    assert!(removed.removed_files.len() > 9, "{removed:?}");
+    assert!(removed.removed_file_paths.len() > 9, "{removed:?}");
     let (rows, count) = newest_rows(&store).await;
     assert_eq!((rows.len(), count), (3, 3));
     for file in data_files(&store).await {
@@ -156,9 +166,9 @@ async fn a_tombstone_outlives_every_older_row() {
     let options =
         MaintenanceOptions { tombstone_retention_days: 1, max_superseded_percent: 1, ..options() };
     let first = compact(&store, &options, CompactionMode::Deep, 9).await;
-    assert_eq!((first.dropped_superseded_rows, first.dropped_tombstones), (2, 0));
+    assert_eq!((first.dropped_superseded_row_count, first.dropped_tombstone_count), (2, 0));
     assert!(newest_rows(&store).await.0["i0"].image.is_none());
-    assert_eq!(compact(&store, &options, CompactionMode::Deep, 9).await.dropped_tombstones, 1);
+    assert_eq!(compact(&store, &options, CompactionMode::Deep, 9).await.dropped_tombstone_count, 1);
     assert_eq!(newest_rows(&store).await.0.into_keys().collect::<Vec<_>>(), ["i1"]);
 }
 
@@ -244,13 +254,13 @@ async fn followers_reread_the_whole_table_after_the_retention() {
 
     // Within the retention no file is removed that a reader may need.
     let kept = vacuum::vacuum(&store, &generation(), &options(), Utc::now(), false).await.unwrap();
-    assert_eq!(kept.removed_files, Vec::<String>::new());
+    assert_eq!(kept.removed_file_paths, Vec::<String>::new());
     // After it, the commit that the slow follower reads next names a file that was removed.
     let later = Utc::now() + TimeDelta::hours(25);
     let dry = vacuum::vacuum(&store, &generation(), &options(), later, true).await.unwrap();
     let removed = vacuum::vacuum(&store, &generation(), &options(), later, false).await.unwrap();
-    assert_eq!(dry.removed_files.len(), removed.removed_files.len());
-    assert!(removed.removed_files.len() > 10);
+    assert_eq!(dry.removed_file_paths.len(), removed.removed_file_paths.len());
+    assert!(removed.removed_file_paths.len() > 10);
     let changes = slow.next(&|_, _| {}).await.unwrap().unwrap();
     assert!(changes.is_full_snapshot);
     assert_eq!(changes.rows.len(), 23);
@@ -259,7 +269,7 @@ async fn followers_reread_the_whole_table_after_the_retention() {
     let orphan = Path::from(format!("generations/{}/images/left.parquet", generation().id));
     store.object_store().put(&orphan, "x".into()).await.unwrap();
     let removed = vacuum::vacuum(&store, &generation(), &options(), later, false).await.unwrap();
-    assert_eq!(removed.removed_files, ["left.parquet"]);
+    assert_eq!(removed.removed_file_paths, ["left.parquet"]);
 }
 
 /// Each checkpoint is written as a whole, during a commit.
@@ -278,7 +288,7 @@ async fn large_checkpoints_are_written_less_often() {
             )
             .await
             .unwrap();
-        if summary.version == 39 {
+        if summary.table_version == 39 {
             let hinted = store.object_store().get(&hint).await.unwrap().bytes().await.unwrap();
             let mut hinted: serde_json::Value = serde_json::from_slice(&hinted).unwrap();
             hinted["size"] = 25_000.into();
@@ -362,23 +372,30 @@ async fn a_retired_generation_is_removed_when_nothing_writes_to_it() {
         move |state| Ok::<_, TableError>(Some(CatalogueState { standby: standby.clone(), ..state }))
     };
     states.update("test", with_standby(Some(&old))).await.unwrap();
-    assert_eq!(remove_retired_generations(&store, &options(), later, false).await.unwrap(), []);
+    assert_eq!(
+        list_retired_and_remove_expired(&store, &options(), later, false).await.unwrap(),
+        []
+    );
     states.update("test", with_standby(None)).await.unwrap();
     let before = objects().await;
 
     // Before the retention is over, a worker may still fill it.
-    let retired = remove_retired_generations(&store, &options(), Utc::now(), false).await.unwrap();
+    let retired =
+        list_retired_and_remove_expired(&store, &options(), Utc::now(), false).await.unwrap();
     assert_eq!((retired.len(), &retired[0].id, retired[0].is_expired), (1, &old.id, false));
-    let retired = remove_retired_generations(&store, &options(), later, true).await.unwrap();
-    assert!(retired[0].is_expired && retired[0].object_count > 1 && retired[0].bytes > 0);
+    let retired = list_retired_and_remove_expired(&store, &options(), later, true).await.unwrap();
+    assert!(retired[0].is_expired && retired[0].object_count > 1 && retired[0].byte_size > 0);
     assert_eq!(objects().await, before);
 
-    let removed = remove_retired_generations(&store, &options(), later, false).await.unwrap();
+    let removed = list_retired_and_remove_expired(&store, &options(), later, false).await.unwrap();
     assert_eq!(removed, retired);
     let folder = format!("generations/{}/", old.id);
     let kept: Vec<_> = before.into_iter().filter(|path| !path.starts_with(&folder)).collect();
     assert_eq!(objects().await, kept);
-    assert_eq!(remove_retired_generations(&store, &options(), later, false).await.unwrap(), []);
+    assert_eq!(
+        list_retired_and_remove_expired(&store, &options(), later, false).await.unwrap(),
+        []
+    );
     let gone = Follower::open(&store, &old).await.err();
     assert!(matches!(gone, Some(TableError::NotFound { .. })), "{gone:?}");
 }

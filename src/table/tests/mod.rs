@@ -49,7 +49,7 @@ fn row(id: &str, sequence: u64, deleted: bool) -> ImageRow {
         image: (!deleted).then(|| StoredImage {
             uri: Some(format!("s3://bucket/{id}.jpg")),
             content_hash: "00ff".into(),
-            bytes: 1234,
+            byte_size: 1234,
             width: 640,
             height: 480,
             attributes: Attributes::from([("colour".into(), "red".into())]),
@@ -87,13 +87,13 @@ async fn rows_come_back_as_they_were() {
     let one =
         PartitionBatch { partition: partition(0), expected_position: None, next_offset: 3, rows };
     let summary = writer.append(vec![one], &CancellationToken::new()).await.unwrap();
-    assert_eq!((summary.rows, summary.fenced_partitions.len()), (3, 0));
-    assert!(summary.bytes > 0);
+    assert_eq!((summary.written_row_count, summary.fenced_partitions.len()), (3, 0));
+    assert!(summary.written_bytes > 0);
 
     let mut follower = Follower::open(&store, &generation()).await.unwrap();
     let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
     assert_eq!(changes.rows, sent);
-    assert_eq!(changes.version, summary.version);
+    assert_eq!(changes.table_version, summary.table_version);
 }
 
 #[tokio::test]
@@ -199,7 +199,7 @@ async fn a_worker_that_lost_its_partition_writes_nothing_twice() {
         .await
         .unwrap();
     assert_eq!(summary.fenced_partitions, [(partition(0), 10)]);
-    assert_eq!(summary.rows, 3);
+    assert_eq!(summary.written_row_count, 3);
     assert_eq!(all_image_ids(&store).await.len(), 13);
 }
 
@@ -211,7 +211,7 @@ async fn rows_before_the_expected_position_are_not_stored_again() {
     writer.append(vec![partition_batch(0, None, 0..5)], &CancellationToken::new()).await.unwrap();
     let behind = PartitionBatch { expected_position: Some(5), ..partition_batch(0, None, 2..8) };
     let summary = writer.append(vec![behind], &CancellationToken::new()).await.unwrap();
-    assert_eq!((summary.rows, summary.fenced_partitions.len()), (3, 0));
+    assert_eq!((summary.written_row_count, summary.fenced_partitions.len()), (3, 0));
     assert_eq!(all_image_ids(&store).await.len(), 8);
     assert_eq!(
         writer.read_position(&partition(0), &CancellationToken::new()).await.unwrap(),
@@ -242,7 +242,7 @@ async fn a_commit_lands_however_far_behind_its_writer_is() {
     faulty.is_armed.store(true, AtomicOrdering::SeqCst);
     let summary =
         late.append(vec![partition_batch(0, None, 0..3)], &CancellationToken::new()).await.unwrap();
-    assert_eq!((summary.version, summary.rows), (61, 3));
+    assert_eq!((summary.table_version, summary.written_row_count), (61, 3));
 }
 
 #[tokio::test]
@@ -284,7 +284,7 @@ async fn only_the_prefix_that_is_stored_is_dropped() {
     new.append(vec![partition_batch(0, None, 0..4)], &CancellationToken::new()).await.unwrap();
     let summary =
         old.append(vec![partition_batch(0, None, 0..10)], &CancellationToken::new()).await.unwrap();
-    assert_eq!((summary.rows, summary.fenced_partitions.len()), (6, 1));
+    assert_eq!((summary.written_row_count, summary.fenced_partitions.len()), (6, 1));
     let expected: Vec<String> = (0..10).map(|o| format!("p0-{o}")).collect();
     assert_eq!(all_image_ids(&store).await, expected);
 }

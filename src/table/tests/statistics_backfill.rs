@@ -17,10 +17,11 @@ fn fake_statistics(values: &[f32]) -> Option<ScoreStatistics> {
 async fn backfill_pending(store: &Store, key: &StatisticsKey) -> (usize, usize) {
     let mut source = BackfillSource::open(store, &generation()).await.unwrap();
     let mut table = StatisticsTable::open_or_create(store, &generation(), 50).await.unwrap();
-    let (pending, _) = source.list_pending_files(key).await.unwrap();
+    let (pending, _) = source.list_pending_files_and_coverage(key).await.unwrap();
     let (mut staged, mut rows) = (Vec::new(), 0);
     for file in &pending {
-        let measured = source.measure_file(file, key, &fake_statistics).await.unwrap().unwrap();
+        let measured =
+            source.compute_file_statistics(file, key, &fake_statistics).await.unwrap().unwrap();
         rows += measured.len();
         staged.push(
             table
@@ -30,7 +31,7 @@ async fn backfill_pending(store: &Store, key: &StatisticsKey) -> (usize, usize) 
         );
     }
     table.commit_staged(staged, &CancellationToken::new()).await.unwrap();
-    assert!(source.list_pending_files(key).await.unwrap().1.is_complete());
+    assert!(source.list_pending_files_and_coverage(key).await.unwrap().1.is_complete());
     (pending.len(), rows)
 }
 
@@ -83,7 +84,7 @@ async fn rows_that_carry_a_set_need_no_backfill_and_the_log_says_so() {
     write_sample_rows(&store).await;
     let carried = StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8);
     let mut source = BackfillSource::open(&store, &generation()).await.unwrap();
-    let (pending, coverage) = source.list_pending_files(&carried).await.unwrap();
+    let (pending, coverage) = source.list_pending_files_and_coverage(&carried).await.unwrap();
     assert!(pending.is_empty() && coverage.is_complete());
     assert_eq!((coverage.rows, coverage.covered), (14, 14));
 }
@@ -95,10 +96,11 @@ async fn backfilled_statistics_name_their_row_and_its_embedding() {
     let mut follower = Follower::open(&store, &generation()).await.unwrap();
     let whole = follower.next(&|_, _| {}).await.unwrap().unwrap();
     backfill_pending(&store, &statistics_key("a")).await;
-    let mut table = StatisticsTable::open(&store, &generation(), 5).await.unwrap().unwrap();
+    let mut table =
+        StatisticsTable::open_if_exists(&store, &generation(), 5).await.unwrap().unwrap();
     let mut backfilled = Vec::new();
     for file in table.files_by_unit().await.unwrap().into_values() {
-        assert_eq!(file.key, statistics_key("a"));
+        assert_eq!(file.prompt_set_key, statistics_key("a"));
         backfilled.extend(table.read_file_or_empty(&file.path).await.unwrap());
     }
     assert_eq!(backfilled.len(), 13);
@@ -127,14 +129,14 @@ async fn an_idle_follower_requests_the_next_log_entry_and_nothing_else() {
     recorder.take_requests();
     for _ in 0..5 {
         assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
-        assert_eq!(recorder.take_requests(), [entry_after(whole.version)]);
+        assert_eq!(recorder.take_requests(), [entry_after(whole.table_version)]);
     }
 
     // A backfill commits to another table, and brings a follower nothing.
     backfill_pending(&store, &statistics_key("a")).await;
     recorder.take_requests();
     assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
-    assert_eq!(recorder.take_requests(), [entry_after(whole.version)]);
+    assert_eq!(recorder.take_requests(), [entry_after(whole.table_version)]);
 
     // A commit costs its log entry and its data file.
     writer
@@ -143,20 +145,20 @@ async fn an_idle_follower_requests_the_next_log_entry_and_nothing_else() {
         .unwrap();
     recorder.take_requests();
     let changes = follower.next(&|_, _| {}).await.unwrap().unwrap();
-    assert_eq!((changes.rows.len(), changes.version), (1, whole.version + 1));
+    assert_eq!((changes.rows.len(), changes.table_version), (1, whole.table_version + 1));
     let requests = recorder.take_requests();
     assert_eq!(requests.len(), 2, "{requests:?}");
-    assert_eq!(requests[0], entry_after(whole.version));
+    assert_eq!(requests[0], entry_after(whole.table_version));
     assert!(requests[1].starts_with(&images) && requests[1].ends_with(".parquet"), "{requests:?}");
 
     // Once per minute the log is listed as well: it may have been cleaned up.
     follower.expire_resync_timeout();
     assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
     let requests = recorder.take_requests();
-    assert_eq!(requests[0], entry_after(changes.version));
+    assert_eq!(requests[0], entry_after(changes.table_version));
     assert!(requests.iter().all(|request| !request.contains("/statistics/")), "{requests:?}");
     assert!(follower.next(&|_, _| {}).await.unwrap().is_none());
-    assert_eq!(recorder.take_requests(), [entry_after(changes.version)]);
+    assert_eq!(recorder.take_requests(), [entry_after(changes.table_version)]);
 }
 
 #[tokio::test]
@@ -164,11 +166,11 @@ async fn statistics_of_another_version_or_embedding_are_never_used() {
     let store = Store::in_memory();
     write_sample_rows(&store).await;
     let mut source = BackfillSource::open(&store, &generation()).await.unwrap();
-    let (pending, _) = source.list_pending_files(&statistics_key("a")).await.unwrap();
+    let (pending, _) = source.list_pending_files_and_coverage(&statistics_key("a")).await.unwrap();
     let mut table = StatisticsTable::open_or_create(&store, &generation(), 50).await.unwrap();
     for (i, file) in pending.iter().enumerate() {
         let mut measured = source
-            .measure_file(file, &statistics_key("a"), &fake_statistics)
+            .compute_file_statistics(file, &statistics_key("a"), &fake_statistics)
             .await
             .unwrap()
             .unwrap();
@@ -216,14 +218,15 @@ async fn compaction_folds_statistics_into_rows() {
     let token = CancellationToken::new();
     let summary =
         compactor.run(CompactionMode::Deep, Utc::now(), &|_, _| {}, &token).await.unwrap();
-    assert!(summary.folded_statistics > 0);
+    assert!(summary.folded_statistics_count > 0);
     assert!(assert_all_have_statistics(&store, &statistics_key("a")).await > 0);
-    let mut table = StatisticsTable::open(&store, &generation(), 20).await.unwrap().unwrap();
+    let mut table =
+        StatisticsTable::open_if_exists(&store, &generation(), 20).await.unwrap().unwrap();
     assert!(table.files_by_unit().await.unwrap().is_empty(), "they are in the rows now");
     let (pending, _) = BackfillSource::open(&store, &generation())
         .await
         .unwrap()
-        .list_pending_files(&statistics_key("a"))
+        .list_pending_files_and_coverage(&statistics_key("a"))
         .await
         .unwrap();
     assert!(pending.is_empty());
@@ -235,7 +238,8 @@ async fn a_retired_set_is_dropped_and_can_come_back() {
     write_sample_rows(&store).await;
     backfill_pending(&store, &statistics_key("a")).await;
     backfill_pending(&store, &statistics_key("b")).await;
-    let mut table = StatisticsTable::open(&store, &generation(), 20).await.unwrap().unwrap();
+    let mut table =
+        StatisticsTable::open_if_exists(&store, &generation(), 20).await.unwrap().unwrap();
     assert_eq!(
         table.remove_prompt_set(&statistics_key("a"), &CancellationToken::new()).await.unwrap(),
         3
@@ -262,10 +266,11 @@ async fn transient_errors_lost_answers_and_rivals_leave_every_unit_once() {
         }
         faulty.is_armed.store(false, AtomicOrdering::SeqCst);
         assert!(faulty.injected_faults.load(AtomicOrdering::SeqCst) > 0, "{kind:?}");
-        let mut table = StatisticsTable::open(&store, &generation(), 20).await.unwrap().unwrap();
+        let mut table =
+            StatisticsTable::open_if_exists(&store, &generation(), 20).await.unwrap().unwrap();
         let units = table.files_by_unit().await.unwrap();
         assert_eq!(units.len(), 3, "{kind:?}");
-        assert_eq!(units.values().map(|unit| unit.rows).sum::<usize>(), 13, "{kind:?}");
+        assert_eq!(units.values().map(|unit| unit.row_count).sum::<usize>(), 13, "{kind:?}");
         assert_eq!(assert_all_have_statistics(&store, &statistics_key("a")).await, 14, "{kind:?}");
     }
 }

@@ -14,7 +14,7 @@ fn label_pairs(names: &'static [&'static str], values: &[&str]) -> LabelPairs {
 
 /// A number that only grows.
 pub struct Counter {
-    labels: &'static [&'static str],
+    label_names: &'static [&'static str],
     family: Family<LabelPairs, counter::Counter>,
 }
 
@@ -31,18 +31,18 @@ impl Counter {
         // The encoder appends the suffix `_total` again, and the registry the full stop.
         let name = name.strip_suffix("_total").unwrap_or(name);
         registry.register(name, about.trim_end_matches('.'), family.clone());
-        Self { labels, family }
+        Self { label_names: labels, family }
     }
 
     /// Adds `n`; `values` are those of the labels, in the declared order.
     pub fn add(&self, values: &[&str], n: u64) {
-        self.family.get_or_create(&label_pairs(self.labels, values)).inc_by(n);
+        self.family.get_or_create(&label_pairs(self.label_names, values)).inc_by(n);
     }
 }
 
 /// A number that goes up and down.
 pub struct Gauge {
-    labels: &'static [&'static str],
+    label_names: &'static [&'static str],
     family: Family<LabelPairs, gauge::Gauge<f64, AtomicU64>>,
 }
 
@@ -57,12 +57,12 @@ impl Gauge {
     ) -> Self {
         let family = Family::default();
         registry.register(name, about.trim_end_matches('.'), family.clone());
-        Self { labels, family }
+        Self { label_names: labels, family }
     }
 
     /// Sets the gauge; `values` are those of the labels, in the declared order.
     pub fn set(&self, values: &[&str], value: f64) {
-        self.family.get_or_create(&label_pairs(self.labels, values)).set(value);
+        self.family.get_or_create(&label_pairs(self.label_names, values)).set(value);
     }
 
     /// Returns the value of a gauge without labels.
@@ -78,7 +78,7 @@ impl Gauge {
 
 /// Counts values per range; the values of all histograms are in seconds.
 pub struct Histogram {
-    labels: &'static [&'static str],
+    label_names: &'static [&'static str],
     family: Family<LabelPairs, histogram::Histogram, fn() -> histogram::Histogram>,
 }
 
@@ -92,19 +92,19 @@ impl Histogram {
         about: &'static str,
     ) -> Self {
         let family =
-            Family::new_with_constructor(seconds_histogram as fn() -> histogram::Histogram);
+            Family::new_with_constructor(new_seconds_histogram as fn() -> histogram::Histogram);
         registry.register(name, about.trim_end_matches('.'), family.clone());
-        Self { labels, family }
+        Self { label_names: labels, family }
     }
 
     /// Counts a value in seconds; `values` are those of the labels, in the declared order.
-    pub fn observe(&self, values: &[&str], seconds: f64) {
-        self.family.get_or_create(&label_pairs(self.labels, values)).observe(seconds);
+    pub fn observe_seconds(&self, values: &[&str], seconds: f64) {
+        self.family.get_or_create(&label_pairs(self.label_names, values)).observe(seconds);
     }
 }
 
 /// Returns a histogram for 1 ms (a scan in memory) to 500 s (a commit to a failing store).
-fn seconds_histogram() -> histogram::Histogram {
+fn new_seconds_histogram() -> histogram::Histogram {
     histogram::Histogram::new([
         0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0,
         100.0, 250.0, 500.0,

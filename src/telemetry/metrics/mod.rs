@@ -158,10 +158,10 @@ pub fn global() -> &'static Metrics {
 }
 
 /// Sets version, role (`worker` or `query worker`) and start time; called once, at the start.
-pub fn record_start(role: &str) {
+pub fn record_process_start(role: &str) {
     let metrics = global();
     metrics.build_info.set(&[env!("CARGO_PKG_VERSION"), role], 1.0);
-    metrics.start_time.set(&[], unix_seconds());
+    metrics.start_time.set(&[], unix_seconds_now());
     if role == "worker" {
         // PromQL's `rate` ignores the first sample of a series: each series starts at 0, so that the
         // first event counts.
@@ -179,7 +179,7 @@ pub fn set_health_probe(health: Arc<dyn HealthProbe>) {
 }
 
 /// Returns the current time in seconds since 1970.
-pub fn unix_seconds() -> f64 {
+pub fn unix_seconds_now() -> f64 {
     chrono::Utc::now().timestamp_micros() as f64 / 1e6
 }
 
@@ -192,7 +192,7 @@ pub fn render_prometheus() -> String {
         health.update_gauges();
     }
     let metrics = global();
-    metrics.clock.set(&[], unix_seconds());
+    metrics.clock.set(&[], unix_seconds_now());
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = prometheus_text::encode(&mut text, &metrics.registry);
@@ -200,7 +200,7 @@ pub fn render_prometheus() -> String {
 }
 
 /// Renders the page `ops/metrics.md`.
-pub fn render_markdown() -> String {
+pub fn render_metric_reference() -> String {
     let mut page = String::from(
         "# Metrics\n\n\
          A worker and a query worker serve them at `http://<metrics.listen>/metrics`, in the text format of\n\
@@ -234,7 +234,10 @@ mod tests {
     #[test]
     fn the_generated_page_is_current() {
         let page = std::fs::read_to_string("ops/metrics.md").unwrap();
-        assert!(page == render_markdown(), "ops/metrics.md is not current: run `just generate`");
+        assert!(
+            page == render_metric_reference(),
+            "ops/metrics.md is not current: run `just generate`"
+        );
     }
 
     #[test]
@@ -258,7 +261,7 @@ mod tests {
         let metrics = global();
         metrics.ingest_events.add(&["embedded"], 2);
         metrics.lag_messages.set(&[], f64::NAN);
-        metrics.ingest_stage_seconds.observe(&["fetch"], 0.003);
+        metrics.ingest_stage_seconds.observe_seconds(&["fetch"], 0.003);
         let text = render_prometheus();
         let has = |line: &str| assert!(text.lines().any(|l| l.starts_with(line)), "{line}: {text}");
         has("# TYPE bsap_ingest_events_total counter");

@@ -11,13 +11,13 @@ use super::{METRIC_DESCRIPTIONS, global, render_prometheus};
 type LabelText = String;
 
 /// Returns the body of a request to `/v1/metrics`.
-pub fn export_request_json(resource: &Value) -> Value {
+pub fn metrics_request_json(resource: &Value) -> Value {
     let start = unix_nanoseconds(global().start_time.value());
     request_from_prometheus(
         &render_prometheus(),
         resource,
         &start,
-        &unix_nanoseconds(super::unix_seconds()),
+        &unix_nanoseconds(super::unix_seconds_now()),
     )
 }
 
@@ -29,10 +29,10 @@ fn unix_nanoseconds(seconds: f64) -> String {
 #[derive(Default)]
 struct MetricSeries {
     value: f64,
-    sum: f64,
-    count: f64,
+    histogram_sum: f64,
+    histogram_count: f64,
     /// Upper bound, and count of values at or below it.
-    buckets: Vec<(f64, f64)>,
+    cumulative_buckets: Vec<(f64, f64)>,
 }
 
 fn request_from_prometheus(text: &str, resource: &Value, start: &str, now: &str) -> Value {
@@ -56,11 +56,11 @@ fn request_from_prometheus(text: &str, resource: &Value, start: &str, now: &str)
             let series =
                 series_by_metric.entry(metric.name).or_default().entry(rest.join(",")).or_default();
             match suffix {
-                "_sum" => series.sum = value,
-                "_count" => series.count = value,
+                "_sum" => series.histogram_sum = value,
+                "_count" => series.histogram_count = value,
                 _ => {
                     let bound = bound.first().map_or("", |le| &le[3..]).trim_matches('"');
-                    series.buckets.push((bound.parse().unwrap_or(f64::INFINITY), value));
+                    series.cumulative_buckets.push((bound.parse().unwrap_or(f64::INFINITY), value));
                 }
             }
         } else if let Some(metric) = find_metric(name).filter(|_| value.is_finite()) {
@@ -117,18 +117,19 @@ fn data_point_json(
             "startTimeUnixNano": start, "timeUnixNano": now,
         });
     }
-    let below = std::iter::once(0.0).chain(series.buckets.iter().map(|(_, count)| *count));
+    let below =
+        std::iter::once(0.0).chain(series.cumulative_buckets.iter().map(|(_, count)| *count));
     let bucket_counts: Vec<String> = series
-        .buckets
+        .cumulative_buckets
         .iter()
         .zip(below)
         .map(|((_, at_or_below), below)| format!("{}", at_or_below - below))
         .collect();
     let bounds: Vec<f64> =
-        series.buckets.iter().map(|(b, _)| *b).filter(|b| b.is_finite()).collect();
+        series.cumulative_buckets.iter().map(|(b, _)| *b).filter(|b| b.is_finite()).collect();
     json!({
         "attributes": attributes, "startTimeUnixNano": start, "timeUnixNano": now,
-        "count": format!("{}", series.count), "sum": series.sum,
+        "count": format!("{}", series.histogram_count), "sum": series.histogram_sum,
         "bucketCounts": bucket_counts, "explicitBounds": bounds,
     })
 }

@@ -41,7 +41,8 @@ impl ExpectedModel {
             let embedding = model.embed_images(&[pixels]).unwrap().remove(0);
             (to_hex(&Sha256::digest(bytes)), Embedding::from_unit_vector(&embedding))
         };
-        let set = |name: &str| PromptSet::load(name).unwrap().embed(&model, 8).unwrap();
+        let set =
+            |name: &str| PromptSet::load_builtin_or_file(name).unwrap().embed(&model, 8).unwrap();
         Self {
             generation: model.card().fingerprint[..16].to_owned(),
             logit_scale: model.card().logit_scale,
@@ -82,8 +83,8 @@ impl ExpectedAnswers {
             let embedding = &model.images[&hit.image.content_hash];
             let raw: f32 =
                 model.texts[text].iter().zip(embedding.values()).map(|(a, b)| a * b).sum();
-            let affine =
-                balance.affine_transform(&set.statistics(embedding).unwrap(), model.logit_scale);
+            let affine = balance
+                .affine_transform(&set.compute_statistics(embedding).unwrap(), model.logit_scale);
             let differs = (raw - hit.raw_score).abs() > 5e-3
                 || (affine.alpha - hit.alpha).abs() > 1e-2
                 || (affine.apply(raw) - hit.score).abs() > 1e-2;

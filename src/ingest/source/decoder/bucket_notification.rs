@@ -11,7 +11,7 @@ use url::Url;
 use super::error::EventDecodeError;
 use super::rules::{DecodeRules, VersionFields, deserialise};
 use crate::record::{
-    AcceptedEvent, Attributes, ImageChange, ImageContent, ImageId, InvalidField, KafkaMessage,
+    AcceptedEvent, Attributes, ImageChange, ImageId, ImageSource, InvalidField, KafkaMessage,
 };
 
 /// S3 and MinIO send one record per message. A message is processed as a whole, so one with very many
@@ -121,13 +121,13 @@ fn decode_record(
     let name = record.event_name.trim_start_matches("s3:");
     let change = match name.split_once(':') {
         Some(("ObjectCreated", _)) => ImageChange::Upsert {
-            content: ImageContent::Uri { uri, version },
+            content: ImageSource::Uri { uri, version },
             attributes: Attributes::new(),
         },
         Some(("ObjectRemoved" | "LifecycleExpiration", removal)) => {
             // One version was deleted permanently; the newest version may be another one.
             if version.is_some() && removal != "DeleteMarkerCreated" {
-                ImageChange::Recheck { content: ImageContent::from_uri(uri) }
+                ImageChange::Recheck { content: ImageSource::from_uri(uri) }
             } else {
                 ImageChange::Delete
             }

@@ -50,13 +50,13 @@ pub struct CloudEvent {
 }
 
 /// Whether the message is a CloudEvent in binary mode.
-pub(super) fn is_binary(message: &KafkaMessage) -> bool {
+pub(super) fn is_binary_mode(message: &KafkaMessage) -> bool {
     message.headers.iter().any(|(name, _)| name == "ce_specversion")
 }
 
 /// Whether the message is a CloudEvent in structured mode, by its content type or by the required
 /// attributes in `object`.
-pub(super) fn is_structured(message: &KafkaMessage, object: &Map<String, Value>) -> bool {
+pub(super) fn is_structured_mode(message: &KafkaMessage, object: &Map<String, Value>) -> bool {
     let required_attributes = ["specversion", "type", "source", "id"];
     content_type(message).is_some_and(|name| name.starts_with("application/cloudevents"))
         || required_attributes.iter().all(|name| object.contains_key(*name))

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::error::EventDecodeError;
 use super::rules::{DecodeRules, VersionFields, deserialise};
 use crate::record::{
-    AcceptedEvent, ImageChange, ImageContent, ImageId, InvalidField, KafkaMessage, Operation,
+    AcceptedEvent, ImageChange, ImageId, ImageSource, InvalidField, KafkaMessage, Operation,
     SequenceKey,
 };
 
@@ -49,7 +49,7 @@ pub(super) fn decode(
     object: Map<String, Value>,
     inline: Option<Bytes>,
 ) -> Result<AcceptedEvent, EventDecodeError> {
-    let (event, number) = decode_unversioned(rules, object, inline)?;
+    let (event, number) = decode_without_sequence_key(rules, object, inline)?;
     let versions = VersionFields {
         sequence: number,
         event_time: event.event_time,
@@ -61,7 +61,7 @@ pub(super) fn decode(
 
 /// Decodes an event without its version: returns it with a placeholder for the sequence key, and the
 /// value of its field `sequence`.
-pub(super) fn decode_unversioned(
+pub(super) fn decode_without_sequence_key(
     rules: &DecodeRules,
     object: Map<String, Value>,
     inline: Option<Bytes>,
@@ -85,13 +85,13 @@ fn parse_content(
     uri: Option<String>,
     data: Option<String>,
     inline: Option<Bytes>,
-) -> Result<ImageContent, InvalidField> {
+) -> Result<ImageSource, InvalidField> {
     match (uri, data, inline) {
-        (Some(uri), None, None) => Ok(ImageContent::from_uri(uri)),
-        (None, None, Some(bytes)) => Ok(ImageContent::Inline(bytes)),
+        (Some(uri), None, None) => Ok(ImageSource::from_uri(uri)),
+        (None, None, Some(bytes)) => Ok(ImageSource::Inline(bytes)),
         (None, Some(data), None) => base64::engine::general_purpose::STANDARD
             .decode(&data)
-            .map(|bytes| ImageContent::Inline(Bytes::from(bytes)))
+            .map(|bytes| ImageSource::Inline(Bytes::from(bytes)))
             .map_err(|error| InvalidField::new("data", format!("is not base64: {error}"))),
         (None, None, None) => {
             Err(InvalidField::new("uri", "is missing; an upsert has uri or data"))

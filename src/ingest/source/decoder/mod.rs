@@ -18,7 +18,7 @@ pub use bucket_notification::BucketNotification;
 pub use cloud_event::CloudEvent;
 pub use error::EventDecodeError;
 pub use image_event::ImageEvent;
-pub use rules::canonical_text;
+pub use rules::canonical_attribute_text;
 
 use super::options::SourceOptions;
 use crate::record::{
@@ -37,7 +37,7 @@ pub struct Decoder {
     /// How long deletes are remembered; `None`: forever.
     tombstone_retention: Option<TimeDelta>,
     /// Topic of stored images to be embedded again; `None` if this decoder does not read one.
-    reembed: Option<ReembedTopic>,
+    reembed_source: Option<ReembedTopic>,
 }
 
 impl Decoder {
@@ -52,13 +52,13 @@ impl Decoder {
             },
             max_clock_skew: TimeDelta::seconds(options.max_clock_skew_seconds.into()),
             tombstone_retention: None,
-            reembed: None,
+            reembed_source: None,
         }
     }
 
     /// Rejects events older than the `days` for which deletes are remembered; 0: forever.
     #[must_use]
-    pub fn with_tombstone_days(mut self, days: u32) -> Self {
+    pub fn with_tombstone_retention_days(mut self, days: u32) -> Self {
         self.tombstone_retention = (days > 0).then(|| TimeDelta::days(days.into()));
         self
     }
@@ -66,8 +66,8 @@ impl Decoder {
     /// Also decodes `topic`, which holds stored images that workers of `generation` embed again.
     #[must_use]
     pub fn with_reembed_topic(mut self, topic: &str, generation: &str) -> Self {
-        self.reembed =
-            Some(ReembedTopic { topic: topic.to_owned(), generation: generation.to_owned() });
+        self.reembed_source =
+            Some(ReembedTopic { topic: topic.to_owned(), generation_id: generation.to_owned() });
         self
     }
 
@@ -77,8 +77,8 @@ impl Decoder {
     }
 
     /// The topic of images to be embedded again; `None` if this decoder does not read one.
-    pub fn reembed_topic(&self) -> Option<&str> {
-        self.reembed.as_ref().map(|reembed| reembed.topic.as_str())
+    pub fn reembed_topic_name(&self) -> Option<&str> {
+        self.reembed_source.as_ref().map(|reembed| reembed.topic.as_str())
     }
 
     /// Decodes `message`: either all of its events are accepted, or the message is rejected. The
@@ -89,10 +89,12 @@ impl Decoder {
         now: DateTime<Utc>,
     ) -> Result<Vec<AcceptedEvent>, EventDecodeError> {
         let sent_at = message.timestamp_ms.and_then(DateTime::from_timestamp_millis);
-        let reembed =
-            self.reembed.as_ref().filter(|reembed| *reembed.topic == *message.partition.topic);
+        let reembed = self
+            .reembed_source
+            .as_ref()
+            .filter(|reembed| *reembed.topic == *message.partition.topic);
         if let Some(reembed) = reembed {
-            let events = reembed::decode(&self.rules, &reembed.generation, message)?;
+            let events = reembed::decode(&self.rules, &reembed.generation_id, message)?;
             // These events keep their stored versions, so their age is that of the request.
             self.check_age(&events, now, |_| sent_at)?;
             return Ok(events);
@@ -109,7 +111,7 @@ impl Decoder {
     /// Recognises the format of `message` and reads its events.
     fn parse_events(&self, message: &KafkaMessage) -> Result<Vec<AcceptedEvent>, EventDecodeError> {
         let rules = &self.rules;
-        if cloud_event::is_binary(message) {
+        if cloud_event::is_binary_mode(message) {
             return Ok(vec![cloud_event::decode_binary(rules, message)?]);
         }
         let Some(payload) = &message.payload else {
@@ -120,7 +122,7 @@ impl Decoder {
         let Value::Object(object) = value else {
             return Err(EventDecodeError::UnknownFormat("JSON, but not an object".into()));
         };
-        if cloud_event::is_structured(message, &object) {
+        if cloud_event::is_structured_mode(message, &object) {
             return Ok(vec![cloud_event::decode_structured(rules, message, object)?]);
         }
         if bucket_notification::is_notification(&object) {

@@ -19,7 +19,7 @@ pub struct ReembedTopic {
     /// Name of the topic.
     pub topic: String,
     /// The generation that the worker writes; events for other generations are skipped.
-    pub generation: String,
+    pub generation_id: String,
 }
 
 /// Decodes a message of the reembed topic; empty if it is for another generation.
@@ -47,5 +47,8 @@ pub(super) fn decode(
         return Err(EventDecodeError::UnknownFormat("JSON, but not an object".into()));
     };
     let sequence = SequenceKey::from_stored(header(SEQUENCE_HEADER)?);
-    Ok(vec![AcceptedEvent { sequence, ..image_event::decode_unversioned(rules, object, None)?.0 }])
+    Ok(vec![AcceptedEvent {
+        sequence,
+        ..image_event::decode_without_sequence_key(rules, object, None)?.0
+    }])
 }

@@ -84,11 +84,12 @@ impl DecodeRules {
             match given.get(name) {
                 None | Some(Value::Null) => {}
                 Some(value) => {
-                    let text = canonical_text(*attribute_type, value).ok_or_else(|| {
-                        let reason =
-                            format!("{value} is not of the declared type {attribute_type:?}");
-                        InvalidField::new(format!("attributes.{name}"), reason)
-                    })?;
+                    let text =
+                        canonical_attribute_text(*attribute_type, value).ok_or_else(|| {
+                            let reason =
+                                format!("{value} is not of the declared type {attribute_type:?}");
+                            InvalidField::new(format!("attributes.{name}"), reason)
+                        })?;
                     attributes.insert(name.clone(), text);
                 }
             }
@@ -114,7 +115,7 @@ pub(super) fn deserialise<T: DeserializeOwned>(value: Value) -> Result<T, Invali
 }
 
 /// Returns the text under which an attribute value is stored; `None` if it is not of `attribute_type`.
-pub fn canonical_text(attribute_type: AttributeType, value: &Value) -> Option<String> {
+pub fn canonical_attribute_text(attribute_type: AttributeType, value: &Value) -> Option<String> {
     match (attribute_type, value) {
         (AttributeType::Text, Value::String(text)) => Some(text.clone()),
         (AttributeType::Integer, Value::Number(n)) if n.is_i64() || n.is_u64() => {

@@ -6,7 +6,7 @@ use chrono::DateTime;
 use super::{BucketNotification, CloudEvent, Decoder, EventDecodeError, ImageEvent};
 use crate::ingest::source::SourceOptions;
 use crate::record::{
-    AcceptedEvent, AttributeType, AttributeTypes, ImageChange, ImageContent, KafkaMessage,
+    AcceptedEvent, AttributeType, AttributeTypes, ImageChange, ImageSource, KafkaMessage,
     SequenceKey, TopicPartition, VersionOrdering,
 };
 
@@ -51,7 +51,7 @@ fn declared_attributes_are_stored_as_text() {
     let ImageChange::Upsert { content, attributes } = &events[0].change else {
         panic!("not an upsert")
     };
-    assert_eq!(content, &ImageContent::from_uri("s3://b/a.jpg"));
+    assert_eq!(content, &ImageSource::from_uri("s3://b/a.jpg"));
     assert_eq!(attributes.len(), 2);
     assert_eq!(attributes["price"], "9.5");
     assert_eq!(events[0].sequence, SequenceKey::from_number(3));
@@ -152,7 +152,7 @@ fn bucket_notifications_become_upserts_and_deletes() {
     assert_eq!(created.image_id.as_str(), "photos/red mugs/a&b+é.jpg");
     assert_eq!(created.sequence, SequenceKey::from_sequencer("0055AED6DC00").unwrap());
     let ImageChange::Upsert { content, .. } = created.change else { panic!("not an upsert") };
-    assert_eq!(content, ImageContent::Uri { uri: uri.into(), version: Some("v1".into()) });
+    assert_eq!(content, ImageSource::Uri { uri: uri.into(), version: Some("v1".into()) });
 
     // MinIO prefixes the event name with `s3:`, and writes `null` if the bucket is not versioned.
     let unversioned = [("ObjectCreated:Put", "s3:ObjectRemoved:Delete"), ("\"v1\"", "\"null\"")];
@@ -169,7 +169,7 @@ fn bucket_notifications_become_upserts_and_deletes() {
     let version = [("ObjectCreated:Put", "LifecycleExpiration:Delete")];
     assert_eq!(
         decode_one(&with_replacements(S3_NOTIFICATION, &version)).change,
-        ImageChange::Recheck { content: ImageContent::from_uri(uri) }
+        ImageChange::Recheck { content: ImageSource::from_uri(uri) }
     );
 
     let folder = with_replacements(S3_NOTIFICATION, &[("a%26b%2B%C3%A9.jpg", "")]);
@@ -240,7 +240,7 @@ fn cloud_events_decode_in_both_modes() {
 
     // The value may be the bytes of the image, and empty for a delete.
     binary.headers[7].1 = Some(Bytes::from_static(b"image/jpeg"));
-    let inline = ImageContent::Inline(binary.payload.clone().unwrap());
+    let inline = ImageSource::Inline(binary.payload.clone().unwrap());
     let event = decode_with_ordering(VersionOrdering::Sequence, &binary).unwrap().remove(0);
     let ImageChange::Upsert { content, .. } = event.change else { panic!("not an upsert") };
     assert_eq!(content, inline);
@@ -261,7 +261,7 @@ fn cloud_events_decode_in_both_modes() {
         .unwrap()
         .remove(0);
     let ImageChange::Upsert { content, .. } = event.change else { panic!("not an upsert") };
-    assert_eq!(content, ImageContent::Inline("AB".into()));
+    assert_eq!(content, ImageSource::Inline("AB".into()));
 }
 
 #[test]
@@ -342,7 +342,7 @@ fn schemas_are_current() {
 
 #[test]
 fn upserts_older_than_tombstones_are_rejected() {
-    let decoder = new_decoder(VersionOrdering::Sequence).with_tombstone_days(30);
+    let decoder = new_decoder(VersionOrdering::Sequence).with_tombstone_retention_days(30);
     let upsert = message(None, Some(r#"{"image_id":"a","uri":"u","sequence":1}"#));
     let delete = r#"{"image_id":"a","sequence":2,"operation":"delete"}"#;
     let after = |days: i64| DateTime::from_timestamp(1_700_000_000 + days * 86_400, 0).unwrap();

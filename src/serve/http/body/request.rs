@@ -59,7 +59,7 @@ impl TryFrom<SearchRequest> for Query {
                     text.map(QueryInput::Text),
                     texts.map(QueryInput::WeightedTexts),
                     image_id.map(QueryInput::ImageId),
-                    image.map(decode_picture).transpose()?,
+                    image.map(decode_base64_picture).transpose()?,
                     vector.map(QueryInput::Vector),
                 ],
             )?,
@@ -72,9 +72,9 @@ impl TryFrom<SearchRequest> for Query {
             min_score: request.min_score,
             cursor: request.cursor,
             include_self: request.include_self,
-            trace_ids: None,
+            trace_and_span_id: None,
             api_key_name: None,
-            configuration: request.configuration,
+            requested_configuration: request.configuration,
             traffic_key: request.traffic_key,
         })
     }
@@ -119,7 +119,7 @@ impl ExplainRequest {
                     text.map(QueryInput::Text),
                     texts.map(QueryInput::WeightedTexts),
                     query_image_id.map(QueryInput::ImageId),
-                    image.map(decode_picture).transpose()?,
+                    image.map(decode_base64_picture).transpose()?,
                     vector.map(QueryInput::Vector),
                 ],
             )?,
@@ -128,7 +128,7 @@ impl ExplainRequest {
             normaliser: self.normaliser,
             weight: self.weight,
             lambda: self.lambda,
-            configuration: self.configuration,
+            requested_configuration: self.configuration,
             ..Query::default()
         };
         Ok((query, self.image_id))
@@ -141,7 +141,7 @@ fn require_single_input(
     inputs: [Option<QueryInput>; 5],
 ) -> Result<QueryInput, QueryError> {
     let inputs: Vec<QueryInput> = inputs.into_iter().flatten().collect();
-    let names: Vec<&str> = inputs.iter().map(QueryInput::name).collect();
+    let names: Vec<&str> = inputs.iter().map(QueryInput::kind_name).collect();
     let found = if names.is_empty() { "none".into() } else { names.join(" and ") };
     let single: Result<[QueryInput; 1], _> = inputs.try_into();
     single.map(|[input]| input).map_err(|_| QueryError::InvalidField {
@@ -150,7 +150,7 @@ fn require_single_input(
     })
 }
 
-fn decode_picture(base64: String) -> Result<QueryInput, QueryError> {
+fn decode_base64_picture(base64: String) -> Result<QueryInput, QueryError> {
     let bytes = base64::engine::general_purpose::STANDARD.decode(base64);
     bytes.map(QueryInput::ImageBytes).map_err(|e| QueryError::InvalidField {
         field: "image",

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::search::{
-    Explanation, Hit, ImageMetadata, NoMatchVerdict, ScoredPrompt, SearchResults, SnapshotChange,
-    Timings,
+    Explanation, Hit, ImageMetadata, NoMatchVerdict, ScoredPrompt, SearchResults,
+    SnapshotImageChange, Timings,
 };
 
 /// The response to a search: the rankings by plain CLIP and by balanced scores, from one scan.
@@ -27,7 +27,7 @@ pub struct SearchResponse {
     pub prompt_set: StatisticsKey,
     /// Normaliser that was used.
     pub normaliser: Normaliser,
-    /// Weight of the balanced score.
+    /// Weight of the normalised score in the balanced score.
     pub weight: f32,
     /// λ of `nnn`.
     pub lambda: f32,
@@ -58,18 +58,18 @@ impl SearchResponse {
         Self {
             table_version: results.table_version,
             generation: results.serving_snapshot.generation_id.clone(),
-            configuration: results.configuration.clone(),
+            configuration: results.configuration_name.clone(),
             prompt_set: results.prompt_set.statistics_key.clone(),
             normaliser: results.balance.normaliser,
             weight: results.balance.weight,
             lambda: results.balance.lambda,
-            scanned: results.scanned,
-            matched: results.matched,
+            scanned: results.scanned_image_count,
+            matched: results.matched_image_count,
             timings: results.timings,
             hits: results.hits.iter().map(SearchHit::new).collect(),
             raw_hits: results.raw_hits.iter().map(SearchHit::new).collect(),
             warning: results.warning.clone(),
-            no_match: results.no_match.clone(),
+            no_match: results.no_match_verdict.clone(),
             min_score: results.min_score,
             next_cursor: results.next_cursor.clone(),
         }
@@ -90,16 +90,16 @@ pub struct SearchHit {
     pub score: f32,
     /// Rank by `score`, from 1.
     pub rank: usize,
-    /// Factor of this image, the same for every query.
+    /// Factor of this image, weight and scale included; the same for every query.
     pub alpha: f32,
-    /// Shift of this image, the same for every query.
+    /// Shift of this image, weight and scale included; the same for every query.
     pub beta: f32,
 }
 
 impl SearchHit {
     fn new(hit: &Hit) -> Self {
         Self {
-            image: ImageInfo::new(&hit.image),
+            image: ImageInfo::new(&hit.image_metadata),
             raw_score: hit.raw_score,
             raw_rank: hit.raw_rank,
             score: hit.score,
@@ -184,10 +184,10 @@ impl From<Explanation> for ExplainResponse {
             hit: SearchHit::new(&explanation.hit),
             statistics: explanation.statistics,
             prompts: explanation.scored_prompts,
-            scanned: explanation.scanned,
+            scanned: explanation.scanned_image_count,
             explanation: explanation.summary,
             generation: explanation.serving_snapshot.generation_id.clone(),
-            configuration: explanation.configuration,
+            configuration: explanation.configuration_name,
             prompt_set: explanation.prompt_set.statistics_key.clone(),
             normaliser: explanation.balance.normaliser,
             weight: explanation.balance.weight,
@@ -213,16 +213,16 @@ pub struct ChangeEvent {
     searchable_at: String,
 }
 
-impl From<&SnapshotChange> for ChangeEvent {
-    fn from(change: &SnapshotChange) -> Self {
-        let after = change.after.as_deref();
+impl From<&SnapshotImageChange> for ChangeEvent {
+    fn from(change: &SnapshotImageChange) -> Self {
+        let after = change.image_after.as_deref();
         // A deleted image is shown with the title that it had.
-        let titled = after.or(change.before.as_deref());
+        let titled = after.or(change.image_before.as_deref());
         let title = titled.and_then(|image| image.attributes.get("title").cloned());
         Self {
             image_id: change.image_id.to_string(),
             operation: if after.is_some() { "upsert" } else { "delete" },
-            is_new: change.before.is_none(),
+            is_new: change.image_before.is_none(),
             picture: after.and_then(picture_path),
             title,
             event_time: after.and_then(|image| image.event_time),

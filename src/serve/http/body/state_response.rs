@@ -195,7 +195,7 @@ impl<'a> StateResponse<'a> {
             standby: roles.standby.as_deref().map(StandbyInfo::new),
             table_version: snapshot.table_version,
             images: snapshot.len(),
-            locally_computed_statistics: snapshot.computed_statistics,
+            locally_computed_statistics: snapshot.computed_statistics_count,
             memory: MemoryUsage {
                 bytes: memory.total_bytes(),
                 metadata_bytes: memory.text_bytes as u64,

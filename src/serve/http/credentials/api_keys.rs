@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 use crate::record::to_hex;
 
 /// Prefix of secrets, by which scanners for leaked secrets recognise them.
-const KEY_PREFIX: &str = "bsap_";
+const SECRET_PREFIX: &str = "bsap_";
 /// Prefix of hashes: the hash function, in case another one is added.
 const HASH_PREFIX: &str = "sha256:";
 
@@ -102,7 +102,7 @@ pub struct ApiKey {
 impl ApiKey {
     /// Returns a new key and its secret, which is stored nowhere.
     pub fn generate(name: &str, scopes: &[Scope]) -> (Self, String) {
-        let secret = random_token(KEY_PREFIX);
+        let secret = random_token(SECRET_PREFIX);
         let key = Self {
             name: name.to_owned(),
             hash: KeyHash::from_secret(&secret),
@@ -124,14 +124,14 @@ pub fn random_token(prefix: &str) -> String {
 
 /// Returns the key of `secret`. Every key is compared, and in constant time, so that the duration
 /// does not reveal how much of a guess is right.
-pub fn find_by_secret<'a, K: AsRef<ApiKey>>(keys: &'a [K], secret: &str) -> Option<&'a K> {
+pub fn find_key_by_secret<'a, K: AsRef<ApiKey>>(keys: &'a [K], secret: &str) -> Option<&'a K> {
     let hash = KeyHash::from_secret(secret);
     let matches = |key: &&K| bool::from(key.as_ref().hash.0.ct_eq(&hash.0));
     keys.iter().filter(matches).last()
 }
 
 /// Returns one line per invalid key.
-pub fn validate(keys: &[ApiKey]) -> Vec<String> {
+pub fn validate_keys(keys: &[ApiKey]) -> Vec<String> {
     const MAX_NAME_BYTES: usize = 64;
     let mut problems = Vec::new();
     for (index, key) in keys.iter().enumerate() {
@@ -167,14 +167,14 @@ mod tests {
         let keys: Vec<Arc<ApiKey>> =
             generated.iter().map(|(key, _)| Arc::new(key.clone())).collect();
         for (key, secret) in &generated {
-            assert_eq!(find_by_secret(&keys, secret).map(|k| &**k), Some(key));
-            assert_eq!(secret.len(), KEY_PREFIX.len() + 43);
+            assert_eq!(find_key_by_secret(&keys, secret).map(|k| &**k), Some(key));
+            assert_eq!(secret.len(), SECRET_PREFIX.len() + 43);
             assert!(
-                find_by_secret(&keys, &secret[1..]).is_none()
-                    && find_by_secret(&keys, "").is_none()
+                find_key_by_secret(&keys, &secret[1..]).is_none()
+                    && find_key_by_secret(&keys, "").is_none()
             );
             assert!(
-                find_by_secret(&keys, &key.hash.to_string()).is_none(),
+                find_key_by_secret(&keys, &key.hash.to_string()).is_none(),
                 "a hash is not a secret"
             );
         }
