@@ -397,7 +397,8 @@ async fn workers_that_join_and_leave_lose_and_duplicate_nothing() {
         assert!(sent < total / 2, "the second worker gets no messages");
         send(sent..sent + 1).await;
         sent += 1;
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // On a busy machine the group takes its time to rebalance.
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
     send(sent..total * 3 / 4).await;
     stop_first.cancel();

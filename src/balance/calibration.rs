@@ -117,7 +117,7 @@ pub struct StatisticsSummary {
 }
 
 impl StatisticsSummary {
-    /// Summarises the images that have statistics. Returns `None` if none has.
+    /// Summarises the images that have statistics. Returns `None` if no image has statistics.
     pub fn from_statistics(all: impl Iterator<Item = ScoreStatistics>) -> Option<Self> {
         let (mut images, mut sum, mut sum_of_squares, mut sum_of_stds) = (0usize, 0f64, 0f64, 0f64);
         for statistics in all.filter(|s| s.n > 0) {

@@ -116,7 +116,8 @@ impl ScaleConstants {
     }
 }
 
-/// The affine function αs + β from the raw to the balanced score of one image. Its factor and shift include weight and scale constants.
+/// The affine function αs + β from the raw to the balanced score of one image. Its factor and shift
+/// include weight and scale constants.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct AffineTransform {
     /// Factor α of the raw score, with weight w and scale constant c included.
@@ -141,8 +142,8 @@ impl BalanceParameters {
         scale: ScaleConstants { factor: 1.0, shift: 0.0 },
     };
 
-    /// Returns α and β of an image with these statistics, weight and scale constants included. `logit_scale` is the L at
-    /// which the log-sum-exp was computed.
+    /// Returns α and β of an image with these statistics, weight and scale constants included.
+    /// `logit_scale` is the L at which the log-sum-exp was computed.
     #[inline(always)]
     pub fn affine_transform(&self, s: &ScoreStatistics, logit_scale: f32) -> AffineTransform {
         let (alpha, beta) = match self.normaliser {

@@ -28,8 +28,8 @@ pub struct RetiredGeneration {
 }
 
 /// Returns the retired generations, and removes those that have expired as of `now`, unless it is a
-/// `dry_run`. Removes the Delta log before the data files that it names, so that nobody takes half a table for a
-/// whole one.
+/// `dry_run`. Removes the Delta log before the data files that it names, so that nobody takes half
+/// a table for a whole one.
 pub async fn list_retired_and_remove_expired(
     catalogue: &Store,
     options: &MaintenanceOptions,

@@ -58,7 +58,8 @@ pub struct SearchArgs {
     /// Normaliser; by default the one that is served
     #[arg(long)]
     pub normaliser: Option<Normaliser>,
-    /// Weight of the normalised score in the balanced score, 0 (plain CLIP) to 1; by default the one that is served
+    /// Weight of the normalised score in the balanced score, 0 (plain CLIP) to 1; by default the
+    /// one that is served
     #[arg(long)]
     pub weight: Option<f32>,
     /// Name of a prompt set; by default the one that is served

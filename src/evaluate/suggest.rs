@@ -46,8 +46,8 @@ pub struct PromptPool {
     pub excluded_judged_count: usize,
     /// Number of texts left out because the pool was full.
     pub excluded_overflow_count: usize,
-    /// Texts of the judged queries in lower case.
-    judged_texts: BTreeSet<String>,
+    /// Texts of the judged queries, in lower case, which the pool refuses.
+    excluded_query_texts: BTreeSet<String>,
     /// Texts that were added, in lower case.
     seen_texts: BTreeSet<String>,
 }
@@ -57,7 +57,7 @@ impl PromptPool {
     pub fn without_judged_queries(queries: &[JudgedQuery]) -> Self {
         let judged = queries.iter().filter(|query| query.judgements != Judgements::Unjudged);
         let judged_queries = judged.map(|query| query.text.to_lowercase()).collect();
-        Self { judged_texts: judged_queries, ..Self::default() }
+        Self { excluded_query_texts: judged_queries, ..Self::default() }
     }
 
     /// Adds texts. Empty texts, texts that are too long, and duplicates are skipped.
@@ -67,7 +67,7 @@ impl PromptPool {
                 continue;
             }
             let key = text.to_lowercase();
-            if self.judged_texts.contains(&key) {
+            if self.excluded_query_texts.contains(&key) {
                 self.excluded_judged_count += 1;
             } else if self.seen_texts.insert(key) {
                 if self.texts.len() == MAX_PROMPTS {

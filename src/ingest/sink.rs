@@ -78,8 +78,8 @@ struct PendingPartition {
     rows: Vec<(i64, ImageRow)>,
     /// The offset after the last added message.
     next_expected_offset: i64,
-    /// `embedded_at` of the partition's last added row. Each row gets a later one, because it decides between two rows of
-    /// equal version, and there the later message must win.
+    /// `embedded_at` of the partition's last added row. Each row gets a later one, because it
+    /// decides between two rows of equal version, and there the later message must win.
     last_embedded_at: DateTime<Utc>,
     /// Whether a message was abandoned. Nothing after it may be committed, or it would be lost.
     has_abandoned_message: bool,

@@ -99,8 +99,8 @@ impl PromptSet {
             .map_err(|reason| PromptError::Invalid { file: file.to_owned(), reason })
     }
 
-    /// Loads a built-in set by name. Unlike [`PromptSet::load_builtin_or_file`], it never reads a file, so that it
-    /// is safe for names from untrusted sources.
+    /// Loads a built-in set by name. Unlike [`PromptSet::load_builtin_or_file`], it never reads a
+    /// file, so that it is safe for names from untrusted sources.
     pub fn load_builtin(name: &str) -> Option<Self> {
         let (_, text) = BUILTIN_SETS.iter().find(|(builtin, _)| *builtin == name)?;
         Self::parse(text, Path::new(name)).ok()

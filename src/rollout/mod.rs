@@ -1,5 +1,6 @@
 //! Changes what a catalogue serves, one recorded revision per change: sets a candidate, promotes it
-//! after checks, or rolls back to what was live before. [`check_promotion`] lists what forbids a promotion; `commands/rollout/promote.rs` refuses it. Each change is a write to the catalogue's
+//! after checks, or rolls back to what was live before. [`check_promotion`] lists what forbids a
+//! promotion; `commands/rollout/promote.rs` refuses it. Each change is a write to the catalogue's
 //! state; query workers follow it and report when they serve it.
 
 pub(crate) mod candidate;

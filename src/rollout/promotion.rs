@@ -61,8 +61,9 @@ pub struct PromotionRules<'a> {
 }
 
 /// Checks whether the candidate can be promoted: its generation has the live images, its statistics
-/// are complete, and its scale is frozen; what is not fulfilled becomes a blocker. Only warns if no evaluation supports the candidate, or if it has neither a share of the traffic nor of shadow queries. Fails
-/// if there is no candidate.
+/// are complete, and its scale is frozen; what is not fulfilled becomes a blocker. Only warns if no
+/// evaluation supports the candidate, or if it has neither a share of the traffic nor of shadow
+/// queries. Fails if there is no candidate.
 pub async fn check_promotion(
     catalogue: &Store,
     rules: &PromotionRules<'_>,

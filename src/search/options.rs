@@ -50,8 +50,8 @@ pub struct SearchOptions {
     /// Normaliser of a newly created catalogue: `raw`, `softmax`, `zscore`, `range` or `nnn`. Later
     /// changes are made in the catalogue's state.
     pub normaliser: Normaliser,
-    /// Weight of the normalised score in the balanced score of a newly created catalogue, from 0 (plain CLIP) to 1. A small
-    /// weight is safe: evaluate on your own data before you raise it.
+    /// Weight of the normalised score in the balanced score of a newly created catalogue, from 0
+    /// (plain CLIP) to 1. A small weight is safe: evaluate on your own data before you raise it.
     pub weight: f32,
     /// λ of the normaliser `nnn`, from 0 to 10.
     pub lambda: f32,

@@ -63,8 +63,9 @@ pub fn images_columns() -> Vec<StructField> {
 /// The partition column of the `statistics` table: the key of the prompt set.
 pub const PROMPT_SET_COLUMN: &str = "prompt_set";
 
-/// Returns the columns of the `statistics` table, in order; their names and types may not change either. `embedded_at`
-/// and `embedding_hash` tie a row to one version of one image and to its very embedding.
+/// Returns the columns of the `statistics` table, in order; their names and types may not change
+/// either. `embedded_at` and `embedding_hash` tie a row to one version of one image and to its very
+/// embedding.
 pub fn statistics_columns() -> Vec<StructField> {
     let (text, float) = (DataType::STRING, DataType::FLOAT);
     let floats = ["mean", "std", "min", "max", "lse", "topk_mean"];

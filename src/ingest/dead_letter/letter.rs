@@ -23,7 +23,8 @@ pub struct DeadLetterReason {
     pub code: &'static str,
     /// Why, for people.
     pub explanation: String,
-    /// Position of the rejected event in the message, counted from 0; `None` if the message holds a single event.
+    /// Position of the rejected event in the message, counted from 0; `None` if the message holds a
+    /// single event.
     pub record_index: Option<usize>,
 }
 
@@ -40,7 +41,8 @@ pub struct DeadLetter {
     pub code: String,
     /// Why, for people.
     pub reason: String,
-    /// Position of the rejected event in the message, counted from 0; `None` if the message holds a single event.
+    /// Position of the rejected event in the message, counted from 0; `None` if the message holds a
+    /// single event.
     pub record_index: Option<usize>,
     /// When it was dead-lettered.
     pub dead_lettered_at: Option<DateTime<Utc>>,

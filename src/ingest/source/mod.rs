@@ -1,6 +1,7 @@
 //! Events from Kafka, in the order in which each message travels:
 //!
-//! 1. `consumer` polls the topics on a thread of its own and queues messages for the pipeline; it also commits stored offsets to Kafka every second, for lag monitors only;
+//! 1. `consumer` polls the topics on a thread of its own and queues messages for the pipeline; it
+//!    also commits stored offsets to Kafka every second, for lag monitors only;
 //! 2. `rebalance` decides where an assigned partition starts, and releases a revoked one only after
 //!    the pipeline has stored what came before;
 //! 3. `state` has the assigned partitions and their offsets, which `consumer`, `rebalance` and metrics share;

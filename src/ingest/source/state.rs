@@ -142,7 +142,8 @@ pub struct ConsumerStatus {
     pub poll_age_ms: Option<i64>,
     /// Number of partitions assigned to this worker.
     pub assigned_partition_count: usize,
-    /// Messages of these partitions that are not stored yet; `None` if the end of the log of one of them is not known.
+    /// Messages of these partitions that are not stored yet; `None` if the end of the log of one of
+    /// them is not known.
     pub lag_messages: Option<i64>,
 }
 
