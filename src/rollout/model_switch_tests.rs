@@ -15,7 +15,7 @@ use crate::backfill::{
     GenerationGap, StatisticsBackfill, add_prompt_set, set_up_standby, withdraw_standby,
 };
 use crate::balance::normalise::Normaliser;
-use crate::catalogue::{ServingConfig, StandbyGeneration, StateChange, StateStore};
+use crate::catalogue::{ReplicaReports, ServingConfig, StandbyGeneration, StateChange, StateStore};
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
 use crate::record::{Embedding, ImageRow, TopicPartition, VersionOrdering};
 use crate::search::testing::{HashEncoders, clip_like_embedding, sample_row};
@@ -114,7 +114,11 @@ async fn start_query_worker(
         poll_interval: POLL_INTERVAL,
     };
     tokio::spawn(follower.run(cancel.clone()));
-    while !engines.live().snapshots().is_ready() {
+    // Without a report of it, promotions would not wait for this query worker.
+    let reports = ReplicaReports::new(store);
+    while !engines.live().snapshots().is_ready()
+        || reports.list_and_remove_expired(Utc::now()).await.unwrap().is_empty()
+    {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     engines

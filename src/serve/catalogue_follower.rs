@@ -86,7 +86,9 @@ impl CatalogueFollower {
         let result = loop {
             let previous_report = report.clone();
             let apply = self.apply_newest_revision(&mut loaded, report.revision, &cancel);
-            match run_while_reporting(&reports, &report, REPLICA_REPORT_INTERVAL, apply).await {
+            let apply = run_while_reporting(&reports, &report, REPLICA_REPORT_INTERVAL, apply);
+            let Some(applied) = cancel.run_until_cancelled(apply).await else { break Ok(()) };
+            match applied {
                 Ok(revision) => {
                     report.revision = revision;
                     apply_problem = None;

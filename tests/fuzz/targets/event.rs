@@ -33,7 +33,7 @@ static DECODERS: LazyLock<[Decoder; 4]> = LazyLock::new(|| {
     ]
     .map(|ordering| {
         Decoder::new(&SourceOptions { ordering, ..SourceOptions::default() }, &attributes)
-            .with_tombstone_days(400)
+            .with_tombstone_retention_days(400)
             .with_reembed_topic(REEMBED_TOPIC, GENERATION)
     })
 });

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     std::io::Write::write_all(&mut file, data).expect("written");
-    match PromptSet::load(&file.path().display().to_string()) {
+    match PromptSet::load_builtin_or_file(&file.path().display().to_string()) {
         Ok(set) => {
             set.validate().expect("a loaded set is valid");
             assert_eq!(set.fingerprint().len(), 64);

@@ -13,7 +13,7 @@ use bsap::prompts::PromptSet;
 use bsap::record::{
     AttributeType, AttributeTypes, Embedding, ImageId, ImageRow, SequenceKey, StoredImage,
 };
-use bsap::search::{Engine, Query, Route, SearchOptions, ServingSnapshot};
+use bsap::search::{Engine, Query, SearchOptions, ServingRole, ServingSnapshot};
 use bsap::serve::http::SearchRequest;
 use bsap::table::{SnapshotPart, TableChanges};
 use image::RgbImage;
@@ -50,7 +50,7 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
         state_revision: 1,
         generation_id: "g".into(),
         configuration_name: "live".into(),
-        role: Route::Live,
+        role: ServingRole::Live,
         prompt_sets: vec![set],
         serving,
         candidate: None,
@@ -70,7 +70,7 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
         image: Some(StoredImage {
             uri: None,
             content_hash: "00".repeat(32),
-            bytes: 9,
+            byte_size: 9,
             width: 1,
             height: 1,
             attributes: BTreeMap::from([
@@ -82,7 +82,7 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
         }),
     };
     let changes = TableChanges {
-        version: 1,
+        table_version: 1,
         is_full_snapshot: true,
         part: SnapshotPart::All,
         rows: (0..50).map(row).collect(),
@@ -96,7 +96,10 @@ fuzz_target!(|data: &[u8]| {
     let Ok(request) = serde_json::from_slice::<SearchRequest>(data) else { return };
     match Query::try_from(request).and_then(|query| ENGINE.search(&query)) {
         Ok(results) => {
-            assert!(results.hits.len() <= MAX_RESULTS && results.matched <= results.scanned);
+            assert!(
+                results.hits.len() <= MAX_RESULTS
+                    && results.matched_image_count <= results.scanned_image_count
+            );
             assert!(
                 results.hits.iter().all(|hit| hit.score.is_finite() && hit.raw_score.is_finite())
             );

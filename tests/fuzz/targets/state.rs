@@ -33,7 +33,8 @@ async fn read_catalogue_object(is_state: bool, content: &[u8]) {
             }
             Err(error) => assert!(!error.to_string().is_empty()),
         }
-    } else if let Err(error) = ReplicaReports::new(&store).list(chrono::DateTime::UNIX_EPOCH).await
+    } else if let Err(error) =
+        ReplicaReports::new(&store).list_and_remove_expired(chrono::DateTime::UNIX_EPOCH).await
     {
         assert!(!error.to_string().is_empty());
     }

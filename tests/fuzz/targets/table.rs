@@ -49,7 +49,7 @@ async fn write_small_table() -> Vec<(Path, Vec<u8>)> {
         image: (offset != 1).then(|| StoredImage {
             uri: Some("s3://bucket/a.jpg".into()),
             content_hash: "00".repeat(32),
-            bytes: 9,
+            byte_size: 9,
             width: 1,
             height: 1,
             attributes: BTreeMap::from([("colour".into(), "red".into())]),
