@@ -116,10 +116,10 @@ async fn inject_fault(
 ) {
     match fault {
         Fault::WorkerKilled => {
-            std::mem::replace(worker, fixture.start_worker_with(&FREQUENT_MAINTENANCE)).kill()
+            std::mem::replace(worker, fixture.start_worker_with(&FREQUENT_MAINTENANCE)).kill();
         }
         Fault::WorkerStopped => {
-            std::mem::replace(worker, fixture.start_worker_with(&FREQUENT_MAINTENANCE)).stop()
+            std::mem::replace(worker, fixture.start_worker_with(&FREQUENT_MAINTENANCE)).stop();
         }
         Fault::WorkerSuspended => {
             worker.send_signal("STOP");
