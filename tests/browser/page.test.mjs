@@ -178,7 +178,7 @@ test('a card explains why it ranks where it does', async () => {
   const panel = page.locator(one('explain'));
   await page.waitForSelector(one('histogram'));
   const text = await panel.innerText();
-  assert.match(text, /This image gives the query/);
+  assert.match(text, /The raw score of this image for the query/);
   assert.match(text, /score = α · raw \+ β/);
   await page.screenshot({ path: `${shots}/explain.png` });
   const again = await open({}, new URL(page.url()).search);

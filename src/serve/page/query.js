@@ -94,7 +94,10 @@ function writeAddress(push) {
 
 /** Changes the query and starts a search for the first page of its results. */
 function changeQuery(difference, push = true) {
-  if (!app.state) return;
+  if (!app.query) { // the page is still loading: startPage repeats it
+    app.hasEarlyChange = true;
+    return;
+  }
   const typed = $('q').value.trim();
   const input = isPictureQuery(app.query) && !typed ? {} : { text: typed, similarTo: '', picture: '' };
   app.query = { ...app.query, ...input, k: null, explainedImage: '', ...difference };

@@ -52,8 +52,12 @@ async function startPage() {
   if (!app.state) return;
   app.session = await request('/v1/session').catch(() => ANONYMOUS_SESSION);
   renderSession();
+  const typed = app.hasEarlyChange ? $('q').value : '';
   readAddress();
-  runSearch();
+  if (typed) {
+    $('q').value = typed;
+    changeQuery({});
+  } else runSearch();
   setInterval(loadState, 2000);
 }
 if (matchMedia('(max-width: 720px)').matches) $('settings').open = false;
