@@ -6,8 +6,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalogue::{CatalogueState, StateChange, StateStore};
 use crate::prompts::EmbeddedPromptSet;
 use crate::store::Store;
-use crate::table::Generation;
-use crate::table::StatisticsTable;
+use crate::table::{Generation, StatisticsTable};
 
 /// Adds `set` to the state for `generation`, which is live or the standby; does nothing if the
 /// state has it. Workers that fill the generation notice within `table.state_poll_ms`; the rows

@@ -22,10 +22,9 @@ use super::error::BackfillError;
 use crate::catalogue::StateStore;
 use crate::prompts::EmbeddedPromptSet;
 use crate::store::Store;
-use crate::table::Generation;
 use crate::table::{
-    self, BackfillSource, PendingBackfillFile, StagedStatisticsFile, StatisticsCoverage,
-    StatisticsTable, TableError,
+    self, BackfillSource, Generation, PendingBackfillFile, StagedStatisticsFile,
+    StatisticsCoverage, StatisticsTable, TableError,
 };
 use crate::telemetry::event;
 

@@ -8,8 +8,7 @@ use futures::StreamExt;
 use super::error::ReconcileError;
 use super::sort::{ExternalSorter, SORT_MEMORY_BYTES, SortedPairs, from_json_bytes, to_json_bytes};
 use crate::store::Store;
-use crate::table::Generation;
-use crate::table::{self, InventoryEntry};
+use crate::table::{self, Generation, InventoryEntry};
 
 /// The current row of each image of a table, in the order of the ids.
 pub struct CurrentRows(SortedPairs);

@@ -21,8 +21,7 @@ use crate::record::{
     TopicPartition, VersionOrdering,
 };
 use crate::store::Store;
-use crate::table::Generation;
-use crate::table::{PartitionBatch, TableWriter};
+use crate::table::{Generation, PartitionBatch, TableWriter};
 
 fn generation() -> Generation {
     Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, VersionOrdering::EventTime)

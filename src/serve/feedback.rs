@@ -171,7 +171,7 @@ impl FeedbackWriter {
         }
     }
 
-    /// Retries until `cancel` is cancelled: then who sent the feedback is told that it was not stored.
+    /// Retries until `cancel` is cancelled; the request that sent the feedback then gets the error.
     async fn store_lines(
         &self,
         lines: String,
@@ -257,7 +257,7 @@ mod tests {
         let (queue, writer) = feedback_channel(&Store::from_object_store(faulty.clone()));
         let running = tokio::spawn(writer.run(faulty.arm_and_cancel()));
         let result = stops_soon(queue.submit_and_wait(feedback("a"))).await;
-        assert!(matches!(result, Err(FeedbackError::Store(_))), "who sent it is told");
+        assert!(matches!(result, Err(FeedbackError::Store(_))), "the sender gets the error");
         stops_soon(running).await.unwrap();
         let attempts = faulty.injected_faults.load(Ordering::SeqCst) as u32;
         assert!(attempts < MAX_STORE_ATTEMPTS, "{attempts}");

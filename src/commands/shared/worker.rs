@@ -22,9 +22,8 @@ use crate::ingest::{Progress, Worker};
 use crate::kafka;
 use crate::prompts::{self, ActivePromptSets};
 use crate::store::Store;
-use crate::table::Generation;
-use crate::table::TableWriter;
 use crate::table::maintenance::schedule::TableMaintenance;
+use crate::table::{Generation, TableWriter};
 use crate::telemetry::event;
 
 /// Builds a worker. Creates the catalogue if there is none; otherwise adds the configured prompt sets

@@ -16,8 +16,7 @@ use bsap::record::{
     Embedding, ImageId, ImageRow, SequenceKey, StoredImage, TopicPartition, VersionOrdering,
 };
 use bsap::store::Store;
-use bsap::table::Generation;
-use bsap::table::{Follower, PartitionBatch, TableWriter};
+use bsap::table::{Follower, Generation, PartitionBatch, TableWriter};
 use futures::TryStreamExt;
 use libfuzzer_sys::fuzz_target;
 use object_store::path::Path;
