@@ -18,14 +18,17 @@ use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{DynObjectStore, ObjectStoreExt};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
 use url::Url;
 
 use super::error::{TableError, classify_delta_error};
 use super::generation::Generation;
 use super::options::MaintenanceOptions;
 use super::schema::{self, IMAGES_INDEXED_COLUMNS};
-use crate::retry::{Backoff, Disposition};
+use crate::retry::{Backoff, Classify, Disposition};
 use crate::store::Store;
+use crate::telemetry::event;
 
 /// Commits between two checkpoints. Whoever opens the table or looks up a position reads every commit
 /// since the last checkpoint, one request each.
@@ -208,6 +211,35 @@ impl DeltaLog {
     /// Returns the table's folder, which holds the data files and the log.
     pub fn object_store(&self) -> Arc<DynObjectStore> {
         self.log_store().object_store(None)
+    }
+
+    /// Uploads a data file by `upload`, which is repeated after transient errors, up to `max_attempts`
+    /// times in all and until `cancel` is cancelled.
+    pub async fn retry_upload<T, F>(
+        &self,
+        max_attempts: u32,
+        cancel: &CancellationToken,
+        upload: impl Fn() -> F,
+    ) -> Result<T, TableError>
+    where
+        F: Future<Output = Result<T, TableError>>,
+    {
+        let backoff = Backoff::with_max_attempts(max_attempts);
+        let mut attempt = 0;
+        loop {
+            let error = match upload().await {
+                Ok(uploaded) => return Ok(uploaded),
+                Err(error) => error,
+            };
+            if error.disposition() != Disposition::Retry || attempt + 1 >= max_attempts {
+                return Err(error);
+            }
+            info!(event = event::RETRY, stage = "table", attempt, %error, "a file was not written; trying again");
+            if !backoff.wait(attempt, cancel).await {
+                return Err(self.cancelled_error(&error));
+            }
+            attempt += 1;
+        }
     }
 
     /// Returns the error of work that was given up because its token was cancelled.

@@ -33,7 +33,7 @@ use super::log::{DeltaLog, TableKind, commit_backoff};
 use super::schema::PROMPT_SET_COLUMN;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::record::{ImageRow, SequenceKey, to_hex};
-use crate::retry::{Backoff, Classify, Disposition};
+use crate::retry::{Classify, Disposition};
 use crate::store::Store;
 use crate::telemetry::event;
 
@@ -192,29 +192,16 @@ impl StatisticsTable {
         let failed =
             |e: deltalake_core::parquet::errors::ParquetError| self.log.wrap_error(e.into());
         let batch = statistics_to_batch(&self.log, backfilled)?;
-        let backoff = Backoff::with_max_attempts(self.max_attempts);
-        let mut attempt = 0;
-        loop {
+        let unit_id = backfill_unit_id(key, data_file);
+        let upload = || async {
             let mut file = DataFileWriter::new(batch.schema()).map_err(failed)?;
             file.write_batch(&batch).map_err(failed)?;
-            let unit_id = backfill_unit_id(key, data_file);
-            let error = match file.upload_with_prefix(&self.log, &unit_id).await {
-                Ok(mut add) => {
-                    add.partition_values =
-                        HashMap::from([(PROMPT_SET_COLUMN.to_owned(), Some(key.to_string()))]);
-                    return Ok(StagedStatisticsFile(add));
-                }
-                Err(error) => error,
-            };
-            if error.disposition() != Disposition::Retry || attempt + 1 >= self.max_attempts {
-                return Err(error);
-            }
-            info!(event = event::RETRY, stage = "table", attempt, %error, "a file was not written; trying again");
-            if !backoff.wait(attempt, cancel).await {
-                return Err(self.log.cancelled_error(&error));
-            }
-            attempt += 1;
-        }
+            file.upload_with_prefix(&self.log, &unit_id).await
+        };
+        let mut add = self.log.retry_upload(self.max_attempts, cancel, upload).await?;
+        add.partition_values =
+            HashMap::from([(PROMPT_SET_COLUMN.to_owned(), Some(key.to_string()))]);
+        Ok(StagedStatisticsFile(add))
     }
 
     /// Commits staged files. Leaves out units that another process has committed since.

@@ -23,7 +23,7 @@ use super::generation::Generation;
 use super::log::{DeltaLog, TableKind, commit_backoff};
 use super::schema;
 use crate::record::{ImageRow, TopicPartition};
-use crate::retry::{Backoff, Classify, Disposition};
+use crate::retry::{Classify, Disposition};
 use crate::store::Store;
 use crate::telemetry::event;
 
@@ -343,22 +343,8 @@ impl TableWriter {
             schema::rows_to_batch(&rows, &self.log.arrow_schema()?).map_err(|error| {
                 TableError::Corrupt { file: self.log.location.clone(), reason: error.to_string() }
             })?;
-        let backoff = Backoff::with_max_attempts(self.max_attempts);
-        let mut attempt = 0;
-        loop {
-            let error = match self.write_data_file(&columns).await {
-                Ok(add) => return Ok(Some(add)),
-                Err(error) => error,
-            };
-            if error.disposition() != Disposition::Retry || attempt + 1 >= self.max_attempts {
-                return Err(error);
-            }
-            info!(event = event::RETRY, stage = "table", attempt, %error, "a file was not written; trying again");
-            if !backoff.wait(attempt, cancel).await {
-                return Err(self.log.cancelled_error(&error));
-            }
-            attempt += 1;
-        }
+        let upload = || self.write_data_file(&columns);
+        self.log.retry_upload(self.max_attempts, cancel, upload).await.map(Some)
     }
 
     async fn write_data_file(&self, columns: &RecordBatch) -> Result<Add, TableError> {
