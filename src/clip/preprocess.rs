@@ -3,9 +3,9 @@
 
 use std::error::Error;
 
-use fast_image_resize::images::{Image, ImageRef, TypedImage};
-use fast_image_resize::pixels::F32x3;
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{F32x3, U8x3};
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 
 use super::checkpoint::{PreprocessorConfig, PreprocessorSize};
@@ -203,33 +203,39 @@ fn resize_error(error: &dyn std::fmt::Display) -> ClipError {
 type ResizePasses = [(u32, u32, ResizeOptions); 2];
 
 /// Resizes in 8-bit arithmetic.
+///
+/// Pixels are of a fixed type here and in [`resize_f32`]: `Resizer::resize`, which looks at the type
+/// at run time, compiles the filters of all thirty.
 fn resize_u8(picture: &RgbImage, steps: ResizePasses) -> Result<Vec<u8>, Box<dyn Error>> {
     let (width, height) = picture.dimensions();
     let mut resizer = Resizer::new();
     let [(half_width, half_height, first), (across, down, second)] = steps;
-    let mut half = Image::new(half_width, half_height, PixelType::U8x3);
-    let source = ImageRef::new(width, height, picture.as_raw(), PixelType::U8x3)?;
-    resizer.resize(&source, &mut half, &first)?;
-    let mut target = Image::new(across, down, PixelType::U8x3);
-    resizer.resize(&half, &mut target, &second)?;
-    Ok(target.into_vec())
+    let source = TypedImageRef::<U8x3>::from_buffer(width, height, picture.as_raw())?;
+    let mut half = TypedImage::new(half_width, half_height);
+    resizer.resize_typed(&source, &mut half, &first)?;
+    let half = TypedImageRef::new(half_width, half_height, half.pixels())?;
+    let mut resized = vec![0; across as usize * down as usize * 3];
+    let mut target = TypedImage::<U8x3>::from_buffer(across, down, &mut resized)?;
+    resizer.resize_typed(&half, &mut target, &second)?;
+    Ok(resized)
 }
 
 /// Resizes in f32 arithmetic, rounded to 8 bits after each pass.
 fn resize_f32(picture: &RgbImage, steps: ResizePasses) -> Result<Vec<u8>, Box<dyn Error>> {
-    let (width, height) = picture.dimensions();
+    let (mut width, mut height) = picture.dimensions();
     let mut resizer = Resizer::new();
-    let pixels: Vec<F32x3> = picture.pixels().map(|p| F32x3::new(p.0.map(f32::from))).collect();
-    let mut image = TypedImage::from_pixels(width, height, pixels)?;
+    let mut pixels: Vec<F32x3> = picture.pixels().map(|p| F32x3::new(p.0.map(f32::from))).collect();
     for (across, down, options) in steps {
-        let mut next = TypedImage::new(across, down);
-        resizer.resize_typed(&image, &mut next, &options)?;
-        for pixel in next.pixels_mut() {
+        let source = TypedImageRef::new(width, height, &pixels)?;
+        let mut target = vec![F32x3::default(); across as usize * down as usize];
+        let mut view = TypedImage::from_pixels_slice(across, down, &mut target)?;
+        resizer.resize_typed(&source, &mut view, &options)?;
+        for pixel in &mut target {
             pixel.0 = pixel.0.map(|value| (value + 0.5).floor().clamp(0.0, 255.0));
         }
-        image = next;
+        (width, height, pixels) = (across, down, target);
     }
-    Ok(image.pixels().iter().flat_map(|pixel| pixel.0.map(|value| value as u8)).collect())
+    Ok(pixels.iter().flat_map(|pixel| pixel.0.map(|value| value as u8)).collect())
 }
 
 #[cfg(test)]

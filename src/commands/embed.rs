@@ -1,11 +1,13 @@
 //! `bsap embed`: prints embeddings of texts and images.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{BufWriter, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
 use image::RgbImage;
+use image::codecs::png::PngEncoder;
 use serde_json::json;
 
 use super::shared::checkpoint_args::CheckpointArgs;
@@ -98,7 +100,7 @@ fn read_texts(file: &Path) -> Result<Vec<String>, CommandError> {
     let read = if file == Path::new("-") {
         std::io::stdin().read_to_string(&mut text)
     } else {
-        std::fs::File::open(file).and_then(|mut f| f.read_to_string(&mut text))
+        File::open(file).and_then(|mut f| f.read_to_string(&mut text))
     };
     read.map_err(|e| CommandError::usage(format!("--texts: {name}: {e}")))?;
     let parse = |(i, line): (usize, &str)| {
@@ -116,6 +118,7 @@ fn load_pixels(clip: &ClipModel, file: &Path) -> anyhow::Result<Pixels> {
 
 fn save_png(pixels: &Pixels, side: u32, file: &Path) -> anyhow::Result<()> {
     let square = RgbImage::from_raw(side, side, pixels.0.clone());
-    square.context("the pixels are not those of a square")?.save(file)?;
+    let square = square.context("the pixels are not those of a square")?;
+    square.write_with_encoder(PngEncoder::new(BufWriter::new(File::create(file)?)))?;
     Ok(())
 }

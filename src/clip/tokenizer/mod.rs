@@ -46,7 +46,9 @@ pub type TokenIds = Vec<u32>;
 
 /// Parses `tokenizer.json`. The library panics on some invalid files.
 fn parse_tokenizer(bytes: &[u8]) -> Result<Tokenizer, String> {
-    match catch_unwind(|| Tokenizer::from_bytes(bytes)) {
+    let text = std::str::from_utf8(bytes).map_err(|e| format!("is not UTF-8: {e}"))?;
+    // `from_bytes` is generic: the deserialisation of all tokenizers would be compiled again here.
+    match catch_unwind(|| text.parse::<Tokenizer>()) {
         Ok(read) => read.map_err(|e| e.to_string()),
         Err(_) => Err("is no tokenizer: one of its parts does not match its type".into()),
     }

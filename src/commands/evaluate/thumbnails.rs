@@ -5,10 +5,8 @@ use std::sync::Arc;
 use crate::commands::shared::progress::progress_bar;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use fast_image_resize::images::Image;
-use fast_image_resize::{PixelType, ResizeOptions, Resizer};
 use futures::{StreamExt, stream};
-use image::RgbImage;
+use image::{RgbImage, imageops};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -101,12 +99,10 @@ fn encode_thumbnail(picture: &RgbImage) -> Option<Vec<u8>> {
     let longest = width.max(height).max(1);
     let scaled = |side: u32| (side * THUMBNAIL_SIDE_PIXELS.min(longest) / longest).max(1);
     let (w, h) = (scaled(width), scaled(height));
-    let from = Image::from_vec_u8(width, height, picture.as_raw().clone(), PixelType::U8x3).ok()?;
-    let mut to = Image::new(w, h, PixelType::U8x3);
-    Resizer::new().resize(&from, &mut to, &ResizeOptions::new()).ok()?;
+    let thumbnail = imageops::thumbnail(picture, w, h);
     let mut jpeg = Vec::new();
     jpeg_encoder::Encoder::new(&mut jpeg, JPEG_QUALITY)
-        .encode(to.buffer(), w as u16, h as u16, jpeg_encoder::ColorType::Rgb)
+        .encode(thumbnail.as_raw(), w as u16, h as u16, jpeg_encoder::ColorType::Rgb)
         .ok()?;
     Some(jpeg)
 }
