@@ -18,7 +18,7 @@ pub const MAX_SKINNY_ROWS: usize = 16;
 const INPUT_TILE_ROWS: usize = 4;
 const WEIGHT_TILE_ROWS: usize = 2;
 /// Weight rows per task.
-pub const WEIGHT_ROWS_PER_TASK: usize = 64;
+const WEIGHT_ROWS_PER_TASK: usize = 64;
 
 /// Multiplies x [m, k] with the transpose of weight [n, k], both contiguous f32 on the CPU: [m, n].
 pub fn multiply_skinny(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -44,32 +44,22 @@ impl CustomOp2 for SkinnyMatmul {
         if k == 0 || w.len() != n * k {
             bail!("{m}×{k} does not match weights of {} values", w.len());
         }
-        let out = multiply_by_tasks(x, k, n, w.par_chunks(WEIGHT_ROWS_PER_TASK * k));
+        // [n, m], so that each task writes a contiguous part.
+        let mut transposed = vec![0f32; n * m];
+        transposed
+            .par_chunks_mut(WEIGHT_ROWS_PER_TASK * m)
+            .zip(w.par_chunks(WEIGHT_ROWS_PER_TASK * k))
+            .for_each(|(out, w)| {
+                Arch::new().dispatch(SkinnyMatmulKernel { x, w, k, m, out });
+            });
+        let mut out = vec![0f32; m * n];
+        for (j, column) in transposed.chunks_exact(m).enumerate() {
+            for (i, value) in column.iter().enumerate() {
+                out[i * n + j] = *value;
+            }
+        }
         Ok((CpuStorage::F32(out), (m, n).into()))
     }
-}
-
-/// Multiplies `x` [m, k] with the transpose of n rows of weights, of which each task has
-/// [`WEIGHT_ROWS_PER_TASK`]: [m, n].
-pub fn multiply_by_tasks<W: AsRef<[f32]>>(
-    x: &[f32],
-    k: usize,
-    n: usize,
-    tasks: impl IndexedParallelIterator<Item = W>,
-) -> Vec<f32> {
-    let m = x.len() / k;
-    // [n, m], so that each task writes a contiguous part.
-    let mut transposed = vec![0f32; n * m];
-    transposed.par_chunks_mut(WEIGHT_ROWS_PER_TASK * m).zip(tasks).for_each(|(out, w)| {
-        Arch::new().dispatch(SkinnyMatmulKernel { x, w: w.as_ref(), k, m, out });
-    });
-    let mut out = vec![0f32; m * n];
-    for (j, column) in transposed.chunks_exact(m).enumerate() {
-        for (i, value) in column.iter().enumerate() {
-            out[i * n + j] = *value;
-        }
-    }
-    out
 }
 
 struct SkinnyMatmulKernel<'a> {
