@@ -64,6 +64,10 @@ histories runs="3000":
 bench *args:
     cargo bench --locked {{ args }}
 
+# Crates, CPU seconds and binary size of a cold release build; `--check` only counts crates
+build-cost *args:
+    python3 benches/build_cost.py {{ args }}
+
 # Compare with Hugging Face transformers and PIL on full-size checkpoints; downloads gigabytes
 parity *models:
     tests/parity/run parity {{ models }}
