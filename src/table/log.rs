@@ -26,7 +26,7 @@ use super::error::{TableError, classify_delta_error};
 use super::generation::Generation;
 use super::options::MaintenanceOptions;
 use super::schema::{self, IMAGES_INDEXED_COLUMNS};
-use crate::retry::{Backoff, Classify, Disposition};
+use crate::retry::{Backoff, Classify, Disposition, retry};
 use crate::store::Store;
 use crate::telemetry::event;
 
@@ -224,22 +224,15 @@ impl DeltaLog {
     where
         F: Future<Output = Result<T, TableError>>,
     {
-        let backoff = Backoff::with_max_attempts(max_attempts);
-        let mut attempt = 0;
-        loop {
-            let error = match upload().await {
-                Ok(uploaded) => return Ok(uploaded),
-                Err(error) => error,
-            };
-            if error.disposition() != Disposition::Retry || attempt + 1 >= max_attempts {
-                return Err(error);
-            }
+        let log_retry = |failed: u32, error: &TableError| {
+            let attempt = failed - 1;
             info!(event = event::RETRY, stage = "table", attempt, %error, "a file was not written; trying again");
-            if !backoff.wait(attempt, cancel).await {
-                return Err(self.cancelled_error(&error));
-            }
-            attempt += 1;
-        }
+        };
+        let backoff = Backoff::with_max_attempts(max_attempts);
+        retry(backoff, cancel, log_retry, upload).await.map_err(|error| {
+            let was_cancelled = cancel.is_cancelled() && error.disposition() == Disposition::Retry;
+            if was_cancelled { self.cancelled_error(&error) } else { error }
+        })
     }
 
     /// Returns the error of work that was given up because its token was cancelled.
