@@ -204,8 +204,8 @@ type ResizePasses = [(u32, u32, ResizeOptions); 2];
 
 /// Resizes in 8-bit arithmetic.
 ///
-/// Pixels are of a fixed type here and in [`resize_f32`]: `Resizer::resize`, which looks at the type
-/// at run time, compiles the filters of all thirty.
+/// The type of the pixels is fixed, and both passes read the same type of image: `Resizer::resize`, which
+/// looks at the type at run time, compiles the filters of all thirty.
 fn resize_u8(picture: &RgbImage, steps: ResizePasses) -> Result<Vec<u8>, Box<dyn Error>> {
     let (width, height) = picture.dimensions();
     let mut resizer = Resizer::new();
@@ -222,20 +222,19 @@ fn resize_u8(picture: &RgbImage, steps: ResizePasses) -> Result<Vec<u8>, Box<dyn
 
 /// Resizes in f32 arithmetic, rounded to 8 bits after each pass.
 fn resize_f32(picture: &RgbImage, steps: ResizePasses) -> Result<Vec<u8>, Box<dyn Error>> {
-    let (mut width, mut height) = picture.dimensions();
+    let (width, height) = picture.dimensions();
     let mut resizer = Resizer::new();
-    let mut pixels: Vec<F32x3> = picture.pixels().map(|p| F32x3::new(p.0.map(f32::from))).collect();
+    let pixels: Vec<F32x3> = picture.pixels().map(|p| F32x3::new(p.0.map(f32::from))).collect();
+    let mut image = TypedImage::from_pixels(width, height, pixels)?;
     for (across, down, options) in steps {
-        let source = TypedImageRef::new(width, height, &pixels)?;
-        let mut target = vec![F32x3::default(); across as usize * down as usize];
-        let mut view = TypedImage::from_pixels_slice(across, down, &mut target)?;
-        resizer.resize_typed(&source, &mut view, &options)?;
-        for pixel in &mut target {
+        let mut next = TypedImage::new(across, down);
+        resizer.resize_typed(&image, &mut next, &options)?;
+        for pixel in next.pixels_mut() {
             pixel.0 = pixel.0.map(|value| (value + 0.5).floor().clamp(0.0, 255.0));
         }
-        (width, height, pixels) = (across, down, target);
+        image = next;
     }
-    Ok(pixels.iter().flat_map(|pixel| pixel.0.map(|value| value as u8)).collect())
+    Ok(image.pixels().iter().flat_map(|pixel| pixel.0.map(|value| value as u8)).collect())
 }
 
 #[cfg(test)]
