@@ -1,7 +1,6 @@
 //! `bsap embed`: prints embeddings of texts and images.
 
-use std::fs::File;
-use std::io::{BufWriter, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -100,7 +99,7 @@ fn read_texts(file: &Path) -> Result<Vec<String>, CommandError> {
     let read = if file == Path::new("-") {
         std::io::stdin().read_to_string(&mut text)
     } else {
-        File::open(file).and_then(|mut f| f.read_to_string(&mut text))
+        std::fs::File::open(file).and_then(|mut f| f.read_to_string(&mut text))
     };
     read.map_err(|e| CommandError::usage(format!("--texts: {name}: {e}")))?;
     let parse = |(i, line): (usize, &str)| {
@@ -119,6 +118,9 @@ fn load_pixels(clip: &ClipModel, file: &Path) -> anyhow::Result<Pixels> {
 fn save_png(pixels: &Pixels, side: u32, file: &Path) -> anyhow::Result<()> {
     let square = RgbImage::from_raw(side, side, pixels.0.clone());
     let square = square.context("the pixels are not those of a square")?;
-    square.write_with_encoder(PngEncoder::new(BufWriter::new(File::create(file)?)))?;
+    let mut png = Vec::new();
+    // Not `save`, which compiles the encoders of all formats.
+    square.write_with_encoder(PngEncoder::new(&mut png))?;
+    std::fs::write(file, png)?;
     Ok(())
 }
