@@ -18,11 +18,11 @@ class TimeIsUp(Exception):
 
 @contextlib.contextmanager
 def time_limit(seconds):
-    """Raises `TimeIsUp` in the main thread after so many seconds."""
+    """Raises `TimeIsUp` in the main thread after so many seconds, at least 1."""
     # Processes whose parent has ended become children of this one, so that they are found too.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGALRM, stop_work)
-    signal.alarm(max(1, int(seconds)))
+    signal.alarm(int(seconds))
     try:
         yield
     finally:
@@ -30,7 +30,7 @@ def time_limit(seconds):
 
 
 def stop_work(_signal, _frame):
-    # Twice: a process may have started another meanwhile.
+    # Twice: a process may have started another in the meantime.
     for _ in range(2):
         for pid in descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
