@@ -5,6 +5,7 @@
 //! Both factors are rounded to bfloat16; sums, and everything between products, are f32.
 
 use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor as Plain, bail};
+use numkong::capabilities::{available, cap, configure_thread};
 use numkong::types::bf16;
 use numkong::{PackedMatrix, Tensor};
 use rayon::prelude::*;
@@ -27,6 +28,7 @@ pub struct Bf16Weights {
 impl Bf16Weights {
     /// Rounds and packs `weight` [out, in], f32 on the CPU.
     pub fn new(weight: &Plain) -> Result<Self> {
+        request_amx_registers()?;
         let (out, width) = weight.dims2()?;
         let weight = weight.flatten_all()?.to_vec1::<f32>()?;
         let pack = |rows: &[f32]| {
@@ -48,6 +50,18 @@ impl Bf16Weights {
     pub fn output_width(&self) -> usize {
         self.output_width
     }
+}
+
+/// Asks Linux for the AMX registers where the CPU has them: their instructions kill a process that
+/// has not asked. The permission holds for all threads.
+fn request_amx_registers() -> Result<()> {
+    let has_amx = available() & (cap::SAPPHIREAMX | cap::GRANITEAMX) != 0;
+    if has_amx && !configure_thread() {
+        bail!(
+            "the system does not let this process use the AMX registers of its CPU: set model.dtype = \"f32\""
+        );
+    }
+    Ok(())
 }
 
 /// Rounds rows of `width` values to bfloat16.
