@@ -72,6 +72,10 @@ build-cost *args:
 parity *models:
     tests/parity/run parity {{ models }}
 
+# Compute again what `tests/checkpoints` expects, with transformers and open_clip; downloads gigabytes
+matrix *rows:
+    tests/parity/run matrix {{ rows }}
+
 # Time the encoders beside PyTorch and ONNX Runtime in one run; downloads gigabytes
 speed *args:
     tests/parity/run speed {{ args }}

@@ -217,13 +217,21 @@ fn an_unsuitable_checkpoint_is_rejected_by_file_tensor_and_shapes() {
     load_error_with_changed_file("clip-gelu", "tokenizer.json", |_| {
         Some(b"{\"version\": \"1.0\", \"decoder\": {\"a\"}}".into())
     });
-    load_error_with_changed_file("clip-gelu", "tokenizer.json", |bytes| {
+    load_error_with_changed_file("siglip", "tokenizer.json", |bytes| {
         let mut written: Value = serde_json::from_slice(&bytes).unwrap();
         written["decoder"] = 5.into();
         Some(written.to_string().into())
     });
-    let big = std::fs::read(fixture_folder().join("siglip/tokenizer.json")).unwrap();
-    let text = load_error_with_changed_file("clip-gelu", "tokenizer.json", |_| Some(big));
+    let other = std::fs::read(fixture_folder().join("siglip/tokenizer.json")).unwrap();
+    let text = load_error_with_changed_file("clip-gelu", "tokenizer.json", |_| Some(other));
+    assert!(text.contains("Unigram"), "{text}");
+    let text = load_error_with_changed_file("clip-gelu", "tokenizer.json", |bytes| {
+        let mut written: Value = serde_json::from_slice(&bytes).unwrap();
+        let vocab = written["model"]["vocab"].as_object_mut().unwrap();
+        vocab.retain(|_, id| id.as_u64() < Some(100));
+        written["model"]["merges"] = Value::Array(Vec::new());
+        Some(written.to_string().into())
+    });
     assert!(text.contains("514"), "{text}");
 }
 

@@ -152,6 +152,12 @@ fn score_prompt_block(
 }
 
 impl ScoreStatistics {
+    /// Whether all values are finite, as those of finite scores are.
+    pub fn is_finite(&self) -> bool {
+        let values = [self.mean, self.std, self.min, self.max, self.lse, self.topk_mean];
+        values.iter().all(|value| value.is_finite())
+    }
+
     /// Computes the statistics of the auxiliary scores of one image at `logit_scale`, with the mean of
     /// the `top_k` largest scores (at least 1, at most all). Returns `None` if there are no scores.
     ///

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 /// Why a model cannot be used, or an input cannot be embedded. Only [`ClipError::InvalidInput`] is
-/// about the picture or the text; all others are about the model or its device.
+/// about the picture or the text, and [`ClipError::NotFinite`] may be; all others are about the model or
+/// its device.
 #[derive(Debug, thiserror::Error)]
 pub enum ClipError {
     /// The checkpoint is not on this machine and could not be downloaded.
@@ -38,6 +39,18 @@ pub enum ClipError {
         /// What failed, and which setting would work.
         reason: String,
     },
+    /// An embedding has values that are no finite numbers; they are never stored or compared.
+    #[error(
+        "the embedding of {kind} {number} of {count} is not finite (NaN or infinite values); bsap model inspect tests the model"
+    )]
+    NotFinite {
+        /// Picture or text.
+        kind: &'static str,
+        /// Which one of the batch, counted from 1.
+        number: usize,
+        /// Size of the batch.
+        count: usize,
+    },
     /// This picture or text cannot be embedded.
     #[error("{0}")]
     InvalidInput(String),
@@ -47,4 +60,24 @@ pub enum ClipError {
     /// A computation failed on the device.
     #[error("the model failed: {0}")]
     Compute(#[from] candle_core::Error),
+}
+
+impl ClipError {
+    /// Whether the checkpoint is refused: one of its files is missing, broken or not supported. A user
+    /// has to change the checkpoint, or choose another one.
+    pub fn refuses_checkpoint(&self) -> bool {
+        matches!(self, Self::File { .. } | Self::InvalidCheckpoint { .. })
+    }
+
+    /// Returns `embeddings` if all of their values are finite.
+    pub(crate) fn ensure_finite(
+        kind: &'static str,
+        embeddings: Vec<Vec<f32>>,
+    ) -> Result<Vec<Vec<f32>>, Self> {
+        let is_finite = |embedding: &Vec<f32>| embedding.iter().all(|value| value.is_finite());
+        match embeddings.iter().position(|embedding| !is_finite(embedding)) {
+            None => Ok(embeddings),
+            Some(at) => Err(Self::NotFinite { kind, number: at + 1, count: embeddings.len() }),
+        }
+    }
 }

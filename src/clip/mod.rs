@@ -1,4 +1,4 @@
-//! CLIP: reads a checkpoint in the Hugging Face layout, and embeds images and texts with it.
+//! CLIP: reads a checkpoint in one of the layouts of the wild, and embeds images and texts with it.
 //!
 //! A picture becomes the square that the image encoder reads (`preprocess`), a text becomes token
 //! ids (`tokenizer`); `model` turns both into embeddings of unit length, with the CPU
@@ -13,8 +13,10 @@ mod model_card;
 mod options;
 pub(crate) mod preprocess;
 pub(crate) mod self_test;
+mod self_test_cache;
 mod tokenizer;
 
+pub use checkpoint::KeyReport;
 pub use encoders::Encoders;
 pub use error::ClipError;
 pub use model::ClipModel;
@@ -22,3 +24,4 @@ pub use model_card::ModelCard;
 pub use options::{DeviceChoice, ModelOptions, Precision};
 pub use preprocess::Pixels;
 pub use self_test::{SelfTestReport, run_self_test};
+pub use self_test_cache::run_self_test_once;

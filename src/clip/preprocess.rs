@@ -8,7 +8,7 @@ use fast_image_resize::pixels::{F32x3, U8x3};
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 
-use super::checkpoint::{PreprocessorConfig, PreprocessorSize};
+use super::checkpoint::{CropRounding, PreprocessorConfig, ResampleFilter, ResizeMode};
 use super::error::ClipError;
 
 /// Width of the border around the crop that is resized with it, so that the filter sees the same
@@ -20,21 +20,13 @@ const CROP_MARGIN_PIXELS: f64 = 4.0;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pixels(pub Vec<u8>);
 
-/// The size that a picture is resized to before its centre is cropped; lengths in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ResizeMode {
-    /// The short edge has this length, and the picture keeps its shape.
-    ShortEdge(u32),
-    /// Both edges have this length: the picture is distorted.
-    Square(u32),
-}
-
 /// Resizes and crops pictures as a checkpoint configures it.
 #[derive(Debug, Clone)]
 pub struct ImagePreprocessor {
     resize_mode: ResizeMode,
     /// Side of the centre crop, in pixels.
     crop_side: u32,
+    crop_rounding: CropRounding,
     resize_filter: FilterType,
     /// A byte of channel c becomes byte·scale\[c\] − shift\[c\]: rescaled and normalised in one step.
     pub channel_scale: [f32; 3],
@@ -45,26 +37,16 @@ impl ImagePreprocessor {
     /// Creates the preprocessor of a checkpoint whose image encoder reads `side` × `side` pixels. The
     /// error says what is not supported.
     pub fn new(config: &PreprocessorConfig, side: u32) -> Result<Self, String> {
-        let edge = |size: PreprocessorSize| match size {
-            PreprocessorSize::Number(n) | PreprocessorSize::Shortest { shortest_edge: n } => Ok(n),
-            PreprocessorSize::Exact { height, width } if height == width => Ok(height),
-            PreprocessorSize::Exact { height, width } => {
-                Err(format!("size {width}×{height} is not square"))
-            }
-        };
-        let resized = edge(config.size)?;
-        let cropped = config.crop_size.filter(|_| config.do_center_crop != Some(false));
-        let resize = match config.size {
-            PreprocessorSize::Exact { .. } => ResizeMode::Square(resized),
-            PreprocessorSize::Number(_) | PreprocessorSize::Shortest { .. } => {
-                ResizeMode::ShortEdge(resized)
-            }
-        };
-        let crop = match (cropped, resize) {
-            (Some(crop), _) => edge(crop)?,
+        let resize = config.resize;
+        let (ResizeMode::ShortEdge(resized) | ResizeMode::Square(resized)) = resize;
+        let crop = match (config.crop_side, resize) {
+            (Some(crop), _) => crop,
             (None, ResizeMode::Square(side)) => side,
             (None, ResizeMode::ShortEdge(_)) => {
-                return Err("neither a crop_size nor a size with height and width is given".into());
+                return Err(
+                    "size gives the short edge only, and do_center_crop is off: pictures would not be square"
+                        .into(),
+                );
             }
         };
         if crop != side || resized < crop {
@@ -72,25 +54,23 @@ impl ImagePreprocessor {
                 "size {resized} and crop_size {crop} do not lead to the model's image_size {side}"
             ));
         }
-        let filter = match config.resample {
-            3 => FilterType::CatmullRom,
-            2 => FilterType::Bilinear,
-            1 => FilterType::Lanczos3,
-            other => {
-                return Err(format!(
-                    "resample {other} is not 1 (Lanczos), 2 (bilinear) or 3 (bicubic)"
-                ));
-            }
+        let filter = match config.filter {
+            ResampleFilter::Bicubic => FilterType::CatmullRom,
+            ResampleFilter::Bilinear => FilterType::Bilinear,
+            ResampleFilter::Lanczos => FilterType::Lanczos3,
+            ResampleFilter::Box => FilterType::Box,
+            ResampleFilter::Hamming => FilterType::Hamming,
         };
         let mut factor = [0.0; 3];
         let mut shift = [0.0; 3];
         for channel in 0..3 {
-            factor[channel] = config.rescale_factor as f32 / config.image_std[channel];
-            shift[channel] = config.image_mean[channel] / config.image_std[channel];
+            factor[channel] = config.rescale_factor as f32 / config.std[channel];
+            shift[channel] = config.mean[channel] / config.std[channel];
         }
         Ok(Self {
             resize_mode: resize,
             crop_side: crop,
+            crop_rounding: config.crop_rounding,
             resize_filter: filter,
             channel_scale: factor,
             channel_shift: shift,
@@ -102,6 +82,8 @@ impl ImagePreprocessor {
         let filter = match self.resize_filter {
             FilterType::CatmullRom => "bicubic",
             FilterType::Bilinear => "bilinear",
+            FilterType::Box => "box",
+            FilterType::Hamming => "Hamming",
             _ => "Lanczos",
         };
         let crop = self.crop_side;
@@ -174,7 +156,11 @@ impl ImagePreprocessor {
     /// of the window in the source, and its length in the target.
     fn crop_window(&self, source: f64, target: f64) -> (usize, f64, f64, u32) {
         let crop = f64::from(self.crop_side);
-        let start = ((target - crop) / 2.0).floor();
+        let margins = (target - crop) / 2.0;
+        let start = match self.crop_rounding {
+            CropRounding::Down => margins.floor(),
+            CropRounding::HalfToEven => margins.round_ties_even(),
+        };
         let margin = (CROP_MARGIN_PIXELS * (target / source).max(1.0)).ceil();
         let from = (start - margin).max(0.0);
         let to = (start + crop + margin).min(target);
@@ -240,6 +226,7 @@ fn resize_f32(picture: &RgbImage, steps: ResizePasses) -> Result<Vec<u8>, Box<dy
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clip::checkpoint::{Architecture, KeyReport};
 
     #[test]
     fn pictures_of_every_size_become_squares() {
@@ -253,6 +240,7 @@ mod tests {
             let preprocess = ImagePreprocessor {
                 resize_mode: resize,
                 crop_side: SIDE,
+                crop_rounding: CropRounding::Down,
                 resize_filter: filter,
                 channel_scale: factor,
                 channel_shift: shift,
@@ -268,6 +256,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn margins_that_cannot_be_equal_are_rounded_as_the_reference_does() {
+        let mut preprocess = ImagePreprocessor {
+            resize_mode: ResizeMode::ShortEdge(10),
+            crop_side: 10,
+            crop_rounding: CropRounding::Down,
+            resize_filter: FilterType::Bilinear,
+            channel_scale: [1.0; 3],
+            channel_shift: [0.0; 3],
+        };
+        let starts = |preprocess: &ImagePreprocessor| {
+            [10.0, 11.0, 12.0, 13.0, 14.0, 15.0].map(|long| preprocess.crop_window(long, long).0)
+        };
+        assert_eq!(starts(&preprocess), [0, 0, 1, 1, 2, 2]);
+        // Halves go to the even neighbour.
+        preprocess.crop_rounding = CropRounding::HalfToEven;
+        assert_eq!(starts(&preprocess), [0, 0, 1, 2, 2, 2]);
+    }
+
     /// Hugging Face's `CLIPImageProcessor` distorts to a size that has height and width.
     #[test]
     fn a_size_with_height_and_width_distorts_and_a_number_is_the_short_edge() {
@@ -280,8 +287,10 @@ mod tests {
                 r#"{{"size": {size}, "crop_size": {{"height": 32, "width": 32}}, "do_center_crop": true,
                     "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}}"#
             );
-            let written: PreprocessorConfig = serde_json::from_str(&written).unwrap();
-            let preprocess = ImagePreprocessor::new(&written, 32).unwrap();
+            let written = serde_json::from_str(&written).unwrap();
+            let keys = &mut KeyReport::default();
+            let written = PreprocessorConfig::parse("", "", &written, Architecture::Clip, keys);
+            let preprocess = ImagePreprocessor::new(&written.unwrap(), 32).unwrap();
             let pixels = preprocess.resize_and_crop(&stripes).unwrap();
             (pixels.0[..3].to_vec(), preprocess.resize_mode)
         };

@@ -42,6 +42,10 @@ pub fn run_self_test(encoders: &dyn Encoders) -> Result<SelfTestReport, ClipErro
         [(images, encoders.embed_images(&pictures)?), (words, encoders.embed_texts(&texts)?)];
     for (alone, batch) in &batches {
         for (a, b) in alone.iter().zip(batch) {
+            // A difference from NaN is NaN, which no comparison finds.
+            if !a.iter().chain(b).all(|value| value.is_finite()) {
+                return Err(ClipError::SelfTest("an embedding is not finite".into()));
+            }
             let length = dot_product(a, a).sqrt();
             let unit = (length - 1.0).abs() < LENGTH_TOLERANCE;
             if a.len() != encoders.card().dimension || !unit {

@@ -1,11 +1,15 @@
 //! `bsap model`: describes a checkpoint, and tests it.
 
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
 use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 
 use super::shared::checkpoint_args::CheckpointArgs;
 use super::shared::error::CommandResult;
 use super::shared::printing::print_line;
-use crate::clip::{ClipModel, Encoders, ModelOptions, run_self_test};
+use crate::clip::{ClipModel, Encoders, ModelOptions, SelfTestReport, run_self_test};
 
 /// `bsap model`.
 #[derive(Debug, Args)]
@@ -18,10 +22,15 @@ pub struct ModelArgs {
 /// What `bsap model` does.
 #[derive(Debug, Subcommand)]
 pub enum ModelAction {
-    /// Print architecture, sizes, fingerprint and preprocessing, and run a self-test
+    /// Print layout, architecture, sizes, fingerprint and preprocessing, the keys of the checkpoint's files
+    /// that embeddings follow, and those that are ignored; and run a self-test
     Inspect {
-        /// Folder of the checkpoint, in the Hugging Face layout, or a model of the hub
+        /// Folder of the checkpoint, or a model of the hub
         checkpoint: String,
+        /// Print the same as JSON, or write it into FILE
+        #[arg(long, value_name = "FILE", num_args = 0..=1)]
+        #[allow(clippy::option_option)]
+        json: Option<Option<PathBuf>>,
         /// Device, precision and revision.
         #[command(flatten)]
         model: CheckpointArgs,
@@ -30,17 +39,60 @@ pub enum ModelAction {
 
 /// Inspects a checkpoint.
 pub fn run(args: &ModelArgs) -> CommandResult {
-    let ModelAction::Inspect { checkpoint, model } = &args.action;
-    inspect_model(&model.to_model_options(checkpoint))
+    let ModelAction::Inspect { checkpoint, json, model } = &args.action;
+    inspect_model(&model.to_model_options(checkpoint), json.as_ref().map(Option::as_deref))
 }
 
-/// Prints the properties of a checkpoint, and tests it.
-pub fn inspect_model(options: &ModelOptions) -> CommandResult {
+/// Prints the properties of a checkpoint, and tests it. With `json`, prints JSON, or writes it into the
+/// file.
+pub fn inspect_model(options: &ModelOptions, json: Option<Option<&Path>>) -> CommandResult {
     let clip = ClipModel::load(options)?;
-    let card = clip.card();
+    let test = run_self_test(&clip)?;
+    match json {
+        None => print_properties(&clip, &test),
+        Some(None) => print_line!("{}", describe_model(&clip, &test)),
+        Some(Some(file)) => {
+            let text = format!("{:#}\n", describe_model(&clip, &test));
+            std::fs::write(file, text).with_context(|| format!("--json: {}", file.display()))?;
+            print_properties(&clip, &test);
+        }
+    }
+    Ok(())
+}
+
+fn describe_model(clip: &ClipModel, test: &SelfTestReport) -> Value {
+    let (card, keys) = (clip.card(), clip.keys());
+    json!({
+        "name": card.name,
+        "layout": clip.layout(),
+        "architecture": card.architecture,
+        "dimension": card.dimension,
+        "parameters": card.parameters,
+        "image_side": card.image_side,
+        "preprocessing": card.preprocessing,
+        "context_length": card.context_length,
+        "logit_scale": card.logit_scale,
+        "logit_bias": card.logit_bias,
+        "fingerprint": card.fingerprint,
+        "notice": card.notice,
+        "obeyed": keys.obeyed,
+        "ignored": keys.ignored,
+        "unknown": keys.unknown,
+        "self_test": {
+            "passed": true,
+            "max_batch_difference": test.max_batch_difference,
+            "image_ms": test.single_image_time.as_secs_f64() * 1e3,
+            "text_ms": test.single_text_time.as_secs_f64() * 1e3,
+        },
+    })
+}
+
+fn print_properties(clip: &ClipModel, test: &SelfTestReport) {
+    let (card, keys) = (clip.card(), clip.keys());
     let memory = |bytes: f64| format!("{:.1} MB", card.parameters as f64 * bytes / 1e6);
     let line = |name: &str, value: String| print_line!("{name:<14} {value}");
     line("name", card.name.clone());
+    line("layout", clip.layout().to_owned());
     line("architecture", card.architecture.clone());
     line("dimension", card.dimension.to_string());
     line(
@@ -57,7 +109,17 @@ pub fn inspect_model(options: &ModelOptions) -> CommandResult {
     if let Some(notice) = &card.notice {
         line("notice", notice.clone());
     }
-    let test = run_self_test(&clip)?;
+    line(
+        "keys",
+        format!(
+            "{} obeyed, {} ignored because they change no embedding (--json lists them)",
+            keys.obeyed.len(),
+            keys.ignored.len()
+        ),
+    );
+    for key in &keys.unknown {
+        line("unknown key", format!("{key}, ignored"));
+    }
     line(
         "self-test",
         format!(
@@ -67,5 +129,4 @@ pub fn inspect_model(options: &ModelOptions) -> CommandResult {
             test.single_text_time.as_secs_f64() * 1e3,
         ),
     );
-    Ok(())
 }

@@ -12,7 +12,7 @@ use super::error::IngestError;
 use super::options::IngestOptions;
 use super::progress::Progress;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
-use crate::clip::{Encoders, Pixels};
+use crate::clip::{ClipError, Encoders, Pixels, run_self_test};
 use crate::prompts::{ActivePromptSets, EmbeddedPromptSet};
 use crate::record::Embedding;
 use crate::telemetry::metrics;
@@ -26,7 +26,16 @@ pub struct EmbeddedImage {
     pub statistics: BTreeMap<StatisticsKey, ScoreStatistics>,
 }
 
-type ReplySender = oneshot::Sender<Result<EmbeddedImage, IngestError>>;
+/// Why an image has no embedding.
+#[derive(Debug)]
+pub enum EmbedError {
+    /// The embedding of this image, and of this one only, has values that are no finite numbers.
+    NotFinite(String),
+    /// No image can be embedded.
+    Fatal(IngestError),
+}
+
+type ReplySender = oneshot::Sender<Result<EmbeddedImage, EmbedError>>;
 type EmbedBatch = Vec<(Pixels, ReplySender)>;
 
 /// Queues images for the image encoder. Clones share one queue.
@@ -64,8 +73,8 @@ impl Embedder {
     }
 
     /// Embeds one image, in a batch with others that are queued.
-    pub async fn embed(&self, pixels: Pixels) -> Result<EmbeddedImage, IngestError> {
-        let encoder_ended = || IngestError::Internal("embedding".into());
+    pub async fn embed(&self, pixels: Pixels) -> Result<EmbeddedImage, EmbedError> {
+        let encoder_ended = || EmbedError::Fatal(IngestError::Internal("embedding".into()));
         let (reply, embedded) = oneshot::channel();
         self.queue.send((pixels, reply)).await.map_err(|_| encoder_ended())?;
         embedded.await.map_err(|_| encoder_ended())?
@@ -119,7 +128,7 @@ impl BatchEncoder {
             if pixels.is_empty() {
                 continue;
             }
-            let embedded = trace_span!("model").in_scope(|| self.encoders.embed_images(&pixels));
+            let embedded = trace_span!("model").in_scope(|| self.embed_batch(&pixels));
             Progress::add_to_counter(
                 &self.progress.model_busy_us,
                 started.elapsed().as_micros() as u64,
@@ -128,32 +137,125 @@ impl BatchEncoder {
                 .model_batch_seconds
                 .observe_seconds(&[], started.elapsed().as_secs_f64());
             idle_since = Some(Instant::now());
-            match embedded {
-                Ok(units) => {
-                    let sets = self.prompt_sets.current();
-                    for (unit, reply) in units.iter().zip(replies) {
-                        // Fails if the caller was cancelled in the meantime.
-                        let _ = reply.send(Ok(build_embedded_image(unit, &sets)));
-                    }
-                }
-                Err(error) => {
-                    let text = error.to_string();
-                    for reply in replies {
-                        let _ = reply.send(Err(IngestError::Model(text.clone())));
-                    }
-                }
+            let sets = self.prompt_sets.current();
+            for (unit, reply) in embedded.into_iter().zip(replies) {
+                // Fails if the caller was cancelled in the meantime.
+                let _ = reply.send(unit.and_then(|unit| build_embedded_image(&unit, &sets)));
             }
         }
+    }
+
+    /// Embeds a batch. If one of its embeddings is not finite, embeds the images one by one, and tests
+    /// the model: if the test passes, the images whose embeddings are not finite are to blame.
+    fn embed_batch(&self, pixels: &[Pixels]) -> Vec<Result<Vec<f32>, EmbedError>> {
+        let fatal = |error: &ClipError| EmbedError::Fatal(IngestError::Model(error.to_string()));
+        match self.encoders.embed_images(pixels) {
+            Ok(units) => return units.into_iter().map(Ok).collect(),
+            Err(ClipError::NotFinite { .. }) => {}
+            Err(error) => return pixels.iter().map(|_| Err(fatal(&error))).collect(),
+        }
+        if let Err(error) = run_self_test(&*self.encoders) {
+            return pixels.iter().map(|_| Err(fatal(&error))).collect();
+        }
+        let embed_alone =
+            |pixels: &Pixels| match self.encoders.embed_images(std::slice::from_ref(pixels)) {
+                Ok(units) => units
+                    .into_iter()
+                    .next()
+                    .ok_or_else(|| EmbedError::Fatal(IngestError::Internal("embedding".into()))),
+                Err(error @ ClipError::NotFinite { .. }) => {
+                    Err(EmbedError::NotFinite(error.to_string()))
+                }
+                Err(error) => Err(fatal(&error)),
+            };
+        pixels.iter().map(embed_alone).collect()
     }
 }
 
 /// Computes statistics from the embedding as it is stored, so that ingestion, reindexing and search
 /// agree.
-fn build_embedded_image(unit: &[f32], sets: &[Arc<EmbeddedPromptSet>]) -> EmbeddedImage {
+fn build_embedded_image(
+    unit: &[f32],
+    sets: &[Arc<EmbeddedPromptSet>],
+) -> Result<EmbeddedImage, EmbedError> {
     let embedding = Embedding::from_unit_vector(unit);
-    let statistics = sets
-        .iter()
-        .filter_map(|set| Some((set.statistics_key.clone(), set.compute_statistics(&embedding)?)))
-        .collect();
-    EmbeddedImage { embedding, statistics }
+    let mut statistics = BTreeMap::new();
+    for set in sets {
+        let Some(computed) = set.compute_statistics(&embedding) else { continue };
+        if !computed.is_finite() {
+            let reason = format!("statistics of an image by {} are not finite", set.statistics_key);
+            return Err(EmbedError::Fatal(IngestError::Model(reason)));
+        }
+        statistics.insert(set.statistics_key.clone(), computed);
+    }
+    Ok(EmbeddedImage { embedding, statistics })
+}
+
+#[cfg(test)]
+mod tests {
+    use image::RgbImage;
+
+    use super::*;
+    use crate::clip::ModelCard;
+
+    /// Embeddings of pictures whose first byte is `overflows_at` are not finite; of all if it is `None`.
+    struct OverflowingEncoders {
+        card: ModelCard,
+        overflows_at: Option<u8>,
+    }
+
+    impl Encoders for OverflowingEncoders {
+        fn card(&self) -> &ModelCard {
+            &self.card
+        }
+
+        fn preprocess_image(&self, image: &RgbImage) -> Result<Pixels, ClipError> {
+            Ok(Pixels(image.as_raw().clone()))
+        }
+
+        fn embed_images(&self, batch: &[Pixels]) -> Result<Vec<Vec<f32>>, ClipError> {
+            let embed = |pixels: &Pixels| {
+                let first = pixels.0.first().copied().unwrap_or_default();
+                if self.overflows_at.is_none_or(|byte| byte == first) {
+                    return vec![f32::NAN; 2];
+                }
+                // Pictures of the self-test begin with different bytes.
+                let angle = f32::from(first) / 100.0;
+                vec![angle.cos(), angle.sin()]
+            };
+            ClipError::ensure_finite("picture", batch.iter().map(embed).collect())
+        }
+
+        fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
+            let embed = |text: &&str| {
+                let angle = text.len() as f32 / 100.0;
+                vec![angle.cos(), angle.sin()]
+            };
+            Ok(texts.iter().map(embed).collect())
+        }
+    }
+
+    fn embed(overflows_at: Option<u8>) -> Vec<Result<Vec<f32>, EmbedError>> {
+        let card = ModelCard::without_checkpoint("overflowing", 2);
+        let (_sender, batches) = mpsc::channel(1);
+        let encoder = BatchEncoder {
+            batches: Mutex::new(batches),
+            encoders: Arc::new(OverflowingEncoders { card, overflows_at }),
+            prompt_sets: ActivePromptSets::new(Vec::new()),
+            progress: Arc::default(),
+        };
+        encoder.embed_batch(&[1, 2, 3].map(|byte| Pixels(vec![byte])))
+    }
+
+    #[test]
+    fn an_embedding_that_is_not_finite_is_the_fault_of_its_image_or_of_the_model() {
+        let of_one = embed(Some(2));
+        assert!(matches!(of_one[1], Err(EmbedError::NotFinite(_))), "{of_one:?}");
+        assert!(of_one[0].is_ok() && of_one[2].is_ok(), "{of_one:?}");
+        let of_all = embed(None);
+        let is_fatal =
+            |result: &Result<_, _>| matches!(result, Err(EmbedError::Fatal(IngestError::Model(_))));
+        assert!(of_all.len() == 3 && of_all.iter().all(is_fatal), "{of_all:?}");
+        assert!(embed(Some(9)).iter().all(Result::is_ok));
+    }
 }

@@ -14,7 +14,7 @@ use tracing::{info, trace_span, warn};
 
 use super::dead_letter::{DeadLetterReason, DeadLetterWriteError, DeadLetterWriter};
 use super::decode::{self, DecodeOptions};
-use super::embed::Embedder;
+use super::embed::{EmbedError, Embedder};
 use super::error::IngestError;
 use super::fetch::{FetchError, Fetcher, shorten_uri};
 use super::progress::Progress;
@@ -251,7 +251,15 @@ impl MessageProcessor {
         })??;
         recorder.record_decode_duration(started);
         let started = Instant::now();
-        let embedded = self.embedder.embed(pixels).await.map_err(fatal_failure)?;
+        let embedded = self.embedder.embed(pixels).await.map_err(|error| match error {
+            EmbedError::Fatal(error) => fatal_failure(error),
+            EmbedError::NotFinite(explanation) => EventFailure::DeadLetter(DeadLetterReason {
+                stage: "embed_image",
+                code: "embedding_not_finite",
+                explanation,
+                record_index: None,
+            }),
+        })?;
         recorder.record_embed_duration(started);
         Ok(StoredImage {
             uri: match content {

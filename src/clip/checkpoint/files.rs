@@ -1,100 +1,144 @@
 //! The files of a checkpoint: configuration, weights and the fingerprint over all of them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use candle_core::safetensors::BufferedSafetensors;
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
-use serde::de::DeserializeOwned;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::model_config::{Architecture, ModelConfig};
+use super::encoder_config::{Architecture, ModelConfig};
+use super::json_file::{invalid, read_object};
+use super::key_report::KeyReport;
+use super::key_tables;
+use super::layout::{Layout, find_layout, find_weights};
+use super::model_config::parse_model_config;
+use super::open_clip_config::parse_open_clip_config;
 use super::preprocessor_config::PreprocessorConfig;
+use super::tokenizer_config::TokenizerFiles;
+use super::weights::{SharedWeights, Weights, read_weights_file};
 use crate::clip::error::ClipError;
 use crate::record::to_hex;
 
 /// A checkpoint with its configuration parsed and its weights in memory.
 pub struct Checkpoint {
-    pub folder: PathBuf,
+    pub layout: Layout,
+    /// The file that says how pictures are preprocessed.
+    pub preprocessor_file: PathBuf,
     pub model_config: ModelConfig,
     pub preprocessor_config: PreprocessorConfig,
+    pub tokenizer: TokenizerFiles,
     pub fingerprint: String,
-    pub parameter_count: u64,
-    weight_bytes: Vec<u8>,
+    /// What became of every key.
+    pub keys: KeyReport,
+    weights: Arc<Weights>,
 }
 
 impl Checkpoint {
     /// Reads and hashes the files of `folder`, each once.
     pub fn read(folder: &Path) -> Result<Self, ClipError> {
-        let file = folder.join("config.json");
-        let config_bytes = read_file(&file)?;
-        let config = ModelConfig::parse(&config_bytes)
-            .map_err(|reason| ClipError::InvalidCheckpoint { file, reason })?;
-        let (preprocessor, preprocessor_bytes) =
-            read_json(&folder.join("preprocessor_config.json"))?;
-        let tokenizer = read_file(&folder.join("tokenizer.json"))?;
-        let file = folder.join("model.safetensors");
-        let weights = read_file(&file)?;
-        let padding = match config.architecture {
-            Architecture::Clip => None,
-            // It names the padding token, which changes embeddings.
-            Architecture::Siglip => Some(read_file(&folder.join("tokenizer_config.json"))?),
+        let mut keys = KeyReport::default();
+        let (layout, folder) = find_layout(folder, &mut keys)?;
+        let file = folder.join(layout.model_config_file());
+        let (object, config_bytes) = read_object(&file)?;
+        let mut contents = vec![config_bytes];
+        let (model_config, preprocessor_file, preprocessor_config) = match layout {
+            Layout::Transformers | Layout::SentenceTransformers => {
+                let model = parse_model_config(&object, &mut keys)
+                    .map_err(|reason| invalid(&file, reason))?;
+                let (file, bytes, preprocessor) =
+                    read_preprocessor(&folder, model.architecture, &mut keys)?;
+                contents.push(bytes);
+                (model, file, preprocessor)
+            }
+            Layout::OpenClip => {
+                let (model, preprocessor) = parse_open_clip_config(&object, &mut keys)
+                    .map_err(|reason| invalid(&file, reason))?;
+                (model, file, preprocessor)
+            }
         };
-        let parts = [&config_bytes, &preprocessor_bytes, &tokenizer, &weights];
+        let mut tokenizer = TokenizerFiles::read(&folder, &model_config, &mut keys)?;
+        let mut tokenizer_contents = std::mem::take(&mut tokenizer.contents).into_iter();
+        contents.extend(tokenizer_contents.next());
+        let mut weights = Vec::new();
+        for file in find_weights(layout, &folder)? {
+            let bytes = read_weights_file(&file)?;
+            weights.push((file, bytes));
+        }
         let mut hasher = Sha256::new();
-        for part in parts.into_iter().chain(&padding) {
+        let mut add = |part: &[u8]| {
             hasher.update((part.len() as u64).to_le_bytes());
             hasher.update(part);
-        }
-        let parameters = count_parameters(&weights)
-            .map_err(|reason| ClipError::InvalidCheckpoint { file, reason })?;
+        };
+        contents.iter().for_each(|part| add(part));
+        weights.iter().for_each(|(_, part)| add(part));
+        tokenizer_contents.for_each(|part| add(&part));
+        let fingerprint = to_hex(&hasher.finalize());
+        let weights = Arc::new(Weights::open(weights, model_config.tensor_naming)?);
         Ok(Self {
-            folder: folder.to_owned(),
-            model_config: config,
-            preprocessor_config: preprocessor,
-            fingerprint: to_hex(&hasher.finalize()),
-            parameter_count: parameters,
-            weight_bytes: weights,
+            layout,
+            preprocessor_file,
+            model_config,
+            preprocessor_config,
+            tokenizer,
+            fingerprint,
+            keys,
+            weights,
         })
     }
 
-    /// Returns the tensors for building the encoders, and releases the raw bytes: a second call
-    /// fails.
-    pub fn take_tensors(
-        &mut self,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<VarBuilder<'static>, ClipError> {
-        let weights = std::mem::take(&mut self.weight_bytes);
-        BufferedSafetensors::new(weights)
-            .map(|tensors| VarBuilder::from_backend(Box::new(tensors), dtype, device.clone()))
-            .map_err(|e| self.weights_error(&e))
+    /// Returns the tensors for building the encoders.
+    pub fn tensors(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        let weights = SharedWeights(self.weights.clone());
+        VarBuilder::from_backend(Box::new(weights), dtype, device.clone())
     }
 
-    /// Returns an error about `model.safetensors`.
+    /// Returns the number of parameters.
+    pub fn count_parameters(&self) -> u64 {
+        self.weights.count_parameters()
+    }
+
+    /// Files the tensors that the encoders did not read. An error if they should have.
+    pub fn check_unread_tensors(&mut self) -> Result<(), ClipError> {
+        self.weights.check_unread(&mut self.keys)
+    }
+
+    /// Returns an error about the weights.
     pub fn weights_error(&self, error: &candle_core::Error) -> ClipError {
-        ClipError::InvalidCheckpoint {
-            file: self.folder.join("model.safetensors"),
-            reason: error.to_string(),
+        // Without the stack of calls, which candle appends.
+        let reason = error.to_string();
+        self.weights.error(reason.lines().next().unwrap_or_default().to_owned())
+    }
+}
+
+/// Reads `image_processor` of `processor_config.json` if that has one, otherwise
+/// `preprocessor_config.json`, as the reference does. Returns the file and its bytes too.
+fn read_preprocessor(
+    folder: &Path,
+    architecture: Architecture,
+    keys: &mut KeyReport,
+) -> Result<(PathBuf, Vec<u8>, PreprocessorConfig), ClipError> {
+    let processor = folder.join("processor_config.json");
+    if processor.is_file() {
+        let (object, bytes) = read_object(&processor)?;
+        if let Some(image) = object.get("image_processor") {
+            let refused = |reason: String| invalid(&processor, reason);
+            let name = "processor_config.json";
+            keys.check(name, "", &object, key_tables::PROCESSOR).map_err(refused)?;
+            let Value::Object(image) = image else {
+                return Err(refused("image_processor is not an object".into()));
+            };
+            let config =
+                PreprocessorConfig::parse(name, "image_processor", image, architecture, keys)
+                    .map_err(refused)?;
+            return Ok((processor, bytes, config));
         }
     }
-}
-
-fn read_file(file: &Path) -> Result<Vec<u8>, ClipError> {
-    std::fs::read(file).map_err(|source| ClipError::File { file: file.to_owned(), source })
-}
-
-/// Reads a JSON file; returns its value and its bytes.
-pub fn read_json<T: DeserializeOwned>(file: &Path) -> Result<(T, Vec<u8>), ClipError> {
-    let bytes = read_file(file)?;
-    let value = serde_json::from_slice(&bytes).map_err(|e| ClipError::InvalidCheckpoint {
-        file: file.to_owned(),
-        reason: e.to_string(),
-    })?;
-    Ok((value, bytes))
-}
-
-fn count_parameters(weights: &[u8]) -> Result<u64, String> {
-    let tensors = safetensors::SafeTensors::deserialize(weights).map_err(|e| e.to_string())?;
-    Ok(tensors.iter().map(|(_, tensor)| tensor.shape().iter().product::<usize>() as u64).sum())
+    let file = folder.join("preprocessor_config.json");
+    let (object, bytes) = read_object(&file)?;
+    let config =
+        PreprocessorConfig::parse("preprocessor_config.json", "", &object, architecture, keys)
+            .map_err(|reason| invalid(&file, reason))?;
+    Ok((file, bytes, config))
 }

@@ -1,11 +1,24 @@
-//! A checkpoint in the Hugging Face layout: where it is, its configuration and its weights.
+//! A checkpoint in one of the layouts of the wild: where it is, its configuration and its weights.
 
+mod encoder_config;
 mod files;
 pub(crate) mod hub;
+mod json_file;
+mod key_report;
+mod key_tables;
+mod layout;
 pub(crate) mod location;
 mod model_config;
+mod open_clip_config;
 mod preprocessor_config;
+mod tensor_names;
+mod tokenizer_config;
+mod weights;
 
-pub use files::{Checkpoint, read_json};
-pub use model_config::{Activation, Architecture, ModelConfig, TransformerConfig};
-pub use preprocessor_config::{PreprocessorConfig, PreprocessorSize};
+pub use encoder_config::{Activation, Architecture, ModelConfig, TextCleaning, TransformerConfig};
+pub use files::Checkpoint;
+pub use key_report::KeyReport;
+pub use preprocessor_config::{CropRounding, PreprocessorConfig, ResampleFilter, ResizeMode};
+pub use tokenizer_config::{
+    TokenizerClass, TokenizerConfig, TokenizerFiles, Vocabulary, token_content,
+};

@@ -1,40 +1,20 @@
-//! `config.json`: the architecture and the sizes of both encoders.
+//! `config.json` of `transformers`.
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
-/// The architecture of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Architecture {
-    /// OpenAI CLIP and OpenCLIP exports: class token, causal text encoder, both projected.
-    Clip,
-    /// SigLIP, and SigLIP 2 of a fixed resolution: attention pooling, texts padded to the full
-    /// context length.
-    Siglip,
-}
+use super::encoder_config::{
+    Activation, Architecture, ImageEncoderConfig, ModelConfig, TensorNaming, TextCleaning,
+    TextEncoderConfig, TransformerConfig,
+};
+use super::json_file::convert;
+use super::key_report::{KeyReport, KeyTable, show_value};
+use super::key_tables;
 
-impl Architecture {
-    /// Returns the value of `model_type` in `config.json`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Clip => "clip",
-            Self::Siglip => "siglip",
-        }
-    }
-}
+const FILE: &str = "config.json";
 
-/// `config.json` as written. A missing field has the default of the classes of Hugging Face.
-#[derive(Debug, Clone, Deserialize)]
-struct ModelConfigJson {
-    #[serde(default)]
-    projection_dim: Option<usize>,
-    #[serde(default)]
-    text_config: EncoderConfigJson,
-    #[serde(default)]
-    vision_config: EncoderConfigJson,
-    #[serde(default)]
-    notice: Option<String>,
-}
-
+/// `text_config` or `vision_config` as written. A missing field has the default of the classes of
+/// Hugging Face.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct EncoderConfigJson {
@@ -46,70 +26,16 @@ struct EncoderConfigJson {
     layer_norm_eps: Option<f64>,
     vocab_size: Option<usize>,
     max_position_embeddings: Option<usize>,
-    eos_token_id: Option<u32>,
+    eos_token_id: Option<Value>,
     projection_size: Option<usize>,
     image_size: Option<usize>,
     patch_size: Option<usize>,
     num_channels: Option<usize>,
 }
 
-/// The configuration of a checkpoint, with all defaults filled in.
-#[derive(Debug, Clone)]
-pub struct ModelConfig {
-    /// Decides the layers of both encoders.
-    pub architecture: Architecture,
-    /// Dimension of an embedding.
-    pub dimension: usize,
-    /// Sizes of the text encoder.
-    pub text_encoder: TextEncoderConfig,
-    /// Sizes of the image encoder.
-    pub image_encoder: ImageEncoderConfig,
-    /// What users must know of the model; a field of this project, not of Hugging Face.
-    pub notice: Option<String>,
-}
-
-/// Sizes of the text encoder.
-#[derive(Debug, Clone)]
-pub struct TextEncoderConfig {
-    pub vocabulary_size: usize,
-    pub context_length: usize,
-    pub end_of_text_id: u32,
-    pub transformer: TransformerConfig,
-}
-
-/// Sizes of the image encoder, in pixels.
-#[derive(Debug, Clone)]
-pub struct ImageEncoderConfig {
-    pub image_side: usize,
-    pub patch_side: usize,
-    pub transformer: TransformerConfig,
-}
-
-/// Sizes of a stack of transformer blocks.
-#[derive(Debug, Clone, Copy)]
-pub struct TransformerConfig {
-    pub hidden_size: usize,
-    pub intermediate_size: usize,
-    pub layer_count: usize,
-    pub head_count: usize,
-    pub activation: Activation,
-    pub layer_norm_eps: f64,
-}
-
-/// The non-linearity between the two products of an MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// x·σ(1.702·x), used by OpenAI.
-    QuickGelu,
-    /// x·Φ(x), used by OpenCLIP.
-    Gelu,
-    /// The approximation of GELU by tanh, used by SigLIP.
-    GeluTanh,
-}
-
 impl EncoderConfigJson {
-    fn into_transformer_config(
-        self,
+    fn to_transformer_config(
+        &self,
         default: TransformerConfig,
     ) -> Result<TransformerConfig, String> {
         let activation = match self.hidden_act.as_deref() {
@@ -123,105 +49,159 @@ impl EncoderConfigJson {
                 ));
             }
         };
-        let encoder = TransformerConfig {
+        Ok(TransformerConfig {
             hidden_size: self.hidden_size.unwrap_or(default.hidden_size),
             intermediate_size: self.intermediate_size.unwrap_or(default.intermediate_size),
             layer_count: self.num_hidden_layers.unwrap_or(default.layer_count),
             head_count: self.num_attention_heads.unwrap_or(default.head_count),
             activation,
             layer_norm_eps: self.layer_norm_eps.unwrap_or(default.layer_norm_eps),
-        };
-        if encoder.head_count == 0 || !encoder.hidden_size.is_multiple_of(encoder.head_count) {
-            return Err(format!(
-                "hidden_size {} is no multiple of num_attention_heads {}",
-                encoder.hidden_size, encoder.head_count
-            ));
-        }
-        Ok(encoder)
+        })
     }
 }
 
-impl ModelConfig {
-    /// Parses `config.json`, with the defaults of its architecture for missing fields.
-    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
-        #[derive(Deserialize)]
-        struct ModelTypeJson {
-            model_type: String,
-        }
-        let ModelTypeJson { model_type } =
-            serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-        let architecture = match model_type.as_str() {
-            "clip" => Architecture::Clip,
-            "siglip" => Architecture::Siglip,
-            other => {
-                return Err(format!(
-                    "model_type {other:?} is not supported; this version reads clip and siglip"
-                ));
-            }
-        };
-        let written: ModelConfigJson = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-        let ModelConfigJson { text_config: text, vision_config: image, .. } = written;
-        let base = TransformerConfig {
-            hidden_size: 768,
-            intermediate_size: 3072,
-            layer_count: 12,
-            head_count: 12,
-            activation: Activation::QuickGelu,
-            layer_norm_eps: 1e-5,
-        };
-        let siglip =
-            TransformerConfig { activation: Activation::GeluTanh, layer_norm_eps: 1e-6, ..base };
-        let (text_default, image_default, vocabulary, context, patch) = match architecture {
-            Architecture::Clip => {
-                let text = TransformerConfig {
-                    hidden_size: 512,
-                    intermediate_size: 2048,
-                    head_count: 8,
-                    ..base
-                };
-                (text, base, 49_408, 77, 32)
-            }
-            Architecture::Siglip => (siglip, siglip, 32_000, 64, 16),
-        };
-        let (side, patch) = (image.image_size.unwrap_or(224), image.patch_size.unwrap_or(patch));
-        let channels = image.num_channels.unwrap_or(3);
-        if channels != 3 || patch == 0 || side < patch {
-            return Err(format!(
-                "vision_config: image_size {side}, patch_size {patch}, num_channels {channels} are not supported"
-            ));
-        }
-        let text_projection = text.projection_size;
-        let text = TextEncoderConfig {
-            vocabulary_size: text.vocab_size.unwrap_or(vocabulary),
-            context_length: text.max_position_embeddings.unwrap_or(context),
-            end_of_text_id: text.eos_token_id.unwrap_or(49_407),
-            transformer: text
-                .into_transformer_config(text_default)
-                .map_err(|e| format!("text_config: {e}"))?,
-        };
-        let image = ImageEncoderConfig {
-            image_side: side,
-            patch_side: patch,
-            transformer: image
-                .into_transformer_config(image_default)
-                .map_err(|e| format!("vision_config: {e}"))?,
-        };
-        let dimension = match architecture {
-            Architecture::Clip => written.projection_dim.unwrap_or(512),
-            Architecture::Siglip => image.transformer.hidden_size,
-        };
-        let text_projection = text_projection.unwrap_or(text.transformer.hidden_size);
-        if architecture == Architecture::Siglip && text_projection != dimension {
-            return Err(format!(
-                "text_config: projection_size {text_projection} differs from the image encoder's hidden_size {dimension}"
-            ));
-        }
-        Ok(Self {
-            architecture,
-            dimension,
-            text_encoder: text,
-            image_encoder: image,
-            notice: written.notice,
-        })
+/// The configuration of one encoder, and the name of the object that it comes from.
+struct Encoder {
+    path: String,
+    written: EncoderConfigJson,
+}
+
+/// Reads the object of one encoder. Of CLIP the reference replaces `text_config` by `text_config_dict`,
+/// with its defaults, if that is there; likewise for images.
+fn read_encoder(
+    config: &Map<String, Value>,
+    path: &str,
+    table: KeyTable,
+    keys: &mut KeyReport,
+) -> Result<Encoder, String> {
+    let object = |path: &str| match config.get(path) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Object(object)) => Ok(Some(object.clone())),
+        Some(other) => Err(format!("{path} is {}, not an object", show_value(other))),
+    };
+    let replacement = format!("{path}_dict");
+    let (path, object) = match object(&replacement)? {
+        Some(object) => (replacement, object),
+        None => (path.to_owned(), object(path)?.unwrap_or_default()),
+    };
+    keys.check(FILE, &path, &object, table)?;
+    let written = convert(&path, Value::Object(object))?;
+    Ok(Encoder { path, written })
+}
+
+fn read_architecture(config: &Map<String, Value>) -> Result<Architecture, String> {
+    if config.get("auto_map").is_some_and(|code| !code.is_null()) {
+        return Err(
+            "auto_map: the model is code of its repository, which is not run; only the classes of transformers and the layout of open_clip are supported"
+                .into(),
+        );
     }
+    match config.get("model_type") {
+        Some(Value::String(name)) if name == "clip" => Ok(Architecture::Clip),
+        Some(Value::String(name)) if name == "siglip" => Ok(Architecture::Siglip),
+        Some(other) => Err(format!(
+            "model_type {} is not supported; this version reads clip and siglip",
+            show_value(other)
+        )),
+        None => Err("model_type is missing; this version reads clip and siglip".into()),
+    }
+}
+
+/// Returns the id of end-of-text.
+fn read_end_of_text_id(text: &Encoder) -> Result<u32, String> {
+    match &text.written.eos_token_id {
+        None => Ok(49_407),
+        Some(Value::Number(id)) if id.as_u64().is_some_and(|id| id <= u64::from(u32::MAX)) => {
+            Ok(id.as_u64().unwrap_or_default() as u32)
+        }
+        Some(other) => {
+            Err(format!("{}.eos_token_id is {}, not one id", text.path, show_value(other)))
+        }
+    }
+}
+
+/// Parses `config.json`, with the defaults of its architecture for missing fields.
+pub fn parse_model_config(
+    config: &Map<String, Value>,
+    keys: &mut KeyReport,
+) -> Result<ModelConfig, String> {
+    let architecture = read_architecture(config)?;
+    let (model_table, text_table, vision_table) = match architecture {
+        Architecture::Clip => {
+            (key_tables::CLIP_MODEL, key_tables::CLIP_TEXT, key_tables::CLIP_VISION)
+        }
+        Architecture::Siglip => {
+            (key_tables::SIGLIP_MODEL, key_tables::SIGLIP_TEXT, key_tables::SIGLIP_VISION)
+        }
+    };
+    keys.check(FILE, "", config, model_table)?;
+    let text = read_encoder(config, "text_config", text_table, keys)?;
+    let image = read_encoder(config, "vision_config", vision_table, keys)?;
+    let base = TransformerConfig {
+        hidden_size: 768,
+        intermediate_size: 3072,
+        layer_count: 12,
+        head_count: 12,
+        activation: Activation::QuickGelu,
+        layer_norm_eps: 1e-5,
+    };
+    let siglip =
+        TransformerConfig { activation: Activation::GeluTanh, layer_norm_eps: 1e-6, ..base };
+    let (text_default, image_default, vocabulary, context, patch) = match architecture {
+        Architecture::Clip => {
+            let text = TransformerConfig {
+                hidden_size: 512,
+                intermediate_size: 2048,
+                head_count: 8,
+                ..base
+            };
+            (text, base, 49_408, 77, 32)
+        }
+        Architecture::Siglip => (siglip, siglip, 32_000, 64, 16),
+    };
+    let in_text = |reason: String| format!("{}: {reason}", text.path);
+    let in_image = |reason: String| format!("{}: {reason}", image.path);
+    let channels = image.written.num_channels.unwrap_or(3);
+    if channels != 3 {
+        return Err(in_image(format!("num_channels {channels} is not supported, only 3")));
+    }
+    let text_transformer = text.written.to_transformer_config(text_default).map_err(in_text)?;
+    let image_encoder = ImageEncoderConfig {
+        image_side: image.written.image_size.unwrap_or(224),
+        patch_side: image.written.patch_size.unwrap_or(patch),
+        transformer: image.written.to_transformer_config(image_default).map_err(in_image)?,
+    };
+    let dimension = match architecture {
+        Architecture::Clip => match config.get("projection_dim") {
+            None | Some(Value::Null) => 512,
+            Some(written) => convert("projection_dim", written.clone())?,
+        },
+        Architecture::Siglip => image_encoder.transformer.hidden_size,
+    };
+    let text_projection = text.written.projection_size.unwrap_or(text_transformer.hidden_size);
+    if architecture == Architecture::Siglip && text_projection != dimension {
+        return Err(in_text(format!(
+            "projection_size {text_projection} differs from the image encoder's hidden_size {dimension}"
+        )));
+    }
+    let end_of_text_id = match architecture {
+        Architecture::Clip => read_end_of_text_id(&text)?,
+        Architecture::Siglip => 0,
+    };
+    let config = ModelConfig {
+        architecture,
+        tensor_naming: TensorNaming::Transformers,
+        dimension,
+        text_encoder: TextEncoderConfig {
+            vocabulary_size: text.written.vocab_size.unwrap_or(vocabulary),
+            context_length: text.written.max_position_embeddings.unwrap_or(context),
+            end_of_text_id,
+            cleaning: TextCleaning::ByTokenizerClass,
+            transformer: text_transformer,
+        },
+        image_encoder,
+        notice: config.get("notice").and_then(Value::as_str).map(str::to_owned),
+    };
+    config.validate(&text.path, &image.path)?;
+    Ok(config)
 }

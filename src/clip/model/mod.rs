@@ -9,7 +9,7 @@ use candle_core::{DType, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 use image::RgbImage;
 
-use super::checkpoint::{Architecture, Checkpoint, hub};
+use super::checkpoint::{Architecture, Checkpoint, KeyReport, hub};
 use super::encoders::Encoders;
 use super::error::ClipError;
 use super::model_card::ModelCard;
@@ -28,6 +28,8 @@ const GPU_CONCURRENT_BATCHES: usize = 2;
 /// A CLIP or SigLIP model with its weights on a device.
 pub struct ClipModel {
     card: ModelCard,
+    layout: &'static str,
+    keys: KeyReport,
     preprocessor: ImagePreprocessor,
     tokenizer: TextTokenizer,
     image_encoder: ImageEncoder,
@@ -57,13 +59,9 @@ impl ClipModel {
         let side = config.image_encoder.image_side as u32;
         let preprocess =
             ImagePreprocessor::new(&checkpoint.preprocessor_config, side).map_err(|reason| {
-                ClipError::InvalidCheckpoint {
-                    file: checkpoint.folder.join("preprocessor_config.json"),
-                    reason,
-                }
+                ClipError::InvalidCheckpoint { file: checkpoint.preprocessor_file.clone(), reason }
             })?;
-        let tokenizer = TextTokenizer::load(&checkpoint.folder, &config)?;
-        let tensors = checkpoint.take_tensors(dtype, device)?;
+        let tensors = checkpoint.tensors(dtype, device);
         let weights_error = |e| checkpoint.weights_error(&e);
         let mut image = ImageEncoder::load(&config, &tensors).map_err(weights_error)?;
         let mut text =
@@ -73,12 +71,17 @@ impl ClipModel {
             text.convert_to_bf16()?;
         }
         let logit_scale = load_scalar(&tensors, "logit_scale").map_err(weights_error)?.exp();
-        let logit_bias = match config.architecture {
-            Architecture::Clip => None,
-            Architecture::Siglip => {
-                Some(load_scalar(&tensors, "logit_bias").map_err(weights_error)?)
-            }
-        };
+        if !logit_scale.is_finite() {
+            let error = candle_core::Error::Msg("exp of logit_scale is not finite".into());
+            return Err(weights_error(error));
+        }
+        // Of CLIP only checkpoints trained with SigLIP's loss have it.
+        let logit_bias = (config.architecture == Architecture::Siglip
+            || tensors.contains_tensor("logit_bias"))
+        .then(|| load_scalar(&tensors, "logit_bias").map_err(weights_error))
+        .transpose()?;
+        drop(tensors);
+        checkpoint.check_unread_tensors()?;
         let card = ModelCard {
             name,
             architecture: config.architecture.name().to_owned(),
@@ -89,11 +92,15 @@ impl ClipModel {
             preprocessing: preprocess.describe(),
             logit_scale,
             logit_bias,
-            parameters: checkpoint.parameter_count,
+            parameters: checkpoint.count_parameters(),
             notice: config.notice.clone(),
         };
+        let (layout, keys) = (checkpoint.layout.name(), std::mem::take(&mut checkpoint.keys));
+        let tokenizer = TextTokenizer::new(checkpoint.tokenizer, &config)?;
         Ok(Self {
             card,
+            layout,
+            keys,
             preprocessor: preprocess,
             tokenizer,
             image_encoder: image,
@@ -101,6 +108,16 @@ impl ClipModel {
             dtype,
             device: compute_device,
         })
+    }
+
+    /// Returns the name of the layout of the checkpoint: that of the library that saves it so.
+    pub fn layout(&self) -> &'static str {
+        self.layout
+    }
+
+    /// Returns what became of every key of the checkpoint's files.
+    pub fn keys(&self) -> &KeyReport {
+        &self.keys
     }
 
     /// Returns the token ids of `text` as the text encoder reads them.
@@ -159,10 +176,11 @@ impl Encoders for ClipModel {
     }
 
     fn embed_images(&self, batch: &[Pixels]) -> std::result::Result<Vec<Vec<f32>>, ClipError> {
-        self.device.run_batch(batch, |part| {
+        let embedded = self.device.run_batch(batch, |part| {
             let embedded = self.image_encoder.encode_pixels(&self.pixels_to_tensor(part)?)?;
             normalise_rows(&embedded.to_dtype(DType::F32)?)?.to_vec2()
-        })
+        })?;
+        ClipError::ensure_finite("picture", embedded)
     }
 
     fn embed_texts(&self, texts: &[&str]) -> std::result::Result<Vec<Vec<f32>>, ClipError> {
@@ -170,10 +188,11 @@ impl Encoders for ClipModel {
             .iter()
             .map(|text| self.tokenizer.tokenise(text))
             .collect::<std::result::Result<Vec<_>, _>>()?;
-        self.device.run_batch(&tokens, |part| {
+        let embedded = self.device.run_batch(&tokens, |part| {
             let embedded = self.text_encoder.encode_token_rows(part)?;
             normalise_rows(&embedded.to_dtype(DType::F32)?)?.to_vec2()
-        })
+        })?;
+        ClipError::ensure_finite("text", embedded)
     }
 }
 

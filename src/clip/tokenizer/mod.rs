@@ -1,17 +1,26 @@
 //! Turns texts into token ids, as the tokenizer of the checkpoint does.
 
 mod charsmap;
+mod clip_tokenizer;
+mod sentencepiece;
 
 use std::borrow::Cow;
 use std::panic::catch_unwind;
-use std::path::Path;
 
-use serde::de::IgnoredAny;
-use tokenizers::{PaddingParams, PaddingStrategy, Tokenizer, TruncationParams};
+use serde_json::Value;
+use tokenizers::{
+    PaddingDirection, PaddingParams, PaddingStrategy, Tokenizer, TruncationDirection,
+    TruncationParams,
+};
 
-use super::checkpoint::{Architecture, ModelConfig, read_json};
+use super::checkpoint::{
+    Architecture, ModelConfig, TextCleaning, TokenizerClass, TokenizerConfig, TokenizerFiles,
+    Vocabulary, token_content,
+};
 use super::error::ClipError;
 use charsmap::Charsmap;
+use clip_tokenizer::define_clip_tokenizer;
+use sentencepiece::define_sentencepiece_tokenizer;
 
 /// The tokenizer of a checkpoint, truncating to the context length.
 pub struct TextTokenizer {
@@ -44,9 +53,9 @@ const MAX_TOKENS_PER_HAN_CHARACTER: f64 = 1.2;
 /// attention no later token changes the embedding. For SigLIP the text is padded to the full length.
 pub type TokenIds = Vec<u32>;
 
-/// Parses `tokenizer.json`. The library panics on some invalid files.
-fn parse_tokenizer(bytes: &[u8]) -> Result<Tokenizer, String> {
-    let text = std::str::from_utf8(bytes).map_err(|e| format!("is not UTF-8: {e}"))?;
+/// Parses the definition of a tokenizer. The library panics on some invalid ones.
+fn parse_tokenizer(definition: &Value) -> Result<Tokenizer, String> {
+    let text = definition.to_string();
     // `from_bytes` is generic: the deserialisation of all tokenizers would be compiled again here.
     match catch_unwind(|| text.parse::<Tokenizer>()) {
         Ok(read) => read.map_err(|e| e.to_string()),
@@ -54,49 +63,96 @@ fn parse_tokenizer(bytes: &[u8]) -> Result<Tokenizer, String> {
     }
 }
 
+/// Returns the definition of the tokenizer, in the form of `tokenizer.json`, and what is done to a text
+/// before it.
+fn define_tokenizer(
+    files: TokenizerFiles,
+    model: &ModelConfig,
+) -> Result<(Value, Option<TextNormalisation>), String> {
+    let TokenizerFiles { vocabulary, config, .. } = files;
+    if config.class == TokenizerClass::Clip {
+        return Ok((define_clip_tokenizer(&vocabulary, &config)?, None));
+    }
+    let mut definition = match vocabulary {
+        Vocabulary::Json(definition) => definition,
+        Vocabulary::SentencePiece(bytes) => {
+            let end = token_content(&config.end_token).unwrap_or_default();
+            define_sentencepiece_tokenizer(&bytes, end)?
+        }
+        Vocabulary::Merges { .. } => {
+            return Err("is not enough for this tokenizer_class: tokenizer.json is missing".into());
+        }
+    };
+    let normalisation = match (model.text_encoder.cleaning, config.class) {
+        (_, TokenizerClass::Clip) => None,
+        (_, TokenizerClass::Siglip) => {
+            let rules = Charsmap::extract_from_tokenizer(&mut definition)?;
+            Some(TextNormalisation::SiglipCanonical(rules))
+        }
+        _ if model.architecture == Architecture::Clip => None,
+        (TextCleaning::OpenClip, _) => Some(TextNormalisation::SiglipCanonical(None)),
+        (TextCleaning::ByTokenizerClass, TokenizerClass::Gemma | TokenizerClass::AsWritten) => {
+            Some(TextNormalisation::Lowercase)
+        }
+    };
+    Ok((definition, normalisation))
+}
+
+/// Checks that `tokenizer` has the tokens that `tokenizer_config.json` adds.
+fn check_added_tokens(tokenizer: &Tokenizer, config: &TokenizerConfig) -> Result<(), String> {
+    for (id, token) in config.added_tokens.iter().flatten() {
+        let content = token.get("content").and_then(Value::as_str).unwrap_or_default();
+        if tokenizer.token_to_id(content) != Some(*id) {
+            return Err(format!(
+                "has no token {content:?} with the id {id}, which added_tokens_decoder in tokenizer_config.json lists"
+            ));
+        }
+    }
+    Ok(())
+}
+
 impl TextTokenizer {
-    /// Loads `tokenizer.json` and checks that it fits the text encoder.
-    pub fn load(folder: &Path, config: &ModelConfig) -> Result<Self, ClipError> {
-        let file = folder.join("tokenizer.json");
+    /// Creates the tokenizer and checks that it fits the text encoder.
+    pub fn new(files: TokenizerFiles, model: &ModelConfig) -> Result<Self, ClipError> {
+        let (file, config) = (files.file.clone(), files.config.clone());
         let invalid = |reason: String| ClipError::InvalidCheckpoint { file: file.clone(), reason };
-        let text = &config.text_encoder;
-        let (tokenizer, normalisation) = match config.architecture {
-            Architecture::Siglip if is_siglip_v1_tokenizer(folder)? => {
-                let (mut written, _): (serde_json::Value, _) = read_json(&file)?;
-                let rules = Charsmap::extract_from_tokenizer(&mut written).map_err(invalid)?;
-                (
-                    parse_tokenizer(written.to_string().as_bytes()),
-                    Some(TextNormalisation::SiglipCanonical(rules)),
-                )
-            }
-            architecture => {
-                let (_, bytes): (IgnoredAny, _) = read_json(&file)?;
-                let lower = architecture == Architecture::Siglip;
-                (parse_tokenizer(&bytes), lower.then_some(TextNormalisation::Lowercase))
-            }
-        };
-        let mut tokenizer = tokenizer.map_err(invalid)?;
+        let text = &model.text_encoder;
+        let (definition, normalisation) = define_tokenizer(files, model).map_err(invalid)?;
+        let mut tokenizer = parse_tokenizer(&definition).map_err(invalid)?;
         let size = tokenizer.get_vocab_size(true);
         // The vocabulary of the encoder may be padded a little; if it is much larger, the model was
         // trained with another tokenizer.
         if size > text.vocabulary_size || size < text.vocabulary_size - text.vocabulary_size / 8 {
             return Err(invalid(format!(
-                "has {size} tokens, but the text encoder knows {} (text_config.vocab_size)",
+                "has {size} tokens, but the text encoder knows {} (vocab_size)",
                 text.vocabulary_size
             )));
         }
-        let truncation =
-            TruncationParams { max_length: text.context_length, ..TruncationParams::default() };
-        tokenizer.with_truncation(Some(truncation)).map_err(|e| invalid(e.to_string()))?;
-        let (padding, end_token) = match config.architecture {
-            Architecture::Clip if text.end_of_text_id == 2 => (None, EndTokenRule::LargestId),
-            Architecture::Clip => (None, EndTokenRule::FirstWithId(text.end_of_text_id)),
-            Architecture::Siglip => (
-                Some(read_padding(folder, &tokenizer, text.context_length)?),
-                EndTokenRule::LastPosition,
-            ),
+        check_added_tokens(&tokenizer, &config).map_err(invalid)?;
+        let truncation = TruncationParams {
+            max_length: text.context_length,
+            direction: if config.truncates_left {
+                TruncationDirection::Left
+            } else {
+                TruncationDirection::Right
+            },
+            ..TruncationParams::default()
         };
-        tokenizer.with_padding(padding);
+        tokenizer.with_truncation(Some(truncation)).map_err(|e| invalid(e.to_string()))?;
+        let padding = config.pad_token.as_deref().map(|token| {
+            define_padding(token, &config, &tokenizer, text.context_length).map_err(|reason| {
+                ClipError::InvalidCheckpoint {
+                    file: file.with_file_name("tokenizer_config.json"),
+                    reason,
+                }
+            })
+        });
+        tokenizer.with_padding(padding.transpose()?);
+        let end_token = match model.architecture {
+            Architecture::Clip if text.end_of_text_id == 2 => EndTokenRule::LargestId,
+            Architecture::Clip => EndTokenRule::FirstWithId(text.end_of_text_id),
+            Architecture::Siglip => EndTokenRule::LastPosition,
+        };
         let tokenizer = Self { tokenizer, end_token_rule: end_token, normalisation };
         if tokenizer.tokenise("a").is_err() {
             return Err(invalid(format!(
@@ -152,30 +208,19 @@ impl TextTokenizer {
     }
 }
 
-/// Whether the tokenizer is that of SigLIP 1. SigLIP 2 has Gemma's.
-fn is_siglip_v1_tokenizer(folder: &Path) -> Result<bool, ClipError> {
-    let (config, _): (serde_json::Value, _) = read_json(&folder.join("tokenizer_config.json"))?;
-    Ok(config["tokenizer_class"].as_str().unwrap_or_default().starts_with("SiglipTokenizer"))
-}
-
-/// Reads how texts of SigLIP are padded from `tokenizer_config.json`.
-fn read_padding(
-    folder: &Path,
+/// Returns how texts of SigLIP are padded.
+fn define_padding(
+    token: &str,
+    config: &TokenizerConfig,
     tokenizer: &Tokenizer,
     length: usize,
-) -> Result<PaddingParams, ClipError> {
-    let file = folder.join("tokenizer_config.json");
-    let (config, _): (serde_json::Value, _) = read_json(&file)?;
-    let invalid = |reason: String| ClipError::InvalidCheckpoint { file: file.clone(), reason };
-    let written = &config["pad_token"];
-    // Either the token itself or an object that describes it.
-    let token = written.as_str().or_else(|| written["content"].as_str());
-    let token = token.ok_or_else(|| invalid("names no pad_token".into()))?;
+) -> Result<PaddingParams, String> {
     let id = tokenizer
         .token_to_id(token)
-        .ok_or_else(|| invalid(format!("pad_token {token:?} is not in tokenizer.json")))?;
+        .ok_or_else(|| format!("pad_token {token:?} is not in the vocabulary"))?;
     Ok(PaddingParams {
         strategy: PaddingStrategy::Fixed(length),
+        direction: if config.pads_left { PaddingDirection::Left } else { PaddingDirection::Right },
         pad_id: id,
         pad_token: token.to_owned(),
         ..PaddingParams::default()
@@ -214,13 +259,15 @@ fn collapse_spaces(text: &str, space: impl Fn(char) -> bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::clip::checkpoint::Checkpoint;
 
     #[test]
     fn a_script_that_the_vocabulary_lacks_is_detected() {
-        let folder = Path::new("models/demo");
-        let config = std::fs::read(folder.join("config.json")).unwrap();
-        let tokenizer = TextTokenizer::load(folder, &ModelConfig::parse(&config).unwrap()).unwrap();
+        let checkpoint = Checkpoint::read(Path::new("models/demo")).unwrap();
+        let tokenizer = TextTokenizer::new(checkpoint.tokenizer, &checkpoint.model_config).unwrap();
         for known in ["a red mug", "café, naïve, Ærø, phở", "", "42 %", "mug 🍵"] {
             assert!(tokenizer.supports_script(known), "{known}");
         }
@@ -232,14 +279,19 @@ mod tests {
     #[test]
     fn texts_of_siglip_2_are_lower_case_and_keep_their_punctuation() {
         let (fixture, copy) = (Path::new("tests/fixtures/siglip"), tempfile::tempdir().unwrap());
-        let config = std::fs::read(fixture.join("config.json")).unwrap();
-        let config = ModelConfig::parse(&config).unwrap();
-        let written = copy.path().join("tokenizer.json");
-        std::fs::copy(fixture.join("tokenizer.json"), written).unwrap();
+        for file in
+            ["config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"]
+        {
+            std::fs::copy(fixture.join(file), copy.path().join(file)).unwrap();
+        }
         for class in ["GemmaTokenizer", "GemmaTokenizerFast", "Siglip2Tokenizer"] {
-            let written = format!(r#"{{"tokenizer_class": "{class}", "pad_token": "</s>"}}"#);
+            let written = format!(
+                r#"{{"tokenizer_class": "{class}", "pad_token": "</s>", "padding_side": "right"}}"#
+            );
             std::fs::write(copy.path().join("tokenizer_config.json"), written).unwrap();
-            let tokenizer = TextTokenizer::load(copy.path(), &config).unwrap();
+            let checkpoint = Checkpoint::read(copy.path()).unwrap();
+            let tokenizer =
+                TextTokenizer::new(checkpoint.tokenizer, &checkpoint.model_config).unwrap();
             let tokens = |text: &str| tokenizer.tokenise(text).unwrap();
             assert_eq!(tokens("A Red MUG."), tokens("a red mug."), "{class}");
             assert_ne!(tokens("a red mug."), tokens("a red mug"), "{class}");

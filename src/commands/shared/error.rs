@@ -4,20 +4,21 @@ use std::fmt;
 use std::process::ExitCode;
 
 use super::printing::print_note;
+use crate::clip::ClipError;
 use crate::config::ConfigError;
 
 /// The error of a command; decides the exit code.
 #[derive(Debug)]
 pub enum CommandError {
-    /// Arguments or configuration are invalid; nothing was done.
+    /// Arguments, configuration or checkpoint are invalid; nothing was done.
     Usage(anyhow::Error),
     /// The command started its work and failed.
     Failed(anyhow::Error),
 }
 
 impl CommandError {
-    /// Prints the error on standard error; returns the exit code, 2 for usage and configuration, 1 for
-    /// failed work.
+    /// Prints the error on standard error; returns the exit code, 2 for usage, configuration and a
+    /// checkpoint that is refused, 1 for failed work.
     pub fn print_and_exit_code(&self) -> ExitCode {
         print_note!("error: {self}");
         match self {
@@ -42,7 +43,13 @@ impl fmt::Display for CommandError {
 impl<E: Into<anyhow::Error>> From<E> for CommandError {
     fn from(error: E) -> Self {
         let error = error.into();
-        if error.is::<ConfigError>() { Self::Usage(error) } else { Self::Failed(error) }
+        let refuses_checkpoint =
+            error.downcast_ref::<ClipError>().is_some_and(ClipError::refuses_checkpoint);
+        if refuses_checkpoint || error.is::<ConfigError>() {
+            Self::Usage(error)
+        } else {
+            Self::Failed(error)
+        }
     }
 }
 

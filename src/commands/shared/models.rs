@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::catalogue::{CatalogueState, StandbyGeneration};
-use crate::clip::{self, ClipModel, Encoders, ModelOptions};
+use crate::clip::{self, ClipError, ClipModel, Encoders, ModelOptions, run_self_test_once};
 use crate::config::Config;
 use crate::demo::write_demo_checkpoint;
 use crate::table::Generation;
@@ -16,10 +16,18 @@ pub const STANDBY_CHECKPOINT_KEY: &str = "search.standby_checkpoint";
 /// Name of the demo model: that of its folder.
 const DEMO_MODEL_FOLDER: &str = "demo-clip";
 
-/// Loads the model of `model.checkpoint`. Blocks while the weights are read.
+/// Loads the model of `model.checkpoint`, and tests it unless it passed the test before. Blocks while
+/// the weights are read.
 pub fn load_configured_model(config: &Config) -> anyhow::Result<Arc<dyn Encoders>> {
-    let clip = ClipModel::load(&config.model).context("model.checkpoint")?;
+    let clip = load_tested_model(&config.model).context("model.checkpoint")?;
     Ok(Arc::new(clip))
+}
+
+/// Loads a model, and tests it unless it passed the test before.
+fn load_tested_model(options: &ModelOptions) -> Result<ClipModel, ClipError> {
+    let clip = ClipModel::load(options)?;
+    run_self_test_once(&clip, options)?;
+    Ok(clip)
 }
 
 /// Returns the generation that a worker with this configuration and model fills.
@@ -39,7 +47,7 @@ pub fn configured_generation(config: &Config, encoders: &dyn Encoders) -> Genera
 pub fn load_models(config: &Config) -> anyhow::Result<Vec<(&'static str, Arc<dyn Encoders>)>> {
     let mut models = vec![("model.checkpoint", load_configured_model(config)?)];
     if let Some(options) = standby_model_options(config) {
-        let clip = ClipModel::load(&options).context(STANDBY_CHECKPOINT_KEY)?;
+        let clip = load_tested_model(&options).context(STANDBY_CHECKPOINT_KEY)?;
         models.push((STANDBY_CHECKPOINT_KEY, Arc::new(clip)));
     }
     Ok(models)
