@@ -212,7 +212,7 @@ def rows():
     config("*_config_dict null", {"text_config_dict": None, "vision_config_dict": None})
     config("text_config_dict has defaults", {"text_config_dict": {k: v for k, v in CLIP["text_config"].items() if k != "eos_token_id"}}, "end-of-text")
     config("text_config_dict of SigLIP", {"text_config_dict": {"hidden_act": "gelu"}}, "text_config_dict", base="siglip")
-    config("projection_dim missing", {}, "visual_projection", remove=["projection_dim"])
+    config("projection_dim missing", {}, ["visual_projection", "projection_dim"], remove=["projection_dim"])
     config("end of text 2", {"text_config": {"eos_token_id": 2}})
     config("end of text in a list", {"text_config": {"eos_token_id": [1]}}, "eos_token_id")
     config("image_size in a list", {"vision_config": {"image_size": [32, 32]}}, "image_size")

@@ -236,6 +236,24 @@ fn find_prefix(naming: TensorNaming, locations: &HashMap<String, usize>) -> Stri
     prefixes.find(is_known).unwrap_or_default().to_owned()
 }
 
+/// Returns the keys of the configuration that decide the shape of the tensor that `transformers` calls
+/// `name`; `open_clip` has other words for the same.
+fn size_keys(name: &str) -> &'static str {
+    for (part, keys) in [
+        ("_projection.weight", "projection_dim, hidden_size"),
+        ("token_embedding", "vocab_size, hidden_size"),
+        ("text_model.embeddings.position", "max_position_embeddings, hidden_size"),
+        ("vision_model.embeddings", "image_size, patch_size, hidden_size"),
+        ("mlp.", "intermediate_size, hidden_size"),
+        ("logit_", "one number"),
+    ] {
+        if name.contains(part) {
+            return keys;
+        }
+    }
+    "hidden_size"
+}
+
 /// A shared handle, from which the encoders are built.
 #[derive(Clone)]
 pub struct SharedWeights(pub Arc<Weights>);
@@ -260,11 +278,12 @@ impl SimpleBackend for SharedWeights {
         } else {
             let source = find_tensor_source(self.0.naming, name);
             Err(Error::Msg(format!(
-                "the tensor {}{} has the shape {:?}, not {:?}, which the configuration says",
+                "the tensor {}{} has the shape {:?}, not {:?}, as the configuration says ({})",
                 self.0.prefix,
                 source.names.join(" + "),
                 tensor.dims(),
-                shape.dims()
+                shape.dims(),
+                size_keys(name)
             )))
         }
     }
