@@ -1,6 +1,6 @@
 //! `bsap model`: describes a checkpoint, and tests it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::shared::checkpoint_args::CheckpointArgs;
 use super::shared::error::CommandResult;
 use super::shared::printing::print_line;
-use crate::clip::{ClipModel, Encoders, ModelOptions, SelfTestReport, run_self_test};
+use crate::clip::{ClipModel, Encoders, SelfTestReport, run_self_test};
 
 /// `bsap model`.
 #[derive(Debug, Args)]
@@ -37,16 +37,10 @@ pub enum ModelAction {
     },
 }
 
-/// Inspects a checkpoint.
+/// Prints the properties of a checkpoint, and tests it.
 pub fn run(args: &ModelArgs) -> CommandResult {
     let ModelAction::Inspect { checkpoint, json, model } = &args.action;
-    inspect_model(&model.to_model_options(checkpoint), json.as_ref().map(Option::as_deref))
-}
-
-/// Prints the properties of a checkpoint, and tests it. With `json`, prints JSON, or writes it into the
-/// file.
-pub fn inspect_model(options: &ModelOptions, json: Option<Option<&Path>>) -> CommandResult {
-    let clip = ClipModel::load(options)?;
+    let clip = ClipModel::load(&model.to_model_options(checkpoint))?;
     let test = run_self_test(&clip)?;
     match json {
         None => print_properties(&clip, &test),

@@ -32,7 +32,13 @@ pub enum EmbedError {
     /// The embedding of this image, and of this one only, has values that are no finite numbers.
     NotFinite(String),
     /// No image can be embedded.
-    Fatal(IngestError),
+    Fatal(Box<IngestError>),
+}
+
+impl EmbedError {
+    fn fatal(error: IngestError) -> Self {
+        Self::Fatal(Box::new(error))
+    }
 }
 
 type ReplySender = oneshot::Sender<Result<EmbeddedImage, EmbedError>>;
@@ -74,7 +80,7 @@ impl Embedder {
 
     /// Embeds one image, in a batch with others that are queued.
     pub async fn embed(&self, pixels: Pixels) -> Result<EmbeddedImage, EmbedError> {
-        let encoder_ended = || EmbedError::Fatal(IngestError::Internal("embedding".into()));
+        let encoder_ended = || EmbedError::fatal(IngestError::Internal("embedding".into()));
         let (reply, embedded) = oneshot::channel();
         self.queue.send((pixels, reply)).await.map_err(|_| encoder_ended())?;
         embedded.await.map_err(|_| encoder_ended())?
@@ -148,7 +154,7 @@ impl BatchEncoder {
     /// Embeds a batch. If one of its embeddings is not finite, embeds the images one by one, and tests
     /// the model: if the test passes, the images whose embeddings are not finite are to blame.
     fn embed_batch(&self, pixels: &[Pixels]) -> Vec<Result<Vec<f32>, EmbedError>> {
-        let fatal = |error: &ClipError| EmbedError::Fatal(IngestError::Model(error.to_string()));
+        let fatal = |error: &ClipError| EmbedError::fatal(IngestError::Model(error.to_string()));
         match self.encoders.embed_images(pixels) {
             Ok(units) => return units.into_iter().map(Ok).collect(),
             Err(ClipError::NotFinite { .. }) => {}
@@ -162,7 +168,7 @@ impl BatchEncoder {
                 Ok(units) => units
                     .into_iter()
                     .next()
-                    .ok_or_else(|| EmbedError::Fatal(IngestError::Internal("embedding".into()))),
+                    .ok_or_else(|| EmbedError::fatal(IngestError::Internal("embedding".into()))),
                 Err(error @ ClipError::NotFinite { .. }) => {
                     Err(EmbedError::NotFinite(error.to_string()))
                 }
@@ -184,7 +190,7 @@ fn build_embedded_image(
         let Some(computed) = set.compute_statistics(&embedding) else { continue };
         if !computed.is_finite() {
             let reason = format!("statistics of an image by {} are not finite", set.statistics_key);
-            return Err(EmbedError::Fatal(IngestError::Model(reason)));
+            return Err(EmbedError::fatal(IngestError::Model(reason)));
         }
         statistics.insert(set.statistics_key.clone(), computed);
     }
@@ -253,8 +259,7 @@ mod tests {
         assert!(matches!(of_one[1], Err(EmbedError::NotFinite(_))), "{of_one:?}");
         assert!(of_one[0].is_ok() && of_one[2].is_ok(), "{of_one:?}");
         let of_all = embed(None);
-        let is_fatal =
-            |result: &Result<_, _>| matches!(result, Err(EmbedError::Fatal(IngestError::Model(_))));
+        let is_fatal = |result: &Result<_, _>| matches!(result, Err(EmbedError::Fatal(error)) if matches!(**error, IngestError::Model(_)));
         assert!(of_all.len() == 3 && of_all.iter().all(is_fatal), "{of_all:?}");
         assert!(embed(Some(9)).iter().all(Result::is_ok));
     }

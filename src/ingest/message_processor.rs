@@ -252,7 +252,7 @@ impl MessageProcessor {
         recorder.record_decode_duration(started);
         let started = Instant::now();
         let embedded = self.embedder.embed(pixels).await.map_err(|error| match error {
-            EmbedError::Fatal(error) => fatal_failure(error),
+            EmbedError::Fatal(error) => fatal_failure(*error),
             EmbedError::NotFinite(explanation) => EventFailure::DeadLetter(DeadLetterReason {
                 stage: "embed_image",
                 code: "embedding_not_finite",

@@ -71,9 +71,12 @@ impl Checkpoint {
             hasher.update((part.len() as u64).to_le_bytes());
             hasher.update(part);
         };
-        contents.iter().for_each(|part| add(part));
-        weights.iter().for_each(|(_, part)| add(part));
-        tokenizer_contents.for_each(|part| add(&part));
+        for part in contents.iter().chain(weights.iter().map(|(_, bytes)| bytes)) {
+            add(part);
+        }
+        for part in tokenizer_contents {
+            add(&part);
+        }
         let fingerprint = to_hex(&hasher.finalize());
         let weights = Arc::new(Weights::open(weights, model_config.tensor_naming)?);
         Ok(Self {

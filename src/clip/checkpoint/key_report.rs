@@ -68,7 +68,7 @@ fn is_one_of(value: &Value, accepted: &[&str]) -> bool {
         Ok(accepted) => accepted == *value,
         Err(_) => false,
     };
-    value.is_null() || accepted.iter().any(|accepted| equals(accepted))
+    value.is_null() || accepted.iter().any(equals)
 }
 
 fn refuse(name: &str, value: &Value, accepted: &[&str]) -> String {

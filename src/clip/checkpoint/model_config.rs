@@ -111,12 +111,9 @@ fn read_architecture(config: &Map<String, Value>) -> Result<Architecture, String
 fn read_end_of_text_id(text: &Encoder) -> Result<u32, String> {
     match &text.written.eos_token_id {
         None => Ok(49_407),
-        Some(Value::Number(id)) if id.as_u64().is_some_and(|id| id <= u64::from(u32::MAX)) => {
-            Ok(id.as_u64().unwrap_or_default() as u32)
-        }
-        Some(other) => {
-            Err(format!("{}.eos_token_id is {}, not one id", text.path, show_value(other)))
-        }
+        Some(written) => written.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
+            format!("{}.eos_token_id is {}, not one id", text.path, show_value(written))
+        }),
     }
 }
 

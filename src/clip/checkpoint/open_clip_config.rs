@@ -141,7 +141,7 @@ pub fn parse_open_clip_config(
     let config = build_model_config(model)?;
     config.validate("model_cfg.text_cfg", "model_cfg.vision_cfg")?;
     let preprocess: PreprocessJson = convert("preprocess_cfg", Value::Object(preprocess))?;
-    let preprocess = build_preprocessor(preprocess, config.image_encoder.image_side)?;
+    let preprocess = build_preprocessor(&preprocess, config.image_encoder.image_side)?;
     Ok((config, preprocess))
 }
 
@@ -353,7 +353,7 @@ fn check_cleaning(
 }
 
 fn build_preprocessor(
-    json: PreprocessJson,
+    json: &PreprocessJson,
     image_side: usize,
 ) -> Result<PreprocessorConfig, String> {
     if let Some(size) = json.size {

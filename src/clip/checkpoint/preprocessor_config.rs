@@ -12,7 +12,7 @@ use super::key_tables;
 /// Means of OpenAI's training data.
 pub const OPENAI_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// Standard deviations of OpenAI's training data.
-pub const OPENAI_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+pub const OPENAI_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// How a picture becomes the input of the image encoder, with all defaults filled in. Sizes are in
 /// pixels.
