@@ -244,7 +244,7 @@ fn the_error_names_an_invalid_checkpoint() {
     let empty = tempfile::tempdir().unwrap();
     let path = empty.path().to_str().unwrap();
     let variables = [("BSAP_MODEL__CHECKPOINT", path)];
-    assert_fails(&["search", "a mug"], &variables, 1, &["model.checkpoint", "config.json"]);
+    assert_fails(&["search", "a mug"], &variables, 2, &["model.checkpoint", "config.json"]);
 }
 
 #[test]

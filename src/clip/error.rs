@@ -15,7 +15,7 @@ pub enum ClipError {
         /// Which file is missing, or what the hub answered.
         reason: String,
     },
-    /// A file of the checkpoint is missing or cannot be read.
+    /// A file of the checkpoint cannot be read.
     #[error("{file}: {source}")]
     File {
         /// Path of the file.
@@ -23,7 +23,7 @@ pub enum ClipError {
         /// The error of the file system.
         source: std::io::Error,
     },
-    /// A file of the checkpoint has invalid or unsupported content.
+    /// A file of the checkpoint is missing, or has invalid or unsupported content.
     #[error("{file}: {reason}")]
     InvalidCheckpoint {
         /// Path of the file.

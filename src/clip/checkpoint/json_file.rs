@@ -1,5 +1,6 @@
 //! Reading the files of a checkpoint, and recognising what is there in the place of one.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -15,8 +16,10 @@ const PAGE_START_BYTES: usize = 256;
 
 /// Reads a file. An error if it is something else than its name says: a Git LFS pointer, a web page.
 pub fn read_file(file: &Path) -> Result<Vec<u8>, ClipError> {
-    let bytes =
-        std::fs::read(file).map_err(|source| ClipError::File { file: file.to_owned(), source })?;
+    let bytes = std::fs::read(file).map_err(|source| match source.kind() {
+        ErrorKind::NotFound => invalid(file, "is missing".into()),
+        _ => ClipError::File { file: file.to_owned(), source },
+    })?;
     match find_substitute(&bytes) {
         Some(reason) => Err(invalid(file, reason.into())),
         None => Ok(bytes),
