@@ -14,8 +14,8 @@ pub const CPU_PRECISION_HINT: &str = "the CPU computes in f32 or bf16; set one o
 #[serde(default, deny_unknown_fields)]
 pub struct ModelOptions {
     /// Folder of a CLIP or SigLIP checkpoint as transformers, sentence-transformers or open_clip save it
-    /// (`docs/checkpoints.md`), or a model of the Hugging Face hub, which is downloaded once (the variables
-    /// `HF_HOME`, `HF_ENDPOINT` and `HF_TOKEN` apply).
+    /// (`docs/checkpoints.md`), or a model of the Hugging Face hub, which is downloaded once; the variables of
+    /// Hugging Face apply (`docs/hub.md`).
     pub checkpoint: String,
     /// Branch, tag or commit of a model of the hub. Name a commit if the model must not change.
     pub revision: String,
