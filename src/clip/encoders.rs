@@ -5,6 +5,7 @@ use image::RgbImage;
 use super::error::ClipError;
 use super::model_card::ModelCard;
 use super::preprocess::Pixels;
+use super::unread_text::UnreadText;
 
 /// Texts per batch in [`Encoders::embed_texts_in_batches`]: it bounds the memory for activations.
 const MAX_TEXT_BATCH: usize = 64;
@@ -49,5 +50,12 @@ pub trait Encoders: Send + Sync {
     fn supports_script(&self, text: &str) -> bool {
         let _ = text;
         true
+    }
+
+    /// Returns what the text encoder does not read of `text`: what comes after the context length, and
+    /// characters that its vocabulary does not have.
+    fn find_unread(&self, text: &str) -> UnreadText {
+        let _ = text;
+        UnreadText::default()
     }
 }

@@ -15,6 +15,7 @@ pub(crate) mod preprocess;
 pub(crate) mod self_test;
 mod self_test_cache;
 mod tokenizer;
+mod unread_text;
 
 pub use checkpoint::KeyReport;
 pub use encoders::Encoders;
@@ -25,3 +26,4 @@ pub use options::{DeviceChoice, ModelOptions, Precision};
 pub use preprocess::Pixels;
 pub use self_test::{SelfTestReport, run_self_test};
 pub use self_test_cache::run_self_test_once;
+pub use unread_text::UnreadText;

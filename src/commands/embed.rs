@@ -18,7 +18,8 @@ use crate::ingest::decode::{self, decode_image};
 /// `bsap embed`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
-Prints one line of JSON per input, texts first: kind, input, tokens of a text, embedding (of unit length).
+Prints one line of JSON per input, texts first: kind, input, tokens of a text and what of it was not read (null:
+nothing), embedding (of unit length).
 
 Example:
   bsap embed --checkpoint clip-vit-base-patch32 --text 'a red mug' --image mug.jpg")]
@@ -61,9 +62,13 @@ pub fn run(args: &EmbedArgs) -> CommandResult {
         let inputs: Vec<&str> = batch.iter().map(String::as_str).collect();
         for (text, embedding) in inputs.iter().zip(clip.embed_texts(&inputs)?) {
             let tokens = clip.tokenise(text)?;
+            let unread = clip.find_unread(text).describe(clip.card());
             print_line!(
                 "{}",
-                json!({"kind": "text", "input": text, "tokens": tokens, "embedding": embedding})
+                json!({
+                    "kind": "text", "input": text, "tokens": tokens, "unread": unread,
+                    "embedding": embedding,
+                })
             );
         }
     }

@@ -13,5 +13,5 @@ pub(crate) mod report;
 pub use active::ActivePromptSets;
 pub use embedded::EmbeddedPromptSet;
 pub use options::{PromptOptions, load_configured_sets};
-pub use prompt_set::{MAX_PROMPT_CHARS, MAX_PROMPTS, PromptError, PromptSet};
+pub use prompt_set::{MAX_PROMPT_CHARS, MAX_PROMPTS, PromptError, PromptSet, UnreadPrompt};
 pub use report::{NEAR_DUPLICATE_COSINE, PromptSetReport, measure_prompt_set};

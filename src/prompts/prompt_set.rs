@@ -159,11 +159,30 @@ impl PromptSet {
             )
         })
     }
+
+    /// Returns the prompts that the text encoder does not read to their end or in part.
+    pub fn find_unread(&self, encoders: &dyn Encoders) -> Vec<UnreadPrompt> {
+        let unread = |text: &String| {
+            let reason = encoders.find_unread(text).describe(encoders.card())?;
+            Some(UnreadPrompt { text: text.clone(), reason })
+        };
+        self.texts.iter().filter_map(unread).collect()
+    }
+}
+
+/// A prompt that the text encoder does not read to its end or in part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UnreadPrompt {
+    /// The prompt.
+    pub text: String,
+    /// What of it is not read, and why.
+    pub reason: String,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clip::{ClipModel, ModelOptions};
 
     #[test]
     fn built_in_sets_are_valid_and_have_the_names_by_which_they_are_loaded() {
@@ -183,6 +202,18 @@ mod tests {
         assert_eq!(set.fingerprint(), other.fingerprint());
         other.texts.pop();
         assert_ne!(set.fingerprint(), other.fingerprint());
+    }
+
+    #[test]
+    fn prompts_that_are_not_read_in_full_are_listed() {
+        let checkpoint = "models/demo".to_owned();
+        let clip = ClipModel::load(&ModelOptions { checkpoint, ..ModelOptions::default() });
+        let long = format!("{}the end", "a red mug ".repeat(50));
+        let set = PromptSet::new("t", vec!["a red mug".into(), long.clone()]);
+        let unread = set.find_unread(&clip.unwrap());
+        assert_eq!(unread.len(), 1);
+        assert_eq!(unread[0].text, long);
+        assert!(unread[0].reason.contains("tokens"), "{}", unread[0].reason);
     }
 
     #[test]

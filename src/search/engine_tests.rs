@@ -115,6 +115,22 @@ async fn equivalent_inputs_find_the_same_images() {
 }
 
 #[tokio::test]
+async fn an_answer_says_what_of_the_query_was_not_read() {
+    let engine = engine_with_images(SearchOptions::default(), 20).await;
+    let warning = |input: QueryInput| engine.search(&query_for(input)).unwrap().warning;
+    assert_eq!(warning("a mug".into()), None);
+    let long = "red ".repeat(80) + "mug";
+    let weighted = vec![WeightedText { text: long.clone(), weight: 1.0 }];
+    for input in [QueryInput::Text(long), QueryInput::WeightedTexts(weighted)] {
+        let warning = warning(input).unwrap();
+        assert!(
+            warning.contains("77 tokens") && warning.contains("“red red red mug”"),
+            "{warning}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn an_image_query_includes_itself_only_when_requested() {
     let engine = engine_with_images(SearchOptions::default(), 200).await;
     let query_with =

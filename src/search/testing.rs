@@ -12,7 +12,7 @@ use super::snapshot::{ServingRole, ServingSnapshot};
 use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::StatisticsKey;
 use crate::catalogue::ServingConfig;
-use crate::clip::{ClipError, Encoders, ModelCard, Pixels};
+use crate::clip::{ClipError, Encoders, ModelCard, Pixels, UnreadText};
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
 use crate::record::{Attributes, Embedding, ImageId, ImageRow, SequenceKey, StoredImage};
 
@@ -53,7 +53,7 @@ pub fn sample_row(id: &str, sequence: u64, embedding: Option<Vec<f32>>) -> Image
     }
 }
 
-/// Fake encoders that embed texts and pictures by their hash.
+/// Fake encoders that embed texts and pictures by their hash. A word is a token.
 pub struct HashEncoders {
     pub card: ModelCard,
     /// Number of consecutive failures that it reports.
@@ -100,6 +100,11 @@ impl Encoders for HashEncoders {
 
     fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ClipError> {
         Ok(texts.iter().map(|text| self.embed_bytes(text.as_bytes())).collect())
+    }
+
+    fn find_unread(&self, text: &str) -> UnreadText {
+        let words = text.split(' ').skip(self.card.context_length).collect::<Vec<_>>();
+        UnreadText { tail: words.join(" "), ..UnreadText::default() }
     }
 }
 

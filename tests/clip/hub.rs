@@ -153,7 +153,8 @@ async fn a_token_is_needed_and_never_printed() {
 async fn a_cache_that_cannot_be_used_is_one_sentence() {
     let (url, _hub) = start_hub(Hub::default()).await;
     for (variables, words) in [
-        (&[("HOME", "")][..], &["HOME", "HF_HOME", "HF_HUB_CACHE"][..]),
+        // An account of its own would be asked where HOME is not set.
+        (&[("HOME", "nowhere")][..], &["HOME", "HF_HOME", "HF_HUB_CACHE"][..]),
         (&[("HF_HUB_CACHE", "/dev/null/cache")], &["/dev/null/cache", "set HF_HUB_CACHE"]),
         (&[("HF_HUB_CACHE", "/proc/cache")], &["/proc/cache", "set HF_HUB_CACHE"]),
         (&[("HF_ENDPOINT", "huggingface.co")], &["HF_ENDPOINT"]),
@@ -282,13 +283,16 @@ async fn embeddings_are_printed_one_line_per_input() {
     let picture = fixture_folder().join("pictures/9x7.png");
     let home = tempfile::tempdir().unwrap();
     let pixels = home.path().join("pixels");
+    let long = "mug ".repeat(200) + "hat";
     let arguments = [
         "embed",
         "--checkpoint",
         text(&model),
         "--text",
         "a red mug",
-                "--image",
+        "--text",
+        &long,
+        "--image",
         text(&picture),
         "--pixels",
         text(&pixels),
@@ -299,11 +303,16 @@ async fn embeddings_are_printed_one_line_per_input() {
     let printed = String::from_utf8(output.stdout).unwrap();
     let lines: Vec<serde_json::Value> =
         printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines.len(), 2);
-    assert_eq!(lines[0]["kind"], "text");
+    assert_eq!(lines.len(), 3);
+    assert_eq!(
+        (&lines[0]["kind"], &lines[0]["unread"]),
+        (&"text".into(), &serde_json::Value::Null)
+    );
     assert_eq!(lines[0]["tokens"], super::load_expected_outputs("clip-gelu")["texts"][0]["tokens"]);
-    assert_eq!((&lines[1]["kind"], &lines[1]["input"]), (&"image".into(), &text(&picture).into()));
-    assert_eq!(lines[1]["embedding"].as_array().unwrap().len(), 24);
+    let unread = lines[1]["unread"].as_str().unwrap();
+    assert!(unread.contains("tokens") && unread.contains("mug mug"), "{unread}");
+    assert_eq!((&lines[2]["kind"], &lines[2]["input"]), (&"image".into(), &text(&picture).into()));
+    assert_eq!(lines[2]["embedding"].as_array().unwrap().len(), 24);
     assert!(pixels.join("0.png").exists());
     let without_inputs = run_bsap(&arguments[..3], &variables).await;
     assert_eq!(without_inputs.status.code(), Some(2));

@@ -8,7 +8,7 @@ use candle_nn::VarBuilder;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::encoder_config::{Architecture, ModelConfig};
+use super::encoder_config::{Architecture, ModelConfig, TextCleaning};
 use super::json_file::{invalid, read_object};
 use super::key_report::KeyReport;
 use super::key_tables;
@@ -20,6 +20,10 @@ use super::tokenizer_config::TokenizerFiles;
 use super::weights::{SharedWeights, Weights, read_weights_file};
 use crate::clip::error::ClipError;
 use crate::record::to_hex;
+
+/// Part of the fingerprint of checkpoints in the layout of `open_clip`: raise it when the cleaning of texts
+/// in this program changes an embedding.
+const OPEN_CLIP_CLEANING_VERSION: &[u8] = b"open_clip cleaning 1";
 
 /// A checkpoint with its configuration parsed and its weights in memory.
 pub struct Checkpoint {
@@ -58,6 +62,9 @@ impl Checkpoint {
                 (model, file, preprocessor)
             }
         };
+        if model_config.text_encoder.cleaning == TextCleaning::OpenClip {
+            contents.push(OPEN_CLIP_CLEANING_VERSION.into());
+        }
         let mut tokenizer = TokenizerFiles::read(&folder, &model_config, &mut keys)?;
         let mut tokenizer_contents = std::mem::take(&mut tokenizer.contents).into_iter();
         contents.extend(tokenizer_contents.next());

@@ -16,6 +16,7 @@ use super::model_card::ModelCard;
 use super::options::{CPU_PRECISION_HINT, ModelOptions, Precision};
 use super::preprocess::{ImagePreprocessor, Pixels};
 use super::tokenizer::TextTokenizer;
+use super::unread_text::UnreadText;
 use device::ComputeDevice;
 use image_encoder::ImageEncoder;
 use text_encoder::TextEncoder;
@@ -173,6 +174,10 @@ impl Encoders for ClipModel {
 
     fn supports_script(&self, text: &str) -> bool {
         self.tokenizer.supports_script(text)
+    }
+
+    fn find_unread(&self, text: &str) -> UnreadText {
+        self.tokenizer.find_unread(text)
     }
 
     fn embed_images(&self, batch: &[Pixels]) -> std::result::Result<Vec<Vec<f32>>, ClipError> {

@@ -9,6 +9,9 @@ use crate::clip::checkpoint::{TokenizerConfig, Vocabulary, token_content};
 const WORD_PATTERN: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
+/// The same for `open_clip`, which has other names for begin and end of text.
+const OPEN_CLIP_WORD_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
 /// Returns the definition of the tokenizer, as `tokenizer.json` has it.
 pub fn define_clip_tokenizer(
     vocabulary: &Vocabulary,
@@ -73,6 +76,19 @@ pub fn define_clip_tokenizer(
             "merges": merges,
         },
     }))
+}
+
+/// Returns the definition of `SimpleTokenizer` of `open_clip`, which gets cleaned texts, and knows no
+/// special tokens of `transformers` in them.
+pub fn define_open_clip_tokenizer(
+    vocabulary: &Vocabulary,
+    config: &TokenizerConfig,
+) -> Result<Value, String> {
+    let mut definition = define_clip_tokenizer(vocabulary, config)?;
+    definition["normalizer"] = Value::Null;
+    definition["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] =
+        OPEN_CLIP_WORD_PATTERN.into();
+    Ok(definition)
 }
 
 /// Returns the tokens that are matched before a text is split: those of `tokenizer_config.json` if it

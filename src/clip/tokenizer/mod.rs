@@ -1,15 +1,18 @@
 //! Turns texts into token ids, as the tokenizer of the checkpoint does.
 
 mod charsmap;
+mod cleaning;
 mod clip_tokenizer;
+mod html_entities;
 mod sentencepiece;
+mod unread;
 
 use std::borrow::Cow;
 use std::panic::catch_unwind;
 
 use serde_json::Value;
 use tokenizers::{
-    PaddingDirection, PaddingParams, PaddingStrategy, Tokenizer, TruncationDirection,
+    Encoding, PaddingDirection, PaddingParams, PaddingStrategy, Tokenizer, TruncationDirection,
     TruncationParams,
 };
 
@@ -18,17 +21,24 @@ use super::checkpoint::{
     Vocabulary, token_content,
 };
 use super::error::ClipError;
+use super::unread_text::UnreadText;
 use charsmap::Charsmap;
-use clip_tokenizer::define_clip_tokenizer;
+use cleaning::{OpenClipCleaning, collapse_spaces, is_python_space};
+use clip_tokenizer::{define_clip_tokenizer, define_open_clip_tokenizer};
 use sentencepiece::define_sentencepiece_tokenizer;
+use unread::{find_unread, unknown_ids};
 
 /// The tokenizer of a checkpoint, truncating to the context length.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     end_token_rule: EndTokenRule,
-    /// Applied to a text first, as in the training of SigLIP; `None` for CLIP, whose `tokenizer.json`
+    /// Applied to a text first, as `open_clip` does; `None` for other layouts.
+    cleaning: Option<OpenClipCleaning>,
+    /// Applied to a text then, as in the training of SigLIP; `None` for CLIP, whose `tokenizer.json`
     /// has all rules.
     normalisation: Option<TextNormalisation>,
+    /// Of the tokens that mean a character outside of the vocabulary.
+    unknown_ids: Vec<u32>,
 }
 
 /// How the end-of-text token is found.
@@ -71,7 +81,11 @@ fn define_tokenizer(
 ) -> Result<(Value, Option<TextNormalisation>), String> {
     let TokenizerFiles { vocabulary, config, .. } = files;
     if config.class == TokenizerClass::Clip {
-        return Ok((define_clip_tokenizer(&vocabulary, &config)?, None));
+        let define = match model.text_encoder.cleaning {
+            TextCleaning::ByTokenizerClass => define_clip_tokenizer,
+            TextCleaning::OpenClip => define_open_clip_tokenizer,
+        };
+        return Ok((define(&vocabulary, &config)?, None));
     }
     let mut definition = match vocabulary {
         Vocabulary::Json(definition) => definition,
@@ -90,7 +104,8 @@ fn define_tokenizer(
             Some(TextNormalisation::SiglipCanonical(rules))
         }
         _ if model.architecture == Architecture::Clip => None,
-        (TextCleaning::OpenClip, _) => Some(TextNormalisation::SiglipCanonical(None)),
+        // Its cleaning has done it.
+        (TextCleaning::OpenClip, _) => None,
         (TextCleaning::ByTokenizerClass, TokenizerClass::Gemma | TokenizerClass::AsWritten) => {
             Some(TextNormalisation::Lowercase)
         }
@@ -119,6 +134,10 @@ impl TextTokenizer {
         let text = &model.text_encoder;
         let (definition, normalisation) = define_tokenizer(files, model).map_err(invalid)?;
         let mut tokenizer = parse_tokenizer(&definition).map_err(invalid)?;
+        let cleaning = (text.cleaning == TextCleaning::OpenClip)
+            .then(|| OpenClipCleaning::for_architecture(model.architecture));
+        // For `open_clip` the names of tokens in a text are words.
+        tokenizer.set_encode_special_tokens(cleaning == Some(OpenClipCleaning::Lower));
         let size = tokenizer.get_vocab_size(true);
         // The vocabulary of the encoder may be padded a little; if it is much larger, the model was
         // trained with another tokenizer.
@@ -153,7 +172,13 @@ impl TextTokenizer {
             Architecture::Clip => EndTokenRule::FirstWithId(text.end_of_text_id),
             Architecture::Siglip => EndTokenRule::LastPosition,
         };
-        let tokenizer = Self { tokenizer, end_token_rule: end_token, normalisation };
+        let tokenizer = Self {
+            unknown_ids: unknown_ids(&tokenizer),
+            tokenizer,
+            end_token_rule: end_token,
+            cleaning,
+            normalisation,
+        };
         if tokenizer.tokenise("a").is_err() {
             return Err(invalid(format!(
                 "adds no end-of-text token {} (text_config.eos_token_id)",
@@ -165,10 +190,24 @@ impl TextTokenizer {
 
     /// Returns the token ids of `text`, end-of-text last, at most as many as the context length.
     pub fn tokenise(&self, text: &str) -> Result<TokenIds, ClipError> {
-        let text = match &self.normalisation {
-            Some(normalisation) => normalisation.apply(text).into(),
+        let (encoding, end) = self.encode(&self.normalise(text))?;
+        Ok(encoding.get_ids()[..=end].to_vec())
+    }
+
+    /// Applies what is done to a text before the rules of `tokenizer.json`.
+    fn normalise<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let cleaned = match self.cleaning {
+            Some(cleaning) => cleaning.apply(text).into(),
             None => Cow::Borrowed(text),
         };
+        match &self.normalisation {
+            Some(normalisation) => normalisation.apply(&cleaned).into(),
+            None => cleaned,
+        }
+    }
+
+    /// Splits a normalised text; returns its tokens and the index of the one that ends it.
+    fn encode(&self, text: &str) -> Result<(Encoding, usize), ClipError> {
         let encoding = self
             .tokenizer
             .encode(text, true)
@@ -184,7 +223,19 @@ impl TextTokenizer {
         };
         let end =
             end.ok_or_else(|| ClipError::InvalidInput("the text has no end-of-text token".into()))?;
-        Ok(ids[..=end].to_vec())
+        Ok((encoding, end))
+    }
+
+    /// Returns what is not read of `text`: what comes after the context length, and characters that the
+    /// vocabulary does not have.
+    pub fn find_unread(&self, text: &str) -> UnreadText {
+        let text = self.normalise(text);
+        match self.encode(&text) {
+            Ok((encoding, end)) => {
+                find_unread(&text, &encoding, end, &self.tokenizer, &self.unknown_ids)
+            }
+            Err(_) => UnreadText { tail: text.into_owned(), ..UnreadText::default() },
+        }
     }
 
     /// Whether the vocabulary has the script of `text`, judged by how many tokens its non-Latin
@@ -239,22 +290,18 @@ enum TextNormalisation {
 
 impl TextNormalisation {
     fn apply(&self, text: &str) -> String {
-        let Self::SiglipCanonical(rules) = self else {
-            return text.chars().flat_map(char::to_lowercase).collect();
+        let rules = match self {
+            Self::SiglipCanonical(rules) => rules,
+            Self::Lowercase => return text.chars().flat_map(char::to_lowercase).collect(),
         };
-        // Python counts these as spaces too; `▁` is how SentencePiece writes a space.
-        let space = |c: char| c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}' | '\u{2581}');
         let lower = text.to_lowercase();
-        let kept: String = lower.chars().filter(|c| !c.is_ascii_punctuation()).collect();
-        let spaced = collapse_spaces(&kept, space);
+        // `▁` is how SentencePiece writes a space.
+        let kept = lower.replace(|c: char| c.is_ascii_punctuation(), "").replace('▁', " ");
+        let spaced = collapse_spaces(&kept, is_python_space);
         let Some(rules) = rules else { return spaced };
         // The rules turn further characters into spaces, such as U+200B.
         collapse_spaces(&rules.normalise(&spaced), |c| c == ' ')
     }
-}
-
-fn collapse_spaces(text: &str, space: impl Fn(char) -> bool) -> String {
-    text.split(space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -266,14 +313,84 @@ mod tests {
 
     #[test]
     fn a_script_that_the_vocabulary_lacks_is_detected() {
-        let checkpoint = Checkpoint::read(Path::new("models/demo")).unwrap();
-        let tokenizer = TextTokenizer::new(checkpoint.tokenizer, &checkpoint.model_config).unwrap();
+        let tokenizer = load_tokenizer("models/demo");
         for known in ["a red mug", "café, naïve, Ærø, phở", "", "42 %", "mug 🍵"] {
             assert!(tokenizer.supports_script(known), "{known}");
         }
         for strange in ["赤いマグカップ", "a red кружка", "κούπα", "كوب"] {
             assert!(!tokenizer.supports_script(strange), "{strange}");
         }
+    }
+
+    fn load(folder: &str) -> Checkpoint {
+        Checkpoint::read(Path::new(folder)).unwrap()
+    }
+
+    fn load_tokenizer(folder: &str) -> TextTokenizer {
+        let checkpoint = load(folder);
+        TextTokenizer::new(checkpoint.tokenizer, &checkpoint.model_config).unwrap()
+    }
+
+    /// Loads the tokenizer of a fixture as if the checkpoint were in the layout of `open_clip`.
+    fn load_as_open_clip(folder: &str) -> TextTokenizer {
+        let mut checkpoint = load(folder);
+        checkpoint.model_config.text_encoder.cleaning = TextCleaning::OpenClip;
+        TextTokenizer::new(checkpoint.tokenizer, &checkpoint.model_config).unwrap()
+    }
+
+    #[test]
+    fn texts_are_cleaned_in_the_layout_of_open_clip_alone() {
+        let plain = load_tokenizer("models/demo");
+        let open_clip = load_as_open_clip("models/demo");
+        let tokens = |tokenizer: &TextTokenizer, text: &str| tokenizer.tokenise(text).unwrap();
+        for (odd, cleaned) in [
+            ("A&amp;B  mug", "a&b mug"),
+            ("the “red” mug", "the \"red\" mug"),
+            ("ｒｅｄ ﬁsh", "red fish"),
+            ("red\u{200b} mug", "red\u{200b} mug"),
+        ] {
+            assert_eq!(tokens(&open_clip, odd), tokens(&plain, cleaned), "{odd}");
+        }
+        assert_ne!(tokens(&plain, "the “red” mug"), tokens(&plain, "the \"red\" mug"));
+        let words = tokens(&open_clip, "mug <|endoftext|> hat");
+        assert_eq!(words.last(), tokens(&plain, "a").last());
+        assert!(words.len() > tokens(&plain, "mug <|endoftext|> hat").len(), "{words:?}");
+        let siglip = load_as_open_clip("tests/fixtures/siglip");
+        assert_eq!(tokens(&siglip, "A &quot;red&quot; MUG."), tokens(&siglip, "a red mug"));
+    }
+
+    #[test]
+    fn what_is_not_read_of_a_text_is_found() {
+        let clip = load_tokenizer("models/demo");
+        let siglip = load_tokenizer("tests/fixtures/siglip");
+        for tokenizer in [&clip, &siglip] {
+            for read in ["a red mug", "  A Red MUG ", ""] {
+                assert_eq!(tokenizer.find_unread(read), UnreadText::default(), "{read:?}");
+            }
+            let long = format!("{}the end", "red mug ".repeat(200));
+            let unread = tokenizer.find_unread(&long);
+            assert!(unread.tail.ends_with("the end") && !unread.is_after_end_token, "{unread:?}");
+            assert!(unread.tail.len() < long.len() && unread.unknown_characters.is_empty());
+            let read = long.strip_suffix(&unread.tail).unwrap();
+            assert_eq!(tokenizer.tokenise(read).unwrap(), tokenizer.tokenise(&long).unwrap());
+        }
+        let mut left = load_tokenizer("models/demo");
+        let truncation = left.tokenizer.get_truncation().cloned().map(|truncation| {
+            TruncationParams { direction: TruncationDirection::Left, ..truncation }
+        });
+        left.tokenizer.with_truncation(truncation).unwrap();
+        let unread = left.find_unread(&format!("the start {}", "red mug ".repeat(200)));
+        assert!(unread.head.starts_with("the start") && unread.tail.is_empty(), "{unread:?}");
+        let unread = clip.find_unread("mug <|endoftext|> red hat");
+        assert_eq!((unread.tail.as_str(), unread.is_after_end_token), ("red hat", true));
+        // This vocabulary has no comma, and its token for the unknown is that for the end.
+        let unread = clip.find_unread("a red mug, cheap");
+        assert_eq!((unread.tail.as_str(), unread.unknown_characters.as_str()), ("cheap", ","));
+        for read in ["a red mug, cheap!", "red\u{200b} mug\u{fe0f}"] {
+            assert_eq!(siglip.find_unread(read), UnreadText::default(), "{read:?}");
+        }
+        let unread = siglip.find_unread("a red 字 mug 字");
+        assert_eq!((unread.tail.as_str(), unread.unknown_characters.as_str()), ("", "字"));
     }
 
     #[test]

@@ -13,7 +13,9 @@ use crate::commands::shared::models::load_configured_model;
 use crate::commands::shared::printing::print_line;
 use crate::commands::shared::query_worker::load_live_engine;
 use crate::config::Config;
-use crate::prompts::{self, EmbeddedPromptSet, NEAR_DUPLICATE_COSINE, PromptSet, PromptSetReport};
+use crate::prompts::{
+    self, EmbeddedPromptSet, NEAR_DUPLICATE_COSINE, PromptSet, PromptSetReport, UnreadPrompt,
+};
 use crate::record::Embedding;
 use crate::search::{Engine, ImageMetadata};
 
@@ -72,6 +74,7 @@ pub async fn measure_sets(
         let report = prompts::measure_prompt_set(&set, &embeddings, &balance, args.limit.into());
         let report = report.context("table.url: the catalogue has no images to measure on")?;
         let warning = set.prompt_set.script_warning(engine.encoders());
+        let unread = set.prompt_set.find_unread(engine.encoders());
         if args.json {
             let id = |image: usize| entries[image].image_id.as_str();
             let ids: Vec<&str> =
@@ -81,12 +84,13 @@ pub async fn measure_sets(
                 "{}",
                 serde_json::json!({
                     "prompt_set": set.statistics_key, "normaliser": balance.normaliser,
-                    "weight": balance.weight, "warning": warning, "report": report,
-                    "penalised_image_ids": ids, "histogram": histogram,
+                    "weight": balance.weight, "warning": warning, "unread": unread,
+                    "report": report, "penalised_image_ids": ids, "histogram": histogram,
                 })
             );
         } else {
-            print_line!("{}", render_report(&set, &report, &balance, &entries, warning.as_deref()));
+            let text = render_report(&set, &report, &balance, &entries, warning.as_deref());
+            print_line!("{}", text + &render_unread(&unread, args.limit.into()));
         }
     }
     Ok(())
@@ -184,6 +188,18 @@ fn render_report(
             "  −{:.4}  {}  {title}  by “{}” ({:.3})",
             image.score_loss, entry.image_id, image.strongest_prompt, image.strongest_prompt_score
         );
+    }
+    text
+}
+
+/// Renders what the text encoder does not read of the prompts, at most `limit` of them.
+fn render_unread(unread: &[UnreadPrompt], limit: usize) -> String {
+    if unread.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n{} prompts that are not read in full\n", unread.len());
+    for prompt in unread.iter().take(limit) {
+        let _ = writeln!(text, "  {}: {}", prompt.text, prompt.reason);
     }
     text
 }

@@ -20,6 +20,9 @@ use crate::search::scan::{Hit, NoMatchVerdict, ScanGoal, ScanReply, ScanRequest,
 use crate::search::snapshot::{ServingRole, ServingSnapshot};
 use crate::search::timings::Timings;
 
+/// Texts of one query of which it is said what was not read.
+const MAX_UNREAD_TEXTS: usize = 3;
+
 /// An answer: the best hits by balanced and by raw score, from one scan.
 #[derive(Debug)]
 pub struct SearchResults {
@@ -46,7 +49,7 @@ pub struct SearchResults {
     pub raw_hits: Vec<Hit>,
     /// Durations of the steps.
     pub timings: Timings,
-    /// Reason not to trust the answer; `None` if there is none.
+    /// Reason not to trust the answer, and what of the query was not read; `None` if there is none.
     pub warning: Option<String>,
     /// Whether the best hit is no better than those of unrelated texts. `None` if nothing is calibrated
     /// for such a query, and on later pages.
@@ -145,7 +148,7 @@ impl Engine {
             hits: top_k.hits,
             raw_hits: top_k.raw_hits,
             timings,
-            warning: self.script_warning(&query.input),
+            warning: self.text_warning(&query.input),
             no_match_verdict: no_match,
             min_score,
             next_cursor,
@@ -214,15 +217,22 @@ impl Engine {
         });
     }
 
-    /// Returns a warning if the model cannot read the script of a text of the query.
-    fn script_warning(&self, input: &QueryInput) -> Option<String> {
+    /// Returns a warning if the model cannot read the script of a text of the query, or does not read
+    /// all of it.
+    fn text_warning(&self, input: &QueryInput) -> Option<String> {
         let encoders = self.encoders();
-        (!input.texts().into_iter().all(|text| encoders.supports_script(text))).then(|| {
-            format!(
+        let card = encoders.card();
+        let texts = input.texts();
+        let mut warnings = Vec::new();
+        if !texts.iter().all(|text| encoders.supports_script(text)) {
+            warnings.push(format!(
                 "the text encoder of {} is not multilingual: its vocabulary does not have the script of this query, so these results mean nothing",
-                encoders.card().name
-            )
-        })
+                card.name
+            ));
+        }
+        let unread = texts.iter().filter_map(|text| encoders.find_unread(text).describe(card));
+        warnings.extend(unread.take(MAX_UNREAD_TEXTS));
+        (!warnings.is_empty()).then(|| warnings.join("; "))
     }
 }
 

@@ -65,7 +65,7 @@ impl HubEnvironment {
         let cache = path("HF_HUB_CACHE")
             .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
             .or_else(|| Some(hub_home.as_ref()?.join("hub")))
-            .ok_or("the cache of the hub has no folder, because HOME is not set; set HF_HOME or HF_HUB_CACHE to a folder")?;
+            .ok_or("the cache of the hub has no folder, because HOME names none; set HF_HOME or HF_HUB_CACHE to a folder")?;
         let token_file = path("HF_TOKEN_PATH").or_else(|| Some(hub_home.as_ref()?.join("token")));
         let token = if flag("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
             None

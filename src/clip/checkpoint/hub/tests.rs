@@ -415,8 +415,9 @@ fn a_cache_that_python_filled_is_used_by_branch_and_by_commit() {
 
 #[test]
 fn a_damaged_cache_is_named_offline_and_downloaded_again_with_a_hub() {
+    type Damage = fn(&mut Vec<u8>);
     let hub = start_hub(|_| Action::Serve);
-    let damages: [(&str, fn(&mut Vec<u8>)); 3] = [
+    let damages: [(&str, Damage); 3] = [
         // As an append of earlier versions left it.
         (WEIGHTS, |bytes| bytes.extend_from_slice(&[0; 1_000])),
         (WEIGHTS, |bytes| bytes.truncate(1_000)),

@@ -41,7 +41,9 @@ pub struct SearchResponse {
     pub hits: Vec<SearchHit>,
     /// The best images by raw score.
     pub raw_hits: Vec<SearchHit>,
-    /// Why the rankings may be unreliable; null if there is no known reason.
+    /// Why the rankings may be unreliable, and what of the query the text encoder did not read: what
+    /// comes after its context length, and characters outside of its vocabulary. Null if there is no
+    /// known reason.
     pub warning: Option<String>,
     /// Whether the best hit scores no better than hits of unrelated texts do; null if no threshold
     /// is calibrated for such a query, and on later pages.
