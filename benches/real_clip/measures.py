@@ -1,0 +1,67 @@
+"""Measures of rankings, and intervals of their means."""
+
+import numpy as np
+
+RESAMPLES = 2000
+# Quantiles .975 of Student's t by degrees of freedom.
+STUDENT = [None, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]
+
+
+def hits(scores, relevant):
+    """Returns whether the first result of each query is right."""
+    return relevant[np.arange(len(scores)), scores.argmax(axis=1)]
+
+
+def rank_measures(scores, relevant):
+    """Returns hit@1, recall@10 and average precision per query."""
+    ranked = np.take_along_axis(relevant, np.argsort(-scores, axis=1), axis=1)
+    total = ranked.sum(axis=1)
+    found = np.cumsum(ranked, axis=1)
+    precision = found / np.arange(1, ranked.shape[1] + 1)
+    return np.stack([ranked[:, 0], ranked[:, :10].sum(axis=1) / total, (precision * ranked).sum(axis=1) / total])
+
+
+def auroc(positive, negative):
+    """Returns the probability that a positive value is above a negative one, ties counted by half."""
+    negative = np.sort(negative)
+    below = np.searchsorted(negative, positive, "left")
+    not_above = np.searchsorted(negative, positive, "right")
+    return (below + not_above).mean() / (2 * len(negative))
+
+
+class PairedGains:
+    """Gains per query of one set, summed per target image, so that intervals can draw targets."""
+
+    def __init__(self):
+        self.sums, self.counts = {}, {}
+
+    def add(self, targets, gains):
+        for target, gain in zip(targets.tolist(), np.asarray(gains, dtype=float).tolist()):
+            self.sums[target] = self.sums.get(target, 0.0) + gain
+            self.counts[target] = self.counts.get(target, 0) + 1
+
+    def mean(self):
+        return sum(self.sums.values()) / sum(self.counts.values())
+
+    def resampled_means(self, rng):
+        """Returns the means of RESAMPLES bootstrap samples of the targets."""
+        sums, counts = (np.array(list(values.values())) for values in (self.sums, self.counts))
+        drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
+        return (drawn @ sums) / (drawn @ counts)
+
+
+class Summary:
+    """Mean gain over sets, with a 95 % interval over queries and one between sets."""
+
+    def __init__(self, by_set):
+        rng = np.random.default_rng(1)
+        self.by_set = {name: gains.mean() for name, gains in by_set.items()}
+        means = np.array(list(self.by_set.values()))
+        self.mean, self.worst = means.mean(), means.min()
+        # Queries: targets are drawn again within each set, the sets stay.
+        self.queries = tuple(np.percentile(np.mean([g.resampled_means(rng) for g in by_set.values()], axis=0), [2.5, 97.5]))
+        # Sets: Student's t over the means of the sets, as if they were drawn from all sets.
+        self.sets = None
+        if len(means) > 1:
+            margin = STUDENT[len(means) - 1] * means.std(ddof=1) / np.sqrt(len(means))
+            self.sets = (self.mean - margin, self.mean + margin)

@@ -1,0 +1,121 @@
+"""The situations in which banks are tried, and what every configuration did in each draw of them."""
+
+import dataclasses
+
+import numpy as np
+
+from balancing import RAW, TOP_K, Balance, balanced_scores, concentration, fit, query_correction, topk_mean
+from measures import PairedGains, Summary, hits
+from sets import halves, sample, searched_part, whole
+
+SEEDS = 6
+BANK_SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
+COVERAGES = [0.01, 0.05, 0.2, 1.0]
+# Shares of texts of the queries' own domain in a bank whose other texts are from another, and its sizes.
+OWN_SHARES = [0.05, 0.1, 0.2, 0.5]
+MIXED_SIZES = [32, 128]
+# With how many queries fit and concentration are measured again, to see what they lose.
+FEW_QUERIES = 64
+
+OLD_DEFAULT = Balance("softmax", 0.25)
+NEW_DEFAULT = Balance("nnn", 0.25)
+STRONG = Balance("nnn", 0.5)
+HALF_SCALE = Balance("softmax", 0.5, temperature=0.5)
+CONFIGURATIONS = [
+    OLD_DEFAULT, Balance("softmax", 0.5), Balance("softmax", 1.0),
+    *(Balance("softmax", w, temperature=t) for t in (0.5, 0.25) for w in (0.25, 0.5, 0.75)),
+    Balance("softmax", 0.5, temperature=0.125),
+    *(Balance("nnn", w) for w in (0.25, 0.5, 1.0)),
+    Balance("nnn", 0.5, top_k=8), Balance("nnn", 0.5, top_k=32),
+    *(Balance("zscore", w) for w in (0.25, 0.5, 1.0)),
+    Balance("range", 0.25), Balance("range", 1.0),
+]  # fmt: skip
+
+
+@dataclasses.dataclass
+class Draw:
+    """One task of a situation: what is known of its bank, and the hits of every configuration."""
+
+    situation: str
+    # The set that is searched, and where the bank's texts are from.
+    searched: str
+    bank: str
+    texts: int
+    fit: float
+    concentration: float
+    # The same two from FEW_QUERIES of the queries.
+    few: tuple
+    targets: np.ndarray
+    hits: dict
+
+    @property
+    def case(self):
+        """What is searched with which bank: draws of one case are averaged."""
+        return self.searched if self.bank == self.searched else f"{self.bank} → {self.searched}"
+
+    def gain(self, balance):
+        """Gain of hit@1 over plain CLIP per query."""
+        return self.hits[balance].astype(np.int8) - self.hits[RAW]
+
+
+def draw(situation, searched, bank, task, configurations=CONFIGURATIONS):
+    correction = topk_mean(task.bank_scores)
+    few = np.random.default_rng(0).permutation(len(task.queries))[:FEW_QUERIES]
+    return Draw(
+        situation=situation,
+        searched=searched,
+        bank=bank,
+        texts=len(task.bank),
+        fit=fit(correction, query_correction(task.scores)),
+        concentration=concentration(correction, task.first_images),
+        few=(fit(correction, query_correction(task.scores[few])), concentration(correction, task.first_images[few])),
+        targets=task.targets,
+        hits={balance: hits(balanced_scores(balance, task), task.relevant) for balance in [RAW, *configurations]},
+    )
+
+
+def lenders(clip_set, sets):
+    """Returns the other sets of the same model."""
+    return [other for other in sets if other.model == clip_set.model and other.name != clip_set.name]
+
+
+def tasks(sets):
+    """Yields situation, searched set, bank and task of every draw.
+
+    in-domain   half of a set's texts are the bank, the other half queries
+    N texts     the same with N texts of the bank's half
+    foreign     all texts of one set are the bank of another set
+    mixed       a share of the bank's half, the other texts from another set
+    searched S  a bank about the share S of the searched images alone
+    """
+    for clip_set in sets:
+        name = clip_set.name
+        for seed in range(SEEDS):
+            for side, task in enumerate(halves(clip_set, seed)):
+                yield "in-domain", name, name, task
+                for size in BANK_SIZES:
+                    yield f"{size} texts", name, name, task.with_bank(sample(task.bank, size, [seed, side]))
+                for other in lenders(clip_set, sets):
+                    for size in MIXED_SIZES:
+                        for share in OWN_SHARES:
+                            own = round(share * size)
+                            texts = [sample(task.bank, own, [seed, side]), sample(other.texts, size - own, [seed, side])]
+                            yield f"mixed {size}, {share:.0%} own", name, other.name, task.with_bank(np.concatenate(texts))
+            for coverage in COVERAGES:
+                yield f"searched {coverage:.0%}", name, name, searched_part(clip_set, seed, coverage)
+        for other in lenders(clip_set, sets):
+            yield "foreign", name, other.name, whole(clip_set, other.texts)
+
+
+def all_draws(sets):
+    few = [NEW_DEFAULT, STRONG]
+    return [draw(*task, configurations=few if task[0].startswith("mixed") else CONFIGURATIONS) for task in tasks(sets)]
+
+
+def summarise(draws, choose, baseline=RAW):
+    """Returns the Summary over cases of the gain of `choose(draw)` over the baseline's choice."""
+    by_case = {}
+    for one in draws:
+        gain = one.hits[choose(one)].astype(np.int8) - one.hits[baseline if isinstance(baseline, Balance) else baseline(one)]
+        by_case.setdefault(one.case, PairedGains()).add(one.targets, gain)
+    return Summary(by_case)
