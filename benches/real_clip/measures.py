@@ -21,12 +21,12 @@ def rank_measures(scores, relevant):
     return np.stack([ranked[:, 0], ranked[:, :10].sum(axis=1) / total, (precision * ranked).sum(axis=1) / total])
 
 
-def auroc(positive, negative):
-    """Returns the probability that a positive value is above a negative one, ties counted by half."""
-    negative = np.sort(negative)
-    below = np.searchsorted(negative, positive, "left")
-    not_above = np.searchsorted(negative, positive, "right")
-    return (below + not_above).mean() / (2 * len(negative))
+def auroc_matrix(positive, negative):
+    """Returns 1 for each positive value (row) above a negative one (column), 0.5 for equal ones, otherwise 0.
+
+    Its mean is the area under the ROC curve.
+    """
+    return (positive[:, None] > negative).astype(float) + 0.5 * (positive[:, None] == negative)
 
 
 class PairedGains:

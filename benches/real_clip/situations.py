@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from balancing import RAW, TOP_K, Balance, balanced_scores, concentration, fit, query_correction, topk_mean
+from balancing import RAW, Balance, concentration, fit, topk_mean
 from measures import PairedGains, Summary, hits
 from sets import halves, sample, searched_part, whole
 
@@ -21,15 +21,20 @@ OLD_DEFAULT = Balance("softmax", 0.25)
 NEW_DEFAULT = Balance("nnn", 0.25)
 STRONG = Balance("nnn", 0.5)
 HALF_SCALE = Balance("softmax", 0.5, temperature=0.5)
+QUARTER_SCALE = Balance("softmax", 0.5, temperature=0.25)
+EIGHTH_SCALE = Balance("softmax", 0.5, temperature=0.125)
 CONFIGURATIONS = [
-    OLD_DEFAULT, Balance("softmax", 0.5), Balance("softmax", 1.0),
+    OLD_DEFAULT,
+    Balance("softmax", 0.5),
+    Balance("softmax", 1.0),
     *(Balance("softmax", w, temperature=t) for t in (0.5, 0.25) for w in (0.25, 0.5, 0.75)),
-    Balance("softmax", 0.5, temperature=0.125),
+    EIGHTH_SCALE,
     *(Balance("nnn", w) for w in (0.25, 0.5, 1.0)),
-    Balance("nnn", 0.5, top_k=8), Balance("nnn", 0.5, top_k=32),
+    *(Balance("nnn", 0.5, top_k=k) for k in (8, 32)),
     *(Balance("zscore", w) for w in (0.25, 0.5, 1.0)),
-    Balance("range", 0.25), Balance("range", 1.0),
-]  # fmt: skip
+    Balance("range", 0.25),
+    Balance("range", 1.0),
+]
 
 
 @dataclasses.dataclass
@@ -37,28 +42,30 @@ class Draw:
     """One task of a situation: what is known of its bank, and the hits of every configuration."""
 
     situation: str
-    # The set that is searched, and where the bank's texts are from.
+    # The set that is searched, and the one that the bank's texts are from.
     searched: str
     bank: str
     texts: int
     fit: float
     concentration: float
-    # The same two from FEW_QUERIES of the queries.
+    # Fit and concentration by FEW_QUERIES of the queries.
     few: tuple
     targets: np.ndarray
+    # Whether the first result is right, per configuration and query.
     hits: dict
 
     @property
     def case(self):
-        """What is searched with which bank: draws of one case are averaged."""
+        """What is searched with which bank; draws of one case are averaged."""
         return self.searched if self.bank == self.searched else f"{self.bank} → {self.searched}"
 
-    def gain(self, balance):
-        """Gain of hit@1 over plain CLIP per query."""
-        return self.hits[balance].astype(np.int8) - self.hits[RAW]
+    def gain(self, balance, baseline=RAW):
+        """Gain of hit@1 per query: −1, 0 or 1."""
+        return self.hits[balance].astype(np.int8) - self.hits[baseline]
 
 
-def draw(situation, searched, bank, task, configurations=CONFIGURATIONS):
+def draw(situation, searched, bank, task, configurations):
+    """Tries all configurations on a task."""
     correction = topk_mean(task.bank_scores)
     few = np.random.default_rng(0).permutation(len(task.queries))[:FEW_QUERIES]
     return Draw(
@@ -66,11 +73,11 @@ def draw(situation, searched, bank, task, configurations=CONFIGURATIONS):
         searched=searched,
         bank=bank,
         texts=len(task.bank),
-        fit=fit(correction, query_correction(task.scores)),
+        fit=fit(correction, task.scores),
         concentration=concentration(correction, task.first_images),
-        few=(fit(correction, query_correction(task.scores[few])), concentration(correction, task.first_images[few])),
+        few=(fit(correction, task.scores[few]), concentration(correction, task.first_images[few])),
         targets=task.targets,
-        hits={balance: hits(balanced_scores(balance, task), task.relevant) for balance in [RAW, *configurations]},
+        hits={balance: hits(balance.scores(task), task.relevant) for balance in [RAW, *configurations]},
     )
 
 
@@ -80,11 +87,11 @@ def lenders(clip_set, sets):
 
 
 def tasks(sets):
-    """Yields situation, searched set, bank and task of every draw.
+    """Yields situation, searched set, set of the bank's texts, and task of every draw.
 
     in-domain   half of a set's texts are the bank, the other half queries
     N texts     the same with N texts of the bank's half
-    foreign     all texts of one set are the bank of another set
+    foreign     all texts of one set are the bank of another
     mixed       a share of the bank's half, the other texts from another set
     searched S  a bank about the share S of the searched images alone
     """
@@ -107,15 +114,24 @@ def tasks(sets):
             yield "foreign", name, other.name, whole(clip_set, other.texts)
 
 
-def all_draws(sets):
-    few = [NEW_DEFAULT, STRONG]
-    return [draw(*task, configurations=few if task[0].startswith("mixed") else CONFIGURATIONS) for task in tasks(sets)]
+def all_draws(sets, rules):
+    """Tries CONFIGURATIONS and further rules in every situation; mixed banks only for the rule of the weight."""
+    few, all_of_them = [NEW_DEFAULT, STRONG], [*CONFIGURATIONS, *rules]
+    return [draw(*task, few if task[0].startswith("mixed") else all_of_them) for task in tasks(sets)]
 
 
 def summarise(draws, choose, baseline=RAW):
-    """Returns the Summary over cases of the gain of `choose(draw)` over the baseline's choice."""
+    """Returns the Summary over cases of the gain of `choose(draw)` over a configuration."""
     by_case = {}
     for one in draws:
-        gain = one.hits[choose(one)].astype(np.int8) - one.hits[baseline if isinstance(baseline, Balance) else baseline(one)]
-        by_case.setdefault(one.case, PairedGains()).add(one.targets, gain)
+        by_case.setdefault(one.case, PairedGains()).add(one.targets, one.gain(choose(one), baseline))
     return Summary(by_case)
+
+
+def always(configuration):
+    return lambda draw: configuration
+
+
+def softmax_by_size(draw):
+    """Half the logit scale from 128 texts on, a quarter from 32 on, otherwise an eighth."""
+    return HALF_SCALE if draw.texts >= 128 else QUARTER_SCALE if draw.texts >= 32 else EIGHTH_SCALE
