@@ -80,6 +80,10 @@ matrix *rows:
 speed *args:
     tests/parity/run speed {{ args }}
 
+# What balancing gains on embeddings by real CLIP models, by default those of ../shared/real-clip
+real-clip *args:
+    benches/real_clip/run {{ args }}
+
 # Compare with others in one run: `just peers ingest` (downloads gigabytes), `just peers search [rows]`
 peers what *args:
     benches/peers/run {{ what }} {{ args }}

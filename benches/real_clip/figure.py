@@ -5,10 +5,11 @@ import math
 
 import numpy as np
 
-from situations import COVERAGES, NEW_DEFAULT, OLD_DEFAULT, QUARTER_SCALE, STRONG, always, summarise
+from measures import spread_of
+from situations import BANK_SIZES, COVERAGES, NEW_DEFAULT, OLD_DEFAULT, QUARTER_SCALE, STRONG, always, summarise
 from rule import PROPOSAL, group
 
-WIDTH, HEIGHT, TOP, BOTTOM = 330, 330, 34, 250
+WIDTH, HEIGHT, TOP, BOTTOM = 330, 346, 34, 250
 LEFT, RIGHT = 48, 318
 LINES = {STRONG: "#0b6e4f", NEW_DEFAULT: "#5fb49c", QUARTER_SCALE: "#b5651d", OLD_DEFAULT: "#7a7a7a"}
 GROUPS = {"in-domain": "#0b6e4f", "few texts": "#5fb49c", "searched": "#8e44ad", "mixed": "#e0a458", "foreign": "#c0392b"}
@@ -66,10 +67,9 @@ def of(draws, situation):
 
 def size_panel(draws, low, high):
     panel = Panel(0, "Gain of hit@1 by size of the bank", "texts of the searched domain", low, high)
-    sizes = sorted({draw.texts for draw in draws if draw.situation.endswith(" texts")})
-    situations = [f"{size} texts" for size in sizes] + ["in-domain"]
+    situations = [s for s in (*(f"{size} texts" for size in BANK_SIZES), "in-domain") if of(draws, s)]
     shares = np.linspace(0, 1, len(situations))
-    panel.ticks(zip(shares, [str(size) for size in sizes] + ["half"]))
+    panel.ticks(zip(shares, [situation.removesuffix(" texts").replace("in-domain", "half") for situation in situations]))
     for share, situation in zip(shares, situations):
         by_set = summarise(of(draws, situation), always(STRONG)).by_set.values()
         panel.parts.append(line(panel.x(share), panel.y(min(by_set)), panel.x(share), panel.y(max(by_set)), LINES[STRONG]))
@@ -79,8 +79,8 @@ def size_panel(draws, low, high):
 
 
 def fit_panel(draws, low, high):
-    panel = Panel(1, f"Gain of {STRONG} by fit", "fit of the bank", low, high)
-    panel.ticks([(fit, f"{fit:g}") for fit in (0, 0.25, 0.5, 0.75, 1)])
+    panel = Panel(1, f"Gain of {STRONG} by fit", "fit of the bank (dashed: thresholds)", low, high)
+    panel.ticks([(fit, f"{fit:g}") for fit in (0, 0.15, 0.5, 0.75, 1)])
     for threshold in (PROPOSAL.low_fit, PROPOSAL.high_fit):
         x = panel.x(threshold)
         panel.parts.append(line(x, TOP, x, BOTTOM, "#555", dash="4 3"))
@@ -95,10 +95,10 @@ def fit_panel(draws, low, high):
 
 
 def coverage_panel(draws, low, high):
-    panel = Panel(2, "Gain by share of the searched images described", "by a bank about them alone (below: mean fit)", low, high)
+    panel = Panel(2, "Gain of hit@1 by coverage", "searched images described, and mean fit", low, high)
     shares = np.linspace(0, 1, len(COVERAGES))
     situations = [f"searched {coverage:.0%}" for coverage in COVERAGES]
-    fits = [np.nanmean([draw.fit for draw in of(draws, situation)]) for situation in situations]
+    fits = [spread_of(draw.fit for draw in of(draws, situation))[1] for situation in situations]
     panel.ticks([(x, f"{coverage:.0%}\n{fit:.2f}") for x, coverage, fit in zip(shares, COVERAGES, fits)])
     for balance, colour in LINES.items():
         panel.polyline([(x, summarise(of(draws, s), always(balance)).mean) for x, s in zip(shares, situations)], colour)
@@ -123,5 +123,5 @@ def draw_figure(draws):
         'font-family="system-ui, sans-serif" font-size="12" fill="#222">\n'
         f'<rect width="{3 * WIDTH}" height="{HEIGHT}" fill="#fff"/>\n'
         + "\n".join(panel.svg() for panel in panels)
-        + f"\n{legend(names, LEFT, HEIGHT - 8)}{legend(GROUPS.items(), 2 * WIDTH - 120, HEIGHT - 8)}\n</svg>\n"
+        + f"\n{legend(names, LEFT, HEIGHT - 26)}{legend(GROUPS.items(), LEFT, HEIGHT - 8)}\n</svg>\n"
     )

@@ -3,8 +3,21 @@
 import numpy as np
 
 RESAMPLES = 2000
-# Quantiles .975 of Student's t by degrees of freedom.
-STUDENT = [None, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]
+# Quantiles .975 of the normal distribution and, by degrees of freedom, of Student's t.
+NORMAL, STUDENT = 1.95996, [None, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]
+
+
+def student_quantile(freedom):
+    """Returns the quantile .975 of Student's t; beyond the table by its expansion about the normal's."""
+    z = NORMAL
+    expansion = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return STUDENT[freedom] if freedom < len(STUDENT) else expansion
+
+
+def spread_of(values):
+    """Returns the smallest value, the mean and the largest one, NaN left out."""
+    known = [value for value in values if value == value] or [np.nan]
+    return min(known), sum(known) / len(known), max(known)
 
 
 def hits(scores, relevant):
@@ -51,17 +64,24 @@ class PairedGains:
 
 
 class Summary:
-    """Mean gain over sets, with a 95 % interval over queries and one between sets."""
+    """Mean gain over sets, with 95 % intervals.
+
+    `queries` draws targets again within each set, and the sets stay. `sets` and `further` take the sets as a
+    sample of all sets, by Student's t: of the mean, and of the gain on one further set.
+    """
 
     def __init__(self, by_set):
         rng = np.random.default_rng(1)
         self.by_set = {name: gains.mean() for name, gains in by_set.items()}
         means = np.array(list(self.by_set.values()))
         self.mean, self.worst = means.mean(), means.min()
-        # Queries: targets are drawn again within each set, the sets stay.
         self.queries = tuple(np.percentile(np.mean([g.resampled_means(rng) for g in by_set.values()], axis=0), [2.5, 97.5]))
-        # Sets: Student's t over the means of the sets, as if they were drawn from all sets.
-        self.sets = None
+        self.sets = self.further = None
         if len(means) > 1:
-            margin = STUDENT[len(means) - 1] * means.std(ddof=1) / np.sqrt(len(means))
-            self.sets = (self.mean - margin, self.mean + margin)
+            spread = student_quantile(len(means) - 1) * means.std(ddof=1)
+            self.sets = around(self.mean, spread / np.sqrt(len(means)))
+            self.further = around(self.mean, spread * np.sqrt(1 + 1 / len(means)))
+
+
+def around(middle, margin):
+    return middle - margin, middle + margin

@@ -11,7 +11,7 @@ from situations import NEW_DEFAULT, STRONG
 
 # The largest loss of a case that a rule may have to be chosen.
 MAX_LOSS = 0.02
-# Rules whose mean gain differs by less are taken as equal; the most cautious of them is chosen.
+# Rules whose mean gain is less than this below the best are taken as equal, and the middle one is chosen.
 TIE = 0.001
 GRID = {
     "low_fit": [-1.0, 0.1, 0.15, 0.2, 0.25, 0.3],
@@ -26,8 +26,8 @@ class Rule:
     `min_texts` texts and its concentration is at most `max_concentration`; otherwise, and if fit is unknown
     (NaN), weight 0.25."""
 
-    low_fit: float = 0.25
-    high_fit: float = 0.6
+    low_fit: float = 0.15
+    high_fit: float = 0.5
     max_concentration: float = 1.0
     min_texts: int = 32
 
@@ -67,11 +67,11 @@ class Evidence:
         self.group_of = np.array([groups.index(case[0]) for case in cases])
 
     def judge(self, rule):
-        """Returns the mean over groups of the mean gain of their cases, the worst case, and the mean weight."""
+        """Returns the mean over groups of the mean gain of their cases, and the worst case."""
         strong = (self.fit >= rule.high_fit) & (self.texts >= rule.min_texts) & (self.concentration <= rule.max_concentration)
         weights = np.where(self.fit < rule.low_fit, 0, np.where(strong, 2, 1))
         gains = average(self.gains[np.arange(len(weights)), weights], self.case_of)
-        return average(gains, self.group_of).mean(), gains.min(), weights.mean()
+        return average(gains, self.group_of).mean(), gains.min()
 
 
 def average(values, labels):
@@ -79,13 +79,14 @@ def average(values, labels):
 
 
 def choose_rule(draws):
-    """Returns the rule of GRID with the largest mean gain among those that lose at most MAX_LOSS in any case;
-    of equal ones, the most cautious."""
+    """Returns the middle, threshold by threshold, of the rules of GRID that gain most within TIE and lose at
+    most MAX_LOSS in any case."""
     evidence = Evidence(draws)
     judged = [(rule, *evidence.judge(rule)) for rule in (Rule(*values) for values in itertools.product(*GRID.values()))]
     safe = [entry for entry in judged if entry[2] >= -MAX_LOSS] or judged
-    best = max(entry[1] for entry in safe)
-    return min((entry for entry in safe if entry[1] > best - TIE), key=lambda entry: entry[3])[0]
+    best = max(gain for _, gain, _ in safe)
+    equal = [rule for rule, gain, _ in safe if gain > best - TIE]
+    return Rule(*(sorted(getattr(rule, name) for rule in equal)[(len(equal) - 1) // 2] for name in GRID))
 
 
 def rules_without_each_set(draws):
@@ -102,7 +103,7 @@ def smallest_size_without_loss(draws):
         if draw.situation.endswith(" texts"):
             by_size.setdefault(draw.texts, []).append(draw.gain(STRONG).mean())
     losing = [size for size, gains in by_size.items() if min(gains) < 0]
-    return min(size for size in by_size if size > max(losing, default=0)), {
+    return min((size for size in by_size if size > max(losing, default=0)), default=None), {
         size: (min(gains), np.mean(gains)) for size, gains in sorted(by_size.items())
     }
 

@@ -8,7 +8,6 @@ from balancing import RAW, Balance, concentration, fit, topk_mean
 from measures import PairedGains, Summary, hits
 from sets import halves, sample, searched_part, whole
 
-SEEDS = 6
 BANK_SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
 COVERAGES = [0.01, 0.05, 0.2, 1.0]
 # Shares of texts of the queries' own domain in a bank whose other texts are from another, and its sizes.
@@ -86,7 +85,7 @@ def lenders(clip_set, sets):
     return [other for other in sets if other.model == clip_set.model and other.name != clip_set.name]
 
 
-def tasks(sets):
+def tasks(sets, seeds):
     """Yields situation, searched set, set of the bank's texts, and task of every draw.
 
     in-domain   half of a set's texts are the bank, the other half queries
@@ -97,10 +96,10 @@ def tasks(sets):
     """
     for clip_set in sets:
         name = clip_set.name
-        for seed in range(SEEDS):
+        for seed in range(seeds):
             for side, task in enumerate(halves(clip_set, seed)):
                 yield "in-domain", name, name, task
-                for size in BANK_SIZES:
+                for size in [size for size in BANK_SIZES if size < len(task.bank)]:
                     yield f"{size} texts", name, name, task.with_bank(sample(task.bank, size, [seed, side]))
                 for other in lenders(clip_set, sets):
                     for size in MIXED_SIZES:
@@ -114,10 +113,10 @@ def tasks(sets):
             yield "foreign", name, other.name, whole(clip_set, other.texts)
 
 
-def all_draws(sets, rules):
+def all_draws(sets, rules, seeds):
     """Tries CONFIGURATIONS and further rules in every situation; mixed banks only for the rule of the weight."""
     few, all_of_them = [NEW_DEFAULT, STRONG], [*CONFIGURATIONS, *rules]
-    return [draw(*task, few if task[0].startswith("mixed") else all_of_them) for task in tasks(sets)]
+    return [draw(*task, few if task[0].startswith("mixed") else all_of_them) for task in tasks(sets, seeds)]
 
 
 def summarise(draws, choose, baseline=RAW):
