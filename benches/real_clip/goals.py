@@ -1,11 +1,11 @@
-"""Rules beyond the served family whose α is 1 and whose β does not depend on the query."""
+"""Rules beyond the served family. α is 1 and β does not depend on the query in all but the gated ones."""
 
 import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
-from balancing import LOGIT_SCALE, TOP_K, concentration, fit, log_mean_exp, topk_mean
+from balancing import LOGIT_SCALE, TOP_K, Balance, concentration, fit, log_mean_exp, topk_mean
 from measures import PairedGains, Summary, hits
 from sets import halves, sample
 from situations import STRONG, lenders
@@ -79,6 +79,25 @@ CANDIDATES = [
 ]
 # Of the candidates, those that gained most over all situations.
 REPORTED = [candidate for candidate in CANDIDATES if candidate.name in ("by kind of bank", "nnn, k a tenth of the bank")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gated:
+    """A query is balanced only if plain CLIP's first image is the best one of some text of the bank (the
+    dynamic activation of QB-Norm)."""
+
+    balance: Balance
+
+    def __str__(self):
+        return f"{self.balance}, gated"
+
+    def scores(self, task):
+        best = (task.bank @ task.images.T).argmax(axis=1)
+        open_gate = np.isin(task.first_images, best)
+        return np.where(open_gate[:, None], self.balance.scores(task), task.scores)
+
+
+GATED = [Gated(STRONG), Gated(Balance("nnn", 1.0))]
 
 
 def two_banks(sets, seeds):

@@ -195,8 +195,9 @@ def print_goals(sets, draws, seeds):
     """Rules that are not served, against `nnn` and softmax at half the logit scale, both at weight 0.5."""
     references = {str(STRONG): always(STRONG), str(HALF_SCALE): always(HALF_SCALE)}
     strategies = {**references, **{str(candidate): always(candidate) for candidate in goals.CANDIDATES}}
+    gated = {str(rule): always(rule) for rule in goals.GATED}
     rows, found = [], present(draws, SITUATIONS)
-    for name, choose in strategies.items():
+    for name, choose in {**strategies, **gated}.items():
         summaries = [summarise(of(draws, situation), choose) for situation in found]
         rows.append([name, *(f"{signed(s.mean)}, worst {signed(s.worst)}" for s in summaries)])
     table("Rules that are not served", ["", *found], rows)
@@ -237,7 +238,7 @@ def main():
         print(f"skipped: {message}")
         return
     sets = [load(file) for file in files]
-    draws = all_draws(sets, goals.CANDIDATES, arguments.seeds)
+    draws = all_draws(sets, [*goals.CANDIDATES, *goals.GATED], arguments.seeds)
     if arguments.figure:
         arguments.figure.write_text(draw_figure(draws))
     print(f"Sets: {', '.join(f'{s.name} ({s.model}, {len(s.images)} images, {len(s.texts)} texts)' for s in sets)}; {arguments.seeds} seeds")

@@ -121,6 +121,16 @@ class Formulas(unittest.TestCase):
             self.assertGreater(shift[0].std(), 0)
 
 
+    def test_the_gate_opens_for_images_that_are_some_texts_best(self):
+        task = random_task()
+        best = {max(range(40), key=lambda image: float(text @ task.images[image])) for text in task.bank}
+        opened = np.array([first in best for first in task.first_images])
+        self.assertTrue(opened.any() and not opened.all())
+        scores = goals.Gated(STRONG).scores(task)
+        np.testing.assert_array_equal(scores[opened], STRONG.scores(task)[opened])
+        np.testing.assert_array_equal(scores[~opened], task.scores[~opened])
+
+
 class Measures(unittest.TestCase):
     def test_rank_measures_are_their_definitions(self):
         task = random_task()
