@@ -19,7 +19,7 @@ import goals
 from balancing import RAW
 from figure import draw_figure
 from measures import PairedGains, Summary, rank_measures, spread_of
-from rule import PROPOSAL, Choice, group, rules_without_each_set, smallest_size_without_loss
+from rule import PROPOSAL, Choice, choose_rule, group, rules_without_each_set, smallest_size_without_loss
 from sets import halves, load
 from situations import (
     BANK_SIZES, CONFIGURATIONS, COVERAGES, HALF_SCALE, NEW_DEFAULT, OLD_DEFAULT, QUARTER_SCALE, STRONG,
@@ -121,7 +121,8 @@ def print_rule(draws):
     size, by_size = smallest_size_without_loss(draws)
     table(f"Draws of a set's own texts at weight 0.5: none loses from {size} texts on", ["texts", "worst draw", "mean"],
           [[texts, *map(signed, values)] for texts, values in by_size.items()])  # fmt: skip
-    print(f"\nServed rule: {PROPOSAL}\n")
+    print(f"\nThe rule of docs/balancing.md: {PROPOSAL}\n")
+    print(f"- chosen on all sets: {choose_rule(draws)}")
     for name, rule in chosen.items():
         print(f"- chosen without {name}: {rule}")
     strategies = {
