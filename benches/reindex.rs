@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bsap::backfill::{StatisticsBackfill, add_prompt_set};
 use bsap::balance::normalise::Normaliser;
+use bsap::balance::statistics::StatisticsSettings;
 use bsap::catalogue::{ServingConfig, StateStore};
 use bsap::clip::{ClipError, Encoders, ModelCard, Pixels};
 use bsap::prompts::PromptSet;
@@ -72,7 +73,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         notes: String::new(),
         texts: (0..PROMPT_COUNT).map(|i| format!("prompt {i} of {version}")).collect(),
     };
-    let first = set("first", 1).embed(&encoders, 8)?;
+    let first = set("first", 1).embed(&encoders, StatisticsSettings::with_top_k(8))?;
     let serving = ServingConfig::new(first.statistics_key.clone(), Normaliser::Nnn, 0.25);
     StateStore::new(&store)
         .initialise_or_extend(&generation, &[first.to_record()], &serving, "bench")
@@ -83,7 +84,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let per_minute = |time: Duration| rows as f64 / time.as_secs_f64() * 60.0 / 1e6;
     let (mut reading, mut backfilling) = (Duration::MAX, Duration::MAX);
     for round in 0..MEASURED_ROUNDS {
-        let prompt_set = Arc::new(set("bench", round + 2).embed(&encoders, 8)?);
+        let prompt_set =
+            Arc::new(set("bench", round + 2).embed(&encoders, StatisticsSettings::with_top_k(8))?);
         let started = Instant::now();
         let mut source = BackfillSource::open(&store, &generation).await?;
         let (pending, _) =

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bsap::balance::statistics::StatisticsKey;
+use bsap::balance::statistics::{StatisticsKey, StatisticsSettings};
 use bsap::record::{ImageRow, TopicPartition, VersionOrdering};
 use bsap::store::Store;
 use bsap::table::maintenance::vacuum::vacuum;
@@ -157,7 +157,13 @@ async fn main() -> Result<()> {
     let store = Store::from_object_store(requests.clone());
     let generation =
         Generation::new("random", &"be".repeat(32), DIMENSION, 100.0, VersionOrdering::Sequence);
-    let sets = [StatisticsKey::new("bench", 1, &"ab".repeat(32), 100.0, 8)];
+    let sets = [StatisticsKey::new(
+        "bench",
+        1,
+        &"ab".repeat(32),
+        100.0,
+        StatisticsSettings::with_top_k(8),
+    )];
     println!("{count} rows, {DIMENSION} dimensions, one prompt set, {url}");
 
     let writer = TableWriter::open(&store, &generation, 10).await?;

@@ -60,6 +60,11 @@ impl ImageId {
         Ok(Self(id.into()))
     }
 
+    /// Returns the decimal digits of a number as an id.
+    pub fn from_number(number: usize) -> Self {
+        Self(number.to_string().into())
+    }
+
     /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0

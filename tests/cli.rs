@@ -441,6 +441,21 @@ fn check_prompt_sets_and_search(dir: &std::path::Path) {
     for words in ["demo@", "photographs@", "█", "Strongest prompt", "lose most", "softmax"] {
         assert!(report.contains(words), "{words} is not in {report}");
     }
+    let log = dir.join("queries.jsonl");
+    let lines = |count: usize| -> String {
+        (0..count).map(|i| format!("{{\"text\": \"{i} mugs next to a hat\"}}\n")).collect()
+    };
+    // Each text twice: only different ones count.
+    for (count, queries) in [(70, json!(70)), (63, json!(null))] {
+        std::fs::write(&log, lines(count).repeat(2)).unwrap();
+        let log = log.display().to_string();
+        let arguments = ["prompts", "measure", "demo", "--query-log", &log, "--json"];
+        let output = run_bsap(&arguments, &variables);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let bank = &report["bank"];
+        assert_eq!(bank["fit"].get("queries").unwrap_or(&json!(null)), &queries, "{bank}");
+        assert!(bank["reason"].as_str().is_some_and(|reason| reason.contains("fit")), "{bank}");
+    }
     let search = run_bsap(&["search", "赤いマグカップ"], &variables);
     assert!(String::from_utf8(search.stdout).unwrap().contains("WARNING"));
     check_filters_and_image_queries(dir, &variables);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use bsap::backfill::{StatisticsBackfill, add_prompt_set, follow_prompt_sets};
 use bsap::balance::normalise::Normaliser;
-use bsap::balance::statistics::StatisticsKey;
+use bsap::balance::statistics::{StatisticsKey, StatisticsSettings};
 use bsap::catalogue::{ServingConfig, StateStore};
 use bsap::clip::{ClipError, Encoders, ModelCard, Pixels};
 use bsap::demo::broker::MockBroker;
@@ -87,7 +87,7 @@ fn hashed_encoders() -> Arc<dyn Encoders> {
 
 fn embed_prompt_set(name: &str, encoders: &dyn Encoders) -> Arc<EmbeddedPromptSet> {
     let set = PromptSet::new(name, (0..20).map(|i| format!("{name} {i}")).collect());
-    Arc::new(set.embed(encoders, 4).unwrap())
+    Arc::new(set.embed(encoders, StatisticsSettings::with_top_k(4)).unwrap())
 }
 
 fn generation_of_model(encoders: &dyn Encoders) -> Generation {

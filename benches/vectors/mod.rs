@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bsap::balance::normalise::Normaliser;
+use bsap::balance::statistics::StatisticsSettings;
 use bsap::catalogue::ServingConfig;
 use bsap::clip::Encoders;
 use bsap::ingest::decode;
@@ -102,7 +103,8 @@ pub fn load_engine(
     let (images, texts) = (cone_centre(7, dimension), cone_centre(8, dimension));
     let set = PromptSet::new("bench", (0..PROMPT_COUNT).map(|i| format!("prompt {i}")).collect());
     let prompts = (0..PROMPT_COUNT).map(|i| text_vector(i + 10_000, &texts)).collect();
-    let set = Arc::new(EmbeddedPromptSet::from_embeddings(set, prompts, 100.0, 8));
+    let settings = StatisticsSettings::with_top_k(8);
+    let set = Arc::new(EmbeddedPromptSet::from_embeddings(set, prompts, 100.0, settings));
     let serving = ServingConfig::new(set.statistics_key.clone(), Normaliser::Softmax, 0.25);
     let served = ServingSnapshot {
         state_revision: 1,

@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use super::error::BackfillError;
 use super::prompt_sets::add_prompt_set;
 use super::statistics_backfill::StatisticsBackfill;
+use crate::balance::statistics::StatisticsSettings;
 use crate::catalogue::{CatalogueState, StateStore};
 use crate::clip::Encoders;
 use crate::kafka;
@@ -47,6 +48,9 @@ pub enum ControlRequest {
         /// How many of an image's largest scores `nnn` averages; `prompts.top_k` if it is missing.
         #[serde(default)]
         top_k: Option<usize>,
+        /// Temperature of `softmax`; `prompts.temperature` if it is missing.
+        #[serde(default)]
+        temperature: Option<f32>,
         /// Who requests it, for the history.
         #[serde(default)]
         requested_by: Option<String>,
@@ -93,8 +97,8 @@ pub struct ControlConsumer {
     pub generation: Generation,
     /// Model of that generation, which embeds the prompts.
     pub encoders: Arc<dyn Encoders>,
-    /// `prompts.top_k`.
-    pub default_top_k: usize,
+    /// `prompts.top_k` and `prompts.temperature`.
+    pub default_settings: StatisticsSettings,
     /// As in [`StatisticsBackfill`].
     pub max_commit_attempts: u32,
     /// As in [`StatisticsBackfill`].
@@ -246,11 +250,20 @@ impl ControlConsumer {
         request: ControlRequest,
         cancel: &CancellationToken,
     ) -> Result<bool, BackfillError> {
-        let ControlRequest::ReindexStatistics { prompt_set, top_k, requested_by } = request;
+        let ControlRequest::ReindexStatistics { prompt_set, top_k, temperature, requested_by } =
+            request;
         let set = prompt_set.into_prompt_set().map_err(BackfillError::Refused)?;
-        let top_k = top_k.unwrap_or(self.default_top_k);
+        let settings = StatisticsSettings {
+            top_k: top_k.unwrap_or(self.default_settings.top_k),
+            temperature: temperature.unwrap_or(self.default_settings.temperature),
+        };
+        if !StatisticsSettings::is_valid_temperature(settings.temperature) {
+            let reason =
+                format!("temperature: {} is not between 0.01 and 10", settings.temperature);
+            return Err(BackfillError::Refused(reason));
+        }
         let encoders = self.encoders.clone();
-        let set = tokio::task::spawn_blocking(move || set.embed(&*encoders, top_k))
+        let set = tokio::task::spawn_blocking(move || set.embed(&*encoders, settings))
             .await
             .map_err(|panic| BackfillError::Panicked(panic.to_string()))??;
         let actor = format!("{} (control topic)", requested_by.as_deref().unwrap_or("unknown"));

@@ -8,9 +8,17 @@
 //! standard deviation, minimum, maximum, log-sum-exp and mean of the k largest) are computed once,
 //! when the image is ingested (`statistics`). A normaliser turns them and constants of the catalogue
 //! into two numbers per image, α and β, which balance its raw score s for any query as α·s + β
-//! (`normalise`). Thresholds on balanced scores, and how strongly balancing changed answers when they
-//! were measured, are kept with a configuration (`calibration`).
+//! (`normalise`). How well a prompt set fits the queries of a catalogue can be measured without judgements
+//! (`fit`), and decides which settings are proposed (`proposal`, `bank`); `products` multiplies many embeddings with many
+//! others. Thresholds on balanced scores, and how
+//! strongly balancing changed answers when they were measured, are kept with a configuration
+//! (`calibration`).
 
+pub mod bank;
 pub mod calibration;
+pub mod fit;
 pub mod normalise;
+pub(crate) mod products;
+pub mod proposal;
+mod real;
 pub mod statistics;

@@ -16,11 +16,12 @@ use pulp::WithSimd;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::statistics::ScoreStatistics;
+use super::real::Real;
+use super::statistics::{ExactStatistics, ScoreStatistics};
 
 /// Smallest divisor that a normaliser uses. Without it, an image whose auxiliary scores hardly differ
 /// would get huge scores and rank at the top of every answer.
-pub const MIN_SPREAD: f32 = 1e-3;
+pub const MIN_SPREAD: f64 = 1e-3;
 
 /// The formula that balances the raw score of an image against its auxiliary scores.
 #[derive(
@@ -40,14 +41,15 @@ pub const MIN_SPREAD: f32 = 1e-3;
 pub enum Normaliser {
     /// Plain CLIP: α = 1, β = 0.
     Raw,
-    /// α = 1, β = −LSE/L: softmax over the query and the prompts; ranks like inverted softmax.
-    #[default]
+    /// α = 1, β = −LSE/(t·L): softmax over the query and the prompts at temperature t; ranks like inverted
+    /// softmax.
     Softmax,
     /// α = 1/σ, β = −μ/σ: how many standard deviations above the image's own mean.
     Zscore,
     /// α = 1/(max−min), β = −min/(max−min): position of the score in the image's own range.
     Range,
     /// α = 1, β = −λ·(mean of the k largest auxiliary scores): Nearest Neighbor Normalization.
+    #[default]
     Nnn,
 }
 
@@ -104,16 +106,91 @@ impl ScaleConstants {
         normaliser: Normaliser,
         catalogue: impl Iterator<Item = ScoreStatistics>,
     ) -> Self {
-        let (mut factors, mut shifts): (Vec<f32>, Vec<f32>) = match normaliser {
-            Normaliser::Zscore => catalogue.map(|s| (s.std.max(MIN_SPREAD), s.mean)).unzip(),
-            Normaliser::Range => catalogue.map(|s| (clamped_score_range(&s), s.min)).unzip(),
-            Normaliser::Raw | Normaliser::Softmax | Normaliser::Nnn => return Self::default(),
-        };
-        match (median(&mut factors), median(&mut shifts)) {
-            (Some(c), Some(m)) => Self { factor: c, shift: m },
-            _ => Self::default(),
+        let (factor, shift) = scale_of_catalogue(normaliser, catalogue.map(Moments::from));
+        Self { factor, shift }
+    }
+}
+
+/// The statistics that the formulas of the normalisers use.
+#[derive(Clone, Copy)]
+struct Moments<T> {
+    mean: T,
+    std: T,
+    min: T,
+    max: T,
+    lse: T,
+    topk_mean: T,
+}
+
+impl From<ScoreStatistics> for Moments<f32> {
+    #[inline(always)]
+    fn from(s: ScoreStatistics) -> Self {
+        let ScoreStatistics { n: _, mean, std, min, max, lse, topk_mean } = s;
+        Self { mean, std, min, max, lse, topk_mean }
+    }
+}
+
+impl From<ExactStatistics> for Moments<f64> {
+    fn from(s: ExactStatistics) -> Self {
+        let ExactStatistics { n: _, mean, std, min, max, lse, topk_mean } = s;
+        Self { mean, std, min, max, lse, topk_mean }
+    }
+}
+
+impl<T: Real> Moments<T> {
+    /// Returns σ, but at least [`MIN_SPREAD`].
+    #[inline(always)]
+    fn clamped_std(&self) -> T {
+        self.std.maximum(T::from_f64(MIN_SPREAD))
+    }
+
+    /// Returns max − min, but at least [`MIN_SPREAD`].
+    #[inline(always)]
+    fn clamped_range(&self) -> T {
+        (self.max - self.min).maximum(T::from_f64(MIN_SPREAD))
+    }
+
+    /// Returns α and β of a normaliser alone, without weight and scale constants.
+    #[inline(always)]
+    fn coefficients(&self, normaliser: Normaliser, lambda: T, softmax_scale: T) -> (T, T) {
+        let one = T::from_f64(1.0);
+        match normaliser {
+            Normaliser::Raw => (one, T::from_f64(0.0)),
+            Normaliser::Softmax => (one, -self.lse / softmax_scale),
+            Normaliser::Zscore => {
+                let std = self.clamped_std();
+                (one / std, -self.mean / std)
+            }
+            Normaliser::Range => {
+                let range = self.clamped_range();
+                (one / range, -self.min / range)
+            }
+            Normaliser::Nnn => (one, -lambda * self.topk_mean),
         }
     }
+}
+
+/// Returns the constants c and m of a normaliser over all images of a catalogue.
+fn scale_of_catalogue<T: Real>(
+    normaliser: Normaliser,
+    catalogue: impl Iterator<Item = Moments<T>>,
+) -> (T, T) {
+    let plain = (T::from_f64(1.0), T::from_f64(0.0));
+    let (mut factors, mut shifts): (Vec<T>, Vec<T>) = match normaliser {
+        Normaliser::Zscore => catalogue.map(|s| (s.clamped_std(), s.mean)).unzip(),
+        Normaliser::Range => catalogue.map(|s| (s.clamped_range(), s.min)).unzip(),
+        Normaliser::Raw | Normaliser::Softmax | Normaliser::Nnn => return plain,
+    };
+    match (median(&mut factors), median(&mut shifts)) {
+        (Some(c), Some(m)) => (c, m),
+        _ => plain,
+    }
+}
+
+/// Returns α and β with weight and scale constants included.
+#[inline(always)]
+fn blend<T: Real>((alpha, beta): (T, T), w: T, (factor, shift): (T, T)) -> (T, T) {
+    (w * factor * alpha + (T::from_f64(1.0) - w), w * (factor * beta + shift))
 }
 
 /// The affine function αs + β from the raw to the balanced score of one image. Its factor and shift
@@ -143,24 +220,52 @@ impl BalanceParameters {
     };
 
     /// Returns α and β of an image with these statistics, weight and scale constants included.
-    /// `logit_scale` is the L at which the log-sum-exp was computed.
+    /// `softmax_scale` is the scale at which the log-sum-exp was computed.
     #[inline(always)]
-    pub fn affine_transform(&self, s: &ScoreStatistics, logit_scale: f32) -> AffineTransform {
-        let (alpha, beta) = match self.normaliser {
-            Normaliser::Raw => (1.0, 0.0),
-            Normaliser::Softmax => (1.0, -s.lse / logit_scale),
-            Normaliser::Zscore => {
-                let std = s.std.max(MIN_SPREAD);
-                (1.0 / std, -s.mean / std)
-            }
-            Normaliser::Range => (1.0 / clamped_score_range(s), -s.min / clamped_score_range(s)),
-            Normaliser::Nnn => (1.0, -self.lambda * s.topk_mean),
+    pub fn affine_transform(&self, s: &ScoreStatistics, softmax_scale: f32) -> AffineTransform {
+        let moments = Moments::from(*s);
+        let unscaled = moments.coefficients(self.normaliser, self.lambda, softmax_scale);
+        let scale = (self.scale.factor, self.scale.shift);
+        let (alpha, beta) = blend(unscaled, self.weight, scale);
+        AffineTransform { alpha, beta }
+    }
+
+    /// Returns α and β of every image of a catalogue in f64, and the scale constants that they contain.
+    /// The constants are computed from these statistics; `scale` is not used.
+    pub fn exact_transforms(
+        &self,
+        catalogue: &[ExactStatistics],
+        softmax_scale: f64,
+    ) -> (Vec<ExactTransform>, ScaleConstants) {
+        let moments = || catalogue.iter().map(|s| Moments::from(*s));
+        let scale = scale_of_catalogue(self.normaliser, moments());
+        let (weight, lambda) = (f64::from(self.weight), f64::from(self.lambda));
+        let transform = |s: Moments<f64>| {
+            let unscaled = s.coefficients(self.normaliser, lambda, softmax_scale);
+            let (alpha, beta) = blend(unscaled, weight, scale);
+            ExactTransform { alpha, beta }
         };
-        let w = self.weight;
-        AffineTransform {
-            alpha: w * self.scale.factor * alpha + (1.0 - w),
-            beta: w * (self.scale.factor * beta + self.scale.shift),
-        }
+        let constants = ScaleConstants { factor: scale.0 as f32, shift: scale.1 as f32 };
+        (moments().map(transform).collect(), constants)
+    }
+}
+
+/// [`AffineTransform`] before α and β are rounded to f32.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExactTransform {
+    /// Factor α of the raw score.
+    pub alpha: f64,
+    /// Shift β.
+    pub beta: f64,
+}
+
+impl ExactTransform {
+    /// Plain CLIP.
+    pub const RAW: Self = Self { alpha: 1.0, beta: 0.0 };
+
+    /// Returns the balanced score of a raw score.
+    pub fn apply(self, raw: f64) -> f64 {
+        self.alpha * raw + self.beta
     }
 }
 
@@ -171,8 +276,8 @@ pub struct AffineTransformKernel<'a> {
     pub balance: BalanceParameters,
     /// Statistics of each image.
     pub statistics: &'a [ScoreStatistics],
-    /// The L at which the log-sum-exps were computed.
-    pub logit_scale: f32,
+    /// The scale at which the log-sum-exps were computed.
+    pub softmax_scale: f32,
     /// Receives α and β, one each per image.
     pub alpha_beta: [&'a mut [f32]; 2],
 }
@@ -208,25 +313,19 @@ impl AffineTransformKernel<'_> {
     fn compute_all(self, balance: BalanceParameters) {
         let [alpha, beta] = self.alpha_beta;
         for ((s, alpha), beta) in self.statistics.iter().zip(alpha).zip(beta) {
-            let affine = balance.affine_transform(s, self.logit_scale);
+            let affine = balance.affine_transform(s, self.softmax_scale);
             (*alpha, *beta) = if s.n == 0 { (1.0, 0.0) } else { (affine.alpha, affine.beta) };
         }
     }
 }
 
-/// Returns max − min, but at least [`MIN_SPREAD`].
-#[inline(always)]
-fn clamped_score_range(s: &ScoreStatistics) -> f32 {
-    (s.max - s.min).max(MIN_SPREAD)
-}
-
 /// Returns the median, the upper one of two; `None` if there are no values.
-fn median(values: &mut [f32]) -> Option<f32> {
+fn median<T: Real>(values: &mut [T]) -> Option<T> {
     if values.is_empty() {
         return None;
     }
     let middle = values.len() / 2;
-    Some(*values.select_nth_unstable_by(middle, f32::total_cmp).1)
+    Some(*values.select_nth_unstable_by(middle, T::compare).1)
 }
 
 #[cfg(test)]
@@ -260,7 +359,7 @@ mod tests {
             let transforms = AffineTransformKernel {
                 balance,
                 statistics: &statistics,
-                logit_scale: LOGIT_SCALE,
+                softmax_scale: LOGIT_SCALE,
                 alpha_beta: [&mut alpha, &mut beta],
             };
             pulp::Arch::new().dispatch(transforms);
@@ -323,8 +422,33 @@ mod tests {
         let flat = ScoreStatistics::from_scores(&[0.2; 4], LOGIT_SCALE, 2).unwrap();
         for normaliser in Normaliser::ALL {
             let affine = parameters_with(normaliser, 1.0).affine_transform(&flat, LOGIT_SCALE);
-            assert!(affine.alpha.is_finite() && affine.alpha <= 1.0 / MIN_SPREAD);
+            assert!(affine.alpha.is_finite() && affine.alpha <= 1.0 / MIN_SPREAD as f32);
             assert!(affine.beta.is_finite());
+        }
+    }
+
+    #[test]
+    fn exact_transforms_round_to_the_served_ones() {
+        let scores = [[0.20f32, 0.22, 0.24], [0.10, 0.25, 0.40], [0.30, 0.31, 0.32]];
+        let exact: Vec<ExactStatistics> = scores
+            .iter()
+            .map(|scores| {
+                let mut sorted = scores.to_vec();
+                sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+                ExactStatistics::from_sorted(&sorted, f64::from(LOGIT_SCALE), 2).unwrap()
+            })
+            .collect();
+        for normaliser in Normaliser::ALL {
+            let balance = parameters_with(normaliser, 0.3);
+            let (transforms, constants) = balance.exact_transforms(&exact, f64::from(LOGIT_SCALE));
+            assert!((constants.factor - balance.scale.factor).abs() < 1e-6, "{normaliser:?}");
+            for (transform, s) in transforms.iter().zip(sample_statistics()) {
+                let served = balance.affine_transform(&s, LOGIT_SCALE);
+                assert!((transform.alpha - f64::from(served.alpha)).abs() < 1e-4, "{normaliser:?}");
+                assert!((transform.beta - f64::from(served.beta)).abs() < 1e-4, "{normaliser:?}");
+                let raw = 0.3;
+                assert_eq!(transform.apply(raw), transform.alpha * raw + transform.beta);
+            }
         }
     }
 }

@@ -8,16 +8,51 @@
 // features of the machine.
 #![allow(clippy::inline_always)]
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use pulp::{Arch, WithSimd};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Identifies how statistics were computed: prompt set, logit scale and the k of the top-k mean.
+/// How statistics are computed from the scores of an image.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StatisticsSettings {
+    /// Number of the largest scores whose mean `nnn` subtracts.
+    pub top_k: usize,
+    /// Factor of the model's logit scale at which `softmax` computes the log-sum-exp: below 1, more prompts
+    /// than the nearest ones count.
+    pub temperature: f32,
+}
+
+impl StatisticsSettings {
+    /// Largest k.
+    pub const MAX_TOP_K: usize = 4_096;
+    /// Smallest temperature. Towards 0 the log-sum-exp becomes the mean of all scores.
+    pub const MIN_TEMPERATURE: f32 = 0.01;
+    /// Largest temperature. At 10 the log-sum-exp is the largest score already.
+    pub const MAX_TEMPERATURE: f32 = 10.0;
+
+    /// Returns the settings with this k and the logit scale of the model itself.
+    pub fn with_top_k(top_k: usize) -> Self {
+        Self { top_k, temperature: 1.0 }
+    }
+
+    /// Returns the scale at which the log-sum-exp is computed by a model of this logit scale.
+    pub fn softmax_scale(self, logit_scale: f32) -> f32 {
+        self.temperature * logit_scale
+    }
+
+    /// Returns whether a temperature is within the limits.
+    pub fn is_valid_temperature(temperature: f32) -> bool {
+        (Self::MIN_TEMPERATURE..=Self::MAX_TEMPERATURE).contains(&temperature)
+    }
+}
+
+/// Identifies how statistics were computed: prompt set, logit scale, the k of the top-k mean and the
+/// temperature of the log-sum-exp.
 ///
-/// It is readable (`demo@1:3f2a9c01d4e5:L100.0000:k8`), because the stored table uses it as the key of a
-/// map and users see it in answers.
+/// It is readable (`demo@1:3f2a9c01d4e5:L100.0000:k16:t0.5`), because the stored table uses it as the key of
+/// a map and users see it in answers. A temperature of 1 is left out.
 #[derive(
     Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
@@ -26,16 +61,21 @@ pub struct StatisticsKey(String);
 
 impl StatisticsKey {
     /// Creates the key of the prompt set `name@version`, where `fingerprint` identifies its texts, for
-    /// statistics at `logit_scale` with the mean of the `top_k` largest scores.
+    /// statistics by a model of this logit scale.
     pub fn new(
         name: &str,
         version: u32,
         fingerprint: &str,
         logit_scale: f32,
-        top_k: usize,
+        settings: StatisticsSettings,
     ) -> Self {
         let short_fingerprint = fingerprint.get(..12).unwrap_or(fingerprint);
-        Self(format!("{name}@{version}:{short_fingerprint}:L{logit_scale:.4}:k{top_k}"))
+        let StatisticsSettings { top_k, temperature } = settings;
+        let mut key = format!("{name}@{version}:{short_fingerprint}:L{logit_scale:.4}:k{top_k}");
+        if temperature != 1.0 {
+            let _ = write!(key, ":t{temperature}");
+        }
+        Self(key)
     }
 
     /// Wraps a key that was read from the table.
@@ -68,7 +108,7 @@ pub struct ScoreStatistics {
     pub min: f32,
     /// Largest score.
     pub max: f32,
-    /// log Σⱼ exp(L·aⱼ), where L is the logit scale of the key.
+    /// log Σⱼ exp(t·L·aⱼ), where L is the logit scale and t the temperature of the key.
     pub lse: f32,
     /// Mean of the k largest scores; of all if K is less than k.
     pub topk_mean: f32,
@@ -158,37 +198,75 @@ impl ScoreStatistics {
         values.iter().all(|value| value.is_finite())
     }
 
-    /// Computes the statistics of the auxiliary scores of one image at `logit_scale`, with the mean of
-    /// the `top_k` largest scores (at least 1, at most all). Returns `None` if there are no scores.
+    /// Computes the statistics of the auxiliary scores of one image, with the mean of the `top_k` largest
+    /// scores (at least 1, at most all) and the log-sum-exp at `softmax_scale`. Returns `None` if there
+    /// are no scores.
     ///
     /// Sums are computed in f64, because the spread of the scores is small compared with their mean.
-    pub fn from_scores(scores: &[f32], logit_scale: f32, top_k: usize) -> Option<Self> {
-        let n = scores.len();
+    pub fn from_scores(scores: &[f32], softmax_scale: f32, top_k: usize) -> Option<Self> {
         let mut sorted: Vec<f32> = scores.to_vec();
         sorted.sort_unstable_by(|a, b| b.total_cmp(a));
-        let (max, min) = (*sorted.first()?, *sorted.last()?);
-        let mean = sum_as_f64(&sorted) / n as f64;
-        let variance =
-            sorted.iter().map(|s| (f64::from(*s) - mean).powi(2)).sum::<f64>() / n as f64;
-        let top = &sorted[..top_k.clamp(1, n)];
-        let logit_scale = f64::from(logit_scale);
-        let peak = logit_scale * f64::from(max);
-        let exponentials: f64 =
-            sorted.iter().map(|s| (logit_scale * f64::from(*s) - peak).exp()).sum();
+        let exact = ExactStatistics::from_sorted(&sorted, f64::from(softmax_scale), top_k)?;
         Some(Self {
-            n: n as u32,
-            mean: mean as f32,
-            std: variance.sqrt() as f32,
-            min,
-            max,
-            lse: (peak + exponentials.ln()) as f32,
-            topk_mean: (sum_as_f64(top) / top.len() as f64) as f32,
+            n: exact.n,
+            mean: exact.mean as f32,
+            std: exact.std as f32,
+            min: exact.min as f32,
+            max: exact.max as f32,
+            lse: exact.lse as f32,
+            topk_mean: exact.topk_mean as f32,
         })
     }
 }
 
-fn sum_as_f64(values: &[f32]) -> f64 {
-    values.iter().copied().map(f64::from).sum()
+/// [`ScoreStatistics`] before they are rounded to f32.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExactStatistics {
+    /// Number of prompts K.
+    pub n: u32,
+    /// Mean μ.
+    pub mean: f64,
+    /// Population standard deviation σ.
+    pub std: f64,
+    /// Smallest score.
+    pub min: f64,
+    /// Largest score.
+    pub max: f64,
+    /// Log-sum-exp, as in [`ScoreStatistics`].
+    pub lse: f64,
+    /// Mean of the k largest scores; of all if K is less than k.
+    pub topk_mean: f64,
+}
+
+impl ExactStatistics {
+    /// Computes the statistics of scores that are sorted, largest first. Returns `None` if there are none.
+    pub fn from_sorted<T: Copy + Into<f64>>(
+        sorted: &[T],
+        softmax_scale: f64,
+        top_k: usize,
+    ) -> Option<Self> {
+        let n = sorted.len();
+        let (max, min): (f64, f64) = ((*sorted.first()?).into(), (*sorted.last()?).into());
+        let mean = sum_as_f64(sorted) / n as f64;
+        let variance = sorted.iter().map(|s| ((*s).into() - mean).powi(2)).sum::<f64>() / n as f64;
+        let top = &sorted[..top_k.clamp(1, n)];
+        let peak = softmax_scale * max;
+        let exponentials: f64 =
+            sorted.iter().map(|s| (softmax_scale * (*s).into() - peak).exp()).sum();
+        Some(Self {
+            n: n as u32,
+            mean,
+            std: variance.sqrt(),
+            min,
+            max,
+            lse: peak + exponentials.ln(),
+            topk_mean: sum_as_f64(top) / top.len() as f64,
+        })
+    }
+}
+
+fn sum_as_f64<T: Copy + Into<f64>>(values: &[T]) -> f64 {
+    values.iter().map(|value| (*value).into()).sum()
 }
 
 #[cfg(test)]
@@ -213,6 +291,28 @@ mod tests {
         assert_eq!(a, b);
         assert!(ScoreStatistics::from_scores(&[1.0; 3], 1e6, 1).unwrap().lse.is_finite());
         assert!(ScoreStatistics::from_scores(&[], 100.0, 1).is_none());
+    }
+
+    #[test]
+    fn a_key_names_every_temperature_but_the_models_own() {
+        let key = |temperature| {
+            let settings = StatisticsSettings { top_k: 16, temperature };
+            StatisticsKey::new("demo", 1, "3f2a9c01d4e5ff", 100.0, settings)
+        };
+        assert_eq!(key(1.0).as_str(), "demo@1:3f2a9c01d4e5:L100.0000:k16");
+        assert_eq!(key(0.5).as_str(), "demo@1:3f2a9c01d4e5:L100.0000:k16:t0.5");
+        assert_ne!(key(0.25), key(0.2));
+    }
+
+    #[test]
+    fn a_low_temperature_counts_all_scores_and_a_high_one_the_largest() {
+        let scores = [0.1, 0.3, 0.2, 0.4];
+        let correction =
+            |scale: f32| ScoreStatistics::from_scores(&scores, scale, 1).unwrap().lse / scale;
+        // log Σ exp(x·a)/x is ln(K)/x + the mean for x towards 0, and the largest score for a large x.
+        let x = 0.01;
+        assert!((correction(x) - (4f32.ln() / x + 0.25)).abs() < 1e-2, "{}", correction(x));
+        assert!((correction(1_000.0) - 0.4).abs() < 1e-4);
     }
 
     #[test]

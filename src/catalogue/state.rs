@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::balance::calibration::Calibration;
 use crate::balance::normalise::{Normaliser, ScaleConstants};
-use crate::balance::statistics::StatisticsKey;
+use crate::balance::statistics::{StatisticsKey, StatisticsSettings};
 use crate::store::Store;
 use crate::table::{Generation, TableError};
 
@@ -194,7 +194,17 @@ impl CatalogueState {
     }
 }
 
+/// The temperature of records that were written before there was another one.
+fn temperature_of_model() -> f32 {
+    1.0
+}
+
 impl PromptSetRecord {
+    /// Returns how its statistics are computed.
+    pub fn statistics_settings(&self) -> StatisticsSettings {
+        StatisticsSettings { top_k: self.top_k, temperature: self.temperature }
+    }
+
     /// Returns the set with this key, name or name@version; for a name, its newest version.
     pub fn find_by_selector<'a>(sets: &'a [Self], name: &str) -> Option<&'a Self> {
         let matches = |set: &&Self| Self::matches_selector(name, &set.key, &set.name, set.version);
@@ -221,6 +231,9 @@ pub struct PromptSetRecord {
     pub language: String,
     /// Number of the largest scores that `topk_mean` averages.
     pub top_k: usize,
+    /// Factor of the model's logit scale at which the log-sum-exp is computed.
+    #[serde(default = "temperature_of_model")]
+    pub temperature: f32,
     /// The prompts, in order.
     pub texts: Vec<String>,
     /// When new rows began to carry its statistics.

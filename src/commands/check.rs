@@ -234,8 +234,8 @@ async fn check_model(
             ))
         };
         let sets = config.prompts.sets.iter().map(|name| {
-            let set =
-                PromptSet::load_builtin_or_file(name)?.embed(&*encoders, config.prompts.top_k)?;
+            let settings = config.prompts.statistics_settings();
+            let set = PromptSet::load_builtin_or_file(name)?.embed(&*encoders, settings)?;
             let warning = set
                 .prompt_set
                 .script_warning(&*encoders)

@@ -20,6 +20,7 @@ use super::shared::runtime::run_with_logging;
 use crate::backfill::{
     ReembedPlan, StatisticsBackfill, add_prompt_set, set_up_standby, withdraw_standby,
 };
+use crate::balance::statistics::StatisticsSettings;
 use crate::catalogue::{CatalogueState, StandbyGeneration};
 use crate::config::Config;
 use crate::kafka;
@@ -67,6 +68,9 @@ pub struct ReindexStatisticsArgs {
     /// How many of the largest scores of an image `nnn` averages; by default prompts.top_k
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub top_k: Option<u16>,
+    /// Temperature of `softmax`; by default prompts.temperature
+    #[arg(long, value_parser = parse_temperature)]
+    pub temperature: Option<f32>,
     /// Print what would be done, and change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -131,8 +135,11 @@ async fn reindex_statistics(
     if let Some(warning) = set.script_warning(&*encoders) {
         print_line!("WARNING: {warning}");
     }
-    let top_k = args.top_k.map_or(config.prompts.top_k, usize::from);
-    let set = set.embed(&*encoders, top_k)?;
+    let settings = StatisticsSettings {
+        top_k: args.top_k.map_or(config.prompts.top_k, usize::from),
+        temperature: args.temperature.unwrap_or(config.prompts.temperature),
+    };
+    let set = set.embed(&*encoders, settings)?;
     let stored = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
     let is_known = stored.iter().any(|record| record.key == set.statistics_key);
     let (pending, coverage) = BackfillSource::open(&store, &generation)
@@ -361,4 +368,10 @@ async fn count_pending_messages(
         pending += (end - position.max(low)).max(0);
     }
     Ok(pending)
+}
+
+fn parse_temperature(text: &str) -> Result<f32, String> {
+    let (min, max) = (StatisticsSettings::MIN_TEMPERATURE, StatisticsSettings::MAX_TEMPERATURE);
+    let number = text.parse().ok().filter(|t| StatisticsSettings::is_valid_temperature(*t));
+    number.ok_or_else(|| format!("{text:?} is not a number from {min} to {max}"))
 }

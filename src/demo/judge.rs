@@ -14,7 +14,7 @@ use crate::balance::statistics::{ScoreStatistics, dot_product};
 use crate::clip::{ClipError, Encoders};
 use crate::evaluate::{
     Cutoffs, JudgedQuery, JudgedRanking, Judgements, MeasureSummary, RESAMPLING_SEED,
-    compare_measures, top_indices,
+    compare_measures, ranks_of, top_indices,
 };
 use crate::ingest::decode::{self, ImageDecodeError};
 use crate::prompts::EmbeddedPromptSet;
@@ -177,8 +177,8 @@ impl DrawnImages {
         let plain = measure_queries(&scored_queries, |_, raw| raw);
         let setting = RankingSetting { prompt_set: None, normaliser: Normaliser::Raw, weight: 0.0 };
         let mut results = vec![summarise_setting(setting, &scored_queries, &plain, &plain)];
-        let scale = encoders.card().logit_scale;
         for set in sets {
+            let scale = set.softmax_scale();
             let statistics: Vec<ScoreStatistics> =
                 self.embeddings.iter().filter_map(|e| set.compute_statistics(e)).collect();
             for normaliser in Normaliser::ALL.into_iter().filter(|n| *n != Normaliser::Raw) {
@@ -216,16 +216,11 @@ fn measure_queries(
             let grades: Vec<f64> =
                 top_indices(&scores, cutoffs.depth()).into_iter().map(grade).collect();
             let ideal = vec![1.0; is_right.iter().filter(|right| **right).count()];
-            let compare_rank = |a: usize, b: usize| scores[a].total_cmp(&scores[b]).then(b.cmp(&a));
-            let first_right =
-                (0..scores.len()).filter(|i| is_right[*i]).max_by(|a, b| compare_rank(*a, *b));
-            let rank_of = |image: usize| {
-                1 + (0..scores.len()).filter(|other| compare_rank(*other, image).is_gt()).count()
-            };
+            let right: Vec<usize> = (0..scores.len()).filter(|i| is_right[*i]).collect();
             let judged = JudgedRanking {
                 top_grades: &grades,
                 ideal_grades: &ideal,
-                first_right_rank: first_right.map(rank_of),
+                right_ranks: &ranks_of(&scores, right),
             };
             cutoffs.measure_ranking(&judged)
         })

@@ -5,9 +5,11 @@
 //! every configuration in one pass over the images (all configurations are affine in the raw score)
 //! and returns an [`EvaluationReport`], which is printed on a terminal, as JSON or as one HTML
 //! file.
+//! [`arrays`] does the same on embeddings that somebody has already, without a catalogue, and
 //! [`QueryLogReader`] compares configurations by what query workers logged, without a catalogue.
 //! docs/evaluation.md is the guide for users.
 
+pub mod arrays;
 mod baseline;
 pub(crate) mod calibrate;
 pub(crate) mod compare;
@@ -25,7 +27,8 @@ pub use compare::{
     BaseConfiguration, ConfigurationResolver, ConfigurationResult, ConfigurationSpec, Corpus,
     CorpusImage, CorpusTable, CorrectionCost, EvaluationError, ImageGrades, LoadedGeneration,
     MAX_CONFIGURATIONS, MeasureSummary, QueryRanking, Ranker, RankingChange, RankingConfiguration,
-    RankingConfigurationError, ReportedConfiguration, ShownResult, top_indices,
+    RankingConfigurationError, ReportedConfiguration, Separation, ShownResult, ranks_of,
+    top_indices,
 };
 pub use evaluation::{Evaluation, EvaluationPlan, evaluate_configurations};
 pub use judgements::{
@@ -40,7 +43,7 @@ pub use measures::interval::{
     ConfidenceInterval, MeasureComparison, MeasureDirection, RESAMPLING_SEED, bootstrap_mean,
     compare_measures,
 };
-pub use measures::{Cutoffs, FALSE_HIT_MEASURE, JudgedRanking};
+pub use measures::{Cutoffs, FALSE_HIT_MEASURE, JudgedRanking, MAP_MEASURE};
 pub use report::html::{ThumbnailUris, images_to_show, render_html};
 pub use report::terminal::{render_runs_terminal, render_terminal};
 pub use report::{EvaluationReport, MeasuredDifference, QueryCounts, classify_difference};

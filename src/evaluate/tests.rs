@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::calibrate::is_in_selection_half;
 use crate::balance::normalise::{Normaliser, ScaleConstants};
+use crate::balance::statistics::StatisticsSettings;
 use crate::catalogue::ServingConfig;
 use crate::evaluate::*;
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
@@ -43,10 +44,11 @@ fn a_prompt_set_name_resolves_to_its_newest_version_unless_another_is_named() {
     let corpus = corpus(&["live"]);
     let old = sample_prompt_set("one", DIMENSION);
     let new = PromptSet { version: 2, ..old.prompt_set.clone() };
-    let new =
-        Arc::new(EmbeddedPromptSet::from_embeddings(new, old.prompt_embeddings.clone(), 100.0, 3));
+    let settings = StatisticsSettings::with_top_k(3);
+    let embeddings = old.prompt_embeddings.clone();
+    let new = Arc::new(EmbeddedPromptSet::from_embeddings(new, embeddings, 100.0, settings));
     let serving = ServingConfig::new(old.statistics_key.clone(), Normaliser::Nnn, 0.25);
-    let mut resolver = ConfigurationResolver::new(&corpus, None, serving, vec![old, new], 3);
+    let mut resolver = ConfigurationResolver::new(&corpus, None, serving, vec![old, new], settings);
     let mut version = |text: &str| {
         let configuration = resolver.resolve(&ConfigurationSpec::try_from(text).unwrap()).unwrap();
         configuration.prompt_set.unwrap().prompt_set.version
@@ -63,7 +65,13 @@ fn frozen_scale_constants_apply_only_to_the_model_that_they_were_computed_for() 
     let frozen = ScaleConstants { factor: 7.0, shift: 3.0 };
     let serving = ServingConfig::new(set.statistics_key.clone(), Normaliser::Zscore, 0.5);
     let serving = ServingConfig { scale: Some(frozen), ..serving };
-    let mut resolver = ConfigurationResolver::new(&corpus, None, serving, vec![set], 3);
+    let mut resolver = ConfigurationResolver::new(
+        &corpus,
+        None,
+        serving,
+        vec![set],
+        StatisticsSettings::with_top_k(3),
+    );
     let mut scale = |text: &str| {
         let configuration = resolver.resolve(&ConfigurationSpec::try_from(text).unwrap()).unwrap();
         configuration.balance.scale
@@ -80,7 +88,13 @@ fn prompts_are_chosen_at_the_served_lambda() {
         (sample_prompt_set("one", DIMENSION), sample_prompt_set("pool", DIMENSION));
     let serving = ServingConfig::new(served.statistics_key.clone(), Normaliser::Nnn, 0.25);
     let serving = ServingConfig { lambda: 0.5, ..serving };
-    let mut resolver = ConfigurationResolver::new(&corpus, None, serving, vec![served], 3);
+    let mut resolver = ConfigurationResolver::new(
+        &corpus,
+        None,
+        serving,
+        vec![served],
+        StatisticsSettings::with_top_k(3),
+    );
     let live =
         resolver.resolve(&ConfigurationSpec::from_base(BaseConfiguration::Live, "live")).unwrap();
     let (queries, token) = (judged_queries(20), CancellationToken::new());

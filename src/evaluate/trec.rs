@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::compare::{Corpus, ImageGrades, QueryRanking};
+use super::compare::{CorpusImage, ImageGrades, QueryRanking};
 use super::judgements::QueryFileError;
 use super::measures::interval::{
     MeasureComparison, RESAMPLING_SEED, compare_measures, correct_by_holm,
@@ -118,11 +118,13 @@ pub fn measure_runs(
             let ranked_grades: Vec<f64> = ranking.iter().map(grade).collect();
             let mut ideal: Vec<f64> = grades.values().copied().filter(|g| *g > 0.0).collect();
             ideal.sort_unstable_by(|a, b| b.total_cmp(a));
-            let first_relevant = ranked_grades.iter().position(|grade| *grade > 0.0);
+            let is_right = |(i, grade): (usize, &f64)| (*grade > 0.0).then_some(i + 1);
+            let right_ranks: Vec<usize> =
+                ranked_grades.iter().enumerate().filter_map(is_right).collect();
             let values = cutoffs.measure_ranking(&JudgedRanking {
                 top_grades: &ranked_grades,
                 ideal_grades: &ideal,
-                first_right_rank: first_relevant.map(|i| i + 1),
+                right_ranks: &right_ranks,
             })?;
             Some((query.clone(), values))
         };
@@ -157,13 +159,13 @@ pub fn measure_runs(
 pub fn format_run(
     rankings: &[Vec<QueryRanking>],
     queries: usize,
-    corpus: &Corpus,
+    images: &[CorpusImage],
     configuration: usize,
 ) -> String {
     let mut text = String::new();
     for (number, row) in rankings.iter().take(queries).enumerate() {
         for (index, (position, score)) in row[configuration].top_results.iter().enumerate() {
-            let id = &corpus.images[*position as usize].image_id;
+            let id = &images[*position as usize].image_id;
             let _ = writeln!(
                 text,
                 "{} Q0 {} {} {score:.9} bsap",
@@ -177,11 +179,11 @@ pub fn format_run(
 }
 
 /// Formats the judgements of the queries; a query's name is its number, from 1.
-pub fn format_qrels(image_grades: &[ImageGrades], corpus: &Corpus) -> String {
+pub fn format_qrels(image_grades: &[ImageGrades], images: &[CorpusImage]) -> String {
     let mut text = String::new();
     for (number, judged) in image_grades.iter().enumerate() {
         for (position, grade) in &judged.grades_by_position {
-            let id = &corpus.images[*position as usize].image_id;
+            let id = &images[*position as usize].image_id;
             let _ = writeln!(text, "{} 0 {} {grade}", number + 1, escape_id(id.as_str()));
         }
     }

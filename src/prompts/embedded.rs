@@ -6,7 +6,9 @@ use chrono::Utc;
 
 use super::prompt_set::{PromptError, PromptSet};
 use crate::balance::calibration::Vocabulary;
-use crate::balance::statistics::{ScoreStatistics, StatisticsKey, score_prompts};
+use crate::balance::statistics::{
+    ScoreStatistics, StatisticsKey, StatisticsSettings, score_prompts,
+};
 use crate::catalogue::PromptSetRecord;
 use crate::clip::Encoders;
 use crate::record::Embedding;
@@ -21,9 +23,9 @@ pub struct EmbeddedPromptSet {
     /// One unit-length embedding per text.
     pub prompt_embeddings: Vec<Vec<f32>>,
     /// The model's logit scale L.
-    pub(super) logit_scale: f32,
-    /// k of `nnn`.
-    top_k: usize,
+    logit_scale: f32,
+    /// k of `nnn` and temperature of `softmax`.
+    settings: StatisticsSettings,
     vocabulary: OnceLock<Vocabulary>,
 }
 
@@ -33,19 +35,29 @@ impl EmbeddedPromptSet {
         prompt_set: PromptSet,
         embeddings: Vec<Vec<f32>>,
         logit_scale: f32,
-        top_k: usize,
+        settings: StatisticsSettings,
     ) -> Self {
         let fingerprint = prompt_set.fingerprint();
         let (name, version) = (&prompt_set.name, prompt_set.version);
-        let statistics_key = StatisticsKey::new(name, version, &fingerprint, logit_scale, top_k);
+        let statistics_key = StatisticsKey::new(name, version, &fingerprint, logit_scale, settings);
         Self {
             prompt_set,
             statistics_key,
             prompt_embeddings: embeddings,
             logit_scale,
-            top_k,
+            settings,
             vocabulary: OnceLock::new(),
         }
+    }
+
+    /// Returns how its statistics are computed.
+    pub fn settings(&self) -> StatisticsSettings {
+        self.settings
+    }
+
+    /// Returns the scale at which the log-sum-exp of its statistics is computed.
+    pub fn softmax_scale(&self) -> f32 {
+        self.settings.softmax_scale(self.logit_scale)
     }
 
     /// Returns the words of the texts.
@@ -71,7 +83,7 @@ impl EmbeddedPromptSet {
 
     /// Returns the statistics of an image, from the raw scores of all prompts.
     pub(super) fn statistics_from_scores(&self, scores: &[f32]) -> Option<ScoreStatistics> {
-        ScoreStatistics::from_scores(scores, self.logit_scale, self.top_k)
+        ScoreStatistics::from_scores(scores, self.softmax_scale(), self.settings.top_k)
     }
 
     /// Returns the prompts with their raw scores for an image, highest score first.
@@ -88,7 +100,7 @@ impl EmbeddedPromptSet {
             indices.iter().map(|i| self.prompt_set.texts[*i].clone()).collect();
         let set = PromptSet { name: name.to_owned(), texts, ..self.prompt_set.clone() };
         let embeddings = indices.iter().map(|i| self.prompt_embeddings[*i].clone()).collect();
-        Self::from_embeddings(set, embeddings, self.logit_scale, self.top_k)
+        Self::from_embeddings(set, embeddings, self.logit_scale, self.settings)
     }
 
     /// Embeds a set that the catalogue's state records.
@@ -103,7 +115,7 @@ impl EmbeddedPromptSet {
             notes: String::new(),
             texts: record.texts.clone(),
         };
-        set.embed(encoders, record.top_k)
+        set.embed(encoders, record.statistics_settings())
     }
 
     /// Returns what the catalogue's state records of this set.
@@ -113,7 +125,8 @@ impl EmbeddedPromptSet {
             name: self.prompt_set.name.clone(),
             version: self.prompt_set.version,
             language: self.prompt_set.language.clone(),
-            top_k: self.top_k,
+            top_k: self.settings.top_k,
+            temperature: self.settings.temperature,
             texts: self.prompt_set.texts.clone(),
             since: Utc::now(),
         }
@@ -136,17 +149,18 @@ impl EmbeddedPromptSet {
 }
 
 impl PromptSet {
-    /// Embeds the prompts with a model's text encoder. `top_k` is k of `nnn`.
+    /// Embeds the prompts with a model's text encoder.
     pub fn embed(
         self,
         encoders: &dyn Encoders,
-        top_k: usize,
+        settings: StatisticsSettings,
     ) -> Result<EmbeddedPromptSet, PromptError> {
         let texts: Vec<&str> = self.texts.iter().map(String::as_str).collect();
         let embeddings = encoders
             .embed_texts_in_batches(&texts)
             .map_err(|source| PromptError::Embed { name: self.name.clone(), source })?;
-        Ok(EmbeddedPromptSet::from_embeddings(self, embeddings, encoders.card().logit_scale, top_k))
+        let logit_scale = encoders.card().logit_scale;
+        Ok(EmbeddedPromptSet::from_embeddings(self, embeddings, logit_scale, settings))
     }
 }
 
@@ -162,7 +176,7 @@ mod tests {
                 set,
                 vec![vec![1.0, 0.0], vec![0.0, 1.0]],
                 100.0,
-                1,
+                StatisticsSettings::with_top_k(1),
             ))
         };
         let sets = [

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::embedded::EmbeddedPromptSet;
 use super::prompt_set::{MAX_PROMPTS, PromptError, PromptSet};
+use crate::balance::proposal::PROPOSED_STATISTICS;
+use crate::balance::statistics::StatisticsSettings;
 use crate::clip::Encoders;
 use crate::validate;
 
@@ -20,15 +22,24 @@ pub struct PromptOptions {
     pub sets: Vec<String>,
     /// How many of an image's largest auxiliary scores `nnn` averages.
     pub top_k: usize,
+    /// Temperature of `softmax`, as a factor of the model's logit scale, from 0.01 to 10: below 1, more
+    /// prompts than the nearest ones count. Like `top_k` it is part of the key of the statistics.
+    pub temperature: f32,
 }
 
 impl Default for PromptOptions {
     fn default() -> Self {
-        Self { sets: vec!["photographs".into()], top_k: 8 }
+        let StatisticsSettings { top_k, temperature } = PROPOSED_STATISTICS;
+        Self { sets: vec!["photographs".into()], top_k, temperature }
     }
 }
 
 impl PromptOptions {
+    /// Returns how statistics are computed.
+    pub fn statistics_settings(&self) -> StatisticsSettings {
+        StatisticsSettings { top_k: self.top_k, temperature: self.temperature }
+    }
+
     /// Returns one line per invalid option. Reads the files of the sets.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -36,6 +47,12 @@ impl PromptOptions {
             problems.push(format!("sets: {} sets; give 1 to 8", self.sets.len()));
         }
         validate::check_range(&mut problems, "top_k", self.top_k as u64, 1, MAX_PROMPTS as u64);
+        if !StatisticsSettings::is_valid_temperature(self.temperature) {
+            let (min, max) =
+                (StatisticsSettings::MIN_TEMPERATURE, StatisticsSettings::MAX_TEMPERATURE);
+            problems
+                .push(format!("temperature: {} is not between {min} and {max}", self.temperature));
+        }
         let errors = self.sets.iter().filter_map(|set| PromptSet::load_builtin_or_file(set).err());
         problems.extend(errors.map(|e| format!("sets: {e}")));
         problems
@@ -51,7 +68,8 @@ pub fn load_configured_sets(
         .sets
         .iter()
         .map(|name| {
-            PromptSet::load_builtin_or_file(name)?.embed(encoders, options.top_k).map(Arc::new)
+            let set = PromptSet::load_builtin_or_file(name)?;
+            set.embed(encoders, options.statistics_settings()).map(Arc::new)
         })
         .collect()
 }

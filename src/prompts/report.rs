@@ -134,7 +134,7 @@ pub fn measure_prompt_set(
     // All images are compared at the same raw score, so that only their α and β make a difference.
     let typical_score = percentiles_of(|s| s.max)[1];
     let balanced = |m: &MeasuredImage| {
-        balance.affine_transform(&m.statistics, set.logit_scale).apply(typical_score)
+        balance.affine_transform(&m.statistics, set.softmax_scale()).apply(typical_score)
     };
     let median = percentiles(measured.iter().map(balanced).collect())[1];
     let mut penalised: Vec<PenalisedImage> = measured
@@ -242,11 +242,13 @@ fn percentiles(mut values: Vec<f32>) -> [f32; 3] {
 mod tests {
     use super::*;
     use crate::balance::normalise::Normaliser;
+    use crate::balance::statistics::StatisticsSettings;
     use crate::prompts::PromptSet;
 
     fn embedded_set(embeddings: Vec<Vec<f32>>) -> EmbeddedPromptSet {
         let texts = (0..embeddings.len()).map(|i| format!("prompt {i}")).collect();
-        EmbeddedPromptSet::from_embeddings(PromptSet::new("t", texts), embeddings, 10.0, 1)
+        let settings = StatisticsSettings::with_top_k(1);
+        EmbeddedPromptSet::from_embeddings(PromptSet::new("t", texts), embeddings, 10.0, settings)
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::backfill::{
     GenerationGap, StatisticsBackfill, add_prompt_set, set_up_standby, withdraw_standby,
 };
 use crate::balance::normalise::Normaliser;
+use crate::balance::statistics::StatisticsSettings;
 use crate::catalogue::{ReplicaReports, ServingConfig, StandbyGeneration, StateChange, StateStore};
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
 use crate::record::{Embedding, ImageRow, TopicPartition, VersionOrdering};
@@ -44,7 +45,7 @@ fn generation(model: &HashEncoders) -> Generation {
 
 fn embedded_prompt_set(model: &HashEncoders) -> EmbeddedPromptSet {
     let set = PromptSet::new("plain", (0..6).map(|i| format!("prompt {i}")).collect());
-    set.embed(model, 3).unwrap()
+    set.embed(model, StatisticsSettings::with_top_k(3)).unwrap()
 }
 
 /// The row of an image in the table of `model`: its embedding has the dimension of that model.
@@ -383,7 +384,7 @@ async fn the_standby_generation_has_its_own_prompt_sets() {
     let (old, new) = (fake_model("ab12", 16), fake_model("cd34", 24));
     let store = catalogue_with_standby(&old, &new, IMAGE_COUNT).await;
     let other = PromptSet::new("other", (0..6).map(|i| format!("other {i}")).collect());
-    let other = other.embed(&*new, 3).unwrap();
+    let other = other.embed(&*new, StatisticsSettings::with_top_k(3)).unwrap();
     let spec = CandidateSpec { prompt_set: Some("other".into()), ..candidate_spec(0.0, 0.0) };
     let error = set_candidate(&store, &spec, "test").await.unwrap_err().to_string();
     assert!(error.contains("model.checkpoint = \"new checkpoint\""), "{error}");

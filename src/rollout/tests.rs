@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::backfill::retire_prompt_set;
 use crate::balance::normalise::{Normaliser, ScaleConstants};
-use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
+use crate::balance::statistics::{ScoreStatistics, StatisticsKey, StatisticsSettings};
 use crate::catalogue::{
     CatalogueState, PromptSetRecord, ReplicaReport, ReplicaReports, ServingConfig, StateChange,
     StateStore,
@@ -26,11 +26,12 @@ fn generation() -> Generation {
 
 fn prompt_set_record(name: &str) -> PromptSetRecord {
     PromptSetRecord {
-        key: StatisticsKey::new(name, 1, "0123456789ab", 100.0, 8),
+        key: StatisticsKey::new(name, 1, "0123456789ab", 100.0, StatisticsSettings::with_top_k(8)),
         name: name.into(),
         version: 1,
         language: "en".into(),
         top_k: 8,
+        temperature: 1.0,
         texts: vec!["a photo".into(), "a picture".into()],
         since: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
     }

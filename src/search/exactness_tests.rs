@@ -165,7 +165,7 @@ async fn every_answer_equals_the_brute_force_answer() {
                         embedding: Arc::new(query),
                         statistics_key: set.statistics_key.clone(),
                         balance: BalanceParameters { normaliser, weight, lambda: 0.7, scale },
-                        logit_scale: LOGIT_SCALE,
+                        softmax_scale: LOGIT_SCALE,
                         row_mask: mask,
                         depth: rng.random_range(1..40),
                     }

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::balance::normalise::Normaliser;
+use crate::balance::proposal::CAUTIOUS_WEIGHT;
 use crate::{clip, validate};
 
 /// How queries are answered and how the table is followed.
@@ -51,7 +52,8 @@ pub struct SearchOptions {
     /// changes are made in the catalogue's state.
     pub normaliser: Normaliser,
     /// Weight of the normalised score in the balanced score of a newly created catalogue, from 0
-    /// (plain CLIP) to 1. A small weight is safe: evaluate on your own data before you raise it.
+    /// (plain CLIP) to 1. How well a prompt set fits the queries is not known at first, so that it is
+    /// small: measure before you raise it.
     pub weight: f32,
     /// λ of the normaliser `nnn`, from 0 to 10.
     pub lambda: f32,
@@ -79,8 +81,8 @@ impl Default for SearchOptions {
             threads: 0,
             max_queries_per_scan: 16,
             queue_capacity: 256,
-            normaliser: Normaliser::Softmax,
-            weight: 0.25,
+            normaliser: Normaliser::Nnn,
+            weight: CAUTIOUS_WEIGHT,
             lambda: 1.0,
             drift_interval_seconds: 60,
             slow_ms: 1_000,

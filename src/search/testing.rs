@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::snapshot::{ServingRole, ServingSnapshot};
 use crate::balance::normalise::Normaliser;
-use crate::balance::statistics::StatisticsKey;
+use crate::balance::statistics::{StatisticsKey, StatisticsSettings};
 use crate::catalogue::ServingConfig;
 use crate::clip::{ClipError, Encoders, ModelCard, Pixels, UnreadText};
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
@@ -114,7 +114,8 @@ pub fn sample_prompt_set(name: &str, dimension: usize) -> Arc<EmbeddedPromptSet>
     let embeddings =
         (0..6).map(|i| clip_like_embedding(name.len() as u64 * 1000 + i, dimension)).collect();
     let set = PromptSet::new(name, texts);
-    Arc::new(EmbeddedPromptSet::from_embeddings(set, embeddings, 100.0, 3))
+    let settings = StatisticsSettings::with_top_k(3);
+    Arc::new(EmbeddedPromptSet::from_embeddings(set, embeddings, 100.0, settings))
 }
 
 /// Returns a live configuration that serves the first of `sets`.

@@ -4,7 +4,7 @@
 
 DEMO is a folder that `bsap demo --once` left behind. Measures are compared with ir-measures
 (trec_eval) on random data, intervals and tests with SciPy, statistics and normalisers with plain
-f64 NumPy over the stored embeddings.
+f64 NumPy over the stored embeddings. arrays.py has the tests of `bsap evaluate arrays`.
 """
 
 import json
@@ -21,7 +21,8 @@ import ir_measures
 import numpy as np
 import polars as pl
 import scipy.stats
-from ir_measures import RR, P, R, Success, nDCG
+from arrays import RandomArrays, RealClip  # noqa: F401
+from ir_measures import AP, RR, P, R, Success, nDCG
 
 BSAP, DEMO = sys.argv[1], pathlib.Path(sys.argv[2])
 SET = "demo"
@@ -95,6 +96,7 @@ class Measures(unittest.TestCase):
             R @ 10: "recall@10",
             P @ 10: "precision@10",
             nDCG @ 10: "nDCG@10",
+            AP: "MAP",
             RR: "MRR",
         }
         for number, run in enumerate(self.runs):

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bsap::balance::normalise::Normaliser;
-use bsap::balance::statistics::{ScoreStatistics, StatisticsKey};
+use bsap::balance::statistics::{ScoreStatistics, StatisticsKey, StatisticsSettings};
 use bsap::catalogue::{PromptSetRecord, ServingConfig, StateStore};
 use bsap::publish::{self, EventTemplate};
 use bsap::reconcile::{CompareRules, ListingSource, compare_with_listing};
@@ -106,17 +106,18 @@ async fn exactly_one_creator_wins(store: &Store) {
 }
 
 fn statistics_key() -> StatisticsKey {
-    StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8)
+    StatisticsKey::new("demo", 1, "0123456789ab", 100.0, StatisticsSettings::with_top_k(8))
 }
 
 async fn concurrent_state_changes_are_all_kept(store: &Store) {
     let serving = ServingConfig::new(statistics_key(), Normaliser::Softmax, 0.25);
     let set = |name: &str| PromptSetRecord {
-        key: StatisticsKey::new(name, 1, "0123456789ab", 100.0, 8),
+        key: StatisticsKey::new(name, 1, "0123456789ab", 100.0, StatisticsSettings::with_top_k(8)),
         name: name.into(),
         version: 1,
         language: "en".into(),
         top_k: 8,
+        temperature: 1.0,
         texts: vec!["a photo".into()],
         since: Utc::now(),
     };

@@ -9,6 +9,7 @@ use crate::commands::shared::error::CommandResult;
 use crate::commands::shared::models::load_demo_model;
 use crate::commands::shared::printing::print_line;
 use crate::commands::shared::progress::progress_bar;
+use crate::demo::DEMO_STATISTICS;
 use crate::demo::catalogue::PhotoStyle;
 use crate::demo::judge::{DrawnImages, RankingSetting, SettingResult};
 use crate::demo::queries::{
@@ -46,7 +47,7 @@ pub struct DemoEvaluateArgs {
 pub fn run(args: &DemoEvaluateArgs) -> CommandResult {
     let clip = load_demo_model(args.checkpoint.as_deref())?;
     let sets = ["demo", "photographs"]
-        .map(|name| PromptSet::load_builtin_or_file(name)?.embed(&clip, 8))
+        .map(|name| PromptSet::load_builtin_or_file(name)?.embed(&clip, DEMO_STATISTICS))
         .into_iter()
         .collect::<Result<Vec<EmbeddedPromptSet>, _>>()?;
     let judged_queries = generate_queries(args.seed, args.queries);

@@ -26,7 +26,7 @@ use crate::commands::shared::worker::{build_ingest_worker, spawn_background_task
 use crate::config::Config;
 use crate::demo::broker::MockBroker;
 use crate::demo::shop::DemoShop;
-use crate::demo::{EXAMPLE_QUERIES, write_demo_checkpoint};
+use crate::demo::{DEMO_STATISTICS, EXAMPLE_QUERIES, write_demo_checkpoint};
 use crate::ingest::{IngestError, Progress};
 use crate::publish::Publisher;
 use crate::search::{Engine, Query};
@@ -91,6 +91,8 @@ fn demo_config(args: &DemoArgs) -> anyhow::Result<Config> {
     let mut config = Config { attributes: DemoShop::attribute_types(), ..Config::default() };
     config.model.checkpoint = dir.join(DEMO_MODEL_FOLDER).display().to_string();
     config.prompts.sets = vec!["demo".into(), "photographs".into()];
+    config.prompts.top_k = DEMO_STATISTICS.top_k;
+    config.prompts.temperature = DEMO_STATISTICS.temperature;
     // Chosen on the validation split of synthetic catalogues (docs/balancing.md); a catalogue of
     // photographs needs a choice of its own.
     config.search.normaliser = Normaliser::Nnn;

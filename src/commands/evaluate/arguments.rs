@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
 
+use super::arrays::EvaluateArraysArgs;
 use super::rankings::EvaluateRankingsArgs;
 use crate::demo::catalogue::PhotoStyle;
 use crate::evaluate::{ConfigurationSpec, Cutoffs};
@@ -21,6 +22,7 @@ Examples:
   bsap evaluate --query-log queries.jsonl            how much rankings differ, without judgements
   bsap evaluate --from-logs query-*.jsonl            what a candidate changed, from log lines
   bsap evaluate --synthetic clutter                  on drawn pictures whose content is known
+  bsap evaluate arrays --images i.npy --queries q.npy --prompts p.npy --relevant pairs.csv
   bsap evaluate rankings --qrels q.txt --run a.run --run b.run
 
 Queries are JSON lines, `{\"text\": \"a red mug\", \"relevant\": [\"id\", …], \"group\": \"mugs\"}`, or CSV with the \
@@ -49,7 +51,7 @@ pub struct EvaluateArgs {
     #[arg(long, value_name = "STYLE")]
     pub synthetic: Option<PhotoStyle>,
     /// A configuration to compare: raw, live or candidate, and keys that differ (set, normaliser,
-    /// weight, lambda, top_k, generation, min_score, name). Without any, live and the candidate
+    /// weight, lambda, top_k, temperature, generation, min_score, name). Without any, live and the candidate
     #[arg(long = "configuration", value_name = "SPEC", value_parser = |text: &str| ConfigurationSpec::try_from(text))]
     pub configurations: Vec<ConfigurationSpec>,
     /// The configuration that all others are compared with
@@ -116,6 +118,8 @@ pub struct SyntheticCatalogueArgs {
 /// Actions of `bsap evaluate` that need no catalogue.
 #[derive(Debug, Subcommand)]
 pub enum EvaluateAction {
+    /// Compare configurations on embeddings that you have: no model, no Kafka, no table
+    Arrays(EvaluateArraysArgs),
     /// Measure rankings of any program: TREC runs and judgements
     Rankings(EvaluateRankingsArgs),
 }

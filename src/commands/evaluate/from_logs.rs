@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufReader, stdin};
 
 use super::arguments::EvaluateArgs;
-use super::output::{print_report, write_file};
+use super::files::{print_report, write_file};
 use crate::commands::shared::error::{CommandError, CommandResult};
 use crate::commands::shared::printing::print_note;
 use crate::evaluate::QueryLogError;
@@ -25,7 +25,8 @@ pub fn evaluate_logs(args: &EvaluateArgs) -> CommandResult {
         }
     }
     let report = reader.into_report().map_err(CommandError::usage)?;
-    print_report(args, &render_terminal(&report), &serde_json::to_string_pretty(&report)?)?;
+    let json = serde_json::to_string_pretty(&report)?;
+    print_report(args.json.as_deref(), &render_terminal(&report), &json)?;
     if let Some(path) = &args.report {
         write_file(path, &render_html(&report), "--report")?;
         // Standard output may be the JSON report.

@@ -1,7 +1,9 @@
 //! `bsap evaluate`: compares ranking configurations on judged queries, and calibrates thresholds.
 
 mod arguments;
+mod arrays;
 mod calibration;
+mod files;
 mod from_logs;
 mod output;
 mod plan;
@@ -19,10 +21,12 @@ use super::shared::error::CommandResult;
 use super::shared::runtime::run_with_logging;
 use crate::config::Config;
 
-/// Evaluates rankings from files, logs of query workers, a synthetic catalogue, or the stored table.
+/// Evaluates arrays or rankings from files, logs of query workers, a synthetic catalogue, or the stored table.
 pub fn run(args: &EvaluateArgs, config_file: Option<&Path>) -> CommandResult {
-    if let Some(EvaluateAction::Rankings(args)) = &args.action {
-        return rankings::evaluate_rankings(args);
+    match &args.action {
+        Some(EvaluateAction::Arrays(args)) => return arrays::evaluate(args),
+        Some(EvaluateAction::Rankings(args)) => return rankings::evaluate_rankings(args),
+        None => {}
     }
     if !args.from_logs.is_empty() {
         return from_logs::evaluate_logs(args);

@@ -1,33 +1,13 @@
-//! Prints reports, and writes reports and rankings to files.
+//! Prints and writes the report of an evaluation.
 
-use std::path::Path;
-
-use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::EvaluateArgs;
+use super::files::{print_report, write_file, write_rankings};
 use super::thumbnails::ThumbnailSource;
 use crate::commands::shared::error::CommandResult;
-use crate::commands::shared::printing::{print_line, print_note};
-use crate::evaluate::{self, Corpus, Evaluation, EvaluationReport, RankingConfiguration, trec};
-
-/// Writes a file; `option` names it in errors.
-pub fn write_file(path: &Path, text: &str, option: &str) -> anyhow::Result<()> {
-    std::fs::write(path, text).with_context(|| format!("{option}: {}", path.display()))
-}
-
-/// Prints a report. With `--json FILE` also writes it as JSON; with `--json -` prints only JSON.
-pub fn print_report(args: &EvaluateArgs, terminal: &str, json: &str) -> anyhow::Result<()> {
-    match &args.json {
-        Some(path) if path.as_os_str() == "-" => print_line!("{json}"),
-        Some(path) => {
-            print_line!("{terminal}");
-            write_file(path, json, "--json")?;
-        }
-        None => print_line!("{terminal}"),
-    }
-    Ok(())
-}
+use crate::commands::shared::printing::print_note;
+use crate::evaluate::{self, Corpus, Evaluation, EvaluationReport, RankingConfiguration};
 
 /// Prints the report, and writes JSON, rankings and judgements if the arguments name files for them.
 pub fn write_outputs(
@@ -37,17 +17,12 @@ pub fn write_outputs(
     configurations: &[RankingConfiguration],
 ) -> CommandResult {
     let report = &evaluated.report;
-    print_report(args, &evaluate::render_terminal(report), &serde_json::to_string_pretty(report)?)?;
+    let terminal = evaluate::render_terminal(report);
+    print_report(args.json.as_deref(), &terminal, &serde_json::to_string_pretty(report)?)?;
     if let Some(folder) = &args.runs {
-        std::fs::create_dir_all(folder).with_context(|| format!("--runs: {}", folder.display()))?;
-        for (number, configuration) in configurations.iter().enumerate() {
-            let file = folder.join(format!("{}.run", to_file_name(&configuration.name)));
-            let run =
-                trec::format_run(&evaluated.rankings, evaluated.image_grades.len(), corpus, number);
-            write_file(&file, &run, "--runs")?;
-        }
-        let qrels = trec::format_qrels(&evaluated.image_grades, corpus);
-        write_file(&folder.join("qrels.txt"), &qrels, "--runs")?;
+        let names: Vec<&str> = configurations.iter().map(|c| c.name.as_str()).collect();
+        let Evaluation { rankings, image_grades, .. } = evaluated;
+        write_rankings(folder, &names, rankings, image_grades, &corpus.images)?;
     }
     Ok(())
 }
@@ -73,10 +48,4 @@ pub async fn write_html_report(
         );
     }
     Ok(())
-}
-
-/// Returns the name of a configuration as a file name.
-fn to_file_name(name: &str) -> String {
-    let replace_illegal = |c: char| if c.is_alphanumeric() || "-_.=".contains(c) { c } else { '_' };
-    name.chars().map(replace_illegal).take(100).collect()
 }

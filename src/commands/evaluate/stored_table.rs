@@ -78,7 +78,7 @@ pub async fn evaluate_on_table(
         Some(&state),
         state.serving.clone(),
         sets,
-        config.prompts.top_k,
+        config.prompts.statistics_settings(),
     );
     let plan = build_evaluation_plan(args, store.url().to_string(), source, judged_queries, notes);
     let configurations = resolve_configurations(args, &specs, &mut resolver)?;

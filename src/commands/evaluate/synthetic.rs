@@ -20,6 +20,7 @@ use crate::clip::Encoders;
 use crate::commands::shared::error::{CommandError, CommandResult};
 use crate::commands::shared::models::load_demo_model;
 use crate::commands::shared::printing::print_line;
+use crate::demo::DEMO_STATISTICS;
 use crate::demo::catalogue::{PhotoStyle, Scene};
 use crate::demo::judge::DrawnImages;
 use crate::demo::queries::generate_queries;
@@ -28,8 +29,6 @@ use crate::prompts::{EmbeddedPromptSet, PromptSet};
 
 /// Side of the pictures in pixels, as in the demo.
 const IMAGE_SIDE_PIXELS: u32 = 256;
-/// `prompts.top_k`, the default.
-const NNN_TOP_K: usize = 8;
 
 /// Draws a catalogue and evaluates on it.
 pub async fn evaluate_on_synthetic_catalogue(
@@ -57,7 +56,7 @@ pub async fn evaluate_on_synthetic_catalogue(
         None,
         catalogue.serving_config(),
         catalogue.prompt_sets().to_vec(),
-        NNN_TOP_K,
+        DEMO_STATISTICS,
     );
     let configurations = resolve_configurations(args, &specs, &mut resolver)?;
     let evaluated = tokio::task::block_in_place(|| {
@@ -107,7 +106,7 @@ fn draw_catalogue(args: &EvaluateArgs) -> anyhow::Result<SyntheticCatalogue> {
     )?;
     bar.finish_and_clear();
     let embed = |name: &str| {
-        PromptSet::load_builtin_or_file(name)?.embed(&*encoders, NNN_TOP_K).map(Arc::new)
+        PromptSet::load_builtin_or_file(name)?.embed(&*encoders, DEMO_STATISTICS).map(Arc::new)
     };
     let sets = ["demo", "photographs"].into_iter().map(embed).collect::<Result<Vec<_>, _>>()?;
     let (seed, per_difficulty) = (drawing.seed, drawing.per_difficulty);

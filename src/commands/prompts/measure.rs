@@ -1,16 +1,21 @@
 //! `bsap prompts measure`: the effect of prompt sets on the stored images.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use crate::balance::bank::{BankReport, QueriedImages};
+use crate::balance::fit::{BankFit, MIN_FIT_QUERIES};
 use crate::balance::normalise::{BalanceParameters, Normaliser, ScaleConstants};
+use crate::clip::Encoders;
 use crate::commands::shared::error::{CommandError, CommandResult};
 use crate::commands::shared::models::load_configured_model;
 use crate::commands::shared::printing::print_line;
+use crate::commands::shared::query_files::read_query_logs;
 use crate::commands::shared::query_worker::load_live_engine;
 use crate::config::Config;
 use crate::prompts::{
@@ -22,6 +27,8 @@ use crate::search::{Engine, ImageMetadata};
 /// Rows of a histogram, and characters of its longest bar.
 const HISTOGRAM_ROWS: usize = 16;
 const HISTOGRAM_COLUMNS: f64 = 48.0;
+/// Maximum number of queries that the fit is measured with: random ones of a longer log.
+const MAX_MEASURED_QUERIES: usize = 1_024;
 /// A prompt that is the strongest one for a larger share of the images dominates the set.
 const DOMINATING_SHARE: f64 = 0.2;
 
@@ -39,6 +46,10 @@ pub struct PromptsMeasureArgs {
     /// Its weight, 0 to 1; by default the one that is served
     #[arg(long)]
     pub weight: Option<f32>,
+    /// Queries that nobody has to judge, as for `bsap prompts suggest`: how well each set fits them, and
+    /// which weight is proposed for it
+    #[arg(long, value_name = "FILE")]
+    pub query_log: Vec<PathBuf>,
     /// Print one line of JSON per set
     #[arg(long)]
     pub json: bool,
@@ -70,9 +81,14 @@ pub async fn measure_sets(
     let (entries, embeddings): (Vec<ImageMetadata>, Vec<Embedding>) =
         snapshot.images_with_embeddings().unzip();
     let embeddings: Vec<&Embedding> = embeddings.iter().collect();
+    let queried_images = match &args.query_log[..] {
+        [] => None,
+        paths => Some(query_images(paths, engine.encoders(), &embeddings)?),
+    };
     for set in sets {
         let report = prompts::measure_prompt_set(&set, &embeddings, &balance, args.limit.into());
         let report = report.context("table.url: the catalogue has no images to measure on")?;
+        let bank = queried_images.as_ref().map(|q| q.measure_bank(&set.prompt_embeddings));
         let warning = set.prompt_set.script_warning(engine.encoders());
         let unread = set.prompt_set.find_unread(engine.encoders());
         if args.json {
@@ -86,14 +102,46 @@ pub async fn measure_sets(
                     "prompt_set": set.statistics_key, "normaliser": balance.normaliser,
                     "weight": balance.weight, "warning": warning, "unread": unread,
                     "report": report, "penalised_image_ids": ids, "histogram": histogram,
+                    "bank": bank,
                 })
             );
         } else {
             let text = render_report(&set, &report, &balance, &entries, warning.as_deref());
             print_line!("{}", text + &render_unread(&unread, args.limit.into()));
+            if let Some(bank) = bank {
+                print_line!("{}", render_bank(&bank));
+            }
         }
     }
     Ok(())
+}
+
+/// Computes what the queries of a file, each different text once, say about the images.
+fn query_images<'a>(
+    paths: &[PathBuf],
+    encoders: &dyn Encoders,
+    images: &[&'a Embedding],
+) -> Result<QueriedImages<'a>, CommandError> {
+    let texts = read_query_logs(paths)?.into_texts(1);
+    let distinct: Vec<&str> = texts.iter().map(String::as_str).take(MAX_MEASURED_QUERIES).collect();
+    let units = encoders.embed_texts_in_batches(&distinct)?;
+    let images = images.iter().map(|image| image.values()).collect();
+    Ok(QueriedImages::new(images, &units))
+}
+
+/// Renders how well a set fits the queries.
+fn render_bank(bank: &BankReport) -> String {
+    let fit = bank.fit.map_or_else(
+        || format!("not known: it needs {MIN_FIT_QUERIES} different queries"),
+        |BankFit { value, low, high, queries }| {
+            format!("{value:.2} ({low:.2} to {high:.2}) with {queries} queries")
+        },
+    );
+    let concentration = bank.concentration.map_or("not known".into(), |c| format!("{c:.2}"));
+    let (weight, reason) = (bank.proposed_weight, &bank.reason);
+    format!(
+        "Fit to the queries: {fit}\nConcentration on their first results: {concentration}\nProposed: nnn at weight {weight}, because {reason}\n"
+    )
 }
 
 /// Returns the sets that the arguments name: stored ones by key, name or name@version, others from their
@@ -112,7 +160,7 @@ fn selected_sets(
             return Ok(stored.clone());
         }
         let set = PromptSet::load_builtin_or_file(name).map_err(CommandError::usage)?;
-        Ok(Arc::new(set.embed(engine.encoders(), config.prompts.top_k)?))
+        Ok(Arc::new(set.embed(engine.encoders(), config.prompts.statistics_settings())?))
     };
     args.sets.iter().map(find).collect()
 }

@@ -123,11 +123,16 @@ pub async fn suggest_set(
         notes: String::new(),
         texts: pool.texts,
     };
-    let top_k = config.prompts.top_k;
+    let settings = config.prompts.statistics_settings();
     let suggestion = tokio::task::block_in_place(|| {
-        let pool = set.embed(&*encoders, top_k)?;
-        let mut resolver =
-            ConfigurationResolver::new(&corpus, Some(&state), state.serving.clone(), sets, top_k);
+        let pool = set.embed(&*encoders, settings)?;
+        let mut resolver = ConfigurationResolver::new(
+            &corpus,
+            Some(&state),
+            state.serving.clone(),
+            sets,
+            settings,
+        );
         let live =
             resolver.resolve(&ConfigurationSpec::from_base(BaseConfiguration::Live, "live"))?;
         let bar = progress_bar("ranked", judged_queries.len() as u64)?;

@@ -155,7 +155,7 @@ pub fn spawn_background_tasks(
             catalogue: store.clone(),
             generation,
             encoders: worker.encoders.clone(),
-            default_top_k: config.prompts.top_k,
+            default_settings: config.prompts.statistics_settings(),
             max_commit_attempts: config.table.max_commit_attempts,
             max_concurrent_files: backfill_parallelism(),
             propagation_delay: prompt_set_propagation_delay(config),

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 
-use super::configuration::RankingConfiguration;
-use super::corpus::Corpus;
+use super::configuration::ComparedConfiguration;
+use super::corpus::CorpusImage;
 use super::grades::ImageGrades;
 use super::rank::QueryRanking;
 use super::result::{
     ConfigurationResult, CorrectionCost, HubImage, Hubness, MeasureSummary, RankingChange,
-    RankingChanges, RankingStability, ShownResult,
+    RankingChanges, RankingStability, Separation, ShownResult,
 };
 use crate::balance::calibration::skewness;
 use crate::evaluate::calibrate::{
@@ -20,6 +20,7 @@ use crate::evaluate::judgements::{JudgedQuery, Judgements, NoMatchKind, NoMatchP
 use crate::evaluate::measures::interval::{
     ConfidenceInterval, RESAMPLING_SEED, bootstrap_mean, compare_measures, correct_by_holm,
 };
+use crate::evaluate::measures::separation::{FirstScores, compare_separation};
 use crate::evaluate::measures::{Cutoffs, FALSE_HIT_MEASURE, JudgedRanking};
 
 /// Changed queries in each list of [`RankingChanges`].
@@ -34,9 +35,9 @@ const MAX_QUERY_GROUPS: usize = 20;
 /// Rankings of the same queries under several configurations, ready to be compared.
 pub struct ConfigurationComparison<'a> {
     /// The images that were ranked.
-    pub corpus: &'a Corpus,
+    pub images: &'a [CorpusImage],
     /// The configurations that ranked them.
-    pub configurations: &'a [RankingConfiguration],
+    pub configurations: &'a [ComparedConfiguration],
     /// Index of the configuration with which all others are compared.
     pub baseline_index: usize,
     /// The queries that were ranked.
@@ -79,7 +80,7 @@ impl ConfigurationComparison<'_> {
         self.cutoffs.measure_ranking(&JudgedRanking {
             top_grades: &grades,
             ideal_grades: &ideal,
-            first_right_rank: ranking.first_right_rank,
+            right_ranks: &ranking.right_ranks,
         })
     }
 
@@ -114,10 +115,12 @@ impl ConfigurationComparison<'_> {
         let savings = self.correction_cost.zip(false_hit_gain).filter(|_| !is_baseline);
         ConfigurationResult {
             name: settings.name.clone(),
-            setting: settings.to_reported(self.corpus),
+            setting: settings.setting.clone(),
             groups: groups.collect(),
             false_hit_rate_above_min_score: self
                 .measure_false_hits_above_min_score(configuration, &judged_queries),
+            bank: settings.bank.clone(),
+            separation: self.measure_separation(configuration, &judged_queries),
             hubness: self.measure_hubness(configuration),
             stability: (!is_baseline).then(|| self.measure_stability(configuration)).flatten(),
             savings: savings.map(|(cost, gain)| cost.estimate_savings(gain)),
@@ -174,12 +177,12 @@ impl ConfigurationComparison<'_> {
         configuration: usize,
         queries: &[usize],
     ) -> Option<ConfidenceInterval> {
-        let min_score = self.configurations[configuration].min_score?;
+        let min_score = self.configurations[configuration].setting.min_score?;
         let ranking = |q: &usize| &self.rankings[*q][configuration];
         let false_hits: Vec<f64> = queries
             .iter()
             .filter(|q| ranking(q).best_hit_features.score >= min_score)
-            .map(|q| f64::from(u8::from(ranking(q).first_right_rank != Some(1))))
+            .map(|q| f64::from(u8::from(!ranking(q).is_first_right())))
             .collect();
         bootstrap_mean(&false_hits, RESAMPLING_SEED)
     }
@@ -190,7 +193,6 @@ impl ConfigurationComparison<'_> {
     }
 
     fn measure_hubness(&self, configuration: usize) -> Option<Hubness> {
-        let table = &self.corpus.tables[self.configurations[configuration].table_index];
         let mut top_counts: BTreeMap<u32, u32> = BTreeMap::new();
         let mut first_counts: BTreeMap<u32, u32> = BTreeMap::new();
         let queries = self.fully_ranked_queries().count();
@@ -206,11 +208,11 @@ impl ConfigurationComparison<'_> {
                 }
             }
         }
-        let images = table.image_positions().len().max(1);
+        let images = self.configurations[configuration].image_count.max(1);
         let mut hubs: Vec<(u32, u32)> = first_counts.into_iter().collect();
         hubs.sort_by_key(|hub| std::cmp::Reverse(hub.1));
         let hub_image = |(position, count): &(u32, u32)| HubImage {
-            image_id: self.corpus.images[*position as usize].image_id.to_string(),
+            image_id: self.images[*position as usize].image_id.to_string(),
             share: f64::from(*count) / queries as f64,
         };
         Some(Hubness {
@@ -258,16 +260,9 @@ impl ConfigurationComparison<'_> {
         let with_match = fully_ranked.map(|q| CalibrationSample {
             text: &self.queries[*q].text,
             best_hit: ranking(*q).best_hit_features,
-            ground_truth: GroundTruth::HasMatch {
-                best_hit_is_right: ranking(*q).first_right_rank == Some(1),
-            },
+            ground_truth: GroundTruth::HasMatch { best_hit_is_right: ranking(*q).is_first_right() },
         });
-        let absent = (0..self.queries.len())
-            .filter(|q| self.queries[*q].judgements == Judgements::NoMatch)
-            .map(|q| (&self.queries[q].text, q, NoMatchKind::Absent));
-        let probes = self.probes.iter().enumerate();
-        let probes = probes.map(|(i, probe)| (&probe.text, self.queries.len() + i, probe.kind));
-        let without_match = absent.chain(probes).map(|(text, row, kind)| CalibrationSample {
+        let without_match = self.texts_without_match().map(|(text, row, kind)| CalibrationSample {
             text,
             best_hit: ranking(row).best_hit_features,
             ground_truth: GroundTruth::NoMatch(kind),
@@ -276,6 +271,36 @@ impl ConfigurationComparison<'_> {
             &with_match.chain(without_match).collect::<Vec<_>>(),
             self.threshold_targets,
         )
+    }
+
+    /// Returns the texts that no image matches, with their rows in the rankings.
+    fn texts_without_match(&self) -> impl Iterator<Item = (&String, usize, NoMatchKind)> {
+        let absent = (0..self.queries.len())
+            .filter(|q| self.queries[*q].judgements == Judgements::NoMatch)
+            .map(|q| (&self.queries[q].text, q, NoMatchKind::Absent));
+        let probes = self.probes.iter().enumerate();
+        let probes = probes.map(|(i, probe)| (&probe.text, self.queries.len() + i, probe.kind));
+        absent.chain(probes)
+    }
+
+    fn measure_separation(&self, configuration: usize, judged: &[usize]) -> Vec<Separation> {
+        let score = |row: usize, c: usize| f64::from(self.rankings[row][c].best_hit_features.score);
+        // If only judged images are ranked, the first result is not the one that a user sees.
+        let answerable: Vec<usize> =
+            judged.iter().copied().filter(|q| !self.image_grades[*q].judged_only).collect();
+        let separate = |kind: NoMatchKind| {
+            let texts = self.texts_without_match().filter(|(_, _, other)| *other == kind);
+            let rows: Vec<usize> = texts.map(|(_, row, _)| row).collect();
+            let scores = |c: usize| FirstScores {
+                answerable: answerable.iter().map(|row| score(*row, c)).collect(),
+                unanswerable: rows.iter().map(|row| score(*row, c)).collect(),
+            };
+            let compared =
+                compare_separation(&scores(configuration), &scores(self.baseline_index))?;
+            let (auroc, gain) = (compared.auroc, compared.gain);
+            Some(Separation { kind, texts: rows.len(), auroc, gain })
+        };
+        NoMatchKind::ALL.into_iter().filter_map(separate).collect()
     }
 
     /// Returns the queries whose rankings differ most from the baseline's: judged ones by nDCG,
@@ -327,7 +352,7 @@ impl ConfigurationComparison<'_> {
         let shown_results = |c: usize| {
             let top = self.rankings[query][c].top_results.iter().take(MAX_SHOWN_RESULTS);
             top.map(|(position, score)| {
-                let image = &self.corpus.images[*position as usize];
+                let image = &self.images[*position as usize];
                 ShownResult {
                     image_id: image.image_id.to_string(),
                     title: image.attributes.get("title").cloned(),

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::corpus::{Corpus, CorpusTable};
+use super::corpus::Corpus;
 use super::spec::{BaseConfiguration, ConfigurationSpec};
+use crate::balance::bank::BankReport;
 use crate::balance::calibration::{Calibration, Vocabulary};
 use crate::balance::normalise::{AffineTransform, BalanceParameters, Normaliser, ScaleConstants};
-use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
+use crate::balance::statistics::{ScoreStatistics, StatisticsKey, StatisticsSettings};
 use crate::catalogue::{CatalogueState, PromptSetRecord, ServingConfig};
 use crate::clip::Encoders;
 use crate::prompts::{EmbeddedPromptSet, PromptError, PromptSet};
@@ -49,17 +50,32 @@ pub struct ReportedConfiguration {
     pub min_score: Option<f32>,
 }
 
+/// A configuration whose rankings are compared.
+#[derive(Debug, Clone)]
+pub struct ComparedConfiguration {
+    /// Name in reports.
+    pub name: String,
+    /// The settings that it ranks with.
+    pub setting: ReportedConfiguration,
+    /// Number of images that it ranks.
+    pub image_count: usize,
+    /// How its prompt set fits the queries; `None` for plain CLIP.
+    pub bank: Option<BankReport>,
+}
+
 impl RankingConfiguration {
-    /// Describes it for a report.
-    pub fn to_reported(&self, corpus: &Corpus) -> ReportedConfiguration {
-        let model_info = &corpus.tables[self.table_index].model_info;
-        ReportedConfiguration {
-            generation: model_info.generation.clone(),
-            model: model_info.fingerprint.clone(),
+    /// Describes it for a comparison of its rankings; `bank` is how its prompt set fits the queries.
+    pub fn to_compared(&self, corpus: &Corpus, bank: Option<BankReport>) -> ComparedConfiguration {
+        let table = &corpus.tables[self.table_index];
+        let setting = ReportedConfiguration {
+            generation: table.model_info.generation.clone(),
+            model: table.model_info.fingerprint.clone(),
             prompt_set: self.prompt_set.as_ref().map(|set| set.statistics_key.clone()),
             balance: self.balance,
             min_score: self.min_score,
-        }
+        };
+        let image_count = table.image_positions().len();
+        ComparedConfiguration { name: self.name.clone(), setting, image_count, bank }
     }
 }
 
@@ -94,8 +110,8 @@ pub struct ConfigurationResolver<'a> {
     pub default_serving: ServingConfig,
     /// Prompt sets whose statistics the live rows carry.
     pub stored_sets: Vec<Arc<EmbeddedPromptSet>>,
-    /// k of `nnn` for prompt sets that are not stored.
-    pub default_top_k: usize,
+    /// How the statistics of prompt sets that are not stored are computed.
+    pub default_settings: StatisticsSettings,
     /// Statistics of all rows, by table index and prompt set.
     statistics_cache: BTreeMap<(usize, StatisticsKey), Arc<Vec<ScoreStatistics>>>,
     /// Prompt sets embedded by the model of a table, by table index.
@@ -109,14 +125,14 @@ impl<'a> ConfigurationResolver<'a> {
         state: Option<&'a CatalogueState>,
         default_serving: ServingConfig,
         stored_sets: Vec<Arc<EmbeddedPromptSet>>,
-        top_k: usize,
+        default_settings: StatisticsSettings,
     ) -> Self {
         Self {
             corpus,
             state,
             default_serving,
             stored_sets,
-            default_top_k: top_k,
+            default_settings,
             statistics_cache: BTreeMap::new(),
             embedded_sets: BTreeMap::new(),
         }
@@ -226,20 +242,23 @@ impl<'a> ConfigurationResolver<'a> {
             .and_then(|standby| PromptSetRecord::find_by_selector(&standby.prompt_sets, name));
         if let Some(record) = record {
             let set = EmbeddedPromptSet::from_record(record, encoders).map_err(invalid)?.prompt_set;
-            let top_k = spec.top_k.unwrap_or(record.top_k);
-            return self.embed_cached(set, table, encoders, top_k).map_err(invalid);
+            let settings = spec.settings_over(record.statistics_settings());
+            return self.embed_cached(set, table, encoders, settings).map_err(invalid);
         }
         match stored {
-            Some(set) if table == 0 && spec.top_k.is_none() => Ok(set),
-            // Another model embeds the prompts differently, and another k changes the statistics.
+            Some(set) if table == 0 && spec.settings_over(set.settings()) == set.settings() => {
+                Ok(set)
+            }
+            // Another model embeds the prompts differently, and other settings change the statistics.
             Some(set) => {
-                let top_k = spec.top_k.unwrap_or_else(|| set.to_record().top_k);
-                self.embed_cached(set.prompt_set.clone(), table, encoders, top_k).map_err(invalid)
+                let settings = spec.settings_over(set.settings());
+                let set = set.prompt_set.clone();
+                self.embed_cached(set, table, encoders, settings).map_err(invalid)
             }
             None => {
                 let set = PromptSet::load_builtin_or_file(name).map_err(invalid)?;
-                self.embed_cached(set, table, encoders, spec.top_k.unwrap_or(self.default_top_k))
-                    .map_err(invalid)
+                let settings = spec.settings_over(self.default_settings);
+                self.embed_cached(set, table, encoders, settings).map_err(invalid)
             }
         }
     }
@@ -249,25 +268,25 @@ impl<'a> ConfigurationResolver<'a> {
         set: PromptSet,
         table: usize,
         encoders: &dyn Encoders,
-        top_k: usize,
+        settings: StatisticsSettings,
     ) -> Result<Arc<EmbeddedPromptSet>, PromptError> {
         let scale = encoders.card().logit_scale;
-        let key = StatisticsKey::new(&set.name, set.version, &set.fingerprint(), scale, top_k);
+        let key = StatisticsKey::new(&set.name, set.version, &set.fingerprint(), scale, settings);
         if let Some(known) = self.embedded_sets.get(&(table, key.clone())) {
             return Ok(known.clone());
         }
-        let embedded = Arc::new(set.embed(encoders, top_k)?);
+        let embedded = Arc::new(set.embed(encoders, settings)?);
         self.embedded_sets.insert((table, key), embedded.clone());
         Ok(embedded)
     }
 }
 
-/// Returns α and β of every row of a table under a configuration.
+/// Returns α and β of every row of a table under a configuration with this prompt set.
 pub(crate) fn compute_affines(
-    table: &CorpusTable,
     configuration: &RankingConfiguration,
+    set: &EmbeddedPromptSet,
     statistics: &[ScoreStatistics],
 ) -> Vec<AffineTransform> {
-    let scale = table.model_info.logit_scale;
+    let scale = set.softmax_scale();
     statistics.iter().map(|s| configuration.balance.affine_transform(s, scale)).collect()
 }

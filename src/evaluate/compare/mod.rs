@@ -13,10 +13,15 @@ mod spec;
 
 pub use comparison::ConfigurationComparison;
 pub use configuration::{
-    ConfigurationResolver, RankingConfiguration, RankingConfigurationError, ReportedConfiguration,
+    ComparedConfiguration, ConfigurationResolver, RankingConfiguration, RankingConfigurationError,
+    ReportedConfiguration,
 };
-pub use corpus::{Corpus, CorpusImage, CorpusTable, EvaluationError, LoadedGeneration, ModelInfo};
+pub use corpus::{
+    Corpus, CorpusImage, CorpusTable, EvaluationError, LoadedGeneration, MAX_IMAGES, ModelInfo,
+};
 pub use grades::{ImageGrades, resolve_judgements};
-pub use rank::{QueryRanking, Ranker, top_indices};
-pub use result::{ConfigurationResult, CorrectionCost, MeasureSummary, RankingChange, ShownResult};
+pub use rank::{QueryRanking, Ranker, ranks_of, top_indices};
+pub use result::{
+    ConfigurationResult, CorrectionCost, MeasureSummary, RankingChange, Separation, ShownResult,
+};
 pub use spec::{BaseConfiguration, ConfigurationSpec, MAX_CONFIGURATIONS};

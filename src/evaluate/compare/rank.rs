@@ -20,11 +20,18 @@ pub struct QueryRanking {
     /// Index into [`Corpus::images`] and score of the top results, best first; equal scores are
     /// ordered by image id.
     pub top_results: Vec<(u32, f32)>,
-    /// Rank of the first relevant image in the whole ranking, from 1; `None` if no relevant image
-    /// is ranked.
-    pub first_right_rank: Option<usize>,
+    /// Ranks of the relevant images in the whole ranking, from 1, ascending; those that are not ranked
+    /// are missing.
+    pub right_ranks: Vec<usize>,
     /// The features of the first result from which no-match signals are computed.
     pub best_hit_features: BestHitFeatures,
+}
+
+impl QueryRanking {
+    /// Returns whether the first result is relevant.
+    pub fn is_first_right(&self) -> bool {
+        self.right_ranks.first() == Some(&1)
+    }
 }
 
 /// Ranks texts under a fixed list of configurations.
@@ -47,25 +54,16 @@ impl<'a> Ranker<'a> {
         let mut affines_of = |configuration: &RankingConfiguration| {
             configuration.prompt_set.as_ref().map_or_else(Vec::new, |set| {
                 let statistics = resolver.cached_statistics(configuration.table_index, set);
-                let table = &corpus.tables[configuration.table_index];
-                compute_affines(table, configuration, &statistics)
+                compute_affines(configuration, set, &statistics)
             })
         };
         let affines = configurations.iter().map(&mut affines_of).collect();
         Self { corpus, configurations, affines, depth }
     }
 
-    /// Ranks `texts`; `image_grades` are the grades of each text's judged images. Returns one row
-    /// per text with one entry per configuration. `progress` is called with how many more texts are
-    /// done.
-    pub fn rank_texts(
-        &self,
-        texts: &[&str],
-        image_grades: &[ImageGrades],
-        token: &CancellationToken,
-        progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<Vec<Vec<QueryRanking>>, EvaluationError> {
-        // Text embeddings by table; a table that no configuration ranks has none.
+    /// Returns the embeddings of texts by the model of each table; none for a table that no
+    /// configuration ranks.
+    pub fn embed_texts(&self, texts: &[&str]) -> Result<Vec<Vec<Vec<f32>>>, EvaluationError> {
         let mut text_embeddings: Vec<Vec<Vec<f32>>> = Vec::new();
         for (index, table) in self.corpus.tables.iter().enumerate() {
             let is_ranked = self.configurations.iter().any(|c| c.table_index == index);
@@ -76,6 +74,20 @@ impl<'a> Ranker<'a> {
             };
             text_embeddings.push(units);
         }
+        Ok(text_embeddings)
+    }
+
+    /// Ranks `texts` with the embeddings of [`Self::embed_texts`]; `image_grades` are the grades of each
+    /// text's judged images. Returns one row per text with one entry per configuration. `progress`
+    /// is called with how many more texts are done.
+    pub fn rank_texts(
+        &self,
+        texts: &[&str],
+        text_embeddings: &[Vec<Vec<f32>>],
+        image_grades: &[ImageGrades],
+        token: &CancellationToken,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Vec<Vec<QueryRanking>>, EvaluationError> {
         let blocks: Vec<usize> = (0..texts.len()).step_by(QUERIES_PER_SCAN).collect();
         let ranked_blocks = blocks.into_par_iter().map(|start| {
             if token.is_cancelled() {
@@ -146,12 +158,14 @@ impl<'a> Ranker<'a> {
                 .iter()
                 .map(|i| (image_positions[judged_rows[*i]], judged_scores[*i]))
                 .collect();
-            let first_relevant =
-                ranking.iter().position(|(position, _)| image_grades.grade_of(*position) > 0.0);
+            let is_right = |(i, (position, _)): (usize, &(u32, f32))| {
+                (image_grades.grade_of(*position) > 0.0).then_some(i + 1)
+            };
+            let right_ranks = ranking.iter().enumerate().filter_map(is_right).collect();
             let score = ranking.first().map_or(f32::NEG_INFINITY, |hit| hit.1);
             return QueryRanking {
                 top_results: ranking.into_iter().take(self.depth).collect(),
-                first_right_rank: first_relevant.map(|i| i + 1),
+                right_ranks,
                 best_hit_features: BestHitFeatures {
                     score,
                     background,
@@ -163,21 +177,33 @@ impl<'a> Ranker<'a> {
             .into_iter()
             .map(|row| (image_positions[row], scores[row]))
             .collect();
-        let compare_rank = |a: usize, b: usize| scores[a].total_cmp(&scores[b]).then(b.cmp(&a));
         let relevant = image_grades.grades_by_position.iter().filter(|(_, grade)| *grade > 0.0);
-        let first_relevant = relevant
-            .filter_map(|(position, _)| row_of(position))
-            .max_by(|a, b| compare_rank(*a, *b));
-        let rank_of = |row: usize| {
-            1 + (0..scores.len()).filter(|other| compare_rank(*other, row).is_gt()).count()
-        };
+        let right_rows = relevant.filter_map(|(position, _)| row_of(position)).collect();
         let score = top.first().map_or(f32::NEG_INFINITY, |hit| hit.1);
         QueryRanking {
             top_results: top,
-            first_right_rank: first_relevant.map(rank_of),
+            right_ranks: ranks_of(scores, right_rows),
             best_hit_features: BestHitFeatures { score, background, known_word_share: known_words },
         }
     }
+}
+
+/// Returns the ranks of `rows` among all scores, from 1, ascending. Equal scores are ordered by row.
+pub fn ranks_of(scores: &[f32], mut rows: Vec<usize>) -> Vec<usize> {
+    let by_rank = |a: usize, b: usize| scores[b].total_cmp(&scores[a]).then(a.cmp(&b));
+    rows.sort_unstable_by(|a, b| by_rank(*a, *b));
+    // How many scores rank above the first of the rows, between it and the second, and so on.
+    let mut above = vec![0usize; rows.len() + 1];
+    for row in 0..scores.len() {
+        above[rows.partition_point(|right| by_rank(*right, row).is_le())] += 1;
+    }
+    let mut rank = 0;
+    // A row counts itself after its own rank: there it belongs to the rows above the next one.
+    let ranks = above.iter().take(rows.len()).map(|count| {
+        rank += count;
+        rank + 1
+    });
+    ranks.collect()
 }
 
 /// Returns the indices of the `depth` largest scores, largest first; equal scores by index.
@@ -209,6 +235,7 @@ mod tests {
 
     use super::*;
     use crate::balance::normalise::Normaliser;
+    use crate::balance::statistics::StatisticsSettings;
     use crate::catalogue::ServingConfig;
     use crate::clip::{ClipError, Encoders, ModelCard, Pixels};
     use crate::evaluate::compare::corpus::LoadedGeneration;
@@ -242,7 +269,7 @@ mod tests {
         });
         let texts = ["1 0", "0 1"].map(String::from).to_vec();
         let set = PromptSet::new("axes", texts);
-        let set = set.embed(&encoders, 1).unwrap();
+        let set = set.embed(&encoders, StatisticsSettings::with_top_k(1)).unwrap();
         let image = |values: &[f32]| StoredImage {
             uri: None,
             content_hash: String::new(),
@@ -276,10 +303,11 @@ mod tests {
 
     #[test]
     fn a_ranking_covers_all_images_or_if_asked_only_judged_ones() {
+        let settings = StatisticsSettings::with_top_k(1);
         let (corpus, set) = corpus_and_set();
         let serving = ServingConfig::new(set.statistics_key.clone(), Normaliser::Nnn, 1.0);
         let mut resolver =
-            ConfigurationResolver::new(&corpus, None, serving, vec![Arc::new(set)], 1);
+            ConfigurationResolver::new(&corpus, None, serving, vec![Arc::new(set)], settings);
         let specs = [ConfigurationSpec::plain_clip(), ConfigurationSpec::try_from("live").unwrap()];
         let configurations: Vec<RankingConfiguration> =
             specs.iter().map(|spec| resolver.resolve(spec).unwrap()).collect();
@@ -289,11 +317,13 @@ mod tests {
         let ranker = Ranker::new(&mut resolver, &configurations, 3);
         let token = CancellationToken::new();
         let texts = ["1 0", "1 0"];
-        let ranked = ranker.rank_texts(&texts, &[of_all, of_judged], &token, &|_| {}).unwrap();
+        let units = ranker.embed_texts(&texts).unwrap();
+        let ranked =
+            ranker.rank_texts(&texts, &units, &[of_all, of_judged], &token, &|_| {}).unwrap();
 
         let raw = &ranked[0][0];
         assert_eq!(raw.top_results, [(0, 1.0), (1, 0.5), (2, 0.5)]);
-        assert_eq!(raw.first_right_rank, Some(4), "its rank is below the depth");
+        assert_eq!(raw.right_ranks, [4], "its rank is below the depth");
         let background = raw.best_hit_features.background;
         assert!(
             (background.mean - 0.5).abs() < 1e-6 && (background.std - 0.125f32.sqrt()).abs() < 1e-6
@@ -303,11 +333,11 @@ mod tests {
         assert_eq!(balanced.top_results, [(0, 0.0), (1, 0.0), (2, 0.0)]);
         let condensed = &ranked[1][0];
         assert_eq!(condensed.top_results, [(2, 0.5), (3, 0.0)]);
-        assert_eq!(condensed.first_right_rank, Some(2));
+        assert_eq!(condensed.right_ranks, [2]);
 
         token.cancel();
         let ungraded = [ImageGrades::default(), ImageGrades::default()];
-        let interrupted = ranker.rank_texts(&texts, &ungraded, &token, &|_| {});
+        let interrupted = ranker.rank_texts(&texts, &units, &ungraded, &token, &|_| {});
         assert!(matches!(interrupted, Err(EvaluationError::Cancelled)));
     }
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::configuration::ReportedConfiguration;
+use crate::balance::bank::BankReport;
 use crate::evaluate::calibrate::ThresholdReport;
+use crate::evaluate::judgements::NoMatchKind;
 use crate::evaluate::measures::interval::{ConfidenceInterval, MeasureComparison};
 
 /// The cost of correcting wrong results by hand, by the owner's own figures.
@@ -47,6 +49,20 @@ pub struct MeasureSummary {
     pub queries: usize,
     /// One comparison per measure, in the order of the report's `measures`.
     pub measures: Vec<MeasureComparison>,
+}
+
+/// How well the score of the first result separates answerable queries from one kind of texts that no
+/// image answers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Separation {
+    /// The kind of texts that no image answers.
+    pub kind: NoMatchKind,
+    /// Number of them.
+    pub texts: usize,
+    /// Area under the ROC curve: 0.5 separates nothing, 1 everything. The interval is DeLong's.
+    pub auroc: ConfidenceInterval,
+    /// Difference from the baseline, paired by query; below 0 the configuration separates worse.
+    pub gain: ConfidenceInterval,
 }
 
 /// How evenly the images share the first ranks.
@@ -144,6 +160,10 @@ pub struct ConfigurationResult {
     pub groups: BTreeMap<String, MeasureSummary>,
     /// Share of wrong ones among the first results that reach the configuration's `min_score`.
     pub false_hit_rate_above_min_score: Option<ConfidenceInterval>,
+    /// How its prompt set fits the queries, and which weight is proposed for it; `None` for plain CLIP.
+    pub bank: Option<BankReport>,
+    /// How well it separates answerable queries from each kind of texts that no image answers.
+    pub separation: Vec<Separation>,
     /// How evenly the images share the first ranks; `None` if only judged images are ranked.
     pub hubness: Option<Hubness>,
     /// How much the rankings differ from the baseline's; `None` for the baseline itself, and if

@@ -1,6 +1,7 @@
 //! A configuration as it is typed on the command line.
 
 use crate::balance::normalise::Normaliser;
+use crate::balance::statistics::StatisticsSettings;
 use crate::catalogue::{CatalogueState, RolloutCandidate};
 
 /// Maximum number of configurations in one comparison.
@@ -25,6 +26,8 @@ pub struct ConfigurationSpec {
     pub lambda: Option<f32>,
     /// k of `nnn`, 1 to 4096.
     pub top_k: Option<usize>,
+    /// Temperature of `softmax`, 0.01 to 10.
+    pub temperature: Option<f32>,
     /// Whether the standby generation is ranked instead of the base's.
     pub standby: bool,
     /// Results with a lower score are not shown.
@@ -86,9 +89,15 @@ impl ConfigurationSpec {
             "weight" => self.weight = Some(number(0.0, 1.0)?),
             "lambda" => self.lambda = Some(number(0.0, 10.0)?),
             "top_k" => {
-                let k = value.parse().ok().filter(|k| (1..=4096).contains(k));
+                let max = StatisticsSettings::MAX_TOP_K;
+                let k = value.parse().ok().filter(|k| (1..=max).contains(k));
                 self.top_k =
-                    Some(k.ok_or_else(|| format!("top_k: {value:?} is not from 1 to 4096"))?);
+                    Some(k.ok_or_else(|| format!("top_k: {value:?} is not from 1 to {max}"))?);
+            }
+            "temperature" => {
+                let (min, max) =
+                    (StatisticsSettings::MIN_TEMPERATURE, StatisticsSettings::MAX_TEMPERATURE);
+                self.temperature = Some(number(min, max)?);
             }
             "generation" => {
                 self.standby = match value {
@@ -100,7 +109,7 @@ impl ConfigurationSpec {
             "min_score" => self.min_score = Some(number(-100.0, 100.0)?),
             _ => {
                 return Err(format!(
-                    "{key:?} is not one of name, set, normaliser, weight, lambda, top_k, generation, min_score"
+                    "{key:?} is not one of name, set, normaliser, weight, lambda, top_k, temperature, generation, min_score"
                 ));
             }
         }
@@ -123,13 +132,23 @@ impl ConfigurationSpec {
             weight,
             lambda,
             top_k,
+            temperature,
             standby,
             min_score,
             typed_text: _,
         } = self;
         matches!(base, Some(BaseConfiguration::Live | BaseConfiguration::Candidate))
             && (prompt_set, normaliser, weight) == (&None, &None, &None)
-            && (lambda, top_k, min_score, *standby) == (&None, &None, &None, false)
+            && (lambda, top_k, temperature) == (&None, &None, &None)
+            && (min_score, *standby) == (&None, false)
+    }
+
+    /// Returns `settings` with what this configuration changes.
+    pub fn settings_over(&self, settings: StatisticsSettings) -> StatisticsSettings {
+        StatisticsSettings {
+            top_k: self.top_k.unwrap_or(settings.top_k),
+            temperature: self.temperature.unwrap_or(settings.temperature),
+        }
     }
 
     /// Returns the name in reports.
@@ -175,6 +194,7 @@ mod tests {
             ("colour=red", "one of name"),
             ("generation=old", "live or standby"),
             ("top_k=0", "top_k"),
+            ("temperature=0", "0.01 to 10"),
         ] {
             let error = ConfigurationSpec::try_from(wrong).unwrap_err();
             assert!(error.contains(named), "{wrong}: {error}");

@@ -8,6 +8,6 @@ mod probes;
 mod query_files;
 
 pub use feedback::queries_from_feedback;
-pub use judged_query::{JudgedQuery, Judgements, fingerprint_queries};
+pub use judged_query::{JudgedQuery, Judgements, MAX_QUERIES, fingerprint_queries};
 pub use probes::{NoMatchKind, NoMatchProbe, builtin_no_match_probes};
 pub use query_files::{QueryFileError, queries_from_csv, queries_from_json_lines};

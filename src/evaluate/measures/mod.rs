@@ -2,6 +2,7 @@
 //! how certain their means are.
 
 pub(crate) mod interval;
+pub(crate) mod separation;
 
 use interval::MeasureDirection;
 
@@ -47,8 +48,9 @@ pub struct JudgedRanking<'a> {
     pub top_grades: &'a [f64],
     /// Grades of all relevant images, largest first.
     pub ideal_grades: &'a [f64],
-    /// Rank of the first relevant image in the whole ranking, from 1; `None` if none is ranked.
-    pub first_right_rank: Option<usize>,
+    /// Ranks of the relevant images in the whole ranking, from 1, ascending; those that are not ranked are
+    /// missing.
+    pub right_ranks: &'a [usize],
 }
 
 impl Cutoffs {
@@ -64,7 +66,7 @@ impl Cutoffs {
         names.extend(
             ["recall", "capped recall", "precision", "nDCG"].map(|name| format!("{name}@{k}")),
         );
-        names.extend(["MRR".to_owned(), FALSE_HIT_MEASURE.to_owned()]);
+        names.extend([MAP_MEASURE, "MRR", FALSE_HIT_MEASURE].map(str::to_owned));
         names
     }
 
@@ -81,13 +83,14 @@ impl Cutoffs {
     /// - precision@k: relevant images among the first k, divided by k;
     /// - nDCG@k: Σ grade/log₂(rank+1) over the first k, divided by the largest possible sum
     ///   (Järvelin and Kekäläinen, 2002; linear gain, as in trec_eval);
+    /// - MAP: average precision over the whole ranking, the mean over all relevant images of how many of
+    ///   the images down to and including it are relevant, divided by its rank;
     /// - MRR: 1/rank of the first relevant image in the whole ranking;
     /// - false hit: 1 if the first result is wrong, which is the mistake that a user sees first.
     ///
     /// Returns `None` if there is no relevant image, because these measures are then undefined.
     pub fn measure_ranking(&self, ranking: &JudgedRanking) -> Option<Vec<f64>> {
-        let JudgedRanking { top_grades: grades, ideal_grades: ideal, first_right_rank: first } =
-            ranking;
+        let JudgedRanking { top_grades: grades, ideal_grades: ideal, right_ranks } = ranking;
         let total = ideal.iter().filter(|grade| **grade > 0.0).count();
         if total == 0 {
             return None;
@@ -104,15 +107,24 @@ impl Cutoffs {
             relevant / total.min(k) as f64,
             relevant / k as f64,
             discounted_cumulative_gain(grades, k) / discounted_cumulative_gain(ideal, k),
-            first.map_or(0.0, |rank| 1.0 / rank as f64),
+            average_precision(right_ranks, total),
+            right_ranks.first().map_or(0.0, |rank| 1.0 / *rank as f64),
             as_number(relevant_in_first(1) == 0),
         ]);
         Some(values)
     }
 }
 
+/// Name of the mean average precision.
+pub const MAP_MEASURE: &str = "MAP";
 /// Name of the measure that counts wrong first results.
 pub const FALSE_HIT_MEASURE: &str = "false hit";
+
+/// Returns the average precision of a ranking that has relevant images at these ranks, of `total`.
+fn average_precision(right_ranks: &[usize], total: usize) -> f64 {
+    let precision = |(i, rank): (usize, &usize)| (i + 1) as f64 / *rank as f64;
+    right_ranks.iter().enumerate().map(precision).sum::<f64>() / total as f64
+}
 
 /// Returns the discounted cumulative gain of the first `k` grades.
 fn discounted_cumulative_gain(grades: &[f64], k: usize) -> f64 {
@@ -135,7 +147,7 @@ mod tests {
         let ranking = JudgedRanking {
             top_grades: &grades,
             ideal_grades: &[2.0, 1.0, 1.0],
-            first_right_rank: Some(2),
+            right_ranks: &[2, 4, 40],
         };
         let values = Cutoffs::default().measure_ranking(&ranking).unwrap();
         assert_eq!(values.len(), Cutoffs::default().measure_names().len());
@@ -147,6 +159,7 @@ mod tests {
             ("recall@10", 2.0 / 3.0),
             ("precision@10", 0.2),
             ("nDCG@10", (1.0 / 3f64.log2() + 2.0 / 5f64.log2()) / best),
+            ("MAP", (1.0 / 2.0 + 2.0 / 4.0 + 3.0 / 40.0) / 3.0),
             ("MRR", 0.5),
             ("false hit", 1.0),
         ] {
@@ -158,12 +171,12 @@ mod tests {
     fn capped_recall_is_1_if_all_results_are_relevant_and_there_are_more() {
         let (grades, ideal) = ([1.0; 10], [1.0; 500]);
         let ranking =
-            JudgedRanking { top_grades: &grades, ideal_grades: &ideal, first_right_rank: Some(1) };
+            JudgedRanking { top_grades: &grades, ideal_grades: &ideal, right_ranks: &[1] };
         let values = Cutoffs::default().measure_ranking(&ranking).unwrap();
         assert_eq!(measure_value(&values, "capped recall@10"), 1.0);
         assert_eq!(measure_value(&values, "recall@10"), 0.02);
         let without_relevant =
-            JudgedRanking { top_grades: &[0.0], ideal_grades: &[], first_right_rank: None };
+            JudgedRanking { top_grades: &[0.0], ideal_grades: &[], right_ranks: &[] };
         assert!(Cutoffs::default().measure_ranking(&without_relevant).is_none());
     }
 

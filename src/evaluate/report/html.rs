@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use super::chart::{IntervalBar, draw_interval_chart, escape_html, truncate_text};
 use super::html_tables::{
-    write_appendix, write_groups, write_measures, write_rankings, write_thresholds,
+    write_appendix, write_banks, write_groups, write_measures, write_rankings, write_separation,
+    write_thresholds,
 };
 use super::{EvaluationReport, MeasuredDifference, classify_difference, format_percent};
 use crate::evaluate::compare::{ConfigurationResult, RankingChange, ShownResult};
@@ -53,6 +54,8 @@ pub fn render_html(report: &EvaluationReport, thumbnails: &ThumbnailUris) -> Str
     write_measures(&mut page, report);
     write_groups(&mut page, report);
     write_rankings(&mut page, report);
+    write_banks(&mut page, report);
+    write_separation(&mut page, report);
     write_thresholds(&mut page, report);
     write_changes(&mut page, report, thumbnails);
     write_appendix(&mut page, report);

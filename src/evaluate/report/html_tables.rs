@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::chart::escape_html;
 use super::{EvaluationReport, MeasuredDifference, classify_difference, format_percent};
+use crate::evaluate::compare::Separation;
 use crate::evaluate::measures::FALSE_HIT_MEASURE;
 use crate::evaluate::measures::interval::{ConfidenceInterval, MeasureComparison};
 
@@ -150,6 +151,79 @@ pub(super) fn write_rankings(page: &mut String, report: &EvaluationReport) {
         .collect();
     write_table(page, &header.map(String::from), &rows);
     page.push_str("</section>");
+}
+
+/// Writes how well the prompts of each configuration fit the queries.
+pub(super) fn write_banks(page: &mut String, report: &EvaluationReport) {
+    let rows: Vec<Vec<String>> = report
+        .configurations
+        .iter()
+        .filter_map(|result| {
+            let bank = result.bank.as_ref()?;
+            let fit = bank.fit.map_or("–".into(), |fit| {
+                format!(
+                    "<b>{:.2}</b><br><span class=\"muted\">{:.2} to {:.2}, {} queries</span>",
+                    fit.value, fit.low, fit.high, fit.queries
+                )
+            });
+            Some(vec![
+                escape_html(&result.name),
+                bank.texts.to_string(),
+                fit,
+                bank.concentration.map_or("–".into(), |value| format!("{value:.2}")),
+                bank.proposed_weight.to_string(),
+                escape_html(&bank.reason),
+            ])
+        })
+        .collect();
+    if rows.is_empty() {
+        return;
+    }
+    page.push_str("<section><h2>Do the prompts fit the queries?</h2><p class=\"muted\">Without judgements. Fit: correlation, over the images, between the corrections by the prompts and by the queries. Concentration: how far the corrections of first results lie above the mean, in standard deviations.</p>");
+    let header = ["", "prompts", "fit", "concentration", "proposed weight", "because"];
+    write_table(page, &header.map(String::from), &rows);
+    page.push_str("</section>");
+}
+
+/// Writes how well first results separate answerable queries from texts that nothing answers.
+pub(super) fn write_separation(page: &mut String, report: &EvaluationReport) {
+    let Some(first) = report.configurations.first().filter(|r| !r.separation.is_empty()) else {
+        return;
+    };
+    page.push_str("<section><h2>Are wrong results recognised?</h2><p class=\"muted\">How well the score of the first result separates queries with an answer from texts that nothing answers: area under the ROC curve, 0.5 separates nothing, 1 everything. Intervals are DeLong's; a configuration can rank better and separate worse.</p>");
+    let mut header = vec![String::new(), "false first results".to_owned()];
+    header.extend(first.separation.iter().map(|s| format!("{} ({})", s.kind.name(), s.texts)));
+    let rows: Vec<Vec<String>> = report
+        .configurations
+        .iter()
+        .map(|result| {
+            let false_hits = report.measure_comparison(result, FALSE_HIT_MEASURE);
+            let mut row = vec![escape_html(&result.name)];
+            row.push(false_hits.map_or("–".into(), |c| format_percent(c.value.mean)));
+            let is_baseline = result.name == report.baseline;
+            row.extend(result.separation.iter().map(|s| format_separation(s, is_baseline)));
+            row
+        })
+        .collect();
+    write_table(page, &header, &rows);
+    page.push_str("</section>");
+}
+
+fn format_separation(separation: &Separation, is_baseline: bool) -> String {
+    let (auroc, gain) = (separation.auroc, separation.gain);
+    let value = format!("<b>{:.3}</b>", auroc.mean);
+    if is_baseline {
+        let (low, high) = (auroc.low, auroc.high);
+        return format!("{value}<br><span class=\"muted\">{low:.3} to {high:.3}</span>");
+    }
+    let class = match (gain.excludes_zero(), gain.mean > 0.0) {
+        (true, true) => "better",
+        (true, false) => "worse",
+        (false, _) => "muted",
+    };
+    let signed = |v: f64| format!("{v:+.3}").replace('-', "−");
+    let [mean, low, high] = [gain.mean, gain.low, gain.high].map(signed);
+    format!("{value}<br><span class=\"{class}\">{mean}<br>{low} to {high}</span>")
 }
 
 pub(super) fn write_thresholds(page: &mut String, report: &EvaluationReport) {

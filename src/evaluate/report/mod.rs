@@ -220,6 +220,7 @@ fn describe_verdict(report: &EvaluationReport) -> String {
             largest_undetectable * 100.0
         );
     }
+    text.push_str(&describe_separation(report));
     if report.configurations.len() > 2 {
         text.push_str("Chances are corrected for the number of configurations compared. ");
     }
@@ -277,6 +278,26 @@ fn describe_differences(name: &str, differences: &[Difference]) -> Option<String
     }
     text.push_str(". ");
     Some(text)
+}
+
+/// Describes the configurations that separate answerable queries from those that nothing answers
+/// measurably better or worse than the baseline.
+fn describe_separation(report: &EvaluationReport) -> String {
+    let mut text = String::new();
+    for result in report.non_baseline_results() {
+        for separation in result.separation.iter().filter(|s| s.gain.excludes_zero()) {
+            let (mean, gain) = (separation.auroc.mean, separation.gain.mean);
+            let word = if gain > 0.0 { "better" } else { "worse" };
+            let _ = write!(
+                text,
+                "{} separates queries with an answer {word} from {} texts (AUROC {mean:.3} instead of {:.3}). ",
+                result.name,
+                separation.kind.name(),
+                mean - gain
+            );
+        }
+    }
+    text
 }
 
 fn describe_savings(minutes: ConfidenceInterval) -> String {

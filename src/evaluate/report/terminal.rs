@@ -5,6 +5,7 @@ use comfy_table::{ContentArrangement, Table};
 
 use super::{EvaluationReport, MeasuredDifference, classify_difference, format_percent};
 use crate::evaluate::compare::ConfigurationResult;
+use crate::evaluate::measures::FALSE_HIT_MEASURE;
 use crate::evaluate::measures::interval::{ConfidenceInterval, MeasureComparison};
 use crate::evaluate::trec::MeasuredTrecRun;
 
@@ -73,6 +74,8 @@ pub fn render_terminal(report: &EvaluationReport) -> String {
     if report.configurations.iter().any(|result| result.hubness.is_some()) {
         parts.push(format!("Rankings\n{}", ranking_table(report)));
     }
+    parts.extend(bank_table(report));
+    parts.extend(separation_table(report));
     parts.extend(threshold_table(report));
     parts.extend(report.non_baseline_results().filter_map(format_changes));
     parts.push(wrap_words(&report.verdict));
@@ -198,6 +201,62 @@ fn ranking_table(report: &EvaluationReport) -> Table {
         ]);
     }
     table
+}
+
+/// Returns a table of how well the prompts of each configuration fit the queries.
+fn bank_table(report: &EvaluationReport) -> Option<String> {
+    let header = ["configuration", "prompts", "fit", "concentration", "proposed weight", "because"];
+    let mut table = new_table(header.map(String::from).into());
+    for result in &report.configurations {
+        let Some(bank) = &result.bank else { continue };
+        let fit = bank.fit.map_or("–".into(), |fit| {
+            format!("{:.2} ({:.2}–{:.2})", fit.value, fit.low, fit.high)
+        });
+        table.add_row([
+            result.name.clone(),
+            bank.texts.to_string(),
+            fit,
+            bank.concentration.map_or("–".into(), |value| format!("{value:.2}")),
+            bank.proposed_weight.to_string(),
+            bank.reason.clone(),
+        ]);
+    }
+    (table.row_count() > 0).then(|| {
+        format!("Prompts and queries, without judgements (95 % interval over queries)\n{table}")
+    })
+}
+
+/// Returns a table of how well first results separate answerable queries from texts that nothing answers.
+fn separation_table(report: &EvaluationReport) -> Option<String> {
+    let kinds = &report.configurations.first()?.separation;
+    if kinds.is_empty() {
+        return None;
+    }
+    let mut header = vec!["configuration".to_owned(), "false first hits".to_owned()];
+    header.extend(kinds.iter().map(|s| format!("AUROC against {} ({})", s.kind.name(), s.texts)));
+    let mut table = new_table(header);
+    for result in &report.configurations {
+        let false_hits = report.measure_comparison(result, FALSE_HIT_MEASURE);
+        let mut row = vec![result.name.clone()];
+        row.push(false_hits.map_or("–".into(), |c| format_percent(c.value.mean)));
+        row.extend(result.separation.iter().map(|separation| {
+            let (auroc, gain) = (separation.auroc, separation.gain);
+            let interval = format!("{:.3} ({:.3}–{:.3})", auroc.mean, auroc.low, auroc.high);
+            if result.name == report.baseline {
+                return interval;
+            }
+            let mark = match (gain.excludes_zero(), gain.mean > 0.0) {
+                (true, true) => " ▲",
+                (true, false) => " ▼",
+                (false, _) => "",
+            };
+            format!("{interval}\n{}{mark}", format_signed(gain.mean))
+        }));
+        table.add_row(row);
+    }
+    Some(format!(
+        "Queries with an answer against texts that nothing answers, by the score of the first result\n{table}"
+    ))
 }
 
 fn threshold_table(report: &EvaluationReport) -> Option<String> {

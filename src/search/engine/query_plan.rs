@@ -99,7 +99,7 @@ impl Engine {
             embedding,
             statistics_key: prompt_set.statistics_key.clone(),
             balance,
-            logit_scale: card.logit_scale,
+            softmax_scale: prompt_set.softmax_scale(),
             row_mask,
             depth,
         };
@@ -264,7 +264,7 @@ mod tests {
             new,
             old.prompt_embeddings.clone(),
             100.0,
-            3,
+            old.settings(),
         ));
         let snapshot =
             Snapshot::empty(Arc::new(sample_serving_snapshot(vec![old.clone(), new.clone()])));

@@ -19,8 +19,8 @@ pub struct ScanRequest {
     pub statistics_key: StatisticsKey,
     /// Normaliser, weight and constants that turn statistics into α and β.
     pub balance: BalanceParameters,
-    /// Logit scale L at which the statistics were computed.
-    pub logit_scale: f32,
+    /// Scale at which the log-sum-exps of the statistics were computed.
+    pub softmax_scale: f32,
     /// Rows that may be hits: one bit per row, one word per group, over all chunks. `None` allows all
     /// live rows.
     pub row_mask: Option<Arc<[u64]>>,
@@ -34,7 +34,7 @@ impl ScanRequest {
         if statistics.n == 0 {
             return AffineTransform { alpha: 1.0, beta: 0.0 };
         }
-        self.balance.affine_transform(statistics, self.logit_scale)
+        self.balance.affine_transform(statistics, self.softmax_scale)
     }
 
     /// Writes α and β of the rows of a group. If the chunk has no statistics, `out` keeps its initial
@@ -49,7 +49,7 @@ impl ScanRequest {
         Arch::new().dispatch(AffineTransformKernel {
             balance: self.balance,
             statistics,
-            logit_scale: self.logit_scale,
+            softmax_scale: self.softmax_scale,
             alpha_beta: [alpha, beta],
         });
     }

@@ -54,7 +54,8 @@ async fn appending_ends_with_its_token_and_can_be_repeated() {
 
 #[tokio::test]
 async fn staging_and_committing_statistics_end_with_their_tokens() {
-    let key = StatisticsKey::new("late", 1, "feedfeedfeed", 100.0, 8);
+    let key =
+        StatisticsKey::new("late", 1, "feedfeedfeed", 100.0, StatisticsSettings::with_top_k(8));
     let measure = |values: &[f32]| ScoreStatistics::from_scores(&[values[3], -1.0], 100.0, 1);
     let never = CancellationToken::new();
 

@@ -18,7 +18,7 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::balance::normalise::Normaliser;
-use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
+use crate::balance::statistics::{ScoreStatistics, StatisticsKey, StatisticsSettings};
 use crate::catalogue::*;
 use crate::record::{
     Attributes, Embedding, ImageId, ImageRow, SequenceKey, StoredImage, TopicPartition,
@@ -54,8 +54,17 @@ fn row(id: &str, sequence: u64, deleted: bool) -> ImageRow {
             height: 480,
             attributes: Attributes::from([("colour".into(), "red".into())]),
             embedding,
-            statistics: [(StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8), statistics)]
-                .into(),
+            statistics: [(
+                StatisticsKey::new(
+                    "demo",
+                    1,
+                    "0123456789ab",
+                    100.0,
+                    StatisticsSettings::with_top_k(8),
+                ),
+                statistics,
+            )]
+            .into(),
         }),
     }
 }
@@ -365,7 +374,7 @@ async fn a_damaged_file_is_named_and_not_read() {
 
 fn serving() -> ServingConfig {
     ServingConfig::new(
-        StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8),
+        StatisticsKey::new("demo", 1, "0123456789ab", 100.0, StatisticsSettings::with_top_k(8)),
         Normaliser::Softmax,
         0.25,
     )
@@ -373,11 +382,12 @@ fn serving() -> ServingConfig {
 
 fn prompt_set(name: &str) -> PromptSetRecord {
     PromptSetRecord {
-        key: StatisticsKey::new(name, 1, "0123456789ab", 100.0, 8),
+        key: StatisticsKey::new(name, 1, "0123456789ab", 100.0, StatisticsSettings::with_top_k(8)),
         name: name.into(),
         version: 1,
         language: "en".into(),
         top_k: 8,
+        temperature: 1.0,
         texts: vec!["a photo".into()],
         since: DateTime::from_timestamp(1_700_000_000, 0).unwrap(),
     }

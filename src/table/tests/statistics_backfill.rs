@@ -5,7 +5,7 @@ use chrono::Utc;
 use crate::table::tests::*;
 
 fn statistics_key(name: &str) -> StatisticsKey {
-    StatisticsKey::new(name, 1, "feedfeedfeed", 100.0, 8)
+    StatisticsKey::new(name, 1, "feedfeedfeed", 100.0, StatisticsSettings::with_top_k(8))
 }
 
 /// Returns statistics that identify the embedding that they are of.
@@ -82,7 +82,8 @@ async fn backfilled_statistics_reach_every_row_and_a_file_is_measured_once() {
 async fn rows_that_carry_a_set_need_no_backfill_and_the_log_says_so() {
     let store = Store::in_memory();
     write_sample_rows(&store).await;
-    let carried = StatisticsKey::new("demo", 1, "0123456789ab", 100.0, 8);
+    let carried =
+        StatisticsKey::new("demo", 1, "0123456789ab", 100.0, StatisticsSettings::with_top_k(8));
     let mut source = BackfillSource::open(&store, &generation()).await.unwrap();
     let (pending, coverage) = source.list_pending_files_and_coverage(&carried).await.unwrap();
     assert!(pending.is_empty() && coverage.is_complete());

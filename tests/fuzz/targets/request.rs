@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use bsap::balance::normalise::Normaliser;
+use bsap::balance::statistics::StatisticsSettings;
 use bsap::catalogue::ServingConfig;
 use bsap::clip::{ClipError, Encoders, ModelCard, Pixels};
 use bsap::prompts::PromptSet;
@@ -44,7 +45,7 @@ impl Encoders for ConstantEncoders {
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
     let encoders = Arc::new(ConstantEncoders(ModelCard::without_checkpoint("constant", 4)));
     let set = PromptSet::new("two", vec!["one".into(), "four".into()]);
-    let set = Arc::new(set.embed(&*encoders, 2).expect("a set"));
+    let set = Arc::new(set.embed(&*encoders, StatisticsSettings::with_top_k(2)).expect("a set"));
     let serving = ServingConfig::new(set.statistics_key.clone(), Normaliser::Softmax, 0.5);
     let served = ServingSnapshot {
         state_revision: 1,

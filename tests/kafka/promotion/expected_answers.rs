@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bsap::balance::normalise::{BalanceParameters, Normaliser, ScaleConstants};
 use bsap::clip::{self, ClipModel, Encoders};
-use bsap::prompts::{EmbeddedPromptSet, PromptSet};
+use bsap::prompts::{EmbeddedPromptSet, PromptOptions, PromptSet};
 use bsap::record::{Embedding, to_hex};
 use bsap::serve::http::SearchResponse;
 use serde_json::{Value, json};
@@ -21,7 +21,6 @@ const QUERY_TEXTS: [&str; 6] =
 /// Embeddings and statistics of one model for all queries and images.
 pub struct ExpectedModel {
     pub generation: String,
-    logit_scale: f32,
     /// Embeddings of [`QUERY_TEXTS`].
     texts: Vec<Vec<f32>>,
     /// Embeddings by content hash.
@@ -41,11 +40,12 @@ impl ExpectedModel {
             let embedding = model.embed_images(&[pixels]).unwrap().remove(0);
             (to_hex(&Sha256::digest(bytes)), Embedding::from_unit_vector(&embedding))
         };
-        let set =
-            |name: &str| PromptSet::load_builtin_or_file(name).unwrap().embed(&model, 8).unwrap();
+        let settings = PromptOptions::default().statistics_settings();
+        let set = |name: &str| {
+            PromptSet::load_builtin_or_file(name).unwrap().embed(&model, settings).unwrap()
+        };
         Self {
             generation: model.card().fingerprint[..16].to_owned(),
-            logit_scale: model.card().logit_scale,
             texts: model.embed_texts(&QUERY_TEXTS).unwrap(),
             images: images.iter().map(embed).collect(),
             sets: [("demo", set("demo")), ("other", set(other_set.to_str().unwrap()))].into(),
@@ -77,14 +77,14 @@ impl ExpectedAnswers {
                 answer.configuration, answer.generation, answer.prompt_set
             ));
         }
-        let (normaliser, lambda, scale) = (Normaliser::Softmax, 1.0, ScaleConstants::default());
+        let (normaliser, lambda, scale) = (Normaliser::Nnn, 1.0, ScaleConstants::default());
         let balance = BalanceParameters { normaliser, weight: *weight, lambda, scale };
         for hit in &answer.hits {
             let embedding = &model.images[&hit.image.content_hash];
             let raw: f32 =
                 model.texts[text].iter().zip(embedding.values()).map(|(a, b)| a * b).sum();
             let affine = balance
-                .affine_transform(&set.compute_statistics(embedding).unwrap(), model.logit_scale);
+                .affine_transform(&set.compute_statistics(embedding).unwrap(), set.softmax_scale());
             let differs = (raw - hit.raw_score).abs() > 5e-3
                 || (affine.alpha - hit.alpha).abs() > 1e-2
                 || (affine.apply(raw) - hit.score).abs() > 1e-2;

@@ -1,0 +1,249 @@
+//! Embeddings in memory as they were stored, normalised when they are read.
+
+use half::f16;
+use sha2::{Digest, Sha256};
+
+use super::error::ArrayError;
+use crate::record::to_hex;
+
+/// Largest number of values of one array: 4 GiB in f32. Arrays are held in memory.
+pub const MAX_VALUES: usize = 1 << 30;
+/// Number of partial sums of a dot product in f64.
+const LANES: usize = 8;
+
+/// The values of an array, row by row. Values of 16 bits are widened.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Values {
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+}
+
+impl Values {
+    /// Widens values of 16 bits.
+    pub fn from_f16(values: impl Iterator<Item = f16>) -> Self {
+        Self::F32(values.map(f16::to_f32).collect())
+    }
+
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F64(values) => values.len(),
+        }
+    }
+
+    /// Appends the values of another array; false if they have another type.
+    pub fn append(&mut self, other: Self) -> bool {
+        match (self, other) {
+            (Self::F32(values), Self::F32(other)) => values.extend(other),
+            (Self::F64(values), Self::F64(other)) => values.extend(other),
+            _ => return false,
+        }
+        true
+    }
+}
+
+/// One embedding per row, of any length but 0. They are used at unit length, computed in f64.
+#[derive(Debug, Clone)]
+pub struct EmbeddingArray {
+    name: String,
+    values: Values,
+    rows: usize,
+    dimension: usize,
+    /// 1 divided by the length of each row.
+    inverse_lengths: Vec<f64>,
+    /// What each row embeds, if the files say it.
+    labels: Option<Vec<String>>,
+}
+
+impl EmbeddingArray {
+    /// Checks that every row is finite and has a direction. `name` is the file, for errors and reports.
+    pub(super) fn new(
+        name: &str,
+        values: Values,
+        [rows, dimension]: [usize; 2],
+    ) -> Result<Self, ArrayError> {
+        let refuse = |reason: String| Err(ArrayError::new(name, reason));
+        if rows == 0 || dimension == 0 {
+            return refuse(format!("has the shape ({rows}, {dimension}), and so no embedding"));
+        }
+        debug_assert_eq!(values.len(), rows * dimension);
+        let mut array = Self {
+            name: name.to_owned(),
+            values,
+            rows,
+            dimension,
+            inverse_lengths: Vec::with_capacity(rows),
+            labels: None,
+        };
+        for row in 0..rows {
+            let mut squares = 0.0;
+            let mut not_finite = None;
+            array.for_each_value(row, |column, value| {
+                squares += value * value;
+                if !value.is_finite() && not_finite.is_none() {
+                    not_finite = Some((column, value));
+                }
+            });
+            if let Some((column, value)) = not_finite {
+                return refuse(format!(
+                    "row {row}, column {column}: {value} is not a finite number; remove the row"
+                ));
+            }
+            let length: f64 = f64::sqrt(squares);
+            if length == 0.0 {
+                return refuse(format!(
+                    "row {row}: all values are 0, so that it has no direction; remove the row"
+                ));
+            }
+            if !(1.0 / length).is_finite() || !length.is_finite() {
+                return refuse(format!("row {row}: its length {length:e} cannot be normalised"));
+            }
+            array.inverse_lengths.push(1.0 / length);
+        }
+        Ok(array)
+    }
+
+    /// Says what each row embeds.
+    pub(super) fn with_labels(mut self, labels: Vec<String>) -> Self {
+        debug_assert_eq!(labels.len(), self.rows);
+        self.labels = Some(labels);
+        self
+    }
+
+    /// Returns the file, as errors and reports name it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the number of embeddings.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Returns the number of values per embedding.
+    pub fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    /// Returns what a row embeds; `None` if the files do not say it.
+    pub fn label(&self, row: usize) -> Option<&str> {
+        self.labels.as_ref().map(|labels| labels[row].as_str())
+    }
+
+    /// Returns an embedding at unit length.
+    pub fn unit_row(&self, row: usize) -> Vec<f64> {
+        let mut unit = vec![0.0; self.dimension];
+        let inverse_length = self.inverse_lengths[row];
+        self.for_each_value(row, |column, value| unit[column] = value * inverse_length);
+        unit
+    }
+
+    /// Writes an embedding at unit length, rounded to f32.
+    pub(super) fn write_unit_row(&self, row: usize, out: &mut [f32]) {
+        let inverse_length = self.inverse_lengths[row];
+        self.for_each_value(row, |column, value| out[column] = (value * inverse_length) as f32);
+    }
+
+    /// Returns the dot product of an embedding at unit length with `other`, in f64.
+    pub(super) fn dot_product(&self, row: usize, other: &[f64]) -> f64 {
+        let range = row * self.dimension..(row + 1) * self.dimension;
+        let sum = match &self.values {
+            Values::F32(values) => dot_product(&values[range], other),
+            Values::F64(values) => dot_product(&values[range], other),
+        };
+        sum * self.inverse_lengths[row]
+    }
+
+    fn for_each_value(&self, row: usize, mut visit: impl FnMut(usize, f64)) {
+        let range = row * self.dimension..(row + 1) * self.dimension;
+        match &self.values {
+            Values::F32(values) => {
+                values[range].iter().enumerate().for_each(|(i, v)| visit(i, f64::from(*v)));
+            }
+            Values::F64(values) => values[range].iter().enumerate().for_each(|(i, v)| visit(i, *v)),
+        }
+    }
+
+    /// Returns the SHA-256 of all values in hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        /// Values that are hashed at one time.
+        const CHUNK: usize = 1 << 14;
+        let mut hasher = Sha256::new();
+        let mut bytes = Vec::with_capacity(CHUNK * 8);
+        let mut update = |chunk: &mut dyn Iterator<Item = u8>| {
+            bytes.clear();
+            bytes.extend(chunk);
+            hasher.update(&bytes);
+        };
+        match &self.values {
+            Values::F32(values) => values
+                .chunks(CHUNK)
+                .for_each(|chunk| update(&mut chunk.iter().flat_map(|v| v.to_le_bytes()))),
+            Values::F64(values) => values
+                .chunks(CHUNK)
+                .for_each(|chunk| update(&mut chunk.iter().flat_map(|v| v.to_le_bytes()))),
+        }
+        hasher.update((self.dimension as u64).to_le_bytes());
+        to_hex(&hasher.finalize())
+    }
+
+    /// Returns each row as bytes that are equal for equal embeddings.
+    pub(super) fn row_bytes(&self) -> impl Iterator<Item = Vec<u8>> {
+        (0..self.rows).map(|row| {
+            let mut unit = vec![0f32; self.dimension];
+            self.write_unit_row(row, &mut unit);
+            unit.iter().flat_map(|value| value.to_le_bytes()).collect()
+        })
+    }
+}
+
+fn dot_product<T: Copy + Into<f64>>(a: &[T], b: &[f64]) -> f64 {
+    let mut lanes = [0f64; LANES];
+    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
+    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
+    for (x, y) in a_blocks.iter().zip(b_blocks) {
+        for lane in 0..LANES {
+            lanes[lane] += x[lane].into() * y[lane];
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(x, y)| (*x).into() * y).sum();
+    lanes.iter().sum::<f64>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_have_unit_length_whatever_they_were_stored_as() {
+        let single =
+            EmbeddingArray::new("a", Values::F32(vec![3.0, 4.0, 0.0, 0.5]), [2, 2]).unwrap();
+        let double =
+            EmbeddingArray::new("b", Values::F64(vec![3.0, 4.0, 0.0, 0.5]), [2, 2]).unwrap();
+        for array in [&single, &double] {
+            assert_eq!(array.unit_row(0), [3.0 * (1.0 / 5.0), 4.0 * (1.0 / 5.0)]);
+            assert!((array.dot_product(0, &[0.6, 0.8]) - 1.0).abs() < 1e-15);
+            assert_eq!(array.dot_product(1, &[0.6, 0.8]), 0.8);
+            let mut rounded = [0f32; 2];
+            array.write_unit_row(1, &mut rounded);
+            assert_eq!(rounded, [0.0, 1.0]);
+        }
+        assert_ne!(single.fingerprint(), double.fingerprint());
+        assert_eq!(single.fingerprint(), single.clone().fingerprint());
+        assert_eq!(single.row_bytes().collect::<Vec<_>>(), double.row_bytes().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn rows_without_a_direction_are_refused_by_row_and_value() {
+        let refused = |values: Vec<f64>, shape: [usize; 2]| {
+            EmbeddingArray::new("a.npy", Values::F64(values), shape).unwrap_err().to_string()
+        };
+        let error = refused(vec![1.0, 0.0, 0.5, f64::NAN], [2, 2]);
+        assert_eq!(error, "a.npy: row 1, column 1: NaN is not a finite number; remove the row");
+        assert!(refused(vec![f64::NEG_INFINITY, 0.0], [1, 2]).contains("row 0, column 0: -inf"));
+        assert!(refused(vec![1.0, 0.0, 0.0, 0.0], [2, 2]).contains("row 1: all values are 0"));
+        assert!(refused(vec![1e300, 1e300], [1, 2]).contains("row 0: its length inf"));
+        assert!(refused(vec![], [0, 2]).contains("(0, 2)"));
+        assert!(refused(vec![], [2, 0]).contains("(2, 0)"));
+    }
+}

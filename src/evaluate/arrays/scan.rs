@@ -1,0 +1,410 @@
+//! Ranks many queries under every configuration in one pass over the images.
+//!
+//! Scores are computed in f32 in blocks; the best results and the ranks of relevant images are decided by
+//! scores in f64 wherever the error of f32 could change them (`candidates`). All configurations are affine
+//! in the raw score, so that one product serves all of them.
+
+// Functions that are dispatched at run time must be inlined, so that they are compiled for the target
+// features of the machine.
+#![allow(clippy::inline_always)]
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::candidates::{CHUNK, Candidates, ExactScorer};
+use super::embeddings::EmbeddingArray;
+use crate::balance::bank::sample_best_queries;
+use crate::balance::fit::{LargestScores, SampledImage, sample_images};
+use crate::balance::normalise::ExactTransform;
+use crate::balance::products::{Element, GROUP_ROWS, PANELS_IN_CACHE, Packed, multiply};
+
+/// Images whose packed embeddings are in memory at one time, for all cores together: 16 MiB of dimension 512.
+const IMAGES_PER_BLOCK: usize = 168 * CHUNK;
+/// Most groups of queries per task: their packed embeddings stay in the cache.
+const MAX_GROUPS_PER_TASK: usize = 32;
+/// Tasks per core, so that cores that finish early take over work of others.
+const TASKS_PER_CORE: usize = 4;
+/// Relative error of one operation in f32: 2⁻²⁴.
+const ROUNDING: f64 = 5.960_464_477_539_063e-8;
+
+/// The best results of one query under one configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ExactRanking {
+    /// Image and score, best first.
+    pub best: Vec<(u32, f64)>,
+    /// Ranks of the relevant images, from 1, ascending.
+    pub right_ranks: Vec<usize>,
+}
+
+/// What is ranked.
+pub(super) struct Scan<'a> {
+    pub images: &'a EmbeddingArray,
+    /// All queries at unit length.
+    pub queries: &'a [Vec<f64>],
+    /// Number of the first queries from which the images' corrections are computed.
+    pub correcting_queries: usize,
+    /// Relevant images of each query.
+    pub relevant: &'a [Vec<u32>],
+    /// α and β of each image, by configuration; empty for plain CLIP.
+    pub transforms: &'a [Vec<ExactTransform>],
+    /// Number of results per ranking.
+    pub depth: usize,
+}
+
+/// Rankings and corrections.
+pub(super) struct ScanResult {
+    /// By query, then by configuration.
+    pub rankings: Vec<Vec<ExactRanking>>,
+    /// Correction of each image by the queries; empty without queries.
+    pub corrections: Vec<f64>,
+    /// Images with their best queries, for the interval of the fit.
+    pub sample: Vec<SampledImage>,
+}
+
+/// α and β of the images of a block in f32, filled up to whole panels with images that are never found.
+struct BlockTransforms {
+    alpha: Vec<f32>,
+    beta: Vec<f32>,
+}
+
+impl Scan<'_> {
+    /// Ranks all queries. `progress` is called with how many more images are done.
+    pub fn run(&self, progress: &(dyn Fn(u64) + Sync)) -> ScanResult {
+        let dimension = self.images.dimension();
+        let groups = Packed::groups(self.queries.len(), dimension, |query, out| {
+            out.iter_mut().zip(&self.queries[query]).for_each(|(out, v)| *out = *v as f32);
+        });
+        let groups: Vec<&[f32]> = groups.blocks().collect();
+        let mut candidates: Vec<Vec<Candidates>> =
+            self.queries.par_iter().enumerate().map(|(q, _)| self.new_candidates(q)).collect();
+        let tasks = rayon::current_num_threads() * TASKS_PER_CORE;
+        let groups_per_task = groups.len().div_ceil(tasks).clamp(1, MAX_GROUPS_PER_TASK);
+        let mut corrections = Vec::with_capacity(self.images.rows());
+        for first_image in (0..self.images.rows()).step_by(IMAGES_PER_BLOCK) {
+            let count = IMAGES_PER_BLOCK.min(self.images.rows() - first_image);
+            let panels = Packed::panels(count, dimension, |image, out| {
+                self.images.write_unit_row(first_image + image, out);
+            });
+            let panels: Vec<&[f32]> = panels.blocks().collect();
+            let transforms = self.block_transforms(first_image, count);
+            let padded = panels.len() * CHUNK;
+            let rank_task = |mut largest: LargestScores,
+                             (task, (groups, candidates)): (usize, _)| {
+                let first_group = task * groups_per_task;
+                let task = Task { scan: self, first_image, transforms: &transforms };
+                task.rank(first_group, groups, candidates, &panels, &mut largest);
+                largest
+            };
+            let largest = groups
+                .par_chunks(groups_per_task)
+                .zip(candidates.par_chunks_mut(groups_per_task * GROUP_ROWS))
+                .enumerate()
+                .fold(|| LargestScores::new(padded), rank_task)
+                .reduce_with(|mut a, b| {
+                    a.merge(&b);
+                    a
+                });
+            if let Some(largest) = largest {
+                corrections.extend(largest.corrections().into_iter().take(count));
+            }
+            progress(count as u64);
+        }
+        let rankings = candidates.into_par_iter().enumerate().map(|(query, candidates)| {
+            let finish = |(configuration, candidates): (usize, Candidates)| {
+                let exact = self.exact_scorer(configuration);
+                let (best, right_ranks) = candidates.finish(exact, &self.queries[query]);
+                ExactRanking { best, right_ranks }
+            };
+            candidates.into_iter().enumerate().map(finish).collect()
+        });
+        ScanResult { rankings: rankings.collect(), corrections, sample: self.sample_best_queries() }
+    }
+
+    fn exact_scorer(&self, configuration: usize) -> ExactScorer<'_> {
+        ExactScorer { images: self.images, transforms: &self.transforms[configuration] }
+    }
+
+    /// Returns an empty ranking of a query for each configuration.
+    fn new_candidates(&self, query: usize) -> Vec<Candidates> {
+        let unit = &self.queries[query];
+        let relevant: Vec<(u32, f64)> = self.relevant[query]
+            .iter()
+            .map(|image| (*image, self.images.dot_product(*image as usize, unit)))
+            .collect();
+        let new = |configuration: usize| {
+            let exact = self.exact_scorer(configuration);
+            let scored = relevant.iter().map(|(image, raw)| (*image, exact.balance(*image, *raw)));
+            Candidates::new(self.depth, self.max_error(configuration), scored)
+        };
+        (0..self.transforms.len()).map(new).collect()
+    }
+
+    /// Returns the largest error of a score in f32 under a configuration.
+    fn max_error(&self, configuration: usize) -> f64 {
+        // Of d products of rounded numbers and their sum in any order, each of at most length 1 (Higham,
+        // Accuracy and Stability of Numerical Algorithms, 2002, §3.1), with something to spare.
+        let raw = (self.images.dimension() as f64 + 4.0) * ROUNDING * 1.01 + 1e-30;
+        let largest = |value: fn(&ExactTransform) -> f64, initial: f64| {
+            let transforms = self.transforms[configuration].iter();
+            transforms.map(|t| value(t).abs()).fold(initial, f64::max)
+        };
+        let (alpha, beta) = (largest(|t| t.alpha, 1.0), largest(|t| t.beta, 0.0));
+        // α, β, their product and their sum are rounded once each.
+        alpha * raw + 4.0 * ROUNDING * (1.01 * alpha + beta)
+    }
+
+    fn block_transforms(&self, first_image: usize, count: usize) -> Vec<BlockTransforms> {
+        let padded = count.next_multiple_of(CHUNK);
+        let convert = |transforms: &Vec<ExactTransform>| {
+            let mut block =
+                BlockTransforms { alpha: vec![1.0; padded], beta: vec![f32::NEG_INFINITY; padded] };
+            let images = block.alpha.iter_mut().zip(&mut block.beta).take(count);
+            for (i, (alpha, beta)) in images.enumerate() {
+                let transform = transforms.get(first_image + i).unwrap_or(&ExactTransform::RAW);
+                (*alpha, *beta) = (transform.alpha as f32, transform.beta as f32);
+            }
+            block
+        };
+        self.transforms.iter().map(convert).collect()
+    }
+
+    /// Returns the best queries of the images from which the interval of the fit is computed.
+    fn sample_best_queries(&self) -> Vec<SampledImage> {
+        let dimension = self.images.dimension();
+        let sample = sample_images(self.images.rows());
+        let queries = &self.queries[..self.correcting_queries];
+        let panels = Packed::panels(queries.len(), dimension, |query, out: &mut [f32]| {
+            out.iter_mut().zip(&queries[query]).for_each(|(out, v)| *out = *v as f32);
+        });
+        let write = |i: usize, out: &mut [f32]| self.images.write_unit_row(sample[i], out);
+        sample_best_queries(&sample, write, &panels, dimension)
+    }
+}
+
+/// Ranks some groups of queries over one block of images.
+struct Task<'a> {
+    scan: &'a Scan<'a>,
+    first_image: usize,
+    transforms: &'a [BlockTransforms],
+}
+
+impl Task<'_> {
+    fn rank(
+        &self,
+        first_group: usize,
+        groups: &[&[f32]],
+        candidates: &mut [Vec<Candidates>],
+        panels: &[&[f32]],
+        largest: &mut LargestScores,
+    ) {
+        let mut tile = vec![0f32; GROUP_ROWS * PANELS_IN_CACHE * CHUNK];
+        for (start, panels) in
+            (0..).step_by(PANELS_IN_CACHE * CHUNK).zip(panels.chunks(PANELS_IN_CACHE))
+        {
+            let width = panels.len() * CHUNK;
+            let tile = &mut tile[..GROUP_ROWS * width];
+            for ((i, group), candidates) in
+                groups.iter().enumerate().zip(candidates.chunks_mut(GROUP_ROWS))
+            {
+                multiply(group, panels.iter().copied(), tile);
+                let first_query = (first_group + i) * GROUP_ROWS;
+                let correcting = self.scan.correcting_queries.saturating_sub(first_query);
+                let correcting = &tile[..correcting.min(GROUP_ROWS) * width];
+                Arch::new().dispatch(KeepLargest { scores: correcting, width, start, largest });
+                for (row, candidates) in candidates.iter_mut().enumerate() {
+                    Arch::new().dispatch(RankRow {
+                        task: self,
+                        query: first_query + row,
+                        scores: &tile[row * width..(row + 1) * width],
+                        start,
+                        candidates,
+                    });
+                }
+            }
+        }
+        let queries = self.scan.correcting_queries.saturating_sub(first_group * GROUP_ROWS);
+        largest.count_scores(queries.min(groups.len() * GROUP_ROWS));
+    }
+}
+
+/// Keeps the largest scores of each image over rows of scores.
+struct KeepLargest<'a> {
+    scores: &'a [f32],
+    width: usize,
+    /// Index of the first image in the block.
+    start: usize,
+    largest: &'a mut LargestScores,
+}
+
+impl WithSimd for KeepLargest<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { scores, width, start, largest } = self;
+        for first in (0..width).step_by(CHUNK) {
+            // Most chunks have no score that is kept: one comparison of their maxima shows it.
+            let mut maxima = [f32::NEG_INFINITY; CHUNK];
+            for row in scores.chunks_exact(width) {
+                for (maximum, score) in maxima.iter_mut().zip(&row[first..first + CHUNK]) {
+                    *maximum = larger(*maximum, *score);
+                }
+            }
+            let image = start + first;
+            let thresholds = &largest.thresholds()[image..image + CHUNK];
+            let is_kept = maxima.iter().zip(thresholds).fold(false, |any, (m, t)| any | (m > t));
+            if is_kept {
+                insert_scores(scores, width, first, image, largest);
+            }
+        }
+    }
+}
+
+#[cold]
+fn insert_scores(
+    scores: &[f32],
+    width: usize,
+    first: usize,
+    first_image: usize,
+    largest: &mut LargestScores,
+) {
+    for row in scores.chunks_exact(width) {
+        for (image, score) in (first_image..).zip(&row[first..first + CHUNK]) {
+            largest.insert(image, *score);
+        }
+    }
+}
+
+/// Ranks a row of scores under every configuration.
+struct RankRow<'a> {
+    task: &'a Task<'a>,
+    query: usize,
+    scores: &'a [f32],
+    /// Index of the first image in the block.
+    start: usize,
+    candidates: &'a mut [Candidates],
+}
+
+impl WithSimd for RankRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { task, query, scores, start, candidates } = self;
+        let unit = &task.scan.queries[query];
+        let configurations = candidates.iter_mut().zip(task.transforms).enumerate();
+        for (configuration, (candidates, transforms)) in configurations {
+            let exact = task.scan.exact_scorer(configuration);
+            let (alpha, beta) = (&transforms.alpha[start..], &transforms.beta[start..]);
+            let (alpha, _) = alpha.as_chunks::<CHUNK>();
+            let (beta, _) = beta.as_chunks::<CHUNK>();
+            let (chunks, _) = scores.as_chunks::<CHUNK>();
+            for (i, ((scores, alpha), beta)) in chunks.iter().zip(alpha).zip(beta).enumerate() {
+                let mut balanced = [0f32; CHUNK];
+                for lane in 0..CHUNK {
+                    balanced[lane] = alpha[lane] * scores[lane] + beta[lane];
+                }
+                let image = task.first_image + start + i * CHUNK;
+                candidates.add_chunk(&balanced, bounds(&balanced), image as u32, exact, unit);
+            }
+        }
+    }
+}
+
+/// Returns the smallest and the largest score.
+#[inline(always)]
+fn bounds(scores: &[f32; CHUNK]) -> (f32, f32) {
+    const LANES: usize = 16;
+    let (mut min, mut max) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
+    for scores in scores.as_chunks::<LANES>().0 {
+        for lane in 0..LANES {
+            min[lane] = -larger(-min[lane], -scores[lane]);
+            max[lane] = larger(max[lane], scores[lane]);
+        }
+    }
+    let smallest = min.iter().fold(f32::INFINITY, |a, b| -larger(-a, -*b));
+    (smallest, max.iter().fold(f32::NEG_INFINITY, |a, b| larger(a, *b)))
+}
+
+/// Returns the larger of two numbers that are not NaN, in one instruction.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+// A panel of images is what is looked at together.
+const _: () = assert!(CHUNK == <f32 as Element>::PANEL_COLUMNS);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::fit::CORRECTION_TOP_K;
+    use crate::evaluate::arrays::embeddings::Values;
+
+    fn array(rows: usize, dimension: usize, seed: usize) -> EmbeddingArray {
+        let value = |i: usize| ((i * 2_654_435_761 + seed * 97) % 10_007) as f64 / 10_007.0 - 0.4;
+        let values = Values::F64((0..rows * dimension).map(value).collect());
+        EmbeddingArray::new("a", values, [rows, dimension]).unwrap()
+    }
+
+    #[test]
+    fn rankings_and_corrections_are_those_of_plain_f64() {
+        let (images, queries, dimension) = (IMAGES_PER_BLOCK + 77, 27, 12);
+        let images = array(images, dimension, 1);
+        let queries = array(queries, dimension, 2);
+        let units: Vec<Vec<f64>> = (0..queries.rows()).map(|q| queries.unit_row(q)).collect();
+        let transform = |i: usize| ExactTransform {
+            alpha: 0.8 + (i % 7) as f64 / 20.0,
+            beta: (i % 11) as f64 / 50.0,
+        };
+        let transforms = [Vec::new(), (0..images.rows()).map(transform).collect::<Vec<_>>()];
+        let relevant: Vec<Vec<u32>> =
+            (0..queries.rows() as u32).map(|q| vec![q * 290, q * 290 + 5]).collect();
+        let scan = Scan {
+            images: &images,
+            queries: &units,
+            correcting_queries: 20,
+            relevant: &relevant,
+            transforms: &transforms,
+            depth: 10,
+        };
+        let result = scan.run(&|_| {});
+        let raw = |image: usize, query: usize| -> f64 {
+            images.unit_row(image).iter().zip(&units[query]).map(|(a, b)| a * b).sum()
+        };
+        let mut by_image = vec![Vec::new(); images.rows()];
+        for query in 0..queries.rows() {
+            let raws: Vec<f64> = (0..images.rows()).map(|image| raw(image, query)).collect();
+            for configuration in 0..2 {
+                let score = |image: usize| {
+                    let own = transforms[configuration].get(image);
+                    own.unwrap_or(&ExactTransform::RAW).apply(raws[image])
+                };
+                let mut order: Vec<usize> = (0..images.rows()).collect();
+                order.sort_by(|a, b| score(*b).total_cmp(&score(*a)));
+                let ranking = &result.rankings[query][configuration];
+                let found: Vec<usize> = ranking.best.iter().map(|(i, _)| *i as usize).collect();
+                assert_eq!(found, order[..10], "{query} {configuration}");
+                assert!((ranking.best[0].1 - score(order[0])).abs() < 1e-12);
+                let rank = |image: &u32| {
+                    1 + order.iter().position(|other| *other == *image as usize).unwrap()
+                };
+                let mut ranks: Vec<usize> = relevant[query].iter().map(rank).collect();
+                ranks.sort_unstable();
+                assert_eq!(ranking.right_ranks, ranks, "{query} {configuration}");
+            }
+            if query < scan.correcting_queries {
+                by_image.iter_mut().zip(raws).for_each(|(all, raw)| all.push(raw));
+            }
+        }
+        assert_eq!(result.corrections.len(), images.rows());
+        for (scores, correction) in by_image.iter_mut().zip(&result.corrections) {
+            scores.sort_unstable_by(|a, b| b.total_cmp(a));
+            let expected = scores[..CORRECTION_TOP_K].iter().sum::<f64>() / 16.0;
+            assert!((correction - expected).abs() < 1e-6, "{correction} {expected}");
+        }
+        let sampled = &result.sample[3];
+        assert_eq!(sampled.best_queries.len(), scan.correcting_queries);
+        assert!((f64::from(sampled.best_queries[0].0) - by_image[sampled.image][0]).abs() < 1e-6);
+    }
+}
