@@ -103,7 +103,10 @@ fn invalid_evaluations_are_rejected_before_any_work() {
         2,
         &["none.jsonl", "No such file"],
     );
-    assert_fails(&["prompts", "suggest", "--out", "x"], &[], 2, &["--queries"]);
+    let words = ["--queries", "--query-log", "--attribute"];
+    assert_fails(&["prompts", "suggest", "--out", "x"], &[], 2, &words);
+    let arguments = ["prompts", "suggest", "--out", "x", "--queries", "q", "--texts", "99"];
+    assert_fails(&arguments, &[], 2, &["--texts", "cannot be used with"]);
 }
 
 #[test]

@@ -19,6 +19,7 @@ async fn every_log_line_matches_the_definition_of_its_event() {
     let port = free_port();
     fixture.set_option("HTTP__LISTEN", &format!("127.0.0.1:{port}"));
     fixture.set_option("SEARCH__DRIFT_INTERVAL_SECONDS", "1");
+    fixture.set_option("SEARCH__FIT_INTERVAL_SECONDS", "1");
     let mut query_worker = fixture.start_process("serve", &["serve"]);
     let mut worker = fixture.start_process("ingest", &["ingest"]);
     for i in 0..20 {
@@ -73,6 +74,12 @@ async fn every_log_line_matches_the_definition_of_its_event() {
     let has_query = |line: &LogLine| is_event(line, event::BALANCE_DRIFT) && line["queries"] == 1;
     let line = query_worker.wait_for_line("drift is measured", has_query).await;
     assert_eq!((&line["calibrated"], line.get("top_hit_changed_baseline")), (&json!(false), None));
+    let has_query = |line: &LogLine| is_event(line, event::BALANCE_FIT) && line["queries"] == 1;
+    let line = query_worker.wait_for_line("the fit is not known yet", has_query).await;
+    assert_eq!(
+        (&line["role"], &line["images"], line.get("fit")),
+        (&json!("live"), &json!(0), None)
+    );
     let is_invalid_event =
         |line: &LogLine| is_event(line, event::DEAD_LETTER) && line["stage"] == "decode_event";
     let line = worker.wait_for_line("the invalid event is dead-lettered", is_invalid_event).await;
@@ -127,6 +134,7 @@ async fn every_log_line_matches_the_definition_of_its_event() {
         event::SNAPSHOT_READY,
         event::SEARCH,
         event::BALANCE_DRIFT,
+        event::BALANCE_FIT,
         event::PUBLISH,
         event::LAG,
     ] {
@@ -198,4 +206,100 @@ async fn check_metrics_agree_with_log(worker: &BsapProcess, query_worker: &BsapP
             |name: &str| metrics::METRIC_DESCRIPTIONS.iter().any(|metric| metric.name == name);
         assert!(is_declared(name) || base_name.is_some_and(is_declared), "{name} is not declared");
     }
+}
+
+/// People search, the query worker measures how the prompt set fits their queries, and its log becomes a
+/// candidate by one command.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_fit_to_queries_is_measured_and_their_log_becomes_a_candidate() {
+    let mut fixture = Fixture::with_partitions(1);
+    let port = free_port();
+    fixture.set_option("HTTP__LISTEN", &format!("127.0.0.1:{port}"));
+    fixture.set_option("SEARCH__FIT_INTERVAL_SECONDS", "1");
+    fixture.set_option("LOG__QUERY_TEXT", "true");
+    let mut worker = fixture.start_process("ingest", &["ingest"]);
+    let mut query_worker = fixture.start_process("serve", &["serve"]);
+    for i in 0..40 {
+        let uri = fixture.write_image(&format!("{i}.jpg"), i);
+        fixture.send_upsert(&format!("i{i}"), &uri, 1).await;
+    }
+    let is_loaded = |line: &LogLine| {
+        (is_event(line, event::TABLE_REFRESHED) || is_event(line, event::SNAPSHOT_READY))
+            && line["images"].as_u64() == Some(40)
+    };
+    query_worker.wait_for_line("all images are in memory", is_loaded).await;
+    let client = reqwest::Client::new();
+    let post = |text: String| {
+        let url = format!("http://127.0.0.1:{port}/v1/search");
+        client.post(url).header("content-type", "application/json").body(text).send()
+    };
+    for colour in
+        ["red", "blue", "green", "yellow", "black", "white", "pink", "grey", "brown", "orange"]
+    {
+        for thing in [
+            "mug", "shirt", "hat", "lamp", "chair", "shoe", "bag", "clock", "vase", "book", "cup",
+            "table",
+        ] {
+            for _ in 0..2 {
+                let body = json!({"text": format!("a {colour} {thing}"), "k": 1}).to_string();
+                assert!(post(body).await.unwrap().status().is_success());
+            }
+        }
+    }
+    let is_measured = |line: &LogLine| is_event(line, event::BALANCE_FIT) && line["queries"] == 120;
+    let line = query_worker.wait_for_line("the fit is measured", is_measured).await;
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    let fit = number(&line["fit"]);
+    assert!(number(&line["fit_low"]) <= fit && fit <= number(&line["fit_high"]), "{line:?}");
+    assert_eq!((&line["images"], &line["weight"]), (&json!(40), &json!(0.25)));
+    assert!(line["concentration"].is_f64() && line["proposed_weight"].is_f64());
+    let state = reqwest::get(format!("http://127.0.0.1:{port}/v1/state")).await.unwrap();
+    let state: serde_json::Value = serde_json::from_str(&state.text().await.unwrap()).unwrap();
+    let bank = &state["prompt_sets"][0]["bank"];
+    assert!((number(&bank["fit"]["value"]) - fit).abs() < 1e-9, "{bank} {line:?}");
+    assert_eq!((&bank["queries"], &bank["fit"]["queries"]), (&json!(120), &json!(120)));
+    let (_, metrics) = query_worker.http_get("/metrics").await;
+    let metric = |name: &str| -> f64 {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("{name} is not in {metrics}")).trim().parse().unwrap()
+    };
+    let live_fit = metric("bsap_balance_fit{role=\"live\",bound=\"value\"}");
+    assert!((live_fit - fit).abs() < 1e-9, "{live_fit} {fit}");
+    assert_eq!(metric("bsap_balance_fit_queries{role=\"live\"}"), 120.0);
+    assert_eq!(metric("bsap_balance_weight{role=\"live\",kind=\"served\"}"), 0.25);
+    assert!(metric("bsap_balance_fit{role=\"candidate\",bound=\"value\"}").is_nan());
+
+    let arguments = ["prompts", "suggest", "--query-log", "serve.log", "--name", "recent"];
+    let arguments = [&arguments[..], &["--out", "recent.toml", "--candidate", "recent"]].concat();
+    let (output, _) = fixture.run_command("suggest", &arguments);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for words in
+        ["56 texts in the pool, 64 held out", "everyday-nouns", "demo@1, served now", "Fit "]
+    {
+        assert!(text.contains(words), "{words} is not in {text}");
+    }
+    let file = std::fs::read_to_string(fixture.folder.path().join("recent.toml")).unwrap();
+    assert!(file.contains("without judged queries") && file.contains("\"a "), "{file}");
+    assert!(text.contains("recent is the candidate"), "{text}");
+
+    // The query worker loads the candidate and measures it too.
+    let is_candidate =
+        |line: &LogLine| is_event(line, event::BALANCE_FIT) && line["role"] == "candidate";
+    let line = query_worker.wait_for_line("the candidate is measured", is_candidate).await;
+    assert_eq!((&line["configuration"], &line["texts"]), (&json!("recent"), &json!(56)));
+    let mut shown = String::new();
+    for _ in 0..100 {
+        let (output, _) = fixture.run_command("show", &["candidate", "show"]);
+        shown = String::from_utf8(output.stdout).unwrap();
+        if shown.contains("fit         fit ") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(shown.contains("for 120 recent queries; proposed weight"), "{shown}");
+    let problems: BTreeSet<String> =
+        query_worker.log_lines().iter().flat_map(event::validate_log_line).collect();
+    assert!(problems.is_empty(), "{problems:#?}");
+    assert!(worker.child.try_wait().unwrap().is_none(), "the worker still runs");
 }

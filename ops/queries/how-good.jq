@@ -1,6 +1,6 @@
 # How good is it? What queries found and how long they took.
 #   jq -nR -f how-good.jq query-worker.log
-[inputs | fromjson? | objects | select(.event == "search" or .event == "search.slow" or .event == "request.rejected" or .event == "http.error" or .event == "balance.drift")]
+[inputs | fromjson? | objects | select(.event == "search" or .event == "search.slow" or .event == "request.rejected" or .event == "http.error" or .event == "balance.drift" or .event == "balance.fit")]
 | map(select(.event == "search")) as $searches
 | {
     searches: ($searches | length),
@@ -13,5 +13,7 @@
     empty: ($searches | map(select(.matched == 0)) | length),
     balance: (map(select(.event == "balance.drift")) | last | if . == null then null
               else {calibrated, queries, top_hit_changed, no_match, hubness_ratio, drift} end),
+    fit: (map(select(.event == "balance.fit" and .role == "live")) | last | if . == null then null
+          else {queries, fit, fit_low, fit_high, concentration, weight, proposed_weight} end),
     weights: ($searches | map({normaliser, weight}) | unique)
   }

@@ -2,20 +2,24 @@
 
 use std::collections::HashSet;
 
+use chrono::{DateTime, Utc};
 use rayon::prelude::*;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::fit::{
-    BankFit, CORRECTION_TOP_K, RESAMPLED_QUERIES, SampledImage, concentration, sample_images,
+    BankFit, CORRECTION_TOP_K, RESAMPLED_QUERIES, SampledImage, concentration_of_corrections,
+    sample_images,
 };
 use super::products::{Packed, map_scores};
 use super::proposal::{BankMeasurement, propose_weight};
+use super::statistics::StatisticsKey;
 
 /// Images whose packed embeddings are in memory at one time: 16 MiB of dimension 512.
 const IMAGES_PER_BLOCK: usize = 8_064;
 
 /// Size, fit and concentration of a bank, and the weight that they propose.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BankReport {
     /// Number of prompts.
     pub texts: usize,
@@ -46,19 +50,65 @@ impl BankReport {
     }
 }
 
+/// A prompt set as a query worker measured it with the queries that it answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MeasuredBank {
+    /// Id of the generation that the images belong to.
+    pub generation: String,
+    /// Key of the prompt set.
+    pub prompt_set: StatisticsKey,
+    /// When it was measured.
+    pub measured_at: DateTime<Utc>,
+    /// Number of images that were measured: all, or a random part of a large catalogue.
+    pub images: usize,
+    /// Number of recent distinct queries; fit and concentration are known from 64 on.
+    pub queries: usize,
+    /// What was measured.
+    #[serde(flatten)]
+    pub report: BankReport,
+}
+
 /// Embeddings of images in memory, and what queries say about them.
 pub struct QueriedImages<'a> {
     images: Vec<&'a [f32]>,
     queries: usize,
     corrections: Vec<f64>,
-    first_images: Vec<usize>,
+    first_images: FirstImages<'a>,
     sample: Vec<SampledImage>,
+}
+
+/// The first image of each query by plain CLIP.
+#[derive(Debug, PartialEq)]
+enum FirstImages<'a> {
+    /// Indices of measured images.
+    Indices(Vec<usize>),
+    /// Embeddings of images that need not be among the measured ones.
+    Embeddings(Vec<&'a [f32]>),
 }
 
 impl<'a> QueriedImages<'a> {
     /// Computes the corrections of images by distinct queries, all at unit length. Blocks for as long as the
     /// products take.
     pub fn new(images: Vec<&'a [f32]>, queries: &[Vec<f32>]) -> Self {
+        let first_images = FirstImages::Indices(find_first_images(&images, queries));
+        Self::with_first_images(images, queries, first_images)
+    }
+
+    /// Computes the corrections of a random part of a catalogue's images. `first_images` are those of the
+    /// queries for which they are known, over the whole catalogue.
+    pub fn from_sample(
+        images: Vec<&'a [f32]>,
+        queries: &[Vec<f32>],
+        first_images: Vec<&'a [f32]>,
+    ) -> Self {
+        Self::with_first_images(images, queries, FirstImages::Embeddings(first_images))
+    }
+
+    fn with_first_images(
+        images: Vec<&'a [f32]>,
+        queries: &[Vec<f32>],
+        first_images: FirstImages<'a>,
+    ) -> Self {
         let dimension = images.first().map_or(0, |image| image.len());
         let panels = pack(queries, dimension);
         let sample = sample_images(images.len());
@@ -67,7 +117,7 @@ impl<'a> QueriedImages<'a> {
         Self {
             queries: queries.len(),
             corrections: correct_images(&images, &panels),
-            first_images: find_first_images(&images, queries),
+            first_images,
             sample,
             images,
         }
@@ -76,7 +126,14 @@ impl<'a> QueriedImages<'a> {
     /// Measures a bank whose prompts have these embeddings, at unit length.
     pub fn measure_bank(&self, prompts: &[Vec<f32>]) -> BankReport {
         let dimension = self.images.first().map_or(0, |image| image.len());
-        let by_bank = correct_images(&self.images, &pack(prompts, dimension));
+        let panels = pack(prompts, dimension);
+        let by_bank = correct_images(&self.images, &panels);
+        let of_first_images = match &self.first_images {
+            FirstImages::Indices(indices) => {
+                indices.iter().filter_map(|i| by_bank.get(*i)).copied().collect()
+            }
+            FirstImages::Embeddings(embeddings) => correct_images(embeddings, &panels),
+        };
         let bytes = |prompt: &Vec<f32>| -> Vec<u8> {
             prompt.iter().flat_map(|value| value.to_le_bytes()).collect()
         };
@@ -84,7 +141,7 @@ impl<'a> QueriedImages<'a> {
             prompts.len(),
             prompts.iter().map(bytes).collect::<HashSet<_>>().len(),
             BankFit::from_corrections(&by_bank, &self.corrections, self.queries, &self.sample),
-            concentration(&by_bank, &self.first_images),
+            concentration_of_corrections(&by_bank, &of_first_images),
         )
     }
 }
@@ -183,12 +240,12 @@ mod tests {
         };
         let first_images: Vec<usize> = queries.iter().map(first).collect();
         let queried = QueriedImages::new(images.iter().map(Vec::as_slice).collect(), &queries);
-        assert_eq!(queried.first_images, first_images);
+        assert_eq!(queried.first_images, FirstImages::Indices(first_images.clone()));
         for (own, image) in queried.corrections.iter().zip(&images) {
             assert!((own - correction(image, &queries)).abs() < 1e-6);
         }
         let report = queried.measure_bank(&prompts);
-        let expected = concentration(&by_bank, &first_images).unwrap();
+        let expected = crate::balance::fit::concentration(&by_bank, &first_images).unwrap();
         assert!((report.concentration.unwrap() - expected).abs() < 1e-4, "{report:?}");
         let fit = report.fit.unwrap();
         assert_eq!((report.texts, fit.queries), (40, 70));

@@ -54,11 +54,17 @@ pub struct SampledImage {
 /// Returns the images whose corrections are resampled for the interval of a fit: all of them if there are
 /// few, otherwise the same random ones every time.
 pub fn sample_images(images: usize) -> Vec<usize> {
-    if images <= MAX_SAMPLED_IMAGES {
-        return (0..images).collect();
+    sample_indices(images, MAX_SAMPLED_IMAGES)
+}
+
+/// Returns `max_count` of the indices below `count`, ascending: all of them if there are not more, otherwise
+/// the same random ones every time.
+pub(crate) fn sample_indices(count: usize, max_count: usize) -> Vec<usize> {
+    if count <= max_count {
+        return (0..count).collect();
     }
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let mut sampled = rand::seq::index::sample(&mut rng, images, MAX_SAMPLED_IMAGES).into_vec();
+    let mut sampled = rand::seq::index::sample(&mut rng, count, max_count).into_vec();
     sampled.sort_unstable();
     sampled
 }
@@ -139,13 +145,19 @@ fn correlation(x: &[f64], y: &[f64]) -> Option<f64> {
 /// deviations over the catalogue. Returns `None` for fewer than [`MIN_FIT_QUERIES`] queries, or if all
 /// corrections are equal.
 pub fn concentration(by_bank: &[f64], first_images: &[usize]) -> Option<f64> {
-    if first_images.len() < MIN_FIT_QUERIES {
+    let of_first: Vec<f64> = first_images.iter().filter_map(|i| by_bank.get(*i)).copied().collect();
+    concentration_of_corrections(by_bank, &of_first)
+}
+
+/// Returns the [`concentration`] from the corrections of the catalogue's images, or of a random part of
+/// them, and from those of the first image of each query.
+pub fn concentration_of_corrections(by_bank: &[f64], of_first_images: &[f64]) -> Option<f64> {
+    if of_first_images.len() < MIN_FIT_QUERIES {
         return None;
     }
     let catalogue_mean = mean(by_bank)?;
     let variance = mean_of(by_bank.iter().map(|c| (c - catalogue_mean).powi(2)), by_bank.len())?;
-    let first_mean =
-        mean_of(first_images.iter().filter_map(|i| by_bank.get(*i)).copied(), first_images.len())?;
+    let first_mean = mean(of_first_images)?;
     varies(variance, catalogue_mean).then(|| (first_mean - catalogue_mean) / variance.sqrt())
 }
 

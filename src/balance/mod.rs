@@ -16,6 +16,7 @@
 
 pub mod bank;
 pub mod calibration;
+pub mod evidence;
 pub mod fit;
 pub mod normalise;
 pub(crate) mod products;

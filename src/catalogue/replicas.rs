@@ -12,6 +12,7 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
+use crate::balance::bank::MeasuredBank;
 use crate::store::Store;
 use crate::table::TableError;
 
@@ -23,7 +24,7 @@ const REPORT_STALE_AFTER: TimeDelta = TimeDelta::seconds(30);
 const REPORT_RETENTION: TimeDelta = TimeDelta::hours(24);
 
 /// The report of one query worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReplicaReport {
     /// Random name of the process.
     pub id: String,
@@ -40,6 +41,9 @@ pub struct ReplicaReport {
     /// Why it cannot serve a later revision; `None` if it can.
     #[serde(default)]
     pub problem: Option<String>,
+    /// How well prompt sets fit the queries that it answered recently.
+    #[serde(default)]
+    pub banks: Vec<MeasuredBank>,
 }
 
 impl ReplicaReport {

@@ -1,25 +1,21 @@
 //! `bsap reindex`: statistics for another prompt set, or a generation by another model.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::Context;
 use chrono::Utc;
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
-use super::shared::catalogue::{
-    actor, backfill_parallelism, open_catalogue, prompt_set_propagation_delay,
-};
+use super::shared::catalogue::{actor, open_catalogue};
 use super::shared::configuration::{load_config, with_quiet_logging};
 use super::shared::error::{CommandError, CommandResult};
 use super::shared::models::{configured_generation, load_configured_model};
 use super::shared::printing::print_line;
 use super::shared::progress::progress_bar;
+use super::shared::prompt_statistics::store_statistics;
 use super::shared::runtime::run_with_logging;
-use crate::backfill::{
-    ReembedPlan, StatisticsBackfill, add_prompt_set, set_up_standby, withdraw_standby,
-};
+use crate::backfill::{ReembedPlan, set_up_standby, withdraw_standby};
 use crate::balance::statistics::StatisticsSettings;
 use crate::catalogue::{CatalogueState, StandbyGeneration};
 use crate::config::Config;
@@ -163,41 +159,8 @@ async fn reindex_statistics(
         print_line!("Nothing was changed.");
         return Ok(());
     }
-    if !is_known {
-        let changed_by = actor("bsap reindex statistics");
-        let state = add_prompt_set(&store, &generation, &set, &changed_by).await?;
-        print_line!(
-            "The set is added by revision {} of the state: new rows will have its statistics.",
-            state.revision
-        );
-    }
-    let job = StatisticsBackfill {
-        propagation_delay: prompt_set_propagation_delay(&config),
-        max_commit_attempts: config.table.max_commit_attempts,
-        max_concurrent_files: backfill_parallelism(),
-        catalogue: store,
-        generation,
-        prompt_set: Arc::new(set),
-    };
-    let bar = progress_bar("rows", coverage.rows as u64)?;
-    let progress = |coverage: &crate::table::StatisticsCoverage, _: usize| {
-        bar.set_length(coverage.rows as u64);
-        bar.set_position(coverage.covered as u64);
-    };
-    let started = std::time::Instant::now();
-    let summary = job.run(&progress, &token).await?;
-    bar.finish_and_clear();
-    print_line!(
-        "{} rows in {} files were measured here in {:.1} s",
-        summary.measured_row_count,
-        summary.measured_file_count,
-        started.elapsed().as_secs_f64()
-    );
-    if summary.is_complete {
-        print_line!("Every stored row has the statistics of {}.", job.prompt_set.statistics_key);
-    } else {
-        print_line!("interrupted; committed work is kept, run it again for the rest");
-    }
+    let command = "bsap reindex statistics";
+    store_statistics(&config, &store, &state, &generation, set, command, &token).await?;
     Ok(())
 }
 

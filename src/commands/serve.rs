@@ -69,6 +69,7 @@ async fn serve_queries(config: Config, token: CancellationToken) -> CommandResul
     print_line!("serving on {url}");
     let QueryWorker { engines, catalogue_follower, feedback_writer, .. } = worker;
     let feedback_task = tokio::spawn(feedback_writer.run(token.child_token()));
+    tokio::spawn(engines.clone().monitor_fit(token.child_token()));
     tokio::spawn(engines.monitor_drift(token.child_token()));
     let follower_token = token.clone();
     let follower_task = tokio::spawn(async move {

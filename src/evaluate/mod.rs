@@ -10,6 +10,7 @@
 //! docs/evaluation.md is the guide for users.
 
 pub mod arrays;
+mod bank_suggestion;
 mod baseline;
 pub(crate) mod calibrate;
 pub(crate) mod compare;
@@ -21,6 +22,7 @@ pub(crate) mod report;
 pub(crate) mod suggest;
 pub mod trec;
 
+pub use bank_suggestion::{BankSuggestion, divide_texts, suggest_bank};
 pub use baseline::plain_clip_counterpart;
 pub use calibrate::{ThresholdReport, ThresholdTargets};
 pub use compare::{
@@ -32,8 +34,8 @@ pub use compare::{
 };
 pub use evaluation::{Evaluation, EvaluationPlan, evaluate_configurations};
 pub use judgements::{
-    JudgedQuery, Judgements, QueryFileError, queries_from_csv, queries_from_feedback,
-    queries_from_json_lines,
+    JudgedQuery, Judgements, MAX_SAMPLED_TEXTS, QueryFileError, QueryTextError, TextSample,
+    queries_from_csv, queries_from_feedback, queries_from_json_lines,
 };
 pub use logs::{
     QueryLogError, QueryLogReader, QueryLogReport, render_html as render_query_logs_html,

@@ -1,7 +1,8 @@
 //! Suggests prompts for a catalogue: chooses the texts of a pool, the normaliser and the weight
 //! that do best on one half of the queries, and measures the choice on the other half.
 
-use std::collections::BTreeSet;
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 use rand::seq::SliceRandom;
@@ -58,6 +59,12 @@ impl PromptPool {
         let judged = queries.iter().filter(|query| query.judgements != Judgements::Unjudged);
         let judged_queries = judged.map(|query| query.text.to_lowercase()).collect();
         Self { excluded_query_texts: judged_queries, ..Self::default() }
+    }
+
+    /// Creates an empty pool that will not accept these texts.
+    pub fn without_texts<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
+        let excluded = texts.into_iter().map(str::to_lowercase).collect();
+        Self { excluded_query_texts: excluded, ..Self::default() }
     }
 
     /// Adds texts. Empty texts, texts that are too long, and duplicates are skipped.
@@ -144,27 +151,60 @@ pub fn check_both_halves_judged(
 pub fn select_by_coverage(units: &[Vec<f32>], max_count: usize) -> Vec<usize> {
     // Starts at 0: cosines below 0 cover nothing.
     let mut covered = vec![0f32; units.len()];
+    let gain = |candidate: usize, covered: &[f32]| {
+        let unit = &units[candidate];
+        let gains = units.iter().zip(covered).map(|(u, c)| (dot_product(unit, u) - c).max(0.0));
+        gains.map(f64::from).sum::<f64>()
+    };
+    let candidates = (0..units.len()).into_par_iter();
+    let mut queue: BinaryHeap<CoverageGain> = candidates
+        .map(|index| CoverageGain { gain: gain(index, &covered), index, chosen_before: 0 })
+        .collect();
     let mut order = Vec::new();
-    let mut remaining: Vec<usize> = (0..units.len()).collect();
-    while order.len() < max_count && !remaining.is_empty() {
-        let gain = |candidate: &usize| {
-            let unit = &units[*candidate];
-            let gains =
-                units.iter().zip(&covered).map(|(u, c)| (dot_product(unit, u) - c).max(0.0));
-            gains.map(f64::from).sum::<f64>()
-        };
-        let gains: Vec<f64> = remaining.par_iter().map(gain).collect();
-        let best =
-            (0..remaining.len()).max_by(|a, b| gains[*a].total_cmp(&gains[*b]).then(b.cmp(a)));
-        let Some(best) = best else { break };
-        let chosen = remaining.remove(best);
-        for (covered, unit) in covered.iter_mut().zip(units) {
-            *covered = covered.max(dot_product(&units[chosen], unit));
+    // What a text adds only falls while others are chosen. So the one at the head of the queue is the best as
+    // soon as its gain is up to date, and few are computed again.
+    while order.len() < max_count {
+        let Some(head) = queue.pop() else { break };
+        if head.chosen_before < order.len() {
+            let gain = gain(head.index, &covered);
+            queue.push(CoverageGain { gain, index: head.index, chosen_before: order.len() });
+            continue;
         }
-        order.push(chosen);
+        for (covered, unit) in covered.iter_mut().zip(units) {
+            *covered = covered.max(dot_product(&units[head.index], unit));
+        }
+        order.push(head.index);
     }
     order
 }
+
+/// What a text adds to the coverage.
+struct CoverageGain {
+    gain: f64,
+    index: usize,
+    /// Number of texts that were chosen when it was computed.
+    chosen_before: usize,
+}
+
+impl Ord for CoverageGain {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.gain.total_cmp(&other.gain).then(other.index.cmp(&self.index))
+    }
+}
+
+impl PartialOrd for CoverageGain {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for CoverageGain {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for CoverageGain {}
 
 /// Chooses prompts from `pool`, the set of all texts that may become prompts, for the live table,
 /// at the served λ. Blocks for as long as the computation takes. `progress` is called with how many
@@ -301,7 +341,35 @@ mod tests {
         let clusters: BTreeSet<usize> = order.iter().map(cluster).collect();
         assert_eq!(clusters.len(), 3, "{order:?}");
         assert_eq!(select_by_coverage(&units, 99).len(), 6);
+        assert_eq!(order, select_naively(&units, 3));
         assert!(select_by_coverage(&[], 3).is_empty());
+    }
+
+    /// Chooses the text that adds most, again and again.
+    fn select_naively(units: &[Vec<f32>], count: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = Vec::new();
+        for _ in 0..count {
+            let covered = |unit: &Vec<f32>| {
+                order.iter().fold(0f32, |most, i| most.max(dot_product(&units[*i], unit)))
+            };
+            let gain = |candidate: &usize| {
+                let gains = units
+                    .iter()
+                    .map(|u| (dot_product(&units[*candidate], u) - covered(u)).max(0.0));
+                gains.map(f64::from).sum::<f64>()
+            };
+            let remaining = (0..units.len()).filter(|i| !order.contains(i));
+            let best = remaining.max_by(|a, b| gain(a).total_cmp(&gain(b)).then(b.cmp(a)));
+            order.push(best.unwrap());
+        }
+        order
+    }
+
+    #[test]
+    fn the_queue_chooses_what_a_computation_of_every_gain_chooses() {
+        let units: Vec<Vec<f32>> =
+            (0..90).map(|i| crate::search::testing::clip_like_embedding(i % 80, 12)).collect();
+        assert_eq!(select_by_coverage(&units, 40), select_naively(&units, 40));
     }
 
     #[test]

@@ -17,8 +17,8 @@ use crate::validate;
 #[serde(default, deny_unknown_fields)]
 pub struct PromptOptions {
     /// Prompt sets whose statistics are computed for every image: names of built-in sets
-    /// (`photographs`, `ecommerce-en`, `ecommerce-ja`, `demo`) or paths of TOML files. The first
-    /// one is served by default.
+    /// (`photographs`, `everyday-nouns`, `ecommerce-en`, `ecommerce-ja`, `demo`) or paths of TOML
+    /// files. The first one is served by default.
     pub sets: Vec<String>,
     /// How many of an image's largest auxiliary scores `nnn` averages.
     pub top_k: usize,

@@ -15,8 +15,9 @@ pub const MAX_PROMPTS: usize = 4096;
 pub const MAX_PROMPT_CHARS: usize = 1000;
 
 /// Names and TOML files of the built-in sets.
-const BUILTIN_SETS: [(&str, &str); 4] = [
+const BUILTIN_SETS: [(&str, &str); 5] = [
     ("photographs", include_str!("../../models/prompts/photographs.toml")),
+    ("everyday-nouns", include_str!("../../models/prompts/everyday-nouns.toml")),
     ("ecommerce-en", include_str!("../../models/prompts/ecommerce-en.toml")),
     ("ecommerce-ja", include_str!("../../models/prompts/ecommerce-ja.toml")),
     ("demo", include_str!("../../models/prompts/demo.toml")),
@@ -191,6 +192,18 @@ mod tests {
             assert_eq!(set.name, name);
             assert!(set.texts.len() >= 24 && !set.notes.is_empty());
         }
+    }
+
+    #[test]
+    fn the_general_bank_has_a_thousand_different_nouns() {
+        let set = PromptSet::load_builtin_or_file("everyday-nouns").unwrap();
+        let noun = |text: &String| {
+            let phrase = text.strip_prefix("a photo of ").unwrap().to_lowercase();
+            let article = ["a ", "an ", "the "].iter().find_map(|a| phrase.strip_prefix(a));
+            article.unwrap_or(&phrase).to_owned()
+        };
+        let nouns: std::collections::BTreeSet<String> = set.texts.iter().map(noun).collect();
+        assert_eq!((set.texts.len(), nouns.len()), (1_000, 1_000));
     }
 
     #[test]

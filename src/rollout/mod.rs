@@ -3,6 +3,7 @@
 //! promotion; `commands/rollout/promote.rs` refuses it. Each change is a write to the catalogue's
 //! state; query workers follow it and report when they serve it.
 
+mod bank_check;
 pub(crate) mod candidate;
 mod error;
 mod newest_state;
@@ -14,6 +15,7 @@ mod model_switch_tests;
 #[cfg(test)]
 mod tests;
 
+pub use bank_check::describe_measured_bank;
 pub use candidate::{CandidateSpec, set_candidate, withdraw_candidate};
 pub use error::RolloutError;
 pub use promotion::{

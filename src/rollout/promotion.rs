@@ -8,10 +8,12 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::bank_check::{bank_warning, find_measured_bank};
 use super::candidate::reindex_statistics_command;
 use super::error::RolloutError;
 use super::newest_state::load_newest_state;
 use crate::backfill::GenerationGap;
+use crate::balance::bank::MeasuredBank;
 use crate::balance::normalise::Normaliser;
 use crate::catalogue::{
     CatalogueState, ReplicaReport, ReplicaReports, RolloutCandidate, ServingConfig, StateChange,
@@ -41,6 +43,9 @@ pub struct PromotionCheck {
     pub candidate_generation: Generation,
     /// How the candidate's generation differs from the live one; `None` if they are the same.
     pub coverage_gap: Option<GenerationGap>,
+    /// How well the candidate's prompt set fits recent queries, as a query worker measured it; `None` if
+    /// none did.
+    pub measured_bank: Option<MeasuredBank>,
     /// Why the candidate must not be promoted, each with what to do.
     pub blockers: Vec<String>,
     /// What to consider before a promotion.
@@ -62,8 +67,8 @@ pub struct PromotionRules<'a> {
 
 /// Checks whether the candidate can be promoted: its generation has the live images, its statistics
 /// are complete, and its scale is frozen; what is not fulfilled becomes a blocker. Only warns if no
-/// evaluation supports the candidate, or if it has neither a share of the traffic nor of shadow
-/// queries. Fails if there is no candidate.
+/// evaluation supports the candidate, if it has neither a share of the traffic nor of shadow
+/// queries, or if its prompt set has a low fit or a high concentration. Fails if there is no candidate.
 pub async fn check_promotion(
     catalogue: &Store,
     rules: &PromotionRules<'_>,
@@ -142,6 +147,8 @@ pub async fn check_promotion(
     if needs_scale && candidate.serving.scale.is_none() {
         blockers.push("its scale constants are not frozen; set the candidate again".into());
     }
+    let measured_bank = find_measured_bank(catalogue, &candidate, now).await?;
+    warnings.extend(bank_warning(&candidate.serving, measured_bank.as_ref()));
     if candidate.evaluation_fingerprint.is_none() {
         warnings.push(
             "no evaluation supports it; evaluate it on your own data (`bsap evaluate`) and name the report with --evaluation".into(),
@@ -158,6 +165,7 @@ pub async fn check_promotion(
         live_generation: state.live,
         candidate_generation,
         coverage_gap,
+        measured_bank,
         blockers,
         warnings,
     })

@@ -8,6 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::backfill::retire_prompt_set;
+use crate::balance::bank::{BankReport, MeasuredBank};
+use crate::balance::fit::BankFit;
 use crate::balance::normalise::{Normaliser, ScaleConstants};
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey, StatisticsSettings};
 use crate::catalogue::{
@@ -220,11 +222,57 @@ async fn a_candidate_without_all_statistics_is_not_promoted() {
     let complete = catalogue(true).await;
     set_candidate(&complete, &candidate_spec("one"), "ann").await.unwrap();
     let check = check_promotion(&complete, &rules, Utc::now()).await.unwrap();
-    assert_eq!((check.blockers, check.warnings), (vec![], vec![]));
+    assert_eq!((check.blockers, check.measured_bank), (vec![], None));
+    assert!(check.warnings.len() == 1 && check.warnings[0].contains("not known"));
     // Workers may still write rows without the statistics of a set that was added a second ago.
     let soon_after = DateTime::from_timestamp(1_700_000_001, 0).unwrap();
     let check = check_promotion(&complete, &rules, soon_after).await.unwrap();
     assert!(check.blockers[0].contains("try again"), "{check:?}");
+}
+
+#[tokio::test]
+async fn a_promotion_warns_of_what_query_workers_measured_of_the_prompt_set() {
+    let store = catalogue(true).await;
+    let state = set_candidate(&store, &candidate_spec("one"), "ann").await.unwrap();
+    let candidate = state.candidate.unwrap();
+    let bank = |generation: &str, key: &StatisticsKey, fit: f64, queries: usize| {
+        let fit = BankFit { value: fit, low: fit - 0.1, high: fit + 0.1, queries };
+        MeasuredBank {
+            generation: generation.into(),
+            prompt_set: key.clone(),
+            measured_at: Utc::now(),
+            images: 10,
+            queries,
+            report: BankReport::new(100, 100, Some(fit), Some(0.3)),
+        }
+    };
+    let (id, key) = (candidate.generation.as_str(), &candidate.serving.prompt_set);
+    let reports = ReplicaReports::new(&store);
+    let report = |name: &str, age: i64, banks: Vec<MeasuredBank>| ReplicaReport {
+        id: name.into(),
+        host: "h".into(),
+        generation: id.into(),
+        revision: 2,
+        ready: true,
+        reported_at: Utc::now() - TimeDelta::seconds(age),
+        problem: None,
+        banks,
+    };
+    // Another set, another generation, and a query worker that no longer reports say nothing.
+    let other = StatisticsKey::from_stored("other");
+    let banks =
+        vec![bank(id, &other, 0.9, 500), bank("other", key, 0.9, 500), bank(id, key, 0.2, 80)];
+    reports.write(&report("few", 0, banks)).await.unwrap();
+    reports.write(&report("stopped", 300, vec![bank(id, key, 0.9, 400)])).await.unwrap();
+    let check = || async { check_promotion(&store, &promotion_rules(), Utc::now()).await.unwrap() };
+    let warnings = check().await.warnings;
+    let expected = "fit 0.20 (0.10 to 0.30) and concentration 0.30 for 80 recent queries";
+    assert!(warnings.len() == 1 && warnings[0].contains(expected), "{warnings:?}");
+    // The query worker with most queries counts.
+    reports.write(&report("many", 0, vec![bank(id, key, 0.8, 300)])).await.unwrap();
+    let check = check().await;
+    assert_eq!((check.blockers, check.warnings), (vec![], vec![]));
+    assert_eq!(check.measured_bank.map(|bank| bank.queries), Some(300));
 }
 
 #[tokio::test]
@@ -289,6 +337,7 @@ async fn promotion_waits_for_active_query_workers_and_not_for_stale_ones() {
         ready: true,
         reported_at: Utc::now() - TimeDelta::seconds(age),
         problem: None,
+        banks: Vec::new(),
     };
     reports.write(&report("fast", 7, 0)).await.unwrap();
     reports.write(&report("slow", 6, 0)).await.unwrap();

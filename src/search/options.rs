@@ -60,6 +60,9 @@ pub struct SearchOptions {
     /// Interval at which `balance.drift` is logged, in seconds: how strongly balancing changes answers
     /// now, compared with the time of calibration. 0: never.
     pub drift_interval_seconds: u64,
+    /// Interval at which it is measured how well prompt sets fit the last distinct queries (`balance.fit`),
+    /// in seconds. Their embeddings are kept in memory for that, not their texts. 0: never.
+    pub fit_interval_seconds: u64,
     /// Duration above which a query is logged as `search.slow`, in milliseconds. 0: never.
     pub slow_ms: u64,
 }
@@ -85,6 +88,7 @@ impl Default for SearchOptions {
             weight: CAUTIOUS_WEIGHT,
             lambda: 1.0,
             drift_interval_seconds: 60,
+            fit_interval_seconds: 60,
             slow_ms: 1_000,
         }
     }
@@ -105,6 +109,7 @@ impl SearchOptions {
         validate::check_range(p, "cached_queries", self.cached_queries as u64, 0, 10_000_000);
         validate::check_range(p, "memory_mib", self.memory_mib, 0, 1 << 24);
         validate::check_range(p, "drift_interval_seconds", self.drift_interval_seconds, 0, 86_400);
+        validate::check_range(p, "fit_interval_seconds", self.fit_interval_seconds, 0, 86_400);
         validate::check_range(p, "threads", self.threads as u64, 0, 1024);
         validate::check_range(p, "max_queries_per_scan", self.max_queries_per_scan as u64, 1, 256);
         validate::check_range(p, "queue_capacity", self.queue_capacity as u64, 1, 100_000);

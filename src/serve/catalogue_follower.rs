@@ -80,6 +80,7 @@ impl CatalogueFollower {
             ready: false,
             reported_at: Utc::now(),
             problem: None,
+            banks: Vec::new(),
         };
         let mut reported_at: Option<Instant> = None;
         let mut apply_problem = None;
@@ -106,6 +107,7 @@ impl CatalogueFollower {
             report.generation.clone_from(&live.serving_snapshot().generation_id);
             report.ready = live.snapshots().is_ready() && staleness.is_none();
             report.problem = apply_problem.clone().or(staleness);
+            report.banks = self.engines.roles().measured_banks();
             if report != previous_report
                 || reported_at.is_none_or(|at| at.elapsed() >= REPLICA_REPORT_INTERVAL)
             {
@@ -407,6 +409,7 @@ mod tests {
             ready: true,
             reported_at: DateTime::UNIX_EPOCH,
             problem: None,
+            banks: Vec::new(),
         };
         let interval = Duration::from_millis(10);
         run_while_reporting(&reports, &report, interval, tokio::time::sleep(20 * interval)).await;

@@ -180,6 +180,7 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
     let QueryWorker { engines, catalogue_follower, feedback_writer, .. } = worker;
     tokio::spawn(feedback_writer.run(token.clone()));
     tokio::spawn(engines.clone().monitor_drift(token.clone()));
+    tokio::spawn(engines.clone().monitor_fit(token.clone()));
     let engine = engines.live();
     let mut server = JoinSet::new();
     {

@@ -5,6 +5,8 @@ mod list;
 mod measure;
 mod retire;
 mod suggest;
+mod suggest_bank;
+mod suggest_shared;
 
 use std::path::Path;
 
@@ -24,8 +26,12 @@ pub fn run(args: &PromptsArgs, config_file: Option<&Path>) -> CommandResult {
             run_with_logging(config, |config, token| measure::measure_sets(args, config, token))
         }
         PromptsAction::Suggest(args) => {
+            args.validate()?;
             let config = with_quiet_logging(load_config(config_file)?);
-            run_with_logging(config, |config, token| suggest::suggest_set(args, config, token))
+            run_with_logging(config, async |config, token| match &args.queries {
+                Some(queries) => suggest::suggest_set(args, queries, config, token).await,
+                None => suggest_bank::suggest_bank_set(args, config, token).await,
+            })
         }
         PromptsAction::Retire { set } => {
             let config = with_quiet_logging(load_config_without_model(config_file)?);

@@ -1,94 +1,44 @@
-//! `bsap prompts suggest`: chooses prompts from the texts of a domain by judged queries.
+//! `bsap prompts suggest` with judged queries: chooses prompts, normaliser and weight by them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
-use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use super::suggest_shared::{
+    BUILTIN_SETS, ChosenBalance, LoadedCatalogue, PromptsSuggestArgs, load_corpus, make_candidate,
+    write_set,
+};
 use crate::balance::normalise::Normaliser;
-use crate::commands::shared::catalogue::open_catalogue;
 use crate::commands::shared::error::{CommandError, CommandResult};
-use crate::commands::shared::models::{configured_generation, load_configured_model};
 use crate::commands::shared::printing::print_line;
-use crate::commands::shared::progress::{progress_bar, progress_callback};
-use crate::commands::shared::query_files::{read_judged_queries, read_text_file};
+use crate::commands::shared::progress::progress_bar;
+use crate::commands::shared::query_files::{read_judged_queries, read_query_logs, read_text_file};
 use crate::config::Config;
 use crate::evaluate::{
-    self, BaseConfiguration, ChosenPrompts, ConfigurationResolver, ConfigurationSpec, Corpus,
-    FALSE_HIT_MEASURE, LoadedGeneration, MeasuredDifference, PromptPool, PromptSuggestion,
-    classify_difference,
+    self, BaseConfiguration, ChosenPrompts, ConfigurationResolver, ConfigurationSpec,
+    FALSE_HIT_MEASURE, MeasuredDifference, PromptPool, PromptSuggestion, classify_difference,
 };
 use crate::prompts::{EmbeddedPromptSet, PromptSet};
-
-/// Shipped sets for `--include-builtin`: general captions in English.
-const BUILTIN_SETS: [&str; 2] = ["photographs", "ecommerce-en"];
-
-/// `bsap prompts suggest`.
-#[derive(Debug, Args)]
-#[command(after_long_help = "\
-The most effective prompts are texts of your own domain: the queries that people type (--query-log), and \
-the words that describe your images (--attribute). The pool of texts is ordered so that its first N texts \
-cover it as well as possible for every N; several N are tried with several normalisers and weights on one \
-half of the judged queries, and the choice is measured on the other half, together with plain CLIP, the live \
-configuration, a random subset and the whole pool. Only the file is written. docs/evaluation.md has more.")]
-pub struct PromptsSuggestArgs {
-    /// Judged queries, as for `bsap evaluate`
-    #[arg(long, value_name = "FILE")]
-    pub queries: PathBuf,
-    /// Queries that people typed: JSON lines or CSV with `text`
-    #[arg(long, value_name = "FILE")]
-    pub query_log: Vec<PathBuf>,
-    /// Attribute of the images whose values are added to the pool, for example title or category
-    #[arg(long = "attribute", value_name = "NAME")]
-    pub attributes: Vec<String>,
-    /// File with one text per line
-    #[arg(long, value_name = "FILE")]
-    pub pool: Vec<PathBuf>,
-    /// Add the shipped general captions to the pool
-    #[arg(long)]
-    pub include_builtin: bool,
-    /// Name of the set
-    #[arg(long, default_value = "suggested", value_parser = parse_set_name)]
-    pub name: String,
-    /// Version of the set
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    pub set_version: u32,
-    /// Language of the texts
-    #[arg(long, default_value = "en", value_name = "TAG")]
-    pub language: String,
-    /// File that the set is written to
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
-}
 
 /// Chooses prompts for the stored catalogue, and writes them.
 pub async fn suggest_set(
     args: &PromptsSuggestArgs,
+    queries: &Path,
     config: Config,
     token: CancellationToken,
 ) -> CommandResult {
-    let judged_queries = read_judged_queries(&args.queries, "--queries")?;
-    let (store, state) = open_catalogue(&config).await?;
-    let encoders = load_configured_model(&config)?;
-    state.live.ensure_compatible(&configured_generation(&config, &*encoders))?;
-    let embed = |record| EmbeddedPromptSet::from_record(record, &*encoders).map(Arc::new);
+    let judged_queries = read_judged_queries(queries, "--queries")?;
+    let logged = read_query_logs(&args.query_log)?;
+    let loaded = load_corpus(&config, &token).await?;
+    let LoadedCatalogue { store, state, encoders, corpus } = &loaded;
+    let embed = |record| EmbeddedPromptSet::from_record(record, &**encoders).map(Arc::new);
     let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
-    let bar = progress_bar("read", 0)?;
-    let on_read = progress_callback(&bar);
-    let rows =
-        LoadedGeneration::load(&store, "live", &state.live, encoders.clone(), &token, &on_read)
-            .await?;
-    bar.finish_and_clear();
-    let corpus = Corpus::from_generations(vec![rows]);
-    evaluate::check_both_halves_judged(&judged_queries, &corpus).map_err(CommandError::usage)?;
+    evaluate::check_both_halves_judged(&judged_queries, corpus).map_err(CommandError::usage)?;
 
     let mut pool = PromptPool::without_judged_queries(&judged_queries);
-    for path in &args.query_log {
-        let logged_queries = read_judged_queries(path, "--query-log")?;
-        pool.add_texts(logged_queries.iter().map(|query| query.text.as_str()));
-    }
+    let logged = logged.into_texts(args.min_count);
+    pool.add_texts(logged.iter().map(String::as_str));
     for path in &args.pool {
         pool.add_texts(read_text_file(path, "--pool")?.lines());
     }
@@ -125,14 +75,9 @@ pub async fn suggest_set(
     };
     let settings = config.prompts.statistics_settings();
     let suggestion = tokio::task::block_in_place(|| {
-        let pool = set.embed(&*encoders, settings)?;
-        let mut resolver = ConfigurationResolver::new(
-            &corpus,
-            Some(&state),
-            state.serving.clone(),
-            sets,
-            settings,
-        );
+        let pool = set.embed(&**encoders, settings)?;
+        let mut resolver =
+            ConfigurationResolver::new(corpus, Some(state), state.serving.clone(), sets, settings);
         let live =
             resolver.resolve(&ConfigurationSpec::from_base(BaseConfiguration::Live, "live"))?;
         let bar = progress_bar("ranked", judged_queries.len() as u64)?;
@@ -151,7 +96,17 @@ pub async fn suggest_set(
         bar.finish_and_clear();
         anyhow::Ok(suggestion?)
     })?;
-    print_suggestion(args, &suggestion)
+    print_suggestion(args, &suggestion)?;
+    let Some((candidate, chosen)) = args.candidate.as_ref().zip(suggestion.chosen_prompts) else {
+        return Ok(());
+    };
+    let ChosenPrompts { prompt_set, normaliser, weight, lambda } = chosen;
+    let evaluation_fingerprint = Some(suggestion.test_report.fingerprint);
+    let balance = ChosenBalance { normaliser, weight, lambda, evaluation_fingerprint };
+    // The set of the file, which has another name than the subset that was tried.
+    let all: Vec<usize> = (0..prompt_set.prompt_set.texts.len()).collect();
+    let set = prompt_set.subset(&args.name, &all);
+    make_candidate(&config, &loaded, set, candidate, balance, &token).await
 }
 
 /// Prints the evaluation of the choice, and writes the chosen set.
@@ -209,17 +164,4 @@ fn describe_choice(chosen: &ChosenPrompts) -> String {
         _ => String::new(),
     };
     format!("normaliser {} with weight {weight}{lambda}", normaliser.name())
-}
-
-fn write_set(path: &Path, text: &str) -> anyhow::Result<()> {
-    std::fs::write(path, text).with_context(|| format!("--out: {}", path.display()))
-}
-
-/// Checks that `text` can be the name of a set.
-fn parse_set_name(text: &str) -> Result<String, String> {
-    let is_legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if text.is_empty() || !text.chars().all(is_legal) {
-        return Err(format!("{text:?} has characters other than letters, digits, - and _"));
-    }
-    Ok(text.to_owned())
 }

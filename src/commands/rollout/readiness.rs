@@ -13,7 +13,9 @@ use crate::commands::shared::printing::print_line;
 use crate::config::Config;
 use crate::reconcile::default_temp_folder;
 use crate::rollout::RolloutError;
-use crate::rollout::{self, PromotionCheck, PromotionRules, ReplicaReadiness};
+use crate::rollout::{
+    self, PromotionCheck, PromotionRules, ReplicaReadiness, describe_measured_bank,
+};
 use crate::store::Store;
 
 /// An image that the live generation stored less than this long ago does not count as missing in
@@ -71,6 +73,15 @@ pub fn print_promotion_check(promotion: &PromotionCheck) {
         candidate.traffic_share,
         candidate.shadow_share
     );
+    match &promotion.measured_bank {
+        Some(bank) => print_line!(
+            "fit         {}; proposed weight {}: {}",
+            describe_measured_bank(bank),
+            bank.report.proposed_weight,
+            bank.report.reason
+        ),
+        None => print_line!("fit         not measured by a query worker yet"),
+    }
     print_line!("since       {}", candidate.since.format("%Y-%m-%d %H:%M:%S UTC"));
     print_line!("evaluation  {}", candidate.evaluation_fingerprint.as_deref().unwrap_or("none"));
     for warning in &promotion.warnings {

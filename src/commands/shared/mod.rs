@@ -9,6 +9,7 @@ pub mod error;
 pub mod models;
 pub mod printing;
 pub mod progress;
+pub mod prompt_statistics;
 pub mod query_files;
 pub mod query_worker;
 pub mod result_table;

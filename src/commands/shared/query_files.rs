@@ -1,11 +1,13 @@
 //! Reads files of queries and texts that arguments name.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
 use super::error::CommandError;
-use crate::evaluate::{self, JudgedQuery};
+use crate::evaluate::{self, JudgedQuery, QueryTextError, TextSample};
 
 /// Largest file of queries, and largest total of stored feedback: both are read into memory.
 pub const MAX_INPUT_BYTES: u64 = 256 << 20;
@@ -23,11 +25,35 @@ pub fn read_text_file(path: &Path, option: &str) -> Result<String, CommandError>
     std::fs::read_to_string(path).with_context(problem).map_err(CommandError::Usage)
 }
 
+/// Reads the texts of logs of queries, each once: CSV if the file name ends in `.csv`, otherwise JSON lines or
+/// the JSON log of query workers.
+pub fn read_query_logs(paths: &[PathBuf]) -> Result<TextSample, CommandError> {
+    let mut texts = TextSample::default();
+    for path in paths {
+        let file = format!("--query-log: {}", path.display());
+        let log = File::open(path).map_err(|error| {
+            CommandError::usage(QueryTextError::Read { file: file.clone(), error })
+        })?;
+        let log = BufReader::new(log);
+        let read = if is_csv(path) {
+            texts.read_csv(log, &file)
+        } else {
+            texts.read_json_lines(log, &file)
+        };
+        read.map_err(CommandError::usage)?;
+    }
+    Ok(texts)
+}
+
+fn is_csv(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"))
+}
+
 /// Reads judged queries: CSV if the file name ends in `.csv`, otherwise JSON lines.
 pub fn read_judged_queries(path: &Path, option: &str) -> Result<Vec<JudgedQuery>, CommandError> {
     let text = read_text_file(path, option)?;
     let name = path.display().to_string();
-    let is_csv = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"));
-    let parse = if is_csv { evaluate::queries_from_csv } else { evaluate::queries_from_json_lines };
+    let parse =
+        if is_csv(path) { evaluate::queries_from_csv } else { evaluate::queries_from_json_lines };
     parse(&text, &name).map_err(CommandError::usage)
 }

@@ -89,6 +89,7 @@ impl Engine {
             && !query.input.is_image()
             && !query.has_overrides();
         let shadow_request = can_be_shadowed.then(|| request.clone());
+        let embedding = request.embedding.clone();
         let ScanReply { mut top_k, timings } =
             self.scanner.scan_and_wait(request, ScanGoal::TopHits { offset }, cancel)?;
         let timings = Timings { embed_ms, ..timings };
@@ -102,6 +103,11 @@ impl Engine {
         if is_first_page && route == ServingRole::Live {
             let serving = &snapshot.serving_snapshot.serving;
             self.record_answer_for_drift(query, serving, &top_k, no_match.as_ref());
+        }
+        if is_first_page && let QueryInput::Text(text) = &query.input {
+            let raw_hit = top_k.raw_hits.first().filter(|_| query.filter.is_none());
+            let first_raw_hit = raw_hit.map(|hit| hit.image_metadata.image_id.clone());
+            self.fit_monitor.record_query(text, embedding, first_raw_hit);
         }
         if let Some(request) = shadow_request {
             self.start_shadow(request, query, k, &top_k.hits);
@@ -213,7 +219,11 @@ impl Engine {
     ) {
         let (engine, query, k) = (self.clone(), query.without_routing(), shadow.k);
         shadow.spawn(&self.scanner, hits, move || {
-            Some(engine.plan_query(&query, k, &CancellationToken::new()).ok()?.request)
+            let request = engine.plan_query(&query, k, &CancellationToken::new()).ok()?.request;
+            if let QueryInput::Text(text) = &query.input {
+                engine.fit_monitor.record_query(text, request.embedding.clone(), None);
+            }
+            Some(request)
         });
     }
 

@@ -9,9 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::SearchResults;
 use super::explain::Explanation;
+use super::fit_monitor::clear_metrics;
 use super::generation_engine::Engine;
 use super::shadow::ShadowQuery;
 use super::traffic::{RoutingRequest, choose_route};
+use crate::balance::bank::MeasuredBank;
 use crate::catalogue::RolloutCandidate;
 use crate::search::error::QueryError;
 use crate::search::query::{Query, QueryInput};
@@ -128,22 +130,38 @@ impl Engines {
     /// `search.drift_interval_seconds`, until `token` is cancelled. Returns at once if that is 0.
     pub async fn monitor_drift(self: Arc<Self>, token: CancellationToken) {
         let seconds = self.live().options().drift_interval_seconds;
-        if seconds == 0 {
-            return;
-        }
-        loop {
+        // Reads the statistics of all images.
+        let report = |engines: &Self| {
+            let engine = engines.live();
+            if engine.snapshots().is_ready() {
+                engine.drift_monitor.report_drift(&engine.snapshots().newest());
+            }
+        };
+        self.run_every(seconds, token, report).await;
+    }
+
+    /// Measures how well prompt sets fit recent queries every `search.fit_interval_seconds`, until `token`
+    /// is cancelled. Returns at once if that is 0.
+    pub async fn monitor_fit(self: Arc<Self>, token: CancellationToken) {
+        let seconds = self.live().options().fit_interval_seconds;
+        self.run_every(seconds, token, |engines: &Self| engines.roles().measure_fit()).await;
+    }
+
+    /// Calls `work`, which may block, every so many seconds until `token` is cancelled. Returns at once if
+    /// that is 0.
+    async fn run_every(
+        self: Arc<Self>,
+        seconds: u64,
+        token: CancellationToken,
+        work: impl Fn(&Self) + Copy + Send + 'static,
+    ) {
+        while seconds > 0 {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
                 () = token.cancelled() => return,
             }
-            let engine = self.live();
-            // Reads the statistics of all images.
-            let logging = tokio::task::spawn_blocking(move || {
-                if engine.snapshots().is_ready() {
-                    engine.drift_monitor.report_drift(&engine.snapshots().newest());
-                }
-            });
-            if let Err(error) = logging.await {
+            let engines = self.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || work(&engines)).await {
                 std::panic::resume_unwind(error.into_panic());
             }
         }
@@ -151,6 +169,37 @@ impl Engines {
 }
 
 impl EngineRoles {
+    /// Returns how well the prompt sets of all engines fitted recent queries when that was last measured.
+    pub fn measured_banks(&self) -> Vec<MeasuredBank> {
+        self.engines().flat_map(|engine| engine.measured_banks().to_vec()).collect()
+    }
+
+    /// Measures how well the prompt sets of all engines fit recent queries, and reports that of the live
+    /// configuration and of the candidate.
+    fn measure_fit(&self) {
+        for engine in self.engines().filter(|engine| engine.snapshots().is_ready()) {
+            engine.fit_monitor.measure(&engine.snapshots().newest());
+        }
+        let live = &self.live;
+        if !live.snapshots().is_ready() {
+            return;
+        }
+        let snapshot = live.snapshots().newest();
+        let served = &snapshot.serving_snapshot;
+        let name = &served.configuration_name;
+        live.fit_monitor.report_fit(&snapshot, name, &served.serving, ServingRole::Live);
+        let standby = self.standby.as_ref().zip(self.candidate.as_ref());
+        if let Some(candidate) = &served.candidate {
+            let RolloutCandidate { name, serving, .. } = candidate;
+            live.fit_monitor.report_fit(&snapshot, name, serving, ServingRole::Candidate);
+        } else if let Some((standby, RolloutCandidate { name, serving, .. })) = standby {
+            let snapshot = standby.snapshots().newest();
+            standby.fit_monitor.report_fit(&snapshot, name, serving, ServingRole::Candidate);
+        } else {
+            clear_metrics(ServingRole::Candidate);
+        }
+    }
+
     /// Iterates over the live engine and the standby.
     fn engines(&self) -> impl Iterator<Item = &Arc<Engine>> {
         std::iter::once(&self.live).chain(&self.standby)

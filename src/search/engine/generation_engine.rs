@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::cursor::PinnedSnapshots;
 use super::drift_monitor::DriftMonitor;
+use super::fit_monitor::FitMonitor;
 use super::traffic::{TrafficCounters, TrafficCounts};
+use crate::balance::bank::MeasuredBank;
 use crate::catalogue::RolloutCandidate;
 use crate::clip::Encoders;
 use crate::ingest::decode;
@@ -31,6 +33,7 @@ pub struct Engine {
     /// When the table was last polled successfully.
     pub(super) last_polled_at: Mutex<Instant>,
     pub(super) drift_monitor: DriftMonitor,
+    pub(super) fit_monitor: FitMonitor,
 }
 
 impl Engine {
@@ -52,6 +55,7 @@ impl Engine {
             traffic_counters: Arc::default(),
             last_polled_at: Mutex::new(Instant::now()),
             drift_monitor: DriftMonitor::default(),
+            fit_monitor: FitMonitor::default(),
             options,
         }
     }
@@ -143,6 +147,11 @@ impl Engine {
     /// Returns the traffic counters, which all engines share.
     pub(super) fn traffic_counters(&self) -> &Arc<TrafficCounters> {
         &self.traffic_counters
+    }
+
+    /// Returns how well prompt sets fitted recent queries when that was last measured; nothing before.
+    pub fn measured_banks(&self) -> Arc<Vec<MeasuredBank>> {
+        self.fit_monitor.measured_banks()
     }
 
     /// Returns the options of the section `[search]`.

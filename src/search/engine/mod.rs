@@ -6,13 +6,15 @@
 //! (`query_log`). [`Engines`] holds the live engine and a standby of another generation and sends each
 //! query to exactly one of them (`engines`). `traffic` decides which queries the candidate answers;
 //! for some of the others it ranks the images in the background, and the difference is logged
-//! (`shadow`). `drift_monitor` compares recent answers with the time of calibration.
+//! (`shadow`). `drift_monitor` compares recent answers with the time of calibration, and `fit_monitor`
+//! measures how well the prompt sets fit recent queries.
 
 mod answer;
 mod cursor;
 mod drift_monitor;
 mod engines;
 mod explain;
+mod fit_monitor;
 mod follow;
 mod generation_engine;
 mod query_log;

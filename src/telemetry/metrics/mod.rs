@@ -128,6 +128,14 @@ define_metrics! {
         "How far the mean auxiliary score of the images has moved since calibration, in standard deviations over the images at calibration. NaN: not known.";
     balance_std: Gauge, "bsap_balance_std_ratio", [],
         "Mean standard deviation of the auxiliary scores of the images, divided by that at calibration. NaN: not known.";
+    balance_fit: Gauge, "bsap_balance_fit", ["role", "bound"],
+        "Correlation, over the images, of the corrections by the prompt set with those by recent distinct queries: `value`, and its 95 % interval (`low`, `high`); `role` is `live` or `candidate`. NaN: not known, as with fewer than 64 queries.";
+    balance_fit_queries: Gauge, "bsap_balance_fit_queries", ["role"],
+        "Distinct queries from which `bsap_balance_fit` was computed.";
+    balance_concentration: Gauge, "bsap_balance_concentration", ["role"],
+        "Mean correction of the first images of these queries by plain CLIP, less the mean of the catalogue, in standard deviations of the catalogue; `role` is `live` or `candidate`. NaN: not known.";
+    balance_weight: Gauge, "bsap_balance_weight", ["role", "kind"],
+        "Weight of the balancing: `served`, and `proposed` by fit, concentration and size of the prompt set; 0 is plain CLIP. `role` is `live` or `candidate`. NaN: not known.";
     http_requests: Counter, "bsap_http_requests_total", ["route", "status"],
         "HTTP requests answered.";
     http_request_seconds: Histogram, "bsap_http_request_seconds", ["route"],

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::balance::bank::MeasuredBank;
 use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::StatisticsKey;
 use crate::catalogue::ServingConfig;
@@ -62,6 +63,9 @@ struct PromptSetInfo<'a> {
     key: &'a StatisticsKey,
     prompts: usize,
     language: &'a str,
+    /// How well it fits the last distinct queries that this query worker answered, measured without
+    /// judgements; null until it is measured, and if it is one of many stored sets that are not served.
+    bank: Option<MeasuredBank>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -96,6 +100,8 @@ struct StandbyInfo {
     table_version: u64,
     images: usize,
     bytes: u64,
+    /// How well its prompt sets fit the queries that it ranked recently; empty until that is measured.
+    banks: Vec<MeasuredBank>,
 }
 
 impl StandbyInfo {
@@ -108,6 +114,7 @@ impl StandbyInfo {
             table_version: snapshot.table_version,
             images: snapshot.len(),
             bytes: snapshot.memory_usage().total_bytes(),
+            banks: engine.measured_banks().to_vec(),
         }
     }
 }
@@ -179,6 +186,7 @@ impl<'a> StateResponse<'a> {
         let served = &snapshot.serving_snapshot;
         let ServingSnapshot { prompt_sets, serving, .. } = &**served;
         let memory = snapshot.memory_usage();
+        let banks = engine.measured_banks();
         let prompt_set_info =
             |set: &'a std::sync::Arc<crate::prompts::EmbeddedPromptSet>| PromptSetInfo {
                 name: &set.prompt_set.name,
@@ -186,6 +194,7 @@ impl<'a> StateResponse<'a> {
                 key: &set.statistics_key,
                 prompts: set.prompt_set.texts.len(),
                 language: &set.prompt_set.language,
+                bank: banks.iter().find(|bank| bank.prompt_set == set.statistics_key).cloned(),
             };
         Self {
             ready: engine.snapshots().is_ready(),
