@@ -33,7 +33,7 @@ pub struct ModelOptions {
 impl Default for ModelOptions {
     fn default() -> Self {
         Self {
-            checkpoint: "openai/clip-vit-base-patch32".into(),
+            checkpoint: "laion/CLIP-ViT-B-32-laion2B-s34B-b79K".into(),
             revision: "main".into(),
             offline: false,
             device: DeviceChoice::Auto,

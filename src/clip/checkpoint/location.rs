@@ -39,7 +39,7 @@ impl CheckpointLocation {
                 Ok(Self::Hub(checkpoint.to_owned()))
             }
             _ => Err(format!(
-                "{checkpoint:?} is neither a folder nor a model of the hub such as openai/clip-vit-base-patch32"
+                "{checkpoint:?} is neither a folder nor a model of the hub such as laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
             )),
         }
     }
