@@ -155,7 +155,10 @@ impl Engines {
         token: CancellationToken,
         work: impl Fn(&Self) + Copy + Send + 'static,
     ) {
-        while seconds > 0 {
+        if seconds == 0 {
+            return;
+        }
+        loop {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
                 () = token.cancelled() => return,
