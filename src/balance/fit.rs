@@ -216,7 +216,9 @@ impl LargestScores {
     /// Adds the scores that another collection has of the same images.
     pub fn merge(&mut self, other: &Self) {
         for (image, scores) in other.largest.iter().enumerate() {
-            scores.iter().for_each(|score| self.insert(image, *score));
+            for score in scores {
+                self.insert(image, *score);
+            }
         }
         self.scores_per_image += other.scores_per_image;
     }
@@ -321,7 +323,9 @@ mod tests {
         let (first, second) = scores.split_at(30);
         let collect = |scores: &[f32]| {
             let mut largest = LargestScores::new(1);
-            scores.iter().for_each(|score| largest.insert(0, *score));
+            for score in scores {
+                largest.insert(0, *score);
+            }
             largest.count_scores(scores.len());
             largest
         };

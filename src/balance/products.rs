@@ -145,13 +145,11 @@ impl<T: Element> Packed<T> {
 
 /// Writes the dot products of the rows of a group with the columns of panels that follow each other:
 /// [`GROUP_ROWS`] rows of `out`, each as long as all columns.
-pub(crate) fn multiply<'a, T: Element>(
+pub(crate) fn multiply<'a, T: Element + 'a>(
     group: &[T],
     panels: impl ExactSizeIterator<Item = &'a [T]>,
     out: &mut [T],
-) where
-    T: 'a,
-{
+) {
     Arch::new().dispatch(Multiplication { group, panels, out });
 }
 

@@ -160,7 +160,9 @@ impl NpyHeader {
             })?;
             let (elements, _) = bytes.as_chunks_mut::<N>();
             if self.is_big_endian {
-                elements.iter_mut().for_each(|element| element.reverse());
+                for element in elements.iter_mut() {
+                    element.reverse();
+                }
             }
             values.extend(elements.iter().map(|element| convert(*element)));
         }

@@ -252,8 +252,9 @@ impl WithSimd for KeepLargest<'_> {
             }
             let image = start + first;
             let thresholds = &largest.thresholds()[image..image + CHUNK];
-            let is_kept = maxima.iter().zip(thresholds).fold(false, |any, (m, t)| any | (m > t));
-            if is_kept {
+            // Counted, since a search that ends early is not vectorised.
+            let kept: u32 = maxima.iter().zip(thresholds).map(|(m, t)| u32::from(m > t)).sum();
+            if kept > 0 {
                 insert_scores(scores, width, first, image, largest);
             }
         }
@@ -373,16 +374,17 @@ mod tests {
             images.unit_row(image).iter().zip(&units[query]).map(|(a, b)| a * b).sum()
         };
         let mut by_image = vec![Vec::new(); images.rows()];
-        for query in 0..queries.rows() {
+        for (query, rankings) in result.rankings.iter().enumerate() {
             let raws: Vec<f64> = (0..images.rows()).map(|image| raw(image, query)).collect();
-            for configuration in 0..2 {
+            for (configuration, (ranking, transforms)) in
+                rankings.iter().zip(&transforms).enumerate()
+            {
                 let score = |image: usize| {
-                    let own = transforms[configuration].get(image);
+                    let own = transforms.get(image);
                     own.unwrap_or(&ExactTransform::RAW).apply(raws[image])
                 };
                 let mut order: Vec<usize> = (0..images.rows()).collect();
                 order.sort_by(|a, b| score(*b).total_cmp(&score(*a)));
-                let ranking = &result.rankings[query][configuration];
                 let found: Vec<usize> = ranking.best.iter().map(|(i, _)| *i as usize).collect();
                 assert_eq!(found, order[..10], "{query} {configuration}");
                 assert!((ranking.best[0].1 - score(order[0])).abs() < 1e-12);
