@@ -20,6 +20,11 @@ pub enum Disposition {
 pub trait Classify {
     /// Returns what to do about this error.
     fn disposition(&self) -> Disposition;
+
+    /// Returns how long the other side asks to wait before the next attempt; `None` if it says nothing.
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Exponential backoff with full jitter: the pause before attempt *n* is uniform in
@@ -50,17 +55,33 @@ impl Backoff {
     /// cancelled: then no further attempt is made.
     #[must_use = "a cancelled wait ends the attempts"]
     pub async fn wait(&self, attempt: u32, cancel: &CancellationToken) -> bool {
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => false,
-            () = tokio::time::sleep(self.random_delay(attempt)) => true,
-        }
+        wait_for(self.random_delay(attempt), cancel).await
+    }
+
+    /// Pauses as [`Self::wait`] does, but as long as `error` asks if it does.
+    #[must_use = "a cancelled wait ends the attempts"]
+    pub async fn wait_after(
+        &self,
+        error: &impl Classify,
+        attempt: u32,
+        cancel: &CancellationToken,
+    ) -> bool {
+        let delay = error.retry_after().unwrap_or_else(|| self.random_delay(attempt));
+        wait_for(delay, cancel).await
+    }
+}
+
+async fn wait_for(delay: Duration, cancel: &CancellationToken) -> bool {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => false,
+        () = tokio::time::sleep(delay) => true,
     }
 }
 
 /// Runs `work` until it succeeds, fails with anything but [`Disposition::Retry`], or was tried
 /// `backoff.max_attempts` times. Calls `on_retry` with the number of attempts so far and the error
-/// before each pause.
+/// before each pause, which is as long as the error asks if it does.
 ///
 /// When `cancel` is cancelled, the pause ends at once and the last error is returned. `work` itself is
 /// never interrupted, and is tried once even if `cancel` is cancelled already.
@@ -84,7 +105,7 @@ where
             return Err(error);
         }
         on_retry(attempt + 1, &error);
-        if !backoff.wait(attempt, cancel).await {
+        if !backoff.wait_after(&error, attempt, cancel).await {
             return Err(error);
         }
         attempt += 1;
@@ -135,6 +156,25 @@ mod tests {
         assert_eq!(count_attempts(Disposition::Retry, 99).await.0, 5);
         assert_eq!(count_attempts(Disposition::DeadLetter, 3).await.0, 1);
         assert_eq!(count_attempts(Disposition::Fatal, 3).await.0, 1);
+    }
+
+    #[tokio::test]
+    async fn the_pause_is_as_long_as_the_error_asks() {
+        struct Busy;
+        impl Classify for Busy {
+            fn disposition(&self) -> Disposition {
+                Disposition::Retry
+            }
+            fn retry_after(&self) -> Option<Duration> {
+                Some(Duration::ZERO)
+            }
+        }
+        let year = 9_000 * HOUR;
+        let backoff = Backoff { base: year, cap: year, max_attempts: 3 };
+        let cancel = CancellationToken::new();
+        let work = retry(backoff, &cancel, |_, _| {}, || async { Err::<(), _>(Busy) });
+        let result = tokio::time::timeout(HOUR / 60, work).await;
+        assert!(result.is_ok_and(|result| result.is_err()));
     }
 
     #[tokio::test]

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use reqwest::{Response, StatusCode, header};
+use tokio_util::sync::CancellationToken;
 
 use super::cache::{RepoCache, create_parent};
 use super::checksum;
-use super::client::{FileMetadata, HubClient, describe};
+use super::client::{FileLookup, FileMetadata, HubClient, describe};
 use super::error::HubError;
 use super::progress::DownloadProgress;
-use crate::retry::Backoff;
+use crate::retry::{Backoff, Classify as _, Disposition, retry};
 
 /// Attempts in a row that bring no further byte, before the download is given up. An attempt that
 /// brings some starts the count again.
@@ -32,6 +33,13 @@ pub struct Downloader<'a> {
 }
 
 impl Downloader<'_> {
+    /// Asks the hub for a file, and again while it fails for a reason that may pass.
+    pub async fn look_up(&self, revision: &str, file: &str) -> Result<FileLookup, HubError> {
+        let backoff = Backoff::with_max_attempts(MAX_FRUITLESS_ATTEMPTS);
+        let look_up = || self.client.look_up(revision, file);
+        retry(backoff, &CancellationToken::new(), |_, _| {}, look_up).await
+    }
+
     /// Makes sure that the cache has the bytes of a file, and links them into the snapshot.
     pub async fn fetch(&self, file: &str, metadata: &FileMetadata) -> Result<(), HubError> {
         if metadata.size.is_some_and(|size| size > MAX_FILE_BYTES) {
@@ -93,18 +101,20 @@ impl Downloader<'_> {
         let mut fruitless = 0;
         let mut most = 0;
         loop {
-            let error = match self.attempt(file, metadata, partial, progress).await {
-                Ok(()) => return Ok(()),
-                Err(error @ HubError::Transient { .. }) => error,
-                Err(error) => return Err(error),
+            let Err(error) = self.attempt(file, metadata, partial, progress).await else {
+                return Ok(());
             };
+            if error.disposition() != Disposition::Retry {
+                return Err(error);
+            }
             let length = fs::metadata(partial).map_or(0, |metadata| metadata.len());
             fruitless = if length > most { 0 } else { fruitless + 1 };
             most = most.max(length);
-            if fruitless >= MAX_FRUITLESS_ATTEMPTS {
+            if fruitless >= MAX_FRUITLESS_ATTEMPTS
+                || !backoff.wait_after(&error, fruitless, &CancellationToken::new()).await
+            {
                 return Err(error);
             }
-            pause(&backoff, fruitless, &error).await;
         }
     }
 
@@ -182,32 +192,6 @@ impl Downloader<'_> {
             _ => Ok(()),
         }
     }
-}
-
-/// Runs a small request until it succeeds, is refused, or has failed too often.
-pub async fn with_retries<T>(
-    mut work: impl AsyncFnMut() -> Result<T, HubError>,
-) -> Result<T, HubError> {
-    let backoff = Backoff::with_max_attempts(MAX_FRUITLESS_ATTEMPTS);
-    let mut attempt = 0;
-    loop {
-        match work().await {
-            Err(error @ HubError::Transient { .. }) if attempt + 1 < backoff.max_attempts => {
-                pause(&backoff, attempt, &error).await;
-                attempt += 1;
-            }
-            result => return result,
-        }
-    }
-}
-
-/// Waits before the next attempt, as long as the server asks if it does.
-async fn pause(backoff: &Backoff, attempt: u32, error: &HubError) {
-    let asked = match error {
-        HubError::Transient { retry_after, .. } => *retry_after,
-        _ => None,
-    };
-    tokio::time::sleep(asked.unwrap_or_else(|| backoff.random_delay(attempt))).await;
 }
 
 /// Whether a blob is in the cache with the size and the hash that the hub announces.

@@ -4,6 +4,8 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::time::Duration;
 
+use crate::retry::{Classify, Disposition};
+
 /// Why a file of the hub could not be had. No message has the token or the query of an address, which
 /// may have a signature.
 #[derive(Debug, thiserror::Error)]
@@ -52,5 +54,21 @@ impl HubError {
             "set HF_HUB_CACHE to a folder that this user can write"
         };
         Self::Cache(format!("{}: {error}; {remedy}", path.display()))
+    }
+}
+
+impl Classify for HubError {
+    fn disposition(&self) -> Disposition {
+        match self {
+            Self::Transient { .. } => Disposition::Retry,
+            _ => Disposition::Fatal,
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Transient { retry_after, .. } => *retry_after,
+            _ => None,
+        }
     }
 }

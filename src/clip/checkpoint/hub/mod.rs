@@ -20,7 +20,7 @@ use super::location::CheckpointLocation;
 use crate::clip::error::ClipError;
 use cache::{RepoCache, is_plain_revision};
 use client::{FileLookup, HubClient, shorten};
-use download::{Downloader, with_retries};
+use download::Downloader;
 use environment::HubEnvironment;
 use error::HubError;
 use wanted_files::{
@@ -212,8 +212,7 @@ impl Snapshot<'_> {
             }
         }
         let revision = self.commit.as_deref().unwrap_or(self.revision).to_owned();
-        let client = &self.downloader.client;
-        match with_retries(async || client.look_up(&revision, file).await).await? {
+        match self.downloader.look_up(&revision, file).await? {
             FileLookup::Found(metadata) => {
                 if *self.commit.get_or_insert_with(|| metadata.commit.clone()) != metadata.commit {
                     return Err(HubError::WrongBytes(format!(
@@ -249,9 +248,8 @@ impl Snapshot<'_> {
         }
         for pickle in PICKLED_WEIGHTS {
             let revision = self.commit.as_deref().unwrap_or(self.revision);
-            let (client, name) = (&self.downloader.client, join_name(folder, pickle));
-            let found = with_retries(async || client.look_up(revision, &name).await).await?;
-            if matches!(found, FileLookup::Found(_)) {
+            let name = join_name(folder, pickle);
+            if let FileLookup::Found(_) = self.downloader.look_up(revision, &name).await? {
                 return Err(HubError::NoWeights {
                     file: format!("{}/{name}", self.id),
                     reason: "is a pickle, which can run code, and the model has no weights as safetensors; convert it with save_pretrained of transformers, or name a revision that has them".into(),
