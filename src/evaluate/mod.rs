@@ -16,6 +16,7 @@ pub(crate) mod calibrate;
 pub(crate) mod compare;
 mod evaluation;
 pub(crate) mod judgements;
+mod log_lines;
 pub(crate) mod logs;
 pub(crate) mod measures;
 pub(crate) mod report;

@@ -1,18 +1,17 @@
 //! Reads the texts of queries that people typed, each once, from logs of any length.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, Read as _};
+use std::io::BufRead;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::evaluate::log_lines::for_each_line;
 use crate::prompts::MAX_PROMPT_CHARS;
 use crate::telemetry::event;
 
 /// Maximum number of distinct texts that are kept of all logs together.
 pub const MAX_SAMPLED_TEXTS: usize = 16_384;
-/// Maximum length of a line in bytes; a longer line is not read.
-const MAX_LINE_BYTES: u64 = 1 << 20;
 
 /// Why a log of queries cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -111,38 +110,26 @@ impl TextSample {
 
     /// Adds the queries of a log with one JSON object per line: those with `text`, and the `search` events of
     /// query workers, if these log texts. Other lines are skipped.
-    pub fn read_json_lines(
-        &mut self,
-        mut log: impl BufRead,
-        file: &str,
-    ) -> Result<(), QueryTextError> {
+    pub fn read_json_lines(&mut self, log: impl BufRead, file: &str) -> Result<(), QueryTextError> {
         let failed = |error| QueryTextError::Read { file: file.to_owned(), error };
         let (mut texts, mut searches_without_text, mut problem) = (0u64, 0u64, None);
-        let mut line = Vec::new();
-        for number in 1u64.. {
-            line.clear();
-            let read =
-                (&mut log).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(failed)?;
-            if read == 0 {
-                break;
-            }
-            if read as u64 == MAX_LINE_BYTES && line.last() != Some(&b'\n') {
-                log.skip_until(b'\n').map_err(failed)?;
-                continue;
-            }
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
-            match parse_line(&line) {
+        for_each_line(log, failed, |number, line| {
+            let Some(line) = line.filter(|line| !line.trim_ascii().is_empty()) else {
+                return Ok(());
+            };
+            match parse_line(line) {
                 Ok(ParsedLine::Text(text)) => {
                     texts += 1;
                     self.add(&text);
                 }
                 Ok(ParsedLine::SearchWithoutText) => searches_without_text += 1,
                 Ok(ParsedLine::Other) => {}
-                Err(reason) => problem = problem.or(Some(format!("{number}: {reason}"))),
+                Err(reason) => {
+                    problem.get_or_insert_with(|| format!("{number}: {reason}"));
+                }
             }
-        }
+            Ok(())
+        })?;
         match (texts, searches_without_text) {
             (0, 0) => Err(QueryTextError::NoTexts { file: file.to_owned(), problem }),
             (0, searches) => {

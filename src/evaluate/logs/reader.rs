@@ -1,7 +1,7 @@
 //! Reads logs and sums their lines by query.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{BufRead, Read as _};
+use std::io::BufRead;
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -9,10 +9,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::error::{MAX_QUERIES_PER_CONFIGURATION, QueryLogError};
+use crate::evaluate::log_lines::{MAX_LINE_BYTES, for_each_line};
 use crate::telemetry::event;
 
-/// Maximum length of a line in bytes; a longer line is malformed.
-pub(super) const MAX_LINE_BYTES: u64 = 1 << 20;
 /// Maximum number of malformed lines that are listed; further ones are counted.
 const MAX_REPORTED_MALFORMED: usize = 20;
 
@@ -112,26 +111,17 @@ pub struct QueryLogReader {
 
 impl QueryLogReader {
     /// Reads a log to its end. Malformed lines are counted and listed with their numbers.
-    pub fn read_log(&mut self, mut log: impl BufRead, file: &str) -> Result<(), QueryLogError> {
+    pub fn read_log(&mut self, log: impl BufRead, file: &str) -> Result<(), QueryLogError> {
         self.log_files.push(file.to_owned());
         let failed = |error| QueryLogError::Read { file: file.to_owned(), error };
-        let mut line = Vec::new();
-        for number in 1u64.. {
-            line.clear();
-            let read =
-                (&mut log).take(MAX_LINE_BYTES).read_until(b'\n', &mut line).map_err(failed)?;
-            if read == 0 {
-                break;
-            }
+        for_each_line(log, failed, |number, line| {
             self.line_count += 1;
-            let is_used = if read as u64 == MAX_LINE_BYTES && line.last() != Some(&b'\n') {
-                log.skip_until(b'\n').map_err(failed)?;
-                Err(LineError::Malformed(format!("is longer than {MAX_LINE_BYTES} bytes")))
-            } else {
-                self.add_line(line.trim_ascii())
-            };
+            let is_used = line.map_or_else(
+                || Err(LineError::Malformed(format!("is longer than {MAX_LINE_BYTES} bytes"))),
+                |line| self.add_line(line.trim_ascii()),
+            );
             match is_used {
-                Ok(true) => self.hasher.update(&line),
+                Ok(true) => self.hasher.update(line.unwrap_or_default()),
                 Ok(false) => self.skipped_lines += 1,
                 Err(LineError::TooManyQueries(name)) => {
                     return Err(QueryLogError::TooManyQueries(name));
@@ -143,8 +133,8 @@ impl QueryLogReader {
                     }
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Adds a line to the sums; returns whether it was used.

@@ -1,7 +1,7 @@
 use serde_json::json;
 
-use super::reader::MAX_LINE_BYTES;
 use super::report::{MAX_SHOWN_QUERIES, MIN_DISTINCT_QUERIES};
+use crate::evaluate::log_lines::MAX_LINE_BYTES;
 use crate::evaluate::logs::*;
 
 fn shadow_line(query: usize, overlap: f64, top_hit_changed: bool) -> String {
