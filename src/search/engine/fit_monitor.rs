@@ -105,19 +105,22 @@ impl FitMonitor {
     /// Measures the prompt sets again if images, sets or queries have changed. Blocks while it computes, on
     /// one thread.
     pub fn measure(&self, snapshot: &Snapshot) {
-        let (queries, first_raw_hits, state) = {
+        let mut last_measured = self.last_measured.lock().unwrap_or_else(PoisonError::into_inner);
+        let (embeddings, first_raw_hits, state) = {
+            // Queries wait for this lock: nothing large is copied under it.
             let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
             window.expire();
-            let queries: Vec<Vec<f32>> =
-                window.queries.iter().map(|query| query.embedding.to_vec()).collect();
+            let state = (snapshot.serial, window.change_count);
+            if *last_measured == Some(state) {
+                return;
+            }
+            let embeddings: Vec<Arc<Vec<f32>>> =
+                window.queries.iter().map(|query| query.embedding.clone()).collect();
             let first_raw_hits: Vec<ImageId> =
                 window.queries.iter().filter_map(|query| query.first_raw_hit.clone()).collect();
-            (queries, first_raw_hits, (snapshot.serial, window.change_count))
+            (embeddings, first_raw_hits, state)
         };
-        let mut last_measured = self.last_measured.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last_measured == Some(state) {
-            return;
-        }
+        let queries: Vec<Vec<f32>> = embeddings.iter().map(|values| values.to_vec()).collect();
         let measure = || measure_sets(snapshot, &queries, &first_raw_hits);
         // One thread, so that queries are not delayed. If it cannot be started, the computation runs on the
         // threads that all others use.
