@@ -6,6 +6,8 @@
 //! [`concentration`] shows a bank that describes little more than what is searched: it penalises the right
 //! answers most.
 
+use std::fmt;
+
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -40,6 +42,13 @@ pub struct BankFit {
     pub high: f64,
     /// Number of queries from which it was computed.
     pub queries: usize,
+}
+
+impl fmt::Display for BankFit {
+    /// Writes the correlation and its interval: `0.92 (0.87 to 0.94)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} ({:.2} to {:.2})", self.value, self.low, self.high)
+    }
 }
 
 /// An image with the queries for which it has the best scores.

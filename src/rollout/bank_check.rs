@@ -68,10 +68,7 @@ pub fn describe_measured_bank(bank: &MeasuredBank) -> String {
         .report
         .concentration
         .map_or("an unknown concentration".into(), |value| format!("concentration {value:.2}"));
-    format!(
-        "fit {:.2} ({:.2} to {:.2}) and {concentration} for {} recent queries",
-        fit.value, fit.low, fit.high, fit.queries
-    )
+    format!("fit {fit} and {concentration} for {} recent queries", fit.queries)
 }
 
 #[cfg(test)]

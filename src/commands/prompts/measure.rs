@@ -9,7 +9,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use crate::balance::bank::{BankReport, QueriedImages};
-use crate::balance::fit::{BankFit, MIN_FIT_QUERIES};
+use crate::balance::fit::MIN_FIT_QUERIES;
 use crate::balance::normalise::{BalanceParameters, Normaliser, ScaleConstants};
 use crate::clip::Encoders;
 use crate::commands::shared::error::{CommandError, CommandResult};
@@ -133,9 +133,7 @@ fn query_images<'a>(
 fn render_bank(bank: &BankReport) -> String {
     let fit = bank.fit.map_or_else(
         || format!("not known: it needs {MIN_FIT_QUERIES} different queries"),
-        |BankFit { value, low, high, queries }| {
-            format!("{value:.2} ({low:.2} to {high:.2}) with {queries} queries")
-        },
+        |fit| format!("{fit} with {} queries", fit.queries),
     );
     let concentration = bank.concentration.map_or("not known".into(), |c| format!("{c:.2}"));
     let (weight, reason) = (bank.proposed_weight, &bank.reason);

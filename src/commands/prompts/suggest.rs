@@ -6,14 +6,13 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::suggest_shared::{
-    BUILTIN_SETS, ChosenBalance, LoadedCatalogue, PromptsSuggestArgs, load_corpus, make_candidate,
-    write_set,
+    ChosenBalance, LoadedCatalogue, PromptsSuggestArgs, load_corpus, make_candidate, write_set,
 };
 use crate::balance::normalise::Normaliser;
 use crate::commands::shared::error::{CommandError, CommandResult};
 use crate::commands::shared::printing::print_line;
 use crate::commands::shared::progress::progress_bar;
-use crate::commands::shared::query_files::{read_judged_queries, read_query_logs, read_text_file};
+use crate::commands::shared::query_files::{read_judged_queries, read_query_logs};
 use crate::config::Config;
 use crate::evaluate::{
     self, BaseConfiguration, ChosenPrompts, ConfigurationResolver, ConfigurationSpec,
@@ -39,9 +38,7 @@ pub async fn suggest_set(
     let mut pool = PromptPool::without_judged_queries(&judged_queries);
     let logged = logged.into_texts(args.min_count);
     pool.add_texts(logged.iter().map(String::as_str));
-    for path in &args.pool {
-        pool.add_texts(read_text_file(path, "--pool")?.lines());
-    }
+    args.add_files(&mut pool)?;
     for name in &args.attributes {
         let values = corpus.images.iter().filter_map(|image| image.attributes.get(name));
         let previous_count = pool.texts.len();
@@ -50,11 +47,7 @@ pub async fn suggest_set(
             print_line!("Note: no image has an attribute {name:?} with a new text.");
         }
     }
-    if args.include_builtin {
-        for name in BUILTIN_SETS {
-            pool.add_texts(PromptSet::load_builtin_or_file(name)?.texts.iter().map(String::as_str));
-        }
-    }
+    args.add_builtin_sets(&mut pool)?;
     if pool.texts.len() < 2 {
         return Err(CommandError::usage(
             "the pool has fewer than 2 texts that are no judged queries; give --query-log, --attribute, --pool or --include-builtin",
@@ -66,13 +59,7 @@ pub async fn suggest_set(
         pool.excluded_judged_count,
         pool.excluded_overflow_count
     );
-    let set = PromptSet {
-        name: args.name.clone(),
-        version: args.set_version,
-        language: args.language.clone(),
-        notes: String::new(),
-        texts: pool.texts,
-    };
+    let set = args.prompt_set(pool.texts);
     let settings = config.prompts.statistics_settings();
     let suggestion = tokio::task::block_in_place(|| {
         let pool = set.embed(&**encoders, settings)?;

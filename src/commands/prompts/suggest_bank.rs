@@ -7,14 +7,14 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use tokio_util::sync::CancellationToken;
 
 use super::suggest_shared::{
-    BUILTIN_SETS, ChosenBalance, PromptsSuggestArgs, load_corpus, make_candidate, write_set,
+    ChosenBalance, PromptsSuggestArgs, load_corpus, make_candidate, write_set,
 };
 use crate::balance::bank::BankReport;
 use crate::balance::evidence::describe_gain_of_similar_banks;
 use crate::balance::proposal::{BankMeasurement, PROPOSED_STATISTICS, ProposedBalance};
 use crate::commands::shared::error::{CommandError, CommandResult};
 use crate::commands::shared::printing::print_line;
-use crate::commands::shared::query_files::{read_query_logs, read_text_file};
+use crate::commands::shared::query_files::read_query_logs;
 use crate::config::Config;
 use crate::evaluate::{
     BankSuggestion, Corpus, MAX_SAMPLED_TEXTS, PromptPool, TextSample, divide_texts, suggest_bank,
@@ -34,13 +34,7 @@ pub async fn suggest_bank_set(
     let (corpus, encoders) = (&loaded.corpus, &loaded.encoders);
     let attributes = sample_attribute_values(args, corpus);
     let (held_out, pool) = divide(args, logged, attributes)?;
-    let set = PromptSet {
-        name: args.name.clone(),
-        version: args.set_version,
-        language: args.language.clone(),
-        notes: String::new(),
-        texts: pool.texts,
-    };
+    let set = args.prompt_set(pool.texts);
     if let Some(warning) = set.script_warning(&**encoders) {
         print_line!("WARNING: {warning}");
     }
@@ -149,14 +143,8 @@ fn divide(
     let mut pool = PromptPool::without_texts(held_out.iter().map(String::as_str));
     pool.add_texts(rest.iter().map(String::as_str));
     pool.add_texts(others.iter().map(String::as_str));
-    for path in &args.pool {
-        pool.add_texts(read_text_file(path, "--pool")?.lines());
-    }
-    if args.include_builtin {
-        for name in BUILTIN_SETS {
-            pool.add_texts(PromptSet::load_builtin_or_file(name)?.texts.iter().map(String::as_str));
-        }
-    }
+    args.add_files(&mut pool)?;
+    args.add_builtin_sets(&mut pool)?;
     if pool.texts.len() < 2 {
         return Err(CommandError::usage(format!(
             "there are {} different texts, of which half is held out; give more by --query-log, --attribute or --pool",
@@ -182,7 +170,7 @@ fn print_banks(suggestion: &BankSuggestion) {
         table.add_row([
             name.clone(),
             texts.to_string(),
-            fit.map_or("–".into(), |f| format!("{:.2} ({:.2} to {:.2})", f.value, f.low, f.high)),
+            fit.map_or("–".into(), |fit| fit.to_string()),
             concentration.map_or("–".into(), |value| format!("{value:.2}")),
             proposed_weight.to_string(),
         ]);
@@ -195,10 +183,7 @@ fn describe_choice(suggestion: &BankSuggestion, held_out: &str) -> String {
     let BankReport { texts, fit, concentration, proposed_weight, reason } = &suggestion.report;
     let figures = match (fit, concentration) {
         (Some(fit), concentration) => format!(
-            "Fit {:.2} ({:.2} to {:.2}), concentration {}, for {} texts that were held out: {held_out}.",
-            fit.value,
-            fit.low,
-            fit.high,
+            "Fit {fit}, concentration {}, for {} texts that were held out: {held_out}.",
             concentration.map_or("not known".into(), |value| format!("{value:.2}")),
             fit.queries
         ),

@@ -17,14 +17,15 @@ use crate::commands::shared::models::{configured_generation, load_configured_mod
 use crate::commands::shared::printing::print_line;
 use crate::commands::shared::progress::{progress_bar, progress_callback};
 use crate::commands::shared::prompt_statistics::store_statistics;
+use crate::commands::shared::query_files::read_text_file;
 use crate::config::Config;
-use crate::evaluate::{Corpus, LoadedGeneration};
-use crate::prompts::EmbeddedPromptSet;
+use crate::evaluate::{Corpus, LoadedGeneration, PromptPool};
+use crate::prompts::{EmbeddedPromptSet, PromptSet};
 use crate::rollout::{self, CandidateSpec};
 use crate::store::Store;
 
 /// Shipped sets for `--include-builtin`: general captions in English.
-pub const BUILTIN_SETS: [&str; 2] = ["photographs", "ecommerce-en"];
+const BUILTIN_SETS: [&str; 2] = ["photographs", "ecommerce-en"];
 /// Who changes the catalogue, for its history.
 const COMMAND: &str = "bsap prompts suggest";
 
@@ -95,6 +96,36 @@ impl PromptsSuggestArgs {
             return Err(CommandError::usage(
                 "without judged queries (--queries), give --query-log or --attribute: the texts that prompts are chosen from, and that their fit is measured on",
             ));
+        }
+        Ok(())
+    }
+
+    /// Returns the set of these texts that the arguments describe, without notes.
+    pub fn prompt_set(&self, texts: Vec<String>) -> PromptSet {
+        PromptSet {
+            name: self.name.clone(),
+            version: self.set_version,
+            language: self.language.clone(),
+            notes: String::new(),
+            texts,
+        }
+    }
+
+    /// Adds the texts of `--pool`.
+    pub fn add_files(&self, pool: &mut PromptPool) -> Result<(), CommandError> {
+        for path in &self.pool {
+            pool.add_texts(read_text_file(path, "--pool")?.lines());
+        }
+        Ok(())
+    }
+
+    /// Adds the shipped captions, with `--include-builtin`.
+    pub fn add_builtin_sets(&self, pool: &mut PromptPool) -> Result<(), CommandError> {
+        if self.include_builtin {
+            for name in BUILTIN_SETS {
+                let set = PromptSet::load_builtin_or_file(name)?;
+                pool.add_texts(set.texts.iter().map(String::as_str));
+            }
         }
         Ok(())
     }
