@@ -272,8 +272,8 @@ def main():
         except Exception as error:
             computed = f"{type(error).__name__}: {str(error)[:120]}"
         if "refused" in row:
-            told = computed if isinstance(computed, str) else "computes something"
-            print(f"{row['name']:32} refused; the reference: {told}", flush=True)
+            outcome = computed if isinstance(computed, str) else "computes something"
+            print(f"{row['name']:32} refused; the reference: {outcome}", flush=True)
         elif isinstance(computed, str):
             failed += 1
             print(f"{row['name']:32} FAILED: {computed}", flush=True)

@@ -74,7 +74,7 @@ pub struct ModelConfig {
 pub struct TextEncoderConfig {
     pub vocabulary_size: usize,
     pub context_length: usize,
-    /// Of CLIP: the id at whose first place the embedding is taken. 2 stands for the largest id.
+    /// Of CLIP: the id at whose first place the embedding is taken. 2 means the largest id.
     pub end_of_text_id: u32,
     pub cleaning: TextCleaning,
     pub transformer: TransformerConfig,

@@ -44,7 +44,7 @@ pub struct EvaluateArraysArgs {
     /// measured
     #[arg(long, value_name = "FILE")]
     pub relevant: PathBuf,
-    /// Embeddings of queries that no image answers: are they told from the others?
+    /// Embeddings of queries that no image answers: how well do their scores separate them from the others?
     #[arg(long, value_name = "ARRAY")]
     pub unanswerable: Option<String>,
     /// A further configuration to compare: normaliser, weight, lambda, top_k, temperature, name

@@ -111,7 +111,7 @@ impl Candidates {
         self.best.extend(candidates.map(|(image, score)| (*score, image)));
         if self.best.len() >= self.capacity {
             self.drop_worse();
-            // Many equal scores cannot be told apart: wait for twice as many.
+            // None of many equal scores can be dropped: wait for twice as many.
             self.capacity = self.capacity.max(self.best.len() * 2);
         }
     }
