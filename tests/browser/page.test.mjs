@@ -556,7 +556,7 @@ test('answers obey the limits and the policy', async () => {
     assert.equal(answer.headers.get('content-type'), 'application/problem+json');
     assert.equal((await answer.json()).code, code);
   }
-  for (const [path, status] of [['nowhere', 404], ['v1/images/nobody', 404], ['v1/images/nobody/picture', 404], ['v1/search', 405], ['livez', 200], ['readyz', 200]]) {
+  for (const [path, status] of [['nowhere', 404], ['v1/images?id=nobody', 404], ['v1/images/picture?id=nobody', 404], ['v1/images', 400], ['v1/search', 405], ['livez', 200], ['readyz', 200]]) {
     assert.equal((await fetch(url + path)).status, status, path);
   }
 });
