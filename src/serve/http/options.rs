@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use super::base_path::validate_base_path;
 use super::credentials::api_keys::{self, ApiKey};
-use super::proxying::validate_base_path;
 use super::worker_metrics::MAX_POLLED_WORKERS;
 use crate::validate;
 

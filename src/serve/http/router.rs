@@ -15,10 +15,11 @@ use tower_http::cors::CorsLayer;
 use tracing::error;
 
 use super::auth::{self, AuthLayer};
+use super::base_path::accept_base_path;
 use super::body::problem::Problem;
+use super::compression::{compress_response, reject_compressed_body};
 use super::concurrency_limit::{ConcurrencyLimit, limit_concurrency_and_duration};
 use super::credentials::api_keys::Scope;
-use super::proxying::{accept_base_path, compress_response, reject_compressed_body};
 use super::request_metrics::record_request_metrics;
 use super::routes;
 use super::state::{HandlerState, ServerContext};

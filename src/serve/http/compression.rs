@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use crate::serve::http::body::problem::Problem;
+use super::body::problem::Problem;
 
 /// Smallest response that is compressed: a smaller one fits one packet in any case.
 const MIN_COMPRESSED_BYTES: u64 = 1024;
