@@ -342,6 +342,13 @@ async fn slow_and_oversized_request_heads_are_rejected() {
         let status = long.send().await.map_or(431, |response| response.status().as_u16());
         assert_eq!(status, if is_accepted { 200 } else { 431 }, "{kibibytes} KiB");
     }
+    for (headers, expected) in [(90, 200), (101, 431)] {
+        let mut many = server.request(Method::GET, "/livez");
+        for number in 0..headers {
+            many = many.header(format!("x-{number}"), "1");
+        }
+        assert_eq!(send_for_status(many).await, expected, "{headers} headers");
+    }
 }
 
 #[tokio::test]

@@ -36,10 +36,8 @@ use crate::telemetry::event;
 
 /// How long open requests may take to finish at shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum size of a request's head: its first line and its headers.
+/// Maximum size of a request's head: its first line and its headers, of which hyper allows 100.
 const MAX_REQUEST_HEAD_BYTES: usize = 32 << 10;
-/// Maximum number of headers of a request.
-const MAX_REQUEST_HEADERS: usize = 100;
 /// Maximum number of connections over the limit that get an error response at one time; further
 /// ones are closed without a response.
 const MAX_CONCURRENT_REJECTIONS: usize = 64;
@@ -220,7 +218,6 @@ async fn serve_connection(
         .header_read_timeout(None)
         .max_buf_size(MAX_REQUEST_HEAD_BYTES)
         .max_header_size(MAX_REQUEST_HEAD_BYTES)
-        .max_headers(MAX_REQUEST_HEADERS)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     tokio::select! {
