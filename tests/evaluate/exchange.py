@@ -99,8 +99,9 @@ class Written(unittest.TestCase):
         # Ten images, so that runs hold whole rankings; each is there twice, and scores tie.
         images = np.repeat(rng.normal(size=(5, 16)), 2, axis=0)
         queries, prompts = rng.normal(size=(60, 16)), rng.normal(size=(30, 16))
-        # At right angles to every image: scores of zero, some with a sign.
-        images[:, 15] = queries[:3, :15] = 0
+        # Nearly at right angles to every image: scores of almost zero, some below.
+        images[:, 15] = 0
+        queries[:3, :15] *= 1e-12
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
             for name, array in {"images": images, "queries": queries, "prompts": prompts}.items():
