@@ -161,17 +161,12 @@ impl<'a> ExactRanker<'a> {
                 .unwrap_or(0)
         };
         let hit = |row: &ExactlyScoredRow| {
-            // Unit vectors in f32 are not exactly of length 1, so a cosine may come out above 1; and zero
-            // is added so that there is no -0.0.
-            let raw_score = (row.scores[RAW_INDEX] as f32).clamp(-1.0, 1.0) + 0.0;
-            let is_raw = row.affine.alpha == 1.0 && row.affine.beta == 0.0;
-            let score = if is_raw { raw_score } else { row.scores[BALANCED_INDEX] as f32 + 0.0 };
             let chunk = &self.request.snapshot.chunks[row.location.chunk_index];
             Some(Hit {
                 image_metadata: Arc::new(chunk.data.metadata(row.location.row_index)?),
-                raw_score,
+                raw_score: row.scores[RAW_INDEX] as f32,
                 raw_rank: rank(RAW_INDEX, row),
-                score,
+                score: row.scores[BALANCED_INDEX] as f32,
                 rank: rank(BALANCED_INDEX, row),
                 affine: row.affine,
             })

@@ -102,9 +102,9 @@ impl SearchHit {
     fn new(hit: &Hit) -> Self {
         Self {
             image: ImageInfo::new(&hit.image_metadata),
-            raw_score: hit.raw_score,
+            raw_score: hit.reported_raw_score(),
             raw_rank: hit.raw_rank,
-            score: hit.score,
+            score: hit.reported_score(),
             rank: hit.rank,
             alpha: hit.affine.alpha,
             beta: hit.affine.beta,

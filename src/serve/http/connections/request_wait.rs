@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{Request, Response};
+use futures::task::AtomicWaker;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -28,8 +29,14 @@ pub(super) struct RequestWaitLimits {
 }
 
 /// What a connection does now; shared by its stream, its service and the bodies of its responses.
-#[derive(Debug, Clone)]
-struct SharedPhase(Arc<AtomicU8>);
+#[derive(Clone)]
+struct SharedPhase(Arc<PhaseAndReader>);
+
+struct PhaseAndReader {
+    phase: AtomicU8,
+    /// Wakes the connection, so that it starts to wait for the next request.
+    reader: AtomicWaker,
+}
 
 /// A request's head is being read.
 const READING_HEAD: u8 = 0;
@@ -40,11 +47,11 @@ const IDLE: u8 = 2;
 
 impl SharedPhase {
     fn get(&self) -> u8 {
-        self.0.load(Ordering::Relaxed)
+        self.0.phase.load(Ordering::Acquire)
     }
 
     fn set(&self, phase: u8) {
-        self.0.store(phase, Ordering::Relaxed);
+        self.0.phase.store(phase, Ordering::Release);
     }
 }
 
@@ -55,7 +62,10 @@ pub(super) fn limit_request_waits<S, V>(
     service: V,
     limits: RequestWaitLimits,
 ) -> (RequestWaitStream<S>, PhaseService<V>) {
-    let phase = SharedPhase(Arc::new(AtomicU8::new(READING_HEAD)));
+    let phase = SharedPhase(Arc::new(PhaseAndReader {
+        phase: AtomicU8::new(READING_HEAD),
+        reader: AtomicWaker::new(),
+    }));
     let timer = Box::pin(sleep_until(Instant::now() + limits.head_timeout));
     let stream = RequestWaitStream {
         stream,
@@ -103,6 +113,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for RequestWaitStream<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.phase.0.reader.register(context.waker());
         let is_reading_head = self.phase.get() == READING_HEAD;
         if is_reading_head && self.poll_is_over(context) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -207,5 +218,6 @@ impl HttpBody for PhaseBody {
 impl Drop for PhaseBody {
     fn drop(&mut self) {
         self.phase.set(IDLE);
+        self.phase.0.reader.wake();
     }
 }
