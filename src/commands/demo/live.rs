@@ -28,7 +28,6 @@ use crate::demo::broker::MockBroker;
 use crate::demo::shop::DemoShop;
 use crate::demo::{DEMO_STATISTICS, EXAMPLE_QUERIES, write_demo_checkpoint};
 use crate::ingest::{IngestError, Progress};
-use crate::publish::Publisher;
 use crate::search::{Engine, Query};
 use crate::serve::http::{self, SearchResponse, Substitute};
 use crate::telemetry::{admin, metrics};
@@ -198,7 +197,8 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
         print_line!("\nThe page is at {url} and the log in {}\n", config.log.file.display());
     }
 
-    let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
+    let (topic, group) = (&config.source.topic, config.source.group_id());
+    let publisher = broker.new_publisher(&config.kafka, topic, &group)?;
     let mut shop =
         DemoShop::new(&config.fetch.file_roots[0], publisher, CATALOGUE_SEED, args.style);
     let work = async {
