@@ -152,7 +152,10 @@ impl Publisher {
     }
 
     /// Waits until the topic has capacity for the message.
-    async fn reserve(&self, message: &Message<'_>) -> Result<Option<Reservation<'_>>, PublishError> {
+    async fn reserve(
+        &self,
+        message: &Message<'_>,
+    ) -> Result<Option<Reservation<'_>>, PublishError> {
         let Some(backlog) = &self.backlog else { return Ok(None) };
         let reserved = backlog.reserve(message.content_bytes()).await;
         reserved.map(Some).map_err(|source| self.kafka_error(source))
@@ -163,7 +166,8 @@ impl Publisher {
         message: Message<'_>,
         reservation: Option<Reservation<'_>>,
     ) -> Result<(), PublishError> {
-        let sent = self.producer.send(message.to_record(&self.topic), Duration::from_secs(30)).await;
+        let sent =
+            self.producer.send(message.to_record(&self.topic), Duration::from_secs(30)).await;
         let delivery = sent.map_err(|(source, _)| self.kafka_error(source))?;
         if let Some(reservation) = reservation {
             reservation.acknowledge(delivery.partition, delivery.offset);
@@ -232,10 +236,7 @@ struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    fn new(
-        event: &'a ImageEvent,
-        headers: &'a [(&'a str, &'a str)],
-    ) -> Result<Self, PublishError> {
+    fn new(event: &'a ImageEvent, headers: &'a [(&'a str, &'a str)]) -> Result<Self, PublishError> {
         let payload = serde_json::to_string(event).map_err(|e| PublishError::InvalidTarget {
             target: event.image_id.clone(),
             reason: e.to_string(),
