@@ -48,6 +48,10 @@ chaos rounds="200" seed="1":
 soak minutes="30":
     BSAP_SOAK_MINUTES={{ minutes }} tests/run soak
 
+# Files through the broker in this process to a consumer that is ten times slower than the publisher
+backlog files="100000":
+    BSAP_BACKLOG_FILES={{ files }} cargo test --release --locked --test pipeline -- --ignored --nocapture a_hundred_thousand_files
+
 # Fuzz one target of tests/fuzz, or `all` in turn, for so many seconds each
 fuzz target="all" seconds="600":
     tests/fuzz/run {{ target }} {{ seconds }}

@@ -49,6 +49,7 @@ fn main() -> Result<()> {
         // No feedback is sent, so the receiver is dropped.
         feedback_queue: feedback::feedback_channel(&store).0,
         substitutes: Vec::new(),
+        judge: None,
         options: http::HttpOptions {
             listen: ([127, 0, 0, 1], 0).into(),
             ..http::HttpOptions::default()

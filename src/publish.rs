@@ -4,6 +4,8 @@
 //! publishing the same folder twice creates no new versions. JSON lines are checked by the rules of
 //! workers before anything is sent.
 
+mod backlog;
+
 use std::collections::BTreeMap;
 use std::path::{Path as FilePath, PathBuf};
 use std::time::Duration;
@@ -21,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 use url::Url;
 
+use self::backlog::{Backlog, Reservation};
+pub use self::backlog::{BacklogLimit, BacklogSize};
 use crate::ingest::source::{Decoder, ImageEvent};
 use crate::kafka;
 use crate::record::{
@@ -99,6 +103,7 @@ pub struct Publisher {
     producer: FutureProducer,
     topic: String,
     brokers: String,
+    backlog: Option<Backlog>,
 }
 
 impl Publisher {
@@ -109,7 +114,25 @@ impl Publisher {
             brokers: kafka.brokers.clone(),
             source,
         })?;
-        Ok(Self { producer, topic: topic.to_owned(), brokers: kafka.brokers.clone() })
+        let (topic, brokers) = (topic.to_owned(), kafka.brokers.clone());
+        Ok(Self { producer, topic, brokers, backlog: None })
+    }
+
+    /// Makes every send wait while the topic holds as much as `limit` allows. Only one publisher of a topic
+    /// may send to it then: others are not counted.
+    pub fn with_backlog_limit(
+        mut self,
+        kafka: &kafka::KafkaOptions,
+        limit: BacklogLimit,
+    ) -> Result<Self, PublishError> {
+        let backlog = Backlog::new(kafka, &self.topic, limit);
+        self.backlog = Some(backlog.map_err(|source| self.kafka_error(source))?);
+        Ok(self)
+    }
+
+    /// Returns what the topic holds that is not stored yet; `None` without a limit.
+    pub fn backlog_size(&self) -> Option<BacklogSize> {
+        self.backlog.as_ref().map(Backlog::size)
     }
 
     /// Sends one event and returns when all in-sync replicas have it.
@@ -123,23 +146,37 @@ impl Publisher {
         event: &ImageEvent,
         headers: &[(&str, &str)],
     ) -> Result<(), PublishError> {
-        let payload = serde_json::to_string(event).map_err(|e| PublishError::InvalidTarget {
-            target: event.image_id.clone(),
-            reason: e.to_string(),
-        })?;
-        let mut record = FutureRecord::to(&self.topic).key(&event.image_id).payload(&payload);
-        if !headers.is_empty() {
-            let all = headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
-                all.insert(Header { key, value: Some(*value) })
-            });
-            record = record.headers(all);
+        let message = Message::new(event, headers)?;
+        let reservation = self.reserve(&message).await?;
+        self.deliver(message, reservation).await
+    }
+
+    /// Waits until the topic has capacity for the message.
+    async fn reserve(
+        &self,
+        message: &Message<'_>,
+    ) -> Result<Option<Reservation<'_>>, PublishError> {
+        let Some(backlog) = &self.backlog else { return Ok(None) };
+        let reserved = backlog.reserve(message.content_bytes()).await;
+        reserved.map(Some).map_err(|source| self.kafka_error(source))
+    }
+
+    async fn deliver(
+        &self,
+        message: Message<'_>,
+        reservation: Option<Reservation<'_>>,
+    ) -> Result<(), PublishError> {
+        let sent =
+            self.producer.send(message.to_record(&self.topic), Duration::from_secs(30)).await;
+        let delivery = sent.map_err(|(source, _)| self.kafka_error(source))?;
+        if let Some(reservation) = reservation {
+            reservation.acknowledge(delivery.partition, delivery.offset);
         }
-        let sent = self.producer.send(record, Duration::from_secs(30)).await;
-        sent.map(|_| ()).map_err(|(source, _)| PublishError::Kafka {
-            topic: self.topic.clone(),
-            brokers: self.brokers.clone(),
-            source,
-        })
+        Ok(())
+    }
+
+    fn kafka_error(&self, source: rdkafka::error::KafkaError) -> PublishError {
+        PublishError::Kafka { topic: self.topic.clone(), brokers: self.brokers.clone(), source }
     }
 
     /// Sends the events of `inputs` in order until `token` is cancelled; calls `on_input` for each input that
@@ -156,14 +193,20 @@ impl Publisher {
             .map(|input| async {
                 let input = input?;
                 if let Ok(event) = &input {
-                    self.send(event).await?;
+                    let message = Message::new(event, &[])?;
+                    let reservation = self.reserve(&message);
+                    // Consumers that have stopped too would never make the topic have capacity.
+                    let Some(reservation) = token.run_until_cancelled(reservation).await else {
+                        return Ok(None);
+                    };
+                    self.deliver(message, reservation?).await?;
                 }
-                Ok::<_, PublishError>(input)
+                Ok::<_, PublishError>(Some(input))
             })
             .buffered(MAX_UNACKNOWLEDGED_EVENTS);
         let mut sent = std::pin::pin!(sent);
         while let Some(input) = sent.next().await {
-            let input = input?;
+            let Some(input) = input? else { continue };
             match input {
                 Ok(_) => summary.published_events += 1,
                 Err(_) => summary.skipped_inputs += 1,
@@ -181,11 +224,39 @@ impl Publisher {
 
     /// Waits until all sent events are acknowledged, at most `timeout`. Blocks.
     pub fn flush(&self, timeout: Duration) -> Result<(), PublishError> {
-        self.producer.flush(timeout).map_err(|source| PublishError::Kafka {
-            topic: self.topic.clone(),
-            brokers: self.brokers.clone(),
-            source,
-        })
+        self.producer.flush(timeout).map_err(|source| self.kafka_error(source))
+    }
+}
+
+/// A message of an event.
+struct Message<'a> {
+    key: &'a str,
+    payload: String,
+    headers: &'a [(&'a str, &'a str)],
+}
+
+impl<'a> Message<'a> {
+    fn new(event: &'a ImageEvent, headers: &'a [(&'a str, &'a str)]) -> Result<Self, PublishError> {
+        let payload = serde_json::to_string(event).map_err(|e| PublishError::InvalidTarget {
+            target: event.image_id.clone(),
+            reason: e.to_string(),
+        })?;
+        Ok(Self { key: &event.image_id, payload, headers })
+    }
+
+    fn content_bytes(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| name.len() + value.len());
+        self.key.len() + self.payload.len() + headers.sum::<usize>()
+    }
+
+    fn to_record<'b>(&'b self, topic: &'b str) -> FutureRecord<'b, str, String> {
+        let record = FutureRecord::to(topic).key(self.key).payload(&self.payload);
+        if self.headers.is_empty() {
+            return record;
+        }
+        record.headers(self.headers.iter().fold(OwnedHeaders::new(), |all, (key, value)| {
+            all.insert(Header { key, value: Some(*value) })
+        }))
     }
 }
 

@@ -23,6 +23,7 @@ mod search;
 mod serve;
 mod shared;
 mod table;
+mod welcome;
 
 use std::path::PathBuf;
 
@@ -30,6 +31,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::section_help_text;
 use shared::error::CommandResult;
+use shared::printing::print_line;
 
 const LONG_ABOUT: &str = "\
 Text→image search that can be trusted. Workers (`ingest`) consume new-image events from Kafka, \
@@ -37,7 +39,7 @@ embed each image with CLIP, measure it against auxiliary prompts (BSAP) and stor
 storage; the query worker (`serve`) follows the stored table and answers queries balanced against \
 each image's own score distribution.
 
-Start with `bsap demo`: everything in one process, nothing to set up.";
+Without a command, bsap shows three ways to begin; `bsap demo` needs nothing: everything in one process.";
 
 const AFTER_LONG_HELP: &str = "\
 Exit codes: 0 done, 1 the work failed, 2 usage or configuration is invalid.
@@ -105,9 +107,9 @@ pub struct Cli {
     /// Configuration file; without one, the defaults apply.
     #[arg(long, short, global = true, env = "BSAP_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The subcommand.
+    /// The subcommand; without one, the program says how to begin.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: Option<Command>,
 }
 
 impl Cli {
@@ -183,7 +185,11 @@ pub enum Command {
 /// Runs a command to its end.
 pub fn run(cli: &Cli) -> CommandResult {
     let config_file = cli.config.as_deref();
-    match &cli.command {
+    let Some(command) = &cli.command else {
+        print_line!("{}", welcome::WAYS_TO_BEGIN);
+        return Ok(());
+    };
+    match command {
         Command::Demo(args) => demo::run(args),
         Command::Ingest => ingest::run(config_file),
         Command::Serve(args) => serve::run(args, config_file),

@@ -73,10 +73,10 @@ fn picture_id(number: usize) -> Option<ImageId> {
 }
 
 /// A query with the raw score of each picture, and whether it is a right answer.
-struct ScoredQuery {
-    group: &'static str,
-    raw_scores: Vec<f32>,
-    relevance_by_picture: Vec<bool>,
+pub(super) struct ScoredQuery {
+    pub group: &'static str,
+    pub raw_scores: Vec<f32>,
+    pub relevance_by_picture: Vec<bool>,
 }
 
 impl DrawnImages {
@@ -202,7 +202,7 @@ impl DrawnImages {
 
 /// Measures the ranking of every query; `score` returns the score of a picture from its index and
 /// raw score.
-fn measure_queries(
+pub(super) fn measure_queries(
     scored_queries: &[ScoredQuery],
     score: impl Fn(usize, f32) -> f32 + Sync,
 ) -> Vec<Vec<f64>> {

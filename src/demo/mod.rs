@@ -1,6 +1,7 @@
 //! What the demo is made of: a synthetic catalogue of drawn pictures (`catalogue`, `draw`), queries
-//! with known answers (`queries`) and how well a model answers them (`judge`), a Kafka broker in
-//! this process (`broker`) and a shop that publishes pictures and changes (`shop`).
+//! with known answers (`queries`) and how well a model answers them (`judge`), which results of a
+//! running demo are right (`truth`), a Kafka broker in this process (`broker`) and a shop that publishes
+//! pictures and changes (`shop`).
 
 pub mod broker;
 pub mod catalogue;
@@ -8,6 +9,7 @@ pub mod draw;
 pub mod judge;
 pub mod queries;
 pub mod shop;
+pub mod truth;
 
 use std::path::Path;
 

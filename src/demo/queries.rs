@@ -32,6 +32,31 @@ impl ProductCondition {
             && self.count.is_none_or(|count| count == product.count)
     }
 
+    /// Parses a description of [`Self::describe`]; `None` for any other text.
+    fn parse(text: &str) -> Option<Self> {
+        let (number, words) = text.split_once(' ')?;
+        let count = match number {
+            "two" => Some(2),
+            "three" => Some(3),
+            _ => None,
+        };
+        let mut condition = Self { count, ..Self::default() };
+        for word in words.split(' ') {
+            let kind = |kind: &&ProductKind| kind.name() == word || kind.plural() == word;
+            let pattern = |pattern: &&Pattern| pattern.name() == word;
+            let colour = |colour: &&Colour| colour.name() == word;
+            condition.kind = condition.kind.or(ProductKind::ALL.iter().find(kind).copied());
+            condition.pattern = condition.pattern.or(Pattern::ALL.iter().find(pattern).copied());
+            condition.colour = condition.colour.or(Colour::ALL.iter().find(colour).copied());
+        }
+        Some(condition).filter(|condition| condition.describe() == text)
+    }
+
+    fn as_product(&self) -> Option<Product> {
+        let Self { kind, colour, pattern, count } = *self;
+        Some(Product { kind: kind?, colour: colour?, pattern: pattern?, count: count.unwrap_or(1) })
+    }
+
     /// Describes the condition: "a red striped mug", "something dotted", "three green candles".
     fn describe(&self) -> String {
         let mut words: Vec<&str> = Vec::new();
@@ -110,9 +135,40 @@ impl AttributeQuery {
         })
     }
 
+    /// Parses a text as [`generate_queries`] writes them; `None` for any other text, whose right answers
+    /// are not known.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim().to_lowercase();
+        let joint = [" next to ", " and "].into_iter().find(|joint| text.contains(joint));
+        let parts = match joint {
+            Some(joint) => text.split(joint).collect(),
+            None => vec![text.as_str()],
+        };
+        let conditions =
+            parts.into_iter().map(ProductCondition::parse).collect::<Option<Vec<_>>>()?;
+        let difficulty = match conditions.as_slice() {
+            [_, _] => QueryDifficulty::Pair,
+            [ProductCondition { count: Some(_), .. }] => QueryDifficulty::Count,
+            [one] => {
+                let attributes = [one.kind.is_some(), one.colour.is_some(), one.pattern.is_some()];
+                match attributes.into_iter().filter(|is_required| *is_required).count() {
+                    1 => QueryDifficulty::One,
+                    2 => QueryDifficulty::Two,
+                    _ => QueryDifficulty::Three,
+                }
+            }
+            _ => return None,
+        };
+        Some(Self { text, difficulty, conditions })
+    }
+
     /// Returns whether the scene is a right answer.
     pub fn matches(&self, scene: &Scene) -> bool {
-        let products = &scene.products;
+        self.matches_products(&scene.products)
+    }
+
+    /// Returns whether a picture of these products is a right answer.
+    pub fn matches_products(&self, products: &[Product]) -> bool {
         match self.conditions.as_slice() {
             [one] => products.iter().any(|p| one.matches(p)),
             [one, other] => products.iter().enumerate().any(|(i, p)| {
@@ -122,6 +178,11 @@ impl AttributeQuery {
             _ => false,
         }
     }
+}
+
+/// Returns the products that a title names, as [`Scene::title`] writes it; `None` for any other text.
+pub fn parse_title(title: &str) -> Option<Vec<Product>> {
+    title.split(" and ").map(|part| ProductCondition::parse(part)?.as_product()).collect()
 }
 
 /// Generates distinct queries, up to `per_difficulty` of each difficulty; the same seed gives the
@@ -247,6 +308,29 @@ mod tests {
         {
             assert!(!hits(wrong), "{wrong}");
         }
+    }
+
+    #[test]
+    fn texts_are_parsed_to_what_they_were_written_from_and_others_are_not() {
+        let mut queries = generate_queries(5, 300);
+        queries.extend(generate_combination_queries(5));
+        for query in queries {
+            assert_eq!(AttributeQuery::parse(&query.text).as_ref(), Some(&query));
+        }
+        for number in 0..2_000 {
+            let scene = Scene::sample(3, number, PhotoStyle::Studio);
+            assert_eq!(parse_title(&scene.title()), Some(scene.products.clone()));
+        }
+        for example in crate::demo::EXAMPLE_QUERIES {
+            assert!(AttributeQuery::parse(example).is_some(), "{example}");
+        }
+        assert_eq!(AttributeQuery::parse(" A Red mug "), AttributeQuery::parse("a red mug"));
+        for other in
+            ["", "mug", "a mug on a table", "an red mug", "two mug", "a mug and a hat and a bag"]
+        {
+            assert_eq!(AttributeQuery::parse(other), None, "{other}");
+        }
+        assert_eq!(parse_title("a red mug"), None, "the pattern is missing");
     }
 
     #[test]

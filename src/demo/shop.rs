@@ -20,7 +20,7 @@ use crate::record::{AttributeType, AttributeTypes, Operation};
 
 /// Width and height of a picture in pixels.
 const IMAGE_SIDE_PX: u32 = 256;
-/// Pictures that are drawn before their events are published. The mock broker holds few messages.
+/// Pictures that are drawn before their events are published.
 const DRAW_BATCH_SIZE: u64 = 32;
 
 /// Why the shop stops.

@@ -98,6 +98,61 @@ test('the page says what it serves and what stands in for real parts', async () 
   assert.ok(await page.locator(one('substitutes')).isVisible());
 });
 
+test('the first screen shows the newest pictures, and the score of both rankings', async () => {
+  const page = await open();
+  await page.waitForSelector(`${one('newest-card')} >> nth=40`);
+  await has(page, 'newest-status', /48 of 1\d\d images/);
+  assert.ok(await page.locator(one('empty')).isHidden());
+  const ids = () => page.locator(`${one('newest')} li`).evaluateAll((items) => items.map((item) => item.dataset.imageId));
+  const newest = async () => (await json('v1/images/newest?limit=48')).images.map(({ image_id }) => image_id);
+  const settled = async () => {
+    for (let tries = 0; tries < 20; tries += 1) {
+      if (JSON.stringify(await ids()) === JSON.stringify(await newest())) return true;
+      await page.waitForTimeout(500);
+    }
+    return false;
+  };
+  assert.ok(await settled(), 'in the order of the server');
+  const before = await ids();
+  await page.waitForFunction(([selector, first]) => document.querySelector(selector).dataset.imageId !== first, [`${one('newest')} li`, before[0]], { timeout: 30_000 });
+  await page.waitForSelector(one('score'));
+  const { known, score } = await json('v1/sample-score');
+  assert.ok(known && score.queries > 60, `${score.queries} queries`);
+  await has(page, 'score', /Plain CLIP\s+\d+ of \d+ \(\d+\.\d %\)/);
+  await has(page, 'score', /Balanced \(NNN, weight 0.25\)/);
+  await has(page, 'score', /Difference\s+[+−]?\d+\.\d points \([+−]?\d+\.\d to [+−]?\d+\.\d\)/);
+  // No more is claimed than the intervals show.
+  const shown = await page.innerText(one('score-summary'));
+  const claims = /fewer false first hits|finds more/.test(shown);
+  const isBetter = [score.false_first_hits, score.recall].some(({ verdict }) => verdict === 'better');
+  assert.equal(claims, isBetter, shown);
+  await page.screenshot({ path: `${shots}/first.png` });
+  await page.click(`${one('newest-card')} >> nth=3`);
+  await has(page, 'column-balanced', /Most similar/);
+  assert.ok(await page.locator(one('newest')).isHidden());
+  await page.goBack();
+  await page.waitForSelector(`${one('newest-card')} >> nth=40`);
+  assert.ok(await page.locator('#results').isHidden());
+});
+
+test('right and wrong results are marked where the right answers are known', async () => {
+  const page = await open();
+  await search(page, 'something striped');
+  for (const column of ['column-raw', 'column-balanced']) {
+    const marks = await cards(page, column).evaluateAll((nodes) => nodes.map((node) => [
+      node.querySelector('.title').innerText, node.querySelector('[data-test=mark]')?.getAttribute('aria-label'),
+    ]));
+    assert.ok(marks.length >= 10);
+    for (const [title, mark] of marks) assert.equal(mark, /striped/.test(title) ? 'right' : 'wrong', title);
+    const right = marks.filter(([, mark]) => mark === 'right').length;
+    assert.match(await page.locator(`${one(column)} ${one('right-count')}`).innerText(), new RegExp(`^${right} of ${marks.length} right`));
+  }
+  await page.screenshot({ path: `${shots}/marks.png` });
+  await search(page, 'what nobody can judge');
+  await page.waitForFunction(() => !document.querySelector('[data-test=mark]'));
+  assert.equal(await page.locator(one('right-count')).first().innerText(), '');
+});
+
 test('an example shows raw and balanced results side by side', async () => {
   const page = await open();
   await page.click(`${one('example')} >> nth=2`);
@@ -246,7 +301,7 @@ test('more like this looks for what is like a hit', async () => {
   assert.notEqual(await idOf(cards(page, 'column-balanced').first()), id);
   await page.screenshot({ path: `${shots}/like.png` });
   await page.click(one('clear-query-picture'));
-  await has(page, 'empty', /Search the catalogue/);
+  await has(page, 'newest', /Newest pictures/);
 });
 
 test('a picture that is dropped is searched by, and its link brings it back', async () => {
@@ -385,10 +440,16 @@ test('a server that asks for a key gets one, once', async () => {
     await has(page, 'session', /shop/);
     await page.waitForSelector(`${one('live')}[data-connected=true]`);
     await page.waitForFunction((card) => document.querySelector(card).naturalWidth > 0, `${balanced} img`);
+    // This server does not know what its images show.
+    assert.deepEqual(await (await fetch(`${address}v1/sample-score`, { headers: { authorization: `Bearer ${key}` } })).json(), { known: false, score: null });
+    assert.equal(await page.locator(one('mark')).count(), 0);
     // The key may search, and that alone.
     assert.equal(await page.locator(one('mark-wrong')).count(), 0);
     await page.reload();
     await page.waitForSelector(balanced);
+    await page.goto(address);
+    await page.waitForSelector(one('newest-card'));
+    assert.ok(await page.locator(one('score')).isHidden());
     await page.click(one('sign-out'));
     await page.waitForSelector(`${one('sign-in-dialog')}:visible`);
   } finally {
@@ -556,7 +617,7 @@ test('answers obey the limits and the policy', async () => {
     assert.equal(answer.headers.get('content-type'), 'application/problem+json');
     assert.equal((await answer.json()).code, code);
   }
-  for (const [path, status] of [['nowhere', 404], ['v1/images?id=nobody', 404], ['v1/images/picture?id=nobody', 404], ['v1/images', 400], ['v1/search', 405], ['livez', 200], ['readyz', 200]]) {
+  for (const [path, status] of [['nowhere', 404], ['v1/images?id=nobody', 404], ['v1/images/picture?id=nobody', 404], ['v1/images', 400], ['v1/search', 405], ['v1/images/newest?limit=3', 200], ['v1/images/newest?limit=0', 422], ['v1/images/newest', 400], ['livez', 200], ['readyz', 200]]) {
     assert.equal((await fetch(url + path)).status, status, path);
   }
 });

@@ -16,6 +16,7 @@ fn the_demo_finds_every_image_and_logs_declared_events() {
     for words in ["kafka.brokers", "plain CLIP", "balanced (nnn", "All 40 images are there."] {
         assert!(text.contains(words), "{words} is not in {text}");
     }
+    check_marks_and_score(&text);
     let log = std::fs::read_to_string(dir.join("bsap.log")).unwrap();
     let mut seen = std::collections::BTreeSet::new();
     for line in log.lines() {
@@ -34,6 +35,32 @@ fn the_demo_finds_every_image_and_logs_declared_events() {
         assert!(seen.contains(event), "{event} was not logged: {seen:?}");
     }
     check_prompt_sets_and_search(&dir);
+}
+
+/// Checks that results are marked by what their titles say, and that the output ends with the score.
+fn check_marks_and_score(text: &str) {
+    let example = text.split("“something striped”").nth(1).unwrap();
+    let rows: Vec<&str> = example.lines().filter(|line| line.contains("p-0")).take(5).collect();
+    assert_eq!(rows.len(), 5, "{example}");
+    let mut right = [0, 0];
+    for row in rows {
+        let labels: Vec<&str> = row.split(['✓', '✗']).skip(1).collect();
+        let marks: Vec<char> = row.chars().filter(|c| "✓✗".contains(*c)).collect();
+        assert_eq!((labels.len(), marks.len()), (2, 2), "{row}");
+        for (ranking, (label, mark)) in labels.into_iter().zip(marks).enumerate() {
+            assert_eq!(mark == '✓', label.contains("striped"), "{row}");
+            right[ranking] += usize::from(mark == '✓');
+        }
+    }
+    let counts =
+        format!("right: {} of the first 5 by plain CLIP, {} of 5 balanced", right[0], right[1]);
+    assert!(example.contains(&counts), "{counts} is not in {example}");
+    let score = text.split("sample queries, judged by what the program drew").nth(1).unwrap();
+    for words in ["first result wrong", "plain CLIP", "difference", "points ("] {
+        assert!(score.contains(words), "{words} is not in {score}");
+    }
+    let last = text.trim_end().lines().last().unwrap();
+    assert!(last.ends_with('.') && !last.contains('│'), "{last}");
 }
 
 /// Checks `bsap prompts measure` and `bsap search` on the table of a finished demo.

@@ -61,6 +61,25 @@ fn help_and_version_are_printed() {
 }
 
 #[test]
+fn without_a_command_the_ways_to_begin_are_shown() {
+    let output = run_bsap(&[], &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{text}");
+    for words in ["bsap demo", "bsap try ", "bsap ingest", "bsap serve", "bsap --help"] {
+        assert!(text.contains(words), "{words} is not in {text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 90) && text.lines().count() < 32);
+    // Every command and page that it names exists.
+    let help = String::from_utf8(run_bsap(&["--help"], &[]).stdout).unwrap();
+    for line in text.lines().filter_map(|line| line.trim().strip_prefix("bsap ")) {
+        let command = line.split_whitespace().next().unwrap();
+        assert!(help.contains(&format!("\n  {command}")), "there is no command {command}");
+    }
+    assert!(std::fs::exists("docs/getting-started.md").unwrap());
+    assert_fails(&["--config"], &[], 2, &["--config"]);
+}
+
+#[test]
 fn invalid_evaluations_are_rejected_before_any_work() {
     assert_fails(&["evaluate"], &[], 2, &["--queries", "--synthetic"]);
     assert_fails(&["evaluate", "--query-log", "x", "--feedback"], &[], 2, &["cannot be used with"]);
@@ -235,6 +254,21 @@ fn the_error_names_an_unusable_folder() {
     let path = used.path().to_str().unwrap();
     assert_fails(&["demo", "--once", "--dir", path], &[], 2, &[path, "not empty"]);
     assert!(used.path().join("thesis.doc").exists());
+    let file = used.path().join("thesis.doc").display().to_string();
+    assert_fails(&["demo", "--once", "--dir", &file], &[], 2, &["--dir", &file, "another one"]);
+    // Every write to this device fails as on a full disk.
+    let full = tempfile::tempdir().unwrap();
+    let marker = full.path().join("made-by-bsap-demo");
+    std::os::unix::fs::symlink("/dev/full", &marker).unwrap();
+    let path = full.path().to_str().unwrap();
+    let words = ["--dir", path, "No space left", "free some space"];
+    assert_fails(&["demo", "--once", "--dir", path], &[], 2, &words);
+    std::fs::remove_file(&marker).unwrap();
+    let running = std::fs::File::create(&marker).unwrap();
+    running.lock().unwrap();
+    std::fs::create_dir(full.path().join("pictures")).unwrap();
+    assert_fails(&["demo", "--dir", path], &[], 2, &[path, "another bsap demo runs", "end it"]);
+    assert!(full.path().join("pictures").exists());
     // No user can create folders there, not even root.
     assert_fails(&["demo", "--once", "--dir", "/proc/bsap"], &[], 2, &["--dir", "/proc/bsap"]);
     let model = demo_checkpoint_folder();

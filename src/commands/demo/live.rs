@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::DemoArgs;
+use super::score::{render_right_counts, render_score};
 use crate::balance::normalise::Normaliser;
 use crate::commands::shared::catalogue::open_store;
 use crate::commands::shared::error::{CommandError, CommandResult};
@@ -26,11 +27,12 @@ use crate::commands::shared::worker::{build_ingest_worker, spawn_background_task
 use crate::config::Config;
 use crate::demo::broker::MockBroker;
 use crate::demo::shop::DemoShop;
+use crate::demo::truth::DrawnTruth;
 use crate::demo::{DEMO_STATISTICS, EXAMPLE_QUERIES, write_demo_checkpoint};
 use crate::ingest::{IngestError, Progress};
-use crate::publish::Publisher;
 use crate::search::{Engine, Query};
-use crate::serve::http::{self, SearchResponse, Substitute};
+use crate::serve::http::{self, RightAnswers, SearchResponse, Substitute};
+use crate::serve::result_judge::ResultJudge as _;
 use crate::telemetry::{admin, metrics};
 
 /// Marks a folder as created by a demo, so that the next demo may replace it.
@@ -176,7 +178,9 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
     let metrics_url = address.map(|address| format!("http://{address}").parse());
     config.http.worker_metrics_urls = metrics_url.transpose()?.into_iter().collect();
     let worker = build_query_worker(&config, &[("model.checkpoint", encoders)]).await?;
-    let context = build_server_context(&config, &worker, describe_substitutes(&config))?;
+    let mut context = build_server_context(&config, &worker, describe_substitutes(&config))?;
+    let truth = Arc::new(DrawnTruth::default());
+    context.judge = Some(truth.clone());
     let QueryWorker { engines, catalogue_follower, feedback_writer, .. } = worker;
     tokio::spawn(feedback_writer.run(token.clone()));
     tokio::spawn(engines.clone().monitor_drift(token.clone()));
@@ -198,7 +202,8 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
         print_line!("\nThe page is at {url} and the log in {}\n", config.log.file.display());
     }
 
-    let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
+    let (topic, group) = (&config.source.topic, config.source.group_id());
+    let publisher = broker.new_publisher(&config.kafka, topic, &group)?;
     let mut shop =
         DemoShop::new(&config.fetch.file_roots[0], publisher, CATALOGUE_SEED, args.style);
     let work = async {
@@ -220,10 +225,13 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
                 snapshot.len(),
                 is_searchable,
             )?;
-            print_example_searches(&shop, engine).await
+            print_example_searches(engine.clone(), truth.clone()).await?;
+            print_line!("\nAll {} images are there.\n", shop.scenes().len());
+            print_score(engine, truth).await
         } else {
+            print_score(engine, truth).await?;
             print_line!(
-                "Adding, changing and deleting a picture every {} s. Ctrl-C ends.\n",
+                "\nAdding, changing and deleting a picture every {} s. Ctrl-C ends.\n",
                 CHANGE_INTERVAL.as_secs()
             );
             let print_change = |change: crate::demo::shop::ShopChange| {
@@ -324,15 +332,32 @@ fn verify_all_searchable<'a>(
     Ok(())
 }
 
-async fn print_example_searches(shop: &DemoShop, engine: Arc<Engine>) -> anyhow::Result<()> {
+async fn print_example_searches(engine: Arc<Engine>, truth: Arc<DrawnTruth>) -> anyhow::Result<()> {
     for text in EXAMPLE_QUERIES {
-        let query = Query { input: text.into(), k: Some(5), ..Query::default() };
-        let searching_engine = engine.clone();
-        let results =
-            tokio::task::spawn_blocking(move || searching_engine.search(&query)).await??;
-        print_line!("\n“{text}”\n{}", render_side_by_side(&SearchResponse::new(&results)));
+        let (engine, truth) = (engine.clone(), truth.clone());
+        let search = move || {
+            let query = Query { input: text.into(), k: Some(5), ..Query::default() };
+            let results = engine.search(&query)?;
+            let snapshot = engine.snapshots().newest();
+            let right_answers = RightAnswers::count(&*truth, &query.input, &snapshot);
+            let answer = SearchResponse::new(&results);
+            anyhow::Ok(match right_answers {
+                Some(right_answers) => answer.with_right_answers(&results, &right_answers),
+                None => answer,
+            })
+        };
+        let answer = tokio::task::spawn_blocking(search).await??;
+        print_line!("\n“{text}”\n{}", render_side_by_side(&answer));
+        if let Some(counts) = render_right_counts(&answer) {
+            print_line!("{counts}");
+        }
     }
-    print_line!("\nAll {} images are there.", shop.scenes().len());
+    Ok(())
+}
+
+async fn print_score(engine: Arc<Engine>, truth: Arc<DrawnTruth>) -> anyhow::Result<()> {
+    let score = tokio::task::spawn_blocking(move || truth.score_samples(&engine)).await??;
+    print_line!("{}", render_score(score.as_ref()));
     Ok(())
 }
 

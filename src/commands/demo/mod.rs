@@ -4,6 +4,7 @@ mod arguments;
 mod evaluate;
 mod live;
 mod render;
+mod score;
 
 pub use arguments::{DemoAction, DemoArgs};
 

@@ -111,6 +111,7 @@ pub fn build_server_context(
         feedback_queue: worker.feedback_queue.clone(),
         fetcher: Fetcher::new(&config.fetch)?,
         substitutes,
+        judge: None,
         options: config.http.clone(),
     })
 }

@@ -46,11 +46,17 @@ pub fn render_side_by_side(answer: &SearchResponse) -> String {
     )
 }
 
+/// Returns id and title, after a mark if the server knows whether the hit is right.
 fn image_label(hit: &SearchHit) -> String {
+    let mark = match hit.right {
+        Some(true) => "✓ ",
+        Some(false) => "✗ ",
+        None => "",
+    };
     let id = &hit.image.image_id;
     match hit.image.attributes.get("title") {
-        Some(title) => format!("{id}  {title}"),
-        None => id.clone(),
+        Some(title) => format!("{mark}{id}  {title}"),
+        None => format!("{mark}{id}"),
     }
 }
 

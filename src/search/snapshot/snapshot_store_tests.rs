@@ -53,6 +53,27 @@ async fn the_newest_version_of_each_image_is_live_for_any_order_of_rows() {
 }
 
 #[tokio::test]
+async fn the_newest_images_are_those_that_were_embedded_last_and_are_live() {
+    let snapshots = SnapshotStore::new(sample_serving_snapshot(Vec::new()), u64::MAX);
+    let embedded_at = |id: &str, sequence: u64, seconds: i64| ImageRow {
+        embedded_at: chrono::DateTime::from_timestamp(seconds, 0).unwrap(),
+        ..upsert(id, sequence)
+    };
+    let first = vec![embedded_at("a", 1, 40), embedded_at("b", 1, 10), embedded_at("c", 1, 30)];
+    apply_rows(&snapshots, 1, first).await;
+    // In other chunks: an image embedded again, and the newest image deleted.
+    apply_rows(&snapshots, 2, vec![embedded_at("b", 2, 50), embedded_at("d", 1, 20)]).await;
+    apply_rows(&snapshots, 3, vec![sample_row("a", 2, None)]).await;
+    let newest = |limit| {
+        let images = snapshots.newest().newest_images(limit);
+        images.iter().map(|image| image.image_id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(newest(2), ["b", "c"]);
+    assert_eq!(newest(9), ["b", "c", "d"]);
+    assert_eq!(snapshots.newest().images().count(), 3);
+}
+
+#[tokio::test]
 async fn a_reader_keeps_its_snapshot() {
     let snapshots = SnapshotStore::new(sample_serving_snapshot(Vec::new()), u64::MAX);
     apply_rows(&snapshots, 1, vec![upsert("a", 1)]).await;

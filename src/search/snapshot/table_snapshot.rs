@@ -1,6 +1,7 @@
 //! The live images at one version of the table.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -109,6 +110,27 @@ impl Snapshot {
         let location = self.find_row(id)?;
         let column = self.chunks[location.chunk_index].statistics.get(key)?;
         Some(column[location.row_index]).filter(|s| s.n > 0)
+    }
+
+    /// Iterates over all live images, in no particular order.
+    pub fn images(&self) -> impl Iterator<Item = ImageMetadata> + '_ {
+        self.chunks.iter().flat_map(|c| c.live_rows().filter_map(|row| c.data.metadata(row)))
+    }
+
+    /// Returns the images that were embedded last, newest first, and at most `limit` of them.
+    pub fn newest_images(&self, limit: usize) -> Vec<ImageMetadata> {
+        // The oldest of the newest is at the top, to be replaced.
+        let mut newest = BinaryHeap::with_capacity(limit + 1);
+        for (chunk_index, chunk) in self.chunks.iter().enumerate() {
+            for row in chunk.live_rows() {
+                newest.push(Reverse((chunk.data.embedded_at[row], chunk_index, row)));
+                if newest.len() > limit {
+                    newest.pop();
+                }
+            }
+        }
+        let rows = newest.into_sorted_vec().into_iter();
+        rows.filter_map(|Reverse((_, chunk, row))| self.chunks[chunk].data.metadata(row)).collect()
     }
 
     /// Iterates over all live images with their embeddings, in no particular order.

@@ -7,8 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::auth::{SessionResponse, SignInRequest};
 use super::body::problem::Problem;
-use super::body::request::{ExplainRequest, FeedbackRequest, SearchRequest};
-use super::body::response::{ExplainResponse, ImageInfo, SearchResponse};
+use super::body::request::{ExplainRequest, FeedbackRequest, MAX_NEWEST_IMAGES, SearchRequest};
+use super::body::response::{
+    ExplainResponse, ImageInfo, NewestImagesResponse, SampleScoreResponse, SearchResponse,
+};
 use super::body::state_response::StateResponse;
 use super::credentials::session::SESSION_COOKIE_NAME;
 
@@ -79,6 +81,13 @@ pub fn build_document(base_path: &str) -> Value {
     let explain = schemas.describe_request_body::<ExplainRequest>();
     let explain_response = schemas.describe_response::<ExplainResponse>("The explanation.");
     let image = schemas.describe_response::<ImageInfo>("The image.");
+    let newest = json!({
+        "name": "limit", "in": "query", "required": true, "description": "Maximum number of images.",
+        "schema": { "type": "integer", "minimum": 1, "maximum": MAX_NEWEST_IMAGES },
+    });
+    let newest_images =
+        schemas.describe_response::<NewestImagesResponse>("The images, newest first.");
+    let sample_score = schemas.describe_response::<SampleScoreResponse>("The score.");
     let feedback = schemas.describe_request_body::<FeedbackRequest>();
     let state = schemas.describe_response::<StateResponse<'static>>("The state.");
     let sign_in = schemas.describe_request_body::<SignInRequest>();
@@ -92,6 +101,10 @@ pub fn build_document(base_path: &str) -> Value {
         "/v1/explain": { "post": {
             "operationId": "explain", "summary": "Explains why an image has its rank",
             "requestBody": explain, "responses": { "200": explain_response },
+        } },
+        "/v1/images/newest": { "get": {
+            "operationId": "newestImages", "summary": "Returns the images that were embedded last",
+            "parameters": [newest], "responses": { "200": newest_images },
         } },
         "/v1/images": { "parameters": [id], "get": {
             "operationId": "image", "summary": "Returns an image's attributes and origin", "responses": { "200": image },
@@ -119,6 +132,10 @@ pub fn build_document(base_path: &str) -> Value {
         },
         "/v1/state": { "get": {
             "operationId": "state", "summary": "Returns what this query worker serves", "responses": { "200": state },
+        } },
+        "/v1/sample-score": { "get": {
+            "operationId": "sampleScore", "summary": "Compares both rankings over queries whose right answers are known",
+            "responses": { "200": sample_score },
         } },
         "/v1/events": { "get": {
             "operationId": "events", "summary": "Streams changes of the catalogue",

@@ -60,7 +60,9 @@ pub fn build_router(
     let compute_routes = Router::new()
         .route("/v1/search", post(routes::search).layer(search_body_limit))
         .route("/v1/explain", post(routes::explain).layer(search_body_limit))
+        .route("/v1/images/newest", get(routes::list_newest_images))
         .route("/v1/images/picture", get(routes::get_picture))
+        .route("/v1/sample-score", get(routes::get_sample_score))
         .route_layer(compute_limit_layer.clone());
     let search_routes = Router::new()
         .route("/v1/state", get(routes::get_state))

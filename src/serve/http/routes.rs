@@ -22,8 +22,11 @@ use tracing::error;
 
 use super::auth::Principal;
 use super::body::problem::Problem;
-use super::body::request::{ExplainRequest, FeedbackRequest, SearchRequest};
-use super::body::response::{ChangeEvent, ExplainResponse, ImageInfo, SearchResponse};
+use super::body::request::{ExplainRequest, FeedbackRequest, NewestImagesRequest, SearchRequest};
+use super::body::response::{
+    ChangeEvent, ExplainResponse, ImageInfo, NewestImagesResponse, RightAnswers,
+    SampleScoreResponse, SearchResponse,
+};
 use super::body::state_response::StateResponse;
 use super::concurrency_limit::ConcurrencyPermit;
 use super::openapi;
@@ -92,9 +95,18 @@ pub async fn search(
     let cancel = CancellationToken::new();
     // Dropped, and so cancelled, if the client closes the connection.
     let _guard = cancel.clone().drop_guard();
-    let results =
-        run_blocking(&shared, permit, move |engines| engines.search(&query, &cancel)).await?;
-    Ok(Json(SearchResponse::new(&results)))
+    let judge = shared.context.judge.clone();
+    let work = move |engines: &Engines| {
+        let results = engines.search(&query, &cancel)?;
+        let response = SearchResponse::new(&results);
+        let snapshot = engines.live().snapshots().newest();
+        let right_answers = judge.and_then(|j| RightAnswers::count(&*j, &query.input, &snapshot));
+        Ok(match right_answers {
+            Some(right_answers) => response.with_right_answers(&results, &right_answers),
+            None => response,
+        })
+    };
+    Ok(Json(run_blocking(&shared, permit, work).await?))
 }
 
 /// `POST /v1/explain`: explains why an image has its rank.
@@ -170,7 +182,35 @@ pub struct PictureParameters {
     _content_hash: Option<IgnoredAny>,
 }
 
-/// `GET /v1/images`: returns what is known of an image.
+/// `GET /v1/images/newest?limit=N`: returns the images that were embedded last.
+pub async fn list_newest_images(
+    State(shared): SharedState,
+    Extension(permit): Extension<ConcurrencyPermit>,
+    parameters: QueryParameters<NewestImagesRequest>,
+) -> Result<Json<NewestImagesResponse>, Problem> {
+    let limit = parameters?.0.limit()?;
+    let list = move |engines: &Engines| {
+        let snapshot = engines.live().snapshots().newest();
+        let images = snapshot.newest_images(limit).iter().map(ImageInfo::new).collect();
+        Ok(NewestImagesResponse { table_version: snapshot.table_version, images })
+    };
+    Ok(Json(run_blocking(&shared, permit, list).await?))
+}
+
+/// `GET /v1/sample-score`: compares both rankings over queries whose right answers are known.
+pub async fn get_sample_score(
+    State(shared): SharedState,
+    Extension(permit): Extension<ConcurrencyPermit>,
+) -> Result<Json<SampleScoreResponse>, Problem> {
+    let Some(judge) = shared.context.judge.clone() else {
+        return Ok(Json(SampleScoreResponse { known: false, score: None }));
+    };
+    let score = move |engines: &Engines| judge.score_samples(&engines.live());
+    let score = run_blocking(&shared, permit, score).await?;
+    Ok(Json(SampleScoreResponse { known: true, score }))
+}
+
+/// `GET /v1/images?id=…`: returns what is known of an image.
 pub async fn get_image(
     State(shared): SharedState,
     parameters: QueryParameters<ImageParameters>,

@@ -70,6 +70,7 @@ impl TestServer {
             feedback_queue,
             fetcher: Fetcher::new(&FetchOptions::default()).unwrap(),
             substitutes: Vec::new(),
+            judge: None,
             options,
         };
         let url = listener.url().unwrap();
@@ -104,12 +105,14 @@ async fn send_for_problem(request: RequestBuilder) -> (StatusCode, Value, Respon
 }
 
 /// All routes that require the scope `search`.
-const SEARCH_SCOPE_ROUTES: [(Method, &str); 6] = [
+const SEARCH_SCOPE_ROUTES: [(Method, &str); 8] = [
     (Method::POST, "/v1/search"),
     (Method::POST, "/v1/explain"),
     (Method::GET, "/v1/images?id=i1"),
     (Method::GET, "/v1/images/picture?id=i1"),
+    (Method::GET, "/v1/images/newest?limit=2"),
     (Method::GET, "/v1/events"),
+    (Method::GET, "/v1/sample-score"),
     (Method::GET, "/v1/state"),
 ];
 

@@ -15,6 +15,7 @@ use super::worker_metrics::WorkerPoller;
 use crate::ingest::fetch::Fetcher;
 use crate::search::Engines;
 use crate::serve::feedback::FeedbackQueue;
+use crate::serve::result_judge::ResultJudge;
 
 /// A part of a demo that replaces a real one.
 #[derive(Debug, Clone, Serialize, JsonSchema)]
@@ -35,6 +36,8 @@ pub struct ServerContext {
     pub feedback_queue: FeedbackQueue,
     /// The replaced parts; empty unless this is a demo.
     pub substitutes: Vec<Substitute>,
+    /// Knows which results are right; `None` unless this is a demo.
+    pub judge: Option<Arc<dyn ResultJudge>>,
     /// Addresses, keys and limits.
     pub options: HttpOptions,
 }

@@ -23,8 +23,9 @@ use crate::ingest::fetch::{FetchOptions, Fetcher};
 use crate::search::testing::{
     HashEncoders, clip_like_embedding, sample_prompt_set, sample_row, sample_serving_snapshot,
 };
-use crate::search::{Engine, Engines, SearchOptions};
+use crate::search::{Engine, Engines, ImageMetadata, QueryError, SearchOptions};
 use crate::serve::feedback;
+use crate::serve::result_judge::{ImageJudge, ResultJudge, SampleScore};
 use crate::store::Store;
 use crate::table::{SnapshotPart, TableChanges};
 
@@ -32,6 +33,13 @@ const DIMENSION: usize = 16;
 
 /// Returns the router of a query worker with three images, and the store of its feedback.
 pub async fn start_server(options: HttpOptions) -> (Router, Store) {
+    start_server_with_judge(options, None).await
+}
+
+async fn start_server_with_judge(
+    options: HttpOptions,
+    judge: Option<Arc<dyn ResultJudge>>,
+) -> (Router, Store) {
     let store = Store::in_memory();
     let (feedback_queue, writer) = feedback::feedback_channel(&store);
     tokio::spawn(writer.run(CancellationToken::new()));
@@ -51,6 +59,7 @@ pub async fn start_server(options: HttpOptions) -> (Router, Store) {
         feedback_queue,
         fetcher: Fetcher::new(&FetchOptions::default()).unwrap(),
         substitutes: Vec::new(),
+        judge,
         options,
     };
     let worker_poller = Arc::new(WorkerPoller::new(&context.options.worker_metrics_urls));
@@ -119,6 +128,81 @@ async fn invalid_feedback_is_rejected_by_field() {
         let (actual, problem) = send(&router, post_request("/v1/feedback", &body)).await;
         assert_eq!(actual.as_u16(), status, "{problem}");
         assert!(problem["detail"].as_str().unwrap().contains(detail), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn the_newest_images_are_listed_within_bounds() {
+    let (router, _) = start_server(HttpOptions::default()).await;
+    let get =
+        async |path: &str| send(&router, Request::get(path).body(Body::empty()).unwrap()).await;
+    for (limit, count) in [(2, 2), (100, 3)] {
+        let (status, body) = get(&format!("/v1/images/newest?limit={limit}")).await;
+        let images = body["images"].as_array().unwrap();
+        assert_eq!(
+            (status.as_u16(), images.len(), &body["table_version"]),
+            (200, count, &json!(1))
+        );
+        assert!(images[0]["embedded_at"].is_string(), "{body}");
+    }
+    for (parameters, expected, code) in [
+        ("?limit=0", 422, "invalid_field"),
+        ("?limit=101", 422, "invalid_field"),
+        ("?limit=many", 400, "invalid_query"),
+        ("?oldest=1", 400, "invalid_query"),
+        ("", 400, "invalid_query"),
+    ] {
+        let (status, problem) = get(&format!("/v1/images/newest{parameters}")).await;
+        assert_eq!((status.as_u16(), &problem["code"]), (expected, &json!(code)), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains("limit"), "{problem}");
+    }
+}
+
+/// Only the images called `image-1` are right, and only to the text that was asked.
+struct OneRightImage;
+
+impl ResultJudge for OneRightImage {
+    fn judge_text(&self, text: &str) -> Option<ImageJudge> {
+        (text == "known").then(|| -> ImageJudge {
+            Box::new(|image: &ImageMetadata| image.image_id.as_str() == "image-1")
+        })
+    }
+    fn score_samples(&self, _: &Engine) -> Result<Option<SampleScore>, QueryError> {
+        Ok(None)
+    }
+}
+
+#[tokio::test]
+async fn hits_are_marked_only_where_the_right_answers_are_known() {
+    let (unknowing, _) = start_server(HttpOptions::default()).await;
+    let (knowing, _) =
+        start_server_with_judge(HttpOptions::default(), Some(Arc::new(OneRightImage))).await;
+    let search = async |router: &Router, body: Value| {
+        let (status, answer) = send(router, post_request("/v1/search", &body)).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        answer
+    };
+    let answer = search(&knowing, json!({"text": "known"})).await;
+    assert_eq!(answer["right_images"], 1);
+    for hit in
+        [&answer["hits"], &answer["raw_hits"]].into_iter().flat_map(|h| h.as_array().unwrap())
+    {
+        assert_eq!(hit["right"], json!(hit["image_id"] == "image-1"), "{hit}");
+    }
+    for (router, body) in [
+        (&knowing, json!({"text": "unknown"})),
+        (&knowing, json!({"image_id": "image-0"})),
+        (&unknowing, json!({"text": "known"})),
+    ] {
+        let answer = search(router, body).await;
+        let fields = answer.as_object().unwrap();
+        assert!(!fields.contains_key("right_images"), "{answer}");
+        assert_eq!(answer["hits"][0].get("right"), None);
+    }
+    for (router, known) in [(&knowing, true), (&unknowing, false)] {
+        let request = Request::get("/v1/sample-score").body(Body::empty()).unwrap();
+        let (status, body) = send(router, request).await;
+        assert_eq!((status, body), (StatusCode::OK, json!({"known": known, "score": null})));
     }
 }
 

@@ -5,6 +5,7 @@ const app = {
   state: null, // the last response of /v1/state
   answer: null, // the results that are shown: the response of /v1/search, with its `query` (see snapshotQuery)
   session: null, // the last response of /v1/session
+  score: null, // the last response of /v1/sample-score
   query: null, hasEarlyChange: false, // the query that the controls show (query.js), and whether it was changed before there was one
   searchTimer: 0, searchAbort: null, // the timer that starts a search, and the AbortController of the search in progress
   explanation: null, // the request body of the open explanation; after the response, { query, ...response }

@@ -22,7 +22,7 @@ function movementBadges(hits, shown) {
 }
 
 function cardNodes(hit, rank, score, badge) {
-  const overlays = [el('span', { class: 'rank' }, String(rank)), ...(badge ? [badgeNode(badge)] : [])];
+  const overlays = [el('span', { class: 'rank' }, String(rank)), ...(badge ? [badgeNode(badge)] : []), ...(hit.right === undefined ? [] : [markNode(hit.right)])];
   const title = el('span', { class: 'title', title: titleOf(hit) }, titleOf(hit));
   const properties = { type: 'button', class: `card ${badge?.[0] ?? ''}`, 'data-test': 'card', 'data-picture': hit.picture, onclick: () => openExplanation(hit.image_id) };
   const like = iconButton('like', `More like ${titleOf(hit)}`, 'more-like', () => searchSimilar(hit));

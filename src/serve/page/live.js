@@ -91,7 +91,8 @@ const shouldAutoRefresh = () => !app.paused && !$('explain').open && !document.h
 const renderRefreshButton = () => { $('refresh').hidden = !app.stale || shouldAutoRefresh(); };
 function autoRefresh() {
   const due = app.stale && shouldAutoRefresh() && Date.now() - app.refreshedAt >= REFRESH_MS;
-  if (due && app.answer && !app.retry && !$('more').disabled) runSearch({ silent: true });
+  const isShown = app.answer || (app.query && !hasQuery(app.query));
+  if (due && isShown && !app.retry && !$('more').disabled) runSearch({ silent: true });
 }
 
 function tick() {

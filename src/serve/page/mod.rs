@@ -16,6 +16,7 @@ const SCRIPT: &str = concat!(
     include_str!("pictures.js"),
     include_str!("search.js"),
     include_str!("cards.js"),
+    include_str!("newest.js"),
     include_str!("feedback.js"),
     include_str!("explain.js"),
     include_str!("live.js"),

@@ -13,6 +13,7 @@ async function loadState() {
   if (!app.state) return;
   renderState();
   renderChoices();
+  loadScore();
 }
 
 function renderState() {
@@ -56,7 +57,7 @@ async function runSearch({ silent = false } = {}) {
   app.searchAbort?.abort();
   if (!silent) clearProblem();
   const { query } = app;
-  if (!query.text && !isPictureQuery(query)) return showEmpty('Search the catalogue', 'Describe a picture, choose an example, or drop a picture anywhere on this page. The ranking by plain CLIP is shown next to the balanced one, with the changes between them.');
+  if (!hasQuery(query)) return showNewest({ silent });
   if (!app.state.ready) return waitUntilReady(app.state);
   const controller = new AbortController();
   Object.assign(app, { searchAbort: controller, refreshedAt: Date.now(), stale: false });
@@ -112,7 +113,7 @@ function rememberResultCount(k) {
 function showEmpty(title, text) {
   app.answer = null;
   $('empty').replaceChildren(el('h2', {}, title), el('p', {}, text));
-  [$('empty').hidden, $('results').hidden] = [false, true];
+  [$('empty').hidden, $('newest').hidden, $('results').hidden] = [false, true, true];
 }
 function waitUntilReady({ ready, images }) {
   if (ready) return runSearch();
@@ -140,7 +141,7 @@ function renderAnswer(silent) {
   [$('warning').hidden, $('warning').textContent] = [!warning, warning ?? ''];
   if (!scanned) return showEmpty('The catalogue is empty', 'No image has been ingested yet.');
   if (!matched) return showEmpty('No image passes the filter', `The catalogue has ${formatCount(scanned)} images. Loosen or clear the filters above.`);
-  [$('empty').hidden, $('results').hidden] = [true, false];
+  [$('empty').hidden, $('newest').hidden, $('results').hidden] = [true, true, false];
   const plain = isPictureQuery(app.query) && (normaliser === 'raw' || weight === 0);
   $('results').dataset.plain = plain;
   $('balanced-name').textContent = plain ? 'Most similar' : 'Balanced';
@@ -149,6 +150,8 @@ function renderAnswer(silent) {
   renderColumn($('raw'), raw_hits, (hit) => cardNodes(hit, hit.raw_rank, hit.raw_score, outBadge(hit)));
   renderColumn($('balanced'), hits, (hit) => cardNodes(hit, hit.rank, hit.score, plain ? null : rankMovement(hit, raw_hits.length)));
   $('balanced-settings').textContent = `${normaliserName(normaliser)}, weight ${weight.toFixed(2)}`;
+  $('raw-right').textContent = rightSummary(app.answer, raw_hits);
+  $('balanced-right').textContent = rightSummary(app.answer, hits);
   $('movement-summary').replaceChildren(...(plain ? [] : movementBadges(hits, raw_hits.length)));
   $('more').parentNode.hidden = !app.answer.next_cursor;
   $('status').setAttribute('aria-live', silent ? 'off' : 'polite');

@@ -30,7 +30,7 @@ function bindEvents() {
   on('explain', 'close', onExplanationClosed);
   on('explain', 'click', (event) => { if (event.target === $('explain')) $('explain').close(); });
   for (const type of ['pointerover', 'focusin', 'pointerleave', 'focusout']) on('columns', type, highlightSameImage);
-  on('columns', 'keydown', moveFocusByArrowKey);
+  for (const id of ['columns', 'newest']) on(id, 'keydown', moveFocusByArrowKey);
   document.addEventListener('keydown', focusSearch);
   document.addEventListener('keydown', closeDrawers);
   document.addEventListener('pointerdown', closeDrawers);

@@ -9,6 +9,27 @@ use crate::balance::normalise::Normaliser;
 use crate::search::{Filter, MinScore, Query, QueryError, QueryInput, WeightedText};
 use crate::serve::feedback::{Feedback, FeedbackVerdict, MAX_TEXT_CHARS};
 
+/// Maximum of `newest`.
+pub const MAX_NEWEST_IMAGES: usize = 100;
+
+/// The parameters of a list of the newest images.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewestImagesRequest {
+    limit: usize,
+}
+
+impl NewestImagesRequest {
+    /// Returns the maximum number of images.
+    pub fn limit(&self) -> Result<usize, QueryError> {
+        if (1..=MAX_NEWEST_IMAGES).contains(&self.limit) {
+            return Ok(self.limit);
+        }
+        let reason = format!("{} is not between 1 and {MAX_NEWEST_IMAGES}", self.limit);
+        Err(QueryError::invalid_field("limit", reason))
+    }
+}
+
 /// A search. Exactly one of `text`, `texts`, `image_id`, `image` and `vector` says what to search
 /// for. Settings that are missing have the values of the configuration that answers.
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::search::{
-    Explanation, Hit, ImageMetadata, NoMatchVerdict, ScoredPrompt, SearchResults,
-    SnapshotImageChange, Timings,
+    Explanation, Hit, ImageMetadata, NoMatchVerdict, QueryInput, ScoredPrompt, SearchResults,
+    Snapshot, SnapshotImageChange, Timings,
 };
+use crate::serve::result_judge::{ImageJudge, ResultJudge, SampleScore};
 
 /// The response to a search: the rankings by plain CLIP and by balanced scores, from one scan.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -52,6 +53,10 @@ pub struct SearchResponse {
     pub min_score: Option<f32>,
     /// Send it as `cursor` to get the next page; null on the last page.
     pub next_cursor: Option<String>,
+    /// Number of images in the catalogue that are right answers, filtered or not. Only a server that knows
+    /// what its images show has it, and only for a text whose right answers it knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub right_images: Option<usize>,
 }
 
 impl SearchResponse {
@@ -74,8 +79,59 @@ impl SearchResponse {
             no_match: results.no_match_verdict.clone(),
             min_score: results.min_score,
             next_cursor: results.next_cursor.clone(),
+            right_images: None,
         }
     }
+
+    /// Marks which hits are right answers. `results` are those of this response.
+    #[must_use]
+    pub fn with_right_answers(
+        mut self,
+        results: &SearchResults,
+        right_answers: &RightAnswers,
+    ) -> Self {
+        let mark = |(hit, result): (&mut SearchHit, &Hit)| {
+            hit.right = Some((right_answers.judge)(&result.image_metadata));
+        };
+        self.hits.iter_mut().zip(&results.hits).for_each(mark);
+        self.raw_hits.iter_mut().zip(&results.raw_hits).for_each(mark);
+        self.right_images = Some(right_answers.count);
+        self
+    }
+}
+
+/// The right answers to a text.
+pub struct RightAnswers {
+    judge: ImageJudge,
+    count: usize,
+}
+
+impl RightAnswers {
+    /// Counts the right answers in `snapshot`; `None` if those to this query are not known.
+    pub fn count(judge: &dyn ResultJudge, query: &QueryInput, snapshot: &Snapshot) -> Option<Self> {
+        let QueryInput::Text(text) = query else { return None };
+        let judge = judge.judge_text(text)?;
+        let count = snapshot.images().filter(|image| judge(image)).count();
+        Some(Self { judge, count })
+    }
+}
+
+/// The newest images of the catalogue.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct NewestImagesResponse {
+    /// Version of the table that was read.
+    pub table_version: u64,
+    /// The images that were embedded last, newest first.
+    pub images: Vec<ImageInfo>,
+}
+
+/// Both rankings over sample queries.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SampleScoreResponse {
+    /// Whether this server knows which results are right, as that of the demo does.
+    pub known: bool,
+    /// Null if it does not, and if no image is a right answer to any of its sample queries.
+    pub score: Option<SampleScore>,
 }
 
 /// An image with its scores and ranks.
@@ -96,6 +152,9 @@ pub struct SearchHit {
     pub alpha: f32,
     /// Shift of this image, weight and scale included; the same for every query.
     pub beta: f32,
+    /// Whether it is a right answer; only if the response has `right_images`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub right: Option<bool>,
 }
 
 impl SearchHit {
@@ -108,6 +167,7 @@ impl SearchHit {
             rank: hit.rank,
             alpha: hit.affine.alpha,
             beta: hit.affine.beta,
+            right: None,
         }
     }
 }
