@@ -19,6 +19,8 @@ const MAX_EVENT_BYTES_IN_TRANSIT: usize = 2 << 20;
 const EVENT_OVERHEAD_BYTES: usize = 256;
 /// Most files that are followed, skipped ones included: some 500 bytes of memory each.
 const MAX_FILES: usize = 2_000_000;
+/// Most rejections that are kept for the next call of [`Tracker::take_new_rejections`].
+const MAX_NEW_REJECTIONS: usize = 1_000;
 /// How long after a picture could not be fetched it is tried again.
 const FETCH_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -91,6 +93,8 @@ pub struct Tracker {
     /// The last event of each id that was sent and is neither stored nor rejected yet.
     in_transit: HashMap<String, SentEvent>,
     bytes_in_transit: usize,
+    /// Path and reason of what workers rejected since they were last asked for.
+    new_rejections: Vec<(String, String)>,
     /// Number of the current pass over the sources.
     pass: u64,
     last_sequence: u64,
@@ -360,8 +364,16 @@ impl Tracker {
             // What is stored is a version that no longer exists.
             self.queue.push_back(id.to_owned());
         }
+        if self.new_rejections.len() < MAX_NEW_REJECTIONS {
+            self.new_rejections.push((known.path.clone(), explanation.to_owned()));
+        }
         known.state =
             PictureState::Rejected(SkipReason::from_rejection(code, explanation), retry_at);
+    }
+
+    /// Returns the path and the reason of what workers rejected since the last call.
+    pub fn take_new_rejections(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.new_rejections)
     }
 
     fn finish_transit(&mut self, id: &str) {

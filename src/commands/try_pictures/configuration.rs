@@ -109,7 +109,12 @@ pub fn adapt_to_try(
     if config.log.file.as_os_str().is_empty() {
         config.log.file = folder.join("bsap.log");
     }
-    match config.validate() {
+    let problems = config.validate();
+    let name_option = |problem: &String| match problem.strip_prefix("model.checkpoint:") {
+        Some(reason) if args.checkpoint.is_some() => format!("--checkpoint:{reason}"),
+        _ => problem.clone(),
+    };
+    match problems.iter().map(name_option).collect::<Vec<_>>() {
         problems if problems.is_empty() => Ok(()),
         problems => Err(CommandError::usage(problems.join("; "))),
     }

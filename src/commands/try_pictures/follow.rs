@@ -160,6 +160,8 @@ impl<'a> Follower<'a> {
         let is_first_run = self.finished_passes == 0;
         loop {
             tokio::select! {
+                // When the token is cancelled, all parts end: that is no failure.
+                biased;
                 () = token.cancelled() => {
                     self.display.clear();
                     return Ok(FollowEnd::Stopped);
@@ -179,8 +181,9 @@ impl<'a> Follower<'a> {
             }
             self.send_events(token).await?;
             let settled = self.settle();
+            let rejected = self.tracker.lock().take_new_rejections();
             if !is_first_run {
-                self.print_changes(&settled);
+                self.print_changes(&settled, &rejected);
             }
             self.check_stall()?;
             self.show_progress();
@@ -293,18 +296,24 @@ impl<'a> Follower<'a> {
         self.tracker.lock().settle(stored)
     }
 
-    fn print_changes(&self, settled: &[SettledImage]) {
+    fn print_changes(&self, settled: &[SettledImage], rejected: &[(String, String)]) {
         let time = chrono::Local::now().format("%H:%M:%S");
-        for image in settled.iter().take(MAX_PRINTED_CHANGES) {
+        let changes = settled.iter().map(|image| {
             let action = match image.action {
                 ImageAction::Added => "added",
                 ImageAction::Changed => "changed",
                 ImageAction::Removed => "removed",
             };
-            self.display.line(self.output, &format!("{time} {action:8} {}", image.image_id));
+            format!("{time} {action:8} {}", image.image_id)
+        });
+        let skipped =
+            rejected.iter().map(|(path, reason)| format!("{time} skipped  {path}: {reason}"));
+        for line in changes.chain(skipped).take(MAX_PRINTED_CHANGES) {
+            self.display.line(self.output, &line);
         }
-        if settled.len() > MAX_PRINTED_CHANGES {
-            let more = settled.len() - MAX_PRINTED_CHANGES;
+        let count = settled.len() + rejected.len();
+        if count > MAX_PRINTED_CHANGES {
+            let more = count - MAX_PRINTED_CHANGES;
             self.display.line(self.output, &format!("{time} and {more} more"));
         }
     }

@@ -25,10 +25,10 @@ pub use arguments::TryArgs;
 use super::shared::error::{CommandError, CommandResult};
 use super::shared::query_files::read_judged_queries;
 use super::shared::runtime::run_with_logging;
+use crate::config::Config;
 use crate::watch::open_sources;
 use configuration::{adapt_to_try, add_sources, load_base_config};
 use live::{PreparedTry, run_try};
-use model::set_checkpoint;
 use production::write_production_config;
 use state_folder::StateFolder;
 
@@ -43,12 +43,12 @@ pub fn run(args: &TryArgs, config_file: Option<&Path>) -> CommandResult {
     };
     add_sources(&mut config, &sources)?;
     let folder = StateFolder::open(args.dir.as_deref(), &sources)?;
+    let production = config.clone();
+    adapt_to_try(args, &folder.path, &mut config)?;
     if let Some(file) = &args.write_config {
-        let mut production = config.clone();
-        set_checkpoint(args.checkpoint.as_deref(), &folder.path, &mut production)?;
+        let production = Config { model: config.model.clone(), ..production };
         write_production_config(file, &production, &sources)?;
     }
-    adapt_to_try(args, &folder.path, &mut config)?;
     let prepared = PreparedTry { sources, folder, queries };
     run_with_logging(config, |config, token| run_try(args, prepared, config, token))
 }

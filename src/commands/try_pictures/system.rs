@@ -96,6 +96,7 @@ impl LocalSystem {
         let token = self.token.clone();
         while !self.engine.snapshots().is_ready() {
             tokio::select! {
+                biased;
                 () = token.cancelled() => return Ok(false),
                 error = self.wait_for_failure() => return Err(error),
                 () = tokio::time::sleep(READY_POLL_INTERVAL) => {}
