@@ -265,7 +265,7 @@ fn what_an_earlier_process_stored_is_not_sent_again() {
     assert_eq!((counts.found, counts.stored, counts.unchanged), (4, 1, 1));
     let mut sent: Vec<(String, Operation)> =
         tracker.take_events(9).into_iter().map(|e| (e.image_id, e.operation)).collect();
-    sent.sort();
+    sent.sort_by(|a, b| a.0.cmp(&b.0));
     let upsert = |name: &str| (name.to_owned(), Operation::Upsert);
     assert_eq!(
         sent,
