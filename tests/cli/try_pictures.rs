@@ -221,7 +221,7 @@ fn queries_end_with_a_verdict_and_the_production_configuration_is_accepted() {
     let output = fixture.run(&["--once", "--queries", &queries, "--write-config", &config]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    for word in ["1 names in", "nowhere.png", "plain CLIP", "hit@1", "report.html"] {
+    for word in ["1 names in", "nowhere.png", "hit@1", "compared with raw", "report.html"] {
         assert!(text.contains(word), "{word} is not in {text}");
     }
     let report = fs::read_to_string(fixture.path("state/report.html")).unwrap();

@@ -1,6 +1,7 @@
 //! `bsap try` from the start of its parts to the result.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::anyhow;
@@ -16,6 +17,8 @@ use super::outcome::TryOutcome;
 use super::output::Output;
 use super::state_folder::StateFolder;
 use super::system::LocalSystem;
+use super::text_cache::TextCachingEncoders;
+use crate::clip::Encoders;
 use crate::commands::shared::error::{CommandError, CommandResult};
 use crate::commands::shared::models::configured_generation;
 use crate::config::Config;
@@ -73,6 +76,11 @@ async fn run_parts(
     let Some(encoders) = load_model(&config, is_demo, output, &token).await? else {
         return Err(anyhow!("stopped before the model was loaded").into());
     };
+    let encoders = Arc::new(TextCachingEncoders::new(encoders));
+    if !encoders.embed_prompts(&config.prompts, output, &token).await? {
+        return Err(anyhow!("stopped before the prompts were embedded").into());
+    }
+    let encoders: Arc<dyn Encoders> = encoders;
     // Each model has a table of its own, so that another model can be tried in the same folder.
     let generation = configured_generation(&config, &*encoders);
     let table = folder.path.join("catalogue").join(&generation.id).display().to_string();

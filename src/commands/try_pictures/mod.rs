@@ -17,6 +17,7 @@ mod output;
 mod production;
 mod state_folder;
 mod system;
+mod text_cache;
 
 use std::path::Path;
 

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::anyhow;
+use indicatif::ProgressBar;
 use tokio_util::sync::CancellationToken;
 
 use super::output::Output;
@@ -17,6 +19,8 @@ use crate::demo::write_demo_checkpoint;
 pub const DEMO_CHECKPOINT: &str = "demo";
 /// Folder of the demo's model.
 const DEMO_MODEL_FOLDER: &str = "demo-clip";
+/// How often the spinner moves while the weights are read.
+const SPINNER_INTERVAL: Duration = Duration::from_millis(100);
 /// Why the default model is the default, with its size and licence.
 const DEFAULT_MODEL_REASON: &str = "CLIP ViT-B/32, trained on two billion captioned photographs (LAION-2B), the \
      smallest of the usual models for photographs: 151 million parameters, 605 MB, licence MIT";
@@ -70,6 +74,13 @@ pub async fn load_model(
             cache.display()
         )),
     }
+    // A download has a bar of its own.
+    let is_local = !matches!(origin, CheckpointOrigin::Hub(_));
+    let spinner = is_local.then(|| {
+        let spinner = ProgressBar::new_spinner().with_message("loading the model");
+        spinner.enable_steady_tick(SPINNER_INTERVAL);
+        spinner
+    });
     let config = config.clone();
     let loading = tokio::task::spawn_blocking(move || load_configured_model(&config));
     let loaded = tokio::select! {
@@ -77,6 +88,9 @@ pub async fn load_model(
         // What is downloaded stays in the cache.
         () = token.cancelled() => return Ok(None),
     };
+    if let Some(spinner) = spinner {
+        spinner.finish_and_clear();
+    }
     loaded.map(Some).map_err(|error| match error.downcast_ref() {
         Some(ClipError::CheckpointUnavailable { .. }) => anyhow!(
             "{error:#}. Connect this machine to the hub once, or name a folder that has a checkpoint: --checkpoint FOLDER"
