@@ -74,6 +74,8 @@ pub struct TrackerCounts {
     pub failed: usize,
     /// Stored ones that were stored before this process started.
     pub unchanged: usize,
+    /// Pictures that were stored or rejected since this process started.
+    pub finished: usize,
     /// Removed images whose deletes are waiting or on their way.
     pub pending_deletes: usize,
 }
@@ -436,10 +438,12 @@ impl Tracker {
                 PictureState::Stored => {
                     counts.stored += 1;
                     counts.unchanged += usize::from(known.is_unchanged);
+                    counts.finished += usize::from(!known.is_unchanged);
                 }
                 PictureState::Queued | PictureState::Sent => counts.pending += 1,
                 PictureState::Rejected(reason, _) => {
                     counts.skipped += 1;
+                    counts.finished += 1;
                     counts.failed += usize::from(reason.is_failure);
                 }
                 PictureState::DeleteQueued | PictureState::DeleteSent => {

@@ -54,7 +54,7 @@ impl ProgressDisplay {
         let counts = progress.counts;
         let pending = counts.pending.saturating_sub(progress.in_commit);
         let done = counts.found - pending;
-        let text = self.describe(progress, pending, done);
+        let text = self.describe(progress, pending);
         if self.is_terminal {
             self.bar.set_length(counts.found as u64);
             self.bar.set_position(done as u64);
@@ -66,19 +66,15 @@ impl ProgressDisplay {
         }
     }
 
-    fn describe(
-        &mut self,
-        progress: &DisplayedProgress<'_>,
-        pending: usize,
-        done: usize,
-    ) -> String {
+    fn describe(&mut self, progress: &DisplayedProgress<'_>, pending: usize) -> String {
         let now = Instant::now();
-        self.samples.push_back((now, done));
+        let finished = progress.counts.finished + progress.in_commit;
+        self.samples.push_back((now, finished));
         while self.samples.front().is_some_and(|(at, _)| now - *at > RATE_WINDOW) {
             self.samples.pop_front();
         }
         let rate = self.samples.front().map_or(0.0, |(at, before)| {
-            done.saturating_sub(*before) as f64 / (now - *at).as_secs_f64().max(0.1)
+            finished.saturating_sub(*before) as f64 / (now - *at).as_secs_f64().max(0.1)
         });
         let mut parts = Vec::new();
         if progress.is_listing {
