@@ -187,6 +187,16 @@ async fn the_page_signs_in_with_a_key_and_sends_a_session_cookie() {
     let origin = server.url.trim_end_matches('/');
     assert_eq!(send_for_status(search().header("sec-fetch-site", "same-origin")).await, 200);
     assert_eq!(send_for_status(search().header("origin", origin)).await, 200);
+    // Behind a proxy that names another host than the browser did.
+    for (forwarded_host, status) in [
+        ("shop.example", 200),
+        ("shop.example, inner.example", 200),
+        ("inner.example, shop.example", 403),
+    ] {
+        let proxied = search().header("origin", "https://shop.example");
+        let proxied = proxied.header("x-forwarded-host", forwarded_host);
+        assert_eq!(send_for_status(proxied).await, status, "{forwarded_host}");
+    }
     for (name, value) in [
         ("sec-fetch-site", "cross-site"),
         ("sec-fetch-site", "same-site"),
