@@ -164,6 +164,13 @@ async fn run_parts(
             Err(anyhow!("{} files could not be stored; the lines above say why", outcome.failed)
                 .into())
         }
+        FollowEnd::Stopped if outcome.pending > 0 => {
+            output.line(format_args!(
+                "Stopped with {} files waiting; the same command goes on where it was",
+                outcome.pending
+            ));
+            Ok(())
+        }
         FollowEnd::Complete | FollowEnd::Stopped => Ok(()),
     }
 }
