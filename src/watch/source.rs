@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use url::Url;
 
@@ -186,6 +187,14 @@ fn assign_prefixes(sources: &mut [WatchedSource]) {
 }
 
 impl WatchedSource {
+    /// Checks that a bucket answers within `timeout`; everything else was checked when it was opened.
+    pub async fn check_reachable(&self, timeout: Duration) -> Result<(), WatchError> {
+        match &self.kind {
+            SourceKind::Bucket(store) => Ok(store.check_reachable(timeout).await?),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the attributes of the source with their types; only lists have some.
     pub fn attribute_types(&self) -> Result<AttributeTypes, WatchError> {
         Ok(self.read_list()?.map_or_else(AttributeTypes::new, |list| list.infer_attribute_types()))

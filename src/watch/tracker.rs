@@ -459,6 +459,22 @@ impl Tracker {
         counts
     }
 
+    /// Returns how often each reason without details is why something is skipped, the most frequent first.
+    pub fn count_reasons(&self) -> Vec<(String, usize)> {
+        let rejected = self.pictures.values().filter_map(|known| match &known.state {
+            PictureState::Rejected(reason, _) => Some(reason),
+            _ => None,
+        });
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for reason in rejected.chain(self.others.values().map(|other| &other.reason)) {
+            *counts.entry(&reason.group).or_default() += 1;
+        }
+        let mut counts: Vec<(String, usize)> =
+            counts.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect();
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        counts
+    }
+
     /// Returns the path of everything that is skipped, with the reason, in the order of the paths.
     pub fn skipped(&self) -> Vec<(&str, &SkipReason)> {
         let rejected = self.pictures.values().filter_map(|known| match &known.state {

@@ -323,6 +323,22 @@ fn the_default_model_is_downloaded_once_and_works_offline_then() {
     assert!(text.contains("from the cache") && text.contains("6 of them since"), "{text}");
 }
 
+#[test]
+fn a_bucket_that_does_not_answer_is_named() {
+    let variables = [
+        ("AWS_ENDPOINT", "http://127.0.0.1:1"),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_REGION", "eu-west-1"),
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+    ];
+    let state = tempfile::tempdir().unwrap();
+    let dir = state.path().to_str().unwrap();
+    let arguments =
+        ["try", "s3://no-such-bucket/x", "--once", "--dir", dir, "--checkpoint", "demo"];
+    assert_fails(&arguments, &variables, 1, &["s3://no-such-bucket/x"]);
+}
+
 /// Starts a hub on loopback whose only model has the files of the demo's; returns its address.
 fn start_hub() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -11,7 +11,9 @@ use crate::commands::shared::printing::print_note;
 use crate::watch::TrackerCounts;
 
 /// Time over which the rate is measured.
-const RATE_WINDOW: Duration = Duration::from_secs(20);
+const RATE_WINDOW: Duration = Duration::from_secs(60);
+/// Shortest time after which a rate is shown.
+const MIN_RATE_TIME: Duration = Duration::from_secs(3);
 /// Interval of lines if there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -23,6 +25,8 @@ pub struct ProgressDisplay {
     /// Numbers of finished pictures at earlier times.
     samples: VecDeque<(Instant, usize)>,
     last_line_at: Instant,
+    /// Largest number of finished files that was shown.
+    max_done: usize,
 }
 
 /// What is shown.
@@ -46,14 +50,22 @@ impl ProgressDisplay {
                 .progress_chars("=> "),
         );
         let is_terminal = std::io::stderr().is_terminal();
-        Ok(Self { bar, is_terminal, samples: VecDeque::new(), last_line_at: Instant::now() })
+        Ok(Self {
+            bar,
+            is_terminal,
+            samples: VecDeque::new(),
+            last_line_at: Instant::now(),
+            max_done: 0,
+        })
     }
 
     /// Shows the progress.
     pub fn show(&mut self, progress: &DisplayedProgress<'_>) {
         let counts = progress.counts;
         let pending = counts.pending.saturating_sub(progress.in_commit);
-        let done = counts.found - pending;
+        // Rows that are committed but cannot be searched yet count in neither number.
+        let done = (counts.found - pending).max(self.max_done.min(counts.found));
+        self.max_done = done;
         let text = self.describe(progress, pending);
         if self.is_terminal {
             self.bar.set_length(counts.found as u64);
@@ -73,8 +85,9 @@ impl ProgressDisplay {
         while self.samples.front().is_some_and(|(at, _)| now - *at > RATE_WINDOW) {
             self.samples.pop_front();
         }
-        let rate = self.samples.front().map_or(0.0, |(at, before)| {
-            finished.saturating_sub(*before) as f64 / (now - *at).as_secs_f64().max(0.1)
+        let first = self.samples.front().filter(|(at, _)| now - *at >= MIN_RATE_TIME);
+        let rate = first.map_or(0.0, |(at, before)| {
+            finished.saturating_sub(*before) as f64 / (now - *at).as_secs_f64()
         });
         let mut parts = Vec::new();
         if progress.is_listing {
@@ -104,6 +117,7 @@ impl ProgressDisplay {
     /// Removes the bar until it is shown again.
     pub fn clear(&mut self) {
         self.samples.clear();
+        self.max_done = 0;
         self.bar.finish_and_clear();
         self.bar.reset();
     }

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::display::{DisplayedProgress, ProgressDisplay};
-use super::outcome::{count_reasons, print_summary};
+use super::outcome::print_summary;
 use super::output::Output;
 use super::system::LocalSystem;
 use crate::ingest::source::ImageEvent;
@@ -25,6 +25,8 @@ use crate::watch::{
 
 /// How often events are sent and compared with the table.
 const STEP_INTERVAL: Duration = Duration::from_millis(250);
+/// How often the progress is shown: counting takes milliseconds per 100,000 files.
+const SHOW_INTERVAL: Duration = Duration::from_millis(500);
 /// Shortest pause between two passes over local sources.
 const LOCAL_PASS_INTERVAL: Duration = Duration::from_secs(2);
 /// Shortest pause between two passes if there is a bucket: each costs a request per 1,000 objects.
@@ -119,6 +121,7 @@ pub struct Follower<'a> {
     /// Notes about sources that were printed already.
     printed_notes: Vec<String>,
     last_progress: ([u64; 4], Instant),
+    shown_at: Instant,
 }
 
 /// Of each source, why it could not be listed.
@@ -151,6 +154,7 @@ impl<'a> Follower<'a> {
             table_version: None,
             printed_notes: Vec::new(),
             last_progress: ([0; 4], now),
+            shown_at: now,
         })
     }
 
@@ -318,14 +322,21 @@ impl<'a> Follower<'a> {
         }
     }
 
+    /// Shows the progress, if it was not shown a moment ago.
     fn show_progress(&mut self) {
+        if self.shown_at.elapsed() < SHOW_INTERVAL {
+            return;
+        }
+        self.shown_at = Instant::now();
         let progress = &self.system.progress;
         let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let worked = count(&progress.embedded_images) + count(&progress.stored_deletes);
         let in_commit = worked.saturating_sub(count(&progress.stored_rows)) as usize;
         let (counts, reasons) = {
             let tracker = self.tracker.lock();
-            (tracker.counts(), count_reasons(&tracker, SHOWN_REASONS))
+            let mut reasons = tracker.count_reasons();
+            reasons.truncate(SHOWN_REASONS);
+            (tracker.counts(), reasons)
         };
         let is_listing = self.finished_passes == 0;
         if counts.pending == 0 && !is_listing {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,9 @@ use crate::evaluate::JudgedQuery;
 use crate::publish::Publisher;
 use crate::serve::http::{self, ServerStartError};
 use crate::watch::{StoredImageVersion, Tracker, WatchedSource};
+
+/// How long a bucket may take to answer at the start. Later failures are retried.
+const SOURCE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What was checked before anything was started.
 pub struct PreparedTry {
@@ -71,6 +74,7 @@ async fn run_parts(
     folder.describe_owner(&page)?;
     for source in &sources {
         output.line(format_args!("Pictures: {}", source.kind.address()));
+        source.check_reachable(SOURCE_TIMEOUT).await?;
     }
     let is_demo = is_demo_model(args);
     let Some(encoders) = load_model(&config, is_demo, output, &token).await? else {
@@ -163,6 +167,13 @@ async fn run_parts(
         FollowEnd::Complete if outcome.failed > 0 => {
             Err(anyhow!("{} files could not be stored; the lines above say why", outcome.failed)
                 .into())
+        }
+        FollowEnd::Stopped if outcome.pending > 0 => {
+            output.line(format_args!(
+                "Stopped with {} files waiting; the same command goes on where it was",
+                outcome.pending
+            ));
+            Ok(())
         }
         FollowEnd::Complete | FollowEnd::Stopped => Ok(()),
     }

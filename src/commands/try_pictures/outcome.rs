@@ -1,6 +1,5 @@
 //! The result of a try: what was found, what is stored, and what is not, with reasons.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -83,19 +82,6 @@ impl TryOutcome {
     }
 }
 
-/// Returns how often each reason is why something is skipped, the most frequent first.
-pub fn count_reasons(tracker: &Tracker, limit: usize) -> Vec<(String, usize)> {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for (_, reason) in tracker.skipped() {
-        *counts.entry(&reason.group).or_default() += 1;
-    }
-    let mut counts: Vec<(String, usize)> =
-        counts.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect();
-    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    counts.truncate(limit);
-    counts
-}
-
 /// Prints what is stored, and what is not by reason.
 pub fn print_summary(tracker: &Tracker, seconds: f64, output: Output) {
     let counts = tracker.counts();
@@ -107,13 +93,13 @@ pub fn print_summary(tracker: &Tracker, seconds: f64, output: Output) {
         "{} files found: {} stored{unchanged}, {} skipped, in {seconds:.1} s",
         counts.found, counts.stored, counts.skipped
     ));
-    for (reason, count) in count_reasons(tracker, MAX_PRINTED_REASONS) {
-        let example = tracker.skipped().into_iter().find(|(_, skipped)| skipped.group == reason);
+    let skipped = tracker.skipped();
+    for (reason, count) in tracker.count_reasons().into_iter().take(MAX_PRINTED_REASONS) {
+        let example = skipped.iter().find(|(_, skipped)| skipped.group == reason);
         let example = example.map_or("", |(path, _)| path);
         output.line(format_args!("{count:>10}  {reason}, for example {example}"));
     }
-    let failures: Vec<_> =
-        tracker.skipped().into_iter().filter(|(_, reason)| reason.is_failure).collect();
+    let failures: Vec<_> = skipped.iter().filter(|(_, reason)| reason.is_failure).collect();
     if !failures.is_empty() {
         output.line(format_args!("{} should have been stored:", failures.len()));
     }
