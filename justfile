@@ -32,6 +32,10 @@ lint:
 test:
     tests/run unit stores readers evaluate kafka browser api
 
+# The page in a browser, behind nginx under a path; `just browser long` also behind Apache, Caddy and HAProxy
+browser form="":
+    {{ if form == "long" { "BSAP_BROWSER_LONG=1" } else { "" } }} tests/run browser
+
 # Ingestion against a real Apache Kafka; `just kafka long` sends 20,000 messages a scenario
 kafka form="":
     {{ if form == "long" { "BSAP_KAFKA_LONG=1" } else { "" } }} tests/run kafka

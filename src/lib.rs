@@ -44,6 +44,8 @@ pub mod search;
 pub mod publish;
 // Finds differences between a listing of images and the table.
 pub mod reconcile;
+// Watches folders, buckets and lists, and announces what is new, changed or removed.
+pub mod watch;
 // Computes statistics and embeddings for images that are already stored.
 pub mod backfill;
 // The query worker: follows the catalogue, answers HTTP, shows the page.

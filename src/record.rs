@@ -271,6 +271,18 @@ impl AttributeType {
     }
 }
 
+/// Returns a whole number of JSON, also if it is written as 2020.0; `None` if it is not whole, or so
+/// large that a float does not say which whole number is meant.
+pub fn whole_number(number: &serde_json::Number) -> Option<i128> {
+    // From 2⁵³ on, several whole numbers are read as the same float.
+    const FLOAT_LIMIT: f64 = 9_007_199_254_740_992.0;
+    let from_float = || {
+        let float = number.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < FLOAT_LIMIT)?;
+        Some(float as i128)
+    };
+    number.as_i128().or_else(from_float)
+}
+
 /// Types of the declared attributes, by name.
 pub type AttributeTypes = BTreeMap<String, AttributeType>;
 
@@ -504,5 +516,22 @@ mod tests {
         assert!(!row(2, false).supersedes(&row(2, true)));
         assert!(row(3, false).supersedes(&row(2, true)));
         assert!(!row(2, false).supersedes(&row(2, false)));
+    }
+
+    #[test]
+    fn whole_numbers_may_be_written_as_floats() {
+        let whole = |json: &str| whole_number(&serde_json::from_str(json).unwrap());
+        for (json, number) in [
+            ("2020", Some(2020)),
+            ("2020.0", Some(2020)),
+            ("-2.02e3", Some(-2020)),
+            ("-0.0", Some(0)),
+            ("18446744073709551615", Some(u64::MAX.into())),
+            ("9007199254740993.0", None),
+            ("1e300", None),
+            ("2020.5", None),
+        ] {
+            assert_eq!(whole(json), number, "{json}");
+        }
     }
 }

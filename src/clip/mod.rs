@@ -17,7 +17,7 @@ mod self_test_cache;
 mod tokenizer;
 mod unread_text;
 
-pub use checkpoint::KeyReport;
+pub use checkpoint::{CheckpointOrigin, KeyReport, locate_checkpoint};
 pub use encoders::Encoders;
 pub use error::ClipError;
 pub use model::ClipModel;

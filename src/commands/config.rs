@@ -64,7 +64,7 @@ pub fn run(args: &ConfigArgs, config_file: Option<&Path>) -> CommandResult {
         ConfigOutput::BucketNotificationSchema => {
             to_pretty_json(&schemars::schema_for!(BucketNotification))?
         }
-        ConfigOutput::Openapi => to_pretty_json(&http::openapi())?,
+        ConfigOutput::Openapi => to_pretty_json(&http::openapi(""))?,
         ConfigOutput::LogEvents => event::render_log_event_reference(),
         ConfigOutput::Metrics => metrics::render_metric_reference(),
     };

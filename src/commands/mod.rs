@@ -23,6 +23,7 @@ mod search;
 mod serve;
 mod shared;
 mod table;
+mod try_pictures;
 mod welcome;
 
 use std::path::PathBuf;
@@ -48,7 +49,11 @@ Every option of the configuration file can be set by an environment variable \
 BSAP_<SECTION>__<KEY>. `bsap config reference` describes all of them.";
 
 /// Command, and the sections of the configuration that it reads: its long help describes them.
-const CONFIG_SECTIONS: [(&str, &[&str]); 17] = [
+const CONFIG_SECTIONS: [(&str, &[&str]); 18] = [
+    (
+        "try",
+        &["model", "prompts", "attributes", "fetch", "decode", "ingest", "search", "http", "log"],
+    ),
     (
         "ingest",
         &[
@@ -136,6 +141,8 @@ impl Cli {
 pub enum Command {
     /// Show everything at work: broker, storage, workers and page in one process
     Demo(demo::DemoArgs),
+    /// Try your own pictures: a folder, a bucket or a list, in one process, with nothing to set up
+    Try(try_pictures::TryArgs),
     /// Consume new-image events and store embeddings and statistics, until stopped
     Ingest,
     /// Follow the stored table and answer queries over HTTP, until stopped
@@ -191,6 +198,7 @@ pub fn run(cli: &Cli) -> CommandResult {
     };
     match command {
         Command::Demo(args) => demo::run(args),
+        Command::Try(args) => try_pictures::run(args, config_file),
         Command::Ingest => ingest::run(config_file),
         Command::Serve(args) => serve::run(args, config_file),
         Command::Publish(args) => publish::run(args, config_file),

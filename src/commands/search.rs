@@ -49,7 +49,8 @@ pub struct SearchArgs {
     /// Minimum balanced score of a hit: a number, or `calibrated`
     #[arg(long, value_name = "SCORE", allow_hyphen_values = true)]
     pub min_score: Option<String>,
-    /// Address of a running server, for example http://127.0.0.1:8080; without it the table is read
+    /// Address of a running server, for example http://127.0.0.1:8080 or https://shop.example/search;
+    /// without it the table is read
     #[arg(long, value_name = "URL")]
     pub server: Option<String>,
     /// Number of results
@@ -84,14 +85,33 @@ pub fn run(args: &SearchArgs, config_file: Option<&Path>) -> CommandResult {
 
 /// Sends the query to a running server, and prints the answer.
 async fn search_server(args: &SearchArgs) -> CommandResult {
-    let server = args.server.as_deref().unwrap_or_default();
-    let base = url::Url::parse(server).ok().filter(|url| url.has_host()).ok_or_else(|| {
-        CommandError::usage(format!(
-            "--server: {server:?} is not a URL such as http://127.0.0.1:8080"
-        ))
-    })?;
+    let base = parse_server_address(args.server.as_deref().unwrap_or_default())
+        .map_err(|reason| CommandError::usage(format!("--server: {reason}")))?;
     let answer = post_search(request_body(args)?, base, args.key.as_deref()).await?;
     print_answer(args, &answer)
+}
+
+/// Returns the address of a server, which ends with a slash, so that addresses of its interface can be
+/// joined to it. Without a scheme it is one of HTTP. The parameters of a link to the page are dropped.
+fn parse_server_address(server: &str) -> Result<url::Url, String> {
+    let with_scheme =
+        if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+    let is_server = |url: &url::Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+    let mut address = url::Url::parse(&with_scheme).ok().filter(is_server).ok_or(
+        "the value is not an address such as http://127.0.0.1:8080, localhost:8080 or https://shop.example/search",
+    )?;
+    // The text may hold a password, so it is not repeated.
+    if !address.username().is_empty() || address.password().is_some() {
+        return Err(
+            "the address has a user or a password; give the key in the variable BSAP_KEY".into()
+        );
+    }
+    address.set_query(None);
+    address.set_fragment(None);
+    if !address.path().ends_with('/') {
+        address.set_path(&format!("{}/", address.path()));
+    }
+    Ok(address)
 }
 
 /// Returns the arguments as the body of `POST /v1/search`.
@@ -132,7 +152,7 @@ async fn post_search(
     key: Option<&str>,
 ) -> anyhow::Result<SearchResponse> {
     let client = reqwest::Client::builder().timeout(SERVER_TIMEOUT).build()?;
-    let url = base.join("/v1/search")?;
+    let url = base.join("v1/search")?;
     let mut request =
         client.post(url).header(CONTENT_TYPE, "application/json").body(body.to_string());
     if let Some(key) = key {
@@ -185,4 +205,32 @@ fn print_answer(args: &SearchArgs, answer: &SearchResponse) -> CommandResult {
         print_line!("{}", render_side_by_side(answer));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn server_addresses_keep_their_path_and_need_no_scheme() {
+        for (server, url) in [
+            ("localhost:8080", "http://localhost:8080/v1/search"),
+            ("127.0.0.1:8080", "http://127.0.0.1:8080/v1/search"),
+            ("[::1]:8080/", "http://[::1]:8080/v1/search"),
+            ("shop.example/search", "http://shop.example/search/v1/search"),
+            ("https://shop.example/search/", "https://shop.example/search/v1/search"),
+            (
+                "https://shop.example/search/?q=a+mug#picture=",
+                "https://shop.example/search/v1/search",
+            ),
+        ] {
+            let joined = parse_server_address(server).unwrap().join("v1/search").unwrap();
+            assert_eq!(joined.as_str(), url, "{server}");
+        }
+        for wrong in ["", "ftp://shop.example", "http://", "http:///", "a b", "file:///v1"] {
+            assert!(parse_server_address(wrong).is_err(), "{wrong}");
+        }
+        let error = parse_server_address("https://me:swordfish@shop.example").unwrap_err();
+        assert!(error.contains("BSAP_KEY") && !error.contains("swordfish"), "{error}");
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::io::{BufRead, Error, Read as _};
 
+use super::text_files::skip_byte_order_mark;
+
 /// Maximum length of a line in bytes; of a longer line nothing is returned.
 pub(super) const MAX_LINE_BYTES: u64 = 1 << 20;
 
@@ -13,6 +15,7 @@ pub(super) fn for_each_line<E>(
     failed: impl Fn(Error) -> E,
     mut visit: impl FnMut(u64, Option<&[u8]>) -> Result<(), E>,
 ) -> Result<(), E> {
+    skip_byte_order_mark(&mut log).map_err(&failed)?;
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
@@ -33,6 +36,24 @@ pub(super) fn for_each_line<E>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_not_part_of_the_first_line() {
+        let mut lines = Vec::new();
+        let mut read = |log: &[u8]| {
+            for_each_line(
+                log,
+                |error| error.to_string(),
+                |_, line| {
+                    lines.extend(line.map(<[u8]>::to_vec));
+                    Ok(())
+                },
+            )
+        };
+        read(b"\xef\xbb\xbf{}\n").unwrap();
+        assert!(read(b"\xff\xfe{\0}\0").unwrap_err().contains("UTF-16"));
+        assert_eq!(lines, [b"{}\n"]);
+    }
 
     #[test]
     fn a_line_that_is_too_long_is_skipped_to_its_end() {

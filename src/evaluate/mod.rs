@@ -21,6 +21,7 @@ pub(crate) mod logs;
 pub(crate) mod measures;
 pub(crate) mod report;
 pub(crate) mod suggest;
+mod text_files;
 pub mod trec;
 
 pub use bank_suggestion::{BankSuggestion, divide_texts, suggest_bank};
@@ -54,6 +55,7 @@ pub use suggest::{
     ChosenPrompts, HalfWithoutJudgedQueries, PromptPool, PromptSuggestion,
     check_both_halves_judged, suggest_prompts,
 };
+pub use text_files::decode_text;
 
 #[cfg(test)]
 mod tests;

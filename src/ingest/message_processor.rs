@@ -18,6 +18,7 @@ use super::embed::{EmbedError, Embedder};
 use super::error::IngestError;
 use super::fetch::{FetchError, Fetcher, shorten_uri};
 use super::progress::Progress;
+use super::rejection::Rejection;
 use super::source::Decoder;
 use super::tally::{Tally, TallyRecorder};
 use crate::clip::Encoders;
@@ -140,6 +141,9 @@ impl MessageProcessor {
                         event = event::IMAGE_NOT_FOUND, partition = %message.partition, offset = message.offset,
                         %image_id, uri = uri, trace_id = message.trace_id(), "the image was not found; no row is stored"
                     );
+                    let explanation = "there is nothing at this address, or no longer";
+                    let rejection = Rejection { message, code: "image_not_found", explanation };
+                    self.progress.notify_rejection(rejection);
                     Ok(None)
                 }
                 Err(EventFailure::DeadLetter(reason)) if has_several_events => {
@@ -320,6 +324,8 @@ impl MessageProcessor {
             });
         }
         Progress::add_to_counter(&self.progress.dead_lettered_messages, 1);
+        let (code, explanation) = (reason.code, reason.explanation.as_str());
+        self.progress.notify_rejection(Rejection { message, code, explanation });
         recorder.count_dead_lettered_message(reason.stage, reason.code);
         warn!(
             event = event::DEAD_LETTER, partition = %message.partition, offset = message.offset,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 
+use super::rejection::{Rejection, RejectionListener};
 use super::source::{ConsumerStatus, ConsumerStatusHandle};
 use crate::telemetry::metrics::{self, HealthProbe};
 
@@ -38,9 +39,21 @@ pub struct Progress {
     last_step_unix_ms: AtomicI64,
     /// The consumers of the workers that were started.
     consumer_handles: Mutex<Vec<ConsumerStatusHandle>>,
+    rejection_listener: Option<RejectionListener>,
 }
 
 impl Progress {
+    /// Creates counters whose process is notified of each message that yields no row.
+    pub fn with_rejection_listener(listener: RejectionListener) -> Self {
+        Self { rejection_listener: Some(listener), ..Self::default() }
+    }
+
+    pub(super) fn notify_rejection(&self, rejection: Rejection<'_>) {
+        if let Some(listener) = &self.rejection_listener {
+            listener.notify(rejection);
+        }
+    }
+
     pub(super) fn add_to_counter(counter: &AtomicU64, n: u64) {
         counter.fetch_add(n, Ordering::Relaxed);
     }

@@ -104,7 +104,7 @@ test('the first screen shows the newest pictures, and the score of both rankings
   await has(page, 'newest-status', /48 of 1\d\d images/);
   assert.ok(await page.locator(one('empty')).isHidden());
   const ids = () => page.locator(`${one('newest')} li`).evaluateAll((items) => items.map((item) => item.dataset.imageId));
-  const newest = async () => (await json('v1/images?newest=48')).images.map(({ image_id }) => image_id);
+  const newest = async () => (await json('v1/images/newest?limit=48')).images.map(({ image_id }) => image_id);
   const settled = async () => {
     for (let tries = 0; tries < 20; tries += 1) {
       if (JSON.stringify(await ids()) === JSON.stringify(await newest())) return true;
@@ -617,7 +617,7 @@ test('answers obey the limits and the policy', async () => {
     assert.equal(answer.headers.get('content-type'), 'application/problem+json');
     assert.equal((await answer.json()).code, code);
   }
-  for (const [path, status] of [['nowhere', 404], ['v1/images/nobody', 404], ['v1/images/nobody/picture', 404], ['v1/search', 405], ['v1/images?newest=3', 200], ['v1/images?newest=0', 422], ['v1/images', 400], ['livez', 200], ['readyz', 200]]) {
+  for (const [path, status] of [['nowhere', 404], ['v1/images?id=nobody', 404], ['v1/images/picture?id=nobody', 404], ['v1/images', 400], ['v1/search', 405], ['v1/images/newest?limit=3', 200], ['v1/images/newest?limit=0', 422], ['v1/images/newest', 400], ['livez', 200], ['readyz', 200]]) {
     assert.equal((await fetch(url + path)).status, status, path);
   }
 });

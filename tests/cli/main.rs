@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod demo;
+mod try_pictures;
 
 use std::process::{Command, Output};
 

@@ -4,7 +4,8 @@
 
 DEMO is a folder that `bsap demo --once` left behind. Measures are compared with ir-measures
 (trec_eval) on random data, intervals and tests with SciPy, statistics and normalisers with plain
-f64 NumPy over the stored embeddings. arrays.py has the tests of `bsap evaluate arrays`.
+f64 NumPy over the stored embeddings. arrays.py has the tests of `bsap evaluate arrays`, exchange.py those
+of files that other programs write and read.
 """
 
 import json
@@ -22,6 +23,7 @@ import numpy as np
 import polars as pl
 import scipy.stats
 from arrays import RandomArrays, RealClip  # noqa: F401
+from exchange import Read, Written  # noqa: F401
 from ir_measures import AP, RR, P, R, Success, nDCG
 
 BSAP, DEMO = sys.argv[1], pathlib.Path(sys.argv[2])

@@ -190,7 +190,7 @@ async fn wait_until_searchable(
     searchable_sender: UnboundedSender<SearchableImage>,
 ) -> Option<String> {
     while sent_at.elapsed() < SEARCHABLE_TIMEOUT {
-        let response = client.get(format!("{url}/v1/images/{id}")).send().await.unwrap();
+        let response = client.get(format!("{url}/v1/images?id={id}")).send().await.unwrap();
         let image: Value = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
         let found_sequence = image["sequence"].as_str().and_then(|text| text.parse::<u64>().ok());
         if let Some(found_sequence) = found_sequence.filter(|found| *found >= sequence) {

@@ -17,6 +17,7 @@ mod weights;
 
 pub use encoder_config::{Activation, Architecture, ModelConfig, TextCleaning, TransformerConfig};
 pub use files::Checkpoint;
+pub use hub::{CheckpointOrigin, locate_checkpoint};
 pub use key_report::KeyReport;
 pub use preprocessor_config::{CropRounding, PreprocessorConfig, ResampleFilter, ResizeMode};
 pub use tokenizer_config::{

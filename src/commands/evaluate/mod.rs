@@ -10,7 +10,6 @@ mod plan;
 mod rankings;
 mod stored_table;
 mod synthetic;
-mod thumbnails;
 
 use std::path::Path;
 

@@ -4,8 +4,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::arguments::EvaluateArgs;
 use super::files::{print_report, write_file, write_rankings};
-use super::thumbnails::ThumbnailSource;
 use crate::commands::shared::error::CommandResult;
+use crate::commands::shared::evaluation::thumbnails::ThumbnailSource;
 use crate::commands::shared::printing::print_note;
 use crate::evaluate::{self, Corpus, Evaluation, EvaluationReport, RankingConfiguration};
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::commands::shared::error::{CommandError, CommandResult};
-use crate::commands::shared::printing::print_line;
+use crate::commands::shared::printing::{print_line, print_note};
 use crate::commands::shared::query_files::read_text_file;
 use crate::evaluate::{self, Cutoffs, trec};
 
@@ -38,6 +38,13 @@ pub fn evaluate_rankings(args: &EvaluateRankingsArgs) -> CommandResult {
         runs.push((name(path), run));
     }
     let measured = trec::measure_runs(&runs, &qrels, &args.k);
+    for run in measured.iter().filter(|run| run.tied_results > 0) {
+        print_note!(
+            "warning: {}: {} results have the score of an earlier result of their query, rounded to f32; as in trec_eval, they are ordered by id, the greatest first",
+            run.name,
+            run.tied_results
+        );
+    }
     if args.json {
         let names = args.k.measure_names();
         print_line!(

@@ -14,10 +14,10 @@ use super::plan::{
     build_evaluation_plan, configuration_index, configuration_specs, evaluate_with_progress,
     resolve_configurations,
 };
-use super::thumbnails::ThumbnailSource;
 use crate::catalogue::CatalogueState;
 use crate::commands::shared::catalogue::open_catalogue;
 use crate::commands::shared::error::{CommandError, CommandResult};
+use crate::commands::shared::evaluation::thumbnails::ThumbnailSource;
 use crate::commands::shared::models::{
     configured_generation, load_configured_model, load_standby_model,
 };

@@ -13,11 +13,11 @@ use super::plan::{
     build_evaluation_plan, configuration_index, configuration_specs, evaluate_with_progress,
     resolve_configurations,
 };
-use super::thumbnails::ThumbnailSource;
 use crate::balance::normalise::Normaliser;
 use crate::catalogue::ServingConfig;
 use crate::clip::Encoders;
 use crate::commands::shared::error::{CommandError, CommandResult};
+use crate::commands::shared::evaluation::thumbnails::ThumbnailSource;
 use crate::commands::shared::models::load_demo_model;
 use crate::commands::shared::printing::print_line;
 use crate::demo::DEMO_STATISTICS;

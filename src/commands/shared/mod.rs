@@ -6,6 +6,7 @@ pub mod catalogue;
 pub mod checkpoint_args;
 pub mod configuration;
 pub mod error;
+pub mod evaluation;
 pub mod models;
 pub mod printing;
 pub mod progress;

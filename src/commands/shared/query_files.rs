@@ -1,5 +1,6 @@
 //! Reads files of queries and texts that arguments name.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -22,11 +23,13 @@ pub fn read_text_file(path: &Path, option: &str) -> Result<String, CommandError>
             problem()
         )));
     }
-    std::fs::read_to_string(path).with_context(problem).map_err(CommandError::Usage)
+    let bytes = std::fs::read(path).with_context(problem).map_err(CommandError::Usage)?;
+    evaluate::decode_text(bytes)
+        .map_err(|reason| CommandError::usage(format!("{}: {reason}", problem())))
 }
 
-/// Reads the texts of logs of queries, each once: CSV if the file name ends in `.csv`, otherwise JSON lines or
-/// the JSON log of query workers.
+/// Reads the texts of logs of queries, each once: CSV if the file name ends in `.csv` or `.tsv`, otherwise JSON
+/// lines or the JSON log of query workers.
 pub fn read_query_logs(paths: &[PathBuf]) -> Result<TextSample, CommandError> {
     let mut texts = TextSample::default();
     for path in paths {
@@ -46,10 +49,12 @@ pub fn read_query_logs(paths: &[PathBuf]) -> Result<TextSample, CommandError> {
 }
 
 fn is_csv(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv"))
+    let is_table =
+        |extension: &OsStr| ["csv", "tsv"].iter().any(|name| extension.eq_ignore_ascii_case(name));
+    path.extension().is_some_and(is_table)
 }
 
-/// Reads judged queries: CSV if the file name ends in `.csv`, otherwise JSON lines.
+/// Reads judged queries: CSV if the file name ends in `.csv` or `.tsv`, otherwise JSON lines.
 pub fn read_judged_queries(path: &Path, option: &str) -> Result<Vec<JudgedQuery>, CommandError> {
     let text = read_text_file(path, option)?;
     let name = path.display().to_string();

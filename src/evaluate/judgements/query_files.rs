@@ -1,11 +1,13 @@
 //! Reads judged queries from files of JSON lines or CSV.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::judged_query::{JudgedQuery, Judgements, MAX_QUERIES};
+use crate::evaluate::text_files::detect_delimiter;
 use crate::record::ImageId;
 
 /// Maximum number of problems that one error lists.
@@ -43,13 +45,60 @@ fn format_problems(problems: &[String], unreported: usize) -> String {
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "relevant is a list of image ids, or an object of image id to grade")]
 enum RelevantJson {
-    Ids(Vec<String>),
-    Grades(BTreeMap<String, f64>),
+    Ids(Vec<IdJson>),
+    Grades(GradePairs),
+}
+
+/// An image id, which may be a whole number.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum IdJson {
+    Text(String),
+    Unsigned(u64),
+    Signed(i64),
+}
+
+impl From<IdJson> for String {
+    fn from(id: IdJson) -> Self {
+        match id {
+            IdJson::Text(id) => id,
+            IdJson::Unsigned(id) => id.to_string(),
+            IdJson::Signed(id) => id.to_string(),
+        }
+    }
+}
+
+/// Ids and grades of an object in their order; an id may occur twice, which a map would hide.
+#[derive(Debug)]
+struct GradePairs(Vec<(String, f64)>);
+
+impl<'de> Deserialize<'de> for GradePairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct GradeVisitor;
+
+        impl<'de> Visitor<'de> for GradeVisitor {
+            type Value = GradePairs;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of image id to grade")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<GradePairs, M::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(GradePairs(pairs))
+            }
+        }
+
+        deserializer.deserialize_map(GradeVisitor)
+    }
 }
 
 /// One line of a JSON-lines file.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with text")]
 struct JudgedQueryJson {
     text: String,
     relevant: Option<RelevantJson>,
@@ -62,6 +111,8 @@ const CSV_COLUMNS: [&str; 5] = ["text", "relevant", "image_id", "grade", "group"
 /// Collects the queries of a file, and its problems with their line numbers.
 struct QueryCollector {
     file: String,
+    /// What the numbers of problems count.
+    numbered_unit: &'static str,
     queries: Vec<JudgedQuery>,
     /// Line number and index in `queries` of each text.
     line_and_index_by_text: HashMap<String, (usize, usize)>,
@@ -73,6 +124,7 @@ impl QueryCollector {
     fn new(file: &str) -> Self {
         Self {
             file: file.to_owned(),
+            numbered_unit: "line",
             queries: Vec::new(),
             line_and_index_by_text: HashMap::new(),
             problems: Vec::new(),
@@ -82,7 +134,7 @@ impl QueryCollector {
 
     fn report_problem(&mut self, line: usize, problem: impl std::fmt::Display) {
         if self.problems.len() < MAX_REPORTED_PROBLEMS {
-            self.problems.push(format!("line {line}: {problem}"));
+            self.problems.push(format!("{} {line}: {problem}", self.numbered_unit));
         } else {
             self.unreported_problems += 1;
         }
@@ -149,7 +201,8 @@ impl QueryCollector {
     fn add_query(&mut self, line: usize, query: JudgedQuery) {
         let index = self.queries.len();
         if let Some((first_line, _)) = self.line_and_index_by_text.get(&query.text) {
-            let problem = format!("text {:?} is on line {first_line} already", query.text);
+            let unit = self.numbered_unit;
+            let problem = format!("text {:?} is on {unit} {first_line} already", query.text);
             self.report_problem(line, problem);
             return;
         }
@@ -186,53 +239,72 @@ fn judgements_from_grades(grades: BTreeMap<ImageId, f64>) -> Judgements {
     Judgements::Graded { grades, judged_only }
 }
 
-/// Reads JSON lines with `text` and, optionally, `relevant` (a list of image ids, or an object of
-/// image id to grade; empty if nothing matches) and `group`. Errors name the file as `file`.
+/// Reads JSON lines, or one JSON array of such objects, with `text` and, optionally, `relevant` (a list
+/// of image ids, or an object of image id to grade; empty if nothing matches) and `group`. Errors name
+/// the file as `file`.
 pub fn queries_from_json_lines(
     content: &str,
     file: &str,
 ) -> Result<Vec<JudgedQuery>, QueryFileError> {
     let mut collector = QueryCollector::new(file);
+    if content.trim_start().starts_with('[') {
+        match serde_json::from_str::<Vec<JudgedQueryJson>>(content) {
+            Ok(queries) => {
+                collector.numbered_unit = "query";
+                for (i, query) in queries.into_iter().enumerate() {
+                    add_json_query(&mut collector, i + 1, query);
+                }
+            }
+            Err(error) => collector.report_problem(error.line(), without_position(&error)),
+        }
+        return collector.into_queries();
+    }
     for (i, line) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let number = i + 1;
-        let parsed: JudgedQueryJson = match serde_json::from_str(line) {
-            Ok(parsed) => parsed,
-            Err(error) => {
-                // The position in serde's message is relative to the line, whose number is
-                // reported.
-                let error = error.to_string();
-                let error = error.split(" at line ").next().unwrap_or_default();
-                collector.report_problem(number, error);
-                continue;
-            }
-        };
-        let Some(text) = collector.parse_query_text(number, &parsed.text) else { continue };
-        let judgements = match parsed.relevant {
-            None => Judgements::Unjudged,
-            Some(relevant) => {
-                let grades = match relevant {
-                    RelevantJson::Ids(ids) => {
-                        collector.parse_grades(number, ids.into_iter().map(|id| (id, 1.0)))
-                    }
-                    RelevantJson::Grades(grades) => collector.parse_grades(number, grades),
-                };
-                let Some(grades) = grades else { continue };
-                judgements_from_grades(grades)
-            }
-        };
-        let group = parsed.group.filter(|group| !group.trim().is_empty());
-        collector.add_query(number, JudgedQuery { text, group, judgements });
+        match serde_json::from_str(line) {
+            Ok(query) => add_json_query(&mut collector, number, query),
+            Err(error) => collector.report_problem(number, without_position(&error)),
+        }
     }
     collector.into_queries()
 }
 
-/// Reads CSV with a header, in one of two forms. One row per query: `text`, `relevant` (image ids
+/// Returns the message of an error without its position: the line is reported already, in a file of
+/// lines by its number there.
+fn without_position(error: &serde_json::Error) -> String {
+    error.to_string().split(" at line ").next().unwrap_or_default().to_owned()
+}
+
+fn add_json_query(collector: &mut QueryCollector, number: usize, parsed: JudgedQueryJson) {
+    let Some(text) = collector.parse_query_text(number, &parsed.text) else { return };
+    let judgements = match parsed.relevant {
+        None => Judgements::Unjudged,
+        Some(relevant) => {
+            let grades = match relevant {
+                RelevantJson::Ids(ids) => {
+                    collector.parse_grades(number, ids.into_iter().map(|id| (id.into(), 1.0)))
+                }
+                RelevantJson::Grades(GradePairs(pairs)) => collector.parse_grades(number, pairs),
+            };
+            let Some(grades) = grades else { return };
+            judgements_from_grades(grades)
+        }
+    };
+    let group = parsed.group.filter(|group| !group.trim().is_empty());
+    collector.add_query(number, JudgedQuery { text, group, judgements });
+}
+
+/// Reads CSV with a header, separated by commas, semicolons or tabs, in one of two forms. One row per query: `text`, `relevant` (image ids
 /// separated by `|`, each optionally with `=grade`; without the column queries are unjudged, an
 /// empty field means that nothing matches), `group`. One row per judgement: `text`, `image_id`,
 /// `grade` (1 if missing), `group`.
 pub fn queries_from_csv(content: &str, file: &str) -> Result<Vec<JudgedQuery>, QueryFileError> {
     let mut collector = QueryCollector::new(file);
-    let mut table = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(content.as_bytes());
+    let delimiter = detect_delimiter(content.as_bytes(), &CSV_COLUMNS);
+    let mut table = csv::ReaderBuilder::new()
+        .delimiter(delimiter)
+        .trim(csv::Trim::All)
+        .from_reader(content.as_bytes());
     let header = match table.headers() {
         Ok(header) => header.clone(),
         Err(error) => {
@@ -296,7 +368,9 @@ pub fn queries_from_csv(content: &str, file: &str) -> Result<Vec<JudgedQuery>, Q
 fn describe_csv_error(error: &csv::Error) -> String {
     match error.kind() {
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            format!("has {len} fields, the header {expected_len}; quote fields that hold a comma")
+            format!(
+                "has {len} fields, the header {expected_len}; quote fields that hold the separator"
+            )
         }
         _ => error.to_string(),
     }
@@ -367,6 +441,14 @@ mod tests {
         assert_eq!(json[0].group.as_deref(), Some("mugs"));
         assert_eq!(json[1].judgements, judgements(&[("3", 2.0), ("4", 1.0)]));
         assert_eq!(json[2].judgements, Judgements::NoMatch);
+        for separator in [";", "\t"] {
+            let other = row_per_judgement.replace(',', separator);
+            assert_eq!(json[..1], queries_from_csv(&other, "q.csv").unwrap()[..1]);
+        }
+        let array = r#"[{"text": "a red mug", "relevant": [1, "2"], "group": "mugs"},
+            {"text": "stripes, many", "relevant": {"3": 2, "4": 1}},
+            {"text": "taxes", "relevant": []}]"#;
+        assert_eq!(json, queries_from_json_lines(array, "q.json").unwrap());
         let log = queries_from_csv("text\na hat\n", "log.csv").unwrap();
         assert_eq!(log[0].judgements, Judgements::Unjudged);
     }
@@ -411,6 +493,21 @@ nonsense"#;
             "line 8",
         ] {
             assert!(text.contains(word), "{word}:\n{text}");
+        }
+        for (json, named) in [
+            (
+                r#"{"text":"a","relevant":{"x":1,"y":2,"x":0}}"#,
+                "line 1: relevant: x is listed twice",
+            ),
+            (r#"{"text":"a","relevant":[1,"1"]}"#, "line 1: relevant: 1 is listed twice"),
+            (r#"{"text":"a","relevant":[1.5]}"#, "list of image ids"),
+            (r#"[{"text":"a"},{"text":""},{"text":"a"}]"#, "query 2: text is empty"),
+            (r#"[{"text":"a"},{"text":"a"}]"#, "query 2: text \"a\" is on query 1"),
+            ("[{\"text\":\"a\"},\n{\"txt\":1}]", "line 2: unknown field"),
+            ("[\"a\"]", "an object with text"),
+        ] {
+            let text = queries_from_json_lines(json, "q.json").unwrap_err().to_string();
+            assert!(text.contains(named), "{json}: {text}");
         }
         let many = "{}\n".repeat(100);
         let error = queries_from_json_lines(&many, "q.jsonl").unwrap_err();

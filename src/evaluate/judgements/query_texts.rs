@@ -7,6 +7,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::evaluate::log_lines::for_each_line;
+use crate::evaluate::text_files::{detect_delimiter, skip_byte_order_mark};
 use crate::prompts::MAX_PROMPT_CHARS;
 use crate::telemetry::event;
 
@@ -139,14 +140,21 @@ impl TextSample {
         }
     }
 
-    /// Adds the queries of a CSV file with a column `text`. Rows without it are skipped.
-    pub fn read_csv(&mut self, log: impl BufRead, file: &str) -> Result<(), QueryTextError> {
+    /// Adds the queries of a CSV file with a column `text`, whose fields are separated by commas,
+    /// semicolons or tabs. Rows without it are skipped.
+    pub fn read_csv(&mut self, mut log: impl BufRead, file: &str) -> Result<(), QueryTextError> {
         let failed = |error: csv::Error| QueryTextError::Read {
             file: file.to_owned(),
             error: std::io::Error::other(error),
         };
-        let mut table =
-            csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(log);
+        let delimiter = skip_byte_order_mark(&mut log)
+            .and_then(|()| Ok(detect_delimiter(log.fill_buf()?, &["text"])))
+            .map_err(|error| QueryTextError::Read { file: file.to_owned(), error })?;
+        let mut table = csv::ReaderBuilder::new()
+            .delimiter(delimiter)
+            .trim(csv::Trim::All)
+            .flexible(true)
+            .from_reader(log);
         let header = table.headers().map_err(failed)?.clone();
         let column = header.iter().position(|name| name == "text");
         let column =
@@ -221,6 +229,7 @@ not JSON
         let mut sample = read(log).unwrap();
         assert_eq!(sample.len(), 2);
         sample.read_csv("id,text\n1,a hat\n2\n3,\"shoes, red\"\n".as_bytes(), "q.csv").unwrap();
+        sample.read_csv("\u{feff}id;text\r\n1;a hat\r\n2;shoes, red\r\n".as_bytes(), "q").unwrap();
         sample.read_json_lines("{\"text\":\"a hat\",\"group\":\"x\"}".as_bytes(), "q").unwrap();
         let mut texts = sample.into_texts(1);
         texts.sort();

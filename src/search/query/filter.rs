@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use chrono::DateTime;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
-use crate::record::{AttributeType, AttributeTypes};
+use crate::record::{AttributeType, AttributeTypes, whole_number};
 
 /// Deepest nesting of `and`, `or` and `not`.
 const MAX_FILTER_DEPTH: usize = 8;
@@ -23,7 +23,7 @@ const EMBEDDED_AT: &str = "embedded_at";
 /// Condition that an image must fulfil. A comparison maps attributes to values; if it names several
 /// attributes, all must hold. An image that lacks an attribute fulfils `ne` and no other comparison.
 /// `event_time` and `embedded_at` can be used in addition to the declared attributes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
     /// All of the conditions hold.
@@ -269,7 +269,7 @@ impl FilterValidator<'_> {
         let literal = match (declared, value) {
             (AttributeType::Text, Value::String(text)) => Some(Literal::Text(text.clone())),
             (AttributeType::Integer, Value::Number(number)) => {
-                number.as_i128().map(Literal::Integer)
+                whole_number(number).map(Literal::Integer)
             }
             (AttributeType::Number, Value::Number(number)) => number.as_f64().map(Literal::Number),
             (AttributeType::Boolean, Value::Bool(value)) => Some(Literal::Boolean(*value)),

@@ -23,6 +23,28 @@ pub struct Hit {
     pub affine: AffineTransform,
 }
 
+impl Hit {
+    /// Returns the raw score as answers and logs report it: within -1 and 1, which the cosine of two
+    /// vectors in f32 exceeds by rounding, and never -0.0.
+    pub fn reported_raw_score(&self) -> f32 {
+        report_raw_score(self.raw_score)
+    }
+
+    /// Returns the balanced score as answers and logs report it; that of plain CLIP is the raw score.
+    pub fn reported_score(&self) -> f32 {
+        report_score(self.score, self.affine)
+    }
+}
+
+fn report_raw_score(raw_score: f32) -> f32 {
+    raw_score.clamp(-1.0, 1.0) + 0.0
+}
+
+fn report_score(score: f32, affine: AffineTransform) -> f32 {
+    let is_raw = affine.alpha == 1.0 && affine.beta == 0.0;
+    if is_raw { report_raw_score(score) } else { score + 0.0 }
+}
+
 /// Exact results of one query.
 #[derive(Debug)]
 pub struct TopK {
@@ -35,4 +57,21 @@ pub struct TopK {
     /// Mean and standard deviation of the balanced scores of all images; with a filter, of a sample of
     /// them.
     pub score_distribution: ScoreDistribution,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reported_cosine_is_at_most_1_and_no_score_is_negative_zero() {
+        let plain = AffineTransform { alpha: 1.0, beta: 0.0 };
+        let balanced = AffineTransform { alpha: 2.0, beta: 0.0 };
+        assert_eq!([1.000_000_1, -1.000_000_1, 0.5].map(report_raw_score), [1.0, -1.0, 0.5]);
+        assert_eq!(report_score(1.000_000_1, plain), 1.0);
+        assert_eq!(report_score(2.000_000_2, balanced), 2.000_000_2);
+        let zeros =
+            [report_raw_score(-0.0), report_score(-0.0, plain), report_score(-0.0, balanced)];
+        assert!(zeros.iter().all(|zero| zero.is_sign_positive()), "{zeros:?}");
+    }
 }

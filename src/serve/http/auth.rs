@@ -134,16 +134,24 @@ fn parse_session_cookie(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// Returns whether a page of this server sent the request; `None` if the request does not say, as
-/// from programs other than browsers. Browsers set `Sec-Fetch-Site`, without TLS only `Origin`;
-/// pages cannot change either.
+/// from programs other than browsers. Browsers set `Sec-Fetch-Site`, without TLS only `Origin`, which
+/// is compared with `Host` and with the host that a proxy was asked for, `X-Forwarded-Host`; pages of
+/// other sites cannot set any of them.
 fn is_same_origin(headers: &HeaderMap) -> Option<bool> {
     const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+    const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
     if let Some(site) = headers.get(SEC_FETCH_SITE) {
         return Some(site == "same-origin");
     }
     let origin = headers.get(header::ORIGIN)?.to_str().ok().and_then(|o| o.split_once("://"));
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    Some(origin.zip(host).is_some_and(|((_, origin), host)| origin.eq_ignore_ascii_case(host)))
+    let Some((_, origin)) = origin else { return Some(false) };
+    let is_origin = |name: HeaderName| {
+        let host = headers.get(name).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        // Each of several proxies adds a host; the first is the one that the browser named.
+        let host = host.split(',').next().unwrap_or_default().trim();
+        origin.eq_ignore_ascii_case(host)
+    };
+    Some(is_origin(header::HOST) || is_origin(X_FORWARDED_HOST))
 }
 
 /// Who is authenticated.

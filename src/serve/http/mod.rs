@@ -1,11 +1,14 @@
 //! The HTTP interface of the query worker: JSON, a feed of changes, and one page.
 //!
-//! `connections` accepts and limits connections, `router` combines the routes with their limits and
-//! scopes, `routes` and `auth` answer requests, `body` has that JSON (`body/request.rs`: a search's
-//! JSON becomes a `Query`), and `credentials` has keys and sessions.
+//! `connections` accepts and limits connections, `base_path` is where a proxy serves this server,
+//! `router` combines the routes with their limits and scopes, `routes` and `auth` answer requests,
+//! `body` has that JSON (`body/request.rs`: a search's JSON becomes a `Query`), and `credentials` has
+//! keys and sessions.
 
 mod auth;
+mod base_path;
 mod body;
+mod compression;
 mod concurrency_limit;
 mod connections;
 mod credentials;

@@ -56,17 +56,25 @@ fn json_content(schema: &Schema) -> Value {
     json!({ "application/json": { "schema": schema } })
 }
 
-/// Builds the OpenAPI document, `/v1/openapi.json`.
-pub fn build_document() -> Value {
+/// Builds the OpenAPI document, `/v1/openapi.json`, of a server with this `http.base_path`.
+pub fn build_document(base_path: &str) -> Value {
     let mut schemas = SchemaCollector::new();
     let problem = json!({
         "description": "The request failed; `code` does not change between versions.",
         "content": { "application/problem+json": { "schema": schemas.response_schemas.subschema_for::<Problem>() } },
     });
-    let id = json!({
-        "name": "id", "in": "path", "required": true,
-        "description": "An image's id, percent-encoded.", "schema": { "type": "string", "minLength": 1 },
-    });
+    let parameter = |name: &str, required: bool, description: &str| {
+        json!({
+            "name": name, "in": "query", "required": required,
+            "description": description, "schema": { "type": "string" },
+        })
+    };
+    let id = parameter("id", true, "An image's id.");
+    let version = parameter(
+        "v",
+        false,
+        "A hash of the picture's content, so that browsers may cache the picture. The newest is returned in any case.",
+    );
     let text = |description: &str| json!({ "description": description, "content": { "text/plain": { "schema": { "type": "string" } } } });
     let search = schemas.describe_request_body::<SearchRequest>();
     let search_response = schemas.describe_response::<SearchResponse>("The hits of both rankings.");
@@ -74,7 +82,7 @@ pub fn build_document() -> Value {
     let explain_response = schemas.describe_response::<ExplainResponse>("The explanation.");
     let image = schemas.describe_response::<ImageInfo>("The image.");
     let newest = json!({
-        "name": "newest", "in": "query", "required": true, "description": "Maximum number of images.",
+        "name": "limit", "in": "query", "required": true, "description": "Maximum number of images.",
         "schema": { "type": "integer", "minimum": 1, "maximum": MAX_NEWEST_IMAGES },
     });
     let newest_images =
@@ -94,14 +102,14 @@ pub fn build_document() -> Value {
             "operationId": "explain", "summary": "Explains why an image has its rank",
             "requestBody": explain, "responses": { "200": explain_response },
         } },
-        "/v1/images": { "get": {
+        "/v1/images/newest": { "get": {
             "operationId": "newestImages", "summary": "Returns the images that were embedded last",
             "parameters": [newest], "responses": { "200": newest_images },
         } },
-        "/v1/images/{id}": { "parameters": [id], "get": {
+        "/v1/images": { "parameters": [id], "get": {
             "operationId": "image", "summary": "Returns an image's attributes and origin", "responses": { "200": image },
         } },
-        "/v1/images/{id}/picture": { "parameters": [id], "get": {
+        "/v1/images/picture": { "parameters": [id, version], "get": {
             "operationId": "picture", "summary": "Returns an image's picture, fetched from the address in its event",
             "responses": { "200": { "description": "The picture.", "content": { "image/*": {} } } },
         } },
@@ -147,7 +155,7 @@ pub fn build_document() -> Value {
     for operation in operations_mut(&mut paths) {
         operation["responses"]["default"] = problem.clone();
     }
-    json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": {
             "title": "bsap",
@@ -166,7 +174,12 @@ pub fn build_document() -> Value {
                 "session": { "type": "apiKey", "in": "cookie", "name": SESSION_COOKIE_NAME },
             },
         },
-    })
+    });
+    // By default the paths are those of the host that the document is read from.
+    if !base_path.is_empty() {
+        document["servers"] = json!([{ "url": base_path }]);
+    }
+    document
 }
 
 fn operations_mut(paths: &mut Value) -> impl Iterator<Item = &mut Value> {

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use super::base_path::validate_base_path;
 use super::credentials::api_keys::{self, ApiKey};
 use super::worker_metrics::MAX_POLLED_WORKERS;
 use crate::validate;
@@ -17,6 +18,9 @@ use crate::validate;
 pub struct HttpOptions {
     /// Address and port to listen on.
     pub listen: SocketAddr,
+    /// Path under which a proxy serves the page and the interface, such as `/search`. Requests are
+    /// answered with it and without it, so the proxy may remove it or not. Empty: none.
+    pub base_path: String,
     /// Accepted API keys, each `{ name, hash, scopes }` as `bsap keys new` prints it. If there is
     /// none, requests need no key.
     pub keys: Vec<ApiKey>,
@@ -36,9 +40,11 @@ pub struct HttpOptions {
     pub cors_origins: Vec<String>,
     /// Maximum number of open connections; further ones are answered with 429.
     pub max_connections: usize,
-    /// How long a client may take to send the head of a request, and how long a connection may stay
-    /// idle between requests, in milliseconds.
+    /// How long a client may take to send the head of a request, in milliseconds.
     pub header_timeout_ms: u64,
+    /// How long a connection may stay idle between requests, in milliseconds: longer than proxies in
+    /// front keep idle connections (60 s in nginx), or they send requests on connections that close.
+    pub idle_timeout_ms: u64,
     /// How long a client may read nothing of a response, in milliseconds; then its connection is
     /// closed.
     pub write_timeout_ms: u64,
@@ -53,7 +59,7 @@ pub struct HttpOptions {
     pub max_search_body_bytes: usize,
     /// Maximum number of listeners of the change feed (`/v1/events`).
     pub max_event_listeners: usize,
-    /// Whether pictures are fetched and shown (`/v1/images/{id}/picture`), within the limits of
+    /// Whether pictures are fetched and shown (`/v1/images/picture`), within the limits of
     /// `fetch`.
     pub serve_pictures: bool,
     /// Example queries that the page offers.
@@ -69,6 +75,7 @@ impl Default for HttpOptions {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            base_path: String::new(),
             keys: Vec::new(),
             allow_unauthenticated: false,
             session_minutes: 12 * 60,
@@ -78,6 +85,7 @@ impl Default for HttpOptions {
             cors_origins: Vec::new(),
             max_connections: 1024,
             header_timeout_ms: 10_000,
+            idle_timeout_ms: 75_000,
             write_timeout_ms: 30_000,
             max_concurrent_requests: 64,
             timeout_ms: 10_000,
@@ -95,6 +103,7 @@ impl HttpOptions {
     /// Returns one line per invalid option.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = api_keys::validate_keys(&self.keys);
+        problems.extend(validate_base_path(&self.base_path));
         if self.keys.is_empty() && !self.allow_unauthenticated && !self.listen.ip().is_loopback() {
             problems.push(format!(
                 "listen: {} can be reached by other machines, and no key is required; add one to http.keys (`bsap keys new`), use 127.0.0.1, or set http.allow_unauthenticated = true behind a proxy that authenticates",
@@ -151,6 +160,7 @@ impl HttpOptions {
         validate::check_range(p, "max_sessions", self.max_sessions as u64, 1, 100_000);
         validate::check_range(p, "max_connections", self.max_connections as u64, 1, 100_000);
         validate::check_range(p, "header_timeout_ms", self.header_timeout_ms, 10, 600_000);
+        validate::check_range(p, "idle_timeout_ms", self.idle_timeout_ms, 10, 3_600_000);
         validate::check_range(p, "write_timeout_ms", self.write_timeout_ms, 10, 600_000);
         validate::check_range(
             p,

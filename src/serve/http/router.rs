@@ -3,25 +3,27 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
 use tracing::error;
 
 use super::auth::{self, AuthLayer};
+use super::base_path::accept_base_path;
 use super::body::problem::Problem;
+use super::compression::{compress_response, reject_compressed_body};
 use super::concurrency_limit::{ConcurrencyLimit, limit_concurrency_and_duration};
 use super::credentials::api_keys::Scope;
 use super::request_metrics::record_request_metrics;
+use super::routes;
 use super::state::{HandlerState, ServerContext};
 use super::worker_metrics::WorkerPoller;
-use super::{openapi, routes};
 use crate::serve::page;
 use crate::telemetry::event;
 
@@ -58,14 +60,14 @@ pub fn build_router(
     let compute_routes = Router::new()
         .route("/v1/search", post(routes::search).layer(search_body_limit))
         .route("/v1/explain", post(routes::explain).layer(search_body_limit))
-        .route("/v1/images", get(routes::list_newest_images))
-        .route("/v1/images/{id}/picture", get(routes::get_picture))
+        .route("/v1/images/newest", get(routes::list_newest_images))
+        .route("/v1/images/picture", get(routes::get_picture))
         .route("/v1/sample-score", get(routes::get_sample_score))
         .route_layer(compute_limit_layer.clone());
     let search_routes = Router::new()
         .route("/v1/state", get(routes::get_state))
         .route("/v1/events", get(routes::stream_events))
-        .route("/v1/images/{id}", get(routes::get_image))
+        .route("/v1/images", get(routes::get_image))
         .merge(compute_routes)
         .route_layer(require_scope(Some(Scope::Search)));
     let feedback_routes = Router::new()
@@ -79,21 +81,25 @@ pub fn build_router(
         .route("/", get(page::get_page))
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(routes::get_readyz))
-        .route("/v1/openapi.json", get(|| async { Json(openapi::build_document()) }))
+        .route("/v1/openapi.json", get(routes::get_openapi))
         .merge(search_routes)
         .merge(feedback_routes)
         .merge(session_routes)
         .fallback(routes::route_not_found)
         .method_not_allowed_fallback(routes::method_not_allowed)
-        .layer(body_limit);
+        .layer(body_limit)
+        .layer(middleware::from_fn(reject_compressed_body))
+        .layer(middleware::from_fn(compress_response));
     if let Some(cors) = cors_layer(&shared.context.options.cors_origins) {
         router = router.layer(cors);
     }
-    router
+    let base_path: Arc<str> = shared.context.options.base_path.as_str().into();
+    let router = router
         .layer(CatchPanicLayer::custom(respond_to_panic))
         .layer(middleware::map_response(add_security_headers))
         .layer(middleware::from_fn(record_request_metrics))
-        .with_state(shared)
+        .with_state(shared);
+    accept_base_path(router, base_path)
 }
 
 /// Allows pages of `origins` to send requests with a key, but no cookies; `None` if there are no
@@ -136,10 +142,5 @@ fn respond_to_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("unknown");
     error!(event = event::HTTP_ERROR, code = "panic", error = text, "a handler panicked");
-    Problem::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "internal",
-        "the request failed; see the server's log",
-    )
-    .into_response()
+    Problem::internal().into_response()
 }

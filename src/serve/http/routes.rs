@@ -7,12 +7,14 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{Extension, Path, Query as QueryParameters, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::{Extension, Query, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures::Stream;
 use futures::stream::unfold;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
@@ -27,11 +29,12 @@ use super::body::response::{
 };
 use super::body::state_response::StateResponse;
 use super::concurrency_limit::ConcurrencyPermit;
+use super::openapi;
 use super::state::HandlerState;
 use crate::ingest::fetch::FetchError;
 use crate::record::{self, ImageSource};
 use crate::retry::{Classify, Disposition};
-use crate::search::{Engines, ImageMetadata, Query, QueryError};
+use crate::search::{self, Engines, ImageMetadata, QueryError};
 use crate::serve::feedback::Feedback;
 use crate::telemetry::event;
 
@@ -39,7 +42,18 @@ use crate::telemetry::event;
 /// generation has become live.
 const LIVE_GENERATION_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How often a stream of the change feed sends a comment if there are no changes: more often than
+/// proxies take a silent connection for dead (60 s in nginx).
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Headers of the change feed: proxies send each event on at once, unchanged. nginx obeys the first.
+const STREAM_HEADERS: [(HeaderName, HeaderValue); 2] = [
+    (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    (header::CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform")),
+];
+
 type JsonBody<T> = Result<Json<T>, JsonRejection>;
+type QueryParameters<T> = Result<Query<T>, QueryRejection>;
 type SharedState = State<Arc<HandlerState>>;
 
 /// `GET /readyz`: succeeds if queries can be answered.
@@ -71,7 +85,7 @@ pub async fn search(
     headers: HeaderMap,
     body: JsonBody<SearchRequest>,
 ) -> Result<Json<SearchResponse>, Problem> {
-    let mut query = Query::try_from(body?.0)?;
+    let mut query = search::Query::try_from(body?.0)?;
     let parse_trace_ids = |value: &HeaderValue| {
         let (trace, span) = record::parse_traceparent(value.to_str().ok()?)?;
         Some((trace.to_owned(), span.to_owned()))
@@ -146,11 +160,33 @@ fn problem_from_panic(panic: &JoinError) -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
 }
 
-/// `GET /v1/images?newest=N`: returns the images that were embedded last.
+/// `GET /v1/openapi.json`: returns the description of this interface.
+pub async fn get_openapi(State(shared): SharedState) -> Json<Value> {
+    Json(openapi::build_document(&shared.context.options.base_path))
+}
+
+/// The parameters of `/v1/images`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageParameters {
+    id: String,
+}
+
+/// The parameters of `/v1/images/picture`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PictureParameters {
+    id: String,
+    /// Tells browsers when the picture has changed; the newest is returned in any case.
+    #[serde(rename = "v")]
+    _content_hash: Option<IgnoredAny>,
+}
+
+/// `GET /v1/images/newest?limit=N`: returns the images that were embedded last.
 pub async fn list_newest_images(
     State(shared): SharedState,
     Extension(permit): Extension<ConcurrencyPermit>,
-    parameters: Result<QueryParameters<NewestImagesRequest>, QueryRejection>,
+    parameters: QueryParameters<NewestImagesRequest>,
 ) -> Result<Json<NewestImagesResponse>, Problem> {
     let limit = parameters?.0.limit()?;
     let list = move |engines: &Engines| {
@@ -174,12 +210,12 @@ pub async fn get_sample_score(
     Ok(Json(SampleScoreResponse { known: true, score }))
 }
 
-/// `GET /v1/images/{id}`: returns what is known of an image.
+/// `GET /v1/images?id=…`: returns what is known of an image.
 pub async fn get_image(
     State(shared): SharedState,
-    Path(id): Path<String>,
+    parameters: QueryParameters<ImageParameters>,
 ) -> Result<Json<ImageInfo>, Problem> {
-    Ok(Json(ImageInfo::new(&*find_image(&shared, &id)?)))
+    Ok(Json(ImageInfo::new(&*find_image(&shared, &parameters?.0.id)?)))
 }
 
 fn find_image(shared: &HandlerState, id: &str) -> Result<Arc<ImageMetadata>, Problem> {
@@ -190,14 +226,14 @@ fn find_image(shared: &HandlerState, id: &str) -> Result<Arc<ImageMetadata>, Pro
     engines.find_image(id).ok_or_else(|| QueryError::ImageNotFound(id.to_owned()).into())
 }
 
-/// `GET /v1/images/{id}/picture`: returns an image's picture, fetched from the address in its
+/// `GET /v1/images/picture`: returns an image's picture, fetched from the address in its
 /// event.
 pub async fn get_picture(
     State(shared): SharedState,
     Extension(_permit): Extension<ConcurrencyPermit>,
-    Path(id): Path<String>,
+    parameters: QueryParameters<PictureParameters>,
 ) -> Result<Response, Problem> {
-    let uri = find_image(&shared, &id)?.uri.clone();
+    let uri = find_image(&shared, &parameters?.0.id)?.uri.clone();
     let uri = uri.filter(|_| shared.context.options.serve_pictures).ok_or_else(|| {
         Problem::not_found(
             "there is no picture to show: its bytes came in the event, or http.serve_pictures is off",
@@ -240,9 +276,7 @@ pub async fn get_picture(
 /// `GET /v1/events`: streams the changes of the live generation, as server-sent events named
 /// `change`. An event `missed` has the number of changes that were skipped because the client read
 /// too slowly.
-pub async fn stream_events(
-    State(shared): SharedState,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+pub async fn stream_events(State(shared): SharedState) -> Result<impl IntoResponse, Problem> {
     let limit = shared.context.options.max_event_listeners;
     let permit = shared.event_listener_permits.clone().try_acquire_owned().map_err(|_| {
         Problem::too_many_requests(limit, "listeners are served (http.max_event_listeners)")
@@ -277,10 +311,10 @@ pub async fn stream_events(
                 }
                 Err(RecvError::Closed) => return None,
             };
-            Some((Ok(event), ((changes, live, permit, cancel), shared)))
+            Some((Ok::<_, Infallible>(event), ((changes, live, permit, cancel), shared)))
         });
-    let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
-    Ok(Sse::new(stream).keep_alive(keep_alive))
+    let keep_alive = KeepAlive::new().interval(HEARTBEAT_INTERVAL);
+    Ok((STREAM_HEADERS, Sse::new(stream).keep_alive(keep_alive)))
 }
 
 /// Answers requests for unknown routes.

@@ -30,6 +30,7 @@ use crate::table::{SnapshotPart, TableChanges};
 
 const DIMENSION: usize = 16;
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
+const LIVEZ_REQUEST: &[u8] = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n";
 
 struct TestServer {
     url: String,
@@ -107,9 +108,9 @@ async fn send_for_problem(request: RequestBuilder) -> (StatusCode, Value, Respon
 const SEARCH_SCOPE_ROUTES: [(Method, &str); 8] = [
     (Method::POST, "/v1/search"),
     (Method::POST, "/v1/explain"),
-    (Method::GET, "/v1/images?newest=2"),
-    (Method::GET, "/v1/images/i1"),
-    (Method::GET, "/v1/images/i1/picture"),
+    (Method::GET, "/v1/images?id=i1"),
+    (Method::GET, "/v1/images/picture?id=i1"),
+    (Method::GET, "/v1/images/newest?limit=2"),
     (Method::GET, "/v1/events"),
     (Method::GET, "/v1/sample-score"),
     (Method::GET, "/v1/state"),
@@ -313,8 +314,12 @@ async fn cors_allows_only_configured_origins() {
 
 #[tokio::test]
 async fn slow_and_oversized_request_heads_are_rejected() {
-    let short_timeout = HttpOptions { header_timeout_ms: 200, ..HttpOptions::default() };
-    let server = TestServer::start(&[], short_timeout).await;
+    let short_head = HttpOptions {
+        header_timeout_ms: 200,
+        idle_timeout_ms: 3_600_000,
+        ..HttpOptions::default()
+    };
+    let server = TestServer::start(&[], short_head).await;
     for beginning in ["", "GET /livez HTTP/1.1\r\nhost: localhost\r\n"] {
         let mut stream = server.connect().await;
         stream.write_all(beginning.as_bytes()).await.unwrap();
@@ -322,15 +327,60 @@ async fn slow_and_oversized_request_heads_are_rejected() {
         timeout(TEST_TIMEOUT, stream.read_to_end(&mut response)).await.unwrap().unwrap();
         assert!(!String::from_utf8_lossy(&response).contains("200 OK"));
     }
-    // A connection that is idle after a response is closed too.
+    // Between requests a connection may be idle for longer than a head may take; each head has the limit.
     let mut stream = server.connect().await;
-    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    let mut part = [0; 4096];
+    for _ in 0..2 {
+        stream.write_all(LIVEZ_REQUEST).await.unwrap();
+        let read = stream.read(&mut part).await.unwrap();
+        assert!(part[..read].starts_with(b"HTTP/1.1 200 OK"), "{:?}", &part[..read]);
+        tokio::time::sleep(Duration::from_millis(600)).await;
+    }
+    stream.write_all(&LIVEZ_REQUEST[..20]).await.unwrap();
+    let ended = timeout(TEST_TIMEOUT, stream.read(&mut part)).await.unwrap();
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+
+    for (kibibytes, is_accepted) in [(31, true), (33, false), (40, false), (64, false)] {
+        let long = server.request(Method::GET, "/livez").header("x", "x".repeat(kibibytes << 10));
+        let status = long.send().await.map_or(431, |response| response.status().as_u16());
+        assert_eq!(status, if is_accepted { 200 } else { 431 }, "{kibibytes} KiB");
+    }
+    for (headers, expected) in [(90, 200), (101, 431)] {
+        let mut many = server.request(Method::GET, "/livez");
+        for number in 0..headers {
+            many = many.header(format!("x-{number}"), "1");
+        }
+        assert_eq!(send_for_status(many).await, expected, "{headers} headers");
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_after_their_own_limit() {
+    let short_idle =
+        HttpOptions { header_timeout_ms: 600_000, idle_timeout_ms: 300, ..HttpOptions::default() };
+    let server = TestServer::start(&[], short_idle).await;
+    let mut stream = server.connect().await;
+    let started = Instant::now();
+    stream.write_all(LIVEZ_REQUEST).await.unwrap();
     let mut response = Vec::new();
     timeout(TEST_TIMEOUT, stream.read_to_end(&mut response)).await.unwrap().unwrap();
     assert!(String::from_utf8_lossy(&response).contains("200 OK"));
+    assert!(started.elapsed() >= Duration::from_millis(300), "{:?}", started.elapsed());
+}
 
-    let long = server.request(Method::GET, "/livez").header("x-long", "x".repeat(64 << 10));
-    assert!(long.send().await.map_or(true, |response| response.status() == 431));
+#[tokio::test]
+async fn a_response_that_takes_longer_than_the_limits_of_requests_is_complete() {
+    let options =
+        HttpOptions { header_timeout_ms: 100, idle_timeout_ms: 100, ..HttpOptions::default() };
+    let server = TestServer::start(&[], options).await;
+    let mut feed = server.request(Method::GET, "/v1/events").send().await.unwrap();
+    assert_eq!(feed.headers()["x-accel-buffering"], "no");
+    assert!(!feed.headers().contains_key("content-encoding"));
+    let chunk = timeout(Duration::from_millis(800), feed.chunk()).await;
+    assert!(
+        chunk.is_err(),
+        "the feed of a catalogue without changes is open and silent: {chunk:?}"
+    );
 }
 
 #[tokio::test]
@@ -342,7 +392,7 @@ async fn connections_over_the_limit_are_rejected() {
     // The server may accept the held connections a moment later.
     let (body, response) = loop {
         let (status, body, response) =
-            send_for_problem(server.request(Method::GET, "/v1/images/none")).await;
+            send_for_problem(server.request(Method::GET, "/v1/images?id=none")).await;
         if status == 429 || started.elapsed() >= TEST_TIMEOUT {
             break (body, response);
         }

@@ -67,6 +67,7 @@ impl HandlerState {
             session_store: SessionStore::new(
                 options.max_sessions,
                 Duration::from_secs(60 * options.session_minutes),
+                &options.base_path,
             ),
             context,
             worker_poller,

@@ -81,7 +81,8 @@ function copyText(text) {
 const hintButton = (text, explanation, test) =>
   el('button', { type: 'button', class: 'explained', popovertarget: 'popover-text', 'data-test': test, onclick: () => { $('popover-text').textContent = explanation; } }, text);
 
-/* Requests */
+/* Requests: all addresses are relative to the page's, which a proxy may serve under a path of its own. */
+const pictureAddress = (id) => `v1/images/picture?id=${encodeURIComponent(id)}`;
 /** Sends a POST request if there is a `body`, else GET. Returns the response's JSON; throws problem details. */
 async function request(path, body, signal) {
   const post = { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body), signal };

@@ -4,7 +4,7 @@ const HISTOGRAM_BINS = 28;
 
 async function openExplanation(id) {
   const { image_id: queryImage, ...rest } = requestBody(app.query);
-  const hit = findHit(id) ?? { image_id: id, picture: `/v1/images/${encodeURIComponent(id)}/picture` };
+  const hit = findHit(id) ?? { image_id: id, picture: pictureAddress(id) };
   const body = { ...rest, ...(queryImage && { query_image_id: queryImage }), image_id: id };
   const query = snapshotQuery(app.query);
   app.explanation = body;
@@ -16,7 +16,7 @@ async function openExplanation(id) {
   $('explain-body').replaceChildren(el('div', { class: 'side' }, thumbnail(hit.picture)), el('p', { class: 'muted' }, 'Loading…'));
   if (!$('explain').open) $('explain').showModal();
   try {
-    const explanation = await request('/v1/explain', body);
+    const explanation = await request('v1/explain', body);
     if (app.explanation !== body) return;
     app.explanation = { query: body, ...explanation };
     $('copy').disabled = false;

@@ -7,7 +7,7 @@ async function sendFeedback({ text, overrides }, hit, verdict, note = '') {
   // With overrides no configuration has answered.
   const configuration = overrides ? undefined : app.answer?.configuration;
   try {
-    await request('/v1/feedback', { text, image_id: hit.image_id, verdict, ...(note && { note }), ...(configuration && { configuration }) });
+    await request('v1/feedback', { text, image_id: hit.image_id, verdict, ...(note && { note }), ...(configuration && { configuration }) });
     app.verdicts.set(JSON.stringify([text, hit.image_id]), verdict);
     toast(`Noted: ${titleOf(hit)} is ${verdict} for “${text}”`);
     renderVerdicts();

@@ -5,7 +5,7 @@ const [RATE_BARS, RATE_BAR_MS] = [24, 2500]; // the chart shows the changes of a
 
 function listenToChanges() {
   if ($('sign-in-dialog').open) return void setTimeout(listenToChanges, 1000);
-  const events = new EventSource('/v1/events');
+  const events = new EventSource('v1/events');
   events.addEventListener('open', () => renderLive(true));
   events.addEventListener('error', () => {
     renderLive(false);

@@ -9,7 +9,7 @@ const SCORE_REFRESH_MS = 10_000;
 async function showNewest({ silent = false } = {}) {
   if (!app.state.ready) return waitUntilReady(app.state);
   Object.assign(app, { refreshedAt: Date.now(), stale: false });
-  const response = await request(`/v1/images?newest=${NEWEST_COUNT}`).catch((problem) => {
+  const response = await request(`v1/images/newest?limit=${NEWEST_COUNT}`).catch((problem) => {
     app.stale = silent;
     if (!silent) showProblem(problem, runSearch);
     return null;
@@ -51,7 +51,7 @@ async function loadScore() {
   const due = known && (score?.table_version !== app.state?.table_version || score?.configuration !== app.state?.configuration);
   if (!due || !app.state?.ready || document.hidden || Date.now() - loadScore.at < SCORE_REFRESH_MS) return;
   loadScore.at = Date.now();
-  app.score = await request('/v1/sample-score').catch(() => app.score);
+  app.score = await request('v1/sample-score').catch(() => app.score);
   renderScore();
 }
 loadScore.at = 0;

@@ -15,13 +15,13 @@ async function renderPictureQuery() {
   if ($('query-picture').dataset.shown === shown) return;
   $('query-picture').dataset.shown = shown;
   if (!shown) return $('query-picture').replaceChildren();
-  const source = similarTo ? `/v1/images/${encodeURIComponent(similarTo)}/picture` : `data:image/jpeg;base64,${picture}`;
+  const source = similarTo ? pictureAddress(similarTo) : `data:image/jpeg;base64,${picture}`;
   const hit = similarTo && findHit(similarTo);
   const label = el('span', {}, similarTo ? `Similar to ${titleOf(hit ?? { image_id: similarTo })}` : 'Similar to your picture');
   const clear = iconButton('close', 'Do not search by this picture', 'clear-query-picture', () => { changeQuery({ similarTo: '', picture: '' }); $('q').focus(); });
   $('query-picture').replaceChildren(thumbnail(source), label, clear);
   if (!similarTo || hit) return;
-  const image = await request(`/v1/images/${encodeURIComponent(similarTo)}`).catch(() => null); // the search reports the error
+  const image = await request(`v1/images?id=${encodeURIComponent(similarTo)}`).catch(() => null); // the search reports the error
   if (image && label.isConnected) label.textContent = `Similar to ${titleOf(image)}`;
 }
 const findHit = (id) => [...(app.answer?.hits ?? []), ...(app.answer?.raw_hits ?? [])].find((hit) => hit.image_id === id);

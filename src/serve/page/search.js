@@ -9,7 +9,7 @@ const ERROR_TITLES = { 404: 'Not found', 422: 'Invalid search', 429: 'Busy' }; /
 
 /* State of the server */
 async function loadState() {
-  app.state = await request('/v1/state').catch((problem) => app.state ?? showProblem(problem, startPage)) ?? null;
+  app.state = await request('v1/state').catch((problem) => app.state ?? showProblem(problem, startPage)) ?? null;
   if (!app.state) return;
   renderState();
   renderChoices();
@@ -66,7 +66,7 @@ async function runSearch({ silent = false } = {}) {
   $('more').disabled = !silent;
   const snapshot = { ...snapshotQuery(query), revision: app.state.revision };
   try {
-    const response = await request('/v1/search', { ...snapshot.body, ...(query.k && { k: query.k }) }, controller.signal);
+    const response = await request('v1/search', { ...snapshot.body, ...(query.k && { k: query.k }) }, controller.signal);
     app.answer = { ...response, query: snapshot };
     renderAnswer(silent);
     if (query.explainedImage && !$('explain').open) openExplanation(query.explainedImage);
@@ -89,7 +89,7 @@ async function loadMore() {
   app.searchAbort = controller;
   $('more').disabled = true;
   try {
-    const next = await request('/v1/search', { ...answer.query.body, cursor: answer.next_cursor }, controller.signal);
+    const next = await request('v1/search', { ...answer.query.body, cursor: answer.next_cursor }, controller.signal);
     const firstNewImage = next.hits[0]?.image_id;
     app.answer = { ...answer, next_cursor: next.next_cursor, hits: [...answer.hits, ...next.hits], raw_hits: [...answer.raw_hits, ...next.raw_hits] };
     rememberResultCount(app.answer.hits.length);

@@ -14,7 +14,7 @@ async function signIn(event) {
   event.preventDefault();
   $('sign-in').disabled = true;
   try {
-    app.session = await request('/v1/session', { api_key: $('key').value.trim() });
+    app.session = await request('v1/session', { api_key: $('key').value.trim() });
     $('key').value = '';
     $('sign-in-dialog').close();
     renderSession();
@@ -29,7 +29,7 @@ async function signIn(event) {
 }
 
 async function signOut() {
-  await fetch('/v1/session', { method: 'DELETE' }).catch(() => null);
+  await fetch('v1/session', { method: 'DELETE' }).catch(() => null);
   location.reload();
 }
 

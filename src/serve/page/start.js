@@ -50,7 +50,7 @@ async function startPage() {
   clearProblem();
   await loadState();
   if (!app.state) return;
-  app.session = await request('/v1/session').catch(() => ANONYMOUS_SESSION);
+  app.session = await request('v1/session').catch(() => ANONYMOUS_SESSION);
   renderSession();
   const typed = app.hasEarlyChange ? $('q').value : '';
   readAddress();

@@ -61,6 +61,33 @@ pub fn find_or_download_checkpoint(
     }
 }
 
+/// Where a checkpoint is before it is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckpointOrigin {
+    /// A folder on this machine.
+    Folder(PathBuf),
+    /// A model of the hub that is in the cache already; the folder is that of the cache.
+    Cached(PathBuf),
+    /// A model of the hub that is not in the cache, or not completely.
+    Hub(PathBuf),
+}
+
+/// Says where a checkpoint is, without any request.
+pub fn locate_checkpoint(checkpoint: &str, revision: &str) -> Result<CheckpointOrigin, String> {
+    let id = match CheckpointLocation::parse(checkpoint)? {
+        CheckpointLocation::Folder(folder) => return Ok(CheckpointOrigin::Folder(folder)),
+        CheckpointLocation::Hub(id) => id,
+    };
+    let folder = HubEnvironment::from_process()?.cache;
+    let cache = RepoCache::new(&folder, &id);
+    let is_complete = |commit: String| {
+        matches!(inspect_snapshot(&cache, &commit), SnapshotState::Complete | SnapshotState::Usable)
+    };
+    let is_cached =
+        is_plain_revision(revision) && cache.find_commit(revision).is_some_and(is_complete);
+    Ok(if is_cached { CheckpointOrigin::Cached(folder) } else { CheckpointOrigin::Hub(folder) })
+}
+
 /// Returns the folder of a revision of a model in the cache, after what is missing was downloaded.
 fn find_or_download(
     environment: &HubEnvironment,

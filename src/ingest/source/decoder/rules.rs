@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::record::{
     AttributeType, AttributeTypes, Attributes, ImageId, InvalidField, KafkaMessage, Operation,
-    SequenceKey, VersionOrdering,
+    SequenceKey, VersionOrdering, whole_number,
 };
 
 /// How the events of one catalogue are read, whatever their format.
@@ -118,9 +118,7 @@ pub(super) fn deserialise<T: DeserializeOwned>(value: Value) -> Result<T, Invali
 pub fn canonical_attribute_text(attribute_type: AttributeType, value: &Value) -> Option<String> {
     match (attribute_type, value) {
         (AttributeType::Text, Value::String(text)) => Some(text.clone()),
-        (AttributeType::Integer, Value::Number(n)) if n.is_i64() || n.is_u64() => {
-            Some(n.to_string())
-        }
+        (AttributeType::Integer, Value::Number(n)) => whole_number(n).map(|n| n.to_string()),
         (AttributeType::Number, Value::Number(n)) => Some(n.to_string()),
         (AttributeType::Boolean, Value::Bool(b)) => Some(b.to_string()),
         (AttributeType::Time, Value::String(text)) => {

@@ -34,6 +34,9 @@ pub struct Problem {
     /// Value of the header `WWW-Authenticate`.
     #[serde(skip)]
     www_authenticate: Option<String>,
+    /// Value of the header `Accept-Encoding`: the encodings that a body may have.
+    #[serde(skip)]
+    accept_encoding: Option<&'static str>,
 }
 
 impl Problem {
@@ -47,6 +50,7 @@ impl Problem {
             field: None,
             retry_after: None,
             www_authenticate: None,
+            accept_encoding: None,
         }
     }
 
@@ -113,6 +117,24 @@ impl Problem {
             retry_after,
             ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail)
         }
+    }
+
+    /// The body of a request is compressed by `encoding`.
+    pub fn compressed_body(encoding: &HeaderValue) -> Self {
+        let encoding = String::from_utf8_lossy(encoding.as_bytes());
+        let detail = format!(
+            "the body is sent with Content-Encoding: {encoding}; send it uncompressed, without this header"
+        );
+        Self {
+            accept_encoding: Some("identity"),
+            ..Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "compressed_body", detail)
+        }
+    }
+
+    /// The request failed for a reason that is in the log.
+    pub fn internal() -> Self {
+        let detail = "the request failed; see the server's log";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
     }
 
     pub fn timeout(limit_ms: u64) -> Self {
@@ -199,14 +221,14 @@ impl From<JsonRejection> for Problem {
 
 impl From<QueryRejection> for Problem {
     fn from(rejection: QueryRejection) -> Self {
-        Self::new(rejection.status(), "invalid_parameters", rejection.body_text())
+        Self::new(rejection.status(), "invalid_query", rejection.body_text())
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let retry_after = self.retry_after;
+        let (retry_after, accept_encoding) = (self.retry_after, self.accept_encoding);
         let www_authenticate =
             self.www_authenticate.as_deref().and_then(|value| HeaderValue::from_str(value).ok());
         let mut response = (status, Json(self)).into_response();
@@ -214,6 +236,9 @@ impl IntoResponse for Problem {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if let Some(encodings) = accept_encoding {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(encodings));
         }
         if let Some(value) = www_authenticate {
             headers.insert(header::WWW_AUTHENTICATE, value);

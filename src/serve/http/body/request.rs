@@ -16,17 +16,17 @@ pub const MAX_NEWEST_IMAGES: usize = 100;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewestImagesRequest {
-    newest: usize,
+    limit: usize,
 }
 
 impl NewestImagesRequest {
     /// Returns the maximum number of images.
     pub fn limit(&self) -> Result<usize, QueryError> {
-        if (1..=MAX_NEWEST_IMAGES).contains(&self.newest) {
-            return Ok(self.newest);
+        if (1..=MAX_NEWEST_IMAGES).contains(&self.limit) {
+            return Ok(self.limit);
         }
-        let reason = format!("{} is not between 1 and {MAX_NEWEST_IMAGES}", self.newest);
-        Err(QueryError::invalid_field("newest", reason))
+        let reason = format!("{} is not between 1 and {MAX_NEWEST_IMAGES}", self.limit);
+        Err(QueryError::invalid_field("limit", reason))
     }
 }
 

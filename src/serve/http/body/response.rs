@@ -161,9 +161,9 @@ impl SearchHit {
     fn new(hit: &Hit) -> Self {
         Self {
             image: ImageInfo::new(&hit.image_metadata),
-            raw_score: hit.raw_score,
+            raw_score: hit.reported_raw_score(),
             raw_rank: hit.raw_rank,
-            score: hit.score,
+            score: hit.reported_score(),
             rank: hit.rank,
             alpha: hit.affine.alpha,
             beta: hit.affine.beta,
@@ -179,7 +179,7 @@ pub struct ImageInfo {
     pub image_id: String,
     /// Where it was fetched from; null if its bytes came in the event.
     pub uri: Option<String>,
-    /// Path of its picture on this server; null if `uri` is.
+    /// Address of its picture, relative to the server's own; null if `uri` is.
     pub picture: Option<String>,
     /// Declared attributes and their values.
     pub attributes: BTreeMap<String, String>,
@@ -203,7 +203,7 @@ impl ImageInfo {
         Self {
             image_id: image.image_id.to_string(),
             uri: image.uri.clone(),
-            picture: picture_path(image),
+            picture: picture_address(image),
             attributes: image.attributes.clone(),
             sequence: image.version.sequence.as_str().to_owned(),
             event_time: image.event_time,
@@ -215,14 +215,16 @@ impl ImageInfo {
     }
 }
 
-/// Returns the path of an image's picture on this server; `None` if the picture cannot be fetched.
-/// The path contains a hash of the content, so that browsers may cache the picture.
-fn picture_path(image: &ImageMetadata) -> Option<String> {
+/// Returns the address of an image's picture, relative to the server's own, which a proxy may have
+/// changed; `None` if the picture cannot be fetched. The id is in the query, because proxies change or
+/// refuse paths with an encoded `/` or with `\`. A hash of the content is in it, so that browsers may
+/// cache the picture.
+fn picture_address(image: &ImageMetadata) -> Option<String> {
     image.uri.as_ref()?;
-    let mut id = url::Url::parse("path:///").ok()?;
-    id.path_segments_mut().ok()?.push(image.image_id.as_str());
     let hash = image.content_hash.get(..12).unwrap_or_default();
-    Some(format!("/v1/images{}/picture?v={hash}", id.path()))
+    let mut parameters = url::form_urlencoded::Serializer::new(String::new());
+    parameters.append_pair("id", image.image_id.as_str()).append_pair("v", hash);
+    Some(format!("v1/images/picture?{}", parameters.finish()))
 }
 
 /// Why an image has its rank.
@@ -285,7 +287,7 @@ impl From<&SnapshotImageChange> for ChangeEvent {
             image_id: change.image_id.to_string(),
             operation: if after.is_some() { "upsert" } else { "delete" },
             is_new: change.image_before.is_none(),
-            picture: after.and_then(picture_path),
+            picture: after.and_then(picture_address),
             title,
             event_time: after.and_then(|image| image.event_time),
             table_version: change.table_version,

@@ -16,6 +16,8 @@ pub const SESSION_COOKIE_NAME: &str = "bsap_session";
 pub struct SessionStore {
     max_sessions: usize,
     session_lifetime: Duration,
+    /// Path that the cookie is sent with: that of the page.
+    cookie_path: String,
     sessions_by_token_hash: Mutex<HashMap<[u8; 32], Session>>,
 }
 
@@ -25,8 +27,14 @@ struct Session {
 }
 
 impl SessionStore {
-    pub fn new(max_sessions: usize, lifetime: Duration) -> Self {
-        Self { max_sessions, session_lifetime: lifetime, sessions_by_token_hash: Mutex::default() }
+    /// `base_path` is `http.base_path`.
+    pub fn new(max_sessions: usize, lifetime: Duration, base_path: &str) -> Self {
+        Self {
+            max_sessions,
+            session_lifetime: lifetime,
+            cookie_path: if base_path.is_empty() { "/".into() } else { base_path.into() },
+            sessions_by_token_hash: Mutex::default(),
+        }
     }
 
     /// Opens a session for the holder of `key` and returns its token. If there are too many
@@ -67,8 +75,9 @@ impl SessionStore {
         let seconds = token.map_or(0, |_| self.session_lifetime.as_secs());
         let value = token.unwrap_or_default();
         let secure = if secure { "; Secure" } else { "" };
+        let path = &self.cookie_path;
         format!(
-            "{SESSION_COOKIE_NAME}={value}; HttpOnly; SameSite=Strict; Path=/; Max-Age={seconds}{secure}"
+            "{SESSION_COOKIE_NAME}={value}; HttpOnly; SameSite=Strict; Path={path}; Max-Age={seconds}{secure}"
         )
     }
 
@@ -89,7 +98,7 @@ mod tests {
     #[test]
     fn sessions_end_by_sign_out_by_age_and_by_newer_sessions() {
         let key = Arc::new(ApiKey::generate("shop", &[Scope::Search]).0);
-        let sessions = SessionStore::new(2, Duration::from_secs(60));
+        let sessions = SessionStore::new(2, Duration::from_secs(60), "");
         let tokens: Vec<String> = (0..3).map(|_| sessions.open_session(key.clone())).collect();
         let open: Vec<bool> =
             tokens.iter().map(|t| sessions.find_session_key(t).is_some()).collect();
@@ -99,7 +108,9 @@ mod tests {
             sessions.find_session_key(&tokens[1]).is_none()
                 && sessions.find_session_key(&tokens[2]).is_some()
         );
-        let without_lifetime = SessionStore::new(2, Duration::ZERO);
+        let without_lifetime = SessionStore::new(2, Duration::ZERO, "/search");
         assert!(without_lifetime.find_session_key(&without_lifetime.open_session(key)).is_none());
+        let cookie = without_lifetime.session_cookie_header_value(None, false);
+        assert!(cookie.contains("; Path=/search; "), "{cookie}");
     }
 }

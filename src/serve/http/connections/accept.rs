@@ -28,14 +28,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
-use super::body::problem::Problem;
-use super::error::ServerStartError;
-use super::options::HttpOptions;
+use super::request_wait::{RequestWaitLimits, limit_request_waits};
+use crate::serve::http::body::problem::Problem;
+use crate::serve::http::error::ServerStartError;
+use crate::serve::http::options::HttpOptions;
 use crate::telemetry::event;
 
 /// How long open requests may take to finish at shutdown.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum size of a request's head.
+/// Maximum size of a request's head: its first line and its headers, of which hyper allows 100.
 const MAX_REQUEST_HEAD_BYTES: usize = 32 << 10;
 /// Maximum number of connections over the limit that get an error response at one time; further
 /// ones are closed without a response.
@@ -100,8 +101,8 @@ fn load_tls_acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, ServerStart
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
     max_connections: usize,
-    /// For a request's head, and for the TLS handshake.
-    request_head_timeout: Duration,
+    /// For a request's head, which is also the limit of the TLS handshake, and between requests.
+    request_wait: RequestWaitLimits,
     /// For the client to read a part of the response.
     write_timeout: Duration,
 }
@@ -110,7 +111,10 @@ impl ConnectionLimits {
     pub fn new(options: &HttpOptions) -> Self {
         Self {
             max_connections: options.max_connections,
-            request_head_timeout: Duration::from_millis(options.header_timeout_ms),
+            request_wait: RequestWaitLimits {
+                head_timeout: Duration::from_millis(options.header_timeout_ms),
+                idle_timeout: Duration::from_millis(options.idle_timeout_ms),
+            },
             write_timeout: Duration::from_millis(options.write_timeout_ms),
         }
     }
@@ -190,7 +194,7 @@ async fn handle_connection(
     stream.set_nodelay(true)?;
     let Some(tls) = tls else { return serve_connection(stream, service, limits, cancel).await };
     let stream = tokio::select! {
-        stream = timeout(limits.request_head_timeout, tls.accept(stream)) => stream??,
+        stream = timeout(limits.request_wait.head_timeout, tls.accept(stream)) => stream??,
         () = cancel.cancelled() => return Ok(()),
     };
     serve_connection(stream, service, limits, cancel).await
@@ -206,12 +210,15 @@ async fn serve_connection(
     // A client that does not read holds memory: until its response is sent, a picture counts
     // against fetch.budget_mib.
     stream.set_write_timeout(Some(limits.write_timeout));
-    let stream = Box::pin(stream);
+    let service = TowerToHyperService::new(service);
+    let (stream, service) = limit_request_waits(Box::pin(stream), service, limits.request_wait);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.request_head_timeout)
+        // `limit_request_waits` has the limits in its place.
+        .header_read_timeout(None)
         .max_buf_size(MAX_REQUEST_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        .max_header_size(MAX_REQUEST_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => ended?,
@@ -237,7 +244,10 @@ mod tests {
         let service = Router::new().route("/", get(|| async { vec![0u8; 1 << 20] }));
         let limits = ConnectionLimits {
             max_connections: 1,
-            request_head_timeout: Duration::from_secs(60),
+            request_wait: RequestWaitLimits {
+                head_timeout: Duration::from_secs(60),
+                idle_timeout: Duration::from_secs(60),
+            },
             write_timeout: Duration::from_millis(300),
         };
         let cancel = CancellationToken::new();

@@ -1,0 +1,129 @@
+//! The result of a try: what was found, what is stored, and what is not, with reasons.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::failure::path_error;
+use super::output::Output;
+use crate::commands::shared::error::CommandError;
+use crate::commands::shared::printing::print_line;
+use crate::watch::Tracker;
+
+/// Most reasons that are printed, the most frequent first; all are in the JSON.
+const MAX_PRINTED_REASONS: usize = 20;
+/// Most failures of which the path is printed.
+const MAX_PRINTED_FAILURES: usize = 20;
+
+/// The result, as `--json` prints it. `found` is the sum of `stored`, `skipped` and `pending`.
+#[derive(Debug, Serialize)]
+pub struct TryOutcome {
+    /// Files and addresses that were found.
+    pub found: usize,
+    /// Those that are stored and can be searched.
+    pub stored: usize,
+    /// Those that are not stored.
+    pub skipped: Vec<SkippedFile>,
+    /// Seconds since the start.
+    pub seconds: f64,
+    /// Those of `stored` that had been stored before this start.
+    pub unchanged: usize,
+    /// Those of `skipped` that should have been stored.
+    pub failed: usize,
+    /// Pictures that were not stored yet when the program was stopped.
+    pub pending: usize,
+    /// The model that embedded them.
+    pub model: String,
+    /// Folder of the table.
+    pub table: String,
+}
+
+/// A file that is not stored.
+#[derive(Debug, Serialize)]
+pub struct SkippedFile {
+    /// Its path or address.
+    pub path: String,
+    /// Why it is not stored.
+    pub reason: String,
+}
+
+impl TryOutcome {
+    /// Reads the result from the tracker.
+    pub fn new(tracker: &Tracker, seconds: f64, model: String, table: String) -> Self {
+        let counts = tracker.counts();
+        let skipped = tracker.skipped().into_iter().map(|(path, reason)| SkippedFile {
+            path: path.to_owned(),
+            reason: reason.reason.clone(),
+        });
+        Self {
+            found: counts.found,
+            stored: counts.stored,
+            skipped: skipped.collect(),
+            seconds: (seconds * 10.0).round() / 10.0,
+            unchanged: counts.unchanged,
+            failed: counts.failed,
+            pending: counts.pending,
+            model,
+            table,
+        }
+    }
+
+    /// Prints the JSON, or writes it into the file that `--json` names.
+    pub fn write_json(&self, json: Option<&Option<PathBuf>>) -> Result<(), CommandError> {
+        match json {
+            None => {}
+            Some(None) => print_line!("{}", serde_json::to_string(self)?),
+            Some(Some(file)) => {
+                let text = serde_json::to_string_pretty(self)? + "\n";
+                std::fs::write(file, text).map_err(|e| path_error("--json", file, &e))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns how often each reason is why something is skipped, the most frequent first.
+pub fn count_reasons(tracker: &Tracker, limit: usize) -> Vec<(String, usize)> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for (_, reason) in tracker.skipped() {
+        *counts.entry(&reason.group).or_default() += 1;
+    }
+    let mut counts: Vec<(String, usize)> =
+        counts.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counts.truncate(limit);
+    counts
+}
+
+/// Prints what is stored, and what is not by reason.
+pub fn print_summary(tracker: &Tracker, seconds: f64, output: Output) {
+    let counts = tracker.counts();
+    let unchanged = match counts.unchanged {
+        0 => String::new(),
+        n => format!(" ({n} of them since an earlier start)"),
+    };
+    output.line(format_args!(
+        "{} files found: {} stored{unchanged}, {} skipped, in {seconds:.1} s",
+        counts.found, counts.stored, counts.skipped
+    ));
+    for (reason, count) in count_reasons(tracker, MAX_PRINTED_REASONS) {
+        let example = tracker.skipped().into_iter().find(|(_, skipped)| skipped.group == reason);
+        let example = example.map_or("", |(path, _)| path);
+        output.line(format_args!("{count:>10}  {reason}, for example {example}"));
+    }
+    let failures: Vec<_> =
+        tracker.skipped().into_iter().filter(|(_, reason)| reason.is_failure).collect();
+    if !failures.is_empty() {
+        output.line(format_args!("{} should have been stored:", failures.len()));
+    }
+    for (path, reason) in failures.iter().take(MAX_PRINTED_FAILURES) {
+        output.line(format_args!("  {path}: {}", reason.reason));
+    }
+    if failures.len() > MAX_PRINTED_FAILURES {
+        output.line(format_args!(
+            "  and {} more; --json lists all of them",
+            failures.len() - MAX_PRINTED_FAILURES
+        ));
+    }
+}
