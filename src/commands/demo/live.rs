@@ -14,7 +14,7 @@ use super::folder::{DEMO_MODEL_FOLDER, check_writable, prepare_folder};
 use super::score::{render_right_counts, render_score};
 use crate::balance::normalise::Normaliser;
 use crate::commands::shared::catalogue::open_store;
-use crate::commands::shared::error::{CommandError, CommandResult, explain_full_disk};
+use crate::commands::shared::error::{CommandError, CommandResult};
 use crate::commands::shared::models::load_configured_model;
 use crate::commands::shared::printing::print_line;
 use crate::commands::shared::progress::progress_bar;
@@ -57,12 +57,8 @@ pub fn run(args: &DemoArgs) -> CommandResult {
     let _lock = prepare_folder(&args.dir)?;
     let config = demo_config(args).map_err(CommandError::Usage)?;
     run_with_logging(config, |config, token| async {
-        run_demo(args, config, token).await.map_err(|error| match error {
-            CommandError::Failed(error) => {
-                CommandError::Failed(explain_full_disk(error, &args.dir))
-            }
-            usage @ CommandError::Usage(_) => usage,
-        })
+        let result = run_demo(args, config, token).await;
+        result.map_err(|error| error.explain_full_disk(&args.dir, ""))
     })
 }
 

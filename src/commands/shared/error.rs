@@ -35,6 +35,19 @@ impl CommandError {
     pub fn usage(message: impl fmt::Display) -> Self {
         Self::Usage(anyhow::Error::msg(message.to_string()))
     }
+
+    /// Replaces an error that a full disk caused by a sentence with the remedy, and `what_follows` after
+    /// it. The option `--dir` has chosen `folder`.
+    #[must_use]
+    pub fn explain_full_disk(self, folder: &Path, what_follows: &str) -> Self {
+        match self {
+            Self::Failed(error) if error.chain().any(is_full_disk) => Self::Failed(anyhow!(
+                "the disk of {} is full; free some space, or choose another folder with --dir{what_follows}",
+                folder.display()
+            )),
+            other => other,
+        }
+    }
 }
 
 impl fmt::Display for CommandError {
@@ -64,18 +77,6 @@ pub type CommandResult = Result<(), CommandError>;
 /// the process), quota exceeded. Libraries keep only the text of an error.
 const FULL_DISK_TEXTS: [&str; 3] = ["(os error 28)", "(os error 27)", "(os error 122)"];
 
-/// Replaces an error that a full disk caused by a sentence with the remedy; returns any other error as it
-/// is. The option `--dir` chose `folder`.
-pub fn explain_full_disk(error: anyhow::Error, folder: &Path) -> anyhow::Error {
-    if !error.chain().any(is_full_disk) {
-        return error;
-    }
-    anyhow!(
-        "the disk of {} is full; free some space, or choose another folder with --dir",
-        folder.display()
-    )
-}
-
 fn is_full_disk(error: &(dyn Error + 'static)) -> bool {
     let text = error.to_string();
     error.downcast_ref::<io::Error>().is_some_and(|error| is_full(error.kind()))
@@ -104,15 +105,20 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_recognised_whatever_wraps_it() {
-        let folder = Path::new("/somewhere");
+        let explain = |error| {
+            CommandError::Failed(error)
+                .explain_full_disk(Path::new("/somewhere"), ". Then?")
+                .to_string()
+        };
         let wrapped = anyhow::Error::new(io::Error::from_raw_os_error(28)).context("table.url");
         let as_text = anyhow!("no commit went through: No space left on device (os error 28)");
-        for error in [wrapped, as_text] {
-            let text = explain_full_disk(error, folder).to_string();
-            assert!(text.contains("/somewhere is full") && text.contains("--dir"), "{text}");
+        for text in [wrapped, as_text].map(explain) {
+            assert!(
+                text.contains("/somewhere is full") && text.ends_with("--dir. Then?"),
+                "{text}"
+            );
         }
-        let other = explain_full_disk(anyhow!("a commit failed"), folder).to_string();
-        assert_eq!(other, "a commit failed");
+        assert_eq!(explain(anyhow!("a commit failed")), "a commit failed");
     }
 
     #[test]
