@@ -12,8 +12,8 @@ use super::queries::{AttributeQuery, generate_queries, parse_title};
 use crate::balance::normalise::{AffineTransform, BalanceParameters};
 use crate::balance::statistics::dot_product;
 use crate::evaluate::{
-    Cutoffs, FALSE_HIT_MEASURE, MeasureComparison, MeasuredDifference, RESAMPLING_SEED,
-    classify_difference, compare_measures,
+    ConfidenceInterval, Cutoffs, FALSE_HIT_MEASURE, MeasureComparison, MeasuredDifference,
+    RESAMPLING_SEED, classify_difference, compare_measures, correct_by_holm, wilson_interval,
 };
 use crate::record::Embedding;
 use crate::search::{Engine, ImageMetadata, QueryError, Snapshot};
@@ -159,8 +159,17 @@ fn score_rankings(
         recall: measured.iter().map(|row| row[recall]).sum::<f64>() / measured.len() as f64,
     };
     let served = &snapshot.serving_snapshot;
-    let false_first_hits = score_difference(FALSE_HIT_MEASURE, comparisons.get(false_hit)?);
-    let recall = score_difference(&recall_name, comparisons.get(recall)?);
+    let compared = [(FALSE_HIT_MEASURE, false_hit), (recall_name.as_str(), recall)];
+    let p_values = compared.map(|(_, column)| comparisons.get(column).map_or(1.0, |c| c.p_value));
+    let differences: Vec<ScoreDifference> = compared
+        .into_iter()
+        .zip(correct_by_holm(&p_values))
+        .filter_map(|((name, column), p_value)| {
+            let comparison = MeasureComparison { p_value, ..*comparisons.get(column)? };
+            Some(score_difference(name, &comparison, scored.len()))
+        })
+        .collect();
+    let [false_first_hits, recall] = *differences.as_slice() else { return None };
     Some(SampleScore {
         table_version: snapshot.table_version,
         configuration: served.configuration_name.clone(),
@@ -176,14 +185,23 @@ fn score_rankings(
     })
 }
 
-fn score_difference(measure: &str, comparison: &MeasureComparison) -> ScoreDifference {
+fn score_difference(
+    measure: &str,
+    comparison: &MeasureComparison,
+    queries: usize,
+) -> ScoreDifference {
     let verdict = match classify_difference(measure, comparison) {
         MeasuredDifference::Better => ScoreVerdict::Better,
         MeasuredDifference::Worse => ScoreVerdict::Worse,
         MeasuredDifference::NotSignificant => ScoreVerdict::NotSignificant,
     };
-    let gain = &comparison.gain;
-    ScoreDifference { mean: gain.mean, low: gain.low, high: gain.high, verdict }
+    let ConfidenceInterval { mean, mut low, mut high } = comparison.gain;
+    // Without any change among these queries, the bootstrap has none to sample. Other queries may change.
+    if low >= high {
+        let unseen = wilson_interval(0, queries).map_or(1.0, |share| share.high);
+        (low, high) = (mean - unseen, mean + unseen);
+    }
+    ScoreDifference { mean, low, high, verdict }
 }
 
 /// Says what the differences show, and nothing that they do not show.
@@ -203,7 +221,7 @@ fn describe_differences(false_first_hits: ScoreVerdict, recall: ScoreVerdict) ->
             "Balancing finds more of the right pictures; its false first hits are not measurably fewer or more."
         }
         (NotSignificant, NotSignificant) => {
-            "These queries show no difference between the rankings: both intervals contain 0, or nearly so."
+            "These queries show no difference between the rankings."
         }
         (NotSignificant, Worse) => {
             "Balancing finds fewer of the right pictures; its false first hits are not measurably fewer or more."
@@ -293,6 +311,16 @@ mod tests {
     async fn without_a_right_answer_there_is_no_score() {
         let engine = engine_of_pictures(0).await;
         assert_eq!(DrawnTruth::default().score_samples(&engine).unwrap(), None);
+    }
+
+    #[test]
+    fn an_interval_without_any_change_is_not_empty() {
+        let rows: Vec<[f64; 1]> = (0..150).map(|i| [f64::from(i % 2)]).collect();
+        let rows: Vec<&[f64]> = rows.iter().map(<[f64; 1]>::as_slice).collect();
+        let comparison = compare_measures(&rows, &rows, RESAMPLING_SEED)[0];
+        let difference = score_difference(FALSE_HIT_MEASURE, &comparison, rows.len());
+        assert_eq!((difference.mean, difference.verdict), (0.0, ScoreVerdict::NotSignificant));
+        assert!(difference.low < -0.02 && difference.high > 0.02, "{difference:?}");
     }
 
     #[test]

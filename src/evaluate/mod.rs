@@ -45,7 +45,7 @@ pub use logs::{
 };
 pub use measures::interval::{
     ConfidenceInterval, MeasureComparison, MeasureDirection, RESAMPLING_SEED, bootstrap_mean,
-    compare_measures,
+    compare_measures, correct_by_holm, wilson_interval,
 };
 pub use measures::{Cutoffs, FALSE_HIT_MEASURE, JudgedRanking, MAP_MEASURE};
 pub use report::html::{ThumbnailUris, images_to_show, render_html};

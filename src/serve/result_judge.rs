@@ -69,7 +69,8 @@ pub struct ScoreDifference {
     pub verdict: ScoreVerdict,
 }
 
-/// What a difference shows: it is significant if its interval excludes 0 and p is below 0.05.
+/// What a difference shows: it is significant if its interval excludes 0 and p is below 0.05, corrected for
+/// two differences (Holm).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScoreVerdict {

@@ -1,6 +1,5 @@
 //! `bsap demo` itself: broker, storage, workers and page in one process.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::DemoArgs;
+use super::folder::{DEMO_MODEL_FOLDER, check_writable, prepare_folder};
 use super::score::{render_right_counts, render_score};
 use crate::balance::normalise::Normaliser;
 use crate::commands::shared::catalogue::open_store;
@@ -28,18 +28,12 @@ use crate::config::Config;
 use crate::demo::broker::MockBroker;
 use crate::demo::shop::DemoShop;
 use crate::demo::truth::DrawnTruth;
-use crate::demo::{DEMO_STATISTICS, EXAMPLE_QUERIES, write_demo_checkpoint};
+use crate::demo::{DEMO_STATISTICS, EXAMPLE_QUERIES};
 use crate::ingest::{IngestError, Progress};
 use crate::search::{Engine, Query};
 use crate::serve::http::{self, RightAnswers, SearchResponse, Substitute};
 use crate::serve::result_judge::ResultJudge as _;
 use crate::telemetry::{admin, metrics};
-
-/// Marks a folder as created by a demo, so that the next demo may replace it.
-const MARKER_FILE: &str = "made-by-bsap-demo";
-
-/// Name of the model: that of its folder.
-const DEMO_MODEL_FOLDER: &str = "demo-clip";
 
 /// The same seed gives the same pictures at every run.
 const CATALOGUE_SEED: u64 = 20;
@@ -55,36 +49,17 @@ const CHANGE_INTERVAL: Duration = Duration::from_secs(3);
 /// The demo fails if no further image becomes searchable for this long.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// The demo checks whether its folder can be written if no further image becomes searchable for this long.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Runs the demo until it is stopped by a signal, or with `--once` until the examples are printed.
 pub fn run(args: &DemoArgs) -> CommandResult {
-    prepare_folder(&args.dir).map_err(CommandError::Usage)?;
+    let _lock = prepare_folder(&args.dir)?;
     let config = demo_config(args).map_err(CommandError::Usage)?;
-    run_with_logging(config, |config, token| run_demo(args, config, token))
-}
-
-/// Creates the folder, or removes an earlier demo from it. A folder with other files is an error.
-fn prepare_folder(dir: &Path) -> anyhow::Result<()> {
-    let problem = || format!("--dir: {}", dir.display());
-    std::fs::create_dir_all(dir).with_context(problem)?;
-    let is_used = std::fs::read_dir(dir).with_context(problem)?.next().is_some();
-    if is_used && !dir.join(MARKER_FILE).exists() {
-        bail!(
-            "--dir: {} is not empty and was not made by bsap demo; choose another folder",
-            dir.display()
-        );
-    }
-    for part in ["pictures", "catalogue", DEMO_MODEL_FOLDER] {
-        match std::fs::remove_dir_all(dir.join(part)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(problem);
-            }
-            _ => {}
-        }
-    }
-    std::fs::write(dir.join(MARKER_FILE), "bsap demo replaces what is in this folder.\n")
-        .with_context(problem)?;
-    std::fs::create_dir_all(dir.join("pictures")).with_context(problem)?;
-    write_demo_checkpoint(&dir.join(DEMO_MODEL_FOLDER)).with_context(problem)
+    run_with_logging(config, |config, token| async {
+        let result = run_demo(args, config, token).await;
+        result.map_err(|error| error.explain_full_disk(&args.dir, ""))
+    })
 }
 
 /// Returns the configuration of the demo; everything that is not set here has its default.
@@ -207,14 +182,7 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
     let mut shop =
         DemoShop::new(&config.fetch.file_roots[0], publisher, CATALOGUE_SEED, args.style);
     let work = async {
-        publish_and_wait_until_searchable(
-            args.images.into(),
-            &mut shop,
-            &progress,
-            &engine,
-            &token,
-        )
-        .await?;
+        publish_and_wait_until_searchable(args, &mut shop, &progress, &engine, &token).await?;
         if token.is_cancelled() {
             Ok(())
         } else if args.once {
@@ -272,18 +240,19 @@ fn flatten_worker_result(
 
 /// Draws and publishes the catalogue, and returns when all of it is searchable.
 async fn publish_and_wait_until_searchable(
-    count: u64,
+    args: &DemoArgs,
     shop: &mut DemoShop,
     progress: &Progress,
     engine: &Engine,
     token: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let started = Instant::now();
+    let (count, started) = (u64::from(args.images), Instant::now());
     let bars = MultiProgress::new();
     let published_bar = bars.add(progress_bar("announced", count)?);
     let searchable_bar = bars.add(progress_bar("searchable", count)?);
     let wait_until_searchable = async {
         let mut last_increase = (0, Instant::now());
+        let mut last_probe = Instant::now();
         loop {
             let searchable = engine.snapshots().newest().len() as u64;
             searchable_bar.set_position(searchable);
@@ -299,6 +268,9 @@ async fn publish_and_wait_until_searchable(
                     "only {searchable} of {count} pictures are searchable, and their number has not grown for {} s; see the log",
                     STALL_TIMEOUT.as_secs()
                 );
+            } else if last_increase.1.max(last_probe).elapsed() > PROBE_INTERVAL {
+                check_writable(&args.dir)?;
+                last_probe = Instant::now();
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod evaluate;
+mod folder;
 mod live;
 mod render;
 mod score;

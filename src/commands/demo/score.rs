@@ -53,7 +53,7 @@ pub fn render_right_counts(answer: &SearchResponse) -> Option<String> {
     let total = answer.right_images?;
     let right = |hits: &[SearchHit]| hits.iter().filter(|hit| hit.right == Some(true)).count();
     Some(format!(
-        "right: {} of the first {} by plain CLIP, {} of {} balanced; in the catalogue {total}",
+        "{} of {total} right pictures among the first {} by plain CLIP, {} of {total} among {} balanced",
         right(&answer.raw_hits),
         answer.raw_hits.len(),
         right(&answer.hits),

@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 use super::arguments::TryArgs;
 use super::configuration::is_demo_model;
 use super::evaluation::{evaluate_and_print, resolve_names};
-use super::failure::explain;
 use super::follow::{FollowEnd, FollowPlan, Follower, SharedTracker};
 use super::model::load_model;
 use super::outcome::TryOutcome;
@@ -49,10 +48,8 @@ pub async fn run_try(
 ) -> CommandResult {
     let folder = prepared.folder.path.clone();
     let result = run_parts(args, prepared, config, token).await;
-    result.map_err(|error| match error {
-        CommandError::Failed(error) => explain(error, &folder),
-        usage @ CommandError::Usage(_) => usage,
-    })
+    let nothing_is_lost = ". Nothing is lost: the same command goes on where it was";
+    result.map_err(|error| error.explain_full_disk(&folder, nothing_is_lost))
 }
 
 async fn run_parts(

@@ -8,7 +8,6 @@ mod arguments;
 mod configuration;
 mod display;
 mod evaluation;
-mod failure;
 mod follow;
 mod live;
 mod model;

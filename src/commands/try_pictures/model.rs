@@ -36,7 +36,7 @@ pub fn set_checkpoint(
         Some(DEMO_CHECKPOINT) => {
             let model = folder.join(DEMO_MODEL_FOLDER);
             write_demo_checkpoint(&model)
-                .map_err(|e| super::failure::path_error("--dir", &model, &e))?;
+                .map_err(|e| crate::commands::shared::error::path_error("--dir", &model, &e))?;
             config.model.checkpoint = model.display().to_string();
         }
         Some(checkpoint) => checkpoint.clone_into(&mut config.model.checkpoint),

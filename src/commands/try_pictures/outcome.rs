@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::failure::path_error;
 use super::output::Output;
-use crate::commands::shared::error::CommandError;
+use crate::commands::shared::error::{CommandError, path_error};
 use crate::commands::shared::printing::print_line;
 use crate::watch::Tracker;
 

@@ -7,8 +7,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::failure::path_error;
-use crate::commands::shared::error::CommandError;
+use crate::commands::shared::error::{CommandError, path_error};
 use crate::config::{Config, describe_sections};
 use crate::watch::{SourceKind, WatchedSource};
 

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::failure::path_error;
-use crate::commands::shared::error::CommandError;
+use crate::commands::shared::error::{CommandError, path_error};
 use crate::record::to_hex;
 use crate::watch::WatchedSource;
 

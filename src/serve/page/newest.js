@@ -43,7 +43,7 @@ const markNode = (right) => {
 function rightSummary({ right_images }, hits) {
   if (right_images === undefined) return '';
   const right = hits.filter((hit) => hit.right).length;
-  return `${right} of ${hits.length} right${right_images > hits.length ? '' : `, ${formatCount(right_images)} in the catalogue`}`;
+  return `${right} of ${formatCount(right_images)} right pictures among these ${hits.length}`;
 }
 
 async function loadScore() {
