@@ -7,5 +7,6 @@ mod error;
 pub mod feedback;
 pub mod http;
 mod page;
+mod previews;
 
 pub use catalogue_follower::CatalogueFollower;

@@ -1,8 +1,8 @@
 //! The HTTP interface of the query worker: JSON, a feed of changes, and one page.
 //!
 //! `connections` accepts and limits connections, `router` combines the routes with their limits and
-//! scopes, `routes` and `auth` answer requests, `body` has that JSON (`body/request.rs`: a search's
-//! JSON becomes a `Query`), and `credentials` has keys and sessions.
+//! scopes, `routes`, `pictures` and `auth` answer requests, `body` has that JSON (`body/request.rs`: a
+//! search's JSON becomes a `Query`), and `credentials` has keys and sessions.
 
 mod auth;
 mod body;
@@ -12,6 +12,7 @@ mod credentials;
 mod error;
 mod openapi;
 mod options;
+mod pictures;
 mod request_metrics;
 mod router;
 mod routes;

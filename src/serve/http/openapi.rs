@@ -11,6 +11,7 @@ use super::body::request::{ExplainRequest, FeedbackRequest, SearchRequest};
 use super::body::response::{ExplainResponse, ImageInfo, SearchResponse};
 use super::body::state_response::StateResponse;
 use super::credentials::session::SESSION_COOKIE_NAME;
+use crate::serve::previews::MAX_PREVIEW_SIDE;
 
 /// Collects the schemas of bodies. Requests may omit fields that have a default, responses have all
 /// fields.
@@ -65,6 +66,16 @@ pub fn build_document() -> Value {
         "name": "id", "in": "path", "required": true,
         "description": "An image's id, percent-encoded.", "schema": { "type": "string", "minLength": 1 },
     });
+    let side = json!({
+        "name": "side", "in": "query",
+        "description": "Requests an upright JPEG whose longer side has 128, 256, 512 or 1024 pixels: the least of these that is not below this number.",
+        "schema": { "type": "integer", "minimum": 1, "maximum": MAX_PREVIEW_SIDE },
+    });
+    let version = json!({
+        "name": "v", "in": "query",
+        "description": "Distinguishes the addresses of an image's versions for caches; it does not select one.",
+        "schema": { "type": "string" },
+    });
     let text = |description: &str| json!({ "description": description, "content": { "text/plain": { "schema": { "type": "string" } } } });
     let search = schemas.describe_request_body::<SearchRequest>();
     let search_response = schemas.describe_response::<SearchResponse>("The hits of both rankings.");
@@ -89,8 +100,12 @@ pub fn build_document() -> Value {
             "operationId": "image", "summary": "Returns an image's attributes and origin", "responses": { "200": image },
         } },
         "/v1/images/{id}/picture": { "parameters": [id], "get": {
-            "operationId": "picture", "summary": "Returns an image's picture, fetched from the address in its event",
-            "responses": { "200": { "description": "The picture.", "content": { "image/*": {} } } },
+            "operationId": "picture", "summary": "Returns an image's picture, fetched from the address in its event, or a preview of it",
+            "parameters": [side, version],
+            "responses": {
+                "200": { "description": "The original, or with `side` a JPEG.", "content": { "image/*": {} } },
+                "304": { "description": "The client has this preview: `If-None-Match` names its `ETag`." },
+            },
         } },
         "/v1/feedback": { "post": {
             "operationId": "feedback", "summary": "Stores a user's verdict on a result",

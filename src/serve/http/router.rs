@@ -21,7 +21,7 @@ use super::credentials::api_keys::Scope;
 use super::request_metrics::record_request_metrics;
 use super::state::{HandlerState, ServerContext};
 use super::worker_metrics::WorkerPoller;
-use super::{openapi, routes};
+use super::{openapi, pictures, routes};
 use crate::serve::page;
 use crate::telemetry::event;
 
@@ -58,7 +58,7 @@ pub fn build_router(
     let compute_routes = Router::new()
         .route("/v1/search", post(routes::search).layer(search_body_limit))
         .route("/v1/explain", post(routes::explain).layer(search_body_limit))
-        .route("/v1/images/{id}/picture", get(routes::get_picture))
+        .route("/v1/images/{id}/picture", get(pictures::get_picture))
         .route_layer(compute_limit_layer.clone());
     let search_routes = Router::new()
         .route("/v1/state", get(routes::get_state))

@@ -68,6 +68,7 @@ impl TestServer {
             engines: Arc::new(Engines::new(Arc::new(engine))),
             feedback_queue,
             fetcher: Fetcher::new(&FetchOptions::default()).unwrap(),
+            decode_options: DecodeOptions::default(),
             substitutes: Vec::new(),
             options,
         };
