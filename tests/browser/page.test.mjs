@@ -192,19 +192,19 @@ test('filters offer what the catalogue has, and hold', async () => {
   await page.keyboard.press('Enter');
   await has(page, 'empty', /No image passes the filter/);
   await page.click(one('clear-filters'));
+  const [{ attributes: { title } }] = (await json('v1/search', { text: 'a yellow umbrella', k: 1 })).hits;
+  await page.click(`${one('filter-title')} summary`);
+  await page.fill(`${one('filter-title')} ${one('filter-item')}`, title);
+  await page.keyboard.press('Enter');
+  await page.waitForURL(/f\.title\.item=/);
+  await page.waitForFunction(([selector, wanted]) => {
+    const cards = [...document.querySelectorAll(selector)];
+    return cards.length > 0 && cards.every((card) => card.innerText.includes(wanted));
+  }, [balanced, title]);
+  await page.click(one('clear-filters'));
   await page.waitForSelector(`${balanced} >> nth=20`);
 });
 
-test('a card explains why it ranks where it does', async () => {
-  const page = await open();
-  await search(page, 'a yellow umbrella');
-  await cards(page, 'column-balanced').nth(1).click();
-  const panel = page.locator(one('explain'));
-  await page.waitForSelector(one('histogram'));
-  const text = await panel.innerText();
-  assert.match(text, /The raw score of this image for the query/);
-  assert.match(text, /score = α · raw \+ β/);
-  await page.screenshot({ path: `${shots}/explain.png` });
 test('cards load previews, and the original is loaded on request', async () => {
   for (const [deviceScaleFactor, side] of [[1, 256], [2, 512]]) {
     const page = await open({ deviceScaleFactor });
@@ -257,6 +257,16 @@ test('pictures that browsers cannot show are shown', async () => {
   }
 });
 
+test('a card explains why it ranks where it does', async () => {
+  const page = await open();
+  await search(page, 'a yellow umbrella');
+  await cards(page, 'column-balanced').nth(1).click();
+  const panel = page.locator(one('explain'));
+  await page.waitForSelector(one('histogram'));
+  const text = await panel.innerText();
+  assert.match(text, /The raw score of this image for the query/);
+  assert.match(text, /score = α · raw \+ β/);
+  await page.screenshot({ path: `${shots}/explain.png` });
   const again = await open({}, new URL(page.url()).search);
   await again.waitForSelector(one('histogram'));
   await page.keyboard.press('Escape');
