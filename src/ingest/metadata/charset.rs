@@ -40,7 +40,7 @@ impl MetadataCharset {
         }
     }
 
-    /// Reads one text that stands alone.
+    /// Reads one text by itself.
     pub fn decode(self, text: &[u8]) -> String {
         decode(text, self.encoding_of(&[text]))
     }
@@ -121,8 +121,8 @@ fn text_plausibility(text: &str) -> i64 {
         } else if c.is_uppercase() && before.is_some_and(char::is_lowercase) {
             -2
         } else if c.is_alphabetic() && touches_letter {
-            let is_at_home = follows_letter || !RARELY_INITIAL.contains(small);
-            if COMMON_LETTERS.contains(small) && is_at_home { 2 } else { 1 }
+            let is_likely_here = follows_letter || !RARELY_INITIAL.contains(small);
+            if COMMON_LETTERS.contains(small) && is_likely_here { 2 } else { 1 }
         } else if c.is_alphabetic() {
             if ONE_LETTER_WORDS.contains(small) { 1 } else { -1 }
         } else if touches_letter {
@@ -169,7 +169,7 @@ mod tests {
     ];
 
     #[test]
-    fn latin_1_and_mac_roman_are_told_apart() {
+    fn latin_1_and_mac_roman_are_distinguished() {
         for encoding in [WINDOWS_1252, MACINTOSH] {
             for text in TEXTS {
                 let (bytes, _, lossy) = encoding.encode(text);

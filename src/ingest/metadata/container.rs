@@ -10,9 +10,9 @@ use super::boxes;
 use super::exif;
 use super::xmp::MAX_PACKET_BYTES;
 
-/// Maximum length of Photoshop's resources that are read: previews of some hundred kilobytes are among
-/// them.
-const MAX_RESOURCES_BYTES: usize = 8 << 20;
+/// Maximum length of a block in several segments of a JPEG: previews of some hundred kilobytes may be in
+/// it.
+const MAX_BLOCK_BYTES: usize = 8 << 20;
 
 /// Maximum number of texts with metadata of a PNG that are read; each may be compressed.
 const MAX_PNG_TEXTS: usize = 8;
@@ -44,23 +44,34 @@ fn find_in_jpeg(bytes: &[u8]) -> MetadataBlocks<'_> {
         let Some((marker, payload, following)) = split_jpeg_segment(rest) else { break };
         rest = following;
         if marker == APP1 {
-            if let Some(exif) = payload.strip_prefix(EXIF_PREFIX) {
-                blocks.exif.get_or_insert(exif.into());
+            if let Some(part) = payload.strip_prefix(EXIF_PREFIX) {
+                let is_first = blocks.exif.is_none();
+                if is_first || !is_tiff_header(part) {
+                    append(&mut blocks.exif, part);
+                }
             } else if let Some(xmp) = payload.strip_prefix(XMP_PREFIX) {
                 blocks.xmp.get_or_insert(xmp.into());
             }
         } else if let (APP13, Some(part)) = (marker, payload.strip_prefix(PHOTOSHOP_PREFIX)) {
-            // Long series of resources continue in the next segment, anywhere in a resource.
-            match &mut blocks.photoshop {
-                None => blocks.photoshop = Some(part.into()),
-                Some(parts) if parts.len() + part.len() <= MAX_RESOURCES_BYTES => {
-                    parts.to_mut().extend_from_slice(part);
-                }
-                Some(_) => {}
-            }
+            append(&mut blocks.photoshop, part);
         }
     }
     blocks
+}
+
+fn is_tiff_header(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"II") || bytes.starts_with(b"MM")
+}
+
+/// Adds a part of a block: what is too long for a segment continues in the next, anywhere in a value.
+fn append<'a>(block: &mut Option<Cow<'a, [u8]>>, part: &'a [u8]) {
+    match block {
+        None => *block = Some(part.into()),
+        Some(parts) if parts.len() + part.len() <= MAX_BLOCK_BYTES => {
+            parts.to_mut().extend_from_slice(part);
+        }
+        Some(_) => {}
+    }
 }
 
 /// Returns the first segment's marker and payload, and what follows it; `None` at the first scan.
@@ -188,5 +199,36 @@ fn find_in_tiff(bytes: &[u8]) -> MetadataBlocks<'_> {
         photoshop: fields.photoshop.map(Cow::Borrowed),
         iptc: fields.iptc,
         exif: Some(bytes.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(marker: u8, payload: &[u8]) -> Vec<u8> {
+        let length = (payload.len() as u16 + 2).to_be_bytes();
+        [&[0xff, marker][..], &length, payload].concat()
+    }
+
+    #[test]
+    fn blocks_in_several_segments_are_joined() {
+        let parts = [
+            &[0xff, 0xd8][..],
+            &segment(0xe1, b"Exif\0\0II*\0first"),
+            &segment(0xed, b"Photoshop 3.0\08BIM"),
+            // Fill bytes before a marker.
+            &[0xff, 0xff],
+            &segment(0xe1, b"Exif\0\0 second"),
+            &segment(0xe1, b"Exif\0\0MM\0*another block"),
+            &segment(0xed, b"Photoshop 3.0\0 more"),
+            &segment(0xda, b""),
+            &segment(0xed, b"Photoshop 3.0\0in the scan"),
+        ];
+        let jpeg = parts.concat();
+        let blocks = find_blocks(&jpeg);
+        assert_eq!(blocks.exif.unwrap(), &b"II*\0first second"[..]);
+        assert_eq!(blocks.photoshop.unwrap(), &b"8BIM more"[..]);
+        assert!(blocks.xmp.is_none());
     }
 }

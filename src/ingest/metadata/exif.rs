@@ -52,18 +52,26 @@ pub fn read_exif(bytes: &[u8]) -> Option<ExifFields<'_>> {
             34_665 => exif_directory = tiff.pointer(&entry),
             40_091 => fields.windows_title = value,
             40_094 => fields.windows_keywords = value,
-            _ => {}
+            // Cameras that write TIFF/EP have times here.
+            _ => fields.read_time(&entry),
         }
     }
     for entry in exif_directory.into_iter().flat_map(|offset| tiff.entries(offset)) {
-        match entry.tag {
-            36_867 => fields.date_time_original = Some(entry.value),
-            36_881 => fields.zone_original = Some(entry.value),
-            37_521 => fields.fraction_original = Some(entry.value),
-            _ => {}
-        }
+        fields.read_time(&entry);
     }
     Some(fields)
+}
+
+impl<'a> ExifFields<'a> {
+    fn read_time(&mut self, entry: &DirectoryEntry<'a>) {
+        let field = match entry.tag {
+            36_867 => &mut self.date_time_original,
+            36_881 => &mut self.zone_original,
+            37_521 => &mut self.fraction_original,
+            _ => return,
+        };
+        *field = Some(entry.value);
+    }
 }
 
 /// An entry of a directory.
@@ -224,6 +232,10 @@ mod tests {
             assert_eq!(read.copyright, Some(&b"a long notice"[..]));
             let read = read_exif(&tiff[..tiff.len() - 1]).unwrap();
             assert_eq!((read.artist, read.copyright), (Some(&b"Ann"[..]), None));
+            let tiff =
+                tiff_with(&[(36_867, &b"2006:02:14 22:00:58"[..])], is_little_endian, is_big);
+            let date = read_exif(&tiff).unwrap().date_time_original;
+            assert_eq!(date, Some(&b"2006:02:14 22:00:58"[..]));
             for length in 0..tiff.len() {
                 let _ = read_exif(&tiff[..length]);
             }

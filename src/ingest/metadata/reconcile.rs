@@ -1,5 +1,5 @@
 //! Decides between EXIF, IPTC and XMP as the guidelines of the Metadata Working Group (version 2.0,
-//! 2010) tell readers:
+//! 2010) recommend to readers:
 //!
 //! 1. EXIF comes first, where it has the field.
 //! 2. XMP comes before IPTC, unless the file has the MD5 of another IPTC block: then a program that does
