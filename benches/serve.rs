@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bsap::clip::{self, ClipModel, Encoders};
+use bsap::ingest::decode::DecodeOptions;
 use bsap::ingest::fetch::{self, Fetcher};
 use bsap::search::{Engines, SearchOptions};
 use bsap::serve::feedback;
@@ -46,6 +47,7 @@ fn main() -> Result<()> {
     let context = ServerContext {
         engines: Arc::new(Engines::new(Arc::new(engine))),
         fetcher: Fetcher::new(&fetch::FetchOptions::default())?,
+        decode_options: DecodeOptions::default(),
         // No feedback is sent, so the receiver is dropped.
         feedback_queue: feedback::feedback_channel(&store).0,
         substitutes: Vec::new(),

@@ -289,6 +289,9 @@ pub type AttributeTypes = BTreeMap<String, AttributeType>;
 /// Attributes as stored: canonical texts by name. Numbers, booleans and times are written as in JSON.
 pub type Attributes = BTreeMap<String, String>;
 
+/// Separates the items of a list in one text attribute, as in `sunset; beach`.
+pub const LIST_SEPARATOR: char = ';';
+
 /// The source of an image's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageSource {

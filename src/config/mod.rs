@@ -18,7 +18,7 @@ pub use reference::{
     render_config_reference, section_help_text,
 };
 
-use crate::ingest::{self, dead_letter, decode, fetch, source};
+use crate::ingest::{self, dead_letter, decode, fetch, metadata, source};
 use crate::record::AttributeTypes;
 use crate::serve::http;
 use crate::telemetry::{self, admin};
@@ -39,7 +39,7 @@ pub struct Config {
     pub attributes: AttributeTypes,
     /// How images are fetched.
     pub fetch: fetch::FetchOptions,
-    /// Limits of image decoding.
+    /// Limits of image decoding, and which metadata of images become attributes.
     pub decode: decode::DecodeOptions,
     /// Which CLIP model is used, and where it runs.
     pub model: clip::ModelOptions,
@@ -86,7 +86,9 @@ impl Config {
             let name = name.to_owned();
             problems.into_iter().map(move |problem| format!("{name}.{problem}"))
         };
-        sections.into_iter().flat_map(named).chain(self.validate_distinct_topics()).collect()
+        let metadata = metadata::check_declarations(&self.decode.metadata, &self.attributes);
+        let sections = sections.into_iter().chain([("decode", metadata)]);
+        sections.flat_map(named).chain(self.validate_distinct_topics()).collect()
     }
 
     /// Returns one line per topic with two uses. Dead letters in a topic of events, for example, would be

@@ -11,9 +11,10 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits, Rgb, Rg
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::metadata::{METADATA_MAX_BYTES_RANGE, MetadataCharset, MetadataField};
 use crate::validate;
 
-/// Limits of image decoding.
+/// Limits of image decoding, and what is read of metadata.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DecodeOptions {
@@ -24,11 +25,28 @@ pub struct DecodeOptions {
     /// Maximum memory of all images that are decoded concurrently, in MiB. An image that needs more than
     /// that by itself is decoded alone.
     pub budget_mib: u32,
+    /// Fields of the image's own metadata (EXIF, IPTC, XMP) that become attributes of the same name:
+    /// `title`, `caption`, `keywords`, `creator`, `date`, `rights`. Each must be declared in `[attributes]`
+    /// as `text`, or `date` as `time`. An attribute that the event has is not replaced.
+    pub metadata: Vec<MetadataField>,
+    /// Maximum size of an attribute from metadata, in bytes; longer texts are cut.
+    pub metadata_max_bytes: usize,
+    /// How texts in metadata are read that neither say what their character set is nor are UTF-8:
+    /// `latin1`, `mac_roman`, or `detect` for the one of these two that gives more letters where words have
+    /// letters.
+    pub metadata_charset: MetadataCharset,
 }
 
 impl Default for DecodeOptions {
     fn default() -> Self {
-        Self { max_side: 20_000, max_pixels: 100_000_000, budget_mib: 1024 }
+        Self {
+            max_side: 20_000,
+            max_pixels: 100_000_000,
+            budget_mib: 1024,
+            metadata: Vec::new(),
+            metadata_max_bytes: 1024,
+            metadata_charset: MetadataCharset::Detect,
+        }
     }
 }
 
@@ -39,6 +57,9 @@ impl DecodeOptions {
         validate::check_range(&mut problems, "max_side", self.max_side.into(), 16, 65_535);
         validate::check_range(&mut problems, "max_pixels", self.max_pixels, 256, 1_000_000_000);
         validate::check_range(&mut problems, "budget_mib", self.budget_mib.into(), 64, 1 << 20);
+        let (min, max) = METADATA_MAX_BYTES_RANGE.into_inner();
+        let max_bytes = self.metadata_max_bytes as u64;
+        validate::check_range(&mut problems, "metadata_max_bytes", max_bytes, min, max);
         problems
     }
 }

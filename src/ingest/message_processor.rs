@@ -17,6 +17,7 @@ use super::decode::{self, DecodeOptions};
 use super::embed::{EmbedError, Embedder};
 use super::error::IngestError;
 use super::fetch::{FetchError, Fetcher, shorten_uri};
+use super::metadata::metadata_attributes;
 use super::progress::Progress;
 use super::rejection::Rejection;
 use super::source::Decoder;
@@ -229,6 +230,7 @@ impl MessageProcessor {
             memory_permit.acquire_many_owned(mib.clamp(1, self.decode_options.budget_mib)).await;
         let decode_permit = self.decode_permits.clone().acquire_owned().await;
         let (options, encoders) = (self.decode_options.clone(), self.encoders.clone());
+        let declared = self.decoder.attribute_types().clone();
         let decoded = tokio::task::spawn_blocking(move || {
             let _permits = (memory_permit, decode_permit);
             // Move the whole value in: dropping it here releases its share of the download budget.
@@ -240,19 +242,24 @@ impl MessageProcessor {
                 .preprocess_image(&image)
                 .map_err(|e| undecodable_image_failure("preprocess_failed", e.to_string()))?;
             let hash = to_hex(&Sha256::digest(&fetched.bytes));
-            Ok((pixels, image.width(), image.height(), hash))
+            let (fields, charset) = (&options.metadata, options.metadata_charset);
+            let max_bytes = options.metadata_max_bytes;
+            let of_file =
+                metadata_attributes(&fetched.bytes, fields, &declared, charset, max_bytes);
+            Ok((pixels, image.width(), image.height(), hash, of_file))
         });
-        let (pixels, width, height, content_hash) = decoded.await.map_err(|error| {
-            // Not fatal: after a restart, the worker would fail at the same image again.
-            if error.is_panic() {
-                undecodable_image_failure(
-                    "decoder_panicked",
-                    format!("the decoder failed: {error}"),
-                )
-            } else {
-                fatal_failure(IngestError::Internal(error.to_string()))
-            }
-        })??;
+        let (pixels, width, height, content_hash, mut attributes_of_file) =
+            decoded.await.map_err(|error| {
+                // Not fatal: after a restart, the worker would fail at the same image again.
+                if error.is_panic() {
+                    undecodable_image_failure(
+                        "decoder_panicked",
+                        format!("the decoder failed: {error}"),
+                    )
+                } else {
+                    fatal_failure(IngestError::Internal(error.to_string()))
+                }
+            })??;
         recorder.record_decode_duration(started);
         let started = Instant::now();
         let embedded = self.embedder.embed(pixels).await.map_err(|error| match error {
@@ -265,6 +272,8 @@ impl MessageProcessor {
             }),
         })?;
         recorder.record_embed_duration(started);
+        // The event's own attributes replace those of the file.
+        attributes_of_file.extend(attributes);
         Ok(StoredImage {
             uri: match content {
                 // A data URL is the image itself, not an address to store.
@@ -275,7 +284,7 @@ impl MessageProcessor {
             byte_size: size,
             width,
             height,
-            attributes,
+            attributes: attributes_of_file,
             embedding: embedded.embedding,
             statistics: embedded.statistics,
         })

@@ -2,7 +2,7 @@
 //!
 //! 1. [`source`] consumes messages and decodes them into events;
 //! 2. [`fetch`] gets the bytes of an image;
-//! 3. [`decode`] turns the bytes into pixels;
+//! 3. [`decode`] turns the bytes into pixels, and [`metadata`] reads what they say of themselves;
 //! 4. `embed` computes embeddings in batches, and their statistics for each prompt set;
 //! 5. `message_processor` takes one message through the stages above, or dead-letters it;
 //! 6. [`dead_letter`] is the topic of messages that can never be processed;
@@ -18,6 +18,7 @@ mod embed;
 mod error;
 pub mod fetch;
 mod message_processor;
+pub mod metadata;
 mod options;
 mod pipeline;
 mod progress;

@@ -67,7 +67,7 @@ fn sample_image_row(number: u64, rng: &mut ChaCha8Rng) -> ImageRow {
             attributes.insert(name.to_owned(), value);
         }
     };
-    maybe_add("colour", ["red", "dark red", "blue", "grün"][number as usize % 4].into());
+    maybe_add("colour", ["red", "dark red; red", "blue", "grün"][number as usize % 4].into());
     maybe_add("stock", (number as i64 % 9 - 4).to_string());
     maybe_add("price", format!("{:.1}", number as f64 / 10.0));
     maybe_add("new", number.is_multiple_of(3).to_string());
@@ -290,6 +290,10 @@ fn filter_matches(filter: &Value, row: &ImageRow) -> bool {
         "prefix" => all(&|n, v| {
             value(n).is_some_and(|t| t.as_str().unwrap().starts_with(v.as_str().unwrap()))
         }),
+        "has_item" => all(&|n, v| {
+            let items = value(n).map(|t| t.as_str().unwrap().replace("; ", ";"));
+            items.is_some_and(|t| t.split(';').any(|one| one == v.as_str().unwrap()))
+        }),
         "exists" => value(operand.as_str().unwrap()).is_some(),
         other => panic!("{other}"),
     }
@@ -304,7 +308,7 @@ fn random_filter(rng: &mut ChaCha8Rng, depth: usize) -> Value {
         .choose(rng)
         .unwrap();
     let mut value = || match name {
-        "colour" => json!(["red", "dark red", "blue", "grün", "c"].choose(rng).unwrap()),
+        "colour" => json!(["red", "dark red; red", "blue", "grün", "c"].choose(rng).unwrap()),
         "stock" => json!(rng.random_range(-5..6)),
         "price" => json!(f64::from(rng.random_range(0..300)) / 10.0),
         "new" => json!(rng.random_bool(0.5)),
@@ -312,15 +316,16 @@ fn random_filter(rng: &mut ChaCha8Rng, depth: usize) -> Value {
         _ => json!(DateTime::from_timestamp(rng.random_range(0..300), 0).unwrap().to_rfc3339()),
     };
     let (one, two) = (value(), value());
-    match rng.random_range(0..if depth > 0 { 9 } else { 6 }) {
+    match rng.random_range(0..if depth > 0 { 10 } else { 7 }) {
         0 | 1 => json!({*["eq", "ne", "lt", "lte", "gt", "gte"].choose(rng).unwrap(): {name: one}}),
         2 => json!({"eq": {name: one, "new": true}}),
         3 => json!({"in": {name: [one, two]}}),
         4 => json!({"prefix": {"colour": (*["r", "dark", "", "gr", "x"].choose(rng).unwrap())}}),
         5 => json!({"exists": name}),
-        6 => json!({"not": random_filter(rng, depth - 1)}),
+        6 => json!({"has_item": {"colour": (*["red", "dark red", "c", "a"].choose(rng).unwrap())}}),
+        7 => json!({"not": random_filter(rng, depth - 1)}),
         n => {
-            json!({*["and", "or"].get(n - 7).unwrap(): [random_filter(rng, depth - 1), random_filter(rng, depth - 1)]})
+            json!({*["and", "or"].get(n - 8).unwrap(): [random_filter(rng, depth - 1), random_filter(rng, depth - 1)]})
         }
     }
 }
@@ -384,6 +389,9 @@ async fn invalid_filters_are_rejected_with_a_reason() {
         (json!({"in": {"new": ["true"]}}), "new is true or false, but \"true\" is not"),
         (json!({"lt": {"event_time": "yesterday"}}), "event_time is a time as RFC 3339 writes it"),
         (json!({"prefix": {"price": "1"}}), "`prefix` needs a text, but price is a number"),
+        (json!({"has_item": {"price": "1"}}), "`has_item` needs a text, but price is a number"),
+        (json!({"has_item": {"colour": "a; b"}}), "`has_item` needs one item of colour"),
+        (json!({"has_item": {"colour": " "}}), "`has_item` needs one item of colour"),
         (json!({"in": {"colour": []}}), "`in` has no values for colour"),
         (json!({"and": []}), "`and` is empty"),
         (json!({"eq": {}}), "`eq` is empty"),

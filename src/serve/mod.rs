@@ -7,6 +7,7 @@ mod error;
 pub mod feedback;
 pub mod http;
 mod page;
+mod previews;
 pub mod result_judge;
 
 pub use catalogue_follower::CatalogueFollower;

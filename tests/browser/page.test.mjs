@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { after, afterEach, before, test } from 'node:test';
 import { chromium } from 'playwright-core';
@@ -63,22 +63,46 @@ const env = {
 };
 const bsap = (...args) => execFileSync(program, args, { env, encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
 
-/** A query worker on the same catalogue that asks for a key: its address, the key, and the process. */
-async function keyed() {
-  const printed = bsap('keys', 'new', '--name', 'shop', '--scope', 'search');
+/** A query worker on the same catalogue, with more lines in `[http]`: its address, and the process. */
+async function queryWorker(name, lines) {
   const gate = createServer().listen(0, '127.0.0.1');
   await once(gate, 'listening');
   const { port } = gate.address();
   gate.close();
-  const config = `[http]\nlisten = "127.0.0.1:${port}"\n${printed.slice(printed.indexOf('[[http.keys]]'))}\n[fetch]\nfile_roots = ["${demo}/pictures"]\n[metrics]\nenabled = false\n`;
-  writeFileSync(`${demo}/keyed.toml`, config);
-  const server = spawn(program, ['serve', '--config', `${demo}/keyed.toml`], { env, stdio: 'ignore' });
+  const config = `[http]\nlisten = "127.0.0.1:${port}"\n${lines}\n[fetch]\nfile_roots = ["${demo}/pictures"]\n[metrics]\nenabled = false\n`;
+  writeFileSync(`${demo}/${name}.toml`, config);
+  const server = spawn(program, ['serve', '--config', `${demo}/${name}.toml`], { env, stdio: 'ignore' });
   const address = `http://127.0.0.1:${port}/`;
   for (let tries = 0; (await fetch(`${address}readyz`).catch(() => ({}))).status !== 200; tries += 1) {
     assert.ok(tries < 300, 'the query worker does not get ready');
     await new Promise((resolve) => { setTimeout(resolve, 200); });
   }
-  return { address, key: printed.match(/^bsap_\S+/m)[0], server };
+  return { address, server };
+}
+/** A query worker that asks for a key: its address, the key, and the process. */
+async function keyed() {
+  const printed = bsap('keys', 'new', '--name', 'shop', '--scope', 'search');
+  const worker = await queryWorker('keyed', printed.slice(printed.indexOf('[[http.keys]]')));
+  return { ...worker, key: printed.match(/^bsap_\S+/m)[0] };
+}
+
+/** An uncompressed TIFF of one colour. */
+function tiff(width, height, rgb) {
+  const size = 3 * width * height;
+  // Tag, type, count, value; three values of two bytes lie behind the directory, and the pixels behind them.
+  const fields = [[256, 4, 1, width], [257, 4, 1, height], [258, 3, 3, 122], [259, 3, 1, 1], [262, 3, 1, 2], [273, 4, 1, 128], [277, 3, 1, 3], [278, 4, 1, height], [279, 4, 1, size]];
+  const head = Buffer.alloc(128);
+  head.write('II*\0\x08', 'latin1');
+  head.writeUInt16LE(fields.length, 8);
+  for (const [index, [tag, type, count, value]] of fields.entries()) {
+    const at = 10 + 12 * index;
+    head.writeUInt16LE(tag, at);
+    head.writeUInt16LE(type, at + 2);
+    head.writeUInt32LE(count, at + 4);
+    head.writeUInt32LE(value, at + 8);
+  }
+  for (const at of [122, 124, 126]) head.writeUInt16LE(8, at);
+  return Buffer.concat([head, Buffer.alloc(size, Buffer.from(rgb))]);
 }
 
 /** Feedback that lies in a folder, oldest first. */
@@ -223,7 +247,69 @@ test('filters offer what the catalogue has, and hold', async () => {
   await page.keyboard.press('Enter');
   await has(page, 'empty', /No image passes the filter/);
   await page.click(one('clear-filters'));
+  const [{ attributes: { title } }] = (await json('v1/search', { text: 'a yellow umbrella', k: 1 })).hits;
+  await page.click(`${one('filter-title')} summary`);
+  await page.fill(`${one('filter-title')} ${one('filter-item')}`, title);
+  await page.keyboard.press('Enter');
+  await page.waitForURL(/f\.title\.item=/);
+  await page.waitForFunction(([selector, wanted]) => {
+    const cards = [...document.querySelectorAll(selector)];
+    return cards.length > 0 && cards.every((card) => card.innerText.includes(wanted));
+  }, [balanced, title]);
+  await page.click(one('clear-filters'));
   await page.waitForSelector(`${balanced} >> nth=20`);
+});
+
+test('cards load previews, and the original is loaded on request', async () => {
+  for (const [deviceScaleFactor, side] of [[1, 256], [2, 512]]) {
+    const page = await open({ deviceScaleFactor });
+    const loaded = [];
+    page.on('response', (response) => { if (response.url().includes('/picture')) loaded.push(response); });
+    await search(page, 'a yellow umbrella');
+    await page.waitForFunction((selector) => document.querySelector(selector).naturalWidth > 0, `${balanced} img`);
+    assert.ok(loaded.length > 0);
+    for (const response of loaded) {
+      assert.equal(new URL(response.url()).searchParams.get('side'), `${side}`);
+      if (response.ok()) assert.equal(response.headers()['content-type'], 'image/jpeg');
+    }
+    await cards(page, 'column-balanced').first().click();
+    await page.waitForSelector(one('histogram'));
+    assert.ok(loaded.every((response) => response.url().includes('side=')));
+    const original = await page.getAttribute(one('original'), 'href');
+    assert.doesNotMatch(original, /side=/);
+    assert.equal(await page.evaluate(async (path) => (await fetch(path)).headers.get('content-type'), original), 'image/jpeg');
+  }
+});
+
+test('pictures that browsers cannot show are shown', async () => {
+  const text = 'a red mug';
+  const { hits } = await json('v1/search', { text, k: 24 });
+  const files = hits.map(({ uri }) => new URL(uri)).filter((file) => existsSync(file));
+  const originals = files.map((file) => readFileSync(file));
+  const colour = [20, 140, 90];
+  for (const file of files) writeFileSync(file, tiff(300, 200, colour));
+  // Another process, because the demo has previews of the originals.
+  const { address, server } = await queryWorker('tiff', '');
+  try {
+    const page = await open({}, `?q=${encodeURIComponent(text)}`, '404', address);
+    const selector = `${balanced} img`;
+    await page.waitForSelector(`${balanced} >> nth=5`);
+    await page.waitForFunction((images) => [...document.querySelectorAll(images)].slice(0, 6).every((image) => image.naturalWidth > 0), selector);
+    const shown = await page.evaluate((images) => [...document.querySelectorAll(images)].slice(0, 6).map((image) => {
+      const context = Object.assign(document.createElement('canvas'), { width: 1, height: 1 }).getContext('2d');
+      context.drawImage(image, 0, 0, 1, 1);
+      return { width: image.naturalWidth, colour: [...context.getImageData(0, 0, 1, 1).data.slice(0, 3)] };
+    }), selector);
+    const isTiff = shown.filter((image) => image.width === 256 && image.colour.every((value, index) => Math.abs(value - colour[index]) < 6));
+    assert.ok(isTiff.length >= 4, JSON.stringify(shown)); // the live catalogue may have changed one or two
+    assert.equal((await fetch(`${address}${hits[0].picture.slice(1)}`)).headers.get('content-type'), 'image/tiff');
+    await page.screenshot({ path: `${shots}/tiff.png` });
+    await page.context().close(); // before its server ends
+  } finally {
+    files.forEach((file, index) => writeFileSync(file, originals[index]));
+    server.kill('SIGTERM');
+    await once(server, 'exit');
+  }
 });
 
 test('a card explains why it ranks where it does', async () => {

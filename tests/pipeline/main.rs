@@ -20,12 +20,13 @@ use bsap::demo::catalogue::{PhotoStyle, Scene};
 use bsap::demo::draw::render_jpeg;
 use bsap::ingest::dead_letter::{self, DeadLetterWriter};
 use bsap::ingest::fetch::{self, Fetcher};
+use bsap::ingest::metadata::MetadataField;
 use bsap::ingest::source::{self, Decoder};
 use bsap::ingest::{self, Progress, Worker, decode};
 use bsap::kafka;
 use bsap::prompts::{self, ActivePromptSets, EmbeddedPromptSet};
 use bsap::publish::Publisher;
-use bsap::record::{AttributeTypes, ImageRow, TopicPartition, VersionOrdering};
+use bsap::record::{AttributeType, AttributeTypes, ImageRow, TopicPartition, VersionOrdering};
 use bsap::search::{self, Engine, Query, ServingSnapshot};
 use bsap::store::Store;
 use bsap::table::{Follower, Generation, TableWriter};
@@ -136,7 +137,9 @@ impl Fixture {
             session_timeout_ms: 6_000,
             ..source::SourceOptions::default()
         };
-        let attributes = [("colour".into(), bsap::record::AttributeType::Text)].into();
+        let attributes = ["colour", "title", "keywords", "creator"]
+            .map(|name| (name.into(), AttributeType::Text))
+            .into();
         let mut decoder = Decoder::new(&source, &attributes);
         if generation != self.generation() {
             decoder = decoder.with_reembed_topic(REEMBED_TOPIC, &generation.id);
@@ -151,7 +154,10 @@ impl Fixture {
             .unwrap(),
             kafka_options: kafka,
             fetcher: Fetcher::new(&fetch).unwrap(),
-            decode_options: decode::DecodeOptions::default(),
+            decode_options: decode::DecodeOptions {
+                metadata: vec![MetadataField::Keywords, MetadataField::Creator],
+                ..decode::DecodeOptions::default()
+            },
             encoders: encoders.clone(),
             prompt_sets: ActivePromptSets::new(sets.to_vec()),
             table_writer: TableWriter::open(&store, &generation, 20).await.unwrap(),
@@ -204,6 +210,35 @@ async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
         assert!(started.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_of_files_become_attributes_unless_the_event_has_them() {
+    let fixture = Fixture::with_partitions(1);
+    let file = fixture.folder.path().join("scan.tiff");
+    std::fs::copy("tests/fixtures/metadata/all.tiff", &file).unwrap();
+    let uri = url::Url::from_file_path(&file).unwrap();
+    for (id, given) in [("a", json!({})), ("b", json!({"creator": "the event", "keywords": null}))]
+    {
+        let event =
+            json!({"image_id": id, "uri": uri.as_str(), "sequence": 1, "attributes": given});
+        fixture.send_event(event).await;
+    }
+    let token = CancellationToken::new();
+    let (progress, running) = fixture.start_worker(&token).await;
+    wait_until("both rows are stored", || progress.stored_rows.load(AtomicOrdering::Relaxed) == 2)
+        .await;
+    token.cancel();
+    assert!(running.await.unwrap());
+    let engine = fixture.load_engine().await;
+    let snapshot = engine.snapshots().newest();
+    let attributes = |id| serde_json::to_value(&snapshot.metadata(id).unwrap().attributes).unwrap();
+    // The title is not listed in `decode.metadata`.
+    assert_eq!(
+        attributes("a"),
+        json!({"creator": "Ann Müller; Ben", "keywords": "船; a, b & <c>"})
+    );
+    assert_eq!(attributes("b"), json!({"creator": "the event", "keywords": "船; a, b & <c>"}));
 }
 
 fn upsert_event(id: &str, uri: &str, sequence: u64) -> Value {

@@ -110,6 +110,7 @@ pub fn build_server_context(
         engines: worker.engines.clone(),
         feedback_queue: worker.feedback_queue.clone(),
         fetcher: Fetcher::new(&config.fetch)?,
+        decode_options: config.decode.clone(),
         substitutes,
         judge: None,
         options: config.http.clone(),

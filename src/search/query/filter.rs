@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::record::{AttributeType, AttributeTypes, whole_number};
+use crate::record::{AttributeType, AttributeTypes, LIST_SEPARATOR, whole_number};
 
 /// Deepest nesting of `and`, `or` and `not`.
 const MAX_FILTER_DEPTH: usize = 8;
@@ -48,6 +48,8 @@ pub enum Filter {
     In(BTreeMap<String, Vec<Value>>),
     /// The text attribute begins with the value.
     Prefix(BTreeMap<String, String>),
+    /// The text attribute is a list separated by semicolons, and the value is one of its items.
+    HasItem(BTreeMap<String, String>),
     /// The image has the attribute.
     Exists(String),
 }
@@ -119,6 +121,7 @@ pub(super) enum Predicate {
     Compare(fn(Ordering) -> bool, Literal),
     In(Vec<Literal>),
     Prefix(String),
+    HasItem(String),
 }
 
 /// A value in its declared type.
@@ -186,15 +189,20 @@ impl FilterValidator<'_> {
             }),
             Filter::Prefix(terms) => {
                 self.resolve_terms("prefix", terms, |validator, name, prefix| {
-                    let field = validator.resolve_field(name)?;
-                    if !matches!(field, FilterField::Attribute(_, AttributeType::Text)) {
+                    let field = validator.resolve_text_field("prefix", name)?;
+                    Ok(FilterNode::Condition(field, Predicate::Prefix(prefix.clone())))
+                })
+            }
+            Filter::HasItem(terms) => {
+                self.resolve_terms("has_item", terms, |validator, name, item| {
+                    let field = validator.resolve_text_field("has_item", name)?;
+                    let item = item.trim();
+                    if item.is_empty() || item.contains(LIST_SEPARATOR) {
                         return Err(format!(
-                            "`prefix` needs a text, but {name} is {}",
-                            field_type(&field).description()
+                            "`has_item` needs one item of {name}, but {item:?} is none; for several, use `and` or `or`"
                         ));
                     }
-                    validator.count_value()?;
-                    Ok(FilterNode::Condition(field, Predicate::Prefix(prefix.clone())))
+                    Ok(FilterNode::Condition(field, Predicate::HasItem(item.to_owned())))
                 })
             }
             Filter::Exists(name) => {
@@ -257,6 +265,17 @@ impl FilterValidator<'_> {
         }
     }
 
+    /// Counts one value, and returns the field that `operator` compares with it, which must be a text.
+    fn resolve_text_field(&mut self, operator: &str, name: &str) -> Result<FilterField, String> {
+        self.count_value()?;
+        let field = self.resolve_field(name)?;
+        if matches!(field, FilterField::Attribute(_, AttributeType::Text)) {
+            return Ok(field);
+        }
+        let description = field_type(&field).description();
+        Err(format!("`{operator}` needs a text, but {name} is {description}"))
+    }
+
     /// Reads a value of the filter in the type of its field.
     fn parse_literal(
         &mut self,
@@ -310,6 +329,9 @@ impl Predicate {
             Self::Compare(holds, literal) => value.partial_cmp(literal).is_some_and(holds),
             Self::In(literals) => literals.contains(value),
             Self::Prefix(prefix) => matches!(value, Literal::Text(t) if t.starts_with(prefix)),
+            Self::HasItem(item) => {
+                matches!(value, Literal::Text(t) if t.split(LIST_SEPARATOR).any(|one| one.trim() == item))
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use super::filter::Filter;
 
 /// The operators, as messages list them.
-const OPERATORS: &str = "and, or, not, eq, ne, lt, lte, gt, gte, in, prefix, exists";
+const OPERATORS: &str = "and, or, not, eq, ne, lt, lte, gt, gte, in, prefix, has_item, exists";
 
 struct FilterVisitor;
 
@@ -45,6 +45,7 @@ impl<'de> Visitor<'de> for FilterVisitor {
             "gte" => Filter::Gte(next_terms(&mut map)?),
             "in" => Filter::In(next_terms(&mut map)?),
             "prefix" => Filter::Prefix(next_terms(&mut map)?),
+            "has_item" => Filter::HasItem(next_terms(&mut map)?),
             "exists" => Filter::Exists(map.next_value()?),
             _ => {
                 return Err(M::Error::custom(format!(
@@ -126,7 +127,7 @@ mod tests {
 
     #[test]
     fn every_operator_is_read_as_it_is_written() {
-        let json = r#"{"and":[{"or":[{"eq":{"a":1}},{"ne":{"a":"b","c":true}}]},{"not":{"lt":{"a":1}}},{"lte":{"a":1}},{"gt":{"a":1.5}},{"gte":{"a":1}},{"in":{"a":[1,2]}},{"prefix":{"a":"b"}},{"exists":"a"}]}"#;
+        let json = r#"{"and":[{"or":[{"eq":{"a":1}},{"ne":{"a":"b","c":true}}]},{"not":{"lt":{"a":1}}},{"lte":{"a":1}},{"gt":{"a":1.5}},{"gte":{"a":1}},{"in":{"a":[1,2]}},{"prefix":{"a":"b"}},{"has_item":{"a":"b"}},{"exists":"a"}]}"#;
         let filter: Filter = serde_json::from_str(json).unwrap();
         assert_eq!(serde_json::to_string(&filter).unwrap(), json);
         for operator in OPERATORS.split(", ") {

@@ -1,7 +1,7 @@
 //! The HTTP interface of the query worker: JSON, a feed of changes, and one page.
 //!
 //! `connections` accepts and limits connections, `base_path` is where a proxy serves this server,
-//! `router` combines the routes with their limits and scopes, `routes` and `auth` answer requests,
+//! `router` combines the routes with their limits and scopes, `routes`, `pictures` and `auth` answer requests,
 //! `body` has that JSON (`body/request.rs`: a search's JSON becomes a `Query`), and `credentials` has
 //! keys and sessions.
 
@@ -15,6 +15,7 @@ mod credentials;
 mod error;
 mod openapi;
 mod options;
+mod pictures;
 mod request_metrics;
 mod router;
 mod routes;
@@ -47,7 +48,5 @@ pub async fn serve(context: ServerContext, listener: Listener, cancel: Cancellat
     connections::accept_connections(listener, router, limits, cancel).await;
 }
 
-#[cfg(test)]
-mod server_tests;
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ use super::body::response::{
 };
 use super::body::state_response::StateResponse;
 use super::credentials::session::SESSION_COOKIE_NAME;
+use crate::serve::previews::MAX_PREVIEW_SIDE;
 
 /// Collects the schemas of bodies. Requests may omit fields that have a default, responses have all
 /// fields.
@@ -75,6 +76,11 @@ pub fn build_document(base_path: &str) -> Value {
         false,
         "A hash of the picture's content, so that browsers may cache the picture. The newest is returned in any case.",
     );
+    let side = json!({
+        "name": "side", "in": "query",
+        "description": "Requests an upright JPEG whose longer side has 128, 256, 512 or 1024 pixels: the least of these that is not below this number.",
+        "schema": { "type": "integer", "minimum": 1, "maximum": MAX_PREVIEW_SIDE },
+    });
     let text = |description: &str| json!({ "description": description, "content": { "text/plain": { "schema": { "type": "string" } } } });
     let search = schemas.describe_request_body::<SearchRequest>();
     let search_response = schemas.describe_response::<SearchResponse>("The hits of both rankings.");
@@ -109,9 +115,13 @@ pub fn build_document(base_path: &str) -> Value {
         "/v1/images": { "parameters": [id], "get": {
             "operationId": "image", "summary": "Returns an image's attributes and origin", "responses": { "200": image },
         } },
-        "/v1/images/picture": { "parameters": [id, version], "get": {
-            "operationId": "picture", "summary": "Returns an image's picture, fetched from the address in its event",
-            "responses": { "200": { "description": "The picture.", "content": { "image/*": {} } } },
+        "/v1/images/picture": { "parameters": [id], "get": {
+            "operationId": "picture", "summary": "Returns an image's picture, fetched from the address in its event, or a preview of it",
+            "parameters": [side, version],
+            "responses": {
+                "200": { "description": "The original, or with `side` a JPEG.", "content": { "image/*": {} } },
+                "304": { "description": "The client has this preview: `If-None-Match` names its `ETag`." },
+            },
         } },
         "/v1/feedback": { "post": {
             "operationId": "feedback", "summary": "Stores a user's verdict on a result",

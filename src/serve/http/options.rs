@@ -12,6 +12,9 @@ use super::credentials::api_keys::{self, ApiKey};
 use super::worker_metrics::MAX_POLLED_WORKERS;
 use crate::validate;
 
+/// Maximum of `http.preview_cache_mib`: a cache of more entries would slow down its own lookups.
+const MAX_PREVIEW_CACHE_MIB: u64 = 1 << 16;
+
 /// Options of the HTTP server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -62,6 +65,9 @@ pub struct HttpOptions {
     /// Whether pictures are fetched and shown (`/v1/images/picture`), within the limits of
     /// `fetch`.
     pub serve_pictures: bool,
+    /// Memory for the previews that were requested last (`/v1/images/picture?id=…&side=256`), in MiB.
+    /// Some 100 previews of the size that the page shows fit one MiB. 0: none is kept.
+    pub preview_cache_mib: usize,
     /// Example queries that the page offers.
     pub example_queries: Vec<String>,
     /// Addresses of the workers' metrics, such as `http://worker:9464`: the backlog and the dead
@@ -93,6 +99,7 @@ impl Default for HttpOptions {
             max_search_body_bytes: 12 << 20,
             max_event_listeners: 256,
             serve_pictures: true,
+            preview_cache_mib: 64,
             example_queries: Vec::new(),
             worker_metrics_urls: Vec::new(),
         }
@@ -155,6 +162,13 @@ impl HttpOptions {
             self.max_search_body_bytes as u64,
             1024,
             256 << 20,
+        );
+        validate::check_range(
+            p,
+            "preview_cache_mib",
+            self.preview_cache_mib as u64,
+            0,
+            MAX_PREVIEW_CACHE_MIB,
         );
         validate::check_range(p, "session_minutes", self.session_minutes, 1, 60 * 24 * 31);
         validate::check_range(p, "max_sessions", self.max_sessions as u64, 1, 100_000);

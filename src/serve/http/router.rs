@@ -21,7 +21,7 @@ use super::compression::{compress_response, reject_compressed_body};
 use super::concurrency_limit::{ConcurrencyLimit, limit_concurrency_and_duration};
 use super::credentials::api_keys::Scope;
 use super::request_metrics::record_request_metrics;
-use super::routes;
+use super::{pictures, routes};
 use super::state::{HandlerState, ServerContext};
 use super::worker_metrics::WorkerPoller;
 use crate::serve::page;
@@ -61,7 +61,7 @@ pub fn build_router(
         .route("/v1/search", post(routes::search).layer(search_body_limit))
         .route("/v1/explain", post(routes::explain).layer(search_body_limit))
         .route("/v1/images/newest", get(routes::list_newest_images))
-        .route("/v1/images/picture", get(routes::get_picture))
+        .route("/v1/images/picture", get(pictures::get_picture))
         .route("/v1/sample-score", get(routes::get_sample_score))
         .route_layer(compute_limit_layer.clone());
     let search_routes = Router::new()

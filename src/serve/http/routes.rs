@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Extension, Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -13,7 +12,6 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::unfold;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinError;
@@ -31,9 +29,7 @@ use super::body::state_response::StateResponse;
 use super::concurrency_limit::ConcurrencyPermit;
 use super::openapi;
 use super::state::HandlerState;
-use crate::ingest::fetch::FetchError;
-use crate::record::{self, ImageSource};
-use crate::retry::{Classify, Disposition};
+use crate::record;
 use crate::search::{self, Engines, ImageMetadata, QueryError};
 use crate::serve::feedback::Feedback;
 use crate::telemetry::event;
@@ -53,7 +49,7 @@ const STREAM_HEADERS: [(HeaderName, HeaderValue); 2] = [
 ];
 
 type JsonBody<T> = Result<Json<T>, JsonRejection>;
-type QueryParameters<T> = Result<Query<T>, QueryRejection>;
+pub type QueryParameters<T> = Result<Query<T>, QueryRejection>;
 type SharedState = State<Arc<HandlerState>>;
 
 /// `GET /readyz`: succeeds if queries can be answered.
@@ -172,16 +168,6 @@ pub struct ImageParameters {
     id: String,
 }
 
-/// The parameters of `/v1/images/picture`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PictureParameters {
-    id: String,
-    /// Tells browsers when the picture has changed; the newest is returned in any case.
-    #[serde(rename = "v")]
-    _content_hash: Option<IgnoredAny>,
-}
-
 /// `GET /v1/images/newest?limit=N`: returns the images that were embedded last.
 pub async fn list_newest_images(
     State(shared): SharedState,
@@ -218,59 +204,13 @@ pub async fn get_image(
     Ok(Json(ImageInfo::new(&*find_image(&shared, &parameters?.0.id)?)))
 }
 
-fn find_image(shared: &HandlerState, id: &str) -> Result<Arc<ImageMetadata>, Problem> {
+/// Returns what is known of a live image.
+pub fn find_image(shared: &HandlerState, id: &str) -> Result<Arc<ImageMetadata>, Problem> {
     let engines = &shared.context.engines;
     if !engines.live().snapshots().is_ready() {
         return Err(QueryError::NotReady.into());
     }
     engines.find_image(id).ok_or_else(|| QueryError::ImageNotFound(id.to_owned()).into())
-}
-
-/// `GET /v1/images/picture`: returns an image's picture, fetched from the address in its
-/// event.
-pub async fn get_picture(
-    State(shared): SharedState,
-    Extension(_permit): Extension<ConcurrencyPermit>,
-    parameters: QueryParameters<PictureParameters>,
-) -> Result<Response, Problem> {
-    let uri = find_image(&shared, &parameters?.0.id)?.uri.clone();
-    let uri = uri.filter(|_| shared.context.options.serve_pictures).ok_or_else(|| {
-        Problem::not_found(
-            "there is no picture to show: its bytes came in the event, or http.serve_pictures is off",
-        )
-    })?;
-    let fetched =
-        shared.context.fetcher.fetch(&ImageSource::from_uri(uri), &shared.shutdown_cancel).await;
-    let fetched = fetched.map_err(|error| {
-        let status = match error.disposition() {
-            Disposition::DeadLetter => StatusCode::NOT_FOUND,
-            Disposition::Retry | Disposition::Fatal => StatusCode::BAD_GATEWAY,
-        };
-        let detail = match &error {
-            // Errors of hosts and stores may name addresses that callers must not know.
-            FetchError::Permanent { .. } | FetchError::Transient { .. } => {
-                error!(event = event::HTTP_ERROR, code = error.code(), %error, "a picture could not be fetched");
-                "the picture's host or store did not return it; see the server's log".to_owned()
-            }
-            _ => error.to_string(),
-        };
-        Problem::new(status, error.code(), detail)
-    })?;
-    // Anything but a picture, by its content, could be a script that runs in the browser.
-    let format = image::guess_format(&fetched.bytes).map_err(|_| {
-        Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "not_an_image",
-            "what was fetched is not a picture",
-        )
-    })?;
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static(format.to_mime_type())),
-        (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=3600")),
-    ];
-    // The bytes count against the budget of downloads until they are sent: a client may read
-    // slowly.
-    Ok((headers, Bytes::from_owner(fetched)).into_response())
 }
 
 /// `GET /v1/events`: streams the changes of the live generation, as server-sent events named

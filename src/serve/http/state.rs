@@ -12,9 +12,11 @@ use super::credentials::api_keys::ApiKey;
 use super::credentials::session::SessionStore;
 use super::options::HttpOptions;
 use super::worker_metrics::WorkerPoller;
+use crate::ingest::decode::DecodeOptions;
 use crate::ingest::fetch::Fetcher;
 use crate::search::Engines;
 use crate::serve::feedback::FeedbackQueue;
+use crate::serve::previews::PreviewMaker;
 use crate::serve::result_judge::ResultJudge;
 
 /// A part of a demo that replaces a real one.
@@ -32,6 +34,8 @@ pub struct ServerContext {
     pub engines: Arc<Engines>,
     /// Downloads the pictures that are shown.
     pub fetcher: Fetcher,
+    /// Limits of decoding the pictures of which previews are made.
+    pub decode_options: DecodeOptions,
     /// Accepts feedback for storage.
     pub feedback_queue: FeedbackQueue,
     /// The replaced parts; empty unless this is a demo.
@@ -45,6 +49,7 @@ pub struct ServerContext {
 /// The state that the router passes to every handler.
 pub struct HandlerState {
     pub context: ServerContext,
+    pub preview_maker: PreviewMaker,
     /// One permit per listener of the change feed.
     pub event_listener_permits: Arc<Semaphore>,
     pub api_keys: Vec<Arc<ApiKey>>,
@@ -69,6 +74,7 @@ impl HandlerState {
                 Duration::from_secs(60 * options.session_minutes),
                 &options.base_path,
             ),
+            preview_maker: PreviewMaker::new(&context.decode_options, options.preview_cache_mib),
             context,
             worker_poller,
             shutdown_cancel: cancel,

@@ -35,11 +35,19 @@ const iconButton = (name, label, test, onclick) =>
   el('button', { type: 'button', class: 'icon', title: label, 'aria-label': label, 'data-test': test, onclick }, icon(name));
 const timeNode = (time) => el('time', { datetime: time, title: new Date(time).toLocaleString() }, formatAge(time));
 
-/** A picture, or a placeholder if there is none; `overlays` are drawn on it. */
+/** The address of a small JPEG of a picture of the catalogue, for every format. */
+const previewAddress = (picture, side) => `${picture}${picture.includes('?') ? '&' : '?'}side=${side}`;
+
+/** A preview of a picture, or a placeholder if there is none; `overlays` are drawn on it. Not of the catalogue: a `data:` address. */
 function thumbnail(picture, ...overlays) {
+  return pictureBox(picture, 256, overlays);
+}
+/** `side`: pixels of the preview on ordinary screens; dense ones get twice as many. */
+function pictureBox(picture, side, overlays = []) {
   const box = el('span', { class: 'thumb' });
   const missing = () => box.classList.add('missing');
-  if (picture) box.append(el('img', { src: picture, alt: '', loading: 'lazy', decoding: 'async', onerror: missing }));
+  const [src, dense] = !picture || picture.startsWith('data:') ? [picture, null] : [side, 2 * side].map((pixels) => previewAddress(picture, pixels));
+  if (picture) box.append(el('img', { src, srcset: dense && `${src}, ${dense} 2x`, alt: '', loading: 'lazy', decoding: 'async', onerror: missing }));
   else missing();
   box.append(...overlays);
   return box;

@@ -1,6 +1,8 @@
 /* The explanation of an image's rank. */
 
 const HISTOGRAM_BINS = 28;
+/** Pixels of the preview next to the explanation: above its width on screens of every size. */
+const LARGE_PREVIEW_SIDE = 512;
 
 async function openExplanation(id) {
   const { image_id: queryImage, ...rest } = requestBody(app.query);
@@ -13,7 +15,7 @@ async function openExplanation(id) {
   $('copy').disabled = true;
   $('copy').textContent = 'Copy as JSON';
   $('explain-name').textContent = titleOf(hit);
-  $('explain-body').replaceChildren(el('div', { class: 'side' }, thumbnail(hit.picture)), el('p', { class: 'muted' }, 'Loading…'));
+  $('explain-body').replaceChildren(el('div', { class: 'side' }, pictureBox(hit.picture, LARGE_PREVIEW_SIDE)), el('p', { class: 'muted' }, 'Loading…'));
   if (!$('explain').open) $('explain').showModal();
   try {
     const explanation = await request('v1/explain', body);
@@ -40,7 +42,8 @@ function renderExplanation(query, explanation) {
   const { hit, statistics, prompts, explanation: sentence } = explanation;
   const main = el('div', { class: 'main' }, el('p', { class: 'sentence' }, sentence), rankTable(explanation), formulaNode(hit));
   const moreLikeThis = button('More like this', 'explain-more-like', () => searchSimilar(hit));
-  const side = el('div', { class: 'side' }, thumbnail(hit.picture), el('div', { class: 'acts' }, moreLikeThis), feedbackForm(query, hit), factsTable(explanation));
+  const acts = el('div', { class: 'acts' }, moreLikeThis, originalLink(hit));
+  const side = el('div', { class: 'side' }, pictureBox(hit.picture, LARGE_PREVIEW_SIDE), acts, feedbackForm(query, hit), factsTable(explanation));
   $('explain-body').replaceChildren(side, main);
   if (!statistics || !prompts.length) return;
   const scale = scoreScale([hit.raw_score, ...prompts.map(({ score }) => score)]);
@@ -48,6 +51,10 @@ function renderExplanation(query, explanation) {
   main.append(chart, strongestPrompts(query.text || 'similar to the picture', hit.raw_score, prompts, scale));
   chart.append(histogram(hit.raw_score, statistics, prompts, scale, chart.clientWidth));
 }
+
+/** The original is loaded only on request: it may be large, and of a format that the browser cannot show. */
+const originalLink = ({ picture }) =>
+  (picture ? el('a', { class: 'quiet', href: picture, target: '_blank', rel: 'noopener', 'data-test': 'original' }, 'Original') : null);
 
 const tableRow = (name, ...cells) => el('tr', {}, el('th', { scope: 'row' }, name), ...cells.map((cell) => el('td', {}, cell)));
 function rankTable({ hit }) {

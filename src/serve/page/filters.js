@@ -5,16 +5,17 @@ const TIME_ATTRIBUTES = [{ name: 'embedded_at', type: 'time', values: null }, { 
 const NUMBER_TYPES = ['integer', 'number'];
 const filterableAttributes = () => [...app.state.attributes, ...TIME_ATTRIBUTES];
 
-/* A filter is `{ in: [text, …] }`, or has some of `from`, `to` and `prefix`. */
+/* A filter is `{ in: [text, …] }`, or has some of `from`, `to`, `prefix` and `item`. */
 function buildFilter(filters) {
   const conditions = [];
   for (const { name, type } of filterableAttributes()) {
-    const { in: values, from, to, prefix } = filters[name] ?? {};
+    const { in: values, from, to, prefix, item } = filters[name] ?? {};
     const typed = (text) => (type === 'boolean' ? text === 'true' : NUMBER_TYPES.includes(type) ? Number(text) : text);
     if (values) conditions.push({ in: { [name]: values.map(typed) } });
     if (from) conditions.push({ gte: { [name]: typed(from) } });
     if (to) conditions.push({ lte: { [name]: typed(to) } });
     if (prefix) conditions.push({ prefix: { [name]: prefix } });
+    if (item) conditions.push({ has_item: { [name]: item } });
   }
   return conditions.length > 1 ? { and: conditions } : conditions[0] ?? null;
 }
@@ -32,7 +33,7 @@ function filtersFromParameters(parameters) {
     const filter = {};
     const values = parameters.getAll(`f.${name}`);
     if (values.length) filter.in = values;
-    for (const bound of ['from', 'to', 'prefix']) if (parameters.get(`f.${name}.${bound}`)) filter[bound] = parameters.get(`f.${name}.${bound}`);
+    for (const bound of ['from', 'to', 'prefix', 'item']) if (parameters.get(`f.${name}.${bound}`)) filter[bound] = parameters.get(`f.${name}.${bound}`);
     if (Object.keys(filter).length) filters[name] = filter;
   }
   return filters;
@@ -59,7 +60,7 @@ function renderFilterChoices() {
 function openDrawer(drawer, name, body) {
   const attribute = filterableAttributes().find((one) => one.name === name);
   const filter = app.query.filters[name] ?? {};
-  body.replaceChildren(...(attribute.values ? valueChoices(attribute, filter) : attribute.type === 'text' ? [prefixChoice(name, filter)] : rangeChoices(attribute, filter)));
+  body.replaceChildren(...(attribute.values ? valueChoices(attribute, filter) : attribute.type === 'text' ? textChoices(name, filter) : rangeChoices(attribute, filter)));
   body.style.translate = '';
   const beyond = body.getBoundingClientRect().right - document.documentElement.clientWidth + 12;
   if (beyond > 0 && getComputedStyle(body).position === 'absolute') body.style.translate = `${-beyond}px`;
@@ -77,9 +78,12 @@ function valueChoices({ name, values }, filter) {
     return el('label', {}, box, el('span', {}, value), el('span', { class: 'muted number' }, formatCount(images)));
   });
 }
-function prefixChoice(name, { prefix = '' }) {
-  const onchange = (event) => setFilter(name, { prefix: event.target.value });
-  return el('label', { class: 'bound' }, 'begins with', el('input', { type: 'text', value: prefix, onchange, 'data-test': 'filter-prefix' }));
+function textChoices(name, filter) {
+  const choice = (which, label) => {
+    const onchange = (event) => setFilter(name, { [which]: event.target.value });
+    return el('label', { class: 'bound' }, label, el('input', { type: 'text', value: filter[which] ?? '', onchange, 'data-test': `filter-${which}` }));
+  };
+  return [choice('prefix', 'begins with'), choice('item', 'has, among items separated by semicolons')];
 }
 function rangeChoices({ name, type }, filter) {
   const time = type === 'time';
@@ -106,11 +110,11 @@ function renderFilters() {
   }
   $('clear-filters').hidden = !Object.keys(app.query.filters).length;
 }
-function describeFilter({ in: values = [], from, to, prefix }, type) {
+function describeFilter({ in: values = [], from, to, prefix, item }, type) {
   const format = (value) => (type === 'time' ? new Date(value).toLocaleString('en-GB', { dateStyle: 'short', timeStyle: 'short' }) : value);
   const several = values.length > 2 ? `${values.slice(0, 2).join(', ')} +${values.length - 2}` : values.join(', ');
   const range = from && to ? `${format(from)} – ${format(to)}` : from ? `≥ ${format(from)}` : to ? `≤ ${format(to)}` : '';
-  return [several, range, prefix && `${prefix}…`].filter(Boolean).join(', ');
+  return [several, range, prefix && `${prefix}…`, item].filter(Boolean).join(', ');
 }
 
 /** Closes open drawers by Escape and by a click elsewhere. */

@@ -15,7 +15,12 @@ static MODEL: LazyLock<ClipModel> = LazyLock::new(|| {
 
 fuzz_target!(|data: &[u8]| {
     // Small limits, so that large dimensions in a header are rejected at once.
-    let options = decode::DecodeOptions { max_side: 4_096, max_pixels: 1 << 20, budget_mib: 64 };
+    let options = decode::DecodeOptions {
+        max_side: 4_096,
+        max_pixels: 1 << 20,
+        budget_mib: 64,
+        ..decode::DecodeOptions::default()
+    };
     match decode::decode_image(data, &options) {
         Ok(image) => {
             assert!(u64::from(image.width()) * u64::from(image.height()) <= options.max_pixels);

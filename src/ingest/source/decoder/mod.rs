@@ -76,6 +76,11 @@ impl Decoder {
         self.rules.ordering
     }
 
+    /// The declared attributes with their types.
+    pub fn attribute_types(&self) -> &AttributeTypes {
+        &self.rules.attribute_types
+    }
+
     /// The topic of images to be embedded again; `None` if this decoder does not read one.
     pub fn reembed_topic_name(&self) -> Option<&str> {
         self.reembed_source.as_ref().map(|reembed| reembed.topic.as_str())

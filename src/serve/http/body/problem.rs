@@ -8,9 +8,12 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tracing::error;
 
+use crate::ingest::fetch::FetchError;
+use crate::retry::{Classify, Disposition};
 use crate::search::QueryError;
 use crate::serve::feedback::FeedbackError;
 use crate::serve::http::credentials::api_keys::Scope;
+use crate::serve::previews::PreviewError;
 use crate::telemetry::event;
 
 /// The body of an error response.
@@ -142,6 +145,15 @@ impl Problem {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout", detail)
     }
 
+    /// A field of the request has a value that it may not have; `reason` says what is allowed.
+    pub fn invalid_field(field: &'static str, reason: impl std::fmt::Display) -> Self {
+        let detail = format!("{field}: {reason}");
+        Self {
+            field: Some(field),
+            ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_field", detail)
+        }
+    }
+
     pub fn not_found(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", detail)
     }
@@ -150,14 +162,7 @@ impl Problem {
 impl From<QueryError> for Problem {
     fn from(error: QueryError) -> Self {
         match error {
-            QueryError::InvalidField { field, reason } => Self {
-                field: Some(field),
-                ..Self::new(
-                    StatusCode::UNPROCESSABLE_ENTITY,
-                    "invalid_field",
-                    format!("{field}: {reason}"),
-                )
-            },
+            QueryError::InvalidField { field, reason } => Self::invalid_field(field, reason),
             QueryError::NotReady => Self {
                 retry_after: Some(1),
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", error.to_string())
@@ -210,6 +215,41 @@ impl From<FeedbackError> for Problem {
             ),
         };
         Self { retry_after: Some(1), ..Self::new(status, code, detail) }
+    }
+}
+
+impl From<FetchError> for Problem {
+    fn from(error: FetchError) -> Self {
+        let status = match error.disposition() {
+            Disposition::DeadLetter => StatusCode::NOT_FOUND,
+            Disposition::Retry | Disposition::Fatal => StatusCode::BAD_GATEWAY,
+        };
+        let detail = match &error {
+            // Errors of hosts and stores may name addresses that callers must not know.
+            FetchError::Permanent { .. } | FetchError::Transient { .. } => {
+                error!(event = event::HTTP_ERROR, code = error.code(), %error, "a picture could not be fetched");
+                "the picture's host or store did not return it; see the server's log".to_owned()
+            }
+            _ => error.to_string(),
+        };
+        Self::new(status, error.code(), detail)
+    }
+}
+
+impl From<PreviewError> for Problem {
+    fn from(error: PreviewError) -> Self {
+        let detail = error.to_string();
+        let (status, code) = match error {
+            PreviewError::Undecodable(inner) => {
+                return Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, inner.code(), detail);
+            }
+            PreviewError::DecoderPanicked(_) => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "decoder_panicked")
+            }
+            PreviewError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        };
+        error!(event = event::HTTP_ERROR, code, error = detail, "a preview could not be made");
+        Self::new(status, code, "the preview could not be made; see the server's log")
     }
 }
 

@@ -14,10 +14,6 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::credentials::api_keys::{ApiKey, Scope};
-use super::options::HttpOptions;
-use super::state::ServerContext;
-use super::{connections, serve};
 use crate::ingest::decode::DecodeOptions;
 use crate::ingest::fetch::{FetchOptions, Fetcher};
 use crate::search::testing::{
@@ -25,6 +21,10 @@ use crate::search::testing::{
 };
 use crate::search::{Engine, Engines, SearchOptions};
 use crate::serve::feedback;
+use crate::serve::http::credentials::api_keys::{ApiKey, Scope};
+use crate::serve::http::options::HttpOptions;
+use crate::serve::http::state::ServerContext;
+use crate::serve::http::{connections, serve};
 use crate::store::Store;
 use crate::table::{SnapshotPart, TableChanges};
 
@@ -69,6 +69,7 @@ impl TestServer {
             engines: Arc::new(Engines::new(Arc::new(engine))),
             feedback_queue,
             fetcher: Fetcher::new(&FetchOptions::default()).unwrap(),
+            decode_options: DecodeOptions::default(),
             substitutes: Vec::new(),
             judge: None,
             options,

@@ -1,5 +1,8 @@
 //! Requests through the router, with encoders that hash instead of a model.
 
+mod pictures;
+mod server;
+
 use std::io::Read as _;
 use std::sync::Arc;
 
@@ -19,7 +22,9 @@ use super::router::build_router;
 use super::state::ServerContext;
 use super::worker_metrics::WorkerPoller;
 use crate::evaluate;
+use crate::ingest::decode::DecodeOptions;
 use crate::ingest::fetch::{FetchOptions, Fetcher};
+use crate::record::ImageRow;
 use crate::search::testing::{
     HashEncoders, clip_like_embedding, sample_prompt_set, sample_row, sample_serving_snapshot,
 };
@@ -40,6 +45,19 @@ async fn start_server_with_judge(
     options: HttpOptions,
     judge: Option<Arc<dyn ResultJudge>>,
 ) -> (Router, Store) {
+    let rows = (0..3)
+        .map(|i| sample_row(&format!("image-{i}"), 1, Some(clip_like_embedding(i, DIMENSION))))
+        .collect();
+    start_server_with_rows(options, judge, rows, &FetchOptions::default()).await
+}
+
+/// Returns the router of a query worker, and the store of its feedback.
+async fn start_server_with_rows(
+    options: HttpOptions,
+    judge: Option<Arc<dyn ResultJudge>>,
+    rows: Vec<ImageRow>,
+    fetch: &FetchOptions,
+) -> (Router, Store) {
     let store = Store::in_memory();
     let (feedback_queue, writer) = feedback::feedback_channel(&store);
     tokio::spawn(writer.run(CancellationToken::new()));
@@ -48,16 +66,14 @@ async fn start_server_with_judge(
         sample_serving_snapshot(vec![sample_prompt_set("first", DIMENSION)]),
         SearchOptions::default(),
     );
-    let rows = (0..3)
-        .map(|i| sample_row(&format!("image-{i}"), 1, Some(clip_like_embedding(i, DIMENSION))))
-        .collect();
     let changes =
         TableChanges { table_version: 1, is_full_snapshot: true, part: SnapshotPart::All, rows };
     engine.snapshots().apply_changes(changes).await.unwrap();
     let context = ServerContext {
         engines: Arc::new(Engines::new(Arc::new(engine))),
         feedback_queue,
-        fetcher: Fetcher::new(&FetchOptions::default()).unwrap(),
+        fetcher: Fetcher::new(fetch).unwrap(),
+        decode_options: DecodeOptions::default(),
         substitutes: Vec::new(),
         judge,
         options,
