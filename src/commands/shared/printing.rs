@@ -30,6 +30,11 @@ pub fn write_escaped_line(mut output: impl Write, text: Arguments<'_>) {
     let _ = writeln!(output, "{}", escape_control_characters(&text.to_string()));
 }
 
+/// Replaces the line breaks of a name by `\uXXXX`, so that it stays in its line.
+pub fn escape_line_breaks(name: &str) -> String {
+    name.replace('\n', "\\u000a").replace('\r', "\\u000d")
+}
+
 /// Replaces characters that control a terminal by `\uXXXX`, which a JSON parser reads as the same
 /// character. Line breaks, tabs and colours stay.
 fn escape_control_characters(text: &str) -> Cow<'_, str> {

@@ -7,8 +7,6 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
-use object_store::GetOptions;
-use object_store::path::Path;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -22,7 +20,7 @@ use super::http::HttpClients;
 use super::options::FetchOptions;
 use crate::record::ImageSource;
 use crate::retry::{Backoff, Disposition, retry};
-use crate::store::{Store, StoreError};
+use crate::store::{ImageStore, StoreError, key_of_url, parse_object_url};
 use crate::telemetry::event;
 
 /// Maximum number of buckets with an open client; beyond it, all clients are closed.
@@ -50,7 +48,7 @@ pub struct Fetcher {
     options: FetchOptions,
     allowed_file_roots: Vec<PathBuf>,
     http_clients: HttpClients,
-    bucket_stores: Mutex<HashMap<String, Store>>,
+    bucket_stores: Mutex<HashMap<String, ImageStore>>,
     /// Hosts and buckets that failed in all attempts and have not answered since.
     unresponsive_hosts: sync::Mutex<HashSet<String>>,
     /// One permit per KiB of downloaded bytes.
@@ -220,6 +218,9 @@ impl Fetcher {
         version: Option<&str>,
         url: &Url,
     ) -> Result<FetchedBytes, FetchError> {
+        parse_object_url(uri).map_err(|reason| uri_rejected_error(uri, reason))?;
+        let key = key_of_url(url)
+            .ok_or_else(|| uri_rejected_error(uri, "the key is not UTF-8".into()))?;
         let bucket =
             url.host_str().ok_or_else(|| uri_rejected_error(uri, "names no bucket".into()))?;
         // abfss://container@account.dfs.core.windows.net/key
@@ -227,8 +228,6 @@ impl Fetcher {
         let container = container.map_or(String::new(), |name| format!("{name}@"));
         let store =
             self.open_bucket(uri, &format!("{}://{container}{bucket}", url.scheme())).await?;
-        let key =
-            Path::from_url_path(url.path()).map_err(|e| uri_rejected_error(uri, e.to_string()))?;
         let to_fetch_error = |error: object_store::Error| match error {
             object_store::Error::NotFound { .. } => FetchError::NotFound { uri: shorten_uri(uri) },
             error if crate::store::classify_error(&error) == Disposition::Retry => {
@@ -236,20 +235,15 @@ impl Fetcher {
             }
             error => permanent_error(uri, error.to_string()),
         };
-        let options =
-            GetOptions { version: version.map(ToOwned::to_owned), ..GetOptions::default() };
-        let objects = store.object_store();
-        let object = self
-            .with_timeout(uri, objects.get_opts(&key, options))
-            .await?
-            .map_err(to_fetch_error)?;
+        let object =
+            self.with_timeout(uri, store.get(&key, version)).await?.map_err(to_fetch_error)?;
         let size = object.meta.size;
         let body = object.into_stream().map(|chunk| chunk.map_err(to_fetch_error));
         self.read_body_within_budget(uri, Some(size), body).await
     }
 
     /// Returns the client of a bucket; opens it if necessary.
-    async fn open_bucket(&self, uri: &str, bucket: &str) -> Result<Store, FetchError> {
+    async fn open_bucket(&self, uri: &str, bucket: &str) -> Result<ImageStore, FetchError> {
         let mut stores = self.bucket_stores.lock().await;
         if let Some(store) = stores.get(bucket) {
             return Ok(store.clone());
@@ -257,7 +251,7 @@ impl Fetcher {
         if stores.len() >= MAX_BUCKET_STORES {
             stores.clear();
         }
-        let store = Store::open(bucket, &self.options.store_options)
+        let store = ImageStore::open(bucket, &self.options.store_options)
             .map_err(|error: StoreError| uri_rejected_error(uri, error.to_string()))?;
         stores.insert(bucket.to_owned(), store.clone());
         Ok(store)

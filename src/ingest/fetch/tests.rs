@@ -79,6 +79,8 @@ async fn private_addresses_and_unknown_schemes_are_rejected() {
         "http://2130706433/",
         "ftp://example.com/a.jpg",
         "not a uri",
+        "s3://bucket/a/../b.jpg",
+        "s3://bucket/a.jpg?versionId=1",
     ] {
         let error = fetch_uri(&fetcher, hostile).await.unwrap_err();
         assert_eq!(error.code(), "uri_not_allowed", "{hostile}: {error}");

@@ -5,6 +5,7 @@
 //! `Decoder::parse_events`.
 
 mod bucket_notification;
+mod bucket_watch;
 mod cloud_event;
 mod error;
 mod image_event;
@@ -25,6 +26,7 @@ use crate::record::{
     AcceptedEvent, AttributeTypes, ImageChange, ImageId, InvalidField, KafkaMessage,
     VersionOrdering,
 };
+use bucket_watch::BucketWatch;
 use reembed::ReembedTopic;
 use rules::{DecodeRules, VersionFields};
 
@@ -49,6 +51,7 @@ impl Decoder {
                 attribute_types: attributes.clone(),
                 cloud_event_types: options.cloud_event_types.clone(),
                 image_id_template: options.image_id_template.clone(),
+                bucket_watch: BucketWatch::default(),
             },
             max_clock_skew: TimeDelta::seconds(options.max_clock_skew_seconds.into()),
             tombstone_retention: None,

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::bucket_watch::BucketWatch;
 use crate::record::{
     AttributeType, AttributeTypes, Attributes, ImageId, InvalidField, KafkaMessage, Operation,
     SequenceKey, VersionOrdering,
@@ -23,6 +24,8 @@ pub struct DecodeRules {
     pub cloud_event_types: BTreeMap<String, Operation>,
     /// The image id of an object in a bucket, with the placeholders `{bucket}` and `{key}`.
     pub image_id_template: String,
+    /// Notices that objects of several buckets share ids.
+    pub bucket_watch: BucketWatch,
 }
 
 /// The fields of an event that may carry its version. The catalogue's ordering decides which one is used.

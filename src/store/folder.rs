@@ -1,7 +1,4 @@
-//! Object storage by URL: S3 and compatible stores, GCS, Azure, a local folder, memory.
-//!
-//! Credentials come from the standard environment variables of each provider (`AWS_*`, `GOOGLE_*`,
-//! `AZURE_*`). Options in the configuration override them.
+//! Folders in object storage, as the program itself reads and writes them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -40,6 +37,14 @@ pub enum StoreError {
         /// Error of the operating system.
         source: std::io::Error,
     },
+    /// A local folder or file could not be read.
+    #[error("{path}: {source}; let this user read it")]
+    ReadFolder {
+        /// Path of the folder or file.
+        path: String,
+        /// Error of the operating system.
+        source: std::io::Error,
+    },
     /// The store returned an error, or could not be reached.
     #[error("{url}: {source}")]
     ObjectStore {
@@ -73,9 +78,10 @@ impl Classify for StoreError {
         match self {
             Self::ObjectStore { source, .. } => classify_error(source),
             Self::Timeout { .. } => Disposition::Retry,
-            Self::InvalidUrl { .. } | Self::CreateFolder { .. } | Self::NoConditionalPut { .. } => {
-                Disposition::Fatal
-            }
+            Self::InvalidUrl { .. }
+            | Self::CreateFolder { .. }
+            | Self::ReadFolder { .. }
+            | Self::NoConditionalPut { .. } => Disposition::Fatal,
         }
     }
 }
@@ -115,14 +121,8 @@ impl Store {
         if url.scheme() == "file" {
             return Self::open_local_folder(&url);
         }
-        let environment = std::env::vars()
-            .filter(|(k, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| k.starts_with(p)));
-        let configured = options.iter().map(|(k, v)| (k.clone(), v.clone()));
-        // Later options override earlier ones.
-        let merged =
-            environment.chain(configured).map(|(key, value)| (key.to_ascii_lowercase(), value));
         let (object_store, prefix) =
-            object_store::parse_url_opts(&url, merged).map_err(|source| {
+            object_store::parse_url_opts(&url, merge_environment(options)).map_err(|source| {
                 StoreError::InvalidUrl { url: url.to_string(), reason: source.to_string() }
             })?;
         Ok(Self { object_store: Arc::new(PrefixStore::new(object_store, prefix)), url })
@@ -212,6 +212,17 @@ impl Store {
             Ok(_) => Err(StoreError::NoConditionalPut { url: self.url.to_string() }),
         }
     }
+}
+
+/// Returns the options of the providers' environment variables, then `options`, which override them. The names
+/// are in lower case.
+pub(super) fn merge_environment(
+    options: &BTreeMap<String, String>,
+) -> impl Iterator<Item = (String, String)> {
+    let environment = std::env::vars()
+        .filter(|(k, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| k.starts_with(p)));
+    let configured = options.iter().map(|(k, v)| (k.clone(), v.clone()));
+    environment.chain(configured).map(|(key, value)| (key.to_ascii_lowercase(), value))
 }
 
 /// Parses the URL of a folder. A plain path becomes an absolute file URL.
