@@ -20,12 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use url::Url;
 
+use crate::diagnosis::describe;
 use crate::ingest::source::{Decoder, ImageEvent};
 use crate::kafka;
 use crate::record::{
     AttributeType, AttributeTypes, Attributes, ImageId, KafkaMessage, Operation, SequenceKey,
     TopicPartition, VersionOrdering,
 };
+use crate::redact::redact;
 use crate::retry::{Classify, Disposition};
 use crate::store::{self, ImageStore, ListedObject, StoreError};
 use crate::telemetry::event;
@@ -52,7 +54,7 @@ pub enum PublishError {
         reason: String,
     },
     /// Lines cannot be read.
-    #[error("{name}: {source}")]
+    #[error("{name}: {}", describe(.source))]
     ReadLines {
         /// Name of the file.
         name: String,
@@ -60,7 +62,7 @@ pub enum PublishError {
         source: std::io::Error,
     },
     /// Kafka did not accept an event.
-    #[error("topic {topic} at {brokers}: {source}")]
+    #[error("topic {topic} at {brokers}: {}", describe(.source))]
     Kafka {
         /// The topic of the event.
         topic: String,
@@ -308,7 +310,7 @@ fn list_image_events(
     store: &ImageStore,
     template: EventTemplate,
 ) -> BoxStream<'static, Result<PublishInput, PublishError>> {
-    let url = store.url().to_string();
+    let url = redact(store.url().as_str()).into_owned();
     store
         .list()
         .filter_map(move |object| {

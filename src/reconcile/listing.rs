@@ -11,6 +11,7 @@ use super::sort::{ExternalSorter, SORT_MEMORY_BYTES, SortedPairs, to_json_bytes}
 use crate::ingest::source::{Decoder, ImageEvent};
 use crate::publish;
 use crate::record::{ImageId, Operation, SequenceKey, VersionOrdering};
+use crate::redact::redact;
 use crate::store::ImageStore;
 
 /// What the table is compared with.
@@ -32,7 +33,7 @@ impl ListingSource {
     /// Returns the URL or file name, for messages and the report.
     pub(super) fn name(&self) -> String {
         match self {
-            Self::Store(store) => store.url().to_string(),
+            Self::Store(store) => redact(store.url().as_str()).into_owned(),
             Self::List { name, .. } => name.clone(),
         }
     }

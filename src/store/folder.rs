@@ -7,6 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use object_store::aws::AmazonS3ConfigKey;
+use object_store::azure::AzureConfigKey;
+use object_store::gcp::GoogleConfigKey;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -14,6 +17,8 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use url::Url;
 
+use crate::diagnosis::describe;
+use crate::redact::redact;
 use crate::retry::{Classify, Disposition};
 
 /// Why object storage cannot be used.
@@ -21,7 +26,8 @@ use crate::retry::{Classify, Disposition};
 pub enum StoreError {
     /// The URL is not valid, or of a kind that is not supported.
     #[error(
-        "{url}: {reason}; use s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///folder or a path"
+        "{}: {reason}; use s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///folder or a path",
+        redact(.url)
     )]
     InvalidUrl {
         /// The URL as configured.
@@ -30,7 +36,7 @@ pub enum StoreError {
         reason: String,
     },
     /// A local folder could not be created.
-    #[error("folder {path}: {source}; choose a folder that this user may write")]
+    #[error("folder {path}: {}; choose a folder that this user may write", describe(.source))]
     CreateFolder {
         /// Path of the folder.
         path: String,
@@ -38,7 +44,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// A local folder or file could not be read.
-    #[error("{path}: {source}; let this user read it")]
+    #[error("{path}: {}; let this user read it", describe(.source))]
     ReadFolder {
         /// Path of the folder or file.
         path: String,
@@ -46,7 +52,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The store returned an error, or could not be reached.
-    #[error("{url}: {source}")]
+    #[error("{}: {}", redact(.url), describe(.source))]
     ObjectStore {
         /// URL of the store or object.
         url: String,
@@ -55,7 +61,8 @@ pub enum StoreError {
     },
     /// The store did not answer in time.
     #[error(
-        "{url}: no answer within {seconds} s; check the address, the network and the credentials"
+        "{}: no answer within {seconds} s; check the address, the network and the credentials",
+        redact(.url)
     )]
     Timeout {
         /// URL of the store.
@@ -65,7 +72,8 @@ pub enum StoreError {
     },
     /// The store does not support conditional puts, on which safe commits depend.
     #[error(
-        "{url}: this store overwrote an object that a conditional put must not touch; use one with If-None-Match support (S3, R2, MinIO, GCS, Azure, a local folder)"
+        "{}: this store overwrote an object that a conditional put must not touch; use one with If-None-Match support (S3, R2, MinIO, GCS, Azure, a local folder)",
+        redact(.url)
     )]
     NoConditionalPut {
         /// URL of the store.
@@ -109,7 +117,7 @@ pub struct Store {
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Store({})", self.url)
+        write!(f, "Store({})", redact(self.url.as_str()))
     }
 }
 
@@ -123,7 +131,7 @@ impl Store {
         }
         let (object_store, prefix) =
             object_store::parse_url_opts(&url, merge_environment(options)).map_err(|source| {
-                StoreError::InvalidUrl { url: url.to_string(), reason: source.to_string() }
+                StoreError::InvalidUrl { url: url.to_string(), reason: describe(&source) }
             })?;
         Ok(Self { object_store: Arc::new(PrefixStore::new(object_store, prefix)), url })
     }
@@ -223,6 +231,25 @@ pub(super) fn merge_environment(
         .filter(|(k, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| k.starts_with(p)));
     let configured = options.iter().map(|(k, v)| (k.clone(), v.clone()));
     environment.chain(configured).map(|(key, value)| (key.to_ascii_lowercase(), value))
+}
+
+/// Whether a kind of store has the option `name`.
+pub fn is_known_option(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.parse::<AmazonS3ConfigKey>().is_ok()
+        || name.parse::<GoogleConfigKey>().is_ok()
+        || name.parse::<AzureConfigKey>().is_ok()
+}
+
+/// Returns one line per option of `store_options` that no kind of store has.
+pub fn validate_options(store_options: &BTreeMap<String, String>) -> Vec<String> {
+    let unknown = store_options.keys().filter(|name| !is_known_option(name));
+    let problem = |name: &String| {
+        format!(
+            "store_options.{name}: is not an option of S3, Google Cloud Storage or Azure; correct or remove it"
+        )
+    };
+    unknown.map(problem).collect()
 }
 
 /// Parses the URL of a folder. A plain path becomes an absolute file URL.

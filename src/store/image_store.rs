@@ -21,6 +21,7 @@ use super::folder_listing;
 use super::key_translation::{KeyTranslatingConnector, S3Signer};
 use super::listed_object::ListedObject;
 use super::object_keys::{is_plain_key, key_of_url, key_to_path, object_url, path_to_key};
+use crate::diagnosis::describe;
 
 /// Region of a bucket if none is configured.
 const DEFAULT_S3_REGION: &str = "us-east-1";
@@ -64,9 +65,9 @@ impl ImageStore {
             )));
         }
         let (scheme, _) =
-            ObjectStoreScheme::parse(&url).map_err(|error| invalid_url(error.to_string()))?;
+            ObjectStoreScheme::parse(&url).map_err(|error| invalid_url(describe(&error)))?;
         let (objects, translates_keys) =
-            open_bucket(&scheme, &url, options).map_err(|error| invalid_url(error.to_string()))?;
+            open_bucket(&scheme, &url, options).map_err(|error| invalid_url(describe(&error)))?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         Ok(Self { url, access: ImageAccess::Bucket { objects, prefix, translates_keys } })
     }

@@ -13,7 +13,7 @@ mod key_translation;
 mod listed_object;
 mod object_keys;
 
-pub use folder::{Store, StoreError, classify_error, parse_url};
+pub use folder::{Store, StoreError, classify_error, is_known_option, parse_url, validate_options};
 pub use image_store::ImageStore;
 pub use listed_object::ListedObject;
 pub use object_keys::{key_of_url, object_url, parse_object_url};

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use super::printing::print_note;
 use crate::clip::ClipError;
 use crate::config::ConfigError;
+use crate::diagnosis::describe_in_lines;
 
 /// The error of a command; decides the exit code.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ impl CommandError {
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Self::Usage(error) | Self::Failed(error)) = self;
-        write!(f, "{error:#}")
+        f.write_str(&describe_in_lines(error.as_ref()))
     }
 }
 

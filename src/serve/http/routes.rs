@@ -172,7 +172,9 @@ pub async fn get_picture(
         };
         let detail = match &error {
             // Errors of hosts and stores may name addresses that callers must not know.
-            FetchError::Permanent { .. } | FetchError::Transient { .. } => {
+            FetchError::Permanent { .. }
+            | FetchError::Forbidden { .. }
+            | FetchError::Transient { .. } => {
                 error!(event = event::HTTP_ERROR, code = error.code(), %error, "a picture could not be fetched");
                 "the picture's host or store did not return it; see the server's log".to_owned()
             }

@@ -28,7 +28,7 @@ use crate::record::{
 };
 use bucket_watch::BucketWatch;
 use reembed::ReembedTopic;
-use rules::{DecodeRules, VersionFields};
+use rules::{DecodeRules, VersionFields, key_text};
 
 /// Turns the messages of one catalogue's topics into events.
 #[derive(Debug, Clone)]
@@ -178,11 +178,10 @@ fn decode_tombstone(
     rules: &DecodeRules,
     message: &KafkaMessage,
 ) -> Result<AcceptedEvent, EventDecodeError> {
-    let key = message
-        .key
-        .as_ref()
-        .ok_or_else(|| EventDecodeError::UnknownFormat("null value without a key".into()))?;
-    let id = std::str::from_utf8(key).map_err(|_| InvalidField::new("key", "is not UTF-8"))?;
+    if message.key.is_none() {
+        return Err(EventDecodeError::UnknownFormat("null value without a key".into()));
+    }
+    let id = key_text(message).ok_or_else(|| InvalidField::new("key", "is not UTF-8"))?;
     let image_id = ImageId::new(id)?;
     let event_time = message.timestamp_ms.and_then(DateTime::from_timestamp_millis);
     let versions = VersionFields { event_time, ..VersionFields::default() };

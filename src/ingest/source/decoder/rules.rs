@@ -1,6 +1,7 @@
 //! What all formats share: the catalogue's rules for versions and attributes, and typed reading of
 //! JSON with errors that name the field.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
@@ -62,9 +63,7 @@ impl DecodeRules {
             VersionOrdering::Sequencer => {
                 SequenceKey::from_sequencer(versions.sequencer.ok_or_else(|| missing("sequencer"))?)
             }
-            VersionOrdering::Offset
-                if message.key.as_deref() == Some(image_id.as_str().as_bytes()) =>
-            {
+            VersionOrdering::Offset if key_text(message).as_deref() == Some(image_id.as_str()) => {
                 let offset = u64::try_from(message.offset)
                     .map_err(|_| InvalidField::new("offset", "is negative"))?;
                 Ok(SequenceKey::from_number(offset))
@@ -101,6 +100,14 @@ impl DecodeRules {
     }
 }
 
+/// Returns the key of a message as text; `None` if it has none that is UTF-8. A key in the quotes of JSON, as
+/// Kafka Connect's converter writes it, is that text without them.
+pub(super) fn key_text(message: &KafkaMessage) -> Option<Cow<'_, str>> {
+    let key = std::str::from_utf8(message.key.as_deref()?).ok()?;
+    let unquoted = key.starts_with('"').then(|| serde_json::from_str::<String>(key).ok()).flatten();
+    Some(unquoted.map_or(key.into(), Into::into))
+}
+
 /// Deserialises `value`; an error names the field by its path.
 pub(super) fn deserialise<T: DeserializeOwned>(value: Value) -> Result<T, InvalidField> {
     serde_path_to_error::deserialize(value).map_err(|error| {
@@ -117,6 +124,9 @@ pub(super) fn deserialise<T: DeserializeOwned>(value: Value) -> Result<T, Invali
     })
 }
 
+/// 2⁵³: floats represent every whole number up to it.
+const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_992.0;
+
 /// Returns the text under which an attribute value is stored; `None` if it is not of `attribute_type`.
 pub fn canonical_attribute_text(attribute_type: AttributeType, value: &Value) -> Option<String> {
     match (attribute_type, value) {
@@ -124,6 +134,11 @@ pub fn canonical_attribute_text(attribute_type: AttributeType, value: &Value) ->
         (AttributeType::Integer, Value::Number(n)) if n.is_i64() || n.is_u64() => {
             Some(n.to_string())
         }
+        // Some senders have no other numbers than floats: 2020.0 is a whole number.
+        (AttributeType::Integer, Value::Number(n)) => n
+            .as_f64()
+            .filter(|n| n.fract() == 0.0 && n.abs() <= MAX_EXACT_INTEGER)
+            .map(|n| (n as i64).to_string()),
         (AttributeType::Number, Value::Number(n)) => Some(n.to_string()),
         (AttributeType::Boolean, Value::Bool(b)) => Some(b.to_string()),
         (AttributeType::Time, Value::String(text)) => {

@@ -3,7 +3,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use chrono::DateTime;
 
-use super::{BucketNotification, CloudEvent, Decoder, EventDecodeError, ImageEvent};
+use super::{
+    BucketNotification, CloudEvent, Decoder, EventDecodeError, ImageEvent, canonical_attribute_text,
+};
 use crate::ingest::source::SourceOptions;
 use crate::record::{
     AcceptedEvent, AttributeType, AttributeTypes, ImageChange, ImageSource, KafkaMessage,
@@ -370,6 +372,29 @@ fn schemas_are_current() {
         let current = std::fs::read_to_string(&file).unwrap_or_default();
         let generated = serde_json::to_string_pretty(&schema).unwrap() + "\n";
         assert!(current == generated, "{file} is not current: run `just generate`");
+    }
+}
+
+#[test]
+fn whole_floats_are_integers_and_keys_may_be_in_quotes() {
+    for (value, text) in [
+        ("2020.0", Some("2020")),
+        ("-3e2", Some("-300")),
+        ("2020.5", None),
+        ("1e300", None),
+        ("\"2020\"", None),
+    ] {
+        let value = serde_json::from_str(value).unwrap();
+        let found = canonical_attribute_text(AttributeType::Integer, &value);
+        assert_eq!(found.as_deref(), text, "{value}");
+    }
+    for (key, id) in [("a.jpg", "a.jpg"), ("\"a.jpg\"", "a.jpg"), ("\"half", "\"half")] {
+        for ordering in [VersionOrdering::Offset, VersionOrdering::EventTime] {
+            let tombstone = KafkaMessage { timestamp_ms: Some(1), ..message(Some(key), None) };
+            let events = decode_with_ordering(ordering, &tombstone).unwrap();
+            assert_eq!(events[0].image_id.as_str(), id);
+            assert_eq!(events[0].change, ImageChange::Delete);
+        }
     }
 }
 

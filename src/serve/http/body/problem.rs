@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tracing::error;
 
+use crate::redact::redact;
 use crate::search::QueryError;
 use crate::serve::feedback::FeedbackError;
 use crate::serve::http::credentials::api_keys::Scope;
@@ -38,11 +39,12 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        let detail: String = detail.into();
         Self {
             kind: "about:blank",
             title: status.canonical_reason().unwrap_or("Error"),
             status: status.as_u16(),
-            detail: detail.into(),
+            detail: redact(&detail).into_owned(),
             code,
             field: None,
             retry_after: None,
