@@ -15,6 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::diagnosis;
 use crate::record::{KafkaMessage, TopicPartition};
 use crate::retry::Disposition;
 use crate::telemetry::event;
@@ -89,9 +90,11 @@ impl KafkaOptions {
             100,
             300_000,
         );
-        for key in self.properties.keys() {
+        for (key, value) in &self.properties {
             if RESERVED_PROPERTIES.contains(&key.as_str()) {
                 problems.push(format!("properties.\"{key}\": is set by bsap itself; remove it"));
+            } else if let Some(problem) = diagnosis::check_kafka_property(key, value) {
+                problems.push(format!("properties.\"{key}\": {problem}"));
             }
         }
         problems
@@ -133,7 +136,8 @@ const UNREADABLE_HEADER_PLACEHOLDER: &str = "\u{fffd}";
 /// No broker answered a request.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "kafka.brokers: no broker answers at {brokers}: {source}; check the address, the network and kafka.properties"
+    "kafka.brokers: no broker answers at {brokers}: {}; check the address, the network and kafka.properties",
+    diagnosis::describe(.source)
 )]
 pub struct BrokersUnreachable {
     brokers: String,

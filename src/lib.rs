@@ -14,6 +14,10 @@ pub mod balance;
 pub mod record;
 // Checks that options share.
 pub mod validate;
+// Hides secrets in texts.
+pub mod redact;
+// Errors of libraries with all of their causes, and remedies.
+pub mod diagnosis;
 // What a caller does about an error, and how long it waits before it tries again.
 pub mod retry;
 // Log events, metrics, traces, and the address for probes and metrics.

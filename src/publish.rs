@@ -7,32 +7,33 @@
 mod backlog;
 
 use std::collections::BTreeMap;
-use std::path::{Path as FilePath, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::stream::{BoxStream, once};
 use futures::{Stream, StreamExt};
-use object_store::{ObjectMeta, ObjectStoreExt};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 use serde_json::Value;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 use url::Url;
 
 use self::backlog::{Backlog, Reservation};
 pub use self::backlog::{BacklogLimit, BacklogSize};
+use crate::diagnosis::describe;
 use crate::ingest::source::{Decoder, ImageEvent};
 use crate::kafka;
 use crate::record::{
-    AttributeType, AttributeTypes, Attributes, KafkaMessage, Operation, SequenceKey,
+    AttributeType, AttributeTypes, Attributes, ImageId, KafkaMessage, Operation, SequenceKey,
     TopicPartition, VersionOrdering,
 };
+use crate::redact::redact;
 use crate::retry::{Classify, Disposition};
-use crate::store::{self, Store, StoreError};
+use crate::store::{self, ImageStore, ListedObject, StoreError};
 use crate::telemetry::event;
 
 /// Maximum number of events sent to Kafka that are not acknowledged yet.
@@ -57,7 +58,7 @@ pub enum PublishError {
         reason: String,
     },
     /// Lines cannot be read.
-    #[error("{name}: {source}")]
+    #[error("{name}: {}", describe(.source))]
     ReadLines {
         /// Name of the file.
         name: String,
@@ -65,7 +66,7 @@ pub enum PublishError {
         source: std::io::Error,
     },
     /// Kafka did not accept an event.
-    #[error("topic {topic} at {brokers}: {source}")]
+    #[error("topic {topic} at {brokers}: {}", describe(.source))]
     Kafka {
         /// The topic of the event.
         topic: String,
@@ -345,7 +346,7 @@ pub async fn discover_events(
             Ok(once(async { Ok(Ok(event)) }).boxed())
         }
         "file" => discover_local_events(target, &url, template).await,
-        _ => Ok(list_image_events(Store::open(target, options)?, template)),
+        _ => Ok(list_image_events(&ImageStore::open(target, options)?, template)),
     }
 }
 
@@ -362,36 +363,35 @@ async fn discover_local_events(
     let path: PathBuf = path.components().collect();
     let metadata = tokio::fs::metadata(&path).await.map_err(|e| invalid_target(e.to_string()))?;
     if metadata.is_dir() {
-        return Ok(list_image_events(Store::open(target, &BTreeMap::new())?, template));
+        return Ok(list_image_events(&ImageStore::open(target, &BTreeMap::new())?, template));
     }
-    let (Some(folder), Some(name)) =
-        (path.parent().and_then(FilePath::to_str), path.file_name().and_then(|n| n.to_str()))
-    else {
-        return Err(invalid_target("is not a path in UTF-8".into()));
-    };
-    let store = Store::open(folder, &BTreeMap::new())?;
-    let key = object_store::path::Path::parse(name).map_err(|e| invalid_target(e.to_string()))?;
-    let meta = store.object_store().head(&key).await.map_err(|e| store.wrap_error(e))?;
-    let object = ListedObject::from_metadata(&store, &meta);
-    let event = template.upsert_event(&object.key, object.uri.as_str(), object.last_modified);
+    let uri =
+        Url::from_file_path(&path).map_err(|()| invalid_target("is not a local path".into()))?;
+    let name = path.file_name().and_then(|name| name.to_str());
+    let name =
+        name.ok_or_else(|| invalid_target("its name is not UTF-8; rename the file".into()))?;
+    let modified_at = metadata.modified().map_err(|e| invalid_target(e.to_string()))?;
+    let event = template.upsert_event(name, uri.as_str(), modified_at.into());
+    check_image_id(&event).map_err(invalid_target)?;
     Ok(once(async { Ok(Ok(event)) }).boxed())
 }
 
-/// Returns the events for all images in `store`.
+/// Returns the events for all images in `store`; the reason instead for those that cannot be announced.
 fn list_image_events(
-    store: Store,
+    store: &ImageStore,
     template: EventTemplate,
 ) -> BoxStream<'static, Result<PublishInput, PublishError>> {
-    list_objects(store)
+    let url = redact(store.url().as_str()).into_owned();
+    store
+        .list()
         .filter_map(move |object| {
             let input = match object {
                 Err(error) => Some(Err(error.into())),
-                Ok(object) => object.is_image.then(|| {
-                    Ok(Ok(template.upsert_event(
-                        &object.key,
-                        object.uri.as_str(),
-                        object.last_modified,
-                    )))
+                Ok(object) => has_image_extension(&object.key).then(|| {
+                    Ok(announce_object(&object, &template).map_err(|reason| {
+                        log_skipped_object(&url, &object.key_text(), &reason);
+                        format!("{url}: {:?}: {reason}", object.key_text())
+                    }))
                 }),
             };
             std::future::ready(input)
@@ -399,53 +399,36 @@ fn list_image_events(
         .boxed()
 }
 
-/// An object of a listing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListedObject {
-    /// Key of the object below the URL that is listed.
-    pub key: String,
-    /// URL of the object.
-    pub uri: Url,
-    /// Time of the last change.
-    pub last_modified: DateTime<Utc>,
-    /// Size of the object.
-    pub size_bytes: u64,
-    /// Whether its extension is that of an image.
-    pub is_image: bool,
+/// Builds the event of a listed image, or says why it cannot be announced.
+fn announce_object(object: &ListedObject, template: &EventTemplate) -> PublishInput {
+    let uri = object.uri.as_ref().map_err(Clone::clone)?;
+    let event = template.upsert_event(&object.key_text(), uri.as_str(), object.last_modified);
+    check_image_id(&event)?;
+    Ok(event)
 }
 
-impl ListedObject {
-    fn from_metadata(store: &Store, meta: &ObjectMeta) -> Self {
-        let mut uri = store.url().clone();
-        if let Ok(mut segments) = uri.path_segments_mut() {
-            segments
-                .pop_if_empty()
-                .extend(meta.location.parts().map(|part| part.as_ref().to_owned()));
-        }
-        Self {
-            key: meta.location.as_ref().to_owned(),
-            uri,
-            last_modified: meta.last_modified,
-            size_bytes: meta.size,
-            is_image: has_image_extension(meta),
-        }
-    }
+fn check_image_id(event: &ImageEvent) -> Result<(), String> {
+    ImageId::new(&event.image_id).map(|_| ()).map_err(|error| error.to_string())
 }
 
-/// Lists all objects of `store`, in the order of the store.
-pub fn list_objects(store: Store) -> BoxStream<'static, Result<ListedObject, StoreError>> {
-    let objects = store.object_store().list(None);
-    objects
-        .map(move |object| match object {
-            Ok(meta) => Ok(ListedObject::from_metadata(&store, &meta)),
-            Err(error) => Err(store.wrap_error(error)),
-        })
-        .boxed()
+/// Logs that a listed image cannot be announced and is left out.
+pub fn log_skipped_object(url: &str, key: &str, reason: &str) {
+    warn!(
+        event = event::LISTING_OBJECT_SKIPPED,
+        listing_target = url,
+        key = format!("{key:?}"),
+        reason,
+        "a listed image cannot be announced and is left out"
+    );
 }
 
-fn has_image_extension(meta: &ObjectMeta) -> bool {
-    let extension = meta.location.extension().map(str::to_ascii_lowercase);
-    extension.is_some_and(|extension| IMAGE_EXTENSIONS.contains(&extension.as_str()))
+/// Whether the extension of a listed object is that of an image.
+pub fn has_image_extension(key: &[u8]) -> bool {
+    let name = key.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    let extension = name.rsplit(|byte| *byte == b'.').next().filter(|rest| rest.len() < name.len());
+    let extension = extension.map(<[u8]>::to_ascii_lowercase);
+    extension
+        .is_some_and(|extension| IMAGE_EXTENSIONS.iter().any(|known| known.as_bytes() == extension))
 }
 
 /// Reads events from JSON lines. A line that a worker would reject yields the reason, with `name` and the
@@ -570,6 +553,31 @@ mod tests {
                 .await
                 .is_err()
         );
+    }
+
+    #[tokio::test]
+    async fn files_that_cannot_be_announced_are_skipped_and_named() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &[u8]| folder.path().join(std::ffi::OsStr::from_bytes(name));
+        std::fs::create_dir(path(b"caf\xe9")).unwrap();
+        for name in [&b"a.jpg"[..], b"caf\xe9/b.jpg", b"line\nbreak.jpg", b"z.jpg", b"caf\xe9.txt"]
+        {
+            std::fs::write(path(name), b"x").unwrap();
+        }
+        std::os::unix::fs::symlink(folder.path(), path(b"around")).unwrap();
+        std::os::unix::fs::symlink("nowhere", path(b"broken.jpg")).unwrap();
+        std::os::unix::fs::symlink("itself.jpg", path(b"itself.jpg")).unwrap();
+        let target = folder.path().to_str().unwrap();
+        let options = BTreeMap::new();
+        let events = discover_events(target, &options, EventTemplate::default()).await;
+        let inputs = collect_sorted(events.unwrap()).await;
+        let ids: Vec<_> = inputs.iter().flatten().map(|event| event.image_id.as_str()).collect();
+        assert_eq!(ids, ["a.jpg", "z.jpg"]);
+        let skipped: Vec<_> = inputs.iter().filter_map(|input| input.as_ref().err()).collect();
+        assert_eq!(skipped.len(), 2, "{skipped:?}");
+        let named = |text: &str| skipped.iter().any(|reason| reason.contains(text));
+        assert!(named("is not UTF-8") && named("line\\nbreak.jpg"), "{skipped:?}");
     }
 
     #[tokio::test]

@@ -303,3 +303,178 @@ async fn the_fit_to_queries_is_measured_and_their_log_becomes_a_candidate() {
     assert!(problems.is_empty(), "{problems:#?}");
     assert!(worker.child.try_wait().unwrap().is_none(), "the worker still runs");
 }
+
+/// Part of every planted secret.
+const PLANT: &str = "pl4nted";
+
+/// Returns the lines of `text` that have a planted secret.
+fn leaks<'a>(name: &'a str, text: &'a str) -> impl Iterator<Item = String> + 'a {
+    text.lines().filter(|line| line.contains(PLANT)).map(move |line| format!("{name}: {line}"))
+}
+
+/// Secrets are planted in every place that takes them; no output, log, metric or answer has one.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_leaves_the_program() {
+    let mut fixture = Fixture::with_partitions(1);
+    let pictures = start_picture_host().await;
+    let port = free_port();
+    for (option, value) in [
+        ("HTTP__LISTEN", format!("127.0.0.1:{port}").as_str()),
+        ("KAFKA__PROPERTIES__SASL_PASSWORD", "sasl-pl4nted"),
+        ("TABLE__STORE_OPTIONS__AWS_SECRET_ACCESS_KEY", "table-pl4nted"),
+        ("FETCH__STORE_OPTIONS__AWS_SESSION_TOKEN", "fetch-pl4nted"),
+        ("FETCH__ALLOWED_PRIVATE_URL_PREFIXES", &pictures),
+        ("OTLP__ENDPOINT", "http://otlp:otlp-pl4nted@127.0.0.1:9"),
+        ("OTLP__INTERVAL_SECONDS", "1"),
+        ("ATTRIBUTES__LINK", "text"),
+        ("ATTRIBUTES__PRICE", "number"),
+    ] {
+        fixture.set_option(option, value);
+    }
+    let mut worker = fixture.start_process("ingest", &["ingest"]);
+    let mut query_worker = fixture.start_process("serve", &["serve"]);
+    let secret_link = "https://me:link-pl4nted@host/?token=link-pl4nted";
+    let event = |id: &str, uri: &str, price: &serde_json::Value| {
+        let attributes = json!({"link": secret_link, "price": price});
+        json!({"image_id": id, "uri": uri, "sequence": 1, "attributes": attributes}).to_string()
+    };
+    let signed =
+        "X-Amz-Signature=signed-pl4nted&X-Goog-Signature=signed-pl4nted&sig=signed-pl4nted";
+    let stored = format!("{pictures}a.jpg?{signed}");
+    fixture.send_message("stored", &event("stored", &stored, &json!(1))).await;
+    let refused = [
+        format!("{pictures}missing.jpg?{signed}"),
+        format!("{pictures}broken.jpg?{signed}"),
+        format!("{pictures}error.jpg?{signed}"),
+        "http://me:user-pl4nted@127.0.0.1:9/a.jpg".to_owned(),
+        "http://me:sl/ash-pl4nted@127.0.0.1:9/a.jpg".to_owned(),
+        format!("s3://bucket/a.jpg?{signed}"),
+        format!("ftp://me:ftp-pl4nted@host/a?{signed}"),
+        "s3://id:key-pl4nted@bucket/../a.jpg".to_owned(),
+    ];
+    for (i, uri) in refused.iter().enumerate() {
+        let id = format!("refused-{i}");
+        fixture.send_message(&id, &event(&id, uri, &json!(1))).await;
+    }
+    fixture.send_message("typed", &event("typed", &stored, &json!(secret_link))).await;
+    let processed = |lines: &[LogLine]| {
+        ["succeeded", "dead_lettered", "not_found"]
+            .map(|field| sum_field(lines, event::COMMIT_SUCCEEDED, field))
+            .iter()
+            .sum::<u64>()
+    };
+    worker.wait_for_line("a commit succeeds", |line| is_event(line, event::COMMIT_SUCCEEDED)).await;
+    for _ in 0..600 {
+        if processed(&worker.log_lines()) == 10 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(processed(&worker.log_lines()), 10, "every event has an outcome");
+    let has_image = |line: &LogLine| line["images"].as_u64() == Some(1);
+    let is_loaded = |line: &LogLine| {
+        is_event(line, event::SNAPSHOT_READY) || is_event(line, event::TABLE_REFRESHED)
+    };
+    query_worker
+        .wait_for_line("the image is in memory", |line| is_loaded(line) && has_image(line))
+        .await;
+    worker.wait_for_line("the collector fails", |line| is_event(line, event::OTLP_FAILED)).await;
+
+    let mut leaked: Vec<String> = Vec::new();
+    let base = format!("http://127.0.0.1:{port}");
+    let client = reqwest::Client::new();
+    let search = |body: serde_json::Value| {
+        client
+            .post(format!("{base}/v1/search"))
+            .header("content-type", "application/json")
+            .body(body.to_string())
+    };
+    let get = |path: &str| client.get(format!("{base}{path}"));
+    for (name, request, is_success) in [
+        ("search", search(json!({"text": "a mug"})), true),
+        ("state", get("/v1/state"), true),
+        ("image", get("/v1/images/stored"), true),
+        ("picture", get("/v1/images/stored/picture"), true),
+        (
+            "facets",
+            search(json!({"text": "a mug", "filter": {"link": "https://me:x-pl4nted@h/"}})),
+            true,
+        ),
+        ("unknown field", search(json!({"text": "a mug", "https://me:x-pl4nted@h/": 1})), false),
+        ("unknown image", get("/v1/images/https:%2F%2Fme:x-pl4nted@h%2F"), false),
+        ("metrics", client.get(format!("http://{}/metrics", worker.metrics_address)), true),
+        ("metrics", client.get(format!("http://{}/metrics", query_worker.metrics_address)), true),
+    ] {
+        let response = request.send().await.unwrap();
+        let (status, text) = (response.status(), response.text().await.unwrap());
+        assert_eq!(status.is_success(), is_success, "{name}: {text}");
+        if name == "search" || name == "image" {
+            assert!(text.contains("(hidden)"), "{name}: {text}");
+        }
+        leaked.extend(leaks(name, &text));
+    }
+    let folder = fixture.folder.path().to_owned();
+    let files = [
+        ("typo.toml", "[kafka.properties]\n'sasl.pasword' = 'file-pl4nted'\n'ssl.key.pem' = 7\n"),
+        ("type.toml", "[kafka]\nproperties = 'sasl.password=file-pl4nted'\n"),
+        ("number.toml", "[table.store_options]\naws_secret_acces_key = 'file-pl4nted'\n"),
+        ("syntax.toml", "[kafka.properties]\n'sasl.password' = file-pl4nted\n"),
+    ];
+    for (name, text) in files {
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+    let server = format!("http://me:server-pl4nted@127.0.0.1:{port}");
+    let pictures_folder = folder.join("pictures");
+    let pictures_folder = pictures_folder.to_str().unwrap();
+    for (name, arguments, is_success) in [
+        ("check", &["check"][..], true),
+        ("show", &["config", "show"], true),
+        ("status", &["status"], true),
+        ("status-json", &["status", "--json"], true),
+        ("search", &["search", "--server", &server, "--json", "a mug"], true),
+        ("search-table", &["search", "--json", "a mug"], true),
+        ("unreachable", &["search", "--server", "http://me:x-pl4nted@127.0.0.1:9", "a mug"], false),
+        ("letters", &["dead-letters", "list", "--limit", "100"], true),
+        ("letters-json", &["dead-letters", "list", "--json"], true),
+        ("replay", &["dead-letters", "replay", "--all", "--dry-run"], true),
+        ("reconcile", &["reconcile", pictures_folder, "--json"], true),
+        ("bucket", &["reconcile", "s3://id:x-pl4nted@bucket//a"], false),
+        ("publish", &["publish", "s3://id:x-pl4nted@bucket//a", "--dry-run"], false),
+        ("typo", &["--config", "typo.toml", "config", "show"], false),
+        ("type", &["--config", "type.toml", "check"], false),
+        ("number", &["--config", "number.toml", "ingest"], false),
+        ("syntax", &["--config", "syntax.toml", "serve"], false),
+    ] {
+        let (output, _) = fixture.run_command(name, arguments);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), is_success, "{name}: {text}");
+        leaked.extend(leaks(name, &text));
+    }
+    assert!(worker.stop_gracefully() && query_worker.stop_gracefully());
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "log" || extension == "stderr") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            leaked.extend(leaks(path.to_str().unwrap(), &text));
+        }
+    }
+    assert!(leaked.is_empty(), "{leaked:#?}");
+}
+
+/// Starts a host with one picture, a broken one and one that fails; returns its URL prefix.
+async fn start_picture_host() -> String {
+    use axum::Router;
+    use axum::http::StatusCode;
+    use axum::routing::get;
+    use bsap::demo::catalogue::{PhotoStyle, Scene};
+    let jpeg = bsap::demo::draw::render_jpeg(&Scene::sample(1, 1, PhotoStyle::Studio), 64).unwrap();
+    let app = Router::new()
+        .route("/a.jpg", get(move || std::future::ready(jpeg.clone())))
+        .route("/broken.jpg", get(|| async { "no picture" }))
+        .route("/error.jpg", get(|| async { StatusCode::INTERNAL_SERVER_ERROR }));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    format!("http://{address}/")
+}

@@ -22,6 +22,7 @@ use super::statistics_backfill::StatisticsBackfill;
 use crate::balance::statistics::StatisticsSettings;
 use crate::catalogue::{CatalogueState, StateStore};
 use crate::clip::Encoders;
+use crate::diagnosis::describe;
 use crate::kafka;
 use crate::prompts::PromptSet;
 use crate::retry::{Backoff, Classify, Disposition};
@@ -110,7 +111,7 @@ pub struct ControlConsumer {
 /// Why the control topic is not consumed.
 #[derive(Debug, thiserror::Error)]
 enum ControlTopicError {
-    #[error(transparent)]
+    #[error("{}", describe(.0))]
     Kafka(#[from] rdkafka::error::KafkaError),
     #[error(transparent)]
     State(#[from] TableError),

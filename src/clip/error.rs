@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::diagnosis::describe;
+
 /// Why a model cannot be used, or an input cannot be embedded. Only [`ClipError::InvalidInput`] is
 /// about the picture or the text, and [`ClipError::NotFinite`] may be; all others are about the model or
 /// its device.
@@ -16,7 +18,7 @@ pub enum ClipError {
         reason: String,
     },
     /// A file of the checkpoint cannot be read.
-    #[error("{file}: {source}")]
+    #[error("{file}: {}", describe(.source))]
     File {
         /// Path of the file.
         file: PathBuf,
@@ -58,7 +60,7 @@ pub enum ClipError {
     #[error("the self-test failed: {0}")]
     SelfTest(String),
     /// A computation failed on the device.
-    #[error("the model failed: {0}")]
+    #[error("the model failed: {}", describe(.0))]
     Compute(#[from] candle_core::Error),
 }
 

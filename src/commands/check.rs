@@ -13,8 +13,10 @@ use super::shared::runtime::block_on;
 use crate::catalogue::StateStore;
 use crate::clip::{ClipModel, Encoders, run_self_test};
 use crate::config::Config;
+use crate::diagnosis::describe;
 use crate::kafka;
 use crate::prompts::PromptSet;
+use crate::redact::redact;
 use crate::search::{memory_limit_bytes, memory_required_bytes};
 use crate::serve::http;
 use crate::table::TableOverview;
@@ -39,7 +41,7 @@ impl CheckPrinter {
             Ok(description) => print_line!("ok      {option}: {description}"),
             Err(error) => {
                 self.failed_checks += 1;
-                print_line!("FAILED  {option}: {error:#}");
+                print_line!("FAILED  {option}: {}", redact(&error.to_string()));
             }
         }
     }
@@ -180,10 +182,11 @@ async fn check_table(config: &Config, report: &mut CheckPrinter) {
         StateStore::new(&store).read_newest().await?;
         Ok::<_, anyhow::Error>(format!(
             "{} can be written, read and put conditionally",
-            store.url()
+            redact(store.url().as_str())
         ))
     };
-    report.print_and_count("table.url", result.await);
+    let result = result.await.map_err(|error| describe(error.as_ref()));
+    report.print_and_count("table.url", result);
 }
 
 /// Estimates the memory that a query worker needs, and compares it with the limit.
@@ -257,10 +260,10 @@ async fn check_model(
     })
     .await?;
     for (setting, model) in models {
-        report.print_and_count(setting, model);
+        report.print_and_count(setting, model.map_err(|error| describe(error.as_ref())));
     }
     for set in prompts {
-        report.print_and_count("prompts.sets", set);
+        report.print_and_count("prompts.sets", set.map_err(|error| describe(error.as_ref())));
     }
     Ok(dimension)
 }

@@ -15,7 +15,7 @@ use super::shared::attributes::{parse_attributes, parse_name_value};
 use super::shared::catalogue::open_catalogue;
 use super::shared::configuration::load_config_without_model;
 use super::shared::error::{CommandError, CommandResult};
-use super::shared::printing::{print_line, print_note};
+use super::shared::printing::{escape_line_breaks, print_line, print_note};
 use super::shared::runtime::run_with_logging;
 use crate::catalogue::CatalogueState;
 use crate::config::Config;
@@ -26,7 +26,7 @@ use crate::reconcile::{
     compare_with_listing, default_temp_folder,
 };
 use crate::record::VersionOrdering;
-use crate::store::{self, Store};
+use crate::store::{self, ImageStore, Store};
 
 /// `bsap reconcile`.
 #[derive(Debug, Args)]
@@ -214,7 +214,8 @@ fn open_listing_store(target: &str, config: &Config) -> Result<ListingSource, Co
         }
         _ => {}
     }
-    let store = Store::open(target, &config.fetch.store_options).map_err(CommandError::usage)?;
+    let store =
+        ImageStore::open(target, &config.fetch.store_options).map_err(CommandError::usage)?;
     Ok(ListingSource::Store(store))
 }
 
@@ -304,7 +305,8 @@ fn print_finding(finding: &Finding) {
         DifferenceKind::Changed => "changed",
         DifferenceKind::Removed => "removed",
     };
-    print_line!("{difference:<8} {}  {}", finding.image_id, finding.reason);
+    let image_id = escape_line_breaks(&finding.image_id);
+    print_line!("{difference:<8} {image_id}  {}", finding.reason);
     if let Some(reason) = &finding.unrepairable_reason {
         print_line!("         cannot be repaired: {reason}");
     }
@@ -330,6 +332,7 @@ fn print_report(report: &ReconcileReport, args: &ReconcileArgs) {
         (report.deleted, "listed, but deleted by an event after their last change"),
         (report.id_conflicts, "listed, but their id belongs to an image from elsewhere"),
         (report.ignored, "listed, but not named like pictures"),
+        (report.unaddressable, "of the new ones cannot be announced because of their keys"),
         (report.unrepairable, "differences that cannot be repaired"),
         (
             report.skipped_deletes,

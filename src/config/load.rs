@@ -7,6 +7,8 @@ use serde_path_to_error::Segment;
 use toml::{Table, Value};
 
 use super::Config;
+use super::secrets::SECRET_MAPS;
+use crate::redact::{is_secret_name, redact, register_secrets};
 
 /// Prefix of environment variables: `BSAP_<SECTION>__<KEY>`.
 const ENV_PREFIX: &str = "BSAP_";
@@ -67,9 +69,8 @@ pub fn load_valid_part(
                     file.display()
                 )])
             })?;
-            text.parse().map_err(|e: toml::de::Error| {
-                error(vec![format!("not TOML: {}", e.to_string().trim_end())])
-            })?
+            text.parse()
+                .map_err(|e: toml::de::Error| error(vec![describe_syntax_error(&text, &e)]))?
         }
     };
     let mut problems = Vec::new();
@@ -84,9 +85,37 @@ pub fn load_valid_part(
             problems.push(format!("{name}: {problem}"));
         }
     }
+    register_secrets(collect_secrets(&table));
     let config = deserialise_valid_keys(table, &mut problems);
     problems.extend(config.validate());
+    let problems = problems.iter().map(|problem| redact(problem).into_owned()).collect();
     Ok((config, problems))
+}
+
+/// Says where a file is no TOML. The line itself, which the parser's own message shows, may have a secret.
+fn describe_syntax_error(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let (line, column) = (
+        before.matches('\n').count() + 1,
+        before.chars().rev().take_while(|c| *c != '\n').count() + 1,
+    );
+    format!("not TOML: line {line}, column {column}: {}", error.message().replace('\n', ", "))
+}
+
+/// Returns the values that are secret by the names of their keys, and those of the environment of stores.
+fn collect_secrets(table: &Table) -> Vec<String> {
+    let mut secrets = Vec::new();
+    for (section, key, is_secret) in SECRET_MAPS {
+        let map = table.get(section).and_then(|section| section.get(key)).and_then(Value::as_table);
+        for (_, value) in map.into_iter().flatten().filter(|(name, _)| is_secret(name)) {
+            secrets.push(value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+        }
+    }
+    let of_stores =
+        |name: &str| ["AWS_", "AZURE_", "GOOGLE_", "HF_"].iter().any(|p| name.starts_with(p));
+    let environment = std::env::vars().filter(|(name, _)| of_stores(name) && is_secret_name(name));
+    secrets.extend(environment.map(|(_, value)| value));
+    secrets
 }
 
 /// Converts values such as `4096.0` to whole numbers if the option is one: tools that render the file,
@@ -128,13 +157,26 @@ fn deserialise_valid_keys(mut table: Table, problems: &mut Vec<String>) -> Confi
                 _ => None,
             })
             .collect();
-        let reason = error.inner().message().replace('\n', " ");
+        let reason = hide_text_of_type_error(&error.inner().message().replace('\n', " "));
         problems.push(format!("{}: {reason}", path.join(".")));
         if !remove_key(&mut table, &path) {
             break;
         }
     }
     Config::default()
+}
+
+/// Hides the value in the message that a value is of the wrong type: it does not help, and may be a secret.
+fn hide_text_of_type_error(reason: &str) -> String {
+    let parts =
+        reason.strip_prefix("invalid type: ").and_then(|rest| rest.rsplit_once(", expected "));
+    match parts {
+        Some((found, expected)) => {
+            let kind = found.split([' ', '`', '"']).next().unwrap_or_default();
+            format!("invalid type: {kind}, expected {expected}")
+        }
+        None => reason.to_owned(),
+    }
 }
 
 /// Removes the deepest key of `path` that exists.

@@ -6,8 +6,7 @@
 
 pub(crate) mod load;
 mod reference;
-
-use std::collections::BTreeMap;
+mod secrets;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -111,26 +110,6 @@ impl Config {
             }
         }
         problems
-    }
-
-    /// Returns the configuration as TOML, with secrets hidden.
-    pub fn to_redacted_toml(&self) -> String {
-        let mut redacted = self.clone();
-        redact_secrets(&mut redacted.kafka.properties);
-        redact_secrets(&mut redacted.table.store_options);
-        redact_secrets(&mut redacted.fetch.store_options);
-        toml::to_string(&redacted).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
-    }
-}
-
-/// Hides values whose key contains a word such as `password`.
-fn redact_secrets(options: &mut BTreeMap<String, String>) {
-    const SECRET_KEY_WORDS: [&str; 6] = ["password", "secret", "token", "key", "credential", "sas"];
-    for (key, value) in options {
-        let key = key.to_ascii_lowercase();
-        if SECRET_KEY_WORDS.iter().any(|word| key.contains(word)) && !value.is_empty() {
-            *value = "(hidden)".into();
-        }
     }
 }
 

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use futures::{StreamExt, stream};
-use object_store::ObjectStoreExt;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -21,7 +20,7 @@ use super::sort::{SortedPairs, from_json_bytes};
 use crate::ingest::source::ImageEvent;
 use crate::publish::{PublishError, PublishInput, PublishSummary, Publisher};
 use crate::record::{Operation, VersionOrdering};
-use crate::store::{Store, StoreError};
+use crate::store::{ImageStore, Store};
 use crate::table::Generation;
 use crate::telemetry::event;
 
@@ -36,7 +35,7 @@ pub struct Comparison {
     pub(super) repair_event_lines: BufReader<File>,
     temp_folder: String,
     /// The store that was listed, to check an object before its delete is sent; `None` for a list.
-    listed_store: Option<Store>,
+    listed_store: Option<ImageStore>,
     /// Id of an image whose sequence is not the time of its event, although it should be.
     sequence_not_time_example: Option<String>,
 }
@@ -100,6 +99,7 @@ pub async fn compare_with_listing(
         deleted = report.deleted,
         id_conflicts = report.id_conflicts,
         ignored = report.ignored,
+        unaddressable = report.unaddressable,
         duration_ms = started.elapsed().as_millis() as u64,
         "the table was compared with a listing"
     );
@@ -146,7 +146,8 @@ impl Comparison {
             };
             match listed_store {
                 Some(store) if event.operation == Operation::Delete => {
-                    Ok(is_object_absent(store, &key).await?.then_some(event).ok_or(key))
+                    let may_exist = store.may_contain(key.as_bytes()).await?;
+                    Ok((!may_exist).then_some(event).ok_or(key))
                 }
                 _ => Ok(Ok(event)),
             }
@@ -155,17 +156,6 @@ impl Comparison {
             .map(read_event)
             .buffered(MAX_CONCURRENT_ABSENCE_CHECKS);
         Ok(publisher.send_all(events, token, on_event).await?)
-    }
-}
-
-/// Whether no object has the key `key`, by a request for that object.
-pub(super) async fn is_object_absent(store: &Store, key: &str) -> Result<bool, StoreError> {
-    // No object can have a key that the store does not allow.
-    let Ok(path) = object_store::path::Path::parse(key) else { return Ok(true) };
-    match store.object_store().head(&path).await {
-        Ok(_) => Ok(false),
-        Err(object_store::Error::NotFound { .. }) => Ok(true),
-        Err(error) => Err(store.wrap_error(error)),
     }
 }
 

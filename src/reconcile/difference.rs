@@ -6,8 +6,8 @@ use serde::Serialize;
 use super::images::{IdScheme, ListedImage, TableImage, TableImageStatus};
 use super::report::ReconcileReport;
 use crate::ingest::source::ImageEvent;
-use crate::publish::{EventTemplate, attributes_to_json};
-use crate::record::{AttributeTypes, Operation, SequenceKey, VersionOrdering};
+use crate::publish::{self, EventTemplate, attributes_to_json};
+use crate::record::{AttributeTypes, ImageId, Operation, SequenceKey, VersionOrdering};
 
 /// When images count as different, and how repair events are built.
 #[derive(Debug, Clone)]
@@ -156,6 +156,16 @@ fn check_new_image(
             } else {
                 *modified_at
             };
+            let image_id = format!("{}{key}", rules.event_template.id_prefix);
+            let uri = match check_announceable(&image_id, uri) {
+                Ok(uri) => uri,
+                Err(reason) => {
+                    report.unaddressable += 1;
+                    report.new += 1;
+                    publish::log_skipped_object(&report.target, key, &reason);
+                    return Some(new_finding(&image_id, None, Err(reason)));
+                }
+            };
             let repair = match &id_scheme.custom_id_example {
                 // Under a different id the image would be stored twice, or come back although it was
                 // deleted.
@@ -167,7 +177,7 @@ fn check_new_image(
                     rules.event_template.upsert_event(key, uri, event_time)
                 }),
             };
-            new_finding(&format!("{}{key}", rules.event_template.id_prefix), Some(uri), repair)
+            new_finding(&image_id, Some(uri), repair)
         }
         ListedImage::Id => {
             if deleted.is_some() {
@@ -191,6 +201,16 @@ fn check_new_image(
     };
     report.new += 1;
     Some(finding)
+}
+
+/// Returns the address of a listed object if an event can announce it under `image_id`; otherwise why not.
+fn check_announceable<'a>(
+    image_id: &str,
+    uri: &'a Result<String, String>,
+) -> Result<&'a String, String> {
+    let uri = uri.as_ref().map_err(Clone::clone)?;
+    ImageId::new(image_id).map_err(|error| error.to_string())?;
+    Ok(uri)
 }
 
 /// Checks whether a stored image differs from the listed one.
@@ -414,7 +434,7 @@ mod tests {
     fn listed_object(seconds: i64, bytes: u64) -> Option<ListedImage> {
         let uri = "s3://b/a.jpg".to_owned();
         Some(ListedImage::Object {
-            uri,
+            uri: Ok(uri),
             modified_at: time_at(seconds),
             size_bytes: bytes,
             is_image: true,

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::diagnosis::describe;
 use crate::publish::PublishError;
 use crate::retry::{Classify, Disposition};
 use crate::store::StoreError;
@@ -20,7 +21,7 @@ pub enum ReconcileError {
     #[error(transparent)]
     Publish(#[from] PublishError),
     /// The temporary folder cannot be used.
-    #[error("temporary folder {folder}: {source}; choose another one with --temp-dir")]
+    #[error("temporary folder {folder}: {}; choose another one with --temp-dir", describe(.source))]
     TempFolder {
         /// The folder for sorting.
         folder: String,

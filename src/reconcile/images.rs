@@ -11,8 +11,8 @@ use crate::record::{Attributes, SequenceKey};
 pub enum ListedImage {
     /// An object of a bucket or a folder.
     Object {
-        /// URL of the object.
-        uri: String,
+        /// URL of the object, or why it cannot have one.
+        uri: Result<String, String>,
         /// Time of the last change.
         modified_at: DateTime<Utc>,
         /// Size of the object.

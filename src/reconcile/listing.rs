@@ -11,12 +11,13 @@ use super::sort::{ExternalSorter, SORT_MEMORY_BYTES, SortedPairs, to_json_bytes}
 use crate::ingest::source::{Decoder, ImageEvent};
 use crate::publish;
 use crate::record::{ImageId, Operation, SequenceKey, VersionOrdering};
-use crate::store::Store;
+use crate::redact::redact;
+use crate::store::ImageStore;
 
 /// What the table is compared with.
 pub enum ListingSource {
     /// Every object below a URL, identified by its key below it.
-    Store(Store),
+    Store(ImageStore),
     /// A list of all existing images, one per line: an id, or an image event as JSON.
     List {
         /// Name of the file, for messages.
@@ -32,7 +33,7 @@ impl ListingSource {
     /// Returns the URL or file name, for messages and the report.
     pub(super) fn name(&self) -> String {
         match self {
-            Self::Store(store) => store.url().to_string(),
+            Self::Store(store) => redact(store.url().as_str()).into_owned(),
             Self::List { name, .. } => name.clone(),
         }
     }
@@ -50,15 +51,15 @@ pub(super) async fn read_sorted_listing(
     let mut sorter = ExternalSorter::new(folder, SORT_MEMORY_BYTES);
     match listing {
         ListingSource::Store(store) => {
-            let mut objects = publish::list_objects(store);
+            let mut objects = store.list();
             while let Some(object) = objects.try_next().await? {
                 let listed = ListedImage::Object {
-                    uri: object.uri.into(),
+                    uri: object.uri.map(Into::into),
                     modified_at: object.last_modified,
                     size_bytes: object.size_bytes,
-                    is_image: object.is_image,
+                    is_image: publish::has_image_extension(&object.key),
                 };
-                sorter.push(object.key.as_bytes(), &to_json_bytes(&listed)).map_err(temp_error)?;
+                sorter.push(&object.key, &to_json_bytes(&listed)).map_err(temp_error)?;
             }
         }
         ListingSource::List { name, mut lines, decoder } => {

@@ -30,6 +30,8 @@ pub struct ReconcileReport {
     pub deleted: u64,
     /// New objects whose id belongs to an image from another address.
     pub id_conflicts: u64,
+    /// New images whose key cannot be announced: it cannot be written as an address, or is no image id.
+    pub unaddressable: u64,
     /// Differences that no event can repair.
     pub unrepairable: u64,
     /// Deletes among the events that repair differences.

@@ -3,13 +3,13 @@
 use std::io;
 use std::path::Path;
 
-use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::current_rows::CurrentRows;
 use super::images::{IdScheme, TableImage, TableImageStatus};
 use super::listing::ListingSource;
 use super::sort::{ExternalSorter, SORT_MEMORY_BYTES, SortedPairs, to_json_bytes};
+use crate::store::key_of_url;
 use crate::table::InventoryEntry;
 
 /// Which images of the table are compared with a listing, and under which keys.
@@ -110,17 +110,13 @@ pub(super) fn key_below_url(base: &Url, uri: &str) -> Option<String> {
     let uri = Url::parse(uri).ok()?;
     let scheme =
         |url: &Url| if url.scheme() == "s3a" { "s3".into() } else { url.scheme().to_owned() };
-    if scheme(base) != scheme(&uri) || base.host_str() != uri.host_str() {
+    if scheme(base) != scheme(&uri) || base.authority() != uri.authority() {
         return None;
     }
-    let decoded_segments = |url: &Url| -> Option<Vec<String>> {
-        let decoded = |s: &str| percent_decode_str(s).decode_utf8().ok().map(Into::into);
-        url.path().split('/').skip(1).map(decoded).collect()
-    };
-    let (mut base, uri) = (decoded_segments(base)?, decoded_segments(&uri)?);
-    if base.last().is_some_and(String::is_empty) {
-        base.pop();
+    let (mut prefix, key) = (key_of_url(base)?, key_of_url(&uri)?);
+    if !prefix.is_empty() && !prefix.ends_with('/') {
+        prefix.push('/');
     }
-    let key = uri.strip_prefix(base.as_slice())?;
-    (!key.is_empty() && !key.iter().any(String::is_empty)).then(|| key.join("/"))
+    let key = key.strip_prefix(prefix.as_str())?;
+    (!key.is_empty() && !key.ends_with('/')).then(|| key.to_owned())
 }

@@ -7,20 +7,18 @@ use std::time::Instant;
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use futures::TryStreamExt;
-use object_store::ObjectStoreExt;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::comparison::is_object_absent;
 use super::scope::key_below_url;
 use super::{CompareRules, ListingSource, ReconcileReport, compare_with_listing};
 use crate::ingest::source::{self, Decoder, ImageEvent};
-use crate::publish::{self, EventTemplate};
+use crate::publish::EventTemplate;
 use crate::record::{
     AttributeTypes, Attributes, Embedding, ImageId, ImageRow, Operation, SequenceKey, StoredImage,
     TopicPartition, VersionOrdering,
 };
-use crate::store::Store;
+use crate::store::{ImageStore, Store};
 use crate::table::{Generation, PartitionBatch, TableWriter};
 
 fn generation() -> Generation {
@@ -124,14 +122,16 @@ async fn a_folder_is_compared_and_after_the_repair_nothing_differs() {
     {
         std::fs::write(folder.path().join(name), b"1234567").unwrap();
     }
-    let target = || Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
-    let objects: Vec<_> = publish::list_objects(target()).try_collect().await.unwrap();
-    let object = |key: &str| objects.iter().find(|o| o.key == key).unwrap();
+    let target = || ImageStore::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
+    let objects: Vec<_> = target().list().try_collect().await.unwrap();
+    let object = |key: &str| objects.iter().find(|o| o.key == key.as_bytes()).unwrap();
+    let uri_of = |key: &str| object(key).uri.clone().unwrap().to_string();
     let row_of_object = |id: &str, key: &str, bytes| {
-        stored_row(id, Some(object(key).uri.to_string()), object(key).last_modified, bytes)
+        stored_row(id, Some(uri_of(key)), object(key).last_modified, bytes)
     };
     let from_elsewhere = stored_row("far.jpg", Some("s3://far/far.jpg".into()), Utc::now(), 7);
-    let missing_uri = object("same.jpg").uri.join("missing.jpg").unwrap().to_string();
+    let missing_uri =
+        object("same.jpg").uri.clone().unwrap().join("missing.jpg").unwrap().to_string();
     let yesterday = Utc::now() - TimeDelta::days(1);
     let rows = vec![
         row_of_object("same.jpg", "same.jpg", 7),
@@ -169,14 +169,14 @@ async fn new_objects_are_only_reported_when_most_ids_are_custom() {
     for name in ["custom-id.jpg", "deleted.jpg"] {
         std::fs::write(folder.path().join(name), b"1234567").unwrap();
     }
-    let target = || Store::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
-    let objects: Vec<_> = publish::list_objects(target()).try_collect().await.unwrap();
-    let object = |key: &str| objects.iter().find(|o| o.key == key).unwrap();
+    let target = || ImageStore::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
+    let objects: Vec<_> = target().list().try_collect().await.unwrap();
+    let object = |key: &str| objects.iter().find(|o| o.key == key.as_bytes()).unwrap();
     // `sku-2` was fetched from deleted.jpg, but its tombstone has no address.
     let rows = vec![
         stored_row(
             "sku-1",
-            Some(object("custom-id.jpg").uri.to_string()),
+            Some(object("custom-id.jpg").uri.clone().unwrap().to_string()),
             object("custom-id.jpg").last_modified,
             7,
         ),
@@ -194,11 +194,37 @@ async fn new_objects_are_only_reported_when_most_ids_are_custom() {
 
 #[tokio::test]
 async fn objects_missing_from_a_listing_are_checked_before_deletion() {
-    let store = Store::in_memory();
-    let put = object_store::PutPayload::from_static(b"1");
-    store.object_store().put(&"a/1.jpg".into(), put).await.unwrap();
-    assert!(!is_object_absent(&store, "a/1.jpg").await.unwrap());
-    assert!(is_object_absent(&store, "a/2.jpg").await.unwrap());
+    use std::os::unix::ffi::OsStrExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    for name in [&b"1.jpg"[..], b"a\nb.jpg", b"caf\xe9.jpg"] {
+        std::fs::write(folder.path().join(std::ffi::OsStr::from_bytes(name)), b"1").unwrap();
+    }
+    let store = ImageStore::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
+    for existing in [&b"1.jpg"[..], b"a\nb.jpg", b"caf\xe9.jpg"] {
+        assert!(store.may_contain(existing).await.unwrap());
+    }
+    assert!(!store.may_contain(b"2.jpg").await.unwrap());
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_announced_is_listed_and_counted_and_nothing_stops() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    for name in [&b"a.jpg"[..], b"line\nbreak.jpg", b"caf\xe9.jpg", b"caf\xe8.jpg", b"stored\n.jpg"]
+    {
+        std::fs::write(folder.path().join(std::ffi::OsStr::from_bytes(name)), b"1234567").unwrap();
+    }
+    let target = || ImageStore::open(folder.path().to_str().unwrap(), &BTreeMap::new()).unwrap();
+    // An event with an id of its own announced a file that a listing cannot announce.
+    let uri = Url::from_file_path(folder.path().join("stored\n.jpg")).unwrap();
+    let row = stored_row("sku-1", Some(uri.to_string()), Utc::now(), 7);
+    let other = stored_row("sku-2", Some("s3://b/x.jpg".into()), Utc::now(), 7);
+    let catalogue = store_with_rows(vec![row, other]).await;
+    let rules = compare_rules();
+    let (report, events) = run_comparison(&catalogue, ListingSource::Store(target()), rules).await;
+    let counts = (report.listed, report.new, report.unaddressable, report.unchanged);
+    assert_eq!((counts, report.removed), ((5, 4, 3, 1), 0), "{report:?}");
+    assert!(events.iter().all(|event| event.operation == Operation::Upsert));
 }
 
 #[tokio::test]
@@ -281,6 +307,9 @@ fn keys_are_found_below_a_url_whatever_the_encoding() {
         ("s3://other/a%20b/d.jpg", None),
         ("gs://bucket/a%20b/d.jpg", None),
         ("s3://bucket/a%20b", None),
+        ("s3://bucket/a%20b//c.jpg", Some("/c.jpg")),
+        ("s3://bucket/a%20b/c//d%0A.jpg", Some("c//d\n.jpg")),
+        ("s3://bucket/a%20b/folder/", None),
         ("nonsense", None),
     ] {
         assert_eq!(key_below_url(&base, uri).as_deref(), key, "{uri}");

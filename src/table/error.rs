@@ -4,6 +4,7 @@ use deltalake_core::DeltaTableError;
 use deltalake_core::kernel::transaction::TransactionError;
 use deltalake_core::parquet::errors::ParquetError;
 
+use crate::diagnosis::describe;
 use crate::retry::{Classify, Disposition};
 use crate::store::{self, StoreError};
 
@@ -14,7 +15,7 @@ pub enum TableError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The Delta log or a data file cannot be read or written.
-    #[error("{location}: {source}")]
+    #[error("{location}: {}", describe(.source.as_ref()))]
     Delta {
         /// URL of the table.
         location: String,

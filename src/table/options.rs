@@ -49,6 +49,7 @@ impl TableOptions {
         if let Err(error) = store::parse_url(&self.url) {
             problems.push(format!("url: {error}"));
         }
+        problems.extend(store::validate_options(&self.store_options));
         validate::check_range(
             &mut problems,
             "max_commit_attempts",

@@ -118,6 +118,13 @@ log_events! {
             integer_field("event_age_ms", "of the oldest event; below 0: clocks differ; missing: not known").optional(),
             text_field("trace_ids", "from the `traceparent` of the messages, the first 32, separated by spaces").optional(),
         ];
+    BUCKETS_SHARE_IDS = "source.buckets_share_ids", ["error"],
+        "Notifications of several buckets come from the topic, but `source.image_id_template` lacks `{bucket}`: objects with one key in two buckets become one image, of which the newer event wins.",
+        "Put `{bucket}` into `source.image_id_template` and ingest into a new catalogue, or give each bucket a topic and a catalogue of its own. If the buckets have no key in common, nothing is wrong.",
+        [
+            text_field("first_bucket", "that this worker saw"),
+            text_field("bucket", "another one; logged once for each"),
+        ];
     DEAD_LETTER = "dead_letter", ["warn"],
         "A message can never be used and was dead-lettered, unchanged.",
         "Run `bsap dead-letters show <partition>@<offset>`; fix the cause, then run `bsap dead-letters replay` with a filter, or with `--all`.",
@@ -375,6 +382,14 @@ log_events! {
         "Events were published.",
         "None.",
         [count_field("published", ""), count_field("skipped", "")];
+    LISTING_OBJECT_SKIPPED = "listing.object_skipped", ["warn"],
+        "`bsap publish` or `bsap reconcile` left out an image of a bucket or folder, because its key cannot be written as an address or is no image id.",
+        "Rename the object, or announce it with an id of its own (`bsap publish --jsonl`).",
+        [
+            text_field("listing_target", "bucket, prefix or folder"),
+            text_field("key", "with its control characters escaped"),
+            text_field("reason", ""),
+        ];
     STATE_APPLIED = "state.applied", ["info"],
         "A worker applied a change of the catalogue state: new images are measured with these prompt sets.",
         "None.",
@@ -482,6 +497,7 @@ log_events! {
             count_field("deleted", "by an event after their last change"),
             count_field("id_conflicts", "whose id belongs to an image from elsewhere"),
             count_field("ignored", "whose names are not those of pictures"),
+            count_field("unaddressable", "new ones that cannot be announced because of their keys"),
             number_field("duration_ms", ""),
         ];
 }

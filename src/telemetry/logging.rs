@@ -1,6 +1,6 @@
 //! How the log is written: format, level, file, and the limit of repeated lines.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal as _, Write};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use super::{event, metrics, otlp, rate_limit};
+use crate::redact::redact;
 
 /// How logs are written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -72,6 +73,21 @@ pub enum LogFormat {
     Text,
 }
 
+/// Writes lines without secrets, whoever logged them.
+struct RedactingWriter<W>(W);
+
+impl<W: Write> Write for RedactingWriter<W> {
+    /// Writes a whole line, as the layer passes it.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write_all(redact(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 static LOG_QUERY_TEXT: AtomicBool = AtomicBool::new(false);
 
 /// Returns the text of a query as the log may have it: `None` unless `log.query_text` is set.
@@ -94,9 +110,9 @@ pub fn init_logging(
             .append(true)
             .open(&options.file)
             .map_err(|e| format!("log.file: {}: {e}", options.file.display()))?;
-        BoxMakeWriter::new(Mutex::new(file))
+        BoxMakeWriter::new(Mutex::new(RedactingWriter(file)))
     } else {
-        BoxMakeWriter::new(std::io::stderr)
+        BoxMakeWriter::new(|| RedactingWriter(std::io::stderr()))
     };
     let as_text = match options.format {
         LogFormat::Json => false,

@@ -22,6 +22,8 @@ use tracing_subscriber::layer::Context;
 
 use super::event;
 use super::metrics::{self, otlp_metrics};
+use crate::diagnosis::describe;
+use crate::redact::redact;
 
 /// Capacity of the queue of spans; if it is full, spans are dropped and counted.
 const SPAN_QUEUE_CAPACITY: usize = 4_096;
@@ -262,7 +264,7 @@ fn attribute_json((key, value): (&String, &Value)) -> Value {
         // The JSON mapping of protobuf writes 64-bit integers as text.
         Value::Number(n) if !n.is_f64() => json!({"intValue": n.to_string()}),
         Value::Number(n) => json!({"doubleValue": n}),
-        Value::String(text) => json!({"stringValue": text}),
+        Value::String(text) => json!({"stringValue": redact(text)}),
         other => json!({"stringValue": other.to_string()}),
     };
     json!({"key": key, "value": value})
@@ -314,7 +316,11 @@ impl OtlpExporter {
         let sent = request.body(body.to_string()).send().await;
         let Err(error) = sent.and_then(reqwest::Response::error_for_status) else { return true };
         metrics::global().otlp_dropped.add(&[signal], count as u64);
-        warn!(event = event::OTLP_FAILED, signal, count, %error, "the collector did not accept a request");
+        let error = describe(&error);
+        warn!(
+            event = event::OTLP_FAILED,
+            signal, count, error, "the collector did not accept a request"
+        );
         false
     }
 }

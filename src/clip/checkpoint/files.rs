@@ -19,6 +19,7 @@ use super::preprocessor_config::PreprocessorConfig;
 use super::tokenizer_config::TokenizerFiles;
 use super::weights::{SharedWeights, Weights, read_weights_file};
 use crate::clip::error::ClipError;
+use crate::diagnosis::describe;
 use crate::record::to_hex;
 
 /// Part of the fingerprint of checkpoints in the layout of `open_clip`: raise it when the cleaning of texts
@@ -116,9 +117,7 @@ impl Checkpoint {
 
     /// Returns an error about the weights.
     pub fn weights_error(&self, error: &candle_core::Error) -> ClipError {
-        // Without the stack of calls, which candle appends.
-        let reason = error.to_string();
-        self.weights.error(reason.lines().next().unwrap_or_default().to_owned())
+        self.weights.error(describe(error))
     }
 }
 

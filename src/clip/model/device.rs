@@ -9,6 +9,7 @@ use tracing::error;
 use crate::clip::error::ClipError;
 use crate::clip::kernels::cpu_shards::CpuShards;
 use crate::clip::options::DeviceChoice;
+use crate::diagnosis::describe;
 use crate::telemetry::event;
 
 /// In builds with debug assertions, every computation fails while the file named by this variable
@@ -95,9 +96,7 @@ fn open_cuda(number: usize) -> Result<Device, ClipError> {
     std::panic::set_hook(Box::new(|_| {}));
     let opened = std::panic::catch_unwind(|| Device::new_cuda(number));
     std::panic::set_hook(hook);
-    opened
-        .map_err(|_| error("the CUDA driver is missing".into()))?
-        .map_err(|e| error(e.to_string()))
+    opened.map_err(|_| error("the CUDA driver is missing".into()))?.map_err(|e| error(describe(&e)))
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ use crate::evaluate::{
     self, ConfigurationResolver, ConfigurationSpec, Corpus, JudgedQuery, LoadedGeneration,
 };
 use crate::prompts::EmbeddedPromptSet;
+use crate::redact::redact;
 use crate::serve::feedback;
 use crate::store::Store;
 
@@ -80,7 +81,13 @@ pub async fn evaluate_on_table(
         sets,
         config.prompts.statistics_settings(),
     );
-    let plan = build_evaluation_plan(args, store.url().to_string(), source, judged_queries, notes);
+    let plan = build_evaluation_plan(
+        args,
+        redact(store.url().as_str()).into_owned(),
+        source,
+        judged_queries,
+        notes,
+    );
     let configurations = resolve_configurations(args, &specs, &mut resolver)?;
     let evaluated = tokio::task::block_in_place(|| {
         evaluate_with_progress(&mut resolver, &configurations, plan, &token)
@@ -159,5 +166,5 @@ async fn read_feedback_queries(
     if unusable_lines > 0 {
         notes.push(format!("{unusable_lines} lines of the feedback could not be used."));
     }
-    Ok((folder.url().to_string(), judged_queries, notes))
+    Ok((redact(folder.url().as_str()).into_owned(), judged_queries, notes))
 }

@@ -10,6 +10,7 @@ use anyhow::anyhow;
 use super::printing::print_note;
 use crate::clip::ClipError;
 use crate::config::ConfigError;
+use crate::diagnosis::describe_in_lines;
 
 /// The error of a command; decides the exit code.
 #[derive(Debug)]
@@ -53,7 +54,7 @@ impl CommandError {
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Self::Usage(error) | Self::Failed(error)) = self;
-        write!(f, "{error:#}")
+        f.write_str(&describe_in_lines(error.as_ref()))
     }
 }
 

@@ -8,6 +8,8 @@ use std::borrow::Cow;
 use std::fmt::{Arguments, Write as _};
 use std::io::Write;
 
+use crate::redact::redact;
+
 /// Prints a line on standard output: the result of a command, for people or for another program.
 macro_rules! print_line {
     ($($text:tt)*) => {
@@ -19,7 +21,7 @@ pub(crate) use print_line;
 /// Prints a line on standard error: a note that is not part of the result.
 macro_rules! print_note {
     ($($text:tt)*) => {
-        $crate::commands::shared::printing::write_escaped_line(std::io::stderr(), format_args!($($text)*))
+        $crate::commands::shared::printing::write_redacted_line(std::io::stderr(), format_args!($($text)*))
     };
 }
 pub(crate) use print_note;
@@ -28,6 +30,16 @@ pub(crate) use print_note;
 /// (`bsap … | head`).
 pub fn write_escaped_line(mut output: impl Write, text: Arguments<'_>) {
     let _ = writeln!(output, "{}", escape_control_characters(&text.to_string()));
+}
+
+/// Writes a line as [`write_escaped_line`] does, without secrets.
+pub fn write_redacted_line(output: impl Write, text: Arguments<'_>) {
+    write_escaped_line(output, format_args!("{}", redact(&text.to_string())));
+}
+
+/// Replaces the line breaks of a name by `\uXXXX`, so that it stays in its line.
+pub fn escape_line_breaks(name: &str) -> String {
+    name.replace('\n', "\\u000a").replace('\r', "\\u000d")
 }
 
 /// Replaces characters that control a terminal by `\uXXXX`, which a JSON parser reads as the same

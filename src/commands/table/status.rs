@@ -18,8 +18,10 @@ use crate::commands::shared::error::CommandResult;
 use crate::commands::shared::printing::print_line;
 use crate::commands::shared::runtime::run_with_logging;
 use crate::config::Config;
+use crate::diagnosis::describe;
 use crate::kafka;
 use crate::record::TopicPartition;
+use crate::redact::redact;
 use crate::store::Store;
 use crate::table::{
     self, BackfillSource, Generation, StatisticsCoverage, TableError, TableOverview,
@@ -63,7 +65,7 @@ async fn show_status(args: &StatusArgs, config: Config, token: CancellationToken
             ),
             Err(_) => json!(null),
         };
-        let problem = progress.as_ref().err().map(|e| format!("{e:#}"));
+        let problem = progress.as_ref().err().map(|e| describe(e.as_ref()));
         print_line!(
             "{}",
             json!({"state": state, "table": overview, "coverage": coverages, "partitions": partitions, "standby": standby, "kafka_error": problem})
@@ -75,7 +77,7 @@ async fn show_status(args: &StatusArgs, config: Config, token: CancellationToken
         status.print(standby);
     }
     match progress {
-        Err(error) => print_line!("\nlag         unknown: {error:#}"),
+        Err(error) => print_line!("\nlag         unknown: {}", describe(error.as_ref())),
         Ok(partitions) => {
             let lag: i64 = partitions.iter().map(PartitionProgress::lag_messages).sum();
             print_line!(
@@ -186,7 +188,7 @@ fn print_catalogue(
     coverages: &[StatisticsCoverage],
 ) {
     let serving = &state.serving;
-    print_line!("catalogue   {}", store.url());
+    print_line!("catalogue   {}", redact(store.url().as_str()));
     print_line!(
         "state       revision {} of {}, by {}",
         state.revision,

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::letter::DeadLetter;
 use super::options::DeadLetterOptions;
+use crate::diagnosis::describe;
 use crate::kafka;
 use crate::retry::{Classify, Disposition};
 
@@ -21,7 +22,7 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(200);
 #[derive(Debug, thiserror::Error)]
 pub enum DeadLetterReadError {
     /// Kafka rejected a request or failed.
-    #[error("topic {topic}: {source}")]
+    #[error("topic {topic}: {}", describe(.source))]
     Kafka {
         /// The dead-letter topic.
         topic: String,

@@ -11,8 +11,10 @@ use super::letter::{
     RECORD_INDEX_HEADER, REPLAYED_FROM_HEADER,
 };
 use super::options::DeadLetterOptions;
+use crate::diagnosis::describe;
 use crate::kafka;
 use crate::record::KafkaMessage;
+use crate::redact::redact;
 use crate::retry::{Classify, Disposition};
 
 /// Maximum length of the reason in characters: headers count towards the size of a message.
@@ -20,7 +22,7 @@ const MAX_REASON_CHARS: usize = 2_000;
 
 /// A message could not be written to the dead-letter topic, or back to its own topic.
 #[derive(Debug, thiserror::Error)]
-#[error("topic {topic}: {source}{}", if kafka::classify_error(.source) == Disposition::DeadLetter {
+#[error("topic {topic}: {}{}", describe(.source), if kafka::classify_error(.source) == Disposition::DeadLetter {
     "; raise max.message.bytes of the dead-letter topic well above that of the source topic, then start again"
 } else { "" })]
 pub struct DeadLetterWriteError {
@@ -74,7 +76,10 @@ impl DeadLetterWriter {
             ("offset", message.offset.to_string()),
             ("stage", reason.stage.to_string()),
             ("exception.class.name", reason.code.to_string()),
-            ("exception.message", reason.explanation.chars().take(MAX_REASON_CHARS).collect()),
+            (
+                "exception.message",
+                redact(&reason.explanation).chars().take(MAX_REASON_CHARS).collect(),
+            ),
         ];
         for (name, value) in &connect_headers {
             let key = format!("{CONNECT_HEADER_PREFIX}{name}");

@@ -1,5 +1,6 @@
 //! Why an image could not be fetched.
 
+use crate::redact::redact;
 use crate::retry::{Classify, Disposition};
 
 /// Why the bytes of an image could not be fetched.
@@ -35,6 +36,20 @@ pub enum FetchError {
         /// The server's answer.
         reason: String,
     },
+    /// The server or store forbids to read the image: 403, or the operating system says so.
+    #[error("{uri}: {reason}")]
+    Forbidden {
+        /// The URI, shortened.
+        uri: String,
+        /// The answer.
+        reason: String,
+    },
+    /// What is at the URI is no picture, by its first bytes.
+    #[error("{uri}: is no picture, by its first bytes; the rest was not downloaded")]
+    NotAnImage {
+        /// The URI, shortened.
+        uri: String,
+    },
     /// A later attempt may succeed.
     #[error("{uri}: {reason}")]
     Transient {
@@ -55,6 +70,8 @@ impl FetchError {
             Self::TooLarge { .. } => "file_too_large",
             Self::NotFound { .. } => "image_not_found",
             Self::Permanent { .. } => "fetch_refused",
+            Self::Forbidden { .. } => "fetch_forbidden",
+            Self::NotAnImage { .. } => "unknown_image_format",
             Self::Transient { .. } => "fetch_failed",
         }
     }
@@ -86,12 +103,13 @@ pub(super) fn transient_error_after_response(uri: &str, reason: impl Into<String
     FetchError::Transient { uri: shorten_uri(uri), reason: reason.into(), host_responded: true }
 }
 
-/// Shortens a URI for messages: drops the query, which may contain a signature, and long tails.
+/// Shortens a URI for messages: drops the query, which may contain a signature, and long tails; hides user
+/// and password.
 pub fn shorten_uri(uri: &str) -> String {
     const MAX_CHARS: usize = 200;
-    let plain = uri.split(['?', '#']).next().unwrap_or_default();
+    let plain = redact(uri.split(['?', '#']).next().unwrap_or_default());
     if plain.chars().count() <= MAX_CHARS {
-        return plain.to_owned();
+        return plain.into_owned();
     }
     plain.chars().take(MAX_CHARS).chain("…".chars()).collect()
 }

@@ -7,22 +7,24 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
-use object_store::GetOptions;
-use object_store::path::Path;
+use object_store::Attribute;
+use reqwest::header::CONTENT_ENCODING;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use url::Url;
 
+use super::encoding::ContentEncoding;
 use super::error::{
     FetchError, permanent_error, shorten_uri, transient_error, transient_error_after_response,
     uri_rejected_error,
 };
 use super::http::HttpClients;
 use super::options::FetchOptions;
+use crate::diagnosis::describe;
 use crate::record::ImageSource;
 use crate::retry::{Backoff, Disposition, retry};
-use crate::store::{Store, StoreError};
+use crate::store::{ImageStore, StoreError, key_of_url, parse_object_url};
 use crate::telemetry::event;
 
 /// Maximum number of buckets with an open client; beyond it, all clients are closed.
@@ -30,6 +32,11 @@ const MAX_BUCKET_STORES: usize = 256;
 
 /// Maximum number of hosts and buckets remembered as unresponsive; beyond it, all are forgotten.
 const MAX_UNRESPONSIVE_HOSTS: usize = 10_000;
+
+/// First bytes of a file from which its format is recognised.
+const FORMAT_BYTES: usize = 64;
+/// Files of at most this size are downloaded whole: the decoder says what is wrong with them.
+const MAX_UNCHECKED_BYTES: u64 = 1 << 20;
 
 /// Downloaded bytes. They hold their share of the byte budget until this is dropped.
 #[derive(Debug)]
@@ -50,7 +57,7 @@ pub struct Fetcher {
     options: FetchOptions,
     allowed_file_roots: Vec<PathBuf>,
     http_clients: HttpClients,
-    bucket_stores: Mutex<HashMap<String, Store>>,
+    bucket_stores: Mutex<HashMap<String, ImageStore>>,
     /// Hosts and buckets that failed in all attempts and have not answered since.
     unresponsive_hosts: sync::Mutex<HashSet<String>>,
     /// One permit per KiB of downloaded bytes.
@@ -112,6 +119,7 @@ impl Fetcher {
                 self.fetch_once(uri, version, &url).await
             })
             .await;
+        let fetched = fetched.map_err(|error| self.apply_forbidden_rule(&url, error));
         match &fetched {
             Err(FetchError::Transient { host_responded: false, .. })
                 if failed_attempts + 1 >= max_attempts =>
@@ -128,6 +136,16 @@ impl Fetcher {
             }
         }
         fetched
+    }
+
+    /// Takes "forbidden" for "there is no such image" below the prefixes for which the options say so.
+    fn apply_forbidden_rule(&self, url: &Url, error: FetchError) -> FetchError {
+        let means_missing =
+            || self.options.missing_if_forbidden.iter().any(|p| url.as_str().starts_with(p));
+        match error {
+            FetchError::Forbidden { uri, .. } if means_missing() => FetchError::NotFound { uri },
+            error => error,
+        }
     }
 
     fn lock_unresponsive_hosts(&self) -> sync::MutexGuard<'_, HashSet<String>> {
@@ -147,11 +165,14 @@ impl Fetcher {
             "http" | "https" => {
                 let (response, _host_permit) =
                     self.http_clients.get_following_redirects(url).await?;
+                let encoding = response.headers().get(CONTENT_ENCODING);
+                let encoding = encoding.and_then(|name| name.to_str().ok()).unwrap_or_default();
+                let encoding = ContentEncoding::from_name(encoding);
                 let size = response.content_length();
                 let body = response.bytes_stream().map(|chunk| {
-                    chunk.map_err(|e| transient_error(uri, e.without_url().to_string()))
+                    chunk.map_err(|e| transient_error(uri, describe(&e.without_url())))
                 });
-                self.read_body_within_budget(uri, size, body).await
+                self.read_body_within_budget(uri, size, encoding, body).await
             }
             "s3" | "s3a" | "gs" | "az" | "azure" | "abfs" | "abfss" => {
                 self.fetch_object(uri, version, url).await
@@ -181,7 +202,9 @@ impl Fetcher {
             .map_err(|()| uri_rejected_error(uri, "names no local file".into()))?;
         let to_fetch_error = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::NotFound => FetchError::NotFound { uri: shorten_uri(uri) },
-            std::io::ErrorKind::PermissionDenied => permanent_error(uri, error.to_string()),
+            std::io::ErrorKind::PermissionDenied => {
+                FetchError::Forbidden { uri: shorten_uri(uri), reason: error.to_string() }
+            }
             _ => transient_error_after_response(uri, error.to_string()),
         };
         // Resolve links before the check, so that none leads out of the allowed roots.
@@ -211,7 +234,7 @@ impl Fetcher {
         let size = metadata.len();
         let body =
             tokio_util::io::ReaderStream::new(file).map(|chunk| chunk.map_err(to_fetch_error));
-        self.read_body_within_budget(uri, Some(size), body).await
+        self.read_body_within_budget(uri, Some(size), ContentEncoding::Identity, body).await
     }
 
     async fn fetch_object(
@@ -220,6 +243,9 @@ impl Fetcher {
         version: Option<&str>,
         url: &Url,
     ) -> Result<FetchedBytes, FetchError> {
+        parse_object_url(uri).map_err(|reason| uri_rejected_error(uri, reason))?;
+        let key = key_of_url(url)
+            .ok_or_else(|| uri_rejected_error(uri, "the key is not UTF-8".into()))?;
         let bucket =
             url.host_str().ok_or_else(|| uri_rejected_error(uri, "names no bucket".into()))?;
         // abfss://container@account.dfs.core.windows.net/key
@@ -227,29 +253,27 @@ impl Fetcher {
         let container = container.map_or(String::new(), |name| format!("{name}@"));
         let store =
             self.open_bucket(uri, &format!("{}://{container}{bucket}", url.scheme())).await?;
-        let key =
-            Path::from_url_path(url.path()).map_err(|e| uri_rejected_error(uri, e.to_string()))?;
         let to_fetch_error = |error: object_store::Error| match error {
             object_store::Error::NotFound { .. } => FetchError::NotFound { uri: shorten_uri(uri) },
-            error if crate::store::classify_error(&error) == Disposition::Retry => {
-                transient_error(uri, error.to_string())
+            object_store::Error::PermissionDenied { .. } => {
+                FetchError::Forbidden { uri: shorten_uri(uri), reason: describe(&error) }
             }
-            error => permanent_error(uri, error.to_string()),
+            error if crate::store::classify_error(&error) == Disposition::Retry => {
+                transient_error(uri, describe(&error))
+            }
+            error => permanent_error(uri, describe(&error)),
         };
-        let options =
-            GetOptions { version: version.map(ToOwned::to_owned), ..GetOptions::default() };
-        let objects = store.object_store();
-        let object = self
-            .with_timeout(uri, objects.get_opts(&key, options))
-            .await?
-            .map_err(to_fetch_error)?;
+        let object =
+            self.with_timeout(uri, store.get(&key, version)).await?.map_err(to_fetch_error)?;
+        let encoding = object.attributes.get(&Attribute::ContentEncoding);
+        let encoding = ContentEncoding::from_name(encoding.map_or("", |name| name.as_ref()));
         let size = object.meta.size;
         let body = object.into_stream().map(|chunk| chunk.map_err(to_fetch_error));
-        self.read_body_within_budget(uri, Some(size), body).await
+        self.read_body_within_budget(uri, Some(size), encoding, body).await
     }
 
     /// Returns the client of a bucket; opens it if necessary.
-    async fn open_bucket(&self, uri: &str, bucket: &str) -> Result<Store, FetchError> {
+    async fn open_bucket(&self, uri: &str, bucket: &str) -> Result<ImageStore, FetchError> {
         let mut stores = self.bucket_stores.lock().await;
         if let Some(store) = stores.get(bucket) {
             return Ok(store.clone());
@@ -257,7 +281,7 @@ impl Fetcher {
         if stores.len() >= MAX_BUCKET_STORES {
             stores.clear();
         }
-        let store = Store::open(bucket, &self.options.store_options)
+        let store = ImageStore::open(bucket, &self.options.store_options)
             .map_err(|error: StoreError| uri_rejected_error(uri, error.to_string()))?;
         stores.insert(bucket.to_owned(), store.clone());
         Ok(store)
@@ -268,13 +292,15 @@ impl Fetcher {
         &self,
         uri: &str,
         size: Option<u64>,
+        encoding: ContentEncoding,
         body: impl Stream<Item = Result<Bytes, FetchError>>,
     ) -> Result<FetchedBytes, FetchError> {
         let limit = self.options.max_bytes;
         if size.is_some_and(|size| size > limit) {
             return Err(self.too_large_error(uri));
         }
-        let expected = size.unwrap_or(limit);
+        // How large a compressed image becomes is not known.
+        let expected = size.filter(|_| encoding == ContentEncoding::Identity).unwrap_or(limit);
         let mut budget_permit = self
             .download_budget_kib
             .clone()
@@ -282,17 +308,45 @@ impl Fetcher {
             .await
             .map_err(|_| transient_error(uri, "shutting down"))?;
         // Waiting for the budget does not count towards the timeout.
-        let bytes = self.with_timeout(uri, self.read_body(uri, size, body)).await??;
+        let is_plain = encoding == ContentEncoding::Identity;
+        let bytes = self.with_timeout(uri, self.read_body(uri, size, is_plain, body)).await??;
+        let bytes = self.decompress(uri, encoding, bytes).await?;
         // An unknown size reserved `max_bytes`: release what the image does not need.
         drop(budget_permit.split(expected.div_ceil(1024) as usize - bytes.len().div_ceil(1024)));
         Ok(FetchedBytes { bytes, _budget_permit: Some(budget_permit) })
     }
 
-    /// Reads a body; fails if it stalls, exceeds `max_bytes` or does not have the expected size.
+    /// Decompresses a body that the host compressed although nobody asked for it.
+    async fn decompress(
+        &self,
+        uri: &str,
+        encoding: ContentEncoding,
+        bytes: Bytes,
+    ) -> Result<Bytes, FetchError> {
+        if encoding == ContentEncoding::Identity {
+            return Ok(bytes);
+        }
+        let limit = self.options.max_bytes;
+        let decompressed =
+            tokio::task::spawn_blocking(move || encoding.decompress(&bytes, limit)).await;
+        match decompressed {
+            Ok(Ok(Some(bytes))) => Ok(bytes),
+            Ok(Ok(None)) => Err(self.too_large_error(uri)),
+            Ok(Err(error)) => Err(permanent_error(
+                uri,
+                format!("its Content-Encoding is {encoding:?}, but: {error}"),
+            )),
+            Err(error) => Err(permanent_error(uri, error.to_string())),
+        }
+    }
+
+    /// Reads a body; fails if it stalls, exceeds `max_bytes` or does not have the expected size. A large one that
+    /// is not compressed (`is_plain`) is refused once its first bytes are those of no picture.
     async fn read_body(
         &self,
         uri: &str,
         size: Option<u64>,
+        is_plain: bool,
         body: impl Stream<Item = Result<Bytes, FetchError>>,
     ) -> Result<Bytes, FetchError> {
         let mut bytes = BytesMut::with_capacity(size.unwrap_or(64 << 10) as usize);
@@ -312,7 +366,17 @@ impl Fetcher {
             if size.is_some_and(|size| read_bytes > size) {
                 return Err(changed());
             }
+            let had_first_bytes = bytes.len() >= FORMAT_BYTES;
             bytes.extend_from_slice(&chunk);
+            let is_large = size.is_none_or(|size| size > MAX_UNCHECKED_BYTES);
+            if is_plain
+                && is_large
+                && !had_first_bytes
+                && bytes.len() >= FORMAT_BYTES
+                && image::guess_format(&bytes).is_err()
+            {
+                return Err(FetchError::NotAnImage { uri: shorten_uri(uri) });
+            }
         }
         if size.is_some_and(|size| size != bytes.len() as u64) {
             return Err(changed());

@@ -1,5 +1,6 @@
 //! Images from web servers.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use super::error::{
     uri_rejected_error,
 };
 use super::options::FetchOptions;
+use crate::diagnosis::describe;
 
 /// Maximum number of hosts with a semaphore; beyond it, all are dropped and counting starts again.
 const MAX_HOST_SEMAPHORES: usize = 10_000;
@@ -42,7 +44,7 @@ impl HttpClients {
                 .pool_max_idle_per_host(options.max_requests_per_host)
                 .user_agent(concat!("bsap/", env!("CARGO_PKG_VERSION")))
         };
-        let client_error = |e: reqwest::Error| permanent_error("http", e.to_string());
+        let client_error = |e: reqwest::Error| permanent_error("http", describe(&e));
         Ok(Self {
             public_client: client()
                 .dns_resolver(Arc::new(PublicOnlyResolver))
@@ -61,7 +63,7 @@ impl HttpClients {
         })
     }
 
-    /// Sends a GET request and follows redirects. Returns the response with status 200 before its body is
+    /// Sends a GET request and follows redirects. Returns the response with status 200 or 203 before its body is
     /// read, and the host's permit, which the caller holds until it has read the body.
     pub async fn get_following_redirects(
         &self,
@@ -142,11 +144,15 @@ fn normalise_prefix(prefix: &str) -> String {
     Url::parse(prefix).map_or_else(|_| prefix.to_owned(), Into::into)
 }
 
-/// Returns the response if its status is 200, otherwise an error by its status.
+/// Returns the response if its status is 200 or 203, otherwise an error by its status.
 fn check_status(url: &Url, response: Response) -> Result<Response, FetchError> {
     let status = response.status();
     match status {
-        StatusCode::OK => Ok(response),
+        StatusCode::OK | StatusCode::NON_AUTHORITATIVE_INFORMATION => Ok(response),
+        StatusCode::FORBIDDEN => Err(FetchError::Forbidden {
+            uri: shorten_uri(url.as_str()),
+            reason: format!("status {status}"),
+        }),
         StatusCode::NOT_FOUND | StatusCode::GONE => {
             Err(FetchError::NotFound { uri: shorten_uri(url.as_str()) })
         }
@@ -165,9 +171,16 @@ fn redirect_target(from: &Url, response: &Response) -> Result<Url, FetchError> {
     response
         .headers()
         .get(header::LOCATION)
-        .and_then(|location| location.to_str().ok())
-        .and_then(|location| from.join(location).ok())
+        .and_then(|location| from.join(&decode_location(location.as_bytes())).ok())
         .ok_or_else(|| permanent_error(from.as_str(), "redirects without a valid location".into()))
+}
+
+/// Decodes a location, which should be ASCII but may be UTF-8 or, from old servers, Latin-1.
+fn decode_location(location: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(location) {
+        Ok(text) => text.into(),
+        Err(_) => location.iter().copied().map(char::from).collect::<String>().into(),
+    }
 }
 
 /// Converts an error of the client; finds out whether the resolver rejected the host.
@@ -179,5 +192,5 @@ fn to_fetch_error(url: &Url, error: reqwest::Error) -> FetchError {
         }
         source = inner.source();
     }
-    transient_error(url.as_str(), error.without_url().to_string())
+    transient_error(url.as_str(), describe(&error.without_url()))
 }

@@ -5,6 +5,7 @@
 //! of each download is limited, and so is the memory of all of them together.
 
 mod address;
+mod encoding;
 mod error;
 mod fetcher;
 mod http;
@@ -14,5 +15,7 @@ pub use error::{FetchError, shorten_uri};
 pub use fetcher::{FetchedBytes, Fetcher};
 pub use options::FetchOptions;
 
+#[cfg(test)]
+mod failure_tests;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::validate;
+use crate::{store, validate};
 
 /// How images are fetched.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -36,6 +36,10 @@ pub struct FetchOptions {
     pub max_attempts: u32,
     /// Maximum number of concurrent requests to one http host.
     pub max_requests_per_host: usize,
+    /// URL prefixes below which the answer "forbidden" (403) means that there is no such image, for example
+    /// `s3://shop/`: a store answers so if the role may read objects but not list the bucket. Each must end
+    /// with a slash. Elsewhere a forbidden image is dead-lettered.
+    pub missing_if_forbidden: Vec<String>,
     /// Options of image buckets, like those of the table's store, for example `aws_region`.
     pub store_options: BTreeMap<String, String>,
 }
@@ -52,6 +56,7 @@ impl Default for FetchOptions {
             max_redirects: 5,
             max_attempts: 8,
             max_requests_per_host: 32,
+            missing_if_forbidden: Vec::new(),
             store_options: BTreeMap::new(),
         }
     }
@@ -81,6 +86,7 @@ impl FetchOptions {
                 self.budget_mib, self.max_bytes
             ));
         }
+        problems.extend(store::validate_options(&self.store_options));
         for root in &self.file_roots {
             if !root.is_dir() {
                 problems.push(format!(
@@ -94,6 +100,13 @@ impl FetchOptions {
             {
                 problems.push(format!(
                     "allowed_private_url_prefixes: {prefix:?} is not a URL prefix such as http://images.internal:8080/"
+                ));
+            }
+        }
+        for prefix in &self.missing_if_forbidden {
+            if !prefix.ends_with('/') || Url::parse(prefix).is_err() {
+                problems.push(format!(
+                    "missing_if_forbidden: {prefix:?} is not a URL prefix such as s3://shop/"
                 ));
             }
         }

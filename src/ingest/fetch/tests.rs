@@ -2,6 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -79,6 +80,8 @@ async fn private_addresses_and_unknown_schemes_are_rejected() {
         "http://2130706433/",
         "ftp://example.com/a.jpg",
         "not a uri",
+        "s3://bucket/a/../b.jpg",
+        "s3://bucket/a.jpg?versionId=1",
     ] {
         let error = fetch_uri(&fetcher, hostile).await.unwrap_err();
         assert_eq!(error.code(), "uri_not_allowed", "{hostile}: {error}");
@@ -95,6 +98,25 @@ async fn start_server() -> String {
         .route("/gone.jpg", axum::routing::get(|| async { StatusCode::GONE }))
         .route("/busy.jpg", axum::routing::get(|| async { StatusCode::SERVICE_UNAVAILABLE }))
         .route("/no.jpg", axum::routing::get(|| async { StatusCode::FORBIDDEN }))
+        .route(
+            "/203.jpg",
+            axum::routing::get(|| async { (StatusCode::NON_AUTHORITATIVE_INFORMATION, "image") }),
+        )
+        .route(
+            "/to-blå.jpg",
+            axum::routing::get(|| async {
+                let location = header::HeaderValue::from_bytes("/blå.jpg".as_bytes()).unwrap();
+                (StatusCode::FOUND, [(header::LOCATION, location)]).into_response()
+            }),
+        )
+        .route("/blå.jpg", axum::routing::get(|| async { "image" }))
+        .route("/gzip.jpg", axum::routing::get(|| async { compressed("gzip", b"image") }))
+        .route("/deflate.jpg", axum::routing::get(|| async { compressed("deflate", b"image") }))
+        .route("/bomb.jpg", axum::routing::get(|| async { compressed("gzip", &[0; 100_000]) }))
+        .route(
+            "/no-gzip.jpg",
+            axum::routing::get(|| async { [(header::CONTENT_ENCODING, "gzip")].into_response() }),
+        )
         .route("/big.jpg", axum::routing::get(|| async { vec![0u8; 5000] }))
         .route(
             "/to-metadata.jpg",
@@ -114,6 +136,72 @@ async fn start_server() -> String {
     format!("http://{address}/")
 }
 
+fn compressed(encoding: &'static str, content: &[u8]) -> axum::response::Response {
+    use std::io::Write as _;
+
+    use axum::response::IntoResponse as _;
+    use flate2::Compression;
+    use flate2::write::{GzEncoder, ZlibEncoder};
+    let bytes = if encoding == "gzip" {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(content).unwrap();
+        encoder.finish().unwrap()
+    } else {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(content).unwrap();
+        encoder.finish().unwrap()
+    };
+    ([(axum::http::header::CONTENT_ENCODING, encoding)], bytes).into_response()
+}
+
+#[tokio::test]
+async fn a_large_file_that_is_no_picture_is_not_downloaded() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::body::Body;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counter = sent.clone();
+    let app = axum::Router::new().fallback(move || {
+        let counter = counter.clone();
+        let chunks = futures::stream::iter(0..1_000).map(move |_| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, std::io::Error>(Bytes::from_static(&[b'x'; 32 << 10]))
+        });
+        std::future::ready(axum::response::Response::new(Body::from_stream(chunks)))
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let fetcher = new_fetcher(FetchOptions {
+        allowed_private_url_prefixes: vec![base.clone()],
+        idle_timeout_ms: 10_000,
+        ..FetchOptions::default()
+    });
+    let error = fetch_uri(&fetcher, &format!("{base}video.mp4")).await.unwrap_err();
+    assert_eq!(error.code(), "unknown_image_format", "{error}");
+    assert!(sent.load(Ordering::SeqCst) < 500, "most of it was not sent");
+}
+
+#[tokio::test]
+async fn forbidden_means_missing_where_the_options_say_so() {
+    let base = start_server().await;
+    let fetcher = |prefixes: Vec<String>| {
+        new_fetcher(FetchOptions {
+            allowed_private_url_prefixes: vec![base.clone()],
+            missing_if_forbidden: prefixes,
+            ..FetchOptions::default()
+        })
+    };
+    let uri = format!("{base}no.jpg");
+    for (prefixes, code) in [
+        (vec![base.clone()], "image_not_found"),
+        (vec![format!("{base}other/")], "fetch_forbidden"),
+        (vec![], "fetch_forbidden"),
+    ] {
+        assert_eq!(fetch_uri(&fetcher(prefixes), &uri).await.unwrap_err().code(), code);
+    }
+}
+
 #[tokio::test]
 async fn allowed_prefixes_are_fetched_and_redirects_to_private_addresses_are_rejected() {
     let base = start_server().await;
@@ -123,11 +211,15 @@ async fn allowed_prefixes_are_fetched_and_redirects_to_private_addresses_are_rej
         ..FetchOptions::default()
     });
     let get = async |path: &str| fetch_uri(&fetcher, &format!("{base}{path}")).await;
-    assert_eq!(get("a.jpg").await.unwrap(), "image");
+    for path in ["a.jpg", "203.jpg", "to-blå.jpg", "gzip.jpg", "deflate.jpg"] {
+        assert_eq!(get(path).await.unwrap(), "image", "{path}");
+    }
     for (path, code) in [
+        ("bomb.jpg", "file_too_large"),
+        ("no-gzip.jpg", "fetch_refused"),
         ("gone.jpg", "image_not_found"),
         ("missing.jpg", "image_not_found"),
-        ("no.jpg", "fetch_refused"),
+        ("no.jpg", "fetch_forbidden"),
         ("busy.jpg", "fetch_failed"),
         ("big.jpg", "file_too_large"),
         ("to-metadata.jpg", "uri_not_allowed"),
@@ -177,5 +269,6 @@ async fn an_unresponsive_host_gets_one_attempt_per_image() {
 #[test]
 fn shortened_uris_hide_signatures() {
     assert_eq!(shorten_uri("https://h/a.jpg?X-Amz-Signature=abc"), "https://h/a.jpg");
+    assert_eq!(shorten_uri("https://me:s3cret@h/a.jpg"), "https://(hidden)@h/a.jpg");
     assert!(shorten_uri(&format!("data:,{}", "x".repeat(9999))).len() < 300);
 }

@@ -2,6 +2,7 @@
 
 use rdkafka::error::KafkaError;
 
+use crate::diagnosis::describe;
 use crate::kafka;
 use crate::record::TopicPartition;
 use crate::retry::{Classify, Disposition};
@@ -10,7 +11,7 @@ use crate::retry::{Classify, Disposition};
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// Kafka rejected a request, or a client could not be created.
-    #[error("Kafka at {brokers}: {source}")]
+    #[error("Kafka at {brokers}: {}", describe(.source))]
     Kafka {
         /// The configured brokers.
         brokers: String,

@@ -14,6 +14,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use crate::redact::redact_addresses;
+
 /// How often the workers are polled.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a look-up of a name, or a response, may take.
@@ -95,7 +97,7 @@ impl WorkerPoller {
             match resolve_addresses(url).await {
                 resolved if resolved.is_empty() => {
                     summary.discovered += 1;
-                    summary.unreachable.push(url.to_string());
+                    summary.unreachable.push(redact_addresses(url.as_str()).into_owned());
                 }
                 resolved => addresses.extend(resolved),
             }

@@ -10,6 +10,7 @@ use url::Url;
 use super::cache::is_plain_name;
 use super::environment::HubEnvironment;
 use super::error::HubError;
+use crate::diagnosis;
 
 /// Redirects that are followed: the hub to its storage takes one or two.
 const MAX_REDIRECTS: usize = 10;
@@ -77,7 +78,9 @@ impl<'a> HubClient<'a> {
             .redirect(redirect::Policy::none())
             .user_agent(concat!("bsap/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|e| HubError::Refused(format!("the client of the hub: {}", all_causes(&e))))?;
+            .map_err(|e| {
+                HubError::Refused(format!("the client of the hub: {}", diagnosis::describe(&e)))
+            })?;
         Ok(Self { http, environment, id: id.to_owned() })
     }
 
@@ -299,18 +302,7 @@ pub fn shorten(url: &Url) -> String {
 
 /// Describes an error of the client with its causes, without the address.
 pub fn describe(error: reqwest::Error) -> String {
-    all_causes(&error.without_url())
-}
-
-fn all_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
+    diagnosis::describe(&error.without_url())
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Bucket notifications as Amazon S3 and MinIO send them ("Event message structure", Amazon S3 user
 //! guide; MinIO uses the same structure). One message may hold several records.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 use percent_encoding::percent_decode_str;
 use schemars::JsonSchema;
@@ -13,6 +15,7 @@ use super::rules::{DecodeRules, VersionFields, deserialise};
 use crate::record::{
     AcceptedEvent, Attributes, ImageChange, ImageId, ImageSource, InvalidField, KafkaMessage,
 };
+use crate::store::object_url;
 
 /// S3 and MinIO send one record per message. A message is processed as a whole, so one with very many
 /// records would block its partition.
@@ -33,6 +36,9 @@ pub struct BucketRecord {
     /// `ObjectCreated:*`, `ObjectRemoved:*` or `LifecycleExpiration:*`, with or without `s3:`
     /// before it.
     pub event_name: String,
+    /// The kind of store: Ceph (`ceph:s3`) writes keys as they are, all others write them URL-encoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_source: Option<String>,
     /// When it happened, as RFC 3339. Required if the catalogue orders by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_time: Option<DateTime<Utc>>,
@@ -60,7 +66,7 @@ pub struct BucketName {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BucketObject {
-    /// Key of the object, URL-encoded as in HTML forms (a space is `+`).
+    /// Key of the object, URL-encoded as in HTML forms (a space is `+`), but not by Ceph.
     pub key: String,
     /// Version of the object, if the bucket is versioned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -108,14 +114,12 @@ fn decode_record(
     record: &BucketRecord,
 ) -> Result<Option<AcceptedEvent>, EventDecodeError> {
     let (bucket, object) = (&record.s3.bucket.name, &record.s3.object);
-    let encoded = object.key.replace('+', " ");
-    let key = percent_decode_str(&encoded)
-        .decode_utf8()
-        .map_err(|_| InvalidField::new("s3.object.key", "is not UTF-8 once it is decoded"))?;
+    let key = decode_key(record)?;
     // Consoles create an empty object of this kind when a user creates a "folder".
     if key.ends_with('/') {
         return Ok(None);
     }
+    rules.bucket_watch.check(bucket, &rules.image_id_template);
     let version = object.version_id.clone().filter(|v| !v.is_empty() && v != "null");
     let uri = object_uri(bucket, &key)?;
     let name = record.event_name.trim_start_matches("s3:");
@@ -155,20 +159,34 @@ fn decode_record(
     }))
 }
 
+/// Returns the key of the record's object as the bucket has it.
+fn decode_key(record: &BucketRecord) -> Result<Cow<'_, str>, InvalidField> {
+    let key = &record.s3.object.key;
+    let is_ceph = record.event_source.as_ref().is_some_and(|source| source.starts_with("ceph:"));
+    if is_ceph || key.chars().any(is_always_encoded) {
+        return Ok(key.into());
+    }
+    percent_decode_str(&key.replace('+', " "))
+        .decode_utf8()
+        .map(|key| key.into_owned().into())
+        .map_err(|_| InvalidField::new("s3.object.key", "is not UTF-8 once it is decoded"))
+}
+
+/// Whether URL encoding never leaves the character as it is: a key that has it is not encoded.
+fn is_always_encoded(c: char) -> bool {
+    !c.is_ascii()
+        || c.is_ascii_control()
+        || matches!(c, ' ' | '"' | '<' | '>' | '\\' | '^' | '`' | '{' | '|' | '}')
+}
+
 /// Builds the object's percent-encoded `s3://` URI.
 fn object_uri(bucket: &str, key: &str) -> Result<String, InvalidField> {
-    if key.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
-        let reason = format!("{key:?} has a segment that is empty, `.` or `..`; use another key");
-        return Err(InvalidField::new("s3.object.key", reason));
-    }
     let invalid_bucket = |reason: String| InvalidField::new("s3.bucket.name", reason);
-    let mut url =
-        Url::parse(&format!("s3://{bucket}")).map_err(|e| invalid_bucket(e.to_string()))?;
+    let url = Url::parse(&format!("s3://{bucket}")).map_err(|e| invalid_bucket(e.to_string()))?;
     if url.host_str() != Some(bucket) {
         return Err(invalid_bucket(format!("{bucket:?} is not a bucket's name")));
     }
-    if let Ok(mut segments) = url.path_segments_mut() {
-        segments.extend(key.split('/'));
-    }
-    Ok(url.into())
+    let url = object_url(&url, key);
+    url.map(Into::into)
+        .map_err(|reason| InvalidField::new("s3.object.key", format!("{key:?}: {reason}")))
 }

@@ -5,6 +5,7 @@
 //! `Decoder::parse_events`.
 
 mod bucket_notification;
+mod bucket_watch;
 mod cloud_event;
 mod error;
 mod image_event;
@@ -25,8 +26,9 @@ use crate::record::{
     AcceptedEvent, AttributeTypes, ImageChange, ImageId, InvalidField, KafkaMessage,
     VersionOrdering,
 };
+use bucket_watch::BucketWatch;
 use reembed::ReembedTopic;
-use rules::{DecodeRules, VersionFields};
+use rules::{DecodeRules, VersionFields, key_text};
 
 /// Turns the messages of one catalogue's topics into events.
 #[derive(Debug, Clone)]
@@ -49,6 +51,7 @@ impl Decoder {
                 attribute_types: attributes.clone(),
                 cloud_event_types: options.cloud_event_types.clone(),
                 image_id_template: options.image_id_template.clone(),
+                bucket_watch: BucketWatch::default(),
             },
             max_clock_skew: TimeDelta::seconds(options.max_clock_skew_seconds.into()),
             tombstone_retention: None,
@@ -180,11 +183,10 @@ fn decode_tombstone(
     rules: &DecodeRules,
     message: &KafkaMessage,
 ) -> Result<AcceptedEvent, EventDecodeError> {
-    let key = message
-        .key
-        .as_ref()
-        .ok_or_else(|| EventDecodeError::UnknownFormat("null value without a key".into()))?;
-    let id = std::str::from_utf8(key).map_err(|_| InvalidField::new("key", "is not UTF-8"))?;
+    if message.key.is_none() {
+        return Err(EventDecodeError::UnknownFormat("null value without a key".into()));
+    }
+    let id = key_text(message).ok_or_else(|| InvalidField::new("key", "is not UTF-8"))?;
     let image_id = ImageId::new(id)?;
     let event_time = message.timestamp_ms.and_then(DateTime::from_timestamp_millis);
     let versions = VersionFields { event_time, ..VersionFields::default() };

@@ -1,12 +1,14 @@
 //! What all formats share: the catalogue's rules for versions and attributes, and typed reading of
 //! JSON with errors that name the field.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::bucket_watch::BucketWatch;
 use crate::record::{
     AttributeType, AttributeTypes, Attributes, ImageId, InvalidField, KafkaMessage, Operation,
     SequenceKey, VersionOrdering, whole_number,
@@ -23,6 +25,8 @@ pub struct DecodeRules {
     pub cloud_event_types: BTreeMap<String, Operation>,
     /// The image id of an object in a bucket, with the placeholders `{bucket}` and `{key}`.
     pub image_id_template: String,
+    /// Notices that objects of several buckets share ids.
+    pub bucket_watch: BucketWatch,
 }
 
 /// The fields of an event that may carry its version. The catalogue's ordering decides which one is used.
@@ -59,9 +63,7 @@ impl DecodeRules {
             VersionOrdering::Sequencer => {
                 SequenceKey::from_sequencer(versions.sequencer.ok_or_else(|| missing("sequencer"))?)
             }
-            VersionOrdering::Offset
-                if message.key.as_deref() == Some(image_id.as_str().as_bytes()) =>
-            {
+            VersionOrdering::Offset if key_text(message).as_deref() == Some(image_id.as_str()) => {
                 let offset = u64::try_from(message.offset)
                     .map_err(|_| InvalidField::new("offset", "is negative"))?;
                 Ok(SequenceKey::from_number(offset))
@@ -96,6 +98,14 @@ impl DecodeRules {
         }
         Ok(attributes)
     }
+}
+
+/// Returns the key of a message as text; `None` if it has none that is UTF-8. A key in the quotes of JSON, as
+/// Kafka Connect's converter writes it, is that text without them.
+pub(super) fn key_text(message: &KafkaMessage) -> Option<Cow<'_, str>> {
+    let key = std::str::from_utf8(message.key.as_deref()?).ok()?;
+    let unquoted = key.starts_with('"').then(|| serde_json::from_str::<String>(key).ok()).flatten();
+    Some(unquoted.map_or(key.into(), Into::into))
 }
 
 /// Deserialises `value`; an error names the field by its path.

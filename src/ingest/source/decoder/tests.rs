@@ -3,7 +3,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use chrono::DateTime;
 
-use super::{BucketNotification, CloudEvent, Decoder, EventDecodeError, ImageEvent};
+use super::{
+    BucketNotification, CloudEvent, Decoder, EventDecodeError, ImageEvent, canonical_attribute_text,
+};
 use crate::ingest::source::SourceOptions;
 use crate::record::{
     AcceptedEvent, AttributeType, AttributeTypes, ImageChange, ImageSource, KafkaMessage,
@@ -182,6 +184,39 @@ fn bucket_notifications_become_upserts_and_deletes() {
 }
 
 #[test]
+fn keys_are_read_as_the_bucket_has_them() {
+    for (source, written, key) in [
+        ("aws:s3", "red+mugs%2Fa%2B%2525.jpg", "red mugs/a+%25.jpg"),
+        ("aws:s3", "a%2F%2Fb.jpg", "a//b.jpg"),
+        ("minio:s3", "%2Fa.jpg", "/a.jpg"),
+        // Ceph does not encode keys.
+        ("ceph:s3", "red+mugs/a%2B.jpg", "red+mugs/a%2B.jpg"),
+        ("ceph:s3", "a//b é.jpg", "a//b é.jpg"),
+        // Nor do some others, which shows if the key has a character that is always encoded.
+        ("other:s3", "a b+c.jpg", "a b+c.jpg"),
+        ("other:s3", "é+%20.jpg", "é+%20.jpg"),
+    ] {
+        let key_json = serde_json::to_string(written).unwrap();
+        let text = with_replacements(
+            S3_NOTIFICATION,
+            &[
+                ("\"red+mugs/a%26b%2B%C3%A9.jpg\"", &key_json),
+                ("{\"eventVersion\"", &format!("{{\"eventSource\":\"{source}\",\"eventVersion\"")),
+            ],
+        );
+        let event = decode_with_ordering(VersionOrdering::Sequencer, &message(None, Some(&text)))
+            .unwrap()
+            .remove(0);
+        assert_eq!(event.image_id.as_str(), format!("photos/{key}"));
+        let ImageChange::Upsert { content: ImageSource::Uri { uri, .. }, .. } = event.change else {
+            panic!("not an upsert with an address")
+        };
+        let url = crate::store::parse_object_url(&uri).unwrap();
+        assert_eq!(crate::store::key_of_url(&url).unwrap(), key);
+    }
+}
+
+#[test]
 fn one_invalid_record_rejects_its_message_and_is_named() {
     let record = S3_NOTIFICATION.trim_start_matches("{\"Records\":[").trim_end_matches("]}");
     let cases = [
@@ -337,6 +372,29 @@ fn schemas_are_current() {
         let current = std::fs::read_to_string(&file).unwrap_or_default();
         let generated = serde_json::to_string_pretty(&schema).unwrap() + "\n";
         assert!(current == generated, "{file} is not current: run `just generate`");
+    }
+}
+
+#[test]
+fn whole_floats_are_integers_and_keys_may_be_in_quotes() {
+    for (value, text) in [
+        ("2020.0", Some("2020")),
+        ("-3e2", Some("-300")),
+        ("2020.5", None),
+        ("1e300", None),
+        ("\"2020\"", None),
+    ] {
+        let value = serde_json::from_str(value).unwrap();
+        let found = canonical_attribute_text(AttributeType::Integer, &value);
+        assert_eq!(found.as_deref(), text, "{value}");
+    }
+    for (key, id) in [("a.jpg", "a.jpg"), ("\"a.jpg\"", "a.jpg"), ("\"half", "\"half")] {
+        for ordering in [VersionOrdering::Offset, VersionOrdering::EventTime] {
+            let tombstone = KafkaMessage { timestamp_ms: Some(1), ..message(Some(key), None) };
+            let events = decode_with_ordering(ordering, &tombstone).unwrap();
+            assert_eq!(events[0].image_id.as_str(), id);
+            assert_eq!(events[0].change, ImageChange::Delete);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use tracing::error;
 
 use crate::ingest::fetch::FetchError;
+use crate::redact::redact;
 use crate::retry::{Classify, Disposition};
 use crate::search::QueryError;
 use crate::serve::feedback::FeedbackError;
@@ -44,11 +45,12 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        let detail: String = detail.into();
         Self {
             kind: "about:blank",
             title: status.canonical_reason().unwrap_or("Error"),
             status: status.as_u16(),
-            detail: detail.into(),
+            detail: redact(&detail).into_owned(),
             code,
             field: None,
             retry_after: None,
@@ -226,7 +228,9 @@ impl From<FetchError> for Problem {
         };
         let detail = match &error {
             // Errors of hosts and stores may name addresses that callers must not know.
-            FetchError::Permanent { .. } | FetchError::Transient { .. } => {
+            FetchError::Permanent { .. }
+            | FetchError::Forbidden { .. }
+            | FetchError::Transient { .. } => {
                 error!(event = event::HTTP_ERROR, code = error.code(), %error, "a picture could not be fetched");
                 "the picture's host or store did not return it; see the server's log".to_owned()
             }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
+use crate::redact::redact_addresses;
 use crate::search::{
     Explanation, Hit, ImageMetadata, NoMatchVerdict, QueryInput, ScoredPrompt, SearchResults,
     Snapshot, SnapshotImageChange, Timings,
@@ -177,7 +178,8 @@ impl SearchHit {
 pub struct ImageInfo {
     /// Its id in the catalogue.
     pub image_id: String,
-    /// Where it was fetched from; null if its bytes came in the event.
+    /// Where it was fetched from, without secrets: user and signature are hidden. Null if its bytes came in
+    /// the event.
     pub uri: Option<String>,
     /// Address of its picture, relative to the server's own; null if `uri` is.
     pub picture: Option<String>,
@@ -202,9 +204,9 @@ impl ImageInfo {
     pub fn new(image: &ImageMetadata) -> Self {
         Self {
             image_id: image.image_id.to_string(),
-            uri: image.uri.clone(),
+            uri: image.uri.as_deref().map(|uri| redact_addresses(uri).into_owned()),
             picture: picture_address(image),
-            attributes: image.attributes.clone(),
+            attributes: redact_attributes(&image.attributes),
             sequence: image.version.sequence.as_str().to_owned(),
             event_time: image.event_time,
             embedded_at: image.embedded_at,
@@ -213,6 +215,12 @@ impl ImageInfo {
             height: image.height,
         }
     }
+}
+
+/// Returns the attributes without the secrets of addresses in them.
+fn redact_attributes(attributes: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let redacted = |text: &str| redact_addresses(text).into_owned();
+    attributes.iter().map(|(name, text)| (name.clone(), redacted(text))).collect()
 }
 
 /// Returns the address of an image's picture, relative to the server's own, which a proxy may have
@@ -282,7 +290,8 @@ impl From<&SnapshotImageChange> for ChangeEvent {
         let after = change.image_after.as_deref();
         // A deleted image is shown with the title that it had.
         let titled = after.or(change.image_before.as_deref());
-        let title = titled.and_then(|image| image.attributes.get("title").cloned());
+        let title = titled.and_then(|image| image.attributes.get("title"));
+        let title = title.map(|title| redact_addresses(title).into_owned());
         Self {
             image_id: change.image_id.to_string(),
             operation: if after.is_some() { "upsert" } else { "delete" },

@@ -1,7 +1,4 @@
-//! Object storage by URL: S3 and compatible stores, GCS, Azure, a local folder, memory.
-//!
-//! Credentials come from the standard environment variables of each provider (`AWS_*`, `GOOGLE_*`,
-//! `AZURE_*`). Options in the configuration override them.
+//! Folders in object storage, as the program itself reads and writes them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use object_store::aws::AmazonS3ConfigKey;
+use object_store::azure::AzureConfigKey;
+use object_store::gcp::GoogleConfigKey;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -17,6 +17,8 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use url::Url;
 
+use crate::diagnosis::describe;
+use crate::redact::redact;
 use crate::retry::{Classify, Disposition};
 
 /// Why object storage cannot be used.
@@ -24,7 +26,8 @@ use crate::retry::{Classify, Disposition};
 pub enum StoreError {
     /// The URL is not valid, or of a kind that is not supported.
     #[error(
-        "{url}: {reason}; use s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///folder or a path"
+        "{}: {reason}; use s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, file:///folder or a path",
+        redact(.url)
     )]
     InvalidUrl {
         /// The URL as configured.
@@ -33,15 +36,23 @@ pub enum StoreError {
         reason: String,
     },
     /// A local folder could not be created.
-    #[error("folder {path}: {source}; choose a folder that this user may write")]
+    #[error("folder {path}: {}; choose a folder that this user may write", describe(.source))]
     CreateFolder {
         /// Path of the folder.
         path: String,
         /// Error of the operating system.
         source: std::io::Error,
     },
+    /// A local folder or file could not be read.
+    #[error("{path}: {}; let this user read it", describe(.source))]
+    ReadFolder {
+        /// Path of the folder or file.
+        path: String,
+        /// Error of the operating system.
+        source: std::io::Error,
+    },
     /// The store returned an error, or could not be reached.
-    #[error("{url}: {source}")]
+    #[error("{}: {}", redact(.url), describe(.source))]
     ObjectStore {
         /// URL of the store or object.
         url: String,
@@ -50,7 +61,8 @@ pub enum StoreError {
     },
     /// The store did not answer in time.
     #[error(
-        "{url}: no answer within {seconds} s; check the address, the network and the credentials"
+        "{}: no answer within {seconds} s; check the address, the network and the credentials",
+        redact(.url)
     )]
     Timeout {
         /// URL of the store.
@@ -60,7 +72,8 @@ pub enum StoreError {
     },
     /// The store does not support conditional puts, on which safe commits depend.
     #[error(
-        "{url}: this store overwrote an object that a conditional put must not touch; use one with If-None-Match support (S3, R2, MinIO, GCS, Azure, a local folder)"
+        "{}: this store overwrote an object that a conditional put must not touch; use one with If-None-Match support (S3, R2, MinIO, GCS, Azure, a local folder)",
+        redact(.url)
     )]
     NoConditionalPut {
         /// URL of the store.
@@ -73,9 +86,10 @@ impl Classify for StoreError {
         match self {
             Self::ObjectStore { source, .. } => classify_error(source),
             Self::Timeout { .. } => Disposition::Retry,
-            Self::InvalidUrl { .. } | Self::CreateFolder { .. } | Self::NoConditionalPut { .. } => {
-                Disposition::Fatal
-            }
+            Self::InvalidUrl { .. }
+            | Self::CreateFolder { .. }
+            | Self::ReadFolder { .. }
+            | Self::NoConditionalPut { .. } => Disposition::Fatal,
         }
     }
 }
@@ -103,7 +117,7 @@ pub struct Store {
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Store({})", self.url)
+        write!(f, "Store({})", redact(self.url.as_str()))
     }
 }
 
@@ -115,15 +129,9 @@ impl Store {
         if url.scheme() == "file" {
             return Self::open_local_folder(&url);
         }
-        let environment = std::env::vars()
-            .filter(|(k, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| k.starts_with(p)));
-        let configured = options.iter().map(|(k, v)| (k.clone(), v.clone()));
-        // Later options override earlier ones.
-        let merged =
-            environment.chain(configured).map(|(key, value)| (key.to_ascii_lowercase(), value));
         let (object_store, prefix) =
-            object_store::parse_url_opts(&url, merged).map_err(|source| {
-                StoreError::InvalidUrl { url: url.to_string(), reason: source.to_string() }
+            object_store::parse_url_opts(&url, merge_environment(options)).map_err(|source| {
+                StoreError::InvalidUrl { url: url.to_string(), reason: describe(&source) }
             })?;
         Ok(Self { object_store: Arc::new(PrefixStore::new(object_store, prefix)), url })
     }
@@ -212,6 +220,36 @@ impl Store {
             Ok(_) => Err(StoreError::NoConditionalPut { url: self.url.to_string() }),
         }
     }
+}
+
+/// Returns the options of the providers' environment variables, then `options`, which override them. The names
+/// are in lower case.
+pub(super) fn merge_environment(
+    options: &BTreeMap<String, String>,
+) -> impl Iterator<Item = (String, String)> {
+    let environment = std::env::vars()
+        .filter(|(k, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| k.starts_with(p)));
+    let configured = options.iter().map(|(k, v)| (k.clone(), v.clone()));
+    environment.chain(configured).map(|(key, value)| (key.to_ascii_lowercase(), value))
+}
+
+/// Whether a kind of store has the option `name`.
+pub fn is_known_option(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.parse::<AmazonS3ConfigKey>().is_ok()
+        || name.parse::<GoogleConfigKey>().is_ok()
+        || name.parse::<AzureConfigKey>().is_ok()
+}
+
+/// Returns one line per option of `store_options` that no kind of store has.
+pub fn validate_options(store_options: &BTreeMap<String, String>) -> Vec<String> {
+    let unknown = store_options.keys().filter(|name| !is_known_option(name));
+    let problem = |name: &String| {
+        format!(
+            "store_options.{name}: is not an option of S3, Google Cloud Storage or Azure; correct or remove it"
+        )
+    };
+    unknown.map(problem).collect()
 }
 
 /// Parses the URL of a folder. A plain path becomes an absolute file URL.
