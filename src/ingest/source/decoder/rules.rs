@@ -62,9 +62,7 @@ impl DecodeRules {
             VersionOrdering::Offset
                 if message.key.as_deref() == Some(image_id.as_str().as_bytes()) =>
             {
-                let offset = u64::try_from(message.offset)
-                    .map_err(|_| InvalidField::new("offset", "is negative"))?;
-                Ok(SequenceKey::from_number(offset))
+                SequenceKey::from_log_position(message.log_number, message.offset)
             }
             VersionOrdering::Offset => Err(InvalidField::new(
                 "key",
