@@ -23,6 +23,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// Largest number of errors that are collected at a time.
 const MAX_COLLECTED_ERRORS: usize = 100;
+/// How long a broker has to refuse a read, before the right to read is taken for granted.
+const READ_TRIAL: Duration = Duration::from_secs(3);
 /// Bytes that are fetched of a partition to read one of its messages. A larger message is still returned
 /// whole.
 const FETCH_BYTES: &str = "65536";
@@ -86,6 +88,19 @@ impl KafkaProbe {
         &self,
         offsets: &[(TopicPartition, i64)],
     ) -> Result<BTreeMap<TopicPartition, LogAnchor>, KafkaFailure> {
+        self.read_for(self.timeout, offsets)
+    }
+
+    /// Tries the right to read a partition, whether or not it has a message at `offset`.
+    pub fn try_reading(&self, partition: &TopicPartition, offset: i64) -> Result<(), KafkaFailure> {
+        self.read_for(READ_TRIAL, &[(partition.clone(), offset)]).map(|_| ())
+    }
+
+    fn read_for(
+        &self,
+        limit: Duration,
+        offsets: &[(TopicPartition, i64)],
+    ) -> Result<BTreeMap<TopicPartition, LogAnchor>, KafkaFailure> {
         let mut found = BTreeMap::new();
         if offsets.is_empty() {
             return Ok(found);
@@ -100,7 +115,7 @@ impl KafkaProbe {
         let (mut out_of_range, mut denied) = (0, None);
         while found.len() + out_of_range < offsets.len()
             && denied.is_none()
-            && started.elapsed() < self.timeout
+            && started.elapsed() < limit
         {
             match self.consumer.poll(POLL_TIMEOUT) {
                 Some(Ok(message)) => {

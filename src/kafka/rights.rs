@@ -34,10 +34,8 @@ pub async fn check_consume_rights(
     let (owned_group, owned_topic) = (group.to_owned(), topic.to_owned());
     let checked = run_probe(options, group, move |probe| {
         let partition = TopicPartition { topic: owned_topic.as_str().into(), number: 0 };
-        let (earliest, end) = probe.fetch_watermarks(&partition)?;
-        if earliest < end {
-            probe.read_messages_at(&[(partition, earliest)])?;
-        }
+        let (earliest, _) = probe.fetch_watermarks(&partition)?;
+        probe.try_reading(&partition, earliest)?;
         let subject = format!("consuming topic {owned_topic} in group {owned_group}");
         let mut list = TopicPartitionList::new();
         let added = list.add_partition_offset(&owned_topic, NO_SUCH_PARTITION, Offset::Offset(0));

@@ -13,30 +13,34 @@ use crate::topics::wait_for_state;
 const STATE_TIMEOUT: Duration = Duration::from_secs(60);
 const METRICS: &str = "127.0.0.1:29464";
 
-/// Waits until a worker logs `state`, and checks that its probe and its metrics agree.
+/// Waits until a worker logs `state`, and its probe and its metrics agree.
 async fn wait_for_worker_state(worker: &WorkerProcess, state: &str) {
+    let get = async |path: &str| {
+        let response = reqwest::get(format!("http://{METRICS}/{path}")).await?;
+        let status = response.status().as_u16();
+        response.text().await.map(|text| (status, text))
+    };
+    let is_consuming = ["consuming", "dead_letter_topic_missing"].contains(&state);
     let started = Instant::now();
-    while worker.last_logged_event("source.state").is_none_or(|event| event["state"] != state) {
-        let event = worker.last_logged_event("source.state");
-        assert!(started.elapsed() < STATE_TIMEOUT, "not {state}: {event:?}");
+    loop {
+        let logged = worker.last_logged_event("source.state");
+        let (metrics, ready) = (get("metrics").await, get("readyz").await);
+        let gauge = format!("bsap_source_state{{state=\"{state}\"}} 1");
+        if logged.as_ref().is_some_and(|event| event["state"] == state)
+            && let (Ok((_, metrics)), Ok((status, text))) = (&metrics, &ready)
+            && metrics.lines().any(|line| line.starts_with(&gauge))
+            && (is_consuming || metrics.contains("bsap_lag_messages NaN"))
+            && match state {
+                "consuming" => (*status, text.as_str()) == (200, "ready\n"),
+                _ => *status == 503 && text.starts_with(state),
+            }
+        {
+            println!("{state}: {}", logged.unwrap()["detail"]);
+            return;
+        }
+        assert!(started.elapsed() < STATE_TIMEOUT, "not {state}: {logged:?} {ready:?}");
         sleep(Duration::from_millis(200)).await;
     }
-    let get = async |path: &str| {
-        let response = reqwest::get(format!("http://{METRICS}/{path}")).await.unwrap();
-        (response.status().as_u16(), response.text().await.unwrap())
-    };
-    let (_, metrics) = get("metrics").await;
-    assert!(metrics.contains(&format!("bsap_source_state{{state=\"{state}\"}} 1")), "{metrics}");
-    let (status, text) = get("readyz").await;
-    if state == "consuming" {
-        assert_eq!((status, text.as_str()), (200, "ready\n"));
-    } else {
-        assert!(status == 503 && text.starts_with(state), "{status} {text}");
-    }
-    if !["consuming", "dead_letter_topic_missing"].contains(&state) {
-        assert!(metrics.contains("bsap_lag_messages NaN"), "{metrics}");
-    }
-    println!("{state}: {}", worker.last_logged_event("source.state").unwrap()["detail"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

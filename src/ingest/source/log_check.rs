@@ -121,16 +121,12 @@ impl LogCheck {
         }
     }
 
-    /// Reads a message of a partition after the consumer was denied that: librdkafka reports it only once.
+    /// Tries to read a partition after the consumer was denied that: librdkafka reports it only once.
     fn retry_reading(&self, checkpoints: &[LogCheckpoint]) -> Result<(), KafkaFailure> {
-        for checkpoint in checkpoints {
-            let (earliest, end) = self.probe.fetch_watermarks(&checkpoint.partition)?;
-            if earliest < end {
-                self.probe.read_messages_at(&[(checkpoint.partition.clone(), earliest)])?;
-                self.state.clear_reported_problem();
-                break;
-            }
-        }
+        let Some(LogCheckpoint { partition, .. }) = checkpoints.first() else { return Ok(()) };
+        let (earliest, _) = self.probe.fetch_watermarks(partition)?;
+        self.probe.try_reading(partition, earliest)?;
+        self.state.clear_reported_problem();
         Ok(())
     }
 }
