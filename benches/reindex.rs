@@ -150,6 +150,8 @@ async fn fill_table(
         let batch_rows =
             (from..to).map(|i| Ok((i as i64, rows::random_row(i, 1, DIMENSION, &[])?)));
         let batch = PartitionBatch {
+            log_number: 0,
+            anchor: None,
             partition: partition.clone(),
             expected_position,
             next_offset: to as i64,

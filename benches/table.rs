@@ -134,8 +134,14 @@ impl PartitionAppender {
         let rows: Vec<(i64, ImageRow)> = (from..).zip(rows).collect();
         let partition = TopicPartition { topic: "images".into(), number: 0 };
         let next_offset = from + rows.len() as i64;
-        let batch =
-            PartitionBatch { partition, expected_position: self.next_offset, next_offset, rows };
+        let batch = PartitionBatch {
+            log_number: 0,
+            anchor: None,
+            partition,
+            expected_position: self.next_offset,
+            next_offset,
+            rows,
+        };
         self.next_offset = Some(next_offset);
         Ok(self.writer.append(vec![batch], &CancellationToken::new()).await?)
     }

@@ -480,6 +480,7 @@ pub fn parse_event_line(
         .and_then(|value| Some(Bytes::from(value.get("image_id")?.as_str()?.to_owned())));
     let message = KafkaMessage {
         partition: TopicPartition { topic: "".into(), number: 0 },
+        log_number: 0,
         offset: 0,
         key,
         payload: Some(Bytes::copy_from_slice(line.as_bytes())),

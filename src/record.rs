@@ -13,6 +13,7 @@ use chrono::{DateTime, Utc};
 use half::f16;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 
@@ -105,11 +106,35 @@ impl fmt::Display for TopicPartition {
     }
 }
 
+/// A message of a partition's log by which the log is recognised: after a topic was deleted and created
+/// again, its partitions have the same names, but not this message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogAnchor {
+    /// Offset of the message.
+    pub offset: i64,
+    /// [`KafkaMessage::fingerprint`] of the message.
+    pub fingerprint: i64,
+}
+
+/// What the table has stored of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoredPosition {
+    /// Number of the log that is consumed: 0 for the first log of the partition, one more for each log that
+    /// replaced it.
+    pub log_number: u64,
+    /// The offset after the last stored message of this log; `None` if nothing of it is stored.
+    pub next_offset: Option<i64>,
+    /// A message of this log. `None` if none is stored, as in tables of earlier versions.
+    pub anchor: Option<LogAnchor>,
+}
+
 /// A Kafka message, copied from the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KafkaMessage {
     /// Partition of the message.
     pub partition: TopicPartition,
+    /// Number of the log of the partition that the message is from ([`StoredPosition::log_number`]).
+    pub log_number: u64,
     /// Offset in the partition.
     pub offset: i64,
     /// Key, if it has one.
@@ -123,6 +148,22 @@ pub struct KafkaMessage {
 }
 
 impl KafkaMessage {
+    /// Returns a hash of timestamp, key and value: two messages with one fingerprint are taken for the same.
+    /// Never negative, so that a Delta transaction can store it.
+    pub fn fingerprint(&self) -> i64 {
+        let mut hash = Sha256::new();
+        hash.update(self.timestamp_ms.unwrap_or(i64::MIN).to_be_bytes());
+        for part in [&self.key, &self.payload] {
+            // The length separates key and value; a null value differs from an empty one.
+            let length = part.as_ref().map_or(u64::MAX, |bytes| bytes.len() as u64);
+            hash.update(length.to_be_bytes());
+            hash.update(part.as_deref().unwrap_or_default());
+        }
+        let mut first = [0; 8];
+        first.copy_from_slice(&hash.finalize()[..8]);
+        i64::from_be_bytes(first) & i64::MAX
+    }
+
     /// Returns the id of the trace that the message belongs to: 32 hexadecimal digits from its
     /// `traceparent` header (W3C Trace Context). Returns `None` if the header is missing or invalid.
     pub fn trace_id(&self) -> Option<&str> {
@@ -186,6 +227,19 @@ impl SequenceKey {
     /// Creates a key from a number that grows with each version.
     pub fn from_number(number: u64) -> Self {
         Self(format!("{number:020}").into())
+    }
+
+    /// Creates a key from the position of a message. Every message of a partition's later log is newer than
+    /// those of its earlier logs, although its offsets begin at 0 again.
+    pub fn from_log_position(log_number: u64, offset: i64) -> Result<Self, InvalidField> {
+        /// More messages than a partition ever has; leaves room for 18,000 logs.
+        const MAX_LOG_MESSAGES: u64 = 1_000_000_000_000_000;
+        let offset = u64::try_from(offset).ok().filter(|offset| *offset < MAX_LOG_MESSAGES);
+        let first = log_number.checked_mul(MAX_LOG_MESSAGES);
+        let number = first.zip(offset).and_then(|(first, offset)| first.checked_add(offset));
+        number.map(Self::from_number).ok_or_else(|| {
+            InvalidField::new("offset", format!("is negative, or {MAX_LOG_MESSAGES} or more"))
+        })
     }
 
     /// Creates a key from a time, to the microsecond. Rejects times before 1970.
@@ -483,6 +537,46 @@ mod tests {
         let mut numbers = [99, u64::MAX, 10, 0, 1_000, 9];
         numbers.sort_by_key(|n| SequenceKey::from_number(*n));
         assert_eq!(numbers, [0, 9, 10, 99, 1_000, u64::MAX]);
+    }
+
+    #[test]
+    fn messages_of_a_later_log_are_newer_than_all_of_earlier_ones() {
+        let key = |log, offset| SequenceKey::from_log_position(log, offset).unwrap();
+        assert_eq!(key(0, 7), SequenceKey::from_number(7));
+        assert!(key(0, 999_999_999_999_999) < key(1, 0) && key(1, 0) < key(1, 1));
+        for (log, offset) in [(0, -1), (0, 1_000_000_000_000_000), (u64::MAX, 0), (20_000, 0)] {
+            assert_eq!(SequenceKey::from_log_position(log, offset).unwrap_err().field, "offset");
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_depends_on_time_key_and_value_and_on_nothing_else() {
+        let message = KafkaMessage {
+            partition: TopicPartition { topic: "images".into(), number: 0 },
+            log_number: 0,
+            offset: 4,
+            key: Some("ab".into()),
+            payload: Some("c".into()),
+            headers: Vec::new(),
+            timestamp_ms: Some(5),
+        };
+        let other = |change: fn(&mut KafkaMessage)| {
+            let mut other = message.clone();
+            change(&mut other);
+            other.fingerprint()
+        };
+        assert!(message.fingerprint() >= 0);
+        assert_eq!(message.fingerprint(), other(|m| (m.offset, m.log_number) = (9, 1)));
+        for differs in [
+            other(|m| m.timestamp_ms = Some(6)),
+            other(|m| m.timestamp_ms = None),
+            other(|m| m.payload = Some("d".into())),
+            other(|m| m.payload = None),
+            other(|m| m.payload = Some(Bytes::new())),
+            other(|m| (m.key, m.payload) = (Some("a".into()), Some("bc".into()))),
+        ] {
+            assert_ne!(message.fingerprint(), differs);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 | map(select(.event == "commit.succeeded")) as $commits
 | (map(select(.event == "lag")) | last) as $lag
 | {
+    state: $lag.state,
     lag: (if $lag == null or ($lag.end_offsets_known | not) then "unknown" else $lag.lag_messages end),
     commits: ($commits | length),
     ok: ($commits | map(.succeeded) | add // 0),

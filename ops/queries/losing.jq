@@ -6,7 +6,8 @@
     dead_lettered: ($commits | map(.dead_lettered) | add // 0),
     skipped: ($commits | map(.not_found) | add // 0),
     by_code: (map(select(.event == "dead_letter")) | group_by(.code) | map({(.[0].code): length}) | add // {}),
-    lost: (map(select(.event == "source.data_loss") | .lost_messages) | add // 0),
+    lost: (map(select(.event == "source.data_loss" or .event == "source.log_replaced") | .lost_messages | numbers) | add // 0),
+    replaced_logs: (map(select(.event == "source.log_replaced")) | length),
     cut_off: (map(select(.event == "drain.timed_out") | .remaining) | add // 0),
     lines_held_back: (map(select(.event == "log.suppressed") | .count) | add // 0)
   }

@@ -69,15 +69,18 @@ pub async fn set_up_standby(
         let mut new =
             TableWriter::open(catalogue, &standby.generation, max_commit_attempts).await?;
         for partition in partitions {
-            let (live_position, new_position) = (
-                live.read_position(partition, cancel).await?,
-                new.read_position(partition, cancel).await?,
-            );
-            if let (Some(next_offset), None) = (live_position, new_position) {
-                let partition = partition.clone();
-                let rows = Vec::new();
-                let batch =
-                    PartitionBatch { partition, expected_position: None, next_offset, rows };
+            let stored = live.read_stored_position(partition, cancel).await?;
+            let new_stored = new.read_stored_position(partition, cancel).await?;
+            if let (Some(next_offset), None) = (stored.next_offset, new_stored.next_offset) {
+                let batch = PartitionBatch {
+                    partition: partition.clone(),
+                    // The first log of this table, whichever one it is of the live table.
+                    log_number: new_stored.log_number,
+                    anchor: stored.anchor,
+                    expected_position: None,
+                    next_offset,
+                    rows: Vec::new(),
+                };
                 new.append(vec![batch], cancel).await?;
             }
         }

@@ -14,7 +14,7 @@ use crate::catalogue::StateStore;
 use crate::clip::{ClipModel, Encoders, run_self_test};
 use crate::config::Config;
 use crate::diagnosis::describe;
-use crate::kafka;
+use crate::kafka::{self, FailureKind};
 use crate::prompts::PromptSet;
 use crate::redact::redact;
 use crate::search::{memory_limit_bytes, memory_required_bytes};
@@ -93,32 +93,67 @@ async fn check_kafka(config: &Config, report: &mut CheckPrinter) {
         Err(error) => report.print_and_count("kafka.brokers", Err::<String, _>(error)),
         Ok(partitions) => {
             report.print_and_count("kafka.brokers", Ok::<_, String>(config.kafka.brokers.clone()));
-            let required_topics_exist = partitions[..2].iter().all(|count| *count > 0);
-            let source_partitions = partitions[0];
-            for ((key, topic), count) in topics.into_iter().zip(partitions) {
-                if key == REINDEX_TOPIC_KEY && count == 0 && !needs_reindex_topic(config).await {
+            let required_topics_exist = partitions[..2].iter().all(Result::is_ok);
+            let source_partitions = partitions[0].as_ref().copied().unwrap_or(0);
+            for ((key, topic), count) in topics.iter().zip(partitions) {
+                let is_missing = matches!(&count, Err(f) if f.kind == FailureKind::TopicMissing);
+                if *key == REINDEX_TOPIC_KEY && is_missing && !needs_reindex_topic(config).await {
                     print_line!(
                         "unused  {key}: topic {topic} does not exist; `bsap reindex model` needs it"
                     );
                     continue;
                 }
                 let result = match count {
-                    n if key == REINDEX_TOPIC_KEY && n > 0 && n < source_partitions => {
-                        Err(format!(
-                            "topic {topic} has {n} partitions, source.topic has {source_partitions}: only so many workers could embed images again; give it as many"
-                        ))
-                    }
-                    0 => Err(format!(
-                        "topic {topic} does not exist; create it, or let the brokers create topics"
+                    Ok(n) if *key == REINDEX_TOPIC_KEY && n < source_partitions => Err(format!(
+                        "topic {topic} has {n} partitions, source.topic has {source_partitions}: only so many workers could embed images again; give it as many"
                     )),
-                    n => Ok(format!("topic {topic}, {n} partitions")),
+                    Ok(n) => Ok(format!("topic {topic}, {n} partitions")),
+                    Err(failure) => Err(failure.to_string()),
                 };
                 report.print_and_count(key, result);
             }
+            check_rights(config, report).await;
             if required_topics_exist {
                 check_topic_settings(config, &names[..2], report).await;
             }
         }
+    }
+}
+
+/// Tries the rights that a worker needs, and prints whether events can be published.
+async fn check_rights(config: &Config, report: &mut CheckPrinter) {
+    let (kafka, source) = (&config.kafka, &config.source);
+    let group = source.group_id();
+    let mut consumers = vec![("source.group", group.clone(), &source.topic)];
+    if !source.control_topic.is_empty() {
+        let control = format!("{}.control", source.group);
+        consumers.push(("source.control_topic", control, &source.control_topic));
+    }
+    for (key, group, topic) in consumers {
+        match kafka::check_consume_rights(kafka, &group, topic).await {
+            // Reported with the topic.
+            Err(failure) if failure.kind == FailureKind::TopicMissing => {}
+            checked => {
+                let consumable = |()| format!("group {group} can consume topic {topic}");
+                report.print_and_count(key, checked.map(consumable));
+            }
+        }
+    }
+    let dead_letters = &config.dead_letter.topic;
+    match kafka::check_write_right(kafka, dead_letters).await {
+        Err(failure) if failure.kind == FailureKind::TopicMissing => {}
+        checked => {
+            let writable = |()| format!("topic {dead_letters} can be written");
+            report.print_and_count("dead_letter.topic", checked.map(writable));
+        }
+    }
+    if let Err(failure) = kafka::check_write_right(kafka, &source.topic).await
+        && failure.kind != FailureKind::TopicMissing
+    {
+        // Not a failure: workers only read it.
+        print_line!(
+            "unused  source.topic: {failure}; `bsap publish`, `bsap reconcile --repair` and `bsap dead-letters replay` need it"
+        );
     }
 }
 

@@ -106,9 +106,9 @@ impl HealthProbe for QueryWorkerHealth {
         ))
     }
 
-    fn check_readiness(&self) -> Result<(), String> {
+    fn check_readiness(&self) -> Result<&'static str, String> {
         match self.0.get() {
-            Some(engines) if engines.live().snapshots().is_ready() => Ok(()),
+            Some(engines) if engines.live().snapshots().is_ready() => Ok("ready"),
             Some(_) => Err("the table is being read".into()),
             None => Err("the model or the catalogue is not loaded yet".into()),
         }

@@ -49,7 +49,7 @@ pub struct Pipeline {
 enum PipelineEvent {
     /// A processed message, and the size of its payload in bytes.
     Processed(ProcessedMessage, usize),
-    Assigned(Vec<TopicPartition>),
+    Assigned(Vec<(TopicPartition, u64)>),
     Revoked(Vec<TopicPartition>, RevokeAck),
     Failed(IngestError),
 }
@@ -90,7 +90,7 @@ impl Pipeline {
         while !token.is_cancelled() && self.source_failure.is_none() {
             self.progress.record_step(self.in_flight_events.len());
             if self.sink.is_full() && self.commit_task.is_none() {
-                self.commit_task = self.sink.start_commit();
+                self.commit_task = self.sink.start_commit(&self.source);
             }
             let has_capacity = self.in_flight_events.len() < self.options.max_in_flight_messages
                 && self.in_flight_bytes < self.options.max_in_flight_mib << 20;
@@ -105,7 +105,7 @@ impl Pipeline {
                     None => break,
                 },
                 () = self.sink.wait_until_commit_due(), if self.commit_task.is_none() => {
-                    self.commit_task = self.sink.start_commit();
+                    self.commit_task = self.sink.start_commit(&self.source);
                 }
                 _ = heartbeat_ticks.tick() => self.log_heartbeat(),
                 _ = step_ticks.tick() => {}
@@ -156,6 +156,7 @@ impl Pipeline {
             event = event::HEARTBEAT,
             role = "worker",
             poll_age_ms = status.poll_age_ms,
+            state = status.state.as_str(),
             assigned_partitions = status.assigned_partition_count,
             in_flight_messages = self.in_flight_events.len(),
             pending_rows = self.sink.pending_rows(),
@@ -165,6 +166,7 @@ impl Pipeline {
         let in_flight = self.in_flight_events.len() as i64;
         info!(
             event = event::LAG,
+            state = status.state.as_str(),
             end_offsets_known = status.lag_messages.is_some(),
             lag_messages = status.lag_messages,
             unread_messages = status.lag_messages.map(|lag| (lag - in_flight).max(0)),
@@ -238,7 +240,7 @@ impl Pipeline {
     async fn commit_all(&mut self) -> Result<(), IngestError> {
         loop {
             if self.commit_task.is_none() {
-                self.commit_task = self.sink.start_commit();
+                self.commit_task = self.sink.start_commit(&self.source);
             }
             if self.commit_task.is_none() {
                 return Ok(());

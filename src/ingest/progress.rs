@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::Utc;
 
 use super::rejection::{Rejection, RejectionListener};
-use super::source::{ConsumerStatus, ConsumerStatusHandle};
+use super::source::{ConsumerStatus, ConsumerStatusHandle, SourceProblem, SourceState};
 use crate::telemetry::metrics::{self, HealthProbe};
 
 /// A consumer that has not polled for this long was excluded from its group (`max.poll.interval.ms`); a
@@ -72,11 +72,18 @@ impl Progress {
     fn consumer_status(&self) -> Option<ConsumerStatus> {
         let consumers = self.consumer_handles.lock().unwrap_or_else(PoisonError::into_inner);
         consumers.iter().map(ConsumerStatusHandle::status).reduce(|a, b| ConsumerStatus {
+            state: a.state.max(b.state),
             // The oldest poll; `None` while one consumer has not polled.
             poll_age_ms: a.poll_age_ms.zip(b.poll_age_ms).map(|(a, b)| a.max(b)),
             assigned_partition_count: a.assigned_partition_count + b.assigned_partition_count,
             lag_messages: a.lag_messages.zip(b.lag_messages).map(|(a, b)| a + b),
         })
+    }
+
+    /// Returns the gravest state of all consumers; `None` before one was started.
+    fn source_state(&self) -> Option<SourceProblem> {
+        let consumers = self.consumer_handles.lock().unwrap_or_else(PoisonError::into_inner);
+        consumers.iter().map(ConsumerStatusHandle::source_state).max_by_key(|one| one.state)
     }
 
     fn step_age_ms(&self) -> Option<i64> {
@@ -90,6 +97,10 @@ impl HealthProbe for Progress {
         let metrics = metrics::global();
         let seconds = |ms: Option<i64>| ms.map(|ms| ms as f64 / 1e3);
         let status = self.consumer_status();
+        let state = status.map_or(SourceState::Starting, |status| status.state);
+        for one in SourceState::ALL {
+            metrics.source_state.set(&[one.as_str()], f64::from(u8::from(one == state)));
+        }
         metrics.lag_messages.set_or_nan(status.and_then(|p| p.lag_messages).map(|lag| lag as f64));
         metrics.assigned_partitions.set_or_nan(status.map(|p| p.assigned_partition_count as f64));
         metrics.poll_age.set_or_nan(seconds(status.and_then(|p| p.poll_age_ms)));
@@ -107,10 +118,16 @@ impl HealthProbe for Progress {
         }
     }
 
-    fn check_readiness(&self) -> Result<(), String> {
-        match self.consumer_status().and_then(|p| p.poll_age_ms) {
-            Some(_) => self.check_liveness(),
-            None => Err("Kafka has not been polled yet".into()),
+    /// A worker without partitions is ready: it takes them over when another one ends.
+    fn check_readiness(&self) -> Result<&'static str, String> {
+        let Some(SourceProblem { state, detail }) = self.source_state() else {
+            return Err("starting: the worker opens its catalogue and model".into());
+        };
+        self.check_liveness()?;
+        match state {
+            SourceState::Consuming => Ok("ready"),
+            SourceState::NoPartitionsAssigned => Ok("ready: no_partitions_assigned"),
+            _ => Err(format!("{}: {detail}", state.as_str())),
         }
     }
 }

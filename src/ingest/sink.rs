@@ -70,6 +70,8 @@ pub struct FinishedCommit {
 
 /// What is pending for one partition.
 struct PendingPartition {
+    /// Number of the partition's log that is consumed.
+    log_number: u64,
     /// The position in the table, which the next commit expects; `None` if there is none yet.
     table_position: Option<i64>,
     /// The position that the next commit will store; `None` if no message is pending.
@@ -122,16 +124,19 @@ impl Sink {
         }
     }
 
-    /// Adds partitions with their positions in the table.
+    /// Adds partitions, each with the number of its log, and their positions in the table.
     pub async fn add_partitions(
         &mut self,
-        partitions: Vec<TopicPartition>,
+        partitions: Vec<(TopicPartition, u64)>,
     ) -> Result<(), IngestError> {
         let mut writer = self.table_writer.lock().await;
-        for partition in partitions {
-            let table_position = writer.read_position(&partition, &self.processing_cancel).await?;
+        for (partition, log_number) in partitions {
+            let stored = writer.read_stored_position(&partition, &self.processing_cancel).await?;
+            // If another worker has found a newer log since, this one is about to lose the partition.
+            let is_current = stored.log_number == log_number;
             let pending = PendingPartition {
-                table_position,
+                log_number,
+                table_position: stored.next_offset.filter(|_| is_current),
                 position_to_commit: None,
                 rows: Vec::new(),
                 next_expected_offset: 0,
@@ -227,14 +232,17 @@ impl Sink {
     }
 
     /// Starts to commit everything that is pending; `None` if there is nothing. The commit runs in a task;
-    /// its result must be passed to [`Sink::record_finished_commit`] before the next commit starts.
-    pub fn start_commit(&mut self) -> Option<CommitTask> {
+    /// its result must be passed to [`Sink::record_finished_commit`] before the next commit starts. `source`
+    /// knows by which messages the logs are recognised later.
+    pub fn start_commit(&mut self, source: &Source) -> Option<CommitTask> {
         let batches: Vec<PartitionBatch> = self
             .pending_partitions
             .iter_mut()
             .filter_map(|(partition, pending)| {
                 Some(PartitionBatch {
                     partition: partition.clone(),
+                    log_number: pending.log_number,
+                    anchor: source.log_anchor(partition, pending.log_number),
                     expected_position: pending.table_position,
                     next_offset: pending.position_to_commit.take()?,
                     rows: std::mem::take(&mut pending.rows),
@@ -358,7 +366,7 @@ mod tests {
             CancellationToken::new(),
         );
         let partition = TopicPartition { topic: "images".into(), number: 0 };
-        sink.add_partitions(vec![partition.clone()]).await.unwrap();
+        sink.add_partitions(vec![(partition.clone(), 0)]).await.unwrap();
         (sink, partition)
     }
 

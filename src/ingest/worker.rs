@@ -22,7 +22,7 @@ use super::source::{Decoder, OffsetProvider, Source, SourceOptions};
 use crate::clip::Encoders;
 use crate::kafka;
 use crate::prompts::ActivePromptSets;
-use crate::record::TopicPartition;
+use crate::record::{StoredPosition, TopicPartition};
 use crate::table::{TableError, TableWriter};
 
 /// A worker before it is started: its options, clients, model and table.
@@ -60,10 +60,32 @@ struct TableOffsetProvider {
 
 #[async_trait]
 impl OffsetProvider for TableOffsetProvider {
-    async fn next_offset(&self, partition: &TopicPartition) -> Result<Option<i64>, String> {
-        let read = async {
-            self.table_writer.lock().await.read_position(partition, &self.worker_cancel).await
-        };
+    async fn stored_position(&self, partition: &TopicPartition) -> Result<StoredPosition, String> {
+        self.run_unless_stopping(async {
+            let mut writer = self.table_writer.lock().await;
+            writer.read_stored_position(partition, &self.worker_cancel).await
+        })
+        .await
+    }
+
+    async fn start_new_log(
+        &self,
+        partition: &TopicPartition,
+        replaced: u64,
+    ) -> Result<StoredPosition, String> {
+        self.run_unless_stopping(async {
+            let mut writer = self.table_writer.lock().await;
+            writer.start_new_log(partition, replaced, &self.worker_cancel).await
+        })
+        .await
+    }
+}
+
+impl TableOffsetProvider {
+    async fn run_unless_stopping(
+        &self,
+        read: impl Future<Output = Result<StoredPosition, TableError>>,
+    ) -> Result<StoredPosition, String> {
         match self.worker_cancel.run_until_cancelled(read).await {
             Some(position) => position.map_err(|error| error.to_string()),
             None => Err("the worker is stopping".into()),
@@ -91,6 +113,7 @@ impl Worker {
             &self.kafka_options,
             &self.source_options,
             &topics,
+            self.dead_letter_writer.topic(),
             offset_provider,
             draining.clone(),
         )?;

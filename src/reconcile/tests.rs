@@ -60,7 +60,14 @@ async fn append(store: &Store, rows: Vec<ImageRow>) {
     let rows = (from..).zip(rows).collect();
     writer
         .append(
-            vec![PartitionBatch { partition, expected_position: expected, next_offset, rows }],
+            vec![PartitionBatch {
+                log_number: 0,
+                anchor: None,
+                partition,
+                expected_position: expected,
+                next_offset,
+                rows,
+            }],
             &CancellationToken::new(),
         )
         .await

@@ -63,8 +63,14 @@ async fn append_images(store: &Store, model: &HashEncoders, from: u64, to: u64) 
     let rows = (from..to).map(|id| (id as i64, stored_row(model, id))).collect();
     let partition = TopicPartition { topic: "t".into(), number: 0 };
     let expected = (from > 0).then_some(from as i64);
-    let batch =
-        PartitionBatch { partition, expected_position: expected, next_offset: to as i64, rows };
+    let batch = PartitionBatch {
+        log_number: 0,
+        anchor: None,
+        partition,
+        expected_position: expected,
+        next_offset: to as i64,
+        rows,
+    };
     TableWriter::open(store, &generation(model), 5)
         .await
         .unwrap()

@@ -79,6 +79,8 @@ async fn catalogue(complete: bool) -> Store {
         (i as i64, row)
     });
     let batch = PartitionBatch {
+        log_number: 0,
+        anchor: None,
         partition: TopicPartition { topic: "t".into(), number: 0 },
         expected_position: None,
         next_offset: 10,

@@ -14,6 +14,7 @@ use deltalake_core::arrow::array::RecordBatch;
 use deltalake_core::kernel::{Action, Add, Transaction};
 use deltalake_core::parquet::errors::ParquetError;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
+use futures::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -21,8 +22,9 @@ use super::error::TableError;
 use super::file::DataFileWriter;
 use super::generation::Generation;
 use super::log::{DeltaLog, TableKind, commit_backoff};
+use super::partition_ids::{NO_ANCHOR, PartitionIds};
 use super::schema;
-use crate::record::{ImageRow, TopicPartition};
+use crate::record::{ImageRow, LogAnchor, StoredPosition, TopicPartition};
 use crate::retry::{Classify, Disposition};
 use crate::store::Store;
 use crate::telemetry::event;
@@ -39,6 +41,10 @@ const MAX_LOOK_BACK_COMMITS: u64 = 40;
 pub struct PartitionBatch {
     /// The partition.
     pub partition: TopicPartition,
+    /// Number of the partition's log that the rows come from ([`StoredPosition::log_number`]).
+    pub log_number: u64,
+    /// A message of this log, by which the log is recognised later; `None` stores none.
+    pub anchor: Option<LogAnchor>,
     /// The stored position that this commit builds on: the offset after the last stored one, `None` if
     /// nothing is stored yet.
     pub expected_position: Option<i64>,
@@ -113,28 +119,35 @@ impl TableWriter {
         self
     }
 
-    /// Returns the application id under which the Delta log keeps a partition's position.
-    fn application_id(&self, partition: &TopicPartition) -> String {
-        let usual = format!("bsap:{}:{}", partition.topic, partition.number);
-        if self.replay_name.is_empty() {
-            usual
-        } else {
-            format!("{usual}:replay:{}", self.replay_name)
-        }
+    /// Returns the application ids under which the Delta log keeps a partition's position and what belongs
+    /// to it.
+    fn partition_ids(&self, partition: &TopicPartition) -> PartitionIds {
+        PartitionIds::new(partition, &self.replay_name)
     }
 
-    /// Reads the offset after the last stored one of `partition` from the log. Retries transient errors
-    /// until `cancel` is cancelled. Attempts that read further than the ones before do not count, so
-    /// that a store that fails now and then is outlasted, however much there is to read.
+    /// Reads the offset after the last stored one of the current log of `partition`, as
+    /// [`Self::read_stored_position`] does.
     pub async fn read_position(
         &mut self,
         partition: &TopicPartition,
         cancel: &CancellationToken,
     ) -> Result<Option<i64>, TableError> {
+        Ok(self.read_stored_position(partition, cancel).await?.next_offset)
+    }
+
+    /// Reads what is stored of `partition` from the log. Retries transient errors until `cancel` is
+    /// cancelled. Attempts that read further than the ones before do not count, so that a store that fails
+    /// now and then is outlasted, however much there is to read.
+    pub async fn read_stored_position(
+        &mut self,
+        partition: &TopicPartition,
+        cancel: &CancellationToken,
+    ) -> Result<StoredPosition, TableError> {
+        let ids = self.partition_ids(partition);
         let backoff = commit_backoff(self.max_attempts);
         let (mut attempt, mut last_progress) = (0, None);
         loop {
-            let error = match self.try_read_position(partition).await {
+            let error = match self.try_read_stored_position(&ids).await {
                 Ok(position) => return Ok(position),
                 Err(error) => error,
             };
@@ -153,12 +166,82 @@ impl TableWriter {
         }
     }
 
-    async fn try_read_position(
+    async fn try_read_stored_position(
+        &mut self,
+        ids: &PartitionIds,
+    ) -> Result<StoredPosition, TableError> {
+        self.refresh_positions().await?;
+        self.stored_position(ids).await
+    }
+
+    /// Returns what is stored of a partition as of `positions_version`.
+    async fn stored_position(&mut self, ids: &PartitionIds) -> Result<StoredPosition, TableError> {
+        self.look_up(&[ids.log_number(), ids.anchor_offset(), ids.anchor_fingerprint()]).await?;
+        let log_number = self.known(&ids.log_number());
+        let log_number = log_number.and_then(|number| u64::try_from(number).ok()).unwrap_or(0);
+        let position = ids.position(log_number);
+        self.look_up(std::slice::from_ref(&position)).await?;
+        let anchor = self.known(&ids.anchor_offset()).zip(self.known(&ids.anchor_fingerprint()));
+        Ok(StoredPosition {
+            log_number,
+            next_offset: self.known(&position),
+            // A negative offset marks that the newest log has no anchor yet.
+            anchor: anchor
+                .filter(|(offset, _)| *offset >= 0)
+                .map(|(offset, fingerprint)| LogAnchor { offset, fingerprint }),
+        })
+    }
+
+    /// Records that the log after number `replaced` of `partition` is consumed from now on, from its
+    /// beginning. Does nothing if another worker has recorded that already. Returns what is stored then.
+    /// Retries conflicts and transient errors until `cancel` is cancelled.
+    pub async fn start_new_log(
         &mut self,
         partition: &TopicPartition,
-    ) -> Result<Option<i64>, TableError> {
-        self.refresh_positions().await?;
-        self.stored_position(&self.application_id(partition)).await
+        replaced: u64,
+        cancel: &CancellationToken,
+    ) -> Result<StoredPosition, TableError> {
+        let ids = self.partition_ids(partition);
+        let backoff = commit_backoff(self.max_attempts);
+        let mut attempt = 0;
+        loop {
+            let error = match self.try_start_new_log(&ids, replaced).await {
+                Ok(stored) => return Ok(stored),
+                Err(error) => error,
+            };
+            if error.disposition() != Disposition::Retry {
+                return Err(error);
+            }
+            attempt += 1;
+            if attempt >= self.max_attempts {
+                return Err(self.log.attempts_exhausted_error(self.max_attempts, &error));
+            }
+            info!(event = event::COMMIT_CONFLICT, attempt, reason = %error, "a new log was not recorded; trying again");
+            if !backoff.wait(attempt, cancel).await {
+                return Err(self.log.cancelled_error(&error));
+            }
+        }
+    }
+
+    async fn try_start_new_log(
+        &mut self,
+        ids: &PartitionIds,
+        replaced: u64,
+    ) -> Result<StoredPosition, TableError> {
+        let stored = self.try_read_stored_position(ids).await?;
+        if stored.log_number > replaced {
+            return Ok(stored);
+        }
+        let number = i64::try_from(replaced + 1).unwrap_or(i64::MAX);
+        let transactions = vec![
+            Transaction::new(ids.log_number(), number),
+            Transaction::new(ids.anchor_offset(), NO_ANCHOR),
+        ];
+        let version = self.log.write_commit(Vec::new(), transactions, append_operation()).await?;
+        self.positions_version = version;
+        self.positions.insert(ids.log_number(), Some(number));
+        self.positions.insert(ids.anchor_offset(), Some(NO_ANCHOR));
+        self.stored_position(ids).await
     }
 
     /// Returns how far the log was read. It changes if an attempt read anything new.
@@ -249,7 +332,10 @@ impl TableWriter {
         // A batch leaves `staged` only after the step that decides about it has succeeded: if one
         // fails, the next attempt starts with all that remains.
         while let Some(one) = staged.get(i) {
-            let stored = self.stored_position(&self.application_id(&one.batch.partition)).await?;
+            let ids = self.partition_ids(&one.batch.partition);
+            let position_id = ids.position(one.batch.log_number);
+            self.look_up(&[position_id.clone(), ids.log_number()]).await?;
+            let stored = self.known(&position_id);
             if stored == one.batch.expected_position && stored < Some(one.batch.next_offset) {
                 i += 1;
                 continue;
@@ -301,27 +387,42 @@ impl TableWriter {
         if staged.is_empty() {
             return Ok(self.log.version());
         }
-        let version = self.commit_staged(staged).await?;
+        let transactions: Vec<_> =
+            staged.iter().flat_map(|one| self.transactions(&one.batch)).collect();
+        let committed: Vec<_> =
+            transactions.iter().map(|one| (one.app_id.clone(), Some(one.version))).collect();
+        let version = self.commit_staged(staged, transactions).await?;
         self.positions_version = version;
-        for one in staged {
-            let application_id = self.application_id(&one.batch.partition);
-            self.positions.insert(application_id, Some(one.batch.next_offset));
-        }
+        self.positions.extend(committed);
         Ok(version)
     }
 
-    async fn commit_staged(&mut self, staged: &[StagedBatch]) -> Result<u64, TableError> {
-        let transactions = staged
-            .iter()
-            .map(|one| {
-                Transaction::new(self.application_id(&one.batch.partition), one.batch.next_offset)
-            })
-            .collect();
+    /// Returns what a commit says of the position of a batch. The number of the log is said each time, so
+    /// that a reader finds it where it finds the position.
+    fn transactions(&self, batch: &PartitionBatch) -> Vec<Transaction> {
+        let ids = self.partition_ids(&batch.partition);
+        let number = i64::try_from(batch.log_number).unwrap_or(i64::MAX);
+        let mut transactions =
+            vec![Transaction::new(ids.position(batch.log_number), batch.next_offset)];
+        // Rows of a log that was replaced in the meantime may still be stored, but it is not consumed again.
+        if self.known(&ids.log_number()).is_none_or(|newest| newest <= number) {
+            transactions.push(Transaction::new(ids.log_number(), number));
+            if let Some(anchor) = batch.anchor {
+                transactions.push(Transaction::new(ids.anchor_offset(), anchor.offset));
+                transactions.push(Transaction::new(ids.anchor_fingerprint(), anchor.fingerprint));
+            }
+        }
+        transactions
+    }
+
+    async fn commit_staged(
+        &mut self,
+        staged: &[StagedBatch],
+        transactions: Vec<Transaction>,
+    ) -> Result<u64, TableError> {
         let actions =
             staged.iter().filter_map(|one| one.add_action.clone()).map(Action::Add).collect();
-        let operation =
-            DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
-        self.log.write_commit(actions, transactions, operation).await
+        self.log.write_commit(actions, transactions, append_operation()).await
     }
 
     /// Uploads the rows of a batch as a file that no commit names yet. Retries transient errors until
@@ -376,10 +477,13 @@ impl TableWriter {
         Ok(())
     }
 
-    /// Returns the position as of `positions_version`.
-    async fn stored_position(&mut self, application_id: &str) -> Result<Option<i64>, TableError> {
+    /// Finds the versions of `application_ids` as of `positions_version`, for [`Self::known`].
+    async fn look_up(&mut self, application_ids: &[String]) -> Result<(), TableError> {
         let oldest = self.positions_version.saturating_sub(MAX_LOOK_BACK_COMMITS);
-        while !self.positions.contains_key(application_id) && self.scanned_from_version > oldest {
+        let is_unknown = |positions: &HashMap<String, Option<i64>>| {
+            application_ids.iter().any(|id| !positions.contains_key(id))
+        };
+        while is_unknown(&self.positions) && self.scanned_from_version > oldest {
             let Some(actions) = self.log.read_commit(self.scanned_from_version - 1).await? else {
                 break;
             };
@@ -388,15 +492,21 @@ impl TableWriter {
             }
             self.scanned_from_version -= 1;
         }
-        if let Some(known) = self.positions.get(application_id) {
-            return Ok(*known);
-        }
-        let position = match self.scanned_from_version {
-            0 => None,
-            _ => self.log.transaction_version(application_id).await?,
-        };
-        self.positions.insert(application_id.to_owned(), position);
-        Ok(position)
+        let unknown = application_ids.iter().filter(|id| !self.positions.contains_key(*id));
+        let unknown: Vec<&String> = unknown.collect();
+        let read_whole_log = self.scanned_from_version == 0;
+        let found = try_join_all(unknown.iter().map(|id| async {
+            if read_whole_log { Ok(None) } else { self.log.transaction_version(id).await }
+        }))
+        .await?;
+        let found: Vec<_> = unknown.into_iter().cloned().zip(found).collect();
+        self.positions.extend(found);
+        Ok(())
+    }
+
+    /// Returns the version of an application id that was looked up; `None` if there is none.
+    fn known(&self, application_id: &str) -> Option<i64> {
+        self.positions.get(application_id).copied().flatten()
     }
 
     /// Whether a commit after `base_version` names the staged file: then an attempt of this writer has
@@ -417,6 +527,10 @@ impl TableWriter {
         }
         Ok(false)
     }
+}
+
+fn append_operation() -> DeltaOperation {
+    DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None }
 }
 
 /// Returns the positions that a commit sets, by application id.

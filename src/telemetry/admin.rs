@@ -75,16 +75,16 @@ async fn get_metrics() -> Response {
 }
 
 async fn get_livez(State(health): State<Arc<dyn HealthProbe>>) -> Response {
-    probe_response("alive\n", health.check_liveness())
+    probe_response(health.check_liveness().map(|()| "alive"))
 }
 
 async fn get_readyz(State(health): State<Arc<dyn HealthProbe>>) -> Response {
-    probe_response("ready\n", health.check_readiness())
+    probe_response(health.check_readiness())
 }
 
-fn probe_response(healthy_text: &'static str, health: Result<(), String>) -> Response {
+fn probe_response(health: Result<&'static str, String>) -> Response {
     match health {
-        Ok(()) => healthy_text.into_response(),
+        Ok(text) => format!("{text}\n").into_response(),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason + "\n").into_response(),
     }
 }

@@ -78,6 +78,7 @@ log_events! {
         "No heartbeat for two minutes: the worker hangs or has ended; restart it, nothing is lost. `poll_age_ms` above some seconds: the thread of the consumer hangs. `assigned_partitions` is 0 on one of several workers: there are more workers than partitions.",
         [
             text_field("role", "`worker`"),
+            text_field("state", "as in `source.state`"),
             integer_field("poll_age_ms", "since Kafka was last polled").optional(),
             count_field("assigned_partitions", "partitions assigned to this worker"),
             count_field("in_flight_messages", "messages in the pipeline"),
@@ -88,7 +89,8 @@ log_events! {
         "How far the worker is behind; logged with each `heartbeat`.",
         "If `lag_messages` only grows: add workers, or partitions if each worker has only one; `commit.succeeded` says which stage takes longest. If `end_offsets_known` stays false, Kafka does not report the ends of the partitions: look at `source.error`.",
         [
-            flag_field("end_offsets_known", "whether the ends of all assigned partitions are known"),
+            text_field("state", "as in `source.state`"),
+            flag_field("end_offsets_known", "whether partitions are assigned and consumed, and the ends of all of them are known"),
             integer_field("lag_messages", "messages that are not stored yet").optional(),
             integer_field("unread_messages", "messages that are not read yet: `lag_messages` less those in the pipeline").optional(),
             integer_field("event_age_ms", "of the oldest event in the last commit; missing: not known").optional(),
@@ -181,8 +183,29 @@ log_events! {
         "Consuming cannot go on; the worker stops.",
         "The message says what to change.",
         [text_field("error", "").optional()];
+    SOURCE_STATE = "source.state", ["info", "warn"],
+        "It changed whether the worker can consume messages, and otherwise why not: `consuming`, `starting`, `no_partitions_assigned`, `dead_letter_topic_missing`, `topic_missing`, `not_authorised`, `authentication_failed`, `brokers_unreachable`.",
+        "`detail` says what to change. Nothing is lost within the topic's retention; the worker goes on by itself.",
+        [
+            text_field("state", ""),
+            text_field("previous_state", ""),
+            text_field("detail", ""),
+        ];
+    SOURCE_LOG_REPLACED = "source.log_replaced", ["error"],
+        "The log of a partition is not the one that was consumed: its topic was deleted and created again, restored from a backup, or has lost its end. The new log is consumed from its beginning; what was stored before stays.",
+        "Messages of the old log that were not stored yet are lost: run `bsap reconcile --repair`, which publishes events for them. If the topic was created again on purpose and was consumed to its end, nothing.",
+        [
+            text_field("partition", "`topic[partition]`"),
+            count_field("log_number", "of the new log, counted from 0"),
+            integer_field("stored_offset", "the next one to be consumed of the old log").optional(),
+            integer_field("earliest_offset", "the first one of the new log"),
+            integer_field("end_offset", "of the new log"),
+            integer_field("replayed_messages", "of the new log, which are consumed now"),
+            integer_field("lost_messages", "of the old log that were not stored; missing: not known").optional(),
+            text_field("reason", "how the log was recognised as another one"),
+        ];
     SOURCE_DATA_LOSS = "source.data_loss", ["error"],
-        "The retention of Kafka removed messages that were never processed.",
+        "The retention of Kafka, or `kafka-delete-records`, removed messages that were never processed.",
         "Run `bsap reconcile --repair`, which publishes events for what was lost; give the topic a longer retention.",
         [
             text_field("partition", "`topic[partition]`"),

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
@@ -24,16 +25,46 @@ pub fn send_signal(process: &Child, name: &str) {
     assert!(sent.success(), "kill -{name} {}", process.id());
 }
 
+/// What a right is granted on.
+#[derive(Clone, Copy)]
+pub enum Resource<'a> {
+    Topic(&'a str),
+    Group(&'a str),
+}
+
+/// Operations by their numbers in the Kafka protocol.
+#[derive(Clone, Copy)]
+pub enum Operation {
+    Read = 3,
+    Write = 4,
+    Describe = 8,
+}
+
 /// Brokers that are also controllers (KRaft).
 pub struct Cluster {
     folder: tempfile::TempDir,
     jars: PathBuf,
     ports: Vec<u16>,
+    sasl_port: Option<u16>,
     brokers: Vec<Option<Child>>,
 }
 
+/// Name and password of the only account that [`Cluster::start_secured`] knows.
+pub const ACCOUNT: (&str, &str) = ("worker", "right-password");
+
 impl Cluster {
     pub fn start(count: usize) -> Self {
+        Self::start_with(count, None)
+    }
+
+    /// Starts one broker that also listens for SASL, and allows [`ACCOUNT`] only what is granted to it. Clients of
+    /// the plain listener may do everything.
+    pub fn start_secured() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self::start_with(1, Some(port))
+    }
+
+    fn start_with(count: usize, sasl_port: Option<u16>) -> Self {
         let jars = std::env::var_os("BSAP_KAFKA_JARS");
         let jars =
             jars.expect("BSAP_KAFKA_JARS names the folder of Kafka's jars; run `tests/run kafka`");
@@ -47,12 +78,26 @@ impl Cluster {
             controllers.iter().enumerate().map(|(i, p)| format!("{i}@127.0.0.1:{p}")).collect();
         let folder = tempfile::tempdir().unwrap();
         let replicas = count.min(3);
+        let (name, password) = ACCOUNT;
+        let (sasl_listener, security) = sasl_port.map_or_else(Default::default, |port| {
+            (
+                format!(",SASL_PLAINTEXT://127.0.0.1:{port}"),
+                format!(
+                    "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+                     super.users=User:ANONYMOUS\n\
+                     sasl.enabled.mechanisms=PLAIN\n\
+                     listener.name.sasl_plaintext.plain.sasl.jaas.config=\
+                     org.apache.kafka.common.security.plain.PlainLoginModule required user_{name}=\"{password}\";\n"
+                ),
+            )
+        });
         for (i, (port, controller)) in ports.iter().zip(controllers).enumerate() {
             let properties = format!(
                 "process.roles=broker,controller\n\
                  node.id={i}\n\
-                 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-                 advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+                 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{sasl_listener}\n\
+                 advertised.listeners=PLAINTEXT://127.0.0.1:{port}{sasl_listener}\n\
+                 {security}\
                  controller.listener.names=CONTROLLER\n\
                  controller.quorum.voters={}\n\
                  log.dirs={}\n\
@@ -74,6 +119,7 @@ impl Cluster {
             folder,
             jars: jars.into(),
             ports: ports.to_vec(),
+            sasl_port,
             brokers: (0..count).map(|_| None).collect(),
         };
         for i in 0..count {
@@ -139,6 +185,11 @@ impl Cluster {
         self.ports.iter().map(|p| format!("127.0.0.1:{p}")).collect::<Vec<_>>().join(",")
     }
 
+    /// Returns the `host:port` of the listener for SASL.
+    pub fn sasl_bootstrap_server(&self) -> String {
+        format!("127.0.0.1:{}", self.sasl_port.expect("the cluster is secured"))
+    }
+
     pub fn client_config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", self.bootstrap_servers()).set("log_level", "0");
@@ -176,14 +227,74 @@ impl Cluster {
         let topic = NewTopic::new(topic, partitions, replicas)
             .set("retention.ms", "-1")
             .set("max.message.bytes", &largest);
-        let made = admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap();
-        for one in made {
-            one.unwrap();
+        let started = Instant::now();
+        // A topic of this name may still be on its way out.
+        while let Err((name, error)) =
+            &admin.create_topics([&topic], &AdminOptions::new()).await.unwrap()[0]
+        {
+            assert!(started.elapsed() < READY_TIMEOUT, "{name} was not created: {error}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 }
 
 impl Cluster {
+    /// Deletes a topic, and waits until it is gone.
+    pub async fn delete_topic(&self, topic: &str) {
+        let admin: AdminClient<DefaultClientContext> = self.client_config().create().unwrap();
+        admin.delete_topics(&[topic], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+        let started = Instant::now();
+        loop {
+            let client: BaseConsumer = self.client_config().create().unwrap();
+            let metadata = client.fetch_metadata(None, Duration::from_secs(5)).unwrap();
+            if metadata.topics().iter().all(|one| one.name() != topic) {
+                return;
+            }
+            assert!(started.elapsed() < READY_TIMEOUT, "{topic} is still there");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Adds partitions to a topic until it has `count`.
+    pub async fn add_partitions(&self, topic: &str, count: usize) {
+        let admin: AdminClient<DefaultClientContext> = self.client_config().create().unwrap();
+        let added = [NewPartitions::new(topic, count)];
+        admin.create_partitions(&added, &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    }
+
+    /// Grants [`ACCOUNT`] an operation on a topic or group (`CreateAcls` of the Kafka protocol, version 1).
+    pub fn grant(&self, resource: Resource<'_>, operation: Operation) {
+        let text = |text: &str| {
+            let length = i16::try_from(text.len()).unwrap().to_be_bytes();
+            [&length[..], text.as_bytes()].concat()
+        };
+        let (resource_type, name) = match resource {
+            Resource::Topic(name) => (2_u8, name),
+            Resource::Group(name) => (3, name),
+        };
+        let (literal, allow) = (3_u8, 3_u8);
+        let request = [
+            &[0, 30, 0, 1, 0, 0, 0, 1][..],
+            &text("test"),
+            &[0, 0, 0, 1, resource_type],
+            &text(name),
+            &[literal],
+            &text(&format!("User:{}", ACCOUNT.0)),
+            &text("*"),
+            &[operation as u8, allow],
+        ]
+        .concat();
+        let mut stream = TcpStream::connect(("127.0.0.1", self.ports[0])).unwrap();
+        let length = u32::try_from(request.len()).unwrap().to_be_bytes();
+        stream.write_all(&[&length[..], &request].concat()).unwrap();
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).unwrap();
+        let mut response = vec![0; u32::from_be_bytes(length) as usize];
+        stream.read_exact(&mut response).unwrap();
+        // Correlation id, throttle time, number of results, error code.
+        assert_eq!(response[12..14], [0, 0], "{name} was not granted: {response:?}");
+    }
+
     /// Removes the messages before `ends` from each partition of `topic`, as retention does.
     pub async fn delete_records_before(&self, topic: &str, ends: &BTreeMap<i32, i64>) {
         let admin: AdminClient<DefaultClientContext> = self.client_config().create().unwrap();

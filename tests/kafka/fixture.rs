@@ -23,8 +23,8 @@ use crate::minio::Minio;
 
 pub const TOPIC: &str = "images";
 pub const REEMBED_TOPIC: &str = "images.reindex";
-const DEAD_LETTER_TOPIC: &str = "images.dead-letters";
-const GROUP: &str = "bsap";
+pub const DEAD_LETTER_TOPIC: &str = "images.dead-letters";
+pub const GROUP: &str = "bsap";
 /// How long a catalogue may take to catch up: per thousand messages, and the minimum.
 const CATCH_UP_TIMEOUTS: (Duration, Duration) = (Duration::from_secs(90), Duration::from_secs(180));
 
@@ -41,12 +41,14 @@ pub struct Fixture {
     pub partitions: i32,
     pub generation: Generation,
     /// URL or folder of the catalogue.
-    catalogue: String,
+    pub catalogue: String,
     /// The S3 server of the catalogue; `None` if it is in a folder.
     pub minio: Option<Minio>,
     producer: FutureProducer,
     pub scenario: &'static str,
     workers_started: usize,
+    /// Options that replace those of the fixture, by the names of their environment variables.
+    options: BTreeMap<String, String>,
     pub started: Instant,
 }
 
@@ -58,9 +60,11 @@ pub struct WorkerProcess {
 
 impl Fixture {
     pub async fn build(scenario: &'static str, brokers: usize) -> Self {
+        Self::with_cluster(scenario, Cluster::start(brokers), 6).await
+    }
+
+    pub async fn with_cluster(scenario: &'static str, cluster: Cluster, partitions: i32) -> Self {
         let started = Instant::now();
-        let cluster = Cluster::start(brokers);
-        let partitions = 6;
         cluster.create_topic(TOPIC, partitions, 1_000_000).await;
         cluster.create_topic(DEAD_LETTER_TOPIC, 2, 2_000_000).await;
         let folder = tempfile::tempdir().unwrap();
@@ -93,6 +97,7 @@ impl Fixture {
             producer,
             scenario,
             workers_started: 0,
+            options: BTreeMap::new(),
             started,
         }
     }
@@ -183,7 +188,15 @@ impl Fixture {
         for (key, value) in settings {
             command.env(format!("BSAP_{key}"), value);
         }
+        for (key, value) in &self.options {
+            command.env(format!("BSAP_{key}"), value);
+        }
         command
+    }
+
+    /// Sets an option of all commands from now on, by the name of its environment variable.
+    pub fn set_option(&mut self, key: &str, value: &str) {
+        self.options.insert(key.to_owned(), value.to_owned());
     }
 
     /// Starts `bsap ingest` with further options, by the names of their environment variables.

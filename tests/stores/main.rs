@@ -198,6 +198,8 @@ fn test_row(id: &str, sequence: u64, deleted: bool) -> ImageRow {
 
 fn partition_batch(number: i32, from: i64, rows: Vec<ImageRow>) -> PartitionBatch {
     PartitionBatch {
+        log_number: 0,
+        anchor: None,
         partition: TopicPartition { topic: "images".into(), number },
         expected_position: (from > 0).then_some(from),
         next_offset: from + rows.len() as i64,

@@ -19,16 +19,24 @@ pub enum CommandError {
     Usage(anyhow::Error),
     /// The command started its work and failed.
     Failed(anyhow::Error),
+    /// The command did its work, and found something that is not as it should be.
+    Unhealthy {
+        /// The exit code, which says what.
+        exit_code: u8,
+        /// What was found.
+        finding: String,
+    },
 }
 
 impl CommandError {
-    /// Prints the error on standard error; returns the exit code, 2 for usage, configuration and a
-    /// checkpoint that is refused, 1 for failed work.
+    /// Prints the error on standard error; returns the exit code: 2 for usage, configuration and a
+    /// checkpoint that is refused, 1 for failed work, and the finding's own one.
     pub fn print_and_exit_code(&self) -> ExitCode {
         print_note!("error: {self}");
         match self {
             Self::Usage(_) => ExitCode::from(2),
             Self::Failed(_) => ExitCode::FAILURE,
+            Self::Unhealthy { exit_code, .. } => ExitCode::from(*exit_code),
         }
     }
 
@@ -53,8 +61,12 @@ impl CommandError {
 
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Usage(error) | Self::Failed(error)) = self;
-        f.write_str(&describe_in_lines(error.as_ref()))
+        match self {
+            Self::Usage(error) | Self::Failed(error) => {
+                f.write_str(&describe_in_lines(error.as_ref()))
+            },
+            Self::Unhealthy { finding, .. } => f.write_str(finding),
+        }
     }
 }
 

@@ -38,7 +38,9 @@ async fn log_and_flush(
     tokio::spawn(cancel_on_signal(token));
     let exporter = exporter.map(ExporterHandle::start);
     let result = work.await;
-    if let Err(error) = &result {
+    if let Err(error) = &result
+        && !matches!(error, CommandError::Unhealthy { .. })
+    {
         error!(event = event::FATAL, %error, "ended by an error");
     }
     if let Some(exporter) = exporter {

@@ -117,16 +117,29 @@ impl WorkerSource {
         let mut source = config.source.clone();
         let mut decoder = Decoder::new(&config.source, &config.attributes)
             .with_tombstone_retention_days(config.maintenance.tombstone_retention_days);
-        let first = states.read_revision(1).await.context("table.url")?;
-        let is_later_generation = first.is_some_and(|first| first.live.id != generation.id);
-        if is_later_generation {
-            source.group = format!("{}.{}", source.group, generation.id);
-        }
+        source.group = generation_group(config, states, generation).await?;
+        let is_later_generation = source.group != config.source.group;
         if is_later_generation || is_standby {
             decoder = decoder.with_reembed_topic(&source.reindex_topic, &generation.id);
         }
         Ok(Self { source_options: source, decoder })
     }
+}
+
+/// Returns the consumer group of workers of `generation`, without the name of a replay: every generation but the
+/// first has one of its own.
+pub async fn generation_group(
+    config: &Config,
+    states: &StateStore,
+    generation: &Generation,
+) -> anyhow::Result<String> {
+    let first = states.read_revision(1).await.context("table.url")?;
+    let is_later_generation = first.is_some_and(|first| first.live.id != generation.id);
+    Ok(if is_later_generation {
+        format!("{}.{}", config.source.group, generation.id)
+    } else {
+        config.source.group.clone()
+    })
 }
 
 /// Starts the background tasks of a worker: following the prompt sets of the catalogue state, and

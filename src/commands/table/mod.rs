@@ -3,6 +3,7 @@
 
 pub mod compact;
 mod formatting;
+mod ingestion;
 pub mod status;
 pub mod vacuum;
 pub mod verify;

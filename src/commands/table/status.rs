@@ -4,13 +4,12 @@ use std::path::Path;
 
 use chrono::{DateTime, Utc};
 use clap::Args;
-use comfy_table::Table;
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::formatting::format_mebibytes;
+use super::ingestion::{IngestionStatus, read_lag_messages};
 use crate::catalogue::{CatalogueState, StandbyGeneration};
 use crate::commands::shared::catalogue::open_catalogue;
 use crate::commands::shared::configuration::{load_config_without_model, with_quiet_logging};
@@ -18,14 +17,9 @@ use crate::commands::shared::error::CommandResult;
 use crate::commands::shared::printing::print_line;
 use crate::commands::shared::runtime::run_with_logging;
 use crate::config::Config;
-use crate::diagnosis::describe;
-use crate::kafka;
-use crate::record::TopicPartition;
 use crate::redact::redact;
 use crate::store::Store;
-use crate::table::{
-    self, BackfillSource, Generation, StatisticsCoverage, TableError, TableOverview,
-};
+use crate::table::{BackfillSource, StatisticsCoverage, TableError, TableOverview};
 
 /// `bsap status`.
 #[derive(Debug, Args)]
@@ -41,128 +35,35 @@ pub fn run(args: &StatusArgs, config_file: Option<&Path>) -> CommandResult {
     run_with_logging(config, |config, token| show_status(args, config, token))
 }
 
-/// Prints what is stored, how it is served, and how far ingestion is behind.
+/// Prints what is stored, how it is served, and how far ingestion is behind. Fails with the exit code of the
+/// state if messages are not consumed.
 async fn show_status(args: &StatusArgs, config: Config, token: CancellationToken) -> CommandResult {
     let (store, state) = open_catalogue(&config).await?;
     let overview = TableOverview::from_log(&store, &state.live, &config.maintenance).await?;
     let coverages = read_statistics_coverages(&store, &state).await?;
-    let progress =
-        read_partition_progress(&config, &store, &state.live, &config.source.topic, &token).await;
+    let ingestion = IngestionStatus::load(&config, &store, &state.live, &token).await?;
     let standby = match &state.standby {
         Some(standby) => Some(StandbyStatus::load(&config, &store, standby, &token).await?),
         None => None,
     };
     if args.json {
-        let partitions = match &progress {
-            Ok(partitions) => json!(
-                partitions
-                    .iter()
-                    .map(|s| json!({
-                        "partition": s.partition, "position": s.next_offset,
-                        "earliest_offset": s.kafka_offset_range.0, "end_offset": s.kafka_offset_range.1, "lag": s.lag_messages(), "beyond_end": s.is_beyond_log_end(),
-                    }))
-                    .collect::<Vec<_>>()
-            ),
-            Err(_) => json!(null),
-        };
-        let problem = progress.as_ref().err().map(|e| describe(e.as_ref()));
-        print_line!(
-            "{}",
-            json!({"state": state, "table": overview, "coverage": coverages, "partitions": partitions, "standby": standby, "kafka_error": problem})
-        );
-        return Ok(());
-    }
-    print_catalogue(&config, &store, &state, &overview, &coverages);
-    if let (Some(standby), Some(status)) = (&state.standby, &standby) {
-        status.print(standby);
-    }
-    match progress {
-        Err(error) => print_line!("\nlag         unknown: {}", describe(error.as_ref())),
-        Ok(partitions) => {
-            let lag: i64 = partitions.iter().map(PartitionProgress::lag_messages).sum();
-            print_line!(
-                "\nlag         {lag} messages of {} are not stored yet",
-                config.source.topic
-            );
-            if !config.source.replay_name.is_empty() {
-                print_line!(
-                    "            by the positions of the replay {} (source.replay_name)",
-                    config.source.replay_name
-                );
-            }
-            if partitions.iter().any(PartitionProgress::is_beyond_log_end) {
-                print_line!(
-                    "            some positions are beyond the end in Kafka: the topic was created again, and workers reject it; docs/ingestion.md says what to do"
-                );
-            }
-            let mut table = Table::new();
-            table.load_style(UTF8_HORIZONTAL_ONLY);
-            table.set_header(["partition", "stored up to", "Kafka has", "lag"]);
-            for partition in partitions {
-                let position = partition.next_offset.map_or("nothing".into(), |p| p.to_string());
-                let log = format!(
-                    "{} to {}",
-                    partition.kafka_offset_range.0, partition.kafka_offset_range.1
-                );
-                table.add_row([
-                    partition.partition.to_string(),
-                    position,
-                    log,
-                    partition.lag_messages().to_string(),
-                ]);
-            }
-            print_line!("{table}");
-        }
-    }
-    Ok(())
-}
-
-/// How much of one partition is stored.
-struct PartitionProgress {
-    partition: i32,
-    /// The offset after the last stored one; `None` if nothing is stored.
-    next_offset: Option<i64>,
-    /// Earliest offset and end offset of the partition in Kafka.
-    kafka_offset_range: (i64, i64),
-}
-
-impl PartitionProgress {
-    /// Returns how many messages are not stored yet.
-    fn lag_messages(&self) -> i64 {
-        (self.kafka_offset_range.1
-            - self.next_offset.unwrap_or_default().max(self.kafka_offset_range.0))
-        .max(0)
-    }
-
-    /// Whether the stored position is beyond the end in Kafka: the topic was deleted and created again.
-    fn is_beyond_log_end(&self) -> bool {
-        self.next_offset.is_some_and(|position| position > self.kafka_offset_range.1)
-    }
-}
-
-/// Returns the progress of a generation in each partition of `topic`.
-async fn read_partition_progress(
-    config: &Config,
-    store: &Store,
-    generation: &Generation,
-    topic: &str,
-    token: &CancellationToken,
-) -> anyhow::Result<Vec<PartitionProgress>> {
-    let watermarks = kafka::fetch_watermarks(&config.kafka, topic).await?;
-    let positions =
-        table::open_existing_writer(store, generation, config.table.max_commit_attempts).await?;
-    let mut positions = positions.with_replay_name(&config.source.replay_name);
-    let mut progress = Vec::with_capacity(watermarks.len());
-    for (number, log_range) in watermarks {
-        let partition = TopicPartition { topic: topic.into(), number };
-        let next_offset = positions.read_position(&partition, token).await?;
-        progress.push(PartitionProgress {
-            partition: number,
-            next_offset,
-            kafka_offset_range: log_range,
+        let mut status = json!({
+            "catalogue": state, "table": overview, "coverage": coverages, "standby": standby,
         });
+        if let (Value::Object(status), Value::Object(ingestion)) =
+            (&mut status, ingestion.to_json())
+        {
+            status.extend(ingestion);
+        }
+        print_line!("{status}");
+    } else {
+        print_catalogue(&config, &store, &state, &overview, &coverages);
+        if let (Some(standby), Some(status)) = (&state.standby, &standby) {
+            status.print(standby);
+        }
+        ingestion.print(&config);
     }
-    Ok(progress)
+    ingestion.into_result()
 }
 
 /// Returns how many rows of the table have the statistics of each prompt set, in the order of the
@@ -268,11 +169,7 @@ impl StandbyStatus {
         token: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let lag = async |topic: &str| {
-            let progress =
-                read_partition_progress(config, store, &standby.generation, topic, token)
-                    .await
-                    .ok()?;
-            Some(progress.iter().map(PartitionProgress::lag_messages).sum())
+            read_lag_messages(config, store, &standby.generation, topic, token).await.ok()
         };
         Ok(Self {
             table: TableOverview::from_log(store, &standby.generation, &config.maintenance).await?,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
@@ -105,7 +106,15 @@ pub fn read_dead_letters(
     let consumer: BaseConsumer =
         config.set("enable.partition.eof", "true").create().map_err(kafka_error)?;
     let metadata = consumer.fetch_metadata(Some(&options.topic), timeout).map_err(kafka_error)?;
-    let count = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+    let found = metadata.topics().first();
+    // Only a topic without an error has a list of partitions.
+    let count = match found.map(|topic| topic.error().map(RDKafkaErrorCode::from)) {
+        Some(None) => found.map_or(0, |topic| topic.partitions().len()),
+        Some(Some(error)) if error != RDKafkaErrorCode::UnknownTopicOrPartition => {
+            return Err(kafka_error(KafkaError::MetadataFetch(error)));
+        }
+        _ => 0,
+    };
     if count == 0 {
         return Err(DeadLetterReadError::TopicNotFound { topic: options.topic.clone() });
     }

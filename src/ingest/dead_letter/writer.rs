@@ -60,6 +60,11 @@ impl DeadLetterWriter {
         Ok(Self { producer, topic: options.topic.clone() })
     }
 
+    /// Returns the dead-letter topic.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
     /// Dead-letters `message` and returns when all in-sync replicas have it.
     pub async fn write(
         &self,

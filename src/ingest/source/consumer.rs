@@ -7,6 +7,7 @@
 //! are assigned and revoked.
 
 use std::collections::VecDeque;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,11 +22,14 @@ use tracing::{error, warn};
 
 use super::error::SourceError;
 use super::event::ConsumerEvent;
+use super::health::SourceProblem;
+use super::log_check::LogCheck;
 use super::options::SourceOptions;
-use super::rebalance::{OffsetProvider, SourceContext, commit_offsets};
+use super::rebalance::{SourceContext, commit_offsets};
+use super::start_position::{OffsetProvider, StartPositions};
 use super::state::{ConsumerState, ConsumerStatus, ConsumerStatusHandle, lock_ignoring_poison};
-use crate::kafka;
-use crate::record::{KafkaMessage, TopicPartition};
+use crate::kafka::{self, FailureKind, KafkaFailure, KafkaProbe};
+use crate::record::{KafkaMessage, LogAnchor, TopicPartition};
 use crate::retry::Disposition;
 use crate::telemetry::event;
 
@@ -48,12 +52,14 @@ pub struct Source {
 }
 
 impl Source {
-    /// Joins the group and starts to poll `topics`. Messages arrive until `token` is cancelled; the
+    /// Joins the group and starts to poll `topics`; checks these and `dead_letter_topic` every
+    /// `source.log_check_seconds`. Messages arrive until `token` is cancelled; the
     /// consumer leaves the group in [`Source::close`].
     pub fn start(
         kafka: &kafka::KafkaOptions,
         options: &SourceOptions,
         topics: &[&str],
+        dead_letter_topic: &str,
         offset_provider: Arc<dyn OffsetProvider>,
         token: CancellationToken,
     ) -> Result<Self, SourceError> {
@@ -63,16 +69,30 @@ impl Source {
         let context = SourceContext {
             event_sender: Mutex::new(Some(sender.clone())),
             state: state.clone(),
-            offset_provider,
+            start_positions: StartPositions {
+                probe: KafkaProbe::new(kafka, &options.group_id())?,
+                state: state.clone(),
+                offset_provider,
+                runtime: Handle::current(),
+                worker_cancel: token.clone(),
+            },
             runtime: Handle::current(),
             brokers: kafka.brokers.clone(),
-            request_timeout: Duration::from_millis(kafka.request_timeout_ms),
             drain_timeout: Duration::from_secs(options.drain_seconds),
             worker_cancel: token.clone(),
         };
         let consumer: BaseConsumer<SourceContext> =
             consumer_config(kafka, options).create_with_context(context).map_err(kafka_error)?;
         consumer.subscribe(topics).map_err(kafka_error)?;
+        let (wake, woken) = sync_channel(1);
+        let check = LogCheck {
+            probe: KafkaProbe::new(kafka, &options.group_id())?,
+            state: state.clone(),
+            topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
+            dead_letter_topic: dead_letter_topic.to_owned(),
+            interval: Duration::from_secs(options.log_check_seconds),
+            wake: woken,
+        };
         let finished = CancellationToken::new();
         let polling = PollingThread {
             consumer,
@@ -83,12 +103,15 @@ impl Source {
             pending_messages: VecDeque::new(),
             paused: false,
             brokers: kafka.brokers.clone(),
-            topics: topics.join(", "),
+            wake_log_check: wake,
         };
-        let thread = std::thread::Builder::new()
-            .name("kafka-source".into())
-            .spawn(move || polling.run())
-            .map_err(|e| kafka_error(KafkaError::ClientCreation(e.to_string())))?;
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.into()).spawn(run);
+            thread.map_err(|e| kafka_error(KafkaError::ClientCreation(e.to_string())))
+        };
+        let thread = spawn("kafka-source", Box::new(move || polling.run()))?;
+        // Ends when the other thread does, after the request that it may be waiting for.
+        spawn("kafka-log-check", Box::new(move || check.run()))?;
         Ok(Self { events, state, leave_group_token: finished, thread: Some(thread) })
     }
 
@@ -100,6 +123,11 @@ impl Source {
     /// Records that everything below `next_offset` of `partition` is durable.
     pub fn mark_durable(&self, partition: TopicPartition, next_offset: i64) {
         self.state.record_durable_position(partition, next_offset);
+    }
+
+    /// Returns a message by which log `log_number` of an assigned partition is recognised, if one is known.
+    pub fn log_anchor(&self, partition: &TopicPartition, log_number: u64) -> Option<LogAnchor> {
+        self.state.anchor(partition, log_number)
     }
 
     /// Returns how the consumer is doing.
@@ -141,6 +169,8 @@ fn consumer_config(kafka: &kafka::KafkaOptions, options: &SourceOptions) -> rdka
         // Each assignment sets the offset to start from, by the table. If an offset is removed later,
         // consuming must not silently continue from another one.
         .set("auto.offset.reset", "error")
+        // How soon added partitions, and topics that were created again, are noticed.
+        .set("topic.metadata.refresh.interval.ms", "30000")
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", options.session_timeout_ms.to_string())
         .set("max.poll.interval.ms", "300000")
@@ -166,7 +196,8 @@ struct PollingThread {
     pending_messages: VecDeque<KafkaMessage>,
     paused: bool,
     brokers: String,
-    topics: String,
+    /// Wakes the thread of the log check.
+    wake_log_check: SyncSender<()>,
 }
 
 impl PollingThread {
@@ -178,14 +209,15 @@ impl PollingThread {
             }
             match self.consumer.poll(POLL_TIMEOUT) {
                 Some(Ok(message)) => {
-                    let message = kafka::to_owned_message(&message);
-                    self.state.record_polled_position(&message.partition, message.offset + 1);
+                    let mut message = kafka::to_owned_message(&message);
+                    message.log_number = self.state.record_polled_message(&message);
                     self.forward_messages(Some(message));
                 }
                 Some(Err(error)) => self.handle_error(error),
                 None => self.forward_messages(None),
             }
             self.state.record_poll_time();
+            self.restart_partitions();
             if last_commit.elapsed() >= OFFSET_COMMIT_INTERVAL {
                 commit_offsets(&self.consumer, &self.state, CommitMode::Async);
                 last_commit = Instant::now();
@@ -266,22 +298,38 @@ impl PollingThread {
         self.paused = pause;
     }
 
-    /// Ends consuming if the error is permanent; otherwise logs it.
+    /// Reads partitions from another position for which the log check has asked for that.
+    fn restart_partitions(&mut self) {
+        let partitions = self.state.take_partitions_to_restart();
+        if partitions.is_empty() || self.event_sender.is_none() {
+            return;
+        }
+        self.pending_messages.retain(|message| !partitions.contains(&message.partition));
+        self.consumer.context().restart_partitions(&self.consumer, &partitions);
+    }
+
+    /// Ends consuming if the error is permanent; otherwise logs it. Missing rights and wrong credentials are a
+    /// state that lasts until somebody changes them: the client tries again by itself.
     fn handle_error(&mut self, source: KafkaError) {
-        let out_of_range = source.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset);
-        let fatal = out_of_range
-            || matches!(source, KafkaError::MessageConsumptionFatal(_))
-            || kafka::classify_error(&source) == Disposition::Fatal;
-        if fatal {
-            let error = if out_of_range {
-                SourceError::OffsetOutOfRange { topics: self.topics.clone() }
-            } else {
-                SourceError::Kafka { brokers: self.brokers.clone(), source }
-            };
+        let kind = kafka::failure_kind(&source);
+        if source.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset) {
+            self.state.request_range_check();
+            // If it is full, the check is woken already.
+            let _ = self.wake_log_check.try_send(());
+        } else if matches!(kind, FailureKind::NotAuthorised | FailureKind::AuthenticationFailed) {
+            let failure = KafkaFailure::new(kind, &self.brokers, "consuming", source.to_string());
+            if let Some(problem) = SourceProblem::from_failure(&failure) {
+                self.state.report_problem(problem);
+            }
+            let _ = self.wake_log_check.try_send(());
+        } else if matches!(source, KafkaError::MessageConsumptionFatal(_))
+            || kafka::classify_error(&source) == Disposition::Fatal
+        {
+            let error = SourceError::Kafka { brokers: self.brokers.clone(), source };
             self.consumer.context().report_failure(error);
             self.stop_forwarding();
-        } else {
-            warn!(event = event::SOURCE_ERROR, error = %source, "Kafka reported an error; consuming goes on");
+            return;
         }
+        warn!(event = event::SOURCE_ERROR, error = %source, "Kafka reported an error; consuming goes on");
     }
 }

@@ -3,7 +3,7 @@
 use rdkafka::error::KafkaError;
 
 use crate::diagnosis::describe;
-use crate::kafka;
+use crate::kafka::{self, KafkaFailure};
 use crate::record::TopicPartition;
 use crate::retry::{Classify, Disposition};
 
@@ -18,43 +18,26 @@ pub enum SourceError {
         /// The error of librdkafka.
         source: KafkaError,
     },
-    /// The offset to resume from could not be read from the table.
-    #[error("{partition}: the offset to resume from cannot be read from the table: {reason}")]
+    /// The offset to resume from could not be read from the table, or a new log not recorded there.
+    #[error(
+        "{partition}: the offset to resume from cannot be read from the table, or written there: {reason}"
+    )]
     PositionUnreadable {
         /// The partition that was assigned.
         partition: TopicPartition,
         /// The error of the table.
         reason: String,
     },
-    /// The next offset was removed from the log while this worker consumed it.
-    #[error(
-        "{topics}: the next offset to read is no longer in the log: messages were removed before they were processed, or the topic was re-created. Restart the worker to find out which (`source.data_loss`)"
-    )]
-    OffsetOutOfRange {
-        /// The topics that are consumed, separated by commas.
-        topics: String,
-    },
-    /// The table is ahead of the topic.
-    #[error(
-        "{partition}: the table has consumed up to offset {resume}, but the log ends at {end}; the topic was re-created. Use a topic of a new name, or a new catalogue"
-    )]
-    OffsetBeyondEnd {
-        /// The partition that was assigned.
-        partition: TopicPartition,
-        /// The offset to resume from.
-        resume: i64,
-        /// The end of the log.
-        end: i64,
-    },
+    /// A request for an assigned partition failed.
+    #[error(transparent)]
+    Request(#[from] KafkaFailure),
 }
 
 impl Classify for SourceError {
     fn disposition(&self) -> Disposition {
         match self {
             Self::Kafka { source, .. } => kafka::classify_error(source),
-            Self::PositionUnreadable { .. }
-            | Self::OffsetOutOfRange { .. }
-            | Self::OffsetBeyondEnd { .. } => Disposition::Fatal,
+            Self::PositionUnreadable { .. } | Self::Request(_) => Disposition::Fatal,
         }
     }
 }

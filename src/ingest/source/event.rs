@@ -10,8 +10,8 @@ use crate::record::{KafkaMessage, TopicPartition};
 pub enum ConsumerEvent {
     /// A message to process.
     Message(KafkaMessage),
-    /// Partitions were assigned to this worker.
-    Assigned(Vec<TopicPartition>),
+    /// Partitions were assigned to this worker, each with the number of its log.
+    Assigned(Vec<(TopicPartition, u64)>),
     /// Partitions are about to be revoked. The pipeline stores what came before this event, then drops
     /// the [`RevokeAck`].
     Revoked(Vec<TopicPartition>, RevokeAck),

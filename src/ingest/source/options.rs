@@ -44,6 +44,9 @@ pub struct SourceOptions {
     /// How long a worker may send no heartbeat before the group assigns its partitions to others, in
     /// milliseconds. Brokers limit it too (6 s to 30 min by default).
     pub session_timeout_ms: u32,
+    /// How often it is checked that topics exist, that the credentials may read them, and that the log of each
+    /// partition is still the one that was consumed, in seconds. The check reads one message per partition.
+    pub log_check_seconds: u64,
     /// Messages queued between the consumer thread and the pipeline. A few are enough: the others wait
     /// in librdkafka's own buffer.
     pub queue_messages: usize,
@@ -71,6 +74,7 @@ impl Default for SourceOptions {
             image_id_template: "{key}".into(),
             instance_id: String::new(),
             session_timeout_ms: 45_000,
+            log_check_seconds: 15,
             queue_messages: 64,
             prefetch_mib: 16,
             drain_seconds: 30,
@@ -112,6 +116,7 @@ impl SourceOptions {
             6_000,
             1_800_000,
         );
+        validate::check_range(&mut problems, "log_check_seconds", self.log_check_seconds, 1, 3_600);
         validate::check_range(
             &mut problems,
             "queue_messages",

@@ -9,9 +9,10 @@
 //!
 //! 1. Read the position that the table has stored. Kafka's committed offset is not used: the table
 //!    writes rows and positions in one commit, so only its position is certain to match its rows.
-//! 2. Compare it with the beginning and end of the log. If there is no position, start at the beginning. If
+//! 2. Compare it with the log (`start_position`). If there is no position, start at the beginning. If
 //!    it lies before the beginning, messages were lost: log `source.data_loss` and start at the beginning.
-//!    If it lies behind the end, the topic was re-created: stop.
+//!    If the log is another one, because the topic was created again: log `source.log_replaced`, record the new
+//!    log in the table, and start at its beginning.
 //! 3. Add the partition to [`ConsumerState`] and queue [`ConsumerEvent::Assigned`], so that the pipeline
 //!    reads the position that its first commit expects before it sees a message.
 //! 4. Hand the offsets to librdkafka, which begins to fetch.
@@ -26,6 +27,9 @@
 //!    queue yet are dropped by the consumer thread, because their partition is no longer assigned.
 //! 4. The next owner starts at step 1 above and finds the position of the commit in step 2.
 //!
+//! **Restart.** If `log_check` finds that the log of an assigned partition is another one, or that its next message
+//! was removed, the partition is revoked and assigned again, without the group: step 2 of the assignment decides.
+//!
 //! If the wait times out, or the session expired and the partitions were lost without a warning, two
 //! workers may process the same messages. That costs time but stores nothing twice: a commit to the table
 //! states the position that it continues, and is fenced if another worker has moved that position.
@@ -33,7 +37,6 @@
 use std::sync::{Arc, Mutex, mpsc as sync_mpsc};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::statistics::Statistics;
@@ -46,22 +49,10 @@ use tracing::{debug, error, info};
 
 use super::error::SourceError;
 use super::event::{ConsumerEvent, RevokeAck};
+use super::start_position::StartPositions;
 use super::state::{ConsumerState, lock_ignoring_poison};
-use crate::kafka;
 use crate::record::TopicPartition;
-use crate::retry::{Backoff, Disposition};
 use crate::telemetry::{event, metrics};
-
-/// How long to wait for a broker that does not know the ends of a partition's log yet, for example
-/// because it restarts. No poll happens in this time: well below `max.poll.interval.ms`.
-const WATERMARK_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Provides the offsets from which assigned partitions are read. The table does, not Kafka.
-#[async_trait]
-pub trait OffsetProvider: Send + Sync {
-    /// Returns the offset after the last durably stored message; `None` if nothing is stored.
-    async fn next_offset(&self, partition: &TopicPartition) -> Result<Option<i64>, String>;
-}
 
 /// Commits to Kafka the durable offsets that it does not know yet.
 pub(super) fn commit_offsets(
@@ -90,10 +81,9 @@ pub(super) struct SourceContext {
     /// The queue to the pipeline; `None` once the worker is shutting down.
     pub event_sender: Mutex<Option<mpsc::Sender<ConsumerEvent>>>,
     pub state: Arc<ConsumerState>,
-    pub offset_provider: Arc<dyn OffsetProvider>,
+    pub start_positions: StartPositions,
     pub runtime: Handle,
     pub brokers: String,
-    pub request_timeout: Duration,
     pub drain_timeout: Duration,
     /// Cancelled when the worker is to stop: then no new assignment is waited for.
     pub worker_cancel: CancellationToken,
@@ -102,6 +92,8 @@ pub(super) struct SourceContext {
 impl ClientContext for SourceContext {
     /// Records the ends of the logs, as of the last fetch of each partition.
     fn stats(&self, statistics: Statistics) {
+        let join_state = statistics.cgrp.as_ref().map(|group| group.join_state.as_str());
+        self.state.record_joined(join_state == Some("steady"));
         // librdkafka lists the group's coordinator as a further, logical broker.
         let brokers = statistics.brokers.values().filter(|broker| broker.source != "logical");
         let brokers_up = brokers.filter(|broker| broker.state == "UP").count();
@@ -149,16 +141,17 @@ impl SourceContext {
         list: &mut TopicPartitionList,
         cooperative: bool,
     ) -> Result<(), SourceError> {
-        let mut start_offsets = Vec::new();
-        for partition in to_partitions(list) {
-            let offset = self.start_offset(consumer, &partition)?;
-            list.set_partition_offset(&partition.topic, partition.number, Offset::Offset(offset))
+        let starts = self.start_positions.find(&to_partitions(list))?;
+        for start in &starts {
+            let (topic, number) = (&start.partition.topic, start.partition.number);
+            list.set_partition_offset(topic, number, Offset::Offset(start.offset))
                 .map_err(|source| self.kafka_error(source))?;
-            start_offsets.push((partition, offset));
         }
-        self.state.add_partitions(&start_offsets);
-        let names: Vec<String> = start_offsets.iter().map(|(p, o)| format!("{p}@{o}")).collect();
-        let assigned: Vec<TopicPartition> = start_offsets.into_iter().map(|(p, _)| p).collect();
+        self.state.add_partitions(&starts);
+        let names: Vec<String> =
+            starts.iter().map(|start| format!("{}@{}", start.partition, start.offset)).collect();
+        let assigned: Vec<(TopicPartition, u64)> =
+            starts.into_iter().map(|start| (start.partition, start.log_number)).collect();
         info!(
             event = event::REBALANCE,
             change = "assigned",
@@ -175,60 +168,24 @@ impl SourceContext {
         done.and_then(|()| consumer.resume(list)).map_err(|source| self.kafka_error(source))
     }
 
-    /// Returns the offset to start from: the table's position, or the beginning of the log.
-    fn start_offset(
+    /// Reads `partitions` again from the positions that are right for their logs now.
+    pub(super) fn restart_partitions(
         &self,
         consumer: &BaseConsumer<Self>,
-        partition: &TopicPartition,
-    ) -> Result<i64, SourceError> {
-        let resume = self.runtime.block_on(self.offset_provider.next_offset(partition)).map_err(
-            |reason| SourceError::PositionUnreadable { partition: partition.clone(), reason },
-        )?;
-        let (low, high) = self.fetch_watermarks(consumer, partition)?;
-        match resume {
-            Some(resume) if resume > high => Err(SourceError::OffsetBeyondEnd {
-                partition: partition.clone(),
-                resume,
-                end: high,
-            }),
-            Some(resume) if resume < low => {
-                error!(
-                    event = event::SOURCE_DATA_LOSS, partition = %partition, requested_offset = resume, earliest_offset = low, lost_messages = low - resume,
-                    "Kafka's retention removed messages that were never processed; run a reconcile of the catalogue"
-                );
-                Ok(low)
-            }
-            Some(resume) => Ok(resume),
-            None => Ok(low),
+        partitions: &[TopicPartition],
+    ) {
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for partition in partitions {
+            list.add_partition(&partition.topic, partition.number);
         }
-    }
-
-    /// Returns the beginning and end of a partition's log. Waits for a broker that restarts.
-    fn fetch_watermarks(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        partition: &TopicPartition,
-    ) -> Result<(i64, i64), SourceError> {
-        let started = Instant::now();
-        let backoff = Backoff::with_max_attempts(u32::MAX);
-        let mut attempt = 0;
-        loop {
-            let watermarks =
-                consumer.fetch_watermarks(&partition.topic, partition.number, self.request_timeout);
-            match watermarks {
-                Ok(watermarks) => return Ok(watermarks),
-                Err(error)
-                    if kafka::classify_error(&error) == Disposition::Retry
-                        && started.elapsed() < WATERMARK_TIMEOUT =>
-                {
-                    info!(event = event::RETRY, stage = "source", attempt, %error, "the end of a partition's log is not known yet");
-                    if !self.runtime.block_on(backoff.wait(attempt, &self.worker_cancel)) {
-                        return Err(self.kafka_error(error));
-                    }
-                    attempt += 1;
-                }
-                Err(error) => return Err(self.kafka_error(error)),
-            }
+        let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        let result = self
+            .revoke_partitions(consumer, &list, cooperative)
+            .and_then(|()| self.assign_partitions(consumer, &mut list, cooperative));
+        if let Err(error) = result
+            && !self.worker_cancel.is_cancelled()
+        {
+            self.report_failure(error);
         }
     }
 

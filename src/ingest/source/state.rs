@@ -1,20 +1,35 @@
 //! What the consumer thread, the pipeline and metrics all see: the assigned partitions with their
 //! offsets, and when Kafka was last polled.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rdkafka::statistics::{Partition as PartitionStatistics, Topic as TopicStatistics};
 
-use crate::record::TopicPartition;
+use super::health::{SourceProblem, SourceState};
+use crate::record::{KafkaMessage, LogAnchor, StoredPosition, TopicPartition};
 
 /// State shared by the consumer thread, the pipeline and metrics.
 #[derive(Default)]
 pub(super) struct ConsumerState {
     /// When Kafka was last polled, in milliseconds since 1970; 0 before the first poll.
     last_poll_unix_ms: AtomicI64,
+    /// Whether the consumer is a member of its group whose partitions, perhaps none, are decided.
+    has_joined: AtomicBool,
+    /// Whether an offset was out of range, so that the log check must compare positions too.
+    is_range_check_due: AtomicBool,
     partition_offsets: Mutex<PartitionOffsets>,
+    problems: Mutex<SourceProblems>,
+}
+
+/// What prevents consuming, by who found it.
+#[derive(Default)]
+struct SourceProblems {
+    /// Found by the requests of the log check.
+    checked: Option<SourceProblem>,
+    /// Reported by the consumer, for which the checks need not fail: it also needs rights on its group.
+    reported: Option<SourceProblem>,
 }
 
 /// The partitions of the consumed topics. The three maps have different keys: an offset can become
@@ -26,6 +41,12 @@ struct PartitionOffsets {
     uncommitted_offsets: BTreeMap<TopicPartition, i64>,
     /// Ends of the logs as of librdkafka's last statistics; empty while no broker is connected.
     end_offsets: BTreeMap<TopicPartition, i64>,
+    /// Number and last known end of the log of each partition that this worker has consumed, as of the last
+    /// check that recognised the log.
+    confirmed_ends: BTreeMap<TopicPartition, (u64, i64)>,
+    /// Partitions that must be read from another position, because their log is another one or its beginning
+    /// was removed.
+    to_restart: BTreeSet<TopicPartition>,
 }
 
 /// A partition between its assignment and its revocation. Both offsets begin where reading started.
@@ -34,6 +55,34 @@ struct AssignedPartition {
     stored_position: i64,
     /// The offset after the last message that librdkafka returned from a poll.
     polled_position: i64,
+    /// Number of the partition's log.
+    log_number: u64,
+    /// A message by which the log was recognised, at the start or by the last check: messages from before it are
+    /// from this log.
+    anchor: Option<LogAnchor>,
+    /// The last message that was polled. It becomes the anchor when the log is recognised again: then it was
+    /// read while the log was this one.
+    last_polled: Option<LogAnchor>,
+}
+
+/// Where reading a partition starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PartitionStart {
+    pub partition: TopicPartition,
+    pub offset: i64,
+    pub log_number: u64,
+    /// A message of this log, if one is stored.
+    pub anchor: Option<LogAnchor>,
+}
+
+/// What a check of a partition's log compares, as of its beginning.
+#[derive(Debug, Clone)]
+pub(super) struct LogCheckpoint {
+    pub partition: TopicPartition,
+    /// The position up to which messages were polled, and the anchor.
+    pub read: StoredPosition,
+    last_polled: Option<LogAnchor>,
+    end_offset: Option<i64>,
 }
 
 impl ConsumerState {
@@ -47,12 +96,22 @@ impl ConsumerState {
     }
 
     /// Adds partitions with the offsets from which they are read.
-    pub(super) fn add_partitions(&self, start_offsets: &[(TopicPartition, i64)]) {
-        let assigned = start_offsets.iter().map(|(partition, offset)| {
-            let state = AssignedPartition { stored_position: *offset, polled_position: *offset };
-            (partition.clone(), state)
+    pub(super) fn add_partitions(&self, starts: &[PartitionStart]) {
+        let assigned = starts.iter().map(|start| {
+            let state = AssignedPartition {
+                stored_position: start.offset,
+                polled_position: start.offset,
+                log_number: start.log_number,
+                anchor: start.anchor,
+                last_polled: None,
+            };
+            (start.partition.clone(), state)
         });
         self.lock_partitions().assigned_partitions.extend(assigned);
+        if !starts.is_empty() {
+            // Only a member of the group that may read it gets partitions.
+            lock_ignoring_poison(&self.problems).reported = None;
+        }
     }
 
     pub(super) fn remove_partitions(&self, revoked: &[TopicPartition]) {
@@ -67,11 +126,138 @@ impl ConsumerState {
         self.lock_partitions().assigned_partitions.contains_key(partition)
     }
 
-    /// Records that a poll returned the message before `next_offset`.
-    pub(super) fn record_polled_position(&self, partition: &TopicPartition, next_offset: i64) {
-        if let Some(assigned) = self.lock_partitions().assigned_partitions.get_mut(partition) {
-            assigned.polled_position = next_offset;
+    /// Records that a poll returned `message`. Returns the number of its log.
+    pub(super) fn record_polled_message(&self, message: &KafkaMessage) -> u64 {
+        let polled = LogAnchor { offset: message.offset, fingerprint: message.fingerprint() };
+        let mut partitions = self.lock_partitions();
+        let assigned = partitions.assigned_partitions.get_mut(&message.partition);
+        assigned.map_or(0, |assigned| {
+            assigned.polled_position = message.offset + 1;
+            assigned.last_polled = Some(polled);
+            assigned.anchor.get_or_insert(polled);
+            assigned.log_number
+        })
+    }
+
+    /// Returns a message by which log `log_number` of a partition is recognised.
+    pub(super) fn anchor(&self, partition: &TopicPartition, log_number: u64) -> Option<LogAnchor> {
+        let partitions = self.lock_partitions();
+        let assigned = partitions.assigned_partitions.get(partition)?;
+        assigned.anchor.filter(|_| assigned.log_number == log_number)
+    }
+
+    /// Returns what a check of the logs compares now.
+    pub(super) fn log_checkpoints(&self) -> Vec<LogCheckpoint> {
+        let table = self.lock_partitions();
+        let checkpoint =
+            |(partition, state): (&TopicPartition, &AssignedPartition)| LogCheckpoint {
+                partition: partition.clone(),
+                read: StoredPosition {
+                    log_number: state.log_number,
+                    next_offset: Some(state.polled_position),
+                    anchor: state.anchor,
+                },
+                last_polled: state.last_polled,
+                end_offset: table.end_offsets.get(partition).copied(),
+            };
+        table.assigned_partitions.iter().map(checkpoint).collect()
+    }
+
+    /// Records that the log of a partition is still the same one: what was polled before the check is from it.
+    pub(super) fn confirm_log(&self, checkpoint: &LogCheckpoint) {
+        let LogCheckpoint { partition, read, last_polled, end_offset } = checkpoint;
+        let mut table = self.lock_partitions();
+        if let Some(assigned) = table.assigned_partitions.get_mut(partition)
+            && assigned.log_number == read.log_number
+        {
+            assigned.anchor = last_polled.or(assigned.anchor);
         }
+        if let Some(end) = end_offset {
+            table.confirmed_ends.insert(partition.clone(), (read.log_number, *end));
+        }
+    }
+
+    /// Returns how many messages of a log that is gone were never stored; `None` if its end is not known.
+    pub(super) fn count_unstored_messages(
+        &self,
+        partition: &TopicPartition,
+        stored: &StoredPosition,
+    ) -> Option<i64> {
+        let table = self.lock_partitions();
+        let (log_number, end) = table.confirmed_ends.get(partition)?;
+        // A position behind that end may already be one of the new log.
+        let unstored = end - stored.next_offset.unwrap_or_default();
+        (*log_number == stored.log_number && unstored >= 0).then_some(unstored)
+    }
+
+    /// Has the consumer thread read a partition again from the position that is right for its log.
+    pub(super) fn request_restart(&self, partition: &TopicPartition) {
+        self.lock_partitions().to_restart.insert(partition.clone());
+    }
+
+    /// Removes and returns the assigned partitions that must be read from another position.
+    pub(super) fn take_partitions_to_restart(&self) -> Vec<TopicPartition> {
+        let mut table = self.lock_partitions();
+        let mut requested = std::mem::take(&mut table.to_restart);
+        requested.retain(|partition| table.assigned_partitions.contains_key(partition));
+        requested.into_iter().collect()
+    }
+
+    pub(super) fn request_range_check(&self) {
+        self.is_range_check_due.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether positions must be compared with the logs, until [`Self::record_range_check`].
+    pub(super) fn is_range_check_due(&self) -> bool {
+        self.is_range_check_due.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn record_range_check(&self) {
+        self.is_range_check_due.store(false, Ordering::Relaxed);
+    }
+
+    /// Records whether the group has decided which partitions this consumer gets.
+    pub(super) fn record_joined(&self, has_joined: bool) {
+        self.has_joined.store(has_joined, Ordering::Relaxed);
+    }
+
+    /// Records what the requests of the log check found.
+    pub(super) fn set_checked_problem(&self, problem: Option<SourceProblem>) {
+        lock_ignoring_poison(&self.problems).checked = problem;
+    }
+
+    /// Records a problem that the consumer reports.
+    pub(super) fn report_problem(&self, problem: SourceProblem) {
+        lock_ignoring_poison(&self.problems).reported = Some(problem);
+    }
+
+    /// Whether the consumer has reported a problem that was not resolved since.
+    pub(super) fn has_reported_problem(&self) -> bool {
+        lock_ignoring_poison(&self.problems).reported.is_some()
+    }
+
+    /// Forgets what the consumer has reported: its requests succeed again.
+    pub(super) fn clear_reported_problem(&self) {
+        lock_ignoring_poison(&self.problems).reported = None;
+    }
+
+    /// Returns the state of the source, with an explanation if it is not consuming.
+    pub(super) fn source_state(&self) -> SourceProblem {
+        let problems = lock_ignoring_poison(&self.problems);
+        // The gravest: without a connection nothing else is known.
+        if let Some(problem) =
+            problems.checked.iter().chain(&problems.reported).max_by_key(|p| p.state)
+        {
+            return problem.clone();
+        }
+        drop(problems);
+        let has_partitions = !self.lock_partitions().assigned_partitions.is_empty();
+        let state = match (has_partitions, self.has_joined.load(Ordering::Relaxed)) {
+            (true, _) => SourceState::Consuming,
+            (false, true) => SourceState::NoPartitionsAssigned,
+            (false, false) => SourceState::Starting,
+        };
+        SourceProblem { state, detail: state.description().to_owned() }
     }
 
     /// Records that everything below `next_offset` is durable.
@@ -105,22 +291,32 @@ impl ConsumerState {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn set_end_offset(&self, partition: &TopicPartition, end: i64) {
+        self.lock_partitions().end_offsets.insert(partition.clone(), end);
+    }
+
     /// Forgets the ends of the logs: they may grow unnoticed while no broker is connected.
     pub(super) fn clear_end_offsets(&self) {
         self.lock_partitions().end_offsets.clear();
     }
 
     fn status(&self) -> ConsumerStatus {
+        let state = self.source_state().state;
         let last_poll_ms = self.last_poll_unix_ms.load(Ordering::Relaxed);
         let now = chrono::Utc::now().timestamp_millis();
         let table = self.lock_partitions();
         let lag = |(partition, state): (&TopicPartition, &AssignedPartition)| {
             table.end_offsets.get(partition).map(|end| (end - state.stored_position).max(0))
         };
+        // The sum over no partitions would be 0, which is not known to be true.
+        let is_lag_known = state.is_consuming() && !table.assigned_partitions.is_empty();
+        let lag_messages: Option<i64> = table.assigned_partitions.iter().map(lag).sum();
         ConsumerStatus {
+            state,
             poll_age_ms: (last_poll_ms > 0).then_some(now - last_poll_ms),
             assigned_partition_count: table.assigned_partitions.len(),
-            lag_messages: table.assigned_partitions.iter().map(lag).sum(),
+            lag_messages: lag_messages.filter(|_| is_lag_known),
         }
     }
 }
@@ -138,12 +334,14 @@ fn readable_end_offset(partition: &PartitionStatistics, polled_offset: Option<i6
 /// How a consumer is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConsumerStatus {
+    /// Whether it consumes, and otherwise why not.
+    pub state: SourceState,
     /// Milliseconds since Kafka was last polled; `None` before the first poll.
     pub poll_age_ms: Option<i64>,
     /// Number of partitions assigned to this worker.
     pub assigned_partition_count: usize,
     /// Messages of these partitions that are not stored yet; `None` if the end of the log of one of
-    /// them is not known.
+    /// them is not known, if there are none, or if nothing can be consumed.
     pub lag_messages: Option<i64>,
 }
 
@@ -155,6 +353,11 @@ impl ConsumerStatusHandle {
     /// Returns how the consumer is doing.
     pub fn status(&self) -> ConsumerStatus {
         self.0.status()
+    }
+
+    /// Returns the state of the source with an explanation.
+    pub fn source_state(&self) -> SourceProblem {
+        self.0.source_state()
     }
 }
 

@@ -168,8 +168,14 @@ fn parse_metrics(text: &str) -> Option<WorkerMetrics> {
         })
     };
     lines().find(|line| line.starts_with("bsap_build_info{"))?;
+    // A spare worker has no partitions, and no messages of its own.
+    let is_spare = lines().any(|line| {
+        line == "bsap_source_state{state=\"no_partitions_assigned\"} 1"
+            || line == "bsap_source_state{state=\"no_partitions_assigned\"} 1.0"
+    });
     // The worker reports NaN until it knows its lag.
     let lag = values("bsap_lag_messages").next().filter(|lag| *lag >= 0.0);
+    let lag = lag.or(is_spare.then_some(0.0));
     Some(WorkerMetrics {
         lag_messages: lag.map(|lag| lag as u64),
         dead_letter_count: values("bsap_dead_letters_total").sum::<f64>() as u64,

@@ -17,6 +17,7 @@ use crate::table::file::{self, FileReadError};
 use crate::table::generation::Generation;
 use crate::table::log::{COMPACTION_APP_ID, DEEP_COMPACTION_APP_ID, DeltaLog, VACUUM_APP_ID};
 use crate::table::options::MaintenanceOptions;
+use crate::table::partition_ids::ANCHOR_PREFIX;
 use crate::table::statistics::{self, StatisticsFile, StatisticsTable};
 
 /// Files that are read at the same time.
@@ -390,6 +391,7 @@ async fn check_positions_grow(
             // Their versions are times, and two compactions at the same time may end in either order.
             if [COMPACTION_APP_ID, DEEP_COMPACTION_APP_ID, VACUUM_APP_ID]
                 .contains(&transaction.app_id.as_str())
+                || transaction.app_id.starts_with(ANCHOR_PREFIX)
             {
                 continue;
             }

@@ -65,6 +65,8 @@ async fn write_versions(store: &Store, images: i64, versions: u64) {
         let next = offset + pair.len() as i64;
         let expected = (offset > 0).then_some(offset);
         let one = PartitionBatch {
+            log_number: 0,
+            anchor: None,
             partition: partition(0),
             expected_position: expected,
             next_offset: next,
@@ -123,6 +125,8 @@ async fn an_erased_image_leaves_no_embedding_behind() {
     let rows: Vec<_> =
         (18..).zip([row_made_now("i1", 9, true), row_made_now("i2", 9, true)]).collect();
     let one = PartitionBatch {
+        log_number: 0,
+        anchor: None,
         partition: partition(0),
         expected_position: Some(18),
         next_offset: 20,
@@ -445,6 +449,8 @@ async fn verify_finds_what_is_wrong_and_only_that() {
     rows[1].image.as_mut().unwrap().embedding = Embedding::from_unit_vector(&[1.0, 0.0]);
     let rows = (12..).zip(rows).collect();
     let one = PartitionBatch {
+        log_number: 0,
+        anchor: None,
         partition: partition(0),
         expected_position: Some(12),
         next_offset: 14,

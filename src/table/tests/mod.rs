@@ -3,6 +3,7 @@
 pub(crate) mod cancellation;
 mod compaction_and_vacuum;
 pub(crate) mod faulty;
+mod partition_logs;
 mod random_histories;
 mod statistics_backfill;
 
@@ -71,6 +72,8 @@ fn row(id: &str, sequence: u64, deleted: bool) -> ImageRow {
 
 fn partition_batch(number: i32, expected: Option<i64>, ids: Range<i64>) -> PartitionBatch {
     PartitionBatch {
+        log_number: 0,
+        anchor: None,
         partition: partition(number),
         expected_position: expected,
         next_offset: ids.end,
@@ -93,8 +96,14 @@ async fn rows_come_back_as_they_were() {
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
     let rows = vec![(0, row("a", 1, false)), (1, row("b", 2, true)), (2, row("ü/c", 3, false))];
     let sent: Vec<ImageRow> = rows.iter().map(|(_, r)| r.clone()).collect();
-    let one =
-        PartitionBatch { partition: partition(0), expected_position: None, next_offset: 3, rows };
+    let one = PartitionBatch {
+        log_number: 0,
+        anchor: None,
+        partition: partition(0),
+        expected_position: None,
+        next_offset: 3,
+        rows,
+    };
     let summary = writer.append(vec![one], &CancellationToken::new()).await.unwrap();
     assert_eq!((summary.written_row_count, summary.fenced_partitions.len()), (3, 0));
     assert!(summary.written_bytes > 0);
@@ -180,6 +189,8 @@ async fn messages_without_rows_move_the_position() {
     let store = Store::in_memory();
     let mut writer = TableWriter::open(&store, &generation(), 5).await.unwrap();
     let empty = PartitionBatch {
+        log_number: 0,
+        anchor: None,
         partition: partition(0),
         expected_position: None,
         next_offset: 4,

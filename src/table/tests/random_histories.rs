@@ -126,7 +126,14 @@ impl HistoryFixture {
         }
         let rows = &self.topic_rows[partition.number as usize];
         let rows = (from..to).map(|o| (o, rows[o as usize].clone())).collect();
-        let one = PartitionBatch { partition, expected_position: expected, next_offset: to, rows };
+        let one = PartitionBatch {
+            log_number: 0,
+            anchor: None,
+            partition,
+            expected_position: expected,
+            next_offset: to,
+            rows,
+        };
         let crashing = self.maybe_crashing_store();
         if Arc::ptr_eq(crashing.object_store(), self.store.object_store()) && replay.is_empty() {
             workers[i].append(vec![one], &CancellationToken::new()).await.unwrap();

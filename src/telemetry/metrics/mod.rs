@@ -94,11 +94,15 @@ define_metrics! {
     table_version: Gauge, "bsap_table_version", [],
         "Version of the table after the last commit of a worker, or that a query worker serves.";
     lag_messages: Gauge, "bsap_lag_messages", [],
-        "Messages of the partitions of this worker that are not stored yet. NaN: not known yet.";
+        "Messages of the partitions of this worker that are not stored yet. NaN: not known, as without partitions.";
     in_flight_messages: Gauge, "bsap_in_flight_messages", [],
         "Messages in the pipeline: read from Kafka, and not processed or not stored yet.";
     brokers_up: Gauge, "bsap_kafka_brokers_up", [],
         "Brokers that the worker is connected to, checked every 5 s.";
+    source_state: Gauge, "bsap_source_state", ["state"],
+        "1 for the state of the worker's source, 0 for the others: `consuming`, `starting`, `no_partitions_assigned`, `dead_letter_topic_missing`, `log_replaced` (of `bsap status` only), `topic_missing`, `not_authorised`, `authentication_failed`, `brokers_unreachable`.";
+    lost_messages: Counter, "bsap_lost_messages_total", ["reason"],
+        "Messages that were removed before they were processed: by `retention`, or with a log that is gone (`log_replaced`, as far as its end is known).";
     assigned_partitions: Gauge, "bsap_assigned_partitions", [],
         "Partitions assigned to this worker.";
     poll_age: Gauge, "bsap_poll_age_seconds", [],
@@ -154,8 +158,8 @@ pub trait HealthProbe: Send + Sync {
     fn update_gauges(&self);
     /// Returns the reason as an error if the process should be restarted.
     fn check_liveness(&self) -> Result<(), String>;
-    /// Returns the reason as an error if the process is not ready to work.
-    fn check_readiness(&self) -> Result<(), String>;
+    /// Returns what a ready process answers; the reason as an error if it is not ready to work.
+    fn check_readiness(&self) -> Result<&'static str, String>;
 }
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
@@ -175,6 +179,9 @@ pub fn record_process_start(role: &str) {
         // first event counts.
         for outcome in ["embedded", "deleted", "not_found", "dead_lettered"] {
             metrics.ingest_events.add(&[outcome], 0);
+        }
+        for reason in ["retention", "log_replaced"] {
+            metrics.lost_messages.add(&[reason], 0);
         }
     }
 }

@@ -63,6 +63,7 @@ fuzz_target!(|data: &[u8]| {
     let topic = if is_reembed { REEMBED_TOPIC } else { "images" };
     let message = KafkaMessage {
         partition: TopicPartition { topic: topic.into(), number: 0 },
+        log_number: 0,
         offset: 7,
         key: (flags & 1 == 1).then(|| b"an-image".to_vec().into()),
         payload: (flags & 16 == 0).then(|| value.to_vec().into()),

@@ -64,9 +64,7 @@ impl DecodeRules {
                 SequenceKey::from_sequencer(versions.sequencer.ok_or_else(|| missing("sequencer"))?)
             }
             VersionOrdering::Offset if key_text(message).as_deref() == Some(image_id.as_str()) => {
-                let offset = u64::try_from(message.offset)
-                    .map_err(|_| InvalidField::new("offset", "is negative"))?;
-                Ok(SequenceKey::from_number(offset))
+                SequenceKey::from_log_position(message.log_number, message.offset)
             }
             VersionOrdering::Offset => Err(InvalidField::new(
                 "key",

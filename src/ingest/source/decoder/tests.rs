@@ -28,6 +28,7 @@ fn new_decoder(ordering: VersionOrdering) -> Decoder {
 fn message(key: Option<&str>, payload: Option<&str>) -> KafkaMessage {
     KafkaMessage {
         partition: TopicPartition { topic: "images".into(), number: 0 },
+        log_number: 0,
         offset: 7,
         key: key.map(|k| Bytes::copy_from_slice(k.as_bytes())),
         payload: payload.map(|p| Bytes::copy_from_slice(p.as_bytes())),

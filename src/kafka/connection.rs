@@ -1,4 +1,4 @@
-//! Connection settings and requests shared by all Kafka clients.
+//! Connection settings that all Kafka clients share, and how their messages and errors are read.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -6,9 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Headers, Message as _};
 use schemars::JsonSchema;
@@ -47,7 +44,7 @@ impl Default for KafkaOptions {
 
 /// Properties that this program sets itself, most of them because delivery guarantees depend on them;
 /// includes librdkafka's aliases.
-const RESERVED_PROPERTIES: [&str; 26] = [
+const RESERVED_PROPERTIES: [&str; 27] = [
     "acks",
     "auto.commit.enable",
     "auto.offset.reset",
@@ -74,6 +71,7 @@ const RESERVED_PROPERTIES: [&str; 26] = [
     "request.required.acks",
     "session.timeout.ms",
     "statistics.interval.ms",
+    "topic.metadata.refresh.interval.ms",
 ];
 
 impl KafkaOptions {
@@ -133,46 +131,6 @@ impl KafkaOptions {
 /// Replaces a header name that is not UTF-8.
 const UNREADABLE_HEADER_PLACEHOLDER: &str = "\u{fffd}";
 
-/// No broker answered a request.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "kafka.brokers: no broker answers at {brokers}: {}; check the address, the network and kafka.properties",
-    diagnosis::describe(.source)
-)]
-pub struct BrokersUnreachable {
-    brokers: String,
-    source: KafkaError,
-}
-
-/// Fetches the number of partitions of each of `topics`; 0 if a topic does not exist.
-pub async fn fetch_partition_counts(
-    options: &KafkaOptions,
-    topics: &[&str],
-) -> Result<Vec<usize>, BrokersUnreachable> {
-    let unreachable = {
-        let brokers = options.brokers.clone();
-        move |source| BrokersUnreachable { brokers, source }
-    };
-    let timeout = Duration::from_millis(options.request_timeout_ms);
-    let mut config = options.client_config();
-    // The returned error reports unreachable brokers; librdkafka must not log them too.
-    config.set("log_level", "0");
-    let topics: Vec<String> = topics.iter().map(|t| (*t).to_owned()).collect();
-    let request = tokio::task::spawn_blocking(move || {
-        let client: BaseConsumer = config.create()?;
-        let metadata = client.fetch_metadata(None, timeout)?;
-        let partition_count = |name: &String| {
-            let topic = metadata.topics().iter().find(|t| t.name() == name);
-            topic.map_or(0, |t| t.partitions().len())
-        };
-        Ok(topics.iter().map(partition_count).collect())
-    });
-    match request.await {
-        Ok(counts) => counts.map_err(unreachable),
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
-}
-
 /// How long a consumer may take to commit its last offsets and leave its group. Without a limit, the client
 /// waits forever if no broker answers. Giving up loses nothing: positions are in the table, and the group
 /// removes the consumer when its session expires.
@@ -201,53 +159,7 @@ pub async fn leave_group<T: Send + 'static>(
     }
 }
 
-/// Fetches the beginning and end offset of each partition of `topic`, by partition number.
-pub async fn fetch_watermarks(
-    options: &KafkaOptions,
-    topic: &str,
-) -> Result<BTreeMap<i32, (i64, i64)>, BrokersUnreachable> {
-    let partitions =
-        fetch_partition_counts(options, &[topic]).await?.first().copied().unwrap_or_default();
-    let timeout = Duration::from_millis(options.request_timeout_ms);
-    let (mut config, topic) = (options.client_config(), topic.to_owned());
-    config.set("log_level", "0");
-    let brokers = options.brokers.clone();
-    let request = tokio::task::spawn_blocking(move || {
-        let client: BaseConsumer = config.create()?;
-        let watermarks = |number| Ok((number, client.fetch_watermarks(&topic, number, timeout)?));
-        (0..partitions as i32).map(watermarks).collect::<Result<_, KafkaError>>()
-    });
-    match request.await {
-        Ok(watermarks) => watermarks.map_err(|source| BrokersUnreachable { brokers, source }),
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
-}
-
-/// Fetches the configuration of each of `topics`: values by name of the setting.
-pub async fn fetch_topic_configs(
-    options: &KafkaOptions,
-    topics: &[&str],
-) -> Result<Vec<BTreeMap<String, String>>, BrokersUnreachable> {
-    let unreachable = |source| BrokersUnreachable { brokers: options.brokers.clone(), source };
-    let mut config = options.client_config();
-    config.set("log_level", "0");
-    let admin: AdminClient<DefaultClientContext> = config.create().map_err(unreachable)?;
-    let timeout = Some(Duration::from_millis(options.request_timeout_ms));
-    let admin_options = AdminOptions::new().request_timeout(timeout);
-    let resources: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
-    let descriptions =
-        admin.describe_configs(&resources, &admin_options).await.map_err(unreachable)?;
-    descriptions
-        .into_iter()
-        .map(|topic| {
-            let topic = topic.map_err(|code| unreachable(KafkaError::AdminOp(code)))?;
-            let settings = topic.entries.into_iter();
-            Ok(settings.filter_map(|entry| Some((entry.name, entry.value?))).collect())
-        })
-        .collect()
-}
-
-/// Copies a message of librdkafka. A header name that is not UTF-8, which Kafka allows but which makes
+/// Copies a message of librdkafka, as one of the partition's first log. A header name that is not UTF-8, which Kafka allows but which makes
 /// rdkafka panic, is replaced by `UNREADABLE_HEADER_NAME`.
 pub fn to_owned_message(message: &BorrowedMessage<'_>) -> KafkaMessage {
     let header = |headers: &BorrowedHeaders, i| {
@@ -261,6 +173,7 @@ pub fn to_owned_message(message: &BorrowedMessage<'_>) -> KafkaMessage {
     });
     KafkaMessage {
         partition: TopicPartition { topic: message.topic().into(), number: message.partition() },
+        log_number: 0,
         offset: message.offset(),
         key: message.key().map(Bytes::copy_from_slice),
         payload: message.payload().map(Bytes::copy_from_slice),

@@ -1,0 +1,146 @@
+//! Recognises the log of a partition.
+//!
+//! If a topic is deleted and created again, its partitions keep their names and numbers, and a position of the
+//! old log says nothing about the new one. Clients do not see the id of a topic, so the table keeps a message
+//! of each log ([`LogAnchor`]): the log is the same one if this message is still at its offset.
+//!
+//! What cannot be recognised: a log whose retention, compaction or truncation has removed that very message,
+//! and a table of an earlier version, which has none. Such a log is taken for the same one, unless it ends
+//! before the stored position.
+
+use std::collections::BTreeMap;
+
+use super::failure::KafkaFailure;
+use super::probe::KafkaProbe;
+use crate::record::{LogAnchor, StoredPosition, TopicPartition};
+
+/// Whether the log of a partition is the one that was consumed before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogIdentity {
+    /// It is the same log.
+    Same,
+    /// Nothing says that it is another one: nothing of it was stored, or the message by which it would be
+    /// recognised was removed.
+    Unknown,
+    /// It is another log: the topic was deleted and created again, restored from a backup, or has lost its end.
+    Other(String),
+}
+
+impl LogIdentity {
+    /// Returns `same`, `unknown` or `other`.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Unknown => "unknown",
+            Self::Other(_) => "other",
+        }
+    }
+}
+
+/// The log of a partition as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionLog {
+    /// The first offset that still exists.
+    pub earliest_offset: i64,
+    /// The offset after the last message.
+    pub end_offset: i64,
+    /// Whether it is the log that was consumed before.
+    pub identity: LogIdentity,
+}
+
+/// Compares the log from offset `earliest` to `end` with what is stored of it. `found` is the first message at
+/// or after the anchor, if one was read.
+pub fn identify_log(
+    stored: &StoredPosition,
+    (earliest, end): (i64, i64),
+    found: Option<LogAnchor>,
+) -> LogIdentity {
+    if let Some(position) = stored.next_offset.filter(|position| *position > end) {
+        return LogIdentity::Other(format!(
+            "it ends at offset {end}, and messages up to offset {position} were stored"
+        ));
+    }
+    let Some(anchor) = stored.anchor else { return LogIdentity::Unknown };
+    if anchor.offset >= end {
+        let reason = format!("it ends at offset {end}, and offset {} was read", anchor.offset);
+        return LogIdentity::Other(reason);
+    }
+    match found {
+        Some(found) if found == anchor => LogIdentity::Same,
+        Some(found) if found.offset == anchor.offset && found.offset >= earliest => {
+            LogIdentity::Other(format!("another message is at offset {}", anchor.offset))
+        }
+        _ => LogIdentity::Unknown,
+    }
+}
+
+/// The logs of several partitions.
+#[derive(Debug)]
+pub struct PartitionLogs {
+    /// The log of each partition, in the order of the request.
+    pub logs: Vec<PartitionLog>,
+    /// Why no message could be read, so that no log was recognised.
+    pub read_failure: Option<KafkaFailure>,
+}
+
+/// Returns the log of each partition, compared with what is stored of it. Blocks.
+pub fn identify_logs(
+    probe: &KafkaProbe,
+    partitions: &[(TopicPartition, StoredPosition)],
+) -> Result<PartitionLogs, KafkaFailure> {
+    let mut ranges = Vec::with_capacity(partitions.len());
+    let mut to_read = Vec::new();
+    for (partition, stored) in partitions {
+        let (earliest, end) = probe.fetch_watermarks(partition)?;
+        ranges.push((earliest, end));
+        let anchor = stored.anchor.filter(|anchor| (earliest..end).contains(&anchor.offset));
+        to_read.extend(anchor.map(|anchor| (partition.clone(), anchor.offset)));
+    }
+    let (found, read_failure) = match probe.read_messages_at(&to_read) {
+        Ok(found) => (found, None),
+        Err(failure) => (BTreeMap::new(), Some(failure)),
+    };
+    let logs = partitions.iter().zip(ranges).map(|((partition, stored), range)| PartitionLog {
+        earliest_offset: range.0,
+        end_offset: range.1,
+        identity: identify_log(stored, range, found.get(partition).copied()),
+    });
+    Ok(PartitionLogs { logs: logs.collect(), read_failure })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_recognised_by_one_of_its_messages() {
+        let anchor = LogAnchor { offset: 4, fingerprint: 77 };
+        let stored = |next_offset, anchor| StoredPosition { log_number: 0, next_offset, anchor };
+        let consumed = stored(Some(5), Some(anchor));
+        let other = LogAnchor { fingerprint: 78, ..anchor };
+        let later = LogAnchor { offset: 6, ..anchor };
+        for (stored, range, found, expected) in [
+            (consumed, (0, 12), Some(anchor), "same"),
+            (consumed, (0, 5), Some(anchor), "same"),
+            // Created again: longer, just as long, shorter, empty.
+            (consumed, (0, 12), Some(other), "other"),
+            (consumed, (0, 5), Some(other), "other"),
+            (consumed, (0, 3), None, "other"),
+            (consumed, (0, 0), None, "other"),
+            // Retention or compaction has removed the message, or it was not read in time.
+            (consumed, (5, 12), None, "unknown"),
+            (consumed, (9, 12), None, "unknown"),
+            (consumed, (0, 12), Some(later), "unknown"),
+            (consumed, (0, 12), None, "unknown"),
+            // A message that was read and not stored yet is lost as well.
+            (stored(None, Some(anchor)), (0, 3), None, "other"),
+            // A table of an earlier version.
+            (stored(Some(5), None), (0, 12), None, "unknown"),
+            (stored(Some(5), None), (0, 3), None, "other"),
+            (StoredPosition::default(), (0, 0), None, "unknown"),
+        ] {
+            let identity = identify_log(&stored, range, found);
+            assert_eq!(identity.as_str(), expected, "{stored:?} {range:?} {found:?}: {identity:?}");
+        }
+    }
+}
