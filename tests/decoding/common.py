@@ -54,6 +54,9 @@ class Cases:
     def damaged(self, name, data):
         self.all.append(Case(name, data, "damaged"))
 
+    def overwritten(self, name, data):
+        self.all.append(Case(name, data, "overwritten"))
+
     def foreign(self, name, data):
         self.all.append(Case(name, data, "foreign"))
 
@@ -63,7 +66,11 @@ class Cases:
             self.damaged(f"{name}-cut-{percent}.{extension}", data[: len(data) * percent // 100])
         middle = len(data) // 2
         data = data[:middle] + bytes((i * 37 + 11) & 127 for i in range(12)) + data[middle + 12 :]
-        self.all.append(Case(f"{name}-overwritten.{extension}", data, "damaged" if notices else "overwritten"))
+        name = f"{name}-overwritten.{extension}"
+        if notices:
+            self.damaged(name, data)
+        else:
+            self.overwritten(name, data)
 
     def write(self, file):
         """One line of JSON per distinct reference and per case."""

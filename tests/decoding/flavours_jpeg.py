@@ -193,6 +193,11 @@ def add_damage(cases):
     restarted = cjpeg(image, "-restart", "1")
     at = [i for i in range(len(restarted) - 1) if restarted[i] == 0xFF and 0xD0 <= restarted[i + 1] <= 0xD7]
     cases.damaged("restart-marker-missing.jpg", restarted[: at[1]] + restarted[at[1] + 2 :])
-    # Bytes that belong to nothing, as some cameras leave them: the pixels are whole.
+    # Bytes that belong to nothing, as some cameras leave them, do not always show.
     extra = restarted[: at[1]] + b"\x12\x34\x56\x78" + restarted[at[1] :]
-    cases.add("bytes-before-restart.jpg", extra, NEAR, reference(restarted))
+    cases.overwritten("bytes-before-restart.jpg", extra)
+    plain = cjpeg(image)
+    for name, junk in (("zeros", bytes(9)), ("stuffed", b"\xff\0\x07"), ("restart", b"\x01\xff\xd0")):
+        first_end = 4 + struct.unpack(">H", plain[4:6])[0]
+        between = plain[:first_end] + junk + plain[first_end:]
+        cases.add(f"{name}-between-segments.jpg", between, NEAR, reference(plain), must=True)

@@ -196,9 +196,12 @@ def add_jpeg_xl(cases):
     cases.add("lossless-grey.jxl", encode(grey, lossless=True), EXACT, np.dstack([grey] * 3), must=True)
     cases.add("alpha.jxl", encode(np.asarray(faded), lossless=True), NEAR, on_white(faded), must=True)
     cases.add("animated.jxl", encode(np.stack([rgb, rgb[::-1]]), lossless=True, photometric="rgb"), EXACT, rgb, must=True)
+    # The encoder marks these as linear.
+    linear = rgb / 255
+    shown = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055) * 255 + 0.5
     deep = rgb.astype(np.uint16) * 257
-    cases.add("lossless-16.jxl", encode(deep, lossless=True), NEAR, rgb)
-    cases.add("lossless-float.jxl", encode((rgb / 255).astype(np.float32), lossless=True), NEAR, rgb)
+    cases.add("linear-16.jxl", encode(deep, lossless=True), NEAR, shown.astype(np.uint8), must=True)
+    cases.add("linear-float.jxl", encode(linear.astype(np.float32), lossless=True), NEAR, shown.astype(np.uint8), must=True)
     for orientation in (3, 6):
         turned = pillow("JPEG", image, quality=92, subsampling=0, exif=b"Exif\0\0" + exif(orientation))
         data = imagecodecs.jpegxl_encode_jpeg(turned)

@@ -34,10 +34,14 @@ fn check_header(bytes: &[u8], options: &DecodeOptions) -> Result<(u32, u32), Ima
 /// Decodes a HEIC file, upright: only turns and mirrors of the container count, not those of EXIF.
 pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Pixels, ImageDecodeError> {
     check_header(bytes, options)?;
-    let decoded = heic_decoder::decode(bytes).map_err(convert_error)?;
+    let mut decoded = heic_decoder::decode(bytes).map_err(convert_error)?;
     let (width, height) = (decoded.width as u32, decoded.height as u32);
     options.check_dimensions(width, height)?;
-    // As libheif spreads colours, and with it Pillow.
+    // Each colour is used for the pixels that share it, as libheif does, and with it Pillow: the nearest sample, if
+    // samples lie in the middle of their pixels.
+    let sampling = &mut decoded.chroma_sampling;
+    sampling.origin_x = (sampling.sub_x - 1) as f32 / 2.0;
+    sampling.origin_y = (sampling.sub_y - 1) as f32 / 2.0;
     let conversion = RgbOptions { color: None, upsampling: ChromaUpsampling::Nearest };
     if decoded.alpha.is_none() {
         let rgb = decoded.to_rgb8_with_options(&conversion).map_err(convert_error)?;

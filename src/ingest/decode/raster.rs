@@ -7,13 +7,13 @@ use image::codecs::bmp::BmpDecoder;
 use image::codecs::gif::GifDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
-use image::error::LimitErrorKind;
+use image::error::{LimitErrorKind, UnsupportedErrorKind};
 use image::metadata::Orientation;
 use image::{
     AnimationDecoder, ColorType, DynamicImage, Frames, ImageDecoder, ImageError, Limits, RgbaImage,
 };
 
-use super::containers::{gif_frame_end, is_bmp_cut_off, png_chunks, png_metadata, read_webp};
+use super::containers::{gif_frame_end, is_bmp_damaged, png_chunks, png_metadata, read_webp};
 use super::error::ImageDecodeError;
 use super::format::Format;
 use super::options::DecodeOptions;
@@ -95,18 +95,18 @@ pub fn decode(
     options: &DecodeOptions,
 ) -> Result<(Pixels, Orientation), ImageDecodeError> {
     let bytes = &*with_sufficient_screen(bytes, format);
-    let (orientation, is_cut_off) = match format {
+    let (orientation, is_damaged) = match format {
         Format::Png => (png_metadata(bytes).orientation(), false),
         Format::WebP => {
             let container = read_webp(bytes);
             (container.metadata.orientation(), container.is_cut_off)
         }
-        Format::Bmp => (Orientation::NoTransforms, is_bmp_cut_off(bytes)),
+        Format::Bmp => (Orientation::NoTransforms, is_bmp_damaged(bytes)),
         _ => (Orientation::NoTransforms, false),
     };
     let decoder = open(bytes, format, options)?;
-    let decoded = if is_cut_off {
-        Err(ImageDecodeError::damaged("the file ends before its header says"))
+    let decoded = if is_damaged {
+        Err(ImageDecodeError::damaged("the file does not have the bytes that its header states"))
     } else {
         DynamicImage::from_decoder(decoder).map_err(|error| convert_error(format, error))
     };
@@ -248,9 +248,14 @@ fn dynamic_image(width: u32, height: u32, color: ColorType, data: Vec<u8>) -> Op
 
 fn convert_error(format: Format, error: ImageError) -> ImageDecodeError {
     match error {
-        ImageError::Unsupported(error) => {
-            ImageDecodeError::unsupported(format.name(), error.to_string())
-        }
+        ImageError::Unsupported(error) => ImageDecodeError::unsupported(
+            format.name(),
+            match error.kind() {
+                UnsupportedErrorKind::GenericFeature(feature) => feature,
+                UnsupportedErrorKind::Color(color) => format!("samples of the type {color:?}"),
+                _ => error.to_string(),
+            },
+        ),
         ImageError::Limits(error) => match error.kind() {
             LimitErrorKind::Unsupported { .. } => {
                 ImageDecodeError::unsupported(format.name(), error.to_string())

@@ -57,7 +57,7 @@ fn non_images_are_rejected() {
         (b"hello", "unknown_image_format"),
         (b"\x89PNG\r\n\x1a\n", "image_damaged"),
         (b"\xff\xd8\xff\xe0", "image_damaged"),
-        (&std::fs::read("tests/fuzz/corpus/picture/no-pixels").unwrap(), "image_damaged"),
+        (b"GIF89a\x01\0\0\0\0\0\0", "image_damaged"),
     ] {
         assert_eq!(decode_image(bytes, &DecodeOptions::default()).unwrap_err().code(), code);
     }

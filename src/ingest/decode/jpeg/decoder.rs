@@ -1,7 +1,5 @@
 //! Decodes JPEGs by libjpeg-turbo.
 
-use std::borrow::Cow;
-
 use image::metadata::Orientation;
 use turbojpeg::{Decompressor, PixelFormat};
 
@@ -56,18 +54,23 @@ fn decode_8_bit(
     header: &JpegHeader<'_>,
     options: &DecodeOptions,
 ) -> Result<Pixels, ImageDecodeError> {
-    let bytes = without_damaged_profile(bytes, header);
     let samples = if header.sampling.len() == 4 { Samples::Cmyk } else { Samples::Rgb };
-    let mut decoded = decode_samples(&bytes, header.width, header.height, samples);
-    if decoded.is_err() && header.is_sequential() && !has_end(&bytes) {
-        // If only the end marker is missing, nothing has to be guessed.
-        let ended = [&bytes[..], &[0xFF, 0xD9]].concat();
-        decoded = decode_samples(&ended, header.width, header.height, samples);
+    let mut decoded = decode_samples(bytes, header.width, header.height, samples);
+    if matches!(decoded, Err(ImageDecodeError::Damaged(_))) {
+        // libjpeg-turbo fails for a damaged colour profile and for bytes between segments too, and for a missing end
+        // marker. If that is all, nothing has to be guessed.
+        let mut plain = header.without_ballast(bytes);
+        if header.is_sequential() && !has_end(bytes) {
+            plain.extend([0xFF, 0xD9]);
+        }
+        if let Ok(data) = decode_samples(&plain, header.width, header.height, samples) {
+            decoded = Ok(data);
+        }
     }
     let data = match decoded {
         Ok(data) => data,
         Err(damage @ ImageDecodeError::Damaged(_)) if options.accepts_damaged() => {
-            return lenient::decode_part(&bytes, header, options, damage);
+            return lenient::decode_part(bytes, header, options, damage);
         }
         Err(error) => return Err(error),
     };
@@ -89,38 +92,6 @@ fn decode_8_bit(
 fn has_end(bytes: &[u8]) -> bool {
     const TAIL_BYTES: usize = 64;
     bytes[bytes.len().saturating_sub(TAIL_BYTES)..].windows(2).any(|pair| pair == [0xFF, 0xD9])
-}
-
-/// Leaves out the segments of colour profiles if their numbering is wrong: the profile is not used, and
-/// libjpeg-turbo refuses the whole image for it.
-fn without_damaged_profile<'a>(bytes: &'a [u8], header: &JpegHeader<'_>) -> Cow<'a, [u8]> {
-    // The marker, the size and `ICC_PROFILE` with a zero precede the number and the count.
-    let numbers = header.icc_segments.iter().map(|segment| {
-        bytes.get(segment.start + 16..segment.start + 18).map(|pair| (pair[0], pair[1]))
-    });
-    let count = header.icc_segments.len();
-    let mut found: Vec<u8> = Vec::new();
-    for pair in numbers {
-        match pair {
-            Some((number, of)) if usize::from(of) == count && number >= 1 && number <= of => {
-                found.push(number);
-            }
-            _ => found.clear(),
-        }
-    }
-    found.sort_unstable();
-    found.dedup();
-    if found.len() == count {
-        return bytes.into();
-    }
-    let mut kept = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    for segment in &header.icc_segments {
-        kept.extend_from_slice(&bytes[at..segment.start]);
-        at = segment.end;
-    }
-    kept.extend_from_slice(&bytes[at..]);
-    kept.into()
 }
 
 /// What a decoder returns per pixel.

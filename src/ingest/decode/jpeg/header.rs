@@ -1,5 +1,7 @@
 //! The segments of a JPEG before its first scan.
 
+use std::ops::Range;
+
 use super::super::error::ImageDecodeError;
 use super::super::orientation::Metadata;
 
@@ -16,8 +18,10 @@ pub struct JpegHeader<'a> {
     /// Whether the first scan has all components.
     pub is_interleaved: bool,
     pub metadata: Metadata<'a>,
-    /// Where segments of colour profiles are, which are ignored.
-    pub icc_segments: Vec<std::ops::Range<usize>>,
+    /// Where the segments are that pixels depend on.
+    segments: Vec<Range<usize>>,
+    /// Where the first scan begins.
+    scan_start: usize,
 }
 
 /// How a JPEG is coded.
@@ -33,7 +37,7 @@ impl<'a> JpegHeader<'a> {
     pub fn read(bytes: &'a [u8]) -> Result<Self, ImageDecodeError> {
         let mut frame = None;
         let mut metadata = Metadata::default();
-        let mut icc_segments = Vec::new();
+        let mut segments = Vec::new();
         let mut at = 2;
         loop {
             // Any number of fill bytes may precede a marker.
@@ -61,6 +65,10 @@ impl<'a> JpegHeader<'a> {
             let size = usize::from(u16::from_be_bytes([size[0], size[1]]));
             let payload = bytes.get(at + 2..at + size).ok_or_else(ends_early)?;
             at += size;
+            // Not comments and data of applications, but for JFIF and Adobe, which say what colours mean.
+            if !matches!(marker, 0xDA | 0xE1..=0xED | 0xEF | 0xFE) {
+                segments.push(segment_start..at);
+            }
             match marker {
                 0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF | 0xDE | 0xF7 => {
                     if frame.is_some() {
@@ -78,9 +86,6 @@ impl<'a> JpegHeader<'a> {
                         metadata.xmp = Some(xmp.into());
                     }
                 }
-                0xE2 if payload.starts_with(b"ICC_PROFILE\0") => {
-                    icc_segments.push(segment_start..at)
-                }
                 0xDA => {
                     let frame = frame.ok_or_else(|| {
                         ImageDecodeError::damaged("a scan precedes the frame that it belongs to")
@@ -94,12 +99,24 @@ impl<'a> JpegHeader<'a> {
                         is_interleaved: usize::from(scan_components) == frame.sampling.len(),
                         sampling: frame.sampling,
                         metadata,
-                        icc_segments,
+                        segments,
+                        scan_start: segment_start,
                     });
                 }
                 _ => {}
             }
         }
+    }
+
+    /// Returns the file without what pixels do not depend on: bytes between segments, comments, profiles.
+    pub fn without_ballast(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut kept = Vec::with_capacity(bytes.len());
+        kept.extend_from_slice(&bytes[..2]);
+        for segment in &self.segments {
+            kept.extend_from_slice(&bytes[segment.clone()]);
+        }
+        kept.extend_from_slice(&bytes[self.scan_start..]);
+        kept
     }
 
     /// Whether one pass over the file decodes one part of the image after the other.

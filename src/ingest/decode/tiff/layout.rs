@@ -375,6 +375,8 @@ fn read_opacity(
         _ => return Err(unsupported("samples of an unknown meaning")),
     };
     match (opacity, colours) {
+        // Samples of fewer bits are not scaled next to a palette.
+        (Opacity::Separate, Colours::Palette(palette)) if palette.len() == 256 => Ok(opacity),
         (Opacity::None, _)
         | (_, Colours::WhiteIsZero | Colours::BlackIsZero | Colours::Rgb | Colours::Cmyk) => {
             Ok(opacity)
