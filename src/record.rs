@@ -448,6 +448,17 @@ pub struct StoredImage {
     pub embedding: Embedding,
     /// Statistics of the scores of auxiliary prompts, by prompt set.
     pub statistics: BTreeMap<StatisticsKey, ScoreStatistics>,
+    /// How the image was decoded; `None` if the row was stored before this was recorded.
+    pub decoding: Option<Decoding>,
+}
+
+/// How an image was decoded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decoding {
+    /// The rule: the edition of the decoders, and what becomes of damaged images.
+    pub rule: Arc<str>,
+    /// The share of the pixels that could be decoded, 1 unless the file was damaged.
+    pub share: f32,
 }
 
 impl ImageSource {
@@ -607,6 +618,7 @@ mod tests {
                 attributes: Attributes::new(),
                 embedding: Embedding::from_unit_vector(&[1.0]),
                 statistics: BTreeMap::new(),
+                decoding: None,
             }),
         };
         assert!(row(2, true).supersedes(&row(2, false)));

@@ -9,6 +9,11 @@
 //! uses the model of a checkpoint instead and shows where time is spent: it writes a trace for
 //! <https://ui.perfetto.dev> to FILE and draws two seconds of it.
 //!
+//!     just bench --bench pipeline -- decode FILES
+//!
+//! prints how long decoding each of these files takes, the best of 21 times on one core;
+//! `benches/pipeline/pillow.py FILES` prints the same for Pillow.
+//!
 //! Kafka is librdkafka's mock cluster in this process, on the same cores. Pictures are drawn JPEGs
 //! of 640×640 pixels in a local folder.
 
@@ -44,6 +49,8 @@ type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Resu
 const IMAGE_SIDE_PX: u32 = 640;
 /// Number of pictures of a traced run.
 const TRACED_IMAGES: usize = 640;
+/// How often a file is decoded, of which the fastest counts.
+const DECODE_ROUNDS: usize = 21;
 /// Number of partitions of the topic.
 const PARTITIONS: i32 = 4;
 /// Pictures that are embedded before the measurement starts, so that it excludes joining the
@@ -79,6 +86,11 @@ fn main() -> Result<()> {
     {
         let files = draw_files(folder.path(), TRACED_IMAGES)?;
         return trace::trace_pipeline(&files, checkpoint, Path::new(file));
+    }
+    if let [mode, files @ ..] = arguments.as_slice()
+        && mode == "decode"
+    {
+        return print_decode_times(files);
     }
     let pictures = numbers.first().copied().unwrap_or(3_000);
     let rounds = numbers.get(1).copied().unwrap_or(3);
@@ -127,6 +139,22 @@ fn draw_files(folder: &Path, pictures: usize) -> Result<Vec<PathBuf>> {
         size / pictures as u64 / 1024
     );
     Ok(files)
+}
+
+/// Prints the milliseconds that decoding takes, per file.
+fn print_decode_times(files: &[String]) -> Result<()> {
+    let options = decode::DecodeOptions::default();
+    for file in files {
+        let bytes = std::fs::read(file)?;
+        let mut best = Duration::MAX;
+        for _ in 0..DECODE_ROUNDS {
+            let started = Instant::now();
+            std::hint::black_box(decode::decode_image(&bytes, &options)?);
+            best = best.min(started.elapsed());
+        }
+        println!("{:9.2} ms {file}", best.as_secs_f64() * 1e3);
+    }
+    Ok(())
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -58,6 +58,7 @@ pub fn random_row(
             attributes: BTreeMap::from([("category".into(), format!("category {}", i % 40))]),
             statistics: sets.iter().map(|key| (key.clone(), statistics)).collect(),
             embedding: Embedding::from_unit_vector(&embedding),
+            decoding: None,
         }),
     })
 }

@@ -146,6 +146,7 @@ fn image_row(number: u64, embedding: &[f32]) -> Result<ImageRow, String> {
         attributes: [("part".into(), (XorShift::new(number).next_u64() % 1000).to_string())].into(),
         embedding: Embedding::from_unit_vector(embedding),
         statistics: [].into(),
+        decoding: None,
     };
     Ok(ImageRow {
         image_id: ImageId::new(format!("{number:08}")).map_err(|e| e.to_string())?,

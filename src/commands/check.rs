@@ -14,6 +14,7 @@ use crate::catalogue::StateStore;
 use crate::clip::{ClipModel, Encoders, run_self_test};
 use crate::config::Config;
 use crate::diagnosis::describe;
+use crate::ingest::decode::describe_readable_formats;
 use crate::kafka::{self, FailureKind};
 use crate::prompts::PromptSet;
 use crate::redact::redact;
@@ -59,6 +60,8 @@ async fn run_checks(file: Option<&Path>) -> CommandResult {
         let name = file.map_or("defaults and environment".into(), |f| f.display().to_string());
         print_line!("ok      configuration: {name}");
     }
+    let formats = Ok::<_, String>(format!("this build reads {}", describe_readable_formats()));
+    report.print_and_count("decode", formats);
     check_kafka(&config, &mut report).await;
     check_table(&config, &mut report).await;
     let dimension = check_model(config.clone(), &mut report).await?;

@@ -31,6 +31,7 @@ use std::path::PathBuf;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::section_help_text;
+use crate::ingest::decode::READABLE_FORMATS;
 use shared::error::CommandResult;
 use shared::printing::print_line;
 
@@ -92,7 +93,7 @@ const CONFIG_SECTIONS: [(&str, &[&str]); 18] = [
     ("reconcile", &["kafka", "source", "attributes", "fetch", "table", "maintenance"]),
     ("dead-letters", &["kafka", "dead_letter"]),
     ("status", &["table", "kafka", "source"]),
-    ("verify", &["table", "maintenance"]),
+    ("verify", &["table", "maintenance", "decode"]),
     ("compact", &["table", "maintenance"]),
     ("vacuum", &["table", "maintenance"]),
     ("reindex", &["kafka", "source", "attributes", "prompts", "model", "table"]),
@@ -121,6 +122,10 @@ impl Cli {
     /// Parses the arguments of the process; ends the process with code 2 if they are invalid. The
     /// long help of a command describes the options of the configuration that it reads.
     pub fn from_process() -> Self {
+        if asks_for_verbose_version(std::env::args().skip(1)) {
+            print_line!("{}", verbose_version());
+            std::process::exit(0);
+        }
         let mut command = Self::command();
         for (name, sections) in CONFIG_SECTIONS {
             let options = section_help_text(sections);
@@ -134,6 +139,22 @@ impl Cli {
         }
         Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
     }
+}
+
+/// Whether the arguments are `--version` and `--verbose`, and nothing else.
+fn asks_for_verbose_version(arguments: impl Iterator<Item = String>) -> bool {
+    let arguments: Vec<String> = arguments.collect();
+    let has = |names: &[&str]| arguments.iter().any(|argument| names.contains(&argument.as_str()));
+    arguments.len() == 2 && has(&["--version", "-V"]) && has(&["--verbose"])
+}
+
+/// Returns the version, and what this build has and reads.
+fn verbose_version() -> String {
+    let mut text = format!("bsap {}\ncuda: {}", env!("CARGO_PKG_VERSION"), cfg!(feature = "cuda"));
+    for (format, decoder) in READABLE_FORMATS {
+        text += &format!("\n{}: {decoder}", format.name());
+    }
+    text
 }
 
 /// The subcommands, in the order of the help.

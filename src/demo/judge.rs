@@ -126,6 +126,7 @@ impl DrawnImages {
                 attributes: scene.attributes(),
                 embedding: embedding.clone(),
                 statistics: BTreeMap::new(),
+                decoding: None,
             };
             Some((picture_id(number)?, image))
         };

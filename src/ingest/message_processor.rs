@@ -1,7 +1,6 @@
 //! Takes one message through the stages: decode its events, fetch, decode and embed their images. A
 //! message that can never be processed is dead-lettered.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, trace_span, warn};
 
 use super::dead_letter::{DeadLetterReason, DeadLetterWriteError, DeadLetterWriter};
-use super::decode::{self, DecodeOptions};
+use super::decode::{self, DecodeOptions, DecodedImage, is_data_url};
 use super::embed::{EmbedError, Embedder};
 use super::error::IngestError;
 use super::fetch::{FetchError, Fetcher, shorten_uri};
@@ -24,8 +23,8 @@ use super::source::Decoder;
 use super::tally::{Tally, TallyRecorder};
 use crate::clip::Encoders;
 use crate::record::{
-    AcceptedEvent, Attributes, ImageChange, ImageRow, ImageSource, KafkaMessage, StoredImage,
-    TopicPartition, to_hex,
+    AcceptedEvent, Attributes, Decoding, ImageChange, ImageRow, ImageSource, KafkaMessage,
+    StoredImage, TopicPartition, to_hex,
 };
 use crate::retry::{Backoff, Classify, Disposition, retry};
 use crate::telemetry::event;
@@ -215,15 +214,8 @@ impl MessageProcessor {
         recorder.record_fetch(started, size);
         let started = Instant::now();
         let (bytes, options) = (&fetched.bytes, &self.decode_options);
-        let memory_bytes =
-            catch_unwind(AssertUnwindSafe(|| decode::estimate_decode_memory_bytes(bytes, options)))
-                .map_err(|_| {
-                    undecodable_image_failure(
-                        "decoder_panicked",
-                        "its header cannot be read".into(),
-                    )
-                })?
-                .map_err(|e| undecodable_image_failure(e.code(), e.to_string()))?;
+        let memory_bytes = decode::estimate_decode_memory_bytes(bytes, options)
+            .map_err(|e| undecodable_image_failure(e.code(), e.to_string()))?;
         let mib = u32::try_from(memory_bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX);
         let memory_permit = self.decode_memory_budget.clone();
         let memory_permit =
@@ -236,8 +228,9 @@ impl MessageProcessor {
             // Move the whole value in: dropping it here releases its share of the download budget.
             let fetched = fetched;
             let _span = trace_span!("decode").entered();
-            let image = decode::decode_image(&fetched.bytes, &options)
-                .map_err(|e| undecodable_image_failure(e.code(), e.to_string()))?;
+            let DecodedImage { image, decoded_share } =
+                decode::decode_with_report(&fetched.bytes, &options)
+                    .map_err(|e| undecodable_image_failure(e.code(), e.to_string()))?;
             let pixels = encoders
                 .preprocess_image(&image)
                 .map_err(|e| undecodable_image_failure("preprocess_failed", e.to_string()))?;
@@ -246,9 +239,10 @@ impl MessageProcessor {
             let max_bytes = options.metadata_max_bytes;
             let of_file =
                 metadata_attributes(&fetched.bytes, fields, &declared, charset, max_bytes);
-            Ok((pixels, image.width(), image.height(), hash, of_file))
+            let decoding = Decoding { rule: options.rule().into(), share: decoded_share as f32 };
+            Ok((pixels, image.width(), image.height(), hash, of_file, decoding))
         });
-        let (pixels, width, height, content_hash, mut attributes_of_file) =
+        let (pixels, width, height, content_hash, mut attributes_of_file, decoding) =
             decoded.await.map_err(|error| {
                 // Not fatal: after a restart, the worker would fail at the same image again.
                 if error.is_panic() {
@@ -287,6 +281,7 @@ impl MessageProcessor {
             attributes: attributes_of_file,
             embedding: embedded.embedding,
             statistics: embedded.statistics,
+            decoding: Some(decoding),
         })
     }
 
@@ -352,10 +347,6 @@ fn undecodable_image_failure(code: &'static str, message: String) -> EventFailur
         explanation: message,
         record_index: None,
     })
-}
-
-fn is_data_url(uri: &str) -> bool {
-    uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }
 
 /// Returns the address of an image for log lines; empty if the message contains the image.

@@ -400,6 +400,7 @@ mod tests {
                 attributes: [("title".into(), "t".repeat(1 << 20))].into(),
                 embedding: Embedding::from_unit_vector(&[0.5; 4]),
                 statistics: [].into(),
+                decoding: None,
             }),
         }
     }

@@ -41,6 +41,7 @@ fn stored_row(id: &str, uri: Option<String>, time: DateTime<Utc>, bytes: u64) ->
             attributes: Attributes::new(),
             embedding: Embedding::from_unit_vector(&[1.0, 0.0, 0.0, 0.0]),
             statistics: BTreeMap::new(),
+            decoding: None,
         }),
     }
 }

@@ -74,6 +74,7 @@ async fn catalogue(complete: bool) -> Store {
                 attributes: [].into(),
                 embedding: Embedding::from_unit_vector(&[0.5; 4]),
                 statistics: row_statistics.into_iter().collect(),
+                decoding: None,
             }),
         };
         (i as i64, row)

@@ -49,6 +49,7 @@ pub fn sample_row(id: &str, sequence: u64, embedding: Option<Vec<f32>>) -> Image
             attributes: Attributes::new(),
             embedding: Embedding::from_unit_vector(&embedding),
             statistics: [].into(),
+            decoding: None,
         }),
     }
 }

@@ -37,7 +37,10 @@ pub use generation::Generation;
 pub use inventory::{InventoryEntry, read_inventory};
 pub use maintenance::compact::{CompactionMode, CompactionSummary, Compactor};
 pub use maintenance::lease::MaintenanceLease;
-pub use maintenance::verify::{IntegrityFinding, Severity, VerificationReport, verify_table};
+pub use maintenance::verify::{
+    IntegrityFinding, OtherwiseDecodedImage, Severity, VerificationReport, VerificationRules,
+    verify_table,
+};
 pub use options::{MaintenanceOptions, TableOptions};
 pub use overview::{TableOverview, open_existing_writer};
 pub use statistics::{

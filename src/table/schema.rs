@@ -20,7 +20,7 @@ use deltalake_core::kernel::{
 
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::record::{
-    Attributes, Embedding, ImageId, ImageRow, RowVersion, SequenceKey, StoredImage,
+    Attributes, Decoding, Embedding, ImageId, ImageRow, RowVersion, SequenceKey, StoredImage,
 };
 
 /// The column with the position of the message that a row came from: `topic[partition]@offset`.
@@ -55,8 +55,10 @@ pub fn images_columns() -> Vec<StructField> {
         StructField::nullable("width", DataType::INTEGER),
         StructField::nullable("height", DataType::INTEGER),
         StructField::nullable("attributes", map(text.clone())),
-        StructField::nullable("embedding", DataType::from(ArrayType::new(float, false))),
+        StructField::nullable("embedding", DataType::from(ArrayType::new(float.clone(), false))),
         StructField::nullable("statistics", map(DataType::from(statistics))),
+        StructField::nullable("decode_rule", text),
+        StructField::nullable("decoded_share", float),
     ]
 }
 
@@ -125,6 +127,12 @@ pub fn rows_to_batch(
                 "attributes" => attributes_column(image(), field.data_type())?,
                 "embedding" => embedding_column(image(), field.data_type())?,
                 "statistics" => statistics_column(image(), field.data_type())?,
+                "decode_rule" => Arc::new(StringArray::from_iter(
+                    image().map(|i| Some(&*i?.decoding.as_ref()?.rule)),
+                )),
+                "decoded_share" => Arc::new(Float32Array::from_iter(
+                    image().map(|i| Some(i?.decoding.as_ref()?.share)),
+                )),
                 other => {
                     return Err(ArrowError::SchemaError(format!(
                         "the table has a column {other} that this version does not know; update bsap"
@@ -252,6 +260,7 @@ pub fn rows_from_batch(batch: &RecordBatch) -> Result<Vec<ImageRow>, String> {
     let embeddings =
         column("embedding")?.as_list_opt::<i32>().ok_or("column embedding is not a list")?;
     let statistics = column("statistics")?.as_map_opt().ok_or("column statistics is not a map")?;
+    let mut decoding = DecodingReader::new(batch);
 
     let mut rows = Vec::with_capacity(batch.num_rows());
     for i in 0..batch.num_rows() {
@@ -270,6 +279,7 @@ pub fn rows_from_batch(batch: &RecordBatch) -> Result<Vec<ImageRow>, String> {
                 attributes: attributes_at(attributes, i)?,
                 embedding: embedding_at(embeddings, i)?,
                 statistics: statistics_at(statistics, i)?,
+                decoding: decoding.row(i),
             })
         };
         rows.push(ImageRow {
@@ -281,6 +291,33 @@ pub fn rows_from_batch(batch: &RecordBatch) -> Result<Vec<ImageRow>, String> {
         });
     }
     Ok(rows)
+}
+
+/// Reads how images were decoded. Tables of before this was stored lack the columns.
+struct DecodingReader<'a> {
+    columns: Option<(&'a StringArray, &'a Float32Array)>,
+    /// Nearly all rows have one rule, which is kept once.
+    last_rule: Arc<str>,
+}
+
+impl<'a> DecodingReader<'a> {
+    fn new(batch: &'a RecordBatch) -> Self {
+        let rules = batch.column_by_name("decode_rule").and_then(|c| c.as_string_opt::<i32>());
+        let shares = batch.column_by_name("decoded_share");
+        let shares = shares.and_then(|c| c.as_primitive_opt::<Float32Type>());
+        Self { columns: rules.zip(shares), last_rule: Arc::default() }
+    }
+
+    fn row(&mut self, i: usize) -> Option<Decoding> {
+        let (rules, shares) = self.columns?;
+        if rules.is_null(i) || shares.is_null(i) {
+            return None;
+        }
+        if &*self.last_rule != rules.value(i) {
+            self.last_rule = rules.value(i).into();
+        }
+        Some(Decoding { rule: self.last_rule.clone(), share: shares.value(i) })
+    }
 }
 
 /// Returns the image id and version of each row of a batch that has at least [`KEY_COLUMNS`].

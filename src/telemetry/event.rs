@@ -73,6 +73,13 @@ log_events! {
         "The process ends because of an error.",
         "The message says what to change.",
         [text_field("error", "")];
+    PANIC = "panic", ["error"],
+        "A part of the program failed in a way that it should not. What it was working on is given up, as the next lines say: a file that a decoder fails at is dead-lettered, a request is answered with 500.",
+        "Report it with the file that caused it; the process works on.",
+        [
+            text_field("error", ""),
+            text_field("location", "in the source").optional(),
+        ];
     HEARTBEAT = "heartbeat", ["info"],
         "The worker is alive; logged every `ingest.heartbeat_seconds`.",
         "No heartbeat for two minutes: the worker hangs or has ended; restart it, nothing is lost. `poll_age_ms` above some seconds: the thread of the consumer hangs. `assigned_partitions` is 0 on one of several workers: there are more workers than partitions.",

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tracing::error;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::{FilterExt as _, Targets};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
@@ -95,6 +96,13 @@ pub fn loggable_query_text(text: &str) -> Option<&str> {
     LOG_QUERY_TEXT.load(Ordering::Relaxed).then_some(text)
 }
 
+/// Logs a panic, in place of the text that the standard library would write between the lines of the log.
+fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let error = panic.payload_as_str().unwrap_or("no message");
+    let location = panic.location().map(ToString::to_string);
+    error!(event = event::PANIC, error, location, "a part of the program failed unexpectedly");
+}
+
 /// Starts logging for the whole process; returns the exporter if a collector is configured. An error
 /// says that the file cannot be opened or the filter is invalid. A second call in one process has no
 /// effect.
@@ -142,6 +150,7 @@ pub fn init_logging(
         return Ok(None);
     }
     rate_limit.spawn_reporter();
+    std::panic::set_hook(Box::new(log_panic));
     // PromQL's `increase` ignores the first sample of a series: each series starts at 0, so that the
     // first event counts.
     for event in event::EVENT_DEFINITIONS {

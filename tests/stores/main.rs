@@ -25,7 +25,7 @@ use bsap::store::{ImageStore, Store};
 use bsap::table::maintenance::vacuum;
 use bsap::table::{
     CompactionMode, Compactor, Follower, Generation, MaintenanceLease, MaintenanceOptions,
-    PartitionBatch, TableOverview, TableWriter, verify_table,
+    PartitionBatch, TableOverview, TableWriter, VerificationRules, verify_table,
 };
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use futures::TryStreamExt;
@@ -192,6 +192,7 @@ fn test_row(id: &str, sequence: u64, deleted: bool) -> ImageRow {
             attributes: Attributes::new(),
             embedding: Embedding::from_unit_vector(&[0.6, 0.8, 0.0, 0.0]),
             statistics: [(statistics_key(), statistics)].into(),
+            decoding: None,
         }),
     }
 }
@@ -259,9 +260,13 @@ async fn rows_and_positions_survive_compaction_and_vacuum(store: &Store) {
     let sets: Vec<_> = state.prompt_sets.iter().map(|set| set.key.clone()).collect();
     let options = MaintenanceOptions::default();
     let token = CancellationToken::new();
-    let report = verify_table(store, &state.live, &sets, &options, Utc::now(), &|_, _| {}, &token)
-        .await
-        .unwrap();
+    let rules = VerificationRules {
+        prompt_sets: &sets,
+        decode_rule: "1 refuse",
+        options: &options,
+        now: Utc::now(),
+    };
+    let report = verify_table(store, &state.live, &rules, &|_, _| {}, &token).await.unwrap();
     let report = report.unwrap();
     assert!(report.is_sound() && report.images == 4, "{report:?}");
     let later = Utc::now() + TimeDelta::days(5);

@@ -11,11 +11,12 @@ use super::printing::print_note;
 use crate::clip::ClipError;
 use crate::config::ConfigError;
 use crate::diagnosis::describe_in_lines;
+use crate::ingest::decode::ImageDecodeError;
 
 /// The error of a command; decides the exit code.
 #[derive(Debug)]
 pub enum CommandError {
-    /// Arguments, configuration or checkpoint are invalid; nothing was done.
+    /// Arguments, configuration, checkpoint or image are invalid; nothing was done.
     Usage(anyhow::Error),
     /// The command started its work and failed.
     Failed(anyhow::Error),
@@ -29,8 +30,8 @@ pub enum CommandError {
 }
 
 impl CommandError {
-    /// Prints the error on standard error; returns the exit code: 2 for usage, configuration and a
-    /// checkpoint that is refused, 1 for failed work, and the finding's own one.
+    /// Prints the error on standard error; returns the exit code: 2 for usage, configuration, and a
+    /// checkpoint or an image that is refused, 1 for failed work, and the finding's own one.
     pub fn print_and_exit_code(&self) -> ExitCode {
         print_note!("error: {self}");
         match self {
@@ -75,7 +76,7 @@ impl<E: Into<anyhow::Error>> From<E> for CommandError {
         let error = error.into();
         let refuses_checkpoint =
             error.downcast_ref::<ClipError>().is_some_and(ClipError::refuses_checkpoint);
-        if refuses_checkpoint || error.is::<ConfigError>() {
+        if refuses_checkpoint || error.is::<ConfigError>() || error.is::<ImageDecodeError>() {
             Self::Usage(error)
         } else {
             Self::Failed(error)

@@ -14,7 +14,7 @@ use crate::commands::shared::printing::print_line;
 use crate::commands::shared::progress::{progress_bar, progress_callback};
 use crate::commands::shared::runtime::run_with_logging;
 use crate::config::Config;
-use crate::table::{self, Severity, VerificationReport};
+use crate::table::{self, Severity, VerificationReport, VerificationRules};
 
 /// `bsap verify`.
 #[derive(Debug, Args)]
@@ -27,6 +27,10 @@ pub struct VerifyArgs {
     /// Print one line of JSON per generation
     #[arg(long)]
     pub json: bool,
+    /// Print instead, as one line of JSON each, the images that were decoded under another rule than workers
+    /// decode now: before decoders or `decode.damaged` changed. Publish them again to have them embedded again
+    #[arg(long, conflicts_with = "json")]
+    pub decoded_otherwise: bool,
 }
 
 /// Verifies the tables of the live generation and of the standby generation.
@@ -47,15 +51,24 @@ async fn verify_tables(
         let records = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
         let prompt_sets: Vec<_> = records.iter().map(|set| set.key.clone()).collect();
         let bar = progress_bar("reading", 0)?;
-        let (options, now, progress) = (&config.maintenance, Utc::now(), progress_callback(&bar));
-        let report =
-            table::verify_table(&store, generation, &prompt_sets, options, now, &progress, &token)
-                .await?;
+        let decode_rule = config.decode.rule();
+        let rules = VerificationRules {
+            prompt_sets: &prompt_sets,
+            decode_rule: &decode_rule,
+            options: &config.maintenance,
+            now: Utc::now(),
+        };
+        let progress = progress_callback(&bar);
+        let report = table::verify_table(&store, generation, &rules, &progress, &token).await?;
         bar.finish_and_clear();
         let Some(report) = report else {
             return Err(anyhow::anyhow!("interrupted before everything was read").into());
         };
-        if args.json {
+        if args.decoded_otherwise {
+            for image in &report.decoded_otherwise {
+                print_line!("{}", serde_json::to_string(image)?);
+            }
+        } else if args.json {
             print_line!("{}", serde_json::to_string(&report)?);
         } else {
             print_generation(&state, generation);

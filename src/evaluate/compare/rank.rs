@@ -279,6 +279,7 @@ mod tests {
             attributes: Attributes::new(),
             embedding: Embedding::from_stored(values),
             statistics: BTreeMap::new(),
+            decoding: None,
         };
         // b and c are the same image; a is nearest to the first axis.
         let images = [("a", [1.0, 0.0]), ("b", [0.5, 0.5]), ("c", [0.5, 0.5]), ("d", [0.0, 0.25])];

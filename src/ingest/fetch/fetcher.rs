@@ -22,6 +22,7 @@ use super::error::{
 use super::http::HttpClients;
 use super::options::FetchOptions;
 use crate::diagnosis::describe;
+use crate::ingest::decode::decode_data_url;
 use crate::record::ImageSource;
 use crate::retry::{Backoff, Disposition, retry};
 use crate::store::{ImageStore, StoreError, key_of_url, parse_object_url};
@@ -185,11 +186,7 @@ impl Fetcher {
     }
 
     fn fetch_data_url(&self, uri: &str) -> Result<FetchedBytes, FetchError> {
-        let parsed = data_url::DataUrl::process(uri)
-            .map_err(|e| uri_rejected_error(uri, format!("is not a data URL: {e:?}")))?;
-        let (bytes, _) = parsed
-            .decode_to_vec()
-            .map_err(|e| uri_rejected_error(uri, format!("is not a data URL: {e:?}")))?;
+        let bytes = decode_data_url(uri).map_err(|reason| uri_rejected_error(uri, reason))?;
         if bytes.len() as u64 > self.options.max_bytes {
             return Err(self.too_large_error(uri));
         }

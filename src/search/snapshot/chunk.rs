@@ -214,6 +214,7 @@ impl ChunkData {
                 attributes: image.attributes,
                 embedding: self.embedding(row),
                 statistics,
+                decoding: None,
             }),
         })
     }

@@ -51,7 +51,7 @@ pub struct IntegrityFinding {
 }
 
 /// The result of a verification.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct VerificationReport {
     /// Id of the generation.
     pub generation: String,
@@ -71,6 +71,9 @@ pub struct VerificationReport {
     pub superseded: usize,
     /// Findings, the most serious first.
     pub findings: Vec<IntegrityFinding>,
+    /// Images that were decoded under another rule, by id; not part of the printed report.
+    #[serde(skip)]
+    pub decoded_otherwise: Vec<OtherwiseDecodedImage>,
 }
 
 impl VerificationReport {
@@ -109,15 +112,40 @@ impl FindingCollector {
     }
 }
 
-/// Reads the whole table of `generation` and reports what is wrong with it, as of `now`. `prompt_sets` are
-/// the keys of the prompt sets that the catalogue's state has for it. Returns `None` if `cancel` was
+/// What a table is compared with.
+#[derive(Debug, Clone, Copy)]
+pub struct VerificationRules<'a> {
+    /// Keys of the prompt sets that the catalogue's state has for the generation.
+    pub prompt_sets: &'a [StatisticsKey],
+    /// The rule by which workers decode images now.
+    pub decode_rule: &'a str,
+    /// When embeddings of deleted images must be gone.
+    pub options: &'a MaintenanceOptions,
+    /// The time.
+    pub now: DateTime<Utc>,
+}
+
+/// An image that was decoded under another rule than the present one.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OtherwiseDecodedImage {
+    /// Its id.
+    pub image_id: String,
+    /// Its address; `None` if the message contained the image.
+    pub uri: Option<String>,
+    /// The rule; `None` if the row was stored before it was recorded.
+    pub decode_rule: Option<String>,
+    /// The share of its pixels that could be decoded.
+    pub decoded_share: Option<f32>,
+    /// When its row was stored.
+    pub embedded_at: DateTime<Utc>,
+}
+
+/// Reads the whole table of `generation` and reports what is wrong with it. Returns `None` if `cancel` was
 /// cancelled. Calls `progress` with the files read and the files in all.
 pub async fn verify_table(
     catalogue: &Store,
     generation: &Generation,
-    prompt_sets: &[StatisticsKey],
-    options: &MaintenanceOptions,
-    now: DateTime<Utc>,
+    rules: &VerificationRules<'_>,
     progress: &(dyn Fn(usize, usize) + Sync),
     cancel: &CancellationToken,
 ) -> Result<Option<VerificationReport>, TableError> {
@@ -138,7 +166,7 @@ pub async fn verify_table(
         bytes: files.iter().map(|(_, size, _)| size).sum(),
         ..VerificationReport::default()
     };
-    let known_sets: BTreeSet<&str> = prompt_sets.iter().map(StatisticsKey::as_str).collect();
+    let known_sets: BTreeSet<&str> = rules.prompt_sets.iter().map(StatisticsKey::as_str).collect();
     let mut images = ImageTally::default();
     let mut statistics_table = StatisticsTable::open_if_exists(catalogue, generation, 1).await?;
     let units = match &mut statistics_table {
@@ -180,12 +208,12 @@ pub async fn verify_table(
             if let Some(image) = &row.image {
                 check_image(row.image_id.as_str(), image, generation, &known_sets, &mut findings);
             }
-            images.add_row(row);
+            images.add_row(row, rules.decode_rule);
         }
         report.rows += rows.len();
     }
     drop(reads);
-    images.add_to_report(options, now, &mut report, &mut findings);
+    images.add_to_report(rules, &mut report, &mut findings);
     if !check_positions_grow(log, &mut findings, cancel).await? {
         return Ok(None);
     }
@@ -200,15 +228,18 @@ struct ImageTally {
     superseded_rows: usize,
     /// Ids of images of which some row has an embedding, even if a newer row deletes the image.
     images_with_embedding: HashSet<String>,
+    /// The newest row of each image that was decoded under another rule, or only in part.
+    decoded_otherwise: HashMap<String, (RowVersion, OtherwiseDecodedImage)>,
 }
 
 impl ImageTally {
-    fn add_row(&mut self, row: &ImageRow) {
+    fn add_row(&mut self, row: &ImageRow, decode_rule: &str) {
         let id = row.image_id.as_str();
         if row.image.is_some() {
             self.images_with_embedding.insert(id.to_owned());
         }
         let version = RowVersion::from_row(row);
+        self.add_decoding(row, &version, decode_rule);
         match self.newest_versions.get_mut(id) {
             None => {
                 self.newest_versions.insert(id.to_owned(), version);
@@ -222,13 +253,61 @@ impl ImageTally {
         }
     }
 
-    fn add_to_report(
-        &self,
-        options: &MaintenanceOptions,
-        now: DateTime<Utc>,
+    fn add_decoding(&mut self, row: &ImageRow, version: &RowVersion, decode_rule: &str) {
+        let Some(image) = &row.image else { return };
+        let decoding = image.decoding.as_ref();
+        if decoding.is_some_and(|decoding| &*decoding.rule == decode_rule && decoding.share >= 1.0)
+        {
+            return;
+        }
+        let id = row.image_id.as_str();
+        if self.decoded_otherwise.get(id).is_some_and(|(known, _)| known > version) {
+            return;
+        }
+        let image = OtherwiseDecodedImage {
+            image_id: id.to_owned(),
+            uri: image.uri.clone(),
+            decode_rule: decoding.map(|decoding| decoding.rule.as_ref().to_owned()),
+            decoded_share: decoding.map(|decoding| decoding.share),
+            embedded_at: row.embedded_at,
+        };
+        self.decoded_otherwise.insert(id.to_owned(), (version.clone(), image));
+    }
+
+    /// Adds the images whose newest row was decoded under another rule, or only in part.
+    fn add_decodings_to_report(
+        self,
+        decode_rule: &str,
         report: &mut VerificationReport,
         findings: &mut FindingCollector,
     ) {
+        for (id, (version, image)) in self.decoded_otherwise {
+            if self.newest_versions.get(&id) != Some(&version) {
+                continue;
+            }
+            if image.decoded_share.is_some_and(|share| share < 1.0) {
+                let description = "is damaged and was stored with the part that could be decoded, as decode.damaged = \"accept\" allows";
+                findings.add(Severity::Warning, "image_incomplete", &id, description);
+            }
+            if image.decode_rule.as_deref() != Some(decode_rule) {
+                let stored = image.decode_rule.as_deref().unwrap_or("unknown");
+                let description = format!(
+                    "was decoded under the rule `{stored}`, workers now decode under `{decode_rule}`: its pixels may have been others; `bsap verify --decoded-otherwise` lists these images, publish them again"
+                );
+                findings.add(Severity::Warning, "decode_rule_differs", &id, description);
+                report.decoded_otherwise.push(image);
+            }
+        }
+        report.decoded_otherwise.sort_by(|a, b| a.image_id.cmp(&b.image_id));
+    }
+
+    fn add_to_report(
+        self,
+        rules: &VerificationRules<'_>,
+        report: &mut VerificationReport,
+        findings: &mut FindingCollector,
+    ) {
+        let VerificationRules { options, now, decode_rule, .. } = *rules;
         report.superseded = self.superseded_rows;
         for (id, version) in &self.newest_versions {
             if !version.deleted {
@@ -243,6 +322,7 @@ impl ImageTally {
                 findings.add(Severity::Warning, "erasure_overdue", id, description);
             }
         }
+        self.add_decodings_to_report(decode_rule, report, findings);
     }
 }
 

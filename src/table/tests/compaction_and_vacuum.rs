@@ -405,11 +405,20 @@ async fn a_retired_generation_is_removed_when_nothing_writes_to_it() {
 }
 
 async fn verify_after_days(store: &Store, state: &CatalogueState, days: i64) -> VerificationReport {
+    verify_with_rule(store, state, days, DECODE_RULE).await
+}
+
+async fn verify_with_rule(
+    store: &Store,
+    state: &CatalogueState,
+    days: i64,
+    decode_rule: &str,
+) -> VerificationReport {
     let now = Utc::now() + TimeDelta::days(days);
     let token = CancellationToken::new();
     let sets: Vec<_> = state.prompt_sets.iter().map(|set| set.key.clone()).collect();
-    let verified =
-        verify_table(store, &state.live, &sets, &options(), now, &|_, _| {}, &token).await;
+    let rules = VerificationRules { prompt_sets: &sets, decode_rule, options: &options(), now };
+    let verified = verify_table(store, &state.live, &rules, &|_, _| {}, &token).await;
     verified.unwrap().unwrap()
 }
 
@@ -431,6 +440,15 @@ async fn verify_finds_what_is_wrong_and_only_that() {
     assert_eq!((finding_codes(&sound), sound.is_sound()), (vec![], true));
     assert_eq!((sound.images, sound.deleted, sound.rows, sound.superseded), (5, 1, 12, 6));
     assert_eq!(finding_codes(&verify_after_days(&store, &state, 9).await), ["erasure_overdue"]);
+    assert_eq!(sound.decoded_otherwise, []);
+    // Only the newest row of each image counts, and deleted images do not.
+    let differing = verify_with_rule(&store, &state, 0, "2 refuse").await;
+    assert_eq!(
+        (finding_codes(&differing), differing.is_sound()),
+        (vec!["decode_rule_differs"], true)
+    );
+    assert_eq!((differing.findings[0].count, differing.decoded_otherwise.len()), (5, 5));
+    assert_eq!(differing.decoded_otherwise[0].decode_rule.as_deref(), Some(DECODE_RULE));
 
     // Rows lack a set that came later, and have one that the state does not know.
     let other = states

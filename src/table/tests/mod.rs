@@ -22,12 +22,15 @@ use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey, StatisticsSettings};
 use crate::catalogue::*;
 use crate::record::{
-    Attributes, Embedding, ImageId, ImageRow, SequenceKey, StoredImage, TopicPartition,
+    Attributes, Decoding, Embedding, ImageId, ImageRow, SequenceKey, StoredImage, TopicPartition,
     VersionOrdering,
 };
 use crate::store::Store;
 use crate::table::*;
 use faulty::{FaultKind, FaultyStore};
+
+/// The rule by which the images of the rows below were decoded.
+const DECODE_RULE: &str = "1 refuse";
 
 pub(crate) fn generation() -> Generation {
     Generation::new("tiny", &"ab12".repeat(16), 4, 100.0, VersionOrdering::Sequence)
@@ -66,6 +69,7 @@ fn row(id: &str, sequence: u64, deleted: bool) -> ImageRow {
                 statistics,
             )]
             .into(),
+            decoding: Some(Decoding { rule: DECODE_RULE.into(), share: 1.0 }),
         }),
     }
 }

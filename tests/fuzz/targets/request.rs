@@ -80,6 +80,7 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
             ]),
             embedding: Embedding::from_unit_vector(&[0.5, 0.5, -0.5, 0.5 - i as f32 / 50.0]),
             statistics: BTreeMap::new(),
+            decoding: None,
         }),
     };
     let changes = TableChanges {

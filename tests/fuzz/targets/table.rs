@@ -54,6 +54,7 @@ async fn write_small_table() -> Vec<(Path, Vec<u8>)> {
             attributes: BTreeMap::from([("colour".into(), "red".into())]),
             embedding: Embedding::from_unit_vector(&[0.5; 4]),
             statistics: BTreeMap::new(),
+            decoding: None,
         }),
     };
     let partition = TopicPartition { topic: "images".into(), number: 0 };

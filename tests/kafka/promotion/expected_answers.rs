@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bsap::balance::normalise::{BalanceParameters, Normaliser, ScaleConstants};
 use bsap::clip::{self, ClipModel, Encoders};
+use bsap::ingest::decode::{DecodeOptions, decode_image};
 use bsap::prompts::{EmbeddedPromptSet, PromptOptions, PromptSet};
 use bsap::record::{Embedding, to_hex};
 use bsap::serve::http::SearchResponse;
@@ -35,8 +36,8 @@ impl ExpectedModel {
             clip::ModelOptions { checkpoint: checkpoint.into(), ..clip::ModelOptions::default() };
         let model = ClipModel::load(&options).unwrap();
         let embed = |bytes: &Vec<u8>| {
-            let pixels =
-                model.preprocess_image(&image::load_from_memory(bytes).unwrap().to_rgb8()).unwrap();
+            let image = decode_image(bytes, &DecodeOptions::default()).unwrap();
+            let pixels = model.preprocess_image(&image).unwrap();
             let embedding = model.embed_images(&[pixels]).unwrap().remove(0);
             (to_hex(&Sha256::digest(bytes)), Embedding::from_unit_vector(&embedding))
         };

@@ -4,7 +4,6 @@
 //! in this project's own format, whose `image_id`, `event_time` and `sequence` default to `subject`,
 //! `time` and the extension `sequence`, or the bytes of the image.
 
-use base64::Engine as _;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
@@ -14,6 +13,7 @@ use serde_json::{Map, Value};
 use super::error::EventDecodeError;
 use super::image_event;
 use super::rules::{DecodeRules, deserialise};
+use crate::ingest::decode::decode_base64;
 use crate::record::{AcceptedEvent, InvalidField, KafkaMessage, Operation};
 
 /// A CloudEvent in structured mode. In binary mode the attributes are headers named `ce_<attribute>`
@@ -107,8 +107,7 @@ pub(super) fn decode_structured(
 ) -> Result<AcceptedEvent, EventDecodeError> {
     let mut cloud_event: CloudEvent = deserialise(object.into())?;
     let inline = cloud_event.data_base64.take().map(|data| {
-        let decoded = base64::engine::general_purpose::STANDARD.decode(data);
-        decoded.map_err(|e| InvalidField::new("data_base64", format!("is not base64: {e}")))
+        decode_base64(&data).map_err(|reason| InvalidField::new("data_base64", reason))
     });
     decode_event(rules, message, cloud_event, inline.transpose()?.map(Bytes::from))
 }

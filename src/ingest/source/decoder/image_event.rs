@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
@@ -11,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::error::EventDecodeError;
 use super::rules::{DecodeRules, VersionFields, deserialise};
+use crate::ingest::decode::decode_image_text;
 use crate::record::{
     AcceptedEvent, ImageChange, ImageId, ImageSource, InvalidField, KafkaMessage, Operation,
     SequenceKey,
@@ -28,7 +28,7 @@ pub struct ImageEvent {
     /// either this or `data`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
-    /// The bytes of the image in base64, for small images (Kafka limits a message to 1 MB by default).
+    /// The bytes of the image in base64 or as a `data:` address, for small images (Kafka limits a message to 1 MB by default).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
     /// Version of the image, which grows with each change. Required if the catalogue orders by it.
@@ -89,10 +89,9 @@ fn parse_content(
     match (uri, data, inline) {
         (Some(uri), None, None) => Ok(ImageSource::from_uri(uri)),
         (None, None, Some(bytes)) => Ok(ImageSource::Inline(bytes)),
-        (None, Some(data), None) => base64::engine::general_purpose::STANDARD
-            .decode(&data)
+        (None, Some(data), None) => decode_image_text(&data)
             .map(|bytes| ImageSource::Inline(Bytes::from(bytes)))
-            .map_err(|error| InvalidField::new("data", format!("is not base64: {error}"))),
+            .map_err(|reason| InvalidField::new("data", reason)),
         (None, None, None) => {
             Err(InvalidField::new("uri", "is missing; an upsert has uri or data"))
         }

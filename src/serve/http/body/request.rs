@@ -1,11 +1,11 @@
 //! The bodies of requests.
 
-use base64::Engine as _;
 use chrono::Utc;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::balance::normalise::Normaliser;
+use crate::ingest::decode::decode_image_text;
 use crate::search::{Filter, MinScore, Query, QueryError, QueryInput, WeightedText};
 use crate::serve::feedback::{Feedback, FeedbackVerdict, MAX_TEXT_CHARS};
 
@@ -41,7 +41,8 @@ pub struct SearchRequest {
     texts: Option<Vec<WeightedText>>,
     /// Search for images that are similar to this image of the catalogue.
     image_id: Option<String>,
-    /// Search for images that are similar to this picture: the bytes of its file in base64.
+    /// Search for images that are similar to this picture: the bytes of its file in base64, or a
+    /// `data:` address.
     image: Option<String>,
     /// Search for images whose embeddings are close to this embedding of the same model; its length
     /// (norm) does not matter.
@@ -80,7 +81,7 @@ impl TryFrom<SearchRequest> for Query {
                     text.map(QueryInput::Text),
                     texts.map(QueryInput::WeightedTexts),
                     image_id.map(QueryInput::ImageId),
-                    image.map(decode_base64_picture).transpose()?,
+                    image.map(decode_picture).transpose()?,
                     vector.map(QueryInput::Vector),
                 ],
             )?,
@@ -140,7 +141,7 @@ impl ExplainRequest {
                     text.map(QueryInput::Text),
                     texts.map(QueryInput::WeightedTexts),
                     query_image_id.map(QueryInput::ImageId),
-                    image.map(decode_base64_picture).transpose()?,
+                    image.map(decode_picture).transpose()?,
                     vector.map(QueryInput::Vector),
                 ],
             )?,
@@ -171,12 +172,11 @@ fn require_single_input(
     })
 }
 
-fn decode_base64_picture(base64: String) -> Result<QueryInput, QueryError> {
-    let bytes = base64::engine::general_purpose::STANDARD.decode(base64);
-    bytes.map(QueryInput::ImageBytes).map_err(|e| QueryError::InvalidField {
-        field: "image",
-        reason: format!("is not base64: {e}"),
-    })
+fn decode_picture(text: String) -> Result<QueryInput, QueryError> {
+    let bytes = decode_image_text(&text);
+    bytes
+        .map(QueryInput::ImageBytes)
+        .map_err(|reason| QueryError::InvalidField { field: "image", reason })
 }
 
 /// A user's verdict on one result.
