@@ -207,13 +207,14 @@ impl LargestScores {
 
     /// Adds a score of an image.
     pub fn insert(&mut self, image: usize, score: f32) {
+        // Each place takes the score, its own or the next one's value: without branches, which would be
+        // mispredicted.
         let largest = &mut self.largest[image];
-        if score <= largest[0] {
-            return;
+        let kept = *largest;
+        for (i, place) in largest.iter_mut().enumerate() {
+            let next = kept.get(i + 1).copied().unwrap_or(f32::INFINITY);
+            *place = kept[i].max(score).min(next);
         }
-        let position = largest.partition_point(|kept| *kept < score);
-        largest.copy_within(1..position, 0);
-        largest[position - 1] = score;
         self.thresholds[image] = largest[0];
     }
 
