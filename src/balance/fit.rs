@@ -188,7 +188,7 @@ fn mean_of(values: impl Iterator<Item = f64>, count: usize) -> Option<f64> {
 pub struct LargestScores {
     /// By image, ascending; −∞ until there are as many scores.
     largest: Vec<[f32; CORRECTION_TOP_K]>,
-    /// The smallest of them, by image.
+    /// What a score must exceed to be kept, by image: the smallest of them, or that of another collection.
     thresholds: Vec<f32>,
     scores_per_image: usize,
 }
@@ -215,7 +215,16 @@ impl LargestScores {
             let next = kept.get(i + 1).copied().unwrap_or(f32::INFINITY);
             *place = kept[i].max(score).min(next);
         }
-        self.thresholds[image] = largest[0];
+        self.thresholds[image] = self.thresholds[image].max(largest[0]);
+    }
+
+    /// Leaves out from now on what is not among the largest scores of another collection of the same images,
+    /// and says so to the others: `shared` are the highest thresholds of all of them.
+    pub fn share_thresholds(&mut self, shared: &mut [f32]) {
+        for (threshold, shared) in self.thresholds.iter_mut().zip(shared) {
+            *threshold = threshold.max(*shared);
+            *shared = *threshold;
+        }
     }
 
     /// Counts scores that every image was given, whether they were kept or not.

@@ -39,7 +39,7 @@ impl ExactScorer<'_> {
 pub(super) struct Target {
     image: u32,
     exact_score: f64,
-    /// Approximate scores from `low` to `high` may be above or below the exact one.
+    /// Approximate scores above `low` and up to `high` may be above or below the exact one.
     low: f32,
     high: f32,
     images_above: usize,
@@ -83,6 +83,11 @@ impl Candidates {
     /// Returns what an approximate score must exceed to be among the best.
     pub fn threshold(&self) -> f32 {
         self.threshold
+    }
+
+    /// Returns the relevant images.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
     }
 
     /// Returns the relevant images, whose ranks are counted by the caller.
@@ -144,9 +149,10 @@ impl Candidates {
 }
 
 impl Target {
-    /// Returns the lowest and the highest approximate score that may be above or below the exact one.
-    pub fn bounds(&self) -> (f32, f32) {
-        (self.low, self.high)
+    /// Returns two thresholds: approximate scores above the first one may lie above the exact one, and those
+    /// above the second one do.
+    pub fn bounds(&self) -> [f32; 2] {
+        [self.low, self.high]
     }
 
     /// Counts images whose approximate scores lie above the bounds.
@@ -166,7 +172,7 @@ impl Target {
     ) {
         let mut close = 0;
         for score in scores {
-            close += u32::from(*score >= self.low) & u32::from(*score <= self.high);
+            close += u32::from(*score > self.low) & u32::from(*score <= self.high);
         }
         if close > 0 {
             self.count_close_exactly(scores, first_image, exact, query);
@@ -182,7 +188,7 @@ impl Target {
         query: &[f64],
     ) {
         for (image, score) in (first_image..).zip(scores) {
-            if *score < self.low || *score > self.high || image == self.image {
+            if *score <= self.low || *score > self.high || image == self.image {
                 continue;
             }
             let score = exact.score(image, query);
@@ -223,7 +229,7 @@ mod tests {
                 });
                 candidates.add_chunk(&scores, first as u32);
                 for target in candidates.targets_mut() {
-                    let (_, high) = target.bounds();
+                    let [_, high] = target.bounds();
                     target.count_above(scores.iter().filter(|score| **score > high).count());
                     target.count_close(&scores, first as u32, exact, &query);
                 }

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::candidates::{CHUNK, Candidates, ExactScorer};
+use super::candidates::{CHUNK, Candidates, ExactScorer, Target};
 use super::embeddings::EmbeddingArray;
 use crate::balance::bank::sample_best_queries;
 use crate::balance::fit::{LargestScores, SampledImage, sample_images};
@@ -99,6 +99,7 @@ impl Scan<'_> {
             // One collection per thread and not per task: most scores are kept of the first queries that a
             // collection is given.
             let collections = Mutex::new(Vec::new());
+            let thresholds = Mutex::new(vec![f32::NEG_INFINITY; padded]);
             groups
                 .par_chunks(groups_per_task)
                 .zip(candidates.par_chunks_mut(groups_per_task * GROUP_ROWS))
@@ -106,6 +107,7 @@ impl Scan<'_> {
                 .for_each(|(task, (groups, candidates))| {
                     let collection = lock(&collections).pop();
                     let mut largest = collection.unwrap_or_else(|| LargestScores::new(padded));
+                    largest.share_thresholds(&mut lock(&thresholds));
                     let first_group = task * groups_per_task;
                     let task = Task { scan: self, first_image, transforms: &transforms };
                     task.rank(first_group, groups, candidates, &panels, &mut largest);
@@ -310,16 +312,24 @@ impl WithSimd for RankRow<'_> {
             };
             let first_image = task.first_image + start;
             let image_of = |chunk: usize| (first_image + chunk * CHUNK) as u32;
-            if row.exceeds(candidates.threshold()) {
+            // Most queries have one relevant image: its rank is counted together with the candidates.
+            let [low, high] =
+                candidates.targets().first().map_or([f32::INFINITY; 2], Target::bounds);
+            let [found, from_low, above] = row.count_above([candidates.threshold(), low, high]);
+            if found > 0 {
                 row.for_each_chunk(
                     #[inline(always)]
                     |chunk, scores| candidates.add_chunk(scores, image_of(chunk)),
                 );
             }
-            for target in candidates.targets_mut() {
-                let (above, close) = row.count(target.bounds());
+            let mut counts = [from_low, above];
+            for (i, target) in candidates.targets_mut().iter_mut().enumerate() {
+                if i > 0 {
+                    counts = row.count_above(target.bounds());
+                }
+                let [from_low, above] = counts;
                 target.count_above(above);
-                if close > 0 {
+                if from_low > above {
                     let exact = task.scan.exact_scorer(configuration);
                     row.for_each_chunk(
                         #[inline(always)]
@@ -353,37 +363,21 @@ impl BalancedRow<'_> {
         }
     }
 
-    /// Returns whether a score lies above `threshold`.
+    /// Returns how many scores lie above each of the thresholds.
     #[inline(always)]
-    fn exceeds(&self, threshold: f32) -> bool {
-        // Counted, since a search that ends early is not vectorised.
-        let mut above = [0u32; CHUNK];
+    fn count_above<const N: usize>(&self, thresholds: [f32; N]) -> [usize; N] {
+        let mut counts = [[0u32; CHUNK]; N];
         self.for_each_chunk(
             #[inline(always)]
             |_, scores| {
-                for lane in 0..CHUNK {
-                    above[lane] += u32::from(scores[lane] > threshold);
+                for (counts, threshold) in counts.iter_mut().zip(thresholds) {
+                    for lane in 0..CHUNK {
+                        counts[lane] += u32::from(scores[lane] > threshold);
+                    }
                 }
             },
         );
-        above.iter().sum::<u32>() > 0
-    }
-
-    /// Returns how many scores lie above `high`, and how many from `low` to `high`.
-    #[inline(always)]
-    fn count(&self, (low, high): (f32, f32)) -> (usize, usize) {
-        let (mut above, mut from_low) = ([0u32; CHUNK], [0u32; CHUNK]);
-        self.for_each_chunk(
-            #[inline(always)]
-            |_, scores| {
-                for lane in 0..CHUNK {
-                    above[lane] += u32::from(scores[lane] > high);
-                    from_low[lane] += u32::from(scores[lane] >= low);
-                }
-            },
-        );
-        let (above, from_low): (u32, u32) = (above.iter().sum(), from_low.iter().sum());
-        (above as usize, (from_low - above) as usize)
+        counts.map(|counts| counts.iter().sum::<u32>() as usize)
     }
 }
 
