@@ -188,7 +188,7 @@ fn mean_of(values: impl Iterator<Item = f64>, count: usize) -> Option<f64> {
 pub struct LargestScores {
     /// By image, ascending; −∞ until there are as many scores.
     largest: Vec<[f32; CORRECTION_TOP_K]>,
-    /// The smallest of them, by image.
+    /// What a score must exceed to be kept, by image: the smallest of them, or that of another collection.
     thresholds: Vec<f32>,
     scores_per_image: usize,
 }
@@ -207,14 +207,24 @@ impl LargestScores {
 
     /// Adds a score of an image.
     pub fn insert(&mut self, image: usize, score: f32) {
+        // Each place takes the score, its own or the next one's value: without branches, which would be
+        // mispredicted.
         let largest = &mut self.largest[image];
-        if score <= largest[0] {
-            return;
+        let kept = *largest;
+        for (i, place) in largest.iter_mut().enumerate() {
+            let next = kept.get(i + 1).copied().unwrap_or(f32::INFINITY);
+            *place = kept[i].max(score).min(next);
         }
-        let position = largest.partition_point(|kept| *kept < score);
-        largest.copy_within(1..position, 0);
-        largest[position - 1] = score;
-        self.thresholds[image] = largest[0];
+        self.thresholds[image] = self.thresholds[image].max(largest[0]);
+    }
+
+    /// Leaves out from now on what is not among the largest scores of another collection of the same images,
+    /// and says so to the others: `shared` are the highest thresholds of all of them.
+    pub fn share_thresholds(&mut self, shared: &mut [f32]) {
+        for (threshold, shared) in self.thresholds.iter_mut().zip(shared) {
+            *threshold = threshold.max(*shared);
+            *shared = *threshold;
+        }
     }
 
     /// Counts scores that every image was given, whether they were kept or not.

@@ -435,7 +435,7 @@ mod tests {
             .map(|scores| {
                 let mut sorted = scores.to_vec();
                 sorted.sort_unstable_by(|a, b| b.total_cmp(a));
-                ExactStatistics::from_sorted(&sorted, f64::from(LOGIT_SCALE), 2).unwrap()
+                ExactStatistics::from_partitioned(&sorted, f64::from(LOGIT_SCALE), 2).unwrap()
             })
             .collect();
         for normaliser in Normaliser::ALL {

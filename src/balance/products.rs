@@ -16,8 +16,18 @@ use rayon::prelude::*;
 pub(crate) const GROUP_ROWS: usize = 8;
 /// Vectors of columns that a tile keeps in registers for each of its rows.
 const TILE_VECTORS: usize = 3;
+/// Components that are summed before the sum is added to that of the components before: rounding errors are
+/// those of sums of so few.
+const SUMMED_COMPONENTS: usize = 256;
 /// Registers with which a tile of [`GROUP_ROWS`] rows fits; with fewer, tiles have half as many rows.
 const MANY_REGISTERS: usize = 32;
+
+/// Returns the number of roundings in the longest chain of operations that leads to a dot product of this
+/// dimension by [`multiply`].
+pub(crate) fn count_roundings(dimension: usize) -> usize {
+    // A product and its sum, which may be rounded both, and then the sums of blocks.
+    SUMMED_COMPONENTS.min(dimension) + 1 + dimension.div_ceil(SUMMED_COMPONENTS)
+}
 
 /// f32 or f64.
 pub(crate) trait Element: Copy + Default + Send + Sync {
@@ -39,6 +49,8 @@ pub(crate) trait Element: Copy + Default + Send + Sync {
         b: Self::Vector<S>,
         c: Self::Vector<S>,
     ) -> Self::Vector<S>;
+    /// Returns a + b.
+    fn add<S: Simd>(simd: S, a: Self::Vector<S>, b: Self::Vector<S>) -> Self::Vector<S>;
 }
 
 impl Element for f32 {
@@ -64,6 +76,11 @@ impl Element for f32 {
     fn mul_add<S: Simd>(simd: S, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
         simd.mul_add_e_f32s(a, b, c)
     }
+
+    #[inline(always)]
+    fn add<S: Simd>(simd: S, a: S::f32s, b: S::f32s) -> S::f32s {
+        simd.add_f32s(a, b)
+    }
 }
 
 impl Element for f64 {
@@ -88,6 +105,11 @@ impl Element for f64 {
     #[inline(always)]
     fn mul_add<S: Simd>(simd: S, a: S::f64s, b: S::f64s, c: S::f64s) -> S::f64s {
         simd.mul_add_e_f64s(a, b, c)
+    }
+
+    #[inline(always)]
+    fn add<S: Simd>(simd: S, a: S::f64s, b: S::f64s) -> S::f64s {
+        simd.add_f64s(a, b)
     }
 }
 
@@ -191,26 +213,35 @@ fn multiply_panel<S: Simd, T: Element, const ROWS: usize>(
     first_column: usize,
 ) {
     let vectors = size_of::<T>() * T::PANEL_COLUMNS / size_of::<T::Vector<S>>();
-    for first_row in (0..GROUP_ROWS).step_by(ROWS) {
-        for first_vector in (0..vectors).step_by(TILE_VECTORS) {
-            let mut sums = [[T::splat(simd, T::default()); TILE_VECTORS]; ROWS];
-            let components =
-                panel.chunks_exact(T::PANEL_COLUMNS).zip(group.chunks_exact(GROUP_ROWS));
-            for (columns, rows) in components {
-                let columns = &T::vectors::<S>(columns)[first_vector..first_vector + TILE_VECTORS];
-                let rows = &rows[first_row..first_row + ROWS];
-                for row in 0..ROWS {
-                    let value = T::splat(simd, rows[row]);
-                    for vector in 0..TILE_VECTORS {
-                        sums[row][vector] =
-                            T::mul_add(simd, columns[vector], value, sums[row][vector]);
+    let zero = T::splat(simd, T::default());
+    let panel_blocks = panel.chunks(SUMMED_COMPONENTS * T::PANEL_COLUMNS);
+    let group_blocks = group.chunks(SUMMED_COMPONENTS * GROUP_ROWS);
+    for (block, (panel, group)) in panel_blocks.zip(group_blocks).enumerate() {
+        for first_row in (0..GROUP_ROWS).step_by(ROWS) {
+            for first_vector in (0..vectors).step_by(TILE_VECTORS) {
+                let mut sums = [[zero; TILE_VECTORS]; ROWS];
+                let components =
+                    panel.chunks_exact(T::PANEL_COLUMNS).zip(group.chunks_exact(GROUP_ROWS));
+                for (columns, rows) in components {
+                    let columns = T::vectors::<S>(columns);
+                    let columns = &columns[first_vector..first_vector + TILE_VECTORS];
+                    let rows = &rows[first_row..first_row + ROWS];
+                    for row in 0..ROWS {
+                        let value = T::splat(simd, rows[row]);
+                        for vector in 0..TILE_VECTORS {
+                            sums[row][vector] =
+                                T::mul_add(simd, columns[vector], value, sums[row][vector]);
+                        }
                     }
                 }
-            }
-            for (row, sums) in sums.iter().enumerate() {
-                let start = (first_row + row) * row_length + first_column;
-                let out = T::vectors_mut::<S>(&mut out[start..start + T::PANEL_COLUMNS]);
-                out[first_vector..first_vector + TILE_VECTORS].copy_from_slice(sums);
+                for (row, sums) in sums.iter().enumerate() {
+                    let start = (first_row + row) * row_length + first_column;
+                    let out = T::vectors_mut::<S>(&mut out[start..start + T::PANEL_COLUMNS]);
+                    let out = &mut out[first_vector..first_vector + TILE_VECTORS];
+                    for (out, sum) in out.iter_mut().zip(sums) {
+                        *out = if block == 0 { *sum } else { T::add(simd, *out, *sum) };
+                    }
+                }
             }
         }
     }

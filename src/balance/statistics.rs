@@ -206,7 +206,7 @@ impl ScoreStatistics {
     pub fn from_scores(scores: &[f32], softmax_scale: f32, top_k: usize) -> Option<Self> {
         let mut sorted: Vec<f32> = scores.to_vec();
         sorted.sort_unstable_by(|a, b| b.total_cmp(a));
-        let exact = ExactStatistics::from_sorted(&sorted, f64::from(softmax_scale), top_k)?;
+        let exact = ExactStatistics::from_partitioned(&sorted, f64::from(softmax_scale), top_k)?;
         Some(Self {
             n: exact.n,
             mean: exact.mean as f32,
@@ -239,20 +239,22 @@ pub struct ExactStatistics {
 }
 
 impl ExactStatistics {
-    /// Computes the statistics of scores that are sorted, largest first. Returns `None` if there are none.
-    pub fn from_sorted<T: Copy + Into<f64>>(
-        sorted: &[T],
+    /// Computes the statistics of scores of which the `top_k` largest come first, the largest at the head.
+    /// Returns `None` if there are none.
+    pub fn from_partitioned<T: Copy + Into<f64>>(
+        scores: &[T],
         softmax_scale: f64,
         top_k: usize,
     ) -> Option<Self> {
-        let n = sorted.len();
-        let (max, min): (f64, f64) = ((*sorted.first()?).into(), (*sorted.last()?).into());
-        let mean = sum_as_f64(sorted) / n as f64;
-        let variance = sorted.iter().map(|s| ((*s).into() - mean).powi(2)).sum::<f64>() / n as f64;
-        let top = &sorted[..top_k.clamp(1, n)];
+        let n = scores.len();
+        let max: f64 = (*scores.first()?).into();
+        let min = scores.iter().map(|s| (*s).into()).fold(max, f64::min);
+        let mean = sum_as_f64(scores) / n as f64;
+        let variance = scores.iter().map(|s| ((*s).into() - mean).powi(2)).sum::<f64>() / n as f64;
+        let top = &scores[..top_k.clamp(1, n)];
         let peak = softmax_scale * max;
         let exponentials: f64 =
-            sorted.iter().map(|s| (softmax_scale * (*s).into() - peak).exp()).sum();
+            scores.iter().map(|s| (softmax_scale * (*s).into() - peak).exp()).sum();
         Some(Self {
             n: n as u32,
             mean,

@@ -26,11 +26,15 @@ pub(super) fn measure_bank(
     };
     let panels =
         Packed::panels(prompts.rows(), dimension, |row, out| write_unit(prompts, row, out));
+    let largest_k =
+        settings.iter().map(|settings| settings.top_k).fold(CORRECTION_TOP_K, usize::max);
     let measure = |_, scores: &mut [f64]| {
-        scores.sort_unstable_by(|a, b| b.total_cmp(a));
+        let k = largest_k.min(scores.len());
+        scores.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+        scores[..k].sort_unstable_by(|a, b| b.total_cmp(a));
         let compute = |settings: &StatisticsSettings| {
             let softmax_scale = f64::from(settings.temperature) * f64::from(logit_scale);
-            ExactStatistics::from_sorted(scores, softmax_scale, settings.top_k)
+            ExactStatistics::from_partitioned(scores, softmax_scale, settings.top_k)
         };
         let best = &scores[..scores.len().min(CORRECTION_TOP_K)];
         let correction = best.iter().sum::<f64>() / best.len() as f64;

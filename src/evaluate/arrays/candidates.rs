@@ -1,6 +1,10 @@
 //! The best results and the ranks of one query under one configuration, collected from approximate scores
 //! of which the largest error is known. Whatever the error could change is decided by exact scores.
 
+// Functions that are dispatched at run time must be inlined, so that they are compiled for the target
+// features of the machine.
+#![allow(clippy::inline_always)]
+
 use crate::balance::normalise::ExactTransform;
 use crate::evaluate::arrays::embeddings::EmbeddingArray;
 
@@ -32,10 +36,10 @@ impl ExactScorer<'_> {
 
 /// A relevant image whose rank is counted.
 #[derive(Debug, Clone)]
-struct Target {
+pub(super) struct Target {
     image: u32,
     exact_score: f64,
-    /// Approximate scores from `low` to `high` may be above or below the exact one.
+    /// Approximate scores above `low` and up to `high` may be above or below the exact one.
     low: f32,
     high: f32,
     images_above: usize,
@@ -76,35 +80,35 @@ impl Candidates {
         }
     }
 
-    /// Adds the approximate scores of a chunk of images, of which `first_image` is the first, and `min`
-    /// and `max` the smallest and largest score.
-    pub fn add_chunk(
-        &mut self,
-        scores: &[f32; CHUNK],
-        (min, max): (f32, f32),
-        first_image: u32,
-        exact: ExactScorer,
-        query: &[f64],
-    ) {
-        if max > self.threshold {
-            self.add_candidates(scores, first_image);
+    /// Returns what an approximate score must exceed to be among the best.
+    pub fn threshold(&self) -> f32 {
+        self.threshold
+    }
+
+    /// Returns the relevant images.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// Returns the relevant images, whose ranks are counted by the caller.
+    pub fn targets_mut(&mut self) -> &mut [Target] {
+        &mut self.targets
+    }
+
+    /// Adds the approximate scores of a chunk of images, of which `first_image` is the first.
+    #[inline(always)]
+    pub fn add_chunk(&mut self, scores: &[f32; CHUNK], first_image: u32) {
+        // Counted, since a search that ends early is not vectorised.
+        let mut count = 0;
+        for score in scores {
+            count += u32::from(*score > self.threshold);
         }
-        for target in &mut self.targets {
-            if max < target.low {
-                continue;
-            }
-            if min > target.high {
-                target.images_above += CHUNK;
-                continue;
-            }
-            let above = scores.iter().filter(|score| **score > target.high).count();
-            target.images_above += above;
-            if scores.iter().filter(|score| **score >= target.low).count() > above {
-                target.count_close(scores, first_image, exact, query);
-            }
+        if count > 0 {
+            self.add_candidates(scores, first_image);
         }
     }
 
+    #[inline(never)]
     fn add_candidates(&mut self, scores: &[f32; CHUNK], first_image: u32) {
         let threshold = self.threshold;
         let candidates = (first_image..).zip(scores).filter(|(_, score)| **score > threshold);
@@ -145,9 +149,38 @@ impl Candidates {
 }
 
 impl Target {
-    /// Counts the images above that only exact scores can tell.
+    /// Returns two thresholds: approximate scores above the first one may lie above the exact one, and those
+    /// above the second one do.
+    pub fn bounds(&self) -> [f32; 2] {
+        [self.low, self.high]
+    }
+
+    /// Counts images whose approximate scores lie above the bounds.
+    pub fn count_above(&mut self, images: usize) {
+        self.images_above += images;
+    }
+
+    /// Counts the images of a chunk whose approximate scores lie within the bounds, and whose exact ones lie
+    /// above.
+    #[inline(always)]
+    pub fn count_close(
+        &mut self,
+        scores: &[f32; CHUNK],
+        first_image: u32,
+        exact: ExactScorer,
+        query: &[f64],
+    ) {
+        let mut close = 0;
+        for score in scores {
+            close += u32::from(*score > self.low) & u32::from(*score <= self.high);
+        }
+        if close > 0 {
+            self.count_close_exactly(scores, first_image, exact, query);
+        }
+    }
+
     #[cold]
-    fn count_close(
+    fn count_close_exactly(
         &mut self,
         scores: &[f32; CHUNK],
         first_image: u32,
@@ -155,7 +188,7 @@ impl Target {
         query: &[f64],
     ) {
         for (image, score) in (first_image..).zip(scores) {
-            if *score < self.low || *score > self.high || image == self.image {
+            if *score <= self.low || *score > self.high || image == self.image {
                 continue;
             }
             let score = exact.score(image, query);
@@ -194,9 +227,12 @@ mod tests {
                     let sign = if (first + i) % 3 == 0 { -0.99 } else { 0.99 };
                     (cosine(first + i) + sign * max_error) as f32
                 });
-                let min = scores.iter().copied().fold(f32::INFINITY, f32::min);
-                let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                candidates.add_chunk(&scores, (min, max), first as u32, exact, &query);
+                candidates.add_chunk(&scores, first as u32);
+                for target in candidates.targets_mut() {
+                    let [_, high] = target.bounds();
+                    target.count_above(scores.iter().filter(|score| **score > high).count());
+                    target.count_close(&scores, first as u32, exact, &query);
+                }
             }
             let (best, ranks) = candidates.finish(exact, &query);
             let found: Vec<u32> = best.iter().map(|(image, _)| *image).collect();

@@ -1,6 +1,12 @@
 //! Embeddings in memory as they were stored, normalised when they are read.
 
+// Functions that are dispatched at run time must be inlined, so that they are compiled for the target
+// features of the machine.
+#![allow(clippy::inline_always)]
+
 use half::f16;
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::error::ArrayError;
@@ -9,7 +15,7 @@ use crate::record::to_hex;
 /// Largest number of values of one array: 4 GiB in f32. Arrays are held in memory.
 pub const MAX_VALUES: usize = 1 << 30;
 /// Number of partial sums of a dot product in f64.
-const LANES: usize = 8;
+const LANES: usize = 16;
 
 /// The values of an array, row by row. Values of 16 bits are widened.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,35 +78,42 @@ impl EmbeddingArray {
             values,
             rows,
             dimension,
-            inverse_lengths: Vec::with_capacity(rows),
+            inverse_lengths: Vec::new(),
             labels: None,
         };
-        for row in 0..rows {
-            let mut squares = 0.0;
-            let mut not_finite = None;
-            array.for_each_value(row, |column, value| {
-                squares += value * value;
-                if !value.is_finite() && not_finite.is_none() {
-                    not_finite = Some((column, value));
-                }
-            });
-            if let Some((column, value)) = not_finite {
-                return refuse(format!(
-                    "row {row}, column {column}: {value} is not a finite number; remove the row"
-                ));
-            }
-            let length: f64 = f64::sqrt(squares);
-            if length == 0.0 {
-                return refuse(format!(
-                    "row {row}: all values are 0, so that it has no direction; remove the row"
-                ));
-            }
-            if !(1.0 / length).is_finite() || !length.is_finite() {
-                return refuse(format!("row {row}: its length {length:e} cannot be normalised"));
-            }
-            array.inverse_lengths.push(1.0 / length);
+        let lengths: Vec<f64> =
+            (0..rows).into_par_iter().map(|row| array.measure_length(row)).collect();
+        let has_direction = |length: &f64| length.is_finite() && (1.0 / length).is_finite();
+        if let Some(row) = lengths.iter().position(|length| !has_direction(length)) {
+            return refuse(array.describe_fault(row, lengths[row]));
         }
+        array.inverse_lengths = lengths.into_iter().map(f64::recip).collect();
         Ok(array)
+    }
+
+    fn measure_length(&self, row: usize) -> f64 {
+        let mut squares = 0.0;
+        self.for_each_value(row, |_, value| squares += value * value);
+        f64::sqrt(squares)
+    }
+
+    /// Says why a row of this length has no direction.
+    fn describe_fault(&self, row: usize, length: f64) -> String {
+        let mut not_finite = None;
+        self.for_each_value(row, |column, value| {
+            if !value.is_finite() && not_finite.is_none() {
+                not_finite = Some((column, value));
+            }
+        });
+        match not_finite {
+            Some((column, value)) => format!(
+                "row {row}, column {column}: {value} is not a finite number; remove the row"
+            ),
+            None if length == 0.0 => {
+                format!("row {row}: all values are 0, so that it has no direction; remove the row")
+            }
+            None => format!("row {row}: its length {length:e} cannot be normalised"),
+        }
     }
 
     /// Says what each row embeds.
@@ -147,9 +160,10 @@ impl EmbeddingArray {
     /// Returns the dot product of an embedding at unit length with `other`, in f64.
     pub(super) fn dot_product(&self, row: usize, other: &[f64]) -> f64 {
         let range = row * self.dimension..(row + 1) * self.dimension;
+        let arch = Arch::new();
         let sum = match &self.values {
-            Values::F32(values) => dot_product(&values[range], other),
-            Values::F64(values) => dot_product(&values[range], other),
+            Values::F32(values) => arch.dispatch(DotProduct { a: &values[range], b: other }),
+            Values::F64(values) => arch.dispatch(DotProduct { a: &values[range], b: other }),
         };
         sum * self.inverse_lengths[row]
     }
@@ -166,22 +180,10 @@ impl EmbeddingArray {
 
     /// Returns the SHA-256 of all values in hexadecimal.
     pub fn fingerprint(&self) -> String {
-        /// Values that are hashed at one time.
-        const CHUNK: usize = 1 << 14;
         let mut hasher = Sha256::new();
-        let mut bytes = Vec::with_capacity(CHUNK * 8);
-        let mut update = |chunk: &mut dyn Iterator<Item = u8>| {
-            bytes.clear();
-            bytes.extend(chunk);
-            hasher.update(&bytes);
-        };
         match &self.values {
-            Values::F32(values) => values
-                .chunks(CHUNK)
-                .for_each(|chunk| update(&mut chunk.iter().flat_map(|v| v.to_le_bytes()))),
-            Values::F64(values) => values
-                .chunks(CHUNK)
-                .for_each(|chunk| update(&mut chunk.iter().flat_map(|v| v.to_le_bytes()))),
+            Values::F32(values) => hash_values(&mut hasher, values, f32::to_le_bytes),
+            Values::F64(values) => hash_values(&mut hasher, values, f64::to_le_bytes),
         }
         hasher.update((self.dimension as u64).to_le_bytes());
         to_hex(&hasher.finalize())
@@ -197,17 +199,47 @@ impl EmbeddingArray {
     }
 }
 
-fn dot_product<T: Copy + Into<f64>>(a: &[T], b: &[f64]) -> f64 {
-    let mut lanes = [0f64; LANES];
-    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
-    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
-    for (x, y) in a_blocks.iter().zip(b_blocks) {
-        for lane in 0..LANES {
-            lanes[lane] += x[lane].into() * y[lane];
-        }
+fn hash_values<T: Copy, const SIZE: usize>(
+    hasher: &mut Sha256,
+    values: &[T],
+    to_bytes: fn(T) -> [u8; SIZE],
+) {
+    /// Values that are hashed at one time.
+    const CHUNK: usize = 1 << 12;
+    let mut bytes = vec![[0u8; SIZE]; CHUNK];
+    for values in values.chunks(CHUNK) {
+        let bytes = &mut bytes[..values.len()];
+        bytes.iter_mut().zip(values).for_each(|(bytes, value)| *bytes = to_bytes(*value));
+        hasher.update(bytes.as_flattened());
     }
-    let rest: f64 = a_rest.iter().zip(b_rest).map(|(x, y)| (*x).into() * y).sum();
-    lanes.iter().sum::<f64>() + rest
+}
+
+/// Computes a dot product in f64 with the vector instructions of the machine. The order of the additions is
+/// fixed.
+struct DotProduct<'a, T> {
+    a: &'a [T],
+    b: &'a [f64],
+}
+
+impl<T: Copy + Into<f64>> WithSimd for DotProduct<'_, T> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f64 {
+        let mut lanes = [0f64; LANES];
+        let (a_blocks, a_rest) = self.a.as_chunks::<LANES>();
+        let (b_blocks, b_rest) = self.b.as_chunks::<LANES>();
+        for (x, y) in a_blocks.iter().zip(b_blocks) {
+            for lane in 0..LANES {
+                lanes[lane] += x[lane].into() * y[lane];
+            }
+        }
+        let mut sum = 0.0;
+        for (x, y) in a_rest.iter().zip(b_rest) {
+            sum += (*x).into() * y;
+        }
+        lanes.iter().sum::<f64>() + sum
+    }
 }
 
 #[cfg(test)]

@@ -120,7 +120,10 @@ pub fn evaluate_arrays(
     ranked_runs.extend(proposable.iter().cloned());
     ranked_runs.extend(ArrayRun::from_specs(specs)?);
     let (corrections, mut balances) = balance_images(inputs, &ranked_runs);
-    let result = rank_queries(inputs, &mut balances, progress);
+    let (result, fingerprint) = rayon::join(
+        || rank_queries(inputs, &mut balances, progress),
+        || inputs.images.fingerprint(),
+    );
     let bank = measure_fit(inputs, &corrections, &result);
     let weight = bank.proposed_weight;
     // Plain CLIP, then what is proposed, which ranks as plain CLIP does at weight 0, then the others.
@@ -140,7 +143,7 @@ pub fn evaluate_arrays(
     let images: Vec<CorpusImage> =
         (0..inputs.images.rows()).map(|row| describe_image(&inputs.images, row)).collect();
     let image_grades = grade_images(inputs);
-    let model = describe_model(inputs);
+    let model = describe_model(inputs, fingerprint);
     let ranked = RankedQueries {
         images: &images,
         models: vec![model.clone()],
@@ -321,12 +324,12 @@ fn grade_images(inputs: &ArrayInputs) -> Vec<ImageGrades> {
     grades
 }
 
-fn describe_model(inputs: &ArrayInputs) -> ModelInfo {
+fn describe_model(inputs: &ArrayInputs, fingerprint: String) -> ModelInfo {
     ModelInfo {
         role: "arrays".to_owned(),
         generation: inputs.images.name().to_owned(),
         model: format!("embeddings of {} values", inputs.images.dimension()),
-        fingerprint: inputs.images.fingerprint(),
+        fingerprint,
         logit_scale: inputs.logit_scale,
         images: inputs.images.rows(),
         table_version: 0,

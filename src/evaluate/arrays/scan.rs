@@ -8,15 +8,19 @@
 // features of the machine.
 #![allow(clippy::inline_always)]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::candidates::{CHUNK, Candidates, ExactScorer};
+use super::candidates::{CHUNK, Candidates, ExactScorer, Target};
 use super::embeddings::EmbeddingArray;
 use crate::balance::bank::sample_best_queries;
 use crate::balance::fit::{LargestScores, SampledImage, sample_images};
 use crate::balance::normalise::ExactTransform;
-use crate::balance::products::{Element, GROUP_ROWS, PANELS_IN_CACHE, Packed, multiply};
+use crate::balance::products::{
+    Element, GROUP_ROWS, PANELS_IN_CACHE, Packed, count_roundings, multiply,
+};
 
 /// Images whose packed embeddings are in memory at one time, for all cores together: 16 MiB of dimension 512.
 const IMAGES_PER_BLOCK: usize = 168 * CHUNK;
@@ -75,8 +79,12 @@ impl Scan<'_> {
             out.iter_mut().zip(&self.queries[query]).for_each(|(out, v)| *out = *v as f32);
         });
         let groups: Vec<&[f32]> = groups.blocks().collect();
-        let mut candidates: Vec<Vec<Candidates>> =
-            self.queries.par_iter().enumerate().map(|(q, _)| self.new_candidates(q)).collect();
+        let max_errors: Vec<f64> =
+            self.transforms.iter().map(|transforms| self.max_error(transforms)).collect();
+        let mut candidates: Vec<Vec<Candidates>> = (0..self.queries.len())
+            .into_par_iter()
+            .map(|query| self.new_candidates(query, &max_errors))
+            .collect();
         let tasks = rayon::current_num_threads() * TASKS_PER_CORE;
         let groups_per_task = groups.len().div_ceil(tasks).clamp(1, MAX_GROUPS_PER_TASK);
         let mut corrections = Vec::with_capacity(self.images.rows());
@@ -88,22 +96,27 @@ impl Scan<'_> {
             let panels: Vec<&[f32]> = panels.blocks().collect();
             let transforms = self.block_transforms(first_image, count);
             let padded = panels.len() * CHUNK;
-            let rank_task = |mut largest: LargestScores,
-                             (task, (groups, candidates)): (usize, _)| {
-                let first_group = task * groups_per_task;
-                let task = Task { scan: self, first_image, transforms: &transforms };
-                task.rank(first_group, groups, candidates, &panels, &mut largest);
-                largest
-            };
-            let largest = groups
+            // One collection per thread and not per task: most scores are kept of the first queries that a
+            // collection is given.
+            let collections = Mutex::new(Vec::new());
+            let thresholds = Mutex::new(vec![f32::NEG_INFINITY; padded]);
+            groups
                 .par_chunks(groups_per_task)
                 .zip(candidates.par_chunks_mut(groups_per_task * GROUP_ROWS))
                 .enumerate()
-                .fold(|| LargestScores::new(padded), rank_task)
-                .reduce_with(|mut a, b| {
-                    a.merge(&b);
-                    a
+                .for_each(|(task, (groups, candidates))| {
+                    let collection = lock(&collections).pop();
+                    let mut largest = collection.unwrap_or_else(|| LargestScores::new(padded));
+                    largest.share_thresholds(&mut lock(&thresholds));
+                    let first_group = task * groups_per_task;
+                    let task = Task { scan: self, first_image, transforms: &transforms };
+                    task.rank(first_group, groups, candidates, &panels, &mut largest);
+                    lock(&collections).push(largest);
                 });
+            let largest = lock(&collections).drain(..).reduce(|mut a, b| {
+                a.merge(&b);
+                a
+            });
             if let Some(largest) = largest {
                 corrections.extend(largest.corrections().into_iter().take(count));
             }
@@ -125,28 +138,28 @@ impl Scan<'_> {
     }
 
     /// Returns an empty ranking of a query for each configuration.
-    fn new_candidates(&self, query: usize) -> Vec<Candidates> {
+    fn new_candidates(&self, query: usize, max_errors: &[f64]) -> Vec<Candidates> {
         let unit = &self.queries[query];
         let relevant: Vec<(u32, f64)> = self.relevant[query]
             .iter()
             .map(|image| (*image, self.images.dot_product(*image as usize, unit)))
             .collect();
-        let new = |configuration: usize| {
+        let new = |(configuration, max_error): (usize, &f64)| {
             let exact = self.exact_scorer(configuration);
             let scored = relevant.iter().map(|(image, raw)| (*image, exact.balance(*image, *raw)));
-            Candidates::new(self.depth, self.max_error(configuration), scored)
+            Candidates::new(self.depth, *max_error, scored)
         };
-        (0..self.transforms.len()).map(new).collect()
+        max_errors.iter().enumerate().map(new).collect()
     }
 
     /// Returns the largest error of a score in f32 under a configuration.
-    fn max_error(&self, configuration: usize) -> f64 {
-        // Of d products of rounded numbers and their sum in any order, each of at most length 1 (Higham,
+    fn max_error(&self, transforms: &[ExactTransform]) -> f64 {
+        // Of numbers that were rounded, their products and the sums of these, each of at most length 1 (Higham,
         // Accuracy and Stability of Numerical Algorithms, 2002, §3.1), with something to spare.
-        let raw = (self.images.dimension() as f64 + 4.0) * ROUNDING * 1.01 + 1e-30;
+        let roundings = count_roundings(self.images.dimension()) as f64 + 2.0;
+        let raw = roundings * ROUNDING * 1.01 + 1e-30;
         let largest = |value: fn(&ExactTransform) -> f64, initial: f64| {
-            let transforms = self.transforms[configuration].iter();
-            transforms.map(|t| value(t).abs()).fold(initial, f64::max)
+            transforms.iter().map(|t| value(t).abs()).fold(initial, f64::max)
         };
         let (alpha, beta) = (largest(|t| t.alpha, 1.0), largest(|t| t.beta, 0.0));
         // α, β, their product and their sum are rounded once each.
@@ -242,37 +255,33 @@ impl WithSimd for KeepLargest<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
         let Self { scores, width, start, largest } = self;
-        for first in (0..width).step_by(CHUNK) {
-            // Most chunks have no score that is kept: one comparison of their maxima shows it.
-            let mut maxima = [f32::NEG_INFINITY; CHUNK];
-            for row in scores.chunks_exact(width) {
-                for (maximum, score) in maxima.iter_mut().zip(&row[first..first + CHUNK]) {
-                    *maximum = larger(*maximum, *score);
+        for row in scores.chunks_exact(width) {
+            for (scores, image) in row.as_chunks::<CHUNK>().0.iter().zip((start..).step_by(CHUNK)) {
+                let thresholds = &largest.thresholds()[image..image + CHUNK];
+                // Counted, since a search that ends early is not vectorised.
+                let mut kept = 0;
+                for lane in 0..CHUNK {
+                    kept += u32::from(scores[lane] > thresholds[lane]);
                 }
-            }
-            let image = start + first;
-            let thresholds = &largest.thresholds()[image..image + CHUNK];
-            // Counted, since a search that ends early is not vectorised.
-            let kept: u32 = maxima.iter().zip(thresholds).map(|(m, t)| u32::from(m > t)).sum();
-            if kept > 0 {
-                insert_scores(scores, width, first, image, largest);
+                if kept > 0 {
+                    insert_scores(scores, image, largest);
+                }
             }
         }
     }
 }
 
-#[cold]
-fn insert_scores(
-    scores: &[f32],
-    width: usize,
-    first: usize,
-    first_image: usize,
-    largest: &mut LargestScores,
-) {
-    for row in scores.chunks_exact(width) {
-        for (image, score) in (first_image..).zip(&row[first..first + CHUNK]) {
-            largest.insert(image, *score);
-        }
+#[inline(never)]
+fn insert_scores(scores: &[f32; CHUNK], first_image: usize, largest: &mut LargestScores) {
+    let thresholds = &largest.thresholds()[first_image..first_image + CHUNK];
+    // Collected without a branch per score, which would be mispredicted.
+    let (mut lanes, mut count) = ([0; CHUNK], 0);
+    for lane in 0..CHUNK {
+        lanes[count] = lane;
+        count += usize::from(scores[lane] > thresholds[lane]);
+    }
+    for lane in &lanes[..count] {
+        largest.insert(first_image + lane, scores[*lane]);
     }
 }
 
@@ -293,44 +302,87 @@ impl WithSimd for RankRow<'_> {
     fn with_simd<S: Simd>(self, _: S) {
         let Self { task, query, scores, start, candidates } = self;
         let unit = &task.scan.queries[query];
+        let (scores, _) = scores.as_chunks::<CHUNK>();
         let configurations = candidates.iter_mut().zip(task.transforms).enumerate();
         for (configuration, (candidates, transforms)) in configurations {
-            let exact = task.scan.exact_scorer(configuration);
-            let (alpha, beta) = (&transforms.alpha[start..], &transforms.beta[start..]);
-            let (alpha, _) = alpha.as_chunks::<CHUNK>();
-            let (beta, _) = beta.as_chunks::<CHUNK>();
-            let (chunks, _) = scores.as_chunks::<CHUNK>();
-            for (i, ((scores, alpha), beta)) in chunks.iter().zip(alpha).zip(beta).enumerate() {
-                let mut balanced = [0f32; CHUNK];
-                for lane in 0..CHUNK {
-                    balanced[lane] = alpha[lane] * scores[lane] + beta[lane];
+            let row = BalancedRow {
+                scores,
+                alpha: transforms.alpha[start..].as_chunks().0,
+                beta: transforms.beta[start..].as_chunks().0,
+            };
+            let first_image = task.first_image + start;
+            let image_of = |chunk: usize| (first_image + chunk * CHUNK) as u32;
+            // Most queries have one relevant image: its rank is counted together with the candidates.
+            let [low, high] =
+                candidates.targets().first().map_or([f32::INFINITY; 2], Target::bounds);
+            let [found, from_low, above] = row.count_above([candidates.threshold(), low, high]);
+            if found > 0 {
+                row.for_each_chunk(
+                    #[inline(always)]
+                    |chunk, scores| candidates.add_chunk(scores, image_of(chunk)),
+                );
+            }
+            let mut counts = [from_low, above];
+            for (i, target) in candidates.targets_mut().iter_mut().enumerate() {
+                if i > 0 {
+                    counts = row.count_above(target.bounds());
                 }
-                let image = task.first_image + start + i * CHUNK;
-                candidates.add_chunk(&balanced, bounds(&balanced), image as u32, exact, unit);
+                let [from_low, above] = counts;
+                target.count_above(above);
+                if from_low > above {
+                    let exact = task.scan.exact_scorer(configuration);
+                    row.for_each_chunk(
+                        #[inline(always)]
+                        |chunk, scores| target.count_close(scores, image_of(chunk), exact, unit),
+                    );
+                }
             }
         }
     }
 }
 
-/// Returns the smallest and the largest score.
-#[inline(always)]
-fn bounds(scores: &[f32; CHUNK]) -> (f32, f32) {
-    const LANES: usize = 16;
-    let (mut min, mut max) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
-    for scores in scores.as_chunks::<LANES>().0 {
-        for lane in 0..LANES {
-            min[lane] = -larger(-min[lane], -scores[lane]);
-            max[lane] = larger(max[lane], scores[lane]);
-        }
-    }
-    let smallest = min.iter().fold(f32::INFINITY, |a, b| -larger(-a, -*b));
-    (smallest, max.iter().fold(f32::NEG_INFINITY, |a, b| larger(a, *b)))
+/// A row of scores under one configuration. Balanced scores are computed where they are needed, as that is
+/// cheaper than to store them.
+struct BalancedRow<'a> {
+    scores: &'a [[f32; CHUNK]],
+    alpha: &'a [[f32; CHUNK]],
+    beta: &'a [[f32; CHUNK]],
 }
 
-/// Returns the larger of two numbers that are not NaN, in one instruction.
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
+impl BalancedRow<'_> {
+    /// Calls `visit` with the index of each chunk and its scores.
+    #[inline(always)]
+    fn for_each_chunk(&self, mut visit: impl FnMut(usize, &[f32; CHUNK])) {
+        let Self { scores, alpha, beta } = self;
+        for i in 0..scores.len().min(alpha.len()).min(beta.len()) {
+            let mut balanced = [0f32; CHUNK];
+            for lane in 0..CHUNK {
+                balanced[lane] = alpha[i][lane] * scores[i][lane] + beta[i][lane];
+            }
+            visit(i, &balanced);
+        }
+    }
+
+    /// Returns how many scores lie above each of the thresholds.
+    #[inline(always)]
+    fn count_above<const N: usize>(&self, thresholds: [f32; N]) -> [usize; N] {
+        let mut counts = [[0u32; CHUNK]; N];
+        self.for_each_chunk(
+            #[inline(always)]
+            |_, scores| {
+                for (counts, threshold) in counts.iter_mut().zip(thresholds) {
+                    for lane in 0..CHUNK {
+                        counts[lane] += u32::from(scores[lane] > threshold);
+                    }
+                }
+            },
+        );
+        counts.map(|counts| counts.iter().sum::<u32>() as usize)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // A panel of images is what is looked at together.
