@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -27,13 +28,13 @@ use crate::diagnosis::describe;
 const DEFAULT_S3_REGION: &str = "us-east-1";
 
 /// A bucket, a prefix of one, or a local folder, from which images are read by their exact keys.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct ImageStore {
     url: Url,
     access: ImageAccess,
 }
 
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 enum ImageAccess {
     Folder(PathBuf),
     Bucket {
@@ -109,6 +110,16 @@ impl ImageStore {
                     std::future::ready(object)
                 });
                 listed.boxed()
+            }
+        }
+    }
+
+    /// Checks that the store answers within `timeout`, whatever it contains.
+    pub async fn check_reachable(&self, timeout: Duration) -> Result<(), StoreError> {
+        match tokio::time::timeout(timeout, self.list().next()).await {
+            Ok(listed) => listed.transpose().map(|_| ()),
+            Err(_) => {
+                Err(StoreError::Timeout { url: self.url.to_string(), seconds: timeout.as_secs() })
             }
         }
     }

@@ -5,13 +5,14 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use super::item::SkipReason;
+use crate::ingest::decode::{Recognised, recognise};
 use crate::publish::IMAGE_EXTENSIONS;
 
 /// Extensions of picture formats that are not read.
-const UNREAD_EXTENSIONS: [&str; 30] = [
-    "arw", "avif", "cr2", "cr3", "dng", "eps", "exr", "hdr", "heic", "heif", "icns", "ico", "jp2",
-    "jxl", "nef", "orf", "pbm", "pgm", "pnm", "ppm", "psd", "qoi", "raf", "rw2", "svg", "svgz",
-    "tga", "wmf", "xcf", "xpm",
+const UNREAD_EXTENSIONS: [&str; 27] = [
+    "arw", "avif", "cr2", "cr3", "dng", "eps", "exr", "hdr", "icns", "ico", "jp2", "nef", "orf",
+    "pbm", "pgm", "pnm", "ppm", "psd", "qoi", "raf", "rw2", "svg", "svgz", "tga", "wmf", "xcf",
+    "xpm",
 ];
 
 /// First bytes that are read of a file whose extension says nothing.
@@ -74,11 +75,7 @@ pub fn unreadable_file(error: &io::Error) -> SkipReason {
 }
 
 fn has_picture_content(path: &Path) -> io::Result<bool> {
-    use image::ImageFormat as F;
     let mut start = Vec::new();
     File::open(path)?.take(SNIFFED_BYTES).read_to_end(&mut start)?;
-    let format = image::guess_format(&start).ok();
-    Ok(format.is_some_and(|format| {
-        matches!(format, F::Jpeg | F::Png | F::WebP | F::Gif | F::Bmp | F::Tiff)
-    }))
+    Ok(matches!(recognise(&start), Recognised::Readable(_)))
 }

@@ -79,15 +79,14 @@ impl SkipReason {
             "unknown_image_format" => {
                 ("named like a picture, but not one of a known format", false)
             }
-            "image_damaged" | "decoder_panicked" => {
-                ("damaged, or a variant that is not read", false)
-            }
+            "image_damaged" | "decoder_panicked" => ("damaged", false),
+            "unsupported_format" => ("a format or variant that is not read", false),
             "image_too_large" | "file_too_large" => {
                 ("larger than decode.max_side, decode.max_pixels or fetch.max_bytes allow", true)
             }
             "image_not_found" => ("not there when it was to be read", true),
             "uri_not_allowed" => ("an address that may not be read", true),
-            "fetch_refused" | "fetch_failed" => ("cannot be read", true),
+            "fetch_refused" | "fetch_failed" | "fetch_forbidden" => ("cannot be read", true),
             "invalid_field" => ("not accepted", true),
             other => (other, true),
         };

@@ -15,7 +15,7 @@ use super::folder::{FolderListing, picture_from_file};
 use super::item::{FoundItem, FoundPicture, ItemVersion};
 use super::list::{AddressList, ListFormat};
 use crate::record::AttributeTypes;
-use crate::store::{Store, parse_url};
+use crate::store::{ImageStore, parse_url};
 
 /// Most parts of a path that are put before the names in a folder to tell it from another one.
 const MAX_PREFIX_PARTS: usize = 16;
@@ -41,7 +41,7 @@ pub enum SourceKind {
     /// A list of addresses.
     List(PathBuf, ListFormat),
     /// A bucket, or a prefix of one.
-    Bucket(Store),
+    Bucket(ImageStore),
     /// A single picture on a web server.
     Address(Url),
 }
@@ -85,7 +85,7 @@ fn open_target(
     match url.scheme() {
         "http" | "https" => return Ok(SourceKind::Address(url)),
         "file" => {}
-        _ => return Ok(SourceKind::Bucket(Store::open(target, store_options)?)),
+        _ => return Ok(SourceKind::Bucket(ImageStore::open(target, store_options)?)),
     }
     let path = if target.contains("://") {
         url.to_file_path().map_err(|()| invalid("is no local path".into()))?

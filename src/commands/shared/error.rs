@@ -65,7 +65,7 @@ impl fmt::Display for CommandError {
         match self {
             Self::Usage(error) | Self::Failed(error) => {
                 f.write_str(&describe_in_lines(error.as_ref()))
-            },
+            }
             Self::Unhealthy { finding, .. } => f.write_str(finding),
         }
     }

@@ -37,6 +37,20 @@ impl Format {
             Self::JpegXl => "JPEG XL",
         }
     }
+
+    /// Media type in HTTP.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Jpeg => "image/jpeg",
+            Self::Png => "image/png",
+            Self::WebP => "image/webp",
+            Self::Gif => "image/gif",
+            Self::Bmp => "image/bmp",
+            Self::Tiff => "image/tiff",
+            Self::Heic => "image/heic",
+            Self::JpegXl => "image/jxl",
+        }
+    }
 }
 
 /// The formats that this build reads, and what decodes each.

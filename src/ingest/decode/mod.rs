@@ -25,7 +25,7 @@ mod tiff_directory;
 
 pub use decoder::{DecodedImage, decode_image, decode_with_report, estimate_decode_memory_bytes};
 pub use error::ImageDecodeError;
-pub use format::{Format, READABLE_FORMATS, describe_readable_formats};
+pub use format::{Format, READABLE_FORMATS, Recognised, describe_readable_formats, recognise};
 pub use options::{DamagedImages, DecodeOptions};
 pub use text::{decode_base64, decode_data_url, decode_image_text, is_data_url};
 

@@ -22,7 +22,7 @@ use super::error::{
 use super::http::HttpClients;
 use super::options::FetchOptions;
 use crate::diagnosis::describe;
-use crate::ingest::decode::decode_data_url;
+use crate::ingest::decode::{Recognised, decode_data_url, recognise};
 use crate::record::ImageSource;
 use crate::retry::{Backoff, Disposition, retry};
 use crate::store::{ImageStore, StoreError, key_of_url, parse_object_url};
@@ -370,7 +370,7 @@ impl Fetcher {
                 && is_large
                 && !had_first_bytes
                 && bytes.len() >= FORMAT_BYTES
-                && image::guess_format(&bytes).is_err()
+                && recognise(&bytes) == Recognised::Unknown
             {
                 return Err(FetchError::NotAnImage { uri: shorten_uri(uri) });
             }

@@ -13,6 +13,7 @@ use super::body::problem::Problem;
 use super::concurrency_limit::ConcurrencyPermit;
 use super::routes::{QueryParameters, find_image};
 use super::state::HandlerState;
+use crate::ingest::decode::{Recognised, recognise};
 use crate::record::ImageSource;
 use crate::serve::previews::{MAX_PREVIEW_SIDE, Preview, PreviewSide};
 
@@ -61,15 +62,15 @@ pub async fn get_picture(
         return Ok(preview_response(&preview, &headers));
     }
     // Anything but a picture, by its content, could be a script that runs in the browser.
-    let media_type = picture_media_type(&original.bytes).ok_or_else(|| {
-        Problem::new(
+    let Recognised::Readable(format) = recognise(&original.bytes) else {
+        return Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "not_an_image",
-            "what was fetched is not a picture",
-        )
-    })?;
+            "what was fetched is not a picture of a format that is read",
+        ));
+    };
     let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static(media_type)),
+        (header::CONTENT_TYPE, HeaderValue::from_static(format.media_type())),
         (header::CACHE_CONTROL, CACHE_CONTROL),
     ];
     // The bytes count against the budget of downloads until they are sent: a client may read
@@ -108,20 +109,4 @@ fn preview_response(preview: &Preview, request_headers: &HeaderMap) -> Response 
         headers.insert(header::ETAG, tag);
     }
     response
-}
-
-/// Recognises pictures by their content; returns the media type.
-fn picture_media_type(bytes: &[u8]) -> Option<&'static str> {
-    const JPEG_XL_CODESTREAM: &[u8] = &[0xff, 0x0a];
-    const JPEG_XL_CONTAINER: &[u8] = b"\0\0\0\x0cJXL \r\n\x87\n";
-    const HEIF_BRANDS: [&[u8]; 6] = [b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"];
-    if let Ok(format) = image::guess_format(bytes) {
-        return Some(format.to_mime_type());
-    }
-    if bytes.starts_with(JPEG_XL_CODESTREAM) || bytes.starts_with(JPEG_XL_CONTAINER) {
-        return Some("image/jxl");
-    }
-    let is_file_type_box = bytes.get(4..8) == Some(b"ftyp".as_slice());
-    let has_heif_brand = bytes.get(8..12).is_some_and(|brand| HEIF_BRANDS.contains(&brand));
-    (is_file_type_box && has_heif_brand).then_some("image/heic")
 }

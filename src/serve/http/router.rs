@@ -21,9 +21,9 @@ use super::compression::{compress_response, reject_compressed_body};
 use super::concurrency_limit::{ConcurrencyLimit, limit_concurrency_and_duration};
 use super::credentials::api_keys::Scope;
 use super::request_metrics::record_request_metrics;
-use super::{pictures, routes};
 use super::state::{HandlerState, ServerContext};
 use super::worker_metrics::WorkerPoller;
+use super::{pictures, routes};
 use crate::serve::page;
 use crate::telemetry::event;
 
