@@ -51,6 +51,9 @@ fn format_points(difference: &ScoreDifference) -> String {
 /// Counts the right results of both rankings; `None` if the response has no marks.
 pub fn render_right_counts(answer: &SearchResponse) -> Option<String> {
     let total = answer.right_images?;
+    if total == 0 {
+        return Some("no picture in the catalogue is right".into());
+    }
     let right = |hits: &[SearchHit]| hits.iter().filter(|hit| hit.right == Some(true)).count();
     Some(format!(
         "{} of {total} right pictures among the first {} by plain CLIP, {} of {total} among {} balanced",

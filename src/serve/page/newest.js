@@ -42,6 +42,7 @@ const markNode = (right) => {
 /** How many of the hits are right; an empty text if the server does not know. */
 function rightSummary({ right_images }, hits) {
   if (right_images === undefined) return '';
+  if (!right_images) return 'No picture in the catalogue is right';
   const right = hits.filter((hit) => hit.right).length;
   return `${right} of ${formatCount(right_images)} right pictures among these ${hits.length}`;
 }
