@@ -95,7 +95,7 @@ pub fn print_summary(tracker: &Tracker, seconds: f64, output: Output) {
     let skipped = tracker.skipped();
     for (reason, count) in tracker.count_reasons().into_iter().take(MAX_PRINTED_REASONS) {
         let example = skipped.iter().find(|(_, skipped)| skipped.group == reason);
-        let example = example.map_or("", |(path, _)| path);
+        let example = example.map_or("", |(path, _)| *path);
         output.line(format_args!("{count:>10}  {reason}, for example {example}"));
     }
     let failures: Vec<_> = skipped.iter().filter(|(_, reason)| reason.is_failure).collect();
