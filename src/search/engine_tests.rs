@@ -291,8 +291,7 @@ fn filter_matches(filter: &Value, row: &ImageRow) -> bool {
             value(n).is_some_and(|t| t.as_str().unwrap().starts_with(v.as_str().unwrap()))
         }),
         "has_item" => all(&|n, v| {
-            let items = value(n).map(|t| t.as_str().unwrap().replace("; ", ";"));
-            items.is_some_and(|t| t.split(';').any(|one| one == v.as_str().unwrap()))
+            value(n).is_some_and(|t| t.as_str().unwrap().split("; ").any(|one| *v == *one))
         }),
         "exists" => value(operand.as_str().unwrap()).is_some(),
         other => panic!("{other}"),
@@ -391,7 +390,6 @@ async fn invalid_filters_are_rejected_with_a_reason() {
         (json!({"prefix": {"price": "1"}}), "`prefix` needs a text, but price is a number"),
         (json!({"has_item": {"price": "1"}}), "`has_item` needs a text, but price is a number"),
         (json!({"has_item": {"colour": "a; b"}}), "`has_item` needs one item of colour"),
-        (json!({"has_item": {"colour": " "}}), "`has_item` needs one item of colour"),
         (json!({"in": {"colour": []}}), "`in` has no values for colour"),
         (json!({"and": []}), "`and` is empty"),
         (json!({"eq": {}}), "`eq` is empty"),
