@@ -49,6 +49,9 @@ impl KafkaProbe {
             .set("auto.offset.reset", "error")
             .set("fetch.message.max.bytes", FETCH_BYTES)
             .set("fetch.wait.max.ms", "50")
+            // Only one message is wanted: nothing is fetched ahead.
+            .set("queued.min.messages", "1")
+            .set("queued.max.messages.kbytes", "1024")
             .set("log_level", "0");
         let consumer = config.create_with_context(ErrorRecorder::default()).map_err(|error| {
             let (kind, subject) = (FailureKind::Other, "kafka.properties");
