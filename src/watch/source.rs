@@ -14,6 +14,7 @@ use super::file_kind::{check_local_file, no_picture};
 use super::folder::{FolderListing, picture_from_file};
 use super::item::{FoundItem, FoundPicture, ItemVersion};
 use super::list::{AddressList, ListFormat};
+use crate::ingest::decode::describe_readable_formats;
 use crate::record::AttributeTypes;
 use crate::store::{ImageStore, parse_url};
 
@@ -117,10 +118,10 @@ fn open_target(
     match check_local_file(&path, &name) {
         Ok(()) => Ok(SourceKind::Picture(path)),
         Err(skipped) if skipped.is_failure => Err(invalid(skipped.reason)),
-        Err(_) => Err(invalid(
-            "is neither a folder, nor a picture (JPEG, PNG, WebP, GIF, BMP, TIFF), nor a list (.csv, .jsonl)"
-                .into(),
-        )),
+        Err(_) => Err(invalid(format!(
+            "is neither a folder, nor a picture ({}), nor a list (.csv, .jsonl)",
+            describe_readable_formats()
+        ))),
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use chrono::Utc;
 use clap::Args;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::formatting::{format_mebibytes, print_generation};
@@ -14,7 +15,10 @@ use crate::commands::shared::printing::print_line;
 use crate::commands::shared::progress::{progress_bar, progress_callback};
 use crate::commands::shared::runtime::run_with_logging;
 use crate::config::Config;
-use crate::table::{self, Severity, VerificationReport, VerificationRules};
+use crate::ingest::source::ImageEvent;
+use crate::publish::attributes_to_json;
+use crate::record::{AttributeTypes, Operation, VersionOrdering};
+use crate::table::{self, OtherwiseDecodedImage, Severity, VerificationReport, VerificationRules};
 
 /// `bsap verify`.
 #[derive(Debug, Args)]
@@ -27,8 +31,9 @@ pub struct VerifyArgs {
     /// Print one line of JSON per generation
     #[arg(long)]
     pub json: bool,
-    /// Print instead, as one line of JSON each, the images that were decoded under another rule than workers
-    /// decode now: before decoders or `decode.damaged` changed. Publish them again to have them embedded again
+    /// Print instead the images that were decoded under another rule than workers decode now: before decoders or
+    /// `decode.damaged` changed. Each is a line of JSON, an event for `bsap publish --jsonl`, which has the
+    /// image embedded again
     #[arg(long, conflicts_with = "json")]
     pub decoded_otherwise: bool,
 }
@@ -48,6 +53,10 @@ async fn verify_tables(
     let (store, state) = open_catalogue(&config).await?;
     let mut is_sound = true;
     for generation in state.generations() {
+        // The standby generation's workers read the same events.
+        if args.decoded_otherwise && generation.id != state.live.id {
+            continue;
+        }
         let records = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
         let prompt_sets: Vec<_> = records.iter().map(|set| set.key.clone()).collect();
         let bar = progress_bar("reading", 0)?;
@@ -66,7 +75,12 @@ async fn verify_tables(
         };
         if args.decoded_otherwise {
             for image in &report.decoded_otherwise {
-                print_line!("{}", serde_json::to_string(image)?);
+                let event = repeated_event(image, generation.ordering, &config.attributes);
+                let how = json!({
+                    "decode_rule": image.decode_rule, "decoded_share": image.decoded_share,
+                    "embedded_at": image.embedded_at,
+                });
+                print_line!("{}", merge_objects(serde_json::to_value(event)?, how));
             }
         } else if args.json {
             print_line!("{}", serde_json::to_string(&report)?);
@@ -77,6 +91,33 @@ async fn verify_tables(
         is_sound &= report.is_sound();
     }
     if is_sound { Ok(()) } else { Err(anyhow::anyhow!("the table is not sound").into()) }
+}
+
+/// Returns the event that has an image embedded again: its version is the stored one, so that a newer event that is
+/// still to come is not superseded.
+fn repeated_event(
+    image: &OtherwiseDecodedImage,
+    ordering: VersionOrdering,
+    types: &AttributeTypes,
+) -> ImageEvent {
+    let sequence = image.sequence.as_str().parse().ok();
+    ImageEvent {
+        image_id: image.image_id.clone(),
+        operation: Operation::Upsert,
+        uri: image.uri.clone(),
+        data: None,
+        sequence: sequence.filter(|_| ordering == VersionOrdering::Sequence),
+        event_time: image.event_time,
+        attributes: attributes_to_json(&image.attributes, types),
+    }
+}
+
+/// Adds the fields of one object to another.
+fn merge_objects(mut object: Value, more: Value) -> Value {
+    if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
+        object.extend(more);
+    }
+    object
 }
 
 fn print_report(report: &VerificationReport) {

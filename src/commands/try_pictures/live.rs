@@ -22,6 +22,7 @@ use crate::commands::shared::error::{CommandError, CommandResult};
 use crate::commands::shared::models::configured_generation;
 use crate::config::Config;
 use crate::evaluate::JudgedQuery;
+use crate::ingest::decode::describe_readable_formats;
 use crate::publish::Publisher;
 use crate::serve::http::{self, ServerStartError};
 use crate::watch::{StoredImageVersion, Tracker, WatchedSource};
@@ -152,7 +153,8 @@ async fn run_parts(
     outcome.write_json(args.json.as_ref())?;
     match end {
         FollowEnd::NoPictures => Err(CommandError::usage(format!(
-            "there is no picture (JPEG, PNG, WebP, GIF, BMP, TIFF) in {}; name a folder that has some",
+            "there is no picture ({}) in {}; name a folder that has some",
+            describe_readable_formats(),
             args.paths.join(", ")
         ))),
         FollowEnd::Stopped if args.once => Err(anyhow!(

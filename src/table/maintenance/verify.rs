@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::balance::statistics::StatisticsKey;
-use crate::record::{ImageRow, RowVersion, StoredImage};
+use crate::record::{Attributes, ImageRow, RowVersion, SequenceKey, StoredImage};
 use crate::store::Store;
 use crate::table::error::TableError;
 use crate::table::file::{self, FileReadError};
@@ -126,7 +126,7 @@ pub struct VerificationRules<'a> {
 }
 
 /// An image that was decoded under another rule than the present one.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct OtherwiseDecodedImage {
     /// Its id.
     pub image_id: String,
@@ -136,6 +136,12 @@ pub struct OtherwiseDecodedImage {
     pub decode_rule: Option<String>,
     /// The share of its pixels that could be decoded.
     pub decoded_share: Option<f32>,
+    /// Its version.
+    pub sequence: SequenceKey,
+    /// When the change happened, if the event said it.
+    pub event_time: Option<DateTime<Utc>>,
+    /// Its attributes.
+    pub attributes: Attributes,
     /// When its row was stored.
     pub embedded_at: DateTime<Utc>,
 }
@@ -269,6 +275,9 @@ impl ImageTally {
             uri: image.uri.clone(),
             decode_rule: decoding.map(|decoding| decoding.rule.as_ref().to_owned()),
             decoded_share: decoding.map(|decoding| decoding.share),
+            sequence: row.sequence.clone(),
+            event_time: row.event_time,
+            attributes: image.attributes.clone(),
             embedded_at: row.embedded_at,
         };
         self.decoded_otherwise.insert(id.to_owned(), (version.clone(), image));
@@ -292,7 +301,7 @@ impl ImageTally {
             if image.decode_rule.as_deref() != Some(decode_rule) {
                 let stored = image.decode_rule.as_deref().unwrap_or("unknown");
                 let description = format!(
-                    "was decoded under the rule `{stored}`, workers now decode under `{decode_rule}`: its pixels may have been others; `bsap verify --decoded-otherwise` lists these images, publish them again"
+                    "was decoded under the rule `{stored}`, workers now decode under `{decode_rule}`: its pixels may have been others; `bsap verify --decoded-otherwise` lists these images as events for `bsap publish --jsonl`"
                 );
                 findings.add(Severity::Warning, "decode_rule_differs", &id, description);
                 report.decoded_otherwise.push(image);

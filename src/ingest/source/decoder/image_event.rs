@@ -28,7 +28,8 @@ pub struct ImageEvent {
     /// either this or `data`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
-    /// The bytes of the image in base64 or as a `data:` address, for small images (Kafka limits a message to 1 MB by default).
+    /// The bytes of the image in base64 or as a `data:` address, for small images (Kafka limits a
+    /// message to 1 MB by default).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
     /// Version of the image, which grows with each change. Required if the catalogue orders by it.
