@@ -94,9 +94,12 @@ async fn search_server(args: &SearchArgs) -> CommandResult {
 /// Returns the address of a server, which ends with a slash, so that addresses of its interface can be
 /// joined to it. Without a scheme it is one of HTTP. The parameters of a link to the page are dropped.
 fn parse_server_address(server: &str) -> Result<url::Url, String> {
-    let with_scheme =
-        if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
-    let is_server = |url: &url::Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+    let has_scheme = server.contains("://");
+    let with_scheme = if has_scheme { server.to_owned() } else { format!("http://{server}") };
+    // A single word is more likely a mistake than a host of the local network.
+    let names_host = has_scheme || server.starts_with("localhost") || server.contains(['.', ':']);
+    let is_server =
+        |url: &url::Url| names_host && matches!(url.scheme(), "http" | "https") && url.has_host();
     let mut address = url::Url::parse(&with_scheme).ok().filter(is_server).ok_or(
         "the value is not an address such as http://127.0.0.1:8080, localhost:8080 or https://shop.example/search",
     )?;
@@ -227,7 +230,9 @@ mod tests {
             let joined = parse_server_address(server).unwrap().join("v1/search").unwrap();
             assert_eq!(joined.as_str(), url, "{server}");
         }
-        for wrong in ["", "ftp://shop.example", "http://", "http:///", "a b", "file:///v1"] {
+        for wrong in
+            ["", "nonsense", "ftp://shop.example", "http://", "http:///", "a b", "file:///v1"]
+        {
             assert!(parse_server_address(wrong).is_err(), "{wrong}");
         }
         let error = parse_server_address("https://me:swordfish@shop.example").unwrap_err();
