@@ -5,7 +5,9 @@ use tokio_util::sync::CancellationToken;
 use super::{all_image_ids, generation, partition, partition_batch};
 use crate::record::{LogAnchor, StoredPosition};
 use crate::store::Store;
-use crate::table::{MaintenanceOptions, PartitionBatch, TableWriter, verify_table};
+use crate::table::{
+    MaintenanceOptions, PartitionBatch, TableWriter, VerificationRules, verify_table,
+};
 
 fn anchor(offset: i64) -> LogAnchor {
     LogAnchor { offset, fingerprint: offset * 1_000 }
@@ -43,8 +45,14 @@ async fn a_new_log_is_consumed_from_its_beginning_and_no_position_goes_back() {
     // It is told where the worker that was first has come to.
     assert_eq!(other.start_new_log(&partition(0), 0, &cancel).await.unwrap(), stored);
 
-    let (options, now) = (MaintenanceOptions::default(), chrono::Utc::now());
-    let report = verify_table(&store, &generation(), &[], &options, now, &|_, _| {}, &cancel).await;
+    let options = MaintenanceOptions::default();
+    let rules = VerificationRules {
+        prompt_sets: &[],
+        decode_rule: "1 refuse",
+        options: &options,
+        now: chrono::Utc::now(),
+    };
+    let report = verify_table(&store, &generation(), &rules, &|_, _| {}, &cancel).await;
     let findings = report.unwrap().unwrap().findings;
     assert!(findings.iter().all(|one| one.code != "position_regressed"), "{findings:?}");
 }
