@@ -109,7 +109,8 @@ fn push_redacted_address(redacted: &mut String, scheme: &str, address: &str) {
     let mut user_end = head[..authority_end].rfind('@');
     // A password may contain a slash, which it should not: what follows the colon is no port then.
     let port = head[..authority_end].rsplit_once(':').map(|(_, port)| port);
-    if user_end.is_none() && port.is_some_and(|port| !port.bytes().all(|b| b.is_ascii_digit())) {
+    let is_port = |text: &str| text.ends_with(']') || text.bytes().all(|b| b.is_ascii_digit());
+    if user_end.is_none() && port.is_some_and(|port| !is_port(port)) {
         user_end = head.rfind('@');
     }
     // abfss://container@account: the container is no user.
@@ -132,7 +133,8 @@ fn push_redacted_address(redacted: &mut String, scheme: &str, address: &str) {
                 redacted.push('=');
                 redacted.push_str(HIDDEN);
             }
-            _ => redacted.push_str(parameter),
+            // The value may be an address itself.
+            _ => redacted.push_str(&redact_addresses(parameter)),
         }
         let mut characters = following.chars();
         redacted.extend(characters.next());
@@ -169,6 +171,7 @@ mod tests {
             ("abfss://container@account.host/a", "abfss://container@account.host/a"),
             ("s3://bucket/a@b:c.jpg", "s3://bucket/a@b:c.jpg"),
             ("http://[::1]:80/a@b", "http://[::1]:80/a@b"),
+            ("http://[::1]/a@b", "http://[::1]/a@b"),
             ("a://", "a://"),
             ("no address: s3cret@host", "no address: s3cret@host"),
         ] {

@@ -397,7 +397,7 @@ async fn no_secret_leaves_the_program() {
         ("picture", get("/v1/images/stored/picture"), true),
         (
             "facets",
-            search(json!({"text": "a mug", "filter": {"link": "https://me:x-pl4nted@h/"}})),
+            search(json!({"text": "a mug", "filter": {"eq": {"link": "https://me:x-pl4nted@h/"}}})),
             true,
         ),
         ("unknown field", search(json!({"text": "a mug", "https://me:x-pl4nted@h/": 1})), false),
@@ -427,7 +427,8 @@ async fn no_secret_leaves_the_program() {
     let pictures_folder = folder.join("pictures");
     let pictures_folder = pictures_folder.to_str().unwrap();
     for (name, arguments, is_success) in [
-        ("check", &["check"][..], true),
+        // Its port is in use.
+        ("check", &["check"][..], false),
         ("show", &["config", "show"], true),
         ("status", &["status"], true),
         ("status-json", &["status", "--json"], true),

@@ -22,9 +22,9 @@ pub(super) const SECRET_MAPS: [SecretMap; 3] = [
 
 /// A name that librdkafka does not know may be the misspelt one of a secret.
 fn is_secret_kafka_property(name: &str) -> bool {
-    let found = ClientConfig::new().create_native_config().and_then(|config| config.get(name));
+    let set = ClientConfig::new().set(name, "").create_native_config();
     let is_unknown =
-        matches!(found, Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)));
+        matches!(set, Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)));
     is_unknown || is_secret_name(name)
 }
 

@@ -10,6 +10,7 @@ use crate::balance::statistics::StatisticsKey;
 use crate::catalogue::ServingConfig;
 use crate::clip::ModelCard;
 use crate::record::AttributeType;
+use crate::redact::redact_addresses;
 use crate::search::memory_required_bytes;
 use crate::search::{
     AttributeFacet, Engine, EngineRoles, ServingSnapshot, Snapshot, TrafficCounts,
@@ -127,8 +128,8 @@ struct AttributeInfo<'a> {
     kind: AttributeType,
     /// Number of images that have the attribute.
     images: usize,
-    /// Its values, the most frequent first; null if it has more than 50, and if it is neither text
-    /// nor boolean.
+    /// Its values, the most frequent first, without addresses that have a secret; null if it has more than 50,
+    /// and if it is neither text nor boolean.
     values: Option<Vec<AttributeValueInfo<'a>>>,
 }
 
@@ -144,11 +145,15 @@ impl<'a> AttributeInfo<'a> {
     fn new(attribute: &'a AttributeFacet) -> Self {
         let value =
             |(value, images): &'a (String, usize)| AttributeValueInfo { value, images: *images };
+        let has_no_secret = |(value, _): &&(String, usize)| redact_addresses(value) == *value;
         Self {
             name: &attribute.name,
             kind: attribute.attribute_type,
             images: attribute.image_count,
-            values: attribute.value_counts.as_ref().map(|all| all.iter().map(value).collect()),
+            values: attribute
+                .value_counts
+                .as_ref()
+                .map(|all| all.iter().filter(has_no_secret).map(value).collect()),
         }
     }
 }
