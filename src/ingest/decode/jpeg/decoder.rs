@@ -6,11 +6,8 @@ use turbojpeg::{Decompressor, PixelFormat};
 use super::super::error::ImageDecodeError;
 use super::super::options::DecodeOptions;
 use super::super::pixels::{Pixels, cmyk_to_rgb, rgb_image};
-use super::header::JpegHeader;
+use super::header::{JpegHeader, MAX_SCANS};
 use super::lenient;
-
-/// Most scans of a progressive JPEG: real ones have some ten, and each costs a pass over the image.
-pub const MAX_SCANS: u32 = 500;
 
 /// Returns the memory that decoding needs, in bytes.
 pub fn estimate_memory_bytes(

@@ -5,6 +5,9 @@ use std::ops::Range;
 use super::super::error::ImageDecodeError;
 use super::super::orientation::Metadata;
 
+/// Most scans of a progressive JPEG: real ones have some ten, and each costs a pass over the image.
+pub const MAX_SCANS: u32 = 500;
+
 /// What a decoder needs to know before it reads pixels.
 #[derive(Debug)]
 pub struct JpegHeader<'a> {

@@ -7,8 +7,7 @@ use libjpeg_turbo_rs::{DecodeLimits, DecodeWarning, Decoder, JpegError, PixelFor
 use super::super::error::ImageDecodeError;
 use super::super::options::DecodeOptions;
 use super::super::pixels::{Pixels, rgb_image};
-use super::decoder::MAX_SCANS;
-use super::header::JpegHeader;
+use super::header::{JpegHeader, MAX_SCANS};
 
 /// Bytes per pixel that the decoder may allocate.
 const MAX_BYTES_PER_PIXEL: u64 = 32;
