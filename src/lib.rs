@@ -14,9 +14,7 @@ pub mod balance;
 pub mod record;
 // Checks that options share.
 pub mod validate;
-// Hides secrets in texts.
-pub mod redact;
-// Errors of libraries with all of their causes, and remedies.
+// Errors of libraries with all of their causes and remedies, and without secrets.
 pub mod diagnosis;
 // What a caller does about an error, and how long it waits before it tries again.
 pub mod retry;

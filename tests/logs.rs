@@ -9,7 +9,7 @@ mod fixture;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bsap::telemetry::{event, metrics};
+use bsap::telemetry::{event, event_reference, metrics};
 use fixture::{BsapProcess, Fixture, LogLine, free_port, is_event, read_log_lines, sum_field};
 use serde_json::json;
 
@@ -119,7 +119,8 @@ async fn every_log_line_matches_the_definition_of_its_event() {
             .into_iter()
             .flatten()
             .collect();
-    let problems: BTreeSet<String> = all.iter().flat_map(event::validate_log_line).collect();
+    let problems: BTreeSet<String> =
+        all.iter().flat_map(event_reference::validate_log_line).collect();
     assert!(problems.is_empty(), "{problems:#?}");
     let seen: BTreeSet<&str> = all.iter().filter_map(|line| line.get("event")?.as_str()).collect();
     for name in [
@@ -299,7 +300,7 @@ async fn the_fit_to_queries_is_measured_and_their_log_becomes_a_candidate() {
     }
     assert!(shown.contains("for 120 recent queries; proposed weight"), "{shown}");
     let problems: BTreeSet<String> =
-        query_worker.log_lines().iter().flat_map(event::validate_log_line).collect();
+        query_worker.log_lines().iter().flat_map(event_reference::validate_log_line).collect();
     assert!(problems.is_empty(), "{problems:#?}");
     assert!(worker.child.try_wait().unwrap().is_none(), "the worker still runs");
 }

@@ -12,7 +12,7 @@ use crate::backfill::ControlRequest;
 use crate::config;
 use crate::ingest::source::{BucketNotification, CloudEvent, ImageEvent};
 use crate::serve::http;
-use crate::telemetry::{event, metrics};
+use crate::telemetry::{event_reference, metrics};
 
 /// `bsap config`.
 #[derive(Debug, Args)]
@@ -65,7 +65,7 @@ pub fn run(args: &ConfigArgs, config_file: Option<&Path>) -> CommandResult {
             to_pretty_json(&schemars::schema_for!(BucketNotification))?
         }
         ConfigOutput::Openapi => to_pretty_json(&http::openapi(""))?,
-        ConfigOutput::LogEvents => event::render_log_event_reference(),
+        ConfigOutput::LogEvents => event_reference::render_log_event_reference(),
         ConfigOutput::Metrics => metrics::render_metric_reference(),
     };
     print_line!("{}", text.trim_end());

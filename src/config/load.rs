@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 use super::Config;
 use super::secrets::SECRET_MAPS;
-use crate::redact::{is_secret_name, redact, register_secrets};
+use crate::diagnosis::redact::{is_secret_name, redact, register_secrets};
 
 /// Prefix of environment variables: `BSAP_<SECTION>__<KEY>`.
 const ENV_PREFIX: &str = "BSAP_";

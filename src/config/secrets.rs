@@ -7,7 +7,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 
 use super::Config;
-use crate::redact::{HIDDEN, is_secret_name, redact_addresses};
+use crate::diagnosis::redact::{HIDDEN, is_secret_name, redact_addresses};
 use crate::store;
 
 /// A section and a key whose value is a table of options of a library, and whether an option of it is secret.

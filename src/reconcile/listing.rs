@@ -8,10 +8,10 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 use super::error::ReconcileError;
 use super::images::ListedImage;
 use super::sort::{ExternalSorter, SORT_MEMORY_BYTES, SortedPairs, to_json_bytes};
+use crate::diagnosis::redact::redact;
 use crate::ingest::source::{Decoder, ImageEvent};
 use crate::publish;
 use crate::record::{ImageId, Operation, SequenceKey, VersionOrdering};
-use crate::redact::redact;
 use crate::store::ImageStore;
 
 /// What the table is compared with.

@@ -18,7 +18,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload}
 use url::Url;
 
 use crate::diagnosis::describe;
-use crate::redact::redact;
+use crate::diagnosis::redact::redact;
 use crate::retry::{Classify, Disposition};
 
 /// Why object storage cannot be used.

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod event;
+pub mod event_reference;
 mod event_schema;
 mod logging;
 pub mod metrics;

@@ -23,7 +23,7 @@ use tracing_subscriber::layer::Context;
 use super::event;
 use super::metrics::{self, otlp_metrics};
 use crate::diagnosis::describe;
-use crate::redact::redact;
+use crate::diagnosis::redact::redact;
 
 /// Capacity of the queue of spans; if it is full, spans are dropped and counted.
 const SPAN_QUEUE_CAPACITY: usize = 4_096;

@@ -25,11 +25,11 @@ use crate::commands::shared::printing::print_line;
 use crate::commands::shared::progress::{progress_bar, progress_callback};
 use crate::commands::shared::query_files::{MAX_INPUT_BYTES, read_judged_queries};
 use crate::config::Config;
+use crate::diagnosis::redact::redact;
 use crate::evaluate::{
     self, ConfigurationResolver, ConfigurationSpec, Corpus, JudgedQuery, LoadedGeneration,
 };
 use crate::prompts::EmbeddedPromptSet;
-use crate::redact::redact;
 use crate::serve::feedback;
 use crate::store::Store;
 

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::fmt::{Arguments, Write as _};
 use std::io::Write;
 
-use crate::redact::redact;
+use crate::diagnosis::redact::redact;
 
 /// Prints a line on standard output: the result of a command, for people or for another program.
 macro_rules! print_line {

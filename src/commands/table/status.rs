@@ -17,7 +17,7 @@ use crate::commands::shared::error::CommandResult;
 use crate::commands::shared::printing::print_line;
 use crate::commands::shared::runtime::run_with_logging;
 use crate::config::Config;
-use crate::redact::redact;
+use crate::diagnosis::redact::redact;
 use crate::store::Store;
 use crate::table::{BackfillSource, StatisticsCoverage, TableError, TableOverview};
 

@@ -12,9 +12,9 @@ use super::letter::{
 };
 use super::options::DeadLetterOptions;
 use crate::diagnosis::describe;
+use crate::diagnosis::redact::redact;
 use crate::kafka;
 use crate::record::KafkaMessage;
-use crate::redact::redact;
 use crate::retry::{Classify, Disposition};
 
 /// Maximum length of the reason in characters: headers count towards the size of a message.

@@ -1,6 +1,6 @@
 //! Why an image could not be fetched.
 
-use crate::redact::redact;
+use crate::diagnosis::redact::redact;
 use crate::retry::{Classify, Disposition};
 
 /// Why the bytes of an image could not be fetched.

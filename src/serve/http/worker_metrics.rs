@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::redact::redact_addresses;
+use crate::diagnosis::redact::redact_addresses;
 
 /// How often the workers are polled.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);

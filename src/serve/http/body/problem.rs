@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use tracing::error;
 
+use crate::diagnosis::redact::redact;
 use crate::ingest::fetch::FetchError;
-use crate::redact::redact;
 use crate::retry::{Classify, Disposition};
 use crate::search::QueryError;
 use crate::serve::feedback::FeedbackError;

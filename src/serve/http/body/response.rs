@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
-use crate::redact::redact_addresses;
+use crate::diagnosis::redact::redact_addresses;
 use crate::search::{
     Explanation, Hit, ImageMetadata, NoMatchVerdict, QueryInput, ScoredPrompt, SearchResults,
     Snapshot, SnapshotImageChange, Timings,

@@ -9,8 +9,8 @@ use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::StatisticsKey;
 use crate::catalogue::ServingConfig;
 use crate::clip::ModelCard;
+use crate::diagnosis::redact::redact_addresses;
 use crate::record::AttributeType;
-use crate::redact::redact_addresses;
 use crate::search::memory_required_bytes;
 use crate::search::{
     AttributeFacet, Engine, EngineRoles, ServingSnapshot, Snapshot, TrafficCounts,

@@ -25,13 +25,13 @@ use url::Url;
 use self::backlog::{Backlog, Reservation};
 pub use self::backlog::{BacklogLimit, BacklogSize};
 use crate::diagnosis::describe;
+use crate::diagnosis::redact::redact;
 use crate::ingest::source::{Decoder, ImageEvent};
 use crate::kafka;
 use crate::record::{
     AttributeType, AttributeTypes, Attributes, ImageId, KafkaMessage, Operation, SequenceKey,
     TopicPartition, VersionOrdering,
 };
-use crate::redact::redact;
 use crate::retry::{Classify, Disposition};
 use crate::store::{self, ImageStore, ListedObject, StoreError};
 use crate::telemetry::event;

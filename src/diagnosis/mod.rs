@@ -3,6 +3,8 @@
 //! A library's own text is often only the outermost layer ("error sending request"), or repeats its causes.
 //! Every error type of this program that wraps such an error formats it with [`describe`].
 
+pub mod redact;
+
 use std::error::Error;
 use std::io;
 
@@ -10,7 +12,7 @@ use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use tokio_rustls::rustls::{self, AlertDescription, CertificateError};
 
-use crate::redact::{HIDDEN, redact};
+use self::redact::{HIDDEN, redact};
 
 /// Causes that are followed; real chains have fewer than ten.
 const MAX_CAUSES: usize = 32;
