@@ -14,9 +14,10 @@ use super::failure::{
 };
 use crate::record::{LogAnchor, TopicPartition};
 
-/// A request is made in slices of this length: after each it is checked whether the client knows why no broker
-/// answers, so that wrong credentials are reported at once and not after `kafka.request_timeout_ms`.
-const REQUEST_SLICE: Duration = Duration::from_millis(500);
+/// How long the first attempt of a request may take; each further one takes twice as long. After each it is
+/// checked whether the client knows why no broker answers, so that wrong credentials are reported soon and not
+/// after `kafka.request_timeout_ms`.
+const FIRST_ATTEMPT: Duration = Duration::from_millis(500);
 /// Pause after a request that failed at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// How long one poll for a message waits.
@@ -176,10 +177,10 @@ impl KafkaProbe {
         subject: &str,
         request: impl Fn(Duration) -> KafkaResult<T>,
     ) -> Result<T, KafkaFailure> {
-        let started = Instant::now();
+        let (started, mut attempt_limit) = (Instant::now(), FIRST_ATTEMPT);
         loop {
             let remaining = self.timeout.saturating_sub(started.elapsed());
-            let error = match request(remaining.clamp(RETRY_PAUSE, REQUEST_SLICE)) {
+            let error = match request(remaining.clamp(RETRY_PAUSE, attempt_limit)) {
                 Ok(answer) => {
                     // Errors from before must not explain a later failure.
                     self.collect_errors();
@@ -196,6 +197,7 @@ impl KafkaProbe {
                 return Err(failure);
             }
             std::thread::sleep(RETRY_PAUSE);
+            attempt_limit = (attempt_limit * 2).min(self.timeout).max(FIRST_ATTEMPT);
         }
     }
 

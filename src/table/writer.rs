@@ -14,7 +14,7 @@ use deltalake_core::arrow::array::RecordBatch;
 use deltalake_core::kernel::{Action, Add, Transaction};
 use deltalake_core::parquet::errors::ParquetError;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
-use futures::future::try_join_all;
+use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -245,8 +245,9 @@ impl TableWriter {
     }
 
     /// Returns how far the log was read. It changes if an attempt read anything new.
-    fn log_read_progress(&self) -> (u64, u64, u64) {
-        (self.log.version(), self.positions_version, self.scanned_from_version)
+    fn log_read_progress(&self) -> (u64, u64, u64, usize) {
+        let known = self.positions.len();
+        (self.log.version(), self.positions_version, self.scanned_from_version, known)
     }
 
     /// Commits `batches`, which have each partition at most once. Rows before the expected position are
@@ -494,14 +495,22 @@ impl TableWriter {
         }
         let unknown = application_ids.iter().filter(|id| !self.positions.contains_key(*id));
         let unknown: Vec<&String> = unknown.collect();
-        let read_whole_log = self.scanned_from_version == 0;
-        let found = try_join_all(unknown.iter().map(|id| async {
+        let (read_whole_log, mut failure) = (self.scanned_from_version == 0, None);
+        let found = join_all(unknown.iter().map(|id| async {
             if read_whole_log { Ok(None) } else { self.log.transaction_version(id).await }
         }))
-        .await?;
-        let found: Vec<_> = unknown.into_iter().cloned().zip(found).collect();
-        self.positions.extend(found);
-        Ok(())
+        .await;
+        let unknown: Vec<String> = unknown.into_iter().cloned().collect();
+        // What was found stays found, even if another one must be searched again.
+        for (id, version) in unknown.into_iter().zip(found) {
+            match version {
+                Ok(version) => {
+                    self.positions.insert(id, version);
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        failure.map_or(Ok(()), Err)
     }
 
     /// Returns the version of an application id that was looked up; `None` if there is none.

@@ -87,33 +87,42 @@ async fn anchor_at(kafka: &KafkaOptions, offset: i64) -> LogAnchor {
     read.await.unwrap().into_values().next().unwrap()
 }
 
+/// Consumes a topic of 12 messages after `stored`, which is given the message at offset 4. Returns the first offset
+/// and the number of the log.
+async fn consume_after(stored: impl Fn(LogAnchor) -> StoredPosition) -> (i64, u64) {
+    let (_cluster, kafka) = start_broker(12);
+    let stored = stored(anchor_at(&kafka, 4).await);
+    let mut source = start_source(&kafka, stored);
+    let (first, logs) = receive(&mut source, 1).await;
+    let (first, log) = (first[0].offset, first[0].log_number);
+    assert_eq!(logs, [log], "{stored:?}");
+    let (rest, _) = receive(&mut source, (11 - first) as usize).await;
+    let offsets: Vec<i64> = rest.iter().map(|message| message.offset).collect();
+    assert_eq!(offsets, (first + 1..12).collect::<Vec<_>>(), "{stored:?}");
+    assert!(rest.iter().all(|message| message.log_number == log), "{stored:?}");
+    source.close().await;
+    (first, log)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_without_the_stored_message_is_consumed_from_its_beginning_as_a_new_one() {
-    let (_cluster, kafka) = start_broker(12);
-    let anchor = anchor_at(&kafka, 4).await;
     let stored = |next_offset, anchor| StoredPosition {
         log_number: 0,
         next_offset: Some(next_offset),
         anchor,
     };
-    let other = LogAnchor { fingerprint: anchor.fingerprint ^ 1, ..anchor };
-    for (stored, first_offset, log) in [
-        (stored(5, Some(anchor)), 5, 0),
-        (stored(5, Some(other)), 0, 1),
-        (stored(20, None), 0, 1),
-        (stored(20, Some(LogAnchor { offset: 19, ..anchor })), 0, 1),
+    let found = tokio::join!(
+        consume_after(|anchor| stored(5, Some(anchor))),
+        consume_after(|anchor| stored(
+            5,
+            Some(LogAnchor { fingerprint: anchor.fingerprint ^ 1, ..anchor })
+        )),
+        consume_after(|_| stored(20, None)),
+        consume_after(|anchor| stored(20, Some(LogAnchor { offset: 19, ..anchor }))),
         // A table of an earlier version: nothing says that it is another log.
-        (stored(5, None), 5, 0),
-    ] {
-        let mut source = start_source(&kafka, stored);
-        let count = 12 - first_offset;
-        let (messages, logs) = receive(&mut source, count as usize).await;
-        let offsets: Vec<i64> = messages.iter().map(|message| message.offset).collect();
-        assert_eq!(offsets, (first_offset..12).collect::<Vec<_>>(), "{stored:?}");
-        assert!(messages.iter().all(|message| message.log_number == log), "{stored:?}");
-        assert_eq!(logs, [log], "{stored:?}");
-        source.close().await;
-    }
+        consume_after(|_| stored(5, None)),
+    );
+    assert_eq!(found, ((5, 0), (0, 1), (0, 1), (0, 1), (5, 0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
