@@ -87,21 +87,63 @@ fn encode_picture(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8
     bytes.into_inner()
 }
 
+fn encode_jpeg(picture: &RgbImage) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let (width, height) = (picture.width() as u16, picture.height() as u16);
+    jpeg_encoder::Encoder::new(&mut bytes, 95)
+        .encode(picture, width, height, jpeg_encoder::ColorType::Rgb)
+        .unwrap();
+    bytes
+}
+
+/// Writes an uncompressed TIFF of one strip.
+fn encode_tiff(picture: &RgbImage) -> Vec<u8> {
+    let (width, height, size) = (picture.width(), picture.height(), picture.len() as u32);
+    // Tag, type (3: two bytes, 4: four bytes) and value of width, height, bits (of which there are three, in the
+    // header's spare bytes), compression, colours, position of the pixels, samples, rows and size.
+    let entries: [(u16, u16, u32, u32); 9] = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 3, 8),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 14),
+        (277, 3, 1, 3),
+        (278, 4, 1, height),
+        (279, 4, 1, size),
+    ];
+    let mut bytes = [b"II*\0".as_slice(), &(14 + size).to_le_bytes()].concat();
+    bytes.extend([8, 0, 8, 0, 8, 0]);
+    bytes.extend_from_slice(picture);
+    bytes.extend((entries.len() as u16).to_le_bytes());
+    for (tag, kind, count, value) in entries {
+        bytes.extend([tag, kind].map(u16::to_le_bytes).as_flattened());
+        bytes.extend([count, value].map(u32::to_le_bytes).as_flattened());
+    }
+    bytes.extend([0; 4]);
+    bytes
+}
+
 #[tokio::test]
 async fn previews_are_small_upright_jpegs_of_every_format() {
     let picture = RgbImage::from_fn(600, 300, |x, _| {
         Rgb(if x < 300 { [250, 10, 10] } else { [10, 10, 250] })
     });
-    let formats = [
-        ("bmp", ImageFormat::Bmp),
-        ("png", ImageFormat::Png),
-        ("webp", ImageFormat::WebP),
-        ("gif", ImageFormat::Gif),
+    let mut files: Vec<(&str, Vec<u8>)> = vec![
+        ("bmp", encode_picture(picture.clone(), ImageFormat::Bmp)),
+        ("png", encode_picture(picture.clone(), ImageFormat::Png)),
+        ("webp", encode_picture(picture.clone(), ImageFormat::WebP)),
+        ("gif", encode_picture(picture.clone(), ImageFormat::Gif)),
+        ("jpeg", encode_jpeg(&picture)),
+        ("tiff", encode_tiff(&picture)),
     ];
-    let mut files: Vec<(&str, Vec<u8>)> = formats
-        .iter()
-        .map(|(name, format)| (*name, encode_picture(picture.clone(), *format)))
-        .collect();
+    let formats: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
+    let small = ["small.heic", "small.jxl"];
+    files.extend(
+        small.map(|name| {
+            (name, std::fs::read(format!("tests/fuzz/corpus/picture/{name}")).unwrap())
+        }),
+    );
     files.push((
         "clear",
         encode_picture(RgbaImage::from_pixel(40, 20, Rgba([0, 0, 0, 0])), ImageFormat::Png),
@@ -111,7 +153,7 @@ async fn previews_are_small_upright_jpegs_of_every_format() {
     let upright = decode_image(&turned, &DecodeOptions::default()).unwrap();
     files.push(("turned", turned));
     let server = PictureServer::start(HttpOptions::default(), &files).await;
-    for (name, _) in formats {
+    for name in formats {
         for (side, expected) in
             [(1, (128, 64)), (128, (128, 64)), (200, (256, 128)), (1024, (600, 300))]
         {
@@ -128,6 +170,11 @@ async fn previews_are_small_upright_jpegs_of_every_format() {
         assert_eq!(status, StatusCode::OK);
         assert_eq!(headers["content-type"], format!("image/{name}").as_str());
         assert_eq!(bytes, files.iter().find(|(file, _)| *file == name).unwrap().1, "the original");
+    }
+    for name in small {
+        let bytes = &files.iter().find(|(file, _)| *file == name).unwrap().1;
+        let original = decode_image(bytes, &DecodeOptions::default()).unwrap();
+        assert_eq!(server.get_preview(name, 128).await.dimensions(), original.dimensions());
     }
     let clear = server.get_preview("clear", 128).await;
     assert!(clear.pixels().all(|pixel| pixel.0.iter().all(|value| *value > 250)), "on white");
