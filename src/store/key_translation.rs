@@ -156,7 +156,9 @@ fn escape_elements(
         match decode(content).filter(|key| !key.is_empty() && !is_plain_key(key)) {
             Some(key) => {
                 changed = true;
-                escaped.push_str(&format!("<{tag}>{}{close}", escape_key(&key)));
+                for part in [open, &escape_key(&key), &close] {
+                    escaped.push_str(part);
+                }
             }
             None => {
                 for part in [open, content, &close] {

@@ -41,7 +41,7 @@ impl FolderListing<'_> {
                         "the folder cannot be listed: {error}; give this user the right to read it"
                     );
                     let skipped = SkipReason::failure("a folder that cannot be listed", reason);
-                    if !on_item(self.item(&folder, Err(skipped))) {
+                    if !on_item(Self::item(&folder, Err(skipped))) {
                         return Ok(());
                     }
                     continue;
@@ -58,7 +58,7 @@ impl FolderListing<'_> {
                     continue;
                 }
                 let Some(content) = self.check_file(&path, &entry.file_name()) else { continue };
-                if !on_item(self.item(&path, content)) {
+                if !on_item(Self::item(&path, content)) {
                     return Ok(());
                 }
             }
@@ -67,7 +67,7 @@ impl FolderListing<'_> {
         Ok(())
     }
 
-    fn item(&self, path: &Path, content: Result<FoundPicture, SkipReason>) -> FoundItem {
+    fn item(path: &Path, content: Result<FoundPicture, SkipReason>) -> FoundItem {
         FoundItem { path: path.display().to_string(), content }
     }
 

@@ -36,7 +36,7 @@ pub fn png_metadata(bytes: &[u8]) -> Metadata<'_> {
             b"eXIf" => found.exif = Some(chunk.data.into()),
             // As ImageMagick stored EXIF before there was a chunk for it.
             b"zTXt" | b"tEXt" if found.exif.is_none() => {
-                found.exif = raw_profile(&chunk).map(Cow::Owned)
+                found.exif = raw_profile(&chunk).map(Cow::Owned);
             }
             b"iTXt" if found.xmp.is_none() => found.xmp = xmp_text(chunk.data),
             b"IEND" => break,

@@ -73,7 +73,7 @@ pub fn check_declarations(fields: &[MetadataField], declared: &AttributeTypes) -
         let type_names = type_names.join(" or ");
         match declared.get(field.name()) {
             _ if fields[..index].contains(field) => {
-                problems.push(format!("metadata: {field} is given twice"))
+                problems.push(format!("metadata: {field} is given twice"));
             }
             None => problems.push(format!(
                 "metadata: {field} is no declared attribute; add {field} = \"{}\" to [attributes]",

@@ -136,7 +136,7 @@ fn add_png_text<'a>(blocks: &mut MetadataBlocks<'a>, kind: &[u8], data: &'a [u8]
             blocks.exif = Some(without_exif_prefix(&profile).to_vec().into());
         }
         b"iptc" | b"8bim" if profile.starts_with(b"8BIM") => {
-            blocks.photoshop = Some(profile.into())
+            blocks.photoshop = Some(profile.into());
         }
         b"iptc" => blocks.iptc = Some(profile.into()),
         _ => {}

@@ -27,8 +27,8 @@ impl PhotoDate {
         };
         let mut parts = date.split(['-', ':']);
         let year = parse_digits(parts.next()?, 4)? as i32;
-        let month = parse_part(parts.next(), 1..=12)?;
-        let day = parse_part(parts.next(), 1..=31)?;
+        let month = parse_part(parts.next(), 1..=12).ok()?;
+        let day = parse_part(parts.next(), 1..=31).ok()?;
         if parts.next().is_some() || year == 0 || (month.is_none() && day.is_some()) {
             return None;
         }
@@ -46,10 +46,10 @@ impl PhotoDate {
     pub fn from_exif(date_time: &str, fraction: Option<&str>, zone: Option<&str>) -> Option<Self> {
         let mut date = Self::parse(date_time)?;
         let fraction = fraction.map(str::trim).filter(|digits| is_digits(digits));
-        if let (Some(time), Some(fraction)) = (&mut date.time, fraction) {
-            if time.len() == "00:00:00".len() {
-                let _ = write!(time, ".{fraction}"); // Writing to a string cannot fail.
-            }
+        if let (Some(time), Some(fraction)) = (&mut date.time, fraction)
+            && time.len() == "00:00:00".len()
+        {
+            let _ = write!(time, ".{fraction}"); // Writing to a string cannot fail.
         }
         if date.time.is_some() {
             date.offset_minutes = zone.and_then(|zone| parse_offset(zone.trim()));
@@ -113,14 +113,19 @@ impl PhotoDate {
     }
 }
 
-/// Reads a month or a day, which may be missing; the inner `None` also means blanks or zeros. Returns
-/// `None` if it is out of range.
-fn parse_part(text: Option<&str>, range: std::ops::RangeInclusive<u32>) -> Option<Option<u32>> {
+/// A month or a day that does not exist.
+struct OutOfRange;
+
+/// Reads a month or a day; `None` if it is missing, blank or zero.
+fn parse_part(
+    text: Option<&str>,
+    range: std::ops::RangeInclusive<u32>,
+) -> Result<Option<u32>, OutOfRange> {
     let Some(text) = text.map(str::trim).filter(|text| !text.is_empty() && *text != "00") else {
-        return Some(None);
+        return Ok(None);
     };
-    let number = parse_digits(text, 2)?;
-    range.contains(&number).then_some(Some(number))
+    let number = parse_digits(text, 2).filter(|number| range.contains(number));
+    number.map(Some).ok_or(OutOfRange)
 }
 
 /// Reads `12:30`, `12:30:45` or `12:30:45.678`, with or without a zone. What is invalid is unknown.

@@ -47,7 +47,7 @@ pub fn read_exif(bytes: &[u8]) -> Option<ExifFields<'_>> {
             315 => fields.artist = value,
             700 => fields.xmp = value,
             33_432 => fields.copyright = value,
-            33_723 => fields.iptc = Some(tiff.unswap_longs(&entry)),
+            33_723 => fields.iptc = Some(unswap_longs(&entry)),
             34_377 => fields.photoshop = value,
             34_665 => exif_directory = tiff.pointer(&entry),
             40_091 => fields.windows_title = value,
@@ -158,20 +158,20 @@ impl<'a> TiffReader<'a> {
         let reader = Self { bytes, ..*self };
         reader.number(0, bytes.len())
     }
+}
 
-    /// Returns the bytes of an IPTC block, which many programs store as if it were numbers of four
-    /// bytes; some then swapped them.
-    fn unswap_longs(&self, entry: &DirectoryEntry<'a>) -> Cow<'a, [u8]> {
-        const DATASET_MARKER: u8 = 0x1c;
-        let value = entry.value;
-        let is_swapped = entry.field_type == TYPE_LONG
-            && value.first() != Some(&DATASET_MARKER)
-            && value.get(3) == Some(&DATASET_MARKER);
-        if !is_swapped {
-            return Cow::Borrowed(value);
-        }
-        value.chunks(4).flat_map(|long| long.iter().rev().copied()).collect::<Vec<u8>>().into()
+/// Returns the bytes of an IPTC block, which many programs store as if it were numbers of four
+/// bytes; some then swapped them.
+fn unswap_longs<'a>(entry: &DirectoryEntry<'a>) -> Cow<'a, [u8]> {
+    const DATASET_MARKER: u8 = 0x1c;
+    let value = entry.value;
+    let is_swapped = entry.field_type == TYPE_LONG
+        && value.first() != Some(&DATASET_MARKER)
+        && value.get(3) == Some(&DATASET_MARKER);
+    if !is_swapped {
+        return Cow::Borrowed(value);
     }
+    value.chunks(4).flat_map(|long| long.iter().rev().copied()).collect::<Vec<u8>>().into()
 }
 
 #[cfg(test)]
@@ -253,7 +253,7 @@ mod tests {
             (4, b"\x1c\x02\x05\x1c", b"\x1c\x02\x05\x1c"),
             (7, b"\x00\x05\x02\x1c", b"\x00\x05\x02\x1c"),
         ] {
-            assert_eq!(&*reader.unswap_longs(&entry(field_type, stored)), expected);
+            assert_eq!(&*unswap_longs(&entry(field_type, stored)), expected);
         }
     }
 }

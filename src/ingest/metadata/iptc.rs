@@ -124,7 +124,7 @@ impl<'a> Iterator for Datasets<'a> {
             // The length of an extended dataset takes that many bytes itself.
             let (digits, rest) = rest.split_at_checked(length & 0x7fff)?;
             let length = digits.iter().try_fold(0usize, |sum, digit| {
-                Some(sum.checked_mul(256)?.checked_add(usize::from(*digit))?)
+                sum.checked_mul(256)?.checked_add(usize::from(*digit))
             })?;
             (length, rest)
         };

@@ -126,7 +126,7 @@ pub fn read_xmp(packet: &[u8], charset: MetadataCharset) -> XmpFields {
                 match character {
                     Some(character) => state.text.push(character),
                     None => {
-                        state.text.push_str(resolve_predefined_entity(&entity).unwrap_or_default())
+                        state.text.push_str(resolve_predefined_entity(&entity).unwrap_or_default());
                     }
                 }
             }

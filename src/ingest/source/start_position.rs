@@ -63,7 +63,7 @@ impl StartPositions {
         }
         let starts = stored.into_iter().zip(logs);
         starts
-            .map(|((partition, stored), log)| self.start_position(partition, stored, log))
+            .map(|((partition, stored), log)| self.start_position(partition, stored, &log))
             .collect()
     }
 
@@ -101,10 +101,10 @@ impl StartPositions {
         &self,
         partition: TopicPartition,
         stored: StoredPosition,
-        log: PartitionLog,
+        log: &PartitionLog,
     ) -> Result<PartitionStart, SourceError> {
         let stored = match &log.identity {
-            LogIdentity::Other(reason) => self.start_new_log(&partition, stored, &log, reason)?,
+            LogIdentity::Other(reason) => self.start_new_log(&partition, stored, log, reason)?,
             LogIdentity::Same | LogIdentity::Unknown => stored,
         };
         // Of a log that replaced another one, everything is to be read.

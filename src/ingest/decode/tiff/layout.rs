@@ -87,6 +87,8 @@ pub enum Opacity {
 
 /// Layout of the first image of a file.
 #[derive(Debug)]
+// Each is a field of the format of its own.
+#[allow(clippy::struct_excessive_bools)]
 pub struct TiffLayout<'a> {
     pub width: u32,
     pub height: u32,
