@@ -152,7 +152,7 @@ fn asks_for_verbose_version(arguments: impl Iterator<Item = String>) -> bool {
 fn verbose_version() -> String {
     let mut text = format!("bsap {}\ncuda: {}", env!("CARGO_PKG_VERSION"), cfg!(feature = "cuda"));
     for (format, decoder) in READABLE_FORMATS {
-        text += &format!("\n{}: {decoder}", format.name());
+        text = format!("{text}\n{}: {decoder}", format.name());
     }
     text
 }

@@ -215,7 +215,7 @@ pub fn format_run(
 /// no measure.
 pub fn format_qrels(image_grades: &[ImageGrades], images: &[CorpusImage]) -> String {
     let grades = image_grades.iter().flat_map(|judged| &judged.grades_by_position);
-    let factor = whole_number_factor(grades.map(|(_, grade)| *grade));
+    let factor = whole_number_factor(&grades.map(|(_, grade)| *grade));
     let mut text = String::new();
     for (number, judged) in image_grades.iter().enumerate() {
         for (position, grade) in &judged.grades_by_position {
@@ -231,7 +231,7 @@ pub fn format_qrels(image_grades: &[ImageGrades], images: &[CorpusImage]) -> Str
 
 /// Returns the smallest power of ten that makes whole numbers of all grades, at most
 /// [`MAX_GRADE_FACTOR`].
-fn whole_number_factor(grades: impl Iterator<Item = f64> + Clone) -> f64 {
+fn whole_number_factor(grades: &(impl Iterator<Item = f64> + Clone)) -> f64 {
     let mut factor = 1.0;
     let is_whole = |scaled: f64| (scaled - scaled.round()).abs() <= 1e-9 * scaled.abs();
     while factor < MAX_GRADE_FACTOR && !grades.clone().all(|grade| is_whole(grade * factor)) {

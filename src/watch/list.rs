@@ -186,11 +186,17 @@ fn is_one_of(name: &str, names: &[&str]) -> bool {
 }
 
 /// Finds the field whose name comes first in `names`.
-fn find_field<'a>(fields: impl Iterator<Item = &'a str> + Clone, names: &[&str]) -> Option<usize> {
+fn find_field<'a>(
+    fields: &(impl Iterator<Item = &'a str> + Clone),
+    names: &[&str],
+) -> Option<usize> {
     names.iter().find_map(|name| fields.clone().position(|f| f.trim().eq_ignore_ascii_case(name)))
 }
 
-fn parse_csv(text: &str) -> Result<Vec<(u64, Result<ListLine, String>)>, String> {
+/// The number of a line, and what it says or why it cannot be read.
+type NumberedLine = (u64, Result<ListLine, String>);
+
+fn parse_csv(text: &str) -> Result<Vec<NumberedLine>, String> {
     let header = text.lines().next().unwrap_or_default();
     let delimiter = [b',', b';', b'\t'].into_iter().find(|d| header.contains(char::from(*d)));
     let mut reader = csv::ReaderBuilder::new()
@@ -198,10 +204,10 @@ fn parse_csv(text: &str) -> Result<Vec<(u64, Result<ListLine, String>)>, String>
         .flexible(true)
         .from_reader(text.as_bytes());
     let header = reader.headers().map_err(|e| e.to_string())?.clone();
-    let address = find_field(header.iter(), &ADDRESS_FIELDS).ok_or_else(|| {
+    let address = find_field(&header.iter(), &ADDRESS_FIELDS).ok_or_else(|| {
         format!("the header has none of the columns {}", ADDRESS_FIELDS.join(", "))
     })?;
-    let id = find_field(header.iter(), &ID_FIELDS);
+    let id = find_field(&header.iter(), &ID_FIELDS);
     let mut lines = Vec::new();
     for record in reader.records() {
         let record = match record {
@@ -246,7 +252,7 @@ fn parse_json_line(line: &str) -> Result<ListLine, String> {
     }
     let keys = || object.keys().map(String::as_str);
     let text_of = |names: &[&str]| {
-        let index = find_field(keys(), names)?;
+        let index = find_field(&keys(), names)?;
         object.values().nth(index).and_then(|value| match value {
             Value::String(text) => Some(text.clone()),
             Value::Number(number) => Some(number.to_string()),

@@ -1,6 +1,8 @@
 //! Every flavour of every format is decoded right or rejected by name: the decoders are compared with the pixels
 //! that Pillow sees. `make.py` writes the files and the pixels; BSAP_DECODING_CASES names a larger set.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;

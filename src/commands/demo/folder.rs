@@ -62,7 +62,7 @@ pub fn prepare_folder(dir: &Path) -> Result<File, CommandError> {
 /// why.
 pub fn check_writable(dir: &Path) -> anyhow::Result<()> {
     let probe = dir.join(".probe");
-    let written = fs::write(&probe, [1; PROBE_BYTES]);
+    let written = fs::write(&probe, vec![1; PROBE_BYTES]);
     let removed = fs::remove_file(&probe);
     written.and(removed).with_context(|| dir.display().to_string())
 }

@@ -58,7 +58,7 @@ impl LocalSystem {
         // On a thread of its own, because merging files computes for seconds without yielding.
         let (runtime, maintenance_token) = (Handle::current(), token.child_token());
         let maintenance = tokio::task::spawn_blocking(move || {
-            runtime.block_on(maintenance.run(maintenance_token))
+            runtime.block_on(maintenance.run(maintenance_token));
         });
         let mut tasks = JoinSet::new();
         let worker_token = token.clone();

@@ -205,8 +205,8 @@ fn hash_values<T: Copy, const SIZE: usize>(
     to_bytes: fn(T) -> [u8; SIZE],
 ) {
     /// Values that are hashed at one time.
-    const CHUNK: usize = 1 << 12;
-    let mut bytes = vec![[0u8; SIZE]; CHUNK];
+    const CHUNK: usize = 1 << 10;
+    let mut bytes = [[0u8; SIZE]; CHUNK];
     for values in values.chunks(CHUNK) {
         let bytes = &mut bytes[..values.len()];
         bytes.iter_mut().zip(values).for_each(|(bytes, value)| *bytes = to_bytes(*value));

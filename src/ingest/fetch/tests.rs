@@ -112,7 +112,7 @@ async fn start_server() -> String {
         .route("/bl%C3%A5.jpg", axum::routing::get(|| async { "image" }))
         .route("/gzip.jpg", axum::routing::get(|| async { compressed("gzip", b"image") }))
         .route("/deflate.jpg", axum::routing::get(|| async { compressed("deflate", b"image") }))
-        .route("/bomb.jpg", axum::routing::get(|| async { compressed("gzip", &[0; 100_000]) }))
+        .route("/bomb.jpg", axum::routing::get(|| async { compressed("gzip", &vec![0; 100_000]) }))
         .route(
             "/no-gzip.jpg",
             axum::routing::get(|| async { [(header::CONTENT_ENCODING, "gzip")].into_response() }),
@@ -165,7 +165,7 @@ async fn a_large_file_that_is_no_picture_is_not_downloaded() {
         let counter = counter.clone();
         let chunks = futures::stream::iter(0..1_000).map(move |_| {
             counter.fetch_add(1, Ordering::SeqCst);
-            Ok::<_, std::io::Error>(Bytes::from_static(&[b'x'; 32 << 10]))
+            Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; 32 << 10]))
         });
         std::future::ready(axum::response::Response::new(Body::from_stream(chunks)))
     });

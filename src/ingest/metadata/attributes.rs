@@ -177,10 +177,10 @@ mod tests {
     #[test]
     fn fields_must_be_declared_once_with_a_type_that_they_can_have() {
         use AttributeType::{Integer, Text, Time};
+        use MetadataField::{Caption, Date, Rights, Title};
         let declared: AttributeTypes = [("title", Text), ("date", Time), ("rights", Integer)]
             .map(|(name, one)| (name.into(), one))
             .into();
-        use MetadataField::{Caption, Date, Rights, Title};
         assert_eq!(check_declarations(&[Title, Date], &declared), Vec::<String>::new());
         assert_eq!(
             check_declarations(&[Title, Title, Caption, Rights], &declared),

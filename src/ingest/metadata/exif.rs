@@ -181,12 +181,11 @@ mod tests {
     /// A TIFF with these fields of type ASCII in its first directory.
     fn tiff_with(fields: &[(u16, &[u8])], is_little_endian: bool, is_big: bool) -> Vec<u8> {
         let number = |value: u64, length: usize| {
-            let bytes = if is_little_endian {
+            if is_little_endian {
                 value.to_le_bytes()[..length].to_vec()
             } else {
                 value.to_be_bytes()[8 - length..].to_vec()
-            };
-            bytes
+            }
         };
         let offset_bytes = if is_big { 8 } else { 4 };
         let mut tiff = if is_little_endian { b"II".to_vec() } else { b"MM".to_vec() };
@@ -245,7 +244,6 @@ mod tests {
 
     #[test]
     fn a_swapped_block_of_iptc_is_turned_back() {
-        let reader = TiffReader::new(b"MM\0*\0\0\0\x08").unwrap();
         let entry = |field_type, value| DirectoryEntry { tag: 33_723, field_type, value };
         for (field_type, stored, expected) in [
             (4, &b"\x05\x02\x1c\0\x01"[..], &b"\x05\x02\x1c\0\x01"[..]),

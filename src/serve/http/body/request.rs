@@ -81,7 +81,7 @@ impl TryFrom<SearchRequest> for Query {
                     text.map(QueryInput::Text),
                     texts.map(QueryInput::WeightedTexts),
                     image_id.map(QueryInput::ImageId),
-                    image.map(decode_picture).transpose()?,
+                    image.as_deref().map(decode_picture).transpose()?,
                     vector.map(QueryInput::Vector),
                 ],
             )?,
@@ -141,7 +141,7 @@ impl ExplainRequest {
                     text.map(QueryInput::Text),
                     texts.map(QueryInput::WeightedTexts),
                     query_image_id.map(QueryInput::ImageId),
-                    image.map(decode_picture).transpose()?,
+                    image.as_deref().map(decode_picture).transpose()?,
                     vector.map(QueryInput::Vector),
                 ],
             )?,
@@ -172,8 +172,8 @@ fn require_single_input(
     })
 }
 
-fn decode_picture(text: String) -> Result<QueryInput, QueryError> {
-    let bytes = decode_image_text(&text);
+fn decode_picture(text: &str) -> Result<QueryInput, QueryError> {
+    let bytes = decode_image_text(text);
     bytes
         .map(QueryInput::ImageBytes)
         .map_err(|reason| QueryError::InvalidField { field: "image", reason })
