@@ -156,7 +156,7 @@ fn escape_elements(
         match decode(content).filter(|key| !key.is_empty() && !is_plain_key(key)) {
             Some(key) => {
                 changed = true;
-                for part in [open, &escape_key(&key), &close] {
+                for part in ["<", tag, ">", &escape_key(&key), &close] {
                     escaped.push_str(part);
                 }
             }
