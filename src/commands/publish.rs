@@ -127,6 +127,7 @@ async fn publish_events(
 fn fail_if_skipped(count: u64) -> CommandResult {
     match count {
         0 => Ok(()),
+        1 => Err(anyhow::anyhow!("one input was skipped; the line above says why").into()),
         n => Err(anyhow::anyhow!("{n} inputs were skipped; the lines above say why").into()),
     }
 }
