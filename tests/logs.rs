@@ -394,15 +394,15 @@ async fn no_secret_leaves_the_program() {
     for (name, request, is_success) in [
         ("search", search(json!({"text": "a mug"})), true),
         ("state", get("/v1/state"), true),
-        ("image", get("/v1/images/stored"), true),
-        ("picture", get("/v1/images/stored/picture"), true),
+        ("image", get("/v1/images?id=stored"), true),
+        ("picture", get("/v1/images/picture?id=stored"), true),
         (
             "facets",
             search(json!({"text": "a mug", "filter": {"eq": {"link": "https://me:x-pl4nted@h/"}}})),
             true,
         ),
         ("unknown field", search(json!({"text": "a mug", "https://me:x-pl4nted@h/": 1})), false),
-        ("unknown image", get("/v1/images/https:%2F%2Fme:x-pl4nted@h%2F"), false),
+        ("unknown image", get("/v1/images?id=https:%2F%2Fme:x-pl4nted@h%2F"), false),
         ("metrics", client.get(format!("http://{}/metrics", worker.metrics_address)), true),
         ("metrics", client.get(format!("http://{}/metrics", query_worker.metrics_address)), true),
     ] {
