@@ -90,7 +90,7 @@ pub fn identify_logs(
 ) -> Result<PartitionLogs, KafkaFailure> {
     let mut ranges = Vec::with_capacity(partitions.len());
     let mut to_read = Vec::new();
-    // A client that knows the topic finds the leaders of its partitions at once.
+    // Otherwise the client would not know of partitions that were added since it last asked.
     for topic in partitions.iter().map(|(one, _)| &one.topic).collect::<BTreeSet<_>>() {
         probe.count_partitions(topic)?;
     }
