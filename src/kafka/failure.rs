@@ -101,9 +101,8 @@ pub(super) fn kind_of_code(code: Code) -> FailureKind {
         | Code::GroupAuthorizationFailed
         | Code::ClusterAuthorizationFailed
         | Code::TransactionalIdAuthorizationFailed => FailureKind::NotAuthorised,
-        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
-            FailureKind::TopicMissing
-        }
+        // Not `UnknownPartition`: a client says that until it knows of added partitions.
+        Code::UnknownTopicOrPartition | Code::UnknownTopic => FailureKind::TopicMissing,
         Code::AllBrokersDown
         | Code::BrokerTransportFailure
         | Code::OperationTimedOut

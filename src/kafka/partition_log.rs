@@ -8,7 +8,7 @@
 //! and a table of an earlier version, which has none. Such a log is taken for the same one, unless it ends
 //! before the stored position.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::failure::KafkaFailure;
 use super::probe::KafkaProbe;
@@ -90,6 +90,10 @@ pub fn identify_logs(
 ) -> Result<PartitionLogs, KafkaFailure> {
     let mut ranges = Vec::with_capacity(partitions.len());
     let mut to_read = Vec::new();
+    // Otherwise the client would not know of partitions that were added since it last asked.
+    for topic in partitions.iter().map(|(one, _)| &one.topic).collect::<BTreeSet<_>>() {
+        probe.count_partitions(topic)?;
+    }
     for (partition, stored) in partitions {
         let (earliest, end) = probe.fetch_watermarks(partition)?;
         ranges.push((earliest, end));

@@ -34,6 +34,7 @@ pub async fn check_consume_rights(
     let (owned_group, owned_topic) = (group.to_owned(), topic.to_owned());
     let checked = run_probe(options, group, move |probe| {
         let partition = TopicPartition { topic: owned_topic.as_str().into(), number: 0 };
+        probe.count_partitions(&owned_topic)?;
         let (earliest, _) = probe.fetch_watermarks(&partition)?;
         probe.try_reading(&partition, earliest)?;
         let subject = format!("consuming topic {owned_topic} in group {owned_group}");

@@ -45,6 +45,9 @@ const MAX_CHECKPOINT_INTERVALS: u64 = 10;
 /// Versions by which a snapshot is updated incrementally before it is loaded from a checkpoint again.
 const MAX_INCREMENTAL_VERSIONS: u64 = 200;
 
+/// What to do after a table was replaced by an older copy.
+pub const TABLE_WENT_BACK: &str = "The table went back, as if it had been restored; start the workers again, and they read again what it lacks";
+
 /// Longest pause between two attempts to commit.
 const MAX_COMMIT_PAUSE: Duration = Duration::from_secs(2);
 
@@ -268,9 +271,24 @@ impl DeltaLog {
             }
             Ok(()) => Ok(()),
         };
-        updated.map_err(|e| self.wrap_error(e))?;
+        if let Err(error) = updated {
+            return Err(self.find_regression().await.unwrap_or_else(|| self.wrap_error(error)));
+        }
         self.reload_if_due().await;
         Ok(())
+    }
+
+    /// Returns an error if the log ends before the loaded snapshot: the table was replaced by an older copy, and
+    /// no attempt to read it from this snapshot will succeed.
+    async fn find_regression(&self) -> Option<TableError> {
+        let loaded = self.version();
+        let newest = self.commit_versions().await.ok()?.max().unwrap_or_default();
+        (newest < loaded).then(|| TableError::Mismatch {
+            property: "version",
+            stored: format!("{newest} of {}", self.location),
+            configured: format!("{loaded} by what this process has read before"),
+            remedy: TABLE_WENT_BACK,
+        })
     }
 
     /// Commits on top of the loaded snapshot, in one attempt, and returns the new version. Retries of
@@ -371,18 +389,22 @@ impl DeltaLog {
 
     /// Returns the oldest version whose commit is still in the log.
     pub async fn oldest_version(&self) -> Result<u64, TableError> {
+        let loaded = self.version();
+        Ok(self.commit_versions().await?.min().map_or(loaded, |oldest| oldest.min(loaded)))
+    }
+
+    /// Lists the versions whose commits are in the log, in no order.
+    async fn commit_versions(&self) -> Result<impl Iterator<Item = u64>, TableError> {
         let object_store = self.object_store();
         let folder = Path::from("_delta_log");
         let mut files = object_store.list(Some(&folder));
-        let mut oldest = self.version();
+        let mut versions = Vec::new();
         while let Some(file) = files.next().await {
             let file = file.map_err(|e| self.wrap_error(e.into()))?;
             let name = file.location.filename().and_then(|name| name.strip_suffix(".json"));
-            if let Some(version) = name.and_then(|digits| digits.parse().ok()) {
-                oldest = oldest.min(version);
-            }
+            versions.extend(name.and_then(|digits| digits.parse::<u64>().ok()));
         }
-        Ok(oldest)
+        Ok(versions.into_iter())
     }
 
     /// Reads the actions of commit `version`. Returns `None` if there is no such commit yet, or no

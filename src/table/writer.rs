@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::error::TableError;
 use super::file::DataFileWriter;
 use super::generation::Generation;
-use super::log::{DeltaLog, TableKind, commit_backoff};
+use super::log::{DeltaLog, TABLE_WENT_BACK, TableKind, commit_backoff};
 use super::partition_ids::{NO_ANCHOR, PartitionIds};
 use super::schema;
 use crate::record::{ImageRow, LogAnchor, StoredPosition, TopicPartition};
@@ -361,7 +361,7 @@ impl TableWriter {
                         "{} by what this worker has read before",
                         one.batch.expected_position.unwrap_or_default()
                     ),
-                    remedy: "The table went back, as if it had been restored; start the workers again, and they read again what it lacks",
+                    remedy: TABLE_WENT_BACK,
                 });
             }
             warn!(

@@ -83,7 +83,8 @@ impl Cluster {
             (
                 format!(",SASL_PLAINTEXT://127.0.0.1:{port}"),
                 format!(
-                    "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+                    "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT\n\
+                     authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
                      super.users=User:ANONYMOUS\n\
                      sasl.enabled.mechanisms=PLAIN\n\
                      listener.name.sasl_plaintext.plain.sasl.jaas.config=\

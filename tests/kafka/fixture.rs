@@ -44,7 +44,7 @@ pub struct Fixture {
     pub catalogue: String,
     /// The S3 server of the catalogue; `None` if it is in a folder.
     pub minio: Option<Minio>,
-    producer: FutureProducer,
+    pub producer: FutureProducer,
     pub scenario: &'static str,
     workers_started: usize,
     /// Options that replace those of the fixture, by the names of their environment variables.
@@ -420,6 +420,15 @@ impl WorkerProcess {
             std::thread::sleep(Duration::from_millis(100));
         }
         panic!("the worker does not end: {}", self.log_tail());
+    }
+
+    /// Returns the first lines of the log that are no signs of life.
+    pub fn log_head(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let is_sign_of_life = |line: &&str| {
+            ["heartbeat", "lag"].iter().any(|e| line.contains(&format!("\"event\":\"{e}\"")))
+        };
+        log.lines().filter(|line| !is_sign_of_life(line)).take(20).collect::<Vec<_>>().join("\n")
     }
 
     fn log_tail(&self) -> String {

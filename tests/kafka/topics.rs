@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bsap::demo::catalogue::{PhotoStyle, Scene};
 use bsap::demo::draw::render_jpeg;
 use bsap::table::Follower;
+use rdkafka::producer::Producer;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
@@ -58,10 +59,9 @@ impl Fixture {
             }
             assert!(
                 started.elapsed() < STORE_TIMEOUT,
-                "{}: {missing:?} are not stored: {:?} {:?}",
+                "{}: {missing:?} are not stored: {}",
                 self.scenario,
-                worker.last_logged_event("source.state"),
-                worker.last_logged_event("lag"),
+                worker.log_head(),
             );
             sleep(Duration::from_millis(500)).await;
         }
@@ -184,7 +184,8 @@ async fn added_partitions_are_consumed() {
     fixture.wait_until_stored("before", 3, &worker).await;
     fixture.cluster.add_partitions(TOPIC, 4).await;
     fixture.partitions = 4;
-    sleep(Duration::from_secs(1)).await;
+    // The producer learns of the new partitions when it asks for metadata again.
+    fixture.producer.client().fetch_metadata(Some(TOPIC), STORE_TIMEOUT).unwrap();
     fixture.send_images("after", 40).await;
     let started = Instant::now();
     fixture.wait_until_stored("after", 40, &worker).await;

@@ -103,6 +103,7 @@ impl Source {
             pending_messages: VecDeque::new(),
             paused: false,
             brokers: kafka.brokers.clone(),
+            subject: format!("topic {} in group {}", topics.join(", "), options.group_id()),
             wake_log_check: wake,
         };
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
@@ -196,6 +197,8 @@ struct PollingThread {
     pending_messages: VecDeque<KafkaMessage>,
     paused: bool,
     brokers: String,
+    /// Names topics and group in messages.
+    subject: String,
     /// Wakes the thread of the log check.
     wake_log_check: SyncSender<()>,
 }
@@ -317,7 +320,7 @@ impl PollingThread {
             // If it is full, the check is woken already.
             let _ = self.wake_log_check.try_send(());
         } else if matches!(kind, FailureKind::NotAuthorised | FailureKind::AuthenticationFailed) {
-            let failure = KafkaFailure::new(kind, &self.brokers, "consuming", source.to_string());
+            let failure = KafkaFailure::new(kind, &self.brokers, &self.subject, source.to_string());
             if let Some(problem) = SourceProblem::from_failure(&failure) {
                 self.state.report_problem(problem);
             }

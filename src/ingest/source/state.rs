@@ -107,7 +107,14 @@ impl ConsumerState {
             };
             (start.partition.clone(), state)
         });
-        self.lock_partitions().assigned_partitions.extend(assigned);
+        {
+            let mut table = self.lock_partitions();
+            // Those that are known may be of the log before.
+            for start in starts {
+                table.end_offsets.remove(&start.partition);
+            }
+            table.assigned_partitions.extend(assigned);
+        }
         if !starts.is_empty() {
             // Only a member of the group that may read it gets partitions.
             lock_ignoring_poison(&self.problems).reported = None;

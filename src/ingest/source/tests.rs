@@ -68,7 +68,12 @@ fn start_source(kafka: &KafkaOptions, stored: StoredPosition) -> Source {
 async fn receive(source: &mut Source, count: usize) -> (Vec<KafkaMessage>, Vec<u64>) {
     let (mut messages, mut logs) = (Vec::new(), Vec::new());
     while messages.len() < count {
-        match tokio::time::timeout(TIMEOUT, source.next_event()).await.unwrap().unwrap() {
+        let event = tokio::time::timeout(TIMEOUT, source.next_event()).await;
+        let state = source.status_handle().source_state();
+        let event = event.unwrap_or_else(|_| {
+            panic!("nothing after {messages:?} of logs {logs:?}: {state:?}, {:?}", source.status())
+        });
+        match event.unwrap() {
             ConsumerEvent::Message(message) => messages.push(message),
             ConsumerEvent::Assigned(assigned) => logs.extend(assigned.iter().map(|(_, log)| *log)),
             ConsumerEvent::Revoked(..) => {}
