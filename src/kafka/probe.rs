@@ -152,15 +152,24 @@ impl KafkaProbe {
     }
 
     /// Returns how many members of `group`, which must be that of the probe, have partitions; 0 also if there is
-    /// no such group.
-    pub fn count_consuming_members(&self, group: &str, topic: &str) -> Result<usize, KafkaFailure> {
+    /// no such group, and `None` if the brokers cannot list groups.
+    pub fn count_consuming_members(
+        &self,
+        group: &str,
+        topic: &str,
+    ) -> Result<Option<usize>, KafkaFailure> {
         let subject = format!("group {group}");
         let count = self.request(&subject, |timeout| {
-            let groups = self.consumer.fetch_group_list(Some(group), timeout)?;
+            let groups = match self.consumer.fetch_group_list(Some(group), timeout) {
+                Err(error) if error.rdkafka_error_code() == Some(Code::UnsupportedFeature) => {
+                    return Ok(None);
+                }
+                groups => groups?,
+            };
             let members = groups.groups().iter().flat_map(|group| group.members());
-            Ok(members.filter(|member| has_partitions(member.assignment())).count())
+            Ok(Some(members.filter(|member| has_partitions(member.assignment())).count()))
         })?;
-        if count == 0 {
+        if count == Some(0) {
             // Groups that may not be described are not listed. Only a request for offsets says so.
             let mut list = TopicPartitionList::new();
             list.add_partition(topic, 0);

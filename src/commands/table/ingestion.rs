@@ -117,12 +117,12 @@ impl IngestionStatus {
             Err(failure) => status.raise_failure(&failure),
         }
         match workers {
-            Ok(0) => {
+            Ok(Some(0)) => {
                 let detail = "no worker has partitions of the topic; start one with `bsap ingest`";
                 status.raise(SourceState::NoPartitionsAssigned, detail.into());
                 status.consuming_workers = Some(0);
             }
-            Ok(count) => status.consuming_workers = Some(count),
+            Ok(count) => status.consuming_workers = count,
             Err(failure) => status.raise_failure(&failure),
         }
         Ok(status)
