@@ -433,7 +433,7 @@ async fn no_secret_leaves_the_program() {
         ("show", &["config", "show"], true),
         ("status", &["status"], true),
         ("status-json", &["status", "--json"], true),
-        ("search", &["search", "--server", &server, "--json", "a mug"], true),
+        ("search", &["search", "--server", &server, "--json", "a mug"], false),
         ("search-table", &["search", "--json", "a mug"], true),
         ("unreachable", &["search", "--server", "http://me:x-pl4nted@127.0.0.1:9", "a mug"], false),
         ("letters", &["dead-letters", "list", "--limit", "100"], true),
