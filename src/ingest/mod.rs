@@ -3,6 +3,7 @@
 //! 1. [`source`] consumes messages and decodes them into events;
 //! 2. [`fetch`] gets the bytes of an image;
 //! 3. [`decode`] turns the bytes into pixels, and [`metadata`] reads what they say of themselves;
+//!    both find their way in a file by `containers`;
 //! 4. `embed` computes embeddings in batches, and their statistics for each prompt set;
 //! 5. `message_processor` takes one message through the stages above, or dead-letters it;
 //! 6. [`dead_letter`] is the topic of messages that can never be processed;
@@ -12,6 +13,7 @@
 //! Messages are processed concurrently, but their results reach the sink in the order of their offsets,
 //! so that each commit covers all messages of a partition up to its position.
 
+mod containers;
 pub mod dead_letter;
 pub mod decode;
 mod embed;

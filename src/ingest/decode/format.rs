@@ -1,6 +1,6 @@
 //! Recognises the format of an image by its content.
 
-use super::containers::bmff_brands;
+use crate::ingest::containers::bmff_brands;
 
 /// Formats that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

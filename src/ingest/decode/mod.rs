@@ -8,7 +8,6 @@
 //! An image is decoded right or rejected by the name of its format and variant: a decoder is only given what
 //! the comparison with reference pixels (`tests/decoding`) has shown that it decodes right.
 
-mod containers;
 mod decoder;
 mod error;
 mod format;

@@ -3,31 +3,23 @@
 use image::metadata::Orientation;
 
 use super::tiff_directory::TiffDirectory;
+use crate::ingest::containers::{EXIF_PREFIX, MetadataBlocks};
 
 /// The tag of the orientation, in EXIF and in TIFF files.
 pub const ORIENTATION_TAG: u16 = 0x0112;
 
-/// What a file says of itself besides its pixels: the first EXIF block and the first XMP packet.
-#[derive(Debug, Default)]
-pub struct Metadata<'a> {
-    pub exif: Option<std::borrow::Cow<'a, [u8]>>,
-    pub xmp: Option<std::borrow::Cow<'a, [u8]>>,
-}
-
-impl Metadata<'_> {
-    /// Returns how the image must be turned: as EXIF states it, or else XMP. Invalid values turn nothing.
-    pub fn orientation(&self) -> Orientation {
-        let exif = self.exif.as_deref().and_then(exif_orientation);
-        let value = exif.or_else(|| self.xmp.as_deref().and_then(xmp_orientation));
-        value.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
-    }
+/// Returns how an image must be turned: as its EXIF states it, or else its XMP. Invalid values turn nothing.
+pub fn read_orientation(blocks: &MetadataBlocks<'_>) -> Orientation {
+    let exif = blocks.exif.as_deref().and_then(exif_orientation);
+    let value = exif.or_else(|| blocks.xmp.as_deref().and_then(xmp_orientation));
+    value.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
 }
 
 /// Reads the orientation of an EXIF block, with or without the prefix that JPEG requires.
 fn exif_orientation(exif: &[u8]) -> Option<u8> {
     let mut exif = exif;
     // Some writers add the prefix twice.
-    while let Some(rest) = exif.strip_prefix(b"Exif\0\0") {
+    while let Some(rest) = exif.strip_prefix(EXIF_PREFIX) {
         exif = rest;
     }
     directory_orientation(&TiffDirectory::read_first(exif)?)

@@ -13,11 +13,14 @@ use image::{
     AnimationDecoder, ColorType, DynamicImage, Frames, ImageDecoder, ImageError, Limits, RgbaImage,
 };
 
-use super::containers::{gif_frame_end, is_bmp_damaged, png_chunks, png_metadata, read_webp};
 use super::error::ImageDecodeError;
 use super::format::Format;
 use super::options::DecodeOptions;
+use super::orientation::read_orientation;
 use super::pixels::{Pixels, UNKNOWN_GREY, flatten_onto_white};
+use crate::ingest::containers::{
+    find_in_png, find_in_webp, gif_frame_end, is_bmp_damaged, is_webp_cut_off, png_chunks,
+};
 
 /// Most frames of an animation that are decoded in search of one that shows something.
 const MAX_FRAMES: usize = 100;
@@ -96,11 +99,8 @@ pub fn decode(
 ) -> Result<(Pixels, Orientation), ImageDecodeError> {
     let bytes = &*with_sufficient_screen(bytes, format);
     let (orientation, is_damaged) = match format {
-        Format::Png => (png_metadata(bytes).orientation(), false),
-        Format::WebP => {
-            let container = read_webp(bytes);
-            (container.metadata.orientation(), container.is_cut_off)
-        }
+        Format::Png => (read_orientation(&find_in_png(bytes)), false),
+        Format::WebP => (read_orientation(&find_in_webp(bytes)), is_webp_cut_off(bytes)),
         Format::Bmp => (Orientation::NoTransforms, is_bmp_damaged(bytes)),
         _ => (Orientation::NoTransforms, false),
     };

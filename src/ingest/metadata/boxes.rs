@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::blocks::{MAX_PARTS, MetadataBlocks, without_exif_prefix};
+use crate::ingest::containers::{MAX_PARTS, MetadataBlocks, without_exif_prefix};
 
 /// Maximum number of items of a file that are looked at.
 const MAX_ITEMS: u64 = 65_536;

@@ -1,12 +1,8 @@
 //! EXIF and other fields of TIFF directories, in a TIFF file or in a block of another format.
-//!
-//! Own code, because of a TIFF only two directories may be read, not the file, and because files by
-//! old programs have offsets that lead nowhere: what cannot be read is left out, and the rest is kept.
 
 use std::borrow::Cow;
 
-/// Maximum number of entries of a directory that are read.
-const MAX_DIRECTORY_ENTRIES: u64 = 1024;
+use crate::ingest::containers::{TiffEntry, TiffFile, read_number};
 
 /// Fields of the main directory and of the EXIF directory, as their bytes.
 #[derive(Debug, Default)]
@@ -37,10 +33,10 @@ pub struct ExifFields<'a> {
 
 /// Reads a block that begins with the header of a TIFF. Returns `None` if it does not.
 pub fn read_exif(bytes: &[u8]) -> Option<ExifFields<'_>> {
-    let tiff = TiffReader::new(bytes)?;
+    let tiff = TiffFile::new(bytes)?;
     let mut fields = ExifFields::default();
     let mut exif_directory = None;
-    for entry in tiff.entries(tiff.first_directory()?) {
+    for entry in tiff.entries(tiff.first_directory()?).into_iter().flatten() {
         let value = Some(entry.value);
         match entry.tag {
             270 => fields.description = value,
@@ -49,21 +45,21 @@ pub fn read_exif(bytes: &[u8]) -> Option<ExifFields<'_>> {
             33_432 => fields.copyright = value,
             33_723 => fields.iptc = Some(unswap_longs(&entry)),
             34_377 => fields.photoshop = value,
-            34_665 => exif_directory = tiff.pointer(&entry),
+            34_665 => exif_directory = read_pointer(&entry, tiff.is_big_endian),
             40_091 => fields.windows_title = value,
             40_094 => fields.windows_keywords = value,
             // Cameras that write TIFF/EP have times here.
             _ => fields.read_time(&entry),
         }
     }
-    for entry in exif_directory.into_iter().flat_map(|offset| tiff.entries(offset)) {
+    for entry in exif_directory.and_then(|offset| tiff.entries(offset)).into_iter().flatten() {
         fields.read_time(&entry);
     }
     Some(fields)
 }
 
 impl<'a> ExifFields<'a> {
-    fn read_time(&mut self, entry: &DirectoryEntry<'a>) {
+    fn read_time(&mut self, entry: &TiffEntry<'a>) {
         let field = match entry.tag {
             36_867 => &mut self.date_time_original,
             36_881 => &mut self.zone_original,
@@ -74,98 +70,19 @@ impl<'a> ExifFields<'a> {
     }
 }
 
-/// An entry of a directory.
-struct DirectoryEntry<'a> {
-    tag: u16,
-    field_type: u16,
-    value: &'a [u8],
-}
-
-const TYPE_LONG: u16 = 4;
-
-struct TiffReader<'a> {
-    bytes: &'a [u8],
-    is_little_endian: bool,
-    /// With offsets of eight bytes.
-    is_big: bool,
-}
-
-impl<'a> TiffReader<'a> {
-    fn new(bytes: &'a [u8]) -> Option<Self> {
-        let is_little_endian = match bytes.get(..2)? {
-            b"II" => true,
-            b"MM" => false,
-            _ => return None,
-        };
-        let reader = Self { bytes, is_little_endian, is_big: false };
-        match reader.number(2, 2)? {
-            42 => Some(reader),
-            43 => Some(Self { is_big: true, ..reader }),
-            _ => None,
-        }
-    }
-
-    /// Reads an unsigned number of `length` bytes, at most eight.
-    fn number(&self, offset: u64, length: usize) -> Option<u64> {
-        let start = usize::try_from(offset).ok()?;
-        let bytes = self.bytes.get(start..start.checked_add(length)?)?;
-        let add = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
-        Some(if self.is_little_endian {
-            bytes.iter().rev().fold(0, add)
-        } else {
-            bytes.iter().fold(0, add)
-        })
-    }
-
-    fn first_directory(&self) -> Option<u64> {
-        if self.is_big { self.number(8, 8) } else { self.number(4, 4) }
-    }
-
-    /// Returns the entries of a directory whose values are within the block.
-    fn entries(&self, offset: u64) -> impl Iterator<Item = DirectoryEntry<'a>> + use<'a, '_> {
-        let (count_bytes, entry_bytes) = if self.is_big { (8, 20) } else { (2, 12) };
-        let count = self.number(offset, count_bytes).unwrap_or(0).min(MAX_DIRECTORY_ENTRIES);
-        (0..count).filter_map(move |index| {
-            let start = offset.checked_add(count_bytes as u64)?.checked_add(index * entry_bytes)?;
-            self.entry(start)
-        })
-    }
-
-    fn entry(&self, start: u64) -> Option<DirectoryEntry<'a>> {
-        let offset_bytes = if self.is_big { 8 } else { 4 };
-        let tag = self.number(start, 2)? as u16;
-        let field_type = self.number(start + 2, 2)? as u16;
-        let count = self.number(start + 4, offset_bytes)?;
-        let item_bytes = match field_type {
-            1 | 2 | 6 | 7 => 1,
-            3 | 8 => 2,
-            TYPE_LONG | 9 | 11 | 13 => 4,
-            5 | 10 | 12 | 16 | 17 | 18 => 8,
-            _ => return None,
-        };
-        let length = usize::try_from(count.checked_mul(item_bytes)?).ok()?;
-        let in_place = start + 4 + offset_bytes as u64;
-        let at =
-            if length <= offset_bytes { in_place } else { self.number(in_place, offset_bytes)? };
-        let at = usize::try_from(at).ok()?;
-        let value = self.bytes.get(at..at.checked_add(length)?)?;
-        Some(DirectoryEntry { tag, field_type, value })
-    }
-
-    /// Returns the offset of the directory that an entry points to.
-    fn pointer(&self, entry: &DirectoryEntry<'a>) -> Option<u64> {
-        let bytes = entry.value.get(..8).or_else(|| entry.value.get(..4))?;
-        let reader = Self { bytes, ..*self };
-        reader.number(0, bytes.len())
-    }
+/// Returns the offset of the directory that an entry points to.
+fn read_pointer(entry: &TiffEntry<'_>, is_big_endian: bool) -> Option<u64> {
+    let bytes = entry.value.get(..8).or_else(|| entry.value.get(..4))?;
+    Some(read_number(bytes, is_big_endian))
 }
 
 /// Returns the bytes of an IPTC block, which many programs store as if it were numbers of four
 /// bytes; some then swapped them.
-fn unswap_longs<'a>(entry: &DirectoryEntry<'a>) -> Cow<'a, [u8]> {
+fn unswap_longs<'a>(entry: &TiffEntry<'a>) -> Cow<'a, [u8]> {
     const DATASET_MARKER: u8 = 0x1c;
+    const TYPE_LONG: u16 = 4;
     let value = entry.value;
-    let is_swapped = entry.field_type == TYPE_LONG
+    let is_swapped = entry.kind == TYPE_LONG
         && value.first() != Some(&DATASET_MARKER)
         && value.get(3) == Some(&DATASET_MARKER);
     if !is_swapped {
@@ -244,14 +161,14 @@ mod tests {
 
     #[test]
     fn a_swapped_block_of_iptc_is_turned_back() {
-        let entry = |field_type, value| DirectoryEntry { tag: 33_723, field_type, value };
-        for (field_type, stored, expected) in [
+        let entry = |kind, value| TiffEntry { tag: 33_723, kind, value };
+        for (kind, stored, expected) in [
             (4, &b"\x05\x02\x1c\0\x01"[..], &b"\x05\x02\x1c\0\x01"[..]),
             (4, b"\x00\x05\x02\x1cba\x02\0", b"\x1c\x02\x05\x00\0\x02ab"),
             (4, b"\x1c\x02\x05\x1c", b"\x1c\x02\x05\x1c"),
             (7, b"\x00\x05\x02\x1c", b"\x00\x05\x02\x1c"),
         ] {
-            assert_eq!(&*unswap_longs(&entry(field_type, stored)), expected);
+            assert_eq!(&*unswap_longs(&entry(kind, stored)), expected);
         }
     }
 }

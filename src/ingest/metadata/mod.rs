@@ -9,7 +9,6 @@
 //! since the files come from anywhere.
 
 mod attributes;
-mod blocks;
 mod boxes;
 mod charset;
 mod container;

@@ -11,13 +11,13 @@
 
 use std::borrow::Cow;
 
-use super::blocks::MetadataBlocks;
 use super::charset::{MetadataCharset, cut, decode_utf16_le};
 use super::container::find_blocks;
 use super::date::PhotoDate;
 use super::exif::{ExifFields, read_exif};
 use super::iptc::{self, IptcFields, read_iptc, read_photoshop_resources};
 use super::xmp::{XmpFields, read_xmp};
+use crate::ingest::containers::MetadataBlocks;
 
 /// The greatest lengths of IPTC's datasets.
 const MAX_OBJECT_NAME: usize = 64;

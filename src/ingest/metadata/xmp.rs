@@ -12,7 +12,7 @@ use super::charset::{MetadataCharset, decode_unicode};
 
 /// Maximum length of a packet that is read. Packets of photographs have some kilobytes; those of layered
 /// pictures may list thousands of ancestors.
-pub const MAX_PACKET_BYTES: usize = 4 << 20;
+const MAX_PACKET_BYTES: usize = 4 << 20;
 /// Maximum number of values of a property.
 const MAX_VALUES: usize = 1024;
 /// Maximum number of declared prefixes that are remembered.

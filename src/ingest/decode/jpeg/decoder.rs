@@ -5,9 +5,11 @@ use turbojpeg::{Decompressor, PixelFormat};
 
 use super::super::error::ImageDecodeError;
 use super::super::options::DecodeOptions;
+use super::super::orientation::read_orientation;
 use super::super::pixels::{Pixels, cmyk_to_rgb, rgb_image};
 use super::header::{JpegHeader, MAX_SCANS};
 use super::lenient;
+use crate::ingest::containers::find_in_jpeg;
 
 /// Returns the memory that decoding needs, in bytes.
 pub fn estimate_memory_bytes(
@@ -35,7 +37,7 @@ pub fn decode(
 ) -> Result<(Pixels, Orientation), ImageDecodeError> {
     let header = JpegHeader::read(bytes)?;
     options.check_dimensions(header.width, header.height)?;
-    let orientation = header.metadata.orientation();
+    let orientation = read_orientation(&find_in_jpeg(bytes));
     let pixels = match (header.precision, header.process.is_lossless) {
         (8, _) => decode_8_bit(bytes, &header, options)?,
         (12, false) => Pixels::whole(lenient::decode_12_bit(bytes, &header, options)?),
@@ -48,7 +50,7 @@ pub fn decode(
 
 fn decode_8_bit(
     bytes: &[u8],
-    header: &JpegHeader<'_>,
+    header: &JpegHeader,
     options: &DecodeOptions,
 ) -> Result<Pixels, ImageDecodeError> {
     let samples = if header.sampling.len() == 4 { Samples::Cmyk } else { Samples::Rgb };

@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use super::super::error::ImageDecodeError;
-use super::super::orientation::Metadata;
+use crate::ingest::containers::{JpegSegment, jpeg_segments};
 
 /// Most scans of a progressive JPEG: real ones have some ten, and each costs a pass over the image.
 pub const MAX_SCANS: u32 = 500;
 
 /// What a decoder needs to know before it reads pixels.
 #[derive(Debug)]
-pub struct JpegHeader<'a> {
+pub struct JpegHeader {
     pub width: u32,
     pub height: u32,
     /// Bits per sample.
@@ -20,7 +20,6 @@ pub struct JpegHeader<'a> {
     pub sampling: Vec<(u8, u8)>,
     /// Whether the first scan has all components.
     pub is_interleaved: bool,
-    pub metadata: Metadata<'a>,
     /// Where the segments are that pixels depend on.
     segments: Vec<Range<usize>>,
     /// Where the first scan begins.
@@ -35,59 +34,21 @@ pub struct Process {
     pub is_lossless: bool,
 }
 
-impl<'a> JpegHeader<'a> {
+impl JpegHeader {
     /// Reads the segments up to the first scan.
-    pub fn read(bytes: &'a [u8]) -> Result<Self, ImageDecodeError> {
+    pub fn read(bytes: &[u8]) -> Result<Self, ImageDecodeError> {
         let mut frame = None;
-        let mut metadata = Metadata::default();
         let mut segments = Vec::new();
-        let mut at = 2;
-        loop {
-            // Any number of fill bytes may precede a marker.
-            let Some(start) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b == 0xFF))
-            else {
-                return Err(ends_early());
-            };
-            at += start;
-            while bytes.get(at) == Some(&0xFF) {
-                at += 1;
-            }
-            let marker = *bytes.get(at).ok_or_else(ends_early)?;
-            let segment_start = at - 1;
-            at += 1;
+        for JpegSegment { marker, payload, range } in jpeg_segments(bytes) {
             match marker {
-                // Not markers: a stuffed byte, a byte of its own, a restart.
-                0x00 | 0x01 | 0xD0..=0xD7 => continue,
                 0xD8 => {
                     return Err(ImageDecodeError::unsupported("JPEG", "two starts of an image"));
                 }
-                0xD9 => return Err(ImageDecodeError::damaged("it ends before its first scan")),
-                _ => {}
-            }
-            let size = bytes.get(at..at + 2).ok_or_else(ends_early)?;
-            let size = usize::from(u16::from_be_bytes([size[0], size[1]]));
-            let payload = bytes.get(at + 2..at + size).ok_or_else(ends_early)?;
-            at += size;
-            // Not comments and data of applications, but for JFIF and Adobe, which say what colours mean.
-            if !matches!(marker, 0xDA | 0xE1..=0xED | 0xEF | 0xFE) {
-                segments.push(segment_start..at);
-            }
-            match marker {
                 0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF | 0xDE | 0xF7 => {
                     if frame.is_some() {
                         return Err(ImageDecodeError::unsupported("JPEG", "two frames"));
                     }
                     frame = Some(Frame::read(marker, payload)?);
-                }
-                0xE1 => {
-                    if payload.starts_with(b"Exif\0\0") && metadata.exif.is_none() {
-                        metadata.exif = Some(payload.into());
-                    } else if let Some(xmp) =
-                        payload.strip_prefix(b"http://ns.adobe.com/xap/1.0/\0")
-                        && metadata.xmp.is_none()
-                    {
-                        metadata.xmp = Some(xmp.into());
-                    }
                 }
                 0xDA => {
                     let frame = frame.ok_or_else(|| {
@@ -101,14 +62,18 @@ impl<'a> JpegHeader<'a> {
                         process: frame.process,
                         is_interleaved: usize::from(scan_components) == frame.sampling.len(),
                         sampling: frame.sampling,
-                        metadata,
                         segments,
-                        scan_start: segment_start,
+                        scan_start: range.start,
                     });
                 }
                 _ => {}
             }
+            // Not comments and data of applications, but for JFIF and Adobe, which say what colours mean.
+            if !matches!(marker, 0xE1..=0xED | 0xEF | 0xFE) {
+                segments.push(range);
+            }
         }
+        Err(ends_early())
     }
 
     /// Returns the file without what pixels do not depend on: bytes between segments, comments, profiles.

@@ -25,7 +25,7 @@ fn limits(options: &DecodeOptions) -> DecodeLimits {
 /// Decodes samples of 12 bits to 8.
 pub fn decode_12_bit(
     bytes: &[u8],
-    header: &JpegHeader<'_>,
+    header: &JpegHeader,
     options: &DecodeOptions,
 ) -> Result<RgbImage, ImageDecodeError> {
     if !header.is_sequential() {
@@ -48,7 +48,7 @@ pub fn decode_12_bit(
 /// Decodes as much of a damaged image as can be decoded; the rest is grey.
 pub fn decode_part(
     bytes: &[u8],
-    header: &JpegHeader<'_>,
+    header: &JpegHeader,
     options: &DecodeOptions,
     damage: ImageDecodeError,
 ) -> Result<Pixels, ImageDecodeError> {
@@ -66,7 +66,7 @@ pub fn decode_part(
 }
 
 /// Returns the share of the image before the first fault; `None` if it is unknown.
-fn decoded_share(warnings: &[DecodeWarning], header: &JpegHeader<'_>) -> Option<f64> {
+fn decoded_share(warnings: &[DecodeWarning], header: &JpegHeader) -> Option<f64> {
     let (mut max_h, mut max_v) = (1, 1);
     for (h, v) in &header.sampling {
         (max_h, max_v) = (max_h.max(u32::from(*h)), max_v.max(u32::from(*v)));

@@ -4,12 +4,13 @@ use image::metadata::Orientation;
 
 use super::super::error::ImageDecodeError;
 use super::super::options::DecodeOptions;
-use super::super::orientation::{Metadata, ORIENTATION_TAG, directory_orientation};
+use super::super::orientation::{ORIENTATION_TAG, directory_orientation, read_orientation};
 use super::super::pixels::{Pixels, UNKNOWN_GREY, rgb_image};
 use super::super::tiff_directory::TiffDirectory;
 use super::chunks::decode_chunk;
 use super::colour::Converter;
 use super::layout::TiffLayout;
+use crate::ingest::containers::MetadataBlocks;
 
 const XMP_TAG: u16 = 700;
 
@@ -47,7 +48,7 @@ pub fn decode(
             .unwrap_or(Orientation::NoTransforms)
     } else {
         let xmp = directory.bytes(XMP_TAG).map(Into::into);
-        Metadata { exif: None, xmp }.orientation()
+        read_orientation(&MetadataBlocks { xmp, ..MetadataBlocks::default() })
     };
     let converter = Converter::new(&layout);
     let (width, height) = (layout.width as usize, layout.height as usize);

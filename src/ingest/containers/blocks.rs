@@ -25,3 +25,8 @@ pub struct MetadataBlocks<'a> {
 pub fn without_exif_prefix(block: &[u8]) -> &[u8] {
     block.strip_prefix(EXIF_PREFIX).unwrap_or(block)
 }
+
+/// Whether a block begins as a TIFF does.
+pub fn is_tiff_header(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"II") || bytes.starts_with(b"MM")
+}

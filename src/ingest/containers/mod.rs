@@ -1,0 +1,20 @@
+//! Containers of images: segments, chunks and directories, what they say of the file, and the blocks of metadata in
+//! them. [`super::decode`] takes the orientation from these blocks, and [`super::metadata`] texts.
+
+mod blocks;
+mod bmp;
+mod brands;
+mod gif;
+mod jpeg;
+mod png;
+mod tiff;
+mod webp;
+
+pub use blocks::{EXIF_PREFIX, MAX_PARTS, MetadataBlocks, without_exif_prefix};
+pub use bmp::is_bmp_damaged;
+pub use brands::bmff_brands;
+pub use gif::gif_frame_end;
+pub use jpeg::{JpegSegment, find_in_jpeg, jpeg_segments};
+pub use png::{find_in_png, png_chunks};
+pub use tiff::{TiffEntry, TiffFile, read_number};
+pub use webp::{find_in_webp, is_webp_cut_off};
