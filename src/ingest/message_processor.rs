@@ -7,12 +7,11 @@ use std::time::Instant;
 use chrono::{DateTime, SubsecRound, Utc};
 use futures::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, trace_span, warn};
 
 use super::dead_letter::{DeadLetterReason, DeadLetterWriteError, DeadLetterWriter};
-use super::decode::{self, DecodeOptions, DecodedImage, is_data_url};
+use super::decode::{self, DecodeOptions, DecodePermits, DecodedImage, is_data_url};
 use super::embed::{EmbedError, Embedder};
 use super::error::IngestError;
 use super::fetch::{FetchError, Fetcher, shorten_uri};
@@ -72,10 +71,7 @@ pub struct MessageProcessor {
     pub dead_letter_writer: DeadLetterWriter,
     pub fetcher: Fetcher,
     pub decode_options: DecodeOptions,
-    /// One permit per image that is decoded.
-    pub decode_permits: Arc<Semaphore>,
-    /// Memory for decoding, one permit per MiB.
-    pub decode_memory_budget: Arc<Semaphore>,
+    pub decode_permits: DecodePermits,
     pub encoders: Arc<dyn Encoders>,
     pub embedder: Embedder,
     pub progress: Arc<Progress>,
@@ -83,16 +79,11 @@ pub struct MessageProcessor {
     pub processing_cancel: CancellationToken,
 }
 
-/// Creates the memory budget for decoding, one permit per MiB.
-pub fn new_decode_memory_budget(options: &DecodeOptions) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(options.budget_mib as usize))
-}
-
-/// Creates the permits for concurrent decoding; 0 `threads`: two per core. Decoding more images than there
-/// are cores keeps the cores busy between images (`benches/pipeline`: a fifth more images per second).
-pub fn new_decode_permits(threads: usize) -> Arc<Semaphore> {
+/// Creates the permits for decoding; 0 `threads`: two per core. Decoding more images than there are cores keeps the
+/// cores busy between images (`benches/pipeline`: a fifth more images per second).
+pub fn new_decode_permits(options: &DecodeOptions, threads: usize) -> DecodePermits {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Arc::new(Semaphore::new(if threads == 0 { 2 * cores } else { threads }))
+    DecodePermits::new(options, if threads == 0 { 2 * cores } else { threads })
 }
 
 impl MessageProcessor {
@@ -214,17 +205,12 @@ impl MessageProcessor {
         recorder.record_fetch(started, size);
         let started = Instant::now();
         let (bytes, options) = (&fetched.bytes, &self.decode_options);
-        let memory_bytes = decode::estimate_decode_memory_bytes(bytes, options)
-            .map_err(|e| undecodable_image_failure(e.code(), e.to_string()))?;
-        let mib = u32::try_from(memory_bytes.div_ceil(1 << 20)).unwrap_or(u32::MAX);
-        let memory_permit = self.decode_memory_budget.clone();
-        let memory_permit =
-            memory_permit.acquire_many_owned(mib.clamp(1, self.decode_options.budget_mib)).await;
-        let decode_permit = self.decode_permits.clone().acquire_owned().await;
+        let permit = self.decode_permits.acquire(bytes, options).await;
+        let permit = permit.map_err(|e| undecodable_image_failure(e.code(), e.to_string()))?;
         let (options, encoders) = (self.decode_options.clone(), self.encoders.clone());
         let declared = self.decoder.attribute_types().clone();
         let decoded = tokio::task::spawn_blocking(move || {
-            let _permits = (memory_permit, decode_permit);
+            let _permit = permit;
             // Move the whole value in: dropping it here releases its share of the download budget.
             let fetched = fetched;
             let _span = trace_span!("decode").entered();

@@ -13,7 +13,7 @@ use super::decode::DecodeOptions;
 use super::embed::Embedder;
 use super::error::IngestError;
 use super::fetch::Fetcher;
-use super::message_processor::{MessageProcessor, new_decode_memory_budget, new_decode_permits};
+use super::message_processor::{MessageProcessor, new_decode_permits};
 use super::options::IngestOptions;
 use super::pipeline::Pipeline;
 use super::progress::Progress;
@@ -137,8 +137,10 @@ impl Worker {
             decoder: self.decoder,
             dead_letter_writer: self.dead_letter_writer,
             fetcher: self.fetcher,
-            decode_permits: new_decode_permits(self.ingest_options.decode_threads),
-            decode_memory_budget: new_decode_memory_budget(&self.decode_options),
+            decode_permits: new_decode_permits(
+                &self.decode_options,
+                self.ingest_options.decode_threads,
+            ),
             decode_options: self.decode_options,
             encoders: self.encoders,
             embedder,

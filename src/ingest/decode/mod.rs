@@ -16,6 +16,7 @@ mod jpeg;
 mod jpeg_xl;
 mod options;
 mod orientation;
+mod permits;
 mod pixels;
 mod raster;
 mod text;
@@ -26,6 +27,7 @@ pub use decoder::{DecodedImage, decode_image, decode_with_report, estimate_decod
 pub use error::ImageDecodeError;
 pub use format::{Format, READABLE_FORMATS, Recognised, describe_readable_formats, recognise};
 pub use options::{DamagedImages, DecodeOptions};
+pub use permits::{DecodePermit, DecodePermits};
 pub use text::{decode_base64, decode_data_url, decode_image_text, is_data_url};
 
 #[cfg(test)]

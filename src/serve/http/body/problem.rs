@@ -243,17 +243,22 @@ impl From<FetchError> for Problem {
 impl From<PreviewError> for Problem {
     fn from(error: PreviewError) -> Self {
         let detail = error.to_string();
-        let (status, code) = match error {
+        match error {
             PreviewError::Undecodable(inner) => {
-                return Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, inner.code(), detail);
+                Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, inner.code(), detail)
             }
-            PreviewError::DecoderPanicked(_) => {
-                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "decoder_panicked")
+            PreviewError::Internal(_) => {
+                let code = "internal";
+                error!(
+                    event = event::HTTP_ERROR,
+                    code,
+                    error = detail,
+                    "a preview could not be made"
+                );
+                let shown = "the preview could not be made; see the server's log";
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, shown)
             }
-            PreviewError::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
-        };
-        error!(event = event::HTTP_ERROR, code, error = detail, "a preview could not be made");
-        Self::new(status, code, "the preview could not be made; see the server's log")
+        }
     }
 }
 
