@@ -11,14 +11,12 @@ use jxl::image::OwnedRawImage;
 use super::error::ImageDecodeError;
 use super::format::Format;
 use super::options::DecodeOptions;
-use super::pixels::{Pixels, onto_white, rgb_image};
+use super::pixels::{MAX_FRAMES, Pixels, onto_white, rgb_image};
 
 /// Bytes per pixel that decoding needs: colours as floats, three times on the way through its filters, and RGBA.
 const BYTES_PER_PIXEL: u64 = 40;
 /// Samples per pixel that are decoded: colours, opacity and what else a file has, such as depth.
 const MAX_SAMPLES_PER_PIXEL: u64 = 8;
-/// Most frames of an animation that are decoded in search of one that shows something.
-const MAX_FRAMES: usize = 100;
 
 /// Returns the memory that decoding needs, in bytes.
 pub fn estimate_memory_bytes(

@@ -6,6 +6,8 @@ use super::error::ImageDecodeError;
 
 /// Colour of pixels that could not be decoded.
 pub const UNKNOWN_GREY: u8 = 128;
+/// Most frames of an animation that are decoded in search of one that shows something.
+pub const MAX_FRAMES: usize = 100;
 
 /// Pixels, upright or not, and which share of them was decoded (1: all).
 #[derive(Debug)]

@@ -17,13 +17,11 @@ use super::error::ImageDecodeError;
 use super::format::Format;
 use super::options::DecodeOptions;
 use super::orientation::read_orientation;
-use super::pixels::{Pixels, UNKNOWN_GREY, flatten_onto_white};
+use super::pixels::{MAX_FRAMES, Pixels, UNKNOWN_GREY, flatten_onto_white};
 use crate::ingest::containers::{
     find_in_png, find_in_webp, gif_frame_end, is_bmp_damaged, is_webp_cut_off, png_chunks,
 };
 
-/// Most frames of an animation that are decoded in search of one that shows something.
-const MAX_FRAMES: usize = 100;
 /// Bytes per pixel that a decoder may allocate: 16-bit RGBA and its own buffers.
 const MAX_BYTES_PER_PIXEL: u64 = 16;
 /// Bytes that a decoder may allocate for the smallest image.

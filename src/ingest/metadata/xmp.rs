@@ -251,7 +251,7 @@ impl XmpReader {
     /// Reads simple properties in their short form, as attributes of a description.
     fn read_attributes(&mut self, tag: &BytesStart<'_>) {
         // Structures have descriptions too; what is in them belongs to them.
-        if self.open_elements.iter().filter(|one| **one == Element::RdfDescription).count() > 0 {
+        if self.open_elements.contains(&Element::RdfDescription) {
             return;
         }
         for attribute in tag.attributes().with_checks(false).flatten() {
