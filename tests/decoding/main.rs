@@ -115,7 +115,7 @@ fn judge(case: &Case, references: &BTreeMap<String, RgbImage>) -> (Outcome, Stri
             (Outcome::Right, String::new())
         }
         ("sound", Err(_)) if case.must => (Outcome::Wrong, format!("must be read: {text}")),
-        // Without its end marker, a whole picture cannot be told from a cut one in every format.
+        // Without its end marker, a whole picture cannot be distinguished from a cut one in every format.
         ("sound", Err(_))
             if code == Some("unsupported_format") || case.name.contains("without-") =>
         {
