@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::DemoArgs;
-use super::folder::{DEMO_MODEL_FOLDER, check_writable, prepare_folder};
+use super::folder::{check_writable, prepare_folder};
 use super::score::{render_right_counts, render_score};
 use crate::balance::normalise::Normaliser;
 use crate::commands::shared::catalogue::open_store;
@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::demo::broker::MockBroker;
 use crate::demo::shop::DemoShop;
 use crate::demo::truth::DrawnTruth;
-use crate::demo::{DEMO_STATISTICS, EXAMPLE_QUERIES};
+use crate::demo::{DEMO_MODEL_FOLDER, DEMO_STATISTICS, EXAMPLE_QUERIES};
 use crate::ingest::{IngestError, Progress};
 use crate::search::{Engine, Query};
 use crate::serve::http::{self, RightAnswers, SearchResponse, Substitute};
