@@ -9,6 +9,7 @@ use super::arguments::TryArgs;
 use super::model::{DEMO_CHECKPOINT, set_checkpoint};
 use crate::commands::shared::configuration::{load_config, load_config_without_model};
 use crate::commands::shared::error::CommandError;
+use crate::commands::shared::in_process::system::shorten_waits;
 use crate::config::{Config, ConfigError};
 use crate::kafka::KafkaOptions;
 use crate::record::VersionOrdering;
@@ -90,10 +91,7 @@ pub fn adapt_to_try(
     config.source.control_topic.clear();
     config.source.replay_name.clear();
     config.source.ordering = VersionOrdering::Sequence;
-    config.source.drain_seconds = 3;
-    // In the mock cluster, a worker that joins late waits for a session timeout.
-    config.source.session_timeout_ms = 6_000;
-    config.ingest.drain_seconds = 3;
+    shorten_waits(config);
     config.table.store_options.clear();
     config.table.max_commit_attempts = MAX_COMMIT_ATTEMPTS;
     config.search.standby_checkpoint.clear();
