@@ -125,7 +125,7 @@ async fn run_parts(
             }
         }
         let snapshot = system.engine.snapshots().newest();
-        let stored = snapshot.images_with_embeddings().map(|(image, _)| {
+        let stored = snapshot.images().map(|image| {
             let version = StoredImageVersion {
                 sequence: image.version.sequence,
                 event_time: image.event_time,
@@ -136,6 +136,7 @@ async fn run_parts(
             (image.image_id.as_str().to_owned(), version)
         });
         *tracker.lock() = Tracker::new(plan.attribute_types.clone(), stored);
+        // The tracker limits what is on its way, so that sending never has to wait for the broker.
         let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
         let mut follower =
             Follower::new(plan, tracker.clone(), publisher, &mut system, output, started)?;
