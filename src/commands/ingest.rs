@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -12,7 +11,7 @@ use super::shared::configuration::load_config;
 use super::shared::error::CommandResult;
 use super::shared::models::load_configured_model;
 use super::shared::runtime::run_with_logging;
-use super::shared::worker::{build_ingest_worker, build_table_maintenance, spawn_background_tasks};
+use super::shared::worker::{build_ingest_worker, spawn_background_tasks, spawn_table_maintenance};
 use crate::config::Config;
 use crate::ingest::Progress;
 use crate::telemetry::{admin, event, metrics};
@@ -33,18 +32,14 @@ async fn consume_events(config: Config, token: CancellationToken) -> CommandResu
     let worker = build_ingest_worker(&config, encoders.clone(), progress).await?;
     let store = open_store(&config).await?;
     let mut background_tasks = spawn_background_tasks(&config, &store, &worker, &token);
-    let maintenance = build_table_maintenance(&config, &*encoders).await?;
     let maintenance_cancel = token.child_token();
-    // On a thread of its own, because merging files computes for seconds without yielding.
-    let (runtime, maintenance_token) = (Handle::current(), maintenance_cancel.clone());
     let maintenance_task =
-        tokio::task::spawn_blocking(move || runtime.block_on(maintenance.run(maintenance_token)));
+        spawn_table_maintenance(&config, &*encoders, maintenance_cancel.clone()).await?;
     let stop_all = token.clone();
     let drained = worker.run(token).await;
     // If the worker ended with an error, the background tasks must end too.
     stop_all.cancel();
     while background_tasks.join_next().await.is_some() {}
-    // A running merge is finished, and no other one is started.
     maintenance_cancel.cancel();
     maintenance_task.await?;
     admin_cancel.cancel();

@@ -18,6 +18,9 @@ use crate::balance::statistics::StatisticsSettings;
 /// How the demo computes its statistics: its weight was chosen with these (docs/balancing.md).
 pub const DEMO_STATISTICS: StatisticsSettings = StatisticsSettings { top_k: 8, temperature: 1.0 };
 
+/// Folder of the demo's CLIP checkpoint, and so the name of the model.
+pub const DEMO_MODEL_FOLDER: &str = "demo-clip";
+
 /// Files of the demo's CLIP checkpoint, compiled into the program.
 const DEMO_CHECKPOINT_FILES: [(&str, &[u8]); 4] = [
     ("config.json", include_bytes!("../../models/demo/config.json")),

@@ -7,14 +7,11 @@ use std::path::Path;
 use anyhow::Context;
 
 use crate::commands::shared::error::{CommandError, path_error};
-use crate::demo::write_demo_checkpoint;
+use crate::demo::{DEMO_MODEL_FOLDER, write_demo_checkpoint};
 
 /// Marks a folder as created by a demo, so that the next demo may replace it. Locked by the demo that runs
 /// in it.
 const MARKER_FILE: &str = "made-by-bsap-demo";
-
-/// Name of the model: that of its folder.
-pub const DEMO_MODEL_FOLDER: &str = "demo-clip";
 
 /// Size of the file by which [`check_writable`] tries the folder, of the order of a commit's files.
 const PROBE_BYTES: usize = 256 << 10;

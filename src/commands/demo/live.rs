@@ -6,34 +6,27 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use indicatif::MultiProgress;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::DemoArgs;
-use super::folder::{DEMO_MODEL_FOLDER, check_writable, prepare_folder};
+use super::folder::{check_writable, prepare_folder};
 use super::score::{render_right_counts, render_score};
 use crate::balance::normalise::Normaliser;
-use crate::commands::shared::catalogue::open_store;
 use crate::commands::shared::error::{CommandError, CommandResult};
+use crate::commands::shared::in_process::system::{LocalSystem, SystemPlan, shorten_waits};
 use crate::commands::shared::models::load_configured_model;
 use crate::commands::shared::printing::print_line;
 use crate::commands::shared::progress::progress_bar;
-use crate::commands::shared::query_worker::{
-    QueryWorker, build_query_worker, build_server_context,
-};
 use crate::commands::shared::result_table::render_side_by_side;
 use crate::commands::shared::runtime::run_with_logging;
-use crate::commands::shared::worker::{build_ingest_worker, spawn_background_tasks};
 use crate::config::Config;
-use crate::demo::broker::MockBroker;
 use crate::demo::shop::DemoShop;
 use crate::demo::truth::DrawnTruth;
-use crate::demo::{DEMO_STATISTICS, EXAMPLE_QUERIES};
-use crate::ingest::{IngestError, Progress};
+use crate::demo::{DEMO_MODEL_FOLDER, DEMO_STATISTICS, EXAMPLE_QUERIES};
+use crate::ingest::Progress;
 use crate::search::{Engine, Query};
 use crate::serve::http::{self, RightAnswers, SearchResponse, Substitute};
 use crate::serve::result_judge::ResultJudge as _;
-use crate::telemetry::{admin, metrics};
 
 /// The same seed gives the same pictures at every run.
 const CATALOGUE_SEED: u64 = 20;
@@ -75,10 +68,7 @@ fn demo_config(args: &DemoArgs) -> anyhow::Result<Config> {
     config.search.normaliser = Normaliser::Nnn;
     config.table.url = dir.join("catalogue").display().to_string();
     config.fetch.file_roots = vec![dir.join("pictures")];
-    config.source.drain_seconds = 3;
-    // In the mock cluster, a worker that joins late makes all others wait for a session timeout.
-    config.source.session_timeout_ms = 6_000;
-    config.ingest.drain_seconds = 3;
+    shorten_waits(&mut config);
     config.http.listen.set_port(if args.once { 0 } else { args.port });
     config.http.example_queries = EXAMPLE_QUERIES.map(String::from).to_vec();
     config.log.file = dir.join("bsap.log");
@@ -115,15 +105,11 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
     // A port in use is reported before anything is drawn.
     let listener = http::bind_listener(&config.http).await.map_err(CommandError::usage)?;
     let url = listener.url()?;
-    let broker = MockBroker::start(&[
-        (&config.source.topic, PARTITION_COUNT),
-        (&config.dead_letter.topic, 1),
-    ])?;
-    config.kafka.brokers = broker.bootstrap_servers();
     let encoders = load_configured_model(&config)?;
     let notice = encoders.card().notice.clone();
     print_line!("bsap demo: {} drawn pictures, everything in this process", args.images);
-    for substitute in describe_substitutes(&config) {
+    let substitutes = describe_substitutes(&config);
+    for substitute in &substitutes {
         print_line!(
             "  {}\n    for the real one set {}",
             substitute.component,
@@ -134,51 +120,24 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
         print_line!("\nNOTE: {notice}\n");
     }
 
-    let progress = Arc::new(Progress::default());
-    let mut workers = JoinSet::new();
-    for _ in 0..WORKER_COUNT {
-        let worker = build_ingest_worker(&config, encoders.clone(), progress.clone()).await?;
-        let store = open_store(&config).await?;
-        spawn_background_tasks(&config, &store, &worker, &token).detach_all();
-        workers.spawn(worker.run(token.clone()));
-    }
-    // The page shows the lag, which it reads from the metrics of the workers.
-    let metrics_options = admin::MetricsOptions {
-        listen: ([127, 0, 0, 1], 0).into(),
-        ..admin::MetricsOptions::default()
-    };
-    let address =
-        admin::start_admin_server(&metrics_options, progress.clone(), token.child_token()).await;
-    metrics::record_process_start("worker");
-    let metrics_url = address.map(|address| format!("http://{address}").parse());
-    config.http.worker_metrics_urls = metrics_url.transpose()?.into_iter().collect();
-    let worker = build_query_worker(&config, &[("model.checkpoint", encoders)]).await?;
-    let mut context = build_server_context(&config, &worker, describe_substitutes(&config))?;
     let truth = Arc::new(DrawnTruth::default());
-    context.judge = Some(truth.clone());
-    let QueryWorker { engines, catalogue_follower, feedback_writer, .. } = worker;
-    tokio::spawn(feedback_writer.run(token.clone()));
-    tokio::spawn(engines.clone().monitor_drift(token.clone()));
-    tokio::spawn(engines.clone().monitor_fit(token.clone()));
-    let engine = engines.live();
-    let mut server = JoinSet::new();
-    {
-        let token = token.clone();
-        server.spawn(async move { Ok(catalogue_follower.run(token).await?) });
-    }
-    {
-        let token = token.clone();
-        server.spawn(async move {
-            http::serve(context, listener, token).await;
-            anyhow::Ok(())
-        });
-    }
+    let plan = SystemPlan {
+        partitions: PARTITION_COUNT,
+        workers: WORKER_COUNT,
+        maintains_table: false,
+        substitutes,
+        judge: Some(truth.clone()),
+    };
+    let mut system =
+        LocalSystem::start(plan, &mut config, encoders, Progress::default(), listener, &token)
+            .await?;
+    let (engine, progress) = (system.engine.clone(), system.progress.clone());
     if !args.once {
         print_line!("\nThe page is at {url} and the log in {}\n", config.log.file.display());
     }
 
     let (topic, group) = (&config.source.topic, config.source.group_id());
-    let publisher = broker.new_publisher(&config.kafka, topic, &group)?;
+    let publisher = system.broker.new_publisher(&config.kafka, topic, &group)?;
     let mut shop =
         DemoShop::new(&config.fetch.file_roots[0], publisher, CATALOGUE_SEED, args.style);
     let work = async {
@@ -214,28 +173,14 @@ async fn run_demo(args: &DemoArgs, mut config: Config, token: CancellationToken)
             Ok(shop.publish_changes(CHANGE_INTERVAL, &token, print_change).await?)
         }
     };
-    // Whatever ends first ends the demo; all other tasks drain.
+    // Whatever ends first ends the demo; all other parts drain.
     let result = tokio::select! {
         result = work => result,
-        Some(ended) = workers.join_next() => flatten_worker_result(ended),
-        Some(ended) = server.join_next() => ended.map_err(anyhow::Error::from).flatten(),
+        ended = system.wait_for_end() => ended,
     };
-    token.cancel();
-    while let Some(ended) = workers.join_next().await {
-        flatten_worker_result(ended)?;
-    }
-    while let Some(ended) = server.join_next().await {
-        ended??;
-    }
-    drop(broker);
-    Ok(result?)
-}
-
-fn flatten_worker_result(
-    ended: Result<Result<bool, IngestError>, tokio::task::JoinError>,
-) -> anyhow::Result<()> {
-    ended??;
-    Ok(())
+    let drained = system.shut_down().await;
+    result?;
+    Ok(drained?)
 }
 
 /// Draws and publishes the catalogue, and returns when all of it is searchable.

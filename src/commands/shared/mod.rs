@@ -7,6 +7,7 @@ pub mod checkpoint_args;
 pub mod configuration;
 pub mod error;
 pub mod evaluation;
+pub mod in_process;
 pub mod models;
 pub mod printing;
 pub mod progress;

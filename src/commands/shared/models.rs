@@ -7,14 +7,11 @@ use anyhow::Context;
 use crate::catalogue::{CatalogueState, StandbyGeneration};
 use crate::clip::{self, ClipError, ClipModel, Encoders, ModelOptions, run_self_test_once};
 use crate::config::Config;
-use crate::demo::write_demo_checkpoint;
+use crate::demo::{DEMO_MODEL_FOLDER, write_demo_checkpoint};
 use crate::table::Generation;
 
 /// The option that names the model of the standby generation.
 pub const STANDBY_CHECKPOINT_KEY: &str = "search.standby_checkpoint";
-
-/// Name of the demo model: that of its folder.
-const DEMO_MODEL_FOLDER: &str = "demo-clip";
 
 /// Loads the model of `model.checkpoint`, and tests it unless it passed the test before. Blocks while
 /// the weights are read.

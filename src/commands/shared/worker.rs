@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::task::JoinSet;
+use tokio::runtime::Handle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -178,15 +179,20 @@ pub fn spawn_background_tasks(
     tasks
 }
 
-/// Builds the maintenance of the table that a worker fills.
-pub async fn build_table_maintenance(
+/// Starts the maintenance of the table that a worker fills. Once `token` is cancelled, a running merge is
+/// finished, and no other one is started.
+pub async fn spawn_table_maintenance(
     config: &Config,
     encoders: &dyn Encoders,
-) -> anyhow::Result<TableMaintenance> {
-    Ok(TableMaintenance {
+    token: CancellationToken,
+) -> anyhow::Result<JoinHandle<()>> {
+    let maintenance = TableMaintenance {
         store: open_store(config).await?,
         generation: configured_generation(config, encoders),
         options: config.maintenance.clone(),
         max_commit_attempts: config.table.max_commit_attempts,
-    })
+    };
+    // On a thread of its own, because merging files computes for seconds without yielding.
+    let runtime = Handle::current();
+    Ok(tokio::task::spawn_blocking(move || runtime.block_on(maintenance.run(token))))
 }

@@ -7,8 +7,10 @@ use toml::Table;
 
 use super::arguments::TryArgs;
 use super::model::{DEMO_CHECKPOINT, set_checkpoint};
+use crate::commands::shared::configuration::{load_config, load_config_without_model};
 use crate::commands::shared::error::CommandError;
-use crate::config::{self, Config, ConfigError};
+use crate::commands::shared::in_process::system::shorten_waits;
+use crate::config::{Config, ConfigError};
 use crate::kafka::KafkaOptions;
 use crate::record::VersionOrdering;
 use crate::watch::WatchedSource;
@@ -30,14 +32,10 @@ const MAX_COMMIT_ATTEMPTS: u32 = 5;
 /// Reads the configuration file and the variables. `--checkpoint` takes the place of `model.checkpoint`, which
 /// is then not validated.
 pub fn load_base_config(args: &TryArgs, file: Option<&Path>) -> Result<Config, ConfigError> {
-    const CHECKPOINT_VARIABLE: &str = "BSAP_MODEL__CHECKPOINT";
-    let environment = std::env::vars();
     let mut config = if args.checkpoint.is_some() {
-        let others = environment.filter(|(name, _)| name != CHECKPOINT_VARIABLE);
-        let placeholder = (CHECKPOINT_VARIABLE.to_owned(), ".".to_owned());
-        config::load_valid_config(file, others.chain([placeholder]))?
+        load_config_without_model(file)?
     } else {
-        config::load_valid_config(file, environment)?
+        load_config(file)?
     };
     if !is_configured(file, "prompts", "sets") {
         config.prompts.sets = vec![DEFAULT_PROMPT_SET.to_owned()];
@@ -93,10 +91,7 @@ pub fn adapt_to_try(
     config.source.control_topic.clear();
     config.source.replay_name.clear();
     config.source.ordering = VersionOrdering::Sequence;
-    config.source.drain_seconds = 3;
-    // In the mock cluster, a worker that joins late waits for a session timeout.
-    config.source.session_timeout_ms = 6_000;
-    config.ingest.drain_seconds = 3;
+    shorten_waits(config);
     config.table.store_options.clear();
     config.table.max_commit_attempts = MAX_COMMIT_ATTEMPTS;
     config.search.standby_checkpoint.clear();

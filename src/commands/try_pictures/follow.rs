@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::display::{DisplayedProgress, ProgressDisplay};
 use super::outcome::print_summary;
 use super::output::Output;
-use super::system::LocalSystem;
+use crate::commands::shared::in_process::system::LocalSystem;
 use crate::ingest::source::ImageEvent;
 use crate::ingest::{Progress, Rejection, RejectionListener};
 use crate::publish::Publisher;
@@ -170,9 +170,9 @@ impl<'a> Follower<'a> {
                     self.display.clear();
                     return Ok(FollowEnd::Stopped);
                 }
-                error = self.system.wait_for_failure() => {
+                ended = self.system.wait_for_end() => {
                     self.display.clear();
-                    return Err(error);
+                    return ended.map(|()| FollowEnd::Stopped);
                 }
                 () = tokio::time::sleep(STEP_INTERVAL) => {}
             }

@@ -15,10 +15,10 @@ use super::model::load_model;
 use super::outcome::TryOutcome;
 use super::output::Output;
 use super::state_folder::StateFolder;
-use super::system::LocalSystem;
 use super::text_cache::TextCachingEncoders;
 use crate::clip::Encoders;
 use crate::commands::shared::error::{CommandError, CommandResult};
+use crate::commands::shared::in_process::system::{LocalSystem, SystemPlan};
 use crate::commands::shared::models::configured_generation;
 use crate::config::Config;
 use crate::evaluate::JudgedQuery;
@@ -29,6 +29,9 @@ use crate::watch::{StoredImageVersion, Tracker, WatchedSource};
 
 /// How long a bucket may take to answer at the start. Later failures are retried.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often it is checked whether the table has been read.
+const READY_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What was checked before anything was started.
 pub struct PreparedTry {
@@ -89,8 +92,15 @@ async fn run_parts(
     config.table.url.clone_from(&table);
     let tracker = SharedTracker::new();
     let progress = tracker.notified_progress();
+    let plan = SystemPlan {
+        partitions: 1,
+        workers: 1,
+        maintains_table: true,
+        substitutes: Vec::new(),
+        judge: None,
+    };
     let mut system =
-        LocalSystem::start(&mut config, encoders.clone(), progress, listener, &token).await?;
+        LocalSystem::start(plan, &mut config, encoders.clone(), progress, listener, &token).await?;
     output.line(format_args!(
         "The page is at {page}, the table and the log are in {}",
         folder.path.display()
@@ -103,11 +113,19 @@ async fn run_parts(
         once: args.once,
     };
     let followed = async {
-        if !system.wait_until_ready().await? {
-            return Ok(FollowEnd::Stopped);
+        while !system.engine.snapshots().is_ready() {
+            tokio::select! {
+                biased;
+                () = token.cancelled() => return Ok(FollowEnd::Stopped),
+                ended = system.wait_for_end() => {
+                    ended?;
+                    return Ok(FollowEnd::Stopped);
+                }
+                () = tokio::time::sleep(READY_POLL_INTERVAL) => {}
+            }
         }
         let snapshot = system.engine.snapshots().newest();
-        let stored = snapshot.images_with_embeddings().map(|(image, _)| {
+        let stored = snapshot.images().map(|image| {
             let version = StoredImageVersion {
                 sequence: image.version.sequence,
                 event_time: image.event_time,
@@ -118,6 +136,7 @@ async fn run_parts(
             (image.image_id.as_str().to_owned(), version)
         });
         *tracker.lock() = Tracker::new(plan.attribute_types.clone(), stored);
+        // The tracker limits what is on its way, so that sending never has to wait for the broker.
         let publisher = Publisher::new(&config.kafka, &config.source.topic)?;
         let mut follower =
             Follower::new(plan, tracker.clone(), publisher, &mut system, output, started)?;

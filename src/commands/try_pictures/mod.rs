@@ -15,7 +15,6 @@ mod outcome;
 mod output;
 mod production;
 mod state_folder;
-mod system;
 mod text_cache;
 
 use std::path::Path;

@@ -10,15 +10,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::output::Output;
 use crate::clip::{CheckpointOrigin, ClipError, Encoders, ModelOptions, locate_checkpoint};
-use crate::commands::shared::error::CommandError;
+use crate::commands::shared::error::{CommandError, path_error};
 use crate::commands::shared::models::load_configured_model;
 use crate::config::Config;
-use crate::demo::write_demo_checkpoint;
+use crate::demo::{DEMO_MODEL_FOLDER, write_demo_checkpoint};
 
 /// Value of `--checkpoint` for the model of the demo.
 pub const DEMO_CHECKPOINT: &str = "demo";
-/// Folder of the demo's model.
-const DEMO_MODEL_FOLDER: &str = "demo-clip";
 /// How often the spinner moves while the weights are read.
 const SPINNER_INTERVAL: Duration = Duration::from_millis(100);
 /// Why the default model is the default, with its size and licence.
@@ -35,8 +33,7 @@ pub fn set_checkpoint(
         None => {}
         Some(DEMO_CHECKPOINT) => {
             let model = folder.join(DEMO_MODEL_FOLDER);
-            write_demo_checkpoint(&model)
-                .map_err(|e| crate::commands::shared::error::path_error("--dir", &model, &e))?;
+            write_demo_checkpoint(&model).map_err(|e| path_error("--dir", &model, &e))?;
             config.model.checkpoint = model.display().to_string();
         }
         Some(checkpoint) => checkpoint.clone_into(&mut config.model.checkpoint),

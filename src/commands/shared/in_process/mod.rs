@@ -1,0 +1,3 @@
+//! What `bsap demo` and `bsap try` have in common: broker, workers, table and page in one process.
+
+pub mod system;
