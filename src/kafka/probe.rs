@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::connection::{KafkaOptions, to_owned_message};
 use super::failure::{
-    ErrorRecorder, FailureKind, KafkaFailure, is_authentication_error, kind_of_code,
+    ErrorRecorder, FailureKind, KafkaFailure, failure_kind, is_authentication_error,
 };
 use crate::record::{LogAnchor, TopicPartition};
 
@@ -143,8 +143,7 @@ impl KafkaProbe {
         let recorded = self.consumer.context().take();
         match denied {
             Some(error) => {
-                let topics: Vec<&str> = offsets.iter().map(|(p, _)| &*p.topic).collect();
-                let subject = format!("reading topic {}", topics.first().unwrap_or(&""));
+                let subject = format!("reading topic {}", offsets[0].0.topic);
                 Err(KafkaFailure::from_error(&self.brokers, &subject, &error, recorded))
             }
             None => Ok(found),
@@ -223,8 +222,8 @@ impl KafkaProbe {
     pub(super) fn recorded_denial(&self) -> Option<KafkaError> {
         for _ in 0..MAX_COLLECTED_ERRORS {
             let error = self.consumer.poll(Duration::ZERO)?.err();
-            let code = error.as_ref().and_then(KafkaError::rdkafka_error_code);
-            if code.is_some_and(|code| kind_of_code(code) == FailureKind::NotAuthorised) {
+            let kind = error.as_ref().map(failure_kind);
+            if kind == Some(FailureKind::NotAuthorised) {
                 return error;
             }
         }

@@ -117,7 +117,7 @@ impl ConsumerState {
         }
         if !starts.is_empty() {
             // Only a member of the group that may read it gets partitions.
-            lock_ignoring_poison(&self.problems).reported = None;
+            self.clear_reported_problem();
         }
     }
 
