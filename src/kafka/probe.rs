@@ -124,8 +124,7 @@ impl KafkaProbe {
             match self.consumer.poll(POLL_TIMEOUT) {
                 Some(Ok(message)) => {
                     let message = to_owned_message(&message);
-                    let anchor =
-                        LogAnchor { offset: message.offset, fingerprint: message.fingerprint() };
+                    let anchor = message.anchor();
                     found.entry(message.partition).or_insert(anchor);
                 }
                 Some(Err(error)) => match error.rdkafka_error_code() {
@@ -305,8 +304,7 @@ mod tests {
             headers: Vec::new(),
             timestamp_ms: Some(1_002),
         };
-        let anchor = LogAnchor { offset: 2, fingerprint: expected.fingerprint() };
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), [(partition(0), anchor)]);
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), [(partition(0), expected.anchor())]);
         assert_eq!(probe.fetch_watermarks(&partition(0)).unwrap(), (0, 4));
     }
 

@@ -135,7 +135,7 @@ impl ConsumerState {
 
     /// Records that a poll returned `message`. Returns the number of its log.
     pub(super) fn record_polled_message(&self, message: &KafkaMessage) -> u64 {
-        let polled = LogAnchor { offset: message.offset, fingerprint: message.fingerprint() };
+        let polled = message.anchor();
         let mut partitions = self.lock_partitions();
         let assigned = partitions.assigned_partitions.get_mut(&message.partition);
         assigned.map_or(0, |assigned| {
