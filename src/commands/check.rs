@@ -99,10 +99,8 @@ async fn check_kafka(config: &Config, report: &mut CheckPrinter) {
             let required_topics_exist = partitions[..2].iter().all(Result::is_ok);
             let source_partitions = partitions[0].as_ref().copied().unwrap_or(0);
             for ((key, topic), count) in topics.iter().zip(partitions) {
-                let is_absent = matches!(
-                    &count,
-                    Err(f) if matches!(f.kind, FailureKind::TopicMissing | FailureKind::NotAuthorised)
-                );
+                // Missing or denied: all other failures are those of the brokers.
+                let is_absent = count.is_err();
                 if *key == REINDEX_TOPIC_KEY && is_absent && !needs_reindex_topic(config).await {
                     print_line!(
                         "unused  {key}: topic {topic} does not exist, or may not be used; `bsap reindex model` needs it"

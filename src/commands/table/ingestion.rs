@@ -222,8 +222,11 @@ async fn read_partition_logs(
     topic: &str,
     token: &CancellationToken,
 ) -> anyhow::Result<PartitionLogsResult> {
-    let counted = kafka::fetch_partition_counts(&config.kafka, &[topic]).await;
-    let count = match counted.and_then(|counts| counts.into_iter().next().unwrap_or(Ok(0))) {
+    let (group, counted_topic) = (config.source.group_id(), topic.to_owned());
+    let counted = kafka::run_probe(&config.kafka, &group, move |probe| {
+        probe.count_partitions(&counted_topic)
+    });
+    let count = match counted.await {
         Ok(count) => count,
         Err(failure) => return Ok(Err(failure)),
     };
@@ -237,7 +240,7 @@ async fn read_partition_logs(
         stored.push((partition, position));
     }
     let to_identify = stored.clone();
-    let identified = kafka::run_probe(&config.kafka, &config.source.group_id(), move |probe| {
+    let identified = kafka::run_probe(&config.kafka, &group, move |probe| {
         kafka::identify_logs(probe, &to_identify)
     })
     .await;
