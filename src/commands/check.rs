@@ -130,8 +130,8 @@ async fn check_rights(config: &Config, report: &mut CheckPrinter) {
     let group = source.group_id();
     let mut consumers = vec![("source.group", group.clone(), &source.topic)];
     if !source.control_topic.is_empty() {
-        let control = format!("{}.control", source.group);
-        consumers.push(("source.control_topic", control, &source.control_topic));
+        let control_topic = &source.control_topic;
+        consumers.push(("source.control_topic", source.control_group_id(), control_topic));
     }
     for (key, group, topic) in consumers {
         match kafka::check_consume_rights(kafka, &group, topic).await {
