@@ -309,6 +309,16 @@ mod tests {
     }
 
     #[test]
+    fn members_are_unknown_if_brokers_cannot_list_groups() {
+        // The cluster in this process cannot.
+        let cluster = MockCluster::new(1).unwrap();
+        let options =
+            KafkaOptions { brokers: cluster.bootstrap_servers(), ..KafkaOptions::default() };
+        let probe = KafkaProbe::new(&options, "g").unwrap();
+        assert_eq!(probe.count_consuming_members("g", "images").unwrap(), None);
+    }
+
+    #[test]
     fn a_member_with_an_empty_assignment_has_no_partitions() {
         assert!(!has_partitions(None));
         assert!(!has_partitions(Some(&[])));
