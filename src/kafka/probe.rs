@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_that_are_missing_denied_or_unreachable_are_told_apart() {
+    fn missing_denied_and_unreachable_topics_fail_each_in_a_way_of_its_own() {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("images", 3, 1).unwrap();
         cluster

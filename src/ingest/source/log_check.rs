@@ -136,7 +136,7 @@ impl LogCheck {
 enum LogVerdict {
     /// The partition must be read from another position.
     Restart(String),
-    /// It is the same log, or one that cannot be told from it: the next check compares a newer message.
+    /// It is the same log, or one in which nothing differs from it: the next check compares a newer message.
     Confirmed,
     /// The message was not read in time: the next check looks for the same one.
     NotRead,
