@@ -164,6 +164,11 @@ impl KafkaMessage {
         i64::from_be_bytes(first) & i64::MAX
     }
 
+    /// Returns the message as one by which its log is recognised.
+    pub fn anchor(&self) -> LogAnchor {
+        LogAnchor { offset: self.offset, fingerprint: self.fingerprint() }
+    }
+
     /// Returns the id of the trace that the message belongs to: 32 hexadecimal digits from its
     /// `traceparent` header (W3C Trace Context). Returns `None` if the header is missing or invalid.
     pub fn trace_id(&self) -> Option<&str> {

@@ -99,10 +99,8 @@ async fn check_kafka(config: &Config, report: &mut CheckPrinter) {
             let required_topics_exist = partitions[..2].iter().all(Result::is_ok);
             let source_partitions = partitions[0].as_ref().copied().unwrap_or(0);
             for ((key, topic), count) in topics.iter().zip(partitions) {
-                let is_absent = matches!(
-                    &count,
-                    Err(f) if matches!(f.kind, FailureKind::TopicMissing | FailureKind::NotAuthorised)
-                );
+                // Missing or denied: all other failures are those of the brokers.
+                let is_absent = count.is_err();
                 if *key == REINDEX_TOPIC_KEY && is_absent && !needs_reindex_topic(config).await {
                     print_line!(
                         "unused  {key}: topic {topic} does not exist, or may not be used; `bsap reindex model` needs it"
@@ -132,8 +130,8 @@ async fn check_rights(config: &Config, report: &mut CheckPrinter) {
     let group = source.group_id();
     let mut consumers = vec![("source.group", group.clone(), &source.topic)];
     if !source.control_topic.is_empty() {
-        let control = format!("{}.control", source.group);
-        consumers.push(("source.control_topic", control, &source.control_topic));
+        let control_topic = &source.control_topic;
+        consumers.push(("source.control_topic", source.control_group_id(), control_topic));
     }
     for (key, group, topic) in consumers {
         match kafka::check_consume_rights(kafka, &group, topic).await {

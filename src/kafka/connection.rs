@@ -159,8 +159,8 @@ pub async fn leave_group<T: Send + 'static>(
     }
 }
 
-/// Copies a message of librdkafka, as one of the partition's first log. A header name that is not UTF-8, which Kafka allows but which makes
-/// rdkafka panic, is replaced by `UNREADABLE_HEADER_NAME`.
+/// Copies a message of librdkafka, as one of the partition's first log. A header name that is not UTF-8, which Kafka
+/// allows but which makes rdkafka panic, is replaced by `UNREADABLE_HEADER_PLACEHOLDER`.
 pub fn to_owned_message(message: &BorrowedMessage<'_>) -> KafkaMessage {
     let header = |headers: &BorrowedHeaders, i| {
         let value = |value: Option<&[u8]>| value.map(Bytes::copy_from_slice);

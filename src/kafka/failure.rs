@@ -52,15 +52,15 @@ impl KafkaFailure {
         error: &KafkaError,
         recorded: Option<(Code, String)>,
     ) -> Self {
-        let code = error.rdkafka_error_code();
         if let Some((recorded_code, reason)) = &recorded
             && is_authentication_error(*recorded_code)
         {
             return Self::new(FailureKind::AuthenticationFailed, brokers, subject, reason);
         }
-        let kind = code.map_or(FailureKind::Other, kind_of_code);
+        let kind = failure_kind(error);
         let reason = match recorded {
             Some((_, reason)) if kind == FailureKind::BrokersUnreachable => {
+                let code = error.rdkafka_error_code();
                 format!("{}: {reason}", code.map_or(error.to_string(), |code| code.to_string()))
             }
             _ => error.to_string(),

@@ -10,7 +10,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::connection::{KafkaOptions, to_owned_message};
 use super::failure::{
-    ErrorRecorder, FailureKind, KafkaFailure, is_authentication_error, kind_of_code,
+    ErrorRecorder, FailureKind, KafkaFailure, failure_kind, is_authentication_error,
 };
 use crate::record::{LogAnchor, TopicPartition};
 
@@ -124,8 +124,7 @@ impl KafkaProbe {
             match self.consumer.poll(POLL_TIMEOUT) {
                 Some(Ok(message)) => {
                     let message = to_owned_message(&message);
-                    let anchor =
-                        LogAnchor { offset: message.offset, fingerprint: message.fingerprint() };
+                    let anchor = message.anchor();
                     found.entry(message.partition).or_insert(anchor);
                 }
                 Some(Err(error)) => match error.rdkafka_error_code() {
@@ -143,8 +142,7 @@ impl KafkaProbe {
         let recorded = self.consumer.context().take();
         match denied {
             Some(error) => {
-                let topics: Vec<&str> = offsets.iter().map(|(p, _)| &*p.topic).collect();
-                let subject = format!("reading topic {}", topics.first().unwrap_or(&""));
+                let subject = format!("reading topic {}", offsets[0].0.topic);
                 Err(KafkaFailure::from_error(&self.brokers, &subject, &error, recorded))
             }
             None => Ok(found),
@@ -223,8 +221,8 @@ impl KafkaProbe {
     pub(super) fn recorded_denial(&self) -> Option<KafkaError> {
         for _ in 0..MAX_COLLECTED_ERRORS {
             let error = self.consumer.poll(Duration::ZERO)?.err();
-            let code = error.as_ref().and_then(KafkaError::rdkafka_error_code);
-            if code.is_some_and(|code| kind_of_code(code) == FailureKind::NotAuthorised) {
+            let kind = error.as_ref().map(failure_kind);
+            if kind == Some(FailureKind::NotAuthorised) {
                 return error;
             }
         }
@@ -257,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_that_are_missing_denied_or_unreachable_are_told_apart() {
+    fn missing_denied_and_unreachable_topics_fail_each_in_a_way_of_its_own() {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic("images", 3, 1).unwrap();
         cluster
@@ -306,9 +304,18 @@ mod tests {
             headers: Vec::new(),
             timestamp_ms: Some(1_002),
         };
-        let anchor = LogAnchor { offset: 2, fingerprint: expected.fingerprint() };
-        assert_eq!(found.into_iter().collect::<Vec<_>>(), [(partition(0), anchor)]);
+        assert_eq!(found.into_iter().collect::<Vec<_>>(), [(partition(0), expected.anchor())]);
         assert_eq!(probe.fetch_watermarks(&partition(0)).unwrap(), (0, 4));
+    }
+
+    #[test]
+    fn members_are_unknown_if_brokers_cannot_list_groups() {
+        // The cluster in this process cannot.
+        let cluster = MockCluster::new(1).unwrap();
+        let options =
+            KafkaOptions { brokers: cluster.bootstrap_servers(), ..KafkaOptions::default() };
+        let probe = KafkaProbe::new(&options, "g").unwrap();
+        assert_eq!(probe.count_consuming_members("g", "images").unwrap(), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::error::KafkaError;
 
 use super::connection::KafkaOptions;
-use super::failure::{ErrorRecorder, FailureKind, KafkaFailure, kind_of_code};
+use super::failure::{ErrorRecorder, FailureKind, KafkaFailure, failure_kind, kind_of_code};
 use super::probe::KafkaProbe;
 use crate::record::TopicPartition;
 
@@ -21,11 +21,18 @@ pub async fn run_probe<T: Send + 'static>(
     requests: impl FnOnce(&KafkaProbe) -> Result<T, KafkaFailure> + Send + 'static,
 ) -> Result<T, KafkaFailure> {
     let (options, group_id) = (options.clone(), group_id.to_owned());
-    let task = tokio::task::spawn_blocking(move || {
+    run_blocking(move || {
         let probe = KafkaProbe::new(&options, &group_id)?;
         requests(&probe)
-    });
-    match task.await {
+    })
+    .await
+}
+
+/// Runs `requests` on a thread where they may block.
+pub(super) async fn run_blocking<T: Send + 'static>(
+    requests: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    match tokio::task::spawn_blocking(requests).await {
         Ok(answer) => answer,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
@@ -84,10 +91,7 @@ pub async fn fetch_topic_configs(
     let failure = |kind, reason: String| {
         KafkaFailure::new(kind, &options.brokers, "the settings of the topics", reason)
     };
-    let from_error = |error: KafkaError| {
-        let kind = error.rdkafka_error_code().map_or(FailureKind::Other, kind_of_code);
-        failure(kind, error.to_string())
-    };
+    let from_error = |error: KafkaError| failure(failure_kind(&error), error.to_string());
     let mut config = options.client_config();
     config.set("log_level", "0");
     let admin: AdminClient<ErrorRecorder> =

@@ -1,5 +1,6 @@
 //! Tries what the credentials may do, without changing anything.
 
+use std::sync::mpsc;
 use std::time::Duration;
 
 use rdkafka::consumer::{CommitMode, Consumer};
@@ -8,11 +9,9 @@ use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer}
 use rdkafka::types::RDKafkaErrorCode as Code;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
-use std::sync::mpsc;
-
 use super::connection::KafkaOptions;
-use super::failure::{ErrorRecorder, FailureKind, KafkaFailure, kind_of_code};
-use super::requests::run_probe;
+use super::failure::{ErrorRecorder, FailureKind, KafkaFailure, failure_kind};
+use super::requests::{run_blocking, run_probe};
 use crate::record::TopicPartition;
 
 /// A partition that no topic has: an offset that is committed for it is refused, after the rights were checked.
@@ -42,8 +41,8 @@ pub async fn check_consume_rights(
         let added = list.add_partition_offset(&owned_topic, NO_SUCH_PARTITION, Offset::Offset(0));
         added.map_err(|error| probe.failure(&subject, &error))?;
         let Err(error) = probe.consumer.commit(&list, CommitMode::Sync) else { return Ok(()) };
-        match error.rdkafka_error_code().map(kind_of_code) {
-            Some(FailureKind::NotAuthorised | FailureKind::AuthenticationFailed) => {
+        match failure_kind(&error) {
+            FailureKind::NotAuthorised | FailureKind::AuthenticationFailed => {
                 Err(probe.failure(&subject, &error))
             }
             // The refusal that was asked for, or that of a group whose members commit.
@@ -63,11 +62,7 @@ pub async fn check_consume_rights(
 /// Tries the right to write to `topic`, by a message that the broker refuses.
 pub async fn check_write_right(options: &KafkaOptions, topic: &str) -> Result<(), KafkaFailure> {
     let (owned, topic) = (options.clone(), topic.to_owned());
-    let task = tokio::task::spawn_blocking(move || try_write(&owned, &topic));
-    match task.await {
-        Ok(answer) => answer,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
+    run_blocking(move || try_write(&owned, &topic)).await
 }
 
 fn try_write(options: &KafkaOptions, topic: &str) -> Result<(), KafkaFailure> {

@@ -25,7 +25,7 @@ mod log;
 pub mod maintenance;
 mod options;
 pub(crate) mod overview;
-mod partition_ids;
+mod positions;
 mod schema;
 pub(crate) mod statistics;
 pub(crate) mod writer;

@@ -293,7 +293,7 @@ pub fn rows_from_batch(batch: &RecordBatch) -> Result<Vec<ImageRow>, String> {
     Ok(rows)
 }
 
-/// Reads how images were decoded. Tables of before this was stored lack the columns.
+/// Reads how images were decoded. Tables of earlier versions lack the columns.
 struct DecodingReader<'a> {
     columns: Option<(&'a StringArray, &'a Float32Array)>,
     /// Nearly all rows have one rule, which is kept once.

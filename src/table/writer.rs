@@ -7,14 +7,12 @@
 //! the same way: if the stored position is the one of this commit and a commit names its file, it has
 //! landed.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use deltalake_core::arrow::array::RecordBatch;
 use deltalake_core::kernel::{Action, Add, Transaction};
 use deltalake_core::parquet::errors::ParquetError;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
-use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -22,7 +20,7 @@ use super::error::TableError;
 use super::file::DataFileWriter;
 use super::generation::Generation;
 use super::log::{DeltaLog, TABLE_WENT_BACK, TableKind, commit_backoff};
-use super::partition_ids::{NO_ANCHOR, PartitionIds};
+use super::positions::{NO_ANCHOR, PartitionIds, Positions};
 use super::schema;
 use crate::record::{ImageRow, LogAnchor, StoredPosition, TopicPartition};
 use crate::retry::{Classify, Disposition};
@@ -32,9 +30,6 @@ use crate::telemetry::event;
 /// An older snapshot is updated before a commit builds on it. Well below the shortest time for which
 /// the log is kept.
 const MAX_SNAPSHOT_AGE: Duration = Duration::from_secs(600);
-/// Commits that are read one by one for a position, newest first, before the whole log is searched. The
-/// position of a partition that has messages is in one of them.
-const MAX_LOOK_BACK_COMMITS: u64 = 40;
 
 /// Rows of one partition that are committed together with its position.
 #[derive(Debug, Clone)]
@@ -74,13 +69,8 @@ pub struct TableWriter {
     max_attempts: u32,
     /// Name of the replay whose positions are used; usually empty.
     replay_name: String,
-    /// Positions by application id, as of `positions_version`. They are collected from single commits:
-    /// the library would read the whole tail of the log for each of them.
-    positions: HashMap<String, Option<i64>>,
-    /// Version up to which commits were read for `positions`; at most that of the loaded snapshot.
-    positions_version: u64,
-    /// Oldest version whose commit was read for `positions`.
-    scanned_from_version: u64,
+    /// The stored positions, as of the last commit that was read for them; at most the loaded snapshot.
+    positions: Positions,
     /// When the snapshot was last updated. `None` forces an update before the next commit.
     refreshed_at: Option<Instant>,
 }
@@ -102,12 +92,10 @@ impl TableWriter {
     ) -> Result<Self, TableError> {
         let log = DeltaLog::open_or_create(catalogue, generation, TableKind::Images).await?;
         Ok(Self {
-            positions_version: log.version(),
-            scanned_from_version: log.version() + 1,
+            positions: Positions::as_of(log.version()),
             log,
             max_attempts,
             replay_name: String::new(),
-            positions: HashMap::new(),
             refreshed_at: None,
         })
     }
@@ -151,7 +139,7 @@ impl TableWriter {
                 Ok(position) => return Ok(position),
                 Err(error) => error,
             };
-            let progress = Some(self.log_read_progress());
+            let progress = Some(self.read_progress());
             if std::mem::replace(&mut last_progress, progress) != progress {
                 attempt = 0;
             }
@@ -171,25 +159,7 @@ impl TableWriter {
         ids: &PartitionIds,
     ) -> Result<StoredPosition, TableError> {
         self.refresh_positions().await?;
-        self.stored_position(ids).await
-    }
-
-    /// Returns what is stored of a partition as of `positions_version`.
-    async fn stored_position(&mut self, ids: &PartitionIds) -> Result<StoredPosition, TableError> {
-        self.look_up(&[ids.log_number(), ids.anchor_offset(), ids.anchor_fingerprint()]).await?;
-        let log_number = self.known(&ids.log_number());
-        let log_number = log_number.and_then(|number| u64::try_from(number).ok()).unwrap_or(0);
-        let position = ids.position(log_number);
-        self.look_up(std::slice::from_ref(&position)).await?;
-        let anchor = self.known(&ids.anchor_offset()).zip(self.known(&ids.anchor_fingerprint()));
-        Ok(StoredPosition {
-            log_number,
-            next_offset: self.known(&position),
-            // A negative offset marks that the newest log has no anchor yet.
-            anchor: anchor
-                .filter(|(offset, _)| *offset >= 0)
-                .map(|(offset, fingerprint)| LogAnchor { offset, fingerprint }),
-        })
+        self.positions.stored_position(&self.log, ids).await
     }
 
     /// Records that the log after number `replaced` of `partition` is consumed from now on, from its
@@ -237,17 +207,8 @@ impl TableWriter {
             Transaction::new(ids.log_number(), number),
             Transaction::new(ids.anchor_offset(), NO_ANCHOR),
         ];
-        let version = self.log.write_commit(Vec::new(), transactions, append_operation()).await?;
-        self.positions_version = version;
-        self.positions.insert(ids.log_number(), Some(number));
-        self.positions.insert(ids.anchor_offset(), Some(NO_ANCHOR));
-        self.stored_position(ids).await
-    }
-
-    /// Returns how far the log was read. It changes if an attempt read anything new.
-    fn log_read_progress(&self) -> (u64, u64, u64, usize) {
-        let known = self.positions.len();
-        (self.log.version(), self.positions_version, self.scanned_from_version, known)
+        self.write_commit(Vec::new(), transactions).await?;
+        self.positions.stored_position(&self.log, ids).await
     }
 
     /// Commits `batches`, which have each partition at most once. Rows before the expected position are
@@ -292,7 +253,7 @@ impl TableWriter {
                 Err(error @ TableError::Cancelled { .. }) => return Err(error),
                 Err(error) => error,
             };
-            let progress = Some((self.log_read_progress(), landed.len()));
+            let progress = Some((self.read_progress(), landed.len()));
             if std::mem::replace(&mut last_progress, progress) != progress {
                 attempts_without_progress = 0;
                 // Others go on committing: a writer that is behind must be faster than they are. One
@@ -335,8 +296,8 @@ impl TableWriter {
         while let Some(one) = staged.get(i) {
             let ids = self.partition_ids(&one.batch.partition);
             let position_id = ids.position(one.batch.log_number);
-            self.look_up(&[position_id.clone(), ids.log_number()]).await?;
-            let stored = self.known(&position_id);
+            self.positions.look_up(&self.log, &[position_id.clone(), ids.log_number()]).await?;
+            let stored = self.positions.known(&position_id);
             if stored == one.batch.expected_position && stored < Some(one.batch.next_offset) {
                 i += 1;
                 continue;
@@ -388,14 +349,10 @@ impl TableWriter {
         if staged.is_empty() {
             return Ok(self.log.version());
         }
-        let transactions: Vec<_> =
-            staged.iter().flat_map(|one| self.transactions(&one.batch)).collect();
-        let committed: Vec<_> =
-            transactions.iter().map(|one| (one.app_id.clone(), Some(one.version))).collect();
-        let version = self.commit_staged(staged, transactions).await?;
-        self.positions_version = version;
-        self.positions.extend(committed);
-        Ok(version)
+        let transactions = staged.iter().flat_map(|one| self.transactions(&one.batch)).collect();
+        let actions =
+            staged.iter().filter_map(|one| one.add_action.clone()).map(Action::Add).collect();
+        self.write_commit(actions, transactions).await
     }
 
     /// Returns what a commit says of the position of a batch. The number of the log is said each time, so
@@ -406,7 +363,7 @@ impl TableWriter {
         let mut transactions =
             vec![Transaction::new(ids.position(batch.log_number), batch.next_offset)];
         // Rows of a log that was replaced in the meantime may still be stored, but it is not consumed again.
-        if self.known(&ids.log_number()).is_none_or(|newest| newest <= number) {
+        if self.positions.known(&ids.log_number()).is_none_or(|newest| newest <= number) {
             transactions.push(Transaction::new(ids.log_number(), number));
             if let Some(anchor) = batch.anchor {
                 transactions.push(Transaction::new(ids.anchor_offset(), anchor.offset));
@@ -416,14 +373,17 @@ impl TableWriter {
         transactions
     }
 
-    async fn commit_staged(
+    /// Commits on top of the loaded snapshot, in one attempt. Returns the new version.
+    async fn write_commit(
         &mut self,
-        staged: &[StagedBatch],
+        actions: Vec<Action>,
         transactions: Vec<Transaction>,
     ) -> Result<u64, TableError> {
-        let actions =
-            staged.iter().filter_map(|one| one.add_action.clone()).map(Action::Add).collect();
-        self.log.write_commit(actions, transactions, append_operation()).await
+        let operation =
+            DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
+        let version = self.log.write_commit(actions, transactions.clone(), operation).await?;
+        self.positions.record_commit(version, transactions);
+        Ok(version)
     }
 
     /// Uploads the rows of a batch as a file that no commit names yet. Retries transient errors until
@@ -456,66 +416,20 @@ impl TableWriter {
         file.upload(&self.log).await
     }
 
-    /// Loads the newest snapshot and reads the positions from the commits since the last time. What was
-    /// read before an error stays read, so that a store that fails now and then is outlasted.
+    /// Loads the newest snapshot and the positions of its commits. What was read before an error stays read, so
+    /// that a store that fails now and then is outlasted.
     async fn refresh_positions(&mut self) -> Result<(), TableError> {
         self.refreshed_at = None;
         self.log.load_newest_snapshot().await?;
-        while self.positions_version < self.log.version() {
-            let Some(actions) = self.log.read_commit(self.positions_version + 1).await? else {
-                // The commit was cleaned up: each position is searched in the log again.
-                self.positions.clear();
-                self.positions_version = self.log.version();
-                self.scanned_from_version = self.positions_version + 1;
-                break;
-            };
-            for (application_id, position) in positions_in_commit(actions) {
-                self.positions.insert(application_id, Some(position));
-            }
-            self.positions_version += 1;
-        }
+        self.positions.read_new_commits(&self.log).await?;
         self.refreshed_at = Some(Instant::now());
         Ok(())
     }
 
-    /// Finds the versions of `application_ids` as of `positions_version`, for [`Self::known`].
-    async fn look_up(&mut self, application_ids: &[String]) -> Result<(), TableError> {
-        let oldest = self.positions_version.saturating_sub(MAX_LOOK_BACK_COMMITS);
-        let is_unknown = |positions: &HashMap<String, Option<i64>>| {
-            application_ids.iter().any(|id| !positions.contains_key(id))
-        };
-        while is_unknown(&self.positions) && self.scanned_from_version > oldest {
-            let Some(actions) = self.log.read_commit(self.scanned_from_version - 1).await? else {
-                break;
-            };
-            for (application_id, position) in positions_in_commit(actions) {
-                self.positions.entry(application_id).or_insert(Some(position));
-            }
-            self.scanned_from_version -= 1;
-        }
-        let unknown = application_ids.iter().filter(|id| !self.positions.contains_key(*id));
-        let unknown: Vec<&String> = unknown.collect();
-        let (read_whole_log, mut failure) = (self.scanned_from_version == 0, None);
-        let found = join_all(unknown.iter().map(|id| async {
-            if read_whole_log { Ok(None) } else { self.log.transaction_version(id).await }
-        }))
-        .await;
-        let unknown: Vec<String> = unknown.into_iter().cloned().collect();
-        // What was found stays found, even if another one must be searched again.
-        for (id, version) in unknown.into_iter().zip(found) {
-            match version {
-                Ok(version) => {
-                    self.positions.insert(id, version);
-                }
-                Err(error) => failure = Some(error),
-            }
-        }
-        failure.map_or(Ok(()), Err)
-    }
-
-    /// Returns the version of an application id that was looked up; `None` if there is none.
-    fn known(&self, application_id: &str) -> Option<i64> {
-        self.positions.get(application_id).copied().flatten()
+    /// Returns how far the log was read. It changes if an attempt read anything new.
+    fn read_progress(&self) -> (u64, u64, u64, usize) {
+        let (version, scanned_from_version, known) = self.positions.read_progress();
+        (self.log.version(), version, scanned_from_version, known)
     }
 
     /// Whether a commit after `base_version` names the staged file: then an attempt of this writer has
@@ -536,16 +450,4 @@ impl TableWriter {
         }
         Ok(false)
     }
-}
-
-fn append_operation() -> DeltaOperation {
-    DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None }
-}
-
-/// Returns the positions that a commit sets, by application id.
-fn positions_in_commit(actions: Vec<Action>) -> impl Iterator<Item = (String, i64)> {
-    actions.into_iter().filter_map(|action| match action {
-        Action::Txn(transaction) => Some((transaction.app_id, transaction.version)),
-        _ => None,
-    })
 }

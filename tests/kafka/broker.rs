@@ -54,25 +54,26 @@ pub const ACCOUNT: (&str, &str) = ("worker", "right-password");
 
 impl Cluster {
     pub fn start(count: usize) -> Self {
-        Self::start_with(count, None)
+        Self::start_with(count, false)
     }
 
     /// Starts one broker that also listens for SASL, and allows [`ACCOUNT`] only what is granted to it. Clients of
     /// the plain listener may do everything.
     pub fn start_secured() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self::start_with(1, Some(port))
+        Self::start_with(1, true)
     }
 
-    fn start_with(count: usize, sasl_port: Option<u16>) -> Self {
+    fn start_with(count: usize, is_secured: bool) -> Self {
         let jars = std::env::var_os("BSAP_KAFKA_JARS");
         let jars =
             jars.expect("BSAP_KAFKA_JARS names the folder of Kafka's jars; run `tests/run kafka`");
         let free_port = || TcpListener::bind("127.0.0.1:0").unwrap();
         // Bound all at once, so that no port is used twice.
-        let listeners: Vec<_> = (0..2 * count).map(|_| free_port()).collect();
-        let all: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
+        let port_count = 2 * count + usize::from(is_secured);
+        let listeners: Vec<_> = (0..port_count).map(|_| free_port()).collect();
+        let mut all: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
         drop(listeners);
+        let sasl_port = if is_secured { all.pop() } else { None };
         let (ports, controllers) = all.split_at(count);
         let voters: Vec<String> =
             controllers.iter().enumerate().map(|(i, p)| format!("{i}@127.0.0.1:{p}")).collect();

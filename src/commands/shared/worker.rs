@@ -165,7 +165,7 @@ pub fn spawn_background_tasks(
         let control = ControlConsumer {
             kafka_options: config.kafka.clone(),
             topic: config.source.control_topic.clone(),
-            group: format!("{}.control", config.source.group),
+            group: config.source.control_group_id(),
             catalogue: store.clone(),
             generation,
             encoders: worker.encoders.clone(),

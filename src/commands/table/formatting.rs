@@ -1,4 +1,6 @@
-//! Sizes and generations as the commands about the table print them.
+//! Sizes, generations and JSON as the commands about the table print them.
+
+use serde_json::Value;
 
 use crate::catalogue::CatalogueState;
 use crate::commands::shared::printing::print_line;
@@ -7,6 +9,14 @@ use crate::table::Generation;
 /// Formats a number of bytes in MiB.
 pub fn format_mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// Adds the fields of one object to another.
+pub fn merge_objects(mut object: Value, more: Value) -> Value {
+    if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
+        object.extend(more);
+    }
+    object
 }
 
 /// Prints which generation the following output is about, if there are two.

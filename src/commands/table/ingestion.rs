@@ -117,15 +117,26 @@ impl IngestionStatus {
             Err(failure) => status.raise_failure(&failure),
         }
         match workers {
-            Ok(Some(0)) => {
-                let detail = "no worker has partitions of the topic; start one with `bsap ingest`";
-                status.raise(SourceState::NoPartitionsAssigned, detail.into());
-                status.consuming_workers = Some(0);
-            }
-            Ok(count) => status.consuming_workers = count,
+            Ok(count) => status.set_consuming_workers(count),
             Err(failure) => status.raise_failure(&failure),
         }
         Ok(status)
+    }
+
+    /// Records how many workers have partitions; `None` if the brokers cannot list groups.
+    fn set_consuming_workers(&mut self, count: Option<usize>) {
+        self.consuming_workers = count;
+        match count {
+            Some(0) => {
+                let detail = "no worker has partitions of the topic; start one with `bsap ingest`";
+                self.raise(SourceState::NoPartitionsAssigned, detail.into());
+            }
+            // That messages are consumed is then an assumption.
+            None if self.state == SourceState::Consuming => {
+                self.detail = "the brokers cannot list consumer groups: whether any worker has partitions is not known".into();
+            }
+            _ => {}
+        }
     }
 
     /// Sets the state unless a graver one is set.
@@ -222,8 +233,11 @@ async fn read_partition_logs(
     topic: &str,
     token: &CancellationToken,
 ) -> anyhow::Result<PartitionLogsResult> {
-    let counted = kafka::fetch_partition_counts(&config.kafka, &[topic]).await;
-    let count = match counted.and_then(|counts| counts.into_iter().next().unwrap_or(Ok(0))) {
+    let (group, counted_topic) = (config.source.group_id(), topic.to_owned());
+    let counted = kafka::run_probe(&config.kafka, &group, move |probe| {
+        probe.count_partitions(&counted_topic)
+    });
+    let count = match counted.await {
         Ok(count) => count,
         Err(failure) => return Ok(Err(failure)),
     };
@@ -237,7 +251,7 @@ async fn read_partition_logs(
         stored.push((partition, position));
     }
     let to_identify = stored.clone();
-    let identified = kafka::run_probe(&config.kafka, &config.source.group_id(), move |probe| {
+    let identified = kafka::run_probe(&config.kafka, &group, move |probe| {
         kafka::identify_logs(probe, &to_identify)
     })
     .await;
@@ -273,6 +287,27 @@ mod tests {
         assert_eq!(codes.len(), SourceState::ALL.len() - 2);
         assert!(codes[0] > 2, "1 and 2 are those of every command");
         assert_eq!(exit_code(SourceState::Consuming), 0);
+    }
+
+    #[test]
+    fn workers_that_cannot_be_counted_are_unknown_and_not_missing() {
+        let status = |state, count| {
+            let detail = String::new();
+            let mut status =
+                IngestionStatus { state, detail, partitions: None, consuming_workers: None };
+            status.set_consuming_workers(count);
+            (status.state, status.to_json()["consuming_workers"].clone(), status.detail)
+        };
+        let (state, workers, detail) = status(SourceState::Consuming, None);
+        assert_eq!((state, workers), (SourceState::Consuming, Value::Null));
+        assert!(detail.contains("not known"), "{detail}");
+        let (state, workers, detail) = status(SourceState::Consuming, Some(0));
+        assert_eq!((state, workers), (SourceState::NoPartitionsAssigned, json!(0)));
+        assert!(detail.contains("bsap ingest"), "{detail}");
+        for (state, count) in [(SourceState::Consuming, Some(2)), (SourceState::LogReplaced, None)]
+        {
+            assert_eq!(status(state, count), (state, json!(count), String::new()));
+        }
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::path::Path;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::formatting::format_mebibytes;
+use super::formatting::{format_mebibytes, merge_objects};
 use super::ingestion::{IngestionStatus, read_lag_messages};
 use crate::catalogue::{CatalogueState, StandbyGeneration};
 use crate::commands::shared::catalogue::open_catalogue;
@@ -47,15 +47,10 @@ async fn show_status(args: &StatusArgs, config: Config, token: CancellationToken
         None => None,
     };
     if args.json {
-        let mut status = json!({
+        let status = json!({
             "catalogue": state, "table": overview, "coverage": coverages, "standby": standby,
         });
-        if let (Value::Object(status), Value::Object(ingestion)) =
-            (&mut status, ingestion.to_json())
-        {
-            status.extend(ingestion);
-        }
-        print_line!("{status}");
+        print_line!("{}", merge_objects(status, ingestion.to_json()));
     } else {
         print_catalogue(&config, &store, &state, &overview, &coverages);
         if let (Some(standby), Some(status)) = (&state.standby, &standby) {

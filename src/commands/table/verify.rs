@@ -4,10 +4,10 @@ use std::path::Path;
 
 use chrono::Utc;
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::formatting::{format_mebibytes, print_generation};
+use super::formatting::{format_mebibytes, merge_objects, print_generation};
 use crate::commands::shared::catalogue::open_catalogue;
 use crate::commands::shared::configuration::{load_config_without_model, with_quiet_logging};
 use crate::commands::shared::error::CommandResult;
@@ -110,14 +110,6 @@ fn repeated_event(
         event_time: image.event_time,
         attributes: attributes_to_json(&image.attributes, types),
     }
-}
-
-/// Adds the fields of one object to another.
-fn merge_objects(mut object: Value, more: Value) -> Value {
-    if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
-        object.extend(more);
-    }
-    object
 }
 
 fn print_report(report: &VerificationReport) {

@@ -110,16 +110,17 @@ impl SourceProblem {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn the_name_of_each_state_is_unique_and_the_one_in_json() {
-        let mut names: Vec<_> = SourceState::ALL.iter().map(|state| state.as_str()).collect();
+        let names = SourceState::ALL.iter().map(|state| state.as_str());
         for state in SourceState::ALL {
             assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
         }
-        names.dedup();
-        assert_eq!(names.len(), SourceState::ALL.len());
+        assert_eq!(names.collect::<BTreeSet<_>>().len(), SourceState::ALL.len());
         assert!(SourceState::ALL.is_sorted());
     }
 }

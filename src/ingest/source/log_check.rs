@@ -51,7 +51,11 @@ impl LogCheck {
     fn find_problem(&self) -> Option<SourceProblem> {
         let checked_topics =
             self.topics.iter().try_for_each(|topic| self.probe.count_partitions(topic).map(|_| ()));
-        let checked = checked_topics.and_then(|()| self.check_logs());
+        let compare_ranges = self.state.take_range_check_request();
+        let checked = checked_topics.and_then(|()| self.check_logs(compare_ranges));
+        if compare_ranges && checked.is_err() {
+            self.state.request_range_check();
+        }
         match checked {
             Ok(()) => self.find_dead_letter_problem(),
             Err(failure) => {
@@ -74,9 +78,8 @@ impl LogCheck {
     }
 
     /// Recognises the log of each assigned partition; asks for a restart of those that are to be read from
-    /// another position.
-    fn check_logs(&self) -> Result<(), KafkaFailure> {
-        let compare_ranges = self.state.is_range_check_due();
+    /// another position. `compare_ranges` compares positions even if the anchor is still there.
+    fn check_logs(&self, compare_ranges: bool) -> Result<(), KafkaFailure> {
         let checkpoints = self.state.log_checkpoints();
         let anchors: Vec<_> = checkpoints
             .iter()
@@ -94,9 +97,6 @@ impl LogCheck {
         }
         if self.state.has_reported_problem() {
             self.retry_reading(&checkpoints)?;
-        }
-        if compare_ranges {
-            self.state.record_range_check();
         }
         Ok(())
     }
@@ -136,7 +136,7 @@ impl LogCheck {
 enum LogVerdict {
     /// The partition must be read from another position.
     Restart(String),
-    /// It is the same log, or one that cannot be told from it: the next check compares a newer message.
+    /// It is the same log, or one in which nothing differs from it: the next check compares a newer message.
     Confirmed,
     /// The message was not read in time: the next check looks for the same one.
     NotRead,

@@ -2,9 +2,10 @@
 //!
 //! 1. `consumer` polls the topics on a thread of its own and queues messages for the pipeline; it
 //!    also commits stored offsets to Kafka every second, for lag monitors only;
-//! 2. `rebalance` decides where an assigned partition starts, and releases a revoked one only after
-//!    the pipeline has stored what came before;
-//! 3. `start_position` compares the stored position with the log, and reports what was lost;
+//! 2. `rebalance` assigns partitions, and releases a revoked one only after the pipeline has stored what
+//!    came before;
+//! 3. `start_position` decides where an assigned partition starts: it compares the stored position with the
+//!    log, and reports what was lost;
 //! 4. `log_check` checks all the time that the topics exist and that their logs are still the same ones;
 //! 5. `state` has the assigned partitions and their offsets, which the others and metrics share; `health` names
 //!    the states of the source;

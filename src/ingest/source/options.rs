@@ -92,6 +92,11 @@ impl SourceOptions {
         }
     }
 
+    /// The consumer group that reads `control_topic`: one for all workers, those of a replay too.
+    pub fn control_group_id(&self) -> String {
+        format!("{}.control", self.group)
+    }
+
     /// Returns one line per invalid option.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();

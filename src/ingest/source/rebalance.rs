@@ -119,12 +119,7 @@ impl ConsumerContext for SourceContext {
         } else {
             self.revoke_partitions(consumer, list, cooperative)
         };
-        // While the worker stops, no position is needed, and none is waited for.
-        if let Err(error) = result
-            && !self.worker_cancel.is_cancelled()
-        {
-            self.report_failure(error);
-        }
+        self.report_unless_stopping(result);
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
@@ -182,11 +177,7 @@ impl SourceContext {
         let result = self
             .revoke_partitions(consumer, &list, cooperative)
             .and_then(|()| self.assign_partitions(consumer, &mut list, cooperative));
-        if let Err(error) = result
-            && !self.worker_cancel.is_cancelled()
-        {
-            self.report_failure(error);
-        }
+        self.report_unless_stopping(result);
     }
 
     fn revoke_partitions(
@@ -230,6 +221,15 @@ impl SourceContext {
 
     fn kafka_error(&self, source: KafkaError) -> SourceError {
         SourceError::Kafka { brokers: self.brokers.clone(), source }
+    }
+
+    /// Reports an error, except while the worker stops: then no position is needed, and none is waited for.
+    fn report_unless_stopping(&self, result: Result<(), SourceError>) {
+        if let Err(error) = result
+            && !self.worker_cancel.is_cancelled()
+        {
+            self.report_failure(error);
+        }
     }
 
     /// Logs that consuming cannot go on and queues the reason for the pipeline.

@@ -117,7 +117,7 @@ impl ConsumerState {
         }
         if !starts.is_empty() {
             // Only a member of the group that may read it gets partitions.
-            lock_ignoring_poison(&self.problems).reported = None;
+            self.clear_reported_problem();
         }
     }
 
@@ -135,7 +135,7 @@ impl ConsumerState {
 
     /// Records that a poll returned `message`. Returns the number of its log.
     pub(super) fn record_polled_message(&self, message: &KafkaMessage) -> u64 {
-        let polled = LogAnchor { offset: message.offset, fingerprint: message.fingerprint() };
+        let polled = message.anchor();
         let mut partitions = self.lock_partitions();
         let assigned = partitions.assigned_partitions.get_mut(&message.partition);
         assigned.map_or(0, |assigned| {
@@ -214,13 +214,9 @@ impl ConsumerState {
         self.is_range_check_due.store(true, Ordering::Relaxed);
     }
 
-    /// Whether positions must be compared with the logs, until [`Self::record_range_check`].
-    pub(super) fn is_range_check_due(&self) -> bool {
-        self.is_range_check_due.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn record_range_check(&self) {
-        self.is_range_check_due.store(false, Ordering::Relaxed);
+    /// Returns whether positions must be compared with the logs. A later request asks for another comparison.
+    pub(super) fn take_range_check_request(&self) -> bool {
+        self.is_range_check_due.swap(false, Ordering::Relaxed)
     }
 
     /// Records whether the group has decided which partitions this consumer gets.
@@ -383,6 +379,17 @@ pub(super) fn lock_ignoring_poison<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_check_that_is_requested_during_one_is_due_afterwards() {
+        let state = ConsumerState::default();
+        assert!(!state.take_range_check_request());
+        state.request_range_check();
+        assert!(state.take_range_check_request());
+        state.request_range_check();
+        assert!(state.take_range_check_request());
+        assert!(!state.take_range_check_request());
+    }
 
     #[test]
     fn transaction_markers_are_not_counted_as_messages() {

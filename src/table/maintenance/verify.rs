@@ -17,7 +17,7 @@ use crate::table::file::{self, FileReadError};
 use crate::table::generation::Generation;
 use crate::table::log::{COMPACTION_APP_ID, DEEP_COMPACTION_APP_ID, DeltaLog, VACUUM_APP_ID};
 use crate::table::options::MaintenanceOptions;
-use crate::table::partition_ids::ANCHOR_PREFIX;
+use crate::table::positions::ANCHOR_PREFIX;
 use crate::table::statistics::{self, StatisticsFile, StatisticsTable};
 
 /// Files that are read at the same time.

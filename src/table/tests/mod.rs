@@ -6,6 +6,7 @@ pub(crate) mod faulty;
 mod partition_logs;
 mod random_histories;
 mod statistics_backfill;
+mod verification;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -42,7 +42,7 @@ async fn a_new_log_is_consumed_from_its_beginning_and_no_position_goes_back() {
     assert_eq!(summary.written_row_count, 3, "the offsets of the old log do not fence them");
     let stored = StoredPosition { log_number: 1, next_offset: Some(3), anchor: Some(anchor(2)) };
     assert_eq!(read(&store).await, stored);
-    // It is told where the worker that was first has come to.
+    // It gets the position to which the first worker has come.
     assert_eq!(other.start_new_log(&partition(0), 0, &cancel).await.unwrap(), stored);
 
     let options = MaintenanceOptions::default();
