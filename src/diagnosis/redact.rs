@@ -54,7 +54,8 @@ pub fn register_secrets(values: impl IntoIterator<Item = String>) {
         }
         // As a line of the JSON log has it.
         let json = serde_json::to_string(&value).unwrap_or_default();
-        secrets.insert(json.trim_matches('"').to_owned());
+        let quoted = json.strip_prefix('"').and_then(|json| json.strip_suffix('"'));
+        secrets.extend(quoted.map(ToOwned::to_owned));
         secrets.insert(value);
     }
 }
@@ -182,10 +183,13 @@ mod tests {
     #[test]
     fn registered_secrets_are_hidden_in_every_form() {
         let secret = "registered \"secret\" 4711";
-        register_secrets([secret.to_owned(), "short".to_owned()]);
-        assert_eq!(redact(&format!("a {secret}, short")), "a (hidden), short");
-        let json = serde_json::json!({ "error": secret }).to_string();
-        assert_eq!(redact(&json), "{\"error\":\"(hidden)\"}");
+        let quoted = "registered \"4712\"";
+        register_secrets([secret, quoted, "short"].map(ToOwned::to_owned));
+        for secret in [secret, quoted] {
+            assert_eq!(redact(&format!("a {secret}, short")), "a (hidden), short");
+            let json = serde_json::json!({ "error": secret }).to_string();
+            assert_eq!(redact(&json), "{\"error\":\"(hidden)\"}");
+        }
     }
 
     #[test]
