@@ -19,7 +19,7 @@ use super::error::{
     FetchError, permanent_error, shorten_uri, transient_error, transient_error_after_response,
     uri_rejected_error,
 };
-use super::http::HttpClients;
+use super::http::{HttpClients, normalise_prefixes};
 use super::options::FetchOptions;
 use crate::diagnosis::describe;
 use crate::ingest::decode::{Recognised, decode_data_url, recognise};
@@ -57,6 +57,8 @@ impl AsRef<[u8]> for FetchedBytes {
 pub struct Fetcher {
     options: FetchOptions,
     allowed_file_roots: Vec<PathBuf>,
+    /// `fetch.missing_if_forbidden`, as the parser writes URLs.
+    missing_if_forbidden: Vec<String>,
     http_clients: HttpClients,
     bucket_stores: Mutex<HashMap<String, ImageStore>>,
     /// Hosts and buckets that failed in all attempts and have not answered since.
@@ -80,6 +82,7 @@ impl Fetcher {
             .collect::<Result<_, _>>()?;
         Ok(Self {
             allowed_file_roots: roots,
+            missing_if_forbidden: normalise_prefixes(&options.missing_if_forbidden),
             http_clients: HttpClients::new(options)?,
             bucket_stores: Mutex::new(HashMap::new()),
             unresponsive_hosts: sync::Mutex::new(HashSet::new()),
@@ -142,7 +145,7 @@ impl Fetcher {
     /// Takes "forbidden" for "there is no such image" below the prefixes for which the options say so.
     fn apply_forbidden_rule(&self, url: &Url, error: FetchError) -> FetchError {
         let means_missing =
-            || self.options.missing_if_forbidden.iter().any(|p| url.as_str().starts_with(p));
+            || self.missing_if_forbidden.iter().any(|p| url.as_str().starts_with(p));
         match error {
             FetchError::Forbidden { uri, .. } if means_missing() => FetchError::NotFound { uri },
             error => error,
