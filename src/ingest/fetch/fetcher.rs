@@ -170,8 +170,8 @@ impl Fetcher {
                 let (response, _host_permit) =
                     self.http_clients.get_following_redirects(url).await?;
                 let encoding = response.headers().get(CONTENT_ENCODING);
-                let encoding = encoding.and_then(|name| name.to_str().ok()).unwrap_or_default();
-                let encoding = ContentEncoding::from_name(encoding);
+                let encoding = encoding.and_then(|name| name.to_str().ok());
+                let encoding = encoding.and_then(ContentEncoding::from_name);
                 let size = response.content_length();
                 let body = response.bytes_stream().map(|chunk| {
                     chunk.map_err(|e| transient_error(uri, describe(&e.without_url())))
@@ -234,7 +234,7 @@ impl Fetcher {
         let size = metadata.len();
         let body =
             tokio_util::io::ReaderStream::new(file).map(|chunk| chunk.map_err(to_fetch_error));
-        self.read_body_within_budget(uri, Some(size), ContentEncoding::Identity, body).await
+        self.read_body_within_budget(uri, Some(size), None, body).await
     }
 
     async fn fetch_object(
@@ -266,7 +266,7 @@ impl Fetcher {
         let object =
             self.with_timeout(uri, store.get(&key, version)).await?.map_err(to_fetch_error)?;
         let encoding = object.attributes.get(&Attribute::ContentEncoding);
-        let encoding = ContentEncoding::from_name(encoding.map_or("", |name| name.as_ref()));
+        let encoding = encoding.and_then(|name| ContentEncoding::from_name(name));
         let size = object.meta.size;
         let body = object.into_stream().map(|chunk| chunk.map_err(to_fetch_error));
         self.read_body_within_budget(uri, Some(size), encoding, body).await
@@ -292,7 +292,7 @@ impl Fetcher {
         &self,
         uri: &str,
         size: Option<u64>,
-        encoding: ContentEncoding,
+        encoding: Option<ContentEncoding>,
         body: impl Stream<Item = Result<Bytes, FetchError>>,
     ) -> Result<FetchedBytes, FetchError> {
         let limit = self.options.max_bytes;
@@ -300,7 +300,7 @@ impl Fetcher {
             return Err(self.too_large_error(uri));
         }
         // How large a compressed image becomes is not known.
-        let expected = size.filter(|_| encoding == ContentEncoding::Identity).unwrap_or(limit);
+        let expected = size.filter(|_| encoding.is_none()).unwrap_or(limit);
         let mut budget_permit = self
             .download_budget_kib
             .clone()
@@ -308,9 +308,11 @@ impl Fetcher {
             .await
             .map_err(|_| transient_error(uri, "shutting down"))?;
         // Waiting for the budget does not count towards the timeout.
-        let is_plain = encoding == ContentEncoding::Identity;
-        let bytes = self.with_timeout(uri, self.read_body(uri, size, is_plain, body)).await??;
-        let bytes = self.decompress(uri, encoding, bytes).await?;
+        let is_plain = encoding.is_none();
+        let mut bytes = self.with_timeout(uri, self.read_body(uri, size, is_plain, body)).await??;
+        if let Some(encoding) = encoding {
+            bytes = self.decompress(uri, encoding, bytes).await?;
+        }
         // An unknown size reserved `max_bytes`: release what the image does not need.
         drop(budget_permit.split(expected.div_ceil(1024) as usize - bytes.len().div_ceil(1024)));
         Ok(FetchedBytes { bytes, _budget_permit: Some(budget_permit) })
@@ -323,9 +325,6 @@ impl Fetcher {
         encoding: ContentEncoding,
         bytes: Bytes,
     ) -> Result<Bytes, FetchError> {
-        if encoding == ContentEncoding::Identity {
-            return Ok(bytes);
-        }
         let limit = self.options.max_bytes;
         let decompressed =
             tokio::task::spawn_blocking(move || encoding.decompress(&bytes, limit)).await;
