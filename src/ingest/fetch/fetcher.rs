@@ -179,7 +179,7 @@ impl Fetcher {
                 self.read_body_within_budget(uri, size, encoding, body).await
             }
             "s3" | "s3a" | "gs" | "az" | "azure" | "abfs" | "abfss" => {
-                self.fetch_object(uri, version, url).await
+                self.fetch_object(uri, version).await
             }
             other => Err(uri_rejected_error(
                 uri,
@@ -241,10 +241,9 @@ impl Fetcher {
         &self,
         uri: &str,
         version: Option<&str>,
-        url: &Url,
     ) -> Result<FetchedBytes, FetchError> {
-        parse_object_url(uri).map_err(|reason| uri_rejected_error(uri, reason))?;
-        let key = key_of_url(url)
+        let url = parse_object_url(uri).map_err(|reason| uri_rejected_error(uri, reason))?;
+        let key = key_of_url(&url)
             .ok_or_else(|| uri_rejected_error(uri, "the key is not UTF-8".into()))?;
         let bucket =
             url.host_str().ok_or_else(|| uri_rejected_error(uri, "names no bucket".into()))?;
