@@ -11,6 +11,10 @@ use url::Url;
 /// Begins the path of a key that `object_store` cannot express as a path; the key follows in hexadecimal digits.
 const ESCAPED_KEY_MARKER: &str = "bsap-key-7f3a-";
 
+/// What a key has that is no plain one ([`is_plain_key`]), for messages.
+pub(super) const NOT_PLAIN: &str =
+    "an empty segment, a control character, or a space or slash at its beginning or end";
+
 /// Characters of a key that are percent-encoded in an address.
 const ENCODED_IN_ADDRESS: &AsciiSet = &CONTROLS
     .add(b' ')
