@@ -115,7 +115,7 @@ pub(super) fn escape_key(key: &str) -> String {
     format!("{ESCAPED_KEY_MARKER}{digits}")
 }
 
-/// Returns the key that `escaped` stands for; `None` if it is not an escaped key.
+/// Returns the key that `escaped` means; `None` if it is not an escaped key.
 pub(super) fn unescape_key(escaped: &str) -> Option<String> {
     let digits = escaped.strip_prefix(ESCAPED_KEY_MARKER)?.as_bytes();
     let bytes = digits.chunks(2).map(|pair| {
