@@ -10,8 +10,10 @@ use std::sync::{PoisonError, RwLock};
 
 use percent_encoding::percent_decode_str;
 
-/// Stands for what is hidden.
+/// Replaces what is hidden.
 pub const HIDDEN: &str = "(hidden)";
+/// What follows the scheme of an address.
+const SEPARATOR: &str = "://";
 /// Shorter values are not registered: they would hide parts of ordinary words.
 const MIN_SECRET_BYTES: usize = 6;
 /// Values that can be registered: far more than a configuration has.
@@ -54,7 +56,8 @@ pub fn register_secrets(values: impl IntoIterator<Item = String>) {
         }
         // As a line of the JSON log has it.
         let json = serde_json::to_string(&value).unwrap_or_default();
-        secrets.insert(json.trim_matches('"').to_owned());
+        let quoted = json.strip_prefix('"').and_then(|json| json.strip_suffix('"'));
+        secrets.extend(quoted.map(ToOwned::to_owned));
         secrets.insert(value);
     }
 }
@@ -75,7 +78,6 @@ pub fn redact(text: &str) -> Cow<'_, str> {
 
 /// Hides user and password, and secret parameters, of the addresses in a text.
 pub fn redact_addresses(text: &str) -> Cow<'_, str> {
-    const SEPARATOR: &str = "://";
     if !text.contains(SEPARATOR) {
         return text.into();
     }
@@ -83,17 +85,28 @@ pub fn redact_addresses(text: &str) -> Cow<'_, str> {
     while let Some((before, after)) = rest.split_once(SEPARATOR) {
         redacted.push_str(before);
         redacted.push_str(SEPARATOR);
-        let scheme_start = before.rfind(|c: char| !c.is_ascii_alphanumeric() && !"+-.".contains(c));
-        let scheme = scheme_start.map_or(before, |at| {
-            before[at..].trim_start_matches(|c: char| !c.is_ascii_alphanumeric())
-        });
-        let end = after.find(ends_address).unwrap_or(after.len());
-        let (address, following) = after.split_at(end);
-        push_redacted_address(&mut redacted, scheme, address);
+        let (address, following) = after.split_at(end_of_address(after));
+        push_redacted_address(&mut redacted, scheme_at_end(before), address);
         rest = following;
     }
     redacted.push_str(rest);
     redacted.into()
+}
+
+/// Returns the scheme of the address whose separator follows `text`.
+fn scheme_at_end(text: &str) -> &str {
+    let start = text.rfind(|c: char| !c.is_ascii_alphanumeric() && !"+-.".contains(c));
+    start.map_or(text, |at| text[at..].trim_start_matches(|c: char| !c.is_ascii_alphanumeric()))
+}
+
+/// Returns where the address ends with whose authority `text` begins.
+fn end_of_address(text: &str) -> usize {
+    // In a path or a list, another address may follow. One in the query ends with it.
+    let next = text.find(SEPARATOR).map(|at| &text[..at]);
+    match next.filter(|before| !before.contains(|c| ends_address(c) || matches!(c, '?' | '#'))) {
+        Some(before) => before.len() - scheme_at_end(before).len(),
+        None => text.find(ends_address).unwrap_or(text.len()),
+    }
 }
 
 /// Whether an address in a text has ended before `c`.
@@ -168,6 +181,15 @@ mod tests {
                 "https://h/a?b=http://u:s3cret@i/&c=1 and ftp://x:s3cret@j/",
                 "https://h/a?b=http://(hidden)@i/&c=1 and ftp://(hidden)@j/",
             ),
+            ("https://proxy/http://u:s3cret@h/a", "https://proxy/http://(hidden)@h/a"),
+            (
+                "https://proxy/a/https://h/?sig=s3cret&x=1",
+                "https://proxy/a/https://h/?sig=(hidden)&x=1",
+            ),
+            (
+                "http://u:s3cret@h,https://u:s3cret@i/,http://j",
+                "http://(hidden)@h,https://(hidden)@i/,http://j",
+            ),
             ("abfss://container@account.host/a", "abfss://container@account.host/a"),
             ("s3://bucket/a@b:c.jpg", "s3://bucket/a@b:c.jpg"),
             ("http://[::1]:80/a@b", "http://[::1]:80/a@b"),
@@ -182,10 +204,13 @@ mod tests {
     #[test]
     fn registered_secrets_are_hidden_in_every_form() {
         let secret = "registered \"secret\" 4711";
-        register_secrets([secret.to_owned(), "short".to_owned()]);
-        assert_eq!(redact(&format!("a {secret}, short")), "a (hidden), short");
-        let json = serde_json::json!({ "error": secret }).to_string();
-        assert_eq!(redact(&json), "{\"error\":\"(hidden)\"}");
+        let quoted = "registered \"4712\"";
+        register_secrets([secret, quoted, "short"].map(ToOwned::to_owned));
+        for secret in [secret, quoted] {
+            assert_eq!(redact(&format!("a {secret}, short")), "a (hidden), short");
+            let json = serde_json::json!({ "error": secret }).to_string();
+            assert_eq!(redact(&json), "{\"error\":\"(hidden)\"}");
+        }
     }
 
     #[test]

@@ -17,6 +17,6 @@ mod rights;
 pub use connection::{KafkaOptions, classify_error, leave_group, to_owned_message};
 pub use failure::{FailureKind, KafkaFailure, failure_kind};
 pub use partition_log::{LogIdentity, PartitionLog, PartitionLogs, identify_log, identify_logs};
-pub use probe::KafkaProbe;
+pub use probe::{KafkaProbe, partition_count};
 pub use requests::{fetch_partition_counts, fetch_topic_configs, fetch_watermarks, run_probe};
 pub use rights::{check_consume_rights, check_write_right};

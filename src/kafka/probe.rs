@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::metadata::Metadata;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -66,16 +67,7 @@ impl KafkaProbe {
     pub fn count_partitions(&self, topic: &str) -> Result<usize, KafkaFailure> {
         let subject = format!("topic {topic}");
         self.request(&subject, |timeout| {
-            let metadata = self.consumer.fetch_metadata(Some(topic), timeout)?;
-            let found = metadata.topics().iter().find(|found| found.name() == topic);
-            let Some(found) = found else {
-                return Err(KafkaError::MetadataFetch(Code::UnknownTopicOrPartition));
-            };
-            // Only a topic without an error has a list of partitions.
-            match found.error() {
-                Some(error) => Err(KafkaError::MetadataFetch(error.into())),
-                None => Ok(found.partitions().len()),
-            }
+            partition_count(&self.consumer.fetch_metadata(Some(topic), timeout)?, topic)
         })
     }
 
@@ -232,6 +224,17 @@ impl KafkaProbe {
     pub(super) fn failure(&self, subject: &str, error: &KafkaError) -> KafkaFailure {
         let recorded = self.consumer.context().take();
         KafkaFailure::from_error(&self.brokers, subject, error, recorded)
+    }
+}
+
+/// Returns the number of partitions of `topic`, by the answer to a request for it.
+pub fn partition_count(metadata: &Metadata, topic: &str) -> KafkaResult<usize> {
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    let found = found.ok_or(KafkaError::MetadataFetch(Code::UnknownTopicOrPartition))?;
+    // Only a topic without an error has a list of partitions.
+    match found.error() {
+        Some(error) => Err(KafkaError::MetadataFetch(error.into())),
+        None => Ok(found.partitions().len()),
     }
 }
 

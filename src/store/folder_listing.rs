@@ -101,12 +101,7 @@ fn unless_missing<T>(
 }
 
 /// Describes the file at `path` as an object of the folder `root`.
-pub(super) fn describe_file(
-    root: &Path,
-    url: &Url,
-    path: &Path,
-    metadata: &Metadata,
-) -> ListedObject {
+fn describe_file(root: &Path, url: &Url, path: &Path, metadata: &Metadata) -> ListedObject {
     let key = path.strip_prefix(root).unwrap_or(path).as_os_str().as_bytes();
     let uri = match std::str::from_utf8(key) {
         Ok(key) => object_url(url, key),

@@ -21,7 +21,9 @@ use super::folder::{Store, StoreError, merge_environment, parse_url};
 use super::folder_listing;
 use super::key_translation::{KeyTranslatingConnector, S3Signer};
 use super::listed_object::ListedObject;
-use super::object_keys::{is_plain_key, key_of_url, key_to_path, object_url, path_to_key};
+use super::object_keys::{
+    NOT_PLAIN, is_plain_key, key_of_url, key_to_path, object_url, path_to_key,
+};
 use crate::diagnosis::describe;
 
 /// Region of a bucket if none is configured.
@@ -62,7 +64,7 @@ impl ImageStore {
         let prefix = prefix.strip_suffix('/').unwrap_or(&prefix);
         if !prefix.is_empty() && !is_plain_key(prefix) {
             return Err(invalid_url(format!(
-                "the prefix {prefix:?} has an empty segment or begins with a slash; name a shorter prefix"
+                "the prefix {prefix:?} has {NOT_PLAIN}; name a shorter prefix"
             )));
         }
         let (scheme, _) =
@@ -165,10 +167,9 @@ impl ImageStore {
             ImageAccess::Bucket { objects, prefix, translates_keys } => {
                 let key = format!("{prefix}{key}");
                 if !*translates_keys && !is_plain_key(&key) {
-                    return Err(not_supported(
-                        "objects of this kind of store cannot be fetched if their key has an empty \
-                         segment, a control character, or a space or slash at its beginning or end",
-                    ));
+                    return Err(not_supported(&format!(
+                        "objects of this kind of store cannot be fetched if their key has {NOT_PLAIN}"
+                    )));
                 }
                 let version = version.map(ToOwned::to_owned);
                 let options = GetOptions { version, ..GetOptions::default() };
@@ -353,6 +354,7 @@ mod tests {
         for url in ["s3://bucket//a", "s3://bucket/a//b/", "s3://bucket/a%0Ab"] {
             let error = ImageStore::open(url, &BTreeMap::new()).err().unwrap().to_string();
             assert!(error.contains("shorter prefix"), "{error}");
+            assert!(error.contains("control character"), "{error}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Lets `object_store` list and fetch objects whose keys it cannot express as paths.
 //!
 //! `object_store` parses every key of a listing as a path: one key that is none ends the listing, and a slash
-//! at the beginning or end is dropped, which makes it the key of another object. The client below stands
+//! at the beginning or end is dropped, which makes it the key of another object. The client below is
 //! between `object_store` and the network. It writes such keys of a listing in the escaped form of
 //! [`object_keys`](super::object_keys), and sends a request for an escaped key as one for the key itself, signed
 //! again where the signature covers the path.

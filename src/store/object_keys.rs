@@ -11,6 +11,10 @@ use url::Url;
 /// Begins the path of a key that `object_store` cannot express as a path; the key follows in hexadecimal digits.
 const ESCAPED_KEY_MARKER: &str = "bsap-key-7f3a-";
 
+/// What a key has that is no plain one ([`is_plain_key`]), for messages.
+pub(super) const NOT_PLAIN: &str =
+    "an empty segment, a control character, or a space or slash at its beginning or end";
+
 /// Characters of a key that are percent-encoded in an address.
 const ENCODED_IN_ADDRESS: &AsciiSet = &CONTROLS
     .add(b' ')
@@ -111,7 +115,7 @@ pub(super) fn escape_key(key: &str) -> String {
     format!("{ESCAPED_KEY_MARKER}{digits}")
 }
 
-/// Returns the key that `escaped` stands for; `None` if it is not an escaped key.
+/// Returns the key that `escaped` means; `None` if it is not an escaped key.
 pub(super) fn unescape_key(escaped: &str) -> Option<String> {
     let digits = escaped.strip_prefix(ESCAPED_KEY_MARKER)?.as_bytes();
     let bytes = digits.chunks(2).map(|pair| {

@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
 use super::letter::DeadLetter;
 use super::options::DeadLetterOptions;
 use crate::diagnosis::describe;
-use crate::kafka;
+use crate::kafka::{self, FailureKind};
 use crate::retry::{Classify, Disposition};
 
 /// How long one poll waits: bounds the delay of a cancellation.
@@ -106,14 +105,9 @@ pub fn read_dead_letters(
     let consumer: BaseConsumer =
         config.set("enable.partition.eof", "true").create().map_err(kafka_error)?;
     let metadata = consumer.fetch_metadata(Some(&options.topic), timeout).map_err(kafka_error)?;
-    let found = metadata.topics().first();
-    // Only a topic without an error has a list of partitions.
-    let count = match found.map(|topic| topic.error().map(RDKafkaErrorCode::from)) {
-        Some(None) => found.map_or(0, |topic| topic.partitions().len()),
-        Some(Some(error)) if error != RDKafkaErrorCode::UnknownTopicOrPartition => {
-            return Err(kafka_error(KafkaError::MetadataFetch(error)));
-        }
-        _ => 0,
+    let count = match kafka::partition_count(&metadata, &options.topic) {
+        Err(error) if kafka::failure_kind(&error) == FailureKind::TopicMissing => 0,
+        count => count.map_err(kafka_error)?,
     };
     if count == 0 {
         return Err(DeadLetterReadError::TopicNotFound { topic: options.topic.clone() });

@@ -5,11 +5,9 @@ use std::io::{self, Read};
 use bytes::Bytes;
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 
-/// How a body is encoded, by its `Content-Encoding`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a body is compressed, by its `Content-Encoding`.
+#[derive(Debug, Clone, Copy)]
 pub enum ContentEncoding {
-    /// As it is. Unknown encodings count as this one: the decoder finds no picture then.
-    Identity,
     /// gzip.
     Gzip,
     /// zlib, or without its frame, as some servers send it.
@@ -17,12 +15,13 @@ pub enum ContentEncoding {
 }
 
 impl ContentEncoding {
-    /// Returns the encoding called `name`.
-    pub fn from_name(name: &str) -> Self {
+    /// Returns the encoding called `name`; `None` for `identity` and unknown ones, with which the decoder finds
+    /// no picture.
+    pub fn from_name(name: &str) -> Option<Self> {
         match name.trim().to_ascii_lowercase().as_str() {
-            "gzip" | "x-gzip" => Self::Gzip,
-            "deflate" => Self::Deflate,
-            _ => Self::Identity,
+            "gzip" | "x-gzip" => Some(Self::Gzip),
+            "deflate" => Some(Self::Deflate),
+            _ => None,
         }
     }
 
@@ -34,7 +33,6 @@ impl ContentEncoding {
             Ok((content.len() as u64 <= limit).then(|| content.into()))
         };
         match self {
-            Self::Identity => Ok(Some(Bytes::copy_from_slice(bytes))),
             Self::Gzip => read(&mut MultiGzDecoder::new(bytes)),
             Self::Deflate => read(&mut ZlibDecoder::new(bytes))
                 .or_else(|_| read(&mut DeflateDecoder::new(bytes))),

@@ -19,7 +19,7 @@ use super::error::{
     FetchError, permanent_error, shorten_uri, transient_error, transient_error_after_response,
     uri_rejected_error,
 };
-use super::http::HttpClients;
+use super::http::{HttpClients, normalise_prefixes};
 use super::options::FetchOptions;
 use crate::diagnosis::describe;
 use crate::ingest::decode::{Recognised, decode_data_url, recognise};
@@ -57,6 +57,8 @@ impl AsRef<[u8]> for FetchedBytes {
 pub struct Fetcher {
     options: FetchOptions,
     allowed_file_roots: Vec<PathBuf>,
+    /// `fetch.missing_if_forbidden`, as the parser writes URLs.
+    missing_if_forbidden: Vec<String>,
     http_clients: HttpClients,
     bucket_stores: Mutex<HashMap<String, ImageStore>>,
     /// Hosts and buckets that failed in all attempts and have not answered since.
@@ -80,6 +82,7 @@ impl Fetcher {
             .collect::<Result<_, _>>()?;
         Ok(Self {
             allowed_file_roots: roots,
+            missing_if_forbidden: normalise_prefixes(&options.missing_if_forbidden),
             http_clients: HttpClients::new(options)?,
             bucket_stores: Mutex::new(HashMap::new()),
             unresponsive_hosts: sync::Mutex::new(HashSet::new()),
@@ -142,7 +145,7 @@ impl Fetcher {
     /// Takes "forbidden" for "there is no such image" below the prefixes for which the options say so.
     fn apply_forbidden_rule(&self, url: &Url, error: FetchError) -> FetchError {
         let means_missing =
-            || self.options.missing_if_forbidden.iter().any(|p| url.as_str().starts_with(p));
+            || self.missing_if_forbidden.iter().any(|p| url.as_str().starts_with(p));
         match error {
             FetchError::Forbidden { uri, .. } if means_missing() => FetchError::NotFound { uri },
             error => error,
@@ -167,8 +170,8 @@ impl Fetcher {
                 let (response, _host_permit) =
                     self.http_clients.get_following_redirects(url).await?;
                 let encoding = response.headers().get(CONTENT_ENCODING);
-                let encoding = encoding.and_then(|name| name.to_str().ok()).unwrap_or_default();
-                let encoding = ContentEncoding::from_name(encoding);
+                let encoding = encoding.and_then(|name| name.to_str().ok());
+                let encoding = encoding.and_then(ContentEncoding::from_name);
                 let size = response.content_length();
                 let body = response.bytes_stream().map(|chunk| {
                     chunk.map_err(|e| transient_error(uri, describe(&e.without_url())))
@@ -176,7 +179,7 @@ impl Fetcher {
                 self.read_body_within_budget(uri, size, encoding, body).await
             }
             "s3" | "s3a" | "gs" | "az" | "azure" | "abfs" | "abfss" => {
-                self.fetch_object(uri, version, url).await
+                self.fetch_object(uri, version).await
             }
             other => Err(uri_rejected_error(
                 uri,
@@ -231,17 +234,16 @@ impl Fetcher {
         let size = metadata.len();
         let body =
             tokio_util::io::ReaderStream::new(file).map(|chunk| chunk.map_err(to_fetch_error));
-        self.read_body_within_budget(uri, Some(size), ContentEncoding::Identity, body).await
+        self.read_body_within_budget(uri, Some(size), None, body).await
     }
 
     async fn fetch_object(
         &self,
         uri: &str,
         version: Option<&str>,
-        url: &Url,
     ) -> Result<FetchedBytes, FetchError> {
-        parse_object_url(uri).map_err(|reason| uri_rejected_error(uri, reason))?;
-        let key = key_of_url(url)
+        let url = parse_object_url(uri).map_err(|reason| uri_rejected_error(uri, reason))?;
+        let key = key_of_url(&url)
             .ok_or_else(|| uri_rejected_error(uri, "the key is not UTF-8".into()))?;
         let bucket =
             url.host_str().ok_or_else(|| uri_rejected_error(uri, "names no bucket".into()))?;
@@ -263,7 +265,7 @@ impl Fetcher {
         let object =
             self.with_timeout(uri, store.get(&key, version)).await?.map_err(to_fetch_error)?;
         let encoding = object.attributes.get(&Attribute::ContentEncoding);
-        let encoding = ContentEncoding::from_name(encoding.map_or("", |name| name.as_ref()));
+        let encoding = encoding.and_then(|name| ContentEncoding::from_name(name));
         let size = object.meta.size;
         let body = object.into_stream().map(|chunk| chunk.map_err(to_fetch_error));
         self.read_body_within_budget(uri, Some(size), encoding, body).await
@@ -289,7 +291,7 @@ impl Fetcher {
         &self,
         uri: &str,
         size: Option<u64>,
-        encoding: ContentEncoding,
+        encoding: Option<ContentEncoding>,
         body: impl Stream<Item = Result<Bytes, FetchError>>,
     ) -> Result<FetchedBytes, FetchError> {
         let limit = self.options.max_bytes;
@@ -297,7 +299,7 @@ impl Fetcher {
             return Err(self.too_large_error(uri));
         }
         // How large a compressed image becomes is not known.
-        let expected = size.filter(|_| encoding == ContentEncoding::Identity).unwrap_or(limit);
+        let expected = size.filter(|_| encoding.is_none()).unwrap_or(limit);
         let mut budget_permit = self
             .download_budget_kib
             .clone()
@@ -305,9 +307,11 @@ impl Fetcher {
             .await
             .map_err(|_| transient_error(uri, "shutting down"))?;
         // Waiting for the budget does not count towards the timeout.
-        let is_plain = encoding == ContentEncoding::Identity;
-        let bytes = self.with_timeout(uri, self.read_body(uri, size, is_plain, body)).await??;
-        let bytes = self.decompress(uri, encoding, bytes).await?;
+        let is_plain = encoding.is_none();
+        let mut bytes = self.with_timeout(uri, self.read_body(uri, size, is_plain, body)).await??;
+        if let Some(encoding) = encoding {
+            bytes = self.decompress(uri, encoding, bytes).await?;
+        }
         // An unknown size reserved `max_bytes`: release what the image does not need.
         drop(budget_permit.split(expected.div_ceil(1024) as usize - bytes.len().div_ceil(1024)));
         Ok(FetchedBytes { bytes, _budget_permit: Some(budget_permit) })
@@ -320,9 +324,6 @@ impl Fetcher {
         encoding: ContentEncoding,
         bytes: Bytes,
     ) -> Result<Bytes, FetchError> {
-        if encoding == ContentEncoding::Identity {
-            return Ok(bytes);
-        }
         let limit = self.options.max_bytes;
         let decompressed =
             tokio::task::spawn_blocking(move || encoding.decompress(&bytes, limit)).await;

@@ -51,11 +51,7 @@ impl HttpClients {
                 .build()
                 .map_err(client_error)?,
             allowlisted_client: client().build().map_err(client_error)?,
-            allowed_prefixes: options
-                .allowed_private_url_prefixes
-                .iter()
-                .map(|prefix| normalise_prefix(prefix))
-                .collect(),
+            allowed_prefixes: normalise_prefixes(&options.allowed_private_url_prefixes),
             max_redirects: options.max_redirects,
             response_head_timeout: timeout,
             max_requests_per_host: options.max_requests_per_host,
@@ -139,9 +135,11 @@ impl HttpClients {
     }
 }
 
-/// Normalises a prefix as the parser normalises URLs: without the default port, the host in lower case.
-fn normalise_prefix(prefix: &str) -> String {
-    Url::parse(prefix).map_or_else(|_| prefix.to_owned(), Into::into)
+/// Normalises prefixes as the parser normalises URLs: without the default port, the host in lower case.
+pub fn normalise_prefixes(prefixes: &[String]) -> Vec<String> {
+    let normalise =
+        |prefix: &String| Url::parse(prefix).map_or_else(|_| prefix.clone(), Into::into);
+    prefixes.iter().map(normalise).collect()
 }
 
 /// Returns the response if its status is 200 or 203, otherwise an error by its status.

@@ -195,6 +195,7 @@ async fn forbidden_means_missing_where_the_options_say_so() {
     let uri = format!("{base}no.jpg");
     for (prefixes, code) in [
         (vec![base.clone()], "image_not_found"),
+        (vec![base.replace("http:", "HTTP:")], "image_not_found"),
         (vec![format!("{base}other/")], "fetch_forbidden"),
         (vec![], "fetch_forbidden"),
     ] {
