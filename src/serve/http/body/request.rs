@@ -9,7 +9,7 @@ use crate::ingest::decode::decode_image_text;
 use crate::search::{Filter, MinScore, Query, QueryError, QueryInput, WeightedText};
 use crate::serve::feedback::{Feedback, FeedbackVerdict, MAX_TEXT_CHARS};
 
-/// Maximum of `newest`.
+/// Maximum of `limit` of a list of the newest images.
 pub const MAX_NEWEST_IMAGES: usize = 100;
 
 /// The parameters of a list of the newest images.
