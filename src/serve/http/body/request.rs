@@ -173,10 +173,9 @@ fn require_single_input(
 }
 
 fn decode_picture(text: &str) -> Result<QueryInput, QueryError> {
-    let bytes = decode_image_text(text);
-    bytes
+    decode_image_text(text)
         .map(QueryInput::ImageBytes)
-        .map_err(|reason| QueryError::InvalidField { field: "image", reason })
+        .map_err(|reason| QueryError::invalid_field("image", reason))
 }
 
 /// A user's verdict on one result.
