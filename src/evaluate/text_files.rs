@@ -1,5 +1,5 @@
-//! Text files as other programs write them: byte order marks, UTF-16, and what separates the fields of a
-//! table.
+//! Text files as other programs write them: byte order marks, UTF-16, what separates the fields of a table,
+//! and what is wrong with a line of JSON.
 
 use std::io::{BufRead, Error, ErrorKind};
 
@@ -49,6 +49,12 @@ pub fn skip_byte_order_mark(log: &mut impl BufRead) -> Result<(), Error> {
         log.consume(UTF_8_MARK.len());
     }
     Ok(())
+}
+
+/// Returns the message of an error without its position, which is relative to what was parsed: whoever
+/// reports it names the line in the file.
+pub fn describe_without_position(error: &serde_json::Error) -> String {
+    error.to_string().split(" at line ").next().unwrap_or_default().to_owned()
 }
 
 /// Returns what separates the fields of a table: that which finds most of `columns` in its first line,

@@ -9,10 +9,8 @@ of files that other programs write and read.
 """
 
 import json
-import os
 import pathlib
 import random
-import subprocess
 import sys
 import tempfile
 import tomllib
@@ -24,21 +22,11 @@ import polars as pl
 import scipy.stats
 from arrays import RandomArrays, RealClip  # noqa: F401
 from exchange import Read, Written  # noqa: F401
-from ir_measures import AP, RR, P, R, Success, nDCG
+from program import DEMO, MEASURES, bsap
 
-BSAP, DEMO = sys.argv[1], pathlib.Path(sys.argv[2])
 SET = "demo"
 TOP_K = 8
 NORMALISERS = ["softmax", "zscore", "range", "nnn"]
-
-
-def bsap(*arguments):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("BSAP_")}
-    env["BSAP_TABLE__URL"] = str(DEMO / "catalogue")
-    env["BSAP_MODEL__CHECKPOINT"] = str(DEMO / "demo-clip")
-    done = subprocess.run([BSAP, *map(str, arguments)], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def embeddings(texts):
@@ -91,20 +79,10 @@ class Measures(unittest.TestCase):
         return {query: values[place] for query, values in self.report["runs"][run]["by_query"].items()}
 
     def test_measures_are_those_of_ir_measures(self):
-        theirs = {
-            Success @ 1: "hit@1",
-            Success @ 5: "hit@5",
-            Success @ 10: "hit@10",
-            R @ 10: "recall@10",
-            P @ 10: "precision@10",
-            nDCG @ 10: "nDCG@10",
-            AP: "MAP",
-            RR: "MRR",
-        }
         for number, run in enumerate(self.runs):
             found = {}
-            for metric in ir_measures.iter_calc(list(theirs), self.qrels, run):
-                found.setdefault(theirs[metric.measure], {})[metric.query_id] = metric.value
+            for metric in ir_measures.iter_calc(list(MEASURES), self.qrels, run):
+                found.setdefault(MEASURES[metric.measure], {})[metric.query_id] = metric.value
             for name, expected in found.items():
                 own = self.values(number, name)
                 self.assertEqual(own.keys(), expected.keys())

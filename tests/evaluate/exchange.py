@@ -7,12 +7,9 @@ check.py runs these tests with its own.
 
 import csv
 import json
-import os
 import pathlib
 import random
 import re
-import subprocess
-import sys
 import tempfile
 import unittest
 
@@ -20,31 +17,12 @@ import ir_measures
 import numpy as np
 import polars as pl
 import pytrec_eval
-from ir_measures import AP, RR, P, R, Success, nDCG
+from ir_measures import AP, nDCG
+from program import DEMO, MEASURES, bsap, run_bsap
 
-BSAP, DEMO = sys.argv[1], pathlib.Path(sys.argv[2])
-MEASURES = {
-    Success @ 1: "hit@1",
-    Success @ 5: "hit@5",
-    Success @ 10: "hit@10",
-    R @ 10: "recall@10",
-    P @ 10: "precision@10",
-    nDCG @ 10: "nDCG@10",
-    AP: "MAP",
-    RR: "MRR",
-}
 PYTREC_EVAL = {"recip_rank": "MRR", "map": "MAP", "ndcg_cut_10": "nDCG@10", "P_10": "precision@10", "recall_10": "recall@10"}
 # A zero with a sign, as a number of its own.
 NEGATIVE_ZERO = re.compile(r"(?<![\d.eE])-0(\.0*)?(?![\d.])")
-
-
-def bsap(*arguments):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("BSAP_")}
-    env["BSAP_TABLE__URL"] = str(DEMO / "catalogue")
-    env["BSAP_MODEL__CHECKPOINT"] = str(DEMO / "demo-clip")
-    done = subprocess.run([BSAP, *map(str, arguments)], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 def theirs(qrels, run):
@@ -86,7 +64,7 @@ class Written(unittest.TestCase):
                 scores = np.array(list(ranked.values())).astype(np.float32)
                 self.assertTrue((np.diff(scores) < 0).all(), name)
             # Read by bsap itself, they are the same again.
-            again = bsap("evaluate", "rankings", "--qrels", folder / "qrels.txt", "--run", folder / f"{name}.run", "--json")
+            again = run_bsap("evaluate", "rankings", "--qrels", folder / "qrels.txt", "--run", folder / f"{name}.run", "--json")
             self.assertNotIn("warning", again.stderr)
             again = json.loads(again.stdout)
             for measure in MEASURES.values():
@@ -111,7 +89,7 @@ class Written(unittest.TestCase):
                 csv.writer(file).writerows([["query", "image"], *pairs])
             arrays = [f"--{name}={folder / name}.npy" for name in ["images", "queries", "prompts"]]
             arrays += ["--relevant", folder / "pairs.csv", "--json", "-", "--runs", folder / "runs"]
-            report = bsap("evaluate", "arrays", *arrays).stdout
+            report = bsap("evaluate", "arrays", *arrays)
             self.assertNotRegex(report, NEGATIVE_ZERO)
             self.check(json.loads(report)["report"], folder / "runs", ["raw", "default"])
 
@@ -126,7 +104,7 @@ class Written(unittest.TestCase):
             lines = [json.dumps({"text": t, "relevant": j}) for t, j in zip(texts, judged)]
             (folder / "q.jsonl").write_text("\n".join(lines))
             arguments = ["--queries", folder / "q.jsonl", "--configuration", "live", "--json", "-", "--runs", folder / "runs"]
-            report = json.loads(bsap("evaluate", *arguments, "--k", f"1,5,10,{len(ids)}").stdout)
+            report = json.loads(bsap("evaluate", *arguments, "--k", f"1,5,10,{len(ids)}"))
             last = max(int(m.split("@")[1]) for m in report["measures"] if "@" in m)
             qrels, run = read(folder / "runs", "live")
             expected = ir_measures.calc_aggregate([nDCG @ last, AP], qrels, run)
@@ -152,7 +130,7 @@ class Read(unittest.TestCase):
             (folder / "qrels.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
             lines = [f"{q}\tQ0\t{i}\t0\t{s!r}\tt" for q, ranked in run.items() for i, s in ranked.items()]
             (folder / "tied.run").write_bytes("\n".join(lines).encode("utf-16"))
-            done = bsap("evaluate", "rankings", "--qrels", folder / "qrels.txt", "--run", folder / "tied.run", "--json")
+            done = run_bsap("evaluate", "rankings", "--qrels", folder / "qrels.txt", "--run", folder / "tied.run", "--json")
         self.assertRegex(done.stderr, r"warning: .*tied.run: \d+ results have the score of an earlier")
         report = json.loads(done.stdout)
         self.assertGreater(report["runs"][0]["tied_results"], 100)
@@ -182,7 +160,7 @@ class Read(unittest.TestCase):
             for name, content in files.items():
                 path = pathlib.Path(folder) / name
                 path.write_bytes(content)
-                report = json.loads(bsap("evaluate", "--queries", path, "--json", "-").stdout)
+                report = json.loads(bsap("evaluate", "--queries", path, "--json", "-"))
                 prints[name] = report["queries"]["fingerprint"]
         for name, fingerprint in prints.items():
             self.assertEqual(fingerprint, prints["lines.jsonl"], name)

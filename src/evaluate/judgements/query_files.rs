@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::judged_query::{JudgedQuery, Judgements, MAX_QUERIES};
-use crate::evaluate::text_files::detect_delimiter;
+use crate::evaluate::text_files::{describe_without_position, detect_delimiter};
 use crate::record::ImageId;
 
 /// Maximum number of problems that one error lists.
@@ -255,7 +255,7 @@ pub fn queries_from_json_lines(
                     add_json_query(&mut collector, i + 1, query);
                 }
             }
-            Err(error) => collector.report_problem(error.line(), without_position(&error)),
+            Err(error) => collector.report_problem(error.line(), describe_without_position(&error)),
         }
         return collector.into_queries();
     }
@@ -263,16 +263,10 @@ pub fn queries_from_json_lines(
         let number = i + 1;
         match serde_json::from_str(line) {
             Ok(query) => add_json_query(&mut collector, number, query),
-            Err(error) => collector.report_problem(number, without_position(&error)),
+            Err(error) => collector.report_problem(number, describe_without_position(&error)),
         }
     }
     collector.into_queries()
-}
-
-/// Returns the message of an error without its position: the line is reported already, in a file of
-/// lines by its number there.
-fn without_position(error: &serde_json::Error) -> String {
-    error.to_string().split(" at line ").next().unwrap_or_default().to_owned()
 }
 
 fn add_json_query(collector: &mut QueryCollector, number: usize, parsed: JudgedQueryJson) {
@@ -294,10 +288,10 @@ fn add_json_query(collector: &mut QueryCollector, number: usize, parsed: JudgedQ
     collector.add_query(number, JudgedQuery { text, group, judgements });
 }
 
-/// Reads CSV with a header, separated by commas, semicolons or tabs, in one of two forms. One row per query: `text`, `relevant` (image ids
-/// separated by `|`, each optionally with `=grade`; without the column queries are unjudged, an
-/// empty field means that nothing matches), `group`. One row per judgement: `text`, `image_id`,
-/// `grade` (1 if missing), `group`.
+/// Reads CSV with a header, separated by commas, semicolons or tabs, in one of two forms. One row per
+/// query: `text`, `relevant` (image ids separated by `|`, each optionally with `=grade`; without the
+/// column queries are unjudged, an empty field means that nothing matches), `group`. One row per
+/// judgement: `text`, `image_id`, `grade` (1 if missing), `group`.
 pub fn queries_from_csv(content: &str, file: &str) -> Result<Vec<JudgedQuery>, QueryFileError> {
     let mut collector = QueryCollector::new(file);
     let delimiter = detect_delimiter(content.as_bytes(), &CSV_COLUMNS);

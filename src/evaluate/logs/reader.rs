@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::{MAX_QUERIES_PER_CONFIGURATION, QueryLogError};
 use crate::evaluate::log_lines::{MAX_LINE_BYTES, for_each_line};
+use crate::evaluate::text_files::describe_without_position;
 use crate::telemetry::event;
 
 /// Maximum number of malformed lines that are listed; further ones are counted.
@@ -237,10 +238,7 @@ enum LineError {
 }
 
 fn malformed_line_error(context: &str, error: &serde_json::Error) -> LineError {
-    // The position in serde's message is relative to the line, whose number is reported.
-    let error = error.to_string();
-    let reason = error.split(" at line ").next().unwrap_or_default();
-    LineError::Malformed(format!("{context}: {reason}"))
+    LineError::Malformed(format!("{context}: {}", describe_without_position(error)))
 }
 
 /// Returns the sums of a query, which are 0 for a new one.

@@ -119,13 +119,17 @@ impl Snapshot {
 
     /// Returns the images that were embedded last, newest first, and at most `limit` of them.
     pub fn newest_images(&self, limit: usize) -> Vec<ImageMetadata> {
-        // The oldest of the newest is at the top, to be replaced.
-        let mut newest = BinaryHeap::with_capacity(limit + 1);
+        // The oldest of the newest is at the top, to be replaced. Most images are older, and only compared.
+        let mut newest = BinaryHeap::with_capacity(limit);
         for (chunk_index, chunk) in self.chunks.iter().enumerate() {
             for row in chunk.live_rows() {
-                newest.push(Reverse((chunk.data.embedded_at[row], chunk_index, row)));
-                if newest.len() > limit {
-                    newest.pop();
+                let image = Reverse((chunk.data.embedded_at[row], chunk_index, row));
+                if newest.len() < limit {
+                    newest.push(image);
+                } else if let Some(mut oldest) = newest.peek_mut()
+                    && image < *oldest
+                {
+                    *oldest = image;
                 }
             }
         }

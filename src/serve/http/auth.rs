@@ -146,10 +146,10 @@ fn is_same_origin(headers: &HeaderMap) -> Option<bool> {
     let origin = headers.get(header::ORIGIN)?.to_str().ok().and_then(|o| o.split_once("://"));
     let Some((_, origin)) = origin else { return Some(false) };
     let is_origin = |name: HeaderName| {
-        let host = headers.get(name).and_then(|host| host.to_str().ok()).unwrap_or_default();
         // Each of several proxies adds a host; the first is the one that the browser named.
-        let host = host.split(',').next().unwrap_or_default().trim();
-        origin.eq_ignore_ascii_case(host)
+        let hosts = headers.get(name).and_then(|hosts| hosts.to_str().ok());
+        let host = hosts.and_then(|hosts| hosts.split(',').next());
+        host.is_some_and(|host| origin.eq_ignore_ascii_case(host.trim()))
     };
     Some(is_origin(header::HOST) || is_origin(X_FORWARDED_HOST))
 }

@@ -76,7 +76,10 @@ pub async fn reject_compressed_body(request: Request, next: Next) -> Response {
     let is_compressed =
         |encoding: &&HeaderValue| !encoding.as_bytes().eq_ignore_ascii_case(b"identity");
     match encodings.iter().find(is_compressed) {
-        Some(encoding) => Problem::compressed_body(encoding).into_response(),
+        Some(encoding) => {
+            ([(header::ACCEPT_ENCODING, "identity")], Problem::compressed_body(encoding))
+                .into_response()
+        }
         None => next.run(request).await,
     }
 }

@@ -169,10 +169,8 @@ fn parse_metrics(text: &str) -> Option<WorkerMetrics> {
     };
     lines().find(|line| line.starts_with("bsap_build_info{"))?;
     // A spare worker has no partitions, and no messages of its own.
-    let is_spare = lines().any(|line| {
-        line == "bsap_source_state{state=\"no_partitions_assigned\"} 1"
-            || line == "bsap_source_state{state=\"no_partitions_assigned\"} 1.0"
-    });
+    let is_spare =
+        values("bsap_source_state{state=\"no_partitions_assigned\"}").any(|is| is == 1.0);
     // The worker reports NaN until it knows its lag.
     let lag = values("bsap_lag_messages").next().filter(|lag| *lag >= 0.0);
     let lag = lag.or(is_spare.then_some(0.0));
@@ -234,6 +232,13 @@ mod tests {
         let counts = (unresolved.discovered, unresolved.responding, unresolved.lag_messages);
         assert_eq!(counts, (1, 0, None));
         assert!(parse_metrics("nothing of bsap 1\n").is_none());
+        for (spare, lag) in [("1", Some(0)), ("1.0", Some(0)), ("0", None)] {
+            let metrics = parse_metrics(&format!(
+                "bsap_build_info{{role=\"worker\"}} 1\nbsap_lag_messages NaN\n\
+                 bsap_source_state{{state=\"no_partitions_assigned\"}} {spare}\n"
+            ));
+            assert_eq!(metrics.unwrap().lag_messages, lag, "{spare}");
+        }
         assert_eq!(WorkerPoller::new(&[]).latest_summary(), None);
     }
 }

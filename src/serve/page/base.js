@@ -36,7 +36,7 @@ const iconButton = (name, label, test, onclick) =>
 const timeNode = (time) => el('time', { datetime: time, title: new Date(time).toLocaleString() }, formatAge(time));
 
 /** The address of a small JPEG of a picture of the catalogue, for every format. */
-const previewAddress = (picture, side) => `${picture}${picture.includes('?') ? '&' : '?'}side=${side}`;
+const previewAddress = (picture, side) => `${picture}&side=${side}`;
 
 /** A preview of a picture, or a placeholder if there is none; `overlays` are drawn on it. Not of the catalogue: a `data:` address. */
 function thumbnail(picture, ...overlays) {

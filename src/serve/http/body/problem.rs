@@ -38,9 +38,6 @@ pub struct Problem {
     /// Value of the header `WWW-Authenticate`.
     #[serde(skip)]
     www_authenticate: Option<String>,
-    /// Value of the header `Accept-Encoding`: the encodings that a body may have.
-    #[serde(skip)]
-    accept_encoding: Option<&'static str>,
 }
 
 impl Problem {
@@ -55,7 +52,6 @@ impl Problem {
             field: None,
             retry_after: None,
             www_authenticate: None,
-            accept_encoding: None,
         }
     }
 
@@ -130,10 +126,7 @@ impl Problem {
         let detail = format!(
             "the body is sent with Content-Encoding: {encoding}; send it uncompressed, without this header"
         );
-        Self {
-            accept_encoding: Some("identity"),
-            ..Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "compressed_body", detail)
-        }
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "compressed_body", detail)
     }
 
     /// The request failed for a reason that is in the log.
@@ -222,9 +215,10 @@ impl From<FeedbackError> for Problem {
 
 impl From<FetchError> for Problem {
     fn from(error: FetchError) -> Self {
-        let status = match error.disposition() {
-            Disposition::DeadLetter => StatusCode::NOT_FOUND,
-            Disposition::Retry | Disposition::Fatal => StatusCode::BAD_GATEWAY,
+        let status = match (&error, error.disposition()) {
+            (FetchError::NotAnImage { .. }, _) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            (_, Disposition::DeadLetter) => StatusCode::NOT_FOUND,
+            (_, Disposition::Retry | Disposition::Fatal) => StatusCode::BAD_GATEWAY,
         };
         let detail = match &error {
             // Errors of hosts and stores may name addresses that callers must not know.
@@ -277,7 +271,7 @@ impl From<QueryRejection> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let (retry_after, accept_encoding) = (self.retry_after, self.accept_encoding);
+        let retry_after = self.retry_after;
         let www_authenticate =
             self.www_authenticate.as_deref().and_then(|value| HeaderValue::from_str(value).ok());
         let mut response = (status, Json(self)).into_response();
@@ -285,9 +279,6 @@ impl IntoResponse for Problem {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
-        }
-        if let Some(encodings) = accept_encoding {
-            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(encodings));
         }
         if let Some(value) = www_authenticate {
             headers.insert(header::WWW_AUTHENTICATE, value);
@@ -300,6 +291,7 @@ impl IntoResponse for Problem {
 mod tests {
     use super::*;
     use crate::balance::statistics::StatisticsKey;
+    use crate::ingest::decode::ImageDecodeError;
 
     #[test]
     fn a_missing_served_prompt_set_is_named_and_answered_with_503() {
@@ -307,5 +299,15 @@ mod tests {
         let problem = Problem::from(QueryError::PromptSetMissing(key));
         assert_eq!((problem.status, problem.code, problem.field), (503, "not_ready", None));
         assert!(problem.detail.contains("prompt set mine@2:"), "{}", problem.detail);
+    }
+
+    #[test]
+    fn what_is_no_picture_is_answered_with_415_wherever_that_is_noticed() {
+        for problem in [
+            Problem::from(FetchError::NotAnImage { uri: "http://shop.example/page".into() }),
+            Problem::from(PreviewError::Undecodable(ImageDecodeError::UnknownFormat)),
+        ] {
+            assert_eq!((problem.status, problem.code), (415, "unknown_image_format"));
+        }
     }
 }

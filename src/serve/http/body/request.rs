@@ -9,7 +9,7 @@ use crate::ingest::decode::decode_image_text;
 use crate::search::{Filter, MinScore, Query, QueryError, QueryInput, WeightedText};
 use crate::serve::feedback::{Feedback, FeedbackVerdict, MAX_TEXT_CHARS};
 
-/// Maximum of `newest`.
+/// Maximum of `limit` of a list of the newest images.
 pub const MAX_NEWEST_IMAGES: usize = 100;
 
 /// The parameters of a list of the newest images.
@@ -173,10 +173,9 @@ fn require_single_input(
 }
 
 fn decode_picture(text: &str) -> Result<QueryInput, QueryError> {
-    let bytes = decode_image_text(text);
-    bytes
+    decode_image_text(text)
         .map(QueryInput::ImageBytes)
-        .map_err(|reason| QueryError::InvalidField { field: "image", reason })
+        .map_err(|reason| QueryError::invalid_field("image", reason))
 }
 
 /// A user's verdict on one result.

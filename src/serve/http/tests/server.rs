@@ -203,6 +203,7 @@ async fn the_page_signs_in_with_a_key_and_sends_a_session_cookie() {
         ("sec-fetch-site", "same-site"),
         ("origin", "http://127.0.0.1:1"),
         ("origin", "null"),
+        ("origin", "file://"),
         ("x-unknown", "1"),
     ] {
         let (status, body, _) = send_for_problem(search().header(name, value)).await;
