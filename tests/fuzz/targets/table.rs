@@ -59,7 +59,14 @@ async fn write_small_table() -> Vec<(Path, Vec<u8>)> {
     };
     let partition = TopicPartition { topic: "images".into(), number: 0 };
     let rows = (0..3).map(|offset| (offset, row(offset))).collect();
-    let batch = PartitionBatch { log_number: 0, anchor: None, partition, expected_position: None, next_offset: 3, rows };
+    let batch = PartitionBatch {
+        log_number: 0,
+        anchor: None,
+        partition,
+        expected_position: None,
+        next_offset: 3,
+        rows,
+    };
     writer.append(vec![batch], &CancellationToken::new()).await.expect("appended");
     let objects = store.object_store();
     let listed: Vec<_> = objects.list(None).try_collect().await.expect("listed");
