@@ -34,7 +34,7 @@ pub fn find_in_webp(bytes: &[u8]) -> MetadataBlocks<'_> {
     for Chunk { kind, data, .. } in chunks(bytes).take(MAX_PARTS) {
         match kind {
             b"EXIF" if blocks.exif.is_none() => {
-                blocks.exif = Some(without_exif_prefix(data).into())
+                blocks.exif = Some(without_exif_prefix(data).into());
             }
             b"XMP " if blocks.xmp.is_none() => blocks.xmp = Some(data.into()),
             _ => {}
