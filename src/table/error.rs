@@ -3,10 +3,12 @@
 use deltalake_core::DeltaTableError;
 use deltalake_core::kernel::transaction::TransactionError;
 use deltalake_core::parquet::errors::ParquetError;
+use tracing::info;
 
 use crate::diagnosis::describe;
 use crate::retry::{Classify, Disposition};
 use crate::store::{self, StoreError};
+use crate::telemetry::event;
 
 /// Why a table, or the catalogue's state, cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -105,10 +107,22 @@ impl TableError {
     /// Whether another commit was written first.
     pub(super) fn is_commit_conflict(&self) -> bool {
         let Self::Delta { source, .. } = self else { return false };
-        matches!(
-            **source,
-            DeltaTableError::Transaction { .. } | DeltaTableError::VersionAlreadyExists(_)
-        )
+        match &**source {
+            DeltaTableError::Transaction { source } => {
+                !matches!(source, TransactionError::ObjectStore { .. })
+            }
+            DeltaTableError::VersionAlreadyExists(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Logs that a commit is tried again: as a conflict, or as a transient error of the store.
+    pub(super) fn log_commit_retry(&self, attempt: u32, failed: &'static str) {
+        if self.is_commit_conflict() {
+            info!(event = event::COMMIT_CONFLICT, attempt, reason = %self, "{failed}; trying again");
+        } else {
+            info!(event = event::RETRY, stage = "table", attempt, error = %self, "{failed}; trying again");
+        }
     }
 }
 

@@ -24,7 +24,6 @@ use half::f16;
 use object_store::path::Path;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
 
 use super::error::TableError;
 use super::file::{self, DataFileWriter, FileReadError};
@@ -35,7 +34,6 @@ use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::record::{ImageRow, SequenceKey, to_hex};
 use crate::retry::{Classify, Disposition};
 use crate::store::Store;
-use crate::telemetry::event;
 
 /// Hexadecimal digits of a unit's id.
 const UNIT_ID_DIGITS: usize = 16;
@@ -257,7 +255,7 @@ impl StatisticsTable {
             if attempt + 1 >= self.max_attempts {
                 return Err(self.log.attempts_exhausted_error(self.max_attempts, &error));
             }
-            info!(event = event::COMMIT_CONFLICT, attempt, reason = %error, "statistics were not committed; trying again");
+            error.log_commit_retry(attempt, "statistics were not committed");
             if !backoff.wait(attempt, cancel).await {
                 return Err(self.log.cancelled_error(&error));
             }

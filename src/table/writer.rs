@@ -186,7 +186,7 @@ impl TableWriter {
             if attempt >= self.max_attempts {
                 return Err(self.log.attempts_exhausted_error(self.max_attempts, &error));
             }
-            info!(event = event::COMMIT_CONFLICT, attempt, reason = %error, "a new log was not recorded; trying again");
+            error.log_commit_retry(attempt, "a new log was not recorded");
             if !backoff.wait(attempt, cancel).await {
                 return Err(self.log.cancelled_error(&error));
             }
@@ -266,7 +266,7 @@ impl TableWriter {
             if attempts_without_progress >= self.max_attempts {
                 return Err(self.log.attempts_exhausted_error(self.max_attempts, &error));
             }
-            info!(event = event::COMMIT_CONFLICT, attempt, reason = %error, "a commit did not go through; trying again");
+            error.log_commit_retry(attempt, "a commit did not go through");
             self.refreshed_at = None;
             if !backoff.wait(attempt, cancel).await {
                 return Err(self.log.cancelled_error(&error));

@@ -217,7 +217,7 @@ log_events! {
             integer_field("lost_messages", ""),
         ];
     COMMIT_CONFLICT = "commit.conflict", ["info"],
-        "Another writer committed first, or the store failed; the commit is tried again.",
+        "Another writer committed first; the commit is tried again.",
         "None, unless attempts run out.",
         [count_field("attempt", ""), text_field("reason", "")];
     COMMIT_FENCED = "commit.fenced", ["warn"],

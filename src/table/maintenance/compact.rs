@@ -16,7 +16,6 @@ use deltalake_core::kernel::{Action, Add, LogicalFileView, Remove, Transaction};
 use deltalake_core::protocol::DeltaOperation;
 use object_store::path::Path;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
 
 use super::compaction_plan::{CompactionJob, bin_pack, plan_size_tiers};
 use crate::balance::statistics::StatisticsKey;
@@ -33,7 +32,6 @@ use crate::table::log::{
 use crate::table::options::MaintenanceOptions;
 use crate::table::schema;
 use crate::table::statistics::{self, StatisticsFile, StatisticsTable};
-use crate::telemetry::event;
 
 /// How thorough a compaction is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -399,7 +397,7 @@ impl Compactor {
             if attempt + 1 >= self.max_attempts {
                 return Err(self.log.attempts_exhausted_error(self.max_attempts, &error));
             }
-            info!(event = event::COMMIT_CONFLICT, attempt, reason = %error, "a compaction did not go through; trying again");
+            error.log_commit_retry(attempt, "a compaction did not go through");
             if !backoff.wait(attempt, cancel).await {
                 return Err(self.log.cancelled_error(&error));
             }
