@@ -46,6 +46,9 @@ async function search(page, text) {
 }
 
 const cards = (page, column) => page.locator(`${one(column)} ${one('card')}`);
+/** Waits until most of the first pictures are there: the live catalogue may have deleted one or two. */
+const picturesLoaded = (page, images) =>
+  page.waitForFunction((selector) => [...document.querySelectorAll(selector)].slice(0, 6).filter((image) => image.naturalWidth > 0).length >= 4, images);
 const idOf = (card) => card.evaluate((node) => node.closest('li').dataset.imageId);
 const has = (page, name, words) =>
   page.waitForFunction(([selector, source]) => new RegExp(source).test(document.querySelector(selector)?.innerText), [one(name), words.source]);
@@ -124,6 +127,12 @@ test('the page says what it serves and what stands in for real parts', async () 
 
 test('the first screen shows the newest pictures, and the score of both rankings', async () => {
   const page = await open();
+  // The catalogue changes, so the page is compared with the answers that it got itself.
+  const scores = [];
+  page.on('response', async (response) => {
+    if (response.url().endsWith('v1/sample-score')) scores.push(await response.json());
+  });
+  await page.reload();
   await page.waitForSelector(`${one('newest-card')} >> nth=40`);
   await has(page, 'newest-status', /48 of 1\d\d images/);
   assert.ok(await page.locator(one('empty')).isHidden());
@@ -140,13 +149,13 @@ test('the first screen shows the newest pictures, and the score of both rankings
   const before = await ids();
   await page.waitForFunction(([selector, first]) => document.querySelector(selector).dataset.imageId !== first, [`${one('newest')} li`, before[0]], { timeout: 30_000 });
   await page.waitForSelector(one('score'));
-  const { known, score } = await json('v1/sample-score');
-  assert.ok(known && score.queries > 60, `${score.queries} queries`);
   await has(page, 'score', /Plain CLIP\s+\d+ of \d+ \(\d+\.\d %\)/);
   await has(page, 'score', /Balanced \(NNN, weight 0.25\)/);
   await has(page, 'score', /Difference\s+[+−]?\d+\.\d points \([+−]?\d+\.\d to [+−]?\d+\.\d\)/);
   // No more is claimed than the intervals show.
   const shown = await page.innerText(one('score-summary'));
+  const { known, score } = scores.findLast((answer) => answer.score.summary === shown);
+  assert.ok(known && score.queries > 60, `${score.queries} queries`);
   const claims = /fewer false first hits|finds more/.test(shown);
   const isBetter = [score.false_first_hits, score.recall].some(({ verdict }) => verdict === 'better');
   assert.equal(claims, isBetter, shown);
@@ -190,10 +199,7 @@ test('an example shows raw and balanced results side by side', async () => {
   assert.ok(raw >= 10);
   assert.match(page.url(), /q=/);
   assert.match(await page.locator(one('movement-summary')).innerText(), /▲|▼/);
-  await page.waitForFunction(
-    (selector) => [...document.querySelectorAll(selector)].slice(0, 4).every((i) => i.complete && i.naturalWidth > 0),
-    `${one('column-raw')} ${one('card')} img`,
-  );
+  await picturesLoaded(page, `${one('column-raw')} ${one('card')} img`);
   await page.waitForSelector(`${one('feed-item')} >> nth=2`, { timeout: 20_000 });
   await page.screenshot({ path: `${shots}/results.png` });
 });
@@ -270,7 +276,7 @@ test('cards load previews, and the original is loaded on request', async () => {
     const loaded = [];
     page.on('response', (response) => { if (response.url().includes('/picture')) loaded.push(response); });
     await search(page, 'a yellow umbrella');
-    await page.waitForFunction((selector) => document.querySelector(selector).naturalWidth > 0, `${balanced} img`);
+    await picturesLoaded(page, `${balanced} img`);
     assert.ok(loaded.length > 0);
     for (const response of loaded) {
       assert.equal(new URL(response.url()).searchParams.get('side'), `${side}`);
@@ -298,18 +304,19 @@ test('pictures that browsers cannot show are shown', async () => {
     const page = await open({}, `?q=${encodeURIComponent(text)}`, '404', address);
     const selector = `${balanced} img`;
     await page.waitForSelector(`${balanced} >> nth=5`);
-    await page.waitForFunction((images) => [...document.querySelectorAll(images)].slice(0, 6).every((image) => image.naturalWidth > 0), selector);
-    const shown = await page.evaluate((images) => [...document.querySelectorAll(images)].slice(0, 6).map((image) => {
+    await picturesLoaded(page, selector);
+    const shown = await page.evaluate((images) => [...document.querySelectorAll(images)].slice(0, 6).filter((image) => image.naturalWidth > 0).map((image) => {
       const context = Object.assign(document.createElement('canvas'), { width: 1, height: 1 }).getContext('2d');
       context.drawImage(image, 0, 0, 1, 1);
       return { width: image.naturalWidth, colour: [...context.getImageData(0, 0, 1, 1).data.slice(0, 3)] };
     }), selector);
     const isTiff = shown.filter((image) => image.width === 256 && image.colour.every((value, index) => Math.abs(value - colour[index]) < 6));
-    assert.ok(isTiff.length >= 4, JSON.stringify(shown)); // the live catalogue may have changed one or two
-    assert.equal((await fetch(address + hits[0].picture)).headers.get('content-type'), 'image/tiff');
+    assert.ok(isTiff.length >= 4, JSON.stringify(shown));
+    const originalTypes = await Promise.all(hits.slice(0, 6).map(async ({ picture }) => (await fetch(address + picture)).headers.get('content-type')));
+    assert.ok(originalTypes.filter((type) => type === 'image/tiff').length >= 4, originalTypes.join());
     await page.screenshot({ path: `${shots}/tiff.png` });
-    await page.context().close(); // before its server ends
   } finally {
+    await Promise.all(browser.contexts().map((context) => context.close())); // before their server ends
     files.forEach((file, index) => writeFileSync(file, originals[index]));
     server.kill('SIGTERM');
     await once(server, 'exit');
@@ -529,7 +536,7 @@ test('a server that asks for a key gets one, once', async () => {
     await page.waitForSelector(balanced);
     await has(page, 'session', /shop/);
     await page.waitForSelector(`${one('live')}[data-connected=true]`);
-    await page.waitForFunction((card) => document.querySelector(card).naturalWidth > 0, `${balanced} img`);
+    await picturesLoaded(page, `${balanced} img`);
     // This server does not know what its images show.
     assert.deepEqual(await (await fetch(`${address}v1/sample-score`, { headers: { authorization: `Bearer ${key}` } })).json(), { known: false, score: null });
     assert.equal(await page.locator(one('mark')).count(), 0);
