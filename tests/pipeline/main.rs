@@ -204,10 +204,13 @@ fn kafka_options(broker: &MockBroker) -> kafka::KafkaOptions {
     kafka::KafkaOptions { brokers: broker.bootstrap_servers(), ..kafka::KafkaOptions::default() }
 }
 
+/// Longer than Kafka waits for a consumer that left without a word.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
+
 async fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let started = Instant::now();
     while !done() {
-        assert!(started.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
+        assert!(started.elapsed() < WAIT_TIMEOUT, "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
