@@ -86,14 +86,14 @@ fn every_file_is_stored_or_skipped_with_a_reason_and_a_second_start_embeds_only_
     fs::write(fixture.photos().join("sub/no-picture.jpg"), "notes").unwrap();
     let whole = fs::read(fixture.photos().join("a.png")).unwrap();
     fs::write(fixture.photos().join("half.png"), &whole[..whole.len() / 2]).unwrap();
-    fs::write(fixture.photos().join("small.avif"), "x").unwrap();
+    fs::write(fixture.photos().join("small.psd"), "x").unwrap();
     let outcome = fixture.run_once();
     assert_eq!((count(&outcome, "found"), count(&outcome, "stored")), (10, 6), "{outcome}");
     assert_eq!((count(&outcome, "failed"), count(&outcome, "unchanged")), (0, 0), "{outcome}");
     let skipped = outcome["skipped"].as_array().unwrap();
     for (path, word) in [
         ("half.png", "damaged"),
-        ("small.avif", "AVIF"),
+        ("small.psd", "PSD"),
         ("notes.txt", "no picture"),
         ("sub/no-picture.jpg", "not an image"),
     ] {
