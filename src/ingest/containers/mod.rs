@@ -2,8 +2,8 @@
 //! them. [`super::decode`] takes the orientation from these blocks, and [`super::metadata`] texts.
 
 mod blocks;
+mod bmff;
 mod bmp;
-mod brands;
 mod gif;
 mod jpeg;
 mod png;
@@ -11,8 +11,8 @@ mod tiff;
 mod webp;
 
 pub use blocks::{EXIF_PREFIX, MAX_PARTS, MetadataBlocks, without_exif_prefix};
+pub use bmff::{Fields, ItemPlace, bmff_boxes, bmff_brands, item_entries, read_item_places};
 pub use bmp::is_bmp_damaged;
-pub use brands::bmff_brands;
 pub use gif::gif_frame_end;
 pub use jpeg::{JpegSegment, find_in_jpeg, jpeg_segments};
 pub use png::{find_in_png, png_chunks};

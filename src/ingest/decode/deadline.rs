@@ -80,3 +80,25 @@ impl Seek for TimedReader<'_> {
         self.bytes.seek(position)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_ends_at_the_deadline() {
+        let bytes = vec![0; 3 * PIECE_BYTES];
+        let mut reader = TimedReader::new(&bytes, Deadline::start(60_000));
+        let mut read = Vec::new();
+        assert_eq!(reader.read_to_end(&mut read).unwrap(), bytes.len());
+        reader.seek(SeekFrom::Start(0)).unwrap();
+        assert_eq!(reader.fill_buf().unwrap().len(), PIECE_BYTES);
+        // The time is over in the middle of a piece.
+        reader.deadline.timeout_ms = 0;
+        reader.consume(1);
+        assert_eq!(reader.fill_buf().unwrap().len(), PIECE_BYTES);
+        reader.consume(PIECE_BYTES - 1);
+        assert_eq!(reader.fill_buf().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(reader.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+}

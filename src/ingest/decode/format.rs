@@ -71,14 +71,14 @@ pub const READABLE_FORMATS: &[(Format, &str)] = &[
     (Format::Heic, "heic-decoder"),
     (Format::JpegXl, "jxl"),
     #[cfg(feature = "avif")]
-    (Format::Avif, "re_rav1d with zenavif-parse"),
+    (Format::Avif, "re_rav1d"),
 ];
 
 /// What a file is that is AVIF, which only some builds read.
 #[cfg(feature = "avif")]
 const AVIF: Recognised = Recognised::Readable(Format::Avif);
 #[cfg(not(feature = "avif"))]
-const AVIF: Recognised = Recognised::Unreadable("AVIF (by a build without the feature `avif`)");
+const AVIF: Recognised = Recognised::Unreadable("AVIF (this build lacks the cargo feature `avif`)");
 
 /// Returns the names of the formats that this build reads.
 pub fn describe_readable_formats() -> String {

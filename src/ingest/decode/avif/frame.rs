@@ -3,55 +3,52 @@
 use re_rav1d::pixel::{MatrixCoefficients, YUVRange};
 use re_rav1d::{Decoder, Error, Picture, PixelLayout, PlanarImageComponent, Plane, Settings};
 
-use super::super::deadline::Deadline;
 use super::super::error::ImageDecodeError;
 use super::super::format::Format;
-use super::super::options::DecodeOptions;
 use super::colour::ColourCoding;
 
-/// Decodes frames that follow each other.
-pub struct FrameDecoder {
-    decoder: Decoder,
-    deadline: Deadline,
-}
-
-impl FrameDecoder {
-    /// Creates a decoder that works on the caller's thread.
-    pub fn new(
-        operating_point: u8,
-        options: &DecodeOptions,
-        deadline: Deadline,
-    ) -> Result<Self, ImageDecodeError> {
-        let mut settings = Settings::new();
-        settings.set_n_threads(1);
-        settings.set_max_frame_delay(1);
-        settings.set_operating_point(operating_point.into());
-        // Of several layers the best.
-        settings.set_all_layers(false);
-        settings.set_frame_size_limit(u32::try_from(options.max_pixels).unwrap_or(u32::MAX));
-        let decoder = Decoder::with_settings(&settings).map_err(convert_error)?;
-        Ok(Self { decoder, deadline })
+/// Decodes an image of a known size on the caller's thread. It cannot be interrupted: what it may take is bounded by
+/// its size.
+pub fn decode_frame(
+    data: &[u8],
+    (width, height): (u32, u32),
+    operating_point: u8,
+) -> Result<Frame, ImageDecodeError> {
+    if data.is_empty() {
+        return Err(ImageDecodeError::damaged("an image has no bytes"));
     }
-
-    /// Decodes the next frame.
-    pub fn decode(&mut self, data: &[u8]) -> Result<Frame, ImageDecodeError> {
-        let mut sent = self.decoder.send_data(data.to_vec(), None, None, None);
-        loop {
-            self.deadline.check()?;
-            if let Err(error) = sent
-                && !error.is_again()
-            {
-                return Err(convert_error(error));
-            }
-            match self.decoder.get_picture() {
-                Ok(picture) => return Ok(Frame { picture }),
-                // It wants more, and there is some.
-                Err(Error::Again) if sent.is_err() => sent = self.decoder.send_pending_data(),
-                Err(Error::Again) => return Err(ImageDecodeError::damaged("it ends early")),
-                Err(error) => return Err(convert_error(error)),
-            }
+    let mut settings = Settings::new();
+    settings.set_n_threads(1);
+    settings.set_max_frame_delay(1);
+    settings.set_operating_point(operating_point.into());
+    // Of several layers the best.
+    settings.set_all_layers(false);
+    // In pixels; the sides are checked.
+    settings.set_frame_size_limit(width.saturating_mul(height));
+    let mut decoder = Decoder::with_settings(&settings).map_err(convert_error)?;
+    let mut sent = decoder.send_data(data.to_vec(), None, None, None);
+    let picture = loop {
+        match sent {
+            Err(error) if !error.is_again() => return Err(convert_error(error)),
+            _ => {}
         }
+        match decoder.get_picture() {
+            Ok(picture) => break picture,
+            // It wants more, and there is some.
+            Err(Error::Again) if sent.is_err() => sent = decoder.send_pending_data(),
+            Err(Error::Again) => return Err(ImageDecodeError::damaged("it ends early")),
+            Err(error) => return Err(convert_error(error)),
+        }
+    };
+    let frame = Frame { picture };
+    if (frame.width(), frame.height()) == (width, height) {
+        return Ok(frame);
     }
+    Err(ImageDecodeError::damaged(format!(
+        "it states {width}×{height} pixels and has {}×{}",
+        frame.width(),
+        frame.height()
+    )))
 }
 
 /// A decoded frame.

@@ -1,4 +1,5 @@
-//! AVIF: AV1 images in a HEIF container, by the crates `zenavif-parse` and `re_rav1d`.
+//! AVIF: AV1 images in a HEIF container, by the crate `re_rav1d`; the container is read
+//! here.
 
 mod colour;
 mod container;
