@@ -10,8 +10,10 @@ mod png;
 mod tiff;
 mod webp;
 
-pub use blocks::{EXIF_PREFIX, MAX_PARTS, MetadataBlocks, without_exif_prefix};
-pub use bmff::{Fields, ItemPlace, bmff_boxes, bmff_brands, item_entries, read_item_places};
+pub use blocks::{EXIF_PREFIX, MetadataBlocks, without_exif_prefix};
+#[cfg(feature = "avif")]
+pub use bmff::Fields;
+pub use bmff::{ItemPlace, bmff_boxes, bmff_brands, item_entries, read_item_places};
 pub use bmp::is_bmp_damaged;
 pub use gif::gif_frame_end;
 pub use jpeg::{JpegSegment, find_in_jpeg, jpeg_segments};

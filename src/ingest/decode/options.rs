@@ -32,8 +32,8 @@ pub struct DecodeOptions {
     /// Maximum memory of all images that are decoded concurrently, in MiB. An image that needs more than
     /// that by itself is decoded alone.
     pub budget_mib: u32,
-    /// Maximum time that decoding one image takes, in milliseconds; it is rejected as `decode_timed_out`. A picture of
-    /// a phone takes some 100.
+    /// Maximum time for decoding one image, in milliseconds. One that takes longer is rejected as `decode_timed_out`;
+    /// a photograph takes some 100.
     pub timeout_ms: u64,
     /// What becomes of an image of which a part cannot be decoded, because its file is cut off or overwritten:
     /// `refuse` dead-letters it as `image_damaged`; `accept` stores it if `min_decoded_share` of its pixels could be

@@ -110,7 +110,7 @@ mod tests {
 
         drop(end);
         let all_memory = permits.memory.acquire_many(64);
-        tokio::time::timeout(Duration::from_secs(60), all_memory).await.unwrap().unwrap();
+        drop(tokio::time::timeout(Duration::from_secs(60), all_memory).await.unwrap().unwrap());
         assert_eq!(permits.images.available_permits(), 1);
     }
 
@@ -124,6 +124,6 @@ mod tests {
         assert_eq!(permits.images.available_permits(), 0);
         drop(end);
         let image = permits.images.acquire();
-        tokio::time::timeout(Duration::from_secs(60), image).await.unwrap().unwrap();
+        drop(tokio::time::timeout(Duration::from_secs(60), image).await.unwrap().unwrap());
     }
 }

@@ -64,6 +64,13 @@ impl<'a> Container<'a> {
         };
         let meta = Meta::read(meta, bytes)?;
         let primary = meta.primary;
+        let kind = meta.kinds.get(&primary).copied();
+        let kind = kind.ok_or_else(|| damaged("its main image is not listed"))?;
+        if kind != b"av01" && kind != b"grid" {
+            let kind = String::from_utf8_lossy(kind);
+            let variant = format!("an image that is made of others ({kind})");
+            return Err(ImageDecodeError::unsupported(Format::Avif.name(), variant));
+        }
         let properties = Properties::read(&meta, primary)?;
         let (width, height) = properties.size()?;
         options.check_dimensions(width, height)?;
@@ -83,15 +90,10 @@ impl<'a> Container<'a> {
             orientation: properties.orientation(),
             operating_point: properties.operating_point,
         };
-        match meta.kinds.get(&primary).copied() {
-            Some(b"av01") => container.tiles.push(meta.content(primary)?),
-            Some(b"grid") => container.read_grid(&meta, options)?,
-            Some(kind) => {
-                let kind = String::from_utf8_lossy(kind);
-                let variant = format!("an image that is made of others ({kind})");
-                return Err(ImageDecodeError::unsupported(Format::Avif.name(), variant));
-            }
-            None => return Err(damaged("its main image is not listed")),
+        if kind == b"grid" {
+            container.read_grid(&meta, options)?;
+        } else {
+            container.tiles.push(meta.content(primary)?);
         }
         Ok(container)
     }
