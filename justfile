@@ -52,6 +52,10 @@ soak minutes="30":
 backlog files="100000":
     BSAP_BACKLOG_FILES={{ files }} cargo test --release --locked --test pipeline -- --ignored --nocapture a_hundred_thousand_files
 
+# Decode every flavour of every format, AVIF too (minutes of building), and so many files with changed bytes
+decoding files="20000" seed="1":
+    BSAP_DECODING_FILES={{ files }} BSAP_DECODING_SEED={{ seed }} cargo test --locked --features avif --test decoding -- --nocapture
+
 # Fuzz one target of tests/fuzz, or `all` in turn, for so many seconds each
 fuzz target="all" seconds="600":
     tests/fuzz/run {{ target }} {{ seconds }}

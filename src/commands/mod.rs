@@ -154,6 +154,9 @@ fn verbose_version() -> String {
     for (format, decoder) in READABLE_FORMATS {
         text = format!("{text}\n{}: {decoder}", format.name());
     }
+    if !cfg!(feature = "avif") {
+        text += "\nAVIF: not read by this build (cargo feature `avif`)";
+    }
     text
 }
 

@@ -209,8 +209,7 @@ impl MessageProcessor {
         let permit = permit.map_err(|e| undecodable_image_failure(e.code(), e.to_string()))?;
         let (options, encoders) = (self.decode_options.clone(), self.encoders.clone());
         let declared = self.decoder.attribute_types().clone();
-        let decoded = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+        let decoded = permit.run(move || {
             // Move the whole value in: dropping it here releases its share of the download budget.
             let fetched = fetched;
             let _span = trace_span!("decode").entered();
@@ -228,8 +227,10 @@ impl MessageProcessor {
             let decoding = Decoding { rule: options.rule().into(), share: decoded_share as f32 };
             Ok((pixels, image.width(), image.height(), hash, of_file, decoding))
         });
-        let (pixels, width, height, content_hash, mut attributes_of_file, decoding) =
-            decoded.await.map_err(|error| {
+        let decoded = decoded.await;
+        let decoded = decoded.map_err(|e| undecodable_image_failure(e.code(), e.to_string()))?;
+        let (pixels, width, height, content_hash, mut attributes_of_file, decoding) = decoded
+            .map_err(|error| {
                 // Not fatal: after a restart, the worker would fail at the same image again.
                 if error.is_panic() {
                     undecodable_image_failure(

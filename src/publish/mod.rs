@@ -41,8 +41,21 @@ const MAX_UNACKNOWLEDGED_EVENTS: usize = 512;
 /// Maximum length of a JSON line: Kafka's default limit for a message.
 const MAX_LINE_BYTES: usize = 1 << 20;
 /// Extensions by which images are recognised when a folder or a bucket is listed.
-pub const IMAGE_EXTENSIONS: [&str; 11] =
-    ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif", "jxl"];
+pub const IMAGE_EXTENSIONS: &[&str] = &[
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "gif",
+    "bmp",
+    "tif",
+    "tiff",
+    "heic",
+    "heif",
+    "jxl",
+    #[cfg(feature = "avif")]
+    "avif",
+];
 
 /// Why publishing failed.
 #[derive(Debug, thiserror::Error)]

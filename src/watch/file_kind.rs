@@ -8,7 +8,7 @@ use super::item::SkipReason;
 use crate::ingest::decode::{Recognised, recognise};
 use crate::publish::IMAGE_EXTENSIONS;
 
-/// Extensions of picture formats that are not read.
+/// Extensions of picture formats that are not read, some of them by no build.
 const UNREAD_EXTENSIONS: [&str; 27] = [
     "arw", "avif", "cr2", "cr3", "dng", "eps", "exr", "hdr", "icns", "ico", "jp2", "nef", "orf",
     "pbm", "pgm", "pnm", "ppm", "psd", "qoi", "raf", "rw2", "svg", "svgz", "tga", "wmf", "xcf",

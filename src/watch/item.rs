@@ -84,6 +84,7 @@ impl SkipReason {
             "image_too_large" | "file_too_large" => {
                 ("larger than decode.max_side, decode.max_pixels or fetch.max_bytes allow", true)
             }
+            "decode_timed_out" => ("not decoded within decode.timeout_ms", true),
             "image_not_found" => ("not there when it was to be read", true),
             "uri_not_allowed" => ("an address that may not be read", true),
             "fetch_refused" | "fetch_failed" | "fetch_forbidden" => ("cannot be read", true),

@@ -86,14 +86,14 @@ fn every_file_is_stored_or_skipped_with_a_reason_and_a_second_start_embeds_only_
     fs::write(fixture.photos().join("sub/no-picture.jpg"), "notes").unwrap();
     let whole = fs::read(fixture.photos().join("a.png")).unwrap();
     fs::write(fixture.photos().join("half.png"), &whole[..whole.len() / 2]).unwrap();
-    fs::write(fixture.photos().join("small.avif"), "x").unwrap();
+    fs::write(fixture.photos().join("small.psd"), "x").unwrap();
     let outcome = fixture.run_once();
     assert_eq!((count(&outcome, "found"), count(&outcome, "stored")), (10, 6), "{outcome}");
     assert_eq!((count(&outcome, "failed"), count(&outcome, "unchanged")), (0, 0), "{outcome}");
     let skipped = outcome["skipped"].as_array().unwrap();
     for (path, word) in [
         ("half.png", "damaged"),
-        ("small.avif", "AVIF"),
+        ("small.psd", "PSD"),
         ("notes.txt", "no picture"),
         ("sub/no-picture.jpg", "not an image"),
     ] {
@@ -113,9 +113,53 @@ fn every_file_is_stored_or_skipped_with_a_reason_and_a_second_start_embeds_only_
     older.set_modified(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1)).unwrap();
     let outcome = fixture.run_once();
     assert_eq!((count(&outcome, "stored"), count(&outcome, "unchanged")), (6, 3), "{outcome}");
-    let status = run_bsap(&["verify"], &[("BSAP_TABLE__URL", outcome["table"].as_str().unwrap())]);
+    let table = ("BSAP_TABLE__URL", outcome["table"].as_str().unwrap());
+    let status = run_bsap(&["verify"], &[table]);
     let status = String::from_utf8(status.stdout).unwrap();
-    assert!(status.contains('6'), "{status}");
+    assert!(status.contains('6') && !status.contains("decode_rule_differs"), "{status}");
+
+    images_decoded_under_another_rule_are_listed_as_events(&fixture, table);
+}
+
+/// Under the rule of the table none; under another all that are not deleted, as events that can be published.
+#[track_caller]
+fn images_decoded_under_another_rule_are_listed_as_events(fixture: &Fixture, table: (&str, &str)) {
+    let listed = run_bsap(&["verify", "--decoded-otherwise"], &[table]);
+    assert!(listed.status.success() && listed.stdout.is_empty(), "{listed:?}");
+
+    let accepting = [table, ("BSAP_DECODE__DAMAGED", "accept")];
+    let status = run_bsap(&["verify"], &accepting);
+    assert!(status.status.success(), "a warning: {status:?}");
+    assert!(String::from_utf8_lossy(&status.stdout).contains("decode_rule_differs"), "{status:?}");
+    let listed = run_bsap(&["verify", "--decoded-otherwise"], &accepting);
+    assert!(listed.status.success(), "{listed:?}");
+    let events = String::from_utf8(listed.stdout).unwrap();
+    let events_file = fixture.path("otherwise.jsonl");
+    fs::write(&events_file, &events).unwrap();
+    let events: Vec<Value> =
+        events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ids: Vec<_> = events.iter().map(|event| event["image_id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), 6, "{ids:?}");
+    assert!(!ids.iter().any(|id| id.ends_with("e.png")), "deleted: {ids:?}");
+    for event in &events {
+        assert_eq!(event["decode_rule"], "1 refuse", "{event}");
+        assert_eq!(event["operation"], "upsert", "{event}");
+        let file = url::Url::parse(event["uri"].as_str().unwrap()).unwrap().to_file_path().unwrap();
+        assert!(file.is_file(), "{event}");
+    }
+
+    let published = run_bsap(&["publish", "--jsonl", &events_file, "--dry-run"], &[]);
+    assert!(published.status.success(), "{published:?}");
+    let published = String::from_utf8(published.stdout).unwrap();
+    let published: Vec<Value> =
+        published.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // The stored versions, so that no newer event is superseded.
+    let versions = |events: &[Value]| -> Vec<(Value, Value)> {
+        let version = |event: &Value| (event["image_id"].clone(), event["event_time"].clone());
+        events.iter().map(version).collect()
+    };
+    assert_eq!(versions(&published), versions(&events));
+    assert!(events.iter().all(|event| event["event_time"].is_string()), "{events:?}");
 }
 
 #[test]

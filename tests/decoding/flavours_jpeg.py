@@ -152,7 +152,15 @@ def add_orientations(cases):
     cases.add("exif-6-and-xmp-3.jpg", both, NEAR, must=True)
     plain = pillow("JPEG", cases.picture, quality=92, subsampling=0)
     cases.add("exif-9.jpg", insert(plain, segment(0xE1, b"Exif\0\0" + exif(9))), NEAR, reference(plain), must=True)
-    for name, payload in (("short", b"Exif\0\0"), ("garbage", b"Exif\0\0II*\0\xff\xff\xff\x7f" + bytes(16))):
+    upright = exif(1)
+    broken = {
+        "short": b"", "garbage": b"II*\0\xff\xff\xff\x7f" + bytes(16), "no-header": b"what is this" * 9,
+        "cut": upright[:12], "too-many-entries": upright[:8] + b"\xff\xff" + upright[10:],
+        "value-outside": upright[:10] + b"\x12\x01\x03\0\xff\xff\0\0\xff\xff\xff\x7f" + bytes(4),
+        "unknown-type": upright[:10] + b"\x12\x01\x63\0\x01\0\0\0\x06\0\0\0" + bytes(4),
+    }
+    for name, block in broken.items():
+        payload = b"Exif\0\0" + block
         cases.add(f"exif-{name}.jpg", insert(plain, segment(0xE1, payload)), NEAR, reference(plain), must=True)
 
 

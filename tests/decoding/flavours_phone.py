@@ -27,12 +27,12 @@ def find(data, path, at=0, end=None):
     raise ValueError(path)
 
 
-def coded(image, **options):
-    """Properties and coded bytes of the only item of a HEIC, as libheif writes it."""
-    data = pillow("HEIF", image, quality=80, **options)
+def coded(image, form="HEIF", **options):
+    """Properties and coded bytes of the only item of a HEIC or AVIF, as libheif or libavif write it."""
+    data = pillow(form, image, quality=80, **options)
     start, stop = find(data, [b"meta", b"iprp", b"ipco"])
-    kept = (b"hvcC", b"ispe", b"pixi", b"colr")
-    properties = [(box(k, data[s:e]), k == b"hvcC") for k, s, e in boxes(data, start, stop) if k in kept]
+    kept = (b"hvcC", b"av1C", b"ispe", b"pixi", b"colr")
+    properties = [(box(k, data[s:e]), k in kept[:2]) for k, s, e in boxes(data, start, stop) if k in kept]
     # One item of one extent in the file: its offset and size are the last two numbers of the box.
     start, end = find(data, [b"meta", b"iloc"])
     sizes = [data[start + 4] >> 4, data[start + 4] & 15, data[start + 5] >> 4]
@@ -51,7 +51,7 @@ def full_box(kind, body, version=0, flags=0):
     return box(kind, struct.pack(">I", version << 24 | flags) + body)
 
 
-def heic(items, primary, references=()):
+def heif(items, primary, references=(), brand=b"heic", other=None):
     """`items`: identifier, type, bytes, [(property, essential)], hidden."""
     properties, associations = [], b""
     for identifier, _, _, own, _ in items:
@@ -82,7 +82,7 @@ def heic(items, primary, references=()):
             + box(b"iprp", box(b"ipco", b"".join(properties)) + full_box(b"ipma", struct.pack(">I", len(items)) + associations)),
         )
 
-    file_type = box(b"ftyp", b"heic" + bytes(4) + b"mif1heicmiaf")
+    file_type = box(b"ftyp", brand + bytes(4) + b"mif1" + (other or brand) + b"miaf")
     start = len(file_type) + len(meta(0)) + 8
     return file_type + meta(start) + box(b"mdat", b"".join(data for _, _, data, _, _ in items))
 
@@ -114,7 +114,7 @@ def add_heic(cases):
     properties, data = coded(cases.picture)
 
     def single(extra, more=(), references=()):
-        return heic([(1, b"hvc1", data, [*properties, *extra], False), *more], 1, references)
+        return heif([(1, b"hvc1", data, [*properties, *extra], False), *more], 1, references)
 
     cases.add("plain.heic", single([]), SUBSAMPLED, must=True)
     for quarters in (1, 2, 3):
@@ -138,13 +138,13 @@ def add_heic(cases):
     def grid(extra, count=4):
         parts = [(i + 1, b"hvc1", tile[1], tile[0], True) for i, tile in enumerate(tiles[:count])]
         whole = (5, b"grid", struct.pack(">BBBBHH", 0, 0, 1, 1, *scaled.size), [extent(*scaled.size), *extra], False)
-        return heic([*parts, whole], 5, [(b"dimg", 5, list(range(1, count + 1)))])
+        return heif([*parts, whole], 5, [(b"dimg", 5, list(range(1, count + 1)))])
 
     for name, extra in (("grid", []), ("grid-turn-1", [turn(1)]), ("grid-turn-3", [turn(3)]), ("grid-mirror-0", [mirror(0)])):
         cases.add(f"{name}.heic", grid(extra), SUBSAMPLED, must=True)
     cases.damaged("grid-without-a-tile.heic", grid([], 3))
     small, other = coded(cases.picture.resize((32, 24))), coded(cases.picture.rotate(180))
-    last = heic(
+    last = heif(
         [(1, b"hvc1", other[1], other[0], False), (2, b"hvc1", small[1], small[0], True), (3, b"hvc1", data, properties, False)],
         3, [(b"thmb", 2, [3])],
     )
@@ -220,7 +220,7 @@ def add_foreign(cases):
         "jp2": imagecodecs.jpeg2k_encode(rgb, codecformat="jp2"), "j2k": imagecodecs.jpeg2k_encode(rgb, codecformat="j2k"),
         "jxr": imagecodecs.jpegxr_encode(rgb), "ico": pillow("ICO", image), "ppm": pillow("PPM", image),
         "pdf": pillow("PDF", image), "qoi": imagecodecs.qoi_encode(rgb), "dds": pillow("DDS", image), "svg": svg, "psd": psd,
-        "avif": pillow("AVIF", image, quality=80), "cr2": b"II*\0\x10\0\0\0CR\x02\0" + bytes(200),
+        "cr2": b"II*\0\x10\0\0\0CR\x02\0" + bytes(200),
         "cr3": box(b"ftyp", b"crx " + bytes(4) + b"crx isom") + bytes(200),
         "raf": b"FUJIFILMCCD-RAW 0201" + bytes(200), "mp4": box(b"ftyp", b"isom" + bytes(4) + b"isommp41") + bytes(200),
     }.items():

@@ -5,7 +5,7 @@ them. `cargo test --test decoding` compares the decoders with them.
     tests/decoding/make.py                     tests/fixtures/decoding/cases.jsonl.gz, of 64×48 pixels
     tests/decoding/make.py --size 400x300 FILE the long form: larger, for BSAP_DECODING_CASES=FILE
 
-Needs Pillow, pillow-heif, numpy, tifffile and imagecodecs (tests/decoding/requirements.txt), and from Debian cjpeg and
+Needs Pillow with AVIF, pillow-heif, numpy, tifffile and imagecodecs (tests/decoding/requirements.txt), and from Debian cjpeg and
 jpegtran (libjpeg-turbo-progs) and tiffcp (libtiff-tools).
 """
 
@@ -15,6 +15,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+import flavours_avif
 import flavours_jpeg
 import flavours_phone
 import flavours_tiff
@@ -31,7 +32,7 @@ def main():
     arguments = parser.parse_args()
     width, height = map(int, arguments.size.split("x"))
     cases = Cases((width, height))
-    for flavours in (flavours_jpeg, flavours_web, flavours_tiff, flavours_phone):
+    for flavours in (flavours_jpeg, flavours_web, flavours_tiff, flavours_phone, flavours_avif):
         flavours.add(cases)
     arguments.file.parent.mkdir(parents=True, exist_ok=True)
     cases.write(arguments.file)

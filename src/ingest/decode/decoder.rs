@@ -5,6 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use image::metadata::Orientation;
 use image::{DynamicImage, RgbImage};
 
+#[cfg(feature = "avif")]
+use super::avif;
+use super::deadline::Deadline;
 use super::error::ImageDecodeError;
 use super::format::{Format, Recognised, recognise};
 use super::options::DecodeOptions;
@@ -30,9 +33,12 @@ pub fn estimate_decode_memory_bytes(
         Format::Jpeg => jpeg::estimate_memory_bytes(bytes, options),
         Format::Tiff => tiff::estimate_memory_bytes(bytes, options),
         Format::Heic => heic::estimate_memory_bytes(bytes, options),
+        #[cfg(feature = "avif")]
+        Format::Avif => avif::estimate_memory_bytes(bytes, options),
         Format::JpegXl => jpeg_xl::estimate_memory_bytes(bytes, options),
         Format::Png | Format::WebP | Format::Gif | Format::Bmp => {
-            raster::estimate_memory_bytes(bytes, format, options)
+            let deadline = Deadline::start(options.timeout_ms);
+            raster::estimate_memory_bytes(bytes, format, options, deadline)
         }
     })
 }
@@ -48,16 +54,24 @@ pub fn decode_with_report(
     options: &DecodeOptions,
 ) -> Result<DecodedImage, ImageDecodeError> {
     let format = recognise_readable(bytes)?;
-    let (pixels, orientation) = catch_panics(format, || match format {
+    let deadline = Deadline::start(options.timeout_ms);
+    let decoded = catch_panics(format, || match format {
         Format::Jpeg => jpeg::decode(bytes, options),
-        Format::Tiff => tiff::decode(bytes, options),
+        Format::Tiff => tiff::decode(bytes, options, deadline),
         // Their decoders turn the image.
         Format::Heic => Ok((heic::decode(bytes, options)?, Orientation::NoTransforms)),
-        Format::JpegXl => Ok((jpeg_xl::decode(bytes, options)?, Orientation::NoTransforms)),
-        Format::Png | Format::WebP | Format::Gif | Format::Bmp => {
-            raster::decode(bytes, format, options)
+        Format::JpegXl => {
+            Ok((jpeg_xl::decode(bytes, options, deadline)?, Orientation::NoTransforms))
         }
-    })?;
+        #[cfg(feature = "avif")]
+        Format::Avif => avif::decode(bytes, options, deadline),
+        Format::Png | Format::WebP | Format::Gif | Format::Bmp => {
+            raster::decode(bytes, format, options, deadline)
+        }
+    });
+    // Decoders that cannot be interrupted end too late; those that can report an error of their own.
+    deadline.check()?;
+    let (pixels, orientation) = decoded?;
     let mut image = DynamicImage::from(pixels.image);
     image.apply_orientation(orientation);
     Ok(DecodedImage { image: image.into_rgb8(), decoded_share: pixels.decoded_share })

@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-/// Why bytes cannot be decoded as an image. Permanent: the same bytes fail again.
+/// Why bytes cannot be decoded as an image. Permanent: the same bytes fail again (if they take
+/// too long, unless the machine was busy).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageDecodeError {
     /// Not an image of a known format.
@@ -39,6 +40,14 @@ pub enum ImageDecodeError {
     /// The file is damaged or incomplete.
     #[error("the image is damaged: {0}")]
     Damaged(String),
+    /// Decoding takes longer than allowed.
+    #[error(
+        "decoding takes longer than decode.timeout_ms = {timeout_ms}; convert the image, or raise the limit"
+    )]
+    TimedOut {
+        /// `decode.timeout_ms`.
+        timeout_ms: u64,
+    },
     /// The decoder failed in a way that it should not.
     #[error("the decoder of {format} failed: {message}")]
     Panicked {
@@ -57,6 +66,7 @@ impl ImageDecodeError {
             Self::Unsupported { .. } => "unsupported_format",
             Self::TooLarge { .. } | Self::OutOfBounds(_) => "image_too_large",
             Self::Damaged(_) => "image_damaged",
+            Self::TimedOut { .. } => "decode_timed_out",
             Self::Panicked { .. } => "decoder_panicked",
         }
     }

@@ -21,6 +21,9 @@ pub enum Format {
     Heic,
     /// JPEG XL.
     JpegXl,
+    /// AVIF: AV1 images in a HEIF container.
+    #[cfg(feature = "avif")]
+    Avif,
 }
 
 impl Format {
@@ -35,6 +38,8 @@ impl Format {
             Self::Tiff => "TIFF",
             Self::Heic => "HEIC",
             Self::JpegXl => "JPEG XL",
+            #[cfg(feature = "avif")]
+            Self::Avif => "AVIF",
         }
     }
 
@@ -49,12 +54,14 @@ impl Format {
             Self::Tiff => "image/tiff",
             Self::Heic => "image/heic",
             Self::JpegXl => "image/jxl",
+            #[cfg(feature = "avif")]
+            Self::Avif => "image/avif",
         }
     }
 }
 
 /// The formats that this build reads, and what decodes each.
-pub const READABLE_FORMATS: [(Format, &str); 8] = [
+pub const READABLE_FORMATS: &[(Format, &str)] = &[
     (Format::Jpeg, "libjpeg-turbo 3.1 (turbojpeg), libjpeg-turbo-rs for 12 bits and damaged files"),
     (Format::Png, "image"),
     (Format::WebP, "image"),
@@ -63,11 +70,20 @@ pub const READABLE_FORMATS: [(Format, &str); 8] = [
     (Format::Tiff, "bsap with weezl, flate2, fax and libjpeg-turbo"),
     (Format::Heic, "heic-decoder"),
     (Format::JpegXl, "jxl"),
+    #[cfg(feature = "avif")]
+    (Format::Avif, "re_rav1d"),
 ];
+
+/// What a file is that is AVIF, which only some builds read.
+#[cfg(feature = "avif")]
+const AVIF: Recognised = Recognised::Readable(Format::Avif);
+#[cfg(not(feature = "avif"))]
+const AVIF: Recognised = Recognised::Unreadable("AVIF (this build lacks the cargo feature `avif`)");
 
 /// Returns the names of the formats that this build reads.
 pub fn describe_readable_formats() -> String {
-    READABLE_FORMATS.map(|(format, _)| format.name()).join(", ")
+    let names: Vec<&str> = READABLE_FORMATS.iter().map(|(format, _)| format.name()).collect();
+    names.join(", ")
 }
 
 /// What the first bytes say.
@@ -177,7 +193,7 @@ fn recognise_bmff(bytes: &[u8]) -> Option<Recognised> {
     let brands = bmff_brands(bytes)?;
     let has = |names: &[&[u8; 4]]| brands.iter().any(|b| names.iter().any(|n| *b == n.as_slice()));
     Some(if has(&[b"avif", b"avis"]) {
-        Recognised::Unreadable("AVIF")
+        AVIF
     } else if has(&[b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"]) {
         Recognised::Readable(Format::Heic)
     } else if has(&[b"crx "]) {

@@ -8,6 +8,7 @@ use jxl::api::{
 use jxl::error::Error;
 use jxl::image::OwnedRawImage;
 
+use super::deadline::Deadline;
 use super::error::ImageDecodeError;
 use super::format::Format;
 use super::options::DecodeOptions;
@@ -53,7 +54,11 @@ fn dimensions(
 }
 
 /// Decodes a JPEG XL file, upright; of an animation the first frame that shows something.
-pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Pixels, ImageDecodeError> {
+pub fn decode(
+    bytes: &[u8],
+    options: &DecodeOptions,
+    deadline: Deadline,
+) -> Result<Pixels, ImageDecodeError> {
     let mut input = bytes;
     let mut decoder = open(&mut input, options)?;
     let (width, height) = dimensions(&decoder, options)?;
@@ -82,6 +87,7 @@ pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<Pixels, ImageDeco
     let row_bytes = width as usize * samples * bytes_per_sample;
     let mut frame = OwnedRawImage::new((row_bytes, height as usize)).map_err(convert_error)?;
     for _ in 0..MAX_FRAMES {
+        deadline.check()?;
         let has_more = decode_frame(&mut decoder, &mut input, &mut frame)?;
         let alpha_at = (samples - 1) * bytes_per_sample;
         let shows_something = (0..height as usize).any(|y| {

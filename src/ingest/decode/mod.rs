@@ -8,6 +8,9 @@
 //! An image is decoded right or rejected by the name of its format and variant: a decoder is only given what
 //! the comparison with reference pixels (`tests/decoding`) has shown that it decodes right.
 
+#[cfg(feature = "avif")]
+mod avif;
+mod deadline;
 mod decoder;
 mod error;
 mod format;

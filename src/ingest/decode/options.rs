@@ -32,6 +32,9 @@ pub struct DecodeOptions {
     /// Maximum memory of all images that are decoded concurrently, in MiB. An image that needs more than
     /// that by itself is decoded alone.
     pub budget_mib: u32,
+    /// Maximum time for decoding one image, in milliseconds. One that takes longer is rejected as `decode_timed_out`;
+    /// a photograph takes some 100.
+    pub timeout_ms: u64,
     /// What becomes of an image of which a part cannot be decoded, because its file is cut off or overwritten:
     /// `refuse` dead-letters it as `image_damaged`; `accept` stores it if `min_decoded_share` of its pixels could be
     /// decoded. The rule is stored with each row (`decode_rule`).
@@ -57,6 +60,7 @@ impl Default for DecodeOptions {
             max_side: 20_000,
             max_pixels: 100_000_000,
             budget_mib: 1024,
+            timeout_ms: 60_000,
             damaged: DamagedImages::Refuse,
             min_decoded_share: 0.9,
             metadata: Vec::new(),
@@ -73,6 +77,7 @@ impl DecodeOptions {
         validate::check_range(&mut problems, "max_side", self.max_side.into(), 16, 65_535);
         validate::check_range(&mut problems, "max_pixels", self.max_pixels, 256, 1_000_000_000);
         validate::check_range(&mut problems, "budget_mib", self.budget_mib.into(), 64, 1 << 20);
+        validate::check_range(&mut problems, "timeout_ms", self.timeout_ms, 100, 3_600_000);
         let (min, max) = METADATA_MAX_BYTES_RANGE.into_inner();
         let max_bytes = self.metadata_max_bytes as u64;
         validate::check_range(&mut problems, "metadata_max_bytes", max_bytes, min, max);

@@ -1,7 +1,6 @@
 //! PNG, WebP, GIF and BMP, by the crate `image`.
 
 use std::borrow::Cow;
-use std::io::Cursor;
 
 use image::codecs::bmp::BmpDecoder;
 use image::codecs::gif::GifDecoder;
@@ -13,6 +12,7 @@ use image::{
     AnimationDecoder, ColorType, DynamicImage, Frames, ImageDecoder, ImageError, Limits, RgbaImage,
 };
 
+use super::deadline::{Deadline, TimedReader};
 use super::error::ImageDecodeError;
 use super::format::Format;
 use super::options::DecodeOptions;
@@ -32,18 +32,19 @@ fn open<'a>(
     bytes: &'a [u8],
     format: Format,
     options: &DecodeOptions,
+    deadline: Deadline,
 ) -> Result<Box<dyn ImageDecoder + 'a>, ImageDecodeError> {
     let convert = |error| convert_error(format, error);
-    let cursor = Cursor::new(bytes);
+    let reader = TimedReader::new(bytes, deadline);
     let mut decoder: Box<dyn ImageDecoder> = match format {
-        Format::WebP => Box::new(WebPDecoder::new(cursor).map_err(convert)?),
-        Format::Gif => Box::new(GifDecoder::new(cursor).map_err(convert)?),
-        Format::Bmp => Box::new(BmpDecoder::new(cursor).map_err(convert)?),
+        Format::WebP => Box::new(WebPDecoder::new(reader).map_err(convert)?),
+        Format::Gif => Box::new(GifDecoder::new(reader).map_err(convert)?),
+        Format::Bmp => Box::new(BmpDecoder::new(reader).map_err(convert)?),
         _ => {
             if png_chunks(bytes).next().is_some_and(|chunk| chunk.kind == b"CgBI") {
                 return Err(ImageDecodeError::unsupported("PNG", "CgBI, as Apple's tools pack it"));
             }
-            Box::new(PngDecoder::with_limits(cursor, memory_limits(options)).map_err(convert)?)
+            Box::new(PngDecoder::with_limits(reader, memory_limits(options)).map_err(convert)?)
         }
     };
     let (width, height) = decoder.dimensions();
@@ -81,9 +82,10 @@ pub fn estimate_memory_bytes(
     bytes: &[u8],
     format: Format,
     options: &DecodeOptions,
+    deadline: Deadline,
 ) -> Result<u64, ImageDecodeError> {
     let bytes = with_sufficient_screen(bytes, format);
-    let decoder = open(&bytes, format, options)?;
+    let decoder = open(&bytes, format, options, deadline)?;
     let (width, height) = decoder.dimensions();
     // The pixels in their own format, and again as 8-bit RGB or RGBA.
     Ok(decoder.total_bytes() + u64::from(width) * u64::from(height) * 4)
@@ -94,6 +96,7 @@ pub fn decode(
     bytes: &[u8],
     format: Format,
     options: &DecodeOptions,
+    deadline: Deadline,
 ) -> Result<(Pixels, Orientation), ImageDecodeError> {
     let bytes = &*with_sufficient_screen(bytes, format);
     let (orientation, is_damaged) = match format {
@@ -102,7 +105,7 @@ pub fn decode(
         Format::Bmp => (Orientation::NoTransforms, is_bmp_damaged(bytes)),
         _ => (Orientation::NoTransforms, false),
     };
-    let decoder = open(bytes, format, options)?;
+    let decoder = open(bytes, format, options, deadline)?;
     let decoded = if is_damaged {
         Err(ImageDecodeError::damaged("the file does not have the bytes that its header states"))
     } else {
@@ -111,7 +114,7 @@ pub fn decode(
     let mut image = match decoded {
         Ok(image) => image,
         Err(damage @ ImageDecodeError::Damaged(_)) if options.accepts_damaged() => {
-            return Ok((decode_part(bytes, format, options, damage)?, orientation));
+            return Ok((decode_part(bytes, format, options, deadline, damage)?, orientation));
         }
         Err(error) => return Err(error),
     };
@@ -121,7 +124,7 @@ pub fn decode(
         if format == Format::Bmp {
             // Writers that mean no opacity leave its byte at 0; viewers show such images.
             image = DynamicImage::from(image.into_rgb8());
-        } else if let Some(frame) = first_visible_frame(bytes, format, options) {
+        } else if let Some(frame) = first_visible_frame(bytes, format, options, deadline) {
             options.check_dimensions(frame.width(), frame.height())?;
             image = frame.into();
         }
@@ -141,17 +144,22 @@ fn shows_nothing(image: &DynamicImage) -> bool {
 }
 
 /// Returns the first frame of an animation that is not wholly transparent.
-fn first_visible_frame(bytes: &[u8], format: Format, options: &DecodeOptions) -> Option<RgbaImage> {
-    let cursor = Cursor::new(bytes);
+fn first_visible_frame(
+    bytes: &[u8],
+    format: Format,
+    options: &DecodeOptions,
+    deadline: Deadline,
+) -> Option<RgbaImage> {
+    let reader = TimedReader::new(bytes, deadline);
     let limits = memory_limits(options);
     let frames: Frames<'_> = match format {
         Format::Gif => {
-            let mut decoder = GifDecoder::new(cursor).ok()?;
+            let mut decoder = GifDecoder::new(reader).ok()?;
             decoder.set_limits(limits).ok()?;
             decoder.into_frames()
         }
         Format::WebP => {
-            let mut decoder = WebPDecoder::new(cursor).ok()?;
+            let mut decoder = WebPDecoder::new(reader).ok()?;
             decoder.set_limits(limits).ok()?;
             if !decoder.has_animation() {
                 return None;
@@ -159,7 +167,7 @@ fn first_visible_frame(bytes: &[u8], format: Format, options: &DecodeOptions) ->
             decoder.into_frames()
         }
         Format::Png => {
-            let decoder = PngDecoder::with_limits(cursor, limits).ok()?;
+            let decoder = PngDecoder::with_limits(reader, limits).ok()?;
             if !decoder.is_apng().ok()? {
                 return None;
             }
@@ -180,9 +188,10 @@ fn decode_part(
     bytes: &[u8],
     format: Format,
     options: &DecodeOptions,
+    deadline: Deadline,
     damage: ImageDecodeError,
 ) -> Result<Pixels, ImageDecodeError> {
-    let decoder = open(bytes, format, options)?;
+    let decoder = open(bytes, format, options, deadline)?;
     let (width, height) = decoder.dimensions();
     let color = decoder.color_type();
     let bytes_per_pixel = usize::from(color.bytes_per_pixel());

@@ -51,6 +51,25 @@ fn a_decompression_bomb_is_rejected_by_its_header() {
 }
 
 #[test]
+fn decoders_that_can_be_interrupted_end_at_the_deadline() {
+    let over = deadline::Deadline::start(0);
+    let options = DecodeOptions::default();
+    let read = |file: &str| std::fs::read(format!("tests/fuzz/corpus/picture/{file}")).unwrap();
+    for (file, format) in [
+        ("9x7.png", Format::Png),
+        ("small.webp", Format::WebP),
+        ("small.gif", Format::Gif),
+        ("small.bmp", Format::Bmp),
+    ] {
+        assert!(raster::decode(&read(file), format, &options, over).is_err(), "{file}");
+    }
+    let error = tiff::decode(&read("small.tiff"), &options, over).unwrap_err();
+    assert_eq!(error.code(), "decode_timed_out");
+    let error = jpeg_xl::decode(&read("small.jxl"), &options, over).unwrap_err();
+    assert_eq!(error.code(), "decode_timed_out");
+}
+
+#[test]
 fn non_images_are_rejected() {
     for (bytes, code) in [
         (&b""[..], "unknown_image_format"),

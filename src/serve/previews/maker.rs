@@ -57,7 +57,7 @@ impl PreviewMaker {
         let key = (!content_hash.is_empty())
             .then(|| PreviewKey { content_hash: content_hash.to_owned(), side });
         let work = move || {
-            let _permits = (decode_permit, request_permit);
+            let _permit = request_permit;
             let picture = decode_image(&original.bytes, &options)?;
             // Releases its share of the budget for downloads.
             drop(original);
@@ -67,7 +67,7 @@ impl PreviewMaker {
             }
             Ok(preview)
         };
-        let made = tokio::task::spawn_blocking(work).await;
+        let made = decode_permit.run(work).await?;
         made.map_err(|error| PreviewError::Internal(error.to_string()))?
     }
 }

@@ -2,6 +2,7 @@
 
 use image::metadata::Orientation;
 
+use super::super::deadline::Deadline;
 use super::super::error::ImageDecodeError;
 use super::super::options::DecodeOptions;
 use super::super::orientation::{ORIENTATION_TAG, directory_orientation, read_orientation};
@@ -39,6 +40,7 @@ pub fn estimate_memory_bytes(
 pub fn decode(
     bytes: &[u8],
     options: &DecodeOptions,
+    deadline: Deadline,
 ) -> Result<(Pixels, Orientation), ImageDecodeError> {
     let directory = read_directory(bytes)?;
     let layout = TiffLayout::read(&directory, options)?;
@@ -59,6 +61,7 @@ pub fn decode(
     let mut decoded_pixels = 0u64;
     for row in 0..rows {
         for column in 0..columns {
+            deadline.check()?;
             let (left, top) = (column * layout.chunk_width, row * layout.chunk_height);
             let shown_width = layout.chunk_width.min(layout.width - left) as usize;
             let shown_height = layout.chunk_height.min(layout.height - top);
