@@ -38,6 +38,8 @@ pub struct ProcessedMessage {
     pub partition: TopicPartition,
     /// Offset of the message.
     pub offset: i64,
+    /// [`KafkaMessage::fingerprint`] of the message.
+    pub fingerprint: i64,
     /// Time of its oldest event; `None` if no event states one.
     pub oldest_event_time: Option<DateTime<Utc>>,
     /// Counts of its events, and the time spent in each stage.
@@ -106,8 +108,15 @@ impl MessageProcessor {
         };
         let tally = recorder.tally();
         let trace_id = message.trace_id().map(str::to_owned);
-        let KafkaMessage { partition, offset, .. } = message;
-        ProcessedMessage { partition, offset, oldest_event_time: event_time, tally, trace_id, rows }
+        ProcessedMessage {
+            fingerprint: message.fingerprint(),
+            offset: message.offset,
+            oldest_event_time: event_time,
+            tally,
+            trace_id,
+            rows,
+            partition: message.partition,
+        }
     }
 
     /// Processes the events of a message; dead-letters the whole message if one of them fails for good.

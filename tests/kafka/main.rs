@@ -18,6 +18,7 @@ mod events;
 mod faulty_store;
 mod fixture;
 mod minio;
+mod other_logs;
 mod promotion;
 mod soak;
 mod states;

@@ -202,6 +202,7 @@ fn partition_batch(number: i32, from: i64, rows: Vec<ImageRow>) -> PartitionBatc
     PartitionBatch {
         log_number: 0,
         anchor: None,
+        last_message: None,
         partition: TopicPartition { topic: "images".into(), number },
         expected_position: (from > 0).then_some(from),
         next_offset: from + rows.len() as i64,
