@@ -313,15 +313,18 @@ impl MessageProcessor {
             retry(Backoff::with_max_attempts(10), &self.processing_cancel, on_retry, || async {
                 self.dead_letter_writer.write(message, &reason).await
             });
-        if let Err(error) = written.await {
-            let cancelled =
-                error.disposition() == Disposition::Retry && self.processing_cancel.is_cancelled();
-            return Err(if cancelled {
-                Incomplete::Abandoned
-            } else {
-                Incomplete::Fatal(Box::new(error.into()))
-            });
-        }
+        let omitted = match written.await {
+            Ok(omitted) => omitted,
+            Err(error) => {
+                let cancelled = error.disposition() == Disposition::Retry
+                    && self.processing_cancel.is_cancelled();
+                return Err(if cancelled {
+                    Incomplete::Abandoned
+                } else {
+                    Incomplete::Fatal(Box::new(error.into()))
+                });
+            }
+        };
         Progress::add_to_counter(&self.progress.dead_lettered_messages, 1);
         let (code, explanation) = (reason.code, reason.explanation.as_str());
         self.progress.notify_rejection(Rejection { message, code, explanation });
@@ -329,6 +332,7 @@ impl MessageProcessor {
         warn!(
             event = event::DEAD_LETTER, partition = %message.partition, offset = message.offset,
             stage = reason.stage, code = reason.code, reason = %reason.explanation,
+            omitted_bytes = omitted.map(|value| value.bytes),
             trace_id = message.trace_id(), "a message can never be processed and was dead-lettered"
         );
         Ok(Vec::new())
