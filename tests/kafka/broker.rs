@@ -104,7 +104,9 @@ impl Cluster {
                     "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT\n\
                      authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
                      super.users=User:ANONYMOUS\n\
-                     sasl.enabled.mechanisms=PLAIN\n\
+                     sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512\n\
+                     listener.name.sasl_plaintext.scram-sha-512.sasl.jaas.config=\
+                     org.apache.kafka.common.security.scram.ScramLoginModule required;\n\
                      listener.name.sasl_plaintext.plain.sasl.jaas.config=\
                      org.apache.kafka.common.security.plain.PlainLoginModule required user_{name}=\"{password}\";\n"
                 ),
@@ -145,12 +147,15 @@ impl Cluster {
             brokers: (0..count).map(|_| None).collect(),
         };
         for i in 0..count {
-            let formatted = cluster
-                .java_command("kafka.tools.StorageTool")
-                .args(["format", "--cluster-id", CLUSTER_ID, "--config"])
-                .arg(cluster.properties_file(i))
-                .stdout(Stdio::null())
-                .status();
+            let mut format = cluster.java_command("kafka.tools.StorageTool");
+            format.args(["format", "--cluster-id", CLUSTER_ID, "--config"]);
+            format.arg(cluster.properties_file(i));
+            if is_secured {
+                let (name, password) = ACCOUNT;
+                format.arg("--add-scram");
+                format.arg(format!("SCRAM-SHA-512=[name={name},password={password}]"));
+            }
+            let formatted = format.stdout(Stdio::null()).status();
             assert!(formatted.unwrap().success(), "the storage of broker {i} was not formatted");
         }
         for i in 0..count {
@@ -332,11 +337,11 @@ impl Cluster {
         assert_eq!(response[12..14], [0, 0], "{name} was not granted: {response:?}");
     }
 
-    /// Sets how long a topic keeps its messages, in milliseconds; -1: forever.
-    pub async fn set_retention(&self, topic: &str, milliseconds: &str) {
+    /// Sets a configuration of a topic; all others get their defaults.
+    pub async fn set_topic_config(&self, topic: &str, name: &str, value: &str) {
         let admin: AdminClient<DefaultClientContext> = self.client_config().create().unwrap();
         let resource = AlterConfig::new(ResourceSpecifier::Topic(topic));
-        let altered = [resource.set("retention.ms", milliseconds)];
+        let altered = [resource.set(name, value)];
         admin.alter_configs(&altered, &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
     }
 
