@@ -152,6 +152,7 @@ async fn fill_table(
         let batch = PartitionBatch {
             log_number: 0,
             anchor: None,
+            last_message: None,
             partition: partition.clone(),
             expected_position,
             next_offset: to as i64,

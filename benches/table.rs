@@ -137,6 +137,7 @@ impl PartitionAppender {
         let batch = PartitionBatch {
             log_number: 0,
             anchor: None,
+            last_message: None,
             partition,
             expected_position: self.next_offset,
             next_offset,

@@ -126,6 +126,16 @@ pub struct StoredPosition {
     pub next_offset: Option<i64>,
     /// A message of this log. `None` if none is stored, as in tables of earlier versions.
     pub anchor: Option<LogAnchor>,
+    /// The last stored message of this log; `None` as above.
+    pub last_message: Option<LogAnchor>,
+}
+
+impl StoredPosition {
+    /// Returns the next offset to be consumed; `None`: from wherever the log begins. Of a log that replaced another
+    /// one, everything is to be consumed.
+    pub fn next_wanted_offset(&self) -> Option<i64> {
+        self.next_offset.or((self.log_number > 0).then_some(0))
+    }
 }
 
 /// A Kafka message, copied from the client.

@@ -318,6 +318,7 @@ fn leaks<'a>(name: &'a str, text: &'a str) -> impl Iterator<Item = String> + 'a 
 async fn no_secret_leaves_the_program() {
     let mut fixture = Fixture::with_partitions(1);
     let pictures = start_picture_host().await;
+    let collector = Collector::start().await;
     let port = free_port();
     for (option, value) in [
         ("HTTP__LISTEN", format!("127.0.0.1:{port}").as_str()),
@@ -325,8 +326,10 @@ async fn no_secret_leaves_the_program() {
         ("TABLE__STORE_OPTIONS__AWS_SECRET_ACCESS_KEY", "table-pl4nted"),
         ("FETCH__STORE_OPTIONS__AWS_SESSION_TOKEN", "fetch-pl4nted"),
         ("FETCH__ALLOWED_PRIVATE_URL_PREFIXES", &pictures),
-        ("OTLP__ENDPOINT", "http://otlp:otlp-pl4nted@127.0.0.1:9"),
+        ("OTLP__ENDPOINT", &format!("http://otlp:otlp-pl4nted@{}", collector.address)),
         ("OTLP__INTERVAL_SECONDS", "1"),
+        ("LOG__QUERY_TEXT", "true"),
+        ("HTTP__WORKER_METRICS_URLS", "http://me:metrics-pl4nted@127.0.0.1:9/metrics"),
         ("ATTRIBUTES__LINK", "text"),
         ("ATTRIBUTES__PRICE", "number"),
     ] {
@@ -358,6 +361,9 @@ async fn no_secret_leaves_the_program() {
         fixture.send_message(&id, &event(&id, uri, &json!(1))).await;
     }
     fixture.send_message("typed", &event("typed", &stored, &json!(secret_link))).await;
+    let signed_header = ("authorization", "Bearer header-pl4nted");
+    let poison = format!("no event: {secret_link}");
+    fixture.send_with_header("https://me:id-pl4nted@host/", &poison, signed_header).await;
     let processed = |lines: &[LogLine]| {
         ["succeeded", "dead_lettered", "not_found"]
             .map(|field| sum_field(lines, event::COMMIT_SUCCEEDED, field))
@@ -366,12 +372,12 @@ async fn no_secret_leaves_the_program() {
     };
     worker.wait_for_line("a commit succeeds", |line| is_event(line, event::COMMIT_SUCCEEDED)).await;
     for _ in 0..600 {
-        if processed(&worker.log_lines()) == 10 {
+        if processed(&worker.log_lines()) == 11 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(processed(&worker.log_lines()), 10, "every event has an outcome");
+    assert_eq!(processed(&worker.log_lines()), 11, "every event has an outcome");
     let has_image = |line: &LogLine| line["images"].as_u64() == Some(1);
     let is_loaded = |line: &LogLine| {
         is_event(line, event::SNAPSHOT_READY) || is_event(line, event::TABLE_REFRESHED)
@@ -401,6 +407,23 @@ async fn no_secret_leaves_the_program() {
             search(json!({"text": "a mug", "filter": {"eq": {"link": "https://me:x-pl4nted@h/"}}})),
             true,
         ),
+        (
+            "query",
+            search(json!({"text": "me:x https://me:text-pl4nted@h/?sig=text-pl4nted"})),
+            true,
+        ),
+        ("unknown path", get("/v1/https://me:x-pl4nted@h/?token=x-pl4nted"), false),
+        ("unknown parameter", get("/v1/images/newest?limit=https://me:x-pl4nted@h/"), false),
+        (
+            "headers",
+            search(json!({"text": 7}))
+                .header("authorization", "Bearer sent-pl4nted")
+                .header("cookie", "bsap_session=sent-pl4nted")
+                .header("traceparent", "00-https://me:x-pl4nted@h/-1")
+                .header("x-forwarded-prefix", "https://me:x-pl4nted@h/"),
+            false,
+        ),
+        ("no json", search(json!("https://me:x-pl4nted@h/")), false),
         ("unknown field", search(json!({"text": "a mug", "https://me:x-pl4nted@h/": 1})), false),
         ("unknown image", get("/v1/images?id=https:%2F%2Fme:x-pl4nted@h%2F"), false),
         ("metrics", client.get(format!("http://{}/metrics", worker.metrics_address)), true),
@@ -438,6 +461,7 @@ async fn no_secret_leaves_the_program() {
         ("unreachable", &["search", "--server", "http://me:x-pl4nted@127.0.0.1:9", "a mug"], false),
         ("letters", &["dead-letters", "list", "--limit", "100"], true),
         ("letters-json", &["dead-letters", "list", "--json"], true),
+        ("letter", &["dead-letters", "show", "images[0]@10"], true),
         ("replay", &["dead-letters", "replay", "--all", "--dry-run"], true),
         ("reconcile", &["reconcile", pictures_folder, "--json"], true),
         ("bucket", &["reconcile", "s3://id:x-pl4nted@bucket//a"], false),
@@ -453,7 +477,38 @@ async fn no_secret_leaves_the_program() {
         assert_eq!(output.status.success(), is_success, "{name}: {text}");
         leaked.extend(leaks(name, &text));
     }
+    // What only the environment has, and what no file may say.
+    let secret_variables = [
+        ("HF_ENDPOINT", "http://me:hub-pl4nted@127.0.0.1:9"),
+        ("HF_TOKEN", "hub-token-pl4nted"),
+        ("HTTPS_PROXY", "http://me:proxy-pl4nted@127.0.0.1:9"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=otel-pl4nted,broken-pl4nted"),
+        ("BSAP_OTLP__ENDPOINT", "otlp:otlp-pl4nted@127.0.0.1"),
+        ("BSAP_TABLE__URL", "s3://id:url-pl4nted@bucket/a?sig=url-pl4nted"),
+        ("AWS_ENDPOINT", "http://me:endpoint-pl4nted@127.0.0.1:9"),
+        ("AWS_ALLOW_HTTP", "true"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ACCESS_KEY_ID", "worker"),
+        ("AWS_SECRET_ACCESS_KEY", "aws-pl4nted"),
+        ("BSAP_MODEL__CHECKPOINT", "someone/model"),
+        ("BSAP_KAFKA__BROKERS", "SASL_SSL://me:brokers-pl4nted@127.0.0.1:9"),
+        ("BSAP_KAFKA__REQUEST_TIMEOUT_MS", "1000"),
+        ("BSAP_FETCH__ALLOWED_PRIVATE_URL_PREFIXES", "http://me:prefix-pl4nted@h/,7"),
+    ];
+    let commands = [&["check"][..], &["status", "--json"], &["config", "show"]];
+    let each = secret_variables.chunks(1).map(|one| (one, &commands[2..]));
+    for (variables, commands) in each.chain([(&secret_variables[..], &commands[..])]) {
+        for arguments in commands {
+            let (output, _) = fixture.run_command_with_env("variables", arguments, variables);
+            for text in [&output.stdout, &output.stderr] {
+                leaked.extend(leaks(variables[0].0, &String::from_utf8_lossy(text)));
+            }
+        }
+    }
     assert!(worker.stop_gracefully() && query_worker.stop_gracefully());
+    let exported = collector.received();
+    assert!(exported.contains("resourceSpans") && exported.contains("(hidden)"), "{exported}");
+    leaked.extend(leaks("otlp", &exported));
     for entry in std::fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "log" || extension == "stderr") {
@@ -462,6 +517,32 @@ async fn no_secret_leaves_the_program() {
         }
     }
     assert!(leaked.is_empty(), "{leaked:#?}");
+}
+
+/// A collector of OpenTelemetry that keeps what it refuses.
+struct Collector {
+    address: std::net::SocketAddr,
+    bodies: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+impl Collector {
+    async fn start() -> Self {
+        use axum::http::StatusCode;
+        let bodies: std::sync::Arc<std::sync::Mutex<Vec<String>>> = std::sync::Arc::default();
+        let kept = bodies.clone();
+        let app = axum::Router::new().fallback(move |body: String| {
+            kept.lock().unwrap().push(body);
+            std::future::ready(StatusCode::BAD_REQUEST)
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { address, bodies }
+    }
+
+    fn received(&self) -> String {
+        self.bodies.lock().unwrap().join("\n").replace(",", ",\n")
+    }
 }
 
 /// Starts a host with one picture, a broken one and one that fails; returns its URL prefix.

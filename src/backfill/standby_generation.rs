@@ -77,6 +77,7 @@ pub async fn set_up_standby(
                     // The first log of this table, whichever one it is of the live table.
                     log_number: new_stored.log_number,
                     anchor: stored.anchor,
+                    last_message: stored.last_message,
                     expected_position: None,
                     next_offset,
                     rows: Vec::new(),

@@ -22,8 +22,9 @@ use super::shared::error::{CommandError, CommandResult};
 use super::shared::printing::{print_line, print_note};
 use super::shared::runtime::run_with_logging;
 use crate::config::Config;
+use crate::diagnosis::redact::{HIDDEN, is_secret_name, redact};
 use crate::ingest::dead_letter::{
-    self, DeadLetter, DeadLetterFilter, DeadLetterReadError, DeadLetterWriter,
+    self, DeadLetter, DeadLetterFilter, DeadLetterReadError, DeadLetterWriter, OmittedValue,
 };
 use crate::record::VersionOrdering;
 
@@ -65,7 +66,7 @@ pub enum DeadLettersAction {
     Show {
         /// Origin of the message, for example images[0]@1742
         origin: String,
-        /// Print only the value, byte for byte
+        /// Print only the value, byte for byte and with its secrets
         #[arg(long)]
         value: bool,
     },
@@ -255,8 +256,10 @@ fn letter_summary_json(letter: &DeadLetter) -> Value {
         "code": letter.code,
         "reason": letter.reason,
         "record_index": letter.record_index,
-        "key": letter.original_message.key.as_deref().map(String::from_utf8_lossy),
-        "bytes": letter.original_message.payload.as_ref().map(|payload| payload.len()),
+        "key": letter.original_message.key.as_deref().map(|key| redact(&String::from_utf8_lossy(key)).into_owned()),
+        "bytes": letter.omitted_value.as_ref().map(|omitted| omitted.bytes)
+            .or(letter.original_message.payload.as_ref().map(|payload| payload.len() as u64)),
+        "omitted_sha256": letter.omitted_value.as_ref().map(|omitted| &omitted.sha256),
     })
 }
 
@@ -274,7 +277,15 @@ async fn print_letter(
         format!("{origin}: no such dead letter; `bsap dead-letters list` lists them")
     })?;
     let payload = letter.original_message.payload.as_deref();
+    let omitted = letter.omitted_value.as_ref().map(|OmittedValue { bytes, sha256 }| {
+        format!(
+            "{bytes} bytes with SHA-256 {sha256}, too large for the dead-letter topic; the topic of the origin has it, as long as it keeps it"
+        )
+    });
     if value_only {
+        if let Some(omitted) = omitted {
+            return Err(anyhow::anyhow!("{origin}: the value is not there: {omitted}").into());
+        }
         std::io::stdout().write_all(payload.unwrap_or_default())?;
         return Ok(());
     }
@@ -294,11 +305,14 @@ async fn print_letter(
     {
         print_line!("timestamp  {time}");
     }
-    print_line!("key        {}", text_or_base64(letter.original_message.key.as_deref()));
+    let shown = |bytes| redact(&text_or_base64(bytes)).into_owned();
+    print_line!("key        {}", shown(letter.original_message.key.as_deref()));
     for (name, value) in &letter.original_message.headers {
-        print_line!("header     {name}: {}", text_or_base64(value.as_deref()));
+        let is_secret = is_secret_name(name) && value.is_some();
+        let value = if is_secret { HIDDEN.into() } else { shown(value.as_deref()) };
+        print_line!("header     {name}: {value}");
     }
-    print_line!("value      {}", text_or_base64(payload));
+    print_line!("value      {}", omitted.unwrap_or_else(|| shown(payload)));
     Ok(())
 }
 
@@ -322,6 +336,15 @@ async fn replay_letters(
     let spinner = ProgressBar::new_spinner();
     let mut replayed: BTreeMap<String, u64> = BTreeMap::new();
     while let Some(letter) = reader.next_unseen().await {
+        if letter.omitted_value.is_some() {
+            spinner.suspend(|| {
+                print_note!(
+                    "{}: not sent again, because its value was too large for the dead-letter topic; publish the image again",
+                    letter.origin()
+                );
+            });
+            continue;
+        }
         if dry_run {
             print_line!("{}  {}  {}", letter.origin(), letter.code, letter.reason);
         } else {

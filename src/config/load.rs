@@ -111,8 +111,9 @@ fn collect_secrets(table: &Table) -> Vec<String> {
             secrets.push(value.as_str().map_or_else(|| value.to_string(), str::to_owned));
         }
     }
-    let of_stores =
-        |name: &str| ["AWS_", "AZURE_", "GOOGLE_", "HF_"].iter().any(|p| name.starts_with(p));
+    let of_stores = |name: &str| {
+        ["AWS_", "AZURE_", "GOOGLE_", "HF_", "HUGGING_FACE_"].iter().any(|p| name.starts_with(p))
+    };
     let environment = std::env::vars().filter(|(name, _)| of_stores(name) && is_secret_name(name));
     secrets.extend(environment.map(|(_, value)| value));
     secrets

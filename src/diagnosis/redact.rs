@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::{PoisonError, RwLock};
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 /// Replaces what is hidden.
 pub const HIDDEN: &str = "(hidden)";
@@ -54,10 +54,11 @@ pub fn register_secrets(values: impl IntoIterator<Item = String>) {
         if secrets.len() >= MAX_SECRETS {
             return;
         }
-        // As a line of the JSON log has it.
+        // As a line of the JSON log has it, and as an address has it.
         let json = serde_json::to_string(&value).unwrap_or_default();
         let quoted = json.strip_prefix('"').and_then(|json| json.strip_suffix('"'));
         secrets.extend(quoted.map(ToOwned::to_owned));
+        secrets.insert(utf8_percent_encode(&value, NON_ALPHANUMERIC).to_string());
         secrets.insert(value);
     }
 }
@@ -210,6 +211,8 @@ mod tests {
             assert_eq!(redact(&format!("a {secret}, short")), "a (hidden), short");
             let json = serde_json::json!({ "error": secret }).to_string();
             assert_eq!(redact(&json), "{\"error\":\"(hidden)\"}");
+            let query = secret.replace(' ', "%20").replace('"', "%22");
+            assert_eq!(redact(&format!("?q={query}&k=1")), "?q=(hidden)&k=1");
         }
     }
 

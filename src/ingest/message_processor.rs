@@ -38,6 +38,8 @@ pub struct ProcessedMessage {
     pub partition: TopicPartition,
     /// Offset of the message.
     pub offset: i64,
+    /// [`KafkaMessage::fingerprint`] of the message.
+    pub fingerprint: i64,
     /// Time of its oldest event; `None` if no event states one.
     pub oldest_event_time: Option<DateTime<Utc>>,
     /// Counts of its events, and the time spent in each stage.
@@ -106,8 +108,15 @@ impl MessageProcessor {
         };
         let tally = recorder.tally();
         let trace_id = message.trace_id().map(str::to_owned);
-        let KafkaMessage { partition, offset, .. } = message;
-        ProcessedMessage { partition, offset, oldest_event_time: event_time, tally, trace_id, rows }
+        ProcessedMessage {
+            fingerprint: message.fingerprint(),
+            offset: message.offset,
+            oldest_event_time: event_time,
+            tally,
+            trace_id,
+            rows,
+            partition: message.partition,
+        }
     }
 
     /// Processes the events of a message; dead-letters the whole message if one of them fails for good.
@@ -305,15 +314,18 @@ impl MessageProcessor {
             retry(Backoff::with_max_attempts(10), &self.processing_cancel, on_retry, || async {
                 self.dead_letter_writer.write(message, &reason).await
             });
-        if let Err(error) = written.await {
-            let cancelled =
-                error.disposition() == Disposition::Retry && self.processing_cancel.is_cancelled();
-            return Err(if cancelled {
-                Incomplete::Abandoned
-            } else {
-                Incomplete::Fatal(Box::new(error.into()))
-            });
-        }
+        let omitted = match written.await {
+            Ok(omitted) => omitted,
+            Err(error) => {
+                let cancelled = error.disposition() == Disposition::Retry
+                    && self.processing_cancel.is_cancelled();
+                return Err(if cancelled {
+                    Incomplete::Abandoned
+                } else {
+                    Incomplete::Fatal(Box::new(error.into()))
+                });
+            }
+        };
         Progress::add_to_counter(&self.progress.dead_lettered_messages, 1);
         let (code, explanation) = (reason.code, reason.explanation.as_str());
         self.progress.notify_rejection(Rejection { message, code, explanation });
@@ -321,6 +333,7 @@ impl MessageProcessor {
         warn!(
             event = event::DEAD_LETTER, partition = %message.partition, offset = message.offset,
             stage = reason.stage, code = reason.code, reason = %reason.explanation,
+            omitted_bytes = omitted.map(|value| value.bytes),
             trace_id = message.trace_id(), "a message can never be processed and was dead-lettered"
         );
         Ok(Vec::new())

@@ -20,7 +20,7 @@ use super::progress::Progress;
 use super::source::Source;
 use super::tally::Tally;
 use crate::prompts::ActivePromptSets;
-use crate::record::{ImageRow, TopicPartition};
+use crate::record::{ImageRow, LogAnchor, TopicPartition};
 use crate::table::{CommitSummary, PartitionBatch, TableError, TableWriter};
 use crate::telemetry::{event, metrics};
 
@@ -74,8 +74,8 @@ struct PendingPartition {
     log_number: u64,
     /// The position in the table, which the next commit expects; `None` if there is none yet.
     table_position: Option<i64>,
-    /// The position that the next commit will store; `None` if no message is pending.
-    position_to_commit: Option<i64>,
+    /// The last pending message, after which the next commit continues; `None` if no message is pending.
+    last_message: Option<LogAnchor>,
     /// Pending rows with the offsets of their messages.
     rows: Vec<(i64, ImageRow)>,
     /// The offset after the last added message.
@@ -137,7 +137,7 @@ impl Sink {
             let pending = PendingPartition {
                 log_number,
                 table_position: stored.next_offset.filter(|_| is_current),
-                position_to_commit: None,
+                last_message: None,
                 rows: Vec::new(),
                 next_expected_offset: 0,
                 last_embedded_at: DateTime::UNIX_EPOCH,
@@ -180,7 +180,8 @@ impl Sink {
                 return Ok(());
             }
         };
-        pending.position_to_commit = Some(message.offset + 1);
+        pending.last_message =
+            Some(LogAnchor { offset: message.offset, fingerprint: message.fingerprint });
         pending.next_expected_offset = message.offset + 1;
         for row in &mut rows {
             // Not monotonic by itself: downloads overtake each other, and clocks are set back.
@@ -239,12 +240,14 @@ impl Sink {
             .pending_partitions
             .iter_mut()
             .filter_map(|(partition, pending)| {
+                let last_message = pending.last_message.take()?;
                 Some(PartitionBatch {
                     partition: partition.clone(),
                     log_number: pending.log_number,
                     anchor: source.log_anchor(partition, pending.log_number),
                     expected_position: pending.table_position,
-                    next_offset: pending.position_to_commit.take()?,
+                    last_message: Some(last_message),
+                    next_offset: last_message.offset + 1,
                     rows: std::mem::take(&mut pending.rows),
                 })
             })
@@ -378,6 +381,7 @@ mod tests {
         ProcessedMessage {
             partition: partition.clone(),
             offset,
+            fingerprint: 0,
             oldest_event_time: None,
             tally: Tally::default(),
             trace_id: None,

@@ -8,6 +8,8 @@ use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use crate::diagnosis::describe;
+
 /// Why a request failed, as an operator must act on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
@@ -63,7 +65,7 @@ impl KafkaFailure {
                 let code = error.rdkafka_error_code();
                 format!("{}: {reason}", code.map_or(error.to_string(), |code| code.to_string()))
             }
-            _ => error.to_string(),
+            _ => describe(error),
         };
         Self::new(kind, brokers, subject, reason)
     }
@@ -131,6 +133,19 @@ pub struct ErrorRecorder {
 }
 
 impl ErrorRecorder {
+    /// Returns the most telling error, and keeps it: a client reports the same one only once.
+    pub(super) fn most_telling(&self) -> Option<(Code, String)> {
+        self.most_telling.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Forgets refused credentials: if no broker can be reached later, they are not the reason.
+    pub(super) fn forget_refusal(&self) {
+        let mut kept = self.most_telling.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.as_ref().is_some_and(|(code, _)| is_authentication_error(*code)) {
+            *kept = None;
+        }
+    }
+
     /// Returns the most telling error since the last call.
     pub(super) fn take(&self) -> Option<(Code, String)> {
         self.most_telling.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -170,12 +185,17 @@ mod tests {
     fn a_timeout_is_explained_by_the_most_telling_error_of_the_client() {
         let recorder = ErrorRecorder::default();
         recorder.record(Code::BrokerTransportFailure, "Connect to 127.0.0.1:1 failed: refused");
-        recorder.record(Code::AllBrokersDown, "1/1 brokers are down");
         let timeout = KafkaError::MetadataFetch(Code::OperationTimedOut);
-        let failure = KafkaFailure::from_error("k:1", "topic images", &timeout, recorder.take());
-        assert_eq!(failure.kind, FailureKind::BrokersUnreachable);
-        assert!(failure.to_string().contains("no broker answers at k:1"), "{failure}");
-        assert!(failure.to_string().contains("refused"), "{failure}");
+        // Each attempt of a request, of which only the first one was told the reason.
+        for _ in 0..2 {
+            recorder.record(Code::AllBrokersDown, "1/1 brokers are down");
+            let failure =
+                KafkaFailure::from_error("k:1", "topic images", &timeout, recorder.most_telling());
+            assert_eq!(failure.kind, FailureKind::BrokersUnreachable);
+            assert!(failure.to_string().contains("no broker answers at k:1"), "{failure}");
+            assert!(failure.to_string().contains("refused"), "{failure}");
+            recorder.forget_refusal();
+        }
 
         recorder.record(Code::Authentication, "SASL authentication error: invalid credentials");
         recorder.record(Code::BrokerTransportFailure, "Disconnected");
@@ -186,6 +206,19 @@ mod tests {
         assert!(text.contains("invalid credentials") && text.contains("sasl.password"), "{text}");
         assert!(!text.contains("no broker answers"), "{text}");
         assert_eq!(recorder.take(), None);
+        recorder.record(Code::SSL, "certificate verify failed");
+        recorder.forget_refusal();
+        assert_eq!(recorder.most_telling(), None);
+    }
+
+    #[test]
+    fn no_failure_shows_the_value_of_a_property() {
+        let options = crate::kafka::KafkaOptions {
+            properties: [("security.protocol".into(), "s3cr".into())].into(),
+            ..crate::kafka::KafkaOptions::default()
+        };
+        let failure = crate::kafka::KafkaProbe::new(&options, "g").err().unwrap().to_string();
+        assert!(failure.contains("security.protocol") && !failure.contains("s3cr"), "{failure}");
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //!
 //! If a topic is deleted and created again, its partitions keep their names and numbers, and a position of the
 //! old log says nothing about the new one. Clients do not see the id of a topic, so the table keeps a message
-//! of each log ([`LogAnchor`]): the log is the same one if this message is still at its offset.
+//! of each log ([`LogAnchor`]) and the last stored message: the log is the same one if both are still at their
+//! offsets. The first says that a worker has stored messages of another log before it noticed. The last says that
+//! the log has lost its end and has grown again, or that it is a copy with other offsets.
 //!
-//! What cannot be recognised: a log whose retention, compaction or truncation has removed that very message,
-//! and a table of an earlier version, which has none. Such a log is taken for the same one, unless it ends
-//! before the stored position.
+//! What cannot be recognised: a log whose retention or compaction has removed these very messages, and a table of
+//! an earlier version, which has none. Such a log is taken for the same one, unless it ends before the stored
+//! position.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,30 +50,32 @@ pub struct PartitionLog {
     pub identity: LogIdentity,
 }
 
-/// Compares the log from offset `earliest` to `end` with what is stored of it. `found` is the first message at
-/// or after the anchor, if one was read.
+/// Compares the log from offset `earliest` to `end` with what is stored of it. `found` are the first messages at
+/// or after the anchor and at or after the last stored message, if they were read.
 pub fn identify_log(
     stored: &StoredPosition,
     (earliest, end): (i64, i64),
-    found: Option<LogAnchor>,
+    found: [Option<LogAnchor>; 2],
 ) -> LogIdentity {
     if let Some(position) = stored.next_offset.filter(|position| *position > end) {
         return LogIdentity::Other(format!(
             "it ends at offset {end}, and messages up to offset {position} were stored"
         ));
     }
-    let Some(anchor) = stored.anchor else { return LogIdentity::Unknown };
-    if anchor.offset >= end {
-        let reason = format!("it ends at offset {end}, and offset {} was read", anchor.offset);
-        return LogIdentity::Other(reason);
-    }
-    match found {
-        Some(found) if found == anchor => LogIdentity::Same,
-        Some(found) if found.offset == anchor.offset && found.offset >= earliest => {
-            LogIdentity::Other(format!("another message is at offset {}", anchor.offset))
+    let mut identity = LogIdentity::Unknown;
+    for (expected, found) in [stored.anchor, stored.last_message].into_iter().zip(found) {
+        let Some(LogAnchor { offset, .. }) = expected else { continue };
+        if offset >= end {
+            let reason = format!("it ends at offset {end}, and offset {offset} was read");
+            return LogIdentity::Other(reason);
         }
-        _ => LogIdentity::Unknown,
+        if found.is_some() && found == expected {
+            identity = LogIdentity::Same;
+        } else if found.is_some_and(|found| found.offset == offset && offset >= earliest) {
+            return LogIdentity::Other(format!("another message is at offset {offset}"));
+        }
     }
+    identity
 }
 
 /// The logs of several partitions.
@@ -89,25 +93,33 @@ pub fn identify_logs(
     partitions: &[(TopicPartition, StoredPosition)],
 ) -> Result<PartitionLogs, KafkaFailure> {
     let mut ranges = Vec::with_capacity(partitions.len());
-    let mut to_read = Vec::new();
     // Otherwise the client would not know of partitions that were added since it last asked.
     for topic in partitions.iter().map(|(one, _)| &one.topic).collect::<BTreeSet<_>>() {
         probe.count_partitions(topic)?;
     }
-    for (partition, stored) in partitions {
-        let (earliest, end) = probe.fetch_watermarks(partition)?;
-        ranges.push((earliest, end));
-        let anchor = stored.anchor.filter(|anchor| (earliest..end).contains(&anchor.offset));
-        to_read.extend(anchor.map(|anchor| (partition.clone(), anchor.offset)));
+    for (partition, _) in partitions {
+        ranges.push(probe.fetch_watermarks(partition)?);
     }
-    let (found, read_failure) = match probe.read_messages_at(&to_read) {
-        Ok(found) => (found, None),
-        Err(failure) => (BTreeMap::new(), Some(failure)),
+    let mut read_failure = None;
+    let mut read = |message: fn(&StoredPosition) -> Option<LogAnchor>| {
+        let offsets = partitions.iter().zip(&ranges).filter_map(|((partition, stored), range)| {
+            let offset = message(stored)?.offset;
+            (range.0..range.1).contains(&offset).then(|| (partition.clone(), offset))
+        });
+        probe.read_messages_at(&offsets.collect::<Vec<_>>()).unwrap_or_else(|failure| {
+            read_failure = Some(failure);
+            BTreeMap::new()
+        })
     };
+    let (anchors, last) = (read(|stored| stored.anchor), read(|stored| stored.last_message));
     let logs = partitions.iter().zip(ranges).map(|((partition, stored), range)| PartitionLog {
         earliest_offset: range.0,
         end_offset: range.1,
-        identity: identify_log(stored, range, found.get(partition).copied()),
+        identity: identify_log(
+            stored,
+            range,
+            [&anchors, &last].map(|found| found.get(partition).copied()),
+        ),
     });
     Ok(PartitionLogs { logs: logs.collect(), read_failure })
 }
@@ -119,7 +131,11 @@ mod tests {
     #[test]
     fn a_log_is_recognised_by_one_of_its_messages() {
         let anchor = LogAnchor { offset: 4, fingerprint: 77 };
-        let stored = |next_offset, anchor| StoredPosition { log_number: 0, next_offset, anchor };
+        let stored = |next_offset, anchor| StoredPosition {
+            next_offset,
+            anchor,
+            ..StoredPosition::default()
+        };
         let consumed = stored(Some(5), Some(anchor));
         let other = LogAnchor { fingerprint: 78, ..anchor };
         let later = LogAnchor { offset: 6, ..anchor };
@@ -143,8 +159,33 @@ mod tests {
             (stored(Some(5), None), (0, 3), None, "other"),
             (StoredPosition::default(), (0, 0), None, "unknown"),
         ] {
-            let identity = identify_log(&stored, range, found);
+            let identity = identify_log(&stored, range, [found, None]);
             assert_eq!(identity.as_str(), expected, "{stored:?} {range:?} {found:?}: {identity:?}");
+        }
+    }
+    #[test]
+    fn a_log_is_another_one_if_its_anchor_or_the_last_stored_message_differs() {
+        let (anchor, last) =
+            (LogAnchor { offset: 4, fingerprint: 77 }, LogAnchor { offset: 8, fingerprint: 78 });
+        let stored = StoredPosition {
+            log_number: 0,
+            next_offset: Some(9),
+            anchor: Some(anchor),
+            last_message: Some(last),
+        };
+        let other = |message: LogAnchor| Some(LogAnchor { fingerprint: 79, ..message });
+        for (range, found, expected) in [
+            ((0, 12), [Some(anchor), Some(last)], "same"),
+            // The end was lost and has grown again; a worker has stored messages of a new log.
+            ((0, 12), [Some(anchor), other(last)], "other"),
+            ((0, 12), [other(anchor), Some(last)], "other"),
+            // Retention has removed one of them, or both.
+            ((5, 12), [None, Some(last)], "same"),
+            ((5, 12), [None, other(last)], "other"),
+            ((9, 12), [None, None], "unknown"),
+        ] {
+            let identity = identify_log(&stored, range, found);
+            assert_eq!(identity.as_str(), expected, "{range:?} {found:?}: {identity:?}");
         }
     }
 }

@@ -13,6 +13,7 @@ use super::connection::{KafkaOptions, to_owned_message};
 use super::failure::{
     ErrorRecorder, FailureKind, KafkaFailure, failure_kind, is_authentication_error,
 };
+use crate::diagnosis::describe;
 use crate::record::{LogAnchor, TopicPartition};
 
 /// How long the first attempt of a request may take; each further one takes twice as long. After each it is
@@ -57,7 +58,7 @@ impl KafkaProbe {
             .set("log_level", "0");
         let consumer = config.create_with_context(ErrorRecorder::default()).map_err(|error| {
             let (kind, subject) = (FailureKind::Other, "kafka.properties");
-            KafkaFailure::new(kind, &options.brokers, subject, error.to_string())
+            KafkaFailure::new(kind, &options.brokers, subject, describe(&error))
         })?;
         let timeout = Duration::from_millis(options.request_timeout_ms);
         Ok(Self { consumer, brokers: options.brokers.clone(), timeout })
@@ -193,6 +194,7 @@ impl KafkaProbe {
             let may_pass =
                 matches!(failure.kind, FailureKind::BrokersUnreachable | FailureKind::Other);
             if !may_pass || remaining.is_zero() {
+                self.consumer.context().forget_refusal();
                 return Err(failure);
             }
             std::thread::sleep(RETRY_PAUSE);
@@ -222,7 +224,7 @@ impl KafkaProbe {
     }
 
     pub(super) fn failure(&self, subject: &str, error: &KafkaError) -> KafkaFailure {
-        let recorded = self.consumer.context().take();
+        let recorded = self.consumer.context().most_telling();
         KafkaFailure::from_error(&self.brokers, subject, error, recorded)
     }
 }
@@ -277,9 +279,14 @@ mod tests {
         let kind = |topic| probe.count_partitions(topic).unwrap_err().kind;
         assert_eq!(kind("denied"), FailureKind::NotAuthorised);
         assert_eq!(kind("missing"), FailureKind::TopicMissing);
-        let closed = KafkaOptions { request_timeout_ms: 300, ..options("127.0.0.1:1".into()) };
-        let failure = KafkaProbe::new(&closed, "g").unwrap().count_partitions("images");
-        assert_eq!(failure.unwrap_err().kind, FailureKind::BrokersUnreachable);
+        // After several attempts, and again: the client reports the reason once.
+        let closed = KafkaOptions { request_timeout_ms: 1_000, ..options("127.0.0.1:1".into()) };
+        let probe = KafkaProbe::new(&closed, "g").unwrap();
+        for _ in 0..2 {
+            let failure = probe.count_partitions("images").unwrap_err();
+            assert_eq!(failure.kind, FailureKind::BrokersUnreachable);
+            assert!(failure.to_string().contains("Connection refused"), "{failure}");
+        }
     }
 
     #[test]

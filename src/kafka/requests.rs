@@ -9,6 +9,7 @@ use rdkafka::error::KafkaError;
 use super::connection::KafkaOptions;
 use super::failure::{ErrorRecorder, FailureKind, KafkaFailure, failure_kind, kind_of_code};
 use super::probe::KafkaProbe;
+use crate::diagnosis::describe;
 use crate::record::TopicPartition;
 
 /// Group of clients that read single messages. It has no members and no offsets.
@@ -91,7 +92,7 @@ pub async fn fetch_topic_configs(
     let failure = |kind, reason: String| {
         KafkaFailure::new(kind, &options.brokers, "the settings of the topics", reason)
     };
-    let from_error = |error: KafkaError| failure(failure_kind(&error), error.to_string());
+    let from_error = |error: KafkaError| failure(failure_kind(&error), describe(&error));
     let mut config = options.client_config();
     config.set("log_level", "0");
     let admin: AdminClient<ErrorRecorder> =

@@ -64,6 +64,7 @@ async fn append(store: &Store, rows: Vec<ImageRow>) {
             vec![PartitionBatch {
                 log_number: 0,
                 anchor: None,
+                last_message: None,
                 partition,
                 expected_position: expected,
                 next_offset,

@@ -66,6 +66,7 @@ async fn append_images(store: &Store, model: &HashEncoders, from: u64, to: u64) 
     let batch = PartitionBatch {
         log_number: 0,
         anchor: None,
+        last_message: None,
         partition,
         expected_position: expected,
         next_offset: to as i64,

@@ -82,6 +82,7 @@ async fn catalogue(complete: bool) -> Store {
     let batch = PartitionBatch {
         log_number: 0,
         anchor: None,
+        last_message: None,
         partition: TopicPartition { topic: "t".into(), number: 0 },
         expected_position: None,
         next_offset: 10,

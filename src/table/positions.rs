@@ -10,6 +10,8 @@
 //! | `bsap-log:<topic>:<partition>` | number of the log that is consumed |
 //! | `bsap-anchor-offset:<topic>:<partition>` | offset of a message of this log; negative: none |
 //! | `bsap-anchor:<topic>:<partition>` | fingerprint of that message |
+//! | `bsap-anchor-last-offset:<topic>:<partition>` | offset of the last stored message |
+//! | `bsap-anchor-last:<topic>:<partition>` | fingerprint of that message |
 //!
 //! Each log has a position of its own, so that no position ever goes back: what a worker that does not know of
 //! the new log still commits changes nothing of it. A replay appends `:replay:<name>` to all of them.
@@ -66,6 +68,14 @@ impl PartitionIds {
     pub fn anchor_fingerprint(&self) -> String {
         format!("{ANCHOR_PREFIX}:{}", self.name)
     }
+
+    pub fn last_offset(&self) -> String {
+        format!("{ANCHOR_PREFIX}-last-offset:{}", self.name)
+    }
+
+    pub fn last_fingerprint(&self) -> String {
+        format!("{ANCHOR_PREFIX}-last:{}", self.name)
+    }
 }
 
 /// Positions as of one version of the table. They are collected from single commits: the library would read the
@@ -121,20 +131,32 @@ impl Positions {
         log: &DeltaLog,
         ids: &PartitionIds,
     ) -> Result<StoredPosition, TableError> {
-        self.look_up(log, &[ids.log_number(), ids.anchor_offset(), ids.anchor_fingerprint()])
-            .await?;
+        let marks = [
+            ids.log_number(),
+            ids.anchor_offset(),
+            ids.anchor_fingerprint(),
+            ids.last_offset(),
+            ids.last_fingerprint(),
+        ];
+        self.look_up(log, &marks).await?;
         let log_number = self.known(&ids.log_number());
         let log_number = log_number.and_then(|number| u64::try_from(number).ok()).unwrap_or(0);
         let position = ids.position(log_number);
         self.look_up(log, std::slice::from_ref(&position)).await?;
-        let anchor = self.known(&ids.anchor_offset()).zip(self.known(&ids.anchor_fingerprint()));
+        let message = |offset: &str, fingerprint: &str| {
+            let (offset, fingerprint) = self.known(offset).zip(self.known(fingerprint))?;
+            Some(LogAnchor { offset, fingerprint })
+        };
+        let next_offset = self.known(&position);
         Ok(StoredPosition {
             log_number,
-            next_offset: self.known(&position),
+            next_offset,
             // A negative offset marks that the newest log has no anchor yet.
-            anchor: anchor
-                .filter(|(offset, _)| *offset >= 0)
-                .map(|(offset, fingerprint)| LogAnchor { offset, fingerprint }),
+            anchor: message(&ids.anchor_offset(), &ids.anchor_fingerprint())
+                .filter(|anchor| anchor.offset >= 0),
+            // Otherwise it is of the log before, or a worker of an earlier version has stored more since.
+            last_message: message(&ids.last_offset(), &ids.last_fingerprint())
+                .filter(|last| next_offset == Some(last.offset + 1)),
         })
     }
 

@@ -40,6 +40,8 @@ pub struct PartitionBatch {
     pub log_number: u64,
     /// A message of this log, by which the log is recognised later; `None` stores none.
     pub anchor: Option<LogAnchor>,
+    /// The last message that is processed, the one before `next_offset`; `None` stores none.
+    pub last_message: Option<LogAnchor>,
     /// The stored position that this commit builds on: the offset after the last stored one, `None` if
     /// nothing is stored yet.
     pub expected_position: Option<i64>,
@@ -368,6 +370,10 @@ impl TableWriter {
             if let Some(anchor) = batch.anchor {
                 transactions.push(Transaction::new(ids.anchor_offset(), anchor.offset));
                 transactions.push(Transaction::new(ids.anchor_fingerprint(), anchor.fingerprint));
+            }
+            if let Some(last) = batch.last_message {
+                transactions.push(Transaction::new(ids.last_offset(), last.offset));
+                transactions.push(Transaction::new(ids.last_fingerprint(), last.fingerprint));
             }
         }
         transactions

@@ -131,7 +131,7 @@ log_events! {
             text_field("bucket", "another one; logged once for each"),
         ];
     DEAD_LETTER = "dead_letter", ["warn"],
-        "A message can never be used and was dead-lettered, unchanged.",
+        "A message can never be used and was dead-lettered, unchanged, or without its value if that is too large for the topic.",
         "Run `bsap dead-letters show <partition>@<offset>`; fix the cause, then run `bsap dead-letters replay` with a filter, or with `--all`.",
         [
             text_field("partition", "`topic[partition]`"),
@@ -139,6 +139,7 @@ log_events! {
             text_field("stage", "`decode_event`, `fetch` or `decode_image`"),
             text_field("code", "of the error"),
             text_field("reason", ""),
+            count_field("omitted_bytes", "of the value, if it was too large for the dead-letter topic").optional(),
             text_field("trace_id", "from the `traceparent` of the message").optional(),
         ];
     MODEL_FAILED = "model.failed", ["error"],

@@ -265,7 +265,7 @@ fn attribute_json((key, value): (&String, &Value)) -> Value {
         Value::Number(n) if !n.is_f64() => json!({"intValue": n.to_string()}),
         Value::Number(n) => json!({"doubleValue": n}),
         Value::String(text) => json!({"stringValue": redact(text)}),
-        other => json!({"stringValue": other.to_string()}),
+        other => json!({"stringValue": redact(&other.to_string())}),
     };
     json!({"key": key, "value": value})
 }

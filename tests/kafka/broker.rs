@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier,
+    TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset, TopicPartitionList};
@@ -23,6 +26,20 @@ pub fn send_signal(process: &Child, name: &str) {
     let sent =
         Command::new("kill").args([format!("-{name}"), process.id().to_string()]).status().unwrap();
     assert!(sent.success(), "kill -{name} {}", process.id());
+}
+
+/// Copies a folder with all that it contains.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }
 
 /// What a right is granted on.
@@ -87,7 +104,9 @@ impl Cluster {
                     "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT\n\
                      authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
                      super.users=User:ANONYMOUS\n\
-                     sasl.enabled.mechanisms=PLAIN\n\
+                     sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512\n\
+                     listener.name.sasl_plaintext.scram-sha-512.sasl.jaas.config=\
+                     org.apache.kafka.common.security.scram.ScramLoginModule required;\n\
                      listener.name.sasl_plaintext.plain.sasl.jaas.config=\
                      org.apache.kafka.common.security.plain.PlainLoginModule required user_{name}=\"{password}\";\n"
                 ),
@@ -110,7 +129,10 @@ impl Cluster {
                  transaction.state.log.replication.factor={replicas}\n\
                  transaction.state.log.min.isr=1\n\
                  share.coordinator.state.topic.replication.factor={replicas}\n\
-                 group.initial.rebalance.delay.ms=0\n",
+                 group.initial.rebalance.delay.ms=0\n\
+                 log.initial.task.delay.ms=500\n\
+                 log.retention.check.interval.ms=500\n\
+                 log.segment.delete.delay.ms=100\n",
                 voters.join(","),
                 folder.path().join(format!("data-{i}")).display(),
                 replicas.div_ceil(2),
@@ -125,12 +147,15 @@ impl Cluster {
             brokers: (0..count).map(|_| None).collect(),
         };
         for i in 0..count {
-            let formatted = cluster
-                .java_command("kafka.tools.StorageTool")
-                .args(["format", "--cluster-id", CLUSTER_ID, "--config"])
-                .arg(cluster.properties_file(i))
-                .stdout(Stdio::null())
-                .status();
+            let mut format = cluster.java_command("kafka.tools.StorageTool");
+            format.args(["format", "--cluster-id", CLUSTER_ID, "--config"]);
+            format.arg(cluster.properties_file(i));
+            if is_secured {
+                let (name, password) = ACCOUNT;
+                format.arg("--add-scram");
+                format.arg(format!("SCRAM-SHA-512=[name={name},password={password}]"));
+            }
+            let formatted = format.stdout(Stdio::null()).status();
             assert!(formatted.unwrap().success(), "the storage of broker {i} was not formatted");
         }
         for i in 0..count {
@@ -174,6 +199,21 @@ impl Cluster {
         let mut broker = self.brokers[i].take().expect("the broker runs");
         send_signal(&broker, how);
         broker.wait().unwrap();
+    }
+
+    /// Copies the data of a stopped broker, as a backup of its disk does.
+    pub fn back_up(&self, i: usize) {
+        copy_folder(&self.data_folder(i), &self.folder.path().join(format!("backup-{i}")));
+    }
+
+    /// Replaces the data of a stopped broker by the copy of [`Self::back_up`].
+    pub fn restore(&self, i: usize) {
+        std::fs::remove_dir_all(self.data_folder(i)).unwrap();
+        copy_folder(&self.folder.path().join(format!("backup-{i}")), &self.data_folder(i));
+    }
+
+    fn data_folder(&self, i: usize) -> PathBuf {
+        self.folder.path().join(format!("data-{i}"))
     }
 
     /// Suspends a broker, or resumes it.
@@ -295,6 +335,14 @@ impl Cluster {
         stream.read_exact(&mut response).unwrap();
         // Correlation id, throttle time, number of results, error code.
         assert_eq!(response[12..14], [0, 0], "{name} was not granted: {response:?}");
+    }
+
+    /// Sets a configuration of a topic; all others get their defaults.
+    pub async fn set_topic_config(&self, topic: &str, name: &str, value: &str) {
+        let admin: AdminClient<DefaultClientContext> = self.client_config().create().unwrap();
+        let resource = AlterConfig::new(ResourceSpecifier::Topic(topic));
+        let altered = [resource.set(name, value)];
+        admin.alter_configs(&altered, &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
     }
 
     /// Removes the messages before `ends` from each partition of `topic`, as retention does.

@@ -162,4 +162,13 @@ async fn wrong_credentials_and_missing_rights_are_states() {
     wait_for_worker_state(&worker, "consuming").await;
     wait_for_state(&fixture, "consuming").await;
     worker.stop();
+
+    // The same account by SCRAM.
+    fixture.set_option("KAFKA__PROPERTIES__SASL_MECHANISM", "SCRAM-SHA-512");
+    let worker = fixture.start_worker();
+    wait_for_worker_state(&worker, "consuming").await;
+    worker.stop();
+    fixture.set_option("KAFKA__PROPERTIES__SASL_PASSWORD", "wrong-password");
+    let (code, status) = fixture.status();
+    assert_eq!((code, &status["state"]), (8, &json!("authentication_failed")), "{status}");
 }

@@ -12,17 +12,17 @@ use rdkafka::producer::Producer;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::broker::Cluster;
+use crate::broker::{Cluster, copy_folder};
 use crate::fixture::{Fixture, TOPIC, WorkerProcess};
 
-const STORE_TIMEOUT: Duration = Duration::from_secs(120);
+pub const STORE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Checks that find a new log come often, so that the scenarios are quick.
-const FREQUENT_CHECKS: [(&str, &str); 2] =
+pub const FREQUENT_CHECKS: [(&str, &str); 2] =
     [("SOURCE__LOG_CHECK_SECONDS", "1"), ("INGEST__HEARTBEAT_SECONDS", "1")];
 
 impl Fixture {
     /// Sends one event for each of `count` new images, whose ids begin with `prefix`.
-    async fn send_images(&self, prefix: &str, count: usize) {
+    pub async fn send_images(&self, prefix: &str, count: usize) {
         let picture = self.folder.path().join("pictures/one.jpg");
         if !picture.exists() {
             let image = render_jpeg(&Scene::sample(7, 1, PhotoStyle::Studio), 64).unwrap();
@@ -36,7 +36,7 @@ impl Fixture {
         }
     }
 
-    async fn stored_ids(&self) -> BTreeSet<String> {
+    pub async fn stored_ids(&self) -> BTreeSet<String> {
         let mut ids = BTreeSet::new();
         // The first worker creates the table.
         let follower = Follower::open(&self.store(), &self.generation).await;
@@ -48,7 +48,7 @@ impl Fixture {
     }
 
     /// Waits until all images are stored that [`Self::send_images`] has sent with these arguments.
-    async fn wait_until_stored(&self, prefix: &str, count: usize, worker: &WorkerProcess) {
+    pub async fn wait_until_stored(&self, prefix: &str, count: usize, worker: &WorkerProcess) {
         let wanted: BTreeSet<String> = (0..count).map(|i| format!("{prefix}-{i}")).collect();
         let started = Instant::now();
         loop {
@@ -73,19 +73,6 @@ impl Fixture {
         let line = output.lines().find(|line| line.starts_with('{'));
         let line = line.unwrap_or_else(|| panic!("no JSON: {output}"));
         (code.unwrap(), serde_json::from_str(line).unwrap())
-    }
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
     }
 }
 

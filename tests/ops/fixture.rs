@@ -155,7 +155,12 @@ impl Fixture {
 
     /// Sends a message with a `traceparent` header.
     pub async fn send_traced(&self, key: &str, value: &str, traceparent: &str) {
-        let header = Header { key: "traceparent", value: Some(traceparent) };
+        self.send_with_header(key, value, ("traceparent", traceparent)).await;
+    }
+
+    /// Sends a message with a header of this name and value.
+    pub async fn send_with_header(&self, key: &str, value: &str, (name, content): (&str, &str)) {
+        let header = Header { key: name, value: Some(content) };
         let headers = OwnedHeaders::new().insert(header);
         let record = FutureRecord::to(TOPIC).key(key).payload(value).headers(headers);
         self.producer.send(record, Duration::from_secs(10)).await.unwrap();

@@ -3,8 +3,9 @@
 //!     tests/run stores
 //!
 //! Memory and a local folder are always tested; S3 (MinIO) and Azure (Azurite) if `tests/run` could
-//! start a server: BSAP_S3 and BSAP_AZURE are the URLs of empty folders. Google Cloud Storage is
-//! not tested, because its emulators do not check generations.
+//! start a server: BSAP_S3 and BSAP_AZURE are the URLs of empty folders. Google Cloud Storage is not
+//! tested: its emulator, fake-gcs-server, lacks uploads by the XML interface, which `object_store` uses
+//! (400 "invalid uploadType"), and creates objects that exist (`uploadType=media`, `ifGenerationMatch=0`).
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -202,6 +203,7 @@ fn partition_batch(number: i32, from: i64, rows: Vec<ImageRow>) -> PartitionBatc
     PartitionBatch {
         log_number: 0,
         anchor: None,
+        last_message: None,
         partition: TopicPartition { topic: "images".into(), number },
         expected_position: (from > 0).then_some(from),
         next_offset: from + rows.len() as i64,

@@ -43,6 +43,17 @@ impl PartitionProgress {
         };
         (end_offset - position).max(0)
     }
+
+    /// Returns how many messages were removed from the log before they were stored.
+    fn lost_messages(&self) -> i64 {
+        match self.log.identity {
+            LogIdentity::Other(_) => 0,
+            _ => {
+                let wanted = self.stored.next_wanted_offset();
+                wanted.map_or(0, |wanted| (self.log.earliest_offset - wanted).max(0))
+            }
+        }
+    }
 }
 
 /// Returns the exit code of `bsap status` for a state; 1 and 2 are those of every command.
@@ -163,7 +174,7 @@ impl IngestionStatus {
             json!({
                 "partition": one.number, "position": one.stored.next_offset,
                 "earliest_offset": one.log.earliest_offset, "end_offset": one.log.end_offset,
-                "lag": one.lag_messages(), "log_number": one.stored.log_number,
+                "lag": one.lag_messages(), "lost": one.lost_messages(), "log_number": one.stored.log_number,
                 "log": one.log.identity.as_str(),
             })
         };
@@ -186,6 +197,12 @@ impl IngestionStatus {
             return print_line!("lag         unknown");
         };
         print_line!("lag         {lag} messages of {} are not stored yet", config.source.topic);
+        let lost: i64 = partitions.iter().map(PartitionProgress::lost_messages).sum();
+        if lost > 0 {
+            print_line!(
+                "lost        {lost} messages were removed from Kafka before they were stored; run a reconcile of the catalogue"
+            );
+        }
         let replay = &config.source.replay_name;
         if !replay.is_empty() {
             print_line!("            by the positions of the replay {replay} (source.replay_name)");
@@ -317,8 +334,17 @@ mod tests {
             stored: StoredPosition { next_offset, ..StoredPosition::default() },
             log: PartitionLog { earliest_offset: 2, end_offset: 12, identity },
         };
-        assert_eq!(progress(LogIdentity::Same, Some(12)).lag_messages(), 0);
-        assert_eq!(progress(LogIdentity::Unknown, None).lag_messages(), 10);
-        assert_eq!(progress(LogIdentity::Other(String::new()), Some(12)).lag_messages(), 10);
+        let other = || LogIdentity::Other(String::new());
+        for (identity, next_offset, lag, lost) in [
+            (LogIdentity::Same, Some(12), 0, 0),
+            (LogIdentity::Unknown, None, 10, 0),
+            (other(), Some(12), 10, 0),
+            // Retention has removed what was to be consumed next.
+            (LogIdentity::Unknown, Some(0), 10, 2),
+            (other(), Some(0), 10, 0),
+        ] {
+            let one = progress(identity, next_offset);
+            assert_eq!((one.lag_messages(), one.lost_messages()), (lag, lost), "{next_offset:?}");
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! A dead letter and its headers.
 
 use chrono::{DateTime, Utc};
+use sha2::{Digest as _, Sha256};
 
-use crate::record::{KafkaMessage, TopicPartition};
+use crate::record::{KafkaMessage, TopicPartition, to_hex};
 
 /// Prefix of Kafka Connect's header names.
 pub(super) const CONNECT_HEADER_PREFIX: &str = "__connect.errors.";
@@ -11,6 +12,10 @@ pub(super) const CONNECT_HEADER_PREFIX: &str = "__connect.errors.";
 pub(super) const DEAD_LETTERED_AT_HEADER: &str = "bsap.dead_letter.timestamp";
 /// Header with [`DeadLetterReason::record_index`].
 pub(super) const RECORD_INDEX_HEADER: &str = "bsap.dead_letter.record_index";
+/// Header with [`OmittedValue::bytes`].
+pub(super) const OMITTED_BYTES_HEADER: &str = "bsap.dead_letter.omitted_bytes";
+/// Header with [`OmittedValue::sha256`].
+pub(super) const OMITTED_SHA256_HEADER: &str = "bsap.dead_letter.omitted_sha256";
 /// Header of a replayed message: its position in the dead-letter topic.
 pub(super) const REPLAYED_FROM_HEADER: &str = "bsap.dead_letter.replayed_from";
 
@@ -26,6 +31,22 @@ pub struct DeadLetterReason {
     /// Position of the rejected event in the message, counted from 0; `None` if the message holds a
     /// single event.
     pub record_index: Option<usize>,
+}
+
+/// The value of a message that was too large for the dead-letter topic. It is in the message's own topic, as long as
+/// that keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OmittedValue {
+    /// Size of the value.
+    pub bytes: u64,
+    /// SHA-256 of the value, in hexadecimal digits.
+    pub sha256: String,
+}
+
+impl OmittedValue {
+    pub(super) fn of(value: &[u8]) -> Self {
+        Self { bytes: value.len() as u64, sha256: to_hex(&Sha256::digest(value)) }
+    }
 }
 
 /// A message of the dead-letter topic, split into the original message and why it was rejected.
@@ -48,6 +69,8 @@ pub struct DeadLetter {
     pub dead_lettered_at: Option<DateTime<Utc>>,
     /// The original message, with its original partition and offset.
     pub original_message: KafkaMessage,
+    /// The value that the original message lacks here; `None` if it is complete.
+    pub omitted_value: Option<OmittedValue>,
 }
 
 impl DeadLetter {
@@ -73,7 +96,14 @@ impl DeadLetter {
             name.starts_with(CONNECT_HEADER_PREFIX)
                 || name == DEAD_LETTERED_AT_HEADER
                 || name == RECORD_INDEX_HEADER
+                || name == OMITTED_BYTES_HEADER
+                || name == OMITTED_SHA256_HEADER
         };
+        let omitted_value = last_header(OMITTED_BYTES_HEADER)
+            .and_then(|bytes| bytes.parse().ok())
+            .zip(last_header(OMITTED_SHA256_HEADER))
+            .filter(|_| stored.payload.is_none())
+            .map(|(bytes, sha256)| OmittedValue { bytes, sha256 });
         let mut headers = stored.headers;
         headers.retain(|(name, _)| !is_dead_letter_header(name));
         Some(Self {
@@ -85,6 +115,7 @@ impl DeadLetter {
             record_index: record,
             dead_lettered_at,
             original_message: KafkaMessage { partition, offset, headers, ..stored },
+            omitted_value,
         })
     }
 

@@ -8,7 +8,7 @@ mod options;
 mod reader;
 mod writer;
 
-pub use letter::{DeadLetter, DeadLetterReason};
+pub use letter::{DeadLetter, DeadLetterReason, OmittedValue};
 pub use options::DeadLetterOptions;
 pub use reader::{DeadLetterFilter, DeadLetterReadError, read_dead_letters};
 pub use writer::{DeadLetterWriteError, DeadLetterWriter};

@@ -8,7 +8,8 @@ use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
 
 use super::letter::{
     CONNECT_HEADER_PREFIX, DEAD_LETTERED_AT_HEADER, DeadLetter, DeadLetterReason,
-    RECORD_INDEX_HEADER, REPLAYED_FROM_HEADER,
+    OMITTED_BYTES_HEADER, OMITTED_SHA256_HEADER, OmittedValue, RECORD_INDEX_HEADER,
+    REPLAYED_FROM_HEADER,
 };
 use super::options::DeadLetterOptions;
 use crate::diagnosis::describe;
@@ -23,7 +24,7 @@ const MAX_REASON_CHARS: usize = 2_000;
 /// A message could not be written to the dead-letter topic, or back to its own topic.
 #[derive(Debug, thiserror::Error)]
 #[error("topic {topic}: {}{}", describe(.source), if kafka::classify_error(.source) == Disposition::DeadLetter {
-    "; raise max.message.bytes of the dead-letter topic well above that of the source topic, then start again"
+    "; key and headers alone are too large: raise max.message.bytes of the dead-letter topic well above that of the source topic, then start again"
 } else { "" })]
 pub struct DeadLetterWriteError {
     topic: String,
@@ -65,12 +66,13 @@ impl DeadLetterWriter {
         &self.topic
     }
 
-    /// Dead-letters `message` and returns when all in-sync replicas have it.
+    /// Dead-letters `message` and returns when all in-sync replicas have it: without its value if the topic
+    /// does not take a message of that size, but with the size and the hash of the value. Returns what was omitted.
     pub async fn write(
         &self,
         message: &KafkaMessage,
         reason: &DeadLetterReason,
-    ) -> Result<(), DeadLetterWriteError> {
+    ) -> Result<Option<OmittedValue>, DeadLetterWriteError> {
         let mut headers = OwnedHeaders::new();
         for (key, value) in &message.headers {
             headers = headers.insert(Header { key, value: value.as_deref() });
@@ -97,9 +99,32 @@ impl DeadLetterWriter {
             headers = headers
                 .insert(Header { key: RECORD_INDEX_HEADER, value: Some(&record.to_string()) });
         }
+        let value = message.payload.as_deref();
+        let too_large = match self.send(message, value, headers.clone()).await {
+            Err(error) if kafka::classify_error(&error.source) == Disposition::DeadLetter => error,
+            sent => return sent.map(|()| None),
+        };
+        let Some(value) = value else { return Err(too_large) };
+        let omitted = OmittedValue::of(value);
+        let marks = [
+            (OMITTED_BYTES_HEADER, omitted.bytes.to_string()),
+            (OMITTED_SHA256_HEADER, omitted.sha256.clone()),
+        ];
+        for (key, value) in &marks {
+            headers = headers.insert(Header { key, value: Some(value) });
+        }
+        self.send(message, None, headers).await.map(|()| Some(omitted))
+    }
+
+    async fn send(
+        &self,
+        message: &KafkaMessage,
+        value: Option<&[u8]>,
+        headers: OwnedHeaders,
+    ) -> Result<(), DeadLetterWriteError> {
         let mut record = FutureRecord::to(&self.topic).headers(headers);
         record.key = message.key.as_deref();
-        record.payload = message.payload.as_deref();
+        record.payload = value;
         record.timestamp = message.timestamp_ms;
         self.producer
             .send::<[u8], [u8], _>(record, Duration::from_secs(30))

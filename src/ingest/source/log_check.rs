@@ -148,7 +148,7 @@ fn check_log(
     found: Option<LogAnchor>,
 ) -> LogVerdict {
     let read = &checkpoint.read;
-    let identity = identify_log(read, (earliest, end), found);
+    let identity = identify_log(read, (earliest, end), [found, None]);
     if let LogIdentity::Other(reason) = identity {
         return LogVerdict::Restart(reason);
     }

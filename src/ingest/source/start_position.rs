@@ -107,8 +107,7 @@ impl StartPositions {
             LogIdentity::Other(reason) => self.start_new_log(&partition, stored, log, reason)?,
             LogIdentity::Same | LogIdentity::Unknown => stored,
         };
-        // Of a log that replaced another one, everything is to be read.
-        let first_wanted = stored.next_offset.or((stored.log_number > 0).then_some(0));
+        let first_wanted = stored.next_wanted_offset();
         let lost = first_wanted.map_or(0, |offset| log.earliest_offset - offset);
         if lost > 0 {
             metrics::global().lost_messages.add(&["retention"], lost.unsigned_abs());

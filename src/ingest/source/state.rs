@@ -163,6 +163,7 @@ impl ConsumerState {
                     log_number: state.log_number,
                     next_offset: Some(state.polled_position),
                     anchor: state.anchor,
+                    last_message: None,
                 },
                 last_polled: state.last_polled,
                 end_offset: table.end_offsets.get(partition).copied(),

@@ -112,9 +112,9 @@ async fn consume_after(stored: impl Fn(LogAnchor) -> StoredPosition) -> (i64, u6
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_without_the_stored_message_is_consumed_from_its_beginning_as_a_new_one() {
     let stored = |next_offset, anchor| StoredPosition {
-        log_number: 0,
         next_offset: Some(next_offset),
         anchor,
+        ..StoredPosition::default()
     };
     let found = tokio::join!(
         consume_after(|anchor| stored(5, Some(anchor))),

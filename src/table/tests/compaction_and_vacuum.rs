@@ -67,6 +67,7 @@ pub(super) async fn write_versions(store: &Store, images: i64, versions: u64) {
         let one = PartitionBatch {
             log_number: 0,
             anchor: None,
+            last_message: None,
             partition: partition(0),
             expected_position: expected,
             next_offset: next,
@@ -127,6 +128,7 @@ async fn an_erased_image_leaves_no_embedding_behind() {
     let one = PartitionBatch {
         log_number: 0,
         anchor: None,
+        last_message: None,
         partition: partition(0),
         expected_position: Some(18),
         next_offset: 20,

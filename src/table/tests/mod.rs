@@ -79,6 +79,7 @@ fn partition_batch(number: i32, expected: Option<i64>, ids: Range<i64>) -> Parti
     PartitionBatch {
         log_number: 0,
         anchor: None,
+        last_message: None,
         partition: partition(number),
         expected_position: expected,
         next_offset: ids.end,
@@ -104,6 +105,7 @@ async fn rows_come_back_as_they_were() {
     let one = PartitionBatch {
         log_number: 0,
         anchor: None,
+        last_message: None,
         partition: partition(0),
         expected_position: None,
         next_offset: 3,
@@ -196,6 +198,7 @@ async fn messages_without_rows_move_the_position() {
     let empty = PartitionBatch {
         log_number: 0,
         anchor: None,
+        last_message: None,
         partition: partition(0),
         expected_position: None,
         next_offset: 4,

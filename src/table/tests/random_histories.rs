@@ -129,6 +129,7 @@ impl HistoryFixture {
         let one = PartitionBatch {
             log_number: 0,
             anchor: None,
+            last_message: None,
             partition,
             expected_position: expected,
             next_offset: to,

@@ -70,6 +70,7 @@ async fn verify_finds_what_is_wrong_and_only_that() {
     let one = PartitionBatch {
         log_number: 0,
         anchor: None,
+        last_message: None,
         partition: partition(0),
         expected_position: Some(12),
         next_offset: 14,

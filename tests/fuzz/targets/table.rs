@@ -62,6 +62,7 @@ async fn write_small_table() -> Vec<(Path, Vec<u8>)> {
     let batch = PartitionBatch {
         log_number: 0,
         anchor: None,
+        last_message: None,
         partition,
         expected_position: None,
         next_offset: 3,
