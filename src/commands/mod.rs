@@ -11,6 +11,7 @@ mod dead_letters;
 mod demo;
 mod embed;
 mod evaluate;
+mod import;
 mod ingest;
 mod keys;
 mod model;
@@ -50,7 +51,7 @@ Every option of the configuration file can be set by an environment variable \
 BSAP_<SECTION>__<KEY>. `bsap config reference` describes all of them.";
 
 /// Command, and the sections of the configuration that it reads: its long help describes them.
-const CONFIG_SECTIONS: [(&str, &[&str]); 18] = [
+const CONFIG_SECTIONS: [(&str, &[&str]); 19] = [
     (
         "try",
         &["model", "prompts", "attributes", "fetch", "decode", "ingest", "search", "http", "log"],
@@ -90,6 +91,7 @@ const CONFIG_SECTIONS: [(&str, &[&str]); 18] = [
         ],
     ),
     ("publish", &["kafka", "source", "attributes", "fetch"]),
+    ("import", &["source", "attributes", "fetch", "decode", "model", "prompts", "table", "ingest"]),
     ("reconcile", &["kafka", "source", "attributes", "fetch", "table", "maintenance"]),
     ("dead-letters", &["kafka", "dead_letter"]),
     ("status", &["table", "kafka", "source"]),
@@ -170,6 +172,8 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// Announce images: files, folders, bucket prefixes or JSON lines become events
     Publish(publish::PublishArgs),
+    /// Store embeddings that you have already: NumPy, Parquet or clip-retrieval, nothing embedded again
+    Import(Box<import::ImportArgs>),
     /// Find images that are new, changed or removed without an event, and announce them
     Reconcile(reconcile::ReconcileArgs),
     /// List, show and replay messages that could not be used
@@ -223,6 +227,7 @@ pub fn run(cli: &Cli) -> CommandResult {
         Command::Ingest => ingest::run(config_file),
         Command::Serve(args) => serve::run(args, config_file),
         Command::Publish(args) => publish::run(args, config_file),
+        Command::Import(args) => import::run(args, config_file),
         Command::Reconcile(args) => reconcile::run(args, config_file),
         Command::DeadLetters(args) => dead_letters::run(args, config_file),
         Command::Status(args) => table::status::run(args, config_file),

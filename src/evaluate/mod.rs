@@ -55,7 +55,7 @@ pub use suggest::{
     ChosenPrompts, HalfWithoutJudgedQueries, PromptPool, PromptSuggestion,
     check_both_halves_judged, suggest_prompts,
 };
-pub use text_files::decode_text;
+pub use text_files::{decode_text, describe_without_position, detect_delimiter};
 
 #[cfg(test)]
 mod tests;
