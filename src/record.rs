@@ -15,6 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::arrays::JsonEmbedding;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 
 /// Length of the longest accepted image id, in bytes. Query workers hold all ids in memory.
@@ -366,7 +367,7 @@ pub enum ImageSource {
 }
 
 /// One accepted change of one image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AcceptedEvent {
     /// Id of the image.
     pub image_id: ImageId,
@@ -379,12 +380,23 @@ pub struct AcceptedEvent {
 }
 
 /// What an [`AcceptedEvent`] changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum ImageChange {
     /// A new or changed image.
     Upsert {
         /// Where the image is.
         content: ImageSource,
+        /// Declared attributes of the image.
+        attributes: Attributes,
+    },
+    /// A new or changed image that somebody else has embedded.
+    Embedded {
+        /// The embedding as it was sent.
+        embedding: JsonEmbedding,
+        /// Fingerprint of the model that computed it.
+        model: String,
+        /// Where the image is, if the event says it.
+        uri: Option<String>,
         /// Declared attributes of the image.
         attributes: Attributes,
     },
