@@ -11,6 +11,7 @@ mod dead_letters;
 mod demo;
 mod embed;
 mod evaluate;
+mod export;
 mod import;
 mod ingest;
 mod keys;
@@ -51,7 +52,7 @@ Every option of the configuration file can be set by an environment variable \
 BSAP_<SECTION>__<KEY>. `bsap config reference` describes all of them.";
 
 /// Command, and the sections of the configuration that it reads: its long help describes them.
-const CONFIG_SECTIONS: [(&str, &[&str]); 19] = [
+const CONFIG_SECTIONS: [(&str, &[&str]); 20] = [
     (
         "try",
         &["model", "prompts", "attributes", "fetch", "decode", "ingest", "search", "http", "log"],
@@ -106,6 +107,7 @@ const CONFIG_SECTIONS: [(&str, &[&str]); 19] = [
     ("search", &["model", "table", "search", "attributes", "decode"]),
     ("evaluate", &["model", "table", "prompts"]),
     ("prompts", &["prompts", "model", "table"]),
+    ("export", &["model", "table", "prompts"]),
 ];
 
 /// The arguments of the process.
@@ -200,6 +202,8 @@ pub enum Command {
     Search(search::SearchArgs),
     /// Compare ranking configurations on your own queries: is balancing worth it?
     Evaluate(Box<evaluate::EvaluateArgs>),
+    /// Write what an index of your own needs to rank as this catalogue does
+    Export(export::ExportArgs),
     /// Embed texts and images and print the numbers, to compare with a reference
     Embed(embed::EmbedArgs),
     /// Describe a checkpoint, and test it
@@ -241,6 +245,7 @@ pub fn run(cli: &Cli) -> CommandResult {
         Command::History(args) => rollout::history::run(args, config_file),
         Command::Search(args) => search::run(args, config_file),
         Command::Evaluate(args) => evaluate::run(args, config_file),
+        Command::Export(args) => export::run(args, config_file),
         Command::Embed(args) => embed::run(args),
         Command::Model(args) => model::run(args),
         Command::Prompts(args) => prompts::run(args, config_file),

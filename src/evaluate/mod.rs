@@ -14,6 +14,7 @@ mod bank_suggestion;
 mod baseline;
 pub(crate) mod calibrate;
 pub(crate) mod compare;
+mod corrections;
 mod evaluation;
 pub(crate) mod judgements;
 mod log_lines;
@@ -34,6 +35,7 @@ pub use compare::{
     RankingConfigurationError, ReportedConfiguration, Separation, ShownResult, ranks_of,
     top_indices,
 };
+pub use corrections::{CorrectionFormat, Corrections};
 pub use evaluation::{Evaluation, EvaluationPlan, evaluate_configurations};
 pub use judgements::{
     JudgedQuery, Judgements, MAX_SAMPLED_TEXTS, QueryFileError, QueryTextError, TextSample,
