@@ -178,7 +178,11 @@ impl Problems {
         }
         let mut text = self.listed.join("\n  ");
         if self.count > self.listed.len() {
-            text.push_str(&format!("\n  and {} more lines", self.count - self.listed.len()));
+            let more = self.count - self.listed.len();
+            text = format!(
+                "{text}
+  and {more} more lines"
+            );
         }
         Err(ArrayError::new(name, text))
     }

@@ -136,7 +136,7 @@ impl Engine {
         let started_at = Instant::now();
         let scorer = CandidateScorer { request: &request, prompt_set: &prompt_set, explain };
         let (scored, unknown_ids) = scorer.score_all(candidates, &embeddings);
-        let images = rank(scored, candidates, &prompt_set, &query.input);
+        let images = rank(&scored, candidates, &prompt_set, &query.input);
         let rank_ms = to_milliseconds(started_at.elapsed());
         let snapshot = &request.snapshot;
         let serving_snapshot = snapshot.serving_snapshot.clone();
@@ -240,7 +240,7 @@ impl Engine {
             let scorer =
                 CandidateScorer { request: &request, prompt_set: &prompt_set, explain: false };
             let (scored, _) = scorer.score_all(&candidates, &embeddings);
-            let images = rank(scored, &candidates, &prompt_set, &input);
+            let images = rank(&scored, &candidates, &prompt_set, &input);
             Some((
                 images.into_iter().map(|image| image.id).collect(),
                 request.snapshot.table_version,
@@ -265,7 +265,7 @@ impl Engine {
             let scorer =
                 CandidateScorer { request: &request, prompt_set: &prompt_set, explain: false };
             let (scored, _) = scorer.score_all(&candidates, &vec![None; candidates.len()]);
-            let images = rank(scored, &candidates, &prompt_set, &query.input);
+            let images = rank(&scored, &candidates, &prompt_set, &query.input);
             Some((
                 images.into_iter().map(|image| image.id).collect(),
                 request.snapshot.table_version,
@@ -343,7 +343,7 @@ impl CandidateScorer<'_> {
 
 /// Returns the candidates by balanced score, with their ranks.
 fn rank(
-    scored: Vec<ScoredCandidate>,
+    scored: &[ScoredCandidate],
     candidates: &[RerankCandidate],
     prompt_set: &EmbeddedPromptSet,
     input: &QueryInput,
