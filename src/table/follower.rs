@@ -135,7 +135,7 @@ impl Follower {
                 property: "version",
                 stored: newest.to_string(),
                 configured: version.to_string(),
-                remedy: "give a version that an earlier run has named",
+                remedy: "Give a version that an earlier run has named",
             });
         }
         let has_next = version == newest || follower.log.read_commit(version + 1).await?.is_some();

@@ -115,7 +115,7 @@ class Server:
             "BSAP_TABLE__URL": str(self.catalogue / "catalogue"),
             "BSAP_MODEL__CHECKPOINT": str(DEMO / "demo-clip"),
             "BSAP_HTTP__LISTEN": "127.0.0.1:0",
-            "BSAP_METRICS__LISTEN": "",
+            "BSAP_METRICS__LISTEN": "127.0.0.1:0",
             "BSAP_LOG__FORMAT": "json",
         }
         self.process = subprocess.Popen([BSAP, "serve"], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
