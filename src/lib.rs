@@ -12,6 +12,8 @@
 pub mod balance;
 // Events, rows and identifiers that pass between the stages.
 pub mod record;
+// Embeddings that others have computed, in files and in JSON.
+pub mod arrays;
 // Checks that options share.
 pub mod validate;
 // Errors of libraries with all of their causes and remedies, and without secrets.
@@ -50,6 +52,8 @@ pub mod reconcile;
 pub mod watch;
 // Computes statistics and embeddings for images that are already stored.
 pub mod backfill;
+// Stores embeddings that files have already in a catalogue.
+pub mod import;
 // The query worker: follows the catalogue, answers HTTP, shows the page.
 pub mod serve;
 // Compares configurations on judged queries, and calibrates thresholds.

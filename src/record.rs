@@ -15,6 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::arrays::JsonEmbedding;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 
 /// Length of the longest accepted image id, in bytes. Query workers hold all ids in memory.
@@ -376,7 +377,7 @@ pub enum ImageSource {
 }
 
 /// One accepted change of one image.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AcceptedEvent {
     /// Id of the image.
     pub image_id: ImageId,
@@ -389,12 +390,23 @@ pub struct AcceptedEvent {
 }
 
 /// What an [`AcceptedEvent`] changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum ImageChange {
     /// A new or changed image.
     Upsert {
         /// Where the image is.
         content: ImageSource,
+        /// Declared attributes of the image.
+        attributes: Attributes,
+    },
+    /// A new or changed image that somebody else has embedded.
+    Embedded {
+        /// The embedding as it was sent.
+        embedding: JsonEmbedding,
+        /// Fingerprint of the model that computed it.
+        model: String,
+        /// Where the image is, if the event says it.
+        uri: Option<String>,
         /// Declared attributes of the image.
         attributes: Attributes,
     },
@@ -423,6 +435,11 @@ impl Embedding {
         Self(values.into())
     }
 
+    /// Returns the values with the precision to which they are rounded.
+    pub fn to_f16(&self) -> Vec<f16> {
+        self.0.iter().map(|value| f16::from_f32(*value)).collect()
+    }
+
     /// Returns the values, one per dimension.
     pub fn values(&self) -> &[f32] {
         &self.0
@@ -449,13 +466,13 @@ pub struct ImageRow {
 pub struct StoredImage {
     /// URI that it was fetched from; `None` if its bytes came in the event.
     pub uri: Option<String>,
-    /// SHA-256 of the encoded image, in hexadecimal.
+    /// SHA-256 of the encoded image, in hexadecimal; empty if the image was embedded elsewhere.
     pub content_hash: String,
-    /// Size of the encoded image.
+    /// Size of the encoded image; 0 if the image was embedded elsewhere.
     pub byte_size: u64,
-    /// Width in pixels, with the orientation applied.
+    /// Width in pixels, with the orientation applied; 0 if the image was embedded elsewhere.
     pub width: u32,
-    /// Height in pixels, with the orientation applied.
+    /// Height in pixels, with the orientation applied; 0 if the image was embedded elsewhere.
     pub height: u32,
     /// Declared attributes.
     pub attributes: Attributes,
@@ -474,6 +491,43 @@ pub struct Decoding {
     pub rule: Arc<str>,
     /// The share of the pixels that could be decoded, 1 unless the file was damaged.
     pub share: f32,
+}
+
+impl Decoding {
+    /// Stands in the place of a rule for an image that was embedded elsewhere, so that nothing was decoded.
+    const EMBEDDED_ELSEWHERE: &str = "embedded elsewhere";
+
+    /// Says that the image was embedded elsewhere: only its embedding was sent or imported.
+    pub fn embedded_elsewhere() -> Self {
+        Self { rule: Self::EMBEDDED_ELSEWHERE.into(), share: 1.0 }
+    }
+
+    /// Whether the image was embedded elsewhere.
+    pub fn is_embedded_elsewhere(&self) -> bool {
+        &*self.rule == Self::EMBEDDED_ELSEWHERE
+    }
+}
+
+impl StoredImage {
+    /// Returns an image of which only the embedding is known.
+    pub fn embedded_elsewhere(
+        uri: Option<String>,
+        attributes: Attributes,
+        embedding: Embedding,
+        statistics: BTreeMap<StatisticsKey, ScoreStatistics>,
+    ) -> Self {
+        Self {
+            uri,
+            content_hash: String::new(),
+            byte_size: 0,
+            width: 0,
+            height: 0,
+            attributes,
+            embedding,
+            statistics,
+            decoding: Some(Decoding::embedded_elsewhere()),
+        }
+    }
 }
 
 impl ImageSource {

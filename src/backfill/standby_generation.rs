@@ -301,6 +301,8 @@ fn to_reembed_event(entry: InventoryEntry, types: &AttributeTypes) -> ReembedEve
         operation: if deleted { Operation::Delete } else { Operation::Upsert },
         uri: entry.uri.filter(|_| !deleted),
         data: None,
+        embedding: None,
+        model: None,
         sequence: None,
         event_time: entry.event_time,
         attributes: attributes_to_json(&entry.attributes, types),

@@ -11,6 +11,8 @@ mod dead_letters;
 mod demo;
 mod embed;
 mod evaluate;
+mod export;
+mod import;
 mod ingest;
 mod keys;
 mod model;
@@ -50,7 +52,7 @@ Every option of the configuration file can be set by an environment variable \
 BSAP_<SECTION>__<KEY>. `bsap config reference` describes all of them.";
 
 /// Command, and the sections of the configuration that it reads: its long help describes them.
-const CONFIG_SECTIONS: [(&str, &[&str]); 18] = [
+const CONFIG_SECTIONS: [(&str, &[&str]); 20] = [
     (
         "try",
         &["model", "prompts", "attributes", "fetch", "decode", "ingest", "search", "http", "log"],
@@ -90,6 +92,7 @@ const CONFIG_SECTIONS: [(&str, &[&str]); 18] = [
         ],
     ),
     ("publish", &["kafka", "source", "attributes", "fetch"]),
+    ("import", &["source", "attributes", "fetch", "decode", "model", "prompts", "table", "ingest"]),
     ("reconcile", &["kafka", "source", "attributes", "fetch", "table", "maintenance"]),
     ("dead-letters", &["kafka", "dead_letter"]),
     ("status", &["table", "kafka", "source"]),
@@ -104,6 +107,7 @@ const CONFIG_SECTIONS: [(&str, &[&str]); 18] = [
     ("search", &["model", "table", "search", "attributes", "decode"]),
     ("evaluate", &["model", "table", "prompts"]),
     ("prompts", &["prompts", "model", "table"]),
+    ("export", &["model", "table", "prompts"]),
 ];
 
 /// The arguments of the process.
@@ -173,6 +177,8 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// Announce images: files, folders, bucket prefixes or JSON lines become events
     Publish(publish::PublishArgs),
+    /// Store embeddings that you have already: NumPy, Parquet or clip-retrieval, nothing embedded again
+    Import(Box<import::ImportArgs>),
     /// Find images that are new, changed or removed without an event, and announce them
     Reconcile(reconcile::ReconcileArgs),
     /// List, show and replay messages that could not be used
@@ -199,6 +205,8 @@ pub enum Command {
     Search(search::SearchArgs),
     /// Compare ranking configurations on your own queries: is balancing worth it?
     Evaluate(Box<evaluate::EvaluateArgs>),
+    /// Write what an index of your own needs to rank as this catalogue does
+    Export(export::ExportArgs),
     /// Embed texts and images and print the numbers, to compare with a reference
     Embed(embed::EmbedArgs),
     /// Describe a checkpoint, and test it
@@ -226,6 +234,7 @@ pub fn run(cli: &Cli) -> CommandResult {
         Command::Ingest => ingest::run(config_file),
         Command::Serve(args) => serve::run(args, config_file),
         Command::Publish(args) => publish::run(args, config_file),
+        Command::Import(args) => import::run(args, config_file),
         Command::Reconcile(args) => reconcile::run(args, config_file),
         Command::DeadLetters(args) => dead_letters::run(args, config_file),
         Command::Status(args) => table::status::run(args, config_file),
@@ -239,6 +248,7 @@ pub fn run(cli: &Cli) -> CommandResult {
         Command::History(args) => rollout::history::run(args, config_file),
         Command::Search(args) => search::run(args, config_file),
         Command::Evaluate(args) => evaluate::run(args, config_file),
+        Command::Export(args) => export::run(args, config_file),
         Command::Embed(args) => embed::run(args),
         Command::Model(args) => model::run(args),
         Command::Prompts(args) => prompts::run(args, config_file),

@@ -198,6 +198,8 @@ fn bare_event(image_id: &str, operation: Operation) -> ImageEvent {
         operation,
         uri: None,
         data: None,
+        embedding: None,
+        model: None,
         sequence: None,
         event_time: Some(Utc::now()),
         attributes: BTreeMap::new(),

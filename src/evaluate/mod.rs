@@ -14,6 +14,7 @@ mod bank_suggestion;
 mod baseline;
 pub(crate) mod calibrate;
 pub(crate) mod compare;
+mod corrections;
 mod evaluation;
 pub(crate) mod judgements;
 mod log_lines;
@@ -34,6 +35,7 @@ pub use compare::{
     RankingConfigurationError, ReportedConfiguration, Separation, ShownResult, ranks_of,
     top_indices,
 };
+pub use corrections::{CorrectionFormat, Corrections};
 pub use evaluation::{Evaluation, EvaluationPlan, evaluate_configurations};
 pub use judgements::{
     JudgedQuery, Judgements, MAX_SAMPLED_TEXTS, QueryFileError, QueryTextError, TextSample,
@@ -55,7 +57,7 @@ pub use suggest::{
     ChosenPrompts, HalfWithoutJudgedQueries, PromptPool, PromptSuggestion,
     check_both_halves_judged, suggest_prompts,
 };
-pub use text_files::decode_text;
+pub use text_files::{decode_text, describe_without_position, detect_delimiter};
 
 #[cfg(test)]
 mod tests;

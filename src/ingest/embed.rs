@@ -13,7 +13,7 @@ use super::options::IngestOptions;
 use super::progress::Progress;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::clip::{ClipError, Encoders, Pixels, run_self_test};
-use crate::prompts::{ActivePromptSets, EmbeddedPromptSet};
+use crate::prompts::{ActivePromptSets, EmbeddedPromptSet, compute_all_statistics};
 use crate::record::Embedding;
 use crate::telemetry::metrics;
 
@@ -180,20 +180,15 @@ impl BatchEncoder {
 
 /// Computes statistics from the embedding as it is stored, so that ingestion, reindexing and search
 /// agree.
-fn build_embedded_image(
+pub fn build_embedded_image(
     unit: &[f32],
     sets: &[Arc<EmbeddedPromptSet>],
 ) -> Result<EmbeddedImage, EmbedError> {
     let embedding = Embedding::from_unit_vector(unit);
-    let mut statistics = BTreeMap::new();
-    for set in sets {
-        let Some(computed) = set.compute_statistics(&embedding) else { continue };
-        if !computed.is_finite() {
-            let reason = format!("statistics of an image by {} are not finite", set.statistics_key);
-            return Err(EmbedError::fatal(IngestError::Model(reason)));
-        }
-        statistics.insert(set.statistics_key.clone(), computed);
-    }
+    let statistics = compute_all_statistics(sets, &embedding).map_err(|key| {
+        let reason = format!("statistics of an image by {key} are not finite");
+        EmbedError::fatal(IngestError::Model(reason))
+    })?;
     Ok(EmbeddedImage { embedding, statistics })
 }
 

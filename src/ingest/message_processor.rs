@@ -12,7 +12,7 @@ use tracing::{info, trace_span, warn};
 
 use super::dead_letter::{DeadLetterReason, DeadLetterWriteError, DeadLetterWriter};
 use super::decode::{self, DecodeOptions, DecodePermits, DecodedImage, is_data_url};
-use super::embed::{EmbedError, Embedder};
+use super::embed::{EmbedError, EmbeddedImage, Embedder, build_embedded_image};
 use super::error::IngestError;
 use super::fetch::{FetchError, Fetcher, shorten_uri};
 use super::metadata::metadata_attributes;
@@ -20,7 +20,9 @@ use super::progress::Progress;
 use super::rejection::Rejection;
 use super::source::Decoder;
 use super::tally::{Tally, TallyRecorder};
+use crate::arrays::JsonEmbedding;
 use crate::clip::Encoders;
+use crate::prompts::ActivePromptSets;
 use crate::record::{
     AcceptedEvent, Attributes, Decoding, ImageChange, ImageRow, ImageSource, KafkaMessage,
     StoredImage, TopicPartition, to_hex,
@@ -76,6 +78,8 @@ pub struct MessageProcessor {
     pub decode_permits: DecodePermits,
     pub encoders: Arc<dyn Encoders>,
     pub embedder: Embedder,
+    /// Sets whose statistics new rows carry.
+    pub prompt_sets: ActivePromptSets,
     pub progress: Arc<Progress>,
     /// Cancelled when the worker gives up messages in flight.
     pub processing_cancel: CancellationToken,
@@ -130,6 +134,7 @@ impl MessageProcessor {
         let rows = stream::iter(events.into_iter().enumerate()).map(|(index, event)| async move {
             let uri = match &event.change {
                 ImageChange::Upsert { content, .. } | ImageChange::Recheck { content } => loggable_uri(content),
+                ImageChange::Embedded { uri, .. } => uri.as_deref().map(shorten_uri).unwrap_or_default(),
                 ImageChange::Delete => String::new(),
             };
             let image_id = event.image_id.clone();
@@ -183,6 +188,9 @@ impl MessageProcessor {
             ImageChange::Delete => None,
             ImageChange::Upsert { content, attributes } => {
                 Some(self.fetch_and_embed_image(&content, attributes, recorder).await?)
+            }
+            ImageChange::Embedded { embedding, model, uri, attributes } => {
+                Some(self.measure_foreign_embedding(embedding, &model, uri, attributes).await?)
             }
             ImageChange::Recheck { content } => {
                 match self.fetch_and_embed_image(&content, Attributes::new(), recorder).await {
@@ -252,15 +260,7 @@ impl MessageProcessor {
             })??;
         recorder.record_decode_duration(started);
         let started = Instant::now();
-        let embedded = self.embedder.embed(pixels).await.map_err(|error| match error {
-            EmbedError::Fatal(error) => fatal_failure(*error),
-            EmbedError::NotFinite(explanation) => EventFailure::DeadLetter(DeadLetterReason {
-                stage: "embed_image",
-                code: "embedding_not_finite",
-                explanation,
-                record_index: None,
-            }),
-        })?;
+        let embedded = self.embedder.embed(pixels).await.map_err(embed_failure)?;
         recorder.record_embed_duration(started);
         // The event's own attributes replace those of the file.
         attributes_of_file.extend(attributes);
@@ -279,6 +279,39 @@ impl MessageProcessor {
             statistics: embedded.statistics,
             decoding: Some(decoding),
         })
+    }
+
+    /// Checks an embedding that came in an event, and computes its statistics.
+    async fn measure_foreign_embedding(
+        &self,
+        embedding: JsonEmbedding,
+        model: &str,
+        uri: Option<String>,
+        attributes: Attributes,
+    ) -> Result<StoredImage, EventFailure> {
+        let card = self.encoders.card();
+        if model != card.fingerprint {
+            return Err(unusable_embedding_failure(
+                "embedding_of_other_model",
+                format!(
+                    "model: the embedding is by {model:.100?}, but this worker's model is {} ({})",
+                    card.fingerprint, card.name
+                ),
+            ));
+        }
+        let (dimension, sets) = (card.dimension, self.prompt_sets.current());
+        let measured = tokio::task::spawn_blocking(move || {
+            let unit = embedding.to_unit_vector(dimension).map_err(|reason| {
+                unusable_embedding_failure("embedding_invalid", format!("embedding: {reason}"))
+            })?;
+            build_embedded_image(&unit, &sets).map_err(embed_failure)
+        });
+        let measured =
+            measured.await.map_err(|e| fatal_failure(IngestError::Internal(e.to_string())))??;
+        let EmbeddedImage { embedding, statistics } = measured;
+        // A data URL is the image itself, not an address to store.
+        let uri = uri.filter(|uri| !is_data_url(uri));
+        Ok(StoredImage::embedded_elsewhere(uri, attributes, embedding, statistics))
     }
 
     fn classify_fetch_error(&self, error: &FetchError) -> EventFailure {
@@ -345,6 +378,24 @@ fn undecodable_image_failure(code: &'static str, message: String) -> EventFailur
         stage: "decode_image",
         code,
         explanation: message,
+        record_index: None,
+    })
+}
+
+fn embed_failure(error: EmbedError) -> EventFailure {
+    match error {
+        EmbedError::Fatal(error) => fatal_failure(*error),
+        EmbedError::NotFinite(explanation) => {
+            unusable_embedding_failure("embedding_not_finite", explanation)
+        }
+    }
+}
+
+fn unusable_embedding_failure(code: &'static str, explanation: String) -> EventFailure {
+    EventFailure::DeadLetter(DeadLetterReason {
+        stage: "embed_image",
+        code,
+        explanation,
         record_index: None,
     })
 }

@@ -129,7 +129,7 @@ impl Worker {
         );
         let embedder = Embedder::start(
             self.encoders.clone(),
-            self.prompt_sets,
+            self.prompt_sets.clone(),
             &self.ingest_options,
             self.progress.clone(),
         );
@@ -144,6 +144,7 @@ impl Worker {
             decode_options: self.decode_options,
             encoders: self.encoders,
             embedder,
+            prompt_sets: self.prompt_sets,
             progress: self.progress.clone(),
             processing_cancel: cancel_processing.clone(),
         });

@@ -1,5 +1,6 @@
 //! A prompt set embedded by a model.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use chrono::Utc;
@@ -146,6 +147,23 @@ impl EmbeddedPromptSet {
         };
         sets.iter().filter(matches).max_by_key(|set| set.prompt_set.version)
     }
+}
+
+/// Returns the statistics of an image by each of `sets`, from its embedding as stored. The error is the key of a
+/// set by which they are not finite.
+pub fn compute_all_statistics(
+    sets: &[Arc<EmbeddedPromptSet>],
+    image: &Embedding,
+) -> Result<BTreeMap<StatisticsKey, ScoreStatistics>, StatisticsKey> {
+    let mut statistics = BTreeMap::new();
+    for set in sets {
+        let Some(computed) = set.compute_statistics(image) else { continue };
+        if !computed.is_finite() {
+            return Err(set.statistics_key.clone());
+        }
+        statistics.insert(set.statistics_key.clone(), computed);
+    }
+    Ok(statistics)
 }
 
 impl PromptSet {

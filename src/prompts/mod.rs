@@ -11,7 +11,7 @@ mod prompt_set;
 pub(crate) mod report;
 
 pub use active::ActivePromptSets;
-pub use embedded::EmbeddedPromptSet;
+pub use embedded::{EmbeddedPromptSet, compute_all_statistics};
 pub use options::{PromptOptions, load_configured_sets};
 pub use prompt_set::{MAX_PROMPT_CHARS, MAX_PROMPTS, PromptError, PromptSet, UnreadPrompt};
 pub use report::{NEAR_DUPLICATE_COSINE, PromptSetReport, measure_prompt_set};

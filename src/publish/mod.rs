@@ -317,6 +317,8 @@ impl EventTemplate {
             operation,
             uri: None,
             data: None,
+            embedding: None,
+            model: None,
             sequence: sequence.filter(|_| self.ordering == VersionOrdering::Sequence),
             event_time: Some(time),
             attributes: BTreeMap::new(),

@@ -17,8 +17,8 @@ mod snapshot;
 mod timings;
 
 pub use engine::{
-    Engine, EngineRoles, Engines, Explanation, FollowError, RankingDifference, ScoredPrompt,
-    SearchResults, TrafficCounts,
+    Engine, EngineRoles, Engines, Explanation, FollowError, RankingDifference, RerankCandidate,
+    RerankResults, RerankedImage, ScoreAndRank, ScoredPrompt, SearchResults, TrafficCounts,
 };
 pub use error::QueryError;
 pub use options::SearchOptions;

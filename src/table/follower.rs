@@ -120,6 +120,29 @@ impl Follower {
         })
     }
 
+    /// Opens the table of `generation` to read what changed after `version`. If the log no longer has all commits
+    /// after it, the whole table is read first. Fails with [`TableError::Mismatch`] if the table has not come so
+    /// far.
+    pub async fn open_after(
+        catalogue: &Store,
+        generation: &Generation,
+        version: u64,
+    ) -> Result<Self, TableError> {
+        let mut follower = Self::open(catalogue, generation).await?;
+        let newest = follower.log.version();
+        if version > newest {
+            return Err(TableError::Mismatch {
+                property: "version",
+                stored: newest.to_string(),
+                configured: version.to_string(),
+                remedy: "Give a version that an earlier run has named",
+            });
+        }
+        let has_next = version == newest || follower.log.read_commit(version + 1).await?.is_some();
+        follower.images_table_version = has_next.then_some(version);
+        Ok(follower)
+    }
+
     /// Returns the changes since the last call: first the whole table, then one commit per call, then
     /// `None` until there is another. Calls `progress` with the files read so far and the files in all.
     pub async fn next(

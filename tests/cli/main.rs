@@ -81,6 +81,20 @@ fn without_a_command_the_ways_to_begin_are_shown() {
 }
 
 #[test]
+fn invalid_imports_and_exports_are_rejected_before_any_work() {
+    let checkpoint = demo_checkpoint_folder();
+    let arguments = ["import", "--images", "x.npy", "--checkpoint", &checkpoint];
+    assert_fails(&arguments, &[], 2, &["--images: x.npy: ", "--ids: is missing"]);
+    let arguments = ["import", "--images", "x.npy", "--metadata", "m.csv", "--ids", "id"];
+    let checkpoint = [("BSAP_MODEL__CHECKPOINT", checkpoint.as_str())];
+    assert_fails(&arguments, &checkpoint, 2, &["--images: x.npy: ", "--metadata: m.csv"]);
+    assert_fails(&["export", "corrections", "--out", "x.txt"], &[], 2, &[".parquet, .csv or .npy"]);
+    assert_fails(&["export", "corrections", "--out", "x.npy"], &[], 2, &["--ids: is missing"]);
+    let both = ["export", "corrections", "--out", "x.csv", "--since", "1", "--ids", "x"];
+    assert_fails(&both, &[], 2, &["cannot be used with"]);
+}
+
+#[test]
 fn invalid_evaluations_are_rejected_before_any_work() {
     assert_fails(&["evaluate"], &[], 2, &["--queries", "--synthetic"]);
     assert_fails(&["evaluate", "--query-log", "x", "--feedback"], &[], 2, &["cannot be used with"]);

@@ -224,7 +224,7 @@ class RandomArrays(Agreement):
             zero[4] = 0
             header = [["query", "image"]]
             cases = [
-                ("images", broken, "row 17, column 3: NaN"),
+                ("images", broken, "row 17: column 3: NaN"),
                 ("images", images[:0], "(0, 8)"),
                 ("images", images[0], "(8,)"),
                 ("images", images.astype(np.int32), "<i4"),

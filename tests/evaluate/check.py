@@ -5,7 +5,7 @@
 DEMO is a folder that `bsap demo --once` left behind. Measures are compared with ir-measures
 (trec_eval) on random data, intervals and tests with SciPy, statistics and normalisers with plain
 f64 NumPy over the stored embeddings. arrays.py has the tests of `bsap evaluate arrays`, exchange.py those
-of files that other programs write and read.
+of files that other programs write and read, indexes.py those of embeddings that are imported and ranked elsewhere.
 """
 
 import json
@@ -22,6 +22,7 @@ import polars as pl
 import scipy.stats
 from arrays import RandomArrays, RealClip  # noqa: F401
 from exchange import Read, Written  # noqa: F401
+from indexes import Indexes  # noqa: F401
 from program import DEMO, MEASURES, bsap
 
 SET = "demo"

@@ -174,6 +174,8 @@ async fn a_slow_consumer_loses_nothing_that_the_embedded_broker_cannot_hold() {
         operation: Operation::Upsert,
         uri: None,
         data: Some(data.clone()),
+        embedding: None,
+        model: None,
         sequence: Some(1),
         event_time: None,
         attributes: [].into(),

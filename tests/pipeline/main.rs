@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod backlog;
+mod embedded;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

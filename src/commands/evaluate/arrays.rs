@@ -7,13 +7,13 @@ use clap::Args;
 use serde_json::json;
 
 use super::files::{print_report, write_file, write_rankings};
+use crate::arrays::{ArrayRole, EmbeddingArray, read_array};
 use crate::commands::shared::error::{CommandError, CommandResult};
 use crate::commands::shared::printing::print_note;
 use crate::commands::shared::progress::progress_bar;
 use crate::commands::shared::query_files::read_text_file;
 use crate::evaluate::arrays::{
-    ArrayEvaluation, ArrayInputs, ArrayRole, EmbeddingArray, evaluate_arrays, parse_pairs,
-    read_array, write_transforms,
+    ArrayEvaluation, ArrayInputs, evaluate_arrays, parse_pairs, write_transforms,
 };
 use crate::evaluate::{self, ConfigurationSpec, ThumbnailUris};
 

@@ -1,13 +1,14 @@
-//! How a command fails, with which exit code, and what to do about errors of disks and folders.
+//! How a command fails, with which exit code, what to do about errors of disks and folders, and `--json [FILE]`.
 
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::{fmt, io};
 
 use anyhow::anyhow;
+use serde::Serialize;
 
-use super::printing::print_note;
+use super::printing::{print_line, print_note};
 use crate::clip::ClipError;
 use crate::config::ConfigError;
 use crate::diagnosis::describe_in_lines;
@@ -111,6 +112,22 @@ pub fn path_error(option: &str, path: &Path, error: &io::Error) -> CommandError 
         _ => "choose another one",
     };
     CommandError::usage(format!("{option}: {}: {error}; {remedy}", path.display()))
+}
+
+/// Prints a result as JSON on one line, or writes it into the file that `--json FILE` names.
+pub fn write_json(
+    result: &impl Serialize,
+    json: Option<&Option<PathBuf>>,
+) -> Result<(), CommandError> {
+    match json {
+        None => {}
+        Some(None) => print_line!("{}", serde_json::to_string(result)?),
+        Some(Some(file)) => {
+            let text = serde_json::to_string_pretty(result)? + "\n";
+            std::fs::write(file, text).map_err(|e| path_error("--json", file, &e))?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

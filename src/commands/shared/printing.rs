@@ -26,6 +26,28 @@ macro_rules! print_note {
 }
 pub(crate) use print_note;
 
+/// Where lines for people go.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    uses_stderr: bool,
+}
+
+impl Output {
+    /// Creates an output; `prints_json` says that standard output is for JSON.
+    pub fn new(prints_json: bool) -> Self {
+        Self { uses_stderr: prints_json }
+    }
+
+    /// Prints a line.
+    pub fn line(self, text: Arguments<'_>) {
+        if self.uses_stderr {
+            write_escaped_line(std::io::stderr(), text);
+        } else {
+            write_escaped_line(std::io::stdout(), text);
+        }
+    }
+}
+
 /// Writes a line. Unlike `println!` it does not panic if the reader has closed the pipe
 /// (`bsap … | head`).
 pub fn write_escaped_line(mut output: impl Write, text: Arguments<'_>) {

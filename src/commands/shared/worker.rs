@@ -34,41 +34,15 @@ pub async fn build_ingest_worker(
     encoders: Arc<dyn Encoders>,
     progress: Arc<Progress>,
 ) -> anyhow::Result<Worker> {
-    let sets =
-        prompts::load_configured_sets(&config.prompts, &*encoders).context("prompts.sets")?;
-    for set in &sets {
-        if let Some(warning) = set.prompt_set.script_warning(&*encoders) {
-            warn!(event = event::PROMPTS_UNSUPPORTED_SCRIPT, prompt_set = %set.statistics_key, warning, "a prompt set does not fit the model");
-        }
-    }
-    let first = sets.first().context("prompts.sets: is empty")?;
-    let search = &config.search;
-    let serving =
-        ServingConfig::new(first.statistics_key.clone(), search.normaliser, search.weight);
-    let serving = ServingConfig { lambda: search.lambda, ..serving };
     let store = open_store(config).await?;
-    let generation = configured_generation(config, &*encoders);
-    let records: Vec<_> = sets.iter().map(|set| set.to_record()).collect();
     let states = StateStore::new(&store);
-    let standby_state = states.read_newest().await.context("table.url")?;
-    let standby_state = standby_state.filter(|state| state.is_standby(&generation));
-    let state = match standby_state {
-        Some(state) => state,
-        None => states
-            .initialise_or_extend(&generation, &records, &serving, "bsap ingest")
-            .await
-            .context("table.url")?,
-    };
-    let is_standby = state.is_standby(&generation);
+    let FilledGeneration { generation, is_standby, active_sets } =
+        FilledGeneration::open(config, &store, &*encoders, "bsap ingest").await?;
     let worker_source =
         WorkerSource::for_generation(config, &states, &generation, is_standby).await?;
     let mut topics = vec![config.source.topic.as_str(), config.dead_letter.topic.as_str()];
     topics.extend(worker_source.decoder.reembed_topic_name());
     kafka::fetch_partition_counts(&config.kafka, &topics).await?;
-    // Prompt sets that were added to the catalogue by others are active as well.
-    let active_sets = ActivePromptSets::new(sets);
-    let stored_sets = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
-    active_sets.replace(active_sets.resolve_records(stored_sets, &*encoders)?);
     let writer = TableWriter::open(&store, &generation, config.table.max_commit_attempts)
         .await
         .context("table.url")?
@@ -96,6 +70,58 @@ pub async fn build_ingest_worker(
         ingest_options: config.ingest.clone(),
         progress,
     })
+}
+
+/// The generation that rows of a model are written to.
+pub struct FilledGeneration {
+    /// The generation: the live one, or the standby.
+    pub generation: Generation,
+    /// Whether it is the standby, which has prompt sets of its own.
+    pub is_standby: bool,
+    /// Prompt sets whose statistics new rows carry.
+    pub active_sets: ActivePromptSets,
+}
+
+impl FilledGeneration {
+    /// Opens the generation of a model. Creates the catalogue if there is none; otherwise adds the configured
+    /// prompt sets to it, unless the model is that of the standby generation. `author` is named in the history.
+    pub async fn open(
+        config: &Config,
+        store: &Store,
+        encoders: &dyn Encoders,
+        author: &str,
+    ) -> anyhow::Result<Self> {
+        let sets =
+            prompts::load_configured_sets(&config.prompts, encoders).context("prompts.sets")?;
+        for set in &sets {
+            if let Some(warning) = set.prompt_set.script_warning(encoders) {
+                warn!(event = event::PROMPTS_UNSUPPORTED_SCRIPT, prompt_set = %set.statistics_key, warning, "a prompt set does not fit the model");
+            }
+        }
+        let first = sets.first().context("prompts.sets: is empty")?;
+        let search = &config.search;
+        let serving =
+            ServingConfig::new(first.statistics_key.clone(), search.normaliser, search.weight);
+        let serving = ServingConfig { lambda: search.lambda, ..serving };
+        let generation = configured_generation(config, encoders);
+        let records: Vec<_> = sets.iter().map(|set| set.to_record()).collect();
+        let states = StateStore::new(store);
+        let standby_state = states.read_newest().await.context("table.url")?;
+        let standby_state = standby_state.filter(|state| state.is_standby(&generation));
+        let is_standby = standby_state.is_some();
+        let state = match standby_state {
+            Some(state) => state,
+            None => states
+                .initialise_or_extend(&generation, &records, &serving, author)
+                .await
+                .context("table.url")?,
+        };
+        // Prompt sets that were added to the catalogue by others are active as well.
+        let active_sets = ActivePromptSets::new(sets);
+        let stored_sets = state.prompt_sets_of_generation(&generation.id).unwrap_or_default();
+        active_sets.replace(active_sets.resolve_records(stored_sets, encoders)?);
+        Ok(Self { generation, is_standby, active_sets })
+    }
 }
 
 /// The topics that a worker consumes, with its consumer group, and their decoder.

@@ -106,6 +106,8 @@ fn repeated_event(
         operation: Operation::Upsert,
         uri: image.uri.clone(),
         data: None,
+        embedding: None,
+        model: None,
         sequence: sequence.filter(|_| ordering == VersionOrdering::Sequence),
         event_time: image.event_time,
         attributes: attributes_to_json(&image.attributes, types),

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-use super::output::Output;
-use crate::commands::shared::printing::print_note;
+use crate::commands::shared::printing::{Output, print_note};
 use crate::watch::TrackerCounts;
 
 /// Time over which the rate is measured.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::output::Output;
 use crate::clip::Encoders;
 use crate::commands::shared::catalogue::open_catalogue;
 use crate::commands::shared::error::{CommandError, path_error};
 use crate::commands::shared::evaluation::thumbnails::ThumbnailSource;
+use crate::commands::shared::printing::Output;
 use crate::commands::shared::progress::{progress_bar, progress_callback};
 use crate::config::Config;
 use crate::evaluate::{

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::display::{DisplayedProgress, ProgressDisplay};
 use super::outcome::print_summary;
-use super::output::Output;
 use crate::commands::shared::in_process::system::LocalSystem;
+use crate::commands::shared::printing::Output;
 use crate::ingest::source::ImageEvent;
 use crate::ingest::{Progress, Rejection, RejectionListener};
 use crate::publish::Publisher;

@@ -12,7 +12,6 @@ mod follow;
 mod live;
 mod model;
 mod outcome;
-mod output;
 mod production;
 mod state_folder;
 mod text_cache;

@@ -8,10 +8,10 @@ use anyhow::anyhow;
 use indicatif::ProgressBar;
 use tokio_util::sync::CancellationToken;
 
-use super::output::Output;
 use crate::clip::{CheckpointOrigin, ClipError, Encoders, ModelOptions, locate_checkpoint};
 use crate::commands::shared::error::{CommandError, path_error};
 use crate::commands::shared::models::load_configured_model;
+use crate::commands::shared::printing::Output;
 use crate::config::Config;
 use crate::demo::{DEMO_MODEL_FOLDER, write_demo_checkpoint};
 

@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::output::Output;
-use crate::commands::shared::error::{CommandError, path_error};
-use crate::commands::shared::printing::print_line;
+use crate::commands::shared::error::{CommandError, write_json};
+use crate::commands::shared::printing::Output;
 use crate::watch::Tracker;
 
 /// Most reasons that are printed, the most frequent first; all are in the JSON.
@@ -69,15 +68,7 @@ impl TryOutcome {
 
     /// Prints the JSON, or writes it into the file that `--json` names.
     pub fn write_json(&self, json: Option<&Option<PathBuf>>) -> Result<(), CommandError> {
-        match json {
-            None => {}
-            Some(None) => print_line!("{}", serde_json::to_string(self)?),
-            Some(Some(file)) => {
-                let text = serde_json::to_string_pretty(self)? + "\n";
-                std::fs::write(file, text).map_err(|e| path_error("--json", file, &e))?;
-            }
-        }
-        Ok(())
+        write_json(self, json)
     }
 }
 

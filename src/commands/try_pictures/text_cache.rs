@@ -7,8 +7,8 @@ use image::RgbImage;
 use indicatif::ProgressBar;
 use tokio_util::sync::CancellationToken;
 
-use super::output::Output;
 use crate::clip::{ClipError, Encoders, ModelCard, Pixels, UnreadText};
+use crate::commands::shared::printing::Output;
 use crate::commands::shared::progress::progress_bar;
 use crate::prompts::{PromptOptions, PromptSet};
 

@@ -1,6 +1,6 @@
 //! What a bank of prompts says about each image: statistics and correction, in f64.
 
-use super::embeddings::EmbeddingArray;
+use crate::arrays::EmbeddingArray;
 use crate::balance::fit::CORRECTION_TOP_K;
 use crate::balance::products::{Packed, map_scores};
 use crate::balance::statistics::{ExactStatistics, StatisticsSettings};

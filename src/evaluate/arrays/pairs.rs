@@ -1,6 +1,6 @@
 //! Reads which images are right answers to which queries.
 
-use super::error::ArrayError;
+use crate::arrays::ArrayError;
 
 /// The header of a file of pairs.
 const HEADER: [&str; 2] = ["query", "image"];

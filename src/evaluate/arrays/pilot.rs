@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashSet};
 use serde::Serialize;
 
 use super::bank::measure_bank;
-use super::embeddings::EmbeddingArray;
-use super::error::ArrayError;
 use super::runs::{ArrayRun, DEFAULT_NAME, RAW_NAME};
 use super::scan::{ExactRanking, Scan, ScanResult};
+use crate::arrays::ArrayError;
+use crate::arrays::EmbeddingArray;
 use crate::balance::bank::BankReport;
 use crate::balance::calibration::{BestHitFeatures, ScoreDistribution};
 use crate::balance::fit::{BankFit, concentration};
@@ -25,7 +25,7 @@ use crate::evaluate::judgements::{JudgedQuery, Judgements, MAX_QUERIES, NoMatchK
 use crate::evaluate::measures::interval::ConfidenceInterval;
 use crate::evaluate::measures::{Cutoffs, FALSE_HIT_MEASURE, MAP_MEASURE};
 use crate::evaluate::report::EvaluationReport;
-use crate::record::{Attributes, ImageId};
+use crate::record::{Attributes, ImageId, to_hex};
 
 /// Most prompts: all of an image's scores for them are sorted.
 const MAX_PROMPTS: usize = 20_000;
@@ -122,7 +122,7 @@ pub fn evaluate_arrays(
     let (corrections, mut balances) = balance_images(inputs, &ranked_runs);
     let (result, fingerprint) = rayon::join(
         || rank_queries(inputs, &mut balances, progress),
-        || inputs.images.fingerprint(),
+        || to_hex(&inputs.images.fingerprint()),
     );
     let bank = measure_fit(inputs, &corrections, &result);
     let weight = bank.proposed_weight;
@@ -343,7 +343,7 @@ fn describe_runs(
     model: &ModelInfo,
     bank: &BankReport,
 ) -> Vec<ComparedConfiguration> {
-    let fingerprint = inputs.prompts.fingerprint();
+    let fingerprint = to_hex(&inputs.prompts.fingerprint());
     let key = |settings: StatisticsSettings| {
         StatisticsKey::new("prompts", 1, &fingerprint, inputs.logit_scale, settings)
     };
@@ -419,7 +419,7 @@ fn summarise_run(run: &ArrayRun, report: &EvaluationReport, index: usize) -> Run
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::arrays::embeddings::Values;
+    use crate::arrays::Values;
 
     fn array(name: &str, rows: &[[f64; 3]]) -> EmbeddingArray {
         let values = Values::F64(rows.as_flattened().to_vec());

@@ -204,6 +204,7 @@ impl Engine {
         shadow.spawn(&self.scanner, hits, move || {
             let (prompt_set, balance) = resolved.ok()?;
             request.statistics_key = prompt_set.statistics_key.clone();
+            request.softmax_scale = prompt_set.softmax_scale();
             request.balance = balance;
             Some(request)
         });
@@ -229,7 +230,7 @@ impl Engine {
 
     /// Returns a warning if the model cannot read the script of a text of the query, or does not read
     /// all of it.
-    fn text_warning(&self, input: &QueryInput) -> Option<String> {
+    pub(super) fn text_warning(&self, input: &QueryInput) -> Option<String> {
         let encoders = self.encoders();
         let card = encoders.card();
         let texts = input.texts();

@@ -11,6 +11,7 @@ use super::answer::SearchResults;
 use super::explain::Explanation;
 use super::fit_monitor::clear_metrics;
 use super::generation_engine::Engine;
+use super::rerank::{RerankCandidate, RerankResults};
 use super::shadow::ShadowQuery;
 use super::traffic::{RoutingRequest, choose_route};
 use crate::balance::bank::MeasuredBank;
@@ -86,7 +87,7 @@ impl Engines {
         cancel: &CancellationToken,
     ) -> Result<SearchResults, QueryError> {
         let roles = self.roles();
-        let (engine, routed_query) = roles.route_query(query)?;
+        let (engine, routed_query) = roles.route_query(query, false)?;
         let answer = engine.search_with_cancel(&routed_query, cancel);
         if roles.is_image_missing_in_standby(engine, query, &answer) {
             return roles.live.search_with_cancel(query, cancel);
@@ -118,10 +119,39 @@ impl Engines {
         cancel: &CancellationToken,
     ) -> Result<Explanation, QueryError> {
         let roles = self.roles();
-        let (engine, routed_query) = roles.route_query(query)?;
+        let (engine, routed_query) = roles.route_query(query, false)?;
         let answer = engine.explain(&routed_query, image_id, cancel);
         if roles.is_image_missing_in_standby(engine, query, &answer) {
             return roles.live.explain(query, image_id, cancel);
+        }
+        answer
+    }
+
+    /// Ranks the candidates of a caller. Returns [`QueryError::Cancelled`] if `cancel` is cancelled before that.
+    /// Blocks while it computes: call it from a thread that may block.
+    pub fn rerank(
+        &self,
+        query: &Query,
+        candidates: Vec<RerankCandidate>,
+        explain: bool,
+        cancel: &CancellationToken,
+    ) -> Result<RerankResults, QueryError> {
+        let roles = self.roles();
+        let candidates: Arc<[RerankCandidate]> = candidates.into();
+        let has_embeddings = candidates.iter().any(|candidate| candidate.embedding.is_some());
+        let (engine, routed_query) = roles.route_query(query, has_embeddings)?;
+        let answer = engine.rerank(&routed_query, &candidates, explain, cancel);
+        let is_live = Arc::ptr_eq(engine, &roles.live);
+        // Images that are not embedded in the other generation yet cannot be ranked there.
+        let lacks_images = match &answer {
+            Ok(results) => !results.unknown_ids.is_empty(),
+            Err(error) => matches!(error, QueryError::ImageNotFound(_)),
+        };
+        if !is_live && lacks_images && query.requested_configuration.is_none() {
+            return roles.live.rerank(query, &candidates, explain, cancel);
+        }
+        if let (Ok(results), true) = (&answer, is_live && !has_embeddings) {
+            roles.start_rerank_shadow(query, &candidates, results);
         }
         answer
     }
@@ -222,10 +252,12 @@ impl EngineRoles {
             && matches!(answer, Err(QueryError::ImageNotFound(_)))
     }
 
-    /// Chooses the engine that answers, and the query that it gets.
+    /// Chooses the engine that answers, and the query that it gets. `has_embeddings` says that embeddings by the
+    /// live model come with the query.
     fn route_query<'a>(
         &self,
         query: &'a Query,
+        has_embeddings: bool,
     ) -> Result<(&Arc<Engine>, Cow<'a, Query>), QueryError> {
         let Some((standby, candidate)) = self.standby.as_ref().zip(self.candidate.as_ref()) else {
             return Ok((&self.live, Cow::Borrowed(query)));
@@ -234,7 +266,9 @@ impl EngineRoles {
             requested_configuration: query.requested_configuration.as_deref(),
             traffic_key: query.traffic_key.as_deref(),
             // A vector is an embedding of the live model, so that another model cannot answer it.
-            has_overrides: query.has_overrides() || matches!(query.input, QueryInput::Vector(_)),
+            has_overrides: query.has_overrides()
+                || has_embeddings
+                || matches!(query.input, QueryInput::Vector(_)),
             filter: query.filter.as_ref(),
         };
         // The candidate gets its share of the traffic only after its whole table is loaded. A query
@@ -255,22 +289,47 @@ impl EngineRoles {
 
     /// Ranks the images in the standby too, if the query belongs to the candidate's shadow share.
     fn start_shadow(&self, query: &Query, results: &SearchResults) {
-        let Some((standby, candidate)) = self.standby.as_ref().zip(self.candidate.as_ref()) else {
-            return;
-        };
         let is_whole_answer = query.cursor.is_none() && query.min_score.is_none();
+        let k = |standby: &Engine| query.k.unwrap_or(standby.options().default_k);
+        if is_whole_answer
+            && let Some((standby, shadow)) =
+                self.acquire_standby_shadow(query, &results.configuration_name, k)
+        {
+            standby.start_standby_shadow(shadow, query, &results.hits);
+        }
+    }
+
+    /// Ranks the candidates of a caller in the standby too, if the query belongs to the shadow share.
+    fn start_rerank_shadow(
+        &self,
+        query: &Query,
+        candidates: &Arc<[RerankCandidate]>,
+        results: &RerankResults,
+    ) {
+        let k = |_: &Engine| candidates.len();
+        let shadow = self.acquire_standby_shadow(query, &results.configuration_name, k);
+        if let Some((standby, shadow)) = shadow {
+            standby.start_standby_rerank_shadow(shadow, query, candidates, results);
+        }
+    }
+
+    /// Returns the standby, and the permit to compare `k` of its results with the answer of the live configuration.
+    /// Returns `None` if it does not compute this query.
+    fn acquire_standby_shadow(
+        &self,
+        query: &Query,
+        live_configuration: &str,
+        k: impl FnOnce(&Engine) -> usize,
+    ) -> Option<(&Arc<Engine>, ShadowQuery)> {
+        let (standby, candidate) = self.standby.as_ref().zip(self.candidate.as_ref())?;
         let is_comparable = !query.has_overrides()
             && !query.input.is_image()
             && !matches!(query.input, QueryInput::Vector(_));
-        if !is_whole_answer || !is_comparable || !standby.snapshots().is_ready() {
-            return;
+        if !is_comparable || !standby.snapshots().is_ready() {
+            return None;
         }
-        let k = query.k.unwrap_or(standby.options().default_k);
-        let live_configuration = &results.configuration_name;
-        let counters = standby.traffic_counters();
-        let shadow = ShadowQuery::try_acquire(counters, candidate, live_configuration, query, k);
-        if let Some(shadow) = shadow {
-            standby.start_standby_shadow(shadow, query, &results.hits);
-        }
+        let (counters, k) = (standby.traffic_counters(), k(standby));
+        let shadow = ShadowQuery::try_acquire(counters, candidate, live_configuration, query, k)?;
+        Some((standby, shadow))
     }
 }

@@ -77,7 +77,7 @@ impl Engine {
         Ok(Explanation {
             summary: explain_in_words(
                 &query.input,
-                &hit,
+                &RankedScore::from(&hit),
                 statistics.as_ref(),
                 &scored_prompts,
                 reply.top_k.matched_image_count,
@@ -94,15 +94,28 @@ impl Engine {
     }
 }
 
-/// Returns whether balancing does not change the score.
-fn is_score_unchanged(hit: &Hit) -> bool {
-    hit.affine == AffineTransform { alpha: 1.0, beta: 0.0 }
+/// The scores and ranks of an image that is explained.
+pub(super) struct RankedScore {
+    pub raw_score: f32,
+    /// Rank by raw score, from 1.
+    pub raw_rank: usize,
+    /// Rank by balanced score, from 1.
+    pub rank: usize,
+    /// α and β of the image.
+    pub affine: AffineTransform,
+}
+
+impl From<&Hit> for RankedScore {
+    fn from(hit: &Hit) -> Self {
+        let Hit { raw_score, raw_rank, rank, affine, .. } = *hit;
+        Self { raw_score, raw_rank, rank, affine }
+    }
 }
 
 /// Returns the explanation as a sentence. `ranked` is the number of ranked images.
-fn explain_in_words(
+pub(super) fn explain_in_words(
     input: &QueryInput,
-    hit: &Hit,
+    hit: &RankedScore,
     statistics: Option<&ScoreStatistics>,
     prompts: &[ScoredPrompt],
     ranked: usize,
@@ -110,7 +123,8 @@ fn explain_in_words(
     let Some(s) = statistics else {
         return "This image has no statistics for the prompt set, so its raw score is not balanced.".into();
     };
-    if input.is_image() && is_score_unchanged(hit) {
+    let is_score_unchanged = hit.affine == AffineTransform { alpha: 1.0, beta: 0.0 };
+    if input.is_image() && is_score_unchanged {
         return format!(
             "Compared with a picture, this image has the cosine similarity {:.3} and rank {} of {ranked}; prompts, which are texts, play no part in this.",
             hit.raw_score, hit.rank

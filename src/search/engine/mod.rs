@@ -3,7 +3,7 @@
 //! An [`Engine`] holds one model and one generation in memory (`generation_engine`) and follows its
 //! table (`follow`). It turns a query into a request for the scan (`query_plan`), answers it page by
 //! page (`answer`, `cursor`), explains the rank of an image (`explain`), and logs each answer
-//! (`query_log`). [`Engines`] holds the live engine and a standby of another generation and sends each
+//! (`query_log`). `rerank` ranks candidates that a caller has found elsewhere. [`Engines`] holds the live engine and a standby of another generation and sends each
 //! query to exactly one of them (`engines`). `traffic` decides which queries the candidate answers;
 //! for some of the others it ranks the images in the background, and the difference is logged
 //! (`shadow`). `drift_monitor` compares recent answers with the time of calibration, and `fit_monitor`
@@ -19,6 +19,7 @@ mod follow;
 mod generation_engine;
 mod query_log;
 mod query_plan;
+mod rerank;
 mod shadow;
 mod traffic;
 
@@ -27,4 +28,5 @@ pub use engines::{EngineRoles, Engines};
 pub use explain::{Explanation, ScoredPrompt};
 pub use follow::FollowError;
 pub use generation_engine::Engine;
+pub use rerank::{RerankCandidate, RerankResults, RerankedImage, ScoreAndRank};
 pub use traffic::{RankingDifference, TrafficCounts};

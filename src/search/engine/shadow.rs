@@ -66,9 +66,25 @@ impl ShadowQuery {
         hits: &[Hit],
         build_request: impl FnOnce() -> Option<ScanRequest> + Send + 'static,
     ) {
-        let live_ids: Vec<String> =
-            hits.iter().map(|h| h.image_metadata.image_id.to_string()).collect();
+        let ids =
+            |hits: &[Hit]| hits.iter().map(|h| h.image_metadata.image_id.to_string()).collect();
         let scanner = scanner.clone();
+        self.spawn_ranking(ids(hits), move || {
+            let request = build_request()?;
+            let table_version = request.snapshot.table_version;
+            let goal = ScanGoal::TopHits { offset: 0 };
+            let reply = scanner.scan_and_wait(request, goal, &CancellationToken::new()).ok()?;
+            Some((ids(&reply.top_k.hits), table_version))
+        });
+    }
+
+    /// Calls `rank` on a new thread, and logs how the ids that it returns, ranked by the version of a table,
+    /// differ from `live_ids`.
+    pub fn spawn_ranking(
+        self,
+        live_ids: Vec<String>,
+        rank: impl FnOnce() -> Option<(Vec<String>, u64)> + Send + 'static,
+    ) {
         std::thread::spawn(move || {
             let Self {
                 mut permit,
@@ -77,16 +93,9 @@ impl ShadowQuery {
                 query_hash,
                 k,
             } = self;
-            let Some(request) = build_request() else { return };
-            let table_version = request.snapshot.table_version;
-            let goal = ScanGoal::TopHits { offset: 0 };
-            let Ok(reply) = scanner.scan_and_wait(request, goal, &CancellationToken::new()) else {
-                return;
-            };
-            let hits = &reply.top_k.hits;
-            let candidate_ids: Vec<&str> =
-                hits.iter().map(|h| h.image_metadata.image_id.as_str()).collect();
-            let live_ids: Vec<&str> = live_ids.iter().map(String::as_str).collect();
+            let Some((candidate_ids, table_version)) = rank() else { return };
+            let [live_ids, candidate_ids] = [&live_ids, &candidate_ids]
+                .map(|ids| ids.iter().map(String::as_str).collect::<Vec<_>>());
             let difference = RankingDifference::from_rankings(&live_ids, &candidate_ids);
             info!(
                 event = event::SHADOW_COMPARED,

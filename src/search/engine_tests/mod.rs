@@ -1,6 +1,7 @@
 //! Queries of all kinds, and queries that are rejected.
 
 mod filters;
+mod rerank;
 
 use std::collections::BTreeMap;
 use std::io::Cursor as Bytes;

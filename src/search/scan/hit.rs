@@ -36,11 +36,13 @@ impl Hit {
     }
 }
 
-fn report_raw_score(raw_score: f32) -> f32 {
+/// Returns a raw score as [`Hit::reported_raw_score`] does.
+pub fn report_raw_score(raw_score: f32) -> f32 {
     raw_score.clamp(-1.0, 1.0) + 0.0
 }
 
-fn report_score(score: f32, affine: AffineTransform) -> f32 {
+/// Returns a balanced score as [`Hit::reported_score`] does.
+pub fn report_score(score: f32, affine: AffineTransform) -> f32 {
     let is_raw = affine.alpha == 1.0 && affine.beta == 0.0;
     if is_raw { report_raw_score(score) } else { score + 0.0 }
 }

@@ -43,7 +43,8 @@ mod task;
 mod top_scores;
 
 pub(crate) use batch_scanner::{BatchScanner, ScanGoal, ScanReply};
-pub(crate) use hit::TopK;
+pub(crate) use exact_dot_product::ExactDotProduct;
+pub(crate) use hit::{TopK, report_raw_score, report_score};
 pub(crate) use request::ScanRequest;
 #[cfg(test)]
 pub(crate) use {

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 pub use body::request::SearchRequest;
+pub use body::rerank::RerankRequest;
 pub use body::response::{ImageInfo, RightAnswers, SearchHit, SearchResponse};
 pub use connections::{Listener, bind_listener};
 pub use credentials::api_keys::{ApiKey, KeyHash, Scope};

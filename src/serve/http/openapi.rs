@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::auth::{SessionResponse, SignInRequest};
 use super::body::problem::Problem;
 use super::body::request::{ExplainRequest, FeedbackRequest, MAX_NEWEST_IMAGES, SearchRequest};
+use super::body::rerank::{RerankRequest, RerankResponse};
 use super::body::response::{
     ExplainResponse, ImageInfo, NewestImagesResponse, SampleScoreResponse, SearchResponse,
 };
@@ -86,6 +87,8 @@ pub fn build_document(base_path: &str) -> Value {
     let search_response = schemas.describe_response::<SearchResponse>("The hits of both rankings.");
     let explain = schemas.describe_request_body::<ExplainRequest>();
     let explain_response = schemas.describe_response::<ExplainResponse>("The explanation.");
+    let rerank = schemas.describe_request_body::<RerankRequest>();
+    let rerank_response = schemas.describe_response::<RerankResponse>("The candidates, ranked.");
     let image = schemas.describe_response::<ImageInfo>("The image.");
     let newest = json!({
         "name": "limit", "in": "query", "required": true, "description": "Maximum number of images.",
@@ -107,6 +110,10 @@ pub fn build_document(base_path: &str) -> Value {
         "/v1/explain": { "post": {
             "operationId": "explain", "summary": "Explains why an image has its rank",
             "requestBody": explain, "responses": { "200": explain_response },
+        } },
+        "/v1/rerank": { "post": {
+            "operationId": "rerank", "summary": "Ranks images that were found elsewhere, by plain CLIP and by balanced scores",
+            "requestBody": rerank, "responses": { "200": rerank_response },
         } },
         "/v1/images/newest": { "get": {
             "operationId": "newestImages", "summary": "Returns the images that were embedded last",

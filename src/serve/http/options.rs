@@ -60,6 +60,9 @@ pub struct HttpOptions {
     /// Maximum size of the body of a search or an explanation, in bytes: it may contain a picture
     /// in base64, four thirds of the size of its file.
     pub max_search_body_bytes: usize,
+    /// Maximum size of the body of `/v1/rerank`, in bytes: 5,000 embeddings of 768 values have 10 MB in base64 of
+    /// 16-bit floats, and up to 46 MB as numbers.
+    pub max_rerank_body_bytes: usize,
     /// Maximum number of listeners of the change feed (`/v1/events`).
     pub max_event_listeners: usize,
     /// Whether pictures are fetched and shown (`/v1/images/picture`), within the limits of
@@ -97,6 +100,7 @@ impl Default for HttpOptions {
             timeout_ms: 10_000,
             max_body_bytes: 64 << 10,
             max_search_body_bytes: 12 << 20,
+            max_rerank_body_bytes: 32 << 20,
             max_event_listeners: 256,
             serve_pictures: true,
             preview_cache_mib: 64,
@@ -160,6 +164,13 @@ impl HttpOptions {
             p,
             "max_search_body_bytes",
             self.max_search_body_bytes as u64,
+            1024,
+            256 << 20,
+        );
+        validate::check_range(
+            p,
+            "max_rerank_body_bytes",
+            self.max_rerank_body_bytes as u64,
             1024,
             256 << 20,
         );

@@ -38,6 +38,7 @@ pub fn build_router(
 ) -> Router {
     let body_limit = DefaultBodyLimit::max(context.options.max_body_bytes);
     let search_body_limit = DefaultBodyLimit::max(context.options.max_search_body_bytes);
+    let rerank_body_limit = DefaultBodyLimit::max(context.options.max_rerank_body_bytes);
     let shared = Arc::new(HandlerState::new(context, worker_poller, cancel));
     let timeout_ms = shared.context.options.timeout_ms;
     // The layer that is added last runs first: an unauthorised request takes no permit.
@@ -60,6 +61,7 @@ pub fn build_router(
     let compute_routes = Router::new()
         .route("/v1/search", post(routes::search).layer(search_body_limit))
         .route("/v1/explain", post(routes::explain).layer(search_body_limit))
+        .route("/v1/rerank", post(routes::rerank).layer(rerank_body_limit))
         .route("/v1/images/newest", get(routes::list_newest_images))
         .route("/v1/images/picture", get(pictures::get_picture))
         .route("/v1/sample-score", get(routes::get_sample_score))

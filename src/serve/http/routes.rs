@@ -21,6 +21,7 @@ use tracing::error;
 use super::auth::Principal;
 use super::body::problem::Problem;
 use super::body::request::{ExplainRequest, FeedbackRequest, NewestImagesRequest, SearchRequest};
+use super::body::rerank::{RerankRequest, RerankResponse};
 use super::body::response::{
     ChangeEvent, ExplainResponse, ImageInfo, NewestImagesResponse, RightAnswers,
     SampleScoreResponse, SearchResponse,
@@ -82,11 +83,7 @@ pub async fn search(
     body: JsonBody<SearchRequest>,
 ) -> Result<Json<SearchResponse>, Problem> {
     let mut query = search::Query::try_from(body?.0)?;
-    let parse_trace_ids = |value: &HeaderValue| {
-        let (trace, span) = record::parse_traceparent(value.to_str().ok()?)?;
-        Some((trace.to_owned(), span.to_owned()))
-    };
-    query.trace_and_span_id = headers.get("traceparent").and_then(parse_trace_ids);
+    query.trace_and_span_id = trace_and_span_id(&headers);
     query.api_key_name = principal.key_name();
     let cancel = CancellationToken::new();
     // Dropped, and so cancelled, if the client closes the connection.
@@ -103,6 +100,30 @@ pub async fn search(
         })
     };
     Ok(Json(run_blocking(&shared, permit, work).await?))
+}
+
+/// Returns the ids of the trace and of the span that a request belongs to.
+fn trace_and_span_id(headers: &HeaderMap) -> Option<(String, String)> {
+    let value = headers.get("traceparent")?.to_str().ok()?;
+    let (trace, span) = record::parse_traceparent(value)?;
+    Some((trace.to_owned(), span.to_owned()))
+}
+
+/// `POST /v1/rerank`: ranks images that the caller has found elsewhere.
+pub async fn rerank(
+    State(shared): SharedState,
+    Extension(principal): Extension<Principal>,
+    Extension(permit): Extension<ConcurrencyPermit>,
+    headers: HeaderMap,
+    body: JsonBody<RerankRequest>,
+) -> Result<Json<RerankResponse>, Problem> {
+    let (mut query, candidates, explain) = body?.0.into_parts()?;
+    query.trace_and_span_id = trace_and_span_id(&headers);
+    query.api_key_name = principal.key_name();
+    let cancel = CancellationToken::new();
+    let _guard = cancel.clone().drop_guard();
+    let work = move |engines: &Engines| engines.rerank(&query, candidates, explain, &cancel);
+    Ok(Json(run_blocking(&shared, permit, work).await?.into()))
 }
 
 /// `POST /v1/explain`: explains why an image has its rank.

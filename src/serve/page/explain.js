@@ -72,8 +72,8 @@ function formulaNode({ raw_score, score, alpha, beta }) {
 }
 function factsTable({ hit, prompt_set, normaliser, weight }) {
   const facts = {
-    ...hit.attributes, 'image id': hit.image_id, uri: hit.uri ?? 'none: the bytes came in the event',
-    size: `${hit.width} × ${hit.height}`, sequence: hit.sequence, 'embedded at': new Date(hit.embedded_at).toLocaleString('en-GB'),
+    ...hit.attributes, 'image id': hit.image_id, uri: hit.uri ?? 'none: it came without one',
+    size: hit.width ? `${hit.width} × ${hit.height}` : 'unknown: it was embedded elsewhere', sequence: hit.sequence, 'embedded at': new Date(hit.embedded_at).toLocaleString('en-GB'),
     'prompt set': prompt_set, normaliser: `${normaliser}, weight ${weight.toFixed(2)}`,
   };
   return el('table', { class: 'facts' }, ...Object.entries(facts).map(([name, value]) => tableRow(name, value)));

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::balance::statistics::StatisticsKey;
-use crate::record::{Attributes, ImageRow, RowVersion, SequenceKey, StoredImage};
+use crate::record::{Attributes, Decoding, ImageRow, RowVersion, SequenceKey, StoredImage};
 use crate::store::Store;
 use crate::table::error::TableError;
 use crate::table::file::{self, FileReadError};
@@ -262,8 +262,11 @@ impl ImageTally {
     fn add_decoding(&mut self, row: &ImageRow, version: &RowVersion, decode_rule: &str) {
         let Some(image) = &row.image else { return };
         let decoding = image.decoding.as_ref();
-        if decoding.is_some_and(|decoding| &*decoding.rule == decode_rule && decoding.share >= 1.0)
-        {
+        let is_as_now = |decoding: &Decoding| {
+            (&*decoding.rule == decode_rule && decoding.share >= 1.0)
+                || decoding.is_embedded_elsewhere()
+        };
+        if decoding.is_some_and(is_as_now) {
             return;
         }
         let id = row.image_id.as_str();

@@ -10,7 +10,9 @@ use std::sync::LazyLock;
 
 use bsap::ingest::source::decoder::reembed::{GENERATION_HEADER, SEQUENCE_HEADER};
 use bsap::ingest::source::{Decoder, SourceOptions};
-use bsap::record::{AttributeType, AttributeTypes, KafkaMessage, TopicPartition, VersionOrdering};
+use bsap::record::{
+    AttributeType, AttributeTypes, ImageChange, KafkaMessage, TopicPartition, VersionOrdering,
+};
 use libfuzzer_sys::fuzz_target;
 
 const REEMBED_TOPIC: &str = "images.reindex";
@@ -74,6 +76,12 @@ fuzz_target!(|data: &[u8]| {
     match decoder.decode(&message, chrono::DateTime::UNIX_EPOCH + chrono::TimeDelta::days(20_000)) {
         Ok(events) => {
             for event in events {
+                if let ImageChange::Embedded { embedding, .. } = &event.change {
+                    match embedding.to_unit_vector(4) {
+                        Ok(unit) => assert!(unit.len() == 4 && unit.iter().all(|v| v.is_finite())),
+                        Err(reason) => assert!(!reason.is_empty()),
+                    }
+                }
                 let id = event.image_id.as_str();
                 assert!(!id.is_empty() && id.len() <= 1024 && !id.chars().any(char::is_control));
             }

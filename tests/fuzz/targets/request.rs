@@ -1,5 +1,5 @@
-//! An arbitrary body of `POST /v1/search`, answered over a small catalogue: hits, or an error that
-//! names a field.
+//! An arbitrary body of `POST /v1/search` or `POST /v1/rerank`, answered over a small catalogue: hits or ranked
+//! candidates, or an error that names a field.
 
 #![no_main]
 
@@ -15,10 +15,11 @@ use bsap::record::{
     AttributeType, AttributeTypes, Embedding, ImageId, ImageRow, SequenceKey, StoredImage,
 };
 use bsap::search::{Engine, Query, SearchOptions, ServingRole, ServingSnapshot};
-use bsap::serve::http::SearchRequest;
+use bsap::serve::http::{RerankRequest, SearchRequest};
 use bsap::table::{SnapshotPart, TableChanges};
 use image::RgbImage;
 use libfuzzer_sys::fuzz_target;
+use tokio_util::sync::CancellationToken;
 
 const MAX_RESULTS: usize = 20;
 
@@ -94,7 +95,29 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
     engine
 });
 
+/// Ranks the candidates of a request: none is dropped and none is added.
+fn rerank(request: RerankRequest) {
+    let ranked = request.into_parts().and_then(|(query, candidates, explain)| {
+        let candidates: Arc<[_]> = candidates.into();
+        let results = ENGINE.rerank(&query, &candidates, explain, &CancellationToken::new())?;
+        Ok((candidates.len(), results))
+    });
+    match ranked {
+        Ok((count, results)) => {
+            assert_eq!(results.images.len() + results.unknown_ids.len(), count);
+            for (i, image) in results.images.iter().enumerate() {
+                assert_eq!(image.balanced.rank, i + 1);
+                assert!(image.raw.score.is_finite() && image.balanced.score.is_finite());
+            }
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
+    if let Ok(request) = serde_json::from_slice(data) {
+        rerank(request);
+    }
     let Ok(request) = serde_json::from_slice::<SearchRequest>(data) else { return };
     match Query::try_from(request).and_then(|query| ENGINE.search(&query)) {
         Ok(results) => {

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::error::EventDecodeError;
 use super::rules::{DecodeRules, VersionFields, deserialise};
+use crate::arrays::JsonEmbedding;
 use crate::ingest::decode::decode_image_text;
 use crate::record::{
     AcceptedEvent, ImageChange, ImageId, ImageSource, InvalidField, KafkaMessage, Operation,
@@ -25,13 +26,21 @@ pub struct ImageEvent {
     #[serde(default)]
     pub operation: Operation,
     /// Address of the image: s3://, gs://, az://, http(s)://, file:// or data:. An upsert has
-    /// either this or `data`.
+    /// either this or `data`, unless it has `embedding`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
     /// The bytes of the image in base64 or as a `data:` address, for small images (Kafka limits a
     /// message to 1 MB by default).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
+    /// Embedding of the image, if somebody has computed it already: numbers, or base64 of floats of 16 or 32 bits,
+    /// little-endian. Nothing is fetched then; `uri` is only stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding: Option<JsonEmbedding>,
+    /// Fingerprint of the model that computed `embedding`, as `bsap model inspect` and `/v1/state` name it. An embedding by
+    /// any other model than the worker's is dead-lettered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Version of the image, which grows with each change. Required if the catalogue orders by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
@@ -71,10 +80,27 @@ pub(super) fn decode_without_sequence_key(
     let image_id = ImageId::new(&event.image_id)?;
     let change = match event.operation {
         Operation::Delete => ImageChange::Delete,
-        Operation::Upsert => ImageChange::Upsert {
-            content: parse_content(event.uri, event.data, inline)?,
-            attributes: rules.parse_attributes(&event.attributes)?,
-        },
+        Operation::Upsert => {
+            let attributes = rules.parse_attributes(&event.attributes)?;
+            match event.embedding {
+                None => ImageChange::Upsert {
+                    content: parse_content(event.uri, event.data, inline)?,
+                    attributes,
+                },
+                Some(_) if event.data.is_some() || inline.is_some() => {
+                    let reason =
+                        "is given together with the bytes of the image; give only one of them";
+                    return Err(InvalidField::new("embedding", reason).into());
+                }
+                Some(embedding) => {
+                    let model = event.model.ok_or_else(|| {
+                        let reason = "is missing; an embedding comes with the fingerprint of its model (`bsap model inspect`)";
+                        InvalidField::new("model", reason)
+                    })?;
+                    ImageChange::Embedded { embedding, model, uri: event.uri, attributes }
+                }
+            }
+        }
     };
     let placeholder = SequenceKey::from_number(0);
     let accepted =
@@ -94,7 +120,7 @@ fn parse_content(
             .map(|bytes| ImageSource::Inline(Bytes::from(bytes)))
             .map_err(|reason| InvalidField::new("data", reason)),
         (None, None, None) => {
-            Err(InvalidField::new("uri", "is missing; an upsert has uri or data"))
+            Err(InvalidField::new("uri", "is missing; an upsert has uri, data or embedding"))
         }
         _ => Err(InvalidField::new("data", "is given together with uri; give only one of them")),
     }

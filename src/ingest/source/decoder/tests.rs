@@ -6,6 +6,7 @@ use chrono::DateTime;
 use super::{
     BucketNotification, CloudEvent, Decoder, EventDecodeError, ImageEvent, canonical_attribute_text,
 };
+use crate::arrays::JsonEmbedding;
 use crate::ingest::source::SourceOptions;
 use crate::record::{
     AcceptedEvent, AttributeType, AttributeTypes, ImageChange, ImageSource, KafkaMessage,
@@ -108,6 +109,33 @@ fn errors_name_the_invalid_field() {
             other => panic!("{text}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn an_embedding_comes_with_its_model_and_without_bytes() {
+    let decode =
+        |text: &str| decode_with_ordering(VersionOrdering::Sequence, &message(None, Some(text)));
+    let text =
+        r#"{"image_id":"a","sequence":1,"embedding":[1,2],"model":"ab","uri":"s3://b/a.jpg"}"#;
+    let events = decode(text).unwrap();
+    let ImageChange::Embedded { embedding, model, uri, attributes } = &events[0].change else {
+        panic!("{events:?}")
+    };
+    assert_eq!(*embedding, JsonEmbedding::Numbers(vec![1.0, 2.0]));
+    assert_eq!((model.as_str(), uri.as_deref()), ("ab", Some("s3://b/a.jpg")));
+    assert!(attributes.is_empty());
+    for (from, to, field) in [
+        (r#","model":"ab""#, "", "model"),
+        (r#""uri":"s3://b/a.jpg""#, r#""data":"aGk=""#, "embedding"),
+        ("[1,2]", "7", "embedding"),
+        ("[1,2]", r#"[1,"x"]"#, "embedding[1]"),
+    ] {
+        let rejected = decode(&with_replacements(text, &[(from, to)])).unwrap_err();
+        assert!(rejected.to_string().starts_with(&format!("{field}: ")), "{rejected}");
+    }
+    let deleted =
+        with_replacements(text, &[(r#""sequence""#, r#""operation":"delete","sequence""#)]);
+    assert_eq!(decode(&deleted).unwrap()[0].change, ImageChange::Delete);
 }
 
 #[test]
@@ -329,6 +357,7 @@ fn every_example_decodes_and_matches_its_schema() {
         ("image-event-upsert", ("image-event", VersionOrdering::Sequence)),
         ("image-event-inline", ("image-event", VersionOrdering::EventTime)),
         ("image-event-delete", ("image-event", VersionOrdering::EventTime)),
+        ("image-event-embedding", ("image-event", VersionOrdering::EventTime)),
         ("cloud-event-structured", ("cloud-event", VersionOrdering::EventTime)),
         ("cloud-event-binary", ("cloud-event", VersionOrdering::Sequence)),
         ("s3-notification", ("bucket-notification", VersionOrdering::Sequencer)),

@@ -2,5 +2,6 @@
 
 pub mod problem;
 pub mod request;
+pub mod rerank;
 pub mod response;
 pub mod state_response;

@@ -158,7 +158,7 @@ impl ExplainRequest {
 }
 
 /// Returns the only input of a request; an error if there are several, or none.
-fn require_single_input(
+pub(super) fn require_single_input(
     image_id_field: &str,
     inputs: [Option<QueryInput>; 5],
 ) -> Result<QueryInput, QueryError> {
@@ -172,7 +172,7 @@ fn require_single_input(
     })
 }
 
-fn decode_picture(text: &str) -> Result<QueryInput, QueryError> {
+pub(super) fn decode_picture(text: &str) -> Result<QueryInput, QueryError> {
     decode_image_text(text)
         .map(QueryInput::ImageBytes)
         .map_err(|reason| QueryError::invalid_field("image", reason))

@@ -178,8 +178,8 @@ impl SearchHit {
 pub struct ImageInfo {
     /// Its id in the catalogue.
     pub image_id: String,
-    /// Where it was fetched from, without secrets: user and signature are hidden. Null if its bytes came in
-    /// the event.
+    /// Where it was fetched from, without secrets: user and signature are hidden. Null if it came
+    /// without an address.
     pub uri: Option<String>,
     /// Address of its picture, relative to the server's own; null if `uri` is.
     pub picture: Option<String>,
@@ -191,11 +191,11 @@ pub struct ImageInfo {
     pub event_time: Option<DateTime<Utc>>,
     /// When the image was embedded.
     pub embedded_at: DateTime<Utc>,
-    /// SHA-256 of the image's bytes, in hexadecimal.
+    /// SHA-256 of the image's bytes, in hexadecimal; empty if it was embedded elsewhere.
     pub content_hash: String,
-    /// Width in pixels.
+    /// Width in pixels; 0 if it was embedded elsewhere.
     pub width: u32,
-    /// Height in pixels.
+    /// Height in pixels; 0 if it was embedded elsewhere.
     pub height: u32,
 }
 

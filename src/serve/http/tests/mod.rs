@@ -126,6 +126,44 @@ async fn feedback_is_stored_where_evaluations_read_it() {
 }
 
 #[tokio::test]
+async fn found_images_are_ranked_within_a_body_limit_of_their_own() {
+    let options = HttpOptions { max_rerank_body_bytes: 2_000, ..HttpOptions::default() };
+    let (router, _) = start_server(options).await;
+    let request = |candidates: Value| {
+        post_request("/v1/rerank", &json!({"text": "a mug", "candidates": candidates}))
+    };
+    let embedding = clip_like_embedding(7, DIMENSION);
+    let candidates = json!([
+        {"id": "image-0", "score": 2.5}, {"id": "image-2"}, {"id": "gone"},
+        {"id": "mine", "embedding": embedding}
+    ]);
+    let (status, body) = send(&router, request(candidates)).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    assert_eq!((&body["configuration"], &body["unknown"]), (&json!("live"), &json!(["gone"])));
+    let results = body["results"].as_array().unwrap();
+    assert_eq!(results.len(), 3);
+    for (i, result) in results.iter().enumerate() {
+        assert_eq!(result["balanced"]["rank"], json!(i + 1));
+        assert_eq!(result["known"], json!(result["id"] != "mine"));
+        let own =
+            if result["id"] == "image-0" { json!({"score": 2.5, "rank": 1}) } else { Value::Null };
+        assert_eq!((&result["own"], &result["explanation"]), (&own, &Value::Null));
+        let [raw, balanced, alpha, beta] = [
+            &result["raw"]["score"],
+            &result["balanced"]["score"],
+            &result["alpha"],
+            &result["beta"],
+        ]
+        .map(|number| number.as_f64().unwrap());
+        assert!((alpha * raw + beta - balanced).abs() < 1e-5);
+    }
+    let (status, body) = send(&router, request(json!([{"id": "a", "embedding": [1]}]))).await;
+    assert_eq!((status.as_u16(), &body["field"]), (422, &json!("candidates")));
+    let large: Vec<Value> = (0..200).map(|i| json!({"id": format!("i{i}")})).collect();
+    assert_eq!(send(&router, request(json!(large))).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test]
 async fn invalid_feedback_is_rejected_by_field() {
     let (router, _) = start_server(HttpOptions::default()).await;
     let valid = json!({"text": "a mug", "image_id": "image-0", "verdict": "right"});

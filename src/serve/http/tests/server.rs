@@ -106,9 +106,10 @@ async fn send_for_problem(request: RequestBuilder) -> (StatusCode, Value, Respon
 }
 
 /// All routes that require the scope `search`.
-const SEARCH_SCOPE_ROUTES: [(Method, &str); 8] = [
+const SEARCH_SCOPE_ROUTES: [(Method, &str); 9] = [
     (Method::POST, "/v1/search"),
     (Method::POST, "/v1/explain"),
+    (Method::POST, "/v1/rerank"),
     (Method::GET, "/v1/images?id=i1"),
     (Method::GET, "/v1/images/picture?id=i1"),
     (Method::GET, "/v1/images/newest?limit=2"),

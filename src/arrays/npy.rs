@@ -1,9 +1,9 @@
-//! Reads the format of NumPy's `.npy` files: floats of 16, 32 or 64 bits in C or Fortran order.
+//! Reads and writes the format of NumPy's `.npy` files: floats of 16, 32 or 64 bits in C or Fortran order.
 //!
 //! The format is described in NEP 1 of NumPy. The reader of `candle-core` refuses Fortran order, which
 //! `numpy.save` uses for every transposed array.
 
-use std::io::Read;
+use std::io::{self, Read, Write};
 
 use half::f16;
 
@@ -170,6 +170,23 @@ impl NpyHeader {
     }
 }
 
+/// Writes an array of f64, row by row, in version 1 of the format.
+pub fn write_npy(
+    file: &mut impl Write,
+    [rows, columns]: [usize; 2],
+    values: impl Iterator<Item = f64>,
+) -> io::Result<()> {
+    let header =
+        format!("{{'descr': '<f8', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
+    // With the ten bytes before it and the line break at its end, a multiple of 64 bytes.
+    let length = (header.len() + 11).next_multiple_of(64) - 10;
+    file.write_all(MAGIC)?;
+    file.write_all(&[1, 0])?;
+    file.write_all(&(length as u16).to_le_bytes())?;
+    file.write_all(format!("{header:<0$}\n", length - 1).as_bytes())?;
+    values.map(f64::to_le_bytes).try_for_each(|value| file.write_all(&value))
+}
+
 /// Returns an array of this shape in C order, from one in Fortran order.
 fn transpose<T: Copy + Default>(columns: &[T], [rows, width]: [usize; 2]) -> Vec<T> {
     let mut values = vec![T::default(); columns.len()];
@@ -241,6 +258,16 @@ mod tests {
                 assert_eq!(values, rows, "{kind} {fortran} {version}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        let written = [0.5, -0.25, 1.0, 0.0];
+        let mut file = Vec::new();
+        write_npy(&mut file, [2, 2], written.into_iter()).unwrap();
+        assert_eq!((file.len() - 32) % 64, 0);
+        let (header, values) = read(&file).unwrap();
+        assert_eq!((header.shape, values), ([2, 2], Values::F64(written.to_vec())));
     }
 
     #[test]

@@ -36,8 +36,13 @@ impl ArrayRole {
 }
 
 /// Reads an array: `FILE.npy`, `FILE.npz:NAME`, `FILE.parquet:COLUMN`, or a folder that clip-retrieval
-/// wrote. A name or column can be left out if there is only one.
+/// wrote. A name or column can be left out if there is only one. Every row must hold an embedding.
 pub fn read_array(text: &str, role: ArrayRole) -> Result<EmbeddingArray, ArrayError> {
+    read_array_with_faults(text, role)?.require_sound()
+}
+
+/// Reads an array as [`read_array`] does. Rows may hold no embedding: [`EmbeddingArray::faults`] has them.
+pub fn read_array_with_faults(text: &str, role: ArrayRole) -> Result<EmbeddingArray, ArrayError> {
     if Path::new(text).is_dir() {
         return read_clip_retrieval_folder(text, role);
     }
@@ -47,12 +52,12 @@ pub fn read_array(text: &str, role: ArrayRole) -> Result<EmbeddingArray, ArrayEr
         "npy" => {
             let (values, shape) =
                 read_npy(&path).map_err(|reason| ArrayError::new(text, reason))?;
-            EmbeddingArray::new(text, values, shape)
+            EmbeddingArray::with_faults(text, values, shape, Vec::new())
         }
         "npz" => {
             let (values, shape) =
                 read_npz(&path, member).map_err(|reason| ArrayError::new(text, reason))?;
-            EmbeddingArray::new(text, values, shape)
+            EmbeddingArray::with_faults(text, values, shape, Vec::new())
         }
         "parquet" => read_embeddings(text, &path, member),
         _ => Err(ArrayError::new(
@@ -62,9 +67,10 @@ pub fn read_array(text: &str, role: ArrayRole) -> Result<EmbeddingArray, ArrayEr
     }
 }
 
-/// Splits `FILE.npz:NAME` and `FILE.parquet:COLUMN`; a file that has such a name is taken as it is.
-fn split_member(text: &str) -> (PathBuf, Option<&str>) {
-    let separator = [".npz:", ".parquet:"].into_iter().find_map(|separator| {
+/// Splits `FILE.npz:NAME`, `FILE.parquet:COLUMN` and `FILE.csv:COLUMN`; a file that has such a name is taken as
+/// it is.
+pub fn split_member(text: &str) -> (PathBuf, Option<&str>) {
+    let separator = [".npz:", ".parquet:", ".csv:"].into_iter().find_map(|separator| {
         let at = text.to_ascii_lowercase().rfind(separator)?;
         Some(at + separator.len() - 1)
     });
@@ -179,7 +185,7 @@ fn read_clip_retrieval_folder(text: &str, role: ArrayRole) -> Result<EmbeddingAr
             "has no .npy files; give a folder that clip-retrieval wrote",
         )
     })?;
-    let array = EmbeddingArray::new(text, values, shape)?;
+    let array = EmbeddingArray::with_faults(text, values, shape, Vec::new())?;
     match read_metadata(&folder.join("metadata"), column, shape[0])? {
         Some(labels) => Ok(array.with_labels(labels)),
         None => Ok(array),
@@ -208,6 +214,13 @@ fn read_metadata(
         return Err(ArrayError::new(folder.display().to_string(), reason));
     }
     Ok(Some(labels))
+}
+
+/// Returns the files of metadata that clip-retrieval wrote next to its embeddings, in their order; none if
+/// `text` is not such a folder.
+pub fn list_metadata_files(text: &str) -> Result<Vec<PathBuf>, ArrayError> {
+    let folder = Path::new(text).join("metadata");
+    if folder.is_dir() { list_numbered_files(&folder, "parquet") } else { Ok(Vec::new()) }
 }
 
 /// Returns the files of a folder with this extension, ordered by the number at the end of their names.
