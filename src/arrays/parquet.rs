@@ -326,7 +326,7 @@ mod tests {
         write(&path, vec![("e", list(&rows))]);
         let array = read_embeddings("a", &path, None).unwrap();
         assert_eq!(array.faults().iter().map(|fault| fault.row).collect::<Vec<_>>(), [0, 2]);
-        assert_eq!((array.rows(), array.unit_row(1)), (4, vec![0.6000000000000001, 0.8]));
+        assert_eq!((array.rows(), array.unit_row(1)), (4, vec![0.600_000_000_000_000_1, 0.8]));
         assert_eq!(array.count_not_unit(), 2);
         write(&path, vec![("e", list(&[]))]);
         assert!(read_embeddings("a", &path, None).unwrap_err().to_string().contains("(0, 0)"));
