@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::model_card::ModelCard;
+use crate::diagnosis::redact::redact_addresses;
 
 /// Characters of a part of a text that a message repeats.
 const MAX_QUOTED_CHARS: usize = 80;
@@ -53,7 +54,9 @@ impl UnreadText {
     }
 }
 
+/// Quotes a text without the secrets of addresses: it is part of answers.
 fn quote(text: &str) -> String {
+    let text = redact_addresses(text);
     let shortened: String = text.chars().take(MAX_QUOTED_CHARS).collect();
     let dots = if shortened.len() < text.len() { "…" } else { "" };
     format!("“{shortened}{dots}”")

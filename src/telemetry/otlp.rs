@@ -23,7 +23,7 @@ use tracing_subscriber::layer::Context;
 use super::event;
 use super::metrics::{self, otlp_metrics};
 use crate::diagnosis::describe;
-use crate::diagnosis::redact::redact;
+use crate::diagnosis::redact::{HIDDEN, redact};
 
 /// Capacity of the queue of spans; if it is full, spans are dropped and counted.
 const SPAN_QUEUE_CAPACITY: usize = 4_096;
@@ -71,9 +71,11 @@ impl OtlpOptions {
         );
         let http = |e: &str| e.starts_with("http://") || e.starts_with("https://");
         if !self.endpoint.is_empty() && self.endpoint != ENDPOINT_OFF && !http(&self.endpoint) {
+            // Without its scheme, an address is not recognised as one that has a password.
+            let host = self.endpoint.rsplit_once('@').map(|(_, host)| format!("{HIDDEN}@{host}"));
             problems.push(format!(
                 "endpoint: {:?} does not begin with http:// or https://, and is not \"off\"",
-                self.endpoint
+                host.as_ref().unwrap_or(&self.endpoint)
             ));
         }
         if self.collector_url().is_some() {

@@ -315,6 +315,8 @@ async fn dead_letters_are_listed_shown_and_sent_again() {
     let mut worker = fixture.start_worker();
     fixture.wait_until_caught_up(&mut [&mut worker]).await;
 
+    // All other settings are the defaults again.
+    fixture.cluster.set_topic_config(DEAD_LETTER_TOPIC, "retention.ms", "-1").await;
     let checked = fixture.run_command_ok(&["check"]);
     assert!(checked.contains("ok      kafka.brokers"), "{checked}");
     assert!(!checked.contains("FAILED  dead_letter"), "{checked}");
