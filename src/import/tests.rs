@@ -234,6 +234,7 @@ async fn an_event_after_an_import_is_newer_also_than_the_same_import_again() {
         partition: TopicPartition { topic: Arc::from("images"), number: 0 },
         log_number: 0,
         anchor: None,
+        last_message: None,
         expected_position: None,
         next_offset: 2,
         rows: vec![
