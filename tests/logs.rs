@@ -541,7 +541,7 @@ impl Collector {
     }
 
     fn received(&self) -> String {
-        self.bodies.lock().unwrap().join("\n").replace(",", ",\n")
+        self.bodies.lock().unwrap().join("\n").replace(',', ",\n")
     }
 }
 

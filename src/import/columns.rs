@@ -118,7 +118,9 @@ impl Columns {
             rows += 1;
         }
         problems.into_result(name)?;
-        columns.values_mut().for_each(|column| column.resize(rows, Value::Null));
+        for column in columns.values_mut() {
+            column.resize(rows, Value::Null);
+        }
         Ok(Self { name: name.to_owned(), rows, values: columns })
     }
 
