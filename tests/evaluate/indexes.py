@@ -28,7 +28,7 @@ except ImportError:
     pgserver = None
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CLIENT = ROOT / "examples/next-to-your-search/rerank.py"
+CLIENT = ROOT / "docs/next-to-your-search/rerank.py"
 sys.path.insert(0, str(CLIENT.parent))
 sys.path.insert(0, str(ROOT / "tests/evaluate/opensearch"))
 import rerank as client  # noqa: E402
