@@ -10,10 +10,8 @@
 
 // BSAP itself: statistics of an image, balanced scores, calibrated thresholds.
 pub mod balance;
-// Events, rows and identifiers that pass between the stages.
+// Events, rows and identifiers that pass between the stages, and embeddings that others have computed.
 pub mod record;
-// Embeddings that others have computed, in files and in JSON.
-pub mod arrays;
 // Checks that options share.
 pub mod validate;
 // Errors of libraries with all of their causes and remedies, and without secrets.
@@ -50,10 +48,8 @@ pub mod publish;
 pub mod reconcile;
 // Watches folders, buckets and lists, and announces what is new, changed or removed.
 pub mod watch;
-// Computes statistics and embeddings for images that are already stored.
+// Computes statistics and embeddings for images that are already stored, and imports embeddings from files.
 pub mod backfill;
-// Stores embeddings that files have already in a catalogue.
-pub mod import;
 // The query worker: follows the catalogue, answers HTTP, shows the page.
 pub mod serve;
 // Compares configurations on judged queries, and calibrates thresholds.

@@ -1,12 +1,13 @@
 //! Brings statistics and embeddings to images that are stored already: statistics of a new prompt
 //! set, computed from stored embeddings, and a standby generation of a new model, filled by events
 //! that have the images embedded again. Requests for statistics come from the command line or from
-//! the control topic.
+//! the control topic. [`import`] stores embeddings that files have already.
 
 mod claims;
 pub(crate) mod control_topic;
 mod error;
 pub(crate) mod generation_gap;
+pub mod import;
 mod prompt_set_follower;
 mod prompt_sets;
 pub(crate) mod standby_generation;

@@ -19,19 +19,19 @@ use super::shared::progress::progress_bar;
 use super::shared::query_files::read_text_file;
 use super::shared::runtime::run_with_logging;
 use super::shared::worker::FilledGeneration;
-use crate::arrays::{
-    ArrayError, ArrayRole, EmbeddingArray, list_metadata_files, read_array_with_faults,
-    split_member,
-};
 use crate::backfill;
-use crate::clip::Encoders;
-use crate::config::Config;
-use crate::import::{
+use crate::backfill::import::{
     Agreement, Columns, IdColumn, Import, ImportColumns, ImportPlan, ImportRules, ImportSummary,
     MIN_MEDIAN_COSINE, SAMPLED_IMAGES, measure_agreement,
 };
+use crate::clip::Encoders;
+use crate::config::Config;
 use crate::ingest::fetch::Fetcher;
 use crate::record::VersionOrdering;
+use crate::record::arrays::{
+    ArrayError, ArrayRole, EmbeddingArray, list_metadata_files, read_array_with_faults,
+    split_member,
+};
 use crate::table::TableWriter;
 
 /// Columns that hold the ids if `--ids` does not say which.

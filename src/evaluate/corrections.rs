@@ -10,8 +10,8 @@ use std::sync::Arc;
 use deltalake_core::arrow::array::{ArrayRef, Float32Array, RecordBatch, StringArray};
 use deltalake_core::parquet::arrow::ArrowWriter;
 
-use crate::arrays::write_npy;
 use crate::balance::normalise::AffineTransform;
+use crate::record::arrays::write_npy;
 
 /// The kinds of files that corrections are written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +132,7 @@ impl Corrections {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arrays::{ArrayRole, read_array, read_value_columns};
+    use crate::record::arrays::{ArrayRole, read_array, read_value_columns};
 
     fn corrections(names: &[&str]) -> Corrections {
         let affines = vec![Some(AffineTransform { alpha: 0.75, beta: -0.125 }), None];

@@ -20,9 +20,9 @@ use super::progress::Progress;
 use super::rejection::Rejection;
 use super::source::Decoder;
 use super::tally::{Tally, TallyRecorder};
-use crate::arrays::JsonEmbedding;
 use crate::clip::Encoders;
 use crate::prompts::ActivePromptSets;
+use crate::record::arrays::JsonEmbedding;
 use crate::record::{
     AcceptedEvent, Attributes, Decoding, ImageChange, ImageRow, ImageSource, KafkaMessage,
     StoredImage, TopicPartition, to_hex,

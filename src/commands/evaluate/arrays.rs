@@ -7,7 +7,6 @@ use clap::Args;
 use serde_json::json;
 
 use super::files::{print_report, write_file, write_rankings};
-use crate::arrays::{ArrayRole, EmbeddingArray, read_array};
 use crate::commands::shared::error::{CommandError, CommandResult};
 use crate::commands::shared::printing::print_note;
 use crate::commands::shared::progress::progress_bar;
@@ -16,6 +15,7 @@ use crate::evaluate::arrays::{
     ArrayEvaluation, ArrayInputs, evaluate_arrays, parse_pairs, write_transforms,
 };
 use crate::evaluate::{self, ConfigurationSpec, ThumbnailUris};
+use crate::record::arrays::{ArrayRole, EmbeddingArray, read_array};
 
 /// `bsap evaluate arrays`.
 #[derive(Debug, Args)]

@@ -1,9 +1,9 @@
 //! What a bank of prompts says about each image: statistics and correction, in f64.
 
-use crate::arrays::EmbeddingArray;
 use crate::balance::fit::CORRECTION_TOP_K;
 use crate::balance::products::{Packed, map_scores};
 use crate::balance::statistics::{ExactStatistics, StatisticsSettings};
+use crate::record::arrays::EmbeddingArray;
 
 /// Statistics and correction of every image.
 pub(super) struct BankScores {

@@ -5,8 +5,8 @@
 // features of the machine.
 #![allow(clippy::inline_always)]
 
-use crate::arrays::EmbeddingArray;
 use crate::balance::normalise::ExactTransform;
+use crate::record::arrays::EmbeddingArray;
 
 /// Scores that are looked at together: a panel of images.
 pub(super) const CHUNK: usize = 48;
@@ -202,7 +202,7 @@ impl Target {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arrays::Values;
+    use crate::record::arrays::Values;
 
     /// Scores with an error of up to `max_error` must rank as exact ones do.
     #[test]

@@ -1,6 +1,6 @@
 //! Reads which images are right answers to which queries.
 
-use crate::arrays::ArrayError;
+use crate::record::arrays::ArrayError;
 
 /// The header of a file of pairs.
 const HEADER: [&str; 2] = ["query", "image"];

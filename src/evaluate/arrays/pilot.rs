@@ -7,8 +7,6 @@ use serde::Serialize;
 use super::bank::measure_bank;
 use super::runs::{ArrayRun, DEFAULT_NAME, RAW_NAME};
 use super::scan::{ExactRanking, Scan, ScanResult};
-use crate::arrays::ArrayError;
-use crate::arrays::EmbeddingArray;
 use crate::balance::bank::BankReport;
 use crate::balance::calibration::{BestHitFeatures, ScoreDistribution};
 use crate::balance::fit::{BankFit, concentration};
@@ -25,6 +23,8 @@ use crate::evaluate::judgements::{JudgedQuery, Judgements, MAX_QUERIES, NoMatchK
 use crate::evaluate::measures::interval::ConfidenceInterval;
 use crate::evaluate::measures::{Cutoffs, FALSE_HIT_MEASURE, MAP_MEASURE};
 use crate::evaluate::report::EvaluationReport;
+use crate::record::arrays::ArrayError;
+use crate::record::arrays::EmbeddingArray;
 use crate::record::{Attributes, ImageId, to_hex};
 
 /// Most prompts: all of an image's scores for them are sorted.
@@ -419,7 +419,7 @@ fn summarise_run(run: &ArrayRun, report: &EvaluationReport, index: usize) -> Run
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arrays::Values;
+    use crate::record::arrays::Values;
 
     fn array(name: &str, rows: &[[f64; 3]]) -> EmbeddingArray {
         let values = Values::F64(rows.as_flattened().to_vec());

@@ -14,13 +14,13 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::candidates::{CHUNK, Candidates, ExactScorer, Target};
-use crate::arrays::EmbeddingArray;
 use crate::balance::bank::sample_best_queries;
 use crate::balance::fit::{LargestScores, SampledImage, sample_images};
 use crate::balance::normalise::ExactTransform;
 use crate::balance::products::{
     Element, GROUP_ROWS, PANELS_IN_CACHE, Packed, count_roundings, multiply,
 };
+use crate::record::arrays::EmbeddingArray;
 
 /// Images whose packed embeddings are in memory at one time, for all cores together: 16 MiB of dimension 512.
 const IMAGES_PER_BLOCK: usize = 168 * CHUNK;
@@ -391,8 +391,8 @@ const _: () = assert!(CHUNK == <f32 as Element>::PANEL_COLUMNS);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arrays::Values;
     use crate::balance::fit::CORRECTION_TOP_K;
+    use crate::record::arrays::Values;
 
     fn array(rows: usize, dimension: usize, seed: usize) -> EmbeddingArray {
         let value = |i: usize| ((i * 2_654_435_761 + seed * 97) % 10_007) as f64 / 10_007.0 - 0.4;

@@ -5,8 +5,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use super::pilot::ArrayEvaluation;
-use crate::arrays::write_npy;
 use crate::balance::normalise::{ExactTransform, Normaliser};
+use crate::record::arrays::write_npy;
 
 /// Writes `NAME.npy` for each run but plain CLIP: one row of α and β per image, f64. Characters of the name
 /// that file names do not have become `_`.

@@ -5,16 +5,7 @@ use image::RgbImage;
 use super::super::error::ImageDecodeError;
 use super::super::format::Format;
 use super::super::pixels::rgb_image;
-use super::frame::{Frame, Samples};
-
-/// How colours are coded.
-#[derive(Debug, Clone, Copy)]
-pub struct ColourCoding {
-    /// By table 4 of H.273.
-    pub matrix_coefficients: u16,
-    /// Whether black is 0, and not 16 of 255.
-    pub is_full_range: bool,
-}
+use super::frame::{ColourCoding, Frame, Samples};
 
 /// How three samples become RGB.
 #[derive(Debug, Clone, Copy)]

@@ -10,7 +10,7 @@ use image::metadata::Orientation;
 use super::super::error::ImageDecodeError;
 use super::super::format::Format;
 use super::super::options::DecodeOptions;
-use super::colour::ColourCoding;
+use super::frame::ColourCoding;
 use crate::ingest::containers::{Fields, ItemPlace, bmff_boxes, item_entries, read_item_places};
 
 /// Most tiles of a grid: cameras write some 50.

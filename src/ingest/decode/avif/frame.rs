@@ -5,7 +5,15 @@ use re_rav1d::{Decoder, Error, Picture, PixelLayout, PlanarImageComponent, Plane
 
 use super::super::error::ImageDecodeError;
 use super::super::format::Format;
-use super::colour::ColourCoding;
+
+/// How colours are coded.
+#[derive(Debug, Clone, Copy)]
+pub struct ColourCoding {
+    /// By table 4 of H.273.
+    pub matrix_coefficients: u16,
+    /// Whether black is 0, and not 16 of 255.
+    pub is_full_range: bool,
+}
 
 /// Decodes an image of a known size on the caller's thread. It cannot be interrupted: what it may take is bounded by
 /// its size.

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use super::error::EventDecodeError;
 use super::rules::{DecodeRules, VersionFields, deserialise};
-use crate::arrays::JsonEmbedding;
 use crate::ingest::decode::decode_image_text;
+use crate::record::arrays::JsonEmbedding;
 use crate::record::{
     AcceptedEvent, ImageChange, ImageId, ImageSource, InvalidField, KafkaMessage, Operation,
     SequenceKey,

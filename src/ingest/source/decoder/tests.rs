@@ -6,8 +6,8 @@ use chrono::DateTime;
 use super::{
     BucketNotification, CloudEvent, Decoder, EventDecodeError, ImageEvent, canonical_attribute_text,
 };
-use crate::arrays::JsonEmbedding;
 use crate::ingest::source::SourceOptions;
+use crate::record::arrays::JsonEmbedding;
 use crate::record::{
     AcceptedEvent, AttributeType, AttributeTypes, ImageChange, ImageSource, KafkaMessage,
     SequenceKey, TopicPartition, VersionOrdering,

@@ -4,9 +4,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::request::{decode_picture, require_single_input};
-use crate::arrays::JsonEmbedding;
 use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
+use crate::record::arrays::JsonEmbedding;
 use crate::search::{
     Query, QueryError, QueryInput, RerankCandidate, RerankResults, RerankedImage, ScoreAndRank,
     ScoredPrompt, Timings, WeightedText,

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::PlannedImage;
 use super::*;
-use crate::arrays::{EmbeddingArray, Values};
 use crate::prompts::ActivePromptSets;
+use crate::record::arrays::{EmbeddingArray, Values};
 use crate::record::{
     AttributeType, AttributeTypes, ImageRow, SequenceKey, TopicPartition, VersionOrdering,
 };

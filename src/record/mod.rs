@@ -3,6 +3,8 @@
 //! A Kafka message becomes one or more [`AcceptedEvent`]s, an accepted event becomes one [`ImageRow`] of
 //! the stored table, and query workers read rows back. This module only checks and converts values.
 
+pub mod arrays;
+
 use std::cmp::Ordering as CmpOrdering;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::arrays::JsonEmbedding;
+use self::arrays::JsonEmbedding;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 
 /// Length of the longest accepted image id, in bytes. Query workers hold all ids in memory.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use crate::arrays::{ArrayError, read_value_columns};
 use crate::evaluate::{describe_without_position, detect_delimiter};
+use crate::record::arrays::{ArrayError, read_value_columns};
 
 /// Lines that an error lists at most.
 const MAX_LISTED_LINES: usize = 20;

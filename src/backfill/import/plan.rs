@@ -7,8 +7,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::columns::{Columns, IdColumn};
-use crate::arrays::{ArrayError, EmbeddingArray, RowFault};
 use crate::ingest::source::canonical_attribute_text;
+use crate::record::arrays::{ArrayError, EmbeddingArray, RowFault};
 use crate::record::{
     AttributeType, AttributeTypes, Attributes, ImageId, SequenceKey, VersionOrdering, to_hex,
     whole_number,

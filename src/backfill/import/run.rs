@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::ImportError;
 use super::plan::{ImportPlan, PlannedImage};
-use crate::arrays::EmbeddingArray;
 use crate::prompts::{ActivePromptSets, EmbeddedPromptSet, compute_all_statistics};
+use crate::record::arrays::EmbeddingArray;
 use crate::record::{
     Embedding, ImageRow, LogAnchor, SequenceKey, StoredImage, StoredPosition, TopicPartition,
     VersionOrdering,
