@@ -136,8 +136,7 @@ class Server:
 
     def __exit__(self, *_):
         self.process.terminate()
-        self.process.stdout.read()
-        self.process.wait()
+        self.process.communicate()
 
 
 class Indexes(unittest.TestCase):
@@ -355,7 +354,7 @@ class Indexes(unittest.TestCase):
         (self.path / "qrels.txt").write_text("".join(f"q{i} 0 {order[0]} 1\nq{i} 0 {order[1]} 0\n" for i in range(len(self.queries))))
         runs = [a for name in ("old", "balanced") for a in ("--run", self.path / f"pilot/{name}.run")]
         report = json.loads(run(self.path, "evaluate", "rankings", "--qrels", self.path / "qrels.txt", *runs, "--json").stdout)
-        self.assertEqual([one["name"] for one in report["runs"]], ["old", "balanced"])
+        self.assertEqual([pathlib.Path(one["name"]).stem for one in report["runs"]], ["old", "balanced"])
 
     @unittest.skipUnless(pgserver, "pgserver and psycopg2 are not installed")
     def test_pgvector_orders_by_the_exported_correction_as_rerank_does(self):
