@@ -204,6 +204,9 @@ pub struct AffineTransform {
 }
 
 impl AffineTransform {
+    /// Plain CLIP.
+    pub const RAW: Self = Self { alpha: 1.0, beta: 0.0 };
+
     /// Returns the balanced score of a raw score.
     pub fn apply(self, raw: f32) -> f32 {
         self.alpha.mul_add(raw, self.beta)

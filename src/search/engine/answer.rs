@@ -93,10 +93,7 @@ impl Engine {
         let ScanReply { mut top_k, timings } =
             self.scanner.scan_and_wait(request, ScanGoal::TopHits { offset }, cancel)?;
         let timings = Timings { embed_ms, ..timings };
-        self.traffic_counters.count_answer(match route {
-            ServingRole::Live => snapshot.serving_snapshot.role,
-            ServingRole::Candidate => ServingRole::Candidate,
-        });
+        self.count_answer(route, &snapshot.serving_snapshot);
         let no_match = calibration.filter(|_| is_first_page).and_then(|calibration| {
             check_no_match(&query.input, &top_k, &prompt_set, &calibration)
         });
@@ -203,9 +200,7 @@ impl Engine {
         let resolved = resolve_configuration(&request.snapshot, &candidate.serving, query);
         shadow.spawn(&self.scanner, hits, move || {
             let (prompt_set, balance) = resolved.ok()?;
-            request.statistics_key = prompt_set.statistics_key.clone();
-            request.softmax_scale = prompt_set.softmax_scale();
-            request.balance = balance;
+            request.set_configuration(&prompt_set, balance);
             Some(request)
         });
     }
@@ -225,6 +220,14 @@ impl Engine {
                 engine.fit_monitor.record_query(text, request.embedding.clone(), None);
             }
             Some(request)
+        });
+    }
+
+    /// Counts an answer: as the candidate's if its configuration, or this whole generation, is the candidate.
+    pub(super) fn count_answer(&self, route: ServingRole, serving_snapshot: &ServingSnapshot) {
+        self.traffic_counters.count_answer(match route {
+            ServingRole::Live => serving_snapshot.role,
+            ServingRole::Candidate => ServingRole::Candidate,
         });
     }
 

@@ -123,7 +123,7 @@ pub(super) fn explain_in_words(
     let Some(s) = statistics else {
         return "This image has no statistics for the prompt set, so its raw score is not balanced.".into();
     };
-    let is_score_unchanged = hit.affine == AffineTransform { alpha: 1.0, beta: 0.0 };
+    let is_score_unchanged = hit.affine == AffineTransform::RAW;
     if input.is_image() && is_score_unchanged {
         return format!(
             "Compared with a picture, this image has the cosine similarity {:.3} and rank {} of {ranked}; prompts, which are texts, play no part in this.",

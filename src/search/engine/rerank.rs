@@ -135,15 +135,11 @@ impl Engine {
             self.plan_query(query, 1, cancel)?;
         let started_at = Instant::now();
         let scorer = CandidateScorer { request: &request, prompt_set: &prompt_set, explain };
-        let (scored, unknown_ids) = scorer.score_all(candidates, &embeddings);
-        let images = rank(&scored, candidates, &prompt_set, &query.input);
+        let (images, unknown_ids) = scorer.rank_all(candidates, &embeddings, &query.input);
         let rank_ms = to_milliseconds(started_at.elapsed());
         let snapshot = &request.snapshot;
         let serving_snapshot = snapshot.serving_snapshot.clone();
-        self.traffic_counters.count_answer(match route {
-            ServingRole::Live => serving_snapshot.role,
-            ServingRole::Candidate => ServingRole::Candidate,
-        });
+        self.count_answer(route, &serving_snapshot);
         if let QueryInput::Text(text) = &query.input {
             self.fit_monitor.record_query(text, request.embedding.clone(), None);
         }
@@ -232,19 +228,12 @@ impl Engine {
         };
         let resolved = resolve_configuration(&request.snapshot, &candidate.serving, query);
         let (candidates, input) = (candidates.clone(), query.input.clone());
-        shadow.spawn_ranking(results.ranked_ids(), move || {
+        shadow.spawn_ranking(ids_of(&results.images), move || {
             let (prompt_set, balance) = resolved.ok()?;
-            request.statistics_key = prompt_set.statistics_key.clone();
-            request.balance = balance;
-            request.softmax_scale = prompt_set.softmax_scale();
+            request.set_configuration(&prompt_set, balance);
             let scorer =
                 CandidateScorer { request: &request, prompt_set: &prompt_set, explain: false };
-            let (scored, _) = scorer.score_all(&candidates, &embeddings);
-            let images = rank(&scored, &candidates, &prompt_set, &input);
-            Some((
-                images.into_iter().map(|image| image.id).collect(),
-                request.snapshot.table_version,
-            ))
+            Some(scorer.rank_ids(&candidates, &embeddings, &input))
         });
     }
 
@@ -259,25 +248,13 @@ impl Engine {
     ) {
         let (engine, query, candidates) =
             (self.clone(), query.without_routing(), candidates.clone());
-        shadow.spawn_ranking(results.ranked_ids(), move || {
+        shadow.spawn_ranking(ids_of(&results.images), move || {
             let plan = engine.plan_query(&query, 1, &CancellationToken::new()).ok()?;
             let QueryPlan { request, prompt_set, .. } = plan;
             let scorer =
                 CandidateScorer { request: &request, prompt_set: &prompt_set, explain: false };
-            let (scored, _) = scorer.score_all(&candidates, &vec![None; candidates.len()]);
-            let images = rank(&scored, &candidates, &prompt_set, &query.input);
-            Some((
-                images.into_iter().map(|image| image.id).collect(),
-                request.snapshot.table_version,
-            ))
+            Some(scorer.rank_ids(&candidates, &vec![None; candidates.len()], &query.input))
         });
-    }
-}
-
-impl RerankResults {
-    /// Returns the ids, best balanced score first.
-    fn ranked_ids(&self) -> Vec<String> {
-        self.images.iter().map(|image| image.id.clone()).collect()
     }
 }
 
@@ -290,6 +267,28 @@ struct CandidateScorer<'a> {
 }
 
 impl CandidateScorer<'_> {
+    /// Ranks all candidates that have an embedding here or in the catalogue. Returns the ids of the others, too.
+    fn rank_all(
+        &self,
+        candidates: &[RerankCandidate],
+        embeddings: &[Option<Embedding>],
+        input: &QueryInput,
+    ) -> (Vec<RerankedImage>, Vec<String>) {
+        let (scored, unknown_ids) = self.score_all(candidates, embeddings);
+        (rank(&scored, candidates, self.prompt_set, input), unknown_ids)
+    }
+
+    /// Returns the ids of the ranked candidates, and the version of the table, for a comparison in the shadow.
+    fn rank_ids(
+        &self,
+        candidates: &[RerankCandidate],
+        embeddings: &[Option<Embedding>],
+        input: &QueryInput,
+    ) -> (Vec<String>, u64) {
+        let (images, _) = self.rank_all(candidates, embeddings, input);
+        (ids_of(&images), self.request.snapshot.table_version)
+    }
+
     /// Scores all candidates that have an embedding here or in the catalogue. Returns the ids of the others,
     /// too.
     fn score_all(
@@ -329,8 +328,8 @@ impl CandidateScorer<'_> {
             let embedding = self.explain.then(|| chunk.data.embedding(row));
             (self.dot_product(chunk.data.stored_vector(row)), statistics, embedding)
         };
-        let plain = AffineTransform { alpha: 1.0, beta: 0.0 };
-        let affine = statistics.as_ref().map_or(plain, |s| self.request.affine_transform(s));
+        let affine =
+            statistics.as_ref().map_or(AffineTransform::RAW, |s| self.request.affine_transform(s));
         let balanced = f64::from(affine.alpha) * raw + f64::from(affine.beta);
         let is_known = location.is_some();
         Some(ScoredCandidate { index, is_known, raw, balanced, affine, statistics, embedding })
@@ -388,6 +387,10 @@ fn rank(
         }
     };
     balanced_order.par_iter().with_min_len(64).enumerate().map(build).collect()
+}
+
+fn ids_of(images: &[RerankedImage]) -> Vec<String> {
+    images.iter().map(|image| image.id.clone()).collect()
 }
 
 /// Returns the rank, from 1, of the own score of each candidate that has one; equal scores keep their order.

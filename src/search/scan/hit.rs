@@ -43,8 +43,7 @@ pub fn report_raw_score(raw_score: f32) -> f32 {
 
 /// Returns a balanced score as [`Hit::reported_score`] does.
 pub fn report_score(score: f32, affine: AffineTransform) -> f32 {
-    let is_raw = affine.alpha == 1.0 && affine.beta == 0.0;
-    if is_raw { report_raw_score(score) } else { score + 0.0 }
+    if affine == AffineTransform::RAW { report_raw_score(score) } else { score + 0.0 }
 }
 
 /// Exact results of one query.
@@ -67,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_reported_cosine_is_at_most_1_and_no_score_is_negative_zero() {
-        let plain = AffineTransform { alpha: 1.0, beta: 0.0 };
+        let plain = AffineTransform::RAW;
         let balanced = AffineTransform { alpha: 2.0, beta: 0.0 };
         assert_eq!([1.000_000_1, -1.000_000_1, 0.5].map(report_raw_score), [1.0, -1.0, 0.5]);
         assert_eq!(report_score(1.000_000_1, plain), 1.0);

@@ -6,6 +6,7 @@ use pulp::Arch;
 
 use crate::balance::normalise::{AffineTransform, AffineTransformKernel, BalanceParameters};
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
+use crate::prompts::EmbeddedPromptSet;
 use crate::search::snapshot::{ROWS_PER_GROUP, Snapshot};
 
 /// A validated and embedded query over one snapshot.
@@ -29,10 +30,21 @@ pub struct ScanRequest {
 }
 
 impl ScanRequest {
+    /// Ranks by another prompt set and balance from now on.
+    pub fn set_configuration(
+        &mut self,
+        prompt_set: &EmbeddedPromptSet,
+        balance: BalanceParameters,
+    ) {
+        self.statistics_key = prompt_set.statistics_key.clone();
+        self.softmax_scale = prompt_set.softmax_scale();
+        self.balance = balance;
+    }
+
     /// Returns α and β of a row with these statistics.
     pub fn affine_transform(&self, statistics: &ScoreStatistics) -> AffineTransform {
         if statistics.n == 0 {
-            return AffineTransform { alpha: 1.0, beta: 0.0 };
+            return AffineTransform::RAW;
         }
         self.balance.affine_transform(statistics, self.softmax_scale)
     }
