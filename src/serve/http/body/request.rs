@@ -75,16 +75,7 @@ impl TryFrom<SearchRequest> for Query {
     fn try_from(request: SearchRequest) -> Result<Self, QueryError> {
         let SearchRequest { text, texts, image_id, image, vector, .. } = request;
         Ok(Self {
-            input: require_single_input(
-                "image_id",
-                [
-                    text.map(QueryInput::Text),
-                    texts.map(QueryInput::WeightedTexts),
-                    image_id.map(QueryInput::ImageId),
-                    image.as_deref().map(decode_picture).transpose()?,
-                    vector.map(QueryInput::Vector),
-                ],
-            )?,
+            input: QueryFields { text, texts, image_id, image, vector }.into_input("image_id")?,
             k: request.k,
             prompt_set: request.prompt_set,
             normaliser: request.normaliser,
@@ -135,16 +126,8 @@ impl ExplainRequest {
     pub fn into_query_and_image_id(self) -> Result<(Query, String), QueryError> {
         let Self { text, texts, query_image_id, image, vector, .. } = self;
         let query = Query {
-            input: require_single_input(
-                "query_image_id",
-                [
-                    text.map(QueryInput::Text),
-                    texts.map(QueryInput::WeightedTexts),
-                    query_image_id.map(QueryInput::ImageId),
-                    image.as_deref().map(decode_picture).transpose()?,
-                    vector.map(QueryInput::Vector),
-                ],
-            )?,
+            input: QueryFields { text, texts, image_id: query_image_id, image, vector }
+                .into_input("query_image_id")?,
             filter: self.filter,
             prompt_set: self.prompt_set,
             normaliser: self.normaliser,
@@ -157,22 +140,38 @@ impl ExplainRequest {
     }
 }
 
-/// Returns the only input of a request; an error if there are several, or none.
-pub(super) fn require_single_input(
-    image_id_field: &str,
-    inputs: [Option<QueryInput>; 5],
-) -> Result<QueryInput, QueryError> {
-    let inputs: Vec<QueryInput> = inputs.into_iter().flatten().collect();
-    let names: Vec<&str> = inputs.iter().map(QueryInput::kind_name).collect();
-    let found = if names.is_empty() { "none".into() } else { names.join(" and ") };
-    let single: Result<[QueryInput; 1], _> = inputs.try_into();
-    single.map(|[input]| input).map_err(|_| QueryError::InvalidField {
-        field: "text",
-        reason: format!("exactly one of text, texts, {image_id_field}, image and vector says what to look for, and there is {found}"),
-    })
+/// The fields of a request of which exactly one is the query.
+pub(super) struct QueryFields {
+    pub text: Option<String>,
+    pub texts: Option<Vec<WeightedText>>,
+    pub image_id: Option<String>,
+    pub image: Option<String>,
+    pub vector: Option<Vec<f32>>,
 }
 
-pub(super) fn decode_picture(text: &str) -> Result<QueryInput, QueryError> {
+impl QueryFields {
+    /// Returns the only input; an error if there are several, or none. `image_id_field` is the name that the request
+    /// has for `image_id`.
+    pub fn into_input(self, image_id_field: &str) -> Result<QueryInput, QueryError> {
+        let inputs = [
+            self.text.map(QueryInput::Text),
+            self.texts.map(QueryInput::WeightedTexts),
+            self.image_id.map(QueryInput::ImageId),
+            self.image.as_deref().map(decode_picture).transpose()?,
+            self.vector.map(QueryInput::Vector),
+        ];
+        let inputs: Vec<QueryInput> = inputs.into_iter().flatten().collect();
+        let names: Vec<&str> = inputs.iter().map(QueryInput::kind_name).collect();
+        let found = if names.is_empty() { "none".into() } else { names.join(" and ") };
+        let single: Result<[QueryInput; 1], _> = inputs.try_into();
+        single.map(|[input]| input).map_err(|_| QueryError::InvalidField {
+            field: "text",
+            reason: format!("exactly one of text, texts, {image_id_field}, image and vector says what to look for, and there is {found}"),
+        })
+    }
+}
+
+fn decode_picture(text: &str) -> Result<QueryInput, QueryError> {
     decode_image_text(text)
         .map(QueryInput::ImageBytes)
         .map_err(|reason| QueryError::invalid_field("image", reason))

@@ -3,13 +3,13 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::request::{decode_picture, require_single_input};
+use super::request::QueryFields;
 use crate::balance::normalise::Normaliser;
 use crate::balance::statistics::{ScoreStatistics, StatisticsKey};
 use crate::record::arrays::JsonEmbedding;
 use crate::search::{
-    Query, QueryError, QueryInput, RerankCandidate, RerankResults, RerankedImage, ScoreAndRank,
-    ScoredPrompt, Timings, WeightedText,
+    Query, QueryError, RerankCandidate, RerankResults, RerankedImage, ScoreAndRank, ScoredPrompt,
+    Timings, WeightedText,
 };
 
 /// Ranks images that were found elsewhere. Exactly one of `text`, `texts`, `image_id`, `image` and `vector` is
@@ -60,16 +60,7 @@ impl RerankRequest {
     pub fn into_parts(self) -> Result<(Query, Vec<RerankCandidate>, bool), QueryError> {
         let Self { text, texts, image_id, image, vector, .. } = self;
         let query = Query {
-            input: require_single_input(
-                "image_id",
-                [
-                    text.map(QueryInput::Text),
-                    texts.map(QueryInput::WeightedTexts),
-                    image_id.map(QueryInput::ImageId),
-                    image.as_deref().map(decode_picture).transpose()?,
-                    vector.map(QueryInput::Vector),
-                ],
-            )?,
+            input: QueryFields { text, texts, image_id, image, vector }.into_input("image_id")?,
             prompt_set: self.prompt_set,
             normaliser: self.normaliser,
             weight: self.weight,
