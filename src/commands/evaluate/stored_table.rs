@@ -1,7 +1,5 @@
 //! `bsap evaluate` on the stored table.
 
-use std::sync::Arc;
-
 use anyhow::bail;
 use futures::TryStreamExt;
 use object_store::ObjectStoreExt;
@@ -17,6 +15,7 @@ use super::plan::{
 use crate::catalogue::CatalogueState;
 use crate::commands::shared::catalogue::open_catalogue;
 use crate::commands::shared::error::{CommandError, CommandResult};
+use crate::commands::shared::evaluation::embed_prompt_sets;
 use crate::commands::shared::evaluation::thumbnails::ThumbnailSource;
 use crate::commands::shared::models::{
     configured_generation, load_configured_model, load_standby_model,
@@ -29,7 +28,6 @@ use crate::diagnosis::redact::redact;
 use crate::evaluate::{
     self, ConfigurationResolver, ConfigurationSpec, Corpus, JudgedQuery, LoadedGeneration,
 };
-use crate::prompts::EmbeddedPromptSet;
 use crate::serve::feedback;
 use crate::store::Store;
 
@@ -48,8 +46,7 @@ pub async fn evaluate_on_table(
     let encoders = load_configured_model(&config)?;
     state.live.ensure_compatible(&configured_generation(&config, &*encoders))?;
     let specs = configuration_specs(args, Some(&state))?;
-    let embed = |record| EmbeddedPromptSet::from_record(record, &*encoders).map(Arc::new);
-    let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
+    let sets = embed_prompt_sets(&state, &*encoders)?;
 
     let mut generations = Vec::new();
     let bar = progress_bar("read", 0)?;

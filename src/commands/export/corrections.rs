@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -13,17 +12,16 @@ use crate::catalogue::CatalogueState;
 use crate::commands::shared::catalogue::open_catalogue;
 use crate::commands::shared::configuration::{load_config, with_quiet_logging};
 use crate::commands::shared::error::{CommandError, CommandResult, path_error, write_json};
+use crate::commands::shared::evaluation::{embed_prompt_sets, load_live_corpus};
 use crate::commands::shared::models::{configured_generation, load_configured_model};
 use crate::commands::shared::printing::Output;
-use crate::commands::shared::progress::{progress_bar, progress_callback};
 use crate::commands::shared::query_files::read_text_file;
 use crate::commands::shared::runtime::run_with_logging;
 use crate::config::Config;
 use crate::evaluate::{
     BaseConfiguration, ConfigurationResolver, ConfigurationSpec, Corpus, CorrectionFormat,
-    Corrections, LoadedGeneration, RankingConfiguration,
+    Corrections, RankingConfiguration,
 };
-use crate::prompts::EmbeddedPromptSet;
 use crate::record::ImageId;
 use crate::store::Store;
 use crate::table::{Follower, TableError};
@@ -121,14 +119,8 @@ async fn export(
     check_specs(args, &state)?;
     let encoders = load_configured_model(&config)?;
     state.live.ensure_compatible(&configured_generation(&config, &*encoders))?;
-    let embed = |record| EmbeddedPromptSet::from_record(record, &*encoders).map(Arc::new);
-    let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
-    let bar = progress_bar("read", 0)?;
-    let on_read = progress_callback(&bar);
-    let loaded =
-        LoadedGeneration::load(&store, "live", &state.live, encoders, &token, &on_read).await?;
-    bar.finish_and_clear();
-    let corpus = Corpus::from_generations(vec![loaded]);
+    let sets = embed_prompt_sets(&state, &*encoders)?;
+    let corpus = load_live_corpus(&store, &state, encoders, &token).await?;
     let table_version = corpus.tables.first().map_or(0, |table| table.model_info.table_version);
     let (selected, is_complete) = match (&ids, args.since) {
         (Some(ids), _) => (ids.clone(), true),
@@ -253,7 +245,6 @@ fn select_affines(
     corpus: &Corpus,
     ids: &[String],
 ) -> Vec<Option<AffineTransform>> {
-    let plain = AffineTransform { alpha: 1.0, beta: 0.0 };
     let by_image = configuration.prompt_set.as_ref().map(|set| {
         let statistics = resolver.cached_statistics(0, set);
         let scale = set.softmax_scale();
@@ -265,7 +256,7 @@ fn select_affines(
         corpus.images.iter().enumerate().map(|(i, image)| (image.image_id.as_str(), i)).collect();
     let of_id = |id: &String| {
         let position = *positions.get(id.as_str())?;
-        Some(by_image.as_ref().map_or(plain, |affines| affines[position]))
+        Some(by_image.as_ref().map_or(AffineTransform::RAW, |affines| affines[position]))
     };
     ids.iter().map(of_id).collect()
 }

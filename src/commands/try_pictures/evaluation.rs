@@ -10,14 +10,14 @@ use crate::clip::Encoders;
 use crate::commands::shared::catalogue::open_catalogue;
 use crate::commands::shared::error::{CommandError, path_error};
 use crate::commands::shared::evaluation::thumbnails::ThumbnailSource;
+use crate::commands::shared::evaluation::{embed_prompt_sets, load_live_corpus};
 use crate::commands::shared::printing::Output;
-use crate::commands::shared::progress::{progress_bar, progress_callback};
+use crate::commands::shared::progress::progress_bar;
 use crate::config::Config;
 use crate::evaluate::{
-    self, BaseConfiguration, ConfigurationResolver, ConfigurationSpec, Corpus, Cutoffs,
-    EvaluationPlan, JudgedQuery, Judgements, LoadedGeneration, ThresholdTargets,
+    self, BaseConfiguration, ConfigurationResolver, ConfigurationSpec, Cutoffs, EvaluationPlan,
+    JudgedQuery, Judgements, ThresholdTargets,
 };
-use crate::prompts::EmbeddedPromptSet;
 use crate::record::ImageId;
 use crate::watch::Tracker;
 
@@ -69,15 +69,8 @@ pub async fn evaluate_and_print(
         ));
     }
     let (store, state) = open_catalogue(config).await?;
-    let embed = |record| EmbeddedPromptSet::from_record(record, &*encoders).map(Arc::new);
-    let sets = state.prompt_sets.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
-    let bar = progress_bar("read", 0)?;
-    let on_read = progress_callback(&bar);
-    let loaded =
-        LoadedGeneration::load(&store, "live", &state.live, encoders.clone(), token, &on_read)
-            .await?;
-    bar.finish_and_clear();
-    let corpus = Corpus::from_generations(vec![loaded]);
+    let sets = embed_prompt_sets(&state, &*encoders)?;
+    let corpus = load_live_corpus(&store, &state, encoders.clone(), token).await?;
     let mut resolver = ConfigurationResolver::new(
         &corpus,
         Some(&state),
