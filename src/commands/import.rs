@@ -65,7 +65,7 @@ pub struct ImportArgs {
     /// Embeddings of the images, one per row
     #[arg(long, value_name = "ARRAY")]
     pub images: String,
-    /// Ids: a text file with one per line, FILE.parquet:COLUMN, FILE.csv:COLUMN, or a column of the metadata; by
+    /// Ids: a text file with one per line, FILE.parquet:COLUMN, FILE.csv:COLUMN, FILE.tsv:COLUMN, or a column of the metadata; by
     /// default its column image_id, id or image_path
     #[arg(long, value_name = "FILE|COLUMN")]
     pub ids: Option<String>,
@@ -254,7 +254,7 @@ fn read_ids(args: &ImportArgs, metadata: Option<&Columns>) -> Result<IdColumn, S
     if let (Some(metadata), false) = (metadata, path.exists()) {
         return metadata.ids(text).map_err(of_ids);
     }
-    if has_extension(&path, "parquet") || has_extension(&path, "csv") {
+    if ["parquet", "csv", "tsv"].iter().any(|extension| has_extension(&path, extension)) {
         let columns = read_columns(&path, "--ids")?;
         let names: Vec<&str> = columns.names().collect();
         let column = match (column, names.as_slice()) {

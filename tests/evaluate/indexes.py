@@ -196,12 +196,14 @@ class Indexes(unittest.TestCase):
         rows = pl.Series("vector", array.tolist(), dtype=pl.List(pl.Float32))
         frame.with_columns(rows).write_parquet(self.path / "all.parquet")
         frame.write_csv(self.path / "metadata.csv")
+        frame.write_csv(self.path / "metadata.tsv", separator="\t")
         (self.path / "ids.txt").write_text("\n".join(self.ids) + "\n")
         for arguments in [
             ["--images", self.path / "images.npz:a", "--metadata", self.path / "metadata.csv"],
             ["--images", self.path / "all.parquet", "--ids", "image_id"],
             ["--images", self.path / "all.parquet:vector", "--ids", self.path / "ids.txt"],
             ["--images", self.path / "images.npy", "--metadata", self.path / "metadata.csv", "--ids", self.path / "metadata.csv:image_id"],
+            ["--images", self.path / "images.npy", "--metadata", self.path / "metadata.tsv", "--ids", self.path / "metadata.tsv:image_id"],
         ]:
             outcome = json.loads(run(self.path, "import", *arguments, "--json").stdout)
             self.assertEqual((outcome["stored"], outcome["already_stored"]), (0, len(self.ids)), arguments)

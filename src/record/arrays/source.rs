@@ -67,10 +67,10 @@ pub fn read_array_with_faults(text: &str, role: ArrayRole) -> Result<EmbeddingAr
     }
 }
 
-/// Splits `FILE.npz:NAME`, `FILE.parquet:COLUMN` and `FILE.csv:COLUMN`; a file that has such a name is taken as
-/// it is.
+/// Splits `FILE.npz:NAME`, `FILE.parquet:COLUMN`, `FILE.csv:COLUMN` and `FILE.tsv:COLUMN`; a file that has such a
+/// name is taken as it is.
 pub fn split_member(text: &str) -> (PathBuf, Option<&str>) {
-    let separator = [".npz:", ".parquet:", ".csv:"].into_iter().find_map(|separator| {
+    let separator = [".npz:", ".parquet:", ".csv:", ".tsv:"].into_iter().find_map(|separator| {
         let at = text.to_ascii_lowercase().rfind(separator)?;
         Some(at + separator.len() - 1)
     });
