@@ -186,7 +186,7 @@ mod tests {
         let recorder = ErrorRecorder::default();
         recorder.record(Code::BrokerTransportFailure, "Connect to 127.0.0.1:1 failed: refused");
         let timeout = KafkaError::MetadataFetch(Code::OperationTimedOut);
-        // Each attempt of a request, of which only the first one was told the reason.
+        // Each attempt of a request; the client reports the reason to the first one only.
         for _ in 0..2 {
             recorder.record(Code::AllBrokersDown, "1/1 brokers are down");
             let failure =

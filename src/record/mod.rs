@@ -496,7 +496,7 @@ pub struct Decoding {
 }
 
 impl Decoding {
-    /// Stands in the place of a rule for an image that was embedded elsewhere, so that nothing was decoded.
+    /// The rule of an image that was embedded elsewhere, so that nothing was decoded.
     const EMBEDDED_ELSEWHERE: &str = "embedded elsewhere";
 
     /// Says that the image was embedded elsewhere: only its embedding was sent or imported.

@@ -181,10 +181,7 @@ impl Problems {
         let mut text = self.listed.join("\n  ");
         if self.count > self.listed.len() {
             let more = self.count - self.listed.len();
-            text = format!(
-                "{text}
-  and {more} more lines"
-            );
+            text = format!("{text}\n  and {more} more lines");
         }
         Err(ArrayError::new(name, text))
     }

@@ -195,7 +195,7 @@ impl RowBuilder<'_> {
     }
 }
 
-/// Returns what stands in the place of a message by which a log is recognised: the time when an import begins.
+/// Returns the time when an import begins, in the form of a message by which a log is recognised.
 fn start_now() -> LogAnchor {
     LogAnchor { offset: 0, fingerprint: Utc::now().timestamp_micros() }
 }

@@ -16,7 +16,7 @@ use super::outcome::TryOutcome;
 use super::state_folder::StateFolder;
 use super::text_cache::TextCachingEncoders;
 use crate::clip::Encoders;
-use crate::commands::shared::error::{CommandError, CommandResult};
+use crate::commands::shared::error::{CommandError, CommandResult, write_json};
 use crate::commands::shared::in_process::system::{LocalSystem, SystemPlan};
 use crate::commands::shared::models::configured_generation;
 use crate::commands::shared::printing::Output;
@@ -169,7 +169,7 @@ async fn run_parts(
     drained?;
     let seconds = started.elapsed().as_secs_f64();
     let outcome = TryOutcome::new(&tracker.lock(), seconds, encoders.card().name.clone(), table);
-    outcome.write_json(args.json.as_ref())?;
+    write_json(&outcome, args.json.as_ref())?;
     match end {
         FollowEnd::NoPictures => Err(CommandError::usage(format!(
             "there is no picture ({}) in {}; name a folder that has some",

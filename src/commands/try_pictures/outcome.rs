@@ -1,10 +1,7 @@
 //! The result of a try: what was found, what is stored, and what is not, with reasons.
 
-use std::path::PathBuf;
-
 use serde::Serialize;
 
-use crate::commands::shared::error::{CommandError, write_json};
 use crate::commands::shared::printing::Output;
 use crate::watch::Tracker;
 
@@ -64,11 +61,6 @@ impl TryOutcome {
             model,
             table,
         }
-    }
-
-    /// Prints the JSON, or writes it into the file that `--json` names.
-    pub fn write_json(&self, json: Option<&Option<PathBuf>>) -> Result<(), CommandError> {
-        write_json(self, json)
     }
 }
 

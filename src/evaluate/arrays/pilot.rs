@@ -23,8 +23,7 @@ use crate::evaluate::judgements::{JudgedQuery, Judgements, MAX_QUERIES, NoMatchK
 use crate::evaluate::measures::interval::ConfidenceInterval;
 use crate::evaluate::measures::{Cutoffs, FALSE_HIT_MEASURE, MAP_MEASURE};
 use crate::evaluate::report::EvaluationReport;
-use crate::record::arrays::ArrayError;
-use crate::record::arrays::EmbeddingArray;
+use crate::record::arrays::{ArrayError, EmbeddingArray};
 use crate::record::{Attributes, ImageId, to_hex};
 
 /// Most prompts: all of an image's scores for them are sorted.
